@@ -1,0 +1,1 @@
+//! What Potstill stores: records, Parquet, journal, tokens and chat templates, batches

@@ -1,0 +1,1 @@
+//! Custom burn ops of Potstill, each with its CPU, CubeCL and autodiff forms

@@ -1,0 +1,1 @@
+//! Causal language models that run in burn: checkpoints in Hugging Face layout, KV cache, sampling

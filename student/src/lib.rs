@@ -1,0 +1,1 @@
+//! What learns: targets, divergences, the training step, checkpoints

@@ -1,0 +1,1 @@
+//! Where signals come from: teachers, asked in batches
