@@ -28,7 +28,11 @@ impl Order {
         if len == 0 {
             return Err(Error::NoRows);
         }
-        Ok(Self { seed, epoch: 0, rows: permutation(seed, 0, len) })
+        Ok(Self {
+            seed,
+            epoch: 0,
+            rows: permutation(seed, 0, len),
+        })
     }
 
     /// The row at `position`, counted from the start of training and over all epochs.
@@ -119,7 +123,10 @@ mod tests {
         for seed in 0..5000 {
             counts[Order::new(seed, 5).unwrap().item(0)] += 1;
         }
-        assert!(counts.iter().all(|&c| (850..1150).contains(&c)), "{counts:?}");
+        assert!(
+            counts.iter().all(|&c| (850..1150).contains(&c)),
+            "{counts:?}"
+        );
     }
 
     #[test]

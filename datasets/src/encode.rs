@@ -45,7 +45,9 @@ pub fn prompt_ids(
     let rendered = render(tokenizer, template, messages, tools, reasoning, true)?;
     let ids = tokenizer.encode(&rendered.text, false)?;
     if ids.is_empty() {
-        return Err(Error::PromptEmpty { template: template.name().to_owned() });
+        return Err(Error::PromptEmpty {
+            template: template.name().to_owned(),
+        });
     }
     Ok(ids)
 }
@@ -69,7 +71,10 @@ pub fn encode_conversation(
     messages.push(answer.clone());
     let whole = render(tokenizer, template, &messages, tools, reasoning, false)?;
     let spans = answer_spans(template, &prompt, &whole)?;
-    let turn = spans.first().and_then(|span| whole.text.get(span.start..)).unwrap_or_default();
+    let turn = spans
+        .first()
+        .and_then(|span| whole.text.get(span.start..))
+        .unwrap_or_default();
     if let Some(reasoning) = &answer.reasoning
         && !turn.contains(reasoning.trim())
     {
@@ -90,10 +95,17 @@ pub fn encode_conversation(
     let end = end_of_turn(tokenizer, &token_ids, last).ok_or_else(eos_missing)?;
     last.end = end;
     if runs.first().is_some_and(|run| run.start == 0) {
-        return Err(Error::PromptEmpty { template: template.name().to_owned() });
+        return Err(Error::PromptEmpty {
+            template: template.name().to_owned(),
+        });
     }
-    let loss_mask = (0..token_ids.len()).map(|t| runs.iter().any(|run| run.contains(&t))).collect();
-    Ok(Encoded { token_ids, loss_mask })
+    let loss_mask = (0..token_ids.len())
+        .map(|t| runs.iter().any(|run| run.contains(&t)))
+        .collect();
+    Ok(Encoded {
+        token_ids,
+        loss_mask,
+    })
 }
 
 /// Parts the reasoning from a generated text. The marks are looked for as they are, and else without the
@@ -104,19 +116,26 @@ pub fn split_reasoning(text: &str, reasoning: &Reasoning) -> (Option<String>, St
     let (open, close) = (reasoning.open.trim(), reasoning.close.trim());
     let inside = strip(text, &reasoning.open, open);
     let body = inside.unwrap_or(text);
-    let closed = body.split_once(&reasoning.close).or_else(|| body.split_once(close));
+    let closed = body
+        .split_once(&reasoning.close)
+        .or_else(|| body.split_once(close));
     let (thought, answer) = match (inside, closed) {
         (Some(thought), None) => (thought, ""),
         (Some(_), Some(parts)) => parts,
         (None, Some((thought, answer))) if !thought.contains(open) => (thought, answer),
         (None, _) => return (None, text.to_owned()),
     };
-    let thought = if thought.trim().is_empty() { None } else { Some(thought.to_owned()) };
+    let thought = if thought.trim().is_empty() {
+        None
+    } else {
+        Some(thought.to_owned())
+    };
     (thought, answer.to_owned())
 }
 
 fn strip<'a>(text: &'a str, exact: &str, trimmed: &str) -> Option<&'a str> {
-    text.strip_prefix(exact).or_else(|| text.trim_start().strip_prefix(trimmed))
+    text.strip_prefix(exact)
+        .or_else(|| text.trim_start().strip_prefix(trimmed))
 }
 
 fn render(
@@ -128,14 +147,32 @@ fn render(
     add_generation_prompt: bool,
 ) -> Result<Rendered, Error> {
     let special = tokenizer.special_tokens();
-    template.render(messages, tools, RenderOptions { add_generation_prompt, special, reasoning, now: None })
+    template.render(
+        messages,
+        tools,
+        RenderOptions {
+            add_generation_prompt,
+            special,
+            reasoning,
+            now: None,
+        },
+    )
 }
 
 /// An EOS within the answer would end the sequence there for every model that reads it.
 fn refuse_eos_in(tokenizer: &Tokenizer, answer: &Message) -> Result<(), Error> {
-    let calls = answer.tool_calls.iter().flat_map(|call| [call.name.as_str(), call.arguments.as_str()]);
-    let texts: Vec<&str> = calls.chain([answer.content.as_str()]).chain(answer.reasoning.as_deref()).collect();
-    let mut tokens = tokenizer.eos_ids().iter().filter_map(|&id| tokenizer.added_token(id));
+    let calls = answer
+        .tool_calls
+        .iter()
+        .flat_map(|call| [call.name.as_str(), call.arguments.as_str()]);
+    let texts: Vec<&str> = calls
+        .chain([answer.content.as_str()])
+        .chain(answer.reasoning.as_deref())
+        .collect();
+    let mut tokens = tokenizer
+        .eos_ids()
+        .iter()
+        .filter_map(|&id| tokenizer.added_token(id));
     match tokens.find(|token| texts.iter().any(|text| text.contains(token.as_str()))) {
         Some(token) => Err(Error::EndOfTurnInside { token }),
         None => Ok(()),
@@ -143,10 +180,17 @@ fn refuse_eos_in(tokenizer: &Tokenizer, answer: &Message) -> Result<(), Error> {
 }
 
 /// The byte ranges of the answer in the whole rendering; at least one.
-fn answer_spans(template: &ChatTemplate, prompt: &Rendered, whole: &Rendered) -> Result<Vec<Range<usize>>, Error> {
+fn answer_spans(
+    template: &ChatTemplate,
+    prompt: &Rendered,
+    whole: &Rendered,
+) -> Result<Vec<Range<usize>>, Error> {
     if template.marks_generation() {
         // The prompt's own assistant turns come first, and are no answers of the teacher.
-        let spans = whole.generation.get(prompt.generation.len()..).unwrap_or_default();
+        let spans = whole
+            .generation
+            .get(prompt.generation.len()..)
+            .unwrap_or_default();
         if spans.is_empty() {
             return Err(Error::GenerationUnmarked {
                 template: template.name().to_owned(),
@@ -158,7 +202,12 @@ fn answer_spans(template: &ChatTemplate, prompt: &Rendered, whole: &Rendered) ->
     if whole.text.starts_with(&prompt.text) {
         return Ok(vec![prompt.text.len()..whole.text.len()]);
     }
-    let same = prompt.text.chars().zip(whole.text.chars()).take_while(|(a, b)| a == b).count();
+    let same = prompt
+        .text
+        .chars()
+        .zip(whole.text.chars())
+        .take_while(|(a, b)| a == b)
+        .count();
     Err(Error::PromptNotPrefix {
         template: template.name().to_owned(),
         position: same,
@@ -172,9 +221,17 @@ fn window(text: &str, place: usize) -> String {
     const BEFORE: usize = 160;
     const BEHIND: usize = 160;
     let skipped = place.saturating_sub(BEFORE);
-    let part: String = text.chars().skip(skipped).take(place - skipped + BEHIND).collect();
+    let part: String = text
+        .chars()
+        .skip(skipped)
+        .take(place - skipped + BEHIND)
+        .collect();
     let start = if skipped > 0 { "…" } else { "" };
-    let end = if text.chars().count() > place + BEHIND { "…" } else { "" };
+    let end = if text.chars().count() > place + BEHIND {
+        "…"
+    } else {
+        ""
+    };
     format!("{start}{part}{end}")
 }
 
@@ -209,7 +266,11 @@ fn encode_parts(
     let mut ids: Vec<u32> = Vec::new();
     let mut append = |from: usize, to: usize| -> Result<usize, Error> {
         let part = text.get(from..to).unwrap_or_default();
-        ids.extend(if from == 0 { tokenizer.encode(part, false)? } else { tokenizer.encode_continuation(part)? });
+        ids.extend(if from == 0 {
+            tokenizer.encode(part, false)?
+        } else {
+            tokenizer.encode_continuation(part)?
+        });
         Ok(ids.len())
     };
     let mut runs = Vec::new();
@@ -228,15 +289,32 @@ fn encode_parts(
 fn end_of_turn(tokenizer: &Tokenizer, ids: &[u32], run: &Range<usize>) -> Option<usize> {
     let is_eos = |id: &u32| tokenizer.eos_ids().contains(id);
     let end = run.start + ids.get(run.start..)?.iter().position(is_eos)?;
-    let between: Vec<u8> = ids.get(run.end..end).unwrap_or_default().iter().flat_map(|&id| tokenizer.token_bytes(id)).collect();
-    String::from_utf8_lossy(&between).trim().is_empty().then_some(end + 1)
+    let between: Vec<u8> = ids
+        .get(run.end..end)
+        .unwrap_or_default()
+        .iter()
+        .flat_map(|&id| tokenizer.token_bytes(id))
+        .collect();
+    String::from_utf8_lossy(&between)
+        .trim()
+        .is_empty()
+        .then_some(end + 1)
 }
 
 fn eos_tokens(tokenizer: &Tokenizer) -> String {
     let tokens: Vec<String> = tokenizer
         .eos_ids()
         .iter()
-        .map(|&id| format!("{id} {:?}", String::from_utf8_lossy(&tokenizer.token_bytes(id))))
+        .map(|&id| {
+            format!(
+                "{id} {:?}",
+                String::from_utf8_lossy(&tokenizer.token_bytes(id))
+            )
+        })
         .collect();
-    if tokens.is_empty() { "no token".to_owned() } else { tokens.join(", ") }
+    if tokens.is_empty() {
+        "no token".to_owned()
+    } else {
+        tokens.join(", ")
+    }
 }

@@ -15,12 +15,12 @@ use std::path::Path;
 use chrono::NaiveDateTime;
 use minijinja::{AutoEscape, Environment, ErrorKind, UndefinedBehavior, Value, context};
 use serde_json::json;
-use sha2::{Digest, Sha256};
 
 use self::generation::Marks;
 use crate::encode::Reasoning;
+use crate::manifest::sha256_hex;
 use crate::tokenizer::{SpecialTokens, read_json, read_optional};
-use crate::{Error, Message, Role};
+use crate::{Error, Message};
 
 const PLAIN: &str = "{{ bos_token }}{% for m in messages %}{{ m.content }}{% if m.role == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}";
 
@@ -80,7 +80,8 @@ impl ChatTemplate {
                 match default.and_then(|entry| entry["template"].as_str()) {
                     Some(source) => source,
                     None => {
-                        let names: Vec<&str> = list.filter_map(|entry| entry["name"].as_str()).collect();
+                        let names: Vec<&str> =
+                            list.filter_map(|entry| entry["name"].as_str()).collect();
                         return Err(Error::TokenizerContent {
                             path,
                             reason: format!(
@@ -100,18 +101,32 @@ impl ChatTemplate {
     /// [`Error::TemplateSyntax`].
     pub fn from_source(name: &str, source: &str) -> Result<Self, Error> {
         // Jinja2 reads every kind of line end as a line feed.
-        let (rewritten, generation) = generation::rewrite(&source.replace("\r\n", "\n").replace('\r', "\n"));
+        let (rewritten, generation) =
+            generation::rewrite(&source.replace("\r\n", "\n").replace('\r', "\n"));
         let mut environment = environment();
-        environment.add_template_owned(name.to_owned(), rewritten).map_err(|error| Error::TemplateSyntax {
-            template: name.to_owned(),
-            line: error.line().unwrap_or_default(),
-            reason: reason(&error),
-        })?;
-        let hash = Sha256::digest(source.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect();
+        environment
+            .add_template_owned(name.to_owned(), rewritten)
+            .map_err(|error| Error::TemplateSyntax {
+                template: name.to_owned(),
+                line: error.line().unwrap_or_default(),
+                reason: reason(&error),
+            })?;
+        let hash = sha256_hex(source.as_bytes());
         // Both are the names under which transformers passes reasoning on.
-        let reads = ["reasoning_content", ".thinking", "'thinking'", "\"thinking\""];
+        let reads = [
+            "reasoning_content",
+            ".thinking",
+            "'thinking'",
+            "\"thinking\"",
+        ];
         let reasoning = reads.iter().any(|name| source.contains(name));
-        Ok(Self { name: name.to_owned(), environment, hash, generation, reasoning })
+        Ok(Self {
+            name: name.to_owned(),
+            environment,
+            hash,
+            generation,
+            reasoning,
+        })
     }
 
     /// The template for base models, which know no turns: the beginning of sequence, then all contents
@@ -156,21 +171,36 @@ impl ChatTemplate {
         options: RenderOptions<'_>,
     ) -> Result<Rendered, Error> {
         let tools = tools.map(parse_tools).transpose()?;
-        let messages: Vec<serde_json::Value> =
-            messages.iter().map(|message| self.message(message, options.reasoning)).collect::<Result<_, _>>()?;
+        let messages: Vec<serde_json::Value> = messages
+            .iter()
+            .map(|message| self.message(message, options.reasoning))
+            .collect::<Result<_, _>>()?;
         let conversation = json!([messages, tools]).to_string();
         let marks = Marks::unused_in(&[&conversation]);
-        let now = options.now.unwrap_or_else(|| chrono::Local::now().naive_local());
+        let now = options
+            .now
+            .unwrap_or_else(|| chrono::Local::now().naive_local());
         let mut variables = vec![
             ("messages", Value::from_serialize(&messages)),
             ("tools", Value::from_serialize(&tools)),
             ("documents", Value::from(())),
-            ("add_generation_prompt", Value::from(options.add_generation_prompt)),
-            ("strftime_now", Value::from_function(move |format: &str| strftime(now, format))),
+            (
+                "add_generation_prompt",
+                Value::from(options.add_generation_prompt),
+            ),
+            (
+                "strftime_now",
+                Value::from_function(move |format: &str| strftime(now, format)),
+            ),
             (generation::VARIABLE, marks.variable()),
         ];
         let SpecialTokens { bos, eos, unk, pad } = options.special;
-        for (name, token) in [("bos_token", bos), ("eos_token", eos), ("unk_token", unk), ("pad_token", pad)] {
+        for (name, token) in [
+            ("bos_token", bos),
+            ("eos_token", eos),
+            ("unk_token", unk),
+            ("pad_token", pad),
+        ] {
             if let Some(token) = token {
                 variables.push((name, Value::from(token.as_str())));
             }
@@ -185,16 +215,17 @@ impl ChatTemplate {
         Ok(Rendered { text, generation })
     }
 
-    fn message(&self, message: &Message, marks: Option<&Reasoning>) -> Result<serde_json::Value, Error> {
+    fn message(
+        &self,
+        message: &Message,
+        marks: Option<&Reasoning>,
+    ) -> Result<serde_json::Value, Error> {
         let mut json = serde_json::Map::new();
-        let role = match message.role {
-            Role::System => "system",
-            Role::User => "user",
-            Role::Assistant => "assistant",
-            Role::Tool => "tool",
-        };
         let mut content = message.content.clone();
-        let reasoning = message.reasoning.as_deref().filter(|reasoning| !reasoning.is_empty());
+        let reasoning = message
+            .reasoning
+            .as_deref()
+            .filter(|reasoning| !reasoning.is_empty());
         match (reasoning, marks) {
             (None, _) => {}
             (Some(reasoning), _) if self.reasoning => {
@@ -204,9 +235,13 @@ impl ChatTemplate {
             (Some(reasoning), Some(marks)) => {
                 content = format!("{}{reasoning}{}{content}", marks.open, marks.close);
             }
-            (Some(_), None) => return Err(Error::ReasoningUnplaced { template: self.name.clone() }),
+            (Some(_), None) => {
+                return Err(Error::ReasoningUnplaced {
+                    template: self.name.clone(),
+                });
+            }
         }
-        json.insert("role".to_owned(), role.into());
+        json.insert("role".to_owned(), message.role.name().into());
         json.insert("content".to_owned(), content.into());
         if !message.tool_calls.is_empty() {
             let calls = message.tool_calls.iter().map(|call| {
@@ -232,7 +267,10 @@ impl ChatTemplate {
         let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
         while let Some(cause) = source {
             if let Some(Raised(message)) = cause.downcast_ref() {
-                return Error::TemplateRaised { template: self.name.clone(), message: message.clone() };
+                return Error::TemplateRaised {
+                    template: self.name.clone(),
+                    message: message.clone(),
+                };
             }
             source = cause.source();
         }
@@ -250,16 +288,25 @@ fn environment() -> Environment<'static> {
     environment.set_lstrip_blocks(true);
     environment.set_undefined_behavior(UndefinedBehavior::Lenient);
     environment.set_auto_escape_callback(|_| AutoEscape::None);
-    environment.set_formatter(|out, _, value| out.write_str(&python::str(value)).map_err(minijinja::Error::from));
+    environment.set_formatter(|out, _, value| {
+        out.write_str(&python::str(value))
+            .map_err(minijinja::Error::from)
+    });
     environment.set_unknown_method_callback(python::method);
     environment.add_filter("tojson", python::tojson);
     environment.add_filter("string", python::str);
     environment.add_test("sequence", python::is_sequence);
     environment.add_test("iterable", python::is_iterable);
     environment.add_function(generation::FUNCTION, generation::call);
-    environment.add_function("raise_exception", |message: String| -> Result<Value, minijinja::Error> {
-        Err(minijinja::Error::new(ErrorKind::InvalidOperation, message.clone()).with_source(Raised(message)))
-    });
+    environment.add_function(
+        "raise_exception",
+        |message: String| -> Result<Value, minijinja::Error> {
+            Err(
+                minijinja::Error::new(ErrorKind::InvalidOperation, message.clone())
+                    .with_source(Raised(message)),
+            )
+        },
+    );
     environment
 }
 
@@ -272,7 +319,10 @@ fn strftime(now: NaiveDateTime, format: &str) -> Result<String, minijinja::Error
     use std::fmt::Write;
     let mut text = String::new();
     write!(text, "{}", now.format(format)).map_err(|_| {
-        minijinja::Error::new(ErrorKind::InvalidOperation, format!("strftime_now: {format:?} is not a time format"))
+        minijinja::Error::new(
+            ErrorKind::InvalidOperation,
+            format!("strftime_now: {format:?} is not a time format"),
+        )
     })?;
     Ok(text)
 }
@@ -280,8 +330,12 @@ fn strftime(now: NaiveDateTime, format: &str) -> Result<String, minijinja::Error
 fn parse_tools(text: &str) -> Result<serde_json::Value, Error> {
     match serde_json::from_str::<serde_json::Value>(text) {
         Ok(tools) if tools.is_array() => Ok(tools),
-        Ok(other) => Err(Error::TemplateTools { reason: format!("they are {other}") }),
-        Err(error) => Err(Error::TemplateTools { reason: error.to_string() }),
+        Ok(other) => Err(Error::TemplateTools {
+            reason: format!("they are {other}"),
+        }),
+        Err(error) => Err(Error::TemplateTools {
+            reason: error.to_string(),
+        }),
     }
 }
 

@@ -10,6 +10,8 @@ use std::collections::HashMap;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
+use crate::manifest::hex;
+
 /// Far above any vocabulary; a broken file must not ask for the memory of 4 billion ids.
 const MAX_IDS: u32 = 1 << 24;
 
@@ -46,14 +48,23 @@ impl TokenBytes {
             .iter()
             .filter(|(_, id)| !added.contains_key(id))
             .map(|(token, &id)| (id, spell(token, alphabet, &byte_of_char)))
-            .chain(added.iter().map(|(&id, content)| (id, content.clone().into_bytes())))
+            .chain(
+                added
+                    .iter()
+                    .map(|(&id, content)| (id, content.clone().into_bytes())),
+            )
             .collect();
         entries.sort_unstable();
         entries.dedup_by_key(|(id, _)| *id);
         if let Some((id, _)) = entries.last().filter(|(id, _)| *id >= MAX_IDS) {
-            return Err(format!("token id {id} is beyond the {MAX_IDS} that a vocabulary can have here"));
+            return Err(format!(
+                "token id {id} is beyond the {MAX_IDS} that a vocabulary can have here"
+            ));
         }
-        let mut table = Self { bytes: Vec::new(), ends: Vec::new() };
+        let mut table = Self {
+            bytes: Vec::new(),
+            ends: Vec::new(),
+        };
         for (id, bytes) in entries {
             table.ends.resize(id as usize, table.bytes.len());
             table.bytes.extend_from_slice(&bytes);
@@ -70,7 +81,11 @@ impl TokenBytes {
     /// The bytes of a token; none for an id that is not in the vocabulary.
     pub(crate) fn get(&self, id: u32) -> &[u8] {
         let id = id as usize;
-        let start = if id == 0 { Some(&0) } else { self.ends.get(id - 1) };
+        let start = if id == 0 {
+            Some(&0)
+        } else {
+            self.ends.get(id - 1)
+        };
         match (start, self.ends.get(id)) {
             (Some(&start), Some(&end)) => self.bytes.get(start..end).unwrap_or_default(),
             _ => &[],
@@ -101,7 +116,11 @@ impl TokenBytes {
             hash.field(second.as_bytes());
             hash.number(rule[1].as_f64().unwrap_or_default().to_bits());
         }
-        let mut added: Vec<&Value> = json["added_tokens"].as_array().into_iter().flatten().collect();
+        let mut added: Vec<&Value> = json["added_tokens"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .collect();
         added.sort_by_key(|token| token["id"].as_u64());
         hash.number(added.len() as u64);
         for token in added {
@@ -109,7 +128,7 @@ impl TokenBytes {
             hash.field(token["content"].as_str().unwrap_or_default().as_bytes());
             hash.number(u64::from(token["special"].as_bool().unwrap_or_default()));
         }
-        hash.0.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+        hex(&hash.0.finalize())
     }
 }
 
@@ -138,7 +157,9 @@ fn alphabet(decoder: &Value) -> Result<Alphabet, String> {
             Some("ByteLevel") => return Ok(Alphabet::ByteLevel),
             Some("ByteFallback") => byte_fallback = true,
             Some("Metaspace") => word_mark = true,
-            Some("Replace") if step["pattern"]["String"] == "▁" && step["content"] == " " => word_mark = true,
+            Some("Replace") if step["pattern"]["String"] == "▁" && step["content"] == " " => {
+                word_mark = true
+            }
             // They join or trim whole texts and do not change what a token spells.
             Some("Fuse" | "Strip") | None => {}
             Some(other) => {
@@ -148,7 +169,11 @@ fn alphabet(decoder: &Value) -> Result<Alphabet, String> {
             }
         }
     }
-    Ok(if word_mark || byte_fallback { Alphabet::SentencePiece { byte_fallback } } else { Alphabet::Verbatim })
+    Ok(if word_mark || byte_fallback {
+        Alphabet::SentencePiece { byte_fallback }
+    } else {
+        Alphabet::Verbatim
+    })
 }
 
 fn spell(token: &str, alphabet: Alphabet, byte_of_char: &HashMap<char, u8>) -> Vec<u8> {
@@ -170,7 +195,11 @@ fn spell(token: &str, alphabet: Alphabet, byte_of_char: &HashMap<char, u8>) -> V
 /// The byte of `<0xNN>`.
 fn fallback_byte(token: &str) -> Option<u8> {
     let digits = token.strip_prefix("<0x")?.strip_suffix('>')?;
-    if digits.len() == 2 { u8::from_str_radix(digits, 16).ok() } else { None }
+    if digits.len() == 2 {
+        u8::from_str_radix(digits, 16).ok()
+    } else {
+        None
+    }
 }
 
 /// GPT-2's alphabet: printable bytes stand for themselves, and the other 68 for U+0100 and up, in
@@ -199,7 +228,10 @@ mod tests {
 
     fn bytes_of(token: &str, decoder: Value) -> Vec<u8> {
         let vocabulary = HashMap::from([(token.to_owned(), 0)]);
-        TokenBytes::new(&json!({ "decoder": decoder }), &vocabulary, &HashMap::new()).unwrap().get(0).to_vec()
+        TokenBytes::new(&json!({ "decoder": decoder }), &vocabulary, &HashMap::new())
+            .unwrap()
+            .get(0)
+            .to_vec()
     }
 
     #[test]
@@ -219,12 +251,18 @@ mod tests {
         let sentence_piece = json!({ "type": "Sequence", "decoders": [
             { "type": "Replace", "pattern": { "String": "▁" }, "content": " " },
             { "type": "ByteFallback" }, { "type": "Fuse" }, { "type": "Strip" } ] });
-        assert_eq!(bytes_of("Ġðŀĺ", byte_level.clone()), [b' ', 0xF0, 0x9E, 0x98]);
+        assert_eq!(
+            bytes_of("Ġðŀĺ", byte_level.clone()),
+            [b' ', 0xF0, 0x9E, 0x98]
+        );
         assert_eq!(bytes_of("｜x", byte_level), "｜x".as_bytes());
         assert_eq!(bytes_of("▁a▁", sentence_piece.clone()), b" a ");
         assert_eq!(bytes_of("<0xE2>", sentence_piece.clone()), [0xE2]);
         assert_eq!(bytes_of("<0xE2", sentence_piece), b"<0xE2");
-        assert_eq!(bytes_of("<0xE2>", json!({ "type": "Metaspace" })), b"<0xE2>");
+        assert_eq!(
+            bytes_of("<0xE2>", json!({ "type": "Metaspace" })),
+            b"<0xE2>"
+        );
         assert_eq!(bytes_of("▁a", Value::Null), "▁a".as_bytes());
     }
 
@@ -232,7 +270,12 @@ mod tests {
     fn added_tokens_stand_for_themselves_and_gaps_are_empty() {
         let vocabulary = HashMap::from([("Ġa".to_owned(), 1), ("<x>".to_owned(), 4)]);
         let added = HashMap::from([(4, "Ġ\n".to_owned())]);
-        let table = TokenBytes::new(&json!({ "decoder": { "type": "ByteLevel" } }), &vocabulary, &added).unwrap();
+        let table = TokenBytes::new(
+            &json!({ "decoder": { "type": "ByteLevel" } }),
+            &vocabulary,
+            &added,
+        )
+        .unwrap();
         assert_eq!(table.len(), 5);
         let tokens: Vec<&[u8]> = (0..6).map(|id| table.get(id)).collect();
         assert_eq!(tokens, [&b""[..], b" a", b"", b"", "Ġ\n".as_bytes(), b""]);

@@ -46,18 +46,28 @@ impl Tokenizer {
     pub fn from_dir(dir: &Path) -> Result<Self, Error> {
         let path = dir.join("tokenizer.json");
         let Some(text) = read_optional(&path)? else {
-            return Err(Error::TokenizerMissing { folder: dir.to_owned() });
+            return Err(Error::TokenizerMissing {
+                folder: dir.to_owned(),
+            });
         };
         let json = parse(&path, &text)?;
-        let content = |reason: String| Error::TokenizerContent { path: path.clone(), reason };
+        let content = |reason: String| Error::TokenizerContent {
+            path: path.clone(),
+            reason,
+        };
         let mut inner = tokenizers::Tokenizer::from_bytes(&text)
             .map_err(|error| content(format!("it does not describe a tokenizer: {error}")))?;
         // Some files carry the settings of the last call, which are not the tokenizer's.
         inner.with_padding(None);
-        inner.with_truncation(None).map_err(|error| content(error.to_string()))?;
+        inner
+            .with_truncation(None)
+            .map_err(|error| content(error.to_string()))?;
 
-        let added: HashMap<u32, String> =
-            inner.get_added_tokens_decoder().into_iter().map(|(id, token)| (id, token.content)).collect();
+        let added: HashMap<u32, String> = inner
+            .get_added_tokens_decoder()
+            .into_iter()
+            .map(|(id, token)| (id, token.content))
+            .collect();
         let bytes = TokenBytes::new(&json, &inner.get_vocab(true), &added).map_err(content)?;
         if bytes.len() == 0 {
             return Err(content("its vocabulary is empty".to_owned()));
@@ -65,8 +75,19 @@ impl Tokenizer {
         let special = special_tokens(dir)?;
         let eos_ids = eos_ids(dir, &inner, &special)?;
         let fingerprint = bytes.fingerprint(&json);
-        let mut tokenizer = Self { inner, bytes, special, eos_ids, fingerprint, newline_ids: Vec::new() };
-        let spelled: Vec<u8> = tokenizer.encode("a", false)?.iter().flat_map(|&id| tokenizer.token_bytes(id)).collect();
+        let mut tokenizer = Self {
+            inner,
+            bytes,
+            special,
+            eos_ids,
+            fingerprint,
+            newline_ids: Vec::new(),
+        };
+        let spelled: Vec<u8> = tokenizer
+            .encode("a", false)?
+            .iter()
+            .flat_map(|&id| tokenizer.token_bytes(id))
+            .collect();
         if spelled != b"a" {
             tokenizer.newline_ids = tokenizer.encode("\n", false)?;
         }
@@ -79,10 +100,13 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::Tokenize`] where the model cannot encode the text (no unknown token, for instance).
     pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, Error> {
-        let encoding = self.inner.encode_fast(text, add_special_tokens).map_err(|source| Error::Tokenize {
-            action: format!("encode the text {:?}", excerpt(text)),
-            source,
-        })?;
+        let encoding = self
+            .inner
+            .encode_fast(text, add_special_tokens)
+            .map_err(|source| Error::Tokenize {
+                action: format!("encode the text {:?}", excerpt(text)),
+                source,
+            })?;
         Ok(encoding.get_ids().to_vec())
     }
 
@@ -108,7 +132,10 @@ impl Tokenizer {
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String, Error> {
         self.inner
             .decode(ids, skip_special)
-            .map_err(|source| Error::Tokenize { action: format!("decode {} ids", ids.len()), source })
+            .map_err(|source| Error::Tokenize {
+                action: format!("decode {} ids", ids.len()),
+                source,
+            })
     }
 
     /// The bytes that a token adds inside a text; none for an id that is not in the vocabulary.
@@ -177,12 +204,15 @@ pub(crate) fn read_optional(path: &Path) -> Result<Option<String>, Error> {
     match std::fs::read_to_string(path) {
         Ok(text) => Ok(Some(text)),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(Error::TokenizerRead { path: path.to_owned(), source }),
+        Err(error) => Err(Error::io("read", path)(error)),
     }
 }
 
 fn parse(path: &Path, text: &str) -> Result<Value, Error> {
-    serde_json::from_str(text).map_err(|source| Error::TokenizerJson { path: path.to_owned(), source })
+    serde_json::from_str(text).map_err(|source| Error::TokenizerJson {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 /// The JSON in a file of a folder with the file's path, or `None` if there is no such file.
@@ -207,7 +237,9 @@ fn special_tokens(dir: &Path) -> Result<SpecialTokens, Error> {
         }
         other => Err(Error::TokenizerContent {
             path: path.clone(),
-            reason: format!("`{key}` has to be a string or an object with `content`, and is {other}"),
+            reason: format!(
+                "`{key}` has to be a string or an object with `content`, and is {other}"
+            ),
         }),
     };
     Ok(SpecialTokens {
@@ -218,9 +250,15 @@ fn special_tokens(dir: &Path) -> Result<SpecialTokens, Error> {
     })
 }
 
-fn eos_ids(dir: &Path, inner: &tokenizers::Tokenizer, special: &SpecialTokens) -> Result<Vec<u32>, Error> {
+fn eos_ids(
+    dir: &Path,
+    inner: &tokenizers::Tokenizer,
+    special: &SpecialTokens,
+) -> Result<Vec<u32>, Error> {
     for name in ["generation_config.json", "config.json"] {
-        let Some((path, json)) = read_json(dir, name)? else { continue };
+        let Some((path, json)) = read_json(dir, name)? else {
+            continue;
+        };
         let values = match &json["eos_token_id"] {
             Value::Null => continue,
             Value::Array(values) => values.clone(),
@@ -232,7 +270,9 @@ fn eos_ids(dir: &Path, inner: &tokenizers::Tokenizer, special: &SpecialTokens) -
             let Some(id) = id.filter(|&id| inner.id_to_token(id).is_some()) else {
                 return Err(Error::TokenizerContent {
                     path,
-                    reason: format!("`eos_token_id` {value} is not an id of the vocabulary in tokenizer.json"),
+                    reason: format!(
+                        "`eos_token_id` {value} is not an id of the vocabulary in tokenizer.json"
+                    ),
                 });
             };
             ids.push(id);
@@ -241,7 +281,9 @@ fn eos_ids(dir: &Path, inner: &tokenizers::Tokenizer, special: &SpecialTokens) -
         ids.dedup();
         return Ok(ids);
     }
-    let Some(eos) = &special.eos else { return Ok(Vec::new()) };
+    let Some(eos) = &special.eos else {
+        return Ok(Vec::new());
+    };
     match inner.token_to_id(eos) {
         Some(id) => Ok(vec![id]),
         None => Err(Error::TokenizerContent {

@@ -35,7 +35,11 @@ pub(super) fn rewrite(source: &str) -> (String, bool) {
             Some("endraw") => raw = false,
             Some("generation") if !raw => {
                 found = true;
-                out.push_str(&tag.replacen("generation", &format!("call {FUNCTION}({VARIABLE})"), 1));
+                out.push_str(&tag.replacen(
+                    "generation",
+                    &format!("call {FUNCTION}({VARIABLE})"),
+                    1,
+                ));
                 continue;
             }
             Some("endgeneration") if !raw => {
@@ -61,7 +65,11 @@ fn tag_end(text: &str, raw: bool) -> usize {
     };
     if raw {
         // What looks like a tag may be text with a lone quote in it.
-        return if tag_name(text) == Some("endraw") { text.find(close).map_or(text.len(), |end| end + 2) } else { 1 };
+        return if tag_name(text) == Some("endraw") {
+            text.find(close).map_or(text.len(), |end| end + 2)
+        } else {
+            1
+        };
     }
     let mut quote = None;
     let mut escaped = false;
@@ -88,7 +96,9 @@ fn tag_end(text: &str, raw: bool) -> usize {
 fn tag_name(tag: &str) -> Option<&str> {
     let inner = tag.strip_prefix("{%")?;
     let inner = inner.strip_prefix(['-', '+']).unwrap_or(inner).trim_start();
-    let end = inner.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(inner.len());
+    let end = inner
+        .find(|c: char| !c.is_alphanumeric() && c != '_')
+        .unwrap_or(inner.len());
     inner.get(..end)
 }
 
@@ -97,7 +107,10 @@ pub(super) fn call(state: &State, marks: String, kwargs: Kwargs) -> Result<Strin
     let caller: Value = kwargs.get("caller")?;
     let body = caller.call(state, &[])?;
     let mut marks = marks.chars();
-    let (open, close) = (marks.next().unwrap_or_default(), marks.next().unwrap_or_default());
+    let (open, close) = (
+        marks.next().unwrap_or_default(),
+        marks.next().unwrap_or_default(),
+    );
     Ok(format!("{open}{body}{close}"))
 }
 
@@ -111,9 +124,13 @@ pub(super) struct Marks {
 impl Marks {
     /// The first two characters of the private-use plane 15 that occur in none of the texts.
     pub(super) fn unused_in(texts: &[&str]) -> Self {
-        let mut unused = ('\u{F0000}'..='\u{FFFFD}').filter(|&c| !texts.iter().any(|text| text.contains(c)));
+        let mut unused =
+            ('\u{F0000}'..='\u{FFFFD}').filter(|&c| !texts.iter().any(|text| text.contains(c)));
         let open = unused.next().unwrap_or('\u{10FFFC}');
-        Self { open, close: unused.next().unwrap_or('\u{10FFFD}') }
+        Self {
+            open,
+            close: unused.next().unwrap_or('\u{10FFFD}'),
+        }
     }
 
     /// The marks as the template's variable holds them.
@@ -155,9 +172,18 @@ mod tests {
     fn tags_become_call_blocks_with_their_whitespace_control() {
         let call = "call potstill_generation(potstill_generation_marks)";
         for (source, expected) in [
-            ("a{% generation %}b{% endgeneration %}c", format!("a{{% {call} %}}b{{% endcall %}}c")),
-            ("{%- generation -%}b{%- endgeneration -%}", format!("{{%- {call} -%}}b{{%- endcall -%}}")),
-            ("{%generation%}b{%+endgeneration%}", format!("{{%{call}%}}b{{%+endcall%}}")),
+            (
+                "a{% generation %}b{% endgeneration %}c",
+                format!("a{{% {call} %}}b{{% endcall %}}c"),
+            ),
+            (
+                "{%- generation -%}b{%- endgeneration -%}",
+                format!("{{%- {call} -%}}b{{%- endcall -%}}"),
+            ),
+            (
+                "{%generation%}b{%+endgeneration%}",
+                format!("{{%{call}%}}b{{%+endcall%}}"),
+            ),
         ] {
             assert_eq!(rewrite(source), (expected, true));
         }
@@ -185,7 +211,8 @@ mod tests {
     fn marks_avoid_what_the_texts_hold() {
         let marks = Marks::unused_in(&["a\u{F0000}b", "\u{F0002}"]);
         assert_eq!((marks.open, marks.close), ('\u{F0001}', '\u{F0003}'));
-        let (text, spans) = marks.take("a\u{F0001}bé\u{F0001}c\u{F0003}\u{F0003}d\u{F0001}\u{F0003}\u{F0000}");
+        let (text, spans) =
+            marks.take("a\u{F0001}bé\u{F0001}c\u{F0003}\u{F0003}d\u{F0001}\u{F0003}\u{F0000}");
         assert_eq!(text, "abécd\u{F0000}");
         assert_eq!(spans, [1..5, 6..6]);
     }

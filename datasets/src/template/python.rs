@@ -25,11 +25,19 @@ fn repr(value: &Value) -> String {
         ValueKind::String => quote(value.as_str().unwrap_or_default()),
         // A loop, a namespace or a macro is an object of its own kind, and prints as it likes.
         ValueKind::Seq => {
-            let items: Vec<String> = value.try_iter().into_iter().flatten().map(|item| repr(&item)).collect();
+            let items: Vec<String> = value
+                .try_iter()
+                .into_iter()
+                .flatten()
+                .map(|item| repr(&item))
+                .collect();
             format!("[{}]", items.join(", "))
         }
         ValueKind::Map => {
-            let items: Vec<String> = entries(value).iter().map(|(k, v)| format!("{}: {}", repr(k), repr(v))).collect();
+            let items: Vec<String> = entries(value)
+                .iter()
+                .map(|(k, v)| format!("{}: {}", repr(k), repr(v)))
+                .collect();
             format!("{{{}}}", items.join(", "))
         }
         _ => value.to_string(),
@@ -38,11 +46,16 @@ fn repr(value: &Value) -> String {
 
 fn entries(map: &Value) -> Vec<(Value, Value)> {
     let keys = map.try_iter().into_iter().flatten();
-    keys.map(|key| (key.clone(), map.get_item(&key).unwrap_or_default())).collect()
+    keys.map(|key| (key.clone(), map.get_item(&key).unwrap_or_default()))
+        .collect()
 }
 
 fn quote(text: &str) -> String {
-    let mark = if text.contains('\'') && !text.contains('"') { '"' } else { '\'' };
+    let mark = if text.contains('\'') && !text.contains('"') {
+        '"'
+    } else {
+        '\''
+    };
     let mut out = String::from(mark);
     for c in text.chars() {
         match c {
@@ -69,7 +82,14 @@ fn number(value: &Value) -> String {
         return value.to_string();
     };
     if !float.is_finite() {
-        return if float.is_nan() { "nan" } else if float > 0.0 { "inf" } else { "-inf" }.to_owned();
+        return if float.is_nan() {
+            "nan"
+        } else if float > 0.0 {
+            "inf"
+        } else {
+            "-inf"
+        }
+        .to_owned();
     }
     let scientific = format!("{float:e}");
     let (digits, exponent) = scientific.split_once('e').unwrap_or((&scientific, "0"));
@@ -77,14 +97,27 @@ fn number(value: &Value) -> String {
     if float == 0.0 || (-4..16).contains(&exponent) {
         return format!("{float:?}");
     }
-    format!("{digits}e{}{:02}", if exponent < 0 { '-' } else { '+' }, exponent.abs())
+    format!(
+        "{digits}e{}{:02}",
+        if exponent < 0 { '-' } else { '+' },
+        exponent.abs()
+    )
 }
 
 /// The filter `tojson` as transformers has it: `json.dumps(x, ensure_ascii=False, indent=None,
 /// separators=None, sort_keys=False)`. Nothing is escaped for HTML.
-pub(super) fn tojson(value: &Value, ascii: Option<Value>, indent: Option<Value>, rest: Kwargs) -> Result<String, Error> {
-    let ascii = ascii.or(rest.get("ensure_ascii")?).is_some_and(|flag| flag.is_true());
-    let indent = indent.or(rest.get("indent")?).filter(|indent| !indent.is_none());
+pub(super) fn tojson(
+    value: &Value,
+    ascii: Option<Value>,
+    indent: Option<Value>,
+    rest: Kwargs,
+) -> Result<String, Error> {
+    let ascii = ascii
+        .or(rest.get("ensure_ascii")?)
+        .is_some_and(|flag| flag.is_true());
+    let indent = indent
+        .or(rest.get("indent")?)
+        .filter(|indent| !indent.is_none());
     let separators: Option<Vec<String>> = rest.get("separators")?;
     let sort_keys = rest.get::<Option<bool>>("sort_keys")?.unwrap_or_default();
     rest.assert_all_used()?;
@@ -96,9 +129,20 @@ pub(super) fn tojson(value: &Value, ascii: Option<Value>, indent: Option<Value>,
     let (item, key) = match separators.as_deref() {
         None => (if indent.is_some() { "," } else { ", " }, ": "),
         Some([item, key]) => (item.as_str(), key.as_str()),
-        Some(_) => return Err(Error::new(ErrorKind::InvalidOperation, "tojson: separators has to be a pair")),
+        Some(_) => {
+            return Err(Error::new(
+                ErrorKind::InvalidOperation,
+                "tojson: separators has to be a pair",
+            ));
+        }
     };
-    let style = Json { ascii, indent: indent.as_deref(), item, key, sort_keys };
+    let style = Json {
+        ascii,
+        indent: indent.as_deref(),
+        item,
+        key,
+        sort_keys,
+    };
     let mut out = String::new();
     style.write(&mut out, value, 0)?;
     Ok(out)
@@ -126,7 +170,9 @@ impl Json<'_> {
             ValueKind::String => self.text(out, value.as_str().unwrap_or_default()),
             ValueKind::Seq | ValueKind::Iterable => {
                 let items: Vec<Value> = value.try_iter()?.collect();
-                self.list(out, '[', &items, ']', depth, |out, item| self.write(out, item, depth + 1))?;
+                self.list(out, '[', &items, ']', depth, |out, item| {
+                    self.write(out, item, depth + 1)
+                })?;
             }
             ValueKind::Map => {
                 let mut items = entries(value);
@@ -212,7 +258,12 @@ impl Json<'_> {
 }
 
 /// Methods of Python's strings, and then what `pycompat` knows.
-pub(super) fn method(state: &State, value: &Value, name: &str, args: &[Value]) -> Result<Value, Error> {
+pub(super) fn method(
+    state: &State,
+    value: &Value,
+    name: &str,
+    args: &[Value],
+) -> Result<Value, Error> {
     if let Some(text) = value.as_str()
         && let Some(result) = string_method(text, name, args)
     {
@@ -228,8 +279,12 @@ fn string_method(text: &str, name: &str, args: &[Value]) -> Option<Result<Value,
         // pycompat counts bytes here, but templates slice by characters.
         "find" => one().map(|part| Value::from(char_index(text, text.find(part)))),
         "rfind" => one().map(|part| Value::from(char_index(text, text.rfind(part)))),
-        "removeprefix" => one().map(|prefix| Value::from(text.strip_prefix(prefix).unwrap_or(text))),
-        "removesuffix" => one().map(|suffix| Value::from(text.strip_suffix(suffix).unwrap_or(text))),
+        "removeprefix" => {
+            one().map(|prefix| Value::from(text.strip_prefix(prefix).unwrap_or(text)))
+        }
+        "removesuffix" => {
+            one().map(|suffix| Value::from(text.strip_suffix(suffix).unwrap_or(text)))
+        }
         "partition" => one().map(|separator| match text.split_once(separator) {
             Some((before, behind)) => list(&[before, separator, behind]),
             None => list(&[text, "", ""]),
@@ -239,7 +294,9 @@ fn string_method(text: &str, name: &str, args: &[Value]) -> Option<Result<Value,
             None => list(&["", "", text]),
         }),
         "rsplit" => from_args::<(&str, Option<i64>)>(args).map(|(separator, splits)| {
-            let limit = splits.and_then(|n| usize::try_from(n).ok()).map_or(usize::MAX, |n| n.saturating_add(1));
+            let limit = splits
+                .and_then(|n| usize::try_from(n).ok())
+                .map_or(usize::MAX, |n| n.saturating_add(1));
             let mut parts: Vec<&str> = text.rsplitn(limit, separator).collect();
             parts.reverse();
             list(&parts)
@@ -249,12 +306,16 @@ fn string_method(text: &str, name: &str, args: &[Value]) -> Option<Result<Value,
 }
 
 fn char_index(text: &str, byte: Option<usize>) -> i64 {
-    byte.and_then(|byte| text.get(..byte)).map_or(-1, |before| before.chars().count() as i64)
+    byte.and_then(|byte| text.get(..byte))
+        .map_or(-1, |before| before.chars().count() as i64)
 }
 
 /// The test `sequence`: what has a length and items by index, which in Python is also text and a dict.
 pub(super) fn is_sequence(value: &Value) -> bool {
-    matches!(value.kind(), ValueKind::Seq | ValueKind::Map | ValueKind::String)
+    matches!(
+        value.kind(),
+        ValueKind::Seq | ValueKind::Map | ValueKind::String
+    )
 }
 
 /// The test `iterable`.

@@ -6,7 +6,7 @@ mod small;
 mod template;
 mod tokenizer;
 
-use potstill_datasets::{Message, Role, ToolCall};
+use potstill_datasets::{Message, ToolCall};
 use serde_json::Value;
 
 /// A message in OpenAI's form.
@@ -35,8 +35,4 @@ fn message(json: &Value) -> Message {
 
 fn messages(json: &Value) -> Vec<Message> {
     json.as_array().unwrap().iter().map(message).collect()
-}
-
-fn said(role: Role, content: &str) -> Message {
-    Message { role, content: content.to_owned(), reasoning: None, tool_calls: Vec::new(), tool_call_id: None }
 }

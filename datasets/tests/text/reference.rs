@@ -4,11 +4,11 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
 
-use potstill_datasets::{ChatTemplate, Role, Tokenizer, encode_conversation, prompt_ids};
+use potstill_datasets::{ChatTemplate, Message, Role, Tokenizer, encode_conversation, prompt_ids};
 use serde_json::Value;
 
+use crate::messages;
 use crate::tokenizer::TEXTS;
-use crate::{messages, said};
 
 /// A file or folder below `POTSTILL_REAL`, or `None` after saying that the test is skipped.
 fn real(path: &str) -> Option<PathBuf> {
@@ -25,7 +25,9 @@ fn real(path: &str) -> Option<PathBuf> {
 }
 
 fn compare(model: &str, reference: &str) {
-    let (Some(dir), Some(reference)) = (real(model), real(reference)) else { return };
+    let (Some(dir), Some(reference)) = (real(model), real(reference)) else {
+        return;
+    };
     let tokenizer = Tokenizer::from_dir(&dir).unwrap();
     let template = ChatTemplate::from_dir(&dir).unwrap();
     let reference: Value = serde_json::from_str(&fs::read_to_string(reference).unwrap()).unwrap();
@@ -34,14 +36,19 @@ fn compare(model: &str, reference: &str) {
     for item in items {
         let expected: Vec<u32> = serde_json::from_value(item["ids"].clone()).unwrap();
         let ids = if item["chat"].is_null() {
-            tokenizer.encode(item["text"].as_str().unwrap(), true).unwrap()
+            tokenizer
+                .encode(item["text"].as_str().unwrap(), true)
+                .unwrap()
         } else {
             let template = template.as_ref().unwrap();
             prompt_ids(&tokenizer, template, &messages(&item["chat"]), None, None).unwrap()
         };
         assert_eq!(ids, expected, "{}", item["text"]);
         let greedy: Vec<u32> = serde_json::from_value(item["greedy32_ids"].clone()).unwrap();
-        assert_eq!(tokenizer.decode(&greedy, false).unwrap(), item["greedy32_text"].as_str().unwrap());
+        assert_eq!(
+            tokenizer.decode(&greedy, false).unwrap(),
+            item["greedy32_text"].as_str().unwrap()
+        );
     }
 }
 
@@ -62,32 +69,62 @@ fn qwen() {
 
 #[test]
 fn bytes_of_ids_are_the_text() {
-    for (model, prefix) in
-        [("models/SmolLM2-135M-Instruct", ""), ("models/stories260K", " "), ("models/Qwen2.5-Coder-0.5B-Instruct", "")]
-    {
+    for (model, prefix) in [
+        ("models/SmolLM2-135M-Instruct", ""),
+        ("models/stories260K", " "),
+        ("models/Qwen2.5-Coder-0.5B-Instruct", ""),
+    ] {
         let Some(dir) = real(model) else { continue };
         let tokenizer = Tokenizer::from_dir(&dir).unwrap();
-        let questions = real("data/gsm8k/train.jsonl").map(|path| fs::read_to_string(path).unwrap()).unwrap_or_default();
+        let questions = real("data/gsm8k/train.jsonl")
+            .map(|path| fs::read_to_string(path).unwrap())
+            .unwrap_or_default();
         for text in TEXTS.into_iter().chain(questions.lines().take(200)) {
             let ids = tokenizer.encode(text, false).unwrap();
-            let bytes: Vec<u8> = ids.iter().flat_map(|&id| tokenizer.token_bytes(id)).collect();
-            let text = if prefix.is_empty() { text.to_owned() } else { text.replace('▁', " ") };
-            assert_eq!(String::from_utf8_lossy(&bytes), format!("{prefix}{text}"), "{model}");
+            let bytes: Vec<u8> = ids
+                .iter()
+                .flat_map(|&id| tokenizer.token_bytes(id))
+                .collect();
+            let text = if prefix.is_empty() {
+                text.to_owned()
+            } else {
+                text.replace('▁', " ")
+            };
+            assert_eq!(
+                String::from_utf8_lossy(&bytes),
+                format!("{prefix}{text}"),
+                "{model}"
+            );
         }
     }
 }
 
 #[test]
 fn fingerprints_tell_the_models_apart() {
-    let models = ["SmolLM2-135M-Instruct", "stories260K", "Qwen2.5-Coder-0.5B-Instruct"];
-    let dirs: Vec<PathBuf> = models.iter().filter_map(|model| real(&format!("models/{model}"))).collect();
+    let models = [
+        "SmolLM2-135M-Instruct",
+        "stories260K",
+        "Qwen2.5-Coder-0.5B-Instruct",
+    ];
+    let dirs: Vec<PathBuf> = models
+        .iter()
+        .filter_map(|model| real(&format!("models/{model}")))
+        .collect();
     let mut seen = BTreeSet::new();
     for dir in &dirs {
         let fingerprint = Tokenizer::from_dir(dir).unwrap().fingerprint().to_owned();
-        let json: Value = serde_json::from_str(&fs::read_to_string(dir.join("tokenizer.json")).unwrap()).unwrap();
+        let json: Value =
+            serde_json::from_str(&fs::read_to_string(dir.join("tokenizer.json")).unwrap()).unwrap();
         let copy = tempfile::tempdir().unwrap();
-        fs::write(copy.path().join("tokenizer.json"), serde_json::to_string_pretty(&json).unwrap()).unwrap();
-        assert_eq!(Tokenizer::from_dir(copy.path()).unwrap().fingerprint(), fingerprint);
+        fs::write(
+            copy.path().join("tokenizer.json"),
+            serde_json::to_string_pretty(&json).unwrap(),
+        )
+        .unwrap();
+        assert_eq!(
+            Tokenizer::from_dir(copy.path()).unwrap().fingerprint(),
+            fingerprint
+        );
         seen.insert(fingerprint);
     }
     assert_eq!(seen.len(), dirs.len());
@@ -95,14 +132,27 @@ fn fingerprints_tell_the_models_apart() {
 
 #[test]
 fn masks_cover_the_answer_and_its_end() {
-    for (model, after) in [("models/SmolLM2-135M-Instruct", 1), ("models/Qwen2.5-Coder-0.5B-Instruct", 1)] {
+    for (model, after) in [
+        ("models/SmolLM2-135M-Instruct", 1),
+        ("models/Qwen2.5-Coder-0.5B-Instruct", 1),
+    ] {
         let Some(dir) = real(model) else { continue };
         let tokenizer = Tokenizer::from_dir(&dir).unwrap();
         let template = ChatTemplate::from_dir(&dir).unwrap().unwrap();
         for answer in ["Apples.", "\n\n leading line feeds", "日本語 😀\n", " "] {
-            let prompt = [said(Role::System, "Be terse."), said(Role::User, "Name one fruit.")];
-            let encoded =
-                encode_conversation(&tokenizer, &template, &prompt, None, &said(Role::Assistant, answer), None).unwrap();
+            let prompt = [
+                Message::text(Role::System, "Be terse."),
+                Message::text(Role::User, "Name one fruit."),
+            ];
+            let encoded = encode_conversation(
+                &tokenizer,
+                &template,
+                &prompt,
+                None,
+                &Message::text(Role::Assistant, answer),
+                None,
+            )
+            .unwrap();
             let ids = prompt_ids(&tokenizer, &template, &prompt, None, None).unwrap();
             assert!(encoded.token_ids.starts_with(&ids));
             let len = encoded.token_ids.len();
@@ -112,7 +162,12 @@ fn masks_cover_the_answer_and_its_end() {
             assert_eq!(first, ids.len());
             assert_eq!(last, len - 1 - after);
             assert!(tokenizer.eos_ids().contains(&encoded.token_ids[last]));
-            assert_eq!(tokenizer.decode(&encoded.token_ids[first..last], false).unwrap(), answer);
+            assert_eq!(
+                tokenizer
+                    .decode(&encoded.token_ids[first..last], false)
+                    .unwrap(),
+                answer
+            );
         }
     }
 }

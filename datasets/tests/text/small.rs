@@ -24,12 +24,19 @@ fn added(tokens: &[&str], first: usize) -> Vec<Value> {
 /// Byte-level BPE: bytes are ids 0 to 255 in the order of GPT-2's alphabet, then "\n\n", " t" and " th",
 /// then `<s>` 259, `</s>` 260, `<|im_start|>` 261, `<|im_end|>` 262.
 pub fn byte_level_json() -> Value {
-    let mut alphabet: Vec<char> = (33..=126).chain(161..=172).chain(174..=255).filter_map(char::from_u32).collect();
+    let mut alphabet: Vec<char> = (33..=126)
+        .chain(161..=172)
+        .chain(174..=255)
+        .filter_map(char::from_u32)
+        .collect();
     alphabet.extend((256..256 + 68).filter_map(char::from_u32));
     let mut vocabulary: Vec<String> = alphabet.iter().map(char::to_string).collect();
     vocabulary.extend(["ĊĊ", "Ġt", "Ġth"].map(str::to_owned));
-    let vocabulary: serde_json::Map<String, Value> =
-        vocabulary.into_iter().enumerate().map(|(id, token)| (token, json!(id))).collect();
+    let vocabulary: serde_json::Map<String, Value> = vocabulary
+        .into_iter()
+        .enumerate()
+        .map(|(id, token)| (token, json!(id)))
+        .collect();
     json!({
         "version": "1.0", "truncation": null, "padding": null, "normalizer": null, "post_processor": null,
         "added_tokens": added(&["<s>", "</s>", "<|im_start|>", "<|im_end|>"], 259),
@@ -46,8 +53,11 @@ pub fn sentence_piece_json() -> Value {
     let mut vocabulary: Vec<String> = ["<unk>", "<s>", "</s>"].map(str::to_owned).to_vec();
     vocabulary.extend((0..256).map(|byte| format!("<0x{byte:02X}>")));
     vocabulary.extend(["▁", "a", "b", "c", "▁a", "ab"].map(str::to_owned));
-    let vocabulary: serde_json::Map<String, Value> =
-        vocabulary.into_iter().enumerate().map(|(id, token)| (token, json!(id))).collect();
+    let vocabulary: serde_json::Map<String, Value> = vocabulary
+        .into_iter()
+        .enumerate()
+        .map(|(id, token)| (token, json!(id)))
+        .collect();
     json!({
         "version": "1.0", "truncation": null, "padding": null, "pre_tokenizer": null, "post_processor": null,
         "added_tokens": added(&["<unk>", "<s>", "</s>"], 0),
@@ -71,7 +81,11 @@ pub fn write(dir: &Path, name: &str, json: &Value) {
 pub fn folder(tokenizer: &Value, eos: &str) -> TempDir {
     let dir = tempfile::tempdir().unwrap();
     write(dir.path(), "tokenizer.json", tokenizer);
-    write(dir.path(), "tokenizer_config.json", &json!({ "bos_token": "<s>", "eos_token": eos }));
+    write(
+        dir.path(),
+        "tokenizer_config.json",
+        &json!({ "bos_token": "<s>", "eos_token": eos }),
+    );
     dir
 }
 
