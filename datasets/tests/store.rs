@@ -7,6 +7,7 @@ mod store {
     mod damage;
     mod documented;
     mod full_disk;
+    mod gsm8k;
     mod records;
     mod round_trip;
     mod table;
