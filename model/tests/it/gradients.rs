@@ -50,7 +50,6 @@ impl MapParameters for Nudge<'_> {
 }
 
 #[test]
-#[allow(clippy::print_stderr)]
 fn gradients_equal_finite_differences() {
     for tied in [true, false] {
         let plain = small(tied, DType::F64);

@@ -1,5 +1,7 @@
 //! The crate from outside: checkpoints, gradients, generation, and agreement with transformers.
 
+#![allow(clippy::unwrap_used, clippy::print_stderr)]
+
 mod checkpoints;
 mod generation;
 mod gradients;
@@ -55,7 +57,6 @@ fn ids(rows: &[&[u32]], device: &Device) -> Tensor<2, Int> {
 }
 
 /// A real model's folder, or `None` with a line that says why the test is skipped.
-#[allow(clippy::print_stderr)]
 fn real(part: &str) -> Option<PathBuf> {
     let Some(root) = std::env::var_os("POTSTILL_REAL") else {
         eprintln!("skipped: POTSTILL_REAL is not set");

@@ -46,7 +46,6 @@ fn the_trained_path_gives_the_same_states() {
     assert_eq!(values(&model.clone().train()), values(&model));
 }
 
-#[allow(clippy::print_stderr)]
 fn agrees(model: &str, reference: &str) {
     let folders = real(&format!("models/{model}/model.safetensors"))
         .and(real(&format!("models/{model}")))
