@@ -5,7 +5,7 @@ use potstill_datasets::{
     prompt_ids, split_reasoning,
 };
 
-use crate::small::{byte_level, sentence_piece};
+use crate::text::small::{byte_level, sentence_piece};
 
 const CHATML: &str = "{% for m in messages %}<|im_start|>{{ m.role }}
 {{ m.content }}<|im_end|>

@@ -5,12 +5,12 @@ use std::fs;
 use potstill_datasets::{Error, Tokenizer};
 use serde_json::{Value, json};
 
-use crate::small::{
+use crate::text::small::{
     byte_level, byte_level_json, folder, sentence_piece, sentence_piece_json, write,
 };
 
 /// Texts with what tokenizers stumble over.
-pub const TEXTS: [&str; 12] = [
+pub(crate) const TEXTS: [&str; 12] = [
     "a",
     " ab abc  cab ",
     "The quick brown fox.\n\n\tIt's 3.14 — “quoted” naïve café",
