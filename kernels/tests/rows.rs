@@ -283,14 +283,15 @@ fn a_tiny_tail_neither_overflows_nor_vanishes() {
     case.logits = vec![200.0, 0.0, 0.0, 0.0];
     case.support = vec![0];
     case.weights = vec![0.0, 1.0, 0.0];
-    for dtype in [DType::F32, DType::F64] {
+    // At 200, an f32 is off by 8e-6 to begin with.
+    for (dtype, tolerance) in [(DType::F32, 1e-5), (DType::F64, 1e-14)] {
         let (stats, gradient) = run(&case, &Device::flex(), dtype, row_stats);
         assert!((stats[1] - (3f64.ln() - 200.0)).abs() < 1e-4, "{stats:?}");
         assert!(
             gradient
                 .iter()
                 .skip(1)
-                .all(|g| (g - 1.0 / 3.0).abs() < 1e-6),
+                .all(|g| (g - 1.0 / 3.0).abs() < tolerance),
             "{gradient:?}"
         );
     }
