@@ -1,1 +1,32 @@
 //! What Potstill stores: records, Parquet, journal, tokens and chat templates, batches
+
+mod chat;
+mod error;
+mod import;
+mod journal;
+mod manifest;
+mod parquet;
+mod reader;
+mod records;
+mod schema;
+mod signal;
+mod table;
+
+pub use crate::error::Error;
+pub use crate::import::{Columns, Imported, import_jsonl};
+pub use crate::journal::{FrameSpan, Journal, MAGIC as JOURNAL_MAGIC};
+pub use crate::manifest::{
+    FileHash, MANIFEST_FILE, Manifest, canonical_json, hash_file, hash_files, replace_file,
+    stage_key,
+};
+pub use crate::parquet::{
+    Footer, PROMPTS_PER_SHARD, ShardWriter, read_footer, shard_name, shards, write_shard,
+};
+pub use crate::reader::{Rows, read_shard};
+pub use crate::records::{
+    Completion, Dropped, FinishReason, Message, Prompt, Provenance, Role, SampledToken, Selected,
+    SequenceValues, ToolCall, TopToken, Usage,
+};
+pub use crate::schema::{PROVENANCE_KEY, Record, SCHEMA_KEY, SCHEMA_VERSION};
+pub use crate::signal::{MASS_TOLERANCE, Signal, SignalRow};
+pub use crate::table::{CACHE_BYTES, Table};

@@ -1,1 +1,33 @@
-//! What learns: targets, divergences, the training step, checkpoints
+//! What learns: targets, divergences, the training step, checkpoints; and per-token values for
+//! evaluation.
+//!
+//! A researcher's own loss is a plain tensor function over the coarse vocabulary, like those in
+//! [`loss`]; [`window_gradient`] is the training step without the optimizer, [`train()`] is the
+//! whole loop.
+//!
+//! Dimension suffixes of tensor names: `b` batch, `t` position, `n` rows (loss positions), `v`
+//! vocabulary, `k` support, `d` model width.
+
+mod block;
+mod checkpoint;
+mod control;
+mod error;
+mod evaluate;
+mod gradient;
+pub mod loss;
+mod optimizer;
+mod schedule;
+mod settings;
+mod target;
+mod train;
+
+pub use block::Block;
+pub use control::Method;
+pub use error::Error;
+pub use evaluate::evaluate;
+pub use gradient::{Gradients, Terms, Weights, WindowGradient, block_gradient, window_gradient};
+pub use optimizer::{AdamW, clip_global_norm};
+pub use schedule::learning_rate;
+pub use settings::{Overlong, Settings};
+pub use target::Target;
+pub use train::{Dropped, StepMetrics, Trained, train};

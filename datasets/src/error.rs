@@ -1,0 +1,316 @@
+//! What can go wrong with stored data, each as a sentence that names the place and the way out.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// An error of this crate. Errors chain: print the [`source`](std::error::Error::source)s too.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    // ---- files ----
+    /// The operating system refused.
+    #[error("cannot {action} {path}")]
+    Io {
+        /// What was tried, as a verb.
+        action: &'static str,
+        /// The file or folder.
+        path: PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
+
+    // ---- Parquet ----
+    /// The file is cut short, damaged, or not Parquet.
+    #[error(
+        "{path} is not a whole Parquet file (cut short, damaged, or not Parquet): delete it and run the stage that writes it again"
+    )]
+    DamagedShard {
+        /// The file.
+        path: PathBuf,
+        /// What the reader found.
+        source: parquet::errors::ParquetError,
+    },
+    /// The writer refused a row.
+    #[error("cannot write {path} as Parquet")]
+    WriteShard {
+        /// The file.
+        path: PathBuf,
+        /// The writer's reason.
+        source: parquet::errors::ParquetError,
+    },
+    /// The file is Parquet, but not Potstill's.
+    #[error(
+        "{path} has no `{key}` in its footer, so Potstill did not write it: move it out of the folder"
+    )]
+    ForeignShard {
+        /// The file.
+        path: PathBuf,
+        /// The footer key that is absent.
+        key: &'static str,
+    },
+    /// The file was written by a later version.
+    #[error(
+        "{path} has schema version {found}, and this Potstill knows versions up to {known}: use the newer Potstill that wrote it"
+    )]
+    NewerSchema {
+        /// The file.
+        path: PathBuf,
+        /// The version in the footer.
+        found: u32,
+        /// The newest version known here.
+        known: u32,
+    },
+    /// A value in the footer cannot be read.
+    #[error("`{key}` in the footer of {path} cannot be read: {why}")]
+    BadFooter {
+        /// The file.
+        path: PathBuf,
+        /// The footer key.
+        key: &'static str,
+        /// What is wrong with its value.
+        why: String,
+    },
+    /// A column is absent, not expected, or of another type.
+    #[error("the column `{column}` of a {table} table must be {expected}, and it is {found}")]
+    Column {
+        /// The table that was asked for, such as `signals`.
+        table: &'static str,
+        /// The column's name.
+        column: String,
+        /// The type it must have.
+        expected: String,
+        /// The type it has, or that it is absent.
+        found: String,
+    },
+    /// A value of a column has a legal type and an illegal content.
+    #[error("row {row}, column `{column}`: {why}")]
+    Cell {
+        /// Row in the file, from 0.
+        row: usize,
+        /// The column's name.
+        column: String,
+        /// What is wrong.
+        why: String,
+    },
+    /// More values than one batch of a Parquet list can address.
+    #[error("the column `{column}` holds more than {max} values in one batch: write fewer rows at a time", max = i32::MAX)]
+    TooLarge {
+        /// The column's name.
+        column: String,
+    },
+    /// Columns did not fit together.
+    #[error("cannot build {what} as Arrow data")]
+    Batch {
+        /// The column or table.
+        what: String,
+        /// Arrow's reason.
+        source: arrow::error::ArrowError,
+    },
+    /// The error concerns this file.
+    #[error("cannot use {path}")]
+    InFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong in it.
+        source: Box<Error>,
+    },
+    /// A folder of shards has a hole.
+    #[error(
+        "{path} is absent, though later shards are there: restore it, or delete the folder and run the stage again"
+    )]
+    MissingShard {
+        /// The file that should be there.
+        path: PathBuf,
+    },
+    /// A Parquet file in a folder of shards does not follow their naming.
+    #[error("{path} is not named like a shard (shard-00000.parquet): move it out of the folder")]
+    StrayShard {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A row was asked for that no shard has.
+    #[error(
+        "{dir} has no row {row} in shard {shard}: the list of rows belongs to another folder, so run `curate` again"
+    )]
+    NoSuchRow {
+        /// The folder of shards.
+        dir: PathBuf,
+        /// The shard, from 0.
+        shard: u32,
+        /// The row in the shard, from 0.
+        row: u32,
+    },
+
+    // ---- records ----
+    /// A signal breaks its own rules.
+    #[error("the signal of prompt {prompt_id}, sample {sample_index}, is not valid: {why}")]
+    BadSignal {
+        /// The prompt's id.
+        prompt_id: String,
+        /// Which sample of the prompt.
+        sample_index: u32,
+        /// The rule that is broken, with the position where there is one.
+        why: String,
+    },
+
+    // ---- journal ----
+    /// Another process holds the journal.
+    #[error("{path} is in use by another process: wait for it, or stop it")]
+    JournalInUse {
+        /// The journal.
+        path: PathBuf,
+    },
+    /// The file does not begin as a journal does.
+    #[error("{path} is not a Potstill journal: move it away")]
+    NotAJournal {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A frame in the middle is damaged, with whole frames after it.
+    #[error(
+        "{path} is damaged at byte {offset}: the {frames} records before it are whole, and so are some after it (from byte {next}). \
+         Restore the file from a copy, or keep what is before the damage with `truncate -s {offset} {path}` and run again"
+    )]
+    JournalDamaged {
+        /// The journal.
+        path: PathBuf,
+        /// Where the first damaged frame begins, in bytes.
+        offset: u64,
+        /// How many whole frames precede it.
+        frames: usize,
+        /// Where a whole frame follows, in bytes.
+        next: u64,
+    },
+    /// A record could not be stored; earlier ones are.
+    #[error(
+        "cannot add to {path}: the {frames} records before are safe, this one is not kept. Free space on the disk and run again"
+    )]
+    JournalAppend {
+        /// The journal.
+        path: PathBuf,
+        /// How many records are safe.
+        frames: usize,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// A record has no form as bytes, or its bytes are not that record.
+    #[error(
+        "the record at byte {offset} of {path} cannot be coded as a {type_name}; a journal is read by the version of Potstill that wrote it"
+    )]
+    JournalRecord {
+        /// The journal.
+        path: PathBuf,
+        /// Where the frame begins, in bytes.
+        offset: u64,
+        /// The Rust type.
+        type_name: &'static str,
+        /// The coder's reason.
+        source: postcard::Error,
+    },
+    /// The bytes of a frame changed after the journal was opened, or the span is another journal's.
+    #[error(
+        "{path} has no whole record of {bytes} bytes at byte {offset}: was it changed while in use?"
+    )]
+    JournalFrame {
+        /// The journal.
+        path: PathBuf,
+        /// Where the frame begins, in bytes.
+        offset: u64,
+        /// Length of the payload in bytes.
+        bytes: u32,
+    },
+
+    // ---- manifest ----
+    /// A manifest is not what this version writes.
+    #[error(
+        "{path} is not a manifest that this Potstill can read: delete its folder and run the stage again"
+    )]
+    BadManifest {
+        /// The file.
+        path: PathBuf,
+        /// The parser's reason.
+        source: serde_json::Error,
+    },
+    /// A file name that JSON cannot hold.
+    #[error("{path} has a name that is not UTF-8: rename it")]
+    FileName {
+        /// The file.
+        path: PathBuf,
+    },
+
+    // ---- import ----
+    /// A line is not JSON.
+    #[error(
+        "{path}:{line}:{column} is not valid JSON: {why}; each line must be one whole JSON object"
+    )]
+    BadJson {
+        /// The file.
+        path: PathBuf,
+        /// Line, from 1.
+        line: usize,
+        /// Byte in the line, from 1.
+        column: usize,
+        /// The parser's reason.
+        why: String,
+    },
+    /// A line is not text.
+    #[error("{path}:{line}:{column} is not valid UTF-8: convert the file to UTF-8")]
+    NotUtf8 {
+        /// The file.
+        path: PathBuf,
+        /// Line, from 1.
+        line: usize,
+        /// Byte in the line, from 1.
+        column: usize,
+    },
+    /// A line lacks a column that the run file names.
+    #[error(
+        "{path}:{line} has no column `{column}`; it has {present}. Name one of these in `columns`"
+    )]
+    MissingColumn {
+        /// The file.
+        path: PathBuf,
+        /// Line, from 1.
+        line: usize,
+        /// The column that was asked for.
+        column: String,
+        /// The columns the line has, as text.
+        present: String,
+    },
+    /// A line is JSON, but no prompt.
+    #[error("{path}:{line}: {why}")]
+    BadPrompt {
+        /// The file.
+        path: PathBuf,
+        /// Line, from 1.
+        line: usize,
+        /// What is wrong and what to do.
+        why: String,
+    },
+    /// There is nothing to import.
+    #[error("{path} gives no prompts: {why}")]
+    NoPrompts {
+        /// The file.
+        path: PathBuf,
+        /// Why it is none.
+        why: &'static str,
+    },
+}
+
+impl Error {
+    pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
+        move |source| Error::Io {
+            action,
+            path: path.to_path_buf(),
+            source,
+        }
+    }
+
+    /// Names the file an error was found in.
+    pub(crate) fn in_file(self, path: &Path) -> Error {
+        Error::InFile {
+            path: path.to_path_buf(),
+            source: Box::new(self),
+        }
+    }
+}

@@ -1,0 +1,347 @@
+//! Stage manifests: what a published folder holds and what it was made from. No time and no host are in them, so
+//! that the same work gives the same bytes.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
+
+use crate::error::Error;
+
+/// The manifest's name in its folder.
+pub const MANIFEST_FILE: &str = "manifest.json";
+
+/// Size and hash of a file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FileHash {
+    /// Size in bytes.
+    pub bytes: u64,
+    /// SHA-256 in lower-case hex.
+    pub sha256: String,
+}
+
+/// What a published stage is. It is written last: a folder without one is not published.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// The stage's name.
+    pub stage: String,
+    /// Version of the files' schema.
+    pub schema: u32,
+    /// [`stage_key`] of settings and inputs: a stage whose key is the same is up to date.
+    pub key: String,
+    /// The settings that the output depends on.
+    pub settings: Value,
+    /// What was read: a name, and the content hash of its manifest or file.
+    pub inputs: BTreeMap<String, String>,
+    /// What was written, by path below the folder, with `/`.
+    pub files: BTreeMap<String, FileHash>,
+    /// How many of what.
+    pub counts: BTreeMap<String, u64>,
+}
+
+impl Manifest {
+    /// Reads `manifest.json` of a folder; `None` where there is none.
+    ///
+    /// # Errors
+    /// [`Error::Io`], or [`Error::BadManifest`] where it is not a manifest.
+    pub fn read(dir: &Path) -> Result<Option<Manifest>, Error> {
+        let path = dir.join(MANIFEST_FILE);
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(Error::io("read", &path)(error)),
+        };
+        match serde_json::from_slice(&bytes) {
+            Ok(manifest) => Ok(Some(manifest)),
+            Err(source) => Err(Error::BadManifest { path, source }),
+        }
+    }
+
+    /// Writes `manifest.json` into a folder: whole or not at all, and synced.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn write(&self, dir: &Path) -> Result<(), Error> {
+        let path = dir.join(MANIFEST_FILE);
+        let mut text = serde_json::to_string_pretty(self).map_err(|source| Error::BadManifest {
+            path: path.clone(),
+            source,
+        })?;
+        text.push('\n');
+        replace_file(&path, text.as_bytes())
+    }
+
+    /// SHA-256 of the manifest as canonical JSON: the identity of what the stage wrote, for later stages' inputs.
+    pub fn content_hash(&self) -> String {
+        let files = self.files.iter().map(|(name, file)| {
+            let mut fields = Map::new();
+            fields.insert("bytes".into(), file.bytes.into());
+            fields.insert("sha256".into(), file.sha256.as_str().into());
+            (name.clone(), Value::Object(fields))
+        });
+        let counts = self
+            .counts
+            .iter()
+            .map(|(name, count)| (name.clone(), Value::from(*count)));
+        let mut fields = Map::new();
+        fields.insert("stage".into(), self.stage.as_str().into());
+        fields.insert("schema".into(), self.schema.into());
+        fields.insert("key".into(), self.key.as_str().into());
+        fields.insert("settings".into(), self.settings.clone());
+        fields.insert("inputs".into(), strings(&self.inputs));
+        fields.insert("files".into(), Value::Object(files.collect()));
+        fields.insert("counts".into(), Value::Object(counts.collect()));
+        sha256_hex(canonical_json(&Value::Object(fields)).as_bytes())
+    }
+}
+
+/// SHA-256 over a stage's name, settings and inputs as canonical JSON: a manifest with this key is up to date.
+pub fn stage_key(stage: &str, settings: &Value, inputs: &BTreeMap<String, String>) -> String {
+    let mut fields = Map::new();
+    fields.insert("stage".into(), stage.into());
+    fields.insert("settings".into(), settings.clone());
+    fields.insert("inputs".into(), strings(inputs));
+    sha256_hex(canonical_json(&Value::Object(fields)).as_bytes())
+}
+
+/// Sizes and hashes of all files below a folder, by path with `/`; its own manifest is left out.
+///
+/// # Errors
+/// [`Error::Io`] naming the file; [`Error::FileName`] where a name is not UTF-8.
+pub fn hash_files(dir: &Path) -> Result<BTreeMap<String, FileHash>, Error> {
+    let mut files = BTreeMap::new();
+    let mut folders = vec![(dir.to_path_buf(), String::new())];
+    while let Some((folder, prefix)) = folders.pop() {
+        for entry in fs::read_dir(&folder).map_err(Error::io("list", &folder))? {
+            let path = entry.map_err(Error::io("list", &folder))?.path();
+            let Some(file_name) = path.file_name().and_then(|name| name.to_str()) else {
+                return Err(Error::FileName { path });
+            };
+            let name = format!("{prefix}{file_name}");
+            if path.is_dir() {
+                folders.push((path, format!("{name}/")));
+            } else if name != MANIFEST_FILE {
+                files.insert(name, hash_file(&path)?);
+            }
+        }
+    }
+    Ok(files)
+}
+
+/// Size and hash of one file, read in blocks.
+///
+/// # Errors
+/// [`Error::Io`] naming the file.
+pub fn hash_file(path: &Path) -> Result<FileHash, Error> {
+    let mut file = File::open(path).map_err(Error::io("open", path))?;
+    let mut hasher = Sha256::new();
+    let mut block = vec![0; 1 << 16];
+    let mut bytes = 0;
+    loop {
+        let count = file.read(&mut block).map_err(Error::io("read", path))?;
+        match block.get(..count) {
+            None | Some([]) => break,
+            Some(part) => hasher.update(part),
+        }
+        bytes += count as u64;
+    }
+    Ok(FileHash {
+        bytes,
+        sha256: hex(&hasher.finalize()),
+    })
+}
+
+/// JSON with the keys of every object sorted and no spaces: equal values have equal text.
+pub fn canonical_json(value: &Value) -> String {
+    match value {
+        Value::Object(fields) => {
+            let sorted: BTreeMap<&String, &Value> = fields.iter().collect();
+            let fields = sorted.into_iter().map(|(key, value)| {
+                let key = Value::String(key.clone());
+                format!("{key}:{}", canonical_json(value))
+            });
+            format!("{{{}}}", fields.collect::<Vec<_>>().join(","))
+        }
+        Value::Array(items) => format!(
+            "[{}]",
+            items
+                .iter()
+                .map(canonical_json)
+                .collect::<Vec<_>>()
+                .join(",")
+        ),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => value.to_string(),
+    }
+}
+
+/// Puts a file in place whole or not at all: written beside it, synced, renamed, and the folder synced.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn replace_file(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    let temporary = temporary_path(path);
+    let mut file = File::create(&temporary).map_err(Error::io("create", &temporary))?;
+    file.write_all(bytes)
+        .map_err(Error::io("write", &temporary))?;
+    publish_file(&file, &temporary, path)
+}
+
+/// Syncs a finished file and renames it into place.
+pub(crate) fn publish_file(file: &File, temporary: &Path, path: &Path) -> Result<(), Error> {
+    file.sync_all().map_err(Error::io("sync", temporary))?;
+    fs::rename(temporary, path).map_err(Error::io("rename a finished file to", path))?;
+    sync_parent(path)
+}
+
+/// Where a file is written before it is complete: its name and `.tmp`.
+pub(crate) fn temporary_path(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".tmp");
+    PathBuf::from(name)
+}
+
+/// Makes a new or renamed entry last through a crash.
+pub(crate) fn sync_parent(path: &Path) -> Result<(), Error> {
+    let parent = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    // Only Unix opens a folder as a file; elsewhere a rename has to do.
+    if cfg!(unix) {
+        File::open(parent)
+            .and_then(|folder| folder.sync_all())
+            .map_err(Error::io("sync", parent))?;
+    }
+    Ok(())
+}
+
+pub(crate) fn sha256_hex(bytes: &[u8]) -> String {
+    hex(&Sha256::digest(bytes))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn strings(map: &BTreeMap<String, String>) -> Value {
+    Value::Object(
+        map.iter()
+            .map(|(key, value)| (key.clone(), value.as_str().into()))
+            .collect(),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn manifest(dir: &Path) -> Manifest {
+        let settings = serde_json::json!({"b": [1, 2.5, null], "a": {"y": "ü\"", "x": true}});
+        let inputs = BTreeMap::from([("prompts".to_owned(), "abc".to_owned())]);
+        Manifest {
+            stage: "collect".into(),
+            schema: 1,
+            key: stage_key("collect", &settings, &inputs),
+            settings,
+            inputs,
+            files: hash_files(dir).unwrap(),
+            counts: BTreeMap::from([("rows".to_owned(), 7)]),
+        }
+    }
+
+    #[test]
+    fn what_is_written_is_read_and_has_the_same_hash() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(Manifest::read(dir.path()).unwrap(), None);
+        fs::create_dir_all(dir.path().join("deep/er")).unwrap();
+        fs::write(dir.path().join("deep/er/file"), "abc").unwrap();
+        let written = manifest(dir.path());
+        written.write(dir.path()).unwrap();
+        let read = Manifest::read(dir.path()).unwrap().unwrap();
+        assert_eq!(read, written);
+        assert_eq!(read.content_hash(), written.content_hash());
+        // Neither its own file nor a temporary one is among the files.
+        assert_eq!(manifest(dir.path()), written);
+        let files: Vec<_> = written.files.into_iter().collect();
+        let abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+        assert_eq!(
+            files,
+            [(
+                "deep/er/file".to_owned(),
+                FileHash {
+                    bytes: 3,
+                    sha256: abc.into()
+                }
+            )]
+        );
+    }
+
+    #[test]
+    fn every_field_is_part_of_the_hash_and_key_order_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let base = manifest(dir.path());
+        let changes: [fn(&mut Manifest); 7] = [
+            |m| m.stage.push('x'),
+            |m| m.schema += 1,
+            |m| m.key.push('x'),
+            |m| m.settings["a"]["x"] = false.into(),
+            |m| drop(m.inputs.insert("x".into(), "y".into())),
+            |m| {
+                drop(m.files.insert(
+                    "x".into(),
+                    FileHash {
+                        bytes: 1,
+                        sha256: "y".into(),
+                    },
+                ))
+            },
+            |m| drop(m.counts.insert("x".into(), 1)),
+        ];
+        for change in changes {
+            let mut changed = base.clone();
+            change(&mut changed);
+            assert_ne!(changed.content_hash(), base.content_hash());
+        }
+        let mut turned = base.clone();
+        turned.settings = serde_json::json!({"a": {"x": true, "y": "ü\""}, "b": [1, 2.5, null]});
+        assert_eq!(turned.content_hash(), base.content_hash());
+        assert_eq!(
+            stage_key("collect", &turned.settings, &turned.inputs),
+            base.key
+        );
+        assert_ne!(stage_key("score", &base.settings, &base.inputs), base.key);
+    }
+
+    #[test]
+    fn canonical_json_sorts_and_has_no_spaces() {
+        let value = serde_json::json!({"b": [1, {"d": null, "c": "\n"}], "a": -0.5});
+        assert_eq!(
+            canonical_json(&value),
+            r#"{"a":-0.5,"b":[1,{"c":"\n","d":null}]}"#
+        );
+    }
+
+    #[test]
+    fn what_is_no_manifest_is_an_error_that_names_it() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join(MANIFEST_FILE), "{\"stage\": 1}").unwrap();
+        let message = Manifest::read(dir.path()).unwrap_err().to_string();
+        assert!(
+            message.contains("manifest.json is not a manifest"),
+            "{message}"
+        );
+        let message = hash_files(&dir.path().join("none"))
+            .unwrap_err()
+            .to_string();
+        assert!(
+            message.starts_with("cannot list ") && message.ends_with("none"),
+            "{message}"
+        );
+    }
+}

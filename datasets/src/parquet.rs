@@ -1,0 +1,283 @@
+//! Shards: Parquet files of records. Equal rows give equal bytes: no time, host or library version is in a file.
+//!
+//! A shard is written beside its place and renamed when complete, so a `.parquet` file is always whole. Readers hold
+//! one batch at a time.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+use ::parquet::arrow::ArrowWriter;
+use ::parquet::arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions};
+use ::parquet::basic::{Compression, ZstdLevel};
+use ::parquet::errors::ParquetError;
+use ::parquet::file::metadata::KeyValue;
+use ::parquet::file::properties::{EnabledStatistics, WriterProperties};
+use arrow::array::{AsArray, RecordBatch};
+use arrow::datatypes::UInt32Type;
+
+use crate::error::Error;
+use crate::manifest::{publish_file, temporary_path};
+use crate::records::Provenance;
+use crate::schema::{PROVENANCE_KEY, Record, SCHEMA_KEY, SCHEMA_VERSION};
+
+/// A shard holds the rows of this many consecutive prompts.
+pub const PROMPTS_PER_SHARD: usize = 1024;
+
+/// Rows converted at a time, which bounds memory and is a constant because it shapes the bytes of a file.
+pub(crate) const BATCH_ROWS: usize = 32;
+
+/// The name of a shard in its folder: `shard-00000.parquet`.
+pub fn shard_name(index: usize) -> String {
+    format!("shard-{index:05}.parquet")
+}
+
+/// The shards of a folder, in order. Files that are not Parquet are none of its business.
+///
+/// # Errors
+/// [`Error::MissingShard`] where the numbers have a hole; [`Error::StrayShard`] for a Parquet file of another name;
+/// [`Error::Io`].
+pub fn shards(dir: &Path) -> Result<Vec<PathBuf>, Error> {
+    let mut count = 0;
+    let mut highest = 0;
+    for entry in fs::read_dir(dir).map_err(Error::io("list", dir))? {
+        let path = entry.map_err(Error::io("list", dir))?.path();
+        if path
+            .extension()
+            .is_none_or(|extension| extension != "parquet")
+        {
+            continue;
+        }
+        let number = path
+            .file_stem()
+            .and_then(|stem| stem.to_str()?.strip_prefix("shard-")?.parse::<usize>().ok());
+        match number.filter(|number| {
+            path.file_name()
+                .is_some_and(|name| *name == *shard_name(*number))
+        }) {
+            Some(number) => highest = highest.max(number),
+            None => return Err(Error::StrayShard { path }),
+        }
+        count += 1;
+    }
+    let paths: Vec<PathBuf> = (0..count)
+        .map(|index| dir.join(shard_name(index)))
+        .collect();
+    if count > 0 && highest >= count {
+        let missing = paths
+            .into_iter()
+            .find(|path| !path.exists())
+            .unwrap_or_else(|| dir.join(shard_name(count)));
+        return Err(Error::MissingShard { path: missing });
+    }
+    Ok(paths)
+}
+
+/// Writes rows as one shard.
+///
+/// # Errors
+/// As [`ShardWriter`].
+pub fn write_shard<R: Record>(
+    path: &Path,
+    rows: &[R],
+    provenance: &[Provenance],
+) -> Result<(), Error> {
+    let mut writer = ShardWriter::<R>::new(path, provenance)?;
+    rows.chunks(BATCH_ROWS)
+        .try_for_each(|rows| writer.write(rows))?;
+    writer.finish()
+}
+
+/// Writes rows as one shard as they come; at most 32 wait in memory. The file is in place after
+/// [`finish`](ShardWriter::finish), and until then at the path with `.tmp` added.
+pub struct ShardWriter<R: Record> {
+    path: PathBuf,
+    temporary: PathBuf,
+    writer: ArrowWriter<File>,
+    provenances: usize,
+    waiting: Vec<R>,
+}
+
+impl<R: Record> ShardWriter<R> {
+    /// Begins a shard whose rows come from the given sources: a row's `provenance` is an index into them. Tables
+    /// without that column take an empty list.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::WriteShard`].
+    pub fn new(path: &Path, provenance: &[Provenance]) -> Result<ShardWriter<R>, Error> {
+        let temporary = temporary_path(path);
+        let file = File::create(&temporary).map_err(Error::io("create", &temporary))?;
+        let list = serde_json::to_string(provenance).map_err(|source| Error::BadFooter {
+            path: path.to_path_buf(),
+            key: PROVENANCE_KEY,
+            why: source.to_string(),
+        })?;
+        let writer = ArrowWriter::try_new(file, R::schema(), Some(properties::<R>(list)))
+            .map_err(unwritable(path))?;
+        let provenances = provenance.len();
+        Ok(ShardWriter {
+            path: path.to_path_buf(),
+            temporary,
+            writer,
+            provenances,
+            waiting: Vec::new(),
+        })
+    }
+
+    /// Adds a row.
+    ///
+    /// # Errors
+    /// [`Error::InFile`] for a row that may not be stored; [`Error::WriteShard`], for one because the disk is full.
+    pub fn push(&mut self, row: R) -> Result<(), Error> {
+        self.waiting.push(row);
+        if self.waiting.len() == BATCH_ROWS {
+            self.write_waiting()
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Writes the rest, syncs the file and puts it in place.
+    ///
+    /// # Errors
+    /// As [`push`](ShardWriter::push), and [`Error::Io`].
+    pub fn finish(mut self) -> Result<(), Error> {
+        self.write_waiting()?;
+        let file = self.writer.into_inner().map_err(unwritable(&self.path))?;
+        publish_file(&file, &self.temporary, &self.path)
+    }
+
+    fn write_waiting(&mut self) -> Result<(), Error> {
+        let rows = std::mem::take(&mut self.waiting);
+        if rows.is_empty() {
+            Ok(())
+        } else {
+            self.write(&rows)
+        }
+    }
+
+    fn write(&mut self, rows: &[R]) -> Result<(), Error> {
+        let batch = R::to_batch(rows)
+            .and_then(|batch| check_provenance(&batch, self.provenances).map(|()| batch))
+            .map_err(|error| error.in_file(&self.path))?;
+        self.writer.write(&batch).map_err(unwritable(&self.path))
+    }
+}
+
+fn properties<R: Record>(provenance: String) -> WriterProperties {
+    let footer = vec![
+        KeyValue::new(SCHEMA_KEY.into(), SCHEMA_VERSION.to_string()),
+        KeyValue::new(PROVENANCE_KEY.into(), provenance),
+    ];
+    WriterProperties::builder()
+        // The default names the library's version.
+        .set_created_by("potstill".into())
+        .set_key_value_metadata(Some(footer))
+        .set_compression(Compression::ZSTD(ZstdLevel::default()))
+        .set_max_row_group_row_count(Some(R::GROUP_ROWS))
+        .set_statistics_enabled(EnabledStatistics::Chunk)
+        .build()
+}
+
+/// What the footer of a shard says.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Footer {
+    /// Version of the schema.
+    pub schema: u32,
+    /// Where the rows come from.
+    pub provenance: Vec<Provenance>,
+    /// How many rows.
+    pub rows: usize,
+}
+
+/// Reads the footer of a shard of any table.
+///
+/// # Errors
+/// [`Error::Io`], [`Error::DamagedShard`], [`Error::ForeignShard`], [`Error::NewerSchema`], [`Error::BadFooter`].
+pub fn read_footer(path: &Path) -> Result<Footer, Error> {
+    let file = File::open(path).map_err(Error::io("open", path))?;
+    let metadata =
+        ArrowReaderMetadata::load(&file, ArrowReaderOptions::new()).map_err(damaged(path))?;
+    footer(path, &metadata)
+}
+
+pub(crate) fn footer(path: &Path, metadata: &ArrowReaderMetadata) -> Result<Footer, Error> {
+    let file = metadata.metadata().file_metadata();
+    let value = |key: &'static str| {
+        let pairs = file
+            .key_value_metadata()
+            .map(Vec::as_slice)
+            .unwrap_or_default();
+        let value = pairs
+            .iter()
+            .find(|pair| pair.key == key)
+            .and_then(|pair| pair.value.as_deref());
+        value.ok_or_else(|| Error::ForeignShard {
+            path: path.to_path_buf(),
+            key,
+        })
+    };
+    let bad = |key, why: String| Error::BadFooter {
+        path: path.to_path_buf(),
+        key,
+        why,
+    };
+    let schema: u32 = value(SCHEMA_KEY)?
+        .parse()
+        .map_err(|_| bad(SCHEMA_KEY, "it is not a number".into()))?;
+    if schema > SCHEMA_VERSION {
+        return Err(Error::NewerSchema {
+            path: path.to_path_buf(),
+            found: schema,
+            known: SCHEMA_VERSION,
+        });
+    }
+    if schema < SCHEMA_VERSION {
+        return Err(bad(SCHEMA_KEY, format!("there is no version {schema}")));
+    }
+    let provenance = serde_json::from_str(value(PROVENANCE_KEY)?)
+        .map_err(|error| bad(PROVENANCE_KEY, error.to_string()))?;
+    Ok(Footer {
+        schema,
+        provenance,
+        rows: usize::try_from(file.num_rows()).unwrap_or_default(),
+    })
+}
+
+/// Every row of a table with the column `provenance` names an entry of the footer's list.
+pub(crate) fn check_provenance(batch: &RecordBatch, known: usize) -> Result<(), Error> {
+    let Some(column) = batch
+        .column_by_name("provenance")
+        .and_then(|column| column.as_primitive_opt::<UInt32Type>())
+    else {
+        return Ok(());
+    };
+    match column
+        .values()
+        .iter()
+        .position(|index| *index as usize >= known)
+    {
+        None => Ok(()),
+        Some(row) => Err(Error::Cell {
+            row,
+            column: "provenance".into(),
+            why: format!(
+                "{} is not an index into the {known} entries of the footer",
+                column.value(row)
+            ),
+        }),
+    }
+}
+
+pub(crate) fn damaged(path: &Path) -> impl FnOnce(ParquetError) -> Error {
+    move |source| Error::DamagedShard {
+        path: path.to_path_buf(),
+        source,
+    }
+}
+
+fn unwritable(path: &Path) -> impl FnOnce(ParquetError) -> Error {
+    move |source| Error::WriteShard {
+        path: path.to_path_buf(),
+        source,
+    }
+}

@@ -1,0 +1,138 @@
+//! Reading shards: checked on opening, then a batch in memory at a time.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use ::parquet::arrow::arrow_reader::{
+    ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReader,
+    ParquetRecordBatchReaderBuilder,
+};
+use arrow::array::RecordBatch;
+
+use crate::error::Error;
+use crate::parquet::{BATCH_ROWS, Footer, check_provenance, damaged, footer};
+use crate::schema::{Record, check_columns};
+
+/// A shard whose footer and columns have been checked.
+pub(crate) struct OpenShard {
+    pub(crate) path: PathBuf,
+    pub(crate) metadata: ArrowReaderMetadata,
+    pub(crate) footer: Footer,
+}
+
+impl OpenShard {
+    pub(crate) fn open<R: Record>(path: &Path) -> Result<OpenShard, Error> {
+        let file = File::open(path).map_err(Error::io("open", path))?;
+        let metadata =
+            ArrowReaderMetadata::load(&file, ArrowReaderOptions::new()).map_err(damaged(path))?;
+        let footer = footer(path, &metadata)?;
+        check_columns::<R>(metadata.schema()).map_err(|error| error.in_file(path))?;
+        Ok(OpenShard {
+            path: path.to_path_buf(),
+            metadata,
+            footer,
+        })
+    }
+
+    /// Batches of the whole shard, or of one row group.
+    pub(crate) fn batches(
+        &self,
+        group: Option<usize>,
+        rows: usize,
+    ) -> Result<ParquetRecordBatchReader, Error> {
+        let file = File::open(&self.path).map_err(Error::io("open", &self.path))?;
+        let builder =
+            ParquetRecordBatchReaderBuilder::new_with_metadata(file, self.metadata.clone());
+        let builder = match group {
+            Some(group) => builder.with_row_groups(vec![group]),
+            None => builder,
+        };
+        builder
+            .with_batch_size(rows)
+            .build()
+            .map_err(damaged(&self.path))
+    }
+}
+
+/// Reads the rows of a shard in order, a batch of 32 in memory at a time.
+///
+/// # Errors
+/// As [`read_footer`], and [`Error::InFile`] where the columns are not those of `R`. An item is an error where a page
+/// is damaged or a row's content is not legal; it is the last.
+pub fn read_shard<R: Record>(path: &Path) -> Result<Rows<R>, Error> {
+    let shard = OpenShard::open::<R>(path)?;
+    let batches = shard.batches(None, BATCH_ROWS)?;
+    Ok(Rows {
+        shard,
+        batches: Some(batches),
+        first_row: 0,
+        rows: Vec::new().into_iter(),
+    })
+}
+
+/// The rows of a shard, from [`read_shard`].
+pub struct Rows<R> {
+    shard: OpenShard,
+    /// Nothing after the end or an error.
+    batches: Option<ParquetRecordBatchReader>,
+    /// Row in the file of the next batch's first row.
+    first_row: usize,
+    rows: std::vec::IntoIter<R>,
+}
+
+impl<R> Rows<R> {
+    /// What the shard's footer says.
+    pub fn footer(&self) -> &Footer {
+        &self.shard.footer
+    }
+}
+
+impl<R: Record> Iterator for Rows<R> {
+    type Item = Result<R, Error>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            if let Some(row) = self.rows.next() {
+                return Some(Ok(row));
+            }
+            let batch = self.batches.as_mut()?.next();
+            let rows = match batch {
+                None => {
+                    self.batches = None;
+                    return None;
+                }
+                Some(Ok(batch)) => rows_of(&self.shard, &batch, self.first_row),
+                Some(Err(error)) => Err(damaged(&self.shard.path)(error.into())),
+            };
+            match rows {
+                Ok(rows) => {
+                    self.first_row += rows.len();
+                    self.rows = rows.into_iter();
+                }
+                Err(error) => {
+                    self.batches = None;
+                    return Some(Err(error));
+                }
+            }
+        }
+    }
+}
+
+/// The rows of a batch that begins at `first_row` of the shard.
+pub(crate) fn rows_of<R: Record>(
+    shard: &OpenShard,
+    batch: &RecordBatch,
+    first_row: usize,
+) -> Result<Vec<R>, Error> {
+    let rows =
+        check_provenance(batch, shard.footer.provenance.len()).and_then(|()| R::from_batch(batch));
+    rows.map_err(|error| match error {
+        Error::Cell { row, column, why } => Error::Cell {
+            row: first_row + row,
+            column,
+            why,
+        },
+        other => other,
+    })
+    .map_err(|error| error.in_file(&shard.path))
+}

@@ -1,0 +1,208 @@
+//! `signals/`: a teacher's distributions. The lists of a row run in parallel: one entry for each loss position.
+
+use std::sync::Arc;
+
+use arrow::array::{BooleanArray, PrimitiveArray, RecordBatch};
+use arrow::buffer::BooleanBuffer;
+use arrow::datatypes::{ArrowPrimitiveType, DataType, Float32Type, Schema, SchemaRef, UInt32Type};
+
+use super::columns::{
+    Cells, Lists, concat, list, list_of_optional, lists, lists_of_optional, number, numbers,
+    optional_numbers, part, required, strings,
+};
+use super::{Record, batch, check_columns};
+use crate::error::Error;
+use crate::signal::{Signal, SignalRow};
+
+impl Record for Signal {
+    const TABLE: &'static str = "signals";
+    // A row is about 100 kB (200 positions of 64 candidates), and a row group is what one random access decodes.
+    const GROUP_ROWS: usize = 32;
+
+    fn schema() -> SchemaRef {
+        Arc::new(Schema::new(vec![
+            required("prompt_id", DataType::Utf8),
+            required("sample_index", DataType::UInt32),
+            required("token_ids", list(DataType::UInt32)),
+            required("loss_mask", list(DataType::Boolean)),
+            required("support_ids", list(list(DataType::UInt32))),
+            required("support_logprobs", list(list(DataType::Float32))),
+            required("tail_logprob", list(DataType::Float32)),
+            required("entropy", list(DataType::Float32)),
+            required("log_z_at", list(list_of_optional(DataType::Float32))),
+            required("provenance", DataType::UInt32),
+        ]))
+    }
+
+    fn to_batch(rows: &[Self]) -> Result<RecordBatch, Error> {
+        rows.iter().try_for_each(Signal::validate)?;
+        let positions = || rows.iter().flat_map(|row| &row.rows);
+        let counts = || rows.iter().map(|row| row.rows.len());
+        let sizes = || positions().map(|position| position.ids.len());
+
+        let token_ids =
+            numbers::<UInt32Type>(concat(rows.iter().map(|row| row.token_ids.as_slice())));
+        let mask = concat(rows.iter().map(|row| row.loss_mask.as_slice()));
+        let mask = Arc::new(BooleanArray::new(BooleanBuffer::from(mask), None));
+        let ids =
+            numbers::<UInt32Type>(concat(positions().map(|position| position.ids.as_slice())));
+        let ids = lists("support_ids", sizes(), ids)?;
+        let logprobs = numbers::<Float32Type>(concat(
+            positions().map(|position| position.logprobs.as_slice()),
+        ));
+        let logprobs = lists("support_logprobs", sizes(), logprobs)?;
+        let tail =
+            numbers::<Float32Type>(positions().map(|position| position.tail_logprob).collect());
+        let entropy =
+            numbers::<Float32Type>(positions().map(|position| position.entropy).collect());
+        let log_z = optional_numbers::<Float32Type>(
+            positions().flat_map(|position| position.log_z_at.iter().copied()),
+        );
+        let log_z = lists_of_optional(
+            "log_z_at",
+            positions().map(|position| position.log_z_at.len()),
+            log_z,
+        )?;
+
+        batch::<Self>(vec![
+            strings("prompt_id", rows.iter().map(|row| row.prompt_id.as_str()))?,
+            numbers::<UInt32Type>(rows.iter().map(|row| row.sample_index).collect()),
+            lists(
+                "token_ids",
+                rows.iter().map(|row| row.token_ids.len()),
+                token_ids,
+            )?,
+            lists(
+                "loss_mask",
+                rows.iter().map(|row| row.loss_mask.len()),
+                mask,
+            )?,
+            lists("support_ids", counts(), ids)?,
+            lists("support_logprobs", counts(), logprobs)?,
+            lists("tail_logprob", counts(), tail)?,
+            lists("entropy", counts(), entropy)?,
+            lists("log_z_at", counts(), log_z)?,
+            numbers::<UInt32Type>(rows.iter().map(|row| row.provenance).collect()),
+        ])
+    }
+
+    fn from_batch(batch: &RecordBatch) -> Result<Vec<Self>, Error> {
+        check_columns::<Self>(&batch.schema())?;
+        let column = |name| Cells::of(Self::TABLE, batch, name);
+        let (prompt_id, sample_index) = (
+            column("prompt_id")?.strings()?,
+            column("sample_index")?.numbers::<UInt32Type>()?,
+        );
+        let provenance = column("provenance")?.numbers::<UInt32Type>()?;
+        let token_lists = column("token_ids")?.lists()?;
+        let token_ids = token_lists.child.numbers::<UInt32Type>()?.values();
+        let mask_lists = column("loss_mask")?.lists()?;
+        let mask = mask_lists.child.booleans()?.values();
+        let distributions = Distributions::of(batch)?;
+        let rows = (0..batch.num_rows()).map(|row| {
+            let signal = Signal {
+                prompt_id: prompt_id.value(row).to_owned(),
+                sample_index: sample_index.value(row),
+                token_ids: part(token_ids, token_lists.range(row)),
+                loss_mask: mask_lists
+                    .range(row)
+                    .map(|index| mask.value(index))
+                    .collect(),
+                rows: distributions.get(row)?,
+                provenance: provenance.value(row),
+            };
+            signal.validate()?;
+            Ok(signal)
+        });
+        rows.collect()
+    }
+}
+
+/// A column of lists of numbers.
+struct Flat<'a, T: ArrowPrimitiveType> {
+    lists: Lists<'a>,
+    values: &'a PrimitiveArray<T>,
+}
+
+impl<'a, T: ArrowPrimitiveType> Flat<'a, T> {
+    fn of(cells: &Cells<'a>) -> Result<Flat<'a, T>, Error> {
+        let lists = cells.lists()?;
+        let values = lists.child.numbers()?;
+        Ok(Flat { lists, values })
+    }
+}
+
+/// The columns with an entry for each loss position: the lists of a row, then what they hold.
+struct Distributions<'a> {
+    ids: (Lists<'a>, Flat<'a, UInt32Type>),
+    logprobs: (Lists<'a>, Flat<'a, Float32Type>),
+    log_z: (Lists<'a>, Flat<'a, Float32Type>),
+    tail: Flat<'a, Float32Type>,
+    entropy: Flat<'a, Float32Type>,
+}
+
+impl<'a> Distributions<'a> {
+    fn of(batch: &'a RecordBatch) -> Result<Distributions<'a>, Error> {
+        let column = |name| Cells::of(Signal::TABLE, batch, name);
+        let (ids, logprobs) = (
+            column("support_ids")?.lists()?,
+            column("support_logprobs")?.lists()?,
+        );
+        let log_z = column("log_z_at")?.lists()?;
+        Ok(Distributions {
+            tail: Flat::of(&column("tail_logprob")?)?,
+            entropy: Flat::of(&column("entropy")?)?,
+            ids: {
+                let inner = Flat::of(&ids.child)?;
+                (ids, inner)
+            },
+            logprobs: {
+                let inner = Flat::of(&logprobs.child)?;
+                (logprobs, inner)
+            },
+            log_z: {
+                let inner = Flat::of(&log_z.child)?;
+                (log_z, inner)
+            },
+        })
+    }
+
+    fn get(&self, row: usize) -> Result<Vec<SignalRow>, Error> {
+        let positions = self.ids.0.range(row);
+        let others = [
+            &self.logprobs.0,
+            &self.log_z.0,
+            &self.tail.lists,
+            &self.entropy.lists,
+        ];
+        if let Some(other) = others
+            .into_iter()
+            .find(|other| other.range(row).len() != positions.len())
+        {
+            let (count, expected) = (other.range(row).len(), positions.len());
+            return Err(other.child.bad(
+                row,
+                format!("{count} positions, though `support_ids` has {expected}"),
+            ));
+        }
+        // The children of different columns begin at different places only if a writer left gaps between lists.
+        let [logprobs, log_z, tail, entropy] = others.map(|other| other.range(row).start);
+        let rows = positions.enumerate().map(|(i, position)| SignalRow {
+            ids: part(self.ids.1.values.values(), self.ids.1.lists.range(position)),
+            logprobs: part(
+                self.logprobs.1.values.values(),
+                self.logprobs.1.lists.range(logprobs + i),
+            ),
+            tail_logprob: self.tail.values.value(tail + i),
+            entropy: self.entropy.values.value(entropy + i),
+            log_z_at: self
+                .log_z
+                .1
+                .lists
+                .range(log_z + i)
+                .map(|index| number(self.log_z.1.values, index))
+                .collect(),
+        });
+        Ok(rows.collect())
+    }
+}

@@ -1,0 +1,312 @@
+//! A signal, what a trainer learns from, and the rules every stored one keeps.
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::Error;
+
+/// A teacher's distributions over one text: one for each position t ≥ 1 with `loss_mask[t]`, in order. Row i
+/// predicts `token_ids[t_i]` from the tokens before it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Signal {
+    /// The prompt's id.
+    pub prompt_id: String,
+    /// Which sample of the prompt, from 0.
+    pub sample_index: u32,
+    /// Prompt and answer as token ids.
+    pub token_ids: Vec<u32>,
+    /// Which of `token_ids` are learned. As long as `token_ids`; never set at position 0, which nothing precedes.
+    pub loss_mask: Vec<bool>,
+    /// The distributions.
+    pub rows: Vec<SignalRow>,
+    /// Index into the footer's list.
+    pub provenance: u32,
+}
+
+/// A distribution at one position: exact on the support S, one number for the rest.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SignalRow {
+    /// The support S: unique, likeliest first, lower id first where equal. The realised token is in it.
+    pub ids: Vec<u32>,
+    /// Log-probabilities of `ids` at T=1, nats.
+    pub logprobs: Vec<f32>,
+    /// Log of the exact mass outside S, nats; -inf when S is everything.
+    pub tail_logprob: f32,
+    /// Entropy of the full distribution, nats.
+    pub entropy: f32,
+    /// log Σ_v exp(logprob_v / T) over the whole vocabulary, nats, for each T of [`Provenance::temperatures`](crate::Provenance::temperatures), so that
+    /// log p_T(i) = logprob_i / T − log_z. `None` where the teacher could not give it.
+    pub log_z_at: Vec<Option<f32>>,
+}
+
+/// How far a row's mass may exceed 1 by rounding; the target rescales it. More is refused.
+pub const MASS_TOLERANCE: f64 = 1e-3;
+
+impl Signal {
+    /// The positions that have a distribution, in order: t ≥ 1 with `loss_mask[t]`.
+    pub fn loss_positions(&self) -> impl Iterator<Item = usize> {
+        self.loss_mask
+            .iter()
+            .enumerate()
+            .skip(1)
+            .filter(|(_, loss)| **loss)
+            .map(|(position, _)| position)
+    }
+
+    /// Checks the rules that every stored signal keeps.
+    ///
+    /// # Errors
+    /// [`Error::BadSignal`] where the mask is not as long as the tokens or is set at position 0; where the number of
+    /// distributions is not that of the loss positions; where a support is empty, repeats an id, is not sorted or
+    /// lacks the realised token; where a number is not finite (a tail of -inf is legal); where the mass is over
+    /// 1 + [`MASS_TOLERANCE`]; where rows differ in the number of temperatures.
+    pub fn validate(&self) -> Result<(), Error> {
+        self.check().map_err(|why| self.bad(why))
+    }
+
+    /// Checks that every id is below the size of a vocabulary.
+    ///
+    /// # Errors
+    /// [`Error::BadSignal`] naming the first that is not.
+    pub fn validate_vocabulary(&self, vocab_size: usize) -> Result<(), Error> {
+        let mut ids = self
+            .token_ids
+            .iter()
+            .chain(self.rows.iter().flat_map(|row| &row.ids));
+        match ids.find(|id| **id as usize >= vocab_size) {
+            None => Ok(()),
+            Some(id) => Err(self.bad(format!(
+                "token id {id} is outside a vocabulary of {vocab_size}"
+            ))),
+        }
+    }
+
+    fn bad(&self, why: String) -> Error {
+        Error::BadSignal {
+            prompt_id: self.prompt_id.clone(),
+            sample_index: self.sample_index,
+            why,
+        }
+    }
+
+    fn check(&self) -> Result<(), String> {
+        if self.loss_mask.len() != self.token_ids.len() {
+            return Err(format!(
+                "{} tokens have a loss mask of {}",
+                self.token_ids.len(),
+                self.loss_mask.len()
+            ));
+        }
+        if self.loss_mask.first() == Some(&true) {
+            return Err("position 0 carries loss, though nothing precedes it".into());
+        }
+        let positions = self.loss_positions().count();
+        if positions != self.rows.len() {
+            return Err(format!(
+                "{positions} loss positions have {} distributions",
+                self.rows.len()
+            ));
+        }
+        let temperatures = self.rows.first().map_or(0, |row| row.log_z_at.len());
+        let mut scratch = Vec::new();
+        for (position, row) in self.loss_positions().zip(&self.rows) {
+            let realised = self.token_ids.get(position).copied();
+            row.check(realised, temperatures, &mut scratch)
+                .map_err(|why| format!("position {position}: {why}"))?;
+        }
+        Ok(())
+    }
+}
+
+impl SignalRow {
+    fn check(
+        &self,
+        realised: Option<u32>,
+        temperatures: usize,
+        scratch: &mut Vec<u32>,
+    ) -> Result<(), String> {
+        if self.ids.len() != self.logprobs.len() {
+            return Err(format!(
+                "{} support ids have {} logprobs",
+                self.ids.len(),
+                self.logprobs.len()
+            ));
+        }
+        if self.log_z_at.len() != temperatures {
+            return Err(format!(
+                "{} values of log_z_at, though the first row has {temperatures}",
+                self.log_z_at.len()
+            ));
+        }
+        if realised.is_none_or(|id| !self.ids.contains(&id)) {
+            return Err(match realised {
+                Some(id) => format!("the realised token {id} is not in the support"),
+                None => "there is no realised token".into(),
+            });
+        }
+        scratch.clear();
+        scratch.extend_from_slice(&self.ids);
+        scratch.sort_unstable();
+        if let Some(id) = scratch
+            .iter()
+            .zip(scratch.iter().skip(1))
+            .find(|(a, b)| a == b)
+            .map(|(id, _)| id)
+        {
+            return Err(format!("token {id} is twice in the support"));
+        }
+        self.check_numbers()
+    }
+
+    fn check_numbers(&self) -> Result<(), String> {
+        if let Some(value) = self.logprobs.iter().find(|value| !value.is_finite()) {
+            return Err(format!("a logprob is {value}"));
+        }
+        if !self.logprobs.is_sorted_by(|a, b| a >= b) {
+            return Err("the support is not sorted by logprob, likeliest first".into());
+        }
+        if self.tail_logprob.is_nan() || self.tail_logprob == f32::INFINITY {
+            return Err(format!("tail_logprob is {}", self.tail_logprob));
+        }
+        if !self.entropy.is_finite() {
+            return Err(format!("entropy is {}", self.entropy));
+        }
+        if let Some(value) = self
+            .log_z_at
+            .iter()
+            .flatten()
+            .find(|value| !value.is_finite())
+        {
+            return Err(format!("a value of log_z_at is {value}"));
+        }
+        let support: f64 = self
+            .logprobs
+            .iter()
+            .map(|value| f64::from(*value).exp())
+            .sum();
+        let mass = support + f64::from(self.tail_logprob).exp();
+        if mass > 1.0 + MASS_TOLERANCE {
+            return Err(format!(
+                "support and tail hold a mass of {mass:.6}, over 1 by more than {MASS_TOLERANCE}"
+            ));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn signal() -> Signal {
+        let row = |ids: [u32; 2]| SignalRow {
+            ids: ids.into(),
+            logprobs: vec![0.5_f32.ln(), 0.25_f32.ln()],
+            tail_logprob: 0.25_f32.ln(),
+            entropy: 1.0,
+            log_z_at: vec![None, Some(0.5)],
+        };
+        Signal {
+            prompt_id: "p".into(),
+            sample_index: 3,
+            token_ids: vec![7, 8, 9],
+            loss_mask: vec![false, true, true],
+            rows: vec![row([8, 1]), row([2, 9])],
+            provenance: 0,
+        }
+    }
+
+    #[track_caller]
+    fn refused(change: impl FnOnce(&mut Signal), why: &str) {
+        let mut signal = signal();
+        change(&mut signal);
+        let message = signal.validate().unwrap_err().to_string();
+        assert_eq!(
+            message,
+            format!("the signal of prompt p, sample 3, is not valid: {why}")
+        );
+    }
+
+    #[test]
+    fn a_valid_signal_passes() {
+        let mut signal = signal();
+        signal.validate().unwrap();
+        assert_eq!(signal.loss_positions().collect::<Vec<_>>(), [1, 2]);
+        // A support of everything, and rounding up to the tolerance.
+        for row in &mut signal.rows {
+            row.tail_logprob = f32::NEG_INFINITY;
+            row.logprobs = vec![0.7503_f32.ln(), 0.2503_f32.ln()];
+        }
+        signal.validate().unwrap();
+        signal.validate_vocabulary(10).unwrap();
+        let message = signal.validate_vocabulary(9).unwrap_err().to_string();
+        assert!(
+            message.ends_with("token id 9 is outside a vocabulary of 9"),
+            "{message}"
+        );
+    }
+
+    #[test]
+    fn a_signal_that_breaks_a_rule_is_refused() {
+        refused(|s| s.loss_mask.push(true), "3 tokens have a loss mask of 4");
+        refused(
+            |s| s.loss_mask[0] = true,
+            "position 0 carries loss, though nothing precedes it",
+        );
+        refused(
+            |s| drop(s.rows.pop()),
+            "2 loss positions have 1 distributions",
+        );
+        refused(
+            |s| s.loss_mask[1] = false,
+            "1 loss positions have 2 distributions",
+        );
+        refused(
+            |s| s.rows[1].ids.push(4),
+            "position 2: 3 support ids have 2 logprobs",
+        );
+        refused(
+            |s| s.rows[0].ids = vec![1, 2],
+            "position 1: the realised token 8 is not in the support",
+        );
+        refused(
+            |s| s.rows[1].ids = vec![9, 9],
+            "position 2: token 9 is twice in the support",
+        );
+        refused(
+            |s| s.rows[1].log_z_at = vec![],
+            "position 2: 0 values of log_z_at, though the first row has 2",
+        );
+        refused(
+            |s| s.rows[0].logprobs[1] = f32::NEG_INFINITY,
+            "position 1: a logprob is -inf",
+        );
+        refused(
+            |s| s.rows[0].logprobs[0] = f32::NAN,
+            "position 1: a logprob is NaN",
+        );
+        refused(
+            |s| s.rows[0].logprobs.reverse(),
+            "position 1: the support is not sorted by logprob, likeliest first",
+        );
+        refused(
+            |s| s.rows[0].tail_logprob = f32::NAN,
+            "position 1: tail_logprob is NaN",
+        );
+        refused(
+            |s| s.rows[0].tail_logprob = f32::INFINITY,
+            "position 1: tail_logprob is inf",
+        );
+        refused(
+            |s| s.rows[0].entropy = f32::INFINITY,
+            "position 1: entropy is inf",
+        );
+        refused(
+            |s| s.rows[1].log_z_at[1] = Some(f32::NAN),
+            "position 2: a value of log_z_at is NaN",
+        );
+        refused(
+            |s| s.rows[0].tail_logprob = 0.2515_f32.ln(),
+            "position 1: support and tail hold a mass of 1.001500, over 1 by more than 0.001",
+        );
+    }
+}

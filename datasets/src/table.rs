@@ -1,0 +1,153 @@
+//! Random access to a folder of shards by (shard, row), for a trainer that walks rows in its own order.
+//!
+//! The unit of reading is a row group. Decoded groups are kept as Arrow data up to a budget of bytes, the least
+//! recently used going first, so that memory is bounded whatever the size of the folder.
+
+use std::marker::PhantomData;
+use std::path::{Path, PathBuf};
+
+use ::parquet::errors::ParquetError;
+use arrow::array::RecordBatch;
+
+use crate::error::Error;
+use crate::parquet::{Footer, damaged, shards};
+use crate::reader::{OpenShard, rows_of};
+use crate::schema::Record;
+
+/// Decoded row groups that are kept, in bytes; the group in use is kept even if it is larger.
+pub const CACHE_BYTES: usize = 256 << 20;
+
+/// A folder of shards, open for random access.
+pub struct Table<R> {
+    dir: PathBuf,
+    shards: Vec<OpenShard>,
+    /// Most recently used last.
+    cache: Vec<Group>,
+    record: PhantomData<R>,
+}
+
+struct Group {
+    shard: usize,
+    group: usize,
+    rows: RecordBatch,
+    bytes: usize,
+}
+
+impl<R: Record> Table<R> {
+    /// Opens all shards of a folder and checks their footers and columns.
+    ///
+    /// # Errors
+    /// As [`shards`] and [`read_footer`](crate::read_footer), and [`Error::InFile`] where columns are not those of `R`.
+    pub fn open(dir: &Path) -> Result<Table<R>, Error> {
+        let shards = shards(dir)?
+            .iter()
+            .map(|path| OpenShard::open::<R>(path))
+            .collect::<Result<_, _>>()?;
+        Ok(Table {
+            dir: dir.to_path_buf(),
+            shards,
+            cache: Vec::new(),
+            record: PhantomData,
+        })
+    }
+
+    /// How many rows there are in all shards.
+    pub fn len(&self) -> usize {
+        self.shards.iter().map(|shard| shard.footer.rows).sum()
+    }
+
+    /// Whether there are no rows.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The footers of the shards, in order: how many rows each has, and where they come from.
+    pub fn footers(&self) -> impl ExactSizeIterator<Item = &Footer> {
+        self.shards.iter().map(|shard| &shard.footer)
+    }
+
+    /// The row at a place.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchRow`]; [`Error::DamagedShard`] and [`Error::InFile`] naming the shard.
+    pub fn get(&mut self, shard: u32, row: u32) -> Result<R, Error> {
+        let no_such_row = || Error::NoSuchRow {
+            dir: self.dir.clone(),
+            shard,
+            row,
+        };
+        let (index, row_in_shard) = (shard as usize, row as usize);
+        let file = self.shards.get(index).ok_or_else(no_such_row)?;
+        let (group, first_row) = group_of(file, row_in_shard).ok_or_else(no_such_row)?;
+        let cached = self
+            .cache
+            .iter()
+            .position(|cached| (cached.shard, cached.group) == (index, group));
+        let recent = match cached {
+            Some(position) => self.cache.remove(position),
+            None => {
+                let rows = read_group(file, group)?;
+                let bytes = rows.get_array_memory_size();
+                Group {
+                    shard: index,
+                    group,
+                    rows,
+                    bytes,
+                }
+            }
+        };
+        let one = recent.rows.slice(row_in_shard - first_row, 1);
+        self.cache.push(recent);
+        trim(&mut self.cache, CACHE_BYTES);
+        rows_of(file, &one, row_in_shard)?
+            .pop()
+            .ok_or_else(no_such_row)
+    }
+}
+
+/// The row group that holds a row of a shard, and the group's first row.
+fn group_of(shard: &OpenShard, row: usize) -> Option<(usize, usize)> {
+    let mut first_row = 0;
+    for (index, group) in shard.metadata.metadata().row_groups().iter().enumerate() {
+        let rows = usize::try_from(group.num_rows()).ok()?;
+        if row < first_row + rows {
+            return Some((index, first_row));
+        }
+        first_row += rows;
+    }
+    None
+}
+
+fn read_group(shard: &OpenShard, group: usize) -> Result<RecordBatch, Error> {
+    let metadata = shard.metadata.metadata().row_groups().get(group);
+    let rows = metadata
+        .and_then(|group| usize::try_from(group.num_rows()).ok())
+        .unwrap_or_default();
+    let batch = match shard.batches(Some(group), rows)?.next() {
+        Some(batch) => batch.map_err(ParquetError::from),
+        None => Err(ParquetError::EOF("no rows".into())),
+    };
+    match batch {
+        Ok(batch) if batch.num_rows() == rows => Ok(batch),
+        Ok(batch) => Err(ParquetError::EOF(format!(
+            "{} of {rows} rows",
+            batch.num_rows()
+        ))),
+        Err(error) => Err(error),
+    }
+    .map_err(damaged(&shard.path))
+}
+
+/// Drops the least recently used groups until the rest fits, but never the last one.
+fn trim(cache: &mut Vec<Group>, budget: usize) {
+    let mut kept = 0;
+    let mut first = cache.len();
+    for group in cache.iter().rev() {
+        kept += group.bytes;
+        if kept > budget && first < cache.len() {
+            break;
+        }
+        first -= 1;
+    }
+    cache.drain(..first);
+}

@@ -1,0 +1,252 @@
+//! Row statistics: plain loops, CubeCL kernel and tensor operations agree, values and gradients.
+//!
+//! The default build tests Flex. With the feature `wgpu` the same bodies run on the GPU that CubeCL
+//! finds too; `scripts/gpu.sh` and `.ci/run` say how (software Vulkan serves).
+
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use potstill_kernels::{Head, RowStats, TAIL_FLOOR_NATS, row_stats, row_stats_reference};
+use rand::{Rng, SeedableRng, seq::SliceRandom};
+use rand_chacha::ChaCha8Rng;
+
+struct Case {
+    n: usize,
+    v: usize,
+    k: usize,
+    logits: Vec<f64>,
+    /// Unsorted, with an empty slot here and there.
+    support: Vec<i64>,
+    /// Gradients that are put on log q and on log z.
+    weights: Vec<f64>,
+    head: Head,
+}
+
+fn case(n: usize, v: usize, k: usize, head: Head) -> Case {
+    let mut rng = ChaCha8Rng::seed_from_u64((n * 1_000_003 + v * 101 + k) as u64);
+    let logits = (0..n * v).map(|_| rng.random_range(-8.0..8.0)).collect();
+    let vocab = head.vocab.unwrap_or(v);
+    let mut support = Vec::new();
+    for row in 0..n {
+        let mut ids: Vec<i64> = (0..vocab as i64).collect();
+        ids.shuffle(&mut rng);
+        ids.truncate(k);
+        if k > 2 && k < v && row % 2 == 1 {
+            ids[1] = -1;
+        }
+        support.extend(ids);
+    }
+    let weights = (0..n * (k + 2))
+        .map(|_| rng.random_range(-1.0..1.0))
+        .collect();
+    Case {
+        n,
+        v,
+        k,
+        logits,
+        support,
+        weights,
+        head,
+    }
+}
+
+fn cases() -> Vec<Case> {
+    let plain = Head::default();
+    let full = Head {
+        scale: 0.7,
+        softcap: Some(5.0),
+        temperature: 2.0,
+        vocab: None,
+    };
+    vec![
+        case(1, 5, 1, plain),
+        case(3, 37, 4, plain),
+        case(3, 37, 37, plain),
+        case(2, 2048, 7, plain),
+        case(5, 2051, 64, full),
+        case(
+            4,
+            4099,
+            64,
+            Head {
+                vocab: Some(4001),
+                ..plain
+            },
+        ),
+        case(2, 49_153, 130, plain),
+        case(2, 300, 300, full),
+    ]
+}
+
+type Form = fn(Tensor<2>, Tensor<2, Int>, &Head) -> RowStats;
+
+/// Statistics [n · (k+2)] and the gradient [n · v] of Σ weights · statistics.
+fn run(case: &Case, device: &Device, dtype: DType, form: Form) -> (Vec<f64>, Vec<f64>) {
+    let device = device.clone().autodiff();
+    let floats = |values: &[f64], shape: [usize; 2]| {
+        Tensor::<2>::from_data(TensorData::new(values.to_vec(), shape), (&device, dtype))
+    };
+    let logits_nv = floats(&case.logits, [case.n, case.v]).require_grad();
+    let support_nk = Tensor::<2, Int>::from_data(
+        TensorData::new(case.support.clone(), [case.n, case.k]),
+        &device,
+    );
+    let stats = form(logits_nv.clone(), support_nk, &case.head);
+    let all = Tensor::cat(vec![stats.log_q_nk, stats.log_z_n1], 1);
+    let weights = floats(&case.weights, [case.n, case.k + 2]).cast(all.dtype());
+    let mut gradients = (all.clone() * weights).sum().backward();
+    let gradient = logits_nv.grad_remove(&mut gradients).unwrap();
+    (numbers(all.inner()), numbers(gradient))
+}
+
+fn numbers(tensor: Tensor<2>) -> Vec<f64> {
+    tensor.into_data().convert::<f64>().to_vec().unwrap()
+}
+
+/// The largest difference, relative to values over 1.
+fn worst(a: &[f64], b: &[f64]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    a.iter()
+        .zip(b)
+        .map(|(x, y)| (x - y).abs() / y.abs().max(1.0))
+        .fold(0.0, |m, d| {
+            assert!(!d.is_nan());
+            f64::max(m, d)
+        })
+}
+
+fn compare(name: &str, device: &Device, dtype: DType, form: Form, tolerance: f64) {
+    for case in cases() {
+        let (want, want_gradient) = run(&case, &Device::flex(), DType::F64, row_stats_reference);
+        let (got, gradient) = run(&case, device, dtype, form);
+        let (values, gradients) = (worst(&got, &want), worst(&gradient, &want_gradient));
+        let (n, v, k) = (case.n, case.v, case.k);
+        println!(
+            "{name} {dtype:?} n={n} v={v} k={k}: values {values:.1e}, gradient {gradients:.1e}"
+        );
+        assert!(
+            values <= tolerance && gradients <= tolerance,
+            "{name} {n}×{v}, k={k}"
+        );
+    }
+}
+
+#[test]
+fn plain_loops_equal_tensor_operations_in_f64() {
+    compare("flex", &Device::flex(), DType::F64, row_stats, 1e-12);
+}
+
+#[test]
+fn plain_loops_in_f32() {
+    compare("flex", &Device::flex(), DType::F32, row_stats, 5e-6);
+}
+
+#[test]
+fn plain_loops_read_half_precision() {
+    // The logits are rounded before the comparison, so only the gradient's own rounding is left.
+    for (dtype, tolerance) in [(DType::F16, 1e-3), (DType::BF16, 8e-3)] {
+        for mut case in cases() {
+            let rounded = Tensor::<1>::from_data(
+                TensorData::new(case.logits.clone(), [case.logits.len()]),
+                (&Device::flex(), dtype),
+            );
+            case.logits = rounded.into_data().convert::<f64>().to_vec().unwrap();
+            let (want, want_gradient) =
+                run(&case, &Device::flex(), DType::F64, row_stats_reference);
+            let (got, gradient) = run(&case, &Device::flex(), dtype, row_stats);
+            assert!(
+                worst(&got, &want) < 1e-3,
+                "{dtype:?}: {}",
+                worst(&got, &want)
+            );
+            assert!(worst(&gradient, &want_gradient) < tolerance, "{dtype:?}");
+        }
+    }
+}
+
+#[test]
+fn gradient_equals_finite_differences() {
+    let eps = 1e-5;
+    for mut case in cases()
+        .into_iter()
+        .filter(|case| case.v < 100 || case.k == case.v)
+    {
+        let (_, gradient) = run(&case, &Device::flex(), DType::F64, row_stats);
+        let loss = |case: &Case| -> f64 {
+            let (stats, _) = run(case, &Device::flex(), DType::F64, row_stats);
+            stats.iter().zip(&case.weights).map(|(s, w)| s * w).sum()
+        };
+        for i in (0..case.logits.len()).step_by(1 + case.logits.len() / 40) {
+            let z = case.logits[i];
+            case.logits[i] = z + eps;
+            let up = loss(&case);
+            case.logits[i] = z - eps;
+            let down = loss(&case);
+            case.logits[i] = z;
+            let difference = (up - down) / (2.0 * eps);
+            assert!(
+                (difference - gradient[i]).abs() < 1e-8,
+                "{difference} against {}",
+                gradient[i]
+            );
+        }
+    }
+}
+
+#[test]
+fn buckets_sum_to_one_and_an_empty_tail_is_the_floor() {
+    for case in cases() {
+        let (stats, _) = run(&case, &Device::flex(), DType::F64, row_stats);
+        for (row, stats) in stats.chunks(case.k + 2).enumerate() {
+            let support = &case.support[row * case.k..(row + 1) * case.k];
+            let mass: f64 = (0..=case.k)
+                .filter(|&j| j == case.k || support[j] >= 0)
+                .map(|j| stats[j].exp())
+                .sum();
+            assert!((mass - 1.0).abs() < 1e-12, "{mass}");
+            if case.k == case.v {
+                assert_eq!(stats[case.k], TAIL_FLOOR_NATS);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_tiny_tail_neither_overflows_nor_vanishes() {
+    // The support token holds all but e^-200 of the mass: 1 − Σ would be 0.
+    let mut case = case(1, 4, 1, Head::default());
+    case.logits = vec![200.0, 0.0, 0.0, 0.0];
+    case.support = vec![0];
+    case.weights = vec![0.0, 1.0, 0.0];
+    for dtype in [DType::F32, DType::F64] {
+        let (stats, gradient) = run(&case, &Device::flex(), dtype, row_stats);
+        assert!((stats[1] - (3f64.ln() - 200.0)).abs() < 1e-4, "{stats:?}");
+        assert!(
+            gradient
+                .iter()
+                .skip(1)
+                .all(|g| (g - 1.0 / 3.0).abs() < 1e-6),
+            "{gradient:?}"
+        );
+    }
+}
+
+#[cfg(feature = "cube")]
+#[test]
+fn kernel_equals_plain_loops() {
+    let device = Device::default();
+    println!("device: {device:?}, fusion: {}", cfg!(feature = "fusion"));
+    assert!(
+        !format!("{device:?}").contains("Flex"),
+        "no GPU backend was selected"
+    );
+    compare(
+        "tensor operations on the GPU",
+        &device,
+        DType::F32,
+        row_stats_reference,
+        5e-5,
+    );
+    compare("kernel on the GPU", &device, DType::F32, row_stats, 5e-5);
+    let case = case(4, 4099, 64, Head::default());
+    let twice = [(); 2].map(|()| run(&case, &device, DType::F32, row_stats));
+    assert_eq!(twice[0], twice[1], "the same input gives the same bits");
+}

@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# Tests of the CubeCL kernels against their plain-loop and tensor-operation twins, on a GPU.
+#
+#   scripts/gpu.sh              CUDA (feature cuda): an NVIDIA driver, libnvrtc and the CUDA headers
+#   scripts/gpu.sh --vulkan     any GPU with a Vulkan driver (feature wgpu: WGSL)
+#   scripts/gpu.sh --software   no GPU: Mesa's llvmpipe (package mesa-vulkan-drivers)
+#
+# What follows goes to cargo, for example: scripts/gpu.sh -- --nocapture
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+features=cuda,fusion
+export BURN_DEVICE=cuda
+case "${1:-}" in
+    --vulkan)
+        shift
+        features=wgpu,fusion
+        export BURN_DEVICE=wgpu ;;
+    --software)
+        shift
+        features=wgpu,fusion
+        # Without `minimal`, autotune compiles for minutes before the first matrix product returns.
+        export BURN_DEVICE=wgpu CUBECL_WGPU_DEFAULT_DEVICE=Cpu CUBECL_AUTOTUNE_LEVEL=minimal
+        export XDG_RUNTIME_DIR="${XDG_RUNTIME_DIR:-$(mktemp -d)}" ;;
+esac
+export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-target/${features%%,*}}"
+cargo test --release -p potstill-kernels --features "$features" --test rows "$@"

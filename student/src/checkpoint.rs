@@ -1,0 +1,203 @@
+//! Training checkpoints: `checkpoints/step-00000010/` with the model in Hugging Face layout, the
+//! optimizer's moments, and the state of the loop. Written beside its place and renamed, so a folder
+//! with that name is whole.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+use burn::tensor::{DType, Device, Tensor, TensorData};
+use potstill_model::{Llama, Parameter};
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use serde::{Deserialize, Serialize};
+
+use crate::control::Method;
+use crate::error::Error;
+use crate::optimizer::AdamW;
+use crate::settings::Settings;
+
+/// How many checkpoints are kept, the newest.
+const KEPT: usize = 2;
+
+/// What the loop goes on from. The order of the data is a function of seed and position, so these
+/// numbers are all the randomness there is.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct State {
+    pub step: u64,
+    /// Sequences consumed since the start.
+    pub position: u64,
+    /// Length of `metrics.jsonl` at this step; what lies behind it belongs to a lost stretch.
+    pub metrics_bytes: u64,
+    pub method: Method,
+    pub settings: Settings,
+    /// Rows that can be trained on.
+    pub rows: u64,
+}
+
+pub(crate) struct Checkpoint {
+    pub state: State,
+    pub model: Llama,
+    pub optimizer: AdamW,
+}
+
+pub(crate) fn save(
+    dir: &Path,
+    state: &State,
+    model: &Llama,
+    optimizer: &AdamW,
+) -> Result<(), Error> {
+    let checkpoints = dir.join("checkpoints");
+    let place = checkpoints.join(format!("step-{:08}", state.step));
+    let beside = checkpoints.join(format!(".step-{:08}.tmp", state.step));
+    if beside.exists() {
+        fs::remove_dir_all(&beside).map_err(Error::io(&beside))?;
+    }
+    fs::create_dir_all(&beside).map_err(Error::io(&beside))?;
+    potstill_model::save(model, &beside, model.dtype())?;
+    save_moments(&beside.join("optimizer.safetensors"), optimizer)?;
+    let path = beside.join("state.json");
+    let text = serde_json::to_vec_pretty(state).map_err(|why| bad(&path, why))?;
+    write_synced(&path, &text)?;
+    if place.exists() {
+        fs::remove_dir_all(&place).map_err(Error::io(&place))?;
+    }
+    fs::rename(&beside, &place).map_err(Error::io(&place))?;
+    sync_dir(&checkpoints)?;
+    let mut steps = list(dir)?;
+    steps.truncate(steps.len().saturating_sub(KEPT));
+    for (_, old) in steps {
+        fs::remove_dir_all(&old).map_err(Error::io(&old))?;
+    }
+    Ok(())
+}
+
+/// The newest checkpoint, if there is one and it belongs to this run.
+pub(crate) fn newest(
+    dir: &Path,
+    dtype: DType,
+    device: &Device,
+    expected: &State,
+) -> Result<Option<Checkpoint>, Error> {
+    let Some((_, place)) = list(dir)?.pop() else {
+        return Ok(None);
+    };
+    let path = place.join("state.json");
+    let text = fs::read(&path).map_err(Error::io(&path))?;
+    let state: State = serde_json::from_slice(&text).map_err(|why| bad(&path, why))?;
+    check_same(&path, &state, expected)?;
+    let model = potstill_model::load(&place, dtype, device)?;
+    let mut optimizer = AdamW::new(state.settings.weight_decay);
+    optimizer.step = state.step;
+    load_moments(&place.join("optimizer.safetensors"), &mut optimizer, device)?;
+    Ok(Some(Checkpoint { state, model, optimizer }))
+}
+
+fn check_same(path: &Path, found: &State, expected: &State) -> Result<(), Error> {
+    let other = |key: &str| Error::OtherSettings { path: path.to_path_buf(), key: key.to_owned() };
+    if found.method != expected.method {
+        return Err(other("method"));
+    }
+    if found.rows != expected.rows {
+        return Err(other("the number of training rows"));
+    }
+    let as_json = |settings: &Settings| serde_json::to_value(settings).map_err(|why| bad(path, why));
+    let (found, expected) = (as_json(&found.settings)?, as_json(&expected.settings)?);
+    let keys = expected.as_object().into_iter().flatten();
+    match keys.into_iter().find(|(key, value)| found.get(key.as_str()) != Some(value)) {
+        Some((key, _)) => Err(other(key)),
+        None => Ok(()),
+    }
+}
+
+/// Checkpoints by step, oldest first.
+fn list(dir: &Path) -> Result<Vec<(u64, PathBuf)>, Error> {
+    let checkpoints = dir.join("checkpoints");
+    let entries = match fs::read_dir(&checkpoints) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(Error::io(&checkpoints)(error)),
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let path = entry.map_err(Error::io(&checkpoints))?.path();
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        if let Some(step) = name.strip_prefix("step-").and_then(|step| step.parse().ok()) {
+            found.push((step, path));
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// Tensors `m.NAME` and `v.NAME`.
+fn save_moments(path: &Path, optimizer: &AdamW) -> Result<(), Error> {
+    let mut data = Vec::new();
+    for (name, moments) in &optimizer.moments {
+        for (prefix, moment) in ["m", "v"].into_iter().zip(moments) {
+            let moment = match moment {
+                Parameter::Matrix(tensor) => tensor.to_data(),
+                Parameter::Vector(tensor) => tensor.to_data(),
+            };
+            data.push((format!("{prefix}.{name}"), moment));
+        }
+    }
+    let mut views = Vec::with_capacity(data.len());
+    for (name, data) in &data {
+        let dtype = match data.dtype {
+            DType::F64 => Dtype::F64,
+            DType::F32 => Dtype::F32,
+            DType::F16 => Dtype::F16,
+            DType::BF16 => Dtype::BF16,
+            other => return Err(bad(path, format!("{name} is {other:?}"))),
+        };
+        let view = TensorView::new(dtype, data.shape.to_vec(), data.as_bytes());
+        views.push((name, view.map_err(|why| bad(path, why))?));
+    }
+    let bytes = safetensors::serialize(views, None).map_err(|why| bad(path, why))?;
+    write_synced(path, &bytes)
+}
+
+fn load_moments(path: &Path, optimizer: &mut AdamW, device: &Device) -> Result<(), Error> {
+    let bytes = fs::read(path).map_err(Error::io(path))?;
+    let file = SafeTensors::deserialize(&bytes).map_err(|why| bad(path, why))?;
+    for name in file.names() {
+        let Some(parameter) = name.strip_prefix("m.") else {
+            continue;
+        };
+        let moment = |name: &str| {
+            let view = file.tensor(name).map_err(|why| bad(path, why))?;
+            moment(path, name, &view, device)
+        };
+        let pair = [moment(name)?, moment(&format!("v.{parameter}"))?];
+        optimizer.moments.insert(parameter.to_owned(), pair);
+    }
+    Ok(())
+}
+
+fn moment(path: &Path, name: &str, view: &TensorView, device: &Device) -> Result<Parameter, Error> {
+    let dtype = match view.dtype() {
+        Dtype::F64 => DType::F64,
+        Dtype::F32 => DType::F32,
+        Dtype::F16 => DType::F16,
+        Dtype::BF16 => DType::BF16,
+        other => return Err(bad(path, format!("{name} is {other:?}"))),
+    };
+    let data = TensorData::from_bytes_vec(view.data().to_vec(), view.shape().to_vec(), dtype);
+    match view.shape().len() {
+        1 => Ok(Parameter::Vector(Tensor::from_data(data, (device, dtype)))),
+        2 => Ok(Parameter::Matrix(Tensor::from_data(data, (device, dtype)))),
+        rank => Err(bad(path, format!("{name} has {rank} dimensions"))),
+    }
+}
+
+fn bad(path: &Path, why: impl std::fmt::Display) -> Error {
+    Error::BadCheckpoint { path: path.to_path_buf(), why: why.to_string() }
+}
+
+fn write_synced(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    fs::write(path, bytes).map_err(Error::io(path))?;
+    File::open(path).and_then(|file| file.sync_all()).map_err(Error::io(path))
+}
+
+fn sync_dir(dir: &Path) -> Result<(), Error> {
+    File::open(dir).and_then(|dir| dir.sync_all()).map_err(Error::io(dir))
+}

@@ -1,0 +1,144 @@
+//! AdamW (Loshchilov and Hutter 2019) over parameters by name, and clipping by the global norm.
+
+use std::collections::BTreeMap;
+
+use burn::tensor::{DType, Tensor};
+use potstill_model::{Llama, MapParameters, Parameter, map_parameters};
+
+use crate::gradient::Gradients;
+
+/// AdamW as PyTorch computes it:
+///
+/// ```text
+/// θ ← θ (1 − η λ)                       λ = 0 for parameters that do not decay
+/// m ← β₁ m + (1 − β₁) g,  v ← β₂ v + (1 − β₂) g²
+/// θ ← θ − η (m / (1 − β₁ᵗ)) / (√v / √(1 − β₂ᵗ) + ε)
+/// ```
+///
+/// Moments have their parameter's type, which should be f32 or f64.
+#[derive(Debug, Clone)]
+pub struct AdamW {
+    /// β₁ and β₂.
+    pub betas: (f64, f64),
+    /// ε.
+    pub epsilon: f64,
+    /// λ.
+    pub weight_decay: f64,
+    /// Whether the parameter of that name decays.
+    pub decays: fn(&str) -> bool,
+    pub(crate) step: u64,
+    pub(crate) moments: BTreeMap<String, [Parameter; 2]>,
+}
+
+impl AdamW {
+    /// β = (0.9, 0.999), ε = 1e-8; norms and embeddings do not decay.
+    #[must_use]
+    pub fn new(weight_decay: f64) -> Self {
+        Self {
+            betas: (0.9, 0.999),
+            epsilon: 1e-8,
+            weight_decay,
+            decays: |name| !name.contains("norm") && !name.contains("embed_tokens"),
+            step: 0,
+            moments: BTreeMap::new(),
+        }
+    }
+
+    /// One step: `gradients` times `scale` moves `model`. A parameter without a gradient stays.
+    #[must_use]
+    pub fn step(
+        &mut self,
+        model: Llama,
+        gradients: Gradients,
+        scale: f64,
+        learning_rate: f64,
+    ) -> Llama {
+        self.step += 1;
+        let mut update = Update { adam: self, gradients, scale, learning_rate };
+        map_parameters(model, &mut update)
+    }
+}
+
+struct Update<'a> {
+    adam: &'a mut AdamW,
+    gradients: Gradients,
+    scale: f64,
+    learning_rate: f64,
+}
+
+impl MapParameters for Update<'_> {
+    fn matrix(&mut self, name: &str, tensor: Tensor<2>) -> Tensor<2> {
+        let Some(Parameter::Matrix(gradient)) = self.gradients.remove(name) else {
+            return tensor;
+        };
+        let moments = match self.adam.moments.remove(name) {
+            Some([Parameter::Matrix(m), Parameter::Matrix(v)]) => Some([m, v]),
+            _ => None,
+        };
+        let (tensor, [m, v]) = self.moved(name, tensor.inner(), gradient, moments);
+        let moments = [Parameter::Matrix(m), Parameter::Matrix(v)];
+        self.adam.moments.insert(name.to_owned(), moments);
+        tensor
+    }
+
+    fn vector(&mut self, name: &str, tensor: Tensor<1>) -> Tensor<1> {
+        let Some(Parameter::Vector(gradient)) = self.gradients.remove(name) else {
+            return tensor;
+        };
+        let moments = match self.adam.moments.remove(name) {
+            Some([Parameter::Vector(m), Parameter::Vector(v)]) => Some([m, v]),
+            _ => None,
+        };
+        let (tensor, [m, v]) = self.moved(name, tensor.inner(), gradient, moments);
+        let moments = [Parameter::Vector(m), Parameter::Vector(v)];
+        self.adam.moments.insert(name.to_owned(), moments);
+        tensor
+    }
+}
+
+impl Update<'_> {
+    fn moved<const D: usize>(
+        &self,
+        name: &str,
+        theta: Tensor<D>,
+        gradient: Tensor<D>,
+        moments: Option<[Tensor<D>; 2]>,
+    ) -> (Tensor<D>, [Tensor<D>; 2]) {
+        let adam = &*self.adam;
+        let (b1, b2) = adam.betas;
+        let gradient = gradient * self.scale;
+        let [m, v] = moments.unwrap_or_else(|| [gradient.zeros_like(), gradient.zeros_like()]);
+        let m = m * b1 + gradient.clone() * (1.0 - b1);
+        let v = v * b2 + gradient.square() * (1.0 - b2);
+        let t = adam.step as f64;
+        let correction = 1.0 - b1.powf(t);
+        let root = (1.0 - b2.powf(t)).sqrt();
+        let theta = if (adam.decays)(name) && adam.weight_decay != 0.0 {
+            theta * (1.0 - self.learning_rate * adam.weight_decay)
+        } else {
+            theta
+        };
+        let direction = m.clone() / (v.clone().sqrt() / root + adam.epsilon);
+        let theta = theta - direction * (self.learning_rate / correction);
+        (theta, [m, v])
+    }
+}
+
+/// The global norm of all gradients, and the factor that brings it down to `limit` (1 if it is
+/// below, or if `limit` is 0). The factor is PyTorch's: limit / (norm + 1e-6).
+#[must_use]
+pub fn clip_global_norm(gradients: &Gradients, limit: f64) -> (f64, f64) {
+    let squares = gradients.values().map(|gradient| match gradient {
+        Parameter::Matrix(tensor) => sum_of_squares(tensor.clone()),
+        Parameter::Vector(tensor) => sum_of_squares(tensor.clone()),
+    });
+    let norm = squares.sum::<f64>().sqrt();
+    let scale = if limit > 0.0 { (limit / (norm + 1e-6)).min(1.0) } else { 1.0 };
+    (norm, scale)
+}
+
+/// Summed by rows first and the rows in f64, so that millions of f32 squares keep their digits.
+fn sum_of_squares<const D: usize>(tensor: Tensor<D>) -> f64 {
+    let rows = tensor.square().sum_dim(D - 1).cast(DType::F64);
+    rows.sum().into_data().iter::<f64>().sum()
+}

@@ -1,0 +1,47 @@
+use crate::settings::Settings;
+
+/// The learning rate of a step, from 1: linear warm-up to the peak, then half a cosine down to
+/// `min_learning_rate` at the last step (Loshchilov and Hutter 2017, without restarts).
+#[must_use]
+pub fn learning_rate(settings: &Settings, step: u64) -> f64 {
+    let (peak, low) = (settings.learning_rate, settings.min_learning_rate);
+    if step <= settings.warmup {
+        return peak * step as f64 / settings.warmup as f64;
+    }
+    let length = settings.steps.saturating_sub(settings.warmup).max(1);
+    let progress = ((step - settings.warmup) as f64 / length as f64).min(1.0);
+    low + (peak - low) * 0.5 * (1.0 + (std::f64::consts::PI * progress).cos())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::settings::Overlong;
+
+    #[test]
+    fn rises_to_the_peak_and_falls_to_the_floor() {
+        let mut settings = Settings {
+            steps: 110,
+            warmup: 10,
+            learning_rate: 2.0,
+            min_learning_rate: 0.5,
+            batch: 1,
+            micro_batch: 1,
+            weight_decay: 0.0,
+            clip: 0.0,
+            forward_kl: 1.0,
+            cross_entropy: 0.0,
+            max_length: 1,
+            overlong: Overlong::Drop,
+            checkpoint_every: 1,
+            chunk_rows: 1,
+            seed: 0,
+        };
+        assert_eq!(learning_rate(&settings, 1), 0.2);
+        assert_eq!(learning_rate(&settings, 10), 2.0);
+        assert!((learning_rate(&settings, 60) - 1.25).abs() < 1e-12);
+        assert!((learning_rate(&settings, 110) - 0.5).abs() < 1e-12);
+        settings.warmup = 0;
+        assert!(learning_rate(&settings, 1) < 2.0);
+    }
+}

@@ -1,0 +1,47 @@
+use serde::{Deserialize, Serialize};
+
+/// What is done with a row that is longer than `max_length`. Either way it is counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Overlong {
+    /// It is left out.
+    #[default]
+    Drop,
+    /// Its end is cut off, and with it the EOS token.
+    Cut,
+}
+
+/// A training run, but for its data and its start.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Settings {
+    /// Optimizer steps.
+    pub steps: u64,
+    /// Sequences a step: the accumulation window.
+    pub batch: usize,
+    /// Sequences a forward pass; changes memory, not the gradient.
+    pub micro_batch: usize,
+    /// The peak, after warm-up.
+    pub learning_rate: f64,
+    /// Steps of linear warm-up.
+    pub warmup: u64,
+    /// Where the cosine ends.
+    pub min_learning_rate: f64,
+    /// Decoupled decay of the matrices; norms and embeddings have none.
+    pub weight_decay: f64,
+    /// Largest global gradient norm; 0 for none.
+    pub clip: f64,
+    /// Weight of the forward KL.
+    pub forward_kl: f64,
+    /// Weight of the cross-entropy on the teacher's tokens.
+    pub cross_entropy: f64,
+    /// Longest sequence, in tokens.
+    pub max_length: usize,
+    /// What becomes of longer ones.
+    pub overlong: Overlong,
+    /// Steps between checkpoints.
+    pub checkpoint_every: u64,
+    /// Rows of logits that exist at a time.
+    pub chunk_rows: usize,
+    /// Decides the order of the data and the permutation of the control `shuffled`.
+    pub seed: u64,
+}

@@ -1,0 +1,167 @@
+//! Against PyTorch: `ref/kd.json` below `POTSTILL_REAL` (SmolLM2-135M as teacher, its layers
+//! 0, 2, …, 28 as student, GSM8K text, f32).
+
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use potstill_datasets::Signal;
+use potstill_kernels::{Head, row_stats};
+use potstill_model::Llama;
+use potstill_student::loss::{cross_entropy, forward_kl};
+use potstill_student::{
+    AdamW, Gradients, Method, Settings, Target, clip_global_norm, window_gradient,
+};
+use serde_json::Value;
+
+use crate::support::{log_probs, real, settings, top_k};
+
+struct Reference {
+    json: Value,
+    teacher: Llama,
+    student: Llama,
+}
+
+fn reference() -> Option<Reference> {
+    let json = real("ref/kd.json")?;
+    let dir = real("models/SmolLM2-135M-Instruct/model.safetensors")?;
+    let json = serde_json::from_slice(&std::fs::read(json).unwrap()).unwrap();
+    let teacher = potstill_model::load(dir.parent().unwrap(), DType::F32, &Device::flex()).unwrap();
+    let student = potstill_model::cut(&teacher, 2).unwrap();
+    Some(Reference { json, teacher, student })
+}
+
+impl Reference {
+    fn batch(&self, step: usize) -> Vec<Vec<u32>> {
+        serde_json::from_value(self.json["batch_ids"][step].clone()).unwrap()
+    }
+}
+
+fn check(name: &str, got: f64, want: &Value, tolerance: f64) {
+    let want = want.as_f64().unwrap();
+    let error = (got - want).abs() / want.abs();
+    println!("{name}: {got:.6}, PyTorch {want:.6}, relative {error:.1e}");
+    assert!(error <= tolerance, "{name}: {got} against {want}");
+}
+
+/// Mean loss over rows and the norm of its gradient at the logits, for given log p [n][k] and ids.
+fn at_logits(logits_nv: &Tensor<2>, rows: &[potstill_datasets::SignalRow]) -> (f64, f64) {
+    let leaf_nv = Tensor::from_inner(logits_nv.clone()).require_grad();
+    let (n, k) = (rows.len(), rows[0].ids.len());
+    let ids: Vec<i32> = rows.iter().flat_map(|row| &row.ids).map(|&id| id as i32).collect();
+    let signal = Signal {
+        prompt_id: String::new(),
+        sample_index: 0,
+        token_ids: std::iter::once(0).chain(rows.iter().map(|row| row.ids[0])).collect(),
+        loss_mask: (0..=n).map(|t| t > 0).collect(),
+        rows: rows.to_vec(),
+        provenance: 0,
+    };
+    let (target, _) = Target::tail_bucket(&signal).unwrap();
+    let p: Vec<f64> =
+        target.rows.iter().flat_map(|row| row.p.iter().copied().chain([row.tail])).collect();
+    let log_p: Vec<f64> = p.iter().map(|p| if *p > 0.0 { p.ln() } else { 0.0 }).collect();
+    let device = leaf_nv.device();
+    let floats = |values| {
+        Tensor::<2>::from_data(TensorData::new(values, [n, k + 1]), (&device, DType::F32))
+    };
+    let support_nk =
+        Tensor::<2, Int>::from_data(TensorData::new(ids, [n, k]), (&device, DType::I32));
+    let stats = row_stats(leaf_nv.clone(), support_nk, &Head::default());
+    let loss = forward_kl(floats(p), floats(log_p), stats.log_q_nk).sum() / n as f64;
+    finish(loss, &leaf_nv)
+}
+
+fn finish(loss: Tensor<1>, leaf_nv: &Tensor<2>) -> (f64, f64) {
+    let value = loss.to_data().iter::<f64>().next().unwrap();
+    let mut tape = loss.backward();
+    let gradient = leaf_nv.grad_remove(&mut tape).unwrap();
+    let squares: f64 = gradient.into_data().iter::<f64>().map(|g| g * g).sum();
+    (value, squares.sqrt())
+}
+
+#[test]
+fn losses_and_gradients_at_the_logits() {
+    let Some(reference) = reference() else { return };
+    let batch = reference.batch(0);
+    let log_p = log_probs(&reference.teacher, &batch);
+    let log_q = log_probs(&reference.student, &batch);
+    let (n, v) = (log_q.len(), log_q[0].len());
+    let flat: Vec<f32> = log_q.iter().flatten().map(|&l| l as f32).collect();
+    // Log-probabilities are logits as good as any: softmax does not see the shift.
+    let logits_nv = Tensor::<2>::from_data(TensorData::new(flat, [n, v]), (&Device::flex(), DType::F32));
+
+    let losses = &reference.json["losses"];
+    for (name, k) in [("fkl_tau1.0", v), ("fkl_top8_tail", 8), ("fkl_top64_tail", 64)] {
+        let rows: Vec<_> = log_p.iter().map(|row| top_k(row, k)).collect();
+        let (loss, norm) = at_logits(&logits_nv, &rows);
+        check(name, loss, &losses[name]["loss"], 1e-4);
+        check(&format!("{name}, gradient norm"), norm, &losses[name]["grad_logits_l2"], 1e-4);
+    }
+
+    let t = batch[0].len();
+    let predicting: Vec<i32> = (0..n).filter(|i| i % t != t - 1).map(|i| i as i32).collect();
+    let labels: Vec<i32> = batch.iter().flat_map(|ids| &ids[1..]).map(|&id| id as i32).collect();
+    let leaf_nv = Tensor::from_inner(logits_nv).require_grad();
+    let device = leaf_nv.device();
+    let count = labels.len();
+    let index_n = Tensor::<1, Int>::from_data(TensorData::new(predicting, [count]), (&device, DType::I32));
+    let labels_n1 =
+        Tensor::<2, Int>::from_data(TensorData::new(labels, [count, 1]), (&device, DType::I32));
+    let stats = row_stats(leaf_nv.clone().select(0, index_n), labels_n1, &Head::default());
+    let loss = cross_entropy(stats.log_q_nk.narrow(1, 0, 1)).sum() / count as f64;
+    let (loss, norm) = finish(loss, &leaf_nv);
+    check("cross-entropy", loss, &losses["ce_shifted"]["loss"], 1e-4);
+    check("cross-entropy, gradient norm", norm, &losses["ce_shifted"]["grad_logits_l2"], 1e-4);
+}
+
+/// The teacher's full distribution at every position: a token is appended so that the last position
+/// predicts something, as in the reference.
+fn dense_signals(teacher: &Llama, batch: &[Vec<u32>]) -> Vec<Signal> {
+    let log_p = log_probs(teacher, batch);
+    let t = batch[0].len();
+    let signal = |(ids, rows): (&Vec<u32>, &[Vec<f64>])| Signal {
+        prompt_id: String::new(),
+        sample_index: 0,
+        token_ids: ids.iter().copied().chain([0]).collect(),
+        loss_mask: (0..=t).map(|position| position > 0).collect(),
+        rows: rows.iter().map(|row| top_k(row, row.len())).collect(),
+        provenance: 0,
+    };
+    batch.iter().zip(log_p.chunks(t)).map(signal).collect()
+}
+
+fn norm_of(gradients: &Gradients, name: &str, scale: f64) -> f64 {
+    let one = Gradients::from([(name.to_owned(), gradients[name].clone())]);
+    clip_global_norm(&one, 0.0).0 * scale
+}
+
+#[test]
+fn ten_steps_of_adamw() {
+    let Some(reference) = reference() else { return };
+    let settings = Settings {
+        batch: 2,
+        micro_batch: 2,
+        forward_kl: 1.0,
+        cross_entropy: 0.0,
+        chunk_rows: 96,
+        ..settings()
+    };
+    let mut optimizer = AdamW::new(0.01);
+    optimizer.decays = |_| true;
+    let mut model = reference.student.clone().train();
+    let steps = reference.json["trajectory"]["steps"].as_array().unwrap();
+    for (step, want) in steps.iter().enumerate() {
+        let window = dense_signals(&reference.teacher, &reference.batch(step));
+        let result = window_gradient(&model, &window, Method::Distill, &settings, 0).unwrap();
+        let (norm, scale) = clip_global_norm(&result.gradients, 1.0);
+        check(&format!("step {step}, forward KL"), result.loss, &want["fkl"], 1e-3);
+        check(&format!("step {step}, gradient norm"), norm, &want["grad_norm"], 1e-3);
+        if let Some(norms) = want["grad_norm_per_param_first20"].as_object() {
+            for (name, want) in norms {
+                check(name, norm_of(&result.gradients, name, scale), want, 1e-3);
+            }
+        }
+        model = optimizer.step(model, result.gradients, scale, 1e-4);
+    }
+    let window = dense_signals(&reference.teacher, &reference.batch(0));
+    let after = window_gradient(&model, &window, Method::Distill, &settings, 0).unwrap();
+    check("after ten steps, batch 0", after.loss, &reference.json["after10_on_batch0"]["fkl"], 1e-3);
+}
