@@ -418,3 +418,155 @@ pub fn settings_of(value: &impl Serialize) -> anyhow::Result<Value> {
 pub fn no_settings() -> Value {
     json!({})
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RUN: &str = "[run]\nname = \"tiny\"\n[import]\npath = \"p\"\ncolumns = { text = \"t\" }\n[teacher]\npath = \"m\"\n[collect]\nsignals = { top_k = 4 }\n[student]\nevery = 2\n";
+
+    fn loaded(text: &str) -> Loaded {
+        let path = PathBuf::from("tiny.toml");
+        let file = crate::run_file::parse(&path, text).unwrap();
+        Loaded { file, path, text: text.to_owned() }
+    }
+
+    fn plan(version: u32) -> Plan {
+        Plan {
+            stage: "collect".to_owned(),
+            home: "completions".to_owned(),
+            outputs: ["signals", "completions", "notes.json"].map(str::to_owned).to_vec(),
+            settings: json!({ "version": version }),
+            inputs: BTreeMap::new(),
+        }
+    }
+
+    /// Writes a draft and leaves it unpublished.
+    fn draft(dir: &RunDir, version: u32) {
+        let out = dir.draft(&plan(version)).unwrap();
+        for name in ["signals/a", "completions/a", "notes.json"] {
+            fs::write(out.join(name), format!("{version}")).unwrap();
+        }
+    }
+
+    fn publish(dir: &RunDir, version: u32, earlier: Earlier) -> Vec<String> {
+        draft(dir, version);
+        dir.publish(&plan(version), earlier, Counts::new()).unwrap()
+    }
+
+    fn content(root: &Path, name: &str) -> String {
+        fs::read_to_string(root.join(name)).unwrap_or_else(|_| "absent".to_owned())
+    }
+
+    #[test]
+    fn a_changed_stage_keeps_its_old_output() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = RunDir::open(temp.path(), &loaded(RUN)).unwrap();
+        assert!(dir.published("completions").unwrap().is_none());
+        assert!(publish(&dir, 1, Earlier::Keep).is_empty());
+        let manifest = dir.published("completions").unwrap().unwrap();
+        assert_eq!(manifest.key, plan(1).key());
+        assert_eq!(manifest.files.len(), 3);
+        let kept = publish(&dir, 2, Earlier::Keep);
+        assert_eq!(kept, ["signals.old-1", "completions.old-1", "notes.json.old-1"]);
+        publish(&dir, 3, Earlier::Keep);
+        assert_eq!(dir.old("completions"), ["completions.old-1", "completions.old-2"]);
+        let at = |name| content(temp.path(), name);
+        assert_eq!([at("signals.old-1/a"), at("signals.old-2/a"), at("signals/a")], ["1", "2", "3"]);
+        assert!(Manifest::read(&dir.path("completions.old-1")).unwrap().is_some());
+        assert!(publish(&dir, 4, Earlier::Replace).is_empty());
+        assert_eq!(dir.old("completions").len(), 2);
+        assert_eq!(content(temp.path(), "notes.json"), "4");
+        let left: Vec<_> = fs::read_dir(temp.path().join(".work")).unwrap().collect();
+        assert_eq!(left.len(), 1, "the lock alone: {left:?}");
+    }
+
+    /// Cuts a publication short after each of its renames in turn.
+    #[test]
+    fn a_publication_that_was_cut_short_is_finished() {
+        for steps in 0..=7 {
+            let temp = tempfile::tempdir().unwrap();
+            let root = temp.path();
+            let dir = RunDir::open(root, &loaded(RUN)).unwrap();
+            publish(&dir, 1, Earlier::Keep);
+            draft(&dir, 2);
+            let draft = root.join(".work/draft-collect");
+            let out = draft.join("out");
+            let manifest = Manifest {
+                stage: "collect".to_owned(),
+                schema: 1,
+                key: plan(2).key(),
+                settings: json!({}),
+                inputs: BTreeMap::new(),
+                files: hash_files(&out).unwrap(),
+                counts: Counts::new(),
+            };
+            manifest.write(&draft).unwrap();
+            let publication = Publication {
+                home: "completions".to_owned(),
+                outputs: plan(2).outputs,
+                earlier: Earlier::Keep,
+                number: 1,
+            };
+            fs::write(draft.join(PLAN_FILE), serde_json::to_vec(&publication).unwrap()).unwrap();
+            let mut moves = Vec::new();
+            for output in plan(2).outputs {
+                moves.push((root.join(&output), root.join(old_name(&output, 1))));
+                moves.push((out.join(&output), root.join(&output)));
+            }
+            moves.push((draft.join(MANIFEST_FILE), root.join("completions").join(MANIFEST_FILE)));
+            for (from, to) in moves.into_iter().take(steps) {
+                rename(&from, &to).unwrap();
+            }
+            drop(dir);
+            let dir = RunDir::open(root, &loaded(RUN)).unwrap();
+            let manifest = dir.published("completions").unwrap().unwrap();
+            assert_eq!(manifest.key, plan(2).key(), "after {steps} steps");
+            for (name, version) in [("signals/a", "2"), ("completions.old-1/a", "1"), ("notes.json", "2")] {
+                assert_eq!(content(root, name), version, "{name} after {steps} steps");
+            }
+            assert!(!draft.exists());
+        }
+    }
+
+    #[test]
+    fn what_is_not_this_run_is_refused() {
+        let temp = tempfile::tempdir().unwrap();
+        let root = temp.path().join("runs");
+        let said = |text: &str| {
+            let error = RunDir::open(&root, &loaded(text)).unwrap_err();
+            error.to_string().replace(&root.display().to_string(), "RUNS")
+        };
+        drop(RunDir::open(&root, &loaded(RUN)).unwrap());
+        let mut all = said(&RUN.replace("tiny", "other"));
+        let held = RunDir::open(&root, &loaded(RUN)).unwrap();
+        all += &format!("\n\n{}", said(RUN));
+        publish(&held, 1, Earlier::Keep);
+        fs::write(root.join("signals/a"), "cut short").unwrap();
+        let damaged = held.published("completions").unwrap_err().to_string();
+        all += &format!("\n\n{}", damaged.replace(&root.display().to_string(), "RUNS"));
+        drop(held);
+        fs::write(root.join(RUN_FILE), "name = 1").unwrap();
+        all += &format!("\n\n{}", said(RUN));
+        fs::remove_file(root.join(RUN_FILE)).unwrap();
+        all += &format!("\n\n{}", said(RUN));
+        insta::assert_snapshot!(all);
+    }
+
+    #[test]
+    fn a_torn_line_of_the_ledger_is_left_out() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = RunDir::open(temp.path(), &loaded(RUN)).unwrap();
+        assert!(dir.ledger().unwrap().is_empty());
+        let line = LedgerLine {
+            stage: "import".to_owned(),
+            started_unix_seconds: now(),
+            seconds: 0.5,
+            finished: true,
+            counts: Counts::new(),
+        };
+        dir.log(&line).unwrap();
+        fs::write(dir.path(LEDGER_FILE), format!("{}\n{{\"stage\":", serde_json::to_string(&line).unwrap())).unwrap();
+        assert_eq!(dir.ledger().unwrap(), [line]);
+    }
+}
