@@ -1,6 +1,8 @@
 //! What Potstill stores: records, Parquet, journal, tokens and chat templates, batches
 
+mod batch;
 mod chat;
+mod encode;
 mod error;
 mod import;
 mod journal;
@@ -11,7 +13,12 @@ mod records;
 mod schema;
 mod signal;
 mod table;
+mod template;
+mod token_bytes;
+mod tokenizer;
 
+pub use crate::batch::Order;
+pub use crate::encode::{Encoded, Reasoning, encode_conversation, prompt_ids, split_reasoning};
 pub use crate::error::Error;
 pub use crate::import::{Columns, Imported, import_jsonl};
 pub use crate::journal::{FrameSpan, Journal, MAGIC as JOURNAL_MAGIC};
@@ -30,3 +37,5 @@ pub use crate::records::{
 pub use crate::schema::{PROVENANCE_KEY, Record, SCHEMA_KEY, SCHEMA_VERSION};
 pub use crate::signal::{MASS_TOLERANCE, Signal, SignalRow};
 pub use crate::table::{CACHE_BYTES, Table};
+pub use crate::template::{ChatTemplate, RenderOptions, Rendered};
+pub use crate::tokenizer::{SpecialTokens, Tokenizer};

@@ -1,0 +1,347 @@
+//! Chat templates, rendered as transformers renders them.
+//!
+//! The reference is `transformers.utils.chat_template_utils` (5.23): Jinja with `trim_blocks`,
+//! `lstrip_blocks` and loop controls, `raise_exception`, `strftime_now`, a `tojson` that does not
+//! escape for HTML, Python's string methods, and `{% generation %}` marks. `tests/template.rs`
+//! compares renderings with transformers' own. Not reproduced: `~` and `join` print `none`, `true` and
+//! `false` in lower case.
+
+mod generation;
+mod python;
+
+use std::ops::Range;
+use std::path::Path;
+
+use chrono::NaiveDateTime;
+use minijinja::{AutoEscape, Environment, ErrorKind, UndefinedBehavior, Value, context};
+use serde_json::json;
+
+use self::generation::Marks;
+use crate::encode::Reasoning;
+use crate::manifest::sha256_hex;
+use crate::tokenizer::{SpecialTokens, read_json, read_optional};
+use crate::{Error, Message};
+
+const PLAIN: &str = "{{ bos_token }}{% for m in messages %}{{ m.content }}{% if m.role == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}";
+
+/// A compiled chat template.
+#[derive(Debug, Clone)]
+pub struct ChatTemplate {
+    name: String,
+    environment: Environment<'static>,
+    hash: String,
+    generation: bool,
+    reasoning: bool,
+}
+
+/// What a rendering depends on besides the conversation.
+#[derive(Debug, Clone, Copy)]
+pub struct RenderOptions<'a> {
+    /// End with what opens an assistant turn.
+    pub add_generation_prompt: bool,
+    /// `bos_token`, `eos_token`, `unk_token` and `pad_token` of the template.
+    pub special: &'a SpecialTokens,
+    /// How reasoning is written in front of an answer if the template does not read it itself.
+    pub reasoning: Option<&'a Reasoning>,
+    /// The time that `strftime_now` tells; `None` is the clock's.
+    pub now: Option<NaiveDateTime>,
+}
+
+/// A rendered conversation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rendered {
+    /// The text.
+    pub text: String,
+    /// Byte ranges of `text` between `{% generation %}` and `{% endgeneration %}`, in order.
+    pub generation: Vec<Range<usize>>,
+}
+
+impl ChatTemplate {
+    /// The template of a model's folder: `chat_template.jinja`, else `chat_template` in
+    /// `tokenizer_config.json` (a text, or a list of named ones of which "default" is taken); `None` if
+    /// there is neither.
+    ///
+    /// # Errors
+    /// A file that cannot be read, a list without "default", a template that does not compile.
+    pub fn from_dir(dir: &Path) -> Result<Option<Self>, Error> {
+        let path = dir.join("chat_template.jinja");
+        if let Some(source) = read_optional(&path)? {
+            return Self::from_source(&path.display().to_string(), &source).map(Some);
+        }
+        let Some((path, json)) = read_json(dir, "tokenizer_config.json")? else {
+            return Ok(None);
+        };
+        let source = match &json["chat_template"] {
+            serde_json::Value::Null => return Ok(None),
+            serde_json::Value::String(source) => source.as_str(),
+            named => {
+                let list = named.as_array().into_iter().flatten();
+                let default = list.clone().find(|entry| entry["name"] == "default");
+                match default.and_then(|entry| entry["template"].as_str()) {
+                    Some(source) => source,
+                    None => {
+                        let names: Vec<&str> =
+                            list.filter_map(|entry| entry["name"].as_str()).collect();
+                        return Err(Error::TokenizerContent {
+                            path,
+                            reason: format!(
+                                "`chat_template` has no template named \"default\" (it has {names:?}); save the one to use as chat_template.jinja beside it"
+                            ),
+                        });
+                    }
+                }
+            }
+        };
+        Self::from_source(&path.display().to_string(), source).map(Some)
+    }
+
+    /// Compiles a template. `name` is what errors call it: its file, usually.
+    ///
+    /// # Errors
+    /// [`Error::TemplateSyntax`].
+    pub fn from_source(name: &str, source: &str) -> Result<Self, Error> {
+        // Jinja2 reads every kind of line end as a line feed.
+        let (rewritten, generation) =
+            generation::rewrite(&source.replace("\r\n", "\n").replace('\r', "\n"));
+        let mut environment = environment();
+        environment
+            .add_template_owned(name.to_owned(), rewritten)
+            .map_err(|error| Error::TemplateSyntax {
+                template: name.to_owned(),
+                line: error.line().unwrap_or_default(),
+                reason: reason(&error),
+            })?;
+        let hash = sha256_hex(source.as_bytes());
+        // Both are the names under which transformers passes reasoning on.
+        let reads = [
+            "reasoning_content",
+            ".thinking",
+            "'thinking'",
+            "\"thinking\"",
+        ];
+        let reasoning = reads.iter().any(|name| source.contains(name));
+        Ok(Self {
+            name: name.to_owned(),
+            environment,
+            hash,
+            generation,
+            reasoning,
+        })
+    }
+
+    /// The template for base models, which know no turns: the beginning of sequence, then all contents
+    /// end to end, an assistant's with the end of sequence behind it.
+    ///
+    /// # Errors
+    /// None: it is compiled like any other.
+    pub fn plain() -> Result<Self, Error> {
+        Self::from_source("plain", PLAIN)
+    }
+
+    /// The name it was given.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// SHA-256 of the source, in hexadecimal.
+    pub fn hash(&self) -> &str {
+        &self.hash
+    }
+
+    /// Whether it has `{% generation %}` marks.
+    pub fn marks_generation(&self) -> bool {
+        self.generation
+    }
+
+    /// Renders a conversation. `tools` is the text of a JSON array.
+    ///
+    /// Messages reach the template in OpenAI's form: `role`, `content`; `reasoning_content` and `thinking`
+    /// where there is reasoning; `tool_calls` as `{id, type, function: {name, arguments}}` with the
+    /// arguments as an object where they are one; `tool_call_id`. Tools and arguments keep their keys'
+    /// order. If the template reads no reasoning, it is put in front of the content between
+    /// `options.reasoning`'s marks.
+    ///
+    /// # Errors
+    /// A template that raises or fails, tools that are not a JSON array, reasoning that neither the
+    /// template nor `options.reasoning` has a place for.
+    pub fn render(
+        &self,
+        messages: &[Message],
+        tools: Option<&str>,
+        options: RenderOptions<'_>,
+    ) -> Result<Rendered, Error> {
+        let tools = tools.map(parse_tools).transpose()?;
+        let messages: Vec<serde_json::Value> = messages
+            .iter()
+            .map(|message| self.message(message, options.reasoning))
+            .collect::<Result<_, _>>()?;
+        let conversation = json!([messages, tools]).to_string();
+        let marks = Marks::unused_in(&[&conversation]);
+        let now = options
+            .now
+            .unwrap_or_else(|| chrono::Local::now().naive_local());
+        let mut variables = vec![
+            ("messages", Value::from_serialize(&messages)),
+            ("tools", Value::from_serialize(&tools)),
+            ("documents", Value::from(())),
+            (
+                "add_generation_prompt",
+                Value::from(options.add_generation_prompt),
+            ),
+            (
+                "strftime_now",
+                Value::from_function(move |format: &str| strftime(now, format)),
+            ),
+            (generation::VARIABLE, marks.variable()),
+        ];
+        let SpecialTokens { bos, eos, unk, pad } = options.special;
+        for (name, token) in [
+            ("bos_token", bos),
+            ("eos_token", eos),
+            ("unk_token", unk),
+            ("pad_token", pad),
+        ] {
+            if let Some(token) = token {
+                variables.push((name, Value::from(token.as_str())));
+            }
+        }
+        let variables: Value = variables.into_iter().collect();
+        let rendered = self
+            .environment
+            .get_template(&self.name)
+            .and_then(|template| template.render(context! { ..variables }))
+            .map_err(|error| self.failure(&error))?;
+        let (text, generation) = marks.take(&rendered);
+        Ok(Rendered { text, generation })
+    }
+
+    fn message(
+        &self,
+        message: &Message,
+        marks: Option<&Reasoning>,
+    ) -> Result<serde_json::Value, Error> {
+        let mut json = serde_json::Map::new();
+        let mut content = message.content.clone();
+        let reasoning = message
+            .reasoning
+            .as_deref()
+            .filter(|reasoning| !reasoning.is_empty());
+        match (reasoning, marks) {
+            (None, _) => {}
+            (Some(reasoning), _) if self.reasoning => {
+                json.insert("thinking".to_owned(), reasoning.into());
+                json.insert("reasoning_content".to_owned(), reasoning.into());
+            }
+            (Some(reasoning), Some(marks)) => {
+                content = format!("{}{reasoning}{}{content}", marks.open, marks.close);
+            }
+            (Some(_), None) => {
+                return Err(Error::ReasoningUnplaced {
+                    template: self.name.clone(),
+                });
+            }
+        }
+        json.insert("role".to_owned(), message.role.name().into());
+        json.insert("content".to_owned(), content.into());
+        if !message.tool_calls.is_empty() {
+            let calls = message.tool_calls.iter().map(|call| {
+                let arguments = serde_json::from_str(&call.arguments)
+                    .ok()
+                    .filter(serde_json::Value::is_object)
+                    .unwrap_or_else(|| call.arguments.clone().into());
+                let function = json!({ "name": call.name, "arguments": arguments });
+                match &call.id {
+                    Some(id) => json!({ "id": id, "type": "function", "function": function }),
+                    None => json!({ "type": "function", "function": function }),
+                }
+            });
+            json.insert("tool_calls".to_owned(), calls.collect());
+        }
+        if let Some(id) = &message.tool_call_id {
+            json.insert("tool_call_id".to_owned(), id.as_str().into());
+        }
+        Ok(json.into())
+    }
+
+    fn failure(&self, error: &minijinja::Error) -> Error {
+        let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
+        while let Some(cause) = source {
+            if let Some(Raised(message)) = cause.downcast_ref() {
+                return Error::TemplateRaised {
+                    template: self.name.clone(),
+                    message: message.clone(),
+                };
+            }
+            source = cause.source();
+        }
+        Error::TemplateRender {
+            template: self.name.clone(),
+            line: error.line().unwrap_or_default(),
+            reason: reason(error),
+        }
+    }
+}
+
+fn environment() -> Environment<'static> {
+    let mut environment = Environment::new();
+    environment.set_trim_blocks(true);
+    environment.set_lstrip_blocks(true);
+    environment.set_undefined_behavior(UndefinedBehavior::Lenient);
+    environment.set_auto_escape_callback(|_| AutoEscape::None);
+    environment.set_formatter(|out, _, value| {
+        out.write_str(&python::str(value))
+            .map_err(minijinja::Error::from)
+    });
+    environment.set_unknown_method_callback(python::method);
+    environment.add_filter("tojson", python::tojson);
+    environment.add_filter("string", python::str);
+    environment.add_test("sequence", python::is_sequence);
+    environment.add_test("iterable", python::is_iterable);
+    environment.add_function(generation::FUNCTION, generation::call);
+    environment.add_function(
+        "raise_exception",
+        |message: String| -> Result<Value, minijinja::Error> {
+            Err(
+                minijinja::Error::new(ErrorKind::InvalidOperation, message.clone())
+                    .with_source(Raised(message)),
+            )
+        },
+    );
+    environment
+}
+
+/// What a template passed to `raise_exception`.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Raised(String);
+
+fn strftime(now: NaiveDateTime, format: &str) -> Result<String, minijinja::Error> {
+    use std::fmt::Write;
+    let mut text = String::new();
+    write!(text, "{}", now.format(format)).map_err(|_| {
+        minijinja::Error::new(
+            ErrorKind::InvalidOperation,
+            format!("strftime_now: {format:?} is not a time format"),
+        )
+    })?;
+    Ok(text)
+}
+
+fn parse_tools(text: &str) -> Result<serde_json::Value, Error> {
+    match serde_json::from_str::<serde_json::Value>(text) {
+        Ok(tools) if tools.is_array() => Ok(tools),
+        Ok(other) => Err(Error::TemplateTools {
+            reason: format!("they are {other}"),
+        }),
+        Err(error) => Err(Error::TemplateTools {
+            reason: error.to_string(),
+        }),
+    }
+}
+
+fn reason(error: &minijinja::Error) -> String {
+    match error.detail() {
+        Some(detail) => format!("{}: {detail}", error.kind()),
+        None => error.kind().to_string(),
+    }
+}

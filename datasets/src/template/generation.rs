@@ -1,0 +1,219 @@
+//! `{% generation %}` … `{% endgeneration %}`: the marks that transformers puts around assistant text.
+//!
+//! In transformers the pair is a Jinja extension that parses to a call block. minijinja takes no
+//! extensions but has call blocks, so a pass over the source writes one tag as the other before
+//! minijinja sees it: `{%- generation -%}` becomes `{%- call potstill_generation() -%}`, and
+//! `{%- endgeneration %}` becomes `{%- endcall %}`. Whitespace control, scopes and nesting stay what
+//! they are in transformers. The function writes its block between two private-use characters,
+//! [`Marks`], which do not occur in the conversation, and [`Marks::take`] takes them out again.
+
+use std::ops::Range;
+
+use minijinja::value::Kwargs;
+use minijinja::{Error, State, Value};
+
+/// The function that a call block calls.
+pub(super) const FUNCTION: &str = "potstill_generation";
+/// The variable that holds the marks of a rendering.
+pub(super) const VARIABLE: &str = "potstill_generation_marks";
+
+/// Writes the generation tags of a template as call blocks. The second value says whether there
+/// were any.
+pub(super) fn rewrite(source: &str) -> (String, bool) {
+    let mut out = String::with_capacity(source.len());
+    let mut found = false;
+    let mut raw = false;
+    let mut rest = source;
+    while let Some(at) = rest.find('{') {
+        let (text, tail) = rest.split_at(at);
+        out.push_str(text);
+        let end = tag_end(tail, raw);
+        let (tag, behind) = tail.split_at(end);
+        rest = behind;
+        match tag_name(tag) {
+            Some("raw") => raw = true,
+            Some("endraw") => raw = false,
+            Some("generation") if !raw => {
+                found = true;
+                out.push_str(&tag.replacen(
+                    "generation",
+                    &format!("call {FUNCTION}({VARIABLE})"),
+                    1,
+                ));
+                continue;
+            }
+            Some("endgeneration") if !raw => {
+                out.push_str(&tag.replacen("endgeneration", "endcall", 1));
+                continue;
+            }
+            _ => {}
+        }
+        out.push_str(tag);
+    }
+    out.push_str(rest);
+    (out, found)
+}
+
+/// Bytes of the tag, expression or comment that `text` starts with; of its `{` alone if it starts with
+/// none of them. Within `{% raw %}` only block tags are looked at.
+fn tag_end(text: &str, raw: bool) -> usize {
+    let close = match text.as_bytes().get(1) {
+        Some(b'%') => "%}",
+        Some(b'{') if !raw => "}}",
+        Some(b'#') if !raw => return text.find("#}").map_or(text.len(), |end| end + 2),
+        _ => return 1,
+    };
+    if raw {
+        // What looks like a tag may be text with a lone quote in it.
+        return if tag_name(text) == Some("endraw") {
+            text.find(close).map_or(text.len(), |end| end + 2)
+        } else {
+            1
+        };
+    }
+    let mut quote = None;
+    let mut escaped = false;
+    for (at, c) in text.char_indices().skip(2) {
+        match quote {
+            Some(open) => {
+                if escaped {
+                    escaped = false;
+                } else if c == '\\' {
+                    escaped = true;
+                } else if c == open {
+                    quote = None;
+                }
+            }
+            None if c == '\'' || c == '"' => quote = Some(c),
+            None if text.get(at..).is_some_and(|rest| rest.starts_with(close)) => return at + 2,
+            None => {}
+        }
+    }
+    text.len()
+}
+
+/// The word that a block tag starts with.
+fn tag_name(tag: &str) -> Option<&str> {
+    let inner = tag.strip_prefix("{%")?;
+    let inner = inner.strip_prefix(['-', '+']).unwrap_or(inner).trim_start();
+    let end = inner
+        .find(|c: char| !c.is_alphanumeric() && c != '_')
+        .unwrap_or(inner.len());
+    inner.get(..end)
+}
+
+/// The call block's function: its body between the two marks.
+pub(super) fn call(state: &State, marks: String, kwargs: Kwargs) -> Result<String, Error> {
+    let caller: Value = kwargs.get("caller")?;
+    let body = caller.call(state, &[])?;
+    let mut marks = marks.chars();
+    let (open, close) = (
+        marks.next().unwrap_or_default(),
+        marks.next().unwrap_or_default(),
+    );
+    Ok(format!("{open}{body}{close}"))
+}
+
+/// Two characters that stand for the start and the end of a block in one rendering.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Marks {
+    open: char,
+    close: char,
+}
+
+impl Marks {
+    /// The first two characters of the private-use plane 15 that occur in none of the texts.
+    pub(super) fn unused_in(texts: &[&str]) -> Self {
+        let mut unused =
+            ('\u{F0000}'..='\u{FFFFD}').filter(|&c| !texts.iter().any(|text| text.contains(c)));
+        let open = unused.next().unwrap_or('\u{10FFFC}');
+        Self {
+            open,
+            close: unused.next().unwrap_or('\u{10FFFD}'),
+        }
+    }
+
+    /// The marks as the template's variable holds them.
+    pub(super) fn variable(self) -> Value {
+        Value::from(format!("{}{}", self.open, self.close))
+    }
+
+    /// Takes the marks out of a rendering: the text, and the byte ranges that were between them. A block
+    /// within a block counts with the outer one.
+    pub(super) fn take(self, rendered: &str) -> (String, Vec<Range<usize>>) {
+        let mut text = String::with_capacity(rendered.len());
+        let mut spans = Vec::new();
+        let mut depth = 0_usize;
+        let mut start = 0;
+        for c in rendered.chars() {
+            if c == self.open {
+                if depth == 0 {
+                    start = text.len();
+                }
+                depth += 1;
+            } else if c == self.close {
+                depth = depth.saturating_sub(1);
+                if depth == 0 {
+                    spans.push(start..text.len());
+                }
+            } else {
+                text.push(c);
+            }
+        }
+        (text, spans)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tags_become_call_blocks_with_their_whitespace_control() {
+        let call = "call potstill_generation(potstill_generation_marks)";
+        for (source, expected) in [
+            (
+                "a{% generation %}b{% endgeneration %}c",
+                format!("a{{% {call} %}}b{{% endcall %}}c"),
+            ),
+            (
+                "{%- generation -%}b{%- endgeneration -%}",
+                format!("{{%- {call} -%}}b{{%- endcall -%}}"),
+            ),
+            (
+                "{%generation%}b{%+endgeneration%}",
+                format!("{{%{call}%}}b{{%+endcall%}}"),
+            ),
+        ] {
+            assert_eq!(rewrite(source), (expected, true));
+        }
+    }
+
+    #[test]
+    fn text_comments_strings_and_raw_blocks_are_left_alone() {
+        for source in [
+            "{# {% generation %} #}",
+            "{{ '{% generation %}' }}",
+            "{{ \"\\\"{% generation %}\" }}",
+            "{% raw %}it's {% generation %} {{ {% endraw %}",
+            "{% set generation = 1 %}{{ generation }}",
+            "{ {a} { % generation % }",
+            "generation {",
+            "{% unclosed generation",
+            "{",
+            "",
+        ] {
+            assert_eq!(rewrite(source), (source.to_owned(), false));
+        }
+    }
+
+    #[test]
+    fn marks_avoid_what_the_texts_hold() {
+        let marks = Marks::unused_in(&["a\u{F0000}b", "\u{F0002}"]);
+        assert_eq!((marks.open, marks.close), ('\u{F0001}', '\u{F0003}'));
+        let (text, spans) =
+            marks.take("a\u{F0001}bé\u{F0001}c\u{F0003}\u{F0003}d\u{F0001}\u{F0003}\u{F0000}");
+        assert_eq!(text, "abécd\u{F0000}");
+        assert_eq!(spans, [1..5, 6..6]);
+    }
+}
