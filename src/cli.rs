@@ -46,7 +46,7 @@ struct Flags {
     /// Where the run lives [default: runs/<name>]
     #[arg(long, value_name = "DIR")]
     run_dir: Option<PathBuf>,
-    /// What computes: cpu, or wgpu, vulkan, cuda where this build has them
+    /// What computes
     #[arg(long, value_name = "DEVICE", default_value = "cpu")]
     device: String,
     /// Take the first N prompts only
@@ -84,14 +84,45 @@ pub fn main(cli: &Cli) -> u8 {
     match run(cli, &talk) {
         Ok(Outcome::Done | Outcome::UpToDate | Outcome::WouldRun) => 0,
         Ok(Outcome::Stopped) => {
-            talk.line(&format!("stopped; what is done is kept, and `{}` goes on", again(flags)));
+            talk.line(&format!(
+                "stopped; what is done is kept, and `{}` goes on",
+                again(flags)
+            ));
             1
         }
         Err(error) => {
-            talk.line(&format!("error: {error:#}"));
+            talk.line(&format!("error: {}", explain(&error)));
+            if full_disk(&error) {
+                talk.line(&format!(
+                    "the disk is full: free some space, and `{}` goes on from what is there",
+                    again(flags)
+                ));
+            }
             if error.is::<ConfigError>() { 2 } else { 1 }
         }
     }
+}
+
+/// The chain of causes in one line, less what a message repeats of its own cause.
+fn explain(error: &anyhow::Error) -> String {
+    let mut said = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if said.is_empty() {
+            said = cause;
+        } else if !said.contains(&cause) {
+            said += &format!(": {cause}");
+        }
+    }
+    said
+}
+
+fn full_disk(error: &anyhow::Error) -> bool {
+    let full = |cause: &std::io::Error| cause.kind() == std::io::ErrorKind::StorageFull;
+    // Some libraries keep the system's error as text only.
+    error.chain().any(|cause| {
+        cause.downcast_ref::<std::io::Error>().is_some_and(full)
+            || cause.to_string().contains("No space left on device")
+    })
 }
 
 fn run(cli: &Cli, talk: &Talk) -> anyhow::Result<Outcome> {

@@ -114,8 +114,10 @@ impl Work {
             None if self.said.elapsed() >= LINE_EVERY => {
                 self.said = Instant::now();
                 let left = left(seconds, done - self.before, self.total.saturating_sub(done));
-                self.talk
-                    .line(&format!("{}: {done}/{} {facts}{left}", self.stage, self.total));
+                self.talk.line(&format!(
+                    "{}: {done}/{} {facts}{left}",
+                    self.stage, self.total
+                ));
             }
             None => {}
         }
@@ -154,7 +156,19 @@ mod tests {
 
     #[test]
     fn durations_read_well() {
-        let said: Vec<String> = [0.04, 9.94, 9.96, 59.6, 61.0, 7322.0].map(duration).to_vec();
-        assert_eq!(said, ["0.0 s", "9.9 s", "10 s", "1 min 0 s", "1 min 1 s", "2 h 2 min"]);
+        let said: Vec<String> = [0.04, 9.94, 9.96, 59.6, 61.0, 7322.0]
+            .map(duration)
+            .to_vec();
+        assert_eq!(
+            said,
+            [
+                "0.0 s",
+                "9.9 s",
+                "10 s",
+                "1 min 0 s",
+                "1 min 1 s",
+                "2 h 2 min"
+            ]
+        );
     }
 }

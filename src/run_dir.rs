@@ -10,9 +10,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, TryLockError};
-use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, bail};
 use potstill_datasets::{
@@ -21,12 +19,18 @@ use potstill_datasets::{
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::run_file::{ConfigError, Loaded};
+use crate::run_file::Loaded;
+
+
+mod ledger;
+mod owner;
+
+pub use ledger::{LedgerLine, now};
+pub use owner::check_owner;
 
 /// Copy of the run file in its run directory.
 const RUN_FILE: &str = "run.toml";
 const PLAN_FILE: &str = "plan.json";
-const LEDGER_FILE: &str = "ledger.jsonl";
 
 /// An open run directory, locked against other processes until it is dropped.
 #[derive(Debug)]
@@ -67,21 +71,6 @@ pub enum Earlier {
     Keep,
     /// Deleted, because all of it is in the new output too.
     Replace,
-}
-
-/// A line of the ledger, the only place that knows times.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct LedgerLine {
-    /// The stage's name.
-    pub stage: String,
-    /// When it began, seconds since 1970.
-    pub started_unix_seconds: u64,
-    /// How long this run of it took.
-    pub seconds: f64,
-    /// Whether it was finished.
-    pub finished: bool,
-    /// What it did in this run.
-    pub counts: Counts,
 }
 
 /// How a complete draft is put in place; written once, then followed to the end.
@@ -128,8 +117,12 @@ impl RunDir {
         if fs::read_to_string(&copy).ok().as_deref() != Some(run.text.as_str()) {
             replace_file(&copy, run.text.as_bytes())?;
         }
-        for entry in fs::read_dir(&work).with_context(|| format!("cannot list {}", work.display()))? {
-            let draft = entry.with_context(|| format!("cannot list {}", work.display()))?.path();
+        for entry in
+            fs::read_dir(&work).with_context(|| format!("cannot list {}", work.display()))?
+        {
+            let draft = entry
+                .with_context(|| format!("cannot list {}", work.display()))?
+                .path();
             if draft.join(PLAN_FILE).exists() {
                 dir.finish(&draft)?;
             }
@@ -155,7 +148,8 @@ impl RunDir {
             let path = self.path(name);
             let found = fs::metadata(&path).map(|m| m.len()).ok();
             if found != Some(hash.bytes) {
-                let found = found.map_or("absent".to_owned(), |bytes| format!("{bytes} bytes long"));
+                let found =
+                    found.map_or("absent".to_owned(), |bytes| format!("{bytes} bytes long"));
                 bail!(
                     "{} is {found}, and {} says {} bytes: restore it, or move {} away so that `{}` runs again",
                     path.display(),
@@ -200,7 +194,8 @@ impl RunDir {
     pub fn draft(&self, plan: &Plan) -> anyhow::Result<PathBuf> {
         let draft = self.draft_path(&plan.stage);
         if draft.exists() {
-            fs::remove_dir_all(&draft).with_context(|| format!("cannot empty {}", draft.display()))?;
+            fs::remove_dir_all(&draft)
+                .with_context(|| format!("cannot empty {}", draft.display()))?;
         }
         let out = draft.join("out");
         for output in &plan.outputs {
@@ -215,14 +210,20 @@ impl RunDir {
     }
 
     fn draft_path(&self, stage: &str) -> PathBuf {
-        self.path(".work").join(format!("draft-{}", stage.replace(' ', "-")))
+        self.path(".work")
+            .join(format!("draft-{}", stage.replace(' ', "-")))
     }
 
     /// Publishes a complete draft, and says the names that earlier output was kept under.
     ///
     /// # Errors
     /// When a file cannot be read, written or renamed.
-    pub fn publish(&self, plan: &Plan, earlier: Earlier, counts: Counts) -> anyhow::Result<Vec<String>> {
+    pub fn publish(
+        &self,
+        plan: &Plan,
+        earlier: Earlier,
+        counts: Counts,
+    ) -> anyhow::Result<Vec<String>> {
         let draft = self.draft_path(&plan.stage);
         let out = draft.join("out");
         let manifest = Manifest {
@@ -255,9 +256,14 @@ impl RunDir {
     /// be cut short and begun again anywhere.
     fn finish(&self, draft: &Path) -> anyhow::Result<Vec<String>> {
         let plan_path = draft.join(PLAN_FILE);
-        let text = fs::read(&plan_path).with_context(|| format!("cannot read {}", plan_path.display()))?;
-        let publication: Publication = serde_json::from_slice(&text)
-            .with_context(|| format!("{} is damaged: delete its folder and run again", plan_path.display()))?;
+        let text =
+            fs::read(&plan_path).with_context(|| format!("cannot read {}", plan_path.display()))?;
+        let publication: Publication = serde_json::from_slice(&text).with_context(|| {
+            format!(
+                "{} is damaged: delete its folder and run again",
+                plan_path.display()
+            )
+        })?;
         for output in &publication.outputs {
             let (from, to) = (draft.join("out").join(output), self.path(output));
             if !from.exists() {
@@ -305,39 +311,6 @@ impl RunDir {
         let names = (1..).map(|n| old_name(output, n));
         names.take_while(|name| self.path(name).exists()).collect()
     }
-
-    /// Adds a line to the ledger.
-    ///
-    /// # Errors
-    /// When it cannot be written.
-    pub fn log(&self, line: &LedgerLine) -> anyhow::Result<()> {
-        let path = self.path(LEDGER_FILE);
-        let mut text = serde_json::to_string(line)?;
-        text.push('\n');
-        let mut file = File::options().create(true).append(true).open(&path);
-        file.as_mut()
-            .map_err(|e| std::io::Error::new(e.kind(), e.to_string()))
-            .and_then(|file| file.write_all(text.as_bytes()))
-            .with_context(|| format!("cannot write {}", path.display()))
-    }
-
-    /// The ledger's lines; one that a crash tore is left out.
-    ///
-    /// # Errors
-    /// When it cannot be read.
-    pub fn ledger(&self) -> anyhow::Result<Vec<LedgerLine>> {
-        let path = self.path(LEDGER_FILE);
-        match fs::read_to_string(&path) {
-            Ok(text) => Ok(text.lines().filter_map(|l| serde_json::from_str(l).ok()).collect()),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
-            Err(e) => Err(e).with_context(|| format!("cannot read {}", path.display())),
-        }
-    }
-}
-
-/// Seconds since 1970.
-pub fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }
 
 fn old_name(output: &str, number: u32) -> String {
@@ -350,55 +323,6 @@ fn rename(from: &Path, to: &Path) -> anyhow::Result<()> {
         .and_then(|()| fs::rename(from, to))
         .and_then(|()| File::open(parent)?.sync_all())
         .with_context(|| format!("cannot rename {} to {}", from.display(), to.display()))
-}
-
-/// A run directory is of the run whose name its `run.toml` has.
-pub fn check_owner(root: &Path, run: &Loaded) -> anyhow::Result<()> {
-    #[derive(Deserialize)]
-    struct Head {
-        run: Name,
-    }
-    #[derive(Deserialize)]
-    struct Name {
-        name: String,
-    }
-    let name = run.file.run.name.as_str();
-    let copy = root.join(RUN_FILE);
-    let ours = match fs::read_to_string(&copy) {
-        Ok(text) => toml::from_str::<Head>(&text).map(|head| head.run.name).ok(),
-        Err(_) if !root.exists() => return Ok(()),
-        Err(_) => {
-            let mut entries = fs::read_dir(root)
-                .with_context(|| format!("cannot use {} as a run directory", root.display()))?;
-            // `.work` alone is a run directory whose first moments were cut short.
-            if entries.all(|e| e.is_ok_and(|e| e.file_name() == ".work")) {
-                return Ok(());
-            }
-            return Err(ConfigError::plain(format!(
-                "{} holds files and no {RUN_FILE}, so it is not a run directory: give another with `--run-dir DIR`",
-                root.display()
-            ))
-            .into());
-        }
-    };
-    match ours {
-        Some(owner) if owner == name => Ok(()),
-        Some(owner) => Err(run
-            .problem(
-                &["run", "name"],
-                format!(
-                    "{} is the run directory of {owner:?}, not of {name:?}: give another with `--run-dir DIR`, or change the name",
-                    root.display()
-                ),
-            )
-            .into()),
-        None => Err(ConfigError::plain(format!(
-            "{} is not a run file, so {} cannot be told to be a run directory of {name:?}: give another with `--run-dir DIR`",
-            copy.display(),
-            root.display()
-        ))
-        .into()),
-    }
 }
 
 /// The first twelve digits of a key: enough to name a folder after.
@@ -414,11 +338,6 @@ pub fn settings_of(value: &impl Serialize) -> anyhow::Result<Value> {
     serde_json::to_value(value).context("cannot write settings as JSON")
 }
 
-/// An empty object of settings.
-pub fn no_settings() -> Value {
-    json!({})
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -428,14 +347,25 @@ mod tests {
     fn loaded(text: &str) -> Loaded {
         let path = PathBuf::from("tiny.toml");
         let file = crate::run_file::parse(&path, text).unwrap();
-        Loaded { file, path, text: text.to_owned() }
+        Loaded {
+            file,
+            path,
+            text: text.to_owned(),
+        }
+    }
+
+    /// An open run directory of the tiny run.
+    pub(super) fn open(root: &Path) -> RunDir {
+        RunDir::open(root, &loaded(RUN)).unwrap()
     }
 
     fn plan(version: u32) -> Plan {
         Plan {
             stage: "collect".to_owned(),
             home: "completions".to_owned(),
-            outputs: ["signals", "completions", "notes.json"].map(str::to_owned).to_vec(),
+            outputs: ["signals", "completions", "notes.json"]
+                .map(str::to_owned)
+                .to_vec(),
             settings: json!({ "version": version }),
             inputs: BTreeMap::new(),
         }
@@ -468,12 +398,29 @@ mod tests {
         assert_eq!(manifest.key, plan(1).key());
         assert_eq!(manifest.files.len(), 3);
         let kept = publish(&dir, 2, Earlier::Keep);
-        assert_eq!(kept, ["signals.old-1", "completions.old-1", "notes.json.old-1"]);
+        assert_eq!(
+            kept,
+            ["signals.old-1", "completions.old-1", "notes.json.old-1"]
+        );
         publish(&dir, 3, Earlier::Keep);
-        assert_eq!(dir.old("completions"), ["completions.old-1", "completions.old-2"]);
+        assert_eq!(
+            dir.old("completions"),
+            ["completions.old-1", "completions.old-2"]
+        );
         let at = |name| content(temp.path(), name);
-        assert_eq!([at("signals.old-1/a"), at("signals.old-2/a"), at("signals/a")], ["1", "2", "3"]);
-        assert!(Manifest::read(&dir.path("completions.old-1")).unwrap().is_some());
+        assert_eq!(
+            [
+                at("signals.old-1/a"),
+                at("signals.old-2/a"),
+                at("signals/a")
+            ],
+            ["1", "2", "3"]
+        );
+        assert!(
+            Manifest::read(&dir.path("completions.old-1"))
+                .unwrap()
+                .is_some()
+        );
         assert!(publish(&dir, 4, Earlier::Replace).is_empty());
         assert_eq!(dir.old("completions").len(), 2);
         assert_eq!(content(temp.path(), "notes.json"), "4");
@@ -508,13 +455,20 @@ mod tests {
                 earlier: Earlier::Keep,
                 number: 1,
             };
-            fs::write(draft.join(PLAN_FILE), serde_json::to_vec(&publication).unwrap()).unwrap();
+            fs::write(
+                draft.join(PLAN_FILE),
+                serde_json::to_vec(&publication).unwrap(),
+            )
+            .unwrap();
             let mut moves = Vec::new();
             for output in plan(2).outputs {
                 moves.push((root.join(&output), root.join(old_name(&output, 1))));
                 moves.push((out.join(&output), root.join(&output)));
             }
-            moves.push((draft.join(MANIFEST_FILE), root.join("completions").join(MANIFEST_FILE)));
+            moves.push((
+                draft.join(MANIFEST_FILE),
+                root.join("completions").join(MANIFEST_FILE),
+            ));
             for (from, to) in moves.into_iter().take(steps) {
                 rename(&from, &to).unwrap();
             }
@@ -522,7 +476,11 @@ mod tests {
             let dir = RunDir::open(root, &loaded(RUN)).unwrap();
             let manifest = dir.published("completions").unwrap().unwrap();
             assert_eq!(manifest.key, plan(2).key(), "after {steps} steps");
-            for (name, version) in [("signals/a", "2"), ("completions.old-1/a", "1"), ("notes.json", "2")] {
+            for (name, version) in [
+                ("signals/a", "2"),
+                ("completions.old-1/a", "1"),
+                ("notes.json", "2"),
+            ] {
                 assert_eq!(content(root, name), version, "{name} after {steps} steps");
             }
             assert!(!draft.exists());
@@ -535,7 +493,9 @@ mod tests {
         let root = temp.path().join("runs");
         let said = |text: &str| {
             let error = RunDir::open(&root, &loaded(text)).unwrap_err();
-            error.to_string().replace(&root.display().to_string(), "RUNS")
+            error
+                .to_string()
+                .replace(&root.display().to_string(), "RUNS")
         };
         drop(RunDir::open(&root, &loaded(RUN)).unwrap());
         let mut all = said(&RUN.replace("tiny", "other"));
@@ -544,29 +504,15 @@ mod tests {
         publish(&held, 1, Earlier::Keep);
         fs::write(root.join("signals/a"), "cut short").unwrap();
         let damaged = held.published("completions").unwrap_err().to_string();
-        all += &format!("\n\n{}", damaged.replace(&root.display().to_string(), "RUNS"));
+        all += &format!(
+            "\n\n{}",
+            damaged.replace(&root.display().to_string(), "RUNS")
+        );
         drop(held);
         fs::write(root.join(RUN_FILE), "name = 1").unwrap();
         all += &format!("\n\n{}", said(RUN));
         fs::remove_file(root.join(RUN_FILE)).unwrap();
         all += &format!("\n\n{}", said(RUN));
         insta::assert_snapshot!(all);
-    }
-
-    #[test]
-    fn a_torn_line_of_the_ledger_is_left_out() {
-        let temp = tempfile::tempdir().unwrap();
-        let dir = RunDir::open(temp.path(), &loaded(RUN)).unwrap();
-        assert!(dir.ledger().unwrap().is_empty());
-        let line = LedgerLine {
-            stage: "import".to_owned(),
-            started_unix_seconds: now(),
-            seconds: 0.5,
-            finished: true,
-            counts: Counts::new(),
-        };
-        dir.log(&line).unwrap();
-        fs::write(dir.path(LEDGER_FILE), format!("{}\n{{\"stage\":", serde_json::to_string(&line).unwrap())).unwrap();
-        assert_eq!(dir.ledger().unwrap(), [line]);
     }
 }

@@ -5,12 +5,13 @@
 //! parser points at the value; rules between keys are in [`rules`] and are reported
 //! together.
 
-pub mod ranges;
+mod loaded;
 mod place;
+pub mod ranges;
 mod rules;
 
-use std::path::{Path, PathBuf};
 
+pub use loaded::{Loaded, parse};
 pub use place::{ConfigError, Problem};
 use ranges::{Count, CountOrZero, Mass, NonNegative, Positive, RunName, RunPath, Share};
 use serde::{Deserialize, Serialize};
@@ -343,67 +344,10 @@ fn zero() -> NonNegative {
     default_of(0.0)
 }
 
-/// A run file with its place, so that what is found wrong later can still point into it.
-#[derive(Debug, Clone)]
-pub struct Loaded {
-    /// What it says.
-    pub file: RunFile,
-    /// Where it lies, as given.
-    pub path: PathBuf,
-    /// Its text.
-    pub text: String,
-}
-
-impl Loaded {
-    /// Reads and checks a run file.
-    ///
-    /// # Errors
-    /// When it cannot be read, is not TOML, or breaks a rule: each problem with line,
-    /// column and the way out.
-    pub fn read(path: &Path) -> Result<Loaded, ConfigError> {
-        let text = std::fs::read_to_string(path).map_err(|e| {
-            ConfigError::plain(format!(
-                "cannot read the run file {}: {e}; `potstill run FILE` takes the path of a TOML file",
-                path.display()
-            ))
-        })?;
-        let file = parse(path, &text)?;
-        Ok(Loaded {
-            file,
-            path: path.to_owned(),
-            text,
-        })
-    }
-
-    /// A path of the run file; relative ones are below its folder.
-    pub fn resolve(&self, path: &RunPath) -> PathBuf {
-        path.resolve(self.path.parent().unwrap_or(Path::new("")))
-    }
-
-    /// An error that points at a key, such as `["import", "path"]`.
-    pub fn problem(&self, key: &[&str], message: impl Into<String>) -> ConfigError {
-        let problem = Problem::at_key(&self.text, key, message.into());
-        ConfigError::new(&self.path, &self.text, vec![problem])
-    }
-}
-
-/// Parses the text of the run file at `path`, which is only named in errors.
-///
-/// # Errors
-/// See [`Loaded::read`].
-pub fn parse(path: &Path, text: &str) -> Result<RunFile, ConfigError> {
-    let file: RunFile = toml::from_str(text)
-        .map_err(|e| ConfigError::new(path, text, vec![Problem::from_toml(text, &e)]))?;
-    let problems = rules::broken(&file, text);
-    if problems.is_empty() {
-        Ok(file)
-    } else {
-        Err(ConfigError::new(path, text, problems))
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     const WHOLE: &str = r#"[run]
@@ -457,24 +401,60 @@ loss = { forward_kl = 1.0 }
             ("unknown table", "[student]", "[students]"),
             ("unknown inner key", "top_k = 64", "topk = 64"),
             ("missing table", "[teacher]\npath = \"models/tiny\"\n", ""),
-            ("missing key", "path = \"models/tiny\"\n", "dtype = \"f32\"\n"),
+            (
+                "missing key",
+                "path = \"models/tiny\"\n",
+                "dtype = \"f32\"\n",
+            ),
             ("wrong type", "steps = 40", "steps = \"forty\""),
             ("a count of zero", "batch = 8", "batch = 0"),
             ("half a step", "steps = 40", "steps = 40.5"),
-            ("negative rate", "learning_rate = 5e-4", "learning_rate = -5e-4"),
+            (
+                "negative rate",
+                "learning_rate = 5e-4",
+                "learning_rate = -5e-4",
+            ),
             ("no number", "learning_rate = 5e-4", "learning_rate = nan"),
-            ("unknown choice", "path = \"models/tiny\"", "path = \"m\"\ndtype = \"int8\""),
-            ("a name with a slash", "name = \"tiny\"", "name = \"../tiny\""),
+            (
+                "unknown choice",
+                "path = \"models/tiny\"",
+                "path = \"m\"\ndtype = \"int8\"",
+            ),
+            (
+                "a name with a slash",
+                "name = \"tiny\"",
+                "name = \"../tiny\"",
+            ),
             ("a bad temperature", "[2.0]", "[2.0, 0.0]"),
             ("not TOML", "seed = 17", "seed = = 17"),
             ("a key twice", "seed = 17", "seed = 17\nseed = 18"),
-            ("an unset variable", "models/tiny", "${POTSTILL_NO_SUCH_VARIABLE}/tiny"),
-            ("two kinds of columns", "{ question", "{ text = \"t\", question"),
-            ("no signals", "signals = { top_k = 64, temperatures = [2.0] }", ""),
+            (
+                "an unset variable",
+                "models/tiny",
+                "${POTSTILL_NO_SUCH_VARIABLE}/tiny",
+            ),
+            (
+                "two kinds of columns",
+                "{ question",
+                "{ text = \"t\", question",
+            ),
+            (
+                "no signals",
+                "signals = { top_k = 64, temperatures = [2.0] }",
+                "",
+            ),
             ("student is the teacher", "every = 2", ""),
-            ("heads that do not divide", "every = 2", "random = { hidden_size = 64, intermediate_size = 128, layers = 2, heads = 3 }"),
+            (
+                "heads that do not divide",
+                "every = 2",
+                "random = { hidden_size = 64, intermediate_size = 128, layers = 2, heads = 3 }",
+            ),
             ("nothing to learn", "forward_kl = 1.0", "forward_kl = 0.0"),
-            ("a control twice", "warmup = 5", "controls = [\"sft\", \"sft\"]"),
+            (
+                "a control twice",
+                "warmup = 5",
+                "controls = [\"sft\", \"sft\"]",
+            ),
             ("unknown control", "warmup = 5", "controls = [\"stf\"]"),
             ("non-ASCII before the place", "seed = 17", "\"sé\" = 1"),
         ];

@@ -132,7 +132,11 @@ pub fn run(context: &Context) -> anyhow::Result<Outcome> {
         match (all, stage(context)?) {
             (_, Outcome::Stopped) => return Ok(Outcome::Stopped),
             (_, Outcome::WouldRun) => {
-                let rest = stages.iter().map(|(n, _)| *n).skip_while(|n| *n != name).skip(1);
+                let rest = stages
+                    .iter()
+                    .map(|(n, _)| *n)
+                    .skip_while(|n| *n != name)
+                    .skip(1);
                 let rest: Vec<&str> = rest.collect();
                 if !rest.is_empty() {
                     context.talk.line(&format!("then: {}", rest.join(", ")));
@@ -144,7 +148,9 @@ pub fn run(context: &Context) -> anyhow::Result<Outcome> {
         }
     }
     if all == Outcome::UpToDate {
-        context.talk.line("nothing to do: every stage is up to date");
+        context
+            .talk
+            .line("nothing to do: every stage is up to date");
     }
     Ok(all)
 }
@@ -207,7 +213,10 @@ pub(crate) fn stage(
         line.seconds = began.elapsed().as_secs_f64();
         talk.line(&format!("{name}: {counts}, in {}", duration(line.seconds)));
         for old in kept {
-            talk.line(&format!("{name}: what was there before is kept as {}", dir.path(&old).display()));
+            talk.line(&format!(
+                "{name}: what was there before is kept as {}",
+                dir.path(&old).display()
+            ));
         }
     } else {
         line.seconds = began.elapsed().as_secs_f64();
@@ -238,13 +247,17 @@ pub(crate) fn each<'a>(
     Ok(all)
 }
 
-/// Counts as a person reads them.
+/// Counts as a person reads them, without those of nothing.
 pub(crate) fn said(counts: &Counts) -> String {
-    let all: Vec<String> = counts.iter().map(|(name, n)| format!("{n} {name}")).collect();
+    let some = counts.iter().filter(|(_, n)| **n > 0);
+    let all: Vec<String> = some.map(|(name, n)| format!("{n} {name}")).collect();
     all.join(", ")
 }
 
 /// Counts from pairs.
 pub(crate) fn counts<const N: usize>(pairs: [(&str, usize); N]) -> Counts {
-    pairs.into_iter().map(|(name, n)| (name.to_owned(), n as u64)).collect()
+    pairs
+        .into_iter()
+        .map(|(name, n)| (name.to_owned(), n as u64))
+        .collect()
 }

@@ -1,6 +1,8 @@
 //! The sentences of `docs/architecture.md` that can be read off the manifests and the
 //! sources.
 
+#![allow(clippy::unwrap_used)]
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,8 +15,16 @@ const EDGES: [(&str, &str, &[&str]); 7] = [
     ("datasets", "potstill-datasets", &[]),
     ("kernels", "potstill-kernels", &[]),
     ("model", "potstill-model", &["potstill-kernels"]),
-    ("teacher", "potstill-teacher", &["potstill-datasets", "potstill-kernels", "potstill-model"]),
-    ("student", "potstill-student", &["potstill-datasets", "potstill-kernels", "potstill-model"]),
+    (
+        "teacher",
+        "potstill-teacher",
+        &["potstill-datasets", "potstill-kernels", "potstill-model"],
+    ),
+    (
+        "student",
+        "potstill-student",
+        &["potstill-datasets", "potstill-kernels", "potstill-model"],
+    ),
     ("eval", "potstill-eval", &["potstill-datasets"]),
     (
         "src",
@@ -32,11 +42,23 @@ const EDGES: [(&str, &str, &[&str]); 7] = [
 
 /// Libraries that only some crates may name.
 const NAMED_BY: [(&[&str], &[&str]); 5] = [
-    (&["burn"], &["potstill-kernels", "potstill-model", "potstill-student"]),
+    (
+        &["burn"],
+        &["potstill-kernels", "potstill-model", "potstill-student"],
+    ),
     (&["burn-cubecl", "cubecl"], &["potstill-kernels"]),
-    (&["arrow", "parquet", "datafusion", "object_store"], &["potstill-datasets"]),
-    (&["reqwest", "hyper", "tokio", "ureq"], &["potstill-teacher"]),
-    (&["anyhow", "clap", "toml", "indicatif", "ctrlc"], &["potstill"]),
+    (
+        &["arrow", "parquet", "datafusion", "object_store"],
+        &["potstill-datasets"],
+    ),
+    (
+        &["reqwest", "hyper", "tokio", "ureq"],
+        &["potstill-teacher"],
+    ),
+    (
+        &["anyhow", "clap", "toml", "indicatif", "ctrlc"],
+        &["potstill"],
+    ),
 ];
 
 fn metadata() -> Metadata {
@@ -53,13 +75,20 @@ fn root() -> &'static Path {
 fn edges_go_down_only() {
     let metadata = metadata();
     let packages = metadata.workspace_packages();
-    assert_eq!(packages.len(), EDGES.len(), "a crate that EDGES does not know");
+    assert_eq!(
+        packages.len(),
+        EDGES.len(),
+        "a crate that EDGES does not know"
+    );
     for package in packages {
         let name = package.name.as_str();
         let (_, _, allowed) = EDGES.iter().find(|(_, n, _)| *n == name).unwrap();
         for dependency in &package.dependencies {
             let on = dependency.name.as_str();
-            assert!(!on.starts_with("potstill") || allowed.contains(&on), "{name} uses {on}");
+            assert!(
+                !on.starts_with("potstill") || allowed.contains(&on),
+                "{name} uses {on}"
+            );
         }
     }
 }
@@ -70,7 +99,10 @@ fn libraries_are_named_where_they_belong() {
         for dependency in &package.dependencies {
             for (libraries, allowed) in NAMED_BY {
                 let (name, on) = (package.name.as_str(), dependency.name.as_str());
-                assert!(!libraries.contains(&on) || allowed.contains(&name), "{name} names {on}");
+                assert!(
+                    !libraries.contains(&on) || allowed.contains(&name),
+                    "{name} names {on}"
+                );
             }
         }
     }
@@ -152,7 +184,9 @@ fn code(text: &str) -> String {
 
 fn offenders(of: impl Fn(&Source) -> bool) -> Vec<PathBuf> {
     let found = sources().into_iter().filter(of);
-    found.map(|s| s.path.strip_prefix(root()).unwrap().to_owned()).collect()
+    found
+        .map(|s| s.path.strip_prefix(root()).unwrap().to_owned())
+        .collect()
 }
 
 fn none() -> Vec<PathBuf> {
@@ -164,7 +198,10 @@ fn unsafe_is_in_kernels_and_the_listed_file() {
     let listed = root().join("model/src/checkpoint.rs");
     let found = offenders(|s| s.names("unsafe") && s.folder != "kernels" && s.path != listed);
     assert_eq!(found, none());
-    assert_eq!(offenders(|s| s.code.contains("#[cube") && s.folder != "kernels"), none());
+    assert_eq!(
+        offenders(|s| s.code.contains("#[cube") && s.folder != "kernels"),
+        none()
+    );
 }
 
 #[test]
@@ -177,7 +214,9 @@ fn only_src_prints_and_there_in_one_file() {
 #[test]
 fn only_src_reads_the_environment() {
     let reads = |s: &Source| {
-        ["std::env", "env::var", "env::args"].iter().any(|w| s.code.contains(w))
+        ["std::env", "env::var", "env::args"]
+            .iter()
+            .any(|w| s.code.contains(w))
     };
     assert_eq!(offenders(|s| s.folder != "src" && reads(s)), none());
 }
@@ -190,12 +229,17 @@ fn only_the_teacher_opens_a_socket() {
 
 #[test]
 fn no_file_is_a_drawer() {
-    let drawers = ["util", "utils", "common", "helper", "helpers", "manager", "misc"];
+    let drawers = [
+        "util", "utils", "common", "helper", "helpers", "manager", "misc",
+    ];
     let named = |path: &Path| {
         let stem = path.file_stem().unwrap().to_string_lossy();
         stem.split('_').any(|part| drawers.contains(&part))
     };
-    assert_eq!(offenders(|s| named(&s.path) || s.path.parent().is_some_and(named)), none());
+    assert_eq!(
+        offenders(|s| named(&s.path) || s.path.parent().is_some_and(named)),
+        none()
+    );
 }
 
 #[test]
@@ -215,18 +259,38 @@ fn the_command_line_is_frozen() {
     };
     let flags = |help: &str| -> Vec<String> {
         let words = help.split(|c: char| c.is_whitespace() || c == ',');
-        words.filter(|w| w.starts_with("--")).map(str::to_owned).collect()
+        words
+            .filter(|w| w.starts_with("--"))
+            .map(str::to_owned)
+            .collect()
     };
-    let commands = ["run", "check", "import", "collect", "curate", "train", "export", "eval", "report"];
+    let commands = [
+        "run", "check", "import", "collect", "curate", "train", "export", "eval", "report",
+    ];
     let listed: BTreeMap<&str, Vec<String>> =
         commands.iter().map(|c| (*c, flags(&help(&[c])))).collect();
-    let frozen = ["--run-dir", "--device", "--limit", "--dry-run", "--verbose", "--help"];
+    let frozen = [
+        "--run-dir",
+        "--device",
+        "--limit",
+        "--dry-run",
+        "--verbose",
+        "--help",
+    ];
     for (command, flags) in listed {
         assert_eq!(flags, frozen, "potstill {command}");
     }
     let all = help(&[]);
-    let section = all.split("Commands:\n").nth(1).unwrap().split("\n\n").next().unwrap();
-    let names: Vec<&str> =
-        section.lines().map(|line| line.split_whitespace().next().unwrap()).collect();
+    let section = all
+        .split("Commands:\n")
+        .nth(1)
+        .unwrap()
+        .split("\n\n")
+        .next()
+        .unwrap();
+    let names: Vec<&str> = section
+        .lines()
+        .map(|line| line.split_whitespace().next().unwrap())
+        .collect();
     assert_eq!(names, [&commands[..], &["help"]].concat());
 }

@@ -154,7 +154,10 @@ fn bootstrap<const STUDENTS: usize>(
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let mut draws: Vec<f64> = (0..resamples.max(1))
         .map(|_| {
-            total(&mut (0..clusters.len()).map(|_| rng.random_range(0..clusters.len() as u64) as usize))
+            total(
+                &mut (0..clusters.len())
+                    .map(|_| rng.random_range(0..clusters.len() as u64) as usize),
+            )
         })
         .collect();
     draws.sort_by(f64::total_cmp);

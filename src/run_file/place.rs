@@ -56,7 +56,10 @@ impl Problem {
             .replace("missing field", "missing key")
             .replace("expected f64", "expected a number");
         let span = error.span();
-        let key = span.clone().map(|s| key_around(text, s)).unwrap_or_default();
+        let key = span
+            .clone()
+            .map(|s| key_around(text, s))
+            .unwrap_or_default();
         let key: Vec<&str> = key.iter().map(String::as_str).collect();
         // Where a whole table is missing, the span is the start of the file.
         let whole_file = span.as_ref().is_none_or(|s| s.start == 0);
@@ -78,7 +81,11 @@ impl Problem {
         let line = text[line_start..].lines().next().unwrap_or("");
         let number = text[..line_start].matches('\n').count() + 1;
         let column = text[line_start..start].chars().count() + 1;
-        let end = floor_boundary(text, span.end.clamp(start, line_start + line.len().max(start - line_start)));
+        let end = floor_boundary(
+            text,
+            span.end
+                .clamp(start, line_start + line.len().max(start - line_start)),
+        );
         let width = text[start..end].chars().count().max(1);
         let gutter = number.to_string();
         format!(

@@ -25,7 +25,11 @@ pub fn check(file: &Path, options: &Options, talk: &Talk) -> anyhow::Result<Outc
     checkpoint::tokenizer(&teacher)?;
     let longest = collect::check_lengths(&run, &teacher, &prompts)?;
     let student = check_student(&run, &teacher)?;
-    let RunFile { collect, train: settings, .. } = &run.file;
+    let RunFile {
+        collect,
+        train: settings,
+        ..
+    } = &run.file;
     let answers = prompts.len() * collect.samples.get();
     talk.data(&format!(
         "run       {} in {}\nprompts   {} ({duplicates} duplicates merged), the longest {longest} tokens\nteacher   {}: {}\ncollect   {answers} answers of at most {} tokens, {} together\nstudent   {student}\ntrain     {} steps of {} sequences, {}\nfine      `potstill run {}` runs it",
@@ -61,14 +65,16 @@ fn check_student(run: &Loaded, teacher: &Path) -> anyhow::Result<String> {
         );
     }
     let config = Config::from_dir(&folder)?;
-    Ok(match (train::start_config(run, &folder)?, run.file.student.every) {
-        (Some(config), _) => format!("random, {}", shape(&config)),
-        (None, Some(every)) => {
-            let layers = config.num_hidden_layers.div_ceil(every.get());
-            format!("{}, cut to {layers} layers", folder.display())
-        }
-        (None, None) => format!("{}: {}", folder.display(), shape(&config)),
-    })
+    Ok(
+        match (train::start_config(run, &folder)?, run.file.student.every) {
+            (Some(config), _) => format!("random, {}", shape(&config)),
+            (None, Some(every)) => {
+                let layers = config.num_hidden_layers.div_ceil(every.get());
+                format!("{}, cut to {layers} layers", folder.display())
+            }
+            (None, None) => format!("{}: {}", folder.display(), shape(&config)),
+        },
+    )
 }
 
 fn shape(config: &Config) -> String {

@@ -62,13 +62,24 @@ pub fn student(run: &Loaded) -> anyhow::Result<PathBuf> {
 /// # Errors
 /// When a file cannot be read, or a shard that the index names is absent.
 pub fn content_hash(dir: &Path) -> anyhow::Result<String> {
-    let small = SMALL_FILES.iter().map(|name| dir.join(name)).filter(|path| path.exists());
+    let small = SMALL_FILES
+        .iter()
+        .map(|name| dir.join(name))
+        .filter(|path| path.exists());
     let mut hash = Sha256::new();
     for path in small.chain(weight_files(dir)?) {
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let name = path
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
         hash.update(format!("{name} {}\n", hash_file(&path)?.sha256));
     }
-    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(hash
+        .finalize()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect())
 }
 
 /// A tokenizer, when every id it gives has a row in the model's embedding.

@@ -17,19 +17,18 @@ use std::path::Path;
 
 use anyhow::Context as _;
 use potstill_datasets::{
-    Completion, PROMPTS_PER_SHARD, Prompt, Reasoning, ShardWriter, Signal, Tokenizer, prompt_ids,
+    Completion, PROMPTS_PER_SHARD, Prompt, Provenance, Reasoning, ShardWriter, Signal, prompt_ids,
     shard_name, stage_key,
 };
-use potstill_model::{Config, Sampling};
-use potstill_teacher::{Ask, Local, SignalSettings};
+use potstill_model::Config;
+use potstill_teacher::{Ask, Local, LocalSettings, Sampling, Scoring, Text};
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 
 use super::collect_sources::{Sources, Unit};
 use super::{Context, Done, Outcome, checkpoint, counts, import, stage};
 use crate::interrupt;
 use crate::run_dir::{Earlier, Plan, settings_of, short};
-use crate::run_file::{ConfigError, Loaded, RunFile};
+use crate::run_file::{Loaded, RunFile};
 
 /// Asks the teacher for what is not there yet, and publishes all of it.
 ///
@@ -57,13 +56,17 @@ pub fn collect(context: &Context) -> anyhow::Result<Outcome> {
         let mut sources = Sources::open(&context.dir, &work.join("journal.bin"), &answers)?;
         if sources.cut_bytes > 0 {
             let bytes = sources.cut_bytes;
-            context.talk.line(&format!("collect: a batch that was cut short is asked again ({bytes} bytes)"));
+            context.talk.line(&format!(
+                "collect: a batch that was cut short is asked again ({bytes} bytes)"
+            ));
         }
         let units: Vec<(usize, u32)> = (0..prompts.len())
             .flat_map(|prompt| (0..samples as u32).map(move |sample| (prompt, sample)))
             .collect();
-        let names: HashSet<Unit> =
-            units.iter().map(|(p, s)| (prompts[*p].id.clone(), *s)).collect();
+        let names: HashSet<Unit> = units
+            .iter()
+            .map(|(p, s)| (prompts[*p].id.clone(), *s))
+            .collect();
         let asked = match ask_missing(context, &folder, &prompts, &units, &mut sources)? {
             ControlFlow::Break(()) => return Ok(None),
             ControlFlow::Continue(asked) => asked,
@@ -96,7 +99,12 @@ pub fn collect(context: &Context) -> anyhow::Result<Outcome> {
 
 /// Everything that an answer depends on, besides its prompt and sample index.
 fn answers(run: &Loaded, folder: &Path) -> anyhow::Result<Value> {
-    let RunFile { teacher, collect, run: head, .. } = &run.file;
+    let RunFile {
+        teacher,
+        collect,
+        run: head,
+        ..
+    } = &run.file;
     let template = checkpoint::template(run, folder)?;
     Ok(json!({
         "teacher": checkpoint::content_hash(folder)?,
@@ -133,8 +141,14 @@ fn ask_missing(
 ) -> anyhow::Result<ControlFlow<(), Asked>> {
     let unit = |(p, s): &(usize, u32)| (prompts[*p].id.clone(), *s);
     let there = units.iter().filter(|u| sources.has(&unit(u))).count();
-    let mut asked = Asked { answers: 0, tokens: 0 };
+    let mut asked = Asked {
+        answers: 0,
+        tokens: 0,
+    };
     if there == units.len() {
+        context
+            .talk
+            .line(&format!("collect: all {there} answers are there"));
         return Ok(ControlFlow::Continue(asked));
     }
     if there > 0 {
@@ -145,11 +159,17 @@ fn ask_missing(
             units.len() - there
         ));
     }
-    let teacher = Teacher::open(context, folder)?;
     check_lengths(&context.run, folder, prompts)?;
-    let mut work = context.talk.work("collect", "answers", there as u64, units.len() as u64);
+    let teacher = Teacher::open(context, folder)?;
+    let mut work = context
+        .talk
+        .work("collect", "answers", there as u64, units.len() as u64);
     for batch in units.chunks(context.run.file.collect.batch.get()) {
-        let missing: Vec<_> = batch.iter().filter(|u| !sources.has(&unit(u))).copied().collect();
+        let missing: Vec<_> = batch
+            .iter()
+            .filter(|u| !sources.has(&unit(u)))
+            .copied()
+            .collect();
         if missing.is_empty() {
             continue;
         }
@@ -168,45 +188,60 @@ fn ask_missing(
     Ok(ControlFlow::Continue(asked))
 }
 
+/// Rows of logits held at once while answers are scored.
+const SCORE_ROWS: usize = 256;
+
 /// The teacher of the run file, open.
 struct Teacher {
     local: Local,
-    provenance: potstill_datasets::Provenance,
+    provenance: Provenance,
     sampling: Sampling,
-    signals: SignalSettings,
-    chunk_rows: usize,
-    seed: u32,
+    scoring: Scoring,
+    seed: u64,
 }
 
 impl Teacher {
     fn open(context: &Context, folder: &Path) -> anyhow::Result<Teacher> {
-        let RunFile { teacher, collect, train, run, .. } = &context.run.file;
-        checkpoint::tokenizer(folder)?;
-        let template = checkpoint::template(&context.run, folder)?;
-        let reasoning = reasoning(&context.run);
-        let dtype = checkpoint::dtype(teacher.dtype);
-        let local = Local::open(folder, dtype, &context.device, Some(template), reasoning)?;
+        let RunFile {
+            teacher,
+            collect,
+            run,
+            ..
+        } = &context.run.file;
+        let signals = collect
+            .signals
+            .as_ref()
+            .context("`signals` of [collect] is absent")?;
+        let local = Local::open(LocalSettings {
+            dir: folder.to_owned(),
+            dtype: checkpoint::dtype(teacher.dtype),
+            device: context.device.clone(),
+            template: Some(checkpoint::template(&context.run, folder)?),
+            reasoning: reasoning(&context.run),
+            licence: teacher.licence.clone(),
+        })?;
         let sampling = Sampling {
             max_new_tokens: collect.max_new_tokens.get(),
             temperature: collect.temperature.get(),
             top_p: collect.top_p.get(),
         };
-        let signals = collect.signals.as_ref().ok_or_else(|| {
-            ConfigError::plain("`signals` of [collect] is absent".to_owned())
-        })?;
-        let signals = SignalSettings {
+        let scoring = Scoring {
             top_k: signals.top_k.get(),
-            control: local.tokenizer().eos_ids().to_vec(),
-            temperatures: signals.temperatures.iter().map(|t| t.get() as f32).collect(),
+            temperatures: signals
+                .temperatures
+                .iter()
+                .map(|t| t.get() as f32)
+                .collect(),
+            chunk_rows: SCORE_ROWS,
         };
-        let provenance = local.provenance(&sampling, &signals, teacher.licence.clone());
+        let seed = u64::from(run.seed);
+        let provenance = local.provenance(&sampling, seed, &scoring.temperatures);
         Ok(Teacher {
             local,
             provenance,
             sampling,
-            signals,
-            chunk_rows: train.chunk_rows.get(),
-            seed: run.seed,
+            scoring,
+            seed,
         })
     }
 
@@ -219,33 +254,42 @@ impl Teacher {
     ) -> anyhow::Result<Vec<(Completion, Signal)>> {
         let asks: Vec<Ask<'_>> = units
             .iter()
-            .map(|(p, s)| Ask {
-                prompt: &prompts[*p],
-                sample_index: *s,
-                seed: seed_of(self.seed, &prompts[*p].id, *s),
+            .map(|(prompt, sample_index)| Ask {
+                prompt: &prompts[*prompt],
+                sample_index: *sample_index,
             })
             .collect();
         let mut progress = |tokens| {
             progress(tokens);
             ControlFlow::Continue(())
         };
-        let answers = self.local.sample(&asks, &self.sampling, &mut progress)?;
-        let answers = answers.context("the teacher stopped without being asked to")?;
-        let signals = self.local.score(&answers, &self.signals, self.chunk_rows)?;
-        Ok(answers.into_iter().map(|(completion, _)| completion).zip(signals).collect())
+        let completions = self
+            .local
+            .sample(&asks, &self.sampling, self.seed, &mut progress)?;
+        let completions = completions.context("the teacher stopped without being asked to")?;
+        let mut texts = Vec::with_capacity(completions.len());
+        for (ask, completion) in asks.iter().zip(&completions) {
+            texts.push(Text {
+                prompt_id: completion.prompt_id.clone(),
+                sample_index: completion.sample_index,
+                encoded: self.local.sampled_text(ask.prompt, completion)?,
+            });
+        }
+        let signals =
+            self.local
+                .score(&texts, &self.scoring, &mut |_| ControlFlow::Continue(()))?;
+        let signals = signals.context("the teacher stopped without being asked to")?;
+        Ok(completions.into_iter().zip(signals).collect())
     }
-}
-
-/// Seed of a unit: its answer depends on the run's seed and on itself, not on its place.
-fn seed_of(run: u32, prompt_id: &str, sample_index: u32) -> u64 {
-    let digest = Sha256::digest(format!("answer {run} {prompt_id} {sample_index}"));
-    digest.iter().take(8).fold(0, |all, byte| all << 8 | u64::from(*byte))
 }
 
 /// Marks of reasoning, as the run file has them.
 pub(crate) fn reasoning(run: &Loaded) -> Option<Reasoning> {
     let marks = run.file.collect.reasoning.as_ref()?;
-    Some(Reasoning { open: marks.open.clone(), close: marks.close.clone() })
+    Some(Reasoning {
+        open: marks.open.clone(),
+        close: marks.close.clone(),
+    })
 }
 
 /// The longest prompt in tokens, when every prompt fits into the teacher's context with
@@ -253,21 +297,33 @@ pub(crate) fn reasoning(run: &Loaded) -> Option<Reasoning> {
 ///
 /// # Errors
 /// Naming the first prompt that does not, or that the template cannot render.
-pub(crate) fn check_lengths(run: &Loaded, folder: &Path, prompts: &[Prompt]) -> anyhow::Result<usize> {
-    let tokenizer = Tokenizer::from_dir(folder)?;
+pub(crate) fn check_lengths(
+    run: &Loaded,
+    folder: &Path,
+    prompts: &[Prompt],
+) -> anyhow::Result<usize> {
+    let tokenizer = checkpoint::tokenizer(folder)?;
     let template = checkpoint::template(run, folder)?;
     let reasoning = reasoning(run);
     let context = Config::from_dir(folder)?.max_position_embeddings;
     let answer = run.file.collect.max_new_tokens.get();
     let mut longest = 0;
     for prompt in prompts {
-        let ids = prompt_ids(&tokenizer, &template, &prompt.messages, prompt.tools.as_deref(), reasoning.as_ref())
-            .with_context(|| format!("cannot render the prompt of {}", prompt.source))?;
+        let ids = prompt_ids(
+            &tokenizer,
+            &template,
+            &prompt.messages,
+            prompt.tools.as_deref(),
+            reasoning.as_ref(),
+        )
+        .with_context(|| format!("cannot render the prompt of {}", prompt.source))?;
         if ids.len() + answer > context {
             let room = context.saturating_sub(ids.len());
             let way_out = match room {
                 0 => "shorten it, or take it out of the source".to_owned(),
-                room => format!("shorten it, or set `max_new_tokens` in [collect] to {room} or less"),
+                room => {
+                    format!("shorten it, or set `max_new_tokens` in [collect] to {room} or less")
+                }
             };
             anyhow::bail!(
                 "the prompt of {} has {} tokens, and with {answer} for the answer that is more than the teacher's context of {context}: {way_out}",
@@ -281,13 +337,20 @@ pub(crate) fn check_lengths(run: &Loaded, folder: &Path, prompts: &[Prompt]) -> 
 }
 
 /// Writes both tables, and counts the tokens of all answers.
-fn write(out: &Path, prompts: &[Prompt], samples: u32, sources: &mut Sources) -> anyhow::Result<usize> {
+fn write(
+    out: &Path,
+    prompts: &[Prompt],
+    samples: u32,
+    sources: &mut Sources,
+) -> anyhow::Result<usize> {
     let provenance = sources.provenance.clone();
     let mut tokens = 0;
     for (index, prompts) in prompts.chunks(PROMPTS_PER_SHARD).enumerate() {
         let name = shard_name(index);
-        let mut completions = ShardWriter::<Completion>::new(&out.join("completions").join(&name), &provenance)?;
-        let mut signals = ShardWriter::<Signal>::new(&out.join("signals").join(&name), &provenance)?;
+        let mut completions =
+            ShardWriter::<Completion>::new(&out.join("completions").join(&name), &provenance)?;
+        let mut signals =
+            ShardWriter::<Signal>::new(&out.join("signals").join(&name), &provenance)?;
         for prompt in prompts {
             for sample_index in 0..samples {
                 let (completion, signal) = sources.get(prompt, sample_index)?;

@@ -115,10 +115,19 @@ impl Sources {
         }
         let completions = Table::open(&folder)?;
         let signals = Table::open(&dir.path(&home.replacen("completions", "signals", 1)))?;
-        let lists: Vec<Vec<Provenance>> = completions.footers().map(|f| f.provenance.clone()).collect();
-        let provenance =
-            lists.iter().map(|list| list.iter().map(|p| self.index_of(p)).collect()).collect();
-        self.published.push(Published { completions, signals, provenance });
+        let lists: Vec<Vec<Provenance>> = completions
+            .footers()
+            .map(|f| f.provenance.clone())
+            .collect();
+        let provenance = lists
+            .iter()
+            .map(|list| list.iter().map(|p| self.index_of(p)).collect())
+            .collect();
+        self.published.push(Published {
+            completions,
+            signals,
+            provenance,
+        });
         Ok(())
     }
 
@@ -137,7 +146,10 @@ impl Sources {
 
     /// How many answers are in published folders.
     pub(super) fn in_published(&self) -> usize {
-        self.places.values().filter(|p| matches!(p, Place::Published(..))).count()
+        self.places
+            .values()
+            .filter(|p| matches!(p, Place::Published(..)))
+            .count()
     }
 
     /// Whether everything that is there is among `units`.
@@ -153,11 +165,14 @@ impl Sources {
     ) -> anyhow::Result<()> {
         let index = self.index_of(provenance);
         if self.current != Some(index) {
-            self.journal.append(&Frame::Provenance(provenance.clone()))?;
+            self.journal
+                .append(&Frame::Provenance(provenance.clone()))?;
             self.current = Some(index);
         }
-        let units: Vec<Unit> =
-            answers.iter().map(|(c, _)| (c.prompt_id.clone(), c.sample_index)).collect();
+        let units: Vec<Unit> = answers
+            .iter()
+            .map(|(c, _)| (c.prompt_id.clone(), c.sample_index))
+            .collect();
         let span = self.journal.append(&Frame::Batch(answers))?;
         for (i, unit) in units.into_iter().enumerate() {
             self.places.insert(unit, Place::Journal(span, i, index));
@@ -166,17 +181,28 @@ impl Sources {
     }
 
     /// An answer, its provenance being an index into [`Sources::provenance`].
-    pub(super) fn get(&mut self, prompt: &Prompt, sample_index: u32) -> anyhow::Result<(Completion, Signal)> {
+    pub(super) fn get(
+        &mut self,
+        prompt: &Prompt,
+        sample_index: u32,
+    ) -> anyhow::Result<(Completion, Signal)> {
         let place = self.places.get(&(prompt.id.clone(), sample_index)).copied();
-        let place = place.with_context(|| format!("no answer {sample_index} of prompt {}", prompt.id))?;
+        let place =
+            place.with_context(|| format!("no answer {sample_index} of prompt {}", prompt.id))?;
         let (mut completion, mut signal, provenance) = match place {
             Place::Published(number, shard, row) => {
                 let folder = self.published.get_mut(number).context("no such folder")?;
                 let completion = folder.completions.get(shard, row)?;
                 let signal = folder.signals.get(shard, row)?;
                 let list = folder.provenance.get(shard as usize);
-                let index = list.and_then(|l| l.get(completion.provenance as usize)).copied();
-                (completion, signal, index.context("a row names no provenance")?)
+                let index = list
+                    .and_then(|l| l.get(completion.provenance as usize))
+                    .copied();
+                (
+                    completion,
+                    signal,
+                    index.context("a row names no provenance")?,
+                )
             }
             Place::Journal(span, i, provenance) => {
                 if self.frame.as_ref().is_none_or(|(held, _)| *held != span) {
@@ -186,8 +212,10 @@ impl Sources {
                     self.frame = Some((span, answers));
                 }
                 let answers = self.frame.as_ref().map(|(_, answers)| answers);
-                let (completion, signal) =
-                    answers.and_then(|a| a.get(i)).cloned().context("the journal changed")?;
+                let (completion, signal) = answers
+                    .and_then(|a| a.get(i))
+                    .cloned()
+                    .context("the journal changed")?;
                 (completion, signal, provenance)
             }
         };

@@ -23,13 +23,17 @@ use crate::run_file::{Curate, Keep};
 /// # Errors
 /// When nothing was collected, or nothing would be left on one side.
 pub fn curate(context: &Context) -> anyhow::Result<Outcome> {
-    let completions = context.dir.require("completions", "collect", &context.run)?;
+    let completions = context
+        .dir
+        .require("completions", "collect", &context.run)?;
     let settings = &context.run.file.curate;
     let seed = context.run.file.run.seed;
     let plan = Plan {
         stage: "curate".to_owned(),
         home: "train".to_owned(),
-        outputs: ["heldout", "dropped", "curation.json", "train"].map(str::to_owned).to_vec(),
+        outputs: ["heldout", "dropped", "curation.json", "train"]
+            .map(str::to_owned)
+            .to_vec(),
         settings: json!({ "curate": settings_of(settings)?, "seed": seed }),
         inputs: BTreeMap::from([("completions".to_owned(), completions.content_hash())]),
     };
@@ -76,16 +80,21 @@ impl Lists {
         if train > 0 && heldout > 0 {
             return Ok(());
         }
-        let dropped: Vec<String> =
-            self.reasons().iter().map(|(reason, n)| format!("{n} because {reason}")).collect();
+        let dropped: Vec<String> = self
+            .reasons()
+            .iter()
+            .map(|(reason, n)| format!("{n} because {reason}"))
+            .collect();
         let dropped = match dropped.is_empty() {
             true => "none were dropped".to_owned(),
             false => format!("dropped: {}", dropped.join(", ")),
         };
-        let way_out = match (train + heldout, train) {
-            (0, _) => "raise `max_new_tokens` in [collect], or set `keep = \"all\"` in [curate]",
-            (_, 0) => "lower `heldout` in [curate], or import more prompts",
-            _ => "raise `heldout` in [curate], or import more prompts",
+        let way_out = if self.dropped.len() > train + heldout {
+            "raise `max_new_tokens` in [collect], or set `keep = \"all\"` in [curate]"
+        } else if train == 0 {
+            "lower `heldout` in [curate], or import more prompts"
+        } else {
+            "raise `heldout` in [curate], or import more prompts"
         };
         bail!(
             "{train} answers would be left to train on and {heldout} held out, and neither may be 0 ({dropped}): {way_out}; {} stays as it is",
@@ -98,17 +107,31 @@ fn split(completions: &Path, settings: &Curate, seed: u32) -> anyhow::Result<Lis
     let mut lists = Lists::default();
     for (shard, path) in shards(completions)?.iter().enumerate() {
         for (row, completion) in read_shard::<Completion>(path)?.enumerate() {
-            let Completion { prompt_id, sample_index, finish_reason, .. } = completion?;
+            let Completion {
+                prompt_id,
+                sample_index,
+                finish_reason,
+                ..
+            } = completion?;
             if let Some(reason) = dropped(settings.keep, finish_reason) {
                 let reason = reason.to_owned();
-                lists.dropped.push(Dropped { prompt_id, sample_index, reason });
+                lists.dropped.push(Dropped {
+                    prompt_id,
+                    sample_index,
+                    reason,
+                });
                 continue;
             }
             let side = match share(seed, &prompt_id) < settings.heldout.get() {
                 true => &mut lists.heldout,
                 false => &mut lists.train,
             };
-            side.push(Selected { shard: shard as u32, row: row as u32, prompt_id, sample_index });
+            side.push(Selected {
+                shard: shard as u32,
+                row: row as u32,
+                prompt_id,
+                sample_index,
+            });
         }
     }
     Ok(lists)
@@ -131,12 +154,18 @@ fn dropped(keep: Keep, finish_reason: FinishReason) -> Option<&'static str> {
 /// A prompt's place between 0 and 1.
 fn share(seed: u32, prompt_id: &str) -> f64 {
     let digest = Sha256::digest(format!("heldout {seed} {prompt_id}"));
-    let first = digest.iter().take(8).fold(0u64, |all, byte| all << 8 | u64::from(*byte));
+    let first = digest
+        .iter()
+        .take(8)
+        .fold(0u64, |all, byte| all << 8 | u64::from(*byte));
     (first >> 11) as f64 / (1u64 << 53) as f64
 }
 
 fn prompts(list: &[Selected]) -> usize {
-    list.iter().map(|s| &s.prompt_id).collect::<BTreeSet<_>>().len()
+    list.iter()
+        .map(|s| &s.prompt_id)
+        .collect::<BTreeSet<_>>()
+        .len()
 }
 
 fn write<R: Record>(dir: &Path, rows: &[R]) -> anyhow::Result<()> {
@@ -160,7 +189,11 @@ mod tests {
 
     #[test]
     fn the_split_is_even_and_depends_on_the_seed() {
-        let held = |seed| (0..2000).filter(|i| share(seed, &format!("p{i}")) < 0.2).collect::<Vec<_>>();
+        let held = |seed| {
+            (0..2000)
+                .filter(|i| share(seed, &format!("p{i}")) < 0.2)
+                .collect::<Vec<_>>()
+        };
         let (one, two) = (held(1), held(2));
         assert!((350..450).contains(&one.len()), "{}", one.len());
         assert_ne!(one, two);

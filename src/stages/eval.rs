@@ -81,7 +81,10 @@ fn eval_one(context: &Context, name: &str) -> anyhow::Result<Outcome> {
         let results = serde_json::to_string_pretty(&results)? + "\n";
         replace_file(&out.join("results.json"), results.as_bytes())?;
         let tokens = values.iter().map(|v| v.tokens as usize).sum();
-        Ok(Some(Done::new(counts([("sequences", len), ("tokens", tokens)]))))
+        Ok(Some(Done::new(counts([
+            ("sequences", len),
+            ("tokens", tokens),
+        ]))))
     })
 }
 

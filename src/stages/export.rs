@@ -4,11 +4,10 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::fs;
-use std::path::Path;
 
 use anyhow::Context as _;
 use potstill_datasets::{Manifest, Provenance, read_footer, replace_file, shards};
-use potstill_model::{Config, DType};
+use potstill_model::{Config, DType, Llama, Parameter};
 use serde_json::json;
 
 use super::{Context, Done, Outcome, checkpoint, counts, each, stage, train};
@@ -32,7 +31,9 @@ pub fn export(context: &Context) -> anyhow::Result<Outcome> {
 }
 
 fn export_one(context: &Context, name: &str) -> anyhow::Result<Outcome> {
-    let trained = context.dir.require(&format!("students/{name}"), "train", &context.run)?;
+    let trained = context
+        .dir
+        .require(&format!("students/{name}"), "train", &context.run)?;
     let home = format!("students/{name}/export");
     let source = checkpoint::student(&context.run)?;
     let plan = Plan {
@@ -52,26 +53,29 @@ fn export_one(context: &Context, name: &str) -> anyhow::Result<Outcome> {
         potstill_model::save(&model, &out, DType::F32)?;
         for file in COPIED.iter().filter(|file| source.join(file).exists()) {
             let from = source.join(file);
-            let text = fs::read(&from).with_context(|| format!("cannot read {}", from.display()))?;
+            let text =
+                fs::read(&from).with_context(|| format!("cannot read {}", from.display()))?;
             replace_file(&out.join(file), &text)?;
         }
         let card = card(context, name, &trained, model.config())?;
         replace_file(&out.join("README.md"), card.as_bytes())?;
         Ok(Some(Done::new(counts([(
             "parameters",
-            parameters(&out)?,
+            parameters(&model),
         )]))))
     })
 }
 
-/// Parameters by the size of the f32 weights.
-fn parameters(dir: &Path) -> anyhow::Result<usize> {
-    let mut bytes = 0;
-    for path in potstill_model::weight_files(dir)? {
-        bytes += fs::metadata(&path).with_context(|| format!("cannot read {}", path.display()))?.len();
-    }
-    // The header of a safetensors file is small beside its tensors.
-    Ok(bytes as usize / 4)
+/// How many numbers the model learned; a tied head is counted once.
+fn parameters(model: &Llama) -> usize {
+    let size = |(_, parameter): (String, Parameter)| match parameter {
+        Parameter::Matrix(tensor) => tensor.dims().iter().product::<usize>(),
+        Parameter::Vector(tensor) => tensor.dims().iter().product(),
+    };
+    potstill_model::named_parameters(model)
+        .into_iter()
+        .map(size)
+        .sum()
 }
 
 /// The teacher's provenance, of the first shard.
@@ -82,7 +86,12 @@ pub(crate) fn provenance(context: &Context) -> anyhow::Result<Vec<Provenance>> {
     }
 }
 
-fn card(context: &Context, name: &str, trained: &Manifest, config: &Config) -> anyhow::Result<String> {
+fn card(
+    context: &Context,
+    name: &str,
+    trained: &Manifest,
+    config: &Config,
+) -> anyhow::Result<String> {
     let run = &context.run.file;
     let teachers = provenance(context)?;
     let mut out = String::from("---\nlibrary_name: transformers\n");

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, anyhow};
 use potstill_datasets::{
-    Columns, PROMPTS_PER_SHARD, Prompt, hash_file, import_jsonl, read_shard, shard_name, shards,
-    write_shard,
+    Columns, Error, PROMPTS_PER_SHARD, Prompt, hash_file, import_jsonl, read_shard, shard_name,
+    shards, write_shard,
 };
 use serde_json::json;
 
@@ -82,8 +82,16 @@ pub(crate) fn read(run: &Loaded, flag: Option<usize>) -> anyhow::Result<(Vec<Pro
         (_, _, messages) => Columns::Messages(messages.clone().unwrap_or_default()),
     };
     let system = run.file.import.system.as_deref();
-    let imported = import_jsonl(&source(run)?, &columns, system, limit(run, flag))?;
-    Ok((imported.prompts, imported.duplicates))
+    match import_jsonl(&source(run)?, &columns, system, limit(run, flag)) {
+        Ok(imported) => Ok((imported.prompts, imported.duplicates)),
+        Err(e @ Error::MissingColumn { .. }) => {
+            Err(run.problem(&["import", "columns"], e.to_string()).into())
+        }
+        Err(e @ Error::NoPrompts { .. }) => Err(anyhow!(
+            "{e}; put one JSON object on each line, or name another file in `path` of [import]"
+        )),
+        Err(e) => Err(e.into()),
+    }
 }
 
 /// The published prompts, in order.

@@ -15,8 +15,11 @@ use super::{Context, Done, Outcome, counts, export, stage};
 use crate::run_dir::{Counts, Plan};
 
 /// The pairs that are compared: left less right.
-const PAIRS: [(&str, &str); 3] =
-    [("student", UNTRAINED), ("student", "sft"), ("sft", "shuffled")];
+const PAIRS: [(&str, &str); 3] = [
+    ("student", UNTRAINED),
+    ("student", "sft"),
+    ("sft", "shuffled"),
+];
 
 /// Writes the report, and says its verdict.
 ///
@@ -61,10 +64,13 @@ pub fn report(context: &Context) -> anyhow::Result<Outcome> {
 
 /// Every published folder of a run with these models, and the stage that writes it.
 fn homes(names: &[&str]) -> Vec<(String, String)> {
-    let mut homes: Vec<(String, String)> =
-        [("prompts", "import"), ("completions", "collect"), ("train", "curate")]
-            .map(|(home, stage)| (home.to_owned(), stage.to_owned()))
-            .to_vec();
+    let mut homes: Vec<(String, String)> = [
+        ("prompts", "import"),
+        ("completions", "collect"),
+        ("train", "curate"),
+    ]
+    .map(|(home, stage)| (home.to_owned(), stage.to_owned()))
+    .to_vec();
     for name in names.iter().filter(|name| **name != UNTRAINED) {
         homes.push((format!("students/{name}"), "train".to_owned()));
         homes.push((format!("students/{name}/export"), "export".to_owned()));
@@ -87,13 +93,20 @@ fn build(context: &Context, names: &[&str]) -> anyhow::Result<Report> {
         students.push(StudentResult {
             name: (*name).to_owned(),
             learned_from: export::learned_from(name).to_owned(),
-            steps: trained.and_then(|m| m.counts.get("steps").copied()).unwrap_or_default(),
+            steps: trained
+                .and_then(|m| m.counts.get("steps").copied())
+                .unwrap_or_default(),
             kl: figure(Metric::Kl)?,
             nll: figure(Metric::Nll)?,
             agreement: figure(Metric::Agreement)?,
         });
     }
-    let of = |name: &str| measured.iter().find(|(n, _)| *n == name).map(|(n, v)| (*n, v.as_slice()));
+    let of = |name: &str| {
+        measured
+            .iter()
+            .find(|(n, _)| *n == name)
+            .map(|(n, v)| (*n, v.as_slice()))
+    };
     let mut comparisons: Vec<Comparison> = Vec::new();
     for (left, right) in PAIRS {
         if let (Some(left), Some(right)) = (of(left), of(right)) {
@@ -117,7 +130,12 @@ fn stages(context: &Context, names: &[&str]) -> anyhow::Result<Vec<StageFacts>> 
     let ledger = context.dir.ledger()?;
     let mut facts = Vec::new();
     for (home, _) in homes(names) {
-        let Some(Manifest { stage, counts, files, .. }) = Manifest::read(&context.dir.path(&home))?
+        let Some(Manifest {
+            stage,
+            counts,
+            files,
+            ..
+        }) = Manifest::read(&context.dir.path(&home))?
         else {
             continue;
         };
@@ -139,7 +157,10 @@ fn listed(counts: Counts) -> Vec<(String, u64)> {
 fn provenance(context: &Context) -> anyhow::Result<Vec<Provenance>> {
     let mut lines = Vec::new();
     let mut line = |what: &str, value: String| {
-        lines.push(Provenance { what: what.to_owned(), value });
+        lines.push(Provenance {
+            what: what.to_owned(),
+            value,
+        });
     };
     for teacher in export::provenance(context)? {
         line("teacher", teacher.teacher);
@@ -153,7 +174,11 @@ fn provenance(context: &Context) -> anyhow::Result<Vec<Provenance>> {
             line("licence", licence);
         }
     }
-    for (home, what) in [("prompts", "prompts"), ("completions", "answers"), ("train", "split")] {
+    for (home, what) in [
+        ("prompts", "prompts"),
+        ("completions", "answers"),
+        ("train", "split"),
+    ] {
         if let Some(manifest) = Manifest::read(&context.dir.path(home))? {
             line(what, format!("sha256 {}", manifest.content_hash()));
         }

@@ -55,7 +55,10 @@ fn train_one(context: &Context, name: &str) -> anyhow::Result<Outcome> {
     let of = fs::read_to_string(&started).unwrap_or_default();
     if folder.exists() && of != key {
         let old = dir.keep_old(&plan.home)?;
-        talk.line(&format!("{stage}: what was there before is kept as {}", dir.path(&old).display()));
+        talk.line(&format!(
+            "{stage}: what was there before is kept as {}",
+            dir.path(&old).display()
+        ));
     }
     fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
     replace_file(&started, key.as_bytes())?;
@@ -101,15 +104,24 @@ fn train_one(context: &Context, name: &str) -> anyhow::Result<Outcome> {
         return Ok(Outcome::Stopped);
     }
     let last = last_checkpoint(context, name);
-    let files = hash_files(&dir.path(&last))?;
-    talk.line(&format!("{stage}: {}, in {}", said(&counts), duration(seconds)));
+    let mut files = hash_files(&dir.path(&last))?;
+    // It counts bytes of `metrics.jsonl`, which tells speeds.
+    files.remove("state.json");
+    talk.line(&format!(
+        "{stage}: {}, in {}",
+        said(&counts),
+        duration(seconds)
+    ));
     Manifest {
         stage: stage.clone(),
         schema: SCHEMA_VERSION,
         key,
         settings: plan.settings,
         inputs: plan.inputs,
-        files: files.into_iter().map(|(file, hash)| (format!("{last}/{file}"), hash)).collect(),
+        files: files
+            .into_iter()
+            .map(|(file, hash)| (format!("{last}/{file}"), hash))
+            .collect(),
         counts,
     }
     .write(&folder)?;
