@@ -142,14 +142,14 @@ fn save_moments(path: &Path, optimizer: &AdamW) -> Result<(), Error> {
     }
     let mut views = Vec::with_capacity(data.len());
     for (name, data) in &data {
-        let dtype = match data.dtype {
+        let dtype = match data.dtype() {
             DType::F64 => Dtype::F64,
             DType::F32 => Dtype::F32,
             DType::F16 => Dtype::F16,
             DType::BF16 => Dtype::BF16,
             other => return Err(bad(path, format!("{name} is {other:?}"))),
         };
-        let view = TensorView::new(dtype, data.shape.to_vec(), data.as_bytes());
+        let view = TensorView::new(dtype, data.shape().to_vec(), data.bytes());
         views.push((name, view.map_err(|why| bad(path, why))?));
     }
     let bytes = safetensors::serialize(views, None).map_err(|why| bad(path, why))?;

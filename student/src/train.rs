@@ -6,6 +6,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::Instant;
 
+use burn::module::Module;
 use potstill_datasets::{Order, Signal};
 use potstill_model::Llama;
 use serde::Serialize;
@@ -104,7 +105,7 @@ pub fn train(
     let Checkpoint { mut state, model, mut optimizer } = from;
     let mut metrics = open_metrics(dir, state.metrics_bytes)?;
     let mut model = model.train();
-    let mut order = Order::new(settings.seed, usable.len());
+    let mut order = Order::new(settings.seed, usable.len())?;
 
     while state.step < settings.steps {
         let began = Instant::now();

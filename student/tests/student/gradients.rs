@@ -1,5 +1,6 @@
 //! The step's gradient: against finite differences, under every split, zero where masked.
 
+use burn::module::Module;
 use burn::tensor::{DType, Device, Tensor};
 use potstill_datasets::Signal;
 use potstill_model::{Llama, MapParameters, Parameter, map_parameters};

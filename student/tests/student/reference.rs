@@ -1,6 +1,7 @@
 //! Against PyTorch: `ref/kd.json` below `POTSTILL_REAL` (SmolLM2-135M as teacher, its layers
 //! 0, 2, …, 28 as student, GSM8K text, f32).
 
+use burn::module::Module;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use potstill_datasets::Signal;
 use potstill_kernels::{Head, row_stats};

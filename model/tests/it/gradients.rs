@@ -1,0 +1,124 @@
+//! The model is differentiable in every parameter, and a mapped model stays trainable.
+
+use burn::module::Module;
+use burn::tensor::activation::log_softmax;
+use burn::tensor::{DType, Tensor};
+use potstill_model::{Llama, MapParameters, Parameter, map_parameters, named_parameters};
+
+use crate::{host, ids, small};
+
+const ROWS: [&[u32]; 2] = [&[1, 5, 9, 5, 22, 0, 7], &[3, 3, 4, 17, 2, 11, 20]];
+
+/// A smooth function of all logits: Σ over rows and ids of log q · sin(index).
+fn loss(model: &Llama) -> Tensor<1> {
+    let hidden_btd = model.hidden(ids(&ROWS, &model.device()));
+    let [b, t, d] = hidden_btd.dims();
+    let logq_nv = log_softmax(model.logits(hidden_btd.reshape([b * t, d])), 1);
+    let [n, v] = logq_nv.dims();
+    let weights: Vec<f64> = (0..n * v).map(|index| (index as f64).sin()).collect();
+    let data = burn::tensor::TensorData::new(weights, [n, v]);
+    (logq_nv.clone() * Tensor::from_data(data, (&logq_nv.device(), DType::F64))).sum()
+}
+
+/// Adds `by` to one value of one parameter.
+struct Nudge<'a> {
+    name: &'a str,
+    at: usize,
+    by: f64,
+}
+
+impl Nudge<'_> {
+    fn apply<const D: usize>(&self, name: &str, tensor: Tensor<D>) -> Tensor<D> {
+        if name != self.name {
+            return tensor;
+        }
+        let (shape, options) = (tensor.dims(), (&tensor.device(), DType::F64));
+        let mut values = host(tensor);
+        values[self.at] += self.by;
+        Tensor::from_data(burn::tensor::TensorData::new(values, shape), options)
+    }
+}
+
+impl MapParameters for Nudge<'_> {
+    fn matrix(&mut self, name: &str, tensor: Tensor<2>) -> Tensor<2> {
+        self.apply(name, tensor)
+    }
+
+    fn vector(&mut self, name: &str, tensor: Tensor<1>) -> Tensor<1> {
+        self.apply(name, tensor)
+    }
+}
+
+#[test]
+fn gradients_equal_finite_differences() {
+    for tied in [true, false] {
+        let plain = small(tied, DType::F64);
+        // Weights large enough that every path matters.
+        struct Grow;
+        impl MapParameters for Grow {
+            fn matrix(&mut self, _: &str, tensor: Tensor<2>) -> Tensor<2> {
+                tensor * 15.0
+            }
+            fn vector(&mut self, _: &str, tensor: Tensor<1>) -> Tensor<1> {
+                tensor
+            }
+        }
+        let plain = map_parameters(plain, &mut Grow);
+        let model = plain.clone().train();
+        let gradients = loss(&model).backward();
+        let mut largest = 0f64;
+        for (name, parameter) in named_parameters(&model) {
+            let gradient = match parameter {
+                Parameter::Matrix(tensor) => host(tensor.grad(&gradients).unwrap()),
+                Parameter::Vector(tensor) => host(tensor.grad(&gradients).unwrap()),
+            };
+            let scale = gradient.iter().fold(0f64, |max, g| max.max(g.abs()));
+            assert!(scale > 0.0, "{name} has no gradient");
+            for at in [0, gradient.len() / 3, gradient.len() - 1] {
+                let at_distance = |by| {
+                    let name = name.as_str();
+                    let nudged = map_parameters(plain.clone(), &mut Nudge { name, at, by });
+                    host(loss(&nudged))[0]
+                };
+                let h = 1e-4;
+                // Central differences of fourth order.
+                let expected = (8.0 * (at_distance(h) - at_distance(-h))
+                    - (at_distance(2.0 * h) - at_distance(-2.0 * h)))
+                    / (12.0 * h);
+                let difference = (gradient[at] - expected).abs() / scale;
+                largest = largest.max(difference);
+                assert!(
+                    difference < 1e-8,
+                    "{name}[{at}]: {} {expected}",
+                    gradient[at]
+                );
+            }
+        }
+        eprintln!("largest relative difference, tied {tied}: {largest:.2e}");
+    }
+}
+
+#[test]
+fn a_mapped_model_stays_trainable() {
+    struct Descend<'a>(&'a mut burn::tensor::Gradients);
+    impl MapParameters for Descend<'_> {
+        fn matrix(&mut self, _: &str, tensor: Tensor<2>) -> Tensor<2> {
+            let gradient = tensor.grad_remove(self.0).unwrap();
+            tensor.inner() - gradient * 1e-3
+        }
+        fn vector(&mut self, _: &str, tensor: Tensor<1>) -> Tensor<1> {
+            let gradient = tensor.grad_remove(self.0).unwrap();
+            tensor.inner() - gradient * 1e-3
+        }
+    }
+    let mut model = small(true, DType::F64).train();
+    let mut losses = Vec::new();
+    for _ in 0..3 {
+        let value = loss(&model);
+        let mut gradients = value.backward();
+        losses.push(host(value)[0]);
+        model = map_parameters(model, &mut Descend(&mut gradients));
+    }
+    assert!(losses[2] < losses[1] && losses[1] < losses[0], "{losses:?}");
+    assert!(!model.valid().device().is_autodiff());
+}

@@ -1,0 +1,566 @@
+//! The local teacher on real checkpoints: answers, signals, and every refused request.
+
+#![allow(clippy::unwrap_used, clippy::print_stderr)]
+
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+
+use potstill_datasets::{
+    ChatTemplate, Encoded, FinishReason, Message, Prompt, Reasoning, Role, Signal,
+};
+use potstill_model::{Config, Llama, Tensor, TensorData};
+use potstill_teacher::{Ask, DType, Device, Local, LocalSettings, Sampling, Scoring, Text};
+use serde_json::Value;
+
+const GREEDY: Sampling = Sampling {
+    max_new_tokens: 32,
+    temperature: 0.0,
+    top_p: 1.0,
+};
+
+#[test]
+fn greedy_answers_are_those_of_transformers() {
+    let Some(teacher) = stories() else { return };
+    let reference = reference("stories260k.json");
+    for item in reference["items"].as_array().unwrap() {
+        let prompt = ask(item["text"].as_str().unwrap());
+        let answer = sample(&teacher, &[&prompt], &GREEDY).remove(0);
+        assert_eq!(teacher.prompt_ids(&prompt).unwrap(), numbers(&item["ids"]));
+        let ids: Vec<u32> = answer
+            .tokens
+            .iter()
+            .map(|token| token.id.unwrap())
+            .collect();
+        assert_eq!(ids, numbers(&item["greedy32_ids"]));
+        assert_eq!(
+            answer.answer.trim(),
+            item["greedy32_text"].as_str().unwrap().trim()
+        );
+        assert_eq!(answer.finish_reason, FinishReason::Length);
+        assert_eq!(answer.usage.completion_tokens, 32);
+        assert_eq!(answer.prompt_id, prompt.id);
+    }
+}
+
+#[test]
+fn chat_prompts_are_those_of_transformers() {
+    let Some(dir) = weights("SmolLM2-135M-Instruct") else {
+        return;
+    };
+    let teacher = Local::open(settings(&dir, None)).unwrap();
+    let reference = reference("smollm2.json");
+    let chats = reference["items"].as_array().unwrap().iter();
+    for item in chats.filter(|item| !item["chat"].is_null()) {
+        let messages = item["chat"].as_array().unwrap().iter().map(|message| {
+            let name = message["role"].as_str().unwrap();
+            let role = Role::from_name(name).unwrap();
+            Message::text(role, message["content"].as_str().unwrap())
+        });
+        let prompt = Prompt::new(messages.collect(), None, None, "chat:1".to_owned());
+        assert_eq!(teacher.prompt_ids(&prompt).unwrap(), numbers(&item["ids"]));
+        let answer = sample(&teacher, &[&prompt], &GREEDY).remove(0);
+        let ids: Vec<u32> = answer
+            .tokens
+            .iter()
+            .map(|token| token.id.unwrap())
+            .collect();
+        let expected = numbers(&item["greedy32_ids"]);
+        assert_eq!(ids, expected);
+        let finished = teacher
+            .tokenizer()
+            .eos_ids()
+            .contains(expected.last().unwrap());
+        assert_eq!(answer.finish_reason == FinishReason::Stop, finished);
+        assert!(!answer.answer.contains("<|im_end|>"));
+    }
+    shakespeare(&teacher, &reference);
+}
+
+#[test]
+fn plain_text_has_the_reference_loss() {
+    let Some(teacher) = stories() else { return };
+    shakespeare(&teacher, &reference("stories260k.json"));
+}
+
+/// Mean NLL of the first 512 tokens of TinyShakespeare.
+fn shakespeare(teacher: &Local, reference: &Value) {
+    let Some(path) = real("data/tinyshakespeare/input.txt") else {
+        return;
+    };
+    let expected = &reference["tinyshakespeare512"];
+    let text = std::fs::read_to_string(path).unwrap();
+    let mut token_ids = teacher.tokenizer().encode(&text[..20_000], false).unwrap();
+    token_ids.truncate(512);
+    assert_eq!(token_ids[..16], numbers(&expected["first16"]));
+    let signal = score(teacher, &[text_of(token_ids, 1)], &scoring(1)).remove(0);
+    let nll: Vec<f64> = realised(&signal)
+        .map(|logprob| -f64::from(logprob))
+        .collect();
+    let mean = nll.iter().sum::<f64>() / nll.len() as f64;
+    let difference = (mean - expected["mean_nll"].as_f64().unwrap()).abs();
+    eprintln!("mean NLL of 512 tokens: {mean:.6}, off by {difference:.1e}");
+    assert!(difference < 1e-4);
+}
+
+#[test]
+fn signals_equal_brute_force() {
+    let Some(teacher) = stories() else { return };
+    let prompts = [
+        ask("Once upon a time"),
+        ask("The cat"),
+        ask("Lily and Tom went to"),
+    ];
+    let texts = sampled_texts(&teacher, &prompts);
+    let signals = score(&teacher, &texts, &scoring(8));
+    let temperatures = scoring(8).temperatures;
+    for (text, signal) in texts.iter().zip(&signals) {
+        signal.validate().unwrap();
+        assert_eq!(signal.token_ids, text.encoded.token_ids);
+        let logprobs = logprobs(teacher.model(), &text.encoded.token_ids);
+        for (position, row) in signal.loss_positions().zip(&signal.rows) {
+            let full = &logprobs[position - 1];
+            let mut order: Vec<u32> = (0..full.len() as u32).collect();
+            order.sort_by(|a, b| full[*b as usize].total_cmp(&full[*a as usize]));
+            let mut support = order[..8].to_vec();
+            support.extend([2, text.encoded.token_ids[position]]);
+            support.sort_unstable();
+            support.dedup();
+            let mut found = row.ids.clone();
+            found.sort_unstable();
+            assert_eq!(found, support, "position {position}");
+            for (id, logprob) in row.ids.iter().zip(&row.logprobs) {
+                assert!((f64::from(*logprob) - full[*id as usize]).abs() < 1e-4);
+            }
+            let outside = (0..full.len()).filter(|id| !support.contains(&(*id as u32)));
+            let tail: f64 = outside.map(|id| full[id].exp()).sum();
+            assert!((f64::from(row.tail_logprob) - tail.ln()).abs() < 1e-4);
+            let entropy: f64 = full.iter().map(|logprob| -logprob * logprob.exp()).sum();
+            assert!((f64::from(row.entropy) - entropy).abs() < 1e-4);
+            for (t, log_z) in temperatures.iter().zip(&row.log_z_at) {
+                let t = f64::from(*t);
+                let expected = full
+                    .iter()
+                    .map(|logprob| (logprob / t).exp())
+                    .sum::<f64>()
+                    .ln();
+                assert!((f64::from(log_z.unwrap()) - expected).abs() < 1e-4);
+            }
+            let mass: f64 = row.logprobs.iter().map(|x| f64::from(*x).exp()).sum();
+            assert!((mass + f64::from(row.tail_logprob).exp() - 1.0).abs() < 1e-5);
+        }
+    }
+}
+
+#[test]
+fn sampled_logprobs_are_those_of_the_signals() {
+    let Some(teacher) = stories() else { return };
+    let prompts = [
+        ask("Once upon a time"),
+        ask("Ben"),
+        ask("The big dog was very"),
+    ];
+    let sampling = Sampling {
+        max_new_tokens: 40,
+        temperature: 0.8,
+        top_p: 0.95,
+    };
+    let all: Vec<&Prompt> = prompts.iter().collect();
+    let answers = sample(&teacher, &all, &sampling);
+    let texts: Vec<Text> = prompts
+        .iter()
+        .zip(&answers)
+        .map(|(prompt, answer)| Text {
+            prompt_id: prompt.id.clone(),
+            sample_index: answer.sample_index,
+            encoded: teacher.sampled_text(prompt, answer).unwrap(),
+        })
+        .collect();
+    for (signal, answer) in score(&teacher, &texts, &scoring(4)).iter().zip(&answers) {
+        assert_eq!(signal.rows.len(), answer.tokens.len());
+        for (logprob, token) in realised(signal).zip(&answer.tokens) {
+            assert!((logprob - token.logprob).abs() < 1e-4);
+        }
+    }
+}
+
+#[test]
+fn answers_and_signals_repeat_bit_for_bit() {
+    let Some(teacher) = stories() else { return };
+    let prompt = ask("One day");
+    let asks: Vec<Ask<'_>> = (0..4)
+        .map(|sample_index| Ask {
+            prompt: &prompt,
+            sample_index,
+        })
+        .collect();
+    let sampling = Sampling {
+        max_new_tokens: 24,
+        temperature: 1.0,
+        top_p: 1.0,
+    };
+    let run = |seed| {
+        let mut forward = |_| ControlFlow::Continue(());
+        let answers = teacher.sample(&asks, &sampling, seed, &mut forward);
+        answers.unwrap().unwrap()
+    };
+    let answers = run(5);
+    assert_eq!(answers, run(5));
+    assert_ne!(answers, run(6));
+    assert!(
+        answers
+            .iter()
+            .any(|answer| answer.answer != answers[0].answer)
+    );
+
+    let texts = sampled_texts(
+        &teacher,
+        &[ask("One day"), ask("A"), ask("The sun was hot")],
+    );
+    let whole = score(&teacher, &texts, &scoring(8));
+    assert_eq!(whole, score(&teacher, &texts, &scoring(8)));
+    // Neither the size of a chunk nor the company in the batch changes a distribution beyond rounding.
+    let small = Scoring {
+        chunk_rows: 5,
+        ..scoring(8)
+    };
+    assert_close(&whole, &score(&teacher, &texts, &small));
+    for (at, text) in texts.iter().enumerate() {
+        let alone = score(&teacher, std::slice::from_ref(text), &scoring(8));
+        assert_close(&whole[at..=at], &alone);
+    }
+}
+
+#[test]
+fn control_tokens_are_in_every_support() {
+    let Some(dir) = weights("stories260K") else {
+        return;
+    };
+    let reasoning = Reasoning {
+        open: "<think>".to_owned(),
+        close: "</think>".to_owned(),
+    };
+    let teacher = Local::open(LocalSettings {
+        reasoning: Some(reasoning),
+        ..settings(&dir, Some(ChatTemplate::plain().unwrap()))
+    })
+    .unwrap();
+    let close = teacher.tokenizer().encode("</think>", false).unwrap()[0];
+    let texts = sampled_texts(&teacher, &[ask("Once")]);
+    let signal = score(&teacher, &texts, &scoring(2)).remove(0);
+    for row in &signal.rows {
+        assert!(row.ids.contains(&2) && row.ids.contains(&close));
+        assert!(row.ids.len() <= 5);
+    }
+}
+
+#[test]
+fn a_support_may_be_the_whole_vocabulary() {
+    let Some(teacher) = stories() else { return };
+    let texts = [text_of(vec![1, 403, 280], 1)];
+    let signal = score(&teacher, &texts, &scoring(100_000)).remove(0);
+    signal.validate().unwrap();
+    for row in &signal.rows {
+        assert_eq!(row.ids.len(), 512);
+        assert_eq!(row.tail_logprob, f32::NEG_INFINITY);
+    }
+}
+
+#[test]
+fn progress_can_stop_both() {
+    let Some(teacher) = stories() else { return };
+    let prompt = ask("Once");
+    let asks = [Ask {
+        prompt: &prompt,
+        sample_index: 0,
+    }];
+    let mut stop = |_| ControlFlow::Break(());
+    assert_eq!(teacher.sample(&asks, &GREEDY, 0, &mut stop).unwrap(), None);
+    let texts = [text_of(vec![1, 5, 6], 1)];
+    assert_eq!(teacher.score(&texts, &scoring(4), &mut stop).unwrap(), None);
+    assert_eq!(score(&teacher, &[], &scoring(4)), []);
+}
+
+#[test]
+fn provenance_follows_the_checkpoint() {
+    let Some(dir) = weights("stories260K") else {
+        return;
+    };
+    let open = |dir: &Path| {
+        let plain = Some(ChatTemplate::plain().unwrap());
+        Local::open(settings(dir, plain))
+            .unwrap()
+            .provenance(&GREEDY, 3, &[2.0])
+    };
+    let provenance = open(&dir);
+    assert_eq!(provenance.teacher, "stories260K");
+    assert_eq!(provenance.dtype, "f32");
+    assert_eq!(provenance.temperatures, [2.0]);
+    assert_eq!(
+        provenance.sampling,
+        r#"{"max_new_tokens":32,"seed":3,"temperature":0.0,"top_p":1.0}"#
+    );
+    assert_eq!(provenance.revision.len(), 64);
+    assert_eq!(provenance, open(&dir));
+
+    let copy = tempfile::tempdir().unwrap();
+    copy_checkpoint(&dir, copy.path());
+    assert_eq!(open(copy.path()).revision, provenance.revision);
+    let mut bytes = std::fs::read(copy.path().join("model.safetensors")).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(copy.path().join("model.safetensors"), bytes).unwrap();
+    assert_ne!(open(copy.path()).revision, provenance.revision);
+}
+
+#[test]
+fn refused_requests_say_what_is_wrong() {
+    let Some(dir) = weights("stories260K") else {
+        return;
+    };
+    let teacher = stories().unwrap();
+    let long = ask(&"word ".repeat(400));
+    let asks = [Ask {
+        prompt: &long,
+        sample_index: 0,
+    }];
+    let mut forward = |_| ControlFlow::Continue(());
+    let error = teacher.sample(&asks, &GREEDY, 0, &mut forward).unwrap_err();
+    let tokens = teacher.prompt_ids(&long).unwrap().len();
+    assert_eq!(
+        error.to_string(),
+        format!(
+            "train.jsonl:17: the prompt has {tokens} tokens, and with 32 new ones it exceeds the teacher's context of 512: drop or shorten it, or lower `max_new_tokens`"
+        )
+    );
+
+    let fail = |text: Text, scoring: &Scoring| {
+        let mut forward = |_| ControlFlow::Continue(());
+        let error = teacher.score(&[text], scoring, &mut forward).unwrap_err();
+        error.to_string()
+    };
+    let four = scoring(4);
+    assert_eq!(
+        fail(text_of(vec![1; 513], 1), &four),
+        "prompt p, sample 0: the text has 513 tokens, and the teacher's context is 512: drop or cut it"
+    );
+    assert_eq!(
+        fail(text_of(vec![1, 512], 1), &four),
+        "prompt p, sample 0: token id 512 is outside of the teacher's vocabulary of 512"
+    );
+    assert_eq!(
+        fail(text_of(vec![1, 2], 0), &four),
+        "prompt p, sample 0: its first token carries loss, and nothing precedes it"
+    );
+    let mut short = text_of(vec![1, 2], 1);
+    short.encoded.loss_mask.pop();
+    assert_eq!(
+        fail(short, &four),
+        "prompt p, sample 0: 2 tokens come with a loss mask of 1"
+    );
+    let cold = Scoring {
+        temperatures: vec![0.0],
+        ..scoring(4)
+    };
+    assert_eq!(
+        fail(text_of(vec![1, 2], 1), &cold),
+        "scoring setting `temperatures` is 0: each is above 0"
+    );
+    assert_eq!(
+        fail(text_of(vec![1, 2], 1), &scoring(0)),
+        "scoring setting `top_k` is 0: it is at least 1"
+    );
+
+    // The checkpoint has no template of its own.
+    let error = Local::open(settings(&dir, None)).unwrap_err().to_string();
+    assert!(error.contains("has no chat template"), "{error}");
+
+    // A model with fewer rows than the tokenizer has ids.
+    let copy = tempfile::tempdir().unwrap();
+    copy_checkpoint(&dir, copy.path());
+    let config = Config {
+        vocab_size: 500,
+        ..Config::from_dir(&dir).unwrap()
+    };
+    let smaller = Llama::init(&config, 0, DType::F32, &Device::flex()).unwrap();
+    potstill_model::save(&smaller, copy.path(), DType::F32).unwrap();
+    let plain = Some(ChatTemplate::plain().unwrap());
+    let error = Local::open(settings(copy.path(), plain))
+        .unwrap_err()
+        .to_string();
+    let place = copy.path().display();
+    assert_eq!(
+        error,
+        format!(
+            "the tokenizer `{place}/tokenizer.json` has 512 ids, and the embedding of `{place}/config.json` has 500 rows: tokenizer and model are not of one checkpoint"
+        )
+    );
+}
+
+fn stories() -> Option<Local> {
+    let dir = weights("stories260K")?;
+    let plain = ChatTemplate::plain().unwrap();
+    Some(Local::open(settings(&dir, Some(plain))).unwrap())
+}
+
+fn settings(dir: &Path, template: Option<ChatTemplate>) -> LocalSettings {
+    LocalSettings {
+        dir: dir.to_path_buf(),
+        dtype: DType::F32,
+        device: Device::flex(),
+        template,
+        reasoning: None,
+        licence: Some("MIT".to_owned()),
+    }
+}
+
+fn scoring(top_k: usize) -> Scoring {
+    Scoring {
+        top_k,
+        temperatures: vec![1.0, 2.0, 0.5],
+        chunk_rows: 64,
+    }
+}
+
+fn ask(text: &str) -> Prompt {
+    let messages = vec![Message::text(Role::User, text)];
+    Prompt::new(messages, None, None, "train.jsonl:17".to_owned())
+}
+
+fn sample(
+    teacher: &Local,
+    prompts: &[&Prompt],
+    sampling: &Sampling,
+) -> Vec<potstill_datasets::Completion> {
+    let ask = |prompt| Ask {
+        prompt,
+        sample_index: 0,
+    };
+    let asks: Vec<Ask<'_>> = prompts.iter().copied().map(ask).collect();
+    let mut forward = |_| ControlFlow::Continue(());
+    teacher
+        .sample(&asks, sampling, 11, &mut forward)
+        .unwrap()
+        .unwrap()
+}
+
+fn score(teacher: &Local, texts: &[Text], scoring: &Scoring) -> Vec<Signal> {
+    let mut forward = |_| ControlFlow::Continue(());
+    teacher
+        .score(texts, scoring, &mut forward)
+        .unwrap()
+        .unwrap()
+}
+
+/// Greedy answers as texts to score.
+fn sampled_texts(teacher: &Local, prompts: &[Prompt]) -> Vec<Text> {
+    let text = |prompt: &Prompt| {
+        let answer = sample(teacher, &[prompt], &GREEDY).remove(0);
+        Text {
+            prompt_id: prompt.id.clone(),
+            sample_index: 0,
+            encoded: teacher.sampled_text(prompt, &answer).unwrap(),
+        }
+    };
+    prompts.iter().map(text).collect()
+}
+
+/// A text with loss from position `start` on.
+fn text_of(token_ids: Vec<u32>, start: usize) -> Text {
+    let loss_mask = (0..token_ids.len()).map(|at| at >= start).collect();
+    Text {
+        prompt_id: "p".to_owned(),
+        sample_index: 0,
+        encoded: Encoded {
+            token_ids,
+            loss_mask,
+        },
+    }
+}
+
+/// Of each row, the log-probability of the token that came.
+fn realised(signal: &Signal) -> impl Iterator<Item = f32> {
+    signal
+        .loss_positions()
+        .zip(&signal.rows)
+        .map(|(position, row)| {
+            let id = signal.token_ids[position];
+            row.logprobs[row.ids.iter().position(|other| *other == id).unwrap()]
+        })
+}
+
+/// The full distribution after each position, from the model itself.
+fn logprobs(model: &Llama, token_ids: &[u32]) -> Vec<Vec<f64>> {
+    let ids: Vec<i32> = token_ids.iter().map(|id| *id as i32).collect();
+    let data = TensorData::new(ids, [1, token_ids.len()]);
+    let hidden = model.hidden(Tensor::from_data(data, &model.device()));
+    let [_, t, d] = hidden.dims();
+    let logits: Vec<f64> = model
+        .logits(hidden.reshape([t, d]))
+        .try_into_vec_as()
+        .unwrap();
+    let normalise = |row: &[f64]| {
+        let largest = row.iter().fold(f64::MIN, |max, z| max.max(*z));
+        let lse = largest + row.iter().map(|z| (z - largest).exp()).sum::<f64>().ln();
+        row.iter().map(|z| z - lse).collect()
+    };
+    logits
+        .chunks(model.config().vocab_size)
+        .map(normalise)
+        .collect()
+}
+
+fn assert_close(a: &[Signal], b: &[Signal]) {
+    for (a, b) in a.iter().zip(b) {
+        assert_eq!((&a.token_ids, a.rows.len()), (&b.token_ids, b.rows.len()));
+        for (a, b) in a.rows.iter().zip(&b.rows) {
+            assert_eq!(a.ids, b.ids);
+            for (a, b) in a.logprobs.iter().zip(&b.logprobs) {
+                assert!((a - b).abs() < 1e-4);
+            }
+            assert!((a.tail_logprob - b.tail_logprob).abs() < 1e-4);
+        }
+    }
+}
+
+fn copy_checkpoint(from: &Path, to: &Path) {
+    for file in std::fs::read_dir(from).unwrap() {
+        let file = file.unwrap();
+        // Read and written, since the originals may be read-only.
+        std::fs::write(
+            to.join(file.file_name()),
+            std::fs::read(file.path()).unwrap(),
+        )
+        .unwrap();
+    }
+}
+
+fn numbers(values: &Value) -> Vec<u32> {
+    let values = values.as_array().unwrap();
+    values
+        .iter()
+        .map(|value| value.as_u64().unwrap() as u32)
+        .collect()
+}
+
+fn reference(name: &str) -> Value {
+    let path = real(&format!("ref/{name}")).unwrap();
+    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+}
+
+/// The folder of a model whose weights are there.
+fn weights(model: &str) -> Option<PathBuf> {
+    real(&format!("models/{model}/model.safetensors")).and(real(&format!("models/{model}")))
+}
+
+/// A file or folder of real models, or `None` with a line that says why the test is skipped.
+fn real(part: &str) -> Option<PathBuf> {
+    let Some(root) = std::env::var_os("POTSTILL_REAL") else {
+        eprintln!("skipped: POTSTILL_REAL is not set");
+        return None;
+    };
+    let path = PathBuf::from(root).join(part);
+    if path.exists() {
+        return Some(path);
+    }
+    eprintln!("skipped: POTSTILL_REAL has no {part}");
+    None
+}
