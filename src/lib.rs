@@ -1,1 +1,32 @@
-//! Facade
+//! Potstill distills a large language model into a small one, and tells whether it helped.
+//!
+//! This crate is the command line and the facade: it reads the run file, keeps the run
+//! directory, shows progress and wires the stages. What is stored, run, asked, learned
+//! and measured lives in the crates that it re-exports.
+//!
+//! A run is a run file plus a run directory. Each stage is a function in [`stages`] that
+//! takes a [`Context`], reads published stages, and publishes its own:
+//!
+//! ```no_run
+//! use potstill::{Context, Options, stages};
+//!
+//! let context = Context::open("run.toml".as_ref(), &Options::default())?;
+//! stages::import::import(&context)?;
+//! # Ok::<(), anyhow::Error>(())
+//! ```
+
+pub mod cli;
+pub mod interrupt;
+pub mod progress;
+pub mod run_dir;
+pub mod run_file;
+pub mod stages;
+
+pub use potstill_datasets as datasets;
+pub use potstill_eval as eval;
+pub use potstill_kernels as kernels;
+pub use potstill_model as model;
+pub use potstill_student as student;
+pub use potstill_teacher as teacher;
+
+pub use stages::{Context, Options, Outcome};

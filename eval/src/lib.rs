@@ -1,1 +1,22 @@
-//! What is measured: metrics, intervals, the report
+//! What is measured: per-token metrics of held-out text, intervals, verdicts, the report.
+//!
+//! Nothing here runs a model or opens a socket. The values come in as
+//! [`SequenceValues`], one a sequence, and a figure of the report is a ratio of
+//! sums over them: nats a token, or the share of tokens agreed on.
+//!
+//! - [`interval`] gives a metric with its 95 % bootstrap interval, [`paired`] the
+//!   difference of two students over the same sequences.
+//! - [`verdict`] says "better" or "worse" only when the interval leaves out zero.
+//! - [`Report`] writes itself as Markdown and as JSON.
+
+mod bootstrap;
+mod error;
+mod metric;
+mod report;
+mod report_markdown;
+
+pub use bootstrap::{Interval, MIN_PROMPTS, interval, paired};
+pub use error::Error;
+pub use metric::{Metric, Verdict, verdict};
+pub use potstill_datasets::SequenceValues;
+pub use report::{Comparison, Heldout, Provenance, Report, StageFacts, StudentResult, compare};

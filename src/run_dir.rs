@@ -1,0 +1,518 @@
+//! The run directory, and how a stage publishes into it.
+//!
+//! A stage's output is identified by its key: a hash of the settings that matter and of
+//! its inputs' manifests. Published output with the same key is up to date. Otherwise
+//! the stage writes into a draft below `.work/`, and [`RunDir::publish`] moves that into
+//! place: first `plan.json` is written beside the complete draft, which is the point of
+//! no return; then each output is renamed, the one that was there before being kept as
+//! `NAME.old-N`; `manifest.json` comes last. A crash on the way is finished by the next
+//! [`RunDir::open`], so what readers see is either a whole published stage or none.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, TryLockError};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use potstill_datasets::{
+    MANIFEST_FILE, Manifest, SCHEMA_VERSION, hash_files, replace_file, stage_key,
+};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::run_file::Loaded;
+
+
+mod ledger;
+mod owner;
+
+pub use ledger::{LedgerLine, now};
+pub use owner::check_owner;
+
+/// Copy of the run file in its run directory.
+const RUN_FILE: &str = "run.toml";
+const PLAN_FILE: &str = "plan.json";
+
+/// An open run directory, locked against other processes until it is dropped.
+#[derive(Debug)]
+pub struct RunDir {
+    root: PathBuf,
+    _lock: File,
+}
+
+/// Counts of a stage, by name.
+pub type Counts = BTreeMap<String, u64>;
+
+/// What a stage is going to make, and from what.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// The stage's name, such as `collect` or `export student`.
+    pub stage: String,
+    /// The folder that gets the manifest; empty for the run directory itself.
+    pub home: String,
+    /// Every folder or file that it publishes, below the run directory.
+    pub outputs: Vec<String>,
+    /// Settings that the output depends on.
+    pub settings: Value,
+    /// Content hashes of what is read.
+    pub inputs: BTreeMap<String, String>,
+}
+
+impl Plan {
+    /// Identity of the output.
+    pub fn key(&self) -> String {
+        stage_key(&self.stage, &self.settings, &self.inputs)
+    }
+}
+
+/// What happens to output that was published before under another key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Earlier {
+    /// Kept as `NAME.old-N`.
+    Keep,
+    /// Deleted, because all of it is in the new output too.
+    Replace,
+}
+
+/// How a complete draft is put in place; written once, then followed to the end.
+#[derive(Debug, Serialize, Deserialize)]
+struct Publication {
+    home: String,
+    outputs: Vec<String>,
+    earlier: Earlier,
+    /// N of `NAME.old-N`.
+    number: u32,
+}
+
+impl RunDir {
+    /// Opens or creates the directory of a run, and finishes a publication that a crash
+    /// cut short.
+    ///
+    /// # Errors
+    /// When it belongs to another run, is not a run directory, is in use, or cannot be
+    /// written.
+    pub fn open(root: &Path, run: &Loaded) -> anyhow::Result<RunDir> {
+        check_owner(root, run)?;
+        let work = root.join(".work");
+        fs::create_dir_all(&work)
+            .with_context(|| format!("cannot create the run directory {}", root.display()))?;
+        let lock_path = work.join("lock");
+        let lock = File::create(&lock_path)
+            .with_context(|| format!("cannot write {}", lock_path.display()))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => bail!(
+                "another potstill works in {}: wait for it, or stop it",
+                root.display()
+            ),
+            Err(TryLockError::Error(e)) if e.kind() == std::io::ErrorKind::Unsupported => {}
+            Err(TryLockError::Error(e)) => {
+                return Err(e).with_context(|| format!("cannot lock {}", lock_path.display()));
+            }
+        }
+        let dir = RunDir {
+            root: root.to_owned(),
+            _lock: lock,
+        };
+        let copy = dir.path(RUN_FILE);
+        if fs::read_to_string(&copy).ok().as_deref() != Some(run.text.as_str()) {
+            replace_file(&copy, run.text.as_bytes())?;
+        }
+        for entry in
+            fs::read_dir(&work).with_context(|| format!("cannot list {}", work.display()))?
+        {
+            let draft = entry
+                .with_context(|| format!("cannot list {}", work.display()))?
+                .path();
+            if draft.join(PLAN_FILE).exists() {
+                dir.finish(&draft)?;
+            }
+        }
+        Ok(dir)
+    }
+
+    /// A path below the run directory.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.root.join(name)
+    }
+
+    /// The manifest of a published folder, when what it names is there.
+    ///
+    /// # Errors
+    /// When the manifest cannot be read, or a file that it names is absent or of another
+    /// size.
+    pub fn published(&self, home: &str) -> anyhow::Result<Option<Manifest>> {
+        let Some(manifest) = Manifest::read(&self.path(home))? else {
+            return Ok(None);
+        };
+        for (name, hash) in &manifest.files {
+            let path = self.path(name);
+            let found = fs::metadata(&path).map(|m| m.len()).ok();
+            if found != Some(hash.bytes) {
+                let found =
+                    found.map_or("absent".to_owned(), |bytes| format!("{bytes} bytes long"));
+                bail!(
+                    "{} is {found}, and {} says {} bytes: restore it, or move {} away so that `{}` runs again",
+                    path.display(),
+                    self.path(home).join(MANIFEST_FILE).display(),
+                    hash.bytes,
+                    self.path(home).display(),
+                    manifest.stage
+                );
+            }
+        }
+        Ok(Some(manifest))
+    }
+
+    /// The manifest of a folder that an earlier stage must have published.
+    ///
+    /// # Errors
+    /// As [`RunDir::published`], and when it is not there.
+    pub fn require(&self, home: &str, stage: &str, run: &Loaded) -> anyhow::Result<Manifest> {
+        self.published(home)?.with_context(|| {
+            format!(
+                "{} is not published yet: `potstill {stage} {file}` writes it, and `potstill run {file}` runs every stage",
+                self.path(home).display(),
+                file = run.path.display()
+            )
+        })
+    }
+
+    /// A folder of its own for what is not published yet. It outlives the process.
+    ///
+    /// # Errors
+    /// When it cannot be created.
+    pub fn work(&self, name: &str) -> anyhow::Result<PathBuf> {
+        let path = self.path(".work").join(name);
+        fs::create_dir_all(&path).with_context(|| format!("cannot create {}", path.display()))?;
+        Ok(path)
+    }
+
+    /// An empty folder to write a stage's outputs into, each at its name.
+    ///
+    /// # Errors
+    /// When it cannot be emptied or created.
+    pub fn draft(&self, plan: &Plan) -> anyhow::Result<PathBuf> {
+        let draft = self.draft_path(&plan.stage);
+        if draft.exists() {
+            fs::remove_dir_all(&draft)
+                .with_context(|| format!("cannot empty {}", draft.display()))?;
+        }
+        let out = draft.join("out");
+        for output in &plan.outputs {
+            let folder = match Path::new(output).extension() {
+                None => out.join(output),
+                Some(_) => out.join(output).parent().unwrap_or(&out).to_owned(),
+            };
+            fs::create_dir_all(&folder)
+                .with_context(|| format!("cannot create {}", folder.display()))?;
+        }
+        Ok(out)
+    }
+
+    fn draft_path(&self, stage: &str) -> PathBuf {
+        self.path(".work")
+            .join(format!("draft-{}", stage.replace(' ', "-")))
+    }
+
+    /// Publishes a complete draft, and says the names that earlier output was kept under.
+    ///
+    /// # Errors
+    /// When a file cannot be read, written or renamed.
+    pub fn publish(
+        &self,
+        plan: &Plan,
+        earlier: Earlier,
+        counts: Counts,
+    ) -> anyhow::Result<Vec<String>> {
+        let draft = self.draft_path(&plan.stage);
+        let out = draft.join("out");
+        let manifest = Manifest {
+            stage: plan.stage.clone(),
+            schema: SCHEMA_VERSION,
+            key: plan.key(),
+            settings: plan.settings.clone(),
+            inputs: plan.inputs.clone(),
+            files: hash_files(&out)?,
+            counts,
+        };
+        manifest.write(&draft)?;
+        let publication = Publication {
+            home: plan.home.clone(),
+            outputs: plan.outputs.clone(),
+            earlier,
+            number: self.next_number(&plan.outputs),
+        };
+        replace_file(&draft.join(PLAN_FILE), &serde_json::to_vec(&publication)?)?;
+        self.finish(&draft)
+    }
+
+    /// The lowest N for which no output has a `NAME.old-N`.
+    fn next_number(&self, outputs: &[String]) -> u32 {
+        let taken = |n: &u32| outputs.iter().any(|o| self.path(&old_name(o, *n)).exists());
+        (1..).find(|n| !taken(n)).unwrap_or(1)
+    }
+
+    /// Follows a publication to its end. Each step looks at what is there, so that it may
+    /// be cut short and begun again anywhere.
+    fn finish(&self, draft: &Path) -> anyhow::Result<Vec<String>> {
+        let plan_path = draft.join(PLAN_FILE);
+        let text =
+            fs::read(&plan_path).with_context(|| format!("cannot read {}", plan_path.display()))?;
+        let publication: Publication = serde_json::from_slice(&text).with_context(|| {
+            format!(
+                "{} is damaged: delete its folder and run again",
+                plan_path.display()
+            )
+        })?;
+        for output in &publication.outputs {
+            let (from, to) = (draft.join("out").join(output), self.path(output));
+            if !from.exists() {
+                continue;
+            }
+            if to.exists() {
+                let aside = match publication.earlier {
+                    Earlier::Keep => self.path(&old_name(output, publication.number)),
+                    Earlier::Replace => draft.join("replaced").join(output),
+                };
+                rename(&to, &aside)?;
+            }
+            rename(&from, &to)?;
+        }
+        let manifest = draft.join(MANIFEST_FILE);
+        if manifest.exists() {
+            rename(&manifest, &self.path(&publication.home).join(MANIFEST_FILE))?;
+        }
+        let kept: Vec<String> = publication
+            .outputs
+            .iter()
+            .map(|o| old_name(o, publication.number))
+            .filter(|o| self.path(o).exists())
+            .collect();
+        // The plan goes first, so that what is left of the folder is never followed again.
+        fs::remove_file(&plan_path)
+            .and_then(|()| fs::remove_dir_all(draft))
+            .with_context(|| format!("cannot delete {}", draft.display()))?;
+        Ok(kept)
+    }
+
+    /// Moves output aside that no publication replaces, such as a student that is being
+    /// trained in place. Gives its new name.
+    ///
+    /// # Errors
+    /// When it cannot be renamed.
+    pub fn keep_old(&self, output: &str) -> anyhow::Result<String> {
+        let old = old_name(output, self.next_number(&[output.to_owned()]));
+        rename(&self.path(output), &self.path(&old))?;
+        Ok(old)
+    }
+
+    /// Folders `NAME.old-1`, `NAME.old-2`, … that are there.
+    pub fn old(&self, output: &str) -> Vec<String> {
+        let names = (1..).map(|n| old_name(output, n));
+        names.take_while(|name| self.path(name).exists()).collect()
+    }
+}
+
+fn old_name(output: &str, number: u32) -> String {
+    format!("{output}.old-{number}")
+}
+
+fn rename(from: &Path, to: &Path) -> anyhow::Result<()> {
+    let parent = to.parent().unwrap_or(Path::new("."));
+    fs::create_dir_all(parent)
+        .and_then(|()| fs::rename(from, to))
+        .and_then(|()| File::open(parent)?.sync_all())
+        .with_context(|| format!("cannot rename {} to {}", from.display(), to.display()))
+}
+
+/// The first twelve digits of a key: enough to name a folder after.
+pub fn short(key: &str) -> &str {
+    key.get(..12).unwrap_or(key)
+}
+
+/// Settings of a serializable value.
+///
+/// # Errors
+/// Never for the tables of the run file.
+pub fn settings_of(value: &impl Serialize) -> anyhow::Result<Value> {
+    serde_json::to_value(value).context("cannot write settings as JSON")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RUN: &str = "[run]\nname = \"tiny\"\n[import]\npath = \"p\"\ncolumns = { text = \"t\" }\n[teacher]\npath = \"m\"\n[collect]\nsignals = { top_k = 4 }\n[student]\nevery = 2\n";
+
+    fn loaded(text: &str) -> Loaded {
+        let path = PathBuf::from("tiny.toml");
+        let file = crate::run_file::parse(&path, text).unwrap();
+        Loaded {
+            file,
+            path,
+            text: text.to_owned(),
+        }
+    }
+
+    /// An open run directory of the tiny run.
+    pub(super) fn open(root: &Path) -> RunDir {
+        RunDir::open(root, &loaded(RUN)).unwrap()
+    }
+
+    fn plan(version: u32) -> Plan {
+        Plan {
+            stage: "collect".to_owned(),
+            home: "completions".to_owned(),
+            outputs: ["signals", "completions", "notes.json"]
+                .map(str::to_owned)
+                .to_vec(),
+            settings: json!({ "version": version }),
+            inputs: BTreeMap::new(),
+        }
+    }
+
+    /// Writes a draft and leaves it unpublished.
+    fn draft(dir: &RunDir, version: u32) {
+        let out = dir.draft(&plan(version)).unwrap();
+        for name in ["signals/a", "completions/a", "notes.json"] {
+            fs::write(out.join(name), format!("{version}")).unwrap();
+        }
+    }
+
+    fn publish(dir: &RunDir, version: u32, earlier: Earlier) -> Vec<String> {
+        draft(dir, version);
+        dir.publish(&plan(version), earlier, Counts::new()).unwrap()
+    }
+
+    fn content(root: &Path, name: &str) -> String {
+        fs::read_to_string(root.join(name)).unwrap_or_else(|_| "absent".to_owned())
+    }
+
+    #[test]
+    fn a_changed_stage_keeps_its_old_output() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = RunDir::open(temp.path(), &loaded(RUN)).unwrap();
+        assert!(dir.published("completions").unwrap().is_none());
+        assert!(publish(&dir, 1, Earlier::Keep).is_empty());
+        let manifest = dir.published("completions").unwrap().unwrap();
+        assert_eq!(manifest.key, plan(1).key());
+        assert_eq!(manifest.files.len(), 3);
+        let kept = publish(&dir, 2, Earlier::Keep);
+        assert_eq!(
+            kept,
+            ["signals.old-1", "completions.old-1", "notes.json.old-1"]
+        );
+        publish(&dir, 3, Earlier::Keep);
+        assert_eq!(
+            dir.old("completions"),
+            ["completions.old-1", "completions.old-2"]
+        );
+        let at = |name| content(temp.path(), name);
+        assert_eq!(
+            [
+                at("signals.old-1/a"),
+                at("signals.old-2/a"),
+                at("signals/a")
+            ],
+            ["1", "2", "3"]
+        );
+        assert!(
+            Manifest::read(&dir.path("completions.old-1"))
+                .unwrap()
+                .is_some()
+        );
+        assert!(publish(&dir, 4, Earlier::Replace).is_empty());
+        assert_eq!(dir.old("completions").len(), 2);
+        assert_eq!(content(temp.path(), "notes.json"), "4");
+        let left: Vec<_> = fs::read_dir(temp.path().join(".work")).unwrap().collect();
+        assert_eq!(left.len(), 1, "the lock alone: {left:?}");
+    }
+
+    /// Cuts a publication short after each of its renames in turn.
+    #[test]
+    fn a_publication_that_was_cut_short_is_finished() {
+        for steps in 0..=7 {
+            let temp = tempfile::tempdir().unwrap();
+            let root = temp.path();
+            let dir = RunDir::open(root, &loaded(RUN)).unwrap();
+            publish(&dir, 1, Earlier::Keep);
+            draft(&dir, 2);
+            let draft = root.join(".work/draft-collect");
+            let out = draft.join("out");
+            let manifest = Manifest {
+                stage: "collect".to_owned(),
+                schema: 1,
+                key: plan(2).key(),
+                settings: json!({}),
+                inputs: BTreeMap::new(),
+                files: hash_files(&out).unwrap(),
+                counts: Counts::new(),
+            };
+            manifest.write(&draft).unwrap();
+            let publication = Publication {
+                home: "completions".to_owned(),
+                outputs: plan(2).outputs,
+                earlier: Earlier::Keep,
+                number: 1,
+            };
+            fs::write(
+                draft.join(PLAN_FILE),
+                serde_json::to_vec(&publication).unwrap(),
+            )
+            .unwrap();
+            let mut moves = Vec::new();
+            for output in plan(2).outputs {
+                moves.push((root.join(&output), root.join(old_name(&output, 1))));
+                moves.push((out.join(&output), root.join(&output)));
+            }
+            moves.push((
+                draft.join(MANIFEST_FILE),
+                root.join("completions").join(MANIFEST_FILE),
+            ));
+            for (from, to) in moves.into_iter().take(steps) {
+                rename(&from, &to).unwrap();
+            }
+            drop(dir);
+            let dir = RunDir::open(root, &loaded(RUN)).unwrap();
+            let manifest = dir.published("completions").unwrap().unwrap();
+            assert_eq!(manifest.key, plan(2).key(), "after {steps} steps");
+            for (name, version) in [
+                ("signals/a", "2"),
+                ("completions.old-1/a", "1"),
+                ("notes.json", "2"),
+            ] {
+                assert_eq!(content(root, name), version, "{name} after {steps} steps");
+            }
+            assert!(!draft.exists());
+        }
+    }
+
+    #[test]
+    fn what_is_not_this_run_is_refused() {
+        let temp = tempfile::tempdir().unwrap();
+        let root = temp.path().join("runs");
+        let said = |text: &str| {
+            let error = RunDir::open(&root, &loaded(text)).unwrap_err();
+            error
+                .to_string()
+                .replace(&root.display().to_string(), "RUNS")
+        };
+        drop(RunDir::open(&root, &loaded(RUN)).unwrap());
+        let mut all = said(&RUN.replace("tiny", "other"));
+        let held = RunDir::open(&root, &loaded(RUN)).unwrap();
+        all += &format!("\n\n{}", said(RUN));
+        publish(&held, 1, Earlier::Keep);
+        fs::write(root.join("signals/a"), "cut short").unwrap();
+        let damaged = held.published("completions").unwrap_err().to_string();
+        all += &format!(
+            "\n\n{}",
+            damaged.replace(&root.display().to_string(), "RUNS")
+        );
+        drop(held);
+        fs::write(root.join(RUN_FILE), "name = 1").unwrap();
+        all += &format!("\n\n{}", said(RUN));
+        fs::remove_file(root.join(RUN_FILE)).unwrap();
+        all += &format!("\n\n{}", said(RUN));
+        insta::assert_snapshot!(all);
+    }
+}

@@ -1,0 +1,91 @@
+//! `ledger.jsonl`: a line for each time a stage ran, and the only place that knows times.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::Context;
+use serde::{Deserialize, Serialize};
+
+use super::{Counts, RunDir};
+
+const LEDGER_FILE: &str = "ledger.jsonl";
+
+/// A line of the ledger.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LedgerLine {
+    /// The stage's name.
+    pub stage: String,
+    /// When it began, seconds since 1970.
+    pub started_unix_seconds: u64,
+    /// How long this run of it took.
+    pub seconds: f64,
+    /// Whether it was finished.
+    pub finished: bool,
+    /// What it did in this run.
+    pub counts: Counts,
+}
+
+impl RunDir {
+    /// Adds a line to the ledger.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn log(&self, line: &LedgerLine) -> anyhow::Result<()> {
+        let path = self.path(LEDGER_FILE);
+        let mut text = serde_json::to_string(line)?;
+        text.push('\n');
+        let mut file = File::options().create(true).append(true).open(&path);
+        file.as_mut()
+            .map_err(|e| std::io::Error::new(e.kind(), e.to_string()))
+            .and_then(|file| file.write_all(text.as_bytes()))
+            .with_context(|| format!("cannot write {}", path.display()))
+    }
+
+    /// The ledger's lines; one that a crash tore is left out.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn ledger(&self) -> anyhow::Result<Vec<LedgerLine>> {
+        let path = self.path(LEDGER_FILE);
+        match fs::read_to_string(&path) {
+            Ok(text) => Ok(text
+                .lines()
+                .filter_map(|l| serde_json::from_str(l).ok())
+                .collect()),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+            Err(e) => Err(e).with_context(|| format!("cannot read {}", path.display())),
+        }
+    }
+}
+
+/// Seconds since 1970.
+pub fn now() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |d| d.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::open;
+    use super::*;
+
+    #[test]
+    fn a_torn_line_is_left_out() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = open(temp.path());
+        assert!(dir.ledger().unwrap().is_empty());
+        let line = LedgerLine {
+            stage: "import".to_owned(),
+            started_unix_seconds: now(),
+            seconds: 0.5,
+            finished: true,
+            counts: Counts::new(),
+        };
+        dir.log(&line).unwrap();
+        let text = fs::read_to_string(dir.path(LEDGER_FILE)).unwrap();
+        fs::write(dir.path(LEDGER_FILE), text + "{\"stage\":").unwrap();
+        assert_eq!(dir.ledger().unwrap(), [line]);
+    }
+}

@@ -1,0 +1,473 @@
+//! The run file: one TOML table a stage, hyperparameters and nothing operational.
+//!
+//! Parsing touches no file and no device; the only thing it reads besides the text is
+//! the environment, for `${NAME}` in paths. Range rules live in [`ranges`], so that the
+//! parser points at the value; rules between keys are in [`rules`] and are reported
+//! together.
+
+mod loaded;
+mod place;
+pub mod ranges;
+mod rules;
+
+
+pub use loaded::{Loaded, parse};
+pub use place::{ConfigError, Problem};
+use ranges::{Count, CountOrZero, Mass, NonNegative, Positive, RunName, RunPath, Share};
+use serde::{Deserialize, Serialize};
+
+/// A parsed run file that breaks no rule.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunFile {
+    /// The run itself.
+    pub run: Run,
+    /// Where prompts come from.
+    pub import: Import,
+    /// Who answers them.
+    pub teacher: Teacher,
+    /// How they are answered.
+    #[serde(default)]
+    pub collect: Collect,
+    /// Which answers are kept, and which are held out.
+    #[serde(default)]
+    pub curate: Curate,
+    /// The model that learns.
+    #[serde(default)]
+    pub student: Student,
+    /// How it learns.
+    #[serde(default)]
+    pub train: Train,
+    /// How it is measured.
+    #[serde(default)]
+    pub eval: Eval,
+}
+
+/// `[run]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Run {
+    /// Name of the run: its folder is `runs/<name>`.
+    pub name: RunName,
+    /// Seed of everything that is drawn: answers, the held-out split, orders, intervals.
+    #[serde(default)]
+    pub seed: u32,
+}
+
+/// `[import]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Import {
+    /// A JSONL file, one prompt a line.
+    pub path: RunPath,
+    /// Take the first so many lines only.
+    pub limit: Option<Count>,
+    /// Which columns hold the prompt.
+    pub columns: Columns,
+    /// A system message to put before every prompt.
+    pub system: Option<String>,
+}
+
+/// `columns` of `[import]`: exactly one of `text`, `question` or `messages`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Columns {
+    /// Column with the prompt as one user message.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub text: Option<String>,
+    /// Column with a question, which becomes one user message.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub question: Option<String>,
+    /// Column with the reference answer, beside `question`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub answer: Option<String>,
+    /// Column with a list of chat messages.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub messages: Option<String>,
+}
+
+/// `[teacher]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Teacher {
+    /// Folder of a checkpoint in Hugging Face layout.
+    pub path: RunPath,
+    /// What it computes in.
+    #[serde(default)]
+    pub dtype: Dtype,
+    /// `"plain"`, or a `.jinja` file; by default the checkpoint's own chat template.
+    pub template: Option<RunPath>,
+    /// Licence of the teacher's answers, recorded with them.
+    pub licence: Option<String>,
+}
+
+/// A floating-point type.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Dtype {
+    /// 32 bits.
+    #[default]
+    F32,
+    /// 16 bits with the range of `f32`.
+    Bf16,
+    /// 16 bits, IEEE.
+    F16,
+    /// 64 bits.
+    F64,
+}
+
+/// `[collect]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Collect {
+    /// Answers to each prompt.
+    pub samples: Count,
+    /// Longest answer, tokens.
+    pub max_new_tokens: Count,
+    /// Sampling temperature; 0 takes the most likely token.
+    pub temperature: NonNegative,
+    /// Smallest set of tokens with this mass is sampled from.
+    pub top_p: Mass,
+    /// Sequences asked together. Part of what makes answers reproducible.
+    pub batch: Count,
+    /// Distributions to store beside the text. Without them nothing can be trained.
+    pub signals: Option<Signals>,
+    /// Marks around the reasoning in the teacher's text.
+    pub reasoning: Option<Reasoning>,
+}
+
+impl Default for Collect {
+    fn default() -> Self {
+        Collect {
+            samples: default_of(1.0),
+            max_new_tokens: default_of(256.0),
+            temperature: default_of(1.0),
+            top_p: default_of(1.0),
+            batch: default_of(16.0),
+            signals: None,
+            reasoning: None,
+        }
+    }
+}
+
+/// `signals` of `[collect]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Signals {
+    /// Most likely tokens stored at each position.
+    pub top_k: Count,
+    /// Temperatures other than 1 that a later training may use.
+    #[serde(default)]
+    pub temperatures: Vec<Positive>,
+}
+
+/// `reasoning` of `[collect]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Reasoning {
+    /// Text that opens it, such as `<think>`.
+    pub open: String,
+    /// Text that closes it, such as `</think>`.
+    pub close: String,
+}
+
+/// `[curate]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Curate {
+    /// Which answers are kept.
+    pub keep: Keep,
+    /// Share of prompts held out, by a hash of seed and prompt.
+    pub heldout: Share,
+}
+
+impl Default for Curate {
+    fn default() -> Self {
+        Curate {
+            keep: Keep::Finished,
+            heldout: default_of(0.1),
+        }
+    }
+}
+
+/// `keep` of `[curate]`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Keep {
+    /// Answers that the teacher ended by itself.
+    Finished,
+    /// Every answer, cut ones too.
+    All,
+}
+
+/// `[student]`
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Student {
+    /// Checkpoint it starts from; by default the teacher's.
+    pub path: Option<RunPath>,
+    /// Keep layers 0, n, 2n, … of that checkpoint.
+    pub every: Option<Count>,
+    /// Start from random weights of this shape, with the checkpoint's vocabulary.
+    pub random: Option<Random>,
+}
+
+/// `random` of `[student]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Random {
+    /// Model width.
+    pub hidden_size: Count,
+    /// Width inside the feed-forward layers.
+    pub intermediate_size: Count,
+    /// Decoder layers.
+    pub layers: Count,
+    /// Query heads.
+    pub heads: Count,
+    /// Key and value heads; by default as many as query heads.
+    pub key_value_heads: Option<Count>,
+}
+
+/// `[train]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Train {
+    /// Optimizer steps.
+    pub steps: Count,
+    /// Sequences a step.
+    pub batch: Count,
+    /// Sequences a forward pass.
+    pub micro_batch: Count,
+    /// Highest learning rate.
+    pub learning_rate: Positive,
+    /// Steps over which it rises from 0.
+    pub warmup: CountOrZero,
+    /// Where the cosine ends.
+    pub min_learning_rate: NonNegative,
+    /// Decoupled weight decay; none on norms and embeddings.
+    pub weight_decay: NonNegative,
+    /// Largest global gradient norm.
+    pub clip: Positive,
+    /// Weights of the loss terms.
+    pub loss: Loss,
+    /// Longest sequence, tokens.
+    pub max_length: Count,
+    /// What happens to a longer one.
+    pub overlong: Overlong,
+    /// Steps between checkpoints.
+    pub checkpoint_every: Count,
+    /// Controls trained beside the student.
+    pub controls: Vec<Control>,
+    /// Rows of logits held at once; bounds memory, and is part of what is reproducible.
+    pub chunk_rows: Count,
+}
+
+impl Default for Train {
+    fn default() -> Self {
+        Train {
+            steps: default_of(100.0),
+            batch: default_of(8.0),
+            micro_batch: default_of(4.0),
+            learning_rate: default_of(1e-4),
+            warmup: default_of(0.0),
+            min_learning_rate: default_of(0.0),
+            weight_decay: default_of(0.01),
+            clip: default_of(1.0),
+            loss: Loss {
+                forward_kl: default_of(1.0),
+                cross_entropy: default_of(0.0),
+            },
+            max_length: default_of(1024.0),
+            overlong: Overlong::Drop,
+            checkpoint_every: default_of(50.0),
+            controls: vec![Control::Sft, Control::Shuffled],
+            chunk_rows: default_of(256.0),
+        }
+    }
+}
+
+/// `loss` of `[train]`
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Loss {
+    /// Weight of the forward KL from the teacher.
+    #[serde(default = "zero")]
+    pub forward_kl: NonNegative,
+    /// Weight of the cross-entropy of the teacher's text.
+    #[serde(default = "zero")]
+    pub cross_entropy: NonNegative,
+}
+
+/// `overlong` of `[train]`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Overlong {
+    /// Leave it out, and count it.
+    Drop,
+    /// Keep its beginning, and count it.
+    Cut,
+}
+
+/// A control: trained as the student is, but for one thing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Control {
+    /// Same text, cross-entropy only.
+    Sft,
+    /// Each position gets the distribution of another.
+    Shuffled,
+}
+
+/// `[eval]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Eval {
+    /// Bootstrap draws behind an interval.
+    pub resamples: Count,
+}
+
+impl Default for Eval {
+    fn default() -> Self {
+        Eval {
+            resamples: default_of(2000.0),
+        }
+    }
+}
+
+/// A default, which is in range because it is written here.
+#[allow(clippy::expect_used)]
+fn default_of<T: TryFrom<f64, Error = String>>(value: f64) -> T {
+    T::try_from(value).expect("defaults are in range")
+}
+
+fn zero() -> NonNegative {
+    default_of(0.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    const WHOLE: &str = r#"[run]
+name = "tiny"
+seed = 17
+
+[import]
+path = "prompts.jsonl"
+columns = { question = "question", answer = "answer" }
+
+[teacher]
+path = "models/tiny"
+
+[collect]
+signals = { top_k = 64, temperatures = [2.0] }
+
+[student]
+every = 2
+
+[train]
+steps = 40
+batch = 8
+micro_batch = 4
+learning_rate = 5e-4
+warmup = 5
+loss = { forward_kl = 1.0 }
+"#;
+
+    fn said(text: &str) -> String {
+        match parse(Path::new("tiny.toml"), text) {
+            Ok(_) => "fine".to_owned(),
+            Err(e) => e.to_string(),
+        }
+    }
+
+    #[test]
+    fn a_whole_file_is_fine_and_defaults_fill_the_rest() {
+        let file = parse(Path::new("tiny.toml"), WHOLE).unwrap();
+        assert_eq!(file.train.chunk_rows.get(), 256);
+        assert_eq!(file.train.controls, [Control::Sft, Control::Shuffled]);
+        assert_eq!(file.train.loss.cross_entropy.get(), 0.0);
+        assert_eq!(file.curate.keep, Keep::Finished);
+        assert_eq!(file.teacher.dtype, Dtype::F32);
+    }
+
+    /// One edit of [`WHOLE`] a kind of mistake, and what is said about it.
+    #[test]
+    fn each_mistake_is_said_with_its_place() {
+        let edits = [
+            ("unknown key", "steps = 40", "step = 40"),
+            ("unknown table", "[student]", "[students]"),
+            ("unknown inner key", "top_k = 64", "topk = 64"),
+            ("missing table", "[teacher]\npath = \"models/tiny\"\n", ""),
+            (
+                "missing key",
+                "path = \"models/tiny\"\n",
+                "dtype = \"f32\"\n",
+            ),
+            ("wrong type", "steps = 40", "steps = \"forty\""),
+            ("a count of zero", "batch = 8", "batch = 0"),
+            ("half a step", "steps = 40", "steps = 40.5"),
+            (
+                "negative rate",
+                "learning_rate = 5e-4",
+                "learning_rate = -5e-4",
+            ),
+            ("no number", "learning_rate = 5e-4", "learning_rate = nan"),
+            (
+                "unknown choice",
+                "path = \"models/tiny\"",
+                "path = \"m\"\ndtype = \"int8\"",
+            ),
+            (
+                "a name with a slash",
+                "name = \"tiny\"",
+                "name = \"../tiny\"",
+            ),
+            ("a bad temperature", "[2.0]", "[2.0, 0.0]"),
+            ("not TOML", "seed = 17", "seed = = 17"),
+            ("a key twice", "seed = 17", "seed = 17\nseed = 18"),
+            (
+                "an unset variable",
+                "models/tiny",
+                "${POTSTILL_NO_SUCH_VARIABLE}/tiny",
+            ),
+            (
+                "two kinds of columns",
+                "{ question",
+                "{ text = \"t\", question",
+            ),
+            (
+                "no signals",
+                "signals = { top_k = 64, temperatures = [2.0] }",
+                "",
+            ),
+            ("student is the teacher", "every = 2", ""),
+            (
+                "heads that do not divide",
+                "every = 2",
+                "random = { hidden_size = 64, intermediate_size = 128, layers = 2, heads = 3 }",
+            ),
+            ("nothing to learn", "forward_kl = 1.0", "forward_kl = 0.0"),
+            (
+                "a control twice",
+                "warmup = 5",
+                "controls = [\"sft\", \"sft\"]",
+            ),
+            ("unknown control", "warmup = 5", "controls = [\"stf\"]"),
+            ("non-ASCII before the place", "seed = 17", "\"sé\" = 1"),
+        ];
+        let mut all = String::new();
+        for (title, from, to) in edits {
+            assert!(WHOLE.contains(from), "{title}");
+            all += &format!("# {title}\n{}\n\n", said(&WHOLE.replacen(from, to, 1)));
+        }
+        let several = WHOLE
+            .replace("micro_batch = 4", "micro_batch = 9")
+            .replace("warmup = 5", "warmup = 50\nmin_learning_rate = 1");
+        all += &format!("# several rules between keys\n{}\n\n", said(&several));
+        all += &format!("# an empty file\n{}\n", said(""));
+        insta::assert_snapshot!(all);
+    }
+}

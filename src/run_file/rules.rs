@@ -1,0 +1,129 @@
+//! Rules between keys of the run file. All that are broken are reported together.
+
+use super::place::Problem;
+use super::{Columns, RunFile};
+
+pub(super) fn broken(file: &RunFile, text: &str) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    let mut broken = |key: &[&str], message: String| {
+        problems.push(Problem::at_key(text, key, message));
+    };
+    if let Some(message) = columns(&file.import.columns) {
+        broken(&["import", "columns"], message.to_owned());
+    }
+    if file.collect.signals.is_none() {
+        broken(
+            &["collect"],
+            "nothing could be trained: add `signals = { top_k = 64 }`".to_owned(),
+        );
+    }
+    if let Some(reasoning) = &file.collect.reasoning
+        && (reasoning.open.is_empty() || reasoning.close.is_empty())
+    {
+        broken(
+            &["collect", "reasoning"],
+            "`open` and `close` may not be empty; leave `reasoning` out where the teacher does not mark it".to_owned(),
+        );
+    }
+    student(file, &mut broken);
+    train(file, &mut broken);
+    problems
+}
+
+fn columns(columns: &Columns) -> Option<&'static str> {
+    let given = [&columns.text, &columns.question, &columns.messages];
+    if given.iter().filter(|c| c.is_some()).count() != 1 {
+        return Some(
+            "expected exactly one of `text`, `question` (with `answer`, if there is one) or `messages`",
+        );
+    }
+    if columns.answer.is_some() && columns.question.is_none() {
+        return Some("`answer` goes with `question` only");
+    }
+    None
+}
+
+fn student(file: &RunFile, broken: &mut dyn FnMut(&[&str], String)) {
+    let student = &file.student;
+    if student.every.is_some() && student.random.is_some() {
+        broken(
+            &["student", "every"],
+            "a student is either cut from a checkpoint (`every`) or `random`, not both".to_owned(),
+        );
+    }
+    let cuts = student.every.is_some_and(|every| every.get() > 1);
+    if student.path.is_none() && student.random.is_none() && !cuts {
+        broken(
+            &["student"],
+            "the student would be the teacher itself: set `every = 2`, or `random = { … }`, or `path`"
+                .to_owned(),
+        );
+    }
+    if let Some(random) = &student.random {
+        let heads = random.heads.get();
+        let key_value_heads = random.key_value_heads.map_or(heads, |h| h.get());
+        if random.hidden_size.get() % heads != 0 || random.hidden_size.get() / heads % 2 != 0 {
+            broken(
+                &["student", "random", "heads"],
+                format!(
+                    "`hidden_size` {} must be `heads` {heads} times an even number",
+                    random.hidden_size.get()
+                ),
+            );
+        }
+        if heads % key_value_heads != 0 {
+            broken(
+                &["student", "random", "key_value_heads"],
+                format!("{key_value_heads} does not divide `heads`, which is {heads}"),
+            );
+        }
+    }
+}
+
+fn train(file: &RunFile, broken: &mut dyn FnMut(&[&str], String)) {
+    let train = &file.train;
+    if train.micro_batch > train.batch {
+        broken(
+            &["train", "micro_batch"],
+            format!(
+                "{} is more than `batch`, which is {}",
+                train.micro_batch.get(),
+                train.batch.get()
+            ),
+        );
+    }
+    if train.warmup.get() > train.steps.get() {
+        broken(
+            &["train", "warmup"],
+            format!(
+                "{} is more than `steps`, which is {}",
+                train.warmup.get(),
+                train.steps.get()
+            ),
+        );
+    }
+    if train.min_learning_rate.get() > train.learning_rate.get() {
+        broken(
+            &["train", "min_learning_rate"],
+            format!(
+                "{} is more than `learning_rate`, which is {}",
+                train.min_learning_rate.get(),
+                train.learning_rate.get()
+            ),
+        );
+    }
+    if train.loss.forward_kl.get() + train.loss.cross_entropy.get() == 0.0 {
+        broken(
+            &["train", "loss"],
+            "every weight is 0, so nothing would be learned: give `forward_kl` or `cross_entropy` a weight"
+                .to_owned(),
+        );
+    }
+    let twice = |i: &usize| train.controls[..*i].contains(&train.controls[*i]);
+    if (0..train.controls.len()).any(|i| twice(&i)) {
+        broken(
+            &["train", "controls"],
+            "a control is named twice".to_owned(),
+        );
+    }
+}

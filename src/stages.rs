@@ -1,0 +1,263 @@
+//! The stages, each a function of a [`Context`], and what they share.
+
+pub mod check;
+pub mod checkpoint;
+pub mod collect;
+mod collect_sources;
+pub mod curate;
+pub mod eval;
+pub mod export;
+pub mod import;
+pub mod report;
+pub mod train;
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::Context as _;
+use potstill_model::Device;
+
+use crate::interrupt;
+use crate::progress::{Talk, duration};
+use crate::run_dir::{Counts, Earlier, LedgerLine, Plan, RunDir, now, short};
+use crate::run_file::{ConfigError, Control, Loaded};
+
+/// How a run is operated; nothing here changes what it computes, except `limit`.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// Where the run lives; by default `runs/<name>` below the current folder.
+    pub run_dir: Option<PathBuf>,
+    /// What computes; empty for `cpu`.
+    pub device: String,
+    /// Take the first so many prompts only.
+    pub limit: Option<usize>,
+    /// Say what would run, and do nothing.
+    pub dry_run: bool,
+    /// Say more.
+    pub verbose: bool,
+}
+
+/// An open run: what every stage takes.
+pub struct Context {
+    /// The run file.
+    pub run: Loaded,
+    /// The run directory.
+    pub dir: RunDir,
+    /// Where talk goes.
+    pub talk: Talk,
+    /// What computes.
+    pub device: Device,
+    /// Take the first so many prompts only.
+    pub limit: Option<usize>,
+    /// Say what would run, and do nothing.
+    pub dry_run: bool,
+}
+
+/// How a stage ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// It did its work.
+    Done,
+    /// There was nothing to do.
+    UpToDate,
+    /// It would have worked, and this was a dry run.
+    WouldRun,
+    /// It was asked to stop, and did.
+    Stopped,
+}
+
+impl Context {
+    /// Reads the run file and opens its run directory.
+    ///
+    /// # Errors
+    /// [`ConfigError`] for what the run file or the options get wrong; what the file
+    /// system refuses.
+    pub fn open(file: &Path, options: &Options) -> anyhow::Result<Context> {
+        let run = Loaded::read(file)?;
+        let device = device(&options.device)?;
+        let dir = RunDir::open(&run_dir_path(&run, options), &run)?;
+        Ok(Context {
+            run,
+            dir,
+            talk: Talk::new(options.verbose),
+            device,
+            limit: options.limit,
+            dry_run: options.dry_run,
+        })
+    }
+
+    /// The student's and its controls' names, the student first.
+    pub fn students(&self) -> Vec<&'static str> {
+        let controls = self.run.file.train.controls.iter().map(|c| match c {
+            Control::Sft => "sft",
+            Control::Shuffled => "shuffled",
+        });
+        ["student"].into_iter().chain(controls).collect()
+    }
+}
+
+/// Where the run lives.
+pub(crate) fn run_dir_path(run: &Loaded, options: &Options) -> PathBuf {
+    let default = || Path::new("runs").join(run.file.run.name.as_str());
+    options.run_dir.clone().unwrap_or_else(default)
+}
+
+pub(crate) fn device(name: &str) -> anyhow::Result<Device> {
+    match name {
+        "" | "cpu" => Ok(Device::flex()),
+        other => Err(ConfigError::plain(format!(
+            "`--device {other}`: this build computes on cpu only; leave the flag out"
+        ))
+        .into()),
+    }
+}
+
+/// Runs every stage in order, and says so when there was nothing to do.
+///
+/// # Errors
+/// Those of the first stage that fails.
+pub fn run(context: &Context) -> anyhow::Result<Outcome> {
+    type Stage = fn(&Context) -> anyhow::Result<Outcome>;
+    let stages: [(&str, Stage); 7] = [
+        ("import", import::import),
+        ("collect", collect::collect),
+        ("curate", curate::curate),
+        ("train", train::train),
+        ("export", export::export),
+        ("eval", eval::eval),
+        ("report", report::report),
+    ];
+    let mut all = Outcome::UpToDate;
+    for (name, stage) in stages {
+        match (all, stage(context)?) {
+            (_, Outcome::Stopped) => return Ok(Outcome::Stopped),
+            (_, Outcome::WouldRun) => {
+                let rest = stages
+                    .iter()
+                    .map(|(n, _)| *n)
+                    .skip_while(|n| *n != name)
+                    .skip(1);
+                let rest: Vec<&str> = rest.collect();
+                if !rest.is_empty() {
+                    context.talk.line(&format!("then: {}", rest.join(", ")));
+                }
+                return Ok(Outcome::WouldRun);
+            }
+            (_, Outcome::Done) => all = Outcome::Done,
+            (_, Outcome::UpToDate) => {}
+        }
+    }
+    if all == Outcome::UpToDate {
+        context
+            .talk
+            .line("nothing to do: every stage is up to date");
+    }
+    Ok(all)
+}
+
+/// What a stage's work gives: what to say, and what becomes of earlier output.
+pub(crate) struct Done {
+    pub(crate) counts: Counts,
+    /// Counts of this process, for the ledger; the same as `counts` for most stages.
+    pub(crate) worked: Counts,
+    pub(crate) earlier: Earlier,
+}
+
+impl Done {
+    pub(crate) fn new(counts: Counts) -> Done {
+        Done {
+            worked: counts.clone(),
+            counts,
+            earlier: Earlier::Keep,
+        }
+    }
+}
+
+/// Runs the work of a stage, unless its output is up to date, and publishes the draft it
+/// writes. Work that gives nothing was stopped.
+pub(crate) fn stage(
+    context: &Context,
+    plan: &Plan,
+    work: impl FnOnce(&Path) -> anyhow::Result<Option<Done>>,
+) -> anyhow::Result<Outcome> {
+    let Context { dir, talk, .. } = context;
+    let name = &plan.stage;
+    let key = plan.key();
+    talk.detail(&format!("{name}: key {}", short(&key)));
+    if let Some(manifest) = dir.published(&plan.home)?
+        && manifest.key == key
+    {
+        talk.line(&format!("{name}: up to date ({})", said(&manifest.counts)));
+        return Ok(Outcome::UpToDate);
+    }
+    if context.dry_run {
+        talk.line(&format!("{name}: would run"));
+        return Ok(Outcome::WouldRun);
+    }
+    let (started, began) = (now(), Instant::now());
+    let draft = dir.draft(plan)?;
+    let done = work(&draft)?;
+    let mut line = LedgerLine {
+        stage: name.clone(),
+        started_unix_seconds: started,
+        seconds: 0.0,
+        finished: done.is_some(),
+        counts: Counts::new(),
+    };
+    if let Some(done) = done {
+        let counts = said(&done.counts);
+        line.counts = done.worked;
+        let kept = dir
+            .publish(plan, done.earlier, done.counts)
+            .with_context(|| format!("cannot publish `{name}`"))?;
+        line.seconds = began.elapsed().as_secs_f64();
+        talk.line(&format!("{name}: {counts}, in {}", duration(line.seconds)));
+        for old in kept {
+            talk.line(&format!(
+                "{name}: what was there before is kept as {}",
+                dir.path(&old).display()
+            ));
+        }
+    } else {
+        line.seconds = began.elapsed().as_secs_f64();
+    }
+    dir.log(&line)?;
+    Ok(match line.finished {
+        true => Outcome::Done,
+        false => Outcome::Stopped,
+    })
+}
+
+/// Runs a stage for each student, and stops when one does.
+pub(crate) fn each<'a>(
+    names: impl IntoIterator<Item = &'a str>,
+    mut one: impl FnMut(&'a str) -> anyhow::Result<Outcome>,
+) -> anyhow::Result<Outcome> {
+    let mut all = Outcome::UpToDate;
+    for name in names {
+        if interrupt::asked() {
+            return Ok(Outcome::Stopped);
+        }
+        match one(name)? {
+            Outcome::UpToDate => {}
+            Outcome::Done => all = Outcome::Done,
+            ended @ (Outcome::WouldRun | Outcome::Stopped) => return Ok(ended),
+        }
+    }
+    Ok(all)
+}
+
+/// Counts as a person reads them, without those of nothing.
+pub(crate) fn said(counts: &Counts) -> String {
+    let some = counts.iter().filter(|(_, n)| **n > 0);
+    let all: Vec<String> = some.map(|(name, n)| format!("{n} {name}")).collect();
+    all.join(", ")
+}
+
+/// Counts from pairs.
+pub(crate) fn counts<const N: usize>(pairs: [(&str, usize); N]) -> Counts {
+    pairs
+        .into_iter()
+        .map(|(name, n)| (name.to_owned(), n as u64))
+        .collect()
+}

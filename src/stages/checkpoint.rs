@@ -1,0 +1,142 @@
+//! Checkpoints that the run file names: what identifies one, and whether it fits together.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, bail};
+use potstill_datasets::{ChatTemplate, Tokenizer, hash_file};
+use potstill_model::{Config, DType, weight_files};
+use sha2::{Digest, Sha256};
+
+use crate::run_file::ranges::RunPath;
+use crate::run_file::{Dtype, Loaded};
+
+/// Files beside the weights that change what a checkpoint computes or how text is read.
+const SMALL_FILES: [&str; 5] = [
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+];
+
+/// A checkpoint's folder, which must be there.
+///
+/// # Errors
+/// [`crate::run_file::ConfigError`] that points at `key`.
+pub fn folder(run: &Loaded, key: &[&str], path: &RunPath) -> anyhow::Result<PathBuf> {
+    let folder = path.resolve(run.path.parent().unwrap_or(Path::new("")));
+    if folder.join("config.json").is_file() {
+        return Ok(folder);
+    }
+    let what = match folder.is_dir() {
+        true => format!(
+            "{} has no config.json, so it is not a checkpoint in Hugging Face layout",
+            folder.display()
+        ),
+        false => format!("there is no folder {}", folder.display()),
+    };
+    Err(run.problem(key, what).into())
+}
+
+/// The teacher's folder.
+///
+/// # Errors
+/// As [`folder`].
+pub fn teacher(run: &Loaded) -> anyhow::Result<PathBuf> {
+    folder(run, &["teacher", "path"], &run.file.teacher.path)
+}
+
+/// The folder that the student starts from.
+///
+/// # Errors
+/// As [`folder`].
+pub fn student(run: &Loaded) -> anyhow::Result<PathBuf> {
+    match &run.file.student.path {
+        Some(path) => folder(run, &["student", "path"], path),
+        None => teacher(run),
+    }
+}
+
+/// SHA-256 over the content of everything in a checkpoint that matters.
+///
+/// # Errors
+/// When a file cannot be read, or a shard that the index names is absent.
+pub fn content_hash(dir: &Path) -> anyhow::Result<String> {
+    let small = SMALL_FILES
+        .iter()
+        .map(|name| dir.join(name))
+        .filter(|path| path.exists());
+    let mut hash = Sha256::new();
+    for path in small.chain(weight_files(dir)?) {
+        let name = path
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
+        hash.update(format!("{name} {}\n", hash_file(&path)?.sha256));
+    }
+    Ok(hash
+        .finalize()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect())
+}
+
+/// A tokenizer, when every id it gives has a row in the model's embedding.
+///
+/// # Errors
+/// When either cannot be read, or the tokenizer is the larger one.
+pub fn tokenizer(dir: &Path) -> anyhow::Result<Tokenizer> {
+    let tokenizer = Tokenizer::from_dir(dir)?;
+    let rows = Config::from_dir(dir)?.vocab_size;
+    let ids = tokenizer.vocab_size();
+    if ids > rows {
+        bail!(
+            "the tokenizer in {dir} has ids up to {}, and the model's embedding has {rows} rows (`vocab_size` in {dir}/config.json): they are not of one checkpoint; copy the files of one into {dir}",
+            ids - 1,
+            dir = dir.display()
+        );
+    }
+    Ok(tokenizer)
+}
+
+/// The template of `[teacher]`: `"plain"`, a file, or the checkpoint's own.
+///
+/// # Errors
+/// When there is none, or it cannot be read or compiled.
+pub fn template(run: &Loaded, dir: &Path) -> anyhow::Result<ChatTemplate> {
+    match &run.file.teacher.template {
+        Some(path) if path.as_written() == "plain" => Ok(ChatTemplate::plain()?),
+        Some(path) => {
+            let file = run.resolve(path);
+            let source = std::fs::read_to_string(&file).map_err(|e| {
+                run.problem(
+                    &["teacher", "template"],
+                    format!("cannot read {}: {e}", file.display()),
+                )
+            })?;
+            let name = file.display().to_string();
+            ChatTemplate::from_source(&name, &source).with_context(|| format!("cannot use {name}"))
+        }
+        None => ChatTemplate::from_dir(dir)?.ok_or_else(|| {
+            run.problem(
+                &["teacher"],
+                format!(
+                    "{} has no chat template: set `template = \"plain\"`, which puts messages one after the other, or name a .jinja file",
+                    dir.display()
+                ),
+            )
+            .into()
+        }),
+    }
+}
+
+/// The run file's type as the model's.
+pub fn dtype(dtype: Dtype) -> DType {
+    match dtype {
+        Dtype::F32 => DType::F32,
+        Dtype::Bf16 => DType::BF16,
+        Dtype::F16 => DType::F16,
+        Dtype::F64 => DType::F64,
+    }
+}

@@ -1,0 +1,202 @@
+//! `curate`: which answers are trained on, which are held out, which are dropped.
+//!
+//! The split is by prompt, by a hash of the run's seed and the prompt's id: all samples
+//! of a prompt are on the same side, and more prompts never move one across.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use anyhow::bail;
+use potstill_datasets::{
+    Completion, Dropped, FinishReason, Record, Selected, canonical_json, read_shard, replace_file,
+    shard_name, shards, write_shard,
+};
+use serde_json::json;
+use sha2::{Digest, Sha256};
+
+use super::{Context, Done, Outcome, counts, stage};
+use crate::run_dir::{Plan, settings_of};
+use crate::run_file::{Curate, Keep};
+
+/// Lists the answers to train on and those to measure on.
+///
+/// # Errors
+/// When nothing was collected, or nothing would be left on one side.
+pub fn curate(context: &Context) -> anyhow::Result<Outcome> {
+    let completions = context
+        .dir
+        .require("completions", "collect", &context.run)?;
+    let settings = &context.run.file.curate;
+    let seed = context.run.file.run.seed;
+    let plan = Plan {
+        stage: "curate".to_owned(),
+        home: "train".to_owned(),
+        outputs: ["heldout", "dropped", "curation.json", "train"]
+            .map(str::to_owned)
+            .to_vec(),
+        settings: json!({ "curate": settings_of(settings)?, "seed": seed }),
+        inputs: BTreeMap::from([("completions".to_owned(), completions.content_hash())]),
+    };
+    stage(context, &plan, |out| {
+        let lists = split(&context.dir.path("completions"), settings, seed)?;
+        lists.check(context)?;
+        write(&out.join("train"), &lists.train)?;
+        write(&out.join("heldout"), &lists.heldout)?;
+        write(&out.join("dropped"), &lists.dropped)?;
+        let counts = counts([
+            ("to train on", lists.train.len()),
+            ("held out", lists.heldout.len()),
+            ("dropped", lists.dropped.len()),
+        ]);
+        let summary = json!({
+            "train": { "sequences": lists.train.len(), "prompts": prompts(&lists.train) },
+            "heldout": { "sequences": lists.heldout.len(), "prompts": prompts(&lists.heldout) },
+            "dropped": lists.reasons(),
+        });
+        let summary = canonical_json(&summary) + "\n";
+        replace_file(&out.join("curation.json"), summary.as_bytes())?;
+        Ok(Some(Done::new(counts)))
+    })
+}
+
+#[derive(Default)]
+struct Lists {
+    train: Vec<Selected>,
+    heldout: Vec<Selected>,
+    dropped: Vec<Dropped>,
+}
+
+impl Lists {
+    fn reasons(&self) -> BTreeMap<&str, usize> {
+        let mut reasons = BTreeMap::new();
+        for dropped in &self.dropped {
+            *reasons.entry(dropped.reason.as_str()).or_default() += 1;
+        }
+        reasons
+    }
+
+    fn check(&self, context: &Context) -> anyhow::Result<()> {
+        let (train, heldout) = (self.train.len(), self.heldout.len());
+        if train > 0 && heldout > 0 {
+            return Ok(());
+        }
+        let dropped: Vec<String> = self
+            .reasons()
+            .iter()
+            .map(|(reason, n)| format!("{n} because {reason}"))
+            .collect();
+        let dropped = match dropped.is_empty() {
+            true => "none were dropped".to_owned(),
+            false => format!("dropped: {}", dropped.join(", ")),
+        };
+        let way_out = if self.dropped.len() > train + heldout {
+            "raise `max_new_tokens` in [collect], or set `keep = \"all\"` in [curate]"
+        } else if train == 0 {
+            "lower `heldout` in [curate], or import more prompts"
+        } else {
+            "raise `heldout` in [curate], or import more prompts"
+        };
+        bail!(
+            "{train} answers would be left to train on and {heldout} held out, and neither may be 0 ({dropped}): {way_out}; {} stays as it is",
+            context.dir.path("completions").display()
+        )
+    }
+}
+
+fn split(completions: &Path, settings: &Curate, seed: u32) -> anyhow::Result<Lists> {
+    let mut lists = Lists::default();
+    for (shard, path) in shards(completions)?.iter().enumerate() {
+        for (row, completion) in read_shard::<Completion>(path)?.enumerate() {
+            let Completion {
+                prompt_id,
+                sample_index,
+                finish_reason,
+                ..
+            } = completion?;
+            if let Some(reason) = dropped(settings.keep, finish_reason) {
+                let reason = reason.to_owned();
+                lists.dropped.push(Dropped {
+                    prompt_id,
+                    sample_index,
+                    reason,
+                });
+                continue;
+            }
+            let side = match share(seed, &prompt_id) < settings.heldout.get() {
+                true => &mut lists.heldout,
+                false => &mut lists.train,
+            };
+            side.push(Selected {
+                shard: shard as u32,
+                row: row as u32,
+                prompt_id,
+                sample_index,
+            });
+        }
+    }
+    Ok(lists)
+}
+
+/// Why an answer is not kept.
+fn dropped(keep: Keep, finish_reason: FinishReason) -> Option<&'static str> {
+    match (keep, finish_reason) {
+        (_, FinishReason::Error) => Some("the teacher failed"),
+        (Keep::All, _) | (Keep::Finished, FinishReason::Stop) => None,
+        (Keep::Finished, FinishReason::Length) => Some("it was cut at `max_new_tokens`"),
+        (Keep::Finished, FinishReason::ToolCalls) => Some("it ended in a tool call"),
+        (Keep::Finished, FinishReason::ContentFilter) => Some("the teacher's filter cut it"),
+        // The enum may grow; what is not known to be finished is not kept.
+        #[allow(unreachable_patterns)]
+        (Keep::Finished, _) => Some("it is not known to be finished"),
+    }
+}
+
+/// A prompt's place between 0 and 1.
+fn share(seed: u32, prompt_id: &str) -> f64 {
+    let digest = Sha256::digest(format!("heldout {seed} {prompt_id}"));
+    let first = digest
+        .iter()
+        .take(8)
+        .fold(0u64, |all, byte| all << 8 | u64::from(*byte));
+    (first >> 11) as f64 / (1u64 << 53) as f64
+}
+
+fn prompts(list: &[Selected]) -> usize {
+    list.iter()
+        .map(|s| &s.prompt_id)
+        .collect::<BTreeSet<_>>()
+        .len()
+}
+
+fn write<R: Record>(dir: &Path, rows: &[R]) -> anyhow::Result<()> {
+    Ok(write_shard(&dir.join(shard_name(0)), rows, &[])?)
+}
+
+/// A published list.
+pub(crate) fn list(dir: &Path) -> anyhow::Result<Vec<Selected>> {
+    let mut list = Vec::new();
+    for shard in shards(dir)? {
+        for selected in read_shard::<Selected>(&shard)? {
+            list.push(selected?);
+        }
+    }
+    Ok(list)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_split_is_even_and_depends_on_the_seed() {
+        let held = |seed| {
+            (0..2000)
+                .filter(|i| share(seed, &format!("p{i}")) < 0.2)
+                .collect::<Vec<_>>()
+        };
+        let (one, two) = (held(1), held(2));
+        assert!((350..450).contains(&one.len()), "{}", one.len());
+        assert_ne!(one, two);
+        assert_eq!(one, held(1));
+    }
+}

@@ -1,0 +1,99 @@
+//! `eval`: the exported students, and the model they all started from, on `heldout/`.
+
+use std::collections::BTreeMap;
+
+use potstill_datasets::{SequenceValues, read_shard, replace_file, write_shard};
+use potstill_eval::{Heldout, Metric, interval};
+use potstill_model::{DType, Llama};
+use serde_json::json;
+
+use super::{Context, Done, Outcome, counts, each, stage, train};
+use crate::interrupt;
+use crate::run_dir::Plan;
+
+/// The model that training starts from, as a student that took no step.
+pub(crate) const UNTRAINED: &str = "untrained";
+const SAMPLES_FILE: &str = "samples.parquet";
+
+/// Measures every model of the run on the held-out answers.
+///
+/// # Errors
+/// When nothing was curated, or a student is not exported yet.
+pub fn eval(context: &Context) -> anyhow::Result<Outcome> {
+    let names = [UNTRAINED].into_iter().chain(context.students());
+    each(names, |name| eval_one(context, name))
+}
+
+/// Where a model's figures are.
+pub(crate) fn home(name: &str) -> String {
+    format!("students/{name}/eval/heldout")
+}
+
+fn eval_one(context: &Context, name: &str) -> anyhow::Result<Outcome> {
+    let run = &context.run;
+    let completions = context.dir.require("completions", "collect", run)?;
+    let curation = context.dir.require("train", "curate", run)?;
+    let export = format!("students/{name}/export");
+    let model = match name {
+        UNTRAINED => train::start_key(run)?,
+        _ => context.dir.require(&export, "export", run)?.content_hash(),
+    };
+    let resamples = run.file.eval.resamples.get();
+    let chunk_rows = run.file.train.chunk_rows.get();
+    let seed = u64::from(run.file.run.seed);
+    let plan = Plan {
+        stage: format!("eval {name}"),
+        home: home(name),
+        outputs: vec![home(name)],
+        settings: json!({ "chunk_rows": chunk_rows, "resamples": resamples, "seed": seed }),
+        inputs: BTreeMap::from([
+            ("completions".to_owned(), completions.content_hash()),
+            ("heldout".to_owned(), curation.content_hash()),
+            ("model".to_owned(), model),
+        ]),
+    };
+    stage(context, &plan, |out| {
+        let out = out.join(home(name));
+        let model: Llama = match name {
+            UNTRAINED => train::start(context)?,
+            _ => potstill_model::load(&context.dir.path(&export), DType::F32, &context.device)?,
+        };
+        let mut rows = train::Rows::open(context, "heldout")?;
+        let len = rows.list.len();
+        let mut work = context.talk.work(&plan.stage, "sequences", 0, len as u64);
+        let mut on_row = |done| {
+            work.show(done as u64, 0, "");
+            interrupt::flow()
+        };
+        let values =
+            potstill_student::evaluate(&model, &mut |i| rows.get(i), len, chunk_rows, &mut on_row)?;
+        let Some(values) = values else {
+            return Ok(None);
+        };
+        write_shard(&out.join(SAMPLES_FILE), &values, &[])?;
+        let figure = |metric| interval(&values, metric, resamples, seed);
+        let results = json!({
+            "heldout": Heldout::from_values(&values)?,
+            "kl": figure(Metric::Kl)?,
+            "nll": figure(Metric::Nll)?,
+            "agreement": figure(Metric::Agreement)?,
+        });
+        let results = serde_json::to_string_pretty(&results)? + "\n";
+        replace_file(&out.join("results.json"), results.as_bytes())?;
+        let tokens = values.iter().map(|v| v.tokens as usize).sum();
+        Ok(Some(Done::new(counts([
+            ("sequences", len),
+            ("tokens", tokens),
+        ]))))
+    })
+}
+
+/// A model's published values, in the order of `heldout/`.
+pub(crate) fn values(context: &Context, name: &str) -> anyhow::Result<Vec<SequenceValues>> {
+    let path = context.dir.path(&home(name)).join(SAMPLES_FILE);
+    let mut values = Vec::new();
+    for value in read_shard::<SequenceValues>(&path)? {
+        values.push(value?);
+    }
+    Ok(values)
+}

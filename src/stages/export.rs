@@ -1,0 +1,141 @@
+//! `export`: trained students in Hugging Face layout, f32, with the tokenizer they read
+//! text with and a card that says where they come from.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::fs;
+
+use anyhow::Context as _;
+use potstill_datasets::{Manifest, Provenance, read_footer, replace_file, shards};
+use potstill_model::{Config, DType, Llama, Parameter};
+use serde_json::json;
+
+use super::{Context, Done, Outcome, checkpoint, counts, each, stage, train};
+use crate::run_dir::Plan;
+
+/// What is copied from the checkpoint that the student started from.
+const COPIED: [&str; 5] = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "generation_config.json",
+];
+
+/// Exports every student of the run file.
+///
+/// # Errors
+/// When one is not trained yet, or a file cannot be read or written.
+pub fn export(context: &Context) -> anyhow::Result<Outcome> {
+    each(context.students(), |name| export_one(context, name))
+}
+
+fn export_one(context: &Context, name: &str) -> anyhow::Result<Outcome> {
+    let trained = context
+        .dir
+        .require(&format!("students/{name}"), "train", &context.run)?;
+    let home = format!("students/{name}/export");
+    let source = checkpoint::student(&context.run)?;
+    let plan = Plan {
+        stage: format!("export {name}"),
+        home: home.clone(),
+        outputs: vec![home.clone()],
+        settings: json!({ "dtype": "f32" }),
+        inputs: BTreeMap::from([
+            ("trained".to_owned(), trained.content_hash()),
+            ("tokenizer".to_owned(), checkpoint::content_hash(&source)?),
+        ]),
+    };
+    stage(context, &plan, |out| {
+        let out = out.join(&home);
+        let last = context.dir.path(&train::last_checkpoint(context, name));
+        let model = potstill_model::load(&last, DType::F32, &context.device)?;
+        potstill_model::save(&model, &out, DType::F32)?;
+        for file in COPIED.iter().filter(|file| source.join(file).exists()) {
+            let from = source.join(file);
+            let text =
+                fs::read(&from).with_context(|| format!("cannot read {}", from.display()))?;
+            replace_file(&out.join(file), &text)?;
+        }
+        let card = card(context, name, &trained, model.config())?;
+        replace_file(&out.join("README.md"), card.as_bytes())?;
+        Ok(Some(Done::new(counts([(
+            "parameters",
+            parameters(&model),
+        )]))))
+    })
+}
+
+/// How many numbers the model learned; a tied head is counted once.
+fn parameters(model: &Llama) -> usize {
+    let size = |(_, parameter): (String, Parameter)| match parameter {
+        Parameter::Matrix(tensor) => tensor.dims().iter().product::<usize>(),
+        Parameter::Vector(tensor) => tensor.dims().iter().product(),
+    };
+    potstill_model::named_parameters(model)
+        .into_iter()
+        .map(size)
+        .sum()
+}
+
+/// The teacher's provenance, of the first shard.
+pub(crate) fn provenance(context: &Context) -> anyhow::Result<Vec<Provenance>> {
+    match shards(&context.dir.path("completions"))?.first() {
+        Some(shard) => Ok(read_footer(shard)?.provenance),
+        None => Ok(Vec::new()),
+    }
+}
+
+fn card(
+    context: &Context,
+    name: &str,
+    trained: &Manifest,
+    config: &Config,
+) -> anyhow::Result<String> {
+    let run = &context.run.file;
+    let teachers = provenance(context)?;
+    let mut out = String::from("---\nlibrary_name: transformers\n");
+    if let Some(licence) = teachers.iter().find_map(|p| p.licence.as_ref()) {
+        let _ = writeln!(out, "license: {}", serde_json::to_string(licence)?);
+    }
+    let _ = write!(
+        out,
+        "tags:\n- distillation\n- potstill\n---\n\n# {} ({name})\n\n{}, trained by Potstill {} in run `{}`.\n\n",
+        run.run.name.as_str(),
+        learned_from(name),
+        env!("CARGO_PKG_VERSION"),
+        run.run.name.as_str(),
+    );
+    let _ = write!(
+        out,
+        "- {} layers, width {}, vocabulary {}, f32\n- {} optimizer steps over {} sequences\n",
+        config.num_hidden_layers,
+        config.hidden_size,
+        config.vocab_size,
+        trained.counts.get("steps").copied().unwrap_or_default(),
+        trained.counts.get("sequences").copied().unwrap_or_default(),
+    );
+    for teacher in &teachers {
+        let _ = writeln!(
+            out,
+            "- teacher: {}, revision {}, {}, {}; sampled with {}",
+            teacher.teacher, teacher.revision, teacher.engine, teacher.dtype, teacher.sampling
+        );
+    }
+    let _ = writeln!(out, "- key of the training: {}", trained.key);
+    for (what, hash) in &trained.inputs {
+        let _ = writeln!(out, "- {what}: sha256 {hash}");
+    }
+    out.push_str("\nThe figures on held-out text are in the run's `report.md`.\n");
+    Ok(out)
+}
+
+/// What a student learned from, in words.
+pub(crate) fn learned_from(name: &str) -> &'static str {
+    match name {
+        "sft" => "the teacher's text, cross-entropy only",
+        "shuffled" => "the teacher's text, each position with the distribution of another",
+        "untrained" => "nothing: the start of all others",
+        _ => "the teacher's text and distributions",
+    }
+}

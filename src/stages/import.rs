@@ -1,0 +1,106 @@
+//! `import`: prompts from the run file's source into `prompts/`.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, anyhow};
+use potstill_datasets::{
+    Columns, Error, PROMPTS_PER_SHARD, Prompt, hash_file, import_jsonl, read_shard, shard_name,
+    shards, write_shard,
+};
+use serde_json::json;
+
+use super::{Context, Done, Outcome, counts, stage};
+use crate::run_dir::Plan;
+use crate::run_file::Loaded;
+
+/// Reads the prompts and publishes them.
+///
+/// # Errors
+/// When the source is absent or a line of it is no prompt.
+pub fn import(context: &Context) -> anyhow::Result<Outcome> {
+    let path = source(&context.run)?;
+    let plan = Plan {
+        stage: "import".to_owned(),
+        home: "prompts".to_owned(),
+        outputs: vec!["prompts".to_owned()],
+        settings: json!({
+            "columns": context.run.file.import.columns,
+            "system": context.run.file.import.system,
+            "limit": limit(&context.run, context.limit),
+            // A prompt's source names the file.
+            "name": path.file_name().map(|name| name.to_string_lossy()),
+        }),
+        inputs: BTreeMap::from([("source".to_owned(), hash_file(&path)?.sha256)]),
+    };
+    stage(context, &plan, |out| {
+        let (prompts, duplicates) = read(&context.run, context.limit)?;
+        for (index, shard) in prompts.chunks(PROMPTS_PER_SHARD).enumerate() {
+            write_shard(&out.join("prompts").join(shard_name(index)), shard, &[])?;
+        }
+        Ok(Some(Done::new(counts([
+            ("prompts", prompts.len()),
+            ("duplicates merged", duplicates),
+        ]))))
+    })
+}
+
+/// The source of the run file, which must be a file.
+pub(crate) fn source(run: &Loaded) -> anyhow::Result<PathBuf> {
+    let path = run.resolve(&run.file.import.path);
+    match std::fs::metadata(&path) {
+        Ok(found) if found.is_file() => Ok(path),
+        Ok(_) => Err(run
+            .problem(
+                &["import", "path"],
+                format!("{} is a folder; name a JSONL file", path.display()),
+            )
+            .into()),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Err(run
+            .problem(
+                &["import", "path"],
+                format!("there is no file {}", path.display()),
+            )
+            .into()),
+        Err(e) => Err(e).with_context(|| format!("cannot read {}", path.display())),
+    }
+}
+
+fn limit(run: &Loaded, flag: Option<usize>) -> Option<usize> {
+    flag.or(run.file.import.limit.map(|n| n.get()))
+}
+
+/// Reads the source: prompts, and how many lines repeated one.
+pub(crate) fn read(run: &Loaded, flag: Option<usize>) -> anyhow::Result<(Vec<Prompt>, usize)> {
+    let columns = &run.file.import.columns;
+    let columns = match (&columns.text, &columns.question, &columns.messages) {
+        (Some(text), _, _) => Columns::Text(text.clone()),
+        (_, Some(question), _) => Columns::QuestionAnswer {
+            question: question.clone(),
+            answer: columns.answer.clone(),
+        },
+        (_, _, messages) => Columns::Messages(messages.clone().unwrap_or_default()),
+    };
+    let system = run.file.import.system.as_deref();
+    match import_jsonl(&source(run)?, &columns, system, limit(run, flag)) {
+        Ok(imported) => Ok((imported.prompts, imported.duplicates)),
+        Err(e @ Error::MissingColumn { .. }) => {
+            Err(run.problem(&["import", "columns"], e.to_string()).into())
+        }
+        Err(e @ Error::NoPrompts { .. }) => Err(anyhow!(
+            "{e}; put one JSON object on each line, or name another file in `path` of [import]"
+        )),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// The published prompts, in order.
+pub(crate) fn published(dir: &Path) -> anyhow::Result<Vec<Prompt>> {
+    let mut prompts = Vec::new();
+    for shard in shards(dir)? {
+        for prompt in read_shard::<Prompt>(&shard)? {
+            prompts.push(prompt?);
+        }
+    }
+    Ok(prompts)
+}

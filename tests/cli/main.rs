@@ -1,0 +1,8 @@
+//! Flows of the real binary over a tiny random model, in temporary folders.
+
+#![allow(clippy::unwrap_used)]
+
+mod bad_input;
+mod fixture;
+mod real;
+mod runs;

@@ -1,0 +1,215 @@
+//! Runs that work, are repeated, grow, change, and are killed.
+
+use std::fs;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use crate::fixture::Run;
+
+#[test]
+fn a_run_publishes_every_stage_and_a_second_one_does_nothing() {
+    let run = Run::new();
+    let check = run.potstill(&["check", "run.toml"]);
+    assert_eq!(check.code, 0, "{}", check.stderr);
+    insta::assert_snapshot!("check", check.stdout);
+    assert!(!run.path("runs").exists(), "`check` leaves nothing behind");
+    let dry = run.potstill(&["run", "run.toml", "--dry-run"]);
+    insta::assert_snapshot!("dry_run", dry.stderr);
+
+    let said = run.run();
+    insta::assert_snapshot!("run", said.stderr);
+    for name in [
+        "run.toml",
+        "ledger.jsonl",
+        "prompts/shard-00000.parquet",
+        "completions/shard-00000.parquet",
+        "signals/shard-00000.parquet",
+        "train/manifest.json",
+        "heldout/shard-00000.parquet",
+        "dropped/shard-00000.parquet",
+        "curation.json",
+        "students/student/metrics.jsonl",
+        "students/student/export/model.safetensors",
+        "students/student/export/config.json",
+        "students/student/export/tokenizer.json",
+        "students/student/export/README.md",
+        "students/untrained/eval/heldout/samples.parquet",
+        "students/sft/eval/heldout/results.json",
+        "students/shuffled/export/manifest.json",
+        "report.md",
+        "report.json",
+        "manifest.json",
+    ] {
+        assert!(run.path("runs/tiny").join(name).is_file(), "{name}");
+    }
+    let before = run.published();
+    let again = run.run();
+    insta::assert_snapshot!("second_run", again.stderr);
+    assert!(before == run.published());
+}
+
+#[test]
+fn more_prompts_ask_only_for_the_new_ones() {
+    let run = Run::new();
+    run.run();
+    run.write_prompts(20);
+    let said = run.run();
+    let line = said
+        .stderr
+        .lines()
+        .find(|line| line.contains("to ask for"))
+        .unwrap();
+    insta::assert_snapshot!(line, @"collect: 24 of 40 answers are there (24 of them published), 16 to ask for");
+    assert!(!run.path("runs/tiny/completions.old-1").exists());
+    let ledger = fs::read_to_string(run.path("runs/tiny/ledger.jsonl")).unwrap();
+    assert!(ledger.contains(r#""asked":16"#), "{ledger}");
+
+    run.potstill(&["import", "run.toml", "--limit", "4"]);
+    let fewer = run.potstill(&["collect", "run.toml"]);
+    assert!(fewer.stderr.contains("kept as"), "{}", fewer.stderr);
+    let back = run.run();
+    assert!(!back.stderr.contains("to ask for"), "{}", back.stderr);
+}
+
+#[test]
+fn a_changed_setting_keeps_what_was_there() {
+    let run = Run::new();
+    run.run();
+    let first = fs::read(run.path("runs/tiny/completions/shard-00000.parquet")).unwrap();
+    run.edit("max_new_tokens = 12", "max_new_tokens = 10");
+    let said = run.run();
+    assert!(
+        said.stderr
+            .contains("collect: what was there before is kept as runs/tiny/completions.old-1"),
+        "{}",
+        said.stderr
+    );
+    assert!(
+        said.stderr
+            .contains("kept as runs/tiny/students/student.old-1"),
+        "{}",
+        said.stderr
+    );
+    let old = fs::read(run.path("runs/tiny/completions.old-1/shard-00000.parquet")).unwrap();
+    assert!(first == old);
+    // Back to the first setting: its answers are paid for, and are found again.
+    run.edit("max_new_tokens = 10", "max_new_tokens = 12");
+    let back = run.run();
+    assert!(!back.stderr.contains("to ask for"), "{}", back.stderr);
+    assert!(first == fs::read(run.path("runs/tiny/completions/shard-00000.parquet")).unwrap());
+}
+
+#[test]
+fn later_stages_do_not_run_again_for_settings_that_are_not_theirs() {
+    let run = Run::new();
+    run.run();
+    run.edit("resamples = 100", "resamples = 200");
+    let said = run.run();
+    for stage in [
+        "import",
+        "collect",
+        "curate",
+        "train student",
+        "export student",
+    ] {
+        assert!(
+            said.stderr.contains(&format!("{stage}: up to date")),
+            "{}",
+            said.stderr
+        );
+    }
+    assert!(
+        !said.stderr.contains("eval student: up to date"),
+        "{}",
+        said.stderr
+    );
+}
+
+/// `kill -9` at moments spread over a whole run, then the run again: the same bytes.
+#[test]
+fn a_killed_run_ends_in_the_same_bytes() {
+    let whole = Run::new();
+    let began = Instant::now();
+    whole.run();
+    let took = began.elapsed();
+    let expected = whole.published();
+    for part in 1..=10 {
+        let run = Run::new();
+        let mut child = run.start(&["run", "run.toml"]);
+        std::thread::sleep(took * part / 11);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        run.run();
+        let found = run.published();
+        let names = |files: &std::collections::BTreeMap<String, Vec<u8>>| -> Vec<String> {
+            files.keys().cloned().collect()
+        };
+        assert_eq!(names(&found), names(&expected), "killed at {part}/11");
+        for (name, bytes) in &expected {
+            assert!(
+                found[name] == *bytes,
+                "{name} differs after a kill at {part}/11"
+            );
+        }
+    }
+}
+
+#[test]
+fn ctrl_c_saves_and_names_the_command_that_goes_on() {
+    let run = Run::new();
+    run.edit("steps = 6", "steps = 100000");
+    run.edit("checkpoint_every = 2", "checkpoint_every = 100000");
+    let child = run.start(&["run", "run.toml"]);
+    let metrics = run.path("runs/tiny/students/student/metrics.jsonl");
+    let began = Instant::now();
+    while fs::metadata(&metrics).map_or(0, |m| m.len()) == 0 {
+        assert!(
+            began.elapsed() < Duration::from_secs(120),
+            "training did not begin"
+        );
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let interrupt = Command::new("kill")
+        .args(["-INT", &child.id().to_string()])
+        .status()
+        .unwrap();
+    assert!(interrupt.success());
+    let output = child.wait_with_output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(
+        stderr.contains("stopping after the batch in hand; once more stops at once"),
+        "{stderr}"
+    );
+    assert!(
+        stderr.contains("stopped; what is done is kept, and `potstill run run.toml` goes on"),
+        "{stderr}"
+    );
+    assert!(
+        fs::read_dir(run.path("runs/tiny/students/student/checkpoints"))
+            .unwrap()
+            .count()
+            > 0
+    );
+}
+
+#[test]
+fn a_report_can_be_read() {
+    let run = Run::new();
+    let said = run.run();
+    assert!(said.stdout.contains("held-out KL"), "{}", said.stdout);
+    let markdown = fs::read_to_string(run.path("runs/tiny/report.md")).unwrap();
+    for part in [
+        "# tiny",
+        "| untrained |",
+        "| shuffled |",
+        "| student − sft | KL |",
+        "| collect |",
+        "| teacher | model |",
+    ] {
+        assert!(markdown.contains(part), "{part} in {markdown}");
+    }
+    let json = fs::read_to_string(run.path("runs/tiny/report.json")).unwrap();
+    let report: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(report["comparisons"].as_array().unwrap().len(), 9);
+}
