@@ -1,6 +1,6 @@
 //! A micro-batch as the step needs it: padded ids, where loss is carried, and what is aimed at.
 
-use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use burn::tensor::{DType, Device, IndexingUpdateOp, Int, Tensor, TensorData};
 use potstill_datasets::Signal;
 use potstill_model::Llama;
 
@@ -76,9 +76,23 @@ impl Block {
     #[must_use]
     pub fn select(&self, hidden_btd: Tensor<3>) -> Tensor<2> {
         let [b, t, d] = hidden_btd.dims();
-        let index = TensorData::new(self.predicts_from.clone(), [self.rows()]);
-        let index_n = Tensor::<1, Int>::from_data(index, (&hidden_btd.device(), DType::I32));
+        let index_n = self.predicts_from_n(&hidden_btd.device());
         hidden_btd.reshape([b * t, d]).select(0, index_n)
+    }
+
+    /// The transpose of [`Self::select`]: [n, d] → [b, t, d], zero at all other positions.
+    pub(crate) fn scatter(&self, rows_nd: Tensor<2>, [b, t, d]: [usize; 3]) -> Tensor<3> {
+        let device = rows_nd.device();
+        let zeros = Tensor::<2>::zeros([b * t, d], (&device, rows_nd.dtype()));
+        let index_n = self.predicts_from_n(&device);
+        zeros
+            .select_assign(0, index_n, rows_nd, IndexingUpdateOp::Add)
+            .reshape([b, t, d])
+    }
+
+    fn predicts_from_n(&self, device: &Device) -> Tensor<1, Int> {
+        let index = TensorData::new(self.predicts_from.clone(), [self.rows()]);
+        Tensor::from_data(index, (device, DType::I32))
     }
 
     /// The realised tokens of rows `start..end`, [n, 1].
@@ -112,18 +126,21 @@ impl Block {
             p[i * (k + 1) + k] = row.tail;
             log_p[i * (k + 1) + k] = row.tail.ln();
         }
-        let floats = |values| {
-            Tensor::<2>::from_data(TensorData::new(values, [n, k + 1]), (device, dtype))
-        };
+        let floats =
+            |values| Tensor::<2>::from_data(TensorData::new(values, [n, k + 1]), (device, dtype));
         (ints(ids, [n, k], device), floats(p), floats(log_p))
     }
 
     /// The likeliest token of each target row of `start..end`.
     pub(crate) fn likeliest(&self, start: usize, end: usize) -> impl Iterator<Item = u32> {
         self.targets[start..end].iter().map(|row| {
-            let best = row.p.iter().zip(&row.ids).fold((-1.0, 0), |best, (&p, &id)| {
-                if p > best.0 { (p, id) } else { best }
-            });
+            let best =
+                row.p.iter().zip(&row.ids).fold(
+                    (-1.0, 0),
+                    |best, (&p, &id)| {
+                        if p > best.0 { (p, id) } else { best }
+                    },
+                );
             best.1
         })
     }

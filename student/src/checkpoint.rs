@@ -88,21 +88,32 @@ pub(crate) fn newest(
     let mut optimizer = AdamW::new(state.settings.weight_decay);
     optimizer.step = state.step;
     load_moments(&place.join("optimizer.safetensors"), &mut optimizer, device)?;
-    Ok(Some(Checkpoint { state, model, optimizer }))
+    Ok(Some(Checkpoint {
+        state,
+        model,
+        optimizer,
+    }))
 }
 
 fn check_same(path: &Path, found: &State, expected: &State) -> Result<(), Error> {
-    let other = |key: &str| Error::OtherSettings { path: path.to_path_buf(), key: key.to_owned() };
+    let other = |key: &str| Error::OtherSettings {
+        path: path.to_path_buf(),
+        key: key.to_owned(),
+    };
     if found.method != expected.method {
         return Err(other("method"));
     }
     if found.rows != expected.rows {
         return Err(other("the number of training rows"));
     }
-    let as_json = |settings: &Settings| serde_json::to_value(settings).map_err(|why| bad(path, why));
+    let as_json =
+        |settings: &Settings| serde_json::to_value(settings).map_err(|why| bad(path, why));
     let (found, expected) = (as_json(&found.settings)?, as_json(&expected.settings)?);
     let keys = expected.as_object().into_iter().flatten();
-    match keys.into_iter().find(|(key, value)| found.get(key.as_str()) != Some(value)) {
+    match keys
+        .into_iter()
+        .find(|(key, value)| found.get(key.as_str()) != Some(value))
+    {
         Some((key, _)) => Err(other(key)),
         None => Ok(()),
     }
@@ -119,8 +130,14 @@ fn list(dir: &Path) -> Result<Vec<(u64, PathBuf)>, Error> {
     let mut found = Vec::new();
     for entry in entries {
         let path = entry.map_err(Error::io(&checkpoints))?.path();
-        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        if let Some(step) = name.strip_prefix("step-").and_then(|step| step.parse().ok()) {
+        let name = path
+            .file_name()
+            .and_then(|name| name.to_str())
+            .unwrap_or_default();
+        if let Some(step) = name
+            .strip_prefix("step-")
+            .and_then(|step| step.parse().ok())
+        {
             found.push((step, path));
         }
     }
@@ -190,14 +207,21 @@ fn moment(path: &Path, name: &str, view: &TensorView, device: &Device) -> Result
 }
 
 fn bad(path: &Path, why: impl std::fmt::Display) -> Error {
-    Error::BadCheckpoint { path: path.to_path_buf(), why: why.to_string() }
+    Error::BadCheckpoint {
+        path: path.to_path_buf(),
+        why: why.to_string(),
+    }
 }
 
 fn write_synced(path: &Path, bytes: &[u8]) -> Result<(), Error> {
     fs::write(path, bytes).map_err(Error::io(path))?;
-    File::open(path).and_then(|file| file.sync_all()).map_err(Error::io(path))
+    File::open(path)
+        .and_then(|file| file.sync_all())
+        .map_err(Error::io(path))
 }
 
 fn sync_dir(dir: &Path) -> Result<(), Error> {
-    File::open(dir).and_then(|dir| dir.sync_all()).map_err(Error::io(dir))
+    File::open(dir)
+        .and_then(|dir| dir.sync_all())
+        .map_err(Error::io(dir))
 }

@@ -56,15 +56,24 @@ mod tests {
         let mut target = |n| {
             let rows = (0..n).map(|_| {
                 next += 1;
-                TargetRow { ids: vec![next], p: vec![1.0], tail: 0.0 }
+                TargetRow {
+                    ids: vec![next],
+                    p: vec![1.0],
+                    tail: 0.0,
+                }
             });
-            Target { rows: rows.collect() }
+            Target {
+                rows: rows.collect(),
+            }
         };
         sizes.iter().map(|&n| target(n)).collect()
     }
 
     fn ids(targets: &[Target]) -> Vec<u32> {
-        targets.iter().flat_map(|t| t.rows.iter().map(|row| row.ids[0])).collect()
+        targets
+            .iter()
+            .flat_map(|t| t.rows.iter().map(|row| row.ids[0]))
+            .collect()
     }
 
     #[test]

@@ -27,7 +27,9 @@ pub enum Error {
     #[error("the loss has no term: give forward_kl or cross_entropy a weight above 0")]
     NoLoss,
     /// A row has no position that carries loss.
-    #[error("row {row} (prompt {prompt_id}, sample {sample_index}) has no position that carries loss")]
+    #[error(
+        "row {row} (prompt {prompt_id}, sample {sample_index}) has no position that carries loss"
+    )]
     NoLossPositions {
         /// Which row.
         row: usize,
@@ -37,7 +39,9 @@ pub enum Error {
         sample_index: u32,
     },
     /// A token id outside the model's embedding.
-    #[error("token id {id} is outside the student's vocabulary of {vocab}: the signals belong to another tokenizer")]
+    #[error(
+        "token id {id} is outside the student's vocabulary of {vocab}: the signals belong to another tokenizer"
+    )]
     Vocabulary {
         /// The id.
         id: u32,
@@ -45,7 +49,9 @@ pub enum Error {
         vocab: usize,
     },
     /// The loss or the gradient is not a number.
-    #[error("step {step}: the {what} is {value}; lower the learning rate, or check the signals with `potstill check`")]
+    #[error(
+        "step {step}: the {what} is {value}; lower the learning rate, or check the signals with `potstill check`"
+    )]
     NotFinite {
         /// The step, from 1.
         step: u64,
@@ -55,7 +61,9 @@ pub enum Error {
         value: f64,
     },
     /// A checkpoint belongs to a run with other settings.
-    #[error("{path} was made with other settings ({key}); move it away to train again from the start")]
+    #[error(
+        "{path} was made with other settings ({key}); move it away to train again from the start"
+    )]
     OtherSettings {
         /// The checkpoint's state file.
         path: PathBuf,

@@ -70,7 +70,9 @@ fn sequence(model: &Llama, signal: &Signal, chunk_rows: usize) -> Result<Sequenc
         values.kl_nats += kl_n.into_data().iter::<f64>().sum::<f64>();
         values.nll_nats += nll_n.into_data().iter::<f64>().sum::<f64>();
         let agree = likeliest.iter::<i64>().zip(block.likeliest(start, end));
-        values.agree += agree.filter(|(student, teacher)| *student == i64::from(*teacher)).count() as u32;
+        values.agree += agree
+            .filter(|(student, teacher)| *student == i64::from(*teacher))
+            .count() as u32;
     }
     Ok(values)
 }

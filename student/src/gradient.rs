@@ -126,11 +126,15 @@ pub fn block_gradient(
     if block.rows() == 0 || (weights.forward_kl == 0.0 && weights.cross_entropy == 0.0) {
         return Terms::default();
     }
-    let hidden_nd = block.select(model.hidden(block.ids_bt(&model.device())));
-    let head_vd = model.head();
-    let (terms, hidden_gradient_nd, head_gradient_vd) =
-        head_gradient(&hidden_nd, &head_vd, block, weights, chunk_rows);
-    let mut tape = (hidden_nd * Tensor::from_inner(hidden_gradient_nd)).sum().backward();
+    let hidden_btd = model.hidden(block.ids_bt(&model.device()));
+    let HiddenGradient {
+        terms,
+        hidden_btd: gradient_btd,
+        head_vd: head_gradient_vd,
+    } = hidden_gradient(&hidden_btd, &model.head(), block, weights, chunk_rows);
+    let mut tape = (hidden_btd * Tensor::from_inner(gradient_btd))
+        .sum()
+        .backward();
 
     let head_name = if model.config().tie_word_embeddings {
         "model.embed_tokens.weight"
@@ -151,18 +155,36 @@ pub fn block_gradient(
     terms
 }
 
-/// Loss terms, ∂/∂hidden [n, d] and ∂/∂head [v, d] in one walk over chunks of rows.
-fn head_gradient(
-    hidden_nd: &Tensor<2>,
+/// What the loss leaves on the model's last states and on the head; without autodiff.
+#[derive(Debug)]
+pub struct HiddenGradient {
+    /// Sums over the block's rows.
+    pub terms: Terms,
+    /// ∂L/∂hidden, [b, t, d]: exactly 0 wherever no loss is carried.
+    pub hidden_btd: Tensor<3>,
+    /// ∂L/∂head, [v, d].
+    pub head_vd: Tensor<2>,
+}
+
+/// Loss terms, ∂/∂hidden and ∂/∂head in one walk over chunks of rows.
+///
+/// `hidden_btd` and `head_vd` are taken as constants; the chain through the model is the caller's.
+#[must_use]
+pub fn hidden_gradient(
+    hidden_btd: &Tensor<3>,
     head_vd: &Tensor<2>,
     block: &Block,
     weights: Weights,
     chunk_rows: usize,
-) -> (Terms, Tensor<2>, Tensor<2>) {
-    let hidden_nd = hidden_nd.clone().inner();
+) -> HiddenGradient {
+    let hidden_btd = hidden_btd.clone().inner();
+    let hidden_nd = block.select(hidden_btd.clone());
     let head_vd = leaf(head_vd.clone().inner());
     let [n, _] = hidden_nd.dims();
-    let mut terms = Terms { rows: n, ..Terms::default() };
+    let mut terms = Terms {
+        rows: n,
+        ..Terms::default()
+    };
     let mut hidden_gradients = Vec::new();
     let mut head_gradient_vd: Option<Tensor<2>> = None;
     for start in (0..n).step_by(chunk_rows.max(1)) {
@@ -183,7 +205,11 @@ fn head_gradient(
         }
     }
     let head_gradient_vd = head_gradient_vd.unwrap_or_else(|| head_vd.inner().zeros_like());
-    (terms, Tensor::cat(hidden_gradients, 0), head_gradient_vd)
+    HiddenGradient {
+        terms,
+        hidden_btd: block.scatter(Tensor::cat(hidden_gradients, 0), hidden_btd.dims()),
+        head_vd: head_gradient_vd,
+    }
 }
 
 /// The weighted loss of rows `start..end` as a tracked scalar, and its terms.
@@ -238,10 +264,17 @@ fn sum(values_n: &Tensor<1>) -> f64 {
 
 pub(crate) fn teacher_nll(signal: &Signal) -> f64 {
     let nll = |(position, row): (usize, &potstill_datasets::SignalRow)| {
-        let slot = row.ids.iter().position(|id| Some(id) == signal.token_ids.get(position))?;
+        let slot = row
+            .ids
+            .iter()
+            .position(|id| Some(id) == signal.token_ids.get(position))?;
         row.logprobs.get(slot).map(|&logprob| -f64::from(logprob))
     };
-    signal.loss_positions().zip(&signal.rows).filter_map(nll).sum()
+    signal
+        .loss_positions()
+        .zip(&signal.rows)
+        .filter_map(nll)
+        .sum()
 }
 
 fn leaf<const D: usize>(tensor: Tensor<D>) -> Tensor<D> {

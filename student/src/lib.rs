@@ -25,7 +25,10 @@ pub use block::Block;
 pub use control::Method;
 pub use error::Error;
 pub use evaluate::evaluate;
-pub use gradient::{Gradients, Terms, Weights, WindowGradient, block_gradient, window_gradient};
+pub use gradient::{
+    Gradients, HiddenGradient, Terms, Weights, WindowGradient, block_gradient, hidden_gradient,
+    window_gradient,
+};
 pub use optimizer::{AdamW, clip_global_norm};
 pub use schedule::learning_rate;
 pub use settings::{Overlong, Settings};

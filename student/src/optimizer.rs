@@ -54,7 +54,12 @@ impl AdamW {
         learning_rate: f64,
     ) -> Llama {
         self.step += 1;
-        let mut update = Update { adam: self, gradients, scale, learning_rate };
+        let mut update = Update {
+            adam: self,
+            gradients,
+            scale,
+            learning_rate,
+        };
         map_parameters(model, &mut update)
     }
 }
@@ -133,7 +138,11 @@ pub fn clip_global_norm(gradients: &Gradients, limit: f64) -> (f64, f64) {
         Parameter::Vector(tensor) => sum_of_squares(tensor.clone()),
     });
     let norm = squares.sum::<f64>().sqrt();
-    let scale = if limit > 0.0 { (limit / (norm + 1e-6)).min(1.0) } else { 1.0 };
+    let scale = if limit > 0.0 {
+        (limit / (norm + 1e-6)).min(1.0)
+    } else {
+        1.0
+    };
     (norm, scale)
 }
 

@@ -48,7 +48,14 @@ fn tail_bucket(row: &SignalRow) -> (TargetRow, bool) {
         p.iter_mut().for_each(|p| *p /= sum);
     }
     let tail = (1.0 - sum).max(TAIL_FLOOR_NATS.exp());
-    (TargetRow { ids: row.ids.clone(), p, tail }, rescaled)
+    (
+        TargetRow {
+            ids: row.ids.clone(),
+            p,
+            tail,
+        },
+        rescaled,
+    )
 }
 
 #[cfg(test)]

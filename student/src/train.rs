@@ -102,7 +102,11 @@ pub fn train(
         model: start,
         optimizer: AdamW::new(settings.weight_decay),
     });
-    let Checkpoint { mut state, model, mut optimizer } = from;
+    let Checkpoint {
+        mut state,
+        model,
+        mut optimizer,
+    } = from;
     let mut metrics = open_metrics(dir, state.metrics_bytes)?;
     let mut model = model.train();
     let mut order = Order::new(settings.seed, usable.len())?;
@@ -183,14 +187,26 @@ fn usable_rows(
             overlong.cut += 1;
         }
         if signal.rows.is_empty() {
-            let Signal { prompt_id, sample_index, .. } = signal;
-            return Err(Error::NoLossPositions { row: index, prompt_id, sample_index });
+            let Signal {
+                prompt_id,
+                sample_index,
+                ..
+            } = signal;
+            return Err(Error::NoLossPositions {
+                row: index,
+                prompt_id,
+                sample_index,
+            });
         }
         usable.push(index);
     }
     if usable.is_empty() {
         let max_length = settings.max_length;
-        return Err(Error::NothingToTrain { rows: len, dropped: overlong.dropped as usize, max_length });
+        return Err(Error::NothingToTrain {
+            rows: len,
+            dropped: overlong.dropped as usize,
+            max_length,
+        });
     }
     Ok((usable, overlong))
 }

@@ -12,6 +12,7 @@ use potstill_student::{
 };
 use serde_json::Value;
 
+use crate::gradients::check_masked;
 use crate::support::{log_probs, real, settings, top_k};
 
 struct Reference {
@@ -26,7 +27,11 @@ fn reference() -> Option<Reference> {
     let json = serde_json::from_slice(&std::fs::read(json).unwrap()).unwrap();
     let teacher = potstill_model::load(dir.parent().unwrap(), DType::F32, &Device::flex()).unwrap();
     let student = potstill_model::cut(&teacher, 2).unwrap();
-    Some(Reference { json, teacher, student })
+    Some(Reference {
+        json,
+        teacher,
+        student,
+    })
 }
 
 impl Reference {
@@ -46,23 +51,34 @@ fn check(name: &str, got: f64, want: &Value, tolerance: f64) {
 fn at_logits(logits_nv: &Tensor<2>, rows: &[potstill_datasets::SignalRow]) -> (f64, f64) {
     let leaf_nv = Tensor::from_inner(logits_nv.clone()).require_grad();
     let (n, k) = (rows.len(), rows[0].ids.len());
-    let ids: Vec<i32> = rows.iter().flat_map(|row| &row.ids).map(|&id| id as i32).collect();
+    let ids: Vec<i32> = rows
+        .iter()
+        .flat_map(|row| &row.ids)
+        .map(|&id| id as i32)
+        .collect();
     let signal = Signal {
         prompt_id: String::new(),
         sample_index: 0,
-        token_ids: std::iter::once(0).chain(rows.iter().map(|row| row.ids[0])).collect(),
+        token_ids: std::iter::once(0)
+            .chain(rows.iter().map(|row| row.ids[0]))
+            .collect(),
         loss_mask: (0..=n).map(|t| t > 0).collect(),
         rows: rows.to_vec(),
         provenance: 0,
     };
     let (target, _) = Target::tail_bucket(&signal).unwrap();
-    let p: Vec<f64> =
-        target.rows.iter().flat_map(|row| row.p.iter().copied().chain([row.tail])).collect();
-    let log_p: Vec<f64> = p.iter().map(|p| if *p > 0.0 { p.ln() } else { 0.0 }).collect();
+    let p: Vec<f64> = target
+        .rows
+        .iter()
+        .flat_map(|row| row.p.iter().copied().chain([row.tail]))
+        .collect();
+    let log_p: Vec<f64> = p
+        .iter()
+        .map(|p| if *p > 0.0 { p.ln() } else { 0.0 })
+        .collect();
     let device = leaf_nv.device();
-    let floats = |values| {
-        Tensor::<2>::from_data(TensorData::new(values, [n, k + 1]), (&device, DType::F32))
-    };
+    let floats =
+        |values| Tensor::<2>::from_data(TensorData::new(values, [n, k + 1]), (&device, DType::F32));
     let support_nk =
         Tensor::<2, Int>::from_data(TensorData::new(ids, [n, k]), (&device, DType::I32));
     let stats = row_stats(leaf_nv.clone(), support_nk, &Head::default());
@@ -87,30 +103,57 @@ fn losses_and_gradients_at_the_logits() {
     let (n, v) = (log_q.len(), log_q[0].len());
     let flat: Vec<f32> = log_q.iter().flatten().map(|&l| l as f32).collect();
     // Log-probabilities are logits as good as any: softmax does not see the shift.
-    let logits_nv = Tensor::<2>::from_data(TensorData::new(flat, [n, v]), (&Device::flex(), DType::F32));
+    let logits_nv =
+        Tensor::<2>::from_data(TensorData::new(flat, [n, v]), (&Device::flex(), DType::F32));
 
     let losses = &reference.json["losses"];
-    for (name, k) in [("fkl_tau1.0", v), ("fkl_top8_tail", 8), ("fkl_top64_tail", 64)] {
+    for (name, k) in [
+        ("fkl_tau1.0", v),
+        ("fkl_top8_tail", 8),
+        ("fkl_top64_tail", 64),
+    ] {
         let rows: Vec<_> = log_p.iter().map(|row| top_k(row, k)).collect();
         let (loss, norm) = at_logits(&logits_nv, &rows);
         check(name, loss, &losses[name]["loss"], 1e-4);
-        check(&format!("{name}, gradient norm"), norm, &losses[name]["grad_logits_l2"], 1e-4);
+        check(
+            &format!("{name}, gradient norm"),
+            norm,
+            &losses[name]["grad_logits_l2"],
+            1e-4,
+        );
     }
 
     let t = batch[0].len();
-    let predicting: Vec<i32> = (0..n).filter(|i| i % t != t - 1).map(|i| i as i32).collect();
-    let labels: Vec<i32> = batch.iter().flat_map(|ids| &ids[1..]).map(|&id| id as i32).collect();
+    let predicting: Vec<i32> = (0..n)
+        .filter(|i| i % t != t - 1)
+        .map(|i| i as i32)
+        .collect();
+    let labels: Vec<i32> = batch
+        .iter()
+        .flat_map(|ids| &ids[1..])
+        .map(|&id| id as i32)
+        .collect();
     let leaf_nv = Tensor::from_inner(logits_nv).require_grad();
     let device = leaf_nv.device();
     let count = labels.len();
-    let index_n = Tensor::<1, Int>::from_data(TensorData::new(predicting, [count]), (&device, DType::I32));
+    let index_n =
+        Tensor::<1, Int>::from_data(TensorData::new(predicting, [count]), (&device, DType::I32));
     let labels_n1 =
         Tensor::<2, Int>::from_data(TensorData::new(labels, [count, 1]), (&device, DType::I32));
-    let stats = row_stats(leaf_nv.clone().select(0, index_n), labels_n1, &Head::default());
+    let stats = row_stats(
+        leaf_nv.clone().select(0, index_n),
+        labels_n1,
+        &Head::default(),
+    );
     let loss = cross_entropy(stats.log_q_nk.narrow(1, 0, 1)).sum() / count as f64;
     let (loss, norm) = finish(loss, &leaf_nv);
     check("cross-entropy", loss, &losses["ce_shifted"]["loss"], 1e-4);
-    check("cross-entropy, gradient norm", norm, &losses["ce_shifted"]["grad_logits_l2"], 1e-4);
+    check(
+        "cross-entropy, gradient norm",
+        norm,
+        &losses["ce_shifted"]["grad_logits_l2"],
+        1e-4,
+    );
 }
 
 /// The teacher's full distribution at every position: a token is appended so that the last position
@@ -153,8 +196,18 @@ fn ten_steps_of_adamw() {
         let window = dense_signals(&reference.teacher, &reference.batch(step));
         let result = window_gradient(&model, &window, Method::Distill, &settings, 0).unwrap();
         let (norm, scale) = clip_global_norm(&result.gradients, 1.0);
-        check(&format!("step {step}, forward KL"), result.loss, &want["fkl"], 1e-3);
-        check(&format!("step {step}, gradient norm"), norm, &want["grad_norm"], 1e-3);
+        check(
+            &format!("step {step}, forward KL"),
+            result.loss,
+            &want["fkl"],
+            1e-3,
+        );
+        check(
+            &format!("step {step}, gradient norm"),
+            norm,
+            &want["grad_norm"],
+            1e-3,
+        );
         if let Some(norms) = want["grad_norm_per_param_first20"].as_object() {
             for (name, want) in norms {
                 check(name, norm_of(&result.gradients, name, scale), want, 1e-3);
@@ -164,5 +217,57 @@ fn ten_steps_of_adamw() {
     }
     let window = dense_signals(&reference.teacher, &reference.batch(0));
     let after = window_gradient(&model, &window, Method::Distill, &settings, 0).unwrap();
-    check("after ten steps, batch 0", after.loss, &reference.json["after10_on_batch0"]["fkl"], 1e-3);
+    check(
+        "after ten steps, batch 0",
+        after.loss,
+        &reference.json["after10_on_batch0"]["fkl"],
+        1e-3,
+    );
+}
+
+#[test]
+fn masked_positions_of_gsm8k_get_a_gradient_of_exactly_zero() {
+    let Some(reference) = reference() else { return };
+    let (Some(data), Some(dir)) = (
+        real("data/gsm8k/train.jsonl"),
+        real("models/SmolLM2-135M-Instruct"),
+    ) else {
+        return;
+    };
+    let tokenizer = potstill_datasets::Tokenizer::from_dir(&dir).unwrap();
+    let text = std::fs::read_to_string(data).unwrap();
+    let signals = text.lines().take(2).map(|line| {
+        let row: Value = serde_json::from_str(line).unwrap();
+        let question = tokenizer
+            .encode(row["question"].as_str().unwrap(), false)
+            .unwrap();
+        let answer = tokenizer
+            .encode(row["answer"].as_str().unwrap(), false)
+            .unwrap();
+        let token_ids: Vec<u32> = question.iter().chain(&answer).copied().collect();
+        let log_p = log_probs(&reference.teacher, std::slice::from_ref(&token_ids));
+        let from = question.len();
+        let row = |position: usize| with_realised(&log_p[position - 1], token_ids[position]);
+        Signal {
+            prompt_id: String::new(),
+            sample_index: 0,
+            loss_mask: (0..token_ids.len())
+                .map(|position| position >= from)
+                .collect(),
+            rows: (from..token_ids.len()).map(row).collect(),
+            token_ids,
+            provenance: 0,
+        }
+    });
+    check_masked(&reference.student, &signals.collect::<Vec<_>>());
+}
+
+/// Top-64, with the realised token in place of the last where it is not among them.
+fn with_realised(log_p: &[f64], realised: u32) -> potstill_datasets::SignalRow {
+    let mut row = top_k(log_p, 64);
+    if !row.ids.contains(&realised) {
+        row.ids[63] = realised;
+        row.logprobs[63] = log_p[realised as usize] as f32;
+    }
+    row
 }

@@ -10,13 +10,27 @@ use potstill_student::{Error, Method, Overlong, Settings, Trained, evaluate, tra
 
 use crate::support::{settings, signals, tiny};
 
-fn run(dir: &Path, data: &[Signal], method: Method, settings: &Settings, stop_at: u64) -> Result<Trained, Error> {
+fn run(
+    dir: &Path,
+    data: &[Signal],
+    method: Method,
+    settings: &Settings,
+    stop_at: u64,
+) -> Result<Trained, Error> {
     let mut row = |index: usize| Ok(data[index].clone());
     let mut on_step = |line: &potstill_student::StepMetrics| match line.step == stop_at {
         true => ControlFlow::Break(()),
         false => ControlFlow::Continue(()),
     };
-    train(tiny(DType::F32), &mut row, data.len(), method, settings, dir, &mut on_step)
+    train(
+        tiny(DType::F32),
+        &mut row,
+        data.len(),
+        method,
+        settings,
+        dir,
+        &mut on_step,
+    )
 }
 
 fn bits(model: &Llama) -> Vec<u32> {
@@ -24,7 +38,11 @@ fn bits(model: &Llama) -> Vec<u32> {
         Parameter::Matrix(tensor) => tensor.into_data().to_vec::<f32>().unwrap(),
         Parameter::Vector(tensor) => tensor.into_data().to_vec::<f32>().unwrap(),
     };
-    named_parameters(model).into_iter().flat_map(numbers).map(f32::to_bits).collect()
+    named_parameters(model)
+        .into_iter()
+        .flat_map(numbers)
+        .map(f32::to_bits)
+        .collect()
 }
 
 #[test]
@@ -40,7 +58,11 @@ fn stopping_and_going_on_gives_the_same_weights() {
             assert!(!part.finished && part.step == stop_at);
             let rest = run(dir.path(), &data, method, &settings(), 0).unwrap();
             assert!(rest.finished);
-            assert_eq!(bits(&rest.model), bits(&whole.model), "{method:?}, stopped after {stop_at}");
+            assert_eq!(
+                bits(&rest.model),
+                bits(&whole.model),
+                "{method:?}, stopped after {stop_at}"
+            );
             let lines = std::fs::read_to_string(dir.path().join("metrics.jsonl")).unwrap();
             assert_eq!(lines.lines().count(), 6);
         }
@@ -68,42 +90,80 @@ fn other_settings_and_damage_are_said() {
     let data = signals(5, 47, 31);
     let dir = tempfile::tempdir().unwrap();
     run(dir.path(), &data, Method::Distill, &settings(), 2).unwrap();
-    let other = Settings { learning_rate: 1.0, ..settings() };
-    let error = run(dir.path(), &data, Method::Distill, &other, 0).unwrap_err().to_string();
-    assert!(error.contains("learning_rate") && error.contains("state.json"), "{error}");
-    let error = run(dir.path(), &data, Method::Sft, &settings(), 0).unwrap_err().to_string();
+    let other = Settings {
+        learning_rate: 1.0,
+        ..settings()
+    };
+    let error = run(dir.path(), &data, Method::Distill, &other, 0)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("learning_rate") && error.contains("state.json"),
+        "{error}"
+    );
+    let error = run(dir.path(), &data, Method::Sft, &settings(), 0)
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("method"), "{error}");
-    let moments = dir.path().join("checkpoints/step-00000002/optimizer.safetensors");
+    let moments = dir
+        .path()
+        .join("checkpoints/step-00000002/optimizer.safetensors");
     let bytes = std::fs::read(&moments).unwrap();
     std::fs::write(&moments, &bytes[..bytes.len() / 2]).unwrap();
-    let error = run(dir.path(), &data, Method::Distill, &settings(), 0).unwrap_err().to_string();
-    assert!(error.contains("optimizer.safetensors") && error.contains("the one before"), "{error}");
+    let error = run(dir.path(), &data, Method::Distill, &settings(), 0)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("optimizer.safetensors") && error.contains("the one before"),
+        "{error}"
+    );
 }
 
 #[test]
 fn rows_over_the_length_are_dropped_or_cut_and_counted() {
     let data = signals(12, 47, 31);
     let dir = tempfile::tempdir().unwrap();
-    let over = data.iter().filter(|signal| signal.token_ids.len() > 12).count() as u64;
+    let over = data
+        .iter()
+        .filter(|signal| signal.token_ids.len() > 12)
+        .count() as u64;
     assert!(over > 0 && over < 12);
-    let short = Settings { max_length: 12, steps: 1, ..settings() };
+    let short = Settings {
+        max_length: 12,
+        steps: 1,
+        ..settings()
+    };
     let trained = run(dir.path(), &data, Method::Distill, &short, 0).unwrap();
     assert_eq!((trained.overlong.dropped, trained.overlong.cut), (over, 0));
     let dir = tempfile::tempdir().unwrap();
-    let short = Settings { overlong: Overlong::Cut, ..short };
+    let short = Settings {
+        overlong: Overlong::Cut,
+        ..short
+    };
     let trained = run(dir.path(), &data, Method::Distill, &short, 0).unwrap();
     assert_eq!(trained.overlong.dropped + trained.overlong.cut, over);
-    let none = Settings { max_length: 1, overlong: Overlong::Drop, ..short };
+    let none = Settings {
+        max_length: 1,
+        overlong: Overlong::Drop,
+        ..short
+    };
     let dir = tempfile::tempdir().unwrap();
-    let error = run(dir.path(), &data, Method::Distill, &none, 0).unwrap_err().to_string();
-    assert!(error.contains("12 rows") && error.contains("max_length"), "{error}");
+    let error = run(dir.path(), &data, Method::Distill, &none, 0)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("12 rows") && error.contains("max_length"),
+        "{error}"
+    );
 }
 
 #[test]
 fn an_id_outside_the_vocabulary_is_an_error() {
     let data = signals(4, 60, 31);
     let dir = tempfile::tempdir().unwrap();
-    let error = run(dir.path(), &data, Method::Distill, &settings(), 0).unwrap_err().to_string();
+    let error = run(dir.path(), &data, Method::Distill, &settings(), 0)
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("vocabulary of 47"), "{error}");
 }
 
@@ -113,11 +173,18 @@ fn training_brings_the_held_out_values_down() {
     let values = |model: &Llama| {
         let mut row = |index: usize| Ok(data[index].clone());
         let mut on_row = |_| ControlFlow::Continue(());
-        let values = evaluate(model, &mut row, data.len(), 5, &mut on_row).unwrap().unwrap();
-        values.iter().map(|v| v.kl_nats).sum::<f64>() / values.iter().map(|v| f64::from(v.tokens)).sum::<f64>()
+        let values = evaluate(model, &mut row, data.len(), 5, &mut on_row)
+            .unwrap()
+            .unwrap();
+        values.iter().map(|v| v.kl_nats).sum::<f64>()
+            / values.iter().map(|v| f64::from(v.tokens)).sum::<f64>()
     };
     let dir = tempfile::tempdir().unwrap();
-    let long = Settings { steps: 40, checkpoint_every: 100, ..settings() };
+    let long = Settings {
+        steps: 40,
+        checkpoint_every: 100,
+        ..settings()
+    };
     let trained = run(dir.path(), &data, Method::Distill, &long, 0).unwrap();
     let (before, after) = (values(&tiny(DType::F32)), values(&trained.model));
     println!("KL {before:.3} → {after:.3} nats per token");

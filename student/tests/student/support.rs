@@ -82,8 +82,17 @@ fn signal(index: usize, vocab: u32, rng: &mut ChaCha8Rng) -> Signal {
     let token_ids: Vec<u32> = (0..len).map(|_| rng.random_range(0..vocab)).collect();
     let prompt = rng.random_range(1..len - 2);
     let loss_mask: Vec<bool> = (0..len).map(|t| t >= prompt).collect();
-    let rows = (prompt..len).map(|t| row(token_ids[t], vocab, rng)).collect();
-    Signal { prompt_id: format!("p{index}"), sample_index: 0, token_ids, loss_mask, rows, provenance: 0 }
+    let rows = (prompt..len)
+        .map(|t| row(token_ids[t], vocab, rng))
+        .collect();
+    Signal {
+        prompt_id: format!("p{index}"),
+        sample_index: 0,
+        token_ids,
+        loss_mask,
+        rows,
+        provenance: 0,
+    }
 }
 
 fn row(realised: u32, vocab: u32, rng: &mut ChaCha8Rng) -> SignalRow {
@@ -97,8 +106,11 @@ fn row(realised: u32, vocab: u32, rng: &mut ChaCha8Rng) -> SignalRow {
     let weights: Vec<f64> = ids.iter().map(|_| rng.random_range(0.1..1.0)).collect();
     let tail = rng.random_range(0.05..0.5);
     let total: f64 = weights.iter().sum::<f64>() + tail;
-    let mut pairs: Vec<(f32, u32)> =
-        weights.iter().zip(&ids).map(|(w, &id)| ((w / total).ln() as f32, id)).collect();
+    let mut pairs: Vec<(f32, u32)> = weights
+        .iter()
+        .zip(&ids)
+        .map(|(w, &id)| ((w / total).ln() as f32, id))
+        .collect();
     pairs.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
     SignalRow {
         ids: pairs.iter().map(|pair| pair.1).collect(),
@@ -133,7 +145,11 @@ pub(crate) fn log_probs(model: &Llama, sequences: &[Vec<u32>]) -> Vec<Vec<f64>> 
 /// A row with the k likeliest tokens as support, the rest as tail.
 pub(crate) fn top_k(log_p: &[f64], k: usize) -> SignalRow {
     let mut ids: Vec<u32> = (0..log_p.len() as u32).collect();
-    ids.sort_by(|&a, &b| log_p[b as usize].total_cmp(&log_p[a as usize]).then(a.cmp(&b)));
+    ids.sort_by(|&a, &b| {
+        log_p[b as usize]
+            .total_cmp(&log_p[a as usize])
+            .then(a.cmp(&b))
+    });
     let tail: f64 = ids[k..].iter().map(|&id| log_p[id as usize].exp()).sum();
     ids.truncate(k);
     SignalRow {
