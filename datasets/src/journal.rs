@@ -1,6 +1,6 @@
 //! An append-only file of records: what was paid for is here, synced, before it counts.
 //!
-//! Layout: the 8 bytes of [`MAGIC`], then frames of u32 LE length, u32 LE CRC-32, payload (postcard). The CRC covers
+//! Layout: the 8 bytes `PSTJRNL1`, then frames of u32 LE length, u32 LE CRC-32, payload (postcard). The CRC covers
 //! the length and the payload. A crash can only tear the last frame, so a broken end is cut on opening, while a
 //! broken frame with a whole one after it is damage of another kind and an error: cutting there would lose records.
 
@@ -15,7 +15,7 @@ use crate::error::Error;
 use crate::manifest::sync_parent;
 
 /// How a journal begins: name and version of the layout.
-pub const MAGIC: [u8; 8] = *b"PSTJRNL1";
+const MAGIC: [u8; 8] = *b"PSTJRNL1";
 
 const HEADER_BYTES: u64 = 8;
 /// Bytes are read in blocks of this size, whatever the length of a frame.

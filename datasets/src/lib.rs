@@ -21,7 +21,7 @@ pub use crate::batch::Order;
 pub use crate::encode::{Encoded, Reasoning, encode_conversation, prompt_ids, split_reasoning};
 pub use crate::error::Error;
 pub use crate::import::{Columns, Imported, import_jsonl};
-pub use crate::journal::{FrameSpan, Journal, MAGIC as JOURNAL_MAGIC};
+pub use crate::journal::{FrameSpan, Journal};
 pub use crate::manifest::{
     FileHash, MANIFEST_FILE, Manifest, canonical_json, hash_file, hash_files, replace_file,
     stage_key,
@@ -36,6 +36,6 @@ pub use crate::records::{
 };
 pub use crate::schema::{PROVENANCE_KEY, Record, SCHEMA_KEY, SCHEMA_VERSION};
 pub use crate::signal::{MASS_TOLERANCE, Signal, SignalRow};
-pub use crate::table::{CACHE_BYTES, Table};
+pub use crate::table::Table;
 pub use crate::template::{ChatTemplate, RenderOptions, Rendered};
 pub use crate::tokenizer::{SpecialTokens, Tokenizer};

@@ -301,7 +301,7 @@ mod tests {
                     },
                 ))
             },
-            |m| drop(m.counts.insert("x".into(), 1)),
+            |m| m.counts.extend([("x".into(), 1)]),
         ];
         for change in changes {
             let mut changed = base.clone();

@@ -4,13 +4,13 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use ::parquet::arrow::arrow_reader::{
-    ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReader,
-    ParquetRecordBatchReaderBuilder,
+    ArrowReaderMetadata, ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder,
 };
+use ::parquet::errors::ParquetError;
 use arrow::array::RecordBatch;
 
 use crate::error::Error;
-use crate::parquet::{BATCH_ROWS, Footer, check_provenance, damaged, footer};
+use crate::parquet::{BATCH_ROWS, Footer, check_provenance, decode, footer, reader_options};
 use crate::schema::{Record, check_columns};
 
 /// A shard whose footer and columns have been checked.
@@ -23,8 +23,7 @@ pub(crate) struct OpenShard {
 impl OpenShard {
     pub(crate) fn open<R: Record>(path: &Path) -> Result<OpenShard, Error> {
         let file = File::open(path).map_err(Error::io("open", path))?;
-        let metadata =
-            ArrowReaderMetadata::load(&file, ArrowReaderOptions::new()).map_err(damaged(path))?;
+        let metadata = decode(path, || ArrowReaderMetadata::load(&file, reader_options()))?;
         let footer = footer(path, &metadata)?;
         check_columns::<R>(metadata.schema()).map_err(|error| error.in_file(path))?;
         Ok(OpenShard {
@@ -47,17 +46,23 @@ impl OpenShard {
             Some(group) => builder.with_row_groups(vec![group]),
             None => builder,
         };
-        builder
-            .with_batch_size(rows)
-            .build()
-            .map_err(damaged(&self.path))
+        decode(&self.path, || builder.with_batch_size(rows).build())
+    }
+
+    /// The pages hold fewer rows than the footer says.
+    pub(crate) fn ends_early(&self, found: usize, expected: usize) -> Error {
+        let source = ParquetError::EOF(format!("{found} of {expected} rows"));
+        Error::DamagedShard {
+            path: self.path.clone(),
+            source,
+        }
     }
 }
 
 /// Reads the rows of a shard in order, a batch of 32 in memory at a time.
 ///
 /// # Errors
-/// As [`read_footer`], and [`Error::InFile`] where the columns are not those of `R`. An item is an error where a page
+/// As [`read_footer`](crate::read_footer), and [`Error::InFile`] where the columns are not those of `R`. An item is an error where a page
 /// is damaged or a row's content is not legal; it is the last.
 pub fn read_shard<R: Record>(path: &Path) -> Result<Rows<R>, Error> {
     let shard = OpenShard::open::<R>(path)?;
@@ -95,14 +100,18 @@ impl<R: Record> Iterator for Rows<R> {
             if let Some(row) = self.rows.next() {
                 return Some(Ok(row));
             }
-            let batch = self.batches.as_mut()?.next();
+            let batches = self.batches.as_mut()?;
+            let batch = decode(&self.shard.path, || batches.next().transpose());
             let rows = match batch {
-                None => {
+                Ok(None) if self.first_row == self.shard.footer.rows => {
                     self.batches = None;
                     return None;
                 }
-                Some(Ok(batch)) => rows_of(&self.shard, &batch, self.first_row),
-                Some(Err(error)) => Err(damaged(&self.shard.path)(error.into())),
+                Ok(None) => Err(self
+                    .shard
+                    .ends_early(self.first_row, self.shard.footer.rows)),
+                Ok(Some(batch)) => rows_of(&self.shard, &batch, self.first_row),
+                Err(error) => Err(error),
             };
             match rows {
                 Ok(rows) => {

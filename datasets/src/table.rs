@@ -1,23 +1,22 @@
 //! Random access to a folder of shards by (shard, row), for a trainer that walks rows in its own order.
 //!
-//! The unit of reading is a row group. Decoded groups are kept as Arrow data up to a budget of bytes, the least
-//! recently used going first, so that memory is bounded whatever the size of the folder.
+//! The unit of reading is a row group. Decoded groups are kept as Arrow data up to 256 MiB, the least recently
+//! used going first, so that memory is bounded whatever the size of the folder.
 
 use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 
-use ::parquet::errors::ParquetError;
 use arrow::array::RecordBatch;
 
 use crate::error::Error;
-use crate::parquet::{Footer, damaged, shards};
+use crate::parquet::{Footer, decode, shards};
 use crate::reader::{OpenShard, rows_of};
 use crate::schema::Record;
 
 /// Decoded row groups that are kept, in bytes; the group in use is kept even if it is larger.
-pub const CACHE_BYTES: usize = 256 << 20;
+const CACHE_BYTES: usize = 256 << 20;
 
-/// A folder of shards, open for random access.
+/// A folder of shards, open for random access; at most 256 MiB of decoded rows are kept.
 pub struct Table<R> {
     dir: PathBuf,
     shards: Vec<OpenShard>,
@@ -86,7 +85,7 @@ impl<R: Record> Table<R> {
         let recent = match cached {
             Some(position) => self.cache.remove(position),
             None => {
-                let rows = read_group(file, group)?;
+                let rows = read_group::<R>(file, group)?;
                 let bytes = rows.get_array_memory_size();
                 Group {
                     shard: index,
@@ -118,24 +117,17 @@ fn group_of(shard: &OpenShard, row: usize) -> Option<(usize, usize)> {
     None
 }
 
-fn read_group(shard: &OpenShard, group: usize) -> Result<RecordBatch, Error> {
+fn read_group<R: Record>(shard: &OpenShard, group: usize) -> Result<RecordBatch, Error> {
     let metadata = shard.metadata.metadata().row_groups().get(group);
     let rows = metadata
         .and_then(|group| usize::try_from(group.num_rows()).ok())
         .unwrap_or_default();
-    let batch = match shard.batches(Some(group), rows)?.next() {
-        Some(batch) => batch.map_err(ParquetError::from),
-        None => Err(ParquetError::EOF("no rows".into())),
-    };
-    match batch {
-        Ok(batch) if batch.num_rows() == rows => Ok(batch),
-        Ok(batch) => Err(ParquetError::EOF(format!(
-            "{} of {rows} rows",
-            batch.num_rows()
-        ))),
-        Err(error) => Err(error),
+    // A damaged footer may name any number; what was written has at most this many.
+    let mut batches = shard.batches(Some(group), rows.min(R::GROUP_ROWS))?;
+    match decode(&shard.path, || batches.next().transpose())? {
+        Some(batch) if batch.num_rows() == rows => Ok(batch),
+        other => Err(shard.ends_early(other.map_or(0, |batch| batch.num_rows()), rows)),
     }
-    .map_err(damaged(&shard.path))
 }
 
 /// Drops the least recently used groups until the rest fits, but never the last one.
@@ -150,4 +142,31 @@ fn trim(cache: &mut Vec<Group>, budget: usize) {
         first -= 1;
     }
     cache.drain(..first);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kept(sizes: &[usize], budget: usize) -> Vec<usize> {
+        let schema = crate::Signal::schema();
+        let group = |(group, bytes): (usize, &usize)| Group {
+            shard: 0,
+            group,
+            rows: RecordBatch::new_empty(schema.clone()),
+            bytes: *bytes,
+        };
+        let mut cache: Vec<Group> = sizes.iter().enumerate().map(group).collect();
+        trim(&mut cache, budget);
+        cache.into_iter().map(|group| group.group).collect()
+    }
+
+    #[test]
+    fn the_least_recently_used_groups_go_first() {
+        assert_eq!(kept(&[], 10), [0; 0]);
+        assert_eq!(kept(&[4, 3, 3], 10), [0, 1, 2]);
+        assert_eq!(kept(&[4, 3, 3, 1], 10), [1, 2, 3]);
+        assert_eq!(kept(&[1, 9, 9], 10), [2]);
+        assert_eq!(kept(&[1, 99], 10), [1]);
+    }
 }

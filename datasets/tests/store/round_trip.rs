@@ -1,0 +1,106 @@
+//! Any rows come back as they were, and equal rows are equal bytes.
+
+use std::fs;
+use std::path::Path;
+
+use potstill_datasets::{Error, Record, ShardWriter, read_footer, read_shard, write_shard};
+use proptest::collection::vec;
+use proptest::prelude::*;
+
+use super::records;
+
+fn returns<R: Record + Clone + PartialEq + std::fmt::Debug>(
+    rows: &[R],
+) -> Result<(), TestCaseError> {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("shard-00000.parquet");
+    write_shard(&path, rows, &records::provenances()).unwrap();
+    let read: Vec<R> = read_shard(&path)
+        .unwrap()
+        .collect::<Result<_, _>>()
+        .unwrap();
+    prop_assert_eq!(&read, rows);
+    let footer = read_footer(&path).unwrap();
+    prop_assert_eq!((footer.schema, footer.rows), (1, rows.len()));
+    prop_assert_eq!(footer.provenance, records::provenances());
+    let again = dir.path().join("again.parquet");
+    write_by_row(&again, rows);
+    prop_assert!(
+        fs::read(&path).unwrap() == fs::read(&again).unwrap(),
+        "equal rows gave other bytes"
+    );
+    prop_assert_eq!(
+        fs::read_dir(dir.path()).unwrap().count(),
+        2,
+        "a temporary file is left"
+    );
+    // A part of a batch converts as the whole does.
+    if rows.len() > 1 {
+        let batch = R::to_batch(rows).unwrap();
+        prop_assert_eq!(
+            R::from_batch(&batch.slice(1, rows.len() - 1)).unwrap(),
+            &rows[1..]
+        );
+    }
+    Ok(())
+}
+
+fn write_by_row<R: Record + Clone>(path: &Path, rows: &[R]) {
+    let mut writer = ShardWriter::<R>::new(path, &records::provenances()).unwrap();
+    rows.iter()
+        .try_for_each(|row| writer.push(row.clone()))
+        .unwrap();
+    writer.finish().unwrap();
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn prompts(rows in vec(records::prompt(), 0..40)) {
+        returns(&rows)?;
+    }
+
+    #[test]
+    fn completions(rows in vec(records::completion(), 0..40)) {
+        returns(&rows)?;
+    }
+
+    #[test]
+    fn signals(rows in vec(records::signal(), 0..70)) {
+        returns(&rows)?;
+    }
+
+    #[test]
+    fn lists_of_rows(
+        selected in vec(records::selected(), 0..40),
+        dropped in vec(records::dropped(), 0..40),
+        values in vec(records::sequence_values(), 0..40),
+    ) {
+        returns(&selected)?;
+        returns(&dropped)?;
+        returns(&values)?;
+    }
+}
+
+#[test]
+fn a_row_that_breaks_the_rules_is_never_stored() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("shard-00000.parquet");
+    let mut rows = records::signals(40, 3, 4);
+    rows[35].provenance = 2;
+    let error = write_shard(&path, &rows, &records::provenances()).unwrap_err();
+    let message = crate::chain(&error);
+    assert!(
+        message.contains("row 3, column `provenance`: 2 is not an index into the 2 entries"),
+        "{message}"
+    );
+    rows[35].provenance = 0;
+    rows[35].rows.pop();
+    let error = write_shard(&path, &rows, &records::provenances()).unwrap_err();
+    assert!(
+        matches!(&error, Error::InFile { source, .. } if matches!(**source, Error::BadSignal { .. })),
+        "{error:?}"
+    );
+    assert!(!path.exists());
+}
