@@ -5,13 +5,13 @@
 //! position where it belongs. A bias hides the padding in between. A finished row stays in the batch and
 //! its output is dropped, so what is computed never depends on when other rows end.
 
-use std::cmp::Ordering;
 use std::ops::ControlFlow;
 
 use burn::module::Module;
 use burn::tensor::{DType, Int, Tensor, TensorData};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use rayon::prelude::*;
 
 use crate::attention::{attend, causal};
 use crate::{Error, Llama};
@@ -72,21 +72,20 @@ pub fn generate(
         prompts.len()
     ];
     for step in 0..sampling.max_new_tokens {
-        let rows = logits_bv.chunks(model.config().vocab_size);
-        let mut next = Vec::with_capacity(prompts.len());
-        for ((answer, seed), logits_v) in answers.iter_mut().zip(seeds).zip(rows) {
-            let id = if answer.finished {
-                // The row is done; what it computes is not looked at.
-                answer.ids.last().copied().unwrap_or(0)
-            } else {
+        let rows = logits_bv.par_chunks(model.config().vocab_size);
+        let next: Vec<u32> = (answers.par_iter_mut().zip(seeds).zip(rows))
+            .map(|((answer, seed), logits_v)| {
+                if answer.finished {
+                    // The row is done; what it computes is not looked at.
+                    return answer.ids.last().copied().unwrap_or(0);
+                }
                 let (id, logprob) = draw(logits_v, sampling, *seed, step as u64);
                 answer.ids.push(id);
                 answer.logprobs.push(logprob);
                 answer.finished = eos.contains(&id);
                 id
-            };
-            next.push(id);
-        }
+            })
+            .collect();
         let tokens = answers.iter().map(|answer| answer.ids.len()).sum();
         if progress(tokens).is_break() {
             return Ok(None);
@@ -319,33 +318,21 @@ fn likeliest(logits_v: &[f32]) -> usize {
 
 /// The fewest tokens that reach `top_p` of all weight, heaviest first and the lower id among equals.
 fn nucleus(weights: &[f64], top_p: f64) -> Vec<usize> {
-    let wanted = top_p * weights.iter().sum::<f64>();
-    let by_weight = |a: &usize, b: &usize| {
-        let of = |index: &usize| weights.get(*index).copied().unwrap_or(0.0);
-        of(b).total_cmp(&of(a)).then(a.cmp(b))
-    };
-    let mut ids: Vec<usize> = (0..weights.len()).collect();
-    let mut sorted = 0;
+    let total: f64 = weights.iter().sum();
+    // All tokens below this weight together are less than the 1 − top_p that may be left out, so only the
+    // others need to be sorted. The last factor is for rounding.
+    let least = (1.0 - top_p) * total / weights.len() as f64 * 0.999;
+    let mut heavy: Vec<(usize, f64)> = weights.iter().copied().enumerate().collect();
+    heavy.retain(|(_, weight)| *weight >= least);
+    heavy.sort_unstable_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
     let mut reached = 0.0;
-    // Only the head of the order is needed, and it is short: sort it piece by piece.
-    while sorted < ids.len() {
-        let piece = (sorted.max(64)).min(ids.len() - sorted);
-        if let Some(rest) = ids.get_mut(sorted..) {
-            if piece < rest.len() {
-                rest.select_nth_unstable_by(piece, by_weight);
-            }
-            if let Some(head) = rest.get_mut(..piece) {
-                head.sort_unstable_by(by_weight);
-            }
+    let mut ids = Vec::new();
+    for (id, weight) in heavy {
+        ids.push(id);
+        reached += weight;
+        if reached >= top_p * total {
+            break;
         }
-        for at in sorted..sorted + piece {
-            reached += ids.get(at).and_then(|id| weights.get(*id)).unwrap_or(&0.0);
-            if reached.partial_cmp(&wanted) != Some(Ordering::Less) {
-                ids.truncate(at + 1);
-                return ids;
-            }
-        }
-        sorted += piece;
     }
     ids
 }

@@ -135,7 +135,7 @@ impl Llama {
     /// Logits of hidden states: `[n, d]` → `[n, v]` in the model's type.
     #[must_use]
     pub fn logits(&self, hidden_nd: Tensor<2>) -> Tensor<2> {
-        hidden_nd.matmul(self.head().transpose())
+        linear(hidden_nd, self.head())
     }
 
     /// `[b, t]` → `[n, d]`.
@@ -202,9 +202,16 @@ impl Layer {
     }
 }
 
+/// Up to this many rows, W·xᵀ is the faster product on CPU: the other order packs all of W each time.
+const FEW_ROWS: usize = 64;
+
 /// x·Wᵀ: `[n, in]`, `[out, in]` → `[n, out]`.
 fn linear(x: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
-    x.matmul(weight.transpose())
+    if x.dims()[0] <= FEW_ROWS && !x.is_autodiff() {
+        weight.matmul(x.transpose()).transpose()
+    } else {
+        x.matmul(weight.transpose())
+    }
 }
 
 /// x / √(mean(x²) + ε), times a gain: `[n, d]`, `[d]` → `[n, d]`. Half precisions take it in f32.

@@ -8,12 +8,15 @@ use potstill_model::{Config, Error, Llama, cut, load, save, save_sharded, weight
 
 use crate::{small, values};
 
+/// What storing a value in another type does to it.
+type Round = fn(f64) -> f64;
+
 #[test]
 fn every_type_survives_a_round_trip() {
     let dir = tempfile::tempdir().unwrap();
     for tied in [true, false] {
         let model = small(tied, DType::F64);
-        let rounded: [(DType, fn(f64) -> f64); 4] = [
+        let rounded: [(DType, Round); 4] = [
             (DType::F64, |x| x),
             (DType::F32, |x| f64::from(x as f32)),
             (DType::F16, |x| f16::from_f64(x).to_f64()),
