@@ -10,7 +10,6 @@ mod place;
 pub mod ranges;
 mod rules;
 
-
 pub use loaded::{Loaded, parse};
 pub use place::{ConfigError, Problem};
 use ranges::{Count, CountOrZero, Mass, NonNegative, Positive, RunName, RunPath, Share};
