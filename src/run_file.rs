@@ -2,7 +2,7 @@
 //!
 //! Parsing touches no file and no device; the only thing it reads besides the text is
 //! the environment, for `${NAME}` in paths. Range rules live in [`ranges`], so that the
-//! parser points at the value; rules between keys are in [`rules`] and are reported
+//! parser points at the value; rules between keys are in `rules` and are reported
 //! together.
 
 mod loaded;
