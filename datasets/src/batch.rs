@@ -113,8 +113,8 @@ mod tests {
     #[test]
     fn the_order_never_changes() {
         let mut order = Order::new(17, 8).unwrap();
-        insta::assert_compact_debug_snapshot!(epoch(&mut order, 0, 8), @"");
-        insta::assert_compact_debug_snapshot!(epoch(&mut order, 3, 8), @"");
+        insta::assert_compact_debug_snapshot!(epoch(&mut order, 0, 8), @"[6, 2, 5, 4, 7, 0, 1, 3]");
+        insta::assert_compact_debug_snapshot!(epoch(&mut order, 3, 8), @"[4, 6, 7, 1, 0, 2, 3, 5]");
     }
 
     #[test]

@@ -185,22 +185,35 @@ fn answer_spans(
     prompt: &Rendered,
     whole: &Rendered,
 ) -> Result<Vec<Range<usize>>, Error> {
+    let end = prompt.text.len();
+    let prefix = whole.text.starts_with(&prompt.text);
+    if !template.marks_generation() && prefix {
+        return Ok(std::iter::once(end..whole.text.len()).collect());
+    }
     if template.marks_generation() {
-        // The prompt's own assistant turns come first, and are no answers of the teacher.
-        let spans = whole
-            .generation
-            .get(prompt.generation.len()..)
-            .unwrap_or_default();
+        // The prompt's own assistant turns come first, and are no answers of the teacher. What the prompt
+        // writes of the answer, an opening mark of reasoning for instance, is no one's answer either.
+        let spans: Vec<Range<usize>> = if prefix {
+            let behind = whole
+                .generation
+                .iter()
+                .filter(|span| span.start >= end || span.end > end);
+            behind.map(|span| span.start.max(end)..span.end).collect()
+        } else {
+            whole
+                .generation
+                .iter()
+                .skip(prompt.generation.len())
+                .cloned()
+                .collect()
+        };
         if spans.is_empty() {
             return Err(Error::GenerationUnmarked {
                 template: template.name().to_owned(),
                 rendered: window(&whole.text, whole.text.chars().count()),
             });
         }
-        return Ok(spans.to_vec());
-    }
-    if whole.text.starts_with(&prompt.text) {
-        return Ok(vec![prompt.text.len()..whole.text.len()]);
+        return Ok(spans);
     }
     let same = prompt
         .text

@@ -2,7 +2,7 @@
 //!
 //! The reference is `transformers.utils.chat_template_utils` (5.23): Jinja with `trim_blocks`,
 //! `lstrip_blocks` and loop controls, `raise_exception`, `strftime_now`, a `tojson` that does not
-//! escape for HTML, Python's string methods, and `{% generation %}` marks. `tests/template.rs`
+//! escape for HTML, Python's string methods, and `{% generation %}` marks. `tests/text/template.rs`
 //! compares renderings with transformers' own. Not reproduced: `~` and `join` print `none`, `true` and
 //! `false` in lower case.
 
@@ -192,7 +192,8 @@ impl ChatTemplate {
                 "strftime_now",
                 Value::from_function(move |format: &str| strftime(now, format)),
             ),
-            (generation::VARIABLE, marks.variable()),
+            (generation::OPEN, Value::from(marks.open.to_string())),
+            (generation::CLOSE, Value::from(marks.close.to_string())),
         ];
         let SpecialTokens { bos, eos, unk, pad } = options.special;
         for (name, token) in [
@@ -297,7 +298,6 @@ fn environment() -> Environment<'static> {
     environment.add_filter("string", python::str);
     environment.add_test("sequence", python::is_sequence);
     environment.add_test("iterable", python::is_iterable);
-    environment.add_function(generation::FUNCTION, generation::call);
     environment.add_function(
         "raise_exception",
         |message: String| -> Result<Value, minijinja::Error> {

@@ -36,11 +36,11 @@ pub(crate) struct TokenBytes {
 
 impl TokenBytes {
     /// Reads the alphabet from the `decoder` of tokenizer.json and spells out the vocabulary.
-    /// `added` wins over `vocabulary`. The error is a sentence about the file.
+    /// `added` has the text of each added token and whether it is special; it wins over `vocabulary`. The error is a sentence about the file.
     pub(crate) fn new(
         json: &Value,
         vocabulary: &HashMap<String, u32>,
-        added: &HashMap<u32, String>,
+        added: &HashMap<u32, (String, bool)>,
     ) -> Result<Self, String> {
         let alphabet = alphabet(&json["decoder"])?;
         let byte_of_char = byte_of_char();
@@ -51,7 +51,7 @@ impl TokenBytes {
             .chain(
                 added
                     .iter()
-                    .map(|(&id, content)| (id, content.clone().into_bytes())),
+                    .map(|(&id, (content, _))| (id, content.clone().into_bytes())),
             )
             .collect();
         entries.sort_unstable();
@@ -95,7 +95,7 @@ impl TokenBytes {
     /// SHA-256 over what decides how text and ids map to each other: (id, bytes) by id, the merges in
     /// order (a Unigram model's pieces and scores in their place), and the added tokens by id. Each
     /// field goes in with its length, so that no two vocabularies spell the same message.
-    pub(crate) fn fingerprint(&self, json: &Value) -> String {
+    pub(crate) fn fingerprint(&self, json: &Value, added: &HashMap<u32, (String, bool)>) -> String {
         let mut hash = FieldHash(Sha256::new());
         for id in 0..self.len() as u32 {
             hash.number(u64::from(id));
@@ -116,17 +116,13 @@ impl TokenBytes {
             hash.field(second.as_bytes());
             hash.number(rule[1].as_f64().unwrap_or_default().to_bits());
         }
-        let mut added: Vec<&Value> = json["added_tokens"]
-            .as_array()
-            .into_iter()
-            .flatten()
-            .collect();
-        added.sort_by_key(|token| token["id"].as_u64());
+        let mut added: Vec<_> = added.iter().collect();
+        added.sort_unstable();
         hash.number(added.len() as u64);
-        for token in added {
-            hash.number(token["id"].as_u64().unwrap_or_default());
-            hash.field(token["content"].as_str().unwrap_or_default().as_bytes());
-            hash.number(u64::from(token["special"].as_bool().unwrap_or_default()));
+        for (&id, (content, special)) in added {
+            hash.number(u64::from(id));
+            hash.field(content.as_bytes());
+            hash.number(u64::from(*special));
         }
         hex(&hash.0.finalize())
     }
@@ -269,7 +265,7 @@ mod tests {
     #[test]
     fn added_tokens_stand_for_themselves_and_gaps_are_empty() {
         let vocabulary = HashMap::from([("Ġa".to_owned(), 1), ("<x>".to_owned(), 4)]);
-        let added = HashMap::from([(4, "Ġ\n".to_owned())]);
+        let added = HashMap::from([(4, ("Ġ\n".to_owned(), true))]);
         let table = TokenBytes::new(
             &json!({ "decoder": { "type": "ByteLevel" } }),
             &vocabulary,

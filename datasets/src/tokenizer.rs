@@ -63,10 +63,10 @@ impl Tokenizer {
             .with_truncation(None)
             .map_err(|error| content(error.to_string()))?;
 
-        let added: HashMap<u32, String> = inner
+        let added: HashMap<u32, (String, bool)> = inner
             .get_added_tokens_decoder()
             .into_iter()
-            .map(|(id, token)| (id, token.content))
+            .map(|(id, token)| (id, (token.content, token.special)))
             .collect();
         let bytes = TokenBytes::new(&json, &inner.get_vocab(true), &added).map_err(content)?;
         if bytes.len() == 0 {
@@ -74,7 +74,7 @@ impl Tokenizer {
         }
         let special = special_tokens(dir)?;
         let eos_ids = eos_ids(dir, &inner, &special)?;
-        let fingerprint = bytes.fingerprint(&json);
+        let fingerprint = bytes.fingerprint(&json, &added);
         let mut tokenizer = Self {
             inner,
             bytes,

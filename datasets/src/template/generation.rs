@@ -1,24 +1,23 @@
 //! `{% generation %}` … `{% endgeneration %}`: the marks that transformers puts around assistant text.
 //!
-//! In transformers the pair is a Jinja extension that parses to a call block. minijinja takes no
-//! extensions but has call blocks, so a pass over the source writes one tag as the other before
-//! minijinja sees it: `{%- generation -%}` becomes `{%- call potstill_generation() -%}`, and
-//! `{%- endgeneration %}` becomes `{%- endcall %}`. Whitespace control, scopes and nesting stay what
-//! they are in transformers. The function writes its block between two private-use characters,
-//! [`Marks`], which do not occur in the conversation, and [`Marks::take`] takes them out again.
+//! In transformers the pair is a Jinja extension that parses to a call block: what lies between has a
+//! scope of its own. minijinja takes no extensions, so a pass over the source writes the tags as others
+//! before minijinja sees them. `{%- generation -%}` becomes
+//! `{%- with %}{{ potstill_generation_open }}{% if true -%}`, and `{%- endgeneration -%}` becomes
+//! `{%- endif %}{{ potstill_generation_close }}{% endwith -%}`: `with` is the scope, and each end is a block
+//! tag, so that whitespace control and trimmed line ends stay what they were. (A call block of minijinja
+//! would not do: `{% set x = x + 1 %}` does not see the outer x in it.) The two variables are private-use
+//! characters that do not occur in the conversation, and [`Marks::take`] takes them out again.
 
 use std::ops::Range;
 
-use minijinja::value::Kwargs;
-use minijinja::{Error, State, Value};
+/// The variable that marks where a block starts.
+pub(super) const OPEN: &str = "potstill_generation_open";
+/// The variable that marks where a block ends.
+pub(super) const CLOSE: &str = "potstill_generation_close";
 
-/// The function that a call block calls.
-pub(super) const FUNCTION: &str = "potstill_generation";
-/// The variable that holds the marks of a rendering.
-pub(super) const VARIABLE: &str = "potstill_generation_marks";
-
-/// Writes the generation tags of a template as call blocks. The second value says whether there
-/// were any.
+/// Writes the generation tags of a template as tags that minijinja knows. The second value says whether
+/// there were any.
 pub(super) fn rewrite(source: &str) -> (String, bool) {
     let mut out = String::with_capacity(source.len());
     let mut found = false;
@@ -27,23 +26,20 @@ pub(super) fn rewrite(source: &str) -> (String, bool) {
     while let Some(at) = rest.find('{') {
         let (text, tail) = rest.split_at(at);
         out.push_str(text);
-        let end = tag_end(tail, raw);
-        let (tag, behind) = tail.split_at(end);
+        let (tag, behind) = tail.split_at(tag_end(tail, raw));
         rest = behind;
         match tag_name(tag) {
             Some("raw") => raw = true,
             Some("endraw") => raw = false,
             Some("generation") if !raw => {
                 found = true;
-                out.push_str(&tag.replacen(
-                    "generation",
-                    &format!("call {FUNCTION}({VARIABLE})"),
-                    1,
-                ));
+                let tags = format!("with %}}{{{{ {OPEN} }}}}{{% if true");
+                out.push_str(&tag.replacen("generation", &tags, 1));
                 continue;
             }
             Some("endgeneration") if !raw => {
-                out.push_str(&tag.replacen("endgeneration", "endcall", 1));
+                let tags = format!("endif %}}{{{{ {CLOSE} }}}}{{% endwith");
+                out.push_str(&tag.replacen("endgeneration", &tags, 1));
                 continue;
             }
             _ => {}
@@ -102,23 +98,11 @@ fn tag_name(tag: &str) -> Option<&str> {
     inner.get(..end)
 }
 
-/// The call block's function: its body between the two marks.
-pub(super) fn call(state: &State, marks: String, kwargs: Kwargs) -> Result<String, Error> {
-    let caller: Value = kwargs.get("caller")?;
-    let body = caller.call(state, &[])?;
-    let mut marks = marks.chars();
-    let (open, close) = (
-        marks.next().unwrap_or_default(),
-        marks.next().unwrap_or_default(),
-    );
-    Ok(format!("{open}{body}{close}"))
-}
-
 /// Two characters that stand for the start and the end of a block in one rendering.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Marks {
-    open: char,
-    close: char,
+    pub(super) open: char,
+    pub(super) close: char,
 }
 
 impl Marks {
@@ -131,11 +115,6 @@ impl Marks {
             open,
             close: unused.next().unwrap_or('\u{10FFFD}'),
         }
-    }
-
-    /// The marks as the template's variable holds them.
-    pub(super) fn variable(self) -> Value {
-        Value::from(format!("{}{}", self.open, self.close))
     }
 
     /// Takes the marks out of a rendering: the text, and the byte ranges that were between them. A block
@@ -169,20 +148,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tags_become_call_blocks_with_their_whitespace_control() {
-        let call = "call potstill_generation(potstill_generation_marks)";
+    fn tags_are_rewritten_with_their_whitespace_control() {
+        let open = "with %}{{ potstill_generation_open }}{% if true";
+        let close = "endif %}{{ potstill_generation_close }}{% endwith";
         for (source, expected) in [
             (
                 "a{% generation %}b{% endgeneration %}c",
-                format!("a{{% {call} %}}b{{% endcall %}}c"),
+                format!("a{{% {open} %}}b{{% {close} %}}c"),
             ),
             (
                 "{%- generation -%}b{%- endgeneration -%}",
-                format!("{{%- {call} -%}}b{{%- endcall -%}}"),
+                format!("{{%- {open} -%}}b{{%- {close} -%}}"),
             ),
             (
-                "{%generation%}b{%+endgeneration%}",
-                format!("{{%{call}%}}b{{%+endcall%}}"),
+                "{%generation%}b{%+endgeneration+%}",
+                format!("{{%{open}%}}b{{%+{close}+%}}"),
             ),
         ] {
             assert_eq!(rewrite(source), (expected, true));

@@ -5,7 +5,7 @@ use potstill_datasets::{
     prompt_ids, split_reasoning,
 };
 
-use crate::small::{byte_level, sentence_piece};
+use crate::text::small::{byte_level, sentence_piece};
 
 const CHATML: &str = "{% for m in messages %}<|im_start|>{{ m.role }}
 {{ m.content }}<|im_end|>
@@ -151,6 +151,50 @@ fn marks_may_leave_gaps() {
     );
 }
 
+/// Reasoning models' templates open the reasoning in the prompt, and mark it with the answer.
+#[test]
+fn what_the_prompt_writes_of_the_answer_carries_no_loss() {
+    let opened = MARKED
+        .replace(
+            "{{ m.content }}<|im_end|>{% endgen",
+            "<think>{{ m.content }}<|im_end|>{% endgen",
+        )
+        .replace(
+            "<|im_start|>assistant\n{% endif %}",
+            "<|im_start|>assistant\n<think>{% endif %}",
+        );
+    let prompt = PROMPT.replace("assistant\n", "assistant\n<think>");
+    assert_eq!(masked(&opened, "Yes"), format!("{prompt}[Yes<|im_end|>]\n"));
+}
+
+/// A template that cuts earlier turns short once they are answered: the marks are what is left to go by.
+#[test]
+fn marks_serve_where_the_prompt_is_no_prefix() {
+    let cuts = MARKED.replace(
+        "{{ m.content }}<|im_end|>{% endgen",
+        "{{ m.content if loop.index0 + 2 >= messages | length else '-' }}<|im_end|>{% endgen",
+    );
+    let tokenizer = byte_level();
+    let template = ChatTemplate::from_source("test", &cuts).unwrap();
+    let prompt = [
+        Message::text(Role::User, "Hi"),
+        Message::text(Role::Assistant, "Ho"),
+        Message::text(Role::User, "And?"),
+    ];
+    let encoded = encode_conversation(
+        &tokenizer,
+        &template,
+        &prompt,
+        None,
+        &Message::text(Role::Assistant, "Yes"),
+        None,
+    );
+    assert_eq!(
+        shown(&tokenizer, &encoded.unwrap()),
+        format!("{}[Yes<|im_end|>]\n", PROMPT.replace("Ho", "-"))
+    );
+}
+
 #[test]
 fn reasoning_is_written_and_never_lost() {
     let tokenizer = byte_level();
@@ -167,7 +211,12 @@ fn reasoning_is_written_and_never_lost() {
         "{{ m.content }}",
         "{{ '' if loop.last else m.reasoning_content }}{{ m.content }}",
     );
-    insta::assert_snapshot!(encode(&tokenizer, &drops, &answer).unwrap_err(), @"");
+    insta::assert_snapshot!(encode(&tokenizer, &drops, &answer).unwrap_err(), @r#"
+chat template test drops the reasoning of the assistant's turn.
+  missing:  "2 + 2"
+  rendered: "4<|im_end|>\n"
+hint: use a template that keeps it, or data without reasoning
+"#);
     let strips = CHATML.replace("{{ m.content }}", "{{ m.content.split('</think>')[-1] }}");
     assert!(matches!(
         encode(&tokenizer, &strips, &answer),
@@ -180,17 +229,31 @@ fn masks_that_would_be_wrong_are_errors() {
     let tokenizer = byte_level();
     let yes = Message::text(Role::Assistant, "Yes");
     let error = |source: &str| encode(&tokenizer, source, &yes).unwrap_err().to_string();
-    insta::assert_snapshot!(error(&CHATML.replace("assistant\n", "assistant\n<think>")), @"");
-    insta::assert_snapshot!(error(&CHATML.replace("<|im_end|>", "")), @"");
-    insta::assert_snapshot!(error(&MARKED.replace("m.role == 'assistant'", "not loop.last")), @"");
+    insta::assert_snapshot!(error(&CHATML.replace("assistant\n", "assistant\n<think>")), @r#"
+chat template test: the rendered prompt is not the start of the rendered conversation, so the assistant's tokens are not known; they part at character 119.
+  prompt:       "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHo<|im_end|>\n<|im_start|>user\nAnd?<|im_end|>\n<|im_start|>assistant\n<think>"
+  conversation: "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHo<|im_end|>\n<|im_start|>user\nAnd?<|im_end|>\n<|im_start|>assistant\nYes<|im_end|>\n"
+hint: put the assistant's turn between {% generation %} and {% endgeneration %} in the template
+"#);
+    insta::assert_snapshot!(error(&CHATML.replace("<|im_end|>", "")), @r#"
+chat template test does not end the assistant's turn with an end-of-sequence token, so a student would never learn to stop.
+  rendered: "Yes\n"
+  end of sequence: 262 "<|im_end|>"
+hint: add the token to the template, or to eos_token_id in generation_config.json
+"#);
+    insta::assert_snapshot!(error(&MARKED.replace("m.role == 'assistant'", "not loop.last")), @r#"
+chat template test has {% generation %} marks, but none around the last assistant turn.
+  rendered: "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHo<|im_end|>\n<|im_start|>user\nAnd?<|im_end|>\n<|im_start|>assistant\nYes<|im_end|>\n"
+hint: put the marks around every assistant turn, or remove them all
+"#);
     let end_inside = encode(
         &tokenizer,
         CHATML,
         &Message::text(Role::Assistant, "a<|im_end|>b"),
     )
     .unwrap_err();
-    insta::assert_snapshot!(end_inside, @"");
-    insta::assert_snapshot!(error("{% if not add_generation_prompt %}{{ messages[-1].content }}<|im_end|>{% endif %}"), @"");
+    insta::assert_snapshot!(end_inside, @r#"the assistant's text contains "<|im_end|>", which ends a sequence: everything behind it would be lost; remove it from the data"#);
+    insta::assert_snapshot!(error("{% if not add_generation_prompt %}{{ messages[-1].content }}<|im_end|>{% endif %}"), @"the prompt is empty after rendering with chat template test; a model needs at least one token to go on from");
 }
 
 #[test]

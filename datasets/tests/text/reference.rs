@@ -8,7 +8,7 @@ use potstill_datasets::{ChatTemplate, Message, Role, Tokenizer, encode_conversat
 use serde_json::Value;
 
 use crate::messages;
-use crate::tokenizer::TEXTS;
+use crate::text::tokenizer::TEXTS;
 
 /// A file or folder below `POTSTILL_REAL`, or `None` after saying that the test is skipped.
 fn real(path: &str) -> Option<PathBuf> {

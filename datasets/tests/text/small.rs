@@ -23,7 +23,7 @@ fn added(tokens: &[&str], first: usize) -> Vec<Value> {
 
 /// Byte-level BPE: bytes are ids 0 to 255 in the order of GPT-2's alphabet, then "\n\n", " t" and " th",
 /// then `<s>` 259, `</s>` 260, `<|im_start|>` 261, `<|im_end|>` 262.
-pub fn byte_level_json() -> Value {
+pub(crate) fn byte_level_json() -> Value {
     let mut alphabet: Vec<char> = (33..=126)
         .chain(161..=172)
         .chain(174..=255)
@@ -49,7 +49,7 @@ pub fn byte_level_json() -> Value {
 }
 
 /// SentencePiece's way: `<unk>` 0, `<s>` 1, `</s>` 2, the bytes, then `▁`, letters, and "▁a" and "ab".
-pub fn sentence_piece_json() -> Value {
+pub(crate) fn sentence_piece_json() -> Value {
     let mut vocabulary: Vec<String> = ["<unk>", "<s>", "</s>"].map(str::to_owned).to_vec();
     vocabulary.extend((0..256).map(|byte| format!("<0x{byte:02X}>")));
     vocabulary.extend(["▁", "a", "b", "c", "▁a", "ab"].map(str::to_owned));
@@ -74,11 +74,11 @@ pub fn sentence_piece_json() -> Value {
     })
 }
 
-pub fn write(dir: &Path, name: &str, json: &Value) {
+pub(crate) fn write(dir: &Path, name: &str, json: &Value) {
     fs::write(dir.join(name), json.to_string()).unwrap();
 }
 
-pub fn folder(tokenizer: &Value, eos: &str) -> TempDir {
+pub(crate) fn folder(tokenizer: &Value, eos: &str) -> TempDir {
     let dir = tempfile::tempdir().unwrap();
     write(dir.path(), "tokenizer.json", tokenizer);
     write(
@@ -90,11 +90,11 @@ pub fn folder(tokenizer: &Value, eos: &str) -> TempDir {
 }
 
 /// Ends a sequence with `<|im_end|>`.
-pub fn byte_level() -> Tokenizer {
+pub(crate) fn byte_level() -> Tokenizer {
     Tokenizer::from_dir(folder(&byte_level_json(), "<|im_end|>").path()).unwrap()
 }
 
 /// Ends a sequence with `</s>`.
-pub fn sentence_piece() -> Tokenizer {
+pub(crate) fn sentence_piece() -> Tokenizer {
     Tokenizer::from_dir(folder(&sentence_piece_json(), "</s>").path()).unwrap()
 }

@@ -164,35 +164,43 @@ fn stats<S: Stored<W>, W: Wide>(
 
 fn stats_row<W: Wide>(s: &[W], support: &[i32], out: &mut [W]) {
     let k = support.len();
-    let max = s
-        .iter()
-        .fold(W::of(f64::NEG_INFINITY), |m, &x| if x > m { x } else { m });
     let mut sorted: Vec<usize> = present(support, s.len()).map(|(_, id)| id).collect();
     sorted.sort_unstable();
     // The tail is what lies between the support's ids, so no column is tested for membership.
-    let mut tail = 0.0;
-    let mut on_support = 0.0;
-    let mut from = 0;
-    for &id in sorted.iter().chain([&s.len()]) {
-        tail += s[from..id]
-            .iter()
-            .map(|&x| x.sub(max).exp().f64())
-            .sum::<f64>();
-        if let Some(&x) = s.get(id) {
-            on_support += x.sub(max).exp().f64();
-        }
-        from = id + 1;
-    }
-    let log_z = max.f64() + (tail + on_support).ln();
+    let starts = std::iter::once(0).chain(sorted.iter().map(|id| id + 1));
+    let ends = sorted.iter().copied().chain([s.len()]);
+    let gaps: Vec<&[W]> = starts
+        .zip(ends)
+        .map(|(start, end)| &s[start..end])
+        .collect();
+    let on_support: Vec<W> = sorted.iter().map(|&id| s[id]).collect();
+    let log_tail = log_sum_exp(&gaps);
+    let log_support = log_sum_exp(&[&on_support]);
+    let (low, high) = (log_tail.min(log_support), log_tail.max(log_support));
+    let log_z = high + (low - high).exp().ln_1p();
     for (slot, id) in present(support, s.len()) {
         out[slot] = W::of(s[id].f64() - log_z);
     }
-    out[k] = W::of(if tail > 0.0 {
-        max.f64() + tail.ln() - log_z
+    out[k] = W::of(if log_tail.is_finite() {
+        log_tail - log_z
     } else {
         TAIL_FLOOR_NATS
     });
     out[k + 1] = W::of(log_z);
+}
+
+/// Over all parts together, against their own maximum; −∞ for no columns. The sum is kept in f64.
+fn log_sum_exp<W: Wide>(parts: &[&[W]]) -> f64 {
+    let columns = || parts.iter().copied().flatten();
+    let max = columns().fold(W::of(f64::NEG_INFINITY), |m, &x| if x > m { x } else { m });
+    if max.f64() == f64::NEG_INFINITY {
+        return f64::NEG_INFINITY;
+    }
+    let sum: f64 = parts
+        .iter()
+        .map(|part| part.iter().map(|&x| x.sub(max).exp().f64()).sum::<f64>())
+        .sum();
+    max.f64() + sum.ln()
 }
 
 fn grad<S: Stored<W>, W: Wide>(

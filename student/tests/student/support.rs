@@ -10,7 +10,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 /// A file or folder below `POTSTILL_REAL`, or a word on stderr that the test was skipped.
-pub fn real(path: &str) -> Option<PathBuf> {
+pub(crate) fn real(path: &str) -> Option<PathBuf> {
     let Some(root) = std::env::var_os("POTSTILL_REAL") else {
         eprintln!("skipped: POTSTILL_REAL is not set");
         return None;
@@ -23,7 +23,7 @@ pub fn real(path: &str) -> Option<PathBuf> {
     Some(path)
 }
 
-pub fn settings() -> Settings {
+pub(crate) fn settings() -> Settings {
     Settings {
         steps: 6,
         batch: 4,
@@ -44,7 +44,7 @@ pub fn settings() -> Settings {
 }
 
 /// Two layers, grouped queries, a tied head, 47 tokens.
-pub fn tiny(dtype: DType) -> Llama {
+pub(crate) fn tiny(dtype: DType) -> Llama {
     let config = r#"{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 47,
         "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4,
         "num_key_value_heads": 2, "head_dim": 4, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
@@ -72,7 +72,7 @@ fn larger(model: Llama) -> Llama {
 }
 
 /// Signals with ragged lengths, masks and supports; each is a valid coarse distribution.
-pub fn signals(count: usize, vocab: u32, seed: u64) -> Vec<Signal> {
+pub(crate) fn signals(count: usize, vocab: u32, seed: u64) -> Vec<Signal> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     (0..count).map(|i| signal(i, vocab, &mut rng)).collect()
 }
@@ -110,7 +110,7 @@ fn row(realised: u32, vocab: u32, rng: &mut ChaCha8Rng) -> SignalRow {
 }
 
 /// Log-probabilities [n][v] of a model over each position of sequences of equal length, in f64.
-pub fn log_probs(model: &Llama, sequences: &[Vec<u32>]) -> Vec<Vec<f64>> {
+pub(crate) fn log_probs(model: &Llama, sequences: &[Vec<u32>]) -> Vec<Vec<f64>> {
     let t = sequences[0].len();
     let ids: Vec<i32> = sequences.iter().flatten().map(|&id| id as i32).collect();
     let ids_bt = Tensor::<2, Int>::from_data(
@@ -131,7 +131,7 @@ pub fn log_probs(model: &Llama, sequences: &[Vec<u32>]) -> Vec<Vec<f64>> {
 }
 
 /// A row with the k likeliest tokens as support, the rest as tail.
-pub fn top_k(log_p: &[f64], k: usize) -> SignalRow {
+pub(crate) fn top_k(log_p: &[f64], k: usize) -> SignalRow {
     let mut ids: Vec<u32> = (0..log_p.len() as u32).collect();
     ids.sort_by(|&a, &b| log_p[b as usize].total_cmp(&log_p[a as usize]).then(a.cmp(&b)));
     let tail: f64 = ids[k..].iter().map(|&id| log_p[id as usize].exp()).sum();
@@ -145,7 +145,7 @@ pub fn top_k(log_p: &[f64], k: usize) -> SignalRow {
     }
 }
 
-pub fn flat(gradients: &Gradients) -> Vec<f64> {
+pub(crate) fn flat(gradients: &Gradients) -> Vec<f64> {
     let numbers = |parameter: &Parameter| match parameter {
         Parameter::Matrix(tensor) => tensor.to_data().iter::<f64>().collect::<Vec<_>>(),
         Parameter::Vector(tensor) => tensor.to_data().iter::<f64>().collect(),
@@ -154,7 +154,7 @@ pub fn flat(gradients: &Gradients) -> Vec<f64> {
 }
 
 /// ‖a − b‖ / ‖b‖.
-pub fn relative(a: &[f64], b: &[f64]) -> f64 {
+pub(crate) fn relative(a: &[f64], b: &[f64]) -> f64 {
     assert_eq!(a.len(), b.len());
     let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|x| x * x).sum::<f64>().sqrt();
     norm(&mut a.iter().zip(b).map(|(x, y)| x - y)) / norm(&mut b.iter().copied())
