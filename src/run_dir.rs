@@ -17,10 +17,9 @@ use potstill_datasets::{
     MANIFEST_FILE, Manifest, SCHEMA_VERSION, hash_files, replace_file, stage_key,
 };
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::run_file::Loaded;
-
 
 mod ledger;
 mod owner;
@@ -340,6 +339,8 @@ pub fn settings_of(value: &impl Serialize) -> anyhow::Result<Value> {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     const RUN: &str = "[run]\nname = \"tiny\"\n[import]\npath = \"p\"\ncolumns = { text = \"t\" }\n[teacher]\npath = \"m\"\n[collect]\nsignals = { top_k = 4 }\n[student]\nevery = 2\n";

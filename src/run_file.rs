@@ -2,14 +2,13 @@
 //!
 //! Parsing touches no file and no device; the only thing it reads besides the text is
 //! the environment, for `${NAME}` in paths. Range rules live in [`ranges`], so that the
-//! parser points at the value; rules between keys are in [`rules`] and are reported
+//! parser points at the value; rules between keys are in `rules` and are reported
 //! together.
 
 mod loaded;
 mod place;
 pub mod ranges;
 mod rules;
-
 
 pub use loaded::{Loaded, parse};
 pub use place::{ConfigError, Problem};

@@ -1,5 +1,6 @@
 //! Whose run directory a folder is.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::path::Path;
 
@@ -27,8 +28,9 @@ pub fn check_owner(root: &Path, run: &Loaded) -> anyhow::Result<()> {
         Err(_) => {
             let mut entries = fs::read_dir(root)
                 .with_context(|| format!("cannot use {} as a run directory", root.display()))?;
-            // `.work` alone is a run directory whose first moments were cut short.
-            if entries.all(|e| e.is_ok_and(|e| e.file_name() == ".work")) {
+            // These alone are a run directory whose first moments were cut short.
+            let begun = |name: &OsStr| name == ".work" || name == "run.toml.tmp";
+            if entries.all(|e| e.is_ok_and(|e| begun(&e.file_name()))) {
                 return Ok(());
             }
             return Err(ConfigError::plain(format!(

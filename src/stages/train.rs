@@ -53,7 +53,8 @@ fn train_one(context: &Context, name: &str) -> anyhow::Result<Outcome> {
     let folder = dir.path(&plan.home);
     let started = folder.join(STARTED_FILE);
     let of = fs::read_to_string(&started).unwrap_or_default();
-    if folder.exists() && of != key {
+    // Without a checkpoint there is nothing to keep: it was begun and cut short.
+    if of != key && folder.join("checkpoints").exists() {
         let old = dir.keep_old(&plan.home)?;
         talk.line(&format!(
             "{stage}: what was there before is kept as {}",
