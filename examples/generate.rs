@@ -3,6 +3,9 @@
 //!
 //! cargo run --release --example generate -- FOLDER NEW_TOKENS PROMPT...
 
+// It is a program: it prints.
+#![allow(clippy::print_stdout)]
+
 use std::ops::ControlFlow;
 use std::path::Path;
 
@@ -17,13 +20,23 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let dir = Path::new(&dir);
     let tokenizer = Tokenizer::from_dir(dir)?;
     let model = load(dir, DType::F32, &Device::flex())?;
-    let sampling = Sampling { max_new_tokens: new_tokens.parse()?, temperature: 0.0, top_p: 1.0 };
+    let sampling = Sampling {
+        max_new_tokens: new_tokens.parse()?,
+        temperature: 0.0,
+        top_p: 1.0,
+    };
     for prompt in args {
         let prompt_ids = tokenizer.encode(&prompt, true)?;
         let mut progress = |_| ControlFlow::Continue(());
         let prompts = [prompt_ids.clone()];
-        let answers =
-            generate(&model, &prompts, tokenizer.eos_ids(), &sampling, &[0], &mut progress)?;
+        let answers = generate(
+            &model,
+            &prompts,
+            tokenizer.eos_ids(),
+            &sampling,
+            &[0],
+            &mut progress,
+        )?;
         for answer in answers.unwrap_or_default() {
             let text = tokenizer.decode(&answer.ids, true)?;
             let line = serde_json::json!({

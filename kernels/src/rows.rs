@@ -64,7 +64,7 @@ impl Default for Head {
     }
 }
 
-/// The head's parameters as plain numbers, the form in which they cross the backend boundary.
+/// The head's parameters as a kernel takes them.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct HeadNumbers {
     scale: f64,
@@ -94,20 +94,16 @@ pub struct RowStats {
 /// # Panics
 /// As burn's own operations do, on shapes that do not fit.
 pub fn row_stats(logits_nv: Tensor<2>, support_nk: Tensor<2, Int>, head: &Head) -> RowStats {
-    let [n, v] = logits_nv.dims();
+    let [n, _] = logits_nv.dims();
     let [rows, k] = support_nk.dims();
     assert_eq!(
         n, rows,
         "row_stats: logits have {n} rows, the support {rows}"
     );
-    let head = head.numbers(v);
     let stats = <Dispatch as RowOps>::row_stats(
         logits_nv.into_dispatch(),
         support_nk.cast(DType::I32).into_dispatch(),
-        head.scale,
-        head.softcap,
-        head.inv_temperature,
-        head.vocab,
+        *head,
     );
     let stats = Tensor::<2>::from_dispatch(stats);
     RowStats {
@@ -141,8 +137,6 @@ fn stats_shape(logits: &Shape, support: &Shape) -> Shape {
 }
 
 /// The op as a backend provides it.
-///
-/// `softcap` is 0 for none; `vocab` is at most the logits' width.
 #[backend_extension(Flex, Cube: cfg(feature = "cube"), Fusion: cfg(feature = "fusion"), Autodiff)]
 pub trait RowOps: Backend {
     /// Logits [n, v] and support [n, k] to [n, k+2]: log q on S, log q of the tail, log-sum-exp.
@@ -150,10 +144,7 @@ pub trait RowOps: Backend {
     fn row_stats(
         logits: FloatTensor<Self>,
         support: IntTensor<Self>,
-        scale: f64,
-        softcap: f64,
-        inv_temperature: f64,
-        vocab: usize,
+        head: Head,
     ) -> FloatTensor<Self>;
 
     /// The gradient [n, v] with respect to the logits, from the statistics [n, k+2] and the
@@ -164,9 +155,6 @@ pub trait RowOps: Backend {
         support: IntTensor<Self>,
         stats: FloatTensor<Self>,
         gradient: FloatTensor<Self>,
-        scale: f64,
-        softcap: f64,
-        inv_temperature: f64,
-        vocab: usize,
+        head: Head,
     ) -> FloatTensor<Self>;
 }

@@ -1,6 +1,6 @@
 //! The gradient: the logits, the support and the statistics are kept, nothing else of size v.
 
-use super::RowOps;
+use super::{Head, RowOps};
 use burn::backend::autodiff::{
     Autodiff,
     checkpoint::{base::Checkpointer, strategy::CheckpointStrategy},
@@ -17,10 +17,7 @@ struct Saved<B: Backend> {
     logits: FloatTensor<B>,
     support: IntTensor<B>,
     stats: FloatTensor<B>,
-    scale: f64,
-    softcap: f64,
-    inv_temperature: f64,
-    vocab: usize,
+    head: Head,
 }
 
 #[derive(Debug)]
@@ -42,10 +39,7 @@ impl<B: Backend + RowOps> Backward<B, 1> for RowStatsBackward {
                 saved.support,
                 saved.stats,
                 gradient,
-                saved.scale,
-                saved.softcap,
-                saved.inv_temperature,
-                saved.vocab,
+                saved.head,
             )
         });
     }
@@ -55,21 +49,11 @@ impl<B: Backend + RowOps, C: CheckpointStrategy> RowOps for Autodiff<B, C> {
     fn row_stats(
         logits: FloatTensor<Self>,
         support: IntTensor<Self>,
-        scale: f64,
-        softcap: f64,
-        inv_temperature: f64,
-        vocab: usize,
+        head: Head,
     ) -> FloatTensor<Self> {
         let node = logits.node();
         let logits = logits.into_primitive();
-        let stats = B::row_stats(
-            logits.clone(),
-            support.clone(),
-            scale,
-            softcap,
-            inv_temperature,
-            vocab,
-        );
+        let stats = B::row_stats(logits.clone(), support.clone(), head);
         match RowStatsBackward
             .prepare::<C>([node])
             .compute_bound()
@@ -80,10 +64,7 @@ impl<B: Backend + RowOps, C: CheckpointStrategy> RowOps for Autodiff<B, C> {
                     logits,
                     support,
                     stats: stats.clone(),
-                    scale,
-                    softcap,
-                    inv_temperature,
-                    vocab,
+                    head,
                 };
                 prep.finish(saved, stats)
             }
@@ -96,10 +77,7 @@ impl<B: Backend + RowOps, C: CheckpointStrategy> RowOps for Autodiff<B, C> {
         support: IntTensor<Self>,
         stats: FloatTensor<Self>,
         gradient: FloatTensor<Self>,
-        scale: f64,
-        softcap: f64,
-        inv_temperature: f64,
-        vocab: usize,
+        head: Head,
     ) -> FloatTensor<Self> {
         // A gradient is a constant here: no second derivative is offered.
         FloatTensor::<Self>::new(B::row_gradient(
@@ -107,10 +85,7 @@ impl<B: Backend + RowOps, C: CheckpointStrategy> RowOps for Autodiff<B, C> {
             support,
             stats.into_primitive(),
             gradient.into_primitive(),
-            scale,
-            softcap,
-            inv_temperature,
-            vocab,
+            head,
         ))
     }
 }

@@ -6,7 +6,7 @@
 //! in the tail, a second one overwrites the k support columns. No atomics: the same input gives the
 //! same bits. Traffic: forward n·v reads; backward n·v reads and n·v writes.
 
-use super::{HeadNumbers, RowOps, TAIL_FLOOR_NATS};
+use super::{Head, HeadNumbers, RowOps, TAIL_FLOOR_NATS};
 use burn::backend::TensorMetadata;
 use burn::backend::cubecl::dtype_to_storage_type;
 use burn::backend::tensor::{FloatTensor, IntTensor};
@@ -26,17 +26,9 @@ impl RowOps for CubeBackend {
     fn row_stats(
         logits: FloatTensor<Self>,
         support: IntTensor<Self>,
-        scale: f64,
-        softcap: f64,
-        inv_temperature: f64,
-        vocab: usize,
+        head: Head,
     ) -> FloatTensor<Self> {
-        let head = HeadNumbers {
-            scale,
-            softcap,
-            inv_temperature,
-            vocab,
-        };
+        let head = head.numbers(logits.shape()[1]);
         stats(into_contiguous(logits), into_contiguous(support), head)
     }
 
@@ -45,17 +37,9 @@ impl RowOps for CubeBackend {
         support: IntTensor<Self>,
         stats: FloatTensor<Self>,
         gradient: FloatTensor<Self>,
-        scale: f64,
-        softcap: f64,
-        inv_temperature: f64,
-        vocab: usize,
+        head: Head,
     ) -> FloatTensor<Self> {
-        let head = HeadNumbers {
-            scale,
-            softcap,
-            inv_temperature,
-            vocab,
-        };
+        let head = head.numbers(logits.shape()[1]);
         let [logits, support, stats, gradient] =
             [logits, support, stats, gradient].map(into_contiguous);
         grad(logits, support, stats, gradient, head)

@@ -1,9 +1,9 @@
 //! The plain-loop form: rows in parallel, each row in order, sums in f64.
 
-use super::{HeadNumbers, RowOps, TAIL_FLOOR_NATS, stats_dtype};
-use burn::backend::Flex;
+use super::{Head, HeadNumbers, RowOps, TAIL_FLOOR_NATS, stats_dtype};
 use burn::backend::flex::FlexTensor;
 use burn::backend::tensor::{FloatTensor, IntTensor};
+use burn::backend::{Flex, TensorMetadata};
 use burn::tensor::{DType, Element, TensorData, bf16, f16};
 use rayon::prelude::*;
 
@@ -11,17 +11,9 @@ impl RowOps for Flex {
     fn row_stats(
         logits: FloatTensor<Self>,
         support: IntTensor<Self>,
-        scale: f64,
-        softcap: f64,
-        inv_temperature: f64,
-        vocab: usize,
+        head: Head,
     ) -> FloatTensor<Self> {
-        let head = HeadNumbers {
-            scale,
-            softcap,
-            inv_temperature,
-            vocab,
-        };
+        let head = head.numbers(logits.shape()[1]);
         let logits = logits.to_contiguous();
         let support = support.to_contiguous();
         match logits.dtype() {
@@ -38,17 +30,9 @@ impl RowOps for Flex {
         support: IntTensor<Self>,
         stats: FloatTensor<Self>,
         gradient: FloatTensor<Self>,
-        scale: f64,
-        softcap: f64,
-        inv_temperature: f64,
-        vocab: usize,
+        head: Head,
     ) -> FloatTensor<Self> {
-        let head = HeadNumbers {
-            scale,
-            softcap,
-            inv_temperature,
-            vocab,
-        };
+        let head = head.numbers(logits.shape()[1]);
         let [logits, support, stats, gradient] =
             [logits, support, stats, gradient].map(|t| t.to_contiguous());
         match logits.dtype() {

@@ -1,5 +1,8 @@
 //! Flows of the crate: gradients against finite differences, splits and PyTorch; resumption.
 
+// Lints know test functions, not the functions they share.
+#![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
+
 mod gradients;
 mod reference;
 mod resume;

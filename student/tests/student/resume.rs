@@ -35,8 +35,8 @@ fn run(
 
 fn bits(model: &Llama) -> Vec<u32> {
     let numbers = |(_, parameter): (String, Parameter)| match parameter {
-        Parameter::Matrix(tensor) => tensor.into_data().to_vec::<f32>().unwrap(),
-        Parameter::Vector(tensor) => tensor.into_data().to_vec::<f32>().unwrap(),
+        Parameter::Matrix(tensor) => tensor.into_data().iter::<f32>().collect::<Vec<_>>(),
+        Parameter::Vector(tensor) => tensor.into_data().iter::<f32>().collect::<Vec<_>>(),
     };
     named_parameters(model)
         .into_iter()
