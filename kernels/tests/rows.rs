@@ -6,8 +6,9 @@
 // Lints know test functions, not the functions they share.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
-use burn::tensor::{DType, Device, Int, Tensor, TensorData};
-use potstill_kernels::{Head, RowStats, TAIL_FLOOR_NATS, row_stats, row_stats_reference};
+use burn::backend::{Autodiff, Backend, Flex, ops::*};
+use burn::tensor::{DType, Device, Int, Tensor, TensorData, try_read_sync};
+use potstill_kernels::{Head, RowOps, RowStats, TAIL_FLOOR_NATS, row_stats, row_stats_reference};
 use rand::{Rng, SeedableRng, seq::SliceRandom};
 use rand_chacha::ChaCha8Rng;
 
@@ -298,6 +299,59 @@ fn a_tiny_tail_neither_overflows_nor_vanishes() {
             "{gradient:?}"
         );
     }
+}
+
+/// As [`run`], on a backend by its type: past the device dispatch, hence without operator fusion
+/// even where that is compiled in.
+fn run_on<B: Backend + RowOps>(case: &Case, device: &B::Device) -> (Vec<f64>, Vec<f64>) {
+    let floats = |values: &[f64], columns: usize| {
+        let values: Vec<f32> = values.iter().map(|&value| value as f32).collect();
+        Autodiff::<B>::float_from_data(TensorData::new(values, [case.n, columns]), device)
+    };
+    let ids: Vec<i32> = case.support.iter().map(|&id| id as i32).collect();
+    let support = B::int_from_data(TensorData::new(ids, [case.n, case.k]), device);
+    let logits = floats(&case.logits, case.v).require_grad();
+    let stats = <Autodiff<B> as RowOps>::row_stats(logits.clone(), support, case.head);
+    let weighted = Autodiff::<B>::float_mul(stats.clone(), floats(&case.weights, case.k + 2));
+    let gradients = Autodiff::<B>::float_sum(weighted).backward();
+    let read = |tensor| -> Vec<f64> {
+        let data = try_read_sync(B::float_into_data(tensor)).unwrap().unwrap();
+        data.iter::<f64>().collect()
+    };
+    (
+        read(stats.into_primitive()),
+        read(logits.grad(&gradients).unwrap()),
+    )
+}
+
+fn compare_on<B: Backend + RowOps>(name: &str, device: &B::Device, tolerance: f64) {
+    for case in cases() {
+        let (want, want_gradient) = by_definition(&case);
+        let (got, gradient) = run_on::<B>(&case, device);
+        let (values, gradients) = (worst(&got, &want), worst(&gradient, &want_gradient));
+        let (n, v, k) = (case.n, case.v, case.k);
+        println!("{name} F32 n={n} v={v} k={k}: values {values:.1e}, gradient {gradients:.1e}");
+        assert!(
+            values <= tolerance && gradients <= tolerance,
+            "{name} {n}×{v}, k={k}"
+        );
+    }
+}
+
+#[test]
+fn plain_loops_by_backend_type() {
+    compare_on::<Flex>("plain loops, no dispatch", &Default::default(), 5e-6);
+}
+
+#[cfg(feature = "cube")]
+#[test]
+fn kernel_without_fusion() {
+    use burn_cubecl::{CubeBackend, CubeDevice};
+    compare_on::<CubeBackend>(
+        "kernel, no dispatch, no fusion",
+        &CubeDevice::default(),
+        5e-5,
+    );
 }
 
 #[cfg(feature = "cube")]
