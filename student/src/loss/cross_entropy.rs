@@ -4,7 +4,7 @@
 
 use burn::tensor::Tensor;
 
-/// Nats by row, [n], from the student's log q of the realised token, [n, 1].
+/// Nats by row, `[n]`, from the student's log q of the realised token, [n, 1].
 #[must_use]
 pub fn cross_entropy(log_q_n1: Tensor<2>) -> Tensor<1> {
     log_q_n1.squeeze_dim::<1>(1).neg()

@@ -8,7 +8,7 @@
 
 use burn::tensor::Tensor;
 
-/// Nats by row, [n], from the teacher's `p_nk`, its logarithm (0 where p is 0) and the student's
+/// Nats by row, `[n]`, from the teacher's `p_nk`, its logarithm (0 where p is 0) and the student's
 /// `log_q_nk`, all [n, k+1].
 #[must_use]
 pub fn forward_kl(p_nk: Tensor<2>, log_p_nk: Tensor<2>, log_q_nk: Tensor<2>) -> Tensor<1> {
