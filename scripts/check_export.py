@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """Loads an exported student in transformers and compares its greedy tokens with Potstill's.
 
-usage: check_export.py FOLDER PROMPT...     needs torch and transformers; builds the example `generate`
+usage: check_export.py GENERATE FOLDER PROMPT...     needs torch and transformers
+
+GENERATE is the example program, target/release/examples/generate after `cargo build --release --examples`.
 """
 import json
-import pathlib
 import subprocess
 import sys
 
@@ -15,12 +16,11 @@ NEW_TOKENS = 32
 
 
 def main():
-    folder, prompts = sys.argv[1], sys.argv[2:]
-    if not prompts:
+    if len(sys.argv) < 4:
         sys.exit(__doc__)
-    root = pathlib.Path(__file__).resolve().parent.parent
-    command = ["cargo", "run", "--release", "--quiet", "--example", "generate", "--", str(pathlib.Path(folder).resolve())]
-    out = subprocess.run(command + [str(NEW_TOKENS)] + prompts, cwd=root, check=True, capture_output=True, text=True).stdout
+    generate, folder, *prompts = sys.argv[1:]
+    command = [generate, folder, str(NEW_TOKENS), *prompts]
+    out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model, info = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
     wrong = {k: v for k, v in info.items() if v}
