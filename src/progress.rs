@@ -1,5 +1,7 @@
 //! What is said while a run goes on: bars on a terminal, plain lines elsewhere. All of
 //! it goes to stderr; stdout carries what was asked for.
+
+// This is the one place that prints.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 use std::io::IsTerminal;

@@ -1,6 +1,7 @@
 //! The sentences of `docs/architecture.md` that can be read off the manifests and the
 //! sources.
 
+// Lints know test functions, not the functions they share.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;

@@ -145,9 +145,6 @@ fn dropped(keep: Keep, finish_reason: FinishReason) -> Option<&'static str> {
         (Keep::Finished, FinishReason::Length) => Some("it was cut at `max_new_tokens`"),
         (Keep::Finished, FinishReason::ToolCalls) => Some("it ended in a tool call"),
         (Keep::Finished, FinishReason::ContentFilter) => Some("the teacher's filter cut it"),
-        // The enum may grow; what is not known to be finished is not kept.
-        #[allow(unreachable_patterns)]
-        (Keep::Finished, _) => Some("it is not known to be finished"),
     }
 }
 

@@ -1,5 +1,6 @@
 //! Flows of the real binary over a tiny random model, in temporary folders.
 
+// Lints know test functions, not the functions they share.
 #![allow(clippy::unwrap_used)]
 
 mod bad_input;

@@ -1,5 +1,6 @@
 //! The crate from outside: checkpoints, gradients, generation, and agreement with transformers.
 
+// Lints know test functions, not the functions they share.
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
 mod checkpoints;

@@ -1,5 +1,6 @@
 //! The local teacher on real checkpoints: answers, signals, and every refused request.
 
+// Lints know test functions, not the functions they share.
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
 use std::ops::ControlFlow;
