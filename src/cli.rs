@@ -27,6 +27,8 @@ enum Command {
     Import(Flags),
     /// Ask the teacher: `completions/` and `signals/`
     Collect(Flags),
+    /// Ask the teacher for distributions over answers that have none: `signals/`
+    Score(Flags),
     /// Split into `train/`, `heldout/` and `dropped/`
     Curate(Flags),
     /// Train the student and its controls: `students/`
@@ -46,7 +48,7 @@ struct Flags {
     /// Where the run lives [default: runs/<name>]
     #[arg(long, value_name = "DIR")]
     run_dir: Option<PathBuf>,
-    /// What computes
+    /// What computes: cpu, and wgpu, vulkan or cuda in a build with that feature
     #[arg(long, value_name = "DEVICE", default_value = "cpu")]
     device: String,
     /// Take the first N prompts only
@@ -67,6 +69,7 @@ impl Command {
             | Command::Check(flags)
             | Command::Import(flags)
             | Command::Collect(flags)
+            | Command::Score(flags)
             | Command::Curate(flags)
             | Command::Train(flags)
             | Command::Export(flags)
@@ -143,6 +146,7 @@ fn run(cli: &Cli, talk: &Talk) -> anyhow::Result<Outcome> {
         Command::Run(_) | Command::Check(_) => stages::run(&context),
         Command::Import(_) => stages::import::import(&context),
         Command::Collect(_) => stages::collect::collect(&context),
+        Command::Score(_) => stages::score::score(&context),
         Command::Curate(_) => stages::curate::curate(&context),
         Command::Train(_) => stages::train::train(&context),
         Command::Export(_) => stages::export::export(&context),

@@ -28,6 +28,8 @@ pub struct RunFile {
     /// How they are answered.
     #[serde(default)]
     pub collect: Collect,
+    /// Distributions over answers that were collected without.
+    pub score: Option<Score>,
     /// Which answers are kept, and which are held out.
     #[serde(default)]
     pub curate: Curate,
@@ -40,6 +42,13 @@ pub struct RunFile {
     /// How it is measured.
     #[serde(default)]
     pub eval: Eval,
+}
+
+impl RunFile {
+    /// Whether distributions are stored beside the answers.
+    pub fn has_signals(&self) -> bool {
+        self.collect.signals.is_some() || self.score.is_some()
+    }
 }
 
 /// `[run]`
@@ -129,7 +138,8 @@ pub struct Collect {
     pub top_p: Mass,
     /// Sequences asked together. Part of what makes answers reproducible.
     pub batch: Count,
-    /// Distributions to store beside the text. Without them nothing can be trained.
+    /// Distributions to store beside the text. Without them, and without `[score]`, the text alone
+    /// can be trained on.
     pub signals: Option<Signals>,
     /// Marks around the reasoning in the teacher's text.
     pub reasoning: Option<Reasoning>,
@@ -168,6 +178,20 @@ pub struct Reasoning {
     pub open: String,
     /// Text that closes it, such as `</think>`.
     pub close: String,
+}
+
+/// `[score]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Score {
+    /// Most likely tokens stored at each position.
+    pub top_k: Count,
+    /// Temperatures other than 1 that a later training may use.
+    #[serde(default)]
+    pub temperatures: Vec<Positive>,
+    /// Answers scored together.
+    #[serde(default = "sixteen")]
+    pub batch: Count,
 }
 
 /// `[curate]`
@@ -339,6 +363,10 @@ fn default_of<T: TryFrom<f64, Error = String>>(value: f64) -> T {
     T::try_from(value).expect("defaults are in range")
 }
 
+fn sixteen() -> Count {
+    default_of(16.0)
+}
+
 fn zero() -> NonNegative {
     default_of(0.0)
 }
@@ -441,6 +469,11 @@ loss = { forward_kl = 1.0 }
                 "no signals",
                 "signals = { top_k = 64, temperatures = [2.0] }",
                 "",
+            ),
+            (
+                "signals twice",
+                "[student]",
+                "[score]\ntop_k = 8\n[student]",
             ),
             ("student is the teacher", "every = 2", ""),
             (

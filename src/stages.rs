@@ -9,6 +9,8 @@ pub mod eval;
 pub mod export;
 pub mod import;
 pub mod report;
+mod rows;
+pub mod score;
 pub mod train;
 
 use std::path::{Path, PathBuf};
@@ -103,13 +105,8 @@ pub(crate) fn run_dir_path(run: &Loaded, options: &Options) -> PathBuf {
 }
 
 pub(crate) fn device(name: &str) -> anyhow::Result<Device> {
-    match name {
-        "" | "cpu" => Ok(Device::flex()),
-        other => Err(ConfigError::plain(format!(
-            "`--device {other}`: this build computes on cpu only; leave the flag out"
-        ))
-        .into()),
-    }
+    let name = if name.is_empty() { "cpu" } else { name };
+    potstill_model::device(name).map_err(|e| ConfigError::plain(format!("`--device`: {e}")).into())
 }
 
 /// Runs every stage in order, and says so when there was nothing to do.
@@ -118,24 +115,26 @@ pub(crate) fn device(name: &str) -> anyhow::Result<Device> {
 /// Those of the first stage that fails.
 pub fn run(context: &Context) -> anyhow::Result<Outcome> {
     type Stage = fn(&Context) -> anyhow::Result<Outcome>;
-    let stages: [(&str, Stage); 7] = [
+    let mut stages: Vec<(&str, Stage)> = vec![
         ("import", import::import),
         ("collect", collect::collect),
+        ("score", score::score),
         ("curate", curate::curate),
         ("train", train::train),
         ("export", export::export),
         ("eval", eval::eval),
         ("report", report::report),
     ];
+    stages.retain(|(name, _)| *name != "score" || context.run.file.score.is_some());
     let mut all = Outcome::UpToDate;
-    for (name, stage) in stages {
+    for (name, stage) in &stages {
         match (all, stage(context)?) {
             (_, Outcome::Stopped) => return Ok(Outcome::Stopped),
             (_, Outcome::WouldRun) => {
                 let rest = stages
                     .iter()
                     .map(|(n, _)| *n)
-                    .skip_while(|n| *n != name)
+                    .skip_while(|n| n != name)
                     .skip(1);
                 let rest: Vec<&str> = rest.collect();
                 if !rest.is_empty() {

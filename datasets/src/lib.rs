@@ -1,5 +1,6 @@
 //! What Potstill stores: records, Parquet, journal, tokens and chat templates, batches
 
+mod answer;
 mod batch;
 mod chat;
 mod encode;
@@ -17,6 +18,7 @@ mod template;
 mod token_bytes;
 mod tokenizer;
 
+pub use crate::answer::encode_answer;
 pub use crate::batch::Order;
 pub use crate::encode::{Encoded, Reasoning, encode_conversation, prompt_ids, split_reasoning};
 pub use crate::error::Error;

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::encode::Encoded;
 use crate::error::Error;
 
 /// A teacher's distributions over one text: one for each position t ≥ 1 with `loss_mask[t]`, in order. Row i
@@ -42,6 +43,31 @@ pub struct SignalRow {
 pub const MASS_TOLERANCE: f64 = 1e-3;
 
 impl Signal {
+    /// A text alone: at each loss position all mass is on the realised token. Learning from it is
+    /// cross-entropy, and the KL from it is the negative log-likelihood.
+    pub fn of_text(prompt_id: String, sample_index: u32, text: Encoded) -> Signal {
+        let Encoded {
+            token_ids,
+            loss_mask,
+        } = text;
+        let tokens = token_ids.iter().zip(&loss_mask).skip(1);
+        let rows = tokens.filter(|(_, loss)| **loss).map(|(id, _)| SignalRow {
+            ids: vec![*id],
+            logprobs: vec![0.0],
+            tail_logprob: f32::NEG_INFINITY,
+            entropy: 0.0,
+            log_z_at: Vec::new(),
+        });
+        Signal {
+            prompt_id,
+            sample_index,
+            rows: rows.collect(),
+            token_ids,
+            loss_mask,
+            provenance: 0,
+        }
+    }
+
     /// The positions that have a distribution, in order: t ≥ 1 with `loss_mask[t]`.
     pub fn loss_positions(&self) -> impl Iterator<Item = usize> {
         self.loss_mask

@@ -6,6 +6,14 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
+    /// A device that this build does not know, or that does not compute.
+    #[error("no device `{name}`: {why}")]
+    NoDevice {
+        /// As it was asked for.
+        name: String,
+        /// What is wrong, and what there is.
+        why: String,
+    },
     /// A file or folder could not be read or written.
     #[error("cannot {action} `{}`", path.display())]
     Io {

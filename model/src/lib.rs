@@ -3,6 +3,7 @@
 //! - [`Config`] reads and writes `config.json`; [`load`] and [`save`] read and write weights.
 //! - [`Llama`] is the model: [`Llama::hidden`] and [`Llama::logits`] are differentiable in the weights.
 //! - [`named_parameters`] and [`map_parameters`] give and replace parameters by Hugging Face names.
+//! - [`device`] finds what computes by name.
 //! - [`generate`] samples from a batch of prompts; [`cut`] makes a shallower model.
 //!
 //! Tensors carry their dimensions as a suffix: b batch, t position, n = b·t rows, v vocabulary, d model
@@ -15,6 +16,7 @@ mod attention;
 mod checkpoint;
 mod config;
 mod cut;
+mod device;
 mod error;
 mod generate;
 mod llama;
@@ -25,6 +27,7 @@ pub use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 pub use checkpoint::{MAX_SHARD_BYTES, load, save, save_sharded, weight_files};
 pub use config::Config;
 pub use cut::cut;
+pub use device::{DEVICES, device};
 pub use error::Error;
 pub use generate::{Generated, Sampling, generate};
 pub use llama::Llama;

@@ -11,12 +11,7 @@ pub(super) fn broken(file: &RunFile, text: &str) -> Vec<Problem> {
     if let Some(message) = columns(&file.import.columns) {
         broken(&["import", "columns"], message.to_owned());
     }
-    if file.collect.signals.is_none() {
-        broken(
-            &["collect"],
-            "nothing could be trained: add `signals = { top_k = 64 }`".to_owned(),
-        );
-    }
+    signals(file, &mut broken);
     if let Some(reasoning) = &file.collect.reasoning
         && (reasoning.open.is_empty() || reasoning.close.is_empty())
     {
@@ -28,6 +23,26 @@ pub(super) fn broken(file: &RunFile, text: &str) -> Vec<Problem> {
     student(file, &mut broken);
     train(file, &mut broken);
     problems
+}
+
+fn signals(file: &RunFile, broken: &mut dyn FnMut(&[&str], String)) {
+    match (&file.collect.signals, &file.score) {
+        (Some(_), Some(_)) => broken(
+            &["score"],
+            "`collect` stores distributions already: leave out [score], or `signals` of [collect]"
+                .to_owned(),
+        ),
+        (None, None) if file.train.loss.forward_kl.get() > 0.0 => broken(
+            &["collect"],
+            "there would be no distributions to learn from: add `signals = { top_k = 64 }`, or set `loss = { cross_entropy = 1.0 }` in [train] to learn from the text alone".to_owned(),
+        ),
+        (None, None) if !file.train.controls.is_empty() => broken(
+            &["train", "controls"],
+            "without distributions the controls would be the student itself: set `controls = []`"
+                .to_owned(),
+        ),
+        _ => {}
+    }
 }
 
 fn columns(columns: &Columns) -> Option<&'static str> {

@@ -24,10 +24,11 @@ use potstill_model::Config;
 use potstill_teacher::{Ask, Local, LocalSettings, Sampling, Scoring, Text};
 use serde_json::{Value, json};
 
-use super::collect_sources::{Sources, Unit};
+use super::collect_sources::{Answer, Sources, Unit};
 use super::{Context, Done, Outcome, checkpoint, counts, import, stage};
 use crate::interrupt;
 use crate::run_dir::{Earlier, Plan, settings_of, short};
+use crate::run_file::ranges::{Count, Positive};
 use crate::run_file::{Loaded, RunFile};
 
 /// Asks the teacher for what is not there yet, and publishes all of it.
@@ -44,7 +45,7 @@ pub fn collect(context: &Context) -> anyhow::Result<Outcome> {
     let plan = Plan {
         stage: "collect".to_owned(),
         home: "completions".to_owned(),
-        outputs: vec!["signals".to_owned(), "completions".to_owned()],
+        outputs: outputs(&run.file),
         settings: json!({ "answers": answers, "samples": samples }),
         inputs: BTreeMap::from([("prompts".to_owned(), manifest.content_hash())]),
     };
@@ -71,7 +72,13 @@ pub fn collect(context: &Context) -> anyhow::Result<Outcome> {
             ControlFlow::Break(()) => return Ok(None),
             ControlFlow::Continue(asked) => asked,
         };
-        let tokens = write(out, &prompts, samples as u32, &mut sources)?;
+        let tokens = write(
+            out,
+            &prompts,
+            samples as u32,
+            run.file.collect.signals.is_some(),
+            &mut sources,
+        )?;
         let all_in = sources.all_in(&names);
         let same = published_answers(context)?.is_some_and(|published| published == answers);
         if all_in {
@@ -95,6 +102,13 @@ pub fn collect(context: &Context) -> anyhow::Result<Outcome> {
         fs::remove_dir_all(&work).with_context(|| format!("cannot delete {}", work.display()))?;
     }
     Ok(outcome)
+}
+
+fn outputs(file: &RunFile) -> Vec<String> {
+    match file.collect.signals {
+        Some(_) => vec!["signals".to_owned(), "completions".to_owned()],
+        None => vec!["completions".to_owned()],
+    }
 }
 
 /// Everything that an answer depends on, besides its prompt and sample index.
@@ -196,46 +210,26 @@ struct Teacher {
     local: Local,
     provenance: Provenance,
     sampling: Sampling,
-    scoring: Scoring,
+    scoring: Option<Scoring>,
     seed: u64,
 }
 
 impl Teacher {
     fn open(context: &Context, folder: &Path) -> anyhow::Result<Teacher> {
-        let RunFile {
-            teacher,
-            collect,
-            run,
-            ..
-        } = &context.run.file;
-        let signals = collect
-            .signals
-            .as_ref()
-            .context("`signals` of [collect] is absent")?;
-        let local = Local::open(LocalSettings {
-            dir: folder.to_owned(),
-            dtype: checkpoint::dtype(teacher.dtype),
-            device: context.device.clone(),
-            template: Some(checkpoint::template(&context.run, folder)?),
-            reasoning: reasoning(&context.run),
-            licence: teacher.licence.clone(),
-        })?;
+        let RunFile { collect, run, .. } = &context.run.file;
+        let local = open_local(context, folder)?;
         let sampling = Sampling {
             max_new_tokens: collect.max_new_tokens.get(),
             temperature: collect.temperature.get(),
             top_p: collect.top_p.get(),
         };
-        let scoring = Scoring {
-            top_k: signals.top_k.get(),
-            temperatures: signals
-                .temperatures
-                .iter()
-                .map(|t| t.get() as f32)
-                .collect(),
-            chunk_rows: SCORE_ROWS,
-        };
+        let scoring = collect
+            .signals
+            .as_ref()
+            .map(|s| scoring(s.top_k, &s.temperatures));
         let seed = u64::from(run.seed);
-        let provenance = local.provenance(&sampling, seed, &scoring.temperatures);
+        let temperatures = scoring.as_ref().map_or(&[][..], |s| &s.temperatures);
+        let provenance = local.provenance(&sampling, seed, temperatures);
         Ok(Teacher {
             local,
             provenance,
@@ -251,7 +245,7 @@ impl Teacher {
         prompts: &[Prompt],
         units: &[(usize, u32)],
         progress: &mut dyn FnMut(usize),
-    ) -> anyhow::Result<Vec<(Completion, Signal)>> {
+    ) -> anyhow::Result<Vec<Answer>> {
         let asks: Vec<Ask<'_>> = units
             .iter()
             .map(|(prompt, sample_index)| Ask {
@@ -267,20 +261,51 @@ impl Teacher {
             .local
             .sample(&asks, &self.sampling, self.seed, &mut progress)?;
         let completions = completions.context("the teacher stopped without being asked to")?;
+        let Some(scoring) = &self.scoring else {
+            return Ok(completions.into_iter().map(|c| (c, None)).collect());
+        };
         let mut texts = Vec::with_capacity(completions.len());
         for (ask, completion) in asks.iter().zip(&completions) {
-            texts.push(Text {
-                prompt_id: completion.prompt_id.clone(),
-                sample_index: completion.sample_index,
-                encoded: self.local.sampled_text(ask.prompt, completion)?,
-            });
+            texts.push(self.local.text(ask.prompt, completion, true)?);
         }
-        let signals =
-            self.local
-                .score(&texts, &self.scoring, &mut |_| ControlFlow::Continue(()))?;
-        let signals = signals.context("the teacher stopped without being asked to")?;
-        Ok(completions.into_iter().zip(signals).collect())
+        let signals = score_all(&self.local, &texts, scoring)?;
+        Ok(completions
+            .into_iter()
+            .zip(signals.into_iter().map(Some))
+            .collect())
     }
+}
+
+/// The teacher of the run file.
+pub(super) fn open_local(context: &Context, folder: &Path) -> anyhow::Result<Local> {
+    let teacher = &context.run.file.teacher;
+    Ok(Local::open(LocalSettings {
+        dir: folder.to_owned(),
+        dtype: checkpoint::dtype(teacher.dtype),
+        device: context.device.clone(),
+        template: Some(checkpoint::template(&context.run, folder)?),
+        reasoning: reasoning(&context.run),
+        licence: teacher.licence.clone(),
+    })?)
+}
+
+/// What is stored of each distribution.
+pub(super) fn scoring(top_k: Count, temperatures: &[Positive]) -> Scoring {
+    Scoring {
+        top_k: top_k.get(),
+        temperatures: temperatures.iter().map(|t| t.get() as f32).collect(),
+        chunk_rows: SCORE_ROWS,
+    }
+}
+
+/// Scores texts together, to the end.
+pub(super) fn score_all(
+    teacher: &Local,
+    texts: &[Text],
+    scoring: &Scoring,
+) -> anyhow::Result<Vec<Signal>> {
+    let signals = teacher.score(texts, scoring, &mut |_| ControlFlow::Continue(()))?;
+    signals.context("the teacher stopped without being asked to")
 }
 
 /// Marks of reasoning, as the run file has them.
@@ -336,11 +361,12 @@ pub(crate) fn check_lengths(
     Ok(longest)
 }
 
-/// Writes both tables, and counts the tokens of all answers.
+/// Writes the tables, and counts the tokens of all answers.
 fn write(
     out: &Path,
     prompts: &[Prompt],
     samples: u32,
+    with_signals: bool,
     sources: &mut Sources,
 ) -> anyhow::Result<usize> {
     let provenance = sources.provenance.clone();
@@ -349,18 +375,27 @@ fn write(
         let name = shard_name(index);
         let mut completions =
             ShardWriter::<Completion>::new(&out.join("completions").join(&name), &provenance)?;
-        let mut signals =
-            ShardWriter::<Signal>::new(&out.join("signals").join(&name), &provenance)?;
+        let mut signals = match with_signals {
+            true => Some(ShardWriter::<Signal>::new(
+                &out.join("signals").join(&name),
+                &provenance,
+            )?),
+            false => None,
+        };
         for prompt in prompts {
             for sample_index in 0..samples {
                 let (completion, signal) = sources.get(prompt, sample_index)?;
                 tokens += completion.tokens.len();
                 completions.push(completion)?;
-                signals.push(signal)?;
+                if let (Some(signals), Some(signal)) = (&mut signals, signal) {
+                    signals.push(signal)?;
+                }
             }
         }
         completions.finish()?;
-        signals.finish()?;
+        if let Some(signals) = signals {
+            signals.finish()?;
+        }
     }
     Ok(tokens)
 }

@@ -13,6 +13,9 @@ use serde_json::Value;
 
 use crate::run_dir::RunDir;
 
+/// An answer, and its distributions where the run file asks for them.
+pub(super) type Answer = (Completion, Option<Signal>);
+
 /// Which answer: the prompt's id, and which sample of it.
 pub(super) type Unit = (String, u32);
 
@@ -22,7 +25,7 @@ pub(super) enum Frame {
     /// Where the answers after it come from.
     Provenance(Provenance),
     /// The answers of one batch. Whole or not there.
-    Batch(Vec<(Completion, Signal)>),
+    Batch(Vec<Answer>),
 }
 
 /// Where an answer lies.
@@ -36,7 +39,8 @@ enum Place {
 
 struct Published {
     completions: Table<Completion>,
-    signals: Table<Signal>,
+    /// Where this run wants them.
+    signals: Option<Table<Signal>>,
     /// For each shard, its footer's list as indices into [`Sources::provenance`].
     provenance: Vec<Vec<usize>>,
 }
@@ -47,7 +51,7 @@ pub(super) struct Sources {
     published: Vec<Published>,
     places: HashMap<Unit, Place>,
     /// The frame read last: neighbours are asked for one after the other.
-    frame: Option<(FrameSpan, Vec<(Completion, Signal)>)>,
+    frame: Option<(FrameSpan, Vec<Answer>)>,
     /// Every provenance that a row may have.
     pub(super) provenance: Vec<Provenance>,
     /// The one that new answers have, once it is in the journal.
@@ -58,7 +62,7 @@ pub(super) struct Sources {
 
 impl Sources {
     /// Opens the journal, and every published folder whose manifest has these `answers`
-    /// settings.
+    /// settings. Where no distributions are wanted, answers that have some serve as well.
     pub(super) fn open(dir: &RunDir, journal: &Path, answers: &Value) -> anyhow::Result<Sources> {
         let (journal, spans) = Journal::open(journal)?;
         let mut sources = Sources {
@@ -76,9 +80,14 @@ impl Sources {
         let mut homes = vec!["completions".to_owned()];
         homes.extend(dir.old("completions"));
         for home in homes {
-            let same = |m: &Manifest| m.settings.get("answers") == Some(answers);
+            let same = |m: &Manifest| {
+                m.settings
+                    .get("answers")
+                    .is_some_and(|a| serves(a, answers))
+            };
             if Manifest::read(&dir.path(&home))?.as_ref().is_some_and(same) {
-                sources.add_published(dir, &home)?;
+                let signals = has_signals(answers);
+                sources.add_published(dir, &home, signals)?;
             }
         }
         Ok(sources)
@@ -102,7 +111,7 @@ impl Sources {
         Ok(())
     }
 
-    fn add_published(&mut self, dir: &RunDir, home: &str) -> anyhow::Result<()> {
+    fn add_published(&mut self, dir: &RunDir, home: &str, signals: bool) -> anyhow::Result<()> {
         let folder = dir.path(home);
         let number = self.published.len();
         for (shard, path) in shards(&folder)?.iter().enumerate() {
@@ -114,7 +123,11 @@ impl Sources {
             }
         }
         let completions = Table::open(&folder)?;
-        let signals = Table::open(&dir.path(&home.replacen("completions", "signals", 1)))?;
+        let folder = dir.path(&home.replacen("completions", "signals", 1));
+        let signals = match signals {
+            true => Some(Table::open(&folder)?),
+            false => None,
+        };
         let lists: Vec<Vec<Provenance>> = completions
             .footers()
             .map(|f| f.provenance.clone())
@@ -161,7 +174,7 @@ impl Sources {
     pub(super) fn add(
         &mut self,
         provenance: &Provenance,
-        answers: Vec<(Completion, Signal)>,
+        answers: Vec<Answer>,
     ) -> anyhow::Result<()> {
         let index = self.index_of(provenance);
         if self.current != Some(index) {
@@ -181,11 +194,7 @@ impl Sources {
     }
 
     /// An answer, its provenance being an index into [`Sources::provenance`].
-    pub(super) fn get(
-        &mut self,
-        prompt: &Prompt,
-        sample_index: u32,
-    ) -> anyhow::Result<(Completion, Signal)> {
+    pub(super) fn get(&mut self, prompt: &Prompt, sample_index: u32) -> anyhow::Result<Answer> {
         let place = self.places.get(&(prompt.id.clone(), sample_index)).copied();
         let place =
             place.with_context(|| format!("no answer {sample_index} of prompt {}", prompt.id))?;
@@ -193,7 +202,8 @@ impl Sources {
             Place::Published(number, shard, row) => {
                 let folder = self.published.get_mut(number).context("no such folder")?;
                 let completion = folder.completions.get(shard, row)?;
-                let signal = folder.signals.get(shard, row)?;
+                let signals = folder.signals.as_mut();
+                let signal = signals.map(|s| s.get(shard, row)).transpose()?;
                 let list = folder.provenance.get(shard as usize);
                 let index = list
                     .and_then(|l| l.get(completion.provenance as usize))
@@ -220,7 +230,25 @@ impl Sources {
             }
         };
         completion.provenance = provenance as u32;
-        signal.provenance = provenance as u32;
+        if let Some(signal) = &mut signal {
+            signal.provenance = provenance as u32;
+        }
         Ok((completion, signal))
     }
+}
+
+/// Whether answers of these settings hold all that is asked for.
+fn serves(there: &Value, wanted: &Value) -> bool {
+    let without_signals = |answers: &Value| {
+        let mut answers = answers.clone();
+        if let Some(fields) = answers.as_object_mut() {
+            fields.remove("signals");
+        }
+        answers
+    };
+    there == wanted || !has_signals(wanted) && without_signals(there) == without_signals(wanted)
+}
+
+fn has_signals(answers: &Value) -> bool {
+    answers.get("signals").is_some_and(|s| !s.is_null())
 }

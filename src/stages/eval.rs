@@ -7,7 +7,8 @@ use potstill_eval::{Heldout, Metric, interval};
 use potstill_model::{DType, Llama};
 use serde_json::json;
 
-use super::{Context, Done, Outcome, counts, each, stage, train};
+use super::rows::Rows;
+use super::{Context, Done, Outcome, counts, each, score, stage, train};
 use crate::interrupt;
 use crate::run_dir::Plan;
 
@@ -50,7 +51,10 @@ fn eval_one(context: &Context, name: &str) -> anyhow::Result<Outcome> {
             ("completions".to_owned(), completions.content_hash()),
             ("heldout".to_owned(), curation.content_hash()),
             ("model".to_owned(), model),
-        ]),
+        ])
+        .into_iter()
+        .chain(score::input(context)?)
+        .collect(),
     };
     stage(context, &plan, |out| {
         let out = out.join(home(name));
@@ -58,7 +62,7 @@ fn eval_one(context: &Context, name: &str) -> anyhow::Result<Outcome> {
             UNTRAINED => train::start(context)?,
             _ => potstill_model::load(&context.dir.path(&export), DType::F32, &context.device)?,
         };
-        let mut rows = train::Rows::open(context, "heldout")?;
+        let mut rows = Rows::open(context, "heldout")?;
         let len = rows.list.len();
         let mut work = context.talk.work(&plan.stage, "sequences", 0, len as u64);
         let mut on_row = |done| {

@@ -10,15 +10,13 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context as _, bail};
-use potstill_datasets::{
-    Error as DataError, Manifest, SCHEMA_VERSION, Selected, Signal, Table, hash_files, read_footer,
-    replace_file, shards,
-};
+use potstill_datasets::{Manifest, SCHEMA_VERSION, hash_files, read_footer, replace_file, shards};
 use potstill_model::{Config, DType, Llama};
 use potstill_student::{Method, Overlong, Settings, StepMetrics};
 use serde_json::{Value, json};
 
-use super::{Context, Outcome, checkpoint, counts, curate, each, said};
+use super::rows::Rows;
+use super::{Context, Outcome, checkpoint, counts, each, said, score};
 use crate::interrupt;
 use crate::progress::duration;
 use crate::run_dir::{LedgerLine, Plan, now, settings_of, short};
@@ -63,7 +61,9 @@ fn train_one(context: &Context, name: &str) -> anyhow::Result<Outcome> {
     }
     fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
     replace_file(&started, key.as_bytes())?;
-    check_tokenizer(run, &dir.path("signals"))?;
+    if run.file.has_signals() {
+        check_tokenizer(run, &dir.path("signals"))?;
+    }
 
     let (began, started) = (Instant::now(), now());
     let mut rows = Rows::open(context, "train")?;
@@ -145,7 +145,10 @@ fn plan(context: &Context, name: &str) -> anyhow::Result<Plan> {
             ("completions".to_owned(), completions.content_hash()),
             ("train".to_owned(), curation.content_hash()),
             ("start".to_owned(), start_key(run)?),
-        ]),
+        ])
+        .into_iter()
+        .chain(score::input(context)?)
+        .collect(),
     })
 }
 
@@ -244,26 +247,6 @@ fn check_tokenizer(run: &Loaded, signals: &Path) -> anyhow::Result<()> {
         }
     }
     Ok(())
-}
-
-/// Signals of a list of selected answers, by position in the list.
-pub(crate) struct Rows {
-    pub(crate) list: Vec<Selected>,
-    table: Table<Signal>,
-}
-
-impl Rows {
-    pub(crate) fn open(context: &Context, list: &str) -> anyhow::Result<Rows> {
-        Ok(Rows {
-            list: curate::list(&context.dir.path(list))?,
-            table: Table::open(&context.dir.path("signals"))?,
-        })
-    }
-
-    pub(crate) fn get(&mut self, position: usize) -> Result<Signal, DataError> {
-        let selected = &self.list[position];
-        self.table.get(selected.shard, selected.row)
-    }
 }
 
 /// The folder of the checkpoint that the last step wrote: a model in Hugging Face layout.

@@ -6,8 +6,8 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use potstill_datasets::{
-    ChatTemplate, Completion, Encoded, FinishReason, Prompt, Provenance, Reasoning, SampledToken,
-    Tokenizer, Usage, canonical_json, hash_file, prompt_ids, split_reasoning,
+    ChatTemplate, Completion, FinishReason, Prompt, Provenance, Reasoning, SampledToken, Tokenizer,
+    Usage, canonical_json, encode_answer, hash_file, prompt_ids, split_reasoning,
 };
 use potstill_model::{DType, Device, Generated, Llama, Sampling, generate, load, weight_files};
 use serde_json::json;
@@ -128,9 +128,9 @@ impl Local {
         &self.template
     }
 
-    /// Where rows of this teacher come from, for the footer of their file.
+    /// Where answers of this teacher come from, for the footer of their file.
     ///
-    /// `sampling` and `seed` are how answers were drawn; `temperatures` are those of the scoring.
+    /// `sampling` and `seed` are how they were drawn; `temperatures` are those of the scoring.
     #[must_use]
     pub fn provenance(&self, sampling: &Sampling, seed: u64, temperatures: &[f32]) -> Provenance {
         let sampling = json!({
@@ -139,6 +139,13 @@ impl Local {
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
         });
+        self.provenance_of(canonical_json(&sampling), temperatures)
+    }
+
+    /// Where this teacher's distributions over given answers come from; `sampling` is how those were
+    /// drawn, as their own provenance has it.
+    #[must_use]
+    pub fn provenance_of(&self, sampling: String, temperatures: &[f32]) -> Provenance {
         Provenance {
             teacher: self.identity.teacher.clone(),
             revision: self.identity.revision.clone(),
@@ -152,7 +159,7 @@ impl Local {
             },
             tokenizer: self.tokenizer.fingerprint().to_owned(),
             template: self.template.hash().to_owned(),
-            sampling: canonical_json(&sampling),
+            sampling,
             temperatures: temperatures.to_vec(),
             licence: self.identity.licence.clone(),
         }
@@ -263,28 +270,35 @@ impl Local {
         }
     }
 
-    /// A prompt and its answer as sampled, for scoring: loss on every sampled token and on nothing else.
+    /// A prompt and its answer, for scoring: loss on the answer and on nothing else.
+    ///
+    /// `own_ids` says that the answer's token ids, where it has them, are this teacher's; else its
+    /// text is encoded.
     ///
     /// # Errors
-    /// A prompt that cannot be encoded; an answer without tokens or without their ids.
-    pub fn sampled_text(&self, prompt: &Prompt, completion: &Completion) -> Result<Encoded, Error> {
-        let bad = |why: &str| Error::BadText {
+    /// A prompt or answer that cannot be encoded, naming the prompt's source.
+    pub fn text(
+        &self,
+        prompt: &Prompt,
+        completion: &Completion,
+        own_ids: bool,
+    ) -> Result<Text, Error> {
+        let encoded = encode_answer(
+            &self.tokenizer,
+            &self.template,
+            self.reasoning.as_ref(),
+            prompt,
+            completion,
+            own_ids,
+        );
+        let encoded = encoded.map_err(|source| Error::Encode {
+            prompt: prompt.source.clone(),
+            source,
+        })?;
+        Ok(Text {
             prompt_id: completion.prompt_id.clone(),
             sample_index: completion.sample_index,
-            why: why.to_owned(),
-        };
-        let mut token_ids = self.prompt_ids(prompt)?;
-        let prompt_tokens = token_ids.len();
-        let sampled: Option<Vec<u32>> = completion.tokens.iter().map(|token| token.id).collect();
-        let sampled = sampled.ok_or_else(|| bad("a token of the answer has no id"))?;
-        if sampled.is_empty() {
-            return Err(bad("the answer has no tokens"));
-        }
-        token_ids.extend(sampled);
-        let loss_mask = (0..token_ids.len()).map(|at| at >= prompt_tokens).collect();
-        Ok(Encoded {
-            token_ids,
-            loss_mask,
+            encoded,
         })
     }
 }

@@ -154,6 +154,78 @@ fn a_killed_run_ends_in_the_same_bytes() {
     }
 }
 
+/// The same distributions, whether they are taken with the answers or afterwards; killed on the way.
+#[test]
+fn score_gives_what_collect_would_have() {
+    let signals = "signals = { top_k = 6 }\n";
+    let whole = Run::new();
+    whole.run();
+    let file = "signals/shard-00000.parquet";
+    let expected = whole.published();
+
+    let run = Run::new();
+    run.edit(signals, "");
+    run.edit("[curate]", "[score]\ntop_k = 6\nbatch = 5\n\n[curate]");
+    let mut child = run.start(&["run", "run.toml"]);
+    let work = run.path("runs/tiny/.work");
+    let began = Instant::now();
+    let scoring = |entry: &fs::DirEntry| entry.file_name().to_string_lossy().starts_with("score-");
+    while !fs::read_dir(&work).is_ok_and(|mut e| e.any(|e| e.is_ok_and(|e| scoring(&e)))) {
+        let running = child.try_wait().unwrap().is_none();
+        assert!(running && began.elapsed() < Duration::from_secs(60));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    run.run();
+    let found = run.published();
+    assert!(found[file] == expected[file]);
+    let weights = "students/student/export/model.safetensors";
+    assert!(found[weights] == expected[weights]);
+    let again = run.run();
+    assert!(
+        again.stderr.contains("score: up to date (24 answers, "),
+        "{}",
+        again.stderr
+    );
+
+    // The other way about: answers that have distributions already are not asked for again.
+    whole.edit(signals, "");
+    whole.edit("[curate]", "[score]\ntop_k = 3\n\n[curate]");
+    let said = whole.run();
+    assert!(
+        said.stderr.contains("collect: all 24 answers are there"),
+        "{}",
+        said.stderr
+    );
+    assert!(
+        said.stderr.contains("score: 24 answers, "),
+        "{}",
+        said.stderr
+    );
+    assert!(found[file].len() > whole.published()[file].len());
+}
+
+/// Without distributions a student learns from the text, as the control `sft` does from the same.
+#[test]
+fn a_student_of_the_text_alone_is_the_sft_control() {
+    let weights = |run: &Run, name: &str| {
+        let file = format!("students/{name}/export/model.safetensors");
+        run.published().remove(&file).unwrap()
+    };
+    let whole = Run::new();
+    whole.run();
+    let run = Run::new();
+    run.edit("signals = { top_k = 6 }\n", "");
+    run.edit(
+        "steps = 6",
+        "steps = 6\ncontrols = []\nloss = { cross_entropy = 1.0 }",
+    );
+    run.run();
+    assert!(weights(&run, "student") == weights(&whole, "sft"));
+    assert!(weights(&run, "student") != weights(&whole, "student"));
+    assert!(!run.path("runs/tiny/signals").exists());
+}
+
 #[test]
 fn ctrl_c_saves_and_names_the_command_that_goes_on() {
     let run = Run::new();

@@ -170,11 +170,7 @@ fn sampled_logprobs_are_those_of_the_signals() {
     let texts: Vec<Text> = prompts
         .iter()
         .zip(&answers)
-        .map(|(prompt, answer)| Text {
-            prompt_id: prompt.id.clone(),
-            sample_index: answer.sample_index,
-            encoded: teacher.sampled_text(prompt, answer).unwrap(),
-        })
+        .map(|(prompt, answer)| teacher.text(prompt, answer, true).unwrap())
         .collect();
     for (signal, answer) in score(&teacher, &texts, &scoring(4)).iter().zip(&answers) {
         assert_eq!(signal.rows.len(), answer.tokens.len());
@@ -455,11 +451,7 @@ fn score(teacher: &Local, texts: &[Text], scoring: &Scoring) -> Vec<Signal> {
 fn sampled_texts(teacher: &Local, prompts: &[Prompt]) -> Vec<Text> {
     let text = |prompt: &Prompt| {
         let answer = sample(teacher, &[prompt], &GREEDY).remove(0);
-        Text {
-            prompt_id: prompt.id.clone(),
-            sample_index: 0,
-            encoded: teacher.sampled_text(prompt, &answer).unwrap(),
-        }
+        teacher.text(prompt, &answer, true).unwrap()
     };
     prompts.iter().map(text).collect()
 }

@@ -1,0 +1,48 @@
+//! A stored answer as text to train on or to score.
+
+use crate::{
+    ChatTemplate, Completion, Encoded, Error, Message, Prompt, Reasoning, Role, Tokenizer,
+    encode_conversation, prompt_ids,
+};
+
+/// The ids of a prompt and its stored answer, with loss on the answer alone.
+///
+/// Where the answer's token ids are stored and `own_ids` says that they are of this tokenizer, they
+/// are taken as sampled; else the text is encoded, with the EOS that ends it.
+///
+/// # Errors
+/// Those of [`prompt_ids`] and [`encode_conversation`].
+pub fn encode_answer(
+    tokenizer: &Tokenizer,
+    template: &ChatTemplate,
+    reasoning: Option<&Reasoning>,
+    prompt: &Prompt,
+    completion: &Completion,
+    own_ids: bool,
+) -> Result<Encoded, Error> {
+    let tools = prompt.tools.as_deref();
+    let sampled: Option<Vec<u32>> = completion.tokens.iter().map(|token| token.id).collect();
+    if let Some(sampled) = sampled.filter(|ids| own_ids && !ids.is_empty()) {
+        let mut token_ids = prompt_ids(tokenizer, template, &prompt.messages, tools, reasoning)?;
+        let prompt_tokens = token_ids.len();
+        token_ids.extend(sampled);
+        let loss_mask = (0..token_ids.len()).map(|at| at >= prompt_tokens).collect();
+        return Ok(Encoded {
+            token_ids,
+            loss_mask,
+        });
+    }
+    let answer = Message {
+        reasoning: completion.reasoning.clone(),
+        tool_calls: completion.tool_calls.clone(),
+        ..Message::text(Role::Assistant, &completion.answer)
+    };
+    encode_conversation(
+        tokenizer,
+        template,
+        &prompt.messages,
+        tools,
+        &answer,
+        reasoning,
+    )
+}
