@@ -23,8 +23,8 @@ pub struct RunFile {
     pub run: Run,
     /// Where prompts come from.
     pub import: Import,
-    /// Who answers them.
-    pub teacher: Teacher,
+    /// Who answers them, or scores the answers that the data has.
+    pub teacher: Option<Teacher>,
     /// How they are answered.
     #[serde(default)]
     pub collect: Collect,
@@ -39,6 +39,9 @@ pub struct RunFile {
     /// How it learns.
     #[serde(default)]
     pub train: Train,
+    /// How it is written.
+    #[serde(default)]
+    pub export: Export,
     /// How it is measured.
     #[serde(default)]
     pub eval: Eval,
@@ -74,6 +77,20 @@ pub struct Import {
     pub columns: Columns,
     /// A system message to put before every prompt.
     pub system: Option<String>,
+    /// Whose answers are learned from.
+    #[serde(default)]
+    pub answers: Answers,
+}
+
+/// `answers` of `[import]`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Answers {
+    /// The teacher is asked.
+    #[default]
+    Teacher,
+    /// Those that the data has.
+    Given,
 }
 
 /// `columns` of `[import]`: exactly one of `text`, `question` or `messages`.
@@ -229,6 +246,9 @@ pub enum Keep {
 pub struct Student {
     /// Checkpoint it starts from; by default the teacher's.
     pub path: Option<RunPath>,
+    /// `"plain"`, or a `.jinja` file, where there is no teacher whose template serves; by default the
+    /// checkpoint's own chat template.
+    pub template: Option<RunPath>,
     /// Keep layers 0, n, 2n, … of that checkpoint.
     pub every: Option<Count>,
     /// Start from random weights of this shape, with the checkpoint's vocabulary.
@@ -341,6 +361,14 @@ pub enum Control {
     Shuffled,
 }
 
+/// `[export]`
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Export {
+    /// The type of the exported weights.
+    pub dtype: Dtype,
+}
+
 /// `[eval]`
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -417,7 +445,8 @@ loss = { forward_kl = 1.0 }
         assert_eq!(file.train.controls, [Control::Sft, Control::Shuffled]);
         assert_eq!(file.train.loss.cross_entropy.get(), 0.0);
         assert_eq!(file.curate.keep, Keep::Finished);
-        assert_eq!(file.teacher.dtype, Dtype::F32);
+        assert_eq!(file.teacher.unwrap().dtype, Dtype::F32);
+        assert_eq!(file.import.answers, Answers::Teacher);
     }
 
     /// One edit of [`WHOLE`] a kind of mistake, and what is said about it.
@@ -427,7 +456,6 @@ loss = { forward_kl = 1.0 }
             ("unknown key", "steps = 40", "step = 40"),
             ("unknown table", "[student]", "[students]"),
             ("unknown inner key", "top_k = 64", "topk = 64"),
-            ("missing table", "[teacher]\npath = \"models/tiny\"\n", ""),
             (
                 "missing key",
                 "path = \"models/tiny\"\n",
@@ -464,6 +492,16 @@ loss = { forward_kl = 1.0 }
                 "two kinds of columns",
                 "{ question",
                 "{ text = \"t\", question",
+            ),
+            (
+                "nobody answers",
+                "[teacher]\npath = \"models/tiny\"\n",
+                "",
+            ),
+            (
+                "given answers with signals",
+                "[teacher]\npath = \"models/tiny\"\n",
+                "answers = \"given\"\n",
             ),
             (
                 "no signals",

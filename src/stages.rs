@@ -3,6 +3,7 @@
 pub mod check;
 pub mod checkpoint;
 pub mod collect;
+mod collect_given;
 mod collect_sources;
 pub mod curate;
 pub mod eval;

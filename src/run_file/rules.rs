@@ -1,7 +1,7 @@
 //! Rules between keys of the run file. All that are broken are reported together.
 
 use super::place::Problem;
-use super::{Columns, RunFile};
+use super::{Answers, Columns, RunFile};
 
 pub(super) fn broken(file: &RunFile, text: &str) -> Vec<Problem> {
     let mut problems = Vec::new();
@@ -11,6 +11,7 @@ pub(super) fn broken(file: &RunFile, text: &str) -> Vec<Problem> {
     if let Some(message) = columns(&file.import.columns) {
         broken(&["import", "columns"], message.to_owned());
     }
+    answers(file, &mut broken);
     signals(file, &mut broken);
     if let Some(reasoning) = &file.collect.reasoning
         && (reasoning.open.is_empty() || reasoning.close.is_empty())
@@ -23,6 +24,30 @@ pub(super) fn broken(file: &RunFile, text: &str) -> Vec<Problem> {
     student(file, &mut broken);
     train(file, &mut broken);
     problems
+}
+
+fn answers(file: &RunFile, broken: &mut dyn FnMut(&[&str], String)) {
+    match (file.import.answers, &file.teacher, &file.score) {
+        (Answers::Teacher, None, _) => broken(
+            &["teacher"],
+            "nobody answers: add [teacher] with the `path` of a checkpoint, or set `answers = \"given\"` in [import] where the data has answers".to_owned(),
+        ),
+        (Answers::Given, Some(_), None) => broken(
+            &["teacher"],
+            "it would not be asked, since `answers` of [import] is \"given\": add [score] to take its distributions over the given answers, or leave [teacher] out".to_owned(),
+        ),
+        (Answers::Given, None, Some(_)) => broken(
+            &["score"],
+            "nobody scores: add [teacher] with the `path` of a checkpoint".to_owned(),
+        ),
+        _ => {}
+    }
+    if file.import.answers == Answers::Given && file.collect.signals.is_some() {
+        broken(
+            &["collect", "signals"],
+            "the teacher is not asked for answers, so none come with them: use [score] with `top_k` in its place".to_owned(),
+        );
+    }
 }
 
 fn signals(file: &RunFile, broken: &mut dyn FnMut(&[&str], String)) {
@@ -65,6 +90,19 @@ fn student(file: &RunFile, broken: &mut dyn FnMut(&[&str], String)) {
             &["student", "every"],
             "a student is either cut from a checkpoint (`every`) or `random`, not both".to_owned(),
         );
+    }
+    if student.template.is_some() && file.teacher.is_some() {
+        broken(
+            &["student", "template"],
+            "a student reads text as its teacher does: set `template` in [teacher] instead".to_owned(),
+        );
+    }
+    if student.path.is_none() && file.teacher.is_none() {
+        broken(
+            &["student"],
+            "without a teacher it needs a `path`: a folder with tokenizer and config.json".to_owned(),
+        );
+        return;
     }
     let cuts = student.every.is_some_and(|every| every.get() > 1);
     if student.path.is_none() && student.random.is_none() && !cuts {

@@ -4,12 +4,13 @@
 use std::path::Path;
 
 use anyhow::bail;
+use potstill_datasets::{Imported, Prompt};
 use potstill_model::{Config, weight_files};
 
 use super::{Options, Outcome, checkpoint, collect, device, import, run_dir_path, train};
 use crate::progress::Talk;
 use crate::run_dir::check_owner;
-use crate::run_file::{Loaded, RunFile};
+use crate::run_file::{Answers, Loaded};
 
 /// Checks a run file and what it names, and puts a short plan on stdout.
 ///
@@ -20,26 +21,25 @@ pub fn check(file: &Path, options: &Options, talk: &Talk) -> anyhow::Result<Outc
     device(&options.device)?;
     let dir = run_dir_path(&run, options);
     check_owner(&dir, &run)?;
-    let (prompts, duplicates) = import::read(&run, options.limit)?;
-    let teacher = checkpoint::teacher(&run)?;
-    checkpoint::tokenizer(&teacher)?;
-    let longest = collect::check_lengths(&run, &teacher, &prompts)?;
-    let student = check_student(&run, &teacher)?;
-    let RunFile {
-        collect,
-        train: settings,
-        ..
-    } = &run.file;
-    let answers = prompts.len() * collect.samples.get();
+    let imported = import::read(&run, options.limit)?;
+    let teacher = match &run.file.teacher {
+        Some(_) => Some(checkpoint::teacher(&run)?),
+        None => None,
+    };
+    let answers = match &teacher {
+        Some(folder) if run.file.import.answers == Answers::Teacher => {
+            check_teacher(&run, folder, &imported.prompts)?
+        }
+        _ => check_given(&imported)?,
+    };
+    let student = check_student(&run, teacher.as_deref())?;
+    let settings = &run.file.train;
     talk.data(&format!(
-        "run       {} in {}\nprompts   {} ({duplicates} duplicates merged), the longest {longest} tokens\nteacher   {}: {}\ncollect   {answers} answers of at most {} tokens, {} together\nstudent   {student}\ntrain     {} steps of {} sequences, {}\nfine      `potstill run {}` runs it",
+        "run       {} in {}\nprompts   {} ({} duplicates merged)\n{answers}\nstudent   {student}\ntrain     {} steps of {} sequences, {}\nfine      `potstill run {}` runs it",
         run.file.run.name.as_str(),
         dir.display(),
-        prompts.len(),
-        teacher.display(),
-        shape(&Config::from_dir(&teacher)?),
-        collect.max_new_tokens.get(),
-        collect.batch.get(),
+        imported.prompts.len(),
+        imported.duplicates,
         settings.steps.get(),
         settings.batch.get(),
         match settings.controls.len() {
@@ -51,30 +51,52 @@ pub fn check(file: &Path, options: &Options, talk: &Talk) -> anyhow::Result<Outc
     Ok(Outcome::UpToDate)
 }
 
-fn check_student(run: &Loaded, teacher: &Path) -> anyhow::Result<String> {
+/// The teacher's tokenizer, and that every prompt fits its context.
+fn check_teacher(run: &Loaded, folder: &Path, prompts: &[Prompt]) -> anyhow::Result<String> {
+    checkpoint::tokenizer(folder)?;
+    let longest = collect::check_lengths(run, folder, prompts)?;
+    let collect = &run.file.collect;
+    Ok(format!(
+        "teacher   {}: {}\ncollect   {} answers of at most {} tokens, {} together; the longest prompt has {longest}",
+        folder.display(),
+        shape(&Config::from_dir(folder)?),
+        prompts.len() * collect.samples.get(),
+        collect.max_new_tokens.get(),
+        collect.batch.get(),
+    ))
+}
+
+fn check_given(imported: &Imported) -> anyhow::Result<String> {
+    collect::check_answered(imported)?;
+    Ok(format!("answers   {} of the data", imported.answers.len()))
+}
+
+fn check_student(run: &Loaded, teacher: Option<&Path>) -> anyhow::Result<String> {
     let folder = checkpoint::student(run)?;
     let tokenizer = checkpoint::tokenizer(&folder)?;
-    for dir in [teacher, &folder] {
-        weight_files(dir)?;
+    if let Some(teacher) = teacher {
+        weight_files(teacher)?;
+        if tokenizer.fingerprint() != checkpoint::tokenizer(teacher)?.fingerprint() {
+            bail!(
+                "the tokenizer of the student in {} is not that of the teacher in {}: distributions cannot be carried over; leave `path` of [student] out, or name a checkpoint of the teacher's family",
+                folder.display(),
+                teacher.display()
+            );
+        }
     }
-    if tokenizer.fingerprint() != checkpoint::tokenizer(teacher)?.fingerprint() {
-        bail!(
-            "the tokenizer of the student in {} is not that of the teacher in {}: distributions cannot be carried over; leave `path` of [student] out, or name a checkpoint of the teacher's family",
-            folder.display(),
-            teacher.display()
-        );
-    }
+    checkpoint::template(run, &folder)?;
     let config = Config::from_dir(&folder)?;
-    Ok(
-        match (train::start_config(run, &folder)?, run.file.student.every) {
-            (Some(config), _) => format!("random, {}", shape(&config)),
-            (None, Some(every)) => {
-                let layers = config.num_hidden_layers.div_ceil(every.get());
-                format!("{}, cut to {layers} layers", folder.display())
-            }
-            (None, None) => format!("{}: {}", folder.display(), shape(&config)),
-        },
-    )
+    if let Some(config) = train::start_config(run, &folder)? {
+        return Ok(format!("random, {}", shape(&config)));
+    }
+    weight_files(&folder)?;
+    Ok(match run.file.student.every {
+        Some(every) => {
+            let layers = config.num_hidden_layers.div_ceil(every.get());
+            format!("{}, cut to {layers} layers", folder.display())
+        }
+        None => format!("{}: {}", folder.display(), shape(&config)),
+    })
 }
 
 fn shape(config: &Config) -> String {

@@ -8,7 +8,7 @@ use potstill_model::{Config, DType, weight_files};
 use sha2::{Digest, Sha256};
 
 use crate::run_file::ranges::RunPath;
-use crate::run_file::{Dtype, Loaded};
+use crate::run_file::{Dtype, Loaded, Teacher};
 
 /// Files beside the weights that change what a checkpoint computes or how text is read.
 const SMALL_FILES: [&str; 5] = [
@@ -43,7 +43,18 @@ pub fn folder(run: &Loaded, key: &[&str], path: &RunPath) -> anyhow::Result<Path
 /// # Errors
 /// As [`folder`].
 pub fn teacher(run: &Loaded) -> anyhow::Result<PathBuf> {
-    folder(run, &["teacher", "path"], &run.file.teacher.path)
+    folder(run, &["teacher", "path"], &teacher_table(run)?.path)
+}
+
+/// `[teacher]`, where a stage needs it.
+///
+/// # Errors
+/// [`crate::run_file::ConfigError`] when it is absent.
+pub fn teacher_table(run: &Loaded) -> anyhow::Result<&Teacher> {
+    run.file.teacher.as_ref().ok_or_else(|| {
+        let what = "this stage needs [teacher] with the `path` of a checkpoint";
+        run.problem(&["teacher"], what).into()
+    })
 }
 
 /// The folder that the student starts from.
@@ -62,12 +73,27 @@ pub fn student(run: &Loaded) -> anyhow::Result<PathBuf> {
 /// # Errors
 /// When a file cannot be read, or a shard that the index names is absent.
 pub fn content_hash(dir: &Path) -> anyhow::Result<String> {
-    let small = SMALL_FILES
+    hash_of(small_files(dir).chain(weight_files(dir)?))
+}
+
+/// SHA-256 over what a checkpoint has besides weights: its shape and how text is read.
+///
+/// # Errors
+/// When a file cannot be read.
+pub fn shell_hash(dir: &Path) -> anyhow::Result<String> {
+    hash_of(small_files(dir))
+}
+
+fn small_files(dir: &Path) -> impl Iterator<Item = PathBuf> {
+    SMALL_FILES
         .iter()
         .map(|name| dir.join(name))
-        .filter(|path| path.exists());
+        .filter(|path| path.exists())
+}
+
+fn hash_of(files: impl Iterator<Item = PathBuf>) -> anyhow::Result<String> {
     let mut hash = Sha256::new();
-    for path in small.chain(weight_files(dir)?) {
+    for path in files {
         let name = path
             .file_name()
             .unwrap_or_default()
@@ -100,18 +126,23 @@ pub fn tokenizer(dir: &Path) -> anyhow::Result<Tokenizer> {
     Ok(tokenizer)
 }
 
-/// The template of `[teacher]`: `"plain"`, a file, or the checkpoint's own.
+/// The template of `[teacher]`, or of `[student]` where there is no teacher: `"plain"`, a file, or
+/// the checkpoint's own.
 ///
 /// # Errors
 /// When there is none, or it cannot be read or compiled.
 pub fn template(run: &Loaded, dir: &Path) -> anyhow::Result<ChatTemplate> {
-    match &run.file.teacher.template {
+    let (table, template) = match &run.file.teacher {
+        Some(teacher) => ("teacher", &teacher.template),
+        None => ("student", &run.file.student.template),
+    };
+    match template {
         Some(path) if path.as_written() == "plain" => Ok(ChatTemplate::plain()?),
         Some(path) => {
             let file = run.resolve(path);
             let source = std::fs::read_to_string(&file).map_err(|e| {
                 run.problem(
-                    &["teacher", "template"],
+                    &[table, "template"],
                     format!("cannot read {}: {e}", file.display()),
                 )
             })?;
@@ -120,7 +151,7 @@ pub fn template(run: &Loaded, dir: &Path) -> anyhow::Result<ChatTemplate> {
         }
         None => ChatTemplate::from_dir(dir)?.ok_or_else(|| {
             run.problem(
-                &["teacher"],
+                &[table],
                 format!(
                     "{} has no chat template: set `template = \"plain\"`, which puts messages one after the other, or name a .jinja file",
                     dir.display()

@@ -24,12 +24,13 @@ use potstill_model::Config;
 use potstill_teacher::{Ask, Local, LocalSettings, Sampling, Scoring, Text};
 use serde_json::{Value, json};
 
+pub(super) use super::collect_given::check_answered;
 use super::collect_sources::{Answer, Sources, Unit};
-use super::{Context, Done, Outcome, checkpoint, counts, import, stage};
+use super::{Context, Done, Outcome, checkpoint, collect_given, counts, import, stage};
 use crate::interrupt;
 use crate::run_dir::{Earlier, Plan, settings_of, short};
 use crate::run_file::ranges::{Count, Positive};
-use crate::run_file::{Loaded, RunFile};
+use crate::run_file::{Answers, Loaded, RunFile};
 
 /// Asks the teacher for what is not there yet, and publishes all of it.
 ///
@@ -38,6 +39,9 @@ use crate::run_file::{Loaded, RunFile};
 /// teacher cannot be read, or the disk refuses; what was answered stays.
 pub fn collect(context: &Context) -> anyhow::Result<Outcome> {
     let run = &context.run;
+    if run.file.import.answers == Answers::Given {
+        return collect_given::collect(context);
+    }
     let manifest = context.dir.require("prompts", "import", run)?;
     let folder = checkpoint::teacher(run)?;
     let answers = answers(run, &folder)?;
@@ -114,11 +118,9 @@ fn outputs(file: &RunFile) -> Vec<String> {
 /// Everything that an answer depends on, besides its prompt and sample index.
 fn answers(run: &Loaded, folder: &Path) -> anyhow::Result<Value> {
     let RunFile {
-        teacher,
-        collect,
-        run: head,
-        ..
+        collect, run: head, ..
     } = &run.file;
+    let teacher = checkpoint::teacher_table(run)?;
     let template = checkpoint::template(run, folder)?;
     Ok(json!({
         "teacher": checkpoint::content_hash(folder)?,
@@ -278,7 +280,7 @@ impl Teacher {
 
 /// The teacher of the run file.
 pub(super) fn open_local(context: &Context, folder: &Path) -> anyhow::Result<Local> {
-    let teacher = &context.run.file.teacher;
+    let teacher = checkpoint::teacher_table(&context.run)?;
     Ok(Local::open(LocalSettings {
         dir: folder.to_owned(),
         dtype: checkpoint::dtype(teacher.dtype),

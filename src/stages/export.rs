@@ -1,4 +1,4 @@
-//! `export`: trained students in Hugging Face layout, f32, with the tokenizer they read
+//! `export`: trained students in Hugging Face layout, with the tokenizer they read
 //! text with and a card that says where they come from.
 
 use std::collections::BTreeMap;
@@ -11,7 +11,8 @@ use potstill_model::{Config, DType, Llama, Parameter};
 use serde_json::json;
 
 use super::{Context, Done, Outcome, checkpoint, counts, each, stage, train};
-use crate::run_dir::Plan;
+use crate::run_dir::{Plan, settings_of};
+use crate::run_file::Dtype;
 
 /// What is copied from the checkpoint that the student started from.
 const COPIED: [&str; 5] = [
@@ -36,28 +37,29 @@ fn export_one(context: &Context, name: &str) -> anyhow::Result<Outcome> {
         .require(&format!("students/{name}"), "train", &context.run)?;
     let home = format!("students/{name}/export");
     let source = checkpoint::student(&context.run)?;
+    let dtype = context.run.file.export.dtype;
     let plan = Plan {
         stage: format!("export {name}"),
         home: home.clone(),
         outputs: vec![home.clone()],
-        settings: json!({ "dtype": "f32" }),
+        settings: json!({ "dtype": settings_of(&dtype)? }),
         inputs: BTreeMap::from([
             ("trained".to_owned(), trained.content_hash()),
-            ("tokenizer".to_owned(), checkpoint::content_hash(&source)?),
+            ("tokenizer".to_owned(), checkpoint::shell_hash(&source)?),
         ]),
     };
     stage(context, &plan, |out| {
         let out = out.join(&home);
         let last = context.dir.path(&train::last_checkpoint(context, name));
         let model = potstill_model::load(&last, DType::F32, &context.device)?;
-        potstill_model::save(&model, &out, DType::F32)?;
+        potstill_model::save(&model, &out, checkpoint::dtype(dtype))?;
         for file in COPIED.iter().filter(|file| source.join(file).exists()) {
             let from = source.join(file);
             let text =
                 fs::read(&from).with_context(|| format!("cannot read {}", from.display()))?;
             replace_file(&out.join(file), &text)?;
         }
-        let card = card(context, name, &trained, model.config())?;
+        let card = card(context, name, &trained, model.config(), dtype)?;
         replace_file(&out.join("README.md"), card.as_bytes())?;
         Ok(Some(Done::new(counts([(
             "parameters",
@@ -91,6 +93,7 @@ fn card(
     name: &str,
     trained: &Manifest,
     config: &Config,
+    dtype: Dtype,
 ) -> anyhow::Result<String> {
     let run = &context.run.file;
     let teachers = provenance(context)?;
@@ -108,10 +111,11 @@ fn card(
     );
     let _ = write!(
         out,
-        "- {} layers, width {}, vocabulary {}, f32\n- {} optimizer steps over {} sequences\n",
+        "- {} layers, width {}, vocabulary {}, {}\n- {} optimizer steps over {} sequences\n",
         config.num_hidden_layers,
         config.hidden_size,
         config.vocab_size,
+        settings_of(&dtype)?.as_str().unwrap_or_default(),
         trained.counts.get("steps").copied().unwrap_or_default(),
         trained.counts.get("sequences").copied().unwrap_or_default(),
     );

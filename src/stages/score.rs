@@ -36,15 +36,16 @@ pub fn score(context: &Context) -> anyhow::Result<Outcome> {
     };
     let completions = context.dir.require("completions", "collect", run)?;
     let folder = checkpoint::teacher(run)?;
+    let teacher = checkpoint::teacher_table(run)?;
     let plan = Plan {
         stage: "score".to_owned(),
         home: "signals".to_owned(),
         outputs: vec!["signals".to_owned()],
         settings: json!({
             "teacher": checkpoint::content_hash(&folder)?,
-            "dtype": settings_of(&run.file.teacher.dtype)?,
+            "dtype": settings_of(&teacher.dtype)?,
             "template": checkpoint::template(run, &folder)?.hash(),
-            "licence": run.file.teacher.licence,
+            "licence": teacher.licence,
             "reasoning": settings_of(&run.file.collect.reasoning)?,
             "score": settings_of(settings)?,
         }),

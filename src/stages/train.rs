@@ -194,7 +194,12 @@ pub(crate) fn start_key(run: &Loaded) -> anyhow::Result<String> {
         "seed": student.random.as_ref().map(|_| run.file.run.seed),
     });
     let folder = checkpoint::student(run)?;
-    let inputs = BTreeMap::from([("checkpoint".to_owned(), checkpoint::content_hash(&folder)?)]);
+    // A random student takes no weights from it, and there need not be any.
+    let hash = match &student.random {
+        Some(_) => checkpoint::shell_hash(&folder)?,
+        None => checkpoint::content_hash(&folder)?,
+    };
+    let inputs = BTreeMap::from([("checkpoint".to_owned(), hash)]);
     Ok(potstill_datasets::stage_key("start", &settings, &inputs))
 }
 

@@ -1,0 +1,241 @@
+//! Arithmetic problems as JSONL on stdout: additions and subtractions up to three digits, products
+//! of two digits and one.
+//!
+//!     cargo run --release --example arithmetic -- prompts 2000 1   # question, answer, operation
+//!     cargo run --release --example arithmetic -- worked 60000 1   # conversations with steps
+//!
+//! A worked problem is written in one of four styles at random, with separators and words at random
+//! too, so that there is a distribution to learn and not one text. The two kinds never share a
+//! problem: a hash of the problem decides which of them may have it. The same seed gives the same
+//! lines.
+
+use std::collections::HashSet;
+use std::io::Write;
+
+use rand::seq::IndexedRandom;
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use serde_json::json;
+
+const OPENERS: [&str; 4] = ["first ", "start ", "now ", "well "];
+const SEPARATORS: [&str; 4] = ["; ", ", ", " then ", " next "];
+const CLOSERS: [&str; 4] = [" so", " thus", " done", " hence"];
+const PLACES: [&str; 3] = ["ones: ", "tens: ", "hundreds: "];
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Operation {
+    Addition,
+    Subtraction,
+    Multiplication,
+}
+
+use Operation::{Addition, Multiplication, Subtraction};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Problem {
+    operation: Operation,
+    a: u32,
+    b: u32,
+}
+
+impl Problem {
+    /// Any problem: mostly long numbers, since short ones are few.
+    fn draw(random: &mut ChaCha8Rng) -> Problem {
+        let operation = match random.random_range(0..20) {
+            0..9 => Addition,
+            9..17 => Subtraction,
+            _ => Multiplication,
+        };
+        let number = |random: &mut ChaCha8Rng| match random.random_range(0..8) {
+            0 => random.random_range(0..100),
+            _ => random.random_range(100..1000),
+        };
+        let (a, b) = match operation {
+            Multiplication => (random.random_range(10..100), random.random_range(2..10)),
+            _ => (number(random), number(random)),
+        };
+        match operation {
+            Subtraction => Problem { operation, a: a.max(b), b: a.min(b) },
+            _ => Problem { operation, a, b },
+        }
+    }
+
+    fn text(&self) -> String {
+        let sign = match self.operation {
+            Addition => '+',
+            Subtraction => '-',
+            Multiplication => '*',
+        };
+        format!("{}{sign}{}", self.a, self.b)
+    }
+
+    fn result(&self) -> u32 {
+        match self.operation {
+            Addition => self.a + self.b,
+            Subtraction => self.a - self.b,
+            Multiplication => self.a * self.b,
+        }
+    }
+
+    fn name(&self) -> &'static str {
+        match self.operation {
+            Addition => "addition",
+            Subtraction => "subtraction",
+            Multiplication => "multiplication",
+        }
+    }
+
+    /// Whether it is for worked examples; the other half is for prompts. FNV-1a, whose lowest bit
+    /// alone would be a parity of the digits.
+    fn is_worked(&self) -> bool {
+        let hash = self.text().bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+        });
+        hash >> 37 & 1 == 0
+    }
+
+    /// The steps, one equation each.
+    fn steps(&self, style: u32) -> Vec<String> {
+        match (self.operation, style) {
+            (_, 0) => self.columns(false),
+            (_, 1) => self.columns(true),
+            (Addition, 2) => self.sum_of_parts(),
+            (Multiplication, 2) => self.product_of_parts(false),
+            (Multiplication, _) => self.product_of_parts(true),
+            (_, 2) => self.jumps(&[1, 10, 100]),
+            _ => self.jumps(&[100, 10, 1]),
+        }
+    }
+
+    /// Column by column from the right, with carries; `named` says which column.
+    fn columns(&self, named: bool) -> Vec<String> {
+        let digits = self.a.max(self.b).to_string().len();
+        let digit = |number: u32, place: usize| number / 10u32.pow(place as u32) % 10;
+        let mut carry = 0;
+        let mut steps = Vec::new();
+        for place in 0..digits {
+            let (x, y) = (digit(self.a, place), digit(self.b, place));
+            let (left, sign, value) = match self.operation {
+                Addition => (format!("{x}+{y}"), '+', x + y + carry),
+                Multiplication => (format!("{x}*{}", self.b), '+', x * self.b + carry),
+                Subtraction => {
+                    let borrows = x < y + carry;
+                    let x = if borrows { x + 10 } else { x };
+                    (format!("{x}-{y}"), '-', x - y - carry)
+                }
+            };
+            let before = match carry {
+                0 => left.clone(),
+                carry => format!("{left}{sign}{carry}"),
+            };
+            carry = match self.operation {
+                Subtraction => u32::from(x < y + carry),
+                _ => value / 10,
+            };
+            let place = if named { PLACES[place] } else { "" };
+            steps.push(format!("{place}{before}={value}"));
+        }
+        steps
+    }
+
+    /// Hundreds, tens and ones by themselves, then their sums.
+    fn sum_of_parts(&self) -> Vec<String> {
+        let part = |number: u32, place: u32| number / place % 10 * place;
+        let mut steps = Vec::new();
+        let mut sums = Vec::new();
+        for place in [100, 10, 1] {
+            let (x, y) = (part(self.a, place), part(self.b, place));
+            if x + y > 0 {
+                steps.push(format!("{x}+{y}={}", x + y));
+                sums.push(x + y);
+            }
+        }
+        let mut total = sums.first().copied().unwrap_or(0);
+        for sum in sums.iter().skip(1) {
+            steps.push(format!("{total}+{sum}={}", total + sum));
+            total += sum;
+        }
+        steps
+    }
+
+    fn product_of_parts(&self, ones_first: bool) -> Vec<String> {
+        let (tens, ones) = (self.a / 10 * 10, self.a % 10);
+        let (left, right) = if ones_first { (ones, tens) } else { (tens, ones) };
+        let (x, y) = (left * self.b, right * self.b);
+        vec![
+            format!("{left}*{}={x}", self.b),
+            format!("{right}*{}={y}", self.b),
+            format!("{x}+{y}={}", x + y),
+        ]
+    }
+
+    /// The first number changed by the parts of the second, in the order of `places`.
+    fn jumps(&self, places: &[u32]) -> Vec<String> {
+        let mut total = self.a;
+        let mut steps = Vec::new();
+        for place in places {
+            let part = self.b / place % 10 * place;
+            if part > 0 {
+                let (sign, next) = match self.operation {
+                    Addition => ('+', total + part),
+                    _ => ('-', total - part),
+                };
+                steps.push(format!("{total}{sign}{part}={next}"));
+                total = next;
+            }
+        }
+        steps
+    }
+
+    fn reasoning(&self, random: &mut ChaCha8Rng) -> String {
+        let mut text = pick(&OPENERS, random).to_owned();
+        for (i, step) in self.steps(random.random_range(0..4)).iter().enumerate() {
+            if i > 0 {
+                text += pick(&SEPARATORS, random);
+            }
+            text += step;
+        }
+        text + pick(&CLOSERS, random)
+    }
+}
+
+fn pick<'a>(words: &[&'a str; 4], random: &mut ChaCha8Rng) -> &'a str {
+    words.choose(random).copied().unwrap_or_default()
+}
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let [kind, count, seed] = arguments.as_slice() else {
+        return Err("usage: arithmetic prompts|worked COUNT SEED".into());
+    };
+    let (count, seed) = (count.parse::<usize>()?, seed.parse::<u64>()?);
+    let worked = match kind.as_str() {
+        "prompts" => false,
+        "worked" => true,
+        other => return Err(format!("expected `prompts` or `worked`, not `{other}`").into()),
+    };
+    let mut random = ChaCha8Rng::seed_from_u64(seed);
+    let mut seen = HashSet::new();
+    let mut written = 0;
+    let mut out = std::io::stdout().lock();
+    while written < count {
+        let problem = Problem::draw(&mut random);
+        // A problem may be worked several times, in other words; it is asked once.
+        if problem.is_worked() != worked || !worked && !seen.insert(problem) {
+            continue;
+        }
+        let (question, answer) = (problem.text(), problem.result().to_string());
+        let line = if worked {
+            let reasoning = problem.reasoning(&mut random);
+            json!({ "messages": [
+                { "role": "user", "content": question },
+                { "role": "assistant", "reasoning": reasoning, "content": answer },
+            ] })
+        } else {
+            json!({ "question": question, "answer": answer, "operation": problem.name() })
+        };
+        writeln!(out, "{line}")?;
+        written += 1;
+    }
+    Ok(())
+}
