@@ -29,6 +29,8 @@ enum Command {
     Collect(Flags),
     /// Ask the teacher for distributions over answers that have none: `signals/`
     Score(Flags),
+    /// Say which answers are right: `verdicts/`
+    Grade(Flags),
     /// Split into `train/`, `heldout/` and `dropped/`
     Curate(Flags),
     /// Train the student and its controls: `students/`
@@ -70,6 +72,7 @@ impl Command {
             | Command::Import(flags)
             | Command::Collect(flags)
             | Command::Score(flags)
+            | Command::Grade(flags)
             | Command::Curate(flags)
             | Command::Train(flags)
             | Command::Export(flags)
@@ -147,6 +150,7 @@ fn run(cli: &Cli, talk: &Talk) -> anyhow::Result<Outcome> {
         Command::Import(_) => stages::import::import(&context),
         Command::Collect(_) => stages::collect::collect(&context),
         Command::Score(_) => stages::score::score(&context),
+        Command::Grade(_) => stages::grade::grade(&context),
         Command::Curate(_) => stages::curate::curate(&context),
         Command::Train(_) => stages::train::train(&context),
         Command::Export(_) => stages::export::export(&context),

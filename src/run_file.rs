@@ -10,6 +10,8 @@ mod place;
 pub mod ranges;
 mod rules;
 
+use potstill_eval::Grader;
+
 pub use loaded::{Loaded, parse};
 pub use place::{ConfigError, Problem};
 use ranges::{Count, CountOrZero, Mass, NonNegative, Positive, RunName, RunPath, Share};
@@ -30,6 +32,8 @@ pub struct RunFile {
     pub collect: Collect,
     /// Distributions over answers that were collected without.
     pub score: Option<Score>,
+    /// Which answers are right.
+    pub grade: Option<Grade>,
     /// Which answers are kept, and which are held out.
     #[serde(default)]
     pub curate: Curate,
@@ -211,12 +215,22 @@ pub struct Score {
     pub batch: Count,
 }
 
+/// `[grade]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Grade {
+    /// How an answer is compared with its prompt's reference.
+    pub grader: Grader,
+}
+
 /// `[curate]`
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Curate {
     /// Which answers are kept.
     pub keep: Keep,
+    /// What happens to answers that `[grade]` finds wrong.
+    pub wrong: Wrong,
     /// Share of prompts held out, by a hash of seed and prompt.
     pub heldout: Share,
 }
@@ -225,6 +239,7 @@ impl Default for Curate {
     fn default() -> Self {
         Curate {
             keep: Keep::Finished,
+            wrong: Wrong::Drop,
             heldout: default_of(0.1),
         }
     }
@@ -238,6 +253,16 @@ pub enum Keep {
     Finished,
     /// Every answer, cut ones too.
     All,
+}
+
+/// `wrong` of `[curate]`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Wrong {
+    /// They are left out of training and of the held-out answers.
+    Drop,
+    /// They stay.
+    Keep,
 }
 
 /// `[student]`
@@ -375,12 +400,28 @@ pub struct Export {
 pub struct Eval {
     /// Bootstrap draws behind an interval.
     pub resamples: Count,
+    /// Let every model answer the held-out prompts, and grade the answers.
+    pub answers: Option<EvalAnswers>,
+}
+
+/// `answers` of `[eval]`: greedy answers to held-out prompts that have a reference.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EvalAnswers {
+    /// How an answer is compared with its prompt's reference.
+    pub grader: Grader,
+    /// Longest answer, tokens.
+    pub max_new_tokens: Count,
+    /// Prompts answered together.
+    #[serde(default = "sixteen")]
+    pub batch: Count,
 }
 
 impl Default for Eval {
     fn default() -> Self {
         Eval {
             resamples: default_of(2000.0),
+            answers: None,
         }
     }
 }

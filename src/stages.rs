@@ -1,5 +1,6 @@
 //! The stages, each a function of a [`Context`], and what they share.
 
+mod answers;
 pub mod check;
 pub mod checkpoint;
 pub mod collect;
@@ -8,6 +9,7 @@ mod collect_sources;
 pub mod curate;
 pub mod eval;
 pub mod export;
+pub mod grade;
 pub mod import;
 pub mod report;
 mod rows;
@@ -120,13 +122,19 @@ pub fn run(context: &Context) -> anyhow::Result<Outcome> {
         ("import", import::import),
         ("collect", collect::collect),
         ("score", score::score),
+        ("grade", grade::grade),
         ("curate", curate::curate),
         ("train", train::train),
         ("export", export::export),
         ("eval", eval::eval),
         ("report", report::report),
     ];
-    stages.retain(|(name, _)| *name != "score" || context.run.file.score.is_some());
+    let file = &context.run.file;
+    stages.retain(|(name, _)| match *name {
+        "score" => file.score.is_some(),
+        "grade" => file.grade.is_some(),
+        _ => true,
+    });
     let mut all = Outcome::UpToDate;
     for (name, stage) in &stages {
         match (all, stage(context)?) {

@@ -67,6 +67,17 @@ impl Config {
         Keys { path, keys: &keys }.config()
     }
 
+    /// How many numbers a model of this shape learns; a tied head is the embedding.
+    #[must_use]
+    pub fn parameters(&self) -> u64 {
+        let d = self.hidden_size;
+        let queries = self.num_attention_heads * self.head_dim;
+        let keys = self.num_key_value_heads * self.head_dim;
+        let layer = 2 * d + 2 * d * queries + 2 * d * keys + 3 * d * self.intermediate_size;
+        let matrices = if self.tie_word_embeddings { 1 } else { 2 };
+        (matrices * self.vocab_size * d + self.num_hidden_layers * layer + d) as u64
+    }
+
     /// The same as JSON, in the form that transformers 4 and 5 load; `dtype` is the type of the
     /// weights beside it.
     #[must_use]

@@ -14,9 +14,9 @@ use potstill_datasets::{
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
-use super::{Context, Done, Outcome, counts, stage};
+use super::{Context, Done, Outcome, counts, grade, stage};
 use crate::run_dir::{Plan, settings_of};
-use crate::run_file::{Curate, Keep};
+use crate::run_file::{Curate, Keep, Wrong};
 
 /// Lists the answers to train on and those to measure on.
 ///
@@ -26,7 +26,14 @@ pub fn curate(context: &Context) -> anyhow::Result<Outcome> {
     let completions = context
         .dir
         .require("completions", "collect", &context.run)?;
-    let settings = &context.run.file.curate;
+    let file = &context.run.file;
+    let settings = &file.curate;
+    let mut inputs = BTreeMap::from([("completions".to_owned(), completions.content_hash())]);
+    let drops_wrong = file.grade.is_some() && settings.wrong == Wrong::Drop;
+    if drops_wrong {
+        let verdicts = context.dir.require("verdicts", "grade", &context.run)?;
+        inputs.insert("verdicts".to_owned(), verdicts.content_hash());
+    }
     let seed = context.run.file.run.seed;
     let plan = Plan {
         stage: "curate".to_owned(),
@@ -35,10 +42,12 @@ pub fn curate(context: &Context) -> anyhow::Result<Outcome> {
             .map(str::to_owned)
             .to_vec(),
         settings: json!({ "curate": settings_of(settings)?, "seed": seed }),
-        inputs: BTreeMap::from([("completions".to_owned(), completions.content_hash())]),
+        inputs,
     };
     stage(context, &plan, |out| {
-        let lists = split(&context.dir.path("completions"), settings, seed)?;
+        let verdicts = drops_wrong.then(|| context.dir.path("verdicts"));
+        let completions = context.dir.path("completions");
+        let lists = split(&completions, verdicts.as_deref(), settings, seed)?;
         lists.check(context)?;
         write(&out.join("train"), &lists.train)?;
         write(&out.join("heldout"), &lists.heldout)?;
@@ -103,9 +112,19 @@ impl Lists {
     }
 }
 
-fn split(completions: &Path, settings: &Curate, seed: u32) -> anyhow::Result<Lists> {
+/// `verdicts` is where wrong answers are known from, when they are to be dropped.
+fn split(
+    completions: &Path,
+    verdicts: Option<&Path>,
+    settings: &Curate,
+    seed: u32,
+) -> anyhow::Result<Lists> {
     let mut lists = Lists::default();
     for (shard, path) in shards(completions)?.iter().enumerate() {
+        let verdicts = match verdicts {
+            Some(dir) => grade::verdicts(dir, shard)?,
+            None => Vec::new(),
+        };
         for (row, completion) in read_shard::<Completion>(path)?.enumerate() {
             let Completion {
                 prompt_id,
@@ -113,7 +132,9 @@ fn split(completions: &Path, settings: &Curate, seed: u32) -> anyhow::Result<Lis
                 finish_reason,
                 ..
             } = completion?;
-            if let Some(reason) = dropped(settings.keep, finish_reason) {
+            let wrong = verdicts.get(row).is_some_and(|verdict| !verdict.correct);
+            let reason = dropped(settings.keep, finish_reason);
+            if let Some(reason) = reason.or(wrong.then_some("it is graded wrong")) {
                 let reason = reason.to_owned();
                 lists.dropped.push(Dropped {
                     prompt_id,
@@ -122,7 +143,7 @@ fn split(completions: &Path, settings: &Curate, seed: u32) -> anyhow::Result<Lis
                 });
                 continue;
             }
-            let side = match share(seed, &prompt_id) < settings.heldout.get() {
+            let side = match is_heldout(settings, seed, &prompt_id) {
                 true => &mut lists.heldout,
                 false => &mut lists.train,
             };
@@ -146,6 +167,11 @@ fn dropped(keep: Keep, finish_reason: FinishReason) -> Option<&'static str> {
         (Keep::Finished, FinishReason::ToolCalls) => Some("it ended in a tool call"),
         (Keep::Finished, FinishReason::ContentFilter) => Some("the teacher's filter cut it"),
     }
+}
+
+/// Whether a prompt is on the held-out side.
+pub(super) fn is_heldout(settings: &Curate, seed: u32, prompt_id: &str) -> bool {
+    share(seed, prompt_id) < settings.heldout.get()
 }
 
 /// A prompt's place between 0 and 1.

@@ -8,7 +8,7 @@ use potstill_model::{DType, Llama};
 use serde_json::json;
 
 use super::rows::Rows;
-use super::{Context, Done, Outcome, counts, each, score, stage, train};
+use super::{Context, Done, Outcome, answers, counts, each, score, stage, train};
 use crate::interrupt;
 use crate::run_dir::Plan;
 
@@ -22,7 +22,44 @@ const SAMPLES_FILE: &str = "samples.parquet";
 /// When nothing was curated, or a student is not exported yet.
 pub fn eval(context: &Context) -> anyhow::Result<Outcome> {
     let names = [UNTRAINED].into_iter().chain(context.students());
-    each(names, |name| eval_one(context, name))
+    let measured = each(names.clone(), |name| eval_one(context, name))?;
+    if matches!(measured, Outcome::Stopped | Outcome::WouldRun) {
+        return Ok(measured);
+    }
+    let asked = context.run.file.teacher.as_ref().map(|_| answers::TEACHER);
+    let answered = each(asked.into_iter().chain(names), |name| {
+        answers::answer_one(context, name)
+    })?;
+    Ok(match answered {
+        Outcome::UpToDate => measured,
+        other => other,
+    })
+}
+
+/// What identifies a model that is measured.
+pub(super) fn model_key(context: &Context, name: &str) -> anyhow::Result<String> {
+    let run = &context.run;
+    match name {
+        UNTRAINED => train::start_key(run),
+        _ => Ok(context
+            .dir
+            .require(&export_home(name), "export", run)?
+            .content_hash()),
+    }
+}
+
+/// An exported student.
+pub(super) fn load_export(context: &Context, name: &str) -> anyhow::Result<Llama> {
+    let folder = context.dir.path(&export_home(name));
+    Ok(potstill_model::load(
+        &folder,
+        DType::F32,
+        &context.device,
+    )?)
+}
+
+fn export_home(name: &str) -> String {
+    format!("students/{name}/export")
 }
 
 /// Where a model's figures are.
@@ -34,11 +71,7 @@ fn eval_one(context: &Context, name: &str) -> anyhow::Result<Outcome> {
     let run = &context.run;
     let completions = context.dir.require("completions", "collect", run)?;
     let curation = context.dir.require("train", "curate", run)?;
-    let export = format!("students/{name}/export");
-    let model = match name {
-        UNTRAINED => train::start_key(run)?,
-        _ => context.dir.require(&export, "export", run)?.content_hash(),
-    };
+    let model = model_key(context, name)?;
     let resamples = run.file.eval.resamples.get();
     let chunk_rows = run.file.train.chunk_rows.get();
     let seed = u64::from(run.file.run.seed);
@@ -60,7 +93,7 @@ fn eval_one(context: &Context, name: &str) -> anyhow::Result<Outcome> {
         let out = out.join(home(name));
         let model: Llama = match name {
             UNTRAINED => train::start(context)?,
-            _ => potstill_model::load(&context.dir.path(&export), DType::F32, &context.device)?,
+            _ => load_export(context, name)?,
         };
         let mut rows = Rows::open(context, "heldout")?;
         let len = rows.list.len();

@@ -7,7 +7,7 @@ use std::fs;
 
 use anyhow::Context as _;
 use potstill_datasets::{Manifest, Provenance, read_footer, replace_file, shards};
-use potstill_model::{Config, DType, Llama, Parameter};
+use potstill_model::{Config, DType};
 use serde_json::json;
 
 use super::{Context, Done, Outcome, checkpoint, counts, each, stage, train};
@@ -63,21 +63,9 @@ fn export_one(context: &Context, name: &str) -> anyhow::Result<Outcome> {
         replace_file(&out.join("README.md"), card.as_bytes())?;
         Ok(Some(Done::new(counts([(
             "parameters",
-            parameters(&model),
+            model.config().parameters() as usize,
         )]))))
     })
-}
-
-/// How many numbers the model learned; a tied head is counted once.
-fn parameters(model: &Llama) -> usize {
-    let size = |(_, parameter): (String, Parameter)| match parameter {
-        Parameter::Matrix(tensor) => tensor.dims().iter().product::<usize>(),
-        Parameter::Vector(tensor) => tensor.dims().iter().product(),
-    };
-    potstill_model::named_parameters(model)
-        .into_iter()
-        .map(size)
-        .sum()
 }
 
 /// The teacher's provenance, of the first shard.

@@ -1,25 +1,21 @@
-//! `report`: what the run found, from manifests and results, as `report.md` and
+//! `report`: what the run found, from manifests and results, as `report.html`, `report.md` and
 //! `report.json`.
+
+mod measured;
 
 use std::collections::BTreeMap;
 
+use anyhow::Context as _;
 use potstill_datasets::{Manifest, replace_file};
-use potstill_eval::{
-    Comparison, Heldout, Metric, Provenance, Report, SequenceValues, StageFacts, StudentResult,
-    compare, interval,
-};
+use potstill_eval::{Heldout, LossCurve, LossPoint, Provenance, Report, StageFacts};
 use serde_json::json;
 
-use super::eval::{UNTRAINED, home, values};
-use super::{Context, Done, Outcome, counts, export, stage};
+use super::eval::{UNTRAINED, home};
+use super::{Context, Done, Outcome, answers, counts, export, stage};
 use crate::run_dir::{Counts, Plan};
 
-/// The pairs that are compared: left less right.
-const PAIRS: [(&str, &str); 3] = [
-    ("student", UNTRAINED),
-    ("student", "sft"),
-    ("sft", "shuffled"),
-];
+/// What it writes, the file for people first.
+const FILES: [&str; 3] = ["report.html", "report.md", "report.json"];
 
 /// Writes the report, and says its verdict.
 ///
@@ -29,107 +25,114 @@ pub fn report(context: &Context) -> anyhow::Result<Outcome> {
     let run = &context.run;
     let names: Vec<&str> = [UNTRAINED].into_iter().chain(context.students()).collect();
     let mut inputs = BTreeMap::new();
-    for (home, stage) in homes(&names) {
+    for (home, stage) in homes(context, &names) {
         let manifest = context.dir.require(&home, &stage, run)?;
         inputs.insert(home, manifest.content_hash());
     }
     let plan = Plan {
         stage: "report".to_owned(),
         home: String::new(),
-        outputs: vec!["report.md".to_owned(), "report.json".to_owned()],
+        outputs: FILES.map(str::to_owned).to_vec(),
         settings: json!({ "name": run.file.run.name.as_str(), "students": names }),
         inputs,
     };
     let mut verdict = Vec::new();
     let outcome = stage(context, &plan, |out| {
         let report = build(context, &names)?;
+        replace_file(&out.join("report.html"), report.to_html()?.as_bytes())?;
         replace_file(&out.join("report.md"), report.to_markdown().as_bytes())?;
         replace_file(&out.join("report.json"), report.to_json().as_bytes())?;
         let counts = counts([
             ("models", report.students.len()),
             ("comparisons", report.comparisons.len()),
         ]);
-        verdict = report.verdict;
+        verdict.push(report.conclusion.headline);
+        verdict.extend(report.conclusion.sentences);
+        verdict.extend(report.conclusion.doubts);
         Ok(Some(Done::new(counts)))
     })?;
     for sentence in &verdict {
         context.talk.data(sentence);
     }
     if outcome == Outcome::Done {
-        let path = context.dir.path("report.md");
+        let path = context.dir.path(FILES[0]);
         context.talk.line(&format!("report: {}", path.display()));
     }
     Ok(outcome)
 }
 
 /// Every published folder of a run with these models, and the stage that writes it.
-fn homes(names: &[&str]) -> Vec<(String, String)> {
-    let mut homes: Vec<(String, String)> = [
-        ("prompts", "import"),
-        ("completions", "collect"),
-        ("train", "curate"),
-    ]
-    .map(|(home, stage)| (home.to_owned(), stage.to_owned()))
-    .to_vec();
+fn homes(context: &Context, names: &[&str]) -> Vec<(String, String)> {
+    let file = &context.run.file;
+    let mut homes = vec![("prompts", "import"), ("completions", "collect")];
+    if file.score.is_some() {
+        homes.push(("signals", "score"));
+    }
+    if file.grade.is_some() {
+        homes.push(("verdicts", "grade"));
+    }
+    homes.push(("train", "curate"));
+    let mut homes: Vec<(String, String)> = homes
+        .into_iter()
+        .map(|(home, stage)| (home.to_owned(), stage.to_owned()))
+        .collect();
     for name in names.iter().filter(|name| **name != UNTRAINED) {
         homes.push((format!("students/{name}"), "train".to_owned()));
         homes.push((format!("students/{name}/export"), "export".to_owned()));
     }
     homes.extend(names.iter().map(|name| (home(name), "eval".to_owned())));
+    if file.eval.answers.is_some() {
+        let teacher = file.teacher.as_ref().map(|_| &answers::TEACHER);
+        let models = teacher.into_iter().chain(names);
+        homes.extend(models.map(|name| (answers::home(name), "eval".to_owned())));
+    }
     homes
 }
 
 fn build(context: &Context, names: &[&str]) -> anyhow::Result<Report> {
-    let resamples = context.run.file.eval.resamples.get();
-    let seed = u64::from(context.run.file.run.seed);
-    let mut measured: Vec<(&str, Vec<SequenceValues>)> = Vec::new();
-    for name in names {
-        measured.push((name, values(context, name)?));
-    }
-    let mut students = Vec::new();
-    for (name, values) in &measured {
-        let trained = Manifest::read(&context.dir.path(&format!("students/{name}")))?;
-        let figure = |metric| interval(values, metric, resamples, seed);
-        students.push(StudentResult {
-            name: (*name).to_owned(),
-            learned_from: export::learned_from(name).to_owned(),
-            steps: trained
-                .and_then(|m| m.counts.get("steps").copied())
-                .unwrap_or_default(),
-            kl: figure(Metric::Kl)?,
-            nll: figure(Metric::Nll)?,
-            agreement: figure(Metric::Agreement)?,
-        });
-    }
-    let of = |name: &str| {
-        measured
-            .iter()
-            .find(|(n, _)| *n == name)
-            .map(|(n, v)| (*n, v.as_slice()))
-    };
-    let mut comparisons: Vec<Comparison> = Vec::new();
-    for (left, right) in PAIRS {
-        if let (Some(left), Some(right)) = (of(left), of(right)) {
-            comparisons.extend(compare(left, right, resamples, seed)?);
-        }
-    }
+    let models = measured::Models::read(context, names)?;
+    let teacher = models.teacher(context)?;
+    let students = models.students(context)?;
+    let comparisons = models.comparisons()?;
     Ok(Report {
         run: context.run.file.run.name.as_str().to_owned(),
         potstill: env!("CARGO_PKG_VERSION").to_owned(),
-        verdict: Report::conclude(&students, &comparisons),
-        heldout: Heldout::from_values(measured.first().map_or(&[], |(_, v)| v.as_slice()))?,
+        conclusion: Report::conclude(teacher.as_ref(), &students, &comparisons),
+        heldout: Heldout::from_values(models.heldout())?,
+        grader: context.run.file.eval.answers.as_ref().map(|a| a.grader),
+        teacher,
         students,
         comparisons,
+        losses: losses(context, names)?,
+        samples: models.samples(context)?,
         stages: stages(context, names)?,
         provenance: provenance(context)?,
         reproduce: vec![format!("potstill run {}", context.run.path.display())],
     })
 }
 
+/// The loss curves, from what each training wrote at each step.
+fn losses(context: &Context, names: &[&str]) -> anyhow::Result<Vec<LossCurve>> {
+    let mut curves = Vec::new();
+    for name in names.iter().filter(|name| **name != UNTRAINED) {
+        let path = context
+            .dir
+            .path(&format!("students/{name}/metrics.jsonl"));
+        let text = std::fs::read_to_string(&path)
+            .with_context(|| format!("cannot read {}", path.display()))?;
+        let points: Result<Vec<LossPoint>, _> = text.lines().map(serde_json::from_str).collect();
+        curves.push(LossCurve {
+            name: (*name).to_owned(),
+            points: points.with_context(|| format!("{} is damaged", path.display()))?,
+        });
+    }
+    Ok(curves)
+}
+
 fn stages(context: &Context, names: &[&str]) -> anyhow::Result<Vec<StageFacts>> {
     let ledger = context.dir.ledger()?;
     let mut facts = Vec::new();
-    for (home, _) in homes(names) {
+    for (home, _) in homes(context, names) {
         let Some(Manifest {
             stage,
             counts,
@@ -143,6 +146,9 @@ fn stages(context: &Context, names: &[&str]) -> anyhow::Result<Vec<StageFacts>> 
         facts.push(StageFacts {
             seconds: lines.map(|line| line.seconds).sum(),
             bytes: files.values().map(|f| f.bytes).sum(),
+            tokens: ["tokens", "answer tokens"]
+                .iter()
+                .find_map(|name| counts.get(*name).copied()),
             counts: listed(counts),
             name: stage,
         });

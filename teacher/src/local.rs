@@ -70,8 +70,17 @@ impl Local {
     /// What the model's and the tokenizer's files are refused for; a tokenizer that is larger than the
     /// model's embedding; no template, neither given nor in the checkpoint.
     pub fn open(settings: LocalSettings) -> Result<Self, Error> {
+        let model = load(&settings.dir, settings.dtype, &settings.device)?;
+        Self::with_model(model, settings)
+    }
+
+    /// A model that is in memory, with the tokenizer and template of the folder; its name and
+    /// revision are the folder's.
+    ///
+    /// # Errors
+    /// As [`Self::open`], but for the model's own files.
+    pub fn with_model(model: Llama, settings: LocalSettings) -> Result<Self, Error> {
         let dir = settings.dir.as_path();
-        let model = load(dir, settings.dtype, &settings.device)?;
         let tokenizer = Tokenizer::from_dir(dir)?;
         let (tokenizer_size, model_size) = (tokenizer.vocab_size(), model.config().vocab_size);
         if tokenizer_size > model_size {

@@ -45,6 +45,15 @@ fn every_type_survives_a_round_trip() {
 }
 
 #[test]
+fn a_shape_knows_its_parameters() {
+    for tied in [true, false] {
+        let model = small(tied, DType::F32);
+        let counted: usize = values(&model).iter().map(|(_, _, v)| v.len()).sum();
+        assert_eq!(model.config().parameters(), counted as u64);
+    }
+}
+
+#[test]
 fn shards_are_written_and_read() {
     let dir = tempfile::tempdir().unwrap();
     let model = small(false, DType::F32);

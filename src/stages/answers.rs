@@ -1,0 +1,177 @@
+//! The part of `eval` that lets models answer: held-out prompts, greedily, graded.
+//!
+//! The prompts are those on the held-out side of the split that have a reference, whatever
+//! became of the teacher's answers to them, so that no model is measured on prompts that the
+//! teacher got right.
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+
+use anyhow::{Context as _, bail};
+use potstill_datasets::{Prompt, TaskSample, read_shard, replace_file, write_shard};
+use potstill_eval::Grader;
+use potstill_model::{DType, Llama};
+use potstill_teacher::{Ask, Local, LocalSettings, Sampling};
+use serde_json::json;
+
+use super::{Context, Done, Outcome, checkpoint, collect, counts, curate, eval, grade, import, stage, train};
+use crate::interrupt;
+use crate::run_dir::{Plan, settings_of};
+use crate::run_file::EvalAnswers;
+
+/// The teacher's name among the models that answer.
+pub(crate) const TEACHER: &str = "teacher";
+const SAMPLES_FILE: &str = "samples.parquet";
+
+/// Where a model's answers are.
+pub(crate) fn home(name: &str) -> String {
+    format!("students/{name}/eval/answers")
+}
+
+/// Lets one model answer, unless the run file does not ask for it.
+pub(super) fn answer_one(context: &Context, name: &str) -> anyhow::Result<Outcome> {
+    let run = &context.run;
+    let Some(settings) = &run.file.eval.answers else {
+        return Ok(Outcome::UpToDate);
+    };
+    let prompts = context.dir.require("prompts", "import", run)?;
+    let model = match name {
+        TEACHER => checkpoint::content_hash(&checkpoint::teacher(run)?)?,
+        _ => eval::model_key(context, name)?,
+    };
+    let plan = Plan {
+        stage: format!("answer {name}"),
+        home: home(name),
+        outputs: vec![home(name)],
+        settings: json!({
+            "answers": settings_of(settings)?,
+            "heldout": run.file.curate.heldout.get(),
+            "seed": run.file.run.seed,
+            "reasoning": settings_of(&run.file.collect.reasoning)?,
+        }),
+        inputs: BTreeMap::from([
+            ("prompts".to_owned(), prompts.content_hash()),
+            ("model".to_owned(), model),
+        ]),
+    };
+    stage(context, &plan, |out| {
+        let prompts = heldout_prompts(context, settings.grader)?;
+        let model = open(context, name)?;
+        let Some(samples) = samples(context, settings, &plan.stage, &model, &prompts)? else {
+            return Ok(None);
+        };
+        let out = out.join(home(name));
+        write_shard(&out.join(SAMPLES_FILE), &samples, &[])?;
+        let right = samples.iter().filter(|s| s.correct).count();
+        let results = json!({ "prompts": samples.len(), "right": right });
+        let results = serde_json::to_string_pretty(&results)? + "\n";
+        replace_file(&out.join("results.json"), results.as_bytes())?;
+        Ok(Some(Done::new(counts([
+            ("prompts", samples.len()),
+            ("right", right),
+            ("tokens", samples.iter().map(|s| s.tokens as usize).sum()),
+        ]))))
+    })
+}
+
+/// The held-out prompts, each with a reference.
+pub(crate) fn heldout_prompts(context: &Context, grader: Grader) -> anyhow::Result<Vec<Prompt>> {
+    let file = &context.run.file;
+    let mut prompts = import::published(&context.dir.path("prompts"))?;
+    prompts.retain(|p| curate::is_heldout(&file.curate, file.run.seed, &p.id));
+    for prompt in &prompts {
+        grade::reference(grader, prompt)?;
+    }
+    if prompts.is_empty() {
+        bail!("no prompt is held out: raise `heldout` in [curate], or import more prompts");
+    }
+    Ok(prompts)
+}
+
+/// A model of the run as one that answers, with the teacher's template and the marks of its
+/// reasoning.
+fn open(context: &Context, name: &str) -> anyhow::Result<Local> {
+    let run = &context.run;
+    let tokenizer = match name {
+        TEACHER => checkpoint::teacher(run)?,
+        _ => checkpoint::student(run)?,
+    };
+    let dtype = match (name, &run.file.teacher) {
+        (TEACHER, Some(teacher)) => checkpoint::dtype(teacher.dtype),
+        _ => DType::F32,
+    };
+    let model: Llama = match name {
+        TEACHER => potstill_model::load(&tokenizer, dtype, &context.device)?,
+        eval::UNTRAINED => train::start(context)?,
+        _ => eval::load_export(context, name)?,
+    };
+    let settings = LocalSettings {
+        template: Some(checkpoint::template(run, &tokenizer)?),
+        dir: tokenizer,
+        dtype,
+        device: context.device.clone(),
+        reasoning: collect::reasoning(run),
+        licence: None,
+    };
+    Ok(Local::with_model(model, settings)?)
+}
+
+fn samples(
+    context: &Context,
+    settings: &EvalAnswers,
+    stage: &str,
+    model: &Local,
+    prompts: &[Prompt],
+) -> anyhow::Result<Option<Vec<TaskSample>>> {
+    let sampling = Sampling {
+        max_new_tokens: settings.max_new_tokens.get(),
+        temperature: 0.0,
+        top_p: 1.0,
+    };
+    let mut work = context
+        .talk
+        .work(stage, "answers", 0, prompts.len() as u64);
+    let (mut samples, mut tokens) = (Vec::with_capacity(prompts.len()), 0);
+    for batch in prompts.chunks(settings.batch.get()) {
+        let asks: Vec<Ask<'_>> = batch
+            .iter()
+            .map(|prompt| Ask {
+                prompt,
+                sample_index: 0,
+            })
+            .collect();
+        let go_on = &mut |_: usize| ControlFlow::Continue(());
+        let completions = model.sample(&asks, &sampling, 0, go_on)?;
+        let completions = completions.context("the model stopped without being asked to")?;
+        for (prompt, completion) in batch.iter().zip(completions) {
+            let reference = grade::reference(settings.grader, prompt)?;
+            let grade = settings.grader.grade(&completion.answer, reference);
+            let count = completion.tokens.len();
+            tokens += count;
+            samples.push(TaskSample {
+                prompt_id: completion.prompt_id,
+                reasoning: completion.reasoning,
+                answer: completion.answer,
+                extracted: grade.extracted,
+                correct: grade.correct,
+                finished: completion.finish_reason == potstill_datasets::FinishReason::Stop,
+                tokens: count as u32,
+            });
+        }
+        work.show(samples.len() as u64, tokens as u64, "");
+        if interrupt::asked() && samples.len() < prompts.len() {
+            return Ok(None);
+        }
+    }
+    Ok(Some(samples))
+}
+
+/// A model's published answers, in the order of `prompts/`.
+pub(crate) fn published(context: &Context, name: &str) -> anyhow::Result<Vec<TaskSample>> {
+    let path = context.dir.path(&home(name)).join(SAMPLES_FILE);
+    let mut samples = Vec::new();
+    for sample in read_shard::<TaskSample>(&path)? {
+        samples.push(sample?);
+    }
+    Ok(samples)
+}

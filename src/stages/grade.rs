@@ -1,0 +1,107 @@
+//! `grade`: whether each answer is right by its prompt's reference, into `verdicts/`, which has
+//! the same shards and rows as `completions/`.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+
+use anyhow::{Context as _, bail};
+use potstill_datasets::{
+    Completion, Prompt, ShardWriter, Verdict, read_shard, shard_name, shards,
+};
+use potstill_eval::Grader;
+use serde_json::json;
+
+use super::{Context, Done, Outcome, counts, score, stage};
+use crate::run_dir::Plan;
+
+/// Grades every answer.
+///
+/// # Errors
+/// When nothing was collected, or a prompt has no reference that the grader can use.
+pub fn grade(context: &Context) -> anyhow::Result<Outcome> {
+    let run = &context.run;
+    let Some(settings) = &run.file.grade else {
+        bail!(
+            "{} has no [grade]: add it with `grader = \"exact\"` or `grader = \"number\"`",
+            run.path.display()
+        );
+    };
+    let prompts = context.dir.require("prompts", "import", run)?;
+    let completions = context.dir.require("completions", "collect", run)?;
+    let grader = settings.grader;
+    let plan = Plan {
+        stage: "grade".to_owned(),
+        home: "verdicts".to_owned(),
+        outputs: vec!["verdicts".to_owned()],
+        settings: json!({ "grader": grader.name() }),
+        inputs: BTreeMap::from([
+            ("prompts".to_owned(), prompts.content_hash()),
+            ("completions".to_owned(), completions.content_hash()),
+        ]),
+    };
+    stage(context, &plan, |out| {
+        let prompts = score::prompts(&context.dir.path("prompts"))?;
+        let completions = context.dir.path("completions");
+        let (mut right, mut wrong) = (0, 0);
+        for (index, shard) in shards(&completions)?.iter().enumerate() {
+            let path = out.join("verdicts").join(shard_name(index));
+            let mut verdicts = ShardWriter::<Verdict>::new(&path, &[])?;
+            for completion in read_shard::<Completion>(shard)? {
+                let completion = completion?;
+                let verdict = verdict(grader, &prompts, completion)?;
+                match verdict.correct {
+                    true => right += 1,
+                    false => wrong += 1,
+                }
+                verdicts.push(verdict)?;
+            }
+            verdicts.finish()?;
+        }
+        Ok(Some(Done::new(counts([("right", right), ("wrong", wrong)]))))
+    })
+}
+
+fn verdict(
+    grader: Grader,
+    prompts: &HashMap<String, Prompt>,
+    completion: Completion,
+) -> anyhow::Result<Verdict> {
+    let prompt = prompts.get(&completion.prompt_id);
+    let prompt =
+        prompt.with_context(|| format!("`prompts/` has no prompt {}", completion.prompt_id))?;
+    let grade = grader.grade(&completion.answer, reference(grader, prompt)?);
+    Ok(Verdict {
+        prompt_id: completion.prompt_id,
+        sample_index: completion.sample_index,
+        grader: grader.name().to_owned(),
+        correct: grade.correct,
+        extracted: grade.extracted,
+    })
+}
+
+/// The reference of a prompt, by which something can be right.
+pub(super) fn reference(grader: Grader, prompt: &Prompt) -> anyhow::Result<&str> {
+    let Some(reference) = &prompt.reference else {
+        bail!(
+            "the prompt of {} has no reference to grade by: name its column with `answer` in `columns` of [import], or take the row out",
+            prompt.source
+        );
+    };
+    if grader.expected(reference).is_none() {
+        bail!(
+            "the reference of {}, {reference:?}, has nothing that the grader `{}` compares: correct it, or use another grader",
+            prompt.source,
+            grader.name()
+        );
+    }
+    Ok(reference)
+}
+
+/// The verdicts of a shard of `completions/`, row for row.
+pub(super) fn verdicts(dir: &Path, shard: usize) -> anyhow::Result<Vec<Verdict>> {
+    let mut verdicts = Vec::new();
+    for verdict in read_shard::<Verdict>(&dir.join(shard_name(shard)))? {
+        verdicts.push(verdict?);
+    }
+    Ok(verdicts)
+}
