@@ -12,7 +12,7 @@ mod rules;
 
 pub use loaded::{Loaded, parse};
 pub use place::{ConfigError, Problem};
-use ranges::{Count, CountOrZero, Mass, NonNegative, Positive, RunName, RunPath, Share};
+use ranges::{Count, CountOrZero, Fraction, Mass, NonNegative, Positive, RunName, RunPath, Share};
 use serde::{Deserialize, Serialize};
 
 /// A parsed run file that breaks no rule.
@@ -125,8 +125,12 @@ pub struct Collect {
     pub max_new_tokens: Count,
     /// Sampling temperature; 0 takes the most likely token.
     pub temperature: NonNegative,
+    /// So many of the likeliest tokens are sampled from; by default all.
+    pub top_k: Option<Count>,
     /// Smallest set of tokens with this mass is sampled from.
     pub top_p: Mass,
+    /// Tokens with less than this share of the likeliest one's probability are not sampled.
+    pub min_p: Fraction,
     /// Sequences asked together. Part of what makes answers reproducible.
     pub batch: Count,
     /// Distributions to store beside the text. Without them nothing can be trained.
@@ -141,7 +145,9 @@ impl Default for Collect {
             samples: default_of(1.0),
             max_new_tokens: default_of(256.0),
             temperature: default_of(1.0),
+            top_k: None,
             top_p: default_of(1.0),
+            min_p: default_of(0.0),
             batch: default_of(16.0),
             signals: None,
             reasoning: None,

@@ -133,12 +133,19 @@ impl Local {
     /// `sampling` and `seed` are how answers were drawn; `temperatures` are those of the scoring.
     #[must_use]
     pub fn provenance(&self, sampling: &Sampling, seed: u64, temperatures: &[f32]) -> Provenance {
-        let sampling = json!({
+        let mut drawn = json!({
             "max_new_tokens": sampling.max_new_tokens,
             "seed": seed,
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
         });
+        // What is off is left out, so that such answers come from where earlier ones came from.
+        if let Some(top_k) = sampling.top_k {
+            drawn["top_k"] = json!(top_k);
+        }
+        if sampling.min_p > 0.0 {
+            drawn["min_p"] = json!(sampling.min_p);
+        }
         Provenance {
             teacher: self.identity.teacher.clone(),
             revision: self.identity.revision.clone(),
@@ -152,7 +159,7 @@ impl Local {
             },
             tokenizer: self.tokenizer.fingerprint().to_owned(),
             template: self.template.hash().to_owned(),
-            sampling: canonical_json(&sampling),
+            sampling: canonical_json(&drawn),
             temperatures: temperatures.to_vec(),
             licence: self.identity.licence.clone(),
         }
