@@ -241,8 +241,10 @@ pub struct Train {
     pub steps: Count,
     /// Sequences a step.
     pub batch: Count,
-    /// Sequences a forward pass.
+    /// Sequences a forward pass, or rows of them with `packing`.
     pub micro_batch: Count,
+    /// Put several sequences into one row of up to `max_length` tokens; none sees the others.
+    pub packing: bool,
     /// Highest learning rate.
     pub learning_rate: Positive,
     /// Steps over which it rises from 0.
@@ -273,6 +275,7 @@ impl Default for Train {
             steps: default_of(100.0),
             batch: default_of(8.0),
             micro_batch: default_of(4.0),
+            packing: false,
             learning_rate: default_of(1e-4),
             warmup: default_of(0.0),
             min_learning_rate: default_of(0.0),

@@ -3,10 +3,10 @@
 use std::ops::ControlFlow;
 
 use burn::module::Module;
-use burn::tensor::{DType, Tensor};
-use potstill_model::{Generated, Llama, MapParameters, Sampling, generate, map_parameters};
+use burn::tensor::DType;
+use potstill_model::{Generated, Llama, Sampling, generate};
 
-use crate::{host, ids, small};
+use crate::{host, ids, lively};
 
 const GREEDY: Sampling = Sampling {
     max_new_tokens: 12,
@@ -15,20 +15,6 @@ const GREEDY: Sampling = Sampling {
     top_p: 1.0,
     min_p: 0.0,
 };
-
-/// Random weights that are large enough for distributions that are not flat.
-fn lively(dtype: DType) -> Llama {
-    struct Grow;
-    impl MapParameters for Grow {
-        fn matrix(&mut self, _: &str, tensor: Tensor<2>) -> Tensor<2> {
-            tensor * 20.0
-        }
-        fn vector(&mut self, _: &str, tensor: Tensor<1>) -> Tensor<1> {
-            tensor
-        }
-    }
-    map_parameters(small(false, dtype), &mut Grow)
-}
 
 fn prompts() -> Vec<Vec<u32>> {
     vec![

@@ -48,15 +48,24 @@ fn bits(model: &Llama) -> Vec<u32> {
 #[test]
 fn stopping_and_going_on_gives_the_same_weights() {
     let data = signals(9, 47, 31);
-    for method in [Method::Distill, Method::Sft, Method::Shuffled] {
+    let packed = Settings {
+        packing: true,
+        ..settings()
+    };
+    for (method, settings) in [
+        (Method::Distill, settings()),
+        (Method::Sft, settings()),
+        (Method::Shuffled, settings()),
+        (Method::Distill, packed),
+    ] {
         let whole_dir = tempfile::tempdir().unwrap();
-        let whole = run(whole_dir.path(), &data, method, &settings(), 0).unwrap();
+        let whole = run(whole_dir.path(), &data, method, &settings, 0).unwrap();
         assert!(whole.finished && whole.step == 6);
         for stop_at in 1..6 {
             let dir = tempfile::tempdir().unwrap();
-            let part = run(dir.path(), &data, method, &settings(), stop_at).unwrap();
+            let part = run(dir.path(), &data, method, &settings, stop_at).unwrap();
             assert!(!part.finished && part.step == stop_at);
-            let rest = run(dir.path(), &data, method, &settings(), 0).unwrap();
+            let rest = run(dir.path(), &data, method, &settings, 0).unwrap();
             assert!(rest.finished);
             assert_eq!(
                 bits(&rest.model),
@@ -101,6 +110,19 @@ fn other_settings_and_damage_are_said() {
         error.contains("learning_rate") && error.contains("state.json"),
         "{error}"
     );
+    // A setting that is stored only where it is on, on either side.
+    let packed = Settings {
+        packing: true,
+        ..settings()
+    };
+    let packed_dir = tempfile::tempdir().unwrap();
+    run(packed_dir.path(), &data, Method::Distill, &packed, 2).unwrap();
+    for (dir, other) in [(&dir, &packed), (&packed_dir, &settings())] {
+        let error = run(dir.path(), &data, Method::Distill, other, 0)
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("(packing)"), "{error}");
+    }
     let error = run(dir.path(), &data, Method::Sft, &settings(), 0)
         .unwrap_err()
         .to_string();
