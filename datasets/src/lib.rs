@@ -33,7 +33,7 @@ pub use crate::parquet::{
 };
 pub use crate::reader::{Rows, read_shard};
 pub use crate::records::{
-    Completion, Dropped, FinishReason, Message, Prompt, Provenance, Role, SampledToken, Selected,
+    CONFIDENCE_BINS, Completion, Dropped, FinishReason, Message, Prompt, Provenance, Role, SampledToken, Selected,
     SequenceValues, ToolCall, TopToken, Usage,
 };
 pub use crate::schema::{PROVENANCE_KEY, Record, SCHEMA_KEY, SCHEMA_VERSION};

@@ -132,7 +132,13 @@ impl Block {
 
     /// The realised tokens of rows `start..end`, [n, 1].
     pub(crate) fn realised_n1(&self, start: usize, end: usize, device: &Device) -> Tensor<2, Int> {
-        ints(self.realised[start..end].to_vec(), [end - start, 1], device)
+        let realised = self.realised(start, end).to_vec();
+        ints(realised, [end - start, 1], device)
+    }
+
+    /// The realised tokens of rows `start..end`.
+    pub(crate) fn realised(&self, start: usize, end: usize) -> &[i32] {
+        &self.realised[start..end]
     }
 
     /// Support [n, k], p and log p [n, k+1] of rows `start..end`; k is the largest support there,
