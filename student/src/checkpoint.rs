@@ -27,6 +27,9 @@ pub(crate) struct State {
     pub position: u64,
     /// Length of `metrics.jsonl` at this step; what lies behind it belongs to a lost stretch.
     pub metrics_bytes: u64,
+    /// The same of TensorBoard's event file; 0 in checkpoints from before there was one.
+    #[serde(default)]
+    pub events_bytes: u64,
     pub method: Method,
     pub settings: Settings,
     /// Rows that can be trained on.

@@ -33,6 +33,24 @@ fn run(
     )
 }
 
+/// The steps of an event file, by walking its records: 8 bytes of length, 4 of checksum, the event (9
+/// bytes of time, then the step's key and number), 4 of checksum. The first record is the file's version.
+fn event_steps(dir: &Path) -> Vec<u64> {
+    let bytes = std::fs::read(dir.join("tensorboard/events.out.tfevents.potstill")).unwrap();
+    let mut steps = Vec::new();
+    let mut rest = bytes.as_slice();
+    while !rest.is_empty() {
+        let length = u64::from_le_bytes(rest[..8].try_into().unwrap()) as usize;
+        let event = &rest[12..12 + length];
+        if event[9] == 0x10 {
+            // No test takes 128 steps, so one byte holds the number.
+            steps.push(u64::from(event[10]));
+        }
+        rest = &rest[16 + length..];
+    }
+    steps
+}
+
 fn bits(model: &Llama) -> Vec<u32> {
     let numbers = |(_, parameter): (String, Parameter)| match parameter {
         Parameter::Matrix(tensor) => tensor.into_data().iter::<f32>().collect::<Vec<_>>(),
@@ -74,6 +92,7 @@ fn stopping_and_going_on_gives_the_same_weights() {
             );
             let lines = std::fs::read_to_string(dir.path().join("metrics.jsonl")).unwrap();
             assert_eq!(lines.lines().count(), 6);
+            assert_eq!(event_steps(dir.path()), [1, 2, 3, 4, 5, 6]);
         }
     }
 }
@@ -92,6 +111,7 @@ fn a_lost_stretch_is_trained_again() {
     assert_eq!(bits(&rest.model), bits(&whole.model));
     let lines = std::fs::read_to_string(dir.path().join("metrics.jsonl")).unwrap();
     assert_eq!(lines.lines().count(), 6);
+            assert_eq!(event_steps(dir.path()), [1, 2, 3, 4, 5, 6]);
 }
 
 #[test]
