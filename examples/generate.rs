@@ -23,7 +23,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let sampling = Sampling {
         max_new_tokens: new_tokens.parse()?,
         temperature: 0.0,
+        top_k: None,
         top_p: 1.0,
+        min_p: 0.0,
     };
     for prompt in args {
         let prompt_ids = tokenizer.encode(&prompt, true)?;

@@ -14,7 +14,7 @@ use potstill_eval::Grader;
 
 pub use loaded::{Loaded, parse};
 pub use place::{ConfigError, Problem};
-use ranges::{Count, CountOrZero, Mass, NonNegative, Positive, RunName, RunPath, Share};
+use ranges::{Count, CountOrZero, Fraction, Mass, NonNegative, Positive, RunName, RunPath, Share};
 use serde::{Deserialize, Serialize};
 
 /// A parsed run file that breaks no rule.
@@ -155,8 +155,12 @@ pub struct Collect {
     pub max_new_tokens: Count,
     /// Sampling temperature; 0 takes the most likely token.
     pub temperature: NonNegative,
+    /// So many of the likeliest tokens are sampled from; by default all.
+    pub top_k: Option<Count>,
     /// Smallest set of tokens with this mass is sampled from.
     pub top_p: Mass,
+    /// Tokens with less than this share of the likeliest one's probability are not sampled.
+    pub min_p: Fraction,
     /// Sequences asked together. Part of what makes answers reproducible.
     pub batch: Count,
     /// Distributions to store beside the text. Without them, and without `[score]`, the text alone
@@ -172,7 +176,9 @@ impl Default for Collect {
             samples: default_of(1.0),
             max_new_tokens: default_of(256.0),
             temperature: default_of(1.0),
+            top_k: None,
             top_p: default_of(1.0),
+            min_p: default_of(0.0),
             batch: default_of(16.0),
             signals: None,
             reasoning: None,
@@ -304,8 +310,10 @@ pub struct Train {
     pub steps: Count,
     /// Sequences a step.
     pub batch: Count,
-    /// Sequences a forward pass.
+    /// Sequences a forward pass, or rows of them with `packing`.
     pub micro_batch: Count,
+    /// Put several sequences into one row of up to `max_length` tokens; none sees the others.
+    pub packing: bool,
     /// Highest learning rate.
     pub learning_rate: Positive,
     /// Steps over which it rises from 0.
@@ -336,6 +344,7 @@ impl Default for Train {
             steps: default_of(100.0),
             batch: default_of(8.0),
             micro_batch: default_of(4.0),
+            packing: false,
             learning_rate: default_of(1e-4),
             warmup: default_of(0.0),
             min_learning_rate: default_of(0.0),

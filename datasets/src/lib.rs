@@ -8,6 +8,7 @@ mod error;
 mod import;
 mod journal;
 mod manifest;
+mod pack;
 mod parquet;
 mod reader;
 mod records;
@@ -28,12 +29,13 @@ pub use crate::manifest::{
     FileHash, MANIFEST_FILE, Manifest, canonical_json, hash_file, hash_files, replace_file,
     stage_key,
 };
+pub use crate::pack::pack;
 pub use crate::parquet::{
     Footer, PROMPTS_PER_SHARD, ShardWriter, read_footer, shard_name, shards, write_shard,
 };
 pub use crate::reader::{Rows, read_shard};
 pub use crate::records::{
-    Completion, Dropped, FinishReason, Message, Prompt, Provenance, Role, SampledToken, Selected,
+    CONFIDENCE_BINS, Completion, Dropped, FinishReason, Message, Prompt, Provenance, Role, SampledToken, Selected,
     SequenceValues, ToolCall, TopToken, Usage,
 };
 pub use crate::schema::{PROVENANCE_KEY, Record, SCHEMA_KEY, SCHEMA_VERSION};

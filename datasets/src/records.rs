@@ -299,6 +299,9 @@ pub struct Dropped {
     pub reason: String,
 }
 
+/// How many bins of equal width the student's confidence, from 0 to 1, is counted in.
+pub const CONFIDENCE_BINS: usize = 10;
+
 /// What evaluation measured on one held-out text. Sums over its loss positions, so that any mean can be formed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SequenceValues {
@@ -316,6 +319,13 @@ pub struct SequenceValues {
     pub agree: u32,
     /// Sum of the teacher's negative log-likelihood, nats.
     pub teacher_nll_nats: f64,
+    /// How many positions are in each of [`CONFIDENCE_BINS`] bins of the student's confidence, the probability of its
+    /// likeliest token: bin i holds [i/10, (i+1)/10), the last one 1 as well.
+    pub bin_tokens: Vec<u32>,
+    /// By bin, the sum of these confidences.
+    pub bin_confidence: Vec<f64>,
+    /// By bin, at how many positions the student's likeliest token is the one in the text.
+    pub bin_correct: Vec<u32>,
 }
 
 #[cfg(test)]

@@ -161,6 +161,9 @@ mod tests {
                 nll_nats: (kl + 1.0) * (10 + i) as f64,
                 agree: 5,
                 teacher_nll_nats: (10 + i) as f64,
+                bin_tokens: vec![0; 10],
+                bin_confidence: vec![0.0; 10],
+                bin_correct: vec![0; 10],
             })
             .collect()
     }

@@ -63,21 +63,39 @@ impl Rotary {
     }
 }
 
-/// Attention of a whole text to itself: position i sees the positions up to i.
-///
-/// `q_bhte`, `k_bgte`, `v_bgte` → `[b, h, t, e]`.
-pub(crate) fn causal(q_bhte: Tensor<4>, k_bgte: Tensor<4>, v_bgte: Tensor<4>) -> Tensor<4> {
-    if !q_bhte.is_autodiff() {
-        // Inference: burn's own attention never holds all scores at once, and shares keys among heads.
-        let options = AttentionModuleOptions {
-            is_causal: true,
-            ..Default::default()
-        };
-        return attention(q_bhte, k_bgte, v_bgte, None, None, options);
+/// What each position of a text sees, the same in all layers.
+pub(crate) enum Sight {
+    /// Every position up to its own. Without autodiff only.
+    Causal,
+    /// Where this bias is 0 and not −∞: `[b or 1, 1, t, t]`.
+    Where(Tensor<4>),
+}
+
+impl Sight {
+    /// Attention of texts to themselves: `q_bhte`, `k_bgte`, `v_bgte` → `[b, h, t, e]`.
+    pub(crate) fn attend(
+        &self,
+        q_bhte: Tensor<4>,
+        k_bgte: Tensor<4>,
+        v_bgte: Tensor<4>,
+    ) -> Tensor<4> {
+        match self {
+            Sight::Causal => causal(q_bhte, k_bgte, v_bgte),
+            Sight::Where(bias) => attend(q_bhte, k_bgte, v_bgte, bias.clone()),
+        }
     }
-    let length = q_bhte.dims()[2];
-    let bias_11tt = causal_bias(length, q_bhte.dtype(), &q_bhte.device());
-    attend(q_bhte, k_bgte, v_bgte, bias_11tt)
+}
+
+/// Attention of a whole text to itself, without autodiff: position i sees the positions up to i.
+///
+/// `q_bhte`, `k_bgte`, `v_bgte` → `[b, h, t, e]`. It is burn's own, which never holds all scores at once
+/// and shares keys among heads.
+pub(crate) fn causal(q_bhte: Tensor<4>, k_bgte: Tensor<4>, v_bgte: Tensor<4>) -> Tensor<4> {
+    let options = AttentionModuleOptions {
+        is_causal: true,
+        ..Default::default()
+    };
+    attention(q_bhte, k_bgte, v_bgte, None, None, options)
 }
 
 /// Attention with an additive bias: 0 where a key is seen and −∞ where it is not.
@@ -115,14 +133,22 @@ pub(crate) fn statistics_dtype(dtype: DType) -> DType {
     }
 }
 
-fn causal_bias(length: usize, dtype: DType, device: &Device) -> Tensor<4> {
-    let mut bias = vec![0f32; length * length];
-    for (row, values) in bias.chunks_mut(length.max(1)).enumerate() {
-        if let Some(future) = values.get_mut(row + 1..) {
-            future.fill(f32::NEG_INFINITY);
+/// The bias of rows of positions: 0 from where a position's document begins, which is where positions
+/// were last 0, up to itself, and −∞ elsewhere. One row of positions gives `[1, 1, t, t]`.
+pub(crate) fn document_bias(
+    positions: &[Vec<usize>],
+    dtype: DType,
+    device: &Device,
+) -> Tensor<4> {
+    let t = positions.first().map_or(0, Vec::len);
+    let mut bias = vec![f32::NEG_INFINITY; positions.len() * t * t];
+    let places = positions.iter().flat_map(|row| row.iter().enumerate());
+    for (seen, (column, position)) in bias.chunks_mut(t.max(1)).zip(places) {
+        if let Some(document) = seen.get_mut(column.saturating_sub(*position)..=column) {
+            document.fill(0.0);
         }
     }
-    let data = TensorData::new(bias, [1, 1, length, length]);
+    let data = TensorData::new(bias, [positions.len(), 1, t, t]);
     Tensor::from_data(data, (device, dtype))
 }
 
@@ -145,11 +171,31 @@ mod tests {
                 };
                 let (q, k, v) = (random(6), random(2), random(2));
                 let fast = causal(q.clone(), k.clone(), v.clone());
-                let bias = causal_bias(length, dtype, &device);
+                let bias = document_bias(&[(0..length).collect()], dtype, &device);
                 let slow = attend(q, k, v, bias);
                 let largest: f64 = (fast - slow).abs().max().into_scalar();
                 assert!(largest < tolerance, "{dtype:?} {length}: {largest}");
             }
         }
+    }
+
+    #[test]
+    fn a_bias_shows_each_position_its_document_so_far() {
+        let positions = [vec![0, 1, 2, 0, 1], vec![0, 0, 1, 2, 3]];
+        let bias = document_bias(&positions, DType::F32, &Device::flex());
+        assert_eq!(bias.dims(), [2, 1, 5, 5]);
+        let seen: String = bias
+            .into_data()
+            .iter::<f32>()
+            .map(|bias| if bias == 0.0 { '1' } else { '.' })
+            .collect();
+        let rows: Vec<&str> = (0..10).map(|row| &seen[row * 5..row * 5 + 5]).collect();
+        assert_eq!(
+            rows,
+            [
+                "1....", "11...", "111..", "...1.", "...11", // two documents, of 3 and of 2
+                "1....", ".1...", ".11..", ".111.", ".1111", // of 1 and of 4
+            ]
+        );
     }
 }

@@ -16,16 +16,23 @@ use rayon::prelude::*;
 use crate::attention::{attend, causal};
 use crate::{Error, Llama};
 
-/// How an answer is drawn.
+/// How an answer is drawn. Temperature, `top_k`, `top_p` and `min_p` apply in this order, each to what
+/// the one before left, as in transformers; a temperature of 0 makes the other three idle.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sampling {
     /// The most tokens of an answer, its EOS counted; at least 1.
     pub max_new_tokens: usize,
     /// Divides the logits; 0 takes the likeliest token, and the lowest id among equals.
     pub temperature: f64,
+    /// Only so many of the likeliest tokens are drawn from, and those as likely as the last of them; at
+    /// least 1. `None` for all.
+    pub top_k: Option<usize>,
     /// Only the likeliest tokens that together reach this probability (at this temperature) are drawn
     /// from; above 0 and at most 1.
     pub top_p: f64,
+    /// Only tokens with at least this share of the likeliest token's probability (at this temperature)
+    /// are drawn from; from 0, which leaves none out, to 1.
+    pub min_p: f64,
 }
 
 /// One answer.
@@ -56,7 +63,8 @@ pub fn generate(
     seeds: &[u64],
     progress: &mut dyn FnMut(usize) -> ControlFlow<()>,
 ) -> Result<Option<Vec<Generated>>, Error> {
-    check(model, prompts, sampling, seeds)?;
+    check_sampling(sampling)?;
+    check_prompts(model, prompts, sampling, seeds)?;
     if prompts.is_empty() {
         return Ok(Some(Vec::new()));
     }
@@ -99,14 +107,7 @@ pub fn generate(
     Ok(Some(answers))
 }
 
-fn check(
-    model: &Llama,
-    prompts: &[Vec<u32>],
-    sampling: &Sampling,
-    seeds: &[u64],
-) -> Result<(), Error> {
-    let limit = model.config().max_position_embeddings;
-    let vocab_size = model.config().vocab_size;
+fn check_sampling(sampling: &Sampling) -> Result<(), Error> {
     let out_of_range = |setting, value, range| Error::Sampling {
         setting,
         value,
@@ -119,10 +120,29 @@ fn check(
         let range = "it is 0 (the likeliest token) or above";
         return Err(out_of_range("temperature", sampling.temperature, range));
     }
+    if sampling.top_k == Some(0) {
+        let range = "it is at least 1; leave it out to draw from all tokens";
+        return Err(out_of_range("top_k", 0.0, range));
+    }
     if !(sampling.top_p > 0.0 && sampling.top_p <= 1.0) {
         let range = "it is above 0 and at most 1";
         return Err(out_of_range("top_p", sampling.top_p, range));
     }
+    if !(sampling.min_p >= 0.0 && sampling.min_p <= 1.0) {
+        let range = "it is at least 0 (which leaves no token out) and at most 1";
+        return Err(out_of_range("min_p", sampling.min_p, range));
+    }
+    Ok(())
+}
+
+fn check_prompts(
+    model: &Llama,
+    prompts: &[Vec<u32>],
+    sampling: &Sampling,
+    seeds: &[u64],
+) -> Result<(), Error> {
+    let limit = model.config().max_position_embeddings;
+    let vocab_size = model.config().vocab_size;
     if seeds.len() != prompts.len() {
         return Err(Error::Seeds {
             prompts: prompts.len(),
@@ -288,12 +308,16 @@ fn draw(logits_v: &[f32], sampling: &Sampling, seed: u64, step: u64) -> (u32, f3
         let mut generator = ChaCha8Rng::seed_from_u64(seed);
         generator.set_stream(step);
         let weight = |logit: f32| (f64::from(logit - largest) / sampling.temperature).exp();
-        let weights: Vec<f64> = logits_v.iter().map(|logit| weight(*logit)).collect();
-        if sampling.top_p < 1.0 {
-            let nucleus = nucleus(&weights, sampling.top_p);
-            pick(nucleus.into_iter(), &weights, generator.random())
-        } else {
-            pick(0..weights.len(), &weights, generator.random())
+        let mut weights: Vec<f64> = logits_v.iter().map(|logit| weight(*logit)).collect();
+        if let Some(least) = sampling.top_k.and_then(|k| kth_largest(&weights, k)) {
+            drop_below(least, &mut weights);
+        }
+        let nucleus = (sampling.top_p < 1.0).then(|| nucleus(&weights, sampling.top_p));
+        // The likeliest token has the weight 1.
+        drop_below(sampling.min_p, &mut weights);
+        match nucleus {
+            Some(ids) => pick(ids.into_iter(), &weights, generator.random()),
+            None => pick(0..weights.len(), &weights, generator.random()),
         }
     };
     let mass: f64 = logits_v
@@ -314,6 +338,25 @@ fn likeliest(logits_v: &[f32]) -> usize {
         }
     }
     best.0
+}
+
+/// The k-th largest of `weights`, equal ones counted each; `None` where there are no more than k.
+fn kth_largest(weights: &[f64], k: usize) -> Option<f64> {
+    if k >= weights.len() {
+        return None;
+    }
+    let mut sorted = weights.to_vec();
+    let (_, kth, _) = sorted.select_nth_unstable_by(k.checked_sub(1)?, |a, b| b.total_cmp(a));
+    Some(*kth)
+}
+
+/// Leaves smaller weights out of what is drawn from.
+fn drop_below(least: f64, weights: &mut [f64]) {
+    for weight in weights {
+        if *weight < least {
+            *weight = 0.0;
+        }
+    }
 }
 
 /// The fewest tokens that reach `top_p` of all weight, heaviest first and the lower id among equals.
@@ -364,7 +407,9 @@ mod tests {
         Sampling {
             max_new_tokens: 1,
             temperature,
+            top_k: None,
             top_p,
+            min_p: 0.0,
         }
     }
 
@@ -430,6 +475,75 @@ mod tests {
                 }
                 assert_eq!(nucleus(&weights, top_p), expected);
             }
+        }
+    }
+
+    /// Against what transformers' logits warpers leave of fixed logits: `make.py` made the file.
+    #[test]
+    fn draws_follow_the_distributions_of_transformers() {
+        #[derive(serde::Deserialize)]
+        struct Case {
+            logits: Vec<f32>,
+            temperature: f64,
+            top_k: Option<usize>,
+            top_p: f64,
+            min_p: f64,
+            probabilities: Vec<f64>,
+        }
+        let golden = include_str!("../tests/data/sampling/golden.json");
+        let cases: Vec<Case> = serde_json::from_str(golden).unwrap();
+        assert!(cases.len() >= 20);
+        for case in cases {
+            let sampling = Sampling {
+                max_new_tokens: 1,
+                temperature: case.temperature,
+                top_k: case.top_k,
+                top_p: case.top_p,
+                min_p: case.min_p,
+            };
+            let draws = 20_000;
+            let mut counts = vec![0usize; case.logits.len()];
+            for seed in 0..draws {
+                counts[draw(&case.logits, &sampling, seed, 3).0 as usize] += 1;
+            }
+            for (id, expected) in case.probabilities.iter().enumerate() {
+                let found = counts[id] as f64 / draws as f64;
+                // Five standard deviations, and never a token that was left out.
+                let spread = 5.0 * (expected * (1.0 - expected) / draws as f64).sqrt();
+                assert!(
+                    (found - expected).abs() <= spread,
+                    "{sampling:?}, token {id}: {found}, transformers {expected}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn settings_that_leave_nothing_out_draw_as_none() {
+        let logits: Vec<f32> = (0..60).map(|id| (id * 37 % 23) as f32 * 0.2).collect();
+        let wide = Sampling {
+            top_k: Some(60),
+            min_p: 0.0,
+            ..sampling(0.9, 1.0)
+        };
+        for seed in 0..200 {
+            assert_eq!(
+                draw(&logits, &wide, seed, 0),
+                draw(&logits, &sampling(0.9, 1.0), seed, 0)
+            );
+        }
+        let one = Sampling {
+            top_k: Some(1),
+            ..sampling(5.0, 1.0)
+        };
+        let share = Sampling {
+            min_p: 1.0,
+            ..sampling(5.0, 1.0)
+        };
+        let logits = [0.5f32, 3.0, 2.9];
+        for seed in 0..50 {
+            assert_eq!(draw(&logits, &one, seed, 0).0, 1);
+            assert_eq!(draw(&logits, &share, seed, 0).0, 1);
         }
     }
 

@@ -11,7 +11,7 @@ use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use crate::attention::{Rotary, causal, statistics_dtype};
+use crate::attention::{Rotary, Sight, document_bias, statistics_dtype};
 use crate::checkpoint::stored_type;
 use crate::parameters::{MapParameters, map_parameters};
 use crate::{Config, Error};
@@ -115,12 +115,47 @@ impl Llama {
     /// nothing before it. Ids must be below `vocab_size`, and t within the context; the caller checks.
     #[must_use]
     pub fn hidden(&self, ids_bt: Tensor<2, Int>) -> Tensor<3> {
+        let [_, t] = ids_bt.dims();
+        self.hidden_at(ids_bt, &[(0..t).collect()])
+    }
+
+    /// Hidden states of rows that hold several documents behind one another: ids `[b, t]` → `[b, t, d]`.
+    ///
+    /// `lengths[row]` has the documents' lengths in tokens, in order; what is left of a row counts as one
+    /// more. A document's states are those it has alone: its positions start at 0, and it sees nothing of
+    /// the others. A document, not the row, has to be within the context; the caller checks, as for ids.
+    /// All scores `[b, h, t, t]` of a layer exist at once, and with autodiff those of every layer.
+    #[must_use]
+    pub fn hidden_packed(&self, ids_bt: Tensor<2, Int>, lengths: &[Vec<usize>]) -> Tensor<3> {
         let [b, t] = ids_bt.dims();
-        let rotary = self.rotary(&[(0..t).collect()]);
+        let row = |row| {
+            let lengths = lengths.get(row).map(Vec::as_slice).unwrap_or_default();
+            let documents = lengths.iter().flat_map(|length| 0..*length);
+            documents.chain(0..t).take(t).collect()
+        };
+        let mut positions: Vec<Vec<usize>> = (0..b.max(1)).map(row).collect();
+        // Rows that are alike share one table.
+        if positions.iter().all(|row| Some(row) == positions.first()) {
+            positions.truncate(1);
+        }
+        self.hidden_at(ids_bt, &positions)
+    }
+
+    /// `positions` has one row for each of the batch, or one for all. A 0 begins a document.
+    fn hidden_at(&self, ids_bt: Tensor<2, Int>, positions: &[Vec<usize>]) -> Tensor<3> {
+        let [b, t] = ids_bt.dims();
+        let rotary = self.rotary(positions);
+        let one_document = positions.iter().flatten().copied().eq(0..t);
+        let sight = if one_document && !self.embed.val().is_autodiff() {
+            Sight::Causal
+        } else {
+            Sight::Where(document_bias(positions, self.dtype(), &self.device()))
+        };
         let mut x_nd = self.embed(ids_bt);
         for layer in &self.layers {
             let (q_bhte, k_bgte, v_bgte) = layer.project(&self.config, x_nd.clone(), b, &rotary);
-            x_nd = layer.finish(&self.config, x_nd, causal(q_bhte, k_bgte, v_bgte));
+            let mixed_bhte = sight.attend(q_bhte, k_bgte, v_bgte);
+            x_nd = layer.finish(&self.config, x_nd, mixed_bhte);
         }
         self.final_norm(x_nd)
             .reshape([b, t, self.config.hidden_size])

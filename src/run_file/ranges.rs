@@ -62,6 +62,10 @@ range!(
     Mass(f64), |v| v > 0.0 && v <= 1.0, "expected a number above 0 and at most 1"
 );
 range!(
+    /// A fraction that may be nothing or all.
+    Fraction(f64), |v| (0.0..=1.0).contains(&v), "expected a number from 0 to 1"
+);
+range!(
     /// A finite number of at least zero.
     NonNegative(f64), |v| v >= 0.0 && v.is_finite(), "expected a number of at least 0"
 );
@@ -187,6 +191,8 @@ mod tests {
         assert_eq!(CountOrZero::try_from(0.0).unwrap().get(), 0);
         assert!(Share::try_from(0.0).is_err() && Share::try_from(1.0).is_err());
         assert!(Mass::try_from(1.0).is_ok() && Mass::try_from(f64::NAN).is_err());
+        assert!(Fraction::try_from(0.0).is_ok() && Fraction::try_from(1.0).is_ok());
+        assert!(Fraction::try_from(1.1).is_err() && Fraction::try_from(f64::NAN).is_err());
         assert!(Positive::try_from(f64::INFINITY).is_err());
         assert!(RunName::try_from("../x".to_owned()).is_err());
         assert!(RunName::try_from("gsm8k-v1.2".to_owned()).is_ok());

@@ -126,7 +126,9 @@ fn samples(
     let sampling = Sampling {
         max_new_tokens: settings.max_new_tokens.get(),
         temperature: 0.0,
+        top_k: None,
         top_p: 1.0,
+        min_p: 0.0,
     };
     let mut work = context
         .talk

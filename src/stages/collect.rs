@@ -122,7 +122,7 @@ fn answers(run: &Loaded, folder: &Path) -> anyhow::Result<Value> {
     } = &run.file;
     let teacher = checkpoint::teacher_table(run)?;
     let template = checkpoint::template(run, folder)?;
-    Ok(json!({
+    let mut answers = json!({
         "teacher": checkpoint::content_hash(folder)?,
         "dtype": settings_of(&teacher.dtype)?,
         "template": template.hash(),
@@ -134,7 +134,15 @@ fn answers(run: &Loaded, folder: &Path) -> anyhow::Result<Value> {
         "batch": collect.batch.get(),
         "signals": settings_of(&collect.signals)?,
         "reasoning": settings_of(&collect.reasoning)?,
-    }))
+    });
+    // Settings that are off are left out: answers from before they existed keep their key.
+    if let Some(top_k) = collect.top_k {
+        answers["top_k"] = json!(top_k.get());
+    }
+    if collect.min_p.get() > 0.0 {
+        answers["min_p"] = json!(collect.min_p.get());
+    }
+    Ok(answers)
 }
 
 fn published_answers(context: &Context) -> anyhow::Result<Option<Value>> {
@@ -223,7 +231,9 @@ impl Teacher {
         let sampling = Sampling {
             max_new_tokens: collect.max_new_tokens.get(),
             temperature: collect.temperature.get(),
+            top_k: collect.top_k.map(|k| k.get()),
             top_p: collect.top_p.get(),
+            min_p: collect.min_p.get(),
         };
         let scoring = collect
             .signals

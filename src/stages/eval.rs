@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use potstill_datasets::{SequenceValues, read_shard, replace_file, write_shard};
+use potstill_datasets::{CONFIDENCE_BINS, SequenceValues, read_shard, replace_file, write_shard};
 use potstill_eval::{Heldout, Metric, interval};
 use potstill_model::{DType, Llama};
 use serde_json::json;
@@ -79,7 +79,12 @@ fn eval_one(context: &Context, name: &str) -> anyhow::Result<Outcome> {
         stage: format!("eval {name}"),
         home: home(name),
         outputs: vec![home(name)],
-        settings: json!({ "chunk_rows": chunk_rows, "resamples": resamples, "seed": seed }),
+        settings: json!({
+            "chunk_rows": chunk_rows,
+            "confidence_bins": CONFIDENCE_BINS,
+            "resamples": resamples,
+            "seed": seed,
+        }),
         inputs: BTreeMap::from([
             ("completions".to_owned(), completions.content_hash()),
             ("heldout".to_owned(), curation.content_hash()),

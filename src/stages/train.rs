@@ -167,6 +167,7 @@ pub(crate) fn settings(file: &RunFile) -> Settings {
         steps: train.steps.get() as u64,
         batch: train.batch.get(),
         micro_batch: train.micro_batch.get(),
+        packing: train.packing,
         learning_rate: train.learning_rate.get(),
         warmup: train.warmup.get() as u64,
         min_learning_rate: train.min_learning_rate.get(),

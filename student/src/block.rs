@@ -1,4 +1,4 @@
-//! A micro-batch as the step needs it: padded ids, where loss is carried, and what is aimed at.
+//! A micro-batch as the step needs it: rows of ids, where loss is carried, and what is aimed at.
 
 use burn::tensor::{DType, Device, IndexingUpdateOp, Int, Tensor, TensorData};
 use potstill_datasets::Signal;
@@ -7,14 +7,17 @@ use potstill_model::Llama;
 use crate::error::Error;
 use crate::target::{Target, TargetRow};
 
-/// Sequences padded on the right, with their loss positions as rows in order.
+/// Sequences, one or several behind one another in each of b lines of t tokens, padded on the right;
+/// their loss positions are the rows, in order.
 ///
 /// Padding is known by position, so any id may stand there; right of the text it changes nothing
-/// in a causal model.
+/// in a causal model. Sequences of a line do not see one another.
 #[derive(Debug, Clone)]
 pub struct Block {
     b: usize,
     t: usize,
+    /// Lengths of each line's sequences, in tokens.
+    lengths: Vec<Vec<usize>>,
     ids: Vec<i32>,
     /// Index into the flattened [b·t] positions of the state that predicts each row.
     predicts_from: Vec<i32>,
@@ -24,40 +27,72 @@ pub struct Block {
 }
 
 impl Block {
-    /// From signals and the distributions to aim at, one target a signal with as many rows as the
-    /// signal has loss positions.
+    /// One sequence a line: from signals and the distributions to aim at, one target a signal with as
+    /// many rows as the signal has loss positions.
     ///
     /// # Errors
     /// [`Error::Vocabulary`] for an id that the model has no embedding for.
     pub fn new(signals: &[&Signal], targets: Vec<Target>, model: &Llama) -> Result<Self, Error> {
+        let sequences = signals.iter().copied().zip(targets);
+        Self::packed(sequences.map(|sequence| vec![sequence]).collect(), model)
+    }
+
+    /// From lines of sequences, each a signal and its target. Rows come in the order of the lines.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn packed(lines: Vec<Vec<(&Signal, Target)>>, model: &Llama) -> Result<Self, Error> {
         let vocab = model.config().vocab_size;
-        let b = signals.len();
-        let t = signals.iter().map(|s| s.token_ids.len()).max().unwrap_or(0);
-        let mut block = Self {
-            b,
-            t,
-            ids: vec![0; b * t],
-            predicts_from: Vec::new(),
-            realised: Vec::new(),
-            targets: targets.into_iter().flat_map(|target| target.rows).collect(),
-        };
         let id = |id: u32| match i32::try_from(id) {
             Ok(checked) if (id as usize) < vocab => Ok(checked),
             _ => Err(Error::Vocabulary { id, vocab }),
         };
-        for (row, signal) in signals.iter().enumerate() {
-            for (position, &token) in signal.token_ids.iter().enumerate() {
-                block.ids[row * t + position] = id(token)?;
+        let length = |(signal, _): &(&Signal, Target)| signal.token_ids.len();
+        let lengths: Vec<Vec<usize>> = lines
+            .iter()
+            .map(|line| line.iter().map(length).collect())
+            .collect();
+        let t = lengths.iter().map(|line| line.iter().sum()).max();
+        let (b, t) = (lines.len(), t.unwrap_or(0));
+        let mut block = Self {
+            b,
+            t,
+            lengths,
+            ids: Vec::with_capacity(b * t),
+            predicts_from: Vec::new(),
+            realised: Vec::new(),
+            targets: Vec::new(),
+        };
+        for (row, line) in lines.into_iter().enumerate() {
+            for (signal, target) in line {
+                let start = block.ids.len();
+                for &token in &signal.token_ids {
+                    block.ids.push(id(token)?);
+                }
+                for position in signal.loss_positions() {
+                    // A sequence's first token carries no loss, so this stays within the sequence.
+                    block.predicts_from.push((start + position - 1) as i32);
+                    block.realised.push(id(signal.token_ids[position])?);
+                }
+                block.targets.extend(target.rows);
             }
-            for position in signal.loss_positions() {
-                block.predicts_from.push((row * t + position - 1) as i32);
-                block.realised.push(id(signal.token_ids[position])?);
-            }
+            block.ids.resize((row + 1) * t, 0);
         }
         for &token in block.targets.iter().flat_map(|row| &row.ids) {
             id(token)?;
         }
         Ok(block)
+    }
+
+    /// Hidden states of all positions, [b, t, d].
+    #[must_use]
+    pub fn hidden(&self, model: &Llama) -> Tensor<3> {
+        let ids_bt = self.ids_bt(&model.device());
+        if self.lengths.iter().all(|line| line.len() == 1) {
+            model.hidden(ids_bt)
+        } else {
+            model.hidden_packed(ids_bt, &self.lengths)
+        }
     }
 
     /// Rows: positions that carry loss.
@@ -97,7 +132,13 @@ impl Block {
 
     /// The realised tokens of rows `start..end`, [n, 1].
     pub(crate) fn realised_n1(&self, start: usize, end: usize, device: &Device) -> Tensor<2, Int> {
-        ints(self.realised[start..end].to_vec(), [end - start, 1], device)
+        let realised = self.realised(start, end).to_vec();
+        ints(realised, [end - start, 1], device)
+    }
+
+    /// The realised tokens of rows `start..end`.
+    pub(crate) fn realised(&self, start: usize, end: usize) -> &[i32] {
+        &self.realised[start..end]
     }
 
     /// Support [n, k], p and log p [n, k+1] of rows `start..end`; k is the largest support there,

@@ -27,6 +27,9 @@ pub(crate) struct State {
     pub position: u64,
     /// Length of `metrics.jsonl` at this step; what lies behind it belongs to a lost stretch.
     pub metrics_bytes: u64,
+    /// The same of TensorBoard's event file; 0 in checkpoints from before there was one.
+    #[serde(default)]
+    pub events_bytes: u64,
     pub method: Method,
     pub settings: Settings,
     /// Rows that can be trained on.
@@ -113,12 +116,11 @@ fn check_same(path: &Path, found: &State, expected: &State) -> Result<(), Error>
     };
     let found = serde_json::to_value(&found.settings).map_err(|why| bad(path, why))?;
     let expected = as_json(&expected.settings).map_err(|why| bad(path, why))?;
-    let keys = expected.as_object().into_iter().flatten();
-    match keys
-        .into_iter()
-        .find(|(key, value)| found.get(key.as_str()) != Some(value))
-    {
-        Some((key, _)) => Err(other(key)),
+    // What is off may be absent on either side.
+    let keys = [&expected, &found].into_iter().filter_map(|s| s.as_object());
+    let mut keys = keys.flat_map(|settings| settings.keys());
+    match keys.find(|key| found.get(key.as_str()) != expected.get(key.as_str())) {
+        Some(key) => Err(other(key)),
         None => Ok(()),
     }
 }

@@ -2,7 +2,8 @@
 
 use std::ops::ControlFlow;
 
-use potstill_datasets::{SequenceValues, Signal};
+use burn::tensor::Tensor;
+use potstill_datasets::{CONFIDENCE_BINS, SequenceValues, Signal};
 use potstill_kernels::{Head, row_stats};
 use potstill_model::Llama;
 
@@ -12,7 +13,8 @@ use crate::loss::{cross_entropy, forward_kl};
 use crate::target::Target;
 
 /// Forward KL on the coarse vocabulary, negative log-likelihood and top-1 agreement of `model` with
-/// the teacher's stored distributions, a sequence at a time so that nothing depends on neighbours.
+/// the teacher's stored distributions, and how often it is right at which confidence; a sequence at a
+/// time, so that nothing depends on neighbours.
 ///
 /// `row` gives sequence i of `len`. `on_row` is told how many are done and may stop; then the result
 /// is `None`.
@@ -48,12 +50,15 @@ fn sequence(model: &Llama, signal: &Signal, chunk_rows: usize) -> Result<Sequenc
         nll_nats: 0.0,
         agree: 0,
         teacher_nll_nats: crate::gradient::teacher_nll(signal),
+        bin_tokens: vec![0; CONFIDENCE_BINS],
+        bin_confidence: vec![0.0; CONFIDENCE_BINS],
+        bin_correct: vec![0; CONFIDENCE_BINS],
     };
     if block.rows() == 0 {
         return Ok(values);
     }
     let device = model.device();
-    let hidden_nd = block.select(model.hidden(block.ids_bt(&device)));
+    let hidden_nd = block.select(block.hidden(model));
     let chunk_rows = chunk_rows.max(1);
     for start in (0..block.rows()).step_by(chunk_rows) {
         let end = block.rows().min(start + chunk_rows);
@@ -65,14 +70,35 @@ fn sequence(model: &Llama, signal: &Signal, chunk_rows: usize) -> Result<Sequenc
         let kl_n = forward_kl(p_nk, log_p_nk, stats.log_q_nk);
         let stats = row_stats(logits_nv.clone(), realised_n1, &Head::default());
         let nll_n = cross_entropy(stats.log_q_nk.narrow(1, 0, 1));
-        let likeliest = logits_nv.argmax(1).into_data();
+        let likeliest_n1 = logits_nv.clone().argmax(1);
+        let stats = row_stats(logits_nv, likeliest_n1.clone(), &Head::default());
+        let confidence_n1 = stats.log_q_nk.narrow(1, 0, 1).exp();
+        let likeliest: Vec<i64> = likeliest_n1.into_data().iter::<i64>().collect();
 
-        values.kl_nats += kl_n.into_data().iter::<f64>().sum::<f64>();
-        values.nll_nats += nll_n.into_data().iter::<f64>().sum::<f64>();
-        let agree = likeliest.iter::<i64>().zip(block.likeliest(start, end));
+        values.kl_nats += sum(kl_n);
+        values.nll_nats += sum(nll_n);
+        let agree = likeliest.iter().zip(block.likeliest(start, end));
         values.agree += agree
-            .filter(|(student, teacher)| *student == i64::from(*teacher))
+            .filter(|(student, teacher)| **student == i64::from(*teacher))
             .count() as u32;
+        let realised = block.realised(start, end).iter().map(|&id| i64::from(id));
+        let correct = likeliest.iter().zip(realised).map(|(a, b)| *a == b);
+        for (confidence, correct) in confidence_n1.into_data().iter::<f64>().zip(correct) {
+            count(&mut values, confidence, correct);
+        }
     }
     Ok(values)
+}
+
+/// Puts one position into its bin of confidence.
+fn count(values: &mut SequenceValues, confidence: f64, correct: bool) {
+    // Rounding can leave a probability of 1 a little above it.
+    let bin = ((confidence * CONFIDENCE_BINS as f64) as usize).min(CONFIDENCE_BINS - 1);
+    values.bin_tokens[bin] += 1;
+    values.bin_confidence[bin] += confidence.min(1.0);
+    values.bin_correct[bin] += u32::from(correct);
+}
+
+fn sum(values_n: Tensor<1>) -> f64 {
+    values_n.into_data().iter::<f64>().sum()
 }

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use burn::tensor::{DType, Gradients as Tape, Tensor};
-use potstill_datasets::Signal;
+use potstill_datasets::{Signal, pack};
 use potstill_kernels::{Head, row_stats};
 use potstill_model::{Llama, Parameter, named_parameters};
 
@@ -59,7 +59,7 @@ pub struct WindowGradient {
 /// Loss and gradient of a window: `signals` are all sequences of one optimizer step.
 ///
 /// Each term divides by its own count of tokens over the whole window, counted before the first
-/// forward pass, so the split into micro-batches changes nothing but rounding. `model` must be
+/// forward pass, so packing and the split into micro-batches change nothing but rounding. `model` must be
 /// tracked (`model.train()`). `step` feeds the permutation of [`Method::Shuffled`].
 ///
 /// # Errors
@@ -96,11 +96,10 @@ pub fn window_gradient(
 
     let mut gradients = Gradients::new();
     let mut terms = Terms::default();
-    let mut targets = targets.into_iter();
-    for micro_batch in signals.chunks(settings.micro_batch.max(1)) {
-        let borrowed: Vec<&Signal> = micro_batch.iter().collect();
-        let aims = targets.by_ref().take(micro_batch.len()).collect();
-        let block = Block::new(&borrowed, aims, model)?;
+    for micro_batch in lines(signals, settings).chunks(settings.micro_batch.max(1)) {
+        let mut sequence = |&index: &usize| (&signals[index], std::mem::take(&mut targets[index]));
+        let line = |line: &Vec<usize>| line.iter().map(&mut sequence).collect();
+        let block = Block::packed(micro_batch.iter().map(line).collect(), model)?;
         let part = block_gradient(model, &block, weights, settings.chunk_rows, &mut gradients);
         terms.rows += part.rows;
         terms.forward_kl += part.forward_kl;
@@ -115,6 +114,16 @@ pub fn window_gradient(
     })
 }
 
+/// Which sequences share a line of a block, by index.
+fn lines(signals: &[Signal], settings: &Settings) -> Vec<Vec<usize>> {
+    if settings.packing {
+        let lengths: Vec<usize> = signals.iter().map(|s| s.token_ids.len()).collect();
+        pack(&lengths, settings.max_length)
+    } else {
+        (0..signals.len()).map(|index| vec![index]).collect()
+    }
+}
+
 /// Adds the gradient of one block to `gradients` and returns the block's sums.
 pub fn block_gradient(
     model: &Llama,
@@ -126,7 +135,7 @@ pub fn block_gradient(
     if block.rows() == 0 || (weights.forward_kl == 0.0 && weights.cross_entropy == 0.0) {
         return Terms::default();
     }
-    let hidden_btd = model.hidden(block.ids_bt(&model.device()));
+    let hidden_btd = block.hidden(model);
     let HiddenGradient {
         terms,
         hidden_btd: gradient_btd,

@@ -19,6 +19,7 @@ mod optimizer;
 mod schedule;
 mod settings;
 mod target;
+mod tensorboard;
 mod train;
 
 pub use block::Block;

@@ -18,8 +18,12 @@ pub struct Settings {
     pub steps: u64,
     /// Sequences a step: the accumulation window.
     pub batch: usize,
-    /// Sequences a forward pass; changes memory, not the gradient.
+    /// Sequences a forward pass, or rows of them with `packing`; changes memory, not the gradient.
     pub micro_batch: usize,
+    /// Whether sequences share rows of up to `max_length` tokens, where each sees itself alone; changes
+    /// speed and memory, not the gradient. Left out of what is stored when off, as it was before it existed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub packing: bool,
     /// The peak, after warm-up.
     pub learning_rate: f64,
     /// Steps of linear warm-up.

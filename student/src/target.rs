@@ -4,7 +4,7 @@ use potstill_datasets::{Signal, SignalRow};
 use potstill_kernels::TAIL_FLOOR_NATS;
 
 /// The distributions of one sequence, one a loss position, in order.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct Target {
     /// In the order of the loss positions.
     pub rows: Vec<TargetRow>,

@@ -18,6 +18,7 @@ use crate::gradient::window_gradient;
 use crate::optimizer::{AdamW, clip_global_norm};
 use crate::schedule::learning_rate;
 use crate::settings::{Overlong, Settings};
+use crate::tensorboard::Events;
 
 /// A line of `metrics.jsonl`. Losses are means over the window's loss tokens, in nats.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -66,7 +67,8 @@ pub struct Trained {
     pub overlong: Dropped,
 }
 
-/// Trains `start` by `method` on `row(0..len)`, in `dir`: `checkpoints/` and `metrics.jsonl`.
+/// Trains `start` by `method` on `row(0..len)`, in `dir`: `checkpoints/`, `metrics.jsonl`, and the same
+/// numbers for TensorBoard in `tensorboard/`.
 ///
 /// Goes on from the newest checkpoint in `dir` as if it had never stopped: the same weights, bit for
 /// bit. `on_step` is called after each step; when it breaks, a checkpoint is saved and the result is
@@ -92,6 +94,7 @@ pub fn train(
         step: 0,
         position: 0,
         metrics_bytes: 0,
+        events_bytes: 0,
         method,
         settings: settings.clone(),
         rows: usable.len() as u64,
@@ -108,6 +111,8 @@ pub fn train(
         mut optimizer,
     } = from;
     let mut metrics = open_metrics(dir, state.metrics_bytes)?;
+    let (mut events, events_bytes) = Events::open(dir, state.events_bytes)?;
+    state.events_bytes = events_bytes;
     let mut model = model.train();
     let mut order = Order::new(settings.seed, usable.len())?;
 
@@ -145,11 +150,13 @@ pub fn train(
             tokens_per_second: tokens as f64 / began.elapsed().as_secs_f64(),
         };
         state.metrics_bytes += metrics.write(&line)?;
+        state.events_bytes += events.write(&line)?;
         state.step = step;
         state.position += settings.batch as u64;
         let stop = on_step(&line).is_break() && step < settings.steps;
         if stop || step == settings.steps || step.is_multiple_of(settings.checkpoint_every.max(1)) {
             metrics.sync()?;
+            events.sync()?;
             checkpoint::save(dir, &state, &model.valid(), &optimizer)?;
         }
         if stop {

@@ -142,13 +142,20 @@ impl Local {
     /// `sampling` and `seed` are how they were drawn; `temperatures` are those of the scoring.
     #[must_use]
     pub fn provenance(&self, sampling: &Sampling, seed: u64, temperatures: &[f32]) -> Provenance {
-        let sampling = json!({
+        let mut drawn = json!({
             "max_new_tokens": sampling.max_new_tokens,
             "seed": seed,
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
         });
-        self.provenance_of(canonical_json(&sampling), temperatures)
+        // What is off is left out, so that such answers come from where earlier ones came from.
+        if let Some(top_k) = sampling.top_k {
+            drawn["top_k"] = json!(top_k);
+        }
+        if sampling.min_p > 0.0 {
+            drawn["min_p"] = json!(sampling.min_p);
+        }
+        self.provenance_of(canonical_json(&drawn), temperatures)
     }
 
     /// Where this teacher's distributions over given answers come from; `sampling` is how those were

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use arrow::array::RecordBatch;
 use arrow::datatypes::{DataType, Float64Type, Schema, SchemaRef, UInt32Type};
 
-use super::columns::{Cells, numbers, required, strings};
+use super::columns::{Cells, concat, list, lists, numbers, part, required, strings};
 use super::{Record, batch, check_columns};
 use crate::error::Error;
-use crate::records::{Dropped, Selected, SequenceValues};
+use crate::records::{CONFIDENCE_BINS, Dropped, Selected, SequenceValues};
 
 impl Record for Selected {
     const TABLE: &'static str = "train";
@@ -101,10 +101,23 @@ impl Record for SequenceValues {
             required("nll_nats", DataType::Float64),
             required("agree", DataType::UInt32),
             required("teacher_nll_nats", DataType::Float64),
+            required("bin_tokens", list(DataType::UInt32)),
+            required("bin_confidence", list(DataType::Float64)),
+            required("bin_correct", list(DataType::UInt32)),
         ]))
     }
 
     fn to_batch(rows: &[Self]) -> Result<RecordBatch, Error> {
+        for (row, values) in rows.iter().enumerate() {
+            check_bins(row, values)?;
+        }
+        let bins = |column, child| {
+            let lengths = rows.iter().map(|_| CONFIDENCE_BINS);
+            lists(column, lengths, child)
+        };
+        let tokens = concat(rows.iter().map(|row| row.bin_tokens.as_slice()));
+        let confidence = concat(rows.iter().map(|row| row.bin_confidence.as_slice()));
+        let correct = concat(rows.iter().map(|row| row.bin_correct.as_slice()));
         batch::<Self>(vec![
             strings("prompt_id", rows.iter().map(|row| row.prompt_id.as_str()))?,
             numbers::<UInt32Type>(rows.iter().map(|row| row.sample_index).collect()),
@@ -113,6 +126,9 @@ impl Record for SequenceValues {
             numbers::<Float64Type>(rows.iter().map(|row| row.nll_nats).collect()),
             numbers::<UInt32Type>(rows.iter().map(|row| row.agree).collect()),
             numbers::<Float64Type>(rows.iter().map(|row| row.teacher_nll_nats).collect()),
+            bins("bin_tokens", numbers::<UInt32Type>(tokens))?,
+            bins("bin_confidence", numbers::<Float64Type>(confidence))?,
+            bins("bin_correct", numbers::<UInt32Type>(correct))?,
         ])
     }
 
@@ -130,15 +146,44 @@ impl Record for SequenceValues {
         let kl_nats = column("kl_nats")?.numbers::<Float64Type>()?;
         let nll_nats = column("nll_nats")?.numbers::<Float64Type>()?;
         let teacher_nll_nats = column("teacher_nll_nats")?.numbers::<Float64Type>()?;
-        let rows = (0..batch.num_rows()).map(|row| SequenceValues {
-            prompt_id: prompt_id.value(row).to_owned(),
-            sample_index: sample_index.value(row),
-            tokens: tokens.value(row),
-            kl_nats: kl_nats.value(row),
-            nll_nats: nll_nats.value(row),
-            agree: agree.value(row),
-            teacher_nll_nats: teacher_nll_nats.value(row),
+        let bin_tokens = column("bin_tokens")?.lists()?;
+        let bin_confidence = column("bin_confidence")?.lists()?;
+        let bin_correct = column("bin_correct")?.lists()?;
+        let tokens_flat = bin_tokens.child.numbers::<UInt32Type>()?.values();
+        let confidence_flat = bin_confidence.child.numbers::<Float64Type>()?.values();
+        let correct_flat = bin_correct.child.numbers::<UInt32Type>()?.values();
+        let rows = (0..batch.num_rows()).map(|row| {
+            let values = SequenceValues {
+                prompt_id: prompt_id.value(row).to_owned(),
+                sample_index: sample_index.value(row),
+                tokens: tokens.value(row),
+                kl_nats: kl_nats.value(row),
+                nll_nats: nll_nats.value(row),
+                agree: agree.value(row),
+                teacher_nll_nats: teacher_nll_nats.value(row),
+                bin_tokens: part(tokens_flat, bin_tokens.range(row)),
+                bin_confidence: part(confidence_flat, bin_confidence.range(row)),
+                bin_correct: part(correct_flat, bin_correct.range(row)),
+            };
+            check_bins(row, &values).map(|()| values)
         });
-        Ok(rows.collect())
+        rows.collect()
+    }
+}
+
+/// Every list of bins has an entry for each bin.
+fn check_bins(row: usize, values: &SequenceValues) -> Result<(), Error> {
+    let lengths = [
+        ("bin_tokens", values.bin_tokens.len()),
+        ("bin_confidence", values.bin_confidence.len()),
+        ("bin_correct", values.bin_correct.len()),
+    ];
+    match lengths.into_iter().find(|(_, length)| *length != CONFIDENCE_BINS) {
+        None => Ok(()),
+        Some((column, length)) => Err(Error::Cell {
+            row,
+            column: column.into(),
+            why: format!("a list of {length}, where each of {CONFIDENCE_BINS} bins has an entry"),
+        }),
     }
 }

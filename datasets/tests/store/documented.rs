@@ -146,6 +146,9 @@ fn a_run_for_other_readers() {
             nll_nats: 2.0,
             agree: 2,
             teacher_nll_nats: 1.5,
+            bin_tokens: vec![0, 0, 1, 0, 0, 0, 0, 0, 0, 2],
+            bin_confidence: vec![0.0, 0.0, 0.25, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.9],
+            bin_correct: vec![0, 0, 0, 0, 0, 0, 0, 0, 0, 2],
         };
         let (sources, name) = (records::provenances(), shard_name(0));
         write_shard(&folder(&run, "prompts").join(&name), &prompts, &[])?;

@@ -1,8 +1,8 @@
 //! Strategies for records of any content that the rules allow.
 
 use potstill_datasets::{
-    Completion, Dropped, FinishReason, Message, Prompt, Provenance, Role, SampledToken, Selected,
-    SequenceValues, Signal, SignalRow, ToolCall, TopToken, Usage,
+    CONFIDENCE_BINS, Completion, Dropped, FinishReason, Message, Prompt, Provenance, Role,
+    SampledToken, Selected, SequenceValues, Signal, SignalRow, ToolCall, TopToken, Usage,
 };
 use proptest::collection::{btree_set, vec};
 use proptest::option;
@@ -211,20 +211,26 @@ pub(super) fn sequence_values() -> impl Strategy<Value = SequenceValues> {
         text(),
         any::<[u32; 3]>(),
         [0.0..1e4_f64, 0.0..1e4, -1e-300..1e300],
+        any::<[[u32; CONFIDENCE_BINS]; 2]>(),
+        any::<[u16; CONFIDENCE_BINS]>(),
     )
-        .prop_map(
-            |(prompt_id, [sample_index, tokens, agree], [kl_nats, nll_nats, teacher_nll_nats])| {
-                SequenceValues {
-                    prompt_id,
-                    sample_index,
-                    tokens,
-                    kl_nats,
-                    nll_nats,
-                    agree,
-                    teacher_nll_nats,
-                }
-            },
-        )
+        .prop_map(|(prompt_id, counts, sums, bins, confidence)| {
+            let [sample_index, tokens, agree] = counts;
+            let [kl_nats, nll_nats, teacher_nll_nats] = sums;
+            let [bin_tokens, bin_correct] = bins.map(Vec::from);
+            SequenceValues {
+                prompt_id,
+                sample_index,
+                tokens,
+                kl_nats,
+                nll_nats,
+                agree,
+                teacher_nll_nats,
+                bin_tokens,
+                bin_confidence: confidence.iter().map(|c| f64::from(*c) / 7.0).collect(),
+                bin_correct,
+            }
+        })
 }
 
 /// Signals of one shape, told apart by `sample_index`: `positions` with a support of `support`.

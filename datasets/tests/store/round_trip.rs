@@ -6,6 +6,8 @@ use std::path::Path;
 use potstill_datasets::{Error, Record, ShardWriter, read_footer, read_shard, write_shard};
 use proptest::collection::vec;
 use proptest::prelude::*;
+use proptest::strategy::ValueTree;
+use proptest::test_runner::TestRunner;
 
 use super::records;
 
@@ -101,6 +103,16 @@ fn a_row_that_breaks_the_rules_is_never_stored() {
     assert!(
         matches!(&error, Error::InFile { source, .. } if matches!(**source, Error::BadSignal { .. })),
         "{error:?}"
+    );
+    let mut values = records::sequence_values()
+        .new_tree(&mut TestRunner::deterministic())
+        .unwrap()
+        .current();
+    values.bin_correct.pop();
+    let message = crate::chain(&write_shard(&path, &[values], &[]).unwrap_err());
+    assert!(
+        message.contains("row 0, column `bin_correct`: a list of 9, where each of 10 bins has an entry"),
+        "{message}"
     );
     assert!(!path.exists());
 }

@@ -3,30 +3,18 @@
 use std::ops::ControlFlow;
 
 use burn::module::Module;
-use burn::tensor::{DType, Tensor};
-use potstill_model::{Generated, Llama, MapParameters, Sampling, generate, map_parameters};
+use burn::tensor::DType;
+use potstill_model::{Generated, Llama, Sampling, generate};
 
-use crate::{host, ids, small};
+use crate::{host, ids, lively};
 
 const GREEDY: Sampling = Sampling {
     max_new_tokens: 12,
     temperature: 0.0,
+    top_k: None,
     top_p: 1.0,
+    min_p: 0.0,
 };
-
-/// Random weights that are large enough for distributions that are not flat.
-fn lively(dtype: DType) -> Llama {
-    struct Grow;
-    impl MapParameters for Grow {
-        fn matrix(&mut self, _: &str, tensor: Tensor<2>) -> Tensor<2> {
-            tensor * 20.0
-        }
-        fn vector(&mut self, _: &str, tensor: Tensor<1>) -> Tensor<1> {
-            tensor
-        }
-    }
-    map_parameters(small(false, dtype), &mut Grow)
-}
 
 fn prompts() -> Vec<Vec<u32>> {
     vec![
@@ -76,10 +64,12 @@ fn the_cache_changes_nothing() {
 fn a_batch_equals_its_rows_alone() {
     for dtype in [DType::F32, DType::F64] {
         let model = lively(dtype);
-        for temperature in [0.0, 1.0] {
+        for (temperature, top_k, min_p) in [(0.0, None, 0.0), (1.0, None, 0.0), (1.0, Some(7), 0.02)] {
             let sampling = Sampling {
                 temperature,
+                top_k,
                 top_p: 0.9,
+                min_p,
                 ..GREEDY
             };
             let together = run(&model, &prompts(), &[2, 11], &sampling);
@@ -216,6 +206,7 @@ fn refused_requests_say_what_is_wrong() {
             temperature,
             top_p,
             max_new_tokens,
+            ..GREEDY
         };
         fail(&[vec![1]], &sampling, &[0])
     };
@@ -235,4 +226,24 @@ fn refused_requests_say_what_is_wrong() {
         with(1.0, 1.0, 0),
         "sampling setting `max_new_tokens` is 0: it is at least 1"
     );
+    let with = |top_k, min_p| {
+        let sampling = Sampling {
+            top_k,
+            min_p,
+            ..GREEDY
+        };
+        fail(&[vec![1]], &sampling, &[0])
+    };
+    assert_eq!(
+        with(Some(0), 0.0),
+        "sampling setting `top_k` is 0: it is at least 1; leave it out to draw from all tokens"
+    );
+    for (min_p, told) in [(-0.1, "-0.1"), (1.1, "1.1"), (f64::NAN, "NaN")] {
+        assert_eq!(
+            with(None, min_p),
+            format!(
+                "sampling setting `min_p` is {told}: it is at least 0 (which leaves no token out) and at most 1"
+            )
+        );
+    }
 }

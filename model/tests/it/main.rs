@@ -6,12 +6,13 @@
 mod checkpoints;
 mod generation;
 mod gradients;
+mod packing;
 mod reference;
 
 use std::path::PathBuf;
 
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
-use potstill_model::{Config, Llama, Parameter, named_parameters};
+use potstill_model::{Config, Llama, MapParameters, Parameter, map_parameters, named_parameters};
 
 /// A model of a few thousand parameters: 4 layers, grouped heads, vocabulary 23.
 fn small(tied: bool, dtype: DType) -> Llama {
@@ -31,6 +32,20 @@ fn small(tied: bool, dtype: DType) -> Llama {
         eos_token_id: vec![2],
     };
     Llama::init(&config, 7, dtype, &Device::flex()).unwrap()
+}
+
+/// Random weights that are large enough for distributions that are not flat.
+fn lively(dtype: DType) -> Llama {
+    struct Grow;
+    impl MapParameters for Grow {
+        fn matrix(&mut self, _: &str, tensor: Tensor<2>) -> Tensor<2> {
+            tensor * 20.0
+        }
+        fn vector(&mut self, _: &str, tensor: Tensor<1>) -> Tensor<1> {
+            tensor
+        }
+    }
+    map_parameters(small(false, dtype), &mut Grow)
 }
 
 /// All values, parameter by parameter, as f64.

@@ -101,7 +101,9 @@ fn greedy(model: &Llama, item: &Value) {
     let sampling = Sampling {
         max_new_tokens: 32,
         temperature: 0.0,
+        top_k: None,
         top_p: 1.0,
+        min_p: 0.0,
     };
     let eos = model.config().eos_token_id.clone();
     let prompt = as_ids(&numbers(&item["ids"]));

@@ -159,6 +159,87 @@ fn is_the_same_for_every_split_on_stories260k() {
     );
 }
 
+/// Packed and unpacked windows have one gradient, whatever the lines a forward pass.
+fn check_packing(load: impl Fn(DType) -> Llama, vocab: u32) {
+    for (dtype, tolerance) in [(DType::F64, 1e-10), (DType::F32, 1e-5)] {
+        let model = load(dtype);
+        for method in METHODS {
+            let window = signals(9, vocab, 29);
+            let with = |packing, max_length, micro_batch| {
+                let settings = Settings {
+                    packing,
+                    max_length,
+                    micro_batch,
+                    ..settings()
+                };
+                flat(&gradient(&model, &window, method, &settings))
+            };
+            let unpacked = with(false, 64, 2);
+            for (room, lines) in [(64, 1), (64, 2), (64, 9), (30, 2), (500, 1)] {
+                let error = relative(&with(true, room, lines), &unpacked);
+                println!("{dtype:?} {method:?} packed to {room}, {lines} lines: {error:.1e}");
+                assert!(error <= tolerance, "{error:e}");
+            }
+        }
+    }
+}
+
+#[test]
+fn packing_does_not_change_it() {
+    check_packing(tiny, 47);
+}
+
+#[test]
+fn packing_does_not_change_it_on_stories260k() {
+    let Some(dir) = real("models/stories260K") else {
+        return;
+    };
+    check_packing(
+        |dtype| potstill_model::load(&dir, dtype, &Device::flex()).unwrap(),
+        512,
+    );
+}
+
+/// The gradient of one sequence's loss, packed between two that carry none, does not see them.
+fn check_isolation(model: &Llama, vocab: u32) {
+    let model = model.clone().train();
+    let weights = Weights {
+        forward_kl: 0.1,
+        cross_entropy: 0.1,
+    };
+    let learned = signals(1, vocab, 41).remove(0);
+    let with_neighbours = |seed| {
+        let mut silent = signals(2, vocab, seed);
+        for signal in &mut silent {
+            // Of the same lengths whatever the seed, so that only ids change.
+            signal.token_ids = (0..11).map(|t| (t * 5 + seed as u32) % vocab).collect();
+            signal.loss_mask = vec![false; 11];
+            signal.rows.clear();
+        }
+        let sequences = [&silent[0], &learned, &silent[1]];
+        let line = sequences.map(|signal| (signal, Target::tail_bucket(signal).unwrap().0));
+        let block = Block::packed(vec![line.into()], &model).unwrap();
+        let mut gradients = Gradients::new();
+        let terms = block_gradient(&model, &block, weights, 7, &mut gradients);
+        (flat(&gradients), terms)
+    };
+    let (gradient, terms) = with_neighbours(3);
+    assert_eq!(terms.rows, learned.rows.len());
+    assert!(gradient.iter().any(|g| *g != 0.0));
+    assert_eq!(with_neighbours(8), (gradient, terms));
+}
+
+#[test]
+fn packed_sequences_do_not_see_one_another() {
+    check_isolation(&tiny(DType::F32), 47);
+    check_isolation(&tiny(DType::F64), 47);
+    let Some(dir) = real("models/stories260K") else {
+        return;
+    };
+    let model = potstill_model::load(&dir, DType::F32, &Device::flex()).unwrap();
+    check_isolation(&model, 512);
+}
+
 /// ∂L/∂hidden of a block is exactly 0 where nothing is learned and not 0 where something is.
 pub(crate) fn check_masked(model: &Llama, signals: &[Signal]) {
     let model = model.clone().train();

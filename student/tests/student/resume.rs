@@ -33,6 +33,24 @@ fn run(
     )
 }
 
+/// The steps of an event file, by walking its records: 8 bytes of length, 4 of checksum, the event (9
+/// bytes of time, then the step's key and number), 4 of checksum. The first record is the file's version.
+fn event_steps(dir: &Path) -> Vec<u64> {
+    let bytes = std::fs::read(dir.join("tensorboard/events.out.tfevents.potstill")).unwrap();
+    let mut steps = Vec::new();
+    let mut rest = bytes.as_slice();
+    while !rest.is_empty() {
+        let length = u64::from_le_bytes(rest[..8].try_into().unwrap()) as usize;
+        let event = &rest[12..12 + length];
+        if event[9] == 0x10 {
+            // No test takes 128 steps, so one byte holds the number.
+            steps.push(u64::from(event[10]));
+        }
+        rest = &rest[16 + length..];
+    }
+    steps
+}
+
 fn bits(model: &Llama) -> Vec<u32> {
     let numbers = |(_, parameter): (String, Parameter)| match parameter {
         Parameter::Matrix(tensor) => tensor.into_data().iter::<f32>().collect::<Vec<_>>(),
@@ -48,15 +66,24 @@ fn bits(model: &Llama) -> Vec<u32> {
 #[test]
 fn stopping_and_going_on_gives_the_same_weights() {
     let data = signals(9, 47, 31);
-    for method in [Method::Distill, Method::Sft, Method::Shuffled] {
+    let packed = Settings {
+        packing: true,
+        ..settings()
+    };
+    for (method, settings) in [
+        (Method::Distill, settings()),
+        (Method::Sft, settings()),
+        (Method::Shuffled, settings()),
+        (Method::Distill, packed),
+    ] {
         let whole_dir = tempfile::tempdir().unwrap();
-        let whole = run(whole_dir.path(), &data, method, &settings(), 0).unwrap();
+        let whole = run(whole_dir.path(), &data, method, &settings, 0).unwrap();
         assert!(whole.finished && whole.step == 6);
         for stop_at in 1..6 {
             let dir = tempfile::tempdir().unwrap();
-            let part = run(dir.path(), &data, method, &settings(), stop_at).unwrap();
+            let part = run(dir.path(), &data, method, &settings, stop_at).unwrap();
             assert!(!part.finished && part.step == stop_at);
-            let rest = run(dir.path(), &data, method, &settings(), 0).unwrap();
+            let rest = run(dir.path(), &data, method, &settings, 0).unwrap();
             assert!(rest.finished);
             assert_eq!(
                 bits(&rest.model),
@@ -65,6 +92,7 @@ fn stopping_and_going_on_gives_the_same_weights() {
             );
             let lines = std::fs::read_to_string(dir.path().join("metrics.jsonl")).unwrap();
             assert_eq!(lines.lines().count(), 6);
+            assert_eq!(event_steps(dir.path()), [1, 2, 3, 4, 5, 6]);
         }
     }
 }
@@ -83,6 +111,7 @@ fn a_lost_stretch_is_trained_again() {
     assert_eq!(bits(&rest.model), bits(&whole.model));
     let lines = std::fs::read_to_string(dir.path().join("metrics.jsonl")).unwrap();
     assert_eq!(lines.lines().count(), 6);
+            assert_eq!(event_steps(dir.path()), [1, 2, 3, 4, 5, 6]);
 }
 
 #[test]
@@ -101,6 +130,19 @@ fn other_settings_and_damage_are_said() {
         error.contains("learning_rate") && error.contains("state.json"),
         "{error}"
     );
+    // A setting that is stored only where it is on, on either side.
+    let packed = Settings {
+        packing: true,
+        ..settings()
+    };
+    let packed_dir = tempfile::tempdir().unwrap();
+    run(packed_dir.path(), &data, Method::Distill, &packed, 2).unwrap();
+    for (dir, other) in [(&dir, &packed), (&packed_dir, &settings())] {
+        let error = run(dir.path(), &data, Method::Distill, other, 0)
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("(packing)"), "{error}");
+    }
     let error = run(dir.path(), &data, Method::Sft, &settings(), 0)
         .unwrap_err()
         .to_string();

@@ -28,6 +28,7 @@ pub(crate) fn settings() -> Settings {
         steps: 6,
         batch: 4,
         micro_batch: 2,
+        packing: false,
         learning_rate: 1e-2,
         warmup: 2,
         min_learning_rate: 0.0,

@@ -16,7 +16,9 @@ use serde_json::Value;
 const GREEDY: Sampling = Sampling {
     max_new_tokens: 32,
     temperature: 0.0,
+    top_k: None,
     top_p: 1.0,
+    min_p: 0.0,
 };
 
 #[test]
@@ -163,7 +165,9 @@ fn sampled_logprobs_are_those_of_the_signals() {
     let sampling = Sampling {
         max_new_tokens: 40,
         temperature: 0.8,
+        top_k: None,
         top_p: 0.95,
+        min_p: 0.0,
     };
     let all: Vec<&Prompt> = prompts.iter().collect();
     let answers = sample(&teacher, &all, &sampling);
@@ -193,7 +197,9 @@ fn answers_and_signals_repeat_bit_for_bit() {
     let sampling = Sampling {
         max_new_tokens: 24,
         temperature: 1.0,
+        top_k: None,
         top_p: 1.0,
+        min_p: 0.0,
     };
     let run = |seed| {
         let mut forward = |_| ControlFlow::Continue(());
@@ -295,6 +301,17 @@ fn provenance_follows_the_checkpoint() {
     assert_eq!(
         provenance.sampling,
         r#"{"max_new_tokens":32,"seed":3,"temperature":0.0,"top_p":1.0}"#
+    );
+    let narrow = Sampling {
+        top_k: Some(40),
+        min_p: 0.05,
+        ..GREEDY
+    };
+    let plain = Some(ChatTemplate::plain().unwrap());
+    let drawn = Local::open(settings(&dir, plain)).unwrap();
+    assert_eq!(
+        drawn.provenance(&narrow, 3, &[]).sampling,
+        r#"{"max_new_tokens":32,"min_p":0.05,"seed":3,"temperature":0.0,"top_k":40,"top_p":1.0}"#
     );
     assert_eq!(provenance.revision.len(), 64);
     assert_eq!(provenance, open(&dir));
