@@ -8,6 +8,7 @@ mod error;
 mod import;
 mod journal;
 mod manifest;
+mod mask;
 mod pack;
 mod parquet;
 mod reader;
@@ -23,20 +24,20 @@ pub use crate::answer::encode_answer;
 pub use crate::batch::Order;
 pub use crate::encode::{Encoded, Reasoning, encode_conversation, prompt_ids, split_reasoning};
 pub use crate::error::Error;
-pub use crate::import::{Columns, Imported, import_jsonl};
+pub use crate::import::{Columns, Detected, Imported, Place, detect_columns, import};
 pub use crate::journal::{FrameSpan, Journal};
 pub use crate::manifest::{
     FileHash, MANIFEST_FILE, Manifest, canonical_json, hash_file, hash_files, replace_file,
     stage_key,
 };
+pub use crate::mask::{Finding, MaskReport, MaskedToken, check_mask};
 pub use crate::pack::pack;
 pub use crate::parquet::{
     Footer, PROMPTS_PER_SHARD, ShardWriter, read_footer, shard_name, shards, write_shard,
 };
 pub use crate::reader::{Rows, read_shard};
 pub use crate::records::{
-    CONFIDENCE_BINS, Completion, Dropped, FinishReason, Message, Prompt, Provenance, Role, SampledToken, Selected,
-    SequenceValues, ToolCall, TopToken, Usage,
+    CONFIDENCE_BINS, Completion, Dropped, FinishReason, Message, Prompt, Provenance, Role, SampledToken, Selected, SequenceValues, TaskSample, ToolCall, TopToken, Usage, Verdict,
 };
 pub use crate::schema::{PROVENANCE_KEY, Record, SCHEMA_KEY, SCHEMA_VERSION};
 pub use crate::signal::{MASS_TOLERANCE, Signal, SignalRow};

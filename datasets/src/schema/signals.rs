@@ -2,13 +2,12 @@
 
 use std::sync::Arc;
 
-use arrow::array::{BooleanArray, PrimitiveArray, RecordBatch};
-use arrow::buffer::BooleanBuffer;
+use arrow::array::{PrimitiveArray, RecordBatch};
 use arrow::datatypes::{ArrowPrimitiveType, DataType, Float32Type, Schema, SchemaRef, UInt32Type};
 
 use super::columns::{
-    Cells, Lists, concat, list, list_of_optional, lists, lists_of_optional, number, numbers,
-    optional_numbers, part, required, strings,
+    Cells, Lists, booleans, concat, list, list_of_optional, lists, lists_of_optional, number,
+    numbers, optional_numbers, part, required, strings,
 };
 use super::{Record, batch, check_columns};
 use crate::error::Error;
@@ -42,8 +41,7 @@ impl Record for Signal {
 
         let token_ids =
             numbers::<UInt32Type>(concat(rows.iter().map(|row| row.token_ids.as_slice())));
-        let mask = concat(rows.iter().map(|row| row.loss_mask.as_slice()));
-        let mask = Arc::new(BooleanArray::new(BooleanBuffer::from(mask), None));
+        let mask = booleans(concat(rows.iter().map(|row| row.loss_mask.as_slice())));
         let ids =
             numbers::<UInt32Type>(concat(positions().map(|position| position.ids.as_slice())));
         let ids = lists("support_ids", sizes(), ids)?;

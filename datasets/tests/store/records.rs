@@ -1,8 +1,7 @@
 //! Strategies for records of any content that the rules allow.
 
 use potstill_datasets::{
-    CONFIDENCE_BINS, Completion, Dropped, FinishReason, Message, Prompt, Provenance, Role,
-    SampledToken, Selected, SequenceValues, Signal, SignalRow, ToolCall, TopToken, Usage,
+    CONFIDENCE_BINS, Completion, Dropped, FinishReason, Message, Prompt, Provenance, Role, SampledToken, Selected, SequenceValues, Signal, SignalRow, TaskSample, ToolCall, TopToken, Usage, Verdict,
 };
 use proptest::collection::{btree_set, vec};
 use proptest::option;
@@ -231,6 +230,47 @@ pub(super) fn sequence_values() -> impl Strategy<Value = SequenceValues> {
                 bin_correct,
             }
         })
+}
+
+pub(super) fn verdict() -> impl Strategy<Value = Verdict> {
+    (
+        text(),
+        any::<u32>(),
+        text(),
+        any::<bool>(),
+        option::of(text()),
+    )
+        .prop_map(
+            |(prompt_id, sample_index, grader, correct, extracted)| Verdict {
+                prompt_id,
+                sample_index,
+                grader,
+                correct,
+                extracted,
+            },
+        )
+}
+
+pub(super) fn task_sample() -> impl Strategy<Value = TaskSample> {
+    (
+        text(),
+        option::of(text()),
+        text(),
+        option::of(text()),
+        any::<[bool; 2]>(),
+        any::<u32>(),
+    )
+        .prop_map(
+            |(prompt_id, reasoning, answer, extracted, [correct, finished], tokens)| TaskSample {
+                prompt_id,
+                reasoning,
+                answer,
+                extracted,
+                correct,
+                finished,
+                tokens,
+            },
+        )
 }
 
 /// Signals of one shape, told apart by `sample_index`: `positions` with a support of `support`.
