@@ -55,7 +55,11 @@ impl Problem {
             _ => (number(random), number(random)),
         };
         match operation {
-            Subtraction => Problem { operation, a: a.max(b), b: a.min(b) },
+            Subtraction => Problem {
+                operation,
+                a: a.max(b),
+                b: a.min(b),
+            },
             _ => Problem { operation, a, b },
         }
     }
@@ -88,9 +92,12 @@ impl Problem {
     /// Whether it is for worked examples; the other half is for prompts. FNV-1a, whose lowest bit
     /// alone would be a parity of the digits.
     fn is_worked(&self) -> bool {
-        let hash = self.text().bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-        });
+        let hash = self
+            .text()
+            .bytes()
+            .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+                (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+            });
         hash >> 37 & 1 == 0
     }
 
@@ -160,7 +167,11 @@ impl Problem {
 
     fn product_of_parts(&self, ones_first: bool) -> Vec<String> {
         let (tens, ones) = (self.a / 10 * 10, self.a % 10);
-        let (left, right) = if ones_first { (ones, tens) } else { (tens, ones) };
+        let (left, right) = if ones_first {
+            (ones, tens)
+        } else {
+            (tens, ones)
+        };
         let (x, y) = (left * self.b, right * self.b);
         vec![
             format!("{left}*{}={x}", self.b),

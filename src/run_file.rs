@@ -97,7 +97,7 @@ pub enum Answers {
     Given,
 }
 
-/// `columns` of `[import]`: exactly one of `text`, `question` or `messages`.
+/// `columns` of `[import]`: exactly one of `text`, `question`, `messages` or `instruction`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Columns {
@@ -110,9 +110,19 @@ pub struct Columns {
     /// Column with the reference answer, beside `question`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub answer: Option<String>,
-    /// Column with a list of chat messages.
+    /// Column with a list of chat messages, in OpenAI's form or ShareGPT's. If the last is the
+    /// assistant's, it is an answer.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub messages: Option<String>,
+    /// Column with an instruction, which becomes one user message.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub instruction: Option<String>,
+    /// Column with what the instruction is about, beside `instruction`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub input: Option<String>,
+    /// Column with the answer, beside `instruction`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub output: Option<String>,
 }
 
 /// `[teacher]`
@@ -543,11 +553,7 @@ loss = { forward_kl = 1.0 }
                 "{ question",
                 "{ text = \"t\", question",
             ),
-            (
-                "nobody answers",
-                "[teacher]\npath = \"models/tiny\"\n",
-                "",
-            ),
+            ("nobody answers", "[teacher]\npath = \"models/tiny\"\n", ""),
             (
                 "given answers with signals",
                 "[teacher]\npath = \"models/tiny\"\n",

@@ -71,14 +71,22 @@ fn signals(file: &RunFile, broken: &mut dyn FnMut(&[&str], String)) {
 }
 
 fn columns(columns: &Columns) -> Option<&'static str> {
-    let given = [&columns.text, &columns.question, &columns.messages];
+    let given = [
+        &columns.text,
+        &columns.question,
+        &columns.messages,
+        &columns.instruction,
+    ];
     if given.iter().filter(|c| c.is_some()).count() != 1 {
         return Some(
-            "expected exactly one of `text`, `question` (with `answer`, if there is one) or `messages`",
+            "expected exactly one of `text`, `question` (with `answer`, if there is one), `messages` or `instruction` (with `input` and `output`)",
         );
     }
     if columns.answer.is_some() && columns.question.is_none() {
         return Some("`answer` goes with `question` only");
+    }
+    if (columns.input.is_some() || columns.output.is_some()) && columns.instruction.is_none() {
+        return Some("`input` and `output` go with `instruction` only");
     }
     None
 }
@@ -94,13 +102,15 @@ fn student(file: &RunFile, broken: &mut dyn FnMut(&[&str], String)) {
     if student.template.is_some() && file.teacher.is_some() {
         broken(
             &["student", "template"],
-            "a student reads text as its teacher does: set `template` in [teacher] instead".to_owned(),
+            "a student reads text as its teacher does: set `template` in [teacher] instead"
+                .to_owned(),
         );
     }
     if student.path.is_none() && file.teacher.is_none() {
         broken(
             &["student"],
-            "without a teacher it needs a `path`: a folder with tokenizer and config.json".to_owned(),
+            "without a teacher it needs a `path`: a folder with tokenizer and config.json"
+                .to_owned(),
         );
         return;
     }

@@ -14,7 +14,9 @@ use potstill_model::{DType, Llama};
 use potstill_teacher::{Ask, Local, LocalSettings, Sampling};
 use serde_json::json;
 
-use super::{Context, Done, Outcome, checkpoint, collect, counts, curate, eval, grade, import, stage, train};
+use super::{
+    Context, Done, Outcome, checkpoint, collect, counts, curate, eval, grade, import, stage, train,
+};
 use crate::interrupt;
 use crate::run_dir::{Plan, settings_of};
 use crate::run_file::EvalAnswers;
@@ -130,9 +132,7 @@ fn samples(
         top_p: 1.0,
         min_p: 0.0,
     };
-    let mut work = context
-        .talk
-        .work(stage, "answers", 0, prompts.len() as u64);
+    let mut work = context.talk.work(stage, "answers", 0, prompts.len() as u64);
     let (mut samples, mut tokens) = (Vec::with_capacity(prompts.len()), 0);
     for batch in prompts.chunks(settings.batch.get()) {
         let asks: Vec<Ask<'_>> = batch

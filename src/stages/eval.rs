@@ -51,11 +51,7 @@ pub(super) fn model_key(context: &Context, name: &str) -> anyhow::Result<String>
 /// An exported student.
 pub(super) fn load_export(context: &Context, name: &str) -> anyhow::Result<Llama> {
     let folder = context.dir.path(&export_home(name));
-    Ok(potstill_model::load(
-        &folder,
-        DType::F32,
-        &context.device,
-    )?)
+    Ok(potstill_model::load(&folder, DType::F32, &context.device)?)
 }
 
 fn export_home(name: &str) -> String {

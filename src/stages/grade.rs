@@ -5,9 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use anyhow::{Context as _, bail};
-use potstill_datasets::{
-    Completion, Prompt, ShardWriter, Verdict, read_shard, shard_name, shards,
-};
+use potstill_datasets::{Completion, Prompt, ShardWriter, Verdict, read_shard, shard_name, shards};
 use potstill_eval::Grader;
 use serde_json::json;
 
@@ -57,7 +55,10 @@ pub fn grade(context: &Context) -> anyhow::Result<Outcome> {
             }
             verdicts.finish()?;
         }
-        Ok(Some(Done::new(counts([("right", right), ("wrong", wrong)]))))
+        Ok(Some(Done::new(counts([
+            ("right", right),
+            ("wrong", wrong),
+        ]))))
     })
 }
 

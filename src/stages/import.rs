@@ -5,14 +5,14 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, anyhow};
 use potstill_datasets::{
-    Columns, Error, PROMPTS_PER_SHARD, Prompt, hash_file, read_shard, shard_name, shards,
+    Columns, Error, Imported, PROMPTS_PER_SHARD, Prompt, hash_file, read_shard, shard_name, shards,
     write_shard,
 };
 use serde_json::json;
 
 use super::{Context, Done, Outcome, counts, stage};
 use crate::run_dir::Plan;
-use crate::run_file::Loaded;
+use crate::run_file::{Columns as ColumnNames, Loaded};
 
 /// Reads the prompts and publishes them.
 ///
@@ -34,7 +34,11 @@ pub fn import(context: &Context) -> anyhow::Result<Outcome> {
         inputs: BTreeMap::from([("source".to_owned(), hash_file(&path)?.sha256)]),
     };
     stage(context, &plan, |out| {
-        let (prompts, duplicates) = read(&context.run, context.limit)?;
+        let Imported {
+            prompts,
+            duplicates,
+            ..
+        } = read(&context.run, context.limit)?;
         for (index, shard) in prompts.chunks(PROMPTS_PER_SHARD).enumerate() {
             write_shard(&out.join("prompts").join(shard_name(index)), shard, &[])?;
         }
@@ -70,20 +74,12 @@ fn limit(run: &Loaded, flag: Option<usize>) -> Option<usize> {
     flag.or(run.file.import.limit.map(|n| n.get()))
 }
 
-/// Reads the source: prompts, and how many lines repeated one.
-pub(crate) fn read(run: &Loaded, flag: Option<usize>) -> anyhow::Result<(Vec<Prompt>, usize)> {
-    let columns = &run.file.import.columns;
-    let columns = match (&columns.text, &columns.question, &columns.messages) {
-        (Some(text), _, _) => Columns::Text(text.clone()),
-        (_, Some(question), _) => Columns::QuestionAnswer {
-            question: question.clone(),
-            answer: columns.answer.clone(),
-        },
-        (_, _, messages) => Columns::Messages(messages.clone().unwrap_or_default()),
-    };
+/// Reads the source.
+pub(crate) fn read(run: &Loaded, flag: Option<usize>) -> anyhow::Result<Imported> {
+    let columns = columns(&run.file.import.columns);
     let system = run.file.import.system.as_deref();
     match potstill_datasets::import(&source(run)?, &columns, system, limit(run, flag)) {
-        Ok(imported) => Ok((imported.prompts, imported.duplicates)),
+        Ok(imported) => Ok(imported),
         Err(e @ Error::MissingColumn { .. }) => {
             Err(run.problem(&["import", "columns"], e.to_string()).into())
         }
@@ -91,6 +87,23 @@ pub(crate) fn read(run: &Loaded, flag: Option<usize>) -> anyhow::Result<(Vec<Pro
             "{e}; put one JSON object on each line, or name another file in `path` of [import]"
         )),
         Err(e) => Err(e.into()),
+    }
+}
+
+/// `columns` as the reader takes them; the run file's rules see to it that exactly one kind is named.
+fn columns(named: &ColumnNames) -> Columns {
+    match (&named.text, &named.question, &named.instruction, &named.messages) {
+        (Some(text), _, _, _) => Columns::Text(text.clone()),
+        (_, Some(question), _, _) => Columns::QuestionAnswer {
+            question: question.clone(),
+            answer: named.answer.clone(),
+        },
+        (_, _, Some(instruction), _) => Columns::Instruction {
+            instruction: instruction.clone(),
+            input: named.input.clone(),
+            output: named.output.clone(),
+        },
+        (_, _, _, messages) => Columns::Messages(messages.clone().unwrap_or_default()),
     }
 }
 

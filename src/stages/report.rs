@@ -115,9 +115,7 @@ fn build(context: &Context, names: &[&str]) -> anyhow::Result<Report> {
 fn losses(context: &Context, names: &[&str]) -> anyhow::Result<Vec<LossCurve>> {
     let mut curves = Vec::new();
     for name in names.iter().filter(|name| **name != UNTRAINED) {
-        let path = context
-            .dir
-            .path(&format!("students/{name}/metrics.jsonl"));
+        let path = context.dir.path(&format!("students/{name}/metrics.jsonl"));
         let text = std::fs::read_to_string(&path)
             .with_context(|| format!("cannot read {}", path.display()))?;
         let points: Result<Vec<LossPoint>, _> = text.lines().map(serde_json::from_str).collect();

@@ -117,7 +117,9 @@ fn check_same(path: &Path, found: &State, expected: &State) -> Result<(), Error>
     let found = serde_json::to_value(&found.settings).map_err(|why| bad(path, why))?;
     let expected = as_json(&expected.settings).map_err(|why| bad(path, why))?;
     // What is off may be absent on either side.
-    let keys = [&expected, &found].into_iter().filter_map(|s| s.as_object());
+    let keys = [&expected, &found]
+        .into_iter()
+        .filter_map(|s| s.as_object());
     let mut keys = keys.flat_map(|settings| settings.keys());
     match keys.find(|key| found.get(key.as_str()) != expected.get(key.as_str())) {
         Some(key) => Err(other(key)),

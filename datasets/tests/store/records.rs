@@ -1,7 +1,9 @@
 //! Strategies for records of any content that the rules allow.
 
 use potstill_datasets::{
-    CONFIDENCE_BINS, Completion, Dropped, FinishReason, Message, Prompt, Provenance, Role, SampledToken, Selected, SequenceValues, Signal, SignalRow, TaskSample, ToolCall, TopToken, Usage, Verdict,
+    CONFIDENCE_BINS, Completion, Dropped, FinishReason, Message, Prompt, Provenance, Role,
+    SampledToken, Selected, SequenceValues, Signal, SignalRow, TaskSample, ToolCall, TopToken,
+    Usage, Verdict,
 };
 use proptest::collection::{btree_set, vec};
 use proptest::option;

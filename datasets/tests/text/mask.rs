@@ -46,16 +46,31 @@ fn template(source: &str) -> ChatTemplate {
 
 fn check(source: &str, answer: &Message, reasoning: Option<&Reasoning>) -> MaskReport {
     let tokenizer = byte_level();
-    check_mask(&tokenizer, &template(source), &conversation(), None, answer, reasoning).unwrap()
+    check_mask(
+        &tokenizer,
+        &template(source),
+        &conversation(),
+        None,
+        answer,
+        reasoning,
+    )
+    .unwrap()
 }
 
 /// Text with the tokens that carry loss in brackets.
 fn shown(report: &MaskReport) -> String {
     let runs = report.tokens.chunk_by(|a, b| a.loss == b.loss);
     let run = |tokens: &[potstill_datasets::MaskedToken]| {
-        let bytes: Vec<u8> = tokens.iter().flat_map(|token| token.bytes.clone()).collect();
+        let bytes: Vec<u8> = tokens
+            .iter()
+            .flat_map(|token| token.bytes.clone())
+            .collect();
         let text = String::from_utf8_lossy(&bytes).into_owned();
-        if tokens[0].loss { format!("[{text}]") } else { text }
+        if tokens[0].loss {
+            format!("[{text}]")
+        } else {
+            text
+        }
     };
     runs.map(run).collect()
 }
@@ -77,7 +92,8 @@ fn is_right(
     let prompt = conversation();
     let report = check_mask(tokenizer, template, &prompt, tools, answer, reasoning).unwrap();
     assert_eq!(report.findings, []);
-    let encoded = encode_conversation(tokenizer, template, &prompt, tools, answer, reasoning).unwrap();
+    let encoded =
+        encode_conversation(tokenizer, template, &prompt, tools, answer, reasoning).unwrap();
     let ids: Vec<u32> = report.tokens.iter().map(|token| token.id).collect();
     let loss: Vec<bool> = report.tokens.iter().map(|token| token.loss).collect();
     assert_eq!((&ids, loss), (&encoded.token_ids, encoded.loss_mask));
@@ -92,15 +108,32 @@ fn a_right_mask_is_that_of_training_and_nothing_is_found() {
     let yes = Message::text(Role::Assistant, "Yes");
     for source in [CHATML, QWEN, REASONING, MARKED] {
         let report = is_right(&tokenizer, &template(source), None, &yes, None);
-        assert!(answer_of(&report).ends_with("Yes<|im_end|>]\n"), "{}", shown(&report));
+        assert!(
+            answer_of(&report).ends_with("Yes<|im_end|>]\n"),
+            "{}",
+            shown(&report)
+        );
         assert!(!shown(&report).split('[').next().unwrap().contains("Yes"));
     }
     for source in [CHATML, QWEN, MARKED] {
-        let report = is_right(&tokenizer, &template(source), None, &thinks(), Some(&think()));
-        assert_eq!(answer_of(&report), "[<think>\n2 + 2\n</think>\n4<|im_end|>]\n");
+        let report = is_right(
+            &tokenizer,
+            &template(source),
+            None,
+            &thinks(),
+            Some(&think()),
+        );
+        assert_eq!(
+            answer_of(&report),
+            "[<think>\n2 + 2\n</think>\n4<|im_end|>]\n"
+        );
     }
     let report = is_right(&tokenizer, &template(REASONING), None, &thinks(), None);
-    assert!(answer_of(&report).starts_with("[<think>\n2 + 2\n</think>"), "{}", shown(&report));
+    assert!(
+        answer_of(&report).starts_with("[<think>\n2 + 2\n</think>"),
+        "{}",
+        shown(&report)
+    );
 }
 
 #[test]
@@ -117,7 +150,10 @@ fn tools_and_calls_are_shown() {
     let report = is_right(&byte_level(), &template(QWEN), Some(tools), &calls, None);
     let text = shown(&report);
     assert!(text.contains("<tools>\n{\"type\": \"function\""), "{text}");
-    assert!(answer_of(&report).contains("{\"name\": \"f\", \"arguments\": {\"x\": 1}}"), "{text}");
+    assert!(
+        answer_of(&report).contains("{\"name\": \"f\", \"arguments\": {\"x\": 1}}"),
+        "{text}"
+    );
 }
 
 #[test]
@@ -163,10 +199,17 @@ fn an_end_that_is_not_learned_is_found() {
     assert_eq!(report.findings.len(), 1);
     insta::assert_snapshot!(report.findings[0], @r#"no end-of-sequence token under loss ends the answer, so that a student would never learn to stop (the tokenizer has 262 "<|im_end|>"): end the assistant's turn with it in the template, next to or within the {% generation %} marks if there are any, or name the token that ends it in eos_token_id of generation_config.json"#);
 
-    let behind_text = MARKED.replace("<|im_end|>{% endgeneration %}", "{% endgeneration %}.<|im_end|>");
+    let behind_text = MARKED.replace(
+        "<|im_end|>{% endgeneration %}",
+        "{% endgeneration %}.<|im_end|>",
+    );
     let report = check(&behind_text, &yes, None);
     assert_eq!(answer_of(&report), "[Yes].<|im_end|>\n");
-    assert!(matches!(report.findings[..], [Finding::EosWithoutLoss { .. }]), "{:?}", report.findings);
+    assert!(
+        matches!(report.findings[..], [Finding::EosWithoutLoss { .. }]),
+        "{:?}",
+        report.findings
+    );
 }
 
 #[test]
@@ -177,7 +220,10 @@ fn nothing_under_loss_is_found() {
     );
     let report = check(&nothing, &Message::text(Role::Assistant, "Yes"), None);
     assert!(
-        matches!(report.findings[..], [Finding::EosWithoutLoss { .. }, Finding::NothingUnderLoss]),
+        matches!(
+            report.findings[..],
+            [Finding::EosWithoutLoss { .. }, Finding::NothingUnderLoss]
+        ),
         "{:?}",
         report.findings
     );
@@ -193,26 +239,44 @@ fn a_prompt_under_loss_is_found() {
 {% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
 {% endif %}";
     let report = check(source, &Message::text(Role::Assistant, "Yes"), None);
-    assert!(shown(&report).contains("user\n[And?<|im_end|>]"), "{}", shown(&report));
+    assert!(
+        shown(&report).contains("user\n[And?<|im_end|>]"),
+        "{}",
+        shown(&report)
+    );
     let position = report
         .tokens
         .windows(4)
-        .position(|four| four.iter().flat_map(|token| token.bytes.clone()).eq(*b"And?"))
+        .position(|four| {
+            four.iter()
+                .flat_map(|token| token.bytes.clone())
+                .eq(*b"And?")
+        })
         .unwrap();
     let text = "A".to_owned();
-    assert_eq!(report.findings, [Finding::PromptUnderLoss { position, text }]);
+    assert_eq!(
+        report.findings,
+        [Finding::PromptUnderLoss { position, text }]
+    );
     insta::assert_snapshot!(report.findings[0], @r#"token 30 ("A") is the prompt's, and it is under loss: put the {% generation %} marks of the template around assistant turns alone"#);
 }
 
 #[test]
 fn text_that_a_model_cannot_learn_from_is_found() {
-    let report = check(CHATML, &Message::text(Role::Assistant, "a<|im_end|>b"), None);
+    let report = check(
+        CHATML,
+        &Message::text(Role::Assistant, "a<|im_end|>b"),
+        None,
+    );
     let token = "<|im_end|>".to_owned();
     assert_eq!(report.findings, [Finding::EosInside { token }]);
     insta::assert_snapshot!(report.findings[0], @r#"the answer contains "<|im_end|>", which ends a sequence, so that all behind it would be lost: remove it from the data"#);
     let alone = "{% if not add_generation_prompt %}{{ messages[-1].content }}<|im_end|>{% endif %}";
     let report = check(alone, &Message::text(Role::Assistant, "Yes"), None);
-    assert_eq!((report.findings.as_slice(), report.prompt_tokens), ([Finding::PromptEmpty].as_slice(), 0));
+    assert_eq!(
+        (report.findings.as_slice(), report.prompt_tokens),
+        ([Finding::PromptEmpty].as_slice(), 0)
+    );
     insta::assert_snapshot!(report.findings[0], @r#"nothing precedes the answer, and a model needs at least one token to go on from: begin the template with a token, such as `{{ bos_token }}`"#);
 }
 
@@ -231,6 +295,9 @@ fn real_models_have_right_masks() {
         let tokenizer = Tokenizer::from_dir(&dir).unwrap();
         let template = ChatTemplate::from_dir(&dir).unwrap().unwrap();
         let report = is_right(&tokenizer, &template, None, &thinks(), Some(&think()));
-        assert_eq!(answer_of(&report), "[<think>\n2 + 2\n</think>\n4<|im_end|>]\n");
+        assert_eq!(
+            answer_of(&report),
+            "[<think>\n2 + 2\n</think>\n4<|im_end|>]\n"
+        );
     }
 }

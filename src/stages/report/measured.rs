@@ -108,12 +108,7 @@ impl<'a> Models<'a> {
             let (Some((_, a)), Some((_, b))) = (values(left), values(right)) else {
                 continue;
             };
-            comparisons.extend(compare(
-                (left, a),
-                (right, b),
-                self.resamples,
-                self.seed,
-            )?);
+            comparisons.extend(compare((left, a), (right, b), self.resamples, self.seed)?);
             if let (Some(a), Some(b)) = (self.graded(left), self.graded(right)) {
                 comparisons.push(compare_accuracy(
                     (left, &a),
@@ -150,7 +145,7 @@ impl<'a> Models<'a> {
             let asked: Vec<&str> = prompt.messages.iter().map(|m| m.content.as_str()).collect();
             samples.push(Sample {
                 prompt_id: prompt.id.clone(),
-                group: prompt.group.clone(),
+                group: None,
                 prompt: asked.join("\n\n"),
                 reference: prompt.reference.clone(),
                 answers,
@@ -168,11 +163,14 @@ impl<'a> Models<'a> {
 
     fn graded(&self, name: &str) -> Option<Vec<Graded>> {
         let (_, answers) = self.answers.iter().find(|(n, _)| *n == name)?;
-        let graded = answers.iter().zip(&self.prompts).map(|(answer, prompt)| Graded {
-            prompt_id: answer.prompt_id.clone(),
-            group: prompt.group.clone(),
-            correct: answer.correct,
-        });
+        let graded = answers
+            .iter()
+            .zip(&self.prompts)
+            .map(|(answer, prompt)| Graded {
+                prompt_id: answer.prompt_id.clone(),
+                group: None,
+                correct: answer.correct,
+            });
         Some(graded.collect())
     }
 

@@ -111,7 +111,7 @@ fn a_lost_stretch_is_trained_again() {
     assert_eq!(bits(&rest.model), bits(&whole.model));
     let lines = std::fs::read_to_string(dir.path().join("metrics.jsonl")).unwrap();
     assert_eq!(lines.lines().count(), 6);
-            assert_eq!(event_steps(dir.path()), [1, 2, 3, 4, 5, 6]);
+    assert_eq!(event_steps(dir.path()), [1, 2, 3, 4, 5, 6]);
 }
 
 #[test]
