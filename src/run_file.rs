@@ -424,7 +424,7 @@ pub struct Eval {
 }
 
 /// `answers` of `[eval]`: greedy answers to held-out prompts that have a reference.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EvalAnswers {
     /// How an answer is compared with its prompt's reference.
