@@ -33,8 +33,8 @@ pub use crate::parquet::{
 };
 pub use crate::reader::{Rows, read_shard};
 pub use crate::records::{
-    CONFIDENCE_BINS, Completion, Dropped, FinishReason, Message, Prompt, Provenance, Role, SampledToken, Selected,
-    SequenceValues, ToolCall, TopToken, Usage,
+    CONFIDENCE_BINS, Completion, Dropped, FinishReason, Message, Prompt, Provenance, Role,
+    SampledToken, Selected, SequenceValues, ToolCall, TopToken, Usage,
 };
 pub use crate::schema::{PROVENANCE_KEY, Record, SCHEMA_KEY, SCHEMA_VERSION};
 pub use crate::signal::{MASS_TOLERANCE, Signal, SignalRow};

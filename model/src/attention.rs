@@ -135,11 +135,7 @@ pub(crate) fn statistics_dtype(dtype: DType) -> DType {
 
 /// The bias of rows of positions: 0 from where a position's document begins, which is where positions
 /// were last 0, up to itself, and −∞ elsewhere. One row of positions gives `[1, 1, t, t]`.
-pub(crate) fn document_bias(
-    positions: &[Vec<usize>],
-    dtype: DType,
-    device: &Device,
-) -> Tensor<4> {
+pub(crate) fn document_bias(positions: &[Vec<usize>], dtype: DType, device: &Device) -> Tensor<4> {
     let t = positions.first().map_or(0, Vec::len);
     let mut bias = vec![f32::NEG_INFINITY; positions.len() * t * t];
     let places = positions.iter().flat_map(|row| row.iter().enumerate());

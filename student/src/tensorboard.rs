@@ -123,7 +123,9 @@ fn record(message: &[u8]) -> Vec<u8> {
 }
 
 fn masked_crc(bytes: &[u8]) -> u32 {
-    crc32c::crc32c(bytes).rotate_right(15).wrapping_add(0xa282_ead8)
+    crc32c::crc32c(bytes)
+        .rotate_right(15)
+        .wrapping_add(0xa282_ead8)
 }
 
 /// A field's number and wire type: 0 varint, 1 eight bytes, 2 length and bytes, 5 four bytes.

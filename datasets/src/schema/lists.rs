@@ -178,7 +178,10 @@ fn check_bins(row: usize, values: &SequenceValues) -> Result<(), Error> {
         ("bin_confidence", values.bin_confidence.len()),
         ("bin_correct", values.bin_correct.len()),
     ];
-    match lengths.into_iter().find(|(_, length)| *length != CONFIDENCE_BINS) {
+    match lengths
+        .into_iter()
+        .find(|(_, length)| *length != CONFIDENCE_BINS)
+    {
         None => Ok(()),
         Some((column, length)) => Err(Error::Cell {
             row,

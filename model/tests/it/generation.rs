@@ -64,7 +64,9 @@ fn the_cache_changes_nothing() {
 fn a_batch_equals_its_rows_alone() {
     for dtype in [DType::F32, DType::F64] {
         let model = lively(dtype);
-        for (temperature, top_k, min_p) in [(0.0, None, 0.0), (1.0, None, 0.0), (1.0, Some(7), 0.02)] {
+        for (temperature, top_k, min_p) in
+            [(0.0, None, 0.0), (1.0, None, 0.0), (1.0, Some(7), 0.02)]
+        {
             let sampling = Sampling {
                 temperature,
                 top_k,

@@ -77,7 +77,10 @@ fn check(load: impl Fn(DType) -> Llama, lengths: &[Vec<usize>]) {
             let mut at = 0;
             for row in &rows {
                 assert_ne!(changed[at], together[at]);
-                assert_eq!(changed[at + 1..at + row.len()], together[at + 1..at + row.len()]);
+                assert_eq!(
+                    changed[at + 1..at + row.len()],
+                    together[at + 1..at + row.len()]
+                );
                 at += row.len();
             }
         }
