@@ -46,7 +46,10 @@ def potstill(folder, kill_when=None):
 
 
 def journal_bytes(run):
-    return sum(p.stat().st_size for p in (run / ".work").rglob("journal.bin")) if (run / ".work").exists() else 0
+    try:
+        return sum(p.stat().st_size for p in (run / ".work").rglob("journal.bin"))
+    except FileNotFoundError:  # a folder was published while it was looked at
+        return 0
 
 
 def lines(path):

@@ -320,7 +320,7 @@ pub struct SequenceValues {
     /// Sum of the teacher's negative log-likelihood, nats.
     pub teacher_nll_nats: f64,
     /// How many positions are in each of [`CONFIDENCE_BINS`] bins of the student's confidence, the probability of its
-    /// likeliest token: bin i holds [i/10, (i+1)/10), the last one 1 as well.
+    /// likeliest token: bin i holds i/10 up to, not including, (i+1)/10, the last one 1 as well.
     pub bin_tokens: Vec<u32>,
     /// By bin, the sum of these confidences.
     pub bin_confidence: Vec<f64>,

@@ -128,7 +128,7 @@ impl Llama {
     #[must_use]
     pub fn hidden_packed(&self, ids_bt: Tensor<2, Int>, lengths: &[Vec<usize>]) -> Tensor<3> {
         let [b, t] = ids_bt.dims();
-        let row = |row| {
+        let row = |row: usize| -> Vec<usize> {
             let lengths = lengths.get(row).map(Vec::as_slice).unwrap_or_default();
             let documents = lengths.iter().flat_map(|length| 0..*length);
             documents.chain(0..t).take(t).collect()

@@ -84,7 +84,7 @@ impl Block {
         Ok(block)
     }
 
-    /// Hidden states of all positions, [b, t, d].
+    /// Hidden states of all positions, `[b, t, d]`.
     #[must_use]
     pub fn hidden(&self, model: &Llama) -> Tensor<3> {
         let ids_bt = self.ids_bt(&model.device());

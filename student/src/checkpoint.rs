@@ -65,10 +65,23 @@ pub(crate) fn save(
     }
     fs::rename(&beside, &place).map_err(Error::io(&place))?;
     sync_dir(&checkpoints)?;
+    prune(dir)
+}
+
+/// Deletes all but the newest checkpoints, and what a crash left of others. One is renamed before it is
+/// deleted, so that a folder with a checkpoint's name is whole.
+fn prune(dir: &Path) -> Result<(), Error> {
+    for rest in entries(dir)? {
+        if name_of(&rest).starts_with(".step-") {
+            fs::remove_dir_all(&rest).map_err(Error::io(&rest))?;
+        }
+    }
     let mut steps = list(dir)?;
     steps.truncate(steps.len().saturating_sub(KEPT));
-    for (_, old) in steps {
-        fs::remove_dir_all(&old).map_err(Error::io(&old))?;
+    for (step, old) in steps {
+        let aside = old.with_file_name(format!(".step-{step:08}.old"));
+        fs::rename(&old, &aside).map_err(Error::io(&old))?;
+        fs::remove_dir_all(&aside).map_err(Error::io(&aside))?;
     }
     Ok(())
 }
@@ -80,6 +93,7 @@ pub(crate) fn newest(
     device: &Device,
     expected: &State,
 ) -> Result<Option<Checkpoint>, Error> {
+    prune(dir)?;
     let Some((_, place)) = list(dir)?.pop() else {
         return Ok(None);
     };
@@ -129,28 +143,35 @@ fn check_same(path: &Path, found: &State, expected: &State) -> Result<(), Error>
 
 /// Checkpoints by step, oldest first.
 fn list(dir: &Path) -> Result<Vec<(u64, PathBuf)>, Error> {
+    let mut found = Vec::new();
+    for path in entries(dir)? {
+        let step = name_of(&path).strip_prefix("step-");
+        if let Some(step) = step.and_then(|step| step.parse().ok()) {
+            found.push((step, path));
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// What lies in `checkpoints/`, in no order.
+fn entries(dir: &Path) -> Result<Vec<PathBuf>, Error> {
     let checkpoints = dir.join("checkpoints");
     let entries = match fs::read_dir(&checkpoints) {
         Ok(entries) => entries,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(Error::io(&checkpoints)(error)),
     };
-    let mut found = Vec::new();
-    for entry in entries {
-        let path = entry.map_err(Error::io(&checkpoints))?.path();
-        let name = path
-            .file_name()
-            .and_then(|name| name.to_str())
-            .unwrap_or_default();
-        if let Some(step) = name
-            .strip_prefix("step-")
-            .and_then(|step| step.parse().ok())
-        {
-            found.push((step, path));
-        }
-    }
-    found.sort();
-    Ok(found)
+    let path = |entry: std::io::Result<fs::DirEntry>| entry.map(|entry| entry.path());
+    entries
+        .map(path)
+        .collect::<Result<_, _>>()
+        .map_err(Error::io(&checkpoints))
+}
+
+fn name_of(path: &Path) -> &str {
+    let name = path.file_name().and_then(|name| name.to_str());
+    name.unwrap_or_default()
 }
 
 /// Tensors `m.NAME` and `v.NAME`.

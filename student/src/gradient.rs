@@ -59,8 +59,8 @@ pub struct WindowGradient {
 /// Loss and gradient of a window: `signals` are all sequences of one optimizer step.
 ///
 /// Each term divides by its own count of tokens over the whole window, counted before the first
-/// forward pass, so packing and the split into micro-batches change nothing but rounding. `model` must be
-/// tracked (`model.train()`). `step` feeds the permutation of [`Method::Shuffled`].
+/// forward pass, so packing and the split into micro-batches change nothing but rounding. `model`
+/// must be tracked (`model.train()`). `step` feeds the permutation of [`Method::Shuffled`].
 ///
 /// # Errors
 /// A signal that breaks its rules, or an id outside the vocabulary.

@@ -27,6 +27,7 @@ mod tests {
             min_learning_rate: 0.5,
             batch: 1,
             micro_batch: 1,
+            packing: false,
             weight_decay: 0.0,
             clip: 0.0,
             forward_kl: 1.0,

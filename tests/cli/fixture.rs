@@ -145,7 +145,7 @@ impl Run {
     }
 
     /// Content of every file that must not depend on how the run came about: no ledger,
-    /// no report (it has times), no metrics (speed), no unpublished work.
+    /// no report (it has times), no metrics (speed and times), no unpublished work.
     pub(crate) fn published(&self) -> BTreeMap<String, Vec<u8>> {
         let root = self.path("runs/tiny");
         let mut files = BTreeMap::new();
@@ -156,6 +156,7 @@ impl Run {
                 .any(|n| name.starts_with(n))
                 && !name.starts_with(".work")
                 && !name.ends_with("metrics.jsonl")
+                && !name.contains("tfevents")
                 && !name.ends_with("state.json")
         };
         files.retain(|name, _| timeless(name));

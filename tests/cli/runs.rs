@@ -4,6 +4,8 @@ use std::fs;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use serde_json::json;
+
 use crate::fixture::Run;
 
 #[test]
@@ -29,6 +31,7 @@ fn a_run_publishes_every_stage_and_a_second_one_does_nothing() {
         "dropped/shard-00000.parquet",
         "curation.json",
         "students/student/metrics.jsonl",
+        "students/student/tensorboard/events.out.tfevents.potstill",
         "students/student/export/model.safetensors",
         "students/student/export/config.json",
         "students/student/export/tokenizer.json",
@@ -97,6 +100,30 @@ fn a_changed_setting_keeps_what_was_there() {
     let back = run.run();
     assert!(!back.stderr.contains("to ask for"), "{}", back.stderr);
     assert!(first == fs::read(run.path("runs/tiny/completions/shard-00000.parquet")).unwrap());
+}
+
+#[test]
+fn narrow_sampling_and_packing_are_recorded_only_where_they_are_on() {
+    let run = Run::new();
+    let recorded = || {
+        let manifest = |name: &str| -> serde_json::Value {
+            let text = fs::read(run.path("runs/tiny").join(name)).unwrap();
+            serde_json::from_slice(&text).unwrap()
+        };
+        let collect = manifest("completions/manifest.json");
+        let train = manifest("students/student/manifest.json");
+        [
+            collect["settings"]["answers"]["top_k"].clone(),
+            collect["settings"]["answers"]["min_p"].clone(),
+            train["settings"]["train"]["packing"].clone(),
+        ]
+    };
+    run.run();
+    assert_eq!(recorded(), [json!(null), json!(null), json!(null)]);
+    run.edit("samples = 2", "samples = 2\ntop_k = 40\nmin_p = 0.05");
+    run.edit("micro_batch = 2", "micro_batch = 2\npacking = true");
+    run.run();
+    assert_eq!(recorded(), [json!(40), json!(0.05), json!(true)]);
 }
 
 #[test]

@@ -51,6 +51,15 @@ fn event_steps(dir: &Path) -> Vec<u64> {
     steps
 }
 
+fn checkpoints(dir: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(dir.join("checkpoints")).unwrap();
+    let mut names: Vec<String> = entries
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
+}
+
 fn bits(model: &Llama) -> Vec<u32> {
     let numbers = |(_, parameter): (String, Parameter)| match parameter {
         Parameter::Matrix(tensor) => tensor.into_data().iter::<f32>().collect::<Vec<_>>(),
@@ -107,8 +116,15 @@ fn a_lost_stretch_is_trained_again() {
     // As after kill -9: the newest checkpoint is of step 2, with a line too many and a torn folder.
     std::fs::remove_dir_all(dir.path().join("checkpoints/step-00000003")).unwrap();
     std::fs::create_dir(dir.path().join("checkpoints/.step-00000004.tmp")).unwrap();
+    std::fs::create_dir(dir.path().join("checkpoints/.step-00000001.old")).unwrap();
     let rest = run(dir.path(), &data, Method::Distill, &settings(), 0).unwrap();
     assert_eq!(bits(&rest.model), bits(&whole.model));
+    assert_eq!(checkpoints(dir.path()), ["step-00000004", "step-00000006"]);
+    // As after kill -9 when all is trained, and an old checkpoint not yet deleted.
+    std::fs::create_dir(dir.path().join("checkpoints/step-00000002")).unwrap();
+    let again = run(dir.path(), &data, Method::Distill, &settings(), 0).unwrap();
+    assert_eq!(bits(&again.model), bits(&whole.model));
+    assert_eq!(checkpoints(dir.path()), ["step-00000004", "step-00000006"]);
     let lines = std::fs::read_to_string(dir.path().join("metrics.jsonl")).unwrap();
     assert_eq!(lines.lines().count(), 6);
     assert_eq!(event_steps(dir.path()), [1, 2, 3, 4, 5, 6]);
