@@ -17,7 +17,7 @@ import pyarrow
 import pyarrow.parquet
 
 DOCS = Path(__file__).resolve().parent.parent / "docs" / "parquet.md"
-FOLDERS = {"prompts": "prompts", "completions": "completions", "signals": "signals", "train": "train", "heldout": "train", "dropped": "dropped"}
+FOLDERS = {"prompts": "prompts", "completions": "completions", "signals": "signals", "train": "train", "heldout": "train", "dropped": "dropped", "verdicts": "verdicts"}
 NEEDED = ["completions", "signals", "train"]
 
 
@@ -106,8 +106,9 @@ def main():
             assert files or folder not in NEEDED, f"{run / folder} has no Parquet files"
             if files:
                 check(folder, files, tables[table])
-        for file in sorted(run.glob("students/*/eval/heldout/samples.parquet")):
-            check(str(file.relative_to(run)), [file], tables["samples"])
+        for file in sorted(run.glob("students/*/eval/*/samples.parquet")):
+            table = "samples" if file.parent.name == "heldout" else "task samples"
+            check(str(file.relative_to(run)), [file], tables[table])
     except AssertionError as error:
         sys.exit(f"error: {error}")
 

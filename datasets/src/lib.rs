@@ -32,7 +32,7 @@ pub use crate::parquet::{
 pub use crate::reader::{Rows, read_shard};
 pub use crate::records::{
     Completion, Dropped, FinishReason, Message, Prompt, Provenance, Role, SampledToken, Selected,
-    SequenceValues, ToolCall, TopToken, Usage,
+    SequenceValues, TaskSample, ToolCall, TopToken, Usage, Verdict,
 };
 pub use crate::schema::{PROVENANCE_KEY, Record, SCHEMA_KEY, SCHEMA_VERSION};
 pub use crate::signal::{MASS_TOLERANCE, Signal, SignalRow};

@@ -6,12 +6,13 @@ mod completions;
 mod lists;
 mod prompts;
 mod signals;
+mod verdicts;
 
 use arrow::array::RecordBatch;
 use arrow::datatypes::{Schema, SchemaRef};
 
 use crate::error::Error;
-use crate::records::{Completion, Dropped, Prompt, Selected, SequenceValues};
+use crate::records::{Completion, Dropped, Prompt, Selected, SequenceValues, TaskSample, Verdict};
 use crate::signal::Signal;
 
 /// Version of the schema, in the footer of every file under [`SCHEMA_KEY`].
@@ -55,6 +56,8 @@ impl sealed::Sealed for Signal {}
 impl sealed::Sealed for Selected {}
 impl sealed::Sealed for Dropped {}
 impl sealed::Sealed for SequenceValues {}
+impl sealed::Sealed for Verdict {}
+impl sealed::Sealed for TaskSample {}
 
 /// Checks that a file or batch has exactly the columns of `R`.
 pub(crate) fn check_columns<R: Record>(found: &Schema) -> Result<(), Error> {

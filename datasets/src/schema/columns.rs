@@ -8,7 +8,7 @@ use arrow::array::{
     Array, ArrayRef, ArrowPrimitiveType, AsArray, BinaryArray, BooleanArray, ListArray,
     PrimitiveArray, RecordBatch, StringArray, StructArray,
 };
-use arrow::buffer::{NullBuffer, OffsetBuffer, ScalarBuffer};
+use arrow::buffer::{BooleanBuffer, NullBuffer, OffsetBuffer, ScalarBuffer};
 use arrow::datatypes::{DataType, Field, Fields};
 use arrow::error::ArrowError;
 
@@ -43,6 +43,10 @@ pub(super) fn optional_numbers<T: ArrowPrimitiveType>(
     values: impl Iterator<Item = Option<T::Native>>,
 ) -> ArrayRef {
     Arc::new(values.collect::<PrimitiveArray<T>>())
+}
+
+pub(super) fn booleans(values: Vec<bool>) -> ArrayRef {
+    Arc::new(BooleanArray::new(BooleanBuffer::from(values), None))
 }
 
 pub(super) fn strings<'a>(

@@ -6,7 +6,8 @@ use std::path::Path;
 use arrow::datatypes::{DataType, Field};
 use potstill_datasets::{
     Completion, Dropped, FinishReason, Message, Prompt, Record, Role, SampledToken, Selected,
-    SequenceValues, Signal, ToolCall, TopToken, Usage, shard_name, write_shard,
+    SequenceValues, Signal, TaskSample, ToolCall, TopToken, Usage, Verdict, shard_name,
+    write_shard,
 };
 
 use super::records;
@@ -69,6 +70,8 @@ fn the_documented_columns_are_those_of_the_code() {
         columns::<Selected>(),
         columns::<Dropped>(),
         columns::<SequenceValues>(),
+        columns::<Verdict>(),
+        columns::<TaskSample>(),
     ]);
     assert_eq!(documented, expected);
 }
@@ -147,6 +150,22 @@ fn a_run_for_other_readers() {
             agree: 2,
             teacher_nll_nats: 1.5,
         };
+        let verdict = Verdict {
+            prompt_id: prompts[0].id.clone(),
+            sample_index: 0,
+            grader: "number".into(),
+            correct: true,
+            extracted: Some("4".into()),
+        };
+        let task_sample = TaskSample {
+            prompt_id: prompts[0].id.clone(),
+            reasoning: None,
+            answer: "5".into(),
+            extracted: Some("5".into()),
+            correct: false,
+            finished: true,
+            tokens: 2,
+        };
         let (sources, name) = (records::provenances(), shard_name(0));
         write_shard(&folder(&run, "prompts").join(&name), &prompts, &[])?;
         write_shard(
@@ -167,6 +186,12 @@ fn a_run_for_other_readers() {
         )?;
         write_shard(&folder(&run, "heldout").join(&name), &[chosen], &[])?;
         write_shard(&folder(&run, "dropped").join(&name), &[left], &[])?;
+        write_shard(&folder(&run, "verdicts").join(&name), &[verdict], &[])?;
+        write_shard(
+            &folder(&run, "students/student/eval/gsm8k").join("samples.parquet"),
+            &[task_sample],
+            &[],
+        )?;
         write_shard(
             &folder(&run, "students/student/eval/heldout").join("samples.parquet"),
             &[values],

@@ -2,7 +2,7 @@
 
 use potstill_datasets::{
     Completion, Dropped, FinishReason, Message, Prompt, Provenance, Role, SampledToken, Selected,
-    SequenceValues, Signal, SignalRow, ToolCall, TopToken, Usage,
+    SequenceValues, Signal, SignalRow, TaskSample, ToolCall, TopToken, Usage, Verdict,
 };
 use proptest::collection::{btree_set, vec};
 use proptest::option;
@@ -223,6 +223,47 @@ pub(super) fn sequence_values() -> impl Strategy<Value = SequenceValues> {
                     agree,
                     teacher_nll_nats,
                 }
+            },
+        )
+}
+
+pub(super) fn verdict() -> impl Strategy<Value = Verdict> {
+    (
+        text(),
+        any::<u32>(),
+        text(),
+        any::<bool>(),
+        option::of(text()),
+    )
+        .prop_map(
+            |(prompt_id, sample_index, grader, correct, extracted)| Verdict {
+                prompt_id,
+                sample_index,
+                grader,
+                correct,
+                extracted,
+            },
+        )
+}
+
+pub(super) fn task_sample() -> impl Strategy<Value = TaskSample> {
+    (
+        text(),
+        option::of(text()),
+        text(),
+        option::of(text()),
+        any::<[bool; 2]>(),
+        any::<u32>(),
+    )
+        .prop_map(
+            |(prompt_id, reasoning, answer, extracted, [correct, finished], tokens)| TaskSample {
+                prompt_id,
+                reasoning,
+                answer,
+                extracted,
+                correct,
+                finished,
+                tokens,
             },
         )
 }

@@ -76,10 +76,14 @@ proptest! {
         selected in vec(records::selected(), 0..40),
         dropped in vec(records::dropped(), 0..40),
         values in vec(records::sequence_values(), 0..40),
+        verdicts in vec(records::verdict(), 0..40),
+        task_samples in vec(records::task_sample(), 0..40),
     ) {
         returns(&selected)?;
         returns(&dropped)?;
         returns(&values)?;
+        returns(&verdicts)?;
+        returns(&task_samples)?;
     }
 }
 
