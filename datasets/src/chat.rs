@@ -1,37 +1,59 @@
-//! Chat messages from JSON in OpenAI's form, as data sets hold them. Errors are sentences without a place; the
-//! caller knows the file and line. What cannot be kept is refused, never dropped.
+//! Chat messages from JSON in OpenAI's or ShareGPT's form, as data sets hold them. Errors are sentences without a
+//! place; the caller knows the file and line. What cannot be kept is refused, never dropped.
+
+use std::borrow::Cow;
 
 use serde_json::{Map, Value};
 
 use crate::records::{Message, Role, ToolCall};
 
-/// A conversation that the assistant is to answer.
-pub(crate) fn messages(value: &Value) -> Result<Vec<Message>, String> {
-    let Value::Array(items) = value else {
+/// A conversation that the assistant is to answer, and its answer if the last turn is the assistant's.
+pub(crate) fn conversation(value: &Value) -> Result<(Vec<Message>, Option<Message>), String> {
+    let value = from_text(value);
+    let Value::Array(items) = value.as_ref() else {
         return Err(format!(
             "it is {}, and must be an array of messages",
-            kind(value)
+            kind(&value)
         ));
     };
     let numbered = items.iter().zip(1..);
-    let messages: Vec<Message> = numbered
+    let mut messages: Vec<Message> = numbered
         .map(|(item, number)| message(item).map_err(|why| format!("message {number}: {why}")))
         .collect::<Result<_, _>>()?;
-    match messages.last().map(|message| message.role) {
-        None => Err("there are no messages".into()),
-        Some(Role::User | Role::Tool) => Ok(messages),
-        Some(Role::Assistant) => {
-            Err("the conversation ends in an assistant turn, so there is nothing to ask: remove that turn".into())
+    let answer = messages.pop_if(|last| last.role == Role::Assistant);
+    let why = match (messages.last().map(|last| last.role), &answer) {
+        (Some(Role::User | Role::Tool), _) => return Ok((messages, answer)),
+        (None, None) => "there are no messages",
+        (None, Some(_)) => {
+            "the conversation has an assistant turn alone: put before it what it answers"
         }
-        Some(Role::System) => Err("the conversation ends in a system message: add what the user asks".into()),
+        (Some(Role::System), None) => {
+            "the conversation ends in a system message: add what the user asks"
+        }
+        (Some(Role::System), Some(_)) => {
+            "the assistant's turn follows a system message: put between them what the user asks"
+        }
+        (Some(Role::Assistant), _) => {
+            "the conversation ends in two assistant turns: join them, or remove one"
+        }
+    };
+    Err(why.into())
+}
+
+/// What a text holds if it is a JSON array, as in tables that have text alone; else the value itself.
+pub(crate) fn from_text(value: &Value) -> Cow<'_, Value> {
+    match value.as_str().map(serde_json::from_str) {
+        Some(Ok(array @ Value::Array(_))) => Cow::Owned(array),
+        _ => Cow::Borrowed(value),
     }
 }
 
-/// The tools on offer: an array, or an array as text; `None` for null.
+/// The tools on offer: an array, or an array as text; `None` for null and empty text.
 pub(crate) fn tools(value: &Value) -> Result<Option<String>, String> {
     match value {
         Value::Null => Ok(None),
         Value::Array(_) => Ok(Some(value.to_string())),
+        Value::String(text) if text.trim().is_empty() => Ok(None),
         Value::String(text) if matches!(serde_json::from_str(text), Ok(Value::Array(_))) => {
             Ok(Some(text.clone()))
         }
@@ -43,6 +65,9 @@ fn message(value: &Value) -> Result<Message, String> {
     let fields = value
         .as_object()
         .ok_or_else(|| format!("it is {}, and must be an object", kind(value)))?;
+    if !fields.contains_key("role") && fields.contains_key("from") {
+        return sharegpt(fields);
+    }
     let role = match fields.get("role") {
         Some(Value::String(name)) => Role::from_name(name).ok_or_else(|| {
             let known: Vec<String> = Role::ALL
@@ -70,6 +95,46 @@ fn message(value: &Value) -> Result<Message, String> {
         tool_calls: tool_calls(fields.get("tool_calls"))?,
         tool_call_id: optional_text(fields, "tool_call_id")?,
     };
+    check_parts(message)
+}
+
+/// `{from, value}`. A `function_call` is the assistant's, with the call as JSON text.
+fn sharegpt(fields: &Map<String, Value>) -> Result<Message, String> {
+    let from = match fields.get("from") {
+        Some(Value::String(from)) => from.as_str(),
+        other => {
+            let found = other.map_or("absent", kind);
+            return Err(format!("`from` is {found}, and must be a string"));
+        }
+    };
+    let text = optional_text(fields, "value")?.unwrap_or_default();
+    let role = match from {
+        "human" | "user" => Role::User,
+        "gpt" | "chatgpt" | "assistant" | "bot" | "model" => Role::Assistant,
+        "system" => Role::System,
+        "tool" | "function" | "function_response" | "observation" => Role::Tool,
+        "function_call" => {
+            let call = serde_json::from_str(&text)
+                .map_err(|error| format!("`value` is a function call that is not JSON: {error}"))?;
+            let calls = match call {
+                Value::Array(calls) => Value::Array(calls),
+                call => Value::Array(vec![call]),
+            };
+            let mut message = Message::text(Role::Assistant, "");
+            message.tool_calls = tool_calls(Some(&calls))?;
+            return check_parts(message);
+        }
+        _ => {
+            return Err(format!(
+                "`from` is `{from}`; it may be `human`, `gpt`, `system`, `tool`, `function`, `observation` or `function_call`"
+            ));
+        }
+    };
+    check_parts(Message::text(role, text))
+}
+
+fn check_parts(message: Message) -> Result<Message, String> {
+    let role = message.role;
     if role != Role::Assistant && (!message.tool_calls.is_empty() || message.reasoning.is_some()) {
         return Err(format!(
             "a message of role `{}` has reasoning or tool calls; only `assistant` may",

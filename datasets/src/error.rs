@@ -3,6 +3,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::import::Place;
+
 /// An error of this crate. Errors chain: print the [`source`](std::error::Error::source)s too.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -239,10 +241,26 @@ pub enum Error {
     },
 
     // ---- import ----
-    /// A line is not JSON.
+    /// A file whose name does not say what is in it.
     #[error(
-        "{path}:{line}:{column} is not valid JSON: {why}; each line must be one whole JSON object"
+        "{path} cannot be read: the end of its name must be .jsonl, .ndjson, .json, .csv, .tsv or .parquet; rename the file, or convert it"
     )]
+    UnknownFormat {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A file that is to be imported is cut short, damaged, or not Parquet.
+    #[error(
+        "{path} cannot be read as Parquet: fetch it again, or write it again with snappy or zstd compression"
+    )]
+    UnreadableTable {
+        /// The file.
+        path: PathBuf,
+        /// What the reader found.
+        source: parquet::errors::ParquetError,
+    },
+    /// A text is not JSON.
+    #[error("{path}:{line}:{column} is not valid JSON: {why}; {rule}")]
     BadJson {
         /// The file.
         path: PathBuf,
@@ -252,6 +270,8 @@ pub enum Error {
         column: usize,
         /// The parser's reason.
         why: String,
+        /// What the file must be.
+        rule: &'static str,
     },
     /// A line is not text.
     #[error("{path}:{line}:{column} is not valid UTF-8: convert the file to UTF-8")]
@@ -263,27 +283,27 @@ pub enum Error {
         /// Byte in the line, from 1.
         column: usize,
     },
-    /// A line lacks a column that the run file names.
+    /// A row lacks a column that the run file names.
     #[error(
-        "{path}:{line} has no column `{column}`; it has {present}. Name one of these in `columns`"
+        "{path}{place} has no column `{column}`; it has {present}. Name one of these in `columns`"
     )]
     MissingColumn {
         /// The file.
         path: PathBuf,
-        /// Line, from 1.
-        line: usize,
+        /// The row, or the file's header.
+        place: Place,
         /// The column that was asked for.
         column: String,
-        /// The columns the line has, as text.
+        /// The columns there are, as text.
         present: String,
     },
-    /// A line is JSON, but no prompt.
-    #[error("{path}:{line}: {why}")]
+    /// A row can be read, but is no prompt.
+    #[error("{path}{place}: {why}")]
     BadPrompt {
         /// The file.
         path: PathBuf,
-        /// Line, from 1.
-        line: usize,
+        /// The row.
+        place: Place,
         /// What is wrong and what to do.
         why: String,
     },
@@ -294,6 +314,18 @@ pub enum Error {
         path: PathBuf,
         /// Why it is none.
         why: &'static str,
+    },
+    /// The columns of a file are not of any known kind.
+    #[error(
+        "{path}: no column is known to hold the prompts; its first rows have {found}. Say which to use in `[import]`, such as {example}"
+    )]
+    UnknownColumns {
+        /// The file.
+        path: PathBuf,
+        /// The columns of the first rows with their types, as text.
+        found: String,
+        /// A line for the run file.
+        example: String,
     },
 
     // ---- tokenizer and chat template ----

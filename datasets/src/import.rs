@@ -1,15 +1,20 @@
-//! Prompts from JSONL: one object a line, in columns that the run file names.
+//! Prompts, and answers where there are any, from the files that people have: JSON, CSV and Parquet, in columns that
+//! the run file names.
 
-use std::collections::HashSet;
-use std::fs::File;
-use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
+mod delimited;
+mod detect;
+mod json;
+mod row;
+mod table;
 
-use serde_json::{Map, Value};
+use std::collections::{HashMap, HashSet};
+use std::path::Path;
 
-use crate::chat;
+pub use self::detect::{Detected, detect_columns};
+pub use self::row::Place;
+use self::row::{Row, TOOLS};
 use crate::error::Error;
-use crate::records::{Message, Prompt, Role};
+use crate::records::{Completion, FinishReason, Message, Prompt, Usage};
 
 /// Which columns hold a prompt.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,29 +28,46 @@ pub enum Columns {
         /// The column of the answer: a string or a number.
         answer: Option<String>,
     },
-    /// A column of chat messages in OpenAI's form, ending where the assistant is to answer. A column `tools` beside
-    /// it, if there is one, holds the tools on offer.
+    /// A column of chat messages, in OpenAI's form (`role`, `content`) or ShareGPT's (`from`, `value`), told apart by
+    /// the keys of each message. If the last turn is the assistant's, it is the answer to what precedes it. A column
+    /// `tools` beside it, if there is one, holds the tools on offer.
     Messages(String),
+    /// An instruction, asked as the user's message, in the form that Alpaca made common.
+    Instruction {
+        /// The column of the instruction: a string.
+        instruction: String,
+        /// The column of what it is about, asked behind the instruction and a blank line. It may be absent, null or
+        /// empty in any row.
+        input: Option<String>,
+        /// The column of the answer: a string. Where it is null or empty, the row has no answer.
+        output: Option<String>,
+    },
 }
 
-/// What [`import_jsonl`] gives.
+/// What [`import`] gives.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Imported {
     /// The prompts in the order of the file, each id once.
     pub prompts: Vec<Prompt>,
-    /// How many lines repeated the messages and tools of an earlier one; the earlier line's reference stays.
+    /// The answers that the file has, in the order of `prompts` and counted from 0 for each: without tokens, without
+    /// usage, of provenance 0.
+    pub answers: Vec<Completion>,
+    /// How many rows brought neither a new prompt nor a new answer. The reference of a prompt's first row stays.
     pub duplicates: usize,
 }
 
-/// Reads prompts from a JSONL file, which may begin with a byte order mark and have blank lines and CRLF.
+/// Reads a file by the end of its name: `.jsonl` and `.ndjson` (an object on each line, which may begin with a byte
+/// order mark and have blank lines and CRLF), `.json` (the same, or one array of objects), `.csv` and `.tsv` (with a
+/// header; numbers stay text, messages are JSON text), `.parquet` (a batch of rows in memory at a time, and only the
+/// columns that are needed).
 ///
 /// `system` is put before conversations that have no system message of their own. Reading stops once there are `limit`
-/// prompts, duplicates not counted.
+/// prompts, duplicates not counted; answers to them in later rows are not seen then.
 ///
 /// # Errors
-/// [`Error::Io`]; for a line: [`Error::NotUtf8`], [`Error::BadJson`], [`Error::MissingColumn`], [`Error::BadPrompt`];
-/// [`Error::NoPrompts`] where nothing is left.
-pub fn import_jsonl(
+/// [`Error::Io`], [`Error::UnknownFormat`], [`Error::UnreadableTable`]; for a row: [`Error::NotUtf8`],
+/// [`Error::BadJson`], [`Error::MissingColumn`], [`Error::BadPrompt`]; [`Error::NoPrompts`] where nothing is left.
+pub fn import(
     path: &Path,
     columns: &Columns,
     system: Option<&str>,
@@ -57,204 +79,172 @@ pub fn import_jsonl(
             why: "the limit is 0",
         });
     }
-    let file_name = path
-        .file_name()
-        .unwrap_or(path.as_os_str())
-        .to_string_lossy();
-    let mut reader = BufReader::new(File::open(path).map_err(Error::io("open", path))?);
-    let mut imported = Imported {
-        prompts: Vec::new(),
-        duplicates: 0,
+    let mut found = Found::default();
+    for row in rows(path, Some(columns))? {
+        let (prompt, answer) = row?.read(path, columns, system)?;
+        found.add(prompt, answer);
+        if limit == Some(found.prompts.len()) {
+            break;
+        }
+    }
+    match found.prompts.is_empty() {
+        true => Err(empty(path)),
+        false => Ok(found.imported()),
+    }
+}
+
+/// What the rows so far gave.
+#[derive(Default)]
+struct Found {
+    prompts: Vec<Prompt>,
+    /// Answers with the place of their prompt.
+    answers: Vec<(usize, Completion)>,
+    duplicates: usize,
+    /// By id, the place of each prompt, and how many answers it has.
+    places: HashMap<String, (usize, u32)>,
+    /// Hashes of prompt and answer.
+    known: HashSet<String>,
+}
+
+impl Found {
+    fn add(&mut self, prompt: Prompt, answer: Option<Message>) {
+        let id = prompt.id.clone();
+        let mut new = false;
+        let (place, samples) = self.places.entry(id.clone()).or_insert_with(|| {
+            new = true;
+            self.prompts.push(prompt);
+            (self.prompts.len() - 1, 0)
+        });
+        if let Some(answer) = answer {
+            // An answer is told from others as a prompt of one message is.
+            let turn = Prompt::new(vec![answer.clone()], None, None, String::new());
+            if self.known.insert([id.as_str(), &turn.id].concat()) {
+                new = true;
+                self.answers
+                    .push((*place, completion(id, *samples, answer)));
+                *samples += 1;
+            }
+        }
+        self.duplicates += usize::from(!new);
+    }
+
+    fn imported(mut self) -> Imported {
+        // Stable, so that the samples of a prompt stay in order.
+        self.answers.sort_by_key(|(place, _)| *place);
+        Imported {
+            prompts: self.prompts,
+            answers: self.answers.into_iter().map(|(_, answer)| answer).collect(),
+            duplicates: self.duplicates,
+        }
+    }
+}
+
+fn completion(prompt_id: String, sample_index: u32, answer: Message) -> Completion {
+    let finish_reason = match answer.tool_calls.is_empty() {
+        true => FinishReason::Stop,
+        false => FinishReason::ToolCalls,
     };
-    let mut seen = HashSet::new();
-    let mut bytes = Vec::new();
-    for line in 1.. {
-        bytes.clear();
-        if reader
-            .read_until(b'\n', &mut bytes)
-            .map_err(Error::io("read", path))?
-            == 0
-        {
-            break;
-        }
-        let at = Line { path, line };
-        let text = at.text(&bytes)?;
-        if text.trim().is_empty() {
-            continue;
-        }
-        let fields = at.object(text)?;
-        let prompt = at.prompt(&fields, columns, system, format!("{file_name}:{line}"))?;
-        if seen.insert(prompt.id.clone()) {
-            imported.prompts.push(prompt);
-        } else {
-            imported.duplicates += 1;
-        }
-        if limit == Some(imported.prompts.len()) {
-            break;
+    Completion {
+        prompt_id,
+        sample_index,
+        reasoning: answer.reasoning,
+        answer: answer.content,
+        tool_calls: answer.tool_calls,
+        finish_reason,
+        usage: Usage {
+            prompt_tokens: 0,
+            completion_tokens: 0,
+        },
+        tokens: Vec::new(),
+        provenance: 0,
+    }
+}
+
+impl Columns {
+    /// The columns that every row must have, and those that it may have.
+    fn names(&self) -> (Vec<&str>, Vec<&str>) {
+        match self {
+            Columns::Text(text) => (vec![text], vec![]),
+            Columns::QuestionAnswer { question, answer } => (
+                std::iter::once(question.as_str())
+                    .chain(answer.as_deref())
+                    .collect(),
+                vec![],
+            ),
+            Columns::Messages(messages) => (vec![messages], vec![TOOLS]),
+            Columns::Instruction {
+                instruction,
+                input,
+                output,
+            } => (
+                std::iter::once(instruction.as_str())
+                    .chain(output.as_deref())
+                    .collect(),
+                input.as_deref().into_iter().collect(),
+            ),
         }
     }
-    match imported.prompts.is_empty() {
-        true => Err(Error::NoPrompts {
+}
+
+type Rows = Box<dyn Iterator<Item = Result<Row, Error>>>;
+
+/// The rows of a file, with all their columns, or at least with those that are wanted.
+fn rows(path: &Path, wanted: Option<&Columns>) -> Result<Rows, Error> {
+    match format(path)? {
+        Format::Lines => json::lines(path),
+        Format::Json => json::array_or_lines(path),
+        Format::Delimited(by) => delimited::rows(path, by),
+        Format::Table => table::rows(path, wanted),
+    }
+}
+
+enum Format {
+    Lines,
+    Json,
+    Delimited(u8),
+    Table,
+}
+
+fn format(path: &Path) -> Result<Format, Error> {
+    let extension = path.extension().unwrap_or_default().to_ascii_lowercase();
+    match extension.to_str() {
+        Some("jsonl" | "ndjson") => Ok(Format::Lines),
+        Some("json") => Ok(Format::Json),
+        Some("csv") => Ok(Format::Delimited(b',')),
+        Some("tsv") => Ok(Format::Delimited(b'\t')),
+        Some("parquet") => Ok(Format::Table),
+        _ => Err(Error::UnknownFormat {
             path: path.to_path_buf(),
-            why: "the file has no lines",
         }),
-        false => Ok(imported),
     }
 }
 
-/// A line's place, for errors.
-struct Line<'a> {
-    path: &'a Path,
-    /// From 1.
-    line: usize,
-}
-
-impl Line<'_> {
-    fn path(&self) -> PathBuf {
-        self.path.to_path_buf()
-    }
-
-    fn bad(&self, why: String) -> Error {
-        Error::BadPrompt {
-            path: self.path(),
-            line: self.line,
-            why,
-        }
-    }
-
-    fn text<'b>(&self, bytes: &'b [u8]) -> Result<&'b str, Error> {
-        let bytes = if self.line == 1 {
-            bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes)
-        } else {
-            bytes
-        };
-        std::str::from_utf8(bytes).map_err(|error| Error::NotUtf8 {
-            path: self.path(),
-            line: self.line,
-            column: error.valid_up_to() + 1,
-        })
-    }
-
-    fn object(&self, text: &str) -> Result<Map<String, Value>, Error> {
-        match serde_json::from_str(text.trim_end()) {
-            Ok(Value::Object(fields)) => Ok(fields),
-            Ok(other) => Err(self.bad(format!(
-                "the line is {}; each must be a JSON object",
-                chat::kind(&other)
-            ))),
-            Err(error) => {
-                // The place in the message is that within the line.
-                let message = error.to_string();
-                let why = message
-                    .split(" at line ")
-                    .next()
-                    .unwrap_or_default()
-                    .to_owned();
-                Err(Error::BadJson {
-                    path: self.path(),
-                    line: self.line,
-                    column: error.column(),
-                    why,
-                })
-            }
-        }
-    }
-
-    fn column<'b>(&self, fields: &'b Map<String, Value>, column: &str) -> Result<&'b Value, Error> {
-        fields.get(column).ok_or_else(|| {
-            let names: Vec<String> = fields.keys().map(|name| format!("`{name}`")).collect();
-            let present = if names.is_empty() {
-                "no columns at all".into()
-            } else {
-                names.join(", ")
-            };
-            Error::MissingColumn {
-                path: self.path(),
-                line: self.line,
-                column: column.into(),
-                present,
-            }
-        })
-    }
-
-    fn prompt(
-        &self,
-        fields: &Map<String, Value>,
-        columns: &Columns,
-        system: Option<&str>,
-        source: String,
-    ) -> Result<Prompt, Error> {
-        let (mut messages, tools, reference) = match columns {
-            Columns::Text(text) => (vec![self.question(fields, text)?], None, None),
-            Columns::QuestionAnswer { question, answer } => {
-                let reference = answer
-                    .as_ref()
-                    .map(|answer| self.reference(fields, answer))
-                    .transpose()?;
-                (vec![self.question(fields, question)?], None, reference)
-            }
-            Columns::Messages(column) => {
-                let value = self.column(fields, column)?;
-                let messages = chat::messages(value)
-                    .map_err(|why| self.bad(format!("column `{column}`: {why}")))?;
-                let tools = fields.get("tools").map(chat::tools).transpose();
-                (
-                    messages,
-                    tools
-                        .map_err(|why| self.bad(format!("column `tools`: {why}")))?
-                        .flatten(),
-                    None,
-                )
-            }
-        };
-        let own = messages
-            .first()
-            .is_some_and(|message| message.role == Role::System);
-        if let (Some(system), false) = (system, own) {
-            messages.insert(0, Message::text(Role::System, system));
-        }
-        Ok(Prompt::new(messages, tools, reference, source))
-    }
-
-    fn question(&self, fields: &Map<String, Value>, column: &str) -> Result<Message, Error> {
-        match self.column(fields, column)? {
-            Value::String(text) if text.trim().is_empty() => {
-                Err(self.bad(format!("column `{column}` is empty")))
-            }
-            Value::String(text) => Ok(Message::text(Role::User, text)),
-            other => Err(self.bad(format!(
-                "column `{column}` is {}, and must be a string",
-                chat::kind(other)
-            ))),
-        }
-    }
-
-    fn reference(&self, fields: &Map<String, Value>, column: &str) -> Result<String, Error> {
-        match self.column(fields, column)? {
-            Value::String(text) => Ok(text.clone()),
-            Value::Number(number) => Ok(number.to_string()),
-            other => Err(self.bad(format!(
-                "column `{column}` is {}, and must be a string or a number",
-                chat::kind(other)
-            ))),
-        }
+/// There is nothing in the file.
+fn empty(path: &Path) -> Error {
+    Error::NoPrompts {
+        path: path.to_path_buf(),
+        why: match format(path) {
+            Ok(Format::Lines) => "the file has no lines",
+            _ => "the file has no rows",
+        },
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::records::Role;
 
-    fn import(text: impl AsRef<[u8]>, columns: &Columns) -> Result<Imported, Error> {
+    fn import_lines(text: impl AsRef<[u8]>, columns: &Columns) -> Result<Imported, Error> {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("p.jsonl");
         std::fs::write(&path, text).unwrap();
-        import_jsonl(&path, columns, None, None)
+        import(&path, columns, None, None)
     }
 
     #[track_caller]
     fn refused(text: impl AsRef<[u8]>, columns: &Columns, expected: &str) {
-        let message = import(text, columns).unwrap_err().to_string();
+        let message = import_lines(text, columns).unwrap_err().to_string();
         let (_, message) = message.split_once("p.jsonl").unwrap();
         assert_eq!(message, expected);
     }
@@ -270,7 +260,7 @@ mod tests {
     #[test]
     fn text_lines_become_user_messages_and_duplicates_are_counted() {
         let lines = "\u{feff}{\"text\": \"a\"}\r\n\r\n{\"text\":\"b\",\"more\":1}\n{\"text\": \"a\"}\n{\"text\": \" a\"}";
-        let imported = import(lines, &text()).unwrap();
+        let imported = import_lines(lines, &text()).unwrap();
         assert_eq!(imported.duplicates, 1);
         let prompts: Vec<_> = imported
             .prompts
@@ -295,7 +285,7 @@ mod tests {
             question: "q".into(),
             answer: Some("a".into()),
         };
-        let imported = import(
+        let imported = import_lines(
             "{\"q\":\"1+1\",\"a\":\"x\\n#### 2\"}\n{\"q\":\"2+2\",\"a\":4.50}\n",
             &columns,
         )
@@ -311,7 +301,7 @@ mod tests {
             answer: None,
         };
         assert_eq!(
-            import("{\"q\":\"1+1\",\"a\":null}", &columns)
+            import_lines("{\"q\":\"1+1\",\"a\":null}", &columns)
                 .unwrap()
                 .prompts[0]
                 .reference,
@@ -328,14 +318,14 @@ mod tests {
             "{\"text\":\"a\"}\n{\"text\":\"a\"}\n{\"text\":\"b\"}\nnot JSON\n",
         )
         .unwrap();
-        let imported = import_jsonl(&path, &text(), Some("Be brief."), Some(2)).unwrap();
+        let imported = import(&path, &text(), Some("Be brief."), Some(2)).unwrap();
         assert_eq!((imported.prompts.len(), imported.duplicates), (2, 1));
         assert_eq!(
             imported.prompts[1].messages[0],
             Message::text(Role::System, "Be brief.")
         );
         // More prompts leave the ids of the earlier ones alone.
-        let one = import_jsonl(&path, &text(), Some("Be brief."), Some(1)).unwrap();
+        let one = import(&path, &text(), Some("Be brief."), Some(1)).unwrap();
         assert_eq!(one.prompts[0], imported.prompts[0]);
     }
 
@@ -353,7 +343,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("p.jsonl");
         std::fs::write(&path, line).unwrap();
-        let imported = import_jsonl(&path, &chat(), Some("not used"), None).unwrap();
+        let imported = import(&path, &chat(), Some("not used"), None).unwrap();
         let prompt = &imported.prompts[0];
         assert_eq!(prompt.tools.as_deref(), Some(r#"[{"type":"function"}]"#));
         let [system, user, assistant, tool] = prompt.messages.as_slice() else {
@@ -447,11 +437,11 @@ mod tests {
             &text(),
             " gives no prompts: the file has no lines",
         );
-        let message = import_jsonl(Path::new("p"), &text(), None, Some(0))
+        let message = import(Path::new("p"), &text(), None, Some(0))
             .unwrap_err()
             .to_string();
         assert_eq!(message, "p gives no prompts: the limit is 0");
-        let message = import_jsonl(Path::new("/no/such.jsonl"), &text(), None, None)
+        let message = import(Path::new("/no/such.jsonl"), &text(), None, None)
             .unwrap_err()
             .to_string();
         assert_eq!(message, "cannot open /no/such.jsonl");
@@ -485,8 +475,32 @@ mod tests {
                 "message 1: `content` has a part of type `image_url`; only text is read",
             ),
             (
-                r#"[{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]"#,
-                "the conversation ends in an assistant turn, so there is nothing to ask: remove that turn",
+                r#"[{"role": "assistant", "content": "b"}]"#,
+                "the conversation has an assistant turn alone: put before it what it answers",
+            ),
+            (
+                r#"[{"role": "system", "content": "a"}, {"role": "assistant", "content": "b"}]"#,
+                "the assistant's turn follows a system message: put between them what the user asks",
+            ),
+            (
+                r#"[{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "assistant", "content": "c"}]"#,
+                "the conversation ends in two assistant turns: join them, or remove one",
+            ),
+            (
+                r#"[{"from": "narrator", "value": "a"}]"#,
+                "message 1: `from` is `narrator`; it may be `human`, `gpt`, `system`, `tool`, `function`, `observation` or `function_call`",
+            ),
+            (
+                r#"[{"from": "human", "value": 3}]"#,
+                "message 1: `value` is a number, and must be a string",
+            ),
+            (
+                r#"[{"from": "function_call", "value": "f()"}]"#,
+                "message 1: `value` is a function call that is not JSON: expected ident at line 1 column 2",
+            ),
+            (
+                r#""no""#,
+                "it is a string, and must be an array of messages",
             ),
             (
                 r#"[{"role": "system", "content": "a"}]"#,

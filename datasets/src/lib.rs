@@ -20,7 +20,7 @@ mod tokenizer;
 pub use crate::batch::Order;
 pub use crate::encode::{Encoded, Reasoning, encode_conversation, prompt_ids, split_reasoning};
 pub use crate::error::Error;
-pub use crate::import::{Columns, Imported, import_jsonl};
+pub use crate::import::{Columns, Detected, Imported, Place, detect_columns, import};
 pub use crate::journal::{FrameSpan, Journal};
 pub use crate::manifest::{
     FileHash, MANIFEST_FILE, Manifest, canonical_json, hash_file, hash_files, replace_file,

@@ -8,6 +8,7 @@ mod store {
     mod documented;
     mod full_disk;
     mod gsm8k;
+    mod import;
     mod records;
     mod round_trip;
     mod table;

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, anyhow};
 use potstill_datasets::{
-    Columns, Error, PROMPTS_PER_SHARD, Prompt, hash_file, import_jsonl, read_shard, shard_name,
-    shards, write_shard,
+    Columns, Error, PROMPTS_PER_SHARD, Prompt, hash_file, read_shard, shard_name, shards,
+    write_shard,
 };
 use serde_json::json;
 
@@ -82,7 +82,7 @@ pub(crate) fn read(run: &Loaded, flag: Option<usize>) -> anyhow::Result<(Vec<Pro
         (_, _, messages) => Columns::Messages(messages.clone().unwrap_or_default()),
     };
     let system = run.file.import.system.as_deref();
-    match import_jsonl(&source(run)?, &columns, system, limit(run, flag)) {
+    match potstill_datasets::import(&source(run)?, &columns, system, limit(run, flag)) {
         Ok(imported) => Ok((imported.prompts, imported.duplicates)),
         Err(e @ Error::MissingColumn { .. }) => {
             Err(run.problem(&["import", "columns"], e.to_string()).into())

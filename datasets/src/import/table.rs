@@ -1,0 +1,157 @@
+//! Rows from Parquet: a batch in memory at a time, of the wanted columns alone.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use arrow::array::{Array, AsArray, RecordBatch};
+use arrow::datatypes::{DataType, Float32Type, Float64Type, Schema};
+use arrow::util::display::array_value_to_string;
+use parquet::arrow::ProjectionMask;
+use parquet::arrow::arrow_reader::{
+    ArrowReaderMetadata, ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder,
+};
+use serde_json::{Map, Number, Value};
+
+use super::row::{Place, Row, missing};
+use super::{Columns, Rows};
+use crate::error::Error;
+use crate::parquet::{BATCH_ROWS, decode, reader_options};
+
+/// The rows of the file. Without Arrow's own schema in the footer, text is of one type however it was held in memory.
+pub(super) fn rows(path: &Path, wanted: Option<&Columns>) -> Result<Rows, Error> {
+    let file = File::open(path).map_err(Error::io("open", path))?;
+    let metadata =
+        decode(path, || ArrowReaderMetadata::load(&file, reader_options())).map_err(foreign)?;
+    let builder = ParquetRecordBatchReaderBuilder::new_with_metadata(file, metadata.clone());
+    let builder = match wanted {
+        None => builder,
+        Some(columns) => {
+            let roots = projection(path, metadata.schema(), columns)?;
+            builder.with_projection(ProjectionMask::roots(metadata.parquet_schema(), roots))
+        }
+    };
+    let batches = decode(path, || builder.with_batch_size(BATCH_ROWS).build()).map_err(foreign)?;
+    let expected = usize::try_from(metadata.metadata().file_metadata().num_rows());
+    Ok(Box::new(Table {
+        path: path.to_path_buf(),
+        batches,
+        waiting: Vec::new().into_iter(),
+        rows: 0,
+        expected: expected.unwrap_or_default(),
+    }))
+}
+
+/// The places of the wanted columns; those that may be absent only where they are there.
+fn projection(path: &Path, schema: &Schema, columns: &Columns) -> Result<Vec<usize>, Error> {
+    let (required, optional) = columns.names();
+    let names = || schema.fields().iter().map(|field| field.name().as_str());
+    if let Some(absent) = required
+        .iter()
+        .find(|name| names().all(|other| other != **name))
+    {
+        return Err(missing(path, Place::File, absent, names()));
+    }
+    let wanted = |name: &str| required.contains(&name) || optional.contains(&name);
+    Ok((0..)
+        .zip(names())
+        .filter(|(_, name)| wanted(name))
+        .map(|(index, _)| index)
+        .collect())
+}
+
+/// The file is the user's, and not one that a stage wrote.
+fn foreign(error: Error) -> Error {
+    match error {
+        Error::DamagedShard { path, source } => Error::UnreadableTable { path, source },
+        other => other,
+    }
+}
+
+struct Table {
+    path: PathBuf,
+    batches: ParquetRecordBatchReader,
+    waiting: std::vec::IntoIter<Map<String, Value>>,
+    /// How many rows were given.
+    rows: usize,
+    expected: usize,
+}
+
+impl Iterator for Table {
+    type Item = Result<Row, Error>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            if let Some(fields) = self.waiting.next() {
+                self.rows += 1;
+                let place = Place::Row(self.rows);
+                return Some(Ok(Row { place, fields }));
+            }
+            match decode(&self.path, || self.batches.next().transpose()) {
+                Ok(Some(batch)) => self.waiting = objects(&batch).into_iter(),
+                Ok(None) if self.rows < self.expected => {
+                    let why = format!("{} of {} rows", self.rows, self.expected);
+                    self.expected = 0;
+                    return Some(Err(Error::UnreadableTable {
+                        path: self.path.clone(),
+                        source: parquet::errors::ParquetError::EOF(why),
+                    }));
+                }
+                Ok(None) => return None,
+                Err(error) => {
+                    self.expected = 0;
+                    return Some(Err(foreign(error)));
+                }
+            }
+        }
+    }
+}
+
+fn objects(batch: &RecordBatch) -> Vec<Map<String, Value>> {
+    let schema = batch.schema();
+    let row = |row| {
+        let columns = schema.fields().iter().zip(batch.columns());
+        columns
+            .map(|(field, array)| (field.name().clone(), value(array, row)))
+            .collect()
+    };
+    (0..batch.num_rows()).map(row).collect()
+}
+
+/// A cell as JSON. Fields of a struct that are null are left out: a table has every field in every row. Bytes that are
+/// not text are null.
+fn value(array: &dyn Array, row: usize) -> Value {
+    if array.is_null(row) {
+        return Value::Null;
+    }
+    let elements = |list: &dyn Array| {
+        let values = (0..list.len()).map(|index| value(list, index));
+        Value::Array(values.collect())
+    };
+    let float = |number: f64| Number::from_f64(number).map_or(Value::Null, Value::Number);
+    match array.data_type() {
+        DataType::Utf8 => array.as_string::<i32>().value(row).into(),
+        DataType::Boolean => array.as_boolean().value(row).into(),
+        DataType::Binary => std::str::from_utf8(array.as_binary::<i32>().value(row))
+            .map_or(Value::Null, Value::from),
+        // 0.1 is to stay 0.1, and not become the nearest 32-bit number with all its digits.
+        DataType::Float32 => {
+            let shortest = array.as_primitive::<Float32Type>().value(row).to_string();
+            float(shortest.parse().unwrap_or(f64::NAN))
+        }
+        DataType::Float64 => float(array.as_primitive::<Float64Type>().value(row)),
+        DataType::List(_) => elements(&array.as_list::<i32>().value(row)),
+        DataType::Struct(fields) => {
+            let fields = fields.iter().zip(array.as_struct().columns());
+            let present = fields.filter(|(_, cells)| cells.is_valid(row));
+            let cells = present.map(|(field, cells)| (field.name().clone(), value(cells, row)));
+            Value::Object(cells.collect())
+        }
+        kind => {
+            let text = array_value_to_string(array, row).unwrap_or_default();
+            match text.parse::<Number>() {
+                Ok(number) if kind.is_integer() => Value::Number(number),
+                _ => Value::String(text),
+            }
+        }
+    }
+}
