@@ -53,6 +53,7 @@ pub fn prompt_ids(
 }
 
 /// The ids of a prompt with its answer, and the loss mask that covers the answer with its EOS.
+/// [`check_mask`](crate::check_mask) shows the same token by token, and finds all that is wrong at once.
 ///
 /// # Errors
 /// Those of [`prompt_ids`], and where a mask would be wrong: the answer's place is not known, the template
@@ -65,47 +66,109 @@ pub fn encode_conversation(
     answer: &Message,
     reasoning: Option<&Reasoning>,
 ) -> Result<Encoded, Error> {
-    refuse_eos_in(tokenizer, answer)?;
-    let prompt = render(tokenizer, template, messages, tools, reasoning, true)?;
-    let mut messages = messages.to_vec();
-    messages.push(answer.clone());
-    let whole = render(tokenizer, template, &messages, tools, reasoning, false)?;
-    let spans = answer_spans(template, &prompt, &whole)?;
-    let turn = spans
-        .first()
-        .and_then(|span| whole.text.get(span.start..))
-        .unwrap_or_default();
-    if let Some(reasoning) = &answer.reasoning
-        && !turn.contains(reasoning.trim())
-    {
+    if let Some(token) = eos_inside(tokenizer, answer) {
+        return Err(Error::EndOfTurnInside { token });
+    }
+    let texts = render_both(tokenizer, template, messages, tools, answer, reasoning)?;
+    let spans = answer_spans(template, &texts)?;
+    let laid = lay_out(tokenizer, &texts.whole.text, spans)?;
+    let turn = laid.turn(&texts.whole.text);
+    if !keeps_reasoning(turn, answer) {
         return Err(Error::ReasoningDropped {
             template: template.name().to_owned(),
-            reasoning: reasoning.clone(),
+            reasoning: answer.reasoning.clone().unwrap_or_default(),
             rendered: turn.to_owned(),
         });
     }
-
-    let (token_ids, mut runs) = encode_spans(tokenizer, &whole.text, &spans)?;
-    let eos_missing = || Error::EndOfTurnMissing {
-        template: template.name().to_owned(),
-        rendered: turn.to_owned(),
-        eos: eos_tokens(tokenizer),
-    };
-    let last = runs.last_mut().ok_or_else(eos_missing)?;
-    let end = end_of_turn(tokenizer, &token_ids, last).ok_or_else(eos_missing)?;
-    last.end = end;
-    if runs.first().is_some_and(|run| run.start == 0) {
+    if !laid.ended {
+        return Err(Error::EndOfTurnMissing {
+            template: template.name().to_owned(),
+            rendered: turn.to_owned(),
+            eos: eos_tokens(tokenizer),
+        });
+    }
+    if laid.runs.first().is_some_and(|run| run.start == 0) {
         return Err(Error::PromptEmpty {
             template: template.name().to_owned(),
         });
     }
-    let loss_mask = (0..token_ids.len())
-        .map(|t| runs.iter().any(|run| run.contains(&t)))
-        .collect();
+    let loss_mask = laid.mask();
     Ok(Encoded {
-        token_ids,
+        token_ids: laid.token_ids,
         loss_mask,
     })
+}
+
+/// A prompt with what opens an answer, and the conversation with the answer.
+pub(crate) struct Texts {
+    pub(crate) prompt: Rendered,
+    pub(crate) whole: Rendered,
+}
+
+pub(crate) fn render_both(
+    tokenizer: &Tokenizer,
+    template: &ChatTemplate,
+    messages: &[Message],
+    tools: Option<&str>,
+    answer: &Message,
+    reasoning: Option<&Reasoning>,
+) -> Result<Texts, Error> {
+    let prompt = render(tokenizer, template, messages, tools, reasoning, true)?;
+    let mut messages = messages.to_vec();
+    messages.push(answer.clone());
+    let whole = render(tokenizer, template, &messages, tools, reasoning, false)?;
+    Ok(Texts { prompt, whole })
+}
+
+/// A conversation in tokens.
+pub(crate) struct LaidOut {
+    pub(crate) token_ids: Vec<u32>,
+    /// The bytes of the answer.
+    pub(crate) spans: Vec<Range<usize>>,
+    /// The same in tokens, with the EOS behind the last where there is one.
+    pub(crate) runs: Vec<Range<usize>>,
+    /// Whether the last run ends in an EOS.
+    pub(crate) ended: bool,
+}
+
+impl LaidOut {
+    /// The text from where the answer begins.
+    pub(crate) fn turn<'a>(&self, text: &'a str) -> &'a str {
+        let start = self.spans.first().map_or(text.len(), |span| span.start);
+        text.get(start..).unwrap_or_default()
+    }
+
+    pub(crate) fn mask(&self) -> Vec<bool> {
+        let loss = |t| self.runs.iter().any(|run| run.contains(&t));
+        (0..self.token_ids.len()).map(loss).collect()
+    }
+}
+
+pub(crate) fn lay_out(
+    tokenizer: &Tokenizer,
+    text: &str,
+    spans: Vec<Range<usize>>,
+) -> Result<LaidOut, Error> {
+    let (token_ids, mut runs) = encode_spans(tokenizer, text, &spans)?;
+    let mut ended = false;
+    if let Some(last) = runs.last_mut()
+        && let Some(end) = end_of_turn(tokenizer, &token_ids, last)
+    {
+        last.end = end;
+        ended = true;
+    }
+    Ok(LaidOut {
+        token_ids,
+        spans,
+        runs,
+        ended,
+    })
+}
+
+/// Whether the rendered turn has the answer's reasoning, if there is any.
+pub(crate) fn keeps_reasoning(turn: &str, answer: &Message) -> bool {
+    let reasoning = answer.reasoning.as_deref().unwrap_or_default();
+    turn.contains(reasoning.trim())
 }
 
 /// Parts the reasoning from a generated text. The marks are looked for as they are, and else without the
@@ -159,8 +222,8 @@ fn render(
     )
 }
 
-/// An EOS within the answer would end the sequence there for every model that reads it.
-fn refuse_eos_in(tokenizer: &Tokenizer, answer: &Message) -> Result<(), Error> {
+/// An EOS within the answer, which would end the sequence there for every model that reads it.
+pub(crate) fn eos_inside(tokenizer: &Tokenizer, answer: &Message) -> Option<String> {
     let calls = answer
         .tool_calls
         .iter()
@@ -173,17 +236,13 @@ fn refuse_eos_in(tokenizer: &Tokenizer, answer: &Message) -> Result<(), Error> {
         .eos_ids()
         .iter()
         .filter_map(|&id| tokenizer.added_token(id));
-    match tokens.find(|token| texts.iter().any(|text| text.contains(token.as_str()))) {
-        Some(token) => Err(Error::EndOfTurnInside { token }),
-        None => Ok(()),
-    }
+    tokens.find(|token| texts.iter().any(|text| text.contains(token.as_str())))
 }
 
 /// The byte ranges of the answer in the whole rendering; at least one.
-fn answer_spans(
+pub(crate) fn answer_spans(
     template: &ChatTemplate,
-    prompt: &Rendered,
-    whole: &Rendered,
+    Texts { prompt, whole }: &Texts,
 ) -> Result<Vec<Range<usize>>, Error> {
     let end = prompt.text.len();
     let prefix = whole.text.starts_with(&prompt.text);
@@ -314,7 +373,7 @@ fn end_of_turn(tokenizer: &Tokenizer, ids: &[u32], run: &Range<usize>) -> Option
         .then_some(end + 1)
 }
 
-fn eos_tokens(tokenizer: &Tokenizer) -> String {
+pub(crate) fn eos_tokens(tokenizer: &Tokenizer) -> String {
     let tokens: Vec<String> = tokenizer
         .eos_ids()
         .iter()

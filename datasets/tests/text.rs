@@ -5,6 +5,7 @@
 
 mod text {
     mod encode;
+    mod mask;
     mod reference;
     mod small;
     mod template;
