@@ -214,7 +214,8 @@ fn of_prompt(
     let same = (prompt_ids.iter().zip(tokens))
         .take_while(|(id, token)| **id == token.id)
         .count();
-    let mut asked: Vec<Range<usize>> = vec![0..same];
+    let mut asked: Vec<Range<usize>> = Vec::new();
+    asked.push(0..same);
     if !whole.starts_with(&texts.prompt.text) {
         let mut from = 0;
         let spoken = messages

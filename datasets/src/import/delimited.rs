@@ -1,9 +1,10 @@
 //! Rows from CSV and TSV. Every cell is text.
 
 use std::fs::File;
+use std::io::{self, BufRead, BufReader};
 use std::path::{Path, PathBuf};
 
-use csv::{ErrorKind, ReaderBuilder, StringRecord, StringRecordsIntoIter};
+use csv::{ErrorKind, Position, ReaderBuilder, StringRecord, StringRecordsIntoIter};
 use serde_json::Value;
 
 use super::Rows;
@@ -12,11 +13,13 @@ use crate::error::Error;
 
 /// The rows below the header, which names the columns.
 pub(super) fn rows(path: &Path, delimiter: u8) -> Result<Rows, Error> {
-    let file = File::open(path).map_err(Error::io("open", path))?;
-    let mut reader = ReaderBuilder::new().delimiter(delimiter).from_reader(file);
+    let open = || File::open(path).map_err(Error::io("open", path));
+    let mut reader = ReaderBuilder::new()
+        .delimiter(delimiter)
+        .from_reader(open()?);
     let header = reader
         .headers()
-        .map_err(|error| unreadable(path, error))?
+        .map_err(|error| unreadable(path, Place::Line(1), error))?
         .clone();
     let mut names = header.iter();
     while let Some(name) = names.next() {
@@ -32,6 +35,11 @@ pub(super) fn rows(path: &Path, delimiter: u8) -> Result<Rows, Error> {
         path: path.to_path_buf(),
         header,
         records: reader.into_records(),
+        lines: LineCount {
+            reader: BufReader::new(open()?),
+            byte: 0,
+            line: 1,
+        },
     }))
 }
 
@@ -39,35 +47,72 @@ struct Delimited {
     path: PathBuf,
     header: StringRecord,
     records: StringRecordsIntoIter<File>,
+    lines: LineCount,
 }
 
 impl Iterator for Delimited {
     type Item = Result<Row, Error>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        Some(match self.records.next()? {
+        let record = self.records.next()?;
+        let position = match &record {
+            Ok(record) => record.position(),
+            Err(error) => error.position(),
+        };
+        let place = match self.lines.place(position) {
+            Ok(place) => place,
+            Err(error) => return Some(Err(Error::io("read", &self.path)(error))),
+        };
+        Some(match record {
             Ok(record) => {
                 let cells = self.header.iter().zip(&record);
-                Ok(Row {
-                    place: place(record.position()),
-                    fields: cells
-                        .map(|(name, cell)| (name.to_owned(), Value::from(cell)))
-                        .collect(),
-                })
+                let cells = cells.map(|(name, cell)| (name.to_owned(), Value::from(cell)));
+                let fields = cells.collect();
+                Ok(Row { place, fields })
             }
-            Err(error) => Err(unreadable(&self.path, error)),
+            Err(error) => Err(unreadable(&self.path, place, error)),
         })
     }
 }
 
-fn place(position: Option<&csv::Position>) -> Place {
-    position
-        .and_then(|position| usize::try_from(position.line()).ok())
-        .map_or(Place::File, Place::Line)
+/// The line in which a row begins. The reader of rows gives the place where the one before ended: in front of blank
+/// lines, and between the two bytes of CRLF.
+struct LineCount {
+    reader: BufReader<File>,
+    byte: u64,
+    line: usize,
 }
 
-fn unreadable(path: &Path, error: csv::Error) -> Error {
-    let place = place(error.position());
+impl LineCount {
+    fn place(&mut self, position: Option<&Position>) -> io::Result<Place> {
+        let Some(position) = position else {
+            return Ok(Place::File);
+        };
+        loop {
+            let behind = position.byte().saturating_sub(self.byte);
+            let buffer = self.reader.fill_buf()?;
+            let skipped = match behind {
+                0 => buffer
+                    .iter()
+                    .position(|byte| !matches!(byte, b'\r' | b'\n'))
+                    .unwrap_or(buffer.len()),
+                _ => {
+                    usize::try_from(behind).map_or(buffer.len(), |behind| behind.min(buffer.len()))
+                }
+            };
+            let passed = buffer.get(..skipped).unwrap_or_default();
+            self.line += passed.iter().filter(|byte| **byte == b'\n').count();
+            let done = buffer.is_empty() || (behind == 0 && skipped < buffer.len());
+            self.reader.consume(skipped);
+            self.byte += skipped as u64;
+            if done {
+                return Ok(Place::Line(self.line));
+            }
+        }
+    }
+}
+
+fn unreadable(path: &Path, place: Place, error: csv::Error) -> Error {
     let why = match error.into_kind() {
         ErrorKind::Io(source) => return Error::io("read", path)(source),
         ErrorKind::UnequalLengths {

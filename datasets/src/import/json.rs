@@ -333,7 +333,7 @@ mod tests {
         );
         assert_eq!(
             read(b"[{},\n {\"a\": \"\xff\"}]").unwrap_err(),
-            ":2:8 is not valid UTF-8: convert the file to UTF-8"
+            ":2:9 is not valid UTF-8: convert the file to UTF-8"
         );
     }
 }
