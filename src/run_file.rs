@@ -110,6 +110,10 @@ pub struct Columns {
     /// Column with the reference answer, beside `question`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub answer: Option<String>,
+    /// Column with the part of the data that a row belongs to, beside any of the others; accuracy is
+    /// given for each part.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub group: Option<String>,
     /// Column with a list of chat messages, in OpenAI's form or ShareGPT's. If the last is the
     /// assistant's, it is an answer.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -61,6 +61,7 @@ pub struct Imported {
 /// header; numbers stay text, messages are JSON text), `.parquet` (a batch of rows in memory at a time, and only the
 /// columns that are needed).
 ///
+/// `group` is a column that says which part of the data a row belongs to; it may be null or empty.
 /// `system` is put before conversations that have no system message of their own. Reading stops once there are `limit`
 /// prompts, duplicates not counted; answers to them in later rows are not seen then.
 ///
@@ -70,6 +71,7 @@ pub struct Imported {
 pub fn import(
     path: &Path,
     columns: &Columns,
+    group: Option<&str>,
     system: Option<&str>,
     limit: Option<usize>,
 ) -> Result<Imported, Error> {
@@ -80,8 +82,8 @@ pub fn import(
         });
     }
     let mut found = Found::default();
-    for row in rows(path, Some(columns))? {
-        let (prompt, answer) = row?.read(path, columns, system)?;
+    for row in rows(path, Some((columns, group)))? {
+        let (prompt, answer) = row?.read(path, columns, group, system)?;
         found.add(prompt, answer);
         if limit == Some(found.prompts.len()) {
             break;
@@ -189,7 +191,7 @@ impl Columns {
 type Rows = Box<dyn Iterator<Item = Result<Row, Error>>>;
 
 /// The rows of a file, with all their columns, or at least with those that are wanted.
-fn rows(path: &Path, wanted: Option<&Columns>) -> Result<Rows, Error> {
+fn rows(path: &Path, wanted: Option<(&Columns, Option<&str>)>) -> Result<Rows, Error> {
     match format(path)? {
         Format::Lines => json::lines(path),
         Format::Json => json::array_or_lines(path),
@@ -239,7 +241,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("p.jsonl");
         std::fs::write(&path, text).unwrap();
-        import(&path, columns, None, None)
+        import(&path, columns, None, None, None)
     }
 
     #[track_caller]
@@ -318,14 +320,14 @@ mod tests {
             "{\"text\":\"a\"}\n{\"text\":\"a\"}\n{\"text\":\"b\"}\nnot JSON\n",
         )
         .unwrap();
-        let imported = import(&path, &text(), Some("Be brief."), Some(2)).unwrap();
+        let imported = import(&path, &text(), None, Some("Be brief."), Some(2)).unwrap();
         assert_eq!((imported.prompts.len(), imported.duplicates), (2, 1));
         assert_eq!(
             imported.prompts[1].messages[0],
             Message::text(Role::System, "Be brief.")
         );
         // More prompts leave the ids of the earlier ones alone.
-        let one = import(&path, &text(), Some("Be brief."), Some(1)).unwrap();
+        let one = import(&path, &text(), None, Some("Be brief."), Some(1)).unwrap();
         assert_eq!(one.prompts[0], imported.prompts[0]);
     }
 
@@ -343,7 +345,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("p.jsonl");
         std::fs::write(&path, line).unwrap();
-        let imported = import(&path, &chat(), Some("not used"), None).unwrap();
+        let imported = import(&path, &chat(), None, Some("not used"), None).unwrap();
         let prompt = &imported.prompts[0];
         assert_eq!(prompt.tools.as_deref(), Some(r#"[{"type":"function"}]"#));
         let [system, user, assistant, tool] = prompt.messages.as_slice() else {
@@ -437,11 +439,11 @@ mod tests {
             &text(),
             " gives no prompts: the file has no lines",
         );
-        let message = import(Path::new("p"), &text(), None, Some(0))
+        let message = import(Path::new("p"), &text(), None, None, Some(0))
             .unwrap_err()
             .to_string();
         assert_eq!(message, "p gives no prompts: the limit is 0");
-        let message = import(Path::new("/no/such.jsonl"), &text(), None, None)
+        let message = import(Path::new("/no/such.jsonl"), &text(), None, None, None)
             .unwrap_err()
             .to_string();
         assert_eq!(message, "cannot open /no/such.jsonl");

@@ -118,13 +118,15 @@ pub struct Prompt {
     pub tools: Option<String>,
     /// The right answer, for graders.
     pub reference: Option<String>,
+    /// Which part of the data it belongs to, such as a subject; figures are given for each.
+    pub group: Option<String>,
     /// Where it came from, such as `train.jsonl:17`.
     pub source: String,
 }
 
 impl Prompt {
     /// A prompt whose id is the first 32 hex digits of the SHA-256 of its messages and tools as canonical JSON.
-    /// Reference and source are not part of the id.
+    /// Reference, group and source are not part of the id.
     pub fn new(
         messages: Vec<Message>,
         tools: Option<String>,
@@ -146,6 +148,7 @@ impl Prompt {
             messages,
             tools,
             reference,
+            group: None,
             source,
         }
     }

@@ -76,9 +76,10 @@ fn limit(run: &Loaded, flag: Option<usize>) -> Option<usize> {
 
 /// Reads the source.
 pub(crate) fn read(run: &Loaded, flag: Option<usize>) -> anyhow::Result<Imported> {
-    let columns = columns(&run.file.import.columns);
+    let named = &run.file.import.columns;
+    let (columns, group) = (columns(named), named.group.as_deref());
     let system = run.file.import.system.as_deref();
-    match potstill_datasets::import(&source(run)?, &columns, system, limit(run, flag)) {
+    match potstill_datasets::import(&source(run)?, &columns, group, system, limit(run, flag)) {
         Ok(imported) => Ok(imported),
         Err(e @ Error::MissingColumn { .. }) => {
             Err(run.problem(&["import", "columns"], e.to_string()).into())
@@ -92,7 +93,12 @@ pub(crate) fn read(run: &Loaded, flag: Option<usize>) -> anyhow::Result<Imported
 
 /// `columns` as the reader takes them; the run file's rules see to it that exactly one kind is named.
 fn columns(named: &ColumnNames) -> Columns {
-    match (&named.text, &named.question, &named.instruction, &named.messages) {
+    match (
+        &named.text,
+        &named.question,
+        &named.instruction,
+        &named.messages,
+    ) {
         (Some(text), _, _, _) => Columns::Text(text.clone()),
         (_, Some(question), _, _) => Columns::QuestionAnswer {
             question: question.clone(),

@@ -46,6 +46,7 @@ impl Row {
         &self,
         path: &Path,
         columns: &Columns,
+        group: Option<&str>,
         system: Option<&str>,
     ) -> Result<(Prompt, Option<Message>), Error> {
         let cells = Cells {
@@ -100,7 +101,11 @@ impl Row {
             Place::File => String::new(),
         };
         let source = format!("{}{number}", name.to_string_lossy());
-        Ok((Prompt::new(messages, tools, reference, source), reply))
+        let prompt = Prompt {
+            group: cells.optional(group, true)?.map(str::to_owned),
+            ..Prompt::new(messages, tools, reference, source)
+        };
+        Ok((prompt, reply))
     }
 }
 

@@ -18,15 +18,15 @@ use crate::error::Error;
 use crate::parquet::{BATCH_ROWS, decode, reader_options};
 
 /// The rows of the file. Without Arrow's own schema in the footer, text is of one type however it was held in memory.
-pub(super) fn rows(path: &Path, wanted: Option<&Columns>) -> Result<Rows, Error> {
+pub(super) fn rows(path: &Path, wanted: Option<(&Columns, Option<&str>)>) -> Result<Rows, Error> {
     let file = File::open(path).map_err(Error::io("open", path))?;
     let metadata =
         decode(path, || ArrowReaderMetadata::load(&file, reader_options())).map_err(foreign)?;
     let builder = ParquetRecordBatchReaderBuilder::new_with_metadata(file, metadata.clone());
     let builder = match wanted {
         None => builder,
-        Some(columns) => {
-            let roots = projection(path, metadata.schema(), columns)?;
+        Some(wanted) => {
+            let roots = projection(path, metadata.schema(), wanted)?;
             builder.with_projection(ProjectionMask::roots(metadata.parquet_schema(), roots))
         }
     };
@@ -42,8 +42,13 @@ pub(super) fn rows(path: &Path, wanted: Option<&Columns>) -> Result<Rows, Error>
 }
 
 /// The places of the wanted columns; those that may be absent only where they are there.
-fn projection(path: &Path, schema: &Schema, columns: &Columns) -> Result<Vec<usize>, Error> {
-    let (required, optional) = columns.names();
+fn projection(
+    path: &Path,
+    schema: &Schema,
+    (columns, group): (&Columns, Option<&str>),
+) -> Result<Vec<usize>, Error> {
+    let (mut required, optional) = columns.names();
+    required.extend(group);
     let names = || schema.fields().iter().map(|field| field.name().as_str());
     if let Some(absent) = required
         .iter()

@@ -22,6 +22,7 @@ impl Record for Prompt {
             required("messages", list(DataType::Struct(message_fields()))),
             optional("tools", DataType::Utf8),
             optional("reference", DataType::Utf8),
+            optional("group", DataType::Utf8),
             required("source", DataType::Utf8),
         ]))
     }
@@ -37,6 +38,7 @@ impl Record for Prompt {
             )?,
             optional_strings("tools", rows.iter().map(|row| row.tools.as_deref()))?,
             optional_strings("reference", rows.iter().map(|row| row.reference.as_deref()))?,
+            optional_strings("group", rows.iter().map(|row| row.group.as_deref()))?,
             strings("source", rows.iter().map(|row| row.source.as_str()))?,
         ])
     }
@@ -46,6 +48,7 @@ impl Record for Prompt {
         let column = |name| Cells::of(Self::TABLE, batch, name);
         let (id, source) = (column("id")?.strings()?, column("source")?.strings()?);
         let (tools, reference) = (column("tools")?.strings()?, column("reference")?.strings()?);
+        let group = column("group")?.strings()?;
         let lists = column("messages")?.lists()?;
         let messages = Messages::of(&lists.child)?;
         let rows = (0..batch.num_rows()).map(|row| {
@@ -55,6 +58,7 @@ impl Record for Prompt {
                 messages: lists.range(row).map(message).collect::<Result<_, _>>()?,
                 tools: text(tools, row),
                 reference: text(reference, row),
+                group: text(group, row),
                 source: source.value(row).to_owned(),
             })
         });

@@ -19,7 +19,7 @@ fn gsm8k_imports_whole_and_in_part() {
         question: "question".into(),
         answer: Some("answer".into()),
     };
-    let all = import(&path, &columns, None, None).unwrap();
+    let all = import(&path, &columns, None, None, None).unwrap();
     assert_eq!(all.prompts.len() + all.duplicates, 7_473);
     assert!(all.prompts.iter().all(|prompt| {
         prompt
@@ -27,6 +27,6 @@ fn gsm8k_imports_whole_and_in_part() {
             .as_deref()
             .is_some_and(|text| text.contains("#### "))
     }));
-    let some = import(&path, &columns, None, Some(96)).unwrap();
+    let some = import(&path, &columns, None, None, Some(96)).unwrap();
     assert_eq!(some.prompts, all.prompts[..96]);
 }

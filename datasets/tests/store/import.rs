@@ -49,13 +49,15 @@ impl Folder {
 }
 
 fn read(path: &Path, columns: &Columns) -> Imported {
-    import(path, columns, None, None).unwrap()
+    import(path, columns, None, None, None).unwrap()
 }
 
 /// What follows the path in the message.
 #[track_caller]
 fn refused(path: &Path, columns: &Columns, expected: &str) {
-    let message = import(path, columns, None, None).unwrap_err().to_string();
+    let message = import(path, columns, None, None, None)
+        .unwrap_err()
+        .to_string();
     assert_eq!(message.strip_prefix(path.to_str().unwrap()), Some(expected));
 }
 
@@ -142,7 +144,7 @@ fn a_last_turn_of_the_assistant_is_an_answer() {
 {"messages": [{"role": "user", "content": "b"}, {"role": "assistant", "content": "2"}]}
 {"messages": [{"role": "user", "content": "w"}, {"role": "assistant", "tool_calls": [{"id": "c", "function": {"name": "f", "arguments": {"x": 1}}}]}], "tools": [{"type": "function"}]}
 "#);
-    let imported = import(&path, &messages(), Some("S"), None).unwrap();
+    let imported = import(&path, &messages(), None, Some("S"), None).unwrap();
     assert_eq!(
         contents(&imported),
         [("b", "p.jsonl:1"), ("a", "p.jsonl:2"), ("w", "p.jsonl:8")]
@@ -209,7 +211,7 @@ fn sharegpt_is_the_same_conversation() {
               {"role": "tool", "content": "sun"}, {"role": "assistant", "content": "2"}],
  "tools": "[{\"name\": \"f\"}]"},
 {"messages": [{"from": "human", "value": "b"}], "tools": ""}]"#);
-    let imported = import(&path, &messages(), None, None).unwrap();
+    let imported = import(&path, &messages(), None, None, None).unwrap();
     assert_eq!(
         (
             imported.prompts.len(),
@@ -241,7 +243,7 @@ fn an_instruction_takes_its_input_and_gives_its_output() {
 {"instruction": "Greet.", "output": "Hello."},
 {"instruction": "Sing.", "input": null, "output": ""}]"#,
     );
-    let imported = import(&path, &alpaca(), None, None).unwrap();
+    let imported = import(&path, &alpaca(), None, None, None).unwrap();
     let asked: Vec<_> = contents(&imported)
         .into_iter()
         .map(|(text, _)| text)
@@ -547,12 +549,39 @@ fn parquet_columns_that_are_not_asked_for_are_not_decoded() {
     fs::write(&path, bytes).unwrap();
     assert_eq!(read(&path, &text("text")).prompts.len(), 200);
     assert!(matches!(
-        import(&path, &text("filler"), None, None),
+        import(&path, &text("filler"), None, None, None),
         Err(Error::UnreadableTable { .. })
     ));
 }
 
 // ---- any ----
+
+#[test]
+fn a_row_says_which_part_it_belongs_to() {
+    let folder = Folder::new();
+    let lines = "{\"text\":\"a\",\"kind\":\"sum\"}\n{\"text\":\"b\",\"kind\":null}\n";
+    let (a, b) = ("a", "b");
+    let paths = [
+        folder.write("p.jsonl", lines.to_owned()),
+        folder.write("p.csv", "text,kind\na,sum\nb,\n".to_owned()),
+        folder.parquet(vec![
+            ("text", Arc::new(StringArray::from(vec![a, b]))),
+            ("other", Arc::new(StringArray::from(vec![a, b]))),
+            ("kind", Arc::new(StringArray::from(vec![Some("sum"), None]))),
+        ]),
+    ];
+    for path in paths {
+        let imported = import(&path, &text("text"), Some("kind"), None, None).unwrap();
+        let groups: Vec<_> = imported
+            .prompts
+            .iter()
+            .map(|p| p.group.as_deref())
+            .collect();
+        assert_eq!(groups, [Some("sum"), None], "{}", path.display());
+        let absent = import(&path, &text("text"), Some("sort"), None, None).unwrap_err();
+        assert!(absent.to_string().contains("`sort`"), "{absent}");
+    }
+}
 
 #[test]
 fn the_limit_stops_reading_in_every_format() {
@@ -568,7 +597,7 @@ fn the_limit_stops_reading_in_every_format() {
         folder.parquet(vec![("text", Arc::new(StringArray::from(texts.clone())))]),
     ];
     for path in paths {
-        let imported = import(&path, &columns, None, Some(70)).unwrap();
+        let imported = import(&path, &columns, None, None, Some(70)).unwrap();
         let found: Vec<&str> = contents(&imported)
             .into_iter()
             .map(|(text, _)| text)
@@ -594,7 +623,7 @@ fn a_file_of_another_kind_is_refused() {
     );
     let missing = folder.0.path().join("no.parquet");
     assert!(matches!(
-        import(&missing, &text("text"), None, None),
+        import(&missing, &text("text"), None, None, None),
         Err(Error::Io { .. })
     ));
 }

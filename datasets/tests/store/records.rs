@@ -69,11 +69,12 @@ pub(super) fn prompt() -> impl Strategy<Value = Prompt> {
     (
         vec(message(), 0..4),
         option::of(text()),
-        option::of(text()),
+        [option::of(text()), option::of(text())],
         text(),
     )
-        .prop_map(|(messages, tools, reference, source)| {
-            Prompt::new(messages, tools, reference, source)
+        .prop_map(|(messages, tools, [reference, group], source)| Prompt {
+            group,
+            ..Prompt::new(messages, tools, reference, source)
         })
 }
 

@@ -145,7 +145,7 @@ impl<'a> Models<'a> {
             let asked: Vec<&str> = prompt.messages.iter().map(|m| m.content.as_str()).collect();
             samples.push(Sample {
                 prompt_id: prompt.id.clone(),
-                group: None,
+                group: prompt.group.clone(),
                 prompt: asked.join("\n\n"),
                 reference: prompt.reference.clone(),
                 answers,
@@ -168,7 +168,7 @@ impl<'a> Models<'a> {
             .zip(&self.prompts)
             .map(|(answer, prompt)| Graded {
                 prompt_id: answer.prompt_id.clone(),
-                group: None,
+                group: prompt.group.clone(),
                 correct: answer.correct,
             });
         Some(graded.collect())
