@@ -365,40 +365,6 @@ pub struct TaskSample {
     pub tokens: u32,
 }
 
-/// What a grader found of an answer.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Verdict {
-    /// The prompt's id.
-    pub prompt_id: String,
-    /// Which sample of the prompt, from 0.
-    pub sample_index: u32,
-    /// The grader's name.
-    pub grader: String,
-    /// Whether the answer is right.
-    pub correct: bool,
-    /// What the grader took the answer to be; `None` where it found none.
-    pub extracted: Option<String>,
-}
-
-/// What a student answered to a question of a task.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct TaskSample {
-    /// The question's id.
-    pub prompt_id: String,
-    /// What was thought first, without the marks around it.
-    pub reasoning: Option<String>,
-    /// The answer, without reasoning.
-    pub answer: String,
-    /// What the grader took the answer to be; `None` where it found none.
-    pub extracted: Option<String>,
-    /// Whether the answer is right.
-    pub correct: bool,
-    /// Whether it ended by itself, and not at the limit on new tokens.
-    pub finished: bool,
-    /// Tokens of the answer, reasoning included.
-    pub tokens: u32,
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

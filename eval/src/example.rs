@@ -34,6 +34,9 @@ fn values(kl: f64, prompts: usize) -> Vec<SequenceValues> {
         nll_nats: (kl + 0.31) * (10 + i % 7) as f64,
         agree: ((10 + i % 7) as f64 * (1.0 - kl.min(6.0) / 6.5)) as u32,
         teacher_nll_nats: (0.3 + 0.002 * (i % 9) as f64) * (10 + i % 7) as f64,
+        bin_tokens: vec![0; 10],
+        bin_confidence: vec![0.0; 10],
+        bin_correct: vec![0; 10],
     };
     (0..prompts).map(one).collect()
 }

@@ -66,7 +66,7 @@ pub fn detect_columns(path: &Path) -> Result<Detected, Error> {
             example: found.example(),
         });
     };
-    let answered = |row: &Row| matches!(row.read(path, &columns, None), Ok((_, Some(_))));
+    let answered = |row: &Row| matches!(row.read(path, &columns, None, None), Ok((_, Some(_))));
     let has_answers = first.iter().any(answered);
     Ok(Detected {
         columns,

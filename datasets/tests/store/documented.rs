@@ -169,22 +169,6 @@ fn a_run_for_other_readers() {
             finished: true,
             tokens: 2,
         };
-        let verdict = Verdict {
-            prompt_id: prompts[0].id.clone(),
-            sample_index: 0,
-            grader: "number".into(),
-            correct: true,
-            extracted: Some("4".into()),
-        };
-        let task_sample = TaskSample {
-            prompt_id: prompts[0].id.clone(),
-            reasoning: None,
-            answer: "5".into(),
-            extracted: Some("5".into()),
-            correct: false,
-            finished: true,
-            tokens: 2,
-        };
         let (sources, name) = (records::provenances(), shard_name(0));
         write_shard(&folder(&run, "prompts").join(&name), &prompts, &[])?;
         write_shard(

@@ -276,47 +276,6 @@ pub(super) fn task_sample() -> impl Strategy<Value = TaskSample> {
         )
 }
 
-pub(super) fn verdict() -> impl Strategy<Value = Verdict> {
-    (
-        text(),
-        any::<u32>(),
-        text(),
-        any::<bool>(),
-        option::of(text()),
-    )
-        .prop_map(
-            |(prompt_id, sample_index, grader, correct, extracted)| Verdict {
-                prompt_id,
-                sample_index,
-                grader,
-                correct,
-                extracted,
-            },
-        )
-}
-
-pub(super) fn task_sample() -> impl Strategy<Value = TaskSample> {
-    (
-        text(),
-        option::of(text()),
-        text(),
-        option::of(text()),
-        any::<[bool; 2]>(),
-        any::<u32>(),
-    )
-        .prop_map(
-            |(prompt_id, reasoning, answer, extracted, [correct, finished], tokens)| TaskSample {
-                prompt_id,
-                reasoning,
-                answer,
-                extracted,
-                correct,
-                finished,
-                tokens,
-            },
-        )
-}
-
 /// Signals of one shape, told apart by `sample_index`: `positions` with a support of `support`.
 pub(super) fn signals(count: u32, positions: usize, support: u32) -> Vec<Signal> {
     let row = |seed: u32| SignalRow {
