@@ -13,10 +13,11 @@ mod rules;
 pub use loaded::{Loaded, parse};
 pub use place::{ConfigError, Problem};
 use ranges::{Count, CountOrZero, Mass, NonNegative, Positive, RunName, RunPath, Share};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// A parsed run file that breaks no rule.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RunFile {
     /// The run itself.
@@ -43,7 +44,7 @@ pub struct RunFile {
 }
 
 /// `[run]`
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Run {
     /// Name of the run: its folder is `runs/<name>`.
@@ -54,7 +55,7 @@ pub struct Run {
 }
 
 /// `[import]`
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Import {
     /// A JSONL file, one prompt a line.
@@ -68,7 +69,7 @@ pub struct Import {
 }
 
 /// `columns` of `[import]`: exactly one of `text`, `question` or `messages`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Columns {
     /// Column with the prompt as one user message.
@@ -86,7 +87,7 @@ pub struct Columns {
 }
 
 /// `[teacher]`
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Teacher {
     /// Folder of a checkpoint in Hugging Face layout.
@@ -101,7 +102,7 @@ pub struct Teacher {
 }
 
 /// A floating-point type.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Dtype {
     /// 32 bits.
@@ -116,7 +117,7 @@ pub enum Dtype {
 }
 
 /// `[collect]`
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Collect {
     /// Answers to each prompt.
@@ -150,7 +151,7 @@ impl Default for Collect {
 }
 
 /// `signals` of `[collect]`
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Signals {
     /// Most likely tokens stored at each position.
@@ -161,7 +162,7 @@ pub struct Signals {
 }
 
 /// `reasoning` of `[collect]`
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Reasoning {
     /// Text that opens it, such as `<think>`.
@@ -171,7 +172,7 @@ pub struct Reasoning {
 }
 
 /// `[curate]`
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Curate {
     /// Which answers are kept.
@@ -190,7 +191,7 @@ impl Default for Curate {
 }
 
 /// `keep` of `[curate]`
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Keep {
     /// Answers that the teacher ended by itself.
@@ -200,7 +201,7 @@ pub enum Keep {
 }
 
 /// `[student]`
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Student {
     /// Checkpoint it starts from; by default the teacher's.
@@ -212,7 +213,7 @@ pub struct Student {
 }
 
 /// `random` of `[student]`
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Random {
     /// Model width.
@@ -228,7 +229,7 @@ pub struct Random {
 }
 
 /// `[train]`
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Train {
     /// Optimizer steps.
@@ -286,7 +287,7 @@ impl Default for Train {
 }
 
 /// `loss` of `[train]`
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Loss {
     /// Weight of the forward KL from the teacher.
@@ -298,7 +299,7 @@ pub struct Loss {
 }
 
 /// `overlong` of `[train]`
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Overlong {
     /// Leave it out, and count it.
@@ -308,7 +309,7 @@ pub enum Overlong {
 }
 
 /// A control: trained as the student is, but for one thing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Control {
     /// Same text, cross-entropy only.
@@ -318,7 +319,7 @@ pub enum Control {
 }
 
 /// `[eval]`
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Eval {
     /// Bootstrap draws behind an interval.

@@ -12,6 +12,7 @@ use serde_json::json;
 
 use super::eval::{UNTRAINED, home, values};
 use super::{Context, Done, Outcome, counts, export, stage};
+use crate::events::Event;
 use crate::run_dir::{Counts, Plan};
 
 /// The pairs that are compared: left less right.
@@ -52,8 +53,8 @@ pub fn report(context: &Context) -> anyhow::Result<Outcome> {
         verdict = report.verdict;
         Ok(Some(Done::new(counts)))
     })?;
-    for sentence in &verdict {
-        context.talk.data(sentence);
+    for text in verdict {
+        context.talk.say(&Event::Verdict { text });
     }
     if outcome == Outcome::Done {
         let path = context.dir.path("report.md");
