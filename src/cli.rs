@@ -3,11 +3,15 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
 
-use crate::progress::Talk;
+use crate::events::Event;
+use crate::init::{self, Wanted};
+use crate::progress::{Manner, Talk};
 use crate::run_file::ConfigError;
 use crate::stages::{self, Context, Options, Outcome};
+use crate::{render, schema};
 
 /// Distill a large language model into a small one, and know whether it helped
 #[derive(Debug, Parser)]
@@ -19,6 +23,23 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Write a run file, after a few questions or from flags
+    Init(InitFlags),
+    #[command(flatten)]
+    Stage(Stage),
+    /// Show which tokens of a few rows carry loss
+    Render(RenderFlags),
+    /// Print the JSON Schema of the run file
+    Schema,
+    /// Print a completion script for a shell
+    Completions {
+        /// For which shell
+        shell: Shell,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum Stage {
     /// Run every stage that is not up to date, in order
     Run(Flags),
     /// Check everything that is cheap to check, and say what a run would do
@@ -62,22 +83,75 @@ struct Flags {
     /// Say more
     #[arg(short, long)]
     verbose: bool,
+    /// Say errors only
+    #[arg(short, long, conflicts_with = "verbose")]
+    quiet: bool,
+    /// Put events on stdout, one JSON object a line
+    #[arg(long)]
+    json: bool,
 }
 
-impl Command {
+#[derive(Debug, Args)]
+struct RenderFlags {
+    /// The run file
+    file: PathBuf,
+    /// How many rows to show
+    #[arg(long, value_name = "N", default_value = "3", value_parser = clap::value_parser!(u32).range(1..))]
+    rows: u32,
+    /// Where the run lives [default: runs/<name>]
+    #[arg(long, value_name = "DIR")]
+    run_dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+struct InitFlags {
+    /// The run file to write
+    #[arg(default_value = "run.toml")]
+    file: PathBuf,
+    /// The data: prompts, with or without answers
+    #[arg(long, value_name = "PATH")]
+    data: Option<String>,
+    /// The teacher: a folder in Hugging Face layout
+    #[arg(long, value_name = "PATH")]
+    teacher: Option<String>,
+    /// The run's name [default: that of the data]
+    #[arg(long)]
+    name: Option<String>,
+    /// Write over a file that is there
+    #[arg(long)]
+    force: bool,
+}
+
+impl Stage {
     fn flags(&self) -> &Flags {
         match self {
-            Command::Run(flags)
-            | Command::Check(flags)
-            | Command::Import(flags)
-            | Command::Collect(flags)
-            | Command::Score(flags)
-            | Command::Grade(flags)
-            | Command::Curate(flags)
-            | Command::Train(flags)
-            | Command::Export(flags)
-            | Command::Eval(flags)
-            | Command::Report(flags) => flags,
+            Stage::Run(flags)
+            | Stage::Check(flags)
+            | Stage::Import(flags)
+            | Stage::Collect(flags)
+            | Stage::Score(flags)
+            | Stage::Grade(flags)
+            | Stage::Curate(flags)
+            | Stage::Train(flags)
+            | Stage::Export(flags)
+            | Stage::Eval(flags)
+            | Stage::Report(flags) => flags,
+        }
+    }
+}
+
+impl Flags {
+    fn options(&self) -> Options {
+        Options {
+            run_dir: self.run_dir.clone(),
+            device: self.device.clone(),
+            limit: self.limit.map(|n| n as usize),
+            dry_run: self.dry_run,
+            manner: Manner {
+                verbose: self.verbose,
+                quiet: self.quiet,
+                json: self.json,
+            },
         }
     }
 }
@@ -85,28 +159,33 @@ impl Command {
 /// Runs a command and gives the exit code: 0 done, 1 failed or incomplete, 2 usage or
 /// configuration.
 pub fn main(cli: &Cli) -> u8 {
-    let flags = cli.command.flags();
-    let talk = Talk::new(flags.verbose);
-    match run(cli, &talk) {
-        Ok(Outcome::Done | Outcome::UpToDate | Outcome::WouldRun) => 0,
-        Ok(Outcome::Stopped) => {
-            talk.line(&format!(
-                "stopped; what is done is kept, and `{}` goes on",
-                again(flags)
-            ));
-            1
-        }
+    let (manner, again) = match &cli.command {
+        Command::Stage(stage) => (stage.flags().options().manner, Some(again(stage.flags()))),
+        _ => (Manner::default(), None),
+    };
+    let talk = Talk::new(manner);
+    let (outcome, exit_code) = match run(&cli.command, &talk) {
+        Ok(Outcome::Done) => ("done", 0),
+        Ok(Outcome::UpToDate) => ("up_to_date", 0),
+        Ok(Outcome::WouldRun) => ("would_run", 0),
+        Ok(Outcome::Stopped) => ("stopped", 1),
         Err(error) => {
-            talk.line(&format!("error: {}", explain(&error)));
-            if full_disk(&error) {
-                talk.line(&format!(
-                    "the disk is full: free some space, and `{}` goes on from what is there",
-                    again(flags)
-                ));
+            let mut text = explain(&error);
+            if let (true, Some(again)) = (full_disk(&error), &again) {
+                text += &format!(
+                    "\nthe disk is full: free some space, and `{again}` goes on from what is there"
+                );
             }
-            if error.is::<ConfigError>() { 2 } else { 1 }
+            talk.say(&Event::Error { text });
+            ("failed", if error.is::<ConfigError>() { 2 } else { 1 })
         }
-    }
+    };
+    talk.say(&Event::Ended {
+        outcome: outcome.to_owned(),
+        exit_code,
+        again: again.filter(|_| outcome == "stopped"),
+    });
+    exit_code
 }
 
 /// The chain of causes in one line, less what a message repeats of its own cause.
@@ -131,31 +210,54 @@ fn full_disk(error: &anyhow::Error) -> bool {
     })
 }
 
-fn run(cli: &Cli, talk: &Talk) -> anyhow::Result<Outcome> {
-    let flags = cli.command.flags();
-    let options = Options {
-        run_dir: flags.run_dir.clone(),
-        device: flags.device.clone(),
-        limit: flags.limit.map(|n| n as usize),
-        dry_run: flags.dry_run || matches!(cli.command, Command::Check(_)),
-        verbose: flags.verbose,
-    };
-    if let Command::Check(_) = cli.command {
+fn run(command: &Command, talk: &Talk) -> anyhow::Result<Outcome> {
+    match command {
+        Command::Stage(stage) => return run_stage(stage, talk),
+        Command::Init(flags) => {
+            let wanted = Wanted {
+                data: flags.data.clone(),
+                teacher: flags.teacher.clone(),
+                name: flags.name.clone(),
+            };
+            init::init(&flags.file, wanted, flags.force, talk)?;
+        }
+        Command::Render(flags) => {
+            render::render(
+                &flags.file,
+                flags.run_dir.clone(),
+                flags.rows as usize,
+                talk,
+            )?;
+        }
+        Command::Schema => talk.data(schema::run_file_text().trim_end()),
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(*shell, &mut Cli::command(), "potstill", &mut script);
+            talk.data(String::from_utf8_lossy(&script).trim_end());
+        }
+    }
+    Ok(Outcome::Done)
+}
+
+fn run_stage(stage: &Stage, talk: &Talk) -> anyhow::Result<Outcome> {
+    let flags = stage.flags();
+    let options = flags.options();
+    if let Stage::Check(_) = stage {
         return stages::check::check(&flags.file, &options, talk);
     }
     let context = Context::open(&flags.file, &options)?;
     crate::interrupt::watch(talk)?;
-    match cli.command {
-        Command::Run(_) | Command::Check(_) => stages::run(&context),
-        Command::Import(_) => stages::import::import(&context),
-        Command::Collect(_) => stages::collect::collect(&context),
-        Command::Score(_) => stages::score::score(&context),
-        Command::Grade(_) => stages::grade::grade(&context),
-        Command::Curate(_) => stages::curate::curate(&context),
-        Command::Train(_) => stages::train::train(&context),
-        Command::Export(_) => stages::export::export(&context),
-        Command::Eval(_) => stages::eval::eval(&context),
-        Command::Report(_) => stages::report::report(&context),
+    match stage {
+        Stage::Run(_) | Stage::Check(_) => stages::run(&context),
+        Stage::Import(_) => stages::import::import(&context),
+        Stage::Collect(_) => stages::collect::collect(&context),
+        Stage::Score(_) => stages::score::score(&context),
+        Stage::Grade(_) => stages::grade::grade(&context),
+        Stage::Curate(_) => stages::curate::curate(&context),
+        Stage::Train(_) => stages::train::train(&context),
+        Stage::Export(_) => stages::export::export(&context),
+        Stage::Eval(_) => stages::eval::eval(&context),
+        Stage::Report(_) => stages::report::report(&context),
     }
 }
 

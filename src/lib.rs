@@ -16,10 +16,14 @@
 //! ```
 
 pub mod cli;
+pub mod events;
+pub mod init;
 pub mod interrupt;
 pub mod progress;
+pub mod render;
 pub mod run_dir;
 pub mod run_file;
+pub mod schema;
 pub mod stages;
 
 pub use potstill_datasets as datasets;

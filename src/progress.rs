@@ -1,55 +1,99 @@
-//! What is said while a run goes on: bars on a terminal, plain lines elsewhere. All of
-//! it goes to stderr; stdout carries what was asked for.
+//! What is said while a run goes on: bars on a terminal, plain lines elsewhere, events
+//! with `--json`. Talk goes to stderr; stdout carries what was asked for.
 
 // This is the one place that prints.
-#![allow(clippy::print_stdout, clippy::print_stderr)]
+#![allow(clippy::print_stderr)]
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
+use anyhow::Context as _;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+
+use crate::events::Event;
 
 /// Between two plain lines about the same work.
 const LINE_EVERY: Duration = Duration::from_secs(10);
+/// Between two events about the same work.
+const EVENT_EVERY: Duration = Duration::from_secs(1);
+
+/// How much is said, and in which form.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Manner {
+    /// Say more.
+    pub verbose: bool,
+    /// Say errors only.
+    pub quiet: bool,
+    /// Put events on stdout.
+    pub json: bool,
+}
 
 /// Where a run's talk goes.
 #[derive(Clone)]
 pub struct Talk {
-    verbose: bool,
+    manner: Manner,
     /// On a terminal only.
     bars: Option<MultiProgress>,
 }
 
 impl Talk {
-    /// Bars if stderr is a terminal; `verbose` lets [`Talk::detail`] through.
-    pub fn new(verbose: bool) -> Talk {
-        let terminal = std::io::stderr().is_terminal();
+    /// Bars if stderr is a terminal.
+    pub fn new(manner: Manner) -> Talk {
+        let terminal = std::io::stderr().is_terminal() && !manner.quiet;
         Talk {
-            verbose,
+            manner,
             bars: terminal.then(MultiProgress::new),
+        }
+    }
+
+    /// Says that something happened: to people, and with `--json` as an event.
+    pub fn say(&self, event: &Event) {
+        if self.manner.json {
+            self.stdout(&event.json());
+        }
+        match event.line() {
+            Some(_) if event.is_data() && self.manner.json => {}
+            Some(line) if event.is_data() => self.stdout(&line),
+            Some(line) if event.is_error() || !self.manner.quiet => match &self.bars {
+                Some(bars) => bars.suspend(|| eprintln!("{line}")),
+                None => eprintln!("{line}"),
+            },
+            _ => {}
         }
     }
 
     /// Says a line.
     pub fn line(&self, text: &str) {
-        match &self.bars {
-            Some(bars) => bars.suspend(|| eprintln!("{text}")),
-            None => eprintln!("{text}"),
-        }
+        let text = text.to_owned();
+        self.say(&Event::Note { text });
     }
 
     /// Says a line that only `-v` asks for.
     pub fn detail(&self, text: &str) {
-        if self.verbose {
+        if self.manner.verbose {
             self.line(text);
         }
     }
 
     /// Puts data on stdout.
     pub fn data(&self, text: &str) {
-        match &self.bars {
-            Some(bars) => bars.suspend(|| println!("{text}")),
-            None => println!("{text}"),
+        let text = text.to_owned();
+        self.say(&Event::Output { text });
+    }
+
+    fn stdout(&self, text: &str) {
+        let write = || writeln!(std::io::stdout(), "{text}");
+        let written = match &self.bars {
+            Some(bars) => bars.suspend(write),
+            None => write(),
+        };
+        match written {
+            // A reader that has seen enough is no reason to stop.
+            Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => {
+                eprintln!("error: cannot write to stdout: {e}");
+                std::process::exit(1);
+            }
+            _ => {}
         }
     }
 
@@ -73,6 +117,7 @@ impl Talk {
             unit,
             began: now,
             said: now,
+            told: None,
             before: done,
             done,
             total,
@@ -89,6 +134,8 @@ pub struct Work {
     unit: &'static str,
     began: Instant,
     said: Instant,
+    /// When the last event was.
+    told: Option<Instant>,
     /// Parts that were done before this process began.
     before: u64,
     done: u64,
@@ -101,6 +148,7 @@ impl Work {
     pub fn show(&mut self, done: u64, tokens: u64, note: &str) {
         (self.done, self.tokens) = (done, tokens);
         let seconds = self.began.elapsed().as_secs_f64().max(1e-3);
+        self.tell(seconds, note);
         let mut facts = self.unit.to_owned();
         if tokens > 0 {
             facts += &format!(", {:.0} tokens/s", tokens as f64 / seconds);
@@ -113,16 +161,31 @@ impl Work {
                 bar.set_position(done);
                 bar.set_message(facts);
             }
-            None if self.said.elapsed() >= LINE_EVERY => {
+            None if self.said.elapsed() >= LINE_EVERY && !self.talk.manner.quiet => {
                 self.said = Instant::now();
                 let left = left(seconds, done - self.before, self.total.saturating_sub(done));
-                self.talk.line(&format!(
-                    "{}: {done}/{} {facts}{left}",
-                    self.stage, self.total
-                ));
+                eprintln!("{}: {done}/{} {facts}{left}", self.stage, self.total);
             }
             None => {}
         }
+    }
+
+    /// With `--json`: the first, and then one a second.
+    fn tell(&mut self, seconds: f64, note: &str) {
+        let soon = self.told.is_some_and(|told| told.elapsed() < EVENT_EVERY);
+        if !self.talk.manner.json || soon {
+            return;
+        }
+        self.told = Some(Instant::now());
+        self.talk.say(&Event::Progress {
+            stage: self.stage.clone(),
+            done: self.done,
+            total: self.total,
+            unit: self.unit.to_owned(),
+            tokens: self.tokens,
+            seconds: (seconds * 1e3).round() / 1e3,
+            note: (!note.is_empty()).then(|| note.to_owned()),
+        });
     }
 }
 
@@ -139,6 +202,38 @@ fn left(seconds: f64, done: u64, rest: u64) -> String {
         return String::new();
     }
     format!(", {} left", duration(seconds / done as f64 * rest as f64))
+}
+
+/// Whether somebody sits before the terminal who can be asked.
+pub fn can_ask() -> bool {
+    std::io::stdin().is_terminal() && std::io::stderr().is_terminal()
+}
+
+/// Whether text on stdout may have colours.
+pub fn colours() -> bool {
+    let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    std::io::stdout().is_terminal() && !refused
+}
+
+/// Asks a question on the terminal; an empty answer takes the default.
+///
+/// # Errors
+/// When the terminal gives no answer.
+pub fn ask(question: &str, default: Option<&str>) -> anyhow::Result<String> {
+    match default {
+        Some(default) => eprint!("{question} [{default}]: "),
+        None => eprint!("{question}: "),
+    }
+    let mut answer = String::new();
+    let read = std::io::stdin().read_line(&mut answer);
+    if read.context("cannot read the answer")? == 0 {
+        anyhow::bail!("no answer was given, so nothing was written");
+    }
+    let answer = answer.trim();
+    Ok(match answer.is_empty() {
+        true => default.unwrap_or_default().to_owned(),
+        false => answer.to_owned(),
+    })
 }
 
 /// Seconds as a person says them.

@@ -10,15 +10,14 @@ mod place;
 pub mod ranges;
 mod rules;
 
-use potstill_eval::Grader;
-
 pub use loaded::{Loaded, parse};
 pub use place::{ConfigError, Problem};
 use ranges::{Count, CountOrZero, Fraction, Mass, NonNegative, Positive, RunName, RunPath, Share};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// A parsed run file that breaks no rule.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RunFile {
     /// The run itself.
@@ -59,7 +58,7 @@ impl RunFile {
 }
 
 /// `[run]`
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Run {
     /// Name of the run: its folder is `runs/<name>`.
@@ -70,7 +69,7 @@ pub struct Run {
 }
 
 /// `[import]`
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Import {
     /// A JSONL file, one prompt a line.
@@ -87,7 +86,7 @@ pub struct Import {
 }
 
 /// `answers` of `[import]`
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Answers {
     /// The teacher is asked.
@@ -98,7 +97,7 @@ pub enum Answers {
 }
 
 /// `columns` of `[import]`: exactly one of `text`, `question`, `messages` or `instruction`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Columns {
     /// Column with the prompt as one user message.
@@ -130,7 +129,7 @@ pub struct Columns {
 }
 
 /// `[teacher]`
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Teacher {
     /// Folder of a checkpoint in Hugging Face layout.
@@ -145,7 +144,7 @@ pub struct Teacher {
 }
 
 /// A floating-point type.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Dtype {
     /// 32 bits.
@@ -160,7 +159,7 @@ pub enum Dtype {
 }
 
 /// `[collect]`
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Collect {
     /// Answers to each prompt.
@@ -201,7 +200,7 @@ impl Default for Collect {
 }
 
 /// `signals` of `[collect]`
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Signals {
     /// Most likely tokens stored at each position.
@@ -212,7 +211,7 @@ pub struct Signals {
 }
 
 /// `reasoning` of `[collect]`
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Reasoning {
     /// Text that opens it, such as `<think>`.
@@ -222,7 +221,7 @@ pub struct Reasoning {
 }
 
 /// `[score]`
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Score {
     /// Most likely tokens stored at each position.
@@ -236,15 +235,34 @@ pub struct Score {
 }
 
 /// `[grade]`
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Grade {
     /// How an answer is compared with its prompt's reference.
     pub grader: Grader,
 }
 
+/// How an answer is compared with its prompt's reference.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Grader {
+    /// The final answer is the reference, but for white space.
+    Exact,
+    /// The last number of the final answer is the reference's.
+    Number,
+}
+
+impl From<Grader> for potstill_eval::Grader {
+    fn from(grader: Grader) -> Self {
+        match grader {
+            Grader::Exact => potstill_eval::Grader::Exact,
+            Grader::Number => potstill_eval::Grader::Number,
+        }
+    }
+}
+
 /// `[curate]`
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Curate {
     /// Which answers are kept.
@@ -266,7 +284,7 @@ impl Default for Curate {
 }
 
 /// `keep` of `[curate]`
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Keep {
     /// Answers that the teacher ended by itself.
@@ -276,7 +294,7 @@ pub enum Keep {
 }
 
 /// `wrong` of `[curate]`
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Wrong {
     /// They are left out of training and of the held-out answers.
@@ -286,7 +304,7 @@ pub enum Wrong {
 }
 
 /// `[student]`
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Student {
     /// Checkpoint it starts from; by default the teacher's.
@@ -301,7 +319,7 @@ pub struct Student {
 }
 
 /// `random` of `[student]`
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Random {
     /// Model width.
@@ -317,7 +335,7 @@ pub struct Random {
 }
 
 /// `[train]`
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Train {
     /// Optimizer steps.
@@ -378,7 +396,7 @@ impl Default for Train {
 }
 
 /// `loss` of `[train]`
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Loss {
     /// Weight of the forward KL from the teacher.
@@ -390,7 +408,7 @@ pub struct Loss {
 }
 
 /// `overlong` of `[train]`
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Overlong {
     /// Leave it out, and count it.
@@ -400,7 +418,7 @@ pub enum Overlong {
 }
 
 /// A control: trained as the student is, but for one thing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Control {
     /// Same text, cross-entropy only.
@@ -410,7 +428,7 @@ pub enum Control {
 }
 
 /// `[export]`
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Export {
     /// The type of the exported weights.
@@ -418,7 +436,7 @@ pub struct Export {
 }
 
 /// `[eval]`
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Eval {
     /// Bootstrap draws behind an interval.
@@ -428,7 +446,7 @@ pub struct Eval {
 }
 
 /// `answers` of `[eval]`: greedy answers to held-out prompts that have a reference.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct EvalAnswers {
     /// How an answer is compared with its prompt's reference.

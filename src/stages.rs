@@ -22,8 +22,9 @@ use std::time::Instant;
 use anyhow::Context as _;
 use potstill_model::Device;
 
+use crate::events::Event;
 use crate::interrupt;
-use crate::progress::{Talk, duration};
+use crate::progress::{Manner, Talk};
 use crate::run_dir::{Counts, Earlier, LedgerLine, Plan, RunDir, now, short};
 use crate::run_file::{ConfigError, Control, Loaded};
 
@@ -38,8 +39,8 @@ pub struct Options {
     pub limit: Option<usize>,
     /// Say what would run, and do nothing.
     pub dry_run: bool,
-    /// Say more.
-    pub verbose: bool,
+    /// How much to say, and in which form.
+    pub manner: Manner,
 }
 
 /// An open run: what every stage takes.
@@ -84,7 +85,7 @@ impl Context {
         Ok(Context {
             run,
             dir,
-            talk: Talk::new(options.verbose),
+            talk: Talk::new(options.manner),
             device,
             limit: options.limit,
             dry_run: options.dry_run,
@@ -195,13 +196,14 @@ pub(crate) fn stage(
     if let Some(manifest) = dir.published(&plan.home)?
         && manifest.key == key
     {
-        talk.line(&format!("{name}: up to date ({})", said(&manifest.counts)));
+        talk.say(&Event::up_to_date(name, manifest.counts));
         return Ok(Outcome::UpToDate);
     }
     if context.dry_run {
-        talk.line(&format!("{name}: would run"));
+        talk.say(&Event::would_run(name));
         return Ok(Outcome::WouldRun);
     }
+    talk.say(&Event::started(name));
     let (started, began) = (now(), Instant::now());
     let draft = dir.draft(plan)?;
     let done = work(&draft)?;
@@ -213,21 +215,19 @@ pub(crate) fn stage(
         counts: Counts::new(),
     };
     if let Some(done) = done {
-        let counts = said(&done.counts);
+        let counts = done.counts.clone();
         line.counts = done.worked;
         let kept = dir
             .publish(plan, done.earlier, done.counts)
             .with_context(|| format!("cannot publish `{name}`"))?;
         line.seconds = began.elapsed().as_secs_f64();
-        talk.line(&format!("{name}: {counts}, in {}", duration(line.seconds)));
+        talk.say(&Event::finished(name, counts, line.seconds));
         for old in kept {
-            talk.line(&format!(
-                "{name}: what was there before is kept as {}",
-                dir.path(&old).display()
-            ));
+            talk.say(&Event::kept(name, &dir.path(&old)));
         }
     } else {
         line.seconds = began.elapsed().as_secs_f64();
+        talk.say(&Event::stopped(name));
     }
     dir.log(&line)?;
     Ok(match line.finished {

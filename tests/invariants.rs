@@ -57,7 +57,15 @@ const NAMED_BY: [(&[&str], &[&str]); 5] = [
         &["potstill-teacher"],
     ),
     (
-        &["anyhow", "clap", "toml", "indicatif", "ctrlc"],
+        &[
+            "anyhow",
+            "clap",
+            "clap_complete",
+            "ctrlc",
+            "indicatif",
+            "schemars",
+            "toml",
+        ],
         &["potstill"],
     ),
 ];
@@ -276,10 +284,20 @@ fn the_command_line_is_frozen() {
         "--limit",
         "--dry-run",
         "--verbose",
+        "--quiet",
+        "--json",
         "--help",
     ];
     for (command, flags) in listed {
         assert_eq!(flags, frozen, "potstill {command}");
+    }
+    assert_eq!(
+        flags(&help(&["init"])),
+        ["--data", "--teacher", "--name", "--force", "--help"]
+    );
+    assert_eq!(flags(&help(&["render"])), ["--rows", "--run-dir", "--help"]);
+    for command in ["schema", "completions"] {
+        assert_eq!(flags(&help(&[command])), ["--help"]);
     }
     let all = help(&[]);
     let section = all
@@ -293,5 +311,6 @@ fn the_command_line_is_frozen() {
         .lines()
         .map(|line| line.split_whitespace().next().unwrap())
         .collect();
-    assert_eq!(names, [&commands[..], &["help"]].concat());
+    let others = ["render", "schema", "completions", "help"];
+    assert_eq!(names, [&["init"], &commands[..], &others].concat());
 }

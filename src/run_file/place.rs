@@ -7,6 +7,8 @@ use std::path::Path;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+use crate::schema;
+
 /// The run file, the flags, or what they name cannot be used as they are. Exit code 2.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConfigError(String);
@@ -66,8 +68,8 @@ impl Problem {
         let message = match message.strip_prefix("missing key ") {
             Some(table) if whole_file => format!("the table {table} is missing"),
             Some(_) => format!("{}: {message}, which has no default", key_name(&key)),
-            None if key.is_empty() || message.starts_with("unknown key") => message,
-            None => format!("{}: {message}", key_name(&key)),
+            None if key.is_empty() || message.starts_with("unknown key") => suggest(&message),
+            None => format!("{}: {}", key_name(&key), suggest(&message)),
         };
         Problem { span, message }
     }
@@ -97,6 +99,54 @@ impl Problem {
             "^".repeat(width)
         )
     }
+}
+
+/// ``unknown key `step`, expected `steps` or `batch` `` with the likeliest of those that are
+/// expected, or with the table that has such a key.
+fn suggest(message: &str) -> String {
+    let names: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
+    let [written, expected @ ..] = names.as_slice() else {
+        return message.to_owned();
+    };
+    let likely = expected
+        .iter()
+        .map(|name| (edits(written, name), *name))
+        .filter(|(edits, name)| *edits <= 1 + name.chars().count() / 4)
+        .min_by_key(|(edits, _)| *edits);
+    let (Some((what, rest)), true) = (
+        message.split_once(", expected "),
+        message.starts_with("unknown "),
+    ) else {
+        return message.to_owned();
+    };
+    if let Some((_, name)) = likely {
+        return format!("{what}: did you mean `{name}`? Expected {rest}");
+    }
+    match schema::table_of(written) {
+        Some(table) => format!("{what}: it belongs into [{table}]. Expected here {rest}"),
+        None => message.to_owned(),
+    }
+}
+
+/// Insertions, deletions, substitutions and swaps of neighbours from one name to the other, without
+/// regard to case (the optimal string alignment distance).
+fn edits(from: &str, to: &str) -> usize {
+    let letters = |name: &str| name.to_lowercase().chars().collect::<Vec<char>>();
+    let (from, to) = (letters(from), letters(to));
+    let mut rows: Vec<Vec<usize>> = vec![(0..=to.len()).collect()];
+    for i in 1..=from.len() {
+        let mut row = vec![i];
+        for j in 1..=to.len() {
+            let substituted = rows[i - 1][j - 1] + usize::from(from[i - 1] != to[j - 1]);
+            let mut least = substituted.min(rows[i - 1][j] + 1).min(row[j - 1] + 1);
+            if i > 1 && j > 1 && from[i - 1] == to[j - 2] && from[i - 2] == to[j - 1] {
+                least = least.min(rows[i - 2][j - 2] + 1);
+            }
+            row.push(least);
+        }
+        rows.push(row);
+    }
+    rows[from.len()][to.len()]
 }
 
 fn floor_boundary(text: &str, at: usize) -> usize {
@@ -168,4 +218,45 @@ fn holds(value: &Spanned<DeValue<'_>>, span: &Range<usize>) -> bool {
                 .any(|(name, value)| name.span() == *span || holds(value, span)),
             _ => false,
         }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{edits, suggest};
+
+    #[test]
+    fn edits_are_counted() {
+        let pairs = [
+            ("steps", "steps", 0),
+            ("step", "steps", 1),
+            ("tpo_k", "top_k", 1),
+            ("Batch", "batch", 0),
+            ("kitten", "sitting", 3),
+            ("", "abc", 3),
+        ];
+        for (from, to, expected) in pairs {
+            assert_eq!(edits(from, to), expected, "{from} → {to}");
+            assert_eq!(edits(to, from), expected, "{to} → {from}");
+        }
+    }
+
+    #[test]
+    fn only_a_likely_name_is_suggested() {
+        let message = "unknown key `leraning_rate`, expected one of `steps`, `learning_rate`";
+        assert_eq!(
+            suggest(message),
+            "unknown key `leraning_rate`: did you mean `learning_rate`? Expected one of `steps`, `learning_rate`"
+        );
+        assert_eq!(
+            suggest("unknown key `temperature`, expected one of `steps`, `batch`"),
+            "unknown key `temperature`: it belongs into [collect]. Expected here one of `steps`, `batch`"
+        );
+        for message in [
+            "unknown key `dropout`, expected one of `steps`, `learning_rate`",
+            "unknown key `x`, there are no keys",
+            "invalid type: string \"`a`\", expected `b`",
+        ] {
+            assert_eq!(suggest(message), message);
+        }
+    }
 }

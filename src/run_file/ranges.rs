@@ -1,13 +1,37 @@
 //! Values of the run file that have a range: parsing one outside it is an error of the
 //! TOML parser, which then points at the value.
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
-/// Declares a newtype over a number with a rule and the sentence said when it is broken.
+/// What the JSON Schema says about a type of this file. It is written out where the type is used.
+macro_rules! schema {
+    ($name:ident, $schema:tt) => {
+        impl JsonSchema for $name {
+            fn inline_schema() -> bool {
+                true
+            }
+
+            fn schema_name() -> Cow<'static, str> {
+                stringify!($name).into()
+            }
+
+            fn json_schema(_: &mut SchemaGenerator) -> Schema {
+                json_schema!($schema)
+            }
+        }
+    };
+}
+
+/// Declares a newtype over a number with a rule, the sentence said when it is broken, and the same
+/// rule as JSON Schema.
 macro_rules! range {
-    ($(#[$doc:meta])* $name:ident($inner:ty), $rule:expr, $sentence:literal) => {
+    ($(#[$doc:meta])* $name:ident($inner:ty), $rule:expr, $sentence:literal, $schema:tt) => {
+        schema!($name, $schema);
+
         $(#[$doc])*
         #[derive(Debug, Clone, Copy, PartialEq, PartialOrd, Serialize, Deserialize)]
         #[serde(try_from = "f64", into = "f64")]
@@ -47,37 +71,49 @@ fn whole(value: f64) -> bool {
 
 range!(
     /// A count of at least one.
-    Count(usize), |v| whole(v) && v >= 1.0, "expected a whole number from 1 to 1e9"
+    Count(usize), |v| whole(v) && v >= 1.0, "expected a whole number from 1 to 1e9",
+    { "type": "integer", "minimum": 1, "maximum": 1_000_000_000 }
 );
 range!(
     /// A count that may be zero.
-    CountOrZero(usize), |v| whole(v) && v >= 0.0, "expected a whole number from 0 to 1e9"
+    CountOrZero(usize), |v| whole(v) && v >= 0.0, "expected a whole number from 0 to 1e9",
+    { "type": "integer", "minimum": 0, "maximum": 1_000_000_000 }
 );
 range!(
     /// A share that leaves something on both sides.
-    Share(f64), |v| v > 0.0 && v < 1.0, "expected a share above 0 and below 1"
+    Share(f64), |v| v > 0.0 && v < 1.0, "expected a share above 0 and below 1",
+    { "type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1 }
 );
 range!(
     /// A probability mass that is not empty.
-    Mass(f64), |v| v > 0.0 && v <= 1.0, "expected a number above 0 and at most 1"
+    Mass(f64), |v| v > 0.0 && v <= 1.0, "expected a number above 0 and at most 1",
+    { "type": "number", "exclusiveMinimum": 0, "maximum": 1 }
 );
 range!(
     /// A fraction that may be nothing or all.
-    Fraction(f64), |v| (0.0..=1.0).contains(&v), "expected a number from 0 to 1"
+    Fraction(f64), |v| (0.0..=1.0).contains(&v), "expected a number from 0 to 1",
+    { "type": "number", "minimum": 0, "maximum": 1 }
 );
 range!(
     /// A finite number of at least zero.
-    NonNegative(f64), |v| v >= 0.0 && v.is_finite(), "expected a number of at least 0"
+    NonNegative(f64), |v| v >= 0.0 && v.is_finite(), "expected a number of at least 0",
+    { "type": "number", "minimum": 0 }
 );
 range!(
     /// A finite number above zero.
-    Positive(f64), |v| v > 0.0 && v.is_finite(), "expected a number above 0"
+    Positive(f64), |v| v > 0.0 && v.is_finite(), "expected a number above 0",
+    { "type": "number", "exclusiveMinimum": 0 }
 );
 
 /// Name of a run, which names a folder.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct RunName(String);
+
+schema!(RunName, {
+    "type": "string",
+    "pattern": "^[A-Za-z0-9_-][A-Za-z0-9_.-]{0,63}$"
+});
 
 impl RunName {
     /// The name.
@@ -113,6 +149,8 @@ pub struct RunPath {
     written: String,
     expanded: PathBuf,
 }
+
+schema!(RunPath, { "type": "string", "minLength": 1 });
 
 impl RunPath {
     /// As the run file has it.
@@ -181,6 +219,36 @@ mod tests {
             expand("${A/x", variable).unwrap_err(),
             @r#"`${` is not closed by `}` in "${A/x""#
         );
+    }
+
+    /// An editor that reads the schema and the parser agree at the edges.
+    #[test]
+    fn schemas_say_what_the_parser_does() {
+        fn edges<T: JsonSchema + TryFrom<f64>>() {
+            let schema = T::json_schema(&mut SchemaGenerator::default());
+            let whole = schema.get("type").unwrap() == "integer";
+            let fits = |value: f64| T::try_from(value).is_ok();
+            let edge = |name| schema.get(name).and_then(serde_json::Value::as_f64);
+            if let Some(least) = edge("minimum") {
+                assert!(fits(least) && !fits(least - 1.0) && !fits(least - 1e-6));
+            }
+            if let Some(most) = edge("maximum") {
+                assert!(fits(most) && !fits(most + 1.0));
+            }
+            if let Some(below) = edge("exclusiveMinimum") {
+                assert!(!fits(below) && fits(below + 1e-6));
+            }
+            if let Some(above) = edge("exclusiveMaximum") {
+                assert!(!fits(above) && fits(above - 1e-6));
+            }
+            assert_eq!(fits(0.5) || fits(1.5), !whole);
+        }
+        edges::<Count>();
+        edges::<CountOrZero>();
+        edges::<Share>();
+        edges::<Mass>();
+        edges::<NonNegative>();
+        edges::<Positive>();
     }
 
     #[test]

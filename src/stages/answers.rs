@@ -57,7 +57,7 @@ pub(super) fn answer_one(context: &Context, name: &str) -> anyhow::Result<Outcom
         ]),
     };
     stage(context, &plan, |out| {
-        let prompts = heldout_prompts(context, settings.grader)?;
+        let prompts = heldout_prompts(context, settings.grader.into())?;
         let model = open(context, name)?;
         let Some(samples) = samples(context, settings, &plan.stage, &model, &prompts)? else {
             return Ok(None);
@@ -125,6 +125,7 @@ fn samples(
     model: &Local,
     prompts: &[Prompt],
 ) -> anyhow::Result<Option<Vec<TaskSample>>> {
+    let grader = Grader::from(settings.grader);
     let sampling = Sampling {
         max_new_tokens: settings.max_new_tokens.get(),
         temperature: 0.0,
@@ -146,8 +147,8 @@ fn samples(
         let completions = model.sample(&asks, &sampling, 0, go_on)?;
         let completions = completions.context("the model stopped without being asked to")?;
         for (prompt, completion) in batch.iter().zip(completions) {
-            let reference = grade::reference(settings.grader, prompt)?;
-            let grade = settings.grader.grade(&completion.answer, reference);
+            let reference = grade::reference(grader, prompt)?;
+            let grade = grader.grade(&completion.answer, reference);
             let count = completion.tokens.len();
             tokens += count;
             samples.push(TaskSample {

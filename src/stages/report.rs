@@ -12,6 +12,7 @@ use serde_json::json;
 
 use super::eval::{UNTRAINED, home};
 use super::{Context, Done, Outcome, answers, counts, export, stage};
+use crate::events::Event;
 use crate::run_dir::{Counts, Plan};
 
 /// What it writes, the file for people first.
@@ -51,8 +52,8 @@ pub fn report(context: &Context) -> anyhow::Result<Outcome> {
         verdict.extend(report.conclusion.doubts);
         Ok(Some(Done::new(counts)))
     })?;
-    for sentence in &verdict {
-        context.talk.data(sentence);
+    for text in verdict {
+        context.talk.say(&Event::Verdict { text });
     }
     if outcome == Outcome::Done {
         let path = context.dir.path(FILES[0]);
@@ -99,7 +100,7 @@ fn build(context: &Context, names: &[&str]) -> anyhow::Result<Report> {
         potstill: env!("CARGO_PKG_VERSION").to_owned(),
         conclusion: Report::conclude(teacher.as_ref(), &students, &comparisons),
         heldout: Heldout::from_values(models.heldout())?,
-        grader: context.run.file.eval.answers.as_ref().map(|a| a.grader),
+        grader: context.run.file.eval.answers.as_ref().map(|a| a.grader.into()),
         teacher,
         students,
         comparisons,

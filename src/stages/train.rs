@@ -16,9 +16,9 @@ use potstill_student::{Method, Overlong, Settings, StepMetrics};
 use serde_json::{Value, json};
 
 use super::rows::Rows;
-use super::{Context, Outcome, checkpoint, counts, each, said, score};
+use super::{Context, Outcome, checkpoint, counts, each, score};
+use crate::events::Event;
 use crate::interrupt;
-use crate::progress::duration;
 use crate::run_dir::{LedgerLine, Plan, now, settings_of, short};
 use crate::run_file::{Loaded, Overlong as RunOverlong, RunFile};
 
@@ -41,11 +41,11 @@ fn train_one(context: &Context, name: &str) -> anyhow::Result<Outcome> {
     talk.detail(&format!("{stage}: key {}", short(&key)));
     let published = dir.published(&plan.home)?;
     if let Some(manifest) = published.filter(|m| m.key == key) {
-        talk.line(&format!("{stage}: up to date ({})", said(&manifest.counts)));
+        talk.say(&Event::up_to_date(stage, manifest.counts));
         return Ok(Outcome::UpToDate);
     }
     if context.dry_run {
-        talk.line(&format!("{stage}: would run"));
+        talk.say(&Event::would_run(stage));
         return Ok(Outcome::WouldRun);
     }
     let folder = dir.path(&plan.home);
@@ -54,10 +54,7 @@ fn train_one(context: &Context, name: &str) -> anyhow::Result<Outcome> {
     // Without a checkpoint there is nothing to keep: it was begun and cut short.
     if of != key && folder.join("checkpoints").exists() {
         let old = dir.keep_old(&plan.home)?;
-        talk.line(&format!(
-            "{stage}: what was there before is kept as {}",
-            dir.path(&old).display()
-        ));
+        talk.say(&Event::kept(stage, &dir.path(&old)));
     }
     fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
     replace_file(&started, key.as_bytes())?;
@@ -65,6 +62,7 @@ fn train_one(context: &Context, name: &str) -> anyhow::Result<Outcome> {
         check_tokenizer(run, &dir.path("signals"))?;
     }
 
+    talk.say(&Event::started(stage));
     let (began, started) = (Instant::now(), now());
     let mut rows = Rows::open(context, "train")?;
     let settings = settings(&run.file);
@@ -102,17 +100,14 @@ fn train_one(context: &Context, name: &str) -> anyhow::Result<Outcome> {
     })?;
     if !trained.finished {
         talk.line(&format!("{stage}: saved at step {}", trained.step));
+        talk.say(&Event::stopped(stage));
         return Ok(Outcome::Stopped);
     }
     let last = last_checkpoint(context, name);
     let mut files = hash_files(&dir.path(&last))?;
     // It counts bytes of `metrics.jsonl`, which tells speeds.
     files.remove("state.json");
-    talk.line(&format!(
-        "{stage}: {}, in {}",
-        said(&counts),
-        duration(seconds)
-    ));
+    talk.say(&Event::finished(stage, counts.clone(), seconds));
     Manifest {
         stage: stage.clone(),
         schema: SCHEMA_VERSION,

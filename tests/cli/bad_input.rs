@@ -84,7 +84,6 @@ fn prompts() {
 
 #[cfg(unix)]
 #[test]
-#[allow(clippy::print_stderr)]
 fn a_file_without_permission() {
     use std::os::unix::fs::PermissionsExt;
     let run = Run::new();
@@ -205,7 +204,6 @@ impl Drop for SmallDisk {
 }
 
 #[test]
-#[allow(clippy::print_stderr)]
 fn a_full_disk() {
     let whole = Run::new();
     whole.run();

@@ -195,7 +195,11 @@ pub(crate) fn write_model(dir: &Path, rows: usize) {
     };
     let model = Llama::init(&config, 5, DType::F32, &Device::flex()).unwrap();
     potstill::model::save(&model, dir, DType::F32).unwrap();
-    let special = ["<unk>", "<s>", "</s>"];
+    write_tokenizer(dir, &["<unk>", "<s>", "</s>"], "</s>");
+}
+
+/// A tokenizer of special tokens and, behind them, every byte.
+pub(crate) fn write_tokenizer(dir: &Path, special: &[&str], eos: &str) {
     let mut vocabulary = serde_json::Map::new();
     for (id, token) in special.iter().enumerate() {
         vocabulary.insert((*token).to_owned(), json!(id));
@@ -221,6 +225,9 @@ pub(crate) fn write_model(dir: &Path, rows: usize) {
                    "vocab": vocabulary, "merges": [] },
     });
     fs::write(dir.join("tokenizer.json"), tokenizer.to_string()).unwrap();
-    let names = json!({ "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>" });
+    let names = json!({ "bos_token": "<s>", "eos_token": eos, "unk_token": "<unk>" });
     fs::write(dir.join("tokenizer_config.json"), names.to_string()).unwrap();
+    let id = special.iter().position(|token| *token == eos);
+    let generation = json!({ "eos_token_id": id });
+    fs::write(dir.join("generation_config.json"), generation.to_string()).unwrap();
 }

@@ -4,6 +4,11 @@
 #![allow(clippy::unwrap_used)]
 
 mod bad_input;
+mod docs;
+mod events;
+mod first_hour;
 mod fixture;
+mod mistakes;
 mod real;
+mod render;
 mod runs;

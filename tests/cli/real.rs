@@ -32,7 +32,6 @@ fn examples_parse() {
 }
 
 #[test]
-#[allow(clippy::print_stderr)]
 fn stories260k_runs_whole() {
     let Ok(real) = std::env::var("POTSTILL_REAL") else {
         eprintln!("skipped: POTSTILL_REAL is not set");

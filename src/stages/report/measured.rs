@@ -47,7 +47,7 @@ impl<'a> Models<'a> {
             models.students.push((name, values(context, name)?));
         }
         if let Some(settings) = &file.eval.answers {
-            models.prompts = answers::heldout_prompts(context, settings.grader)?;
+            models.prompts = answers::heldout_prompts(context, settings.grader.into())?;
             let teacher = file.teacher.as_ref().map(|_| answers::TEACHER);
             for name in teacher.into_iter().chain(names.iter().copied()) {
                 models

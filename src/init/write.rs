@@ -1,0 +1,101 @@
+//! The text of the run file.
+
+use serde_json::Value;
+
+use super::{Answers, quoted};
+use crate::schema;
+
+/// Column at which comments begin, where the key leaves room.
+const COMMENT_AT: usize = 36;
+
+/// The run file, with every key of the schema: as the answers set it, else commented out.
+pub(super) fn run_file(answers: &Answers) -> String {
+    let schema = schema::run_file();
+    let mut text =
+        "# A run file of Potstill. Lines that begin with `#` show defaults, or what may be set.\n"
+            .to_owned();
+    for (table, keys) in schema::properties(&schema) {
+        text += &format!("\n# {}\n[{table}]\n", schema::description(keys));
+        for (key, about) in schema::properties(keys) {
+            let line = match set(answers, table, key) {
+                Some((value, None)) => commented(&format!("{key} = {value}"), about),
+                Some((value, Some(why))) => with_comment(&format!("{key} = {value}"), &why),
+                None => commented(&format!("# {key} = {}", default(about)), about),
+            };
+            text += &line;
+        }
+    }
+    text
+}
+
+/// What is known of a key: its value, and why it is that where there is more to say than its meaning.
+fn set(answers: &Answers, table: &str, key: &str) -> Option<(String, Option<String>)> {
+    let facts = &answers.facts;
+    let plain = |value: String| Some((value, None));
+    match (table, key) {
+        ("run", "name") => plain(quoted(&answers.name)),
+        ("run", "seed") => plain("17".to_owned()),
+        ("import", "path") => plain(quoted(&answers.data)),
+        ("import", "columns") => Some((
+            answers.detected.columns.clone(),
+            Some(format!(
+                "The data looks like {}, {} answers.",
+                answers.detected.name,
+                if answers.detected.has_answers {
+                    "with"
+                } else {
+                    "without"
+                }
+            )),
+        )),
+        ("teacher", "path") => plain(quoted(&answers.teacher)),
+        ("teacher", "template") if !facts.has_template => Some((
+            quoted("plain"),
+            Some("The teacher has no chat template: messages one after the other.".to_owned()),
+        )),
+        ("collect", "max_new_tokens") => plain((facts.context / 2).clamp(1, 256).to_string()),
+        ("collect", "signals") => {
+            let top_k = (facts.vocabulary / 4).clamp(1, 64);
+            plain(format!("{{ top_k = {top_k} }}"))
+        }
+        ("student", "every") if facts.layers > 1 => Some((
+            "2".to_owned(),
+            Some(format!(
+                "Every second of the teacher's {} layers: a student of {}.",
+                facts.layers,
+                facts.layers.div_ceil(2)
+            )),
+        )),
+        ("student", "random") if facts.layers == 1 => Some((
+            "{ hidden_size = 64, intermediate_size = 128, layers = 1, heads = 2 }".to_owned(),
+            Some("The teacher has one layer, so there is none to leave out.".to_owned()),
+        )),
+        _ => None,
+    }
+}
+
+/// A key's default, or the form of its value.
+fn default(about: &Value) -> String {
+    match about.get("default") {
+        Some(default) => schema::toml(default),
+        None => match about["type"].as_str() {
+            Some("string") => "\"…\"".to_owned(),
+            Some("object") => "{ … }".to_owned(),
+            Some("array") => "[…]".to_owned(),
+            _ => "…".to_owned(),
+        },
+    }
+}
+
+fn commented(line: &str, about: &Value) -> String {
+    with_comment(line, &schema::description(about))
+}
+
+/// The comment stands behind the line where both fit, else before it.
+fn with_comment(line: &str, comment: &str) -> String {
+    let width = line.chars().count();
+    match width < COMMENT_AT && COMMENT_AT + comment.chars().count() < 110 {
+        true => format!("{line:COMMENT_AT$}# {comment}\n"),
+        false => format!("# {comment}\n{line}\n"),
+    }
+}

@@ -1,0 +1,184 @@
+//! `potstill render` on chat templates of real families, and on ones that are wrong.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use serde_json::json;
+
+use crate::fixture::{Run, VOCABULARY, write_model, write_tokenizer};
+
+const CHATML: [&str; 5] = ["<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"];
+
+/// A run whose teacher speaks ChatML by this template, with one question.
+fn run(template: &str, eos: &str) -> Run {
+    let run = Run::new();
+    write_model(&run.path("model"), VOCABULARY + 2);
+    write_tokenizer(&run.path("model"), &CHATML, eos);
+    run.edit("template = \"plain\"", "template = \"chat.jinja\"");
+    run.write("chat.jinja", template);
+    run.write(
+        "prompts.jsonl",
+        "{\"q\": \"2 + 2?\", \"a\": \"It is\\n4.\"}\n",
+    );
+    run.edit(
+        "{ text = \"text\" }",
+        "{ question = \"q\", answer = \"a\" }",
+    );
+    run
+}
+
+fn family(name: &str) -> String {
+    let path = format!("datasets/tests/data/templates/{name}.jinja");
+    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
+}
+
+fn think(run: &Run) {
+    run.edit(
+        "samples = 2",
+        "samples = 2\nreasoning = { open = \"<think>\\n\", close = \"\\n</think>\\n\\n\" }",
+    );
+}
+
+fn rendered(run: &Run) -> String {
+    let said = run.potstill(&["render", "run.toml"]);
+    format!("exit code {}\n{}{}", said.code, said.stdout, said.stderr)
+}
+
+#[test]
+fn right_masks() {
+    insta::assert_snapshot!("smollm2", rendered(&run(&family("smollm2"), "<|im_end|>")));
+    insta::assert_snapshot!("qwen", rendered(&run(&family("qwen2.5"), "<|im_end|>")));
+    insta::assert_snapshot!("keeps_reasoning", {
+        let run = run(&family("reasoning"), "<|im_end|>");
+        think(&run);
+        rendered(&run)
+    });
+    // The template knows no reasoning: it is written by the run file's marks.
+    insta::assert_snapshot!("marks_reasoning", {
+        let run = run(&family("smollm2"), "<|im_end|>");
+        think(&run);
+        rendered(&run)
+    });
+    insta::assert_snapshot!("tools", {
+        let run = run(&family("qwen2.5"), "<|im_end|>");
+        let tool = json!({ "type": "function", "function": { "name": "add", "parameters": {} } });
+        let messages = json!([
+            { "role": "system", "content": "Use tools." },
+            { "role": "user", "content": "2 + 2?" },
+            { "role": "assistant", "content": "", "tool_calls": [
+                { "id": "1", "type": "function", "function": { "name": "add", "arguments": "{}" } }] },
+            { "role": "tool", "tool_call_id": "1", "content": "4" }]);
+        run.write(
+            "prompts.jsonl",
+            &json!({ "messages": messages, "tools": [tool] }).to_string(),
+        );
+        run.edit(
+            "{ question = \"q\", answer = \"a\" }",
+            "{ messages = \"messages\" }",
+        );
+        rendered(&run)
+    });
+}
+
+#[test]
+fn wrong_masks() {
+    let chatml = |turn: &str, opened: &str| {
+        format!(
+            "{{% for m in messages %}}<|im_start|>{{{{ m.role }}}}\n{turn}\n{{% endfor %}}{{% if add_generation_prompt %}}{opened}{{% endif %}}"
+        )
+    };
+    let open = "<|im_start|>assistant\n";
+    insta::assert_snapshot!(
+        "another_eos",
+        rendered(&run(&chatml("{{ m.content }}<|im_end|>", open), "</s>"))
+    );
+    insta::assert_snapshot!("strips_reasoning", {
+        let turn = "{{ m.content }}{% if false %}{{ m.reasoning_content }}{% endif %}<|im_end|>";
+        let run = run(&chatml(turn, open), "<|im_end|>");
+        think(&run);
+        rendered(&run)
+    });
+    insta::assert_snapshot!(
+        "not_a_prefix",
+        rendered(&run(
+            &chatml("{{ m.content }}<|im_end|>", "<|im_start|>assistant: "),
+            "<|im_end|>"
+        ))
+    );
+    insta::assert_snapshot!(
+        "marks_elsewhere",
+        rendered(&run(
+            &chatml(
+                "{% if m.role == 'user' %}{% generation %}{{ m.content }}{% endgeneration %}{% else %}{{ m.content }}{% endif %}<|im_end|>",
+                open
+            ),
+            "<|im_end|>"
+        ))
+    );
+    // The prompt is not the start of the conversation, so the marks alone say what is trained on.
+    insta::assert_snapshot!(
+        "trains_on_the_prompt",
+        rendered(&run(
+            "<s>{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ messages[0].content }}\n{{ m.content }}<|im_end|>{% endgeneration %}{% elif messages | length == 1 %}{{ m.content }}\n{% endif %}{% endfor %}{% if add_generation_prompt %}answer:{% endif %}",
+            "<|im_end|>"
+        ))
+    );
+}
+
+#[test]
+fn published_answers_are_shown_as_they_were_sampled() {
+    let run = Run::new();
+    for stage in ["import", "collect"] {
+        assert_eq!(run.potstill(&[stage, "run.toml"]).code, 0);
+    }
+    let said = run.potstill(&["render", "run.toml", "--rows", "2"]);
+    assert_eq!(said.code, 0, "{}", said.stderr);
+    let rows: Vec<&str> = said
+        .stdout
+        .lines()
+        .filter(|l| l.starts_with("prompts.jsonl:"))
+        .collect();
+    insta::assert_snapshot!("published_rows", rows.join("\n"));
+}
+
+#[test]
+fn a_run_file_of_its_own_limit_is_not_exceeded() {
+    let run = Run::new();
+    run.edit("columns = {", "limit = 2\ncolumns = {");
+    let said = run.potstill(&["render", "run.toml", "--rows", "9"]);
+    assert_eq!(said.stdout.matches("prompts.jsonl:").count(), 2);
+    assert!(!run.path("runs").exists(), "`render` leaves nothing behind");
+}
+
+#[test]
+fn smollm2_itself() {
+    let Ok(real) = std::env::var("POTSTILL_REAL") else {
+        eprintln!("skipped: POTSTILL_REAL is not set");
+        return;
+    };
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/smollm2-gsm8k.toml");
+    let needed = [
+        "models/SmolLM2-135M-Instruct/tokenizer.json",
+        "data/gsm8k/train.jsonl",
+    ];
+    if let Some(missing) = needed.iter().find(|n| !Path::new(&real).join(n).exists()) {
+        eprintln!("skipped: POTSTILL_REAL has no {missing}");
+        return;
+    }
+    let temp = tempfile::tempdir().unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_potstill"))
+        .args(["render", path.to_str().unwrap(), "--rows", "1"])
+        .env("POTSTILL_REAL", real)
+        .current_dir(temp.path())
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.contains("<|im_start|>assistant\n  ⟦"), "{text}");
+    assert!(text.trim_end().ends_with("<|im_end|>⏹⟧"), "{text}");
+}
