@@ -90,20 +90,21 @@ enum Kind {
 
 impl Kind {
     fn of(value: &Value) -> Kind {
-        match chat::from_text(value).as_ref() {
+        let found = chat::from_text(value);
+        if let Value::Array(items) = found.as_ref()
+            && !items.is_empty()
+        {
+            let all = |key: &str| items.iter().all(|item| item.get(key).is_some());
+            match (all("role"), all("from")) {
+                (true, _) => return Kind::Roles,
+                (_, true) => return Kind::Senders,
+                _ => {}
+            }
+        }
+        match value {
             Value::Null => Kind::Null,
             Value::String(_) => Kind::Text,
             Value::Number(_) => Kind::Number,
-            Value::Array(items) => {
-                let all = |key: &str| {
-                    !items.is_empty() && items.iter().all(|item| item.get(key).is_some())
-                };
-                match (all("role"), all("from")) {
-                    (true, _) => Kind::Roles,
-                    (_, true) => Kind::Senders,
-                    _ => Kind::Other,
-                }
-            }
             _ => Kind::Other,
         }
     }
@@ -314,6 +315,12 @@ mod tests {
             (
                 r#"{"Answer": 145.0, "Question": "a", "Body": "b"}"#,
                 question("Question", Some("Answer")),
+                "question and answer",
+                false,
+            ),
+            (
+                r#"{"question": "[1, 2]", "answer": "[]"}"#,
+                question("question", Some("answer")),
                 "question and answer",
                 false,
             ),

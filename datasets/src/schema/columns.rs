@@ -93,6 +93,15 @@ pub(super) fn lists(
     lists_as(element, column, lengths, child)
 }
 
+/// A list column of numbers, none of them null.
+pub(super) fn number_lists<'a, T: ArrowPrimitiveType>(
+    column: &str,
+    rows: impl Iterator<Item = &'a [T::Native]> + Clone,
+) -> Result<ArrayRef, Error> {
+    let lengths = rows.clone().map(<[T::Native]>::len);
+    lists(column, lengths, numbers::<T>(concat(rows)))
+}
+
 pub(super) fn lists_of_optional(
     column: &str,
     lengths: impl Iterator<Item = usize>,
@@ -294,6 +303,24 @@ impl Lists<'_> {
             Some([start, end]) => start.unsigned_abs() as usize..end.unsigned_abs() as usize,
             _ => 0..0,
         }
+    }
+}
+
+/// A list column of numbers.
+pub(super) struct NumberLists<'a, T: ArrowPrimitiveType> {
+    pub(super) lists: Lists<'a>,
+    pub(super) values: &'a PrimitiveArray<T>,
+}
+
+impl<'a, T: ArrowPrimitiveType> NumberLists<'a, T> {
+    pub(super) fn of(cells: &Cells<'a>) -> Result<NumberLists<'a, T>, Error> {
+        let lists = cells.lists()?;
+        let values = lists.child.numbers()?;
+        Ok(NumberLists { lists, values })
+    }
+
+    pub(super) fn get(&self, row: usize) -> Vec<T::Native> {
+        part(self.values.values(), self.lists.range(row))
     }
 }
 

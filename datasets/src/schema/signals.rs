@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use arrow::array::{PrimitiveArray, RecordBatch};
-use arrow::datatypes::{ArrowPrimitiveType, DataType, Float32Type, Schema, SchemaRef, UInt32Type};
+use arrow::array::RecordBatch;
+use arrow::datatypes::{DataType, Float32Type, Schema, SchemaRef, UInt32Type};
 
 use super::columns::{
-    Cells, Lists, booleans, concat, list, list_of_optional, lists, lists_of_optional, number,
-    numbers, optional_numbers, part, required, strings,
+    Cells, Lists, NumberLists, booleans, concat, list, list_of_optional, lists, lists_of_optional,
+    number, number_lists, numbers, optional_numbers, required, strings,
 };
 use super::{Record, batch, check_columns};
 use crate::error::Error;
@@ -37,18 +37,13 @@ impl Record for Signal {
         rows.iter().try_for_each(Signal::validate)?;
         let positions = || rows.iter().flat_map(|row| &row.rows);
         let counts = || rows.iter().map(|row| row.rows.len());
-        let sizes = || positions().map(|position| position.ids.len());
 
-        let token_ids =
-            numbers::<UInt32Type>(concat(rows.iter().map(|row| row.token_ids.as_slice())));
+        let token_ids = rows.iter().map(|row| row.token_ids.as_slice());
         let mask = booleans(concat(rows.iter().map(|row| row.loss_mask.as_slice())));
-        let ids =
-            numbers::<UInt32Type>(concat(positions().map(|position| position.ids.as_slice())));
-        let ids = lists("support_ids", sizes(), ids)?;
-        let logprobs = numbers::<Float32Type>(concat(
-            positions().map(|position| position.logprobs.as_slice()),
-        ));
-        let logprobs = lists("support_logprobs", sizes(), logprobs)?;
+        let ids = positions().map(|position| position.ids.as_slice());
+        let ids = number_lists::<UInt32Type>("support_ids", ids)?;
+        let logprobs = positions().map(|position| position.logprobs.as_slice());
+        let logprobs = number_lists::<Float32Type>("support_logprobs", logprobs)?;
         let tail =
             numbers::<Float32Type>(positions().map(|position| position.tail_logprob).collect());
         let entropy =
@@ -65,11 +60,7 @@ impl Record for Signal {
         batch::<Self>(vec![
             strings("prompt_id", rows.iter().map(|row| row.prompt_id.as_str()))?,
             numbers::<UInt32Type>(rows.iter().map(|row| row.sample_index).collect()),
-            lists(
-                "token_ids",
-                rows.iter().map(|row| row.token_ids.len()),
-                token_ids,
-            )?,
+            number_lists::<UInt32Type>("token_ids", token_ids)?,
             lists(
                 "loss_mask",
                 rows.iter().map(|row| row.loss_mask.len()),
@@ -92,8 +83,7 @@ impl Record for Signal {
             column("sample_index")?.numbers::<UInt32Type>()?,
         );
         let provenance = column("provenance")?.numbers::<UInt32Type>()?;
-        let token_lists = column("token_ids")?.lists()?;
-        let token_ids = token_lists.child.numbers::<UInt32Type>()?.values();
+        let token_ids = NumberLists::<UInt32Type>::of(&column("token_ids")?)?;
         let mask_lists = column("loss_mask")?.lists()?;
         let mask = mask_lists.child.booleans()?.values();
         let distributions = Distributions::of(batch)?;
@@ -101,7 +91,7 @@ impl Record for Signal {
             let signal = Signal {
                 prompt_id: prompt_id.value(row).to_owned(),
                 sample_index: sample_index.value(row),
-                token_ids: part(token_ids, token_lists.range(row)),
+                token_ids: token_ids.get(row),
                 loss_mask: mask_lists
                     .range(row)
                     .map(|index| mask.value(index))
@@ -116,27 +106,13 @@ impl Record for Signal {
     }
 }
 
-/// A column of lists of numbers.
-struct Flat<'a, T: ArrowPrimitiveType> {
-    lists: Lists<'a>,
-    values: &'a PrimitiveArray<T>,
-}
-
-impl<'a, T: ArrowPrimitiveType> Flat<'a, T> {
-    fn of(cells: &Cells<'a>) -> Result<Flat<'a, T>, Error> {
-        let lists = cells.lists()?;
-        let values = lists.child.numbers()?;
-        Ok(Flat { lists, values })
-    }
-}
-
 /// The columns with an entry for each loss position: the lists of a row, then what they hold.
 struct Distributions<'a> {
-    ids: (Lists<'a>, Flat<'a, UInt32Type>),
-    logprobs: (Lists<'a>, Flat<'a, Float32Type>),
-    log_z: (Lists<'a>, Flat<'a, Float32Type>),
-    tail: Flat<'a, Float32Type>,
-    entropy: Flat<'a, Float32Type>,
+    ids: (Lists<'a>, NumberLists<'a, UInt32Type>),
+    logprobs: (Lists<'a>, NumberLists<'a, Float32Type>),
+    log_z: (Lists<'a>, NumberLists<'a, Float32Type>),
+    tail: NumberLists<'a, Float32Type>,
+    entropy: NumberLists<'a, Float32Type>,
 }
 
 impl<'a> Distributions<'a> {
@@ -147,21 +123,15 @@ impl<'a> Distributions<'a> {
             column("support_logprobs")?.lists()?,
         );
         let log_z = column("log_z_at")?.lists()?;
+        let support_ids = NumberLists::of(&ids.child)?;
+        let support_logprobs = NumberLists::of(&logprobs.child)?;
+        let temperatures = NumberLists::of(&log_z.child)?;
         Ok(Distributions {
-            tail: Flat::of(&column("tail_logprob")?)?,
-            entropy: Flat::of(&column("entropy")?)?,
-            ids: {
-                let inner = Flat::of(&ids.child)?;
-                (ids, inner)
-            },
-            logprobs: {
-                let inner = Flat::of(&logprobs.child)?;
-                (logprobs, inner)
-            },
-            log_z: {
-                let inner = Flat::of(&log_z.child)?;
-                (log_z, inner)
-            },
+            tail: NumberLists::of(&column("tail_logprob")?)?,
+            entropy: NumberLists::of(&column("entropy")?)?,
+            ids: (ids, support_ids),
+            logprobs: (logprobs, support_logprobs),
+            log_z: (log_z, temperatures),
         })
     }
 
@@ -186,11 +156,8 @@ impl<'a> Distributions<'a> {
         // The children of different columns begin at different places only if a writer left gaps between lists.
         let [logprobs, log_z, tail, entropy] = others.map(|other| other.range(row).start);
         let rows = positions.enumerate().map(|(i, position)| SignalRow {
-            ids: part(self.ids.1.values.values(), self.ids.1.lists.range(position)),
-            logprobs: part(
-                self.logprobs.1.values.values(),
-                self.logprobs.1.lists.range(logprobs + i),
-            ),
+            ids: self.ids.1.get(position),
+            logprobs: self.logprobs.1.get(logprobs + i),
             tail_logprob: self.tail.values.value(tail + i),
             entropy: self.entropy.values.value(entropy + i),
             log_z_at: self
