@@ -63,29 +63,6 @@ impl Rotary {
     }
 }
 
-/// What each position of a text sees, the same in all layers.
-pub(crate) enum Sight {
-    /// Every position up to its own. Without autodiff only.
-    Causal,
-    /// Where this bias is 0 and not −∞: `[b or 1, 1, t, t]`.
-    Where(Tensor<4>),
-}
-
-impl Sight {
-    /// Attention of texts to themselves: `q_bhte`, `k_bgte`, `v_bgte` → `[b, h, t, e]`.
-    pub(crate) fn attend(
-        &self,
-        q_bhte: Tensor<4>,
-        k_bgte: Tensor<4>,
-        v_bgte: Tensor<4>,
-    ) -> Tensor<4> {
-        match self {
-            Sight::Causal => causal(q_bhte, k_bgte, v_bgte),
-            Sight::Where(bias) => attend(q_bhte, k_bgte, v_bgte, bias.clone()),
-        }
-    }
-}
-
 /// Attention of a whole text to itself, without autodiff: position i sees the positions up to i.
 ///
 /// `q_bhte`, `k_bgte`, `v_bgte` → `[b, h, t, e]`. It is burn's own, which never holds all scores at once

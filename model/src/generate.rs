@@ -352,11 +352,8 @@ fn kth_largest(weights: &[f64], k: usize) -> Option<f64> {
 
 /// Leaves smaller weights out of what is drawn from.
 fn drop_below(least: f64, weights: &mut [f64]) {
-    for weight in weights {
-        if *weight < least {
-            *weight = 0.0;
-        }
-    }
+    let small = weights.iter_mut().filter(|weight| **weight < least);
+    small.for_each(|weight| *weight = 0.0);
 }
 
 /// The fewest tokens that reach `top_p` of all weight, heaviest first and the lower id among equals.

@@ -11,7 +11,7 @@ use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use crate::attention::{Rotary, Sight, document_bias, statistics_dtype};
+use crate::attention::{Rotary, attend, causal, document_bias, statistics_dtype};
 use crate::checkpoint::stored_type;
 use crate::parameters::{MapParameters, map_parameters};
 use crate::{Config, Error};
@@ -146,15 +146,16 @@ impl Llama {
         let [b, t] = ids_bt.dims();
         let rotary = self.rotary(positions);
         let one_document = positions.iter().flatten().copied().eq(0..t);
-        let sight = if one_document && !self.embed.val().is_autodiff() {
-            Sight::Causal
-        } else {
-            Sight::Where(document_bias(positions, self.dtype(), &self.device()))
-        };
+        // One bias serves all layers; burn's own attention, which has no gradient, needs none.
+        let bias = (!one_document || self.embed.val().is_autodiff())
+            .then(|| document_bias(positions, self.dtype(), &self.device()));
         let mut x_nd = self.embed(ids_bt);
         for layer in &self.layers {
             let (q_bhte, k_bgte, v_bgte) = layer.project(&self.config, x_nd.clone(), b, &rotary);
-            let mixed_bhte = sight.attend(q_bhte, k_bgte, v_bgte);
+            let mixed_bhte = match &bias {
+                None => causal(q_bhte, k_bgte, v_bgte),
+                Some(bias) => attend(q_bhte, k_bgte, v_bgte, bias.clone()),
+            };
             x_nd = layer.finish(&self.config, x_nd, mixed_bhte);
         }
         self.final_norm(x_nd)
