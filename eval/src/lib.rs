@@ -7,16 +7,19 @@
 //! - [`interval`] gives a metric with its 95 % bootstrap interval, [`paired`] the
 //!   difference of two students over the same sequences.
 //! - [`verdict`] says "better" or "worse" only when the interval leaves out zero.
+//! - [`Grader`] says whether an answer is right, given a reference.
 //! - [`Report`] writes itself as Markdown and as JSON.
 
 mod bootstrap;
 mod error;
+mod grade;
 mod metric;
 mod report;
 mod report_markdown;
 
 pub use bootstrap::{Interval, MIN_PROMPTS, interval, paired};
 pub use error::Error;
+pub use grade::{Grade, Grader};
 pub use metric::{Metric, Verdict, verdict};
 pub use potstill_datasets::SequenceValues;
 pub use report::{Comparison, Heldout, Provenance, Report, StageFacts, StudentResult, compare};

@@ -1,0 +1,298 @@
+//! Graders: is an answer right, given a reference?
+//!
+//! Both sides are read alike: first the *final answer* is found, which is what follows
+//! the last `####` (GSM8K), `Answer:` or `answer is`, or what stands in the last
+//! `\boxed{…}`, and is the whole text where none of them occurs. Then [`Grader::Exact`]
+//! compares text, and [`Grader::Number`] the last number in it.
+
+use serde::{Deserialize, Serialize};
+
+mod number;
+
+use number::Number;
+
+/// A rule by which an answer is right.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Grader {
+    /// The final answer is the reference's, after trimming and with every run of white
+    /// space as one space. Case counts. Where the reference is one line, so is the final
+    /// answer; a full stop that the reference does not have ends a sentence, and is left
+    /// off.
+    Exact,
+    /// The last number of the final answer equals the reference's, exactly. `1,234.50`,
+    /// `$1234.5` and `1234.5` are one number, and so are `3/4`, `\frac{3}{4}` and `0.75`;
+    /// a comma separates thousands. `$` and `%` are units and do not count: `50%` is 50.
+    /// Where the final answer holds no number, the last one of the whole text is taken.
+    Number,
+}
+
+/// What a grader says of one answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Grade {
+    /// Whether the answer is right.
+    pub correct: bool,
+    /// What was compared; none where the answer holds nothing of the kind. A number is
+    /// written without separators and units, `1234.5` or `3/4`.
+    pub extracted: Option<String>,
+}
+
+impl Grader {
+    /// The name in a run file and in `verdicts/`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Grader::Exact => "exact",
+            Grader::Number => "number",
+        }
+    }
+
+    /// What the report says "right" means.
+    pub fn rule(self) -> &'static str {
+        match self {
+            Grader::Exact => "the final answer equals the reference",
+            Grader::Number => "the last number of the final answer equals the reference's",
+        }
+    }
+
+    /// What of `reference` answers are compared with. None means that nothing can be right
+    /// by this reference: it is empty, or has no number.
+    pub fn expected(self, reference: &str) -> Option<String> {
+        match self {
+            Grader::Exact => {
+                let several_lines = trim(tail(reference)).contains('\n');
+                exact(reference, several_lines)
+            }
+            Grader::Number => last_number(reference).map(|n| n.to_string()),
+        }
+    }
+
+    /// Grades `answer`. Nothing is right by a reference without [`expected`](Self::expected).
+    pub fn grade(self, answer: &str, reference: &str) -> Grade {
+        match self {
+            Grader::Exact => {
+                let several_lines = trim(tail(reference)).contains('\n');
+                let expected = exact(reference, several_lines);
+                let mut extracted = exact(answer, several_lines);
+                if let (Some(found), Some(expected)) = (&mut extracted, &expected)
+                    && found.len() > 1
+                    && found.ends_with('.')
+                    && !expected.ends_with('.')
+                {
+                    found.pop();
+                }
+                Grade {
+                    correct: extracted.is_some() && extracted == expected,
+                    extracted,
+                }
+            }
+            Grader::Number => {
+                let (found, expected) = (last_number(answer), last_number(reference));
+                Grade {
+                    correct: found.is_some() && found == expected,
+                    extracted: found.map(|n| n.to_string()),
+                }
+            }
+        }
+    }
+}
+
+/// The final answer as one line, or as all that follows, with single spaces.
+fn exact(text: &str, several_lines: bool) -> Option<String> {
+    let tail = trim(tail(text));
+    let tail = match several_lines {
+        true => tail,
+        false => final_line(text, tail),
+    };
+    let words: Vec<&str> = trim(tail).split_whitespace().collect();
+    Some(words.join(" ")).filter(|words| !words.is_empty())
+}
+
+/// The first line of `tail` where a marker led to it; all of it where `text` has none.
+fn final_line<'a>(text: &str, tail: &'a str) -> &'a str {
+    if tail.len() == trim(text).len() {
+        return tail;
+    }
+    tail.lines().next().unwrap_or(tail)
+}
+
+fn last_number(text: &str) -> Option<Number> {
+    let tail = trim(tail(text));
+    number::last(final_line(text, tail)).or_else(|| number::last(text))
+}
+
+/// White space and Markdown's emphasis around an answer are not part of it.
+fn trim(text: &str) -> &str {
+    text.trim_matches(|c: char| c.is_whitespace() || c == '*')
+}
+
+/// What follows the last marker, or the whole text.
+fn tail(text: &str) -> &str {
+    let hashes = text.rfind("####").map(|at| (at, text.get(at + 4..)));
+    // ASCII alone changes, so that places in one are places in the other.
+    let lower = text.to_ascii_lowercase();
+    let said = lower
+        .rmatch_indices("answer")
+        .find_map(|(at, word)| Some((at, said_from(&lower, at + word.len())?)))
+        .map(|(at, from)| (at, text.get(from..)));
+    let boxed = text
+        .rmatch_indices("\\boxed{")
+        .find_map(|(at, mark)| Some((at, Some(in_braces(text.get(at + mark.len()..)?)?))));
+    [hashes, said, boxed]
+        .into_iter()
+        .flatten()
+        .max_by_key(|(at, _)| *at)
+        .and_then(|(_, tail)| tail)
+        .unwrap_or(text)
+}
+
+/// Where the answer begins after the word "answer" that ends at `from`: after a colon, or
+/// after "is" and perhaps a colon. None where the word is part of another sentence.
+fn said_from(lower: &str, from: usize) -> Option<usize> {
+    let rest = lower.get(from..)?;
+    let word = rest.trim_start_matches(|c: char| c == ' ' || c == '*');
+    if let Some(after) = word.strip_prefix(':') {
+        return Some(lower.len() - after.len());
+    }
+    let after = word.strip_prefix("is").filter(|_| rest.starts_with(' '))?;
+    if after.starts_with(|c: char| c.is_alphanumeric()) {
+        return None;
+    }
+    let after = after.trim_start_matches([' ', '*']);
+    let after = after.strip_prefix(':').unwrap_or(after);
+    Some(lower.len() - after.len())
+}
+
+/// The text up to the brace that closes one already open; none where it was cut off.
+fn in_braces(text: &str) -> Option<&str> {
+    let mut depth = 1;
+    for (at, c) in text.char_indices() {
+        match c {
+            '{' => depth += 1,
+            '}' => depth -= 1,
+            _ => {}
+        }
+        if depth == 0 {
+            return text.get(..at);
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn right(grader: Grader, answer: &str, reference: &str) {
+        let grade = grader.grade(answer, reference);
+        assert!(grade.correct, "{answer:?} {reference:?} {grade:?}");
+    }
+
+    #[track_caller]
+    fn wrong(grader: Grader, answer: &str, reference: &str) {
+        let grade = grader.grade(answer, reference);
+        assert!(!grade.correct, "{answer:?} {reference:?} {grade:?}");
+    }
+
+    fn extracted(grader: Grader, answer: &str) -> Option<String> {
+        grader.grade(answer, "0").extracted
+    }
+
+    #[test]
+    fn the_final_answer_follows_the_last_marker() {
+        let of = |text| extracted(Grader::Exact, text).unwrap();
+        assert_eq!(of("2 + 2 = 4\n#### 4"), "4");
+        assert_eq!(of("#### 3\nNo, wait.\n#### 4"), "4");
+        assert_eq!(of("Answer: 3. Checking … the answer is 4"), "4");
+        assert_eq!(of("#### 3\nSo \\boxed{4} it is."), "4");
+        assert_eq!(of("\\boxed{3}\n#### 4"), "4");
+        assert_eq!(of("FINAL ANSWER: Paris"), "Paris");
+        assert_eq!(of("**Answer:** Paris"), "Paris");
+        assert_eq!(of("**Final Answer**: Paris"), "Paris");
+        assert_eq!(of("Answer:\n\n  Paris\n\nGlad to help!"), "Paris");
+        assert_eq!(of("The answer is: **Paris**"), "Paris");
+        assert_eq!(of("The answer is **Paris**"), "Paris");
+        assert_eq!(of("\\boxed{\\frac{1}{2}}"), "\\frac{1}{2}");
+        assert_eq!(of("just Paris"), "just Paris");
+        assert_eq!(of("İstanbul’s answer: Ü"), "Ü");
+    }
+
+    #[test]
+    fn a_word_that_only_looks_like_a_marker_is_none() {
+        let of = |text| extracted(Grader::Exact, text).unwrap();
+        assert_eq!(of("answers: many"), "answers: many");
+        assert_eq!(of("the answer isn't here"), "the answer isn't here");
+        assert_eq!(
+            of("my answer island\nis big"),
+            "my answer island is big",
+            "no marker: the whole text"
+        );
+        assert_eq!(of("### 4"), "### 4");
+        assert_eq!(of("Answer: 4 \\boxed{5"), "4 \\boxed{5", "cut off");
+    }
+
+    #[test]
+    fn exact_normalises_space_and_nothing_else() {
+        right(Grader::Exact, "  New\u{a0}York\t City \n", "New York City");
+        right(Grader::Exact, "The answer is Paris.", "Paris");
+        right(Grader::Exact, "Answer: 4", "some steps\n#### 4");
+        right(Grader::Exact, "Answer: e.g.", "e.g.");
+        right(Grader::Exact, "Answer: a\nb\n", "a\nb");
+        wrong(Grader::Exact, "Answer: a b", "ab");
+        wrong(Grader::Exact, "paris", "Paris");
+        wrong(Grader::Exact, "4.0", "4");
+        wrong(Grader::Exact, "Paris, France", "Paris");
+        wrong(Grader::Exact, "Paris", "Paris.");
+    }
+
+    #[test]
+    fn nothing_is_never_right() {
+        for grader in [Grader::Exact, Grader::Number] {
+            for empty in ["", "  \n", "Answer:", "####", "\\boxed{}", "**"] {
+                wrong(grader, empty, "");
+                wrong(grader, empty, "4");
+                wrong(grader, "4", empty);
+                assert_eq!(grader.expected(empty), None, "{grader:?} {empty:?}");
+            }
+        }
+        assert_eq!(Grader::Number.expected("no number"), None);
+        assert_eq!(
+            Grader::Number.grade("I cannot say", "4"),
+            Grade {
+                correct: false,
+                extracted: None
+            }
+        );
+    }
+
+    #[test]
+    fn gsm8k_references_and_answers() {
+        let reference = "Natalia sold 48/2 = <<48/2=24>>24 clips in May.\nNatalia sold 48+24 = <<48+24=72>>72 clips altogether in April and May.\n#### 72";
+        assert_eq!(Grader::Number.expected(reference).unwrap(), "72");
+        right(Grader::Number, "She sold 72 clips.", reference);
+        right(Grader::Number, "48 + 24 = 72.", reference);
+        right(Grader::Number, "#### 72.00\nThat took 3 steps.", reference);
+        right(Grader::Number, "The answer is $72", reference);
+        wrong(Grader::Number, "48 + 24 = 72, not 24", reference);
+        wrong(Grader::Number, "#### 720", reference);
+        wrong(Grader::Number, "7 2", reference);
+        right(Grader::Number, "#### 2,125", "#### 2125");
+        right(Grader::Number, "-10", "#### -10");
+    }
+
+    #[test]
+    fn a_final_answer_without_a_number_falls_back_to_the_text() {
+        right(Grader::Number, "The answer is as follows:\n3 + 4 = 7", "7");
+        right(Grader::Number, "3 + 4 = 7\n####", "7");
+        wrong(Grader::Number, "The answer is 6.\n3 + 4 = 7", "7");
+    }
+
+    #[test]
+    fn graders_are_written_in_lower_case() {
+        for grader in [Grader::Exact, Grader::Number] {
+            let text = serde_json::to_string(&grader).unwrap();
+            assert_eq!(text, format!("\"{}\"", grader.name()));
+            assert_eq!(serde_json::from_str::<Grader>(&text).unwrap(), grader);
+        }
+    }
+}
