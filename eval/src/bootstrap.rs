@@ -1,6 +1,7 @@
 //! Percentile bootstrap over prompts.
 //!
-//! A metric is a ratio of sums, Σ value / Σ tokens, over all sequences. Tokens of a
+//! A figure is a ratio of sums, Σ value / Σ tokens over all sequences, or Σ right /
+//! Σ answers (`accuracy`). Tokens of a
 //! sequence are not independent, and neither are several samples of one prompt, so
 //! whole prompts are drawn with replacement (a cluster bootstrap; Davison & Hinkley,
 //! Bootstrap Methods and their Application, 1997, §3.8), and the interval is from the
@@ -34,10 +35,29 @@ pub struct Interval {
     pub prompts: usize,
 }
 
-/// One prompt's sums: tokens, and the metric for one or two students.
-struct Cluster<const STUDENTS: usize> {
-    tokens: f64,
-    sums: [f64; STUDENTS],
+/// One prompt's sums: what is divided by (tokens, or answers), and `N` sums over them.
+pub(crate) struct Cluster<const N: usize> {
+    weight: f64,
+    sums: [f64; N],
+}
+
+/// A ratio over all prompts, and over each draw, ascending.
+pub(crate) struct Draws {
+    pub(crate) mean: f64,
+    pub(crate) sorted: Vec<f64>,
+    pub(crate) prompts: usize,
+}
+
+impl Draws {
+    /// The percentile interval.
+    pub(crate) fn interval(&self) -> Interval {
+        Interval {
+            mean: self.mean,
+            low: percentile(&self.sorted, 0.025),
+            high: percentile(&self.sorted, 0.975),
+            prompts: self.prompts,
+        }
+    }
 }
 
 /// A metric over `values` with its 95 % interval from `resamples` draws. The same
@@ -52,8 +72,35 @@ pub fn interval(
     seed: u64,
 ) -> Result<Interval, Error> {
     check_finite(values, metric)?;
-    let clusters = clusters(values, |i| [metric.sum(&values[i])]);
-    bootstrap(&clusters, resamples, seed, |tokens, [a]| a / tokens)
+    mean(values, |value| metric.sum(value), resamples, seed)
+}
+
+/// The teacher's own negative log-likelihood, nats a token, with its 95 % interval: what
+/// a student that equals the teacher would reach. Any one student's values give the same.
+///
+/// # Errors
+/// When no sequence has a token.
+pub fn teacher_nll(
+    values: &[SequenceValues],
+    resamples: usize,
+    seed: u64,
+) -> Result<Interval, Error> {
+    mean(values, |value| value.teacher_nll_nats, resamples, seed)
+}
+
+fn mean(
+    values: &[SequenceValues],
+    sum: impl Fn(&SequenceValues) -> f64,
+    resamples: usize,
+    seed: u64,
+) -> Result<Interval, Error> {
+    let sums = values.iter().map(|value| {
+        let prompt = value.prompt_id.as_str();
+        (prompt, f64::from(value.tokens), [sum(value)])
+    });
+    let draws = bootstrap(&clusters(sums), resamples, seed, |tokens, [a]| a / tokens)
+        .ok_or(Error::NoTokens)?;
+    Ok(draws.interval())
 }
 
 /// The difference a − b of a metric over the same sequences, with its 95 % interval.
@@ -71,10 +118,13 @@ pub fn paired(
     check_finite(a, metric)?;
     check_finite(b, metric)?;
     check_paired(a, b)?;
-    let clusters = clusters(a, |i| [metric.sum(&a[i]), metric.sum(&b[i])]);
-    bootstrap(&clusters, resamples, seed, |tokens, [a, b]| {
-        (a - b) / tokens
-    })
+    let both = a.iter().zip(b).map(|(a, b)| {
+        let sums = [metric.sum(a), metric.sum(b)];
+        (a.prompt_id.as_str(), f64::from(a.tokens), sums)
+    });
+    let difference = |tokens, [a, b]: [f64; 2]| (a - b) / tokens;
+    let draws = bootstrap(&clusters(both), resamples, seed, difference).ok_or(Error::NoTokens)?;
+    Ok(draws.interval())
 }
 
 fn check_finite(values: &[SequenceValues], metric: Metric) -> Result<(), Error> {
@@ -106,53 +156,54 @@ fn check_paired(a: &[SequenceValues], b: &[SequenceValues]) -> Result<(), Error>
     }
 }
 
-/// Sums by prompt, in the order in which prompts first appear.
-fn clusters<const STUDENTS: usize>(
-    values: &[SequenceValues],
-    sums: impl Fn(usize) -> [f64; STUDENTS],
-) -> Vec<Cluster<STUDENTS>> {
+/// Sums by prompt of (prompt, weight, sums), in the order in which prompts first appear.
+/// What weighs nothing is left out.
+pub(crate) fn clusters<'a, const N: usize>(
+    items: impl Iterator<Item = (&'a str, f64, [f64; N])>,
+) -> Vec<Cluster<N>> {
     let mut of_prompt: HashMap<&str, usize> = HashMap::new();
-    let mut clusters: Vec<Cluster<STUDENTS>> = Vec::new();
-    for (i, value) in values.iter().enumerate().filter(|(_, v)| v.tokens > 0) {
+    let mut clusters: Vec<Cluster<N>> = Vec::new();
+    for (prompt, weight, sums) in items.filter(|(_, weight, _)| *weight > 0.0) {
         let next = clusters.len();
-        let at = *of_prompt.entry(&value.prompt_id).or_insert(next);
+        let at = *of_prompt.entry(prompt).or_insert(next);
         if at == next {
             clusters.push(Cluster {
-                tokens: 0.0,
-                sums: [0.0; STUDENTS],
+                weight: 0.0,
+                sums: [0.0; N],
             });
         }
-        clusters[at].tokens += f64::from(value.tokens);
-        for (total, sum) in clusters[at].sums.iter_mut().zip(sums(i)) {
+        clusters[at].weight += weight;
+        for (total, sum) in clusters[at].sums.iter_mut().zip(sums) {
             *total += sum;
         }
     }
     clusters
 }
 
-fn bootstrap<const STUDENTS: usize>(
-    clusters: &[Cluster<STUDENTS>],
+/// The ratio over `resamples` draws of as many prompts as there are; none without prompts.
+pub(crate) fn bootstrap<const N: usize>(
+    clusters: &[Cluster<N>],
     resamples: usize,
     seed: u64,
-    ratio: impl Fn(f64, [f64; STUDENTS]) -> f64,
-) -> Result<Interval, Error> {
+    ratio: impl Fn(f64, [f64; N]) -> f64,
+) -> Option<Draws> {
     if clusters.is_empty() {
-        return Err(Error::NoTokens);
+        return None;
     }
     let total = |picked: &mut dyn Iterator<Item = usize>| {
-        let mut tokens = 0.0;
-        let mut sums = [0.0; STUDENTS];
+        let mut weight = 0.0;
+        let mut sums = [0.0; N];
         for i in picked {
-            tokens += clusters[i].tokens;
+            weight += clusters[i].weight;
             for (total, sum) in sums.iter_mut().zip(clusters[i].sums) {
                 *total += sum;
             }
         }
-        ratio(tokens, sums)
+        ratio(weight, sums)
     };
     let mean = total(&mut (0..clusters.len()));
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    let mut draws: Vec<f64> = (0..resamples.max(1))
+    let mut sorted: Vec<f64> = (0..resamples.max(1))
         .map(|_| {
             total(
                 &mut (0..clusters.len())
@@ -160,17 +211,16 @@ fn bootstrap<const STUDENTS: usize>(
             )
         })
         .collect();
-    draws.sort_by(f64::total_cmp);
-    Ok(Interval {
+    sorted.sort_by(f64::total_cmp);
+    Some(Draws {
         mean,
-        low: percentile(&draws, 0.025),
-        high: percentile(&draws, 0.975),
+        sorted,
         prompts: clusters.len(),
     })
 }
 
 /// Linear interpolation between the two nearest order statistics.
-fn percentile(sorted: &[f64], share: f64) -> f64 {
+pub(crate) fn percentile(sorted: &[f64], share: f64) -> f64 {
     let at = share * (sorted.len() - 1) as f64;
     let (below, above) = (at.floor() as usize, at.ceil() as usize);
     sorted[below] + (sorted[above] - sorted[below]) * (at - at.floor())

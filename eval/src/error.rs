@@ -23,6 +23,27 @@ pub enum Error {
         /// The value found.
         value: f64,
     },
+    /// No answer was graded.
+    #[error("no answer was graded: accuracy needs held-out prompts with a reference, and a grader")]
+    NothingGraded,
+    /// The confidence bins of a sequence contradict one another.
+    #[error(
+        "the confidence bins of prompt {prompt_id} are no counts of the same tokens in 10 bins: run `eval` again"
+    )]
+    Bins {
+        /// The prompt's id.
+        prompt_id: String,
+    },
+    /// A plot of the report could not be drawn.
+    #[error(
+        "the plot \"{plot}\" of report.html could not be drawn ({reason}): report.md and report.json hold the same figures"
+    )]
+    Plot {
+        /// The plot's title.
+        plot: String,
+        /// What the drawing library says.
+        reason: String,
+    },
     /// Two students were measured over different sequences.
     #[error(
         "the two students were not measured over the same sequences: number {position} is {left} on one side and {right} on the other; run `eval` for both again"

@@ -10,14 +10,18 @@
 //! - [`Grader`] says whether an answer is right, given a reference.
 //! - [`Report`] writes itself as Markdown and as JSON.
 
+mod accuracy;
 mod bootstrap;
+mod calibration;
 mod error;
 mod grade;
 mod metric;
 mod report;
 mod report_markdown;
 
-pub use bootstrap::{Interval, MIN_PROMPTS, interval, paired};
+pub use accuracy::{Accuracy, Graded, GroupAccuracy, accuracy, paired_accuracy};
+pub use bootstrap::{Interval, MIN_PROMPTS, interval, paired, teacher_nll};
+pub use calibration::{BINS, Calibration, ReliabilityBin, SequenceBins, calibration};
 pub use error::Error;
 pub use grade::{Grade, Grader};
 pub use metric::{Metric, Verdict, verdict};
