@@ -1,11 +1,11 @@
-//! The three held-out metrics, and what "better" means for each.
+//! The figures that models are compared by, and what "better" means for each.
 
 use potstill_datasets::SequenceValues;
 use serde::{Deserialize, Serialize};
 
 use crate::{Interval, MIN_PROMPTS};
 
-/// A figure of the report, averaged over tokens.
+/// A figure of held-out text, averaged over tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Metric {
@@ -38,9 +38,45 @@ impl Metric {
             Metric::Agreement => f64::from(values.agree),
         }
     }
+}
+
+/// A figure that two models are compared by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Figure {
+    /// [`Metric::Kl`], nats a token.
+    Kl,
+    /// [`Metric::Nll`], nats a token.
+    Nll,
+    /// [`Metric::Agreement`], 0 to 1.
+    Agreement,
+    /// Share of answers that a grader found right, 0 to 1.
+    Accuracy,
+}
+
+impl From<Metric> for Figure {
+    fn from(metric: Metric) -> Figure {
+        match metric {
+            Metric::Kl => Figure::Kl,
+            Metric::Nll => Figure::Nll,
+            Metric::Agreement => Figure::Agreement,
+        }
+    }
+}
+
+impl Figure {
+    /// What a person reads.
+    pub fn name(self) -> &'static str {
+        match self {
+            Figure::Kl => Metric::Kl.name(),
+            Figure::Nll => Metric::Nll.name(),
+            Figure::Agreement => Metric::Agreement.name(),
+            Figure::Accuracy => "accuracy",
+        }
+    }
 
     fn lower_is_better(self) -> bool {
-        !matches!(self, Metric::Agreement)
+        matches!(self, Figure::Kl | Figure::Nll)
     }
 }
 
@@ -59,13 +95,13 @@ pub enum Verdict {
 /// Reads the interval of a difference a − b: [`Verdict::Better`] or
 /// [`Verdict::Worse`] is about a, and is said only when the interval leaves out zero
 /// and at least [`MIN_PROMPTS`] prompts stand behind it.
-pub fn verdict(metric: Metric, difference: &Interval) -> Verdict {
+pub fn verdict(figure: impl Into<Figure>, difference: &Interval) -> Verdict {
     if difference.prompts < MIN_PROMPTS {
         return Verdict::NoDifference;
     }
     let below = difference.high < 0.0;
     let above = difference.low > 0.0;
-    match (below, above, metric.lower_is_better()) {
+    match (below, above, figure.into().lower_is_better()) {
         (true, _, true) | (_, true, false) => Verdict::Better,
         (true, _, false) | (_, true, true) => Verdict::Worse,
         (false, false, _) => Verdict::NoDifference,
@@ -94,6 +130,7 @@ mod tests {
         assert_eq!(verdict(Metric::Nll, &above), Verdict::Worse);
         assert_eq!(verdict(Metric::Agreement, &below), Verdict::Worse);
         assert_eq!(verdict(Metric::Agreement, &above), Verdict::Better);
+        assert_eq!(verdict(Figure::Accuracy, &above), Verdict::Better);
     }
 
     #[test]

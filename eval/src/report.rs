@@ -1,9 +1,13 @@
-//! The report's content; [`Report::to_markdown`] and [`Report::to_json`] write it.
+//! The report's content; [`Report::to_markdown`], [`Report::to_json`] and
+//! [`Report::to_html`] write it.
 
 use potstill_datasets::SequenceValues;
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Interval, Metric, Verdict, paired, verdict};
+use crate::{
+    Accuracy, Calibration, Conclusion, Error, Figure, Graded, Grader, Interval, Metric, Verdict,
+    conclusion, paired, paired_accuracy, report_html, report_markdown, verdict,
+};
 
 /// Everything a reader needs in order to believe a run, or to doubt it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -12,14 +16,22 @@ pub struct Report {
     pub run: String,
     /// Version of Potstill that wrote this.
     pub potstill: String,
-    /// What the run says, in sentences; see [`Report::conclude`].
-    pub verdict: Vec<String>,
+    /// What the run says; see [`Report::conclude`].
+    pub conclusion: Conclusion,
     /// What was measured on.
     pub heldout: Heldout,
+    /// By what rule an answer is right, where answers were graded.
+    pub grader: Option<Grader>,
+    /// The teacher, where something of it is known.
+    pub teacher: Option<TeacherResult>,
     /// The start model, the student and its controls.
     pub students: Vec<StudentResult>,
     /// Paired differences.
     pub comparisons: Vec<Comparison>,
+    /// How training went, one a student that was trained.
+    pub losses: Vec<LossCurve>,
+    /// Held-out prompts with every model's answer.
+    pub samples: Vec<Sample>,
     /// What each stage did.
     pub stages: Vec<StageFacts>,
     /// Where the numbers come from.
@@ -65,6 +77,20 @@ impl Heldout {
     }
 }
 
+/// What is known of the teacher.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TeacherResult {
+    /// The model's name or path.
+    pub name: String,
+    /// How many numbers it learned.
+    pub parameters: Option<u64>,
+    /// Negative log-likelihood of its own answers, nats a token; see
+    /// [`teacher_nll`](crate::teacher_nll).
+    pub nll: Interval,
+    /// Share of right answers.
+    pub accuracy: Option<Accuracy>,
+}
+
 /// One model's held-out figures.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct StudentResult {
@@ -72,6 +98,8 @@ pub struct StudentResult {
     pub name: String,
     /// What it learned from, in words.
     pub learned_from: String,
+    /// How many numbers it learned.
+    pub parameters: Option<u64>,
     /// Optimizer steps taken.
     pub steps: u64,
     /// Forward KL from the teacher, nats a token.
@@ -80,6 +108,10 @@ pub struct StudentResult {
     pub nll: Interval,
     /// Top-1 agreement with the teacher, 0 to 1.
     pub agreement: Interval,
+    /// Share of right answers.
+    pub accuracy: Option<Accuracy>,
+    /// Reliability table and expected calibration error.
+    pub calibration: Option<Calibration>,
 }
 
 impl StudentResult {
@@ -97,7 +129,7 @@ impl StudentResult {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Comparison {
     /// What was compared.
-    pub metric: Metric,
+    pub metric: Figure,
     /// The first student's name.
     pub left: String,
     /// The second student's name.
@@ -118,17 +150,87 @@ pub fn compare(
     resamples: usize,
     seed: u64,
 ) -> Result<Vec<Comparison>, Error> {
-    let one = |metric| {
+    let one = |metric: Metric| {
         let difference = paired(left.1, right.1, metric, resamples, seed)?;
-        Ok(Comparison {
-            metric,
-            left: left.0.to_owned(),
-            right: right.0.to_owned(),
-            difference,
-            verdict: verdict(metric, &difference),
-        })
+        Ok(comparison(metric.into(), left.0, right.0, difference))
     };
     Metric::ALL.into_iter().map(one).collect()
+}
+
+/// Compares two models, by name and graded answers, on accuracy.
+///
+/// # Errors
+/// Those of [`paired_accuracy`].
+pub fn compare_accuracy(
+    left: (&str, &[Graded]),
+    right: (&str, &[Graded]),
+    resamples: usize,
+    seed: u64,
+) -> Result<Comparison, Error> {
+    let difference = paired_accuracy(left.1, right.1, resamples, seed)?;
+    Ok(comparison(Figure::Accuracy, left.0, right.0, difference))
+}
+
+fn comparison(metric: Figure, left: &str, right: &str, difference: Interval) -> Comparison {
+    Comparison {
+        metric,
+        left: left.to_owned(),
+        right: right.to_owned(),
+        difference,
+        verdict: verdict(metric, &difference),
+    }
+}
+
+/// How one student's training went.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LossCurve {
+    /// The student's name.
+    pub name: String,
+    /// By step, ascending.
+    pub points: Vec<LossPoint>,
+}
+
+/// One step of training; means over its loss tokens, in nats.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct LossPoint {
+    /// From 1.
+    pub step: u64,
+    /// What was minimised.
+    pub loss: f64,
+    /// Forward KL to the distributions trained on (for `shuffled`, the shuffled ones).
+    pub forward_kl: f64,
+    /// −log q of the realised tokens.
+    pub cross_entropy: f64,
+}
+
+/// A held-out prompt with every model's answer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Sample {
+    /// The prompt's id.
+    pub prompt_id: String,
+    /// Which part of the task it belongs to.
+    pub group: Option<String>,
+    /// What was asked.
+    pub prompt: String,
+    /// What is right.
+    pub reference: Option<String>,
+    /// One a model, in the order in which they are shown.
+    pub answers: Vec<SampleAnswer>,
+}
+
+/// One model's answer to a prompt.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SampleAnswer {
+    /// `teacher`, or a student's name.
+    pub model: String,
+    /// What it wrote before the answer.
+    pub reasoning: Option<String>,
+    /// The answer.
+    pub answer: String,
+    /// Whether a grader found it right; none where nothing was graded.
+    pub correct: Option<bool>,
+    /// Whether the model ended it by itself, rather than by the limit of tokens.
+    pub finished: bool,
 }
 
 /// What a stage did, and what it cost.
@@ -138,6 +240,8 @@ pub struct StageFacts {
     pub name: String,
     /// Its counts, in the order in which they are shown.
     pub counts: Vec<(String, u64)>,
+    /// Tokens that it read or wrote, where it has to do with tokens.
+    pub tokens: Option<u64>,
     /// Wall-clock seconds over all its runs.
     pub seconds: f64,
     /// Bytes of what it published.
@@ -153,58 +257,44 @@ pub struct Provenance {
     pub value: String,
 }
 
+/// A model's name, and its accuracy in each of a list of groups.
+pub(crate) type GroupRow<'a> = (&'a str, Vec<Option<&'a Interval>>);
+
 impl Report {
-    /// What the comparisons say, in sentences: whether training helped, whether the
-    /// teacher's distributions helped over its text, and whether the shuffled control
-    /// behaves as it must for that to be believed.
-    pub fn conclude(students: &[StudentResult], comparisons: &[Comparison]) -> Vec<String> {
-        let kl_of = |name: &str| students.iter().find(|s| s.name == name).map(|s| s.kl.mean);
-        let find = |left: &str, right: &str| {
-            comparisons
-                .iter()
-                .find(|c| c.metric == Metric::Kl && c.left == left && c.right == right)
-                .zip(kl_of(left).zip(kl_of(right)))
-        };
-        let mut sentences = Vec::new();
-        if let Some((comparison, means)) = find("student", "untrained") {
-            let what = match comparison.verdict {
-                Verdict::Better => "Training brought the student closer to the teacher",
-                Verdict::Worse => "Training took the student further from the teacher",
-                Verdict::NoDifference => "Whether training helped cannot be told",
-            };
-            sentences.push(sentence(what, comparison, means));
+    /// Every group's name, and every model's accuracy in each.
+    pub(crate) fn accuracy_by_group(&self) -> (Vec<&str>, Vec<GroupRow<'_>>) {
+        let teacher = self.teacher.iter().map(|t| ("teacher", &t.accuracy));
+        let students = self.students.iter().map(|s| (s.name.as_str(), &s.accuracy));
+        let models: Vec<(&str, &Accuracy)> = teacher
+            .chain(students)
+            .filter_map(|(name, accuracy)| Some((name, accuracy.as_ref()?)))
+            .collect();
+        let mut names: Vec<&str> = models
+            .iter()
+            .flat_map(|(_, accuracy)| accuracy.groups.iter().map(|g| g.group.as_str()))
+            .collect();
+        names.sort_unstable();
+        names.dedup();
+        let mut rows = Vec::new();
+        for (model, accuracy) in models {
+            let of = |name: &&str| accuracy.groups.iter().find(|g| g.group == **name);
+            let accuracies = names.iter().map(|n| of(n).map(|g| &g.accuracy)).collect();
+            rows.push((model, accuracies));
         }
-        match find("student", "sft") {
-            None => sentences.push(
-                "Nothing says that the teacher's distributions helped: no `sft` control was measured (`[train] controls`)."
-                    .to_owned(),
-            ),
-            Some((comparison, means)) => {
-                let what = match comparison.verdict {
-                    Verdict::Better => "Distillation did better than the same text alone",
-                    Verdict::Worse => "Distillation did worse than the same text alone",
-                    Verdict::NoDifference => {
-                        "Whether distillation did better than the same text alone cannot be told"
-                    }
-                };
-                sentences.push(sentence(what, comparison, means));
-            }
-        }
-        if let Some((comparison, means)) = find("sft", "shuffled") {
-            let what = match comparison.verdict {
-                Verdict::Better => {
-                    "The control with shuffled distributions did worse than the text alone, as it must"
-                }
-                Verdict::Worse => {
-                    "Doubt this run: the control with shuffled distributions did better than the text alone"
-                }
-                Verdict::NoDifference => {
-                    "Doubt this run: the control with shuffled distributions cannot be told from the text alone"
-                }
-            };
-            sentences.push(sentence(what, comparison, means));
-        }
-        sentences
+        (names, rows)
+    }
+
+    /// What the comparisons say: whether distillation helps here, how sure that is, what
+    /// accuracy says beside it, and whether the controls behave as they must for that to be
+    /// believed. It reads the students named `untrained`, `student`, `sft` and `shuffled`,
+    /// and the pairs student − sft, student − untrained, student − shuffled and
+    /// sft − shuffled; those that are missing are not spoken of.
+    pub fn conclude(
+        teacher: Option<&TeacherResult>,
+        students: &[StudentResult],
+        comparisons: &[Comparison],
+    ) -> Conclusion {
+        conclusion::conclude(teacher, students, comparisons)
     }
 
     /// The report as indented JSON, with a newline at the end.
@@ -216,18 +306,15 @@ impl Report {
 
     /// The report as Markdown.
     pub fn to_markdown(&self) -> String {
-        crate::report_markdown::write(self)
+        report_markdown::write(self)
     }
-}
 
-fn sentence(what: &str, comparison: &Comparison, (left, right): (f64, f64)) -> String {
-    let Interval {
-        mean,
-        low,
-        high,
-        prompts,
-    } = comparison.difference;
-    format!(
-        "{what}: held-out KL {left:.4} against {right:.4} nats a token (difference {mean:+.4}, 95 % interval {low:+.4} to {high:+.4}, {prompts} prompts)."
-    )
+    /// The report as one HTML file that needs no network: styles, plots and script are in
+    /// it.
+    ///
+    /// # Errors
+    /// When a plot cannot be drawn.
+    pub fn to_html(&self) -> Result<String, Error> {
+        report_html::write(self)
+    }
 }

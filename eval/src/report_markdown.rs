@@ -2,16 +2,25 @@
 
 use std::fmt::Write;
 
-use crate::report::{Comparison, Report, StageFacts};
-use crate::{Interval, MIN_PROMPTS, Metric, Verdict};
+use crate::report::{Comparison, LossCurve, Report, Sample, StageFacts};
+use crate::{Accuracy, Calibration, Figure, MIN_PROMPTS, wording};
+
+/// How many samples are shown; the others are in `report.html` and `report.json`.
+const SAMPLES: usize = 5;
 
 pub(crate) fn write(report: &Report) -> String {
-    let mut out = format!("# {}\n\n", report.run);
-    for sentence in &report.verdict {
+    let mut out = format!("# {}\n\n**{}**\n\n", report.run, report.conclusion.headline);
+    for sentence in &report.conclusion.sentences {
         line(&mut out, &format!("- {sentence}"));
     }
-    students(&mut out, report);
+    for doubt in &report.conclusion.doubts {
+        line(&mut out, &format!("- **Doubt this run:** {doubt}"));
+    }
+    models(&mut out, report);
+    groups(&mut out, report);
     comparisons(&mut out, &report.comparisons);
+    losses(&mut out, &report.losses);
+    samples(&mut out, &report.samples);
     stages(&mut out, &report.stages);
     out.push_str("\n## Provenance\n\n| what | value |\n|---|---|\n");
     for entry in &report.provenance {
@@ -29,27 +38,85 @@ pub(crate) fn write(report: &Report) -> String {
     out
 }
 
-fn students(out: &mut String, report: &Report) {
+fn models(out: &mut String, report: &Report) {
     let heldout = &report.heldout;
     let _ = write!(
         out,
-        "\n## Held-out figures\n\nOver {} sequences of {} prompts, {} tokens; 95 % intervals from a bootstrap over prompts. KL is from the teacher to the student, on the stored support and one bucket for the rest; the teacher's own NLL is {:.4} nats a token.\n\n",
-        heldout.sequences, heldout.prompts, heldout.tokens, heldout.teacher_nll
+        "\n## Held-out figures\n\nOver {} sequences of {} prompts, {} tokens; 95 % intervals from a bootstrap over prompts. KL is from the teacher to the student, on the stored support and one bucket for the rest; the teacher's own NLL is {:.4} nats a token. ECE is the expected calibration error.{}\n\n",
+        heldout.sequences,
+        heldout.prompts,
+        heldout.tokens,
+        heldout.teacher_nll,
+        report.grader.map_or(String::new(), |grader| format!(
+            " An answer is right where {}.",
+            grader.rule()
+        )),
     );
-    out.push_str("| model | learned from | steps | KL (nats a token) | NLL (nats a token) | top-1 agreement |\n|---|---|---:|---|---|---|\n");
+    out.push_str("| model | learned from | parameters | steps | KL (nats a token) | NLL (nats a token) | top-1 agreement | accuracy | ECE |\n|---|---|---:|---:|---|---|---|---|---|\n");
+    let parameters = |count: Option<u64>| count.map_or("–".to_owned(), wording::count);
+    if let Some(teacher) = &report.teacher {
+        line(
+            out,
+            &format!(
+                "| teacher | is {} | {} | – | 0 by definition | {} | 100 % by definition | {} | – |",
+                cell(&teacher.name),
+                parameters(teacher.parameters),
+                wording::with_interval(Figure::Nll, &teacher.nll),
+                accuracy(teacher.accuracy.as_ref()),
+            ),
+        );
+    }
     for student in &report.students {
         line(
             out,
             &format!(
-                "| {} | {} | {} | {} | {} | {} |",
+                "| {} | {} | {} | {} | {} | {} | {} | {} | {} |",
                 cell(&student.name),
                 cell(&student.learned_from),
+                parameters(student.parameters),
                 student.steps,
-                figure(Metric::Kl, &student.kl),
-                figure(Metric::Nll, &student.nll),
-                figure(Metric::Agreement, &student.agreement)
+                wording::with_interval(Figure::Kl, &student.kl),
+                wording::with_interval(Figure::Nll, &student.nll),
+                wording::with_interval(Figure::Agreement, &student.agreement),
+                accuracy(student.accuracy.as_ref()),
+                calibration(student.calibration.as_ref()),
             ),
         );
+    }
+}
+
+fn accuracy(accuracy: Option<&Accuracy>) -> String {
+    accuracy.map_or("–".to_owned(), |a| {
+        wording::with_interval(Figure::Accuracy, &a.overall)
+    })
+}
+
+fn calibration(calibration: Option<&Calibration>) -> String {
+    // A share like accuracy, and written like it.
+    calibration.map_or("–".to_owned(), |c| {
+        wording::with_interval(Figure::Accuracy, &c.error)
+    })
+}
+
+fn groups(out: &mut String, report: &Report) {
+    let (names, rows) = report.accuracy_by_group();
+    if names.is_empty() {
+        return;
+    }
+    out.push_str("\n## Accuracy by group\n\n| model |");
+    for name in &names {
+        let _ = write!(out, " {} |", cell(name));
+    }
+    line(out, &format!("\n|---|{}", "---|".repeat(names.len())));
+    for (model, accuracies) in rows {
+        let _ = write!(out, "| {} |", cell(model));
+        for accuracy in accuracies {
+            let text = accuracy.map_or("–".to_owned(), |a| {
+                wording::with_interval(Figure::Accuracy, a)
+            });
+            let _ = write!(out, " {text} |");
+        }
+        out.push('\n');
     }
 }
 
@@ -59,82 +126,103 @@ fn comparisons(out: &mut String, comparisons: &[Comparison]) {
     }
     let _ = write!(
         out,
-        "\n## Paired differences\n\nLeft less right over the same sequences. \"Better\" and \"worse\" are about the left one, and are said only when the interval leaves out zero and at least {MIN_PROMPTS} prompts stand behind it.\n\n| comparison | metric | difference | verdict |\n|---|---|---|---|\n"
+        "\n## Paired differences\n\nLeft less right over the same prompts. \"Better\" and \"worse\" are about the left one, and are said only when the interval leaves out zero and at least {MIN_PROMPTS} prompts stand behind it.\n\n| comparison | metric | difference | verdict |\n|---|---|---|---|\n"
     );
     for comparison in comparisons {
-        let verdict = match comparison.verdict {
-            Verdict::Better => "better",
-            Verdict::Worse => "worse",
-            Verdict::NoDifference => "no difference shown",
-        };
         line(
             out,
             &format!(
-                "| {} − {} | {} | {} | {verdict} |",
+                "| {} − {} | {} | {} | {} |",
                 cell(&comparison.left),
                 cell(&comparison.right),
                 comparison.metric.name(),
-                difference(comparison.metric, &comparison.difference),
+                wording::difference(comparison.metric, &comparison.difference),
+                wording::verdict(comparison.verdict),
             ),
         );
+    }
+}
+
+fn losses(out: &mut String, losses: &[LossCurve]) {
+    if losses.iter().all(|curve| curve.points.is_empty()) {
+        return;
+    }
+    out.push_str("\n## Training\n\nFirst and last step, means over the step's tokens; forward KL is to the distributions trained on, which for `shuffled` are the shuffled ones. Every step is in `report.json`.\n\n| student | step | loss | forward KL | cross-entropy |\n|---|---:|---:|---:|---:|\n");
+    for curve in losses {
+        let ends = [curve.points.first(), curve.points.last()];
+        for point in ends.into_iter().flatten() {
+            line(
+                out,
+                &format!(
+                    "| {} | {} | {:.4} | {:.4} | {:.4} |",
+                    cell(&curve.name),
+                    point.step,
+                    point.loss,
+                    point.forward_kl,
+                    point.cross_entropy
+                ),
+            );
+        }
+    }
+}
+
+fn samples(out: &mut String, samples: &[Sample]) {
+    if samples.is_empty() {
+        return;
+    }
+    let _ = write!(
+        out,
+        "\n## Samples\n\nThe first {} of {}; all are in `report.html` and `report.json`.\n",
+        SAMPLES.min(samples.len()),
+        samples.len()
+    );
+    for sample in samples.iter().take(SAMPLES) {
+        line(out, &format!("\n**{}**\n", cell(&sample.prompt)));
+        if let Some(reference) = &sample.reference {
+            line(out, &format!("Reference: {}\n", cell(reference)));
+        }
+        out.push_str("| model | answer | |\n|---|---|---|\n");
+        for answer in &sample.answers {
+            line(
+                out,
+                &format!(
+                    "| {} | {} | {} |",
+                    cell(&answer.model),
+                    cell(&answer.answer),
+                    wording::outcome(answer.correct)
+                ),
+            );
+        }
     }
 }
 
 fn stages(out: &mut String, stages: &[StageFacts]) {
     out.push_str(
-        "\n## Stages\n\n| stage | counts | seconds | bytes published |\n|---|---|---:|---:|\n",
+        "\n## Stages\n\n| stage | counts | tokens | time | bytes published |\n|---|---|---:|---:|---:|\n",
     );
     for stage in stages {
         let counts: Vec<String> = stage
             .counts
             .iter()
-            .map(|(name, count)| format!("{} {count}", cell(name)))
+            .map(|(name, count)| format!("{} {}", cell(name), wording::count(*count)))
             .collect();
         line(
             out,
             &format!(
-                "| {} | {} | {:.1} | {} |",
+                "| {} | {} | {} | {} | {} |",
                 cell(&stage.name),
                 counts.join(", "),
-                stage.seconds,
-                stage.bytes
+                stage.tokens.map_or("–".to_owned(), wording::count),
+                wording::duration(stage.seconds),
+                wording::bytes(stage.bytes)
             ),
         );
     }
 }
 
-fn figure(metric: Metric, value: &Interval) -> String {
-    let Interval {
-        mean, low, high, ..
-    } = value;
-    match metric {
-        Metric::Kl | Metric::Nll => format!("{mean:.4} [{low:.4}, {high:.4}]"),
-        Metric::Agreement => format!(
-            "{:.1} % [{:.1}, {:.1}]",
-            100.0 * mean,
-            100.0 * low,
-            100.0 * high
-        ),
-    }
-}
-
-fn difference(metric: Metric, value: &Interval) -> String {
-    let Interval {
-        mean, low, high, ..
-    } = value;
-    match metric {
-        Metric::Kl | Metric::Nll => format!("{mean:+.4} [{low:+.4}, {high:+.4}]"),
-        Metric::Agreement => format!(
-            "{:+.1} points [{:+.1}, {:+.1}]",
-            100.0 * mean,
-            100.0 * low,
-            100.0 * high
-        ),
-    }
-}
-
-/// Text inside a table's cell: a bar or a line break would end it.
+/// Text inside a table's cell: a bar or a line break would end it, and a tag would be one.
 fn cell(text: &str) -> String {
+    let text = text.replace('&', "&amp;").replace('<', "&lt;");
     text.replace('|', "\\|").replace(['\n', '\r'], " ")
 }
 
@@ -145,109 +233,28 @@ fn line(out: &mut String, text: &str) {
 
 #[cfg(test)]
 mod tests {
-    use potstill_datasets::SequenceValues;
-
     use super::*;
-    use crate::interval;
-    use crate::report::{Heldout, Provenance, StudentResult, compare};
-
-    fn values(kl: f64, prompts: usize) -> Vec<SequenceValues> {
-        (0..prompts)
-            .map(|i| SequenceValues {
-                prompt_id: format!("p{i}"),
-                sample_index: 0,
-                tokens: 10 + i as u32,
-                kl_nats: kl * (10 + i) as f64 * (1.0 + 0.02 * (i % 3) as f64),
-                nll_nats: (kl + 1.0) * (10 + i) as f64,
-                agree: 5,
-                teacher_nll_nats: (10 + i) as f64,
-            })
-            .collect()
-    }
-
-    fn report(kls: &[(&str, f64)], prompts: usize) -> Report {
-        let all: Vec<(&str, Vec<SequenceValues>)> = kls
-            .iter()
-            .map(|(name, kl)| (*name, values(*kl, prompts)))
-            .collect();
-        let students: Vec<StudentResult> = all
-            .iter()
-            .map(|(name, values)| StudentResult {
-                name: (*name).to_owned(),
-                learned_from: "a|b".to_owned(),
-                steps: 40,
-                kl: interval(values, Metric::Kl, 200, 1).unwrap(),
-                nll: interval(values, Metric::Nll, 200, 1).unwrap(),
-                agreement: interval(values, Metric::Agreement, 200, 1).unwrap(),
-            })
-            .collect();
-        let of = |name: &str| {
-            all.iter()
-                .find(|(n, _)| *n == name)
-                .map(|(n, v)| (*n, v.as_slice()))
-        };
-        let comparisons: Vec<Comparison> = [
-            ("student", "untrained"),
-            ("student", "sft"),
-            ("sft", "shuffled"),
-        ]
-        .into_iter()
-        .filter_map(|(l, r)| Some(compare(of(l)?, of(r)?, 200, 1).unwrap()))
-        .flatten()
-        .collect();
-        Report {
-            run: "tiny".to_owned(),
-            potstill: "0.1.0".to_owned(),
-            verdict: Report::conclude(&students, &comparisons),
-            heldout: Heldout::from_values(&all[0].1).unwrap(),
-            students,
-            comparisons,
-            stages: vec![StageFacts {
-                name: "collect".to_owned(),
-                counts: vec![("asked".to_owned(), 48), ("kept".to_owned(), 40)],
-                seconds: 12.345,
-                bytes: 4096,
-            }],
-            provenance: vec![Provenance {
-                what: "teacher".to_owned(),
-                value: "stories260K".to_owned(),
-            }],
-            reproduce: vec!["potstill run tiny.toml".to_owned()],
-        }
-    }
+    use crate::example::{report, students_only};
 
     #[test]
     fn a_run_that_worked() {
-        let report = report(
-            &[
-                ("untrained", 4.0),
-                ("student", 0.5),
-                ("sft", 0.8),
-                ("shuffled", 2.0),
-            ],
-            12,
-        );
+        let report = report();
         insta::assert_snapshot!(report.to_markdown());
         let back: Report = serde_json::from_str(&report.to_json()).unwrap();
-        assert_eq!(
-            (&back.verdict, &back.stages),
-            (&report.verdict, &report.stages)
-        );
+        assert_eq!(back.conclusion, report.conclusion);
+        assert_eq!(back.stages, report.stages);
+        assert_eq!(back.samples, report.samples);
+        assert_eq!(back.losses, report.losses);
+        assert_eq!(back.grader, report.grader);
     }
 
     #[test]
-    fn a_run_that_cannot_be_believed() {
-        let bad = report(
-            &[
-                ("untrained", 4.0),
-                ("student", 4.5),
-                ("sft", 2.0),
-                ("shuffled", 2.0),
-            ],
-            12,
-        );
-        insta::assert_snapshot!(bad.verdict.join("\n"));
-        let small = report(&[("untrained", 4.0), ("student", 0.5)], 4);
-        insta::assert_snapshot!(small.verdict.join("\n"));
+    fn what_was_not_measured_is_not_shown() {
+        let few = students_only(&[("untrained", 4.0), ("student", 0.5)], 4);
+        let markdown = few.to_markdown();
+        for heading in ["## Accuracy by group", "## Training", "## Samples"] {
+            assert!(!markdown.contains(heading), "{heading}");
+        }
+        insta::assert_snapshot!(markdown);
     }
 }

@@ -1,0 +1,337 @@
+//! A made-up run for tests: figures that a run could have, from a fixed seed.
+
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+use potstill_datasets::SequenceValues;
+
+use crate::report::{
+    Heldout, LossCurve, LossPoint, Provenance, Report, Sample, SampleAnswer, StageFacts,
+    StudentResult, TeacherResult, compare, compare_accuracy,
+};
+use crate::{
+    BINS, Comparison, Graded, Grader, Metric, SequenceBins, accuracy, calibration, interval,
+    teacher_nll,
+};
+
+const RESAMPLES: usize = 400;
+const SEED: u64 = 17;
+const GROUPS: [&str; 3] = ["addition", "subtraction", "multiplication"];
+/// Name, KL, share right, overconfidence.
+const MODELS: [(&str, f64, f64, f64); 4] = [
+    ("untrained", 6.1, 0.0, 0.02),
+    ("student", 0.062, 0.72, 0.01),
+    ("sft", 0.094, 0.66, 0.06),
+    ("shuffled", 0.91, 0.18, 0.17),
+];
+
+fn values(kl: f64, prompts: usize) -> Vec<SequenceValues> {
+    let one = |i: usize| SequenceValues {
+        prompt_id: format!("p{i}"),
+        sample_index: 0,
+        tokens: 10 + i as u32 % 7,
+        kl_nats: kl * (10 + i % 7) as f64 * (1.0 + 0.15 * ((i % 5) as f64 - 2.0)),
+        nll_nats: (kl + 0.31) * (10 + i % 7) as f64,
+        agree: ((10 + i % 7) as f64 * (1.0 - kl.min(6.0) / 6.5)) as u32,
+        teacher_nll_nats: (0.3 + 0.002 * (i % 9) as f64) * (10 + i % 7) as f64,
+    };
+    (0..prompts).map(one).collect()
+}
+
+fn pairs<'a>(names: &[&'a str]) -> Vec<(&'a str, &'a str)> {
+    [
+        ("student", "untrained"),
+        ("student", "sft"),
+        ("student", "shuffled"),
+        ("sft", "shuffled"),
+    ]
+    .into_iter()
+    .filter(|(left, right)| names.contains(left) && names.contains(right))
+    .collect()
+}
+
+fn student(name: &str, values: &[SequenceValues]) -> StudentResult {
+    let figure = |metric| interval(values, metric, RESAMPLES, SEED).unwrap();
+    StudentResult {
+        name: name.to_owned(),
+        learned_from: "a|b".to_owned(),
+        parameters: None,
+        steps: 40,
+        kl: figure(Metric::Kl),
+        nll: figure(Metric::Nll),
+        agreement: figure(Metric::Agreement),
+        accuracy: None,
+        calibration: None,
+    }
+}
+
+/// A run without task, teacher row, losses and samples.
+pub(crate) fn students_only(kls: &[(&str, f64)], prompts: usize) -> Report {
+    let names: Vec<&str> = kls.iter().map(|(name, _)| *name).collect();
+    let all: Vec<Vec<SequenceValues>> = kls.iter().map(|(_, kl)| values(*kl, prompts)).collect();
+    let of = |name: &str| {
+        let at = names.iter().position(|n| *n == name).unwrap();
+        (names[at], all[at].as_slice())
+    };
+    let students: Vec<StudentResult> = names.iter().map(|n| student(n, of(n).1)).collect();
+    let comparisons: Vec<Comparison> = pairs(&names)
+        .into_iter()
+        .flat_map(|(l, r)| compare(of(l), of(r), RESAMPLES, SEED).unwrap())
+        .collect();
+    Report {
+        run: "tiny".to_owned(),
+        potstill: "0.1.0".to_owned(),
+        conclusion: Report::conclude(None, &students, &comparisons),
+        heldout: Heldout::from_values(&all[0]).unwrap(),
+        grader: None,
+        teacher: None,
+        students,
+        comparisons,
+        losses: Vec::new(),
+        samples: Vec::new(),
+        stages: vec![StageFacts {
+            name: "collect".to_owned(),
+            counts: vec![("asked".to_owned(), 48), ("kept".to_owned(), 40)],
+            tokens: None,
+            seconds: 12.345,
+            bytes: 4096,
+        }],
+        provenance: vec![Provenance {
+            what: "teacher".to_owned(),
+            value: "stories260K".to_owned(),
+        }],
+        reproduce: vec!["potstill run tiny.toml".to_owned()],
+    }
+}
+
+/// A whole run, as the quickstart might have it.
+pub(crate) fn report() -> Report {
+    let prompts = 198;
+    let kls: Vec<(&str, f64)> = MODELS.iter().map(|(name, kl, ..)| (*name, *kl)).collect();
+    let mut report = students_only(&kls, prompts);
+    report.run = "quickstart".to_owned();
+    report.grader = Some(Grader::Number);
+    let graded: Vec<(&str, Vec<Graded>)> = [("teacher", 0.985)]
+        .into_iter()
+        .chain(MODELS.iter().map(|(name, _, right, _)| (*name, *right)))
+        .map(|(name, right)| (name, answers(right, prompts)))
+        .collect();
+    let graded_of = |name: &str| {
+        let found = graded.iter().find(|(n, _)| *n == name).unwrap();
+        (found.0, found.1.as_slice())
+    };
+    report.teacher = Some(TeacherResult {
+        name: "examples/quickstart/teacher".to_owned(),
+        parameters: Some(947_200),
+        nll: teacher_nll(&values(1.0, prompts), RESAMPLES, SEED).unwrap(),
+        accuracy: Some(accuracy(graded_of("teacher").1, RESAMPLES, SEED).unwrap()),
+    });
+    let learned = [
+        "nothing",
+        "the teacher's distributions",
+        "text",
+        "shuffled distributions",
+    ];
+    for (student, (at, (.., over))) in report.students.iter_mut().zip(MODELS.iter().enumerate()) {
+        student.learned_from = learned[at].to_owned();
+        student.parameters = Some(221_440);
+        student.steps = if at == 0 { 0 } else { 600 };
+        student.accuracy = Some(accuracy(graded_of(&student.name).1, RESAMPLES, SEED).unwrap());
+        student.calibration = Some(calibrated(*over, prompts));
+    }
+    let names: Vec<&str> = MODELS.iter().map(|(name, ..)| *name).collect();
+    report.comparisons.extend(
+        pairs(&names)
+            .into_iter()
+            .map(|(l, r)| compare_accuracy(graded_of(l), graded_of(r), RESAMPLES, SEED).unwrap()),
+    );
+    report.conclusion = Report::conclude(
+        report.teacher.as_ref(),
+        &report.students,
+        &report.comparisons,
+    );
+    report.losses = MODELS[1..]
+        .iter()
+        .map(|(name, kl, ..)| curve(name, *kl))
+        .collect();
+    report.samples = (0..30).map(|i| sample(i, &graded)).collect();
+    report.stages = stages();
+    report.provenance = provenance();
+    report.reproduce = vec![
+        "git clone https://example.org/potstill && cd potstill".to_owned(),
+        "cargo run --release -- run examples/quickstart.toml".to_owned(),
+    ];
+    report
+}
+
+/// Harder for multiplication; what a weak model has right, a strong one has too.
+fn answers(right: f64, prompts: usize) -> Vec<Graded> {
+    let one = |i: usize| {
+        let difficulty = (i * 61 % 199) as f64 / 199.0 + if i % 3 == 2 { 0.12 } else { -0.06 };
+        Graded {
+            prompt_id: format!("p{i}"),
+            group: Some(GROUPS[i % 3].to_owned()),
+            correct: difficulty.clamp(0.0, 0.999) < right,
+        }
+    };
+    (0..prompts).map(one).collect()
+}
+
+fn calibrated(over: f64, prompts: usize) -> crate::Calibration {
+    let mut rng = ChaCha8Rng::seed_from_u64(SEED);
+    let mut all = Vec::new();
+    for i in 0..prompts {
+        let (mut tokens, mut confidence, mut correct) = ([0; BINS], [0.0; BINS], [0; BINS]);
+        for _ in 0..30 {
+            let c = 0.15 + 0.85 * rng.random::<f64>().sqrt();
+            let b = ((c * 10.0) as usize).min(BINS - 1);
+            tokens[b] += 1;
+            confidence[b] += c;
+            correct[b] += u32::from(rng.random::<f64>() < c - over);
+        }
+        all.push((format!("p{i}"), tokens, confidence, correct));
+    }
+    let bins: Vec<SequenceBins> = all
+        .iter()
+        .map(|(prompt_id, tokens, confidence, correct)| SequenceBins {
+            prompt_id,
+            tokens,
+            confidence,
+            correct,
+        })
+        .collect();
+    calibration(&bins, RESAMPLES, SEED).unwrap()
+}
+
+fn curve(name: &str, kl: f64) -> LossCurve {
+    let mut rng = ChaCha8Rng::seed_from_u64(name.len() as u64);
+    let point = |step: u64| {
+        let noise = 0.8 + 0.4 * rng.random::<f64>();
+        let forward_kl = (kl + 5.2 * (-(step as f64) / 45.0).exp()) * noise;
+        let cross_entropy = forward_kl + 0.32;
+        LossPoint {
+            step,
+            loss: if name == "sft" {
+                cross_entropy
+            } else {
+                forward_kl
+            },
+            forward_kl,
+            cross_entropy,
+        }
+    };
+    LossCurve {
+        name: name.to_owned(),
+        points: (1..=600).map(point).collect(),
+    }
+}
+
+fn sample(i: usize, graded: &[(&str, Vec<Graded>)]) -> Sample {
+    let (a, b) = (100 + 37 * i % 900, 11 + 53 * i % 89);
+    let (sign, result) = match i % 3 {
+        0 => ("+", a + b),
+        1 => ("-", a - b),
+        _ => ("×", a * (b % 9 + 1)),
+    };
+    let b = if i % 3 == 2 { b % 9 + 1 } else { b };
+    let answer = |(model, graded): &(&str, Vec<Graded>)| {
+        let correct = graded[i].correct;
+        let said = if correct { result } else { result + 10 };
+        let text = match *model {
+            "untrained" => "7 7 carry +++ 4 then <b>1</b> 1 1 & 9 9 9 9".to_owned(),
+            _ => format!("{a} {sign} {b} = {said}\n#### {said}"),
+        };
+        SampleAnswer {
+            model: (*model).to_owned(),
+            reasoning: (*model != "untrained").then(|| {
+                format!("Ones: {} {sign} {} is {}, carry 0.\nTens: {} and {}.\nSo {a} {sign} {b} makes {said}.", a % 10, b % 10, said % 10, a / 10 % 10, b / 10)
+            }),
+            answer: text,
+            correct: Some(correct),
+            finished: *model != "untrained",
+        }
+    };
+    Sample {
+        prompt_id: format!("p{i}"),
+        group: Some(GROUPS[i % 3].to_owned()),
+        prompt: match i {
+            4 => format!("What is {a} {sign} {b}? <script>alert(\"x\")</script> & 'more'"),
+            _ => format!("What is {a} {sign} {b}?"),
+        },
+        reference: Some(result.to_string()),
+        answers: graded.iter().map(answer).collect(),
+    }
+}
+
+fn stages() -> Vec<StageFacts> {
+    let stage = |name: &str, counts: &[(&str, u64)], tokens, seconds, bytes| StageFacts {
+        name: name.to_owned(),
+        counts: counts.iter().map(|(n, c)| ((*n).to_owned(), *c)).collect(),
+        tokens,
+        seconds,
+        bytes,
+    };
+    vec![
+        stage("import", &[("prompts", 2000)], None, 0.21, 91_204),
+        stage(
+            "collect",
+            &[("answers", 2000)],
+            Some(88_412),
+            61.4,
+            2_730_112,
+        ),
+        stage(
+            "grade",
+            &[("right", 1961), ("wrong", 39)],
+            None,
+            0.2,
+            40_018,
+        ),
+        stage(
+            "curate",
+            &[("to train on", 1765), ("held out", 196)],
+            None,
+            0.1,
+            22_001,
+        ),
+        stage(
+            "train student",
+            &[("steps", 600)],
+            Some(840_300),
+            88.0,
+            913_004,
+        ),
+        stage("train sft", &[("steps", 600)], Some(840_300), 86.1, 913_004),
+        stage(
+            "train shuffled",
+            &[("steps", 600)],
+            Some(840_300),
+            88.9,
+            913_004,
+        ),
+        stage("eval", &[("sequences", 196)], Some(8_811), 21.5, 61_000),
+    ]
+}
+
+fn provenance() -> Vec<Provenance> {
+    [
+        ("teacher", "examples/quickstart/teacher"),
+        (
+            "revision",
+            "sha256 5f0c1a1f8c42b77a3d8e1bb84bb2d0d7fd6cf6b0a6b6c9b7e37b0a5f1f2b3c4d",
+        ),
+        ("engine", "potstill 0.1.0"),
+        ("dtype", "f32"),
+        ("sampling", "temperature 1, top-p 1, at most 96 tokens"),
+        ("licence", "MIT OR Apache-2.0"),
+        (
+            "prompts",
+            "sha256 0d1f5a9ee0cc7d0f8f4c2d3f62b5bb0a1f8c42b77a3d8e1bb84bb2d0d7fd6cf6",
+        ),
+    ]
+    .map(|(what, value)| Provenance {
+        what: what.to_owned(),
+        value: value.to_owned(),
+    })
+    .to_vec()
+}

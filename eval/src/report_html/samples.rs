@@ -1,0 +1,97 @@
+//! Samples side by side, and the form that filters them.
+
+use std::fmt::Write;
+
+use super::html::escape;
+use super::{colour, swatch};
+use crate::report::{Report, Sample, SampleAnswer};
+use crate::wording;
+
+/// Nothing where there are no samples.
+pub(super) fn write(out: &mut String, report: &Report) {
+    if report.samples.is_empty() {
+        return;
+    }
+    out.push_str("<section aria-labelledby=\"samples\"><h2 id=\"samples\">Samples side by side</h2>\n<p class=\"note\">What the models answered to held-out prompts.</p>\n");
+    filters(out, &report.samples);
+    for sample in &report.samples {
+        write_sample(out, report, sample);
+    }
+    out.push_str("<p class=\"more\"><button type=\"button\" id=\"more\" hidden>Show more</button></p></section>\n");
+}
+
+/// Hidden until the script shows it, since without the script it does nothing.
+fn filters(out: &mut String, samples: &[Sample]) {
+    let mut models: Vec<&str> = Vec::new();
+    for answer in samples.iter().flat_map(|sample| &sample.answers) {
+        if !models.contains(&answer.model.as_str()) {
+            models.push(&answer.model);
+        }
+    }
+    out.push_str("<form id=\"filters\" class=\"card filters\" role=\"search\" aria-label=\"Filter the samples\" hidden>\n<label>Model <select name=\"model\"><option value=\"\">all models</option>");
+    for model in models {
+        let model = escape(model);
+        let _ = write!(out, "<option value=\"{model}\">{model}</option>");
+    }
+    out.push_str("</select></label>\n");
+    let graded = samples.iter().flat_map(|sample| &sample.answers);
+    let hidden = match graded.into_iter().any(|answer| answer.correct.is_some()) {
+        true => "",
+        false => " hidden",
+    };
+    let _ = write!(
+        out,
+        "<label{hidden}>Outcome <select name=\"outcome\"><option value=\"\">any</option><option value=\"right\">right</option><option value=\"wrong\">wrong</option><option value=\"differ\">some right, some wrong</option></select></label>\n"
+    );
+    out.push_str("<label class=\"search\">Text <input type=\"search\" name=\"text\" autocomplete=\"off\" placeholder=\"in the prompt or an answer\"></label>\n<output id=\"count\" aria-live=\"polite\"></output></form>\n");
+}
+
+fn write_sample(out: &mut String, report: &Report, sample: &Sample) {
+    let _ = write!(
+        out,
+        "<article class=\"card sample\"><h3>{}</h3>\n<p class=\"reference\">",
+        escape(&sample.prompt)
+    );
+    if let Some(reference) = &sample.reference {
+        let _ = write!(out, "Reference: <strong>{}</strong> · ", escape(reference));
+    }
+    if let Some(group) = &sample.group {
+        let _ = write!(out, "{} · ", escape(group));
+    }
+    let _ = write!(
+        out,
+        "prompt <code>{}</code></p>\n<div class=\"answers\">\n",
+        escape(&sample.prompt_id)
+    );
+    for answer in &sample.answers {
+        write_answer(out, report, answer);
+    }
+    out.push_str("</div></article>\n");
+}
+
+fn write_answer(out: &mut String, report: &Report, answer: &SampleAnswer) {
+    let (class, mark) = match answer.correct {
+        Some(true) => ("right", "✓ "),
+        Some(false) => ("wrong", "✗ "),
+        None => ("not", ""),
+    };
+    let model = escape(&answer.model);
+    let _ = write!(
+        out,
+        "<div class=\"answer\" data-model=\"{model}\" data-outcome=\"{class}\"><h4><span>{}{model}</span><span class=\"mark {class}\">{mark}{}</span></h4>",
+        swatch(colour(report, &answer.model)),
+        wording::outcome(answer.correct),
+    );
+    if let Some(reasoning) = answer.reasoning.as_deref().filter(|r| !r.is_empty()) {
+        let _ = write!(out, "<pre class=\"reasoning\">{}</pre>", escape(reasoning));
+    }
+    let text = match answer.answer.is_empty() {
+        true => "(empty)",
+        false => &answer.answer,
+    };
+    let _ = write!(out, "<pre>{}</pre>", escape(text));
+    if !answer.finished {
+        out.push_str("<p class=\"cut\">cut off at the limit of tokens</p>");
+    }
+    out.push_str("</div>\n");
+}

@@ -1,0 +1,201 @@
+//! The tables of the report.
+
+use std::fmt::Write;
+
+use super::html::{Cell, escape, table};
+use super::{colour, swatch};
+use crate::report::Report;
+use crate::{Figure, Interval, Verdict, wording};
+
+/// A value with its interval in small type under it.
+fn figure(figure: Figure, interval: &Interval) -> Cell {
+    Cell::Figure(format!(
+        "{} <small>{}</small>",
+        wording::value(figure, interval.mean),
+        wording::range(figure, interval)
+    ))
+}
+
+fn share(interval: Option<&Interval>) -> Cell {
+    interval.map_or_else(none, |interval| figure(Figure::Accuracy, interval))
+}
+
+fn none() -> Cell {
+    Cell::Figure("–".to_owned())
+}
+
+fn model(report: &Report, name: &str) -> Cell {
+    Cell::Head(format!("{}{}", swatch(colour(report, name)), escape(name)))
+}
+
+/// A model with what it learned from, or is, under its name.
+fn model_from(report: &Report, name: &str, what: &str) -> Cell {
+    Cell::Head(format!(
+        "{}{} <small>{}</small>",
+        swatch(colour(report, name)),
+        escape(name),
+        escape(what)
+    ))
+}
+
+pub(super) fn models(out: &mut String, report: &Report) {
+    let head = [
+        "model",
+        "KL, nats a token",
+        "agreement",
+        "accuracy",
+        "calibration error",
+        "NLL, nats a token",
+        "parameters",
+        "steps",
+    ];
+    let count = |count: Option<u64>| Cell::Number(count.map_or("–".to_owned(), wording::count));
+    let by_definition = |what: &str| Cell::Figure(format!("{what} <small>by definition</small>"));
+    let mut rows = Vec::new();
+    if let Some(teacher) = &report.teacher {
+        rows.push(vec![
+            model_from(report, "teacher", &teacher.name),
+            by_definition("0"),
+            by_definition("100 %"),
+            share(teacher.accuracy.as_ref().map(|a| &a.overall)),
+            none(),
+            figure(Figure::Nll, &teacher.nll),
+            count(teacher.parameters),
+            count(None),
+        ]);
+    }
+    for student in &report.students {
+        let from = format!("from {}", student.learned_from);
+        rows.push(vec![
+            model_from(report, &student.name, &from),
+            figure(Figure::Kl, &student.kl),
+            figure(Figure::Agreement, &student.agreement),
+            share(student.accuracy.as_ref().map(|a| &a.overall)),
+            share(student.calibration.as_ref().map(|c| &c.error)),
+            figure(Figure::Nll, &student.nll),
+            count(student.parameters),
+            count(Some(student.steps)),
+        ]);
+    }
+    table(out, "Models and their held-out figures", "", &head, &rows);
+}
+
+/// Nothing where answers have no groups.
+pub(super) fn groups(out: &mut String, report: &Report) {
+    let (names, models) = report.accuracy_by_group();
+    if names.is_empty() {
+        return;
+    }
+    out.push_str("<h3 style=\"margin-top:28px\">Accuracy by group</h3>\n");
+    let escaped: Vec<String> = names.iter().map(|name| escape(name)).collect();
+    let mut head = vec!["model"];
+    head.extend(escaped.iter().map(String::as_str));
+    let mut rows = Vec::new();
+    for (name, accuracies) in models {
+        let mut row = vec![model(report, name)];
+        row.extend(accuracies.into_iter().map(share));
+        rows.push(row);
+    }
+    table(out, "Accuracy by group", "", &head, &rows);
+}
+
+pub(super) fn comparisons(out: &mut String, report: &Report) {
+    let head = ["left − right", "figure", "difference", "left is", "prompts"];
+    let row = |c: &crate::Comparison| {
+        let class = match c.verdict {
+            Verdict::Better => "better",
+            Verdict::Worse => "worse",
+            Verdict::NoDifference => "same",
+        };
+        vec![
+            Cell::Head(format!("{} − {}", escape(&c.left), escape(&c.right))),
+            Cell::Figure(c.metric.name().to_owned()),
+            Cell::Figure(wording::difference(c.metric, &c.difference)),
+            Cell::Figure(format!(
+                "<span class=\"{class}\">{}</span>",
+                wording::verdict(c.verdict)
+            )),
+            Cell::Number(wording::count(c.difference.prompts as u64)),
+        ]
+    };
+    let rows: Vec<Vec<Cell>> = report.comparisons.iter().map(row).collect();
+    table(out, "Paired differences", "", &head, &rows);
+}
+
+/// Nothing where calibration was not measured.
+pub(super) fn reliability(out: &mut String, report: &Report) {
+    let measured = report.students.iter();
+    let rows: Vec<Vec<Cell>> = measured
+        .filter_map(|student| Some((student, student.calibration.as_ref()?)))
+        .flat_map(|(student, calibration)| {
+            calibration.bins.iter().map(|bin| {
+                vec![
+                    model(report, &student.name),
+                    Cell::Figure(format!(
+                        "{:.0} to {:.0} %",
+                        100.0 * bin.from,
+                        100.0 * bin.to
+                    )),
+                    Cell::Number(wording::count(bin.tokens)),
+                    Cell::Number(wording::value(Figure::Accuracy, bin.confidence)),
+                    Cell::Number(wording::value(Figure::Accuracy, bin.accuracy)),
+                ]
+            })
+        })
+        .collect();
+    if rows.is_empty() {
+        return;
+    }
+    out.push_str("<details><summary>The reliability table</summary>\n");
+    let head = ["model", "confidence", "tokens", "mean confidence", "right"];
+    table(out, "Reliability by confidence", "", &head, &rows);
+    out.push_str("</details>\n");
+}
+
+pub(super) fn stages(out: &mut String, report: &Report) {
+    let total: f64 = report.stages.iter().map(|stage| stage.seconds).sum();
+    let tokens: Vec<u64> = report.stages.iter().filter_map(|s| s.tokens).collect();
+    let dash = || "–".to_owned();
+    let mut rows = Vec::new();
+    for stage in &report.stages {
+        let mut counts = String::new();
+        for (name, count) in &stage.counts {
+            let comma = if counts.is_empty() { "" } else { ", " };
+            let _ = write!(counts, "{comma}{} {}", escape(name), wording::count(*count));
+        }
+        let percent = 100.0 * stage.seconds / total.max(f64::MIN_POSITIVE);
+        rows.push(vec![
+            Cell::Head(escape(&stage.name)),
+            Cell::Number(format!(
+                "{}<span class=\"share\" style=\"width:{percent:.1}%\"></span>",
+                wording::duration(stage.seconds)
+            )),
+            Cell::Number(stage.tokens.map_or_else(dash, wording::count)),
+            Cell::Number(wording::bytes(stage.bytes)),
+            Cell::Text(counts),
+        ]);
+    }
+    rows.push(vec![
+        Cell::Head("all".to_owned()),
+        Cell::Number(wording::duration(total)),
+        Cell::Number(match tokens.is_empty() {
+            true => dash(),
+            false => wording::count(tokens.iter().sum()),
+        }),
+        Cell::Number(wording::bytes(report.stages.iter().map(|s| s.bytes).sum())),
+        Cell::Text(String::new()),
+    ]);
+    let head = ["stage", "time", "tokens", "bytes published", "counts"];
+    table(out, "Time, tokens and bytes by stage", "", &head, &rows);
+}
+
+pub(super) fn provenance(out: &mut String, report: &Report) {
+    let row = |entry: &crate::Provenance| {
+        vec![
+            Cell::Head(escape(&entry.what)),
+            Cell::Text(format!("<code>{}</code>", escape(&entry.value))),
+        ]
+    };
+    let rows: Vec<Vec<Cell>> = report.provenance.iter().map(row).collect();
+    table(out, "Provenance", "values", &["what", "value"], &rows);
+}

@@ -1,0 +1,151 @@
+//! How the report writes numbers, in Markdown and in HTML alike.
+
+use crate::{Figure, Interval, Verdict};
+
+/// `0.5104`, or `61.0 %`.
+pub(crate) fn value(figure: Figure, value: f64) -> String {
+    match figure {
+        Figure::Kl | Figure::Nll => format!("{value:.4}"),
+        Figure::Agreement | Figure::Accuracy => format!("{:.1} %", 100.0 * value),
+    }
+}
+
+/// A difference: `-0.3063`, or `+3.0 points`.
+pub(crate) fn signed(figure: Figure, value: f64) -> String {
+    match figure {
+        Figure::Kl | Figure::Nll => format!("{value:+.4}"),
+        Figure::Agreement | Figure::Accuracy => format!("{:+.1} points", 100.0 * value),
+    }
+}
+
+/// Both ends of a difference's interval: `-0.3182 to -0.2820`, or `+1.0 to +11.0 points`.
+pub(crate) fn from_to(figure: Figure, Interval { low, high, .. }: &Interval) -> String {
+    match figure {
+        Figure::Kl | Figure::Nll => format!("{low:+.4} to {high:+.4}"),
+        Figure::Agreement | Figure::Accuracy => {
+            format!("{:+.1} to {:+.1} points", 100.0 * low, 100.0 * high)
+        }
+    }
+}
+
+/// What stands after a value: ` nats a token`, or nothing.
+pub(crate) fn unit(figure: Figure) -> &'static str {
+    match figure {
+        Figure::Kl | Figure::Nll => " nats a token",
+        Figure::Agreement | Figure::Accuracy => "",
+    }
+}
+
+/// A value and its interval: `0.5104 [0.5058, 0.5144]`.
+pub(crate) fn with_interval(figure: Figure, interval: &Interval) -> String {
+    let (mean, range) = (value(figure, interval.mean), range(figure, interval));
+    format!("{mean} {range}")
+}
+
+/// The interval alone: `[0.5058, 0.5144]`, or `[28.6, 36.6]` of percentages.
+pub(crate) fn range(figure: Figure, Interval { low, high, .. }: &Interval) -> String {
+    match figure {
+        Figure::Kl | Figure::Nll => format!("[{low:.4}, {high:.4}]"),
+        Figure::Agreement | Figure::Accuracy => {
+            format!("[{:.1}, {:.1}]", 100.0 * low, 100.0 * high)
+        }
+    }
+}
+
+/// A difference and its interval: `+3.0 points [-1.0, +7.0]`.
+pub(crate) fn difference(figure: Figure, interval: &Interval) -> String {
+    let Interval {
+        mean, low, high, ..
+    } = interval;
+    let mean = signed(figure, *mean);
+    match figure {
+        Figure::Kl | Figure::Nll => format!("{mean} [{low:+.4}, {high:+.4}]"),
+        Figure::Agreement | Figure::Accuracy => {
+            format!("{mean} [{:+.1}, {:+.1}]", 100.0 * low, 100.0 * high)
+        }
+    }
+}
+
+/// What a table says of a verdict.
+pub(crate) fn verdict(verdict: Verdict) -> &'static str {
+    match verdict {
+        Verdict::Better => "better",
+        Verdict::Worse => "worse",
+        Verdict::NoDifference => "no difference shown",
+    }
+}
+
+/// `right`, `wrong`, or nothing where no grader looked.
+pub(crate) fn outcome(correct: Option<bool>) -> &'static str {
+    match correct {
+        Some(true) => "right",
+        Some(false) => "wrong",
+        None => "not graded",
+    }
+}
+
+/// `1,234,567`.
+pub(crate) fn count(count: u64) -> String {
+    let digits = count.to_string();
+    let mut out = String::new();
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+/// `940 B`, `12.3 kB`, `4.1 MB`; a kB is 1,000 bytes.
+pub(crate) fn bytes(bytes: u64) -> String {
+    let mut size = bytes as f64;
+    for unit in ["B", "kB", "MB", "GB"] {
+        if size < 999.95 {
+            return match unit {
+                "B" => format!("{bytes} B"),
+                _ => format!("{size:.1} {unit}"),
+            };
+        }
+        size /= 1000.0;
+    }
+    format!("{size:.1} TB")
+}
+
+/// `12.3 s`, `4 min 05 s`, `2 h 03 min`.
+pub(crate) fn duration(seconds: f64) -> String {
+    let whole = seconds.round() as u64;
+    match whole {
+        0..60 if seconds < 59.95 => format!("{seconds:.1} s"),
+        0..3600 => format!("{} min {:02} s", whole / 60, whole % 60),
+        _ => format!("{} h {:02} min", whole / 3600, whole % 3600 / 60),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_bytes_and_durations() {
+        assert_eq!(
+            [0, 999, 1000, 1_234_567].map(count),
+            ["0", "999", "1,000", "1,234,567"]
+        );
+        assert_eq!(
+            [0, 999, 4096, 999_950, 4_100_000, 5_000_000_000_000].map(bytes),
+            ["0 B", "999 B", "4.1 kB", "1.0 MB", "4.1 MB", "5.0 TB"]
+        );
+        assert_eq!(
+            [0.0, 12.34, 59.97, 245.0, 3599.7, 7380.0].map(duration),
+            [
+                "0.0 s",
+                "12.3 s",
+                "1 min 00 s",
+                "4 min 05 s",
+                "1 h 00 min",
+                "2 h 03 min"
+            ]
+        );
+    }
+}
