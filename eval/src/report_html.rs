@@ -70,9 +70,9 @@ pub(crate) fn write(report: &Report) -> Result<String, Error> {
 
 /// Opens a section; `note` is HTML.
 fn section(out: &mut String, id: &str, title: &str, note: &str) {
-    let _ = write!(
+    let _ = writeln!(
         out,
-        "<section aria-labelledby=\"{id}\"><h2 id=\"{id}\">{}</h2>\n",
+        "<section aria-labelledby=\"{id}\"><h2 id=\"{id}\">{}</h2>",
         escape(title)
     );
     if !note.is_empty() {
