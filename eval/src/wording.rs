@@ -18,6 +18,16 @@ pub(crate) fn signed(figure: Figure, value: f64) -> String {
     }
 }
 
+/// Both ends of a difference's interval: `-0.3182 to -0.2820`, or `+1.0 to +11.0 points`.
+pub(crate) fn from_to(figure: Figure, Interval { low, high, .. }: &Interval) -> String {
+    match figure {
+        Figure::Kl | Figure::Nll => format!("{low:+.4} to {high:+.4}"),
+        Figure::Agreement | Figure::Accuracy => {
+            format!("{:+.1} to {:+.1} points", 100.0 * low, 100.0 * high)
+        }
+    }
+}
+
 /// What stands after a value: ` nats a token`, or nothing.
 pub(crate) fn unit(figure: Figure) -> &'static str {
     match figure {

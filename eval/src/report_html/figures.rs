@@ -5,7 +5,7 @@ use std::fmt::Write;
 use super::colour;
 use super::html::escape;
 use super::plots::{Axes, Bar, Line, Scale, bars, lines};
-use crate::report::{LossCurve, LossPoint, Report};
+use crate::report::{LossPoint, Report, StudentResult};
 use crate::{Error, Figure, Interval, wording};
 
 /// Most points of a drawn line; more are averaged.
@@ -13,47 +13,51 @@ const POINTS: usize = 300;
 /// A curve that falls by more than this is drawn on a logarithmic axis.
 const LOG_FROM: f64 = 12.0;
 
-/// Bars of KL, accuracy and agreement.
+/// Bars of accuracy, KL, agreement and calibration error.
 ///
 /// # Errors
 /// When a plot cannot be drawn.
 pub(super) fn figures(out: &mut String, report: &Report) -> Result<(), Error> {
     out.push_str("<div class=\"plots\">\n");
-    let of = |figure: Figure| -> Vec<(&str, &Interval)> {
-        let teacher = report.teacher.iter().filter_map(|teacher| {
-            let accuracy = teacher.accuracy.as_ref()?;
-            (figure == Figure::Accuracy).then_some(("teacher", &accuracy.overall))
-        });
-        let students = report.students.iter().filter_map(|student| {
-            let interval = match figure {
-                Figure::Kl => &student.kl,
-                Figure::Nll => &student.nll,
-                Figure::Agreement => &student.agreement,
-                Figure::Accuracy => &student.accuracy.as_ref()?.overall,
-            };
-            Some((student.name.as_str(), interval))
-        });
-        teacher.chain(students).collect()
+    let students = |of: fn(&StudentResult) -> Option<&Interval>| -> Vec<(&str, &Interval)> {
+        let students = report.students.iter();
+        students
+            .filter_map(|student| Some((student.name.as_str(), of(student)?)))
+            .collect()
     };
+    let teacher = report.teacher.as_ref().and_then(|t| t.accuracy.as_ref());
+    let mut right: Vec<(&str, &Interval)> = Vec::new();
+    right.extend(teacher.map(|accuracy| ("teacher", &accuracy.overall)));
+    right.extend(students(|s| Some(&s.accuracy.as_ref()?.overall)));
     let plots = [
         (
             Figure::Accuracy,
             "Accuracy",
             "Share of held-out prompts with a right answer. More is better.",
+            right,
         ),
         (
             Figure::Kl,
             "Distance from the teacher",
             "Held-out KL, nats a token. Less is better.",
+            students(|s| Some(&s.kl)),
         ),
         (
             Figure::Agreement,
             "Agreement with the teacher",
             "Share of tokens where the model's likeliest token is the teacher's. More is better.",
+            students(|s| Some(&s.agreement)),
+        ),
+        (
+            // Written like a share of answers.
+            Figure::Accuracy,
+            "Calibration error",
+            "By how much confidence misses how often the model is right. Less is better.",
+            students(|s| Some(&s.calibration.as_ref()?.error)),
         ),
     ];
-    for (figure, title, caption) in plots {
-        bar_plot(out, report, figure, &of(figure), (title, caption))?;
+    for (figure, title, caption, models) in plots {
+        bar_plot(out, report, figure, &models, (title, caption))?;
     }
     out.push_str("</div>\n");
     Ok(())
@@ -69,38 +73,48 @@ fn bar_plot(
     if models.is_empty() {
         return Ok(());
     }
+    let lowest = models.iter().map(|(_, i)| i.low);
+    let lowest = lowest.fold(f64::INFINITY, f64::min);
+    let highest = models.iter().map(|(_, i)| i.high).fold(1e-6, f64::max);
+    let (range, scale) = match figure {
+        Figure::Agreement | Figure::Accuracy if highest > 0.5 => ((0.0, 1.0), Scale::Percent),
+        Figure::Agreement | Figure::Accuracy => ((0.0, 1.05 * highest), Scale::Percent),
+        Figure::Kl | Figure::Nll if lowest > 0.0 && highest / lowest > LOG_FROM => (
+            ((0.7 * lowest).log10(), (1.4 * highest).log10()),
+            Scale::Log10,
+        ),
+        Figure::Kl | Figure::Nll => ((0.0, 1.05 * highest), Scale::Plain),
+    };
+    let place = |value: f64| match scale {
+        Scale::Log10 => value.log10(),
+        Scale::Plain | Scale::Percent => value,
+    };
     let shown: Vec<Bar> = models
         .iter()
         .map(|(name, interval)| Bar {
             name,
             colour: colour(report, name),
-            mean: interval.mean,
-            low: interval.low,
-            high: interval.high,
+            mean: place(interval.mean),
+            low: place(interval.low),
+            high: place(interval.high),
             label: wording::value(figure, interval.mean),
         })
         .collect();
-    let (max, scale) = match figure {
-        Figure::Kl | Figure::Nll => {
-            let highest = models.iter().map(|(_, i)| i.high).fold(0.0, f64::max);
-            (1.05 * highest.max(1e-6), Scale::Plain)
-        }
-        Figure::Agreement | Figure::Accuracy => (1.0, Scale::Percent),
-    };
     let described: Vec<String> = models
         .iter()
         .map(|(name, interval)| format!("{name} {}", wording::with_interval(figure, interval)))
         .collect();
-    let label = format!(
-        "{title}, bars with 95 % intervals: {}",
-        described.join("; ")
-    );
-    let svg = bars(&label, &shown, max, scale)?;
+    let label = format!("{title}, with 95 % intervals: {}", described.join("; "));
+    let svg = bars(&label, &shown, range, scale)?;
+    let note = match scale {
+        Scale::Log10 => " Logarithmic scale.",
+        Scale::Plain | Scale::Percent => "",
+    };
     write_figure(
         out,
         title,
         &svg,
-        &format!("{caption} Whiskers are 95 % intervals over prompts."),
+        &format!("{caption} Whiskers are 95 % intervals over prompts.{note}"),
     );
     Ok(())
 }
@@ -129,25 +143,9 @@ fn loss_plot(
     (title, caption): (&str, &str),
     of: fn(&LossPoint) -> f64,
 ) -> Result<(), Error> {
-    let curves: Vec<&LossCurve> = report
-        .losses
-        .iter()
-        .filter(|c| !c.points.is_empty())
-        .collect();
-    let mut drawn = Vec::new();
-    for curve in &curves {
-        let all: Vec<(f64, f64)> = curve
-            .points
-            .iter()
-            .map(|p| (p.step as f64, of(p)))
-            .collect();
-        let faint = thinned(&all);
-        drawn.push(Line {
-            colour: colour(report, &curve.name),
-            points: smoothed(&faint),
-            faint,
-            dots: false,
-        });
+    let (mut drawn, ends) = curves(report, of);
+    if drawn.is_empty() {
+        return Ok(());
     }
     let values = || drawn.iter().flat_map(|line| &line.faint).map(|(_, y)| *y);
     let (low, high) = (
@@ -180,18 +178,6 @@ fn loss_plot(
         },
         diagonal: false,
     };
-    let ends: Vec<String> = curves
-        .iter()
-        .filter_map(|curve| {
-            let (first, last) = (curve.points.first()?, curve.points.last()?);
-            Some(format!(
-                "{} from {:.3} to {:.3}",
-                curve.name,
-                of(first),
-                of(last)
-            ))
-        })
-        .collect();
     let svg = lines(
         &format!("{title} by step: {}", ends.join("; ")),
         &drawn,
@@ -205,6 +191,29 @@ fn loss_plot(
     let caption = format!("{caption} Faint: every step; strong: a running mean.{scale}");
     write_figure(out, title, &svg, &caption);
     Ok(())
+}
+
+/// A line for each student that was trained, and in words from where to where it goes.
+fn curves(report: &Report, of: fn(&LossPoint) -> f64) -> (Vec<Line>, Vec<String>) {
+    let mut drawn = Vec::new();
+    let mut ends = Vec::new();
+    for curve in &report.losses {
+        // Training that broke has losses that no axis holds.
+        let finite = curve.points.iter().filter(|p| of(p).is_finite());
+        let all: Vec<(f64, f64)> = finite.map(|p| (p.step as f64, of(p))).collect();
+        let (Some((_, first)), Some((_, last))) = (all.first(), all.last()) else {
+            continue;
+        };
+        ends.push(format!("{} from {first:.3} to {last:.3}", curve.name));
+        let faint = thinned(&all);
+        drawn.push(Line {
+            colour: colour(report, &curve.name),
+            points: smoothed(&faint),
+            faint,
+            dots: false,
+        });
+    }
+    (drawn, ends)
 }
 
 /// Means over equal stretches, at most [`POINTS`] of them.

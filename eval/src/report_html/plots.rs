@@ -13,7 +13,7 @@ use crate::Error;
 
 /// A drawing is this wide in its own units, and as wide as its place on the page.
 const WIDTH: u32 = 880;
-const TEXT: f64 = 27.0;
+const TEXT: f64 = 29.0;
 /// Plotters' SVG divides a size by this.
 const PLOTTERS_TEXT: f64 = 1.24;
 /// Colours of models, `--m0` to `--m6`; more models begin again.
@@ -27,6 +27,8 @@ type Drawn = Result<(), Box<dyn std::error::Error>>;
 const INK: RGBColor = RGBColor(0, 0, 1);
 const SOFT: RGBColor = RGBColor(0, 0, 2);
 const GRID: RGBColor = RGBColor(0, 0, 3);
+/// What lies behind the drawing.
+const GROUND: RGBColor = RGBColor(0, 0, 4);
 
 /// A model's colour for areas and points.
 fn fill(colour: usize) -> RGBColor {
@@ -111,14 +113,22 @@ fn text(colour: &'static RGBColor, h: HPos) -> TextStyle<'static> {
     style.color(colour).pos(Pos::new(h, VPos::Center))
 }
 
-/// Horizontal bars with whiskers from 0 to `max`; `label` describes the drawing to somebody
-/// who does not see it.
-pub(super) fn bars(label: &str, bars: &[Bar], max: f64, scale: Scale) -> Result<String, Error> {
+/// Horizontal bars with whiskers over `range`, or dots with whiskers where the scale is
+/// logarithmic and has no zero to begin at; `label` describes the drawing to somebody who
+/// does not see it.
+pub(super) fn bars(
+    label: &str,
+    bars: &[Bar],
+    range: (f64, f64),
+    scale: Scale,
+) -> Result<String, Error> {
     let height = 72 + 62 * bars.len() as u32;
-    draw(label, height, &[], |area| draw_bars(area, bars, max, scale))
+    draw(label, height, &[], |area| {
+        draw_bars(area, bars, range, scale)
+    })
 }
 
-fn draw_bars(area: &Area, bars: &[Bar], max: f64, scale: Scale) -> Drawn {
+fn draw_bars(area: &Area, bars: &[Bar], (min, max): (f64, f64), scale: Scale) -> Drawn {
     let widest = |texts: &mut dyn Iterator<Item = usize>| texts.max().unwrap_or(0) as f64;
     let names = widest(&mut bars.iter().map(|bar| bar.name.chars().count())).min(18.0);
     let labels = widest(&mut bars.iter().map(|bar| bar.label.chars().count()));
@@ -129,7 +139,7 @@ fn draw_bars(area: &Area, bars: &[Bar], max: f64, scale: Scale) -> Drawn {
         .margin_right((labels * per_letter) as u32 + 24)
         .x_label_area_size(56)
         .y_label_area_size((names * per_letter) as u32 + 24)
-        .build_cartesian_2d(0.0..max, count..0.0)?;
+        .build_cartesian_2d(min..max, count..0.0)?;
     chart
         .configure_mesh()
         .disable_y_mesh()
@@ -143,21 +153,30 @@ fn draw_bars(area: &Area, bars: &[Bar], max: f64, scale: Scale) -> Drawn {
         .draw()?;
     for (i, bar) in bars.iter().enumerate() {
         let middle = i as f64 + 0.5;
-        let shape = [
-            (0.0, middle - 0.3),
-            (bar.mean.clamp(0.0, max), middle + 0.3),
+        let mean = bar.mean.clamp(min, max);
+        let filled = fill(bar.colour).filled();
+        if !matches!(scale, Scale::Log10) {
+            let shape = [(min, middle - 0.3), (mean, middle + 0.3)];
+            chart.draw_series([Rectangle::new(shape, filled)])?;
+        }
+        let (low, high) = (bar.low.clamp(min, max), bar.high.clamp(min, max));
+        let (upper, lower) = (middle - 0.14, middle + 0.14);
+        let whisker = [
+            vec![(low, middle), (high, middle)],
+            vec![(low, upper), (low, lower)],
+            vec![(high, upper), (high, lower)],
         ];
-        chart.draw_series([Rectangle::new(shape, fill(bar.colour).filled())])?;
-        let whisker = |points: Vec<(f64, f64)>| PathElement::new(points, INK.stroke_width(3));
-        let (low, high) = (bar.low.clamp(0.0, max), bar.high.clamp(0.0, max));
-        chart.draw_series([
-            whisker(vec![(low, middle), (high, middle)]),
-            whisker(vec![(low, middle - 0.14), (low, middle + 0.14)]),
-            whisker(vec![(high, middle - 0.14), (high, middle + 0.14)]),
-        ])?;
+        // A rim of the ground's colour keeps it apart from the bar.
+        for style in [GROUND.stroke_width(9), INK.stroke_width(4)] {
+            let strokes = whisker.iter().cloned();
+            chart.draw_series(strokes.map(|points| PathElement::new(points, style)))?;
+        }
+        if matches!(scale, Scale::Log10) {
+            chart.draw_series([Circle::new((mean, middle), 9, filled)])?;
+        }
         let name: String = bar.name.chars().take(18).collect();
         chart
-            .draw_series([EmptyElement::at((0.0, middle))
+            .draw_series([EmptyElement::at((min, middle))
                 + Text::new(name, (-14, 0), text(&INK, HPos::Right))])?;
         chart.draw_series([EmptyElement::at((max, middle))
             + Text::new(bar.label.clone(), (14, 0), text(&INK, HPos::Left))])?;
@@ -173,7 +192,7 @@ pub(super) fn lines(label: &str, lines: &[Line], axes: &Axes) -> Result<String, 
 fn draw_lines(area: &Area, lines: &[Line], axes: &Axes) -> Drawn {
     let mut chart = ChartBuilder::on(area)
         .margin_top(18)
-        .margin_right(34)
+        .margin_right(62)
         .x_label_area_size(92)
         .y_label_area_size(96)
         .build_cartesian_2d(axes.x.0..axes.x.1, axes.y.0..axes.y.1)?;
@@ -242,6 +261,7 @@ fn themed(svg: &str, label: &str, height: u32) -> String {
     let mut svg = svg.replace(&quoted(INK), "\"var(--ink)\"");
     svg = svg.replace(&quoted(SOFT), "\"var(--soft)\"");
     svg = svg.replace(&quoted(GRID), "\"var(--grid)\"");
+    svg = svg.replace(&quoted(GROUND), "\"var(--card)\"");
     for (colour, dashes) in DASHES.iter().enumerate() {
         svg = svg.replace(&quoted(fill(colour)), &format!("\"var(--m{colour})\""));
         let line =
@@ -278,7 +298,7 @@ mod tests {
         let svg = bars(
             "A \"b\"",
             &[bar("<i>", 0.5), bar("sft", 0.2)],
-            1.0,
+            (0.0, 1.0),
             Scale::Percent,
         );
         let svg = svg.unwrap();

@@ -39,9 +39,9 @@ fn filters(out: &mut String, samples: &[Sample]) {
         true => "",
         false => " hidden",
     };
-    let _ = write!(
+    let _ = writeln!(
         out,
-        "<label{hidden}>Outcome <select name=\"outcome\"><option value=\"\">any</option><option value=\"right\">right</option><option value=\"wrong\">wrong</option><option value=\"differ\">some right, some wrong</option></select></label>\n"
+        "<label{hidden}>Outcome <select name=\"outcome\"><option value=\"\">any</option><option value=\"right\">right</option><option value=\"wrong\">wrong</option><option value=\"differ\">some right, some wrong</option></select></label>"
     );
     out.push_str("<label class=\"search\">Text <input type=\"search\" name=\"text\" autocomplete=\"off\" placeholder=\"in the prompt or an answer\"></label>\n<output id=\"count\" aria-live=\"polite\"></output></form>\n");
 }

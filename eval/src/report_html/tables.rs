@@ -28,6 +28,16 @@ fn model(report: &Report, name: &str) -> Cell {
     Cell::Head(format!("{}{}", swatch(colour(report, name)), escape(name)))
 }
 
+/// A model with what it learned from, or is, under its name.
+fn model_from(report: &Report, name: &str, what: &str) -> Cell {
+    Cell::Head(format!(
+        "{}{} <small>{}</small>",
+        swatch(colour(report, name)),
+        escape(name),
+        escape(what)
+    ))
+}
+
 pub(super) fn models(out: &mut String, report: &Report) {
     let head = [
         "model",
@@ -38,14 +48,13 @@ pub(super) fn models(out: &mut String, report: &Report) {
         "NLL, nats a token",
         "parameters",
         "steps",
-        "learned from",
     ];
     let count = |count: Option<u64>| Cell::Number(count.map_or("–".to_owned(), wording::count));
     let by_definition = |what: &str| Cell::Figure(format!("{what} <small>by definition</small>"));
     let mut rows = Vec::new();
     if let Some(teacher) = &report.teacher {
         rows.push(vec![
-            model(report, "teacher"),
+            model_from(report, "teacher", &teacher.name),
             by_definition("0"),
             by_definition("100 %"),
             share(teacher.accuracy.as_ref().map(|a| &a.overall)),
@@ -53,12 +62,12 @@ pub(super) fn models(out: &mut String, report: &Report) {
             figure(Figure::Nll, &teacher.nll),
             count(teacher.parameters),
             count(None),
-            Cell::Text(format!("<code>{}</code>", escape(&teacher.name))),
         ]);
     }
     for student in &report.students {
+        let from = format!("from {}", student.learned_from);
         rows.push(vec![
-            model(report, &student.name),
+            model_from(report, &student.name, &from),
             figure(Figure::Kl, &student.kl),
             figure(Figure::Agreement, &student.agreement),
             share(student.accuracy.as_ref().map(|a| &a.overall)),
@@ -66,7 +75,6 @@ pub(super) fn models(out: &mut String, report: &Report) {
             figure(Figure::Nll, &student.nll),
             count(student.parameters),
             count(Some(student.steps)),
-            Cell::Text(escape(&student.learned_from)),
         ]);
     }
     table(out, "Models and their held-out figures", "", &head, &rows);
