@@ -233,7 +233,7 @@ fn kind(schema: &Value) -> String {
 }
 
 /// The bounds or the choices.
-fn range(schema: &Value) -> String {
+pub(crate) fn range(schema: &Value) -> String {
     let choices: Vec<String> = choices(schema)
         .map(|c| format!("`{}`", c["const"]))
         .collect();
@@ -257,7 +257,8 @@ fn range(schema: &Value) -> String {
     bounds.into_iter().flatten().collect::<Vec<_>>().join(", ")
 }
 
-fn choices(schema: &Value) -> impl Iterator<Item = &Value> {
+/// The choices of a key, where it is one.
+pub(crate) fn choices(schema: &Value) -> impl Iterator<Item = &Value> {
     schema["oneOf"].as_array().into_iter().flatten()
 }
 

@@ -87,8 +87,13 @@ fn default(about: &Value) -> String {
     }
 }
 
+/// With the key's meaning behind it, and its choices.
 fn commented(line: &str, about: &Value) -> String {
-    with_comment(line, &schema::description(about))
+    let choices = match schema::choices(about.get("items").unwrap_or(about)).next() {
+        Some(_) => format!(" Of {}.", schema::range(about).replace('`', "")),
+        None => String::new(),
+    };
+    with_comment(line, &(schema::description(about) + &choices))
 }
 
 /// The comment stands behind the line where both fit, else before it.

@@ -94,7 +94,7 @@ const MISTAKES: &[Mistake] = &[
     },
     Mistake {
         title: "The teacher as its own student",
-        breaks: |run| run.edit("every = 2", ""),
+        breaks: |run| run.edit("[student]\nevery = 2", "[student]"),
         command: CHECK,
         says: &["[student]", "set `every = 2`"],
     },
@@ -140,7 +140,7 @@ const MISTAKES: &[Mistake] = &[
             write_model(&run.path("other"), VOCABULARY + 1);
             let special = ["<unk>", "<s>", "</s>", "<extra>"];
             write_tokenizer(&run.path("other"), &special, "</s>");
-            run.edit("every = 2", "path = \"other\"");
+            run.edit("[student]\nevery = 2", "[student]\npath = \"other\"");
         },
         command: CHECK,
         says: &[
