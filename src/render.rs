@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::bail;
 use potstill_datasets::{
-    ChatTemplate, Completion, Encoded, Error, FinishReason, Imported, Manifest, Message, Prompt, Reasoning,
-    RenderOptions, Role, Tokenizer, encode_conversation, prompt_ids, read_shard, shards,
+    ChatTemplate, Completion, Encoded, Error, FinishReason, Imported, Manifest, Message, Prompt,
+    Reasoning, RenderOptions, Role, Tokenizer, encode_conversation, prompt_ids, read_shard, shards,
 };
 
 use crate::progress::{Talk, colours};
@@ -85,7 +85,9 @@ pub fn render(
     for prompt in &prompts {
         let known = match published.remove(&prompt.id) {
             Some(completion) => Some(("the published answer", completion)),
-            None => given.remove(&prompt.id).map(|c| ("the answer of the data", c)),
+            None => given
+                .remove(&prompt.id)
+                .map(|c| ("the answer of the data", c)),
         };
         let answer = answer(known, prompt, &scene);
         let mut say = |fault: String| wrong.push(format!("{}: {fault}", prompt.source));
@@ -130,11 +132,7 @@ fn published(dir: &Path, prompts: &[Prompt]) -> anyhow::Result<HashMap<String, C
 }
 
 /// The answer to show: a known one, else the reference, else made up.
-fn answer(
-    known: Option<(&'static str, Completion)>,
-    prompt: &Prompt,
-    scene: &Scene,
-) -> Answer {
+fn answer(known: Option<(&'static str, Completion)>, prompt: &Prompt, scene: &Scene) -> Answer {
     if let Some((from, completion)) = known {
         let ids: Option<Vec<u32>> = completion.tokens.iter().map(|t| t.id).collect();
         let finished = [FinishReason::Stop, FinishReason::ToolCalls];

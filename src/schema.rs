@@ -295,7 +295,7 @@ mod tests {
             assert!(!text.contains(word), "{word} in {text}");
         }
         assert_eq!(run_file()["additionalProperties"], false);
-        assert!(requires(&run_file(), "teacher") && !requires(&run_file(), "train"));
+        assert!(requires(&run_file(), "import") && !requires(&run_file(), "train"));
     }
 
     #[test]

@@ -274,7 +274,8 @@ fn the_command_line_is_frozen() {
             .collect()
     };
     let commands = [
-        "run", "check", "import", "collect", "curate", "train", "export", "eval", "report",
+        "run", "check", "import", "collect", "score", "grade", "curate", "train", "export", "eval",
+        "report",
     ];
     let listed: BTreeMap<&str, Vec<String>> =
         commands.iter().map(|c| (*c, flags(&help(&[c])))).collect();

@@ -11,11 +11,22 @@ const COMMENT_AT: usize = 36;
 /// The run file, with every key of the schema: as the answers set it, else commented out.
 pub(super) fn run_file(answers: &Answers) -> String {
     let schema = schema::run_file();
-    let mut text =
-        "# A run file of Potstill. Lines that begin with `#` show defaults, or what may be set.\n"
-            .to_owned();
+    let mut text = "# A run file of Potstill. Lines that begin with `#` show defaults, or what may be set; those with\n# `##` are tables that are off.\n".to_owned();
     for (table, keys) in schema::properties(&schema) {
-        text += &format!("\n# {}\n[{table}]\n", schema::description(keys));
+        text += &format!("\n# {}\n", schema::description(keys));
+        let mut properties = schema::properties(keys);
+        // A table that must say something, and about which nothing is known, is left out.
+        let off = !schema::requires(&schema, table)
+            && properties
+                .any(|(key, _)| schema::requires(keys, key) && set(answers, table, key).is_none());
+        if off {
+            text += &format!("## [{table}]\n");
+            for (key, about) in schema::properties(keys) {
+                text += &commented(&format!("## {key} = {}", default(about)), about);
+            }
+            continue;
+        }
+        text += &format!("[{table}]\n");
         for (key, about) in schema::properties(keys) {
             let line = match set(answers, table, key) {
                 Some((value, None)) => commented(&format!("{key} = {value}"), about),
@@ -39,12 +50,11 @@ fn set(answers: &Answers, table: &str, key: &str) -> Option<(String, Option<Stri
         ("import", "columns") => Some((
             answers.detected.columns.clone(),
             Some(format!(
-                "The data looks like {}, {} answers.",
+                "The data looks like {}{}.",
                 answers.detected.name,
-                if answers.detected.has_answers {
-                    "with"
-                } else {
-                    "without"
+                match answers.detected.has_answers {
+                    true => ", with answers: the teacher is asked all the same",
+                    false => "",
                 }
             )),
         )),

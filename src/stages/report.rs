@@ -100,7 +100,13 @@ fn build(context: &Context, names: &[&str]) -> anyhow::Result<Report> {
         potstill: env!("CARGO_PKG_VERSION").to_owned(),
         conclusion: Report::conclude(teacher.as_ref(), &students, &comparisons),
         heldout: Heldout::from_values(models.heldout())?,
-        grader: context.run.file.eval.answers.as_ref().map(|a| a.grader.into()),
+        grader: context
+            .run
+            .file
+            .eval
+            .answers
+            .as_ref()
+            .map(|a| a.grader.into()),
         teacher,
         students,
         comparisons,

@@ -171,7 +171,7 @@ const MISTAKES: &[Mistake] = &[
         title: "A GPU asked of a build for CPUs",
         breaks: |_| {},
         command: &["run", "run.toml", "--device", "cuda"],
-        says: &["--device cuda", "computes on cpu only"],
+        says: &["no device `cuda`", "computes on cpu"],
     },
     Mistake {
         title: "The run directory of another run",
