@@ -31,6 +31,15 @@ fn examples_parse() {
     }
 }
 
+/// What comes with Potstill is all there: no variable is set, and nothing is missing.
+#[test]
+fn the_quickstart_is_complete() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/quickstart.toml");
+    let temp = tempfile::tempdir().unwrap();
+    let (code, stderr) = potstill(&["check", path.to_str().unwrap()], "", temp.path());
+    assert_eq!(code, 0, "{stderr}");
+}
+
 #[test]
 fn stories260k_runs_whole() {
     let Ok(real) = std::env::var("POTSTILL_REAL") else {
