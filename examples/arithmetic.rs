@@ -120,7 +120,7 @@ impl Problem {
         let digit = |number: u32, place: usize| number / 10u32.pow(place as u32) % 10;
         let mut carry = 0;
         let mut steps = Vec::new();
-        for place in 0..digits {
+        for (place, name) in PLACES.iter().enumerate().take(digits) {
             let (x, y) = (digit(self.a, place), digit(self.b, place));
             let (left, sign, value) = match self.operation {
                 Addition => (format!("{x}+{y}"), '+', x + y + carry),
@@ -139,8 +139,8 @@ impl Problem {
                 Subtraction => u32::from(x < y + carry),
                 _ => value / 10,
             };
-            let place = if named { PLACES[place] } else { "" };
-            steps.push(format!("{place}{before}={value}"));
+            let name = if named { name } else { "" };
+            steps.push(format!("{name}{before}={value}"));
         }
         steps
     }

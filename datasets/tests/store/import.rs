@@ -562,8 +562,8 @@ fn a_row_says_which_part_it_belongs_to() {
     let lines = "{\"text\":\"a\",\"kind\":\"sum\"}\n{\"text\":\"b\",\"kind\":null}\n";
     let (a, b) = ("a", "b");
     let paths = [
-        folder.write("p.jsonl", lines.to_owned()),
-        folder.write("p.csv", "text,kind\na,sum\nb,\n".to_owned()),
+        folder.write("p.jsonl", lines),
+        folder.write("p.csv", "text,kind\na,sum\nb,\n"),
         folder.parquet(vec![
             ("text", Arc::new(StringArray::from(vec![a, b]))),
             ("other", Arc::new(StringArray::from(vec![a, b]))),
