@@ -57,7 +57,7 @@ pub(crate) fn source(run: &Loaded) -> anyhow::Result<PathBuf> {
         Ok(_) => Err(run
             .problem(
                 &["import", "path"],
-                format!("{} is a folder; name a JSONL file", path.display()),
+                format!("{} is a folder; name a file in it", path.display()),
             )
             .into()),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Err(run
@@ -85,7 +85,7 @@ pub(crate) fn read(run: &Loaded, flag: Option<usize>) -> anyhow::Result<Imported
             Err(run.problem(&["import", "columns"], e.to_string()).into())
         }
         Err(e @ Error::NoPrompts { .. }) => Err(anyhow!(
-            "{e}; put one JSON object on each line, or name another file in `path` of [import]"
+            "{e}; put prompts into it, or name another file in `path` of [import]"
         )),
         Err(e) => Err(e.into()),
     }
