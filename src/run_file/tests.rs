@@ -1,0 +1,135 @@
+use std::path::Path;
+
+use super::*;
+
+const WHOLE: &str = r#"[run]
+name = "tiny"
+seed = 17
+
+[import]
+path = "prompts.jsonl"
+columns = { question = "question", answer = "answer" }
+
+[teacher]
+path = "models/tiny"
+
+[collect]
+signals = { top_k = 64, temperatures = [2.0] }
+
+[student]
+every = 2
+
+[train]
+steps = 40
+batch = 8
+micro_batch = 4
+learning_rate = 5e-4
+warmup = 5
+loss = { forward_kl = 1.0 }
+"#;
+
+fn said(text: &str) -> String {
+    match parse(Path::new("tiny.toml"), text) {
+        Ok(_) => "fine".to_owned(),
+        Err(e) => e.to_string(),
+    }
+}
+
+#[test]
+fn a_whole_file_is_fine_and_defaults_fill_the_rest() {
+    let file = parse(Path::new("tiny.toml"), WHOLE).unwrap();
+    assert_eq!(file.train.chunk_rows.get(), 256);
+    assert_eq!(file.train.controls, [Control::Sft, Control::Shuffled]);
+    assert_eq!(file.train.loss.cross_entropy.get(), 0.0);
+    assert_eq!(file.curate.keep, Keep::Finished);
+    assert_eq!(file.teacher.unwrap().dtype, Dtype::F32);
+    assert_eq!(file.import.answers, Answers::Teacher);
+}
+
+/// One edit of [`WHOLE`] a kind of mistake, and what is said about it.
+#[test]
+fn each_mistake_is_said_with_its_place() {
+    let edits = [
+        ("unknown key", "steps = 40", "step = 40"),
+        ("unknown table", "[student]", "[students]"),
+        ("unknown inner key", "top_k = 64", "topk = 64"),
+        (
+            "missing key",
+            "path = \"models/tiny\"\n",
+            "dtype = \"f32\"\n",
+        ),
+        ("wrong type", "steps = 40", "steps = \"forty\""),
+        ("a count of zero", "batch = 8", "batch = 0"),
+        ("half a step", "steps = 40", "steps = 40.5"),
+        (
+            "negative rate",
+            "learning_rate = 5e-4",
+            "learning_rate = -5e-4",
+        ),
+        ("no number", "learning_rate = 5e-4", "learning_rate = nan"),
+        (
+            "unknown choice",
+            "path = \"models/tiny\"",
+            "path = \"m\"\ndtype = \"int8\"",
+        ),
+        (
+            "a name with a slash",
+            "name = \"tiny\"",
+            "name = \"../tiny\"",
+        ),
+        ("a bad temperature", "[2.0]", "[2.0, 0.0]"),
+        ("not TOML", "seed = 17", "seed = = 17"),
+        ("a key twice", "seed = 17", "seed = 17\nseed = 18"),
+        (
+            "an unset variable",
+            "models/tiny",
+            "${POTSTILL_NO_SUCH_VARIABLE}/tiny",
+        ),
+        (
+            "two kinds of columns",
+            "{ question",
+            "{ text = \"t\", question",
+        ),
+        ("nobody answers", "[teacher]\npath = \"models/tiny\"\n", ""),
+        (
+            "given answers with signals",
+            "[teacher]\npath = \"models/tiny\"\n",
+            "answers = \"given\"\n",
+        ),
+        (
+            "no signals",
+            "signals = { top_k = 64, temperatures = [2.0] }",
+            "",
+        ),
+        (
+            "signals twice",
+            "[student]",
+            "[score]\ntop_k = 8\n[student]",
+        ),
+        ("student is the teacher", "every = 2", ""),
+        (
+            "heads that do not divide",
+            "every = 2",
+            "random = { hidden_size = 64, intermediate_size = 128, layers = 2, heads = 3 }",
+        ),
+        ("nothing to learn", "forward_kl = 1.0", "forward_kl = 0.0"),
+        (
+            "a control twice",
+            "warmup = 5",
+            "controls = [\"sft\", \"sft\"]",
+        ),
+        ("unknown control", "warmup = 5", "controls = [\"stf\"]"),
+        ("non-ASCII before the place", "seed = 17", "\"sé\" = 1"),
+    ];
+    let mut all = String::new();
+    for (title, from, to) in edits {
+        assert!(WHOLE.contains(from), "{title}");
+        all += &format!("# {title}\n{}\n\n", said(&WHOLE.replacen(from, to, 1)));
+    }
+    let several = WHOLE
+        .replace("micro_batch = 4", "micro_batch = 9")
+        .replace("warmup = 5", "warmup = 50\nmin_learning_rate = 1");
+    all += &format!("# several rules between keys\n{}\n\n", said(&several));
+    all += &format!("# an empty file\n{}\n", said(""));
+    insta::assert_snapshot!(all);
+}
