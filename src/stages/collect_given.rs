@@ -10,7 +10,7 @@ use potstill_datasets::{
 use serde_json::json;
 
 use super::{Context, Done, Outcome, counts, import, stage};
-use crate::run_dir::Plan;
+use crate::run_dir::{Plan, settings_of};
 
 /// Publishes the answers of the data.
 pub(super) fn collect(context: &Context) -> anyhow::Result<Outcome> {
@@ -23,7 +23,8 @@ pub(super) fn collect(context: &Context) -> anyhow::Result<Outcome> {
         stage: "collect".to_owned(),
         home: "completions".to_owned(),
         outputs: vec!["completions".to_owned()],
-        settings: json!({ "given": name }),
+        // Which columns are the answer's: the prompts do not tell.
+        settings: json!({ "given": name, "columns": settings_of(&run.file.import.columns)? }),
         inputs: BTreeMap::from([
             ("prompts".to_owned(), prompts.content_hash()),
             ("source".to_owned(), source.clone()),

@@ -253,6 +253,95 @@ fn a_student_of_the_text_alone_is_the_sft_control() {
     assert!(!run.path("runs/tiny/signals").exists());
 }
 
+/// The data's own answers: no teacher, and another column of answers is another collection.
+#[test]
+fn given_answers_are_learned_from() {
+    let run = Run::new();
+    let line = |i: i32| format!("{{\"q\":\"Story {i}\",\"a\":\"once {i}\",\"b\":\"twice {i}\"}}\n");
+    run.write("prompts.jsonl", &(0..12).map(line).collect::<String>());
+    run.write(
+        "run.toml",
+        r#"[run]
+name = "tiny"
+[import]
+path = "prompts.jsonl"
+columns = { instruction = "q", output = "a" }
+answers = "given"
+[curate]
+heldout = 0.4
+[student]
+path = "model"
+template = "plain"
+every = 2
+[train]
+steps = 3
+batch = 4
+loss = { cross_entropy = 1.0 }
+controls = []
+[eval]
+resamples = 50
+"#,
+    );
+    let check = run.potstill(&["check", "run.toml"]);
+    assert!(
+        check.stdout.contains("answers   12 of the data"),
+        "{}",
+        check.stderr
+    );
+    run.run();
+    let answers = "completions/shard-00000.parquet";
+    let first = run.published().remove(answers).unwrap();
+    assert!(run.run().stderr.contains("nothing to do"));
+    run.edit("output = \"a\"", "output = \"b\"");
+    run.run();
+    assert!(first != run.published()[answers]);
+    run.write("prompts.jsonl", "{\"q\":\"Story\",\"b\":null}\n");
+    let said = run.potstill(&["run", "run.toml"]);
+    assert_eq!(said.code, 1, "{}", said.stderr);
+    assert!(
+        said.stderr.contains("prompts.jsonl:1 has no answer"),
+        "{}",
+        said.stderr
+    );
+}
+
+/// Wrong answers are dropped, or kept where the run file says so; every model answers what is held out.
+#[test]
+fn answers_are_graded() {
+    let run = Run::new();
+    let line = |i: i32| {
+        format!(
+            "{{\"text\":\"Story {i}\",\"a\":{i},\"kind\":\"k{}\"}}\n",
+            i % 2
+        )
+    };
+    run.write("prompts.jsonl", &(0..12).map(line).collect::<String>());
+    run.edit(
+        "columns = { text = \"text\" }",
+        "columns = { question = \"text\", answer = \"a\", group = \"kind\" }",
+    );
+    run.edit("[curate]", "[grade]\ngrader = \"exact\"\n\n[curate]");
+    run.edit(
+        "resamples = 100",
+        "resamples = 100\nanswers = { grader = \"number\", max_new_tokens = 4 }",
+    );
+    let said = run.potstill(&["run", "run.toml"]);
+    assert_eq!(said.code, 1, "{}", said.stderr);
+    assert!(
+        said.stderr.contains("24 because it is graded wrong"),
+        "{}",
+        said.stderr
+    );
+    run.edit("keep = \"all\"", "keep = \"all\"\nwrong = \"keep\"");
+    run.run();
+    let json = fs::read_to_string(run.path("runs/tiny/report.json")).unwrap();
+    let report: serde_json::Value = serde_json::from_str(&json).unwrap();
+    let groups = report["teacher"]["accuracy"]["groups"].as_array().unwrap();
+    assert_eq!(groups.len(), 2);
+    assert_eq!(report["comparisons"].as_array().unwrap().len(), 16);
+    assert!(run.run().stderr.contains("nothing to do"));
+}
+
 #[test]
 fn ctrl_c_saves_and_names_the_command_that_goes_on() {
     let run = Run::new();
