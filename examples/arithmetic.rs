@@ -1,5 +1,5 @@
 //! Arithmetic problems as JSONL on stdout: additions and subtractions up to three digits, products
-//! of two digits and one.
+//! of two digits and one (worked ones also of three digits and one).
 //!
 //!     cargo run --release --example arithmetic -- prompts 2000 1   # question, answer, operation
 //!     cargo run --release --example arithmetic -- worked 60000 1   # conversations with steps
@@ -39,9 +39,12 @@ struct Problem {
 }
 
 impl Problem {
-    /// Any problem: mostly long numbers, since short ones are few.
-    fn draw(random: &mut ChaCha8Rng) -> Problem {
-        let operation = match random.random_range(0..20) {
+    /// Any problem: mostly long numbers, since short ones are few. Worked products are as many as
+    /// the others and have long numbers too: there are only 720 of two digits, and half of them
+    /// show few of the steps that the other half needs.
+    fn draw(worked: bool, random: &mut ChaCha8Rng) -> Problem {
+        let products = if worked { 9 } else { 3 };
+        let operation = match random.random_range(0..17 + products) {
             0..9 => Addition,
             9..17 => Subtraction,
             _ => Multiplication,
@@ -51,7 +54,10 @@ impl Problem {
             _ => random.random_range(100..1000),
         };
         let (a, b) = match operation {
-            Multiplication => (random.random_range(10..100), random.random_range(2..10)),
+            Multiplication => {
+                let longest = if worked && random.random() { 1000 } else { 100 };
+                (random.random_range(10..longest), random.random_range(2..10))
+            }
             _ => (number(random), number(random)),
         };
         match operation {
@@ -157,27 +163,25 @@ impl Problem {
                 sums.push(x + y);
             }
         }
-        let mut total = sums.first().copied().unwrap_or(0);
-        for sum in sums.iter().skip(1) {
-            steps.push(format!("{total}+{sum}={}", total + sum));
-            total += sum;
-        }
+        add_up(&sums, &mut steps);
         steps
     }
 
+    /// Each part of the first number by the second, then their sums.
     fn product_of_parts(&self, ones_first: bool) -> Vec<String> {
-        let (tens, ones) = (self.a / 10 * 10, self.a % 10);
-        let (left, right) = if ones_first {
-            (ones, tens)
-        } else {
-            (tens, ones)
-        };
-        let (x, y) = (left * self.b, right * self.b);
-        vec![
-            format!("{left}*{}={x}", self.b),
-            format!("{right}*{}={y}", self.b),
-            format!("{x}+{y}={}", x + y),
-        ]
+        let mut places = [100, 10, 1];
+        if ones_first {
+            places.reverse();
+        }
+        let parts = places.map(|place| self.a / place % 10 * place);
+        let mut steps = Vec::new();
+        let mut products = Vec::new();
+        for part in parts.into_iter().filter(|part| *part > 0) {
+            steps.push(format!("{part}*{}={}", self.b, part * self.b));
+            products.push(part * self.b);
+        }
+        add_up(&products, &mut steps);
+        steps
     }
 
     /// The first number changed by the parts of the second, in the order of `places`.
@@ -210,6 +214,15 @@ impl Problem {
     }
 }
 
+/// One sum after the other, a step each.
+fn add_up(numbers: &[u32], steps: &mut Vec<String>) {
+    let mut total = numbers.first().copied().unwrap_or(0);
+    for number in numbers.iter().skip(1) {
+        steps.push(format!("{total}+{number}={}", total + number));
+        total += number;
+    }
+}
+
 fn pick<'a>(words: &[&'a str; 4], random: &mut ChaCha8Rng) -> &'a str {
     words.choose(random).copied().unwrap_or_default()
 }
@@ -230,7 +243,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut written = 0;
     let mut out = std::io::stdout().lock();
     while written < count {
-        let problem = Problem::draw(&mut random);
+        let problem = Problem::draw(worked, &mut random);
         // A problem may be worked several times, in other words; it is asked once.
         if problem.is_worked() != worked || !worked && !seen.insert(problem) {
             continue;

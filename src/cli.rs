@@ -60,8 +60,8 @@ enum Stage {
     Export(Flags),
     /// Measure the students on `heldout/`
     Eval(Flags),
-    /// Write `report.md` and `report.json`
-    Report(Flags),
+    /// Write `report.html`, `report.md` and `report.json`
+    Report(ReportFlags),
 }
 
 #[derive(Debug, Args)]
@@ -89,6 +89,15 @@ struct Flags {
     /// Put events on stdout, one JSON object a line
     #[arg(long)]
     json: bool,
+}
+
+#[derive(Debug, Args)]
+struct ReportFlags {
+    #[command(flatten)]
+    flags: Flags,
+    /// Show `report.html` in the browser
+    #[arg(long, conflicts_with = "dry_run")]
+    open: bool,
 }
 
 #[derive(Debug, Args)]
@@ -135,7 +144,7 @@ impl Stage {
             | Stage::Train(flags)
             | Stage::Export(flags)
             | Stage::Eval(flags)
-            | Stage::Report(flags) => flags,
+            | Stage::Report(ReportFlags { flags, .. }) => flags,
         }
     }
 }
@@ -257,7 +266,13 @@ fn run_stage(stage: &Stage, talk: &Talk) -> anyhow::Result<Outcome> {
         Stage::Train(_) => stages::train::train(&context),
         Stage::Export(_) => stages::export::export(&context),
         Stage::Eval(_) => stages::eval::eval(&context),
-        Stage::Report(_) => stages::report::report(&context),
+        Stage::Report(ReportFlags { open, .. }) => {
+            let outcome = stages::report::report(&context)?;
+            if *open {
+                stages::report::open(&context);
+            }
+            Ok(outcome)
+        }
     }
 }
 

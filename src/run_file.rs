@@ -366,6 +366,9 @@ pub struct Train {
     pub checkpoint_every: Count,
     /// Controls trained beside the student.
     pub controls: Vec<Control>,
+    /// Times that the student and `sft` are trained, each time with the next seed: what seeds do is
+    /// then part of the report's intervals.
+    pub seeds: Count,
     /// Rows of logits held at once; bounds memory, and is part of what is reproducible.
     pub chunk_rows: Count,
 }
@@ -390,6 +393,7 @@ impl Default for Train {
             overlong: Overlong::Drop,
             checkpoint_every: default_of(50.0),
             controls: vec![Control::Sft, Control::Shuffled],
+            seeds: default_of(1.0),
             chunk_rows: default_of(256.0),
         }
     }

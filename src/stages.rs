@@ -100,6 +100,35 @@ impl Context {
         });
         ["student"].into_iter().chain(controls).collect()
     }
+
+    /// Every model that is trained: those of [`students`](Context::students), and the same again
+    /// with further seeds.
+    pub(crate) fn trained(&self) -> Vec<String> {
+        let students = self.students();
+        let all = students.iter().flat_map(|name| self.by_seed(name));
+        let mut all: Vec<String> = all.collect();
+        // Those of the first seed first: a run that is cut short has every control.
+        all.sort_by_key(|name| seed_of(name).1);
+        all
+    }
+
+    /// A model's names by seed: `sft`, `sft-2`, `sft-3`.
+    pub(crate) fn by_seed(&self, name: &str) -> Vec<String> {
+        let seeds = match name {
+            "student" | "sft" => self.run.file.train.seeds.get(),
+            _ => 1,
+        };
+        let further = (2..=seeds).map(|n| format!("{name}-{n}"));
+        [name.to_owned()].into_iter().chain(further).collect()
+    }
+}
+
+/// What a model's name says: which it is, and how many seeds after the run's own; `sft-3` is
+/// (`sft`, 2).
+pub(crate) fn seed_of(name: &str) -> (&str, u32) {
+    let further = name.rsplit_once('-');
+    let further = further.and_then(|(base, n)| Some((base, n.parse::<u32>().ok()?)));
+    further.map_or((name, 0), |(base, n)| (base, n.saturating_sub(1)))
 }
 
 /// Where the run lives.
@@ -237,9 +266,9 @@ pub(crate) fn stage(
 }
 
 /// Runs a stage for each student, and stops when one does.
-pub(crate) fn each<'a>(
-    names: impl IntoIterator<Item = &'a str>,
-    mut one: impl FnMut(&'a str) -> anyhow::Result<Outcome>,
+pub(crate) fn each(
+    names: &[String],
+    mut one: impl FnMut(&str) -> anyhow::Result<Outcome>,
 ) -> anyhow::Result<Outcome> {
     let mut all = Outcome::UpToDate;
     for name in names {

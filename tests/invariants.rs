@@ -63,6 +63,7 @@ const NAMED_BY: [(&[&str], &[&str]); 5] = [
             "clap_complete",
             "ctrlc",
             "indicatif",
+            "open",
             "schemars",
             "toml",
         ],
@@ -275,7 +276,6 @@ fn the_command_line_is_frozen() {
     };
     let commands = [
         "run", "check", "import", "collect", "score", "grade", "curate", "train", "export", "eval",
-        "report",
     ];
     let listed: BTreeMap<&str, Vec<String>> =
         commands.iter().map(|c| (*c, flags(&help(&[c])))).collect();
@@ -292,6 +292,9 @@ fn the_command_line_is_frozen() {
     for (command, flags) in listed {
         assert_eq!(flags, frozen, "potstill {command}");
     }
+    let (help_flag, rest) = frozen.split_last().unwrap();
+    let of_report = [rest, &["--open", help_flag]].concat();
+    assert_eq!(flags(&help(&["report"])), of_report);
     assert_eq!(
         flags(&help(&["init"])),
         ["--data", "--teacher", "--name", "--force", "--help"]
@@ -312,6 +315,6 @@ fn the_command_line_is_frozen() {
         .lines()
         .map(|line| line.split_whitespace().next().unwrap())
         .collect();
-    let others = ["render", "schema", "completions", "help"];
+    let others = ["report", "render", "schema", "completions", "help"];
     assert_eq!(names, [&["init"], &commands[..], &others].concat());
 }

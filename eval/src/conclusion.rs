@@ -3,11 +3,19 @@
 //! The finding is read off one paired interval, the held-out KL of `student` less that of
 //! `sft`, which learned from the same text for the same steps without the teacher's
 //! distributions. Everything else is said beside it, whichever way it falls.
+//!
+//! With one seed the interval is over prompts alone, and with many prompts even what chance made
+//! of the training stands out from it; so then a difference must also be larger than what
+//! another seed commonly makes ([`SEED_SHARE`]).
 
 use serde::{Deserialize, Serialize};
 
 use crate::report::{Comparison, StudentResult, TeacherResult};
-use crate::{Figure, Interval, MIN_PROMPTS, Verdict, wording};
+use crate::{Figure, MIN_PROMPTS, Verdict, wording};
+
+/// With one seed, a smaller share of `sft`'s KL than this is no finding. Of our own runs, another
+/// seed moved `sft` by at most 4 % (docs/log.md); `seeds` in `[train]` measures it in its place.
+pub const SEED_SHARE: f64 = 0.05;
 
 /// Does distillation help here?
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,13 +32,16 @@ pub enum Finding {
 }
 
 impl Finding {
-    /// Reads the comparison of `student` and `sft` by KL.
-    pub fn of(comparison: Option<&Comparison>) -> Finding {
-        match comparison.map(|c| c.verdict) {
-            Some(Verdict::Better) => Finding::Helps,
-            Some(Verdict::NoDifference) => Finding::NoDifference,
-            Some(Verdict::Worse) => Finding::Hurts,
-            None => Finding::NotMeasured,
+    /// Reads the comparison of `student` and `sft` by KL, and the KL of `sft`.
+    pub fn of(comparison: Option<&Comparison>, sft: f64) -> Finding {
+        let Some(comparison) = comparison else {
+            return Finding::NotMeasured;
+        };
+        match comparison.verdict {
+            _ if within_seeds(comparison, sft) => Finding::NoDifference,
+            Verdict::Better => Finding::Helps,
+            Verdict::NoDifference => Finding::NoDifference,
+            Verdict::Worse => Finding::Hurts,
         }
     }
 
@@ -45,6 +56,12 @@ impl Finding {
             }
         }
     }
+}
+
+/// Whether a difference is so small that another seed alone may have made it, as far as one
+/// seed can tell.
+fn within_seeds(comparison: &Comparison, sft: f64) -> bool {
+    comparison.seeds < 2 && comparison.difference.mean.abs() < SEED_SHARE * sft
 }
 
 /// What a run says.
@@ -80,12 +97,13 @@ pub(crate) fn conclude(
         comparisons,
     };
     let main = known.find(Figure::Kl, "student", "sft");
-    let finding = Finding::of(main);
+    let sft = known.student("sft").map_or(0.0, |sft| sft.kl.mean);
+    let finding = Finding::of(main, sft);
     let mut sentences = Vec::new();
     let mut doubts = Vec::new();
     if let Some(comparison) = main {
         sentences.push(known.closeness(comparison, finding));
-        sentences.push(certainty(&comparison.difference, finding));
+        sentences.push(certainty(comparison, finding));
         sentences.push(known.accuracy(finding));
     }
     known.training(&mut sentences, &mut doubts);
@@ -222,20 +240,27 @@ impl Known<'_> {
 }
 
 /// How sure the finding is, for somebody who does not know what an interval is.
-fn certainty(difference: &Interval, finding: Finding) -> String {
-    let other_seed = "It is about other prompts of this kind; how training would end with another seed is not in it.";
-    if difference.prompts < MIN_PROMPTS {
+fn certainty(comparison: &Comparison, finding: Finding) -> String {
+    let prompts = comparison.difference.prompts;
+    let seeds = match comparison.seeds {
+        0 | 1 => "It is about other prompts of this kind; how training would end with another seed is not in it (`[train] seeds`).".to_owned(),
+        seeds => format!("Other prompts of this kind and other seeds are both in it; {seeds} seeds were trained."),
+    };
+    if prompts < MIN_PROMPTS {
         return format!(
-            "How sure: not at all. {} held-out prompts are too few for any claim; at least {MIN_PROMPTS} are needed (`[curate] heldout`).",
-            difference.prompts
+            "How sure: not at all. {prompts} held-out prompts are too few for any claim; at least {MIN_PROMPTS} are needed (`[curate] heldout`)."
         );
     }
-    match finding {
-        Finding::Helps | Finding::Hurts => format!(
-            "How sure: the 95 % interval of the difference leaves out zero, and such an interval misses the truth about one time in twenty. {other_seed}"
+    match (finding, comparison.verdict) {
+        (Finding::Helps | Finding::Hurts, _) => format!(
+            "How sure: the 95 % interval of the difference leaves out zero, and such an interval misses the truth about one time in twenty. {seeds}"
         ),
-        Finding::NoDifference | Finding::NotMeasured => format!(
-            "How sure: the 95 % interval of the difference holds zero, so chance alone could have made it. More held-out prompts make the interval narrower. {other_seed}"
+        (_, Verdict::NoDifference) => format!(
+            "How sure: the 95 % interval of the difference holds zero, so chance alone could have made it. More held-out prompts make the interval narrower. {seeds}"
+        ),
+        (_, Verdict::Better | Verdict::Worse) => format!(
+            "How sure: the 95 % interval of the difference leaves out zero, but the difference is under {:.0} % of the distance of `sft`, and with one seed so little cannot be told from what another seed makes. Set `seeds = 3` in `[train]` to find out.",
+            100.0 * SEED_SHARE
         ),
     }
 }
@@ -243,8 +268,8 @@ fn certainty(difference: &Interval, finding: Finding) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Report;
     use crate::example::{report, students_only};
+    use crate::{Interval, Report};
 
     fn of(kls: &[(&str, f64)], prompts: usize) -> Conclusion {
         students_only(kls, prompts).conclusion

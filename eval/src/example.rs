@@ -10,8 +10,8 @@ use crate::report::{
     StudentResult, TeacherResult, compare, compare_accuracy,
 };
 use crate::{
-    BINS, Comparison, Graded, Grader, Metric, SequenceBins, accuracy, calibration, interval,
-    teacher_nll,
+    BINS, Comparison, Graded, Grader, Metric, SeedFigures, SequenceBins, accuracy, calibration,
+    interval, teacher_nll,
 };
 
 const RESAMPLES: usize = 400;
@@ -65,7 +65,21 @@ fn student(name: &str, values: &[SequenceValues]) -> StudentResult {
         agreement: figure(Metric::Agreement),
         accuracy: None,
         calibration: None,
+        seeds: Vec::new(),
     }
+}
+
+/// Sets a student's KL by seed.
+pub(crate) fn with_seeds(report: &mut Report, name: &str, kls: &[f64]) {
+    let student = report.students.iter_mut().find(|s| s.name == name).unwrap();
+    let seed = |(seed, &kl): (usize, &f64)| SeedFigures {
+        seed: seed as u64,
+        kl,
+        nll: kl + 0.3,
+        agreement: 0.8,
+        accuracy: None,
+    };
+    student.seeds = kls.iter().enumerate().map(seed).collect();
 }
 
 /// A run without task, teacher row, losses and samples.

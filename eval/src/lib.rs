@@ -10,6 +10,7 @@
 //! - [`interval`], [`accuracy()`] and [`calibration()`] give figures with 95 % bootstrap
 //!   intervals over prompts; [`paired`] and [`paired_accuracy`] the difference of two
 //!   models over the same prompts.
+//! - [`count_seeds`] makes what other seeds do to training part of those differences.
 //! - [`verdict`] says "better" or "worse" only when the interval leaves out zero;
 //!   [`Report::conclude`] says whether distillation helps here.
 //! - [`Report`] writes itself as HTML, as Markdown and as JSON.
@@ -24,6 +25,7 @@ mod metric;
 mod report;
 mod report_html;
 mod report_markdown;
+mod seeds;
 mod wording;
 
 #[cfg(test)]
@@ -32,7 +34,7 @@ mod example;
 pub use accuracy::{Accuracy, Graded, GroupAccuracy, accuracy, paired_accuracy};
 pub use bootstrap::{Interval, MIN_PROMPTS, interval, paired, teacher_nll};
 pub use calibration::{BINS, Calibration, ReliabilityBin, SequenceBins, calibration};
-pub use conclusion::{Conclusion, Finding};
+pub use conclusion::{Conclusion, Finding, SEED_SHARE};
 pub use error::Error;
 pub use grade::{Grade, Grader};
 pub use metric::{Figure, Metric, Verdict, verdict};
@@ -41,3 +43,4 @@ pub use report::{
     Comparison, Heldout, LossCurve, LossPoint, Provenance, Report, Sample, SampleAnswer,
     StageFacts, StudentResult, TeacherResult, compare, compare_accuracy,
 };
+pub use seeds::{SeedFigures, count_seeds};

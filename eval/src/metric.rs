@@ -30,6 +30,11 @@ impl Metric {
         }
     }
 
+    /// The sum over all tokens of all sequences: nats, or a count.
+    pub fn total(self, values: &[SequenceValues]) -> f64 {
+        values.iter().map(|v| self.sum(v)).sum()
+    }
+
     /// The sum over a sequence's tokens: nats, or a count.
     pub(crate) fn sum(self, values: &SequenceValues) -> f64 {
         match self {

@@ -5,8 +5,9 @@ use potstill_datasets::SequenceValues;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Accuracy, Calibration, Conclusion, Error, Figure, Graded, Grader, Interval, Metric, Verdict,
-    conclusion, paired, paired_accuracy, report_html, report_markdown, verdict,
+    Accuracy, Calibration, Conclusion, Error, Figure, Graded, Grader, Interval, Metric,
+    SeedFigures, Verdict, conclusion, paired, paired_accuracy, report_html, report_markdown,
+    verdict,
 };
 
 /// Everything a reader needs in order to believe a run, or to doubt it.
@@ -112,6 +113,8 @@ pub struct StudentResult {
     pub accuracy: Option<Accuracy>,
     /// Reliability table and expected calibration error.
     pub calibration: Option<Calibration>,
+    /// The figures of each seed that it was trained with; those above are over all of them.
+    pub seeds: Vec<SeedFigures>,
 }
 
 impl StudentResult {
@@ -138,6 +141,8 @@ pub struct Comparison {
     pub difference: Interval,
     /// What it says about `left`.
     pub verdict: Verdict,
+    /// With how many seeds both were trained; what seeds do is in the interval from two on.
+    pub seeds: usize,
 }
 
 /// Compares two students, by name and values, on every metric.
@@ -178,6 +183,7 @@ fn comparison(metric: Figure, left: &str, right: &str, difference: Interval) -> 
         right: right.to_owned(),
         difference,
         verdict: verdict(metric, &difference),
+        seeds: 1,
     }
 }
 
@@ -282,6 +288,14 @@ impl Report {
             rows.push((model, accuracies));
         }
         (names, rows)
+    }
+
+    /// Every seed's figures with the model's name; nothing where all had one seed.
+    pub(crate) fn by_seed(&self) -> Vec<(&str, &SeedFigures)> {
+        let several = self.students.iter().filter(|s| s.seeds.len() > 1);
+        several
+            .flat_map(|s| s.seeds.iter().map(|seed| (s.name.as_str(), seed)))
+            .collect()
     }
 
     /// What the comparisons say: whether distillation helps here, how sure that is, what

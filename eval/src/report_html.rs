@@ -185,6 +185,7 @@ fn models(out: &mut String, report: &Report) -> Result<(), Error> {
     out.push_str(WORDS);
     figures::figures(out, report)?;
     tables::groups(out, report);
+    tables::seeds(out, report);
     out.push_str("</section>\n");
     Ok(())
 }
@@ -198,7 +199,7 @@ const WORDS: &str = "<details><summary>What the words mean</summary><dl class=\"
 <dt>NLL</dt><dd>how surprised a model is by the teacher's text, in nats a token. The teacher's own is the floor.</dd>
 <dt>agreement</dt><dd>how often the model's likeliest token is the teacher's.</dd>
 <dt>calibration error</dt><dd>by how much a model's confidence misses how often it is right, on average (expected calibration error, ten bins).</dd>
-<dt>95 % interval</dt><dd>where the figure would fall with other prompts of this kind; it misses the truth about one time in twenty.</dd>
+<dt>95 % interval</dt><dd>where the figure would fall with other prompts of this kind (and, for differences of models trained with several seeds, with other seeds); it misses the truth about one time in twenty.</dd>
 </dl></details>
 ";
 

@@ -18,6 +18,7 @@ pub(crate) fn write(report: &Report) -> String {
     }
     models(&mut out, report);
     groups(&mut out, report);
+    seeds(&mut out, report);
     comparisons(&mut out, &report.comparisons);
     losses(&mut out, &report.losses);
     samples(&mut out, &report.samples);
@@ -117,6 +118,29 @@ fn groups(out: &mut String, report: &Report) {
             let _ = write!(out, " {text} |");
         }
         out.push('\n');
+    }
+}
+
+fn seeds(out: &mut String, report: &Report) {
+    let rows = report.by_seed();
+    if rows.is_empty() {
+        return;
+    }
+    out.push_str("\n## By seed\n\nThe figures above are over all seeds; the exported student is of the first.\n\n| model | seed | KL (nats a token) | NLL (nats a token) | top-1 agreement | accuracy |\n|---|---:|---|---|---|---|\n");
+    for (model, figures) in rows {
+        line(
+            out,
+            &format!(
+                "| {} | {} | {} | {} | {} | {} |",
+                cell(model),
+                figures.seed,
+                wording::value(Figure::Kl, figures.kl),
+                wording::value(Figure::Nll, figures.nll),
+                wording::value(Figure::Agreement, figures.agreement),
+                (figures.accuracy)
+                    .map_or("–".to_owned(), |a| wording::value(Figure::Accuracy, a)),
+            ),
+        );
     }
 }
 

@@ -104,7 +104,7 @@ fn open(context: &Context, name: &str) -> anyhow::Result<Local> {
     };
     let model: Llama = match name {
         TEACHER => potstill_model::load(&tokenizer, dtype, &context.device)?,
-        eval::UNTRAINED => train::start(context)?,
+        eval::UNTRAINED => train::start(context, name)?,
         _ => eval::load_export(context, name)?,
     };
     let settings = LocalSettings {

@@ -10,7 +10,7 @@ use potstill_model::{Config, weight_files};
 use super::{Options, Outcome, checkpoint, collect, device, import, run_dir_path, train};
 use crate::progress::Talk;
 use crate::run_dir::check_owner;
-use crate::run_file::{Answers, Loaded};
+use crate::run_file::{Answers, Loaded, Train};
 
 /// Checks a run file and what it names, and puts a short plan on stdout.
 ///
@@ -42,13 +42,22 @@ pub fn check(file: &Path, options: &Options, talk: &Talk) -> anyhow::Result<Outc
         imported.duplicates,
         settings.steps.get(),
         settings.batch.get(),
-        match settings.controls.len() {
-            0 => "no controls".to_owned(),
-            n => format!("and as many for each of {n} controls"),
-        },
+        others(settings),
         file.display(),
     ));
     Ok(Outcome::UpToDate)
+}
+
+/// What is trained beside the student, in words.
+fn others(train: &Train) -> String {
+    let controls = match train.controls.len() {
+        0 => "no controls".to_owned(),
+        n => format!("and as many for each of {n} controls"),
+    };
+    match train.seeds.get() {
+        1 => controls,
+        seeds => format!("{controls}, the student and `sft` with {seeds} seeds"),
+    }
 }
 
 /// The teacher's tokenizer, and that every prompt fits its context.

@@ -21,15 +21,16 @@ const SAMPLES_FILE: &str = "samples.parquet";
 /// # Errors
 /// When nothing was curated, or a student is not exported yet.
 pub fn eval(context: &Context) -> anyhow::Result<Outcome> {
-    let names = [UNTRAINED].into_iter().chain(context.students());
-    let measured = each(names.clone(), |name| eval_one(context, name))?;
+    let mut names = vec![UNTRAINED.to_owned()];
+    names.extend(context.trained());
+    let measured = each(&names, |name| eval_one(context, name))?;
     if matches!(measured, Outcome::Stopped | Outcome::WouldRun) {
         return Ok(measured);
     }
-    let asked = context.run.file.teacher.as_ref().map(|_| answers::TEACHER);
-    let answered = each(asked.into_iter().chain(names), |name| {
-        answers::answer_one(context, name)
-    })?;
+    if context.run.file.teacher.is_some() {
+        names.insert(0, answers::TEACHER.to_owned());
+    }
+    let answered = each(&names, |name| answers::answer_one(context, name))?;
     Ok(match answered {
         Outcome::UpToDate => measured,
         other => other,
@@ -40,7 +41,7 @@ pub fn eval(context: &Context) -> anyhow::Result<Outcome> {
 pub(super) fn model_key(context: &Context, name: &str) -> anyhow::Result<String> {
     let run = &context.run;
     match name {
-        UNTRAINED => train::start_key(run),
+        UNTRAINED => train::start_key(run, name),
         _ => Ok(context
             .dir
             .require(&export_home(name), "export", run)?
@@ -93,7 +94,7 @@ fn eval_one(context: &Context, name: &str) -> anyhow::Result<Outcome> {
     stage(context, &plan, |out| {
         let out = out.join(home(name));
         let model: Llama = match name {
-            UNTRAINED => train::start(context)?,
+            UNTRAINED => train::start(context, name)?,
             _ => load_export(context, name)?,
         };
         let mut rows = Rows::open(context, "heldout")?;

@@ -10,7 +10,7 @@ use potstill_datasets::{Manifest, Provenance, read_footer, replace_file, shards}
 use potstill_model::{Config, DType};
 use serde_json::json;
 
-use super::{Context, Done, Outcome, checkpoint, counts, each, stage, train};
+use super::{Context, Done, Outcome, checkpoint, counts, each, seed_of, stage, train};
 use crate::run_dir::{Plan, settings_of};
 use crate::run_file::Dtype;
 
@@ -28,7 +28,7 @@ const COPIED: [&str; 5] = [
 /// # Errors
 /// When one is not trained yet, or a file cannot be read or written.
 pub fn export(context: &Context) -> anyhow::Result<Outcome> {
-    each(context.students(), |name| export_one(context, name))
+    each(&context.trained(), |name| export_one(context, name))
 }
 
 fn export_one(context: &Context, name: &str) -> anyhow::Result<Outcome> {
@@ -124,7 +124,7 @@ fn card(
 
 /// What a student learned from, in words.
 pub(crate) fn learned_from(name: &str) -> &'static str {
-    match name {
+    match seed_of(name).0 {
         "sft" => "the teacher's text, cross-entropy only",
         "shuffled" => "the teacher's text, each position with the distribution of another",
         "untrained" => "nothing: the start of all others",

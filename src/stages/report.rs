@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use anyhow::Context as _;
 use potstill_datasets::{Manifest, replace_file};
-use potstill_eval::{Heldout, LossCurve, LossPoint, Provenance, Report, StageFacts};
+use potstill_eval::{Heldout, LossCurve, LossPoint, Provenance, Report, StageFacts, count_seeds};
 use serde_json::json;
 
 use super::eval::{UNTRAINED, home};
@@ -26,7 +26,7 @@ pub fn report(context: &Context) -> anyhow::Result<Outcome> {
     let run = &context.run;
     let names: Vec<&str> = [UNTRAINED].into_iter().chain(context.students()).collect();
     let mut inputs = BTreeMap::new();
-    for (home, stage) in homes(context, &names) {
+    for (home, stage) in homes(context) {
         let manifest = context.dir.require(&home, &stage, run)?;
         inputs.insert(home, manifest.content_hash());
     }
@@ -62,8 +62,20 @@ pub fn report(context: &Context) -> anyhow::Result<Outcome> {
     Ok(outcome)
 }
 
-/// Every published folder of a run with these models, and the stage that writes it.
-fn homes(context: &Context, names: &[&str]) -> Vec<(String, String)> {
+/// Shows the report in the browser, or says why it cannot: on a machine without one the report
+/// is there all the same.
+pub fn open(context: &Context) {
+    let path = context.dir.path(FILES[0]);
+    if let Err(error) = open::that_detached(&path) {
+        let path = path.display();
+        context.talk.line(&format!(
+            "no program to show it with ({error}); open {path} in a browser"
+        ));
+    }
+}
+
+/// Every published folder of a run, and the stage that writes it.
+fn homes(context: &Context) -> Vec<(String, String)> {
     let file = &context.run.file;
     let mut homes = vec![("prompts", "import"), ("completions", "collect")];
     if file.score.is_some() {
@@ -77,15 +89,17 @@ fn homes(context: &Context, names: &[&str]) -> Vec<(String, String)> {
         .into_iter()
         .map(|(home, stage)| (home.to_owned(), stage.to_owned()))
         .collect();
-    for name in names.iter().filter(|name| **name != UNTRAINED) {
+    let mut names = context.trained();
+    for name in &names {
         homes.push((format!("students/{name}"), "train".to_owned()));
         homes.push((format!("students/{name}/export"), "export".to_owned()));
     }
+    names.insert(0, UNTRAINED.to_owned());
     homes.extend(names.iter().map(|name| (home(name), "eval".to_owned())));
     if file.eval.answers.is_some() {
-        let teacher = file.teacher.as_ref().map(|_| &answers::TEACHER);
+        let teacher = file.teacher.as_ref().map(|_| answers::TEACHER.to_owned());
         let models = teacher.into_iter().chain(names);
-        homes.extend(models.map(|name| (answers::home(name), "eval".to_owned())));
+        homes.extend(models.map(|name| (answers::home(&name), "eval".to_owned())));
     }
     homes
 }
@@ -94,7 +108,8 @@ fn build(context: &Context, names: &[&str]) -> anyhow::Result<Report> {
     let models = measured::Models::read(context, names)?;
     let teacher = models.teacher(context)?;
     let students = models.students(context)?;
-    let comparisons = models.comparisons()?;
+    let mut comparisons = models.comparisons()?;
+    count_seeds(&mut comparisons, &students);
     Ok(Report {
         run: context.run.file.run.name.as_str().to_owned(),
         potstill: env!("CARGO_PKG_VERSION").to_owned(),
@@ -112,7 +127,7 @@ fn build(context: &Context, names: &[&str]) -> anyhow::Result<Report> {
         comparisons,
         losses: losses(context, names)?,
         samples: models.samples(context)?,
-        stages: stages(context, names)?,
+        stages: stages(context)?,
         provenance: provenance(context)?,
         reproduce: vec![format!("potstill run {}", context.run.path.display())],
     })
@@ -134,10 +149,10 @@ fn losses(context: &Context, names: &[&str]) -> anyhow::Result<Vec<LossCurve>> {
     Ok(curves)
 }
 
-fn stages(context: &Context, names: &[&str]) -> anyhow::Result<Vec<StageFacts>> {
+fn stages(context: &Context) -> anyhow::Result<Vec<StageFacts>> {
     let ledger = context.dir.ledger()?;
     let mut facts = Vec::new();
-    for (home, _) in homes(context, names) {
+    for (home, _) in homes(context) {
         let Some(Manifest {
             stage,
             counts,

@@ -16,7 +16,7 @@ use potstill_student::{Method, Overlong, Settings, StepMetrics};
 use serde_json::{Value, json};
 
 use super::rows::Rows;
-use super::{Context, Outcome, checkpoint, counts, each, score};
+use super::{Context, Outcome, checkpoint, counts, each, score, seed_of};
 use crate::events::Event;
 use crate::interrupt;
 use crate::run_dir::{LedgerLine, Plan, now, settings_of, short};
@@ -30,7 +30,7 @@ const STARTED_FILE: &str = "started.json";
 /// When nothing was curated, the signals are of another tokenizer than the student's, or
 /// the trainer fails; checkpoints stay.
 pub fn train(context: &Context) -> anyhow::Result<Outcome> {
-    each(context.students(), |name| train_one(context, name))
+    each(&context.trained(), |name| train_one(context, name))
 }
 
 fn train_one(context: &Context, name: &str) -> anyhow::Result<Outcome> {
@@ -65,7 +65,7 @@ fn train_one(context: &Context, name: &str) -> anyhow::Result<Outcome> {
     talk.say(&Event::started(stage));
     let (began, started) = (Instant::now(), now());
     let mut rows = Rows::open(context, "train")?;
-    let settings = settings(&run.file);
+    let settings = settings(&run.file, name);
     let mut work = talk.work(stage, "steps", 0, settings.steps);
     let mut tokens = 0;
     let mut on_step = |metrics: &StepMetrics| {
@@ -75,7 +75,7 @@ fn train_one(context: &Context, name: &str) -> anyhow::Result<Outcome> {
     };
     let len = rows.list.len();
     let trained = potstill_student::train(
-        start(context)?,
+        start(context, name)?,
         &mut |i| rows.get(i),
         len,
         method(name),
@@ -133,13 +133,13 @@ fn plan(context: &Context, name: &str) -> anyhow::Result<Plan> {
         home: format!("students/{name}"),
         outputs: vec![format!("students/{name}")],
         settings: json!({
-            "method": name,
-            "train": settings_of(&settings(&run.file))?,
+            "method": seed_of(name).0,
+            "train": settings_of(&settings(&run.file, name))?,
         }),
         inputs: BTreeMap::from([
             ("completions".to_owned(), completions.content_hash()),
             ("train".to_owned(), curation.content_hash()),
-            ("start".to_owned(), start_key(run)?),
+            ("start".to_owned(), start_key(run, name)?),
         ])
         .into_iter()
         .chain(score::input(context)?)
@@ -148,15 +148,15 @@ fn plan(context: &Context, name: &str) -> anyhow::Result<Plan> {
 }
 
 fn method(name: &str) -> Method {
-    match name {
+    match seed_of(name).0 {
         "sft" => Method::Sft,
         "shuffled" => Method::Shuffled,
         _ => Method::Distill,
     }
 }
 
-/// `[train]` as the trainer takes it.
-pub(crate) fn settings(file: &RunFile) -> Settings {
+/// `[train]` as the trainer takes it for one of the students.
+pub(crate) fn settings(file: &RunFile, name: &str) -> Settings {
     let train = &file.train;
     Settings {
         steps: train.steps.get() as u64,
@@ -177,17 +177,22 @@ pub(crate) fn settings(file: &RunFile) -> Settings {
         },
         checkpoint_every: train.checkpoint_every.get() as u64,
         chunk_rows: train.chunk_rows.get(),
-        seed: u64::from(file.run.seed),
+        seed: seed(file, name),
     }
 }
 
-/// What identifies the model that training starts from.
-pub(crate) fn start_key(run: &Loaded) -> anyhow::Result<String> {
+/// The seed of a model's start, where it is random, and of its training.
+pub(crate) fn seed(file: &RunFile, name: &str) -> u64 {
+    u64::from(file.run.seed) + u64::from(seed_of(name).1)
+}
+
+/// What identifies the model that a student's training starts from.
+pub(crate) fn start_key(run: &Loaded, name: &str) -> anyhow::Result<String> {
     let student = &run.file.student;
     let settings: Value = json!({
         "every": student.every.map(|e| e.get()),
         "random": settings_of(&student.random)?,
-        "seed": student.random.as_ref().map(|_| run.file.run.seed),
+        "seed": student.random.as_ref().map(|_| seed(&run.file, name)),
     });
     let folder = checkpoint::student(run)?;
     // A random student takes no weights from it, and there need not be any.
@@ -199,12 +204,12 @@ pub(crate) fn start_key(run: &Loaded) -> anyhow::Result<String> {
     Ok(potstill_datasets::stage_key("start", &settings, &inputs))
 }
 
-/// The model that training starts from, in f32.
-pub(crate) fn start(context: &Context) -> anyhow::Result<Llama> {
+/// The model that a student's training starts from, in f32.
+pub(crate) fn start(context: &Context, name: &str) -> anyhow::Result<Llama> {
     let run = &context.run;
     let folder = checkpoint::student(run)?;
     if let Some(config) = start_config(run, &folder)? {
-        let seed = u64::from(run.file.run.seed);
+        let seed = seed(&run.file, name);
         return Ok(Llama::init(&config, seed, DType::F32, &context.device)?);
     }
     let whole = potstill_model::load(&folder, DType::F32, &context.device)?;

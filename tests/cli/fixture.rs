@@ -91,7 +91,7 @@ impl Run {
         self.write("run.toml", &text.replace(from, to));
     }
 
-    fn command(&self, arguments: &[&str]) -> Command {
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_potstill"));
         command
             .current_dir(self.temp.path())

@@ -11,4 +11,5 @@ mod fixture;
 mod mistakes;
 mod real;
 mod render;
+mod reports;
 mod runs;

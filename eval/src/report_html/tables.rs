@@ -99,6 +99,35 @@ pub(super) fn groups(out: &mut String, report: &Report) {
     table(out, "Accuracy by group", "", &head, &rows);
 }
 
+/// Nothing where all had one seed.
+pub(super) fn seeds(out: &mut String, report: &Report) {
+    let head = [
+        "model",
+        "seed",
+        "KL, nats a token",
+        "agreement",
+        "accuracy",
+        "NLL, nats a token",
+    ];
+    let number = |figure: Figure, value: f64| Cell::Number(wording::value(figure, value));
+    let row = |(name, figures): (&str, &crate::SeedFigures)| {
+        vec![
+            model(report, name),
+            Cell::Number(figures.seed.to_string()),
+            number(Figure::Kl, figures.kl),
+            number(Figure::Agreement, figures.agreement),
+            (figures.accuracy).map_or_else(none, |share| number(Figure::Accuracy, share)),
+            number(Figure::Nll, figures.nll),
+        ]
+    };
+    let rows: Vec<Vec<Cell>> = report.by_seed().into_iter().map(row).collect();
+    if rows.is_empty() {
+        return;
+    }
+    out.push_str("<h3 style=\"margin-top:28px\">By seed</h3>\n<p class=\"note\">The figures above are over all seeds; the exported student is of the first.</p>\n");
+    table(out, "By seed", "", &head, &rows);
+}
+
 pub(super) fn comparisons(out: &mut String, report: &Report) {
     let head = ["left − right", "figure", "difference", "left is", "prompts"];
     let row = |c: &crate::Comparison| {

@@ -2,14 +2,14 @@
 
 use potstill_datasets::{Manifest, Prompt, SequenceValues, TaskSample};
 use potstill_eval::{
-    Accuracy, Calibration, Comparison, Graded, Metric, Sample, SampleAnswer, SequenceBins,
-    StudentResult, TeacherResult, accuracy, calibration, compare, compare_accuracy, interval,
-    teacher_nll,
+    Accuracy, Calibration, Comparison, Graded, Metric, Sample, SampleAnswer, SeedFigures,
+    SequenceBins, StudentResult, TeacherResult, accuracy, calibration, compare, compare_accuracy,
+    interval, teacher_nll,
 };
 use potstill_model::Config;
 
 use crate::stages::eval::{UNTRAINED, values};
-use crate::stages::{Context, answers, checkpoint, export};
+use crate::stages::{Context, answers, checkpoint, export, train};
 
 /// The pairs that are compared: left less right.
 const PAIRS: [(&str, &str); 4] = [
@@ -24,13 +24,57 @@ const SAMPLES: usize = 60;
 
 /// The values and answers of every model.
 pub(super) struct Models<'a> {
-    students: Vec<(&'a str, Vec<SequenceValues>)>,
+    students: Vec<Student<'a>>,
     /// The prompts that models answered; none where they were not asked.
     prompts: Vec<Prompt>,
-    /// By model, the teacher first.
+    /// By model, the teacher first; each of its first seed.
     answers: Vec<(&'a str, Vec<TaskSample>)>,
     resamples: usize,
     seed: u64,
+}
+
+/// A model's values and graded answers, by seed; bootstraps see the seeds' values one after the
+/// other, so that a prompt has those of all seeds.
+struct Student<'a> {
+    name: &'a str,
+    seeds: Vec<Seed>,
+}
+
+struct Seed {
+    seed: u64,
+    values: Vec<SequenceValues>,
+    graded: Option<Vec<Graded>>,
+}
+
+impl Student<'_> {
+    /// The values of `times` seeds, or those of the only one as often.
+    fn values(&self, times: usize) -> Vec<SequenceValues> {
+        let seeds = self.seeds.iter().cycle().take(times);
+        seeds.flat_map(|s| s.values.iter().cloned()).collect()
+    }
+
+    fn graded(&self, times: usize) -> Option<Vec<Graded>> {
+        let seeds = self.seeds.iter().cycle().take(times);
+        let graded: Option<Vec<_>> = seeds.map(|s| s.graded.clone()).collect();
+        Some(graded?.into_iter().flatten().collect())
+    }
+}
+
+impl Seed {
+    fn figures(&self) -> SeedFigures {
+        let tokens: f64 = self.values.iter().map(|v| f64::from(v.tokens)).sum();
+        let mean = |metric: Metric| metric.total(&self.values) / tokens;
+        let share = |graded: &Vec<Graded>| {
+            graded.iter().filter(|g| g.correct).count() as f64 / graded.len() as f64
+        };
+        SeedFigures {
+            seed: self.seed,
+            kl: mean(Metric::Kl),
+            nll: mean(Metric::Nll),
+            agreement: mean(Metric::Agreement),
+            accuracy: self.graded.as_ref().map(share),
+        }
+    }
 }
 
 impl<'a> Models<'a> {
@@ -43,9 +87,6 @@ impl<'a> Models<'a> {
             resamples: file.eval.resamples.get(),
             seed: u64::from(file.run.seed),
         };
-        for name in names {
-            models.students.push((name, values(context, name)?));
-        }
         if let Some(settings) = &file.eval.answers {
             models.prompts = answers::heldout_prompts(context, settings.grader.into())?;
             let teacher = file.teacher.as_ref().map(|_| answers::TEACHER);
@@ -55,12 +96,28 @@ impl<'a> Models<'a> {
                     .push((name, answers::published(context, name)?));
             }
         }
+        for name in names {
+            let mut seeds = Vec::new();
+            for of_seed in context.by_seed(name) {
+                let graded = match &file.eval.answers {
+                    Some(_) => Some(models.grades(&answers::published(context, &of_seed)?)),
+                    None => None,
+                };
+                seeds.push(Seed {
+                    seed: train::seed(file, &of_seed),
+                    values: values(context, &of_seed)?,
+                    graded,
+                });
+            }
+            models.students.push(Student { name, seeds });
+        }
         Ok(models)
     }
 
     /// Any model's values: they are of the same text.
     pub(super) fn heldout(&self) -> &[SequenceValues] {
-        self.students.first().map_or(&[], |(_, values)| values)
+        let first = self.students.first().and_then(|s| s.seeds.first());
+        first.map_or(&[], |seed| &seed.values)
     }
 
     pub(super) fn teacher(&self, context: &Context) -> anyhow::Result<Option<TeacherResult>> {
@@ -73,7 +130,7 @@ impl<'a> Models<'a> {
             name: name.map_or_else(String::new, |p| p.teacher),
             parameters: Some(Config::from_dir(&folder)?.parameters()),
             nll: teacher_nll(self.heldout(), self.resamples, self.seed)?,
-            accuracy: self.accuracy(answers::TEACHER)?,
+            accuracy: self.accuracy(self.of_teacher())?,
         }))
     }
 
@@ -82,10 +139,12 @@ impl<'a> Models<'a> {
         let exported = Manifest::read(&context.dir.path("students/student/export"))?;
         let parameters = exported.and_then(|m| m.counts.get("parameters").copied());
         let mut students = Vec::new();
-        for (name, values) in &self.students {
-            let figure = |metric| interval(values, metric, self.resamples, self.seed);
+        for student in &self.students {
+            let (name, times) = (student.name, student.seeds.len());
+            let values = student.values(times);
+            let figure = |metric| interval(&values, metric, self.resamples, self.seed);
             students.push(StudentResult {
-                name: (*name).to_owned(),
+                name: name.to_owned(),
                 learned_from: export::learned_from(name).to_owned(),
                 parameters,
                 steps: trained(name)?
@@ -94,28 +153,32 @@ impl<'a> Models<'a> {
                 kl: figure(Metric::Kl)?,
                 nll: figure(Metric::Nll)?,
                 agreement: figure(Metric::Agreement)?,
-                accuracy: self.accuracy(name)?,
-                calibration: Some(self.calibration(values)?),
+                accuracy: self.accuracy(student.graded(times))?,
+                calibration: Some(self.calibration(&values)?),
+                seeds: student.seeds.iter().map(Seed::figures).collect(),
             });
         }
         Ok(students)
     }
 
     pub(super) fn comparisons(&self) -> anyhow::Result<Vec<Comparison>> {
-        let values = |name: &str| self.students.iter().find(|(n, _)| *n == name);
+        let student = |name: &str| self.students.iter().find(|s| s.name == name);
+        let (resamples, seed) = (self.resamples, self.seed);
         let mut comparisons = Vec::new();
         for (left, right) in PAIRS {
-            let (Some((_, a)), Some((_, b))) = (values(left), values(right)) else {
+            let (Some(a), Some(b)) = (student(left), student(right)) else {
                 continue;
             };
-            comparisons.extend(compare((left, a), (right, b), self.resamples, self.seed)?);
-            if let (Some(a), Some(b)) = (self.graded(left), self.graded(right)) {
-                comparisons.push(compare_accuracy(
-                    (left, &a),
-                    (right, &b),
-                    self.resamples,
-                    self.seed,
-                )?);
+            let times = a.seeds.len().max(b.seeds.len());
+            let values = (a.values(times), b.values(times));
+            comparisons.extend(compare(
+                (left, &values.0),
+                (right, &values.1),
+                resamples,
+                seed,
+            )?);
+            if let (Some(a), Some(b)) = (a.graded(times), b.graded(times)) {
+                comparisons.push(compare_accuracy((left, &a), (right, &b), resamples, seed)?);
             }
         }
         Ok(comparisons)
@@ -154,15 +217,18 @@ impl<'a> Models<'a> {
         Ok(samples)
     }
 
-    fn accuracy(&self, name: &str) -> anyhow::Result<Option<Accuracy>> {
-        let graded = self.graded(name);
+    fn accuracy(&self, graded: Option<Vec<Graded>>) -> anyhow::Result<Option<Accuracy>> {
         Ok(graded
             .map(|graded| accuracy(&graded, self.resamples, self.seed))
             .transpose()?)
     }
 
-    fn graded(&self, name: &str) -> Option<Vec<Graded>> {
-        let (_, answers) = self.answers.iter().find(|(n, _)| *n == name)?;
+    fn of_teacher(&self) -> Option<Vec<Graded>> {
+        let (_, answers) = self.answers.iter().find(|(n, _)| *n == answers::TEACHER)?;
+        Some(self.grades(answers))
+    }
+
+    fn grades(&self, answers: &[TaskSample]) -> Vec<Graded> {
         let graded = answers
             .iter()
             .zip(&self.prompts)
@@ -171,7 +237,7 @@ impl<'a> Models<'a> {
                 group: prompt.group.clone(),
                 correct: answer.correct,
             });
-        Some(graded.collect())
+        graded.collect()
     }
 
     fn calibration(&self, values: &[SequenceValues]) -> anyhow::Result<Calibration> {
