@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::bail;
 use potstill_datasets::{
-    ChatTemplate, Completion, Encoded, Error, FinishReason, Imported, Manifest, Message, Prompt,
-    Reasoning, RenderOptions, Role, Tokenizer, encode_conversation, prompt_ids, read_shard, shards,
+    ChatTemplate, Completion, Error, FinishReason, Imported, Manifest, MaskReport, MaskedToken,
+    Message, Prompt, Reasoning, Role, Tokenizer, check_mask, check_sampled, read_shard, shards,
 };
 
 use crate::progress::{Talk, colours};
@@ -63,7 +63,8 @@ pub fn render(
         None => checkpoint::student(&run)?,
     };
     let scene = Scene {
-        tokenizer: checkpoint::tokenizer(&folder)?,
+        // Of any architecture: no model is run.
+        tokenizer: Tokenizer::from_dir(&folder)?,
         template: checkpoint::template(&run, &folder)?,
         reasoning: collect::reasoning(&run),
     };
@@ -91,19 +92,20 @@ pub fn render(
         };
         let answer = answer(known, prompt, &scene);
         let mut say = |fault: String| wrong.push(format!("{}: {fault}", prompt.source));
-        match encode(&scene, prompt, &answer) {
+        match masked(&scene, prompt, &answer) {
             Ok(row) => {
                 talk.data(&shown(&scene, prompt, &answer, &row, colours));
-                faults(&scene, prompt, &answer, &row)?
-                    .into_iter()
-                    .for_each(&mut say);
+                row.findings.iter().for_each(|f| say(f.to_string()));
             }
             Err(error) => say(error.to_string()),
         }
     }
     if !wrong.is_empty() {
-        let verdict = "these rows would not be trained on as they should";
-        bail!("{verdict}:\n{}", wrong.join("\n"));
+        bail!(
+            "with chat template {} these rows would not be trained on as they should:\n{}",
+            scene.template.name(),
+            wrong.join("\n")
+        );
     }
     talk.line("fine: answers carry loss and prompts do not");
     Ok(())
@@ -163,116 +165,31 @@ fn answer(known: Option<(&'static str, Completion)>, prompt: &Prompt, scene: &Sc
     }
 }
 
-fn encode(scene: &Scene, prompt: &Prompt, answer: &Answer) -> Result<Encoded, Error> {
-    let reasoning = scene.reasoning.as_ref();
-    let tools = prompt.tools.as_deref();
-    let Some(sampled) = &answer.sampled else {
-        return encode_conversation(
-            &scene.tokenizer,
-            &scene.template,
-            &prompt.messages,
+/// A row in tokens, and what is wrong with its mask.
+fn masked(scene: &Scene, prompt: &Prompt, answer: &Answer) -> Result<MaskReport, Error> {
+    let Scene {
+        tokenizer,
+        template,
+        reasoning,
+    } = scene;
+    let (messages, tools) = (&prompt.messages, prompt.tools.as_deref());
+    let reasoning = reasoning.as_ref();
+    match &answer.sampled {
+        Some(sampled) => {
+            let finished = answer.finished;
+            check_sampled(
+                tokenizer, template, messages, tools, sampled, finished, reasoning,
+            )
+        }
+        None => check_mask(
+            tokenizer,
+            template,
+            messages,
             tools,
             &answer.message,
             reasoning,
-        );
-    };
-    let mut token_ids = prompt_ids(
-        &scene.tokenizer,
-        &scene.template,
-        &prompt.messages,
-        tools,
-        reasoning,
-    )?;
-    let asked = token_ids.len();
-    token_ids.extend(sampled);
-    let loss_mask = (0..token_ids.len()).map(|t| t >= asked).collect();
-    Ok(Encoded {
-        token_ids,
-        loss_mask,
-    })
-}
-
-/// What is wrong with a row's mask, a sentence each; nothing where it is right.
-fn faults(
-    scene: &Scene,
-    prompt: &Prompt,
-    answer: &Answer,
-    row: &Encoded,
-) -> Result<Vec<String>, Error> {
-    let tokenizer = &scene.tokenizer;
-    let template = scene.template.name();
-    let mut faults = Vec::new();
-
-    let asked = asked(scene, prompt, row)?;
-    let trained = row.loss_mask.iter().take(asked).filter(|loss| **loss);
-    let trained = trained.count();
-    if trained > 0 {
-        faults.push(format!(
-            "the prompt is trained on: {trained} of its {asked} tokens carry loss, so the student would learn to ask instead of to answer; move the {{% generation %}} marks of chat template {template} to the assistant's turns"
-        ));
+        ),
     }
-
-    let is_eos = |t: usize| {
-        let id = row.token_ids.get(t);
-        id.is_some_and(|id| tokenizer.eos_ids().contains(id))
-    };
-    match row.loss_mask.iter().rposition(|loss| *loss) {
-        None => faults.push("no token carries loss, so nothing would be learned".to_owned()),
-        Some(last) if answer.finished && !is_eos(last) => {
-            let masked = (last + 1..row.token_ids.len()).any(is_eos);
-            let how = match masked {
-                true => "EOS is masked",
-                false => "no EOS ends the answer",
-            };
-            faults.push(format!(
-                "{how}, so the student would never learn to stop; end the assistant's turn of chat template {template} with the EOS, within {{% generation %}} marks where it has them"
-            ));
-        }
-        Some(_) => {}
-    }
-
-    if let Some(reasoning) = &answer.message.reasoning {
-        let carries = |(id, loss): (&u32, &bool)| loss.then(|| tokenizer.token_bytes(*id));
-        let tokens = row.token_ids.iter().zip(&row.loss_mask);
-        let bytes: Vec<u8> = tokens.filter_map(carries).flatten().collect();
-        if !String::from_utf8_lossy(&bytes).contains(reasoning.trim()) {
-            faults.push(format!(
-                "the reasoning was stripped: chat template {template} leaves out {:?}; use a template that keeps it, or data without reasoning",
-                reasoning.trim()
-            ));
-        }
-    }
-    Ok(faults)
-}
-
-/// How many tokens of a row are the prompt's: those that a model sees before it answers,
-/// or where the template writes them otherwise, those before the turn is opened.
-fn asked(scene: &Scene, prompt: &Prompt, row: &Encoded) -> Result<usize, Error> {
-    let (tokenizer, reasoning) = (&scene.tokenizer, scene.reasoning.as_ref());
-    let tools = prompt.tools.as_deref();
-    let seen = prompt_ids(
-        tokenizer,
-        &scene.template,
-        &prompt.messages,
-        tools,
-        reasoning,
-    )?;
-    if row.token_ids.starts_with(&seen) {
-        return Ok(seen.len());
-    }
-    let options = RenderOptions {
-        add_generation_prompt: false,
-        special: tokenizer.special_tokens(),
-        reasoning,
-        now: None,
-    };
-    let before = scene.template.render(&prompt.messages, tools, options)?;
-    let before = tokenizer.encode(&before.text, false)?;
-    let same = before
-        .iter()
-        .zip(&row.token_ids)
-        .take_while(|(a, b)| a == b);
-    Ok(same.count())
 }
 
 /// How a token is shown.
@@ -284,8 +201,14 @@ enum Look {
 }
 
 /// A row as text: a line about it, then its tokens, indented.
-fn shown(scene: &Scene, prompt: &Prompt, answer: &Answer, row: &Encoded, colours: bool) -> String {
-    let carried = row.loss_mask.iter().filter(|loss| **loss).count();
+fn shown(
+    scene: &Scene,
+    prompt: &Prompt,
+    answer: &Answer,
+    row: &MaskReport,
+    colours: bool,
+) -> String {
+    let carried = row.tokens.iter().filter(|token| token.loss).count();
     let cut = match answer.finished {
         true => "",
         false => ", cut before its end",
@@ -294,22 +217,18 @@ fn shown(scene: &Scene, prompt: &Prompt, answer: &Answer, row: &Encoded, colours
         "{}, {}{cut}: {} tokens, {carried} carry loss\n  ",
         prompt.source,
         answer.from,
-        row.token_ids.len()
+        row.tokens.len()
     );
-    let tokens: Vec<(u32, bool, Look)> = row
-        .token_ids
+    let looks: Vec<(&MaskedToken, Look)> = row
+        .tokens
         .iter()
-        .zip(&row.loss_mask)
-        .map(|(&id, &loss)| (id, loss, look(&scene.tokenizer, id, loss)))
+        .map(|token| (token, look(&scene.tokenizer, token)))
         .collect();
     let mut carried = false;
-    for run in tokens.chunk_by(|a, b| (a.1, a.2) == (b.1, b.2)) {
-        let bytes: Vec<u8> = run
-            .iter()
-            .flat_map(|(id, ..)| scene.tokenizer.token_bytes(*id))
-            .collect();
+    for run in looks.chunk_by(|a, b| (a.0.loss, a.1) == (b.0.loss, b.1)) {
+        let bytes: Vec<u8> = run.iter().flat_map(|(t, _)| t.bytes.clone()).collect();
         let text = visible(&String::from_utf8_lossy(&bytes));
-        let Some((_, loss, look)) = run.first() else {
+        let Some((MaskedToken { loss, .. }, look)) = run.first() else {
             continue;
         };
         if colours {
@@ -332,7 +251,7 @@ fn shown(scene: &Scene, prompt: &Prompt, answer: &Answer, row: &Encoded, colours
 }
 
 /// An EOS that carries loss is the answer's end; others end turns of the prompt.
-fn look(tokenizer: &Tokenizer, id: u32, loss: bool) -> Look {
+fn look(tokenizer: &Tokenizer, &MaskedToken { id, loss, .. }: &MaskedToken) -> Look {
     if loss && tokenizer.eos_ids().contains(&id) {
         return Look::Eos;
     }
@@ -411,51 +330,32 @@ mod tests {
         Prompt::new(messages, None, None, "p.jsonl:1".to_owned())
     }
 
-    /// What is found wrong when the mask of `<s>abcd</s>` is this.
-    fn found(mask: [u8; 6], reasoning: Option<&str>) -> String {
-        let scene = scene();
-        let answer = Answer {
-            from: "a test",
-            message: Message {
-                reasoning: reasoning.map(str::to_owned),
-                ..Message::text(Role::Assistant, "cd")
-            },
-            sampled: None,
-            finished: true,
-        };
-        let row = Encoded {
-            token_ids: scene.tokenizer.encode("<s>abcd</s>", false).unwrap(),
-            loss_mask: mask.iter().map(|loss| *loss == 1).collect(),
-        };
-        assert_eq!(row.token_ids.len(), mask.len());
-        faults(&scene, &prompt(), &answer, &row).unwrap().join("\n")
-    }
-
     #[test]
-    fn wrong_masks_are_found() {
-        assert_eq!(found([0, 0, 0, 1, 1, 1], None), "");
-        assert_eq!(found([0, 0, 0, 1, 1, 1], Some("cd")), "");
-        let said = found([0, 0, 0, 1, 1, 0], None);
-        assert!(
-            said.starts_with("EOS is masked, so the student would never"),
-            "{said}"
+    fn a_sampled_answer_has_to_end() {
+        let scene = scene();
+        let found = |text: &str, finished| {
+            let answer = Answer {
+                from: "a test",
+                message: Message::text(Role::Assistant, "cd"),
+                sampled: Some(scene.tokenizer.encode(text, false).unwrap()),
+                finished,
+            };
+            let row = masked(&scene, &prompt(), &answer).unwrap();
+            let mask: Vec<bool> = row.tokens.iter().map(|token| token.loss).collect();
+            assert_eq!(mask[..5], [false, false, false, true, true]);
+            row.findings.len()
+        };
+        assert_eq!(
+            [found("cd</s>", true), found("cd", false), found("cd", true)],
+            [0, 0, 1]
         );
-        let said = found([0, 0, 1, 1, 1, 1], None);
-        assert!(
-            said.starts_with("the prompt is trained on: 1 of its 3 tokens"),
-            "{said}"
-        );
-        let said = found([0, 0, 0, 1, 1, 1], Some("hm"));
-        assert!(said.starts_with("the reasoning was stripped"), "{said}");
-        assert!(found([0; 6], None).starts_with("no token carries loss"));
-        assert_eq!(found([1, 1, 1, 1, 0, 0], Some("hm")).lines().count(), 3);
     }
 
     #[test]
     fn rows_are_shown_with_marks_or_colours() {
         let scene = scene();
         let (prompt, answer) = (prompt(), answer(None, &prompt(), &scene));
-        let row = encode(&scene, &prompt, &answer).unwrap();
+        let row = masked(&scene, &prompt, &answer).unwrap();
         assert_eq!(
             shown(&scene, &prompt, &answer, &row, false),
             "p.jsonl:1, a made-up answer: 22 tokens, 19 carry loss\n  <s>ab⟦This is an answer.</s>⏹⟧"

@@ -30,7 +30,7 @@ pub use crate::manifest::{
     FileHash, MANIFEST_FILE, Manifest, canonical_json, hash_file, hash_files, replace_file,
     stage_key,
 };
-pub use crate::mask::{Finding, MaskReport, MaskedToken, check_mask};
+pub use crate::mask::{Finding, MaskReport, MaskedToken, check_mask, check_sampled};
 pub use crate::pack::pack;
 pub use crate::parquet::{
     Footer, PROMPTS_PER_SHARD, ShardWriter, read_footer, shard_name, shards, write_shard,

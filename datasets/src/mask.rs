@@ -5,7 +5,7 @@ use std::ops::Range;
 use crate::encode::{
     LaidOut, Texts, answer_spans, eos_inside, eos_tokens, keeps_reasoning, lay_out, render_both,
 };
-use crate::{ChatTemplate, Error, Message, Reasoning, Role, Tokenizer};
+use crate::{ChatTemplate, Error, Message, Reasoning, Role, Tokenizer, prompt_ids};
 
 /// A token of a conversation.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -175,6 +175,46 @@ pub fn check_mask(
     Ok(MaskReport {
         tokens,
         prompt_tokens: prompt_ids.len(),
+        findings,
+    })
+}
+
+/// The same of an answer whose tokens are known, as sampled: all of them are learned. `finished` says whether
+/// it ended by itself, so that the last of them has to be an EOS.
+///
+/// # Errors
+/// Those of [`prompt_ids`](crate::prompt_ids).
+pub fn check_sampled(
+    tokenizer: &Tokenizer,
+    template: &ChatTemplate,
+    messages: &[Message],
+    tools: Option<&str>,
+    sampled: &[u32],
+    finished: bool,
+    reasoning: Option<&Reasoning>,
+) -> Result<MaskReport, Error> {
+    let prompt = prompt_ids(tokenizer, template, messages, tools, reasoning)?;
+    let token = |(&id, loss): (&u32, bool)| MaskedToken {
+        id,
+        bytes: tokenizer.token_bytes(id),
+        loss,
+    };
+    let ids = prompt.iter().zip(std::iter::repeat(false));
+    let ids = ids.chain(sampled.iter().zip(std::iter::repeat(true)));
+    let ended = sampled
+        .last()
+        .is_some_and(|id| tokenizer.eos_ids().contains(id));
+    let mut findings = Vec::new();
+    if sampled.is_empty() {
+        findings.push(Finding::NothingUnderLoss);
+    } else if finished && !ended {
+        findings.push(Finding::EosWithoutLoss {
+            eos: eos_tokens(tokenizer),
+        });
+    }
+    Ok(MaskReport {
+        tokens: ids.map(token).collect(),
+        prompt_tokens: prompt.len(),
         findings,
     })
 }

@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::Command;
 
 use serde_json::json;
 
@@ -152,33 +151,38 @@ fn a_run_file_of_its_own_limit_is_not_exceeded() {
 }
 
 #[test]
-fn smollm2_itself() {
+fn families_themselves() {
     let Ok(real) = std::env::var("POTSTILL_REAL") else {
         eprintln!("skipped: POTSTILL_REAL is not set");
         return;
     };
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/smollm2-gsm8k.toml");
-    let needed = [
-        "models/SmolLM2-135M-Instruct/tokenizer.json",
-        "data/gsm8k/train.jsonl",
-    ];
-    if let Some(missing) = needed.iter().find(|n| !Path::new(&real).join(n).exists()) {
-        eprintln!("skipped: POTSTILL_REAL has no {missing}");
-        return;
+    let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/smollm2-gsm8k.toml");
+    let example = fs::read_to_string(example).unwrap();
+    for model in ["SmolLM2-135M-Instruct", "Qwen2.5-Coder-0.5B-Instruct"] {
+        let needed = [
+            format!("models/{model}/tokenizer.json"),
+            "data/gsm8k/train.jsonl".to_owned(),
+        ];
+        if let Some(missing) = needed.iter().find(|n| !Path::new(&real).join(n).exists()) {
+            eprintln!("skipped: POTSTILL_REAL has no {missing}");
+            continue;
+        }
+        let run = Run::new();
+        run.write("run.toml", &example.replace("SmolLM2-135M-Instruct", model));
+        let output = run
+            .command(&["render", "run.toml", "--rows", "2"])
+            .env("POTSTILL_REAL", &real)
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{said}");
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert_eq!(
+            text.matches("<|im_start|>assistant\n  ⟦").count(),
+            2,
+            "{text}"
+        );
+        assert_eq!(text.matches("<|im_end|>⏹⟧").count(), 2, "{text}");
+        assert_eq!(text.matches(['⟦', '⟧']).count(), 4, "{text}");
     }
-    let temp = tempfile::tempdir().unwrap();
-    let output = Command::new(env!("CARGO_BIN_EXE_potstill"))
-        .args(["render", path.to_str().unwrap(), "--rows", "1"])
-        .env("POTSTILL_REAL", real)
-        .current_dir(temp.path())
-        .output()
-        .unwrap();
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    let text = String::from_utf8(output.stdout).unwrap();
-    assert!(text.contains("<|im_start|>assistant\n  ⟦"), "{text}");
-    assert!(text.trim_end().ends_with("<|im_end|>⏹⟧"), "{text}");
 }
