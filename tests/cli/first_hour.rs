@@ -2,6 +2,8 @@
 
 use std::fs;
 
+use serde_json::{Value, json};
+
 use crate::fixture::Run;
 
 /// `init` over the fixture's model and some data, then `check`.
@@ -110,4 +112,51 @@ fn a_reader_may_leave() {
         output.status.success() && output.stderr.is_empty(),
         "{output:?}"
     );
+}
+
+/// The shapes of public data, from file to report: a stranger's `init`, the two settings that a
+/// teacher of random weights needs, `run`.
+#[test]
+fn init_writes_what_runs() {
+    let shapes: [(&str, fn(usize) -> Value); 5] = [
+        (
+            "alpaca",
+            |i| json!({ "instruction": format!("Add 1 to {i}"), "input": "", "output": "Fine" }),
+        ),
+        ("sharegpt", |i| {
+            json!({ "id": i, "conversations": [{ "from": "human", "value": format!("Hi {i}") },
+                                                  { "from": "gpt", "value": "Hello" }] })
+        }),
+        ("messages", |i| {
+            json!({ "messages": [{ "role": "system", "content": "Be kind." },
+                                     { "role": "user", "content": format!("Hi {i}") },
+                                     { "role": "assistant", "content": "Hello" }] })
+        }),
+        (
+            "question and answer",
+            |i| json!({ "question": format!("{i} + 1?"), "answer": i + 1, "id": i }),
+        ),
+        (
+            "text",
+            |i| json!({ "text": format!("Once {i}"), "url": "x" }),
+        ),
+    ];
+    for (shape, row) in shapes {
+        let run = Run::new();
+        let rows: String = (0..12).map(|i| format!("{}\n", row(i))).collect();
+        run.write("tiny.jsonl", &rows);
+        let flags = ["--force", "--data", "tiny.jsonl", "--teacher", "model"];
+        let said = run.potstill(&[&["init", "run.toml"], &flags[..]].concat());
+        assert!(
+            said.stderr.contains(&format!("looks like {shape}")),
+            "{}",
+            said.stderr
+        );
+        run.edit("max_new_tokens = 24", "max_new_tokens = 6");
+        run.edit("# keep = \"finished\"", "keep = \"all\"");
+        run.edit("# heldout = 0.1", "heldout = 0.4");
+        run.edit("# steps = 100", "steps = 2");
+        run.run();
+        assert!(run.path("runs/tiny/report.html").is_file(), "{shape}");
+    }
 }
