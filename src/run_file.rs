@@ -72,7 +72,7 @@ pub struct Run {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Import {
-    /// A file of prompts: JSONL, JSON, CSV, TSV or Parquet, by the end of its name.
+    /// A file of prompts: JSONL, JSON, CSV, TSV (each also as `.gz`) or Parquet, by the end of its name.
     pub path: RunPath,
     /// Take the first so many lines only.
     pub limit: Option<Count>,

@@ -243,7 +243,7 @@ pub enum Error {
     // ---- import ----
     /// A file whose name does not say what is in it.
     #[error(
-        "{path} cannot be read: the end of its name must be .jsonl, .ndjson, .json, .csv, .tsv or .parquet; rename the file, or convert it"
+        "{path} cannot be read: the end of its name must be .jsonl, .ndjson, .json, .csv or .tsv, each with or without .gz, or .parquet; rename the file, or convert it"
     )]
     UnknownFormat {
         /// The file.

@@ -8,7 +8,11 @@ mod row;
 mod table;
 
 use std::collections::{HashMap, HashSet};
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
+
+use flate2::read::MultiGzDecoder;
 
 pub use self::detect::{Detected, detect_columns};
 pub use self::row::Place;
@@ -58,7 +62,7 @@ pub struct Imported {
 
 /// Reads a file by the end of its name: `.jsonl` and `.ndjson` (an object on each line, which may begin with a byte
 /// order mark and have blank lines and CRLF), `.json` (the same, or one array of objects), `.csv` and `.tsv` (with a
-/// header; numbers stay text, messages are JSON text), `.parquet` (a batch of rows in memory at a time, and only the
+/// header; numbers stay text, messages are JSON text), any of these with `.gz` behind it, `.parquet` (a batch of rows in memory at a time, and only the
 /// columns that are needed).
 ///
 /// `group` is a column that says which part of the data a row belongs to; it may be null or empty.
@@ -208,17 +212,36 @@ enum Format {
 }
 
 fn format(path: &Path) -> Result<Format, Error> {
-    let extension = path.extension().unwrap_or_default().to_ascii_lowercase();
+    let name = match is_gzip(path) {
+        true => Path::new(path.file_stem().unwrap_or_default()),
+        false => path,
+    };
+    let extension = name.extension().unwrap_or_default().to_ascii_lowercase();
     match extension.to_str() {
         Some("jsonl" | "ndjson") => Ok(Format::Lines),
         Some("json") => Ok(Format::Json),
         Some("csv") => Ok(Format::Delimited(b',')),
         Some("tsv") => Ok(Format::Delimited(b'\t')),
-        Some("parquet") => Ok(Format::Table),
+        // Its pages are compressed one by one, and it is read out of order.
+        Some("parquet") if !is_gzip(path) => Ok(Format::Table),
         _ => Err(Error::UnknownFormat {
             path: path.to_path_buf(),
         }),
     }
+}
+
+fn is_gzip(path: &Path) -> bool {
+    path.extension()
+        .is_some_and(|extension| extension.eq_ignore_ascii_case("gz"))
+}
+
+/// A file's bytes, unpacked where its name ends in `.gz`.
+fn open(path: &Path) -> Result<Box<dyn Read>, Error> {
+    let file = File::open(path).map_err(Error::io("open", path))?;
+    Ok(match is_gzip(path) {
+        true => Box::new(MultiGzDecoder::new(file)),
+        false => Box::new(file),
+    })
 }
 
 /// There is nothing in the file.

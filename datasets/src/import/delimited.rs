@@ -1,22 +1,20 @@
 //! Rows from CSV and TSV. Every cell is text.
 
-use std::fs::File;
-use std::io::{self, BufRead, BufReader};
+use std::io::{self, BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
 use csv::{ErrorKind, Position, ReaderBuilder, StringRecord, StringRecordsIntoIter};
 use serde_json::Value;
 
-use super::Rows;
 use super::row::{Place, Row};
+use super::{Rows, open};
 use crate::error::Error;
 
 /// The rows below the header, which names the columns.
 pub(super) fn rows(path: &Path, delimiter: u8) -> Result<Rows, Error> {
-    let open = || File::open(path).map_err(Error::io("open", path));
     let mut reader = ReaderBuilder::new()
         .delimiter(delimiter)
-        .from_reader(open()?);
+        .from_reader(open(path)?);
     let header = reader
         .headers()
         .map_err(|error| unreadable(path, Place::Line(1), error))?
@@ -36,7 +34,7 @@ pub(super) fn rows(path: &Path, delimiter: u8) -> Result<Rows, Error> {
         header,
         records: reader.into_records(),
         lines: LineCount {
-            reader: BufReader::new(open()?),
+            reader: BufReader::new(open(path)?),
             byte: 0,
             line: 1,
         },
@@ -46,7 +44,7 @@ pub(super) fn rows(path: &Path, delimiter: u8) -> Result<Rows, Error> {
 struct Delimited {
     path: PathBuf,
     header: StringRecord,
-    records: StringRecordsIntoIter<File>,
+    records: StringRecordsIntoIter<Box<dyn Read>>,
     lines: LineCount,
 }
 
@@ -78,7 +76,7 @@ impl Iterator for Delimited {
 /// The line in which a row begins. The reader of rows gives the place where the one before ended: in front of blank
 /// lines, and between the two bytes of CRLF.
 struct LineCount {
-    reader: BufReader<File>,
+    reader: BufReader<Box<dyn Read>>,
     byte: u64,
     line: usize,
 }

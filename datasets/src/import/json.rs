@@ -1,13 +1,12 @@
 //! Rows from JSON: an object on each line, or one array of objects.
 
-use std::fs::File;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
 use serde_json::{Deserializer, Value};
 
-use super::Rows;
 use super::row::{Place, Row};
+use super::{Rows, open};
 use crate::chat;
 use crate::error::Error;
 
@@ -17,10 +16,9 @@ const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
 /// An object on each line; blank lines are left out.
 pub(super) fn lines(path: &Path) -> Result<Rows, Error> {
-    let file = File::open(path).map_err(Error::io("open", path))?;
     Ok(Box::new(Lines {
         path: path.to_path_buf(),
-        reader: BufReader::new(file),
+        reader: BufReader::new(open(path)?),
         bytes: Vec::new(),
         line: 0,
     }))
@@ -28,7 +26,10 @@ pub(super) fn lines(path: &Path) -> Result<Rows, Error> {
 
 /// One array of objects, or an object on each line: the first character says which.
 pub(super) fn array_or_lines(path: &Path) -> Result<Rows, Error> {
-    let bytes = std::fs::read(path).map_err(Error::io("open", path))?;
+    let mut bytes = Vec::new();
+    open(path)?
+        .read_to_end(&mut bytes)
+        .map_err(Error::io("read", path))?;
     let start = match bytes.starts_with(BYTE_ORDER_MARK) {
         true => BYTE_ORDER_MARK.len(),
         false => 0,
@@ -66,7 +67,7 @@ pub(super) fn array_or_lines(path: &Path) -> Result<Rows, Error> {
 
 struct Lines {
     path: PathBuf,
-    reader: BufReader<File>,
+    reader: BufReader<Box<dyn Read>>,
     bytes: Vec<u8>,
     line: usize,
 }

@@ -3,6 +3,7 @@
 mod parquet;
 
 use std::fs::{self, File};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -16,6 +17,7 @@ use arrow::array::{
 };
 use arrow::buffer::OffsetBuffer;
 use arrow::datatypes::{Field, Int32Type};
+use flate2::write::GzEncoder;
 use potstill_datasets::{
     Columns, Completion, Detected, Error, FinishReason, Imported, Message, Prompt, Role,
     detect_columns, import,
@@ -413,13 +415,49 @@ fn the_limit_stops_reading_in_every_format() {
 }
 
 #[test]
+fn a_packed_file_is_read_like_the_plain_one() {
+    let folder = Folder::new();
+    let pack = |name: &str, parts: &[&str]| {
+        let mut bytes = Vec::new();
+        for part in parts {
+            let mut packer = GzEncoder::new(&mut bytes, flate2::Compression::default());
+            packer.write_all(part.as_bytes()).unwrap();
+            packer.finish().unwrap();
+        }
+        (folder.write(name, &bytes), bytes)
+    };
+    // Two members, as appending gives.
+    let (lines, bytes) = pack(
+        "p.jsonl.gz",
+        &["{\"text\": \"a\"}\n", "{\"text\": \"b\"}\n"],
+    );
+    let (array, _) = pack("p.json.GZ", &["[{\"text\": \"a\"}, {\"text\": \"b\"}]"]);
+    let (table, _) = pack("p.csv.gz", &["text\na\nb\n"]);
+    for path in [&lines, &array, &table] {
+        let imported = read(path, &text("text"));
+        let texts: Vec<&str> = contents(&imported)
+            .into_iter()
+            .map(|(text, _)| text)
+            .collect();
+        assert_eq!(texts, ["a", "b"], "{}", path.display());
+    }
+    assert_eq!(
+        read(&lines, &text("text")).prompts[1].source,
+        "p.jsonl.gz:2"
+    );
+    fs::write(&lines, &bytes[..bytes.len() - 12]).unwrap();
+    let error = import(&lines, &text("text"), None, None, None).unwrap_err();
+    assert!(matches!(error, Error::Io { .. }), "{error}");
+}
+
+#[test]
 fn a_file_of_another_kind_is_refused() {
     let folder = Folder::new();
-    for name in ["p.txt", "p", "p.jsonl.gz", "p.arrow"] {
+    for name in ["p.txt", "p", "p.gz", "p.parquet.gz", "p.arrow"] {
         refused(
             &folder.write(name, "{\"text\": \"a\"}"),
             &text("text"),
-            " cannot be read: the end of its name must be .jsonl, .ndjson, .json, .csv, .tsv or .parquet; rename the file, or convert it",
+            " cannot be read: the end of its name must be .jsonl, .ndjson, .json, .csv or .tsv, each with or without .gz, or .parquet; rename the file, or convert it",
         );
     }
     let path = folder.write("P.JSONL", "{\"text\": \"a\"}");
