@@ -179,7 +179,7 @@ pub struct Collect {
     /// Distributions to store beside the text. Without them, and without `[score]`, the text alone
     /// can be trained on.
     pub signals: Option<Signals>,
-    /// Marks around the reasoning in the teacher's text.
+    /// Marks around the reasoning in the text of the teacher, or of the data's own answers.
     pub reasoning: Option<Reasoning>,
 }
 

@@ -73,10 +73,10 @@ pub fn encode_conversation(
     let spans = answer_spans(template, &texts)?;
     let laid = lay_out(tokenizer, &texts.whole.text, spans)?;
     let turn = laid.turn(&texts.whole.text);
-    if !keeps_reasoning(turn, answer) {
+    if let Some(reasoning) = dropped_reasoning(turn, answer) {
         return Err(Error::ReasoningDropped {
             template: template.name().to_owned(),
-            reasoning: answer.reasoning.clone().unwrap_or_default(),
+            reasoning: reasoning.to_owned(),
             rendered: turn.to_owned(),
         });
     }
@@ -165,10 +165,14 @@ pub(crate) fn lay_out(
     })
 }
 
-/// Whether the rendered turn has the answer's reasoning, if there is any.
-pub(crate) fn keeps_reasoning(turn: &str, answer: &Message) -> bool {
-    let reasoning = answer.reasoning.as_deref().unwrap_or_default();
-    turn.contains(reasoning.trim())
+/// The answer's reasoning, where the rendered turn does not have it. Templates of reasoning models look for
+/// `</think>` in the text itself, and write what follows it alone.
+pub(crate) fn dropped_reasoning<'a>(turn: &str, answer: &'a Message) -> Option<&'a str> {
+    let written = answer.content.split_once("</think>");
+    let written = written.map(|(before, _)| before.trim().trim_start_matches("<think>"));
+    let all = answer.reasoning.as_deref().into_iter().chain(written);
+    all.map(str::trim)
+        .find(|reasoning| !turn.contains(reasoning))
 }
 
 /// Parts the reasoning from a generated text. The marks are looked for as they are, and else without the

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use crate::encode::{
-    LaidOut, Texts, answer_spans, eos_inside, eos_tokens, keeps_reasoning, lay_out, render_both,
+    LaidOut, Texts, answer_spans, dropped_reasoning, eos_inside, eos_tokens, lay_out, render_both,
 };
 use crate::{ChatTemplate, Error, Message, Reasoning, Role, Tokenizer, prompt_ids};
 
@@ -228,8 +228,8 @@ fn of_answer(
     before: &[Finding],
 ) -> Vec<Finding> {
     let mut findings = Vec::new();
-    let kept = keeps_reasoning(laid.turn(&texts.whole.text), answer);
-    if !kept && !before.contains(&Finding::ReasoningUnplaced) {
+    let dropped = dropped_reasoning(laid.turn(&texts.whole.text), answer);
+    if dropped.is_some() && !before.contains(&Finding::ReasoningUnplaced) {
         findings.push(Finding::ReasoningDropped);
     }
     if !laid.ended {

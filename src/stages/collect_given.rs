@@ -24,7 +24,11 @@ pub(super) fn collect(context: &Context) -> anyhow::Result<Outcome> {
         home: "completions".to_owned(),
         outputs: vec!["completions".to_owned()],
         // Which columns are the answer's: the prompts do not tell.
-        settings: json!({ "given": name, "columns": settings_of(&run.file.import.columns)? }),
+        settings: json!({
+            "given": name,
+            "columns": settings_of(&run.file.import.columns)?,
+            "reasoning": settings_of(&run.file.collect.reasoning)?,
+        }),
         inputs: BTreeMap::from([
             ("prompts".to_owned(), prompts.content_hash()),
             ("source".to_owned(), source.clone()),

@@ -5,12 +5,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, anyhow};
 use potstill_datasets::{
-    Columns, Error, Imported, PROMPTS_PER_SHARD, Prompt, hash_file, read_shard, shard_name, shards,
-    write_shard,
+    Columns, Completion, Error, Imported, PROMPTS_PER_SHARD, Prompt, Reasoning, hash_file,
+    read_shard, shard_name, shards, split_reasoning, write_shard,
 };
 use serde_json::json;
 
-use super::{Context, Done, Outcome, counts, stage};
+use super::{Context, Done, Outcome, collect, counts, stage};
 use crate::run_dir::Plan;
 use crate::run_file::{Columns as ColumnNames, Loaded};
 
@@ -80,7 +80,12 @@ pub(crate) fn read(run: &Loaded, flag: Option<usize>) -> anyhow::Result<Imported
     let (columns, group) = (columns(named), named.group.as_deref());
     let system = run.file.import.system.as_deref();
     match potstill_datasets::import(&source(run)?, &columns, group, system, limit(run, flag)) {
-        Ok(imported) => Ok(imported),
+        Ok(mut imported) => {
+            if let Some(marks) = collect::reasoning(run) {
+                imported.answers.iter_mut().for_each(|a| part(a, &marks));
+            }
+            Ok(imported)
+        }
         Err(e @ Error::MissingColumn { .. }) => {
             Err(run.problem(&["import", "columns"], e.to_string()).into())
         }
@@ -88,6 +93,13 @@ pub(crate) fn read(run: &Loaded, flag: Option<usize>) -> anyhow::Result<Imported
             "{e}; put prompts into it, or name another file in `path` of [import]"
         )),
         Err(e) => Err(e.into()),
+    }
+}
+
+/// Takes the reasoning out of an answer that has it in its text.
+fn part(answer: &mut Completion, marks: &Reasoning) {
+    if answer.reasoning.is_none() {
+        (answer.reasoning, answer.answer) = split_reasoning(&answer.answer, marks);
     }
 }
 

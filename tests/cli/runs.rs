@@ -4,6 +4,7 @@ use std::fs;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use potstill::datasets::{Completion, read_shard};
 use serde_json::json;
 
 use crate::fixture::Run;
@@ -303,6 +304,37 @@ resamples = 50
         "{}",
         said.stderr
     );
+}
+
+/// Reasoning that data sets have in the answer's text is told from the answer, so that templates
+/// and graders see both.
+#[test]
+fn reasoning_of_given_answers_is_taken_apart() {
+    let run = Run::new();
+    let line = |i: i32| {
+        format!("{{\"q\":\"Story {i}\",\"a\":\"<think>\\nhm {i}\\n</think>\\n\\nonce\"}}\n")
+    };
+    run.write("prompts.jsonl", &(0..4).map(line).collect::<String>());
+    run.edit(
+        "columns = { text = \"text\" }",
+        "columns = { instruction = \"q\", output = \"a\" }\nanswers = \"given\"",
+    );
+    run.edit(
+        "signals = { top_k = 6 }",
+        "reasoning = { open = \"<think>\", close = \"</think>\" }",
+    );
+    run.edit("[curate]", "[score]\ntop_k = 6\n\n[curate]");
+    for stage in ["import", "collect"] {
+        let said = run.potstill(&[stage, "run.toml"]);
+        assert_eq!(said.code, 0, "{}", said.stderr);
+    }
+    let shard = run.path("runs/tiny/completions/shard-00000.parquet");
+    let mut answers = read_shard::<Completion>(&shard).unwrap();
+    let first = answers.next().unwrap().unwrap();
+    assert_eq!(first.reasoning.as_deref(), Some("\nhm 0\n"));
+    assert_eq!(first.answer, "\n\nonce");
+    let shown = run.potstill(&["render", "run.toml", "--rows", "1"]).stdout;
+    assert!(shown.contains("⟦<think>\n  hm 0\n  </think>"), "{shown}");
 }
 
 /// Wrong answers are dropped, or kept where the run file says so; every model answers what is held out.
