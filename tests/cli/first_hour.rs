@@ -118,7 +118,8 @@ fn a_reader_may_leave() {
 /// teacher of random weights needs, `run`.
 #[test]
 fn init_writes_what_runs() {
-    let shapes: [(&str, fn(usize) -> Value); 5] = [
+    type Row = fn(usize) -> Value;
+    let shapes: [(&str, Row); 5] = [
         (
             "alpaca",
             |i| json!({ "instruction": format!("Add 1 to {i}"), "input": "", "output": "Fine" }),
