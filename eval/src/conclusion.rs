@@ -29,6 +29,8 @@ pub enum Finding {
     Hurts,
     /// There is no `sft` control to compare with.
     NotMeasured,
+    /// There are no distributions: the text alone was learned from.
+    TextAlone,
 }
 
 impl Finding {
@@ -53,6 +55,9 @@ impl Finding {
             Finding::Hurts => "Distillation hurts here.",
             Finding::NotMeasured => {
                 "Whether distillation helps was not measured: there is no `sft` control (`[train] controls`)."
+            }
+            Finding::TextAlone => {
+                "The student learned from text alone, without a teacher's distributions: there is no distillation to judge."
             }
         }
     }
@@ -97,8 +102,14 @@ pub(crate) fn conclude(
         comparisons,
     };
     let main = known.find(Figure::Kl, "student", "sft");
-    let sft = known.student("sft").map_or(0.0, |sft| sft.kl.mean);
-    let finding = Finding::of(main, sft);
+    let sft = known
+        .student("sft")
+        .and_then(|sft| sft.kl)
+        .map_or(0.0, |kl| kl.mean);
+    let finding = match students.iter().any(|student| student.kl.is_some()) {
+        true => Finding::of(main, sft),
+        false => Finding::TextAlone,
+    };
     let mut sentences = Vec::new();
     let mut doubts = Vec::new();
     if let Some(comparison) = main {
@@ -132,9 +143,9 @@ impl Known<'_> {
         let of = |name: &str| {
             let student = self.student(name)?;
             let mean = match comparison.metric {
-                Figure::Kl => student.kl.mean,
+                Figure::Kl => student.kl?.mean,
                 Figure::Nll => student.nll.mean,
-                Figure::Agreement => student.agreement.mean,
+                Figure::Agreement => student.agreement?.mean,
                 Figure::Accuracy => student.accuracy.as_ref()?.overall.mean,
             };
             Some(wording::value(comparison.metric, mean))
@@ -159,8 +170,9 @@ impl Known<'_> {
     fn closeness(&self, comparison: &Comparison, finding: Finding) -> String {
         let share = self
             .student("sft")
-            .filter(|sft| sft.kl.mean > 0.0)
-            .map(|sft| 100.0 * comparison.difference.mean.abs() / sft.kl.mean);
+            .and_then(|sft| sft.kl)
+            .filter(|kl| kl.mean > 0.0)
+            .map(|kl| 100.0 * comparison.difference.mean.abs() / kl.mean);
         let by = share.map_or(String::new(), |share| format!("{share:.0} % "));
         let figures = self.figures(comparison);
         match finding {
@@ -170,7 +182,7 @@ impl Known<'_> {
             Finding::Hurts => format!(
                 "The student, which learned from the teacher's probabilities, is {by}further from the teacher than `sft`, which learned from the same text alone, with the same start and as many steps: {figures}."
             ),
-            Finding::NoDifference | Finding::NotMeasured => format!(
+            Finding::NoDifference | Finding::NotMeasured | Finding::TextAlone => format!(
                 "The student, which learned from the teacher's probabilities, cannot be told from `sft`, which learned from the same text alone, with the same start and as many steps: {figures}."
             ),
         }
@@ -199,19 +211,22 @@ impl Known<'_> {
     }
 
     fn training(&self, sentences: &mut Vec<String>, doubts: &mut Vec<String>) {
-        let Some(comparison) = self.find(Figure::Kl, "student", "untrained") else {
-            return;
+        let with = |figure| self.find(figure, "student", "untrained");
+        let (comparison, closer, further) = match (with(Figure::Kl), with(Figure::Nll)) {
+            (Some(kl), _) => (kl, "closer to the teacher", "further from the teacher"),
+            (None, Some(nll)) => (nll, "closer to the text", "further from the text"),
+            (None, None) => return,
         };
         let figures = self.figures(comparison);
         match comparison.verdict {
-            Verdict::Better => sentences.push(format!(
-                "Training brought the student closer to the teacher: {figures}."
-            )),
+            Verdict::Better => {
+                sentences.push(format!("Training brought the student {closer}: {figures}."))
+            }
             Verdict::Worse => doubts.push(format!(
-                "Training took the student further from the teacher than it started: {figures}."
+                "Training took the student {further} than it started: {figures}."
             )),
             Verdict::NoDifference => doubts.push(format!(
-                "Whether training brought the student closer to the teacher at all cannot be told: {figures}."
+                "Whether training brought the student {closer} at all cannot be told: {figures}."
             )),
         }
     }

@@ -60,9 +60,9 @@ fn student(name: &str, values: &[SequenceValues]) -> StudentResult {
         learned_from: "a|b".to_owned(),
         parameters: None,
         steps: 40,
-        kl: figure(Metric::Kl),
+        kl: Some(figure(Metric::Kl)),
         nll: figure(Metric::Nll),
-        agreement: figure(Metric::Agreement),
+        agreement: Some(figure(Metric::Agreement)),
         accuracy: None,
         calibration: None,
         seeds: Vec::new(),
@@ -74,9 +74,9 @@ pub(crate) fn with_seeds(report: &mut Report, name: &str, kls: &[f64]) {
     let student = report.students.iter_mut().find(|s| s.name == name).unwrap();
     let seed = |(seed, &kl): (usize, &f64)| SeedFigures {
         seed: seed as u64,
-        kl,
+        kl: Some(kl),
         nll: kl + 0.3,
-        agreement: 0.8,
+        agreement: Some(0.8),
         accuracy: None,
     };
     student.seeds = kls.iter().enumerate().map(seed).collect();

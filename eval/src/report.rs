@@ -103,29 +103,18 @@ pub struct StudentResult {
     pub parameters: Option<u64>,
     /// Optimizer steps taken.
     pub steps: u64,
-    /// Forward KL from the teacher, nats a token.
-    pub kl: Interval,
+    /// Forward KL from the teacher, nats a token; none where its distributions are not stored.
+    pub kl: Option<Interval>,
     /// Negative log-likelihood, nats a token.
     pub nll: Interval,
-    /// Top-1 agreement with the teacher, 0 to 1.
-    pub agreement: Interval,
+    /// Top-1 agreement with the teacher, 0 to 1; none where its distributions are not stored.
+    pub agreement: Option<Interval>,
     /// Share of right answers.
     pub accuracy: Option<Accuracy>,
     /// Reliability table and expected calibration error.
     pub calibration: Option<Calibration>,
     /// The figures of each seed that it was trained with; those above are over all of them.
     pub seeds: Vec<SeedFigures>,
-}
-
-impl StudentResult {
-    /// The interval of one metric.
-    pub fn metric(&self, metric: Metric) -> &Interval {
-        match metric {
-            Metric::Kl => &self.kl,
-            Metric::Nll => &self.nll,
-            Metric::Agreement => &self.agreement,
-        }
-    }
 }
 
 /// A paired difference `left` − `right`.
@@ -309,6 +298,11 @@ impl Report {
         comparisons: &[Comparison],
     ) -> Conclusion {
         conclusion::conclude(teacher, students, comparisons)
+    }
+
+    /// Whether the teacher's distributions over the held-out text are stored.
+    pub(crate) fn has_distributions(&self) -> bool {
+        self.students.iter().any(|student| student.kl.is_some())
     }
 
     /// The report as indented JSON, with a newline at the end.

@@ -86,7 +86,7 @@ fn verdict(out: &mut String, report: &Report) {
         Finding::Helps => ("helps", "✓"),
         Finding::NoDifference => ("no_difference", "≈"),
         Finding::Hurts => ("hurts", "✗"),
-        Finding::NotMeasured => ("not_measured", "?"),
+        Finding::NotMeasured | Finding::TextAlone => ("not_measured", "?"),
     };
     let _ = writeln!(
         out,
@@ -123,11 +123,12 @@ fn tiles(out: &mut String, report: &Report) {
     let student = report.students.iter().find(|s| s.name == "student");
     let sft = report.students.iter().find(|s| s.name == "sft");
     let mut tiles: Vec<(&str, String, String)> = Vec::new();
-    if let (Some(student), Some(sft)) = (student, sft) {
+    let kl = |student: Option<&crate::StudentResult>| student.and_then(|s| s.kl);
+    if let (Some(student), Some(sft)) = (kl(student), kl(sft)) {
         tiles.push((
             "distance from the teacher (KL)",
-            wording::value(Figure::Kl, student.kl.mean),
-            format!("text alone: {}", wording::value(Figure::Kl, sft.kl.mean)),
+            wording::value(Figure::Kl, student.mean),
+            format!("text alone: {}", wording::value(Figure::Kl, sft.mean)),
         ));
     }
     let share = |accuracy: &Option<crate::Accuracy>| {
@@ -385,6 +386,34 @@ mod tests {
             .to_html()
             .unwrap();
         assert!(same.contains("card verdict no_difference"));
+    }
+
+    #[test]
+    fn a_run_of_text_alone_speaks_of_no_teacher() {
+        let mut run = report();
+        run.students
+            .retain(|s| s.name == "untrained" || s.name == "student");
+        for student in &mut run.students {
+            (student.kl, student.agreement) = (None, None);
+        }
+        run.comparisons
+            .retain(|c| c.metric == crate::Figure::Nll && c.right == "untrained");
+        run.teacher = None;
+        run.conclusion = Report::conclude(None, &run.students, &run.comparisons);
+        let html = run.to_html().unwrap();
+        assert!(html.contains("there is no distillation to judge"));
+        assert!(html.contains("Training brought the student closer to the text: held-out NLL"));
+        for absent in [
+            "Distance from the teacher,",
+            "Forward KL in training by",
+            "Agreement with",
+        ] {
+            assert!(!html.contains(absent), "{absent}");
+        }
+        let markdown = run.to_markdown();
+        assert!(
+            markdown.contains("so there is no KL") && !markdown.contains("closer to the teacher")
+        );
     }
 
     #[test]

@@ -2,8 +2,8 @@
 
 use std::fmt::Write;
 
-use crate::report::{Comparison, LossCurve, Report, Sample, StageFacts};
-use crate::{Accuracy, Calibration, Figure, MIN_PROMPTS, wording};
+use crate::report::{Comparison, Report, Sample, StageFacts};
+use crate::{Accuracy, Calibration, Figure, Interval, MIN_PROMPTS, wording};
 
 /// How many samples are shown; the others are in `report.html` and `report.json`.
 const SAMPLES: usize = 5;
@@ -20,7 +20,7 @@ pub(crate) fn write(report: &Report) -> String {
     groups(&mut out, report);
     seeds(&mut out, report);
     comparisons(&mut out, &report.comparisons);
-    losses(&mut out, &report.losses);
+    losses(&mut out, report);
     samples(&mut out, &report.samples);
     stages(&mut out, &report.stages);
     out.push_str("\n## Provenance\n\n| what | value |\n|---|---|\n");
@@ -43,11 +43,17 @@ fn models(out: &mut String, report: &Report) {
     let heldout = &report.heldout;
     let _ = write!(
         out,
-        "\n## Held-out figures\n\nOver {} sequences of {} prompts, {} tokens; 95 % intervals from a bootstrap over prompts. KL is from the teacher to the student, on the stored support and one bucket for the rest; the teacher's own NLL is {:.4} nats a token. ECE is the expected calibration error.{}\n\n",
+        "\n## Held-out figures\n\nOver {} sequences of {} prompts, {} tokens; 95 % intervals from a bootstrap over prompts. {} ECE is the expected calibration error.{}\n\n",
         heldout.sequences,
         heldout.prompts,
         heldout.tokens,
-        heldout.teacher_nll,
+        match report.has_distributions() {
+            true => format!(
+                "KL is from the teacher to the student, on the stored support and one bucket for the rest; the teacher's own NLL is {:.4} nats a token.",
+                heldout.teacher_nll
+            ),
+            false => "The teacher's distributions are not stored, so there is no KL.".to_owned(),
+        },
         report.grader.map_or(String::new(), |grader| format!(
             " An answer is right where {}.",
             grader.rule()
@@ -76,9 +82,9 @@ fn models(out: &mut String, report: &Report) {
                 cell(&student.learned_from),
                 parameters(student.parameters),
                 student.steps,
-                wording::with_interval(Figure::Kl, &student.kl),
+                interval(Figure::Kl, student.kl.as_ref()),
                 wording::with_interval(Figure::Nll, &student.nll),
-                wording::with_interval(Figure::Agreement, &student.agreement),
+                interval(Figure::Agreement, student.agreement.as_ref()),
                 accuracy(student.accuracy.as_ref()),
                 calibration(student.calibration.as_ref()),
             ),
@@ -86,17 +92,21 @@ fn models(out: &mut String, report: &Report) {
     }
 }
 
+fn interval(figure: Figure, interval: Option<&Interval>) -> String {
+    interval.map_or("–".to_owned(), |i| wording::with_interval(figure, i))
+}
+
+fn value(figure: Figure, value: Option<f64>) -> String {
+    value.map_or("–".to_owned(), |value| wording::value(figure, value))
+}
+
 fn accuracy(accuracy: Option<&Accuracy>) -> String {
-    accuracy.map_or("–".to_owned(), |a| {
-        wording::with_interval(Figure::Accuracy, &a.overall)
-    })
+    interval(Figure::Accuracy, accuracy.map(|a| &a.overall))
 }
 
 fn calibration(calibration: Option<&Calibration>) -> String {
     // A share like accuracy, and written like it.
-    calibration.map_or("–".to_owned(), |c| {
-        wording::with_interval(Figure::Accuracy, &c.error)
-    })
+    interval(Figure::Accuracy, calibration.map(|c| &c.error))
 }
 
 fn groups(out: &mut String, report: &Report) {
@@ -112,10 +122,7 @@ fn groups(out: &mut String, report: &Report) {
     for (model, accuracies) in rows {
         let _ = write!(out, "| {} |", cell(model));
         for accuracy in accuracies {
-            let text = accuracy.map_or("–".to_owned(), |a| {
-                wording::with_interval(Figure::Accuracy, a)
-            });
-            let _ = write!(out, " {text} |");
+            let _ = write!(out, " {} |", interval(Figure::Accuracy, accuracy));
         }
         out.push('\n');
     }
@@ -134,11 +141,10 @@ fn seeds(out: &mut String, report: &Report) {
                 "| {} | {} | {} | {} | {} | {} |",
                 cell(model),
                 figures.seed,
-                wording::value(Figure::Kl, figures.kl),
+                value(Figure::Kl, figures.kl),
                 wording::value(Figure::Nll, figures.nll),
-                wording::value(Figure::Agreement, figures.agreement),
-                (figures.accuracy)
-                    .map_or("–".to_owned(), |a| wording::value(Figure::Accuracy, a)),
+                value(Figure::Agreement, figures.agreement),
+                value(Figure::Accuracy, figures.accuracy),
             ),
         );
     }
@@ -167,22 +173,35 @@ fn comparisons(out: &mut String, comparisons: &[Comparison]) {
     }
 }
 
-fn losses(out: &mut String, losses: &[LossCurve]) {
+fn losses(out: &mut String, report: &Report) {
+    let losses = &report.losses;
     if losses.iter().all(|curve| curve.points.is_empty()) {
         return;
     }
-    out.push_str("\n## Training\n\nFirst and last step, means over the step's tokens; forward KL is to the distributions trained on, which for `shuffled` are the shuffled ones. Every step is in `report.json`.\n\n| student | step | loss | forward KL | cross-entropy |\n|---|---:|---:|---:|---:|\n");
+    let kl = match report.has_distributions() {
+        true => {
+            " Forward KL is to the distributions trained on, which for `shuffled` are the shuffled ones."
+        }
+        false => "",
+    };
+    let _ = write!(
+        out,
+        "\n## Training\n\nFirst and last step, means over the step's tokens.{kl} Every step is in `report.json`.\n\n"
+    );
+    out.push_str(
+        "| student | step | loss | forward KL | cross-entropy |\n|---|---:|---:|---:|---:|\n",
+    );
     for curve in losses {
         let ends = [curve.points.first(), curve.points.last()];
         for point in ends.into_iter().flatten() {
             line(
                 out,
                 &format!(
-                    "| {} | {} | {:.4} | {:.4} | {:.4} |",
+                    "| {} | {} | {:.4} | {} | {:.4} |",
                     cell(&curve.name),
                     point.step,
                     point.loss,
-                    point.forward_kl,
+                    value(Figure::Kl, (!kl.is_empty()).then_some(point.forward_kl)),
                     point.cross_entropy
                 ),
             );

@@ -17,11 +17,11 @@ pub struct SeedFigures {
     /// The seed.
     pub seed: u64,
     /// Forward KL from the teacher, nats a token.
-    pub kl: f64,
+    pub kl: Option<f64>,
     /// Negative log-likelihood, nats a token.
     pub nll: f64,
     /// Top-1 agreement with the teacher, 0 to 1.
-    pub agreement: f64,
+    pub agreement: Option<f64>,
     /// Share of right answers, 0 to 1.
     pub accuracy: Option<f64>,
 }
@@ -29,9 +29,9 @@ pub struct SeedFigures {
 impl SeedFigures {
     fn figure(&self, figure: Figure) -> Option<f64> {
         match figure {
-            Figure::Kl => Some(self.kl),
+            Figure::Kl => self.kl,
             Figure::Nll => Some(self.nll),
-            Figure::Agreement => Some(self.agreement),
+            Figure::Agreement => self.agreement,
             Figure::Accuracy => self.accuracy,
         }
     }

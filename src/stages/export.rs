@@ -12,7 +12,7 @@ use serde_json::json;
 
 use super::{Context, Done, Outcome, checkpoint, counts, each, seed_of, stage, train};
 use crate::run_dir::{Plan, settings_of};
-use crate::run_file::Dtype;
+use crate::run_file::{Answers, Dtype, RunFile};
 
 /// What is copied from the checkpoint that the student started from.
 const COPIED: [&str; 5] = [
@@ -93,7 +93,7 @@ fn card(
         out,
         "tags:\n- distillation\n- potstill\n---\n\n# {} ({name})\n\n{}, trained by Potstill {} in run `{}`.\n\n",
         run.run.name.as_str(),
-        learned_from(name),
+        learned_from(run, name),
         env!("CARGO_PKG_VERSION"),
         run.run.name.as_str(),
     );
@@ -123,11 +123,15 @@ fn card(
 }
 
 /// What a student learned from, in words.
-pub(crate) fn learned_from(name: &str) -> &'static str {
+pub(crate) fn learned_from(file: &RunFile, name: &str) -> String {
+    let text = match file.import.answers {
+        Answers::Teacher => "the teacher's text",
+        Answers::Given => "the data's text",
+    };
     match seed_of(name).0 {
-        "sft" => "the teacher's text, cross-entropy only",
-        "shuffled" => "the teacher's text, each position with the distribution of another",
-        "untrained" => "nothing: the start of all others",
-        _ => "the teacher's text and distributions",
+        "untrained" => "nothing: the start of all others".to_owned(),
+        "shuffled" => format!("{text}, each position with the distribution of another"),
+        "student" if file.has_signals() => format!("{text} and the teacher's distributions"),
+        _ => format!("{text}, cross-entropy only"),
     }
 }

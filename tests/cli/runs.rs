@@ -292,6 +292,12 @@ resamples = 50
     run.run();
     let answers = "completions/shard-00000.parquet";
     let first = run.published().remove(answers).unwrap();
+    let report = fs::read_to_string(run.path("runs/tiny/report.md")).unwrap();
+    assert!(
+        report.contains("| student | the data's text, cross-entropy only |"),
+        "{report}"
+    );
+    assert!(!report.contains("| KL |"), "{report}");
     assert!(run.run().stderr.contains("nothing to do"));
     run.edit("output = \"a\"", "output = \"b\"");
     run.run();

@@ -40,13 +40,13 @@ pub(super) fn figures(out: &mut String, report: &Report) -> Result<(), Error> {
             Figure::Kl,
             "Distance from the teacher",
             "Held-out KL, nats a token. Less is better.",
-            students(|s| Some(&s.kl)),
+            students(|s| s.kl.as_ref()),
         ),
         (
             Figure::Agreement,
             "Agreement with the teacher",
             "Share of tokens where the model's likeliest token is the teacher's. More is better.",
-            students(|s| Some(&s.agreement)),
+            students(|s| s.agreement.as_ref()),
         ),
         (
             // Written like a share of answers.
@@ -126,10 +126,12 @@ fn bar_plot(
 pub(super) fn losses(out: &mut String, report: &Report) -> Result<(), Error> {
     out.push_str("<div class=\"plots\">\n");
     let kl = "Forward KL to the distributions trained on, nats a token; for <code>shuffled</code> those are the shuffled ones, and <code>sft</code> does not minimise it.";
-    loss_plot(out, report, ("Forward KL in training", kl), |p| {
-        p.forward_kl
-    })?;
-    let ce = "Cross-entropy of the teacher's own tokens, nats a token, which is what <code>sft</code> minimises.";
+    if report.has_distributions() {
+        loss_plot(out, report, ("Forward KL in training", kl), |p| {
+            p.forward_kl
+        })?;
+    }
+    let ce = "Cross-entropy of the text's own tokens, nats a token, which is what <code>sft</code> minimises.";
     loss_plot(out, report, ("Cross-entropy in training", ce), |p| {
         p.cross_entropy
     })?;

@@ -16,8 +16,12 @@ fn figure(figure: Figure, interval: &Interval) -> Cell {
     ))
 }
 
-fn share(interval: Option<&Interval>) -> Cell {
-    interval.map_or_else(none, |interval| figure(Figure::Accuracy, interval))
+fn interval(of: Figure, interval: Option<&Interval>) -> Cell {
+    interval.map_or_else(none, |interval| figure(of, interval))
+}
+
+fn share(share: Option<&Interval>) -> Cell {
+    interval(Figure::Accuracy, share)
 }
 
 fn none() -> Cell {
@@ -68,8 +72,8 @@ pub(super) fn models(out: &mut String, report: &Report) {
         let from = format!("from {}", student.learned_from);
         rows.push(vec![
             model_from(report, &student.name, &from),
-            figure(Figure::Kl, &student.kl),
-            figure(Figure::Agreement, &student.agreement),
+            interval(Figure::Kl, student.kl.as_ref()),
+            interval(Figure::Agreement, student.agreement.as_ref()),
             share(student.accuracy.as_ref().map(|a| &a.overall)),
             share(student.calibration.as_ref().map(|c| &c.error)),
             figure(Figure::Nll, &student.nll),
@@ -109,15 +113,18 @@ pub(super) fn seeds(out: &mut String, report: &Report) {
         "accuracy",
         "NLL, nats a token",
     ];
-    let number = |figure: Figure, value: f64| Cell::Number(wording::value(figure, value));
+    let number = |figure: Figure, value: Option<f64>| {
+        let text = value.map_or("–".to_owned(), |value| wording::value(figure, value));
+        Cell::Number(text)
+    };
     let row = |(name, figures): (&str, &crate::SeedFigures)| {
         vec![
             model(report, name),
             Cell::Number(figures.seed.to_string()),
             number(Figure::Kl, figures.kl),
             number(Figure::Agreement, figures.agreement),
-            (figures.accuracy).map_or_else(none, |share| number(Figure::Accuracy, share)),
-            number(Figure::Nll, figures.nll),
+            number(Figure::Accuracy, figures.accuracy),
+            number(Figure::Nll, Some(figures.nll)),
         ]
     };
     let rows: Vec<Vec<Cell>> = report.by_seed().into_iter().map(row).collect();

@@ -2,7 +2,7 @@
 
 use potstill_datasets::{Manifest, Prompt, SequenceValues, TaskSample};
 use potstill_eval::{
-    Accuracy, Calibration, Comparison, Graded, Metric, Sample, SampleAnswer, SeedFigures,
+    Accuracy, Calibration, Comparison, Figure, Graded, Metric, Sample, SampleAnswer, SeedFigures,
     SequenceBins, StudentResult, TeacherResult, accuracy, calibration, compare, compare_accuracy,
     interval, teacher_nll,
 };
@@ -29,6 +29,8 @@ pub(super) struct Models<'a> {
     prompts: Vec<Prompt>,
     /// By model, the teacher first; each of its first seed.
     answers: Vec<(&'a str, Vec<TaskSample>)>,
+    /// Whether the teacher's are stored; the text alone has neither KL nor agreement.
+    distributions: bool,
     resamples: usize,
     seed: u64,
 }
@@ -61,7 +63,7 @@ impl Student<'_> {
 }
 
 impl Seed {
-    fn figures(&self) -> SeedFigures {
+    fn figures(&self, distributions: bool) -> SeedFigures {
         let tokens: f64 = self.values.iter().map(|v| f64::from(v.tokens)).sum();
         let mean = |metric: Metric| metric.total(&self.values) / tokens;
         let share = |graded: &Vec<Graded>| {
@@ -69,9 +71,9 @@ impl Seed {
         };
         SeedFigures {
             seed: self.seed,
-            kl: mean(Metric::Kl),
+            kl: distributions.then(|| mean(Metric::Kl)),
             nll: mean(Metric::Nll),
-            agreement: mean(Metric::Agreement),
+            agreement: distributions.then(|| mean(Metric::Agreement)),
             accuracy: self.graded.as_ref().map(share),
         }
     }
@@ -84,6 +86,7 @@ impl<'a> Models<'a> {
             students: Vec::new(),
             prompts: Vec::new(),
             answers: Vec::new(),
+            distributions: file.has_signals(),
             resamples: file.eval.resamples.get(),
             seed: u64::from(file.run.seed),
         };
@@ -145,17 +148,21 @@ impl<'a> Models<'a> {
             let figure = |metric| interval(&values, metric, self.resamples, self.seed);
             students.push(StudentResult {
                 name: name.to_owned(),
-                learned_from: export::learned_from(name).to_owned(),
+                learned_from: export::learned_from(&context.run.file, name),
                 parameters,
                 steps: trained(name)?
                     .and_then(|m| m.counts.get("steps").copied())
                     .unwrap_or_default(),
-                kl: figure(Metric::Kl)?,
+                kl: self.distributions.then(|| figure(Metric::Kl)).transpose()?,
                 nll: figure(Metric::Nll)?,
-                agreement: figure(Metric::Agreement)?,
+                agreement: (self.distributions)
+                    .then(|| figure(Metric::Agreement))
+                    .transpose()?,
                 accuracy: self.accuracy(student.graded(times))?,
                 calibration: Some(self.calibration(&values)?),
-                seeds: student.seeds.iter().map(Seed::figures).collect(),
+                seeds: (student.seeds.iter())
+                    .map(|seed| seed.figures(self.distributions))
+                    .collect(),
             });
         }
         Ok(students)
@@ -171,12 +178,9 @@ impl<'a> Models<'a> {
             };
             let times = a.seeds.len().max(b.seeds.len());
             let values = (a.values(times), b.values(times));
-            comparisons.extend(compare(
-                (left, &values.0),
-                (right, &values.1),
-                resamples,
-                seed,
-            )?);
+            let mut found = compare((left, &values.0), (right, &values.1), resamples, seed)?;
+            found.retain(|c| self.distributions || c.metric == Figure::Nll);
+            comparisons.extend(found);
             if let (Some(a), Some(b)) = (a.graded(times), b.graded(times)) {
                 comparisons.push(compare_accuracy((left, &a), (right, &b), resamples, seed)?);
             }
