@@ -34,7 +34,7 @@ mod example;
 pub use accuracy::{Accuracy, Graded, GroupAccuracy, accuracy, paired_accuracy};
 pub use bootstrap::{Interval, MIN_PROMPTS, interval, paired, teacher_nll};
 pub use calibration::{BINS, Calibration, ReliabilityBin, SequenceBins, calibration};
-pub use conclusion::{Conclusion, Finding, SEED_SHARE};
+pub use conclusion::{Conclusion, Finding, MIN_SEEDS, SEED_SHARE};
 pub use error::Error;
 pub use grade::{Grade, Grader};
 pub use metric::{Figure, Metric, Verdict, verdict};

@@ -147,6 +147,18 @@ mod tests {
         assert_eq!(says(&run), Finding::NoDifference);
     }
 
+    /// Two and two that happen to lie close together say little of how seeds scatter.
+    #[test]
+    fn two_seeds_cannot_be_trusted_with_a_small_difference() {
+        let mut run = students_only(&[("student", 1.5019), ("sft", 1.4569)], 40);
+        with_seeds(&mut run, "student", &[1.5049, 1.4988]);
+        with_seeds(&mut run, "sft", &[1.4579, 1.4560]);
+        count_seeds(&mut run.comparisons, &run.students);
+        assert_eq!(run.comparisons[0].verdict, Verdict::Worse);
+        let said = Report::conclude(None, &run.students, &run.comparisons);
+        assert_eq!(said.finding, Finding::NoDifference);
+    }
+
     #[test]
     fn one_seed_changes_nothing() {
         let mut run = students_only(&[("student", 0.5), ("sft", 0.8)], 40);
