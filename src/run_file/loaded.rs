@@ -55,6 +55,13 @@ impl Loaded {
 /// # Errors
 /// See [`Loaded::read`].
 pub fn parse(path: &Path, text: &str) -> Result<RunFile, ConfigError> {
+    if text.trim_start().starts_with(['{', '<']) {
+        return Err(ConfigError::plain(format!(
+            "{} is not a run file, which is TOML: `potstill init --data {}` writes one if it is your data",
+            path.display(),
+            path.display()
+        )));
+    }
     let file: RunFile = toml::from_str(text)
         .map_err(|e| ConfigError::new(path, text, vec![Problem::from_toml(text, &e)]))?;
     let problems = rules::broken(&file, text);

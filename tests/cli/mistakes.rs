@@ -42,10 +42,13 @@ const MISTAKES: &[Mistake] = &[
         ],
     },
     Mistake {
-        title: "A run file that is not TOML",
-        breaks: |run| run.write("run.toml", "{\"run\": {\"name\": \"tiny\"}}\n"),
-        command: CHECK,
-        says: &["run.toml:1:1"],
+        title: "The data in place of the run file",
+        breaks: |_| {},
+        command: &["run", "prompts.jsonl"],
+        says: &[
+            "prompts.jsonl is not a run file",
+            "init --data prompts.jsonl",
+        ],
     },
     Mistake {
         title: "A key misspelt",
