@@ -39,11 +39,11 @@ struct Problem {
 }
 
 impl Problem {
-    /// Any problem: mostly long numbers, since short ones are few. Of worked ones more are what is
-    /// hard to learn, subtractions and products, and products have long numbers too: there are only
-    /// 720 of two digits, and half of them show few of the steps that the other half needs.
+    /// Any problem: mostly long numbers, since short ones are few. Worked products are as many as
+    /// the others and have long numbers too: there are only 720 of two digits, and half of them
+    /// show few of the steps that the other half needs.
     fn draw(worked: bool, random: &mut ChaCha8Rng) -> Problem {
-        let (additions, subtractions, products) = if worked { (6, 12, 8) } else { (9, 8, 3) };
+        let (additions, subtractions, products) = if worked { (9, 8, 9) } else { (9, 8, 3) };
         let operation = match random.random_range(0..additions + subtractions + products) {
             n if n < additions => Addition,
             n if n < additions + subtractions => Subtraction,
