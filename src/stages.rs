@@ -266,16 +266,16 @@ pub(crate) fn stage(
 }
 
 /// Runs a stage for each student, and stops when one does.
-pub(crate) fn each(
-    names: &[String],
-    mut one: impl FnMut(&str) -> anyhow::Result<Outcome>,
+pub(crate) fn each<S>(
+    students: impl IntoIterator<Item = S>,
+    mut one: impl FnMut(S) -> anyhow::Result<Outcome>,
 ) -> anyhow::Result<Outcome> {
     let mut all = Outcome::UpToDate;
-    for name in names {
+    for student in students {
         if interrupt::asked() {
             return Ok(Outcome::Stopped);
         }
-        match one(name)? {
+        match one(student)? {
             Outcome::UpToDate => {}
             Outcome::Done => all = Outcome::Done,
             ended @ (Outcome::WouldRun | Outcome::Stopped) => return Ok(ended),

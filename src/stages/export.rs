@@ -131,7 +131,10 @@ pub(crate) fn learned_from(file: &RunFile, name: &str) -> String {
     match seed_of(name).0 {
         "untrained" => "nothing: the start of all others".to_owned(),
         "shuffled" => format!("{text}, each position with the distribution of another"),
-        "student" if file.has_signals() => format!("{text} and the teacher's distributions"),
+        "student" if file.has_signals() => match file.import.answers {
+            Answers::Teacher => "the teacher's text and distributions".to_owned(),
+            Answers::Given => format!("{text} and the teacher's distributions"),
+        },
         _ => format!("{text}, cross-entropy only"),
     }
 }

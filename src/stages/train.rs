@@ -6,13 +6,16 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::panic::resume_unwind;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use anyhow::{Context as _, bail};
 use potstill_datasets::{Manifest, SCHEMA_VERSION, hash_files, read_footer, replace_file, shards};
 use potstill_model::{Config, DType, Llama};
 use potstill_student::{Method, Overlong, Settings, StepMetrics};
+use rayon::ThreadPoolBuilder;
 use serde_json::{Value, json};
 
 use super::rows::Rows;
@@ -23,6 +26,11 @@ use crate::run_dir::{LedgerLine, Plan, now, settings_of, short};
 use crate::run_file::{Loaded, Overlong as RunOverlong, RunFile};
 
 const STARTED_FILE: &str = "started.json";
+/// Parameters up to which a step is too little work to be shared among cores: one of 0.1 million
+/// takes 10,400 tokens a second on one core and 8,400 on two, one of 0.7 million 4,600 and 4,000.
+const SMALL: u64 = 2_000_000;
+/// Of a thread that trains, as the system gives the main thread; those of a pool have less.
+const STACK: usize = 8 << 20;
 
 /// Trains every student of the run file that is not trained yet.
 ///
@@ -30,24 +38,101 @@ const STARTED_FILE: &str = "started.json";
 /// When nothing was curated, the signals are of another tokenizer than the student's, or
 /// the trainer fails; checkpoints stay.
 pub fn train(context: &Context) -> anyhow::Result<Outcome> {
-    each(&context.trained(), |name| train_one(context, name))
+    let mut plans = Vec::new();
+    for name in context.trained() {
+        let plan = plan(context, &name)?;
+        match settled(context, &plan)? {
+            Some(Outcome::UpToDate) => {}
+            Some(outcome) => return Ok(outcome),
+            None => plans.push((name, plan)),
+        }
+    }
+    let one = |(name, plan): &(String, Plan)| train_one(context, name, plan);
+    match is_small(context)? {
+        true => side_by_side(&plans, one),
+        false => each(&plans, one),
+    }
 }
 
-fn train_one(context: &Context, name: &str) -> anyhow::Result<Outcome> {
-    let plan = plan(context, name)?;
+/// How it ends where there is nothing to train: all steps are made, or this is a dry run.
+fn settled(context: &Context, plan: &Plan) -> anyhow::Result<Option<Outcome>> {
+    let (stage, home, key) = (&plan.stage, &plan.home, plan.key());
+    context
+        .talk
+        .detail(&format!("{stage}: key {}", short(&key)));
+    let published = context.dir.published(home)?;
+    if let Some(manifest) = published.filter(|m| m.key == key) {
+        context.talk.say(&Event::up_to_date(stage, manifest.counts));
+        return Ok(Some(Outcome::UpToDate));
+    }
+    if context.dry_run {
+        context.talk.say(&Event::would_run(stage));
+        return Ok(Some(Outcome::WouldRun));
+    }
+    Ok(None)
+}
+
+/// Whether one processor core trains the student about as fast as all of them do.
+fn is_small(context: &Context) -> anyhow::Result<bool> {
+    let folder = checkpoint::student(&context.run)?;
+    let config = match start_config(&context.run, &folder)? {
+        Some(config) => config,
+        None => Config::from_dir(&folder)?,
+    };
+    let cpu = context.device == potstill_model::device("cpu")?;
+    Ok(cpu && config.parameters() <= SMALL)
+}
+
+/// Runs a stage for each student, each in a thread of its own: up to two a core, so that three on two
+/// cores end together instead of one after the others. No more are begun once one has failed or a
+/// stop was asked for.
+fn side_by_side<S: Sync>(
+    students: &[S],
+    one: impl Fn(&S) -> anyhow::Result<Outcome> + Sync,
+) -> anyhow::Result<Outcome> {
+    let cores = rayon::current_num_threads();
+    let next = AtomicUsize::new(0);
+    let failed = AtomicBool::new(false);
+    let work = || -> anyhow::Result<Outcome> {
+        // What runs within it is parallel over its one thread.
+        let core = ThreadPoolBuilder::new()
+            .num_threads(1)
+            .stack_size(STACK)
+            .build()?;
+        core.install(|| {
+            let mine = std::iter::from_fn(|| {
+                let student = students.get(next.fetch_add(1, Ordering::SeqCst))?;
+                (!failed.load(Ordering::SeqCst)).then_some(student)
+            });
+            let done = each(mine, &one);
+            failed.fetch_or(done.is_err(), Ordering::SeqCst);
+            done
+        })
+    };
+    let outcomes: Vec<anyhow::Result<Outcome>> = std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..students.len().min(2 * cores))
+            .map(|_| scope.spawn(work))
+            .collect();
+        workers
+            .into_iter()
+            .map(|worker| worker.join().unwrap_or_else(|panic| resume_unwind(panic)))
+            .collect()
+    });
+    let mut all = Outcome::UpToDate;
+    for outcome in outcomes {
+        match (all, outcome?) {
+            (_, Outcome::Stopped) | (Outcome::Stopped, _) => all = Outcome::Stopped,
+            (_, Outcome::UpToDate) => {}
+            (_, outcome) => all = outcome,
+        }
+    }
+    Ok(all)
+}
+
+fn train_one(context: &Context, name: &str, plan: &Plan) -> anyhow::Result<Outcome> {
     let key = plan.key();
     let stage = &plan.stage;
     let Context { dir, talk, run, .. } = context;
-    talk.detail(&format!("{stage}: key {}", short(&key)));
-    let published = dir.published(&plan.home)?;
-    if let Some(manifest) = published.filter(|m| m.key == key) {
-        talk.say(&Event::up_to_date(stage, manifest.counts));
-        return Ok(Outcome::UpToDate);
-    }
-    if context.dry_run {
-        talk.say(&Event::would_run(stage));
-        return Ok(Outcome::WouldRun);
-    }
     let folder = dir.path(&plan.home);
     let started = folder.join(STARTED_FILE);
     let of = fs::read_to_string(&started).unwrap_or_default();
@@ -112,8 +197,8 @@ fn train_one(context: &Context, name: &str) -> anyhow::Result<Outcome> {
         stage: stage.clone(),
         schema: SCHEMA_VERSION,
         key,
-        settings: plan.settings,
-        inputs: plan.inputs,
+        settings: plan.settings.clone(),
+        inputs: plan.inputs.clone(),
         files: files
             .into_iter()
             .map(|(file, hash)| (format!("{last}/{file}"), hash))
