@@ -113,6 +113,7 @@ pub(crate) fn students_only(kls: &[(&str, f64)], prompts: usize) -> Report {
             seconds: 12.345,
             bytes: 4096,
         }],
+        seconds: 12.345,
         provenance: vec![Provenance {
             what: "teacher".to_owned(),
             value: "stories260K".to_owned(),
@@ -173,6 +174,7 @@ pub(crate) fn report() -> Report {
         .collect();
     report.samples = (0..30).map(|i| sample(i, &graded)).collect();
     report.stages = stages();
+    report.seconds = report.stages.iter().map(|stage| stage.seconds).sum();
     report.provenance = provenance();
     report.reproduce = vec![
         "git clone https://example.org/potstill && cd potstill".to_owned(),

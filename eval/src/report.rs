@@ -35,6 +35,8 @@ pub struct Report {
     pub samples: Vec<Sample>,
     /// What each stage did.
     pub stages: Vec<StageFacts>,
+    /// Wall-clock seconds of all stages together; less than their sum where some ran side by side.
+    pub seconds: f64,
     /// Where the numbers come from.
     pub provenance: Vec<Provenance>,
     /// Commands that give this run again.

@@ -50,7 +50,7 @@ pub(crate) fn write(report: &Report) -> Result<String, Error> {
         &mut out,
         "stages",
         "Time, tokens and bytes by stage",
-        "Time is by the clock, over all runs of a stage.",
+        "Time is by the clock, over all runs of a stage; students may be trained side by side.",
     );
     tables::stages(&mut out, report);
     out.push_str("</section>\n");
@@ -153,10 +153,9 @@ fn tiles(out: &mut String, report: &Report) {
             format!("of the teacher's {} parameters", wording::count(large)),
         ));
     }
-    let seconds: f64 = report.stages.iter().map(|stage| stage.seconds).sum();
     tiles.push((
         "time, all stages",
-        wording::duration(seconds),
+        wording::duration(report.seconds),
         "controls included".to_owned(),
     ));
     out.push_str("<dl class=\"tiles\">");

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use crate::report::{Comparison, Report, Sample, StageFacts};
+use crate::report::{Comparison, Report, Sample};
 use crate::{Accuracy, Calibration, Figure, Interval, MIN_PROMPTS, wording};
 
 /// How many samples are shown; the others are in `report.html` and `report.json`.
@@ -22,7 +22,7 @@ pub(crate) fn write(report: &Report) -> String {
     comparisons(&mut out, &report.comparisons);
     losses(&mut out, report);
     samples(&mut out, &report.samples);
-    stages(&mut out, &report.stages);
+    stages(&mut out, report);
     out.push_str("\n## Provenance\n\n| what | value |\n|---|---|\n");
     for entry in &report.provenance {
         line(
@@ -239,11 +239,16 @@ fn samples(out: &mut String, samples: &[Sample]) {
     }
 }
 
-fn stages(out: &mut String, stages: &[StageFacts]) {
-    out.push_str(
-        "\n## Stages\n\n| stage | counts | tokens | time | bytes published |\n|---|---|---:|---:|---:|\n",
+fn stages(out: &mut String, report: &Report) {
+    let _ = write!(
+        out,
+        "\n## Stages\n\n{} by the clock, all together; students may be trained side by side.\n\n",
+        wording::duration(report.seconds)
     );
-    for stage in stages {
+    out.push_str(
+        "| stage | counts | tokens | time | bytes published |\n|---|---|---:|---:|---:|\n",
+    );
+    for stage in &report.stages {
         let counts: Vec<String> = stage
             .counts
             .iter()

@@ -110,6 +110,7 @@ fn build(context: &Context, names: &[&str]) -> anyhow::Result<Report> {
     let students = models.students(context)?;
     let mut comparisons = models.comparisons()?;
     count_seeds(&mut comparisons, &students);
+    let (stages, seconds) = stages(context)?;
     Ok(Report {
         run: context.run.file.run.name.as_str().to_owned(),
         potstill: env!("CARGO_PKG_VERSION").to_owned(),
@@ -127,7 +128,8 @@ fn build(context: &Context, names: &[&str]) -> anyhow::Result<Report> {
         comparisons,
         losses: losses(context, names)?,
         samples: models.samples(context)?,
-        stages: stages(context)?,
+        stages,
+        seconds,
         provenance: provenance(context)?,
         reproduce: vec![format!("potstill run {}", context.run.path.display())],
     })
@@ -149,9 +151,11 @@ fn losses(context: &Context, names: &[&str]) -> anyhow::Result<Vec<LossCurve>> {
     Ok(curves)
 }
 
-fn stages(context: &Context) -> anyhow::Result<Vec<StageFacts>> {
+/// What each stage did, and the seconds of all together.
+fn stages(context: &Context) -> anyhow::Result<(Vec<StageFacts>, f64)> {
     let ledger = context.dir.ledger()?;
     let mut facts = Vec::new();
+    let mut spans = Vec::new();
     for (home, _) in homes(context) {
         let Some(Manifest {
             stage,
@@ -162,9 +166,10 @@ fn stages(context: &Context) -> anyhow::Result<Vec<StageFacts>> {
         else {
             continue;
         };
-        let lines = ledger.iter().filter(|line| line.stage == stage);
+        let lines = || ledger.iter().filter(|line| line.stage == stage);
+        spans.extend(lines().map(|line| (line.started_unix_seconds as f64, line.seconds)));
         facts.push(StageFacts {
-            seconds: lines.map(|line| line.seconds).sum(),
+            seconds: lines().map(|line| line.seconds).sum(),
             bytes: files.values().map(|f| f.bytes).sum(),
             tokens: ["tokens", "answer tokens"]
                 .iter()
@@ -173,7 +178,19 @@ fn stages(context: &Context) -> anyhow::Result<Vec<StageFacts>> {
             name: stage,
         });
     }
-    Ok(facts)
+    Ok((facts, covered(spans)))
+}
+
+/// How many seconds the spans cover, each a start and a length; what overlaps counts once.
+fn covered(mut spans: Vec<(f64, f64)>) -> f64 {
+    spans.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let (mut total, mut end) = (0.0, f64::NEG_INFINITY);
+    for (start, length) in spans {
+        let new = start + length - end.max(start);
+        total += new.max(0.0);
+        end = end.max(start + length);
+    }
+    total
 }
 
 fn listed(counts: Counts) -> Vec<(String, u64)> {
@@ -210,4 +227,18 @@ fn provenance(context: &Context) -> anyhow::Result<Vec<Provenance>> {
         }
     }
     Ok(lines)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::covered;
+
+    #[test]
+    fn what_overlaps_counts_once() {
+        assert_eq!(covered(vec![]), 0.0);
+        assert_eq!(covered(vec![(5.0, 2.0), (0.0, 3.0)]), 5.0);
+        // Side by side, within another, and one that begins where another ends.
+        let spans = vec![(0.0, 4.0), (1.0, 5.0), (2.0, 1.0), (6.0, 1.0)];
+        assert_eq!(covered(spans), 7.0);
+    }
 }
