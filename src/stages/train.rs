@@ -4,6 +4,7 @@
 //! what a folder is being trained from; a folder that was begun from anything else is
 //! kept as `students/NAME.old-N`. `manifest.json` comes last, when all steps are done.
 
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::fs;
 use std::panic::resume_unwind;
@@ -151,17 +152,28 @@ fn train_one(context: &Context, name: &str, plan: &Plan) -> anyhow::Result<Outco
     let (began, started) = (Instant::now(), now());
     let mut rows = Rows::open(context, "train")?;
     let settings = settings(&run.file, name);
-    let mut work = talk.work(stage, "steps", 0, settings.steps);
+    let work = RefCell::new(talk.work(stage, "steps", 0, settings.steps));
     let mut tokens = 0;
+    let stepped = Cell::new(false);
     let mut on_step = |metrics: &StepMetrics| {
+        stepped.set(true);
         tokens += metrics.tokens;
-        work.show(metrics.step, tokens, &format!("loss {:.4}", metrics.loss));
+        let note = format!("loss {:.4}", metrics.loss);
+        work.borrow_mut().show(metrics.step, tokens, &note);
         interrupt::flow()
     };
     let len = rows.list.len();
+    let mut row = |i: usize| {
+        // Before the first step all rows are read once, for their lengths.
+        if !stepped.get() && i.is_multiple_of(1000) {
+            let note = format!("measuring answer {i} of {len}");
+            work.borrow_mut().show(0, 0, &note);
+        }
+        rows.get(i)
+    };
     let trained = potstill_student::train(
         start(context, name)?,
-        &mut |i| rows.get(i),
+        &mut row,
         len,
         method(name),
         &settings,
