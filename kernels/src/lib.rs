@@ -7,7 +7,9 @@
 //!
 //! Dimension suffixes of tensor names: `n` rows (batch × position), `v` vocabulary, `k` support.
 
+mod exp;
 mod rows;
+mod simd;
 
 pub use rows::{
     Head, RowOps, RowStats, TAIL_FLOOR_NATS, reference::row_stats_reference, row_stats,
