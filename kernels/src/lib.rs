@@ -8,6 +8,7 @@
 //! Dimension suffixes of tensor names: `n` rows (batch × position), `v` vocabulary, `k` support.
 
 mod exp;
+mod gemm;
 mod rows;
 mod simd;
 

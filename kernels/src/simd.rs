@@ -9,11 +9,11 @@ pub(crate) fn vectorize<Op: WithSimd>(op: Op) -> Op::Output {
     #[cfg(target_arch = "x86_64")]
     {
         if let Some(simd) = pulp::x86::V4::try_new() {
-            return simd.vectorize(op);
+            return Simd::vectorize(simd, op);
         }
         // `pulp::Arch` knows this one only with a feature that `gemm` does not set.
         if let Some(simd) = pulp::x86::V3::try_new() {
-            return simd.vectorize(op);
+            return Simd::vectorize(simd, op);
         }
     }
     pulp::Arch::new().dispatch(op)
