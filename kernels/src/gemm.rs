@@ -8,6 +8,9 @@
 //! a tile of C stays in registers while it walks over [`DEPTH`] of k (Goto and van de Geijn 2008).
 //! Traffic: A is packed once a block of [`BLOCK`] rows, B once for each of these blocks.
 
+// Tiles read and write through pointers: a bounds check a number would cost more than the product.
+#![allow(unsafe_code)]
+
 mod by_rows;
 mod pack;
 mod tile;
@@ -37,13 +40,19 @@ const TASK_COLUMNS: usize = 192;
 const WORTH_SHARING: usize = 1 << 18;
 
 /// A matrix in memory: element (i, j) is `data[i · row_stride + j · column_stride]`.
-#[derive(Debug, Clone, Copy)]
+#[derive(Clone, Copy)]
 pub(crate) struct Matrix<'a> {
     pub(crate) data: &'a [f32],
     pub(crate) rows: usize,
     pub(crate) columns: usize,
     pub(crate) row_stride: usize,
     pub(crate) column_stride: usize,
+}
+
+impl std::fmt::Debug for Matrix<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "[{}, {}]", self.rows, self.columns)
+    }
 }
 
 impl<'a> Matrix<'a> {
@@ -92,10 +101,10 @@ pub(crate) enum Threads {
 
 /// A place in memory that tasks write to, each to numbers of its own.
 #[derive(Clone, Copy)]
-struct Shared(*mut f32);
+pub(crate) struct Shared(pub(crate) *mut f32);
 
 impl Shared {
-    fn at(self, offset: usize) -> *mut f32 {
+    pub(crate) fn at(self, offset: usize) -> *mut f32 {
         self.0.wrapping_add(offset)
     }
 }
@@ -114,20 +123,36 @@ pub(crate) fn gemm(
     add: bool,
     threads: Threads,
 ) {
+    let (m, n) = (a.rows, b.columns);
+    assert!(
+        m == 0 || n == 0 || (m - 1) * stride + n <= out.len(),
+        "a product reaches past its output"
+    );
+    // SAFETY: the output is ours and large enough.
+    unsafe { gemm_at(out.as_mut_ptr(), stride, a, b, add, threads) };
+}
+
+/// [`gemm`] into a place of which others may write what lies between its rows.
+///
+/// # Safety
+/// The product's numbers at `out`, rows `stride` apart, must be allocated and no one else's meanwhile.
+pub(crate) unsafe fn gemm_at(
+    out: *mut f32,
+    stride: usize,
+    a: Matrix<'_>,
+    b: Matrix<'_>,
+    add: bool,
+    threads: Threads,
+) {
     assert_eq!(a.columns, b.rows, "a product of {a:?} and {b:?}");
     let (m, n, k) = (a.rows, b.columns, a.columns);
     if m == 0 || n == 0 {
         return;
     }
-    assert!(
-        (m - 1) * stride + n <= out.len(),
-        "a product reaches past its output"
-    );
     if k == 0 {
-        if !add {
-            out.chunks_mut(stride)
-                .take(m)
-                .for_each(|row| row[..n].fill(0.0));
+        for row in 0..if add { 0 } else { m } {
+            // SAFETY: as the caller says.
+            unsafe { std::slice::from_raw_parts_mut(out.add(row * stride), n) }.fill(0.0);
         }
         return;
     }
@@ -138,7 +163,7 @@ pub(crate) fn gemm(
         _ => 1,
     };
     vectorize(Product {
-        out: Shared(out.as_mut_ptr()),
+        out: Shared(out),
         stride,
         a,
         b,

@@ -7,11 +7,22 @@
 //!
 //! Dimension suffixes of tensor names: `n` rows (batch × position), `v` vocabulary, `k` support.
 
+mod attention;
 mod exp;
+mod flex;
 mod gemm;
+mod linear;
+mod norm;
+mod rotary;
 mod rows;
 mod simd;
+mod swiglu;
 
+pub use attention::{Attention, attention, attention_reference};
+pub use linear::linear;
+pub use norm::{rms_norm, rms_norm_reference};
+pub use rotary::{rotary, rotary_reference};
 pub use rows::{
     Head, RowOps, RowStats, TAIL_FLOOR_NATS, reference::row_stats_reference, row_stats,
 };
+pub use swiglu::{swiglu, swiglu_reference};

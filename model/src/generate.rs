@@ -9,12 +9,13 @@ use std::ops::ControlFlow;
 
 use burn::module::Module;
 use burn::tensor::{DType, Int, Tensor, TensorData};
+use potstill_kernels::attention;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 
-use crate::attention::{attend, causal};
-use crate::{Error, Llama};
+use crate::attention::attend;
+use crate::{Config, Error, Llama};
 
 /// How an answer is drawn. Temperature, `top_k`, `top_p` and `min_p` apply in this order, each to what
 /// the one before left, as in transformers; a temperature of 0 makes the other three idle.
@@ -197,19 +198,25 @@ impl<'a> Session<'a> {
         let columns = t + new_tokens - 1;
         let config = model.config();
         let (device, dtype) = (model.device(), model.dtype());
-        let rotary = model.rotary(&[(0..t).collect()]);
+        let positions: Vec<usize> = (0..b).flat_map(|_| 0..t).collect();
+        let rotary = model.rotary(&positions);
         let mut x_nd = model.embed(padded(prompts, t, &device));
         let mut cache = Vec::with_capacity(model.layers.len());
         for layer in &model.layers {
-            let (q_bhte, k_bgte, v_bgte) = layer.project(config, x_nd.clone(), b, &rotary);
+            let (q_nc, k_nc, v_nc) = layer.project(config, x_nd.clone(), &rotary);
+            let (k_bgte, v_bgte) = (
+                heads(k_nc.clone(), b, config),
+                heads(v_nc.clone(), b, config),
+            );
             let shape = [b, config.num_key_value_heads, columns, config.head_dim];
             let keep = |prompt_bgte: Tensor<4>| {
                 let mut all = Tensor::zeros(shape, (&device, dtype));
                 write(&mut all, prompt_bgte, 0);
                 all
             };
-            cache.push((keep(k_bgte.clone()), keep(v_bgte.clone())));
-            x_nd = layer.finish(config, x_nd, causal(q_bhte, k_bgte, v_bgte));
+            cache.push((keep(k_bgte), keep(v_bgte)));
+            let mixed_nc = attention(q_nc, k_nc, v_nc, &vec![t; b], &config.attention());
+            x_nd = layer.finish(config, x_nd, mixed_nc);
         }
         let last: Vec<i32> = prompts
             .iter()
@@ -233,22 +240,31 @@ impl<'a> Session<'a> {
         let b = ids.len();
         let column = self.filled;
         let rows: Vec<Vec<u32>> = ids.iter().map(|id| vec![*id]).collect();
-        let positions: Vec<Vec<usize>> = self.positions.iter().map(|at| vec![*at]).collect();
-        let rotary = self.model.rotary(&positions);
+        let rotary = self.model.rotary(&self.positions);
         let bias = self.bias.clone().narrow(3, 0, column + 1);
         let mut x_nd = self.model.embed(padded(&rows, 1, &self.model.device()));
         for (layer, (keys, values)) in self.model.layers.iter().zip(&mut self.cache) {
-            let (q_bhte, k_bgte, v_bgte) = layer.project(config, x_nd.clone(), b, &rotary);
+            let (q_nc, k_nc, v_nc) = layer.project(config, x_nd.clone(), &rotary);
+            let [q_bhte, k_bgte, v_bgte] = [q_nc, k_nc, v_nc].map(|rows| heads(rows, b, config));
             write(keys, k_bgte, column);
             write(values, v_bgte, column);
             let seen = |all: &Tensor<4>| all.clone().narrow(2, 0, column + 1);
             let mixed_bhte = attend(q_bhte, seen(keys), seen(values), bias.clone());
-            x_nd = layer.finish(config, x_nd, mixed_bhte);
+            let mixed_nc = mixed_bhte.reshape([b, config.num_attention_heads * config.head_dim]);
+            x_nd = layer.finish(config, x_nd, mixed_nc);
         }
         self.filled += 1;
         self.positions.iter_mut().for_each(|at| *at += 1);
         self.model.final_norm(x_nd)
     }
+}
+
+/// `[b·t, heads·e]` → `[b, heads, t, e]`.
+fn heads(rows: Tensor<2>, b: usize, config: &Config) -> Tensor<4> {
+    let [n, columns] = rows.dims();
+    let heads = columns / config.head_dim;
+    rows.reshape([b, n / b, heads, config.head_dim])
+        .swap_dims(1, 2)
 }
 
 /// Puts `part` into the columns of `all` that start at `column`, in place.

@@ -1,17 +1,17 @@
 //! The Llama-family decoder: RMSNorm, rotary positions, grouped-query attention, SwiGLU.
 //!
-//! Weights are in Hugging Face layout, `[out, in]`; a layer computes x·Wᵀ, which costs no copy: the
-//! matrix product reads the transposed view. Activations are `[n, d]` with n = b·t rows wherever
-//! positions do not matter.
+//! Weights are in Hugging Face layout, `[out, in]`. Activations are `[n, columns]`, n = b·t rows, from the
+//! embedding to the head: heads lie beside one another in a row, and a row's document is known by its
+//! place.
 
 use burn::module::{Module, Param};
-use burn::tensor::activation::silu;
 use burn::tensor::module::embedding;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use potstill_kernels::{Attention, attention, linear, rms_norm, swiglu};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use crate::attention::{Rotary, attend, causal, document_bias, statistics_dtype};
+use crate::attention::Rotary;
 use crate::checkpoint::stored_type;
 use crate::parameters::{MapParameters, map_parameters};
 use crate::{Config, Error};
@@ -115,8 +115,8 @@ impl Llama {
     /// nothing before it. Ids must be below `vocab_size`, and t within the context; the caller checks.
     #[must_use]
     pub fn hidden(&self, ids_bt: Tensor<2, Int>) -> Tensor<3> {
-        let [_, t] = ids_bt.dims();
-        self.hidden_at(ids_bt, &[(0..t).collect()])
+        let [b, t] = ids_bt.dims();
+        self.hidden_of(ids_bt, &vec![t; b])
     }
 
     /// Hidden states of rows that hold several documents behind one another: ids `[b, t]` → `[b, t, d]`.
@@ -124,39 +124,32 @@ impl Llama {
     /// `lengths[row]` has the documents' lengths in tokens, in order; what is left of a row counts as one
     /// more. A document's states are those it has alone: its positions start at 0, and it sees nothing of
     /// the others. A document, not the row, has to be within the context; the caller checks, as for ids.
-    /// All scores `[b, h, t, t]` of a layer exist at once, and with autodiff those of every layer.
     #[must_use]
     pub fn hidden_packed(&self, ids_bt: Tensor<2, Int>, lengths: &[Vec<usize>]) -> Tensor<3> {
         let [b, t] = ids_bt.dims();
-        let row = |row: usize| -> Vec<usize> {
-            let lengths = lengths.get(row).map(Vec::as_slice).unwrap_or_default();
-            let documents = lengths.iter().flat_map(|length| 0..*length);
-            documents.chain(0..t).take(t).collect()
-        };
-        let mut positions: Vec<Vec<usize>> = (0..b.max(1)).map(row).collect();
-        // Rows that are alike share one table.
-        if positions.iter().all(|row| Some(row) == positions.first()) {
-            positions.truncate(1);
+        let mut documents = Vec::new();
+        for row in 0..b {
+            let mut left = t;
+            for length in lengths.get(row).into_iter().flatten() {
+                documents.push(left.min(*length));
+                left -= left.min(*length);
+            }
+            documents.push(left);
         }
-        self.hidden_at(ids_bt, &positions)
+        self.hidden_of(ids_bt, &documents)
     }
 
-    /// `positions` has one row for each of the batch, or one for all. A 0 begins a document.
-    fn hidden_at(&self, ids_bt: Tensor<2, Int>, positions: &[Vec<usize>]) -> Tensor<3> {
+    /// `documents` are lengths in tokens of what lies behind one another, together b · t.
+    fn hidden_of(&self, ids_bt: Tensor<2, Int>, documents: &[usize]) -> Tensor<3> {
         let [b, t] = ids_bt.dims();
-        let rotary = self.rotary(positions);
-        let one_document = positions.iter().flatten().copied().eq(0..t);
-        // One bias serves all layers; burn's own attention, which has no gradient, needs none.
-        let bias = (!one_document || self.embed.val().is_autodiff())
-            .then(|| document_bias(positions, self.dtype(), &self.device()));
+        let positions: Vec<usize> = documents.iter().flat_map(|length| 0..*length).collect();
+        let rotary = self.rotary(&positions);
+        let how = self.config.attention();
         let mut x_nd = self.embed(ids_bt);
         for layer in &self.layers {
-            let (q_bhte, k_bgte, v_bgte) = layer.project(&self.config, x_nd.clone(), b, &rotary);
-            let mixed_bhte = match &bias {
-                None => causal(q_bhte, k_bgte, v_bgte),
-                Some(bias) => attend(q_bhte, k_bgte, v_bgte, bias.clone()),
-            };
-            x_nd = layer.finish(&self.config, x_nd, mixed_bhte);
+            let (q_nc, k_nc, v_nc) = layer.project(&self.config, x_nd.clone(), &rotary);
+            let mixed_nc = attention(q_nc, k_nc, v_nc, documents, &how);
+            x_nd = layer.finish(&self.config, x_nd, mixed_nc);
         }
         self.final_norm(x_nd)
             .reshape([b, t, self.config.hidden_size])
@@ -185,7 +178,8 @@ impl Llama {
         rms_norm(x_nd, self.norm.val(), self.config.rms_norm_eps)
     }
 
-    pub(crate) fn rotary(&self, positions: &[Vec<usize>]) -> Rotary {
+    /// The angles of rows at these positions.
+    pub(crate) fn rotary(&self, positions: &[usize]) -> Rotary {
         Rotary::new(
             positions,
             self.config.head_dim,
@@ -197,74 +191,48 @@ impl Llama {
 }
 
 impl Layer {
-    /// Queries, keys and values with their positions: `[n, d]` → `[b, h, t, e]`, `[b, g, t, e]` twice.
+    /// Queries, keys and values with their positions: `[n, d]` → `[n, h·e]`, `[n, g·e]` twice.
     pub(crate) fn project(
         &self,
         config: &Config,
         x_nd: Tensor<2>,
-        b: usize,
         rotary: &Rotary,
-    ) -> (Tensor<4>, Tensor<4>, Tensor<4>) {
-        let t = x_nd.dims()[0] / b.max(1);
+    ) -> (Tensor<2>, Tensor<2>, Tensor<2>) {
         let x_nd = rms_norm(x_nd, self.attention_norm.val(), config.rms_norm_eps);
-        let (h, g, e) = (
-            config.num_attention_heads,
-            config.num_key_value_heads,
-            config.head_dim,
-        );
-        let heads = |weight: &Param<Tensor<2>>, heads| {
-            linear(x_nd.clone(), weight.val()).reshape([b, t, heads, e])
-        };
+        let heads = |weight: &Param<Tensor<2>>| linear(x_nd.clone(), weight.val());
         (
-            rotary.turn(heads(&self.query, h)).swap_dims(1, 2),
-            rotary.turn(heads(&self.key, g)).swap_dims(1, 2),
-            heads(&self.value, g).swap_dims(1, 2),
+            rotary.turn(heads(&self.query)),
+            rotary.turn(heads(&self.key)),
+            heads(&self.value),
         )
     }
 
-    /// The rest of the layer, from the heads' outputs `[b, h, t, e]` and the residual `[n, d]`.
+    /// The rest of the layer, from the heads' outputs `[n, h·e]` and the residual `[n, d]`.
     pub(crate) fn finish(
         &self,
         config: &Config,
         x_nd: Tensor<2>,
-        mixed_bhte: Tensor<4>,
+        mixed_nc: Tensor<2>,
     ) -> Tensor<2> {
-        let [b, h, t, e] = mixed_bhte.dims();
-        let mixed = mixed_bhte.swap_dims(1, 2).reshape([b * t, h * e]);
-        let x_nd = x_nd + linear(mixed, self.output.val());
+        let x_nd = x_nd + linear(mixed_nc, self.output.val());
         let y_nd = rms_norm(x_nd.clone(), self.feed_norm.val(), config.rms_norm_eps);
-        let gate = silu(linear(y_nd.clone(), self.gate.val()));
-        x_nd + linear(gate * linear(y_nd, self.up.val()), self.down.val())
+        let gate_nw = linear(y_nd.clone(), self.gate.val());
+        let up_nw = linear(y_nd, self.up.val());
+        x_nd + linear(swiglu(gate_nw, up_nw), self.down.val())
     }
 }
 
-/// Up to this many rows, W·xᵀ is the faster product on CPU: the other order packs all of W each time.
-const FEW_ROWS: usize = 64;
-
-/// x·Wᵀ: `[n, in]`, `[out, in]` → `[n, out]`.
-fn linear(x: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
-    if x.dims()[0] <= FEW_ROWS && !x.is_autodiff() {
-        weight.matmul(x.transpose()).transpose()
-    } else {
-        x.matmul(weight.transpose())
+impl Config {
+    /// How the model's heads attend.
+    pub(crate) fn attention(&self) -> Attention {
+        Attention {
+            heads: self.num_attention_heads,
+            key_heads: self.num_key_value_heads,
+            scale: 1.0 / (self.head_dim as f64).sqrt(),
+            softcap: None,
+            window: None,
+        }
     }
-}
-
-/// x / √(mean(x²) + ε), times a gain: `[n, d]`, `[d]` → `[n, d]`. Half precisions take it in f32.
-fn rms_norm(x_nd: Tensor<2>, gain_d: Tensor<1>, epsilon: f64) -> Tensor<2> {
-    let dtype = x_nd.dtype();
-    let wide_nd = match statistics_dtype(dtype) {
-        same if same == dtype => x_nd,
-        wide => x_nd.cast(wide),
-    };
-    let mean_square_n1 = wide_nd.clone().square().mean_dim(1);
-    let normed_nd = wide_nd / (mean_square_n1 + epsilon).sqrt();
-    let normed_nd = if normed_nd.dtype() == dtype {
-        normed_nd
-    } else {
-        normed_nd.cast(dtype)
-    };
-    normed_nd * gain_d.unsqueeze()
 }
 
 fn zeros<const D: usize>(shape: [usize; D], dtype: DType, device: &Device) -> Param<Tensor<D>> {

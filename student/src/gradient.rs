@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use burn::tensor::{DType, Gradients as Tape, Tensor};
 use potstill_datasets::{Signal, pack};
-use potstill_kernels::{Head, row_stats};
+use potstill_kernels::{Head, linear, row_stats};
 use potstill_model::{Llama, Parameter, named_parameters};
 
 use crate::block::Block;
@@ -199,7 +199,7 @@ pub fn hidden_gradient(
     for start in (0..n).step_by(chunk_rows.max(1)) {
         let end = n.min(start + chunk_rows.max(1));
         let chunk_nd = leaf(hidden_nd.clone().slice(start..end));
-        let logits_nv = chunk_nd.clone().matmul(head_vd.clone().transpose());
+        let logits_nv = linear(chunk_nd.clone(), head_vd.clone());
         let (loss, part) = chunk_loss(logits_nv, block, start, end, weights);
         let mut tape = loss.backward();
         terms.forward_kl += part.forward_kl;

@@ -1,0 +1,40 @@
+//! Tensors of the CPU as slices, and which tensors the plain loops take.
+
+use burn::backend::DispatchDevice;
+use burn::backend::flex::FlexTensor;
+use burn::tensor::{DType, Tensor, TensorData};
+
+/// Whether the plain f32 loops compute this tensor: f32 on the CPU. All others take the same formula in
+/// tensor operations.
+pub(crate) fn plain_f32<const D: usize>(tensor: &Tensor<D>) -> bool {
+    let device = tensor.device().inner();
+    tensor.dtype() == DType::F32 && matches!(device.as_dispatch(), DispatchDevice::Flex(_))
+}
+
+/// The numbers of a tensor whose rows lie behind one another.
+pub(crate) fn numbers(tensor: &FlexTensor) -> &[f32] {
+    debug_assert!(tensor.is_contiguous());
+    let start = tensor.layout().start_offset();
+    let len = tensor.layout().num_elements();
+    &tensor.storage::<f32>()[start..start + len]
+}
+
+/// Rows and columns.
+pub(crate) fn shape2(tensor: &FlexTensor) -> [usize; 2] {
+    let shape = tensor.layout().shape();
+    [shape[0], shape[1]]
+}
+
+pub(crate) fn matrix(values: Vec<f32>, shape: [usize; 2]) -> FlexTensor {
+    FlexTensor::from_data(TensorData::new(values, shape))
+}
+
+pub(crate) fn vector(values: Vec<f32>) -> FlexTensor {
+    let len = values.len();
+    FlexTensor::from_data(TensorData::new(values, [len]))
+}
+
+/// Rows that one task takes where rows are cheap: enough for waking a thread to be worth it.
+pub(crate) fn rows_a_task(columns: usize) -> usize {
+    (16_384 / columns.max(1)).max(1)
+}

@@ -1,0 +1,165 @@
+//! Linear layers: y = x·Wᵀ, with W as checkpoints have it, `[out, in]`.
+//!
+//! ```text
+//! y = x·Wᵀ          ∂L/∂x = ∂L/∂y·W          ∂L/∂W = (∂L/∂y)ᵀ·x
+//! ```
+//!
+//! On the CPU in f32 these are our own products (see `gemm`): W is read as it lies, for one row as for
+//! thousands, so nothing is packed for later and no second copy of a weight exists; and a row of y does
+//! not depend on the rows beside it, bit for bit. Elsewhere they are burn's.
+
+use burn::backend::autodiff::{
+    Autodiff, NodeId,
+    checkpoint::{base::Checkpointer, strategy::CheckpointStrategy},
+    grads::Gradients,
+    ops::{Backward, Ops, OpsKind, binary},
+};
+use burn::backend::tensor::FloatTensor;
+use burn::backend::{Backend, Dispatch, Flex, backend_extension};
+use burn::tensor::Tensor;
+
+use crate::flex::{matrix, numbers, plain_f32, shape2};
+use crate::gemm::{Matrix, Threads, gemm, rows_by_rows};
+
+/// x·Wᵀ: `[n, in]`, `[out, in]` → `[n, out]`; differentiable in both.
+///
+/// # Panics
+/// As burn's own operations do, on shapes that do not fit and on types that differ.
+#[must_use]
+pub fn linear(x_ni: Tensor<2>, weight_oi: Tensor<2>) -> Tensor<2> {
+    let ([n, width], [_, columns]) = (x_ni.dims(), weight_oi.dims());
+    assert_eq!(
+        width, columns,
+        "linear: {n} rows of {width} for a weight of {columns} columns"
+    );
+    if plain_f32(&x_ni) && plain_f32(&weight_oi) {
+        let (x, weight) = (x_ni.into_dispatch(), weight_oi.into_dispatch());
+        Tensor::from_dispatch(<Dispatch as LinearOps>::linear_forward(x, weight))
+    } else {
+        x_ni.matmul(weight_oi.transpose())
+    }
+}
+
+/// The three products, in f32.
+#[backend_extension(Flex, Autodiff)]
+pub(crate) trait LinearOps: Backend {
+    /// `[n, in]`, `[out, in]` → `[n, out]`.
+    fn linear_forward(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self>;
+
+    /// `[n, out]`, `[out, in]` → `[n, in]`.
+    fn linear_input_gradient(dy: FloatTensor<Self>, weight: FloatTensor<Self>)
+    -> FloatTensor<Self>;
+
+    /// `[n, out]`, `[n, in]` → `[out, in]`.
+    fn linear_weight_gradient(dy: FloatTensor<Self>, x: FloatTensor<Self>) -> FloatTensor<Self>;
+}
+
+impl LinearOps for Flex {
+    fn linear_forward(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
+        let (x, weight) = (x.to_contiguous(), weight.to_contiguous());
+        let ([n, _], [columns, _]) = (shape2(&x), shape2(&weight));
+        let mut y = vec![0.0; n * columns];
+        rows_by_rows(&mut y, view(&x), view(&weight));
+        matrix(y, [n, columns])
+    }
+
+    fn linear_input_gradient(
+        dy: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        product(dy.to_contiguous(), weight.to_contiguous(), false)
+    }
+
+    fn linear_weight_gradient(dy: FloatTensor<Self>, x: FloatTensor<Self>) -> FloatTensor<Self> {
+        product(dy.to_contiguous(), x.to_contiguous(), true)
+    }
+}
+
+fn view(tensor: &FloatTensor<Flex>) -> Matrix<'_> {
+    let [rows, columns] = shape2(tensor);
+    Matrix::new(numbers(tensor), rows, columns)
+}
+
+/// A·B or Aᵀ·B.
+fn product(a: FloatTensor<Flex>, b: FloatTensor<Flex>, transposed: bool) -> FloatTensor<Flex> {
+    let (mut left, right) = (view(&a), view(&b));
+    if transposed {
+        left = left.transposed();
+    }
+    let (rows, columns) = (left.rows, right.columns);
+    let mut out = vec![0.0; rows * columns];
+    gemm(&mut out, columns, left, right, false, Threads::All);
+    matrix(out, [rows, columns])
+}
+
+#[derive(Debug)]
+struct LinearBackward;
+
+impl<B: Backend + LinearOps> Backward<B, 2> for LinearBackward {
+    /// x where the weight is trained, the weight where x is tracked.
+    type State = (Option<NodeId>, Option<NodeId>);
+
+    fn backward(
+        self,
+        ops: Ops<Self::State, 2>,
+        grads: &mut Gradients,
+        checkpointer: &mut Checkpointer,
+    ) {
+        let (x, weight) = ops.state;
+        let x = x.map(|id| checkpointer.retrieve_node_output(id));
+        let weight = weight.map(|id| checkpointer.retrieve_node_output(id));
+        binary::<B, _, _>(
+            ops.parents,
+            ops.node,
+            grads,
+            |dy| match weight {
+                Some(weight) => B::linear_input_gradient(dy, weight),
+                None => unreachable!("the weight is kept for an x that is tracked"),
+            },
+            |dy| match x {
+                Some(x) => B::linear_weight_gradient(dy, x),
+                None => unreachable!("x is kept for a weight that is tracked"),
+            },
+        );
+    }
+}
+
+impl<B: Backend + LinearOps, C: CheckpointStrategy> LinearOps for Autodiff<B, C> {
+    fn linear_forward(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
+        let (x_tracked, weight_tracked) = (x.is_tracked(), weight.is_tracked());
+        let prepared = LinearBackward
+            .prepare::<C>([x.node(), weight.node()])
+            .compute_bound()
+            .stateful();
+        match prepared {
+            OpsKind::Tracked(mut prep) => {
+                let kept_x = weight_tracked.then(|| prep.checkpoint(&x));
+                let kept_weight = x_tracked.then(|| prep.checkpoint(&weight));
+                let y = B::linear_forward(x.into_primitive(), weight.into_primitive());
+                prep.finish((kept_x, kept_weight), y)
+            }
+            OpsKind::UnTracked(prep) => prep.finish(B::linear_forward(
+                x.into_primitive(),
+                weight.into_primitive(),
+            )),
+        }
+    }
+
+    fn linear_input_gradient(
+        dy: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        // A gradient is a constant here: no second derivative is offered.
+        FloatTensor::<Self>::new(B::linear_input_gradient(
+            dy.into_primitive(),
+            weight.into_primitive(),
+        ))
+    }
+
+    fn linear_weight_gradient(dy: FloatTensor<Self>, x: FloatTensor<Self>) -> FloatTensor<Self> {
+        FloatTensor::<Self>::new(B::linear_weight_gradient(
+            dy.into_primitive(),
+            x.into_primitive(),
+        ))
+    }
+}

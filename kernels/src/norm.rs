@@ -1,0 +1,227 @@
+//! RMS norm (Zhang and Sennrich 2019): y = g · x / √(mean(x²) + ε), row by row.
+//!
+//! With r = 1 / √(mean(x²) + ε) and d columns:
+//!
+//! ```text
+//! ∂L/∂x_j = r · (g_j ∂L/∂y_j − x_j · r² · Σ_i g_i x_i ∂L/∂y_i / d)
+//! ∂L/∂g_j = Σ_rows ∂L/∂y_j · x_j · r
+//! ```
+
+use burn::backend::autodiff::{
+    Autodiff, NodeId,
+    checkpoint::{base::Checkpointer, strategy::CheckpointStrategy},
+    grads::Gradients,
+    ops::{Backward, Ops, OpsKind},
+};
+use burn::backend::tensor::FloatTensor;
+use burn::backend::{Backend, Dispatch, Flex, backend_extension};
+use burn::tensor::{DType, Tensor};
+use rayon::prelude::*;
+
+use crate::flex::{matrix, numbers, plain_f32, rows_a_task, shape2, vector};
+use crate::simd::vectorize;
+
+/// g · x / √(mean(x²) + ε): `[n, d]`, `[d]` → `[n, d]`; differentiable in both. Half precisions take the
+/// statistics in f32.
+///
+/// # Panics
+/// As burn's own operations do, on shapes that do not fit.
+#[must_use]
+pub fn rms_norm(x_nd: Tensor<2>, gain_d: Tensor<1>, epsilon: f64) -> Tensor<2> {
+    assert_eq!(
+        x_nd.dims()[1],
+        gain_d.dims()[0],
+        "rms_norm: columns and gains"
+    );
+    if plain_f32(&x_nd) && plain_f32(&gain_d) {
+        let (x, gain) = (x_nd.into_dispatch(), gain_d.into_dispatch());
+        Tensor::from_dispatch(<Dispatch as NormOps>::rms_norm(x, gain, epsilon))
+    } else {
+        rms_norm_reference(x_nd, gain_d, epsilon)
+    }
+}
+
+/// [`rms_norm`] in tensor operations.
+#[must_use]
+pub fn rms_norm_reference(x_nd: Tensor<2>, gain_d: Tensor<1>, epsilon: f64) -> Tensor<2> {
+    let dtype = x_nd.dtype();
+    let half = matches!(dtype, DType::F16 | DType::BF16);
+    let wide_nd = if half { x_nd.cast(DType::F32) } else { x_nd };
+    let mean_square_n1 = wide_nd.clone().square().mean_dim(1);
+    let normed_nd = wide_nd / (mean_square_n1 + epsilon).sqrt();
+    let normed_nd = if half {
+        normed_nd.cast(dtype)
+    } else {
+        normed_nd
+    };
+    normed_nd * gain_d.unsqueeze()
+}
+
+/// The norm and its gradients, in f32.
+#[backend_extension(Flex, Autodiff)]
+pub(crate) trait NormOps: Backend {
+    /// `[n, d]`, `[d]` → `[n, d]`.
+    fn rms_norm(x: FloatTensor<Self>, gain: FloatTensor<Self>, epsilon: f64) -> FloatTensor<Self>;
+
+    /// ∂L/∂y `[n, d]`, x `[n, d]` and the gain `[d]` → ∂L/∂x `[n, d]` and ∂L/∂g `[d]`.
+    fn rms_norm_gradient(
+        dy: FloatTensor<Self>,
+        x: FloatTensor<Self>,
+        gain: FloatTensor<Self>,
+        epsilon: f64,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>);
+}
+
+impl NormOps for Flex {
+    fn rms_norm(x: FloatTensor<Self>, gain: FloatTensor<Self>, epsilon: f64) -> FloatTensor<Self> {
+        let (x, gain) = (x.to_contiguous(), gain.to_contiguous());
+        let [n, d] = shape2(&x);
+        let (values, gain) = (numbers(&x), numbers(&gain));
+        let mut y = vec![0.0; n * d];
+        let share = rows_a_task(d) * d.max(1);
+        (y.par_chunks_mut(share).zip(values.par_chunks(share))).for_each(|(y, x)| {
+            vectorize(
+                #[inline(always)]
+                || {
+                    for (y, x) in y.chunks_mut(d).zip(x.chunks(d)) {
+                        let r = scale(x, epsilon);
+                        for ((y, x), g) in y.iter_mut().zip(x).zip(gain) {
+                            *y = x * r * g;
+                        }
+                    }
+                },
+            );
+        });
+        matrix(y, [n, d])
+    }
+
+    fn rms_norm_gradient(
+        dy: FloatTensor<Self>,
+        x: FloatTensor<Self>,
+        gain: FloatTensor<Self>,
+        epsilon: f64,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        let [dy, x, gain] = [dy, x, gain].map(|tensor| tensor.to_contiguous());
+        let [n, d] = shape2(&x);
+        let (dy, x, gain) = (numbers(&dy), numbers(&x), numbers(&gain));
+        let mut dx = vec![0.0; n * d];
+        let share = rows_a_task(d) * d.max(1);
+        // Shares have a size of their own, so the sums do not depend on the number of threads.
+        let parts: Vec<Vec<f32>> = (dx.par_chunks_mut(share))
+            .zip(dy.par_chunks(share).zip(x.par_chunks(share)))
+            .map(|(dx, (dy, x))| {
+                let mut dg = vec![0.0; d];
+                vectorize(
+                    #[inline(always)]
+                    || {
+                        for ((dx, dy), x) in dx.chunks_mut(d).zip(dy.chunks(d)).zip(x.chunks(d)) {
+                            gradient_row(dx, dy, x, gain, epsilon, &mut dg);
+                        }
+                    },
+                );
+                dg
+            })
+            .collect();
+        let mut dg = vec![0.0; d];
+        for part in parts {
+            dg.iter_mut().zip(part).for_each(|(sum, part)| *sum += part);
+        }
+        (matrix(dx, [n, d]), vector(dg))
+    }
+}
+
+#[inline(always)]
+fn gradient_row(dx: &mut [f32], dy: &[f32], x: &[f32], gain: &[f32], epsilon: f64, dg: &mut [f32]) {
+    let r = scale(x, epsilon);
+    let mut sums = [0.0f32; LANES];
+    let columns = dy
+        .chunks(LANES)
+        .zip(x.chunks(LANES))
+        .zip(gain.chunks(LANES));
+    for ((dy, x), gain) in columns {
+        for (((sum, dy), x), gain) in sums.iter_mut().zip(dy).zip(x).zip(gain) {
+            *sum += gain * x * dy;
+        }
+    }
+    let slope = r * r * sums.iter().sum::<f32>() / x.len() as f32;
+    let columns = dx.iter_mut().zip(dg).zip(dy).zip(x).zip(gain);
+    for ((((dx, dg), dy), x), gain) in columns {
+        *dx = r * (gain * dy - x * slope);
+        *dg += dy * x * r;
+    }
+}
+
+/// Sums that are kept beside one another: a sum in order could not be vectorised.
+const LANES: usize = 16;
+
+/// 1 / √(mean(x²) + ε).
+#[inline(always)]
+fn scale(x: &[f32], epsilon: f64) -> f32 {
+    let mut sums = [0.0f32; LANES];
+    for x in x.chunks(LANES) {
+        for (sum, x) in sums.iter_mut().zip(x) {
+            *sum += x * x;
+        }
+    }
+    let mean = sums.iter().sum::<f32>() / x.len() as f32;
+    1.0 / (mean + epsilon as f32).sqrt()
+}
+
+#[derive(Debug)]
+struct NormBackward;
+
+impl<B: Backend + NormOps> Backward<B, 2> for NormBackward {
+    type State = (NodeId, NodeId, f64);
+
+    fn backward(
+        self,
+        ops: Ops<Self::State, 2>,
+        grads: &mut Gradients,
+        checkpointer: &mut Checkpointer,
+    ) {
+        let (x, gain, epsilon) = ops.state;
+        let x = checkpointer.retrieve_node_output(x);
+        let gain = checkpointer.retrieve_node_output(gain);
+        let dy = grads.consume::<B>(&ops.node);
+        let (dx, dg) = B::rms_norm_gradient(dy, x, gain, epsilon);
+        let [x_node, gain_node] = ops.parents;
+        if let Some(node) = x_node {
+            grads.register::<B>(node.id, dx);
+        }
+        if let Some(node) = gain_node {
+            grads.register::<B>(node.id, dg);
+        }
+    }
+}
+
+impl<B: Backend + NormOps, C: CheckpointStrategy> NormOps for Autodiff<B, C> {
+    fn rms_norm(x: FloatTensor<Self>, gain: FloatTensor<Self>, epsilon: f64) -> FloatTensor<Self> {
+        let prepared = NormBackward
+            .prepare::<C>([x.node(), gain.node()])
+            .compute_bound()
+            .stateful();
+        match prepared {
+            OpsKind::Tracked(mut prep) => {
+                let state = (prep.checkpoint(&x), prep.checkpoint(&gain), epsilon);
+                let y = B::rms_norm(x.into_primitive(), gain.into_primitive(), epsilon);
+                prep.finish(state, y)
+            }
+            OpsKind::UnTracked(prep) => prep.finish(B::rms_norm(
+                x.into_primitive(),
+                gain.into_primitive(),
+                epsilon,
+            )),
+        }
+    }
+
+    fn rms_norm_gradient(
+        dy: FloatTensor<Self>,
+        x: FloatTensor<Self>,
+        gain: FloatTensor<Self>,
+        epsilon: f64,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        let [dy, x, gain] = [dy, x, gain].map(FloatTensor::<Self>::into_primitive);
+        let (dx, dg) = B::rms_norm_gradient(dy, x, gain, epsilon);
+        (FloatTensor::<Self>::new(dx), FloatTensor::<Self>::new(dg))
+    }
+}

@@ -1,0 +1,155 @@
+//! Rotary positions (Su et al. 2021), in the halves that Hugging Face checkpoints use: of each head of
+//! width e, the pair (x_i, x_{i + e/2}) is turned by an angle of its row and of i.
+//!
+//! ```text
+//! y_i       = x_i cos − x_{i+e/2} sin
+//! y_{i+e/2} = x_{i+e/2} cos + x_i sin
+//! ```
+//!
+//! The gradient is turned back: the same with −sin.
+
+use burn::backend::autodiff::{
+    Autodiff,
+    checkpoint::{base::Checkpointer, strategy::CheckpointStrategy},
+    grads::Gradients,
+    ops::{Backward, Ops, OpsKind, unary},
+};
+use burn::backend::tensor::FloatTensor;
+use burn::backend::{Backend, Dispatch, Flex, backend_extension};
+use burn::tensor::Tensor;
+use rayon::prelude::*;
+
+use crate::flex::{matrix, numbers, plain_f32, rows_a_task, shape2};
+use crate::simd::vectorize;
+
+/// Turns every head of every row: `x_nc` `[n, heads · e]`, `cos_nf` and `sin_nf` `[n, e/2]` →
+/// `[n, heads · e]`; differentiable in x.
+///
+/// # Panics
+/// As burn's own operations do, on shapes that do not fit.
+#[must_use]
+pub fn rotary(x_nc: Tensor<2>, cos_nf: Tensor<2>, sin_nf: Tensor<2>) -> Tensor<2> {
+    let ([n, columns], [rows, half]) = (x_nc.dims(), cos_nf.dims());
+    assert!(
+        rows == n && sin_nf.dims() == [rows, half] && columns.is_multiple_of(2 * half.max(1)),
+        "rotary: {n} rows of {columns} and angles [{rows}, {half}]"
+    );
+    if plain_f32(&x_nc) && plain_f32(&cos_nf) {
+        let (x, cos, sin) = (
+            x_nc.into_dispatch(),
+            cos_nf.into_dispatch(),
+            sin_nf.into_dispatch(),
+        );
+        Tensor::from_dispatch(<Dispatch as RotaryOps>::rotary(x, cos, sin, false))
+    } else {
+        rotary_reference(x_nc, cos_nf, sin_nf)
+    }
+}
+
+/// [`rotary`] in tensor operations.
+#[must_use]
+pub fn rotary_reference(x_nc: Tensor<2>, cos_nf: Tensor<2>, sin_nf: Tensor<2>) -> Tensor<2> {
+    let ([n, columns], [_, half]) = (x_nc.dims(), cos_nf.dims());
+    let x_nhe = x_nc.reshape([n, columns / (2 * half), 2 * half]);
+    let (cos, sin): (Tensor<3>, Tensor<3>) = (cos_nf.unsqueeze_dim(1), sin_nf.unsqueeze_dim(1));
+    let first = x_nhe.clone().narrow(2, 0, half);
+    let second = x_nhe.narrow(2, half, half);
+    let turned = vec![
+        first.clone() * cos.clone() - second.clone() * sin.clone(),
+        second * cos + first * sin,
+    ];
+    Tensor::cat(turned, 2).reshape([n, columns])
+}
+
+/// The turn, in f32; `back` turns the other way, which is its gradient.
+#[backend_extension(Flex, Autodiff)]
+pub(crate) trait RotaryOps: Backend {
+    /// `[n, heads · e]`, `[n, e/2]` twice → `[n, heads · e]`.
+    fn rotary(
+        x: FloatTensor<Self>,
+        cos: FloatTensor<Self>,
+        sin: FloatTensor<Self>,
+        back: bool,
+    ) -> FloatTensor<Self>;
+}
+
+impl RotaryOps for Flex {
+    fn rotary(
+        x: FloatTensor<Self>,
+        cos: FloatTensor<Self>,
+        sin: FloatTensor<Self>,
+        back: bool,
+    ) -> FloatTensor<Self> {
+        let [x, cos, sin] = [x, cos, sin].map(|tensor| tensor.to_contiguous());
+        let ([n, columns], [_, half]) = (shape2(&x), shape2(&cos));
+        let sign = if back { -1.0 } else { 1.0 };
+        let share = rows_a_task(columns);
+        let mut y = vec![0.0; n * columns];
+        let angles = numbers(&cos)
+            .par_chunks(share * half.max(1))
+            .zip(numbers(&sin).par_chunks(share * half.max(1)));
+        let rows = numbers(&x).par_chunks(share * columns.max(1)).zip(angles);
+        (y.par_chunks_mut(share * columns.max(1)).zip(rows)).for_each(|(y, (x, (cos, sin)))| {
+            vectorize(
+                #[inline(always)]
+                || {
+                    let angles = cos.chunks(half).zip(sin.chunks(half));
+                    for ((y, x), (cos, sin)) in
+                        y.chunks_mut(columns).zip(x.chunks(columns)).zip(angles)
+                    {
+                        for (y, x) in y.chunks_mut(2 * half).zip(x.chunks(2 * half)) {
+                            let ((y_first, y_second), (first, second)) =
+                                (y.split_at_mut(half), x.split_at(half));
+                            for i in 0..half.min(cos.len()).min(sin.len()) {
+                                let sin = sign * sin[i];
+                                y_first[i] = first[i] * cos[i] - second[i] * sin;
+                                y_second[i] = second[i] * cos[i] + first[i] * sin;
+                            }
+                        }
+                    }
+                },
+            );
+        });
+        matrix(y, [n, columns])
+    }
+}
+
+#[derive(Debug)]
+struct RotaryBackward;
+
+impl<B: Backend + RotaryOps> Backward<B, 1> for RotaryBackward {
+    type State = (FloatTensor<B>, FloatTensor<B>);
+
+    fn backward(
+        self,
+        ops: Ops<Self::State, 1>,
+        grads: &mut Gradients,
+        _checkpointer: &mut Checkpointer,
+    ) {
+        let (cos, sin) = ops.state;
+        unary::<B, _>(ops.parents, ops.node, grads, |dy| {
+            B::rotary(dy, cos, sin, true)
+        });
+    }
+}
+
+impl<B: Backend + RotaryOps, C: CheckpointStrategy> RotaryOps for Autodiff<B, C> {
+    fn rotary(
+        x: FloatTensor<Self>,
+        cos: FloatTensor<Self>,
+        sin: FloatTensor<Self>,
+        back: bool,
+    ) -> FloatTensor<Self> {
+        let node = x.node();
+        let [x, cos, sin] = [x, cos, sin].map(FloatTensor::<Self>::into_primitive);
+        let y = B::rotary(x, cos.clone(), sin.clone(), back);
+        match RotaryBackward
+            .prepare::<C>([node])
+            .compute_bound()
+            .stateful()
+        {
+            OpsKind::Tracked(prep) => prep.finish((cos, sin), y),
+            OpsKind::UnTracked(prep) => prep.finish(y),
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! SwiGLU (Shazeer 2020): y = silu(gate) · up, with silu(a) = a σ(a), element by element.
+//!
+//! ```text
+//! ∂y/∂gate = up · σ(gate) · (1 + gate · (1 − σ(gate)))          ∂y/∂up = silu(gate)
+//! ```
+
+use burn::backend::autodiff::{
+    Autodiff, NodeId,
+    checkpoint::{base::Checkpointer, strategy::CheckpointStrategy},
+    grads::Gradients,
+    ops::{Backward, Ops, OpsKind},
+};
+use burn::backend::tensor::FloatTensor;
+use burn::backend::{Backend, Dispatch, Flex, backend_extension};
+use burn::tensor::Tensor;
+use burn::tensor::activation::silu;
+use rayon::prelude::*;
+
+use crate::exp::exp;
+use crate::flex::{matrix, numbers, plain_f32, shape2};
+use crate::simd::vectorize;
+
+/// silu(gate) · up: `[n, w]` twice → `[n, w]`; differentiable in both.
+///
+/// # Panics
+/// As burn's own operations do, on shapes that do not fit.
+#[must_use]
+pub fn swiglu(gate_nw: Tensor<2>, up_nw: Tensor<2>) -> Tensor<2> {
+    assert_eq!(gate_nw.dims(), up_nw.dims(), "swiglu: gate and up");
+    if plain_f32(&gate_nw) && plain_f32(&up_nw) {
+        let (gate, up) = (gate_nw.into_dispatch(), up_nw.into_dispatch());
+        Tensor::from_dispatch(<Dispatch as SwigluOps>::swiglu(gate, up))
+    } else {
+        swiglu_reference(gate_nw, up_nw)
+    }
+}
+
+/// [`swiglu`] in tensor operations.
+#[must_use]
+pub fn swiglu_reference(gate_nw: Tensor<2>, up_nw: Tensor<2>) -> Tensor<2> {
+    silu(gate_nw) * up_nw
+}
+
+/// The product and its gradients, in f32.
+#[backend_extension(Flex, Autodiff)]
+pub(crate) trait SwigluOps: Backend {
+    /// `[n, w]` twice → `[n, w]`.
+    fn swiglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self>;
+
+    /// ∂L/∂y, gate and up → ∂L/∂gate and ∂L/∂up, all `[n, w]`.
+    fn swiglu_gradient(
+        dy: FloatTensor<Self>,
+        gate: FloatTensor<Self>,
+        up: FloatTensor<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>);
+}
+
+/// Numbers that one task takes.
+const SHARE: usize = 16_384;
+
+#[inline(always)]
+fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + exp(-x))
+}
+
+impl SwigluOps for Flex {
+    fn swiglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self> {
+        let (gate, up) = (gate.to_contiguous(), up.to_contiguous());
+        let shape = shape2(&gate);
+        let mut y = vec![0.0; shape[0] * shape[1]];
+        let operands = numbers(&gate)
+            .par_chunks(SHARE)
+            .zip(numbers(&up).par_chunks(SHARE));
+        (y.par_chunks_mut(SHARE).zip(operands)).for_each(|(y, (gate, up))| {
+            vectorize(
+                #[inline(always)]
+                || {
+                    for ((y, gate), up) in y.iter_mut().zip(gate).zip(up) {
+                        *y = gate * sigmoid(*gate) * up;
+                    }
+                },
+            );
+        });
+        matrix(y, shape)
+    }
+
+    fn swiglu_gradient(
+        dy: FloatTensor<Self>,
+        gate: FloatTensor<Self>,
+        up: FloatTensor<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        let [dy, gate, up] = [dy, gate, up].map(|tensor| tensor.to_contiguous());
+        let shape = shape2(&gate);
+        let mut d_gate = vec![0.0; shape[0] * shape[1]];
+        let mut d_up = vec![0.0; shape[0] * shape[1]];
+        let [dy, gate, up] = [&dy, &gate, &up].map(|tensor| numbers(tensor).par_chunks(SHARE));
+        let outputs = d_gate.par_chunks_mut(SHARE).zip(d_up.par_chunks_mut(SHARE));
+        (outputs.zip(dy.zip(gate.zip(up)))).for_each(|((d_gate, d_up), (dy, (gate, up)))| {
+            vectorize(
+                #[inline(always)]
+                || {
+                    let outputs = d_gate.iter_mut().zip(d_up);
+                    for ((outputs, dy), (gate, up)) in outputs.zip(dy).zip(gate.iter().zip(up)) {
+                        let s = sigmoid(*gate);
+                        *outputs.0 = dy * up * s * (1.0 + gate * (1.0 - s));
+                        *outputs.1 = dy * gate * s;
+                    }
+                },
+            );
+        });
+        (matrix(d_gate, shape), matrix(d_up, shape))
+    }
+}
+
+#[derive(Debug)]
+struct SwigluBackward;
+
+impl<B: Backend + SwigluOps> Backward<B, 2> for SwigluBackward {
+    type State = (NodeId, NodeId);
+
+    fn backward(
+        self,
+        ops: Ops<Self::State, 2>,
+        grads: &mut Gradients,
+        checkpointer: &mut Checkpointer,
+    ) {
+        let gate = checkpointer.retrieve_node_output(ops.state.0);
+        let up = checkpointer.retrieve_node_output(ops.state.1);
+        let dy = grads.consume::<B>(&ops.node);
+        let (d_gate, d_up) = B::swiglu_gradient(dy, gate, up);
+        for (node, gradient) in ops.parents.into_iter().zip([d_gate, d_up]) {
+            if let Some(node) = node {
+                grads.register::<B>(node.id, gradient);
+            }
+        }
+    }
+}
+
+impl<B: Backend + SwigluOps, C: CheckpointStrategy> SwigluOps for Autodiff<B, C> {
+    fn swiglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self> {
+        let prepared = SwigluBackward
+            .prepare::<C>([gate.node(), up.node()])
+            .compute_bound()
+            .stateful();
+        match prepared {
+            OpsKind::Tracked(mut prep) => {
+                let state = (prep.checkpoint(&gate), prep.checkpoint(&up));
+                prep.finish(state, B::swiglu(gate.into_primitive(), up.into_primitive()))
+            }
+            OpsKind::UnTracked(prep) => {
+                prep.finish(B::swiglu(gate.into_primitive(), up.into_primitive()))
+            }
+        }
+    }
+
+    fn swiglu_gradient(
+        dy: FloatTensor<Self>,
+        gate: FloatTensor<Self>,
+        up: FloatTensor<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        let [dy, gate, up] = [dy, gate, up].map(FloatTensor::<Self>::into_primitive);
+        let (d_gate, d_up) = B::swiglu_gradient(dy, gate, up);
+        (
+            FloatTensor::<Self>::new(d_gate),
+            FloatTensor::<Self>::new(d_up),
+        )
+    }
+}
