@@ -7,6 +7,8 @@ use std::fs;
 pub(crate) const QUIET: f64 = 0.05;
 /// Ticks a second of `/proc`, the same on every Linux.
 const TICKS: f64 = 100.0;
+/// What runs shorter is counted in too few ticks to tell its share from that of others, seconds.
+const SHORTEST: f64 = 1.0;
 
 /// Processor time since the start of the machine, seconds over all cores.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -21,10 +23,11 @@ impl Usage {
     }
 
     /// The share of the processors that went to others since `self`, `own_s` being our own time.
-    /// Time that the host took from a virtual machine counts.
-    pub(crate) fn others_until(&self, end: &Usage, own_s: f64) -> f64 {
-        let total = (end.total - self.total).max(1e-9);
-        ((end.busy - self.busy - own_s) / total).max(0.0)
+    /// Time that the host took from a virtual machine counts. `None` if too little went by to tell.
+    pub(crate) fn others_until(&self, end: &Usage, own_s: f64) -> Option<f64> {
+        let total = end.total - self.total;
+        let others = (end.busy - self.busy - own_s) / total;
+        (total >= SHORTEST).then_some(others.max(0.0))
     }
 }
 
@@ -112,9 +115,10 @@ mod tests {
         let before = usage("cpu  100 0 100 800 0 0 0 0 0 0\ncpu0 1 2").unwrap();
         let after = usage("cpu  300 0 100 880 0 0 0 20 0 0\n").unwrap();
         // Three seconds went by: 2 busy, 0.2 stolen, 0.8 idle; 1.9 of them ours.
-        let others = before.others_until(&after, 1.9);
+        let others = before.others_until(&after, 1.9).unwrap();
         assert!((others - 0.1).abs() < 1e-9, "{others}");
-        assert_eq!(before.others_until(&after, 9.0), 0.0);
+        assert_eq!(before.others_until(&after, 9.0), Some(0.0));
+        assert_eq!(before.others_until(&before, 0.0), None);
         assert_eq!(usage("intr 5"), None);
     }
 

@@ -10,6 +10,7 @@ use serde::Serialize;
 use super::peer::{SCRIPT, last_line};
 use super::quiet::{QUIET, Usage};
 use super::request::{Reply, Request};
+use super::table::threads;
 
 /// What is measured.
 #[derive(Debug, Clone)]
@@ -31,7 +32,7 @@ pub(crate) struct Measured {
     pub(crate) parts: Vec<(String, f64)>,
     pub(crate) before_bytes: Option<u64>,
     pub(crate) peak_bytes: Option<u64>,
-    /// Of each process, the share of the processors that went to others while it ran.
+    /// Of each process that ran long enough to tell, the share of the processors that went to others.
     pub(crate) others: Vec<f64>,
     pub(crate) engine: String,
 }
@@ -137,15 +138,16 @@ fn run(
     };
     let begin = Usage::now();
     let reply = ask(side, request).map_err(|error| format!("{error:#}"))?;
-    let others = begin.zip(Usage::now());
-    let others = others.map(|(begin, end)| begin.others_until(&end, reply.cpu_s));
+    let others = begin
+        .zip(Usage::now())
+        .and_then(|(begin, end)| begin.others_until(&end, reply.cpu_s));
     let best = reply.seconds.iter().copied().fold(f64::INFINITY, f64::min);
     let beside = match others {
         Some(share) if share > QUIET => format!(" ({:.0} % went to others)", share * 100.0),
         _ => String::new(),
     };
-    let threads = request.threads;
-    say(&format!("{name}, {threads} threads: {best:.3} s{beside}"));
+    let threads = threads(request.threads);
+    say(&format!("{name}, {threads}: {best:.3} s{beside}"));
     measured.add(reply, others);
     Ok(())
 }

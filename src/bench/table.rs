@@ -166,10 +166,10 @@ impl Table {
                 None => "not measured".to_owned(),
                 Some(Err(why)) => format!("failed: {}", why.replace('|', "/")),
                 Some(Ok(m)) => format!(
-                    "{} ({}), {} threads",
+                    "{} ({}), {}",
                     short(row.rate(m.best())),
                     short(row.rate(m.median())),
-                    m.threads
+                    threads(m.threads)
                 ),
             };
             let ratio = row.ratios().map_or_else(String::new, |(best, median)| {
@@ -235,8 +235,8 @@ impl Table {
         };
         let whole = measured.parts.first().map_or(1.0, |(_, seconds)| *seconds);
         let mut out = format!(
-            "\n| part of Potstill's step, f32, {} threads | ms | share |\n|---|---:|---:|\n",
-            measured.threads
+            "\n| part of Potstill's step, f32, {} | ms | share |\n|---|---:|---:|\n",
+            threads(measured.threads)
         );
         for (name, seconds) in &measured.parts {
             let share = 100.0 * seconds / whole;
@@ -250,7 +250,7 @@ impl Table {
             return String::new();
         }
         let mut out =
-            "\n| tokens of one text, forward and backward, f32 | before, MB | peak, MB | more a token, KB | seconds |\n|---:|---:|---:|---:|---:|\n"
+            "\n| tokens of one text, forward and backward, f32 | before | peak | more a token | seconds |\n|---:|---:|---:|---:|---:|\n"
                 .to_owned();
         let mut slopes = Vec::new();
         let mut last: Option<(usize, u64)> = None;
@@ -266,7 +266,7 @@ impl Table {
             if let (Some((before, less)), Some(peak)) = (last, measured.peak_bytes) {
                 let more = (peak as f64 - less as f64) / (tokens - before).max(1) as f64;
                 slopes.push(more);
-                slope = format!("{:.0}", more / 1e3);
+                slope = format!("{:.0} KB", more / 1e3);
             }
             last = measured.peak_bytes.map(|peak| (*tokens, peak));
             let [before, peak] = [measured.before_bytes, measured.peak_bytes].map(megabytes);
@@ -340,6 +340,13 @@ fn value(cell: &Cell, tokens: f64) -> Value {
             value["tokens_per_second"] = json!(tokens / measured.best());
             value
         }
+    }
+}
+
+pub(crate) fn threads(count: usize) -> String {
+    match count {
+        1 => "1 thread".to_owned(),
+        _ => format!("{count} threads"),
     }
 }
 
