@@ -1,24 +1,34 @@
 #!/usr/bin/env bash
-# Tests of the CubeCL kernels against their plain-loop and tensor-operation twins, on a GPU.
+# All that waits for a GPU. First tests of the CubeCL kernels against their plain-loop and
+# tensor-operation twins; then, on CUDA, `potstill bench` beside PyTorch on random models of a 0.5B
+# and a 1.5B shape, in f32 and bf16, with tables in target/gpu/.
 #
-#   scripts/gpu.sh              CUDA (feature cuda): an NVIDIA driver, libnvrtc and the CUDA headers
-#   scripts/gpu.sh --vulkan     any GPU with a Vulkan driver (feature wgpu: WGSL)
-#   scripts/gpu.sh --software   no GPU: Mesa's llvmpipe (package mesa-vulkan-drivers)
+#   scripts/gpu.sh              CUDA (feature cuda): an NVIDIA driver, libnvrtc and the CUDA headers;
+#                               PYTHON names the Python with torch and transformers [python3]
+#   scripts/gpu.sh --vulkan     any GPU with a Vulkan driver (feature wgpu: WGSL); kernels alone
+#   scripts/gpu.sh --software   no GPU: Mesa's llvmpipe (package mesa-vulkan-drivers), and the bench
+#                               of the CPU build, if there is one, on the quickstart's teacher
 #
-# What follows goes to cargo, for example: scripts/gpu.sh -- --nocapture
+# What follows goes to cargo test, for example: scripts/gpu.sh -- --nocapture
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 features=cuda,fusion
+bench=cuda
+# That of the CPU build, before the target directory becomes that of the features.
+cpu_build=${CARGO_TARGET_DIR:-target}/release/potstill
+if [ ! -x "$cpu_build" ]; then cpu_build=target/release/potstill; fi
 export BURN_DEVICE=cuda
 case "${1:-}" in
     --vulkan)
         shift
         features=wgpu,fusion
+        bench=none
         export BURN_DEVICE=wgpu ;;
     --software)
         shift
         features=wgpu,fusion
+        bench=cpu
         # Without `minimal`, autotune compiles for minutes before the first matrix product returns.
         export BURN_DEVICE=wgpu CUBECL_WGPU_DEFAULT_DEVICE=Cpu CUBECL_AUTOTUNE_LEVEL=minimal
         export XDG_RUNTIME_DIR="${XDG_RUNTIME_DIR:-$(mktemp -d)}" ;;
@@ -32,3 +42,49 @@ case "${1:-}" in
 esac
 export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-target/${features%%,*}}"
 cargo test --release -p potstill-kernels --features "$features" --test rows "$@"
+
+python=${PYTHON:-python3}
+tables=target/gpu
+mkdir -p "$tables"
+
+# A random model in bf16: its numbers mean nothing, its time and memory do.
+random_model() { # folder, width, layers, heads, key heads, inner width
+    "$python" - "$@" <<'PY'
+import sys
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+folder, *sizes = sys.argv[1:]
+names = ["hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size"]
+sizes = dict(zip(names, map(int, sizes)))
+torch.manual_seed(0)
+config = LlamaConfig(
+    vocab_size=151_936,
+    max_position_embeddings=8192,
+    tie_word_embeddings=True,
+    dtype="bfloat16",
+    **sizes,
+)
+LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+PY
+}
+
+case "$bench" in
+    cuda)
+        cargo build --release --features "$features"
+        for shape in "0.5B 896 24 14 2 4864" "1.5B 1536 28 12 2 8960"; do
+            read -r -a sizes <<<"$shape"
+            model=$tables/random-${sizes[0]}
+            [ -e "$model/config.json" ] || random_model "$model" "${sizes[@]:1}"
+            # Capture needs a tokenizer, which such a model does not have.
+            "$CARGO_TARGET_DIR/release/potstill" bench "$model" --device cuda --python "$python" \
+                --only step,prefill,decode-32,decode-1,profile | tee "$tables/bench-${sizes[0]}.md"
+        done ;;
+    cpu)
+        if [ -x "$cpu_build" ]; then
+            "$cpu_build" bench examples/quickstart/teacher --quick --tokens 64 | tee "$tables/bench-cpu.md"
+        else
+            echo "gpu.sh: no $cpu_build (cargo build --release), so the bench was not tried" >&2
+        fi ;;
+esac

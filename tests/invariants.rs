@@ -300,6 +300,12 @@ fn the_command_line_is_frozen() {
         ["--data", "--teacher", "--name", "--force", "--help"]
     );
     assert_eq!(flags(&help(&["render"])), ["--rows", "--run-dir", "--help"]);
+    assert_eq!(
+        flags(&help(&["bench"])),
+        [
+            "--python", "--only", "--tokens", "--device", "--quick", "--json", "--help"
+        ]
+    );
     for command in ["schema", "completions"] {
         assert_eq!(flags(&help(&[command])), ["--help"]);
     }
@@ -315,6 +321,6 @@ fn the_command_line_is_frozen() {
         .lines()
         .map(|line| line.split_whitespace().next().unwrap())
         .collect();
-    let others = ["report", "render", "schema", "completions", "help"];
+    let others = ["report", "render", "bench", "schema", "completions", "help"];
     assert_eq!(names, [&["init"], &commands[..], &others].concat());
 }

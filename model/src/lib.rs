@@ -22,6 +22,7 @@ mod generate;
 mod llama;
 mod parameters;
 
+pub use burn::module::Module;
 pub use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
 pub use checkpoint::{MAX_SHARD_BYTES, load, save, save_sharded, weight_files};

@@ -101,7 +101,12 @@ impl Run {
     }
 
     pub(crate) fn potstill(&self, arguments: &[&str]) -> Said {
-        let output = self.command(arguments).output().unwrap();
+        self.said(&mut self.command(arguments))
+    }
+
+    /// Runs a command to its end.
+    pub(crate) fn said(&self, command: &mut Command) -> Said {
+        let output = command.output().unwrap();
         let clean = |bytes: Vec<u8>| self.clean(&String::from_utf8(bytes).unwrap());
         Said {
             code: output.status.code().unwrap_or(-1),

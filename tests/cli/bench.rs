@@ -1,0 +1,124 @@
+//! `bench` on the tiny model: every part runs, and what it says can be read.
+
+use std::ffi::OsString;
+
+use serde_json::Value;
+
+use crate::fixture::{Run, Said};
+
+const QUICK: [&str; 5] = ["bench", "model", "--quick", "--tokens", "16"];
+
+/// Runs where no Python is found.
+fn without_python(run: &Run, arguments: &[&str]) -> Said {
+    let mut command = run.command(arguments);
+    command.env("PATH", "").env_remove("VIRTUAL_ENV");
+    run.said(&mut command)
+}
+
+#[test]
+fn without_python_potstill_is_measured_alone() {
+    let run = Run::new();
+    let said = without_python(&run, &QUICK);
+    assert_eq!(said.code, 0, "{}", said.stderr);
+    for part in [
+        "step | f32",
+        "step | bf16",
+        "prefill | f32",
+        "prefill | bf16",
+        "decode-32 | f32",
+        "decode-1 | f32",
+        "capture | f32",
+    ] {
+        let line = said
+            .stdout
+            .lines()
+            .find(|l| l.starts_with(&format!("| {part} |")));
+        let line = line.unwrap_or_else(|| panic!("no {part} in {}", said.stdout));
+        assert!(line.ends_with("threads | not measured |  |  |"), "{line}");
+    }
+    for said_too in [
+        "pip install torch transformers",
+        "| the whole step |",
+        "| the most in a step, f32 |",
+        "one text of 16 tokens, loss at 15 of them",
+    ] {
+        assert!(
+            said.stdout.contains(said_too),
+            "{said_too}: {}",
+            said.stdout
+        );
+    }
+    assert!(
+        said.stderr.contains("decode-32 f32: Potstill, "),
+        "{}",
+        said.stderr
+    );
+}
+
+#[test]
+fn memory_is_measured_by_length_where_it_is_asked_for() {
+    let run = Run::new();
+    let said = without_python(&run, &["bench", "model", "--only", "memory", "--json"]);
+    assert_eq!(said.code, 0, "{}", said.stderr);
+    let value: Value = serde_json::from_str(&said.stdout).unwrap();
+    let rows = value["memory"].as_array().unwrap();
+    let tokens: Vec<u64> = rows
+        .iter()
+        .map(|row| row["tokens"].as_u64().unwrap())
+        .collect();
+    assert_eq!(tokens, [3, 6, 12, 24, 48]);
+    if cfg!(target_os = "linux") {
+        for row in rows {
+            let bytes = |key: &str| row["potstill"][key].as_u64().unwrap();
+            assert!(bytes("peak_bytes") >= bytes("before_bytes"), "{row}");
+            assert!(bytes("before_bytes") > 1 << 20, "{row}");
+        }
+    }
+    assert_eq!(value["rows"].as_array().unwrap().len(), 0);
+}
+
+#[test]
+fn a_python_that_cannot_is_an_error_only_where_it_was_named() {
+    let run = Run::new();
+    let said = run.potstill(&["bench", "model", "--quick", "--python", "nowhere/python"]);
+    assert_eq!(said.code, 1);
+    assert!(
+        said.stderr
+            .contains("nowhere/python cannot run the PyTorch side"),
+        "{}",
+        said.stderr
+    );
+    assert_eq!(said.stdout, "");
+}
+
+#[test]
+fn a_process_that_measures_needs_a_request() {
+    let run = Run::new();
+    let said = run.potstill(&["bench", "model", "--child"]);
+    assert_eq!(said.code, 1);
+    assert!(
+        said.stderr.contains("`potstill bench` starts itself"),
+        "{}",
+        said.stderr
+    );
+}
+
+#[test]
+fn both_sides_compute_the_same() {
+    let Some(python) = std::env::var_os("POTSTILL_PYTHON") else {
+        eprintln!("skipped: POTSTILL_PYTHON is not set");
+        return;
+    };
+    let run = Run::new();
+    let mut command = run.command(&QUICK);
+    command.args([OsString::from("--python"), python, "--json".into()]);
+    let said = run.said(&mut command);
+    assert_eq!(said.code, 0, "{}", said.stderr);
+    let value: Value = serde_json::from_str(&said.stdout).unwrap();
+    let rows = value["rows"].as_array().unwrap();
+    assert_eq!(rows.len(), 7);
+    for row in rows {
+        assert_eq!(row["same"], true, "{row}");
+        assert!(row["ratio"].as_f64().unwrap() > 0.0, "{row}");
+    }
+}
