@@ -7,6 +7,7 @@
 //!
 //! Dimension suffixes of tensor names: `n` rows (batch × position), `v` vocabulary, `k` support.
 
+mod adamw;
 mod attention;
 mod exp;
 mod flex;
@@ -18,6 +19,7 @@ mod rows;
 mod simd;
 mod swiglu;
 
+pub use adamw::{AdamStep, adamw, adamw_reference, sum_of_squares};
 pub use attention::{Attention, attention, attention_reference};
 pub use linear::linear;
 pub use norm::{rms_norm, rms_norm_reference};

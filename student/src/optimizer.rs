@@ -2,18 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use burn::tensor::{DType, Tensor};
+use burn::tensor::Tensor;
+use potstill_kernels::{AdamStep, adamw, sum_of_squares};
 use potstill_model::{Llama, MapParameters, Parameter, map_parameters};
 
 use crate::gradient::Gradients;
 
-/// AdamW as PyTorch computes it:
-///
-/// ```text
-/// θ ← θ (1 − η λ)                       λ = 0 for parameters that do not decay
-/// m ← β₁ m + (1 − β₁) g,  v ← β₂ v + (1 − β₂) g²
-/// θ ← θ − η (m / (1 − β₁ᵗ)) / (√v / √(1 − β₂ᵗ) + ε)
-/// ```
+/// AdamW as PyTorch computes it, see [`potstill_kernels::adamw`].
 ///
 /// Moments have their parameter's type, which should be f32 or f64.
 #[derive(Debug, Clone)]
@@ -110,22 +105,20 @@ impl Update<'_> {
         moments: Option<[Tensor<D>; 2]>,
     ) -> (Tensor<D>, [Tensor<D>; 2]) {
         let adam = &*self.adam;
-        let (b1, b2) = adam.betas;
-        let gradient = gradient * self.scale;
-        let [m, v] = moments.unwrap_or_else(|| [gradient.zeros_like(), gradient.zeros_like()]);
-        let m = m * b1 + gradient.clone() * (1.0 - b1);
-        let v = v * b2 + gradient.square() * (1.0 - b2);
-        let t = adam.step as f64;
-        let correction = 1.0 - b1.powf(t);
-        let root = (1.0 - b2.powf(t)).sqrt();
-        let theta = if (adam.decays)(name) && adam.weight_decay != 0.0 {
-            theta * (1.0 - self.learning_rate * adam.weight_decay)
-        } else {
-            theta
+        let step = AdamStep {
+            betas: adam.betas,
+            epsilon: adam.epsilon,
+            learning_rate: self.learning_rate,
+            weight_decay: if (adam.decays)(name) {
+                adam.weight_decay
+            } else {
+                0.0
+            },
+            step: adam.step,
+            scale: self.scale,
         };
-        let direction = m.clone() / (v.clone().sqrt() / root + adam.epsilon);
-        let theta = theta - direction * (self.learning_rate / correction);
-        (theta, [m, v])
+        let moments = moments.unwrap_or_else(|| [gradient.zeros_like(), gradient.zeros_like()]);
+        adamw(theta, gradient, moments, &step)
     }
 }
 
@@ -144,10 +137,4 @@ pub fn clip_global_norm(gradients: &Gradients, limit: f64) -> (f64, f64) {
         1.0
     };
     (norm, scale)
-}
-
-/// Summed by rows first and the rows in f64, so that millions of f32 squares keep their digits.
-fn sum_of_squares<const D: usize>(tensor: Tensor<D>) -> f64 {
-    let rows = tensor.square().sum_dim(D - 1).cast(DType::F64);
-    rows.sum().into_data().iter::<f64>().sum()
 }

@@ -37,7 +37,10 @@ pub fn attention_reference(
     let q_bhte = lay(q_nc, how.heads);
     let (k_bgte, v_bgte) = (lay(k_nc, how.key_heads), lay(v_nc, how.key_heads));
     let plain = how.softcap.is_none() && how.window.is_none() && usual_scale(how, e);
-    let mixed_bhte = if plain && !q_bhte.is_autodiff() {
+    let tracked = [&q_bhte, &k_bgte, &v_bgte]
+        .into_iter()
+        .any(Tensor::is_autodiff);
+    let mixed_bhte = if plain && !tracked {
         // burn's own, which never holds all scores; it has no gradient.
         let options = AttentionModuleOptions {
             is_causal: true,

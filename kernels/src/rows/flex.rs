@@ -7,6 +7,8 @@ use burn::backend::{Flex, TensorMetadata};
 use burn::tensor::{DType, Element, TensorData, bf16, f16};
 use rayon::prelude::*;
 
+use crate::simd::vectorize;
+
 impl RowOps for Flex {
     fn row_stats(
         logits: FloatTensor<Self>,
@@ -62,46 +64,56 @@ trait Wide: Element + bytemuck::Pod + Send + Sync + PartialOrd {
 }
 
 macro_rules! wide {
-    ($t:ty) => {
+    ($t:ty, $exp:path) => {
         impl Wide for $t {
+            #[inline(always)]
             fn of(value: f64) -> Self {
                 value as $t
             }
+            #[inline(always)]
             fn f64(self) -> f64 {
                 self as f64
             }
+            #[inline(always)]
             fn exp(self) -> Self {
-                <$t>::exp(self)
+                $exp(self)
             }
+            #[inline(always)]
             fn tanh(self) -> Self {
                 <$t>::tanh(self)
             }
+            #[inline(always)]
             fn sub(self, other: Self) -> Self {
                 self - other
             }
+            #[inline(always)]
             fn mul(self, other: Self) -> Self {
                 self * other
             }
         }
         impl Stored<$t> for $t {
+            #[inline(always)]
             fn widen(self) -> $t {
                 self
             }
+            #[inline(always)]
             fn narrow(value: $t) -> $t {
                 value
             }
         }
     };
 }
-wide!(f32);
-wide!(f64);
+wide!(f32, crate::exp::exp);
+wide!(f64, f64::exp);
 
 macro_rules! stored_as_half {
     ($t:ty) => {
         impl Stored<f32> for $t {
+            #[inline(always)]
             fn widen(self) -> f32 {
                 self.to_f32()
             }
+            #[inline(always)]
             fn narrow(value: f32) -> $t {
                 <$t>::from_f32(value)
             }
@@ -113,6 +125,7 @@ stored_as_half!(bf16);
 
 impl HeadNumbers {
     /// The softmax logit s, and ds/dz.
+    #[inline(always)]
     fn apply<W: Wide>(&self, z: W) -> (W, W) {
         let y = z.mul(W::of(self.scale));
         let slope = W::of(self.scale * self.inv_temperature);
@@ -173,18 +186,36 @@ fn stats_row<W: Wide>(s: &[W], support: &[i32], out: &mut [W]) {
     out[k + 1] = W::of(log_z);
 }
 
+/// Sums that are kept beside one another: a sum in order could not be vectorised.
+const LANES: usize = 16;
+
 /// Over all parts together, against their own maximum; −∞ for no columns. The sum is kept in f64.
 fn log_sum_exp<W: Wide>(parts: &[&[W]]) -> f64 {
-    let columns = || parts.iter().copied().flatten();
-    let max = columns().fold(W::of(f64::NEG_INFINITY), |m, &x| if x > m { x } else { m });
-    if max.f64() == f64::NEG_INFINITY {
-        return f64::NEG_INFINITY;
-    }
-    let sum: f64 = parts
-        .iter()
-        .map(|part| part.iter().map(|&x| x.sub(max).exp().f64()).sum::<f64>())
-        .sum();
-    max.f64() + sum.ln()
+    vectorize(
+        #[inline(always)]
+        || {
+            let mut largest = [W::of(f64::NEG_INFINITY); LANES];
+            for columns in parts.iter().flat_map(|part| part.chunks(LANES)) {
+                for (largest, x) in largest.iter_mut().zip(columns) {
+                    *largest = if *x > *largest { *x } else { *largest };
+                }
+            }
+            let first = W::of(f64::NEG_INFINITY);
+            let max = largest
+                .into_iter()
+                .fold(first, |m, x| if x > m { x } else { m });
+            if max.f64() == f64::NEG_INFINITY {
+                return f64::NEG_INFINITY;
+            }
+            let mut sums = [0.0f64; LANES];
+            for columns in parts.iter().flat_map(|part| part.chunks(LANES)) {
+                for (sum, x) in sums.iter_mut().zip(columns) {
+                    *sum += x.sub(max).exp().f64();
+                }
+            }
+            max.f64() + sums.iter().sum::<f64>().ln()
+        },
+    )
 }
 
 fn grad<S: Stored<W>, W: Wide>(
@@ -239,10 +270,15 @@ fn grad_row<S: Stored<W>, W: Wide>(
         (log_z, -h_sum)
     };
     let (shift, factor) = (W::of(shift), W::of(factor));
-    for (out, &z) in out.iter_mut().zip(z) {
-        let (s, slope) = head.apply(z.widen());
-        *out = S::narrow(s.sub(shift).exp().mul(factor).mul(slope));
-    }
+    vectorize(
+        #[inline(always)]
+        || {
+            for (out, &z) in out.iter_mut().zip(z) {
+                let (s, slope) = head.apply(z.widen());
+                *out = S::narrow(s.sub(shift).exp().mul(factor).mul(slope));
+            }
+        },
+    );
     for (slot, id) in present(support, z.len()) {
         let (s, slope) = head.apply(z[id].widen());
         let q = (s.f64() - log_z).exp();
