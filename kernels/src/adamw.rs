@@ -15,7 +15,7 @@ use burn::backend::{Backend, Dispatch, Flex, backend_extension};
 use burn::tensor::{DType, Tensor, TensorData};
 use rayon::prelude::*;
 
-use crate::flex::{numbers, plain_f32};
+use crate::flex::{numbers, plain_f32, whole};
 use crate::simd::vectorize;
 
 /// The numbers of one AdamW step, the same for all parameters that decay alike.
@@ -158,19 +158,6 @@ impl AdamOps for Flex {
         let x = x.to_contiguous();
         let sums: Vec<f64> = numbers(&x).par_chunks(SHARE).map(squares).collect();
         FlexTensor::from_data(TensorData::new(vec![sums.iter().sum::<f64>()], [1]))
-    }
-}
-
-/// A tensor whose storage is its numbers and nothing else; the same one where it already is.
-fn whole(tensor: FlexTensor) -> FlexTensor {
-    let len = tensor.layout().num_elements();
-    let alone = tensor.is_contiguous()
-        && tensor.layout().start_offset() == 0
-        && tensor.storage::<f32>().len() == len;
-    if alone {
-        tensor
-    } else {
-        tensor.to_contiguous()
     }
 }
 

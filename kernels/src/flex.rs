@@ -34,6 +34,19 @@ pub(crate) fn vector(values: Vec<f32>) -> FlexTensor {
     FlexTensor::from_data(TensorData::new(values, [len]))
 }
 
+/// A tensor whose storage is its numbers and nothing else; the same one where it already is.
+pub(crate) fn whole(tensor: FlexTensor) -> FlexTensor {
+    let len = tensor.layout().num_elements();
+    let alone = tensor.is_contiguous()
+        && tensor.layout().start_offset() == 0
+        && tensor.storage::<f32>().len() == len;
+    if alone {
+        tensor
+    } else {
+        tensor.to_contiguous()
+    }
+}
+
 /// Rows that one task takes where rows are cheap: enough for waking a thread to be worth it.
 pub(crate) fn rows_a_task(columns: usize) -> usize {
     (16_384 / columns.max(1)).max(1)

@@ -21,7 +21,7 @@ mod swiglu;
 
 pub use adamw::{AdamStep, adamw, adamw_reference, sum_of_squares};
 pub use attention::{Attention, attention, attention_reference};
-pub use linear::linear;
+pub use linear::{linear, linear_input_gradient, linear_weight_gradient};
 pub use norm::{rms_norm, rms_norm_reference};
 pub use rotary::{rotary, rotary_reference};
 pub use rows::{

@@ -18,7 +18,7 @@ use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, Dispatch, Flex, backend_extension};
 use burn::tensor::Tensor;
 
-use crate::flex::{matrix, numbers, plain_f32, shape2};
+use crate::flex::{matrix, numbers, plain_f32, shape2, whole};
 use crate::gemm::{Matrix, Threads, gemm, rows_by_rows};
 
 /// x·Wᵀ: `[n, in]`, `[out, in]` → `[n, out]`; differentiable in both.
@@ -40,6 +40,41 @@ pub fn linear(x_ni: Tensor<2>, weight_oi: Tensor<2>) -> Tensor<2> {
     }
 }
 
+/// ∂L/∂x of [`linear`] from ∂L/∂y: `[n, out]`, `[out, in]` → `[n, in]`; not differentiable itself.
+#[must_use]
+pub fn linear_input_gradient(dy_no: Tensor<2>, weight_oi: Tensor<2>) -> Tensor<2> {
+    if plain_f32(&dy_no) && plain_f32(&weight_oi) {
+        let (dy, weight) = (dy_no.into_dispatch(), weight_oi.into_dispatch());
+        Tensor::from_dispatch(<Dispatch as LinearOps>::linear_input_gradient(dy, weight))
+    } else {
+        dy_no.matmul(weight_oi)
+    }
+}
+
+/// ∂L/∂W of [`linear`] from ∂L/∂y, added to `sum`: `[n, out]`, `[n, in]` and `[out, in]` → `[out, in]`;
+/// not differentiable itself. The sum is added to in place where nobody else holds it.
+#[must_use]
+pub fn linear_weight_gradient(
+    dy_no: Tensor<2>,
+    x_ni: Tensor<2>,
+    sum: Option<Tensor<2>>,
+) -> Tensor<2> {
+    if !(plain_f32(&dy_no) && plain_f32(&x_ni)) {
+        let gradient = dy_no.transpose().matmul(x_ni);
+        return match sum {
+            Some(sum) => sum + gradient,
+            None => gradient,
+        };
+    }
+    let (dy, x) = (dy_no.into_dispatch(), x_ni.into_dispatch());
+    Tensor::from_dispatch(match sum {
+        Some(sum) => {
+            <Dispatch as LinearOps>::linear_weight_gradient_onto(sum.into_dispatch(), dy, x)
+        }
+        None => <Dispatch as LinearOps>::linear_weight_gradient(dy, x),
+    })
+}
+
 /// The three products, in f32.
 #[backend_extension(Flex, Autodiff)]
 pub(crate) trait LinearOps: Backend {
@@ -52,6 +87,13 @@ pub(crate) trait LinearOps: Backend {
 
     /// `[n, out]`, `[n, in]` → `[out, in]`.
     fn linear_weight_gradient(dy: FloatTensor<Self>, x: FloatTensor<Self>) -> FloatTensor<Self>;
+
+    /// `[out, in]`, `[n, out]`, `[n, in]` → `[out, in]`.
+    fn linear_weight_gradient_onto(
+        sum: FloatTensor<Self>,
+        dy: FloatTensor<Self>,
+        x: FloatTensor<Self>,
+    ) -> FloatTensor<Self>;
 }
 
 impl LinearOps for Flex {
@@ -72,6 +114,25 @@ impl LinearOps for Flex {
 
     fn linear_weight_gradient(dy: FloatTensor<Self>, x: FloatTensor<Self>) -> FloatTensor<Self> {
         product(dy.to_contiguous(), x.to_contiguous(), true)
+    }
+
+    fn linear_weight_gradient_onto(
+        sum: FloatTensor<Self>,
+        dy: FloatTensor<Self>,
+        x: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        let (mut sum, dy, x) = (whole(sum), dy.to_contiguous(), x.to_contiguous());
+        let [_, columns] = shape2(&sum);
+        let (left, right) = (view(&dy).transposed(), view(&x));
+        gemm(
+            sum.storage_mut::<f32>(),
+            columns,
+            left,
+            right,
+            true,
+            Threads::All,
+        );
+        sum
     }
 }
 
@@ -161,5 +222,14 @@ impl<B: Backend + LinearOps, C: CheckpointStrategy> LinearOps for Autodiff<B, C>
             dy.into_primitive(),
             x.into_primitive(),
         ))
+    }
+
+    fn linear_weight_gradient_onto(
+        sum: FloatTensor<Self>,
+        dy: FloatTensor<Self>,
+        x: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        let [sum, dy, x] = [sum, dy, x].map(FloatTensor::<Self>::into_primitive);
+        FloatTensor::<Self>::new(B::linear_weight_gradient_onto(sum, dy, x))
     }
 }

@@ -200,7 +200,7 @@ impl<'a> Session<'a> {
         let (device, dtype) = (model.device(), model.dtype());
         let positions: Vec<usize> = (0..b).flat_map(|_| 0..t).collect();
         let rotary = model.rotary(&positions);
-        let mut x_nd = model.embed(padded(prompts, t, &device));
+        let mut x_nd = model.embedded(padded(prompts, t, &device));
         let mut cache = Vec::with_capacity(model.layers.len());
         for layer in &model.layers {
             let (q_nc, k_nc, v_nc) = layer.project(config, x_nd.clone(), &rotary);
@@ -242,7 +242,7 @@ impl<'a> Session<'a> {
         let rows: Vec<Vec<u32>> = ids.iter().map(|id| vec![*id]).collect();
         let rotary = self.model.rotary(&self.positions);
         let bias = self.bias.clone().narrow(3, 0, column + 1);
-        let mut x_nd = self.model.embed(padded(&rows, 1, &self.model.device()));
+        let mut x_nd = self.model.embedded(padded(&rows, 1, &self.model.device()));
         for (layer, (keys, values)) in self.model.layers.iter().zip(&mut self.cache) {
             let (q_nc, k_nc, v_nc) = layer.project(config, x_nd.clone(), &rotary);
             let [q_bhte, k_bgte, v_bgte] = [q_nc, k_nc, v_nc].map(|rows| heads(rows, b, config));

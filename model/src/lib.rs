@@ -31,5 +31,5 @@ pub use cut::cut;
 pub use device::{DEVICES, device};
 pub use error::Error;
 pub use generate::{Generated, Sampling, generate};
-pub use llama::Llama;
+pub use llama::{Llama, documents};
 pub use parameters::{MapParameters, Parameter, map_parameters, named_parameters};

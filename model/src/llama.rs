@@ -116,7 +116,8 @@ impl Llama {
     #[must_use]
     pub fn hidden(&self, ids_bt: Tensor<2, Int>) -> Tensor<3> {
         let [b, t] = ids_bt.dims();
-        self.hidden_of(ids_bt, &vec![t; b])
+        self.hidden_from(self.embedded(ids_bt), &vec![t; b])
+            .reshape([b, t, self.config.hidden_size])
     }
 
     /// Hidden states of rows that hold several documents behind one another: ids `[b, t]` → `[b, t, d]`.
@@ -127,32 +128,31 @@ impl Llama {
     #[must_use]
     pub fn hidden_packed(&self, ids_bt: Tensor<2, Int>, lengths: &[Vec<usize>]) -> Tensor<3> {
         let [b, t] = ids_bt.dims();
-        let mut documents = Vec::new();
-        for row in 0..b {
-            let mut left = t;
-            for length in lengths.get(row).into_iter().flatten() {
-                documents.push(left.min(*length));
-                left -= left.min(*length);
-            }
-            documents.push(left);
-        }
-        self.hidden_of(ids_bt, &documents)
+        self.hidden_from(self.embedded(ids_bt), &documents(b, t, lengths))
+            .reshape([b, t, self.config.hidden_size])
     }
 
-    /// `documents` are lengths in tokens of what lies behind one another, together b · t.
-    fn hidden_of(&self, ids_bt: Tensor<2, Int>, documents: &[usize]) -> Tensor<3> {
-        let [b, t] = ids_bt.dims();
+    /// Hidden states `[n, d]` from embeddings `[n, d]`; see [`Self::embedded`]. `documents` are the lengths
+    /// of what lies behind one another, together n.
+    #[must_use]
+    pub fn hidden_from(&self, embedded_nd: Tensor<2>, documents: &[usize]) -> Tensor<2> {
         let positions: Vec<usize> = documents.iter().flat_map(|length| 0..*length).collect();
         let rotary = self.rotary(&positions);
         let how = self.config.attention();
-        let mut x_nd = self.embed(ids_bt);
+        let mut x_nd = embedded_nd;
         for layer in &self.layers {
             let (q_nc, k_nc, v_nc) = layer.project(&self.config, x_nd.clone(), &rotary);
             let mixed_nc = attention(q_nc, k_nc, v_nc, documents, &how);
             x_nd = layer.finish(&self.config, x_nd, mixed_nc);
         }
         self.final_norm(x_nd)
-            .reshape([b, t, self.config.hidden_size])
+    }
+
+    /// Embeddings of tokens, row by row: `[b, t]` → `[b·t, d]`.
+    #[must_use]
+    pub fn embedded(&self, ids_bt: Tensor<2, Int>) -> Tensor<2> {
+        let [b, t] = ids_bt.dims();
+        embedding(self.embed.val(), ids_bt).reshape([b * t, self.config.hidden_size])
     }
 
     /// The head's weights `[v, d]`: the embedding when tied, else its own.
@@ -165,12 +165,6 @@ impl Llama {
     #[must_use]
     pub fn logits(&self, hidden_nd: Tensor<2>) -> Tensor<2> {
         linear(hidden_nd, self.head())
-    }
-
-    /// `[b, t]` → `[n, d]`.
-    pub(crate) fn embed(&self, ids_bt: Tensor<2, Int>) -> Tensor<2> {
-        let [b, t] = ids_bt.dims();
-        embedding(self.embed.val(), ids_bt).reshape([b * t, self.config.hidden_size])
     }
 
     /// `[n, d]` → `[n, d]`.
@@ -188,6 +182,23 @@ impl Llama {
             &self.device(),
         )
     }
+}
+
+/// The documents of b rows of t tokens: their lengths, and what is left of each row.
+///
+/// `lengths[row]` has the lengths of a row's documents, in order; a row without an entry is one document.
+#[must_use]
+pub fn documents(b: usize, t: usize, lengths: &[Vec<usize>]) -> Vec<usize> {
+    let mut documents = Vec::new();
+    for row in 0..b {
+        let mut left = t;
+        for length in lengths.get(row).into_iter().flatten() {
+            documents.push(left.min(*length));
+            left -= left.min(*length);
+        }
+        documents.push(left);
+    }
+    documents
 }
 
 impl Layer {

@@ -55,10 +55,10 @@ fn phases(request: &Request) -> anyhow::Result<Vec<(String, f64)>> {
         let moved = optimizer.step(tracked, result.gradients, scale, request.learning_rate);
         wait(&device)?;
         let update = clock.lap();
-        let hidden_btd = block.hidden(&moved);
+        let hidden_nd = block.hidden(&moved);
         wait(&device)?;
         let forward = clock.lap();
-        let left = hidden_gradient(&hidden_btd, &moved.head(), &block, weights, CHUNK_ROWS);
+        let left = hidden_gradient(&hidden_nd, &moved.head(), &block, weights, CHUNK_ROWS);
         drop(left);
         wait(&device)?;
         let loss = clock.lap();
@@ -68,7 +68,7 @@ fn phases(request: &Request) -> anyhow::Result<Vec<(String, f64)>> {
         for (fastest, seconds) in fastest.iter_mut().zip(seconds) {
             *fastest = fastest.min(seconds);
         }
-        drop(hidden_btd);
+        drop(hidden_nd);
         model = Some(moved);
     }
     let names = [

@@ -2,7 +2,7 @@
 
 use burn::tensor::{DType, Device, IndexingUpdateOp, Int, Tensor, TensorData};
 use potstill_datasets::Signal;
-use potstill_model::Llama;
+use potstill_model::{Llama, documents};
 
 use crate::error::Error;
 use crate::target::{Target, TargetRow};
@@ -84,15 +84,19 @@ impl Block {
         Ok(block)
     }
 
-    /// Hidden states of all positions, `[b, t, d]`.
+    /// Hidden states of all positions, `[n, d]` with n = b · t.
     #[must_use]
-    pub fn hidden(&self, model: &Llama) -> Tensor<3> {
-        let ids_bt = self.ids_bt(&model.device());
-        if self.lengths.iter().all(|line| line.len() == 1) {
-            model.hidden(ids_bt)
-        } else {
-            model.hidden_packed(ids_bt, &self.lengths)
-        }
+    pub fn hidden(&self, model: &Llama) -> Tensor<2> {
+        model.hidden_from(
+            model.embedded(self.ids_bt(&model.device())),
+            &self.documents(),
+        )
+    }
+
+    /// Lengths of what lies behind one another in the block, padding counted; together b · t.
+    #[must_use]
+    pub fn documents(&self) -> Vec<usize> {
+        documents(self.b, self.t, &self.lengths)
     }
 
     /// Rows: positions that carry loss.
@@ -107,22 +111,19 @@ impl Block {
         ints(self.ids.clone(), [self.b, self.t], device)
     }
 
-    /// The states that predict the rows: [b, t, d] → [n, d].
+    /// The states that predict the rows: `[b · t, d]` → `[rows, d]`.
     #[must_use]
-    pub fn select(&self, hidden_btd: Tensor<3>) -> Tensor<2> {
-        let [b, t, d] = hidden_btd.dims();
-        let index_n = self.predicts_from_n(&hidden_btd.device());
-        hidden_btd.reshape([b * t, d]).select(0, index_n)
+    pub fn select(&self, hidden_nd: Tensor<2>) -> Tensor<2> {
+        let index = self.predicts_from_n(&hidden_nd.device());
+        hidden_nd.select(0, index)
     }
 
-    /// The transpose of [`Self::select`]: [n, d] → [b, t, d], zero at all other positions.
-    pub(crate) fn scatter(&self, rows_nd: Tensor<2>, [b, t, d]: [usize; 3]) -> Tensor<3> {
+    /// The transpose of [`Self::select`]: `[rows, d]` → `[b · t, d]`, zero at all other positions.
+    pub(crate) fn scatter(&self, rows_nd: Tensor<2>, shape: [usize; 2]) -> Tensor<2> {
         let device = rows_nd.device();
-        let zeros = Tensor::<2>::zeros([b * t, d], (&device, rows_nd.dtype()));
-        let index_n = self.predicts_from_n(&device);
-        zeros
-            .select_assign(0, index_n, rows_nd, IndexingUpdateOp::Add)
-            .reshape([b, t, d])
+        let zeros = Tensor::<2>::zeros(shape, (&device, rows_nd.dtype()));
+        let index = self.predicts_from_n(&device);
+        zeros.select_assign(0, index, rows_nd, IndexingUpdateOp::Add)
     }
 
     fn predicts_from_n(&self, device: &Device) -> Tensor<1, Int> {

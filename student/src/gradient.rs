@@ -6,9 +6,9 @@
 
 use std::collections::BTreeMap;
 
-use burn::tensor::{DType, Gradients as Tape, Tensor};
+use burn::tensor::{DType, Gradients as Tape, IndexingUpdateOp, Tensor};
 use potstill_datasets::{Signal, pack};
-use potstill_kernels::{Head, linear, row_stats};
+use potstill_kernels::{Head, linear, linear_input_gradient, linear_weight_gradient, row_stats};
 use potstill_model::{Llama, Parameter, named_parameters};
 
 use crate::block::Block;
@@ -135,27 +135,39 @@ pub fn block_gradient(
     if block.rows() == 0 || (weights.forward_kl == 0.0 && weights.cross_entropy == 0.0) {
         return Terms::default();
     }
-    let hidden_btd = block.hidden(model);
+    // The embedding's rows are a leaf of their own: the gradient they get is added, row by row, to what
+    // the head leaves on the same matrix.
+    let ids_bt = block.ids_bt(&model.device().inner());
+    let embedded_nd = leaf(model.embedded(ids_bt.clone()).inner());
+    let hidden_nd = model.hidden_from(embedded_nd.clone(), &block.documents());
     let HiddenGradient {
         terms,
-        hidden_btd: gradient_btd,
-        head_vd: head_gradient_vd,
-    } = hidden_gradient(&hidden_btd, &model.head(), block, weights, chunk_rows);
-    let mut tape = (hidden_btd * Tensor::from_inner(gradient_btd))
+        hidden_nd: gradient_nd,
+        head_vd,
+    } = hidden_gradient(&hidden_nd, &model.head(), block, weights, chunk_rows);
+    let mut tape = (hidden_nd * Tensor::from_inner(gradient_nd))
         .sum()
         .backward();
+    let embedded_nd = embedded_nd.grad_remove(&mut tape);
 
-    let head_name = if model.config().tie_word_embeddings {
-        "model.embed_tokens.weight"
-    } else {
-        "lm_head.weight"
-    };
+    let mut head_vd = Some(head_vd);
     for (name, parameter) in named_parameters(model) {
-        let mut gradient = taken(parameter, &mut tape);
-        if name == head_name {
-            let from_head = Some(Parameter::Matrix(head_gradient_vd.clone()));
-            gradient = added(gradient, from_head);
-        }
+        let gradient = match (name.as_str(), parameter) {
+            ("model.embed_tokens.weight", Parameter::Matrix(embedding_vd)) => {
+                let tied = model.config().tie_word_embeddings;
+                let sum_vd = if tied { head_vd.take() } else { None };
+                let sum_vd = sum_vd.unwrap_or_else(|| embedding_vd.inner().zeros_like());
+                embedded_nd
+                    .clone()
+                    .map(|rows_nd| {
+                        let ids_n = ids_bt.clone().flatten(0, 1);
+                        sum_vd.select_assign(0, ids_n, rows_nd, IndexingUpdateOp::Add)
+                    })
+                    .map(Parameter::Matrix)
+            }
+            ("lm_head.weight", _) => head_vd.take().map(Parameter::Matrix),
+            (_, parameter) => taken(parameter, &mut tape),
+        };
         let sum = added(gradients.remove(&name), gradient);
         if let Some(sum) = sum {
             gradients.insert(name, sum);
@@ -169,55 +181,55 @@ pub fn block_gradient(
 pub struct HiddenGradient {
     /// Sums over the block's rows.
     pub terms: Terms,
-    /// ∂L/∂hidden, [b, t, d]: exactly 0 wherever no loss is carried.
-    pub hidden_btd: Tensor<3>,
-    /// ∂L/∂head, [v, d].
+    /// ∂L/∂hidden, `[n, d]`: exactly 0 wherever no loss is carried.
+    pub hidden_nd: Tensor<2>,
+    /// ∂L/∂head, `[v, d]`.
     pub head_vd: Tensor<2>,
 }
 
 /// Loss terms, ∂/∂hidden and ∂/∂head in one walk over chunks of rows.
 ///
-/// `hidden_btd` and `head_vd` are taken as constants; the chain through the model is the caller's.
+/// `hidden_nd` and `head_vd` are taken as constants; the chain through the model is the caller's.
 #[must_use]
 pub fn hidden_gradient(
-    hidden_btd: &Tensor<3>,
+    hidden_nd: &Tensor<2>,
     head_vd: &Tensor<2>,
     block: &Block,
     weights: Weights,
     chunk_rows: usize,
 ) -> HiddenGradient {
-    let hidden_btd = hidden_btd.clone().inner();
-    let hidden_nd = block.select(hidden_btd.clone());
-    let head_vd = leaf(head_vd.clone().inner());
-    let [n, _] = hidden_nd.dims();
+    let shape = hidden_nd.dims();
+    let states_nd = block.select(hidden_nd.clone().inner());
+    let head_vd = head_vd.clone().inner();
+    let n = block.rows();
     let mut terms = Terms {
         rows: n,
         ..Terms::default()
     };
-    let mut hidden_gradients = Vec::new();
+    let mut states_gradients = Vec::new();
     let mut head_gradient_vd: Option<Tensor<2>> = None;
     for start in (0..n).step_by(chunk_rows.max(1)) {
         let end = n.min(start + chunk_rows.max(1));
-        let chunk_nd = leaf(hidden_nd.clone().slice(start..end));
-        let logits_nv = linear(chunk_nd.clone(), head_vd.clone());
-        let (loss, part) = chunk_loss(logits_nv, block, start, end, weights);
+        let chunk_nd = states_nd.clone().slice(start..end);
+        let logits_nv = leaf(linear(chunk_nd.clone(), head_vd.clone()));
+        let (loss, part) = chunk_loss(logits_nv.clone(), block, start, end, weights);
         let mut tape = loss.backward();
         terms.forward_kl += part.forward_kl;
         terms.cross_entropy += part.cross_entropy;
-        let zeros = || hidden_nd.clone().slice(start..end).zeros_like();
-        hidden_gradients.push(chunk_nd.grad_remove(&mut tape).unwrap_or_else(zeros));
-        if let Some(gradient) = head_vd.grad_remove(&mut tape) {
-            head_gradient_vd = Some(match head_gradient_vd {
-                Some(sum) => sum + gradient,
-                None => gradient,
-            });
-        }
+        let Some(gradient_nv) = logits_nv.grad_remove(&mut tape) else {
+            states_gradients.push(chunk_nd.zeros_like());
+            continue;
+        };
+        drop((logits_nv, tape));
+        let states_gradient = linear_input_gradient(gradient_nv.clone(), head_vd.clone());
+        states_gradients.push(states_gradient);
+        let sum_vd = head_gradient_vd.take();
+        head_gradient_vd = Some(linear_weight_gradient(gradient_nv, chunk_nd, sum_vd));
     }
-    let head_gradient_vd = head_gradient_vd.unwrap_or_else(|| head_vd.inner().zeros_like());
     HiddenGradient {
         terms,
-        hidden_btd: block.scatter(Tensor::cat(hidden_gradients, 0), hidden_btd.dims()),
-        head_vd: head_gradient_vd,
+        hidden_nd: block.scatter(Tensor::cat(states_gradients, 0), shape),
+        head_vd: head_gradient_vd.unwrap_or_else(|| head_vd.zeros_like()),
     }
 }
 
@@ -243,8 +255,14 @@ fn chunk_loss(
     let kl_n = forward_kl(p_nk, log_p_nk, stats.log_q_nk);
 
     let realised_n1 = block.realised_n1(start, end, &device);
-    let stats = row_stats(logits_for(weights.cross_entropy), realised_n1, &head);
-    let nll_n = cross_entropy(stats.log_q_nk.narrow(1, 0, 1));
+    let log_q_n1 = if weights.cross_entropy == 0.0 {
+        let logit_n1 = logits_nv.clone().inner().gather(1, realised_n1);
+        logit_n1.cast(dtype) - stats.log_z_n1.inner()
+    } else {
+        let stats = row_stats(logits_for(weights.cross_entropy), realised_n1, &head);
+        stats.log_q_nk.narrow(1, 0, 1)
+    };
+    let nll_n = cross_entropy(log_q_n1);
 
     let terms = Terms {
         rows: end - start,

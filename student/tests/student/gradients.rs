@@ -249,14 +249,16 @@ pub(crate) fn check_masked(model: &Llama, signals: &[Signal]) {
         .collect();
     let borrowed: Vec<&Signal> = signals.iter().collect();
     let block = Block::new(&borrowed, targets, &model).unwrap();
-    let hidden_btd = model.hidden(block.ids_bt(&model.device()));
-    let [_, t, d] = hidden_btd.dims();
+    let ids_bt = block.ids_bt(&model.device());
+    let [_, t] = ids_bt.dims();
+    let hidden_nd = block.hidden(&model);
+    let [_, d] = hidden_nd.dims();
     let weights = Weights {
         forward_kl: 0.01,
         cross_entropy: 0.01,
     };
-    let gradient = hidden_gradient(&hidden_btd, &model.head(), &block, weights, 64);
-    let gradient: Vec<f64> = gradient.hidden_btd.into_data().iter::<f64>().collect();
+    let gradient = hidden_gradient(&hidden_nd, &model.head(), &block, weights, 64);
+    let gradient: Vec<f64> = gradient.hidden_nd.into_data().iter::<f64>().collect();
     let (mut zero, mut learned) = (0, 0);
     for (b, signal) in signals.iter().enumerate() {
         for position in 0..t {
