@@ -27,7 +27,7 @@ use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, Dispatch, backend_extension};
 use burn::tensor::Tensor;
 
-use crate::flex::plain_f32;
+use crate::flex::{plain_f32, plain_half, wide};
 
 pub use reference::attention_reference;
 
@@ -95,6 +95,9 @@ pub fn attention(
         );
         let mixed = <Dispatch as AttentionOps>::attention_rows(q, k, v, documents, *how);
         Tensor::from_dispatch(mixed.0)
+    } else if plain_half(&q_nc) {
+        let dtype = q_nc.dtype();
+        attention(wide(q_nc), wide(k_nc), wide(v_nc), &documents, how).cast(dtype)
     } else {
         attention_reference(q_nc, k_nc, v_nc, &documents, how)
     }

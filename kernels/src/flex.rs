@@ -4,11 +4,25 @@ use burn::backend::DispatchDevice;
 use burn::backend::flex::FlexTensor;
 use burn::tensor::{DType, Tensor, TensorData};
 
-/// Whether the plain f32 loops compute this tensor: f32 on the CPU. All others take the same formula in
-/// tensor operations.
+/// Whether the plain f32 loops compute this tensor: f32 on the CPU.
 pub(crate) fn plain_f32<const D: usize>(tensor: &Tensor<D>) -> bool {
+    tensor.dtype() == DType::F32 && on_cpu(tensor)
+}
+
+/// Whether the plain loops compute this tensor once it is f32: a half precision on the CPU, which has no
+/// arithmetic of its own for it. Whatever is neither takes the same formula in tensor operations.
+pub(crate) fn plain_half<const D: usize>(tensor: &Tensor<D>) -> bool {
+    matches!(tensor.dtype(), DType::BF16 | DType::F16) && on_cpu(tensor)
+}
+
+fn on_cpu<const D: usize>(tensor: &Tensor<D>) -> bool {
     let device = tensor.device().inner();
-    tensor.dtype() == DType::F32 && matches!(device.as_dispatch(), DispatchDevice::Flex(_))
+    matches!(device.as_dispatch(), DispatchDevice::Flex(_))
+}
+
+/// In f32, which every half precision is part of.
+pub(crate) fn wide<const D: usize>(tensor: Tensor<D>) -> Tensor<D> {
+    tensor.cast(DType::F32)
 }
 
 /// The numbers of a tensor whose rows lie behind one another.

@@ -18,7 +18,7 @@ use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, Dispatch, Flex, backend_extension};
 use burn::tensor::Tensor;
 
-use crate::flex::{matrix, numbers, plain_f32, shape2, whole};
+use crate::flex::{matrix, numbers, plain_f32, plain_half, shape2, whole, wide};
 use crate::gemm::{Matrix, Threads, gemm, rows_by_rows};
 
 /// x·Wᵀ: `[n, in]`, `[out, in]` → `[n, out]`; differentiable in both.
@@ -35,6 +35,9 @@ pub fn linear(x_ni: Tensor<2>, weight_oi: Tensor<2>) -> Tensor<2> {
     if plain_f32(&x_ni) && plain_f32(&weight_oi) {
         let (x, weight) = (x_ni.into_dispatch(), weight_oi.into_dispatch());
         Tensor::from_dispatch(<Dispatch as LinearOps>::linear_forward(x, weight))
+    } else if plain_half(&x_ni) {
+        let dtype = x_ni.dtype();
+        linear(wide(x_ni), wide(weight_oi)).cast(dtype)
     } else {
         x_ni.matmul(weight_oi.transpose())
     }
@@ -46,6 +49,9 @@ pub fn linear_input_gradient(dy_no: Tensor<2>, weight_oi: Tensor<2>) -> Tensor<2
     if plain_f32(&dy_no) && plain_f32(&weight_oi) {
         let (dy, weight) = (dy_no.into_dispatch(), weight_oi.into_dispatch());
         Tensor::from_dispatch(<Dispatch as LinearOps>::linear_input_gradient(dy, weight))
+    } else if plain_half(&dy_no) {
+        let dtype = dy_no.dtype();
+        linear_input_gradient(wide(dy_no), wide(weight_oi)).cast(dtype)
     } else {
         dy_no.matmul(weight_oi)
     }
@@ -59,6 +65,10 @@ pub fn linear_weight_gradient(
     x_ni: Tensor<2>,
     sum: Option<Tensor<2>>,
 ) -> Tensor<2> {
+    if plain_half(&dy_no) {
+        let (dtype, sum) = (dy_no.dtype(), sum.map(wide));
+        return linear_weight_gradient(wide(dy_no), wide(x_ni), sum).cast(dtype);
+    }
     if !(plain_f32(&dy_no) && plain_f32(&x_ni)) {
         let gradient = dy_no.transpose().matmul(x_ni);
         return match sum {

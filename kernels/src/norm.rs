@@ -18,7 +18,7 @@ use burn::backend::{Backend, Dispatch, Flex, backend_extension};
 use burn::tensor::{DType, Tensor};
 use rayon::prelude::*;
 
-use crate::flex::{matrix, numbers, plain_f32, rows_a_task, shape2, vector};
+use crate::flex::{matrix, numbers, plain_f32, plain_half, rows_a_task, shape2, vector, wide};
 use crate::simd::vectorize;
 
 /// g · x / √(mean(x²) + ε): `[n, d]`, `[d]` → `[n, d]`; differentiable in both. Half precisions take the
@@ -36,6 +36,9 @@ pub fn rms_norm(x_nd: Tensor<2>, gain_d: Tensor<1>, epsilon: f64) -> Tensor<2> {
     if plain_f32(&x_nd) && plain_f32(&gain_d) {
         let (x, gain) = (x_nd.into_dispatch(), gain_d.into_dispatch());
         Tensor::from_dispatch(<Dispatch as NormOps>::rms_norm(x, gain, epsilon))
+    } else if plain_half(&x_nd) {
+        let dtype = x_nd.dtype();
+        rms_norm(wide(x_nd), wide(gain_d), epsilon).cast(dtype)
     } else {
         rms_norm_reference(x_nd, gain_d, epsilon)
     }

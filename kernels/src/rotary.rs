@@ -19,7 +19,7 @@ use burn::backend::{Backend, Dispatch, Flex, backend_extension};
 use burn::tensor::Tensor;
 use rayon::prelude::*;
 
-use crate::flex::{matrix, numbers, plain_f32, rows_a_task, shape2};
+use crate::flex::{matrix, numbers, plain_f32, plain_half, rows_a_task, shape2, wide};
 use crate::simd::vectorize;
 
 /// Turns every head of every row: `x_nc` `[n, heads · e]`, `cos_nf` and `sin_nf` `[n, e/2]` →
@@ -41,6 +41,9 @@ pub fn rotary(x_nc: Tensor<2>, cos_nf: Tensor<2>, sin_nf: Tensor<2>) -> Tensor<2
             sin_nf.into_dispatch(),
         );
         Tensor::from_dispatch(<Dispatch as RotaryOps>::rotary(x, cos, sin, false))
+    } else if plain_half(&x_nc) {
+        let dtype = x_nc.dtype();
+        rotary(wide(x_nc), wide(cos_nf), wide(sin_nf)).cast(dtype)
     } else {
         rotary_reference(x_nc, cos_nf, sin_nf)
     }

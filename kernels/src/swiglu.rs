@@ -17,7 +17,7 @@ use burn::tensor::activation::silu;
 use rayon::prelude::*;
 
 use crate::exp::exp;
-use crate::flex::{matrix, numbers, plain_f32, shape2};
+use crate::flex::{matrix, numbers, plain_f32, plain_half, shape2, wide};
 use crate::simd::vectorize;
 
 /// silu(gate) · up: `[n, w]` twice → `[n, w]`; differentiable in both.
@@ -30,6 +30,9 @@ pub fn swiglu(gate_nw: Tensor<2>, up_nw: Tensor<2>) -> Tensor<2> {
     if plain_f32(&gate_nw) && plain_f32(&up_nw) {
         let (gate, up) = (gate_nw.into_dispatch(), up_nw.into_dispatch());
         Tensor::from_dispatch(<Dispatch as SwigluOps>::swiglu(gate, up))
+    } else if plain_half(&gate_nw) {
+        let dtype = gate_nw.dtype();
+        swiglu(wide(gate_nw), wide(up_nw)).cast(dtype)
     } else {
         swiglu_reference(gate_nw, up_nw)
     }

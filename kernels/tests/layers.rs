@@ -279,3 +279,52 @@ fn adamw_steps_and_sums_of_squares() {
         assert!((squares / exact_squares - 1.0).abs() < 1e-12);
     }
 }
+
+/// In bf16 the operands are rounded, and so is the result; what lies between is f32's.
+#[test]
+fn half_precision_is_f32_between_two_roundings() {
+    let how = Attention {
+        heads: 2,
+        key_heads: 1,
+        scale: 0.5,
+        softcap: None,
+        window: None,
+    };
+    let ops: [(&str, Op<'_>, Vec<[usize; 2]>); 4] = [
+        (
+            "linear",
+            &|inputs| linear(inputs[0].clone(), inputs[1].clone()),
+            vec![[9, 40], [7, 40]],
+        ),
+        (
+            "rms_norm",
+            &|inputs| rms_norm(inputs[0].clone(), inputs[1].clone().flatten(0, 1), 1e-5),
+            vec![[9, 40], [1, 40]],
+        ),
+        (
+            "swiglu",
+            &|inputs| swiglu(inputs[0].clone(), inputs[1].clone()),
+            vec![[9, 40], [9, 40]],
+        ),
+        (
+            "attention",
+            &|inputs| {
+                let [q, k, v] = inputs.try_into().unwrap();
+                attention(q, k, v, &[4, 5], &how)
+            },
+            vec![[9, 8], [9, 4], [9, 4]],
+        ),
+    ];
+    for (what, op, shapes) in ops {
+        let tracked = vec![true; shapes.len()];
+        let rounded = |inputs: Vec<Tensor<2>>| {
+            let inputs = inputs.into_iter().map(|x| x.cast(DType::BF16)).collect();
+            op(inputs).cast(DType::F32)
+        };
+        let found = run(&rounded, &shapes, &tracked, DType::F32);
+        let exact = run(op, &shapes, &tracked, DType::F32);
+        let worst = difference(&found, &exact);
+        assert!(worst < 0.02, "{what}: {worst:e}");
+        assert!(worst > 0.0, "{what} was not rounded at all");
+    }
+}
