@@ -10,7 +10,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use potstill::datasets::Tokenizer;
-use potstill::model::{DType, Device, Sampling, generate, load};
+use potstill::model::{DType, Device, Limits, Sampling, Stop, generate, load};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut args = std::env::args().skip(1);
@@ -23,9 +23,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let sampling = Sampling {
         max_new_tokens: new_tokens.parse()?,
         temperature: 0.0,
-        top_k: None,
-        top_p: 1.0,
-        min_p: 0.0,
+        ..Sampling::default()
     };
     for prompt in args {
         let prompt_ids = tokenizer.encode(&prompt, true)?;
@@ -34,9 +32,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let answers = generate(
             &model,
             &prompts,
-            tokenizer.eos_ids(),
+            &Stop::at(tokenizer.eos_ids()),
             &sampling,
             &[0],
+            &Limits::default(),
             &mut progress,
         )?;
         for answer in answers.unwrap_or_default() {

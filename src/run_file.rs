@@ -174,6 +174,11 @@ pub struct Collect {
     pub top_p: Mass,
     /// Tokens with less than this share of the likeliest one's probability are not sampled.
     pub min_p: Fraction,
+    /// Divides the logits of tokens that are in the prompt or in the answer so far where they are
+    /// positive, and multiplies them where they are negative.
+    pub repetition_penalty: Positive,
+    /// Texts that end an answer, which then stops before them.
+    pub stop: Vec<String>,
     /// Sequences asked together. Part of what makes answers reproducible.
     pub batch: Count,
     /// Distributions to store beside the text. Without them, and without `[score]`, the text alone
@@ -192,6 +197,8 @@ impl Default for Collect {
             top_k: None,
             top_p: default_of(1.0),
             min_p: default_of(0.0),
+            repetition_penalty: default_of(1.0),
+            stop: Vec::new(),
             batch: default_of(16.0),
             signals: None,
             reasoning: None,

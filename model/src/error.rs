@@ -162,6 +162,12 @@ pub enum Error {
         /// What it may be.
         range: &'static str,
     },
+    /// A stop string is empty.
+    #[error("stop string {index} is empty, which would end every answer at once: leave it out")]
+    EmptyStop {
+        /// Which one, from 0.
+        index: usize,
+    },
     /// The device could not give the values of a tensor.
     #[error("cannot read {what} from the device: {why}")]
     Device {

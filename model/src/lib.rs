@@ -4,7 +4,7 @@
 //! - [`Llama`] is the model: [`Llama::hidden`] and [`Llama::logits`] are differentiable in the weights.
 //! - [`named_parameters`] and [`map_parameters`] give and replace parameters by Hugging Face names.
 //! - [`device`] finds what computes by name.
-//! - [`generate`] samples from a batch of prompts; [`cut`] makes a shallower model.
+//! - [`generate`] answers prompts, many at a time; [`cut`] makes a shallower model.
 //!
 //! Tensors carry their dimensions as a suffix: b batch, t position, n = b·t rows, v vocabulary, d model
 //! width, h query heads, g key and value heads, e width of a head.
@@ -30,6 +30,6 @@ pub use config::Config;
 pub use cut::cut;
 pub use device::{DEVICES, device};
 pub use error::Error;
-pub use generate::{Generated, Sampling, generate};
+pub use generate::{End, Generated, Limits, Sampling, Stop, generate};
 pub use llama::{Llama, documents};
 pub use parameters::{MapParameters, Parameter, map_parameters, named_parameters};

@@ -21,6 +21,12 @@ pub(super) fn broken(file: &RunFile, text: &str) -> Vec<Problem> {
             "`open` and `close` may not be empty; leave `reasoning` out where the teacher does not mark it".to_owned(),
         );
     }
+    if file.collect.stop.iter().any(String::is_empty) {
+        broken(
+            &["collect", "stop"],
+            "an empty text would end every answer at once: leave it out".to_owned(),
+        );
+    }
     student(file, &mut broken);
     train(file, &mut broken);
     problems

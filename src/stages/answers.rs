@@ -129,9 +129,7 @@ fn samples(
     let sampling = Sampling {
         max_new_tokens: settings.max_new_tokens.get(),
         temperature: 0.0,
-        top_k: None,
-        top_p: 1.0,
-        min_p: 0.0,
+        ..Sampling::default()
     };
     let mut work = context.talk.work(stage, "answers", 0, prompts.len() as u64);
     let (mut samples, mut tokens) = (Vec::with_capacity(prompts.len()), 0);
@@ -144,7 +142,7 @@ fn samples(
             })
             .collect();
         let go_on = &mut |_: usize| ControlFlow::Continue(());
-        let completions = model.sample(&asks, &sampling, 0, go_on)?;
+        let completions = model.sample(&asks, &sampling, &[], 0, go_on)?;
         let completions = completions.context("the model stopped without being asked to")?;
         for (prompt, completion) in batch.iter().zip(completions) {
             let reference = grade::reference(grader, prompt)?;

@@ -142,6 +142,12 @@ fn answers(run: &Loaded, folder: &Path) -> anyhow::Result<Value> {
     if collect.min_p.get() > 0.0 {
         answers["min_p"] = json!(collect.min_p.get());
     }
+    if collect.repetition_penalty.get() != 1.0 {
+        answers["repetition_penalty"] = json!(collect.repetition_penalty.get());
+    }
+    if !collect.stop.is_empty() {
+        answers["stop"] = json!(collect.stop);
+    }
     Ok(answers)
 }
 
@@ -220,6 +226,7 @@ struct Teacher {
     local: Local,
     provenance: Provenance,
     sampling: Sampling,
+    stop: Vec<String>,
     scoring: Option<Scoring>,
     seed: u64,
 }
@@ -234,6 +241,7 @@ impl Teacher {
             top_k: collect.top_k.map(|k| k.get()),
             top_p: collect.top_p.get(),
             min_p: collect.min_p.get(),
+            repetition_penalty: collect.repetition_penalty.get(),
         };
         let scoring = collect
             .signals
@@ -241,11 +249,12 @@ impl Teacher {
             .map(|s| scoring(s.top_k, &s.temperatures));
         let seed = u64::from(run.seed);
         let temperatures = scoring.as_ref().map_or(&[][..], |s| &s.temperatures);
-        let provenance = local.provenance(&sampling, seed, temperatures);
+        let provenance = local.provenance(&sampling, &collect.stop, seed, temperatures);
         Ok(Teacher {
             local,
             provenance,
             sampling,
+            stop: collect.stop.clone(),
             scoring,
             seed,
         })
@@ -269,9 +278,10 @@ impl Teacher {
             progress(tokens);
             ControlFlow::Continue(())
         };
+        let (sampling, stop) = (&self.sampling, &self.stop);
         let completions = self
             .local
-            .sample(&asks, &self.sampling, self.seed, &mut progress)?;
+            .sample(&asks, sampling, stop, self.seed, &mut progress)?;
         let completions = completions.context("the teacher stopped without being asked to")?;
         let Some(scoring) = &self.scoring else {
             return Ok(completions.into_iter().map(|c| (c, None)).collect());

@@ -9,7 +9,9 @@ use potstill_datasets::{
     ChatTemplate, Completion, FinishReason, Prompt, Provenance, Reasoning, SampledToken, Tokenizer,
     Usage, canonical_json, encode_answer, hash_file, prompt_ids, split_reasoning,
 };
-use potstill_model::{DType, Device, Generated, Llama, Sampling, generate, load, weight_files};
+use potstill_model::{
+    DType, Device, End, Generated, Limits, Llama, Sampling, Stop, generate, load, weight_files,
+};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
@@ -139,9 +141,15 @@ impl Local {
 
     /// Where answers of this teacher come from, for the footer of their file.
     ///
-    /// `sampling` and `seed` are how they were drawn; `temperatures` are those of the scoring.
+    /// `sampling`, `stop` and `seed` are how they were drawn; `temperatures` are those of the scoring.
     #[must_use]
-    pub fn provenance(&self, sampling: &Sampling, seed: u64, temperatures: &[f32]) -> Provenance {
+    pub fn provenance(
+        &self,
+        sampling: &Sampling,
+        stop: &[String],
+        seed: u64,
+        temperatures: &[f32],
+    ) -> Provenance {
         let mut drawn = json!({
             "max_new_tokens": sampling.max_new_tokens,
             "seed": seed,
@@ -154,6 +162,12 @@ impl Local {
         }
         if sampling.min_p > 0.0 {
             drawn["min_p"] = json!(sampling.min_p);
+        }
+        if sampling.repetition_penalty != 1.0 {
+            drawn["repetition_penalty"] = json!(sampling.repetition_penalty);
+        }
+        if !stop.is_empty() {
+            drawn["stop"] = json!(stop);
         }
         self.provenance_of(canonical_json(&drawn), temperatures)
     }
@@ -199,9 +213,11 @@ impl Local {
         })
     }
 
-    /// Answers all of `asks` in one batch; their order is the order of the result.
+    /// Answers all of `asks`; their order is the order of the result, and an answer does not depend on
+    /// the others. As many run at a time as [`Limits`] has by default.
     ///
-    /// Each answer's randomness follows from `seed`, its prompt's id and its sample index alone.
+    /// An answer ends with the token that completes one of the `stop` texts, if not before, and its text
+    /// ends before that text. Each answer's randomness follows from `seed`, its prompt's id and its sample index alone.
     /// `progress` is told after each step how many tokens there are so far; when it breaks, the result is
     /// `None`. The rows' `provenance` is 0.
     ///
@@ -212,6 +228,7 @@ impl Local {
         &self,
         asks: &[Ask<'_>],
         sampling: &Sampling,
+        stop: &[String],
         seed: u64,
         progress: &mut dyn FnMut(usize) -> ControlFlow<()>,
     ) -> Result<Option<Vec<Completion>>, Error> {
@@ -230,19 +247,39 @@ impl Local {
             prompts.push(ids);
         }
         let seeds: Vec<u64> = asks.iter().map(|ask| sequence_seed(seed, ask)).collect();
-        let eos = self.tokenizer.eos_ids();
-        let Some(answers) = generate(&self.model, &prompts, eos, sampling, &seeds, progress)?
-        else {
+        let strings: Vec<Vec<u8>> = stop.iter().map(|text| text.clone().into_bytes()).collect();
+        let stop = Stop {
+            ids: self.tokenizer.eos_ids(),
+            strings: &strings,
+            token_bytes: &|id| self.tokenizer.token_bytes(id),
+        };
+        let limits = Limits::default();
+        let answers = generate(
+            &self.model,
+            &prompts,
+            &stop,
+            sampling,
+            &seeds,
+            &limits,
+            progress,
+        )?;
+        let Some(answers) = answers else {
             return Ok(None);
         };
         let rows = asks.iter().zip(&prompts).zip(answers);
         Ok(Some(
-            rows.map(|((ask, ids), answer)| self.completion(ask, ids.len(), &answer))
+            rows.map(|((ask, ids), answer)| self.completion(ask, ids.len(), &answer, &strings))
                 .collect(),
         ))
     }
 
-    fn completion(&self, ask: &Ask<'_>, prompt_tokens: usize, answer: &Generated) -> Completion {
+    fn completion(
+        &self,
+        ask: &Ask<'_>,
+        prompt_tokens: usize,
+        answer: &Generated,
+        stop: &[Vec<u8>],
+    ) -> Completion {
         let tokens: Vec<SampledToken> = answer
             .ids
             .iter()
@@ -255,12 +292,18 @@ impl Local {
             })
             .collect();
         // The text is what the tokens spell, but for the EOS. A character cut off at the end is replaced.
-        let spelled = tokens.len() - usize::from(answer.finished);
-        let bytes: Vec<u8> = tokens
+        let spelled = tokens.len() - usize::from(answer.end == End::StopId);
+        let mut bytes: Vec<u8> = tokens
             .iter()
             .take(spelled)
             .flat_map(|token| token.bytes.iter().copied())
             .collect();
+        if answer.end == End::StopString {
+            let start = |stop: &Vec<u8>| bytes.windows(stop.len()).position(|part| part == stop);
+            if let Some(end) = stop.iter().filter_map(start).min() {
+                bytes.truncate(end);
+            }
+        }
         let text = String::from_utf8_lossy(&bytes).into_owned();
         let (reasoning, text) = match &self.reasoning {
             Some(marks) => split_reasoning(&text, marks),
@@ -272,10 +315,9 @@ impl Local {
             reasoning,
             answer: text,
             tool_calls: Vec::new(),
-            finish_reason: if answer.finished {
-                FinishReason::Stop
-            } else {
-                FinishReason::Length
+            finish_reason: match answer.end {
+                End::StopId | End::StopString => FinishReason::Stop,
+                End::Length => FinishReason::Length,
             },
             usage: Usage {
                 prompt_tokens: prompt_tokens as u32,

@@ -122,15 +122,27 @@ fn narrow_sampling_and_packing_are_recorded_only_where_they_are_on() {
         [
             collect["settings"]["answers"]["top_k"].clone(),
             collect["settings"]["answers"]["min_p"].clone(),
+            collect["settings"]["answers"]["repetition_penalty"].clone(),
+            collect["settings"]["answers"]["stop"].clone(),
             train["settings"]["train"]["packing"].clone(),
         ]
     };
     run.run();
-    assert_eq!(recorded(), [json!(null), json!(null), json!(null)]);
-    run.edit("samples = 2", "samples = 2\ntop_k = 40\nmin_p = 0.05");
+    assert_eq!(recorded(), [(); 5].map(|()| json!(null)));
+    run.edit(
+        "samples = 2",
+        "samples = 2\ntop_k = 40\nmin_p = 0.05\nrepetition_penalty = 1.1\nstop = [\"##\"]",
+    );
     run.edit("micro_batch = 2", "micro_batch = 2\npacking = true");
     run.run();
-    assert_eq!(recorded(), [json!(40), json!(0.05), json!(true)]);
+    let expected = [
+        json!(40),
+        json!(0.05),
+        json!(1.1),
+        json!(["##"]),
+        json!(true),
+    ];
+    assert_eq!(recorded(), expected);
 }
 
 #[test]

@@ -3,10 +3,10 @@
 use std::ops::ControlFlow;
 
 use burn::module::Module;
-use burn::tensor::DType;
-use potstill_model::{Generated, Llama, Sampling, generate};
+use burn::tensor::{DType, Device};
+use potstill_model::{End, Generated, Limits, Llama, Sampling, Stop, generate, load};
 
-use crate::{host, ids, lively};
+use crate::{host, ids, lively, real};
 
 const GREEDY: Sampling = Sampling {
     max_new_tokens: 12,
@@ -14,6 +14,7 @@ const GREEDY: Sampling = Sampling {
     top_k: None,
     top_p: 1.0,
     min_p: 0.0,
+    repetition_penalty: 1.0,
 };
 
 fn prompts() -> Vec<Vec<u32>> {
@@ -27,8 +28,26 @@ fn prompts() -> Vec<Vec<u32>> {
 
 fn run(model: &Llama, prompts: &[Vec<u32>], eos: &[u32], sampling: &Sampling) -> Vec<Generated> {
     let seeds: Vec<u64> = (0..prompts.len() as u64).map(|row| 100 + row).collect();
+    run_with(
+        model,
+        prompts,
+        &Stop::at(eos),
+        sampling,
+        &seeds,
+        &Limits::default(),
+    )
+}
+
+fn run_with(
+    model: &Llama,
+    prompts: &[Vec<u32>],
+    stop: &Stop<'_>,
+    sampling: &Sampling,
+    seeds: &[u64],
+    limits: &Limits,
+) -> Vec<Generated> {
     let mut forward = |_| ControlFlow::Continue(());
-    generate(model, prompts, eos, sampling, &seeds, &mut forward)
+    generate(model, prompts, stop, sampling, seeds, limits, &mut forward)
         .unwrap()
         .unwrap()
 }
@@ -48,7 +67,7 @@ fn the_cache_changes_nothing() {
     let model = lively(DType::F64);
     for (prompt, answer) in prompts().iter().zip(run(&model, &prompts(), &[], &GREEDY)) {
         assert_eq!(answer.ids.len(), 12);
-        assert!(!answer.finished);
+        assert_eq!(answer.end, End::Length);
         let mut text = prompt.clone();
         for (id, logprob) in answer.ids.iter().zip(&answer.logprobs) {
             let expected = logprobs(&model, &text);
@@ -60,36 +79,175 @@ fn the_cache_changes_nothing() {
     }
 }
 
+/// Prompts of many lengths: equal ones, ones that begin alike over several pages, and single tokens.
+fn crowd(vocab_size: u32) -> Vec<Vec<u32>> {
+    let text = |seed: u32, length: u32| -> Vec<u32> {
+        let id = |t| (seed * 7919 + t * t * 31 + t * 17 + 5) % vocab_size;
+        (0..length).map(id).collect()
+    };
+    let mut prompts: Vec<Vec<u32>> = (0..7).map(|i| text(i, 1 + i * 5)).collect();
+    for _ in 0..3 {
+        prompts.push(text(3, 32));
+        prompts.push(text(3, 33));
+    }
+    prompts.push([text(3, 20), text(9, 7)].concat());
+    prompts
+}
+
+/// What shares a batch, and how it is run.
+fn arrangements() -> Vec<Limits> {
+    let limits = |cache_tokens, sequences, prefill_rows, page_size| Limits {
+        cache_tokens,
+        sequences,
+        prefill_rows,
+        page_size,
+    };
+    vec![
+        limits(1 << 15, 64, 512, 16),
+        limits(0, 64, 512, 16),
+        limits(200, 5, 7, 4),
+        limits(150, 3, 1, 1),
+        limits(1000, 64, 30, 33),
+    ]
+}
+
+/// The answers are the same, bit for bit, alone, together, in other orders and under other limits.
+fn answers_stand_alone(model: &Llama, prompts: &[Vec<u32>], eos: &[u32], sampling: &Sampling) {
+    let (count, stop) = (prompts.len(), Stop::at(eos));
+    let seeds: Vec<u64> = (0..count as u64).map(|row| 100 + row).collect();
+    let pick = |order: &[usize]| -> (Vec<Vec<u32>>, Vec<u64>) {
+        order
+            .iter()
+            .map(|row| (prompts[*row].clone(), seeds[*row]))
+            .unzip()
+    };
+    let alone: Vec<Generated> = (0..count)
+        .map(|row| {
+            let (prompts, seeds) = pick(&[row]);
+            run_with(model, &prompts, &stop, sampling, &seeds, &Limits::default()).remove(0)
+        })
+        .collect();
+    let backwards: Vec<usize> = (0..count).rev().collect();
+    let mixed: Vec<usize> = (0..count).map(|row| (row * 5 + 3) % count).collect();
+    let some: Vec<usize> = (0..count).step_by(3).collect();
+    for order in [(0..count).collect(), backwards, mixed, some] {
+        for limits in arrangements() {
+            let (prompts, seeds) = pick(&order);
+            let found = run_with(model, &prompts, &stop, sampling, &seeds, &limits);
+            for (row, found) in order.iter().zip(found) {
+                assert_eq!(found, alone[*row], "{sampling:?} {limits:?}, prompt {row}");
+            }
+        }
+    }
+}
+
 #[test]
-fn a_batch_equals_its_rows_alone() {
-    for dtype in [DType::F32, DType::F64] {
+fn an_answer_does_not_depend_on_what_shares_the_batch() {
+    for dtype in [DType::F32, DType::F64, DType::BF16] {
         let model = lively(dtype);
-        for (temperature, top_k, min_p) in
-            [(0.0, None, 0.0), (1.0, None, 0.0), (1.0, Some(7), 0.02)]
-        {
+        for (temperature, top_k, min_p, repetition_penalty) in [
+            (0.0, None, 0.0, 1.0),
+            (1.0, None, 0.0, 1.0),
+            (1.0, Some(7), 0.02, 1.2),
+        ] {
             let sampling = Sampling {
+                max_new_tokens: 14,
                 temperature,
                 top_k,
                 top_p: 0.9,
                 min_p,
-                ..GREEDY
+                repetition_penalty,
             };
-            let together = run(&model, &prompts(), &[2, 11], &sampling);
-            for (row, prompt) in prompts().into_iter().enumerate() {
-                let seed = [100 + row as u64];
-                let mut forward = |_| ControlFlow::Continue(());
-                let alone = generate(&model, &[prompt], &[2, 11], &sampling, &seed, &mut forward)
-                    .unwrap()
-                    .unwrap()
-                    .remove(0);
-                assert_eq!(alone.ids, together[row].ids);
-                assert_eq!(alone.finished, together[row].finished);
-                for (a, b) in alone.logprobs.iter().zip(&together[row].logprobs) {
-                    assert!((a - b).abs() < 1e-4);
-                }
-            }
+            answers_stand_alone(&model, &crowd(23), &[2, 11], &sampling);
         }
     }
+}
+
+#[test]
+fn an_answer_of_a_real_model_does_not_depend_on_what_shares_the_batch() {
+    for (name, new_tokens) in [("stories260K", 24), ("SmolLM2-135M-Instruct", 6)] {
+        let Some(dir) = real(&format!("models/{name}")) else {
+            continue;
+        };
+        if !dir.join("model.safetensors").exists() {
+            eprintln!("skipped: {name} has no weights here");
+            continue;
+        }
+        let model = load(&dir, DType::F32, &Device::flex()).unwrap();
+        let prompts = crowd(500);
+        let count = if new_tokens > 10 { prompts.len() } else { 4 };
+        let sampling = Sampling {
+            max_new_tokens: new_tokens,
+            temperature: 0.8,
+            ..Sampling::default()
+        };
+        answers_stand_alone(&model, &prompts[prompts.len() - count..], &[2], &sampling);
+    }
+}
+
+#[test]
+fn pieces_of_a_prompt_are_the_prompt() {
+    let model = lively(DType::F64);
+    for (prompt, answer) in crowd(23).iter().zip(run(&model, &crowd(23), &[], &GREEDY)) {
+        let mut text = prompt.clone();
+        for (id, logprob) in answer.ids.iter().zip(&answer.logprobs) {
+            let expected = logprobs(&model, &text);
+            assert!((f64::from(*logprob) - expected[*id as usize]).abs() < 1e-5);
+            text.push(*id);
+        }
+    }
+}
+
+#[test]
+fn a_stop_string_ends_an_answer_wherever_tokens_are_cut() {
+    let model = lively(DType::F32);
+    let open = run(&model, &prompts(), &[], &GREEDY);
+    // Token i spells two letters, so that a string can begin and end inside of tokens.
+    let bytes = |id: u32| vec![b'a' + (id % 23) as u8, b'A' + (id % 23) as u8];
+    let spelled: Vec<u8> = open[1].ids.iter().flat_map(|id| bytes(*id)).collect();
+    let strings = [spelled[5..10].to_vec(), b"never".to_vec()];
+    let stop = Stop {
+        ids: &[],
+        strings: &strings,
+        token_bytes: &bytes,
+    };
+    let seeds = [100, 101, 102, 103];
+    let found = run_with(
+        &model,
+        &prompts(),
+        &stop,
+        &GREEDY,
+        &seeds,
+        &Limits::default(),
+    );
+    for (answer, open) in found.iter().zip(&open) {
+        let spelled: Vec<u8> = open.ids.iter().flat_map(|id| bytes(*id)).collect();
+        let at = spelled.windows(5).position(|part| part == strings[0]);
+        let tokens = at.map_or(12, |at| (at + 5).div_ceil(2));
+        assert_eq!(answer.ids, open.ids[..tokens]);
+        let end = at.map_or(End::Length, |_| End::StopString);
+        assert_eq!(answer.end, end);
+    }
+    assert_eq!(found[1].end, End::StopString);
+    let empty = Stop {
+        strings: &[b"a".to_vec(), Vec::new()],
+        ..stop
+    };
+    let mut forward = |_| ControlFlow::Continue(());
+    let limits = Limits::default();
+    let error = generate(
+        &model,
+        &prompts(),
+        &empty,
+        &GREEDY,
+        &seeds,
+        &limits,
+        &mut forward,
+    );
+    assert_eq!(
+        error.unwrap_err().to_string(),
+        "stop string 1 is empty, which would end every answer at once: leave it out"
+    );
 }
 
 #[test]
@@ -123,7 +281,8 @@ fn an_eos_ends_an_answer_and_is_kept() {
             .map_or(12, |at| at + 1);
         assert_eq!(answer.ids, open.ids[..end]);
         assert_eq!(answer.logprobs.len(), answer.ids.len());
-        assert_eq!(answer.finished, open.ids.contains(&eos));
+        let stopped = open.ids.contains(&eos);
+        assert_eq!(answer.end == End::StopId, stopped);
     }
 }
 
@@ -172,7 +331,17 @@ fn progress_counts_tokens_and_can_stop() {
         }
         ControlFlow::Continue(())
     };
-    let stopped = generate(&model, &prompts(), &[], &GREEDY, &[0; 4], &mut watch).unwrap();
+    let (stop, limits) = (Stop::at(&[]), Limits::default());
+    let stopped = generate(
+        &model,
+        &prompts(),
+        &stop,
+        &GREEDY,
+        &[0; 4],
+        &limits,
+        &mut watch,
+    );
+    let stopped = stopped.unwrap();
     assert_eq!(stopped, None);
     assert_eq!(seen, [4, 8, 12]);
     assert_eq!(run(&model, &[], &[], &GREEDY), []);
@@ -183,9 +352,18 @@ fn refused_requests_say_what_is_wrong() {
     let model = lively(DType::F32);
     let fail = |prompts: &[Vec<u32>], sampling: &Sampling, seeds: &[u64]| {
         let mut forward = |_| ControlFlow::Continue(());
-        generate(&model, prompts, &[], sampling, seeds, &mut forward)
-            .unwrap_err()
-            .to_string()
+        let (stop, limits) = (Stop::at(&[]), Limits::default());
+        generate(
+            &model,
+            prompts,
+            &stop,
+            sampling,
+            seeds,
+            &limits,
+            &mut forward,
+        )
+        .unwrap_err()
+        .to_string()
     };
     assert_eq!(
         fail(&[vec![1], vec![]], &GREEDY, &[0, 0]),
@@ -248,4 +426,30 @@ fn refused_requests_say_what_is_wrong() {
             )
         );
     }
+    let sampling = Sampling {
+        repetition_penalty: 0.0,
+        ..GREEDY
+    };
+    assert_eq!(
+        fail(&[vec![1]], &sampling, &[0]),
+        "sampling setting `repetition_penalty` is 0: it is above 0; 1 leaves the logits as they are"
+    );
+    let limits = Limits {
+        prefill_rows: 0,
+        ..Limits::default()
+    };
+    let mut forward = |_| ControlFlow::Continue(());
+    let error = generate(
+        &model,
+        &[vec![1]],
+        &Stop::at(&[]),
+        &GREEDY,
+        &[0],
+        &limits,
+        &mut forward,
+    );
+    assert_eq!(
+        error.unwrap_err().to_string(),
+        "sampling setting `prefill_rows` is 0: it is at least 1"
+    );
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use burn::module::Module;
 use burn::tensor::{DType, Device};
-use potstill_model::{Config, Llama, Sampling, generate, load};
+use potstill_model::{Config, Limits, Llama, Sampling, Stop, generate, load};
 use serde_json::Value;
 
 use crate::{host, ids, real, values};
@@ -101,17 +101,24 @@ fn greedy(model: &Llama, item: &Value) {
     let sampling = Sampling {
         max_new_tokens: 32,
         temperature: 0.0,
-        top_k: None,
-        top_p: 1.0,
-        min_p: 0.0,
+        ..Sampling::default()
     };
     let eos = model.config().eos_token_id.clone();
     let prompt = as_ids(&numbers(&item["ids"]));
     let mut forward = |_| ControlFlow::Continue(());
-    let found = generate(model, &[prompt], &eos, &sampling, &[0], &mut forward)
-        .unwrap()
-        .unwrap()
-        .remove(0);
+    let (stop, limits) = (Stop::at(&eos), Limits::default());
+    let found = generate(
+        model,
+        &[prompt],
+        &stop,
+        &sampling,
+        &[0],
+        &limits,
+        &mut forward,
+    )
+    .unwrap()
+    .unwrap()
+    .remove(0);
     assert_eq!(found.ids, expected, "{}", item["text"]);
     let logprobs: Vec<f64> = found.logprobs.iter().map(|x| f64::from(*x)).collect();
     let largest = largest_difference(&logprobs, &numbers(&item["greedy32_logprobs"]));

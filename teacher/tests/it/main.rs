@@ -19,6 +19,7 @@ const GREEDY: Sampling = Sampling {
     top_k: None,
     top_p: 1.0,
     min_p: 0.0,
+    repetition_penalty: 1.0,
 };
 
 #[test]
@@ -168,6 +169,7 @@ fn sampled_logprobs_are_those_of_the_signals() {
         top_k: None,
         top_p: 0.95,
         min_p: 0.0,
+        repetition_penalty: 1.0,
     };
     let all: Vec<&Prompt> = prompts.iter().collect();
     let answers = sample(&teacher, &all, &sampling);
@@ -200,10 +202,11 @@ fn answers_and_signals_repeat_bit_for_bit() {
         top_k: None,
         top_p: 1.0,
         min_p: 0.0,
+        repetition_penalty: 1.0,
     };
     let run = |seed| {
         let mut forward = |_| ControlFlow::Continue(());
-        let answers = teacher.sample(&asks, &sampling, seed, &mut forward);
+        let answers = teacher.sample(&asks, &sampling, &[], seed, &mut forward);
         answers.unwrap().unwrap()
     };
     let answers = run(5);
@@ -277,7 +280,10 @@ fn progress_can_stop_both() {
         sample_index: 0,
     }];
     let mut stop = |_| ControlFlow::Break(());
-    assert_eq!(teacher.sample(&asks, &GREEDY, 0, &mut stop).unwrap(), None);
+    assert_eq!(
+        teacher.sample(&asks, &GREEDY, &[], 0, &mut stop).unwrap(),
+        None
+    );
     let texts = [text_of(vec![1, 5, 6], 1)];
     assert_eq!(teacher.score(&texts, &scoring(4), &mut stop).unwrap(), None);
     assert_eq!(score(&teacher, &[], &scoring(4)), []);
@@ -292,7 +298,7 @@ fn provenance_follows_the_checkpoint() {
         let plain = Some(ChatTemplate::plain().unwrap());
         Local::open(settings(dir, plain))
             .unwrap()
-            .provenance(&GREEDY, 3, &[2.0])
+            .provenance(&GREEDY, &[], 3, &[2.0])
     };
     let provenance = open(&dir);
     assert_eq!(provenance.teacher, "stories260K");
@@ -305,13 +311,14 @@ fn provenance_follows_the_checkpoint() {
     let narrow = Sampling {
         top_k: Some(40),
         min_p: 0.05,
+        repetition_penalty: 1.5,
         ..GREEDY
     };
     let plain = Some(ChatTemplate::plain().unwrap());
     let drawn = Local::open(settings(&dir, plain)).unwrap();
     assert_eq!(
-        drawn.provenance(&narrow, 3, &[]).sampling,
-        r#"{"max_new_tokens":32,"min_p":0.05,"seed":3,"temperature":0.0,"top_k":40,"top_p":1.0}"#
+        drawn.provenance(&narrow, &["%".to_owned()], 3, &[]).sampling,
+        r#"{"max_new_tokens":32,"min_p":0.05,"repetition_penalty":1.5,"seed":3,"stop":["%"],"temperature":0.0,"top_k":40,"top_p":1.0}"#
     );
     assert_eq!(provenance.revision.len(), 64);
     assert_eq!(provenance, open(&dir));
@@ -337,7 +344,9 @@ fn refused_requests_say_what_is_wrong() {
         sample_index: 0,
     }];
     let mut forward = |_| ControlFlow::Continue(());
-    let error = teacher.sample(&asks, &GREEDY, 0, &mut forward).unwrap_err();
+    let error = teacher
+        .sample(&asks, &GREEDY, &[], 0, &mut forward)
+        .unwrap_err();
     let tokens = teacher.prompt_ids(&long).unwrap().len();
     assert_eq!(
         error.to_string(),
@@ -451,7 +460,7 @@ fn sample(
     let asks: Vec<Ask<'_>> = prompts.iter().copied().map(ask).collect();
     let mut forward = |_| ControlFlow::Continue(());
     teacher
-        .sample(&asks, sampling, 11, &mut forward)
+        .sample(&asks, sampling, &[], 11, &mut forward)
         .unwrap()
         .unwrap()
 }
