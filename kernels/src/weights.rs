@@ -3,6 +3,8 @@
 //! In f64, since a token is drawn by where a running sum of tens of thousands of weights passes a
 //! random number.
 
+use pulp::{Simd, WithSimd};
+
 use crate::simd::vectorize;
 
 /// Numbers of a sum that are kept apart until its end.
@@ -11,25 +13,7 @@ const LANES: usize = 16;
 /// The largest of `logits_v`; −∞ where there is none, and NaN is passed over.
 #[must_use]
 pub fn largest_logit(logits_v: &[f32]) -> f32 {
-    vectorize(|| {
-        let mut lanes = [f32::NEG_INFINITY; LANES];
-        let (chunks, rest) = logits_v.as_chunks::<LANES>();
-        for chunk in chunks {
-            for (lane, logit) in lanes.iter_mut().zip(chunk) {
-                *lane = larger(*lane, *logit);
-            }
-        }
-        lanes
-            .iter()
-            .chain(rest)
-            .copied()
-            .fold(f32::NEG_INFINITY, larger)
-    })
-}
-
-#[inline(always)]
-fn larger(a: f32, b: f32) -> f32 {
-    if b > a { b } else { a }
+    vectorize(Largest(logits_v))
 }
 
 /// Writes exp((logit − `largest`) / `temperature`) for each of `logits_v`, and gives their sum.
@@ -44,12 +28,55 @@ pub fn softmax_weights(
 ) -> f64 {
     weights_v.clear();
     weights_v.resize(logits_v.len(), 0.0);
-    let weights_v = weights_v.as_mut_slice();
-    let inverse = 1.0 / temperature;
-    vectorize(|| {
+    vectorize(Weights {
+        logits_v,
+        largest,
+        inverse: 1.0 / temperature,
+        weights_v,
+    })
+}
+
+struct Largest<'a>(&'a [f32]);
+
+impl WithSimd for Largest<'_> {
+    type Output = f32;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) -> f32 {
+        let mut lanes = [f32::NEG_INFINITY; LANES];
+        let (chunks, rest) = self.0.as_chunks::<LANES>();
+        for chunk in chunks {
+            for (lane, logit) in lanes.iter_mut().zip(chunk) {
+                *lane = larger(*lane, *logit);
+            }
+        }
+        let all = lanes.iter().chain(rest).copied();
+        all.fold(f32::NEG_INFINITY, larger)
+    }
+}
+
+#[inline(always)]
+fn larger(a: f32, b: f32) -> f32 {
+    if b > a { b } else { a }
+}
+
+struct Weights<'a> {
+    logits_v: &'a [f32],
+    largest: f32,
+    /// 1 / temperature.
+    inverse: f64,
+    weights_v: &'a mut [f64],
+}
+
+impl WithSimd for Weights<'_> {
+    type Output = f64;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) -> f64 {
+        let (largest, inverse) = (self.largest, self.inverse);
         let mut lanes = [0f64; LANES];
-        let (logits, logits_rest) = logits_v.as_chunks::<LANES>();
-        let (weights, weights_rest) = weights_v.as_chunks_mut::<LANES>();
+        let (logits, logits_rest) = self.logits_v.as_chunks::<LANES>();
+        let (weights, weights_rest) = self.weights_v.as_chunks_mut::<LANES>();
         for (logits, weights) in logits.iter().zip(weights) {
             for i in 0..LANES {
                 weights[i] = exp(f64::from(logits[i] - largest) * inverse);
@@ -62,7 +89,7 @@ pub fn softmax_weights(
             sum += *weight;
         }
         sum
-    })
+    }
 }
 
 /// ln 2 in two parts: the first has so few digits that its multiples are exact.

@@ -10,6 +10,7 @@ use crate::exp::exp;
 use crate::simd::vectorize;
 use burn::backend::flex::FlexTensor;
 use burn::tensor::{DType, Element, TensorData, bf16, f16};
+use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
 /// Numbers of a sum that are kept apart until its end: one 512-bit register of f32.
@@ -183,7 +184,14 @@ fn all_rows<S: Stored<W>, W: Wide>(
     let one = |scratch: &mut Scratch<W>, pair: usize, out: &mut [S]| {
         let q = &q[pair * shared * e..(pair + 1) * shared * e];
         let (row, head) = (&rows[pair / g], pair % g);
-        vectorize(|| attend_pair(&pool, row, head, q, out, scratch));
+        vectorize(Pair {
+            pool: &pool,
+            row,
+            head,
+            q,
+            out,
+            scratch,
+        });
     };
     let work: usize = rows.iter().map(|row| 2 * row.length * c).sum();
     if work < FEW {
@@ -219,16 +227,35 @@ impl<W> Default for Scratch<W> {
     }
 }
 
-/// The r = h / g queries `[r, e]` of one row that share a key head.
-#[inline(always)]
-fn attend_pair<S: Stored<W>, W: Wide>(
-    pool: &Pool<'_, S>,
-    row: &PagedRow<'_>,
+/// The r = h / g queries of one row that share a key head, and what comes of them: `[r, e]` each.
+struct Pair<'a, S, W> {
+    pool: &'a Pool<'a, S>,
+    row: &'a PagedRow<'a>,
     head: usize,
-    q: &[S],
-    out: &mut [S],
-    scratch: &mut Scratch<W>,
-) {
+    q: &'a [S],
+    out: &'a mut [S],
+    scratch: &'a mut Scratch<W>,
+}
+
+impl<S: Stored<W>, W: Wide> WithSimd for Pair<'_, S, W> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<V: Simd>(self, _: V) {
+        attend_pair(self);
+    }
+}
+
+#[inline(always)]
+fn attend_pair<S: Stored<W>, W: Wide>(pair: Pair<'_, S, W>) {
+    let Pair {
+        pool,
+        row,
+        head,
+        q,
+        out,
+        scratch,
+    } = pair;
     let (e, length) = (pool.e, row.length);
     let scale = W::of(1.0 / (e as f64).sqrt());
     scratch.queries.clear();
