@@ -317,7 +317,9 @@ fn provenance_follows_the_checkpoint() {
     let plain = Some(ChatTemplate::plain().unwrap());
     let drawn = Local::open(settings(&dir, plain)).unwrap();
     assert_eq!(
-        drawn.provenance(&narrow, &["%".to_owned()], 3, &[]).sampling,
+        drawn
+            .provenance(&narrow, &["%".to_owned()], 3, &[])
+            .sampling,
         r#"{"max_new_tokens":32,"min_p":0.05,"repetition_penalty":1.5,"seed":3,"stop":["%"],"temperature":0.0,"top_k":40,"top_p":1.0}"#
     );
     assert_eq!(provenance.revision.len(), 64);
