@@ -1,10 +1,5 @@
-//! Causal grouped-query attention and its rotary positions.
-//!
-//! Dimensions: b batch, t positions of the queries, u positions of the keys, h query heads, g key and
-//! value heads (h is a multiple of g), e the width of a head. Query head i uses key head i / (h / g),
-//! as in transformers' `repeat_kv`; keys and values are never repeated in memory.
+//! Rotary positions: the angles of a batch's rows.
 
-use burn::tensor::activation::softmax;
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use potstill_kernels::rotary;
 
@@ -46,40 +41,5 @@ impl Rotary {
     /// Turns each pair (x_i, x_{i + e/2}) of every head by its row's angle: `[n, heads·e]` → the same.
     pub(crate) fn turn(&self, x_nc: Tensor<2>) -> Tensor<2> {
         rotary(x_nc, self.cos_nf.clone(), self.sin_nf.clone())
-    }
-}
-
-/// Attention with an additive bias: 0 where a key is seen and −∞ where it is not.
-///
-/// `q_bhte`, `k_bgue`, `v_bgue`, a bias that broadcasts to `[b, h, t, u]` → `[b, h, t, e]`. Every row
-/// of the bias must leave at least one key. Keys and values may be views.
-pub(crate) fn attend(
-    q_bhte: Tensor<4>,
-    k_bgue: Tensor<4>,
-    v_bgue: Tensor<4>,
-    bias: Tensor<4>,
-) -> Tensor<4> {
-    let [b, h, t, e] = q_bhte.dims();
-    let [_, g, u, _] = k_bgue.dims();
-    let scale = 1.0 / (e as f64).sqrt();
-    let q_bgre = (q_bhte * scale).reshape([b, g, h / g * t, e]);
-    let scores_bgru = q_bgre.matmul(k_bgue.swap_dims(2, 3));
-    let dtype = scores_bgru.dtype();
-    // A softmax in half precision is taken in f32, as transformers does.
-    let weights_bhtu = match statistics_dtype(dtype) {
-        same if same == dtype => softmax(scores_bgru.reshape([b, h, t, u]) + bias, 3),
-        wide => softmax((scores_bgru.reshape([b, h, t, u]) + bias).cast(wide), 3).cast(dtype),
-    };
-    weights_bhtu
-        .reshape([b, g, h / g * t, u])
-        .matmul(v_bgue)
-        .reshape([b, h, t, e])
-}
-
-/// The type in which sums over many numbers are taken: f32 for the half precisions.
-pub(crate) fn statistics_dtype(dtype: DType) -> DType {
-    match dtype {
-        DType::F16 | DType::BF16 => DType::F32,
-        other => other,
     }
 }

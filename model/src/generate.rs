@@ -4,7 +4,7 @@
 //! last. Each layer keeps keys and values in a pool of pages; prompts that begin alike share them. An
 //! answer that ends leaves at once and its pages go to the next prompt in line.
 //!
-//! On the CPU, an answer does not depend on what shares the batch, on its order or size, nor on how the
+//! In f32 on the CPU, an answer does not depend on what shares the batch, on its order or size, nor on how the
 //! cache is cut into pages: each row of a step is computed by itself, bit for bit, and the randomness of
 //! a token follows from its answer's seed and its place in the answer.
 

@@ -6,7 +6,8 @@ use std::time::Instant;
 use anyhow::Context as _;
 use potstill_datasets::{ChatTemplate, Encoded, Signal, SignalRow};
 use potstill_model::{
-    DType, Device, Int, Llama, Module, Sampling, Tensor, TensorData, device, generate, load,
+    DType, Device, Int, Limits, Llama, Module, Sampling, Stop, Tensor, TensorData, device,
+    generate, load,
 };
 use potstill_student::{AdamW, Method, Overlong, Settings, clip_global_norm, window_gradient};
 use potstill_teacher::{Local, LocalSettings, Scoring, Text};
@@ -138,14 +139,14 @@ fn decode(request: &Request) -> anyhow::Result<Reply> {
     let sampling = Sampling {
         max_new_tokens: request.new_tokens,
         temperature: 0.0,
-        top_k: None,
-        top_p: 1.0,
-        min_p: 0.0,
+        ..Sampling::default()
     };
+    let (stop, limits) = (Stop::at(&[]), Limits::default());
     let seeds = vec![0; request.ids.len()];
     let (seconds, ids) = measured(request, || {
         let mut go_on = |_: usize| ControlFlow::Continue(());
-        let answers = generate(&model, &request.ids, &[], &sampling, &seeds, &mut go_on)?;
+        let ids = &request.ids;
+        let answers = generate(&model, ids, &stop, &sampling, &seeds, &limits, &mut go_on)?;
         let ids = answers.into_iter().flatten().flat_map(|answer| answer.ids);
         Ok(ids.map(f64::from).collect::<Vec<f64>>())
     })?;

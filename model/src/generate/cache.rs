@@ -33,23 +33,18 @@ impl Cache {
         let config = model.config();
         let heads = config.num_attention_heads;
         let (seen, slots) = self.places(rows, running);
-        let positions: Vec<Vec<usize>> = rows.iter().map(|row| vec![row.position]).collect();
+        let positions: Vec<usize> = rows.iter().map(|row| row.position).collect();
         let rotary = model.rotary(&positions);
         let ids: Vec<i32> = rows.iter().map(|row| row.id as i32).collect();
         let ids = TensorData::new(ids, [rows.len(), 1]);
         let mut x_nd = model.embed(Tensor::from_data(ids, &model.device()));
         for (layer, (keys, values)) in model.layers.iter().zip(&mut self.layers) {
-            let (q, k, v) = layer.project(config, x_nd.clone(), rows.len(), &rotary);
-            let [q_nc, k_nc, v_nc] = [q, k, v].map(|heads| {
-                let [n, heads_n, _, e] = heads.dims();
-                heads.reshape([n, heads_n * e])
-            });
+            let (q_nc, k_nc, v_nc) = layer.project(config, x_nd.clone(), &rotary);
             keys.inplace(|keys| write_slots(keys, k_nc, &slots));
             values.inplace(|values| write_slots(values, v_nc, &slots));
             let (keys, values) = (keys.clone(), values.clone());
             let mixed_nc = paged_attention(q_nc, keys, values, &seen, self.page_size, heads);
-            let mixed = mixed_nc.reshape([rows.len(), heads, 1, config.head_dim]);
-            x_nd = layer.finish(config, x_nd, mixed);
+            x_nd = layer.finish(config, x_nd, mixed_nc);
         }
         model.final_norm(drawn_after(x_nd, rows, running))
     }
