@@ -37,7 +37,7 @@ impl Cache {
         let rotary = model.rotary(&positions);
         let ids: Vec<i32> = rows.iter().map(|row| row.id as i32).collect();
         let ids = TensorData::new(ids, [rows.len(), 1]);
-        let mut x_nd = model.embed(Tensor::from_data(ids, &model.device()));
+        let mut x_nd = model.embedded(Tensor::from_data(ids, &model.device()));
         for (layer, (keys, values)) in model.layers.iter().zip(&mut self.layers) {
             let (q_nc, k_nc, v_nc) = layer.project(config, x_nd.clone(), &rotary);
             keys.inplace(|keys| write_slots(keys, k_nc, &slots));

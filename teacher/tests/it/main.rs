@@ -187,6 +187,29 @@ fn sampled_logprobs_are_those_of_the_signals() {
 }
 
 #[test]
+fn a_stop_text_ends_an_answer_and_is_not_in_its_text() {
+    let Some(teacher) = stories() else { return };
+    let prompt = ask("Once upon a time");
+    let open = sample(&teacher, &[&prompt], &GREEDY).remove(0);
+    let words: Vec<&str> = open.answer.split(' ').collect();
+    let stop = words[4].to_owned();
+    let asks = [Ask {
+        prompt: &prompt,
+        sample_index: 0,
+    }];
+    let mut forward = |_| ControlFlow::Continue(());
+    let stopped = teacher.sample(&asks, &GREEDY, &[stop.clone()], 11, &mut forward);
+    let stopped = stopped.unwrap().unwrap().remove(0);
+    assert_eq!(stopped.finish_reason, FinishReason::Stop);
+    assert_eq!(
+        stopped.answer,
+        open.answer[..open.answer.find(&stop).unwrap()]
+    );
+    assert!(stopped.tokens.len() < open.tokens.len());
+    assert_eq!(stopped.tokens[..], open.tokens[..stopped.tokens.len()]);
+}
+
+#[test]
 fn answers_and_signals_repeat_bit_for_bit() {
     let Some(teacher) = stories() else { return };
     let prompt = ask("One day");
