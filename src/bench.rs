@@ -5,6 +5,7 @@
 //! does not count. `docs/benchmarks.md` says what each part does.
 
 mod child;
+mod ops;
 mod peer;
 mod profile;
 mod quiet;
@@ -162,7 +163,7 @@ fn sides_of(options: &Options) -> anyhow::Result<(Vec<Side>, Vec<String>)> {
     })
 }
 
-/// 1, 2, 4 and so on up to all cores. A GPU is fed by one process as it likes.
+/// All cores, and then 1, 2, 4 and so on of them, the most first. A GPU is fed by one process as it likes.
 fn thread_counts(cores: usize, options: &Options) -> Vec<usize> {
     if options.quick || options.device != "cpu" {
         return vec![cores];
@@ -170,6 +171,7 @@ fn thread_counts(cores: usize, options: &Options) -> Vec<usize> {
     let doubled = std::iter::successors(Some(1), |threads| Some(threads * 2));
     let mut counts: Vec<usize> = doubled.take_while(|threads| *threads < cores).collect();
     counts.push(cores);
+    counts.reverse();
     counts
 }
 
@@ -328,7 +330,7 @@ impl Bench<'_> {
 
     /// One process of Potstill, on all cores.
     fn alone(&self, part: &str, request: &Request) -> table::Cell {
-        let all = self.threads.last().copied().unwrap_or(1);
+        let all = self.threads.first().copied().unwrap_or(1);
         let mut say = |line: &str| self.talk.line(&format!("{part}: {line}"));
         let measured = measure(request, &[Side::Potstill], &[all], 1, &mut say);
         measured.into_iter().next().unwrap_or_else(none)
@@ -394,8 +396,8 @@ mod tests {
             json: false,
         };
         assert_eq!(thread_counts(1, &options), [1]);
-        assert_eq!(thread_counts(2, &options), [1, 2]);
-        assert_eq!(thread_counts(12, &options), [1, 2, 4, 8, 12]);
+        assert_eq!(thread_counts(2, &options), [2, 1]);
+        assert_eq!(thread_counts(12, &options), [12, 8, 4, 2, 1]);
         options.device = "cuda".to_owned();
         assert_eq!(thread_counts(12, &options), [12]);
     }
