@@ -62,6 +62,9 @@ const USUAL: [Part; 6] = [
     Part::Profile,
 ];
 
+/// What is measured of Potstill alone.
+const ALONE: [Part; 2] = [Part::Profile, Part::Memory];
+
 /// How to measure.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -90,7 +93,11 @@ pub fn bench(options: &Options, talk: &Talk) -> anyhow::Result<()> {
     let config = Config::from_dir(&options.model)?;
     potstill_model::device(&options.device)?;
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let (sides, mut notes) = sides_of(options)?;
+    let parts = match options.only.as_slice() {
+        [] => &USUAL,
+        only => only,
+    };
+    let (sides, mut notes) = sides_of(options, parts)?;
     if options.quick {
         notes.push("Measured once and briefly (`--quick`): the numbers say little.".to_owned());
     }
@@ -106,10 +113,6 @@ pub fn bench(options: &Options, talk: &Talk) -> anyhow::Result<()> {
         sides,
         threads: thread_counts(cores, options),
         talk,
-    };
-    let parts = match options.only.as_slice() {
-        [] => &USUAL,
-        only => only,
     };
     for part in parts {
         bench.part(*part, &mut table);
@@ -144,7 +147,10 @@ pub fn child(talk: &Talk) -> anyhow::Result<()> {
 }
 
 /// The sides there are, and what to say about the one that is not there.
-fn sides_of(options: &Options) -> anyhow::Result<(Vec<Side>, Vec<String>)> {
+fn sides_of(options: &Options, parts: &[Part]) -> anyhow::Result<(Vec<Side>, Vec<String>)> {
+    if parts.iter().all(|part| ALONE.contains(part)) {
+        return Ok((vec![Side::Potstill], Vec::new()));
+    }
     // The other names are of APIs that PyTorch does not compute on.
     let comparable = options.device == "cpu" || options.device.starts_with("cuda");
     let python = match comparable {

@@ -3,9 +3,7 @@
 
 use std::time::Instant;
 
-use potstill_kernels::{
-    Attention, Head, attention, linear, rms_norm, rotary, row_stats, swiglu,
-};
+use potstill_kernels::{Attention, Head, attention, linear, rms_norm, rotary, row_stats, swiglu};
 use potstill_model::{Config, DType, Device, Int, Tensor, TensorData};
 
 use super::child::{CHUNK_ROWS, wait};
@@ -61,7 +59,7 @@ pub(crate) fn ops(
     parts.push(("rotary positions", bench.rotary()?.both()));
     parts.push(("SwiGLU", bench.swiglu()?.both()));
     let rows = n.saturating_sub(1);
-    let [mut head, mut statistics] = [[0.0; 3], 0.0];
+    let (mut head, mut statistics) = ([0.0; 3], 0.0);
     for start in (0..rows).step_by(CHUNK_ROWS) {
         let chunk = CHUNK_ROWS.min(rows - start);
         let shape = [config.vocab_size, config.hidden_size];
@@ -75,7 +73,9 @@ pub(crate) fn ops(
     parts.push(("head, gradient of the states", input));
     parts.push(("head, gradient of the weight", weight));
     parts.push(("loss rows", statistics));
-    let named = parts.into_iter().map(|(name, seconds)| (name.to_owned(), seconds));
+    let named = parts
+        .into_iter()
+        .map(|(name, seconds)| (name.to_owned(), seconds));
     Ok(named.collect())
 }
 
@@ -131,7 +131,9 @@ impl Ops<'_> {
             window: None,
         };
         let mix = |[q, k, v]: [Tensor<2>; 3]| attention(q, k, v, &[self.n], &how);
-        Ok(self.cost(shapes, [true; 3], mix)?.times(c.num_hidden_layers))
+        Ok(self
+            .cost(shapes, [true; 3], mix)?
+            .times(c.num_hidden_layers))
     }
 
     fn norms(&self) -> anyhow::Result<Cost> {

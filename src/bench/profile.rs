@@ -30,7 +30,10 @@ pub(crate) fn profile(request: &Request) -> anyhow::Result<Reply> {
     parts.push(("AdamW".to_owned(), update));
     let rest = "the rest: embedding, residual sums, sums of gradients, what the graph costs";
     parts.push((rest.to_owned(), step - known));
-    parts.push(("(forward pass of the layers, of the above)".to_owned(), forward));
+    parts.push((
+        "(forward pass of the layers, of the above)".to_owned(),
+        forward,
+    ));
     let seconds = parts.first().map(|(_, seconds)| *seconds);
     Ok(Reply {
         seconds: seconds.into_iter().collect(),
