@@ -45,24 +45,30 @@ def memory():
 
 
 def measured(work):
-    """Seconds of each repetition after `warm_up` unmeasured ones, and what the first one gave.
+    """Seconds of each repetition after up to `warm_up` unmeasured ones, and what the first one gave.
 
     There are up to `repetitions`; after `budget_s` no further one begins, but two are measured unless
     one takes thrice as long."""
-    first, seconds, spent = None, [], 0.0
-    for turn in range(request["warm_up"] + request["repetitions"]):
-        began = time.perf_counter()
+    first, seconds, began = None, [], time.perf_counter()
+
+    def one():
+        nonlocal first
         result = work()
         if request["device"] != "cpu":
             torch.cuda.synchronize()
-        took = time.perf_counter() - began
         first = result if first is None else first
-        if turn >= request["warm_up"]:
-            seconds.append(took)
-            spent += took
-            long = spent > 3 * request["budget_s"]
-            if spent > request["budget_s"] and (len(seconds) >= 2 or long):
-                break
+
+    for _ in range(request["warm_up"]):
+        if time.perf_counter() - began < request["budget_s"]:
+            one()
+    for _ in range(request["repetitions"]):
+        began = time.perf_counter()
+        one()
+        seconds.append(time.perf_counter() - began)
+        spent = sum(seconds)
+        long = spent > 3 * request["budget_s"]
+        if spent > request["budget_s"] and (len(seconds) >= 2 or long):
+            break
     return seconds, first
 
 

@@ -5,6 +5,7 @@
 //! does not count. `docs/benchmarks.md` says what each part does.
 
 mod child;
+mod ops;
 mod peer;
 mod profile;
 mod quiet;
@@ -61,6 +62,9 @@ const USUAL: [Part; 6] = [
     Part::Profile,
 ];
 
+/// What is measured of Potstill alone.
+const ALONE: [Part; 2] = [Part::Profile, Part::Memory];
+
 /// How to measure.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -89,7 +93,11 @@ pub fn bench(options: &Options, talk: &Talk) -> anyhow::Result<()> {
     let config = Config::from_dir(&options.model)?;
     potstill_model::device(&options.device)?;
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let (sides, mut notes) = sides_of(options)?;
+    let parts = match options.only.as_slice() {
+        [] => &USUAL,
+        only => only,
+    };
+    let (sides, mut notes) = sides_of(options, parts)?;
     if options.quick {
         notes.push("Measured once and briefly (`--quick`): the numbers say little.".to_owned());
     }
@@ -105,10 +113,6 @@ pub fn bench(options: &Options, talk: &Talk) -> anyhow::Result<()> {
         sides,
         threads: thread_counts(cores, options),
         talk,
-    };
-    let parts = match options.only.as_slice() {
-        [] => &USUAL,
-        only => only,
     };
     for part in parts {
         bench.part(*part, &mut table);
@@ -143,7 +147,10 @@ pub fn child(talk: &Talk) -> anyhow::Result<()> {
 }
 
 /// The sides there are, and what to say about the one that is not there.
-fn sides_of(options: &Options) -> anyhow::Result<(Vec<Side>, Vec<String>)> {
+fn sides_of(options: &Options, parts: &[Part]) -> anyhow::Result<(Vec<Side>, Vec<String>)> {
+    if parts.iter().all(|part| ALONE.contains(part)) {
+        return Ok((vec![Side::Potstill], Vec::new()));
+    }
     // The other names are of APIs that PyTorch does not compute on.
     let comparable = options.device == "cpu" || options.device.starts_with("cuda");
     let python = match comparable {
@@ -162,7 +169,7 @@ fn sides_of(options: &Options) -> anyhow::Result<(Vec<Side>, Vec<String>)> {
     })
 }
 
-/// 1, 2, 4 and so on up to all cores. A GPU is fed by one process as it likes.
+/// All cores, and then 1, 2, 4 and so on of them, the most first. A GPU is fed by one process as it likes.
 fn thread_counts(cores: usize, options: &Options) -> Vec<usize> {
     if options.quick || options.device != "cpu" {
         return vec![cores];
@@ -170,6 +177,7 @@ fn thread_counts(cores: usize, options: &Options) -> Vec<usize> {
     let doubled = std::iter::successors(Some(1), |threads| Some(threads * 2));
     let mut counts: Vec<usize> = doubled.take_while(|threads| *threads < cores).collect();
     counts.push(cores);
+    counts.reverse();
     counts
 }
 
@@ -328,7 +336,7 @@ impl Bench<'_> {
 
     /// One process of Potstill, on all cores.
     fn alone(&self, part: &str, request: &Request) -> table::Cell {
-        let all = self.threads.last().copied().unwrap_or(1);
+        let all = self.threads.first().copied().unwrap_or(1);
         let mut say = |line: &str| self.talk.line(&format!("{part}: {line}"));
         let measured = measure(request, &[Side::Potstill], &[all], 1, &mut say);
         measured.into_iter().next().unwrap_or_else(none)
@@ -394,8 +402,8 @@ mod tests {
             json: false,
         };
         assert_eq!(thread_counts(1, &options), [1]);
-        assert_eq!(thread_counts(2, &options), [1, 2]);
-        assert_eq!(thread_counts(12, &options), [1, 2, 4, 8, 12]);
+        assert_eq!(thread_counts(2, &options), [2, 1]);
+        assert_eq!(thread_counts(12, &options), [12, 8, 4, 2, 1]);
         options.device = "cuda".to_owned();
         assert_eq!(thread_counts(12, &options), [12]);
     }

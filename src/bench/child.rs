@@ -44,12 +44,15 @@ fn measured<T>(
     mut work: impl FnMut() -> anyhow::Result<T>,
 ) -> anyhow::Result<(Vec<f64>, Vec<T>)> {
     let (mut seconds, mut results, mut spent) = (Vec::new(), Vec::new(), 0.0);
-    for turn in 0..request.warm_up + request.repetitions {
+    let begin = Instant::now();
+    for _ in 0..request.warm_up {
+        if begin.elapsed().as_secs_f64() < request.budget_s {
+            results.push(work()?);
+        }
+    }
+    for _ in 0..request.repetitions {
         let began = Instant::now();
         results.push(work()?);
-        if turn < request.warm_up {
-            continue;
-        }
         let took = began.elapsed().as_secs_f64();
         seconds.push(took);
         spent += took;

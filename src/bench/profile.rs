@@ -3,12 +3,11 @@
 use std::time::Instant;
 
 use anyhow::Context as _;
-use potstill_model::{Module, device};
-use potstill_student::{
-    AdamW, Block, Method, Target, Weights, clip_global_norm, hidden_gradient, window_gradient,
-};
+use potstill_model::{Config, Device, Module, device};
+use potstill_student::{AdamW, Block, Method, Target, clip_global_norm, window_gradient};
 
-use super::child::{CHUNK_ROWS, open, settings, signal, wait};
+use super::child::{open, settings, signal, wait};
+use super::ops::ops;
 use super::request::{Reply, Request};
 
 /// Steps, of which the fastest counts.
@@ -19,8 +18,22 @@ const STEPS: usize = 3;
 /// # Errors
 /// As a step of training.
 pub(crate) fn profile(request: &Request) -> anyhow::Result<Reply> {
-    let phases = phases(request)?;
-    let parts = phases;
+    let device = device(&request.device)?;
+    let config = Config::from_dir(&request.model)?;
+    let [step, clip, update, forward] = steps(request, &device)?;
+    let n = request.ids.first().map_or(0, Vec::len);
+    let ops = ops(&config, n, request.top_k, &device)?;
+    let known = clip + update + ops.iter().map(|(_, seconds)| seconds).sum::<f64>();
+    let mut parts = vec![("the whole step".to_owned(), step)];
+    parts.extend(ops);
+    parts.push(("clipping".to_owned(), clip));
+    parts.push(("AdamW".to_owned(), update));
+    let rest = "the rest: embedding, residual sums, sums of gradients, what the graph costs";
+    parts.push((rest.to_owned(), step - known));
+    parts.push((
+        "(forward pass of the layers, of the above)".to_owned(),
+        forward,
+    ));
     let seconds = parts.first().map(|(_, seconds)| *seconds);
     Ok(Reply {
         seconds: seconds.into_iter().collect(),
@@ -29,68 +42,52 @@ pub(crate) fn profile(request: &Request) -> anyhow::Result<Reply> {
     })
 }
 
-/// Whole steps by their phases, the fastest of each phase.
-fn phases(request: &Request) -> anyhow::Result<Vec<(String, f64)>> {
-    let device = device(&request.device)?;
+/// Whole steps: seconds of all, of clipping, of the optimizer, and of the layers' forward pass; of
+/// each the fastest.
+fn steps(request: &Request, device: &Device) -> anyhow::Result<[f64; 4]> {
     let (model, _) = open(request)?;
-    let (signals, settings) = ([signal(request)], settings(request));
-    let (target, _) = Target::tail_bucket(&signals[0])?;
-    let block = Block::new(&[&signals[0]], vec![target], &model)?;
-    let weights = Weights {
-        forward_kl: 1.0 / block.rows().max(1) as f64,
-        cross_entropy: 0.0,
-    };
+    let (signal, settings) = (signal(request), settings(request));
+    let (target, _) = Target::tail_bucket(&signal)?;
+    let block = Block::new(&[&signal], vec![target], &model)?;
+    let signals = [signal];
     let mut optimizer = AdamW::new(request.weight_decay);
     let mut model = Some(model.train());
-    let mut fastest = [f64::INFINITY; 6];
+    let mut fastest = [f64::INFINITY; 4];
+    // One more, which finds no moments and fresh memory.
     for _ in 0..=STEPS {
         let tracked = model.take().context("a step before this one failed")?;
         let mut clock = Clock::start();
         let result = window_gradient(&tracked, &signals, Method::Distill, &settings, 1)?;
-        wait(&device)?;
+        wait(device)?;
         let gradient = clock.lap();
         let (_, scale) = clip_global_norm(&result.gradients, request.clip);
-        wait(&device)?;
+        wait(device)?;
         let clip = clock.lap();
         let moved = optimizer.step(tracked, result.gradients, scale, request.learning_rate);
-        wait(&device)?;
+        wait(device)?;
         let update = clock.lap();
-        let hidden_nd = block.hidden(&moved);
-        wait(&device)?;
+        let hidden = block.hidden(&moved);
+        wait(device)?;
         let forward = clock.lap();
-        let left = hidden_gradient(&hidden_nd, &moved.head(), &block, weights, CHUNK_ROWS);
-        drop(left);
-        wait(&device)?;
-        let loss = clock.lap();
-        let whole = gradient + clip + update;
-        let backward = gradient - forward - loss;
-        let seconds = [whole, forward, loss, backward, clip, update];
+        drop(hidden);
+        let seconds = [gradient + clip + update, clip, update, forward];
         for (fastest, seconds) in fastest.iter_mut().zip(seconds) {
             *fastest = fastest.min(seconds);
         }
-        drop(hidden_nd);
         model = Some(moved);
     }
-    let names = [
-        "the whole step",
-        "layers, forward",
-        "head and loss, both ways",
-        "layers, backward",
-        "clipping",
-        "AdamW",
-    ];
-    Ok(names.map(str::to_owned).into_iter().zip(fastest).collect())
+    Ok(fastest)
 }
 
 /// Time between two looks at it.
-pub(crate) struct Clock(Instant);
+struct Clock(Instant);
 
 impl Clock {
-    pub(crate) fn start() -> Clock {
+    fn start() -> Clock {
         Clock(Instant::now())
     }
 
-    pub(crate) fn lap(&mut self) -> f64 {
+    fn lap(&mut self) -> f64 {
         let began = std::mem::replace(&mut self.0, Instant::now());
         (self.0 - began).as_secs_f64()
     }

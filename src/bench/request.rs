@@ -59,7 +59,7 @@ pub(crate) struct Request {
     pub(crate) dtype: Float,
     pub(crate) device: String,
     pub(crate) threads: usize,
-    /// Repetitions that are not measured.
+    /// Repetitions that are not measured; none begins after `budget_s`.
     pub(crate) warm_up: usize,
     /// The most that are measured.
     pub(crate) repetitions: usize,

@@ -74,7 +74,8 @@ impl Measured {
 }
 
 /// Measures a request on all sides, in turn so that all see the same machine: once with each number
-/// of threads, then each with its best until it had `rounds` processes. What failed says why.
+/// of threads, then each with its best until it had `rounds` processes. What failed says why, and
+/// is not tried again; neither is what takes long.
 pub(crate) fn measure(
     request: &Request,
     sides: &[Side],
@@ -89,6 +90,9 @@ pub(crate) fn measure(
             ..request.clone()
         };
         for (side, tried) in sides.iter().zip(&mut tried) {
+            if tried.last().is_some_and(|last| !again(last, &request)) {
+                continue;
+            }
             let mut measured = Measured {
                 threads,
                 ..Measured::default()
@@ -99,6 +103,9 @@ pub(crate) fn measure(
     let mut best: Vec<Result<Measured, String>> = tried.into_iter().map(fastest).collect();
     for _ in 1..rounds {
         for (side, best) in sides.iter().zip(&mut best) {
+            if !again(best, request) {
+                continue;
+            }
             if let Ok(measured) = best {
                 let request = Request {
                     threads: measured.threads,
@@ -111,6 +118,12 @@ pub(crate) fn measure(
         }
     }
     best
+}
+
+/// Whether a side is worth another process: its repetitions are not far over the budget for all.
+fn again(measured: &Result<Measured, String>, request: &Request) -> bool {
+    let best = measured.as_ref().map(Measured::best);
+    best.is_ok_and(|seconds| seconds <= 2.0 * request.budget_s)
 }
 
 fn fastest(tried: Vec<Result<Measured, String>>) -> Result<Measured, String> {
@@ -213,6 +226,17 @@ mod tests {
         let tried = vec![Ok(took(1, &[2.0])), Ok(took(2, &[1.5, 3.0])), no()];
         assert_eq!(fastest(tried).unwrap().threads, 2);
         assert_eq!(fastest(vec![no(), no()]), no());
+    }
+
+    #[test]
+    fn what_failed_or_takes_long_is_not_measured_again() {
+        let text = r#"{"part":"step","model":"m","dtype":"f32","device":"cpu","threads":1,"warm_up":0,
+            "repetitions":1,"budget_s":1.0,"ids":[],"support":[],"logprobs":[],"top_k":1,
+            "new_tokens":1,"learning_rate":0.0,"weight_decay":0.0,"clip":0.0}"#;
+        let request: Request = serde_json::from_str(text).unwrap();
+        assert!(again(&Ok(took(1, &[9.0, 1.5])), &request));
+        assert!(!again(&Ok(took(1, &[2.5])), &request));
+        assert!(!again(&Err("no".to_owned()), &request));
     }
 
     #[test]
