@@ -5,10 +5,12 @@
 //! `autodiff.rs` the gradient, and `reference.rs` the same formula in tensor operations, which the
 //! tests hold the others to.
 //!
-//! Dimension suffixes of tensor names: `n` rows (batch × position), `v` vocabulary, `k` support.
+//! Dimension suffixes of tensor names: `n` rows (batch × position), `v` vocabulary, `k` support,
+//! `c` ids that a support holds besides its top-k, `m` draws from the tail.
 
 mod adamw;
 mod attention;
+mod capture;
 mod exp;
 mod flex;
 mod gemm;
@@ -27,6 +29,7 @@ pub use linear::{linear, linear_input_gradient, linear_weight_gradient};
 pub use norm::{rms_norm, rms_norm_reference};
 pub use paged::{PagedRow, paged_attention, paged_attention_reference, write_slots};
 pub use rotary::{rotary, rotary_reference};
+pub use capture::{Capture, CaptureRow, Captured, capture, reference::capture_reference};
 pub use rows::{
     Head, RowOps, RowStats, TAIL_FLOOR_NATS, reference::row_stats_reference, row_stats,
 };

@@ -24,7 +24,7 @@
 mod autodiff;
 #[cfg(feature = "cube")]
 mod cube;
-mod flex;
+pub(crate) mod flex;
 pub(crate) mod reference;
 
 use burn::backend::{
@@ -71,7 +71,7 @@ pub(crate) struct HeadNumbers {
     /// 0 for none.
     softcap: f64,
     inv_temperature: f64,
-    vocab: usize,
+    pub(crate) vocab: usize,
 }
 
 /// The student's log probabilities over a support and its complement.
@@ -113,13 +113,20 @@ pub fn row_stats(logits_nv: Tensor<2>, support_nk: Tensor<2, Int>, head: &Head) 
 }
 
 impl Head {
-    fn numbers(&self, v: usize) -> HeadNumbers {
+    pub(crate) fn numbers(&self, v: usize) -> HeadNumbers {
         HeadNumbers {
             scale: self.scale,
             softcap: self.softcap.unwrap_or(0.0),
             inv_temperature: 1.0 / self.temperature,
             vocab: self.vocab.map_or(v, |vocab| vocab.min(v)),
         }
+    }
+}
+
+impl HeadNumbers {
+    /// Whether the softmax's logits are the raw ones as they are.
+    pub(crate) fn is_plain(&self) -> bool {
+        self.scale == 1.0 && self.softcap == 0.0 && self.inv_temperature == 1.0
     }
 }
 

@@ -48,13 +48,13 @@ impl RowOps for Flex {
 }
 
 /// What a logit is stored as, and what it is computed in.
-trait Stored<W>: Element + bytemuck::Pod + Send + Sync {
+pub(crate) trait Stored<W>: Element + bytemuck::Pod + Send + Sync {
     fn widen(self) -> W;
     fn narrow(value: W) -> Self;
 }
 
 /// The type that a row is computed in: f32, or f64 for f64 logits.
-trait Wide: Element + bytemuck::Pod + Send + Sync + PartialOrd {
+pub(crate) trait Wide: Element + bytemuck::Pod + Send + Sync + PartialOrd {
     fn of(value: f64) -> Self;
     fn f64(self) -> f64;
     fn exp(self) -> Self;
@@ -126,7 +126,7 @@ stored_as_half!(bf16);
 impl HeadNumbers {
     /// The softmax logit s, and ds/dz.
     #[inline(always)]
-    fn apply<W: Wide>(&self, z: W) -> (W, W) {
+    pub(crate) fn apply<W: Wide>(&self, z: W) -> (W, W) {
         let y = z.mul(W::of(self.scale));
         let slope = W::of(self.scale * self.inv_temperature);
         if self.softcap == 0.0 {

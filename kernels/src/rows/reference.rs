@@ -5,7 +5,7 @@ use super::{Head, RowStats, TAIL_FLOOR_NATS};
 use burn::tensor::{IndexingUpdateOp, Int, Tensor};
 
 /// Stands for −∞ where a column must not count; exp() of it is 0 in every float type that it fits.
-const ABSENT: f64 = -3.0e38;
+pub(crate) const ABSENT: f64 = -3.0e38;
 
 /// [`row_stats`](super::row_stats) from tensor operations alone, on any backend.
 ///
@@ -38,7 +38,7 @@ pub fn row_stats_reference(
     }
 }
 
-fn softmax_logits(logits_nv: Tensor<2>, head: &Head) -> Tensor<2> {
+pub(crate) fn softmax_logits(logits_nv: Tensor<2>, head: &Head) -> Tensor<2> {
     let y_nv = logits_nv * head.scale;
     let y_nv = match head.softcap {
         Some(c) => (y_nv / c).tanh() * c,

@@ -1,0 +1,149 @@
+//! Loops over a block of a row, which the compiler makes as wide as the processor's vectors.
+//!
+//! Every sum is a fixed tree over the columns of a block, and the sums of blocks are added in order,
+//! so that the bits do not depend on how wide the vectors are.
+
+use crate::exp::exp;
+use crate::rows::flex::Wide;
+
+/// Columns of a block.
+pub(super) const BLOCK: usize = 64;
+
+/// What blocks are made of: f32, or f64 for f64 logits.
+pub(super) trait Lane: Wide + Default {
+    const LOWEST: Self;
+
+    fn add(self, other: Self) -> Self;
+
+    /// e^x for x of at most 0; 0 from where it would not be a normal number.
+    fn exp_negative(self) -> Self;
+}
+
+impl Lane for f64 {
+    const LOWEST: f64 = f64::NEG_INFINITY;
+
+    #[inline(always)]
+    fn add(self, other: f64) -> f64 {
+        self + other
+    }
+
+    #[inline(always)]
+    fn exp_negative(self) -> f64 {
+        self.exp()
+    }
+}
+
+impl Lane for f32 {
+    const LOWEST: f32 = f32::NEG_INFINITY;
+
+    #[inline(always)]
+    fn add(self, other: f32) -> f32 {
+        self + other
+    }
+
+    #[inline(always)]
+    fn exp_negative(self) -> f32 {
+        exp(self)
+    }
+}
+
+/// The largest of a block; NaN counts for nothing.
+#[inline(always)]
+pub(super) fn largest<W: Lane>(block: &[W; BLOCK]) -> W {
+    let mut m = *block;
+    let mut width = BLOCK;
+    while width > 1 {
+        width /= 2;
+        for i in 0..width {
+            m[i] = if m[i + width] > m[i] {
+                m[i + width]
+            } else {
+                m[i]
+            };
+        }
+    }
+    m[0]
+}
+
+/// Whether a block holds a NaN.
+#[inline(always)]
+#[allow(clippy::eq_op)]
+pub(super) fn has_nan<W: Lane>(block: &[W; BLOCK]) -> bool {
+    let mut found = false;
+    for x in block {
+        found |= x != x;
+    }
+    found
+}
+
+/// exp((s − shift) · factor) of each column.
+#[inline(always)]
+pub(super) fn exponentials<W: Lane>(block: &[W; BLOCK], shift: W, factor: W) -> [W; BLOCK] {
+    let mut out = [W::default(); BLOCK];
+    for i in 0..BLOCK {
+        out[i] = block[i].sub(shift).mul(factor).exp_negative();
+    }
+    out
+}
+
+/// Σ exp(s − shift) and Σ exp(s − shift) (s − shift).
+#[inline(always)]
+pub(super) fn sums<W: Lane>(block: &[W; BLOCK], shift: W) -> (W, W) {
+    let e = exponentials(block, shift, W::of(1.0));
+    let least = W::of(-1e3);
+    let mut weighted = [W::default(); BLOCK];
+    for i in 0..BLOCK {
+        let x = block[i].sub(shift);
+        // exp(−∞) · −∞ is 0 here.
+        let x = if x > least { x } else { least };
+        weighted[i] = e[i].mul(x);
+    }
+    (sum(e), sum(weighted))
+}
+
+/// The sum of a block, as a tree.
+#[inline(always)]
+pub(super) fn sum<W: Lane>(mut block: [W; BLOCK]) -> W {
+    let mut width = BLOCK;
+    while width > 1 {
+        width /= 2;
+        for i in 0..width {
+            block[i] = block[i].add(block[i + width]);
+        }
+    }
+    block[0]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::simd::vectorize;
+    use pulp::{Simd, WithSimd};
+
+    struct Sums<'a>(&'a [f32; BLOCK]);
+
+    impl Sums<'_> {
+        #[inline(always)]
+        fn bits(self) -> [u32; 3] {
+            let (total, weighted) = sums(self.0, 3.0);
+            [total, weighted, largest(self.0)].map(f32::to_bits)
+        }
+    }
+
+    impl WithSimd for Sums<'_> {
+        type Output = [u32; 3];
+
+        #[inline(always)]
+        fn with_simd<S: Simd>(self, _: S) -> [u32; 3] {
+            self.bits()
+        }
+    }
+
+    #[test]
+    fn wide_vectors_change_no_bit() {
+        for row in 0..100 {
+            let block = std::array::from_fn(|i| ((row * BLOCK + i) as f32 * 7.3).sin() * 3.0);
+            assert_eq!(vectorize(Sums(&block)), Sums(&block).bits());
+        }
+    }
+}
