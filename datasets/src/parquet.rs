@@ -15,12 +15,12 @@ use ::parquet::file::metadata::KeyValue;
 use ::parquet::file::properties::{EnabledStatistics, WriterProperties, WriterPropertiesBuilder};
 use ::parquet::schema::types::ColumnPath;
 use arrow::array::{AsArray, RecordBatch};
-use arrow::datatypes::{DataType, Field, UInt32Type};
+use arrow::datatypes::{DataType, Field, SchemaRef, UInt32Type};
 
 use crate::error::Error;
 use crate::manifest::{publish_file, temporary_path};
 use crate::records::Provenance;
-use crate::schema::{PROVENANCE_KEY, Record, SCHEMA_KEY, SCHEMA_VERSION};
+use crate::schema::{PROVENANCE_KEY, Record, SCHEMA_KEY, SCHEMA_VERSION, file_schema};
 
 /// A shard holds the rows of this many consecutive prompts.
 pub const PROMPTS_PER_SHARD: usize = 1024;
@@ -74,7 +74,7 @@ pub fn shards(dir: &Path) -> Result<Vec<PathBuf>, Error> {
     Ok(paths)
 }
 
-/// Writes rows as one shard.
+/// Writes rows as one shard, with the optional columns where a row fills them.
 ///
 /// # Errors
 /// As [`ShardWriter`].
@@ -83,7 +83,8 @@ pub fn write_shard<R: Record>(
     rows: &[R],
     provenance: &[Provenance],
 ) -> Result<(), Error> {
-    let mut writer = ShardWriter::<R>::new(path, provenance)?;
+    let optional = rows.iter().any(R::fills_optional);
+    let mut writer = ShardWriter::<R>::begin(path, provenance, optional)?;
     rows.chunks(BATCH_ROWS)
         .try_for_each(|rows| writer.write(rows))?;
     writer.finish()
@@ -95,17 +96,31 @@ pub struct ShardWriter<R: Record> {
     path: PathBuf,
     temporary: PathBuf,
     writer: ArrowWriter<File>,
+    /// The file's columns.
+    columns: SchemaRef,
     provenances: usize,
     waiting: Vec<R>,
 }
 
 impl<R: Record> ShardWriter<R> {
     /// Begins a shard whose rows come from the given sources: a row's `provenance` is an index into them. Tables
-    /// without that column take an empty list.
+    /// without that column take an empty list. The shard has none of the table's optional columns.
     ///
     /// # Errors
     /// [`Error::Io`], [`Error::WriteShard`].
     pub fn new(path: &Path, provenance: &[Provenance]) -> Result<ShardWriter<R>, Error> {
+        Self::begin(path, provenance, false)
+    }
+
+    /// As [`new`](ShardWriter::new), with or without the table's optional columns.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn begin(
+        path: &Path,
+        provenance: &[Provenance],
+        optional: bool,
+    ) -> Result<ShardWriter<R>, Error> {
         let temporary = temporary_path(path);
         let file = File::create(&temporary).map_err(Error::io("create", &temporary))?;
         let list = serde_json::to_string(provenance).map_err(|source| Error::BadFooter {
@@ -116,13 +131,15 @@ impl<R: Record> ShardWriter<R> {
         let options = ArrowWriterOptions::new()
             .with_properties(properties::<R>(list))
             .with_skip_arrow_metadata(true);
-        let writer = ArrowWriter::try_new_with_options(file, R::schema(), options)
+        let columns = SchemaRef::new(file_schema::<R>(optional));
+        let writer = ArrowWriter::try_new_with_options(file, columns.clone(), options)
             .map_err(unwritable(path))?;
         let provenances = provenance.len();
         Ok(ShardWriter {
             path: path.to_path_buf(),
             temporary,
             writer,
+            columns,
             provenances,
             waiting: Vec::new(),
         })
@@ -163,8 +180,29 @@ impl<R: Record> ShardWriter<R> {
     fn write(&mut self, rows: &[R]) -> Result<(), Error> {
         let batch = R::to_batch(rows)
             .and_then(|batch| check_provenance(&batch, self.provenances).map(|()| batch))
+            .and_then(|batch| self.fitted(rows, batch))
             .map_err(|error| error.in_file(&self.path))?;
         self.writer.write(&batch).map_err(unwritable(&self.path))
+    }
+
+    /// The batch in the file's columns.
+    fn fitted(&self, rows: &[R], batch: RecordBatch) -> Result<RecordBatch, Error> {
+        if batch.num_columns() == self.columns.fields().len() {
+            return Ok(batch);
+        }
+        if let Some(row) = rows.iter().position(R::fills_optional) {
+            return Err(Error::Cell {
+                row,
+                column: R::OPTIONAL.join(", "),
+                why: "the file was begun without these columns".into(),
+            });
+        }
+        let columns = self.columns.fields().iter();
+        let kept = columns.filter_map(|field| batch.column_by_name(field.name()).cloned());
+        RecordBatch::try_new(self.columns.clone(), kept.collect()).map_err(|source| Error::Batch {
+            what: R::TABLE.into(),
+            source,
+        })
     }
 }
 

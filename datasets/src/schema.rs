@@ -32,9 +32,16 @@ pub trait Record: sealed::Sealed + Sized {
     const TABLE: &'static str;
     /// Rows of a row group: the unit that random access decodes.
     const GROUP_ROWS: usize;
+    /// Columns that a file may lack, all of them together.
+    const OPTIONAL: &'static [&'static str] = &[];
 
-    /// The table's columns.
+    /// The table's columns, the optional ones among them.
     fn schema() -> SchemaRef;
+
+    /// Whether a row has something to put into the optional columns.
+    fn fills_optional(&self) -> bool {
+        false
+    }
 
     /// Rows as columns.
     ///
@@ -45,7 +52,7 @@ pub trait Record: sealed::Sealed + Sized {
     /// Columns as rows.
     ///
     /// # Errors
-    /// [`Error::Column`] where the columns are not exactly the table's; [`Error::Cell`] and [`Error::BadSignal`] where
+    /// [`Error::Column`] where the columns are not exactly the table's, with or without the optional ones; [`Error::Cell`] and [`Error::BadSignal`] where
     /// a row's content is not legal.
     fn from_batch(batch: &RecordBatch) -> Result<Vec<Self>, Error>;
 }
@@ -59,9 +66,11 @@ impl sealed::Sealed for SequenceValues {}
 impl sealed::Sealed for Verdict {}
 impl sealed::Sealed for TaskSample {}
 
-/// Checks that a file or batch has exactly the columns of `R`.
+/// Checks that a file or batch has exactly the columns of `R`, with or without the optional ones.
 pub(crate) fn check_columns<R: Record>(found: &Schema) -> Result<(), Error> {
     let expected = R::schema();
+    let has = |name: &&str| found.field_with_name(name).is_ok();
+    let optional = R::OPTIONAL.iter().any(has);
     let error = |column: &str, expected: String, found: String| {
         Err(Error::Column {
             table: R::TABLE,
@@ -72,6 +81,7 @@ pub(crate) fn check_columns<R: Record>(found: &Schema) -> Result<(), Error> {
     };
     for field in expected.fields() {
         match found.field_with_name(field.name()) {
+            Err(_) if !optional && R::OPTIONAL.contains(&field.name().as_str()) => {}
             Err(_) => return error(field.name(), type_name(field), "absent".into()),
             Ok(other)
                 if other.data_type() != field.data_type()
@@ -90,6 +100,22 @@ pub(crate) fn check_columns<R: Record>(found: &Schema) -> Result<(), Error> {
         Some(extra) => error(extra.name(), "absent".into(), type_name(extra)),
         None => Ok(()),
     }
+}
+
+/// The columns of a file, with or without the optional ones.
+pub(crate) fn file_schema<R: Record>(optional: bool) -> Schema {
+    let schema = R::schema();
+    let wanted = |field: &&arrow::datatypes::FieldRef| {
+        optional || !R::OPTIONAL.contains(&field.name().as_str())
+    };
+    Schema::new(
+        schema
+            .fields()
+            .iter()
+            .filter(wanted)
+            .cloned()
+            .collect::<Vec<_>>(),
+    )
 }
 
 fn type_name(field: &arrow::datatypes::Field) -> String {

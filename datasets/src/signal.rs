@@ -37,6 +37,11 @@ pub struct SignalRow {
     /// log Σ_v exp(logprob_v / T) over the whole vocabulary, nats, for each T of [`Provenance::temperatures`](crate::Provenance::temperatures), so that
     /// log p_T(i) = logprob_i / T − log_z. `None` where the teacher could not give it.
     pub log_z_at: Vec<Option<f32>>,
+    /// Tokens drawn from the tail, p(id) / p(tail) each: ascending, each once, none of them in S. Empty where no
+    /// draws were taken, and where the tail has no mass.
+    pub draw_ids: Vec<u32>,
+    /// How often each of `draw_ids` was drawn. They sum to m, the number of draws.
+    pub draw_counts: Vec<u32>,
 }
 
 /// How far a row's mass may exceed 1 by rounding; the target rescales it. More is refused.
@@ -57,6 +62,8 @@ impl Signal {
             tail_logprob: f32::NEG_INFINITY,
             entropy: 0.0,
             log_z_at: Vec::new(),
+            draw_ids: Vec::new(),
+            draw_counts: Vec::new(),
         });
         Signal {
             prompt_id,
@@ -84,7 +91,8 @@ impl Signal {
     /// [`Error::BadSignal`] where the mask is not as long as the tokens or is set at position 0; where the number of
     /// distributions is not that of the loss positions; where a support is empty, repeats an id, is not sorted or
     /// lacks the realised token; where a number is not finite (a tail of -inf is legal); where the mass is over
-    /// 1 + [`MASS_TOLERANCE`]; where rows differ in the number of temperatures.
+    /// 1 + [`MASS_TOLERANCE`]; where rows differ in the number of temperatures; where draws are not ascending, are of
+    /// the support or of an empty tail, or where rows with a tail differ in how many there are.
     pub fn validate(&self) -> Result<(), Error> {
         self.check().map_err(|why| self.bad(why))
     }
@@ -97,7 +105,8 @@ impl Signal {
         let mut ids = self
             .token_ids
             .iter()
-            .chain(self.rows.iter().flat_map(|row| &row.ids));
+            .chain(self.rows.iter().flat_map(|row| &row.ids))
+            .chain(self.rows.iter().flat_map(|row| &row.draw_ids));
         match ids.find(|id| **id as usize >= vocab_size) {
             None => Ok(()),
             Some(id) => Err(self.bad(format!(
@@ -138,6 +147,30 @@ impl Signal {
             let realised = self.token_ids.get(position).copied();
             row.check(realised, temperatures, &mut scratch)
                 .map_err(|why| format!("position {position}: {why}"))?;
+        }
+        self.check_draws()
+    }
+
+    /// As many draws at every position whose tail has mass, and none at the others.
+    fn check_draws(&self) -> Result<(), String> {
+        let draws = |row: &SignalRow| row.draw_counts.iter().map(|count| u64::from(*count)).sum();
+        let with_tail = self
+            .rows
+            .iter()
+            .find(|row| row.tail_logprob > f32::NEG_INFINITY);
+        let m: u64 = with_tail.map_or(0, draws);
+        for (position, row) in self.loss_positions().zip(&self.rows) {
+            row.check_draws()
+                .map_err(|why| format!("position {position}: {why}"))?;
+            let (found, expected) = match row.tail_logprob > f32::NEG_INFINITY {
+                true => (draws(row), m),
+                false => (draws(row), 0),
+            };
+            if found != expected {
+                return Err(format!(
+                    "position {position}: {found} draws from the tail, where {expected} are expected"
+                ));
+            }
         }
         Ok(())
     }
@@ -181,6 +214,30 @@ impl SignalRow {
             return Err(format!("token {id} is twice in the support"));
         }
         self.check_numbers()
+    }
+
+    fn check_draws(&self) -> Result<(), String> {
+        if self.draw_ids.len() != self.draw_counts.len() {
+            return Err(format!(
+                "{} drawn ids have {} counts",
+                self.draw_ids.len(),
+                self.draw_counts.len()
+            ));
+        }
+        if !self.draw_ids.is_sorted_by(|a, b| a < b) {
+            return Err("the drawn ids are not ascending".into());
+        }
+        if self.draw_counts.contains(&0) {
+            return Err("a token is drawn 0 times".into());
+        }
+        match self
+            .ids
+            .iter()
+            .find(|id| self.draw_ids.binary_search(id).is_ok())
+        {
+            Some(id) => Err(format!("token {id} of the support is drawn from the tail")),
+            None => Ok(()),
+        }
     }
 
     fn check_numbers(&self) -> Result<(), String> {
@@ -230,6 +287,8 @@ mod tests {
             tail_logprob: 0.25_f32.ln(),
             entropy: 1.0,
             log_z_at: vec![None, Some(0.5)],
+            draw_ids: vec![3, 5],
+            draw_counts: vec![1, 2],
         };
         Signal {
             prompt_id: "p".into(),
@@ -258,6 +317,10 @@ mod tests {
         signal.validate().unwrap();
         assert_eq!(signal.loss_positions().collect::<Vec<_>>(), [1, 2]);
         // A support of everything, and rounding up to the tolerance.
+        for row in &mut signal.rows {
+            (row.draw_ids, row.draw_counts) = (vec![], vec![]);
+        }
+        signal.validate().unwrap();
         for row in &mut signal.rows {
             row.tail_logprob = f32::NEG_INFINITY;
             row.logprobs = vec![0.7503_f32.ln(), 0.2503_f32.ln()];
@@ -329,6 +392,30 @@ mod tests {
         refused(
             |s| s.rows[1].log_z_at[1] = Some(f32::NAN),
             "position 2: a value of log_z_at is NaN",
+        );
+        refused(
+            |s| s.rows[0].draw_ids.push(9),
+            "position 1: 3 drawn ids have 2 counts",
+        );
+        refused(
+            |s| s.rows[1].draw_ids = vec![5, 5],
+            "position 2: the drawn ids are not ascending",
+        );
+        refused(
+            |s| s.rows[1].draw_counts = vec![3, 0],
+            "position 2: a token is drawn 0 times",
+        );
+        refused(
+            |s| s.rows[1].draw_ids = vec![3, 9],
+            "position 2: token 9 of the support is drawn from the tail",
+        );
+        refused(
+            |s| s.rows[1].draw_counts[0] = 2,
+            "position 2: 4 draws from the tail, where 3 are expected",
+        );
+        refused(
+            |s| s.rows[1].tail_logprob = f32::NEG_INFINITY,
+            "position 2: 3 draws from the tail, where 0 are expected",
         );
         refused(
             |s| s.rows[0].tail_logprob = 0.2515_f32.ln(),

@@ -69,6 +69,8 @@ mod tests {
             tail_logprob: f32::NEG_INFINITY,
             entropy: 0.0,
             log_z_at: Vec::new(),
+            draw_ids: Vec::new(),
+            draw_counts: Vec::new(),
         }
     }
 

@@ -17,6 +17,7 @@ impl Record for Signal {
     const TABLE: &'static str = "signals";
     // A row is about 100 kB (200 positions of 64 candidates), and a row group is what one random access decodes.
     const GROUP_ROWS: usize = 32;
+    const OPTIONAL: &'static [&'static str] = &["draw_ids", "draw_counts"];
 
     fn schema() -> SchemaRef {
         Arc::new(Schema::new(vec![
@@ -29,8 +30,14 @@ impl Record for Signal {
             required("tail_logprob", list(DataType::Float32)),
             required("entropy", list(DataType::Float32)),
             required("log_z_at", list(list_of_optional(DataType::Float32))),
+            required("draw_ids", list(list(DataType::UInt32))),
+            required("draw_counts", list(list(DataType::UInt32))),
             required("provenance", DataType::UInt32),
         ]))
+    }
+
+    fn fills_optional(&self) -> bool {
+        self.rows.iter().any(|row| !row.draw_ids.is_empty())
     }
 
     fn to_batch(rows: &[Self]) -> Result<RecordBatch, Error> {
@@ -57,6 +64,11 @@ impl Record for Signal {
             log_z,
         )?;
 
+        let draw_ids = positions().map(|position| position.draw_ids.as_slice());
+        let draw_ids = number_lists::<UInt32Type>("draw_ids", draw_ids)?;
+        let draw_counts = positions().map(|position| position.draw_counts.as_slice());
+        let draw_counts = number_lists::<UInt32Type>("draw_counts", draw_counts)?;
+
         batch::<Self>(vec![
             strings("prompt_id", rows.iter().map(|row| row.prompt_id.as_str()))?,
             numbers::<UInt32Type>(rows.iter().map(|row| row.sample_index).collect()),
@@ -71,6 +83,8 @@ impl Record for Signal {
             lists("tail_logprob", counts(), tail)?,
             lists("entropy", counts(), entropy)?,
             lists("log_z_at", counts(), log_z)?,
+            lists("draw_ids", counts(), draw_ids)?,
+            lists("draw_counts", counts(), draw_counts)?,
             numbers::<UInt32Type>(rows.iter().map(|row| row.provenance).collect()),
         ])
     }
@@ -113,6 +127,8 @@ struct Distributions<'a> {
     log_z: (Lists<'a>, NumberLists<'a, Float32Type>),
     tail: NumberLists<'a, Float32Type>,
     entropy: NumberLists<'a, Float32Type>,
+    /// Ids and counts; absent in a file without draws.
+    draws: Option<[(Lists<'a>, NumberLists<'a, UInt32Type>); 2]>,
 }
 
 impl<'a> Distributions<'a> {
@@ -123,12 +139,22 @@ impl<'a> Distributions<'a> {
             column("support_logprobs")?.lists()?,
         );
         let log_z = column("log_z_at")?.lists()?;
+        let of_draws = |name| {
+            let lists = column(name)?.lists()?;
+            let numbers = NumberLists::of(&lists.child)?;
+            Ok::<_, Error>((lists, numbers))
+        };
+        let draws = match batch.column_by_name("draw_ids") {
+            Some(_) => Some([of_draws("draw_ids")?, of_draws("draw_counts")?]),
+            None => None,
+        };
         let support_ids = NumberLists::of(&ids.child)?;
         let support_logprobs = NumberLists::of(&logprobs.child)?;
         let temperatures = NumberLists::of(&log_z.child)?;
         Ok(Distributions {
             tail: NumberLists::of(&column("tail_logprob")?)?,
             entropy: NumberLists::of(&column("entropy")?)?,
+            draws,
             ids: (ids, support_ids),
             logprobs: (logprobs, support_logprobs),
             log_z: (log_z, temperatures),
@@ -143,8 +169,10 @@ impl<'a> Distributions<'a> {
             &self.tail.lists,
             &self.entropy.lists,
         ];
+        let of_draws = self.draws.iter().flatten().map(|(lists, _)| lists);
         if let Some(other) = others
             .into_iter()
+            .chain(of_draws)
             .find(|other| other.range(row).len() != positions.len())
         {
             let (count, expected) = (other.range(row).len(), positions.len());
@@ -155,6 +183,11 @@ impl<'a> Distributions<'a> {
         }
         // The children of different columns begin at different places only if a writer left gaps between lists.
         let [logprobs, log_z, tail, entropy] = others.map(|other| other.range(row).start);
+        let draws = |which: usize, i: usize| {
+            let columns = self.draws.as_ref().and_then(|draws| draws.get(which));
+            let values = columns.map(|(lists, numbers)| numbers.get(lists.range(row).start + i));
+            values.unwrap_or_default()
+        };
         let rows = positions.enumerate().map(|(i, position)| SignalRow {
             ids: self.ids.1.get(position),
             logprobs: self.logprobs.1.get(logprobs + i),
@@ -167,6 +200,8 @@ impl<'a> Distributions<'a> {
                 .range(log_z + i)
                 .map(|index| number(self.log_z.1.values, index))
                 .collect(),
+            draw_ids: draws(0, i),
+            draw_counts: draws(1, i),
         });
         Ok(rows.collect())
     }

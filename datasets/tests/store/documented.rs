@@ -125,7 +125,12 @@ fn a_run_for_other_readers() {
         };
         let completions: Vec<_> = (0..70).map(completion).collect();
         let mut signals = records::signals(70, 20, 64);
-        signals[0].rows[0].tail_logprob = f32::NEG_INFINITY;
+        for row in signals.iter_mut().flat_map(|signal| &mut signal.rows) {
+            (row.draw_ids, row.draw_counts) = (vec![1000, 1001], vec![7, 1]);
+        }
+        let whole = &mut signals[0].rows[0];
+        whole.tail_logprob = f32::NEG_INFINITY;
+        (whole.draw_ids, whole.draw_counts) = (vec![], vec![]);
         signals[0]
             .rows
             .iter_mut()

@@ -130,8 +130,9 @@ pub(super) fn completion() -> impl Strategy<Value = Completion> {
         )
 }
 
-/// A distribution over `realised`, other ids and a tail, from weights; without a tail where its weight is 0.
-fn signal_row(realised: u32, temperatures: usize) -> impl Strategy<Value = SignalRow> {
+/// A distribution over `realised`, other ids and a tail, from weights; without a tail where its weight is 0. With
+/// `draws` from the tail where there is one, of ids that no support has.
+fn signal_row(realised: u32, temperatures: usize, draws: u32) -> impl Strategy<Value = SignalRow> {
     let ids = btree_set(0..60_u32, 0..8);
     let log_z = vec(option::of(-5.0_f32..5.0), temperatures);
     (
@@ -140,36 +141,47 @@ fn signal_row(realised: u32, temperatures: usize) -> impl Strategy<Value = Signa
         prop_oneof![Just(0.0), 1e-9..1.0],
         0.0_f32..9.0,
         log_z,
+        60..90_u32,
     )
-        .prop_map(move |(mut ids, mut weights, tail, entropy, log_z_at)| {
-            ids.insert(realised);
-            weights.truncate(ids.len());
-            weights.sort_by(|a, b| b.total_cmp(a));
-            let total = weights.iter().sum::<f64>() + tail;
-            SignalRow {
-                // Any order is legal beside the right one of the log-probabilities.
-                ids: ids.into_iter().rev().collect(),
-                logprobs: weights
-                    .iter()
-                    .map(|weight| (weight / total).ln() as f32)
-                    .collect(),
-                tail_logprob: (tail / total).ln() as f32,
-                entropy,
-                log_z_at,
-            }
-        })
+        .prop_map(
+            move |(mut ids, mut weights, tail, entropy, log_z_at, drawn)| {
+                let (draw_ids, draw_counts) = match draws {
+                    0 => (vec![], vec![]),
+                    _ if tail == 0.0 => (vec![], vec![]),
+                    1 => (vec![drawn], vec![1]),
+                    m => (vec![drawn, drawn + 7], vec![m - 1, 1]),
+                };
+                ids.insert(realised);
+                weights.truncate(ids.len());
+                weights.sort_by(|a, b| b.total_cmp(a));
+                let total = weights.iter().sum::<f64>() + tail;
+                SignalRow {
+                    // Any order is legal beside the right one of the log-probabilities.
+                    ids: ids.into_iter().rev().collect(),
+                    logprobs: weights
+                        .iter()
+                        .map(|weight| (weight / total).ln() as f32)
+                        .collect(),
+                    tail_logprob: (tail / total).ln() as f32,
+                    entropy,
+                    log_z_at,
+                    draw_ids,
+                    draw_counts,
+                }
+            },
+        )
 }
 
 pub(super) fn signal() -> impl Strategy<Value = Signal> {
     (
         vec((0..60_u32, any::<bool>()), 0..12),
-        0..3_usize,
+        (0..3_usize, 0..4_u32),
         text(),
         any::<u32>(),
         0..2_u32,
     )
         .prop_flat_map(
-            |(mut tokens, temperatures, prompt_id, sample_index, provenance)| {
+            |(mut tokens, (temperatures, draws), prompt_id, sample_index, provenance)| {
                 if let Some(first) = tokens.first_mut() {
                     first.1 = false;
                 }
@@ -177,7 +189,7 @@ pub(super) fn signal() -> impl Strategy<Value = Signal> {
                 let rows: Vec<_> = tokens
                     .iter()
                     .filter(|(_, loss)| *loss)
-                    .map(|(id, _)| signal_row(*id, temperatures))
+                    .map(|(id, _)| signal_row(*id, temperatures, draws))
                     .collect();
                 rows.prop_map(move |rows| Signal {
                     prompt_id: prompt_id.clone(),
@@ -286,6 +298,8 @@ pub(super) fn signals(count: u32, positions: usize, support: u32) -> Vec<Signal>
         tail_logprob: -20.0,
         entropy: seed as f32,
         log_z_at: vec![Some(0.5)],
+        draw_ids: Vec::new(),
+        draw_counts: Vec::new(),
     };
     let signal = |index: u32| Signal {
         prompt_id: format!("{:032x}", index / 2),

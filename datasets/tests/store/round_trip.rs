@@ -3,7 +3,8 @@
 use std::fs;
 use std::path::Path;
 
-use potstill_datasets::{Error, Record, ShardWriter, read_footer, read_shard, write_shard};
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use potstill_datasets::{Error, Record, ShardWriter, Signal, read_footer, read_shard, write_shard};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
@@ -48,7 +49,8 @@ fn returns<R: Record + Clone + PartialEq + std::fmt::Debug>(
 }
 
 fn write_by_row<R: Record + Clone>(path: &Path, rows: &[R]) {
-    let mut writer = ShardWriter::<R>::new(path, &records::provenances()).unwrap();
+    let optional = rows.iter().any(R::fills_optional);
+    let mut writer = ShardWriter::<R>::begin(path, &records::provenances(), optional).unwrap();
     rows.iter()
         .try_for_each(|row| writer.push(row.clone()))
         .unwrap();
@@ -87,6 +89,58 @@ proptest! {
         returns(&verdicts)?;
         returns(&task_samples)?;
     }
+}
+
+/// Files without draws are those that were written before there were any.
+#[test]
+fn columns_of_draws_are_there_for_draws_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("shard-00000.parquet");
+    let columns = || {
+        let file = fs::File::open(&path).unwrap();
+        let reader = ParquetRecordBatchReaderBuilder::try_new(file).unwrap();
+        let fields = reader.schema().fields().iter();
+        fields.map(|field| field.name().clone()).collect::<Vec<_>>()
+    };
+    let mut rows = records::signals(2, 3, 4);
+    write_shard(&path, &rows, &records::provenances()).unwrap();
+    assert_eq!(
+        columns(),
+        [
+            "prompt_id",
+            "sample_index",
+            "token_ids",
+            "loss_mask",
+            "support_ids",
+            "support_logprobs",
+            "tail_logprob",
+            "entropy",
+            "log_z_at",
+            "provenance"
+        ]
+    );
+    let read: Result<Vec<Signal>, _> = read_shard(&path).unwrap().collect();
+    assert_eq!(read.unwrap(), rows);
+
+    for row in &mut rows[1].rows {
+        (row.draw_ids, row.draw_counts) = (vec![50, 51], vec![3, 1]);
+    }
+    write_shard(&path, &rows, &records::provenances()).unwrap();
+    assert_eq!(columns()[9..], ["draw_ids", "draw_counts", "provenance"]);
+    let read: Result<Vec<Signal>, _> = read_shard(&path).unwrap().collect();
+    assert_eq!(read.unwrap(), rows);
+
+    let mut writer = ShardWriter::new(&path, &records::provenances()).unwrap();
+    rows.into_iter()
+        .try_for_each(|row| writer.push(row))
+        .unwrap();
+    let message = crate::chain(&writer.finish().unwrap_err());
+    assert!(
+        message.contains(
+            "row 1, column `draw_ids, draw_counts`: the file was begun without these columns"
+        ),
+        "{message}"
+    );
 }
 
 #[test]

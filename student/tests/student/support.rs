@@ -119,6 +119,8 @@ fn row(realised: u32, vocab: u32, rng: &mut ChaCha8Rng) -> SignalRow {
         tail_logprob: (tail / total).ln() as f32,
         entropy: 1.0,
         log_z_at: Vec::new(),
+        draw_ids: Vec::new(),
+        draw_counts: Vec::new(),
     }
 }
 
@@ -159,6 +161,8 @@ pub(crate) fn top_k(log_p: &[f64], k: usize) -> SignalRow {
         tail_logprob: tail.ln() as f32,
         entropy: 1.0,
         log_z_at: Vec::new(),
+        draw_ids: Vec::new(),
+        draw_counts: Vec::new(),
     }
 }
 
