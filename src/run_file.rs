@@ -215,6 +215,10 @@ pub struct Signals {
     /// Temperatures other than 1 that a later training may use.
     #[serde(default)]
     pub temperatures: Vec<Positive>,
+    /// Tokens drawn at each position from outside of `top_k`, each with its share of what is left. A
+    /// training can then follow the teacher's whole distribution.
+    #[serde(default = "none")]
+    pub tail_draws: CountOrZero,
 }
 
 /// `reasoning` of `[collect]`
@@ -236,6 +240,10 @@ pub struct Score {
     /// Temperatures other than 1 that a later training may use.
     #[serde(default)]
     pub temperatures: Vec<Positive>,
+    /// Tokens drawn at each position from outside of `top_k`, each with its share of what is left. A
+    /// training can then follow the teacher's whole distribution.
+    #[serde(default = "none")]
+    pub tail_draws: CountOrZero,
     /// Answers scored together.
     #[serde(default = "sixteen")]
     pub batch: Count,
@@ -486,6 +494,10 @@ fn default_of<T: TryFrom<f64, Error = String>>(value: f64) -> T {
 
 fn sixteen() -> Count {
     default_of(16.0)
+}
+
+fn none() -> CountOrZero {
+    default_of(0.0)
 }
 
 fn zero() -> NonNegative {

@@ -177,6 +177,8 @@ fn capture(request: &Request) -> anyhow::Result<Reply> {
     let scoring = Scoring {
         top_k: request.top_k,
         temperatures: Vec::new(),
+        tail_draws: 0,
+        seed: 0,
         chunk_rows: CHUNK_ROWS,
     };
     let (seconds, means) = measured(request, || {

@@ -29,8 +29,8 @@ use super::collect_sources::{Answer, Sources, Unit};
 use super::{Context, Done, Outcome, checkpoint, collect_given, counts, import, stage};
 use crate::interrupt;
 use crate::run_dir::{Earlier, Plan, settings_of, short};
-use crate::run_file::ranges::{Count, Positive};
-use crate::run_file::{Answers, Loaded, RunFile};
+use crate::run_file::ranges::{Count, CountOrZero, Positive};
+use crate::run_file::{Answers, Loaded, RunFile, Signals};
 
 /// Asks the teacher for what is not there yet, and publishes all of it.
 ///
@@ -80,7 +80,7 @@ pub fn collect(context: &Context) -> anyhow::Result<Outcome> {
             out,
             &prompts,
             samples as u32,
-            run.file.collect.signals.is_some(),
+            run.file.collect.signals.as_ref(),
             &mut sources,
         )?;
         let all_in = sources.all_in(&names);
@@ -132,7 +132,7 @@ fn answers(run: &Loaded, folder: &Path) -> anyhow::Result<Value> {
         "temperature": collect.temperature.get(),
         "top_p": collect.top_p.get(),
         "batch": collect.batch.get(),
-        "signals": settings_of(&collect.signals)?,
+        "signals": without_no_draws(settings_of(&collect.signals)?),
         "reasoning": settings_of(&collect.reasoning)?,
     });
     // Settings that are off are left out: answers from before they existed keep their key.
@@ -243,11 +243,11 @@ impl Teacher {
             min_p: collect.min_p.get(),
             repetition_penalty: collect.repetition_penalty.get(),
         };
+        let seed = u64::from(run.seed);
         let scoring = collect
             .signals
             .as_ref()
-            .map(|s| scoring(s.top_k, &s.temperatures));
-        let seed = u64::from(run.seed);
+            .map(|s| scoring(s.top_k, &s.temperatures, s.tail_draws, seed));
         let temperatures = scoring.as_ref().map_or(&[][..], |s| &s.temperatures);
         let provenance = local.provenance(&sampling, &collect.stop, seed, temperatures);
         Ok(Teacher {
@@ -311,11 +311,30 @@ pub(super) fn open_local(context: &Context, folder: &Path) -> anyhow::Result<Loc
     })?)
 }
 
+/// Settings of signals as a key has them: without `tail_draws` where it is 0, so that signals from
+/// before it existed keep theirs.
+pub(super) fn without_no_draws(mut settings: Value) -> Value {
+    let is_none = |draws: &Value| draws.as_f64() == Some(0.0);
+    if settings.get("tail_draws").is_some_and(is_none)
+        && let Some(settings) = settings.as_object_mut()
+    {
+        settings.remove("tail_draws");
+    }
+    settings
+}
+
 /// What is stored of each distribution.
-pub(super) fn scoring(top_k: Count, temperatures: &[Positive]) -> Scoring {
+pub(super) fn scoring(
+    top_k: Count,
+    temperatures: &[Positive],
+    tail_draws: CountOrZero,
+    seed: u64,
+) -> Scoring {
     Scoring {
         top_k: top_k.get(),
         temperatures: temperatures.iter().map(|t| t.get() as f32).collect(),
+        tail_draws: tail_draws.get() as u32,
+        seed,
         chunk_rows: SCORE_ROWS,
     }
 }
@@ -388,7 +407,7 @@ fn write(
     out: &Path,
     prompts: &[Prompt],
     samples: u32,
-    with_signals: bool,
+    wanted: Option<&Signals>,
     sources: &mut Sources,
 ) -> anyhow::Result<usize> {
     let provenance = sources.provenance.clone();
@@ -397,12 +416,13 @@ fn write(
         let name = shard_name(index);
         let mut completions =
             ShardWriter::<Completion>::new(&out.join("completions").join(&name), &provenance)?;
-        let mut signals = match with_signals {
-            true => Some(ShardWriter::<Signal>::new(
+        let mut signals = match wanted {
+            Some(wanted) => Some(ShardWriter::<Signal>::begin(
                 &out.join("signals").join(&name),
                 &provenance,
+                wanted.tail_draws.get() > 0,
             )?),
-            false => None,
+            None => None,
         };
         for prompt in prompts {
             for sample_index in 0..samples {

@@ -16,7 +16,7 @@ use potstill_datasets::{
 use potstill_teacher::{Local, Scoring, Text};
 use serde_json::json;
 
-use super::collect::{open_local, score_all, scoring};
+use super::collect::{open_local, score_all, scoring, without_no_draws};
 use super::{Context, Done, Outcome, checkpoint, counts, import, stage};
 use crate::interrupt;
 use crate::run_dir::{Plan, settings_of, short};
@@ -37,7 +37,7 @@ pub fn score(context: &Context) -> anyhow::Result<Outcome> {
     let completions = context.dir.require("completions", "collect", run)?;
     let folder = checkpoint::teacher(run)?;
     let teacher = checkpoint::teacher_table(run)?;
-    let plan = Plan {
+    let mut plan = Plan {
         stage: "score".to_owned(),
         home: "signals".to_owned(),
         outputs: vec!["signals".to_owned()],
@@ -47,17 +47,25 @@ pub fn score(context: &Context) -> anyhow::Result<Outcome> {
             "template": checkpoint::template(run, &folder)?.hash(),
             "licence": teacher.licence,
             "reasoning": settings_of(&run.file.collect.reasoning)?,
-            "score": settings_of(settings)?,
+            "score": without_no_draws(settings_of(settings)?),
         }),
         inputs: BTreeMap::from([("completions".to_owned(), completions.content_hash())]),
     };
+    if settings.tail_draws.get() > 0 {
+        plan.settings["seed"] = json!(run.file.run.seed);
+    }
     let mut finished_work = None;
     let outcome = stage(context, &plan, |out| {
         let work = context.dir.work(&format!("score-{}", short(&plan.key())))?;
         let mut scorer = Scorer {
             context,
             teacher: open_local(context, &folder)?,
-            scoring: scoring(settings.top_k, &settings.temperatures),
+            scoring: scoring(
+                settings.top_k,
+                &settings.temperatures,
+                settings.tail_draws,
+                u64::from(run.file.run.seed),
+            ),
             batch: settings.batch.get(),
             journal: SignalJournal::open(&work.join("journal.bin"))?,
         };
@@ -156,7 +164,8 @@ impl Scorer<'_> {
                 })
                 .collect();
             let path = out.join("signals").join(shard_name(index));
-            let mut signals = ShardWriter::<Signal>::new(&path, &provenance)?;
+            let with_draws = self.scoring.tail_draws > 0;
+            let mut signals = ShardWriter::<Signal>::begin(&path, &provenance, with_draws)?;
             for completion in read_shard::<Completion>(shard)? {
                 let completion = completion?;
                 let mut signal = self.journal.get(answers)?;

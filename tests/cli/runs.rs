@@ -4,7 +4,7 @@ use std::fs;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use potstill::datasets::{Completion, read_shard};
+use potstill::datasets::{Completion, Signal, read_shard};
 use serde_json::json;
 
 use crate::fixture::Run;
@@ -110,7 +110,7 @@ fn a_changed_setting_keeps_what_was_there() {
 }
 
 #[test]
-fn narrow_sampling_and_packing_are_recorded_only_where_they_are_on() {
+fn narrow_sampling_draws_and_packing_are_recorded_only_where_they_are_on() {
     let run = Run::new();
     let recorded = || {
         let manifest = |name: &str| -> serde_json::Value {
@@ -124,15 +124,20 @@ fn narrow_sampling_and_packing_are_recorded_only_where_they_are_on() {
             collect["settings"]["answers"]["min_p"].clone(),
             collect["settings"]["answers"]["repetition_penalty"].clone(),
             collect["settings"]["answers"]["stop"].clone(),
+            collect["settings"]["answers"]["signals"].clone(),
             train["settings"]["train"]["packing"].clone(),
         ]
     };
     run.run();
-    assert_eq!(recorded(), [(); 5].map(|()| json!(null)));
+    let signals = json!({ "top_k": 6.0, "temperatures": [] });
+    let none = json!(null);
+    let expected = [&none, &none, &none, &none, &signals, &none];
+    assert_eq!(recorded().each_ref(), expected);
     run.edit(
         "samples = 2",
         "samples = 2\ntop_k = 40\nmin_p = 0.05\nrepetition_penalty = 1.1\nstop = [\"##\"]",
     );
+    run.edit("{ top_k = 6 }", "{ top_k = 6, tail_draws = 3 }");
     run.edit("micro_batch = 2", "micro_batch = 2\npacking = true");
     run.run();
     let expected = [
@@ -140,6 +145,7 @@ fn narrow_sampling_and_packing_are_recorded_only_where_they_are_on() {
         json!(0.05),
         json!(1.1),
         json!(["##"]),
+        json!({ "top_k": 6.0, "temperatures": [], "tail_draws": 3.0 }),
         json!(true),
     ];
     assert_eq!(recorded(), expected);
@@ -249,6 +255,53 @@ fn score_gives_what_collect_would_have() {
         said.stderr
     );
     assert!(found[file].len() > whole.published()[file].len());
+}
+
+/// Draws from the tail come beside the distributions, with the answers or afterwards.
+#[test]
+fn draws_are_the_same_from_collect_and_from_score() {
+    let signals = |run: &Run| -> Vec<Signal> {
+        let path = run.path("runs/tiny/signals/shard-00000.parquet");
+        let rows = read_shard(&path).unwrap();
+        rows.collect::<Result<_, _>>().unwrap()
+    };
+    let with = |run: &Run, command: &str| {
+        let said = run.potstill(&[command, "run.toml"]);
+        assert_eq!(said.code, 0, "{}", said.stderr);
+    };
+    let none = Run::new();
+    let whole = Run::new();
+    whole.edit("top_k = 6", "top_k = 6, tail_draws = 3");
+    let after = Run::new();
+    after.edit("signals = { top_k = 6 }\n", "");
+    after.edit(
+        "[curate]",
+        "[score]\ntop_k = 6\ntail_draws = 3\nbatch = 7\n\n[curate]",
+    );
+    for run in [&none, &whole, &after] {
+        with(run, "import");
+        with(run, "collect");
+    }
+    with(&after, "score");
+    let drawn = signals(&whole);
+    assert_eq!(drawn, signals(&after));
+    let mut without = drawn.clone();
+    for row in without.iter_mut().flat_map(|signal| &mut signal.rows) {
+        assert_eq!(row.draw_counts.iter().sum::<u32>(), 3);
+        row.draw_ids.clear();
+        row.draw_counts.clear();
+    }
+    assert_eq!(without, signals(&none));
+
+    // Another seed: other draws from the same answers, and a stage that runs again.
+    after.edit("tail_draws = 3", "tail_draws = 4");
+    with(&after, "score");
+    assert!(
+        signals(&after)
+            .iter()
+            .flat_map(|s| &s.rows)
+            .all(|row| { row.draw_counts.iter().sum::<u32>() == 4 })
+    );
 }
 
 /// Without distributions a student learns from the text, as the control `sft` does from the same.

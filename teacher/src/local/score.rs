@@ -1,20 +1,17 @@
 //! Exact sparse distributions of a teacher over given texts.
 //!
-//! For each position with loss, with logits z over the whole vocabulary of v tokens:
-//!
-//! - log p(i) = z_i − log Σ_j exp(z_j), at temperature 1;
-//! - the support S is the top-k, the realised token and the control tokens, each once;
-//! - the tail is log Σ_{i ∉ S} p(i), summed over the tail itself in f64: 1 − Σ_S p(i) would lose every
-//!   digit of a small tail;
-//! - the entropy is −Σ_i p(i) log p(i) over the whole vocabulary, in nats;
-//! - log_z_at[T] = log Σ_i exp(log p(i) / T), of the normalised log-probabilities, so that
-//!   log p_T(i) = log p(i) / T − log_z_at[T], whatever constant the logits carry.
+//! What is taken of each distribution is [`capture`]'s; the support is the top-k, the realised token
+//! and the control tokens. Texts run in batches of similar length, so that little of a batch is
+//! padding, and the head sees the positions with loss alone, `chunk_rows` at a time: `[tokens, v]`
+//! never exists whole.
 
+use std::collections::HashMap;
 use std::ops::ControlFlow;
 
 use potstill_datasets::{Encoded, Signal, SignalRow};
+use potstill_kernels::{Capture, CaptureRow, Captured, Head, capture};
 use potstill_model::{Int, Tensor, TensorData};
-use rayon::prelude::*;
+use sha2::{Digest, Sha256};
 
 use super::Local;
 use crate::Error;
@@ -26,6 +23,10 @@ pub struct Scoring {
     pub top_k: usize,
     /// The temperatures of `log_z_at`, above 0.
     pub temperatures: Vec<f32>,
+    /// How many draws are taken from the tail at each position; 0 for none.
+    pub tail_draws: u32,
+    /// The draws' randomness is a function of this, the text's prompt and sample, and the position.
+    pub seed: u64,
     /// Rows of logits held at once, at least 1: `chunk_rows` × v numbers.
     pub chunk_rows: usize,
 }
@@ -42,7 +43,7 @@ pub struct Text {
 }
 
 impl Local {
-    /// The teacher's distributions over all of `texts`, run as one batch; see [`Signal`].
+    /// The teacher's distributions over all of `texts`, in their order; see [`Signal`].
     ///
     /// `progress` is told after each chunk how many distributions there are so far; when it breaks, the
     /// result is `None`. The rows' `provenance` is 0.
@@ -60,30 +61,29 @@ impl Local {
         for text in texts {
             self.check_text(text)?;
         }
-        let width = texts
-            .iter()
-            .map(|text| text.encoded.token_ids.len())
-            .max()
-            .unwrap_or(0);
-        let places = places(texts);
-        let mut rows = Vec::with_capacity(places.len());
-        if !places.is_empty() {
-            let hidden_nd = self.hidden(texts, width);
+        let mut rows: HashMap<usize, Vec<SignalRow>> = HashMap::new();
+        let mut done = 0;
+        for batch in batches(texts) {
+            let width = batch.first().map_or(0, |(_, text)| tokens_needed(text));
+            let hidden_nd = self.hidden(&batch, width);
+            let places = places(&batch, scoring.seed);
             for chunk in places.chunks(scoring.chunk_rows) {
-                let logits = self.logits(&hidden_nd, chunk, width)?;
-                rows.extend(self.chunk_rows(texts, chunk, &logits, scoring)?);
-                if progress(rows.len()).is_break() {
+                let captured = self.capture(texts, chunk, &hidden_nd, width, scoring)?;
+                for (place, captured) in chunk.iter().zip(captured) {
+                    rows.entry(place.text).or_default().push(captured);
+                }
+                done += chunk.len();
+                if progress(done).is_break() {
                     return Ok(None);
                 }
             }
         }
-        let mut rows = rows.into_iter();
-        let signals = texts.iter().map(|text| Signal {
+        let signals = texts.iter().enumerate().map(|(index, text)| Signal {
             prompt_id: text.prompt_id.clone(),
             sample_index: text.sample_index,
             token_ids: text.encoded.token_ids.clone(),
             loss_mask: text.encoded.loss_mask.clone(),
-            rows: rows.by_ref().take(loss_positions(text).count()).collect(),
+            rows: rows.remove(&index).unwrap_or_default(),
             provenance: 0,
         });
         Ok(Some(signals.collect()))
@@ -126,81 +126,144 @@ impl Local {
         }
     }
 
-    /// Hidden states of all texts, padded on the right to `width`: `[n, d]`, n = texts × width.
-    fn hidden(&self, texts: &[Text], width: usize) -> Tensor<2> {
-        let mut ids = Vec::with_capacity(texts.len() * width);
-        for text in texts {
+    /// Hidden states of a batch of texts, each padded on the right to `width`: `[n, d]`, n = texts × width.
+    fn hidden(&self, batch: &[(usize, &Text)], width: usize) -> Tensor<2> {
+        let mut ids = Vec::with_capacity(batch.len() * width);
+        for (_, text) in batch {
             let tokens = &text.encoded.token_ids;
-            ids.extend(tokens.iter().map(|id| *id as i32));
-            ids.resize(ids.len() + width - tokens.len(), 0);
+            ids.extend(tokens.iter().take(width).map(|id| *id as i32));
+            ids.resize(ids.len() + width - tokens.len().min(width), 0);
         }
-        let data = TensorData::new(ids, [texts.len(), width]);
+        let data = TensorData::new(ids, [batch.len(), width]);
         let ids_bt = Tensor::<2, Int>::from_data(data, &self.model.device());
         let hidden_btd = self.model.hidden(ids_bt);
         let [b, t, d] = hidden_btd.dims();
         hidden_btd.reshape([b * t, d])
     }
 
-    /// Logits of the rows that predict `places`, row after row.
-    fn logits(
+    /// The distributions that predict `places`, from the hidden states of their batch.
+    fn capture(
         &self,
-        hidden_nd: &Tensor<2>,
+        texts: &[Text],
         places: &[Place],
+        hidden_nd: &Tensor<2>,
         width: usize,
-    ) -> Result<Vec<f32>, Error> {
+        scoring: &Scoring,
+    ) -> Result<Vec<SignalRow>, Error> {
         let rows: Vec<i32> = places
             .iter()
-            .map(|place| (place.text * width + place.position - 1) as i32)
+            .map(|place| (place.in_batch * width + place.position - 1) as i32)
             .collect();
         let data = TensorData::new(rows, [places.len()]);
         let rows = Tensor::<1, Int>::from_data(data, &self.model.device());
-        let logits = self.model.logits(hidden_nd.clone().select(0, rows));
-        logits.try_into_vec_as::<f32>().map_err(|error| {
+        let logits_nv = self.model.logits(hidden_nd.clone().select(0, rows));
+        let of_place = |place: &Place| {
+            let mut kept = self.control_ids.clone();
+            kept.push(place.realised);
+            CaptureRow {
+                kept,
+                seed: place.seed,
+                position: place.position as u64,
+            }
+        };
+        let rows: Vec<CaptureRow> = places.iter().map(of_place).collect();
+        let settings = Capture {
+            head: Head::default(),
+            top_k: scoring.top_k,
+            temperatures: &scoring.temperatures,
+            draws: scoring.tail_draws,
+        };
+        let captured = capture(logits_nv, &rows, &settings).map_err(|error| {
             Error::Model(potstill_model::Error::Device {
                 what: "logits",
                 why: error.to_string(),
             })
-        })
-    }
-
-    fn chunk_rows(
-        &self,
-        texts: &[Text],
-        places: &[Place],
-        logits: &[f32],
-        scoring: &Scoring,
-    ) -> Result<Vec<SignalRow>, Error> {
-        let v = self.model.config().vocab_size;
-        logits
-            .par_chunks(v)
-            .zip(places)
-            .map(|(logits_v, place)| {
-                let mut kept = self.control_ids.clone();
-                kept.push(place.realised);
-                row(logits_v, &kept, scoring).ok_or_else(|| not_finite(texts, place))
-            })
+        })?;
+        let rows = places.iter().zip(captured);
+        rows.map(|(place, row)| row.map(signal_row).ok_or_else(|| not_finite(texts, place)))
             .collect()
     }
+}
+
+fn signal_row(row: Captured) -> SignalRow {
+    SignalRow {
+        ids: row.ids,
+        logprobs: row.logprobs,
+        tail_logprob: row.tail_logprob,
+        entropy: row.entropy,
+        log_z_at: row.log_z_at.into_iter().map(Some).collect(),
+        draw_ids: row.draw_ids,
+        draw_counts: row.draw_counts,
+    }
+}
+
+/// Tokens that a batch holds at most, padding included, unless one text alone has more.
+const BATCH_TOKENS: usize = 4096;
+
+/// Texts with their numbers, longest first, in batches of similar length; those without loss are in
+/// none.
+fn batches(texts: &[Text]) -> Vec<Vec<(usize, &Text)>> {
+    let mut order: Vec<(usize, &Text)> = texts.iter().enumerate().collect();
+    order.retain(|(_, text)| tokens_needed(text) > 0);
+    order.sort_by_key(|(_, text)| std::cmp::Reverse(tokens_needed(text)));
+    let mut batches: Vec<Vec<(usize, &Text)>> = Vec::new();
+    let mut width = 0;
+    for item in order {
+        match batches.last_mut() {
+            Some(batch) if (batch.len() + 1) * width <= BATCH_TOKENS => batch.push(item),
+            _ => {
+                // A batch is as wide as its first text.
+                width = tokens_needed(item.1);
+                batches.push(vec![item]);
+            }
+        }
+    }
+    batches
+}
+
+/// The tokens before the last one that has loss: nothing after them is needed to predict it.
+fn tokens_needed(text: &Text) -> usize {
+    let last = text.encoded.loss_mask.iter().rposition(|loss| *loss);
+    last.unwrap_or(0)
 }
 
 /// A position that wants a distribution.
 #[derive(Debug, Clone, Copy)]
 struct Place {
     text: usize,
+    /// Which of its batch the text is.
+    in_batch: usize,
     position: usize,
     realised: u32,
+    /// Of the draws from its tail.
+    seed: u64,
 }
 
-fn places(texts: &[Text]) -> Vec<Place> {
-    let of_text = |(text, item): (usize, &Text)| {
+fn places(batch: &[(usize, &Text)], seed: u64) -> Vec<Place> {
+    let of_text = |(in_batch, (text, item)): (usize, &(usize, &Text))| {
+        let (text, seed) = (*text, text_seed(seed, item));
         let places = loss_positions(item).map(move |(position, realised)| Place {
             text,
+            in_batch,
             position,
             realised,
+            seed,
         });
         places.collect::<Vec<_>>()
     };
-    texts.iter().enumerate().flat_map(of_text).collect()
+    batch.iter().enumerate().flat_map(of_text).collect()
+}
+
+/// Another one than the answer was sampled with, so that the draws are independent of the answer.
+fn text_seed(seed: u64, text: &Text) -> u64 {
+    let mut hasher = Sha256::new();
+    hasher.update(b"tail");
+    hasher.update(seed.to_le_bytes());
+    hasher.update(text.sample_index.to_le_bytes());
+    hasher.update(text.prompt_id.as_bytes());
+    let digest = hasher.finalize();
+    let bytes = digest.iter().take(8);
+    bytes.fold(0, |seed, byte| seed << 8 | u64::from(*byte))
 }
 
 /// Positions with loss and the token at each; position 0 has no distribution.
@@ -243,165 +306,45 @@ fn check_scoring(scoring: &Scoring) -> Result<(), Error> {
     }
 }
 
-/// One distribution, from the logits of the whole vocabulary; `None` when they are not finite.
-///
-/// `kept` are ids that the support holds besides the top-k.
-fn row(logits_v: &[f32], kept: &[u32], scoring: &Scoring) -> Option<SignalRow> {
-    let mut largest = f32::NEG_INFINITY;
-    for &logit in logits_v {
-        if logit.is_nan() {
-            return None;
-        }
-        largest = largest.max(logit);
-    }
-    if !largest.is_finite() {
-        return None;
-    }
-    let shifted = |logit: f32| f64::from(logit - largest);
-    let mut exps: Vec<f64> = logits_v.iter().map(|z| shifted(*z).exp()).collect();
-    let total: f64 = exps.iter().sum();
-    let log_total = total.ln();
-    let weighted: f64 = exps
-        .iter()
-        .zip(logits_v)
-        .filter(|(exp, _)| **exp > 0.0)
-        .map(|(exp, z)| exp * shifted(*z))
-        .sum();
-    let log_z_at = scoring.temperatures.iter().map(|&temperature| {
-        let t = f64::from(temperature);
-        let sum: f64 = logits_v.iter().map(|z| (shifted(*z) / t).exp()).sum();
-        Some((sum.ln() - log_total / t) as f32)
-    });
-
-    let mut support: Vec<(u32, f32)> = support(logits_v, kept, scoring.top_k)
-        .into_iter()
-        .map(|id| {
-            let logit = logits_v.get(id as usize).copied().unwrap_or(largest);
-            (id, (shifted(logit) - log_total) as f32)
-        })
-        .collect();
-    if support.iter().any(|(_, logprob)| !logprob.is_finite()) {
-        return None;
-    }
-    support.sort_unstable_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
-    for (id, _) in &support {
-        if let Some(exp) = exps.get_mut(*id as usize) {
-            *exp = 0.0;
-        }
-    }
-    let tail: f64 = exps.iter().sum();
-    let (ids, logprobs) = support.into_iter().unzip();
-    Some(SignalRow {
-        ids,
-        logprobs,
-        tail_logprob: (tail.ln() - log_total) as f32,
-        entropy: (log_total - weighted / total).max(0.0) as f32,
-        log_z_at: log_z_at.collect(),
-    })
-}
-
-/// Ids of the `top_k` largest logits, the lower id first among equals, and of `kept`; each once.
-fn support(logits_v: &[f32], kept: &[u32], top_k: usize) -> Vec<u32> {
-    let logit = |id: &u32| {
-        logits_v
-            .get(*id as usize)
-            .copied()
-            .unwrap_or(f32::NEG_INFINITY)
-    };
-    let mut ids: Vec<u32> = (0..logits_v.len() as u32).collect();
-    if top_k < ids.len() {
-        ids.select_nth_unstable_by(top_k, |a, b| logit(b).total_cmp(&logit(a)).then(a.cmp(b)));
-        ids.truncate(top_k);
-    }
-    ids.extend(kept);
-    ids.sort_unstable();
-    ids.dedup();
-    ids
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn scoring(top_k: usize, temperatures: &[f32]) -> Scoring {
-        Scoring {
-            top_k,
-            temperatures: temperatures.to_vec(),
-            chunk_rows: 1,
+    fn text(tokens: usize, last_loss: Option<usize>) -> Text {
+        Text {
+            prompt_id: "p".to_owned(),
+            sample_index: 0,
+            encoded: Encoded {
+                token_ids: vec![1; tokens],
+                loss_mask: (0..tokens).map(|at| Some(at) == last_loss).collect(),
+            },
         }
     }
 
-    /// Numbers that look random, and repeat so that ties are common.
-    fn logits(length: usize, seed: u64) -> Vec<f32> {
-        let mut state = seed;
-        let mut next = || {
-            state = state
-                .wrapping_mul(6364136223846793005)
-                .wrapping_add(1442695040888963407);
-            ((state >> 33) % 50) as f32 * 0.3 - 7.0
-        };
-        (0..length).map(|_| next()).collect()
-    }
-
     #[test]
-    fn a_row_equals_brute_force_in_f64() {
-        for (length, top_k) in [(1, 1), (7, 3), (300, 8), (1000, 64), (50, 50), (50, 200)] {
-            let logits = logits(length, length as u64);
-            let kept = [0, (length - 1) as u32];
-            let row = row(&logits, &kept, &scoring(top_k, &[1.0, 2.0, 0.25])).unwrap();
-
-            let wide: Vec<f64> = logits.iter().map(|z| f64::from(*z)).collect();
-            let lse = wide.iter().map(|z| z.exp()).sum::<f64>().ln();
-            let mut order: Vec<usize> = (0..length).collect();
-            order.sort_by(|a, b| wide[*b].total_cmp(&wide[*a]).then(a.cmp(b)));
-            let mut expected: Vec<usize> = order.iter().copied().take(top_k).collect();
-            for id in kept {
-                if !expected.contains(&(id as usize)) {
-                    expected.push(id as usize);
-                }
-            }
-            expected.sort_by(|a, b| wide[*b].total_cmp(&wide[*a]).then(a.cmp(b)));
-            let found: Vec<usize> = row.ids.iter().map(|id| *id as usize).collect();
-            assert_eq!(found, expected);
-            for (id, logprob) in expected.iter().zip(&row.logprobs) {
-                assert!((f64::from(*logprob) - (wide[*id] - lse)).abs() < 1e-5);
-            }
-            let outside = (0..length).filter(|id| !expected.contains(id));
-            let tail: f64 = outside.map(|id| (wide[id] - lse).exp()).sum();
-            if expected.len() == length {
-                assert_eq!(row.tail_logprob, f32::NEG_INFINITY);
-            } else {
-                assert!((f64::from(row.tail_logprob) - tail.ln()).abs() < 1e-5);
-            }
-            let entropy: f64 = wide.iter().map(|z| -(z - lse) * (z - lse).exp()).sum();
-            assert!((f64::from(row.entropy) - entropy).abs() < 1e-5);
-            assert!(row.log_z_at[0].unwrap().abs() < 1e-6);
-            for (at, t) in [(1, 2.0), (2, 0.25)] {
-                let expected = wide.iter().map(|z| ((z - lse) / t).exp()).sum::<f64>().ln();
-                assert!((f64::from(row.log_z_at[at].unwrap()) - expected).abs() < 1e-5);
-            }
+    fn batches_are_of_similar_length_and_within_the_budget() {
+        let mut texts: Vec<Text> = (2..300).map(|n| text(n, Some(n - 1))).collect();
+        texts.push(text(9000, Some(8999)));
+        texts.push(text(50, None));
+        texts.push(text(9000, Some(4)));
+        let batches = batches(&texts);
+        let mut seen: Vec<usize> = batches.iter().flatten().map(|(index, _)| *index).collect();
+        seen.sort_unstable();
+        // All but the one without loss.
+        let expected: Vec<usize> = (0..texts.len()).filter(|index| *index != 299).collect();
+        assert_eq!(seen, expected);
+        let (mut padded, mut needed) = (0, 0);
+        for batch in &batches {
+            let width = tokens_needed(batch[0].1);
+            assert!(batch.len() == 1 || batch.len() * width <= BATCH_TOKENS);
+            assert!(batch.iter().all(|(_, text)| tokens_needed(text) <= width));
+            padded += batch.len() * width;
+            needed += batch
+                .iter()
+                .map(|(_, text)| tokens_needed(text))
+                .sum::<usize>();
         }
-    }
-
-    /// 1 − Σ would give 0 here, or noise: the tail's own sum keeps all its digits.
-    #[test]
-    fn a_tiny_tail_keeps_its_digits() {
-        let mut logits = vec![-60.0f32; 1000];
-        logits[3] = 0.0;
-        let row = row(&logits, &[], &scoring(1, &[])).unwrap();
-        assert_eq!(row.ids, [3]);
-        let expected = 999f64.ln() - 60.0;
-        assert!((f64::from(row.tail_logprob) - expected).abs() < 1e-5);
-    }
-
-    #[test]
-    fn logits_that_are_not_finite_are_refused() {
-        for bad in [f32::NAN, f32::INFINITY] {
-            assert!(row(&[0.0, bad, 1.0], &[], &scoring(2, &[])).is_none());
-        }
-        assert!(row(&[f32::NEG_INFINITY; 3], &[], &scoring(2, &[])).is_none());
-        // A token that is ruled out is no part of the tail, but cannot be in the support.
-        assert!(row(&[0.0, f32::NEG_INFINITY], &[], &scoring(1, &[])).is_some());
-        assert!(row(&[0.0, f32::NEG_INFINITY], &[1], &scoring(1, &[])).is_none());
+        assert_eq!(tokens_needed(batches[0][0].1), 8999);
+        assert!(padded < needed + needed / 10, "{padded} for {needed}");
     }
 }

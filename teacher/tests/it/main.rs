@@ -260,6 +260,66 @@ fn answers_and_signals_repeat_bit_for_bit() {
 }
 
 #[test]
+fn texts_of_any_length_come_back_in_their_order() {
+    let Some(teacher) = stories() else { return };
+    let text = |length: u32, start| text_of((0..length).map(|i| 3 + i * 7 % 500).collect(), start);
+    // More than one batch, and texts that need nothing of the model.
+    let mut texts = vec![
+        text(2, 1),
+        text(512, 500),
+        text(40, 2),
+        text(9, 9),
+        text(1, 1),
+    ];
+    texts.extend((0..12).map(|i| text(500 - 30 * i, 20)));
+    let signals = score(&teacher, &texts, &scoring(5));
+    assert_eq!(signals.len(), texts.len());
+    for (text, signal) in texts.iter().zip(&signals) {
+        signal.validate().unwrap();
+        assert_eq!(signal.token_ids, text.encoded.token_ids);
+        let alone = score(&teacher, std::slice::from_ref(text), &scoring(5));
+        assert_close(std::slice::from_ref(signal), &alone);
+    }
+}
+
+#[test]
+fn draws_from_the_tail_are_those_of_seed_text_and_position() {
+    let Some(teacher) = stories() else { return };
+    let mut texts = sampled_texts(&teacher, &[ask("One day"), ask("The sun was hot")]);
+    let drawn = |seed, texts: &[Text]| {
+        let scoring = Scoring {
+            tail_draws: 9,
+            seed,
+            ..scoring(4)
+        };
+        score(&teacher, texts, &scoring)
+    };
+    let signals = drawn(1, &texts);
+    assert_eq!(signals, drawn(1, &texts));
+    for signal in &signals {
+        signal.validate().unwrap();
+        for row in &signal.rows {
+            assert_eq!(row.draw_counts.iter().sum::<u32>(), 9);
+        }
+    }
+    let ids = |signals: &[Signal]| -> Vec<Vec<u32>> {
+        let rows = signals.iter().flat_map(|signal| &signal.rows);
+        rows.map(|row| row.draw_ids.clone()).collect()
+    };
+    assert_ne!(ids(&signals), ids(&drawn(2, &texts)));
+    texts.iter_mut().for_each(|text| text.sample_index += 1);
+    assert_ne!(ids(&signals), ids(&drawn(1, &texts)));
+    // They are beside the distributions, and change nothing of them.
+    let mut without = signals;
+    for row in without.iter_mut().flat_map(|signal| &mut signal.rows) {
+        row.draw_ids.clear();
+        row.draw_counts.clear();
+    }
+    texts.iter_mut().for_each(|text| text.sample_index -= 1);
+    assert_eq!(without, score(&teacher, &texts, &scoring(4)));
+}
+
+#[test]
 fn control_tokens_are_in_every_support() {
     let Some(dir) = weights("stories260K") else {
         return;
@@ -464,6 +524,8 @@ fn scoring(top_k: usize) -> Scoring {
     Scoring {
         top_k,
         temperatures: vec![1.0, 2.0, 0.5],
+        tail_draws: 0,
+        seed: 0,
         chunk_rows: 64,
     }
 }
