@@ -25,11 +25,11 @@ mod weights;
 
 pub use adamw::{AdamStep, adamw, adamw_reference, sum_of_squares};
 pub use attention::{Attention, attention, attention_reference};
+pub use capture::{Capture, CaptureRow, Captured, capture, reference::capture_reference};
 pub use linear::{linear, linear_input_gradient, linear_weight_gradient};
 pub use norm::{rms_norm, rms_norm_reference};
 pub use paged::{PagedRow, paged_attention, paged_attention_reference, write_slots};
 pub use rotary::{rotary, rotary_reference};
-pub use capture::{Capture, CaptureRow, Captured, capture, reference::capture_reference};
 pub use rows::{
     Head, RowOps, RowStats, TAIL_FLOOR_NATS, reference::row_stats_reference, row_stats,
 };

@@ -222,6 +222,8 @@ pub(crate) fn signal(request: &Request) -> Signal {
         tail_logprob: 0.05f32.ln(),
         entropy: 0.0,
         log_z_at: Vec::new(),
+        draw_ids: Vec::new(),
+        draw_counts: Vec::new(),
     });
     Signal {
         prompt_id: "bench".to_owned(),

@@ -21,15 +21,15 @@ use potstill_datasets::{
     shard_name, stage_key,
 };
 use potstill_model::Config;
-use potstill_teacher::{Ask, Local, LocalSettings, Sampling, Scoring, Text};
+use potstill_teacher::{Ask, Local, LocalSettings, Sampling, Scoring};
 use serde_json::{Value, json};
 
 pub(super) use super::collect_given::check_answered;
 use super::collect_sources::{Answer, Sources, Unit};
+use super::score::{score_all, scoring, without_no_draws};
 use super::{Context, Done, Outcome, checkpoint, collect_given, counts, import, stage};
 use crate::interrupt;
 use crate::run_dir::{Earlier, Plan, settings_of, short};
-use crate::run_file::ranges::{Count, CountOrZero, Positive};
 use crate::run_file::{Answers, Loaded, RunFile, Signals};
 
 /// Asks the teacher for what is not there yet, and publishes all of it.
@@ -218,9 +218,6 @@ fn ask_missing(
     Ok(ControlFlow::Continue(asked))
 }
 
-/// Rows of logits held at once while answers are scored.
-const SCORE_ROWS: usize = 256;
-
 /// The teacher of the run file, open.
 struct Teacher {
     local: Local,
@@ -309,44 +306,6 @@ pub(super) fn open_local(context: &Context, folder: &Path) -> anyhow::Result<Loc
         reasoning: reasoning(&context.run),
         licence: teacher.licence.clone(),
     })?)
-}
-
-/// Settings of signals as a key has them: without `tail_draws` where it is 0, so that signals from
-/// before it existed keep theirs.
-pub(super) fn without_no_draws(mut settings: Value) -> Value {
-    let is_none = |draws: &Value| draws.as_f64() == Some(0.0);
-    if settings.get("tail_draws").is_some_and(is_none)
-        && let Some(settings) = settings.as_object_mut()
-    {
-        settings.remove("tail_draws");
-    }
-    settings
-}
-
-/// What is stored of each distribution.
-pub(super) fn scoring(
-    top_k: Count,
-    temperatures: &[Positive],
-    tail_draws: CountOrZero,
-    seed: u64,
-) -> Scoring {
-    Scoring {
-        top_k: top_k.get(),
-        temperatures: temperatures.iter().map(|t| t.get() as f32).collect(),
-        tail_draws: tail_draws.get() as u32,
-        seed,
-        chunk_rows: SCORE_ROWS,
-    }
-}
-
-/// Scores texts together, to the end.
-pub(super) fn score_all(
-    teacher: &Local,
-    texts: &[Text],
-    scoring: &Scoring,
-) -> anyhow::Result<Vec<Signal>> {
-    let signals = teacher.score(texts, scoring, &mut |_| ControlFlow::Continue(()))?;
-    signals.context("the teacher stopped without being asked to")
 }
 
 /// Marks of reasoning, as the run file has them.

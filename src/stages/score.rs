@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
+use std::ops::ControlFlow;
 use std::path::Path;
 
 use anyhow::{Context as _, bail};
@@ -14,12 +15,13 @@ use potstill_datasets::{
     shard_name, shards,
 };
 use potstill_teacher::{Local, Scoring, Text};
-use serde_json::json;
+use serde_json::{Value, json};
 
-use super::collect::{open_local, score_all, scoring, without_no_draws};
+use super::collect::open_local;
 use super::{Context, Done, Outcome, checkpoint, counts, import, stage};
 use crate::interrupt;
 use crate::run_dir::{Plan, settings_of, short};
+use crate::run_file::ranges::{Count, CountOrZero, Positive};
 
 /// Scores every answer that is not scored yet, and publishes the distributions.
 ///
@@ -81,6 +83,47 @@ pub fn score(context: &Context) -> anyhow::Result<Outcome> {
         fs::remove_dir_all(&work).with_context(|| format!("cannot delete {}", work.display()))?;
     }
     Ok(outcome)
+}
+
+/// Rows of logits held at once while answers are scored.
+const SCORE_ROWS: usize = 256;
+
+/// Settings of signals as a key has them: without `tail_draws` where it is 0, so that signals from
+/// before it existed keep theirs.
+pub(super) fn without_no_draws(mut settings: Value) -> Value {
+    let is_none = |draws: &Value| draws.as_f64() == Some(0.0);
+    if settings.get("tail_draws").is_some_and(is_none)
+        && let Some(settings) = settings.as_object_mut()
+    {
+        settings.remove("tail_draws");
+    }
+    settings
+}
+
+/// What is stored of each distribution.
+pub(super) fn scoring(
+    top_k: Count,
+    temperatures: &[Positive],
+    tail_draws: CountOrZero,
+    seed: u64,
+) -> Scoring {
+    Scoring {
+        top_k: top_k.get(),
+        temperatures: temperatures.iter().map(|t| t.get() as f32).collect(),
+        tail_draws: tail_draws.get() as u32,
+        seed,
+        chunk_rows: SCORE_ROWS,
+    }
+}
+
+/// Scores texts together, to the end.
+pub(super) fn score_all(
+    teacher: &Local,
+    texts: &[Text],
+    scoring: &Scoring,
+) -> anyhow::Result<Vec<Signal>> {
+    let signals = teacher.score(texts, scoring, &mut |_| ControlFlow::Continue(()))?;
+    signals.context("the teacher stopped without being asked to")
 }
 
 /// What a training or an evaluation reads besides `completions/`, for its key.

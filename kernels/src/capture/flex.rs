@@ -4,7 +4,7 @@ use burn::tensor::{bf16, f16};
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::vectors::{BLOCK, Lane, exponentials, has_nan, largest, sum, sums};
+use super::vectors::{BLOCK, Lane, exponentials, largest, sum, sums};
 use super::{Capture, CaptureRow, Captured, TailSums, points_below, summary};
 use crate::rows::flex::Stored;
 use crate::simd::vectorize;
@@ -87,9 +87,7 @@ fn capture_row<W: Lane>(
     scratch: &mut Scratch<W>,
 ) -> Option<Captured> {
     let maxima = &mut scratch.maxima;
-    if !vectorize(Maxima { s, maxima }) {
-        return None;
-    }
+    vectorize(Maxima { s, maxima });
     likeliest(s, capture.top_k, row.kept.len(), scratch);
     let (support, tail_largest) = support(s, row, capture.top_k, scratch)?;
     let rest = Tail {
@@ -116,6 +114,14 @@ fn capture_row<W: Lane>(
             }
         }
     }
+    // A NaN is never among the largest: it shows in the sum, where there is one.
+    let is_nan = match tail_largest > W::LOWEST {
+        true => tail.total.is_nan(),
+        false => s.iter().any(|s| s.f64().is_nan()),
+    };
+    if is_nan {
+        return None;
+    }
     let mut captured = summary(&support, &tail, capture.temperatures)?;
     if capture.draws > 0 && tail.total > 0.0 {
         let points = Points {
@@ -128,26 +134,23 @@ fn capture_row<W: Lane>(
     Some(captured)
 }
 
-/// The largest of each block; whether the row is free of NaN.
+/// The largest of each block.
 struct Maxima<'a, W> {
     s: &'a [W],
     maxima: &'a mut Vec<W>,
 }
 
 impl<W: Lane> WithSimd for Maxima<'_, W> {
-    type Output = bool;
+    type Output = ();
 
     #[inline(always)]
-    fn with_simd<S: Simd>(self, _: S) -> bool {
+    fn with_simd<S: Simd>(self, _: S) {
         let mut buffer = [W::LOWEST; BLOCK];
-        let mut nan = false;
         self.maxima.clear();
         for start in (0..self.s.len()).step_by(BLOCK) {
             let block = block_at(self.s, start, &mut buffer);
             self.maxima.push(largest(block));
-            nan |= has_nan(block);
         }
-        !nan
     }
 }
 

@@ -50,30 +50,20 @@ impl Lane for f32 {
 /// The largest of a block; NaN counts for nothing.
 #[inline(always)]
 pub(super) fn largest<W: Lane>(block: &[W; BLOCK]) -> W {
-    let mut m = *block;
-    let mut width = BLOCK;
+    const HALF: usize = BLOCK / 2;
+    let larger = |a: W, b: W| if b > a { b } else { a };
+    let mut m = [W::LOWEST; HALF];
+    for i in 0..HALF {
+        m[i] = larger(larger(W::LOWEST, block[i]), block[i + HALF]);
+    }
+    let mut width = HALF;
     while width > 1 {
         width /= 2;
         for i in 0..width {
-            m[i] = if m[i + width] > m[i] {
-                m[i + width]
-            } else {
-                m[i]
-            };
+            m[i] = larger(m[i], m[i + width]);
         }
     }
     m[0]
-}
-
-/// Whether a block holds a NaN.
-#[inline(always)]
-#[allow(clippy::eq_op)]
-pub(super) fn has_nan<W: Lane>(block: &[W; BLOCK]) -> bool {
-    let mut found = false;
-    for x in block {
-        found |= x != x;
-    }
-    found
 }
 
 /// exp((s − shift) · factor) of each column.
