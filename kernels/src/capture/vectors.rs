@@ -3,7 +3,6 @@
 //! Every sum is a fixed tree over the columns of a block, and the sums of blocks are added in order,
 //! so that the bits do not depend on how wide the vectors are.
 
-use crate::exp::exp;
 use crate::rows::flex::Wide;
 
 /// Columns of a block.
@@ -14,38 +13,22 @@ pub(super) trait Lane: Wide + Default {
     const LOWEST: Self;
 
     fn add(self, other: Self) -> Self;
-
-    /// e^x for x of at most 0; 0 from where it would not be a normal number.
-    fn exp_negative(self) -> Self;
 }
 
-impl Lane for f64 {
-    const LOWEST: f64 = f64::NEG_INFINITY;
+macro_rules! lane {
+    ($t:ty) => {
+        impl Lane for $t {
+            const LOWEST: $t = <$t>::NEG_INFINITY;
 
-    #[inline(always)]
-    fn add(self, other: f64) -> f64 {
-        self + other
-    }
-
-    #[inline(always)]
-    fn exp_negative(self) -> f64 {
-        self.exp()
-    }
+            #[inline(always)]
+            fn add(self, other: $t) -> $t {
+                self + other
+            }
+        }
+    };
 }
-
-impl Lane for f32 {
-    const LOWEST: f32 = f32::NEG_INFINITY;
-
-    #[inline(always)]
-    fn add(self, other: f32) -> f32 {
-        self + other
-    }
-
-    #[inline(always)]
-    fn exp_negative(self) -> f32 {
-        exp(self)
-    }
-}
+lane!(f32);
+lane!(f64);
 
 /// The largest of a block; NaN counts for nothing.
 #[inline(always)]
@@ -71,7 +54,7 @@ pub(super) fn largest<W: Lane>(block: &[W; BLOCK]) -> W {
 pub(super) fn exponentials<W: Lane>(block: &[W; BLOCK], shift: W, factor: W) -> [W; BLOCK] {
     let mut out = [W::default(); BLOCK];
     for i in 0..BLOCK {
-        out[i] = block[i].sub(shift).mul(factor).exp_negative();
+        out[i] = block[i].sub(shift).mul(factor).exp();
     }
     out
 }
