@@ -198,7 +198,8 @@ fn a_stop_text_ends_an_answer_and_is_not_in_its_text() {
         sample_index: 0,
     }];
     let mut forward = |_| ControlFlow::Continue(());
-    let stopped = teacher.sample(&asks, &GREEDY, &[stop.clone()], 11, &mut forward);
+    let stops = [stop.clone()];
+    let stopped = teacher.sample(&asks, &GREEDY, &stops, 11, &mut forward);
     let stopped = stopped.unwrap().unwrap().remove(0);
     assert_eq!(stopped.finish_reason, FinishReason::Stop);
     assert_eq!(
