@@ -20,7 +20,8 @@ use clap::ValueEnum;
 use potstill_model::Config;
 
 use crate::progress::Talk;
-use request::{Float, Request, Sizes, Work};
+pub use request::Float;
+use request::{Request, Sizes, Work};
 use sides::{Side, measure};
 use table::{Growth, Row, Table};
 
@@ -74,6 +75,8 @@ pub struct Options {
     pub python: Option<PathBuf>,
     /// What to measure; empty for all but the memory by length.
     pub only: Vec<Part>,
+    /// The type to compute in; `None` for both where a part runs in both.
+    pub float: Option<Float>,
     /// Tokens of a text.
     pub tokens: usize,
     /// What computes, on both sides.
@@ -230,10 +233,14 @@ struct Bench<'a> {
 
 impl Bench<'_> {
     fn part(&self, part: Part, table: &mut Table) {
-        let both = [Float::F32, Float::Bf16];
+        let floats = match self.options.float {
+            Some(float) => vec![float],
+            None => vec![Float::F32, Float::Bf16],
+        };
+        let floats = floats.into_iter();
         match part {
-            Part::Step => table.rows.extend(both.map(|dtype| self.step(dtype))),
-            Part::Prefill => table.rows.extend(both.map(|dtype| self.prefill(dtype))),
+            Part::Step => table.rows.extend(floats.map(|dtype| self.step(dtype))),
+            Part::Prefill => table.rows.extend(floats.map(|dtype| self.prefill(dtype))),
             Part::DecodeMany => table.rows.push(self.decode("decode-32", SEQUENCES)),
             Part::DecodeOne => table.rows.push(self.decode("decode-1", 1)),
             Part::Capture => table.rows.push(self.capture()),
@@ -396,6 +403,7 @@ mod tests {
             model: PathBuf::new(),
             python: None,
             only: Vec::new(),
+            float: None,
             tokens: 512,
             device: "cpu".to_owned(),
             quick: false,

@@ -130,6 +130,14 @@ struct BenchFlags {
         hide_possible_values = true
     )]
     only: Vec<bench::Part>,
+    /// The type to compute step and prefill in [default: f32 and bf16]
+    #[arg(
+        long = "type",
+        value_name = "TYPE",
+        value_enum,
+        hide_possible_values = true
+    )]
+    float: Option<bench::Float>,
     /// How long a text is
     #[arg(long, value_name = "N", default_value = "512", value_parser = clap::value_parser!(u32).range(2..))]
     tokens: u32,
@@ -206,6 +214,7 @@ impl BenchFlags {
             model: self.model.clone(),
             python: self.python.clone(),
             only: self.only.clone(),
+            float: self.float,
             tokens: self.tokens as usize,
             device: self.device.clone(),
             quick: self.quick,

@@ -303,7 +303,7 @@ fn the_command_line_is_frozen() {
     assert_eq!(
         flags(&help(&["bench"])),
         [
-            "--python", "--only", "--tokens", "--device", "--quick", "--json", "--help"
+            "--python", "--only", "--type", "--tokens", "--device", "--quick", "--json", "--help"
         ]
     );
     for command in ["schema", "completions"] {

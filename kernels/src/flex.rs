@@ -63,5 +63,5 @@ pub(crate) fn whole(tensor: FlexTensor) -> FlexTensor {
 
 /// Rows that one task takes where rows are cheap: enough for waking a thread to be worth it.
 pub(crate) fn rows_a_task(columns: usize) -> usize {
-    (16_384 / columns.max(1)).max(1)
+    (65_536 / columns.max(1)).max(1)
 }

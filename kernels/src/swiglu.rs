@@ -59,7 +59,7 @@ pub(crate) trait SwigluOps: Backend {
 }
 
 /// Numbers that one task takes.
-const SHARE: usize = 16_384;
+const SHARE: usize = 32_768;
 
 #[inline(always)]
 fn sigmoid(x: f32) -> f32 {

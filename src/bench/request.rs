@@ -25,10 +25,12 @@ pub(crate) enum Work {
 }
 
 /// The number type that a model computes in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
-pub(crate) enum Float {
+pub enum Float {
+    /// Single precision.
     F32,
+    /// Brain floating point: as wide as f32, with 8 bits of precision.
     Bf16,
 }
 

@@ -6,6 +6,9 @@ use pulp::{Simd, WithSimd};
 
 use super::{Matrix, Shared, for_each};
 
+/// Numbers under which waking other threads costs more than they give.
+const WORTH_SHARING: usize = 1 << 16;
+
 /// Packed rows: panel p holds rows p · width.. as `[k][width]`, the last one filled up with zeros.
 #[derive(Clone, Copy)]
 pub(super) struct Panels<'a> {
@@ -59,6 +62,11 @@ pub(super) fn pack<'a, S: Simd>(
     if buffer.len() < count * width * k {
         buffer.resize(count * width * k, 0.0);
     }
+    let threads = if count * width * k < WORTH_SHARING {
+        1
+    } else {
+        threads
+    };
     // A few panels a task, four tasks a thread.
     let share = count.div_ceil(4 * threads).max(1);
     let start = Shared(buffer.as_mut_ptr());
