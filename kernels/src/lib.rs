@@ -33,5 +33,5 @@ pub use rotary::{rotary, rotary_reference};
 pub use rows::{
     Head, RowOps, RowStats, TAIL_FLOOR_NATS, reference::row_stats_reference, row_stats,
 };
-pub use swiglu::{swiglu, swiglu_reference};
+pub use swiglu::{swiglu, swiglu_linear, swiglu_reference};
 pub use weights::{largest_logit, softmax_weights};

@@ -18,6 +18,7 @@ use rayon::prelude::*;
 
 use crate::exp::exp;
 use crate::flex::{matrix, numbers, plain_f32, plain_half, shape2, wide};
+use crate::linear::{LinearOps, linear};
 use crate::simd::vectorize;
 
 /// silu(gate) · up: `[n, w]` twice → `[n, w]`; differentiable in both.
@@ -42,6 +43,107 @@ pub fn swiglu(gate_nw: Tensor<2>, up_nw: Tensor<2>) -> Tensor<2> {
 #[must_use]
 pub fn swiglu_reference(gate_nw: Tensor<2>, up_nw: Tensor<2>) -> Tensor<2> {
     silu(gate_nw) * up_nw
+}
+
+/// silu(gate) · up times Wᵀ: `[n, w]` twice and `[out, w]` → `[n, out]`; differentiable in all three.
+///
+/// The same as [`linear`] of [`swiglu`], but what lies between them is computed again for the gradient
+/// instead of kept, which is the cheapest third of what a feed-forward layer keeps.
+///
+/// # Panics
+/// As burn's own operations do, on shapes that do not fit.
+#[must_use]
+pub fn swiglu_linear(gate_nw: Tensor<2>, up_nw: Tensor<2>, weight_ow: Tensor<2>) -> Tensor<2> {
+    assert_eq!(gate_nw.dims(), up_nw.dims(), "swiglu: gate and up");
+    assert_eq!(
+        gate_nw.dims()[1],
+        weight_ow.dims()[1],
+        "swiglu: columns of the weight"
+    );
+    if [&gate_nw, &up_nw, &weight_ow].into_iter().all(plain_f32) {
+        let (gate, up) = (gate_nw.into_dispatch(), up_nw.into_dispatch());
+        let weight = weight_ow.into_dispatch();
+        Tensor::from_dispatch(<Dispatch as FeedOps>::swiglu_linear(gate, up, weight))
+    } else {
+        linear(swiglu(gate_nw, up_nw), weight_ow)
+    }
+}
+
+/// Both together, in f32.
+#[backend_extension(Flex, Autodiff)]
+pub(crate) trait FeedOps: Backend + SwigluOps + LinearOps {
+    /// `[n, w]` twice and `[out, w]` → `[n, out]`.
+    fn swiglu_linear(
+        gate: FloatTensor<Self>,
+        up: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+    ) -> FloatTensor<Self>;
+}
+
+impl FeedOps for Flex {
+    fn swiglu_linear(
+        gate: FloatTensor<Self>,
+        up: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        Self::linear_forward(<Self as SwigluOps>::swiglu(gate, up), weight)
+    }
+}
+
+#[derive(Debug)]
+struct FeedBackward;
+
+impl<B: Backend + FeedOps> Backward<B, 3> for FeedBackward {
+    type State = [NodeId; 3];
+
+    fn backward(
+        self,
+        ops: Ops<Self::State, 3>,
+        grads: &mut Gradients,
+        checkpointer: &mut Checkpointer,
+    ) {
+        let [gate, up, weight]: [FloatTensor<B>; 3] =
+            ops.state.map(|id| checkpointer.retrieve_node_output(id));
+        let dy = grads.consume::<B>(&ops.node);
+        let [gate_node, up_node, weight_node] = ops.parents;
+        if let Some(node) = weight_node {
+            let x = B::swiglu(gate.clone(), up.clone());
+            grads.register::<B>(node.id, B::linear_weight_gradient(dy.clone(), x));
+        }
+        if gate_node.is_some() || up_node.is_some() {
+            let dx = B::linear_input_gradient(dy, weight);
+            let (d_gate, d_up) = B::swiglu_gradient(dx, gate, up);
+            for (node, gradient) in [gate_node, up_node].into_iter().zip([d_gate, d_up]) {
+                if let Some(node) = node {
+                    grads.register::<B>(node.id, gradient);
+                }
+            }
+        }
+    }
+}
+
+impl<B: Backend + FeedOps, C: CheckpointStrategy> FeedOps for Autodiff<B, C> {
+    fn swiglu_linear(
+        gate: FloatTensor<Self>,
+        up: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        let prepared = FeedBackward
+            .prepare::<C>([gate.node(), up.node(), weight.node()])
+            .compute_bound()
+            .stateful();
+        let primitives = |tensors: [FloatTensor<Self>; 3]| {
+            let [gate, up, weight] = tensors.map(FloatTensor::<Self>::into_primitive);
+            B::swiglu_linear(gate, up, weight)
+        };
+        match prepared {
+            OpsKind::Tracked(mut prep) => {
+                let state = [&gate, &up, &weight].map(|tensor| prep.checkpoint(tensor));
+                prep.finish(state, primitives([gate, up, weight]))
+            }
+            OpsKind::UnTracked(prep) => prep.finish(primitives([gate, up, weight])),
+        }
+    }
 }
 
 /// The product and its gradients, in f32.

@@ -7,7 +7,8 @@
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use potstill_kernels::{
     AdamStep, Attention, adamw, adamw_reference, attention, attention_reference, linear, rms_norm,
-    rms_norm_reference, rotary, rotary_reference, sum_of_squares, swiglu, swiglu_reference,
+    rms_norm_reference, rotary, rotary_reference, sum_of_squares, swiglu, swiglu_linear,
+    swiglu_reference,
 };
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -148,6 +149,15 @@ fn swiglu_and_rotary_positions() {
         let op: Op = &|inputs| swiglu(inputs[0].clone(), inputs[1].clone());
         let exact: Op = &|inputs| swiglu_reference(inputs[0].clone(), inputs[1].clone());
         check("swiglu", op, exact, &[[n, w], [n, w]], 1e-6);
+        let op: Op = &|inputs| {
+            let [gate, up, weight] = inputs.try_into().unwrap();
+            swiglu_linear(gate, up, weight)
+        };
+        let exact: Op = &|inputs| {
+            let [gate, up, weight] = inputs.try_into().unwrap();
+            swiglu_reference(gate, up).matmul(weight.transpose())
+        };
+        check("swiglu_linear", op, exact, &[[n, w], [n, w], [12, w]], 3e-6);
     }
     for [n, heads, half] in [[1, 1, 1], [5, 3, 4], [150, 9, 32]] {
         let angles = |of: fn(f64) -> f64, like: &Tensor<2>| {

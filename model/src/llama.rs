@@ -7,7 +7,7 @@
 use burn::module::{Module, Param};
 use burn::tensor::module::embedding;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
-use potstill_kernels::{Attention, attention, linear, rms_norm, swiglu};
+use potstill_kernels::{Attention, attention, linear, rms_norm, swiglu_linear};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -229,7 +229,7 @@ impl Layer {
         let y_nd = rms_norm(x_nd.clone(), self.feed_norm.val(), config.rms_norm_eps);
         let gate_nw = linear(y_nd.clone(), self.gate.val());
         let up_nw = linear(y_nd, self.up.val());
-        x_nd + linear(swiglu(gate_nw, up_nw), self.down.val())
+        x_nd + swiglu_linear(gate_nw, up_nw, self.down.val())
     }
 }
 
