@@ -1,5 +1,10 @@
 //! Tensors of the CPU as slices, and which tensors the plain loops take.
 
+// Memory that is written once is not filled with zeros first.
+#![allow(unsafe_code)]
+
+use std::mem::MaybeUninit;
+
 use burn::backend::DispatchDevice;
 use burn::backend::flex::FlexTensor;
 use burn::tensor::{DType, Tensor, TensorData};
@@ -37,6 +42,18 @@ pub(crate) fn numbers(tensor: &FlexTensor) -> &[f32] {
 pub(crate) fn shape2(tensor: &FlexTensor) -> [usize; 2] {
     let shape = tensor.layout().shape();
     [shape[0], shape[1]]
+}
+
+/// `len` numbers, all of which `write` writes.
+///
+/// # Safety
+/// `write` must write every one of them.
+pub(crate) unsafe fn written(len: usize, write: impl FnOnce(&mut [MaybeUninit<f32>])) -> Vec<f32> {
+    let mut values = Vec::with_capacity(len);
+    write(&mut values.spare_capacity_mut()[..len]);
+    // SAFETY: there is room for them, and the caller vouches that they are written.
+    unsafe { values.set_len(len) };
+    values
 }
 
 pub(crate) fn matrix(values: Vec<f32>, shape: [usize; 2]) -> FlexTensor {

@@ -4,8 +4,8 @@
 //! to the last, whatever the sizes of the matrices, the place of the element, the number of threads or
 //! the path taken. So the row of a product does not depend, bit for bit, on the rows beside it.
 //!
-//! Panels of A and B are packed as the tile reads them, `[k][6]` and `[k][16]` with vectors of eight;
-//! a tile of C stays in registers while it walks over [`DEPTH`] of k (Goto and van de Geijn 2008).
+//! Panels of A and B are packed as the tile reads them, `[k][6]` and `[k][16]` with vectors of eight,
+//! A only where its rows do not lie along k; a tile of C stays in registers while it walks over [`DEPTH`] of k (Goto and van de Geijn 2008).
 //! Traffic: A is packed once a block of [`BLOCK`] rows, B once for each of these blocks.
 
 // Tiles read and write through pointers: a bounds check a number would cost more than the product.
@@ -17,11 +17,14 @@ mod tile;
 #[cfg(target_arch = "x86_64")]
 mod turned;
 
+use std::mem::MaybeUninit;
+
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
 pub(crate) use by_rows::rows_by_rows;
-use pack::{Panels, pack};
+pub(crate) use pack::Scratch;
+use pack::{Panels, pack, pack_rows};
 use tile::{Tile, tile};
 
 use crate::simd::vectorize;
@@ -104,6 +107,10 @@ pub(crate) enum Threads {
 pub(crate) struct Shared(pub(crate) *mut f32);
 
 impl Shared {
+    pub(crate) fn new(numbers: &mut [MaybeUninit<f32>]) -> Self {
+        Self(numbers.as_mut_ptr().cast())
+    }
+
     pub(crate) fn at(self, offset: usize) -> *mut f32 {
         self.0.wrapping_add(offset)
     }
@@ -135,7 +142,8 @@ pub(crate) fn gemm(
 /// [`gemm`] into a place of which others may write what lies between its rows.
 ///
 /// # Safety
-/// The product's numbers at `out`, rows `stride` apart, must be allocated and no one else's meanwhile.
+/// The product's numbers at `out`, rows `stride` apart, must be allocated and no one else's meanwhile;
+/// they need not be set unless `add`.
 pub(crate) unsafe fn gemm_at(
     out: *mut f32,
     stride: usize,
@@ -151,8 +159,8 @@ pub(crate) unsafe fn gemm_at(
     }
     if k == 0 {
         for row in 0..if add { 0 } else { m } {
-            // SAFETY: as the caller says.
-            unsafe { std::slice::from_raw_parts_mut(out.add(row * stride), n) }.fill(0.0);
+            // SAFETY: as the caller says; zeros are a number.
+            unsafe { out.add(row * stride).write_bytes(0, n) };
         }
         return;
     }
@@ -205,7 +213,7 @@ impl Product<'_> {
             let rows = BLOCK.min(a.rows - row);
             for depth in (0..a.columns).step_by(BLOCK) {
                 let k = BLOCK.min(a.columns - depth);
-                let panels_a = pack(
+                let panels_a = pack_rows(
                     simd,
                     &mut packed_a,
                     ROWS,
@@ -299,6 +307,7 @@ impl<const ROWS: usize> WithSimd for Task<'_, ROWS> {
             let k = DEPTH.min(a.k - depth);
             for column in self.b.clone() {
                 for row in self.a.clone() {
+                    let (a_from, a_row, a_step) = a.rows_at(row, depth);
                     // SAFETY: the panels hold `k` steps from `depth` on, and the tile's rows and columns
                     // lie within C, where no other task writes.
                     unsafe {
@@ -306,9 +315,9 @@ impl<const ROWS: usize> WithSimd for Task<'_, ROWS> {
                             simd,
                             Tile {
                                 k,
-                                a: a.panel(row).add(depth * a.width),
-                                a_row: 1,
-                                a_step: ROWS,
+                                a: a_from,
+                                a_row,
+                                a_step,
                                 b: b.panel(column).add(depth * b.width),
                                 c: out.at(row * ROWS * stride + column * b.width),
                                 stride,

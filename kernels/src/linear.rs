@@ -8,6 +8,9 @@
 //! thousands, so nothing is packed for later and no second copy of a weight exists; and a row of y does
 //! not depend on the rows beside it, bit for bit. Elsewhere they are burn's.
 
+// Products write to memory that nothing was written to before.
+#![allow(unsafe_code)]
+
 use burn::backend::autodiff::{
     Autodiff, NodeId,
     checkpoint::{base::Checkpointer, strategy::CheckpointStrategy},
@@ -18,8 +21,8 @@ use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, Dispatch, Flex, backend_extension};
 use burn::tensor::Tensor;
 
-use crate::flex::{matrix, numbers, plain_f32, plain_half, shape2, whole, wide};
-use crate::gemm::{Matrix, Threads, gemm, rows_by_rows};
+use crate::flex::{matrix, numbers, plain_f32, plain_half, shape2, whole, wide, written};
+use crate::gemm::{Matrix, Threads, gemm, gemm_at, rows_by_rows};
 
 /// x·Wᵀ: `[n, in]`, `[out, in]` → `[n, out]`; differentiable in both.
 ///
@@ -110,8 +113,8 @@ impl LinearOps for Flex {
     fn linear_forward(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
         let (x, weight) = (x.to_contiguous(), weight.to_contiguous());
         let ([n, _], [columns, _]) = (shape2(&x), shape2(&weight));
-        let mut y = vec![0.0; n * columns];
-        rows_by_rows(&mut y, view(&x), view(&weight));
+        // SAFETY: a product writes all of its output.
+        let y = unsafe { written(n * columns, |y| rows_by_rows(y, view(&x), view(&weight))) };
         matrix(y, [n, columns])
     }
 
@@ -158,8 +161,13 @@ fn product(a: FloatTensor<Flex>, b: FloatTensor<Flex>, transposed: bool) -> Floa
         left = left.transposed();
     }
     let (rows, columns) = (left.rows, right.columns);
-    let mut out = vec![0.0; rows * columns];
-    gemm(&mut out, columns, left, right, false, Threads::All);
+    // SAFETY: the output is as large as the product, which writes all of it.
+    let out = unsafe {
+        written(rows * columns, |out| {
+            let out = out.as_mut_ptr().cast();
+            gemm_at(out, columns, left, right, false, Threads::All);
+        })
+    };
     matrix(out, [rows, columns])
 }
 

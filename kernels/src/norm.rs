@@ -7,6 +7,11 @@
 //! ∂L/∂g_j = Σ_rows ∂L/∂y_j · x_j · r
 //! ```
 
+// Memory that is written once is not filled with zeros first.
+#![allow(unsafe_code)]
+
+use std::mem::MaybeUninit;
+
 use burn::backend::autodiff::{
     Autodiff, NodeId,
     checkpoint::{base::Checkpointer, strategy::CheckpointStrategy},
@@ -18,7 +23,9 @@ use burn::backend::{Backend, Dispatch, Flex, backend_extension};
 use burn::tensor::{DType, Tensor};
 use rayon::prelude::*;
 
-use crate::flex::{matrix, numbers, plain_f32, plain_half, rows_a_task, shape2, vector, wide};
+use crate::flex::{
+    matrix, numbers, plain_f32, plain_half, rows_a_task, shape2, vector, wide, written,
+};
 use crate::simd::vectorize;
 
 /// g · x / √(mean(x²) + ε): `[n, d]`, `[d]` → `[n, d]`; differentiable in both. Half precisions take the
@@ -80,21 +87,24 @@ impl NormOps for Flex {
         let (x, gain) = (x.to_contiguous(), gain.to_contiguous());
         let [n, d] = shape2(&x);
         let (values, gain) = (numbers(&x), numbers(&gain));
-        let mut y = vec![0.0; n * d];
         let share = rows_a_task(d) * d.max(1);
-        (y.par_chunks_mut(share).zip(values.par_chunks(share))).for_each(|(y, x)| {
-            vectorize(
-                #[inline(always)]
-                || {
-                    for (y, x) in y.chunks_mut(d).zip(x.chunks(d)) {
-                        let r = scale(x, epsilon);
-                        for ((y, x), g) in y.iter_mut().zip(x).zip(gain) {
-                            *y = x * r * g;
+        let write = |y: &mut [MaybeUninit<f32>]| {
+            (y.par_chunks_mut(share).zip(values.par_chunks(share))).for_each(|(y, x)| {
+                vectorize(
+                    #[inline(always)]
+                    || {
+                        for (y, x) in y.chunks_mut(d).zip(x.chunks(d)) {
+                            let r = scale(x, epsilon);
+                            for ((y, x), g) in y.iter_mut().zip(x).zip(gain) {
+                                y.write(x * r * g);
+                            }
                         }
-                    }
-                },
-            );
-        });
+                    },
+                );
+            });
+        };
+        // SAFETY: x has as many numbers as y.
+        let y = unsafe { written(n * d, write) };
         matrix(y, [n, d])
     }
 
@@ -107,24 +117,29 @@ impl NormOps for Flex {
         let [dy, x, gain] = [dy, x, gain].map(|tensor| tensor.to_contiguous());
         let [n, d] = shape2(&x);
         let (dy, x, gain) = (numbers(&dy), numbers(&x), numbers(&gain));
-        let mut dx = vec![0.0; n * d];
         let share = rows_a_task(d) * d.max(1);
         // Shares have a size of their own, so the sums do not depend on the number of threads.
-        let parts: Vec<Vec<f32>> = (dx.par_chunks_mut(share))
-            .zip(dy.par_chunks(share).zip(x.par_chunks(share)))
-            .map(|(dx, (dy, x))| {
-                let mut dg = vec![0.0; d];
-                vectorize(
-                    #[inline(always)]
-                    || {
-                        for ((dx, dy), x) in dx.chunks_mut(d).zip(dy.chunks(d)).zip(x.chunks(d)) {
-                            gradient_row(dx, dy, x, gain, epsilon, &mut dg);
-                        }
-                    },
-                );
-                dg
-            })
-            .collect();
+        let mut parts: Vec<Vec<f32>> = Vec::new();
+        let write = |dx: &mut [MaybeUninit<f32>]| {
+            (dx.par_chunks_mut(share))
+                .zip(dy.par_chunks(share).zip(x.par_chunks(share)))
+                .map(|(dx, (dy, x))| {
+                    let mut dg = vec![0.0; d];
+                    vectorize(
+                        #[inline(always)]
+                        || {
+                            let rows = dx.chunks_mut(d).zip(dy.chunks(d)).zip(x.chunks(d));
+                            for ((dx, dy), x) in rows {
+                                gradient_row(dx, dy, x, gain, epsilon, &mut dg);
+                            }
+                        },
+                    );
+                    dg
+                })
+                .collect_into_vec(&mut parts);
+        };
+        // SAFETY: dy and x have as many numbers as dx.
+        let dx = unsafe { written(n * d, write) };
         let mut dg = vec![0.0; d];
         for part in parts {
             dg.iter_mut().zip(part).for_each(|(sum, part)| *sum += part);
@@ -134,7 +149,14 @@ impl NormOps for Flex {
 }
 
 #[inline(always)]
-fn gradient_row(dx: &mut [f32], dy: &[f32], x: &[f32], gain: &[f32], epsilon: f64, dg: &mut [f32]) {
+fn gradient_row(
+    dx: &mut [MaybeUninit<f32>],
+    dy: &[f32],
+    x: &[f32],
+    gain: &[f32],
+    epsilon: f64,
+    dg: &mut [f32],
+) {
     let r = scale(x, epsilon);
     let mut sums = [0.0f32; LANES];
     let columns = dy
@@ -149,7 +171,7 @@ fn gradient_row(dx: &mut [f32], dy: &[f32], x: &[f32], gain: &[f32], epsilon: f6
     let slope = r * r * sums.iter().sum::<f32>() / x.len() as f32;
     let columns = dx.iter_mut().zip(dg).zip(dy).zip(x).zip(gain);
     for ((((dx, dg), dy), x), gain) in columns {
-        *dx = r * (gain * dy - x * slope);
+        dx.write(r * (gain * dy - x * slope));
         *dg += dy * x * r;
     }
 }

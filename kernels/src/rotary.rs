@@ -8,6 +8,11 @@
 //!
 //! The gradient is turned back: the same with −sin.
 
+// Memory that is written once is not filled with zeros first.
+#![allow(unsafe_code)]
+
+use std::mem::MaybeUninit;
+
 use burn::backend::autodiff::{
     Autodiff,
     checkpoint::{base::Checkpointer, strategy::CheckpointStrategy},
@@ -19,7 +24,7 @@ use burn::backend::{Backend, Dispatch, Flex, backend_extension};
 use burn::tensor::Tensor;
 use rayon::prelude::*;
 
-use crate::flex::{matrix, numbers, plain_f32, plain_half, rows_a_task, shape2, wide};
+use crate::flex::{matrix, numbers, plain_f32, plain_half, rows_a_task, shape2, wide, written};
 use crate::simd::vectorize;
 
 /// Turns every head of every row: `x_nc` `[n, heads · e]`, `cos_nf` and `sin_nf` `[n, e/2]` →
@@ -87,33 +92,44 @@ impl RotaryOps for Flex {
         let ([n, columns], [_, half]) = (shape2(&x), shape2(&cos));
         let sign = if back { -1.0 } else { 1.0 };
         let share = rows_a_task(columns);
-        let mut y = vec![0.0; n * columns];
         let angles = numbers(&cos)
             .par_chunks(share * half.max(1))
             .zip(numbers(&sin).par_chunks(share * half.max(1)));
         let rows = numbers(&x).par_chunks(share * columns.max(1)).zip(angles);
-        (y.par_chunks_mut(share * columns.max(1)).zip(rows)).for_each(|(y, (x, (cos, sin)))| {
-            vectorize(
-                #[inline(always)]
-                || {
-                    let angles = cos.chunks(half).zip(sin.chunks(half));
-                    for ((y, x), (cos, sin)) in
-                        y.chunks_mut(columns).zip(x.chunks(columns)).zip(angles)
-                    {
-                        for (y, x) in y.chunks_mut(2 * half).zip(x.chunks(2 * half)) {
-                            let ((y_first, y_second), (first, second)) =
-                                (y.split_at_mut(half), x.split_at(half));
-                            for i in 0..half.min(cos.len()).min(sin.len()) {
-                                let sin = sign * sin[i];
-                                y_first[i] = first[i] * cos[i] - second[i] * sin;
-                                y_second[i] = second[i] * cos[i] + first[i] * sin;
+        let write = |y: &mut [MaybeUninit<f32>]| {
+            (y.par_chunks_mut(share * columns.max(1)).zip(rows)).for_each(
+                |(y, (x, (cos, sin)))| {
+                    vectorize(
+                        #[inline(always)]
+                        || {
+                            let angles = cos.chunks(half).zip(sin.chunks(half));
+                            let rows = y.chunks_mut(columns).zip(x.chunks(columns));
+                            for ((y, x), (cos, sin)) in rows.zip(angles) {
+                                for (y, x) in y.chunks_mut(2 * half).zip(x.chunks(2 * half)) {
+                                    turn(y, x, cos, sin, sign);
+                                }
                             }
-                        }
-                    }
+                        },
+                    );
                 },
             );
-        });
+        };
+        // SAFETY: every row has its angles, and its heads are whole: the public function holds this.
+        let y = unsafe { written(n * columns, write) };
         matrix(y, [n, columns])
+    }
+}
+
+/// One head of one row.
+#[inline(always)]
+fn turn(y: &mut [MaybeUninit<f32>], x: &[f32], cos: &[f32], sin: &[f32], sign: f32) {
+    let half = x.len() / 2;
+    let ((y_first, y_second), (first, second)) = (y.split_at_mut(half), x.split_at(half));
+    let (cos, sin) = (&cos[..half], &sin[..half]);
+    for i in 0..half {
+        let sin = sign * sin[i];
+        y_first[i].write(first[i] * cos[i] - second[i] * sin);
+        y_second[i].write(second[i] * cos[i] + first[i] * sin);
     }
 }
 

@@ -4,6 +4,11 @@
 //! ∂y/∂gate = up · σ(gate) · (1 + gate · (1 − σ(gate)))          ∂y/∂up = silu(gate)
 //! ```
 
+// Memory that is written once is not filled with zeros first.
+#![allow(unsafe_code)]
+
+use std::mem::MaybeUninit;
+
 use burn::backend::autodiff::{
     Autodiff, NodeId,
     checkpoint::{base::Checkpointer, strategy::CheckpointStrategy},
@@ -17,7 +22,7 @@ use burn::tensor::activation::silu;
 use rayon::prelude::*;
 
 use crate::exp::exp;
-use crate::flex::{matrix, numbers, plain_f32, plain_half, shape2, wide};
+use crate::flex::{matrix, numbers, plain_f32, plain_half, shape2, wide, written};
 use crate::linear::{LinearOps, linear};
 use crate::simd::vectorize;
 
@@ -172,20 +177,23 @@ impl SwigluOps for Flex {
     fn swiglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self> {
         let (gate, up) = (gate.to_contiguous(), up.to_contiguous());
         let shape = shape2(&gate);
-        let mut y = vec![0.0; shape[0] * shape[1]];
         let operands = numbers(&gate)
             .par_chunks(SHARE)
             .zip(numbers(&up).par_chunks(SHARE));
-        (y.par_chunks_mut(SHARE).zip(operands)).for_each(|(y, (gate, up))| {
-            vectorize(
-                #[inline(always)]
-                || {
-                    for ((y, gate), up) in y.iter_mut().zip(gate).zip(up) {
-                        *y = gate * sigmoid(*gate) * up;
-                    }
-                },
-            );
-        });
+        let write = |y: &mut [MaybeUninit<f32>]| {
+            (y.par_chunks_mut(SHARE).zip(operands)).for_each(|(y, (gate, up))| {
+                vectorize(
+                    #[inline(always)]
+                    || {
+                        for ((y, gate), up) in y.iter_mut().zip(gate).zip(up) {
+                            y.write(gate * sigmoid(*gate) * up);
+                        }
+                    },
+                );
+            });
+        };
+        // SAFETY: gate and up have as many numbers as y.
+        let y = unsafe { written(shape[0] * shape[1], write) };
         matrix(y, shape)
     }
 
@@ -196,23 +204,31 @@ impl SwigluOps for Flex {
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         let [dy, gate, up] = [dy, gate, up].map(|tensor| tensor.to_contiguous());
         let shape = shape2(&gate);
-        let mut d_gate = vec![0.0; shape[0] * shape[1]];
-        let mut d_up = vec![0.0; shape[0] * shape[1]];
+        let len = shape[0] * shape[1];
         let [dy, gate, up] = [&dy, &gate, &up].map(|tensor| numbers(tensor).par_chunks(SHARE));
-        let outputs = d_gate.par_chunks_mut(SHARE).zip(d_up.par_chunks_mut(SHARE));
-        (outputs.zip(dy.zip(gate.zip(up)))).for_each(|((d_gate, d_up), (dy, (gate, up)))| {
-            vectorize(
-                #[inline(always)]
-                || {
-                    let outputs = d_gate.iter_mut().zip(d_up);
-                    for ((outputs, dy), (gate, up)) in outputs.zip(dy).zip(gate.iter().zip(up)) {
-                        let s = sigmoid(*gate);
-                        *outputs.0 = dy * up * s * (1.0 + gate * (1.0 - s));
-                        *outputs.1 = dy * gate * s;
-                    }
-                },
-            );
-        });
+        let write = |d_gate: &mut [MaybeUninit<f32>], d_up: &mut [MaybeUninit<f32>]| {
+            let outputs = d_gate.par_chunks_mut(SHARE).zip(d_up.par_chunks_mut(SHARE));
+            (outputs.zip(dy.zip(gate.zip(up)))).for_each(|((d_gate, d_up), (dy, (gate, up)))| {
+                vectorize(
+                    #[inline(always)]
+                    || {
+                        let (outputs, inputs) = (d_gate.iter_mut().zip(d_up), gate.iter().zip(up));
+                        for ((outputs, dy), (gate, up)) in outputs.zip(dy).zip(inputs) {
+                            let s = sigmoid(*gate);
+                            outputs.0.write(dy * up * s * (1.0 + gate * (1.0 - s)));
+                            outputs.1.write(dy * gate * s);
+                        }
+                    },
+                );
+            });
+        };
+        let mut d_up = Vec::new();
+        // SAFETY: dy, gate and up have as many numbers as each of the two.
+        let d_gate = unsafe {
+            written(len, |d_gate| {
+                d_up = written(len, |d_up| write(d_gate, d_up))
+            })
+        };
         (matrix(d_gate, shape), matrix(d_up, shape))
     }
 }

@@ -12,8 +12,8 @@ use rayon::prelude::*;
 
 use super::{Attention, AttentionOps};
 use crate::exp::exp;
-use crate::flex::{matrix, numbers, shape2};
-use crate::gemm::{Matrix, Shared, Threads, gemm, gemm_at};
+use crate::flex::{matrix, numbers, shape2, written};
+use crate::gemm::{Matrix, Scratch, Shared, Threads, gemm, gemm_at};
 use crate::simd::vectorize;
 
 /// Rows whose scores exist at once, for each thread.
@@ -30,16 +30,24 @@ impl AttentionOps for Flex {
         let [q, k, v] = [q, k, v].map(|tensor| tensor.to_contiguous());
         let [n, columns] = shape2(&q);
         let inputs = Inputs::new(&q, &k, &v, how);
-        let mut output = vec![0.0; n * columns];
-        let mut log_sums = vec![0.0; n * how.heads];
-        let places = (Shared(output.as_mut_ptr()), Shared(log_sums.as_mut_ptr()));
         let blocks: Vec<Block> = blocks(&documents, how.window).collect();
         let tasks = blocks.len() * how.heads;
-        // The longest blocks first, so that none is left for the end.
-        (0..tasks).into_par_iter().with_max_len(1).for_each(|task| {
-            let block = &blocks[blocks.len() - 1 - task / how.heads];
-            inputs.forward(block, task % how.heads, places.0, places.1);
-        });
+        let write = |output: Shared, log_sums: Shared| {
+            // The longest blocks first, so that none is left for the end.
+            (0..tasks).into_par_iter().with_max_len(1).for_each(|task| {
+                let block = &blocks[blocks.len() - 1 - task / how.heads];
+                inputs.forward(block, task % how.heads, output, log_sums);
+            });
+        };
+        let mut log_sums = Vec::new();
+        // SAFETY: blocks hold every row once, and each of them is written for every head.
+        let output = unsafe {
+            written(n * columns, |output| {
+                log_sums = written(n * how.heads, |log_sums| {
+                    write(Shared::new(output), Shared::new(log_sums));
+                });
+            })
+        };
         (
             matrix(output, [n, columns]),
             matrix(log_sums, [n, how.heads]),
@@ -65,8 +73,9 @@ impl AttentionOps for Flex {
             output: numbers(&output),
             log_sums: numbers(&log_sums),
         };
-        let mut out = [(); 3].map(|()| vec![0.0; n * columns]);
-        let [dq, dk, dv] = out.each_mut().map(|out| Shared(out.as_mut_ptr()));
+        // Keys are added to, block by block.
+        let mut of_keys = [(); 2].map(|()| vec![0.0; n * columns]);
+        let [dk, dv] = of_keys.each_mut().map(|out| Shared(out.as_mut_ptr()));
         let mut start = 0;
         let starts: Vec<Range<usize>> = documents
             .iter()
@@ -77,13 +86,17 @@ impl AttentionOps for Flex {
             .collect();
         // Keys are written by all blocks of their document, so a document's head is one task.
         let tasks = starts.len() * how.heads;
-        (0..tasks).into_par_iter().with_max_len(1).for_each(|task| {
-            let document = starts[task / how.heads].clone();
-            for block in blocks_of(document, how.window) {
-                inputs.backward(&block, task % how.heads, &known, [dq, dk, dv]);
-            }
-        });
-        let [dq, dk, dv] = out;
+        let write = |dq: Shared| {
+            (0..tasks).into_par_iter().with_max_len(1).for_each(|task| {
+                let document = starts[task / how.heads].clone();
+                for block in blocks_of(document, how.window) {
+                    inputs.backward(&block, task % how.heads, &known, [dq, dk, dv]);
+                }
+            });
+        };
+        // SAFETY: every row of every head belongs to one block, which writes it.
+        let dq = unsafe { written(n * columns, |dq| write(Shared::new(dq))) };
+        let [dk, dv] = of_keys;
         let keys = |per_query_head: Vec<f32>| {
             matrix(
                 summed_over_groups(per_query_head, columns, how),
@@ -163,18 +176,16 @@ impl<'a> Inputs<'a> {
         Matrix::strided(from, rows.len(), self.e, stride)
     }
 
-    /// q·k of a block, `[rows, keys]`.
-    fn products(&self, block: &Block, head: usize) -> Vec<f32> {
-        let mut scores = vec![0.0; block.rows.len() * block.keys.len()];
+    /// q·k of a block, `[rows, keys]`, into `scores`.
+    fn products(&self, scores: &mut [f32], block: &Block, head: usize) {
         gemm(
-            &mut scores,
+            scores,
             block.keys.len(),
             self.head(self.q, &block.rows, head),
             self.key_head(self.k, &block.keys, head).transposed(),
             false,
             Threads::One,
         );
-        scores
     }
 
     /// Places of `block.keys` that a row sees.
@@ -188,7 +199,8 @@ impl<'a> Inputs<'a> {
 
     fn forward(&self, block: &Block, head: usize, output: Shared, log_sums: Shared) {
         let (heads, e) = (self.how.heads, self.e);
-        let mut scores = self.products(block, head);
+        let mut scores = Scratch::new(block.rows.len() * block.keys.len());
+        self.products(&mut scores, block, head);
         let mut sums = vec![0.0f32; block.rows.len()];
         let rows = scores.chunks_mut(block.keys.len()).zip(block.rows.clone());
         for ((scores, row), sum) in rows.zip(&mut sums) {
@@ -253,9 +265,10 @@ impl<'a> Inputs<'a> {
         let (heads, e) = (self.how.heads, self.e);
         let stride = heads * e;
         let gradient = self.head(known.gradient, &block.rows, head);
-        let mut weights = self.products(block, head);
-        let mut slopes = vec![0.0; weights.len()];
         let width = block.keys.len();
+        let mut weights = Scratch::new(block.rows.len() * width);
+        let mut slopes = Scratch::new(block.rows.len() * width);
+        self.products(&mut weights, block, head);
         let values = self.key_head(self.v, &block.keys, head).transposed();
         gemm(&mut slopes, width, gradient, values, false, Threads::One);
         let rows = weights.chunks_mut(width).zip(slopes.chunks_mut(width));

@@ -4,6 +4,8 @@
 //! registers as they come. For more, x is packed and W's rows are the rows of the tile. The chains over k
 //! are those of [`gemm`](super::gemm), bit for bit.
 
+use std::mem::MaybeUninit;
+
 use pulp::{Simd, WithSimd};
 
 use super::pack::{self, Panels, pack};
@@ -16,8 +18,9 @@ use crate::simd::vectorize;
 const TASK_ROWS: usize = 48;
 const TASK_PANELS: usize = 8;
 
-/// `out` `[n, out]` = `x` `[n, in]` · `weight` `[out, in]`ᵀ; both have their rows behind one another.
-pub(crate) fn rows_by_rows(out: &mut [f32], x: Matrix<'_>, weight: Matrix<'_>) {
+/// `out` `[n, out]` = `x` `[n, in]` · `weight` `[out, in]`ᵀ; both have their rows behind one another. All
+/// of `out` is written.
+pub(crate) fn rows_by_rows(out: &mut [MaybeUninit<f32>], x: Matrix<'_>, weight: Matrix<'_>) {
     assert_eq!(
         x.columns, weight.columns,
         "{x:?} times the transpose of {weight:?}"
@@ -27,14 +30,14 @@ pub(crate) fn rows_by_rows(out: &mut [f32], x: Matrix<'_>, weight: Matrix<'_>) {
     x.check();
     weight.check();
     if x.columns == 0 {
-        out.fill(0.0);
+        out.fill(MaybeUninit::new(0.0));
     } else if !out.is_empty() {
         vectorize(ByRows { out, x, weight });
     }
 }
 
 struct ByRows<'a> {
-    out: &'a mut [f32],
+    out: &'a mut [MaybeUninit<f32>],
     x: Matrix<'a>,
     weight: Matrix<'a>,
 }
@@ -50,7 +53,7 @@ impl WithSimd for ByRows<'_> {
         } else {
             1
         };
-        let out = Shared(out.as_mut_ptr());
+        let out = Shared::new(out);
         let tasks = weight.rows.div_ceil(TASK_ROWS);
         let rows = |task: usize| task * TASK_ROWS..weight.rows.min((task + 1) * TASK_ROWS);
         #[cfg(target_arch = "x86_64")]

@@ -1,6 +1,7 @@
 //! Panels: so many rows of an operand, step by step of k, as a tile reads them.
 
 use std::cell::RefCell;
+use std::ops::{Deref, DerefMut};
 
 use pulp::{Simd, WithSimd};
 
@@ -16,6 +17,16 @@ pub(super) struct Panels<'a> {
     pub(super) width: usize,
     pub(super) k: usize,
     rows: usize,
+    /// The panels that are read where they lie, and not from `data`.
+    lying: Option<Lying<'a>>,
+}
+
+/// The first panels of an operand whose rows lie along k.
+#[derive(Clone, Copy)]
+struct Lying<'a> {
+    data: &'a [f32],
+    row_stride: usize,
+    count: usize,
 }
 
 impl Panels<'_> {
@@ -30,6 +41,28 @@ impl Panels<'_> {
 
     pub(super) fn panel(&self, index: usize) -> *const f32 {
         self.data[index * self.width * self.k..].as_ptr()
+    }
+
+    /// Where a panel begins at a step of k, and how far it is to the next row and to the next step.
+    pub(super) fn rows_at(&self, index: usize, step: usize) -> (*const f32, usize, usize) {
+        match self.lying {
+            Some(Lying {
+                data,
+                row_stride,
+                count,
+            }) if index < count => {
+                let from = &data[index * self.width * row_stride + step..];
+                (from.as_ptr(), row_stride, 1)
+            }
+            Some(Lying { count, .. }) => {
+                let from = &self.data[(index - count) * self.width * self.k + step * self.width..];
+                (from.as_ptr(), 1, self.width)
+            }
+            None => {
+                let from = &self.data[index * self.width * self.k + step * self.width..];
+                (from.as_ptr(), 1, self.width)
+            }
+        }
     }
 }
 
@@ -46,6 +79,42 @@ pub(super) fn buffer() -> Vec<f32> {
 
 pub(super) fn give_back(buffer: Vec<f32>) {
     BUFFERS.with_borrow_mut(|buffers| buffers.push(buffer));
+}
+
+/// So many numbers of memory of earlier products, holding anything.
+pub(crate) struct Scratch {
+    buffer: Vec<f32>,
+    len: usize,
+}
+
+impl Scratch {
+    pub(crate) fn new(len: usize) -> Self {
+        let mut buffer = buffer();
+        if buffer.len() < len {
+            buffer.resize(len, 0.0);
+        }
+        Self { buffer, len }
+    }
+}
+
+impl Deref for Scratch {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        &self.buffer[..self.len]
+    }
+}
+
+impl DerefMut for Scratch {
+    fn deref_mut(&mut self) -> &mut [f32] {
+        &mut self.buffer[..self.len]
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        give_back(std::mem::take(&mut self.buffer));
+    }
 }
 
 /// Packs `rows` (first, count) of `from` over `depth` (first, count) of its columns.
@@ -92,8 +161,41 @@ pub(super) fn pack<'a, S: Simd>(
         width,
         k,
         rows: rows.1,
+        lying: None,
     }
 }
+
+/// As [`pack`], but whole panels of an operand whose rows lie along k are read as they lie: the tile's
+/// rows are so many streams then.
+pub(super) fn pack_rows<'a, S: Simd>(
+    simd: S,
+    buffer: &'a mut Vec<f32>,
+    width: usize,
+    from: Matrix<'a>,
+    rows: (usize, usize),
+    depth: (usize, usize),
+    threads: usize,
+) -> Panels<'a> {
+    // Rows that are whole pages apart would fight for the same lines of the cache.
+    if from.column_stride != 1 || from.row_stride.is_multiple_of(PAGE) {
+        return pack(simd, buffer, width, from, rows, depth, threads);
+    }
+    let count = rows.1 / width;
+    let rest = (rows.0 + count * width, rows.1 % width);
+    let packed = pack(simd, buffer, width, from, rest, depth, 1);
+    Panels {
+        rows: rows.1,
+        lying: Some(Lying {
+            data: &from.data[rows.0 * from.row_stride + depth.0..],
+            row_stride: from.row_stride,
+            count,
+        }),
+        ..packed
+    }
+}
+
+/// Numbers of a page of 4 KiB.
+const PAGE: usize = 1024;
 
 struct Panel<'a> {
     to: &'a mut [f32],
@@ -130,8 +232,10 @@ impl Panel<'_> {
         if self.filled < WIDTH {
             self.any();
         } else if self.row_stride == 1 {
-            for (step, to) in self.to.chunks_exact_mut(WIDTH).enumerate() {
-                to.copy_from_slice(&self.source[step * self.column_stride..][..WIDTH]);
+            for (step, to) in self.to.as_chunks_mut::<WIDTH>().0.iter_mut().enumerate() {
+                if let Some(from) = self.source[step * self.column_stride..].first_chunk() {
+                    *to = *from;
+                }
             }
         } else if self.column_stride == 1 {
             self.turned::<WIDTH>();
