@@ -10,8 +10,8 @@
 //! ```
 //!
 //! Kept for the gradient: q, k, v, o and log Σ_j exp(s_ij) of each row and head; the scores are computed
-//! again, a block of rows at a time (Dao et al. 2022, without its tiles over keys, which a CPU's caches do
-//! not need). So memory grows with n. With D_i = Σ ∂L/∂o_i · o_i:
+//! again, a block of rows at a time (Dao et al. 2022; without its tiles over keys on a CPU, whose caches
+//! do not need them). So memory grows with n. With D_i = Σ ∂L/∂o_i · o_i:
 //!
 //! ```text
 //! ∂L/∂v_j = Σ_i p_ij ∂L/∂o_i
