@@ -10,7 +10,9 @@
 //! Traffic: all operands are read once a pair of blocks, through shared memory of 26 KiB whatever the
 //! width of a head; with blocks of 64 those are 43 products for each number that is read.
 
-mod kernels;
+mod block;
+mod forward;
+mod gradient;
 
 use burn::backend::cubecl::dtype_to_storage_type;
 use burn::backend::ops::IntTensorOps;
@@ -26,10 +28,9 @@ use burn_cubecl::{
 use cubecl::prelude::*;
 
 use super::{Attention, AttentionOps};
-use kernels::{
-    BLOCK, GRID, STAGED, TILE, UNITS, forward_kernel, key_gradient_kernel, query_gradient_kernel,
-    row_numbers_kernel,
-};
+use block::{BLOCK, GRID, STAGED, TILE, UNITS};
+use forward::forward_kernel;
+use gradient::{key_gradient_kernel, query_gradient_kernel, row_numbers_kernel};
 
 /// The widest head. A unit's sums over four rows of a sixteenth of it have to fit into registers, twice
 /// over in the gradient of keys and values.
