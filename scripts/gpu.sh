@@ -41,7 +41,7 @@ case "${1:-}" in
         fi ;;
 esac
 export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-target/${features%%,*}}"
-cargo test --release -p potstill-kernels --features "$features" --test rows "$@"
+cargo test --release -p potstill-kernels --features "$features" --test rows --test attention "$@"
 
 python=${PYTHON:-python3}
 tables=target/gpu

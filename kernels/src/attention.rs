@@ -10,8 +10,8 @@
 //! ```
 //!
 //! Kept for the gradient: q, k, v, o and log Σ_j exp(s_ij) of each row and head; the scores are computed
-//! again, a block of rows at a time (Dao et al. 2022, without its tiles over keys, which a CPU's caches do
-//! not need). So memory grows with n. With D_i = Σ ∂L/∂o_i · o_i:
+//! again, a block of rows at a time (Dao et al. 2022; without its tiles over keys on a CPU, whose caches
+//! do not need them). So memory grows with n. With D_i = Σ ∂L/∂o_i · o_i:
 //!
 //! ```text
 //! ∂L/∂v_j = Σ_i p_ij ∂L/∂o_i
@@ -20,12 +20,18 @@
 //! ```
 
 mod autodiff;
+#[cfg(feature = "cube")]
+mod cube;
 mod flex;
 mod reference;
 
+#[cfg(feature = "fusion")]
+use burn::backend::fusion::custom::TensorSpec;
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, Dispatch, backend_extension};
 use burn::tensor::Tensor;
+#[cfg(feature = "fusion")]
+use burn::tensor::{DType, Shape};
 
 use crate::flex::{plain_f32, plain_half, wide};
 
@@ -87,7 +93,10 @@ pub fn attention(
         "attention: a window of 0 sees nothing"
     );
     let documents: Vec<usize> = documents.iter().copied().filter(|&rows| rows > 0).collect();
-    if plain_f32(&q_nc) && plain_f32(&k_nc) && plain_f32(&v_nc) {
+    let own = plain_f32(&q_nc) && plain_f32(&k_nc) && plain_f32(&v_nc);
+    #[cfg(feature = "cube")]
+    let own = own || cube::takes([&q_nc, &k_nc, &v_nc], how);
+    if own {
         let (q, k, v) = (
             q_nc.into_dispatch(),
             k_nc.into_dispatch(),
@@ -103,10 +112,18 @@ pub fn attention(
     }
 }
 
-/// Attention and its gradients, in f32.
-#[backend_extension(Flex, Autodiff)]
-pub(crate) trait AttentionOps: Backend {
-    /// The output `[n, heads · e]`, and log Σ exp(s) `[n, heads]`.
+/// What lies between the passes: the output's type and shape are those of q, the sums are f32.
+#[cfg(feature = "fusion")]
+fn kept(q: &TensorSpec, how: &Attention) -> (TensorSpec, TensorSpec) {
+    let sums = Shape::new([q.shape[0], how.heads]);
+    (q.clone(), TensorSpec::new(sums, DType::F32))
+}
+
+/// Attention and its gradients; f32 on the CPU, half precisions too on a GPU.
+#[backend_extension(Flex, Cube: cfg(feature = "cube"), Fusion: cfg(feature = "fusion"), Autodiff)]
+pub trait AttentionOps: Backend {
+    /// The output `[n, heads · e]`, and log Σ exp(s) `[n, heads]` in f32. No document is empty.
+    #[fusion(meta = |q, _k, _v, _documents, how| kept(q, how))]
     fn attention_rows(
         q: FloatTensor<Self>,
         k: FloatTensor<Self>,
@@ -117,6 +134,9 @@ pub(crate) trait AttentionOps: Backend {
 
     /// ∂L/∂q, ∂L/∂k and ∂L/∂v from ∂L/∂o and what was kept.
     #[allow(clippy::too_many_arguments)]
+    #[fusion(meta = |_gradient, q, k, v, _output, _log_sums, _documents, _how| {
+        (q.clone(), k.clone(), v.clone())
+    })]
     fn attention_gradient(
         gradient: FloatTensor<Self>,
         q: FloatTensor<Self>,

@@ -24,7 +24,7 @@ mod swiglu;
 mod weights;
 
 pub use adamw::{AdamStep, adamw, adamw_reference, sum_of_squares};
-pub use attention::{Attention, attention, attention_reference};
+pub use attention::{Attention, AttentionOps, attention, attention_reference};
 pub use capture::{Capture, CaptureRow, Captured, capture, reference::capture_reference};
 pub use linear::{linear, linear_input_gradient, linear_weight_gradient};
 pub use norm::{rms_norm, rms_norm_reference};
