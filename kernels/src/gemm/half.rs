@@ -12,6 +12,8 @@
 
 mod pack;
 mod pairs;
+#[cfg(target_arch = "x86_64")]
+mod turn;
 
 use burn::tensor::bf16;
 use pulp::{Simd, WithSimd};

@@ -144,21 +144,36 @@ struct Panel<'a> {
     column_stride: usize,
 }
 
-/// Pairs of steps that are turned around at once.
-const TURN: usize = 8;
-
 impl Panel<'_> {
     #[inline(always)]
     fn pack<A: Arm, const WIDTH: usize>(self) {
-        if self.filled < WIDTH {
-            self.any::<A>(WIDTH);
-        } else if self.row_stride == 1 {
+        if self.row_stride == 1 && self.filled == WIDTH {
             self.straight::<A, WIDTH>();
-        } else if self.column_stride == 1 {
-            self.turned::<A, WIDTH>();
-        } else {
-            self.any::<A>(WIDTH);
+            return;
         }
+        #[cfg(target_arch = "x86_64")]
+        if self.column_stride == 1
+            && let Some(simd) = pulp::x86::V3::try_new()
+        {
+            let whole = super::turn::panel::<WIDTH>(
+                simd,
+                A::STEPS,
+                self.to,
+                self.source,
+                self.row_stride,
+                self.filled,
+                self.steps,
+            );
+            let rest = Panel {
+                to: &mut self.to[whole / A::STEPS * WIDTH..],
+                source: self.source.get(whole..).unwrap_or_default(),
+                steps: self.steps - whole,
+                ..self
+            };
+            rest.any::<A>(WIDTH);
+            return;
+        }
+        self.any::<A>(WIDTH);
     }
 
     /// Rows lie across k: a step is a piece of the source.
@@ -184,52 +199,16 @@ impl Panel<'_> {
         }
     }
 
-    /// Rows lie along k: blocks of eight pairs are read row by row and written word by word.
-    #[inline(always)]
-    fn turned<A: Arm, const WIDTH: usize>(self) {
-        let whole = self.steps / (2 * TURN) * (2 * TURN);
-        for start in (0..whole).step_by(2 * TURN) {
-            let mut block = [[0u32; TURN]; WIDTH];
-            for (row, block) in block.iter_mut().enumerate() {
-                let source = &self.source[row * self.row_stride + start..][..2 * TURN];
-                for (to, two) in block.iter_mut().zip(source.chunks_exact(2)) {
-                    *to = pair(two[0], two[1]);
-                }
-            }
-            let to = &mut self.to[start / A::STEPS * WIDTH..][..2 * TURN / A::STEPS * WIDTH];
-            for (step, to) in to.chunks_exact_mut(2 / A::STEPS * WIDTH).enumerate() {
-                let (low, high) = to.split_at_mut(WIDTH);
-                for (to, row) in low.iter_mut().zip(&block) {
-                    *to = if A::STEPS == 1 {
-                        row[step] << 16
-                    } else {
-                        row[step]
-                    };
-                }
-                for (to, row) in high.iter_mut().zip(&block) {
-                    *to = row[step] & 0xFFFF_0000;
-                }
-            }
-        }
-        let to = &mut self.to[whole / A::STEPS * WIDTH..];
-        Panel {
-            to,
-            source: &self.source[whole.min(self.source.len())..],
-            steps: self.steps - whole,
-            ..self
-        }
-        .any::<A>(WIDTH);
-    }
-
     #[inline(always)]
     fn any<A: Arm>(self, width: usize) {
-        for (word, to) in self.to.chunks_exact_mut(width).enumerate() {
-            let (filled, rest) = to.split_at_mut(self.filled);
-            for (row, to) in filled.iter_mut().enumerate() {
-                let at =
-                    |step: usize| self.source[row * self.row_stride + step * self.column_stride];
+        if self.filled < width {
+            self.to.fill(0);
+        }
+        for row in 0..self.filled {
+            let at = |step: usize| self.source[row * self.row_stride + step * self.column_stride];
+            for (word, to) in self.to.chunks_exact_mut(width).enumerate() {
                 let step = word * A::STEPS;
-                *to = if A::STEPS == 1 {
+                to[row] = if A::STEPS == 1 {
                     widened(at(step))
                 } else if step + 1 < self.steps {
                     pair(at(step), at(step + 1))
@@ -237,7 +216,6 @@ impl Panel<'_> {
                     pair(at(step), bf16::ZERO)
                 };
             }
-            rest.fill(0);
         }
     }
 }
