@@ -1,4 +1,5 @@
 use super::pairs::{Dot, LANES};
+use super::task::narrow;
 use super::*;
 
 /// [`Dot`] as the manual has it, on any processor.
