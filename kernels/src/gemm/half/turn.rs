@@ -1,9 +1,9 @@
 //! Panels of rows that lie along k, on AVX2: eight rows by eight pairs are turned around in registers.
 
 use std::arch::x86_64::{
-    __m256i, _mm_cvtsi128_si32, _mm_storel_epi64, _mm_storeu_si128, _mm256_and_si256,
-    _mm256_castps_si256, _mm256_castsi256_si128, _mm256_extracti128_si256, _mm256_loadu_ps,
-    _mm256_set1_epi32, _mm256_setzero_ps, _mm256_slli_epi32, _mm256_storeu_si256,
+    __m256i, _MM_HINT_T0, _mm_cvtsi128_si32, _mm_prefetch, _mm_storel_epi64, _mm_storeu_si128,
+    _mm256_and_si256, _mm256_castps_si256, _mm256_castsi256_si128, _mm256_extracti128_si256,
+    _mm256_loadu_ps, _mm256_set1_epi32, _mm256_setzero_ps, _mm256_slli_epi32, _mm256_storeu_si256,
 };
 
 use burn::tensor::bf16;
@@ -84,8 +84,13 @@ impl Rows {
             for (row, pairs) in rows.iter_mut().enumerate().take(ROWS) {
                 if row < self.filled {
                     let at = row * self.row_stride + block * 2 * LANES;
-                    // SAFETY: the row holds the block.
-                    *pairs = unsafe { _mm256_loadu_ps(self.source.add(at).cast()) };
+                    // The next eight rows, which no stride of the processor's own guessing finds.
+                    let next = self.source.wrapping_add(at + LANES * self.row_stride);
+                    // SAFETY: the row holds the block; a prefetch reads nothing.
+                    *pairs = unsafe {
+                        _mm_prefetch::<_MM_HINT_T0>(next.cast());
+                        _mm256_loadu_ps(self.source.add(at).cast())
+                    };
                 }
             }
             let start = block * 2 * LANES / STEPS;
