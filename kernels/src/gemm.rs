@@ -12,6 +12,7 @@
 #![allow(unsafe_code)]
 
 mod by_rows;
+pub(crate) mod half;
 mod pack;
 mod tile;
 #[cfg(target_arch = "x86_64")]
@@ -44,23 +45,23 @@ const WORTH_SHARING: usize = 1 << 18;
 
 /// A matrix in memory: element (i, j) is `data[i · row_stride + j · column_stride]`.
 #[derive(Clone, Copy)]
-pub(crate) struct Matrix<'a> {
-    pub(crate) data: &'a [f32],
+pub(crate) struct Matrix<'a, E = f32> {
+    pub(crate) data: &'a [E],
     pub(crate) rows: usize,
     pub(crate) columns: usize,
     pub(crate) row_stride: usize,
     pub(crate) column_stride: usize,
 }
 
-impl std::fmt::Debug for Matrix<'_> {
+impl<E> std::fmt::Debug for Matrix<'_, E> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "[{}, {}]", self.rows, self.columns)
     }
 }
 
-impl<'a> Matrix<'a> {
+impl<'a, E> Matrix<'a, E> {
     /// Rows behind one another, `stride` numbers apart.
-    pub(crate) fn strided(data: &'a [f32], rows: usize, columns: usize, stride: usize) -> Self {
+    pub(crate) fn strided(data: &'a [E], rows: usize, columns: usize, stride: usize) -> Self {
         let matrix = Self {
             data,
             rows,
@@ -72,7 +73,7 @@ impl<'a> Matrix<'a> {
         matrix
     }
 
-    pub(crate) fn new(data: &'a [f32], rows: usize, columns: usize) -> Self {
+    pub(crate) fn new(data: &'a [E], rows: usize, columns: usize) -> Self {
         Self::strided(data, rows, columns, columns)
     }
 
@@ -104,22 +105,24 @@ pub(crate) enum Threads {
 
 /// A place in memory that tasks write to, each to numbers of its own.
 #[derive(Clone, Copy)]
-pub(crate) struct Shared(pub(crate) *mut f32);
+pub(crate) struct Shared<E = f32>(pub(crate) *mut E);
 
 impl Shared {
     pub(crate) fn new(numbers: &mut [MaybeUninit<f32>]) -> Self {
         Self(numbers.as_mut_ptr().cast())
     }
+}
 
-    pub(crate) fn at(self, offset: usize) -> *mut f32 {
+impl<E> Shared<E> {
+    pub(crate) fn at(self, offset: usize) -> *mut E {
         self.0.wrapping_add(offset)
     }
 }
 
 // SAFETY: whoever writes through it vouches that no two tasks write to the same number.
-unsafe impl Send for Shared {}
+unsafe impl<E> Send for Shared<E> {}
 // SAFETY: as above.
-unsafe impl Sync for Shared {}
+unsafe impl<E> Sync for Shared<E> {}
 
 /// `out` = A·B, or += where `add`; row i of C is `out[i · stride..][..n]`.
 pub(crate) fn gemm(

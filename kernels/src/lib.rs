@@ -11,6 +11,7 @@
 mod adamw;
 mod attention;
 mod capture;
+mod embedding;
 mod exp;
 mod flex;
 mod gemm;
@@ -26,6 +27,7 @@ mod weights;
 pub use adamw::{AdamStep, adamw, adamw_reference, sum_of_squares};
 pub use attention::{Attention, AttentionOps, attention, attention_reference};
 pub use capture::{Capture, CaptureRow, Captured, capture, reference::capture_reference};
+pub use embedding::add_rows;
 pub use linear::{linear, linear_input_gradient, linear_weight_gradient};
 pub use norm::{rms_norm, rms_norm_reference};
 pub use paged::{PagedRow, paged_attention, paged_attention_reference, write_slots};

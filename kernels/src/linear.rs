@@ -4,12 +4,15 @@
 //! y = x·Wᵀ          ∂L/∂x = ∂L/∂y·W          ∂L/∂W = (∂L/∂y)ᵀ·x
 //! ```
 //!
-//! On the CPU in f32 these are our own products (see `gemm`): W is read as it lies, for one row as for
-//! thousands, so nothing is packed for later and no second copy of a weight exists; and a row of y does
-//! not depend on the rows beside it, bit for bit. Elsewhere they are burn's.
+//! On the CPU these are our own products, in f32 (see `gemm`) and in bf16 (see `gemm::half`: sums in f32,
+//! rounded once): W is read as it lies, for one row as for thousands, so nothing is packed for later and
+//! no second copy of a weight exists; and a row of y does not depend on the rows beside it, bit for bit.
+//! Elsewhere they are burn's.
 
 // Products write to memory that nothing was written to before.
 #![allow(unsafe_code)]
+
+mod half;
 
 use burn::backend::autodiff::{
     Autodiff, NodeId,
@@ -19,7 +22,7 @@ use burn::backend::autodiff::{
 };
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, Dispatch, Flex, backend_extension};
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
 
 use crate::flex::{matrix, numbers, plain_f32, plain_half, shape2, whole, wide, written};
 use crate::gemm::{Matrix, Threads, gemm, gemm_at, rows_by_rows};
@@ -35,7 +38,7 @@ pub fn linear(x_ni: Tensor<2>, weight_oi: Tensor<2>) -> Tensor<2> {
         width, columns,
         "linear: {n} rows of {width} for a weight of {columns} columns"
     );
-    if plain_f32(&x_ni) && plain_f32(&weight_oi) {
+    if ours(&x_ni, &weight_oi) {
         let (x, weight) = (x_ni.into_dispatch(), weight_oi.into_dispatch());
         Tensor::from_dispatch(<Dispatch as LinearOps>::linear_forward(x, weight))
     } else if plain_half(&x_ni) {
@@ -49,7 +52,7 @@ pub fn linear(x_ni: Tensor<2>, weight_oi: Tensor<2>) -> Tensor<2> {
 /// ∂L/∂x of [`linear`] from ∂L/∂y: `[n, out]`, `[out, in]` → `[n, in]`; not differentiable itself.
 #[must_use]
 pub fn linear_input_gradient(dy_no: Tensor<2>, weight_oi: Tensor<2>) -> Tensor<2> {
-    if plain_f32(&dy_no) && plain_f32(&weight_oi) {
+    if ours(&dy_no, &weight_oi) {
         let (dy, weight) = (dy_no.into_dispatch(), weight_oi.into_dispatch());
         Tensor::from_dispatch(<Dispatch as LinearOps>::linear_input_gradient(dy, weight))
     } else if plain_half(&dy_no) {
@@ -68,11 +71,12 @@ pub fn linear_weight_gradient(
     x_ni: Tensor<2>,
     sum: Option<Tensor<2>>,
 ) -> Tensor<2> {
-    if plain_half(&dy_no) {
+    let all_ours = ours(&dy_no, &x_ni) && sum.as_ref().is_none_or(|sum| ours(sum, &dy_no));
+    if !all_ours && plain_half(&dy_no) {
         let (dtype, sum) = (dy_no.dtype(), sum.map(wide));
         return linear_weight_gradient(wide(dy_no), wide(x_ni), sum).cast(dtype);
     }
-    if !(plain_f32(&dy_no) && plain_f32(&x_ni)) {
+    if !all_ours {
         let gradient = dy_no.transpose().matmul(x_ni);
         return match sum {
             Some(sum) => sum + gradient,
@@ -88,7 +92,14 @@ pub fn linear_weight_gradient(
     })
 }
 
-/// The three products, in f32.
+/// Whether our own products take both as they lie: f32 or bf16, on the CPU.
+fn ours(a: &Tensor<2>, b: &Tensor<2>) -> bool {
+    a.dtype() == b.dtype()
+        && a.dtype() != DType::F16
+        && [a, b].into_iter().all(|x| plain_f32(x) || plain_half(x))
+}
+
+/// The three products, in f32 or bf16.
 #[backend_extension(Flex, Autodiff)]
 pub(crate) trait LinearOps: Backend {
     /// `[n, in]`, `[out, in]` → `[n, out]`.
@@ -112,6 +123,9 @@ pub(crate) trait LinearOps: Backend {
 impl LinearOps for Flex {
     fn linear_forward(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
         let (x, weight) = (x.to_contiguous(), weight.to_contiguous());
+        if x.dtype() == DType::BF16 {
+            return half::forward(&x, &weight);
+        }
         let ([n, _], [columns, _]) = (shape2(&x), shape2(&weight));
         // SAFETY: a product writes all of its output.
         let y = unsafe { written(n * columns, |y| rows_by_rows(y, view(&x), view(&weight))) };
@@ -134,7 +148,11 @@ impl LinearOps for Flex {
         dy: FloatTensor<Self>,
         x: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
-        let (mut sum, dy, x) = (whole(sum), dy.to_contiguous(), x.to_contiguous());
+        let (dy, x) = (dy.to_contiguous(), x.to_contiguous());
+        if x.dtype() == DType::BF16 {
+            return half::onto(sum, &dy, &x);
+        }
+        let mut sum = whole(sum);
         let [_, columns] = shape2(&sum);
         let (left, right) = (view(&dy).transposed(), view(&x));
         gemm(
@@ -156,6 +174,9 @@ fn view(tensor: &FloatTensor<Flex>) -> Matrix<'_> {
 
 /// A·B or Aᵀ·B.
 fn product(a: FloatTensor<Flex>, b: FloatTensor<Flex>, transposed: bool) -> FloatTensor<Flex> {
+    if a.dtype() == DType::BF16 {
+        return half::product(&a, &b, transposed);
+    }
     let (mut left, right) = (view(&a), view(&b));
     if transposed {
         left = left.transposed();

@@ -10,11 +10,17 @@
 // Memory that is written once is not filled with zeros first.
 #![allow(unsafe_code)]
 
+use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 
 use burn::backend::autodiff::{
     Autodiff, NodeId,
-    checkpoint::{base::Checkpointer, strategy::CheckpointStrategy},
+    checkpoint::{
+        base::Checkpointer,
+        retro_forward::RetroForward,
+        state::BackwardStates,
+        strategy::{BalancedCheckpointing, CheckpointStrategy},
+    },
     grads::Gradients,
     ops::{Backward, Ops, OpsKind},
 };
@@ -192,6 +198,23 @@ fn scale(x: &[f32], epsilon: f64) -> f32 {
     1.0 / (mean + epsilon as f32).sqrt()
 }
 
+/// How the output is had again in the backward pass.
+#[derive(Debug)]
+struct NormAgain<B> {
+    x: NodeId,
+    gain: NodeId,
+    epsilon: f64,
+    backend: PhantomData<B>,
+}
+
+impl<B: Backend + NormOps> RetroForward for NormAgain<B> {
+    fn forward(&self, states: &mut BackwardStates, out_node: NodeId) {
+        let x = states.get_state::<FloatTensor<B>>(&self.x);
+        let gain = states.get_state::<FloatTensor<B>>(&self.gain);
+        states.save(out_node, B::rms_norm(x, gain, self.epsilon));
+    }
+}
+
 #[derive(Debug)]
 struct NormBackward;
 
@@ -221,9 +244,19 @@ impl<B: Backend + NormOps> Backward<B, 2> for NormBackward {
 
 impl<B: Backend + NormOps, C: CheckpointStrategy> NormOps for Autodiff<B, C> {
     fn rms_norm(x: FloatTensor<Self>, gain: FloatTensor<Self>, epsilon: f64) -> FloatTensor<Self> {
+        let again = NormAgain::<B> {
+            x: x.node().id(),
+            gain: gain.node().id(),
+            epsilon,
+            backend: PhantomData,
+        };
+        // Whatever the strategy of the rest: what follows needs y for its own gradient, x is kept
+        // anyway, and computing y again costs a hundredth of a product.
         let prepared = NormBackward
-            .prepare::<C>([x.node(), gain.node()])
-            .compute_bound()
+            .prepare::<BalancedCheckpointing>([x.node(), gain.node()])
+            .memory_bound()
+            .retro_forward(again)
+            .parents([&x, &gain])
             .stateful();
         match prepared {
             OpsKind::Tracked(mut prep) => {

@@ -6,8 +6,8 @@
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use potstill_kernels::{
-    AdamStep, Attention, adamw, adamw_reference, attention, attention_reference, linear, rms_norm,
-    rms_norm_reference, rotary, rotary_reference, sum_of_squares, swiglu, swiglu_linear,
+    AdamStep, Attention, adamw, adamw_reference, add_rows, attention, attention_reference, linear,
+    rms_norm, rms_norm_reference, rotary, rotary_reference, sum_of_squares, swiglu, swiglu_linear,
     swiglu_reference,
 };
 use rand::{Rng, SeedableRng};
@@ -291,6 +291,32 @@ fn adamw_steps_and_sums_of_squares() {
 }
 
 /// In bf16 the operands are rounded, and so is the result; what lies between is f32's.
+#[test]
+fn rows_are_added_to_the_rows_that_ids_name() {
+    let device = Device::flex();
+    let (sum, rows) = (random([7, 5], 0), random([6, 5], 1));
+    let ids = [3, 0, 3, 6, 3, 0];
+    let [table, added]: [Vec<f64>; 2] =
+        [&sum, &rows].map(|data| data.clone().into_vec::<f64>().unwrap());
+    let mut exact = table;
+    for (row, id) in ids.into_iter().enumerate() {
+        for column in 0..5 {
+            exact[id * 5 + column] += added[row * 5 + column];
+        }
+    }
+    for (dtype, tolerance) in [(DType::F64, 1e-15), (DType::F32, 1e-6), (DType::BF16, 5e-2)] {
+        let of = |data: &TensorData| Tensor::<2>::from_data(data.clone(), (&device, dtype));
+        let found = host(add_rows(of(&sum), &ids, of(&rows)));
+        let worst = found.iter().zip(&exact).map(|(a, b)| (a - b).abs());
+        let worst = worst.fold(0.0, f64::max);
+        assert!(worst <= tolerance, "{dtype:?}: {worst}");
+        // Whoever else holds the sum keeps his own.
+        let held = of(&sum);
+        let _ = add_rows(held.clone(), &ids, of(&rows));
+        assert_eq!(host(held), host(of(&sum)), "{dtype:?}");
+    }
+}
+
 #[test]
 fn half_precision_is_f32_between_two_roundings() {
     let how = Attention {

@@ -105,6 +105,11 @@ impl Block {
         self.predicts_from.len()
     }
 
+    /// Padded token ids, row by row.
+    pub(crate) fn ids(&self) -> Vec<usize> {
+        self.ids.iter().map(|id| *id as usize).collect()
+    }
+
     /// Padded token ids, [b, t].
     #[must_use]
     pub fn ids_bt(&self, device: &Device) -> Tensor<2, Int> {

@@ -6,9 +6,12 @@
 
 use std::collections::BTreeMap;
 
-use burn::tensor::{DType, Gradients as Tape, IndexingUpdateOp, Tensor};
+use burn::module::Module;
+use burn::tensor::{DType, Gradients as Tape, Tensor};
 use potstill_datasets::{Signal, pack};
-use potstill_kernels::{Head, linear, linear_input_gradient, linear_weight_gradient, row_stats};
+use potstill_kernels::{
+    Head, add_rows, linear, linear_input_gradient, linear_weight_gradient, row_stats,
+};
 use potstill_model::{Llama, Parameter, named_parameters};
 
 use crate::block::Block;
@@ -138,7 +141,8 @@ pub fn block_gradient(
     // The embedding's rows are a leaf of their own: the gradient they get is added, row by row, to what
     // the head leaves on the same matrix.
     let ids_bt = block.ids_bt(&model.device().inner());
-    let embedded_nd = leaf(model.embedded(ids_bt.clone()).inner());
+    // Without autodiff, so that no tape holds on to the matrix and the optimizer moves it in place.
+    let embedded_nd = leaf(model.valid().embedded(ids_bt));
     let hidden_nd = model.hidden_from(embedded_nd.clone(), &block.documents());
     let HiddenGradient {
         terms,
@@ -159,10 +163,7 @@ pub fn block_gradient(
                 let sum_vd = sum_vd.unwrap_or_else(|| embedding_vd.inner().zeros_like());
                 embedded_nd
                     .clone()
-                    .map(|rows_nd| {
-                        let ids_n = ids_bt.clone().flatten(0, 1);
-                        sum_vd.select_assign(0, ids_n, rows_nd, IndexingUpdateOp::Add)
-                    })
+                    .map(|rows_nd| add_rows(sum_vd, &block.ids(), rows_nd))
                     .map(Parameter::Matrix)
             }
             ("lm_head.weight", _) => head_vd.take().map(Parameter::Matrix),

@@ -86,7 +86,7 @@ unsafe fn eight<const N: usize>(
 
 /// The transpose of eight by eight.
 #[target_feature(enable = "avx2,fma")]
-fn turn(rows: [__m256; LANES]) -> [__m256; LANES] {
+pub(super) fn turn(rows: [__m256; LANES]) -> [__m256; LANES] {
     let mut pairs = rows;
     for i in 0..4 {
         pairs[2 * i] = _mm256_unpacklo_ps(rows[2 * i], rows[2 * i + 1]);

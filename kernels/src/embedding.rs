@@ -1,0 +1,60 @@
+//! What an embedding's gradient is: rows of ∂L/∂y, each added to the row of the table that its id names.
+
+use burn::backend::tensor::FloatTensor;
+use burn::backend::{Backend, Dispatch, Flex, backend_extension};
+use burn::tensor::{IndexingUpdateOp, Int, Tensor, TensorData};
+
+use crate::flex::{numbers, plain_f32, shape2, whole};
+
+/// Adds row i of `rows_nd` to row `ids[i]` of `sum_vd`, for all i in their order: `[v, d]`, n ids and
+/// `[n, d]` → `[v, d]`; not differentiable itself. In f32 on the CPU the sum is added to in place where
+/// nobody else holds it, and no other row of it is read.
+///
+/// # Panics
+/// On shapes that do not fit, and on an id of v or more.
+#[must_use]
+pub fn add_rows(sum_vd: Tensor<2>, ids: &[usize], rows_nd: Tensor<2>) -> Tensor<2> {
+    let ([v, d], rows) = (sum_vd.dims(), rows_nd.dims());
+    assert_eq!(rows, [ids.len(), d], "add_rows: the rows' shape");
+    assert!(
+        ids.iter().all(|id| *id < v),
+        "add_rows: an id outside the table of {v} rows"
+    );
+    if plain_f32(&sum_vd) && plain_f32(&rows_nd) {
+        let (sum, rows) = (sum_vd.into_dispatch(), rows_nd.into_dispatch());
+        let sum = <Dispatch as EmbeddingOps>::add_rows(sum, ids.to_vec(), rows);
+        return Tensor::from_dispatch(sum);
+    }
+    let ids: Vec<i64> = ids.iter().map(|id| *id as i64).collect();
+    let count = ids.len();
+    let ids_n = Tensor::<1, Int>::from_data(TensorData::new(ids, [count]), &sum_vd.device());
+    sum_vd.select_assign(0, ids_n, rows_nd, IndexingUpdateOp::Add)
+}
+
+/// The sum, in f32.
+#[backend_extension(Flex)]
+pub(crate) trait EmbeddingOps: Backend {
+    /// `[v, d]`, n ids, `[n, d]` → `[v, d]`.
+    fn add_rows(
+        sum: FloatTensor<Self>,
+        ids: Vec<usize>,
+        rows: FloatTensor<Self>,
+    ) -> FloatTensor<Self>;
+}
+
+impl EmbeddingOps for Flex {
+    fn add_rows(
+        sum: FloatTensor<Self>,
+        ids: Vec<usize>,
+        rows: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        let (mut sum, rows) = (whole(sum), rows.to_contiguous());
+        let [_, d] = shape2(&sum);
+        let all = sum.storage_mut::<f32>();
+        for (id, row) in ids.iter().zip(numbers(&rows).chunks(d.max(1))) {
+            let sum = &mut all[id * d..(id + 1) * d];
+            sum.iter_mut().zip(row).for_each(|(sum, x)| *sum += x);
+        }
+        sum
+    }
+}

@@ -1,0 +1,149 @@
+use burn::tensor::{DType, Device, Tensor};
+
+use super::*;
+use crate::{linear, linear_input_gradient, linear_weight_gradient};
+
+/// bf16 numbers that look random, between −1 and 1.
+fn numbers(shape: [usize; 2], seed: u64) -> TensorData {
+    let mut state = seed + 1;
+    let mut next = || {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        bf16::from_f32((state >> 40) as f32 / (1 << 23) as f32 - 1.0)
+    };
+    let values: Vec<bf16> = (0..shape[0] * shape[1]).map(|_| next()).collect();
+    TensorData::new(values, shape)
+}
+
+/// Rows and columns in f64.
+struct Exact(Vec<Vec<f64>>);
+
+impl Exact {
+    fn new(data: &TensorData) -> Self {
+        let values: Vec<f64> = data.iter::<f64>().collect();
+        let columns = data.shape()[1];
+        Self(values.chunks(columns).map(<[f64]>::to_vec).collect())
+    }
+
+    fn turned(&self) -> Self {
+        let columns = 0..self.0[0].len();
+        Self(
+            columns
+                .map(|j| self.0.iter().map(|row| row[j]).collect())
+                .collect(),
+        )
+    }
+
+    /// Holds `found` to `start` + self · otherᵀ: half a unit of the last place of a bf16, and what the
+    /// roundings of a sum in f32 make of the magnitudes that were added.
+    fn check(&self, other: &Self, start: Option<&Self>, found: Tensor<2>, what: &str) {
+        assert_eq!(found.dtype(), DType::BF16, "{what}");
+        assert_eq!(found.dims(), [self.0.len(), other.0.len()], "{what}");
+        let found = Self::new(&found.into_data());
+        for (i, a) in self.0.iter().enumerate() {
+            for (j, b) in other.0.iter().enumerate() {
+                let start = start.map_or(0.0, |start| start.0[i][j]);
+                let products = || a.iter().zip(b).map(|(a, b)| a * b);
+                let exact = start + products().sum::<f64>();
+                let size = start.abs() + products().map(f64::abs).sum::<f64>();
+                let sum_error = (a.len() + 1) as f64 * 2f64.powi(-24) * size;
+                let binade = (exact.abs() + sum_error).max(1e-30).log2().floor();
+                let error = (found.0[i][j] - exact).abs();
+                assert!(
+                    error <= (binade - 8.0).exp2() + sum_error,
+                    "{what}, element {i}, {j}: {} for {exact}",
+                    found.0[i][j]
+                );
+            }
+        }
+    }
+}
+
+/// Every choice of tracked operands, on one thread and on three.
+#[test]
+fn linear_layers_with_their_gradients() {
+    for [n, width, columns] in [
+        [1, 7, 5],
+        [2, 64, 48],
+        [4, 33, 9],
+        [5, 100, 17],
+        [40, 13, 130],
+        [70, 65, 97],
+        [300, 35, 101],
+    ] {
+        let [x, weight, dy] = [[n, width], [columns, width], [n, columns]].map(|shape| {
+            let data = numbers(shape, shape[0] as u64);
+            (Exact::new(&data), data)
+        });
+        let mut first: Option<TensorData> = None;
+        for choice in 0..8 {
+            let (track_x, track_weight) = (choice & 1 == 1, choice & 2 == 2);
+            let pool = rayon::ThreadPoolBuilder::new()
+                .num_threads(if choice & 4 == 4 { 3 } else { 1 })
+                .build()
+                .unwrap();
+            let tensor = |data: &TensorData, tracked: bool| {
+                let place = (&Device::flex(), DType::BF16);
+                let inner = Tensor::<2>::from_data(data.clone(), place);
+                if tracked {
+                    Tensor::from_inner(inner).require_grad()
+                } else {
+                    inner
+                }
+            };
+            let of = [tensor(&x.1, track_x), tensor(&weight.1, track_weight)];
+            let run = || {
+                let y = linear(of[0].clone(), of[1].clone());
+                let found = y.clone().inner();
+                let gradients = (track_x || track_weight).then(|| {
+                    let mut gradients = (y * tensor(&dy.1, true).detach()).sum().backward();
+                    let mut take = |index: usize, tracked: bool| {
+                        tracked.then(|| of[index].grad_remove(&mut gradients).unwrap())
+                    };
+                    (take(0, track_x), take(1, track_weight))
+                });
+                (found, gradients)
+            };
+            let (y, gradients) = pool.install(run);
+            let what = format!("{n} {width} {columns}, {choice}");
+            x.0.check(&weight.0, None, y.clone(), &what);
+            if let Some((dx, dw)) = gradients {
+                if let Some(dx) = dx {
+                    dy.0.check(&weight.0.turned(), None, dx, &what);
+                }
+                if let Some(dw) = dw {
+                    dy.0.turned().check(&x.0.turned(), None, dw, &what);
+                }
+            }
+            let y = y.into_data();
+            assert!(first.as_ref().is_none_or(|first| *first == y), "{what}");
+            first = Some(y);
+        }
+        let plain = |data: &TensorData| {
+            Tensor::<2>::from_data(data.clone(), (&Device::flex(), DType::BF16))
+        };
+        let dx = linear_input_gradient(plain(&dy.1), plain(&weight.1));
+        dy.0.check(&weight.0.turned(), None, dx, "dx");
+        let (dy_t, x_t) = (dy.0.turned(), x.0.turned());
+        let dw = linear_weight_gradient(plain(&dy.1), plain(&x.1), None);
+        dy_t.check(&x_t, None, dw, "dW");
+        let sum = Some(plain(&weight.1));
+        let dw = linear_weight_gradient(plain(&dy.1), plain(&x.1), sum);
+        dy_t.check(&x_t, Some(&weight.0), dw, "dW added to a sum");
+    }
+}
+
+#[test]
+fn a_sum_nobody_else_holds_is_added_to_in_place() {
+    let tensor = |shape, seed| FlexTensor::from_data(numbers(shape, seed));
+    let (dy, x) = (tensor([9, 4], 1), tensor([9, 5], 2));
+    let sum = tensor([4, 5], 3);
+    let place = sum.bytes().as_ptr();
+    assert_eq!(onto(sum, &dy, &x).bytes().as_ptr(), place);
+    let held = tensor([4, 5], 3);
+    let before = held.bytes().to_vec();
+    let added = onto(held.clone(), &dy, &x);
+    assert_eq!(held.bytes(), before);
+    assert_ne!(added.bytes(), before);
+}
