@@ -23,7 +23,7 @@ use std::mem::MaybeUninit;
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
-pub(crate) use by_rows::rows_by_rows;
+pub(crate) use by_rows::{Output, rows_by_rows};
 pub(crate) use pack::Scratch;
 use pack::{Panels, pack, pack_rows};
 use tile::{Tile, tile};

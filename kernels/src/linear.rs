@@ -14,6 +14,8 @@
 
 mod half;
 
+use std::mem::MaybeUninit;
+
 use burn::backend::autodiff::{
     Autodiff, NodeId,
     checkpoint::{base::Checkpointer, strategy::CheckpointStrategy},
@@ -25,7 +27,7 @@ use burn::backend::{Backend, Dispatch, Flex, backend_extension};
 use burn::tensor::{DType, Tensor};
 
 use crate::flex::{matrix, numbers, plain_f32, plain_half, shape2, whole, wide, written};
-use crate::gemm::{Matrix, Threads, gemm, gemm_at, rows_by_rows};
+use crate::gemm::{Matrix, Output, Threads, gemm, gemm_at, rows_by_rows};
 
 /// x·Wᵀ: `[n, in]`, `[out, in]` → `[n, out]`; differentiable in both.
 ///
@@ -47,6 +49,22 @@ pub fn linear(x_ni: Tensor<2>, weight_oi: Tensor<2>) -> Tensor<2> {
     } else {
         x_ni.matmul(weight_oi.transpose())
     }
+}
+
+/// [`linear`] with two weights, as one product: x is read once.
+///
+/// # Panics
+/// As [`linear`].
+#[must_use]
+pub fn linear_pair(x_ni: Tensor<2>, weights: [Tensor<2>; 2]) -> [Tensor<2>; 2] {
+    let together = |weight: &Tensor<2>| ours(&x_ni, weight) && x_ni.dims()[1] == weight.dims()[1];
+    if !weights.iter().all(together) {
+        return weights.map(|weight| linear(x_ni.clone(), weight));
+    }
+    let x = x_ni.into_dispatch();
+    let [first, second] = weights.map(Tensor::into_dispatch);
+    let (first, second) = <Dispatch as LinearOps>::linear_pair(x, first, second);
+    [first, second].map(Tensor::from_dispatch)
 }
 
 /// ∂L/∂x of [`linear`] from ∂L/∂y: `[n, out]`, `[out, in]` → `[n, in]`; not differentiable itself.
@@ -105,6 +123,13 @@ pub(crate) trait LinearOps: Backend {
     /// `[n, in]`, `[out, in]` → `[n, out]`.
     fn linear_forward(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self>;
 
+    /// `[n, in]` and two weights → `[n, out]` of each.
+    fn linear_pair(
+        x: FloatTensor<Self>,
+        first: FloatTensor<Self>,
+        second: FloatTensor<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>);
+
     /// `[n, out]`, `[out, in]` → `[n, in]`.
     fn linear_input_gradient(dy: FloatTensor<Self>, weight: FloatTensor<Self>)
     -> FloatTensor<Self>;
@@ -127,9 +152,33 @@ impl LinearOps for Flex {
             return half::forward(&x, &weight);
         }
         let ([n, _], [columns, _]) = (shape2(&x), shape2(&weight));
+        let write = |y: &mut _| rows_by_rows(view(&x), [output(&weight, y)]);
         // SAFETY: a product writes all of its output.
-        let y = unsafe { written(n * columns, |y| rows_by_rows(y, view(&x), view(&weight))) };
-        matrix(y, [n, columns])
+        matrix(unsafe { written(n * columns, write) }, [n, columns])
+    }
+
+    fn linear_pair(
+        x: FloatTensor<Self>,
+        first: FloatTensor<Self>,
+        second: FloatTensor<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        if x.dtype() != DType::F32 {
+            let y = Self::linear_forward(x.clone(), first);
+            return (y, Self::linear_forward(x, second));
+        }
+        let [x, first, second] = [x, first, second].map(|tensor| tensor.to_contiguous());
+        let [n, a, b] = [&x, &first, &second].map(|tensor| shape2(tensor)[0]);
+        let mut other = Vec::new();
+        // SAFETY: a product writes all of its outputs.
+        let y = unsafe {
+            written(n * a, |y| {
+                other = written(n * b, |other| {
+                    let outputs = [output(&first, y), output(&second, other)];
+                    rows_by_rows(view(&x), outputs);
+                });
+            })
+        };
+        (matrix(y, [n, a]), matrix(other, [n, b]))
     }
 
     fn linear_input_gradient(
@@ -165,6 +214,11 @@ impl LinearOps for Flex {
         );
         sum
     }
+}
+
+fn output<'a>(weight: &'a FloatTensor<Flex>, out: &'a mut [MaybeUninit<f32>]) -> Output<'a> {
+    let weight = view(weight);
+    Output { weight, out }
 }
 
 fn view(tensor: &FloatTensor<Flex>) -> Matrix<'_> {
@@ -224,25 +278,43 @@ impl<B: Backend + LinearOps> Backward<B, 2> for LinearBackward {
     }
 }
 
+/// The node of a product that was computed.
+fn node<B: Backend + LinearOps, C: CheckpointStrategy>(
+    x: &FloatTensor<Autodiff<B, C>>,
+    weight: &FloatTensor<Autodiff<B, C>>,
+    y: FloatTensor<B>,
+) -> FloatTensor<Autodiff<B, C>> {
+    let prepared = LinearBackward
+        .prepare::<C>([x.node(), weight.node()])
+        .compute_bound()
+        .stateful();
+    match prepared {
+        OpsKind::Tracked(mut prep) => {
+            let kept_x = weight.is_tracked().then(|| prep.checkpoint(x));
+            let kept_weight = x.is_tracked().then(|| prep.checkpoint(weight));
+            prep.finish((kept_x, kept_weight), y)
+        }
+        OpsKind::UnTracked(prep) => prep.finish(y),
+    }
+}
+
 impl<B: Backend + LinearOps, C: CheckpointStrategy> LinearOps for Autodiff<B, C> {
     fn linear_forward(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
-        let (x_tracked, weight_tracked) = (x.is_tracked(), weight.is_tracked());
-        let prepared = LinearBackward
-            .prepare::<C>([x.node(), weight.node()])
-            .compute_bound()
-            .stateful();
-        match prepared {
-            OpsKind::Tracked(mut prep) => {
-                let kept_x = weight_tracked.then(|| prep.checkpoint(&x));
-                let kept_weight = x_tracked.then(|| prep.checkpoint(&weight));
-                let y = B::linear_forward(x.into_primitive(), weight.into_primitive());
-                prep.finish((kept_x, kept_weight), y)
-            }
-            OpsKind::UnTracked(prep) => prep.finish(B::linear_forward(
-                x.into_primitive(),
-                weight.into_primitive(),
-            )),
-        }
+        let [values, weights] = [&x, &weight].map(|tensor| tensor.clone().into_primitive());
+        node::<B, C>(&x, &weight, B::linear_forward(values, weights))
+    }
+
+    fn linear_pair(
+        x: FloatTensor<Self>,
+        first: FloatTensor<Self>,
+        second: FloatTensor<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        let [values, a, b] = [&x, &first, &second].map(|tensor| tensor.clone().into_primitive());
+        let (y, other) = B::linear_pair(values, a, b);
+        (
+            node::<B, C>(&x, &first, y),
+            node::<B, C>(&x, &second, other),
+        )
     }
 
     fn linear_input_gradient(

@@ -7,8 +7,8 @@
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use potstill_kernels::{
     AdamStep, Attention, adamw, adamw_reference, add_rows, attention, attention_reference, linear,
-    rms_norm, rms_norm_reference, rotary, rotary_reference, sum_of_squares, swiglu, swiglu_linear,
-    swiglu_reference,
+    linear_pair, rms_norm, rms_norm_reference, rotary, rotary_reference, sum_of_squares, swiglu,
+    swiglu_linear, swiglu_reference,
 };
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -130,6 +130,38 @@ fn a_row_of_a_linear_layer_does_not_depend_on_the_rows_beside_it() {
     for (start, rows) in [(0, 1), (17, 2), (100, 5), (203, 97), (299, 1)] {
         let part = linear(x.clone().slice(start..start + rows), weight.clone());
         assert_eq!(host(part), host(all.clone().slice(start..start + rows)));
+    }
+}
+
+#[test]
+fn a_pair_of_linear_layers_is_both_of_them() {
+    for (n, dtype) in [
+        (1, DType::F32),
+        (3, DType::F32),
+        (70, DType::F32),
+        (9, DType::BF16),
+    ] {
+        let apart = |i: Vec<Tensor<2>>| {
+            let outputs = [&i[1], &i[2]].map(|weight| linear(i[0].clone(), weight.clone()));
+            Tensor::cat(outputs.to_vec(), 1)
+        };
+        let together = |i: Vec<Tensor<2>>| {
+            let outputs = linear_pair(i[0].clone(), [i[1].clone(), i[2].clone()]);
+            Tensor::cat(outputs.to_vec(), 1)
+        };
+        let shapes = [[n, 33], [100, 33], [7, 33]];
+        for tracked in [
+            [true, true, true],
+            [true, false, true],
+            [false, true, false],
+        ] {
+            let found = run(&together, &shapes, &tracked, dtype);
+            assert_eq!(
+                found,
+                run(&apart, &shapes, &tracked, dtype),
+                "{n} {dtype:?}"
+            );
+        }
     }
 }
 
@@ -297,7 +329,7 @@ fn rows_are_added_to_the_rows_that_ids_name() {
     let (sum, rows) = (random([7, 5], 0), random([6, 5], 1));
     let ids = [3, 0, 3, 6, 3, 0];
     let [table, added]: [Vec<f64>; 2] =
-        [&sum, &rows].map(|data| data.clone().into_vec::<f64>().unwrap());
+        [&sum, &rows].map(|data| data.clone().try_into_vec::<f64>().unwrap());
     let mut exact = table;
     for (row, id) in ids.into_iter().enumerate() {
         for column in 0..5 {

@@ -7,7 +7,7 @@
 use burn::module::{Module, Param};
 use burn::tensor::module::embedding;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
-use potstill_kernels::{Attention, attention, linear, rms_norm, swiglu_linear};
+use potstill_kernels::{Attention, attention, linear, linear_pair, rms_norm, swiglu_linear};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -210,12 +210,9 @@ impl Layer {
         rotary: &Rotary,
     ) -> (Tensor<2>, Tensor<2>, Tensor<2>) {
         let x_nd = rms_norm(x_nd, self.attention_norm.val(), config.rms_norm_eps);
-        let heads = |weight: &Param<Tensor<2>>| linear(x_nd.clone(), weight.val());
-        (
-            rotary.turn(heads(&self.query)),
-            rotary.turn(heads(&self.key)),
-            heads(&self.value),
-        )
+        let q_nc = linear(x_nd.clone(), self.query.val());
+        let [k_nc, v_nc] = linear_pair(x_nd, [&self.key, &self.value].map(Param::val));
+        (rotary.turn(q_nc), rotary.turn(k_nc), v_nc)
     }
 
     /// The rest of the layer, from the heads' outputs `[n, h·e]` and the residual `[n, d]`.
@@ -227,8 +224,7 @@ impl Layer {
     ) -> Tensor<2> {
         let x_nd = x_nd + linear(mixed_nc, self.output.val());
         let y_nd = rms_norm(x_nd.clone(), self.feed_norm.val(), config.rms_norm_eps);
-        let gate_nw = linear(y_nd.clone(), self.gate.val());
-        let up_nw = linear(y_nd, self.up.val());
+        let [gate_nw, up_nw] = linear_pair(y_nd, [&self.gate, &self.up].map(Param::val));
         x_nd + swiglu_linear(gate_nw, up_nw, self.down.val())
     }
 }

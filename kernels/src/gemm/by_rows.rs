@@ -18,50 +18,70 @@ use crate::simd::vectorize;
 const TASK_ROWS: usize = 48;
 const TASK_PANELS: usize = 8;
 
-/// `out` `[n, out]` = `x` `[n, in]` · `weight` `[out, in]`ᵀ; both have their rows behind one another. All
-/// of `out` is written.
-pub(crate) fn rows_by_rows(out: &mut [MaybeUninit<f32>], x: Matrix<'_>, weight: Matrix<'_>) {
-    assert_eq!(
-        x.columns, weight.columns,
-        "{x:?} times the transpose of {weight:?}"
-    );
-    assert!(x.column_stride == 1 && weight.column_stride == 1);
-    assert_eq!(out.len(), x.rows * weight.rows);
+/// A weight `[out, in]` and what x·Wᵀ is written to, `[n, out]`.
+pub(crate) struct Output<'a> {
+    pub(crate) weight: Matrix<'a>,
+    pub(crate) out: &'a mut [MaybeUninit<f32>],
+}
+
+/// Products of one x `[n, in]` with several weights, whose rows lie behind one another as those of x do;
+/// x is packed once, and threads are woken once. All of each output is written.
+pub(crate) fn rows_by_rows<const N: usize>(x: Matrix<'_>, outputs: [Output<'_>; N]) {
+    assert!(x.column_stride == 1);
     x.check();
-    weight.check();
+    for Output { weight, out } in &outputs {
+        assert_eq!(
+            x.columns, weight.columns,
+            "{x:?} times the transpose of {weight:?}"
+        );
+        assert!(weight.column_stride == 1);
+        assert_eq!(out.len(), x.rows * weight.rows);
+        weight.check();
+    }
     if x.columns == 0 {
-        out.fill(MaybeUninit::new(0.0));
-    } else if !out.is_empty() {
-        vectorize(ByRows { out, x, weight });
+        for output in outputs {
+            output.out.fill(MaybeUninit::new(0.0));
+        }
+    } else if x.rows > 0 {
+        vectorize(ByRows { x, outputs });
     }
 }
 
-struct ByRows<'a> {
-    out: &'a mut [MaybeUninit<f32>],
+struct ByRows<'a, const N: usize> {
     x: Matrix<'a>,
-    weight: Matrix<'a>,
+    outputs: [Output<'a>; N],
 }
 
-impl WithSimd for ByRows<'_> {
+impl<const N: usize> WithSimd for ByRows<'_, N> {
     type Output = ();
 
     fn with_simd<S: Simd>(self, simd: S) {
-        let Self { out, x, weight } = self;
-        let work = x.rows * x.columns * weight.rows;
-        let threads = if work >= WORTH_SHARING {
+        let Self { x, outputs } = self;
+        let all_rows: usize = outputs.iter().map(|output| output.weight.rows).sum();
+        let threads = if x.rows * x.columns * all_rows >= WORTH_SHARING {
             rayon::current_num_threads()
         } else {
             1
         };
-        let out = Shared::new(out);
-        let tasks = weight.rows.div_ceil(TASK_ROWS);
-        let rows = |task: usize| task * TASK_ROWS..weight.rows.min((task + 1) * TASK_ROWS);
+        // Tasks are numbered through, weight by weight.
+        let mut tasks = 0;
+        let places = outputs.map(|Output { weight, out }| {
+            let first = tasks;
+            tasks += weight.rows.div_ceil(TASK_ROWS);
+            (first, weight, Shared::new(out))
+        });
+        let place = |task: usize| {
+            let (first, weight, out) = places[places.partition_point(|p| p.0 <= task) - 1];
+            let start = (task - first) * TASK_ROWS;
+            (weight, out, start..weight.rows.min(start + TASK_ROWS))
+        };
         #[cfg(target_arch = "x86_64")]
         if x.rows <= super::turned::MOST_ROWS
             && let Some(simd) = pulp::x86::V3::try_new()
         {
             for_each(tasks, threads, |task| {
-                super::turned::rows(simd, out, x, weight, rows(task));
+                let (weight, out, rows) = place(task);
+                super::turned::rows(simd, out, x, weight, rows);
             });
             return;
         }
@@ -78,11 +98,12 @@ impl WithSimd for ByRows<'_> {
             threads,
         );
         for_each(tasks, threads, |task| {
+            let (weight, out, rows) = place(task);
             simd.vectorize(Task {
                 out,
                 panels,
                 weight,
-                rows: rows(task),
+                rows,
             });
         });
         pack::give_back(packed);

@@ -74,8 +74,12 @@ fn every_path_gives_the_chain_of_the_definition_bit_for_bit() {
                     }
                 }
                 let (x, weight) = (Matrix::new(&a, m, k), Matrix::new(&b, n, k));
-                // SAFETY: a product writes all of its output.
-                let out = unsafe { written(m * n, |out| rows_by_rows(out, x, weight)) };
+                let one = |weight| {
+                    let write = |out: &mut _| rows_by_rows(x, [Output { weight, out }]);
+                    // SAFETY: a product writes all of its output.
+                    unsafe { written(x.rows * weight.rows, write) }
+                };
+                let out = one(weight);
                 assert_eq!(
                     out,
                     chains(&vec![0.0; m * n], x, weight.transposed()),

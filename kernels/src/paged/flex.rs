@@ -328,10 +328,14 @@ fn dot<S: Stored<W>, W: Wide>(a: &[W], b: &[S]) -> W {
 fn vector_dot<V: Simd>(simd: V, a: &[f32], b: &[f32]) -> f32 {
     let ((a, a_rest), (b, b_rest)) = (V::as_simd_f32s(a), V::as_simd_f32s(b));
     let mut sums = [simd.splat_f32s(0.0); 4];
-    for (a, b) in a.chunks(4).zip(b.chunks(4)) {
-        for ((sum, a), b) in sums.iter_mut().zip(a).zip(b) {
-            *sum = simd.mul_add_f32s(*a, *b, *sum);
+    let ((a, a_few), (b, b_few)) = (a.as_chunks::<4>(), b.as_chunks::<4>());
+    for (a, b) in a.iter().zip(b) {
+        for i in 0..4 {
+            sums[i] = simd.mul_add_f32s(a[i], b[i], sums[i]);
         }
+    }
+    for (a, b) in a_few.iter().zip(b_few) {
+        sums[0] = simd.mul_add_f32s(*a, *b, sums[0]);
     }
     let halves = [
         simd.add_f32s(sums[0], sums[1]),
