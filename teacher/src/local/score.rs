@@ -10,7 +10,7 @@ use std::ops::ControlFlow;
 
 use potstill_datasets::{Encoded, Signal, SignalRow};
 use potstill_kernels::{Capture, CaptureRow, Captured, Head, capture};
-use potstill_model::{Int, Tensor, TensorData};
+use potstill_model::{Device, Int, Tensor, TensorData};
 use sha2::{Digest, Sha256};
 
 use super::Local;
@@ -63,7 +63,7 @@ impl Local {
         }
         let mut rows: HashMap<usize, Vec<SignalRow>> = HashMap::new();
         let mut done = 0;
-        for batch in batches(texts) {
+        for batch in batches(texts, batch_tokens(&self.model.device())) {
             let width = batch.first().map_or(0, |(_, text)| tokens_needed(text));
             let hidden_nd = self.hidden(&batch, width);
             let places = places(&batch, scoring.seed);
@@ -197,12 +197,15 @@ fn signal_row(row: Captured) -> SignalRow {
     }
 }
 
-/// Tokens that a batch holds at most, padding included, unless one text alone has more.
-const BATCH_TOKENS: usize = 4096;
+/// Tokens that a batch holds at most, padding included, unless one text alone has more: what fills the
+/// device and, on a CPU, does not leave its caches.
+fn batch_tokens(device: &Device) -> usize {
+    if *device == Device::flex() { 512 } else { 4096 }
+}
 
 /// Texts with their numbers, longest first, in batches of similar length; those without loss are in
 /// none.
-fn batches(texts: &[Text]) -> Vec<Vec<(usize, &Text)>> {
+fn batches(texts: &[Text], batch_tokens: usize) -> Vec<Vec<(usize, &Text)>> {
     let mut order: Vec<(usize, &Text)> = texts.iter().enumerate().collect();
     order.retain(|(_, text)| tokens_needed(text) > 0);
     order.sort_by_key(|(_, text)| std::cmp::Reverse(tokens_needed(text)));
@@ -210,7 +213,7 @@ fn batches(texts: &[Text]) -> Vec<Vec<(usize, &Text)>> {
     let mut width = 0;
     for item in order {
         match batches.last_mut() {
-            Some(batch) if (batch.len() + 1) * width <= BATCH_TOKENS => batch.push(item),
+            Some(batch) if (batch.len() + 1) * width <= batch_tokens => batch.push(item),
             _ => {
                 // A batch is as wide as its first text.
                 width = tokens_needed(item.1);
@@ -327,7 +330,8 @@ mod tests {
         texts.push(text(9000, Some(8999)));
         texts.push(text(50, None));
         texts.push(text(9000, Some(4)));
-        let batches = batches(&texts);
+        let budget = 4096;
+        let batches = batches(&texts, budget);
         let mut seen: Vec<usize> = batches.iter().flatten().map(|(index, _)| *index).collect();
         seen.sort_unstable();
         // All but the one without loss.
@@ -336,7 +340,7 @@ mod tests {
         let (mut padded, mut needed) = (0, 0);
         for batch in &batches {
             let width = tokens_needed(batch[0].1);
-            assert!(batch.len() == 1 || batch.len() * width <= BATCH_TOKENS);
+            assert!(batch.len() == 1 || batch.len() * width <= budget);
             assert!(batch.iter().all(|(_, text)| tokens_needed(text) <= width));
             padded += batch.len() * width;
             needed += batch
