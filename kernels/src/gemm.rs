@@ -5,7 +5,8 @@
 //! the path taken. So the row of a product does not depend, bit for bit, on the rows beside it.
 //!
 //! Panels of A and B are packed as the tile reads them, `[k][6]` and `[k][16]` with vectors of eight,
-//! A only where its rows do not lie along k; a tile of C stays in registers while it walks over [`DEPTH`] of k (Goto and van de Geijn 2008).
+//! A only where its rows do not lie along k; a tile of C stays in registers while it walks over
+//! [`DEPTH`] of k (Goto and van de Geijn 2008).
 //! Traffic: A is packed once a block of [`BLOCK`] rows, B once for each of these blocks.
 
 // Tiles read and write through pointers: a bounds check a number would cost more than the product.

@@ -29,7 +29,7 @@ impl AttentionOps for Flex {
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         let [q, k, v] = [q, k, v].map(|tensor| tensor.to_contiguous());
         let [n, columns] = shape2(&q);
-        let inputs = Inputs::new(&q, &k, &v, how);
+        let inputs = Inputs::new(&q, &k, &v, &documents, how);
         let blocks: Vec<Block> = blocks(&documents, how.window).collect();
         let tasks = blocks.len() * how.heads;
         let write = |output: Shared, log_sums: Shared| {
@@ -67,7 +67,10 @@ impl AttentionOps for Flex {
         let [gradient, q, k, v, output] =
             [gradient, q, k, v, output].map(|tensor| tensor.to_contiguous());
         let [n, columns] = shape2(&q);
-        let inputs = Inputs::new(&q, &k, &v, how);
+        let inputs = Inputs::new(&q, &k, &v, &documents, how);
+        assert_eq!(shape2(&gradient), [n, columns], "attention: its gradient");
+        assert_eq!(shape2(&output), [n, columns], "attention: its output");
+        assert_eq!(shape2(&log_sums), [n, how.heads], "attention: its sums");
         let known = Known {
             gradient: numbers(&gradient),
             output: numbers(&output),
@@ -151,9 +154,22 @@ struct Known<'a> {
 }
 
 impl<'a> Inputs<'a> {
-    fn new(q: &'a FlexTensor, k: &'a FlexTensor, v: &'a FlexTensor, how: Attention) -> Self {
+    /// Checks what the pointers below rest on: the op is public.
+    fn new(
+        q: &'a FlexTensor,
+        k: &'a FlexTensor,
+        v: &'a FlexTensor,
+        documents: &[usize],
+        how: Attention,
+    ) -> Self {
+        let [n, columns] = shape2(q);
+        let e = columns / how.heads;
+        assert_eq!(documents.iter().sum::<usize>(), n, "attention: documents");
+        assert_eq!(how.heads * e, columns, "attention: columns of the queries");
+        let keys = [n, how.key_heads * e];
+        assert_eq!([shape2(k), shape2(v)], [keys; 2], "attention: keys, values");
         Self {
-            e: shape2(q)[1] / how.heads,
+            e,
             q: numbers(q),
             k: numbers(k),
             v: numbers(v),

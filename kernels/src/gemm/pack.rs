@@ -45,24 +45,17 @@ impl Panels<'_> {
 
     /// Where a panel begins at a step of k, and how far it is to the next row and to the next step.
     pub(super) fn rows_at(&self, index: usize, step: usize) -> (*const f32, usize, usize) {
-        match self.lying {
-            Some(Lying {
-                data,
-                row_stride,
-                count,
-            }) if index < count => {
-                let from = &data[index * self.width * row_stride + step..];
-                (from.as_ptr(), row_stride, 1)
-            }
-            Some(Lying { count, .. }) => {
-                let from = &self.data[(index - count) * self.width * self.k + step * self.width..];
-                (from.as_ptr(), 1, self.width)
-            }
-            None => {
-                let from = &self.data[index * self.width * self.k + step * self.width..];
-                (from.as_ptr(), 1, self.width)
-            }
+        let lying = self.lying.filter(|lying| index < lying.count);
+        if let Some(Lying {
+            data, row_stride, ..
+        }) = lying
+        {
+            let from = &data[index * self.width * row_stride + step..];
+            return (from.as_ptr(), row_stride, 1);
         }
+        let packed = index - self.lying.map_or(0, |lying| lying.count);
+        let from = &self.data[packed * self.width * self.k + step * self.width..];
+        (from.as_ptr(), 1, self.width)
     }
 }
 
