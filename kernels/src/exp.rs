@@ -40,6 +40,14 @@ pub(crate) fn exp(x: f32) -> f32 {
     if x > MOST { f32::INFINITY } else { value }
 }
 
+/// tanh x = ±(1 − e) / (1 + e) with e = exp(−2|x|), within 2e-7 of it: as near as a logit is to be
+/// had that stood at the cap.
+#[inline(always)]
+pub(crate) fn tanh(x: f32) -> f32 {
+    let e = exp(-2.0 * x.abs());
+    ((1.0 - e) / (1.0 + e)).copysign(x)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -66,5 +74,18 @@ mod tests {
         assert!(exp(f32::NAN).is_nan());
         let near = f64::from(exp(88.3)) / f64::from(88.3f32).exp();
         assert!((near - 1.0).abs() < 1e-6, "{near}");
+    }
+
+    #[test]
+    fn tanh_is_within_two_ten_millionths() {
+        let mut worst = 0.0f64;
+        for step in -200_000..=200_000 {
+            let x = step as f32 * 1e-4;
+            let found = f64::from(tanh(x));
+            worst = worst.max((found - f64::from(x).tanh()).abs());
+        }
+        assert!(worst < 2e-7, "{worst:e}");
+        assert_eq!(tanh(f32::NEG_INFINITY), -1.0);
+        assert!(tanh(f32::NAN).is_nan());
     }
 }

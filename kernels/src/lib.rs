@@ -35,7 +35,8 @@ pub use norm::{rms_norm, rms_norm_reference};
 pub use paged::{PagedRow, paged_attention, paged_attention_reference, write_slots};
 pub use rotary::{rotary, rotary_reference};
 pub use rows::{
-    Head, RowOps, RowStats, TAIL_FLOOR_NATS, reference::row_stats_reference, row_stats,
+    EMPTY_NATS, Head, MASKED, RowOps, RowStats, Sum, TAIL_FLOOR_NATS,
+    reference::row_stats_reference, row_gradient, row_stats,
 };
 pub use swiglu::{swiglu, swiglu_linear, swiglu_reference};
 pub use weights::{largest_logit, softmax_weights};

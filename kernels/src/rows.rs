@@ -8,18 +8,19 @@
 //! log q_i  = s_i − lse(s)                 for i in S
 //! log q_tail = lse(s_j, j ∉ S) − lse(s)   over the tail's logits alone, never log(1 − Σ)
 //! lse(s)
+//! Σ_j log q_j                             over the vocabulary, where it is asked for
 //! ```
 //!
-//! and, given h = ∂L/∂(log q) and e = ∂L/∂lse, gives back
+//! and, given h = ∂L/∂(log q), e = ∂L/∂lse and u = ∂L/∂(Σ log q), gives back
 //!
 //! ```text
-//! ∂L/∂s_i = h_i − q_i (H − e)                    for i in S, H = Σ h over S and the tail
-//! ∂L/∂s_j = exp(s_j − lse_tail) h_tail − q_j (H − e)   for j outside S
+//! ∂L/∂s_i = h_i − q_i (H − e) + u              for i in S, H = Σ h over S and the tail + v u
+//! ∂L/∂s_j = exp(s_j − lse_tail) h_tail − q_j (H − e) + u   for j outside S
 //! ∂L/∂z   = ∂L/∂s · scale/τ · (1 − (softcapped/c)²)
 //! ```
 //!
-//! The forward pass reads the logits once, the backward pass reads them once and writes once;
-//! nothing else of size v is kept.
+//! The forward pass reads the logits once, keeping a running maximum and sum; the backward pass reads
+//! them once and writes the gradient over them. Nothing else of size v is kept.
 
 mod autodiff;
 #[cfg(feature = "cube")]
@@ -39,6 +40,24 @@ use burn::tensor::{DType, Int, Tensor};
 /// also the floor of a teacher's tail mass, so that an empty tail adds nothing to a divergence.
 /// Its gradient is zero.
 pub const TAIL_FLOOR_NATS: f64 = -60.0 * std::f64::consts::LN_2;
+
+/// What stands for log q in an empty slot, and where q is less than its exponential, such as 0: its
+/// exponential is 0 in every float type. Its gradient is zero.
+pub const EMPTY_NATS: f64 = -1.0e4;
+
+/// In the first slot of a support: the row is masked. None of its logits is read, its statistics are
+/// [`EMPTY_NATS`] and 0, and its gradient is 0.
+pub const MASKED: i32 = -2;
+
+/// Whether [`row_stats`] adds up log q over the vocabulary, as label smoothing needs it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Sum {
+    /// It does not.
+    #[default]
+    Without,
+    /// It does: one addition more a logit.
+    WithLogQ,
+}
 
 /// From logits as the model's head gives them to the logits of the softmax.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -77,23 +96,71 @@ pub(crate) struct HeadNumbers {
 /// The student's log probabilities over a support and its complement.
 #[derive(Debug, Clone)]
 pub struct RowStats {
-    /// [n, k+1], nats: log q of each support token, the log of the tail's mass last. Empty slots
-    /// hold 0 and pass no gradient.
-    pub log_q_nk: Tensor<2>,
+    /// [n, k+2] or [n, k+3], nats: log q of each support token and of the tail, log-sum-exp, and Σ log q
+    /// where it was asked for.
+    all: Tensor<2>,
+    k: usize,
+}
+
+impl RowStats {
+    pub(crate) fn new(all: Tensor<2>, k: usize) -> Self {
+        Self { all, k }
+    }
+
+    /// [n, k+1], nats: log q of each support token, the log of the tail's mass last
+    /// ([`TAIL_FLOOR_NATS`] where nothing is left). Empty slots hold [`EMPTY_NATS`] and pass no
+    /// gradient.
+    #[must_use]
+    pub fn log_q_nk(&self) -> Tensor<2> {
+        self.all.clone().narrow(1, 0, self.k + 1)
+    }
+
     /// [n, 1], nats: log-sum-exp of the row's softmax logits.
-    pub log_z_n1: Tensor<2>,
+    #[must_use]
+    pub fn log_z_n1(&self) -> Tensor<2> {
+        self.all.clone().narrow(1, self.k + 1, 1)
+    }
+
+    /// [n, 1], nats: Σ log q over the vocabulary, if it was asked for; −∞ if any logit is.
+    #[must_use]
+    pub fn sum_log_q_n1(&self) -> Option<Tensor<2>> {
+        let summed = self.all.dims()[1] == self.k + 3;
+        summed.then(|| self.all.clone().narrow(1, self.k + 2, 1))
+    }
+
+    /// All of them, as [`row_gradient`] takes them: log q, its tail, log-sum-exp, Σ log q.
+    #[must_use]
+    pub fn all(&self) -> Tensor<2> {
+        self.all.clone()
+    }
+
+    /// As they are, but from `all`: to differentiate with respect to the statistics alone.
+    #[must_use]
+    pub fn with(&self, all: Tensor<2>) -> Self {
+        Self { all, k: self.k }
+    }
 }
 
 /// Row statistics of `logits_nv` over `support_nk`; differentiable with respect to the logits.
 ///
 /// # Shapes
 /// - `logits_nv`: [n, v], f64, f32, f16 or bf16.
-/// - `support_nk`: [n, k] token ids, unique within a row, in any order; −1 marks an empty slot.
-/// - result: [n, k+1] and [n, 1], in f64 for f64 logits and else in f32.
+/// - `support_nk`: [n, k] token ids, unique within a row, in any order. −1 marks an empty slot, and so
+///   does an id past the vocabulary; [`MASKED`] in the first slot masks the row.
+/// - result: [n, k+2] or [n, k+3], in f64 for f64 logits and else in f32.
+///
+/// A row of −∞ alone has no distribution: its log q are [`EMPTY_NATS`], and so is its log-sum-exp; it
+/// passes no gradient.
 ///
 /// # Panics
 /// As burn's own operations do, on shapes that do not fit.
-pub fn row_stats(logits_nv: Tensor<2>, support_nk: Tensor<2, Int>, head: &Head) -> RowStats {
+#[must_use]
+pub fn row_stats(
+    logits_nv: Tensor<2>,
+    support_nk: Tensor<2, Int>,
+    head: &Head,
+    sum: Sum,
+) -> RowStats {
     let [n, _] = logits_nv.dims();
     let [rows, k] = support_nk.dims();
     assert_eq!(
@@ -104,12 +171,39 @@ pub fn row_stats(logits_nv: Tensor<2>, support_nk: Tensor<2, Int>, head: &Head) 
         logits_nv.into_dispatch(),
         support_nk.cast(DType::I32).into_dispatch(),
         *head,
+        sum,
     );
-    let stats = Tensor::<2>::from_dispatch(stats);
-    RowStats {
-        log_q_nk: stats.clone().narrow(1, 0, k + 1),
-        log_z_n1: stats.narrow(1, k + 1, 1),
-    }
+    RowStats::new(Tensor::from_dispatch(stats), k)
+}
+
+/// ∂L/∂logits, [n, v], from ∂L/∂statistics, shaped as [`RowStats::all`]; not differentiable itself.
+///
+/// Written over the logits where nobody else holds them, so that nothing of their size is allocated.
+///
+/// # Panics
+/// As burn's own operations do, on shapes that do not fit.
+#[must_use]
+pub fn row_gradient(
+    logits_nv: Tensor<2>,
+    support_nk: Tensor<2, Int>,
+    stats: &RowStats,
+    gradient: Tensor<2>,
+    head: &Head,
+) -> Tensor<2> {
+    let ([n, _], [rows, k]) = (logits_nv.dims(), support_nk.dims());
+    assert!(
+        n == rows && stats.all.dims() == gradient.dims() && stats.k == k,
+        "row_gradient: logits of {n} rows, support [{rows}, {k}], statistics {:?}, gradient {:?}",
+        stats.all.dims(),
+        gradient.dims()
+    );
+    Tensor::from_dispatch(<Dispatch as RowOps>::row_gradient(
+        logits_nv.into_dispatch(),
+        support_nk.cast(DType::I32).into_dispatch(),
+        stats.all().into_dispatch(),
+        gradient.into_dispatch(),
+        *head,
+    ))
 }
 
 impl Head {
@@ -130,6 +224,14 @@ impl HeadNumbers {
     }
 }
 
+/// Columns of the statistics beside those of the support.
+pub(crate) fn columns(sum: Sum) -> usize {
+    match sum {
+        Sum::Without => 2,
+        Sum::WithLogQ => 3,
+    }
+}
+
 /// Statistics are kept in f32 at least: bf16 has 8 bits, a log probability needs more.
 fn stats_dtype(logits: DType) -> DType {
     match logits {
@@ -139,23 +241,25 @@ fn stats_dtype(logits: DType) -> DType {
 }
 
 #[cfg(feature = "fusion")]
-fn stats_shape(logits: &Shape, support: &Shape) -> Shape {
-    Shape::new([logits[0], support[1] + 2])
+fn stats_shape(logits: &Shape, support: &Shape, sum: Sum) -> Shape {
+    Shape::new([logits[0], support[1] + columns(sum)])
 }
 
 /// The op as a backend provides it.
 #[backend_extension(Flex, Cube: cfg(feature = "cube"), Fusion: cfg(feature = "fusion"), Autodiff)]
 pub trait RowOps: Backend {
-    /// Logits [n, v] and support [n, k] to [n, k+2]: log q on S, log q of the tail, log-sum-exp.
-    #[fusion(dtype = stats_dtype(logits), shape = stats_shape(logits, support))]
+    /// Logits [n, v] and support [n, k] to [n, k+2] or [n, k+3]: log q on S, log q of the tail,
+    /// log-sum-exp, Σ log q.
+    #[fusion(dtype = stats_dtype(logits), shape = stats_shape(logits, support, sum))]
     fn row_stats(
         logits: FloatTensor<Self>,
         support: IntTensor<Self>,
         head: Head,
+        sum: Sum,
     ) -> FloatTensor<Self>;
 
-    /// The gradient [n, v] with respect to the logits, from the statistics [n, k+2] and the
-    /// gradient [n, k+2] with respect to them.
+    /// The gradient [n, v] with respect to the logits, from the statistics and the gradient with
+    /// respect to them; over the logits where nobody else holds them.
     #[fusion(dtype = logits, shape = logits)]
     fn row_gradient(
         logits: FloatTensor<Self>,

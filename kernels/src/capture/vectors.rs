@@ -11,19 +11,12 @@ pub(super) const BLOCK: usize = 64;
 /// What blocks are made of: f32, or f64 for f64 logits.
 pub(super) trait Lane: Wide + Default {
     const LOWEST: Self;
-
-    fn add(self, other: Self) -> Self;
 }
 
 macro_rules! lane {
     ($t:ty) => {
         impl Lane for $t {
             const LOWEST: $t = <$t>::NEG_INFINITY;
-
-            #[inline(always)]
-            fn add(self, other: $t) -> $t {
-                self + other
-            }
         }
     };
 }

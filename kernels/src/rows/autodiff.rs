@@ -1,6 +1,6 @@
 //! The gradient: the logits, the support and the statistics are kept, nothing else of size v.
 
-use super::{Head, RowOps};
+use super::{Head, RowOps, Sum};
 use burn::backend::autodiff::{
     Autodiff,
     checkpoint::{base::Checkpointer, strategy::CheckpointStrategy},
@@ -50,10 +50,11 @@ impl<B: Backend + RowOps, C: CheckpointStrategy> RowOps for Autodiff<B, C> {
         logits: FloatTensor<Self>,
         support: IntTensor<Self>,
         head: Head,
+        sum: Sum,
     ) -> FloatTensor<Self> {
         let node = logits.node();
         let logits = logits.into_primitive();
-        let stats = B::row_stats(logits.clone(), support.clone(), head);
+        let stats = B::row_stats(logits.clone(), support.clone(), head, sum);
         match RowStatsBackward
             .prepare::<C>([node])
             .compute_bound()

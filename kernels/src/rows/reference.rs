@@ -1,41 +1,68 @@
 //! The same statistics in tensor operations: what the custom op is tested against, and the form to
 //! read first. It holds several tensors of the logits' size.
 
-use super::{Head, RowStats, TAIL_FLOOR_NATS};
+use super::{EMPTY_NATS, Head, MASKED, RowStats, Sum, TAIL_FLOOR_NATS};
 use burn::tensor::{IndexingUpdateOp, Int, Tensor};
 
-/// Stands for −∞ where a column must not count; exp() of it is 0 in every float type that it fits.
+/// What is below it counts as −∞; exp() of it is 0 in every float type that it fits.
 pub(crate) const ABSENT: f64 = -3.0e38;
 
 /// [`row_stats`](super::row_stats) from tensor operations alone, on any backend.
 ///
 /// Shapes as there. f16 and bf16 logits must be cast to f32 first.
+#[must_use]
 pub fn row_stats_reference(
     logits_nv: Tensor<2>,
     support_nk: Tensor<2, Int>,
     head: &Head,
+    sum: Sum,
 ) -> RowStats {
     let [n, v] = logits_nv.dims();
+    let [_, k] = support_nk.dims();
     let vocab = head.vocab.map_or(v, |vocab| vocab.min(v));
-    let s_nv = softmax_logits(logits_nv.narrow(1, 0, vocab), head);
+    let masked_n1 = support_nk.clone().narrow(1, 0, 1).equal_elem(MASKED);
+    let support_nk = support_nk.mask_fill(masked_n1.clone().expand([n, k]), -1);
+    // A masked row has to be a distribution for the operations' sake; what comes of it is put aside.
+    let logits_nv = logits_nv.narrow(1, 0, vocab);
+    let s_nv = softmax_logits(
+        logits_nv.mask_fill(masked_n1.clone().expand([n, vocab]), 0.0),
+        head,
+    );
 
-    let present_nk = support_nk.clone().greater_equal_elem(0);
-    let ids_nk = support_nk.clamp_min(0);
+    let present_nk = (support_nk.clone().greater_equal_elem(0))
+        .bool_and(support_nk.clone().lower_elem(vocab as i64));
+    let ids_nk = support_nk.mask_fill(present_nk.clone().bool_not(), 0);
     let ones_nk = present_nk.clone().float().cast(s_nv.dtype());
     let in_support_nv = Tensor::zeros([n, vocab], (&s_nv.device(), s_nv.dtype()))
         .scatter(1, ids_nk.clone(), ones_nk, IndexingUpdateOp::Add)
         .greater_elem(0.5);
 
     let log_z_n1 = log_sum_exp(s_nv.clone());
-    let log_q_nk =
-        (s_nv.clone().gather(1, ids_nk) - log_z_n1.clone()).mask_fill(present_nk.bool_not(), 0.0);
-    let tail_n1 = log_sum_exp(s_nv.mask_fill(in_support_nv.clone(), ABSENT));
-    let no_tail_n1 = in_support_nv.all_dim(1);
+    let nothing_n1 = log_z_n1.clone().lower_elem(ABSENT);
+    let log_z_n1 = log_z_n1.mask_fill(nothing_n1.clone(), EMPTY_NATS);
+    let log_q_nk = floored(s_nv.clone().gather(1, ids_nk) - log_z_n1.clone());
+    let log_q_nk = log_q_nk.mask_fill(present_nk.bool_not(), EMPTY_NATS);
+    let tail_n1 = log_sum_exp(s_nv.clone().mask_fill(in_support_nv, f64::NEG_INFINITY));
+    let no_tail_n1 = tail_n1.clone().lower_elem(ABSENT);
     let log_tail_n1 = (tail_n1 - log_z_n1.clone()).mask_fill(no_tail_n1, TAIL_FLOOR_NATS);
-    RowStats {
-        log_q_nk: Tensor::cat(vec![log_q_nk, log_tail_n1], 1),
-        log_z_n1,
+    let log_tail_n1 = log_tail_n1.mask_fill(masked_n1.clone(), EMPTY_NATS);
+
+    let mut all = vec![
+        log_q_nk,
+        log_tail_n1,
+        log_z_n1.clone().mask_fill(masked_n1.clone(), 0.0),
+    ];
+    if sum == Sum::WithLogQ {
+        let sum_n1 = s_nv.sum_dim(1) - log_z_n1 * vocab as f64;
+        all.push(sum_n1.mask_fill(masked_n1, 0.0));
     }
+    RowStats::new(Tensor::cat(all, 1), k)
+}
+
+/// No less than [`EMPTY_NATS`]; what is passes no gradient.
+fn floored(log_q_nk: Tensor<2>) -> Tensor<2> {
+    let below_nk = log_q_nk.clone().lower_elem(EMPTY_NATS);
+    log_q_nk.mask_fill(below_nk, EMPTY_NATS)
 }
 
 pub(crate) fn softmax_logits(logits_nv: Tensor<2>, head: &Head) -> Tensor<2> {
@@ -47,7 +74,13 @@ pub(crate) fn softmax_logits(logits_nv: Tensor<2>, head: &Head) -> Tensor<2> {
     y_nv / head.temperature
 }
 
+/// −∞ for a row of −∞ alone.
 fn log_sum_exp(s_nv: Tensor<2>) -> Tensor<2> {
     let max_n1 = s_nv.clone().detach().max_dim(1);
-    (s_nv - max_n1.clone()).exp().sum_dim(1).log() + max_n1
+    let nothing_n1 = max_n1.clone().lower_elem(ABSENT);
+    let max_n1 = max_n1.mask_fill(nothing_n1.clone(), 0.0);
+    let exp_nv = (s_nv - max_n1.clone()).exp();
+    // Not the logarithm of 0, whose gradient is not a number.
+    let sum_n1 = exp_nv.sum_dim(1).mask_fill(nothing_n1.clone(), 1.0);
+    (sum_n1.log() + max_n1).mask_fill(nothing_n1, f64::NEG_INFINITY)
 }
