@@ -29,7 +29,9 @@ pub use adamw::{AdamStep, adamw, adamw_reference, sum_of_squares};
 pub use attention::{Attention, AttentionOps, attention, attention_reference};
 pub use capture::{Capture, CaptureRow, Captured, capture, reference::capture_reference};
 pub use embedding::add_rows;
-pub use linear::{linear, linear_input_gradient, linear_pair, linear_weight_gradient};
+pub use linear::{
+    linear, linear_input_gradient, linear_pair, linear_weight_gradient, linear_weight_gradient_wide,
+};
 pub use memory::one_heap;
 pub use norm::{rms_norm, rms_norm_reference};
 pub use paged::{PagedRow, paged_attention, paged_attention_reference, write_slots};

@@ -110,6 +110,28 @@ pub fn linear_weight_gradient(
     })
 }
 
+/// As [`linear_weight_gradient`], but summed and given in f32 where the operands are of half precision:
+/// what many chunks leave on one weight does not vanish in the rounding of the sum.
+#[must_use]
+pub fn linear_weight_gradient_wide(
+    dy_no: Tensor<2>,
+    x_ni: Tensor<2>,
+    sum: Option<Tensor<2>>,
+) -> Tensor<2> {
+    if !matches!(dy_no.dtype(), DType::BF16 | DType::F16) {
+        return linear_weight_gradient(dy_no, x_ni, sum);
+    }
+    if plain_half(&dy_no) {
+        return linear_weight_gradient(wide(dy_no), wide(x_ni), sum);
+    }
+    // Elsewhere halves are multiplied with sums in f32, and only a chunk's result is rounded.
+    let gradient = wide(dy_no.transpose().matmul(x_ni));
+    match sum {
+        Some(sum) => sum + gradient,
+        None => gradient,
+    }
+}
+
 /// Whether our own products take both as they lie: f32 or bf16, on the CPU.
 fn ours(a: &Tensor<2>, b: &Tensor<2>) -> bool {
     a.dtype() == b.dtype()

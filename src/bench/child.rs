@@ -9,7 +9,9 @@ use potstill_model::{
     DType, Device, Int, Limits, Llama, Module, Sampling, Stop, Tensor, TensorData, device,
     generate, load,
 };
-use potstill_student::{AdamW, Method, Overlong, Settings, clip_global_norm, window_gradient};
+use potstill_student::{
+    AdamW, Form, Method, Objective, Overlong, Settings, clip_global_norm, window_gradient,
+};
 use potstill_teacher::{Local, LocalSettings, Scoring, Text};
 
 use super::profile::profile;
@@ -246,8 +248,8 @@ pub(crate) fn settings(request: &Request) -> Settings {
         min_learning_rate: 0.0,
         weight_decay: request.weight_decay,
         clip: request.clip,
-        forward_kl: 1.0,
-        cross_entropy: 0.0,
+        objective: Objective::default(),
+        form: Form::Fused,
         max_length: request.ids.first().map_or(0, Vec::len),
         overlong: Overlong::Drop,
         checkpoint_every: 1,

@@ -1,7 +1,7 @@
 //! Rules between keys of the run file. All that are broken are reported together.
 
 use super::place::Problem;
-use super::{Answers, Columns, RunFile};
+use super::{Answers, Columns, Loss, RunFile, Tail};
 
 pub(super) fn broken(file: &RunFile, text: &str) -> Vec<Problem> {
     let mut problems = Vec::new();
@@ -63,7 +63,7 @@ fn signals(file: &RunFile, broken: &mut dyn FnMut(&[&str], String)) {
             "`collect` stores distributions already: leave out [score], or `signals` of [collect]"
                 .to_owned(),
         ),
-        (None, None) if file.train.loss.forward_kl.get() > 0.0 => broken(
+        (None, None) if file.train.loss.has_divergence() => broken(
             &["collect"],
             "there would be no distributions to learn from: add `signals = { top_k = 64 }`, or set `loss = { cross_entropy = 1.0 }` in [train] to learn from the text alone".to_owned(),
         ),
@@ -149,6 +149,93 @@ fn student(file: &RunFile, broken: &mut dyn FnMut(&[&str], String)) {
     }
 }
 
+fn loss(file: &RunFile, broken: &mut dyn FnMut(&[&str], String)) {
+    let loss = &file.train.loss;
+    let at = |key| ["train", "loss", key];
+    let (cross_entropy, temperature) = (loss.cross_entropy.get(), loss.temperature.get());
+    if !loss.has_divergence() && cross_entropy == 0.0 {
+        broken(
+            &["train", "loss"],
+            "every weight is 0, so nothing would be learned: give `forward_kl` or `cross_entropy` a weight"
+                .to_owned(),
+        );
+    }
+    if loss.label_smoothing.get() > 0.0 && cross_entropy == 0.0 {
+        broken(
+            &at("label_smoothing"),
+            "it is a share of the cross-entropy, which has no weight: give `cross_entropy` one"
+                .to_owned(),
+        );
+    }
+    if temperature != 1.0 && !loss.has_divergence() {
+        broken(
+            &at("temperature"),
+            "the cross-entropy is taken at temperature 1, and there is no divergence: leave it out"
+                .to_owned(),
+        );
+    }
+    if loss.temperature_squared && temperature == 1.0 {
+        broken(
+            &at("temperature_squared"),
+            "the square of temperature 1 changes nothing: leave it out, or set `temperature`"
+                .to_owned(),
+        );
+    }
+    let stored = match (&file.collect.signals, &file.score) {
+        (Some(signals), _) => Some((
+            &signals.temperatures,
+            signals.tail_draws,
+            "`signals` of [collect]",
+        )),
+        (None, Some(score)) => Some((&score.temperatures, score.tail_draws, "[score]")),
+        (None, None) => None,
+    };
+    let Some((temperatures, tail_draws, place)) = stored else {
+        return;
+    };
+    let kept = |t: &super::Positive| t.get() as f32 == temperature as f32;
+    if temperature != 1.0 && loss.tail != Tail::Draws && !temperatures.iter().any(kept) {
+        broken(
+            &at("temperature"),
+            format!(
+                "the signals would not hold what temperature {temperature} needs: add `temperatures = [{temperature}]` to {place}"
+            ),
+        );
+    }
+    if loss.tail != Tail::Draws {
+        return;
+    }
+    if tail_draws.get() == 0 {
+        broken(
+            &at("tail"),
+            format!("there would be no draws: add `tail_draws = 50` to {place}, or use \"bucket\""),
+        );
+    }
+    if temperature != 1.0 {
+        broken(
+            &at("temperature"),
+            "draws are of the distribution at temperature 1: leave it out, or set `tail = \"bucket\"`"
+                .to_owned(),
+        );
+    }
+    let forward_kl_alone = Loss {
+        forward_kl: loss.forward_kl,
+        cross_entropy: loss.cross_entropy,
+        label_smoothing: loss.label_smoothing,
+        tail: loss.tail,
+        temperature: loss.temperature,
+        temperature_squared: loss.temperature_squared,
+        ..super::Train::default().loss
+    };
+    if *loss != forward_kl_alone {
+        broken(
+            &at("tail"),
+            "draws give no unbiased gradient of any divergence but `forward_kl`: leave the others out, or use \"bucket\""
+                .to_owned(),
+        );
+    }
+}
+
 fn train(file: &RunFile, broken: &mut dyn FnMut(&[&str], String)) {
     let train = &file.train;
     if train.micro_batch > train.batch {
@@ -181,13 +268,7 @@ fn train(file: &RunFile, broken: &mut dyn FnMut(&[&str], String)) {
             ),
         );
     }
-    if train.loss.forward_kl.get() + train.loss.cross_entropy.get() == 0.0 {
-        broken(
-            &["train", "loss"],
-            "every weight is 0, so nothing would be learned: give `forward_kl` or `cross_entropy` a weight"
-                .to_owned(),
-        );
-    }
+    loss(file, broken);
     let twice = |i: &usize| train.controls[..*i].contains(&train.controls[*i]);
     if (0..train.controls.len()).any(|i| twice(&i)) {
         broken(

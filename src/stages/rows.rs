@@ -3,9 +3,10 @@
 
 use std::collections::HashMap;
 
+use anyhow::Context as _;
 use potstill_datasets::{
     ChatTemplate, Completion, Error as DataError, Prompt, Reasoning, Selected, Signal, Table,
-    Tokenizer, encode_answer,
+    Tokenizer, encode_answer, read_footer,
 };
 
 use super::{Context, checkpoint, collect, curate, score};
@@ -14,6 +15,9 @@ use super::{Context, checkpoint, collect, curate, score};
 pub(crate) struct Rows {
     pub(crate) list: Vec<Selected>,
     source: Source,
+    /// Of each shard and provenance, which of `log_z_at` is that of the loss's temperature; empty for
+    /// temperature 1.
+    normalisers: Vec<Vec<usize>>,
 }
 
 enum Source {
@@ -42,15 +46,49 @@ impl Rows {
         Ok(Rows {
             list: curate::list(&dir.path(list))?,
             source,
+            normalisers: Vec::new(),
         })
+    }
+
+    /// With the normaliser of the loss's temperature alone.
+    pub(crate) fn at_temperature(mut self, context: &Context) -> anyhow::Result<Rows> {
+        let temperature = context.run.file.train.loss.temperature.get();
+        if temperature == 1.0 {
+            return Ok(self);
+        }
+        let signals = context.dir.path("signals");
+        for shard in potstill_datasets::shards(&signals)? {
+            let mut of_shard = Vec::new();
+            for provenance in read_footer(&shard)?.provenance {
+                let stored = &provenance.temperatures;
+                let at = stored.iter().position(|t| *t == temperature as f32);
+                of_shard.push(at.with_context(|| {
+                    format!(
+                        "{} holds no normaliser for temperature {temperature} (it has {stored:?}): collect or score again with it in `temperatures`, or leave `temperature` of [train] loss out",
+                        shard.display()
+                    )
+                })?);
+            }
+            self.normalisers.push(of_shard);
+        }
+        Ok(self)
     }
 
     pub(crate) fn get(&mut self, position: usize) -> Result<Signal, DataError> {
         let selected = &self.list[position];
-        match &mut self.source {
-            Source::Signals(table) => table.get(selected.shard, selected.row),
-            Source::Text(text) => text.get(selected),
+        let table = match &mut self.source {
+            Source::Text(text) => return text.get(selected),
+            Source::Signals(table) => table,
+        };
+        let mut signal = table.get(selected.shard, selected.row)?;
+        let normalisers = self.normalisers.get(selected.shard as usize);
+        let at = normalisers.and_then(|of| of.get(signal.provenance as usize));
+        if let Some(at) = at {
+            for row in &mut signal.rows {
+                row.log_z_at = row.log_z_at.get(*at).copied().into_iter().collect();
+            }
         }
+        Ok(signal)
     }
 }
 

@@ -15,7 +15,7 @@ use std::time::Instant;
 use anyhow::{Context as _, bail};
 use potstill_datasets::{Manifest, SCHEMA_VERSION, hash_files, read_footer, replace_file, shards};
 use potstill_model::{Config, DType, Llama};
-use potstill_student::{Method, Overlong, Settings, StepMetrics};
+use potstill_student::{Form, Method, Overlong, Settings, StepMetrics};
 use rayon::ThreadPoolBuilder;
 use serde_json::{Value, json};
 
@@ -24,7 +24,7 @@ use super::{Context, Outcome, checkpoint, counts, each, score, seed_of};
 use crate::events::Event;
 use crate::interrupt;
 use crate::run_dir::{LedgerLine, Plan, now, settings_of, short};
-use crate::run_file::{Loaded, Overlong as RunOverlong, RunFile};
+use crate::run_file::{Loaded, LossForm, Overlong as RunOverlong, RunFile};
 
 const STARTED_FILE: &str = "started.json";
 /// Parameters up to which a step is too little work to be shared among cores: one of 0.1 million
@@ -150,7 +150,7 @@ fn train_one(context: &Context, name: &str, plan: &Plan) -> anyhow::Result<Outco
 
     talk.say(&Event::started(stage));
     let (began, started) = (Instant::now(), now());
-    let mut rows = Rows::open(context, "train")?;
+    let mut rows = Rows::open(context, "train")?.at_temperature(context)?;
     let settings = settings(&run.file, name);
     let work = RefCell::new(talk.work(stage, "steps", 0, settings.steps));
     let mut tokens = 0;
@@ -265,8 +265,12 @@ pub(crate) fn settings(file: &RunFile, name: &str) -> Settings {
         min_learning_rate: train.min_learning_rate.get(),
         weight_decay: train.weight_decay.get(),
         clip: train.clip.get(),
-        forward_kl: train.loss.forward_kl.get(),
-        cross_entropy: train.loss.cross_entropy.get(),
+        objective: train.loss.objective(),
+        form: match train.loss_form {
+            // Every device of every build has the kernels.
+            LossForm::Auto | LossForm::Fused => Form::Fused,
+            LossForm::Plain => Form::Plain,
+        },
         max_length: train.max_length.get(),
         overlong: match train.overlong {
             RunOverlong::Drop => Overlong::Drop,

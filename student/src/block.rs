@@ -1,11 +1,60 @@
 //! A micro-batch as the step needs it: rows of ids, where loss is carried, and what is aimed at.
 
+use std::ops::Range;
+
 use burn::tensor::{DType, Device, IndexingUpdateOp, Int, Tensor, TensorData};
 use potstill_datasets::Signal;
+use potstill_kernels::{EMPTY_NATS, RowStats};
 use potstill_model::{Llama, documents};
 
 use crate::error::Error;
 use crate::target::{Target, TargetRow};
+
+/// What rows aim at, as tensors.
+#[derive(Debug, Clone)]
+pub(crate) struct Targets {
+    /// Ids, [n, k], or [n, k+1] with the realised token in the last slot where a row's k do not hold it.
+    pub(crate) support_nk: Tensor<2, Int>,
+    /// log p on the first k of them, and of the tail: [n, k+1].
+    pub(crate) log_p_nk: Tensor<2>,
+    /// The support's slot of the realised token, [n, 1].
+    pub(crate) realised_n1: Tensor<2, Int>,
+    /// Entropy of the teacher's whole distribution, nats.
+    pub(crate) entropy_n: Tensor<1>,
+    /// Whether the support has the slot for realised tokens.
+    pub(crate) extra: bool,
+}
+
+impl Targets {
+    /// Those of some of the rows.
+    pub(crate) fn slice(&self, rows: Range<usize>) -> Self {
+        Self {
+            support_nk: self.support_nk.clone().slice(rows.clone()),
+            log_p_nk: self.log_p_nk.clone().slice(rows.clone()),
+            realised_n1: self.realised_n1.clone().slice(rows.clone()),
+            entropy_n: self.entropy_n.clone().slice(rows),
+            extra: self.extra,
+        }
+    }
+
+    /// log q of the realised tokens, [n, 1], from statistics over the support.
+    pub(crate) fn log_q_realised_n1(&self, stats: &RowStats) -> Tensor<2> {
+        stats.log_q_nk().gather(1, self.realised_n1.clone())
+    }
+
+    /// log q on the buckets of `log_p_nk`: a realised token outside of them is part of the tail.
+    pub(crate) fn log_q_nk(&self, stats: &RowStats) -> Tensor<2> {
+        let log_q_nk = stats.log_q_nk();
+        if !self.extra {
+            return log_q_nk;
+        }
+        let k = log_q_nk.dims()[1] - 2;
+        let tails = log_q_nk.clone().narrow(1, k, 2);
+        let largest_n1 = tails.clone().detach().max_dim(1);
+        let tail_n1 = (tails - largest_n1.clone()).exp().sum_dim(1).log() + largest_n1;
+        Tensor::cat(vec![log_q_nk.narrow(1, 0, k), tail_n1], 1)
+    }
+}
 
 /// Sequences, one or several behind one another in each of b lines of t tokens, padded on the right;
 /// their loss positions are the rows, in order.
@@ -136,46 +185,55 @@ impl Block {
         Tensor::from_data(index, (device, DType::I32))
     }
 
-    /// The realised tokens of rows `start..end`, [n, 1].
-    pub(crate) fn realised_n1(&self, start: usize, end: usize, device: &Device) -> Tensor<2, Int> {
-        let realised = self.realised(start, end).to_vec();
-        ints(realised, [end - start, 1], device)
-    }
-
     /// The realised tokens of rows `start..end`.
     pub(crate) fn realised(&self, start: usize, end: usize) -> &[i32] {
         &self.realised[start..end]
     }
 
-    /// Support [n, k], p and log p [n, k+1] of rows `start..end`; k is the largest support there,
-    /// −1 and p = 0 fill the slots of smaller ones.
-    pub(crate) fn target(
+    /// What rows `start..end` aim at. k is the largest support there; slots of smaller ones are empty.
+    pub(crate) fn targets(
         &self,
         start: usize,
         end: usize,
         dtype: DType,
         device: &Device,
-    ) -> (Tensor<2, Int>, Tensor<2>, Tensor<2>) {
+    ) -> Targets {
         let rows = &self.targets[start..end];
+        let realised = &self.realised[start..end];
         let n = rows.len();
         let k = rows.iter().map(|row| row.ids.len()).max().unwrap_or(0);
-        let mut ids = vec![-1; n * k];
-        let mut p = vec![0.0; n * (k + 1)];
-        let mut log_p = vec![0.0; n * (k + 1)];
+        let slot = |row: &TargetRow, token: i32| row.ids.iter().position(|id| *id as i32 == token);
+        let slots: Vec<Option<usize>> = rows
+            .iter()
+            .zip(realised)
+            .map(|(r, t)| slot(r, *t))
+            .collect();
+        // Supports hold the realised token, except those that were moved from another position.
+        let extra = usize::from(k == 0 || slots.iter().any(Option::is_none));
+        let width = k + extra;
+        let mut ids = vec![-1; n * width];
+        let mut log_p = vec![EMPTY_NATS; n * (k + 1)];
+        let log = |mass: f64| mass.ln().max(EMPTY_NATS);
         for (i, row) in rows.iter().enumerate() {
             for (slot, (&id, &mass)) in row.ids.iter().zip(&row.p).enumerate() {
-                ids[i * k + slot] = id as i32;
-                if mass > 0.0 {
-                    p[i * (k + 1) + slot] = mass;
-                    log_p[i * (k + 1) + slot] = mass.ln();
-                }
+                ids[i * width + slot] = id as i32;
+                log_p[i * (k + 1) + slot] = log(mass);
             }
-            p[i * (k + 1) + k] = row.tail;
-            log_p[i * (k + 1) + k] = row.tail.ln();
+            log_p[i * (k + 1) + k] = log(row.tail);
+            if slots[i].is_none() {
+                ids[i * width + k] = realised[i];
+            }
         }
-        let floats =
-            |values| Tensor::<2>::from_data(TensorData::new(values, [n, k + 1]), (device, dtype));
-        (ints(ids, [n, k], device), floats(p), floats(log_p))
+        let realised = slots.iter().map(|slot| slot.unwrap_or(k) as i32);
+        let entropy: Vec<f64> = rows.iter().map(|row| row.entropy).collect();
+        let at = (device, dtype);
+        Targets {
+            support_nk: ints(ids, [n, width], device),
+            log_p_nk: Tensor::from_data(TensorData::new(log_p, [n, k + 1]), at),
+            realised_n1: ints(realised.collect(), [n, 1], device),
+            entropy_n: Tensor::from_data(TensorData::new(entropy, [n]), at),
+            extra: extra == 1,
+        }
     }
 
     /// The likeliest token of each target row of `start..end`.

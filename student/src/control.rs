@@ -60,6 +60,7 @@ mod tests {
                     ids: vec![next],
                     p: vec![1.0],
                     tail: 0.0,
+                    entropy: 0.0,
                 }
             });
             Target {

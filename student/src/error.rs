@@ -26,6 +26,36 @@ pub enum Error {
     /// The loss has no term.
     #[error("the loss has no term: give forward_kl or cross_entropy a weight above 0")]
     NoLoss,
+    /// The parts of the loss do not go together.
+    #[error("the loss cannot be trained: {why}")]
+    BadObjective {
+        /// What is wrong, and the way out.
+        why: String,
+    },
+    /// The teacher's record cannot be turned to the loss's temperature.
+    #[error(
+        "prompt {prompt_id}, sample {sample_index}: the signals have no normaliser for temperature {temperature}; \
+         list it in `temperatures` where they are collected or scored, or train at temperature 1"
+    )]
+    NoTemperature {
+        /// The loss's.
+        temperature: f64,
+        /// The row's prompt.
+        prompt_id: String,
+        /// Its sample.
+        sample_index: u32,
+    },
+    /// The teacher's record has no draws from the tail.
+    #[error(
+        "prompt {prompt_id}, sample {sample_index}: the signals have no draws from the tail; set `tail_draws` \
+         where they are collected or scored, or train with tail = \"bucket\""
+    )]
+    NoDraws {
+        /// The row's prompt.
+        prompt_id: String,
+        /// Its sample.
+        sample_index: u32,
+    },
     /// A row has no position that carries loss.
     #[error(
         "row {row} (prompt {prompt_id}, sample {sample_index}) has no position that carries loss"

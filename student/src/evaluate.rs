@@ -4,12 +4,12 @@ use std::ops::ControlFlow;
 
 use burn::tensor::Tensor;
 use potstill_datasets::{CONFIDENCE_BINS, SequenceValues, Signal};
-use potstill_kernels::{Head, row_stats};
+use potstill_kernels::{Head, Sum, row_stats};
 use potstill_model::Llama;
 
 use crate::block::Block;
 use crate::error::Error;
-use crate::loss::{cross_entropy, forward_kl};
+use crate::loss::{Tail, cross_entropy, forward_kl};
 use crate::target::Target;
 
 /// Forward KL on the coarse vocabulary, negative log-likelihood and top-1 agreement of `model` with
@@ -40,7 +40,7 @@ pub fn evaluate(
 }
 
 fn sequence(model: &Llama, signal: &Signal, chunk_rows: usize) -> Result<SequenceValues, Error> {
-    let (target, _) = Target::tail_bucket(signal)?;
+    let (target, _) = Target::new(signal, Tail::Bucket, 1.0)?;
     let block = Block::new(&[signal], vec![target], model)?;
     let mut values = SequenceValues {
         prompt_id: signal.prompt_id.clone(),
@@ -64,15 +64,15 @@ fn sequence(model: &Llama, signal: &Signal, chunk_rows: usize) -> Result<Sequenc
         let end = block.rows().min(start + chunk_rows);
         let logits_nv = model.logits(hidden_nd.clone().slice(start..end));
         let dtype = crate::gradient::stats_dtype(logits_nv.dtype());
-        let (support_nk, p_nk, log_p_nk) = block.target(start, end, dtype, &device);
-        let realised_n1 = block.realised_n1(start, end, &device);
-        let stats = row_stats(logits_nv.clone(), support_nk, &Head::default());
-        let kl_n = forward_kl(p_nk, log_p_nk, stats.log_q_nk);
-        let stats = row_stats(logits_nv.clone(), realised_n1, &Head::default());
-        let nll_n = cross_entropy(stats.log_q_nk.narrow(1, 0, 1));
+        let targets = block.targets(start, end, dtype, &device);
+        let support_nk = targets.support_nk.clone();
+        let head = Head::default();
+        let stats = row_stats(logits_nv.clone(), support_nk, &head, Sum::Without);
+        let kl_n = forward_kl(targets.log_p_nk.clone(), targets.log_q_nk(&stats));
+        let nll_n = cross_entropy(targets.log_q_realised_n1(&stats));
         let likeliest_n1 = logits_nv.clone().argmax(1);
-        let stats = row_stats(logits_nv, likeliest_n1.clone(), &Head::default());
-        let confidence_n1 = stats.log_q_nk.narrow(1, 0, 1).exp();
+        let logit_n1 = logits_nv.gather(1, likeliest_n1.clone()).cast(dtype);
+        let confidence_n1 = (logit_n1 - stats.log_z_n1()).exp();
         let likeliest: Vec<i64> = likeliest_n1.into_data().iter::<i64>().collect();
 
         values.kl_nats += sum(kl_n);

@@ -5,43 +5,54 @@
 //! states is then sent back through the model. Every other position gets a gradient of exactly 0.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use burn::module::Module;
 use burn::tensor::{DType, Gradients as Tape, Tensor};
 use potstill_datasets::{Signal, pack};
-use potstill_kernels::{
-    Head, add_rows, linear, linear_input_gradient, linear_weight_gradient, row_stats,
-};
+use potstill_kernels::{Head, RowStats, Sum, add_rows};
 use potstill_model::{Llama, Parameter, named_parameters};
 
-use crate::block::Block;
+use crate::block::{Block, Targets};
 use crate::control::{Method, shuffle};
 use crate::error::Error;
-use crate::loss::{cross_entropy, forward_kl};
+use crate::head_loss::{Form, HeadLoss, head_loss};
+use crate::loss::{
+    Divergence, Tail, cross_entropy, forward_kl, smoothed_cross_entropy, soft_cross_entropy,
+};
+use crate::objective::Objective;
 use crate::settings::Settings;
 use crate::target::Target;
 
 /// Gradients by the parameter's Hugging Face name, without autodiff.
 pub type Gradients = BTreeMap<String, Parameter>;
 
-/// What each term of the loss is multiplied with: its weight over its own count of tokens.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Weights {
-    /// On the sum of the forward KL over rows.
-    pub forward_kl: f64,
-    /// On the sum of the cross-entropy over rows.
-    pub cross_entropy: f64,
-}
-
 /// Sums over rows, in nats; what the loss and its report are made of.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct Terms {
     /// Rows: loss positions.
     pub rows: usize,
-    /// Σ forward KL to the target that was trained on.
+    /// Σ forward KL to the target that was trained on, by the objective's tail and temperature.
     pub forward_kl: f64,
     /// Σ −log q(realised token).
     pub cross_entropy: f64,
+    /// Σ of each of the objective's divergences, in its order.
+    pub divergences: Vec<f64>,
+    /// Σ over rows of what is minimised, weights and all.
+    pub loss: f64,
+}
+
+impl Terms {
+    fn add(&mut self, other: &Self) {
+        self.rows += other.rows;
+        self.forward_kl += other.forward_kl;
+        self.cross_entropy += other.cross_entropy;
+        self.loss += other.loss;
+        self.divergences.resize(other.divergences.len(), 0.0);
+        for (sum, other) in self.divergences.iter_mut().zip(&other.divergences) {
+            *sum += other;
+        }
+    }
 }
 
 /// A window's gradient and what was measured on the way.
@@ -51,7 +62,7 @@ pub struct WindowGradient {
     pub gradients: Gradients,
     /// Sums over the window.
     pub terms: Terms,
-    /// Σ over terms of weight · sum / count: what the gradient is the gradient of.
+    /// The objective's mean over the window's rows: what the gradient is the gradient of.
     pub loss: f64,
     /// Teacher's negative log-likelihood of the realised tokens, summed, nats.
     pub teacher_nll: f64,
@@ -74,28 +85,26 @@ pub fn window_gradient(
     settings: &Settings,
     step: u64,
 ) -> Result<WindowGradient, Error> {
+    let objective = settings.objective.by(method);
+    objective.check()?;
     let mut targets = Vec::with_capacity(signals.len());
     let mut rescaled_rows = 0;
     for signal in signals {
-        let (target, rescaled) = Target::tail_bucket(signal)?;
+        let (target, rescaled) = Target::new(signal, objective.tail, objective.temperature)?;
         rescaled_rows += rescaled;
         targets.push(target);
     }
     let rows: usize = targets.iter().map(|target| target.rows.len()).sum();
     let per_row = 1.0 / rows.max(1) as f64;
-    let weights = match method {
-        Method::Sft => Weights {
-            forward_kl: 0.0,
-            cross_entropy: (settings.forward_kl + settings.cross_entropy) * per_row,
-        },
-        Method::Distill | Method::Shuffled => Weights {
-            forward_kl: settings.forward_kl * per_row,
-            cross_entropy: settings.cross_entropy * per_row,
-        },
-    };
     if method == Method::Shuffled {
         shuffle(&mut targets, settings.seed, step);
     }
+    let how = How {
+        objective: &objective,
+        per_row,
+        chunk_rows: settings.chunk_rows,
+        form: settings.form,
+    };
 
     let mut gradients = Gradients::new();
     let mut terms = Terms::default();
@@ -103,15 +112,12 @@ pub fn window_gradient(
         let mut sequence = |&index: &usize| (&signals[index], std::mem::take(&mut targets[index]));
         let line = |line: &Vec<usize>| line.iter().map(&mut sequence).collect();
         let block = Block::packed(micro_batch.iter().map(line).collect(), model)?;
-        let part = block_gradient(model, &block, weights, settings.chunk_rows, &mut gradients);
-        terms.rows += part.rows;
-        terms.forward_kl += part.forward_kl;
-        terms.cross_entropy += part.cross_entropy;
+        terms.add(&block_gradient(model, &block, &how, &mut gradients));
     }
     Ok(WindowGradient {
         gradients,
+        loss: per_row * terms.loss,
         terms,
-        loss: weights.forward_kl * terms.forward_kl + weights.cross_entropy * terms.cross_entropy,
         teacher_nll: signals.iter().map(teacher_nll).sum(),
         rescaled_rows,
     })
@@ -127,15 +133,27 @@ fn lines(signals: &[Signal], settings: &Settings) -> Vec<Vec<usize>> {
     }
 }
 
+/// By what a block's gradient is taken.
+#[derive(Debug, Clone, Copy)]
+pub struct How<'a> {
+    /// What is minimised.
+    pub objective: &'a Objective,
+    /// What each row counts: one over the rows of the whole window.
+    pub per_row: f64,
+    /// Rows of logits that exist at a time.
+    pub chunk_rows: usize,
+    /// By kernels or by tensor operations.
+    pub form: Form,
+}
+
 /// Adds the gradient of one block to `gradients` and returns the block's sums.
 pub fn block_gradient(
     model: &Llama,
     block: &Block,
-    weights: Weights,
-    chunk_rows: usize,
+    how: &How<'_>,
     gradients: &mut Gradients,
 ) -> Terms {
-    if block.rows() == 0 || (weights.forward_kl == 0.0 && weights.cross_entropy == 0.0) {
+    if block.rows() == 0 || how.objective.is_empty() {
         return Terms::default();
     }
     // The embedding's rows are a leaf of their own: the gradient they get is added, row by row, to what
@@ -148,7 +166,7 @@ pub fn block_gradient(
         terms,
         hidden_nd: gradient_nd,
         head_vd,
-    } = hidden_gradient(&hidden_nd, &model.head(), block, weights, chunk_rows);
+    } = hidden_gradient(&hidden_nd, &model.head(), block, how);
     let mut tape = (hidden_nd * Tensor::from_inner(gradient_nd))
         .sum()
         .backward();
@@ -196,86 +214,114 @@ pub fn hidden_gradient(
     hidden_nd: &Tensor<2>,
     head_vd: &Tensor<2>,
     block: &Block,
-    weights: Weights,
-    chunk_rows: usize,
+    how: &How<'_>,
 ) -> HiddenGradient {
     let shape = hidden_nd.dims();
     let states_nd = block.select(hidden_nd.clone().inner());
     let head_vd = head_vd.clone().inner();
-    let n = block.rows();
-    let mut terms = Terms {
-        rows: n,
-        ..Terms::default()
+    let vocab = head_vd.dims()[0];
+    let dtype = stats_dtype(head_vd.dtype());
+    let targets = block.targets(0, block.rows(), dtype, &head_vd.device());
+    let heads = heads(how.objective);
+    let options = HeadLoss {
+        heads: &heads,
+        sum: match how.objective.label_smoothing > 0.0 && how.objective.cross_entropy > 0.0 {
+            true => Sum::WithLogQ,
+            false => Sum::Without,
+        },
+        train_head: true,
+        chunk_rows: how.chunk_rows,
+        form: how.form,
     };
-    let mut states_gradients = Vec::new();
-    let mut head_gradient_vd: Option<Tensor<2>> = None;
-    for start in (0..n).step_by(chunk_rows.max(1)) {
-        let end = n.min(start + chunk_rows.max(1));
-        let chunk_nd = states_nd.clone().slice(start..end);
-        let logits_nv = leaf(linear(chunk_nd.clone(), head_vd.clone()));
-        let (loss, part) = chunk_loss(logits_nv.clone(), block, start, end, weights);
-        let mut tape = loss.backward();
-        terms.forward_kl += part.forward_kl;
-        terms.cross_entropy += part.cross_entropy;
-        let Some(gradient_nv) = logits_nv.grad_remove(&mut tape) else {
-            states_gradients.push(chunk_nd.zeros_like());
-            continue;
-        };
-        drop((logits_nv, tape));
-        let states_gradient = linear_input_gradient(gradient_nv.clone(), head_vd.clone());
-        states_gradients.push(states_gradient);
-        let sum_vd = head_gradient_vd.take();
-        head_gradient_vd = Some(linear_weight_gradient(gradient_nv, chunk_nd, sum_vd));
-    }
+    let mut terms = Terms::default();
+    let support_nk = targets.support_nk.clone();
+    let mut loss = |rows: Range<usize>, stats: &[RowStats]| {
+        let (loss, part) = rows_loss(&targets.slice(rows), stats, how.objective, vocab);
+        terms.add(&part);
+        loss * how.per_row
+    };
+    let gradient = head_loss(states_nd, head_vd.clone(), support_nk, &options, &mut loss);
     HiddenGradient {
         terms,
-        hidden_nd: block.scatter(Tensor::cat(states_gradients, 0), shape),
-        head_vd: head_gradient_vd.unwrap_or_else(|| head_vd.zeros_like()),
+        hidden_nd: block.scatter(gradient.hidden_nd, shape),
+        head_vd: gradient.head_vd.unwrap_or_else(|| head_vd.zeros_like()),
     }
 }
 
-/// The weighted loss of rows `start..end` as a tracked scalar, and its terms.
-fn chunk_loss(
-    logits_nv: Tensor<2>,
-    block: &Block,
-    start: usize,
-    end: usize,
-    weights: Weights,
+/// That of the divergences, and behind it that of the cross-entropy where it is another.
+fn heads(objective: &Objective) -> Vec<Head> {
+    let plain = Head::default();
+    let tempered = Head {
+        temperature: objective.temperature,
+        ..plain
+    };
+    match objective.temperature == 1.0 {
+        true => vec![plain],
+        false => vec![tempered, plain],
+    }
+}
+
+/// The objective summed over rows, as a tracked scalar, and its terms. `stats` are of [`heads`].
+fn rows_loss(
+    targets: &Targets,
+    stats: &[RowStats],
+    objective: &Objective,
+    vocab: usize,
 ) -> (Tensor<1>, Terms) {
-    let device = logits_nv.device();
-    let dtype = stats_dtype(logits_nv.dtype());
-    let head = Head::default();
-    // A term without weight is measured outside the graph.
-    let logits_for = |weight: f64| match weight {
-        0.0 => logits_nv.clone().inner(),
-        _ => logits_nv.clone(),
+    let [tempered, .., plain] = stats else {
+        // One head serves both.
+        return rows_loss(
+            targets,
+            &[stats[0].clone(), stats[0].clone()],
+            objective,
+            vocab,
+        );
     };
-
-    let (support_nk, p_nk, log_p_nk) = block.target(start, end, dtype, &device);
-    let stats = row_stats(logits_for(weights.forward_kl), support_nk, &head);
-    let kl_n = forward_kl(p_nk, log_p_nk, stats.log_q_nk);
-
-    let realised_n1 = block.realised_n1(start, end, &device);
-    let log_q_n1 = if weights.cross_entropy == 0.0 {
-        let logit_n1 = logits_nv.clone().inner().gather(1, realised_n1);
-        logit_n1.cast(dtype) - stats.log_z_n1.inner()
-    } else {
-        let stats = row_stats(logits_for(weights.cross_entropy), realised_n1, &head);
-        stats.log_q_nk.narrow(1, 0, 1)
+    let log_p_nk = targets.log_p_nk.clone();
+    let (log_p_nk, log_q_nk) = objective.tail.apply(log_p_nk, targets.log_q_nk(tempered));
+    let forward_kl = |log_q_nk: Tensor<2>| match objective.tail {
+        Tail::Draws => soft_cross_entropy(log_p_nk.clone(), log_q_nk) - targets.entropy_n.clone(),
+        _ => forward_kl(log_p_nk.clone(), log_q_nk),
     };
-    let nll_n = cross_entropy(log_q_n1);
-
-    let terms = Terms {
-        rows: end - start,
-        forward_kl: sum(&kl_n),
-        cross_entropy: sum(&nll_n),
+    let log_q_n1 = targets.log_q_realised_n1(plain);
+    let mut terms = Terms {
+        rows: log_q_n1.dims()[0],
+        forward_kl: sum(&forward_kl(log_q_nk.clone().inner())),
+        cross_entropy: sum(&cross_entropy(log_q_n1.clone().inner())),
+        ..Terms::default()
     };
-    let loss = match (weights.forward_kl, weights.cross_entropy) {
-        (kl, 0.0) => kl_n.sum() * kl,
-        (0.0, nll) => nll_n.sum() * nll,
-        (kl, nll) => kl_n.sum() * kl + nll_n.sum() * nll,
+    let mut loss: Option<Tensor<1>> = None;
+    let mut add = |rows_n: Tensor<1>, weight: f64| {
+        let sum = rows_n.sum() * weight;
+        loss = Some(match loss.take() {
+            Some(loss) => loss + sum,
+            None => sum,
+        });
     };
-    (loss, terms)
+    for term in &objective.divergences {
+        let rows_n = match term.divergence {
+            Divergence::ForwardKl => forward_kl(log_q_nk.clone()),
+            ref other => other.rows(log_p_nk.clone(), log_q_nk.clone()),
+        };
+        let (value, weight) = (sum(&rows_n), objective.weight(term));
+        terms.divergences.push(value);
+        if weight > 0.0 {
+            terms.loss += weight * value;
+            add(rows_n, weight);
+        }
+    }
+    if objective.cross_entropy > 0.0 {
+        let rows_n = match plain.sum_log_q_n1() {
+            Some(sum_n1) => {
+                smoothed_cross_entropy(log_q_n1, sum_n1, vocab, objective.label_smoothing)
+            }
+            None => cross_entropy(log_q_n1),
+        };
+        terms.loss += objective.cross_entropy * sum(&rows_n);
+        add(rows_n, objective.cross_entropy);
+    }
+    let nothing = || log_q_nk.sum() * 0.0;
+    (loss.unwrap_or_else(nothing), terms)
 }
 
 pub(crate) fn stats_dtype(logits: DType) -> DType {

@@ -14,7 +14,9 @@ mod control;
 mod error;
 mod evaluate;
 mod gradient;
+mod head_loss;
 pub mod loss;
+mod objective;
 mod optimizer;
 mod schedule;
 mod settings;
@@ -27,11 +29,13 @@ pub use control::Method;
 pub use error::Error;
 pub use evaluate::evaluate;
 pub use gradient::{
-    Gradients, HiddenGradient, Terms, Weights, WindowGradient, block_gradient, hidden_gradient,
+    Gradients, HiddenGradient, How, Terms, WindowGradient, block_gradient, hidden_gradient,
     window_gradient,
 };
+pub use head_loss::{Form, HeadGradient, HeadLoss, head_loss};
+pub use objective::{Objective, Weighted};
 pub use optimizer::{AdamW, clip_global_norm};
 pub use schedule::learning_rate;
 pub use settings::{Overlong, Settings};
-pub use target::Target;
+pub use target::{Target, TargetRow};
 pub use train::{Dropped, StepMetrics, Trained, train};

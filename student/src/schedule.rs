@@ -16,6 +16,8 @@ pub fn learning_rate(settings: &Settings, step: u64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::head_loss::Form;
+    use crate::objective::Objective;
     use crate::settings::Overlong;
 
     #[test]
@@ -30,8 +32,8 @@ mod tests {
             packing: false,
             weight_decay: 0.0,
             clip: 0.0,
-            forward_kl: 1.0,
-            cross_entropy: 0.0,
+            objective: Objective::default(),
+            form: Form::Fused,
             max_length: 1,
             overlong: Overlong::Drop,
             checkpoint_every: 1,

@@ -1,5 +1,8 @@
 use serde::{Deserialize, Serialize};
 
+use crate::head_loss::Form;
+use crate::objective::Objective;
+
 /// What is done with a row that is longer than `max_length`. Either way it is counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -34,10 +37,10 @@ pub struct Settings {
     pub weight_decay: f64,
     /// Largest global gradient norm; 0 for none.
     pub clip: f64,
-    /// Weight of the forward KL.
-    pub forward_kl: f64,
-    /// Weight of the cross-entropy on the teacher's tokens.
-    pub cross_entropy: f64,
+    /// What is minimised.
+    pub objective: Objective,
+    /// How it is computed; changes speed and memory, and the last digits.
+    pub form: Form,
     /// Longest sequence, in tokens.
     pub max_length: usize,
     /// What becomes of longer ones.

@@ -59,12 +59,13 @@ impl Events {
 }
 
 /// Every number of a step under the tag that TensorBoard shows it by.
-fn scalars(metrics: &StepMetrics) -> [(&'static str, f64); 9] {
+fn scalars(metrics: &StepMetrics) -> Vec<(String, f64)> {
     let StepMetrics {
         step: _,
         loss,
         forward_kl,
         cross_entropy,
+        ref divergences,
         teacher_nll,
         gradient_norm,
         learning_rate,
@@ -72,7 +73,7 @@ fn scalars(metrics: &StepMetrics) -> [(&'static str, f64); 9] {
         tokens,
         tokens_per_second,
     } = *metrics;
-    [
+    let fixed = [
         ("loss/total", loss),
         ("loss/forward_kl", forward_kl),
         ("loss/cross_entropy", cross_entropy),
@@ -82,7 +83,11 @@ fn scalars(metrics: &StepMetrics) -> [(&'static str, f64); 9] {
         ("train/loss_tokens", loss_tokens as f64),
         ("train/tokens", tokens as f64),
         ("train/tokens_per_second", tokens_per_second),
-    ]
+    ];
+    let fixed = fixed.map(|(tag, value)| (tag.to_owned(), value));
+    let named = divergences.iter();
+    let named = named.map(|(name, value)| (format!("loss/{name}"), *value));
+    fixed.into_iter().chain(named).collect()
 }
 
 fn wall_seconds() -> f64 {
@@ -98,7 +103,7 @@ fn version(wall_seconds: f64) -> Vec<u8> {
 }
 
 /// The event of one step.
-fn event(wall_seconds: f64, step: u64, scalars: &[(&str, f64)]) -> Vec<u8> {
+fn event(wall_seconds: f64, step: u64, scalars: &[(String, f64)]) -> Vec<u8> {
     let mut summary = Vec::new();
     for (tag, number) in scalars {
         let mut value = bytes(1, tag.as_bytes());
@@ -182,6 +187,7 @@ mod tests {
     fn bytes_are_those_of_tensorboards_own_writer() {
         let mut written = record(&version(1.5));
         let scalars = [("loss/total", 0.75), ("train/tokens", 300.0)];
+        let scalars = scalars.map(|(tag, value)| (tag.to_owned(), value));
         written.extend(record(&event(2.25, 300, &scalars)));
         let hex: String = written.iter().map(|byte| format!("{byte:02x}")).collect();
         assert_eq!(

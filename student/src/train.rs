@@ -1,5 +1,6 @@
 //! The training loop: read a window, its gradient, clip, step, report, checkpoint.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::ops::ControlFlow;
@@ -15,6 +16,8 @@ use crate::checkpoint::{self, Checkpoint, State};
 use crate::control::Method;
 use crate::error::Error;
 use crate::gradient::window_gradient;
+use crate::loss::Divergence;
+use crate::objective::Objective;
 use crate::optimizer::{AdamW, clip_global_norm};
 use crate::schedule::learning_rate;
 use crate::settings::{Overlong, Settings};
@@ -27,10 +30,14 @@ pub struct StepMetrics {
     pub step: u64,
     /// What was minimised: the weighted sum of the terms in use.
     pub loss: f64,
-    /// Forward KL to the distributions trained on (for `shuffled`, the shuffled ones).
+    /// Forward KL to the distributions trained on (for `shuffled`, the shuffled ones), by the loss's tail
+    /// and temperature.
     pub forward_kl: f64,
     /// −log q of the realised tokens.
     pub cross_entropy: f64,
+    /// The loss's other divergences, by name.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub divergences: BTreeMap<String, f64>,
     /// The teacher's −log p of the realised tokens.
     pub teacher_nll: f64,
     /// Global norm before clipping.
@@ -70,6 +77,9 @@ pub struct Trained {
 /// Trains `start` by `method` on `row(0..len)`, in `dir`: `checkpoints/`, `metrics.jsonl`, and the same
 /// numbers for TensorBoard in `tensorboard/`.
 ///
+/// Where the loss has a temperature other than 1, a row's `log_z_at` holds one number, that of the
+/// temperature.
+///
 /// Goes on from the newest checkpoint in `dir` as if it had never stopped: the same weights, bit for
 /// bit. `on_step` is called after each step; when it breaks, a checkpoint is saved and the result is
 /// not finished.
@@ -86,9 +96,7 @@ pub fn train(
     dir: &Path,
     on_step: &mut dyn FnMut(&StepMetrics) -> ControlFlow<()>,
 ) -> Result<Trained, Error> {
-    if settings.forward_kl + settings.cross_entropy <= 0.0 {
-        return Err(Error::NoLoss);
-    }
+    settings.objective.check()?;
     let (usable, overlong) = usable_rows(row, len, settings)?;
     let fresh = State {
         step: 0,
@@ -142,6 +150,7 @@ pub fn train(
             loss: result.loss,
             forward_kl: result.terms.forward_kl * per_row,
             cross_entropy: result.terms.cross_entropy * per_row,
+            divergences: others(&settings.objective, &result.terms.divergences, per_row),
             teacher_nll: result.teacher_nll * per_row,
             gradient_norm: norm,
             learning_rate: rate,
@@ -169,6 +178,15 @@ pub fn train(
         finished: state.step >= settings.steps,
         overlong,
     })
+}
+
+/// Means of the divergences that have no field of their own.
+fn others(objective: &Objective, sums: &[f64], per_row: f64) -> BTreeMap<String, f64> {
+    let named = objective.divergences.iter().zip(sums);
+    named
+        .filter(|(term, _)| term.divergence != Divergence::ForwardKl)
+        .map(|(term, sum)| (term.divergence.name().to_owned(), sum * per_row))
+        .collect()
 }
 
 /// Indices of the rows that are trained on. Reads every row once: lengths are in the rows alone.

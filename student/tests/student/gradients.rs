@@ -4,9 +4,10 @@ use burn::module::Module;
 use burn::tensor::{DType, Device, Tensor};
 use potstill_datasets::Signal;
 use potstill_model::{Llama, MapParameters, Parameter, map_parameters};
+use potstill_student::loss::Tail;
 use potstill_student::{
-    Block, Gradients, Method, Settings, Target, Weights, block_gradient, hidden_gradient,
-    window_gradient,
+    Block, Form, Gradients, How, Method, Objective, Settings, Target, block_gradient,
+    hidden_gradient, window_gradient,
 };
 
 use crate::support::{flat, real, relative, settings, signals, tiny};
@@ -25,6 +26,15 @@ fn loss(model: &Llama, window: &[Signal], method: Method) -> f64 {
     window_gradient(&model, window, method, &settings(), 3)
         .unwrap()
         .loss
+}
+
+fn how(objective: &Objective, chunk_rows: usize) -> How<'_> {
+    How {
+        objective,
+        per_row: 1.0,
+        chunk_rows,
+        form: Form::Fused,
+    }
 }
 
 /// Adds `epsilon` to element `index` of parameter `name`.
@@ -203,10 +213,8 @@ fn packing_does_not_change_it_on_stories260k() {
 /// The gradient of one sequence's loss, packed between two that carry none, does not see them.
 fn check_isolation(model: &Llama, vocab: u32) {
     let model = model.clone().train();
-    let weights = Weights {
-        forward_kl: 0.1,
-        cross_entropy: 0.1,
-    };
+    let objective = Objective::mixed(0.1, 0.1);
+    let how = how(&objective, 7);
     let learned = signals(1, vocab, 41).remove(0);
     let with_neighbours = |seed| {
         let mut silent = signals(2, vocab, seed);
@@ -217,10 +225,11 @@ fn check_isolation(model: &Llama, vocab: u32) {
             signal.rows.clear();
         }
         let sequences = [&silent[0], &learned, &silent[1]];
-        let line = sequences.map(|signal| (signal, Target::tail_bucket(signal).unwrap().0));
+        let line =
+            sequences.map(|signal| (signal, Target::new(signal, Tail::Bucket, 1.0).unwrap().0));
         let block = Block::packed(vec![line.into()], &model).unwrap();
         let mut gradients = Gradients::new();
-        let terms = block_gradient(&model, &block, weights, 7, &mut gradients);
+        let terms = block_gradient(&model, &block, &how, &mut gradients);
         (flat(&gradients), terms)
     };
     let (gradient, terms) = with_neighbours(3);
@@ -245,7 +254,7 @@ pub(crate) fn check_masked(model: &Llama, signals: &[Signal]) {
     let model = model.clone().train();
     let targets = signals
         .iter()
-        .map(|signal| Target::tail_bucket(signal).unwrap().0)
+        .map(|signal| Target::new(signal, Tail::Bucket, 1.0).unwrap().0)
         .collect();
     let borrowed: Vec<&Signal> = signals.iter().collect();
     let block = Block::new(&borrowed, targets, &model).unwrap();
@@ -253,11 +262,9 @@ pub(crate) fn check_masked(model: &Llama, signals: &[Signal]) {
     let [_, t] = ids_bt.dims();
     let hidden_nd = block.hidden(&model);
     let [_, d] = hidden_nd.dims();
-    let weights = Weights {
-        forward_kl: 0.01,
-        cross_entropy: 0.01,
-    };
-    let gradient = hidden_gradient(&hidden_nd, &model.head(), &block, weights, 64);
+    let objective = Objective::mixed(0.01, 0.01);
+    let how = how(&objective, 64);
+    let gradient = hidden_gradient(&hidden_nd, &model.head(), &block, &how);
     let gradient: Vec<f64> = gradient.hidden_nd.into_data().iter::<f64>().collect();
     let (mut zero, mut learned) = (0, 0);
     for (b, signal) in signals.iter().enumerate() {
@@ -284,13 +291,10 @@ fn masked_positions_get_a_gradient_of_exactly_zero() {
 fn no_rows_and_no_weights_give_no_gradient() {
     let model = tiny(DType::F32).train();
     let signal = signals(1, 47, 1).remove(0);
-    let (target, _) = Target::tail_bucket(&signal).unwrap();
+    let (target, _) = Target::new(&signal, Tail::Bucket, 1.0).unwrap();
     let block = Block::new(&[&signal], vec![target], &model).unwrap();
-    let weights = Weights {
-        forward_kl: 0.0,
-        cross_entropy: 0.0,
-    };
+    let objective = Objective::mixed(0.0, 0.0);
     let mut gradients = Gradients::new();
-    block_gradient(&model, &block, weights, 8, &mut gradients);
+    block_gradient(&model, &block, &how(&objective, 8), &mut gradients);
     assert!(gradients.is_empty());
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use potstill_datasets::{Signal, SignalRow};
 use potstill_model::{Config, Llama, Parameter};
-use potstill_student::{Gradients, Overlong, Settings};
+use potstill_student::{Form, Gradients, Objective, Overlong, Settings};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -34,8 +34,8 @@ pub(crate) fn settings() -> Settings {
         min_learning_rate: 0.0,
         weight_decay: 0.01,
         clip: 1.0,
-        forward_kl: 0.7,
-        cross_entropy: 0.3,
+        objective: Objective::mixed(0.7, 0.3),
+        form: Form::Fused,
         max_length: 64,
         overlong: Overlong::Drop,
         checkpoint_every: 2,

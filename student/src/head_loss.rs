@@ -1,0 +1,201 @@
+//! A loss over row statistics from hidden states and the head's weight: value and gradients in one walk
+//! over chunks of rows.
+//!
+//! ```text
+//! logits = hidden · headᵀ     ∂L/∂hidden = ∂L/∂logits · head     ∂L/∂head = Σ (∂L/∂logits)ᵀ · hidden
+//! ```
+//!
+//! A chunk's logits are read once for the statistics and overwritten by their gradient; the loss itself
+//! sees [n, k] alone, and burn's autodiff stays there. So one [chunk, v] block exists at a time, however
+//! many rows there are. A fourth product, logits computed again tile by tile and never written, would
+//! cost more than the two passes over the block that it saves: `docs/benchmarks.md`.
+
+use std::ops::Range;
+
+use burn::tensor::{DType, Int, Tensor};
+use potstill_kernels::{
+    Head, RowStats, Sum, linear, linear_input_gradient, linear_weight_gradient_wide, row_gradient,
+    row_stats, row_stats_reference,
+};
+use serde::{Deserialize, Serialize};
+
+/// How loss and gradients are computed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Form {
+    /// In chunks, by the kernels.
+    #[default]
+    Fused,
+    /// All rows at once, by tensor operations and autodiff: several tensors of the logits' size. What
+    /// the other form is held to.
+    Plain,
+}
+
+/// How [`head_loss`] goes about it.
+#[derive(Debug, Clone)]
+pub struct HeadLoss<'a> {
+    /// From raw logits to softmax logits; statistics are given for each of them.
+    pub heads: &'a [Head],
+    /// Whether the statistics hold Σ log q.
+    pub sum: Sum,
+    /// Whether the head's gradient is wanted; a frozen head saves a third of the work.
+    pub train_head: bool,
+    /// Rows of logits that exist at a time.
+    pub chunk_rows: usize,
+    /// Chunks and kernels, or everything at once.
+    pub form: Form,
+}
+
+/// What a loss leaves on hidden states and head; without autodiff.
+#[derive(Debug)]
+pub struct HeadGradient {
+    /// ∂L/∂hidden, [n, d], in the type of the states.
+    pub hidden_nd: Tensor<2>,
+    /// ∂L/∂head, [v, d], summed in f32 at least; `None` if it was not asked for.
+    pub head_vd: Option<Tensor<2>>,
+}
+
+/// Gradients of Σ `loss(rows, statistics)` over all chunks of rows.
+///
+/// `loss` gets the rows of a chunk and their statistics, one for each of `heads`, and gives a scalar
+/// that depends on them and that burn differentiates; it sums over rows and carries every weight. The states
+/// and the head are constants here: chaining through the model is the caller's.
+///
+/// # Shapes
+/// - `hidden_nd`: [n, d]; `head_vd`: [v, d], of the same type.
+/// - `support_nk`: as [`row_stats`] takes it.
+///
+/// # Panics
+/// As burn's own operations do, on shapes that do not fit.
+pub fn head_loss(
+    hidden_nd: Tensor<2>,
+    head_vd: Tensor<2>,
+    support_nk: Tensor<2, Int>,
+    options: &HeadLoss<'_>,
+    loss: &mut dyn FnMut(Range<usize>, &[RowStats]) -> Tensor<1>,
+) -> HeadGradient {
+    match options.form {
+        Form::Fused => fused(hidden_nd, head_vd, support_nk, options, loss),
+        Form::Plain => plain(hidden_nd, head_vd, support_nk, options, loss),
+    }
+}
+
+fn fused(
+    hidden_nd: Tensor<2>,
+    head_vd: Tensor<2>,
+    support_nk: Tensor<2, Int>,
+    options: &HeadLoss<'_>,
+    loss: &mut dyn FnMut(Range<usize>, &[RowStats]) -> Tensor<1>,
+) -> HeadGradient {
+    let [n, _] = hidden_nd.dims();
+    let chunk_rows = options.chunk_rows.max(1);
+    let mut hidden_gradients = Vec::with_capacity(n.div_ceil(chunk_rows));
+    let mut head_gradient_vd: Option<Tensor<2>> = None;
+    for start in (0..n).step_by(chunk_rows) {
+        let rows = start..n.min(start + chunk_rows);
+        let chunk_nd = hidden_nd.clone().slice(rows.clone());
+        let support_nk = support_nk.clone().slice(rows.clone());
+        let logits_nv = linear(chunk_nd.clone(), head_vd.clone());
+        let Some(gradient_nv) = logits_gradient(logits_nv, &support_nk, rows, options, loss) else {
+            hidden_gradients.push(chunk_nd.zeros_like());
+            continue;
+        };
+        hidden_gradients.push(linear_input_gradient(gradient_nv.clone(), head_vd.clone()));
+        if options.train_head {
+            let sum_vd = head_gradient_vd.take();
+            let sum_vd = linear_weight_gradient_wide(gradient_nv, chunk_nd, sum_vd);
+            head_gradient_vd = Some(sum_vd);
+        }
+    }
+    let none = || head_vd.zeros_like().cast(wide(head_vd.dtype()));
+    HeadGradient {
+        hidden_nd: match hidden_gradients.is_empty() {
+            true => hidden_nd.zeros_like(),
+            false => Tensor::cat(hidden_gradients, 0),
+        },
+        head_vd: options
+            .train_head
+            .then(|| head_gradient_vd.unwrap_or_else(none)),
+    }
+}
+
+/// ∂L/∂logits of a chunk, over the logits; `None` if the loss does not depend on them.
+fn logits_gradient(
+    logits_nv: Tensor<2>,
+    support_nk: &Tensor<2, Int>,
+    rows: Range<usize>,
+    options: &HeadLoss<'_>,
+    loss: &mut dyn FnMut(Range<usize>, &[RowStats]) -> Tensor<1>,
+) -> Option<Tensor<2>> {
+    let given = |head| row_stats(logits_nv.clone(), support_nk.clone(), head, options.sum);
+    let stats: Vec<RowStats> = options.heads.iter().map(given).collect();
+    let leaves: Vec<Tensor<2>> = stats.iter().map(|stats| leaf(stats.all())).collect();
+    let seen: Vec<RowStats> = stats
+        .iter()
+        .zip(&leaves)
+        .map(|(stats, leaf)| stats.with(leaf.clone()))
+        .collect();
+    let mut tape = loss(rows, &seen).backward();
+    let mut gradients: Vec<_> = leaves
+        .iter()
+        .map(|leaf| leaf.grad_remove(&mut tape))
+        .zip(options.heads.iter().zip(&stats))
+        .filter_map(|(gradient, of)| gradient.map(|gradient| (gradient, of)))
+        .collect();
+    drop((seen, leaves, tape));
+    // The last one takes the logits' own memory.
+    let (last, (head, stats)) = gradients.pop()?;
+    let others = gradients.into_iter().map(|(gradient, (head, stats))| {
+        let logits_nv = logits_nv.clone();
+        row_gradient(logits_nv, support_nk.clone(), stats, gradient, head)
+    });
+    let others: Option<Tensor<2>> = others.reduce(|sum, gradient| sum + gradient);
+    let gradient_nv = row_gradient(logits_nv, support_nk.clone(), stats, last, head);
+    Some(match others {
+        Some(others) => gradient_nv + others,
+        None => gradient_nv,
+    })
+}
+
+fn plain(
+    hidden_nd: Tensor<2>,
+    head_vd: Tensor<2>,
+    support_nk: Tensor<2, Int>,
+    options: &HeadLoss<'_>,
+    loss: &mut dyn FnMut(Range<usize>, &[RowStats]) -> Tensor<1>,
+) -> HeadGradient {
+    let [n, _] = hidden_nd.dims();
+    let wide = wide(head_vd.dtype());
+    let hidden = leaf(hidden_nd.clone());
+    let head = match options.train_head {
+        true => leaf(head_vd.clone()),
+        false => Tensor::from_inner(head_vd.clone()),
+    };
+    let logits_nv = linear(hidden.clone(), head.clone()).cast(wide);
+    let given = |of| row_stats_reference(logits_nv.clone(), support_nk.clone(), of, options.sum);
+    let stats: Vec<RowStats> = options.heads.iter().map(given).collect();
+    drop(logits_nv);
+    let mut tape = loss(0..n, &stats).backward();
+    drop(stats);
+    let hidden_gradient = hidden.grad_remove(&mut tape);
+    let head_gradient = head.grad_remove(&mut tape);
+    let none = || head_vd.zeros_like();
+    HeadGradient {
+        hidden_nd: hidden_gradient.unwrap_or_else(|| hidden_nd.zeros_like()),
+        head_vd: options
+            .train_head
+            .then(|| head_gradient.unwrap_or_else(none).cast(wide)),
+    }
+}
+
+fn leaf(tensor: Tensor<2>) -> Tensor<2> {
+    Tensor::from_inner(tensor).require_grad()
+}
+
+/// What gradients are summed in.
+fn wide(dtype: DType) -> DType {
+    match dtype {
+        DType::F64 => DType::F64,
+        _ => DType::F32,
+    }
+}
