@@ -160,12 +160,11 @@ fn losses_and_gradients_at_the_logits() {
         let (loss, norm) = at_logits(&logits_nv, &rows, &objective);
         let want = &losses[name];
         check(name, loss, &want["loss"], 1e-4);
-        check(
-            &format!("{name}, gradient norm"),
-            norm,
-            &want["grad_logits_l2"],
-            1e-4,
-        );
+        // The reference's norms are sums of nine million squares in f32, too small where no few of them
+        // stand out: of the reverse KL at τ = 4 it has 0.00028278 where f64 has 0.00028322, as here.
+        let tolerance = if temperature > 1.0 { 2e-3 } else { 1e-4 };
+        let name = format!("{name}, gradient norm");
+        check(&name, norm, &want["grad_logits_l2"], tolerance);
     }
 
     let t = batch[0].len();
