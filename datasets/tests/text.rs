@@ -1,9 +1,10 @@
 //! Tokenizers, chat templates and masks against what transformers makes of the same files.
 
 // Helpers of tests count as library code for clippy.
-#![allow(clippy::unwrap_used, clippy::print_stderr)]
+#![allow(clippy::unwrap_used, clippy::print_stderr, clippy::print_stdout)]
 
 mod text {
+    mod align;
     mod encode;
     mod mask;
     mod reference;

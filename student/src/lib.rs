@@ -11,6 +11,7 @@
 mod block;
 mod checkpoint;
 mod control;
+pub mod dense;
 mod error;
 mod evaluate;
 mod gradient;
@@ -18,6 +19,7 @@ pub mod loss;
 mod optimizer;
 mod schedule;
 mod settings;
+pub mod spans;
 mod target;
 mod tensorboard;
 mod train;
@@ -33,5 +35,5 @@ pub use gradient::{
 pub use optimizer::{AdamW, clip_global_norm};
 pub use schedule::learning_rate;
 pub use settings::{Overlong, Settings};
-pub use target::Target;
+pub use target::{Target, TargetRow};
 pub use train::{Dropped, StepMetrics, Trained, train};

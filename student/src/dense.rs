@@ -1,0 +1,16 @@
+//! Losses that need more than a divergence's buckets: the order of tokens, hidden states, and sorted
+//! distributions for a teacher with another tokenizer.
+//!
+//! Each is a plain tensor function that returns one number a row, `[n]`; the caller sums and divides.
+//! Differentiable with respect to the student's tensors; the teacher's are constants.
+
+mod hidden;
+mod ranking;
+mod sorted;
+
+pub use hidden::{LayerMap, LayerMapError, Projection, hidden_cosine, hidden_mse};
+pub use ranking::{Margin, at_teacher_top, hinge_ranking, logistic_ranking};
+pub use sorted::{universal_logit, universal_logit_sparse};
+
+/// Stands in a slot that holds nothing, and for every log probability below it, in nats.
+pub(crate) const EMPTY_NATS: f64 = -1.0e4;
