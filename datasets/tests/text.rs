@@ -1,7 +1,7 @@
 //! Tokenizers, chat templates and masks against what transformers makes of the same files.
 
 // Helpers of tests count as library code for clippy.
-#![allow(clippy::unwrap_used, clippy::print_stderr, clippy::print_stdout)]
+#![allow(clippy::unwrap_used, clippy::print_stderr)]
 
 mod text {
     mod align;

@@ -18,10 +18,12 @@ use burn::tensor::{Bool, DType, Device, Tensor, TensorData};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
+use super::wide;
+
 /// Mean squared difference by row, `[n]`, of states [n, d].
 #[must_use]
 pub fn hidden_mse(student_nd: Tensor<2>, teacher_nd: Tensor<2>) -> Tensor<1> {
-    let [student_nd, teacher_nd] = wide(student_nd, teacher_nd);
+    let [student_nd, teacher_nd] = wide([student_nd, teacher_nd]);
     square(student_nd - teacher_nd)
         .mean_dim(1)
         .squeeze_dim::<1>(1)
@@ -30,7 +32,7 @@ pub fn hidden_mse(student_nd: Tensor<2>, teacher_nd: Tensor<2>) -> Tensor<1> {
 /// Cosine distance by row, `[n]`, between 0 and 2, of states [n, d].
 #[must_use]
 pub fn hidden_cosine(student_nd: Tensor<2>, teacher_nd: Tensor<2>) -> Tensor<1> {
-    let [student_nd, teacher_nd] = wide(student_nd, teacher_nd);
+    let [student_nd, teacher_nd] = wide([student_nd, teacher_nd]);
     let (student_nd, no_student_n1) = unit(student_nd);
     let (teacher_nd, no_teacher_n1) = unit(teacher_nd);
     // ½‖a − b‖² of unit vectors is 1 − cos, and keeps its digits where the two are close.
@@ -38,15 +40,6 @@ pub fn hidden_cosine(student_nd: Tensor<2>, teacher_nd: Tensor<2>) -> Tensor<1> 
     distance_n1
         .mask_fill(no_student_n1.bool_or(no_teacher_n1), 1.0)
         .squeeze_dim::<1>(1)
-}
-
-/// Both in f64 if the student is, else in f32.
-fn wide(student_nd: Tensor<2>, teacher_nd: Tensor<2>) -> [Tensor<2>; 2] {
-    let dtype = match student_nd.dtype() {
-        DType::F64 => DType::F64,
-        _ => DType::F32,
-    };
-    [student_nd, teacher_nd].map(|x_nd| x_nd.cast(dtype))
 }
 
 fn square(x_nd: Tensor<2>) -> Tensor<2> {

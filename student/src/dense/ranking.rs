@@ -25,7 +25,7 @@
 use burn::tensor::Tensor;
 use burn::tensor::activation::{log_sigmoid, log_softmax, relu};
 
-use super::EMPTY_NATS;
+use super::{EMPTY_NATS, wide};
 
 /// By how much the student's probability of the preferred token has to lead.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -56,7 +56,7 @@ pub fn logistic_ranking(log_p_nk: Tensor<2>, log_q_nk: Tensor<2>) -> Tensor<1> {
 }
 
 /// Log p and log q, [n, k], of the teacher's k likeliest tokens, from dense logits [n, v] of both.
-/// −∞ logits give −1e4; k above v is v. The student's vocabulary may be padded beyond the teacher's,
+/// Half precision is taken in f32; −∞ logits give −1e4; k above v is v. The student's vocabulary may be padded beyond the teacher's,
 /// ids have to be the same.
 #[must_use]
 pub fn at_teacher_top(
@@ -66,6 +66,7 @@ pub fn at_teacher_top(
 ) -> [Tensor<2>; 2] {
     let [_, v] = teacher_logits_nv.dims();
     let (_, ids_nk) = teacher_logits_nv.clone().topk_with_indices(k.min(v), 1);
+    let [student_logits_nv, teacher_logits_nv] = wide([student_logits_nv, teacher_logits_nv]);
     [teacher_logits_nv, student_logits_nv].map(|logits_nv| {
         log_softmax(logits_nv, 1)
             .gather(1, ids_nk.clone())

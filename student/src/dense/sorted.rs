@@ -17,7 +17,7 @@
 //!
 //! Rows have to be positions with the same text before them. Align the two tokenisations
 //! (`potstill_datasets::align`) and take, on either side, the logits at the last token of each span,
-//! which predict what follows the common boundary. The paper cuts the longer sequence instead, so that
+//! which predict what follows the common boundary, and those at the prompt's last token. The paper cuts the longer sequence instead, so that
 //! its rows drift apart after the first word that is cut differently; here none do.
 //!
 //! It is blind to which token is likely, so it needs cross-entropy or KL over spans beside it. Time:

@@ -200,6 +200,8 @@ fn half_precision_states_are_compared_in_f32() {
     let value = hidden_cosine(half(&student), half(&teacher));
     assert_eq!(value.dtype(), DType::F32);
     near("bf16", &numbers(value), &cosine(&student, &teacher), 0.02);
+    let [log_p, log_q] = at_teacher_top(half(&teacher), half(&student), 3);
+    assert_eq!([log_p.dtype(), log_q.dtype()], [DType::F32; 2]);
 }
 
 /// Through the map to the teacher's width, with gradients for the state and for the map.
