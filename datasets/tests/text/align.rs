@@ -6,9 +6,10 @@ use std::fs;
 use potstill_datasets::{Span, Tokenizer, align, ids_by_bytes};
 use proptest::collection::{btree_set, vec};
 use proptest::prelude::*;
+use serde_json::json;
 
 use crate::text::reference::real;
-use crate::text::small::{byte_level, sentence_piece};
+use crate::text::small::{byte_level, byte_level_json, folder, sentence_piece};
 use crate::text::tokenizer::TEXTS;
 
 fn spans(teacher: &[&str], student: &[&str]) -> Vec<[usize; 4]> {
@@ -145,6 +146,12 @@ fn ids_of_the_same_bytes() {
     assert_eq!((to_bpe[260], to_bpe[3 + 0x61]), (Some(64), Some(64)));
     // `<unk>` is special there; "ab" and " a" are in one vocabulary alone.
     assert_eq!((to_bpe[0], to_bpe[263], to_bpe[264]), (None, None, None));
+
+    // A vocabulary in which `<s>` is a text like others.
+    let mut json = byte_level_json();
+    json["added_tokens"][0]["special"] = json!(false);
+    let plain = Tokenizer::from_dir(folder(&json, "</s>").path()).unwrap();
+    assert_eq!(ids_by_bytes(&bpe, &plain)[259..261], [None, Some(260)]);
 
     let same = ids_by_bytes(&bpe, &bpe);
     assert!(

@@ -17,8 +17,9 @@
 //!
 //! Rows have to be positions with the same text before them. Align the two tokenisations
 //! (`potstill_datasets::align`) and take, on either side, the logits at the last token of each span,
-//! which predict what follows the common boundary, and those at the prompt's last token. The paper cuts the longer sequence instead, so that
-//! its rows drift apart after the first word that is cut differently; here none do.
+//! which predict what follows the common boundary, and those at the prompt's last token. Pairing
+//! positions by number and cutting the longer sequence, as plain forms do (TRL's without
+//! `use_extended_uld`), lets rows drift apart after the first word that is cut differently.
 //!
 //! It is blind to which token is likely, so it needs cross-entropy or KL over spans beside it. Time:
 //! sorting n·v numbers of each side (dense), of the student's (sparse); memory some n·v.

@@ -102,7 +102,7 @@ fn kl_of_ragged_spans() {
     assert!(gradient[..6].iter().all(|&g| g != 0.0));
 }
 
-/// Through logits [token, everything else]. In f32 the student's log q is 0 in half of these rows, and
+/// Through logits [token, everything else]. In f32 the student's log q is 0 in most of these rows, and
 /// 1 − exp(log q) would be too.
 #[test]
 fn certain_and_impossible_spans_keep_their_gradient_in_f32() {
