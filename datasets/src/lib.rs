@@ -1,5 +1,6 @@
 //! What Potstill stores: records, Parquet, journal, tokens and chat templates, batches
 
+mod align;
 mod answer;
 mod batch;
 mod chat;
@@ -20,6 +21,7 @@ mod template;
 mod token_bytes;
 mod tokenizer;
 
+pub use crate::align::{Span, TextsDiffer, align, ids_by_bytes};
 pub use crate::answer::encode_answer;
 pub use crate::batch::Order;
 pub use crate::encode::{Encoded, Reasoning, encode_conversation, prompt_ids, split_reasoning};

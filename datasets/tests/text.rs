@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
 mod text {
+    mod align;
     mod encode;
     mod mask;
     mod reference;

@@ -11,6 +11,7 @@
 mod block;
 mod checkpoint;
 mod control;
+pub mod dense;
 mod error;
 mod evaluate;
 mod gradient;
@@ -20,6 +21,7 @@ mod objective;
 mod optimizer;
 mod schedule;
 mod settings;
+pub mod spans;
 mod target;
 mod tensorboard;
 mod train;

@@ -11,7 +11,7 @@ use crate::messages;
 use crate::text::tokenizer::TEXTS;
 
 /// A file or folder below `POTSTILL_REAL`, or `None` after saying that the test is skipped.
-fn real(path: &str) -> Option<PathBuf> {
+pub(crate) fn real(path: &str) -> Option<PathBuf> {
     let Some(root) = std::env::var_os("POTSTILL_REAL") else {
         eprintln!("skipped: POTSTILL_REAL is not set");
         return None;

@@ -3,8 +3,11 @@
 // Lints know test functions, not the functions they share.
 #![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
 
+mod dense;
 mod evaluation;
 mod gradients;
+mod other_tokenizers;
+mod plain;
 mod reference;
 mod resume;
 mod support;

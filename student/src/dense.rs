@@ -1,0 +1,27 @@
+//! Losses that need more than a divergence's buckets: the order of tokens, hidden states, and sorted
+//! distributions for a teacher with another tokenizer.
+//!
+//! Each is a plain tensor function that returns one number a row, `[n]`; the caller sums and divides.
+//! Differentiable with respect to the student's tensors; the teacher's are constants.
+
+mod hidden;
+mod ranking;
+mod sorted;
+
+pub use hidden::{LayerMap, LayerMapError, Projection, hidden_cosine, hidden_mse};
+pub use ranking::{Margin, at_teacher_top, hinge_ranking, logistic_ranking};
+pub use sorted::{universal_logit, universal_logit_sparse};
+
+use burn::tensor::{DType, Tensor};
+
+/// Stands in a slot that holds nothing, and for every log probability below it, in nats.
+pub(crate) const EMPTY_NATS: f64 = -1.0e4;
+
+/// Both in f64 if the first is, else in f32: half precision has too few digits for differences.
+fn wide(pair: [Tensor<2>; 2]) -> [Tensor<2>; 2] {
+    let dtype = match pair[0].dtype() {
+        DType::F64 => DType::F64,
+        _ => DType::F32,
+    };
+    pair.map(|x| x.cast(dtype))
+}
