@@ -14,9 +14,6 @@ pub use sorted::{universal_logit, universal_logit_sparse};
 
 use burn::tensor::{DType, Tensor};
 
-/// Stands in a slot that holds nothing, and for every log probability below it, in nats.
-pub(crate) const EMPTY_NATS: f64 = -1.0e4;
-
 /// Both in f64 if the first is, else in f32: half precision has too few digits for differences.
 fn wide(pair: [Tensor<2>; 2]) -> [Tensor<2>; 2] {
     let dtype = match pair[0].dtype() {

@@ -32,9 +32,9 @@
 use std::ops::Range;
 
 use burn::tensor::{Bool, DType, Device, Int, Tensor, TensorData};
-use potstill_kernels::TAIL_FLOOR_NATS;
+use potstill_kernels::{EMPTY_NATS, TAIL_FLOOR_NATS};
 
-use crate::dense::EMPTY_NATS;
+use crate::loss::forward_kl;
 use crate::target::TargetRow;
 
 /// The teacher's row over the student's ids. `student_id[i]` is the student's token for the teacher's
@@ -57,7 +57,13 @@ pub fn in_student_ids(row: &TargetRow, student_id: &[Option<u32>]) -> TargetRow 
             }
         }
     }
-    TargetRow { ids, p, tail }
+    let entropy = row.entropy;
+    TargetRow {
+        ids,
+        p,
+        tail,
+        entropy,
+    }
 }
 
 /// The teacher's two buckets of a span, [log P, log(1 − P)] in nats, from the log probabilities of its
@@ -122,9 +128,7 @@ pub fn span_log_q(log_q_n2: Tensor<2>, spans: &[Range<usize>]) -> Tensor<2> {
 #[must_use]
 pub fn span_kl(log_p_m2: Tensor<2>, log_q_n2: Tensor<2>, spans: &[Range<usize>]) -> Tensor<1> {
     let log_q_m2 = span_log_q(log_q_n2, spans);
-    (log_p_m2.clone().exp() * (log_p_m2 - log_q_m2))
-        .sum_dim(1)
-        .squeeze_dim::<1>(1)
+    forward_kl(log_p_m2, log_q_m2)
 }
 
 fn ids(values: impl Iterator<Item = usize>, device: &Device) -> Tensor<1, Int> {

@@ -24,8 +24,9 @@
 
 use burn::tensor::Tensor;
 use burn::tensor::activation::{log_sigmoid, log_softmax, relu};
+use potstill_kernels::EMPTY_NATS;
 
-use super::{EMPTY_NATS, wide};
+use super::wide;
 
 /// By how much the student's probability of the preferred token has to lead.
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -26,7 +26,7 @@
 
 use burn::tensor::Tensor;
 
-use super::EMPTY_NATS;
+use potstill_kernels::EMPTY_NATS;
 
 /// Distance by rank, `[n]`, of log-softmaxes [n, v_t] of the teacher and [n, v_s] of the student.
 #[must_use]

@@ -21,6 +21,7 @@ fn rows_go_over_to_the_students_ids() {
         ids: vec![4, 0, 2, 1, 9],
         p: vec![0.4, 0.2, 0.15, 0.1, 0.05],
         tail: 0.1,
+        entropy: 0.0,
     };
     // 2 has no token there, 1 shares one with 4, and 9 is beyond the map.
     let map = [Some(70), Some(30), None, None, Some(30)];
