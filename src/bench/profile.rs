@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use anyhow::Context as _;
 use potstill_model::{Config, Device, Module, device};
+use potstill_student::loss::Tail;
 use potstill_student::{AdamW, Block, Method, Target, clip_global_norm, window_gradient};
 
 use super::child::{open, settings, signal, wait};
@@ -47,7 +48,7 @@ pub(crate) fn profile(request: &Request) -> anyhow::Result<Reply> {
 fn steps(request: &Request, device: &Device) -> anyhow::Result<[f64; 4]> {
     let (model, _) = open(request)?;
     let (signal, settings) = (signal(request), settings(request));
-    let (target, _) = Target::tail_bucket(&signal)?;
+    let (target, _) = Target::new(&signal, Tail::Bucket, 1.0)?;
     let block = Block::new(&[&signal], vec![target], &model)?;
     let signals = [signal];
     let mut optimizer = AdamW::new(request.weight_decay);
