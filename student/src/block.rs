@@ -147,35 +147,32 @@ impl Block {
         &self.realised[start..end]
     }
 
-    /// Support [n, k], p and log p [n, k+1] of rows `start..end`; k is the largest support there,
-    /// −1 and p = 0 fill the slots of smaller ones.
+    /// Support [n, k] and log p [n, k+1] of rows `start..end`; k is the largest support there, −1 and
+    /// a log p of −10⁴ fill the slots of smaller ones.
     pub(crate) fn target(
         &self,
         start: usize,
         end: usize,
         dtype: DType,
         device: &Device,
-    ) -> (Tensor<2, Int>, Tensor<2>, Tensor<2>) {
+    ) -> (Tensor<2, Int>, Tensor<2>) {
         let rows = &self.targets[start..end];
         let n = rows.len();
         let k = rows.iter().map(|row| row.ids.len()).max().unwrap_or(0);
         let mut ids = vec![-1; n * k];
-        let mut p = vec![0.0; n * (k + 1)];
-        let mut log_p = vec![0.0; n * (k + 1)];
+        let mut log_p = vec![-1.0e4; n * (k + 1)];
         for (i, row) in rows.iter().enumerate() {
             for (slot, (&id, &mass)) in row.ids.iter().zip(&row.p).enumerate() {
                 ids[i * k + slot] = id as i32;
                 if mass > 0.0 {
-                    p[i * (k + 1) + slot] = mass;
                     log_p[i * (k + 1) + slot] = mass.ln();
                 }
             }
-            p[i * (k + 1) + k] = row.tail;
             log_p[i * (k + 1) + k] = row.tail.ln();
         }
         let floats =
             |values| Tensor::<2>::from_data(TensorData::new(values, [n, k + 1]), (device, dtype));
-        (ints(ids, [n, k], device), floats(p), floats(log_p))
+        (ints(ids, [n, k], device), floats(log_p))
     }
 
     /// The likeliest token of each target row of `start..end`.

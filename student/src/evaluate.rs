@@ -64,10 +64,10 @@ fn sequence(model: &Llama, signal: &Signal, chunk_rows: usize) -> Result<Sequenc
         let end = block.rows().min(start + chunk_rows);
         let logits_nv = model.logits(hidden_nd.clone().slice(start..end));
         let dtype = crate::gradient::stats_dtype(logits_nv.dtype());
-        let (support_nk, p_nk, log_p_nk) = block.target(start, end, dtype, &device);
+        let (support_nk, log_p_nk) = block.target(start, end, dtype, &device);
         let realised_n1 = block.realised_n1(start, end, &device);
         let stats = row_stats(logits_nv.clone(), support_nk, &Head::default());
-        let kl_n = forward_kl(p_nk, log_p_nk, stats.log_q_nk);
+        let kl_n = forward_kl(log_p_nk, stats.log_q_nk);
         let stats = row_stats(logits_nv.clone(), realised_n1, &Head::default());
         let nll_n = cross_entropy(stats.log_q_nk.narrow(1, 0, 1));
         let likeliest_n1 = logits_nv.clone().argmax(1);

@@ -251,9 +251,9 @@ fn chunk_loss(
         _ => logits_nv.clone(),
     };
 
-    let (support_nk, p_nk, log_p_nk) = block.target(start, end, dtype, &device);
+    let (support_nk, log_p_nk) = block.target(start, end, dtype, &device);
     let stats = row_stats(logits_for(weights.forward_kl), support_nk, &head);
-    let kl_n = forward_kl(p_nk, log_p_nk, stats.log_q_nk);
+    let kl_n = forward_kl(log_p_nk, stats.log_q_nk);
 
     let realised_n1 = block.realised_n1(start, end, &device);
     let log_q_n1 = if weights.cross_entropy == 0.0 {

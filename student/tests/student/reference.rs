@@ -74,7 +74,7 @@ fn at_logits(logits_nv: &Tensor<2>, rows: &[potstill_datasets::SignalRow]) -> (f
         .collect();
     let log_p: Vec<f64> = p
         .iter()
-        .map(|p| if *p > 0.0 { p.ln() } else { 0.0 })
+        .map(|p| if *p > 0.0 { p.ln() } else { -1.0e4 })
         .collect();
     let device = leaf_nv.device();
     let floats =
@@ -82,7 +82,7 @@ fn at_logits(logits_nv: &Tensor<2>, rows: &[potstill_datasets::SignalRow]) -> (f
     let support_nk =
         Tensor::<2, Int>::from_data(TensorData::new(ids, [n, k]), (&device, DType::I32));
     let stats = row_stats(leaf_nv.clone(), support_nk, &Head::default());
-    let loss = forward_kl(floats(p), floats(log_p), stats.log_q_nk).sum() / n as f64;
+    let loss = forward_kl(floats(log_p), stats.log_q_nk).sum() / n as f64;
     finish(loss, &leaf_nv)
 }
 
