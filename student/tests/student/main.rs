@@ -5,6 +5,10 @@
 
 mod evaluation;
 mod gradients;
+mod losses;
+mod losses_bounds;
+mod losses_golden;
+mod losses_reference;
 mod reference;
 mod resume;
 mod support;
