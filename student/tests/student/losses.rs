@@ -33,7 +33,7 @@ const V: usize = 24;
 fn distributions(rng: &mut ChaCha8Rng) -> (Vec<Vec<f64>>, Vec<Vec<f64>>) {
     let mut logits =
         |scale: f64| -> Vec<f64> { (0..V).map(|_| rng.random_range(-scale..scale)).collect() };
-    let mut teacher = vec![
+    let mut teacher = [
         logits(2.0),
         logits(9.0),
         logits(3.0),
