@@ -7,6 +7,7 @@ mod evaluation;
 mod gradients;
 mod losses;
 mod losses_bounds;
+mod losses_cases;
 mod losses_golden;
 mod losses_reference;
 mod reference;
