@@ -556,7 +556,7 @@ pub struct Skew {
     #[serde(default = "weight")]
     pub weight: NonNegative,
     /// The share that is mixed in.
-    pub alpha: Fraction,
+    pub alpha: Share,
 }
 
 /// `adaptive_kl` of `loss`

@@ -122,6 +122,9 @@ impl Objective {
                     "the divergence {name} has no function: a checkpoint does not hold it, so give it again"
                 ));
             }
+            if let Some(range) = divergence.out_of_range() {
+                return bad(format!("of {name}, {range}"));
+            }
             if self.tail == Tail::Draws && *weight > 0.0 && !divergence.works_on_draws() {
                 return bad(format!(
                     "{name} has no unbiased gradient on draws: use forward_kl, or tail = \"bucket\""

@@ -4,11 +4,12 @@
 //! belong to it); w = g_head / (g_head + g_rest), where g is Σ|p_b − q_b| over the head and over the
 //! rest. So forward KL counts while the head is off and reverse KL while the rest is.
 //!
-//! Direction: p is the teacher, q the student. Gradient: w is a constant, so h is the mean of the two
-//! KLs' with its weights. Reduction: none, nats by row. Source: Wu et al. 2025 (arXiv 2404.02657),
-//! the section on AKL, where μ = 0.5. Special cases: head and gaps are those of the coarse buckets,
-//! the tail one of them, so that coarse ≤ full does not hold; q = p has w = 0 and value 0. Cost: it
-//! sorts the teacher's buckets, on some devices through the host.
+//! Direction: p is the teacher, q the student. Gradient: w is a constant, so h is the two KLs' with
+//! the same weights. Reduction: none, nats by row. Source: Wu et al. 2025 (arXiv 2404.02657), the
+//! section on AKL, where μ = 0.5. Special cases: head and gaps are those of the coarse buckets, the
+//! tail one of them, so that coarse ≤ full does not hold; q = p has w = 0 and value 0. The authors'
+//! published code leaves the bucket that crosses μ out of the head; here it is in. Cost: it sorts the
+//! teacher's buckets, on some devices through the host.
 
 use burn::tensor::Tensor;
 

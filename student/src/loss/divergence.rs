@@ -105,6 +105,26 @@ impl Divergence {
         }
     }
 
+    /// Why its parameter is none, in words; `None` if it is in range.
+    pub(crate) fn out_of_range(&self) -> Option<String> {
+        let inside = |value: f64| value > 0.0 && value < 1.0;
+        match *self {
+            Self::Jsd { beta } if !(0.0..=1.0).contains(&beta) => {
+                Some(format!("beta is {beta}, which is not from 0 to 1"))
+            }
+            Self::SkewKl { alpha } | Self::SkewReverseKl { alpha } if !inside(alpha) => {
+                Some(format!("alpha is {alpha}, which is not between 0 and 1"))
+            }
+            Self::AdaptiveKl { head_mass } if !inside(head_mass) => Some(format!(
+                "head_mass is {head_mass}, which is not between 0 and 1"
+            )),
+            Self::Alpha { alpha } if !(alpha.is_finite() && alpha >= 0.0) => {
+                Some(format!("alpha is {alpha}, which is not 0 or more"))
+            }
+            _ => None,
+        }
+    }
+
     /// Whether weighted draws give its gradient without bias: it must be linear in p.
     #[must_use]
     pub fn works_on_draws(&self) -> bool {

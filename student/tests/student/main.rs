@@ -6,6 +6,11 @@
 mod dense;
 mod evaluation;
 mod gradients;
+mod losses;
+mod losses_bounds;
+mod losses_cases;
+mod losses_golden;
+mod losses_reference;
 mod other_tokenizers;
 mod plain;
 mod reference;
