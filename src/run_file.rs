@@ -579,7 +579,7 @@ pub struct Alpha {
     #[serde(default = "weight")]
     pub weight: NonNegative,
     /// The teacher's exponent: 1 is forward KL, 0 is reverse KL.
-    pub alpha: NonNegative,
+    pub alpha: Fraction,
 }
 
 /// `tail` of `loss`

@@ -311,10 +311,7 @@ mod tests {
         );
         assert!(!description(&batch).is_empty());
         let loss = key("train", "loss");
-        assert_eq!(
-            toml(&loss["default"]),
-            "{ forward_kl = 1, cross_entropy = 0 }"
-        );
+        assert_eq!(toml(&loss["default"]), "{ forward_kl = 1 }");
         assert_eq!(
             range(&key("train", "controls")),
             "`\"sft\"`, `\"shuffled\"`"

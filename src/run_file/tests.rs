@@ -46,6 +46,24 @@ fn a_whole_file_is_fine_and_defaults_fill_the_rest() {
     assert_eq!(file.import.answers, Answers::Teacher);
 }
 
+#[test]
+fn a_loss_is_what_the_trainer_takes() {
+    let text = WHOLE.replace(
+        "{ forward_kl = 1.0 }",
+        "{ forward_kl = 0.5, jsd = { beta = 0.1 }, skew_kl = { weight = 0.0, alpha = 0.1 }, cross_entropy = 0.25, label_smoothing = 0.1, temperature = 2.0, tail = \"renormalize\" }",
+    );
+    let loss = parse(Path::new("tiny.toml"), &text).unwrap().train.loss;
+    let objective = loss.objective();
+    let names = objective.divergences.iter();
+    let names: Vec<_> = names.map(|t| (t.divergence.name(), t.weight)).collect();
+    assert_eq!(names, [("forward_kl", 0.5), ("jsd", 1.0)]);
+    assert_eq!(
+        (objective.cross_entropy, objective.temperature),
+        (0.25, 2.0)
+    );
+    objective.check().unwrap();
+}
+
 /// One edit of [`WHOLE`] a kind of mistake, and what is said about it.
 #[test]
 fn each_mistake_is_said_with_its_place() {
@@ -113,6 +131,31 @@ fn each_mistake_is_said_with_its_place() {
             "random = { hidden_size = 64, intermediate_size = 128, layers = 2, heads = 3 }",
         ),
         ("nothing to learn", "forward_kl = 1.0", "forward_kl = 0.0"),
+        (
+            "smoothing of nothing",
+            "forward_kl = 1.0",
+            "forward_kl = 1.0, label_smoothing = 0.1",
+        ),
+        (
+            "a mixture with nothing of one side",
+            "forward_kl = 1.0",
+            "skew_kl = { alpha = 1.0 }",
+        ),
+        (
+            "a temperature that is not stored",
+            "forward_kl = 1.0",
+            "forward_kl = 1.0, temperature = 3.0",
+        ),
+        (
+            "a square of nothing",
+            "forward_kl = 1.0",
+            "forward_kl = 1.0, temperature_squared = true",
+        ),
+        (
+            "draws that are not stored, of too much",
+            "forward_kl = 1.0",
+            "jsd = { beta = 0.5 }, tail = \"draws\", temperature = 2.0",
+        ),
         (
             "a control twice",
             "warmup = 5",

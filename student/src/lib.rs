@@ -9,6 +9,7 @@
 //! vocabulary, `k` support, `d` model width.
 
 mod block;
+pub mod check;
 mod checkpoint;
 mod control;
 pub mod dense;

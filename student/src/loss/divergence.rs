@@ -118,8 +118,8 @@ impl Divergence {
             Self::AdaptiveKl { head_mass } if !inside(head_mass) => Some(format!(
                 "head_mass is {head_mass}, which is not between 0 and 1"
             )),
-            Self::Alpha { alpha } if !(alpha.is_finite() && alpha >= 0.0) => {
-                Some(format!("alpha is {alpha}, which is not 0 or more"))
+            Self::Alpha { alpha } if !(0.0..=1.0).contains(&alpha) => {
+                Some(format!("alpha is {alpha}, which is not from 0 to 1"))
             }
             _ => None,
         }

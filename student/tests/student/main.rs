@@ -3,6 +3,7 @@
 // Lints know test functions, not the functions they share.
 #![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
 
+mod check;
 mod dense;
 mod evaluation;
 mod gradients;

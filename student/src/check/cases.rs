@@ -1,0 +1,136 @@
+//! What a loss is checked on: a small random model with made-up signals, or a run's own.
+
+use burn::tensor::{DType, Device, Tensor};
+use potstill_datasets::{Signal, SignalRow};
+use potstill_model::{Config, Llama, MapParameters, map_parameters};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+use crate::error::Error;
+
+/// A student and a window.
+#[derive(Debug, Clone)]
+pub struct Case {
+    /// In f32, on the CPU.
+    pub model: Llama,
+    /// The same model, in f32, on the device whose kernels are checked.
+    pub on_device: Llama,
+    /// The window. At a temperature other than 1, with its normaliser alone in `log_z_at`.
+    pub signals: Vec<Signal>,
+    /// Parameters of which some numbers are moved for finite differences.
+    pub parameters: usize,
+}
+
+/// Tokens of the random model.
+const VOCAB: usize = 47;
+/// Draws from the tail of each made-up row.
+const DRAWS: u32 = 6;
+
+impl Case {
+    /// Two layers, grouped queries, a tied head, 47 tokens; five sequences of unlike lengths, masks and
+    /// supports, with draws and the normaliser of `temperature`. The same on every call.
+    ///
+    /// # Errors
+    /// Where the device does not take f32.
+    pub fn random(temperature: f64, device: &Device) -> Result<Self, Error> {
+        let mut random = ChaCha8Rng::seed_from_u64(17);
+        Ok(Self {
+            model: small(&Device::flex())?,
+            on_device: small(device)?,
+            signals: (0..5)
+                .map(|index| signal(index, temperature, &mut random))
+                .collect(),
+            parameters: usize::MAX,
+        })
+    }
+}
+
+fn small(device: &Device) -> Result<Llama, Error> {
+    let config = Config {
+        vocab_size: VOCAB,
+        hidden_size: 16,
+        intermediate_size: 24,
+        num_hidden_layers: 2,
+        num_attention_heads: 4,
+        num_key_value_heads: 2,
+        head_dim: 4,
+        rms_norm_eps: 1e-5,
+        rope_theta: 10000.0,
+        max_position_embeddings: 64,
+        tie_word_embeddings: true,
+        bos_token_id: Some(1),
+        eos_token_id: vec![2],
+    };
+    // With weights of standard deviation 0.02 every student is nearly uniform; larger ones test more.
+    struct Larger;
+    impl MapParameters for Larger {
+        fn matrix(&mut self, _: &str, tensor: Tensor<2>) -> Tensor<2> {
+            tensor * 15.0
+        }
+        fn vector(&mut self, _: &str, tensor: Tensor<1>) -> Tensor<1> {
+            tensor
+        }
+    }
+    let model = Llama::init(&config, 3, DType::F32, device)?;
+    Ok(map_parameters(model, &mut Larger))
+}
+
+fn signal(index: usize, temperature: f64, random: &mut ChaCha8Rng) -> Signal {
+    let len = random.random_range(6..24);
+    let token_ids: Vec<u32> = (0..len)
+        .map(|_| random.random_range(0..VOCAB as u32))
+        .collect();
+    let prompt = random.random_range(1..len - 2);
+    // A hole in the answer, as between two turns.
+    let hole = random.random_range(prompt..len);
+    let loss_mask: Vec<bool> = (0..len).map(|t| t >= prompt && t != hole).collect();
+    let learned = (1..len).filter(|t| loss_mask[*t]);
+    let rows = learned.map(|t| row(token_ids[t], temperature, random));
+    Signal {
+        prompt_id: format!("check-{index}"),
+        sample_index: 0,
+        rows: rows.collect(),
+        token_ids,
+        loss_mask,
+        provenance: 0,
+    }
+}
+
+/// Of a random distribution over the vocabulary: a few of the likeliest tokens, the realised one, the
+/// rest's mass, and draws from it.
+fn row(realised: u32, temperature: f64, random: &mut ChaCha8Rng) -> SignalRow {
+    let scores: Vec<f64> = (0..VOCAB).map(|_| random.random_range(-3.0..3.0)).collect();
+    let log_z = scores.iter().map(|s| s.exp()).sum::<f64>().ln();
+    let log_p: Vec<f64> = scores.iter().map(|s| s - log_z).collect();
+    let mut order: Vec<u32> = (0..VOCAB as u32).collect();
+    order.sort_by(|a, b| log_p[*b as usize].total_cmp(&log_p[*a as usize]));
+    let k = random.random_range(2..7);
+    let kept = |(rank, id): &(usize, u32)| *rank < k || *id == realised;
+    let ids: Vec<u32> = (order.iter().copied().enumerate())
+        .filter(kept)
+        .map(|(_, id)| id)
+        .collect();
+    let outside: Vec<u32> = (0..VOCAB as u32).filter(|id| !ids.contains(id)).collect();
+    let tail: f64 = outside.iter().map(|id| log_p[*id as usize].exp()).sum();
+    let mut counts = vec![0u32; outside.len()];
+    for _ in 0..DRAWS {
+        let point = random.random_range(0.0..tail);
+        let mut below = 0.0;
+        let drawn = outside.iter().position(|id| {
+            below += log_p[*id as usize].exp();
+            point < below
+        });
+        counts[drawn.unwrap_or(outside.len() - 1)] += 1;
+    }
+    let drawn = || outside.iter().zip(&counts).filter(|(_, count)| **count > 0);
+    let at: f64 = log_p.iter().map(|l| (l / temperature).exp()).sum();
+    SignalRow {
+        logprobs: ids.iter().map(|id| log_p[*id as usize] as f32).collect(),
+        ids,
+        tail_logprob: tail.ln() as f32,
+        entropy: log_p.iter().map(|l| -l.exp() * l).sum::<f64>() as f32,
+        log_z_at: vec![Some(at.ln() as f32)],
+        draw_ids: drawn().map(|(id, _)| *id).collect(),
+        draw_counts: drawn().map(|(_, count)| *count).collect(),
+    }
+}
