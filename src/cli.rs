@@ -29,6 +29,8 @@ enum Command {
     Stage(Stage),
     /// Show which tokens of a few rows carry loss
     Render(RenderFlags),
+    /// Hold the run file's loss to its definition
+    CheckLoss(CheckLossFlags),
     /// Measure speed and memory beside PyTorch
     Bench(BenchFlags),
     /// Print the JSON Schema of the run file
@@ -112,6 +114,18 @@ struct RenderFlags {
     /// Where the run lives [default: runs/<name>]
     #[arg(long, value_name = "DIR")]
     run_dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+struct CheckLossFlags {
+    /// The run file
+    file: PathBuf,
+    /// Where the run lives [default: runs/<name>]
+    #[arg(long, value_name = "DIR")]
+    run_dir: Option<PathBuf>,
+    /// What computes what is checked: cpu, and wgpu, vulkan or cuda in a build with that feature
+    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    device: String,
 }
 
 #[derive(Debug, Args)]
@@ -295,6 +309,14 @@ fn run(command: &Command, talk: &Talk) -> anyhow::Result<Outcome> {
                 flags.rows as usize,
                 talk,
             )?;
+        }
+        Command::CheckLoss(flags) => {
+            let options = Options {
+                run_dir: flags.run_dir.clone(),
+                device: flags.device.clone(),
+                ..Options::default()
+            };
+            stages::check_loss::check_loss(&flags.file, &options, talk)?;
         }
         Command::Bench(flags) if flags.child => bench::child(talk)?,
         Command::Bench(flags) => bench::bench(&flags.options(), talk)?,

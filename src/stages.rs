@@ -2,6 +2,7 @@
 
 mod answers;
 pub mod check;
+pub mod check_loss;
 pub mod checkpoint;
 pub mod collect;
 mod collect_given;

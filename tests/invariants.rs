@@ -301,6 +301,10 @@ fn the_command_line_is_frozen() {
     );
     assert_eq!(flags(&help(&["render"])), ["--rows", "--run-dir", "--help"]);
     assert_eq!(
+        flags(&help(&["check-loss"])),
+        ["--run-dir", "--device", "--help"]
+    );
+    assert_eq!(
         flags(&help(&["bench"])),
         [
             "--python", "--only", "--type", "--tokens", "--device", "--quick", "--json", "--help"
@@ -321,6 +325,14 @@ fn the_command_line_is_frozen() {
         .lines()
         .map(|line| line.split_whitespace().next().unwrap())
         .collect();
-    let others = ["report", "render", "bench", "schema", "completions", "help"];
+    let others = [
+        "report",
+        "render",
+        "check-loss",
+        "bench",
+        "schema",
+        "completions",
+        "help",
+    ];
     assert_eq!(names, [&["init"], &commands[..], &others].concat());
 }

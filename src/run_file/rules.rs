@@ -225,7 +225,7 @@ fn loss(file: &RunFile, broken: &mut dyn FnMut(&[&str], String)) {
         tail: loss.tail,
         temperature: loss.temperature,
         temperature_squared: loss.temperature_squared,
-        ..super::Train::default().loss
+        ..Loss::default()
     };
     if *loss != forward_kl_alone {
         broken(

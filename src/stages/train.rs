@@ -14,7 +14,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, bail};
 use potstill_datasets::{Manifest, SCHEMA_VERSION, hash_files, read_footer, replace_file, shards};
-use potstill_model::{Config, DType, Llama};
+use potstill_model::{Config, DType, Device, Llama};
 use potstill_student::{Form, Method, Overlong, Settings, StepMetrics};
 use rayon::ThreadPoolBuilder;
 use serde_json::{Value, json};
@@ -307,13 +307,17 @@ pub(crate) fn start_key(run: &Loaded, name: &str) -> anyhow::Result<String> {
 
 /// The model that a student's training starts from, in f32.
 pub(crate) fn start(context: &Context, name: &str) -> anyhow::Result<Llama> {
-    let run = &context.run;
+    start_on(&context.run, name, &context.device)
+}
+
+/// The same, on a device of choice.
+pub(crate) fn start_on(run: &Loaded, name: &str, device: &Device) -> anyhow::Result<Llama> {
     let folder = checkpoint::student(run)?;
     if let Some(config) = start_config(run, &folder)? {
         let seed = seed(&run.file, name);
-        return Ok(Llama::init(&config, seed, DType::F32, &context.device)?);
+        return Ok(Llama::init(&config, seed, DType::F32, device)?);
     }
-    let whole = potstill_model::load(&folder, DType::F32, &context.device)?;
+    let whole = potstill_model::load(&folder, DType::F32, device)?;
     match run.file.student.every {
         Some(every) => Ok(potstill_model::cut(&whole, every.get())?),
         None => Ok(whole),

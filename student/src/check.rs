@@ -17,7 +17,7 @@ use crate::error::Error;
 use crate::gradient::{Gradients, WindowGradient, window_gradient};
 use crate::head_loss::Form;
 use crate::objective::Objective;
-use crate::settings::{Overlong, Settings};
+use crate::settings::Settings;
 use definition::{Weights, window_loss};
 
 pub use cases::Case;
@@ -222,22 +222,12 @@ fn logits(model: &Llama, signal: &Signal) -> Vec<Vec<f64>> {
 
 fn settings(objective: &Objective, sequences: usize) -> Settings {
     Settings {
-        steps: 1,
         batch: sequences,
         micro_batch: sequences,
-        packing: false,
-        learning_rate: 0.0,
-        warmup: 0,
-        min_learning_rate: 0.0,
-        weight_decay: 0.0,
-        clip: 0.0,
         objective: objective.clone(),
-        form: Form::Fused,
         max_length: usize::MAX,
-        overlong: Overlong::Drop,
-        checkpoint_every: 1,
         chunk_rows: 4096,
-        seed: 0,
+        ..Settings::default()
     }
 }
 

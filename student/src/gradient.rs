@@ -244,7 +244,11 @@ pub fn hidden_gradient(
     HiddenGradient {
         terms,
         hidden_nd: block.scatter(gradient.hidden_nd, shape),
-        head_vd: gradient.head_vd.unwrap_or_else(|| head_vd.zeros_like()),
+        // Summed in f32 at least, and then of the head's own type, as all gradients are.
+        head_vd: match gradient.head_vd {
+            Some(gradient_vd) => gradient_vd.cast(head_vd.dtype()),
+            None => head_vd.zeros_like(),
+        },
     }
 }
 

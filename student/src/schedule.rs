@@ -16,9 +16,6 @@ pub fn learning_rate(settings: &Settings, step: u64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::head_loss::Form;
-    use crate::objective::Objective;
-    use crate::settings::Overlong;
 
     #[test]
     fn rises_to_the_peak_and_falls_to_the_floor() {
@@ -27,18 +24,7 @@ mod tests {
             warmup: 10,
             learning_rate: 2.0,
             min_learning_rate: 0.5,
-            batch: 1,
-            micro_batch: 1,
-            packing: false,
-            weight_decay: 0.0,
-            clip: 0.0,
-            objective: Objective::default(),
-            form: Form::Fused,
-            max_length: 1,
-            overlong: Overlong::Drop,
-            checkpoint_every: 1,
-            chunk_rows: 1,
-            seed: 0,
+            ..Settings::default()
         };
         assert_eq!(learning_rate(&settings, 1), 0.2);
         assert_eq!(learning_rate(&settings, 10), 2.0);

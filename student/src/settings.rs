@@ -52,3 +52,27 @@ pub struct Settings {
     /// Decides the order of the data and the permutation of the control `shuffled`.
     pub seed: u64,
 }
+
+impl Default for Settings {
+    /// As the run file has them, with 100 steps.
+    fn default() -> Self {
+        Self {
+            steps: 100,
+            batch: 8,
+            micro_batch: 4,
+            packing: false,
+            learning_rate: 1e-4,
+            warmup: 0,
+            min_learning_rate: 0.0,
+            weight_decay: 0.01,
+            clip: 1.0,
+            objective: Objective::default(),
+            form: Form::Fused,
+            max_length: 1024,
+            overlong: Overlong::Drop,
+            checkpoint_every: 50,
+            chunk_rows: 256,
+            seed: 0,
+        }
+    }
+}

@@ -9,6 +9,7 @@ mod docs;
 mod events;
 mod first_hour;
 mod fixture;
+mod losses;
 mod mistakes;
 mod real;
 mod render;

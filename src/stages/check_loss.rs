@@ -1,0 +1,111 @@
+//! `check-loss`: the run file's loss, by the trainer's own step, held to its definition.
+
+use std::path::Path;
+
+use anyhow::bail;
+use potstill_datasets::Signal;
+use potstill_model::Device;
+use potstill_student::check::{Case, Check, check_loss as check, trainer};
+
+use super::rows::Rows;
+use super::{Context, Options, Outcome, device, run_dir_path, train};
+use crate::progress::Talk;
+use crate::run_file::{Loaded, Loss};
+
+/// Sequences of the run's own that are looked at, and the longest, tokens: the definition is slow.
+const ROWS: usize = 2;
+const LONGEST: usize = 96;
+/// Parameters of the run's own student of which numbers are moved.
+const PARAMETERS: usize = 3;
+
+/// Checks the loss on a small random model, and on the run's own student and signals where `train/` is
+/// published; puts what was found on stdout.
+///
+/// # Errors
+/// What the run file gets wrong; and, once all is shown, a check that failed.
+pub fn check_loss(file: &Path, options: &Options, talk: &Talk) -> anyhow::Result<Outcome> {
+    let run = Loaded::read(file)?;
+    let device = device(&options.device)?;
+    let loss = &run.file.train.loss;
+    let objective = loss.objective();
+    let mut failed = 0;
+    let random = Case::random(objective.temperature, &device)?;
+    let mut show = |on: &str, case: &Case| -> anyhow::Result<()> {
+        talk.line(&format!("checking {} on {on}", said(loss)));
+        let checks = check(&objective, case, &trainer)?;
+        failed += checks.iter().filter(|check| !check.passed()).count();
+        talk.data(&table(on, &checks));
+        Ok(())
+    };
+    show("a small random model", &random)?;
+    let dir = run_dir_path(&run, options);
+    if dir.join("train").join("manifest.json").exists() {
+        let context = Context::open(file, options)?;
+        match own(&context, &device)? {
+            Some(case) => show("the run's own student and signals", &case)?,
+            None => talk.line(&format!(
+                "no answer of the run has at most {LONGEST} tokens, so its own are not looked at"
+            )),
+        }
+    }
+    if failed > 0 {
+        bail!("{failed} checks failed: the loss is not computed as it is defined");
+    }
+    Ok(Outcome::Done)
+}
+
+/// The weights above 0, in words.
+fn said(loss: &Loss) -> String {
+    let objective = loss.objective();
+    let mut terms: Vec<String> = objective
+        .divergences
+        .iter()
+        .map(|term| format!("{} × {}", term.weight, term.divergence.name()))
+        .collect();
+    if objective.cross_entropy > 0.0 {
+        terms.push(format!("{} × cross_entropy", objective.cross_entropy));
+    }
+    terms.join(" + ")
+}
+
+fn table(on: &str, checks: &[Check]) -> String {
+    let line = |check: &Check| {
+        let verdict = if check.passed() { "ok" } else { "FAILED" };
+        format!(
+            "{verdict:<8}{:>8.1e}  of {:.0e}  {}",
+            check.worst, check.tolerance, check.what
+        )
+    };
+    let lines: Vec<String> = checks.iter().map(line).collect();
+    format!("on {on}\n{}", lines.join("\n"))
+}
+
+/// The student as training starts from it, and the shortest of its first answers.
+fn own(context: &Context, on: &Device) -> anyhow::Result<Option<Case>> {
+    let mut rows = Rows::open(context, "train")?.at_temperature(context)?;
+    let mut signals: Vec<Signal> = Vec::new();
+    for position in 0..rows.list.len().min(200) {
+        let signal = rows.get(position)?;
+        if signal.token_ids.len() <= LONGEST && !signal.rows.is_empty() {
+            signals.push(signal);
+        }
+        if signals.len() == ROWS {
+            break;
+        }
+    }
+    if signals.is_empty() {
+        return Ok(None);
+    }
+    let start = |device: &Device| train::start_on(&context.run, "student", device);
+    let model = start(&Device::flex())?;
+    let on_device = match *on == Device::flex() {
+        true => model.clone(),
+        false => start(on)?,
+    };
+    Ok(Some(Case {
+        model,
+        on_device,
+        signals,
+        parameters: PARAMETERS,
+    }))
+}
