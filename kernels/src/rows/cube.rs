@@ -54,6 +54,7 @@ impl RowOps for CubeBackend {
         sum: Sum,
     ) -> FloatTensor<Self> {
         let (n, v, dtype) = (logits.shape()[0], logits.shape()[1], logits.dtype);
+        check(&logits, &support, &[]);
         let numbers = Numbers::new(&head.numbers(v));
         let logits = with_rows(logits);
         let shape = Shape::new([n, support.shape()[1] + columns(sum)]);
@@ -96,6 +97,7 @@ impl RowOps for CubeBackend {
         gradient: FloatTensor<Self>,
         head: Head,
     ) -> FloatTensor<Self> {
+        check(&logits, &support, &[&stats, &gradient]);
         let numbers = Numbers::new(&head.numbers(logits.shape()[1]));
         let logits = with_rows(logits);
         let in_place = logits.can_mut() && logits.is_nonoverlapping();
@@ -134,6 +136,21 @@ impl RowOps for CubeBackend {
         }
         out
     }
+}
+
+/// What the kernels rest on: they index without bound checks.
+fn check(logits: &CubeTensor, support: &CubeTensor, of_rows: &[&CubeTensor]) {
+    let (n, k) = (logits.shape()[0], support.shape()[1]);
+    let rows_alike = |tensor: &&CubeTensor| tensor.shape()[0] == n && tensor.shape()[1] >= k + 2;
+    assert!(
+        k > 0 && support.shape()[0] == n && of_rows.iter().all(rows_alike),
+        "row kernels: logits of {n} rows, support {:?}, statistics and gradient {:?}",
+        support.shape(),
+        of_rows
+            .iter()
+            .map(|tensor| tensor.shape())
+            .collect::<Vec<_>>()
+    );
 }
 
 /// The head as the kernels take it: s = inner · z, or outer · tanh(inner · z).
