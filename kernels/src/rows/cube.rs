@@ -80,6 +80,7 @@ impl RowOps for CubeBackend {
                     numbers.capped,
                     sum == Sum::WithLogQ,
                     planes(&out),
+                    out.client.name() == "cuda",
                     [logits.dtype, support.dtype].map(dtype_to_storage_type),
                 );
             }
@@ -153,7 +154,7 @@ fn check(logits: &CubeTensor, support: &CubeTensor, of_rows: &[&CubeTensor]) {
     );
 }
 
-/// The head as the kernels take it: s = inner · z, or outer · tanh(inner · z).
+/// The head as the kernels take it: s = outer · z, or outer · tanh(inner · z).
 struct Numbers {
     inner: f32,
     outer: f32,
@@ -169,7 +170,7 @@ impl Numbers {
                 head.scale / head.softcap,
                 head.softcap * head.inv_temperature,
             ),
-            false => (head.scale * head.inv_temperature, 1.0),
+            false => (1.0, head.scale * head.inv_temperature),
         };
         Self {
             inner: inner as f32,

@@ -2,13 +2,14 @@
 
 use cubecl::prelude::*;
 
-use super::row::{STRETCH, UNITS, WORDS, id, ids, mark, marks_at, softmax_logits, sum_over_cube};
+use super::row::{STRETCH, UNITS, WORDS, capped_logits, id, ids, mark, marks_at, sum_over_cube};
 use crate::rows::{EMPTY_NATS, TAIL_FLOOR_NATS};
 
 /// Numbers that a unit reads before it writes.
 const AHEAD: usize = 16;
 
-/// ∂L/∂s outside the support is exp(s − shift) · factor + u, on it h − exp(log q) · h_sum + u.
+/// ∂L/∂z outside the support is exp(outer · y − shift) · factor + u, on it (h − exp(log q) · h_sum) · slope
+/// + u; with a softcap, all of that times 1 − y².
 #[derive(CubeType, Clone, Copy)]
 struct Slopes {
     shift: f32,
@@ -18,6 +19,7 @@ struct Slopes {
     log_z: f32,
     inner: f32,
     outer: f32,
+    slope: f32,
 }
 
 #[cube(launch_unchecked)]
@@ -72,14 +74,19 @@ pub(super) fn gradient_kernel<F: Float, I: Int, W: Float, N: Size>(
         shift = log_z + log_q_tail;
         factor = h_tail - log_q_tail.exp() * h_sum;
     }
+    let mut slope = outer;
+    if comptime!(capped) {
+        slope = outer * inner;
+    }
     let slopes = Slopes {
         shift,
-        factor,
-        u,
+        factor: factor * slope,
+        u: u * slope,
         h_sum,
         log_z,
         inner,
         outer,
+        slope,
     };
 
     let ahead = comptime!((AHEAD / lanes).clamp(1, 4));
@@ -179,13 +186,12 @@ fn on_support_slot<W: Float>(
     #[comptime] capped: bool,
 ) -> f32 {
     let own = of_slot(stats, gradient, row, slot);
-    let ds = own.h - own.log_q.exp() * slopes.h_sum + slopes.u;
-    let mut slope = slopes.inner;
+    let mut dz = (own.h - own.log_q.exp() * slopes.h_sum) * slopes.slope + slopes.u;
     if comptime!(capped) {
-        let t = (own.log_q + slopes.log_z) / slopes.outer;
-        slope = slopes.inner * slopes.outer * (f32::new(1.0) - t * t);
+        let y = (own.log_q + slopes.log_z) / slopes.outer;
+        dz *= f32::new(1.0) - y * y;
     }
-    ds * slope
+    dz
 }
 
 /// ∂L/∂z of a vector outside the support, whose first `left` lanes count; 0 in the others.
@@ -196,13 +202,11 @@ fn outside<N: Size>(
     slopes: &Slopes,
     #[comptime] capped: bool,
 ) -> Vector<f32, N> {
-    let s = softmax_logits(z, slopes.inner, slopes.outer, capped);
-    let ds =
-        (s - Vector::new(slopes.shift)).exp() * Vector::new(slopes.factor) + Vector::new(slopes.u);
-    let mut dz = ds * Vector::new(slopes.inner);
+    let y = capped_logits(z, slopes.inner, capped);
+    let q = (y * Vector::new(slopes.outer) - Vector::new(slopes.shift)).exp();
+    let mut dz = q * Vector::new(slopes.factor) + Vector::new(slopes.u);
     if comptime!(capped) {
-        let t = s / Vector::new(slopes.outer);
-        dz = dz * Vector::new(slopes.outer) * (Vector::new(f32::new(1.0)) - t * t);
+        dz *= Vector::new(f32::new(1.0)) - y * y;
     }
     if left < N::value() {
         #[unroll]

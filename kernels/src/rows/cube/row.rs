@@ -175,18 +175,16 @@ pub(super) fn marks_at(
     word & comptime!((1u32 << lanes as u32) - 1)
 }
 
-/// The softmax logits of raw ones.
+/// What the softmax logits are a multiple of: the logits as they are, or tanh(inner · z).
 #[cube]
-pub(super) fn softmax_logits<N: Size>(
+pub(super) fn capped_logits<N: Size>(
     z: Vector<f32, N>,
     inner: f32,
-    outer: f32,
     #[comptime] capped: bool,
 ) -> Vector<f32, N> {
-    let y = z * Vector::new(inner);
     if comptime!(capped) {
-        y.tanh() * Vector::new(outer)
+        (z * Vector::new(inner)).tanh()
     } else {
-        y
+        z
     }
 }

@@ -1,22 +1,24 @@
 //! The statistics: one walk over a row.
 
 use cubecl::prelude::*;
+use std::f32::consts::LOG2_E;
 
 use super::row::{
-    ABSENT, Ids, LOWEST, Running, STRETCH, UNITS, WORDS, add, id, ids, mark, marks_at, nothing,
-    over_cube, softmax_logits, sum_over_cube,
+    ABSENT, Ids, LOWEST, Running, STRETCH, UNITS, WORDS, add, capped_logits, id, ids, mark,
+    marks_at, nothing, over_cube, sum_over_cube,
 };
 use crate::rows::{EMPTY_NATS, TAIL_FLOOR_NATS};
 
 /// Numbers that a unit reads before it works on them.
 const AHEAD: usize = 16;
 
-/// A unit's sums over its columns of the tail.
+/// A unit's sums over its columns of the tail, of y where the softmax logits are outer · y, outer > 0.
 #[derive(CubeType)]
 struct Tail<N: Size> {
     max: f32,
+    /// Σ exp(outer · (y − max)).
     sums: Vector<f32, N>,
-    /// Σ s, of the support too.
+    /// Σ y, of the support too.
     all: Vector<f32, N>,
 }
 
@@ -39,6 +41,7 @@ pub(super) fn stats_kernel<F: Float, I: Int, N: Size>(
     #[comptime] capped: bool,
     #[comptime] summed: bool,
     #[comptime] planes: bool,
+    #[comptime] ptx: bool,
     #[define(F, I)] _dtypes: [ElemType; 2],
 ) {
     let lanes = N::value();
@@ -59,11 +62,11 @@ pub(super) fn stats_kernel<F: Float, I: Int, N: Size>(
         let mut s = f32::new(ABSENT);
         if token < ids.live {
             let z = Vector::<f32, N>::cast_from(logits[logits_at + token / lanes]);
-            let logits = softmax_logits(z, inner, outer, capped);
+            let y = capped_logits(z, inner, capped);
             #[unroll]
             for lane in 0..lanes {
                 if lane == token % lanes {
-                    s = logits.extract(lane);
+                    s = y.extract(lane) * outer;
                 }
             }
             add(&mut on_support, s, f32::new(1.0));
@@ -92,13 +95,15 @@ pub(super) fn stats_kernel<F: Float, I: Int, N: Size>(
         let mut i = unit;
         while i + (ahead - 1) * UNITS < vectors {
             take::<F, N>(
-                logits, &stretch, i, &marks, &ids, inner, outer, &mut tail, capped, summed, ahead,
+                logits, &stretch, i, &marks, &ids, inner, outer, &mut tail, capped, summed, ptx,
+                ahead,
             );
             i += ahead * UNITS;
         }
         while i < vectors {
             take::<F, N>(
-                logits, &stretch, i, &marks, &ids, inner, outer, &mut tail, capped, summed, 1usize,
+                logits, &stretch, i, &marks, &ids, inner, outer, &mut tail, capped, summed, ptx,
+                1usize,
             );
             i += UNITS;
         }
@@ -106,7 +111,7 @@ pub(super) fn stats_kernel<F: Float, I: Int, N: Size>(
     }
 
     let own = Running {
-        max: tail.max,
+        max: tail.max * outer,
         sum: lanes_sum(tail.sums),
     };
     let tail_all = over_cube(own, &mut scratch, planes);
@@ -136,7 +141,7 @@ pub(super) fn stats_kernel<F: Float, I: Int, N: Size>(
         out[out_at + k + 1] = log_z;
     }
     if comptime!(summed) {
-        let sum = sum_over_cube(lanes_sum(tail.all), &mut scratch, planes);
+        let sum = sum_over_cube(lanes_sum(tail.all) * outer, &mut scratch, planes);
         if unit == 0 {
             out[out_at + k + 2] = sum - f32::cast_from(vocab) * log_z;
         }
@@ -156,6 +161,7 @@ fn take<F: Float, N: Size>(
     tail: &mut Tail<N>,
     #[comptime] capped: bool,
     #[comptime] summed: bool,
+    #[comptime] ptx: bool,
     #[comptime] count: usize,
 ) {
     let lanes = N::value();
@@ -168,11 +174,11 @@ fn take<F: Float, N: Size>(
     #[unroll]
     for i in 0..count {
         let column = (first + i * UNITS) * lanes;
-        let mut s = softmax_logits(block[i], inner, outer, capped);
+        let mut y = capped_logits(block[i], inner, capped);
         let marked = marks_at(marks, column, lanes);
         let left = ids.live - stretch.start - column;
         if comptime!(summed) {
-            let mut summands = s;
+            let mut summands = y;
             if left < lanes {
                 #[unroll]
                 for lane in 0..lanes {
@@ -187,22 +193,45 @@ fn take<F: Float, N: Size>(
             #[unroll]
             for lane in 0..lanes {
                 if (marked >> lane as u32) & 1 != 0 || lane >= left {
-                    s.insert(lane, f32::new(ABSENT));
+                    y.insert(lane, f32::new(ABSENT));
                 }
             }
         }
         #[unroll]
         for lane in 0..lanes {
-            max = f32::max(max, s.extract(lane));
+            max = f32::max(max, y.extract(lane));
         }
-        block[i] = s;
+        block[i] = y;
     }
-    tail.sums *= Vector::new((tail.max - max).exp());
+    let mut rate = outer;
+    if comptime!(ptx) {
+        rate = outer * f32::new(LOG2_E);
+    }
+    let shift = max * rate;
+    tail.sums *= Vector::new(exponential(tail.max * rate - shift, ptx));
     #[unroll]
     for i in 0..count {
-        tail.sums += (block[i] - Vector::new(max)).exp();
+        let mut weights = block[i] * Vector::new(rate) - Vector::new(shift);
+        #[unroll]
+        for lane in 0..lanes {
+            weights.insert(lane, exponential(weights.extract(lane), ptx));
+        }
+        tail.sums += weights;
     }
     tail.max = max;
+}
+
+/// exp(x), or 2^x in one instruction of PTX: CUDA's exponential takes eight, and bf16 logits would wait
+/// for those rather than for memory.
+#[cube]
+fn exponential(x: f32, #[comptime] ptx: bool) -> f32 {
+    if comptime!(ptx) {
+        let power: f32;
+        gpu_asm!("ex2.approx.ftz.f32 {}, {};", out(_) power, in(_) x, options(pure, nomem));
+        power
+    } else {
+        x.exp()
+    }
 }
 
 #[cube]
