@@ -39,7 +39,7 @@ pub(super) fn gradient_kernel<F: Float, I: Int, W: Float, N: Size>(
 ) {
     let lanes = N::value();
     let unit = UNIT_POS_X as usize;
-    let row = (first_row + CUBE_POS_X as u32) as usize;
+    let row = (first_row + CUBE_POS_X) as usize;
     let v = logits.shape(1);
     let logits_at = CUBE_POS_X as usize * (logits.stride(0) / lanes);
     let out_at = CUBE_POS_X as usize * (out.stride(0) / lanes);
@@ -93,7 +93,7 @@ pub(super) fn gradient_kernel<F: Float, I: Int, W: Float, N: Size>(
     let mut start = 0usize;
     while start < v {
         mark(&marks, support, &ids, start);
-        let vectors = (usize::min(v - start, STRETCH) + lanes - 1) / lanes;
+        let vectors = usize::min(v - start, STRETCH).div_ceil(lanes);
         let mut live = 0usize;
         if start < ids.live {
             live = ids.live - start;

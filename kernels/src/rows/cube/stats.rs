@@ -22,7 +22,7 @@ struct Tail<N: Size> {
     all: Vector<f32, N>,
 }
 
-/// Where a stretch begins, in the row and in the tensor, and what there is of it.
+/// Where a stretch begins, in the row and in the tensor.
 #[derive(CubeType)]
 struct Stretch {
     start: usize,
@@ -46,7 +46,7 @@ pub(super) fn stats_kernel<F: Float, I: Int, N: Size>(
 ) {
     let lanes = N::value();
     let unit = UNIT_POS_X as usize;
-    let row = (first_row + CUBE_POS_X as u32) as usize;
+    let row = (first_row + CUBE_POS_X) as usize;
     let logits_at = CUBE_POS_X as usize * (logits.stride(0) / lanes);
     let out_at = row * out.stride(0);
     let ids = ids(support, row, vocab);
@@ -86,7 +86,7 @@ pub(super) fn stats_kernel<F: Float, I: Int, N: Size>(
         mark(&marks, support, &ids, start);
         let mut vectors = 0usize;
         if start < ids.live {
-            vectors = (usize::min(ids.live - start, STRETCH) + lanes - 1) / lanes;
+            vectors = usize::min(ids.live - start, STRETCH).div_ceil(lanes);
         }
         let stretch = Stretch {
             start,
