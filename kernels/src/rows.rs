@@ -250,7 +250,7 @@ fn stats_shape(logits: &Shape, support: &Shape, sum: Sum) -> Shape {
 pub trait RowOps: Backend {
     /// Logits [n, v] and support [n, k] to [n, k+2] or [n, k+3]: log q on S, log q of the tail,
     /// log-sum-exp, Σ log q.
-    #[fusion(dtype = stats_dtype(logits), shape = stats_shape(logits, support, sum))]
+    #[fusion(dtype = stats_dtype(logits), shape = stats_shape(logits, support, *sum))]
     fn row_stats(
         logits: FloatTensor<Self>,
         support: IntTensor<Self>,

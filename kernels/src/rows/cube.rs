@@ -1,35 +1,95 @@
-//! The CubeCL form, for any GPU that CubeCL reaches; statistics in f32.
+//! The CubeCL form, for any GPU that CubeCL reaches; computed in f32, whatever the logits are.
 //!
-//! One cube a row. Forward: the row is walked in tiles; a tile's support columns are flagged in
-//! shared memory, so that each unit keeps a running (max, Σ exp) over its tail columns alone, and
-//! the cube reduces those pairs as a tree. Backward: one launch writes every column as if it were
-//! in the tail, a second one overwrites the k support columns. No atomics: the same input gives the
-//! same bits. Traffic: forward n·v reads; backward n·v reads and n·v writes.
+//! One cube of 256 units walks over one row, each unit over vectors of columns. What of the support lies
+//! in a stretch of 65,536 columns stands in a bitmap of 8 KiB in shared memory, which is made once a
+//! stretch; so the walk itself has no barrier, and costs one test of a word a vector.
+//!
+//! - `row_stats`: every unit keeps a running maximum and Σ exp of its own columns outside the support,
+//!   in as many sums as a vector has lanes; planes and then the cube add them up. The support's logits are
+//!   gathered by slot beside that, so nothing is ever subtracted from a sum.
+//! - `row_gradient`: a vector without support is read and written by one unit. One that has support is
+//!   left to the unit of its first support token, which takes log q from the statistics. So each number
+//!   is read and written by the same unit, in one launch, in place, with no barrier over device memory,
+//!   whose meaning differs between WGSL and CUDA.
+//!
+//! Rows may lie apart, as CUDA allocates them, and are not copied for that. Indices are u32: a launch
+//! covers no more rows than u32 can index and the device can count, and the next one starts behind them.
+//! No float is added up atomically: the same input gives the same bits. (The bitmap's words are set by an
+//! atomic or, whose order does not matter.)
+//!
+//! Traffic a row, of v logits in b bytes: the statistics read v·b, and k sectors of 32 bytes again; the
+//! gradient reads v·b and writes v·b. The k ids and statistics are small beside that. Instructions a bf16
+//! logit, as NVRTC compiles it for sm_90: 8 and 18 (24 and 37 with a softcap, whose tanh is CUDA's).
 
-use super::{Head, HeadNumbers, RowOps, TAIL_FLOOR_NATS};
+// Launches without bound checks: `check` and `lanes` hold what they rest on.
+#![allow(unsafe_code)]
+
+mod gradient;
+mod row;
+mod stats;
+
+use std::ops::Range;
+
+use super::{Head, HeadNumbers, RowOps, Sum, columns, stats_dtype};
 use burn::backend::TensorMetadata;
 use burn::backend::cubecl::dtype_to_storage_type;
+use burn::backend::ops::FloatTensorOps;
 use burn::backend::tensor::{FloatTensor, IntTensor};
-use burn::tensor::{DType, Shape};
+use burn::tensor::{DType, FloatDType, Shape};
 use burn_cubecl::{
-    CubeBackend, kernel::into_contiguous, ops::numeric::empty_device_dtype, tensor::CubeTensor,
+    CubeBackend, kernel::into_contiguous_aligned, ops::numeric::empty_device_dtype,
+    tensor::CubeTensor,
 };
+use cubecl::features::Plane;
 use cubecl::prelude::*;
 
-const UNITS: u32 = 256;
-/// Columns that are flagged at a time: 8 a unit.
-const TILE: u32 = 2048;
-/// Below every logit: WGSL has no literal −∞.
-const LOWEST: f32 = -3.0e38;
+use gradient::gradient_kernel;
+use row::UNITS;
+use stats::stats_kernel;
 
 impl RowOps for CubeBackend {
     fn row_stats(
         logits: FloatTensor<Self>,
         support: IntTensor<Self>,
         head: Head,
+        sum: Sum,
     ) -> FloatTensor<Self> {
-        let head = head.numbers(logits.shape()[1]);
-        stats(into_contiguous(logits), into_contiguous(support), head)
+        let (n, v, dtype) = (logits.shape()[0], logits.shape()[1], logits.dtype);
+        check(&logits, &support, &[]);
+        let numbers = Numbers::new(&head.numbers(v));
+        let logits = with_rows(logits);
+        let shape = Shape::new([n, support.shape()[1] + columns(sum)]);
+        let out = like(&logits, shape, DType::F32);
+        let lanes = lanes(&[&logits]);
+        for rows in launches(&[&logits]) {
+            let part = part(&logits, &rows);
+            // SAFETY: `lanes` sees to it that the rows' last vectors lie within the buffer; every other
+            // index is below what the tensor's shape says, and the loops end with their columns.
+            unsafe {
+                stats_kernel::launch_unchecked(
+                    &out.client,
+                    CubeCount::Static(rows.len() as u32, 1, 1),
+                    CubeDim::new_1d(UNITS as u32),
+                    lanes,
+                    part.into_tensor_arg(),
+                    support.clone().into_tensor_arg(),
+                    out.clone().into_tensor_arg(),
+                    rows.start as u32,
+                    numbers.inner,
+                    numbers.outer,
+                    numbers.vocab,
+                    numbers.capped,
+                    sum == Sum::WithLogQ,
+                    planes(&out),
+                    out.client.name() == "cuda",
+                    [logits.dtype, support.dtype].map(dtype_to_storage_type),
+                );
+            }
+        }
+        match stats_dtype(dtype) {
+            DType::F64 => Self::float_cast(out, FloatDType::F64),
+            _ => out,
+        }
     }
 
     fn row_gradient(
@@ -39,315 +99,184 @@ impl RowOps for CubeBackend {
         gradient: FloatTensor<Self>,
         head: Head,
     ) -> FloatTensor<Self> {
-        let head = head.numbers(logits.shape()[1]);
-        let [logits, support, stats, gradient] =
-            [logits, support, stats, gradient].map(into_contiguous);
-        grad(logits, support, stats, gradient, head)
+        check(&logits, &support, &[&stats, &gradient]);
+        let numbers = Numbers::new(&head.numbers(logits.shape()[1]));
+        let logits = with_rows(logits);
+        let in_place = logits.can_mut() && logits.is_nonoverlapping();
+        let out = match in_place {
+            true => logits.clone(),
+            false => like(&logits, logits.shape(), logits.dtype),
+        };
+        let lanes = lanes(&[&logits, &out]);
+        for rows in launches(&[&logits, &out]) {
+            let (from, to) = (part(&logits, &rows), part(&out, &rows));
+            let to = match in_place {
+                true => to.as_tensor_alias(0),
+                false => to.into_tensor_arg(),
+            };
+            // SAFETY: as above; rows of `out` are nobody else's, and its units write different columns.
+            unsafe {
+                gradient_kernel::launch_unchecked(
+                    &out.client,
+                    CubeCount::Static(rows.len() as u32, 1, 1),
+                    CubeDim::new_1d(UNITS as u32),
+                    lanes,
+                    from.into_tensor_arg(),
+                    support.clone().into_tensor_arg(),
+                    stats.clone().into_tensor_arg(),
+                    gradient.clone().into_tensor_arg(),
+                    to,
+                    rows.start as u32,
+                    numbers.inner,
+                    numbers.outer,
+                    numbers.vocab,
+                    numbers.capped,
+                    planes(&out),
+                    [logits.dtype, support.dtype, stats.dtype].map(dtype_to_storage_type),
+                );
+            }
+        }
+        out
     }
 }
 
-fn stats(logits: CubeTensor, support: CubeTensor, head: HeadNumbers) -> CubeTensor {
+/// What the kernels rest on: they index without bound checks.
+fn check(logits: &CubeTensor, support: &CubeTensor, of_rows: &[&CubeTensor]) {
     let (n, k) = (logits.shape()[0], support.shape()[1]);
-    let out = empty_device_dtype(
-        logits.client.clone(),
-        logits.device.clone(),
-        Shape::new([n, k + 2]),
-        DType::F32,
+    let rows_alike = |tensor: &&CubeTensor| tensor.shape()[0] == n && tensor.shape()[1] >= k + 2;
+    assert!(
+        k > 0 && support.shape()[0] == n && of_rows.iter().all(rows_alike),
+        "row kernels: logits of {n} rows, support {:?}, statistics and gradient {:?}",
+        support.shape(),
+        of_rows
+            .iter()
+            .map(|tensor| tensor.shape())
+            .collect::<Vec<_>>()
     );
-    let dtypes = [
-        dtype_to_storage_type(logits.dtype),
-        dtype_to_storage_type(support.dtype),
-    ];
-    stats_kernel::launch(
-        &out.client,
-        CubeCount::Static(n as u32, 1, 1),
-        CubeDim::new_1d(UNITS),
-        logits.into_tensor_arg(),
-        support.into_tensor_arg(),
-        out.clone().into_tensor_arg(),
-        head.scale as f32,
-        head.softcap as f32,
-        head.inv_temperature as f32,
-        head.vocab as u32,
-        k as u32,
-        TAIL_FLOOR_NATS as f32,
-        head.softcap != 0.0,
-        dtypes,
-    );
-    out
 }
 
-fn grad(
-    logits: CubeTensor,
-    support: CubeTensor,
-    stats: CubeTensor,
-    gradient: CubeTensor,
-    head: HeadNumbers,
-) -> CubeTensor {
-    let (n, k) = (logits.shape()[0], support.shape()[1]);
-    let v = logits.shape()[1];
-    let out = empty_device_dtype(
-        logits.client.clone(),
-        logits.device.clone(),
-        logits.shape(),
-        logits.dtype,
-    );
-    let dtypes = [
-        dtype_to_storage_type(logits.dtype),
-        dtype_to_storage_type(support.dtype),
-    ];
-    for on_support in [false, true] {
-        gradient_kernel::launch(
-            &out.client,
-            CubeCount::Static(n as u32, 1, 1),
-            CubeDim::new_1d(UNITS),
-            logits.clone().into_tensor_arg(),
-            support.clone().into_tensor_arg(),
-            stats.clone().into_tensor_arg(),
-            gradient.clone().into_tensor_arg(),
-            out.clone().into_tensor_arg(),
-            head.scale as f32,
-            head.softcap as f32,
-            head.inv_temperature as f32,
-            head.vocab as u32,
-            v as u32,
-            k as u32,
-            TAIL_FLOOR_NATS as f32,
-            head.softcap != 0.0,
-            on_support,
-            dtypes,
-        );
-    }
-    out
-}
-
-/// The softmax logit s of a raw logit.
-#[cube]
-fn softmax_logit(
-    z: f32,
-    scale: f32,
-    softcap: f32,
-    inv_temperature: f32,
-    #[comptime] capped: bool,
-) -> f32 {
-    let y = z * scale;
-    if comptime!(capped) {
-        (y / softcap).tanh() * softcap * inv_temperature
-    } else {
-        y * inv_temperature
-    }
-}
-
-/// ds/dz.
-#[cube]
-fn slope(z: f32, scale: f32, softcap: f32, inv_temperature: f32, #[comptime] capped: bool) -> f32 {
-    if comptime!(capped) {
-        let t = (z * scale / softcap).tanh();
-        (f32::new(1.0) - t * t) * scale * inv_temperature
-    } else {
-        scale * inv_temperature
-    }
-}
-
-#[cube(launch)]
-fn stats_kernel<F: Float, I: Int>(
-    logits: &Tensor<F>,    // [n, v]
-    support: &Tensor<I>,   // [n, k]
-    out: &mut Tensor<f32>, // [n, k+2]
-    scale: f32,
-    softcap: f32,
-    inv_temperature: f32,
+/// The head as the kernels take it: s = outer · z, or outer · tanh(inner · z).
+struct Numbers {
+    inner: f32,
+    outer: f32,
     vocab: u32,
-    k: u32,
-    tail_floor: f32,
-    #[comptime] capped: bool,
-    #[define(F, I)] _dtypes: [ElemType; 2],
-) {
-    let row = CUBE_POS_X as usize;
-    let unit = UNIT_POS_X as usize;
-    let units = UNITS as usize;
-    let tile = TILE as usize;
-    let (v, k, vocab) = (logits.shape(1), k as usize, vocab as usize);
-    let mut flags = Shared::<[u32]>::new_slice(2048usize);
-    let mut maxima = Shared::<[f32]>::new_slice(256usize);
-    let mut sums = Shared::<[f32]>::new_slice(256usize);
+    capped: bool,
+}
 
-    let mut max = f32::new(LOWEST);
-    let mut sum = f32::new(0.0);
-    let mut start = 0usize;
-    while start < vocab {
-        let mut i = unit;
-        while i < tile {
-            flags[i] = 0u32;
-            i += units;
+impl Numbers {
+    fn new(head: &HeadNumbers) -> Self {
+        let capped = head.softcap != 0.0;
+        let (inner, outer) = match capped {
+            true => (
+                head.scale / head.softcap,
+                head.softcap * head.inv_temperature,
+            ),
+            false => (1.0, head.scale * head.inv_temperature),
+        };
+        Self {
+            inner: inner as f32,
+            outer: outer as f32,
+            vocab: head.vocab as u32,
+            capped,
         }
-        sync_cube();
-        let mut j = unit;
-        while j < k {
-            let id = i32::cast_from(support[row * k + j]);
-            if id >= start as i32 && id < (start + tile) as i32 {
-                flags[id as usize - start] = 1u32;
-            }
-            j += units;
-        }
-        sync_cube();
-        let mut i = unit;
-        while i < tile {
-            if start + i < vocab && flags[i] == 0u32 {
-                let z = f32::cast_from(logits[row * v + start + i]);
-                let s = softmax_logit(z, scale, softcap, inv_temperature, capped);
-                let next = f32::max(max, s);
-                sum = sum * (max - next).exp() + (s - next).exp();
-                max = next;
-            }
-            i += units;
-        }
-        sync_cube();
-        start += tile;
-    }
-    maxima[unit] = max;
-    sums[unit] = sum;
-    reduce_pairs(&mut maxima, &mut sums);
-    let tail_max = maxima[0usize];
-    let tail_sum = sums[0usize];
-    sync_cube();
-
-    max = f32::new(LOWEST);
-    sum = f32::new(0.0);
-    let mut j = unit;
-    while j < k {
-        let id = i32::cast_from(support[row * k + j]);
-        if id >= 0 && id < vocab as i32 {
-            let z = f32::cast_from(logits[row * v + id as usize]);
-            let s = softmax_logit(z, scale, softcap, inv_temperature, capped);
-            let next = f32::max(max, s);
-            sum = sum * (max - next).exp() + (s - next).exp();
-            max = next;
-        }
-        j += units;
-    }
-    maxima[unit] = max;
-    sums[unit] = sum;
-    reduce_pairs(&mut maxima, &mut sums);
-
-    let top = f32::max(maxima[0usize], tail_max);
-    let total = sums[0usize] * (maxima[0usize] - top).exp() + tail_sum * (tail_max - top).exp();
-    let log_z = top + total.ln();
-    let mut j = unit;
-    while j < k {
-        let id = i32::cast_from(support[row * k + j]);
-        let mut log_q = f32::new(0.0);
-        if id >= 0 && id < vocab as i32 {
-            let z = f32::cast_from(logits[row * v + id as usize]);
-            log_q = softmax_logit(z, scale, softcap, inv_temperature, capped) - log_z;
-        }
-        out[row * (k + 2) + j] = log_q;
-        j += units;
-    }
-    if unit == 0 {
-        let mut log_tail = tail_floor;
-        if tail_sum > f32::new(0.0) {
-            log_tail = tail_max + tail_sum.ln() - log_z;
-        }
-        out[row * (k + 2) + k] = log_tail;
-        out[row * (k + 2) + k + 1] = log_z;
     }
 }
 
-/// Tree reduction of 256 (max, Σ exp(s − max)) pairs into the first.
-#[cube]
-fn reduce_pairs(maxima: &mut Shared<[f32]>, sums: &mut Shared<[f32]>) {
-    let unit = UNIT_POS_X as usize;
-    sync_cube();
-    let mut width = 128usize;
-    while width > 0 {
-        if unit < width {
-            let (a, b) = (maxima[unit], maxima[unit + width]);
-            let top = f32::max(a, b);
-            sums[unit] = sums[unit] * (a - top).exp() + sums[unit + width] * (b - top).exp();
-            maxima[unit] = top;
-        }
-        sync_cube();
-        width /= 2;
+/// A tensor whose rows are numbers that lie behind one another; the rows themselves may lie apart.
+fn with_rows(tensor: CubeTensor) -> CubeTensor {
+    match tensor.meta.strides()[1] {
+        1 => tensor,
+        _ => into_contiguous_aligned(tensor),
     }
 }
 
-#[cube(launch)]
-fn gradient_kernel<F: Float, I: Int>(
-    logits: &Tensor<F>,     // [n, v]
-    support: &Tensor<I>,    // [n, k]
-    stats: &Tensor<f32>,    // [n, k+2]
-    gradient: &Tensor<f32>, // [n, k+2], with respect to the statistics
-    out: &mut Tensor<F>,    // [n, v]
-    scale: f32,
-    softcap: f32,
-    inv_temperature: f32,
-    vocab: u32,
-    v: u32,
-    k: u32,
-    tail_floor: f32,
-    #[comptime] capped: bool,
-    #[comptime] on_support: bool,
-    #[define(F, I)] _dtypes: [ElemType; 2],
-) {
-    let row = CUBE_POS_X as usize;
-    let unit = UNIT_POS_X as usize;
-    let units = UNITS as usize;
-    let (v, k, vocab) = (v as usize, k as usize, vocab as usize);
-    let base = row * (k + 2);
-    let log_z = stats[base + k + 1];
-    let log_q_tail = stats[base + k];
-    let has_tail = log_q_tail != tail_floor;
+fn like(tensor: &CubeTensor, shape: Shape, dtype: DType) -> CubeTensor {
+    empty_device_dtype(tensor.client.clone(), tensor.device.clone(), shape, dtype)
+}
 
-    // Each unit adds the k terms itself, in the same order: k is small beside v.
-    let mut h_sum = f32::new(0.0) - gradient[base + k + 1];
-    let mut j = 0usize;
-    while j < k {
-        let id = i32::cast_from(support[row * k + j]);
-        if id >= 0 && id < vocab as i32 {
-            h_sum += gradient[base + j];
-        }
-        j += 1;
-    }
-    let mut h_tail = f32::new(0.0);
-    if has_tail {
-        h_tail = gradient[base + k];
-        h_sum += h_tail;
-    }
+/// Numbers that a unit reads at a time: as many as the device likes and the rows' alignment allows.
+/// The last vector of a row may reach past its end, but not past the buffer's.
+fn lanes(tensors: &[&CubeTensor]) -> usize {
+    let fits = |tensor: &CubeTensor, lanes: usize| {
+        let (shape, size) = (tensor.shape(), tensor.dtype.size());
+        let stride = tensor.meta.strides()[0];
+        let end = (shape[0].max(1) - 1) * stride + shape[1].next_multiple_of(lanes);
+        let start = tensor.handle.offset_start.unwrap_or(0) as usize;
+        stride.is_multiple_of(lanes)
+            && start.is_multiple_of(lanes * size)
+            && (end * size) as u64 <= tensor.handle.size_in_used()
+    };
+    let first = tensors[0];
+    let sizes = first.client.io_optimized_vector_sizes(first.dtype.size());
+    let mut sizes = sizes.filter(|&lanes| tensors.iter().all(|tensor| fits(tensor, lanes)));
+    sizes.next().unwrap_or(1)
+}
 
-    if comptime!(on_support) {
-        let mut j = unit;
-        while j < k {
-            let id = i32::cast_from(support[row * k + j]);
-            if id >= 0 && id < vocab as i32 {
-                let at = row * v + id as usize;
-                let z = f32::cast_from(logits[at]);
-                let s = softmax_logit(z, scale, softcap, inv_temperature, capped);
-                let d = slope(z, scale, softcap, inv_temperature, capped);
-                out[at] = F::cast_from((gradient[base + j] - (s - log_z).exp() * h_sum) * d);
-            }
-            j += units;
-        }
-    } else {
-        let mut shift = log_z;
-        let mut factor = f32::new(0.0) - h_sum;
-        if has_tail {
-            shift = log_z + log_q_tail;
-            factor = h_tail - log_q_tail.exp() * h_sum;
-        }
-        let mut i = unit;
-        while i < v {
-            let at = row * v + i;
-            let mut dz = f32::new(0.0);
-            if i < vocab {
-                let z = f32::cast_from(logits[at]);
-                let s = softmax_logit(z, scale, softcap, inv_temperature, capped);
-                // A support column may lie far above the tail; the second launch overwrites it.
-                let q = f32::min(s - shift, f32::new(0.0)).exp();
-                dz = q * factor * slope(z, scale, softcap, inv_temperature, capped);
-            }
-            out[at] = F::cast_from(dz);
-            i += units;
+/// The rows of each launch: no more numbers than u32 can index, and no more rows than the device has
+/// cubes along a dimension. A part starts where the device can bind a buffer.
+fn launches(tensors: &[&CubeTensor]) -> Vec<Range<usize>> {
+    let properties = tensors[0].client.properties();
+    let cubes = properties.hardware.max_cube_count.0 as usize;
+    let strides = tensors.iter().map(|tensor| tensor.meta.strides()[0]);
+    let stride = strides.max().unwrap_or(1).max(1);
+    let most = cubes.min(u32::MAX as usize / stride);
+    split(
+        tensors[0].shape()[0],
+        most,
+        properties.memory.alignment as usize,
+    )
+}
+
+/// 0..n in parts of `most` rows or the next smaller multiple of `alignment`, which makes any row's first
+/// byte a multiple of it too.
+fn split(n: usize, most: usize, alignment: usize) -> Vec<Range<usize>> {
+    let rows = match n <= most {
+        true => n.max(1),
+        false => (most / alignment).max(1) * alignment,
+    };
+    (0..n)
+        .step_by(rows)
+        .map(|start| start..n.min(start + rows))
+        .collect()
+}
+
+/// Some rows of a tensor, as a tensor.
+fn part(tensor: &CubeTensor, rows: &Range<usize>) -> CubeTensor {
+    let shape = tensor.shape();
+    let mut part = tensor.clone();
+    if *rows != (0..shape[0]) {
+        let bytes = |rows: usize| (rows * tensor.meta.strides()[0] * tensor.dtype.size()) as u64;
+        part.handle = part
+            .handle
+            .offset_start(bytes(rows.start))
+            .offset_end(bytes(shape[0] - rows.end));
+        part.meta.shape[0] = rows.len();
+    }
+    part
+}
+
+fn planes(tensor: &CubeTensor) -> bool {
+    let properties = tensor.client.properties();
+    properties.features.plane.contains(Plane::Ops)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::split;
+
+    #[test]
+    fn parts_cover_all_rows_and_start_at_multiples() {
+        for (n, most, alignment, bounds) in [
+            (5, 5, 4, vec![0, 5]),
+            (6, 5, 4, vec![0, 4, 6]),
+            (9, 9, 4, vec![0, 9]),
+            (17, 9, 4, vec![0, 8, 16, 17]),
+            (0, 9, 4, vec![]),
+            // 4,294,967,295 / 152,064 rows of bf16, of which Qwen has 151,936 columns.
+            (60_000, 28_244, 512, vec![0, 28_160, 56_320, 60_000]),
+        ] {
+            let want: Vec<_> = bounds.windows(2).map(|ends| ends[0]..ends[1]).collect();
+            assert_eq!(split(n, most, alignment), want);
         }
     }
 }
