@@ -62,7 +62,7 @@ pub enum Sum {
 /// From logits as the model's head gives them to the logits of the softmax.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Head {
-    /// Factor on the raw logits (Cohere's `logit_scale`, Granite's `1/logits_scaling`); 1 for most.
+    /// Factor on the raw logits (Cohere's `logit_scale`, Granite's `1/logits_scaling`), above 0; 1 for most.
     pub scale: f64,
     /// Gemma's final softcap c: s = c · tanh(z / c).
     pub softcap: Option<f64>,

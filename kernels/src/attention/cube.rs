@@ -22,7 +22,7 @@ use burn::tensor::{DType, Shape, Tensor, TensorData};
 use burn_cubecl::{
     CubeBackend, CubeDevice,
     kernel::{into_contiguous, slice},
-    ops::numeric::empty_device_dtype,
+    ops::numeric::empty_device_contiguous_dtype,
     tensor::CubeTensor,
 };
 use cubecl::prelude::*;
@@ -188,8 +188,9 @@ impl Sizes {
     }
 }
 
+/// Rows behind one another, as the kernels count: the usual allocation may set them apart.
 fn like(tensor: &CubeTensor, shape: Shape, dtype: DType) -> CubeTensor {
-    empty_device_dtype(tensor.client.clone(), tensor.device.clone(), shape, dtype)
+    empty_device_contiguous_dtype(tensor.client.clone(), tensor.device.clone(), shape, dtype)
 }
 
 /// `[2, n]`: the first key that each row sees, then the row behind the last one that sees each key.
@@ -208,5 +209,9 @@ fn bounds(documents: &[usize], window: Option<usize>, device: &CubeDevice) -> Cu
         start = end;
     }
     first.append(&mut last);
-    CubeBackend::int_from_data(TensorData::new(first, [2, n]), device)
+    // CUDA gives the rows of an upload a pitch of their own.
+    into_contiguous(CubeBackend::int_from_data(
+        TensorData::new(first, [2, n]),
+        device,
+    ))
 }

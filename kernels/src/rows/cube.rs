@@ -19,7 +19,7 @@
 //!
 //! Traffic a row, of v logits in b bytes: the statistics read v·b, and k sectors of 32 bytes again; the
 //! gradient reads v·b and writes v·b. The k ids and statistics are small beside that. Instructions a bf16
-//! logit, as NVRTC compiles it for sm_90: 8 and 18 (24 and 37 with a softcap, whose tanh is CUDA's).
+//! logit, as NVRTC compiles it for sm_90: 8 and 18 (28 and 37 with a softcap, whose tanh is CUDA's).
 
 // Launches without bound checks: `check` and `lanes` hold what they rest on.
 #![allow(unsafe_code)]
