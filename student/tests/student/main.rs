@@ -7,6 +7,7 @@ mod check;
 mod dense;
 mod evaluation;
 mod gradients;
+mod head_loss;
 mod losses;
 mod losses_bounds;
 mod losses_cases;
