@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
 
 mod dense;
+mod draws;
 mod evaluation;
 mod gradients;
 mod other_tokenizers;
