@@ -5,6 +5,7 @@
 
 mod check;
 mod dense;
+mod draws;
 mod evaluation;
 mod gradients;
 mod head_loss;
