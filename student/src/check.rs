@@ -2,7 +2,7 @@
 //! the same under every split, and the same by every form.
 //!
 //! What is checked is a function from a model and a window to a loss and a gradient: the trainer's own,
-//! or anybody's. The definition ([`definition`]) shares nothing with it but the signals.
+//! or anybody's. The definition (`check/definition.rs`) shares nothing with it but the signals.
 
 mod cases;
 mod definition;

@@ -158,8 +158,8 @@ fn divergence(which: &Divergence, p: &[f64], q: &[f64]) -> f64 {
     match *which {
         Divergence::ForwardKl => kl(p, q),
         Divergence::ReverseKl => kl(q, p),
-        Divergence::Jsd { beta } if beta == 0.0 => kl(p, q),
-        Divergence::Jsd { beta } if beta == 1.0 => kl(q, p),
+        Divergence::Jsd { beta: 0.0 } | Divergence::Alpha { alpha: 1.0 } => kl(p, q),
+        Divergence::Jsd { beta: 1.0 } | Divergence::Alpha { alpha: 0.0 } => kl(q, p),
         Divergence::Jsd { beta } => {
             let m = mixed(beta);
             beta * kl(p, &m) + (1.0 - beta) * kl(q, &m)
@@ -170,8 +170,6 @@ fn divergence(which: &Divergence, p: &[f64], q: &[f64]) -> f64 {
             let gaps = p.iter().zip(q).map(|(p, q)| (p - q).abs());
             0.5 * gaps.sum::<f64>()
         }
-        Divergence::Alpha { alpha } if alpha == 1.0 => kl(p, q),
-        Divergence::Alpha { alpha } if alpha == 0.0 => kl(q, p),
         Divergence::Alpha { alpha } => {
             let rest = 1.0 - alpha;
             let term = |(p, q): (&f64, &f64)| {
