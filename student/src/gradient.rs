@@ -272,15 +272,8 @@ fn rows_loss(
     objective: &Objective,
     vocab: usize,
 ) -> (Tensor<1>, Terms) {
-    let [tempered, .., plain] = stats else {
-        // One head serves both.
-        return rows_loss(
-            targets,
-            &[stats[0].clone(), stats[0].clone()],
-            objective,
-            vocab,
-        );
-    };
+    // One head may serve both.
+    let (tempered, plain) = (&stats[0], &stats[stats.len() - 1]);
     let log_p_nk = targets.log_p_nk.clone();
     let (log_p_nk, log_q_nk) = objective.tail.apply(log_p_nk, targets.log_q_nk(tempered));
     let forward_kl = |log_q_nk: Tensor<2>| match objective.tail {
