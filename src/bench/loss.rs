@@ -10,7 +10,7 @@ use std::time::Instant;
 use anyhow::Context as _;
 use potstill_kernels::{
     Head, RowStats, Sum, linear, linear_input_gradient, linear_weight_gradient_wide, row_gradient,
-    row_stats,
+    row_stats, trim_heap,
 };
 use potstill_model::{DType, Device, Int, Tensor, TensorData, device};
 use potstill_student::{Form, HeadGradient, HeadLoss, head_loss, loss::forward_kl};
@@ -170,6 +170,7 @@ impl Case {
     /// The most bytes of one op, less those of its inputs and gradients. On a GPU: what the allocator
     /// reserved anew, which is that and what it keeps beside it.
     fn most_above(&self) -> anyhow::Result<Option<u64>> {
+        trim_heap();
         self.device.memory_cleanup();
         wait(&self.device)?;
         let reserved = || self.device.memory_pool_usage().map(|u| u.bytes_reserved);
