@@ -91,11 +91,9 @@ case "$bench" in
         for vocabulary in 128256 151936; do
             model=$tables/head-4096-$vocabulary
             head_shape "$model" 4096 "$vocabulary"
-            for k in 64 128; do
-                "$CARGO_TARGET_DIR/release/potstill" bench "$model" --device cuda --python "$python" \
-                    --only "$([ $k = 64 ] && echo loss || echo loss-128)" --tokens 8192 --type bf16 |
-                    tee "$tables/loss-$vocabulary-$k.md"
-            done
+            # With teachers of 64 tokens and of 128.
+            "$CARGO_TARGET_DIR/release/potstill" bench "$model" --device cuda --python "$python" \
+                --only loss,loss-128,loss-memory --tokens 8192 --type bf16 | tee "$tables/loss-$vocabulary.md"
         done
         for shape in "0.5B 896 24 14 2 4864" "1.5B 1536 28 12 2 8960"; do
             read -r -a sizes <<<"$shape"

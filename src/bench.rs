@@ -54,6 +54,9 @@ pub enum Part {
     StepPlain,
     /// The loss alone, from hidden states and head.
     Loss,
+    /// The same with a teacher of 128 tokens instead of 64.
+    #[value(name = "loss-128")]
+    LossWide,
     /// The memory of the loss by rows.
     LossMemory,
 }
@@ -187,7 +190,7 @@ fn sides_of(
     notes: &mut Vec<String>,
 ) -> Vec<Side> {
     let potstill = Side::potstill(How::Fused);
-    let without = [Part::Loss, Part::LossMemory];
+    let without = [Part::Loss, Part::LossWide, Part::LossMemory];
     let random = potstill_model::weight_files(&options.model).is_err();
     if random && !parts.iter().all(|part| without.contains(part)) {
         notes.push("The folder has no weights: they are random, and PyTorch, which would draw others, is measured on the loss alone.".to_owned());

@@ -49,7 +49,8 @@ pub(crate) fn loss(request: &Request) -> anyhow::Result<Reply> {
             break;
         }
     }
-    let reserved = "memory is what the allocator reserved for one op: what it used and what it keeps";
+    let reserved =
+        "memory is what the allocator reserved for one op: what it used and what it keeps";
     Ok(Reply {
         seconds,
         products,

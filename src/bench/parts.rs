@@ -20,6 +20,8 @@ const LONGEST: usize = 8192;
 /// Rows of the loss, and how many its memory is measured with.
 const LOSS_ROWS: usize = 2048;
 const LOSS_LENGTHS: [usize; 3] = [1024, 4096, 16_384];
+/// Rows of logits at a time on a GPU, whose products want more of them than a CPU's.
+const GPU_ROWS: usize = 1024;
 
 /// What all parts have in common.
 pub(crate) struct Bench<'a> {
@@ -49,7 +51,10 @@ impl Bench<'_> {
             Part::Profile => table.profile = Some(self.profile()),
             Part::Memory => table.growth = self.growth(),
             Part::StepPlain => table.contests.push(self.step_plain()),
-            Part::Loss => table.contests.push(self.loss()),
+            Part::Loss => table.contests.push(self.loss("loss", self.sizes)),
+            Part::LossWide => table
+                .contests
+                .push(self.loss("loss-128", self.sizes.wide())),
             Part::LossMemory => table.loss_growth = self.loss_growth(),
         }
     }
@@ -68,10 +73,10 @@ impl Bench<'_> {
         self.contest("step-plain", self.sizes.step(), &request, &sides)
     }
 
-    fn loss(&self) -> Contest {
+    fn loss(&self, part: &'static str, sizes: Sizes) -> Contest {
         let dtype = self.options.float.unwrap_or(Float::F32);
-        let request =
-            self.loss_request(Work::Loss, dtype, self.options.tokens.unwrap_or(LOSS_ROWS));
+        let rows = self.options.tokens.unwrap_or(LOSS_ROWS);
+        let request = self.loss_request(Work::Loss, dtype, rows, sizes);
         let mut sides = vec![Side::potstill(How::Fused)];
         if let Some(python) = &self.python {
             let mut others = vec![How::Eager, How::Compile];
@@ -92,7 +97,7 @@ impl Bench<'_> {
             "{rows} hidden states of width {width}, a vocabulary of {vocab}: the mean forward KL to {} tokens and the tail, with the gradients of states and head",
             request.top_k
         );
-        self.contest("loss", what, &request, &sides)
+        self.contest(part, what, &request, &sides)
     }
 
     fn loss_growth(&self) -> Vec<Growth> {
@@ -101,7 +106,7 @@ impl Bench<'_> {
         let dtype = self.options.float.unwrap_or(Float::F32);
         lengths
             .map(|tokens| {
-                let request = self.loss_request(Work::LossMemory, dtype, tokens);
+                let request = self.loss_request(Work::LossMemory, dtype, tokens, self.sizes);
                 Growth {
                     tokens,
                     potstill: self.alone(&format!("loss at {tokens} positions"), &request),
@@ -110,15 +115,19 @@ impl Bench<'_> {
             .collect()
     }
 
-    fn loss_request(&self, work: Work, dtype: Float, rows: usize) -> Request {
+    fn loss_request(&self, work: Work, dtype: Float, rows: usize, sizes: Sizes) -> Request {
         Request {
             loss: LossShape {
                 rows,
                 width: self.config.hidden_size,
                 vocab: self.config.vocab_size,
-                chunk_rows: CHUNK_ROWS,
+                chunk_rows: match self.options.device.as_str() {
+                    "cpu" => CHUNK_ROWS,
+                    _ => GPU_ROWS,
+                },
             },
-            logprobs: vec![self.sizes.falling(0.9)],
+            logprobs: vec![sizes.falling(0.9)],
+            top_k: sizes.top_k,
             budget_s: 20.0,
             ..self.request(work, dtype)
         }

@@ -224,6 +224,12 @@ impl Sizes {
         }
     }
 
+    /// The same with twice the tokens in a support.
+    pub(crate) fn wide(self) -> Sizes {
+        let top_k = 128.min(self.vocab / 2);
+        Sizes { top_k, ..self }
+    }
+
     /// What one step does, in words.
     pub(crate) fn step(&self) -> String {
         let Sizes { tokens, top_k, .. } = self;
