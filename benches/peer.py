@@ -8,6 +8,9 @@ back for that to be checked.
     python3 peer.py <request.json
 """
 
+import ctypes
+import gc
+import importlib.metadata
 import json
 import math
 import os
@@ -97,6 +100,51 @@ def forward_kl(logits, support, log_p):
     p_tail = (1.0 - log_p.double().exp().sum(1, keepdim=True)).clamp_min(TAIL_FLOOR)
     log_p = torch.cat([log_p.double(), p_tail.log()], 1).float()
     return (log_p.exp() * (log_p - torch.cat([log_q, tail], 1))).sum(1).mean()
+
+
+def forward_kl_by_tail(logits, support, log_p):
+    """The same by a log-sum-exp over the tail's logits, as Potstill has it."""
+    logits = logits.float()
+    on_support = logits.gather(1, support)
+    tail = logits.scatter(1, support, -math.inf).logsumexp(1, keepdim=True)
+    log_q = torch.cat([on_support, tail], 1).log_softmax(1)
+    log_p = torch.cat([log_p, (1.0 - log_p.exp().sum(1, keepdim=True)).log()], 1)
+    return (log_p.exp() * (log_p - log_q)).sum(1).mean()
+
+
+class ForwardKl(torch.autograd.Function):
+    """The same with its gradient by hand, over the logits where nothing is compiled:
+    q − p on the support, q (1 − p_tail / q_tail) elsewhere."""
+
+    @staticmethod
+    def forward(ctx, logits, support, log_p):
+        numbers = logits.float()
+        log_z = numbers.logsumexp(1, keepdim=True)
+        log_q = numbers.gather(1, support) - log_z
+        p, q = log_p.exp(), log_q.exp()
+        p_tail = 1.0 - p.sum(1, keepdim=True)
+        tail = (1.0 - q.sum(1, keepdim=True)).clamp_min(TAIL_FLOOR)
+        ctx.save_for_backward(logits, support, log_z, q - p, 1.0 - p_tail / tail)
+        return ((p * (log_p - log_q)).sum(1) + (p_tail * (p_tail / tail).log())[:, 0]).mean()
+
+    @staticmethod
+    def backward(ctx, by_loss):
+        logits, support, log_z, on_support, elsewhere = ctx.saved_tensors
+        share = by_loss / logits.shape[0]
+        on_support, elsewhere = on_support * share, elsewhere * share
+        if torch.compiler.is_compiling() or logits.dtype != torch.float32:
+            gradient = (logits.float() - log_z).exp() * elsewhere
+            gradient = gradient.scatter(1, support, on_support)
+        else:
+            gradient = logits.sub_(log_z).exp_().mul_(elsewhere).scatter_(1, support, on_support)
+        return gradient.to(logits.dtype), None, None
+
+
+FORMULATIONS = {
+    "tail by 1 − Σ": forward_kl,
+    "log-sum-exp over the tail": forward_kl_by_tail,
+    "gradient by hand": ForwardKl.apply,
+}
 
 
 def adamw(model):
@@ -199,7 +247,183 @@ def capture():
     return {"seconds": seconds, "check": check}
 
 
-PARTS = {"step": step, "prefill": prefill, "decode": decode, "capture": capture}
+# Where the states, the head and the support begin in the numbers.
+SEEDS = [1_000_000_007, 1_300_000_033, 1_700_000_009]
+PRIME = 2**31 - 1
+
+
+def hashed(first, count, seed):
+    """The cubes of where numbers stand, modulo a prime: Potstill computes the same."""
+    x = (torch.arange(first, first + count, device=request["device"]) + seed) % PRIME
+    return x * x % PRIME * x % PRIME
+
+
+def numbers(rows, columns, seed, scale):
+    """Numbers that lie alike between −`scale`/2 and `scale`/2."""
+    made = torch.empty(rows * columns, device=request["device"], dtype=DTYPES[request["dtype"]])
+    step = 1 << 22
+    for first in range(0, len(made), step):
+        shares = hashed(first, min(step, len(made) - first), seed).double() / PRIME
+        made[first : first + step] = ((shares - 0.5) * scale).float()
+    return made.view(rows, columns)
+
+
+def timed(work):
+    sync()
+    began = time.perf_counter()
+    work()
+    sync()
+    return time.perf_counter() - began
+
+
+def sync():
+    if request["device"] != "cpu":
+        torch.cuda.synchronize()
+
+
+def most_above(work, gradients):
+    """The most bytes of one call, less those of the inputs and of what `gradients` gives."""
+    gc.collect()
+    if request["device"] == "cpu":
+        ctypes.CDLL(None).malloc_trim(0)
+        open("/proc/self/clear_refs", "w").write("5")
+    else:
+        torch.cuda.reset_peak_memory_stats()
+    before = memory()[0]
+    work()
+    return max(0, memory()[1] - before - sum(g.nbytes for g in gradients()))
+
+
+def faster(hidden, head, support, log_p, wrap):
+    """The formulation that takes the least time for some of the rows, and its name."""
+    some = min(len(hidden), max(64, len(hidden) // 8))
+    seconds = {}
+    for name, formulation in FORMULATIONS.items():
+        op = loss_op(hidden.detach()[:some].requires_grad_(), head, support[:some], log_p, wrap(formulation))
+        op()
+        seconds[name] = timed(op)
+    name = min(seconds, key=seconds.get)
+    return wrap(FORMULATIONS[name]), name
+
+
+def loss_op(hidden, head, support, log_p, formulation):
+    """Forward and backward; gives the loss and leaves the gradients."""
+
+    def one():
+        hidden.grad = head.grad = None
+        value = formulation(hidden, head, support, log_p)
+        value.backward()
+        return value
+
+    return one
+
+
+def liger_op(hidden, head, teacher):
+    """A fused linear loss of Liger; the teacher is what each of them takes."""
+    from liger_kernel.transformers import fused_linear_cross_entropy, fused_linear_jsd, fused_linear_kl_div
+
+    if request["how"] == "liger-jsd":
+        forward = fused_linear_jsd.LigerFusedLinearJSD()
+        arguments = [hidden, head, *teacher, None]
+    elif request["how"] == "liger-kl":
+        forward = fused_linear_kl_div.LigerFusedLinearKLDivLoss()
+        arguments = [hidden, head, *teacher]
+    else:
+        forward = fused_linear_cross_entropy.LigerFusedLinearCrossEntropyLoss()
+        arguments = [head, hidden, *teacher]
+
+    def one():
+        hidden.grad = head.grad = None
+        value = forward(*arguments)
+        value.backward()
+        return value
+
+    return one
+
+
+def liger_teacher(n, d, v):
+    """Random, and an input like states and head: its memory is not counted."""
+    like = {"device": request["device"], "dtype": DTYPES[request["dtype"]]}
+    if request["how"] == "liger-jsd":
+        return [torch.randn(n, d, **like), torch.randn(v, d, **like) * 2.5 / math.sqrt(d)]
+    if request["how"] == "liger-kl":
+        return [torch.randn(n, v, **like).softmax(1)]
+    return [torch.randint(v, [n], device=request["device"])]
+
+
+def loss():
+    """The mean forward KL with a tail bucket from states and head, and the gradients of both."""
+    n, d, v = (request["loss"][name] for name in ("rows", "width", "vocab"))
+    log_p = torch.tensor(request["logprobs"], device=request["device"])
+    k = log_p.shape[1]
+    hidden = numbers(n, d, SEEDS[0], math.sqrt(12.0)).requires_grad_()
+    head = numbers(v, d, SEEDS[1], 2.5 * math.sqrt(12.0 / d)).requires_grad_()
+    slots = torch.arange(k, device=request["device"]) * (v // (k + 1))
+    support = (hashed(0, n, SEEDS[2])[:, None] % v + slots) % v
+    note, teacher = "", []
+
+    def whole(formulation):
+        return lambda hidden, head, *target: formulation(hidden @ head.T, *target)
+
+    if request["how"].startswith("liger"):
+        teacher = liger_teacher(n, d, v)
+        op = liger_op(hidden, head, teacher)
+        note = f"Liger {importlib.metadata.version('liger_kernel')}; another loss, of a dense teacher"
+    else:
+        compiled = request["how"] == "compile"
+
+        def wrap(formulation):
+            return torch.compile(whole(formulation), dynamic=False) if compiled else whole(formulation)
+
+        formulation, note = faster(hidden, head, support, log_p, wrap)
+        op = loss_op(hidden, head, support, log_p, formulation)
+
+    def products():
+        with torch.no_grad():
+            if request["how"] == "liger-jsd":
+                teacher[0] @ teacher[1].T
+            logits = hidden @ head.T
+            logits @ head
+            logits.T @ hidden
+
+    check = checked(op(), hidden, head, support) if not teacher else []
+    for _ in range(1, request["warm_up"]):
+        op()
+    hidden.grad = head.grad = None
+    above = most_above(op, lambda: [hidden.grad, head.grad])
+    seconds, alone = [], []
+    while len(seconds) < request["repetitions"]:
+        hidden.grad = head.grad = None
+        seconds.append(timed(op))
+        hidden.grad = head.grad = None
+        alone.append(timed(products))
+        if sum(seconds) > request["budget_s"] and len(seconds) >= 2:
+            break
+    result = {"seconds": seconds, "products": alone, "above_bytes": above, "check": check}
+    return {**result, "note": note, "parts": copies(v) if request["how"] == "eager" else []}
+
+
+def checked(value, hidden, head, support):
+    """The loss, both gradients' norms, and some entries of each in units of its root mean square."""
+    some = min(4, len(hidden))
+    check = [value.item()]
+    for gradient, rows in ((hidden.grad, list(range(some))), (head.grad, support[:some, 0].tolist())):
+        norm = gradient.float().square().sum(1).double().sum().sqrt().item()
+        check.append(norm * math.sqrt(len(hidden)))
+        unit = norm / math.sqrt(gradient.numel())
+        check += [gradient[row, 0].item() / unit for row in rows]
+    return check
+
+
+def copies(v):
+    """Seconds of a copy of one chunk of logits."""
+    rows = min(request["loss"]["rows"], request["loss"]["chunk_rows"])
+    logits = torch.ones(rows, v, device=request["device"], dtype=DTYPES[request["dtype"]])
+    copy = torch.empty_like(logits)
+    return [["copy", min(timed(lambda: copy.copy_(logits)) for _ in range(5))]]
+
+
+PARTS = {"step": step, "prefill": prefill, "decode": decode, "capture": capture, "loss": loss}
 
 if __name__ == "__main__":
     torch.set_num_threads(request["threads"])

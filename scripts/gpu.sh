@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
 # All that waits for a GPU. First tests of the CubeCL kernels against their plain-loop and
-# tensor-operation twins; then, on CUDA, `potstill bench` beside PyTorch on random models of a 0.5B
-# and a 1.5B shape, in f32 and bf16, with tables in target/gpu/.
+# tensor-operation twins; then, on CUDA, `potstill bench` beside PyTorch: the loss alone at the heads of
+# 8B models, beside Liger's, and random models of a 0.5B and a 1.5B shape, in f32 and bf16, with
+# tables in target/gpu/.
 #
 #   scripts/gpu.sh              CUDA (feature cuda): an NVIDIA driver, libnvrtc and the CUDA headers;
-#                               PYTHON names the Python with torch and transformers [python3]
+#                               PYTHON names the Python with torch and transformers [python3],
+#                               and liger-kernel for the rows that have its name
 #   scripts/gpu.sh --vulkan     any GPU with a Vulkan driver (feature wgpu: WGSL); kernels alone
 #   scripts/gpu.sh --software   no GPU: Mesa's llvmpipe (package mesa-vulkan-drivers), and the bench
 #                               of the CPU build, if there is one, on the quickstart's teacher
@@ -70,9 +72,29 @@ LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
 PY
 }
 
+# The shape of a model without its weights: all that the loss alone is measured with.
+head_shape() { # folder, width, vocabulary
+    mkdir -p "$1"
+    cat >"$1/config.json" <<JSON
+{
+  "model_type": "llama", "hidden_size": $2, "vocab_size": $3, "intermediate_size": 14336,
+  "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
+  "rms_norm_eps": 1e-5, "rope_theta": 500000.0, "max_position_embeddings": 8192,
+  "tie_word_embeddings": false, "hidden_act": "silu"
+}
+JSON
+}
+
 case "$bench" in
     cuda)
         cargo build --release --features "$features"
+        for vocabulary in 128256 151936; do
+            model=$tables/head-4096-$vocabulary
+            head_shape "$model" 4096 "$vocabulary"
+            # With teachers of 64 tokens and of 128.
+            "$CARGO_TARGET_DIR/release/potstill" bench "$model" --device cuda --python "$python" \
+                --only loss,loss-128,loss-memory --tokens 8192 --type bf16 | tee "$tables/loss-$vocabulary.md"
+        done
         for shape in "0.5B 896 24 14 2 4864" "1.5B 1536 28 12 2 8960"; do
             read -r -a sizes <<<"$shape"
             model=$tables/random-${sizes[0]}
@@ -84,6 +106,8 @@ case "$bench" in
     cpu)
         if [ -x "$cpu_build" ]; then
             "$cpu_build" bench examples/quickstart/teacher --quick --tokens 64 | tee "$tables/bench-cpu.md"
+            "$cpu_build" bench examples/quickstart/teacher --quick --tokens 64 --python "$python" \
+                --only loss,loss-memory,step-plain | tee "$tables/loss-cpu.md"
         else
             echo "gpu.sh: no $cpu_build (cargo build --release), so the bench was not tried" >&2
         fi ;;

@@ -5,7 +5,9 @@
 //! does not count. `docs/benchmarks.md` says what each part does.
 
 mod child;
+mod loss;
 mod ops;
+mod parts;
 mod peer;
 mod profile;
 mod quiet;
@@ -20,17 +22,14 @@ use clap::ValueEnum;
 use potstill_model::Config;
 
 use crate::progress::Talk;
+use parts::Bench;
 pub use request::Float;
-use request::{Request, Sizes, Work};
-use sides::{Side, measure};
-use table::{Growth, Row, Table};
+use request::{How, Request, Sizes};
+use sides::Side;
+use table::Table;
 
-/// Processes of each side with its best number of threads.
-const ROUNDS: usize = 3;
-/// Sequences that are decoded together.
-const SEQUENCES: usize = 32;
-/// Lengths whose memory is measured, the longest; the first is a sixteenth of it.
-const LONGEST: usize = 8192;
+/// Tokens of a text.
+const TOKENS: usize = 512;
 
 /// What can be measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -49,8 +48,17 @@ pub enum Part {
     Capture,
     /// The share of each part of a step.
     Profile,
-    /// The memory of a step by length; only where it is asked for.
+    /// The memory of a step by length; only where it is asked for, as all that follows.
     Memory,
+    /// The step with the plain form of the loss beside the fused one.
+    StepPlain,
+    /// The loss alone, from hidden states and head.
+    Loss,
+    /// The same with a teacher of 128 tokens instead of 64.
+    #[value(name = "loss-128")]
+    LossWide,
+    /// The memory of the loss by rows.
+    LossMemory,
 }
 
 /// What is measured where nothing is asked for.
@@ -64,7 +72,12 @@ const USUAL: [Part; 6] = [
 ];
 
 /// What is measured of Potstill alone.
-const ALONE: [Part; 2] = [Part::Profile, Part::Memory];
+const ALONE: [Part; 4] = [
+    Part::Profile,
+    Part::Memory,
+    Part::StepPlain,
+    Part::LossMemory,
+];
 
 /// How to measure.
 #[derive(Debug, Clone)]
@@ -77,8 +90,8 @@ pub struct Options {
     pub only: Vec<Part>,
     /// The type to compute in; `None` for both where a part runs in both.
     pub float: Option<Float>,
-    /// Tokens of a text.
-    pub tokens: usize,
+    /// Tokens of a text; `None` for 512, and for 2,048 rows of the loss.
+    pub tokens: Option<usize>,
     /// What computes, on both sides.
     pub device: String,
     /// One short process a side, to see that all works.
@@ -100,23 +113,24 @@ pub fn bench(options: &Options, talk: &Talk) -> anyhow::Result<()> {
         [] => &USUAL,
         only => only,
     };
-    let (sides, mut notes) = sides_of(options, parts)?;
+    let (python, mut notes) = python_of(options, parts)?;
     if options.quick {
         notes.push("Measured once and briefly (`--quick`): the numbers say little.".to_owned());
     }
     let mut table = Table {
         head: head(options, &config, cores),
-        notes,
         ..Table::default()
     };
     let bench = Bench {
         options,
-        sizes: Sizes::of(&config, options.tokens),
+        sizes: Sizes::of(&config, options.tokens.unwrap_or(TOKENS)),
         config,
-        sides,
+        sides: sides_of(options, parts, python.clone(), &mut notes),
+        python,
         threads: thread_counts(cores, options),
         talk,
     };
+    table.notes = notes;
     for part in parts {
         bench.part(*part, &mut table);
     }
@@ -149,10 +163,10 @@ pub fn child(talk: &Talk) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The sides there are, and what to say about the one that is not there.
-fn sides_of(options: &Options, parts: &[Part]) -> anyhow::Result<(Vec<Side>, Vec<String>)> {
+/// The Python of the other side, and what to say where there is none.
+fn python_of(options: &Options, parts: &[Part]) -> anyhow::Result<(Option<PathBuf>, Vec<String>)> {
     if parts.iter().all(|part| ALONE.contains(part)) {
-        return Ok((vec![Side::Potstill], Vec::new()));
+        return Ok((None, Vec::new()));
     }
     // The other names are of APIs that PyTorch does not compute on.
     let comparable = options.device == "cpu" || options.device.starts_with("cuda");
@@ -160,16 +174,31 @@ fn sides_of(options: &Options, parts: &[Part]) -> anyhow::Result<(Vec<Side>, Vec
         true => peer::python(options.python.as_deref())?,
         false => None,
     };
-    Ok(match python {
-        Some(python) => (vec![Side::Potstill, Side::Torch(python)], Vec::new()),
-        None => {
-            let why = match comparable {
-                true => "No Python with torch and transformers was found, so these are Potstill's numbers alone: `pip install torch transformers`, or name another one with `--python PATH`.".to_owned(),
-                false => format!("PyTorch does not compute on `{}`, so these are Potstill's numbers alone.", options.device),
-            };
-            (vec![Side::Potstill], vec![why])
-        }
-    })
+    let note = match (&python, comparable) {
+        (Some(_), _) => None,
+        (None, true) => Some("No Python with torch and transformers was found, so these are Potstill's numbers alone: `pip install torch transformers`, or name another one with `--python PATH`.".to_owned()),
+        (None, false) => Some(format!("PyTorch does not compute on `{}`, so these are Potstill's numbers alone.", options.device)),
+    };
+    Ok((python, note.into_iter().collect()))
+}
+
+/// The sides of all parts that need a model.
+fn sides_of(
+    options: &Options,
+    parts: &[Part],
+    python: Option<PathBuf>,
+    notes: &mut Vec<String>,
+) -> Vec<Side> {
+    let potstill = Side::potstill(How::Fused);
+    let without = [Part::Loss, Part::LossWide, Part::LossMemory];
+    let random = potstill_model::weight_files(&options.model).is_err();
+    if random && !parts.iter().all(|part| without.contains(part)) {
+        notes.push("The folder has no weights: they are random, and PyTorch, which would draw others, is measured on the loss alone.".to_owned());
+    }
+    match python.filter(|_| !random) {
+        Some(python) => vec![potstill, Side::torch(How::Eager, python)],
+        None => vec![potstill],
+    }
 }
 
 /// All cores, and then 1, 2, 4 and so on of them, the most first. A GPU is fed by one process as it likes.
@@ -206,12 +235,8 @@ fn head(options: &Options, config: &Config, cores: usize) -> Vec<String> {
 
 /// What computed, from the replies.
 fn engines(table: &Table) -> Vec<String> {
-    let cells = table.rows.iter().flat_map(|row| {
-        let sides = [Some(&row.potstill), row.torch.as_ref()];
-        sides.into_iter().flatten().flatten()
-    });
     let mut engines: Vec<String> = Vec::new();
-    for measured in cells {
+    for measured in table.measured() {
         if !engines.contains(&measured.engine) {
             engines.push(measured.engine.clone());
         }
@@ -220,177 +245,6 @@ fn engines(table: &Table) -> Vec<String> {
         true => Vec::new(),
         false => vec![engines.join("; ")],
     }
-}
-
-struct Bench<'a> {
-    options: &'a Options,
-    config: Config,
-    sizes: Sizes,
-    sides: Vec<Side>,
-    threads: Vec<usize>,
-    talk: &'a Talk,
-}
-
-impl Bench<'_> {
-    fn part(&self, part: Part, table: &mut Table) {
-        let floats = match self.options.float {
-            Some(float) => vec![float],
-            None => vec![Float::F32, Float::Bf16],
-        };
-        let floats = floats.into_iter();
-        match part {
-            Part::Step => table.rows.extend(floats.map(|dtype| self.step(dtype))),
-            Part::Prefill => table.rows.extend(floats.map(|dtype| self.prefill(dtype))),
-            Part::DecodeMany => table.rows.push(self.decode("decode-32", SEQUENCES)),
-            Part::DecodeOne => table.rows.push(self.decode("decode-1", 1)),
-            Part::Capture => table.rows.push(self.capture()),
-            Part::Profile => table.profile = Some(self.profile()),
-            Part::Memory => table.growth = self.growth(),
-        }
-    }
-
-    fn step(&self, dtype: Float) -> Row {
-        let Sizes { tokens, top_k, .. } = self.sizes;
-        let request = self.with_targets(Work::Step, dtype, tokens);
-        let what = format!(
-            "one text of {tokens} tokens, loss at {} of them: forward, KL to {top_k} tokens and the tail, backward, clipping by the global norm, AdamW",
-            tokens.saturating_sub(1)
-        );
-        self.row("step", what, request, tokens)
-    }
-
-    fn prefill(&self, dtype: Float) -> Row {
-        let tokens = self.sizes.tokens;
-        let request = Request {
-            ids: self.sizes.ids(1, tokens),
-            ..self.request(Work::Prefill, dtype)
-        };
-        let what = format!(
-            "one text of {tokens} tokens: all hidden states, logits of the last position alone, no cache, on both sides"
-        );
-        self.row("prefill", what, request, tokens)
-    }
-
-    fn decode(&self, part: &'static str, sequences: usize) -> Row {
-        let Sizes { prompt, new, .. } = self.sizes;
-        let request = Request {
-            ids: self.sizes.ids(sequences, prompt),
-            ..self.request(Work::Decode, Float::F32)
-        };
-        let what = format!(
-            "{sequences} × {new} new tokens, greedy, behind prompts of {prompt} tokens, whose time counts and whose tokens do not"
-        );
-        self.row(part, what, request, sequences * new)
-    }
-
-    fn capture(&self) -> Row {
-        let Sizes {
-            texts,
-            tokens,
-            top_k,
-            ..
-        } = self.sizes;
-        let request = Request {
-            ids: self.sizes.ids(texts, tokens),
-            ..self.request(Work::Capture, Float::F32)
-        };
-        let what = format!(
-            "{texts} texts of {tokens} tokens: top-{top_k}, log-sum-exp and entropy at every position but the first; Potstill also the tail's mass and the realised token"
-        );
-        self.row("capture", what, request, texts * tokens)
-    }
-
-    /// Measures a request on all sides.
-    fn row(&self, part: &'static str, what: String, request: Request, tokens: usize) -> Row {
-        let rounds = if self.options.quick { 1 } else { ROUNDS };
-        let (work, dtype) = (request.work, request.dtype);
-        let mut say = |line: &str| {
-            let name = dtype.name();
-            self.talk.line(&format!("{part} {name}: {line}"));
-        };
-        let measured = measure(&request, &self.sides, &self.threads, rounds, &mut say);
-        let mut cells = measured.into_iter();
-        Row {
-            part,
-            what,
-            work,
-            dtype,
-            tokens,
-            potstill: cells.next().unwrap_or_else(none),
-            torch: cells.next(),
-        }
-    }
-
-    fn profile(&self) -> table::Cell {
-        let request = self.with_targets(Work::Profile, Float::F32, self.sizes.tokens);
-        self.alone("profile", &request)
-    }
-
-    fn growth(&self) -> Vec<Growth> {
-        let longest = LONGEST.min(self.config.max_position_embeddings);
-        let lengths = (0..5).rev().map(|halvings| longest >> halvings);
-        let lengths = lengths.filter(|tokens| *tokens >= 2);
-        lengths
-            .map(|tokens| {
-                let request = self.with_targets(Work::Memory, Float::F32, tokens);
-                Growth {
-                    tokens,
-                    potstill: self.alone(&format!("memory of {tokens} tokens"), &request),
-                }
-            })
-            .collect()
-    }
-
-    /// One process of Potstill, on all cores.
-    fn alone(&self, part: &str, request: &Request) -> table::Cell {
-        let all = self.threads.first().copied().unwrap_or(1);
-        let mut say = |line: &str| self.talk.line(&format!("{part}: {line}"));
-        let measured = measure(request, &[Side::Potstill], &[all], 1, &mut say);
-        measured.into_iter().next().unwrap_or_else(none)
-    }
-
-    fn with_targets(&self, work: Work, dtype: Float, tokens: usize) -> Request {
-        let ids = self.sizes.ids(1, tokens);
-        let text = ids.first().map(Vec::as_slice).unwrap_or_default();
-        let (support, logprobs) = self.sizes.targets(text);
-        Request {
-            ids,
-            support,
-            logprobs,
-            ..self.request(work, dtype)
-        }
-    }
-
-    fn request(&self, work: Work, dtype: Float) -> Request {
-        let quick = self.options.quick;
-        // The second step is the first whose memory has been used before.
-        let warm_up = match work {
-            Work::Step if !quick => 2,
-            _ => 1,
-        };
-        Request {
-            work,
-            model: self.options.model.clone(),
-            dtype,
-            device: self.options.device.clone(),
-            threads: 1,
-            warm_up,
-            repetitions: if quick { 1 } else { 4 },
-            budget_s: 10.0,
-            ids: Vec::new(),
-            support: Vec::new(),
-            logprobs: Vec::new(),
-            top_k: self.sizes.top_k,
-            new_tokens: self.sizes.new,
-            learning_rate: 1e-5,
-            weight_decay: 0.01,
-            clip: 1.0,
-        }
-    }
-}
-
-fn none() -> table::Cell {
-    Err("it was not measured".to_owned())
 }
 
 #[cfg(test)]
@@ -404,7 +258,7 @@ mod tests {
             python: None,
             only: Vec::new(),
             float: None,
-            tokens: 512,
+            tokens: None,
             device: "cpu".to_owned(),
             quick: false,
             json: false,

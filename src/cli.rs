@@ -152,9 +152,9 @@ struct BenchFlags {
         hide_possible_values = true
     )]
     float: Option<bench::Float>,
-    /// How long a text is
-    #[arg(long, value_name = "N", default_value = "512", value_parser = clap::value_parser!(u32).range(2..))]
-    tokens: u32,
+    /// How long a text is, and how many positions the part `loss` has [default: 512, and 2048]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..))]
+    tokens: Option<u32>,
     /// What computes, on both sides: cpu, and cuda in a build with that feature
     #[arg(long, value_name = "DEVICE", default_value = "cpu")]
     device: String,
@@ -229,7 +229,7 @@ impl BenchFlags {
             python: self.python.clone(),
             only: self.only.clone(),
             float: self.float,
-            tokens: self.tokens as usize,
+            tokens: self.tokens.map(|n| n as usize),
             device: self.device.clone(),
             quick: self.quick,
             json: self.json,

@@ -16,7 +16,7 @@ use burn::tensor::{DType, Tensor, TensorData};
 use rayon::prelude::*;
 
 use crate::flex::{numbers, plain_f32, whole};
-use crate::simd::vectorize;
+use crate::simd::vectorize_closure;
 
 /// The numbers of one AdamW step, the same for all parameters that decay alike.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -146,7 +146,7 @@ impl AdamOps for Flex {
             .zip(v.storage_mut::<f32>().par_chunks_mut(SHARE))
             .zip(numbers(&gradient).par_chunks(SHARE));
         tasks.for_each(|(((theta, m), v), gradient)| {
-            vectorize(
+            vectorize_closure(
                 #[inline(always)]
                 || move_all(theta, m, v, gradient, &step),
             );
@@ -178,7 +178,7 @@ fn move_all(theta: &mut [f32], m: &mut [f32], v: &mut [f32], gradient: &[f32], s
 }
 
 fn squares(x: &[f32]) -> f64 {
-    vectorize(
+    vectorize_closure(
         #[inline(always)]
         || {
             let mut sums = [0.0f64; LANES];

@@ -32,7 +32,7 @@ pub use embedding::add_rows;
 pub use linear::{
     linear, linear_input_gradient, linear_pair, linear_weight_gradient, linear_weight_gradient_wide,
 };
-pub use memory::one_heap;
+pub use memory::{one_heap, trim_heap};
 pub use norm::{rms_norm, rms_norm_reference};
 pub use paged::{PagedRow, paged_attention, paged_attention_reference, write_slots};
 pub use rotary::{rotary, rotary_reference};

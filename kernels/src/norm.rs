@@ -32,7 +32,7 @@ use rayon::prelude::*;
 use crate::flex::{
     matrix, numbers, plain_f32, plain_half, rows_a_task, shape2, vector, wide, written,
 };
-use crate::simd::vectorize;
+use crate::simd::vectorize_closure;
 
 /// g · x / √(mean(x²) + ε): `[n, d]`, `[d]` → `[n, d]`; differentiable in both. Half precisions take the
 /// statistics in f32.
@@ -96,7 +96,7 @@ impl NormOps for Flex {
         let share = rows_a_task(d) * d.max(1);
         let write = |y: &mut [MaybeUninit<f32>]| {
             (y.par_chunks_mut(share).zip(values.par_chunks(share))).for_each(|(y, x)| {
-                vectorize(
+                vectorize_closure(
                     #[inline(always)]
                     || {
                         for (y, x) in y.chunks_mut(d).zip(x.chunks(d)) {
@@ -131,7 +131,7 @@ impl NormOps for Flex {
                 .zip(dy.par_chunks(share).zip(x.par_chunks(share)))
                 .map(|(dx, (dy, x))| {
                     let mut dg = vec![0.0; d];
-                    vectorize(
+                    vectorize_closure(
                         #[inline(always)]
                         || {
                             let rows = dx.chunks_mut(d).zip(dy.chunks(d)).zip(x.chunks(d));

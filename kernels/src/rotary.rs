@@ -25,7 +25,7 @@ use burn::tensor::Tensor;
 use rayon::prelude::*;
 
 use crate::flex::{matrix, numbers, plain_f32, plain_half, rows_a_task, shape2, wide, written};
-use crate::simd::vectorize;
+use crate::simd::vectorize_closure;
 
 /// Turns every head of every row: `x_nc` `[n, heads · e]`, `cos_nf` and `sin_nf` `[n, e/2]` →
 /// `[n, heads · e]`; differentiable in x.
@@ -99,7 +99,7 @@ impl RotaryOps for Flex {
         let write = |y: &mut [MaybeUninit<f32>]| {
             (y.par_chunks_mut(share * columns.max(1)).zip(rows)).for_each(
                 |(y, (x, (cos, sin)))| {
-                    vectorize(
+                    vectorize_closure(
                         #[inline(always)]
                         || {
                             let angles = cos.chunks(half).zip(sin.chunks(half));

@@ -18,3 +18,21 @@ pub(crate) fn vectorize<Op: WithSimd>(op: Op) -> Op::Output {
     }
     pulp::Arch::new().dispatch(op)
 }
+
+/// As [`vectorize`], for a closure; it is marked `#[inline(always)]` where it is written.
+///
+/// A closure that borrows is called through a shim where it is taken as `FnOnce`, and the shim is not
+/// always inlined: the loops are then compiled for the least of processors.
+#[inline(always)]
+pub(crate) fn vectorize_closure<R>(work: impl FnMut() -> R) -> R {
+    struct Closure<F>(F);
+    impl<R, F: FnMut() -> R> WithSimd for Closure<F> {
+        type Output = R;
+
+        #[inline(always)]
+        fn with_simd<S: Simd>(mut self, _: S) -> R {
+            (self.0)()
+        }
+    }
+    vectorize(Closure(work))
+}

@@ -24,7 +24,7 @@ use rayon::prelude::*;
 use crate::exp::exp;
 use crate::flex::{matrix, numbers, plain_f32, plain_half, shape2, wide, written};
 use crate::linear::{LinearOps, linear};
-use crate::simd::vectorize;
+use crate::simd::vectorize_closure;
 
 /// silu(gate) · up: `[n, w]` twice → `[n, w]`; differentiable in both.
 ///
@@ -182,7 +182,7 @@ impl SwigluOps for Flex {
             .zip(numbers(&up).par_chunks(SHARE));
         let write = |y: &mut [MaybeUninit<f32>]| {
             (y.par_chunks_mut(SHARE).zip(operands)).for_each(|(y, (gate, up))| {
-                vectorize(
+                vectorize_closure(
                     #[inline(always)]
                     || {
                         for ((y, gate), up) in y.iter_mut().zip(gate).zip(up) {
@@ -209,10 +209,11 @@ impl SwigluOps for Flex {
         let write = |d_gate: &mut [MaybeUninit<f32>], d_up: &mut [MaybeUninit<f32>]| {
             let outputs = d_gate.par_chunks_mut(SHARE).zip(d_up.par_chunks_mut(SHARE));
             (outputs.zip(dy.zip(gate.zip(up)))).for_each(|((d_gate, d_up), (dy, (gate, up)))| {
-                vectorize(
+                vectorize_closure(
                     #[inline(always)]
                     || {
-                        let (outputs, inputs) = (d_gate.iter_mut().zip(d_up), gate.iter().zip(up));
+                        let (outputs, inputs) =
+                            (d_gate.iter_mut().zip(d_up.iter_mut()), gate.iter().zip(up));
                         for ((outputs, dy), (gate, up)) in outputs.zip(dy).zip(inputs) {
                             let s = sigmoid(*gate);
                             outputs.0.write(dy * up * s * (1.0 + gate * (1.0 - s)));

@@ -6,17 +6,18 @@ use std::time::Instant;
 use anyhow::Context as _;
 use potstill_datasets::{ChatTemplate, Encoded, Signal, SignalRow};
 use potstill_model::{
-    DType, Device, Int, Limits, Llama, Module, Sampling, Stop, Tensor, TensorData, device,
-    generate, load,
+    Config, DType, Device, Error, Int, Limits, Llama, Module, Sampling, Stop, Tensor, TensorData,
+    device, generate, load,
 };
 use potstill_student::{
     AdamW, Form, Method, Objective, Overlong, Settings, clip_global_norm, window_gradient,
 };
 use potstill_teacher::{Local, LocalSettings, Scoring, Text};
 
+use super::loss::{loss, loss_memory};
 use super::profile::profile;
 use super::quiet::{own_cpu_s, own_memory};
-use super::request::{Float, Reply, Request, Work};
+use super::request::{Float, How, Reply, Request, Work};
 
 /// Rows of logits at a time; the default of `[train] chunk_rows` and what `collect` takes.
 pub(crate) const CHUNK_ROWS: usize = 256;
@@ -33,6 +34,8 @@ pub(crate) fn answer(request: &Request) -> anyhow::Result<Reply> {
         Work::Capture => capture(request),
         Work::Profile => profile(request),
         Work::Memory => memory(request),
+        Work::Loss => loss(request),
+        Work::LossMemory => loss_memory(request),
     }?;
     reply.peak_bytes = own_memory().1.filter(|_| request.device == "cpu");
     reply.cpu_s = own_cpu_s().unwrap_or(0.0);
@@ -66,13 +69,20 @@ fn measured<T>(
     Ok((seconds, results))
 }
 
+/// The model; with random weights, alike each time, where the folder has none.
 pub(crate) fn open(request: &Request) -> anyhow::Result<(Llama, Device)> {
     let device = device(&request.device)?;
     let dtype = dtype(request);
-    Ok((load(&request.model, dtype, &device)?, device))
+    let model = match load(&request.model, dtype, &device) {
+        Err(Error::NoWeights { .. }) => {
+            Llama::init(&Config::from_dir(&request.model)?, 0, dtype, &device)?
+        }
+        loaded => loaded?,
+    };
+    Ok((model, device))
 }
 
-fn dtype(request: &Request) -> DType {
+pub(crate) fn dtype(request: &Request) -> DType {
     match request.dtype {
         Float::F32 => DType::F32,
         Float::Bf16 => DType::BF16,
@@ -249,7 +259,10 @@ pub(crate) fn settings(request: &Request) -> Settings {
         weight_decay: request.weight_decay,
         clip: request.clip,
         objective: Objective::default(),
-        form: Form::Fused,
+        form: match request.how {
+            How::Plain => Form::Plain,
+            _ => Form::Fused,
+        },
         max_length: request.ids.first().map_or(0, Vec::len),
         overlong: Overlong::Drop,
         checkpoint_every: 1,

@@ -22,6 +22,72 @@ pub(crate) enum Work {
     Profile,
     /// The gradient of one text, once, for its peak memory; Potstill only.
     Memory,
+    /// The loss from hidden states and head, with both gradients, and its three products alone.
+    Loss,
+    /// The same once, for its peak memory; Potstill only.
+    #[serde(rename = "loss-memory")]
+    LossMemory,
+}
+
+/// How a side computes the loss.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum How {
+    /// Potstill, in chunks by the kernels.
+    #[default]
+    Fused,
+    /// Potstill, by tensor operations on all rows at once.
+    Plain,
+    /// PyTorch, an operation at a time.
+    Eager,
+    /// PyTorch, `torch.compile`.
+    Compile,
+    /// Liger's fused linear JSD, with a dense teacher of the same width.
+    LigerJsd,
+    /// Liger's fused linear KL, from dense probabilities.
+    LigerKl,
+    /// Liger's fused linear cross-entropy, from one token a row.
+    LigerCrossEntropy,
+}
+
+impl How {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            How::Fused => "Potstill",
+            How::Plain => "Potstill, plain",
+            How::Eager => "PyTorch",
+            How::Compile => "PyTorch, compiled",
+            How::LigerJsd => "Liger, JSD",
+            How::LigerKl => "Liger, KL",
+            How::LigerCrossEntropy => "Liger, cross-entropy",
+        }
+    }
+
+    /// Whether it computes the loss that is asked for, and not another one of its kind.
+    pub(crate) fn same_loss(self) -> bool {
+        matches!(self, How::Fused | How::Plain | How::Eager | How::Compile)
+    }
+
+    /// Products of 2·n·d·v floating-point operations: logits, both gradients, and a teacher's logits.
+    pub(crate) fn products(self) -> u64 {
+        match self {
+            How::LigerJsd => 4,
+            _ => 3,
+        }
+    }
+}
+
+/// The shape of [`Work::Loss`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub(crate) struct LossShape {
+    /// n.
+    pub(crate) rows: usize,
+    /// d.
+    pub(crate) width: usize,
+    /// v.
+    pub(crate) vocab: usize,
+    /// Rows of logits at a time, in Potstill.
+    pub(crate) chunk_rows: usize,
 }
 
 /// The number type that a model computes in.
@@ -39,6 +105,13 @@ impl Float {
         match self {
             Float::F32 => "f32",
             Float::Bf16 => "bf16",
+        }
+    }
+
+    pub(crate) fn bytes(self) -> usize {
+        match self {
+            Float::F32 => 4,
+            Float::Bf16 => 2,
         }
     }
 
@@ -63,6 +136,11 @@ pub(crate) struct Request {
     pub(crate) threads: usize,
     /// Repetitions that are not measured; none begins after `budget_s`.
     pub(crate) warm_up: usize,
+    /// How the side that gets the request computes the loss.
+    #[serde(default)]
+    pub(crate) how: How,
+    #[serde(default)]
+    pub(crate) loss: LossShape,
     /// The most that are measured.
     pub(crate) repetitions: usize,
     /// After so long no further one begins, but two are measured unless one takes thrice as long.
@@ -71,7 +149,7 @@ pub(crate) struct Request {
     pub(crate) ids: Vec<Vec<u32>>,
     /// Of each position of the first text but its first: the tokens of the teacher's distribution.
     pub(crate) support: Vec<Vec<u32>>,
-    /// Their log-probabilities, nats.
+    /// Their log-probabilities, nats; those of one row, alike for all, in [`Work::Loss`].
     pub(crate) logprobs: Vec<Vec<f32>>,
     /// Tokens that a captured distribution keeps.
     pub(crate) top_k: usize,
@@ -98,7 +176,16 @@ pub(crate) struct Reply {
     /// The most resident bytes there ever were.
     #[serde(default)]
     pub(crate) peak_bytes: Option<u64>,
-    /// The parts of [`Work::Profile`], seconds each.
+    /// The three products alone, of each repetition of [`Work::Loss`].
+    #[serde(default)]
+    pub(crate) products: Vec<f64>,
+    /// The most bytes that a repetition of [`Work::Loss`] took above inputs and gradients.
+    #[serde(default)]
+    pub(crate) above_bytes: Option<u64>,
+    /// What there is to say about how the side went about it.
+    #[serde(default)]
+    pub(crate) note: String,
+    /// The parts of [`Work::Profile`], seconds each; of [`Work::Loss`], passes over one chunk of logits.
     #[serde(default)]
     pub(crate) parts: Vec<(String, f64)>,
     /// Processor time of the whole child.
@@ -137,6 +224,30 @@ impl Sizes {
         }
     }
 
+    /// The same with twice the tokens in a support.
+    pub(crate) fn wide(self) -> Sizes {
+        let top_k = 128.min(self.vocab / 2);
+        Sizes { top_k, ..self }
+    }
+
+    /// What one step does, in words.
+    pub(crate) fn step(&self) -> String {
+        let Sizes { tokens, top_k, .. } = self;
+        format!(
+            "one text of {tokens} tokens, loss at {} of them: forward, KL to {top_k} tokens and the tail, backward, clipping by the global norm, AdamW",
+            tokens.saturating_sub(1)
+        )
+    }
+
+    /// Log-probabilities that fall by a tenth from one token of the support to the next and leave the rest
+    /// of `mass` to the tail.
+    pub(crate) fn falling(&self, mass: f64) -> Vec<f32> {
+        let falling: Vec<f64> = (0..self.top_k).map(|slot| -0.1 * slot as f64).collect();
+        let log_sum = falling.iter().map(|log| log.exp()).sum::<f64>().ln();
+        let log = |log: &f64| (log - log_sum + mass.ln()) as f32;
+        falling.iter().map(log).collect()
+    }
+
     /// So many texts of so many tokens, drawn alike from the vocabulary.
     pub(crate) fn ids(&self, texts: usize, tokens: usize) -> Vec<Vec<u32>> {
         let mut random = Random(texts as u64 * 1_000_003 + tokens as u64);
@@ -148,12 +259,7 @@ impl Sizes {
     /// alike, under a distribution that falls by a tenth from one to the next and leaves 5 % to the
     /// tail.
     pub(crate) fn targets(&self, text: &[u32]) -> (Vec<Vec<u32>>, Vec<Vec<f32>>) {
-        let falling: Vec<f64> = (0..self.top_k).map(|slot| -0.1 * slot as f64).collect();
-        let log_sum = falling.iter().map(|log| log.exp()).sum::<f64>().ln();
-        let logprobs: Vec<f32> = falling
-            .iter()
-            .map(|log| (log - log_sum + 0.95f64.ln()) as f32)
-            .collect();
+        let logprobs = self.falling(0.95);
         let mut random = Random(17);
         let support = text.iter().skip(1).map(|realised| {
             let mut ids = vec![*realised];

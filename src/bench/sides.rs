@@ -9,15 +9,26 @@ use serde::Serialize;
 
 use super::peer::{SCRIPT, last_line};
 use super::quiet::{QUIET, Usage};
-use super::request::{Reply, Request};
+use super::request::{How, Reply, Request};
 use super::table::threads;
 
 /// What is measured.
 #[derive(Debug, Clone)]
-pub(crate) enum Side {
-    Potstill,
-    /// The Python that runs the peer.
-    Torch(PathBuf),
+pub(crate) struct Side {
+    pub(crate) how: How,
+    /// The Python that runs the peer; `None` for Potstill.
+    python: Option<PathBuf>,
+}
+
+impl Side {
+    pub(crate) fn potstill(how: How) -> Side {
+        Side { how, python: None }
+    }
+
+    pub(crate) fn torch(how: How, python: PathBuf) -> Side {
+        let python = Some(python);
+        Side { how, python }
+    }
 }
 
 /// What a side measured with one number of threads, over all of its processes.
@@ -30,6 +41,13 @@ pub(crate) struct Measured {
     pub(crate) check: Vec<f64>,
     #[serde(skip)]
     pub(crate) parts: Vec<(String, f64)>,
+    /// The three products of the loss alone, of each repetition.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) products: Vec<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) above_bytes: Option<u64>,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub(crate) note: String,
     pub(crate) before_bytes: Option<u64>,
     pub(crate) peak_bytes: Option<u64>,
     /// Of each process that ran long enough to tell, the share of the processors that went to others.
@@ -39,18 +57,11 @@ pub(crate) struct Measured {
 
 impl Measured {
     pub(crate) fn best(&self) -> f64 {
-        self.seconds.iter().copied().fold(f64::INFINITY, f64::min)
+        least(&self.seconds)
     }
 
     pub(crate) fn median(&self) -> f64 {
-        let mut sorted = self.seconds.clone();
-        sorted.sort_by(f64::total_cmp);
-        let upper = sorted.get(sorted.len() / 2).copied();
-        let lower = sorted.get(sorted.len().saturating_sub(1) / 2).copied();
-        match (lower, upper) {
-            (Some(lower), Some(upper)) => (lower + upper) / 2.0,
-            _ => f64::NAN,
-        }
+        median(&self.seconds)
     }
 
     /// Processes beside which others took more of the machine than a quiet one has.
@@ -63,13 +74,35 @@ impl Measured {
         self.others.extend(others);
         self.peak_bytes = self.peak_bytes.max(reply.peak_bytes);
         self.before_bytes = self.before_bytes.max(reply.before_bytes);
+        self.above_bytes = self.above_bytes.max(reply.above_bytes);
+        self.products.extend(reply.products);
         self.engine = reply.engine;
+        self.note = reply.note;
         if self.check.is_empty() {
             self.check = reply.check;
         }
-        if !reply.parts.is_empty() {
+        if self.parts.len() == reply.parts.len() {
+            for ((_, least), (_, seconds)) in self.parts.iter_mut().zip(reply.parts) {
+                *least = least.min(seconds);
+            }
+        } else {
             self.parts = reply.parts;
         }
+    }
+}
+
+pub(crate) fn least(seconds: &[f64]) -> f64 {
+    seconds.iter().copied().fold(f64::INFINITY, f64::min)
+}
+
+pub(crate) fn median(seconds: &[f64]) -> f64 {
+    let mut sorted = seconds.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let upper = sorted.get(sorted.len() / 2).copied();
+    let lower = sorted.get(sorted.len().saturating_sub(1) / 2).copied();
+    match (lower, upper) {
+        (Some(lower), Some(upper)) => (lower + upper) / 2.0,
+        _ => f64::NAN,
     }
 }
 
@@ -145,16 +178,17 @@ fn run(
     measured: &mut Measured,
     say: &mut dyn FnMut(&str),
 ) -> Result<(), String> {
-    let name = match side {
-        Side::Potstill => "Potstill",
-        Side::Torch(_) => "PyTorch",
-    };
+    let name = side.how.name();
     let begin = Usage::now();
+    let request = &Request {
+        how: side.how,
+        ..request.clone()
+    };
     let reply = ask(side, request).map_err(|error| format!("{error:#}"))?;
     let others = begin
         .zip(Usage::now())
         .and_then(|(begin, end)| begin.others_until(&end, reply.cpu_s));
-    let best = reply.seconds.iter().copied().fold(f64::INFINITY, f64::min);
+    let best = least(&reply.seconds);
     let beside = match others {
         Some(share) if share > QUIET => format!(" ({:.0} % went to others)", share * 100.0),
         _ => String::new(),
@@ -166,15 +200,15 @@ fn run(
 }
 
 fn ask(side: &Side, request: &Request) -> anyhow::Result<Reply> {
-    let mut command = match side {
-        Side::Potstill => {
+    let mut command = match &side.python {
+        None => {
             let own = std::env::current_exe().context("cannot find this program's own file")?;
             let mut command = Command::new(own);
             command.args(["bench", "--child"]).arg(&request.model);
             command.env("RAYON_NUM_THREADS", request.threads.to_string());
             command
         }
-        Side::Torch(python) => {
+        Some(python) => {
             let mut command = Command::new(python);
             command.args(["-c", SCRIPT]);
             command
@@ -241,7 +275,7 @@ mod tests {
 
     #[test]
     fn a_child_that_fails_says_why() {
-        let side = Side::Torch("/nowhere/python".into());
+        let side = Side::torch(How::Eager, "/nowhere/python".into());
         let text = r#"{"part":"step","model":"m","dtype":"f32","device":"cpu","threads":1,"warm_up":0,
             "repetitions":1,"budget_s":1.0,"ids":[],"support":[],"logprobs":[],"top_k":1,
             "new_tokens":1,"learning_rate":0.0,"weight_decay":0.0,"clip":0.0}"#;

@@ -1,11 +1,14 @@
 //! What was measured, as Markdown for people and as JSON for programs.
 
+mod contest;
+
 use std::fmt::Write as _;
 
 use serde_json::{Value, json};
 
 use super::request::{Float, Work};
 use super::sides::Measured;
+pub(crate) use contest::Contest;
 
 /// What a side measured, or why it did not.
 pub(crate) type Cell = Result<Measured, String>;
@@ -41,6 +44,9 @@ pub(crate) struct Table {
     /// The parts of the step, the whole first.
     pub(crate) profile: Option<Cell>,
     pub(crate) growth: Vec<Growth>,
+    pub(crate) contests: Vec<Contest>,
+    /// The loss alone by rows.
+    pub(crate) loss_growth: Vec<Growth>,
     /// What has to be known to read the numbers.
     pub(crate) notes: Vec<String>,
 }
@@ -64,12 +70,6 @@ impl Row {
         let theirs = theirs.as_ref().ok()?;
         Some(agree(self.work, self.dtype, &ours.check, &theirs.check))
     }
-
-    fn disturbed(&self) -> usize {
-        let sides = [Some(&self.potstill), self.torch.as_ref()];
-        let sides = sides.into_iter().flatten().flatten();
-        sides.map(Measured::disturbed).sum()
-    }
 }
 
 /// Losses of the first three steps, or what each part gives to compare.
@@ -92,9 +92,9 @@ fn agree(work: Work, dtype: Float, ours: &[f64], theirs: &[f64]) -> Result<Strin
         // After a tie that fell the other way, the rest of an answer is another text.
         return if same > 0.5 { Ok(said) } else { Err(said) };
     }
-    // Logits are as large as they are; losses and means are held to the tolerance itself.
+    // Logits and gradients are as large as they are; losses and means are held to the tolerance itself.
     let scale = |value: f64| match work {
-        Work::Prefill => value.abs().max(1.0),
+        Work::Prefill | Work::Loss => value.abs().max(1.0),
         _ => 1.0,
     };
     let differences = || pairs().map(|(a, b)| (a - b).abs() / scale(*a));
@@ -122,11 +122,22 @@ impl Table {
             let why = row.agreement()?.err()?;
             Some(format!("{} {}: {why}", row.part, row.dtype.name()))
         };
-        self.rows.iter().filter_map(of_row).collect()
+        let rows = self.rows.iter().filter_map(of_row);
+        rows.chain(self.contests.iter().flat_map(Contest::disagreements))
+            .collect()
+    }
+
+    /// What all processes measured that ran in turn with others.
+    pub(crate) fn measured(&self) -> impl Iterator<Item = &Measured> {
+        let rows = self.rows.iter().flat_map(|row| {
+            let sides = [Some(&row.potstill), row.torch.as_ref()];
+            sides.into_iter().flatten().flatten()
+        });
+        rows.chain(self.contests.iter().flat_map(Contest::cells))
     }
 
     fn disturbed(&self) -> usize {
-        self.rows.iter().map(Row::disturbed).sum()
+        self.measured().map(Measured::disturbed).sum()
     }
 
     pub(crate) fn markdown(&self) -> String {
@@ -147,16 +158,34 @@ impl Table {
         out += &self.peaks();
         out += &self.shares();
         out += &self.growths();
+        for contest in &self.contests {
+            out += &contest.markdown();
+        }
+        out += &self.loss_growths();
+        out
+    }
+
+    fn loss_growths(&self) -> String {
+        if self.loss_growth.is_empty() {
+            return String::new();
+        }
+        let mut out = "\n| positions of the loss alone, forward and backward | memory above inputs and gradients | seconds |\n|---:|---:|---:|\n".to_owned();
+        for Growth { tokens, potstill } in &self.loss_growth {
+            let _ = match potstill {
+                Ok(m) => writeln!(
+                    out,
+                    "| {tokens} | {} | {:.2} |",
+                    megabytes(m.above_bytes),
+                    m.best()
+                ),
+                Err(why) => writeln!(out, "| {tokens} | failed: {why} | |"),
+            };
+        }
         out
     }
 
     fn processes(&self) -> usize {
-        let sides = |row: &Row| {
-            let sides = [Some(&row.potstill), row.torch.as_ref()];
-            let counts = sides.into_iter().flatten().flatten();
-            counts.map(|m| m.others.len()).sum::<usize>()
-        };
-        self.rows.iter().map(sides).sum()
+        self.measured().map(|measured| measured.others.len()).sum()
     }
 
     fn rates(&self) -> String {
@@ -290,9 +319,9 @@ impl Table {
     }
 
     pub(crate) fn json(&self) -> String {
-        let growth = self.growth.iter().map(
-            |g| json!({ "tokens": g.tokens, "potstill": value(&g.potstill, g.tokens as f64) }),
-        );
+        let grown = |g: &Growth| json!({ "tokens": g.tokens, "potstill": value(&g.potstill, g.tokens as f64) });
+        let growth = self.growth.iter().map(grown);
+        let loss_growth = self.loss_growth.iter().map(grown);
         let profile = self.profile.as_ref().map(|cell| match cell {
             Err(why) => json!({ "failed": why }),
             Ok(measured) => {
@@ -309,6 +338,8 @@ impl Table {
             "rows": self.rows.iter().map(Row::json).collect::<Vec<Value>>(),
             "profile": profile,
             "memory": growth.collect::<Vec<Value>>(),
+            "contests": self.contests.iter().map(Contest::json).collect::<Vec<Value>>(),
+            "loss_memory": loss_growth.collect::<Vec<Value>>(),
         })
         .to_string()
     }

@@ -77,6 +77,35 @@ fn memory_is_measured_by_length_where_it_is_asked_for() {
     assert_eq!(value["rows"].as_array().unwrap().len(), 0);
 }
 
+/// A folder with `config.json` alone: a random model, and the loss by its shape.
+#[test]
+fn the_loss_and_steps_with_it_need_no_weights() {
+    let run = Run::new();
+    std::fs::remove_file(run.path("model/model.safetensors")).unwrap();
+    let parts = "--only=loss,loss-memory,step-plain";
+    let said = without_python(&run, &[&QUICK[..], &[parts, "--json"]].concat());
+    assert_eq!(said.code, 0, "{}", said.stderr);
+    let value: Value = serde_json::from_str(&said.stdout).unwrap();
+    let [loss, step] = [0, 1].map(|part| {
+        let contests = value["contests"].as_array().unwrap();
+        let named = |contest: &&Value| contest["part"] == ["loss", "step-plain"][part];
+        contests.iter().find(named).unwrap()
+    });
+    assert_eq!(loss["shape"]["rows"], 16, "{loss}");
+    let ours = &loss["sides"][0];
+    for seconds in ["seconds", "products"] {
+        assert!(ours[seconds][0].as_f64().unwrap() > 0.0, "{ours}");
+    }
+    if cfg!(target_os = "linux") {
+        assert!(ours["above_bytes"].as_u64().is_some(), "{ours}");
+    }
+    assert_eq!(step["sides"][1]["how"], "plain");
+    assert_eq!(step["sides"][1]["same"], true, "{step}");
+    assert_eq!(value["loss_memory"].as_array().unwrap().len(), 1);
+    let notes = value["notes"].to_string();
+    assert!(notes.contains("they are random"), "{notes}");
+}
+
 #[test]
 fn a_python_that_cannot_is_an_error_only_where_it_was_named() {
     let run = Run::new();
@@ -120,5 +149,29 @@ fn both_sides_compute_the_same() {
     for row in rows {
         assert_eq!(row["same"], true, "{row}");
         assert!(row["ratio"].as_f64().unwrap() > 0.0, "{row}");
+    }
+}
+
+#[test]
+fn the_loss_is_the_same_on_both_sides_in_both_types() {
+    let Some(python) = std::env::var_os("POTSTILL_PYTHON") else {
+        eprintln!("skipped: POTSTILL_PYTHON is not set");
+        return;
+    };
+    for dtype in ["f32", "bf16"] {
+        let run = Run::new();
+        let mut command = run.command(&QUICK);
+        command.args(["--only", "loss", "--type", dtype, "--json", "--python"]);
+        let said = run.said(command.arg(&python));
+        assert_eq!(said.code, 0, "{}", said.stderr);
+        let value: Value = serde_json::from_str(&said.stdout).unwrap();
+        let loss = &value["contests"][0];
+        for index in [1, 2] {
+            assert_eq!(loss["sides"][index]["same"], true, "{loss}");
+        }
+        assert!(
+            loss["against"]["ratio"][0].as_f64().unwrap() > 0.0,
+            "{loss}"
+        );
     }
 }

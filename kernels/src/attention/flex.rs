@@ -14,7 +14,7 @@ use super::{Attention, AttentionOps};
 use crate::exp::exp;
 use crate::flex::{matrix, numbers, shape2, written};
 use crate::gemm::{Matrix, Scratch, Shared, Threads, gemm, gemm_at};
-use crate::simd::vectorize;
+use crate::simd::vectorize_closure;
 
 /// Rows whose scores exist at once, for each thread.
 const BLOCK: usize = 128;
@@ -221,7 +221,7 @@ impl<'a> Inputs<'a> {
         let rows = scores.chunks_mut(block.keys.len()).zip(block.rows.clone());
         for ((scores, row), sum) in rows.zip(&mut sums) {
             let seen = self.seen(block, row);
-            let (max, total) = vectorize(
+            let (max, total) = vectorize_closure(
                 #[inline(always)]
                 || self.weights(scores, seen.clone()),
             );
@@ -295,7 +295,7 @@ impl<'a> Inputs<'a> {
             let shared: f32 = output.iter().zip(gradient).map(|(o, g)| o * g).sum();
             let log_sum = known.log_sums[row * heads + head];
             let seen = self.seen(block, row);
-            vectorize(
+            vectorize_closure(
                 #[inline(always)]
                 || self.score_gradient(weights, slopes, seen.clone(), log_sum, shared),
             );

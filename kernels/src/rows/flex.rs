@@ -13,7 +13,7 @@ use burn::backend::{Flex, TensorMetadata};
 use burn::tensor::{DType, Element, TensorData, bf16, f16};
 use rayon::prelude::*;
 
-use crate::simd::vectorize;
+use crate::simd::vectorize_closure;
 
 impl RowOps for Flex {
     fn row_stats(
@@ -201,7 +201,7 @@ fn stats_row<S: Stored<W>, W: Wide>(
 ) {
     let k = out.len() - columns(sum);
     out[..k].fill(W::of(EMPTY_NATS));
-    let walk = vectorize(
+    let walk = vectorize_closure(
         #[inline(always)]
         || walk(z, sorted, head, sum, out),
     );
@@ -411,7 +411,7 @@ fn grad_row<S: Stored<W>, W: Wide>(
     } else {
         (log_z, -h_sum)
     };
-    vectorize(
+    vectorize_closure(
         #[inline(always)]
         || everywhere(z, head, shift, factor, u),
     );

@@ -1,0 +1,360 @@
+//! Potstill's side of the loss alone: hidden states and a head to the loss and both gradients, the three
+//! products of that by themselves, and the kernels' passes over one chunk of logits.
+//!
+//! The numbers come from a formula in integers that `benches/peer.py` has too, so that both sides
+//! start from the same bits and nothing of this size is sent.
+
+use std::ops::Range;
+use std::time::Instant;
+
+use anyhow::Context as _;
+use potstill_kernels::{
+    Head, RowStats, Sum, linear, linear_input_gradient, linear_weight_gradient_wide, row_gradient,
+    row_stats, trim_heap,
+};
+use potstill_model::{DType, Device, Int, Tensor, TensorData, device};
+use potstill_student::{Form, HeadGradient, HeadLoss, head_loss, loss::forward_kl};
+use rayon::prelude::*;
+
+use super::child::{dtype, wait};
+use super::quiet::{forget_peak, own_memory};
+use super::request::{How, LossShape, Reply, Request};
+
+/// Standard deviation of the logits; that of the states is 1.
+const SPREAD: f64 = 2.5;
+/// Where the states, the head and the support begin in the numbers.
+const SEEDS: [u64; 3] = [1_000_000_007, 1_300_000_033, 1_700_000_009];
+/// 2³¹ − 1.
+const PRIME: u64 = (1 << 31) - 1;
+/// Calls of a pass over one chunk; the fastest counts.
+const CALLS: usize = 5;
+
+/// Seconds of whole ops and of their products, in turn, and the most memory of one op.
+///
+/// # Errors
+/// A device that does not run, or does not finish its work.
+pub(crate) fn loss(request: &Request) -> anyhow::Result<Reply> {
+    let case = Case::new(request)?;
+    // The first warm-up gives what is checked.
+    let check = case.check()?;
+    for _ in 1..request.warm_up {
+        case.run()?;
+    }
+    let above_bytes = case.most_above()?;
+    let (mut seconds, mut products) = (Vec::new(), Vec::new());
+    while seconds.len() < request.repetitions {
+        seconds.push(timed(|| case.run().map(drop))?);
+        products.push(timed(|| case.products())?);
+        if seconds.iter().sum::<f64>() > request.budget_s && seconds.len() >= 2 {
+            break;
+        }
+    }
+    let reserved =
+        "memory is what the allocator reserved for one op: what it used and what it keeps";
+    Ok(Reply {
+        seconds,
+        products,
+        check,
+        note: match case.device.memory_pool_usage() {
+            Some(_) => reserved.to_owned(),
+            None => String::new(),
+        },
+        above_bytes,
+        parts: case.passes()?,
+        ..Reply::default()
+    })
+}
+
+/// One op in a fresh process, for its memory.
+///
+/// # Errors
+/// As [`loss`].
+pub(crate) fn loss_memory(request: &Request) -> anyhow::Result<Reply> {
+    let case = Case::new(request)?;
+    let began = Instant::now();
+    let above_bytes = case.most_above()?;
+    Ok(Reply {
+        seconds: vec![began.elapsed().as_secs_f64()],
+        above_bytes,
+        ..Reply::default()
+    })
+}
+
+struct Case {
+    hidden_nd: Tensor<2>,
+    head_vd: Tensor<2>,
+    support_nk: Tensor<2, Int>,
+    /// [n, k+1], nats, the tail last.
+    log_p_nk: Tensor<2>,
+    shape: LossShape,
+    form: Form,
+    device: Device,
+}
+
+impl Case {
+    fn new(request: &Request) -> anyhow::Result<Case> {
+        let device = device(&request.device)?;
+        let (shape, dtype) = (request.loss, dtype(request));
+        let (n, d) = (shape.rows, shape.width);
+        let root = 12f64.sqrt();
+        let head_scale = SPREAD * (12.0 / d as f64).sqrt();
+        let log_p = request.logprobs.first().context("there is no teacher")?;
+        let mass: f64 = log_p.iter().map(|log| f64::from(*log).exp()).sum();
+        let mut log_p = log_p.clone();
+        log_p.push((1.0 - mass).ln() as f32);
+        let k = log_p.len() - 1;
+        let support = TensorData::new(support(n, k, shape.vocab), [n, k]);
+        let log_p = TensorData::new(log_p.repeat(n), [n, k + 1]);
+        Ok(Case {
+            hidden_nd: numbers([n, d], SEEDS[0], root, dtype, &device),
+            head_vd: numbers([shape.vocab, d], SEEDS[1], head_scale, dtype, &device),
+            support_nk: Tensor::from_data(support, &device),
+            log_p_nk: Tensor::from_data(log_p, (&device, DType::F32)),
+            shape,
+            form: match request.how {
+                How::Plain => Form::Plain,
+                _ => Form::Fused,
+            },
+            device,
+        })
+    }
+
+    /// The mean over rows of forward KL with a tail bucket, and its gradients.
+    fn run(&self) -> anyhow::Result<(Tensor<1>, HeadGradient)> {
+        let heads = [Head::default()];
+        let options = HeadLoss {
+            heads: &heads,
+            sum: Sum::Without,
+            train_head: true,
+            chunk_rows: self.shape.chunk_rows,
+            form: self.form,
+        };
+        let mut values = Vec::new();
+        let share = 1.0 / self.shape.rows as f64;
+        let mut divergence = |rows: Range<usize>, stats: &[RowStats]| {
+            let log_q_nk = stats[0].log_q_nk();
+            let kl = forward_kl(self.log_p_nk.clone().slice(rows), log_q_nk).sum() * share;
+            values.push(kl.clone().inner());
+            kl
+        };
+        let [hidden_nd, head_vd] = [&self.hidden_nd, &self.head_vd].map(Tensor::clone);
+        let support_nk = self.support_nk.clone();
+        let gradient = head_loss(hidden_nd, head_vd, support_nk, &options, &mut divergence);
+        wait(&self.device)?;
+        Ok((Tensor::cat(values, 0).sum(), gradient))
+    }
+
+    /// The loss, both gradients' norms, and some entries of each in units of its root mean square.
+    fn check(&self) -> anyhow::Result<Vec<f64>> {
+        let (loss, gradient) = self.run()?;
+        let head_vd = gradient.head_vd.context("the head is trained")?;
+        let root = (self.shape.rows as f64).sqrt();
+        let mut check = vec![value(loss)];
+        // Of rows that the teacher names, where the gradient is large.
+        let some = 0..self.shape.rows.min(4);
+        let ids = self
+            .support_nk
+            .clone()
+            .slice([some.clone(), 0..1])
+            .into_data();
+        let first: Vec<usize> = ids.iter::<i64>().map(|id| id as usize).collect();
+        for (gradient, rows) in [(gradient.hidden_nd, some.collect()), (head_vd, first)] {
+            let [rows_of, columns] = gradient.dims();
+            // By row first: a sum in f32 over all would lose digits.
+            let squares = gradient.clone().cast(DType::F32).square().sum_dim(1);
+            let norm = squares.into_data().iter::<f64>().sum::<f64>().sqrt();
+            check.push(norm * root);
+            let unit = norm / ((rows_of * columns) as f64).sqrt();
+            for row in rows {
+                let entry = gradient.clone().slice([row..row + 1, 0..1]);
+                check.push(value(entry.reshape([1])) / unit);
+            }
+        }
+        Ok(check)
+    }
+
+    /// The most bytes of one op, less those of its inputs and gradients. On a GPU: what the allocator
+    /// reserved anew, which is that and what it keeps beside it.
+    fn most_above(&self) -> anyhow::Result<Option<u64>> {
+        trim_heap();
+        self.device.memory_cleanup();
+        wait(&self.device)?;
+        let reserved = || self.device.memory_pool_usage().map(|u| u.bytes_reserved);
+        let (before, counted) = match reserved() {
+            Some(bytes) => (Some(bytes), true),
+            None => (own_memory().0, forget_peak()),
+        };
+        let (_, gradient) = self.run()?;
+        let most = reserved().or(own_memory().1).filter(|_| counted);
+        let size = |tensor: &Tensor<2>| {
+            (tensor.dims().iter().product::<usize>() * tensor.dtype().size()) as u64
+        };
+        let gradients = size(&gradient.hidden_nd) + gradient.head_vd.as_ref().map_or(0, size);
+        let above = |(most, before): (u64, u64)| most.saturating_sub(before + gradients);
+        Ok(most.zip(before).map(above))
+    }
+
+    /// The three products of each chunk.
+    fn products(&self) -> anyhow::Result<()> {
+        let n = self.shape.rows;
+        let mut sum_vd = None;
+        for start in (0..n).step_by(self.shape.chunk_rows) {
+            let rows = start..n.min(start + self.shape.chunk_rows);
+            let chunk_nd = self.hidden_nd.clone().slice(rows);
+            let logits_nv = linear(chunk_nd.clone(), self.head_vd.clone());
+            drop(linear_input_gradient(
+                logits_nv.clone(),
+                self.head_vd.clone(),
+            ));
+            sum_vd = Some(linear_weight_gradient_wide(logits_nv, chunk_nd, sum_vd));
+        }
+        wait(&self.device)
+    }
+
+    /// Seconds of each kernel on one chunk of logits; on a GPU, where both are to be as fast as memory is, also
+    /// of a pass that reads and writes as a copy does. burn's own clone shares memory.
+    fn passes(&self) -> anyhow::Result<Vec<(String, f64)>> {
+        let rows = 0..self.shape.rows.min(self.shape.chunk_rows);
+        let support_nk = self.support_nk.clone().slice(rows.clone());
+        let chunk_nd = self.hidden_nd.clone().slice(rows);
+        let head = Head::default();
+        let mut parts = vec![("statistics", f64::INFINITY), ("gradient", f64::INFINITY)];
+        if self.device.memory_pool_usage().is_some() {
+            parts.push(("copy", f64::INFINITY));
+        }
+        for _ in 0..CALLS {
+            let logits_nv = linear(chunk_nd.clone(), self.head_vd.clone());
+            wait(&self.device)?;
+            let mut stats = None;
+            let forward = timed(|| {
+                let support_nk = support_nk.clone();
+                stats = Some(row_stats(
+                    logits_nv.clone(),
+                    support_nk,
+                    &head,
+                    Sum::Without,
+                ));
+                wait(&self.device)
+            })?;
+            let copy = match parts.len() {
+                2 => f64::INFINITY,
+                _ => timed(|| {
+                    drop(-logits_nv.clone());
+                    wait(&self.device)
+                })?,
+            };
+            let stats = stats.context("the kernel ran")?;
+            let gradient = stats.all();
+            let backward = timed(|| {
+                let support_nk = support_nk.clone();
+                drop(row_gradient(logits_nv, support_nk, &stats, gradient, &head));
+                wait(&self.device)
+            })?;
+            for ((_, least), seconds) in parts.iter_mut().zip([forward, backward, copy]) {
+                *least = least.min(seconds);
+            }
+        }
+        let named = parts.into_iter();
+        Ok(named
+            .map(|(name, seconds)| (name.to_owned(), seconds))
+            .collect())
+    }
+}
+
+fn timed(work: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<f64> {
+    let began = Instant::now();
+    work()?;
+    Ok(began.elapsed().as_secs_f64())
+}
+
+fn value(scalar: Tensor<1>) -> f64 {
+    scalar.into_data().iter::<f64>().next().unwrap_or(f64::NAN)
+}
+
+/// The cube of where a number stands, modulo a prime.
+fn hashed(index: u64, seed: u64) -> u64 {
+    let x = (index + seed) % PRIME;
+    x * x % PRIME * x % PRIME
+}
+
+/// Numbers that lie alike between −`scale`/2 and `scale`/2.
+fn numbers(
+    [rows, columns]: [usize; 2],
+    seed: u64,
+    scale: f64,
+    dtype: DType,
+    device: &Device,
+) -> Tensor<2> {
+    let number = |index: usize| {
+        let share = hashed(index as u64, seed) as f64 / PRIME as f64;
+        ((share - 0.5) * scale) as f32
+    };
+    let values: Vec<f32> = (0..rows * columns).into_par_iter().map(number).collect();
+    let data = TensorData::new(values, [rows, columns]);
+    Tensor::from_data(data, (device, dtype))
+}
+
+/// `k` tokens of each row, all different and far apart.
+fn support(n: usize, k: usize, v: usize) -> Vec<i32> {
+    let stride = v / (k + 1);
+    let row = |row: usize| {
+        let first = hashed(row as u64, SEEDS[2]) as usize % v;
+        (0..k).map(move |slot| ((first + slot * stride) % v) as i32)
+    };
+    (0..n).flat_map(row).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The peer's, by Python's integers: `x = 1_000_000_007 + i; x**3 % (2**31 - 1)`.
+    #[test]
+    fn numbers_are_those_of_the_peer() {
+        let found: Vec<u64> = (0..3).map(|i| hashed(i, SEEDS[0])).collect();
+        assert_eq!(found, [1_887_548_037, 875_003_258, 1_567_491_233]);
+    }
+
+    #[test]
+    fn logits_have_the_spread_that_they_should() {
+        let request: Request = serde_json::from_str(
+            r#"{"part":"loss","model":"m","dtype":"f32","device":"cpu","threads":1,"warm_up":1,
+            "repetitions":1,"budget_s":1.0,"ids":[],"support":[],"logprobs":[[-1.0,-2.0]],"top_k":2,
+            "new_tokens":1,"learning_rate":0.0,"weight_decay":0.0,"clip":0.0,
+            "loss":{"rows":24,"width":64,"vocab":500,"chunk_rows":7}}"#,
+        )
+        .unwrap();
+        let case = Case::new(&request).unwrap();
+        let logits_nv = linear(case.hidden_nd.clone(), case.head_vd.clone());
+        let spread = value(logits_nv.square().mean()).sqrt();
+        assert!((spread - SPREAD).abs() < 0.1, "{spread}");
+        // Chunks of 7 rows give what all rows at once give.
+        let plain = Request {
+            how: How::Plain,
+            ..request
+        };
+        let (fused, plain) = (
+            case.check().unwrap(),
+            Case::new(&plain).unwrap().check().unwrap(),
+        );
+        for (a, b) in fused.iter().zip(&plain) {
+            assert!(
+                (a - b).abs() < 1e-4 * b.abs().max(1.0),
+                "{fused:?} {plain:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn tokens_of_a_row_are_unique() {
+        for (k, v) in [(1, 2), (4, 9), (64, 49_152)] {
+            for row in support(20, k, v).chunks(k) {
+                let mut unique = row.to_vec();
+                unique.sort_unstable();
+                unique.dedup();
+                assert_eq!(unique.len(), k);
+                assert!(unique.iter().all(|id| (0..v as i32).contains(id)));
+            }
+        }
+    }
+}
