@@ -30,7 +30,8 @@ pub use attention::{Attention, AttentionOps, attention, attention_reference};
 pub use capture::{Capture, CaptureRow, Captured, capture, reference::capture_reference};
 pub use embedding::add_rows;
 pub use linear::{
-    linear, linear_input_gradient, linear_pair, linear_weight_gradient, linear_weight_gradient_wide,
+    linear, linear_input_gradient, linear_into, linear_pair, linear_weight_gradient,
+    linear_weight_gradient_wide,
 };
 pub use memory::{one_heap, trim_heap};
 pub use norm::{rms_norm, rms_norm_reference};

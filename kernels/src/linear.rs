@@ -51,6 +51,24 @@ pub fn linear(x_ni: Tensor<2>, weight_oi: Tensor<2>) -> Tensor<2> {
     }
 }
 
+/// [`linear`], not differentiable itself, over the memory of `buffer` where that has the result's shape and
+/// nobody else holds it: a walk over chunks then touches the same pages again instead of new ones.
+#[must_use]
+pub fn linear_into(buffer: Option<Tensor<2>>, x_ni: Tensor<2>, weight_oi: Tensor<2>) -> Tensor<2> {
+    match buffer {
+        Some(buffer) if ours(&x_ni, &weight_oi) && x_ni.dims()[1] == weight_oi.dims()[1] => {
+            let (x, weight) = (x_ni.into_dispatch(), weight_oi.into_dispatch());
+            let y = <Dispatch as LinearOps>::linear_into(buffer.into_dispatch(), x, weight);
+            Tensor::from_dispatch(y)
+        }
+        buffer => {
+            // Before the result is allocated.
+            drop(buffer);
+            linear(x_ni, weight_oi)
+        }
+    }
+}
+
 /// [`linear`] with two weights, as one product: x is read once.
 ///
 /// # Panics
@@ -145,6 +163,13 @@ pub(crate) trait LinearOps: Backend {
     /// `[n, in]`, `[out, in]` → `[n, out]`.
     fn linear_forward(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self>;
 
+    /// As the forward product, over the buffer if it serves.
+    fn linear_into(
+        buffer: FloatTensor<Self>,
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+    ) -> FloatTensor<Self>;
+
     /// `[n, in]` and two weights → `[n, out]` of each.
     fn linear_pair(
         x: FloatTensor<Self>,
@@ -177,6 +202,31 @@ impl LinearOps for Flex {
         let write = |y: &mut _| rows_by_rows(view(&x), [output(&weight, y)]);
         // SAFETY: a product writes all of its output.
         matrix(unsafe { written(n * columns, write) }, [n, columns])
+    }
+
+    fn linear_into(
+        buffer: FloatTensor<Self>,
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        let shape = [shape2(&x)[0], shape2(&weight)[0]];
+        let mut y = buffer;
+        let serves = x.dtype() == DType::F32
+            && y.dtype() == DType::F32
+            && shape2(&y) == shape
+            && y.is_unique()
+            && y.is_contiguous()
+            && y.storage::<f32>().len() == shape[0] * shape[1];
+        if !serves {
+            drop(y);
+            return Self::linear_forward(x, weight);
+        }
+        let (x, weight) = (x.to_contiguous(), weight.to_contiguous());
+        let numbers: *mut [f32] = y.storage_mut::<f32>();
+        // SAFETY: the product writes numbers to all of it and reads none; nobody else holds it.
+        let out = unsafe { &mut *(numbers as *mut [MaybeUninit<f32>]) };
+        rows_by_rows(view(&x), [output(&weight, out)]);
+        y
     }
 
     fn linear_pair(
@@ -324,6 +374,15 @@ impl<B: Backend + LinearOps, C: CheckpointStrategy> LinearOps for Autodiff<B, C>
     fn linear_forward(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
         let [values, weights] = [&x, &weight].map(|tensor| tensor.clone().into_primitive());
         node::<B, C>(&x, &weight, B::linear_forward(values, weights))
+    }
+
+    fn linear_into(
+        buffer: FloatTensor<Self>,
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        let [buffer, x, weight] = [buffer, x, weight].map(FloatTensor::<Self>::into_primitive);
+        FloatTensor::<Self>::new(B::linear_into(buffer, x, weight))
     }
 
     fn linear_pair(

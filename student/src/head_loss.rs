@@ -14,8 +14,8 @@ use std::ops::Range;
 
 use burn::tensor::{DType, Int, Tensor};
 use potstill_kernels::{
-    Head, RowStats, Sum, linear, linear_input_gradient, linear_weight_gradient_wide, row_gradient,
-    row_stats, row_stats_reference,
+    Head, RowStats, Sum, linear, linear_input_gradient, linear_into, linear_weight_gradient_wide,
+    row_gradient, row_stats, row_stats_reference,
 };
 use serde::{Deserialize, Serialize};
 
@@ -91,11 +91,13 @@ fn fused(
     let chunk_rows = options.chunk_rows.max(1);
     let mut hidden_gradients = Vec::with_capacity(n.div_ceil(chunk_rows));
     let mut head_gradient_vd: Option<Tensor<2>> = None;
+    // The block of logits, from chunk to chunk.
+    let mut block_nv: Option<Tensor<2>> = None;
     for start in (0..n).step_by(chunk_rows) {
         let rows = start..n.min(start + chunk_rows);
         let chunk_nd = hidden_nd.clone().slice(rows.clone());
         let support_nk = support_nk.clone().slice(rows.clone());
-        let logits_nv = linear(chunk_nd.clone(), head_vd.clone());
+        let logits_nv = linear_into(block_nv.take(), chunk_nd.clone(), head_vd.clone());
         let Some(gradient_nv) = logits_gradient(logits_nv, &support_nk, rows, options, loss) else {
             hidden_gradients.push(chunk_nd.zeros_like());
             continue;
@@ -103,9 +105,10 @@ fn fused(
         hidden_gradients.push(linear_input_gradient(gradient_nv.clone(), head_vd.clone()));
         if options.train_head {
             let sum_vd = head_gradient_vd.take();
-            let sum_vd = linear_weight_gradient_wide(gradient_nv, chunk_nd, sum_vd);
+            let sum_vd = linear_weight_gradient_wide(gradient_nv.clone(), chunk_nd, sum_vd);
             head_gradient_vd = Some(sum_vd);
         }
+        block_nv = Some(gradient_nv);
     }
     let none = || head_vd.zeros_like().cast(wide(head_vd.dtype()));
     HeadGradient {
