@@ -9,8 +9,8 @@ use std::time::Instant;
 
 use anyhow::Context as _;
 use potstill_kernels::{
-    Head, RowStats, Sum, linear, linear_input_gradient, linear_weight_gradient_wide, row_gradient,
-    row_stats, trim_heap,
+    Head, RowStats, Sum, linear, linear_input_gradient, linear_into, linear_weight_gradient_wide,
+    row_gradient, row_stats, trim_heap,
 };
 use potstill_model::{DType, Device, Int, Tensor, TensorData, device};
 use potstill_student::{Form, HeadGradient, HeadLoss, head_loss, loss::forward_kl};
@@ -197,16 +197,15 @@ impl Case {
     /// The three products of each chunk.
     fn products(&self) -> anyhow::Result<()> {
         let n = self.shape.rows;
-        let mut sum_vd = None;
+        let (mut sum_vd, mut block_nv) = (None, None);
         for start in (0..n).step_by(self.shape.chunk_rows) {
             let rows = start..n.min(start + self.shape.chunk_rows);
             let chunk_nd = self.hidden_nd.clone().slice(rows);
-            let logits_nv = linear(chunk_nd.clone(), self.head_vd.clone());
-            drop(linear_input_gradient(
-                logits_nv.clone(),
-                self.head_vd.clone(),
-            ));
-            sum_vd = Some(linear_weight_gradient_wide(logits_nv, chunk_nd, sum_vd));
+            let head_vd = self.head_vd.clone();
+            let logits_nv = linear_into(block_nv.take(), chunk_nd.clone(), head_vd.clone());
+            drop(linear_input_gradient(logits_nv.clone(), head_vd));
+            let gradient_vd = linear_weight_gradient_wide(logits_nv.clone(), chunk_nd, sum_vd);
+            (sum_vd, block_nv) = (Some(gradient_vd), Some(logits_nv));
         }
         wait(&self.device)
     }
