@@ -106,7 +106,8 @@ case "$bench" in
     cpu)
         if [ -x "$cpu_build" ]; then
             "$cpu_build" bench examples/quickstart/teacher --quick --tokens 64 | tee "$tables/bench-cpu.md"
-            "$cpu_build" bench examples/quickstart/teacher --quick --tokens 64 --python "$python" \
+            # Beside PyTorch if PYTHON names one.
+            "$cpu_build" bench examples/quickstart/teacher --quick --tokens 64 ${PYTHON:+--python "$PYTHON"} \
                 --only loss,loss-memory,step-plain | tee "$tables/loss-cpu.md"
         else
             echo "gpu.sh: no $cpu_build (cargo build --release), so the bench was not tried" >&2
