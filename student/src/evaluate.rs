@@ -63,7 +63,7 @@ fn sequence(model: &Llama, signal: &Signal, chunk_rows: usize) -> Result<Sequenc
     for start in (0..block.rows()).step_by(chunk_rows) {
         let end = block.rows().min(start + chunk_rows);
         let logits_nv = model.logits(hidden_nd.clone().slice(start..end));
-        let dtype = crate::gradient::stats_dtype(logits_nv.dtype());
+        let dtype = crate::head_loss::stats_dtype(logits_nv.dtype());
         let targets = block.targets(start, end, dtype, &device);
         let support_nk = targets.support_nk.clone();
         let head = Head::default();

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use burn::module::Module;
-use burn::tensor::{DType, Gradients as Tape, Tensor};
+use burn::tensor::{Gradients as Tape, Tensor};
 use potstill_datasets::{Signal, pack};
 use potstill_kernels::{Head, RowStats, Sum, add_rows};
 use potstill_model::{Llama, Parameter, named_parameters};
@@ -16,7 +16,7 @@ use potstill_model::{Llama, Parameter, named_parameters};
 use crate::block::{Block, Targets};
 use crate::control::{Method, shuffle};
 use crate::error::Error;
-use crate::head_loss::{Form, HeadLoss, head_loss};
+use crate::head_loss::{Form, HeadLoss, head_loss, leaf, stats_dtype};
 use crate::loss::{
     Divergence, Tail, cross_entropy, forward_kl, smoothed_cross_entropy, soft_cross_entropy,
 };
@@ -321,13 +321,6 @@ fn rows_loss(
     (loss.unwrap_or_else(nothing), terms)
 }
 
-pub(crate) fn stats_dtype(logits: DType) -> DType {
-    match logits {
-        DType::F64 => DType::F64,
-        _ => DType::F32,
-    }
-}
-
 /// Sum in f64 on the host: a window's terms are a few thousand numbers.
 fn sum(values_n: &Tensor<1>) -> f64 {
     values_n.to_data().iter::<f64>().sum()
@@ -346,10 +339,6 @@ pub(crate) fn teacher_nll(signal: &Signal) -> f64 {
         .zip(&signal.rows)
         .filter_map(nll)
         .sum()
-}
-
-fn leaf<const D: usize>(tensor: Tensor<D>) -> Tensor<D> {
-    Tensor::from_inner(tensor).require_grad()
 }
 
 fn taken(parameter: Parameter, tape: &mut Tape) -> Option<Parameter> {

@@ -6,8 +6,8 @@
 //! ```
 //!
 //! A chunk's logits are read once for the statistics and overwritten by their gradient; the loss itself
-//! sees [n, k] alone, and burn's autodiff stays there. So one [chunk, v] block exists at a time, however
-//! many rows there are. A fourth product, logits computed again tile by tile and never written, would
+//! sees [n, k] alone, and burn's autodiff stays there. So one [chunk, v] block exists at a time (one more
+//! for each further head), however many rows there are. A fourth product, logits computed again tile by tile and never written, would
 //! cost more than the two passes over the block that it saves: `docs/benchmarks.md`.
 
 use std::ops::Range;
@@ -110,7 +110,7 @@ fn fused(
         }
         block_nv = Some(gradient_nv);
     }
-    let none = || head_vd.zeros_like().cast(wide(head_vd.dtype()));
+    let none = || head_vd.zeros_like().cast(stats_dtype(head_vd.dtype()));
     HeadGradient {
         hidden_nd: match hidden_gradients.is_empty() {
             true => hidden_nd.zeros_like(),
@@ -168,7 +168,7 @@ fn plain(
     loss: &mut dyn FnMut(Range<usize>, &[RowStats]) -> Tensor<1>,
 ) -> HeadGradient {
     let [n, _] = hidden_nd.dims();
-    let wide = wide(head_vd.dtype());
+    let wide = stats_dtype(head_vd.dtype());
     let hidden = leaf(hidden_nd.clone());
     let head = match options.train_head {
         true => leaf(head_vd.clone()),
@@ -191,13 +191,13 @@ fn plain(
     }
 }
 
-fn leaf(tensor: Tensor<2>) -> Tensor<2> {
+pub(crate) fn leaf<const D: usize>(tensor: Tensor<D>) -> Tensor<D> {
     Tensor::from_inner(tensor).require_grad()
 }
 
-/// What gradients are summed in.
-fn wide(dtype: DType) -> DType {
-    match dtype {
+/// What statistics are in and gradients are summed in.
+pub(crate) fn stats_dtype(logits: DType) -> DType {
+    match logits {
         DType::F64 => DType::F64,
         _ => DType::F32,
     }

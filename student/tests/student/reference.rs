@@ -101,7 +101,7 @@ fn stored(log_p: &[f64], k: usize, t: f64) -> SignalRow {
 fn asked() -> Vec<(&'static str, usize, f64, Divergence, Tail)> {
     use Divergence::{ForwardKl, Jsd, ReverseKl, SkewKl, SkewReverseKl, TotalVariation};
     use Tail::{Bucket, Ignore, Renormalize};
-    // There the share of a skew mixture is the teacher's in both.
+    // The share that is mixed in: of the teacher in skew KL, of the student in skew reverse KL.
     let alpha = 0.1;
     vec![
         ("fkl_tau1.0", 0, 1.0, ForwardKl, Bucket),
