@@ -11,7 +11,7 @@ use burn::backend::tensor::FloatTensor;
 use rayon::prelude::*;
 
 use super::{Attention, AttentionOps};
-use crate::exp::exp;
+use crate::exp::exp_to_most;
 use crate::flex::{matrix, numbers, shape2, written};
 use crate::gemm::{Matrix, Scratch, Shared, Threads, gemm, gemm_at};
 use crate::simd::vectorize_closure;
@@ -270,7 +270,7 @@ impl<'a> Inputs<'a> {
         let mut sums = [0.0f32; LANES];
         for scores in scores.chunks_mut(LANES) {
             for (sum, s) in sums.iter_mut().zip(scores) {
-                *s = exp(*s - max);
+                *s = exp_to_most(*s - max);
                 *sum += *s;
             }
         }
@@ -348,7 +348,7 @@ impl<'a> Inputs<'a> {
         match self.how.softcap {
             None => {
                 for (weight, slope) in pairs {
-                    *weight = exp(*weight * scale - log_sum);
+                    *weight = exp_to_most(*weight * scale - log_sum);
                     *slope = *weight * (*slope - shared) * scale;
                 }
             }
@@ -356,7 +356,7 @@ impl<'a> Inputs<'a> {
                 let c = c as f32;
                 for (weight, slope) in pairs {
                     let t = (*weight * scale / c).tanh();
-                    *weight = exp(c * t - log_sum);
+                    *weight = exp_to_most(c * t - log_sum);
                     *slope = *weight * (*slope - shared) * scale * (1.0 - t * t);
                 }
             }

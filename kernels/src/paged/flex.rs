@@ -6,7 +6,7 @@
 //! each key head.
 
 use super::PagedRow;
-use crate::exp::exp;
+use crate::exp::exp_to_most;
 use crate::simd::vectorize;
 use burn::backend::flex::FlexTensor;
 use burn::tensor::{DType, Element, TensorData, bf16, f16};
@@ -139,7 +139,7 @@ macro_rules! wide {
         }
     };
 }
-wide!(f32, exp, vector_dot);
+wide!(f32, exp_to_most, vector_dot);
 wide!(f64, f64::exp, |_, a, b| dot(a, b));
 
 macro_rules! stored_as_half {

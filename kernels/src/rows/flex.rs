@@ -63,6 +63,7 @@ pub(crate) trait Stored<W>: Element + bytemuck::Pod + Send + Sync {
 pub(crate) trait Wide: Element + bytemuck::Pod + Send + Sync + PartialOrd {
     fn of(value: f64) -> Self;
     fn f64(self) -> f64;
+    /// Of what is at most 88.
     fn exp(self) -> Self;
     fn tanh(self) -> Self;
     fn add(self, other: Self) -> Self;
@@ -114,7 +115,7 @@ macro_rules! wide {
         }
     };
 }
-wide!(f32, crate::exp::exp, crate::exp::tanh);
+wide!(f32, crate::exp::exp_to_most, crate::exp::tanh);
 wide!(f64, f64::exp, f64::tanh);
 
 macro_rules! stored_as_half {
