@@ -42,7 +42,7 @@ const EDGES: [(&str, &str, &[&str]); 7] = [
 ];
 
 /// Libraries that only some crates may name.
-const NAMED_BY: [(&[&str], &[&str]); 5] = [
+const NAMED_BY: [(&[&str], &[&str]); 6] = [
     (
         &["burn"],
         &["potstill-kernels", "potstill-model", "potstill-student"],
@@ -65,10 +65,11 @@ const NAMED_BY: [(&[&str], &[&str]); 5] = [
             "indicatif",
             "open",
             "schemars",
-            "toml",
         ],
         &["potstill"],
     ),
+    // Run files, and the teacher's table of providers.
+    (&["toml"], &["potstill", "potstill-teacher"]),
 ];
 
 fn metadata() -> Metadata {

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 #[non_exhaustive]
 pub enum Error {
     /// The checkpoint's model could not be loaded, or could not run.
+    #[cfg(feature = "local")]
     #[error(transparent)]
     Model(#[from] potstill_model::Error),
     /// The checkpoint's tokenizer or template, or a text, is not usable.

@@ -1,0 +1,13 @@
+//! Teachers behind a server: what is asked, what came, and what it cost.
+//!
+//! Wire formats are private (`wire`). A [`Call`] goes in and lands once, as a [`Reply`] or a typed
+//! [`Failure`]; every request on the way is an [`Attempt`], with what it was charged.
+
+mod call;
+mod provider;
+
+pub use call::{
+    Asking, Attempt, Billed, Call, Charge, Dialect, Failure, Method, OnBreak, OnLength,
+    PromptLogprobs, Reason, Reply, Task,
+};
+pub use provider::{Price, Provider};

@@ -1,0 +1,51 @@
+//! What is known of those who serve models, as one data file.
+
+use serde::{Deserialize, Serialize};
+
+/// What tokens cost.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Price {
+    /// USD for a million tokens of prompts.
+    pub input: f64,
+    /// USD for a million tokens of prompts that were cached; by default as `input`.
+    pub cached_input: Option<f64>,
+    /// USD for a million tokens of answers, reasoning included.
+    pub output: f64,
+}
+
+/// One model at one provider, as `providers.toml` has it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Provider {
+    /// Base URL, to which `/chat/completions` is added.
+    pub url: String,
+    /// Environment variable of the key; `None` where none is needed.
+    pub key_env: Option<String>,
+    /// The model's name at the provider.
+    pub model: String,
+    /// What kind of server it is.
+    #[serde(default)]
+    pub dialect: super::Dialect,
+    /// Whether it is one of OpenAI's reasoning models, or takes requests as they do.
+    #[serde(default)]
+    pub reasoning_model: bool,
+    /// Longest prompt and answer together, tokens.
+    pub context: Option<u32>,
+    /// Longest answer, tokens.
+    pub max_output: Option<u32>,
+    /// Largest number of likeliest tokens with log-probabilities; 0 for none.
+    #[serde(default)]
+    pub top_logprobs: u32,
+    /// Whether the text of the reasoning is returned.
+    #[serde(default)]
+    pub returns_reasoning: bool,
+    /// What it costs.
+    pub price: Option<Price>,
+    /// The licence or the terms that bear on training from its answers.
+    pub terms: String,
+    /// Where that was read.
+    pub source: String,
+    /// When, as YYYY-MM-DD.
+    pub checked: String,
+}
