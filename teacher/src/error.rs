@@ -100,4 +100,12 @@ pub enum Error {
         /// What it may be.
         range: &'static str,
     },
+    /// A list of providers cannot be used.
+    #[error("`{}`: {why}\nan entry is a table such as [my-server] with url, model, terms, source and checked (YYYY-MM-DD)", path.display())]
+    Providers {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, with line and column.
+        why: String,
+    },
 }

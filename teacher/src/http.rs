@@ -5,9 +5,10 @@
 
 mod call;
 mod provider;
+mod wire;
 
 pub use call::{
     Asking, Attempt, Billed, Call, Charge, Dialect, Failure, Method, OnBreak, OnLength,
     PromptLogprobs, Reason, Reply, Task,
 };
-pub use provider::{Price, Provider};
+pub use provider::{Price, Provider, merge, providers};
