@@ -4,11 +4,19 @@
 //! [`Failure`]; every request on the way is an [`Attempt`], with what it was charged.
 
 mod call;
+mod probe;
 mod provider;
+mod signal;
 mod wire;
 
 pub use call::{
     Asking, Attempt, Billed, Call, Charge, Dialect, Failure, Method, OnBreak, OnLength,
     PromptLogprobs, Reason, Reply, Task,
 };
+pub use probe::{
+    Counted, Kind, Logprobs, Probe, Prompted, Recommended, Scale, Speed, Through, Tokens,
+};
 pub use provider::{Price, Provider, merge, providers};
+pub use signal::{
+    Spellings, Window, answer_signal, answer_signal_with, join_windows, prompt_signal, windows,
+};
