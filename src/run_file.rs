@@ -276,6 +276,10 @@ pub struct Score {
     /// Answers scored together.
     #[serde(default = "sixteen")]
     pub batch: Count,
+    /// Of a teacher behind a server: most tokens that are sent at once. A longer text is sent in parts
+    /// that overlap by half, so that the server's memory holds. By default all of its context.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub window: Option<Count>,
 }
 
 /// `[grade]`

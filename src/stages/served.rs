@@ -3,18 +3,23 @@
 pub(crate) mod collect;
 mod forecast;
 mod prompts;
-mod publish;
+pub(crate) mod publish;
 mod requests;
+pub(crate) mod score;
 mod store;
 
+use std::cell::OnceCell;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use potstill_datasets::{ChatTemplate, Prompt, Provenance, Tokenizer, canonical_json, prompt_ids};
+use potstill_datasets::{
+    ChatTemplate, Completion, Prompt, Provenance, Signal, Tokenizer, canonical_json, prompt_ids,
+};
 use potstill_teacher::http::{
-    self, Asking, Caps, Dialect, Endpoint, Key, Method, Price, Provider, Settings, Spent,
+    self, Asking, Caps, Dialect, Endpoint, Key, Method, Price, Provider, Settings, Spellings,
+    Spent,
 };
 use serde_json::{Value, json};
 
@@ -36,6 +41,27 @@ const UNKNOWN_MARKS: usize = 16;
 pub(super) struct Text {
     pub(super) tokenizer: Tokenizer,
     pub(super) template: ChatTemplate,
+    /// For servers that give no ids; made when it is first needed.
+    spellings: OnceCell<Spellings>,
+}
+
+impl Text {
+    /// The distributions of an answer, from its own alternatives.
+    fn signal(
+        &self,
+        prompt_ids: &[u32],
+        completion: &Completion,
+        top_k: usize,
+    ) -> Result<Signal, String> {
+        let nameless = completion
+            .tokens
+            .iter()
+            .any(|token| token.id.is_none() || token.top.iter().any(|top| top.id.is_none()));
+        let spellings = || Spellings::new(&self.tokenizer);
+        let spellings = nameless.then(|| self.spellings.get_or_init(spellings));
+        let vocabulary = self.tokenizer.vocab_size();
+        http::answer_signal_with(vocabulary, spellings, prompt_ids, completion, top_k)
+    }
 }
 
 /// The teacher of the run file, resolved. No key is read and nothing is asked yet.
@@ -68,6 +94,7 @@ impl<'a> Served<'a> {
             Some(folder) => Some(Text {
                 tokenizer: Tokenizer::from_dir(&folder)?,
                 template: checkpoint::template(run, &folder)?,
+                spellings: OnceCell::new(),
             }),
             None => None,
         };
@@ -375,6 +402,28 @@ impl<'a> Served<'a> {
         };
         self.context.map_or(tokens, |context| tokens.min(context))
     }
+}
+
+/// For `check`: the server as it would be asked, in two lines. Nothing is asked.
+///
+/// # Errors
+/// [`crate::run_file::ConfigError`] where it cannot be used, or its key is not there.
+pub(super) fn check(run: &Loaded, prompts: &[Prompt]) -> anyhow::Result<String> {
+    let served = Served::open(run)?;
+    let endpoints = served.endpoints()?;
+    let endpoints: Vec<&str> = endpoints.iter().map(|e| e.name.as_str()).collect();
+    let mut measured = forecast::Measured::default();
+    for prompt in prompts {
+        measured.add(&served, prompt)?;
+    }
+    let asked = prompts.len() * run.file.collect.samples.get();
+    let spent = Spent::default();
+    let ahead = forecast::said(&served, &run.file, &measured, asked, &spent);
+    Ok(format!(
+        "teacher   {} at {}\ncollect   {ahead}",
+        served.model,
+        endpoints.join(", ")
+    ))
 }
 
 /// Bytes of everything in a prompt that a template writes.

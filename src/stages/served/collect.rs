@@ -24,7 +24,7 @@ use super::forecast::{self, Measured};
 use super::prompts::{self, Prompts};
 use super::publish;
 use super::requests::{self, Requests};
-use super::store::{Index, Outcome as Fate, Row, Store};
+use super::store::{Index, Outcome as Fate, Row, Store, Tally};
 use super::{REQUESTS_FILE, Served};
 use crate::events::Event;
 use crate::interrupt;
@@ -304,18 +304,18 @@ impl<'a> Collection<'a> {
             "collect: {}",
             forecast::said(self.served, &run.file, &self.measured, missing, &requests.spent)
         ));
-        let ended = self.ask(&requests, missing)?;
-        self.ended(ended)
+        let over = self.ask(&requests, missing)?;
+        ended(self.context, self.store.tally(), over)
     }
 
     fn ask(&mut self, requests: &Requests, missing: usize) -> anyhow::Result<Ended> {
         let Context { talk, run, dir, .. } = self.context;
         let settings = self
             .served
-            .settings(self.served.asking(), requests.spent.clone())?;
+            .settings(self.served.asking(), requests.spent)?;
         let there = self.store.tally().answers as u64;
         let total = there + missing as u64;
-        let before = requests.spent.clone();
+        let before = requests.spent;
         let budget = &run.file.budget;
         let mut bar = talk.work("collect", "answers", there, total);
         let asker = RefCell::new(Asker {
@@ -345,38 +345,38 @@ impl<'a> Collection<'a> {
         )?;
         Ok(ended)
     }
+}
 
-    fn ended(&self, ended: Ended) -> anyhow::Result<bool> {
-        let file = self.context.run.path.display();
-        let tally = self.store.tally();
-        match ended {
-            Ended::Finished => Ok(true),
-            Ended::Stopped => Ok(false),
-            Ended::Capped { cap } => {
-                let spent = requests::spent(&self.context.dir.path(REQUESTS_FILE))?;
-                bail!(
-                    "the budget is used up ({cap}): {} requests, {} tokens and {} were spent, {} answers are there and {} are missing; all of it is kept: raise [budget], and `potstill run {file}` goes on",
-                    spent.requests,
-                    spent.tokens,
-                    forecast::dollars(spent.usd),
-                    tally.answers,
-                    tally.missing
-                )
-            }
-            Ended::Broke { why } => bail!(
-                "{why}; {} answers are there and kept, {} are missing",
-                tally.answers,
-                tally.missing
-            ),
-            Ended::EndpointsDown { last } => bail!(
-                "no endpoint can be used: the last one said {}{} ({}); {} answers are there and kept, {} are missing: see to url, model and key in [teacher], and `potstill run {file}` goes on",
-                last.status.map_or_else(String::new, |s| format!("{s} ")),
-                last.message,
-                last.reason.name(),
-                tally.answers,
-                tally.missing
-            ),
+/// Whether everything has landed; false when it was stopped.
+pub(super) fn ended(
+    context: &Context,
+    tally: Tally,
+    ended: Ended,
+) -> anyhow::Result<bool> {
+    let file = context.run.path.display();
+    let there = format!(
+        "{} answers are there and kept, {} are missing",
+        tally.answers, tally.missing
+    );
+    match ended {
+        Ended::Finished => Ok(true),
+        Ended::Stopped => Ok(false),
+        Ended::Capped { cap } => {
+            let spent = requests::spent(&context.dir.path(REQUESTS_FILE))?;
+            bail!(
+                "the budget is used up ({cap}): {} requests, {} tokens and {} were spent; {there}: raise [budget], and `potstill run {file}` goes on",
+                spent.requests,
+                spent.tokens,
+                forecast::dollars(spent.usd),
+            )
         }
+        Ended::Broke { why } => bail!("{why}; {there}"),
+        Ended::EndpointsDown { last } => bail!(
+            "no endpoint can be used: the last one said {}{} ({}); {there}: see to url, model and key in [teacher], and `potstill run {file}` goes on",
+            last.status.map_or_else(String::new, |s| format!("{s} ")),
+            last.message,
+            last.reason.name(),
+        ),
     }
 }
 
@@ -516,8 +516,7 @@ impl Asker<'_> {
                 ids.len()
             )));
         }
-        let signal =
-            http::answer_signal(&text.tokenizer, &ids, &reply.completion, top_k as usize);
+        let signal = text.signal(&ids, &reply.completion, top_k as usize);
         Ok(signal.err().map(|why| {
             format!(
                 "no distributions can be made of the answer to {}: {why}; `potstill probe` says what this server can do",

@@ -7,7 +7,6 @@ use anyhow::{Context as _, bail};
 use potstill_datasets::{
     Completion, Failed, FinishReason, PROMPTS_PER_SHARD, Prompt, ShardWriter, Signal, shard_name,
 };
-use potstill_teacher::http;
 
 use super::Served;
 use super::collect::Collection;
@@ -195,7 +194,7 @@ fn signal(
     let text = served.text.as_ref().ok_or("there is no tokenizer")?;
     let ids = served.prompt_ids(prompt).map_err(|e| format!("{e:#}"))?;
     let ids = ids.ok_or("there is no tokenizer")?;
-    let mut signal = http::answer_signal(&text.tokenizer, &ids, completion, top_k)?;
+    let mut signal = text.signal(&ids, completion, top_k)?;
     signal.prompt_id.clone_from(&completion.prompt_id);
     signal.sample_index = completion.sample_index;
     signal.provenance = completion.provenance;
