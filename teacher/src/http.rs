@@ -3,12 +3,18 @@
 //! Wire formats are private (`wire`). A [`Call`] goes in and lands once, as a [`Reply`] or a typed
 //! [`Failure`]; every request on the way is an [`Attempt`], with what it was charged.
 
+mod budget;
 mod call;
 mod probe;
 mod provider;
 mod signal;
 mod wire;
+mod collect;
+mod endpoint;
+mod key;
+mod transport;
 
+pub use budget::{Caps, Spent, forecast};
 pub use call::{
     Asking, Attempt, Billed, Call, Charge, Dialect, Failure, Method, OnBreak, OnLength,
     PromptLogprobs, Reason, Reply, Task,
@@ -20,3 +26,8 @@ pub use provider::{Price, Provider, merge, providers};
 pub use signal::{
     Spellings, Window, answer_signal, answer_signal_with, join_windows, prompt_signal, windows,
 };
+pub use collect::{
+    BoxError, Ended, Event, Landed, Progress, Sent, Settings, collect,
+};
+pub use endpoint::{Endpoint, Timeouts};
+pub use key::Key;
