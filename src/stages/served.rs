@@ -2,6 +2,7 @@
 
 pub(crate) mod collect;
 mod forecast;
+pub(crate) mod probe;
 mod prompts;
 pub(crate) mod publish;
 mod requests;

@@ -22,7 +22,7 @@ use serde_json::{Value, json};
 
 use super::forecast::{self, Measured};
 use super::prompts::{self, Prompts};
-use super::publish;
+use super::{probe, publish};
 use super::requests::{self, Requests};
 use super::store::{Index, Outcome as Fate, Row, Store, Tally};
 use super::{REQUESTS_FILE, Served};
@@ -40,6 +40,7 @@ pub(crate) fn collect(context: &Context) -> anyhow::Result<Outcome> {
     let run = &context.run;
     let manifest = context.dir.require("prompts", "import", run)?;
     let served = Served::open(run)?;
+    probe::check(&served, &context.dir.path(""))?;
     let answers = served.answers()?;
     let samples = run.file.collect.samples.get();
     let signals = run.file.collect.signals.as_ref().map(|s| s.top_k.get());

@@ -27,7 +27,7 @@ use super::prompts::Prompts;
 use super::publish::{NO_SIGNAL, empty};
 use super::requests::Requests;
 use super::store::{Index, Outcome as Fate, Row, Store};
-use super::{REQUESTS_FILE, Served, Text, collect};
+use super::{REQUESTS_FILE, Served, Text, collect, probe};
 use crate::interrupt;
 use crate::run_dir::{Counts, Plan, settings_of, short};
 use crate::run_file::Score;
@@ -46,6 +46,7 @@ pub(crate) fn score(context: &Context, settings: &Score) -> anyhow::Result<Outco
     let run = &context.run;
     let completions = context.dir.require("completions", "collect", run)?;
     let served = Served::open(run)?;
+    probe::check(&served, &context.dir.path(""))?;
     let text = served.text.as_ref();
     let text = text.context("[score] needs the `tokenizer` of [teacher]")?;
     let plan = Plan {
