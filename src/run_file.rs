@@ -18,9 +18,7 @@ pub use place::{ConfigError, Problem};
 use ranges::{Count, CountOrZero, Fraction, Mass, NonNegative, Positive, RunName, RunPath, Share};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-pub use teacher::{
-    Budget, Dialect, Endpoint, Method, OnBreak, OnLength, Price, Teacher, Timeouts,
-};
+pub use teacher::{Budget, Dialect, Endpoint, Method, OnBreak, OnLength, Price, Teacher, Timeouts};
 
 /// A parsed run file that breaks no rule.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]

@@ -12,7 +12,9 @@ use arrow::array::RecordBatch;
 use arrow::datatypes::{Schema, SchemaRef};
 
 use crate::error::Error;
-use crate::records::{Completion, Dropped, Failed, Prompt, Selected, SequenceValues, TaskSample, Verdict};
+use crate::records::{
+    Completion, Dropped, Failed, Prompt, Selected, SequenceValues, TaskSample, Verdict,
+};
 use crate::signal::Signal;
 
 /// Version of the schema, in the footer of every file under [`SCHEMA_KEY`].

@@ -7,9 +7,7 @@ use anyhow::bail;
 use potstill_datasets::{Imported, Prompt, Tokenizer};
 use potstill_model::{Config, weight_files};
 
-use super::{
-    Options, Outcome, checkpoint, collect, device, import, run_dir_path, served, train,
-};
+use super::{Options, Outcome, checkpoint, collect, device, import, run_dir_path, served, train};
 use crate::progress::Talk;
 use crate::run_dir::check_owner;
 use crate::run_file::{Answers, Loaded, Train};

@@ -79,7 +79,8 @@ pub fn teachers_text(run: &Loaded) -> anyhow::Result<Option<PathBuf>> {
 /// [`crate::run_file::ConfigError`] when it is absent.
 pub fn teacher_table(run: &Loaded) -> anyhow::Result<&Teacher> {
     run.file.teacher.as_ref().ok_or_else(|| {
-        let what = "this stage needs [teacher] with the `path` of a checkpoint or the `url` of a server";
+        let what =
+            "this stage needs [teacher] with the `path` of a checkpoint or the `url` of a server";
         run.problem(&["teacher"], what).into()
     })
 }

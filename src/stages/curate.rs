@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::bail;
 use potstill_datasets::{
-    Completion, Dropped, Failed, FinishReason, Record, Selected, canonical_json, read_shard, replace_file,
-    shard_name, shards, write_shard,
+    Completion, Dropped, Failed, FinishReason, Record, Selected, canonical_json, read_shard,
+    replace_file, shard_name, shards, write_shard,
 };
 use serde_json::json;
 use sha2::{Digest, Sha256};

@@ -19,8 +19,7 @@ use potstill_datasets::{
     ChatTemplate, Completion, Prompt, Provenance, Signal, Tokenizer, canonical_json, prompt_ids,
 };
 use potstill_teacher::http::{
-    self, Asking, Caps, Dialect, Endpoint, Key, Method, Price, Provider, Settings, Spellings,
-    Spent,
+    self, Asking, Caps, Dialect, Endpoint, Key, Method, Price, Provider, Settings, Spellings, Spent,
 };
 use serde_json::{Value, json};
 
@@ -138,7 +137,10 @@ impl<'a> Served<'a> {
             let unknown = [
                 ("top_k", collect.top_k.is_some()),
                 ("min_p", collect.min_p.get() > 0.0),
-                ("repetition_penalty", collect.repetition_penalty.get() != 1.0),
+                (
+                    "repetition_penalty",
+                    collect.repetition_penalty.get() != 1.0,
+                ),
             ];
             if let Some((key, _)) = unknown.iter().find(|(_, given)| *given) {
                 return refuse(
@@ -330,7 +332,10 @@ impl<'a> Served<'a> {
             // A provider's key is for the provider's own address alone.
             return Ok(vec![one(url, self.key(&["teacher"], env, command)?)]);
         }
-        let provider = self.provider.as_ref().context("[teacher] names no server")?;
+        let provider = self
+            .provider
+            .as_ref()
+            .context("[teacher] names no server")?;
         let env = match command {
             Some(_) => None,
             None => env.or(provider.key_env.as_deref()),

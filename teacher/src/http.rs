@@ -5,29 +5,27 @@
 
 mod budget;
 mod call;
-mod probe;
-mod provider;
-mod signal;
-mod wire;
 mod collect;
 mod endpoint;
 mod key;
+mod probe;
+mod provider;
+mod signal;
 mod transport;
+mod wire;
 
 pub use budget::{Caps, Spent, forecast};
 pub use call::{
     Asking, Attempt, Billed, Call, Charge, Dialect, Failure, Method, OnBreak, OnLength,
     PromptLogprobs, Reason, Reply, Task,
 };
+pub use collect::{BoxError, Ended, Event, Landed, Progress, Sent, Settings, collect};
+pub use endpoint::{Endpoint, Timeouts};
+pub use key::Key;
 pub use probe::{
-    Counted, Kind, Logprobs, Probe, Prompted, Recommended, Scale, Speed, Through, Tokens,
+    Counted, Kind, Logprobs, Probe, Prompted, Recommended, Scale, Speed, Through, Tokens, probe,
 };
 pub use provider::{Price, Provider, merge, providers};
 pub use signal::{
     Spellings, Window, answer_signal, answer_signal_with, join_windows, prompt_signal, windows,
 };
-pub use collect::{
-    BoxError, Ended, Event, Landed, Progress, Sent, Settings, collect,
-};
-pub use endpoint::{Endpoint, Timeouts};
-pub use key::Key;

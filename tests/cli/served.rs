@@ -82,7 +82,9 @@ fn serve(stream: TcpStream, answer: Answer, requests: &AtomicU64, tokens: &Mutex
     let body: Value = serde_json::from_slice(&body).unwrap_or_default();
     let number = requests.fetch_add(1, Ordering::SeqCst);
     let asked = body["messages"].as_array().and_then(|m| m.last());
-    let asked = asked.and_then(|m| m["content"].as_str()).unwrap_or_default();
+    let asked = asked
+        .and_then(|m| m["content"].as_str())
+        .unwrap_or_default();
     let (status, mut reply) = answer(number, asked);
     if status == 200 {
         let usage = json!({ "prompt_tokens": asked.len(), "completion_tokens": 2,
@@ -105,9 +107,7 @@ fn serve(stream: TcpStream, answer: Answer, requests: &AtomicU64, tokens: &Mutex
 /// "ok", with two alternatives a token.
 fn ok(_: u64, _: &str) -> (u16, Value) {
     let token = |byte: u8, other: u8| {
-        let top = |byte: u8, logprob: f64| {
-            json!({ "token": char::from(byte).to_string(), "logprob": logprob, "bytes": [byte] })
-        };
+        let top = |byte: u8, logprob: f64| json!({ "token": char::from(byte).to_string(), "logprob": logprob, "bytes": [byte] });
         json!({ "token": char::from(byte).to_string(), "logprob": -0.25, "bytes": [byte],
                 "top_logprobs": [top(byte, -0.25), top(other, -2.0)] })
     };
@@ -143,7 +143,10 @@ fn run(server: &Server, signals: &str) -> Run {
             server.port
         ),
     );
-    run.edit("samples = 2\n", "stream = false\nbackoff = 0.01\nlongest_backoff = 0.05\n");
+    run.edit(
+        "samples = 2\n",
+        "stream = false\nbackoff = 0.01\nlongest_backoff = 0.05\n",
+    );
     run.edit("signals = { top_k = 6 }\n", signals);
     run.edit("every = 2", "path = \"model\"\nevery = 2");
     if signals.is_empty() {
@@ -196,13 +199,26 @@ fn a_student_learns_from_a_served_teacher() {
     let run = run(&server, "signals = { top_k = 2 }\n");
     let first = said(&run, &["run", "run.toml"]);
     assert_eq!(first.code, 0, "{}", first.stderr);
-    assert!(first.stderr.contains("12 answers to ask m for"), "{}", first.stderr);
+    assert!(
+        first.stderr.contains("12 answers to ask m for"),
+        "{}",
+        first.stderr
+    );
     assert_eq!(server.requests(), 12);
-    assert!(answers(&run).iter().all(|a| a.answer == "ok" && a.tokens.len() == 2));
+    assert!(
+        answers(&run)
+            .iter()
+            .all(|a| a.answer == "ok" && a.tokens.len() == 2)
+    );
     let published = run.published();
     assert!(published.contains_key("signals/shard-00000.parquet"));
     let second = said(&run, &["run", "run.toml"]);
-    assert_eq!((second.code, server.requests()), (0, 12), "{}", second.stderr);
+    assert_eq!(
+        (second.code, server.requests()),
+        (0, 12),
+        "{}",
+        second.stderr
+    );
     // More prompts ask for what is new alone.
     run.write_prompts(15);
     let third = said(&run, &["collect", "run.toml"]);
@@ -237,12 +253,21 @@ fn a_failure_is_a_row_and_is_asked_again_when_told() {
     let failed = failures(&run);
     assert_eq!((answers(&run).len(), failed.len()), (11, 1));
     assert_eq!(failed[0].reason, "bad_request");
-    assert!(failed[0].message.contains("no third story"), "{}", failed[0].message);
+    assert!(
+        failed[0].message.contains("no third story"),
+        "{}",
+        failed[0].message
+    );
     let again = said(&run, &["collect", "run.toml"]);
     assert_eq!((again.code, server.requests()), (0, 12), "{}", again.stderr);
     let before = run.published();
     let retried = said(&run, &["collect", "run.toml", "--retry-failures"]);
-    assert_eq!((retried.code, server.requests()), (0, 13), "{}", retried.stderr);
+    assert_eq!(
+        (retried.code, server.requests()),
+        (0, 13),
+        "{}",
+        retried.stderr
+    );
     assert_eq!(run.published(), before);
 }
 
@@ -285,8 +310,16 @@ fn a_cap_stops_and_a_raised_one_goes_on() {
     assert_eq!(said(&run, &["import", "run.toml"]).code, 0);
     let capped = said(&run, &["collect", "run.toml"]);
     assert_eq!(capped.code, 1, "{}", capped.stderr);
-    assert!(capped.stderr.contains("the budget is used up"), "{}", capped.stderr);
-    assert!(capped.stderr.contains("raise [budget]"), "{}", capped.stderr);
+    assert!(
+        capped.stderr.contains("the budget is used up"),
+        "{}",
+        capped.stderr
+    );
+    assert!(
+        capped.stderr.contains("raise [budget]"),
+        "{}",
+        capped.stderr
+    );
     let asked = server.requests();
     assert!((1..12).contains(&asked), "{asked}");
     let (usd, _, _) = ledger(&run);
@@ -307,8 +340,17 @@ fn a_dry_run_says_what_is_ahead_and_asks_nothing() {
     assert_eq!((dry.code, server.requests()), (0, 0), "{}", dry.stderr);
     insta::assert_snapshot!(dry.stdout, @"");
     let checked = said(&run, &["check", "run.toml"]);
-    assert_eq!((checked.code, server.requests()), (0, 0), "{}", checked.stderr);
-    assert!(checked.stdout.contains("12 answers to ask m for"), "{}", checked.stdout);
+    assert_eq!(
+        (checked.code, server.requests()),
+        (0, 0),
+        "{}",
+        checked.stderr
+    );
+    assert!(
+        checked.stdout.contains("12 answers to ask m for"),
+        "{}",
+        checked.stdout
+    );
 }
 
 /// Caps and what is spent of them are in what is said while it goes on.
@@ -335,12 +377,32 @@ fn what_no_server_can_do_is_refused_at_its_place() {
     let server = Server::start(ok);
     let cases: [(&str, &str, &[&str]); 7] = [
         ("model = \"m\"\n", "", &["[teacher]", "add `model`"]),
-        ("tokenizer = \"model\"\n", "", &["name the folder of the model's tokenizer"]),
-        ("key_env = \"TEST_KEY\"", "key_env = \"sk-abc-def\"", &["`key_env` in [teacher]", "never the key itself"]),
-        ("[curate]", "[budget]\nusd = 1\n\n[curate]", &["`usd` in [budget]", "add `price"]),
-        ("top_k = 2 }", "top_k = 2, tail_draws = 5 }", &["leave `tail_draws` out"]),
+        (
+            "tokenizer = \"model\"\n",
+            "",
+            &["name the folder of the model's tokenizer"],
+        ),
+        (
+            "key_env = \"TEST_KEY\"",
+            "key_env = \"sk-abc-def\"",
+            &["`key_env` in [teacher]", "never the key itself"],
+        ),
+        (
+            "[curate]",
+            "[budget]\nusd = 1\n\n[curate]",
+            &["`usd` in [budget]", "add `price"],
+        ),
+        (
+            "top_k = 2 }",
+            "top_k = 2, tail_draws = 5 }",
+            &["leave `tail_draws` out"],
+        ),
         ("top_k = 2 }", "top_k = 21 }", &["at most 20"]),
-        ("model = \"m\"\n", "model = \"m\"\ndtype = \"bf16\"\n", &["`dtype` in [teacher]"]),
+        (
+            "model = \"m\"\n",
+            "model = \"m\"\ndtype = \"bf16\"\n",
+            &["`dtype` in [teacher]"],
+        ),
     ];
     for (from, to, says) in cases {
         let run = run(&server, "signals = { top_k = 2 }\n");
@@ -353,7 +415,11 @@ fn what_no_server_can_do_is_refused_at_its_place() {
         for part in says {
             assert!(checked.stderr.contains(part), "{to}: {}", checked.stderr);
         }
-        assert!(!checked.stderr.contains("sk-abc-def\" is"), "{}", checked.stderr);
+        assert!(
+            !checked.stderr.contains("sk-abc-def\" is"),
+            "{}",
+            checked.stderr
+        );
     }
     assert_eq!(server.requests(), 0);
 }

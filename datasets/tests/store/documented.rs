@@ -5,8 +5,8 @@ use std::path::Path;
 
 use arrow::datatypes::{DataType, Field};
 use potstill_datasets::{
-    Completion, Dropped, Failed, FinishReason, Message, Prompt, Record, Role, SampledToken, Selected,
-    SequenceValues, Signal, TaskSample, ToolCall, TopToken, Usage, Verdict, shard_name,
+    Completion, Dropped, Failed, FinishReason, Message, Prompt, Record, Role, SampledToken,
+    Selected, SequenceValues, Signal, TaskSample, ToolCall, TopToken, Usage, Verdict, shard_name,
     write_shard,
 };
 

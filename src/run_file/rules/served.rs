@@ -11,7 +11,10 @@ fn is_written(text: &str, table: &str, key: &str) -> bool {
     let Ok(root) = DeTable::parse(text) else {
         return false;
     };
-    let found = root.get_ref().iter().find(|(name, _)| name.get_ref() == table);
+    let found = root
+        .get_ref()
+        .iter()
+        .find(|(name, _)| name.get_ref() == table);
     match found.map(|(_, value)| value.get_ref()) {
         Some(DeValue::Table(keys)) => keys.iter().any(|(name, _)| name.get_ref() == key),
         _ => false,
@@ -135,7 +138,11 @@ fn bad_endpoint(endpoint: &Endpoint) -> Vec<String> {
     if endpoint.key_env.is_some() && endpoint.key_command.is_some() {
         why.push("give `key_env` or `key_command`, not both".to_owned());
     }
-    if endpoint.key_env.as_ref().is_some_and(|key| !is_variable(key)) {
+    if endpoint
+        .key_env
+        .as_ref()
+        .is_some_and(|key| !is_variable(key))
+    {
         why.push(no_variable());
     }
     why
@@ -171,8 +178,17 @@ fn bad_url(url: &str) -> Option<String> {
 fn what_it_can(file: &RunFile, teacher: &Teacher, broken: Broken<'_>) {
     let collect = &file.collect;
     for (place, signals) in [
-        ("collect", collect.signals.as_ref().map(|s| (&s.temperatures, s.tail_draws))),
-        ("score", file.score.as_ref().map(|s| (&s.temperatures, s.tail_draws))),
+        (
+            "collect",
+            collect
+                .signals
+                .as_ref()
+                .map(|s| (&s.temperatures, s.tail_draws)),
+        ),
+        (
+            "score",
+            file.score.as_ref().map(|s| (&s.temperatures, s.tail_draws)),
+        ),
     ] {
         let Some((temperatures, tail_draws)) = signals else {
             continue;
@@ -213,7 +229,8 @@ fn what_it_can(file: &RunFile, teacher: &Teacher, broken: Broken<'_>) {
             "what broke off is known of streamed answers alone: set `stream = true`".to_owned(),
         );
     }
-    let continues = collect.on_length == OnLength::Continue || collect.on_break == OnBreak::Continue;
+    let continues =
+        collect.on_length == OnLength::Continue || collect.on_break == OnBreak::Continue;
     if continues && teacher.dialect == Some(Dialect::Openai) && teacher.method == Method::Chat {
         let key = match collect.on_length {
             OnLength::Continue => "on_length",
@@ -240,7 +257,10 @@ fn budget(file: &RunFile, teacher: &Teacher, text: &str, broken: Broken<'_>) {
             "what a token costs is not known: add `price = { input = …, output = … }` to [teacher], USD for a million tokens".to_owned(),
         );
     }
-    let capped = [("usd", budget.usd.is_some()), ("tokens", budget.tokens.is_some())];
+    let capped = [
+        ("usd", budget.usd.is_some()),
+        ("tokens", budget.tokens.is_some()),
+    ];
     for (key, _) in capped.into_iter().filter(|(_, given)| *given) {
         if !is_written(text, "collect", "max_new_tokens") {
             broken(

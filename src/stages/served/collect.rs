@@ -22,10 +22,10 @@ use serde_json::{Value, json};
 
 use super::forecast::{self, Measured};
 use super::prompts::{self, Prompts};
-use super::{probe, publish};
 use super::requests::{self, Requests};
 use super::store::{Index, Outcome as Fate, Row, Store, Tally};
 use super::{REQUESTS_FILE, Served};
+use super::{probe, publish};
 use crate::events::Event;
 use crate::interrupt;
 use crate::run_dir::{Earlier, Plan, short};
@@ -202,7 +202,11 @@ impl<'a> Collection<'a> {
         let mut homes = vec!["completions".to_owned()];
         homes.extend(dir.old("completions"));
         for home in homes {
-            let same = |m: &Manifest| m.settings.get("answers").is_some_and(|a| serves(a, answers));
+            let same = |m: &Manifest| {
+                m.settings
+                    .get("answers")
+                    .is_some_and(|a| serves(a, answers))
+            };
             if Manifest::read(&dir.path(&home))?.as_ref().is_some_and(same) {
                 let failures = dir.path(&home.replacen("completions", "failures", 1));
                 failed.extend(store.add_published(&dir.path(&home), &failures, &index)?);
@@ -227,9 +231,9 @@ impl<'a> Collection<'a> {
         if self.context.retry_failures {
             return Ok(());
         }
-        let rows = failed.into_iter().filter(|(ordinal, _)| {
-            self.store.is_missing(u64::from(*ordinal), false)
-        });
+        let rows = failed
+            .into_iter()
+            .filter(|(ordinal, _)| self.store.is_missing(u64::from(*ordinal), false));
         let rows: Vec<(u32, Row<Completion>)> = rows
             .map(|(ordinal, failed)| {
                 let row = Row {
@@ -303,7 +307,13 @@ impl<'a> Collection<'a> {
         }
         talk.line(&format!(
             "collect: {}",
-            forecast::said(self.served, &run.file, &self.measured, missing, &requests.spent)
+            forecast::said(
+                self.served,
+                &run.file,
+                &self.measured,
+                missing,
+                &requests.spent
+            )
         ));
         let over = self.ask(&requests, missing)?;
         ended(self.context, self.store.tally(), over)
@@ -311,9 +321,7 @@ impl<'a> Collection<'a> {
 
     fn ask(&mut self, requests: &Requests, missing: usize) -> anyhow::Result<Ended> {
         let Context { talk, run, dir, .. } = self.context;
-        let settings = self
-            .served
-            .settings(self.served.asking(), requests.spent)?;
+        let settings = self.served.settings(self.served.asking(), requests.spent)?;
         let there = self.store.tally().answers as u64;
         let total = there + missing as u64;
         let before = requests.spent;
@@ -349,11 +357,7 @@ impl<'a> Collection<'a> {
 }
 
 /// Whether everything has landed; false when it was stopped.
-pub(super) fn ended(
-    context: &Context,
-    tally: Tally,
-    ended: Ended,
-) -> anyhow::Result<bool> {
+pub(super) fn ended(context: &Context, tally: Tally, ended: Ended) -> anyhow::Result<bool> {
     let file = context.run.path.display();
     let there = format!(
         "{} answers are there and kept, {} are missing",
@@ -441,7 +445,8 @@ impl Asker<'_> {
                         message: why,
                     },
                 };
-                self.store.add(self.provenance, vec![(number as u32, row)])?;
+                self.store
+                    .add(self.provenance, vec![(number as u32, row)])?;
                 continue;
             }
             let at_most = self.served.prompt_tokens_at_most(&prompt, ids.as_deref());
@@ -509,7 +514,11 @@ impl Asker<'_> {
         let Some(ids) = self.served.prompt_ids(&landed.call.prompt)? else {
             return Ok(None);
         };
-        if let Some(servers) = reply.prompt_token_ids.as_ref().filter(|servers| **servers != ids) {
+        if let Some(servers) = reply
+            .prompt_token_ids
+            .as_ref()
+            .filter(|servers| **servers != ids)
+        {
             return Ok(Some(format!(
                 "the server renders the prompt of {} to {} tokens, and template and tokenizer here to {}: distributions would belong to another text; set `template` or `tokenizer` in [teacher] to the server's, or `method = \"completions\"`",
                 landed.call.prompt.source,

@@ -121,18 +121,29 @@ pub(super) fn live(
         );
         if over > 0 {
             let each = (spent.usd - before.usd) / over as f64;
-            fact += &format!(", about {} in all", dollars(before.usd + each * missing as f64));
+            fact += &format!(
+                ", about {} in all",
+                dollars(before.usd + each * missing as f64)
+            );
         }
         facts.push(fact);
     }
     if let Some(tokens) = budget.tokens {
-        facts.push(format!("{} of {} tokens", large(spent.tokens), large(tokens.get())));
+        facts.push(format!(
+            "{} of {} tokens",
+            large(spent.tokens),
+            large(tokens.get())
+        ));
     }
     if let Some(requests) = budget.requests {
         facts.push(format!("{} of {} requests", spent.requests, requests.get()));
     }
     if let Some(hours) = budget.hours {
-        facts.push(format!("{:.2} of {} h", spent.seconds / 3600.0, hours.get()));
+        facts.push(format!(
+            "{:.2} of {} h",
+            spent.seconds / 3600.0,
+            hours.get()
+        ));
     }
     facts.push(format!("{} in flight", progress.in_flight));
     if progress.failed > 0 {
@@ -169,7 +180,13 @@ mod tests {
         let said = [0.0, 0.000_123, 0.05, 4.5, 123.456].map(dollars);
         assert_eq!(said, ["$0.00", "$0.000123", "$0.050", "$4.500", "$123.46"]);
         let said = [9_999, 10_000, 2_560_000, 31_000_000, 12_000_000_000].map(large);
-        let expected = ["9999", "10.0 thousand", "2560.0 thousand", "31.0 million", "12.0 billion"];
+        let expected = [
+            "9999",
+            "10.0 thousand",
+            "2560.0 thousand",
+            "31.0 million",
+            "12.0 billion",
+        ];
         assert_eq!(said, expected);
     }
 }

@@ -68,10 +68,16 @@ fn broken(served: &Served<'_>, probe: &Probe) -> Option<(&'static [&'static str]
     let file = &served.run.file;
     let method = served.asking().method;
     if method == Method::Completions && !probe.completions {
-        return Some((METHOD, "the server has no completions: use \"chat\"".to_owned()));
+        return Some((
+            METHOD,
+            "the server has no completions: use \"chat\"".to_owned(),
+        ));
     }
     if method == Method::Chat && !probe.chat && file.score.is_none() {
-        return Some((METHOD, "the server has no chat: use \"completions\"".to_owned()));
+        return Some((
+            METHOD,
+            "the server has no chat: use \"completions\"".to_owned(),
+        ));
     }
     let wanted = file.collect.signals.is_some() || file.score.is_some();
     if wanted && probe.tokens.same_as_local == Some(false) {
@@ -86,7 +92,12 @@ fn broken(served: &Served<'_>, probe: &Probe) -> Option<(&'static [&'static str]
             return Some((SIGNALS, "the server gives no log-probabilities that mean anything: leave `signals` out, and learn from the text with `loss = { cross_entropy = 1.0 }`".to_owned()));
         }
         if top_k > largest {
-            return Some((SIGNALS, format!("the server gives at most {largest} likeliest tokens: set `top_k = {largest}`, or change its limit")));
+            return Some((
+                SIGNALS,
+                format!(
+                    "the server gives at most {largest} likeliest tokens: set `top_k = {largest}`, or change its limit"
+                ),
+            ));
         }
         if probe.logprobs.temperature == Scale::Processed && file.collect.temperature.get() != 1.0 {
             return Some((&["collect", "temperature"], "the server's log-probabilities are of the distribution after temperature, which is not the model's: set `temperature = 1`, or have the server give raw ones".to_owned()));
@@ -96,15 +107,17 @@ fn broken(served: &Served<'_>, probe: &Probe) -> Option<(&'static [&'static str]
         }
     }
     if let Some(score) = &file.score {
-        let (top_k, largest) = (
-            score.top_k.get(),
-            probe.prompt_logprobs.largest_k as usize,
-        );
+        let (top_k, largest) = (score.top_k.get(), probe.prompt_logprobs.largest_k as usize);
         if probe.prompt_logprobs.through == Through::Nothing {
             return Some((SCORE, "the server gives no log-probabilities of prompts: use `signals` of [collect], or another server".to_owned()));
         }
         if top_k > largest {
-            return Some((SCORE, format!("the server gives at most {largest} likeliest tokens of a prompt: set `top_k = {largest}`, or change its limit")));
+            return Some((
+                SCORE,
+                format!(
+                    "the server gives at most {largest} likeliest tokens of a prompt: set `top_k = {largest}`, or change its limit"
+                ),
+            ));
         }
         if probe.prompt_logprobs.stale == Some(true) {
             return Some((SCORE, "the server's log-probabilities of prompts change or lack when the prompt is cached: start it without prefix caching".to_owned()));
@@ -122,11 +135,18 @@ pub(super) fn said(probe: &Probe) -> String {
         "{} at {}{}",
         probe.model,
         probe.url,
-        probe.engine.as_ref().map_or_else(String::new, |e| format!(", {e}"))
+        probe
+            .engine
+            .as_ref()
+            .map_or_else(String::new, |e| format!(", {e}"))
     )];
     let mut line = |name: &str, text: String| lines.push(format!("{name:<18}{text}"));
     let doors = [("chat", probe.chat), ("completions", probe.completions)];
-    let doors: Vec<&str> = doors.iter().filter(|(_, has)| *has).map(|(d, _)| *d).collect();
+    let doors: Vec<&str> = doors
+        .iter()
+        .filter(|(_, has)| *has)
+        .map(|(d, _)| *d)
+        .collect();
     line("doors", doors.join(", "));
     if let Some(context) = probe.context {
         line("context", format!("{context} tokens"));
@@ -153,7 +173,9 @@ pub(super) fn said(probe: &Probe) -> String {
             through => format!(
                 "through {through:?}, up to {}, shifted by {}, stale when cached: {}",
                 prompted.largest_k,
-                prompted.shift.map_or_else(|| "an unknown number".to_owned(), |s| s.to_string()),
+                prompted
+                    .shift
+                    .map_or_else(|| "an unknown number".to_owned(), |s| s.to_string()),
                 known(prompted.stale)
             ),
         },
@@ -170,7 +192,10 @@ pub(super) fn said(probe: &Probe) -> String {
             known(tokens.same_template)
         ),
     );
-    line("repeats", format!("{} at temperature 0", known(probe.deterministic)));
+    line(
+        "repeats",
+        format!("{} at temperature 0", known(probe.deterministic)),
+    );
     line(
         "usage",
         format!(
@@ -181,7 +206,9 @@ pub(super) fn said(probe: &Probe) -> String {
         ),
     );
     for speed in &probe.speeds {
-        let what = speed.k.map_or_else(|| "text".to_owned(), |k| format!("top {k}"));
+        let what = speed
+            .k
+            .map_or_else(|| "text".to_owned(), |k| format!("top {k}"));
         line(
             "speed",
             format!(

@@ -74,8 +74,8 @@ pub(super) fn write(
             for (unit, row) in rows.into_iter().enumerate() {
                 let prompt = some.get(unit / collection.samples).context("no prompt")?;
                 let sample = unit % collection.samples;
-                let row = row
-                    .with_context(|| format!("no answer {sample} of prompt {}", prompt.id))?;
+                let row =
+                    row.with_context(|| format!("no answer {sample} of prompt {}", prompt.id))?;
                 shard.push(prompt, row, served, top_k, &mut written)?;
             }
         }
@@ -104,7 +104,10 @@ impl Shard {
     ) -> anyhow::Result<Shard> {
         let provenance = &collection.store.provenance;
         let signals = match signals {
-            true => Some(ShardWriter::new(&out.join("signals").join(name), provenance)?),
+            true => Some(ShardWriter::new(
+                &out.join("signals").join(name),
+                provenance,
+            )?),
             false => None,
         };
         Ok(Shard {
@@ -129,7 +132,10 @@ impl Shard {
             ..
         } = row;
         if prompt_id != prompt.id {
-            bail!("the journal has the answer to {prompt_id} where that to {} belongs", prompt.id);
+            bail!(
+                "the journal has the answer to {prompt_id} where that to {} belongs",
+                prompt.id
+            );
         }
         let completion = match outcome {
             Outcome::Got(completion) => completion,

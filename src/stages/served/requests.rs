@@ -211,7 +211,8 @@ fn read(path: &Path) -> anyhow::Result<Read> {
         all.whole_bytes += bytes as u64;
         match parsed {
             Line::Session { began_unix_ms, .. } => {
-                all.open.extend(std::mem::take(&mut in_flight).into_values());
+                all.open
+                    .extend(std::mem::take(&mut in_flight).into_values());
                 all.spent.seconds += seconds(began_ms, last_ms);
                 (began_ms, last_ms) = (began_unix_ms, began_unix_ms);
             }

@@ -17,8 +17,8 @@ use potstill_datasets::{
     read_footer, read_shard, shard_name, shards,
 };
 use potstill_teacher::http::{
-    self, Asking, BoxError, Call, Event as Landing, Landed, Method, Progress,
-    PromptLogprobs, Task, Window,
+    self, Asking, BoxError, Call, Event as Landing, Landed, Method, Progress, PromptLogprobs, Task,
+    Window,
 };
 use serde_json::json;
 
@@ -157,14 +157,21 @@ impl<'a> Scoring<'a> {
             return Ok(true);
         }
         if tally.answers > 0 {
-            talk.line(&format!("score: {} of {} answers are scored", tally.answers, self.len));
+            talk.line(&format!(
+                "score: {} of {} answers are scored",
+                tally.answers, self.len
+            ));
         }
         let requests = Requests::open(&dir.path(REQUESTS_FILE), "score")?;
         let settings = self.served.settings(self.asking(), requests.spent)?;
         let (before, budget) = (requests.spent, &run.file.budget);
         let mut bar = talk.work("score", "answers", tally.answers as u64, self.len as u64);
         let asker = RefCell::new(Asker {
-            window: self.settings.window.map(|w| w.get()).or(self.served.context.map(|c| c as usize - 1)),
+            window: self
+                .settings
+                .window
+                .map(|w| w.get())
+                .or(self.served.context.map(|c| c as usize - 1)),
             top_k: self.settings.top_k.get(),
             vocabulary: self.text.tokenizer.vocab_size(),
             text: self.text,
@@ -216,8 +223,7 @@ impl<'a> Scoring<'a> {
             let name = shard_name(index);
             let mut signals =
                 ShardWriter::<Signal>::new(&out.join("signals").join(&name), &provenance)?;
-            let mut unscored =
-                ShardWriter::<Failed>::new(&out.join(UNSCORED).join(&name), &[])?;
+            let mut unscored = ShardWriter::<Failed>::new(&out.join(UNSCORED).join(&name), &[])?;
             for completion in read_shard::<Completion>(shard)? {
                 let completion = completion?;
                 let row = self.store.signals(first..first + 1)?.pop().flatten();
@@ -362,7 +368,8 @@ impl Asker<'_> {
                 Ok(encoded) => self.split(ordinal, &prompt, &completion, encoded),
                 Err(error) => {
                     let row = failure(&completion, NO_SIGNAL.to_owned(), error.to_string());
-                    self.store.add(self.provenance, vec![(ordinal as u32, row)])?;
+                    self.store
+                        .add(self.provenance, vec![(ordinal as u32, row)])?;
                 }
             }
         }
@@ -375,9 +382,8 @@ impl Asker<'_> {
                 return Ok(prompt.clone());
             }
             let next = self.prompts.next().transpose()?;
-            let next = next.with_context(|| {
-                format!("`prompts/` has no prompt {}", completion.prompt_id)
-            })?;
+            let next =
+                next.with_context(|| format!("`prompts/` has no prompt {}", completion.prompt_id))?;
             self.held = Some(Arc::new(next));
         }
     }

@@ -6,7 +6,9 @@
 use std::path::Path;
 
 use anyhow::{Context as _, ensure};
-use potstill_datasets::{Completion, Failed, FrameSpan, Journal, Provenance, Table, read_shard, shards};
+use potstill_datasets::{
+    Completion, Failed, FrameSpan, Journal, Provenance, Table, read_shard, shards,
+};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -89,7 +91,9 @@ impl Index {
 
 /// The first 64 bits of a prompt's id, which is a hash already, with the sample mixed in.
 fn hash(prompt_id: &str, sample_index: u32) -> u64 {
-    let first = prompt_id.get(..16).map(|digits| u64::from_str_radix(digits, 16));
+    let first = prompt_id
+        .get(..16)
+        .map(|digits| u64::from_str_radix(digits, 16));
     let id = match first {
         Some(Ok(id)) => id,
         // FNV-1a, for an id that is not ours.
@@ -156,7 +160,11 @@ impl Place {
     /// Folder, shard and row.
     fn row(self) -> (usize, u32, u32) {
         let part = |shift: u32, bits: u32| self.0 >> shift & ((1 << bits) - 1);
-        (part(48, 12) as usize, part(24, 24) as u32, part(0, 24) as u32)
+        (
+            part(48, 12) as usize,
+            part(24, 24) as u32,
+            part(0, 24) as u32,
+        )
     }
 }
 
@@ -299,7 +307,11 @@ impl<T: Serialize + DeserializeOwned> Store<T> {
             return Ok(());
         }
         let number = self.number_of(provenance);
-        if self.eras.last().is_none_or(|(_, current)| *current != number) {
+        if self
+            .eras
+            .last()
+            .is_none_or(|(_, current)| *current != number)
+        {
             let frame = Frame::<T>::Provenance(provenance.clone());
             let span = self.journal.append(&frame)?;
             self.eras.push((span.offset, number));
@@ -467,6 +479,9 @@ impl Store<potstill_datasets::Signal> {
         units: std::ops::Range<usize>,
     ) -> anyhow::Result<Vec<Option<Row<potstill_datasets::Signal>>>> {
         let rows = self.read(units, &mut |_, _, _| anyhow::bail!("no such folder"))?;
-        Ok(rows.into_iter().map(|row| row.map(|(row, _)| row)).collect())
+        Ok(rows
+            .into_iter()
+            .map(|row| row.map(|(row, _)| row))
+            .collect())
     }
 }

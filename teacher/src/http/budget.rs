@@ -31,11 +31,7 @@ pub struct Spent {
 
 /// What so many tokens cost, USD; `None` without a price.
 #[must_use]
-pub fn forecast(
-    price: Option<&Price>,
-    prompt_tokens: u64,
-    completion_tokens: u64,
-) -> Option<f64> {
+pub fn forecast(price: Option<&Price>, prompt_tokens: u64, completion_tokens: u64) -> Option<f64> {
     price.map(|price| {
         cost(
             Some(price),

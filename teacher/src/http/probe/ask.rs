@@ -9,6 +9,8 @@ use super::super::{Asking, Billed, Failure, Reason};
 pub(super) struct Asked<'a> {
     pub(super) line: Line,
     pub(super) asking: &'a Asking,
+    /// Makes texts that no server has in its cache.
+    pub(super) nonce: u64,
     pub(super) spent: Billed,
     pub(super) requests: u64,
 }
@@ -105,9 +107,15 @@ pub(super) async fn chat(
     });
     if asked.asking.reasoning_model {
         // Reasoning is spent first; a limit of a few tokens would leave no answer.
-        merge(&mut body, json!({ "max_completion_tokens": max_tokens.max(512) }));
+        merge(
+            &mut body,
+            json!({ "max_completion_tokens": max_tokens.max(512) }),
+        );
     } else {
-        merge(&mut body, json!({ "max_tokens": max_tokens, "temperature": 0 }));
+        merge(
+            &mut body,
+            json!({ "max_tokens": max_tokens, "temperature": 0 }),
+        );
         merge(&mut body, more);
     }
     ask(asked, "/chat/completions", false, Some(&body)).await

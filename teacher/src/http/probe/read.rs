@@ -64,11 +64,7 @@ fn completion_places(logprobs: &Value) -> Vec<Place> {
         let list = logprobs.get(name).and_then(Value::as_array);
         list.map(Vec::as_slice).unwrap_or_default()
     };
-    let (tokens, values, tops) = (
-        list("tokens"),
-        list("token_logprobs"),
-        list("top_logprobs"),
-    );
+    let (tokens, values, tops) = (list("tokens"), list("token_logprobs"), list("top_logprobs"));
     let place = |(at, token): (usize, &Value)| Place {
         token: token.as_str().unwrap_or_default().to_owned(),
         logprob: values.get(at).and_then(Value::as_f64),
@@ -102,7 +98,10 @@ pub(super) fn prompt_places(told: &Told) -> Option<Vec<Place>> {
     let place = |position: &Value| {
         let entries = position.as_object().into_iter().flatten();
         let top = sorted(entries.filter_map(|(_, entry)| {
-            Some((text(entry, "decoded_token"), entry.get("logprob")?.as_f64()?))
+            Some((
+                text(entry, "decoded_token"),
+                entry.get("logprob")?.as_f64()?,
+            ))
         }));
         Place {
             top,
@@ -115,7 +114,10 @@ pub(super) fn prompt_places(told: &Told) -> Option<Vec<Place>> {
 
 /// SGLang's `meta_info`: `input_top_logprobs` is by position a list of `[logprob, id, text]`.
 pub(super) fn generate_places(told: &Told) -> Option<Vec<Place>> {
-    let positions = told.json.pointer("/meta_info/input_top_logprobs")?.as_array()?;
+    let positions = told
+        .json
+        .pointer("/meta_info/input_top_logprobs")?
+        .as_array()?;
     let place = |position: &Value| {
         let entries = position.as_array().into_iter().flatten();
         let top = sorted(entries.filter_map(|entry| {
@@ -135,7 +137,12 @@ pub(super) fn generate_places(told: &Told) -> Option<Vec<Place>> {
 pub(super) fn kind(places: &[Place]) -> Kind {
     let values: Vec<f64> = places
         .iter()
-        .flat_map(|place| place.logprob.into_iter().chain(place.top.iter().map(|top| top.1)))
+        .flat_map(|place| {
+            place
+                .logprob
+                .into_iter()
+                .chain(place.top.iter().map(|top| top.1))
+        })
         .collect();
     let Some(first) = values.first() else {
         return Kind::Missing;
@@ -145,7 +152,9 @@ pub(super) fn kind(places: &[Place]) -> Kind {
         mass > 1.001
     };
     if values.iter().all(|value| value == first) && (values.len() > 1 || *first == 0.0)
-        || values.iter().all(|value| *value == 0.0 || *value <= -9990.0)
+        || values
+            .iter()
+            .all(|value| *value == 0.0 || *value <= -9990.0)
     {
         Kind::Placeholder
     } else if values.iter().any(|value| !(*value <= 1e-5)) || places.iter().any(over) {
