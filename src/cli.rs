@@ -48,6 +48,8 @@ enum Stage {
     Run(AskFlags),
     /// Check everything that is cheap to check, and say what a run would do
     Check(Flags),
+    /// Ask a teacher behind a server what it can do
+    Probe(Flags),
     /// Read prompts into `prompts/`
     Import(Flags),
     /// Ask the teacher: `completions/` and `signals/`
@@ -204,6 +206,7 @@ impl Stage {
             | Stage::Collect(AskFlags { flags, .. })
             | Stage::Score(AskFlags { flags, .. })
             | Stage::Check(flags)
+            | Stage::Probe(flags)
             | Stage::Import(flags)
             | Stage::Grade(flags)
             | Stage::Curate(flags)
@@ -353,6 +356,7 @@ fn run_stage(stage: &Stage, talk: &Talk) -> anyhow::Result<Outcome> {
     crate::interrupt::watch(talk)?;
     match stage {
         Stage::Run(_) | Stage::Check(_) => stages::run(&context),
+        Stage::Probe(_) => stages::served::probe(&context),
         Stage::Import(_) => stages::import::import(&context),
         Stage::Collect(_) => stages::collect::collect(&context),
         Stage::Score(_) => stages::score::score(&context),

@@ -15,7 +15,7 @@ pub mod import;
 pub mod report;
 mod rows;
 pub mod score;
-mod served;
+pub(crate) mod served;
 pub mod train;
 
 use std::path::{Path, PathBuf};

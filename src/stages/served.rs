@@ -2,7 +2,7 @@
 
 pub(crate) mod collect;
 mod forecast;
-pub(crate) mod probe;
+mod probe;
 mod prompts;
 pub(crate) mod publish;
 mod requests;
@@ -23,6 +23,7 @@ use potstill_teacher::http::{
 };
 use serde_json::{Value, json};
 
+pub(crate) use self::probe::probe;
 use super::{checkpoint, collect as local};
 use crate::run_dir::settings_of;
 use crate::run_file::{Loaded, RunFile, Teacher};

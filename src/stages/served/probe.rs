@@ -5,18 +5,61 @@ use std::path::Path;
 
 use anyhow::Context as _;
 use potstill_datasets::replace_file;
-use potstill_teacher::http::{Kind, Method, Probe, Recommended, Scale, Through};
+use potstill_teacher::http::{self, Kind, Method, Probe, Recommended, Scale, Spent, Through};
 
 use super::Served;
 use crate::run_file::ConfigError;
+use crate::stages::{Context, Outcome};
 
 const PROBE_FILE: &str = "probe.json";
 
-/// Keeps what was found.
+/// Asks the server what it can do, says it, and keeps it for `collect` and `score` to check.
 ///
 /// # Errors
-/// Where it cannot be written.
-pub(super) fn keep(dir: &Path, probe: &Probe) -> anyhow::Result<()> {
+/// When the teacher is not behind a server, the server cannot be reached or lets nobody in, or the
+/// disk refuses.
+pub(crate) fn probe(context: &Context) -> anyhow::Result<Outcome> {
+    let run = &context.run;
+    if run.file.served().is_none() {
+        let what = "there is no server to ask: `probe` is for a teacher with `provider`, `url` or `endpoints`";
+        return Err(run.problem(&["teacher"], what).into());
+    }
+    let served = Served::open(run)?;
+    let settings = served.settings(served.asking(), Spent::default())?;
+    if context.dry_run {
+        context
+            .talk
+            .line("probe: would ask a handful of short questions");
+        return Ok(Outcome::WouldRun);
+    }
+    let text = served.text.as_ref().map(|t| (&t.tokenizer, &t.template));
+    let talk = &context.talk;
+    let probe = http::probe(&settings, text, &mut |asking| {
+        talk.line(&format!("probe: {asking}"));
+    })?;
+    keep(&context.dir.path(""), &probe)?;
+    talk.data(&said(&probe));
+    let price = served.price.as_ref();
+    let cost = http::forecast(
+        price,
+        probe.spent.prompt_tokens,
+        probe.spent.completion_tokens,
+    );
+    talk.line(&format!(
+        "probe: {} questions, {} tokens{}; kept in {}",
+        probe.requests,
+        probe.spent.prompt_tokens + probe.spent.completion_tokens,
+        cost.map_or_else(String::new, |usd| format!(
+            ", {}",
+            super::forecast::dollars(usd)
+        )),
+        context.dir.path(PROBE_FILE).display()
+    ));
+    Ok(Outcome::Done)
+}
+
+/// Keeps what was found.
+fn keep(dir: &Path, probe: &Probe) -> anyhow::Result<()> {
     let text = serde_json::to_string_pretty(probe)? + "\n";
     replace_file(&dir.join(PROBE_FILE), text.as_bytes())?;
     Ok(())
@@ -130,7 +173,7 @@ fn broken(served: &Served<'_>, probe: &Probe) -> Option<(&'static [&'static str]
 }
 
 /// What was found, for people.
-pub(super) fn said(probe: &Probe) -> String {
+fn said(probe: &Probe) -> String {
     let mut lines = vec![format!(
         "{} at {}{}",
         probe.model,
