@@ -400,7 +400,8 @@ impl<'a> Served<'a> {
 
     /// How many tokens the prompt has at most at the server, given its ids here.
     pub(super) fn prompt_tokens_at_most(&self, prompt: &Prompt, ids: Option<&[u32]>) -> u32 {
-        let tokens = match (ids, self.teacher.method.into()) {
+        let method = Method::from(self.teacher.method);
+        let tokens = match (ids, method) {
             (Some(ids), Method::Completions) => ids.len() as u32,
             (Some(ids), Method::Chat) => ids.len() as u32 + TEMPLATE_SLACK,
             // A token is at least a byte.
