@@ -91,9 +91,10 @@ async fn repeat(
         return Ok(());
     }
     probe.deterministic = Some(again.answer() == first.answer());
+    let places_again = read::places(&again);
     let apart = places
         .iter()
-        .zip(&read::places(&again))
+        .zip(&places_again)
         .take_while(|(a, b)| a.token == b.token)
         .filter_map(|(a, b)| read::difference(a, b))
         .map(|(_, most)| most);
