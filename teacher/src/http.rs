@@ -10,6 +10,7 @@ mod endpoint;
 mod key;
 mod provider;
 mod transport;
+mod wire;
 
 pub use budget::{Caps, Spent, forecast};
 pub use call::{
@@ -21,4 +22,4 @@ pub use collect::{
 };
 pub use endpoint::{Endpoint, Timeouts};
 pub use key::Key;
-pub use provider::{Price, Provider};
+pub use provider::{Price, Provider, merge, providers};

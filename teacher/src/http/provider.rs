@@ -1,6 +1,11 @@
 //! What is known of those who serve models, as one data file.
 
+use std::collections::BTreeMap;
+use std::path::Path;
+
 use serde::{Deserialize, Serialize};
+
+use crate::Error;
 
 /// What tokens cost.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -48,4 +53,32 @@ pub struct Provider {
     pub source: String,
     /// When, as YYYY-MM-DD.
     pub checked: String,
+}
+
+/// The providers that Potstill knows by itself, by name.
+///
+/// # Errors
+/// [`Error::Providers`] where the data file is not what it should be.
+pub fn providers() -> Result<BTreeMap<String, Provider>, Error> {
+    parse(include_str!("providers.toml"), Path::new("providers.toml"))
+}
+
+/// `ours` with those of the user's file `users_toml` over them, whole entries by name; `path` is for messages.
+///
+/// # Errors
+/// [`Error::Providers`] with the place in the file.
+pub fn merge(
+    mut ours: BTreeMap<String, Provider>,
+    users_toml: &str,
+    path: &Path,
+) -> Result<BTreeMap<String, Provider>, Error> {
+    ours.extend(parse(users_toml, path)?);
+    Ok(ours)
+}
+
+fn parse(text: &str, path: &Path) -> Result<BTreeMap<String, Provider>, Error> {
+    toml::from_str(text).map_err(|why| Error::Providers {
+        path: path.to_owned(),
+        why: why.to_string(),
+    })
 }
