@@ -3,11 +3,13 @@
 //! Wire formats are private (`wire`). A [`Call`] goes in and lands once, as a [`Reply`] or a typed
 //! [`Failure`]; every request on the way is an [`Attempt`], with what it was charged.
 
+mod ask;
 mod budget;
 mod call;
 mod collect;
 mod endpoint;
 mod key;
+mod pace;
 mod provider;
 mod transport;
 mod wire;
