@@ -24,11 +24,9 @@ const BURST_SECONDS: f64 = 1.0;
 /// A server that wants to be left alone for longer than this is asked again after it.
 const LONGEST_PAUSE: Duration = Duration::from_secs(3600);
 
-/// What the end of a request says about its endpoint.
+/// What a failure says about its endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Sign {
-    /// It answered.
-    Answered,
     /// It is overloaded, fails or does not reply in time.
     Trouble,
     /// It refuses key, path or model.
@@ -224,7 +222,7 @@ impl Pace {
                 }
                 self.pause(now + pause(self.unreachable));
             }
-            Sign::Answered | Sign::Trouble | Sign::Unreachable | Sign::None => {}
+            Sign::Trouble | Sign::Unreachable | Sign::None => {}
         }
     }
 
