@@ -3,6 +3,7 @@
 //! Wire formats are private (`wire`). A [`Call`] goes in and lands once, as a [`Reply`] or a typed
 //! [`Failure`]; every request on the way is an [`Attempt`], with what it was charged.
 
+mod ask;
 mod budget;
 mod call;
 mod collect;
@@ -11,6 +12,7 @@ mod key;
 mod probe;
 mod provider;
 mod signal;
+mod pace;
 mod transport;
 mod wire;
 
@@ -28,4 +30,7 @@ pub use probe::{
 pub use provider::{Price, Provider, merge, providers};
 pub use signal::{
     Spellings, Window, answer_signal, answer_signal_with, join_windows, prompt_signal, windows,
+};
+pub use collect::{
+    BoxError, Ended, Event, Landed, Progress, Sent, Settings, collect,
 };

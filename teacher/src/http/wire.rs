@@ -3,10 +3,16 @@
 //! `request` writes a request, `reply` reads a whole answer and `stream` one that comes in pieces, `refusal` reads what
 //! is not an answer. All end in the same records, whatever the dialect.
 
+mod gathered;
 mod refusal;
 mod reply;
 mod request;
+mod sglang;
+mod shape;
 mod stream;
+#[cfg(test)]
+mod tests;
+mod token;
 
 use potstill_datasets::Completion;
 
@@ -33,6 +39,11 @@ pub(super) fn request(
     so_far: Option<&Completion>,
 ) -> Result<Body, Failure> {
     request::request(asking, call, so_far)
+}
+
+/// Whether the reply comes as a [`Stream`]: not every call does, even where [`Asking::stream`] is set.
+pub(super) fn is_streamed(asking: &Asking, call: &Call) -> bool {
+    request::is_streamed(asking, call)
 }
 
 /// Reads a whole reply of status 2xx.

@@ -1,0 +1,1 @@
+//! The wire against replies that were recorded and others that were typed.
