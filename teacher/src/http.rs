@@ -9,10 +9,10 @@ mod call;
 mod collect;
 mod endpoint;
 mod key;
+mod pace;
 mod probe;
 mod provider;
 mod signal;
-mod pace;
 mod transport;
 mod wire;
 
@@ -30,7 +30,4 @@ pub use probe::{
 pub use provider::{Price, Provider, merge, providers};
 pub use signal::{
     Spellings, Window, answer_signal, answer_signal_with, join_windows, prompt_signal, windows,
-};
-pub use collect::{
-    BoxError, Ended, Event, Landed, Progress, Sent, Settings, collect,
 };
