@@ -136,12 +136,4 @@ pub enum Error {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// A list of providers cannot be used.
-    #[error("`{}`: {why}\nan entry is a table such as [my-server] with url, model, terms, source and checked (YYYY-MM-DD)", path.display())]
-    Providers {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong, with line and column.
-        why: String,
-    },
 }
