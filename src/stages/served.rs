@@ -184,7 +184,12 @@ impl<'a> Served<'a> {
             top_p: (!reasoning_model)
                 .then(|| told(collect.top_p.get(), 1.0))
                 .flatten(),
-            top_k: collect.top_k.map(|k| k.get() as u32),
+            top_k: match (collect.top_k, self.dialect) {
+                (Some(k), _) => Some(k.get() as u32),
+                // 0 is all of them: a checkpoint's or a server's own default would sample from fewer.
+                (None, Dialect::Vllm | Dialect::LlamaServer | Dialect::LlamaCppPython) => Some(0),
+                (None, _) => None,
+            },
             min_p: told(collect.min_p.get(), 0.0),
             repetition_penalty: told(collect.repetition_penalty.get(), 1.0),
             stop: collect.stop.clone(),
