@@ -250,3 +250,85 @@ fn now_ms() -> u64 {
         .duration_since(UNIX_EPOCH)
         .map_or(0, |d| d.as_millis() as u64)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sent(request: u64) -> Sent {
+        Sent {
+            request,
+            call: request,
+            prompt_id: "p".to_owned(),
+            sample_index: 0,
+            attempt: 1,
+            endpoint: "here".to_owned(),
+            reserved: Billed {
+                prompt_tokens: 10,
+                completion_tokens: 90,
+                ..Billed::default()
+            },
+            reserved_usd: 0.5,
+            sent_unix_ms: now_ms(),
+        }
+    }
+
+    fn over(sent: &Sent) -> Attempt {
+        Attempt {
+            request: sent.request,
+            prompt_id: sent.prompt_id.clone(),
+            sample_index: 0,
+            attempt: 1,
+            endpoint: sent.endpoint.clone(),
+            sent_unix_ms: sent.sent_unix_ms,
+            seconds: 2.0,
+            status: Some(200),
+            bytes: 100,
+            failed: None,
+            billed: Billed {
+                prompt_tokens: 8,
+                completion_tokens: 12,
+                ..Billed::default()
+            },
+            usd: 0.125,
+            charge: Charge::Reported,
+        }
+    }
+
+    /// Killed with one of two requests in flight, and in the middle of a line.
+    #[test]
+    fn what_was_in_flight_is_charged_in_full_and_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("requests.jsonl");
+        assert_eq!(spent(&path).unwrap(), Spent::default());
+        let requests = Requests::open(&path, "collect").unwrap();
+        assert_eq!(requests.spent, Spent::default());
+        requests.sent(&sent(0)).unwrap();
+        requests.sent(&sent(1)).unwrap();
+        requests.over(&over(&sent(0))).unwrap();
+        drop(requests);
+        let whole = std::fs::read_to_string(&path).unwrap();
+        std::fs::write(&path, whole + "{\"over\":{\"request\":1,").unwrap();
+        let seen = spent(&path).unwrap();
+        assert_eq!((seen.usd, seen.tokens, seen.requests), (0.625, 120, 2));
+        for lost in [1, 0] {
+            let requests = Requests::open(&path, "collect").unwrap();
+            assert_eq!(requests.lost, lost);
+            let seen = requests.spent;
+            assert_eq!((seen.usd, seen.tokens, seen.requests), (0.625, 120, 2));
+            assert!((1.9..3.0).contains(&seen.seconds), "{}", seen.seconds);
+        }
+    }
+
+    #[test]
+    fn a_line_of_something_else_is_an_error_that_names_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("requests.jsonl");
+        std::fs::write(&path, "{\"stage\":\"import\"}\n").unwrap();
+        let message = spent(&path).unwrap_err().to_string();
+        assert!(
+            message.contains("requests.jsonl:1 is not a line of requests"),
+            "{message}"
+        );
+    }
+}

@@ -485,3 +485,6 @@ impl Store<potstill_datasets::Signal> {
             .collect())
     }
 }
+
+#[cfg(test)]
+mod tests;
