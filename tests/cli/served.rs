@@ -148,7 +148,7 @@ fn run(server: &Server, signals: &str) -> Run {
         "stream = false\nbackoff = 0.01\nlongest_backoff = 0.05\n",
     );
     run.edit("signals = { top_k = 6 }\n", signals);
-    run.edit("every = 2", "path = \"model\"\nevery = 2");
+    run.edit("[student]\n", "[student]\npath = \"model\"\n");
     if signals.is_empty() {
         run.edit(
             "[train]\n",
