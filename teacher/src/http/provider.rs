@@ -82,3 +82,71 @@ fn parse(text: &str, path: &Path) -> Result<BTreeMap<String, Provider>, Error> {
         why: why.to_string(),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::Dialect;
+
+    #[test]
+    fn the_providers_of_the_data_file_are_whole() {
+        let all = providers().unwrap();
+        for name in [
+            "deepseek-r1",
+            "deepseek-v3",
+            "gpt-4o",
+            "o1",
+            "llama-3.1-vllm",
+        ] {
+            assert!(all.contains_key(name), "{name}");
+        }
+        for (name, provider) in &all {
+            assert!(provider.url.starts_with("http"), "{name}");
+            assert!(!provider.url.ends_with('/'), "{name}");
+            assert!(
+                !provider.terms.is_empty() && provider.source.contains("https://"),
+                "{name}"
+            );
+            let date: Vec<&str> = provider.checked.split('-').collect();
+            assert!(
+                matches!(date.as_slice(), [year, _, _] if year.len() == 4),
+                "{name}"
+            );
+            if let Some(price) = provider.price {
+                assert!(
+                    price
+                        .cached_input
+                        .is_none_or(|cached| cached <= price.input),
+                    "{name}"
+                );
+                assert!(price.input > 0.0 && price.output >= price.input, "{name}");
+            }
+        }
+        assert!(all["o1"].reasoning_model && !all["o1"].returns_reasoning);
+        assert!(all["deepseek-r1"].returns_reasoning);
+        assert_eq!(all["llama-3.1-vllm"].dialect, Dialect::Vllm);
+    }
+
+    #[test]
+    fn a_users_file_adds_and_replaces() {
+        let mine = |table: &str| {
+            format!(
+                "[{table}]\nurl = \"http://127.0.0.1:1/v1\"\nmodel = \"x\"\nterms = \"t\"\nsource = \"s\"\nchecked = \"2026-01-01\"\n"
+            )
+        };
+        let path = Path::new("mine.toml");
+        let text = mine("o1") + &mine("new");
+        let all = merge(providers().unwrap(), &text, path).unwrap();
+        // An entry takes the place of another whole: an old price never stays beside a new address.
+        assert_eq!((all["o1"].model.as_str(), all["o1"].price), ("x", None));
+        assert!(all.contains_key("new") && all.contains_key("gpt-4o"));
+        let wrong = mine("new").replace("model", "modell");
+        let error = merge(providers().unwrap(), &wrong, path)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("mine.toml") && error.contains("modell"),
+            "{error}"
+        );
+    }
+}

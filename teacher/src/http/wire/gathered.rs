@@ -15,7 +15,7 @@ pub(super) struct Asked {
     prompt_id: String,
     sample_index: u32,
     /// How many likeliest tokens.
-    logprobs: Option<u32>,
+    pub(super) logprobs: Option<u32>,
     /// Marks around reasoning that comes inline.
     marks: Reasoning,
     /// Whether the server may hold text back that is in the tokens already, until it knows that no stop begins there.
@@ -29,7 +29,9 @@ impl Asked {
         Asked {
             prompt_id: call.prompt.id.clone(),
             sample_index: call.sample_index,
-            logprobs: asking.logprobs,
+            logprobs: asking
+                .logprobs
+                .filter(|_| !matches!(call.task, Task::Score { .. })),
             marks: asking.reasoning.clone().unwrap_or_else(|| Reasoning {
                 open: "<think>\n".to_owned(),
                 close: "\n</think>\n\n".to_owned(),
@@ -86,7 +88,10 @@ impl From<Whole> for Gathered {
 
 impl Gathered {
     /// Takes a whole reply or a piece.
-    pub(super) fn take(&mut self, shape: Shape<'_>) -> Result<(), Failure> {
+    pub(super) fn take<L: Into<Vec<SampledToken>>>(
+        &mut self,
+        shape: Shape<'_, L>,
+    ) -> Result<(), Failure> {
         // A usage on the way counts what was sent so far; the last one stands.
         let timed = shape.timings.and_then(|timings| timings.billed());
         let counted = shape.usage.and_then(|usage| usage.billed());
@@ -126,7 +131,10 @@ impl Gathered {
         }
     }
 
-    fn take_choice(&mut self, choice: Choice<'_>) -> Result<(), Failure> {
+    fn take_choice<L: Into<Vec<SampledToken>>>(
+        &mut self,
+        choice: Choice<'_, L>,
+    ) -> Result<(), Failure> {
         self.has_choice = true;
         if let Some(error) = choice.error.filter(|error| !error.is_null()) {
             return Err(refusal::inside(&error));
@@ -139,7 +147,7 @@ impl Gathered {
             self.content.push_str(&text.0);
         }
         if let Some(logprobs) = choice.logprobs {
-            self.tokens.extend(logprobs.0);
+            self.tokens.extend(logprobs.into());
         }
         self.token_ids
             .extend(choice.token_ids.into_iter().flatten().map(|id| id.0));

@@ -1,9 +1,10 @@
 //! Whole replies, and answers that were asked for in two parts.
 
 use potstill_datasets::{Completion, Usage};
+use serde::Deserialize;
 
 use super::gathered::{Asked, Gathered, bad_logprobs};
-use super::shape::{Shape, UsageAlone};
+use super::shape::{Logprobs, Shape, Skipped, UsageAlone};
 use super::token::ABOUT_LOGPROBS;
 use super::{refusal, request, sglang};
 use crate::http::{Asking, Billed, Call, Failure, Reason, Reply};
@@ -17,16 +18,23 @@ pub(super) fn parse(asking: &Asking, call: &Call, body: &[u8]) -> Result<Reply, 
 
 pub(super) fn whole(asked: &Asked, body: &[u8]) -> Result<Reply, Failure> {
     let mut gathered = Gathered::default();
-    gathered.take(read(body)?).map_err(|failure| Failure {
-        billed: gathered.billed,
+    take(asked, &mut gathered, body).map_err(|failure| Failure {
+        billed: failure.billed.or(gathered.billed),
         ..failure
     })?;
     gathered.reply(asked)
 }
 
-/// Reads one JSON text of a reply.
-pub(super) fn read<'a>(body: &'a [u8]) -> Result<Shape<'a>, Failure> {
-    sonic_rs::from_slice(body).map_err(|error| unreadable(body, &error))
+/// Reads one JSON text of a reply: all of it, or a piece.
+pub(super) fn take(asked: &Asked, gathered: &mut Gathered, json: &[u8]) -> Result<(), Failure> {
+    match asked.logprobs {
+        Some(_) => gathered.take::<Logprobs>(read(json)?),
+        None => gathered.take::<Skipped>(read(json)?),
+    }
+}
+
+fn read<'a, L: Deserialize<'a>>(json: &'a [u8]) -> Result<Shape<'a, L>, Failure> {
+    sonic_rs::from_slice(json).map_err(|error| unreadable(json, &error))
 }
 
 /// Why it cannot be read, with the usage if that can be.

@@ -2,15 +2,16 @@
 
 use potstill_datasets::SampledToken;
 use serde::Deserialize;
-use serde::de::{Deserializer, Error as _};
+use serde::de::{Deserializer, Error as _, IgnoredAny};
 
 use super::token::{ABOUT_LOGPROBS, ById, Id, Nats, Sampled, Text, TopByText, token};
 use crate::http::Billed;
 
 #[derive(Deserialize)]
-pub(super) struct Shape<'a> {
+#[serde(bound(deserialize = "L: Deserialize<'de>"))]
+pub(super) struct Shape<'a, L> {
     #[serde(borrow)]
-    pub(super) choices: Option<Vec<Choice<'a>>>,
+    pub(super) choices: Option<Vec<Choice<'a, L>>>,
     pub(super) usage: Option<Usage>,
     #[serde(borrow)]
     pub(super) model: Option<Text<'a>>,
@@ -25,7 +26,8 @@ pub(super) struct Shape<'a> {
 }
 
 #[derive(Deserialize)]
-pub(super) struct Choice<'a> {
+#[serde(bound(deserialize = "L: Deserialize<'de>"))]
+pub(super) struct Choice<'a, L> {
     #[serde(default)]
     pub(super) index: u64,
     #[serde(borrow)]
@@ -34,7 +36,7 @@ pub(super) struct Choice<'a> {
     pub(super) delta: Option<Part<'a>>,
     #[serde(borrow)]
     pub(super) text: Option<Text<'a>>,
-    pub(super) logprobs: Option<Logprobs>,
+    pub(super) logprobs: Option<L>,
     #[serde(borrow)]
     pub(super) finish_reason: Option<Text<'a>>,
     pub(super) token_ids: Option<Vec<Id>>,
@@ -90,8 +92,23 @@ struct RawLogprobs<'a> {
 }
 
 /// Log-probabilities in the chat's shape or the completions': either server may answer in either.
-#[derive(Default)]
-pub(super) struct Logprobs(pub(super) Vec<SampledToken>);
+pub(super) struct Logprobs(Vec<SampledToken>);
+
+impl From<Logprobs> for Vec<SampledToken> {
+    fn from(logprobs: Logprobs) -> Vec<SampledToken> {
+        logprobs.0
+    }
+}
+
+/// Log-probabilities that nobody asked for, whatever they are.
+#[derive(Deserialize)]
+pub(super) struct Skipped(#[expect(dead_code, reason = "skipped over")] IgnoredAny);
+
+impl From<Skipped> for Vec<SampledToken> {
+    fn from(_: Skipped) -> Vec<SampledToken> {
+        Vec::new()
+    }
+}
 
 impl<'de> Deserialize<'de> for Logprobs {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {

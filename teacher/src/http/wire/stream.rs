@@ -84,7 +84,7 @@ impl Stream {
         if data == b"[DONE]" {
             self.is_done = true;
         } else if !data.is_empty() && !self.is_done {
-            let taken = reply::read(data).and_then(|shape| self.gathered.take(shape));
+            let taken = reply::take(&self.asked, &mut self.gathered, data);
             taken.map_err(|failure| Failure {
                 billed: failure.billed.or(self.billed()),
                 ..failure
