@@ -22,7 +22,12 @@ fn main() -> Result<(), Box<dyn Error>> {
     };
     let requests: u64 = requests.parse()?;
     let prompt_bytes: usize = prompt_bytes.parse()?;
-    let settings = settings(url, in_flight.parse()?, max_tokens.parse()?, top.parse::<i64>()?);
+    let settings = settings(
+        url,
+        in_flight.parse()?,
+        max_tokens.parse()?,
+        top.parse::<i64>()?,
+    );
     let begun = Instant::now();
     let (mut n, mut answers, mut failures, mut groups, mut tokens) = (0, 0_u64, 0_u64, 0_u64, 0);
     let ended = collect(

@@ -78,7 +78,8 @@ fn parse(mut args: impl Iterator<Item = String>) -> Result<(Plan, usize), String
 }
 
 fn number<T: std::str::FromStr>(text: &str) -> Result<T, String> {
-    text.parse().map_err(|_| format!("`{text}` is not a number"))
+    text.parse()
+        .map_err(|_| format!("`{text}` is not a number"))
 }
 
 /// A fault by its name in lower case with dashes, such as `hang-before-headers` or `status-503`.

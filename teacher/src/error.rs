@@ -101,7 +101,9 @@ pub enum Error {
         range: &'static str,
     },
     /// No socket may be opened.
-    #[error("the run file says `offline = true`, and the teacher is behind a server: set it to false to ask it")]
+    #[error(
+        "the run file says `offline = true`, and the teacher is behind a server: set it to false to ask it"
+    )]
     Offline,
     /// An endpoint cannot be asked as it is described.
     #[error("endpoint `{endpoint}`: {why}")]

@@ -19,9 +19,7 @@ pub use call::{
     Asking, Attempt, Billed, Call, Charge, Dialect, Failure, Method, OnBreak, OnLength,
     PromptLogprobs, Reason, Reply, Task,
 };
-pub use collect::{
-    BoxError, Ended, Event, Landed, Progress, Sent, Settings, collect,
-};
+pub use collect::{BoxError, Ended, Event, Landed, Progress, Sent, Settings, collect};
 pub use endpoint::{Endpoint, Timeouts};
 pub use key::Key;
 pub use provider::{Price, Provider, merge, providers};

@@ -33,11 +33,7 @@ pub struct Spent {
 
 /// What so many tokens cost, USD; `None` without a price.
 #[must_use]
-pub fn forecast(
-    price: Option<&Price>,
-    prompt_tokens: u64,
-    completion_tokens: u64,
-) -> Option<f64> {
+pub fn forecast(price: Option<&Price>, prompt_tokens: u64, completion_tokens: u64) -> Option<f64> {
     price.map(|price| {
         cost(
             Some(price),
@@ -238,13 +234,42 @@ mod tests {
             requests: 5,
             seconds: 60.0,
         };
-        let refused = |caps: Caps| {
-            Budget::new(caps, Some(PRICE), spent, now).refuses(&billed(10, 10), now)
-        };
-        assert_eq!(refused(Caps { usd: Some(1.0), ..Caps::default() }), Some("1 USD".into()));
-        assert_eq!(refused(Caps { tokens: Some(119), ..Caps::default() }), Some("119 tokens".into()));
-        assert_eq!(refused(Caps { tokens: Some(120), ..Caps::default() }), None);
-        assert_eq!(refused(Caps { requests: Some(5), ..Caps::default() }), Some("5 requests".into()));
-        assert_eq!(refused(Caps { seconds: Some(60.0), ..Caps::default() }), Some("60 seconds".into()));
+        let refused =
+            |caps: Caps| Budget::new(caps, Some(PRICE), spent, now).refuses(&billed(10, 10), now);
+        assert_eq!(
+            refused(Caps {
+                usd: Some(1.0),
+                ..Caps::default()
+            }),
+            Some("1 USD".into())
+        );
+        assert_eq!(
+            refused(Caps {
+                tokens: Some(119),
+                ..Caps::default()
+            }),
+            Some("119 tokens".into())
+        );
+        assert_eq!(
+            refused(Caps {
+                tokens: Some(120),
+                ..Caps::default()
+            }),
+            None
+        );
+        assert_eq!(
+            refused(Caps {
+                requests: Some(5),
+                ..Caps::default()
+            }),
+            Some("5 requests".into())
+        );
+        assert_eq!(
+            refused(Caps {
+                seconds: Some(60.0),
+                ..Caps::default()
+            }),
+            Some("60 seconds".into())
+        );
     }
 }

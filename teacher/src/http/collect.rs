@@ -233,7 +233,11 @@ struct Shared {
 
 impl Shared {
     fn new(settings: &Settings) -> Shared {
-        let most: u64 = settings.endpoints.iter().map(|e| u64::from(e.max_in_flight)).sum();
+        let most: u64 = settings
+            .endpoints
+            .iter()
+            .map(|e| u64::from(e.max_in_flight))
+            .sum();
         Shared {
             places: AtomicU64::new(most * 2),
             progress: Mutex::new(Progress {
@@ -375,7 +379,11 @@ fn checked(settings: &Settings) -> Result<Vec<Arc<Line>>, Error> {
     if settings.offline {
         return Err(Error::Offline);
     }
-    let refuse = |why: &str| Err(Error::Collection { why: why.to_owned() });
+    let refuse = |why: &str| {
+        Err(Error::Collection {
+            why: why.to_owned(),
+        })
+    };
     let Settings { caps, .. } = settings;
     if settings.endpoints.is_empty() {
         return refuse("there is no endpoint: name at least one");
@@ -383,12 +391,17 @@ fn checked(settings: &Settings) -> Result<Vec<Arc<Line>>, Error> {
     if settings.attempts == 0 {
         return refuse("`attempts` is 0: nothing would be asked; set it to 1 or more");
     }
-    let waits = [settings.backoff_first_seconds, settings.backoff_most_seconds];
+    let waits = [
+        settings.backoff_first_seconds,
+        settings.backoff_most_seconds,
+    ];
     if !waits.iter().all(|w| w.is_finite() && *w >= 0.0) {
         return refuse("a wait before asking again is negative or not a number");
     }
     if caps.usd.is_some() && settings.price.is_none() {
-        return refuse("there is a cap in USD and no price to reckon with: set `price`, or cap tokens instead");
+        return refuse(
+            "there is a cap in USD and no price to reckon with: set `price`, or cap tokens instead",
+        );
     }
     settings
         .endpoints

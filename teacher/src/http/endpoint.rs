@@ -61,13 +61,20 @@ impl Endpoint {
             endpoint: self.name.clone(),
             why: why.to_owned(),
         };
-        let url = Url::parse(&self.url)
-            .map_err(|e| refuse(&format!("`url` is not a URL ({e}): write it as `https://host/v1`")))?;
+        let url = Url::parse(&self.url).map_err(|e| {
+            refuse(&format!(
+                "`url` is not a URL ({e}): write it as `https://host/v1`"
+            ))
+        })?;
         if !url.username().is_empty() || url.password().is_some() {
-            return Err(refuse("`url` holds a name or a password: give the key through `key_env` or `key_command`"));
+            return Err(refuse(
+                "`url` holds a name or a password: give the key through `key_env` or `key_command`",
+            ));
         }
         if url.query().is_some() || url.fragment().is_some() {
-            return Err(refuse("`url` has a query or a fragment: paths are added to its end, so write it without"));
+            return Err(refuse(
+                "`url` has a query or a fragment: paths are added to its end, so write it without",
+            ));
         }
         match url.scheme() {
             "https" => {}

@@ -91,11 +91,18 @@ impl Key {
             self.scrub(name);
         }
         if !found && !tokens.is_empty() {
-            let spelled: Vec<u8> = tokens.iter().flat_map(|t| t.bytes.iter().copied()).collect();
+            let spelled: Vec<u8> = tokens
+                .iter()
+                .flat_map(|t| t.bytes.iter().copied())
+                .collect();
             found = find(&spelled, self.0.as_bytes()).is_some();
         }
         let in_a_token = |bytes: &[u8]| find(bytes, self.0.as_bytes()).is_some();
-        if found || tokens.iter().any(|t| t.top.iter().any(|o| in_a_token(&o.bytes))) {
+        if found
+            || tokens
+                .iter()
+                .any(|t| t.top.iter().any(|o| in_a_token(&o.bytes)))
+        {
             tokens.clear();
         }
     }

@@ -141,7 +141,11 @@ impl Pace {
 
     /// Requests that it takes at once, as found so far; 0 once it is down.
     pub(super) fn window(&self) -> u32 {
-        if self.down.is_some() { 0 } else { self.window as u32 }
+        if self.down.is_some() {
+            0
+        } else {
+            self.window as u32
+        }
     }
 
     /// Why it is down.
@@ -240,12 +244,7 @@ pub(super) fn wait_told(seconds: f64) -> Duration {
 
 /// The endpoint that is least busy for its weight, of those that may be asked for so many tokens now. `avoid` is
 /// taken only where there is no other.
-pub(super) fn pick(
-    paces: &mut [Pace],
-    tokens: u64,
-    now: Instant,
-    avoid: Option<usize>,
-) -> Pick {
+pub(super) fn pick(paces: &mut [Pace], tokens: u64, now: Instant, avoid: Option<usize>) -> Pick {
     let mut best: Option<(bool, f64, f64, usize)> = None;
     let mut soonest: Option<Duration> = None;
     let mut is_down = true;
@@ -309,7 +308,11 @@ mod tests {
         for _ in 0..10 {
             fail(&mut pace, Reason::Overloaded, start, later);
         }
-        assert_eq!(pace.window(), 32, "all ten were sent before the first ended");
+        assert_eq!(
+            pace.window(),
+            32,
+            "all ten were sent before the first ended"
+        );
         fail(&mut pace, Reason::RateLimited, later, later);
         assert_eq!(pace.window(), 16);
         for _ in 0..17 {
@@ -351,7 +354,12 @@ mod tests {
         let mut pace = Pace::new(&endpoint(64), now);
         for round in 1..=4 {
             for _ in 0..20 {
-                fail(&mut pace, Reason::Connect, now, now + Duration::from_millis(1));
+                fail(
+                    &mut pace,
+                    Reason::Connect,
+                    now,
+                    now + Duration::from_millis(1),
+                );
             }
             now += Duration::from_secs(2);
             assert_eq!(pace.down().is_some(), round == 4, "round {round}");
@@ -389,10 +397,18 @@ mod tests {
         let now = Instant::now();
         let mut paces = [
             Pace::new(&endpoint(400), now),
-            Pace::new(&Endpoint { weight: 3.0, ..endpoint(400) }, now),
+            Pace::new(
+                &Endpoint {
+                    weight: 3.0,
+                    ..endpoint(400)
+                },
+                now,
+            ),
         ];
         for _ in 0..400 {
-            let Pick::Go(i) = pick(&mut paces, 1, now, None) else { panic!("room") };
+            let Pick::Go(i) = pick(&mut paces, 1, now, None) else {
+                panic!("room")
+            };
             paces[i].begin(1);
         }
         assert_eq!(paces[0].in_flight, 100);

@@ -91,13 +91,19 @@ impl Line {
             let mut value =
                 HeaderValue::from_str(&key.authorization()).map_err(|_| Error::Endpoint {
                     endpoint: endpoint.name.clone(),
-                    why: "its key has characters that no header can carry: check where it comes from".into(),
+                    why:
+                        "its key has characters that no header can carry: check where it comes from"
+                            .into(),
                 })?;
             value.set_sensitive(true);
             headers.insert(AUTHORIZATION, value);
         }
         let is_plain = url.scheme() == "http";
-        let count = if is_plain { 1 } else { endpoint.max_in_flight.div_ceil(STREAMS) };
+        let count = if is_plain {
+            1
+        } else {
+            endpoint.max_in_flight.div_ceil(STREAMS)
+        };
         let clients = (0..count)
             .map(|_| {
                 let mut builder = Client::builder()
@@ -138,7 +144,11 @@ impl Line {
 
     fn address(&self, path: &str, from_root: bool) -> Url {
         let mut url = self.url.clone();
-        let base = if from_root { "" } else { self.url.path().trim_end_matches('/') };
+        let base = if from_root {
+            ""
+        } else {
+            self.url.path().trim_end_matches('/')
+        };
         url.set_path(&format!("{base}{path}"));
         url
     }
@@ -158,7 +168,11 @@ pub(super) async fn open(
     let limit = line.timeouts.first_byte.min(line.timeouts.whole);
     for _ in 0..=REDIRECTS {
         let mut request = client.request(
-            if json.is_some() { Method::POST } else { Method::GET },
+            if json.is_some() {
+                Method::POST
+            } else {
+                Method::GET
+            },
             url.clone(),
         );
         if let Some(json) = &json {
@@ -206,7 +220,11 @@ fn opened(response: Response, begun: Instant, line: &Line) -> Opened {
         response,
         begun,
         read: 0,
-        limit: if is_good { line.max_body_bytes } else { line.max_body_bytes.min(REFUSAL_BYTES) },
+        limit: if is_good {
+            line.max_body_bytes
+        } else {
+            line.max_body_bytes.min(REFUSAL_BYTES)
+        },
         timeouts: line.timeouts,
     }
 }
@@ -347,7 +365,11 @@ fn said(error: &reqwest::Error) -> String {
         cause = e.source();
     }
     if text.is_empty() {
-        text = if error.is_connect() { "no connection".into() } else { "the exchange failed".into() };
+        text = if error.is_connect() {
+            "no connection".into()
+        } else {
+            "the exchange failed".into()
+        };
     }
     text
 }

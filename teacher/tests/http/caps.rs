@@ -57,8 +57,16 @@ fn ten_caps_in_usd_hold_with_200_requests_in_flight_and_faults() {
             came.ended
         );
         let counts = running.server.counts();
-        assert!(counts.in_flight_most > 20, "{} in flight", counts.in_flight_most);
-        assert!(usd(&counts) <= cap, "the server counts {} of {cap}", usd(&counts));
+        assert!(
+            counts.in_flight_most > 20,
+            "{} in flight",
+            counts.in_flight_most
+        );
+        assert!(
+            usd(&counts) <= cap,
+            "the server counts {} of {cap}",
+            usd(&counts)
+        );
         let spent = came.progress.spent.usd;
         assert!(spent <= cap && spent > cap - MOST, "spent {spent} of {cap}");
         let ledger: f64 = came.attempts.iter().map(|a| a.usd).sum();
@@ -87,7 +95,10 @@ fn the_ledger_is_the_servers_count_and_a_cap_is_used_to_its_end() {
 
 #[test]
 fn unknown_usage_is_charged_in_full() {
-    let running = start(Plan { usage: false, ..Plan::default() });
+    let running = start(Plan {
+        usage: false,
+        ..Plan::default()
+    });
     let came = run(&many(running.server.url(), 10.0 * MOST + 1e-9), 100);
     assert_eq!(came.answers(), 10);
     assert!(came.attempts.iter().all(|a| a.charge == Charge::Reserved));
@@ -98,19 +109,40 @@ fn caps_on_requests_tokens_and_time_hold_and_earlier_sessions_count() {
     let running = start(Plan::default());
     let url = running.server.url();
     let capped = |caps: Caps, spent: Spent| {
-        let came = run(&Settings { caps, spent, ..settings(url.clone()) }, 1_000_000);
-        let Ok(Ended::Capped { cap }) = came.ended else { panic!("{:?}", came.ended) };
+        let came = run(
+            &Settings {
+                caps,
+                spent,
+                ..settings(url.clone())
+            },
+            1_000_000,
+        );
+        let Ok(Ended::Capped { cap }) = came.ended else {
+            panic!("{:?}", came.ended)
+        };
         (cap, came.attempts.len())
     };
     let none = Spent::default();
-    let requests = Caps { requests: Some(50), ..Caps::default() };
+    let requests = Caps {
+        requests: Some(50),
+        ..Caps::default()
+    };
     assert_eq!(capped(requests, none), ("50 requests".into(), 50));
-    let earlier = Spent { requests: 30, ..none };
+    let earlier = Spent {
+        requests: 30,
+        ..none
+    };
     assert_eq!(capped(requests, earlier), ("50 requests".into(), 20));
     // An answer has 12 tokens and its prompt 5; 21 are reserved.
-    let tokens = Caps { tokens: Some(17 * 40 + 4), ..Caps::default() };
+    let tokens = Caps {
+        tokens: Some(17 * 40 + 4),
+        ..Caps::default()
+    };
     assert_eq!(capped(tokens, none), ("684 tokens".into(), 40));
-    let time = Caps { seconds: Some(1.0), ..Caps::default() };
+    let time = Caps {
+        seconds: Some(1.0),
+        ..Caps::default()
+    };
     assert_eq!(capped(time, none).0, "1 seconds");
 }
 
@@ -119,10 +151,17 @@ fn a_cap_that_cannot_be_reckoned_is_an_error() {
     let mut settings = settings("http://127.0.0.1:9/v1".into());
     settings.caps.usd = Some(1.0);
     settings.price = None;
-    assert!(matches!(run(&settings, 1).ended, Err(Error::Collection { .. })));
+    assert!(matches!(
+        run(&settings, 1).ended,
+        Err(Error::Collection { .. })
+    ));
     settings.price = Some(PRICE);
     settings.asking.max_tokens = None;
     let came = run(&settings, 1);
-    assert!(matches!(came.ended, Err(Error::Collection { .. })), "{:?}", came.ended);
+    assert!(
+        matches!(came.ended, Err(Error::Collection { .. })),
+        "{:?}",
+        came.ended
+    );
     assert!(came.sent.is_empty());
 }

@@ -26,7 +26,11 @@ fn a_wrong_key_ends_the_collection_and_no_call_lands() {
         came.ended
     );
     assert!(came.landed.is_empty());
-    assert!((8..=40).contains(&came.sent.len()), "{} requests", came.sent.len());
+    assert!(
+        (8..=40).contains(&came.sent.len()),
+        "{} requests",
+        came.sent.len()
+    );
 }
 
 #[test]
@@ -115,11 +119,16 @@ fn a_wish_to_stop_lets_what_is_under_way_land() {
         latency: Duration::from_millis(20),
         ..Plan::default()
     });
-    let came = run_until(&settings(running.server.url()), 1_000_000, |landed| landed >= 100);
+    let came = run_until(&settings(running.server.url()), 1_000_000, |landed| {
+        landed >= 100
+    });
     assert_eq!(came.ended.unwrap(), Ended::Stopped);
     assert_eq!(came.landed.len(), came.sent.len());
     let counts = running.server.counts();
-    assert_eq!((counts.answers, counts.in_flight), (came.sent.len() as u64, 0));
+    assert_eq!(
+        (counts.answers, counts.in_flight),
+        (came.sent.len() as u64, 0)
+    );
 }
 
 #[test]
@@ -135,7 +144,11 @@ fn what_the_caller_says_ends_the_collection() {
             &settings,
             &mut || {
                 n += 1;
-                if n == at_call { Err("no more to read".into()) } else { Ok(Some(call(n))) }
+                if n == at_call {
+                    Err("no more to read".into())
+                } else {
+                    Ok(Some(call(n)))
+                }
             },
             &|_| {
                 if sent.fetch_add(1, Ordering::Relaxed) + 1 == at_sending {
@@ -144,7 +157,10 @@ fn what_the_caller_says_ends_the_collection() {
                 Ok(())
             },
             &mut |events| {
-                let here = events.iter().filter(|e| matches!(e, Event::Landed(_))).count();
+                let here = events
+                    .iter()
+                    .filter(|e| matches!(e, Event::Landed(_)))
+                    .count();
                 let all = landed.fetch_add(here as u64, Ordering::Relaxed) + here as u64;
                 Ok(if all >= at_landing {
                     ControlFlow::Break("enough".into())
@@ -157,9 +173,21 @@ fn what_the_caller_says_ends_the_collection() {
         )
     };
     let never = u64::MAX;
-    assert_eq!(run(never, 10, never).unwrap(), Ended::Broke { why: "enough".into() });
+    assert_eq!(
+        run(never, 10, never).unwrap(),
+        Ended::Broke {
+            why: "enough".into()
+        }
+    );
     assert!(matches!(run(500, never, never), Err(Error::Caller { .. })));
-    assert!(landed.load(Ordering::Relaxed) > 0, "what was under way landed");
+    assert!(
+        landed.load(Ordering::Relaxed) > 0,
+        "what was under way landed"
+    );
     assert!(matches!(run(never, never, 50), Err(Error::Caller { .. })));
-    assert_eq!(landed.load(Ordering::Relaxed), 49, "what was noted was sent, and landed");
+    assert_eq!(
+        landed.load(Ordering::Relaxed),
+        49,
+        "what was noted was sent, and landed"
+    );
 }

@@ -125,16 +125,26 @@ fn ten_thousand_prompts_of_which_three_in_ten_replies_are_faulty() {
     let begun = Instant::now();
     let came = run(&settings, CALLS);
     assert_eq!(came.ended.as_ref().unwrap(), &Ended::Finished);
-    assert!(begun.elapsed() < Duration::from_secs(300), "{:?}", begun.elapsed());
+    assert!(
+        begun.elapsed() < Duration::from_secs(300),
+        "{:?}",
+        begun.elapsed()
+    );
 
     let numbers: HashSet<u64> = came.landed.iter().map(|l| l.call.number).collect();
-    assert_eq!((came.landed.len() as u64, numbers.len() as u64), (CALLS, CALLS));
+    assert_eq!(
+        (came.landed.len() as u64, numbers.len() as u64),
+        (CALLS, CALLS)
+    );
     for landed in &came.landed {
         assert!((1..=4).contains(&landed.attempts), "{landed:?}");
         match &landed.outcome {
             Ok(reply) => {
                 let word = first_word(landed.call.number);
-                assert!(reply.completion.answer.starts_with(&word), "another's answer: {landed:?}");
+                assert!(
+                    reply.completion.answer.starts_with(&word),
+                    "another's answer: {landed:?}"
+                );
                 assert_eq!(reply.completion.prompt_id, landed.call.prompt.id);
             }
             Err(f) => assert!(!f.message.is_empty() && f.message.len() <= 500, "{f:?}"),
@@ -154,14 +164,19 @@ fn ten_thousand_prompts_of_which_three_in_ten_replies_are_faulty() {
 
 #[test]
 fn an_answer_at_the_limit_is_kept_dropped_or_made_longer() {
-    let running = start(Plan { answer_tokens: 40, ..Plan::default() });
+    let running = start(Plan {
+        answer_tokens: 40,
+        ..Plan::default()
+    });
     let mut settings = settings(running.server.url());
     let came = run(&settings, 3);
     assert_eq!(came.answers(), 3);
     settings.on_length = OnLength::Drop;
     let came = run(&settings, 3);
     assert!(came.landed.iter().all(|l| {
-        l.outcome.as_ref().is_err_and(|f| f.reason == Reason::Length && f.billed.is_some())
+        l.outcome
+            .as_ref()
+            .is_err_and(|f| f.reason == Reason::Length && f.billed.is_some())
     }));
     assert_eq!(came.attempts.len(), 3, "asking again would not help");
     // OpenAI's own API cannot go on from the end: what is paid for is kept.

@@ -35,13 +35,25 @@ fn a_key_that_the_server_repeats_is_in_nothing_that_comes_back() {
             format!("{:?} {:?}", came.attempts, came.sent),
             format!("{settings:?}"),
         ] {
-            assert!(!said.contains(KEY) && !said.contains("0123456789abcdef"), "{said}");
+            assert!(
+                !said.contains(KEY) && !said.contains("0123456789abcdef"),
+                "{said}"
+            );
         }
         for landed in &came.landed {
             let Ok(reply) = &landed.outcome else { continue };
-            let spelled: Vec<u8> = reply.completion.tokens.iter().flat_map(|t| t.bytes.clone()).collect();
+            let spelled: Vec<u8> = reply
+                .completion
+                .tokens
+                .iter()
+                .flat_map(|t| t.bytes.clone())
+                .collect();
             assert!(!String::from_utf8_lossy(&spelled).contains(KEY));
-            assert!(reply.completion.answer.contains("****"), "{}", reply.completion.answer);
+            assert!(
+                reply.completion.answer.contains("****"),
+                "{}",
+                reply.completion.answer
+            );
         }
     }
 }
@@ -57,7 +69,9 @@ fn a_redirect_to_another_host_is_not_followed() {
         let mut settings = settings(running.server.url());
         settings.endpoints[0].key = Some(Key::new(KEY.into()));
         let came = run(&settings, 40);
-        let Ok(Ended::EndpointsDown { last }) = came.ended else { panic!("{:?}", came.ended) };
+        let Ok(Ended::EndpointsDown { last }) = came.ended else {
+            panic!("{:?}", came.ended)
+        };
         assert_eq!(last.reason, Reason::Redirected);
         assert!(!last.message.contains(KEY));
         assert_eq!(other.server.counts().requests, 0);
@@ -80,8 +94,14 @@ fn endpoints_that_would_give_secrets_away_are_refused_and_offline_opens_nothing(
         "ftp://127.0.0.1/v1",
         "127.0.0.1:80",
     ] {
-        assert!(matches!(refused(url, false), Error::Endpoint { .. }), "{url}");
+        assert!(
+            matches!(refused(url, false), Error::Endpoint { .. }),
+            "{url}"
+        );
     }
-    assert!(matches!(refused(&running.server.url(), true), Error::Offline));
+    assert!(matches!(
+        refused(&running.server.url(), true),
+        Error::Offline
+    ));
     assert_eq!(running.server.counts().requests, 0);
 }

@@ -260,7 +260,9 @@ async fn read(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> io::Result<Option
     let mut length = 0;
     let mut authorization = None;
     for line in head.lines().skip(1) {
-        let Some((name, value)) = line.split_once(':') else { continue };
+        let Some((name, value)) = line.split_once(':') else {
+            continue;
+        };
         if name.eq_ignore_ascii_case("content-length") {
             length = value.trim().parse().unwrap_or(0);
         } else if name.eq_ignore_ascii_case("authorization") {
@@ -331,7 +333,10 @@ fn work(asked: &Asked, plan: &Plan) -> Option<(Work, u64)> {
     } else {
         question.get("prompt")?.to_string()
     };
-    let seed = question.get("seed").map(Value::to_string).unwrap_or_default();
+    let seed = question
+        .get("seed")
+        .map(Value::to_string)
+        .unwrap_or_default();
     let key = hash(&[text.as_bytes(), seed.as_bytes()]);
     let limit = ["max_tokens", "max_completion_tokens"]
         .iter()
@@ -384,7 +389,9 @@ async fn answer(
     };
     let drawn = hash(&[&key.to_le_bytes(), &attempt.to_le_bytes(), b"latency"]);
     let share = (drawn >> 11) as f64 / (1_u64 << 53) as f64;
-    let latency = plan.latency.mul_f64(1.0 + (plan.latency_spread - 1.0) * share);
+    let latency = plan
+        .latency
+        .mul_f64(1.0 + (plan.latency_spread - 1.0) * share);
     if !latency.is_zero() {
         sleep(latency).await;
     }
@@ -456,7 +463,10 @@ async fn refuse(
     echo: Option<&str>,
 ) -> io::Result<()> {
     let about: String = about.chars().take(60).collect();
-    let message = format!("status {status} on purpose, for: {about} {}", echo.unwrap_or(""));
+    let message = format!(
+        "status {status} on purpose, for: {about} {}",
+        echo.unwrap_or("")
+    );
     let body = json!({"error": {"message": message, "type": "on_purpose", "code": status}});
     write_whole(stream, status, header, body.to_string().as_bytes()).await
 }
@@ -467,8 +477,16 @@ async fn write_answer(
     fault: Option<Fault>,
     plan: &Plan,
 ) -> io::Result<()> {
-    let body = if work.is_stream { streamed(work, fault) } else { whole(work, fault).into_bytes() };
-    let kind = if work.is_stream { "text/event-stream" } else { "application/json" };
+    let body = if work.is_stream {
+        streamed(work, fault)
+    } else {
+        whole(work, fault).into_bytes()
+    };
+    let kind = if work.is_stream {
+        "text/event-stream"
+    } else {
+        "application/json"
+    };
     let mut body = body;
     if fault == Some(Fault::InvalidUtf8)
         && let Some(at) = find(&body, work.words.first().map_or("", String::as_str))
@@ -476,7 +494,9 @@ async fn write_answer(
         body[at] = 0xff;
     }
     let half = body.len() / 2;
-    let cut = |what: &[u8], length: usize| [head(200, kind, "", length).into_bytes(), what.to_vec()].concat();
+    let cut = |what: &[u8], length: usize| {
+        [head(200, kind, "", length).into_bytes(), what.to_vec()].concat()
+    };
     match fault {
         Some(Fault::HangBeforeHeaders) => sleep(plan.hang).await,
         Some(Fault::HangBetweenChunks) => {
@@ -514,12 +534,16 @@ async fn write_answer(
 }
 
 fn find(bytes: &[u8], what: &str) -> Option<usize> {
-    bytes.windows(what.len().max(1)).position(|w| w == what.as_bytes())
+    bytes
+        .windows(what.len().max(1))
+        .position(|w| w == what.as_bytes())
 }
 
 async fn write_huge(stream: &mut TcpStream, kind: &str) -> io::Result<()> {
     let total = 200 << 20;
-    stream.write_all(head(200, kind, "", total).as_bytes()).await?;
+    stream
+        .write_all(head(200, kind, "", total).as_bytes())
+        .await?;
     let piece = vec![b' '; 1 << 20];
     for _ in 0..200 {
         stream.write_all(&piece).await?;
@@ -551,7 +575,11 @@ fn logprobs(work: &Work, words: &[String], fault: Option<Fault>) -> Option<Value
     if !is_asked || !work.is_chat {
         return None;
     }
-    let top = work.question.get("top_logprobs").and_then(Value::as_u64).unwrap_or(0);
+    let top = work
+        .question
+        .get("top_logprobs")
+        .and_then(Value::as_u64)
+        .unwrap_or(0);
     let mut content: Vec<Value> = words
         .iter()
         .map(|word| {
@@ -579,7 +607,9 @@ fn logprobs(work: &Work, words: &[String], fault: Option<Fault>) -> Option<Value
 fn fitting(work: &Work, fault: Option<Fault>) -> Option<Fault> {
     let has_logprobs = logprobs(work, &[], None).is_some();
     match fault {
-        Some(Fault::FewerLogprobs | Fault::IdsOutOfRange) if !has_logprobs || work.is_stream => Some(Fault::NoChoice),
+        Some(Fault::FewerLogprobs | Fault::IdsOutOfRange) if !has_logprobs || work.is_stream => {
+            Some(Fault::NoChoice)
+        }
         fault => fault,
     }
 }
@@ -591,7 +621,11 @@ fn whole(work: &Work, fault: Option<Fault>) -> String {
     } else {
         json!({"index": 0, "text": said(work)})
     };
-    choice["finish_reason"] = if work.is_cut { "length".into() } else { "stop".into() };
+    choice["finish_reason"] = if work.is_cut {
+        "length".into()
+    } else {
+        "stop".into()
+    };
     choice["logprobs"] = logprobs(work, &work.words, fault).unwrap_or(Value::Null);
     if fault == Some(Fault::Empty) {
         if work.is_chat {
@@ -601,8 +635,13 @@ fn whole(work: &Work, fault: Option<Fault>) -> String {
         }
         choice["logprobs"] = Value::Null;
     }
-    let object = if work.is_chat { "chat.completion" } else { "text_completion" };
-    let mut body = json!({"id": "x", "object": object, "created": 0, "model": "faulty", "choices": [choice]});
+    let object = if work.is_chat {
+        "chat.completion"
+    } else {
+        "text_completion"
+    };
+    let mut body =
+        json!({"id": "x", "object": object, "created": 0, "model": "faulty", "choices": [choice]});
     if work.usage {
         body["usage"] = usage(work);
     }
@@ -628,7 +667,11 @@ fn broken(text: String, fault: Option<Fault>) -> String {
 fn streamed(work: &Work, fault: Option<Fault>) -> Vec<u8> {
     let fault = fitting(work, fault);
     let mut text = String::new();
-    let object = if work.is_chat { "chat.completion.chunk" } else { "text_completion" };
+    let object = if work.is_chat {
+        "chat.completion.chunk"
+    } else {
+        "text_completion"
+    };
     let mut event = |choices: Value, usage: Option<Value>| {
         let mut body = json!({"id": "x", "object": object, "created": 0, "model": "faulty", "choices": choices});
         if let Some(usage) = usage {
@@ -638,9 +681,12 @@ fn streamed(work: &Work, fault: Option<Fault>) -> Vec<u8> {
     };
     match fault {
         Some(Fault::ErrorInside) => {
-            return b"data: {\"error\":{\"message\":\"an error inside\",\"code\":500}}\n\n".to_vec();
+            return b"data: {\"error\":{\"message\":\"an error inside\",\"code\":500}}\n\n"
+                .to_vec();
         }
-        Some(Fault::WrongShape) => return b"data: {\"choices\":{\"text\":[1,2,3]}}\n\ndata: [DONE]\n\n".to_vec(),
+        Some(Fault::WrongShape) => {
+            return b"data: {\"choices\":{\"text\":[1,2,3]}}\n\ndata: [DONE]\n\n".to_vec();
+        }
         _ => {}
     }
     let has_text = !matches!(fault, Some(Fault::NoChoice | Fault::Empty));
@@ -657,7 +703,8 @@ fn streamed(work: &Work, fault: Option<Fault>) -> Vec<u8> {
             json!({"index": 0, "text": piece})
         };
         choice["finish_reason"] = Value::Null;
-        choice["logprobs"] = logprobs(work, std::slice::from_ref(piece), None).unwrap_or(Value::Null);
+        choice["logprobs"] =
+            logprobs(work, std::slice::from_ref(piece), None).unwrap_or(Value::Null);
         event(json!([choice]), None);
     }
     if fault != Some(Fault::NoChoice) {
@@ -670,7 +717,8 @@ fn streamed(work: &Work, fault: Option<Fault>) -> Vec<u8> {
         }
         event(json!([choice]), None);
     }
-    let wants_usage = work.question.pointer("/stream_options/include_usage") == Some(&Value::Bool(true));
+    let wants_usage =
+        work.question.pointer("/stream_options/include_usage") == Some(&Value::Bool(true));
     if work.usage && wants_usage {
         event(json!([]), Some(usage(work)));
     }
@@ -685,7 +733,12 @@ fn head(status: u16, kind: &str, headers: &str, length: usize) -> String {
     )
 }
 
-async fn write_whole(stream: &mut TcpStream, status: u16, headers: &str, body: &[u8]) -> io::Result<()> {
+async fn write_whole(
+    stream: &mut TcpStream,
+    status: u16,
+    headers: &str,
+    body: &[u8],
+) -> io::Result<()> {
     let head = head(status, "application/json", headers, body.len());
     stream.write_all(&[head.as_bytes(), body].concat()).await
 }

@@ -21,9 +21,7 @@ use crate::http::ask::{Over, ask};
 use crate::http::budget::{self, Budget};
 use crate::http::pace::{Pace, Pick, pick, wait_told};
 use crate::http::transport::Line;
-use crate::http::{
-    Asking, Attempt, Billed, Call, Failure, Reason, Reply, Task, wire,
-};
+use crate::http::{Asking, Attempt, Billed, Call, Failure, Reason, Reply, Task, wire};
 
 /// Longest sleep, so that the progress is fresh and caps in time are kept.
 const TICK: Duration = Duration::from_millis(100);
@@ -126,7 +124,11 @@ impl<'a> Dispatch<'a> {
             shared,
             asking: Arc::new(settings.asking.clone()),
             lines,
-            paces: settings.endpoints.iter().map(|e| Pace::new(e, now)).collect(),
+            paces: settings
+                .endpoints
+                .iter()
+                .map(|e| Pace::new(e, now))
+                .collect(),
             budget: Budget::new(settings.caps, settings.price, settings.spent, now),
             rng: ChaCha8Rng::seed_from_u64(settings.jitter_seed),
             fresh: VecDeque::new(),
@@ -227,7 +229,10 @@ impl<'a> Dispatch<'a> {
                 self.fresh.pop_front()
             };
             let Some(open) = next else {
-                let due = self.later.peek().map(|l| l.at.0.0.saturating_duration_since(now));
+                let due = self
+                    .later
+                    .peek()
+                    .map(|l| l.at.0.0.saturating_duration_since(now));
                 return due.unwrap_or(TICK).min(TICK);
             };
             if let Step::Held(open, wait) = self.send(open, now) {
@@ -325,7 +330,11 @@ impl<'a> Dispatch<'a> {
                 });
             let seconds = begun.elapsed().as_secs_f64();
             // Nobody listens once the collection is given up.
-            let _ = done.send(Done { request, over, seconds });
+            let _ = done.send(Done {
+                request,
+                over,
+                seconds,
+            });
         });
     }
 
@@ -333,7 +342,12 @@ impl<'a> Dispatch<'a> {
         let Some(flying) = self.flying.remove(&done.request) else {
             return;
         };
-        let Flying { open, endpoint, most, .. } = flying;
+        let Flying {
+            open,
+            endpoint,
+            most,
+            ..
+        } = flying;
         let now = Instant::now();
         let (billed, charge) = charged(&done.over, &most);
         let usd = self.budget.settle(&most, &billed);
@@ -367,7 +381,12 @@ impl<'a> Dispatch<'a> {
             usd,
             charge,
         }));
-        let told = done.over.outcome.as_ref().err().and_then(|f| f.retry_after_seconds);
+        let told = done
+            .over
+            .outcome
+            .as_ref()
+            .err()
+            .and_then(|f| f.retry_after_seconds);
         match judge(self.settings, open, done.over, endpoint) {
             Fate::Land(open, outcome) => self.land(*open, outcome),
             Fate::GoOn(open) => self.fresh.push_front(*open),
@@ -431,9 +450,18 @@ impl<'a> Dispatch<'a> {
         self.progress.reserved_usd = self.budget.reserved_usd();
         self.progress.concurrency = window;
         *self.shared.progress() = self.progress;
-        let most: usize = self.settings.endpoints.iter().map(|e| e.max_in_flight as usize).sum();
+        let most: usize = self
+            .settings
+            .endpoints
+            .iter()
+            .map(|e| e.max_in_flight as usize)
+            .sum();
         let waiting = self.later.len().min(most * WAITING);
-        let places = if self.halt.is_some() { 0 } else { window as usize * 2 + waiting };
+        let places = if self.halt.is_some() {
+            0
+        } else {
+            window as usize * 2 + waiting
+        };
         self.shared.places.store(places as u64, Ordering::Relaxed);
     }
 }

@@ -107,7 +107,9 @@ pub(super) fn charged(over: &Over, most: &Billed) -> (Billed, Charge) {
 }
 
 fn is_free(over: &Over) -> bool {
-    let Err(failure) = &over.outcome else { return false };
+    let Err(failure) = &over.outcome else {
+        return false;
+    };
     if failure.reason == Reason::Connect {
         return true;
     }
@@ -155,7 +157,10 @@ fn judge_answer(settings: &Settings, mut open: Open, reply: Reply, had: u64) -> 
             Fate::Land(Box::new(open), Err(failure))
         }
         OnLength::Continue if is_cut && open.continuations < CONTINUATIONS => {
-            open.partial = Some(Partial { reply, is_answer: true });
+            open.partial = Some(Partial {
+                reply,
+                is_answer: true,
+            });
             // A rest without a token would come again and again.
             if open.tokens_so_far() <= had {
                 let reply = open.keep();
@@ -211,7 +216,11 @@ fn longer(first: Reply, rest: Reply) -> Reply {
 
 /// The beginning of an answer with what came of a stream that broke.
 fn extended(before: Option<Partial>, so_far: Completion) -> Partial {
-    let Some(Partial { mut reply, is_answer }) = before else {
+    let Some(Partial {
+        mut reply,
+        is_answer,
+    }) = before
+    else {
         return Partial {
             reply: Reply {
                 completion: so_far,
