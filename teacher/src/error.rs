@@ -100,6 +100,14 @@ pub enum Error {
         /// What it may be.
         range: &'static str,
     },
+    /// A list of providers cannot be used.
+    #[error("`{}`: {why}\nan entry is a table such as [my-server] with url, model, terms, source and checked (YYYY-MM-DD)", path.display())]
+    Providers {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, with line and column.
+        why: String,
+    },
     /// No socket may be opened.
     #[error(
         "the run file says `offline = true`, and the teacher is behind a server: set it to false to ask it"
@@ -127,13 +135,5 @@ pub enum Error {
         /// Why it failed.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
-    },
-    /// A list of providers cannot be used.
-    #[error("`{}`: {why}\nan entry is a table such as [my-server] with url, model, terms, source and checked (YYYY-MM-DD)", path.display())]
-    Providers {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong, with line and column.
-        why: String,
     },
 }

@@ -10,7 +10,9 @@ mod collect;
 mod endpoint;
 mod key;
 mod pace;
+mod probe;
 mod provider;
+mod signal;
 mod transport;
 mod wire;
 
@@ -22,4 +24,10 @@ pub use call::{
 pub use collect::{BoxError, Ended, Event, Landed, Progress, Sent, Settings, collect};
 pub use endpoint::{Endpoint, Timeouts};
 pub use key::Key;
+pub use probe::{
+    Counted, Kind, Logprobs, Probe, Prompted, Recommended, Scale, Speed, Through, Tokens, probe,
+};
 pub use provider::{Price, Provider, merge, providers};
+pub use signal::{
+    Spellings, Window, answer_signal, answer_signal_with, join_windows, prompt_signal, windows,
+};
