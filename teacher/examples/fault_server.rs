@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use server::{FAULTS, Fault, Plan, Server};
 
-const USAGE: &str = "fault_server [--seed N] [--faulty SHARE] [--faults status-500,reset,...] [--latency-ms N] [--latency-spread X] [--hang-ms N] [--answer-tokens N] [--token-bytes N] [--no-usage] [--echo] [--redirect STATUS URL] [--threads N]\nIt listens on a free port of 127.0.0.1, prints it on one line, and counts at /__counts.";
+const USAGE: &str = "fault_server [--seed N] [--faulty SHARE] [--faults status-500,reset,...] [--latency-ms N] [--latency-spread X] [--hang-ms N] [--answer-tokens N] [--token-bytes N] [--same] [--no-usage] [--echo] [--redirect STATUS URL] [--threads N]\nIt listens on a free port of 127.0.0.1, prints it on one line, and counts at /__counts.";
 
 fn main() -> ExitCode {
     let (plan, threads) = match parse(std::env::args().skip(1)) {
@@ -64,6 +64,7 @@ fn parse(mut args: impl Iterator<Item = String>) -> Result<(Plan, usize), String
             "--answer-tokens" => plan.answer_tokens = number(&value()?)?,
             "--token-bytes" => plan.token_bytes = number(&value()?)?,
             "--no-usage" => plan.usage = false,
+            "--same" => plan.same = true,
             "--echo" => plan.echo = true,
             "--redirect" => {
                 let status = number(&value()?)?;

@@ -108,6 +108,8 @@ pub struct Plan {
     pub echo: bool,
     /// Whether replies say what was counted.
     pub usage: bool,
+    /// Whether every question gets the reply to the first, made once: for measuring clients.
+    pub same: bool,
     /// Where every request is redirected to, with this status.
     pub redirect: Option<(u16, String)>,
 }
@@ -125,6 +127,7 @@ impl Default for Plan {
             token_bytes: 8,
             echo: false,
             usage: true,
+            same: false,
             redirect: None,
         }
     }
@@ -154,6 +157,7 @@ pub struct Counts {
     /// Faults caused, by name.
     pub faults: HashMap<String, u64>,
     asked: HashMap<u64, u32>,
+    same: Option<Arc<Vec<u8>>>,
 }
 
 /// A running server.
@@ -371,6 +375,9 @@ async fn answer(
         let location = format!("Location: {to}\r\n");
         return write_whole(stream, *status, &location, b"").await;
     }
+    if plan.same {
+        return answer_same(stream, asked, plan, counts).await;
+    }
     let Some((work, key)) = work(asked, plan) else {
         return refuse(stream, 422, "", "the body is not understood", None).await;
     };
@@ -419,6 +426,32 @@ async fn answer(
         counts.prompt_tokens += work.prompt_tokens;
         counts.completion_tokens += tokens;
     }
+    Ok(())
+}
+
+async fn answer_same(
+    stream: &mut TcpStream,
+    asked: &Asked,
+    plan: &Plan,
+    counts: &Mutex<Counts>,
+) -> io::Result<()> {
+    let known = locked(counts).same.clone();
+    let reply = match known {
+        Some(reply) => reply,
+        None => {
+            let Some((work, _)) = work(asked, plan) else {
+                return refuse(stream, 422, "", "the body is not understood", None).await;
+            };
+            let body = whole(&work, None);
+            let reply = [head(200, "application/json", "", body.len()), body].concat();
+            let reply = Arc::new(reply.into_bytes());
+            locked(counts).same = Some(Arc::clone(&reply));
+            reply
+        }
+    };
+    sleep(plan.latency).await;
+    stream.write_all(&reply).await?;
+    locked(counts).answers += 1;
     Ok(())
 }
 
