@@ -1,6 +1,11 @@
 //! What is known of those who serve models, as one data file.
 
+use std::collections::BTreeMap;
+use std::path::Path;
+
 use serde::{Deserialize, Serialize};
+
+use crate::Error;
 
 /// What tokens cost.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -48,4 +53,100 @@ pub struct Provider {
     pub source: String,
     /// When, as YYYY-MM-DD.
     pub checked: String,
+}
+
+/// The providers that Potstill knows by itself, by name.
+///
+/// # Errors
+/// [`Error::Providers`] where the data file is not what it should be.
+pub fn providers() -> Result<BTreeMap<String, Provider>, Error> {
+    parse(include_str!("providers.toml"), Path::new("providers.toml"))
+}
+
+/// `ours` with those of the user's file `users_toml` over them, whole entries by name; `path` is for messages.
+///
+/// # Errors
+/// [`Error::Providers`] with the place in the file.
+pub fn merge(
+    mut ours: BTreeMap<String, Provider>,
+    users_toml: &str,
+    path: &Path,
+) -> Result<BTreeMap<String, Provider>, Error> {
+    ours.extend(parse(users_toml, path)?);
+    Ok(ours)
+}
+
+fn parse(text: &str, path: &Path) -> Result<BTreeMap<String, Provider>, Error> {
+    toml::from_str(text).map_err(|why| Error::Providers {
+        path: path.to_owned(),
+        why: why.to_string(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::Dialect;
+
+    #[test]
+    fn the_providers_of_the_data_file_are_whole() {
+        let all = providers().unwrap();
+        for name in [
+            "deepseek-r1",
+            "deepseek-v3",
+            "gpt-4o",
+            "o1",
+            "llama-3.1-vllm",
+        ] {
+            assert!(all.contains_key(name), "{name}");
+        }
+        for (name, provider) in &all {
+            assert!(provider.url.starts_with("http"), "{name}");
+            assert!(!provider.url.ends_with('/'), "{name}");
+            assert!(
+                !provider.terms.is_empty() && provider.source.contains("https://"),
+                "{name}"
+            );
+            let date: Vec<&str> = provider.checked.split('-').collect();
+            assert!(
+                matches!(date.as_slice(), [year, _, _] if year.len() == 4),
+                "{name}"
+            );
+            if let Some(price) = provider.price {
+                assert!(
+                    price
+                        .cached_input
+                        .is_none_or(|cached| cached <= price.input),
+                    "{name}"
+                );
+                assert!(price.input > 0.0 && price.output >= price.input, "{name}");
+            }
+        }
+        assert!(all["o1"].reasoning_model && !all["o1"].returns_reasoning);
+        assert!(all["deepseek-r1"].returns_reasoning);
+        assert_eq!(all["llama-3.1-vllm"].dialect, Dialect::Vllm);
+    }
+
+    #[test]
+    fn a_users_file_adds_and_replaces() {
+        let mine = |table: &str| {
+            format!(
+                "[{table}]\nurl = \"http://127.0.0.1:1/v1\"\nmodel = \"x\"\nterms = \"t\"\nsource = \"s\"\nchecked = \"2026-01-01\"\n"
+            )
+        };
+        let path = Path::new("mine.toml");
+        let text = mine("o1") + &mine("new");
+        let all = merge(providers().unwrap(), &text, path).unwrap();
+        // An entry takes the place of another whole: an old price never stays beside a new address.
+        assert_eq!((all["o1"].model.as_str(), all["o1"].price), ("x", None));
+        assert!(all.contains_key("new") && all.contains_key("gpt-4o"));
+        let wrong = mine("new").replace("model", "modell");
+        let error = merge(providers().unwrap(), &wrong, path)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("mine.toml") && error.contains("modell"),
+            "{error}"
+        );
+    }
 }

@@ -1,0 +1,357 @@
+//! Requests, by dialect.
+
+use potstill_datasets::{Completion, Message, Prompt, Role};
+use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha256};
+
+use super::Body;
+use crate::http::{Asking, Call, Dialect, Failure, Method, Reason, Task};
+
+type Fields = Map<String, Value>;
+
+pub(super) fn request(
+    asking: &Asking,
+    call: &Call,
+    so_far: Option<&Completion>,
+) -> Result<Body, Failure> {
+    check(asking, call)?;
+    if is_generate(asking, call) {
+        return generate(asking, call, so_far);
+    }
+    let mut fields = Fields::new();
+    fields.insert("model".into(), asking.model.as_str().into());
+    let path = match (&call.task, asking.method) {
+        (
+            Task::Score {
+                token_ids, top_k, ..
+            },
+            _,
+        ) => {
+            score(&mut fields, token_ids, *top_k);
+            "/completions"
+        }
+        (Task::AnswerIds(ids), _) => {
+            fields.insert("prompt".into(), ids_so_far(ids, so_far)?.into());
+            sampling(&mut fields, asking, call);
+            completions_logprobs(&mut fields, asking);
+            "/completions"
+        }
+        (Task::Answer, Method::Completions) => {
+            fields.insert("prompt".into(), text_so_far(&call.prompt, so_far)?.into());
+            sampling(&mut fields, asking, call);
+            completions_logprobs(&mut fields, asking);
+            "/completions"
+        }
+        (Task::Answer, Method::Chat) => {
+            chat(&mut fields, asking, call, so_far)?;
+            sampling(&mut fields, asking, call);
+            chat_logprobs(&mut fields, asking);
+            "/chat/completions"
+        }
+    };
+    if is_streamed(asking, call) {
+        fields.insert("stream".into(), true.into());
+        fields.insert("stream_options".into(), json!({"include_usage": true}));
+    }
+    body(path, false, fields)
+}
+
+/// Whether SGLang's own door is used: the only one with token ids and with log-probabilities of a prompt.
+pub(super) fn is_generate(asking: &Asking, call: &Call) -> bool {
+    asking.dialect == Dialect::Sglang && !matches!(call.task, Task::Answer)
+}
+
+/// Whether the reply comes in pieces. Scores never do, and `/generate` would send all it has with each piece.
+pub(super) fn is_streamed(asking: &Asking, call: &Call) -> bool {
+    asking.stream && !matches!(call.task, Task::Score { .. }) && !is_generate(asking, call)
+}
+
+fn body(path: &'static str, from_root: bool, fields: Fields) -> Result<Body, Failure> {
+    let json = serde_json::to_vec(&fields).map_err(|error| cannot(error.to_string()))?;
+    Ok(Body {
+        path,
+        from_root,
+        json,
+    })
+}
+
+fn cannot(why: impl Into<String>) -> Failure {
+    Failure::new(Reason::BadRequest, why)
+}
+
+/// What a dialect has no field for is refused, never left out.
+fn check(asking: &Asking, call: &Call) -> Result<(), Failure> {
+    let dialect = asking.dialect;
+    if matches!(call.task, Task::Score { .. })
+        && !matches!(dialect, Dialect::Vllm | Dialect::Sglang)
+    {
+        return Err(cannot(
+            "this kind of server gives no log-probabilities of a prompt that can be trusted: score with vLLM or SGLang, or with a checkpoint",
+        ));
+    }
+    if matches!(call.task, Task::AnswerIds(_)) && dialect == Dialect::LlamaCppPython {
+        return Err(cannot(
+            "the server of llama-cpp-python takes no prompts as token ids: use the method chat, or llama-server",
+        ));
+    }
+    let beyond = [
+        ("top_k", asking.top_k.is_some()),
+        ("min_p", asking.min_p.is_some()),
+        (
+            "repetition_penalty",
+            asking.repetition_penalty.is_some_and(|it| it != 1.0),
+        ),
+    ];
+    let beyond = beyond.iter().find(|(_, is_set)| *is_set);
+    if let (Dialect::Openai, Some((name, _))) = (dialect, beyond) {
+        return Err(cannot(format!(
+            "`{name}` is no field of OpenAI's protocol: leave it out, or set the dialect of the server"
+        )));
+    }
+    if asking.reasoning_model && asking.logprobs.is_some() {
+        return Err(cannot(
+            "OpenAI's reasoning models give no log-probabilities: collect without signals",
+        ));
+    }
+    Ok(())
+}
+
+fn sampling(fields: &mut Fields, asking: &Asking, call: &Call) {
+    let limit = if asking.reasoning_model {
+        "max_completion_tokens"
+    } else {
+        "max_tokens"
+    };
+    put(fields, limit, asking.max_tokens);
+    if !asking.reasoning_model {
+        put(fields, "temperature", asking.temperature);
+        put(fields, "top_p", asking.top_p);
+    }
+    put(fields, "top_k", asking.top_k);
+    put(fields, "min_p", asking.min_p);
+    match asking.dialect {
+        Dialect::Openai => {}
+        Dialect::Vllm | Dialect::Sglang => {
+            put(fields, "repetition_penalty", asking.repetition_penalty);
+        }
+        // llama-cpp-python penalises by 1.1 unless told otherwise.
+        Dialect::LlamaServer | Dialect::LlamaCppPython => {
+            let penalty = asking.repetition_penalty.unwrap_or(1.0);
+            put(fields, "repeat_penalty", Some(penalty));
+        }
+    }
+    if !asking.stop.is_empty() {
+        fields.insert("stop".into(), asking.stop.clone().into());
+    }
+    put(fields, "seed", seed(asking, call));
+}
+
+fn put<T: Into<Value>>(fields: &mut Fields, name: &str, value: Option<T>) {
+    if let Some(value) = value {
+        fields.insert(name.into(), value.into());
+    }
+}
+
+/// An answer's own seed, so that samples of a prompt differ and a second run asks for the same. 31 bits, which every
+/// server takes.
+fn seed(asking: &Asking, call: &Call) -> Option<u32> {
+    let mut hash = Sha256::new();
+    hash.update(asking.seed?.to_le_bytes());
+    hash.update(call.sample_index.to_le_bytes());
+    hash.update(call.prompt.id.as_bytes());
+    let digest = hash.finalize();
+    let first = digest
+        .iter()
+        .take(4)
+        .fold(0, |seed, &byte| seed << 8 | u32::from(byte));
+    Some(first & 0x7fff_ffff)
+}
+
+/// llama.cpp's servers give none for 0.
+fn least_top(asking: &Asking) -> Option<u32> {
+    let is_llama = matches!(
+        asking.dialect,
+        Dialect::LlamaServer | Dialect::LlamaCppPython
+    );
+    asking.logprobs.map(|top| top.max(u32::from(is_llama)))
+}
+
+fn chat_logprobs(fields: &mut Fields, asking: &Asking) {
+    let Some(top) = least_top(asking) else {
+        return;
+    };
+    fields.insert("logprobs".into(), true.into());
+    fields.insert("top_logprobs".into(), top.into());
+    token_ids(fields, asking);
+}
+
+fn completions_logprobs(fields: &mut Fields, asking: &Asking) {
+    let Some(top) = least_top(asking) else {
+        return;
+    };
+    fields.insert("logprobs".into(), top.into());
+    token_ids(fields, asking);
+}
+
+/// Different ids can have one text, and a part of a character has none: vLLM says the ids if asked.
+fn token_ids(fields: &mut Fields, asking: &Asking) {
+    if asking.dialect == Dialect::Vllm {
+        fields.insert("return_token_ids".into(), true.into());
+        fields.insert("return_tokens_as_token_ids".into(), true.into());
+    }
+}
+
+fn score(fields: &mut Fields, token_ids: &[u32], top_k: u32) {
+    fields.insert("prompt".into(), token_ids.to_vec().into());
+    fields.insert("max_tokens".into(), 1.into());
+    fields.insert("temperature".into(), 1.0.into());
+    fields.insert("prompt_logprobs".into(), top_k.into());
+    fields.insert("return_token_ids".into(), true.into());
+}
+
+fn chat(
+    fields: &mut Fields,
+    asking: &Asking,
+    call: &Call,
+    so_far: Option<&Completion>,
+) -> Result<(), Failure> {
+    let mut messages: Vec<Value> = call.prompt.messages.iter().map(message).collect();
+    if let Some(so_far) = so_far {
+        messages.push(json!({"role": "assistant", "content": prefill(asking, so_far)?}));
+        if matches!(asking.dialect, Dialect::Vllm | Dialect::Sglang) {
+            fields.insert("continue_final_message".into(), true.into());
+        }
+        if asking.dialect == Dialect::Vllm {
+            fields.insert("add_generation_prompt".into(), false.into());
+        }
+    }
+    fields.insert("messages".into(), messages.into());
+    if let Some(tools) = &call.prompt.tools {
+        let tools: Value = serde_json::from_str(tools).map_err(|error| {
+            cannot(format!(
+                "{}: the prompt's tools are not JSON: {error}",
+                call.prompt.source
+            ))
+        })?;
+        fields.insert("tools".into(), tools);
+    }
+    Ok(())
+}
+
+/// Reasoning of earlier turns is left out: DeepSeek refuses it, and templates drop it.
+fn message(message: &Message) -> Value {
+    let mut fields = Fields::new();
+    fields.insert("role".into(), message.role.name().into());
+    let only_calls = message.content.is_empty() && !message.tool_calls.is_empty();
+    let content = (!only_calls).then_some(message.content.as_str());
+    fields.insert("content".into(), content.into());
+    if !message.tool_calls.is_empty() {
+        let calls = message.tool_calls.iter().map(|call| {
+            json!({
+                "id": call.id,
+                "type": "function",
+                "function": {"name": call.name, "arguments": call.arguments},
+            })
+        });
+        fields.insert("tool_calls".into(), calls.collect());
+    }
+    put(&mut fields, "tool_call_id", message.tool_call_id.as_deref());
+    Value::Object(fields)
+}
+
+/// The answer so far as an assistant's turn to go on from.
+fn prefill<'a>(asking: &Asking, so_far: &'a Completion) -> Result<&'a str, Failure> {
+    if matches!(asking.dialect, Dialect::Openai | Dialect::LlamaCppPython) {
+        return Err(cannot(
+            "this kind of server cannot go on from the middle of an answer: keep, drop or retry instead of continue",
+        ));
+    }
+    if so_far.reasoning.is_some() || !so_far.tool_calls.is_empty() {
+        return Err(cannot(
+            "a chat cannot go on from reasoning or a tool call, which the server's template writes: use the method completions with a tokenizer, or keep, drop or retry",
+        ));
+    }
+    Ok(&so_far.answer)
+}
+
+fn ids_so_far(ids: &[u32], so_far: Option<&Completion>) -> Result<Vec<u32>, Failure> {
+    let mut ids = ids.to_vec();
+    let Some(so_far) = so_far else {
+        return Ok(ids);
+    };
+    let sampled: Option<Vec<u32>> = so_far.tokens.iter().map(|token| token.id).collect();
+    let sampled = sampled.filter(|sampled| !sampled.is_empty()).ok_or_else(|| {
+        cannot("an answer without token ids cannot be gone on from: ask for log-probabilities, or keep, drop or retry instead of continue")
+    })?;
+    ids.extend(sampled);
+    Ok(ids)
+}
+
+/// A prompt of one user's message is a text to complete; another has to be rendered.
+fn text_so_far(prompt: &Prompt, so_far: Option<&Completion>) -> Result<String, Failure> {
+    let [only] = prompt.messages.as_slice() else {
+        return Err(cannot(format!(
+            "{}: a conversation has to be rendered before it can be completed: set a tokenizer, or use the method chat",
+            prompt.source
+        )));
+    };
+    if only.role != Role::User || prompt.tools.is_some() {
+        return Err(cannot(format!(
+            "{}: only a user's message without tools can be completed as it is: set a tokenizer, or use the method chat",
+            prompt.source
+        )));
+    }
+    let more = match so_far {
+        Some(so_far) if so_far.reasoning.is_some() => {
+            return Err(cannot(
+                "text cannot be gone on from within reasoning: keep, drop or retry instead of continue",
+            ));
+        }
+        Some(so_far) => so_far.answer.as_str(),
+        None => "",
+    };
+    Ok(format!("{}{more}", only.content))
+}
+
+/// SGLang's `/generate`, which has no model, no seed that every version knows, and no streams that are worth it.
+fn generate(asking: &Asking, call: &Call, so_far: Option<&Completion>) -> Result<Body, Failure> {
+    let mut sampling = Fields::new();
+    let mut fields = Fields::new();
+    fields.insert("return_logprob".into(), true.into());
+    match &call.task {
+        Task::Score {
+            token_ids,
+            top_k,
+            from,
+        } => {
+            fields.insert("input_ids".into(), token_ids.clone().into());
+            fields.insert("top_logprobs_num".into(), (*top_k).into());
+            // Lists begin here, with nothing for the first position.
+            let start = from.saturating_sub(1);
+            fields.insert("logprob_start_len".into(), start.into());
+            put(&mut sampling, "max_new_tokens", Some(1));
+        }
+        Task::AnswerIds(ids) => {
+            fields.insert("input_ids".into(), ids_so_far(ids, so_far)?.into());
+            fields.insert("return_logprob".into(), asking.logprobs.is_some().into());
+            put(&mut fields, "top_logprobs_num", asking.logprobs);
+            fields.insert("return_text_in_logprobs".into(), true.into());
+            put(&mut sampling, "max_new_tokens", asking.max_tokens);
+            put(&mut sampling, "temperature", asking.temperature);
+            put(&mut sampling, "top_p", asking.top_p);
+            put(&mut sampling, "top_k", asking.top_k);
+            put(&mut sampling, "min_p", asking.min_p);
+            put(
+                &mut sampling,
+                "repetition_penalty",
+                asking.repetition_penalty,
+            );
+            if !asking.stop.is_empty() {
+                sampling.insert("stop".into(), asking.stop.clone().into());
+            }
+        }
+        Task::Answer => return Err(cannot("an answer through messages goes through the chat")),
+    }
+    fields.insert("sampling_params".into(), sampling.into());
+    body("/generate", true, fields)
+}

@@ -1,0 +1,42 @@
+//! The wire against replies that were recorded, and others that were typed.
+
+mod asked;
+mod broken;
+mod replies;
+
+use std::sync::Arc;
+
+use potstill_datasets::{Message, Prompt, Role};
+
+use crate::http::{Asking, Call, Dialect, Method, Task};
+
+fn asking(dialect: Dialect, logprobs: Option<u32>) -> Asking {
+    Asking {
+        model: "m".into(),
+        dialect,
+        method: Method::Chat,
+        reasoning_model: false,
+        max_tokens: Some(64),
+        temperature: Some(0.5),
+        top_p: None,
+        top_k: None,
+        min_p: None,
+        repetition_penalty: None,
+        stop: Vec::new(),
+        seed: None,
+        logprobs,
+        stream: false,
+        reasoning: None,
+    }
+}
+
+fn call(task: Task) -> Call {
+    let messages = vec![Message::text(Role::User, "What is the capital of Japan?")];
+    Call {
+        number: 7,
+        prompt: Arc::new(Prompt::new(messages, None, None, "test:1".into())),
+        sample_index: 3,
+        task,
+        prompt_tokens_at_most: 64,
+    }
+}
