@@ -45,15 +45,17 @@ enum Command {
 #[derive(Debug, Subcommand)]
 enum Stage {
     /// Run every stage that is not up to date, in order
-    Run(Flags),
+    Run(AskFlags),
     /// Check everything that is cheap to check, and say what a run would do
     Check(Flags),
+    /// Ask a teacher behind a server what it can do
+    Probe(Flags),
     /// Read prompts into `prompts/`
     Import(Flags),
     /// Ask the teacher: `completions/` and `signals/`
-    Collect(Flags),
+    Collect(AskFlags),
     /// Ask the teacher for distributions over answers that have none: `signals/`
-    Score(Flags),
+    Score(AskFlags),
     /// Say which answers are right: `verdicts/`
     Grade(Flags),
     /// Split into `train/`, `heldout/` and `dropped/`
@@ -93,6 +95,15 @@ struct Flags {
     /// Put events on stdout, one JSON object a line
     #[arg(long)]
     json: bool,
+}
+
+#[derive(Debug, Args)]
+struct AskFlags {
+    #[command(flatten)]
+    flags: Flags,
+    /// Ask again for what a teacher behind a server failed to give
+    #[arg(long)]
+    retry_failures: bool,
 }
 
 #[derive(Debug, Args)]
@@ -191,11 +202,12 @@ struct InitFlags {
 impl Stage {
     fn flags(&self) -> &Flags {
         match self {
-            Stage::Run(flags)
+            Stage::Run(AskFlags { flags, .. })
+            | Stage::Collect(AskFlags { flags, .. })
+            | Stage::Score(AskFlags { flags, .. })
             | Stage::Check(flags)
+            | Stage::Probe(flags)
             | Stage::Import(flags)
-            | Stage::Collect(flags)
-            | Stage::Score(flags)
             | Stage::Grade(flags)
             | Stage::Curate(flags)
             | Stage::Train(flags)
@@ -213,6 +225,7 @@ impl Flags {
             device: self.device.clone(),
             limit: self.limit.map(|n| n as usize),
             dry_run: self.dry_run,
+            retry_failures: false,
             manner: Manner {
                 verbose: self.verbose,
                 quiet: self.quiet,
@@ -332,7 +345,10 @@ fn run(command: &Command, talk: &Talk) -> anyhow::Result<Outcome> {
 
 fn run_stage(stage: &Stage, talk: &Talk) -> anyhow::Result<Outcome> {
     let flags = stage.flags();
-    let options = flags.options();
+    let mut options = flags.options();
+    if let Stage::Run(ask) | Stage::Collect(ask) | Stage::Score(ask) = stage {
+        options.retry_failures = ask.retry_failures;
+    }
     if let Stage::Check(_) = stage {
         return stages::check::check(&flags.file, &options, talk);
     }
@@ -340,6 +356,7 @@ fn run_stage(stage: &Stage, talk: &Talk) -> anyhow::Result<Outcome> {
     crate::interrupt::watch(talk)?;
     match stage {
         Stage::Run(_) | Stage::Check(_) => stages::run(&context),
+        Stage::Probe(_) => stages::served::probe(&context),
         Stage::Import(_) => stages::import::import(&context),
         Stage::Collect(_) => stages::collect::collect(&context),
         Stage::Score(_) => stages::score::score(&context),

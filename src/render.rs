@@ -58,8 +58,12 @@ pub fn render(
     };
     let dir = run_dir_path(&run, &options);
     check_owner(&dir, &run)?;
-    let folder = match run.file.teacher {
-        Some(_) => checkpoint::teacher(&run)?,
+    let teachers = match run.file.teacher {
+        Some(_) => checkpoint::teachers_text(&run)?,
+        None => None,
+    };
+    let folder = match teachers {
+        Some(folder) => folder,
         None => checkpoint::student(&run)?,
     };
     let scene = Scene {

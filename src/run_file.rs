@@ -10,6 +10,7 @@ mod loss;
 mod place;
 pub mod ranges;
 mod rules;
+mod teacher;
 
 pub use loaded::{Loaded, parse};
 pub use loss::{Adaptive, Alpha, Jsd, Loss, Skew, Tail};
@@ -17,6 +18,7 @@ pub use place::{ConfigError, Problem};
 use ranges::{Count, CountOrZero, Fraction, Mass, NonNegative, Positive, RunName, RunPath, Share};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+pub use teacher::{Budget, Dialect, Endpoint, Method, OnBreak, OnLength, Price, Teacher, Timeouts};
 
 /// A parsed run file that breaks no rule.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -28,6 +30,9 @@ pub struct RunFile {
     pub import: Import,
     /// Who answers them, or scores the answers that the data has.
     pub teacher: Option<Teacher>,
+    /// What a teacher behind a server may cost.
+    #[serde(default)]
+    pub budget: Budget,
     /// How they are answered.
     #[serde(default)]
     pub collect: Collect,
@@ -56,6 +61,16 @@ impl RunFile {
     /// Whether distributions are stored beside the answers.
     pub fn has_signals(&self) -> bool {
         self.collect.signals.is_some() || self.score.is_some()
+    }
+
+    /// The teacher, where it is behind a server.
+    pub fn served(&self) -> Option<&Teacher> {
+        self.teacher.as_ref().filter(|teacher| teacher.is_served())
+    }
+
+    /// The teacher, where it runs here.
+    pub fn local(&self) -> Option<&Teacher> {
+        self.teacher.as_ref().filter(|teacher| !teacher.is_served())
     }
 }
 
@@ -130,21 +145,6 @@ pub struct Columns {
     pub output: Option<String>,
 }
 
-/// `[teacher]`
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Teacher {
-    /// Folder of a checkpoint in Hugging Face layout.
-    pub path: RunPath,
-    /// What it computes in.
-    #[serde(default)]
-    pub dtype: Dtype,
-    /// `"plain"`, or a `.jinja` file; by default the checkpoint's own chat template.
-    pub template: Option<RunPath>,
-    /// Licence of the teacher's answers, recorded with them.
-    pub licence: Option<String>,
-}
-
 /// A floating-point type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
@@ -188,6 +188,23 @@ pub struct Collect {
     pub signals: Option<Signals>,
     /// Marks around the reasoning in the text of the teacher, or of the data's own answers.
     pub reasoning: Option<Reasoning>,
+    /// Of a teacher behind a server: whether answers come in pieces as they are made.
+    pub stream: bool,
+    /// Of a teacher behind a server: what becomes of an answer that was cut at `max_new_tokens`.
+    pub on_length: OnLength,
+    /// Of a teacher behind a server: what becomes of a stream that breaks in the middle.
+    pub on_break: OnBreak,
+    /// Of a teacher behind a server: most requests for one answer.
+    pub attempts: Count,
+    /// Of a teacher behind a server: most requests at a time to an endpoint. It begins with fewer.
+    pub concurrency: Count,
+    /// Of a teacher behind a server: how long is waited, seconds.
+    pub timeouts: Timeouts,
+    /// Of a teacher behind a server: the first pause before a request is tried again, seconds. Each
+    /// further one is up to twice as long.
+    pub backoff: Positive,
+    /// Of a teacher behind a server: the longest such pause, seconds.
+    pub longest_backoff: Positive,
 }
 
 impl Default for Collect {
@@ -204,6 +221,14 @@ impl Default for Collect {
             batch: default_of(16.0),
             signals: None,
             reasoning: None,
+            stream: true,
+            on_length: OnLength::Keep,
+            on_break: OnBreak::Retry,
+            attempts: default_of(6.0),
+            concurrency: default_of(64.0),
+            timeouts: Timeouts::default(),
+            backoff: default_of(1.0),
+            longest_backoff: default_of(60.0),
         }
     }
 }
@@ -249,6 +274,10 @@ pub struct Score {
     /// Answers scored together.
     #[serde(default = "sixteen")]
     pub batch: Count,
+    /// Of a teacher behind a server: most tokens that are sent at once. A longer text is sent in parts
+    /// that overlap by half, so that the server's memory holds. By default all of its context.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub window: Option<Count>,
 }
 
 /// `[grade]`

@@ -15,6 +15,7 @@ pub mod import;
 pub mod report;
 mod rows;
 pub mod score;
+pub(crate) mod served;
 pub mod train;
 
 use std::path::{Path, PathBuf};
@@ -40,6 +41,8 @@ pub struct Options {
     pub limit: Option<usize>,
     /// Say what would run, and do nothing.
     pub dry_run: bool,
+    /// Ask again for what a teacher behind a server failed to give.
+    pub retry_failures: bool,
     /// How much to say, and in which form.
     pub manner: Manner,
 }
@@ -58,6 +61,8 @@ pub struct Context {
     pub limit: Option<usize>,
     /// Say what would run, and do nothing.
     pub dry_run: bool,
+    /// Ask again for what a teacher behind a server failed to give.
+    pub retry_failures: bool,
 }
 
 /// How a stage ended.
@@ -90,6 +95,7 @@ impl Context {
             device,
             limit: options.limit,
             dry_run: options.dry_run,
+            retry_failures: options.retry_failures,
         })
     }
 
@@ -219,12 +225,23 @@ pub(crate) fn stage(
     plan: &Plan,
     work: impl FnOnce(&Path) -> anyhow::Result<Option<Done>>,
 ) -> anyhow::Result<Outcome> {
+    stage_again(context, plan, false, work)
+}
+
+/// As [`stage`], and with `again` also where the output is up to date.
+pub(crate) fn stage_again(
+    context: &Context,
+    plan: &Plan,
+    again: bool,
+    work: impl FnOnce(&Path) -> anyhow::Result<Option<Done>>,
+) -> anyhow::Result<Outcome> {
     let Context { dir, talk, .. } = context;
     let name = &plan.stage;
     let key = plan.key();
     talk.detail(&format!("{name}: key {}", short(&key)));
     if let Some(manifest) = dir.published(&plan.home)?
         && manifest.key == key
+        && !again
     {
         talk.say(&Event::up_to_date(name, manifest.counts));
         return Ok(Outcome::UpToDate);

@@ -96,6 +96,40 @@ impl Journal {
         self.cut_bytes
     }
 
+    /// How long the file is, in bytes.
+    pub fn bytes(&self) -> u64 {
+        self.end
+    }
+
+    /// The frame that begins at `offset`, for those who keep places of 8 bytes.
+    ///
+    /// # Errors
+    /// [`Error::JournalFrame`] where no frame begins there; [`Error::Io`].
+    pub fn span_at(&self, offset: u64) -> Result<FrameSpan, Error> {
+        let no_frame = || Error::JournalFrame {
+            path: self.path.clone(),
+            offset,
+            bytes: 0,
+        };
+        if offset < MAGIC.len() as u64 || offset + HEADER_BYTES > self.end {
+            return Err(no_frame());
+        }
+        let mut file = File::open(&self.path).map_err(Error::io("open", &self.path))?;
+        let mut header = [0; HEADER_BYTES as usize];
+        file.seek(SeekFrom::Start(offset))
+            .and_then(|_| file.read_exact(&mut header))
+            .map_err(Error::io("read", &self.path))?;
+        let [a, b, c, d, ..] = header;
+        let span = FrameSpan {
+            offset,
+            len: u32::from_le_bytes([a, b, c, d]),
+        };
+        match span.end() <= self.end {
+            true => Ok(span),
+            false => Err(no_frame()),
+        }
+    }
+
     /// Adds a record. When this returns, the record is on the disk.
     ///
     /// # Errors

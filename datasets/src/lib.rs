@@ -39,7 +39,7 @@ pub use crate::parquet::{
 };
 pub use crate::reader::{Rows, read_shard};
 pub use crate::records::{
-    CONFIDENCE_BINS, Completion, Dropped, FinishReason, Message, Prompt, Provenance, Role,
+    CONFIDENCE_BINS, Completion, Dropped, Failed, FinishReason, Message, Prompt, Provenance, Role,
     SampledToken, Selected, SequenceValues, TaskSample, ToolCall, TopToken, Usage, Verdict,
 };
 pub use crate::schema::{PROVENANCE_KEY, Record, SCHEMA_KEY, SCHEMA_VERSION};

@@ -302,6 +302,19 @@ pub struct Dropped {
     pub reason: String,
 }
 
+/// An answer that a teacher did not give, or one whose distributions could not be made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failed {
+    /// The prompt's id.
+    pub prompt_id: String,
+    /// Which sample of the prompt, from 0.
+    pub sample_index: u32,
+    /// Why, in a word, such as `content_filter`; `no_signal` where there is an answer without distributions.
+    pub reason: String,
+    /// The same in a sentence.
+    pub message: String,
+}
+
 /// How many bins of equal width the student's confidence, from 0 to 1, is counted in.
 pub const CONFIDENCE_BINS: usize = 10;
 

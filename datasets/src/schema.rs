@@ -12,7 +12,9 @@ use arrow::array::RecordBatch;
 use arrow::datatypes::{Schema, SchemaRef};
 
 use crate::error::Error;
-use crate::records::{Completion, Dropped, Prompt, Selected, SequenceValues, TaskSample, Verdict};
+use crate::records::{
+    Completion, Dropped, Failed, Prompt, Selected, SequenceValues, TaskSample, Verdict,
+};
 use crate::signal::Signal;
 
 /// Version of the schema, in the footer of every file under [`SCHEMA_KEY`].
@@ -62,6 +64,7 @@ impl sealed::Sealed for Completion {}
 impl sealed::Sealed for Signal {}
 impl sealed::Sealed for Selected {}
 impl sealed::Sealed for Dropped {}
+impl sealed::Sealed for Failed {}
 impl sealed::Sealed for SequenceValues {}
 impl sealed::Sealed for Verdict {}
 impl sealed::Sealed for TaskSample {}

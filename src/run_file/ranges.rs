@@ -80,6 +80,12 @@ range!(
     { "type": "integer", "minimum": 0, "maximum": 1_000_000_000 }
 );
 range!(
+    /// A count of at least one that may be very large, of bytes or of tokens.
+    Amount(u64), |v| v.fract() == 0.0 && (1.0..=1e15).contains(&v),
+    "expected a whole number from 1 to 1e15",
+    { "type": "integer", "minimum": 1, "maximum": 1_000_000_000_000_000_u64 }
+);
+range!(
     /// A share that leaves something on both sides.
     Share(f64), |v| v > 0.0 && v < 1.0, "expected a share above 0 and below 1",
     { "type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1 }
@@ -245,6 +251,7 @@ mod tests {
         }
         edges::<Count>();
         edges::<CountOrZero>();
+        edges::<Amount>();
         edges::<Share>();
         edges::<Mass>();
         edges::<NonNegative>();

@@ -1,5 +1,7 @@
 //! Rules between keys of the run file. All that are broken are reported together.
 
+mod served;
+
 use super::place::Problem;
 use super::{Answers, Columns, Loss, RunFile, Tail};
 
@@ -12,6 +14,7 @@ pub(super) fn broken(file: &RunFile, text: &str) -> Vec<Problem> {
         broken(&["import", "columns"], message.to_owned());
     }
     answers(file, &mut broken);
+    served::teacher(file, text, &mut broken);
     signals(file, &mut broken);
     if let Some(reasoning) = &file.collect.reasoning
         && (reasoning.open.is_empty() || reasoning.close.is_empty())
@@ -36,7 +39,7 @@ fn answers(file: &RunFile, broken: &mut dyn FnMut(&[&str], String)) {
     match (file.import.answers, &file.teacher, &file.score) {
         (Answers::Teacher, None, _) => broken(
             &["teacher"],
-            "nobody answers: add [teacher] with the `path` of a checkpoint, or set `answers = \"given\"` in [import] where the data has answers".to_owned(),
+            "nobody answers: add [teacher] with the `path` of a checkpoint or the `url` of a server, or set `answers = \"given\"` in [import] where the data has answers".to_owned(),
         ),
         (Answers::Given, Some(_), None) => broken(
             &["teacher"],
@@ -121,7 +124,8 @@ fn student(file: &RunFile, broken: &mut dyn FnMut(&[&str], String)) {
         return;
     }
     let cuts = student.every.is_some_and(|every| every.get() > 1);
-    if student.path.is_none() && student.random.is_none() && !cuts {
+    // A served teacher's weights are not here: `served` says that a path is needed.
+    if file.served().is_none() && student.path.is_none() && student.random.is_none() && !cuts {
         broken(
             &["student"],
             "the student would be the teacher itself: set `every = 2`, or `random = { … }`, or `path`"

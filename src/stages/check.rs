@@ -4,10 +4,10 @@
 use std::path::Path;
 
 use anyhow::bail;
-use potstill_datasets::{Imported, Prompt};
+use potstill_datasets::{Imported, Prompt, Tokenizer};
 use potstill_model::{Config, weight_files};
 
-use super::{Options, Outcome, checkpoint, collect, device, import, run_dir_path, train};
+use super::{Options, Outcome, checkpoint, collect, device, import, run_dir_path, served, train};
 use crate::progress::Talk;
 use crate::run_dir::check_owner;
 use crate::run_file::{Answers, Loaded, Train};
@@ -23,10 +23,17 @@ pub fn check(file: &Path, options: &Options, talk: &Talk) -> anyhow::Result<Outc
     check_owner(&dir, &run)?;
     let imported = import::read(&run, options.limit)?;
     let teacher = match &run.file.teacher {
-        Some(_) => Some(checkpoint::teacher(&run)?),
+        Some(_) => checkpoint::teachers_text(&run)?,
         None => None,
     };
     let answers = match &teacher {
+        _ if run.file.served().is_some() => {
+            let asked = served::check(&run, &imported.prompts)?;
+            match run.file.import.answers {
+                Answers::Teacher => asked,
+                Answers::Given => check_given(&imported)?,
+            }
+        }
         Some(folder) if run.file.import.answers == Answers::Teacher => {
             check_teacher(&run, folder, &imported.prompts)?
         }
@@ -84,8 +91,11 @@ fn check_student(run: &Loaded, teacher: Option<&Path>) -> anyhow::Result<String>
     let folder = checkpoint::student(run)?;
     let tokenizer = checkpoint::tokenizer(&folder)?;
     if let Some(teacher) = teacher {
-        weight_files(teacher)?;
-        if tokenizer.fingerprint() != checkpoint::tokenizer(teacher)?.fingerprint() {
+        if run.file.local().is_some() {
+            weight_files(teacher)?;
+        }
+        let matters = run.file.local().is_some() || run.file.has_signals();
+        if matters && tokenizer.fingerprint() != Tokenizer::from_dir(teacher)?.fingerprint() {
             bail!(
                 "the tokenizer of the student in {} is not that of the teacher in {}: distributions cannot be carried over; leave `path` of [student] out, or name a checkpoint of the teacher's family",
                 folder.display(),

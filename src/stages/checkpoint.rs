@@ -41,9 +41,36 @@ pub fn folder(run: &Loaded, key: &[&str], path: &RunPath) -> anyhow::Result<Path
 /// The teacher's folder.
 ///
 /// # Errors
-/// As [`folder`].
+/// As [`folder`], and where the teacher is behind a server.
 pub fn teacher(run: &Loaded) -> anyhow::Result<PathBuf> {
-    folder(run, &["teacher", "path"], &teacher_table(run)?.path)
+    let Some(path) = &teacher_table(run)?.path else {
+        let what = "this needs a teacher that runs here: give the `path` of a checkpoint";
+        return Err(run.problem(&["teacher"], what).into());
+    };
+    folder(run, &["teacher", "path"], path)
+}
+
+/// The folder that says how text becomes tokens for the teacher: its own, or for one behind a server
+/// its `tokenizer`. `None` where a server's is not known.
+///
+/// # Errors
+/// [`crate::run_file::ConfigError`] where it is not there.
+pub fn teachers_text(run: &Loaded) -> anyhow::Result<Option<PathBuf>> {
+    let teacher = teacher_table(run)?;
+    if !teacher.is_served() {
+        return self::teacher(run).map(Some);
+    }
+    let Some(path) = &teacher.tokenizer else {
+        return Ok(None);
+    };
+    let folder = run.resolve(path);
+    match folder.join("tokenizer.json").is_file() {
+        true => Ok(Some(folder)),
+        false => {
+            let what = format!("{} has no tokenizer.json", folder.display());
+            Err(run.problem(&["teacher", "tokenizer"], what).into())
+        }
+    }
 }
 
 /// `[teacher]`, where a stage needs it.
@@ -52,7 +79,8 @@ pub fn teacher(run: &Loaded) -> anyhow::Result<PathBuf> {
 /// [`crate::run_file::ConfigError`] when it is absent.
 pub fn teacher_table(run: &Loaded) -> anyhow::Result<&Teacher> {
     run.file.teacher.as_ref().ok_or_else(|| {
-        let what = "this stage needs [teacher] with the `path` of a checkpoint";
+        let what =
+            "this stage needs [teacher] with the `path` of a checkpoint or the `url` of a server";
         run.problem(&["teacher"], what).into()
     })
 }

@@ -27,7 +27,7 @@ use serde_json::{Value, json};
 pub(super) use super::collect_given::check_answered;
 use super::collect_sources::{Answer, Sources, Unit};
 use super::score::{score_all, scoring, without_no_draws};
-use super::{Context, Done, Outcome, checkpoint, collect_given, counts, import, stage};
+use super::{Context, Done, Outcome, checkpoint, collect_given, counts, import, served, stage};
 use crate::interrupt;
 use crate::run_dir::{Earlier, Plan, settings_of, short};
 use crate::run_file::{Answers, Loaded, RunFile, Signals};
@@ -41,6 +41,9 @@ pub fn collect(context: &Context) -> anyhow::Result<Outcome> {
     let run = &context.run;
     if run.file.import.answers == Answers::Given {
         return collect_given::collect(context);
+    }
+    if run.file.served().is_some() {
+        return served::collect::collect(context);
     }
     let manifest = context.dir.require("prompts", "import", run)?;
     let folder = checkpoint::teacher(run)?;

@@ -3,17 +3,18 @@
 //! The split is by prompt, by a hash of the run's seed and the prompt's id: all samples
 //! of a prompt are on the same side, and more prompts never move one across.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::path::{Path, PathBuf};
 
 use anyhow::bail;
 use potstill_datasets::{
-    Completion, Dropped, FinishReason, Record, Selected, canonical_json, read_shard, replace_file,
-    shard_name, shards, write_shard,
+    Completion, Dropped, Failed, FinishReason, Record, Selected, canonical_json, read_shard,
+    replace_file, shard_name, shards, write_shard,
 };
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
+use super::served::score::UNSCORED;
 use super::{Context, Done, Outcome, counts, grade, stage};
 use crate::run_dir::{Plan, settings_of};
 use crate::run_file::{Curate, Keep, Wrong};
@@ -34,6 +35,7 @@ pub fn curate(context: &Context) -> anyhow::Result<Outcome> {
         let verdicts = context.dir.require("verdicts", "grade", &context.run)?;
         inputs.insert("verdicts".to_owned(), verdicts.content_hash());
     }
+    let unsignalled = unsignalled(context, &mut inputs)?;
     let seed = context.run.file.run.seed;
     let plan = Plan {
         stage: "curate".to_owned(),
@@ -47,7 +49,8 @@ pub fn curate(context: &Context) -> anyhow::Result<Outcome> {
     stage(context, &plan, |out| {
         let verdicts = drops_wrong.then(|| context.dir.path("verdicts"));
         let completions = context.dir.path("completions");
-        let lists = split(&completions, verdicts.as_deref(), settings, seed)?;
+        let without = listed(&unsignalled)?;
+        let lists = split(&completions, verdicts.as_deref(), &without, settings, seed)?;
         lists.check(context)?;
         write(&out.join("train"), &lists.train)?;
         write(&out.join("heldout"), &lists.heldout)?;
@@ -66,6 +69,39 @@ pub fn curate(context: &Context) -> anyhow::Result<Outcome> {
         replace_file(&out.join("curation.json"), summary.as_bytes())?;
         Ok(Some(Done::new(counts)))
     })
+}
+
+/// Where a teacher behind a server left answers without distributions: the folder that lists them.
+fn unsignalled(
+    context: &Context,
+    inputs: &mut BTreeMap<String, String>,
+) -> anyhow::Result<Option<PathBuf>> {
+    let file = &context.run.file;
+    if file.served().is_none() {
+        return Ok(None);
+    }
+    if file.score.is_some() {
+        let signals = context.dir.require("signals", "score", &context.run)?;
+        inputs.insert("signals".to_owned(), signals.content_hash());
+        return Ok(Some(context.dir.path(UNSCORED)));
+    }
+    let signals = file.collect.signals.as_ref();
+    Ok(signals.map(|_| context.dir.path("failures")))
+}
+
+/// The units that a folder of failures lists.
+fn listed(folder: &Option<PathBuf>) -> anyhow::Result<HashSet<(String, u32)>> {
+    let mut units = HashSet::new();
+    let Some(folder) = folder else {
+        return Ok(units);
+    };
+    for shard in shards(folder)? {
+        for failed in read_shard::<Failed>(&shard)? {
+            let failed = failed?;
+            units.insert((failed.prompt_id, failed.sample_index));
+        }
+    }
+    Ok(units)
 }
 
 #[derive(Default)]
@@ -116,6 +152,7 @@ impl Lists {
 fn split(
     completions: &Path,
     verdicts: Option<&Path>,
+    without: &HashSet<(String, u32)>,
     settings: &Curate,
     seed: u32,
 ) -> anyhow::Result<Lists> {
@@ -133,8 +170,13 @@ fn split(
                 ..
             } = completion?;
             let wrong = verdicts.get(row).is_some_and(|verdict| !verdict.correct);
-            let reason = dropped(settings.keep, finish_reason);
-            if let Some(reason) = reason.or(wrong.then_some("it is graded wrong")) {
+            let reason = dropped(settings.keep, finish_reason)
+                .or(wrong.then_some("it is graded wrong"))
+                .or_else(|| {
+                    let unit = (prompt_id.clone(), sample_index);
+                    without.contains(&unit).then_some("it has no distributions")
+                });
+            if let Some(reason) = reason {
                 let reason = reason.to_owned();
                 lists.dropped.push(Dropped {
                     prompt_id,

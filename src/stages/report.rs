@@ -97,7 +97,7 @@ fn homes(context: &Context) -> Vec<(String, String)> {
     names.insert(0, UNTRAINED.to_owned());
     homes.extend(names.iter().map(|name| (home(name), "eval".to_owned())));
     if file.eval.answers.is_some() {
-        let teacher = file.teacher.as_ref().map(|_| answers::TEACHER.to_owned());
+        let teacher = file.local().map(|_| answers::TEACHER.to_owned());
         let models = teacher.into_iter().chain(names);
         homes.extend(models.map(|name| (answers::home(&name), "eval".to_owned())));
     }

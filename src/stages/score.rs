@@ -18,7 +18,7 @@ use potstill_teacher::{Local, Scoring, Text};
 use serde_json::{Value, json};
 
 use super::collect::open_local;
-use super::{Context, Done, Outcome, checkpoint, counts, import, stage};
+use super::{Context, Done, Outcome, checkpoint, counts, import, served, stage};
 use crate::interrupt;
 use crate::run_dir::{Plan, settings_of, short};
 use crate::run_file::ranges::{Count, CountOrZero, Positive};
@@ -36,6 +36,9 @@ pub fn score(context: &Context) -> anyhow::Result<Outcome> {
             run.path.display()
         );
     };
+    if run.file.served().is_some() {
+        return served::score::score(context, settings);
+    }
     let completions = context.dir.require("completions", "collect", run)?;
     let folder = checkpoint::teacher(run)?;
     let teacher = checkpoint::teacher_table(run)?;

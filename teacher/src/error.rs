@@ -108,4 +108,32 @@ pub enum Error {
         /// What is wrong, with line and column.
         why: String,
     },
+    /// No socket may be opened.
+    #[error(
+        "the run file says `offline = true`, and the teacher is behind a server: set it to false to ask it"
+    )]
+    Offline,
+    /// An endpoint cannot be asked as it is described.
+    #[error("endpoint `{endpoint}`: {why}")]
+    Endpoint {
+        /// Its name.
+        endpoint: String,
+        /// What is wrong, and the way out.
+        why: String,
+    },
+    /// A setting of the collection is out of range, or does not go with another.
+    #[error("collection: {why}")]
+    Collection {
+        /// What is wrong, and the way out.
+        why: String,
+    },
+    /// What the caller does with calls and answers failed.
+    #[error("{what}")]
+    Caller {
+        /// What was being done.
+        what: &'static str,
+        /// Why it failed.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
 }

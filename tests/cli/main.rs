@@ -15,3 +15,4 @@ mod real;
 mod render;
 mod reports;
 mod runs;
+mod served;

@@ -8,7 +8,7 @@ use arrow::datatypes::{DataType, Float64Type, Schema, SchemaRef, UInt32Type};
 use super::columns::{Cells, concat, list, lists, numbers, part, required, strings};
 use super::{Record, batch, check_columns};
 use crate::error::Error;
-use crate::records::{CONFIDENCE_BINS, Dropped, Selected, SequenceValues};
+use crate::records::{CONFIDENCE_BINS, Dropped, Failed, Selected, SequenceValues};
 
 impl Record for Selected {
     const TABLE: &'static str = "train";
@@ -83,6 +83,47 @@ impl Record for Dropped {
             prompt_id: prompt_id.value(row).to_owned(),
             sample_index: sample_index.value(row),
             reason: reason.value(row).to_owned(),
+        });
+        Ok(rows.collect())
+    }
+}
+
+impl Record for Failed {
+    const TABLE: &'static str = "failures";
+    const GROUP_ROWS: usize = 1024;
+
+    fn schema() -> SchemaRef {
+        Arc::new(Schema::new(vec![
+            required("prompt_id", DataType::Utf8),
+            required("sample_index", DataType::UInt32),
+            required("reason", DataType::Utf8),
+            required("message", DataType::Utf8),
+        ]))
+    }
+
+    fn to_batch(rows: &[Self]) -> Result<RecordBatch, Error> {
+        batch::<Self>(vec![
+            strings("prompt_id", rows.iter().map(|row| row.prompt_id.as_str()))?,
+            numbers::<UInt32Type>(rows.iter().map(|row| row.sample_index).collect()),
+            strings("reason", rows.iter().map(|row| row.reason.as_str()))?,
+            strings("message", rows.iter().map(|row| row.message.as_str()))?,
+        ])
+    }
+
+    fn from_batch(batch: &RecordBatch) -> Result<Vec<Self>, Error> {
+        check_columns::<Self>(&batch.schema())?;
+        let column = |name| Cells::of(Self::TABLE, batch, name);
+        let (prompt_id, reason, message) = (
+            column("prompt_id")?.strings()?,
+            column("reason")?.strings()?,
+            column("message")?.strings()?,
+        );
+        let sample_index = column("sample_index")?.numbers::<UInt32Type>()?;
+        let rows = (0..batch.num_rows()).map(|row| Failed {
+            prompt_id: prompt_id.value(row).to_owned(),
+            sample_index: sample_index.value(row),
+            reason: reason.value(row).to_owned(),
+            message: message.value(row).to_owned(),
         });
         Ok(rows.collect())
     }

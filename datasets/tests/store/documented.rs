@@ -5,8 +5,8 @@ use std::path::Path;
 
 use arrow::datatypes::{DataType, Field};
 use potstill_datasets::{
-    Completion, Dropped, FinishReason, Message, Prompt, Record, Role, SampledToken, Selected,
-    SequenceValues, Signal, TaskSample, ToolCall, TopToken, Usage, Verdict, shard_name,
+    Completion, Dropped, Failed, FinishReason, Message, Prompt, Record, Role, SampledToken,
+    Selected, SequenceValues, Signal, TaskSample, ToolCall, TopToken, Usage, Verdict, shard_name,
     write_shard,
 };
 
@@ -69,6 +69,7 @@ fn the_documented_columns_are_those_of_the_code() {
         columns::<Signal>(),
         columns::<Selected>(),
         columns::<Dropped>(),
+        columns::<Failed>(),
         columns::<SequenceValues>(),
         columns::<Verdict>(),
         columns::<TaskSample>(),

@@ -92,7 +92,7 @@ impl<'a> Models<'a> {
         };
         if let Some(settings) = &file.eval.answers {
             models.prompts = answers::heldout_prompts(context, settings.grader.into())?;
-            let teacher = file.teacher.as_ref().map(|_| answers::TEACHER);
+            let teacher = file.local().map(|_| answers::TEACHER);
             for name in teacher.into_iter().chain(names.iter().copied()) {
                 models
                     .answers
@@ -127,11 +127,17 @@ impl<'a> Models<'a> {
         if context.run.file.teacher.is_none() {
             return Ok(None);
         }
-        let folder = checkpoint::teacher(&context.run)?;
+        let parameters = match context.run.file.local() {
+            Some(_) => {
+                let folder = checkpoint::teacher(&context.run)?;
+                Some(Config::from_dir(&folder)?.parameters())
+            }
+            None => None,
+        };
         let name = export::provenance(context)?.into_iter().next();
         Ok(Some(TeacherResult {
             name: name.map_or_else(String::new, |p| p.teacher),
-            parameters: Some(Config::from_dir(&folder)?.parameters()),
+            parameters,
             nll: teacher_nll(self.heldout(), self.resamples, self.seed)?,
             accuracy: self.accuracy(self.of_teacher())?,
         }))

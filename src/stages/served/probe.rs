@@ -1,0 +1,275 @@
+//! `probe`: what the server can do, kept as `probe.json` in the run directory, and held against what
+//! the run file asks for.
+
+use std::path::Path;
+
+use anyhow::Context as _;
+use potstill_datasets::replace_file;
+use potstill_teacher::http::{self, Kind, Method, Probe, Recommended, Scale, Spent, Through};
+
+use super::Served;
+use crate::run_file::ConfigError;
+use crate::stages::{Context, Outcome};
+
+const PROBE_FILE: &str = "probe.json";
+
+/// Asks the server what it can do, says it, and keeps it for `collect` and `score` to check.
+///
+/// # Errors
+/// When the teacher is not behind a server, the server cannot be reached or lets nobody in, or the
+/// disk refuses.
+pub(crate) fn probe(context: &Context) -> anyhow::Result<Outcome> {
+    let run = &context.run;
+    if run.file.served().is_none() {
+        let what = "there is no server to ask: `probe` is for a teacher with `provider`, `url` or `endpoints`";
+        return Err(run.problem(&["teacher"], what).into());
+    }
+    let served = Served::open(run)?;
+    let settings = served.settings(served.asking(), Spent::default())?;
+    if context.dry_run {
+        context
+            .talk
+            .line("probe: would ask a handful of short questions");
+        return Ok(Outcome::WouldRun);
+    }
+    let text = served.text.as_ref().map(|t| (&t.tokenizer, &t.template));
+    let talk = &context.talk;
+    let probe = http::probe(&settings, text, &mut |asking| {
+        talk.line(&format!("probe: {asking}"));
+    })?;
+    keep(&context.dir.path(""), &probe)?;
+    talk.data(&said(&probe));
+    let price = served.price.as_ref();
+    let cost = http::forecast(
+        price,
+        probe.spent.prompt_tokens,
+        probe.spent.completion_tokens,
+    );
+    talk.line(&format!(
+        "probe: {} questions, {} tokens{}; kept in {}",
+        probe.requests,
+        probe.spent.prompt_tokens + probe.spent.completion_tokens,
+        cost.map_or_else(String::new, |usd| format!(
+            ", {}",
+            super::forecast::dollars(usd)
+        )),
+        context.dir.path(PROBE_FILE).display()
+    ));
+    Ok(Outcome::Done)
+}
+
+/// Keeps what was found.
+fn keep(dir: &Path, probe: &Probe) -> anyhow::Result<()> {
+    let text = serde_json::to_string_pretty(probe)? + "\n";
+    replace_file(&dir.join(PROBE_FILE), text.as_bytes())?;
+    Ok(())
+}
+
+/// What was found of the model that is asked now, where it was probed.
+fn kept(dir: &Path, model: &str) -> anyhow::Result<Option<Probe>> {
+    let path = dir.join(PROBE_FILE);
+    let text = match std::fs::read(&path) {
+        Ok(text) => text,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(e).with_context(|| format!("cannot read {}", path.display())),
+    };
+    let probe: Probe = serde_json::from_slice(&text).with_context(|| {
+        format!(
+            "{} is not a probe's: delete it, or run `potstill probe` again",
+            path.display()
+        )
+    })?;
+    Ok(Some(probe).filter(|probe| probe.model == model))
+}
+
+/// Refuses what the probe saw that the server cannot do.
+///
+/// # Errors
+/// [`ConfigError`] at the key that asks for it, with the way out.
+pub(super) fn check(served: &Served<'_>, dir: &Path) -> anyhow::Result<()> {
+    let Some(probe) = kept(dir, &served.model)? else {
+        return Ok(());
+    };
+    let broken = broken(served, &probe);
+    match broken {
+        None => Ok(()),
+        Some((key, why)) => {
+            let message = format!(
+                "{why} (so says {}; `potstill probe` asks again, and deleting it silences this)",
+                dir.join(PROBE_FILE).display()
+            );
+            let error: ConfigError = served.run.problem(key, message);
+            Err(error.into())
+        }
+    }
+}
+
+fn broken(served: &Served<'_>, probe: &Probe) -> Option<(&'static [&'static str], String)> {
+    const SIGNALS: &[&str] = &["collect", "signals"];
+    const SCORE: &[&str] = &["score"];
+    const METHOD: &[&str] = &["teacher", "method"];
+    let file = &served.run.file;
+    let method = served.asking().method;
+    if method == Method::Completions && !probe.completions {
+        return Some((
+            METHOD,
+            "the server has no completions: use \"chat\"".to_owned(),
+        ));
+    }
+    if method == Method::Chat && !probe.chat && file.score.is_none() {
+        return Some((
+            METHOD,
+            "the server has no chat: use \"completions\"".to_owned(),
+        ));
+    }
+    let wanted = file.collect.signals.is_some() || file.score.is_some();
+    if wanted && probe.tokens.same_as_local == Some(false) {
+        return Some((
+            &["teacher", "tokenizer"],
+            "the server's tokens are of another tokenizer, so its distributions are over another vocabulary".to_owned(),
+        ));
+    }
+    if let Some(signals) = &file.collect.signals {
+        let (top_k, largest) = (signals.top_k.get(), probe.logprobs.largest_k as usize);
+        if probe.logprobs.kind != Kind::Real {
+            return Some((SIGNALS, "the server gives no log-probabilities that mean anything: leave `signals` out, and learn from the text with `loss = { cross_entropy = 1.0 }`".to_owned()));
+        }
+        if top_k > largest {
+            return Some((
+                SIGNALS,
+                format!(
+                    "the server gives at most {largest} likeliest tokens: set `top_k = {largest}`, or change its limit"
+                ),
+            ));
+        }
+        if probe.logprobs.temperature == Scale::Processed && file.collect.temperature.get() != 1.0 {
+            return Some((&["collect", "temperature"], "the server's log-probabilities are of the distribution after temperature, which is not the model's: set `temperature = 1`, or have the server give raw ones".to_owned()));
+        }
+        if method == Method::Chat && probe.tokens.same_template == Some(false) {
+            return Some((&["teacher", "template"], "the server renders chats otherwise than the template here, so distributions would belong to another text: name its template, or use `method = \"completions\"`".to_owned()));
+        }
+    }
+    if let Some(score) = &file.score {
+        let (top_k, largest) = (score.top_k.get(), probe.prompt_logprobs.largest_k as usize);
+        if probe.prompt_logprobs.through == Through::Nothing {
+            return Some((SCORE, "the server gives no log-probabilities of prompts: use `signals` of [collect], or another server".to_owned()));
+        }
+        if top_k > largest {
+            return Some((
+                SCORE,
+                format!(
+                    "the server gives at most {largest} likeliest tokens of a prompt: set `top_k = {largest}`, or change its limit"
+                ),
+            ));
+        }
+        if probe.prompt_logprobs.stale == Some(true) {
+            return Some((SCORE, "the server's log-probabilities of prompts change or lack when the prompt is cached: start it without prefix caching".to_owned()));
+        }
+        if probe.prompt_logprobs.shift.is_some_and(|shift| shift != 0) {
+            return Some((SCORE, "the server's log-probabilities of prompts belong to other positions than it says: use `signals` of [collect], or another server".to_owned()));
+        }
+    }
+    None
+}
+
+/// What was found, for people.
+fn said(probe: &Probe) -> String {
+    let mut lines = vec![format!(
+        "{} at {}{}",
+        probe.model,
+        probe.url,
+        probe
+            .engine
+            .as_ref()
+            .map_or_else(String::new, |e| format!(", {e}"))
+    )];
+    let mut line = |name: &str, text: String| lines.push(format!("{name:<18}{text}"));
+    let doors = [("chat", probe.chat), ("completions", probe.completions)];
+    let doors: Vec<&str> = doors
+        .iter()
+        .filter(|(_, has)| *has)
+        .map(|(d, _)| *d)
+        .collect();
+    line("doors", doors.join(", "));
+    if let Some(context) = probe.context {
+        line("context", format!("{context} tokens"));
+    }
+    let logprobs = &probe.logprobs;
+    line(
+        "log-probabilities",
+        format!(
+            "{:?}, up to {} a token, temperature {:?}, penalties {:?}",
+            logprobs.kind, logprobs.largest_k, logprobs.temperature, logprobs.penalties
+        )
+        .to_lowercase(),
+    );
+    let prompted = &probe.prompt_logprobs;
+    let known = |value: Option<bool>| match value {
+        None => "not known",
+        Some(true) => "yes",
+        Some(false) => "no",
+    };
+    line(
+        "of prompts",
+        match prompted.through {
+            Through::Nothing => "none".to_owned(),
+            through => format!(
+                "through {through:?}, up to {}, shifted by {}, stale when cached: {}",
+                prompted.largest_k,
+                prompted
+                    .shift
+                    .map_or_else(|| "an unknown number".to_owned(), |s| s.to_string()),
+                known(prompted.stale)
+            ),
+        },
+    );
+    let tokens = &probe.tokens;
+    line(
+        "tokens",
+        format!(
+            "ids: {}, bytes: {}, prompts as ids: {}, as the tokenizer here: {}, template as here: {}",
+            known(Some(tokens.ids)),
+            known(Some(tokens.bytes)),
+            known(Some(tokens.id_prompts)),
+            known(tokens.same_as_local),
+            known(tokens.same_template)
+        ),
+    );
+    line(
+        "repeats",
+        format!("{} at temperature 0", known(probe.deterministic)),
+    );
+    line(
+        "usage",
+        format!(
+            "there: {}, prompts right: {}, answers right: {}",
+            known(Some(probe.usage.present)),
+            known(probe.usage.prompt_right),
+            known(probe.usage.completion_right)
+        ),
+    );
+    for speed in &probe.speeds {
+        let what = speed
+            .k
+            .map_or_else(|| "text".to_owned(), |k| format!("top {k}"));
+        line(
+            "speed",
+            format!(
+                "{what}: {:.0} tokens/s, {:.0} bytes a token",
+                speed.tokens_per_second, speed.bytes_per_token
+            ),
+        );
+    }
+    for quirk in &probe.quirks {
+        line("quirk", quirk.clone());
+    }
+    let verdict = match probe.recommended {
+        Recommended::Traces => "traces: learn from its text, with `loss = { cross_entropy = 1.0 }`",
+        Recommended::Logits => "logits: learn from its distributions",
+    };
+    line("use it for", verdict.to_owned());
+    for change in &probe.change {
+        line("change", change.clone());
+    }
+    lines.join("\n")
+}

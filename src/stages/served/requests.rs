@@ -1,0 +1,334 @@
+//! `requests.jsonl`: a line when a request is sent, and a line when it is over.
+//!
+//! A request that has only the first was in flight when the process died. The server may have worked for
+//! it, so it is charged in full, by a line of its own, when the file is next opened.
+
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::Context as _;
+use potstill_teacher::http::{Attempt, Billed, Charge, Reason, Sent, Spent};
+use serde::{Deserialize, Serialize};
+
+/// A line.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Line {
+    /// A process begins to ask; numbers of requests begin anew.
+    Session {
+        /// The stage that asks.
+        stage: String,
+        /// When, milliseconds since 1970.
+        began_unix_ms: u64,
+    },
+    /// A request leaves.
+    Sent(Reserved),
+    /// A request is over.
+    Over(Attempt),
+}
+
+/// A request on its way, and the most that it can cost.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct Reserved {
+    request: u64,
+    prompt_id: String,
+    sample_index: u32,
+    attempt: u32,
+    endpoint: String,
+    sent_unix_ms: u64,
+    reserved: Billed,
+    reserved_usd: f64,
+}
+
+impl Reserved {
+    /// What it is charged where nobody knows what became of it.
+    fn lost(self) -> Attempt {
+        Attempt {
+            request: self.request,
+            prompt_id: self.prompt_id,
+            sample_index: self.sample_index,
+            attempt: self.attempt,
+            endpoint: self.endpoint,
+            sent_unix_ms: self.sent_unix_ms,
+            seconds: 0.0,
+            status: None,
+            bytes: 0,
+            failed: Some(Reason::Cut),
+            billed: self.reserved,
+            usd: self.reserved_usd,
+            charge: Charge::Reserved,
+        }
+    }
+}
+
+/// The open list of requests.
+pub(super) struct Requests {
+    path: PathBuf,
+    file: Mutex<File>,
+    /// What earlier processes spent.
+    pub(super) spent: Spent,
+    /// Requests that were in flight when a process died.
+    pub(super) lost: usize,
+}
+
+impl Requests {
+    /// Opens the list, cuts a torn last line, and charges what was in flight when a process died.
+    ///
+    /// # Errors
+    /// Where it cannot be read or written, or a line of it is not one of ours.
+    pub(super) fn open(path: &Path, stage: &str) -> anyhow::Result<Requests> {
+        let read = read(path)?;
+        let file = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(path)
+            .with_context(|| format!("cannot write {}", path.display()))?;
+        file.set_len(read.whole_bytes)
+            .with_context(|| format!("cannot write {}", path.display()))?;
+        let mut requests = Requests {
+            path: path.to_owned(),
+            file: Mutex::new(file),
+            spent: read.spent,
+            lost: read.open.len(),
+        };
+        for reserved in read.open {
+            let lost = reserved.lost();
+            add(&mut requests.spent, &lost);
+            requests.write(&Line::Over(lost))?;
+        }
+        requests.write(&Line::Session {
+            stage: stage.to_owned(),
+            began_unix_ms: now_ms(),
+        })?;
+        requests.sync()?;
+        Ok(requests)
+    }
+
+    /// A request leaves.
+    ///
+    /// # Errors
+    /// Where it cannot be written, so that the request must not leave.
+    pub(super) fn sent(&self, sent: &Sent) -> std::io::Result<()> {
+        self.write(&Line::Sent(Reserved {
+            request: sent.request,
+            prompt_id: sent.prompt_id.clone(),
+            sample_index: sent.sample_index,
+            attempt: sent.attempt,
+            endpoint: sent.endpoint.clone(),
+            sent_unix_ms: sent.sent_unix_ms,
+            reserved: sent.reserved,
+            reserved_usd: sent.reserved_usd,
+        }))
+    }
+
+    /// A request is over.
+    ///
+    /// # Errors
+    /// Where it cannot be written.
+    pub(super) fn over(&self, attempt: &Attempt) -> anyhow::Result<()> {
+        self.write(&Line::Over(attempt.clone()))
+            .with_context(|| format!("cannot write {}", self.path.display()))
+    }
+
+    /// Puts what was written on the disk.
+    ///
+    /// # Errors
+    /// Where the disk refuses.
+    pub(super) fn sync(&self) -> anyhow::Result<()> {
+        let file = self.file.lock().unwrap_or_else(|e| e.into_inner());
+        file.sync_data()
+            .with_context(|| format!("cannot write {}", self.path.display()))
+    }
+
+    /// Bytes of the list.
+    pub(super) fn bytes(&self) -> u64 {
+        let file = self.file.lock().unwrap_or_else(|e| e.into_inner());
+        file.metadata().map_or(0, |m| m.len())
+    }
+
+    /// A line in one write, so that lines of several threads never mix.
+    fn write(&self, line: &Line) -> std::io::Result<()> {
+        let mut text = serde_json::to_vec(line).map_err(std::io::Error::other)?;
+        text.push(b'\n');
+        let mut file = self.file.lock().unwrap_or_else(|e| e.into_inner());
+        file.write_all(&text)
+    }
+}
+
+/// What was spent so far, without opening the list for writing.
+///
+/// # Errors
+/// Where it cannot be read, or a line of it is not one of ours.
+pub(super) fn spent(path: &Path) -> anyhow::Result<Spent> {
+    let mut read = read(path)?;
+    for reserved in std::mem::take(&mut read.open) {
+        add(&mut read.spent, &reserved.lost());
+    }
+    Ok(read.spent)
+}
+
+struct Read {
+    spent: Spent,
+    /// Requests that have no second line.
+    open: Vec<Reserved>,
+    /// Bytes up to the end of the last whole line.
+    whole_bytes: u64,
+}
+
+fn read(path: &Path) -> anyhow::Result<Read> {
+    let mut all = Read {
+        spent: Spent::default(),
+        open: Vec::new(),
+        whole_bytes: 0,
+    };
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(all),
+        Err(e) => return Err(e).with_context(|| format!("cannot read {}", path.display())),
+    };
+    let (mut reader, mut line) = (BufReader::new(file), Vec::new());
+    let mut in_flight: BTreeMap<u64, Reserved> = BTreeMap::new();
+    let (mut began_ms, mut last_ms, mut number) = (0, 0, 0);
+    loop {
+        line.clear();
+        let bytes = reader
+            .read_until(b'\n', &mut line)
+            .with_context(|| format!("cannot read {}", path.display()))?;
+        if line.last() != Some(&b'\n') {
+            break;
+        }
+        number += 1;
+        let parsed: Line = serde_json::from_slice(&line).with_context(|| {
+            format!(
+                "{}:{number} is not a line of requests, so what was spent is not known: restore the file, or move it away to begin at 0",
+                path.display()
+            )
+        })?;
+        all.whole_bytes += bytes as u64;
+        match parsed {
+            Line::Session { began_unix_ms, .. } => {
+                all.open
+                    .extend(std::mem::take(&mut in_flight).into_values());
+                all.spent.seconds += seconds(began_ms, last_ms);
+                (began_ms, last_ms) = (began_unix_ms, began_unix_ms);
+            }
+            Line::Sent(reserved) => {
+                last_ms = last_ms.max(reserved.sent_unix_ms);
+                in_flight.insert(reserved.request, reserved);
+            }
+            Line::Over(attempt) => {
+                let over = attempt.sent_unix_ms + (attempt.seconds * 1e3) as u64;
+                last_ms = last_ms.max(over);
+                in_flight.remove(&attempt.request);
+                add(&mut all.spent, &attempt);
+            }
+        }
+    }
+    all.open.extend(in_flight.into_values());
+    all.spent.seconds += seconds(began_ms, last_ms);
+    Ok(all)
+}
+
+fn seconds(from_ms: u64, to_ms: u64) -> f64 {
+    to_ms.saturating_sub(from_ms) as f64 / 1e3
+}
+
+fn add(spent: &mut Spent, attempt: &Attempt) {
+    spent.usd += attempt.usd;
+    spent.requests += 1;
+    if attempt.charge != Charge::Nothing {
+        spent.tokens += attempt.billed.prompt_tokens + attempt.billed.completion_tokens;
+    }
+}
+
+fn now_ms() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |d| d.as_millis() as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sent(request: u64) -> Sent {
+        Sent {
+            request,
+            call: request,
+            prompt_id: "p".to_owned(),
+            sample_index: 0,
+            attempt: 1,
+            endpoint: "here".to_owned(),
+            reserved: Billed {
+                prompt_tokens: 10,
+                completion_tokens: 90,
+                ..Billed::default()
+            },
+            reserved_usd: 0.5,
+            sent_unix_ms: now_ms(),
+        }
+    }
+
+    fn over(sent: &Sent) -> Attempt {
+        Attempt {
+            request: sent.request,
+            prompt_id: sent.prompt_id.clone(),
+            sample_index: 0,
+            attempt: 1,
+            endpoint: sent.endpoint.clone(),
+            sent_unix_ms: sent.sent_unix_ms,
+            seconds: 2.0,
+            status: Some(200),
+            bytes: 100,
+            failed: None,
+            billed: Billed {
+                prompt_tokens: 8,
+                completion_tokens: 12,
+                ..Billed::default()
+            },
+            usd: 0.125,
+            charge: Charge::Reported,
+        }
+    }
+
+    /// Killed with one of two requests in flight, and in the middle of a line.
+    #[test]
+    fn what_was_in_flight_is_charged_in_full_and_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("requests.jsonl");
+        assert_eq!(spent(&path).unwrap(), Spent::default());
+        let requests = Requests::open(&path, "collect").unwrap();
+        assert_eq!(requests.spent, Spent::default());
+        requests.sent(&sent(0)).unwrap();
+        requests.sent(&sent(1)).unwrap();
+        requests.over(&over(&sent(0))).unwrap();
+        drop(requests);
+        let whole = std::fs::read_to_string(&path).unwrap();
+        std::fs::write(&path, whole + "{\"over\":{\"request\":1,").unwrap();
+        let seen = spent(&path).unwrap();
+        assert_eq!((seen.usd, seen.tokens, seen.requests), (0.625, 120, 2));
+        for lost in [1, 0] {
+            let requests = Requests::open(&path, "collect").unwrap();
+            assert_eq!(requests.lost, lost);
+            let seen = requests.spent;
+            assert_eq!((seen.usd, seen.tokens, seen.requests), (0.625, 120, 2));
+            assert!((1.9..3.0).contains(&seen.seconds), "{}", seen.seconds);
+        }
+    }
+
+    #[test]
+    fn a_line_of_something_else_is_an_error_that_names_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("requests.jsonl");
+        std::fs::write(&path, "{\"stage\":\"import\"}\n").unwrap();
+        let message = spent(&path).unwrap_err().to_string();
+        assert!(
+            message.contains("requests.jsonl:1 is not a line of requests"),
+            "{message}"
+        );
+    }
+}

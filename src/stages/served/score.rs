@@ -1,0 +1,533 @@
+//! `score` by a teacher behind a server: distributions over given text from the log-probabilities that
+//! it gives for prompts.
+//!
+//! A unit is a row of `completions/`. A text that is longer than `window` is sent in parts, and its
+//! distributions are put together when the last part has landed.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashMap};
+use std::fs;
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context as _, bail};
+use potstill_datasets::{
+    Completion, Encoded, Failed, Prompt, Provenance, Rows, ShardWriter, Signal, encode_answer,
+    read_footer, read_shard, shard_name, shards,
+};
+use potstill_teacher::http::{
+    self, Asking, BoxError, Call, Event as Landing, Landed, Method, Progress, PromptLogprobs, Task,
+    Window,
+};
+use serde_json::json;
+
+use super::forecast;
+use super::prompts::Prompts;
+use super::publish::{NO_SIGNAL, empty};
+use super::requests::Requests;
+use super::store::{Index, Outcome as Fate, Row, Store};
+use super::{REQUESTS_FILE, Served, Text, collect, probe};
+use crate::interrupt;
+use crate::run_dir::{Counts, Plan, settings_of, short};
+use crate::run_file::Score;
+use crate::stages::score::own_ids;
+use crate::stages::{Context, Done, Outcome, counts, stage_again};
+
+/// Where what could not be scored is listed.
+pub(crate) const UNSCORED: &str = "unscored";
+
+/// Scores every answer that is not scored yet, and publishes the distributions.
+///
+/// # Errors
+/// When answers are not published, the server cannot be used, a cap is reached, or the disk refuses;
+/// what was scored stays.
+pub(crate) fn score(context: &Context, settings: &Score) -> anyhow::Result<Outcome> {
+    let run = &context.run;
+    let completions = context.dir.require("completions", "collect", run)?;
+    let served = Served::open(run)?;
+    probe::check(&served, &context.dir.path(""))?;
+    let text = served.text.as_ref();
+    let text = text.context("[score] needs the `tokenizer` of [teacher]")?;
+    let plan = Plan {
+        stage: "score".to_owned(),
+        home: "signals".to_owned(),
+        outputs: vec![UNSCORED.to_owned(), "signals".to_owned()],
+        settings: json!({
+            "served": served.model,
+            "tokenizer": text.tokenizer.fingerprint(),
+            "template": text.template.hash(),
+            "licence": served.provenance()?.licence,
+            "reasoning": settings_of(&run.file.collect.reasoning)?,
+            "score": { "top_k": settings.top_k.get(), "window": settings.window.map(|w| w.get()) },
+        }),
+        inputs: BTreeMap::from([("completions".to_owned(), completions.content_hash())]),
+    };
+    let failed = context.dir.published("signals")?;
+    let failed = failed.and_then(|m| m.counts.get("failures").copied());
+    let again = context.retry_failures && failed.is_some_and(|n| n > 0);
+    let mut finished_work = None;
+    let outcome = stage_again(context, &plan, again, |out| {
+        let work = context.dir.work(&format!("score-{}", short(&plan.key())))?;
+        let mut scoring = Scoring::open(context, &served, text, settings, &work)?;
+        if !scoring.ask_missing()? {
+            return Ok(None);
+        }
+        let counts = scoring.write(out)?;
+        // What failed can be asked for again without paying for the rest, as long as the journal is there.
+        if counts.get("failures") == Some(&0) {
+            finished_work = Some(work);
+        }
+        Ok(Some(Done::new(counts)))
+    })?;
+    if let Some(work) = finished_work {
+        fs::remove_dir_all(&work).with_context(|| format!("cannot delete {}", work.display()))?;
+    }
+    Ok(outcome)
+}
+
+struct Scoring<'a> {
+    context: &'a Context,
+    served: &'a Served<'a>,
+    text: &'a Text,
+    settings: &'a Score,
+    provenance: Provenance,
+    store: Store<Signal>,
+    /// Answers in all.
+    len: usize,
+}
+
+impl<'a> Scoring<'a> {
+    fn open(
+        context: &'a Context,
+        served: &'a Served<'a>,
+        text: &'a Text,
+        settings: &'a Score,
+        work: &Path,
+    ) -> anyhow::Result<Scoring<'a>> {
+        let folder = context.dir.path("completions");
+        let mut len = 0;
+        for shard in shards(&folder)? {
+            len += read_footer(&shard)?.rows;
+        }
+        let units = Answers::open(&folder)?.map(|answer| {
+            let (completion, _) = answer?;
+            Ok((completion.prompt_id, completion.sample_index))
+        });
+        let index = Index::new(len, units)?;
+        let store = Store::open(&work.join("journal.bin"), &index)?;
+        Ok(Scoring {
+            context,
+            served,
+            text,
+            settings,
+            provenance: served.provenance()?,
+            store,
+            len,
+        })
+    }
+
+    /// What every request has in common.
+    fn asking(&self) -> Asking {
+        Asking {
+            method: Method::Completions,
+            max_tokens: Some(1),
+            temperature: (!self.served.asking().reasoning_model).then_some(1.0),
+            top_p: None,
+            top_k: None,
+            min_p: None,
+            repetition_penalty: None,
+            stop: Vec::new(),
+            logprobs: None,
+            stream: false,
+            ..self.served.asking()
+        }
+    }
+
+    /// Asks for what is missing; false when it was stopped.
+    fn ask_missing(&mut self) -> anyhow::Result<bool> {
+        let Context { talk, run, dir, .. } = self.context;
+        let tally = self.store.tally();
+        let retry = self.context.retry_failures;
+        let missing = match retry {
+            true => tally.missing + tally.failures,
+            false => tally.missing,
+        };
+        if missing == 0 {
+            return Ok(true);
+        }
+        if tally.answers > 0 {
+            talk.line(&format!(
+                "score: {} of {} answers are scored",
+                tally.answers, self.len
+            ));
+        }
+        let requests = Requests::open(&dir.path(REQUESTS_FILE), "score")?;
+        let settings = self.served.settings(self.asking(), requests.spent)?;
+        let (before, budget) = (requests.spent, &run.file.budget);
+        let mut bar = talk.work("score", "answers", tally.answers as u64, self.len as u64);
+        let asker = RefCell::new(Asker {
+            window: self
+                .settings
+                .window
+                .map(|w| w.get())
+                .or(self.served.context.map(|c| c as usize - 1)),
+            top_k: self.settings.top_k.get(),
+            vocabulary: self.text.tokenizer.vocab_size(),
+            text: self.text,
+            reasoning: crate::stages::collect::reasoning(run),
+            store: &mut self.store,
+            provenance: &self.provenance,
+            requests: &requests,
+            answers: Answers::open(&dir.path("completions"))?,
+            prompts: Prompts::open(&dir.path("prompts"))?,
+            held: None,
+            ordinal: 0,
+            retry,
+            waiting: Vec::new(),
+            texts: HashMap::new(),
+        });
+        let (there, total) = (tally.answers as u64, self.len as u64);
+        let ended = http::collect(
+            &settings,
+            &mut || asker.borrow_mut().next().map_err(BoxError::from),
+            &|sent| requests.sent(sent),
+            &mut |events| asker.borrow_mut().land(events).map_err(BoxError::from),
+            &mut |progress: &Progress| {
+                let note = forecast::live(self.served, budget, &before, missing, progress);
+                let over = there + progress.landed + progress.failed;
+                bar.show(over.min(total), progress.tokens, &note);
+            },
+            &interrupt::asked,
+        )?;
+        drop(bar);
+        collect::ended(self.context, self.store.tally(), ended)
+    }
+
+    /// Writes `signals/` shard for shard and row for row as `completions/` is, and `unscored/`.
+    fn write(&mut self, out: &Path) -> anyhow::Result<Counts> {
+        let (mut answers, mut distributions, mut failures, mut first) = (0, 0, 0, 0);
+        let mut why = None;
+        for (index, shard) in shards(&self.context.dir.path("completions"))?
+            .iter()
+            .enumerate()
+        {
+            let provenance: Vec<Provenance> = read_footer(shard)?
+                .provenance
+                .into_iter()
+                .map(|p| Provenance {
+                    sampling: p.sampling,
+                    ..self.provenance.clone()
+                })
+                .collect();
+            let name = shard_name(index);
+            let mut signals =
+                ShardWriter::<Signal>::new(&out.join("signals").join(&name), &provenance)?;
+            let mut unscored = ShardWriter::<Failed>::new(&out.join(UNSCORED).join(&name), &[])?;
+            for completion in read_shard::<Completion>(shard)? {
+                let completion = completion?;
+                let row = self.store.signals(first..first + 1)?.pop().flatten();
+                let row = row.context("an answer is not scored")?;
+                first += 1;
+                match row.outcome {
+                    Fate::Got(mut signal) => {
+                        answers += 1;
+                        distributions += signal.rows.len();
+                        signal.provenance = completion.provenance;
+                        signals.push(signal)?;
+                    }
+                    Fate::Failed { reason, message } => {
+                        failures += 1;
+                        why.get_or_insert_with(|| format!("{reason}: {message}"));
+                        signals.push(empty(&completion))?;
+                        unscored.push(Failed {
+                            prompt_id: completion.prompt_id,
+                            sample_index: completion.sample_index,
+                            reason,
+                            message,
+                        })?;
+                    }
+                }
+            }
+            signals.finish()?;
+            unscored.finish()?;
+        }
+        if answers == 0 {
+            bail!(
+                "none of {failures} answers could be scored: {}; `potstill probe` says what this server can do, and `--retry-failures` asks again",
+                why.unwrap_or_default()
+            );
+        }
+        Ok(counts([
+            ("answers", answers),
+            ("distributions", distributions),
+            ("failures", failures),
+        ]))
+    }
+}
+
+/// The answers of a folder in order, each with its provenance's tokenizer.
+struct Answers {
+    shards: std::vec::IntoIter<std::path::PathBuf>,
+    shard: Option<(Rows<Completion>, std::path::PathBuf)>,
+}
+
+impl Answers {
+    fn open(folder: &Path) -> anyhow::Result<Answers> {
+        Ok(Answers {
+            shards: shards(folder)?.into_iter(),
+            shard: None,
+        })
+    }
+}
+
+impl Iterator for Answers {
+    /// An answer, and its shard.
+    type Item = anyhow::Result<(Completion, std::path::PathBuf)>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            if let Some((rows, path)) = &mut self.shard
+                && let Some(row) = rows.next()
+            {
+                return Some(row.map(|row| (row, path.clone())).map_err(Into::into));
+            }
+            let path = self.shards.next()?;
+            match read_shard::<Completion>(&path) {
+                Ok(rows) => self.shard = Some((rows, path)),
+                Err(error) => return Some(Err(error.into())),
+            }
+        }
+    }
+}
+
+/// A text whose parts are on their way.
+struct Parts {
+    prompt_id: String,
+    sample_index: u32,
+    encoded: Encoded,
+    got: Vec<(Window, PromptLogprobs)>,
+    /// Parts that have not landed, with their windows.
+    windows: HashMap<u64, Window>,
+    attempts: u32,
+    failed: Option<(String, String)>,
+}
+
+/// What the client calls back: the next call, and what landed.
+struct Asker<'a> {
+    /// Most tokens that are sent at once.
+    window: Option<usize>,
+    top_k: usize,
+    vocabulary: usize,
+    text: &'a Text,
+    reasoning: Option<potstill_datasets::Reasoning>,
+    store: &'a mut Store<Signal>,
+    provenance: &'a Provenance,
+    requests: &'a Requests,
+    answers: Answers,
+    prompts: Prompts,
+    /// The prompt of the answer at hand.
+    held: Option<Arc<Prompt>>,
+    /// The next unit.
+    ordinal: u64,
+    retry: bool,
+    /// Parts of a long text that are still to be asked for.
+    waiting: Vec<Call>,
+    texts: HashMap<u64, Parts>,
+}
+
+/// A call's number: the unit, and which part of it.
+const PART_BITS: u32 = 16;
+
+impl Asker<'_> {
+    fn next(&mut self) -> anyhow::Result<Option<Call>> {
+        loop {
+            if let Some(call) = self.waiting.pop() {
+                return Ok(Some(call));
+            }
+            let Some((completion, shard)) = self.answers.next().transpose()? else {
+                return Ok(None);
+            };
+            let ordinal = self.ordinal;
+            self.ordinal += 1;
+            let prompt = self.prompt_of(&completion)?;
+            if !self.store.is_missing(ordinal, self.retry) {
+                continue;
+            }
+            let own = own_ids(&shard, self.text.tokenizer.fingerprint())?;
+            let own = own.get(completion.provenance as usize) == Some(&true);
+            let encoded = encode_answer(
+                &self.text.tokenizer,
+                &self.text.template,
+                self.reasoning.as_ref(),
+                &prompt,
+                &completion,
+                own,
+            );
+            match encoded {
+                Ok(encoded) => self.split(ordinal, &prompt, &completion, encoded),
+                Err(error) => {
+                    let row = failure(&completion, NO_SIGNAL.to_owned(), error.to_string());
+                    self.store
+                        .add(self.provenance, vec![(ordinal as u32, row)])?;
+                }
+            }
+        }
+    }
+
+    /// Prompts and answers are in the same order.
+    fn prompt_of(&mut self, completion: &Completion) -> anyhow::Result<Arc<Prompt>> {
+        loop {
+            if let Some(prompt) = self.held.as_ref().filter(|p| p.id == completion.prompt_id) {
+                return Ok(prompt.clone());
+            }
+            let next = self.prompts.next().transpose()?;
+            let next =
+                next.with_context(|| format!("`prompts/` has no prompt {}", completion.prompt_id))?;
+            self.held = Some(Arc::new(next));
+        }
+    }
+
+    fn split(
+        &mut self,
+        ordinal: u64,
+        prompt: &Arc<Prompt>,
+        completion: &Completion,
+        encoded: Encoded,
+    ) {
+        let tokens = encoded.token_ids.len();
+        let from = encoded.loss_mask.iter().position(|loss| *loss);
+        let from = from.unwrap_or(tokens).max(1);
+        let most = self.window.unwrap_or(tokens).max(2);
+        let mut windows = HashMap::new();
+        let cut = http::windows(tokens, from, most, most / 2);
+        for (part, window) in cut.into_iter().enumerate().rev() {
+            let number = ordinal << PART_BITS | part as u64;
+            let ids = encoded.token_ids.get(window.start..window.end);
+            let ids = ids.unwrap_or_default().to_vec();
+            self.waiting.push(Call {
+                number,
+                prompt: prompt.clone(),
+                sample_index: completion.sample_index,
+                prompt_tokens_at_most: ids.len() as u32,
+                task: Task::Score {
+                    from: window.from - window.start,
+                    top_k: self.top_k as u32,
+                    token_ids: ids,
+                },
+            });
+            windows.insert(number, window);
+        }
+        let parts = Parts {
+            prompt_id: completion.prompt_id.clone(),
+            sample_index: completion.sample_index,
+            encoded,
+            got: Vec::new(),
+            windows,
+            attempts: 0,
+            failed: None,
+        };
+        self.texts.insert(ordinal, parts);
+    }
+
+    /// Puts a group on the disk: texts all of whose parts have landed.
+    fn land(&mut self, events: Vec<Landing>) -> anyhow::Result<ControlFlow<String>> {
+        let mut rows = Vec::new();
+        for event in events {
+            match event {
+                Landing::Attempt(attempt) => self.requests.over(&attempt)?,
+                Landing::Landed(landed) => rows.extend(self.part(*landed)),
+            }
+        }
+        self.requests.sync()?;
+        self.store.add(self.provenance, rows)?;
+        Ok(ControlFlow::Continue(()))
+    }
+
+    /// The row of a text whose last part this is.
+    fn part(&mut self, landed: Landed) -> Option<(u32, Row<Signal>)> {
+        let ordinal = landed.call.number >> PART_BITS;
+        let parts = self.texts.get_mut(&ordinal)?;
+        let window = parts.windows.remove(&landed.call.number)?;
+        parts.attempts += landed.attempts;
+        match landed.outcome.map(|reply| reply.prompt_logprobs) {
+            Ok(Some(given)) => parts.got.push((window, given)),
+            Ok(None) => {
+                let why = "the server gave no log-probabilities of the prompt".to_owned();
+                parts.failed = Some((NO_SIGNAL.to_owned(), why));
+            }
+            Err(failure) => parts.failed = Some((failure.reason.name(), failure.message)),
+        }
+        if !parts.windows.is_empty() {
+            return None;
+        }
+        let parts = self.texts.remove(&ordinal)?;
+        Some((ordinal as u32, self.row(parts)))
+    }
+
+    fn row(&self, parts: Parts) -> Row<Signal> {
+        let (prompt_id, sample_index) = (parts.prompt_id.clone(), parts.sample_index);
+        let attempts = parts.attempts;
+        let outcome = match parts.failed.clone() {
+            Some((reason, message)) => Fate::Failed { reason, message },
+            None => match self.signal(parts) {
+                Ok(signal) => Fate::Got(signal),
+                Err(message) => Fate::Failed {
+                    reason: NO_SIGNAL.to_owned(),
+                    message,
+                },
+            },
+        };
+        Row {
+            prompt_id,
+            sample_index,
+            attempts,
+            outcome,
+        }
+    }
+
+    fn signal(&self, mut parts: Parts) -> Result<Signal, String> {
+        let Encoded {
+            token_ids,
+            loss_mask,
+        } = parts.encoded;
+        parts.got.sort_by_key(|(window, _)| window.start);
+        let given = http::join_windows(token_ids.len(), parts.got)?;
+        let from = loss_mask.iter().position(|loss| *loss);
+        let from = from.ok_or("the answer is empty")?.max(1);
+        let whole = http::prompt_signal(
+            &parts.prompt_id,
+            parts.sample_index,
+            &token_ids,
+            from,
+            &given,
+            self.top_k,
+            self.vocabulary,
+        )?;
+        // What a template puts behind an answer carries no loss.
+        let kept: Vec<bool> = whole
+            .loss_positions()
+            .map(|at| loss_mask.get(at) == Some(&true))
+            .collect();
+        let rows = whole.rows.into_iter().zip(kept);
+        let signal = Signal {
+            rows: rows.filter(|(_, kept)| *kept).map(|(row, _)| row).collect(),
+            loss_mask,
+            ..Signal {
+                rows: Vec::new(),
+                ..whole
+            }
+        };
+        signal.validate().map_err(|e| e.to_string())?;
+        Ok(signal)
+    }
+}
+
+fn failure(completion: &Completion, reason: String, message: String) -> Row<Signal> {
+    Row {
+        prompt_id: completion.prompt_id.clone(),
+        sample_index: completion.sample_index,
+        attempts: 0,
+        outcome: Fate::Failed { reason, message },
+    }
+}

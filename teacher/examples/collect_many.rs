@@ -1,0 +1,147 @@
+//! Asks a server for many answers and says how fast that went and what it took: one line of JSON.
+//!
+//! `collect_many URL REQUESTS IN_FLIGHT PROMPT_BYTES MAX_TOKENS TOP_LOGPROBS` with -1 for no log-probabilities. See
+//! `benches/http.py`, which runs it beside OpenAI's Python client.
+#![allow(clippy::print_stdout, clippy::print_stderr)]
+
+use std::error::Error;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::time::Instant;
+
+use potstill_datasets::{Message, Prompt, Role};
+use potstill_teacher::http::{
+    Asking, Call, Caps, Dialect, Endpoint, Event, Method, OnBreak, OnLength, Price, Settings,
+    Spent, Task, Timeouts, collect,
+};
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let [url, requests, in_flight, prompt_bytes, max_tokens, top] = &args[..] else {
+        return Err("URL REQUESTS IN_FLIGHT PROMPT_BYTES MAX_TOKENS TOP_LOGPROBS".into());
+    };
+    let requests: u64 = requests.parse()?;
+    let prompt_bytes: usize = prompt_bytes.parse()?;
+    let settings = settings(
+        url,
+        in_flight.parse()?,
+        max_tokens.parse()?,
+        top.parse::<i64>()?,
+    );
+    let begun = Instant::now();
+    let (mut n, mut answers, mut failures, mut groups, mut tokens) = (0, 0_u64, 0_u64, 0_u64, 0);
+    let ended = collect(
+        &settings,
+        &mut || {
+            n += 1;
+            Ok((n <= requests).then(|| call(n, prompt_bytes)))
+        },
+        &|_| Ok(()),
+        &mut |events| {
+            groups += 1;
+            for event in events {
+                match event {
+                    Event::Landed(landed) => match landed.outcome {
+                        Ok(reply) => {
+                            answers += 1;
+                            tokens += reply.completion.tokens.len();
+                        }
+                        Err(failure) => {
+                            if failures == 0 {
+                                eprintln!("{failure:?}");
+                            }
+                            failures += 1;
+                        }
+                    },
+                    Event::Attempt(_) => {}
+                }
+            }
+            Ok(ControlFlow::Continue(()))
+        },
+        &mut |_| {},
+        &|| false,
+    )?;
+    let seconds = begun.elapsed().as_secs_f64();
+    let cpu = cpu_seconds().unwrap_or(f64::NAN);
+    println!(
+        "{{\"ended\": \"{ended:?}\", \"answers\": {answers}, \"failures\": {failures}, \"tokens\": {tokens}, \"groups\": {groups}, \"seconds\": {seconds:.3}, \"cpu_seconds\": {cpu:.2}, \"requests_per_second\": {:.0}, \"cpu_us_per_request\": {:.1}}}",
+        answers as f64 / seconds,
+        cpu * 1e6 / answers as f64
+    );
+    Ok(())
+}
+
+fn call(n: u64, bytes: usize) -> Call {
+    let text = format!("prompt {n}: {}", "words and words ".repeat(bytes / 16));
+    Call {
+        number: n,
+        prompt: Arc::new(Prompt::new(
+            vec![Message::text(Role::User, text)],
+            None,
+            None,
+            format!("bench:{n}"),
+        )),
+        sample_index: 0,
+        task: Task::Answer,
+        prompt_tokens_at_most: bytes as u32,
+    }
+}
+
+fn settings(url: &str, in_flight: u32, max_tokens: u32, top: i64) -> Settings {
+    Settings {
+        asking: Asking {
+            model: "faulty".into(),
+            dialect: Dialect::Openai,
+            method: Method::Chat,
+            reasoning_model: false,
+            max_tokens: Some(max_tokens),
+            temperature: None,
+            top_p: None,
+            top_k: None,
+            min_p: None,
+            repetition_penalty: None,
+            stop: Vec::new(),
+            seed: None,
+            logprobs: u32::try_from(top).ok(),
+            stream: false,
+            reasoning: None,
+        },
+        endpoints: vec![Endpoint {
+            name: "bench".into(),
+            url: url.into(),
+            key: None,
+            weight: 1.0,
+            requests_per_minute: None,
+            tokens_per_minute: None,
+            max_in_flight: in_flight,
+            allow_plain_http: false,
+        }],
+        timeouts: Timeouts::default(),
+        attempts: 3,
+        backoff_first_seconds: 0.5,
+        backoff_most_seconds: 30.0,
+        max_body_bytes: 64 << 20,
+        caps: Caps {
+            usd: Some(1e9),
+            ..Caps::default()
+        },
+        spent: Spent::default(),
+        price: Some(Price {
+            input: 1.0,
+            cached_input: None,
+            output: 1.0,
+        }),
+        on_length: OnLength::Keep,
+        on_break: OnBreak::Retry,
+        jitter_seed: 0,
+        offline: false,
+    }
+}
+
+/// User and system time of this process, from Linux's `/proc`, in hundredths of a second.
+fn cpu_seconds() -> Option<f64> {
+    let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
+    let fields: Vec<&str> = stat.rsplit_once(") ")?.1.split(' ').collect();
+    let ticks: f64 = fields.get(11)?.parse::<f64>().ok()? + fields.get(12)?.parse::<f64>().ok()?;
+    Some(ticks / 100.0)
+}

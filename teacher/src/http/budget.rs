@@ -1,0 +1,275 @@
+//! What a collection may cost and what it has: every request in flight is reserved in full, so that a cap holds
+//! whatever comes back.
+
+use std::time::Instant;
+
+use super::{Asking, Billed, Call, Price, Task};
+
+/// Caps on a whole collection, earlier sessions included.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Caps {
+    /// USD.
+    pub usd: Option<f64>,
+    /// Tokens, of prompts and answers.
+    pub tokens: Option<u64>,
+    /// Requests, failed ones too.
+    pub requests: Option<u64>,
+    /// Seconds. What is under way at the end still lands.
+    pub seconds: Option<f64>,
+}
+
+/// What was spent.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Spent {
+    /// USD.
+    pub usd: f64,
+    /// Tokens, of prompts and answers.
+    pub tokens: u64,
+    /// Requests, failed ones too.
+    pub requests: u64,
+    /// Seconds of collecting.
+    pub seconds: f64,
+}
+
+/// What so many tokens cost, USD; `None` without a price.
+#[must_use]
+pub fn forecast(price: Option<&Price>, prompt_tokens: u64, completion_tokens: u64) -> Option<f64> {
+    price.map(|price| {
+        cost(
+            Some(price),
+            &Billed {
+                prompt_tokens,
+                completion_tokens,
+                ..Billed::default()
+            },
+        )
+    })
+}
+
+/// What was billed in USD; 0 without a price.
+pub(super) fn cost(price: Option<&Price>, billed: &Billed) -> f64 {
+    let Some(price) = price else { return 0.0 };
+    let cached = billed.cached_tokens.min(billed.prompt_tokens);
+    let fresh = billed.prompt_tokens - cached;
+    (fresh as f64 * price.input
+        + cached as f64 * price.cached_input.unwrap_or(price.input)
+        + billed.completion_tokens as f64 * price.output)
+        / 1e6
+}
+
+/// The most a request can be billed for. With `so_far` tokens of an answer that it goes on from, those are part of
+/// the prompt.
+pub(super) fn most(asking: &Asking, call: &Call, so_far_tokens: u64) -> Billed {
+    let completion_tokens = match call.task {
+        Task::Score { .. } => 1,
+        Task::Answer | Task::AnswerIds(_) => u64::from(asking.max_tokens.unwrap_or(0)),
+    };
+    Billed {
+        prompt_tokens: u64::from(call.prompt_tokens_at_most) + so_far_tokens,
+        completion_tokens,
+        ..Billed::default()
+    }
+}
+
+/// The money of a collection: what is spent, and what is reserved for requests under way.
+#[derive(Debug)]
+pub(super) struct Budget {
+    caps: Caps,
+    price: Option<Price>,
+    spent: Spent,
+    began: Instant,
+    reserved_usd: f64,
+    reserved_tokens: u64,
+    in_flight: u64,
+}
+
+impl Budget {
+    /// A budget of which earlier sessions took `spent`.
+    pub(super) fn new(caps: Caps, price: Option<Price>, spent: Spent, now: Instant) -> Budget {
+        Budget {
+            caps,
+            price,
+            spent,
+            began: now,
+            reserved_usd: 0.0,
+            reserved_tokens: 0,
+            in_flight: 0,
+        }
+    }
+
+    /// The cap that one more request of at most `most` could pass, with its value.
+    pub(super) fn refuses(&self, most: &Billed, now: Instant) -> Option<String> {
+        let spent = self.spent(now);
+        if let Some(cap) = self.caps.seconds
+            && spent.seconds >= cap
+        {
+            return Some(format!("{cap} seconds"));
+        }
+        if let Some(cap) = self.caps.requests
+            && spent.requests + self.in_flight + 1 > cap
+        {
+            return Some(format!("{cap} requests"));
+        }
+        if let Some(cap) = self.caps.tokens
+            && spent.tokens + self.reserved_tokens + tokens(most) > cap
+        {
+            return Some(format!("{cap} tokens"));
+        }
+        if let Some(cap) = self.caps.usd
+            && spent.usd + self.reserved_usd + cost(self.price.as_ref(), most) > cap
+        {
+            return Some(format!("{cap} USD"));
+        }
+        None
+    }
+
+    /// Sets aside what a request can cost, USD.
+    pub(super) fn reserve(&mut self, most: &Billed) -> f64 {
+        let usd = cost(self.price.as_ref(), most);
+        self.reserved_usd += usd;
+        self.reserved_tokens += tokens(most);
+        self.in_flight += 1;
+        usd
+    }
+
+    /// Frees what was set aside and charges `billed` instead: what that costs, USD.
+    pub(super) fn settle(&mut self, most: &Billed, billed: &Billed) -> f64 {
+        self.in_flight -= 1;
+        self.reserved_tokens -= tokens(most);
+        self.reserved_usd -= cost(self.price.as_ref(), most);
+        if self.in_flight == 0 {
+            // Sums of differences drift.
+            self.reserved_usd = 0.0;
+        }
+        let usd = cost(self.price.as_ref(), billed);
+        self.spent.usd += usd;
+        self.spent.tokens += tokens(billed);
+        self.spent.requests += 1;
+        usd
+    }
+
+    /// What was spent, earlier sessions included.
+    pub(super) fn spent(&self, now: Instant) -> Spent {
+        Spent {
+            seconds: self.spent.seconds + now.saturating_duration_since(self.began).as_secs_f64(),
+            ..self.spent
+        }
+    }
+
+    /// What is set aside, USD.
+    pub(super) fn reserved_usd(&self) -> f64 {
+        self.reserved_usd.max(0.0)
+    }
+}
+
+/// Tokens of prompt and answer together.
+fn tokens(billed: &Billed) -> u64 {
+    billed.prompt_tokens + billed.completion_tokens
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PRICE: Price = Price {
+        input: 1.0,
+        cached_input: Some(0.5),
+        output: 4.0,
+    };
+
+    fn billed(prompt_tokens: u64, completion_tokens: u64) -> Billed {
+        Billed {
+            prompt_tokens,
+            completion_tokens,
+            ..Billed::default()
+        }
+    }
+
+    #[test]
+    fn cached_tokens_cost_less_and_answers_more() {
+        let all = Billed {
+            prompt_tokens: 1_000_000,
+            cached_tokens: 400_000,
+            completion_tokens: 500_000,
+            reasoning_tokens: 0,
+        };
+        assert!((cost(Some(&PRICE), &all) - (0.6 + 0.2 + 2.0)).abs() < 1e-12);
+        assert!((cost(None, &all)).abs() < 1e-12);
+        assert_eq!(forecast(None, 1, 1), None);
+        assert_eq!(forecast(Some(&PRICE), 1_000_000, 1_000_000), Some(5.0));
+    }
+
+    #[test]
+    fn what_is_in_flight_counts_in_full_and_is_freed() {
+        let now = Instant::now();
+        let caps = Caps {
+            usd: Some(10e-6),
+            ..Caps::default()
+        };
+        let mut budget = Budget::new(caps, Some(PRICE), Spent::default(), now);
+        let most = billed(1, 1);
+        assert_eq!(budget.refuses(&most, now), None);
+        budget.reserve(&most);
+        assert_eq!(budget.refuses(&most, now), None);
+        budget.reserve(&most);
+        assert_eq!(budget.refuses(&most, now), Some("0.00001 USD".into()));
+        budget.settle(&most, &billed(1, 0));
+        budget.settle(&most, &most);
+        assert_eq!(budget.spent(now).tokens, 3);
+        assert!((budget.spent(now).usd - 6e-6).abs() < 1e-15);
+        assert_eq!(budget.refuses(&billed(0, 1), now), None);
+        assert_eq!(
+            budget.refuses(&most, now),
+            Some("0.00001 USD".into()),
+            "6 are spent, and 5 more would pass 10"
+        );
+    }
+
+    #[test]
+    fn earlier_sessions_count_towards_every_cap() {
+        let now = Instant::now();
+        let spent = Spent {
+            usd: 1.0,
+            tokens: 100,
+            requests: 5,
+            seconds: 60.0,
+        };
+        let refused =
+            |caps: Caps| Budget::new(caps, Some(PRICE), spent, now).refuses(&billed(10, 10), now);
+        assert_eq!(
+            refused(Caps {
+                usd: Some(1.0),
+                ..Caps::default()
+            }),
+            Some("1 USD".into())
+        );
+        assert_eq!(
+            refused(Caps {
+                tokens: Some(119),
+                ..Caps::default()
+            }),
+            Some("119 tokens".into())
+        );
+        assert_eq!(
+            refused(Caps {
+                tokens: Some(120),
+                ..Caps::default()
+            }),
+            None
+        );
+        assert_eq!(
+            refused(Caps {
+                requests: Some(5),
+                ..Caps::default()
+            }),
+            Some("5 requests".into())
+        );
+        assert_eq!(
+            refused(Caps {
+                seconds: Some(60.0),
+                ..Caps::default()
+            }),
+            Some("60 seconds".into())
+        );
+    }
+}

@@ -1,0 +1,431 @@
+//! How fast an endpoint is asked: how much at once, how much a minute, and whether at all.
+//!
+//! The window of requests in flight begins at what the run file allows, is halved when the server fails, is
+//! overloaded or does not reply in time, and grows by one with each window of answers. It is halved once for what
+//! was sent before the last halving, and not below a sixteenth of what is allowed: faults that have nothing to do
+//! with load must not bring a collection to a stop.
+
+use std::time::{Duration, Instant};
+
+use super::{Endpoint, Failure, Reason};
+
+/// Refusals of key, path or model in a row that put an endpoint down before it has answered once.
+const REFUSALS_BEFORE_AN_ANSWER: u32 = 8;
+
+/// And after it has.
+const REFUSALS_LATER: u32 = 40;
+
+/// The window is not halved below this share of what is allowed.
+const SMALLEST_SHARE: f64 = 1.0 / 16.0;
+
+/// A bucket holds what comes in so many seconds.
+const BURST_SECONDS: f64 = 1.0;
+
+/// A server that wants to be left alone for longer than this is asked again after it.
+const LONGEST_PAUSE: Duration = Duration::from_secs(3600);
+
+/// What a failure says about its endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Sign {
+    /// It is overloaded, fails or does not reply in time.
+    Trouble,
+    /// It refuses key, path or model.
+    Refused,
+    /// There is no connection to it.
+    Unreachable,
+    /// It says nothing about the endpoint.
+    None,
+}
+
+/// The sign that a failure is.
+pub(super) fn sign(failure: &Failure) -> Sign {
+    match failure.reason {
+        Reason::RateLimited
+        | Reason::RequestTimeout
+        | Reason::ServerError
+        | Reason::Overloaded
+        | Reason::FirstByteTimeout
+        | Reason::IdleTimeout
+        | Reason::TotalTimeout => Sign::Trouble,
+        Reason::Connect => Sign::Unreachable,
+        reason if reason.is_endpoints() => Sign::Refused,
+        _ => Sign::None,
+    }
+}
+
+/// So many a second on average, and no more at once than come in [`BURST_SECONDS`].
+#[derive(Debug)]
+struct Bucket {
+    per_second: f64,
+    burst: f64,
+    level: f64,
+    at: Instant,
+}
+
+impl Bucket {
+    fn new(per_minute: f64, now: Instant) -> Bucket {
+        let per_second = per_minute / 60.0;
+        let burst = (per_second * BURST_SECONDS).max(1.0);
+        Bucket {
+            per_second,
+            burst,
+            level: burst,
+            at: now,
+        }
+    }
+
+    /// How long until `n` may be taken. More than a burst holds is waited for as a burst and leaves a debt.
+    fn wait(&mut self, n: f64, now: Instant) -> Duration {
+        let passed = now.saturating_duration_since(self.at).as_secs_f64();
+        self.level = (self.level + passed * self.per_second).min(self.burst);
+        self.at = now;
+        let missing = n.min(self.burst) - self.level;
+        if missing <= 1e-9 {
+            return Duration::ZERO;
+        }
+        Duration::from_secs_f64((missing / self.per_second).min(86_400.0))
+    }
+}
+
+/// One endpoint's pace.
+#[derive(Debug)]
+pub(super) struct Pace {
+    weight: f64,
+    largest: f64,
+    window: f64,
+    in_flight: u32,
+    sent: u64,
+    halved: Instant,
+    requests: Option<Bucket>,
+    tokens: Option<Bucket>,
+    paused_until: Instant,
+    has_answered: bool,
+    refusals: u32,
+    unreachable: u32,
+    unreachable_since: Instant,
+    down: Option<Failure>,
+}
+
+/// Where the next request goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Pick {
+    /// To this endpoint.
+    Go(usize),
+    /// Nowhere for now: until a request ends, or this long.
+    Wait(Option<Duration>),
+    /// Nowhere: all are down.
+    Down,
+}
+
+impl Pace {
+    /// The pace that the run file allows.
+    pub(super) fn new(endpoint: &Endpoint, now: Instant) -> Pace {
+        let largest = f64::from(endpoint.max_in_flight);
+        Pace {
+            weight: endpoint.weight,
+            largest,
+            window: largest,
+            in_flight: 0,
+            sent: 0,
+            halved: now,
+            requests: endpoint.requests_per_minute.map(|r| Bucket::new(r, now)),
+            tokens: endpoint.tokens_per_minute.map(|r| Bucket::new(r, now)),
+            paused_until: now,
+            has_answered: false,
+            refusals: 0,
+            unreachable: 0,
+            unreachable_since: now,
+            down: None,
+        }
+    }
+
+    /// Requests that it takes at once, as found so far; 0 once it is down.
+    pub(super) fn window(&self) -> u32 {
+        if self.down.is_some() {
+            0
+        } else {
+            self.window as u32
+        }
+    }
+
+    /// Why it is down.
+    pub(super) fn down(&self) -> Option<&Failure> {
+        self.down.as_ref()
+    }
+
+    /// How long until it may be asked for so many tokens; `None` when only the end of a request can say.
+    fn wait(&mut self, tokens: u64, now: Instant) -> Option<Duration> {
+        if self.in_flight >= self.window() {
+            return None;
+        }
+        let mut wait = self.paused_until.saturating_duration_since(now);
+        if let Some(bucket) = &mut self.requests {
+            wait = wait.max(bucket.wait(1.0, now));
+        }
+        if let Some(bucket) = &mut self.tokens {
+            wait = wait.max(bucket.wait(tokens as f64, now));
+        }
+        Some(wait)
+    }
+
+    /// A request for so many tokens is sent.
+    pub(super) fn begin(&mut self, tokens: u64) {
+        self.in_flight += 1;
+        self.sent += 1;
+        if let Some(bucket) = &mut self.requests {
+            bucket.level -= 1.0;
+        }
+        if let Some(bucket) = &mut self.tokens {
+            bucket.level -= tokens as f64;
+        }
+    }
+
+    /// A request that was sent at `sent` is over. Failures to connect pause the endpoint for `pause(n)`, and put it
+    /// down after `rounds` such pauses in a row.
+    pub(super) fn end(
+        &mut self,
+        outcome: Result<(), &Failure>,
+        sent: Instant,
+        now: Instant,
+        rounds: u32,
+        pause: impl FnOnce(u32) -> Duration,
+    ) {
+        self.in_flight -= 1;
+        let Err(failure) = outcome else {
+            self.window = (self.window + 1.0 / self.window).min(self.largest);
+            self.has_answered = true;
+            self.refusals = 0;
+            self.unreachable = 0;
+            return;
+        };
+        if let Some(seconds) = failure.retry_after_seconds {
+            self.pause(now + wait_told(seconds));
+        }
+        match sign(failure) {
+            Sign::Trouble if sent >= self.halved => {
+                self.window = (self.window / 2.0).max((self.largest * SMALLEST_SHARE).max(1.0));
+                self.halved = now;
+            }
+            Sign::Refused => {
+                self.refusals += 1;
+                let most = if self.has_answered {
+                    REFUSALS_LATER
+                } else {
+                    REFUSALS_BEFORE_AN_ANSWER
+                };
+                if self.refusals >= most || failure.reason == Reason::OutOfCredit {
+                    self.down.get_or_insert_with(|| failure.clone());
+                }
+            }
+            // What was sent before the last pause says nothing new.
+            Sign::Unreachable if sent >= self.unreachable_since => {
+                self.unreachable += 1;
+                self.unreachable_since = now;
+                if self.unreachable > rounds {
+                    self.down.get_or_insert_with(|| failure.clone());
+                }
+                self.pause(now + pause(self.unreachable));
+            }
+            Sign::Trouble | Sign::Unreachable | Sign::None => {}
+        }
+    }
+
+    fn pause(&mut self, until: Instant) {
+        self.paused_until = self.paused_until.max(until);
+    }
+}
+
+/// The wait that a server asked for, within reason.
+pub(super) fn wait_told(seconds: f64) -> Duration {
+    Duration::try_from_secs_f64(seconds.max(0.0))
+        .unwrap_or(LONGEST_PAUSE)
+        .min(LONGEST_PAUSE)
+}
+
+/// The endpoint that is least busy for its weight, of those that may be asked for so many tokens now. `avoid` is
+/// taken only where there is no other.
+pub(super) fn pick(paces: &mut [Pace], tokens: u64, now: Instant, avoid: Option<usize>) -> Pick {
+    let mut best: Option<(bool, f64, f64, usize)> = None;
+    let mut soonest: Option<Duration> = None;
+    let mut is_down = true;
+    for (i, pace) in paces.iter_mut().enumerate() {
+        if pace.down.is_some() {
+            continue;
+        }
+        is_down = false;
+        match pace.wait(tokens, now) {
+            Some(wait) if wait.is_zero() => {
+                let rank = (
+                    avoid == Some(i),
+                    f64::from(pace.in_flight + 1) / pace.weight,
+                    pace.sent as f64 / pace.weight,
+                    i,
+                );
+                if best.is_none_or(|b| rank < b) {
+                    best = Some(rank);
+                }
+            }
+            Some(wait) => soonest = Some(soonest.map_or(wait, |s| s.min(wait))),
+            None => {}
+        }
+    }
+    match best {
+        Some((_, _, _, i)) => Pick::Go(i),
+        None if is_down => Pick::Down,
+        None => Pick::Wait(soonest),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn endpoint(max_in_flight: u32) -> Endpoint {
+        Endpoint {
+            name: "a".into(),
+            url: "http://127.0.0.1/v1".into(),
+            key: None,
+            weight: 1.0,
+            requests_per_minute: None,
+            tokens_per_minute: None,
+            max_in_flight,
+            allow_plain_http: false,
+        }
+    }
+
+    fn fail(pace: &mut Pace, reason: Reason, sent: Instant, now: Instant) {
+        pace.begin(1);
+        pace.end(Err(&Failure::new(reason, "")), sent, now, 3, |_| {
+            Duration::from_secs(1)
+        });
+    }
+
+    #[test]
+    fn trouble_halves_once_for_what_was_in_flight_and_answers_add_one_a_window() {
+        let start = Instant::now();
+        let mut pace = Pace::new(&endpoint(64), start);
+        let later = start + Duration::from_secs(1);
+        for _ in 0..10 {
+            fail(&mut pace, Reason::Overloaded, start, later);
+        }
+        assert_eq!(
+            pace.window(),
+            32,
+            "all ten were sent before the first ended"
+        );
+        fail(&mut pace, Reason::RateLimited, later, later);
+        assert_eq!(pace.window(), 16);
+        for _ in 0..17 {
+            pace.begin(1);
+            pace.end(Ok(()), later, later, 3, |_| Duration::ZERO);
+        }
+        assert_eq!(pace.window(), 17);
+        for n in 0..50 {
+            let at = later + Duration::from_secs(n);
+            fail(&mut pace, Reason::IdleTimeout, at, at);
+        }
+        assert_eq!(pace.window(), 4);
+    }
+
+    #[test]
+    fn refusals_in_a_row_put_it_down_and_an_answer_begins_anew() {
+        let now = Instant::now();
+        let mut pace = Pace::new(&endpoint(64), now);
+        for _ in 0..7 {
+            fail(&mut pace, Reason::Unauthorized, now, now);
+        }
+        pace.begin(1);
+        pace.end(Ok(()), now, now, 3, |_| Duration::ZERO);
+        for _ in 0..39 {
+            fail(&mut pace, Reason::NotFound, now, now);
+        }
+        assert!(pace.down().is_none());
+        fail(&mut pace, Reason::NotFound, now, now);
+        assert_eq!(pace.down().map(|f| f.reason), Some(Reason::NotFound));
+
+        let mut pace = Pace::new(&endpoint(64), now);
+        fail(&mut pace, Reason::OutOfCredit, now, now);
+        assert_eq!(pick(&mut [pace], 1, now, None), Pick::Down);
+    }
+
+    #[test]
+    fn an_endpoint_that_cannot_be_reached_is_paused_and_then_down() {
+        let mut now = Instant::now();
+        let mut pace = Pace::new(&endpoint(64), now);
+        for round in 1..=4 {
+            for _ in 0..20 {
+                fail(
+                    &mut pace,
+                    Reason::Connect,
+                    now,
+                    now + Duration::from_millis(1),
+                );
+            }
+            now += Duration::from_secs(2);
+            assert_eq!(pace.down().is_some(), round == 4, "round {round}");
+        }
+    }
+
+    #[test]
+    fn rates_hold_over_a_minute_and_large_requests_leave_a_debt() {
+        let mut now = Instant::now();
+        let end = now + Duration::from_secs(60);
+        let mut paces = [Pace::new(
+            &Endpoint {
+                requests_per_minute: Some(120.0),
+                tokens_per_minute: Some(60_000.0),
+                ..endpoint(1000)
+            },
+            now,
+        )];
+        let mut sent = 0;
+        while now < end {
+            match pick(&mut paces, 1000, now, None) {
+                Pick::Go(_) => {
+                    paces[0].begin(1000);
+                    sent += 1;
+                }
+                Pick::Wait(Some(wait)) => now += wait.max(Duration::from_micros(1)),
+                other => panic!("{other:?}"),
+            }
+        }
+        assert!((59..=61).contains(&sent), "1000 tokens a second: {sent}");
+    }
+
+    #[test]
+    fn calls_are_shared_by_weight_and_a_paused_endpoint_is_left_alone() {
+        let now = Instant::now();
+        let mut paces = [
+            Pace::new(&endpoint(400), now),
+            Pace::new(
+                &Endpoint {
+                    weight: 3.0,
+                    ..endpoint(400)
+                },
+                now,
+            ),
+        ];
+        for _ in 0..400 {
+            let Pick::Go(i) = pick(&mut paces, 1, now, None) else {
+                panic!("room")
+            };
+            paces[i].begin(1);
+        }
+        assert_eq!(paces[0].in_flight, 100);
+        let mut failure = Failure::new(Reason::RateLimited, "");
+        failure.retry_after_seconds = Some(7.0);
+        paces[1].end(Err(&failure), now, now, 3, |_| Duration::ZERO);
+        assert_eq!(pick(&mut paces, 1, now, None), Pick::Go(0));
+        paces[0].down = Some(failure);
+        assert_eq!(
+            pick(&mut paces, 1, now, None),
+            Pick::Wait(None),
+            "its window is full after the halving"
+        );
+        paces[1].in_flight = 0;
+        assert_eq!(
+            pick(&mut paces, 1, now, None),
+            Pick::Wait(Some(Duration::from_secs(7)))
+        );
+    }
+}

@@ -1,0 +1,322 @@
+//! Questions about answers: log-probabilities, penalties, repetition, counts, speed.
+
+use serde_json::{Value, json};
+
+use super::ask::{Asked, Told, chat, complete};
+use super::read::{self, ALIKE, Place};
+use super::{Counted, Kind, Probe, Scale, Speed};
+use crate::http::{Dialect, Failure};
+
+/// The question of most chats here: short, with one answer.
+pub(super) const QUESTION: &str = "What is the capital of Japan?";
+
+/// The first chat: whether there are log-probabilities, and of what form. Gives what came.
+pub(super) async fn first(asked: &mut Asked<'_>, probe: &mut Probe) -> Result<Told, Failure> {
+    let mut more = json!({ "logprobs": true, "top_logprobs": 5 });
+    if probe.dialect == Some(Dialect::Vllm)
+        && let Some(more) = more.as_object_mut()
+    {
+        more.insert("return_token_ids".into(), true.into());
+    }
+    let mut told = chat(asked, QUESTION, 8, more.clone()).await?;
+    if !told.is_good() {
+        probe.logprobs.limit_said = Some(told.complaint());
+        told = chat(asked, QUESTION, 8, json!({})).await?;
+    }
+    if !told.is_good() {
+        probe
+            .quirks
+            .push(format!("a plain chat is refused: {}", told.complaint()));
+        return Ok(told);
+    }
+    probe.chat = true;
+    let places = read::places(&told);
+    probe.logprobs.kind = read::kind(&places);
+    probe.logprobs.largest_k = widest(&places).min(5);
+    probe.tokens.ids = !places.is_empty() && places.iter().all(|place| place.id.is_some());
+    probe.tokens.top_ids = !places.is_empty() && places.iter().all(|place| place.top_has_ids);
+    probe.tokens.bytes = !places.is_empty() && places.iter().all(|place| place.has_bytes);
+    note_choice(probe, &places);
+    count(probe, &told, places.len() as u64);
+    if probe.logprobs.kind == Kind::Real {
+        repeat(asked, probe, more, &told, &places).await?;
+    }
+    Ok(told)
+}
+
+fn widest(places: &[Place]) -> u32 {
+    places
+        .iter()
+        .map(|place| place.top.len())
+        .max()
+        .unwrap_or(0) as u32
+}
+
+/// At temperature 0 the likeliest token is taken, unless a penalty moves the choice.
+fn note_choice(probe: &mut Probe, places: &[Place]) {
+    if let Some(place) = read::odd_choice(places) {
+        probe.logprobs.penalty_by_default = Some(true);
+        probe.quirks.push(format!(
+            "at temperature 0 it took {:?} where {:?} is likelier by its own log-probabilities: a penalty is on by default, and log-probabilities are those before it",
+            place.token,
+            place.top.first().map_or("", |top| top.0.as_str())
+        ));
+    }
+}
+
+/// `usage` of an answer whose tokens came. An end of sequence may be counted and not shown.
+fn count(probe: &mut Probe, told: &Told, came: u64) {
+    probe.usage.present = told.used("prompt_tokens").is_some();
+    if let Some(said) = told.used("completion_tokens").filter(|_| came > 0) {
+        let stopped = told.choice().get("finish_reason").and_then(Value::as_str) == Some("stop");
+        let right = said == came || stopped && said == came + 1;
+        probe.usage.completion_right = Some(right);
+        if !right {
+            probe.quirks.push(format!(
+                "`usage` counts {said} tokens of an answer of {came}"
+            ));
+        }
+    }
+}
+
+async fn repeat(
+    asked: &mut Asked<'_>,
+    probe: &mut Probe,
+    more: Value,
+    first: &Told,
+    places: &[Place],
+) -> Result<(), Failure> {
+    let again = chat(asked, QUESTION, 8, more).await?;
+    if !again.is_good() {
+        return Ok(());
+    }
+    probe.deterministic = Some(again.answer() == first.answer());
+    let places_again = read::places(&again);
+    let apart = places
+        .iter()
+        .zip(&places_again)
+        .take_while(|(a, b)| a.token == b.token)
+        .filter_map(|(a, b)| read::difference(a, b))
+        .map(|(_, most)| most);
+    probe.repeat_difference = apart.reduce(f64::max);
+    Ok(())
+}
+
+/// How many likeliest tokens can be had.
+pub(super) async fn largest_k(asked: &mut Asked<'_>, probe: &mut Probe) -> Result<(), Failure> {
+    let mut tried: Vec<u32> = Vec::new();
+    let mut next = vec![1000, 64, 20];
+    while let Some(k) = next.pop() {
+        tried.push(k);
+        let more = json!({ "logprobs": true, "top_logprobs": k });
+        let told = chat(asked, QUESTION, 3, more).await?;
+        if told.is_good() {
+            let came = widest(&read::places(&told)).min(k);
+            probe.logprobs.largest_k = probe.logprobs.largest_k.max(came);
+            if came < k {
+                probe.quirks.push(format!(
+                    "asked for {k} likeliest tokens it gives {came} and says nothing"
+                ));
+                break;
+            }
+            continue;
+        }
+        let said = told.complaint();
+        let best = probe.logprobs.largest_k;
+        // A limit that the server names lies between what worked and what did not.
+        let named = read::numbers(&said);
+        let named = named
+            .into_iter()
+            .filter(|n| *n > best && *n < k && !tried.contains(n));
+        next = named.max().into_iter().collect();
+        probe.logprobs.limit_said = Some(said);
+    }
+    Ok(())
+}
+
+/// Whether log-probabilities are those before temperature.
+pub(super) async fn temperature(asked: &mut Asked<'_>, probe: &mut Probe) -> Result<(), Failure> {
+    let k = probe.logprobs.largest_k.min(20);
+    let mut seen = Vec::new();
+    for temperature in [1.0, 0.5] {
+        let more = json!({
+            "logprobs": true, "top_logprobs": k, "temperature": temperature, "top_p": 1, "seed": 1,
+        });
+        let told = chat(asked, QUESTION, 1, more).await?;
+        if !told.is_good() {
+            return Ok(());
+        }
+        seen.extend(read::places(&told).into_iter().next());
+    }
+    if let [one, half] = seen.as_slice()
+        && let Some(slope) = read::slope(one, half)
+    {
+        probe.logprobs.temperature = match slope {
+            s if (s - 1.0).abs() < 0.25 => Scale::Raw,
+            s if (s - 2.0).abs() < 0.5 => Scale::Processed,
+            _ => Scale::Unknown,
+        };
+    }
+    Ok(())
+}
+
+/// What a model goes on with by itself, so that penalties have something to act on.
+const REPEATING: &str = "yes yes yes yes yes yes yes yes yes yes yes yes";
+
+/// Whether a penalty is on by default, and whether log-probabilities show it.
+pub(super) async fn penalties(asked: &mut Asked<'_>, probe: &mut Probe) -> Result<(), Failure> {
+    let none = json!({
+        "repeat_penalty": 1.0, "repetition_penalty": 1.0, "frequency_penalty": 0, "presence_penalty": 0,
+    });
+    let strong = json!({
+        "repeat_penalty": 1.0, "repetition_penalty": 1.0, "frequency_penalty": 2, "presence_penalty": 2,
+    });
+    let plain = continued(asked, probe, json!({})).await?;
+    let without = continued(asked, probe, none).await?;
+    let with = continued(asked, probe, strong).await?;
+    let (Some(plain), Some(without)) = (plain, without) else {
+        return Ok(());
+    };
+    note_choice(probe, &plain);
+    if moved(&plain, &without) || diverge(&plain, &without) {
+        probe.logprobs.penalty_by_default = Some(true);
+    } else {
+        probe.logprobs.penalty_by_default.get_or_insert(false);
+    }
+    if let Some(with) = with {
+        probe.logprobs.penalties = match (moved(&without, &with), diverge(&without, &with)) {
+            (true, _) => Scale::Processed,
+            (false, true) => Scale::Raw,
+            // Nothing happened: the penalty was ignored, or was too weak.
+            (false, false) => Scale::Unknown,
+        };
+    }
+    Ok(())
+}
+
+async fn continued(
+    asked: &mut Asked<'_>,
+    probe: &Probe,
+    mut more: Value,
+) -> Result<Option<Vec<Place>>, Failure> {
+    if let Some(more) = more.as_object_mut() {
+        more.insert(
+            "logprobs".into(),
+            if probe.completions {
+                5.into()
+            } else {
+                true.into()
+            },
+        );
+        if !probe.completions {
+            more.insert("top_logprobs".into(), 5.into());
+        }
+    }
+    let told = match probe.completions {
+        true => complete(asked, REPEATING.into(), 6, more).await?,
+        false => chat(asked, REPEATING, 6, more).await?,
+    };
+    let places = read::places(&told);
+    Ok((told.is_good() && !places.is_empty()).then_some(places))
+}
+
+/// Whether log-probabilities differ while the tokens before are the same.
+fn moved(a: &[Place], b: &[Place]) -> bool {
+    for (a, b) in a.iter().zip(b) {
+        if read::difference(a, b).is_none_or(|(mean, _)| mean > ALIKE) {
+            return true;
+        }
+        if a.token != b.token {
+            return false;
+        }
+    }
+    false
+}
+
+fn diverge(a: &[Place], b: &[Place]) -> bool {
+    a.iter().zip(b).any(|(a, b)| a.token != b.token)
+}
+
+/// What `usage` counts of several prompts, of `n`, and in streams.
+pub(super) async fn counts(asked: &mut Asked<'_>, probe: &mut Probe) -> Result<(), Failure> {
+    if probe.completions {
+        several_prompts(asked, probe).await?;
+    }
+    let told = chat(asked, QUESTION, 16, json!({ "seed": 1, "n": 2 })).await?;
+    if told.is_good() && choices(&told).len() < 2 {
+        probe.quirks.push("`n = 2` gives one answer".into());
+    }
+    let more = json!({ "stream": true, "stream_options": { "include_usage": true } });
+    let told = chat(asked, QUESTION, 4, more).await?;
+    if told.status == 200 {
+        let mut events = told
+            .text
+            .lines()
+            .filter_map(|line| line.strip_prefix("data:"));
+        let has_usage = events.any(|event| {
+            let event: Value = serde_json::from_str(event.trim()).unwrap_or_default();
+            event.pointer("/usage/completion_tokens").is_some()
+        });
+        probe.usage.in_streams = Some(has_usage);
+    }
+    Ok(())
+}
+
+fn choices(told: &Told) -> &[Value] {
+    let choices = told.json.get("choices").and_then(Value::as_array);
+    choices.map(Vec::as_slice).unwrap_or_default()
+}
+
+async fn several_prompts(asked: &mut Asked<'_>, probe: &mut Probe) -> Result<(), Failure> {
+    let told = complete(asked, json!(["Hello", "The sky is"]), 4, json!({})).await?;
+    let choices = choices(&told);
+    if !told.is_good() || choices.len() < 2 {
+        probe
+            .quirks
+            .push("several prompts in one request are refused".into());
+        return Ok(());
+    }
+    let at_limit =
+        |choice: &Value| choice.get("finish_reason").and_then(Value::as_str) == Some("length");
+    if let Some(said) = told
+        .used("completion_tokens")
+        .filter(|_| choices.iter().all(at_limit))
+    {
+        let Counted {
+            counts_all_prompts, ..
+        } = &mut probe.usage;
+        *counts_all_prompts = Some(said >= 8);
+        if said < 8 {
+            probe.quirks.push(format!(
+                "`usage` counts one of several prompts: {said} tokens of answers of 8 together"
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Tokens a second and bytes a token, at several k.
+pub(super) async fn speeds(asked: &mut Asked<'_>, probe: &mut Probe) -> Result<(), Failure> {
+    let largest = probe.logprobs.largest_k;
+    let mut ks: Vec<Option<u32>> = vec![None];
+    if probe.logprobs.kind == Kind::Real {
+        let wanted = [1, 5, 20, 64].into_iter().filter(|k| *k <= largest);
+        ks.extend(wanted.map(Some));
+    }
+    for k in ks {
+        let more = match k {
+            None => json!({}),
+            Some(k) => json!({ "logprobs": true, "top_logprobs": k }),
+        };
+        let told = chat(asked, "Count from one to twenty in words.", 24, more).await?;
+        let tokens = told.used("completion_tokens").unwrap_or(0) as f64;
+        if told.is_good() && tokens > 0.0 {
+            probe.speeds.push(Speed {
+                k,
+                tokens_per_second: tokens / told.seconds.max(1e-6),
+                bytes_per_token: told.bytes as f64 / tokens,
+            });
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,375 @@
+//! One request over the wire: its limits in time and size, and no key where none belongs.
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION, RETRY_AFTER};
+use reqwest::{Client, Method, Response, Url};
+use tokio::time::timeout;
+
+use super::{Endpoint, Failure, Key, Reason, Timeouts};
+use crate::Error;
+
+/// Bytes of a refusal that are read; the rest says nothing more.
+const REFUSAL_BYTES: u64 = 64 << 10;
+
+/// Redirects that are followed, to the same host.
+const REDIRECTS: u32 = 4;
+
+/// Requests that share one client, and with it one connection where the server speaks HTTP/2. Servers allow
+/// about a hundred streams on one.
+const STREAMS: u32 = 96;
+
+/// Connections to one endpoint.
+pub(super) struct Line {
+    clients: Vec<Client>,
+    url: Url,
+    key: Option<Key>,
+    timeouts: Timeouts,
+    max_body_bytes: u64,
+}
+
+/// A reply of any status, whole.
+#[derive(Debug)]
+pub(super) struct Answered {
+    /// The status.
+    pub status: u16,
+    /// The header `Retry-After`, as it came.
+    pub retry_after: Option<String>,
+    /// The body, decoded, without the key.
+    pub body: Vec<u8>,
+    /// From sending to the headers.
+    pub first_byte_seconds: f64,
+    /// From sending to the end.
+    pub seconds: f64,
+}
+
+/// A reply whose headers came.
+pub(super) struct Opened {
+    pub(super) status: u16,
+    pub(super) retry_after: Option<String>,
+    pub(super) is_stream: bool,
+    pub(super) first_byte_seconds: f64,
+    response: Response,
+    begun: Instant,
+    read: u64,
+    limit: u64,
+    timeouts: Timeouts,
+}
+
+/// Asks once and reads the whole reply: with `json` by POST, else by GET. `path` lies below the base URL, such as
+/// `/models`, or at the host's root. Statuses other than 2xx are replies too.
+pub(super) async fn exchange(
+    line: &Line,
+    path: &str,
+    from_root: bool,
+    json: Option<Vec<u8>>,
+) -> Result<Answered, Failure> {
+    let mut opened = open(line, 0, path, from_root, json.map(Bytes::from)).await?;
+    let body = opened.whole(line).await?;
+    Ok(Answered {
+        status: opened.status,
+        retry_after: opened.retry_after.take(),
+        body,
+        first_byte_seconds: opened.first_byte_seconds,
+        seconds: opened.begun.elapsed().as_secs_f64(),
+    })
+}
+
+impl Line {
+    /// Clients for an endpoint; nothing is sent.
+    pub(super) fn new(
+        endpoint: &Endpoint,
+        timeouts: Timeouts,
+        max_body_bytes: u64,
+    ) -> Result<Line, Error> {
+        let url = endpoint.checked_url()?;
+        // The first to come installs it; that it is there already is no failure.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let mut headers = HeaderMap::new();
+        if let Some(key) = &endpoint.key {
+            let mut value =
+                HeaderValue::from_str(&key.authorization()).map_err(|_| Error::Endpoint {
+                    endpoint: endpoint.name.clone(),
+                    why:
+                        "its key has characters that no header can carry: check where it comes from"
+                            .into(),
+                })?;
+            value.set_sensitive(true);
+            headers.insert(AUTHORIZATION, value);
+        }
+        let is_plain = url.scheme() == "http";
+        let count = if is_plain {
+            1
+        } else {
+            endpoint.max_in_flight.div_ceil(STREAMS)
+        };
+        let clients = (0..count)
+            .map(|_| {
+                let mut builder = Client::builder()
+                    .user_agent(concat!("potstill/", env!("CARGO_PKG_VERSION")))
+                    .default_headers(headers.clone())
+                    .redirect(reqwest::redirect::Policy::none())
+                    .retry(reqwest::retry::never())
+                    .no_proxy()
+                    .referer(false)
+                    .connect_timeout(timeouts.connect)
+                    // Servers close after 5 s; a request on a connection that is being closed is lost.
+                    .pool_idle_timeout(Duration::from_secs(4))
+                    .http2_adaptive_window(true);
+                if is_plain {
+                    // Spares the reading of the system's certificates.
+                    builder = builder.tls_certs_only([]);
+                }
+                builder.build()
+            })
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|e| Error::Endpoint {
+                endpoint: endpoint.name.clone(),
+                why: format!("no client can be set up: {}", said(&e)),
+            })?;
+        Ok(Line {
+            clients,
+            url,
+            key: endpoint.key.clone(),
+            timeouts,
+            max_body_bytes,
+        })
+    }
+
+    /// The key.
+    pub(super) fn key(&self) -> Option<&Key> {
+        self.key.as_ref()
+    }
+
+    fn address(&self, path: &str, from_root: bool) -> Url {
+        let mut url = self.url.clone();
+        let base = if from_root {
+            ""
+        } else {
+            self.url.path().trim_end_matches('/')
+        };
+        url.set_path(&format!("{base}{path}"));
+        url
+    }
+}
+
+/// Sends a request and waits for the headers of its reply. `nth` spreads requests over clients.
+pub(super) async fn open(
+    line: &Line,
+    nth: u64,
+    path: &str,
+    from_root: bool,
+    json: Option<Bytes>,
+) -> Result<Opened, Failure> {
+    let begun = Instant::now();
+    let client = &line.clients[(nth % line.clients.len() as u64) as usize];
+    let mut url = line.address(path, from_root);
+    let limit = line.timeouts.first_byte.min(line.timeouts.whole);
+    for _ in 0..=REDIRECTS {
+        let mut request = client.request(
+            if json.is_some() {
+                Method::POST
+            } else {
+                Method::GET
+            },
+            url.clone(),
+        );
+        if let Some(json) = &json {
+            request = request
+                .header(CONTENT_TYPE, "application/json")
+                .body(json.clone());
+        }
+        let left = limit.saturating_sub(begun.elapsed());
+        let response = match timeout(left, request.send()).await {
+            Err(_) => {
+                return Err(Failure::new(
+                    Reason::FirstByteTimeout,
+                    format!("no reply within {} s", limit.as_secs_f64()),
+                ));
+            }
+            Ok(Err(e)) => return Err(failed(line, &e, begun.elapsed())),
+            Ok(Ok(response)) => response,
+        };
+        if !response.status().is_redirection() {
+            return Ok(opened(response, begun, line));
+        }
+        url = redirected(&url, &response, json.is_some())?;
+    }
+    Err(Failure::new(
+        Reason::Redirected,
+        format!("more than {REDIRECTS} redirects"),
+    ))
+}
+
+fn opened(response: Response, begun: Instant, line: &Line) -> Opened {
+    let header = |name| {
+        response
+            .headers()
+            .get(name)
+            .and_then(|v| v.to_str().ok())
+            .map(str::to_owned)
+    };
+    let is_stream = header(CONTENT_TYPE).is_some_and(|t| t.starts_with("text/event-stream"));
+    let is_good = response.status().is_success();
+    Opened {
+        status: response.status().as_u16(),
+        retry_after: header(RETRY_AFTER),
+        is_stream,
+        first_byte_seconds: begun.elapsed().as_secs_f64(),
+        response,
+        begun,
+        read: 0,
+        limit: if is_good {
+            line.max_body_bytes
+        } else {
+            line.max_body_bytes.min(REFUSAL_BYTES)
+        },
+        timeouts: line.timeouts,
+    }
+}
+
+/// Where a redirect leads, if it may be followed: the same scheme, host and port, with the same method and body.
+fn redirected(from: &Url, response: &Response, has_body: bool) -> Result<Url, Failure> {
+    let status = response.status().as_u16();
+    let refuse = |why: String| {
+        let mut failure = Failure::new(Reason::Redirected, why);
+        failure.status = Some(status);
+        failure
+    };
+    let to = response
+        .headers()
+        .get(LOCATION)
+        .and_then(|v| v.to_str().ok())
+        .and_then(|v| from.join(v).ok())
+        .ok_or_else(|| refuse("a redirect that names no place".into()))?;
+    if to.origin() != from.origin() {
+        return Err(refuse(format!(
+            "the server sends us on to `{}`, where the key is not sent: if that is right, set it as `url`",
+            to.origin().ascii_serialization()
+        )));
+    }
+    if has_body && !matches!(status, 307 | 308) {
+        return Err(refuse(format!(
+            "the server sends us on to `{}` with status {status}, which drops the question: set the right `url`",
+            to.path()
+        )));
+    }
+    Ok(to)
+}
+
+impl Opened {
+    /// The next piece of the body, decoded; `None` at its end.
+    pub(super) async fn piece(&mut self, line: &Line) -> Result<Option<Bytes>, Failure> {
+        let left = self.timeouts.whole.saturating_sub(self.begun.elapsed());
+        let limit = left.min(self.timeouts.idle);
+        let piece = match timeout(limit, self.response.chunk()).await {
+            Err(_) if limit < self.timeouts.idle => {
+                return Err(self.failure(
+                    Reason::TotalTimeout,
+                    format!("not over within {} s", self.timeouts.whole.as_secs_f64()),
+                ));
+            }
+            Err(_) => {
+                return Err(self.failure(
+                    Reason::IdleTimeout,
+                    format!("nothing came for {} s", self.timeouts.idle.as_secs_f64()),
+                ));
+            }
+            Ok(Err(e)) => {
+                let mut failure = failed(line, &e, self.begun.elapsed());
+                failure.status = Some(self.status);
+                return Err(failure);
+            }
+            Ok(Ok(piece)) => piece,
+        };
+        if let Some(piece) = &piece {
+            self.read += piece.len() as u64;
+            if self.read > self.limit {
+                return Err(self.failure(
+                    Reason::TooLarge,
+                    format!("the reply has more than {} bytes", self.limit),
+                ));
+            }
+        }
+        Ok(piece)
+    }
+
+    /// All of the body, without the key. Of a refusal only the beginning.
+    pub(super) async fn whole(&mut self, line: &Line) -> Result<Vec<u8>, Failure> {
+        let is_good = (200..300).contains(&self.status);
+        let told = self.response.content_length().unwrap_or(0);
+        if told > self.limit && is_good {
+            return Err(self.failure(
+                Reason::TooLarge,
+                format!("the reply has {told} bytes, more than {}", self.limit),
+            ));
+        }
+        let mut body = Vec::with_capacity(told.min(1 << 20) as usize);
+        loop {
+            match self.piece(line).await {
+                Ok(Some(piece)) => body.extend_from_slice(&piece),
+                Ok(None) => break,
+                // The status says enough.
+                Err(_) if !is_good => break,
+                Err(failure) => return Err(failure),
+            }
+        }
+        if let Some(key) = &line.key {
+            key.scrub_bytes(&mut body);
+        }
+        Ok(body)
+    }
+
+    /// Bytes of the body so far, decoded.
+    pub(super) fn bytes(&self) -> u64 {
+        self.read
+    }
+
+    fn failure(&self, reason: Reason, message: String) -> Failure {
+        let mut failure = Failure::new(reason, message);
+        failure.status = Some(self.status);
+        failure
+    }
+}
+
+/// What became of a request that gave no reply, or half of one.
+fn failed(line: &Line, error: &reqwest::Error, after: Duration) -> Failure {
+    let reason = if error.is_connect() {
+        Reason::Connect
+    } else if error.is_timeout() {
+        Reason::TotalTimeout
+    } else if error.is_decode() {
+        // A body whose compression is broken was cut, or is not what its header says.
+        Reason::Malformed
+    } else {
+        Reason::Cut
+    };
+    let mut message = format!("{} after {:.1} s", said(error), after.as_secs_f64());
+    if let Some(key) = &line.key {
+        key.scrub(&mut message);
+    }
+    message.truncate(message.floor_char_boundary(500));
+    Failure::new(reason, message)
+}
+
+/// An error with its causes, without the URL.
+fn said(error: &reqwest::Error) -> String {
+    let mut text = String::new();
+    let mut cause: Option<&dyn std::error::Error> = std::error::Error::source(error);
+    while let Some(e) = cause {
+        if !text.is_empty() {
+            text.push_str(": ");
+        }
+        text.push_str(&e.to_string());
+        cause = e.source();
+    }
+    if text.is_empty() {
+        text = if error.is_connect() {
+            "no connection".into()
+        } else {
+            "the exchange failed".into()
+        };
+    }
+    text
+}

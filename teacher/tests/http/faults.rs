@@ -1,0 +1,186 @@
+//! Everything that a server can do wrong, one by one and all at once.
+
+use std::collections::HashSet;
+use std::time::{Duration, Instant};
+
+use potstill_teacher::http::{Ended, OnLength, Reason, Settings, Timeouts};
+
+use crate::server::{FAULTS, Fault, Plan};
+use crate::support::{Came, first_word, run, settings, start};
+
+/// What a fault may be called; nothing for an answer.
+fn reasons(fault: Fault, stream: bool) -> &'static [Reason] {
+    match fault {
+        Fault::Status(400) => &[Reason::BadRequest],
+        Fault::Status(401) => &[Reason::Unauthorized],
+        Fault::Status(403) => &[Reason::Forbidden],
+        Fault::Status(404) => &[Reason::NotFound],
+        Fault::Status(408) => &[Reason::RequestTimeout],
+        Fault::Status(429) | Fault::RetryAfter(_) => &[Reason::RateLimited],
+        Fault::Status(500) => &[Reason::ServerError],
+        Fault::Status(_) => &[Reason::Overloaded],
+        Fault::HangBeforeHeaders => &[Reason::FirstByteTimeout],
+        Fault::HangBetweenChunks | Fault::HangForEver | Fault::Drip => &[Reason::IdleTimeout],
+        Fault::Reset => &[Reason::Cut],
+        Fault::Truncated if stream => &[Reason::Cut],
+        Fault::Truncated | Fault::InvalidUtf8 | Fault::WrongShape | Fault::NotANumber => {
+            &[Reason::Malformed]
+        }
+        Fault::ErrorInside => &[Reason::ErrorInside, Reason::ServerError],
+        Fault::NoChoice if stream => &[Reason::Cut, Reason::Empty],
+        Fault::NoChoice | Fault::Empty => &[Reason::Empty],
+        // A streamed fault of this kind is a reply without a choice.
+        Fault::FewerLogprobs | Fault::IdsOutOfRange if stream => &[Reason::Cut, Reason::Empty],
+        Fault::FewerLogprobs => &[Reason::BadLogprobs],
+        // Ids are in the tokens' texts, which only vLLM's dialect reads as ids.
+        Fault::IdsOutOfRange => &[],
+        Fault::Huge => &[Reason::TooLarge],
+        Fault::Twice => &[],
+    }
+}
+
+fn impatient(settings: Settings) -> Settings {
+    Settings {
+        timeouts: Timeouts {
+            connect: Duration::from_secs(5),
+            first_byte: Duration::from_millis(1500),
+            idle: Duration::from_millis(700),
+            whole: Duration::from_secs(20),
+        },
+        ..settings
+    }
+}
+
+fn one(fault: Fault, stream: bool) -> Came {
+    let running = start(Plan {
+        faulty: 1.0,
+        faults: vec![fault],
+        hang: Duration::from_secs(4),
+        ..Plan::default()
+    });
+    let mut settings = impatient(settings(running.server.url()));
+    settings.asking.stream = stream;
+    settings.asking.logprobs = Some(2);
+    settings.attempts = 2;
+    run(&settings, 1)
+}
+
+#[test]
+fn every_fault_has_its_reason() {
+    for stream in [false, true] {
+        std::thread::scope(|scope| {
+            for &fault in FAULTS {
+                scope.spawn(move || {
+                    let came = one(fault, stream);
+                    let what = format!("{fault:?}, streamed: {stream}");
+                    assert_eq!(came.ended.unwrap(), Ended::Finished, "{what}");
+                    let [landed] = &came.landed[..] else {
+                        panic!("{what}: {:?}", came.landed)
+                    };
+                    let expected = reasons(fault, stream);
+                    match &landed.outcome {
+                        Ok(_) => assert!(expected.is_empty(), "{what}: an answer"),
+                        Err(f) => assert!(expected.contains(&f.reason), "{what}: {f:?}"),
+                    }
+                    let tries = landed.outcome.as_ref().err().map_or(1, |f| {
+                        1 + u32::from(f.reason.is_transient() || f.reason.is_endpoints())
+                    });
+                    assert_eq!(landed.attempts, tries, "{what}");
+                    assert_eq!(came.attempts.len() as u32, tries, "{what}");
+                });
+            }
+        });
+    }
+}
+
+#[test]
+fn a_body_that_only_drips_is_given_up_in_the_end() {
+    let running = start(Plan {
+        faulty: 1.0,
+        faults: vec![Fault::Drip],
+        ..Plan::default()
+    });
+    let mut settings = settings(running.server.url());
+    settings.timeouts.whole = Duration::from_millis(2500);
+    settings.attempts = 1;
+    let came = run(&settings, 1);
+    let failure = came.landed[0].outcome.clone().unwrap_err();
+    assert_eq!(failure.reason, Reason::TotalTimeout);
+}
+
+/// Must show 3: every prompt ends once, in an answer that is its own or in a typed failure.
+#[test]
+fn ten_thousand_prompts_of_which_three_in_ten_replies_are_faulty() {
+    const CALLS: u64 = 10_000;
+    let running = start(Plan {
+        seed: 3,
+        faulty: 0.3,
+        latency: Duration::from_millis(2),
+        latency_spread: 10.0,
+        hang: Duration::from_secs(3),
+        ..Plan::default()
+    });
+    let mut settings = impatient(settings(running.server.url()));
+    settings.endpoints[0].max_in_flight = 256;
+    let begun = Instant::now();
+    let came = run(&settings, CALLS);
+    assert_eq!(came.ended.as_ref().unwrap(), &Ended::Finished);
+    assert!(
+        begun.elapsed() < Duration::from_secs(300),
+        "{:?}",
+        begun.elapsed()
+    );
+
+    let numbers: HashSet<u64> = came.landed.iter().map(|l| l.call.number).collect();
+    assert_eq!(
+        (came.landed.len() as u64, numbers.len() as u64),
+        (CALLS, CALLS)
+    );
+    for landed in &came.landed {
+        assert!((1..=4).contains(&landed.attempts), "{landed:?}");
+        match &landed.outcome {
+            Ok(reply) => {
+                let word = first_word(landed.call.number);
+                assert!(
+                    reply.completion.answer.starts_with(&word),
+                    "another's answer: {landed:?}"
+                );
+                assert_eq!(reply.completion.prompt_id, landed.call.prompt.id);
+            }
+            Err(f) => assert!(!f.message.is_empty() && f.message.len() <= 500, "{f:?}"),
+        }
+    }
+    let requests: HashSet<u64> = came.attempts.iter().map(|a| a.request).collect();
+    assert_eq!(requests.len(), came.attempts.len());
+    assert_eq!(came.sent.len(), came.attempts.len());
+    let counts = running.server.counts();
+    assert_eq!(counts.requests, came.sent.len() as u64);
+    let good = came.attempts.iter().filter(|a| a.failed.is_none()).count();
+    assert_eq!(good, came.answers());
+    assert!(counts.answers >= good as u64);
+    // Faults that may help to ask again: a prompt fails for good in one of some fifty cases.
+    assert!(came.answers() > 9_500, "{} answers", came.answers());
+}
+
+#[test]
+fn an_answer_at_the_limit_is_kept_dropped_or_made_longer() {
+    let running = start(Plan {
+        answer_tokens: 40,
+        ..Plan::default()
+    });
+    let mut settings = settings(running.server.url());
+    let came = run(&settings, 3);
+    assert_eq!(came.answers(), 3);
+    settings.on_length = OnLength::Drop;
+    let came = run(&settings, 3);
+    assert!(came.landed.iter().all(|l| {
+        l.outcome
+            .as_ref()
+            .is_err_and(|f| f.reason == Reason::Length && f.billed.is_some())
+    }));
+    assert_eq!(came.attempts.len(), 3, "asking again would not help");
+    // OpenAI's own API cannot go on from the end: what is paid for is kept.
+    settings.on_length = OnLength::Continue;
+    let came = run(&settings, 3);
+    assert_eq!(came.answers(), 3);
+}

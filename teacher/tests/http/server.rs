@@ -1,0 +1,761 @@
+//! A server on loopback that speaks OpenAI's protocol and fails on purpose. What it does is a function of the
+//! prompt, of how often that was asked, and of a seed.
+
+use std::collections::HashMap;
+use std::fmt::Write as _;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::sleep;
+
+/// What goes wrong with one reply.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Fault {
+    /// A status and a JSON error.
+    Status(u16),
+    /// 429 with `Retry-After` in seconds.
+    RetryAfter(u32),
+    /// Nothing for a time, then the answer.
+    HangBeforeHeaders,
+    /// Half of the body, nothing for a time, then the rest.
+    HangBetweenChunks,
+    /// Half of the body and then nothing.
+    HangForEver,
+    /// Half of the body and then a reset.
+    Reset,
+    /// A complete body of half the JSON.
+    Truncated,
+    /// A byte that is no UTF-8, in the answer.
+    InvalidUtf8,
+    /// JSON of another shape.
+    WrongShape,
+    /// `NaN` for a number.
+    NotANumber,
+    /// Status 200 with an error inside.
+    ErrorInside,
+    /// No choice.
+    NoChoice,
+    /// A choice without text.
+    Empty,
+    /// Log-probabilities for one token less than there are.
+    FewerLogprobs,
+    /// Ids that no vocabulary has.
+    IdsOutOfRange,
+    /// 200 MB.
+    Huge,
+    /// One byte a second.
+    Drip,
+    /// The answer, and the answer again on the same connection.
+    Twice,
+}
+
+/// All of them.
+pub const FAULTS: &[Fault] = &[
+    Fault::Status(400),
+    Fault::Status(401),
+    Fault::Status(403),
+    Fault::Status(404),
+    Fault::Status(408),
+    Fault::Status(429),
+    Fault::RetryAfter(0),
+    Fault::Status(500),
+    Fault::Status(502),
+    Fault::Status(503),
+    Fault::Status(529),
+    Fault::HangBeforeHeaders,
+    Fault::HangBetweenChunks,
+    Fault::HangForEver,
+    Fault::Reset,
+    Fault::Truncated,
+    Fault::InvalidUtf8,
+    Fault::WrongShape,
+    Fault::NotANumber,
+    Fault::ErrorInside,
+    Fault::NoChoice,
+    Fault::Empty,
+    Fault::FewerLogprobs,
+    Fault::IdsOutOfRange,
+    Fault::Huge,
+    Fault::Drip,
+    Fault::Twice,
+];
+
+/// What the server does.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// Which requests fail, and how, follows from this.
+    pub seed: u64,
+    /// Share of the requests that fail.
+    pub faulty: f64,
+    /// How they fail, drawn evenly.
+    pub faults: Vec<Fault>,
+    /// Time before each reply.
+    pub latency: Duration,
+    /// Each reply's latency is drawn from one to so many times that.
+    pub latency_spread: f64,
+    /// How long a hang lasts.
+    pub hang: Duration,
+    /// Words of an answer, a token each.
+    pub answer_tokens: u32,
+    /// Bytes of a word, with its space.
+    pub token_bytes: usize,
+    /// Whether answers and errors repeat the header `Authorization`.
+    pub echo: bool,
+    /// Whether replies say what was counted.
+    pub usage: bool,
+    /// Whether every question gets the reply to the first, made once: for measuring clients.
+    pub same: bool,
+    /// Where every request is redirected to, with this status.
+    pub redirect: Option<(u16, String)>,
+}
+
+impl Default for Plan {
+    fn default() -> Plan {
+        Plan {
+            seed: 0,
+            faulty: 0.0,
+            faults: FAULTS.to_vec(),
+            latency: Duration::from_millis(1),
+            latency_spread: 1.0,
+            hang: Duration::from_secs(600),
+            answer_tokens: 12,
+            token_bytes: 8,
+            echo: false,
+            usage: true,
+            same: false,
+            redirect: None,
+        }
+    }
+}
+
+/// What the server saw and did.
+#[derive(Debug, Clone, Default)]
+pub struct Counts {
+    /// Requests whose head and body came.
+    pub requests: u64,
+    /// Good answers, written to their end.
+    pub answers: u64,
+    /// Tokens of their prompts.
+    pub prompt_tokens: u64,
+    /// Tokens of theirs.
+    pub completion_tokens: u64,
+    /// Tokens of prompts that the server worked on, whatever came of it.
+    pub worked_prompt_tokens: u64,
+    /// Tokens of answers that it worked on.
+    pub worked_completion_tokens: u64,
+    /// Requests under way.
+    pub in_flight: u64,
+    /// Most of them at once.
+    pub in_flight_most: u64,
+    /// Requests with the header `Authorization`.
+    pub authorized: u64,
+    /// Faults caused, by name.
+    pub faults: HashMap<String, u64>,
+    asked: HashMap<u64, u32>,
+    same: Option<Arc<Vec<u8>>>,
+}
+
+/// A running server.
+#[derive(Debug, Clone)]
+pub struct Server {
+    /// Where it listens.
+    pub address: SocketAddr,
+    counts: Arc<Mutex<Counts>>,
+}
+
+impl Server {
+    /// Listens on a free port of the loopback, on the current runtime, until that ends.
+    pub async fn start(plan: Plan) -> io::Result<Server> {
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let server = Server {
+            address: listener.local_addr()?,
+            counts: Arc::default(),
+        };
+        let counts = Arc::clone(&server.counts);
+        let plan = Arc::new(plan);
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let _ = stream.set_nodelay(true);
+                let (plan, counts) = (Arc::clone(&plan), Arc::clone(&counts));
+                tokio::spawn(async move {
+                    // A client that goes away is no failure of the server.
+                    let _ = serve(stream, &plan, &counts).await;
+                });
+            }
+        });
+        Ok(server)
+    }
+
+    /// The base URL.
+    pub fn url(&self) -> String {
+        format!("http://{}/v1", self.address)
+    }
+
+    /// What was seen so far.
+    pub fn counts(&self) -> Counts {
+        locked(&self.counts).clone()
+    }
+}
+
+fn locked(counts: &Mutex<Counts>) -> MutexGuard<'_, Counts> {
+    counts.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What a request says, as far as the server cares.
+struct Asked {
+    path: String,
+    authorization: Option<String>,
+    body: Vec<u8>,
+}
+
+struct InFlight<'a>(&'a Mutex<Counts>);
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        locked(self.0).in_flight -= 1;
+    }
+}
+
+async fn serve(mut stream: TcpStream, plan: &Plan, counts: &Mutex<Counts>) -> io::Result<()> {
+    let mut buffer = Vec::new();
+    while let Some(asked) = read(&mut stream, &mut buffer).await? {
+        if asked.path.ends_with("/__counts") {
+            let text = counted(&locked(counts));
+            write_whole(&mut stream, 200, "", text.as_bytes()).await?;
+            continue;
+        }
+        if asked.path.ends_with("/models") {
+            let models = br#"{"object":"list","data":[{"id":"faulty","object":"model"}]}"#;
+            write_whole(&mut stream, 200, "", models).await?;
+            continue;
+        }
+        {
+            let mut counts = locked(counts);
+            counts.requests += 1;
+            counts.in_flight += 1;
+            counts.in_flight_most = counts.in_flight_most.max(counts.in_flight);
+            counts.authorized += u64::from(asked.authorization.is_some());
+        }
+        let _in_flight = InFlight(counts);
+        answer(&mut stream, &asked, plan, counts).await?;
+    }
+    Ok(())
+}
+
+async fn read(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> io::Result<Option<Asked>> {
+    let end = loop {
+        if let Some(at) = buffer.windows(4).position(|w| w == b"\r\n\r\n") {
+            break at + 4;
+        }
+        if stream.read_buf(buffer).await? == 0 {
+            return Ok(None);
+        }
+    };
+    let head = String::from_utf8_lossy(&buffer[..end]).into_owned();
+    let mut length = 0;
+    let mut authorization = None;
+    for line in head.lines().skip(1) {
+        let Some((name, value)) = line.split_once(':') else {
+            continue;
+        };
+        if name.eq_ignore_ascii_case("content-length") {
+            length = value.trim().parse().unwrap_or(0);
+        } else if name.eq_ignore_ascii_case("authorization") {
+            authorization = Some(value.trim().to_owned());
+        }
+    }
+    while buffer.len() < end + length {
+        if stream.read_buf(buffer).await? == 0 {
+            return Ok(None);
+        }
+    }
+    let body = buffer[end..end + length].to_vec();
+    buffer.drain(..end + length);
+    let path = head.split_whitespace().nth(1).unwrap_or("/").to_owned();
+    Ok(Some(Asked {
+        path,
+        authorization,
+        body,
+    }))
+}
+
+/// A hash that is the same everywhere: FNV-1a, stirred at its end.
+pub fn hash(parts: &[&[u8]]) -> u64 {
+    let mut h: u64 = 0xcbf2_9ce4_8422_2325;
+    for byte in parts.iter().copied().flatten() {
+        h = (h ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+    }
+    h ^= h >> 33;
+    h = h.wrapping_mul(0xff51_afd7_ed55_8ccd);
+    h ^ (h >> 33)
+}
+
+/// The fault of one request, if it has one.
+pub fn fault(plan: &Plan, prompt: u64, attempt: u32) -> Option<Fault> {
+    let drawn = hash(&[
+        &prompt.to_le_bytes(),
+        &attempt.to_le_bytes(),
+        &plan.seed.to_le_bytes(),
+    ]);
+    let share = (drawn >> 11) as f64 / (1_u64 << 53) as f64;
+    if plan.faults.is_empty() || share >= plan.faulty {
+        return None;
+    }
+    let which = hash(&[&drawn.to_le_bytes()]) % plan.faults.len() as u64;
+    plan.faults.get(which as usize).copied()
+}
+
+/// A request, parsed, and what the server will make of it.
+struct Work {
+    question: Value,
+    text: String,
+    is_chat: bool,
+    is_stream: bool,
+    words: Vec<String>,
+    prompt_tokens: u64,
+    is_cut: bool,
+    echo: Option<String>,
+    usage: bool,
+}
+
+fn work(asked: &Asked, plan: &Plan) -> Option<(Work, u64)> {
+    let question: Value = serde_json::from_slice(&asked.body).ok()?;
+    let is_chat = asked.path.ends_with("/chat/completions");
+    let text = if is_chat {
+        let messages = question.get("messages")?.as_array()?;
+        let said = messages.iter().filter_map(|m| m.get("content")?.as_str());
+        said.collect::<Vec<_>>().join("\n")
+    } else {
+        question.get("prompt")?.to_string()
+    };
+    let seed = question
+        .get("seed")
+        .map(Value::to_string)
+        .unwrap_or_default();
+    let key = hash(&[text.as_bytes(), seed.as_bytes()]);
+    let limit = ["max_tokens", "max_completion_tokens"]
+        .iter()
+        .find_map(|name| question.get(name)?.as_u64())
+        .unwrap_or(u64::MAX);
+    let wanted = plan.answer_tokens as u64;
+    let words = (0..wanted.min(limit))
+        .map(|i| {
+            let drawn = hash(&[&key.to_le_bytes(), &i.to_le_bytes()]);
+            let mut word = format!("{drawn:016x}").repeat(1 + plan.token_bytes / 16);
+            word.truncate(plan.token_bytes.saturating_sub(1).max(1));
+            word + " "
+        })
+        .collect();
+    let work = Work {
+        is_chat,
+        is_stream: question.get("stream") == Some(&Value::Bool(true)),
+        words,
+        prompt_tokens: text.split_whitespace().count().max(1) as u64,
+        is_cut: limit < wanted,
+        echo: asked.authorization.clone().filter(|_| plan.echo),
+        usage: plan.usage,
+        text,
+        question,
+    };
+    Some((work, key))
+}
+
+async fn answer(
+    stream: &mut TcpStream,
+    asked: &Asked,
+    plan: &Plan,
+    counts: &Mutex<Counts>,
+) -> io::Result<()> {
+    if let Some((status, to)) = &plan.redirect {
+        let location = format!("Location: {to}\r\n");
+        return write_whole(stream, *status, &location, b"").await;
+    }
+    if plan.same {
+        return answer_same(stream, asked, plan, counts).await;
+    }
+    let Some((work, key)) = work(asked, plan) else {
+        return refuse(stream, 422, "", "the body is not understood", None).await;
+    };
+    let attempt = {
+        let mut counts = locked(counts);
+        let attempt = counts.asked.entry(key).or_insert(0);
+        *attempt += 1;
+        *attempt
+    };
+    let drawn = hash(&[&key.to_le_bytes(), &attempt.to_le_bytes(), b"latency"]);
+    let share = (drawn >> 11) as f64 / (1_u64 << 53) as f64;
+    let latency = plan
+        .latency
+        .mul_f64(1.0 + (plan.latency_spread - 1.0) * share);
+    if !latency.is_zero() {
+        sleep(latency).await;
+    }
+    let fault = fault(plan, key, attempt);
+    if let Some(fault) = fault {
+        let mut counts = locked(counts);
+        *counts.faults.entry(format!("{fault:?}")).or_insert(0) += 1;
+    }
+    match fault {
+        Some(Fault::Status(status)) => {
+            return refuse(stream, status, "", &work.text, work.echo.as_deref()).await;
+        }
+        Some(Fault::RetryAfter(seconds)) => {
+            let header = format!("Retry-After: {seconds}\r\n");
+            return refuse(stream, 429, &header, &work.text, work.echo.as_deref()).await;
+        }
+        _ => {}
+    }
+    let tokens = work.words.len() as u64;
+    {
+        let mut counts = locked(counts);
+        counts.worked_prompt_tokens += work.prompt_tokens;
+        counts.worked_completion_tokens += tokens;
+    }
+    write_answer(stream, &work, fault, plan).await?;
+    if matches!(
+        fault,
+        None | Some(Fault::HangBeforeHeaders | Fault::HangBetweenChunks | Fault::Twice)
+    ) {
+        let mut counts = locked(counts);
+        counts.answers += 1;
+        counts.prompt_tokens += work.prompt_tokens;
+        counts.completion_tokens += tokens;
+    }
+    Ok(())
+}
+
+async fn answer_same(
+    stream: &mut TcpStream,
+    asked: &Asked,
+    plan: &Plan,
+    counts: &Mutex<Counts>,
+) -> io::Result<()> {
+    let known = locked(counts).same.clone();
+    let reply = match known {
+        Some(reply) => reply,
+        None => {
+            let Some((work, _)) = work(asked, plan) else {
+                return refuse(stream, 422, "", "the body is not understood", None).await;
+            };
+            let body = whole(&work, None);
+            let reply = [head(200, "application/json", "", body.len()), body].concat();
+            let reply = Arc::new(reply.into_bytes());
+            locked(counts).same = Some(Arc::clone(&reply));
+            reply
+        }
+    };
+    sleep(plan.latency).await;
+    stream.write_all(&reply).await?;
+    locked(counts).answers += 1;
+    Ok(())
+}
+
+async fn refuse(
+    stream: &mut TcpStream,
+    status: u16,
+    header: &str,
+    about: &str,
+    echo: Option<&str>,
+) -> io::Result<()> {
+    let about: String = about.chars().take(60).collect();
+    let message = format!(
+        "status {status} on purpose, for: {about} {}",
+        echo.unwrap_or("")
+    );
+    let body = json!({"error": {"message": message, "type": "on_purpose", "code": status}});
+    write_whole(stream, status, header, body.to_string().as_bytes()).await
+}
+
+async fn write_answer(
+    stream: &mut TcpStream,
+    work: &Work,
+    fault: Option<Fault>,
+    plan: &Plan,
+) -> io::Result<()> {
+    let body = if work.is_stream {
+        streamed(work, fault)
+    } else {
+        whole(work, fault).into_bytes()
+    };
+    let kind = if work.is_stream {
+        "text/event-stream"
+    } else {
+        "application/json"
+    };
+    let mut body = body;
+    if fault == Some(Fault::InvalidUtf8)
+        && let Some(at) = find(&body, work.words.first().map_or("", String::as_str))
+    {
+        body[at] = 0xff;
+    }
+    let half = body.len() / 2;
+    let cut = |what: &[u8], length: usize| {
+        [head(200, kind, "", length).into_bytes(), what.to_vec()].concat()
+    };
+    match fault {
+        Some(Fault::HangBeforeHeaders) => sleep(plan.hang).await,
+        Some(Fault::HangBetweenChunks) => {
+            stream.write_all(&cut(&body[..half], body.len())).await?;
+            sleep(plan.hang).await;
+            return stream.write_all(&body[half..]).await;
+        }
+        Some(Fault::HangForEver) => {
+            stream.write_all(&cut(&body[..half], body.len())).await?;
+            // Until the client gives up.
+            let _ = stream.read_u8().await;
+            return Err(io::ErrorKind::ConnectionAborted.into());
+        }
+        Some(Fault::Reset) => {
+            stream.write_all(&cut(&body[..half], body.len())).await?;
+            return Err(io::ErrorKind::ConnectionReset.into());
+        }
+        Some(Fault::Truncated) => return stream.write_all(&cut(&body[..half], half)).await,
+        Some(Fault::Huge) => return write_huge(stream, kind).await,
+        Some(Fault::Drip) => {
+            stream.write_all(&cut(b"", body.len())).await?;
+            for byte in &body {
+                stream.write_all(&[*byte]).await?;
+                sleep(Duration::from_secs(1)).await;
+            }
+            return Ok(());
+        }
+        Some(Fault::Twice) => {
+            let once = cut(&body, body.len());
+            return stream.write_all(&[once.clone(), once].concat()).await;
+        }
+        _ => {}
+    }
+    stream.write_all(&cut(&body, body.len())).await
+}
+
+fn find(bytes: &[u8], what: &str) -> Option<usize> {
+    bytes
+        .windows(what.len().max(1))
+        .position(|w| w == what.as_bytes())
+}
+
+async fn write_huge(stream: &mut TcpStream, kind: &str) -> io::Result<()> {
+    let total = 200 << 20;
+    stream
+        .write_all(head(200, kind, "", total).as_bytes())
+        .await?;
+    let piece = vec![b' '; 1 << 20];
+    for _ in 0..200 {
+        stream.write_all(&piece).await?;
+    }
+    Ok(())
+}
+
+/// The choice's text, with what the server was told to repeat.
+fn said(work: &Work) -> String {
+    let mut text: String = work.words.concat();
+    if let Some(echo) = &work.echo {
+        text.push_str(echo);
+    }
+    text
+}
+
+fn usage(work: &Work) -> Value {
+    let completion = work.words.len();
+    json!({
+        "prompt_tokens": work.prompt_tokens,
+        "completion_tokens": completion,
+        "total_tokens": work.prompt_tokens + completion as u64,
+    })
+}
+
+/// Log-probabilities of some words, as the chat door has them; `None` where none were asked for.
+fn logprobs(work: &Work, words: &[String], fault: Option<Fault>) -> Option<Value> {
+    let is_asked = work.question.get("logprobs") == Some(&Value::Bool(true));
+    if !is_asked || !work.is_chat {
+        return None;
+    }
+    let top = work
+        .question
+        .get("top_logprobs")
+        .and_then(Value::as_u64)
+        .unwrap_or(0);
+    let mut content: Vec<Value> = words
+        .iter()
+        .map(|word| {
+            let token = if fault == Some(Fault::IdsOutOfRange) {
+                "token_id:99999999999".to_owned()
+            } else {
+                word.clone()
+            };
+            let tops: Vec<Value> = (0..top)
+                .map(|i| {
+                    let other = if i == 0 { word.clone() } else { format!("t{i}") };
+                    json!({"token": other, "logprob": -0.25 - i as f64, "bytes": other.as_bytes()})
+                })
+                .collect();
+            json!({"token": token, "logprob": -0.25, "bytes": token.as_bytes(), "top_logprobs": tops})
+        })
+        .collect();
+    if fault == Some(Fault::FewerLogprobs) {
+        content.pop();
+    }
+    Some(json!({"content": content, "refusal": null}))
+}
+
+/// A fault of the content, where the request gives no occasion for the one that was drawn.
+fn fitting(work: &Work, fault: Option<Fault>) -> Option<Fault> {
+    let has_logprobs = logprobs(work, &[], None).is_some();
+    match fault {
+        Some(Fault::FewerLogprobs | Fault::IdsOutOfRange) if !has_logprobs || work.is_stream => {
+            Some(Fault::NoChoice)
+        }
+        fault => fault,
+    }
+}
+
+fn whole(work: &Work, fault: Option<Fault>) -> String {
+    let fault = fitting(work, fault);
+    let mut choice = if work.is_chat {
+        json!({"index": 0, "message": {"role": "assistant", "content": said(work)}})
+    } else {
+        json!({"index": 0, "text": said(work)})
+    };
+    choice["finish_reason"] = if work.is_cut {
+        "length".into()
+    } else {
+        "stop".into()
+    };
+    choice["logprobs"] = logprobs(work, &work.words, fault).unwrap_or(Value::Null);
+    if fault == Some(Fault::Empty) {
+        if work.is_chat {
+            choice["message"]["content"] = "".into();
+        } else {
+            choice["text"] = "".into();
+        }
+        choice["logprobs"] = Value::Null;
+    }
+    let object = if work.is_chat {
+        "chat.completion"
+    } else {
+        "text_completion"
+    };
+    let mut body =
+        json!({"id": "x", "object": object, "created": 0, "model": "faulty", "choices": [choice]});
+    if work.usage {
+        body["usage"] = usage(work);
+    }
+    match fault {
+        Some(Fault::NoChoice) => body["choices"] = json!([]),
+        Some(Fault::WrongShape) => return r#"{"choices":{"text":[1,2,3]},"object":7}"#.into(),
+        Some(Fault::ErrorInside) => {
+            return json!({"error": {"message": "an error inside", "type": "server_error", "code": 500}}).to_string();
+        }
+        _ => {}
+    }
+    broken(body.to_string(), fault)
+}
+
+/// The text with what JSON does not have, if that is the fault.
+fn broken(text: String, fault: Option<Fault>) -> String {
+    match fault {
+        Some(Fault::NotANumber) => text.replacen("\"index\":0", "\"index\":NaN", 1),
+        _ => text,
+    }
+}
+
+fn streamed(work: &Work, fault: Option<Fault>) -> Vec<u8> {
+    let fault = fitting(work, fault);
+    let mut text = String::new();
+    let object = if work.is_chat {
+        "chat.completion.chunk"
+    } else {
+        "text_completion"
+    };
+    let mut event = |choices: Value, usage: Option<Value>| {
+        let mut body = json!({"id": "x", "object": object, "created": 0, "model": "faulty", "choices": choices});
+        if let Some(usage) = usage {
+            body["usage"] = usage;
+        }
+        let _ = write!(text, "data: {}\n\n", broken(body.to_string(), fault));
+    };
+    match fault {
+        Some(Fault::ErrorInside) => {
+            return b"data: {\"error\":{\"message\":\"an error inside\",\"code\":500}}\n\n"
+                .to_vec();
+        }
+        Some(Fault::WrongShape) => {
+            return b"data: {\"choices\":{\"text\":[1,2,3]}}\n\ndata: [DONE]\n\n".to_vec();
+        }
+        _ => {}
+    }
+    let has_text = !matches!(fault, Some(Fault::NoChoice | Fault::Empty));
+    let mut pieces = work.words.clone();
+    // The header comes in two pieces, neither of which is the key.
+    if let Some(echo) = &work.echo {
+        let (a, b) = echo.split_at(echo.len() / 2);
+        pieces.extend([a.to_owned(), b.to_owned()]);
+    }
+    for piece in pieces.iter().filter(|_| has_text) {
+        let mut choice = if work.is_chat {
+            json!({"index": 0, "delta": {"content": piece}})
+        } else {
+            json!({"index": 0, "text": piece})
+        };
+        choice["finish_reason"] = Value::Null;
+        choice["logprobs"] =
+            logprobs(work, std::slice::from_ref(piece), None).unwrap_or(Value::Null);
+        event(json!([choice]), None);
+    }
+    if fault != Some(Fault::NoChoice) {
+        let reason = if work.is_cut { "length" } else { "stop" };
+        let mut choice = json!({"index": 0, "finish_reason": reason});
+        if work.is_chat {
+            choice["delta"] = json!({});
+        } else {
+            choice["text"] = "".into();
+        }
+        event(json!([choice]), None);
+    }
+    let wants_usage =
+        work.question.pointer("/stream_options/include_usage") == Some(&Value::Bool(true));
+    if work.usage && wants_usage {
+        event(json!([]), Some(usage(work)));
+    }
+    text.push_str("data: [DONE]\n\n");
+    text.into_bytes()
+}
+
+fn head(status: u16, kind: &str, headers: &str, length: usize) -> String {
+    format!(
+        "HTTP/1.1 {status} {}\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\n{headers}\r\n",
+        if status < 400 { "OK" } else { "Error" },
+    )
+}
+
+async fn write_whole(
+    stream: &mut TcpStream,
+    status: u16,
+    headers: &str,
+    body: &[u8],
+) -> io::Result<()> {
+    let head = head(status, "application/json", headers, body.len());
+    stream.write_all(&[head.as_bytes(), body].concat()).await
+}
+
+fn counted(counts: &Counts) -> String {
+    json!({
+        "requests": counts.requests,
+        "answers": counts.answers,
+        "prompt_tokens": counts.prompt_tokens,
+        "completion_tokens": counts.completion_tokens,
+        "worked_prompt_tokens": counts.worked_prompt_tokens,
+        "worked_completion_tokens": counts.worked_completion_tokens,
+        "in_flight": counts.in_flight,
+        "in_flight_most": counts.in_flight_most,
+        "authorized": counts.authorized,
+        "faults": counts.faults,
+        "prompts": counts.asked.len(),
+    })
+    .to_string()
+}

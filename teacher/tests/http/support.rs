@@ -1,0 +1,180 @@
+//! A collection in a line: calls, settings for a test's server, and all that came.
+
+use std::ops::ControlFlow;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use potstill_datasets::{Message, Prompt, Role};
+use potstill_teacher::Error;
+use potstill_teacher::http::{
+    Asking, Attempt, Call, Caps, Dialect, Ended, Endpoint, Event, Landed, Method, OnBreak,
+    OnLength, Price, Progress, Sent, Settings, Spent, Task, Timeouts, collect,
+};
+use tokio::runtime::Runtime;
+
+use crate::server::{Plan, Server, hash};
+
+/// A server with the threads that it runs on.
+pub(crate) struct Running {
+    pub(crate) server: Server,
+    _runtime: Runtime,
+}
+
+pub(crate) fn start(plan: Plan) -> Running {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .unwrap();
+    Running {
+        server: runtime.block_on(Server::start(plan)).unwrap(),
+        _runtime: runtime,
+    }
+}
+
+pub(crate) const PRICE: Price = Price {
+    input: 1.0,
+    cached_input: None,
+    output: 4.0,
+};
+
+pub(crate) fn endpoint(url: String) -> Endpoint {
+    Endpoint {
+        name: "loop".into(),
+        url,
+        key: None,
+        weight: 1.0,
+        requests_per_minute: None,
+        tokens_per_minute: None,
+        max_in_flight: 32,
+        allow_plain_http: false,
+    }
+}
+
+/// Settings that try everything quickly.
+pub(crate) fn settings(url: String) -> Settings {
+    Settings {
+        asking: Asking {
+            model: "faulty".into(),
+            dialect: Dialect::Openai,
+            method: Method::Chat,
+            reasoning_model: false,
+            max_tokens: Some(16),
+            temperature: None,
+            top_p: None,
+            top_k: None,
+            min_p: None,
+            repetition_penalty: None,
+            stop: Vec::new(),
+            seed: None,
+            logprobs: None,
+            stream: false,
+            reasoning: None,
+        },
+        endpoints: vec![endpoint(url)],
+        timeouts: Timeouts {
+            connect: Duration::from_secs(5),
+            first_byte: Duration::from_secs(20),
+            idle: Duration::from_secs(20),
+            whole: Duration::from_secs(60),
+        },
+        attempts: 4,
+        backoff_first_seconds: 0.01,
+        backoff_most_seconds: 0.1,
+        max_body_bytes: 1 << 20,
+        caps: Caps::default(),
+        spent: Spent::default(),
+        price: Some(PRICE),
+        on_length: OnLength::Keep,
+        on_break: OnBreak::Retry,
+        jitter_seed: 7,
+        offline: false,
+    }
+}
+
+/// Words of every prompt, which the server counts as tokens.
+pub(crate) const PROMPT_TOKENS: u32 = 5;
+
+pub(crate) fn text(n: u64) -> String {
+    format!("this is prompt number {n}")
+}
+
+pub(crate) fn call(n: u64) -> Call {
+    let messages = vec![Message::text(Role::User, text(n))];
+    Call {
+        number: n,
+        prompt: Arc::new(Prompt::new(messages, None, None, format!("test:{n}"))),
+        sample_index: 0,
+        task: Task::Answer,
+        prompt_tokens_at_most: PROMPT_TOKENS,
+    }
+}
+
+/// What the server calls a prompt.
+pub(crate) fn key(n: u64) -> u64 {
+    hash(&[text(n).as_bytes(), b""])
+}
+
+/// The first word of the answer that belongs to a prompt.
+pub(crate) fn first_word(n: u64) -> String {
+    let drawn = hash(&[&key(n).to_le_bytes(), &0_u64.to_le_bytes()]);
+    format!("{drawn:016x}")[..7].to_owned()
+}
+
+/// All that came of a collection.
+pub(crate) struct Came {
+    pub(crate) ended: Result<Ended, Error>,
+    pub(crate) landed: Vec<Landed>,
+    pub(crate) attempts: Vec<Attempt>,
+    pub(crate) sent: Vec<Sent>,
+    pub(crate) progress: Progress,
+}
+
+impl Came {
+    pub(crate) fn answers(&self) -> usize {
+        self.landed.iter().filter(|l| l.outcome.is_ok()).count()
+    }
+}
+
+pub(crate) fn run(settings: &Settings, calls: u64) -> Came {
+    run_until(settings, calls, |_| false)
+}
+
+/// Asks until `stop` says so of the number of calls that landed.
+pub(crate) fn run_until(settings: &Settings, calls: u64, stop: impl Fn(usize) -> bool) -> Came {
+    let (mut landed, mut attempts) = (Vec::new(), Vec::new());
+    let sent = Mutex::new(Vec::new());
+    let mut progress = Progress::default();
+    let mut n = 0;
+    let count = std::cell::Cell::new(0);
+    let ended = collect(
+        settings,
+        &mut || {
+            n += 1;
+            Ok((n <= calls).then(|| call(n)))
+        },
+        &|s| {
+            sent.lock().unwrap().push(s.clone());
+            Ok(())
+        },
+        &mut |events| {
+            for event in events {
+                match event {
+                    Event::Attempt(attempt) => attempts.push(attempt),
+                    Event::Landed(one) => landed.push(*one),
+                }
+            }
+            count.set(landed.len());
+            Ok(ControlFlow::Continue(()))
+        },
+        &mut |p| progress = *p,
+        &|| stop(count.get()),
+    );
+    Came {
+        ended,
+        landed,
+        attempts,
+        sent: sent.into_inner().unwrap(),
+        progress,
+    }
+}

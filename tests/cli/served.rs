@@ -1,0 +1,425 @@
+//! Teachers behind a server: a small one of our own on loopback, and the real binary.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use potstill::datasets::{Completion, Failed, read_shard, shard_name};
+use serde_json::{Value, json};
+
+use crate::fixture::Run;
+
+const KEY: &str = "sk-very-secret-0123456789";
+
+/// What a server answers to the n-th request, given the words of the last message.
+type Answer = fn(u64, &str) -> (u16, Value);
+
+/// A server that counts what it serves.
+struct Server {
+    port: u16,
+    requests: Arc<AtomicU64>,
+    /// Tokens of prompts and of answers that it says it counted.
+    tokens: Arc<Mutex<(u64, u64)>>,
+    closed: Arc<AtomicBool>,
+}
+
+impl Server {
+    fn start(answer: Answer) -> Server {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let server = Server {
+            port: listener.local_addr().unwrap().port(),
+            requests: Arc::default(),
+            tokens: Arc::default(),
+            closed: Arc::default(),
+        };
+        let (requests, tokens) = (server.requests.clone(), server.tokens.clone());
+        let closed = server.closed.clone();
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                if closed.load(Ordering::SeqCst) {
+                    return;
+                }
+                let (requests, tokens) = (requests.clone(), tokens.clone());
+                std::thread::spawn(move || serve(stream, answer, &requests, &tokens));
+            }
+        });
+        server
+    }
+
+    fn requests(&self) -> u64 {
+        self.requests.load(Ordering::SeqCst)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.closed.store(true, Ordering::SeqCst);
+        let _ = TcpStream::connect(("127.0.0.1", self.port));
+    }
+}
+
+fn serve(stream: TcpStream, answer: Answer, requests: &AtomicU64, tokens: &Mutex<(u64, u64)>) {
+    let mut reader = BufReader::new(stream.try_clone().unwrap());
+    let (mut length, mut head) = (0, String::new());
+    loop {
+        let mut line = String::new();
+        if reader.read_line(&mut line).unwrap_or(0) == 0 {
+            return;
+        }
+        if line.trim().is_empty() {
+            break;
+        }
+        if let Some((name, value)) = line.split_once(':')
+            && name.eq_ignore_ascii_case("content-length")
+        {
+            length = value.trim().parse().unwrap();
+        }
+        head += &line;
+    }
+    let mut body = vec![0; length];
+    reader.read_exact(&mut body).unwrap();
+    let body: Value = serde_json::from_slice(&body).unwrap_or_default();
+    let number = requests.fetch_add(1, Ordering::SeqCst);
+    let asked = body["messages"].as_array().and_then(|m| m.last());
+    let asked = asked
+        .and_then(|m| m["content"].as_str())
+        .unwrap_or_default();
+    let (status, mut reply) = answer(number, asked);
+    if status == 200 {
+        let usage = json!({ "prompt_tokens": asked.len(), "completion_tokens": 2,
+                            "total_tokens": asked.len() + 2 });
+        reply["usage"] = usage;
+        let mut tokens = tokens.lock().unwrap();
+        *tokens = (tokens.0 + asked.len() as u64, tokens.1 + 2);
+    } else if status == 401 {
+        // Some servers and proxies say what they were sent.
+        reply["error"]["message"] = json!(format!("not you: {head}"));
+    }
+    let text = reply.to_string();
+    let _ = write!(
+        &stream,
+        "HTTP/1.1 {status} X\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{text}",
+        text.len()
+    );
+}
+
+/// "ok", with two alternatives a token.
+fn ok(_: u64, _: &str) -> (u16, Value) {
+    let token = |byte: u8, other: u8| {
+        let top = |byte: u8, logprob: f64| json!({ "token": char::from(byte).to_string(), "logprob": logprob, "bytes": [byte] });
+        json!({ "token": char::from(byte).to_string(), "logprob": -0.25, "bytes": [byte],
+                "top_logprobs": [top(byte, -0.25), top(other, -2.0)] })
+    };
+    let choice = json!({
+        "index": 0, "finish_reason": "stop",
+        "message": { "role": "assistant", "content": "ok" },
+        "logprobs": { "content": [token(b'o', b'a'), token(b'k', b'b')] },
+    });
+    let reply = json!({ "id": "1", "object": "chat.completion", "created": 1, "model": "m",
+                        "choices": [choice] });
+    (200, reply)
+}
+
+/// Story 3 is refused for good, the others are answered.
+fn story_3_refused(number: u64, asked: &str) -> (u16, Value) {
+    match asked.contains("Story 3:") {
+        true => (400, json!({ "error": { "message": "no third story" } })),
+        false => ok(number, asked),
+    }
+}
+
+fn refused(_: u64, _: &str) -> (u16, Value) {
+    (401, json!({ "error": { "message": "" } }))
+}
+
+/// A run whose teacher is that server; text alone is learned from unless `signals` says otherwise.
+fn run(server: &Server, signals: &str) -> Run {
+    let run = Run::new();
+    run.edit(
+        "path = \"model\"\ntemplate = \"plain\"\n",
+        &format!(
+            "url = \"http://127.0.0.1:{}/v1\"\nmodel = \"m\"\nkey_env = \"TEST_KEY\"\ntokenizer = \"model\"\ntemplate = \"plain\"\nprice = {{ input = 1000.0, output = 10000.0 }}\n",
+            server.port
+        ),
+    );
+    run.edit(
+        "samples = 2\n",
+        "stream = false\nbackoff = 0.01\nlongest_backoff = 0.05\n",
+    );
+    run.edit("signals = { top_k = 6 }\n", signals);
+    run.edit("every = 2", "path = \"model\"\nevery = 2");
+    if signals.is_empty() {
+        run.edit(
+            "[train]\n",
+            "[train]\nloss = { forward_kl = 0.0, cross_entropy = 1.0 }\ncontrols = []\n",
+        );
+    }
+    run
+}
+
+fn said(run: &Run, arguments: &[&str]) -> crate::fixture::Said {
+    run.said(run.command(arguments).env("TEST_KEY", KEY))
+}
+
+fn answers(run: &Run) -> Vec<Completion> {
+    let shard = run.path("runs/tiny/completions").join(shard_name(0));
+    read_shard(&shard).unwrap().map(Result::unwrap).collect()
+}
+
+fn failures(run: &Run) -> Vec<Failed> {
+    let shard = run.path("runs/tiny/failures").join(shard_name(0));
+    read_shard(&shard).unwrap().map(Result::unwrap).collect()
+}
+
+/// USD and tokens of all requests, and how many there were.
+fn ledger(run: &Run) -> (f64, u64, u64) {
+    let text = std::fs::read_to_string(run.path("runs/tiny/requests.jsonl")).unwrap();
+    let (mut usd, mut tokens, mut count) = (0.0, 0, 0);
+    for line in text.lines() {
+        let line: Value = serde_json::from_str(line).unwrap();
+        let over = &line["over"];
+        if over.is_null() {
+            continue;
+        }
+        usd += over["usd"].as_f64().unwrap();
+        count += 1;
+        if over["charge"] != "nothing" {
+            let billed = &over["billed"];
+            tokens += billed["prompt_tokens"].as_u64().unwrap();
+            tokens += billed["completion_tokens"].as_u64().unwrap();
+        }
+    }
+    (usd, tokens, count)
+}
+
+#[test]
+fn a_student_learns_from_a_served_teacher() {
+    let server = Server::start(ok);
+    let run = run(&server, "signals = { top_k = 2 }\n");
+    let first = said(&run, &["run", "run.toml"]);
+    assert_eq!(first.code, 0, "{}", first.stderr);
+    assert!(
+        first.stderr.contains("12 answers to ask m for"),
+        "{}",
+        first.stderr
+    );
+    assert_eq!(server.requests(), 12);
+    assert!(
+        answers(&run)
+            .iter()
+            .all(|a| a.answer == "ok" && a.tokens.len() == 2)
+    );
+    let published = run.published();
+    assert!(published.contains_key("signals/shard-00000.parquet"));
+    let second = said(&run, &["run", "run.toml"]);
+    assert_eq!(
+        (second.code, server.requests()),
+        (0, 12),
+        "{}",
+        second.stderr
+    );
+    // More prompts ask for what is new alone.
+    run.write_prompts(15);
+    let third = said(&run, &["collect", "run.toml"]);
+    assert_eq!(third.code, 1, "{}", third.stderr);
+    let _ = said(&run, &["import", "run.toml"]);
+    let third = said(&run, &["collect", "run.toml"]);
+    assert_eq!((third.code, server.requests()), (0, 15), "{}", third.stderr);
+    assert_eq!(answers(&run).len(), 15);
+}
+
+#[test]
+fn the_ledger_is_the_servers_own_count() {
+    let server = Server::start(ok);
+    let run = run(&server, "");
+    assert_eq!(said(&run, &["import", "run.toml"]).code, 0);
+    let collected = said(&run, &["collect", "run.toml"]);
+    assert_eq!(collected.code, 0, "{}", collected.stderr);
+    let (prompt, answer) = *server.tokens.lock().unwrap();
+    let (usd, tokens, requests) = ledger(&run);
+    assert_eq!((tokens, requests), (prompt + answer, 12));
+    let cost = prompt as f64 * 1e-3 + answer as f64 * 1e-2;
+    assert!((usd - cost).abs() < 1e-9, "{usd} for {cost}");
+}
+
+#[test]
+fn a_failure_is_a_row_and_is_asked_again_when_told() {
+    let server = Server::start(story_3_refused);
+    let run = run(&server, "");
+    let first = said(&run, &["run", "run.toml"]);
+    assert_eq!(first.code, 0, "{}", first.stderr);
+    assert!(first.stderr.contains("1 bad_request"), "{}", first.stderr);
+    let failed = failures(&run);
+    assert_eq!((answers(&run).len(), failed.len()), (11, 1));
+    assert_eq!(failed[0].reason, "bad_request");
+    assert!(
+        failed[0].message.contains("no third story"),
+        "{}",
+        failed[0].message
+    );
+    let again = said(&run, &["collect", "run.toml"]);
+    assert_eq!((again.code, server.requests()), (0, 12), "{}", again.stderr);
+    let before = run.published();
+    let retried = said(&run, &["collect", "run.toml", "--retry-failures"]);
+    assert_eq!(
+        (retried.code, server.requests()),
+        (0, 13),
+        "{}",
+        retried.stderr
+    );
+    assert_eq!(run.published(), before);
+}
+
+/// The server's own words come with the key in them, and go into errors, tables and lists.
+#[test]
+fn no_key_is_in_anything_written() {
+    for answer in [refused, story_3_refused] {
+        let server = Server::start(answer);
+        let run = run(&server, "");
+        assert_eq!(said(&run, &["import", "run.toml"]).code, 0);
+        let collected = said(&run, &["collect", "run.toml", "-v"]);
+        assert!(server.requests() > 0);
+        assert!(!collected.stderr.contains(KEY) && !collected.stdout.contains(KEY));
+        let root = run.path("");
+        let mut folders = vec![root];
+        let mut files = 0;
+        while let Some(folder) = folders.pop() {
+            for entry in std::fs::read_dir(folder).unwrap() {
+                let path = entry.unwrap().path();
+                if path.is_dir() {
+                    folders.push(path);
+                    continue;
+                }
+                files += 1;
+                let bytes = std::fs::read(&path).unwrap();
+                let has_it = bytes.windows(KEY.len()).any(|part| part == KEY.as_bytes());
+                assert!(!has_it, "{}", path.display());
+            }
+        }
+        assert!(files > 5);
+    }
+}
+
+#[test]
+fn a_cap_stops_and_a_raised_one_goes_on() {
+    let server = Server::start(ok);
+    let run = run(&server, "");
+    // 15 tokens of a prompt and 2 of an answer are 0.035 USD; 31 and 12 are reserved for each.
+    run.edit("[curate]", "[budget]\nusd = 0.3\n\n[curate]");
+    assert_eq!(said(&run, &["import", "run.toml"]).code, 0);
+    let capped = said(&run, &["collect", "run.toml"]);
+    assert_eq!(capped.code, 1, "{}", capped.stderr);
+    assert!(
+        capped.stderr.contains("the budget is used up"),
+        "{}",
+        capped.stderr
+    );
+    assert!(
+        capped.stderr.contains("raise [budget]"),
+        "{}",
+        capped.stderr
+    );
+    let asked = server.requests();
+    assert!((1..12).contains(&asked), "{asked}");
+    let (usd, _, _) = ledger(&run);
+    assert!(usd <= 0.3, "{usd}");
+    run.edit("usd = 0.3", "usd = 3");
+    let rest = said(&run, &["collect", "run.toml"]);
+    assert_eq!((rest.code, server.requests()), (0, 12), "{}", rest.stderr);
+    assert_eq!(answers(&run).len(), 12);
+}
+
+#[test]
+fn a_dry_run_says_what_is_ahead_and_asks_nothing() {
+    let server = Server::start(ok);
+    let run = run(&server, "");
+    run.edit("[curate]", "[budget]\nusd = 3\nhours = 2\n\n[curate]");
+    assert_eq!(said(&run, &["import", "run.toml"]).code, 0);
+    let dry = said(&run, &["collect", "run.toml", "--dry-run"]);
+    assert_eq!((dry.code, server.requests()), (0, 0), "{}", dry.stderr);
+    insta::assert_snapshot!(dry.stdout, @"");
+    let checked = said(&run, &["check", "run.toml"]);
+    assert_eq!(
+        (checked.code, server.requests()),
+        (0, 0),
+        "{}",
+        checked.stderr
+    );
+    assert!(
+        checked.stdout.contains("12 answers to ask m for"),
+        "{}",
+        checked.stdout
+    );
+}
+
+/// Caps and what is spent of them are in what is said while it goes on.
+#[test]
+fn the_live_line_has_money_and_caps() {
+    let server = Server::start(ok);
+    let run = run(&server, "");
+    run.edit("[curate]", "[budget]\nusd = 3\nrequests = 1000\n\n[curate]");
+    assert_eq!(said(&run, &["import", "run.toml"]).code, 0);
+    let collected = said(&run, &["collect", "run.toml", "--json"]);
+    assert_eq!(collected.code, 0, "{}", collected.stderr);
+    let note = collected.stdout.lines().find_map(|line| {
+        let event: Value = serde_json::from_str(line).unwrap();
+        (event["event"] == "progress").then(|| event["note"].as_str().unwrap().to_owned())
+    });
+    let note = note.unwrap_or_default();
+    for part in ["of $3.000 spent", "of 1000 requests", "in flight"] {
+        assert!(note.contains(part), "{note}");
+    }
+}
+
+#[test]
+fn what_no_server_can_do_is_refused_at_its_place() {
+    let server = Server::start(ok);
+    let cases: [(&str, &str, &[&str]); 7] = [
+        ("model = \"m\"\n", "", &["[teacher]", "add `model`"]),
+        (
+            "tokenizer = \"model\"\n",
+            "",
+            &["name the folder of the model's tokenizer"],
+        ),
+        (
+            "key_env = \"TEST_KEY\"",
+            "key_env = \"sk-abc-def\"",
+            &["`key_env` in [teacher]", "never the key itself"],
+        ),
+        (
+            "[curate]",
+            "[budget]\nusd = 1\n\n[curate]",
+            &["`usd` in [budget]", "add `price"],
+        ),
+        (
+            "top_k = 2 }",
+            "top_k = 2, tail_draws = 5 }",
+            &["leave `tail_draws` out"],
+        ),
+        ("top_k = 2 }", "top_k = 21 }", &["at most 20"]),
+        (
+            "model = \"m\"\n",
+            "model = \"m\"\ndtype = \"bf16\"\n",
+            &["`dtype` in [teacher]"],
+        ),
+    ];
+    for (from, to, says) in cases {
+        let run = run(&server, "signals = { top_k = 2 }\n");
+        if to.contains("usd") {
+            run.edit("price = { input = 1000.0, output = 10000.0 }\n", "");
+        }
+        run.edit(from, to);
+        let checked = said(&run, &["check", "run.toml"]);
+        assert_eq!(checked.code, 2, "{to}: {}", checked.stderr);
+        for part in says {
+            assert!(checked.stderr.contains(part), "{to}: {}", checked.stderr);
+        }
+        assert!(
+            !checked.stderr.contains("sk-abc-def\" is"),
+            "{}",
+            checked.stderr
+        );
+    }
+    assert_eq!(server.requests(), 0);
+}
