@@ -71,7 +71,7 @@ impl Gathered {
         self.take_prompt(shape.prompt_token_ids, shape.prompt_logprobs);
         for choice in shape.choices.into_iter().flatten() {
             // One is asked for; what a server gives beyond is its own.
-            if choice.index == 0 {
+            if choice.index.unwrap_or_default() == 0 {
                 self.take_choice(choice)?;
             }
         }
@@ -214,10 +214,19 @@ impl Gathered {
                 "the reply has no choice (`choices`)",
             ));
         }
-        if let Some("abort" | "insufficient_system_resource") = self.finish.as_deref() {
+        // vLLM's and SGLang's, DeepSeek's, OpenRouter's.
+        if let Some(finish @ ("abort" | "insufficient_system_resource" | "error")) =
+            self.finish.as_deref()
+        {
+            let reason = match finish {
+                "error" => Reason::ErrorInside,
+                _ => Reason::Overloaded,
+            };
             return Err(Failure::new(
-                Reason::Overloaded,
-                "the server gave up in the middle of the answer",
+                reason,
+                format!(
+                    "the server gave up in the middle of the answer (`finish_reason` is {finish})"
+                ),
             ));
         }
         if let Some(token_ids) = &asked.score {

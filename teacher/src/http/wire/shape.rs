@@ -28,8 +28,7 @@ pub(super) struct Shape<'a, L> {
 #[derive(Deserialize)]
 #[serde(bound(deserialize = "L: Deserialize<'de>"))]
 pub(super) struct Choice<'a, L> {
-    #[serde(default)]
-    pub(super) index: u64,
+    pub(super) index: Option<u64>,
     #[serde(borrow)]
     pub(super) message: Option<Part<'a>>,
     #[serde(borrow)]
