@@ -4,7 +4,7 @@ use potstill_datasets::{Completion, FinishReason, SampledToken, ToolCall, Usage,
 
 use super::asked::Asked;
 use super::refusal;
-use super::shape::{Choice, Part, Shape, ToolPiece};
+use super::shape::{Choice, Part, Shape, ToolPiece, finish_reason};
 use super::token::Id;
 use crate::http::{Billed, Failure, PromptLogprobs, Reason, Reply};
 
@@ -387,18 +387,5 @@ pub(super) fn bad_logprobs(why: String) -> Failure {
             Reason::BadLogprobs,
             refusal::shown(&format!("log-probabilities: {why}")),
         )
-    }
-}
-
-fn finish_reason(name: Option<&str>) -> FinishReason {
-    match name {
-        None | Some("stop" | "eos" | "eos_token" | "end_turn" | "stop_sequence" | "stop_token") => {
-            FinishReason::Stop
-        }
-        Some("length" | "max_tokens") => FinishReason::Length,
-        Some("tool_calls" | "function_call") => FinishReason::ToolCalls,
-        Some("content_filter") => FinishReason::ContentFilter,
-        // Whatever it is, the answer did not come to its end by itself.
-        Some(_) => FinishReason::Error,
     }
 }
