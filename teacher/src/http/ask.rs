@@ -118,6 +118,10 @@ async fn read_stream(line: &Line, asking: &Asking, call: &Call, opened: &mut Ope
     let so_far = if is_cut { stream.so_far() } else { None };
     let billed = stream.billed();
     let outcome = match broke {
+        // What broke behind the answer's end was its usage: the answer is kept, and charged in full.
+        Some(failure) if stream.has_answer() && is_of_line(failure.reason) => {
+            stream.finish().map_err(|_| failure)
+        }
         Some(failure) => Err(failure),
         None => stream.finish(),
     };
@@ -129,6 +133,14 @@ async fn read_stream(line: &Line, asking: &Asking, call: &Call, opened: &mut Ope
         status: None,
         bytes: 0,
     }
+}
+
+/// Whether the connection failed and not the server.
+fn is_of_line(reason: Reason) -> bool {
+    matches!(
+        reason,
+        Reason::Cut | Reason::IdleTimeout | Reason::TotalTimeout
+    )
 }
 
 /// Whether a stream that ends like this can be gone on from.

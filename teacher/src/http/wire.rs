@@ -3,6 +3,7 @@
 //! `request` writes a request, `reply` reads a whole answer and `stream` one that comes in pieces, `refusal` reads what
 //! is not an answer. All end in the same records, whatever the dialect.
 
+mod asked;
 mod gathered;
 mod refusal;
 mod reply;
@@ -39,11 +40,6 @@ pub(super) fn request(
     so_far: Option<&Completion>,
 ) -> Result<Body, Failure> {
     request::request(asking, call, so_far)
-}
-
-/// Whether the reply comes as a [`Stream`]: not every call does, even where [`Asking::stream`] is set.
-pub(super) fn is_streamed(asking: &Asking, call: &Call) -> bool {
-    request::is_streamed(asking, call)
 }
 
 /// Reads a whole reply of status 2xx.

@@ -1,49 +1,12 @@
 //! A reply as it is put together from one piece or many, and what it has to be in the end.
 
-use potstill_datasets::{
-    Completion, FinishReason, Reasoning, SampledToken, ToolCall, Usage, split_reasoning,
-};
+use potstill_datasets::{Completion, FinishReason, SampledToken, ToolCall, Usage, split_reasoning};
 
+use super::asked::Asked;
 use super::refusal;
 use super::shape::{Choice, Part, Shape, ToolPiece};
 use super::token::Id;
-use crate::http::{Asking, Billed, Call, Failure, PromptLogprobs, Reason, Reply, Task};
-
-/// What was asked, as far as reading the reply needs it.
-#[derive(Debug, Clone)]
-pub(super) struct Asked {
-    prompt_id: String,
-    sample_index: u32,
-    /// How many likeliest tokens.
-    pub(super) logprobs: Option<u32>,
-    /// Marks around reasoning that comes inline.
-    marks: Reasoning,
-    /// Whether the server may hold text back that is in the tokens already, until it knows that no stop begins there.
-    has_stops: bool,
-    /// The text to score.
-    score: Option<Vec<u32>>,
-}
-
-impl Asked {
-    pub(super) fn new(asking: &Asking, call: &Call) -> Asked {
-        Asked {
-            prompt_id: call.prompt.id.clone(),
-            sample_index: call.sample_index,
-            logprobs: asking
-                .logprobs
-                .filter(|_| !matches!(call.task, Task::Score { .. })),
-            marks: asking.reasoning.clone().unwrap_or_else(|| Reasoning {
-                open: "<think>\n".to_owned(),
-                close: "\n</think>\n\n".to_owned(),
-            }),
-            has_stops: !asking.stop.is_empty(),
-            score: match &call.task {
-                Task::Score { token_ids, .. } => Some(token_ids.clone()),
-                Task::Answer | Task::AnswerIds(_) => None,
-            },
-        }
-    }
-}
+use crate::http::{Billed, Failure, PromptLogprobs, Reason, Reply};
 
 /// What came.
 #[derive(Debug, Clone, Default)]

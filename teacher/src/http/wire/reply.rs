@@ -3,7 +3,8 @@
 use potstill_datasets::{Completion, Usage};
 use serde::Deserialize;
 
-use super::gathered::{Asked, Gathered, bad_logprobs};
+use super::asked::Asked;
+use super::gathered::{Gathered, bad_logprobs};
 use super::shape::{Logprobs, Shape, Skipped, UsageAlone};
 use super::token::ABOUT_LOGPROBS;
 use super::{refusal, request, sglang};

@@ -3,7 +3,8 @@
 use potstill_datasets::SampledToken;
 use serde::Deserialize;
 
-use super::gathered::{Asked, Gathered, Whole, bad_logprobs};
+use super::asked::Asked;
+use super::gathered::{Gathered, Whole, bad_logprobs};
 use super::shape::Count;
 use super::token::{Text, Triple};
 use super::{refusal, reply};

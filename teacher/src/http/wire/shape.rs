@@ -102,7 +102,7 @@ impl From<Logprobs> for Vec<SampledToken> {
 
 /// Log-probabilities that nobody asked for, whatever they are.
 #[derive(Deserialize)]
-pub(super) struct Skipped(#[expect(dead_code, reason = "skipped over")] IgnoredAny);
+pub(super) struct Skipped(IgnoredAny);
 
 impl From<Skipped> for Vec<SampledToken> {
     fn from(_: Skipped) -> Vec<SampledToken> {

@@ -2,7 +2,8 @@
 
 use potstill_datasets::Completion;
 
-use super::gathered::{Asked, Gathered};
+use super::asked::Asked;
+use super::gathered::Gathered;
 use super::reply;
 use crate::http::{Asking, Billed, Call, Failure, Reason, Reply};
 
@@ -44,7 +45,7 @@ impl Stream {
             return Ok(());
         }
         let mut rest = chunk;
-        while let Some(end) = rest.iter().position(|&byte| byte == b'\n') {
+        while let Some(end) = memchr::memchr(b'\n', rest) {
             let (line, after) = rest.split_at(end);
             rest = after.get(1..).unwrap_or_default();
             if self.line.is_empty() {
@@ -100,6 +101,11 @@ impl Stream {
         self.is_done
     }
 
+    /// Whether the answer has come to its end, though the stream may not have: its usage may follow.
+    pub(in crate::http) fn has_answer(&self) -> bool {
+        self.gathered.finish.is_some()
+    }
+
     /// What the server says it counted; `None` before the answer's end, since it may count on.
     pub(in crate::http) fn billed(&self) -> Option<Billed> {
         let has_ended = self.is_done || self.gathered.finish.is_some();
@@ -133,7 +139,9 @@ impl Stream {
                 _ => cut,
             });
         }
-        ended?;
-        self.gathered.reply(&self.asked)
+        match ended {
+            Err(failure) if failure.reason != Reason::Malformed => Err(failure),
+            _ => self.gathered.reply(&self.asked),
+        }
     }
 }

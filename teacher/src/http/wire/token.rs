@@ -193,8 +193,12 @@ pub(super) fn token(
     let bytes = match bytes {
         None => unescaped(text).unwrap_or_else(|| text.as_bytes().to_owned()),
         Some(bytes) => {
-            // A token that is part of a character has no text of its own.
-            let is_part = text.contains('\u{fffd}') || text.starts_with("bytes:");
+            // A token that ends within a character has no text of its own: servers leave the part out, or write
+            // something that stands for it.
+            let is_part = text.is_empty()
+                || text.contains('\u{fffd}')
+                || text.starts_with("bytes:")
+                || std::str::from_utf8(&bytes).is_err();
             if bytes != text.as_bytes() && !is_part {
                 return Err(format!(
                     "{ABOUT_LOGPROBS}token {text:?} has the bytes of another text"

@@ -6,7 +6,8 @@ use potstill_datasets::{Message, Prompt, Role, SampledToken, ToolCall};
 use serde_json::{Value, json};
 
 use super::{asking, call};
-use crate::http::wire::{is_streamed, parse, request};
+use crate::http::wire::request::is_streamed;
+use crate::http::wire::{parse, request};
 use crate::http::{Asking, Call, Dialect, Method, Reason, Task};
 
 fn sent(asking: &Asking, call: &Call) -> (String, Value) {

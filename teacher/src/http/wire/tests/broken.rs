@@ -213,6 +213,13 @@ fn a_stream_that_ends_early_is_cut_and_its_cost_unknown() {
     let reply = stream.finish().unwrap();
     assert_eq!(reply.completion.answer, "One");
     assert_eq!(reply.billed.unwrap().prompt_tokens, 5);
+    // What breaks behind the answer's end breaks nothing of it.
+    let mut stream = new();
+    assert!(!stream.has_answer());
+    stream.feed(piece("One", "\"stop\"").as_bytes()).unwrap();
+    stream.feed(b"data: {\"choices\":[],\"usa").unwrap();
+    assert!(stream.has_answer() && !stream.is_done());
+    assert_eq!(stream.finish().unwrap().completion.answer, "One");
     // A piece that is no JSON is the server's fault, not the line's.
     assert_eq!(
         new().feed(b"data: {]}\n\n").unwrap_err().reason,

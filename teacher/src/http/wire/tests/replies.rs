@@ -242,6 +242,12 @@ fn the_recorded_replies_of_both_llama_servers_parse() {
         };
         assert_eq!(reply.billed, Some(counted));
         assert_eq!(reply.completion.tokens[0].id, Some(504));
+        // Tokens that end within a character keep their bytes, here two of a face's four behind a space.
+        let wide = serde_json::to_vec(&exchanges[4]["response"]).unwrap();
+        let asked = asking(Dialect::LlamaServer, Some(64));
+        let reply = parse(&asked, &call(Task::Answer), &wide).unwrap();
+        let mut tops = reply.completion.tokens.iter().flat_map(|token| &token.top);
+        assert!(tops.any(|top| top.bytes == [32, 240, 159] || top.bytes == [240, 159]));
         assert_eq!(reply.completion.finish_reason, FinishReason::Length);
     }
     if let Some(exchanges) = recorded("llamacpp_responses.json") {
