@@ -91,9 +91,10 @@ async fn repeat(
         return Ok(());
     }
     probe.deterministic = Some(again.answer() == first.answer());
+    let second = read::places(&again);
     let apart = places
         .iter()
-        .zip(&read::places(&again))
+        .zip(&second)
         .take_while(|(a, b)| a.token == b.token)
         .filter_map(|(a, b)| read::difference(a, b))
         .map(|(_, most)| most);
