@@ -2,7 +2,7 @@
 """Collects from a faulty server of its own, is killed with SIGKILL at random moments and begun again
 after each, and holds what came out to the server's own counts and to an uninterrupted run's bytes.
 
-usage: kill_collect.py POTSTILL [--prompts 10000] [--kills 100] [--faulty 0.3] [--in-flight 64]
+usage: kill_collect.py POTSTILL [--prompts 10000] [--kills 100] [--faulty 0.3] [--in-flight 64] [--latency 0.05]
 """
 import argparse
 import hashlib
@@ -22,6 +22,7 @@ parser.add_argument("--prompts", type=int, default=10_000)
 parser.add_argument("--kills", type=int, default=100)
 parser.add_argument("--faulty", type=float, default=0.3)
 parser.add_argument("--in-flight", type=int, default=64)
+parser.add_argument("--latency", type=float, default=0.05, help="seconds")
 parser.add_argument("--seed", type=int, default=1)
 arguments = parser.parse_args()
 binary = str(pathlib.Path(arguments.potstill).resolve())
@@ -69,7 +70,7 @@ def spent(folder):
 
 with tempfile.TemporaryDirectory() as temp:
     temp = pathlib.Path(temp)
-    whole_server = Server(arguments.faulty, refused=0.01)
+    whole_server = Server(arguments.faulty, refused=0.01, latency=arguments.latency)
     whole = temp / "whole"
     begin(whole, whole_server)
     began = time.monotonic()
@@ -82,13 +83,13 @@ with tempfile.TemporaryDirectory() as temp:
     usd, reserved, _ = spent(whole)
     print(f"  the list of requests says ${usd:.6f}, the server ${whole_server.cost():.6f}; {reserved} charged in full")
 
-    server = Server(arguments.faulty, refused=0.01)
+    server = Server(arguments.faulty, refused=0.01, latency=arguments.latency)
     broken = temp / "broken"
     begin(broken, server)
     kills, early = 0, 0
     while kills < arguments.kills:
         # So many moments of a run that takes `seconds`, begun anew each time.
-        after = moments.uniform(0.02, 0.1 + 2.0 * seconds / arguments.kills)
+        after = moments.uniform(0.02, 0.1 + seconds / arguments.kills)
         if not collect(broken, after):
             early += 1
             break

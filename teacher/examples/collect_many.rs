@@ -1,7 +1,7 @@
 //! Asks a server for many answers and says how fast that went and what it took: one line of JSON.
 //!
 //! `collect_many URL REQUESTS IN_FLIGHT PROMPT_BYTES MAX_TOKENS TOP_LOGPROBS` with -1 for no log-probabilities. See
-//! `benches/http.py`, which runs it beside OpenAI's Python client.
+//! `benches/http_throughput.py`, which runs it beside OpenAI's Python client.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 use std::error::Error;

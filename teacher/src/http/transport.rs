@@ -1,5 +1,6 @@
 //! One request over the wire: its limits in time and size, and no key where none belongs.
 
+use std::io::ErrorKind;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -339,8 +340,7 @@ fn failed(line: &Line, error: &reqwest::Error, after: Duration) -> Failure {
         Reason::Connect
     } else if error.is_timeout() {
         Reason::TotalTimeout
-    } else if error.is_decode() {
-        // A body whose compression is broken was cut, or is not what its header says.
+    } else if error.is_decode() && is_garbled(error) {
         Reason::Malformed
     } else {
         Reason::Cut
@@ -351,6 +351,19 @@ fn failed(line: &Line, error: &reqwest::Error, after: Duration) -> Failure {
     }
     message.truncate(message.floor_char_boundary(500));
     Failure::new(reason, message)
+}
+
+/// Whether bytes came that are not what the header calls them, and not too few.
+fn is_garbled(error: &reqwest::Error) -> bool {
+    let mut cause: Option<&dyn std::error::Error> = std::error::Error::source(error);
+    while let Some(e) = cause {
+        let kind = e.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
+        if matches!(kind, Some(ErrorKind::InvalidData | ErrorKind::InvalidInput)) {
+            return true;
+        }
+        cause = e.source();
+    }
+    false
 }
 
 /// An error with its causes, without the URL.

@@ -23,17 +23,14 @@ fn reasons(fault: Fault, stream: bool) -> &'static [Reason] {
         Fault::HangBetweenChunks | Fault::HangForEver | Fault::Drip => &[Reason::IdleTimeout],
         Fault::Reset => &[Reason::Cut],
         Fault::Truncated if stream => &[Reason::Cut],
-        Fault::Truncated | Fault::InvalidUtf8 | Fault::WrongShape | Fault::NotANumber => {
-            &[Reason::Malformed]
-        }
+        Fault::Truncated | Fault::InvalidUtf8 | Fault::WrongShape => &[Reason::Malformed],
+        Fault::NotANumber => &[Reason::Malformed, Reason::BadLogprobs],
         Fault::ErrorInside => &[Reason::ErrorInside, Reason::ServerError],
         Fault::NoChoice if stream => &[Reason::Cut, Reason::Empty],
         Fault::NoChoice | Fault::Empty => &[Reason::Empty],
         // A streamed fault of this kind is a reply without a choice.
         Fault::FewerLogprobs | Fault::IdsOutOfRange if stream => &[Reason::Cut, Reason::Empty],
-        Fault::FewerLogprobs => &[Reason::BadLogprobs],
-        // Ids are in the tokens' texts, which only vLLM's dialect reads as ids.
-        Fault::IdsOutOfRange => &[],
+        Fault::FewerLogprobs | Fault::IdsOutOfRange => &[Reason::BadLogprobs],
         Fault::Huge => &[Reason::TooLarge],
         Fault::Twice => &[],
     }

@@ -5,7 +5,7 @@ flight at a latency of 250 ms, of which 2,048 a second is the ideal, and 2,000 a
 likeliest. The Python client is given fewer of the first; what counts is CPU time a request, its process's own.
 
     cargo build --release -p potstill-teacher --no-default-features --examples
-    python benches/http.py            # with `openai` installed
+    python benches/http_throughput.py            # with `openai` installed
 """
 
 import argparse
