@@ -54,7 +54,7 @@ fn seen(reply: &Reply, expect: &Value) -> Value {
 
 #[test]
 fn typed_replies_parse_into_one_record() {
-    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/replies");
     let mut count = 0;
     for entry in std::fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
