@@ -4,7 +4,7 @@
     pip install openai
     python scripts/check_fixtures.py [FOLDER]
 
-Reads teacher/tests/fixtures unless told otherwise. Fixtures of another kind are named and skipped. Exit 1 if one is
+Reads teacher/tests/fixtures/replies unless told otherwise. Fixtures of another kind are named and skipped. Exit 1 if one is
 refused, or if there is none.
 """
 
@@ -27,7 +27,7 @@ def replies(fixture):
 
 def main():
     here = pathlib.Path(__file__).resolve().parent.parent
-    folder = pathlib.Path(sys.argv[1]) if len(sys.argv) > 1 else here / "teacher/tests/fixtures"
+    folder = pathlib.Path(sys.argv[1]) if len(sys.argv) > 1 else here / "teacher/tests/fixtures/replies"
     accepted, refused = 0, 0
     for path in sorted(folder.glob("*.json")):
         fixture = json.loads(path.read_text())

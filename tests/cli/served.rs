@@ -221,9 +221,7 @@ fn a_student_learns_from_a_served_teacher() {
     );
     // More prompts ask for what is new alone.
     run.write_prompts(15);
-    let third = said(&run, &["collect", "run.toml"]);
-    assert_eq!(third.code, 1, "{}", third.stderr);
-    let _ = said(&run, &["import", "run.toml"]);
+    assert_eq!(said(&run, &["import", "run.toml"]).code, 0);
     let third = said(&run, &["collect", "run.toml"]);
     assert_eq!((third.code, server.requests()), (0, 15), "{}", third.stderr);
     assert_eq!(answers(&run).len(), 15);
@@ -268,7 +266,8 @@ fn a_failure_is_a_row_and_is_asked_again_when_told() {
         "{}",
         retried.stderr
     );
-    assert_eq!(run.published(), before);
+    // Not as an equation of bytes, which would be printed.
+    assert!(run.published() == before);
 }
 
 /// The server's own words come with the key in them, and go into errors, tables and lists.
@@ -338,7 +337,10 @@ fn a_dry_run_says_what_is_ahead_and_asks_nothing() {
     assert_eq!(said(&run, &["import", "run.toml"]).code, 0);
     let dry = said(&run, &["collect", "run.toml", "--dry-run"]);
     assert_eq!((dry.code, server.requests()), (0, 0), "{}", dry.stderr);
-    insta::assert_snapshot!(dry.stdout, @"");
+    insta::assert_snapshot!(
+        dry.stdout,
+        @"12 answers to ask m for: about 170 tokens of prompts, at most 144 of answers, at most $1.610 without retries; capped at $3.000, 2 h"
+    );
     let checked = said(&run, &["check", "run.toml"]);
     assert_eq!(
         (checked.code, server.requests()),

@@ -351,3 +351,6 @@ async fn identify(asked: &mut Asked<'_>, probe: &mut Probe) -> Result<(), Failur
     probe.engine = engine.map(|engine| engine.trim().to_owned());
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

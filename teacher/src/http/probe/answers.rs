@@ -91,10 +91,10 @@ async fn repeat(
         return Ok(());
     }
     probe.deterministic = Some(again.answer() == first.answer());
-    let places_again = read::places(&again);
+    let second = read::places(&again);
     let apart = places
         .iter()
-        .zip(&places_again)
+        .zip(&second)
         .take_while(|(a, b)| a.token == b.token)
         .filter_map(|(a, b)| read::difference(a, b))
         .map(|(_, most)| most);

@@ -4,7 +4,7 @@ use potstill_datasets::{Completion, FinishReason, SampledToken, ToolCall, Usage,
 
 use super::asked::Asked;
 use super::refusal;
-use super::shape::{Choice, Part, Shape, ToolPiece};
+use super::shape::{Choice, Part, Shape, ToolPiece, finish_reason};
 use super::token::Id;
 use crate::http::{Billed, Failure, PromptLogprobs, Reason, Reply};
 
@@ -71,7 +71,7 @@ impl Gathered {
         self.take_prompt(shape.prompt_token_ids, shape.prompt_logprobs);
         for choice in shape.choices.into_iter().flatten() {
             // One is asked for; what a server gives beyond is its own.
-            if choice.index == 0 {
+            if choice.index.unwrap_or_default() == 0 {
                 self.take_choice(choice)?;
             }
         }
@@ -214,10 +214,19 @@ impl Gathered {
                 "the reply has no choice (`choices`)",
             ));
         }
-        if let Some("abort" | "insufficient_system_resource") = self.finish.as_deref() {
+        // vLLM's and SGLang's, DeepSeek's, OpenRouter's.
+        if let Some(finish @ ("abort" | "insufficient_system_resource" | "error")) =
+            self.finish.as_deref()
+        {
+            let reason = match finish {
+                "error" => Reason::ErrorInside,
+                _ => Reason::Overloaded,
+            };
             return Err(Failure::new(
-                Reason::Overloaded,
-                "the server gave up in the middle of the answer",
+                reason,
+                format!(
+                    "the server gave up in the middle of the answer (`finish_reason` is {finish})"
+                ),
             ));
         }
         if let Some(token_ids) = &asked.score {
@@ -378,18 +387,5 @@ pub(super) fn bad_logprobs(why: String) -> Failure {
             Reason::BadLogprobs,
             refusal::shown(&format!("log-probabilities: {why}")),
         )
-    }
-}
-
-fn finish_reason(name: Option<&str>) -> FinishReason {
-    match name {
-        None | Some("stop" | "eos" | "eos_token" | "end_turn" | "stop_sequence" | "stop_token") => {
-            FinishReason::Stop
-        }
-        Some("length" | "max_tokens") => FinishReason::Length,
-        Some("tool_calls" | "function_call") => FinishReason::ToolCalls,
-        Some("content_filter") => FinishReason::ContentFilter,
-        // Whatever it is, the answer did not come to its end by itself.
-        Some(_) => FinishReason::Error,
     }
 }

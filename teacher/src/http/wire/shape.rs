@@ -1,6 +1,6 @@
 //! The replies of OpenAI's protocol and its kin, whole ones and pieces of streamed ones: what is read of them.
 
-use potstill_datasets::SampledToken;
+use potstill_datasets::{FinishReason, SampledToken};
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, IgnoredAny};
 
@@ -28,8 +28,7 @@ pub(super) struct Shape<'a, L> {
 #[derive(Deserialize)]
 #[serde(bound(deserialize = "L: Deserialize<'de>"))]
 pub(super) struct Choice<'a, L> {
-    #[serde(default)]
-    pub(super) index: u64,
+    pub(super) index: Option<u64>,
     #[serde(borrow)]
     pub(super) message: Option<Part<'a>>,
     #[serde(borrow)]
@@ -242,4 +241,18 @@ impl Timings {
 #[derive(Deserialize)]
 pub(super) struct UsageAlone {
     pub(super) usage: Option<Usage>,
+}
+
+/// Why an answer ended, in our terms.
+pub(super) fn finish_reason(name: Option<&str>) -> FinishReason {
+    match name {
+        None | Some("stop" | "eos" | "eos_token" | "end_turn" | "stop_sequence" | "stop_token") => {
+            FinishReason::Stop
+        }
+        Some("length" | "max_tokens") => FinishReason::Length,
+        Some("tool_calls" | "function_call") => FinishReason::ToolCalls,
+        Some("content_filter") => FinishReason::ContentFilter,
+        // Whatever it is, the answer did not come to its end by itself.
+        Some(_) => FinishReason::Error,
+    }
 }

@@ -183,7 +183,11 @@ pub(super) fn token(
     if let Some(number) = text.strip_prefix("token_id:") {
         let named = number.parse().ok().and_then(checked_id);
         let named = named.ok_or_else(|| format!("{ABOUT_LOGPROBS}there is no {text}"))?;
-        let bytes = bytes.filter(|bytes| bytes != text.as_bytes());
+        // Nor are they real where the text has a stand-in for a part of a character.
+        let is_real = |bytes: &Vec<u8>| {
+            bytes != text.as_bytes() && !String::from_utf8_lossy(bytes).contains('\u{fffd}')
+        };
+        let bytes = bytes.filter(is_real);
         return Ok(TopToken {
             id: Some(named),
             bytes: bytes.unwrap_or_default(),

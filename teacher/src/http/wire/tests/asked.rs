@@ -120,6 +120,15 @@ fn each_server_gets_the_fields_it_knows() {
             "prompt_logprobs": 64, "return_token_ids": true,
         })
     );
+}
+
+#[test]
+fn what_a_server_cannot_do_is_refused_before_it_is_asked() {
+    let score = call(Task::Score {
+        token_ids: vec![1, 2, 3],
+        top_k: 64,
+        from: 2,
+    });
     // llama-cpp-python penalises repetition unless it is told not to, and gives no log-probabilities for 0.
     let (_, body) = sent(
         &asking(Dialect::LlamaCppPython, Some(0)),

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::{asking, call};
 use crate::http::wire::{Stream, failure, parse};
-use crate::http::{Billed, Dialect, Failure, Reason, Task};
+use crate::http::{Asking, Billed, Dialect, Failure, Reason, Task};
 
 fn refused(body: &[u8], logprobs: Option<u32>) -> Failure {
     let parsed = parse(
@@ -292,4 +292,29 @@ fn retry_after_is_seconds_or_a_date() {
         (later + now.as_secs_f64() - 4_133_980_799.0).abs() < 5.0,
         "{later}"
     );
+}
+
+#[test]
+fn what_is_gone_on_from_is_known_whole() {
+    // The second token begins a character that the text does not have yet.
+    let piece = |text: &str, bytes: &[u8]| {
+        let entry = json!({"token": text, "logprob": -0.5, "bytes": bytes, "top_logprobs": []});
+        let choice =
+            json!({"index": 0, "delta": {"content": text}, "logprobs": {"content": [entry]}});
+        format!("data: {}\n\n", json!({"choices": [choice]}))
+    };
+    let fed = |asking: &Asking| {
+        let mut stream = Stream::new(asking, &call(Task::Answer));
+        stream.feed(piece("One", b"One").as_bytes()).unwrap();
+        stream.feed(piece("", &[240, 159]).as_bytes()).unwrap();
+        stream.so_far()
+    };
+    let so_far = fed(&asking(Dialect::Vllm, Some(0))).unwrap();
+    assert_eq!((so_far.answer.as_str(), so_far.tokens.len()), ("One", 1));
+    // Text may be held back until it is known that no stop begins in it.
+    let stops = Asking {
+        stop: vec!["END".into()],
+        ..asking(Dialect::Vllm, Some(0))
+    };
+    assert!(fed(&stops).is_none());
 }

@@ -54,7 +54,7 @@ fn seen(reply: &Reply, expect: &Value) -> Value {
 
 #[test]
 fn typed_replies_parse_into_one_record() {
-    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/replies");
     let mut count = 0;
     for entry in std::fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
@@ -62,8 +62,9 @@ fn typed_replies_parse_into_one_record() {
         let logprobs = fixture["logprobs"]
             .as_u64()
             .map(|k| u32::try_from(k).unwrap());
-        let dialect = match fixture["kind"].as_str() {
-            Some("sglang") => Dialect::Sglang,
+        let dialect = match (fixture["kind"].as_str(), fixture["dialect"].as_str()) {
+            (Some("sglang"), _) => Dialect::Sglang,
+            (_, Some("vllm")) => Dialect::Vllm,
             _ => Dialect::Openai,
         };
         let asking = asking(dialect, logprobs);
@@ -96,7 +97,7 @@ fn typed_replies_parse_into_one_record() {
         }
         count += 1;
     }
-    assert_eq!(count, 12);
+    assert_eq!(count, 14);
 }
 
 /// Exchanges that were recorded from real servers; `None` where the folder is not at hand.
@@ -229,7 +230,7 @@ fn the_recorded_replies_of_vllm_parse() {
 #[test]
 fn the_recorded_replies_of_both_llama_servers_parse() {
     if let Some(exchanges) = recorded("llamaserver_responses.json") {
-        assert_eq!(all_parse(Dialect::LlamaServer, &exchanges), 13);
+        assert_eq!(all_parse(Dialect::LlamaServer, &exchanges), 14);
         let sse = exchanges[6]["response"].as_str().unwrap();
         let stream = asking(Dialect::LlamaServer, Some(3));
         let reply = streamed(&stream, &call(Task::Answer), sse.as_bytes(), 100);
@@ -251,7 +252,7 @@ fn the_recorded_replies_of_both_llama_servers_parse() {
         assert_eq!(reply.completion.finish_reason, FinishReason::Length);
     }
     if let Some(exchanges) = recorded("llamacpp_responses.json") {
-        assert_eq!(all_parse(Dialect::LlamaCppPython, &exchanges), 9);
+        assert_eq!(all_parse(Dialect::LlamaCppPython, &exchanges), 10);
         let sse = exchanges[6]["response"].as_str().unwrap();
         let stream = asking(Dialect::LlamaCppPython, Some(3));
         let reply = streamed(&stream, &call(Task::Answer), sse.as_bytes(), 100);
