@@ -5,6 +5,6 @@ mod caps;
 mod endpoints;
 mod faults;
 mod keys;
-#[allow(dead_code, missing_docs)]
+#[allow(dead_code)]
 mod server;
 mod support;

@@ -15,7 +15,7 @@ use tokio::time::sleep;
 
 /// What goes wrong with one reply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Fault {
+pub(crate) enum Fault {
     /// A status and a JSON error.
     Status(u16),
     /// 429 with `Retry-After` in seconds.
@@ -55,7 +55,7 @@ pub enum Fault {
 }
 
 /// All of them.
-pub const FAULTS: &[Fault] = &[
+pub(crate) const FAULTS: &[Fault] = &[
     Fault::Status(400),
     Fault::Status(401),
     Fault::Status(403),
@@ -87,31 +87,31 @@ pub const FAULTS: &[Fault] = &[
 
 /// What the server does.
 #[derive(Debug, Clone)]
-pub struct Plan {
+pub(crate) struct Plan {
     /// Which requests fail, and how, follows from this.
-    pub seed: u64,
+    pub(crate) seed: u64,
     /// Share of the requests that fail.
-    pub faulty: f64,
+    pub(crate) faulty: f64,
     /// How they fail, drawn evenly.
-    pub faults: Vec<Fault>,
+    pub(crate) faults: Vec<Fault>,
     /// Time before each reply.
-    pub latency: Duration,
+    pub(crate) latency: Duration,
     /// Each reply's latency is drawn from one to so many times that.
-    pub latency_spread: f64,
+    pub(crate) latency_spread: f64,
     /// How long a hang lasts.
-    pub hang: Duration,
+    pub(crate) hang: Duration,
     /// Words of an answer, a token each.
-    pub answer_tokens: u32,
+    pub(crate) answer_tokens: u32,
     /// Bytes of a word, with its space.
-    pub token_bytes: usize,
+    pub(crate) token_bytes: usize,
     /// Whether answers and errors repeat the header `Authorization`.
-    pub echo: bool,
+    pub(crate) echo: bool,
     /// Whether replies say what was counted.
-    pub usage: bool,
+    pub(crate) usage: bool,
     /// Whether every question gets the reply to the first, made once: for measuring clients.
-    pub same: bool,
+    pub(crate) same: bool,
     /// Where every request is redirected to, with this status.
-    pub redirect: Option<(u16, String)>,
+    pub(crate) redirect: Option<(u16, String)>,
 }
 
 impl Default for Plan {
@@ -135,42 +135,42 @@ impl Default for Plan {
 
 /// What the server saw and did.
 #[derive(Debug, Clone, Default)]
-pub struct Counts {
+pub(crate) struct Counts {
     /// Requests whose head and body came.
-    pub requests: u64,
+    pub(crate) requests: u64,
     /// Good answers, written to their end.
-    pub answers: u64,
+    pub(crate) answers: u64,
     /// Tokens of their prompts.
-    pub prompt_tokens: u64,
+    pub(crate) prompt_tokens: u64,
     /// Tokens of theirs.
-    pub completion_tokens: u64,
+    pub(crate) completion_tokens: u64,
     /// Tokens of prompts that the server worked on, whatever came of it.
-    pub worked_prompt_tokens: u64,
+    pub(crate) worked_prompt_tokens: u64,
     /// Tokens of answers that it worked on.
-    pub worked_completion_tokens: u64,
+    pub(crate) worked_completion_tokens: u64,
     /// Requests under way.
-    pub in_flight: u64,
+    pub(crate) in_flight: u64,
     /// Most of them at once.
-    pub in_flight_most: u64,
+    pub(crate) in_flight_most: u64,
     /// Requests with the header `Authorization`.
-    pub authorized: u64,
+    pub(crate) authorized: u64,
     /// Faults caused, by name.
-    pub faults: HashMap<String, u64>,
+    pub(crate) faults: HashMap<String, u64>,
     asked: HashMap<u64, u32>,
     same: Option<Arc<Vec<u8>>>,
 }
 
 /// A running server.
 #[derive(Debug, Clone)]
-pub struct Server {
+pub(crate) struct Server {
     /// Where it listens.
-    pub address: SocketAddr,
+    pub(crate) address: SocketAddr,
     counts: Arc<Mutex<Counts>>,
 }
 
 impl Server {
     /// Listens on a free port of the loopback, on the current runtime, until that ends.
-    pub async fn start(plan: Plan) -> io::Result<Server> {
+    pub(crate) async fn start(plan: Plan) -> io::Result<Server> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let server = Server {
             address: listener.local_addr()?,
@@ -192,12 +192,12 @@ impl Server {
     }
 
     /// The base URL.
-    pub fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         format!("http://{}/v1", self.address)
     }
 
     /// What was seen so far.
-    pub fn counts(&self) -> Counts {
+    pub(crate) fn counts(&self) -> Counts {
         locked(&self.counts).clone()
     }
 }
@@ -285,7 +285,7 @@ async fn read(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> io::Result<Option
 }
 
 /// A hash that is the same everywhere: FNV-1a, stirred at its end.
-pub fn hash(parts: &[&[u8]]) -> u64 {
+pub(crate) fn hash(parts: &[&[u8]]) -> u64 {
     let mut h: u64 = 0xcbf2_9ce4_8422_2325;
     for byte in parts.iter().copied().flatten() {
         h = (h ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
@@ -296,7 +296,7 @@ pub fn hash(parts: &[&[u8]]) -> u64 {
 }
 
 /// The fault of one request, if it has one.
-pub fn fault(plan: &Plan, prompt: u64, attempt: u32) -> Option<Fault> {
+pub(crate) fn fault(plan: &Plan, prompt: u64, attempt: u32) -> Option<Fault> {
     let drawn = hash(&[
         &prompt.to_le_bytes(),
         &attempt.to_le_bytes(),
