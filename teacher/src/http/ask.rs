@@ -70,7 +70,7 @@ pub(super) async fn ask(
 
 async fn read(line: &Line, asking: &Asking, call: &Call, opened: &mut Opened) -> Over {
     let is_good = (200..300).contains(&opened.status);
-    if is_good && wire::is_streamed(asking, call) && opened.is_stream {
+    if is_good && asking.stream && opened.is_stream {
         return read_stream(line, asking, call, opened).await;
     }
     let body = match opened.whole(line).await {
