@@ -26,6 +26,7 @@ pub(super) fn teacher(file: &RunFile, text: &str, broken: Broken<'_>) {
         Some(teacher) if teacher.is_served() => {
             where_it_is(teacher, broken);
             addresses(teacher, broken);
+            distributions(file, teacher, broken);
             what_it_can(file, teacher, broken);
             budget(file, teacher, text, broken);
         }
@@ -175,7 +176,7 @@ fn bad_url(url: &str) -> Option<String> {
     None
 }
 
-fn what_it_can(file: &RunFile, teacher: &Teacher, broken: Broken<'_>) {
+fn distributions(file: &RunFile, teacher: &Teacher, broken: Broken<'_>) {
     let collect = &file.collect;
     for (place, signals) in [
         (
@@ -216,6 +217,10 @@ fn what_it_can(file: &RunFile, teacher: &Teacher, broken: Broken<'_>) {
             );
         }
     }
+}
+
+fn what_it_can(file: &RunFile, teacher: &Teacher, broken: Broken<'_>) {
+    let collect = &file.collect;
     if teacher.method == Method::Completions && teacher.tokenizer.is_none() {
         broken(
             &["teacher", "method"],

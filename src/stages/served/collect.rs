@@ -42,27 +42,8 @@ pub(crate) fn collect(context: &Context) -> anyhow::Result<Outcome> {
     let served = Served::open(run)?;
     probe::check(&served, &context.dir.path(""))?;
     let answers = served.answers()?;
-    let samples = run.file.collect.samples.get();
     let signals = run.file.collect.signals.as_ref().map(|s| s.top_k.get());
-    let mut settings = json!({ "answers": answers, "samples": samples });
-    let mut outputs = vec!["failures".to_owned(), "completions".to_owned()];
-    if let Some(top_k) = signals {
-        // Distributions are made of the answers' own alternatives and of the text around them.
-        let text = served.text.as_ref().context("signals need a tokenizer")?;
-        settings["signals"] = json!({
-            "top_k": top_k,
-            "tokenizer": text.tokenizer.fingerprint(),
-            "template": text.template.hash(),
-        });
-        outputs.insert(0, "signals".to_owned());
-    }
-    let plan = Plan {
-        stage: "collect".to_owned(),
-        home: "completions".to_owned(),
-        outputs,
-        settings,
-        inputs: BTreeMap::from([("prompts".to_owned(), manifest.content_hash())]),
-    };
+    let plan = plan(context, &served, &answers, manifest.content_hash())?;
     let again = context.retry_failures && has_failures(context)?;
     if context.dry_run && (again || !is_published(context, &plan)?) {
         say_forecast(context, &served, &answers)?;
@@ -105,6 +86,35 @@ pub(crate) fn collect(context: &Context) -> anyhow::Result<Outcome> {
         fs::remove_dir_all(&work).with_context(|| format!("cannot delete {}", work.display()))?;
     }
     Ok(outcome)
+}
+
+/// What is published, and what it depends on.
+fn plan(
+    context: &Context,
+    served: &Served<'_>,
+    answers: &Value,
+    prompts: String,
+) -> anyhow::Result<Plan> {
+    let collect = &context.run.file.collect;
+    let mut settings = json!({ "answers": answers, "samples": collect.samples.get() });
+    let mut outputs = vec!["failures".to_owned(), "completions".to_owned()];
+    if let Some(signals) = &collect.signals {
+        // Distributions are made of the answers' own alternatives and of the text around them.
+        let text = served.text.as_ref().context("signals need a tokenizer")?;
+        settings["signals"] = json!({
+            "top_k": signals.top_k.get(),
+            "tokenizer": text.tokenizer.fingerprint(),
+            "template": text.template.hash(),
+        });
+        outputs.insert(0, "signals".to_owned());
+    }
+    Ok(Plan {
+        stage: "collect".to_owned(),
+        home: "completions".to_owned(),
+        outputs,
+        settings,
+        inputs: BTreeMap::from([("prompts".to_owned(), prompts)]),
+    })
 }
 
 fn is_published(context: &Context, plan: &Plan) -> anyhow::Result<bool> {

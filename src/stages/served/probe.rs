@@ -104,9 +104,7 @@ pub(super) fn check(served: &Served<'_>, dir: &Path) -> anyhow::Result<()> {
     }
 }
 
-fn broken(served: &Served<'_>, probe: &Probe) -> Option<(&'static [&'static str], String)> {
-    const SIGNALS: &[&str] = &["collect", "signals"];
-    const SCORE: &[&str] = &["score"];
+fn broken(served: &Served<'_>, probe: &Probe) -> Option<Broken> {
     const METHOD: &[&str] = &["teacher", "method"];
     let file = &served.run.file;
     let method = served.asking().method;
@@ -129,45 +127,60 @@ fn broken(served: &Served<'_>, probe: &Probe) -> Option<(&'static [&'static str]
             "the server's tokens are of another tokenizer, so its distributions are over another vocabulary".to_owned(),
         ));
     }
-    if let Some(signals) = &file.collect.signals {
-        let (top_k, largest) = (signals.top_k.get(), probe.logprobs.largest_k as usize);
-        if probe.logprobs.kind != Kind::Real {
-            return Some((SIGNALS, "the server gives no log-probabilities that mean anything: leave `signals` out, and learn from the text with `loss = { cross_entropy = 1.0 }`".to_owned()));
-        }
-        if top_k > largest {
-            return Some((
-                SIGNALS,
-                format!(
-                    "the server gives at most {largest} likeliest tokens: set `top_k = {largest}`, or change its limit"
-                ),
-            ));
-        }
-        if probe.logprobs.temperature == Scale::Processed && file.collect.temperature.get() != 1.0 {
-            return Some((&["collect", "temperature"], "the server's log-probabilities are of the distribution after temperature, which is not the model's: set `temperature = 1`, or have the server give raw ones".to_owned()));
-        }
-        if method == Method::Chat && probe.tokens.same_template == Some(false) {
-            return Some((&["teacher", "template"], "the server renders chats otherwise than the template here, so distributions would belong to another text: name its template, or use `method = \"completions\"`".to_owned()));
-        }
+    match (&file.collect.signals, &file.score) {
+        (Some(signals), _) => signals_broken(served, probe, signals.top_k.get()),
+        (None, Some(score)) => score_broken(probe, score.top_k.get()),
+        (None, None) => None,
     }
-    if let Some(score) = &file.score {
-        let (top_k, largest) = (score.top_k.get(), probe.prompt_logprobs.largest_k as usize);
-        if probe.prompt_logprobs.through == Through::Nothing {
-            return Some((SCORE, "the server gives no log-probabilities of prompts: use `signals` of [collect], or another server".to_owned()));
-        }
-        if top_k > largest {
-            return Some((
-                SCORE,
-                format!(
-                    "the server gives at most {largest} likeliest tokens of a prompt: set `top_k = {largest}`, or change its limit"
-                ),
-            ));
-        }
-        if probe.prompt_logprobs.stale == Some(true) {
-            return Some((SCORE, "the server's log-probabilities of prompts change or lack when the prompt is cached: start it without prefix caching".to_owned()));
-        }
-        if probe.prompt_logprobs.shift.is_some_and(|shift| shift != 0) {
-            return Some((SCORE, "the server's log-probabilities of prompts belong to other positions than it says: use `signals` of [collect], or another server".to_owned()));
-        }
+}
+
+/// A key, and what the server cannot do of what it asks for.
+type Broken = (&'static [&'static str], String);
+
+fn signals_broken(served: &Served<'_>, probe: &Probe, top_k: usize) -> Option<Broken> {
+    const SIGNALS: &[&str] = &["collect", "signals"];
+    let largest = probe.logprobs.largest_k as usize;
+    if probe.logprobs.kind != Kind::Real {
+        return Some((SIGNALS, "the server gives no log-probabilities that mean anything: leave `signals` out, and learn from the text with `loss = { cross_entropy = 1.0 }`".to_owned()));
+    }
+    if top_k > largest {
+        return Some((
+            SIGNALS,
+            format!(
+                "the server gives at most {largest} likeliest tokens: set `top_k = {largest}`, or change its limit"
+            ),
+        ));
+    }
+    let temperature = served.run.file.collect.temperature.get();
+    if probe.logprobs.temperature == Scale::Processed && temperature != 1.0 {
+        return Some((&["collect", "temperature"], "the server's log-probabilities are of the distribution after temperature, which is not the model's: set `temperature = 1`, or have the server give raw ones".to_owned()));
+    }
+    if served.asking().method == Method::Chat && probe.tokens.same_template == Some(false) {
+        return Some((&["teacher", "template"], "the server renders chats otherwise than the template here, so distributions would belong to another text: name its template, or use `method = \"completions\"`".to_owned()));
+    }
+    None
+}
+
+fn score_broken(probe: &Probe, top_k: usize) -> Option<Broken> {
+    const SCORE: &[&str] = &["score"];
+    let prompted = &probe.prompt_logprobs;
+    let largest = prompted.largest_k as usize;
+    if prompted.through == Through::Nothing {
+        return Some((SCORE, "the server gives no log-probabilities of prompts: use `signals` of [collect], or another server".to_owned()));
+    }
+    if top_k > largest {
+        return Some((
+            SCORE,
+            format!(
+                "the server gives at most {largest} likeliest tokens of a prompt: set `top_k = {largest}`, or change its limit"
+            ),
+        ));
+    }
+    if prompted.stale == Some(true) {
+        return Some((SCORE, "the server's log-probabilities of prompts change or lack when the prompt is cached: start it without prefix caching".to_owned()));
+    }
+    if prompted.shift.is_some_and(|shift| shift != 0) {
+        return Some((SCORE, "the server's log-probabilities of prompts belong to other positions than it says: use `signals` of [collect], or another server".to_owned()));
     }
     None
 }
@@ -204,11 +217,6 @@ fn said(probe: &Probe) -> String {
         .to_lowercase(),
     );
     let prompted = &probe.prompt_logprobs;
-    let known = |value: Option<bool>| match value {
-        None => "not known",
-        Some(true) => "yes",
-        Some(false) => "no",
-    };
     line(
         "of prompts",
         match prompted.through {
@@ -223,6 +231,34 @@ fn said(probe: &Probe) -> String {
             ),
         },
     );
+    said_of_tokens(probe, &mut line);
+    for speed in &probe.speeds {
+        let what = speed
+            .k
+            .map_or_else(|| "text".to_owned(), |k| format!("top {k}"));
+        line(
+            "speed",
+            format!(
+                "{what}: {:.0} tokens/s, {:.0} bytes a token",
+                speed.tokens_per_second, speed.bytes_per_token
+            ),
+        );
+    }
+    for quirk in &probe.quirks {
+        line("quirk", quirk.clone());
+    }
+    let verdict = match probe.recommended {
+        Recommended::Traces => "traces: learn from its text, with `loss = { cross_entropy = 1.0 }`",
+        Recommended::Logits => "logits: learn from its distributions",
+    };
+    line("use it for", verdict.to_owned());
+    for change in &probe.change {
+        line("change", change.clone());
+    }
+    lines.join("\n")
+}
+
+fn said_of_tokens(probe: &Probe, line: &mut dyn FnMut(&str, String)) {
     let tokens = &probe.tokens;
     line(
         "tokens",
@@ -248,28 +284,12 @@ fn said(probe: &Probe) -> String {
             known(probe.usage.completion_right)
         ),
     );
-    for speed in &probe.speeds {
-        let what = speed
-            .k
-            .map_or_else(|| "text".to_owned(), |k| format!("top {k}"));
-        line(
-            "speed",
-            format!(
-                "{what}: {:.0} tokens/s, {:.0} bytes a token",
-                speed.tokens_per_second, speed.bytes_per_token
-            ),
-        );
+}
+
+fn known(value: Option<bool>) -> &'static str {
+    match value {
+        None => "not known",
+        Some(true) => "yes",
+        Some(false) => "no",
     }
-    for quirk in &probe.quirks {
-        line("quirk", quirk.clone());
-    }
-    let verdict = match probe.recommended {
-        Recommended::Traces => "traces: learn from its text, with `loss = { cross_entropy = 1.0 }`",
-        Recommended::Logits => "logits: learn from its distributions",
-    };
-    line("use it for", verdict.to_owned());
-    for change in &probe.change {
-        line("change", change.clone());
-    }
-    lines.join("\n")
 }

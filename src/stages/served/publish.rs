@@ -140,18 +140,13 @@ impl Shard {
         let completion = match outcome {
             Outcome::Got(completion) => completion,
             Outcome::Failed { reason, message } => {
-                written.failures += 1;
-                if written.first_failure.is_none() {
-                    written.first_failure = Some(format!("{reason}: {message}"));
-                }
-                *written.reasons.entry(reason.clone()).or_default() += 1;
-                self.failures.push(Failed {
+                let failed = Failed {
                     prompt_id,
                     sample_index,
                     reason,
                     message,
-                })?;
-                return Ok(());
+                };
+                return self.fail(failed, written);
             }
         };
         written.answers += 1;
@@ -177,6 +172,16 @@ impl Shard {
             }
         }
         self.completions.push(completion)?;
+        Ok(())
+    }
+
+    fn fail(&mut self, failed: Failed, written: &mut Written) -> anyhow::Result<()> {
+        written.failures += 1;
+        if written.first_failure.is_none() {
+            written.first_failure = Some(format!("{}: {}", failed.reason, failed.message));
+        }
+        *written.reasons.entry(failed.reason.clone()).or_default() += 1;
+        self.failures.push(failed)?;
         Ok(())
     }
 
