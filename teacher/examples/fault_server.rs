@@ -4,7 +4,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 #[path = "../tests/http/server.rs"]
-#[allow(dead_code, missing_docs, unreachable_pub)]
+#[allow(dead_code)]
 mod server;
 
 use std::io::Write as _;

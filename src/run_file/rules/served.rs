@@ -24,7 +24,9 @@ fn is_written(text: &str, table: &str, key: &str) -> bool {
 pub(super) fn teacher(file: &RunFile, text: &str, broken: Broken<'_>) {
     match &file.teacher {
         Some(teacher) if teacher.is_served() => {
-            where_it_is(teacher, broken);
+            if !where_it_is(teacher, broken) {
+                return;
+            }
             addresses(teacher, broken);
             distributions(file, teacher, broken);
             what_it_can(file, teacher, broken);
@@ -73,13 +75,14 @@ fn local_only(teacher: &Teacher, broken: Broken<'_>) {
     }
 }
 
-fn where_it_is(teacher: &Teacher, broken: Broken<'_>) {
+/// Whether anybody is named; what else is wrong with a teacher would only hide that.
+fn where_it_is(teacher: &Teacher, broken: Broken<'_>) -> bool {
     if teacher.provider.is_none() && teacher.url.is_none() && teacher.endpoints.is_empty() {
         broken(
             &["teacher"],
             "nobody is named: give `path` (the folder of a checkpoint), or `provider`, `url` or `endpoints` for a teacher behind a server".to_owned(),
         );
-        return;
+        return false;
     }
     if teacher.url.is_some() && !teacher.endpoints.is_empty() {
         broken(
@@ -105,6 +108,7 @@ fn where_it_is(teacher: &Teacher, broken: Broken<'_>) {
             "what a server computes in is its own affair: leave this out".to_owned(),
         );
     }
+    true
 }
 
 fn addresses(teacher: &Teacher, broken: Broken<'_>) {

@@ -119,3 +119,35 @@ impl fmt::Debug for Key {
 fn find(bytes: &[u8], what: &[u8]) -> Option<usize> {
     memchr::memmem::find(bytes, what)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_is_taken_out_whole_and_where_a_message_was_cut() {
+        let key = Key::new(" sk-0123456789\n".into());
+        assert_eq!(format!("{key:?}"), "Key");
+        let scrubbed = |text: &str| {
+            let mut text = text.to_owned();
+            key.scrub(&mut text);
+            text
+        };
+        assert_eq!(
+            scrubbed("Bearer sk-0123456789, wrong"),
+            "Bearer *************, wrong"
+        );
+        assert_eq!(scrubbed("wrong key sk-01234567"), "wrong key *");
+        assert_eq!(scrubbed("a risk-"), "a risk-");
+        let mut body = b"sk-0123456789 sk-0123456789 sk-0".to_vec();
+        assert!(key.scrub_bytes(&mut body));
+        assert_eq!(body, b"************* ************* sk-0");
+    }
+
+    #[test]
+    fn a_placeholder_is_no_secret() {
+        let mut text = "EMPTY".to_owned();
+        assert!(!Key::new("EMPTY".into()).scrub(&mut text));
+        assert_eq!(text, "EMPTY");
+    }
+}

@@ -35,12 +35,8 @@ pub(super) struct Line {
 pub(super) struct Answered {
     /// The status.
     pub status: u16,
-    /// The header `Retry-After`, as it came.
-    pub retry_after: Option<String>,
     /// The body, decoded, without the key.
     pub body: Vec<u8>,
-    /// From sending to the headers.
-    pub first_byte_seconds: f64,
     /// From sending to the end.
     pub seconds: f64,
 }
@@ -50,7 +46,6 @@ pub(super) struct Opened {
     pub(super) status: u16,
     pub(super) retry_after: Option<String>,
     pub(super) is_stream: bool,
-    pub(super) first_byte_seconds: f64,
     response: Response,
     begun: Instant,
     read: u64,
@@ -70,9 +65,7 @@ pub(super) async fn exchange(
     let body = opened.whole(line).await?;
     Ok(Answered {
         status: opened.status,
-        retry_after: opened.retry_after.take(),
         body,
-        first_byte_seconds: opened.first_byte_seconds,
         seconds: opened.begun.elapsed().as_secs_f64(),
     })
 }
@@ -217,7 +210,6 @@ fn opened(response: Response, begun: Instant, line: &Line) -> Opened {
         status: response.status().as_u16(),
         retry_after: header(RETRY_AFTER),
         is_stream,
-        first_byte_seconds: begun.elapsed().as_secs_f64(),
         response,
         begun,
         read: 0,

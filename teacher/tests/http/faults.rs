@@ -3,10 +3,10 @@
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
-use potstill_teacher::http::{Ended, OnLength, Reason, Settings, Timeouts};
+use potstill_teacher::http::{Dialect, Ended, OnBreak, OnLength, Reason, Settings, Timeouts};
 
-use crate::server::{FAULTS, Fault, Plan};
-use crate::support::{Came, first_word, run, settings, start};
+use crate::server::{FAULTS, Fault, Plan, fault};
+use crate::support::{Came, call, first_word, key, run, run_calls, settings, start};
 
 /// What a fault may be called; nothing for an answer.
 fn reasons(fault: Fault, stream: bool) -> &'static [Reason] {
@@ -180,4 +180,49 @@ fn an_answer_at_the_limit_is_kept_dropped_or_made_longer() {
     settings.on_length = OnLength::Continue;
     let came = run(&settings, 3);
     assert_eq!(came.answers(), 3);
+}
+
+/// A stream that breaks is asked for anew, or gone on from: then its beginning is that of the first reply.
+#[test]
+fn a_broken_stream_is_retried_or_gone_on_from() {
+    let plan = Plan {
+        faulty: 0.4,
+        faults: vec![Fault::Truncated],
+        ..Plan::default()
+    };
+    let n = (1..).find(|&n| fault(&plan, key(n), 1).is_some()).unwrap();
+    for (on_break, words) in [(OnBreak::Retry, 12..=12), (OnBreak::Continue, 13..=200)] {
+        let running = start(plan.clone());
+        let mut settings = settings(running.server.url());
+        settings.asking.stream = true;
+        settings.asking.dialect = Dialect::Vllm;
+        settings.on_break = on_break;
+        settings.attempts = 20;
+        let came = run_calls(&settings, vec![call(n)]);
+        let [landed] = &came.landed[..] else {
+            panic!("{:?}", came.landed)
+        };
+        let answer = &landed.outcome.as_ref().unwrap().completion.answer;
+        assert!(landed.attempts >= 2);
+        assert!(answer.starts_with(&first_word(n)), "{answer}");
+        let count = answer.split_whitespace().count();
+        assert!(words.contains(&count), "{on_break:?}: {count} words");
+    }
+}
+
+/// The server gives 16 tokens whenever it is asked to go on, so it is the number of times that ends this.
+#[test]
+fn an_answer_that_never_ends_is_made_longer_for_a_bounded_time() {
+    let running = start(Plan {
+        answer_tokens: 40,
+        ..Plan::default()
+    });
+    let mut settings = settings(running.server.url());
+    settings.asking.dialect = Dialect::Vllm;
+    settings.on_length = OnLength::Continue;
+    let came = run(&settings, 1);
+    assert_eq!((came.answers(), came.attempts.len()), (1, 65));
+    let reply = came.landed[0].outcome.as_ref().unwrap();
+    assert_eq!(reply.completion.answer.split_whitespace().count(), 65 * 16);
+    assert_eq!(reply.billed.map(|b| b.completion_tokens), Some(65 * 16));
 }

@@ -1,21 +1,25 @@
 //! A server on loopback that speaks OpenAI's protocol and fails on purpose. What it does is a function of the
 //! prompt, of how often that was asked, and of a seed.
 
+#[path = "reply.rs"]
+mod reply;
+
 use std::collections::HashMap;
-use std::fmt::Write as _;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::sleep;
 
+use self::reply::{Work, streamed, whole, work};
+
 /// What goes wrong with one reply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Fault {
+pub(crate) enum Fault {
     /// A status and a JSON error.
     Status(u16),
     /// 429 with `Retry-After` in seconds.
@@ -55,7 +59,7 @@ pub enum Fault {
 }
 
 /// All of them.
-pub const FAULTS: &[Fault] = &[
+pub(crate) const FAULTS: &[Fault] = &[
     Fault::Status(400),
     Fault::Status(401),
     Fault::Status(403),
@@ -87,31 +91,31 @@ pub const FAULTS: &[Fault] = &[
 
 /// What the server does.
 #[derive(Debug, Clone)]
-pub struct Plan {
+pub(crate) struct Plan {
     /// Which requests fail, and how, follows from this.
-    pub seed: u64,
+    pub(crate) seed: u64,
     /// Share of the requests that fail.
-    pub faulty: f64,
+    pub(crate) faulty: f64,
     /// How they fail, drawn evenly.
-    pub faults: Vec<Fault>,
+    pub(crate) faults: Vec<Fault>,
     /// Time before each reply.
-    pub latency: Duration,
+    pub(crate) latency: Duration,
     /// Each reply's latency is drawn from one to so many times that.
-    pub latency_spread: f64,
+    pub(crate) latency_spread: f64,
     /// How long a hang lasts.
-    pub hang: Duration,
+    pub(crate) hang: Duration,
     /// Words of an answer, a token each.
-    pub answer_tokens: u32,
+    pub(crate) answer_tokens: u32,
     /// Bytes of a word, with its space.
-    pub token_bytes: usize,
+    pub(crate) token_bytes: usize,
     /// Whether answers and errors repeat the header `Authorization`.
-    pub echo: bool,
+    pub(crate) echo: bool,
     /// Whether replies say what was counted.
-    pub usage: bool,
+    pub(crate) usage: bool,
     /// Whether every question gets the reply to the first, made once: for measuring clients.
-    pub same: bool,
+    pub(crate) same: bool,
     /// Where every request is redirected to, with this status.
-    pub redirect: Option<(u16, String)>,
+    pub(crate) redirect: Option<(u16, String)>,
 }
 
 impl Default for Plan {
@@ -135,42 +139,42 @@ impl Default for Plan {
 
 /// What the server saw and did.
 #[derive(Debug, Clone, Default)]
-pub struct Counts {
+pub(crate) struct Counts {
     /// Requests whose head and body came.
-    pub requests: u64,
+    pub(crate) requests: u64,
     /// Good answers, written to their end.
-    pub answers: u64,
+    pub(crate) answers: u64,
     /// Tokens of their prompts.
-    pub prompt_tokens: u64,
+    pub(crate) prompt_tokens: u64,
     /// Tokens of theirs.
-    pub completion_tokens: u64,
+    pub(crate) completion_tokens: u64,
     /// Tokens of prompts that the server worked on, whatever came of it.
-    pub worked_prompt_tokens: u64,
+    pub(crate) worked_prompt_tokens: u64,
     /// Tokens of answers that it worked on.
-    pub worked_completion_tokens: u64,
+    pub(crate) worked_completion_tokens: u64,
     /// Requests under way.
-    pub in_flight: u64,
+    pub(crate) in_flight: u64,
     /// Most of them at once.
-    pub in_flight_most: u64,
+    pub(crate) in_flight_most: u64,
     /// Requests with the header `Authorization`.
-    pub authorized: u64,
+    pub(crate) authorized: u64,
     /// Faults caused, by name.
-    pub faults: HashMap<String, u64>,
+    pub(crate) faults: HashMap<String, u64>,
     asked: HashMap<u64, u32>,
     same: Option<Arc<Vec<u8>>>,
 }
 
 /// A running server.
 #[derive(Debug, Clone)]
-pub struct Server {
+pub(crate) struct Server {
     /// Where it listens.
-    pub address: SocketAddr,
+    pub(crate) address: SocketAddr,
     counts: Arc<Mutex<Counts>>,
 }
 
 impl Server {
     /// Listens on a free port of the loopback, on the current runtime, until that ends.
-    pub async fn start(plan: Plan) -> io::Result<Server> {
+    pub(crate) async fn start(plan: Plan) -> io::Result<Server> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let server = Server {
             address: listener.local_addr()?,
@@ -192,12 +196,12 @@ impl Server {
     }
 
     /// The base URL.
-    pub fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         format!("http://{}/v1", self.address)
     }
 
     /// What was seen so far.
-    pub fn counts(&self) -> Counts {
+    pub(crate) fn counts(&self) -> Counts {
         locked(&self.counts).clone()
     }
 }
@@ -285,7 +289,7 @@ async fn read(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> io::Result<Option
 }
 
 /// A hash that is the same everywhere: FNV-1a, stirred at its end.
-pub fn hash(parts: &[&[u8]]) -> u64 {
+pub(crate) fn hash(parts: &[&[u8]]) -> u64 {
     let mut h: u64 = 0xcbf2_9ce4_8422_2325;
     for byte in parts.iter().copied().flatten() {
         h = (h ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
@@ -296,7 +300,7 @@ pub fn hash(parts: &[&[u8]]) -> u64 {
 }
 
 /// The fault of one request, if it has one.
-pub fn fault(plan: &Plan, prompt: u64, attempt: u32) -> Option<Fault> {
+pub(crate) fn fault(plan: &Plan, prompt: u64, attempt: u32) -> Option<Fault> {
     let drawn = hash(&[
         &prompt.to_le_bytes(),
         &attempt.to_le_bytes(),
@@ -308,61 +312,6 @@ pub fn fault(plan: &Plan, prompt: u64, attempt: u32) -> Option<Fault> {
     }
     let which = hash(&[&drawn.to_le_bytes()]) % plan.faults.len() as u64;
     plan.faults.get(which as usize).copied()
-}
-
-/// A request, parsed, and what the server will make of it.
-struct Work {
-    question: Value,
-    text: String,
-    is_chat: bool,
-    is_stream: bool,
-    words: Vec<String>,
-    prompt_tokens: u64,
-    is_cut: bool,
-    echo: Option<String>,
-    usage: bool,
-}
-
-fn work(asked: &Asked, plan: &Plan) -> Option<(Work, u64)> {
-    let question: Value = serde_json::from_slice(&asked.body).ok()?;
-    let is_chat = asked.path.ends_with("/chat/completions");
-    let text = if is_chat {
-        let messages = question.get("messages")?.as_array()?;
-        let said = messages.iter().filter_map(|m| m.get("content")?.as_str());
-        said.collect::<Vec<_>>().join("\n")
-    } else {
-        question.get("prompt")?.to_string()
-    };
-    let seed = question
-        .get("seed")
-        .map(Value::to_string)
-        .unwrap_or_default();
-    let key = hash(&[text.as_bytes(), seed.as_bytes()]);
-    let limit = ["max_tokens", "max_completion_tokens"]
-        .iter()
-        .find_map(|name| question.get(name)?.as_u64())
-        .unwrap_or(u64::MAX);
-    let wanted = plan.answer_tokens as u64;
-    let words = (0..wanted.min(limit))
-        .map(|i| {
-            let drawn = hash(&[&key.to_le_bytes(), &i.to_le_bytes()]);
-            let mut word = format!("{drawn:016x}").repeat(1 + plan.token_bytes / 16);
-            word.truncate(plan.token_bytes.saturating_sub(1).max(1));
-            word + " "
-        })
-        .collect();
-    let work = Work {
-        is_chat,
-        is_stream: question.get("stream") == Some(&Value::Bool(true)),
-        words,
-        prompt_tokens: text.split_whitespace().count().max(1) as u64,
-        is_cut: limit < wanted,
-        echo: asked.authorization.clone().filter(|_| plan.echo),
-        usage: plan.usage,
-        text,
-        question,
-    };
-    Some((work, key))
 }
 
 async fn answer(
@@ -549,181 +498,6 @@ async fn write_huge(stream: &mut TcpStream, kind: &str) -> io::Result<()> {
         stream.write_all(&piece).await?;
     }
     Ok(())
-}
-
-/// The choice's text, with what the server was told to repeat.
-fn said(work: &Work) -> String {
-    let mut text: String = work.words.concat();
-    if let Some(echo) = &work.echo {
-        text.push_str(echo);
-    }
-    text
-}
-
-fn usage(work: &Work) -> Value {
-    let completion = work.words.len();
-    json!({
-        "prompt_tokens": work.prompt_tokens,
-        "completion_tokens": completion,
-        "total_tokens": work.prompt_tokens + completion as u64,
-    })
-}
-
-/// Log-probabilities of some words, as the chat door has them; `None` where none were asked for.
-fn logprobs(work: &Work, words: &[String], fault: Option<Fault>) -> Option<Value> {
-    let is_asked = work.question.get("logprobs") == Some(&Value::Bool(true));
-    if !is_asked || !work.is_chat {
-        return None;
-    }
-    let top = work
-        .question
-        .get("top_logprobs")
-        .and_then(Value::as_u64)
-        .unwrap_or(0);
-    let mut content: Vec<Value> = words
-        .iter()
-        .map(|word| {
-            let token = if fault == Some(Fault::IdsOutOfRange) {
-                "token_id:99999999999".to_owned()
-            } else {
-                word.clone()
-            };
-            let tops: Vec<Value> = (0..top)
-                .map(|i| {
-                    let other = if i == 0 { word.clone() } else { format!("t{i}") };
-                    json!({"token": other, "logprob": -0.25 - i as f64, "bytes": other.as_bytes()})
-                })
-                .collect();
-            json!({"token": token, "logprob": -0.25, "bytes": token.as_bytes(), "top_logprobs": tops})
-        })
-        .collect();
-    if fault == Some(Fault::FewerLogprobs) {
-        content.pop();
-    }
-    Some(json!({"content": content, "refusal": null}))
-}
-
-/// A fault of the content, where the request gives no occasion for the one that was drawn.
-fn fitting(work: &Work, fault: Option<Fault>) -> Option<Fault> {
-    let has_logprobs = logprobs(work, &[], None).is_some();
-    match fault {
-        Some(Fault::FewerLogprobs | Fault::IdsOutOfRange) if !has_logprobs || work.is_stream => {
-            Some(Fault::NoChoice)
-        }
-        fault => fault,
-    }
-}
-
-fn whole(work: &Work, fault: Option<Fault>) -> String {
-    let fault = fitting(work, fault);
-    let mut choice = if work.is_chat {
-        json!({"index": 0, "message": {"role": "assistant", "content": said(work)}})
-    } else {
-        json!({"index": 0, "text": said(work)})
-    };
-    choice["finish_reason"] = if work.is_cut {
-        "length".into()
-    } else {
-        "stop".into()
-    };
-    choice["logprobs"] = logprobs(work, &work.words, fault).unwrap_or(Value::Null);
-    if fault == Some(Fault::Empty) {
-        if work.is_chat {
-            choice["message"]["content"] = "".into();
-        } else {
-            choice["text"] = "".into();
-        }
-        choice["logprobs"] = Value::Null;
-    }
-    let object = if work.is_chat {
-        "chat.completion"
-    } else {
-        "text_completion"
-    };
-    let mut body =
-        json!({"id": "x", "object": object, "created": 0, "model": "faulty", "choices": [choice]});
-    if work.usage {
-        body["usage"] = usage(work);
-    }
-    match fault {
-        Some(Fault::NoChoice) => body["choices"] = json!([]),
-        Some(Fault::WrongShape) => return r#"{"choices":{"text":[1,2,3]},"object":7}"#.into(),
-        Some(Fault::ErrorInside) => {
-            return json!({"error": {"message": "an error inside", "type": "server_error", "code": 500}}).to_string();
-        }
-        _ => {}
-    }
-    broken(body.to_string(), fault)
-}
-
-/// The text with what JSON does not have, if that is the fault.
-fn broken(text: String, fault: Option<Fault>) -> String {
-    match fault {
-        Some(Fault::NotANumber) => text.replacen("\"index\":0", "\"index\":NaN", 1),
-        _ => text,
-    }
-}
-
-fn streamed(work: &Work, fault: Option<Fault>) -> Vec<u8> {
-    let fault = fitting(work, fault);
-    let mut text = String::new();
-    let object = if work.is_chat {
-        "chat.completion.chunk"
-    } else {
-        "text_completion"
-    };
-    let mut event = |choices: Value, usage: Option<Value>| {
-        let mut body = json!({"id": "x", "object": object, "created": 0, "model": "faulty", "choices": choices});
-        if let Some(usage) = usage {
-            body["usage"] = usage;
-        }
-        let _ = write!(text, "data: {}\n\n", broken(body.to_string(), fault));
-    };
-    match fault {
-        Some(Fault::ErrorInside) => {
-            return b"data: {\"error\":{\"message\":\"an error inside\",\"code\":500}}\n\n"
-                .to_vec();
-        }
-        Some(Fault::WrongShape) => {
-            return b"data: {\"choices\":{\"text\":[1,2,3]}}\n\ndata: [DONE]\n\n".to_vec();
-        }
-        _ => {}
-    }
-    let has_text = !matches!(fault, Some(Fault::NoChoice | Fault::Empty));
-    let mut pieces = work.words.clone();
-    // The header comes in two pieces, neither of which is the key.
-    if let Some(echo) = &work.echo {
-        let (a, b) = echo.split_at(echo.len() / 2);
-        pieces.extend([a.to_owned(), b.to_owned()]);
-    }
-    for piece in pieces.iter().filter(|_| has_text) {
-        let mut choice = if work.is_chat {
-            json!({"index": 0, "delta": {"content": piece}})
-        } else {
-            json!({"index": 0, "text": piece})
-        };
-        choice["finish_reason"] = Value::Null;
-        choice["logprobs"] =
-            logprobs(work, std::slice::from_ref(piece), None).unwrap_or(Value::Null);
-        event(json!([choice]), None);
-    }
-    if fault != Some(Fault::NoChoice) {
-        let reason = if work.is_cut { "length" } else { "stop" };
-        let mut choice = json!({"index": 0, "finish_reason": reason});
-        if work.is_chat {
-            choice["delta"] = json!({});
-        } else {
-            choice["text"] = "".into();
-        }
-        event(json!([choice]), None);
-    }
-    let wants_usage =
-        work.question.pointer("/stream_options/include_usage") == Some(&Value::Bool(true));
-    if work.usage && wants_usage {
-        event(json!([]), Some(usage(work)));
-    }
-    text.push_str("data: [DONE]\n\n");
-    text.into_bytes()
 }
 
 fn head(status: u16, kind: &str, headers: &str, length: usize) -> String {

@@ -140,19 +140,29 @@ pub(crate) fn run(settings: &Settings, calls: u64) -> Came {
     run_until(settings, calls, |_| false)
 }
 
+pub(crate) fn run_calls(settings: &Settings, calls: Vec<Call>) -> Came {
+    let mut calls = calls.into_iter();
+    run_with(settings, || calls.next(), |_| false)
+}
+
 /// Asks until `stop` says so of the number of calls that landed.
 pub(crate) fn run_until(settings: &Settings, calls: u64, stop: impl Fn(usize) -> bool) -> Came {
+    let mut numbers = 1..=calls;
+    run_with(settings, || numbers.next().map(call), stop)
+}
+
+fn run_with(
+    settings: &Settings,
+    mut next: impl FnMut() -> Option<Call>,
+    stop: impl Fn(usize) -> bool,
+) -> Came {
     let (mut landed, mut attempts) = (Vec::new(), Vec::new());
     let sent = Mutex::new(Vec::new());
     let mut progress = Progress::default();
-    let mut n = 0;
     let count = std::cell::Cell::new(0);
     let ended = collect(
         settings,
-        &mut || {
-            n += 1;
-            Ok((n <= calls).then(|| call(n)))
-        },
+        &mut || Ok(next()),
         &|s| {
             sent.lock().unwrap().push(s.clone());
             Ok(())

@@ -84,7 +84,7 @@ enum Step {
     /// It is under way, or has landed.
     Gone,
     /// It cannot be sent now; perhaps after so long.
-    Held(Open, Option<Duration>),
+    Held(Box<Open>, Option<Duration>),
 }
 
 /// All state of a collection.
@@ -237,7 +237,7 @@ impl<'a> Dispatch<'a> {
             };
             if let Step::Held(open, wait) = self.send(open, now) {
                 // In front, since it is its turn.
-                self.fresh.push_front(open);
+                self.fresh.push_front(*open);
                 return wait.unwrap_or(TICK).min(TICK);
             }
         }
@@ -250,17 +250,17 @@ impl<'a> Dispatch<'a> {
             if self.flying.is_empty() {
                 self.halt = Some(Halt::Capped(cap));
             }
-            return Step::Held(open, None);
+            return Step::Held(Box::new(open), None);
         }
         let tokens = most.prompt_tokens + most.completion_tokens;
         match pick(&mut self.paces, tokens, now, open.avoid) {
             Pick::Go(endpoint) => self.launch(open, most, endpoint, now),
-            Pick::Wait(wait) => Step::Held(open, wait),
+            Pick::Wait(wait) => Step::Held(Box::new(open), wait),
             Pick::Down => {
                 let last = self.paces.iter().find_map(Pace::down).cloned();
                 let none = || Failure::new(Reason::Connect, "no endpoint is left");
                 self.halt = Some(Halt::Down(last.unwrap_or_else(none)));
-                Step::Held(open, None)
+                Step::Held(Box::new(open), None)
             }
         }
     }
@@ -269,7 +269,9 @@ impl<'a> Dispatch<'a> {
         let body = match wire::request(&self.asking, &open.call, open.so_far()) {
             Ok(body) => body,
             // What broke cannot be gone on from with this server: it is asked for anew.
-            Err(_) if open.drop_broken() => return Step::Held(open, Some(Duration::ZERO)),
+            Err(_) if open.drop_broken() => {
+                return Step::Held(Box::new(open), Some(Duration::ZERO));
+            }
             Err(failure) => {
                 let outcome = open.keep().ok_or(failure);
                 self.land(open, outcome);
@@ -293,7 +295,7 @@ impl<'a> Dispatch<'a> {
                 what: "a request could not be noted, and was not sent",
                 source: source.into(),
             }));
-            return Step::Held(open, None);
+            return Step::Held(Box::new(open), None);
         }
         self.requests = request;
         open.requests += 1;
@@ -388,7 +390,7 @@ impl<'a> Dispatch<'a> {
             .err()
             .and_then(|f| f.retry_after_seconds);
         match judge(self.settings, open, done.over, endpoint) {
-            Fate::Land(open, outcome) => self.land(*open, outcome),
+            Fate::Land(landing) => self.land(landing.0, landing.1),
             Fate::GoOn(open) => self.fresh.push_front(*open),
             Fate::Again(open) => {
                 let at = now + self.wait(open.failures(), told);

@@ -39,7 +39,7 @@ struct Partial {
 /// What becomes of a call.
 pub(super) enum Fate {
     /// It is over.
-    Land(Box<Open>, Result<Reply, Failure>),
+    Land(Box<(Open, Result<Reply, Failure>)>),
     /// It is asked for again after a wait.
     Again(Box<Open>),
     /// Its answer is made longer.
@@ -154,7 +154,7 @@ fn judge_answer(settings: &Settings, mut open: Open, reply: Reply, had: u64) -> 
                 "the answer was cut at the limit on tokens, and such answers are dropped",
             );
             failure.billed = reply.billed;
-            Fate::Land(Box::new(open), Err(failure))
+            Fate::Land(Box::new((open, Err(failure))))
         }
         OnLength::Continue if is_cut && open.continuations < CONTINUATIONS => {
             open.partial = Some(Partial {
@@ -165,7 +165,7 @@ fn judge_answer(settings: &Settings, mut open: Open, reply: Reply, had: u64) -> 
             if open.tokens_so_far() <= had {
                 let reply = open.keep();
                 return match reply {
-                    Some(reply) => Fate::Land(Box::new(open), Ok(reply)),
+                    Some(reply) => Fate::Land(Box::new((open, Ok(reply)))),
                     None => Fate::Again(Box::new(open)),
                 };
             }
@@ -173,7 +173,7 @@ fn judge_answer(settings: &Settings, mut open: Open, reply: Reply, had: u64) -> 
             Fate::GoOn(Box::new(open))
         }
         OnLength::Keep | OnLength::Drop | OnLength::Continue => {
-            Fate::Land(Box::new(open), Ok(reply))
+            Fate::Land(Box::new((open, Ok(reply))))
         }
     }
 }
@@ -192,7 +192,7 @@ fn judge_failure(settings: &Settings, mut open: Open, failure: Failure) -> Fate 
     }
     // The context is full, or the server fails at what would have made it longer: what there is was paid for.
     let outcome = open.keep().ok_or(failure);
-    Fate::Land(Box::new(open), outcome)
+    Fate::Land(Box::new((open, outcome)))
 }
 
 /// A reply and the rest of it.
