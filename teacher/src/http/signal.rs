@@ -57,6 +57,12 @@ impl Spellings {
     /// The one id that spells these bytes.
     fn id(&self, bytes: &[u8]) -> Result<u32, String> {
         let shown = String::from_utf8_lossy(bytes);
+        // A server that writes strings writes this for each part of a character.
+        if shown.contains(char::REPLACEMENT_CHARACTER) {
+            return Err(format!(
+                "the server gives no token ids, and {shown:?} may stand for any part of a character"
+            ));
+        }
         match self.ids.get(bytes) {
             Some(Spelled::By(id)) => Ok(*id),
             Some(Spelled::BySeveral(a, b)) => Err(format!(

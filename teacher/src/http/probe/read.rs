@@ -167,11 +167,16 @@ pub(super) fn kind(places: &[Place]) -> Kind {
 /// Mean and largest difference of two positions over the tokens both have; `None` where that is fewer than half of
 /// the shorter list.
 pub(super) fn difference(a: &Place, b: &Place) -> Option<(f64, f64)> {
-    let of_b = |token: &str| b.top.iter().find(|top| top.0 == token).map(|top| top.1);
+    // Parts of characters are all shown as U+FFFD: such a string names no token.
+    let alone = |top: &[(String, f64)], token: &str| {
+        let mut same = top.iter().filter(|top| top.0 == token);
+        let value = same.next().map(|top| top.1);
+        value.filter(|_| same.next().is_none())
+    };
     let apart: Vec<f64> = a
         .top
         .iter()
-        .filter_map(|(token, value)| Some((value - of_b(token)?).abs()))
+        .filter_map(|(token, _)| Some((alone(&a.top, token)? - alone(&b.top, token)?).abs()))
         .collect();
     let least = a.top.len().min(b.top.len()).div_ceil(2).max(1);
     if apart.len() < least {
