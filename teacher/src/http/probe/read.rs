@@ -157,7 +157,8 @@ pub(super) fn kind(places: &[Place]) -> Kind {
             .all(|value| *value == 0.0 || *value <= -9990.0)
     {
         Kind::Placeholder
-    } else if values.iter().any(|value| !(*value <= 1e-5)) || places.iter().any(over) {
+    } else if values.iter().any(|value| value.is_nan() || *value > 1e-5) || places.iter().any(over)
+    {
         Kind::Impossible
     } else {
         Kind::Real

@@ -124,13 +124,13 @@ fn serve(
     let mut body = vec![0; length];
     reader.read_exact(&mut body)?;
     let request: Value = serde_json::from_slice(&body).unwrap_or_default();
-    let same = exchanges
+    let mut same = exchanges
         .iter()
         .filter(|e| e.method == method && e.path == path && e.request == request);
     let time = times
         .entry(format!("{method} {path} {request}"))
         .or_default();
-    let (status, response) = match same.clone().nth(*time).or(same.last()) {
+    let (status, response) = match same.clone().nth(*time).or(same.next_back()) {
         Some(exchange) => (exchange.status, exchange.response.clone()),
         None => {
             noted
