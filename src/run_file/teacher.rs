@@ -81,7 +81,7 @@ pub struct Endpoint {
     pub requests_per_minute: Option<Positive>,
     /// Most tokens a minute, prompts and answers together.
     pub tokens_per_minute: Option<Positive>,
-    /// Most requests at a time; by default `concurrency` of [collect].
+    /// Most requests at a time; by default `concurrency` of `[collect]`.
     pub max_in_flight: Option<Count>,
     /// Send over plain HTTP to another machine, where anybody between can read along.
     #[serde(default)]

@@ -168,6 +168,12 @@ impl Place {
     }
 }
 
+/// A unit that was read back, and the number of its provenance.
+type Found<T> = (Row<T>, usize);
+
+/// Reads a row of a folder: shard and row.
+type ReadPublished<'a, T> = dyn FnMut(&mut Folder, u32, u32) -> anyhow::Result<Found<T>> + 'a;
+
 /// A published folder of answers.
 struct Folder {
     completions: Table<Completion>,
@@ -337,9 +343,9 @@ impl<T: Serialize + DeserializeOwned> Store<T> {
     fn read(
         &mut self,
         units: std::ops::Range<usize>,
-        published: &mut dyn FnMut(&mut Folder, u32, u32) -> anyhow::Result<(Row<T>, usize)>,
-    ) -> anyhow::Result<Vec<Option<(Row<T>, usize)>>> {
-        let mut rows: Vec<Option<(Row<T>, usize)>> = units.clone().map(|_| None).collect();
+        published: &mut ReadPublished<'_, T>,
+    ) -> anyhow::Result<Vec<Option<Found<T>>>> {
+        let mut rows: Vec<Option<Found<T>>> = units.clone().map(|_| None).collect();
         let mut in_journal = Vec::new();
         for (slot, ordinal) in units.enumerate() {
             let place = self.places.get(ordinal).copied();
