@@ -28,10 +28,10 @@ pub fn check(file: &Path, options: &Options, talk: &Talk) -> anyhow::Result<Outc
     };
     let answers = match &teacher {
         _ if run.file.served().is_some() => {
-            let asked = served::check(&run, &imported.prompts)?;
+            let asked = served::check(&run, &imported)?;
             match run.file.import.answers {
                 Answers::Teacher => asked,
-                Answers::Given => check_given(&imported)?,
+                Answers::Given => format!("{}\n{asked}", check_given(&imported)?),
             }
         }
         Some(folder) if run.file.import.answers == Answers::Teacher => {

@@ -2,6 +2,7 @@
 
 pub(crate) mod collect;
 mod forecast;
+mod pairs;
 mod probe;
 mod prompts;
 pub(crate) mod publish;
@@ -16,7 +17,8 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use potstill_datasets::{
-    ChatTemplate, Completion, Prompt, Provenance, Signal, Tokenizer, canonical_json, prompt_ids,
+    ChatTemplate, Completion, Imported, Prompt, Provenance, Signal, Tokenizer, canonical_json,
+    prompt_ids,
 };
 use potstill_teacher::http::{
     self, Asking, Caps, Dialect, Endpoint, Key, Method, Price, Provider, Settings, Spellings, Spent,
@@ -26,7 +28,7 @@ use serde_json::{Value, json};
 pub(crate) use self::probe::probe;
 use super::{checkpoint, collect as local};
 use crate::run_dir::settings_of;
-use crate::run_file::{Loaded, RunFile, Teacher};
+use crate::run_file::{Answers, Loaded, RunFile, Teacher};
 
 /// The list of requests, in the run directory.
 pub(super) const REQUESTS_FILE: &str = "requests.jsonl";
@@ -403,6 +405,13 @@ impl<'a> Served<'a> {
         Ok(Some(ids))
     }
 
+    /// Adds a prompt to what is reckoned with.
+    fn measure(&self, measured: &mut forecast::Measured, prompt: &Prompt) -> anyhow::Result<()> {
+        measured.add(bytes(prompt), || {
+            Ok(self.prompt_ids(prompt)?.map(|ids| ids.len()))
+        })
+    }
+
     /// How many tokens the prompt has at most at the server, given its ids here.
     pub(super) fn prompt_tokens_at_most(&self, prompt: &Prompt, ids: Option<&[u32]>) -> u32 {
         let method = Method::from(self.teacher.method);
@@ -417,26 +426,42 @@ impl<'a> Served<'a> {
     }
 }
 
-/// For `check`: the server as it would be asked, in two lines. Nothing is asked.
+/// For `check`: the server as it would be asked, in two or three lines. Nothing is asked.
 ///
 /// # Errors
 /// [`crate::run_file::ConfigError`] where it cannot be used, or its key is not there.
-pub(super) fn check(run: &Loaded, prompts: &[Prompt]) -> anyhow::Result<String> {
+pub(super) fn check(run: &Loaded, imported: &Imported) -> anyhow::Result<String> {
     let served = Served::open(run)?;
     let endpoints = served.endpoints()?;
     let endpoints: Vec<&str> = endpoints.iter().map(|e| e.name.as_str()).collect();
+    let endpoints = endpoints.join(", ");
+    let mut lines = vec![format!("teacher   {} at {endpoints}", served.model)];
     let mut measured = forecast::Measured::default();
-    for prompt in prompts {
-        measured.add(&served, prompt)?;
+    for prompt in &imported.prompts {
+        served.measure(&mut measured, prompt)?;
     }
-    let asked = prompts.len() * run.file.collect.samples.get();
+    let RunFile {
+        collect, import, ..
+    } = &run.file;
+    let answers = imported.prompts.len() * collect.samples.get();
     let spent = Spent::default();
-    let ahead = forecast::said(&served, &run.file, &measured, asked, &spent);
-    Ok(format!(
-        "teacher   {} at {}\ncollect   {ahead}",
-        served.model,
-        endpoints.join(", ")
-    ))
+    if import.answers == Answers::Teacher {
+        let ahead = forecast::of_answers(&served, &measured, answers, &spent);
+        lines.push(format!("collect   {ahead}"));
+    }
+    if let Some(settings) = &run.file.score {
+        let (tokens, answers) = match import.answers {
+            // As long as they may be.
+            Answers::Teacher => {
+                let longest = (collect.max_new_tokens.get() * answers) as u64;
+                (measured.tokens_of(answers) + longest, answers)
+            }
+            Answers::Given => score::check(&served, settings, imported)?,
+        };
+        let ahead = forecast::of_scores(&served, tokens, answers, &spent);
+        lines.push(format!("score     {ahead}"));
+    }
+    Ok(lines.join("\n"))
 }
 
 /// Bytes of everything in a prompt that a template writes.

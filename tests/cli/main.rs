@@ -15,4 +15,5 @@ mod real;
 mod render;
 mod reports;
 mod runs;
+mod secure;
 mod served;

@@ -2,8 +2,10 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use potstill::datasets::{Completion, Failed, read_shard, shard_name};
 use serde_json::{Value, json};
@@ -268,6 +270,52 @@ fn a_failure_is_a_row_and_is_asked_again_when_told() {
     );
     // Not as an equation of bytes, which would be printed.
     assert!(run.published() == before);
+}
+
+/// Every answer takes a while.
+fn slow(number: u64, asked: &str) -> (u16, Value) {
+    std::thread::sleep(Duration::from_millis(300));
+    ok(number, asked)
+}
+
+/// What is under way lands and is kept; nothing is asked for twice.
+#[test]
+fn ctrl_c_lets_answers_land() {
+    let server = Server::start(slow);
+    let run = run(&server, "");
+    run.edit("max_new_tokens", "concurrency = 3\nmax_new_tokens");
+    assert_eq!(said(&run, &["import", "run.toml"]).code, 0);
+    let mut command = run.command(&["collect", "run.toml"]);
+    command.env("TEST_KEY", KEY).stderr(Stdio::piped());
+    let child = command.spawn().unwrap();
+    let began = Instant::now();
+    while server.requests() == 0 {
+        assert!(
+            began.elapsed() < Duration::from_secs(60),
+            "nothing is asked"
+        );
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let pid = child.id().to_string();
+    let interrupt = Command::new("kill").args(["-INT", &pid]).status().unwrap();
+    assert!(interrupt.success());
+    let output = child.wait_with_output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(
+        stderr.contains("`potstill collect run.toml` goes on"),
+        "{stderr}"
+    );
+    let asked = server.requests();
+    assert!((1..12).contains(&asked), "{asked}");
+    let rest = said(&run, &["collect", "run.toml"]);
+    assert_eq!((rest.code, server.requests()), (0, 12), "{}", rest.stderr);
+    assert!(
+        rest.stderr.contains(&format!("{asked} answers are there")),
+        "{}",
+        rest.stderr
+    );
+    assert_eq!(answers(&run).len(), 12);
 }
 
 /// The server's own words come with the key in them, and go into errors, tables and lists.

@@ -2,7 +2,9 @@
 
 use toml::de::{DeTable, DeValue};
 
-use super::super::{Dialect, Dtype, Endpoint, Method, OnBreak, OnLength, RunFile, Teacher};
+use super::super::{
+    Answers, Dialect, Dtype, Endpoint, Method, OnBreak, OnLength, RunFile, Teacher,
+};
 
 type Broken<'a> = &'a mut dyn FnMut(&[&str], String);
 
@@ -265,6 +267,10 @@ fn budget(file: &RunFile, teacher: &Teacher, text: &str, broken: Broken<'_>) {
             &["budget", "usd"],
             "what a token costs is not known: add `price = { input = …, output = … }` to [teacher], USD for a million tokens".to_owned(),
         );
+    }
+    // Scoring asks for one token, whatever the answers are.
+    if file.import.answers == Answers::Given {
+        return;
     }
     let capped = [
         ("usd", budget.usd.is_some()),

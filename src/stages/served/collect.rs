@@ -117,7 +117,7 @@ fn plan(
     })
 }
 
-fn is_published(context: &Context, plan: &Plan) -> anyhow::Result<bool> {
+pub(super) fn is_published(context: &Context, plan: &Plan) -> anyhow::Result<bool> {
     let manifest = context.dir.published(&plan.home)?;
     Ok(manifest.is_some_and(|manifest| manifest.key == plan.key()))
 }
@@ -145,10 +145,9 @@ fn say_forecast(context: &Context, served: &Served<'_>, answers: &Value) -> anyh
     };
     let (missing, measured) = missing;
     let spent = requests::spent(&context.dir.path(REQUESTS_FILE))?;
-    let file = &context.run.file;
     context
         .talk
-        .data(&forecast::said(served, file, &measured, missing, &spent));
+        .data(&forecast::of_answers(served, &measured, missing, &spent));
     Ok(())
 }
 
@@ -156,7 +155,7 @@ fn measure(context: &Context, served: &Served<'_>) -> anyhow::Result<(usize, Mea
     let mut measured = Measured::default();
     let mut prompts = 0;
     for prompt in Prompts::open(&context.dir.path("prompts"))? {
-        measured.add(served, &prompt?)?;
+        served.measure(&mut measured, &prompt?)?;
         prompts += 1;
     }
     Ok((prompts * context.run.file.collect.samples.get(), measured))
@@ -190,7 +189,7 @@ impl<'a> Collection<'a> {
         let mut measured = Measured::default();
         let units = Prompts::open(&folder)?.flat_map(|prompt| {
             let prompt = prompt.and_then(|prompt| {
-                measured.add(served, &prompt)?;
+                served.measure(&mut measured, &prompt)?;
                 Ok(prompt.id)
             });
             let of_prompt: Vec<anyhow::Result<(String, u32)>> = match prompt {
@@ -309,21 +308,10 @@ impl<'a> Collection<'a> {
                 .into());
         }
         let requests = Requests::open(&dir.path(REQUESTS_FILE), "collect")?;
-        if requests.lost > 0 {
-            talk.line(&format!(
-                "collect: {} requests were in flight when an earlier process ended; they count as paid in full",
-                requests.lost
-            ));
-        }
+        requests.say_lost(talk, "collect");
         talk.line(&format!(
             "collect: {}",
-            forecast::said(
-                self.served,
-                &run.file,
-                &self.measured,
-                missing,
-                &requests.spent
-            )
+            forecast::of_answers(self.served, &self.measured, missing, &requests.spent)
         ));
         let over = self.ask(&requests, missing)?;
         ended(self.context, self.store.tally(), over)
@@ -392,6 +380,16 @@ pub(super) fn ended(context: &Context, tally: Tally, ended: Ended) -> anyhow::Re
             last.message,
             last.reason.name(),
         ),
+    }
+}
+
+/// Ends a collection whose files have grown to the cap.
+pub(super) fn full(bytes: u64, most: Option<u64>) -> ControlFlow<String> {
+    match most.filter(|most| bytes >= *most) {
+        None => ControlFlow::Continue(()),
+        Some(most) => ControlFlow::Break(format!(
+            "what was asked for takes {bytes} bytes, and `disk_bytes` of [budget] is {most}: raise it, and the run goes on"
+        )),
     }
 }
 
@@ -498,14 +496,9 @@ impl Asker<'_> {
         self.requests.sync()?;
         self.store.add(self.provenance, rows)?;
         let bytes = self.store.bytes() + self.requests.bytes();
-        if let Some(most) = self.disk_bytes.filter(|most| bytes >= *most) {
-            fault = fault.or(Some(format!(
-                "answers and requests take {bytes} bytes, and `disk_bytes` of [budget] is {most}: raise it, and the run goes on"
-            )));
-        }
         Ok(match fault {
             Some(fault) => ControlFlow::Break(fault),
-            None => ControlFlow::Continue(()),
+            None => full(bytes, self.disk_bytes),
         })
     }
 

@@ -1,20 +1,19 @@
 //! What asking will take, said before the first request and while it goes on.
 
-use potstill_datasets::Prompt;
 use potstill_teacher::http::{self, Progress, Spent};
 
-use super::{Served, bytes};
-use crate::run_file::{Budget, RunFile};
+use super::Served;
+use crate::run_file::Budget;
 
-/// One prompt in so many is tokenized; the rest is reckoned from their bytes.
+/// One text in so many is tokenized; the rest is reckoned from their bytes.
 const TOKENIZED: usize = 64;
 /// Bytes of a token where no tokenizer says better.
 const BYTES_PER_TOKEN: f64 = 4.0;
 
-/// The prompts of a collection, summed up on the way.
+/// The texts that are sent, summed up on the way.
 #[derive(Debug, Default)]
 pub(super) struct Measured {
-    prompts: usize,
+    texts: usize,
     bytes: u64,
     /// Of those that were tokenized.
     sample_bytes: u64,
@@ -22,45 +21,65 @@ pub(super) struct Measured {
 }
 
 impl Measured {
-    pub(super) fn add(&mut self, served: &Served<'_>, prompt: &Prompt) -> anyhow::Result<()> {
-        let bytes = bytes(prompt) as u64;
-        if self.prompts.is_multiple_of(TOKENIZED)
-            && let Some(ids) = served.prompt_ids(prompt)?
+    /// A text of so many bytes. `tokens` counts what is sent of it, where that can be done.
+    pub(super) fn add(
+        &mut self,
+        bytes: usize,
+        tokens: impl FnOnce() -> anyhow::Result<Option<usize>>,
+    ) -> anyhow::Result<()> {
+        let bytes = bytes as u64;
+        if self.texts.is_multiple_of(TOKENIZED)
+            && let Some(tokens) = tokens()?
         {
             self.sample_bytes += bytes;
-            self.sample_tokens += ids.len() as u64;
+            self.sample_tokens += tokens as u64;
         }
-        self.prompts += 1;
+        self.texts += 1;
         self.bytes += bytes;
         Ok(())
     }
 
-    /// Tokens of a prompt, on average.
-    fn tokens(&self) -> f64 {
-        let bytes = self.bytes as f64 / self.prompts.max(1) as f64;
-        match self.sample_tokens {
+    /// Tokens of so many of these texts, about.
+    pub(super) fn tokens_of(&self, texts: usize) -> u64 {
+        let bytes = self.bytes as f64 / self.texts.max(1) as f64;
+        let tokens = match self.sample_tokens {
             0 => bytes / BYTES_PER_TOKEN,
             tokens => bytes * tokens as f64 / self.sample_bytes.max(1) as f64,
-        }
+        };
+        (tokens * texts as f64).round() as u64
     }
 }
 
-/// What is ahead, in words.
-pub(super) fn said(
+/// What `missing` answers to the measured prompts take.
+pub(super) fn of_answers(
     served: &Served<'_>,
-    file: &RunFile,
     measured: &Measured,
     missing: usize,
     spent: &Spent,
 ) -> String {
-    let prompt = (measured.tokens() * missing as f64).round() as u64;
-    let answer = (file.collect.max_new_tokens.get() * missing) as u64;
-    let mut text = format!(
+    let prompt = measured.tokens_of(missing);
+    let answer = (served.run.file.collect.max_new_tokens.get() * missing) as u64;
+    let what = format!(
         "{missing} answers to ask {} for: about {} tokens of prompts, at most {} of answers",
         served.model,
         large(prompt),
         large(answer)
     );
+    said(served, what, prompt, answer, spent)
+}
+
+/// What the distributions over `missing` answers take, which are so many tokens with their prompts.
+pub(super) fn of_scores(served: &Served<'_>, tokens: u64, missing: usize, spent: &Spent) -> String {
+    let what = format!(
+        "{missing} answers to have scored by {}: about {} tokens with their prompts",
+        served.model,
+        large(tokens)
+    );
+    // A server generates one token at least.
+    said(served, what, tokens, missing as u64, spent)
+}
+
+fn said(served: &Served<'_>, mut text: String, prompt: u64, answer: u64, spent: &Spent) -> String {
     match http::forecast(served.price.as_ref(), prompt, answer) {
         Some(usd) => text += &format!(", at most {} without retries", dollars(usd)),
         None => text += "; what they cost is not known (`price` of [teacher])",
@@ -73,7 +92,7 @@ pub(super) fn said(
             }
         });
     }
-    let caps = caps(&file.budget);
+    let caps = caps(&served.run.file.budget);
     if !caps.is_empty() {
         text += &format!("; capped at {}", caps.join(", "));
     }

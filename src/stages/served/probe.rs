@@ -5,9 +5,12 @@ use std::path::Path;
 
 use anyhow::Context as _;
 use potstill_datasets::replace_file;
-use potstill_teacher::http::{self, Kind, Method, Probe, Recommended, Scale, Spent, Through};
+use potstill_teacher::http::{
+    self, Billed, Kind, Method, Probe, Recommended, Scale, Spent, Through,
+};
 
-use super::Served;
+use super::requests::Requests;
+use super::{REQUESTS_FILE, Served};
 use crate::run_file::ConfigError;
 use crate::stages::{Context, Outcome};
 
@@ -38,17 +41,19 @@ pub(crate) fn probe(context: &Context) -> anyhow::Result<Outcome> {
         talk.line(&format!("probe: {asking}"));
     })?;
     keep(&context.dir.path(""), &probe)?;
+    let Billed {
+        prompt_tokens,
+        completion_tokens,
+        ..
+    } = probe.spent;
+    let cost = http::forecast(served.price.as_ref(), prompt_tokens, completion_tokens);
+    let requests = Requests::open(&context.dir.path(REQUESTS_FILE), "probe")?;
+    requests.probed(probe.requests, probe.spent, cost.unwrap_or(0.0))?;
     talk.data(&said(&probe));
-    let price = served.price.as_ref();
-    let cost = http::forecast(
-        price,
-        probe.spent.prompt_tokens,
-        probe.spent.completion_tokens,
-    );
     talk.line(&format!(
         "probe: {} questions, {} tokens{}; kept in {}",
         probe.requests,
-        probe.spent.prompt_tokens + probe.spent.completion_tokens,
+        prompt_tokens + completion_tokens,
         cost.map_or_else(String::new, |usd| format!(
             ", {}",
             super::forecast::dollars(usd)

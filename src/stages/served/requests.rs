@@ -14,6 +14,8 @@ use anyhow::Context as _;
 use potstill_teacher::http::{Attempt, Billed, Charge, Reason, Sent, Spent};
 use serde::{Deserialize, Serialize};
 
+use crate::progress::Talk;
+
 /// A line.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -24,6 +26,15 @@ enum Line {
         stage: String,
         /// When, milliseconds since 1970.
         began_unix_ms: u64,
+    },
+    /// All questions of a probe, which are asked one after the other.
+    Probed {
+        /// How many.
+        requests: u64,
+        /// What the server counted.
+        billed: Billed,
+        /// What that costs.
+        usd: f64,
     },
     /// A request leaves.
     Sent(Reserved),
@@ -72,7 +83,7 @@ pub(super) struct Requests {
     /// What earlier processes spent.
     pub(super) spent: Spent,
     /// Requests that were in flight when a process died.
-    pub(super) lost: usize,
+    lost: usize,
 }
 
 impl Requests {
@@ -106,6 +117,30 @@ impl Requests {
         })?;
         requests.sync()?;
         Ok(requests)
+    }
+
+    /// Says what an earlier process left in flight.
+    pub(super) fn say_lost(&self, talk: &Talk, stage: &str) {
+        if self.lost > 0 {
+            talk.line(&format!(
+                "{stage}: {} requests were in flight when an earlier process ended; they count as paid in full",
+                self.lost
+            ));
+        }
+    }
+
+    /// A probe is over.
+    ///
+    /// # Errors
+    /// Where it cannot be written.
+    pub(super) fn probed(&self, requests: u64, billed: Billed, usd: f64) -> anyhow::Result<()> {
+        self.write(&Line::Probed {
+            requests,
+            billed,
+            usd,
+        })
+        .with_context(|| format!("cannot write {}", self.path.display()))?;
+        self.sync()
     }
 
     /// A request leaves.
@@ -216,6 +251,15 @@ fn read(path: &Path) -> anyhow::Result<Read> {
                 all.spent.seconds += seconds(began_ms, last_ms);
                 (began_ms, last_ms) = (began_unix_ms, began_unix_ms);
             }
+            Line::Probed {
+                requests,
+                billed,
+                usd,
+            } => {
+                all.spent.requests += requests;
+                all.spent.tokens += billed.prompt_tokens + billed.completion_tokens;
+                all.spent.usd += usd;
+            }
             Line::Sent(reserved) => {
                 last_ms = last_ms.max(reserved.sent_unix_ms);
                 in_flight.insert(reserved.request, reserved);
@@ -306,16 +350,22 @@ mod tests {
         requests.sent(&sent(0)).unwrap();
         requests.sent(&sent(1)).unwrap();
         requests.over(&over(&sent(0))).unwrap();
+        let asked = Billed {
+            prompt_tokens: 3,
+            completion_tokens: 2,
+            ..Billed::default()
+        };
+        requests.probed(4, asked, 0.25).unwrap();
         drop(requests);
         let whole = std::fs::read_to_string(&path).unwrap();
         std::fs::write(&path, whole + "{\"over\":{\"request\":1,").unwrap();
         let seen = spent(&path).unwrap();
-        assert_eq!((seen.usd, seen.tokens, seen.requests), (0.625, 120, 2));
+        assert_eq!((seen.usd, seen.tokens, seen.requests), (0.875, 125, 6));
         for lost in [1, 0] {
             let requests = Requests::open(&path, "collect").unwrap();
             assert_eq!(requests.lost, lost);
             let seen = requests.spent;
-            assert_eq!((seen.usd, seen.tokens, seen.requests), (0.625, 120, 2));
+            assert_eq!((seen.usd, seen.tokens, seen.requests), (0.875, 125, 6));
             assert!((1.9..3.0).contains(&seen.seconds), "{}", seen.seconds);
         }
     }

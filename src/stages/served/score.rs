@@ -9,12 +9,11 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::ops::ControlFlow;
 use std::path::Path;
-use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
 use potstill_datasets::{
-    Completion, Encoded, Failed, Prompt, Provenance, Rows, ShardWriter, Signal, encode_answer,
-    read_footer, read_shard, shard_name, shards,
+    Completion, Encoded, Failed, Imported, Provenance, Reasoning, ShardWriter, Signal, read_footer,
+    read_shard, shard_name, shards,
 };
 use potstill_teacher::http::{
     self, Asking, BoxError, Call, Event as Landing, Landed, Method, Progress, PromptLogprobs, Task,
@@ -22,17 +21,19 @@ use potstill_teacher::http::{
 };
 use serde_json::json;
 
-use super::forecast;
-use super::prompts::Prompts;
+use super::forecast::{self, Measured};
+use super::pairs::{self, Pair, Pairs};
 use super::publish::{NO_SIGNAL, empty};
-use super::requests::Requests;
+use super::requests::{self, Requests};
 use super::store::{Index, Outcome as Fate, Row, Store};
 use super::{REQUESTS_FILE, Served, Text, collect, probe};
 use crate::interrupt;
 use crate::run_dir::{Counts, Plan, settings_of, short};
 use crate::run_file::Score;
-use crate::stages::score::own_ids;
+use crate::stages::collect::reasoning;
 use crate::stages::{Context, Done, Outcome, counts, stage_again};
+
+const NO_TOKENIZER: &str = "[score] needs the `tokenizer` of [teacher]";
 
 /// Where what could not be scored is listed.
 pub(crate) const UNSCORED: &str = "unscored";
@@ -48,7 +49,7 @@ pub(crate) fn score(context: &Context, settings: &Score) -> anyhow::Result<Outco
     let served = Served::open(run)?;
     probe::check(&served, &context.dir.path(""))?;
     let text = served.text.as_ref();
-    let text = text.context("[score] needs the `tokenizer` of [teacher]")?;
+    let text = text.context(NO_TOKENIZER)?;
     let plan = Plan {
         stage: "score".to_owned(),
         home: "signals".to_owned(),
@@ -66,9 +67,13 @@ pub(crate) fn score(context: &Context, settings: &Score) -> anyhow::Result<Outco
     let failed = context.dir.published("signals")?;
     let failed = failed.and_then(|m| m.counts.get("failures").copied());
     let again = context.retry_failures && failed.is_some_and(|n| n > 0);
+    let folder = format!("score-{}", short(&plan.key()));
+    if context.dry_run && (again || !collect::is_published(context, &plan)?) {
+        say_forecast(context, &served, text, settings, &folder)?;
+    }
     let mut finished_work = None;
     let outcome = stage_again(context, &plan, again, |out| {
-        let work = context.dir.work(&format!("score-{}", short(&plan.key())))?;
+        let work = context.dir.work(&folder)?;
         let mut scoring = Scoring::open(context, &served, text, settings, &work)?;
         if !scoring.ask_missing()? {
             return Ok(None);
@@ -86,6 +91,93 @@ pub(crate) fn score(context: &Context, settings: &Score) -> anyhow::Result<Outco
     Ok(outcome)
 }
 
+/// For a dry run: what is ahead, on stdout.
+fn say_forecast(
+    context: &Context,
+    served: &Served<'_>,
+    text: &Text,
+    settings: &Score,
+    folder: &str,
+) -> anyhow::Result<()> {
+    // Nothing is written: a journal that is not there is not begun.
+    let work = context.dir.path(".work").join(folder);
+    let (missing, measured) = match work.is_dir() {
+        true => {
+            let scoring = Scoring::open(context, served, text, settings, &work)?;
+            (scoring.missing(), scoring.measured)
+        }
+        false => {
+            let (mut measured, mut answers) = (Measured::default(), 0);
+            let (window, reasoning) = (window(settings, served), reasoning(&context.run));
+            for pair in pairs(context, text)? {
+                measure(&mut measured, &pair?, text, reasoning.as_ref(), window)?;
+                answers += 1;
+            }
+            (answers, measured)
+        }
+    };
+    let spent = requests::spent(&context.dir.path(REQUESTS_FILE))?;
+    let tokens = measured.tokens_of(missing);
+    let ahead = forecast::of_scores(served, tokens, missing, &spent);
+    context.talk.data(&ahead);
+    Ok(())
+}
+
+/// For `check`, where the answers are the data's own: tokens that would be sent, about, and answers.
+///
+/// # Errors
+/// Where the run file names no tokenizer, or a text cannot be rendered.
+pub(super) fn check(
+    served: &Served<'_>,
+    settings: &Score,
+    imported: &Imported,
+) -> anyhow::Result<(u64, usize)> {
+    let text = served.text.as_ref().context(NO_TOKENIZER)?;
+    let (window, reasoning) = (window(settings, served), reasoning(served.run));
+    let mut measured = Measured::default();
+    for pair in pairs::given(imported) {
+        measure(&mut measured, &pair, text, reasoning.as_ref(), window)?;
+    }
+    let answers = imported.answers.len();
+    Ok((measured.tokens_of(answers), answers))
+}
+
+/// Most tokens that are sent at once.
+fn window(settings: &Score, served: &Served<'_>) -> Option<usize> {
+    let window = settings.window.map(|w| w.get());
+    // One place is for the token that a server generates.
+    window.or(served.context.map(|c| c as usize - 1))
+}
+
+/// The parts in which a text is sent.
+fn parts(encoded: &Encoded, window: Option<usize>) -> Vec<Window> {
+    let tokens = encoded.token_ids.len();
+    let from = encoded.loss_mask.iter().position(|loss| *loss);
+    let most = window.unwrap_or(tokens).max(2);
+    http::windows(tokens, from.unwrap_or(tokens).max(1), most, most / 2)
+}
+
+fn pairs(context: &Context, text: &Text) -> anyhow::Result<Pairs> {
+    let (completions, prompts) = (context.dir.path("completions"), context.dir.path("prompts"));
+    Pairs::open(&completions, &prompts, text)
+}
+
+/// Adds a pair to what is reckoned with: the tokens of all its parts.
+fn measure(
+    measured: &mut Measured,
+    pair: &Pair,
+    text: &Text,
+    reasoning: Option<&Reasoning>,
+    window: Option<usize>,
+) -> anyhow::Result<()> {
+    measured.add(pair.bytes(), || {
+        // What cannot be rendered is not sent.
+        let encoded = pair.encode(text, reasoning).ok();
+        let parts = encoded.map(|encoded| parts(&encoded, window));
+        Ok(parts.map(|parts| parts.iter().map(|p| p.end - p.start).sum()))
+    })
+}
+
 struct Scoring<'a> {
     context: &'a Context,
     served: &'a Served<'a>,
@@ -93,6 +185,7 @@ struct Scoring<'a> {
     settings: &'a Score,
     provenance: Provenance,
     store: Store<Signal>,
+    measured: Measured,
     /// Answers in all.
     len: usize,
 }
@@ -110,9 +203,12 @@ impl<'a> Scoring<'a> {
         for shard in shards(&folder)? {
             len += read_footer(&shard)?.rows;
         }
-        let units = Answers::open(&folder)?.map(|answer| {
-            let (completion, _) = answer?;
-            Ok((completion.prompt_id, completion.sample_index))
+        let mut measured = Measured::default();
+        let (window, reasoning) = (window(settings, served), reasoning(&context.run));
+        let units = pairs(context, text)?.map(|pair| {
+            let pair = pair?;
+            measure(&mut measured, &pair, text, reasoning.as_ref(), window)?;
+            Ok((pair.completion.prompt_id, pair.completion.sample_index))
         });
         let index = Index::new(len, units)?;
         let store = Store::open(&work.join("journal.bin"), &index)?;
@@ -123,8 +219,18 @@ impl<'a> Scoring<'a> {
             settings,
             provenance: served.provenance()?,
             store,
+            measured,
             len,
         })
+    }
+
+    /// How many answers are to be scored.
+    fn missing(&self) -> usize {
+        let tally = self.store.tally();
+        match self.context.retry_failures {
+            true => tally.missing + tally.failures,
+            false => tally.missing,
+        }
     }
 
     /// What every request has in common.
@@ -148,11 +254,7 @@ impl<'a> Scoring<'a> {
     fn ask_missing(&mut self) -> anyhow::Result<bool> {
         let Context { talk, run, dir, .. } = self.context;
         let tally = self.store.tally();
-        let retry = self.context.retry_failures;
-        let missing = match retry {
-            true => tally.missing + tally.failures,
-            false => tally.missing,
-        };
+        let missing = self.missing();
         if missing == 0 {
             return Ok(true);
         }
@@ -163,27 +265,28 @@ impl<'a> Scoring<'a> {
             ));
         }
         let requests = Requests::open(&dir.path(REQUESTS_FILE), "score")?;
+        requests.say_lost(talk, "score");
+        let tokens = self.measured.tokens_of(missing);
+        talk.line(&format!(
+            "score: {}",
+            forecast::of_scores(self.served, tokens, missing, &requests.spent)
+        ));
         let settings = self.served.settings(self.asking(), requests.spent)?;
         let (before, budget) = (requests.spent, &run.file.budget);
         let mut bar = talk.work("score", "answers", tally.answers as u64, self.len as u64);
         let asker = RefCell::new(Asker {
-            window: self
-                .settings
-                .window
-                .map(|w| w.get())
-                .or(self.served.context.map(|c| c as usize - 1)),
+            window: window(self.settings, self.served),
             top_k: self.settings.top_k.get(),
             vocabulary: self.text.tokenizer.vocab_size(),
             text: self.text,
-            reasoning: crate::stages::collect::reasoning(run),
+            reasoning: reasoning(run),
             store: &mut self.store,
             provenance: &self.provenance,
             requests: &requests,
-            answers: Answers::open(&dir.path("completions"))?,
-            prompts: Prompts::open(&dir.path("prompts"))?,
-            held: None,
+            pairs: pairs(self.context, self.text)?,
             ordinal: 0,
-            retry,
+            retry: self.context.retry_failures,
+            disk_bytes: budget.disk_bytes.map(|bytes| bytes.get()),
             waiting: Vec::new(),
             texts: HashMap::new(),
         });
@@ -266,41 +369,6 @@ impl<'a> Scoring<'a> {
     }
 }
 
-/// The answers of a folder in order, each with its provenance's tokenizer.
-struct Answers {
-    shards: std::vec::IntoIter<std::path::PathBuf>,
-    shard: Option<(Rows<Completion>, std::path::PathBuf)>,
-}
-
-impl Answers {
-    fn open(folder: &Path) -> anyhow::Result<Answers> {
-        Ok(Answers {
-            shards: shards(folder)?.into_iter(),
-            shard: None,
-        })
-    }
-}
-
-impl Iterator for Answers {
-    /// An answer, and its shard.
-    type Item = anyhow::Result<(Completion, std::path::PathBuf)>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        loop {
-            if let Some((rows, path)) = &mut self.shard
-                && let Some(row) = rows.next()
-            {
-                return Some(row.map(|row| (row, path.clone())).map_err(Into::into));
-            }
-            let path = self.shards.next()?;
-            match read_shard::<Completion>(&path) {
-                Ok(rows) => self.shard = Some((rows, path)),
-                Err(error) => return Some(Err(error.into())),
-            }
-        }
-    }
-}
-
 /// A text whose parts are on their way.
 struct Parts {
     prompt_id: String,
@@ -320,17 +388,15 @@ struct Asker<'a> {
     top_k: usize,
     vocabulary: usize,
     text: &'a Text,
-    reasoning: Option<potstill_datasets::Reasoning>,
+    reasoning: Option<Reasoning>,
     store: &'a mut Store<Signal>,
     provenance: &'a Provenance,
     requests: &'a Requests,
-    answers: Answers,
-    prompts: Prompts,
-    /// The prompt of the answer at hand.
-    held: Option<Arc<Prompt>>,
+    pairs: Pairs,
     /// The next unit.
     ordinal: u64,
     retry: bool,
+    disk_bytes: Option<u64>,
     /// Parts of a long text that are still to be asked for.
     waiting: Vec<Call>,
     texts: HashMap<u64, Parts>,
@@ -345,29 +411,18 @@ impl Asker<'_> {
             if let Some(call) = self.waiting.pop() {
                 return Ok(Some(call));
             }
-            let Some((completion, shard)) = self.answers.next().transpose()? else {
+            let Some(pair) = self.pairs.next().transpose()? else {
                 return Ok(None);
             };
             let ordinal = self.ordinal;
             self.ordinal += 1;
-            let prompt = self.prompt_of(&completion)?;
             if !self.store.is_missing(ordinal, self.retry) {
                 continue;
             }
-            let own = own_ids(&shard, self.text.tokenizer.fingerprint())?;
-            let own = own.get(completion.provenance as usize) == Some(&true);
-            let encoded = encode_answer(
-                &self.text.tokenizer,
-                &self.text.template,
-                self.reasoning.as_ref(),
-                &prompt,
-                &completion,
-                own,
-            );
-            match encoded {
-                Ok(encoded) => self.split(ordinal, &prompt, &completion, encoded),
+            match pair.encode(self.text, self.reasoning.as_ref()) {
+                Ok(encoded) => self.split(ordinal, &pair, encoded),
                 Err(error) => {
-                    let row = failure(&completion, NO_SIGNAL.to_owned(), error.to_string());
+                    let row = failure(&pair.completion, NO_SIGNAL.to_owned(), error.to_string());
                     self.store
                         .add(self.provenance, vec![(ordinal as u32, row)])?;
                 }
@@ -375,32 +430,12 @@ impl Asker<'_> {
         }
     }
 
-    /// Prompts and answers are in the same order.
-    fn prompt_of(&mut self, completion: &Completion) -> anyhow::Result<Arc<Prompt>> {
-        loop {
-            if let Some(prompt) = self.held.as_ref().filter(|p| p.id == completion.prompt_id) {
-                return Ok(prompt.clone());
-            }
-            let next = self.prompts.next().transpose()?;
-            let next =
-                next.with_context(|| format!("`prompts/` has no prompt {}", completion.prompt_id))?;
-            self.held = Some(Arc::new(next));
-        }
-    }
-
-    fn split(
-        &mut self,
-        ordinal: u64,
-        prompt: &Arc<Prompt>,
-        completion: &Completion,
-        encoded: Encoded,
-    ) {
-        let tokens = encoded.token_ids.len();
-        let from = encoded.loss_mask.iter().position(|loss| *loss);
-        let from = from.unwrap_or(tokens).max(1);
-        let most = self.window.unwrap_or(tokens).max(2);
+    fn split(&mut self, ordinal: u64, pair: &Pair, encoded: Encoded) {
+        let Pair {
+            prompt, completion, ..
+        } = pair;
         let mut windows = HashMap::new();
-        let cut = http::windows(tokens, from, most, most / 2);
+        let cut = parts(&encoded, self.window);
         for (part, window) in cut.into_iter().enumerate().rev() {
             let number = ordinal << PART_BITS | part as u64;
             let ids = encoded.token_ids.get(window.start..window.end);
@@ -441,7 +476,8 @@ impl Asker<'_> {
         }
         self.requests.sync()?;
         self.store.add(self.provenance, rows)?;
-        Ok(ControlFlow::Continue(()))
+        let bytes = self.store.bytes() + self.requests.bytes();
+        Ok(collect::full(bytes, self.disk_bytes))
     }
 
     /// The row of a text whose last part this is.

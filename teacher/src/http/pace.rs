@@ -3,7 +3,9 @@
 //! The window of requests in flight begins at what the run file allows, is halved when the server fails, is
 //! overloaded or does not reply in time, and grows by one with each window of answers. It is halved once for what
 //! was sent before the last halving, and not below a sixteenth of what is allowed: faults that have nothing to do
-//! with load must not bring a collection to a stop.
+//! with load must not bring a collection to a stop. For the same reason a halving for 5xx is a trial: where half as
+//! many requests fail as often as before, it is taken back, and so many failures are put up with from then on. One
+//! reply in a hundred that fails by chance would else hold a window of 512 at about 12.
 
 use std::time::{Duration, Instant};
 
@@ -14,6 +16,15 @@ const REFUSALS_BEFORE_AN_ANSWER: u32 = 8;
 
 /// And after it has.
 const REFUSALS_LATER: u32 = 40;
+
+/// A halving stays where the share of requests that do not fail has grown by this factor.
+const CURED: f64 = 1.25;
+
+/// Where no larger share does not fail, halvings stay whatever they cure.
+const BROKEN: f64 = 0.5;
+
+/// A round has as many requests as the window, and at least so many.
+const SMALLEST_ROUND: f64 = 8.0;
 
 /// The window is not halved below this share of what is allowed.
 const SMALLEST_SHARE: f64 = 1.0 / 16.0;
@@ -27,8 +38,10 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(3600);
 /// What a failure says about its endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Sign {
-    /// It is overloaded, fails or does not reply in time.
-    Trouble,
+    /// It wants to be asked less, or does not reply in time.
+    Overload,
+    /// It fails, which may have to do with load or not.
+    Fault,
     /// It refuses key, path or model.
     Refused,
     /// There is no connection to it.
@@ -42,11 +55,10 @@ pub(super) fn sign(failure: &Failure) -> Sign {
     match failure.reason {
         Reason::RateLimited
         | Reason::RequestTimeout
-        | Reason::ServerError
-        | Reason::Overloaded
         | Reason::FirstByteTimeout
         | Reason::IdleTimeout
-        | Reason::TotalTimeout => Sign::Trouble,
+        | Reason::TotalTimeout => Sign::Overload,
+        Reason::ServerError | Reason::Overloaded => Sign::Fault,
         Reason::Connect => Sign::Unreachable,
         reason if reason.is_endpoints() => Sign::Refused,
         _ => Sign::None,
@@ -87,6 +99,33 @@ impl Bucket {
     }
 }
 
+/// Requests that ended, and those of them that were faults of the server.
+#[derive(Debug, Clone, Copy, Default)]
+struct Round {
+    ended: u32,
+    faults: u32,
+}
+
+impl Round {
+    fn count(&mut self, is_fault: bool) {
+        self.ended += 1;
+        self.faults += u32::from(is_fault);
+    }
+
+    fn share(self) -> f64 {
+        f64::from(self.faults) / f64::from(self.ended.max(1))
+    }
+}
+
+/// A halving whose use is not known yet.
+#[derive(Debug, Clone, Copy)]
+struct Trial {
+    /// The window before it.
+    window: f64,
+    /// What was sent before it.
+    before: Round,
+}
+
 /// One endpoint's pace.
 #[derive(Debug)]
 pub(super) struct Pace {
@@ -96,6 +135,11 @@ pub(super) struct Pace {
     in_flight: u32,
     sent: u64,
     halved: Instant,
+    /// Of what was sent since the last halving, as much as has not been judged.
+    round: Round,
+    trial: Option<Trial>,
+    /// The share of faults that halving does not cure.
+    usual: f64,
     requests: Option<Bucket>,
     tokens: Option<Bucket>,
     paused_until: Instant,
@@ -128,6 +172,9 @@ impl Pace {
             in_flight: 0,
             sent: 0,
             halved: now,
+            round: Round::default(),
+            trial: None,
+            usual: 0.0,
             requests: endpoint.requests_per_minute.map(|r| Bucket::new(r, now)),
             tokens: endpoint.tokens_per_minute.map(|r| Bucket::new(r, now)),
             paused_until: now,
@@ -191,6 +238,21 @@ impl Pace {
         pause: impl FnOnce(u32) -> Duration,
     ) {
         self.in_flight -= 1;
+        let sign = outcome.map_or_else(sign, |()| Sign::None);
+        let is_new = sent >= self.halved;
+        if is_new {
+            self.round.count(sign == Sign::Fault);
+        } else if let Some(trial) = &mut self.trial {
+            trial.before.count(sign == Sign::Fault);
+        }
+        match sign {
+            Sign::Overload if is_new => self.halve(now, None),
+            Sign::Fault if is_new && self.trial.is_none() && self.is_unusual() => {
+                self.halve(now, Some(self.round));
+            }
+            _ if f64::from(self.round.ended) >= self.window.max(SMALLEST_ROUND) => self.judge(now),
+            _ => {}
+        }
         let Err(failure) = outcome else {
             self.window = (self.window + 1.0 / self.window).min(self.largest);
             self.has_answered = true;
@@ -201,11 +263,7 @@ impl Pace {
         if let Some(seconds) = failure.retry_after_seconds {
             self.pause(now + wait_told(seconds));
         }
-        match sign(failure) {
-            Sign::Trouble if sent >= self.halved => {
-                self.window = (self.window / 2.0).max((self.largest * SMALLEST_SHARE).max(1.0));
-                self.halved = now;
-            }
+        match sign {
             Sign::Refused => {
                 self.refusals += 1;
                 let most = if self.has_answered {
@@ -226,7 +284,45 @@ impl Pace {
                 }
                 self.pause(now + pause(self.unreachable));
             }
-            Sign::Trouble | Sign::Unreachable | Sign::None => {}
+            Sign::Overload | Sign::Fault | Sign::Unreachable | Sign::None => {}
+        }
+    }
+
+    /// Halves the window: on trial where it is for the faults of a round.
+    fn halve(&mut self, now: Instant, faults: Option<Round>) {
+        self.trial = faults.map(|before| Trial {
+            window: self.window,
+            before,
+        });
+        self.window = (self.window / 2.0).max((self.largest * SMALLEST_SHARE).max(1.0));
+        self.round = Round::default();
+        self.halved = now;
+    }
+
+    /// Whether this round has more faults than chance makes of the usual share.
+    fn is_unusual(&self) -> bool {
+        let usual = self.usual * self.window.max(SMALLEST_ROUND);
+        f64::from(self.round.faults) > usual + 2.0 * usual.sqrt()
+    }
+
+    /// At the end of a round: was the halving of use?
+    fn judge(&mut self, now: Instant) {
+        let round = std::mem::take(&mut self.round);
+        let Some(trial) = self.trial.take() else {
+            // It rises by a trial alone: following a window that grows, it would put up with anything.
+            self.usual -= (self.usual - round.share()).max(0.0) / 8.0;
+            return;
+        };
+        let good = 1.0 - round.share();
+        if good > BROKEN && good < CURED * (1.0 - trial.before.share()) {
+            self.usual = Round {
+                ended: trial.before.ended + round.ended,
+                faults: trial.before.faults + round.faults,
+            }
+            .share();
+            self.window = self.window.max(trial.window);
+        } else if round.faults > 0 {
+            self.halve(now, Some(round));
         }
     }
 
@@ -278,6 +374,8 @@ pub(super) fn pick(paces: &mut [Pace], tokens: u64, now: Instant, avoid: Option<
 
 #[cfg(test)]
 mod tests {
+    use rand::{Rng, SeedableRng};
+
     use super::*;
 
     fn endpoint(max_in_flight: u32) -> Endpoint {
@@ -325,6 +423,56 @@ mod tests {
             fail(&mut pace, Reason::IdleTimeout, at, at);
         }
         assert_eq!(pace.window(), 4);
+    }
+
+    /// The mean window over the second half of `rounds`, with all requests of a round sent and ended together;
+    /// `fails(window, n)` says whether the n-th of a round does.
+    fn mean_window(largest: u32, rounds: u64, mut fails: impl FnMut(u32, u32) -> bool) -> f64 {
+        let start = Instant::now();
+        let mut pace = Pace::new(&endpoint(largest), start);
+        let mut sum = 0;
+        for round in 0..rounds {
+            let (sent, over) = (
+                start + Duration::from_secs(2 * round),
+                start + Duration::from_secs(2 * round + 1),
+            );
+            let window = pace.window();
+            (0..window).for_each(|_| pace.begin(1));
+            for n in 0..window {
+                let failure = Failure::new(Reason::ServerError, "");
+                let outcome = if fails(window, n) {
+                    Err(&failure)
+                } else {
+                    Ok(())
+                };
+                pace.end(outcome, sent, over, 3, |_| Duration::ZERO);
+            }
+            if round >= rounds / 2 {
+                sum += window;
+            }
+        }
+        f64::from(sum) / (rounds - rounds / 2) as f64
+    }
+
+    #[test]
+    fn faults_that_have_nothing_to_do_with_load_do_not_keep_the_window_small() {
+        for per_thousand in [1, 10, 100, 300] {
+            let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(7);
+            let mean = mean_window(512, 400, |_, _| rng.random_range(0..1000) < per_thousand);
+            assert!(mean > 0.8 * 512.0, "{per_thousand} in a thousand: {mean}");
+        }
+    }
+
+    #[test]
+    fn faults_of_overload_do() {
+        // It serves 40 at once and refuses the rest.
+        let mean = mean_window(512, 400, |_, n| n >= 40);
+        assert!((25.0..70.0).contains(&mean), "{mean}");
+        // Above 100 at once nearly all fail.
+        let mean = mean_window(512, 400, |window, n| window > 100 && n % 10 != 0);
+        assert!((40.0..105.0).contains(&mean), "{mean}");
+        let mean = mean_window(512, 400, |_, _| true);
+        assert!(mean < 33.0, "it is down: {mean}");
     }
 
     #[test]

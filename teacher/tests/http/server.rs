@@ -200,8 +200,15 @@ impl Server {
         format!("http://{}/v1", self.address)
     }
 
-    /// What was seen so far.
+    /// What was seen so far. A client has the last byte of a reply before it is counted here, so replies in hand are
+    /// waited for a little; one that hangs is not.
     pub(crate) fn counts(&self) -> Counts {
+        for _ in 0..100 {
+            if locked(&self.counts).in_flight == 0 {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
         locked(&self.counts).clone()
     }
 }
