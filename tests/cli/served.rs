@@ -303,7 +303,7 @@ fn ctrl_c_lets_answers_land() {
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1), "{stderr}");
     assert!(
-        stderr.contains("`potstill collect run.toml` goes on"),
+        stderr.contains("`potstill run run.toml` goes on"),
         "{stderr}"
     );
     let asked = server.requests();
