@@ -2,7 +2,7 @@
 
 Both ask the same server (`fault_server`, with no faults) the same questions: 20,000 requests of 1 kB with 512 in
 flight at a latency of 250 ms, of which 2,048 a second is the ideal, and 2,000 answers of 512 tokens with their 20
-likeliest. The Python client is given fewer of the first; what counts is CPU time a request, its process's own.
+likeliest, 580 kB each, with as many in flight as two cores and as one can read. The Python client is given fewer of the first; what counts is CPU time a request, its process's own.
 
     cargo build --release -p potstill-teacher --no-default-features --examples
     python benches/http_throughput.py            # with `openai` installed
@@ -22,6 +22,7 @@ CASES = [
     # name, requests, requests of the Python client, in flight, prompt bytes, tokens, top, latency in ms
     ("1 kB", 20_000, 3_000, 512, 1000, 16, -1, 250),
     ("512 tokens, top 20", 2_000, 200, 64, 1000, 512, 20, 250),
+    ("512 tokens, top 20, fewer at once", 2_000, 100, 32, 1000, 512, 20, 250),
 ]
 
 

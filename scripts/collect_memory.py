@@ -1,46 +1,78 @@
 #!/usr/bin/env python3
-"""Peak memory of `collect` by the number of prompts, over a server of its own.
+"""Peak memory of `collect` by the number of prompts, over the server of our own tests: until it is killed half way,
+and of the run that goes on from there.
 
-usage: collect_memory.py POTSTILL [--prompts 10000 100000]
+    cargo build --release -p potstill-teacher --no-default-features --example fault_server
+usage: collect_memory.py POTSTILL [--server target/release/examples/fault_server] [--prompts 10000 1000000]
 """
 import argparse
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import tempfile
+import time
+from types import SimpleNamespace
 
-from faulty_server import Server, run_file
+from faulty_server import run_file
 
-parser = argparse.ArgumentParser(description=__doc__)
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("potstill")
-parser.add_argument("--prompts", type=int, nargs="+", default=[10_000, 100_000])
+parser.add_argument("--server", default=ROOT / "target/release/examples/fault_server")
+parser.add_argument("--prompts", type=int, nargs="+", default=[10_000, 1_000_000])
 arguments = parser.parse_args()
 binary = str(pathlib.Path(arguments.potstill).resolve())
 
 
-def peak(folder, command):
-    """Runs a command and gives its peak resident memory, bytes."""
+def answered(folder):
+    """Answers in a run's list of requests, about: its lines are alike."""
+    path = folder / "runs/served/requests.jsonl"
+    return path.stat().st_size / 560 if path.exists() else 0
+
+
+def peak(folder, command, kill_at=None):
+    """Runs a command, kills it at so many answers, and gives its peak resident memory, bytes."""
     child = subprocess.Popen([binary, command, "run.toml", "-q"], cwd=folder)
+    while kill_at:
+        time.sleep(0.2)
+        if answered(folder) >= kill_at:
+            child.send_signal(signal.SIGKILL)
+            break
+        if child.poll() is not None:
+            sys.exit(f"`{command}` was over before it could be killed")
     _, status, usage = os.wait4(child.pid, 0)
-    if status:
+    if status and not kill_at:
         sys.exit(f"`{command}` failed")
     return usage.ru_maxrss * 1024
 
 
 rows = []
 for prompts in arguments.prompts:
-    server = Server()
-    with tempfile.TemporaryDirectory() as temp:
-        folder = pathlib.Path(temp)
-        with open(folder / "prompts.jsonl", "w") as file:
-            for number in range(prompts):
-                file.write(json.dumps({"text": f"Prompt number {number}"}) + "\n")
-        (folder / "run.toml").write_text(run_file(server, concurrency=256, stream=False))
-        peak(folder, "import")
-        rows.append((prompts, peak(folder, "collect")))
-    print(f"{prompts} prompts: {rows[-1][1] / 2**20:.1f} MiB at most, {server.requests} requests", flush=True)
-for (few, less), (many, more) in zip(rows, rows[1:]):
-    each = (more - less) / (many - few)
-    print(f"from {few} to {many}: {each:.1f} bytes a prompt ({'fine' if each <= 32 else 'MORE THAN 32'})")
+    server = subprocess.Popen(
+        [arguments.server, "--latency-ms", "0", "--answer-tokens", "8", "--same", "--threads", "1"],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        port = server.stdout.readline().strip().rpartition(":")[2]
+        with tempfile.TemporaryDirectory() as temp:
+            folder = pathlib.Path(temp)
+            with open(folder / "prompts.jsonl", "w") as file:
+                for number in range(prompts):
+                    file.write(json.dumps({"text": f"Prompt number {number}"}) + "\n")
+            collect = run_file(SimpleNamespace(port=port), concurrency=256, stream=False)
+            (folder / "run.toml").write_text(collect)
+            peak(folder, "import")
+            first = peak(folder, "collect", kill_at=prompts / 2)
+            rows.append((prompts, first, peak(folder, "collect")))
+    finally:
+        server.kill()
+    _, first, rest = rows[-1]
+    print(f"{prompts} prompts: {first / 2**20:.1f} MiB at most until killed, {rest / 2**20:.1f} MiB afterwards", flush=True)
+(few, *less), (many, *more) = rows[0], rows[-1]
+for name, a, b in zip(("until killed", "afterwards"), less, more):
+    each = (b - a) / (many - few)
+    print(f"from {few} to {many}, {name}: {each:.1f} bytes a prompt ({'fine' if each <= 32 else 'MORE THAN 32'})")

@@ -16,6 +16,7 @@ mod reader;
 mod records;
 mod schema;
 mod signal;
+mod spelling;
 mod table;
 mod template;
 mod token_bytes;
@@ -44,6 +45,7 @@ pub use crate::records::{
 };
 pub use crate::schema::{PROVENANCE_KEY, Record, SCHEMA_KEY, SCHEMA_VERSION};
 pub use crate::signal::{MASS_TOLERANCE, Signal, SignalRow};
+pub use crate::spelling::Spelling;
 pub use crate::table::Table;
 pub use crate::template::{ChatTemplate, RenderOptions, Rendered};
 pub use crate::tokenizer::{SpecialTokens, Tokenizer};

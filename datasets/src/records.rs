@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::manifest::{canonical_json, sha256_hex};
+use crate::spelling::Spelling;
 
 /// Who speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -214,7 +215,7 @@ pub struct TopToken {
     /// The token's id, where the teacher gives one.
     pub id: Option<u32>,
     /// The token's bytes.
-    pub bytes: Vec<u8>,
+    pub bytes: Spelling,
     /// Its log-probability at T=1, nats.
     pub logprob: f32,
 }
@@ -223,7 +224,7 @@ pub struct TopToken {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SampledToken {
     /// The token's bytes; a character may be spread over several tokens.
-    pub bytes: Vec<u8>,
+    pub bytes: Spelling,
     /// The token's id, where the teacher gives one.
     pub id: Option<u32>,
     /// Its log-probability at T=1, nats.

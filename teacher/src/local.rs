@@ -285,7 +285,7 @@ impl Local {
             .iter()
             .zip(&answer.logprobs)
             .map(|(&id, &logprob)| SampledToken {
-                bytes: self.tokenizer.token_bytes(id),
+                bytes: self.tokenizer.token_bytes(id).into(),
                 id: Some(id),
                 logprob,
                 top: Vec::new(),

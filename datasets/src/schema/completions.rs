@@ -127,18 +127,12 @@ fn token_column(tokens: &[&SampledToken]) -> Result<ArrayRef, Error> {
     let tops: Vec<&TopToken> = tokens.iter().flat_map(|token| &token.top).collect();
     let top_children = vec![
         optional_numbers::<UInt32Type>(tops.iter().map(|top| top.id)),
-        binaries(
-            "tokens.top.bytes",
-            tops.iter().map(|top| top.bytes.as_slice()),
-        )?,
+        binaries("tokens.top.bytes", tops.iter().map(|top| &*top.bytes))?,
         numbers::<Float32Type>(tops.iter().map(|top| top.logprob).collect()),
     ];
     let top = structs("tokens.top", top_fields(), top_children)?;
     let children = vec![
-        binaries(
-            "tokens.bytes",
-            tokens.iter().map(|token| token.bytes.as_slice()),
-        )?,
+        binaries("tokens.bytes", tokens.iter().map(|token| &*token.bytes))?,
         optional_numbers::<UInt32Type>(tokens.iter().map(|token| token.id)),
         numbers::<Float32Type>(tokens.iter().map(|token| token.logprob).collect()),
         lists(
@@ -177,11 +171,11 @@ impl<'a> Tokens<'a> {
     fn get(&self, index: usize) -> SampledToken {
         let top = |index| TopToken {
             id: number(self.top_id, index),
-            bytes: self.top_bytes.value(index).to_owned(),
+            bytes: self.top_bytes.value(index).into(),
             logprob: self.top_logprob.value(index),
         };
         SampledToken {
-            bytes: self.bytes.value(index).to_owned(),
+            bytes: self.bytes.value(index).into(),
             id: number(self.id, index),
             logprob: self.logprob.value(index),
             top: self.top.range(index).map(top).collect(),

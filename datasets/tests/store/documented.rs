@@ -102,7 +102,7 @@ fn a_run_for_other_readers() {
         )];
         let top = vec![TopToken {
             id: None,
-            bytes: vec![0xf0],
+            bytes: vec![0xf0].into(),
             logprob: -0.5,
         }];
         let completion = |sample_index| Completion {
@@ -117,7 +117,7 @@ fn a_run_for_other_readers() {
                 completion_tokens: 1,
             },
             tokens: vec![SampledToken {
-                bytes: b"4".into(),
+                bytes: "4".into(),
                 id: Some(9),
                 logprob: -0.25,
                 top: top.clone(),

@@ -2,8 +2,8 @@
 
 use potstill_datasets::{
     CONFIDENCE_BINS, Completion, Dropped, FinishReason, Message, Prompt, Provenance, Role,
-    SampledToken, Selected, SequenceValues, Signal, SignalRow, TaskSample, ToolCall, TopToken,
-    Usage, Verdict,
+    SampledToken, Selected, SequenceValues, Signal, SignalRow, Spelling, TaskSample, ToolCall,
+    TopToken, Usage, Verdict,
 };
 use proptest::collection::{btree_set, vec};
 use proptest::option;
@@ -79,7 +79,9 @@ pub(super) fn prompt() -> impl Strategy<Value = Prompt> {
 }
 
 fn token() -> impl Strategy<Value = SampledToken> {
-    let bytes = || vec(any::<u8>(), 0..4);
+    // Some are longer than what is held in place.
+    let bytes =
+        || prop_oneof![vec(any::<u8>(), 0..4), vec(any::<u8>(), 20..26)].prop_map(Spelling::from);
     let top = (option::of(any::<u32>()), bytes(), logprob())
         .prop_map(|(id, bytes, logprob)| TopToken { id, bytes, logprob });
     (bytes(), option::of(any::<u32>()), logprob(), vec(top, 0..4)).prop_map(

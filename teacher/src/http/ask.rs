@@ -14,6 +14,9 @@ use super::{Asking, Billed, Call, Failure, Reason, Reply, wire};
 /// can be used again.
 const LAST_BYTES: Duration = Duration::from_millis(500);
 
+/// Bytes of a body that takes longer than some tenths of a millisecond to read.
+const LARGE_BODY: usize = 64 << 10;
+
 /// What came of a request.
 #[derive(Debug)]
 pub(super) struct Over {
@@ -54,7 +57,7 @@ pub(super) async fn ask(
         Ok(opened) => opened,
         Err(failure) => return Over::failed(failure),
     };
-    let mut over = read(&line, &asking, &call, &mut opened).await;
+    let mut over = read(&line, asking, call, &mut opened).await;
     over.status = Some(opened.status);
     over.bytes = opened.bytes();
     if let Some(key) = line.key() {
@@ -68,17 +71,17 @@ pub(super) async fn ask(
     over
 }
 
-async fn read(line: &Line, asking: &Asking, call: &Call, opened: &mut Opened) -> Over {
+async fn read(line: &Line, asking: Arc<Asking>, call: Arc<Call>, opened: &mut Opened) -> Over {
     let is_good = (200..300).contains(&opened.status);
     if is_good && asking.stream && opened.is_stream {
-        return read_stream(line, asking, call, opened).await;
+        return read_stream(line, &asking, &call, opened).await;
     }
     let body = match opened.whole(line).await {
         Ok(body) => body,
         Err(failure) => return Over::failed(failure),
     };
     let outcome = if is_good {
-        wire::parse(asking, call, &body)
+        parsed(asking, call, body).await
     } else {
         let told = opened.retry_after.as_deref();
         Err(wire::failure(opened.status, told, &body))
@@ -92,6 +95,22 @@ async fn read(line: &Line, asking: &Asking, call: &Call, opened: &mut Opened) ->
             bytes: 0,
         },
         Err(failure) => Over::failed(failure),
+    }
+}
+
+/// What a body says. A large one is read beside the threads that receive, so that none of those waits for it.
+async fn parsed(asking: Arc<Asking>, call: Arc<Call>, body: Vec<u8>) -> Result<Reply, Failure> {
+    if body.len() < LARGE_BODY {
+        return wire::parse(&asking, &call, &body);
+    }
+    let parse = move || wire::parse(&asking, &call, &body);
+    match tokio::task::spawn_blocking(parse).await {
+        Ok(outcome) => outcome,
+        // A panic is the dispatcher's to report.
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            Err(_) => Err(Failure::new(Reason::Cut, "the collection is given up")),
+        },
     }
 }
 

@@ -20,7 +20,7 @@ use super::{
 };
 use crate::Error;
 
-/// Threads that send, receive and parse.
+/// Threads that send and receive. Large replies are read by as many others as there are processors.
 const WORKERS: usize = 2;
 
 /// Longest wait for something to come before the caller's wishes are asked again.
@@ -187,6 +187,7 @@ pub fn collect(
     let lines = checked(settings)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKERS)
+        .max_blocking_threads(thread::available_parallelism().map_or(WORKERS, |n| n.get()))
         .enable_all()
         .build()
         .map_err(|source| Error::Caller {

@@ -46,7 +46,7 @@ fn a_key_that_the_server_repeats_is_in_nothing_that_comes_back() {
                 .completion
                 .tokens
                 .iter()
-                .flat_map(|t| t.bytes.clone())
+                .flat_map(|t| t.bytes.to_vec())
                 .collect();
             assert!(!String::from_utf8_lossy(&spelled).contains(KEY));
             assert!(

@@ -1,6 +1,6 @@
 use std::path::PathBuf;
 
-use potstill_datasets::{FinishReason, Usage};
+use potstill_datasets::{FinishReason, Spelling, Usage};
 use serde_json::Value;
 
 use super::*;
@@ -25,11 +25,11 @@ fn completion(tokens: Vec<SampledToken>) -> Completion {
 fn sampled(id: u32, logprob: f32, top: &[(u32, f32)]) -> SampledToken {
     let top = top.iter().map(|(id, logprob)| TopToken {
         id: Some(*id),
-        bytes: Vec::new(),
+        bytes: Spelling::default(),
         logprob: *logprob,
     });
     SampledToken {
-        bytes: Vec::new(),
+        bytes: Spelling::default(),
         id: Some(id),
         logprob,
         top: top.collect(),
@@ -217,7 +217,7 @@ fn ids_are_recovered_through_the_tokenizer() {
     let content = exchanges[3]["response"]["choices"][0]["logprobs"]["content"]
         .as_array()
         .unwrap();
-    let bytes = |entry: &Value| entry["token"].as_str().unwrap().as_bytes().to_vec();
+    let bytes = |entry: &Value| entry["token"].as_str().unwrap().into();
     let logprob = |entry: &Value| entry["logprob"].as_f64().unwrap() as f32;
     let token = |entry: &Value| SampledToken {
         bytes: bytes(entry),

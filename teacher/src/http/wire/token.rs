@@ -6,7 +6,7 @@
 use std::borrow::Cow;
 use std::fmt;
 
-use potstill_datasets::{SampledToken, TopToken};
+use potstill_datasets::{SampledToken, Spelling, TopToken};
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
@@ -126,7 +126,7 @@ struct RawTop<'a> {
     token: Text<'a>,
     #[serde(default)]
     logprob: Nats,
-    bytes: Option<Vec<u8>>,
+    bytes: Option<Spelling>,
     id: Option<Id>,
 }
 
@@ -136,7 +136,7 @@ struct RawSampled<'a> {
     token: Text<'a>,
     #[serde(default)]
     logprob: Nats,
-    bytes: Option<Vec<u8>>,
+    bytes: Option<Spelling>,
     id: Option<Id>,
     top_logprobs: Option<Vec<Top>>,
 }
@@ -170,7 +170,7 @@ impl<'de> Deserialize<'de> for Sampled {
 pub(super) fn token(
     text: &str,
     logprob: Nats,
-    bytes: Option<Vec<u8>>,
+    bytes: Option<Spelling>,
     id: Option<Id>,
 ) -> Result<TopToken, String> {
     let Some(logprob) = logprob.checked() else {
@@ -184,8 +184,8 @@ pub(super) fn token(
         let named = number.parse().ok().and_then(checked_id);
         let named = named.ok_or_else(|| format!("{ABOUT_LOGPROBS}there is no {text}"))?;
         // Nor are they real where the text has a stand-in for a part of a character.
-        let is_real = |bytes: &Vec<u8>| {
-            bytes != text.as_bytes() && !String::from_utf8_lossy(bytes).contains('\u{fffd}')
+        let is_real = |bytes: &Spelling| {
+            **bytes != *text.as_bytes() && !String::from_utf8_lossy(bytes).contains('\u{fffd}')
         };
         let bytes = bytes.filter(is_real);
         return Ok(TopToken {
@@ -195,7 +195,9 @@ pub(super) fn token(
         });
     }
     let bytes = match bytes {
-        None => unescaped(text).unwrap_or_else(|| text.as_bytes().to_owned()),
+        None => unescaped(text).unwrap_or_else(|| text.into()),
+        // Nearly all are, and what is below looks at every character.
+        Some(bytes) if *bytes == *text.as_bytes() => bytes,
         Some(bytes) => {
             // A token that ends within a character has no text of its own: servers leave the part out, or write
             // something that stands for it.
@@ -203,7 +205,7 @@ pub(super) fn token(
                 || text.contains('\u{fffd}')
                 || text.starts_with("bytes:")
                 || std::str::from_utf8(&bytes).is_err();
-            if bytes != text.as_bytes() && !is_part {
+            if !is_part {
                 return Err(format!(
                     "{ABOUT_LOGPROBS}token {text:?} has the bytes of another text"
                 ));
@@ -215,11 +217,12 @@ pub(super) fn token(
 }
 
 /// OpenAI's `bytes:\xe2\x80` for a part of a character.
-fn unescaped(text: &str) -> Option<Vec<u8>> {
+fn unescaped(text: &str) -> Option<Spelling> {
     let hex = text.strip_prefix("bytes:\\x")?;
     hex.split("\\x")
         .map(|pair| u8::from_str_radix(pair, 16).ok())
-        .collect()
+        .collect::<Option<Vec<u8>>>()
+        .map(Spelling::from)
 }
 
 /// The likeliest tokens as an object from text to log-probability, of the completions protocol.
@@ -333,7 +336,7 @@ impl Triple<'_> {
         token(
             &text.0,
             self.logprob,
-            Some(text.0.as_bytes().to_owned()),
+            Some((*text.0).into()),
             Some(Id(self.id)),
         )
     }

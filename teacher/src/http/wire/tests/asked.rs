@@ -251,7 +251,7 @@ fn an_answer_is_gone_on_from_where_the_server_can() {
     let ids = call(Task::AnswerIds(vec![1, 2]));
     assert!(request(&vllm, &ids, Some(&so_far)).is_err());
     so_far.tokens = vec![SampledToken {
-        bytes: b"One,".to_vec(),
+        bytes: "One,".into(),
         id: Some(9),
         logprob: -0.5,
         top: Vec::new(),

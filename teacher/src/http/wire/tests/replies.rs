@@ -248,7 +248,7 @@ fn the_recorded_replies_of_both_llama_servers_parse() {
         let asked = asking(Dialect::LlamaServer, Some(64));
         let reply = parse(&asked, &call(Task::Answer), &wide).unwrap();
         let mut tops = reply.completion.tokens.iter().flat_map(|token| &token.top);
-        assert!(tops.any(|top| top.bytes == [32, 240, 159] || top.bytes == [240, 159]));
+        assert!(tops.any(|top| *top.bytes == [32, 240, 159] || *top.bytes == [240, 159]));
         assert_eq!(reply.completion.finish_reason, FinishReason::Length);
     }
     if let Some(exchanges) = recorded("llamacpp_responses.json") {
@@ -258,7 +258,7 @@ fn the_recorded_replies_of_both_llama_servers_parse() {
         let reply = streamed(&stream, &call(Task::Answer), sse.as_bytes(), 100);
         assert_eq!(reply.billed, None);
         assert_eq!(reply.completion.usage.completion_tokens, 4);
-        assert_eq!(reply.completion.tokens[0].bytes, b"The");
+        assert_eq!(*reply.completion.tokens[0].bytes, *b"The");
     }
 }
 
@@ -314,10 +314,7 @@ fn token_ids_as_text_are_ids() {
     let body = serde_json::to_vec(&body).unwrap();
     let reply = parse(&asking(Dialect::Vllm, Some(2)), &call(Task::Answer), &body).unwrap();
     let token = &reply.completion.tokens[0];
-    assert_eq!(
-        (token.id, token.bytes.as_slice()),
-        (Some(504), b"The".as_slice())
-    );
+    assert_eq!((token.id, &*token.bytes), (Some(504), b"The".as_slice()));
     assert_eq!((token.top[1].id, token.top[1].bytes.len()), (Some(59), 0));
 }
 
