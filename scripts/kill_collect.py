@@ -2,7 +2,7 @@
 """Collects from a faulty server of its own, is killed with SIGKILL at random moments and begun again
 after each, and holds what came out to the server's own counts and to an uninterrupted run's bytes.
 
-usage: kill_collect.py POTSTILL [--prompts 10000] [--kills 100] [--faulty 0.3] [--in-flight 64] [--latency 0.05]
+usage: kill_collect.py POTSTILL [--prompts 10000] [--kills 100] [--faulty 0.3] [--in-flight 64] [--latency 0.05] [--longest 0.6]
 """
 import argparse
 import hashlib
@@ -23,6 +23,7 @@ parser.add_argument("--kills", type=int, default=100)
 parser.add_argument("--faulty", type=float, default=0.3)
 parser.add_argument("--in-flight", type=int, default=64)
 parser.add_argument("--latency", type=float, default=0.05, help="seconds")
+parser.add_argument("--longest", type=float, default=0.6, help="seconds until a kill, at most")
 parser.add_argument("--seed", type=int, default=1)
 arguments = parser.parse_args()
 binary = str(pathlib.Path(arguments.potstill).resolve())
@@ -88,9 +89,7 @@ with tempfile.TemporaryDirectory() as temp:
     begin(broken, server)
     kills, early = 0, 0
     while kills < arguments.kills:
-        # So many moments of a run that takes `seconds`, begun anew each time.
-        after = moments.uniform(0.02, 0.1 + seconds / arguments.kills)
-        if not collect(broken, after):
+        if not collect(broken, moments.uniform(0.02, arguments.longest)):
             early += 1
             break
         kills += 1

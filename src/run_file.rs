@@ -196,7 +196,8 @@ pub struct Collect {
     pub on_break: OnBreak,
     /// Of a teacher behind a server: most requests for one answer.
     pub attempts: Count,
-    /// Of a teacher behind a server: most requests at a time to an endpoint. It begins with fewer.
+    /// Of a teacher behind a server: most requests at a time to an endpoint. Fewer where it fails or
+    /// wants to be asked less.
     pub concurrency: Count,
     /// Of a teacher behind a server: how long is waited, seconds.
     pub timeouts: Timeouts,

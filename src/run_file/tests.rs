@@ -36,6 +36,61 @@ fn said(text: &str) -> String {
 }
 
 #[test]
+fn a_cap_needs_the_longest_answer_only_where_answers_are_asked_for() {
+    let said = |import: &str, tables: &str| {
+        said(&format!(
+            r#"[run]
+name = "tiny"
+
+[import]
+path = "prompts.jsonl"
+columns = {{ instruction = "question", output = "answer" }}
+{import}
+[teacher]
+url = "http://127.0.0.1:1/v1"
+model = "m"
+tokenizer = "models/tiny"
+price = {{ input = 1.0, output = 2.0 }}
+
+[budget]
+usd = 1
+tokens = 1000
+
+{tables}
+[student]
+path = "models/tiny"
+
+[train]
+steps = 40
+batch = 8
+learning_rate = 5e-4
+"#
+        ))
+    };
+    let given = "answers = \"given\"\n";
+    assert_eq!(said(given, "[score]\ntop_k = 4\n"), "fine");
+    let limit = "[collect]\nmax_new_tokens = 9\nsignals = { top_k = 4 }\n";
+    assert_eq!(said("", limit), "fine");
+    let open = said("", "[collect]\nsignals = { top_k = 4 }\n");
+    assert_eq!(open.matches("set `max_new_tokens`").count(), 2, "{open}");
+}
+
+#[test]
+fn every_example_is_fine() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");
+    let files = std::fs::read_dir(folder)
+        .unwrap()
+        .map(|f| f.unwrap().path());
+    let mut seen = 0;
+    for path in files.filter(|p| p.extension().is_some_and(|e| e == "toml")) {
+        let read = Loaded::read(&path);
+        assert!(read.is_ok(), "{}", read.unwrap_err());
+        seen += 1;
+    }
+    assert!(seen >= 5);
+}
+
+#[test]
 fn a_whole_file_is_fine_and_defaults_fill_the_rest() {
     let file = parse(Path::new("tiny.toml"), WHOLE).unwrap();
     assert_eq!(file.train.chunk_rows.get(), 256);

@@ -14,7 +14,7 @@ use crate::fixture::Run;
 
 const KEY: &str = "sk-very-secret-0123456789";
 
-/// What a server answers to the n-th request, given the words of the last message.
+/// What a server answers to the n-th request, given the words of the last message, or the prompt as JSON.
 type Answer = fn(u64, &str) -> (u16, Value);
 
 /// A server that counts what it serves.
@@ -84,10 +84,11 @@ fn serve(stream: TcpStream, answer: Answer, requests: &AtomicU64, tokens: &Mutex
     let body: Value = serde_json::from_slice(&body).unwrap_or_default();
     let number = requests.fetch_add(1, Ordering::SeqCst);
     let asked = body["messages"].as_array().and_then(|m| m.last());
-    let asked = asked
-        .and_then(|m| m["content"].as_str())
-        .unwrap_or_default();
-    let (status, mut reply) = answer(number, asked);
+    let asked = match asked.and_then(|m| m["content"].as_str()) {
+        Some(words) => words.to_owned(),
+        None => body["prompt"].to_string(),
+    };
+    let (status, mut reply) = answer(number, &asked);
     if status == 200 {
         let usage = json!({ "prompt_tokens": asked.len(), "completion_tokens": 2,
                             "total_tokens": asked.len() + 2 });
@@ -193,6 +194,86 @@ fn ledger(run: &Run) -> (f64, u64, u64) {
         }
     }
     (usd, tokens, count)
+}
+
+/// A token, with log-probabilities of the prompt's: of each and of another.
+fn scored(_: u64, asked: &str) -> (u16, Value) {
+    let ids: Vec<u32> = serde_json::from_str(asked).unwrap();
+    let of = |id: &u32| {
+        let other = if *id == 7 { 8 } else { 7 };
+        let entry = |rank: u32| json!({ "logprob": -0.5 * f64::from(rank), "rank": rank, "decoded_token": "x" });
+        json!({ id.to_string(): entry(1 + id % 2), other.to_string(): entry(2 - id % 2) })
+    };
+    let mut prompt: Vec<Value> = ids.iter().map(of).collect();
+    prompt[0] = Value::Null;
+    let choice =
+        json!({ "index": 0, "text": "x", "finish_reason": "length", "prompt_logprobs": prompt });
+    (
+        200,
+        json!({ "id": "1", "object": "text_completion", "created": 1, "model": "m", "choices": [choice] }),
+    )
+}
+
+/// A run that has a server score the data's own answers.
+fn scoring(server: &Server) -> Run {
+    let run = run(server, "");
+    let line = |i| {
+        let answer = format!("and then {i}");
+        json!({ "question": format!("Story {i}: once"), "answer": answer }).to_string() + "\n"
+    };
+    run.write("prompts.jsonl", &(0..12).map(line).collect::<String>());
+    run.edit(
+        "columns = { text = \"text\" }\n",
+        "columns = { instruction = \"question\", output = \"answer\" }\nanswers = \"given\"\n",
+    );
+    run.edit("model = \"m\"\n", "model = \"m\"\ndialect = \"vllm\"\n");
+    run.edit(
+        "[curate]",
+        "[score]\ntop_k = 2\n\n[budget]\nusd = 30\n\n[curate]",
+    );
+    run
+}
+
+fn signals(run: &Run) -> Vec<potstill::datasets::Signal> {
+    let shard = run.path("runs/tiny/signals").join(shard_name(0));
+    read_shard(&shard).unwrap().map(Result::unwrap).collect()
+}
+
+#[test]
+fn given_answers_are_scored_whole_or_in_parts() {
+    let server = Server::start(scored);
+    let whole = scoring(&server);
+    for stage in ["import", "collect"] {
+        assert_eq!(said(&whole, &[stage, "run.toml"]).code, 0);
+    }
+    let dry = said(&whole, &["score", "run.toml", "--dry-run"]);
+    assert_eq!((dry.code, server.requests()), (0, 0), "{}", dry.stderr);
+    insta::assert_snapshot!(dry.stdout, @"");
+    let checked = said(&whole, &["check", "run.toml"]);
+    assert!(
+        checked.stdout.contains(dry.stdout.trim()),
+        "{}",
+        checked.stdout
+    );
+    let first = said(&whole, &["score", "run.toml"]);
+    assert_eq!(first.code, 0, "{}", first.stderr);
+    assert_eq!(server.requests(), 12);
+    let (usd, _, requests) = ledger(&whole);
+    assert!(usd > 0.0 && requests == 12);
+    let signals_of_whole = signals(&whole);
+    assert_eq!(signals_of_whole.len(), 12);
+    for signal in &signals_of_whole {
+        signal.validate().unwrap();
+        assert!(signal.rows.len() >= 10 && signal.rows.iter().all(|row| row.ids.len() == 2));
+    }
+    // What this server says of a token does not depend on what precedes it.
+    let parts = scoring(&server);
+    parts.edit("[score]\n", "[score]\nwindow = 8\n");
+    for stage in ["import", "collect", "score"] {
+        assert_eq!(said(&parts, &[stage, "run.toml"]).code, 0, "{stage}");
+    }
+    assert!(server.requests() > 12 + 24, "{}", server.requests());
+    assert!(signals(&parts) == signals_of_whole);
 }
 
 #[test]

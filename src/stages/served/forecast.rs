@@ -184,8 +184,8 @@ pub(super) fn dollars(usd: f64) -> String {
 fn large(count: u64) -> String {
     match count {
         0..10_000 => count.to_string(),
-        10_000..10_000_000 => format!("{:.1} thousand", count as f64 / 1e3),
-        10_000_000..10_000_000_000 => format!("{:.1} million", count as f64 / 1e6),
+        10_000..1_000_000 => format!("{:.1} thousand", count as f64 / 1e3),
+        1_000_000..1_000_000_000 => format!("{:.1} million", count as f64 / 1e6),
         _ => format!("{:.1} billion", count as f64 / 1e9),
     }
 }
@@ -202,7 +202,7 @@ mod tests {
         let expected = [
             "9999",
             "10.0 thousand",
-            "2560.0 thousand",
+            "2.6 million",
             "31.0 million",
             "12.0 billion",
         ];

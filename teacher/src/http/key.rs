@@ -114,8 +114,7 @@ impl fmt::Debug for Key {
     }
 }
 
-/// Where `what` begins in `bytes`. Looks for its first byte with the search of the standard library, which is
-/// vectorised for text.
+/// Where `what` begins in `bytes`, megabytes of which are looked through.
 fn find(bytes: &[u8], what: &[u8]) -> Option<usize> {
     memchr::memmem::find(bytes, what)
 }
