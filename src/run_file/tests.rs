@@ -83,8 +83,9 @@ fn every_example_is_fine() {
         .map(|f| f.unwrap().path());
     let mut seen = 0;
     for path in files.filter(|p| p.extension().is_some_and(|e| e == "toml")) {
-        let read = Loaded::read(&path);
-        assert!(read.is_ok(), "{}", read.unwrap_err());
+        let text = std::fs::read_to_string(&path).unwrap();
+        let said = said(&text.replace("${POTSTILL_REAL}", "real"));
+        assert_eq!(said, "fine", "{}", path.display());
         seen += 1;
     }
     assert!(seen >= 5);

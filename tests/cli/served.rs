@@ -248,7 +248,10 @@ fn given_answers_are_scored_whole_or_in_parts() {
     }
     let dry = said(&whole, &["score", "run.toml", "--dry-run"]);
     assert_eq!((dry.code, server.requests()), (0, 0), "{}", dry.stderr);
-    insta::assert_snapshot!(dry.stdout, @"");
+    insta::assert_snapshot!(
+        dry.stdout,
+        @"12 answers to have scored by m: about 304 tokens with their prompts, at most $0.424 without retries; capped at $30.00"
+    );
     let checked = said(&whole, &["check", "run.toml"]);
     assert!(
         checked.stdout.contains(dry.stdout.trim()),
