@@ -2,7 +2,8 @@
 
 Both ask the same server (`fault_server`, with no faults) the same questions: 20,000 requests of 1 kB with 512 in
 flight at a latency of 250 ms, of which 2,048 a second is the ideal, and 2,000 answers of 512 tokens with their 20
-likeliest, 580 kB each, with as many in flight as two cores and as one can read. The Python client is given fewer of the first; what counts is CPU time a request, its process's own.
+likeliest, 580 kB each, with as many in flight as two cores and as one can read. Replies come whole, not streamed.
+The Python client is given fewer of each; what counts is CPU time a request, its process's own.
 
     cargo build --release -p potstill-teacher --no-default-features --examples
     python benches/http_throughput.py            # with `openai` installed

@@ -1,13 +1,12 @@
 //! Runs that work, are repeated, grow, change, and are killed.
 
 use std::fs;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use potstill::datasets::{Completion, Signal, read_shard};
 use serde_json::json;
 
-use crate::fixture::Run;
+use crate::fixture::{Run, interrupt};
 
 #[test]
 fn a_run_publishes_every_stage_and_a_second_one_does_nothing() {
@@ -477,14 +476,8 @@ fn ctrl_c_saves_and_names_the_command_that_goes_on() {
         );
         std::thread::sleep(Duration::from_millis(20));
     }
-    let interrupt = Command::new("kill")
-        .args(["-INT", &child.id().to_string()])
-        .status()
-        .unwrap();
-    assert!(interrupt.success());
-    let output = child.wait_with_output().unwrap();
-    let stderr = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    let (code, stderr) = interrupt(child);
+    assert_eq!(code, Some(1), "{stderr}");
     assert!(
         stderr.contains("stopping after the batch in hand; once more stops at once"),
         "{stderr}"

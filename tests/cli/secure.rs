@@ -12,8 +12,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 
 use crate::fixture::{Run, Said};
-
-const KEY: &str = "sk-very-secret-0123456789";
+use crate::served::{KEY, run_at};
 
 /// A server that speaks HTTP/2 over TLS alone, with a certificate of its own for 127.0.0.1.
 struct Secure {
@@ -65,24 +64,7 @@ impl Secure {
 
     /// A run whose teacher it is, with a file that vouches for `certificate`.
     fn run(&self, certificate: &str) -> Run {
-        let run = Run::new();
-        run.edit(
-            "path = \"model\"\ntemplate = \"plain\"\n",
-            &format!(
-                "url = \"https://127.0.0.1:{}/v1\"\nmodel = \"m\"\nkey_env = \"TEST_KEY\"\n",
-                self.port
-            ),
-        );
-        run.edit(
-            "samples = 2\n",
-            "stream = false\nbackoff = 0.01\nlongest_backoff = 0.05\n",
-        );
-        run.edit("signals = { top_k = 6 }\n", "");
-        run.edit("[student]\n", "[student]\npath = \"model\"\n");
-        run.edit(
-            "[train]\n",
-            "[train]\nloss = { forward_kl = 0.0, cross_entropy = 1.0 }\ncontrols = []\n",
-        );
+        let run = run_at(&format!("https://127.0.0.1:{}/v1", self.port), "");
         run.write("roots.pem", certificate);
         run
     }

@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 use potstill::datasets::{Completion, Failed, read_shard, shard_name};
 use serde_json::{Value, json};
 
-use crate::fixture::Run;
+use crate::fixture::{Run, interrupt};
 
-const KEY: &str = "sk-very-secret-0123456789";
+pub(crate) const KEY: &str = "sk-very-secret-0123456789";
 
 /// What a server answers to the n-th request, given the words of the last message, or the prompt as JSON.
 type Answer = fn(u64, &str) -> (u16, Value);
@@ -136,14 +136,18 @@ fn refused(_: u64, _: &str) -> (u16, Value) {
     (401, json!({ "error": { "message": "" } }))
 }
 
-/// A run whose teacher is that server; text alone is learned from unless `signals` says otherwise.
+/// A run whose teacher is that server.
 fn run(server: &Server, signals: &str) -> Run {
+    run_at(&format!("http://127.0.0.1:{}/v1", server.port), signals)
+}
+
+/// A run whose teacher is there; text alone is learned from unless `signals` says otherwise.
+pub(crate) fn run_at(url: &str, signals: &str) -> Run {
     let run = Run::new();
     run.edit(
         "path = \"model\"\ntemplate = \"plain\"\n",
         &format!(
-            "url = \"http://127.0.0.1:{}/v1\"\nmodel = \"m\"\nkey_env = \"TEST_KEY\"\ntokenizer = \"model\"\ntemplate = \"plain\"\nprice = {{ input = 1000.0, output = 10000.0 }}\n",
-            server.port
+            "url = \"{url}\"\nmodel = \"m\"\nkey_env = \"TEST_KEY\"\ntokenizer = \"model\"\ntemplate = \"plain\"\nprice = {{ input = 1000.0, output = 10000.0 }}\n"
         ),
     );
     run.edit(
@@ -380,12 +384,8 @@ fn ctrl_c_lets_answers_land() {
         );
         std::thread::sleep(Duration::from_millis(5));
     }
-    let pid = child.id().to_string();
-    let interrupt = Command::new("kill").args(["-INT", &pid]).status().unwrap();
-    assert!(interrupt.success());
-    let output = child.wait_with_output().unwrap();
-    let stderr = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    let (code, stderr) = interrupt(child);
+    assert_eq!(code, Some(1), "{stderr}");
     assert!(
         stderr.contains("`potstill run run.toml` goes on"),
         "{stderr}"

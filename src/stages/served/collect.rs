@@ -280,11 +280,7 @@ impl<'a> Collection<'a> {
 
     /// How many units have to be asked for.
     fn missing(&self) -> usize {
-        let tally = self.store.tally();
-        match self.context.retry_failures {
-            true => tally.missing + tally.failures,
-            false => tally.missing,
-        }
+        self.store.tally().to_ask(self.context.retry_failures)
     }
 
     /// Asks for what is missing; false when it was stopped.

@@ -48,6 +48,7 @@ pub(crate) fn probe(context: &Context) -> anyhow::Result<Outcome> {
     } = probe.spent;
     let cost = http::forecast(served.price.as_ref(), prompt_tokens, completion_tokens);
     let requests = Requests::open(&context.dir.path(REQUESTS_FILE), "probe")?;
+    requests.say_lost(talk, "probe");
     requests.probed(probe.requests, probe.spent, cost.unwrap_or(0.0))?;
     talk.data(&said(&probe));
     talk.line(&format!(

@@ -226,11 +226,7 @@ impl<'a> Scoring<'a> {
 
     /// How many answers are to be scored.
     fn missing(&self) -> usize {
-        let tally = self.store.tally();
-        match self.context.retry_failures {
-            true => tally.missing + tally.failures,
-            false => tally.missing,
-        }
+        self.store.tally().to_ask(self.context.retry_failures)
     }
 
     /// What every request has in common.

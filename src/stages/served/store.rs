@@ -189,6 +189,13 @@ pub(super) struct Tally {
     pub(super) missing: usize,
 }
 
+impl Tally {
+    /// How many units are to be asked for, failures again or not.
+    pub(super) fn to_ask(self, retry_failures: bool) -> usize {
+        self.missing + if retry_failures { self.failures } else { 0 }
+    }
+}
+
 /// Everything that is there of a list of units.
 pub(super) struct Store<T> {
     journal: Journal,
