@@ -21,6 +21,7 @@ mod table;
 mod template;
 mod token_bytes;
 mod tokenizer;
+mod variant;
 
 pub use crate::align::{Span, TextsDiffer, align, ids_by_bytes};
 pub use crate::answer::encode_answer;
@@ -49,3 +50,4 @@ pub use crate::spelling::Spelling;
 pub use crate::table::Table;
 pub use crate::template::{ChatTemplate, RenderOptions, Rendered};
 pub use crate::tokenizer::{SpecialTokens, Tokenizer};
+pub use crate::variant::{Arm, RunModel, UnknownModel, Variant};
