@@ -45,8 +45,8 @@ pub(super) fn answer_one(context: &Context, model: RunModel) -> anyhow::Result<O
     };
     stage(context, &plan, |out| {
         let prompts = heldout_prompts(context, settings.grader.into())?;
-        let model = open(context, model)?;
-        let Some(samples) = samples(context, settings, &plan.stage, &model, &prompts)? else {
+        let local = open(context, model)?;
+        let Some(samples) = samples(context, settings, &plan.stage, &local, &prompts)? else {
             return Ok(None);
         };
         let out = out.join(answers_home(model));
