@@ -24,6 +24,7 @@ mod table;
 mod template;
 mod token_bytes;
 mod tokenizer;
+mod variant;
 
 pub use crate::align::{Span, TextsDiffer, align, ids_by_bytes};
 pub use crate::answer::encode_answer;
@@ -56,3 +57,4 @@ pub use crate::spelling::Spelling;
 pub use crate::table::Table;
 pub use crate::template::{ChatTemplate, RenderOptions, Rendered, TemplateSource};
 pub use crate::tokenizer::{SpecialTokens, Tokenizer};
+pub use crate::variant::{Arm, RunModel, UnknownModel, Variant};

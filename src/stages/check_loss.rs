@@ -96,7 +96,7 @@ fn own(context: &Context, on: &Device) -> anyhow::Result<Option<Case>> {
     if signals.is_empty() {
         return Ok(None);
     }
-    let start = |device: &Device| train::start_on(&context.run, "student", device);
+    let start = |device: &Device| train::start_on(&context.run, 0, device);
     let model = start(&Device::flex())?;
     let on_device = match *on == Device::flex() {
         true => model.clone(),

@@ -6,11 +6,11 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
+use potstill_datasets::Arm;
 use potstill_model::{Llama, Parameter};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
 
-use crate::control::Method;
 use crate::error::Error;
 use crate::optimizer::AdamW;
 use crate::settings::Settings;
@@ -30,10 +30,21 @@ pub(crate) struct State {
     /// The same of TensorBoard's event file; 0 in checkpoints from before there was one.
     #[serde(default)]
     pub events_bytes: u64,
-    pub method: Method,
+    #[serde(rename = "method", with = "Method")]
+    pub arm: Arm,
     pub settings: Settings,
     /// Rows that can be trained on.
     pub rows: u64,
+}
+
+/// The arms by their names in `state.json`.
+#[derive(Serialize, Deserialize)]
+#[serde(remote = "Arm", rename_all = "lowercase")]
+enum Method {
+    #[serde(rename = "distill")]
+    Student,
+    Sft,
+    Shuffled,
 }
 
 pub(crate) struct Checkpoint {
@@ -117,7 +128,7 @@ fn check_same(path: &Path, found: &State, expected: &State) -> Result<(), Error>
         path: path.to_path_buf(),
         key: key.to_owned(),
     };
-    if found.method != expected.method {
+    if found.arm != expected.arm {
         return Err(other("method"));
     }
     if found.rows != expected.rows {

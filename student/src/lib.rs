@@ -28,7 +28,6 @@ mod tensorboard;
 mod train;
 
 pub use block::Block;
-pub use control::Method;
 pub use error::Error;
 pub use evaluate::evaluate;
 pub use gradient::{
@@ -38,6 +37,7 @@ pub use gradient::{
 pub use head_loss::{Form, HeadGradient, HeadLoss, head_loss};
 pub use objective::{Objective, Weighted};
 pub use optimizer::{AdamW, clip_global_norm};
+pub use potstill_datasets::Arm;
 pub use schedule::learning_rate;
 pub use settings::{Overlong, Settings};
 pub use target::{Target, TargetRow};

@@ -1,8 +1,8 @@
 //! What a student is trained to make small: divergences from the teacher, cross-entropy on the text.
 
+use potstill_datasets::Arm;
 use serde::{Deserialize, Serialize};
 
-use crate::control::Method;
 use crate::error::Error;
 use crate::loss::{Divergence, Tail};
 
@@ -66,10 +66,10 @@ impl Objective {
         objective
     }
 
-    /// As a method has it: supervised fine-tuning puts all weight on the cross-entropy.
-    pub(crate) fn by(&self, method: Method) -> Self {
+    /// The objective of an arm: [`Arm::Sft`] puts all weight on the cross-entropy.
+    pub(crate) fn of_arm(&self, arm: Arm) -> Self {
         let mut objective = self.clone();
-        if method == Method::Sft {
+        if arm == Arm::Sft {
             objective.cross_entropy = self.total();
             objective.divergences.clear();
         }

@@ -8,7 +8,7 @@ use potstill_kernels::{EMPTY_NATS, Head, Sum, row_stats};
 use potstill_model::Llama;
 use potstill_student::loss::{Divergence, Tail, cross_entropy};
 use potstill_student::{
-    AdamW, Gradients, Method, Objective, Settings, Target, clip_global_norm, window_gradient,
+    AdamW, Arm, Gradients, Objective, Settings, Target, clip_global_norm, window_gradient,
 };
 use serde_json::Value;
 
@@ -238,7 +238,7 @@ fn ten_steps_of_adamw() {
     let steps = reference.json["trajectory"]["steps"].as_array().unwrap();
     for (step, want) in steps.iter().enumerate() {
         let window = dense_signals(&reference.teacher, &reference.batch(step));
-        let result = window_gradient(&model, &window, Method::Distill, &settings, 0).unwrap();
+        let result = window_gradient(&model, &window, Arm::Student, &settings, 0).unwrap();
         let (norm, scale) = clip_global_norm(&result.gradients, 1.0);
         check(
             &format!("step {step}, forward KL"),
@@ -260,7 +260,7 @@ fn ten_steps_of_adamw() {
         model = optimizer.step(model, result.gradients, scale, 1e-4);
     }
     let window = dense_signals(&reference.teacher, &reference.batch(0));
-    let after = window_gradient(&model, &window, Method::Distill, &settings, 0).unwrap();
+    let after = window_gradient(&model, &window, Arm::Student, &settings, 0).unwrap();
     check(
         "after ten steps, batch 0",
         after.loss,
