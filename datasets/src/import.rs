@@ -288,14 +288,24 @@ mod tests {
             "{\"text\":\"a\"}\n{\"text\":\"a\"}\n{\"text\":\"b\"}\nnot JSON\n",
         )
         .unwrap();
-        let imported = import(&ImportSettings { system: Some("Be brief.".into()), limit: Some(2), ..ImportSettings::new(&path, text()) }).unwrap();
+        let imported = import(&ImportSettings {
+            system: Some("Be brief.".into()),
+            limit: Some(2),
+            ..ImportSettings::new(&path, text())
+        })
+        .unwrap();
         assert_eq!((imported.prompts.len(), imported.duplicates), (2, 1));
         assert_eq!(
             imported.prompts[1].messages[0],
             Message::text(Role::System, "Be brief.")
         );
         // More prompts leave the ids of the earlier ones alone.
-        let one = import(&ImportSettings { system: Some("Be brief.".into()), limit: Some(1), ..ImportSettings::new(&path, text()) }).unwrap();
+        let one = import(&ImportSettings {
+            system: Some("Be brief.".into()),
+            limit: Some(1),
+            ..ImportSettings::new(&path, text())
+        })
+        .unwrap();
         assert_eq!(one.prompts[0], imported.prompts[0]);
     }
 
@@ -313,7 +323,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("p.jsonl");
         std::fs::write(&path, line).unwrap();
-        let imported = import(&ImportSettings { system: Some("not used".into()), ..ImportSettings::new(&path, chat()) }).unwrap();
+        let imported = import(&ImportSettings {
+            system: Some("not used".into()),
+            ..ImportSettings::new(&path, chat())
+        })
+        .unwrap();
         let prompt = &imported.prompts[0];
         assert_eq!(prompt.tools.as_deref(), Some(r#"[{"type":"function"}]"#));
         let [system, user, assistant, tool] = prompt.messages.as_slice() else {
@@ -408,9 +422,12 @@ mod tests {
             &text(),
             " gives no prompts: the file has no lines",
         );
-        let message = import(&ImportSettings { limit: Some(0), ..ImportSettings::new(Path::new("p"), text()) })
-            .unwrap_err()
-            .to_string();
+        let message = import(&ImportSettings {
+            limit: Some(0),
+            ..ImportSettings::new(Path::new("p"), text())
+        })
+        .unwrap_err()
+        .to_string();
         assert_eq!(message, "p gives no prompts: the limit is 0");
         let message = import(&ImportSettings::new(Path::new("/no/such.jsonl"), text()))
             .unwrap_err()

@@ -383,7 +383,9 @@ mod tests {
         let wrong = r#"{"steps":3,"timeout":1,"temperatures":[1,0]}"#;
         let error = serde_json::from_str::<Settings>(wrong).unwrap_err();
         assert!(
-            error.to_string().starts_with("expected a number above 0, not 0"),
+            error
+                .to_string()
+                .starts_with("expected a number above 0, not 0"),
             "{error}"
         );
     }

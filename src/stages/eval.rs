@@ -42,8 +42,8 @@ fn eval_one(context: &Context, model: RunModel) -> anyhow::Result<Outcome> {
     let completions = context.dir.require("completions", "collect", run)?;
     let curation = context.dir.require("train", "curate", run)?;
     let model_key = model_key(context, model)?;
-    let resamples = run.file.eval.resamples.get();
-    let chunk_rows = run.file.train.chunk_rows.get();
+    let resamples = run.file.eval.resamples;
+    let chunk_rows = run.file.train.chunk_rows;
     let seed = u64::from(run.file.run.seed);
     let plan = Plan {
         stage: format!("eval {model}"),

@@ -287,27 +287,16 @@ mod tests {
             answer: answer.map(str::to_owned),
             ..Columns::default()
         };
-        let instruction =
-            |instruction: &str, input: Option<&str>, output: Option<&str>| Columns {
-                instruction: some(instruction),
-                input: input.map(str::to_owned),
-                output: output.map(str::to_owned),
-                ..Columns::default()
-            };
+        let instruction = |instruction: &str, input: Option<&str>, output: Option<&str>| Columns {
+            instruction: some(instruction),
+            input: input.map(str::to_owned),
+            output: output.map(str::to_owned),
+            ..Columns::default()
+        };
         let messages = Columns::messages;
         for (text, columns, name, has_answers) in [
-            (
-                r#"{"text": "a"}"#,
-                Columns::text("text"),
-                "text",
-                false,
-            ),
-            (
-                r#"{"Story": "a"}"#,
-                Columns::text("Story"),
-                "text",
-                false,
-            ),
+            (r#"{"text": "a"}"#, Columns::text("text"), "text", false),
+            (r#"{"Story": "a"}"#, Columns::text("Story"), "text", false),
             (
                 r#"{"id": 1, "content": "a"}"#,
                 Columns::text("content"),

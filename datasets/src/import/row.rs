@@ -87,7 +87,9 @@ impl Row {
         };
         let source = format!("{}{number}", name.to_string_lossy());
         let prompt = Prompt {
-            group: cells.optional(columns.group.as_deref(), true)?.map(str::to_owned),
+            group: cells
+                .optional(columns.group.as_deref(), true)?
+                .map(str::to_owned),
             ..Prompt::new(messages, tools, reference, source)
         };
         Ok((prompt, reply))

@@ -110,7 +110,12 @@ impl Columns {
     /// # Errors
     /// What is wrong, and on a line of its own the hint.
     pub fn check(&self) -> Result<(), String> {
-        let kinds = [&self.text, &self.question, &self.messages, &self.instruction];
+        let kinds = [
+            &self.text,
+            &self.question,
+            &self.messages,
+            &self.instruction,
+        ];
         match kinds.iter().filter(|column| column.is_some()).count() {
             1 => {}
             0 => {
@@ -171,7 +176,12 @@ mod tests {
             answer: some("a"),
             ..Columns::text("t")
         };
-        assert!(answer.check().unwrap_err().starts_with("`answer` goes with"));
+        assert!(
+            answer
+                .check()
+                .unwrap_err()
+                .starts_with("`answer` goes with")
+        );
         let output = Columns {
             output: some("o"),
             ..Columns::messages("m")

@@ -42,11 +42,7 @@ pub(super) fn rows(path: &Path, wanted: Option<&Columns>) -> Result<Rows, Error>
 }
 
 /// The places of the wanted columns; those that may be absent only where they are there.
-fn projection(
-    path: &Path,
-    schema: &Schema,
-    columns: &Columns,
-) -> Result<Vec<usize>, Error> {
+fn projection(path: &Path, schema: &Schema, columns: &Columns) -> Result<Vec<usize>, Error> {
     let names = || schema.fields().iter().map(|field| field.name().as_str());
     if let Some(absent) = columns
         .required()

@@ -28,6 +28,10 @@ fn gsm8k_imports_whole_and_in_part() {
             .as_deref()
             .is_some_and(|text| text.contains("#### "))
     }));
-    let some = import(&ImportSettings { limit: Some(96), ..ImportSettings::new(&path, columns.clone()) }).unwrap();
+    let some = import(&ImportSettings {
+        limit: Some(96),
+        ..ImportSettings::new(&path, columns.clone())
+    })
+    .unwrap();
     assert_eq!(some.prompts, all.prompts[..96]);
 }

@@ -19,8 +19,8 @@ use arrow::buffer::OffsetBuffer;
 use arrow::datatypes::{Field, Int32Type};
 use flate2::write::GzEncoder;
 use potstill_datasets::{
-    Columns, Completion, Detected, Error, FinishReason, ImportSettings, Imported, Message, Prompt, Role,
-    detect_columns, import,
+    Columns, Completion, Detected, Error, FinishReason, ImportSettings, Imported, Message, Prompt,
+    Role, detect_columns, import,
 };
 use tempfile::TempDir;
 
@@ -157,7 +157,11 @@ fn a_last_turn_of_the_assistant_is_an_answer() {
 {"messages": [{"role": "user", "content": "b"}, {"role": "assistant", "content": "2"}]}
 {"messages": [{"role": "user", "content": "w"}, {"role": "assistant", "tool_calls": [{"id": "c", "function": {"name": "f", "arguments": {"x": 1}}}]}], "tools": [{"type": "function"}]}
 "#);
-    let imported = import(&ImportSettings { system: Some("S".into()), ..ImportSettings::new(&path, messages()) }).unwrap();
+    let imported = import(&ImportSettings {
+        system: Some("S".into()),
+        ..ImportSettings::new(&path, messages())
+    })
+    .unwrap();
     assert_eq!(
         contents(&imported),
         [("b", "p.jsonl:1"), ("a", "p.jsonl:2"), ("w", "p.jsonl:8")]
@@ -414,7 +418,11 @@ fn the_limit_stops_reading_in_every_format() {
         folder.parquet(vec![("text", Arc::new(StringArray::from(texts.clone())))]),
     ];
     for path in paths {
-        let imported = import(&ImportSettings { limit: Some(70), ..ImportSettings::new(&path, columns.clone()) }).unwrap();
+        let imported = import(&ImportSettings {
+            limit: Some(70),
+            ..ImportSettings::new(&path, columns.clone())
+        })
+        .unwrap();
         let found: Vec<&str> = contents(&imported)
             .into_iter()
             .map(|(text, _)| text)
