@@ -32,7 +32,7 @@ fn a_run_publishes_every_stage_and_a_second_one_does_nothing() {
         "prompts/shard-00000.parquet",
         "completions/shard-00000.parquet",
         "signals/shard-00000.parquet",
-        "train/manifest.json",
+        "train_manifest.json",
         "heldout/shard-00000.parquet",
         "dropped/shard-00000.parquet",
         "curation.json",
@@ -43,11 +43,11 @@ fn a_run_publishes_every_stage_and_a_second_one_does_nothing() {
         "students/student/export/tokenizer.json",
         "students/student/export/README.md",
         "students/untrained/eval/heldout/samples.parquet",
-        "students/sft/eval/heldout/results.json",
-        "students/shuffled/export/manifest.json",
+        "students/sft/eval/heldout_results.json",
+        "students/shuffled/export_manifest.json",
         "report.md",
         "report.json",
-        "manifest.json",
+        "_manifest.json",
     ] {
         assert!(run.path("runs/tiny").join(name).is_file(), "{name}");
     }
@@ -116,8 +116,8 @@ fn narrow_sampling_draws_and_packing_are_recorded_only_where_they_are_on() {
             let text = fs::read(run.path("runs/tiny").join(name)).unwrap();
             serde_json::from_slice(&text).unwrap()
         };
-        let collect = manifest("completions/manifest.json");
-        let train = manifest("students/student/manifest.json");
+        let collect = manifest("completions_manifest.json");
+        let train = manifest("students/student_manifest.json");
         [
             collect["settings"]["answers"]["top_k"].clone(),
             collect["settings"]["answers"]["min_p"].clone(),
