@@ -52,6 +52,20 @@ fn a_run_publishes_every_stage_and_a_second_one_does_nothing() {
         assert!(run.path("runs/tiny").join(name).is_file(), "{name}");
     }
     let before = run.published();
+    // Other tools read a table by the path of its folder, and take all files in the folder for Parquet.
+    let tables = |name: &&String| name.ends_with(".parquet");
+    for shard in before.keys().filter(tables) {
+        let (folder, _) = shard.rsplit_once('/').unwrap();
+        for file in before
+            .keys()
+            .filter(|name| name.starts_with(&format!("{folder}/")))
+        {
+            assert!(
+                file.ends_with(".parquet"),
+                "{file} is in the folder of a table"
+            );
+        }
+    }
     let again = run.run();
     insta::assert_snapshot!("second_run", again.stderr);
     assert!(before == run.published());
@@ -383,6 +397,18 @@ resamples = 50
     run.edit("output = \"a\"", "output = \"b\"");
     run.run();
     assert!(first != run.published()[answers]);
+    // `answer` names the answers as well as `output` does, and they are references besides.
+    run.edit(
+        "{ instruction = \"q\", output",
+        "{ question = \"q\", answer",
+    );
+    let second = run.published().remove(answers).unwrap();
+    run.run();
+    assert_eq!(second, run.published()[answers]);
+    run.edit(
+        "{ question = \"q\", answer",
+        "{ instruction = \"q\", output",
+    );
     run.write("prompts.jsonl", "{\"q\":\"Story\",\"b\":null}\n");
     let said = run.potstill(&["run", "run.toml"]);
     assert_eq!(said.code, 1, "{}", said.stderr);
