@@ -266,6 +266,7 @@ mod tests {
             .map(|p| p.reference.as_deref().unwrap())
             .collect();
         assert_eq!(references, ["x\n#### 2", "4.5"]);
+        assert_eq!(imported.answers, []);
         let columns = Columns {
             question: Some("q".into()),
             ..Columns::default()
@@ -277,6 +278,40 @@ mod tests {
                 .reference,
             None
         );
+    }
+
+    #[test]
+    fn a_given_answer_is_reference_and_completion() {
+        let columns = Columns {
+            question: Some("q".into()),
+            answer: Some("a".into()),
+            ..Columns::default()
+        };
+        let lines = r#"{"q":"1+1","a":"x\n#### 2"} {"q":"2+2","a":4.50} {"q":"1+1","a":"2"} {"q":"3+3","a":" "}"#
+            .replace("} ", "}\n");
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("p.jsonl");
+        std::fs::write(&path, lines).unwrap();
+        let imported = import(&ImportSettings {
+            answers: AnswerSource::Given,
+            ..ImportSettings::new(&path, columns)
+        })
+        .unwrap();
+        let references = imported.prompts.iter().map(|p| p.reference.as_deref());
+        assert_eq!(
+            references.collect::<Vec<_>>(),
+            [Some("x\n#### 2"), Some("4.5"), Some(" ")]
+        );
+        let answers = imported.answers.iter();
+        let answers: Vec<_> = answers
+            .map(|a| (a.prompt_id.as_str(), a.sample_index, a.answer.as_str()))
+            .collect();
+        let id = |prompt: usize| imported.prompts[prompt].id.as_str();
+        assert_eq!(
+            answers,
+            [(id(0), 0, "x\n#### 2"), (id(0), 1, "2"), (id(1), 0, "4.5")]
+        );
+        assert_eq!(imported.duplicates, 0);
     }
 
     #[test]

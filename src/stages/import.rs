@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, anyhow};
 use potstill_datasets::{
-    Completion, Error, ImportSettings, Imported, PROMPTS_PER_SHARD, Prompt, Reasoning, hash_file,
-    read_shard, shard_name, shards, split_reasoning, write_shard,
+    AnswerSource, Completion, Error, ImportSettings, Imported, PROMPTS_PER_SHARD, Prompt,
+    Reasoning, hash_file, read_shard, shard_name, shards, split_reasoning, write_shard,
 };
 use serde_json::json;
 
@@ -20,17 +20,23 @@ use crate::run_file::Loaded;
 /// When the source is absent or a line of it is no prompt.
 pub fn import(context: &Context) -> anyhow::Result<Outcome> {
     let path = source(&context.run)?;
+    let mut settings = json!({
+        "columns": context.run.file.import.columns,
+        "system": context.run.file.import.system,
+        "limit": limit(&context.run, context.limit),
+        // A prompt's source names the file.
+        "name": path.file_name().map(|name| name.to_string_lossy()),
+    });
+    // Rows that repeat a question count as duplicates unless their answers are learned from.
+    let import = &context.run.file.import;
+    if import.answers == AnswerSource::Given && import.columns.answer.is_some() {
+        settings["answers"] = json!("given");
+    }
     let plan = Plan {
         stage: "import".to_owned(),
         home: "prompts".to_owned(),
         outputs: vec!["prompts".to_owned()],
-        settings: json!({
-            "columns": context.run.file.import.columns,
-            "system": context.run.file.import.system,
-            "limit": limit(&context.run, context.limit),
-            // A prompt's source names the file.
-            "name": path.file_name().map(|name| name.to_string_lossy()),
-        }),
+        settings,
         inputs: BTreeMap::from([("source".to_owned(), hash_file(&path)?.sha256)]),
     };
     stage(context, &plan, |out| {

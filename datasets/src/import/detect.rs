@@ -40,7 +40,7 @@ pub struct Detected {
     /// What people call data with such columns: `messages`, `sharegpt`, `alpaca`, `prompt and response`,
     /// `question and answer` or `text`.
     pub name: &'static str,
-    /// Whether any of the first rows has an answer to learn from, and not only a prompt.
+    /// Whether any of the first rows has an answer besides its prompt.
     pub has_answers: bool,
 }
 
@@ -67,7 +67,7 @@ pub fn detect_columns(path: &Path) -> Result<Detected, Error> {
         });
     };
     let settings = ImportSettings::new(path, columns.clone());
-    let answered = |row: &Row| matches!(row.read(&settings), Ok((_, Some(_))));
+    let answered = |row: &Row| matches!(row.read(&settings), Ok((prompt, answer)) if answer.is_some() || prompt.reference.is_some());
     let has_answers = first.iter().any(answered);
     Ok(Detected {
         columns,
@@ -307,19 +307,19 @@ mod tests {
                 r#"{"question": "a", "answer": "b #### 3"}"#,
                 question("question", Some("answer")),
                 "question and answer",
-                false,
+                true,
             ),
             (
                 r#"{"Answer": 145.0, "Question": "a", "Body": "b"}"#,
                 question("Question", Some("Answer")),
                 "question and answer",
-                false,
+                true,
             ),
             (
                 r#"{"question": "[1, 2]", "answer": "[]"}"#,
                 question("question", Some("answer")),
                 "question and answer",
-                false,
+                true,
             ),
             (
                 r#"{"problem": "a", "answer": null}"#,

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::settings::{ImportSettings, TOOLS};
+use super::settings::{AnswerSource, ImportSettings, TOOLS};
 use crate::chat;
 use crate::error::Error;
 use crate::records::{Message, Prompt, Role};
@@ -72,6 +72,10 @@ impl Row {
             let question = columns.question.as_ref().or(columns.text.as_ref());
             let answer = columns.answer.as_ref();
             reference = answer.map(|answer| cells.reference(answer)).transpose()?;
+            let is_given = settings.answers == AnswerSource::Given;
+            reply = (reference.as_deref())
+                .filter(|text| is_given && !text.trim().is_empty())
+                .map(|text| Message::text(Role::Assistant, text));
             vec![cells.question(question.map_or("", String::as_str))?]
         };
         let own = messages
