@@ -49,7 +49,8 @@ impl Row {
             place: self.place,
             fields: &self.fields,
         };
-        let (mut tools, mut reference, mut reply) = (None, None, None);
+        let (mut tools, mut reference) = (None, None);
+        let reply;
         let mut messages = if let Some(column) = &columns.messages {
             let (messages, answer) = chat::conversation(cells.get(column)?)
                 .map_err(|why| cells.bad_column(column, &why))?;
