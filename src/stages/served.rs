@@ -21,7 +21,8 @@ use potstill_datasets::{
     prompt_ids,
 };
 use potstill_teacher::http::{
-    self, RequestSettings, Caps, Dialect, Endpoint, ApiKey, Api, Price, Provider, ClientSettings, Spellings, Spending,
+    self, Api, ApiKey, Caps, ClientSettings, Dialect, Endpoint, Price, Provider, RequestSettings,
+    Spellings, Spending,
 };
 use serde_json::{Value, json};
 
@@ -264,7 +265,11 @@ impl<'a> Served<'a> {
     ///
     /// # Errors
     /// [`crate::run_file::ConfigError`] where a key is not there.
-    pub(super) fn settings(&self, request: RequestSettings, spent: Spending) -> anyhow::Result<ClientSettings> {
+    pub(super) fn settings(
+        &self,
+        request: RequestSettings,
+        spent: Spending,
+    ) -> anyhow::Result<ClientSettings> {
         let RunFile {
             collect,
             budget,

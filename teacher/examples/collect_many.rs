@@ -11,8 +11,8 @@ use std::time::Instant;
 
 use potstill_datasets::{Message, Prompt, Role};
 use potstill_teacher::http::{
-    RequestSettings, Call, Caps, Dialect, Endpoint, CallEvent, Api, OnBreak, OnLength, Price, ClientSettings,
-    Spending, CallTask, Timeouts, collect,
+    Api, Call, CallEvent, CallTask, Caps, ClientSettings, Dialect, Endpoint, OnBreak, OnLength,
+    Price, RequestSettings, Spending, Timeouts, collect,
 };
 
 fn main() -> Result<(), Box<dyn Error>> {

@@ -16,7 +16,8 @@ use std::sync::Arc;
 use anyhow::{Context as _, bail};
 use potstill_datasets::{Completion, Manifest, Prompt, Provenance, stage_key};
 use potstill_teacher::http::{
-    self, CallbackError, Call, CollectionEnd, CallEvent, CompletedCall, Api, CollectProgress, FailureReason, CallTask,
+    self, Api, Call, CallEvent, CallTask, CallbackError, CollectProgress, CollectionEnd,
+    CompletedCall, FailureReason,
 };
 use serde_json::{Value, json};
 
@@ -315,7 +316,9 @@ impl<'a> Collection<'a> {
 
     fn ask(&mut self, requests: &Requests, missing: usize) -> anyhow::Result<CollectionEnd> {
         let Context { talk, run, dir, .. } = self.context;
-        let settings = self.served.settings(self.served.request_settings(), requests.spent)?;
+        let settings = self
+            .served
+            .settings(self.served.request_settings(), requests.spent)?;
         let there = self.store.tally().answers as u64;
         let total = there + missing as u64;
         let before = requests.spent;
@@ -338,7 +341,12 @@ impl<'a> Collection<'a> {
             &settings,
             &mut || asker.borrow_mut().next().map_err(CallbackError::from),
             &|sent| requests.sent(sent),
-            &mut |events| asker.borrow_mut().complete(events).map_err(CallbackError::from),
+            &mut |events| {
+                asker
+                    .borrow_mut()
+                    .complete(events)
+                    .map_err(CallbackError::from)
+            },
             &mut |progress: &CollectProgress| {
                 let note = forecast::live(self.served, budget, &before, missing, progress);
                 let over = there + progress.answered + progress.failed;

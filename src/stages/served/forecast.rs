@@ -69,7 +69,12 @@ pub(super) fn of_answers(
 }
 
 /// What the distributions over `missing` answers take, which are so many tokens with their prompts.
-pub(super) fn of_scores(served: &Served<'_>, tokens: u64, missing: usize, spent: &Spending) -> String {
+pub(super) fn of_scores(
+    served: &Served<'_>,
+    tokens: u64,
+    missing: usize,
+    spent: &Spending,
+) -> String {
     let what = format!(
         "{missing} answers to have scored by {}: about {} tokens with their prompts",
         served.model,
@@ -79,7 +84,13 @@ pub(super) fn of_scores(served: &Served<'_>, tokens: u64, missing: usize, spent:
     said(served, what, tokens, missing as u64, spent)
 }
 
-fn said(served: &Served<'_>, mut text: String, prompt: u64, answer: u64, spent: &Spending) -> String {
+fn said(
+    served: &Served<'_>,
+    mut text: String,
+    prompt: u64,
+    answer: u64,
+    spent: &Spending,
+) -> String {
     match http::forecast_usd(served.price.as_ref(), prompt, answer) {
         Some(usd) => text += &format!(", at most {} without retries", dollars(usd)),
         None => text += "; what they cost is not known (`price` of [teacher])",

@@ -16,8 +16,8 @@ use potstill_datasets::{
     read_shard, shard_name, shards,
 };
 use potstill_teacher::http::{
-    self, RequestSettings, CallbackError, Call, CallEvent, CompletedCall, Api, CollectProgress, PromptLogprobs, CallTask,
-    ScoringWindow,
+    self, Api, Call, CallEvent, CallTask, CallbackError, CollectProgress, CompletedCall,
+    PromptLogprobs, RequestSettings, ScoringWindow,
 };
 use serde_json::json;
 
@@ -267,7 +267,9 @@ impl<'a> Scoring<'a> {
             "score: {}",
             forecast::of_scores(self.served, tokens, missing, &requests.spent)
         ));
-        let settings = self.served.settings(self.request_settings(), requests.spent)?;
+        let settings = self
+            .served
+            .settings(self.request_settings(), requests.spent)?;
         let (before, budget) = (requests.spent, &run.file.budget);
         let mut bar = talk.work("score", "answers", tally.answers as u64, self.len as u64);
         let asker = RefCell::new(Asker {
@@ -291,7 +293,12 @@ impl<'a> Scoring<'a> {
             &settings,
             &mut || asker.borrow_mut().next().map_err(CallbackError::from),
             &|sent| requests.sent(sent),
-            &mut |events| asker.borrow_mut().complete(events).map_err(CallbackError::from),
+            &mut |events| {
+                asker
+                    .borrow_mut()
+                    .complete(events)
+                    .map_err(CallbackError::from)
+            },
             &mut |progress: &CollectProgress| {
                 let note = forecast::live(self.served, budget, &before, missing, progress);
                 let over = there + progress.answered + progress.failed;

@@ -3,7 +3,7 @@
 
 use std::time::Instant;
 
-use super::{RequestSettings, TokenUsage, Call, Price, CallTask};
+use super::{Call, CallTask, Price, RequestSettings, TokenUsage};
 
 /// Caps on a whole collection, earlier sessions included.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -33,7 +33,11 @@ pub struct Spending {
 
 /// What so many tokens cost, USD; `None` without a price.
 #[must_use]
-pub fn forecast_usd(price: Option<&Price>, prompt_tokens: u64, completion_tokens: u64) -> Option<f64> {
+pub fn forecast_usd(
+    price: Option<&Price>,
+    prompt_tokens: u64,
+    completion_tokens: u64,
+) -> Option<f64> {
     price.map(|price| {
         cost(
             Some(price),
@@ -212,7 +216,10 @@ mod tests {
         budget.reserve(&most);
         assert_eq!(budget.cap_reached_with(&most, now), None);
         budget.reserve(&most);
-        assert_eq!(budget.cap_reached_with(&most, now), Some("0.00001 USD".into()));
+        assert_eq!(
+            budget.cap_reached_with(&most, now),
+            Some("0.00001 USD".into())
+        );
         budget.settle(&most, &billed(1, 0));
         budget.settle(&most, &most);
         assert_eq!(budget.spent(now).tokens, 3);
@@ -234,8 +241,9 @@ mod tests {
             requests: 5,
             seconds: 60.0,
         };
-        let refused =
-            |caps: Caps| Budget::new(caps, Some(PRICE), spent, now).cap_reached_with(&billed(10, 10), now);
+        let refused = |caps: Caps| {
+            Budget::new(caps, Some(PRICE), spent, now).cap_reached_with(&billed(10, 10), now)
+        };
         assert_eq!(
             refused(Caps {
                 usd: Some(1.0),

@@ -17,8 +17,8 @@ use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 
 use self::dispatch::Dispatcher;
 use self::event::{Order, SharedState};
-use super::settings::ClientSettings;
 use super::Call;
+use super::settings::ClientSettings;
 use crate::Error;
 
 pub use self::event::{
@@ -177,9 +177,7 @@ impl CallerSide<'_> {
         let capacity = self.shared.capacity.load(Ordering::Relaxed);
         let mut calls = Vec::new();
         let mut has_more = true;
-        while has_more
-            && self.open + (calls.len() as u64) < capacity
-            && calls.len() < MAX_NEW_CALLS
+        while has_more && self.open + (calls.len() as u64) < capacity && calls.len() < MAX_NEW_CALLS
         {
             match next_call() {
                 Ok(Some(call)) => calls.push(call),

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::transport::EndpointClient;
-use super::{TokenUsage, Dialect, Failure, FailureReason, ClientSettings};
+use super::{ClientSettings, Dialect, Failure, FailureReason, TokenUsage};
 use crate::Error;
 use ask::{ProbeClient, ask};
 
@@ -286,7 +286,9 @@ async fn all(
 fn noted<T>(probe: &mut Probe, what: &str, done: Result<T, Failure>) -> Result<Option<T>, Failure> {
     match done {
         Ok(done) => Ok(Some(done)),
-        Err(failure) if failure.reason.concerns_endpoint() || failure.reason == FailureReason::Connect => {
+        Err(failure)
+            if failure.reason.concerns_endpoint() || failure.reason == FailureReason::Connect =>
+        {
             Err(failure)
         }
         Err(failure) => {
@@ -305,7 +307,7 @@ async fn identify(client: &mut ProbeClient<'_>, probe: &mut Probe) -> Result<(),
     let models = ask(client, "/models", false, None).await?;
     let list = models.json.get("data").and_then(Value::as_array);
     let list = list.map(Vec::as_slice).unwrap_or_default();
-    let id = |model: &Value| model.get("id").and_then(Value::as_str) == Some(&client.settings.model);
+    let id = |model: &Value| model.get("id").and_then(Value::as_str) == Some(&client.request.model);
     let model = list.iter().find(|model| id(model)).or(list.first());
     let Some(model) = model else {
         return Ok(());

@@ -334,7 +334,12 @@ pub struct ScoringWindow {
 /// and not the whole text. A server holds logits for each token of a prompt whose log-probabilities it is asked
 /// for, so `most` bounds its memory.
 #[must_use]
-pub fn scoring_windows(tokens: usize, from: usize, most: usize, context: usize) -> Vec<ScoringWindow> {
+pub fn scoring_windows(
+    tokens: usize,
+    from: usize,
+    most: usize,
+    context: usize,
+) -> Vec<ScoringWindow> {
     let from = from.max(1);
     if from >= tokens {
         return Vec::new();

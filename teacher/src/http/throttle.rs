@@ -175,7 +175,9 @@ impl Throttle {
             round: RequestCounts::default(),
             trial: None,
             usual: 0.0,
-            requests: endpoint.requests_per_minute.map(|r| RateBucket::new(r, now)),
+            requests: endpoint
+                .requests_per_minute
+                .map(|r| RateBucket::new(r, now)),
             tokens: endpoint.tokens_per_minute.map(|r| RateBucket::new(r, now)),
             paused_until: now,
             has_answered: false,
@@ -284,7 +286,10 @@ impl Throttle {
                 }
                 self.pause(now + pause(self.unreachable));
             }
-            FailureClass::Overload | FailureClass::Fault | FailureClass::Unreachable | FailureClass::None => {}
+            FailureClass::Overload
+            | FailureClass::Fault
+            | FailureClass::Unreachable
+            | FailureClass::None => {}
         }
     }
 
@@ -340,7 +345,12 @@ pub(super) fn retry_after_wait(seconds: f64) -> Duration {
 
 /// The endpoint that is least busy for its weight, of those that may be asked for so many tokens now. `avoid` is
 /// taken only where there is no other.
-pub(super) fn choose_endpoint(throttles: &mut [Throttle], tokens: u64, now: Instant, avoid: Option<usize>) -> EndpointChoice {
+pub(super) fn choose_endpoint(
+    throttles: &mut [Throttle],
+    tokens: u64,
+    now: Instant,
+    avoid: Option<usize>,
+) -> EndpointChoice {
     let mut best: Option<(bool, f64, f64, usize)> = None;
     let mut soonest: Option<Duration> = None;
     let mut is_down = true;
@@ -489,11 +499,17 @@ mod tests {
         }
         assert!(throttle.down().is_none());
         fail(&mut throttle, FailureReason::NotFound, now, now);
-        assert_eq!(throttle.down().map(|f| f.reason), Some(FailureReason::NotFound));
+        assert_eq!(
+            throttle.down().map(|f| f.reason),
+            Some(FailureReason::NotFound)
+        );
 
         let mut throttle = Throttle::new(&endpoint(64), now);
         fail(&mut throttle, FailureReason::OutOfCredit, now, now);
-        assert_eq!(choose_endpoint(&mut [throttle], 1, now, None), EndpointChoice::AllDown);
+        assert_eq!(
+            choose_endpoint(&mut [throttle], 1, now, None),
+            EndpointChoice::AllDown
+        );
     }
 
     #[test]
@@ -563,7 +579,10 @@ mod tests {
         let mut failure = Failure::new(FailureReason::RateLimited, "");
         failure.retry_after_seconds = Some(7.0);
         throttles[1].end(Err(&failure), now, now, 3, |_| Duration::ZERO);
-        assert_eq!(choose_endpoint(&mut throttles, 1, now, None), EndpointChoice::Use(0));
+        assert_eq!(
+            choose_endpoint(&mut throttles, 1, now, None),
+            EndpointChoice::Use(0)
+        );
         throttles[0].down = Some(failure);
         assert_eq!(
             choose_endpoint(&mut throttles, 1, now, None),

@@ -8,7 +8,7 @@ use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, LOCAT
 use reqwest::{Client, Method, Response, Url};
 use tokio::time::timeout;
 
-use super::{Endpoint, Failure, ApiKey, FailureReason, Timeouts};
+use super::{ApiKey, Endpoint, Failure, FailureReason, Timeouts};
 use crate::Error;
 
 /// Bytes of a refusal that are read; the rest says nothing more.
@@ -253,7 +253,10 @@ fn redirected(from: &Url, response: &Response, has_body: bool) -> Result<Url, Fa
 
 impl OpenResponse {
     /// The next piece of the body, decoded; `None` at its end.
-    pub(super) async fn chunk(&mut self, client: &EndpointClient) -> Result<Option<Bytes>, Failure> {
+    pub(super) async fn chunk(
+        &mut self,
+        client: &EndpointClient,
+    ) -> Result<Option<Bytes>, Failure> {
         let left = self.timeouts.whole.saturating_sub(self.begun.elapsed());
         let limit = left.min(self.timeouts.idle);
         let piece = match timeout(limit, self.response.chunk()).await {

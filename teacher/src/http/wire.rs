@@ -17,7 +17,7 @@ mod token;
 
 use potstill_datasets::Completion;
 
-use super::{RequestSettings, Call, Failure, Response};
+use super::{Call, Failure, RequestSettings, Response};
 
 pub(super) use refusal::failure;
 pub(super) use stream::Stream;
@@ -43,7 +43,11 @@ pub(super) fn request(
 }
 
 /// Reads a whole reply of status 2xx.
-pub(super) fn parse(settings: &RequestSettings, call: &Call, body: &[u8]) -> Result<Response, Failure> {
+pub(super) fn parse(
+    settings: &RequestSettings,
+    call: &Call,
+    body: &[u8],
+) -> Result<Response, Failure> {
     reply::parse(settings, call, body)
 }
 

@@ -420,9 +420,7 @@ impl<'a> Dispatcher<'a> {
         let bound = doubled(first, self.settings.max_backoff_seconds, failures);
         let drawn = self.rng.random::<f64>() * bound;
         match retry_after {
-            Some(seconds) => {
-                retry_after_wait(seconds) + Duration::from_secs_f64(drawn.min(first))
-            }
+            Some(seconds) => retry_after_wait(seconds) + Duration::from_secs_f64(drawn.min(first)),
             None => Duration::from_secs_f64(drawn),
         }
     }

@@ -4,14 +4,17 @@ use serde_json::{Value, json};
 
 use super::ask::{ProbeClient, ProbeResponse, chat, complete};
 use super::read::{self, ALIKE, PositionLogprobs};
-use super::{UsageFindings, LogprobKind, Probe, SamplingStage, AnswerSpeed};
+use super::{AnswerSpeed, LogprobKind, Probe, SamplingStage, UsageFindings};
 use crate::http::{Dialect, Failure};
 
 /// The question of most chats here: short, with one answer.
 pub(super) const QUESTION: &str = "What is the capital of Japan?";
 
 /// The first chat: whether there are log-probabilities, and of what form. Gives what came.
-pub(super) async fn first(client: &mut ProbeClient<'_>, probe: &mut Probe) -> Result<ProbeResponse, Failure> {
+pub(super) async fn first(
+    client: &mut ProbeClient<'_>,
+    probe: &mut Probe,
+) -> Result<ProbeResponse, Failure> {
     let mut more = json!({ "logprobs": true, "top_logprobs": 5 });
     if probe.dialect == Some(Dialect::Vllm)
         && let Some(more) = more.as_object_mut()
@@ -33,9 +36,12 @@ pub(super) async fn first(client: &mut ProbeClient<'_>, probe: &mut Probe) -> Re
     let positions = read::positions(&response);
     probe.logprobs.kind = read::kind(&positions);
     probe.logprobs.largest_k = widest(&positions).min(5);
-    probe.tokens.ids = !positions.is_empty() && positions.iter().all(|position| position.id.is_some());
-    probe.tokens.top_ids = !positions.is_empty() && positions.iter().all(|position| position.top_has_ids);
-    probe.tokens.bytes = !positions.is_empty() && positions.iter().all(|position| position.has_bytes);
+    probe.tokens.ids =
+        !positions.is_empty() && positions.iter().all(|position| position.id.is_some());
+    probe.tokens.top_ids =
+        !positions.is_empty() && positions.iter().all(|position| position.top_has_ids);
+    probe.tokens.bytes =
+        !positions.is_empty() && positions.iter().all(|position| position.has_bytes);
     note_choice(probe, &positions);
     count(probe, &response, positions.len() as u64);
     if probe.logprobs.kind == LogprobKind::Real {
@@ -68,7 +74,11 @@ fn note_choice(probe: &mut Probe, positions: &[PositionLogprobs]) {
 fn count(probe: &mut Probe, response: &ProbeResponse, came: u64) {
     probe.usage.present = response.used("prompt_tokens").is_some();
     if let Some(said) = response.used("completion_tokens").filter(|_| came > 0) {
-        let stopped = response.choice().get("finish_reason").and_then(Value::as_str) == Some("stop");
+        let stopped = response
+            .choice()
+            .get("finish_reason")
+            .and_then(Value::as_str)
+            == Some("stop");
         let right = said == came || stopped && said == came + 1;
         probe.usage.completion_right = Some(right);
         if !right {
@@ -103,7 +113,10 @@ async fn repeat(
 }
 
 /// How many likeliest tokens can be had.
-pub(super) async fn largest_k(client: &mut ProbeClient<'_>, probe: &mut Probe) -> Result<(), Failure> {
+pub(super) async fn largest_k(
+    client: &mut ProbeClient<'_>,
+    probe: &mut Probe,
+) -> Result<(), Failure> {
     let mut tried: Vec<u32> = Vec::new();
     let mut next = vec![1000, 64, 20];
     while let Some(k) = next.pop() {
@@ -135,7 +148,10 @@ pub(super) async fn largest_k(client: &mut ProbeClient<'_>, probe: &mut Probe) -
 }
 
 /// Whether log-probabilities are those before temperature.
-pub(super) async fn temperature(client: &mut ProbeClient<'_>, probe: &mut Probe) -> Result<(), Failure> {
+pub(super) async fn temperature(
+    client: &mut ProbeClient<'_>,
+    probe: &mut Probe,
+) -> Result<(), Failure> {
     let k = probe.logprobs.largest_k.min(20);
     let mut seen = Vec::new();
     for temperature in [1.0, 0.5] {
@@ -164,7 +180,10 @@ pub(super) async fn temperature(client: &mut ProbeClient<'_>, probe: &mut Probe)
 const REPEATING: &str = "yes yes yes yes yes yes yes yes yes yes yes yes";
 
 /// Whether a penalty is on by default, and whether log-probabilities show it.
-pub(super) async fn penalties(client: &mut ProbeClient<'_>, probe: &mut Probe) -> Result<(), Failure> {
+pub(super) async fn penalties(
+    client: &mut ProbeClient<'_>,
+    probe: &mut Probe,
+) -> Result<(), Failure> {
     let none = json!({
         "repeat_penalty": 1.0, "repetition_penalty": 1.0, "frequency_penalty": 0, "presence_penalty": 0,
     });

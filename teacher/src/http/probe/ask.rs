@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::super::transport::{EndpointClient, send};
-use super::super::{RequestSettings, TokenUsage, Failure, FailureReason};
+use super::super::{Failure, FailureReason, RequestSettings, TokenUsage};
 
 /// An endpoint that is being asked.
 pub(super) struct ProbeClient<'a> {
@@ -102,10 +102,10 @@ pub(super) async fn chat(
     more: Value,
 ) -> Result<ProbeResponse, Failure> {
     let mut body = json!({
-        "model": client.settings.model,
+        "model": client.request.model,
         "messages": [{ "role": "user", "content": question }],
     });
-    if client.settings.reasoning_model {
+    if client.request.reasoning_model {
         // Reasoning is spent first; a limit of a few tokens would leave no answer.
         merge(
             &mut body,
@@ -129,7 +129,7 @@ pub(super) async fn complete(
     more: Value,
 ) -> Result<ProbeResponse, Failure> {
     let mut body = json!({
-        "model": client.settings.model,
+        "model": client.request.model,
         "prompt": prompt,
         "max_tokens": max_tokens,
         "temperature": 0,

@@ -28,7 +28,11 @@ pub(super) async fn continuation(
             position.top.first().map_or("", |top| top.0.as_str())
         ));
     }
-    Ok(if response.is_good() { positions } else { Vec::new() })
+    Ok(if response.is_good() {
+        positions
+    } else {
+        Vec::new()
+    })
 }
 
 /// How log-probabilities of a prompt are had, and whether they stand where they belong.
@@ -89,7 +93,8 @@ async fn scored(
     let asks_field = probe.dialect.is_none_or(|dialect| dialect == Dialect::Vllm);
     if known == ScoringApi::PromptLogprobs || asks_field {
         let response = complete(client, text.into(), 1, json!({ "prompt_logprobs": 20 })).await?;
-        let positions = read::prompt_places(&response).filter(|positions| response.is_good() && positions.len() > 1);
+        let positions = read::prompt_places(&response)
+            .filter(|positions| response.is_good() && positions.len() > 1);
         if let Some(positions) = positions {
             return Ok(Some((ScoringApi::PromptLogprobs, positions)));
         }
@@ -107,10 +112,17 @@ async fn scored(
 }
 
 /// Finds the distribution that an answer had among those of the prompt that ends with the same token.
-fn align(probe: &mut Probe, truth: &PositionLogprobs, positions: &[PositionLogprobs], through: ScoringApi) {
+fn align(
+    probe: &mut Probe,
+    truth: &PositionLogprobs,
+    positions: &[PositionLogprobs],
+    through: ScoringApi,
+) {
     // The prompt's last token; behind it an echo has the token that was sampled.
     let last = match through {
-        ScoringApi::Echo => positions.iter().rposition(|position| position.token == truth.token),
+        ScoringApi::Echo => positions
+            .iter()
+            .rposition(|position| position.token == truth.token),
         _ => positions.len().checked_sub(1),
     };
     let Some(last) = last else { return };
@@ -142,7 +154,11 @@ fn align(probe: &mut Probe, truth: &PositionLogprobs, positions: &[PositionLogpr
     }
 }
 
-async fn largest_k(client: &mut ProbeClient<'_>, probe: &mut Probe, text: &str) -> Result<(), Failure> {
+async fn largest_k(
+    client: &mut ProbeClient<'_>,
+    probe: &mut Probe,
+    text: &str,
+) -> Result<(), Failure> {
     let mut tried = vec![20];
     let mut next = vec![1000, 64];
     while let Some(k) = next.pop() {
@@ -180,7 +196,9 @@ async fn stale(client: &mut ProbeClient<'_>, probe: &mut Probe) -> Result<(), Fa
     let Some((_, cold)) = scored(client, probe, &text).await? else {
         return Ok(());
     };
-    let warm = scored(client, probe, &text).await?.map(|(_, positions)| positions);
+    let warm = scored(client, probe, &text)
+        .await?
+        .map(|(_, positions)| positions);
     let warm = warm.unwrap_or_default();
     let fewer = warm.len() != cold.len()
         || cold
@@ -216,7 +234,9 @@ pub(super) async fn tokens(
         && probe.completions
     {
         let response = complete(client, json!(ids), 4, json!({ "logprobs": 2 })).await?;
-        let begun = answer.first().map_or("", |position| position.token.as_str());
+        let begun = answer
+            .first()
+            .map_or("", |position| position.token.as_str());
         probe.tokens.id_prompts = response.is_good() && response.answer().starts_with(begun);
     }
     let messages = [Message::text(Role::User, QUESTION)];
@@ -267,7 +287,7 @@ async fn same_tokens(
     let (path, body) = match probe.dialect {
         Some(Dialect::Vllm | Dialect::Sglang) => (
             "/tokenize",
-            json!({ "model": client.settings.model, "prompt": TOKENIZED, "add_special_tokens": false }),
+            json!({ "model": client.request.model, "prompt": TOKENIZED, "add_special_tokens": false }),
         ),
         Some(Dialect::LlamaServer) => ("/tokenize", json!({ "content": TOKENIZED })),
         Some(Dialect::LlamaCppPython) => ("/extras/tokenize", json!({ "input": TOKENIZED })),

@@ -157,7 +157,8 @@ pub(super) fn kind(positions: &[PositionLogprobs]) -> LogprobKind {
             .all(|value| *value == 0.0 || *value <= -9990.0)
     {
         LogprobKind::Placeholder
-    } else if values.iter().any(|value| value.is_nan() || *value > 1e-5) || positions.iter().any(over)
+    } else if values.iter().any(|value| value.is_nan() || *value > 1e-5)
+        || positions.iter().any(over)
     {
         LogprobKind::Impossible
     } else {

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use super::*;
-use crate::http::{RequestSettings, Caps, Endpoint, Api, OnBreak, OnLength, Spending, Timeouts};
+use crate::http::{Api, Caps, Endpoint, OnBreak, OnLength, RequestSettings, Spending, Timeouts};
 
 fn settings(url: &str, model: &str) -> ClientSettings {
     ClientSettings {
@@ -259,7 +259,11 @@ fn llama_server_is_seen_through() {
     assert_eq!(found.dialect, Some(Dialect::LlamaServer));
     assert_eq!(found.logprobs.kind, LogprobKind::Real, "{lines}");
     assert!(found.logprobs.largest_k >= 64, "{lines}");
-    assert_eq!(found.prompt_logprobs.through, ScoringApi::Nothing, "{lines}");
+    assert_eq!(
+        found.prompt_logprobs.through,
+        ScoringApi::Nothing,
+        "{lines}"
+    );
     assert_eq!(found.usage.counts_all_prompts, Some(false), "{lines}");
     assert!(
         found.tokens.ids && found.tokens.top_ids && found.tokens.bytes,
@@ -298,10 +302,22 @@ fn what_cannot_be_asked_is_an_error_and_what_is_filled_in_is_a_finding() {
         ..read::PositionLogprobs::default()
     };
     assert_eq!(read::kind(&[]), LogprobKind::Missing);
-    assert_eq!(read::kind(&[position([0.0, 0.0])]), LogprobKind::Placeholder);
-    assert_eq!(read::kind(&[position([0.0, -9999.0])]), LogprobKind::Placeholder);
-    assert_eq!(read::kind(&[position([-0.1, 0.5])]), LogprobKind::Impossible);
-    assert_eq!(read::kind(&[position([-0.1, -0.2])]), LogprobKind::Impossible);
+    assert_eq!(
+        read::kind(&[position([0.0, 0.0])]),
+        LogprobKind::Placeholder
+    );
+    assert_eq!(
+        read::kind(&[position([0.0, -9999.0])]),
+        LogprobKind::Placeholder
+    );
+    assert_eq!(
+        read::kind(&[position([-0.1, 0.5])]),
+        LogprobKind::Impossible
+    );
+    assert_eq!(
+        read::kind(&[position([-0.1, -0.2])]),
+        LogprobKind::Impossible
+    );
     assert_eq!(read::kind(&[position([-0.1, -3.0])]), LogprobKind::Real);
 }
 

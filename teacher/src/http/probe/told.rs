@@ -18,7 +18,9 @@ pub(super) fn conclude(probe: &mut Probe) {
                 "there are no log-probabilities: start the server with `--logits_all true`".into(),
             );
         }
-        LogprobKind::Missing => change.push("there are no log-probabilities: collect text alone".into()),
+        LogprobKind::Missing => {
+            change.push("there are no log-probabilities: collect text alone".into())
+        }
         LogprobKind::Placeholder | LogprobKind::Impossible => {
             change.push("log-probabilities are not those of a model: do not ask for them".into())
         }
@@ -62,11 +64,12 @@ pub(super) fn conclude(probe: &mut Probe) {
     probe.change = change;
     let own = logprobs.temperature != SamplingStage::Processed;
     let known = probe.tokens.same_as_local != Some(false);
-    probe.recommended = if logprobs.kind == LogprobKind::Real && logprobs.largest_k > 0 && own && known {
-        Recommendation::Logits
-    } else {
-        Recommendation::Traces
-    };
+    probe.recommended =
+        if logprobs.kind == LogprobKind::Real && logprobs.largest_k > 0 && own && known {
+            Recommendation::Logits
+        } else {
+            Recommendation::Traces
+        };
 }
 
 impl Probe {
@@ -148,7 +151,9 @@ impl Probe {
         let kind = match logprobs.kind {
             LogprobKind::Missing => return "none".into(),
             LogprobKind::Placeholder => return "placeholders, not measured".into(),
-            LogprobKind::Impossible => return "impossible: above 0, or with more mass than 1".into(),
+            LogprobKind::Impossible => {
+                return "impossible: above 0, or with more mass than 1".into();
+            }
             LogprobKind::Real => "real",
         };
         let scale = |scale: SamplingStage, of: &str| match scale {

@@ -2,7 +2,7 @@
 
 use potstill_datasets::Reasoning;
 
-use crate::http::{RequestSettings, Call, CallTask};
+use crate::http::{Call, CallTask, RequestSettings};
 
 /// What was asked, as far as reading the reply needs it.
 #[derive(Debug, Clone)]

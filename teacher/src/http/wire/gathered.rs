@@ -6,7 +6,7 @@ use super::asked::Asked;
 use super::refusal;
 use super::shape::{Choice, Part, Shape, ToolPiece, finish_reason};
 use super::token::Id;
-use crate::http::{TokenUsage, Failure, PromptLogprobs, FailureReason, Response};
+use crate::http::{Failure, FailureReason, PromptLogprobs, Response, TokenUsage};
 
 /// What came.
 #[derive(Debug, Clone, Default)]

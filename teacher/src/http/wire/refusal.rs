@@ -38,7 +38,9 @@ pub(super) fn inside(error: &Value) -> Failure {
     let status = said.code.parse().unwrap_or(200);
     let reason = match reason(status, &said) {
         // What asking again does not help keeps its name.
-        known @ (FailureReason::OutOfCredit | FailureReason::ContextTooLong | FailureReason::ContentFilter) => known,
+        known @ (FailureReason::OutOfCredit
+        | FailureReason::ContextTooLong
+        | FailureReason::ContentFilter) => known,
         _ => FailureReason::ErrorInside,
     };
     Failure {

@@ -8,9 +8,13 @@ use super::gathered::{Gathered, bad_logprobs};
 use super::shape::{Logprobs, Shape, Skipped, UsageAlone};
 use super::token::ABOUT_LOGPROBS;
 use super::{refusal, request, sglang};
-use crate::http::{RequestSettings, TokenUsage, Call, Failure, FailureReason, Response};
+use crate::http::{Call, Failure, FailureReason, RequestSettings, Response, TokenUsage};
 
-pub(super) fn parse(settings: &RequestSettings, call: &Call, body: &[u8]) -> Result<Response, Failure> {
+pub(super) fn parse(
+    settings: &RequestSettings,
+    call: &Call,
+    body: &[u8],
+) -> Result<Response, Failure> {
     if request::is_generate(settings, call) {
         return sglang::parse(&Asked::new(settings, call), call, body);
     }

@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
 use super::RequestBody;
-use crate::http::{RequestSettings, Call, Dialect, Failure, Api, FailureReason, CallTask};
+use crate::http::{Api, Call, CallTask, Dialect, Failure, FailureReason, RequestSettings};
 
 type Fields = Map<String, Value>;
 
@@ -314,7 +314,11 @@ fn text_so_far(prompt: &Prompt, so_far: Option<&Completion>) -> Result<String, F
 }
 
 /// SGLang's `/generate`, which has no model, no seed that every version knows, and no streams that are worth it.
-fn generate(settings: &RequestSettings, call: &Call, so_far: Option<&Completion>) -> Result<RequestBody, Failure> {
+fn generate(
+    settings: &RequestSettings,
+    call: &Call,
+    so_far: Option<&Completion>,
+) -> Result<RequestBody, Failure> {
     let mut sampling = Fields::new();
     let mut fields = Fields::new();
     fields.insert("return_logprob".into(), true.into());

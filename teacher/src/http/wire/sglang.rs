@@ -8,7 +8,7 @@ use super::gathered::{Gathered, Whole, bad_logprobs};
 use super::shape::Count;
 use super::token::{Text, Triple};
 use super::{refusal, reply};
-use crate::http::{TokenUsage, Call, Failure, PromptLogprobs, Response, CallTask};
+use crate::http::{Call, CallTask, Failure, PromptLogprobs, Response, TokenUsage};
 
 #[derive(Deserialize)]
 struct Generated<'a> {

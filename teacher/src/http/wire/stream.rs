@@ -5,7 +5,7 @@ use potstill_datasets::Completion;
 use super::asked::Asked;
 use super::gathered::Gathered;
 use super::reply;
-use crate::http::{RequestSettings, TokenUsage, Call, Failure, FailureReason, Response};
+use crate::http::{Call, Failure, FailureReason, RequestSettings, Response, TokenUsage};
 
 /// A streamed reply, as far as it came. A server that does not stream and sends one JSON text is read too.
 #[derive(Debug)]

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use potstill_datasets::{Message, Prompt, Role};
 
-use crate::http::{RequestSettings, Call, Dialect, Api, CallTask};
+use crate::http::{Api, Call, CallTask, Dialect, RequestSettings};
 
 fn settings(dialect: Dialect, logprobs: Option<u32>) -> RequestSettings {
     RequestSettings {

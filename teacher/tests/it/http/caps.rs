@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use potstill_teacher::Error;
-use potstill_teacher::http::{Caps, ChargeBasis, CollectionEnd, ClientSettings, Spending, Timeouts};
+use potstill_teacher::http::{
+    Caps, ChargeBasis, ClientSettings, CollectionEnd, Spending, Timeouts,
+};
 
 use super::server::{Counts, Fault, Plan};
 use super::support::{PRICE, run, settings, start};
@@ -101,7 +103,11 @@ fn unknown_usage_is_charged_in_full() {
     });
     let came = run(&many(running.server.url(), 10.0 * MOST + 1e-9), 100);
     assert_eq!(came.answers(), 10);
-    assert!(came.attempts.iter().all(|a| a.charge == ChargeBasis::Reserved));
+    assert!(
+        came.attempts
+            .iter()
+            .all(|a| a.charge == ChargeBasis::Reserved)
+    );
 }
 
 #[test]

@@ -3,7 +3,9 @@
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
-use potstill_teacher::http::{Dialect, CollectionEnd, OnBreak, OnLength, FailureReason, ClientSettings, Timeouts};
+use potstill_teacher::http::{
+    ClientSettings, CollectionEnd, Dialect, FailureReason, OnBreak, OnLength, Timeouts,
+};
 
 use super::server::{FAULTS, Fault, Plan, fault};
 use super::support::{Came, call, first_word, key, run, run_calls, settings, start};
@@ -20,7 +22,9 @@ fn reasons(fault: Fault, stream: bool) -> &'static [FailureReason] {
         Fault::Status(500) => &[FailureReason::ServerError],
         Fault::Status(_) => &[FailureReason::Overloaded],
         Fault::HangBeforeHeaders => &[FailureReason::FirstByteTimeout],
-        Fault::HangBetweenChunks | Fault::HangForEver | Fault::Drip => &[FailureReason::IdleTimeout],
+        Fault::HangBetweenChunks | Fault::HangForEver | Fault::Drip => {
+            &[FailureReason::IdleTimeout]
+        }
         Fault::Reset => &[FailureReason::Cut],
         Fault::Truncated if stream => &[FailureReason::Cut],
         Fault::Truncated | Fault::InvalidUtf8 | Fault::WrongShape => &[FailureReason::Malformed],
@@ -29,7 +33,9 @@ fn reasons(fault: Fault, stream: bool) -> &'static [FailureReason] {
         Fault::NoChoice if stream => &[FailureReason::Cut, FailureReason::Empty],
         Fault::NoChoice | Fault::Empty => &[FailureReason::Empty],
         // A streamed fault of this kind is a reply without a choice.
-        Fault::FewerLogprobs | Fault::IdsOutOfRange if stream => &[FailureReason::Cut, FailureReason::Empty],
+        Fault::FewerLogprobs | Fault::IdsOutOfRange if stream => {
+            &[FailureReason::Cut, FailureReason::Empty]
+        }
         Fault::FewerLogprobs | Fault::IdsOutOfRange => &[FailureReason::BadLogprobs],
         Fault::Huge => &[FailureReason::TooLarge],
         Fault::Twice => &[],

@@ -1,7 +1,7 @@
 //! Keys and prompts go to the endpoint and nowhere else.
 
 use potstill_teacher::Error;
-use potstill_teacher::http::{CollectionEnd, ApiKey, FailureReason};
+use potstill_teacher::http::{ApiKey, CollectionEnd, FailureReason};
 
 use super::server::{Fault, Plan};
 use super::support::{run, settings, start};

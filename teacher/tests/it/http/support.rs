@@ -7,8 +7,9 @@ use std::time::Duration;
 use potstill_datasets::{Message, Prompt, Role};
 use potstill_teacher::Error;
 use potstill_teacher::http::{
-    RequestSettings, Attempt, Call, Caps, Dialect, CollectionEnd, Endpoint, CallEvent, CompletedCall, Api, OnBreak,
-    OnLength, Price, CollectProgress, Reservation, ClientSettings, Spending, CallTask, Timeouts, collect,
+    Api, Attempt, Call, CallEvent, CallTask, Caps, ClientSettings, CollectProgress, CollectionEnd,
+    CompletedCall, Dialect, Endpoint, OnBreak, OnLength, Price, RequestSettings, Reservation,
+    Spending, Timeouts, collect,
 };
 use tokio::runtime::Runtime;
 
@@ -146,7 +147,11 @@ pub(crate) fn run_calls(settings: &ClientSettings, calls: Vec<Call>) -> Came {
 }
 
 /// Asks until `stop` says so of the number of calls that landed.
-pub(crate) fn run_until(settings: &ClientSettings, calls: u64, stop: impl Fn(usize) -> bool) -> Came {
+pub(crate) fn run_until(
+    settings: &ClientSettings,
+    calls: u64,
+    stop: impl Fn(usize) -> bool,
+) -> Came {
     let mut numbers = 1..=calls;
     run_with(settings, || numbers.next().map(call), stop)
 }

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use potstill_datasets::{Message, Prompt, Role, SampledToken, ToolCall};
 use serde_json::{Value, json};
 
-use super::{settings, call};
+use super::{call, settings};
 use crate::http::wire::request::is_streamed;
 use crate::http::wire::{parse, request};
-use crate::http::{RequestSettings, Call, Dialect, Api, FailureReason, CallTask};
+use crate::http::{Api, Call, CallTask, Dialect, FailureReason, RequestSettings};
 
 fn sent(settings: &RequestSettings, call: &Call) -> (String, Value) {
     let body = request(settings, call, None).unwrap();
@@ -52,7 +52,10 @@ fn nothing_but_openais_fields_goes_to_openai() {
         ..call(CallTask::Answer)
     };
     assert_ne!(sent(&stream, &other).1["seed"], body["seed"]);
-    assert_eq!(sent(&stream, &call(CallTask::Answer)).1["seed"], body["seed"]);
+    assert_eq!(
+        sent(&stream, &call(CallTask::Answer)).1["seed"],
+        body["seed"]
+    );
     let beyond = RequestSettings {
         top_k: Some(40),
         ..settings(Dialect::Openai, None)
@@ -227,9 +230,13 @@ fn a_conversation_with_tools_is_sent_whole() {
 #[test]
 fn an_answer_is_gone_on_from_where_the_server_can() {
     let half = br#"{"choices": [{"index": 0, "message": {"content": "One,"}, "finish_reason": "length"}]}"#;
-    let mut so_far = parse(&settings(Dialect::Vllm, None), &call(CallTask::Answer), half)
-        .unwrap()
-        .completion;
+    let mut so_far = parse(
+        &settings(Dialect::Vllm, None),
+        &call(CallTask::Answer),
+        half,
+    )
+    .unwrap()
+    .completion;
     let vllm = settings(Dialect::Vllm, None);
     let body = request(&vllm, &call(CallTask::Answer), Some(&so_far)).unwrap();
     let body: Value = serde_json::from_slice(&body.json).unwrap();
@@ -245,7 +252,14 @@ fn an_answer_is_gone_on_from_where_the_server_can() {
         (&json!(true), &json!(false))
     );
     for dialect in [Dialect::Openai, Dialect::LlamaCppPython] {
-        assert!(request(&settings(dialect, None), &call(CallTask::Answer), Some(&so_far)).is_err());
+        assert!(
+            request(
+                &settings(dialect, None),
+                &call(CallTask::Answer),
+                Some(&so_far)
+            )
+            .is_err()
+        );
     }
     // From ids exactly, if all are known.
     let ids = call(CallTask::AnswerIds(vec![1, 2]));

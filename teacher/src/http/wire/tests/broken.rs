@@ -2,9 +2,9 @@
 
 use serde_json::{Value, json};
 
-use super::{settings, call};
+use super::{call, settings};
 use crate::http::wire::{Stream, failure, parse};
-use crate::http::{RequestSettings, TokenUsage, Dialect, Failure, FailureReason, CallTask};
+use crate::http::{CallTask, Dialect, Failure, FailureReason, RequestSettings, TokenUsage};
 
 fn refused(body: &[u8], logprobs: Option<u32>) -> Failure {
     let parsed = parse(
@@ -88,10 +88,18 @@ fn log_probabilities_that_are_none_are_refused_and_their_cost_is_known() {
     ));
     for (name, body) in cases {
         let failure = refused(&body, Some(1));
-        assert_eq!(failure.reason, FailureReason::BadLogprobs, "{name}: {failure:?}");
+        assert_eq!(
+            failure.reason,
+            FailureReason::BadLogprobs,
+            "{name}: {failure:?}"
+        );
         assert_eq!(failure.billed, Some(USED), "{name}");
         // Nobody asked for them: the answer is what was paid for.
-        let text = parse(&settings(Dialect::Openai, None), &call(CallTask::Answer), &body);
+        let text = parse(
+            &settings(Dialect::Openai, None),
+            &call(CallTask::Answer),
+            &body,
+        );
         if !matches!(name, "other token ids beside") {
             assert!(
                 text.is_ok_and(|reply| reply.completion.tokens.is_empty()),
@@ -103,7 +111,10 @@ fn log_probabilities_that_are_none_are_refused_and_their_cost_is_known() {
     let nan = String::from_utf8(body(good()))
         .unwrap()
         .replace("-0.25", "NaN");
-    assert_eq!(refused(nan.as_bytes(), Some(1)).reason, FailureReason::BadLogprobs);
+    assert_eq!(
+        refused(nan.as_bytes(), Some(1)).reason,
+        FailureReason::BadLogprobs
+    );
 }
 
 #[test]
@@ -136,7 +147,10 @@ fn a_reply_without_an_answer_says_why() {
         serde_json::to_vec(&json!({"choices": [choice]})).unwrap()
     };
     let empty = json!({"role": "assistant", "content": ""});
-    assert_eq!(refused(br#"{"choices": []}"#, None).reason, FailureReason::Empty);
+    assert_eq!(
+        refused(br#"{"choices": []}"#, None).reason,
+        FailureReason::Empty
+    );
     assert_eq!(refused(b"{}", None).reason, FailureReason::Empty);
     assert_eq!(
         refused(&choice(empty.clone(), "stop"), None).reason,

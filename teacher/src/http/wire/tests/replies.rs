@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use potstill_datasets::{FinishReason, Reasoning};
 use serde_json::{Value, json};
 
-use super::{settings, call};
+use super::{call, settings};
 use crate::http::wire::{Stream, joined, parse};
-use crate::http::{RequestSettings, TokenUsage, Call, Dialect, FailureReason, Response, CallTask};
+use crate::http::{Call, CallTask, Dialect, FailureReason, RequestSettings, Response, TokenUsage};
 
 fn streamed(settings: &RequestSettings, call: &Call, sse: &[u8], chunk: usize) -> Response {
     let mut stream = Stream::new(settings, call);
@@ -312,7 +312,12 @@ fn token_ids_as_text_are_ids() {
         "finish_reason": "length",
     }]});
     let body = serde_json::to_vec(&body).unwrap();
-    let reply = parse(&settings(Dialect::Vllm, Some(2)), &call(CallTask::Answer), &body).unwrap();
+    let reply = parse(
+        &settings(Dialect::Vllm, Some(2)),
+        &call(CallTask::Answer),
+        &body,
+    )
+    .unwrap();
     let token = &reply.completion.tokens[0];
     assert_eq!((token.id, &*token.bytes), (Some(504), b"The".as_slice()));
     assert_eq!((token.top[1].id, token.top[1].bytes.len()), (Some(59), 0));
