@@ -28,8 +28,8 @@ pub use collect::{
 pub use endpoint::{Endpoint, Timeouts};
 pub use key::ApiKey;
 pub use probe::{
-    AnswerLogprobs, AnswerSpeed, LogprobKind, Probe, PromptScoring, Recommendation, SamplingStage,
-    ScoringApi, TokenFindings, UsageFindings, probe,
+    AnswerLogprobs, AnswerSpeed, LogprobKind, LogprobsMode, Probe, PromptScoring, Recommendation,
+    SamplingStage, ScoringApi, TokenFindings, UsageFindings, probe,
 };
 pub use provider::{Price, Provider, known_providers, merge_providers};
 pub use settings::ClientSettings;
