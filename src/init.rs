@@ -15,8 +15,7 @@ use potstill_datasets::{ChatTemplate, Tokenizer};
 use potstill_model::Config;
 
 use crate::progress::{Talk, ask, can_ask};
-use crate::run_file::ConfigError;
-use crate::run_file::ranges::{RunName, expand_path};
+use crate::run_file::{ConfigError, RunName, expand_path};
 use columns::Detected;
 
 /// What is known before anything is asked.

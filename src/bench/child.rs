@@ -12,7 +12,7 @@ use potstill_model::{
 use potstill_student::{
     AdamW, Arm, Form, Objective, Overlong, Settings, clip_global_norm, window_gradient,
 };
-use potstill_teacher::{Local, LocalSettings, Scoring, Text};
+use potstill_teacher::{Local, LocalSettings, Scoring, SignalSettings, Text};
 
 use super::loss::{loss, loss_memory};
 use super::profile::profile;
@@ -187,9 +187,11 @@ fn capture(request: &Request) -> anyhow::Result<Reply> {
     };
     let texts: Vec<Text> = request.ids.iter().enumerate().map(text).collect();
     let scoring = Scoring {
-        top_k: request.top_k,
-        temperatures: Vec::new(),
-        tail_draws: 0,
+        signals: SignalSettings {
+            top_k: request.top_k,
+            temperatures: Vec::new(),
+            tail_draws: 0,
+        },
         seed: 0,
         chunk_rows: CHUNK_ROWS,
     };

@@ -21,7 +21,7 @@ use potstill_datasets::{
     Signal, prompt_ids, shard_name, stage_key,
 };
 use potstill_model::Config;
-use potstill_teacher::{Ask, Local, LocalSettings, Sampling, Scoring};
+use potstill_teacher::{Ask, Local, LocalSettings, Sampling, Scoring, SignalSettings};
 use serde_json::{Value, json};
 
 pub(super) use super::collect_given::check_answered;
@@ -30,7 +30,7 @@ use super::score::{score_all, scoring, without_no_draws};
 use super::{Context, Done, Outcome, checkpoint, collect_given, counts, import, served, stage};
 use crate::interrupt;
 use crate::run_dir::{Earlier, Plan, settings_of, short};
-use crate::run_file::{Loaded, RunFile, Signals};
+use crate::run_file::{Loaded, RunFile};
 
 /// Asks the teacher for what is not there yet, and publishes all of it.
 ///
@@ -48,7 +48,7 @@ pub fn collect(context: &Context) -> anyhow::Result<Outcome> {
     let manifest = context.dir.require("prompts", "import", run)?;
     let folder = checkpoint::teacher(run)?;
     let answers = answers(run, &folder)?;
-    let samples = run.file.collect.samples.get();
+    let samples = run.file.collect.samples;
     let plan = Plan {
         stage: "collect".to_owned(),
         home: "completions".to_owned(),
@@ -131,22 +131,22 @@ fn answers(run: &Loaded, folder: &Path) -> anyhow::Result<Value> {
         "template": template.hash(),
         "licence": teacher.licence,
         "seed": head.seed,
-        "max_new_tokens": collect.max_new_tokens.get(),
-        "temperature": collect.temperature.get(),
-        "top_p": collect.top_p.get(),
-        "batch": collect.batch.get(),
+        "max_new_tokens": collect.max_new_tokens,
+        "temperature": collect.temperature,
+        "top_p": collect.top_p,
+        "batch": collect.batch,
         "signals": without_no_draws(settings_of(&collect.signals)?),
         "reasoning": settings_of(&collect.reasoning)?,
     });
     // Settings that are off are left out: answers from before they existed keep their key.
     if let Some(top_k) = collect.top_k {
-        answers["top_k"] = json!(top_k.get());
+        answers["top_k"] = json!(top_k);
     }
-    if collect.min_p.get() > 0.0 {
-        answers["min_p"] = json!(collect.min_p.get());
+    if collect.min_p > 0.0 {
+        answers["min_p"] = json!(collect.min_p);
     }
-    if collect.repetition_penalty.get() != 1.0 {
-        answers["repetition_penalty"] = json!(collect.repetition_penalty.get());
+    if collect.repetition_penalty != 1.0 {
+        answers["repetition_penalty"] = json!(collect.repetition_penalty);
     }
     if !collect.stop.is_empty() {
         answers["stop"] = json!(collect.stop);
@@ -197,7 +197,7 @@ fn ask_missing(
     let mut work = context
         .talk
         .work("collect", "answers", there as u64, units.len() as u64);
-    for batch in units.chunks(context.run.file.collect.batch.get()) {
+    for batch in units.chunks(context.run.file.collect.batch) {
         let missing: Vec<_> = batch
             .iter()
             .filter(|u| !sources.has(&unit(u)))
@@ -235,21 +235,12 @@ impl Teacher {
     fn open(context: &Context, folder: &Path) -> anyhow::Result<Teacher> {
         let RunFile { collect, run, .. } = &context.run.file;
         let local = open_local(context, folder)?;
-        let sampling = Sampling {
-            max_new_tokens: collect.max_new_tokens.get(),
-            temperature: collect.temperature.get(),
-            top_k: collect.top_k.map(|k| k.get()),
-            top_p: collect.top_p.get(),
-            min_p: collect.min_p.get(),
-            repetition_penalty: collect.repetition_penalty.get(),
-        };
+        let sampling = collect.sampling();
         let seed = u64::from(run.seed);
-        let scoring = collect
-            .signals
-            .as_ref()
-            .map(|s| scoring(s.top_k, &s.temperatures, s.tail_draws, seed));
-        let temperatures = scoring.as_ref().map_or(&[][..], |s| &s.temperatures);
-        let provenance = local.provenance(&sampling, &collect.stop, seed, temperatures);
+        let scoring = collect.signals.clone().map(|s| scoring(s, seed));
+        let temperatures = scoring.iter().flat_map(|s| &s.signals.temperatures);
+        let temperatures: Vec<f32> = temperatures.map(|t| *t as f32).collect();
+        let provenance = local.provenance(&sampling, &collect.stop, seed, &temperatures);
         Ok(Teacher {
             local,
             provenance,
@@ -330,7 +321,7 @@ pub(crate) fn check_lengths(
     let template = checkpoint::template(run, folder)?;
     let reasoning = reasoning(run);
     let context = Config::from_dir(folder)?.max_position_embeddings;
-    let answer = run.file.collect.max_new_tokens.get();
+    let answer = run.file.collect.max_new_tokens;
     let mut longest = 0;
     for prompt in prompts {
         let ids = prompt_ids(
@@ -365,7 +356,7 @@ fn write(
     out: &Path,
     prompts: &[Prompt],
     samples: u32,
-    wanted: Option<&Signals>,
+    wanted: Option<&SignalSettings>,
     sources: &mut Sources,
 ) -> anyhow::Result<usize> {
     let provenance = sources.provenance.clone();
@@ -378,7 +369,7 @@ fn write(
             Some(wanted) => Some(ShardWriter::<Signal>::begin(
                 &out.join("signals").join(&name),
                 &provenance,
-                wanted.tail_draws.get() > 0,
+                wanted.tail_draws > 0,
             )?),
             None => None,
         };

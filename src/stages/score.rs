@@ -14,14 +14,13 @@ use potstill_datasets::{
     Completion, FrameSpan, Journal, Prompt, ShardWriter, Signal, Table, read_footer, read_shard,
     shard_name, shards,
 };
-use potstill_teacher::{Local, Scoring, Text};
+use potstill_teacher::{Local, Scoring, SignalSettings, Text};
 use serde_json::{Value, json};
 
 use super::collect::open_local;
 use super::{Context, Done, Outcome, checkpoint, counts, import, served, stage};
 use crate::interrupt;
 use crate::run_dir::{Plan, settings_of, short};
-use crate::run_file::ranges::{Count, CountOrZero, Positive};
 
 /// Scores every answer that is not scored yet, and publishes the distributions.
 ///
@@ -56,7 +55,7 @@ pub fn score(context: &Context) -> anyhow::Result<Outcome> {
         }),
         inputs: BTreeMap::from([("completions".to_owned(), completions.content_hash())]),
     };
-    if settings.tail_draws.get() > 0 {
+    if settings.tail_draws > 0 {
         plan.settings["seed"] = json!(run.file.run.seed);
     }
     let mut finished_work = None;
@@ -65,13 +64,8 @@ pub fn score(context: &Context) -> anyhow::Result<Outcome> {
         let mut scorer = Scorer {
             context,
             teacher: open_local(context, &folder)?,
-            scoring: scoring(
-                settings.top_k,
-                &settings.temperatures,
-                settings.tail_draws,
-                u64::from(run.file.run.seed),
-            ),
-            batch: settings.batch.get(),
+            scoring: scoring(settings.signals(), u64::from(run.file.run.seed)),
+            batch: settings.batch,
             journal: SignalJournal::open(&work.join("journal.bin"))?,
         };
         if !scorer.score_missing()? {
@@ -103,17 +97,10 @@ pub(super) fn without_no_draws(mut settings: Value) -> Value {
     settings
 }
 
-/// What is stored of each distribution.
-pub(super) fn scoring(
-    top_k: Count,
-    temperatures: &[Positive],
-    tail_draws: CountOrZero,
-    seed: u64,
-) -> Scoring {
+/// Settings of the scorer.
+pub(super) fn scoring(signals: SignalSettings, seed: u64) -> Scoring {
     Scoring {
-        top_k: top_k.get(),
-        temperatures: temperatures.iter().map(|t| t.get() as f32).collect(),
-        tail_draws: tail_draws.get() as u32,
+        signals,
         seed,
         chunk_rows: SCORE_ROWS,
     }

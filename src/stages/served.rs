@@ -13,15 +13,15 @@ mod store;
 use std::cell::OnceCell;
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
 
 use anyhow::Context as _;
 use potstill_datasets::{
     AnswerSource, ChatTemplate, Completion, Imported, Prompt, Provenance, Signal, Tokenizer,
     canonical_json, prompt_ids,
 };
+use potstill_teacher::TeacherSettings;
 use potstill_teacher::http::{
-    self, Api, ApiKey, Caps, ClientSettings, Dialect, Endpoint, Price, Provider, RequestSettings,
+    self, Api, ApiKey, ClientSettings, Dialect, Endpoint, Price, Provider, RequestSettings,
     Spellings, Spending,
 };
 use serde_json::{Value, json};
@@ -29,7 +29,7 @@ use serde_json::{Value, json};
 pub(crate) use self::probe::probe;
 use super::{checkpoint, collect as local};
 use crate::run_dir::settings_of;
-use crate::run_file::{Loaded, RunFile, Teacher};
+use crate::run_file::{Loaded, RunFile};
 
 /// The list of requests, in the run directory.
 pub(super) const REQUESTS_FILE: &str = "requests.jsonl";
@@ -71,7 +71,7 @@ impl Text {
 /// The teacher of the run file, resolved. No key is read and nothing is asked yet.
 pub(super) struct Served<'a> {
     run: &'a Loaded,
-    teacher: &'a Teacher,
+    teacher: &'a TeacherSettings,
     provider: Option<Provider>,
     /// The model's name at the server.
     pub(super) model: String,
@@ -106,18 +106,10 @@ impl<'a> Served<'a> {
             run,
             teacher,
             model: model.context("[teacher] names no model")?,
-            dialect: match teacher.dialect {
-                Some(dialect) => dialect.into(),
-                None => of_provider.map_or(Dialect::Openai, |p| p.dialect),
-            },
-            price: match teacher.price {
-                Some(price) => Some(price.into()),
-                None => of_provider.and_then(|p| p.price),
-            },
-            context: match teacher.context {
-                Some(tokens) => Some(tokens.get() as u32),
-                None => of_provider.and_then(|p| p.context),
-            },
+            dialect: (teacher.dialect)
+                .unwrap_or_else(|| of_provider.map_or(Dialect::Openai, |p| p.dialect)),
+            price: teacher.price.or_else(|| of_provider?.price),
+            context: teacher.context.or_else(|| of_provider?.context),
             provider,
             text,
         };
@@ -140,11 +132,8 @@ impl<'a> Served<'a> {
         if self.dialect == Dialect::Openai {
             let unknown = [
                 ("top_k", collect.top_k.is_some()),
-                ("min_p", collect.min_p.get() > 0.0),
-                (
-                    "repetition_penalty",
-                    collect.repetition_penalty.get() != 1.0,
-                ),
+                ("min_p", collect.min_p > 0.0),
+                ("repetition_penalty", collect.repetition_penalty != 1.0),
             ];
             if let Some((key, _)) = unknown.iter().find(|(_, given)| *given) {
                 return refuse(
@@ -159,7 +148,7 @@ impl<'a> Served<'a> {
             _ => return Ok(()),
         };
         match &collect.signals {
-            Some(signals) if signals.top_k.get() > most => refuse(
+            Some(signals) if signals.top_k > most => refuse(
                 &["collect", "signals"],
                 match most {
                     0 => "this provider gives no log-probabilities: leave `signals` out, and learn from the text with `loss = { cross_entropy = 1.0 }`".to_owned(),
@@ -180,24 +169,24 @@ impl<'a> Served<'a> {
         RequestSettings {
             model: self.model.clone(),
             dialect: self.dialect,
-            api: self.teacher.method.into(),
+            api: self.teacher.method,
             reasoning_model,
-            max_tokens: Some(collect.max_new_tokens.get() as u32),
-            temperature: (!reasoning_model).then_some(collect.temperature.get()),
+            max_tokens: Some(collect.max_new_tokens as u32),
+            temperature: (!reasoning_model).then_some(collect.temperature),
             top_p: (!reasoning_model)
-                .then(|| told(collect.top_p.get(), 1.0))
+                .then(|| told(collect.top_p, 1.0))
                 .flatten(),
             top_k: match (collect.top_k, self.dialect) {
-                (Some(k), _) => Some(k.get() as u32),
+                (Some(k), _) => Some(k as u32),
                 // 0 is all of them: a checkpoint's or a server's own default would sample from fewer.
                 (None, Dialect::Vllm | Dialect::LlamaServer | Dialect::LlamaCppPython) => Some(0),
                 (None, _) => None,
             },
-            min_p: told(collect.min_p.get(), 0.0),
-            repetition_penalty: told(collect.repetition_penalty.get(), 1.0),
+            min_p: told(collect.min_p, 0.0),
+            repetition_penalty: told(collect.repetition_penalty, 1.0),
             stop: collect.stop.clone(),
             seed: Some(u64::from(self.run.file.run.seed)),
-            logprobs: collect.signals.as_ref().map(|s| s.top_k.get() as u32),
+            logprobs: collect.signals.as_ref().map(|s| s.top_k as u32),
             stream: collect.stream,
             reasoning: local::reasoning(self.run),
         }
@@ -276,74 +265,47 @@ impl<'a> Served<'a> {
             run,
             ..
         } = &self.run.file;
-        let seconds = |s: crate::run_file::ranges::Positive| Duration::from_secs_f64(s.get());
         Ok(ClientSettings {
             request,
             endpoints: self.endpoints()?,
-            timeouts: http::Timeouts {
-                connect: seconds(collect.timeouts.connect),
-                first_byte: seconds(collect.timeouts.first_byte),
-                idle: seconds(collect.timeouts.idle),
-                whole: seconds(collect.timeouts.whole),
-            },
-            attempts: collect.attempts.get() as u32,
-            first_backoff_seconds: collect.backoff.get(),
-            max_backoff_seconds: collect.longest_backoff.get(),
+            timeouts: collect.timeouts,
+            attempts: collect.attempts,
+            first_backoff_seconds: collect.backoff,
+            max_backoff_seconds: collect.longest_backoff,
             max_body_bytes: MAX_BODY_BYTES,
-            caps: Caps {
-                usd: budget.usd.map(|usd| usd.get()),
-                tokens: budget.tokens.map(|n| n.get()),
-                requests: budget.requests.map(|n| n.get()),
-                seconds: budget.hours.map(|hours| hours.get() * 3600.0),
-            },
+            caps: *budget,
             spent,
             price: self.price,
-            on_length: collect.on_length.into(),
-            on_break: collect.on_break.into(),
+            on_length: collect.on_length,
+            on_break: collect.on_break,
             jitter_seed: u64::from(run.seed) ^ u64::from(std::process::id()),
             offline: self.teacher.offline,
         })
     }
 
+    /// The servers to ask, with their keys and concurrency limits.
     fn endpoints(&self) -> anyhow::Result<Vec<Endpoint>> {
-        let most = self.run.file.collect.concurrency.get() as u32;
-        let one = |url: &str, key| Endpoint {
-            name: name_of(url),
-            url: url.to_owned(),
-            key,
-            weight: 1.0,
-            requests_per_minute: None,
-            tokens_per_minute: None,
-            max_in_flight: most,
-            allow_plain_http: false,
+        let concurrency = self.run.file.collect.concurrency;
+        let resolved = |endpoint: &Endpoint, place: &[&str], env, command| {
+            let mut endpoint = endpoint.clone();
+            endpoint.key = self.key(place, env, command)?;
+            endpoint.max_in_flight.get_or_insert(concurrency);
+            Ok(endpoint)
         };
         let teacher = self.teacher;
-        if !teacher.endpoints.is_empty() {
-            let mut endpoints = Vec::with_capacity(teacher.endpoints.len());
-            for endpoint in &teacher.endpoints {
-                let key = self.key(
-                    &["teacher", "endpoints"],
-                    endpoint.key_env.as_deref().or(teacher.key_env.as_deref()),
-                    endpoint
-                        .key_command
-                        .as_deref()
-                        .or(teacher.key_command.as_deref()),
-                )?;
-                endpoints.push(Endpoint {
-                    weight: endpoint.weight.get(),
-                    requests_per_minute: endpoint.requests_per_minute.map(|n| n.get()),
-                    tokens_per_minute: endpoint.tokens_per_minute.map(|n| n.get()),
-                    max_in_flight: endpoint.max_in_flight.map_or(most, |n| n.get() as u32),
-                    allow_plain_http: endpoint.allow_plain_http,
-                    ..one(&endpoint.url, key)
-                });
-            }
-            return Ok(endpoints);
-        }
         let (env, command) = (teacher.key_env.as_deref(), teacher.key_command.as_deref());
+        if !teacher.endpoints.is_empty() {
+            let endpoints = teacher.endpoints.iter().map(|endpoint| {
+                let env = endpoint.key_env.as_deref().or(env);
+                let command = endpoint.key_command.as_deref().or(command);
+                resolved(endpoint, &["teacher", "endpoints"], env, command)
+            });
+            return endpoints.collect();
+        }
         if let Some(url) = &teacher.url {
-            // A provider's key is for the provider's own address alone.
-            return Ok(vec![one(url, self.key(&["teacher"], env, command)?)]);
+            // The key of a provider is for the provider's own address only.
+            let endpoint = resolved(&Endpoint::new(url), &["teacher"], env, command)?;
+            return Ok(vec![endpoint]);
         }
         let provider = self
             .provider
@@ -353,8 +315,13 @@ impl<'a> Served<'a> {
             Some(_) => None,
             None => env.or(provider.key_env.as_deref()),
         };
-        let key = self.key(&["teacher", "provider"], env, command)?;
-        Ok(vec![one(&provider.url, key)])
+        let endpoint = Endpoint::new(&provider.url);
+        Ok(vec![resolved(
+            &endpoint,
+            &["teacher", "provider"],
+            env,
+            command,
+        )?])
     }
 
     /// A key, from the environment or from what a command prints. Neither is ever repeated.
@@ -419,7 +386,7 @@ impl<'a> Served<'a> {
 
     /// How many tokens the prompt has at most at the server, given its ids here.
     pub(super) fn max_prompt_tokens(&self, prompt: &Prompt, ids: Option<&[u32]>) -> u32 {
-        let method = Api::from(self.teacher.method);
+        let method = self.teacher.method;
         let tokens = match (ids, method) {
             (Some(ids), Api::Completions) => ids.len() as u32,
             (Some(ids), Api::Chat) => ids.len() as u32 + TEMPLATE_SLACK,
@@ -438,7 +405,7 @@ impl<'a> Served<'a> {
 pub(super) fn check(run: &Loaded, imported: &Imported) -> anyhow::Result<String> {
     let served = Served::open(run)?;
     let endpoints = served.endpoints()?;
-    let endpoints: Vec<&str> = endpoints.iter().map(|e| e.name.as_str()).collect();
+    let endpoints: Vec<&str> = endpoints.iter().map(Endpoint::name).collect();
     let endpoints = endpoints.join(", ");
     let mut lines = vec![format!("teacher   {} at {endpoints}", served.model)];
     let mut measured = forecast::Measured::default();
@@ -448,7 +415,7 @@ pub(super) fn check(run: &Loaded, imported: &Imported) -> anyhow::Result<String>
     let RunFile {
         collect, import, ..
     } = &run.file;
-    let answers = imported.prompts.len() * collect.samples.get();
+    let answers = imported.prompts.len() * collect.samples;
     let spent = Spending::default();
     if import.answers == AnswerSource::Teacher {
         let ahead = forecast::of_answers(&served, &measured, answers, &spent);
@@ -458,7 +425,7 @@ pub(super) fn check(run: &Loaded, imported: &Imported) -> anyhow::Result<String>
         let (tokens, answers) = match import.answers {
             // As long as they may be.
             AnswerSource::Teacher => {
-                let longest = (collect.max_new_tokens.get() * answers) as u64;
+                let longest = (collect.max_new_tokens * answers) as u64;
                 (measured.tokens_of(answers) + longest, answers)
             }
             AnswerSource::Given => score::check(&served, settings, imported)?,
@@ -479,13 +446,7 @@ pub(super) fn bytes(prompt: &Prompt) -> usize {
     messages.sum::<usize>() + prompt.tools.as_ref().map_or(0, String::len)
 }
 
-/// An address without its scheme, which is how an endpoint is called in lists.
-fn name_of(url: &str) -> String {
-    let name = url.split_once("://").map_or(url, |(_, rest)| rest);
-    name.trim_end_matches('/').to_owned()
-}
-
-fn provider(run: &Loaded, teacher: &Teacher) -> anyhow::Result<Option<Provider>> {
+fn provider(run: &Loaded, teacher: &TeacherSettings) -> anyhow::Result<Option<Provider>> {
     let Some(name) = &teacher.provider else {
         return Ok(None);
     };

@@ -17,7 +17,7 @@ mod throttle;
 mod transport;
 mod wire;
 
-pub use budget::{Caps, Spending, forecast_usd};
+pub use budget::{BudgetSettings, Spending, forecast_usd};
 pub use call::{
     Api, Attempt, Call, CallTask, ChargeBasis, Dialect, Failure, FailureReason, OnBreak, OnLength,
     PromptLogprobs, RequestSettings, Response, TokenUsage,
@@ -25,7 +25,7 @@ pub use call::{
 pub use collect::{
     CallEvent, CallbackError, CollectProgress, CollectionEnd, CompletedCall, Reservation, collect,
 };
-pub use endpoint::{Endpoint, Timeouts};
+pub use endpoint::{DEFAULT_CONCURRENCY, Endpoint, Timeouts};
 pub use key::ApiKey;
 pub use probe::{
     AnswerLogprobs, AnswerSpeed, LogprobKind, LogprobsMode, Probe, PromptScoring, Recommendation,

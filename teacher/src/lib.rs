@@ -8,9 +8,11 @@ mod error;
 pub mod http;
 #[cfg(feature = "local")]
 mod local;
+mod settings;
 
 pub use error::Error;
 #[cfg(feature = "local")]
 pub use local::{Ask, Local, LocalSettings, Scoring, Text};
 #[cfg(feature = "local")]
 pub use potstill_model::{DType, Device, Sampling};
+pub use settings::{CollectSettings, ScoreSettings, SignalSettings, TeacherSettings};

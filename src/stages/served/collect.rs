@@ -43,7 +43,7 @@ pub(crate) fn collect(context: &Context) -> anyhow::Result<Outcome> {
     let served = Served::open(run)?;
     probe::check(&served, &context.dir.path(""))?;
     let answers = served.answers()?;
-    let signals = run.file.collect.signals.as_ref().map(|s| s.top_k.get());
+    let signals = run.file.collect.signals.as_ref().map(|s| s.top_k);
     let plan = plan(context, &served, &answers, manifest.content_hash())?;
     let again = context.retry_failures && has_failures(context)?;
     if context.dry_run && (again || !is_published(context, &plan)?) {
@@ -97,13 +97,13 @@ fn plan(
     prompts: String,
 ) -> anyhow::Result<Plan> {
     let collect = &context.run.file.collect;
-    let mut settings = json!({ "answers": answers, "samples": collect.samples.get() });
+    let mut settings = json!({ "answers": answers, "samples": collect.samples });
     let mut outputs = vec!["failures".to_owned(), "completions".to_owned()];
     if let Some(signals) = &collect.signals {
         // Distributions are made of the answers' own alternatives and of the text around them.
         let text = served.text.as_ref().context("signals need a tokenizer")?;
         settings["signals"] = json!({
-            "top_k": signals.top_k.get(),
+            "top_k": signals.top_k,
             "tokenizer": text.tokenizer.fingerprint(),
             "template": text.template.hash(),
         });
@@ -159,7 +159,7 @@ fn measure(context: &Context, served: &Served<'_>) -> anyhow::Result<(usize, Mea
         served.measure(&mut measured, &prompt?)?;
         prompts += 1;
     }
-    Ok((prompts * context.run.file.collect.samples.get(), measured))
+    Ok((prompts * context.run.file.collect.samples, measured))
 }
 
 fn work_folder(answers: &Value) -> String {
@@ -186,7 +186,7 @@ impl<'a> Collection<'a> {
     ) -> anyhow::Result<Collection<'a>> {
         let dir = &context.dir;
         let work = dir.work(&work_folder(answers))?;
-        let (folder, samples) = (dir.path("prompts"), context.run.file.collect.samples.get());
+        let (folder, samples) = (dir.path("prompts"), context.run.file.collect.samples);
         let mut measured = Measured::default();
         let units = Prompts::open(&folder)?.flat_map(|prompt| {
             let prompt = prompt.and_then(|prompt| {
@@ -335,7 +335,7 @@ impl<'a> Collection<'a> {
             samples: self.samples as u64,
             retry: self.context.retry_failures,
             looked_at: 0,
-            disk_bytes: budget.disk_bytes.map(|bytes| bytes.get()),
+            disk_bytes: budget.disk_bytes,
         });
         let ended = http::collect(
             &settings,

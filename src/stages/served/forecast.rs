@@ -1,9 +1,8 @@
 //! What asking will take, said before the first request and while it goes on.
 
-use potstill_teacher::http::{self, CollectProgress, Spending};
+use potstill_teacher::http::{self, BudgetSettings, CollectProgress, Spending};
 
 use super::Served;
-use crate::run_file::Budget;
 
 /// One text in so many is tokenized; the rest is reckoned from their bytes.
 const TOKENIZED: usize = 64;
@@ -58,7 +57,7 @@ pub(super) fn of_answers(
     spent: &Spending,
 ) -> String {
     let prompt = measured.tokens_of(missing);
-    let answer = (served.run.file.collect.max_new_tokens.get() * missing) as u64;
+    let answer = (served.run.file.collect.max_new_tokens * missing) as u64;
     let what = format!(
         "{missing} answers to ask {} for: about {} tokens of prompts, at most {} of answers",
         served.model,
@@ -111,22 +110,22 @@ fn said(
 }
 
 /// The caps in words.
-pub(super) fn caps(budget: &Budget) -> Vec<String> {
+pub(super) fn caps(budget: &BudgetSettings) -> Vec<String> {
     let mut caps = Vec::new();
     if let Some(usd) = budget.usd {
-        caps.push(dollars(usd.get()));
+        caps.push(dollars(usd));
     }
     if let Some(tokens) = budget.tokens {
-        caps.push(format!("{} tokens", large(tokens.get())));
+        caps.push(format!("{} tokens", large(tokens)));
     }
     if let Some(requests) = budget.requests {
-        caps.push(format!("{} requests", requests.get()));
+        caps.push(format!("{} requests", requests));
     }
     if let Some(bytes) = budget.disk_bytes {
-        caps.push(format!("{} bytes on disk", large(bytes.get())));
+        caps.push(format!("{} bytes on disk", large(bytes)));
     }
     if let Some(hours) = budget.hours {
-        caps.push(format!("{} h", hours.get()));
+        caps.push(format!("{} h", hours));
     }
     caps
 }
@@ -134,7 +133,7 @@ pub(super) fn caps(budget: &Budget) -> Vec<String> {
 /// What the live line says: spent of what cap, what all will cost at this rate, requests in flight.
 pub(super) fn live(
     served: &Served<'_>,
-    budget: &Budget,
+    budget: &BudgetSettings,
     before: &Spending,
     missing: usize,
     progress: &CollectProgress,
@@ -147,7 +146,7 @@ pub(super) fn live(
         let mut fact = format!(
             "{}{} spent",
             dollars(spent.usd),
-            of(budget.usd.map(|usd| dollars(usd.get())))
+            of(budget.usd.map(|usd| dollars(usd)))
         );
         if over > 0 {
             let each = (spent.usd - before.usd) / over as f64;
@@ -162,18 +161,14 @@ pub(super) fn live(
         facts.push(format!(
             "{} of {} tokens",
             large(spent.tokens),
-            large(tokens.get())
+            large(tokens)
         ));
     }
     if let Some(requests) = budget.requests {
-        facts.push(format!("{} of {} requests", spent.requests, requests.get()));
+        facts.push(format!("{} of {} requests", spent.requests, requests));
     }
     if let Some(hours) = budget.hours {
-        facts.push(format!(
-            "{:.2} of {} h",
-            spent.seconds / 3600.0,
-            hours.get()
-        ));
+        facts.push(format!("{:.2} of {} h", spent.seconds / 3600.0, hours));
     }
     facts.push(format!("{} in flight", progress.in_flight));
     if progress.failed > 0 {

@@ -134,8 +134,8 @@ fn broken(served: &Served<'_>, probe: &Probe) -> Option<Broken> {
         ));
     }
     match (&file.collect.signals, &file.score) {
-        (Some(signals), _) => signals_broken(served, probe, signals.top_k.get()),
-        (None, Some(score)) => score_broken(probe, score.top_k.get()),
+        (Some(signals), _) => signals_broken(served, probe, signals.top_k),
+        (None, Some(score)) => score_broken(probe, score.top_k),
         (None, None) => None,
     }
 }
@@ -157,7 +157,7 @@ fn signals_broken(served: &Served<'_>, probe: &Probe, top_k: usize) -> Option<Br
             ),
         ));
     }
-    let temperature = served.run.file.collect.temperature.get();
+    let temperature = served.run.file.collect.temperature;
     if probe.logprobs.temperature == SamplingStage::Processed && temperature != 1.0 {
         return Some((&["collect", "temperature"], "the server's log-probabilities are of the distribution after temperature, which is not the model's: set `temperature = 1`, or have the server give raw ones".to_owned()));
     }

@@ -15,6 +15,7 @@ use potstill_datasets::{
     Completion, Encoded, Failed, Imported, Provenance, Reasoning, ShardWriter, Signal, read_footer,
     read_shard, shard_name, shards,
 };
+use potstill_teacher::ScoreSettings;
 use potstill_teacher::http::{
     self, Api, Call, CallEvent, CallTask, CallbackError, CollectProgress, CompletedCall,
     PromptLogprobs, RequestSettings, ScoringWindow,
@@ -29,7 +30,6 @@ use super::store::{Index, Outcome as Fate, Row, Store};
 use super::{REQUESTS_FILE, Served, Text, collect, probe};
 use crate::interrupt;
 use crate::run_dir::{Counts, Plan, settings_of, short};
-use crate::run_file::Score;
 use crate::stages::collect::reasoning;
 use crate::stages::{Context, Done, Outcome, counts, stage_again};
 
@@ -43,7 +43,7 @@ pub(crate) const UNSCORED: &str = "unscored";
 /// # Errors
 /// When answers are not published, the server cannot be used, a cap is reached, or the disk refuses;
 /// what was scored stays.
-pub(crate) fn score(context: &Context, settings: &Score) -> anyhow::Result<Outcome> {
+pub(crate) fn score(context: &Context, settings: &ScoreSettings) -> anyhow::Result<Outcome> {
     let run = &context.run;
     let completions = context.dir.require("completions", "collect", run)?;
     let served = Served::open(run)?;
@@ -60,7 +60,7 @@ pub(crate) fn score(context: &Context, settings: &Score) -> anyhow::Result<Outco
             "template": text.template.hash(),
             "licence": served.provenance()?.licence,
             "reasoning": settings_of(&run.file.collect.reasoning)?,
-            "score": { "top_k": settings.top_k.get(), "window": settings.window.map(|w| w.get()) },
+            "score": { "top_k": settings.top_k, "window": settings.window },
         }),
         inputs: BTreeMap::from([("completions".to_owned(), completions.content_hash())]),
     };
@@ -96,7 +96,7 @@ fn say_forecast(
     context: &Context,
     served: &Served<'_>,
     text: &Text,
-    settings: &Score,
+    settings: &ScoreSettings,
     folder: &str,
 ) -> anyhow::Result<()> {
     // Nothing is written: a journal that is not there is not begun.
@@ -129,7 +129,7 @@ fn say_forecast(
 /// Where the run file names no tokenizer, or a text cannot be rendered.
 pub(super) fn check(
     served: &Served<'_>,
-    settings: &Score,
+    settings: &ScoreSettings,
     imported: &Imported,
 ) -> anyhow::Result<(u64, usize)> {
     let text = served.text.as_ref().context(NO_TOKENIZER)?;
@@ -143,8 +143,8 @@ pub(super) fn check(
 }
 
 /// Most tokens that are sent at once.
-fn window(settings: &Score, served: &Served<'_>) -> Option<usize> {
-    let window = settings.window.map(|w| w.get());
+fn window(settings: &ScoreSettings, served: &Served<'_>) -> Option<usize> {
+    let window = settings.window;
     // One place is for the token that a server generates.
     window.or(served.context.map(|c| c as usize - 1))
 }
@@ -182,7 +182,7 @@ struct Scoring<'a> {
     context: &'a Context,
     served: &'a Served<'a>,
     text: &'a Text,
-    settings: &'a Score,
+    settings: &'a ScoreSettings,
     provenance: Provenance,
     store: Store<Signal>,
     measured: Measured,
@@ -195,7 +195,7 @@ impl<'a> Scoring<'a> {
         context: &'a Context,
         served: &'a Served<'a>,
         text: &'a Text,
-        settings: &'a Score,
+        settings: &'a ScoreSettings,
         work: &Path,
     ) -> anyhow::Result<Scoring<'a>> {
         let folder = context.dir.path("completions");
@@ -274,7 +274,7 @@ impl<'a> Scoring<'a> {
         let mut bar = talk.work("score", "answers", tally.answers as u64, self.len as u64);
         let asker = RefCell::new(Asker {
             window: window(self.settings, self.served),
-            top_k: self.settings.top_k.get(),
+            top_k: self.settings.top_k,
             vocabulary: self.text.tokenizer.vocab_size(),
             text: self.text,
             reasoning: reasoning(run),
@@ -284,7 +284,7 @@ impl<'a> Scoring<'a> {
             pairs: pairs(self.context, self.text)?,
             ordinal: 0,
             retry: self.context.retry_failures,
-            disk_bytes: budget.disk_bytes.map(|bytes| bytes.get()),
+            disk_bytes: budget.disk_bytes,
             waiting: Vec::new(),
             texts: HashMap::new(),
         });

@@ -7,7 +7,9 @@ use std::path::Path;
 
 use potstill_datasets::{ChatTemplate, FinishReason, Message, Prompt, Reasoning, Role, Signal};
 use potstill_model::{Config, Llama};
-use potstill_teacher::{Ask, DType, Device, Local, LocalSettings, Sampling, Scoring, Text};
+use potstill_teacher::{
+    Ask, DType, Device, Local, LocalSettings, Sampling, Scoring, SignalSettings, Text,
+};
 use serde_json::Value;
 
 use self::support::*;
@@ -279,7 +281,10 @@ fn draws_from_the_tail_are_those_of_seed_text_and_position() {
     let mut texts = sampled_texts(&teacher, &[ask("One day"), ask("The sun was hot")]);
     let drawn = |seed, texts: &[Text]| {
         let scoring = Scoring {
-            tail_draws: 9,
+            signals: SignalSettings {
+                tail_draws: 9,
+                ..scoring(4).signals
+            },
             seed,
             ..scoring(4)
         };
@@ -456,7 +461,10 @@ fn refused_requests_say_what_is_wrong() {
         "prompt p, sample 0: 2 tokens come with a loss mask of 1"
     );
     let cold = Scoring {
-        temperatures: vec![0.0],
+        signals: SignalSettings {
+            temperatures: vec![0.0],
+            ..scoring(4).signals
+        },
         ..scoring(4)
     };
     assert_eq!(
