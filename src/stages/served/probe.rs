@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::Context as _;
 use potstill_datasets::replace_file;
 use potstill_teacher::http::{
-    self, Api, LogprobKind, Probe, Recommendation, SamplingStage, ScoringApi, Spending, TokenUsage,
+    self, Api, LogprobKind, Probe, SamplingStage, ScoringApi, Spending, TokenUsage,
 };
 
 use super::requests::Requests;
