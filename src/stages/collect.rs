@@ -238,9 +238,10 @@ impl Teacher {
         let sampling = collect.sampling();
         let seed = u64::from(run.seed);
         let scoring = collect.signals.clone().map(|s| scoring(s, seed));
-        let temperatures = scoring.iter().flat_map(|s| &s.signals.temperatures);
-        let temperatures: Vec<f32> = temperatures.map(|t| *t as f32).collect();
-        let provenance = local.provenance(&sampling, &collect.stop, seed, &temperatures);
+        let temperatures = scoring
+            .as_ref()
+            .map_or(&[][..], |s| &s.signals.temperatures);
+        let provenance = local.provenance(&sampling, &collect.stop, seed, temperatures);
         Ok(Teacher {
             local,
             provenance,

@@ -193,11 +193,11 @@ impl Scorer<'_> {
                 .into_iter()
                 .map(|p| {
                     self.teacher
-                        .provenance_of(p.sampling, &self.scoring.temperatures)
+                        .provenance_of(p.sampling, &self.scoring.signals.temperatures)
                 })
                 .collect();
             let path = out.join("signals").join(shard_name(index));
-            let with_draws = self.scoring.tail_draws > 0;
+            let with_draws = self.scoring.signals.tail_draws > 0;
             let mut signals = ShardWriter::<Signal>::begin(&path, &provenance, with_draws)?;
             for completion in read_shard::<Completion>(shard)? {
                 let completion = completion?;

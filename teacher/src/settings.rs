@@ -8,7 +8,9 @@ use potstill_datasets::{FloatType, Reasoning, TemplateSource};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::http::{Api, DEFAULT_CONCURRENCY, Dialect, Endpoint, OnBreak, OnLength, Price, Timeouts};
+use crate::http::{
+    Api, DEFAULT_CONCURRENCY, Dialect, Endpoint, OnBreak, OnLength, Price, Timeouts,
+};
 
 /// `[teacher]`: a checkpoint in this process (`path`), or a model behind a server (`provider`, `url`
 /// or `endpoints`).

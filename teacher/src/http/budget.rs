@@ -110,7 +110,12 @@ pub(super) struct Budget {
 
 impl Budget {
     /// A budget from which earlier sessions took `spent`.
-    pub(super) fn new(caps: BudgetSettings, price: Option<Price>, spent: Spending, now: Instant) -> Budget {
+    pub(super) fn new(
+        caps: BudgetSettings,
+        price: Option<Price>,
+        spent: Spending,
+        now: Instant,
+    ) -> Budget {
         Budget {
             caps,
             price,

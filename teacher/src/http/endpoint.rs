@@ -97,7 +97,10 @@ impl Endpoint {
     /// Name of the endpoint in the ledger and in messages: the URL without scheme and user.
     #[must_use]
     pub fn name(&self) -> &str {
-        let name = self.url.split_once("://").map_or(&*self.url, |(_, rest)| rest);
+        let name = self
+            .url
+            .split_once("://")
+            .map_or(&*self.url, |(_, rest)| rest);
         let name = name.rsplit_once('@').map_or(name, |(_, rest)| rest);
         name.trim_end_matches('/')
     }

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use super::transport::EndpointClient;
-use super::{BudgetSettings, Endpoint, OnBreak, OnLength, Price, RequestSettings, Spending, Timeouts};
+use super::{
+    BudgetSettings, Endpoint, OnBreak, OnLength, Price, RequestSettings, Spending, Timeouts,
+};
 use crate::Error;
 
 /// Settings of a collection over HTTP.

@@ -108,7 +108,7 @@ fn signals_equal_brute_force() {
     ];
     let texts = sampled_texts(&teacher, &prompts);
     let signals = score(&teacher, &texts, &scoring(8));
-    let temperatures = scoring(8).temperatures;
+    let temperatures = scoring(8).signals.temperatures;
     for (text, signal) in texts.iter().zip(&signals) {
         signal.validate().unwrap();
         assert_eq!(signal.token_ids, text.encoded.token_ids);
@@ -133,7 +133,7 @@ fn signals_equal_brute_force() {
             let entropy: f64 = full.iter().map(|logprob| -logprob * logprob.exp()).sum();
             assert!((f64::from(row.entropy) - entropy).abs() < 1e-4);
             for (t, log_z) in temperatures.iter().zip(&row.log_z_at) {
-                let t = f64::from(*t);
+                let t = *t;
                 let expected = full
                     .iter()
                     .map(|logprob| (logprob / t).exp())

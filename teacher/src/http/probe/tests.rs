@@ -5,7 +5,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use super::*;
-use crate::http::{Api, BudgetSettings, Endpoint, OnBreak, OnLength, RequestSettings, Spending, Timeouts};
+use crate::http::{
+    Api, BudgetSettings, Endpoint, OnBreak, OnLength, RequestSettings, Spending, Timeouts,
+};
 
 fn settings(url: &str, model: &str) -> ClientSettings {
     ClientSettings {

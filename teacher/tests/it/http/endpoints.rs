@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use potstill_teacher::Error;
-use potstill_teacher::http::{CallEvent, CollectionEnd, Endpoint, FailureReason, collect};
+use potstill_teacher::http::{CallEvent, CollectionEnd, FailureReason, collect};
 
 use super::server::{Fault, Plan, fault};
 use super::support::{call, endpoint, key, run, run_until, settings, start};
