@@ -11,7 +11,7 @@ use crate::init::{self, Wanted};
 use crate::progress::{Manner, Talk};
 use crate::run_file::ConfigError;
 use crate::stages::{self, Context, Options, Outcome};
-use crate::{bench, render, schema};
+use crate::{render, schema};
 
 /// Distill a large language model into a small one, and know whether it helped
 #[derive(Debug, Parser)]
@@ -31,8 +31,6 @@ enum Command {
     Render(RenderFlags),
     /// Hold the run file's loss to its definition
     CheckLoss(CheckLossFlags),
-    /// Measure speed and memory beside PyTorch
-    Bench(BenchFlags),
     /// Print the JSON Schema of the run file
     Schema,
     /// Print a completion script for a shell
@@ -140,47 +138,6 @@ struct CheckLossFlags {
 }
 
 #[derive(Debug, Args)]
-struct BenchFlags {
-    /// The model: a folder in Hugging Face layout
-    model: PathBuf,
-    /// The Python of the PyTorch side [default: one that has torch and transformers]
-    #[arg(long, value_name = "PATH")]
-    python: Option<PathBuf>,
-    /// Measure these parts only
-    #[arg(
-        long,
-        value_name = "PARTS",
-        value_enum,
-        value_delimiter = ',',
-        hide_possible_values = true
-    )]
-    only: Vec<bench::Part>,
-    /// The type to compute step and prefill in [default: f32 and bf16]
-    #[arg(
-        long = "type",
-        value_name = "TYPE",
-        value_enum,
-        hide_possible_values = true
-    )]
-    float: Option<bench::Float>,
-    /// How long a text is, and how many positions the part `loss` has [default: 512, and 2048]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..))]
-    tokens: Option<u32>,
-    /// What computes, on both sides: cpu, and cuda in a build with that feature
-    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
-    device: String,
-    /// Measure once and briefly
-    #[arg(long)]
-    quick: bool,
-    /// Put JSON on stdout instead of a table
-    #[arg(long)]
-    json: bool,
-    /// What the processes are started with that measure
-    #[arg(long, hide = true)]
-    child: bool,
-}
-
-#[derive(Debug, Args)]
 struct InitFlags {
     /// The run file to write
     #[arg(default_value = "run.toml")]
@@ -231,21 +188,6 @@ impl Flags {
                 quiet: self.quiet,
                 json: self.json,
             },
-        }
-    }
-}
-
-impl BenchFlags {
-    fn options(&self) -> bench::Options {
-        bench::Options {
-            model: self.model.clone(),
-            python: self.python.clone(),
-            only: self.only.clone(),
-            float: self.float,
-            tokens: self.tokens.map(|n| n as usize),
-            device: self.device.clone(),
-            quick: self.quick,
-            json: self.json,
         }
     }
 }
@@ -331,8 +273,6 @@ fn run(command: &Command, talk: &Talk) -> anyhow::Result<Outcome> {
             };
             stages::check_loss::check_loss(&flags.file, &options, talk)?;
         }
-        Command::Bench(flags) if flags.child => bench::child(talk)?,
-        Command::Bench(flags) => bench::bench(&flags.options(), talk)?,
         Command::Schema => talk.data(schema::run_file_text().trim_end()),
         Command::Completions { shell } => {
             let mut script = Vec::new();

@@ -15,7 +15,6 @@
 //! # Ok::<(), anyhow::Error>(())
 //! ```
 
-pub mod bench;
 pub mod cli;
 pub mod events;
 pub mod init;
