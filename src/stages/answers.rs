@@ -15,10 +15,11 @@ use potstill_teacher::{Ask, Local, LocalSettings, Sampling};
 use serde_json::json;
 
 use super::{
-    Context, Done, Outcome, checkpoint, collect, counts, curate, eval, grade, import, stage, train,
+    Context, StageOutcome, StageSummary, checkpoint, collect, counts, curate, eval, grade, import,
+    run_stage, train,
 };
 use crate::interrupt;
-use crate::run_dir::{Plan, settings_of};
+use crate::run_dir::{StagePlan, settings_of};
 use crate::run_file::EvalAnswers;
 
 /// The teacher's name among the models that answer.
@@ -31,17 +32,17 @@ pub(crate) fn home(name: &str) -> String {
 }
 
 /// Lets one model answer, unless the run file does not ask for it.
-pub(super) fn answer_one(context: &Context, name: &str) -> anyhow::Result<Outcome> {
+pub(super) fn answer_one(context: &Context, name: &str) -> anyhow::Result<StageOutcome> {
     let run = &context.run;
     let Some(settings) = &run.file.eval.answers else {
-        return Ok(Outcome::UpToDate);
+        return Ok(StageOutcome::UpToDate);
     };
     let prompts = context.dir.require("prompts", "import", run)?;
     let model = match name {
         TEACHER => checkpoint::content_hash(&checkpoint::teacher(run)?)?,
         _ => eval::model_key(context, name)?,
     };
-    let plan = Plan {
+    let plan = StagePlan {
         stage: format!("answer {name}"),
         home: home(name),
         outputs: vec![home(name)],
@@ -56,7 +57,7 @@ pub(super) fn answer_one(context: &Context, name: &str) -> anyhow::Result<Outcom
             ("model".to_owned(), model),
         ]),
     };
-    stage(context, &plan, |out| {
+    run_stage(context, &plan, |out| {
         let prompts = heldout_prompts(context, settings.grader.into())?;
         let model = open(context, name)?;
         let Some(samples) = samples(context, settings, &plan.stage, &model, &prompts)? else {
@@ -68,7 +69,7 @@ pub(super) fn answer_one(context: &Context, name: &str) -> anyhow::Result<Outcom
         let results = json!({ "prompts": samples.len(), "right": right });
         let results = serde_json::to_string_pretty(&results)? + "\n";
         replace_file(&out.join("results.json"), results.as_bytes())?;
-        Ok(Some(Done::new(counts([
+        Ok(Some(StageSummary::new(counts([
             ("prompts", samples.len()),
             ("right", right),
             ("tokens", samples.iter().map(|s| s.tokens as usize).sum()),
@@ -131,7 +132,9 @@ fn samples(
         temperature: 0.0,
         ..Sampling::default()
     };
-    let mut work = context.talk.work(stage, "answers", 0, prompts.len() as u64);
+    let mut work = context
+        .console
+        .progress(stage, "answers", 0, prompts.len() as u64);
     let (mut samples, mut tokens) = (Vec::with_capacity(prompts.len()), 0);
     for batch in prompts.chunks(settings.batch.get()) {
         let asks: Vec<Ask<'_>> = batch
@@ -159,8 +162,8 @@ fn samples(
                 tokens: count as u32,
             });
         }
-        work.show(samples.len() as u64, tokens as u64, "");
-        if interrupt::asked() && samples.len() < prompts.len() {
+        work.update(samples.len() as u64, tokens as u64, "");
+        if interrupt::is_requested() && samples.len() < prompts.len() {
             return Ok(None);
         }
     }

@@ -8,9 +8,11 @@ use potstill_model::{DType, Llama};
 use serde_json::json;
 
 use super::rows::Rows;
-use super::{Context, Done, Outcome, answers, counts, each, score, stage, train};
+use super::{
+    Context, StageOutcome, StageSummary, answers, counts, for_each_model, run_stage, score, train,
+};
 use crate::interrupt;
-use crate::run_dir::Plan;
+use crate::run_dir::StagePlan;
 
 /// The model that training starts from, as a student that took no step.
 pub(crate) const UNTRAINED: &str = "untrained";
@@ -20,19 +22,19 @@ const SAMPLES_FILE: &str = "samples.parquet";
 ///
 /// # Errors
 /// When nothing was curated, or a student is not exported yet.
-pub fn eval(context: &Context) -> anyhow::Result<Outcome> {
+pub fn eval(context: &Context) -> anyhow::Result<StageOutcome> {
     let mut names = vec![UNTRAINED.to_owned()];
     names.extend(context.trained());
-    let measured = each(&names, |name| eval_one(context, name))?;
-    if matches!(measured, Outcome::Stopped | Outcome::WouldRun) {
+    let measured = for_each_model(&names, |name| eval_one(context, name))?;
+    if matches!(measured, StageOutcome::Stopped | StageOutcome::WouldRun) {
         return Ok(measured);
     }
     if context.run.file.local().is_some() {
         names.insert(0, answers::TEACHER.to_owned());
     }
-    let answered = each(&names, |name| answers::answer_one(context, name))?;
+    let answered = for_each_model(&names, |name| answers::answer_one(context, name))?;
     Ok(match answered {
-        Outcome::UpToDate => measured,
+        StageOutcome::UpToDate => measured,
         other => other,
     })
 }
@@ -64,7 +66,7 @@ pub(crate) fn home(name: &str) -> String {
     format!("students/{name}/eval/heldout")
 }
 
-fn eval_one(context: &Context, name: &str) -> anyhow::Result<Outcome> {
+fn eval_one(context: &Context, name: &str) -> anyhow::Result<StageOutcome> {
     let run = &context.run;
     let completions = context.dir.require("completions", "collect", run)?;
     let curation = context.dir.require("train", "curate", run)?;
@@ -72,7 +74,7 @@ fn eval_one(context: &Context, name: &str) -> anyhow::Result<Outcome> {
     let resamples = run.file.eval.resamples.get();
     let chunk_rows = run.file.train.chunk_rows.get();
     let seed = u64::from(run.file.run.seed);
-    let plan = Plan {
+    let plan = StagePlan {
         stage: format!("eval {name}"),
         home: home(name),
         outputs: vec![home(name)],
@@ -91,7 +93,7 @@ fn eval_one(context: &Context, name: &str) -> anyhow::Result<Outcome> {
         .chain(score::input(context)?)
         .collect(),
     };
-    stage(context, &plan, |out| {
+    run_stage(context, &plan, |out| {
         let out = out.join(home(name));
         let model: Llama = match name {
             UNTRAINED => train::start(context, name)?,
@@ -99,10 +101,12 @@ fn eval_one(context: &Context, name: &str) -> anyhow::Result<Outcome> {
         };
         let mut rows = Rows::open(context, "heldout")?;
         let len = rows.list.len();
-        let mut work = context.talk.work(&plan.stage, "sequences", 0, len as u64);
+        let mut work = context
+            .console
+            .progress(&plan.stage, "sequences", 0, len as u64);
         let mut on_row = |done| {
-            work.show(done as u64, 0, "");
-            interrupt::flow()
+            work.update(done as u64, 0, "");
+            interrupt::control_flow()
         };
         let values =
             potstill_student::evaluate(&model, &mut |i| rows.get(i), len, chunk_rows, &mut on_row)?;
@@ -120,7 +124,7 @@ fn eval_one(context: &Context, name: &str) -> anyhow::Result<Outcome> {
         let results = serde_json::to_string_pretty(&results)? + "\n";
         replace_file(&out.join("results.json"), results.as_bytes())?;
         let tokens = values.iter().map(|v| v.tokens as usize).sum();
-        Ok(Some(Done::new(counts([
+        Ok(Some(StageSummary::new(counts([
             ("sequences", len),
             ("tokens", tokens),
         ]))))

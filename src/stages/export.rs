@@ -10,8 +10,11 @@ use potstill_datasets::{Manifest, Provenance, read_footer, replace_file, shards}
 use potstill_model::{Config, DType};
 use serde_json::json;
 
-use super::{Context, Done, Outcome, checkpoint, counts, each, seed_of, stage, train};
-use crate::run_dir::{Plan, settings_of};
+use super::{
+    Context, StageOutcome, StageSummary, checkpoint, counts, for_each_model, run_stage, seed_of,
+    train,
+};
+use crate::run_dir::{StagePlan, settings_of};
 use crate::run_file::{Answers, Dtype, RunFile};
 
 /// What is copied from the checkpoint that the student started from.
@@ -27,18 +30,18 @@ const COPIED: [&str; 5] = [
 ///
 /// # Errors
 /// When one is not trained yet, or a file cannot be read or written.
-pub fn export(context: &Context) -> anyhow::Result<Outcome> {
-    each(&context.trained(), |name| export_one(context, name))
+pub fn export(context: &Context) -> anyhow::Result<StageOutcome> {
+    for_each_model(&context.trained(), |name| export_one(context, name))
 }
 
-fn export_one(context: &Context, name: &str) -> anyhow::Result<Outcome> {
+fn export_one(context: &Context, name: &str) -> anyhow::Result<StageOutcome> {
     let trained = context
         .dir
         .require(&format!("students/{name}"), "train", &context.run)?;
     let home = format!("students/{name}/export");
     let source = checkpoint::student(&context.run)?;
     let dtype = context.run.file.export.dtype;
-    let plan = Plan {
+    let plan = StagePlan {
         stage: format!("export {name}"),
         home: home.clone(),
         outputs: vec![home.clone()],
@@ -48,7 +51,7 @@ fn export_one(context: &Context, name: &str) -> anyhow::Result<Outcome> {
             ("tokenizer".to_owned(), checkpoint::shell_hash(&source)?),
         ]),
     };
-    stage(context, &plan, |out| {
+    run_stage(context, &plan, |out| {
         let out = out.join(&home);
         let last = context.dir.path(&train::last_checkpoint(context, name));
         let model = potstill_model::load(&last, DType::F32, &context.device)?;
@@ -61,7 +64,7 @@ fn export_one(context: &Context, name: &str) -> anyhow::Result<Outcome> {
         }
         let card = card(context, name, &trained, model.config(), dtype)?;
         replace_file(&out.join("README.md"), card.as_bytes())?;
-        Ok(Some(Done::new(counts([(
+        Ok(Some(StageSummary::new(counts([(
             "parameters",
             model.config().parameters() as usize,
         )]))))

@@ -10,17 +10,17 @@ use potstill_datasets::{
 };
 use serde_json::json;
 
-use super::{Context, Done, Outcome, collect, counts, stage};
-use crate::run_dir::Plan;
+use super::{Context, StageOutcome, StageSummary, collect, counts, run_stage};
+use crate::run_dir::StagePlan;
 use crate::run_file::{Columns as ColumnNames, Loaded};
 
 /// Reads the prompts and publishes them.
 ///
 /// # Errors
 /// When the source is absent or a line of it is no prompt.
-pub fn import(context: &Context) -> anyhow::Result<Outcome> {
+pub fn import(context: &Context) -> anyhow::Result<StageOutcome> {
     let path = source(&context.run)?;
-    let plan = Plan {
+    let plan = StagePlan {
         stage: "import".to_owned(),
         home: "prompts".to_owned(),
         outputs: vec!["prompts".to_owned()],
@@ -33,7 +33,7 @@ pub fn import(context: &Context) -> anyhow::Result<Outcome> {
         }),
         inputs: BTreeMap::from([("source".to_owned(), hash_file(&path)?.sha256)]),
     };
-    stage(context, &plan, |out| {
+    run_stage(context, &plan, |out| {
         let Imported {
             prompts,
             duplicates,
@@ -42,7 +42,7 @@ pub fn import(context: &Context) -> anyhow::Result<Outcome> {
         for (index, shard) in prompts.chunks(PROMPTS_PER_SHARD).enumerate() {
             write_shard(&out.join("prompts").join(shard_name(index)), shard, &[])?;
         }
-        Ok(Some(Done::new(counts([
+        Ok(Some(StageSummary::new(counts([
             ("prompts", prompts.len()),
             ("duplicates merged", duplicates),
         ]))))
