@@ -4,7 +4,8 @@
 //! output with the same key is up to date. Otherwise the stage writes a draft below `.work/`, and
 //! [`RunDir::publish`] moves the draft into place: first it writes `plan.json` beside the complete draft,
 //! which is the point of no return; then it renames each output, after renaming an earlier one to
-//! `NAME.old-N`; the manifest comes last. If the process is killed in between, the next [`RunDir::open`]
+//! `NAME.old-N`; the manifest, `NAME_manifest.json`, comes
+//! last. If the process is killed in between, the next [`RunDir::open`]
 //! finishes the publication, so that readers see either a complete published stage or none.
 
 use std::collections::BTreeMap;
@@ -13,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use potstill_datasets::{
-    MANIFEST_FILE, Manifest, SCHEMA_VERSION, hash_files, replace_file, stage_key,
+    Manifest, SCHEMA_VERSION, hash_files, manifest_path, replace_file, stage_key,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -136,7 +137,13 @@ impl RunDir {
     /// # Errors
     /// When the manifest cannot be read, or a file that it names is absent or has another size.
     pub fn published(&self, home: &str) -> anyhow::Result<Option<Manifest>> {
-        let Some(manifest) = Manifest::read(&self.path(home))? else {
+        let folder = self.path(home);
+        // A user who deletes or moves the folder wants the stage to run again.
+        let manifest = match folder.exists() {
+            true => Manifest::read(&folder)?,
+            false => None,
+        };
+        let Some(manifest) = manifest else {
             return Ok(None);
         };
         for (name, hash) in &manifest.files {
@@ -148,9 +155,9 @@ impl RunDir {
                 bail!(
                     "{} is {found}, but {} says {} bytes\nhint: restore the file, or move {} away so that `{}` runs again",
                     path.display(),
-                    self.path(home).join(MANIFEST_FILE).display(),
+                    manifest_path(&folder).display(),
                     hash.bytes,
-                    self.path(home).display(),
+                    folder.display(),
                     manifest.stage
                 );
             }
@@ -230,7 +237,7 @@ impl RunDir {
             files: hash_files(&out)?,
             counts,
         };
-        manifest.write(&draft)?;
+        manifest.write(&out)?;
         let publication = Publication {
             home: plan.home.clone(),
             outputs: plan.outputs.clone(),
@@ -259,6 +266,18 @@ impl RunDir {
                 plan_path.display()
             )
         })?;
+        let manifest = manifest_path(&draft.join("out"));
+        let published = manifest_path(&self.path(&publication.home));
+        if manifest.exists() && published.exists() {
+            let aside = match publication.earlier {
+                EarlierOutput::Keep if !publication.home.is_empty() => {
+                    let old = old_name(&publication.home, publication.number);
+                    manifest_path(&self.path(&old))
+                }
+                _ => manifest_path(&draft.join("replaced")),
+            };
+            rename(&published, &aside)?;
+        }
         for output in &publication.outputs {
             let (from, to) = (draft.join("out").join(output), self.path(output));
             if !from.exists() {
@@ -273,9 +292,8 @@ impl RunDir {
             }
             rename(&from, &to)?;
         }
-        let manifest = draft.join(MANIFEST_FILE);
         if manifest.exists() {
-            rename(&manifest, &self.path(&publication.home).join(MANIFEST_FILE))?;
+            rename(&manifest, &published)?;
         }
         let kept: Vec<String> = publication
             .outputs
@@ -297,6 +315,10 @@ impl RunDir {
     /// When the output cannot be renamed.
     pub fn move_aside(&self, output: &str) -> anyhow::Result<String> {
         let old = old_name(output, self.next_number(&[output.to_owned()]));
+        let manifest = manifest_path(&self.path(output));
+        if manifest.exists() {
+            rename(&manifest, &manifest_path(&self.path(&old)))?;
+        }
         rename(&self.path(output), &self.path(&old))?;
         Ok(old)
     }
@@ -428,7 +450,7 @@ mod tests {
     /// A publication is interrupted after each of its renames in turn.
     #[test]
     fn an_interrupted_publication_is_finished() {
-        for steps in 0..=7 {
+        for steps in 0..=8 {
             let temp = tempfile::tempdir().unwrap();
             let root = temp.path();
             let dir = RunDir::open(root, &loaded(RUN)).unwrap();
@@ -445,7 +467,7 @@ mod tests {
                 files: hash_files(&out).unwrap(),
                 counts: Counts::new(),
             };
-            manifest.write(&draft).unwrap();
+            manifest.write(&out).unwrap();
             let publication = Publication {
                 home: "completions".to_owned(),
                 outputs: plan(2).outputs,
@@ -457,15 +479,14 @@ mod tests {
                 serde_json::to_vec(&publication).unwrap(),
             )
             .unwrap();
-            let mut moves = Vec::new();
+            let published = manifest_path(&root.join("completions"));
+            let old = manifest_path(&root.join("completions.old-1"));
+            let mut moves = vec![(published.clone(), old)];
             for output in plan(2).outputs {
                 moves.push((root.join(&output), root.join(old_name(&output, 1))));
                 moves.push((out.join(&output), root.join(&output)));
             }
-            moves.push((
-                draft.join(MANIFEST_FILE),
-                root.join("completions").join(MANIFEST_FILE),
-            ));
+            moves.push((manifest_path(&out), published));
             for (from, to) in moves.into_iter().take(steps) {
                 rename(&from, &to).unwrap();
             }
@@ -473,6 +494,8 @@ mod tests {
             let dir = RunDir::open(root, &loaded(RUN)).unwrap();
             let manifest = dir.published("completions").unwrap().unwrap();
             assert_eq!(manifest.key, plan(2).key(), "after {steps} steps");
+            let old = Manifest::read(&root.join("completions.old-1")).unwrap();
+            assert_eq!(old.unwrap().key, plan(1).key(), "after {steps} steps");
             for (name, version) in [
                 ("signals/a", "2"),
                 ("completions.old-1/a", "1"),

@@ -66,6 +66,11 @@ pub(crate) fn home(name: &str) -> String {
     format!("students/{name}/eval/heldout")
 }
 
+/// File of the figures as JSON, beside the table and not in its folder, so that other tools can read the folder.
+fn results_file(name: &str) -> String {
+    format!("{}_results.json", home(name))
+}
+
 fn eval_one(context: &Context, name: &str) -> anyhow::Result<StageOutcome> {
     let run = &context.run;
     let completions = context.dir.require("completions", "collect", run)?;
@@ -77,7 +82,7 @@ fn eval_one(context: &Context, name: &str) -> anyhow::Result<StageOutcome> {
     let plan = StagePlan {
         stage: format!("eval {name}"),
         home: home(name),
-        outputs: vec![home(name)],
+        outputs: vec![home(name), results_file(name)],
         settings: json!({
             "chunk_rows": chunk_rows,
             "confidence_bins": CONFIDENCE_BINS,
@@ -94,7 +99,6 @@ fn eval_one(context: &Context, name: &str) -> anyhow::Result<StageOutcome> {
         .collect(),
     };
     run_stage(context, &plan, |out| {
-        let out = out.join(home(name));
         let model: Llama = match name {
             UNTRAINED => train::start(context, name)?,
             _ => load_export(context, name)?,
@@ -113,7 +117,7 @@ fn eval_one(context: &Context, name: &str) -> anyhow::Result<StageOutcome> {
         let Some(values) = values else {
             return Ok(None);
         };
-        write_shard(&out.join(SAMPLES_FILE), &values, &[])?;
+        write_shard(&out.join(home(name)).join(SAMPLES_FILE), &values, &[])?;
         let figure = |metric| interval(&values, metric, resamples, seed);
         let results = json!({
             "heldout": Heldout::from_values(&values)?,
@@ -122,7 +126,7 @@ fn eval_one(context: &Context, name: &str) -> anyhow::Result<StageOutcome> {
             "agreement": figure(Metric::Agreement)?,
         });
         let results = serde_json::to_string_pretty(&results)? + "\n";
-        replace_file(&out.join("results.json"), results.as_bytes())?;
+        replace_file(&out.join(results_file(name)), results.as_bytes())?;
         let tokens = values.iter().map(|v| v.tokens as usize).sum();
         Ok(Some(StageSummary::new(counts([
             ("sequences", len),
