@@ -28,15 +28,15 @@ use super::{REQUESTS_FILE, Served};
 use super::{probe, publish};
 use crate::events::Event;
 use crate::interrupt;
-use crate::run_dir::{Earlier, Plan, short};
-use crate::stages::{Context, Done, Outcome, counts, stage_again};
+use crate::run_dir::{EarlierOutput, StagePlan, short};
+use crate::stages::{Context, StageOutcome, StageSummary, counts, run_stage_again};
 
 /// Asks the server for what is not there yet, and publishes all of it.
 ///
 /// # Errors
 /// When prompts are not published, the server cannot be used, a cap is reached, or the disk refuses;
 /// what was answered stays.
-pub(crate) fn collect(context: &Context) -> anyhow::Result<Outcome> {
+pub(crate) fn collect(context: &Context) -> anyhow::Result<StageOutcome> {
     let run = &context.run;
     let manifest = context.dir.require("prompts", "import", run)?;
     let served = Served::open(run)?;
@@ -49,7 +49,7 @@ pub(crate) fn collect(context: &Context) -> anyhow::Result<Outcome> {
         say_forecast(context, &served, &answers)?;
     }
     let mut finished_work = None;
-    let outcome = stage_again(context, &plan, again, |out| {
+    let outcome = run_stage_again(context, &plan, again, |out| {
         let mut collection = Collection::open(context, &served, &answers)?;
         let before = collection.store.tally();
         if !collection.ask_missing()? {
@@ -61,7 +61,7 @@ pub(crate) fn collect(context: &Context) -> anyhow::Result<Outcome> {
             finished_work = Some(collection.work.clone());
         }
         let same = published_answers(context)?.is_some_and(|published| published == answers);
-        Ok(Some(Done {
+        Ok(Some(StageSummary {
             worked: counts([
                 ("asked", written.answers + written.failures - before.answers),
                 ("there before", before.answers),
@@ -76,8 +76,8 @@ pub(crate) fn collect(context: &Context) -> anyhow::Result<Outcome> {
                 ("without distributions", written.unsignalled),
             ]),
             earlier: match all_in && same {
-                true => Earlier::Replace,
-                false => Earlier::Keep,
+                true => EarlierOutput::Replace,
+                false => EarlierOutput::Keep,
             },
         }))
     })?;
@@ -94,7 +94,7 @@ fn plan(
     served: &Served<'_>,
     answers: &Value,
     prompts: String,
-) -> anyhow::Result<Plan> {
+) -> anyhow::Result<StagePlan> {
     let collect = &context.run.file.collect;
     let mut settings = json!({ "answers": answers, "samples": collect.samples.get() });
     let mut outputs = vec!["failures".to_owned(), "completions".to_owned()];
@@ -108,7 +108,7 @@ fn plan(
         });
         outputs.insert(0, "signals".to_owned());
     }
-    Ok(Plan {
+    Ok(StagePlan {
         stage: "collect".to_owned(),
         home: "completions".to_owned(),
         outputs,
@@ -117,7 +117,7 @@ fn plan(
     })
 }
 
-pub(super) fn is_published(context: &Context, plan: &Plan) -> anyhow::Result<bool> {
+pub(super) fn is_published(context: &Context, plan: &StagePlan) -> anyhow::Result<bool> {
     let manifest = context.dir.published(&plan.home)?;
     Ok(manifest.is_some_and(|manifest| manifest.key == plan.key()))
 }
@@ -146,8 +146,8 @@ fn say_forecast(context: &Context, served: &Served<'_>, answers: &Value) -> anyh
     let (missing, measured) = missing;
     let spent = requests::spent(&context.dir.path(REQUESTS_FILE))?;
     context
-        .talk
-        .data(&forecast::of_answers(served, &measured, missing, &spent));
+        .console
+        .output(&forecast::of_answers(served, &measured, missing, &spent));
     Ok(())
 }
 
@@ -184,7 +184,7 @@ impl<'a> Collection<'a> {
         answers: &Value,
     ) -> anyhow::Result<Collection<'a>> {
         let dir = &context.dir;
-        let work = dir.work(&work_folder(answers))?;
+        let work = dir.work_path(&work_folder(answers))?;
         let (folder, samples) = (dir.path("prompts"), context.run.file.collect.samples.get());
         let mut measured = Measured::default();
         let units = Prompts::open(&folder)?.flat_map(|prompt| {
@@ -201,7 +201,7 @@ impl<'a> Collection<'a> {
         let index = Index::new(prompts::count(&folder)? * samples, units)?;
         let mut store = Store::open(&work.join("journal.bin"), &index)?;
         if store.cut_bytes > 0 {
-            context.talk.line(&format!(
+            context.console.note(&format!(
                 "collect: answers that landed while the disk or the process failed are asked for again ({} bytes cut)",
                 store.cut_bytes
             ));
@@ -209,7 +209,7 @@ impl<'a> Collection<'a> {
         let provenance = served.provenance()?;
         let mut failed = Vec::new();
         let mut homes = vec!["completions".to_owned()];
-        homes.extend(dir.old("completions"));
+        homes.extend(dir.old_outputs("completions"));
         for home in homes {
             let same = |m: &Manifest| {
                 m.settings
@@ -270,7 +270,7 @@ impl<'a> Collection<'a> {
             return;
         }
         let said: Vec<String> = reasons.iter().map(|(r, n)| format!("{n} {r}")).collect();
-        self.context.talk.say(&Event::Warning {
+        self.context.console.emit(&Event::Warning {
             text: format!(
                 "collect: without an answer or its distributions: {}; `failures/` says why, and `--retry-failures` asks again",
                 said.join(", ")
@@ -285,15 +285,17 @@ impl<'a> Collection<'a> {
 
     /// Asks for what is missing; false when it was stopped.
     fn ask_missing(&mut self) -> anyhow::Result<bool> {
-        let Context { talk, run, dir, .. } = self.context;
+        let Context {
+            console, run, dir, ..
+        } = self.context;
         let missing = self.missing();
         let tally = self.store.tally();
         if missing == 0 {
-            talk.line(&format!("collect: all {} answers are there", tally.answers));
+            console.note(&format!("collect: all {} answers are there", tally.answers));
             return Ok(true);
         }
         if tally.answers > 0 {
-            talk.line(&format!("collect: {} answers are there", tally.answers));
+            console.note(&format!("collect: {} answers are there", tally.answers));
         }
         if run.file.served().is_some_and(|teacher| teacher.offline) {
             return Err(run
@@ -304,8 +306,8 @@ impl<'a> Collection<'a> {
                 .into());
         }
         let requests = Requests::open(&dir.path(REQUESTS_FILE), "collect")?;
-        requests.say_lost(talk, "collect");
-        talk.line(&format!(
+        requests.say_lost(console, "collect");
+        console.note(&format!(
             "collect: {}",
             forecast::of_answers(self.served, &self.measured, missing, &requests.spent)
         ));
@@ -314,13 +316,15 @@ impl<'a> Collection<'a> {
     }
 
     fn ask(&mut self, requests: &Requests, missing: usize) -> anyhow::Result<Ended> {
-        let Context { talk, run, dir, .. } = self.context;
+        let Context {
+            console, run, dir, ..
+        } = self.context;
         let settings = self.served.settings(self.served.asking(), requests.spent)?;
         let there = self.store.tally().answers as u64;
         let total = there + missing as u64;
         let before = requests.spent;
         let budget = &run.file.budget;
-        let mut bar = talk.work("collect", "answers", there, total);
+        let mut bar = console.progress("collect", "answers", there, total);
         let asker = RefCell::new(Asker {
             served: self.served,
             store: &mut self.store,
@@ -342,9 +346,9 @@ impl<'a> Collection<'a> {
             &mut |progress: &Progress| {
                 let note = forecast::live(self.served, budget, &before, missing, progress);
                 let over = there + progress.landed + progress.failed;
-                bar.show(over.min(total), progress.tokens, &note);
+                bar.update(over.min(total), progress.tokens, &note);
             },
-            &interrupt::asked,
+            &interrupt::is_requested,
         )?;
         Ok(ended)
     }
