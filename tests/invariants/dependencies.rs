@@ -5,7 +5,7 @@ use cargo_metadata::{DependencyKind, Metadata, MetadataCommand};
 use crate::{CRATES, root};
 
 /// Libraries that only some crates may name.
-const NAMED_BY: [(&[&str], &[&str]); 7] = [
+const NAMED_BY: [(&[&str], &[&str]); 8] = [
     (
         &["burn"],
         &["potstill-kernels", "potstill-model", "potstill-student"],
@@ -20,10 +20,21 @@ const NAMED_BY: [(&[&str], &[&str]); 7] = [
         &["potstill-teacher"],
     ),
     (
-        &["clap_complete", "ctrlc", "indicatif", "open", "schemars"],
+        &["clap_complete", "ctrlc", "indicatif", "open"],
         &["potstill"],
     ),
     (&["anyhow", "clap"], &["potstill", "potstill-bench"]),
+    // Settings of the run file, which are types of the crates that read them.
+    (
+        &["schemars"],
+        &[
+            "potstill",
+            "potstill-datasets",
+            "potstill-eval",
+            "potstill-student",
+            "potstill-teacher",
+        ],
+    ),
     // Run files, and the teacher's table of providers.
     (&["toml"], &["potstill", "potstill-teacher"]),
 ];

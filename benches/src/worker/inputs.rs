@@ -90,6 +90,6 @@ pub(super) fn settings(request: &MeasurementRequest) -> Settings {
         overlong: Overlong::Drop,
         checkpoint_every: 1,
         chunk_rows: CHUNK_ROWS,
-        seed: 0,
+        ..Settings::default()
     }
 }
