@@ -1,9 +1,20 @@
-//! Decoded frames of a journal, each kept until all of its entries were taken.
+//! Frames of a store's journal. A decoded frame is kept until all of its entries were taken.
 
-use super::Frame;
+use serde::{Deserialize, Serialize};
+
 use super::journal::Journal;
 use super::record::{Entry, StoredRecord};
 use crate::error::Error;
+use crate::records::Provenance;
+
+/// A frame of a store's journal.
+#[derive(Serialize, Deserialize)]
+pub(super) enum Frame<T> {
+    /// The provenance of all entries that follow, up to the next frame of this kind.
+    Provenance(Provenance),
+    /// Entries that completed together.
+    Entries(Vec<Entry<T>>),
+}
 
 /// Frames are kept up to this many bytes, as journaled; the frame in use is kept even if it is larger.
 const CACHE_BYTES: u64 = 32 << 20;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use super::Store;
+use super::entries::Store;
 use super::record::{self, Answer, Entry, StoredRecord};
 use crate::error::Error;
 use crate::parquet::{PROMPTS_PER_SHARD, ShardWriter, shard_name, shards};

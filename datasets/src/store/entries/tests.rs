@@ -1,6 +1,5 @@
 use std::path::PathBuf;
 
-use super::record::Entry;
 use super::*;
 use crate::records::{FinishReason, Usage};
 
