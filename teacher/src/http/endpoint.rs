@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use reqwest::Url;
 
-use super::Key;
+use super::ApiKey;
 use crate::Error;
 
 /// A server that answers calls.
@@ -15,7 +15,7 @@ pub struct Endpoint {
     /// Base URL, such as `https://api.openai.com/v1`.
     pub url: String,
     /// What it is let in with.
-    pub key: Option<Key>,
+    pub key: Option<ApiKey>,
     /// Its share of the calls, beside the other endpoints'; above 0.
     pub weight: f64,
     /// Requests that may be sent in a minute.

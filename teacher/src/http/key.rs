@@ -4,7 +4,7 @@ use std::fmt;
 
 use potstill_datasets::Completion;
 
-use super::Reply;
+use super::Response;
 
 /// Keys shorter than this are placeholders, such as `EMPTY` for a server of one's own. They are sent, and
 /// not looked for in what comes back, since they may be words.
@@ -15,13 +15,13 @@ const SHORTEST_PIECE_BYTES: usize = 6;
 
 /// A key for an endpoint. It is only ever sent; `Debug` shows nothing of it.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Key(String);
+pub struct ApiKey(String);
 
-impl Key {
+impl ApiKey {
     /// A key as the server wants it, without `Bearer`; white space around it is dropped.
     #[must_use]
-    pub fn new(key: String) -> Key {
-        Key(key.trim().to_owned())
+    pub fn new(key: String) -> ApiKey {
+        ApiKey(key.trim().to_owned())
     }
 
     /// The value of the header `Authorization`.
@@ -68,7 +68,7 @@ impl Key {
 
     /// Takes the key out of an answer. Tokens that spell it are dropped with all others, since their ids spell
     /// it too.
-    pub(super) fn scrub_reply(&self, reply: &mut Reply) {
+    pub(super) fn scrub_response(&self, response: &mut Response) {
         if self.0.len() < SHORTEST_SECRET_BYTES {
             return;
         }
@@ -78,7 +78,7 @@ impl Key {
             tool_calls,
             tokens,
             ..
-        } = &mut reply.completion;
+        } = &mut response.completion;
         let mut found = self.scrub(answer);
         if let Some(reasoning) = reasoning {
             found |= self.scrub(reasoning);
@@ -87,7 +87,7 @@ impl Key {
             found |= self.scrub(&mut call.name);
             found |= self.scrub(&mut call.arguments);
         }
-        if let Some(name) = &mut reply.served_by {
+        if let Some(name) = &mut response.served_by {
             self.scrub(name);
         }
         if !found && !tokens.is_empty() {
@@ -108,9 +108,9 @@ impl Key {
     }
 }
 
-impl fmt::Debug for Key {
+impl fmt::Debug for ApiKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Key")
+        f.write_str("ApiKey")
     }
 }
 
@@ -125,8 +125,8 @@ mod tests {
 
     #[test]
     fn a_key_is_taken_out_whole_and_where_a_message_was_cut() {
-        let key = Key::new(" sk-0123456789\n".into());
-        assert_eq!(format!("{key:?}"), "Key");
+        let key = ApiKey::new(" sk-0123456789\n".into());
+        assert_eq!(format!("{key:?}"), "ApiKey");
         let scrubbed = |text: &str| {
             let mut text = text.to_owned();
             key.scrub(&mut text);
@@ -146,7 +146,7 @@ mod tests {
     #[test]
     fn a_placeholder_is_no_secret() {
         let mut text = "EMPTY".to_owned();
-        assert!(!Key::new("EMPTY".into()).scrub(&mut text));
+        assert!(!ApiKey::new("EMPTY".into()).scrub(&mut text));
         assert_eq!(text, "EMPTY");
     }
 }

@@ -13,10 +13,10 @@ use potstill_datasets::{ChatTemplate, Tokenizer};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::transport::Line;
-use super::{Billed, Dialect, Failure, Reason, Settings};
+use super::transport::EndpointClient;
+use super::{ClientSettings, Dialect, Failure, FailureReason, TokenUsage};
 use crate::Error;
-use ask::{Asked, ask};
+use ask::{ProbeClient, ask};
 
 /// What a few cheap questions told of an endpoint. `None` is what could not be found out.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
@@ -36,44 +36,44 @@ pub struct Probe {
     /// Whether it completes text.
     pub completions: bool,
     /// Log-probabilities of answers.
-    pub logprobs: Logprobs,
+    pub logprobs: AnswerLogprobs,
     /// Log-probabilities of prompts.
-    pub prompt_logprobs: Prompted,
+    pub prompt_logprobs: PromptScoring,
     /// Tokens: ids, bytes, and whether they are those of the local tokenizer.
-    pub tokens: Tokens,
+    pub tokens: TokenFindings,
     /// The largest difference of a log-probability between two equal questions at temperature 0, nats.
     pub repeat_difference: Option<f64>,
     /// Whether two equal questions at temperature 0 get the same text.
     pub deterministic: Option<bool>,
     /// What `usage` counts.
-    pub usage: Counted,
+    pub usage: UsageFindings,
     /// How fast it answers one question at a time.
-    pub speeds: Vec<Speed>,
+    pub speeds: Vec<AnswerSpeed>,
     /// What it does otherwise than one would think, a sentence each.
     pub quirks: Vec<String>,
     /// What to use it for.
-    pub recommended: Recommended,
+    pub recommended: Recommendation,
     /// Why not more, and which flags of the server to change, a sentence each.
     pub change: Vec<String>,
     /// What the questions cost.
-    pub spent: Billed,
+    pub spent: TokenUsage,
     /// How many questions there were.
     pub requests: u64,
 }
 
 /// Log-probabilities of sampled tokens.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
-pub struct Logprobs {
+pub struct AnswerLogprobs {
     /// Whether they are numbers that a model could have given.
-    pub kind: Kind,
+    pub kind: LogprobKind,
     /// The largest number of likeliest tokens that came, of those that were tried.
     pub largest_k: u32,
     /// What the server said to a larger one.
     pub limit_said: Option<String>,
     /// Whether they are of the model's own distribution or of what is left after temperature.
-    pub temperature: Scale,
+    pub temperature: SamplingStage,
     /// The same for penalties on repeated tokens.
-    pub penalties: Scale,
+    pub penalties: SamplingStage,
     /// Whether a penalty on repeated tokens is on unless the request turns it off.
     pub penalty_by_default: Option<bool>,
 }
@@ -81,7 +81,7 @@ pub struct Logprobs {
 /// What log-probabilities are worth.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Kind {
+pub enum LogprobKind {
     /// None came.
     #[default]
     Missing,
@@ -96,7 +96,7 @@ pub enum Kind {
 /// At which point of sampling log-probabilities are taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Scale {
+pub enum SamplingStage {
     /// It could not be told.
     #[default]
     Unknown,
@@ -108,9 +108,9 @@ pub enum Scale {
 
 /// Log-probabilities of given text.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
-pub struct Prompted {
+pub struct PromptScoring {
     /// How they are had.
-    pub through: Through,
+    pub through: ScoringApi,
     /// The largest number of likeliest tokens that came, of those that were tried.
     pub largest_k: u32,
     /// What the server said to a larger one.
@@ -129,7 +129,7 @@ pub struct Prompted {
 /// How log-probabilities of a prompt are had.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Through {
+pub enum ScoringApi {
     /// Not at all.
     #[default]
     Nothing,
@@ -143,7 +143,7 @@ pub enum Through {
 
 /// What is known of tokens.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct Tokens {
+pub struct TokenFindings {
     /// Whether the ids of an answer come.
     pub ids: bool,
     /// Whether the ids of the likeliest tokens come.
@@ -160,7 +160,7 @@ pub struct Tokens {
 
 /// What `usage` counts.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct Counted {
+pub struct UsageFindings {
     /// Whether there is one.
     pub present: bool,
     /// Whether streams have one where it is asked for.
@@ -175,7 +175,7 @@ pub struct Counted {
 
 /// How fast answers come.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct Speed {
+pub struct AnswerSpeed {
     /// Likeliest tokens asked for; `None` for text alone.
     pub k: Option<u32>,
     /// Tokens of one answer a second.
@@ -187,7 +187,7 @@ pub struct Speed {
 /// What an endpoint is good for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Recommended {
+pub enum Recommendation {
     /// Text alone: train by cross-entropy.
     #[default]
     Traces,
@@ -202,7 +202,7 @@ pub enum Recommended {
 /// An endpoint that is not described rightly, cannot be reached, or lets nobody in. What a server refuses or does
 /// badly is no error but a finding.
 pub fn probe(
-    settings: &Settings,
+    settings: &ClientSettings,
     local: Option<(&Tokenizer, &ChatTemplate)>,
     tell: &mut dyn FnMut(&str),
 ) -> Result<Probe, Error> {
@@ -218,16 +218,16 @@ pub fn probe(
         endpoint: endpoint.name.clone(),
         why,
     };
-    let mut asked = Asked {
-        line: Line::new(endpoint, settings.timeouts, settings.max_body_bytes)?,
-        asking: &settings.asking,
+    let mut client = ProbeClient {
+        endpoint: EndpointClient::new(endpoint, settings.timeouts, settings.max_body_bytes)?,
+        request: &settings.request,
         nonce: settings.jitter_seed,
-        spent: Billed::default(),
+        spent: TokenUsage::default(),
         requests: 0,
     };
     let mut probe = Probe {
         url: endpoint.url.clone(),
-        model: settings.asking.model.clone(),
+        model: settings.request.model.clone(),
         ..Probe::default()
     };
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -235,49 +235,49 @@ pub fn probe(
         .build()
         .map_err(|error| refused(format!("no runtime can be started: {error}")))?;
     runtime
-        .block_on(all(&mut asked, &mut probe, local, tell))
+        .block_on(all(&mut client, &mut probe, local, tell))
         .map_err(|failure| refused(format!("{}: {}", failure.reason.name(), failure.message)))?;
-    probe.spent = asked.spent;
-    probe.requests = asked.requests;
+    probe.spent = client.spent;
+    probe.requests = client.requests;
     told::conclude(&mut probe);
     Ok(probe)
 }
 
 async fn all(
-    asked: &mut Asked<'_>,
+    client: &mut ProbeClient<'_>,
     probe: &mut Probe,
     local: Option<(&Tokenizer, &ChatTemplate)>,
     tell: &mut dyn FnMut(&str),
 ) -> Result<(), Failure> {
     tell("who it is");
-    identify(asked, probe).await?;
+    identify(client, probe).await?;
     tell("a chat with log-probabilities");
-    let first = answers::first(asked, probe).await?;
+    let first = answers::first(client, probe).await?;
     tell("a continuation");
-    let begun = prompts::continuation(asked, probe).await;
+    let begun = prompts::continuation(client, probe).await;
     let answer = noted(probe, "a continuation", begun)?.unwrap_or_default();
-    if probe.logprobs.kind == Kind::Real {
+    if probe.logprobs.kind == LogprobKind::Real {
         tell("how many likeliest tokens");
-        let done = answers::largest_k(asked, probe).await;
+        let done = answers::largest_k(client, probe).await;
         noted(probe, "how many likeliest tokens", done)?;
         tell("temperature");
-        let done = answers::temperature(asked, probe).await;
+        let done = answers::temperature(client, probe).await;
         noted(probe, "temperature", done)?;
     }
     tell("penalties");
-    let done = answers::penalties(asked, probe).await;
+    let done = answers::penalties(client, probe).await;
     noted(probe, "penalties", done)?;
     tell("log-probabilities of prompts");
-    let done = prompts::prompted(asked, probe, &answer).await;
+    let done = prompts::prompted(client, probe, &answer).await;
     noted(probe, "log-probabilities of prompts", done)?;
     tell("tokens and template");
-    let done = prompts::tokens(asked, probe, local, &first, &answer).await;
+    let done = prompts::tokens(client, probe, local, &first, &answer).await;
     noted(probe, "tokens and template", done)?;
     tell("what is counted");
-    let done = answers::counts(asked, probe).await;
+    let done = answers::counts(client, probe).await;
     noted(probe, "what is counted", done)?;
     tell("how fast it is");
-    let done = answers::speeds(asked, probe).await;
+    let done = answers::speeds(client, probe).await;
     noted(probe, "how fast it is", done)?;
     Ok(())
 }
@@ -286,12 +286,14 @@ async fn all(
 fn noted<T>(probe: &mut Probe, what: &str, done: Result<T, Failure>) -> Result<Option<T>, Failure> {
     match done {
         Ok(done) => Ok(Some(done)),
-        Err(failure) if failure.reason.is_endpoints() || failure.reason == Reason::Connect => {
+        Err(failure)
+            if failure.reason.concerns_endpoint() || failure.reason == FailureReason::Connect =>
+        {
             Err(failure)
         }
         Err(failure) => {
             probe.quirks.push(format!(
-                "asked for {what} it failed ({}): {}",
+                "client for {what} it failed ({}): {}",
                 failure.reason.name(),
                 failure.message
             ));
@@ -301,11 +303,11 @@ fn noted<T>(probe: &mut Probe, what: &str, done: Result<T, Failure>) -> Result<O
 }
 
 /// What the server says of itself.
-async fn identify(asked: &mut Asked<'_>, probe: &mut Probe) -> Result<(), Failure> {
-    let models = ask(asked, "/models", false, None).await?;
+async fn identify(client: &mut ProbeClient<'_>, probe: &mut Probe) -> Result<(), Failure> {
+    let models = ask(client, "/models", false, None).await?;
     let list = models.json.get("data").and_then(Value::as_array);
     let list = list.map(Vec::as_slice).unwrap_or_default();
-    let id = |model: &Value| model.get("id").and_then(Value::as_str) == Some(&asked.asking.model);
+    let id = |model: &Value| model.get("id").and_then(Value::as_str) == Some(&client.request.model);
     let model = list.iter().find(|model| id(model)).or(list.first());
     let Some(model) = model else {
         return Ok(());
@@ -327,7 +329,7 @@ async fn identify(asked: &mut Asked<'_>, probe: &mut Probe) -> Result<(), Failur
     };
     let engine = match probe.dialect {
         Some(Dialect::Vllm) => {
-            let version = ask(asked, "/version", true, None).await?;
+            let version = ask(client, "/version", true, None).await?;
             let version = version
                 .json
                 .get("version")
@@ -337,7 +339,7 @@ async fn identify(asked: &mut Asked<'_>, probe: &mut Probe) -> Result<(), Failur
         }
         Some(Dialect::Sglang) => Some("SGLang".to_owned()),
         Some(Dialect::LlamaServer) => {
-            let props = ask(asked, "/props", true, None).await?;
+            let props = ask(client, "/props", true, None).await?;
             let build = props
                 .json
                 .get("build_info")

@@ -59,7 +59,7 @@ pub struct Provider {
 ///
 /// # Errors
 /// [`Error::Providers`] where the data file is not what it should be.
-pub fn providers() -> Result<BTreeMap<String, Provider>, Error> {
+pub fn known_providers() -> Result<BTreeMap<String, Provider>, Error> {
     parse(include_str!("providers.toml"), Path::new("providers.toml"))
 }
 
@@ -67,7 +67,7 @@ pub fn providers() -> Result<BTreeMap<String, Provider>, Error> {
 ///
 /// # Errors
 /// [`Error::Providers`] with the place in the file.
-pub fn merge(
+pub fn merge_providers(
     mut ours: BTreeMap<String, Provider>,
     users_toml: &str,
     path: &Path,
@@ -90,7 +90,7 @@ mod tests {
 
     #[test]
     fn the_providers_of_the_data_file_are_whole() {
-        let all = providers().unwrap();
+        let all = known_providers().unwrap();
         for name in [
             "deepseek-r1",
             "deepseek-v3",
@@ -136,12 +136,12 @@ mod tests {
         };
         let path = Path::new("mine.toml");
         let text = mine("o1") + &mine("new");
-        let all = merge(providers().unwrap(), &text, path).unwrap();
+        let all = merge_providers(known_providers().unwrap(), &text, path).unwrap();
         // An entry takes the place of another whole: an old price never stays beside a new address.
         assert_eq!((all["o1"].model.as_str(), all["o1"].price), ("x", None));
         assert!(all.contains_key("new") && all.contains_key("gpt-4o"));
         let wrong = mine("new").replace("model", "modell");
-        let error = merge(providers().unwrap(), &wrong, path)
+        let error = merge_providers(known_providers().unwrap(), &wrong, path)
             .unwrap_err()
             .to_string();
         assert!(

@@ -318,7 +318,7 @@ fn finish(support: Vec<(u32, f32)>) -> Result<SignalRow, String> {
 
 /// A part of a long text that a server is asked to score by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Window {
+pub struct ScoringWindow {
     /// The first token that is sent.
     pub start: usize,
     /// One past the last.
@@ -334,7 +334,12 @@ pub struct Window {
 /// and not the whole text. A server holds logits for each token of a prompt whose log-probabilities it is asked
 /// for, so `most` bounds its memory.
 #[must_use]
-pub fn windows(tokens: usize, from: usize, most: usize, context: usize) -> Vec<Window> {
+pub fn scoring_windows(
+    tokens: usize,
+    from: usize,
+    most: usize,
+    context: usize,
+) -> Vec<ScoringWindow> {
     let from = from.max(1);
     if from >= tokens {
         return Vec::new();
@@ -351,7 +356,7 @@ pub fn windows(tokens: usize, from: usize, most: usize, context: usize) -> Vec<W
     };
     while next < tokens {
         let end = tokens.min(start + most);
-        windows.push(Window {
+        windows.push(ScoringWindow {
             start,
             end,
             from: next,
@@ -366,9 +371,9 @@ pub fn windows(tokens: usize, from: usize, most: usize, context: usize) -> Vec<W
 ///
 /// # Errors
 /// In words, where a window's are not as many as its tokens.
-pub fn join_windows(
+pub fn join_scoring_windows(
     tokens: usize,
-    parts: Vec<(Window, PromptLogprobs)>,
+    parts: Vec<(ScoringWindow, PromptLogprobs)>,
 ) -> Result<PromptLogprobs, String> {
     let mut whole: PromptLogprobs = vec![None; tokens];
     for (window, given) in parts {

@@ -8,7 +8,7 @@ use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, LOCAT
 use reqwest::{Client, Method, Response, Url};
 use tokio::time::timeout;
 
-use super::{Endpoint, Failure, Key, Reason, Timeouts};
+use super::{ApiKey, Endpoint, Failure, FailureReason, Timeouts};
 use crate::Error;
 
 /// Bytes of a refusal that are read; the rest says nothing more.
@@ -22,17 +22,17 @@ const REDIRECTS: u32 = 4;
 const STREAMS: u32 = 96;
 
 /// Connections to one endpoint.
-pub(super) struct Line {
+pub(super) struct EndpointClient {
     clients: Vec<Client>,
     url: Url,
-    key: Option<Key>,
+    key: Option<ApiKey>,
     timeouts: Timeouts,
     max_body_bytes: u64,
 }
 
 /// A reply of any status, whole.
 #[derive(Debug)]
-pub(super) struct Answered {
+pub(super) struct WholeResponse {
     /// The status.
     pub status: u16,
     /// The body, decoded, without the key.
@@ -42,7 +42,7 @@ pub(super) struct Answered {
 }
 
 /// A reply whose headers came.
-pub(super) struct Opened {
+pub(super) struct OpenResponse {
     pub(super) status: u16,
     pub(super) retry_after: Option<String>,
     pub(super) is_stream: bool,
@@ -55,28 +55,28 @@ pub(super) struct Opened {
 
 /// Asks once and reads the whole reply: with `json` by POST, else by GET. `path` lies below the base URL, such as
 /// `/models`, or at the host's root. Statuses other than 2xx are replies too.
-pub(super) async fn exchange(
-    line: &Line,
+pub(super) async fn send(
+    client: &EndpointClient,
     path: &str,
     from_root: bool,
     json: Option<Vec<u8>>,
-) -> Result<Answered, Failure> {
-    let mut opened = open(line, 0, path, from_root, json.map(Bytes::from)).await?;
-    let body = opened.whole(line).await?;
-    Ok(Answered {
-        status: opened.status,
+) -> Result<WholeResponse, Failure> {
+    let mut response = open(client, 0, path, from_root, json.map(Bytes::from)).await?;
+    let body = response.whole_body(client).await?;
+    Ok(WholeResponse {
+        status: response.status,
         body,
-        seconds: opened.begun.elapsed().as_secs_f64(),
+        seconds: response.begun.elapsed().as_secs_f64(),
     })
 }
 
-impl Line {
+impl EndpointClient {
     /// Clients for an endpoint; nothing is sent.
     pub(super) fn new(
         endpoint: &Endpoint,
         timeouts: Timeouts,
         max_body_bytes: u64,
-    ) -> Result<Line, Error> {
+    ) -> Result<EndpointClient, Error> {
         let url = endpoint.checked_url()?;
         // The first to come installs it; that it is there already is no failure.
         let _ = rustls::crypto::ring::default_provider().install_default();
@@ -120,9 +120,9 @@ impl Line {
             .collect::<Result<Vec<_>, _>>()
             .map_err(|e| Error::Endpoint {
                 endpoint: endpoint.name.clone(),
-                why: format!("no client can be set up: {}", said(&e)),
+                why: format!("no client can be set up: {}", describe(&e)),
             })?;
-        Ok(Line {
+        Ok(EndpointClient {
             clients,
             url,
             key: endpoint.key.clone(),
@@ -132,7 +132,7 @@ impl Line {
     }
 
     /// The key.
-    pub(super) fn key(&self) -> Option<&Key> {
+    pub(super) fn key(&self) -> Option<&ApiKey> {
         self.key.as_ref()
     }
 
@@ -150,16 +150,16 @@ impl Line {
 
 /// Sends a request and waits for the headers of its reply. `nth` spreads requests over clients.
 pub(super) async fn open(
-    line: &Line,
+    client: &EndpointClient,
     nth: u64,
     path: &str,
     from_root: bool,
     json: Option<Bytes>,
-) -> Result<Opened, Failure> {
+) -> Result<OpenResponse, Failure> {
     let begun = Instant::now();
-    let client = &line.clients[(nth % line.clients.len() as u64) as usize];
-    let mut url = line.address(path, from_root);
-    let limit = line.timeouts.first_byte.min(line.timeouts.whole);
+    let client = &client.clients[(nth % client.clients.len() as u64) as usize];
+    let mut url = client.address(path, from_root);
+    let limit = client.timeouts.first_byte.min(client.timeouts.whole);
     for _ in 0..=REDIRECTS {
         let mut request = client.request(
             if json.is_some() {
@@ -178,25 +178,25 @@ pub(super) async fn open(
         let response = match timeout(left, request.send()).await {
             Err(_) => {
                 return Err(Failure::new(
-                    Reason::FirstByteTimeout,
+                    FailureReason::FirstByteTimeout,
                     format!("no reply within {} s", limit.as_secs_f64()),
                 ));
             }
-            Ok(Err(e)) => return Err(failed(line, &e, begun.elapsed())),
+            Ok(Err(e)) => return Err(failed(client, &e, begun.elapsed())),
             Ok(Ok(response)) => response,
         };
         if !response.status().is_redirection() {
-            return Ok(opened(response, begun, line));
+            return Ok(opened(response, begun, client));
         }
         url = redirected(&url, &response, json.is_some())?;
     }
     Err(Failure::new(
-        Reason::Redirected,
+        FailureReason::Redirected,
         format!("more than {REDIRECTS} redirects"),
     ))
 }
 
-fn opened(response: Response, begun: Instant, line: &Line) -> Opened {
+fn opened(response: Response, begun: Instant, client: &EndpointClient) -> OpenResponse {
     let header = |name| {
         response
             .headers()
@@ -206,7 +206,7 @@ fn opened(response: Response, begun: Instant, line: &Line) -> Opened {
     };
     let is_stream = header(CONTENT_TYPE).is_some_and(|t| t.starts_with("text/event-stream"));
     let is_good = response.status().is_success();
-    Opened {
+    OpenResponse {
         status: response.status().as_u16(),
         retry_after: header(RETRY_AFTER),
         is_stream,
@@ -214,11 +214,11 @@ fn opened(response: Response, begun: Instant, line: &Line) -> Opened {
         begun,
         read: 0,
         limit: if is_good {
-            line.max_body_bytes
+            client.max_body_bytes
         } else {
-            line.max_body_bytes.min(REFUSAL_BYTES)
+            client.max_body_bytes.min(REFUSAL_BYTES)
         },
-        timeouts: line.timeouts,
+        timeouts: client.timeouts,
     }
 }
 
@@ -226,7 +226,7 @@ fn opened(response: Response, begun: Instant, line: &Line) -> Opened {
 fn redirected(from: &Url, response: &Response, has_body: bool) -> Result<Url, Failure> {
     let status = response.status().as_u16();
     let refuse = |why: String| {
-        let mut failure = Failure::new(Reason::Redirected, why);
+        let mut failure = Failure::new(FailureReason::Redirected, why);
         failure.status = Some(status);
         failure
     };
@@ -251,26 +251,29 @@ fn redirected(from: &Url, response: &Response, has_body: bool) -> Result<Url, Fa
     Ok(to)
 }
 
-impl Opened {
+impl OpenResponse {
     /// The next piece of the body, decoded; `None` at its end.
-    pub(super) async fn piece(&mut self, line: &Line) -> Result<Option<Bytes>, Failure> {
+    pub(super) async fn chunk(
+        &mut self,
+        client: &EndpointClient,
+    ) -> Result<Option<Bytes>, Failure> {
         let left = self.timeouts.whole.saturating_sub(self.begun.elapsed());
         let limit = left.min(self.timeouts.idle);
         let piece = match timeout(limit, self.response.chunk()).await {
             Err(_) if limit < self.timeouts.idle => {
                 return Err(self.failure(
-                    Reason::TotalTimeout,
+                    FailureReason::TotalTimeout,
                     format!("not over within {} s", self.timeouts.whole.as_secs_f64()),
                 ));
             }
             Err(_) => {
                 return Err(self.failure(
-                    Reason::IdleTimeout,
+                    FailureReason::IdleTimeout,
                     format!("nothing came for {} s", self.timeouts.idle.as_secs_f64()),
                 ));
             }
             Ok(Err(e)) => {
-                let mut failure = failed(line, &e, self.begun.elapsed());
+                let mut failure = failed(client, &e, self.begun.elapsed());
                 failure.status = Some(self.status);
                 return Err(failure);
             }
@@ -280,7 +283,7 @@ impl Opened {
             self.read += piece.len() as u64;
             if self.read > self.limit {
                 return Err(self.failure(
-                    Reason::TooLarge,
+                    FailureReason::TooLarge,
                     format!("the reply has more than {} bytes", self.limit),
                 ));
             }
@@ -289,18 +292,18 @@ impl Opened {
     }
 
     /// All of the body, without the key. Of a refusal only the beginning.
-    pub(super) async fn whole(&mut self, line: &Line) -> Result<Vec<u8>, Failure> {
+    pub(super) async fn whole_body(&mut self, client: &EndpointClient) -> Result<Vec<u8>, Failure> {
         let is_good = (200..300).contains(&self.status);
         let told = self.response.content_length().unwrap_or(0);
         if told > self.limit && is_good {
             return Err(self.failure(
-                Reason::TooLarge,
+                FailureReason::TooLarge,
                 format!("the reply has {told} bytes, more than {}", self.limit),
             ));
         }
         let mut body = Vec::with_capacity(told.min(1 << 20) as usize);
         loop {
-            match self.piece(line).await {
+            match self.chunk(client).await {
                 Ok(Some(piece)) => body.extend_from_slice(&piece),
                 Ok(None) => break,
                 // The status says enough.
@@ -308,7 +311,7 @@ impl Opened {
                 Err(failure) => return Err(failure),
             }
         }
-        if let Some(key) = &line.key {
+        if let Some(key) = &client.key {
             key.scrub_bytes(&mut body);
         }
         Ok(body)
@@ -319,7 +322,7 @@ impl Opened {
         self.read
     }
 
-    fn failure(&self, reason: Reason, message: String) -> Failure {
+    fn failure(&self, reason: FailureReason, message: String) -> Failure {
         let mut failure = Failure::new(reason, message);
         failure.status = Some(self.status);
         failure
@@ -327,18 +330,18 @@ impl Opened {
 }
 
 /// What became of a request that gave no reply, or half of one.
-fn failed(line: &Line, error: &reqwest::Error, after: Duration) -> Failure {
+fn failed(client: &EndpointClient, error: &reqwest::Error, after: Duration) -> Failure {
     let reason = if error.is_connect() {
-        Reason::Connect
+        FailureReason::Connect
     } else if error.is_timeout() {
-        Reason::TotalTimeout
+        FailureReason::TotalTimeout
     } else if error.is_decode() && is_garbled(error) {
-        Reason::Malformed
+        FailureReason::Malformed
     } else {
-        Reason::Cut
+        FailureReason::Cut
     };
-    let mut message = format!("{} after {:.1} s", said(error), after.as_secs_f64());
-    if let Some(key) = &line.key {
+    let mut message = format!("{} after {:.1} s", describe(error), after.as_secs_f64());
+    if let Some(key) = &client.key {
         key.scrub(&mut message);
     }
     message.truncate(message.floor_char_boundary(500));
@@ -359,7 +362,7 @@ fn is_garbled(error: &reqwest::Error) -> bool {
 }
 
 /// An error with its causes, without the URL.
-fn said(error: &reqwest::Error) -> String {
+fn describe(error: &reqwest::Error) -> String {
     let mut text = String::new();
     let mut cause: Option<&dyn std::error::Error> = std::error::Error::source(error);
     while let Some(e) = cause {

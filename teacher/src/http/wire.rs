@@ -17,14 +17,14 @@ mod token;
 
 use potstill_datasets::Completion;
 
-use super::{Asking, Call, Failure, Reply};
+use super::{Call, Failure, RequestSettings, Response};
 
 pub(super) use refusal::failure;
 pub(super) use stream::Stream;
 
 /// What is posted.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Body {
+pub(super) struct RequestBody {
     /// Where to, such as `/chat/completions`.
     pub(super) path: &'static str,
     /// Whether `path` lies at the host's root and not below the base URL: SGLang's `/generate`.
@@ -35,16 +35,20 @@ pub(super) struct Body {
 
 /// The request for a call, or for the rest of an answer of which there is `so_far`.
 pub(super) fn request(
-    asking: &Asking,
+    settings: &RequestSettings,
     call: &Call,
     so_far: Option<&Completion>,
-) -> Result<Body, Failure> {
-    request::request(asking, call, so_far)
+) -> Result<RequestBody, Failure> {
+    request::request(settings, call, so_far)
 }
 
 /// Reads a whole reply of status 2xx.
-pub(super) fn parse(asking: &Asking, call: &Call, body: &[u8]) -> Result<Reply, Failure> {
-    reply::parse(asking, call, body)
+pub(super) fn parse(
+    settings: &RequestSettings,
+    call: &Call,
+    body: &[u8],
+) -> Result<Response, Failure> {
+    reply::parse(settings, call, body)
 }
 
 /// An answer and the rest that was asked for from its end.

@@ -2,21 +2,21 @@
 
 use serde_json::{Value, json};
 
-use super::super::transport::{Line, exchange};
-use super::super::{Asking, Billed, Failure, Reason};
+use super::super::transport::{EndpointClient, send};
+use super::super::{Failure, FailureReason, RequestSettings, TokenUsage};
 
 /// An endpoint that is being asked.
-pub(super) struct Asked<'a> {
-    pub(super) line: Line,
-    pub(super) asking: &'a Asking,
+pub(super) struct ProbeClient<'a> {
+    pub(super) endpoint: EndpointClient,
+    pub(super) request: &'a RequestSettings,
     /// Makes texts that no server has in its cache.
     pub(super) nonce: u64,
-    pub(super) spent: Billed,
+    pub(super) spent: TokenUsage,
     pub(super) requests: u64,
 }
 
 /// What came back: any status that a server gives is an answer here.
-pub(super) struct Told {
+pub(super) struct ProbeResponse {
     pub(super) status: u16,
     /// The JSON; null where the body is none.
     pub(super) json: Value,
@@ -26,7 +26,7 @@ pub(super) struct Told {
     pub(super) seconds: f64,
 }
 
-impl Told {
+impl ProbeResponse {
     pub(super) fn is_good(&self) -> bool {
         (200..300).contains(&self.status) && self.json.get("error").is_none_or(Value::is_null)
     }
@@ -67,45 +67,45 @@ impl Told {
 
 /// Asks by POST with `body`, else by GET. Only a failure to get any answer is an error.
 pub(super) async fn ask(
-    asked: &mut Asked<'_>,
+    client: &mut ProbeClient<'_>,
     path: &str,
     from_root: bool,
     body: Option<&Value>,
-) -> Result<Told, Failure> {
-    asked.requests += 1;
+) -> Result<ProbeResponse, Failure> {
+    client.requests += 1;
     let json = body.map(|body| body.to_string().into_bytes());
-    let came = exchange(&asked.line, path, from_root, json).await?;
+    let came = send(&client.endpoint, path, from_root, json).await?;
     let bytes = came.body.len() as u64;
     let text = String::from_utf8_lossy(&came.body).into_owned();
-    let told = Told {
+    let response = ProbeResponse {
         status: came.status,
         json: serde_json::from_str(&text).unwrap_or(Value::Null),
         text,
         bytes,
         seconds: came.seconds,
     };
-    if matches!(told.status, 401..=403) && body.is_some() {
-        let mut failure = Failure::new(Reason::Unauthorized, told.complaint());
-        failure.status = Some(told.status);
+    if matches!(response.status, 401..=403) && body.is_some() {
+        let mut failure = Failure::new(FailureReason::Unauthorized, response.complaint());
+        failure.status = Some(response.status);
         return Err(failure);
     }
-    asked.spent.prompt_tokens += told.used("prompt_tokens").unwrap_or(0);
-    asked.spent.completion_tokens += told.used("completion_tokens").unwrap_or(0);
-    Ok(told)
+    client.spent.prompt_tokens += response.used("prompt_tokens").unwrap_or(0);
+    client.spent.completion_tokens += response.used("completion_tokens").unwrap_or(0);
+    Ok(response)
 }
 
 /// Asks a chat of one question. `more` is merged into the request.
 pub(super) async fn chat(
-    asked: &mut Asked<'_>,
+    client: &mut ProbeClient<'_>,
     question: &str,
     max_tokens: u32,
     more: Value,
-) -> Result<Told, Failure> {
+) -> Result<ProbeResponse, Failure> {
     let mut body = json!({
-        "model": asked.asking.model,
+        "model": client.request.model,
         "messages": [{ "role": "user", "content": question }],
     });
-    if asked.asking.reasoning_model {
+    if client.request.reasoning_model {
         // Reasoning is spent first; a limit of a few tokens would leave no answer.
         merge(
             &mut body,
@@ -118,24 +118,24 @@ pub(super) async fn chat(
         );
         merge(&mut body, more);
     }
-    ask(asked, "/chat/completions", false, Some(&body)).await
+    ask(client, "/chat/completions", false, Some(&body)).await
 }
 
 /// Asks for the continuation of a prompt, which is a text, ids, or several texts.
 pub(super) async fn complete(
-    asked: &mut Asked<'_>,
+    client: &mut ProbeClient<'_>,
     prompt: Value,
     max_tokens: u32,
     more: Value,
-) -> Result<Told, Failure> {
+) -> Result<ProbeResponse, Failure> {
     let mut body = json!({
-        "model": asked.asking.model,
+        "model": client.request.model,
         "prompt": prompt,
         "max_tokens": max_tokens,
         "temperature": 0,
     });
     merge(&mut body, more);
-    ask(asked, "/completions", false, Some(&body)).await
+    ask(client, "/completions", false, Some(&body)).await
 }
 
 fn merge(body: &mut Value, more: Value) {

@@ -2,15 +2,15 @@
 
 use serde_json::Value;
 
-use super::Kind;
-use super::ask::Told;
+use super::LogprobKind;
+use super::ask::ProbeResponse;
 
 /// Rounding, batching and half precision move log-probabilities by less, on average.
 pub(super) const ALIKE: f64 = 0.15;
 
 /// A position.
 #[derive(Debug, Clone, PartialEq, Default)]
-pub(super) struct Place {
+pub(super) struct PositionLogprobs {
     pub(super) token: String,
     pub(super) logprob: Option<f64>,
     pub(super) id: Option<u64>,
@@ -20,28 +20,28 @@ pub(super) struct Place {
 }
 
 /// The positions of an answer, or of prompt and answer where they were echoed.
-pub(super) fn places(told: &Told) -> Vec<Place> {
-    let choice = told.choice();
+pub(super) fn positions(response: &ProbeResponse) -> Vec<PositionLogprobs> {
+    let choice = response.choice();
     let Some(logprobs) = choice.get("logprobs") else {
         return Vec::new();
     };
-    let mut places = match logprobs.get("content").and_then(Value::as_array) {
+    let mut positions = match logprobs.get("content").and_then(Value::as_array) {
         Some(content) => content.iter().map(chat_place).collect(),
         None => completion_places(logprobs),
     };
     let ids = choice.get("token_ids").and_then(Value::as_array);
-    if let Some(ids) = ids.filter(|ids| ids.len() == places.len()) {
-        for (place, id) in places.iter_mut().zip(ids) {
-            place.id = id.as_u64();
+    if let Some(ids) = ids.filter(|ids| ids.len() == positions.len()) {
+        for (position, id) in positions.iter_mut().zip(ids) {
+            position.id = id.as_u64();
         }
     }
-    places
+    positions
 }
 
-fn chat_place(entry: &Value) -> Place {
+fn chat_place(entry: &Value) -> PositionLogprobs {
     let top = entry.get("top_logprobs").and_then(Value::as_array);
     let top = top.map(Vec::as_slice).unwrap_or_default();
-    Place {
+    PositionLogprobs {
         token: text(entry, "token"),
         logprob: entry.get("logprob").and_then(Value::as_f64),
         id: entry.get("id").and_then(Value::as_u64),
@@ -59,19 +59,19 @@ fn text(entry: &Value, name: &str) -> String {
     text.unwrap_or_default().to_owned()
 }
 
-fn completion_places(logprobs: &Value) -> Vec<Place> {
+fn completion_places(logprobs: &Value) -> Vec<PositionLogprobs> {
     let list = |name| {
         let list = logprobs.get(name).and_then(Value::as_array);
         list.map(Vec::as_slice).unwrap_or_default()
     };
     let (tokens, values, tops) = (list("tokens"), list("token_logprobs"), list("top_logprobs"));
-    let place = |(at, token): (usize, &Value)| Place {
+    let position = |(at, token): (usize, &Value)| PositionLogprobs {
         token: token.as_str().unwrap_or_default().to_owned(),
         logprob: values.get(at).and_then(Value::as_f64),
         top: tops.get(at).map(of_map).unwrap_or_default(),
-        ..Place::default()
+        ..PositionLogprobs::default()
     };
-    tokens.iter().enumerate().map(place).collect()
+    tokens.iter().enumerate().map(position).collect()
 }
 
 /// `{"token": -0.5, …}`, likeliest first.
@@ -88,14 +88,14 @@ fn sorted(entries: impl Iterator<Item = (String, f64)>) -> Vec<(String, f64)> {
 
 /// vLLM's `prompt_logprobs`: by position a map from id to `{logprob, rank, decoded_token}`; the realised token
 /// comes first.
-pub(super) fn prompt_places(told: &Told) -> Option<Vec<Place>> {
-    let positions = told
+pub(super) fn prompt_places(response: &ProbeResponse) -> Option<Vec<PositionLogprobs>> {
+    let positions = response
         .choice()
         .get("prompt_logprobs")
         .filter(|value| value.is_array())
-        .or_else(|| told.json.get("prompt_logprobs"))?
+        .or_else(|| response.json.get("prompt_logprobs"))?
         .as_array()?;
-    let place = |position: &Value| {
+    let position = |position: &Value| {
         let entries = position.as_object().into_iter().flatten();
         let top = sorted(entries.filter_map(|(_, entry)| {
             Some((
@@ -103,52 +103,52 @@ pub(super) fn prompt_places(told: &Told) -> Option<Vec<Place>> {
                 entry.get("logprob")?.as_f64()?,
             ))
         }));
-        Place {
+        PositionLogprobs {
             top,
             top_has_ids: position.is_object(),
-            ..Place::default()
+            ..PositionLogprobs::default()
         }
     };
-    Some(positions.iter().map(place).collect())
+    Some(positions.iter().map(position).collect())
 }
 
 /// SGLang's `meta_info`: `input_top_logprobs` is by position a list of `[logprob, id, text]`.
-pub(super) fn generate_places(told: &Told) -> Option<Vec<Place>> {
-    let positions = told
+pub(super) fn generate_places(response: &ProbeResponse) -> Option<Vec<PositionLogprobs>> {
+    let positions = response
         .json
         .pointer("/meta_info/input_top_logprobs")?
         .as_array()?;
-    let place = |position: &Value| {
+    let position = |position: &Value| {
         let entries = position.as_array().into_iter().flatten();
         let top = sorted(entries.filter_map(|entry| {
             let token = entry.get(2)?.as_str().unwrap_or_default();
             Some((token.to_owned(), entry.get(0)?.as_f64()?))
         }));
-        Place {
+        PositionLogprobs {
             top,
             top_has_ids: true,
-            ..Place::default()
+            ..PositionLogprobs::default()
         }
     };
-    Some(positions.iter().map(place).collect())
+    Some(positions.iter().map(position).collect())
 }
 
 /// What log-probabilities are worth.
-pub(super) fn kind(places: &[Place]) -> Kind {
-    let values: Vec<f64> = places
+pub(super) fn kind(positions: &[PositionLogprobs]) -> LogprobKind {
+    let values: Vec<f64> = positions
         .iter()
-        .flat_map(|place| {
-            place
+        .flat_map(|position| {
+            position
                 .logprob
                 .into_iter()
-                .chain(place.top.iter().map(|top| top.1))
+                .chain(position.top.iter().map(|top| top.1))
         })
         .collect();
     let Some(first) = values.first() else {
-        return Kind::Missing;
+        return LogprobKind::Missing;
     };
-    let over = |place: &Place| {
-        let mass: f64 = place.top.iter().map(|top| top.1.exp()).sum();
+    let over = |position: &PositionLogprobs| {
+        let mass: f64 = position.top.iter().map(|top| top.1.exp()).sum();
         mass > 1.001
     };
     if values.iter().all(|value| value == first) && (values.len() > 1 || *first == 0.0)
@@ -156,18 +156,19 @@ pub(super) fn kind(places: &[Place]) -> Kind {
             .iter()
             .all(|value| *value == 0.0 || *value <= -9990.0)
     {
-        Kind::Placeholder
-    } else if values.iter().any(|value| value.is_nan() || *value > 1e-5) || places.iter().any(over)
+        LogprobKind::Placeholder
+    } else if values.iter().any(|value| value.is_nan() || *value > 1e-5)
+        || positions.iter().any(over)
     {
-        Kind::Impossible
+        LogprobKind::Impossible
     } else {
-        Kind::Real
+        LogprobKind::Real
     }
 }
 
 /// Mean and largest difference of two positions over the tokens both have; `None` where that is fewer than half of
 /// the shorter list.
-pub(super) fn difference(a: &Place, b: &Place) -> Option<(f64, f64)> {
+pub(super) fn difference(a: &PositionLogprobs, b: &PositionLogprobs) -> Option<(f64, f64)> {
     // Parts of characters are all shown as U+FFFD: such a string names no token.
     let alone = |top: &[(String, f64)], token: &str| {
         let mut same = top.iter().filter(|top| top.0 == token);
@@ -189,7 +190,7 @@ pub(super) fn difference(a: &Place, b: &Place) -> Option<(f64, f64)> {
 
 /// By which factor differences between tokens grow from `a` to `b`: 1 where temperature leaves log-probabilities
 /// alone, 1/T where it does not.
-pub(super) fn slope(a: &Place, b: &Place) -> Option<f64> {
+pub(super) fn slope(a: &PositionLogprobs, b: &PositionLogprobs) -> Option<f64> {
     let (token, most) = a.top.first()?;
     let of_b = |token: &str| b.top.iter().find(|top| top.0 == token).map(|top| top.1);
     let most_b = of_b(token)?;
@@ -208,10 +209,10 @@ pub(super) fn slope(a: &Place, b: &Place) -> Option<f64> {
 
 /// Whether at temperature 0 something else than the likeliest token was taken: something acts on the choice that
 /// the log-probabilities do not show.
-pub(super) fn odd_choice(places: &[Place]) -> Option<&Place> {
-    places.iter().find(|place| {
-        let likeliest = place.top.first().map(|top| top.1);
-        place
+pub(super) fn odd_choice(positions: &[PositionLogprobs]) -> Option<&PositionLogprobs> {
+    positions.iter().find(|position| {
+        let likeliest = position.top.first().map(|top| top.1);
+        position
             .logprob
             .zip(likeliest)
             .is_some_and(|(value, likeliest)| value < likeliest - 0.01)

@@ -5,14 +5,14 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use super::*;
-use crate::http::{Asking, Caps, Endpoint, Method, OnBreak, OnLength, Spent, Timeouts};
+use crate::http::{Api, Caps, Endpoint, OnBreak, OnLength, RequestSettings, Spending, Timeouts};
 
-fn settings(url: &str, model: &str) -> Settings {
-    Settings {
-        asking: Asking {
+fn settings(url: &str, model: &str) -> ClientSettings {
+    ClientSettings {
+        request: RequestSettings {
             model: model.into(),
             dialect: Dialect::Openai,
-            method: Method::Chat,
+            api: Api::Chat,
             reasoning_model: false,
             max_tokens: None,
             temperature: None,
@@ -38,11 +38,11 @@ fn settings(url: &str, model: &str) -> Settings {
         }],
         timeouts: Timeouts::default(),
         attempts: 1,
-        backoff_first_seconds: 0.0,
-        backoff_most_seconds: 0.0,
+        first_backoff_seconds: 0.0,
+        max_backoff_seconds: 0.0,
         max_body_bytes: 64 << 20,
         caps: Caps::default(),
-        spent: Spent::default(),
+        spent: Spending::default(),
         price: None,
         on_length: OnLength::Keep,
         on_break: OnBreak::Retry,
@@ -67,11 +67,11 @@ fn recording(path: &Path) -> Vec<Exchange> {
     let exchange = |entry: &Value| {
         let nested = &entry["request"];
         let is_nested = nested.get("path").is_some();
-        let asked = if is_nested { nested } else { entry };
+        let client = if is_nested { nested } else { entry };
         Exchange {
-            method: asked["method"].as_str().unwrap().into(),
-            path: asked["path"].as_str().unwrap().into(),
-            request: asked[if is_nested { "body" } else { "request" }].clone(),
+            method: client["method"].as_str().unwrap().into(),
+            path: client["path"].as_str().unwrap().into(),
+            request: client[if is_nested { "body" } else { "request" }].clone(),
             status: entry["status"].as_u64().unwrap(),
             response: entry["response"].clone(),
         }
@@ -193,10 +193,10 @@ fn llama_cpp_python_is_seen_through() {
     let lines = found.lines().join("\n");
     assert_eq!(found.dialect, Some(Dialect::LlamaCppPython));
     assert!(found.chat && found.completions, "{lines}");
-    assert_eq!(found.logprobs.kind, Kind::Real, "{lines}");
+    assert_eq!(found.logprobs.kind, LogprobKind::Real, "{lines}");
     assert_eq!(found.logprobs.largest_k, 64, "{lines}");
     assert_eq!(found.logprobs.penalty_by_default, Some(true), "{lines}");
-    assert_eq!(found.prompt_logprobs.through, Through::Echo, "{lines}");
+    assert_eq!(found.prompt_logprobs.through, ScoringApi::Echo, "{lines}");
     assert_eq!(found.prompt_logprobs.shift, Some(-1), "{lines}");
     assert!(
         !found.tokens.ids && !found.tokens.bytes && !found.tokens.id_prompts,
@@ -210,7 +210,7 @@ fn llama_cpp_python_is_seen_through() {
         found.quirks.iter().any(|quirk| quirk.contains("`n = 2`")),
         "{lines}"
     );
-    assert_eq!(found.recommended, Recommended::Logits, "{lines}");
+    assert_eq!(found.recommended, Recommendation::Logits, "{lines}");
 }
 
 /// The exchanges of a real probe, replayed: nothing else is asked than what was then.
@@ -234,11 +234,11 @@ fn vllm_is_found_good_for_logits() {
     assert_eq!(found.dialect, Some(Dialect::Vllm));
     assert_eq!(found.context, Some(2048));
     assert_eq!(found.logprobs.largest_k, 64, "{lines}");
-    assert_eq!(found.logprobs.temperature, Scale::Raw, "{lines}");
+    assert_eq!(found.logprobs.temperature, SamplingStage::Raw, "{lines}");
     assert_eq!(found.logprobs.penalty_by_default, Some(false), "{lines}");
     assert_eq!(
         found.prompt_logprobs.through,
-        Through::PromptLogprobs,
+        ScoringApi::PromptLogprobs,
         "{lines}"
     );
     assert_eq!(found.prompt_logprobs.shift, Some(0), "{lines}");
@@ -249,7 +249,7 @@ fn vllm_is_found_good_for_logits() {
     assert!(found.tokens.ids, "{lines}");
     assert_eq!(found.usage.in_streams, Some(true), "{lines}");
     assert_eq!(found.usage.counts_all_prompts, Some(true), "{lines}");
-    assert_eq!(found.recommended, Recommended::Logits, "{lines}");
+    assert_eq!(found.recommended, Recommendation::Logits, "{lines}");
 }
 
 #[test]
@@ -257,15 +257,19 @@ fn llama_server_is_seen_through() {
     let found = replayed("probe_llama_server.json", "smollm2-135m");
     let lines = found.lines().join("\n");
     assert_eq!(found.dialect, Some(Dialect::LlamaServer));
-    assert_eq!(found.logprobs.kind, Kind::Real, "{lines}");
+    assert_eq!(found.logprobs.kind, LogprobKind::Real, "{lines}");
     assert!(found.logprobs.largest_k >= 64, "{lines}");
-    assert_eq!(found.prompt_logprobs.through, Through::Nothing, "{lines}");
+    assert_eq!(
+        found.prompt_logprobs.through,
+        ScoringApi::Nothing,
+        "{lines}"
+    );
     assert_eq!(found.usage.counts_all_prompts, Some(false), "{lines}");
     assert!(
         found.tokens.ids && found.tokens.top_ids && found.tokens.bytes,
         "{lines}"
     );
-    assert_eq!(found.recommended, Recommended::Logits, "{lines}");
+    assert_eq!(found.recommended, Recommendation::Logits, "{lines}");
 }
 
 /// A server that nobody listens at, and one that lets nobody in, are errors; a field that is filled in is none.
@@ -292,34 +296,46 @@ fn what_cannot_be_asked_is_an_error_and_what_is_filled_in_is_a_finding() {
         probe(&offline, None, &mut |_| {}),
         Err(Error::Offline)
     ));
-    let place = |values: [f64; 2]| read::Place {
+    let position = |values: [f64; 2]| read::PositionLogprobs {
         logprob: Some(values[0]),
         top: vec![("a".into(), values[0]), ("b".into(), values[1])],
-        ..read::Place::default()
+        ..read::PositionLogprobs::default()
     };
-    assert_eq!(read::kind(&[]), Kind::Missing);
-    assert_eq!(read::kind(&[place([0.0, 0.0])]), Kind::Placeholder);
-    assert_eq!(read::kind(&[place([0.0, -9999.0])]), Kind::Placeholder);
-    assert_eq!(read::kind(&[place([-0.1, 0.5])]), Kind::Impossible);
-    assert_eq!(read::kind(&[place([-0.1, -0.2])]), Kind::Impossible);
-    assert_eq!(read::kind(&[place([-0.1, -3.0])]), Kind::Real);
+    assert_eq!(read::kind(&[]), LogprobKind::Missing);
+    assert_eq!(
+        read::kind(&[position([0.0, 0.0])]),
+        LogprobKind::Placeholder
+    );
+    assert_eq!(
+        read::kind(&[position([0.0, -9999.0])]),
+        LogprobKind::Placeholder
+    );
+    assert_eq!(
+        read::kind(&[position([-0.1, 0.5])]),
+        LogprobKind::Impossible
+    );
+    assert_eq!(
+        read::kind(&[position([-0.1, -0.2])]),
+        LogprobKind::Impossible
+    );
+    assert_eq!(read::kind(&[position([-0.1, -3.0])]), LogprobKind::Real);
 }
 
 /// Temperature 0.5 doubles differences where it acts on log-probabilities.
 #[test]
 fn the_scale_is_told_from_differences() {
-    let place = |values: &[f64]| {
+    let position = |values: &[f64]| {
         let named = values
             .iter()
             .enumerate()
             .map(|(at, value)| (at.to_string(), *value));
-        read::Place {
+        read::PositionLogprobs {
             top: named.collect(),
-            ..read::Place::default()
+            ..read::PositionLogprobs::default()
         }
     };
-    let one = place(&[-0.5, -1.5, -3.0, -4.0]);
-    let slope = |values: &[f64]| read::slope(&one, &place(values)).unwrap();
+    let one = position(&[-0.5, -1.5, -3.0, -4.0]);
+    let slope = |values: &[f64]| read::slope(&one, &position(values)).unwrap();
     assert!((slope(&[-0.45, -1.5, -3.02, -4.0]) - 1.0).abs() < 0.05);
     assert!((slope(&[-0.2, -2.2, -5.2, -7.2]) - 2.0).abs() < 1e-9);
 }

@@ -1,6 +1,6 @@
 //! What follows from the findings, and how they read.
 
-use super::{Kind, Probe, Recommended, Scale, Through};
+use super::{LogprobKind, Probe, Recommendation, SamplingStage, ScoringApi};
 use crate::http::Dialect;
 
 /// How many likeliest tokens a trainer is glad of.
@@ -12,30 +12,32 @@ pub(super) fn conclude(probe: &mut Probe) {
     let vllm = probe.dialect == Some(Dialect::Vllm);
     let logprobs = &probe.logprobs;
     match logprobs.kind {
-        Kind::Real => {}
-        Kind::Missing if probe.dialect == Some(Dialect::LlamaCppPython) => {
+        LogprobKind::Real => {}
+        LogprobKind::Missing if probe.dialect == Some(Dialect::LlamaCppPython) => {
             change.push(
                 "there are no log-probabilities: start the server with `--logits_all true`".into(),
             );
         }
-        Kind::Missing => change.push("there are no log-probabilities: collect text alone".into()),
-        Kind::Placeholder | Kind::Impossible => {
+        LogprobKind::Missing => {
+            change.push("there are no log-probabilities: collect text alone".into())
+        }
+        LogprobKind::Placeholder | LogprobKind::Impossible => {
             change.push("log-probabilities are not those of a model: do not ask for them".into())
         }
     }
-    if logprobs.temperature == Scale::Processed {
+    if logprobs.temperature == SamplingStage::Processed {
         change.push(match vllm {
             true => "log-probabilities are taken after temperature: start vLLM with `--logprobs-mode raw_logprobs`, or sample at temperature 1".into(),
             false => "log-probabilities are taken after temperature: sample at temperature 1, without `top_p` and `top_k`".into(),
         });
     }
-    if logprobs.penalties == Scale::Processed {
+    if logprobs.penalties == SamplingStage::Processed {
         change.push("log-probabilities are taken after penalties: ask for none".into());
     }
     if logprobs.penalty_by_default == Some(true) {
         change.push("a penalty on repeated tokens is on by default: set `repetition_penalty = 1.0` in `[collect]`, which the server is then sent".into());
     }
-    if vllm && logprobs.kind == Kind::Real && logprobs.largest_k < WANTED_K {
+    if vllm && logprobs.kind == LogprobKind::Real && logprobs.largest_k < WANTED_K {
         change.push(format!(
             "at most {} likeliest tokens: start vLLM with `--max-logprobs {WANTED_K}`",
             logprobs.largest_k
@@ -45,12 +47,12 @@ pub(super) fn conclude(probe: &mut Probe) {
     if prompted.stale == Some(true) {
         change.push("log-probabilities of a cached prompt are not those of a new one: start the server with prefix caching off (`--no-enable-prefix-caching`) for `score`".into());
     }
-    if prompted.through == Through::Nothing || prompted.shift != Some(0) {
+    if prompted.through == ScoringApi::Nothing || prompted.shift != Some(0) {
         change.push(
             "given text cannot be scored here: signals come from the server's own answers".into(),
         );
     }
-    if !probe.tokens.top_ids && logprobs.kind == Kind::Real && !vllm {
+    if !probe.tokens.top_ids && logprobs.kind == LogprobKind::Real && !vllm {
         change.push("likeliest tokens come as strings: ids are recovered through the teacher's tokenizer, so set `tokenizer`".into());
     }
     if probe.tokens.same_as_local == Some(false) {
@@ -60,13 +62,14 @@ pub(super) fn conclude(probe: &mut Probe) {
         change.push("the server renders chats otherwise than the local template: set `tokenizer` to the folder of the model that is served, or start the server with its `--chat-template`".into());
     }
     probe.change = change;
-    let own = logprobs.temperature != Scale::Processed;
+    let own = logprobs.temperature != SamplingStage::Processed;
     let known = probe.tokens.same_as_local != Some(false);
-    probe.recommended = if logprobs.kind == Kind::Real && logprobs.largest_k > 0 && own && known {
-        Recommended::Logits
-    } else {
-        Recommended::Traces
-    };
+    probe.recommended =
+        if logprobs.kind == LogprobKind::Real && logprobs.largest_k > 0 && own && known {
+            Recommendation::Logits
+        } else {
+            Recommendation::Traces
+        };
 }
 
 impl Probe {
@@ -93,7 +96,7 @@ impl Probe {
                 format!(", log-probabilities within {d:.4} nats")
             });
             say(
-                "asked twice at T = 0",
+                "client twice at T = 0",
                 format!(
                     "{}{apart}",
                     if same { "same text" } else { "different texts" }
@@ -120,8 +123,8 @@ impl Probe {
             say("to change", change.clone());
         }
         let method = match self.recommended {
-            Recommended::Logits => "logits: log-probabilities can be learned from",
-            Recommended::Traces => "traces: learn from the text",
+            Recommendation::Logits => "logits: log-probabilities can be learned from",
+            Recommendation::Traces => "traces: learn from the text",
         };
         say("use it for", method.into());
         say(
@@ -146,15 +149,17 @@ impl Probe {
     fn said_logprobs(&self) -> String {
         let logprobs = &self.logprobs;
         let kind = match logprobs.kind {
-            Kind::Missing => return "none".into(),
-            Kind::Placeholder => return "placeholders, not measured".into(),
-            Kind::Impossible => return "impossible: above 0, or with more mass than 1".into(),
-            Kind::Real => "real",
+            LogprobKind::Missing => return "none".into(),
+            LogprobKind::Placeholder => return "placeholders, not measured".into(),
+            LogprobKind::Impossible => {
+                return "impossible: above 0, or with more mass than 1".into();
+            }
+            LogprobKind::Real => "real",
         };
-        let scale = |scale: Scale, of: &str| match scale {
-            Scale::Raw => format!(", before {of}"),
-            Scale::Processed => format!(", after {of}"),
-            Scale::Unknown => String::new(),
+        let scale = |scale: SamplingStage, of: &str| match scale {
+            SamplingStage::Raw => format!(", before {of}"),
+            SamplingStage::Processed => format!(", after {of}"),
+            SamplingStage::Unknown => String::new(),
         };
         let limit = match logprobs.limit_said.is_some() {
             true => "at most",
@@ -171,12 +176,12 @@ impl Probe {
     fn said_prompted(&self) -> String {
         let prompted = &self.prompt_logprobs;
         let through = match prompted.through {
-            Through::Nothing => return "none".into(),
-            Through::PromptLogprobs => "through prompt_logprobs",
-            Through::Echo => "through echo",
-            Through::Generate => "through /generate",
+            ScoringApi::Nothing => return "none".into(),
+            ScoringApi::PromptLogprobs => "through prompt_logprobs",
+            ScoringApi::Echo => "through echo",
+            ScoringApi::Generate => "through /generate",
         };
-        let place = match prompted.shift {
+        let position = match prompted.shift {
             Some(0) => "aligned".to_owned(),
             Some(by) => format!("off by {by}"),
             None => "that fit nowhere".to_owned(),
@@ -186,7 +191,7 @@ impl Probe {
             Some(false) => ", the same once cached",
             None => "",
         };
-        format!("top {} {through}, {place}{stale}", prompted.largest_k)
+        format!("top {} {through}, {position}{stale}", prompted.largest_k)
     }
 
     fn said_tokens(&self) -> String {

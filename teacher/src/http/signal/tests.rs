@@ -91,14 +91,14 @@ fn what_servers_do_with_numbers_is_mended_or_refused() {
 #[test]
 fn windows_cover_each_position_once() {
     assert_eq!(
-        windows(100, 10, 100, 20),
-        [Window {
+        scoring_windows(100, 10, 100, 20),
+        [ScoringWindow {
             start: 0,
             end: 100,
             from: 10
         }]
     );
-    assert!(windows(5, 5, 100, 20).is_empty());
+    assert!(scoring_windows(5, 5, 100, 20).is_empty());
     for (tokens, from, most, context) in [
         (100, 0, 30, 10),
         (100, 95, 30, 10),
@@ -106,7 +106,7 @@ fn windows_cover_each_position_once() {
         (64, 31, 32, 99),
         (50, 29, 30, 29),
     ] {
-        let windows = windows(tokens, from, most, context);
+        let windows = scoring_windows(tokens, from, most, context);
         let mut next = from.max(1);
         for window in &windows {
             assert!(window.end - window.start <= most, "{window:?}");
@@ -122,7 +122,7 @@ fn windows_cover_each_position_once() {
             let given = (window.start..window.end).map(|at| Some(vec![(at as u32, -1.0)]));
             (*window, given.collect())
         });
-        let whole = join_windows(tokens, parts.collect()).unwrap();
+        let whole = join_scoring_windows(tokens, parts.collect()).unwrap();
         for (at, position) in whole.iter().enumerate() {
             let expected = (at >= from.max(1)).then(|| vec![(at as u32, -1.0)]);
             assert_eq!(*position, expected);

@@ -2,7 +2,7 @@
 
 use potstill_datasets::Reasoning;
 
-use crate::http::{Asking, Call, Task};
+use crate::http::{Call, CallTask, RequestSettings};
 
 /// What was asked, as far as reading the reply needs it.
 #[derive(Debug, Clone)]
@@ -20,21 +20,21 @@ pub(super) struct Asked {
 }
 
 impl Asked {
-    pub(super) fn new(asking: &Asking, call: &Call) -> Asked {
+    pub(super) fn new(settings: &RequestSettings, call: &Call) -> Asked {
         Asked {
             prompt_id: call.prompt.id.clone(),
             sample_index: call.sample_index,
-            logprobs: asking
+            logprobs: settings
                 .logprobs
-                .filter(|_| !matches!(call.task, Task::Score { .. })),
-            marks: asking.reasoning.clone().unwrap_or_else(|| Reasoning {
+                .filter(|_| !matches!(call.task, CallTask::Score { .. })),
+            marks: settings.reasoning.clone().unwrap_or_else(|| Reasoning {
                 open: "<think>\n".to_owned(),
                 close: "\n</think>\n\n".to_owned(),
             }),
-            has_stops: !asking.stop.is_empty(),
+            has_stops: !settings.stop.is_empty(),
             score: match &call.task {
-                Task::Score { token_ids, .. } => Some(token_ids.clone()),
-                Task::Answer | Task::AnswerIds(_) => None,
+                CallTask::Score { token_ids, .. } => Some(token_ids.clone()),
+                CallTask::Answer | CallTask::AnswerIds(_) => None,
             },
         }
     }

@@ -6,7 +6,7 @@ use super::asked::Asked;
 use super::refusal;
 use super::shape::{Choice, Part, Shape, ToolPiece, finish_reason};
 use super::token::Id;
-use crate::http::{Billed, Failure, PromptLogprobs, Reason, Reply};
+use crate::http::{Failure, FailureReason, PromptLogprobs, Response, TokenUsage};
 
 /// What came.
 #[derive(Debug, Clone, Default)]
@@ -19,7 +19,7 @@ pub(super) struct Gathered {
     tokens: Vec<SampledToken>,
     token_ids: Vec<u32>,
     pub(super) finish: Option<String>,
-    pub(super) billed: Option<Billed>,
+    pub(super) billed: Option<TokenUsage>,
     model: Option<String>,
     fingerprint: Option<String>,
     prompt_token_ids: Option<Vec<u32>>,
@@ -31,7 +31,7 @@ pub(super) struct Whole {
     pub(super) content: String,
     pub(super) tokens: Vec<SampledToken>,
     pub(super) finish: Option<String>,
-    pub(super) billed: Option<Billed>,
+    pub(super) billed: Option<TokenUsage>,
     pub(super) prompt_logprobs: Option<PromptLogprobs>,
 }
 
@@ -182,7 +182,7 @@ impl Gathered {
     }
 
     /// What it is in the end.
-    pub(super) fn reply(mut self, asked: &Asked) -> Result<Reply, Failure> {
+    pub(super) fn reply(mut self, asked: &Asked) -> Result<Response, Failure> {
         let billed = self.billed;
         self.checked(asked).map_err(|failure| Failure {
             status: failure.status.or(Some(200)),
@@ -198,7 +198,7 @@ impl Gathered {
         if let (None, Some(ids)) = (billed, &prompt_token_ids) {
             completion.usage.prompt_tokens = u32::try_from(ids.len()).unwrap_or(u32::MAX);
         }
-        Ok(Reply {
+        Ok(Response {
             completion,
             billed,
             prompt_token_ids,
@@ -210,7 +210,7 @@ impl Gathered {
     fn checked(&mut self, asked: &Asked) -> Result<(), Failure> {
         if !self.has_choice {
             return Err(Failure::new(
-                Reason::Empty,
+                FailureReason::Empty,
                 "the reply has no choice (`choices`)",
             ));
         }
@@ -219,8 +219,8 @@ impl Gathered {
             self.finish.as_deref()
         {
             let reason = match finish {
-                "error" => Reason::ErrorInside,
-                _ => Reason::Overloaded,
+                "error" => FailureReason::ErrorInside,
+                _ => FailureReason::Overloaded,
             };
             return Err(Failure::new(
                 reason,
@@ -248,22 +248,22 @@ impl Gathered {
         }
         if !self.refusal.is_empty() {
             return Err(Failure::new(
-                Reason::ContentFilter,
+                FailureReason::ContentFilter,
                 refusal::shown(&self.refusal),
             ));
         }
         Err(match self.finish.as_deref() {
             Some("content_filter") => Failure::new(
-                Reason::ContentFilter,
+                FailureReason::ContentFilter,
                 "the server withheld the answer (`finish_reason` is content_filter)",
             ),
             // Asking again would cost the same for nothing.
             Some("length" | "max_tokens") => Failure::new(
-                Reason::Length,
+                FailureReason::Length,
                 "the limit on tokens was reached before any text, in reasoning that is not shown: raise max_tokens",
             ),
             _ => Failure::new(
-                Reason::Empty,
+                FailureReason::Empty,
                 "the choice has neither text nor reasoning nor a tool call",
             ),
         })
@@ -357,9 +357,9 @@ impl Gathered {
             let answer = self.content.trim_start_matches(['\r', '\n']).to_owned();
             (Some(reasoning), answer)
         };
-        let counted = Billed {
+        let counted = TokenUsage {
             completion_tokens: self.tokens.len().max(self.token_ids.len()) as u64,
-            ..Billed::default()
+            ..TokenUsage::default()
         };
         let billed = self.billed.unwrap_or(counted);
         Completion {
@@ -384,7 +384,7 @@ pub(super) fn bad_logprobs(why: String) -> Failure {
     Failure {
         status: Some(200),
         ..Failure::new(
-            Reason::BadLogprobs,
+            FailureReason::BadLogprobs,
             refusal::shown(&format!("log-probabilities: {why}")),
         )
     }

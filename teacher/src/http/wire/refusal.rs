@@ -4,7 +4,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::Value;
 
-use crate::http::{Failure, Reason};
+use crate::http::{Failure, FailureReason};
 
 /// Longest message that is kept, bytes.
 const MESSAGE_BYTES: usize = 500;
@@ -38,8 +38,10 @@ pub(super) fn inside(error: &Value) -> Failure {
     let status = said.code.parse().unwrap_or(200);
     let reason = match reason(status, &said) {
         // What asking again does not help keeps its name.
-        known @ (Reason::OutOfCredit | Reason::ContextTooLong | Reason::ContentFilter) => known,
-        _ => Reason::ErrorInside,
+        known @ (FailureReason::OutOfCredit
+        | FailureReason::ContextTooLong
+        | FailureReason::ContentFilter) => known,
+        _ => FailureReason::ErrorInside,
     };
     Failure {
         status: Some(200),
@@ -72,7 +74,7 @@ fn said(value: &Value) -> Said {
     }
 }
 
-fn reason(status: u16, said: &Said) -> Reason {
+fn reason(status: u16, said: &Said) -> FailureReason {
     let message = said.message.to_lowercase();
     let has = |words: &[&str]| {
         words
@@ -100,19 +102,19 @@ fn reason(status: u16, said: &Said) -> Reason {
     };
     let is_filtered = || has(&["content_filter", "content_policy"]);
     match status {
-        402 => Reason::OutOfCredit,
-        _ if is_credit() => Reason::OutOfCredit,
-        200 | 400 | 413 | 422 | 500 if is_context() => Reason::ContextTooLong,
-        200 | 400 | 403 if is_filtered() => Reason::ContentFilter,
-        300..=399 => Reason::Redirected,
-        401 => Reason::Unauthorized,
-        403 => Reason::Forbidden,
-        404 => Reason::NotFound,
-        408 => Reason::RequestTimeout,
-        429 => Reason::RateLimited,
-        409 | 425 | 502 | 503 | 504 | 529 => Reason::Overloaded,
-        400..=499 => Reason::BadRequest,
-        _ => Reason::ServerError,
+        402 => FailureReason::OutOfCredit,
+        _ if is_credit() => FailureReason::OutOfCredit,
+        200 | 400 | 413 | 422 | 500 if is_context() => FailureReason::ContextTooLong,
+        200 | 400 | 403 if is_filtered() => FailureReason::ContentFilter,
+        300..=399 => FailureReason::Redirected,
+        401 => FailureReason::Unauthorized,
+        403 => FailureReason::Forbidden,
+        404 => FailureReason::NotFound,
+        408 => FailureReason::RequestTimeout,
+        429 => FailureReason::RateLimited,
+        409 | 425 | 502 | 503 | 504 | 529 => FailureReason::Overloaded,
+        400..=499 => FailureReason::BadRequest,
+        _ => FailureReason::ServerError,
     }
 }
 

@@ -8,16 +8,20 @@ use super::gathered::{Gathered, bad_logprobs};
 use super::shape::{Logprobs, Shape, Skipped, UsageAlone};
 use super::token::ABOUT_LOGPROBS;
 use super::{refusal, request, sglang};
-use crate::http::{Asking, Billed, Call, Failure, Reason, Reply};
+use crate::http::{Call, Failure, FailureReason, RequestSettings, Response, TokenUsage};
 
-pub(super) fn parse(asking: &Asking, call: &Call, body: &[u8]) -> Result<Reply, Failure> {
-    if request::is_generate(asking, call) {
-        return sglang::parse(&Asked::new(asking, call), call, body);
+pub(super) fn parse(
+    settings: &RequestSettings,
+    call: &Call,
+    body: &[u8],
+) -> Result<Response, Failure> {
+    if request::is_generate(settings, call) {
+        return sglang::parse(&Asked::new(settings, call), call, body);
     }
-    whole(&Asked::new(asking, call), body)
+    whole(&Asked::new(settings, call), body)
 }
 
-pub(super) fn whole(asked: &Asked, body: &[u8]) -> Result<Reply, Failure> {
+pub(super) fn whole(asked: &Asked, body: &[u8]) -> Result<Response, Failure> {
     let mut gathered = Gathered::default();
     take(asked, &mut gathered, body).map_err(|failure| Failure {
         billed: failure.billed.or(gathered.billed),
@@ -52,7 +56,7 @@ pub(super) fn unreadable(body: &[u8], error: &sonic_rs::Error) -> Failure {
         Failure {
             status: Some(200),
             ..Failure::new(
-                Reason::Malformed,
+                FailureReason::Malformed,
                 refusal::shown(&format!("the reply is {what}: {text}")),
             )
         }
@@ -60,7 +64,7 @@ pub(super) fn unreadable(body: &[u8], error: &sonic_rs::Error) -> Failure {
     Failure { billed, ..failure }
 }
 
-fn usage_of(body: &[u8]) -> Option<Billed> {
+fn usage_of(body: &[u8]) -> Option<TokenUsage> {
     let alone: UsageAlone = sonic_rs::from_slice(body).ok()?;
     alone.usage?.billed()
 }

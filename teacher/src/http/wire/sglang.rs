@@ -8,7 +8,7 @@ use super::gathered::{Gathered, Whole, bad_logprobs};
 use super::shape::Count;
 use super::token::{Text, Triple};
 use super::{refusal, reply};
-use crate::http::{Billed, Call, Failure, PromptLogprobs, Reply, Task};
+use crate::http::{Call, CallTask, Failure, PromptLogprobs, Response, TokenUsage};
 
 #[derive(Deserialize)]
 struct Generated<'a> {
@@ -44,7 +44,7 @@ struct Finish {
     kind: String,
 }
 
-pub(super) fn parse(asked: &Asked, call: &Call, body: &[u8]) -> Result<Reply, Failure> {
+pub(super) fn parse(asked: &Asked, call: &Call, body: &[u8]) -> Result<Response, Failure> {
     let generated: Generated<'_> =
         sonic_rs::from_slice(body).map_err(|error| reply::unreadable(body, &error))?;
     if let Some(error) = generated.error.filter(|error| !error.is_null()) {
@@ -53,7 +53,7 @@ pub(super) fn parse(asked: &Asked, call: &Call, body: &[u8]) -> Result<Reply, Fa
     let Some(meta) = generated.meta_info else {
         return Gathered::default().reply(asked);
     };
-    let billed = Billed {
+    let billed = TokenUsage {
         prompt_tokens: meta.prompt_tokens.0,
         cached_tokens: meta.cached_tokens.0.min(meta.prompt_tokens.0),
         completion_tokens: meta.completion_tokens.0,
@@ -62,7 +62,7 @@ pub(super) fn parse(asked: &Asked, call: &Call, body: &[u8]) -> Result<Reply, Fa
     let billed = (billed.prompt_tokens + billed.completion_tokens > 0).then_some(billed);
     let finish = meta.finish_reason.map(|finish| finish.kind);
     let scored = match &call.task {
-        Task::Score {
+        CallTask::Score {
             token_ids, from, ..
         } => prompt_logprobs(
             token_ids,
@@ -71,7 +71,7 @@ pub(super) fn parse(asked: &Asked, call: &Call, body: &[u8]) -> Result<Reply, Fa
             meta.input_top_logprobs,
         )
         .map(Some),
-        Task::Answer | Task::AnswerIds(_) => Ok(None),
+        CallTask::Answer | CallTask::AnswerIds(_) => Ok(None),
     };
     let answered = sampled(meta.output_token_logprobs, meta.output_top_logprobs);
     let read = scored.and_then(|scored| Ok((scored, answered?)));

@@ -5,7 +5,7 @@ use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, IgnoredAny};
 
 use super::token::{ABOUT_LOGPROBS, ById, Id, Nats, Sampled, Text, TopByText, token};
-use crate::http::Billed;
+use crate::http::TokenUsage;
 
 #[derive(Deserialize)]
 #[serde(bound(deserialize = "L: Deserialize<'de>"))]
@@ -189,7 +189,7 @@ struct CompletionDetails {
 
 impl Usage {
     /// In our terms; `None` where all is 0, which says nothing.
-    pub(super) fn billed(&self) -> Option<Billed> {
+    pub(super) fn billed(&self) -> Option<TokenUsage> {
         let details = self.completion_tokens_details.as_ref();
         let reasoning = details.map(|details| details.reasoning_tokens);
         let reasoning = reasoning.or(self.reasoning_tokens).unwrap_or_default().0;
@@ -206,7 +206,7 @@ impl Usage {
         if reasoning > 0 && self.total_tokens.0 == prompt + completion + reasoning {
             completion += reasoning;
         }
-        let billed = Billed {
+        let billed = TokenUsage {
             prompt_tokens: prompt,
             cached_tokens: cached.min(prompt),
             completion_tokens: completion,
@@ -224,11 +224,11 @@ pub(super) struct Timings {
 }
 
 impl Timings {
-    pub(super) fn billed(&self) -> Option<Billed> {
+    pub(super) fn billed(&self) -> Option<TokenUsage> {
         let cached = self.cache_n.unwrap_or_default().0;
         let prompt = self.prompt_n?.0 + cached;
         let completion = self.predicted_n?.0;
-        (prompt + completion > 0).then_some(Billed {
+        (prompt + completion > 0).then_some(TokenUsage {
             prompt_tokens: prompt,
             cached_tokens: cached,
             completion_tokens: completion,

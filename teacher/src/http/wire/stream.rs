@@ -5,7 +5,7 @@ use potstill_datasets::Completion;
 use super::asked::Asked;
 use super::gathered::Gathered;
 use super::reply;
-use crate::http::{Asking, Billed, Call, Failure, Reason, Reply};
+use crate::http::{Call, Failure, FailureReason, RequestSettings, Response, TokenUsage};
 
 /// A streamed reply, as far as it came. A server that does not stream and sends one JSON text is read too.
 #[derive(Debug)]
@@ -23,9 +23,9 @@ pub(in crate::http) struct Stream {
 
 impl Stream {
     /// For the reply to one request.
-    pub(in crate::http) fn new(asking: &Asking, call: &Call) -> Stream {
+    pub(in crate::http) fn new(settings: &RequestSettings, call: &Call) -> Stream {
         Stream {
-            asked: Asked::new(asking, call),
+            asked: Asked::new(settings, call),
             gathered: Gathered::default(),
             line: Vec::new(),
             event: Vec::new(),
@@ -107,7 +107,7 @@ impl Stream {
     }
 
     /// What the server says it counted; `None` before the answer's end, since it may count on.
-    pub(in crate::http) fn billed(&self) -> Option<Billed> {
+    pub(in crate::http) fn billed(&self) -> Option<TokenUsage> {
         let has_ended = self.is_done || self.gathered.finish.is_some();
         self.gathered.billed.filter(|_| has_ended)
     }
@@ -118,7 +118,7 @@ impl Stream {
     }
 
     /// The reply. [`Reason::Cut`] where the stream ended before the answer did.
-    pub(in crate::http) fn finish(mut self) -> Result<Reply, Failure> {
+    pub(in crate::http) fn finish(mut self) -> Result<Response, Failure> {
         if self.is_whole == Some(true) {
             return reply::whole(&self.asked, &self.line);
         }
@@ -129,18 +129,18 @@ impl Stream {
             let cut = Failure {
                 status: Some(200),
                 ..Failure::new(
-                    Reason::Cut,
+                    FailureReason::Cut,
                     "the stream ended before the answer did (no `finish_reason`)",
                 )
             };
             // Half an event at the end is a cut, an error in one is the server's word.
             return Err(match ended {
-                Err(failure) if failure.reason != Reason::Malformed => failure,
+                Err(failure) if failure.reason != FailureReason::Malformed => failure,
                 _ => cut,
             });
         }
         match ended {
-            Err(failure) if failure.reason != Reason::Malformed => Err(failure),
+            Err(failure) if failure.reason != FailureReason::Malformed => Err(failure),
             _ => self.gathered.reply(&self.asked),
         }
     }

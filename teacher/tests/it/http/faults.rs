@@ -3,41 +3,47 @@
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
-use potstill_teacher::http::{Dialect, Ended, OnBreak, OnLength, Reason, Settings, Timeouts};
+use potstill_teacher::http::{
+    ClientSettings, CollectionEnd, Dialect, FailureReason, OnBreak, OnLength, Timeouts,
+};
 
 use super::server::{FAULTS, Fault, Plan, fault};
 use super::support::{Came, call, first_word, key, run, run_calls, settings, start};
 
 /// What a fault may be called; nothing for an answer.
-fn reasons(fault: Fault, stream: bool) -> &'static [Reason] {
+fn reasons(fault: Fault, stream: bool) -> &'static [FailureReason] {
     match fault {
-        Fault::Status(400) => &[Reason::BadRequest],
-        Fault::Status(401) => &[Reason::Unauthorized],
-        Fault::Status(403) => &[Reason::Forbidden],
-        Fault::Status(404) => &[Reason::NotFound],
-        Fault::Status(408) => &[Reason::RequestTimeout],
-        Fault::Status(429) | Fault::RetryAfter(_) => &[Reason::RateLimited],
-        Fault::Status(500) => &[Reason::ServerError],
-        Fault::Status(_) => &[Reason::Overloaded],
-        Fault::HangBeforeHeaders => &[Reason::FirstByteTimeout],
-        Fault::HangBetweenChunks | Fault::HangForEver | Fault::Drip => &[Reason::IdleTimeout],
-        Fault::Reset => &[Reason::Cut],
-        Fault::Truncated if stream => &[Reason::Cut],
-        Fault::Truncated | Fault::InvalidUtf8 | Fault::WrongShape => &[Reason::Malformed],
-        Fault::NotANumber => &[Reason::Malformed, Reason::BadLogprobs],
-        Fault::ErrorInside => &[Reason::ErrorInside, Reason::ServerError],
-        Fault::NoChoice if stream => &[Reason::Cut, Reason::Empty],
-        Fault::NoChoice | Fault::Empty => &[Reason::Empty],
+        Fault::Status(400) => &[FailureReason::BadRequest],
+        Fault::Status(401) => &[FailureReason::Unauthorized],
+        Fault::Status(403) => &[FailureReason::Forbidden],
+        Fault::Status(404) => &[FailureReason::NotFound],
+        Fault::Status(408) => &[FailureReason::RequestTimeout],
+        Fault::Status(429) | Fault::RetryAfter(_) => &[FailureReason::RateLimited],
+        Fault::Status(500) => &[FailureReason::ServerError],
+        Fault::Status(_) => &[FailureReason::Overloaded],
+        Fault::HangBeforeHeaders => &[FailureReason::FirstByteTimeout],
+        Fault::HangBetweenChunks | Fault::HangForEver | Fault::Drip => {
+            &[FailureReason::IdleTimeout]
+        }
+        Fault::Reset => &[FailureReason::Cut],
+        Fault::Truncated if stream => &[FailureReason::Cut],
+        Fault::Truncated | Fault::InvalidUtf8 | Fault::WrongShape => &[FailureReason::Malformed],
+        Fault::NotANumber => &[FailureReason::Malformed, FailureReason::BadLogprobs],
+        Fault::ErrorInside => &[FailureReason::ErrorInside, FailureReason::ServerError],
+        Fault::NoChoice if stream => &[FailureReason::Cut, FailureReason::Empty],
+        Fault::NoChoice | Fault::Empty => &[FailureReason::Empty],
         // A streamed fault of this kind is a reply without a choice.
-        Fault::FewerLogprobs | Fault::IdsOutOfRange if stream => &[Reason::Cut, Reason::Empty],
-        Fault::FewerLogprobs | Fault::IdsOutOfRange => &[Reason::BadLogprobs],
-        Fault::Huge => &[Reason::TooLarge],
+        Fault::FewerLogprobs | Fault::IdsOutOfRange if stream => {
+            &[FailureReason::Cut, FailureReason::Empty]
+        }
+        Fault::FewerLogprobs | Fault::IdsOutOfRange => &[FailureReason::BadLogprobs],
+        Fault::Huge => &[FailureReason::TooLarge],
         Fault::Twice => &[],
     }
 }
 
-fn impatient(settings: Settings) -> Settings {
-    Settings {
+fn impatient(settings: ClientSettings) -> ClientSettings {
+    ClientSettings {
         timeouts: Timeouts {
             connect: Duration::from_secs(5),
             first_byte: Duration::from_millis(1500),
@@ -56,8 +62,8 @@ fn one(fault: Fault, stream: bool) -> Came {
         ..Plan::default()
     });
     let mut settings = impatient(settings(running.server.url()));
-    settings.asking.stream = stream;
-    settings.asking.logprobs = Some(2);
+    settings.request.stream = stream;
+    settings.request.logprobs = Some(2);
     settings.attempts = 2;
     run(&settings, 1)
 }
@@ -70,7 +76,7 @@ fn every_fault_has_its_reason() {
                 scope.spawn(move || {
                     let came = one(fault, stream);
                     let what = format!("{fault:?}, streamed: {stream}");
-                    assert_eq!(came.ended.unwrap(), Ended::Finished, "{what}");
+                    assert_eq!(came.ended.unwrap(), CollectionEnd::Finished, "{what}");
                     let [landed] = &came.landed[..] else {
                         panic!("{what}: {:?}", came.landed)
                     };
@@ -80,7 +86,7 @@ fn every_fault_has_its_reason() {
                         Err(f) => assert!(expected.contains(&f.reason), "{what}: {f:?}"),
                     }
                     let tries = landed.outcome.as_ref().err().map_or(1, |f| {
-                        1 + u32::from(f.reason.is_transient() || f.reason.is_endpoints())
+                        1 + u32::from(f.reason.is_transient() || f.reason.concerns_endpoint())
                     });
                     assert_eq!(landed.attempts, tries, "{what}");
                     assert_eq!(came.attempts.len() as u32, tries, "{what}");
@@ -102,7 +108,7 @@ fn a_body_that_only_drips_is_given_up_in_the_end() {
     settings.attempts = 1;
     let came = run(&settings, 1);
     let failure = came.landed[0].outcome.clone().unwrap_err();
-    assert_eq!(failure.reason, Reason::TotalTimeout);
+    assert_eq!(failure.reason, FailureReason::TotalTimeout);
 }
 
 /// Must show 3: every prompt ends once, in an answer that is its own or in a typed failure.
@@ -121,7 +127,7 @@ fn ten_thousand_prompts_of_which_three_in_ten_replies_are_faulty() {
     settings.endpoints[0].max_in_flight = 256;
     let begun = Instant::now();
     let came = run(&settings, CALLS);
-    assert_eq!(came.ended.as_ref().unwrap(), &Ended::Finished);
+    assert_eq!(came.ended.as_ref().unwrap(), &CollectionEnd::Finished);
     assert!(
         begun.elapsed() < Duration::from_secs(300),
         "{:?}",
@@ -173,9 +179,9 @@ fn an_answer_at_the_limit_is_kept_dropped_or_made_longer() {
     assert!(came.landed.iter().all(|l| {
         l.outcome
             .as_ref()
-            .is_err_and(|f| f.reason == Reason::Length && f.billed.is_some())
+            .is_err_and(|f| f.reason == FailureReason::Length && f.billed.is_some())
     }));
-    assert_eq!(came.attempts.len(), 3, "asking again would not help");
+    assert_eq!(came.attempts.len(), 3, "request again would not help");
     // OpenAI's own API cannot go on from the end: what is paid for is kept.
     settings.on_length = OnLength::Continue;
     let came = run(&settings, 3);
@@ -194,8 +200,8 @@ fn a_broken_stream_is_retried_or_gone_on_from() {
     for (on_break, words) in [(OnBreak::Retry, 12..=12), (OnBreak::Continue, 13..=200)] {
         let running = start(plan.clone());
         let mut settings = settings(running.server.url());
-        settings.asking.stream = true;
-        settings.asking.dialect = Dialect::Vllm;
+        settings.request.stream = true;
+        settings.request.dialect = Dialect::Vllm;
         settings.on_break = on_break;
         settings.attempts = 20;
         let came = run_calls(&settings, vec![call(n)]);
@@ -218,7 +224,7 @@ fn an_answer_that_never_ends_is_made_longer_for_a_bounded_time() {
         ..Plan::default()
     });
     let mut settings = settings(running.server.url());
-    settings.asking.dialect = Dialect::Vllm;
+    settings.request.dialect = Dialect::Vllm;
     settings.on_length = OnLength::Continue;
     let came = run(&settings, 1);
     assert_eq!((came.answers(), came.attempts.len()), (1, 65));

@@ -9,7 +9,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Endpoint, Failure, Reason};
+use super::{Endpoint, Failure, FailureReason};
 
 /// Refusals of key, path or model in a row that put an endpoint down before it has answered once.
 const REFUSALS_BEFORE_AN_ANSWER: u32 = 8;
@@ -37,7 +37,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(3600);
 
 /// What a failure says about its endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Sign {
+pub(super) enum FailureClass {
     /// It wants to be asked less, or does not reply in time.
     Overload,
     /// It fails, which may have to do with load or not.
@@ -51,34 +51,34 @@ pub(super) enum Sign {
 }
 
 /// The sign that a failure is.
-pub(super) fn sign(failure: &Failure) -> Sign {
+pub(super) fn failure_class(failure: &Failure) -> FailureClass {
     match failure.reason {
-        Reason::RateLimited
-        | Reason::RequestTimeout
-        | Reason::FirstByteTimeout
-        | Reason::IdleTimeout
-        | Reason::TotalTimeout => Sign::Overload,
-        Reason::ServerError | Reason::Overloaded => Sign::Fault,
-        Reason::Connect => Sign::Unreachable,
-        reason if reason.is_endpoints() => Sign::Refused,
-        _ => Sign::None,
+        FailureReason::RateLimited
+        | FailureReason::RequestTimeout
+        | FailureReason::FirstByteTimeout
+        | FailureReason::IdleTimeout
+        | FailureReason::TotalTimeout => FailureClass::Overload,
+        FailureReason::ServerError | FailureReason::Overloaded => FailureClass::Fault,
+        FailureReason::Connect => FailureClass::Unreachable,
+        reason if reason.concerns_endpoint() => FailureClass::Refused,
+        _ => FailureClass::None,
     }
 }
 
 /// So many a second on average, and no more at once than come in [`BURST_SECONDS`].
 #[derive(Debug)]
-struct Bucket {
+struct RateBucket {
     per_second: f64,
     burst: f64,
     level: f64,
     at: Instant,
 }
 
-impl Bucket {
-    fn new(per_minute: f64, now: Instant) -> Bucket {
+impl RateBucket {
+    fn new(per_minute: f64, now: Instant) -> RateBucket {
         let per_second = per_minute / 60.0;
         let burst = (per_second * BURST_SECONDS).max(1.0);
-        Bucket {
+        RateBucket {
             per_second,
             burst,
             level: burst,
@@ -101,12 +101,12 @@ impl Bucket {
 
 /// Requests that ended, and those of them that were faults of the server.
 #[derive(Debug, Clone, Copy, Default)]
-struct Round {
+struct RequestCounts {
     ended: u32,
     faults: u32,
 }
 
-impl Round {
+impl RequestCounts {
     fn count(&mut self, is_fault: bool) {
         self.ended += 1;
         self.faults += u32::from(is_fault);
@@ -123,12 +123,12 @@ struct Trial {
     /// The window before it.
     window: f64,
     /// What was sent before it.
-    before: Round,
+    before: RequestCounts,
 }
 
 /// One endpoint's pace.
 #[derive(Debug)]
-pub(super) struct Pace {
+pub(super) struct Throttle {
     weight: f64,
     largest: f64,
     window: f64,
@@ -136,12 +136,12 @@ pub(super) struct Pace {
     sent: u64,
     halved: Instant,
     /// Of what was sent since the last halving, as much as has not been judged.
-    round: Round,
+    round: RequestCounts,
     trial: Option<Trial>,
     /// The share of faults that halving does not cure.
     usual: f64,
-    requests: Option<Bucket>,
-    tokens: Option<Bucket>,
+    requests: Option<RateBucket>,
+    tokens: Option<RateBucket>,
     paused_until: Instant,
     has_answered: bool,
     refusals: u32,
@@ -152,7 +152,7 @@ pub(super) struct Pace {
 
 /// Where the next request goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Pick {
+pub(super) enum EndpointChoice {
     /// To this endpoint.
     Go(usize),
     /// Nowhere for now: until a request ends, or this long.
@@ -161,22 +161,24 @@ pub(super) enum Pick {
     Down,
 }
 
-impl Pace {
+impl Throttle {
     /// The pace that the run file allows.
-    pub(super) fn new(endpoint: &Endpoint, now: Instant) -> Pace {
+    pub(super) fn new(endpoint: &Endpoint, now: Instant) -> Throttle {
         let largest = f64::from(endpoint.max_in_flight);
-        Pace {
+        Throttle {
             weight: endpoint.weight,
             largest,
             window: largest,
             in_flight: 0,
             sent: 0,
             halved: now,
-            round: Round::default(),
+            round: RequestCounts::default(),
             trial: None,
             usual: 0.0,
-            requests: endpoint.requests_per_minute.map(|r| Bucket::new(r, now)),
-            tokens: endpoint.tokens_per_minute.map(|r| Bucket::new(r, now)),
+            requests: endpoint
+                .requests_per_minute
+                .map(|r| RateBucket::new(r, now)),
+            tokens: endpoint.tokens_per_minute.map(|r| RateBucket::new(r, now)),
             paused_until: now,
             has_answered: false,
             refusals: 0,
@@ -187,7 +189,7 @@ impl Pace {
     }
 
     /// Requests that it takes at once, as found so far; 0 once it is down.
-    pub(super) fn window(&self) -> u32 {
+    pub(super) fn limit(&self) -> u32 {
         if self.down.is_some() {
             0
         } else {
@@ -202,7 +204,7 @@ impl Pace {
 
     /// How long until it may be asked for so many tokens; `None` when only the end of a request can say.
     fn wait(&mut self, tokens: u64, now: Instant) -> Option<Duration> {
-        if self.in_flight >= self.window() {
+        if self.in_flight >= self.limit() {
             return None;
         }
         let mut wait = self.paused_until.saturating_duration_since(now);
@@ -238,16 +240,16 @@ impl Pace {
         pause: impl FnOnce(u32) -> Duration,
     ) {
         self.in_flight -= 1;
-        let sign = outcome.map_or_else(sign, |()| Sign::None);
+        let sign = outcome.map_or_else(sign, |()| FailureClass::None);
         let is_new = sent >= self.halved;
         if is_new {
-            self.round.count(sign == Sign::Fault);
+            self.round.count(sign == FailureClass::Fault);
         } else if let Some(trial) = &mut self.trial {
-            trial.before.count(sign == Sign::Fault);
+            trial.before.count(sign == FailureClass::Fault);
         }
         match sign {
-            Sign::Overload if is_new => self.halve(now, None),
-            Sign::Fault if is_new && self.trial.is_none() && self.is_unusual() => {
+            FailureClass::Overload if is_new => self.halve(now, None),
+            FailureClass::Fault if is_new && self.trial.is_none() && self.is_unusual() => {
                 self.halve(now, Some(self.round));
             }
             _ if f64::from(self.round.ended) >= self.window.max(SMALLEST_ROUND) => self.judge(now),
@@ -261,22 +263,22 @@ impl Pace {
             return;
         };
         if let Some(seconds) = failure.retry_after_seconds {
-            self.pause(now + wait_told(seconds));
+            self.pause(now + retry_after_wait(seconds));
         }
         match sign {
-            Sign::Refused => {
+            FailureClass::Refused => {
                 self.refusals += 1;
                 let most = if self.has_answered {
                     REFUSALS_LATER
                 } else {
                     REFUSALS_BEFORE_AN_ANSWER
                 };
-                if self.refusals >= most || failure.reason == Reason::OutOfCredit {
+                if self.refusals >= most || failure.reason == FailureReason::OutOfCredit {
                     self.down.get_or_insert_with(|| failure.clone());
                 }
             }
             // What was sent before the last pause says nothing new.
-            Sign::Unreachable if sent >= self.unreachable_since => {
+            FailureClass::Unreachable if sent >= self.unreachable_since => {
                 self.unreachable += 1;
                 self.unreachable_since = now;
                 if self.unreachable > rounds {
@@ -284,18 +286,21 @@ impl Pace {
                 }
                 self.pause(now + pause(self.unreachable));
             }
-            Sign::Overload | Sign::Fault | Sign::Unreachable | Sign::None => {}
+            FailureClass::Overload
+            | FailureClass::Fault
+            | FailureClass::Unreachable
+            | FailureClass::None => {}
         }
     }
 
     /// Halves the window: on trial where it is for the faults of a round.
-    fn halve(&mut self, now: Instant, faults: Option<Round>) {
+    fn halve(&mut self, now: Instant, faults: Option<RequestCounts>) {
         self.trial = faults.map(|before| Trial {
             window: self.window,
             before,
         });
         self.window = (self.window / 2.0).max((self.largest * SMALLEST_SHARE).max(1.0));
-        self.round = Round::default();
+        self.round = RequestCounts::default();
         self.halved = now;
     }
 
@@ -315,7 +320,7 @@ impl Pace {
         };
         let good = 1.0 - round.share();
         if good > BROKEN && good < CURED * (1.0 - trial.before.share()) {
-            self.usual = Round {
+            self.usual = RequestCounts {
                 ended: trial.before.ended + round.ended,
                 faults: trial.before.faults + round.faults,
             }
@@ -332,7 +337,7 @@ impl Pace {
 }
 
 /// The wait that a server asked for, within reason.
-pub(super) fn wait_told(seconds: f64) -> Duration {
+pub(super) fn retry_after_wait(seconds: f64) -> Duration {
     Duration::try_from_secs_f64(seconds.max(0.0))
         .unwrap_or(LONGEST_PAUSE)
         .min(LONGEST_PAUSE)
@@ -340,21 +345,26 @@ pub(super) fn wait_told(seconds: f64) -> Duration {
 
 /// The endpoint that is least busy for its weight, of those that may be asked for so many tokens now. `avoid` is
 /// taken only where there is no other.
-pub(super) fn pick(paces: &mut [Pace], tokens: u64, now: Instant, avoid: Option<usize>) -> Pick {
+pub(super) fn choose_endpoint(
+    throttles: &mut [Throttle],
+    tokens: u64,
+    now: Instant,
+    avoid: Option<usize>,
+) -> EndpointChoice {
     let mut best: Option<(bool, f64, f64, usize)> = None;
     let mut soonest: Option<Duration> = None;
     let mut is_down = true;
-    for (i, pace) in paces.iter_mut().enumerate() {
-        if pace.down.is_some() {
+    for (i, throttle) in throttles.iter_mut().enumerate() {
+        if throttle.down.is_some() {
             continue;
         }
         is_down = false;
-        match pace.wait(tokens, now) {
+        match throttle.wait(tokens, now) {
             Some(wait) if wait.is_zero() => {
                 let rank = (
                     avoid == Some(i),
-                    f64::from(pace.in_flight + 1) / pace.weight,
-                    pace.sent as f64 / pace.weight,
+                    f64::from(throttle.in_flight + 1) / throttle.weight,
+                    throttle.sent as f64 / throttle.weight,
                     i,
                 );
                 if best.is_none_or(|b| rank < b) {
@@ -366,9 +376,9 @@ pub(super) fn pick(paces: &mut [Pace], tokens: u64, now: Instant, avoid: Option<
         }
     }
     match best {
-        Some((_, _, _, i)) => Pick::Go(i),
-        None if is_down => Pick::Down,
-        None => Pick::Wait(soonest),
+        Some((_, _, _, i)) => EndpointChoice::Use(i),
+        None if is_down => EndpointChoice::AllDown,
+        None => EndpointChoice::Wait(soonest),
     }
 }
 
@@ -391,9 +401,9 @@ mod tests {
         }
     }
 
-    fn fail(pace: &mut Pace, reason: Reason, sent: Instant, now: Instant) {
-        pace.begin(1);
-        pace.end(Err(&Failure::new(reason, "")), sent, now, 3, |_| {
+    fn fail(throttle: &mut Throttle, reason: FailureReason, sent: Instant, now: Instant) {
+        throttle.begin(1);
+        throttle.end(Err(&Failure::new(reason, "")), sent, now, 3, |_| {
             Duration::from_secs(1)
         });
     }
@@ -401,51 +411,51 @@ mod tests {
     #[test]
     fn trouble_halves_once_for_what_was_in_flight_and_answers_add_one_a_window() {
         let start = Instant::now();
-        let mut pace = Pace::new(&endpoint(64), start);
+        let mut throttle = Throttle::new(&endpoint(64), start);
         let later = start + Duration::from_secs(1);
         for _ in 0..10 {
-            fail(&mut pace, Reason::Overloaded, start, later);
+            fail(&mut throttle, FailureReason::Overloaded, start, later);
         }
         assert_eq!(
-            pace.window(),
+            throttle.limit(),
             32,
             "all ten were sent before the first ended"
         );
-        fail(&mut pace, Reason::RateLimited, later, later);
-        assert_eq!(pace.window(), 16);
+        fail(&mut throttle, FailureReason::RateLimited, later, later);
+        assert_eq!(throttle.limit(), 16);
         for _ in 0..17 {
-            pace.begin(1);
-            pace.end(Ok(()), later, later, 3, |_| Duration::ZERO);
+            throttle.begin(1);
+            throttle.end(Ok(()), later, later, 3, |_| Duration::ZERO);
         }
-        assert_eq!(pace.window(), 17);
+        assert_eq!(throttle.limit(), 17);
         for n in 0..50 {
             let at = later + Duration::from_secs(n);
-            fail(&mut pace, Reason::IdleTimeout, at, at);
+            fail(&mut throttle, FailureReason::IdleTimeout, at, at);
         }
-        assert_eq!(pace.window(), 4);
+        assert_eq!(throttle.limit(), 4);
     }
 
     /// The mean window over the second half of `rounds`, with all requests of a round sent and ended together;
     /// `fails(window, n)` says whether the n-th of a round does.
     fn mean_window(largest: u32, rounds: u64, mut fails: impl FnMut(u32, u32) -> bool) -> f64 {
         let start = Instant::now();
-        let mut pace = Pace::new(&endpoint(largest), start);
+        let mut throttle = Throttle::new(&endpoint(largest), start);
         let mut sum = 0;
         for round in 0..rounds {
             let (sent, over) = (
                 start + Duration::from_secs(2 * round),
                 start + Duration::from_secs(2 * round + 1),
             );
-            let window = pace.window();
-            (0..window).for_each(|_| pace.begin(1));
+            let window = throttle.limit();
+            (0..window).for_each(|_| throttle.begin(1));
             for n in 0..window {
-                let failure = Failure::new(Reason::ServerError, "");
+                let failure = Failure::new(FailureReason::ServerError, "");
                 let outcome = if fails(window, n) {
                     Err(&failure)
                 } else {
                     Ok(())
                 };
-                pace.end(outcome, sent, over, 3, |_| Duration::ZERO);
+                throttle.end(outcome, sent, over, 3, |_| Duration::ZERO);
             }
             if round >= rounds / 2 {
                 sum += window;
@@ -478,39 +488,45 @@ mod tests {
     #[test]
     fn refusals_in_a_row_put_it_down_and_an_answer_begins_anew() {
         let now = Instant::now();
-        let mut pace = Pace::new(&endpoint(64), now);
+        let mut throttle = Throttle::new(&endpoint(64), now);
         for _ in 0..7 {
-            fail(&mut pace, Reason::Unauthorized, now, now);
+            fail(&mut throttle, FailureReason::Unauthorized, now, now);
         }
-        pace.begin(1);
-        pace.end(Ok(()), now, now, 3, |_| Duration::ZERO);
+        throttle.begin(1);
+        throttle.end(Ok(()), now, now, 3, |_| Duration::ZERO);
         for _ in 0..39 {
-            fail(&mut pace, Reason::NotFound, now, now);
+            fail(&mut throttle, FailureReason::NotFound, now, now);
         }
-        assert!(pace.down().is_none());
-        fail(&mut pace, Reason::NotFound, now, now);
-        assert_eq!(pace.down().map(|f| f.reason), Some(Reason::NotFound));
+        assert!(throttle.down().is_none());
+        fail(&mut throttle, FailureReason::NotFound, now, now);
+        assert_eq!(
+            throttle.down().map(|f| f.reason),
+            Some(FailureReason::NotFound)
+        );
 
-        let mut pace = Pace::new(&endpoint(64), now);
-        fail(&mut pace, Reason::OutOfCredit, now, now);
-        assert_eq!(pick(&mut [pace], 1, now, None), Pick::Down);
+        let mut throttle = Throttle::new(&endpoint(64), now);
+        fail(&mut throttle, FailureReason::OutOfCredit, now, now);
+        assert_eq!(
+            choose_endpoint(&mut [throttle], 1, now, None),
+            EndpointChoice::AllDown
+        );
     }
 
     #[test]
     fn an_endpoint_that_cannot_be_reached_is_paused_and_then_down() {
         let mut now = Instant::now();
-        let mut pace = Pace::new(&endpoint(64), now);
+        let mut throttle = Throttle::new(&endpoint(64), now);
         for round in 1..=4 {
             for _ in 0..20 {
                 fail(
-                    &mut pace,
-                    Reason::Connect,
+                    &mut throttle,
+                    FailureReason::Connect,
                     now,
                     now + Duration::from_millis(1),
                 );
             }
             now += Duration::from_secs(2);
-            assert_eq!(pace.down().is_some(), round == 4, "round {round}");
+            assert_eq!(throttle.down().is_some(), round == 4, "round {round}");
         }
     }
 
@@ -518,7 +534,7 @@ mod tests {
     fn rates_hold_over_a_minute_and_large_requests_leave_a_debt() {
         let mut now = Instant::now();
         let end = now + Duration::from_secs(60);
-        let mut paces = [Pace::new(
+        let mut throttles = [Throttle::new(
             &Endpoint {
                 requests_per_minute: Some(120.0),
                 tokens_per_minute: Some(60_000.0),
@@ -528,12 +544,12 @@ mod tests {
         )];
         let mut sent = 0;
         while now < end {
-            match pick(&mut paces, 1000, now, None) {
-                Pick::Go(_) => {
-                    paces[0].begin(1000);
+            match choose_endpoint(&mut throttles, 1000, now, None) {
+                EndpointChoice::Use(_) => {
+                    throttles[0].begin(1000);
                     sent += 1;
                 }
-                Pick::Wait(Some(wait)) => now += wait.max(Duration::from_micros(1)),
+                EndpointChoice::Wait(Some(wait)) => now += wait.max(Duration::from_micros(1)),
                 other => panic!("{other:?}"),
             }
         }
@@ -543,9 +559,9 @@ mod tests {
     #[test]
     fn calls_are_shared_by_weight_and_a_paused_endpoint_is_left_alone() {
         let now = Instant::now();
-        let mut paces = [
-            Pace::new(&endpoint(400), now),
-            Pace::new(
+        let mut throttles = [
+            Throttle::new(&endpoint(400), now),
+            Throttle::new(
                 &Endpoint {
                     weight: 3.0,
                     ..endpoint(400)
@@ -554,26 +570,29 @@ mod tests {
             ),
         ];
         for _ in 0..400 {
-            let Pick::Go(i) = pick(&mut paces, 1, now, None) else {
+            let EndpointChoice::Use(i) = choose_endpoint(&mut throttles, 1, now, None) else {
                 panic!("room")
             };
-            paces[i].begin(1);
+            throttles[i].begin(1);
         }
-        assert_eq!(paces[0].in_flight, 100);
-        let mut failure = Failure::new(Reason::RateLimited, "");
+        assert_eq!(throttles[0].in_flight, 100);
+        let mut failure = Failure::new(FailureReason::RateLimited, "");
         failure.retry_after_seconds = Some(7.0);
-        paces[1].end(Err(&failure), now, now, 3, |_| Duration::ZERO);
-        assert_eq!(pick(&mut paces, 1, now, None), Pick::Go(0));
-        paces[0].down = Some(failure);
+        throttles[1].end(Err(&failure), now, now, 3, |_| Duration::ZERO);
         assert_eq!(
-            pick(&mut paces, 1, now, None),
-            Pick::Wait(None),
+            choose_endpoint(&mut throttles, 1, now, None),
+            EndpointChoice::Use(0)
+        );
+        throttles[0].down = Some(failure);
+        assert_eq!(
+            choose_endpoint(&mut throttles, 1, now, None),
+            EndpointChoice::Wait(None),
             "its window is full after the halving"
         );
-        paces[1].in_flight = 0;
+        throttles[1].in_flight = 0;
         assert_eq!(
-            pick(&mut paces, 1, now, None),
-            Pick::Wait(Some(Duration::from_secs(7)))
+            choose_endpoint(&mut throttles, 1, now, None),
+            EndpointChoice::Wait(Some(Duration::from_secs(7)))
         );
     }
 }
