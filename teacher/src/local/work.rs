@@ -123,9 +123,9 @@ impl LocalTeacher {
             let mut texts = Vec::with_capacity(requests.len());
             for request in requests {
                 let answer = &request.answer;
-                let text =
-                    self.local
-                        .text(&answer.prompt, &answer.completion, answer.own_ids)?;
+                let text = self
+                    .local
+                    .text(&answer.prompt, &answer.completion, answer.own_ids)?;
                 texts.push(text);
             }
             let signals = self.score_texts(&texts, settings)?;
