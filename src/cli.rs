@@ -356,7 +356,7 @@ fn run_stage(stage: &Stage, talk: &Talk) -> anyhow::Result<Outcome> {
     crate::interrupt::watch(talk)?;
     match stage {
         Stage::Run(_) | Stage::Check(_) => stages::run(&context),
-        Stage::Probe(_) => stages::served::probe(&context),
+        Stage::Probe(_) => stages::probe::probe(&context),
         Stage::Import(_) => stages::import::import(&context),
         Stage::Collect(_) => stages::collect::collect(&context),
         Stage::Score(_) => stages::score::score(&context),

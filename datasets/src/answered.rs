@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::error::Error;
+use crate::import::Imported;
 use crate::reader::FolderRows;
 use crate::records::{Completion, Prompt};
 
@@ -78,5 +79,20 @@ impl Iterator for PromptedAnswers {
     fn next(&mut self) -> Option<Self::Item> {
         let completion = self.completions.next()?;
         Some(completion.and_then(|completion| self.answered(completion)))
+    }
+}
+
+impl Imported {
+    /// The answers with their prompts, of which each is copied.
+    pub fn prompted_answers(&self) -> impl Iterator<Item = PromptedAnswer> {
+        let mut prompts = self.prompts.iter().peekable();
+        self.answers.iter().filter_map(move |answer| {
+            while prompts.next_if(|p| p.id != answer.prompt_id).is_some() {}
+            Some(PromptedAnswer {
+                prompt: Arc::new((*prompts.peek()?).clone()),
+                completion: answer.clone(),
+                own_ids: false,
+            })
+        })
     }
 }

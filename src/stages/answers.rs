@@ -15,7 +15,7 @@ use potstill_teacher::{Ask, Local, LocalSettings, Sampling};
 use serde_json::json;
 
 use super::{
-    Context, Done, Outcome, checkpoint, collect, counts, curate, eval, grade, import, stage, train,
+    Context, Done, Outcome, checkpoint, counts, curate, eval, grade, import, stage, train,
 };
 use crate::interrupt;
 use crate::run_dir::{Plan, settings_of};
@@ -112,7 +112,7 @@ fn open(context: &Context, name: &str) -> anyhow::Result<Local> {
         dir: tokenizer,
         dtype,
         device: context.device.clone(),
-        reasoning: collect::reasoning(run),
+        reasoning: checkpoint::reasoning(run),
         licence: None,
     };
     Ok(Local::with_model(model, settings)?)

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
-use potstill_datasets::{ChatTemplate, Tokenizer, hash_file};
+use potstill_datasets::{ChatTemplate, Reasoning, Tokenizer, hash_file};
 use potstill_model::{Config, DType, weight_files};
 use sha2::{Digest, Sha256};
 
@@ -188,6 +188,15 @@ pub fn template(run: &Loaded, dir: &Path) -> anyhow::Result<ChatTemplate> {
             .into()
         }),
     }
+}
+
+/// Marks of reasoning, as the run file has them.
+pub fn reasoning(run: &Loaded) -> Option<Reasoning> {
+    let marks = run.file.collect.reasoning.as_ref()?;
+    Some(Reasoning {
+        open: marks.open.clone(),
+        close: marks.close.clone(),
+    })
 }
 
 /// The run file's type as the model's.

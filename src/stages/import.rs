@@ -1,16 +1,16 @@
 //! `import`: prompts from the run file's source into `prompts/`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, anyhow};
 use potstill_datasets::{
-    Columns, Completion, Error, Imported, PROMPTS_PER_SHARD, Prompt, Reasoning, hash_file,
-    read_shard, shard_name, shards, split_reasoning, write_shard,
+    Columns, Completion, Error, FolderRows, Imported, PROMPTS_PER_SHARD, Prompt, Reasoning,
+    hash_file, shard_name, split_reasoning, write_shard,
 };
 use serde_json::json;
 
-use super::{Context, Done, Outcome, collect, counts, stage};
+use super::{Context, Done, Outcome, checkpoint, counts, stage};
 use crate::run_dir::Plan;
 use crate::run_file::{Columns as ColumnNames, Loaded};
 
@@ -81,7 +81,7 @@ pub(crate) fn read(run: &Loaded, flag: Option<usize>) -> anyhow::Result<Imported
     let system = run.file.import.system.as_deref();
     match potstill_datasets::import(&source(run)?, &columns, group, system, limit(run, flag)) {
         Ok(mut imported) => {
-            if let Some(marks) = collect::reasoning(run) {
+            if let Some(marks) = checkpoint::reasoning(run) {
                 imported.answers.iter_mut().for_each(|a| part(a, &marks));
             }
             Ok(imported)
@@ -127,11 +127,12 @@ fn columns(named: &ColumnNames) -> Columns {
 
 /// The published prompts, in order.
 pub(crate) fn published(dir: &Path) -> anyhow::Result<Vec<Prompt>> {
-    let mut prompts = Vec::new();
-    for shard in shards(dir)? {
-        for prompt in read_shard::<Prompt>(&shard)? {
-            prompts.push(prompt?);
-        }
-    }
-    Ok(prompts)
+    Ok(FolderRows::open(dir)?.collect::<Result<_, _>>()?)
+}
+
+/// The published prompts by id.
+pub(crate) fn published_by_id(dir: &Path) -> anyhow::Result<HashMap<String, Prompt>> {
+    let prompts = FolderRows::<Prompt>::open(dir)?;
+    let by_id = prompts.map(|prompt| prompt.map(|prompt| (prompt.id.clone(), prompt)));
+    Ok(by_id.collect::<Result<_, _>>()?)
 }
