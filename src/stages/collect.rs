@@ -178,6 +178,7 @@ impl Collection {
         let mut store = Store::open(&work.join("journal.bin"), &index)?;
         let mut homes = vec!["completions".to_owned()];
         homes.extend(dir.old("completions"));
+        homes.retain(|home| dir.path(home).is_dir());
         for home in homes {
             let manifest = Manifest::read(&dir.path(&home))?;
             let answers = manifest.as_ref().and_then(|m| m.settings.get("answers"));

@@ -61,7 +61,7 @@ pub(in crate::stages) fn check_answered(imported: &Imported) -> anyhow::Result<(
         }
         if !is_answered {
             bail!(
-                "{} has no answer, and `answers` of [import] is \"given\"\nhint: add one (an assistant turn at the end, or a column `output`), take the row out, or ask a teacher",
+                "{} has no answer, and `answers` of [import] is \"given\"\nhint: add an assistant turn at the end of `messages`, or name the column of answers (`answer` beside `question`, `output` beside `instruction`); or remove the row; or let a teacher answer",
                 prompt.source
             );
         }
