@@ -32,8 +32,8 @@ pub(crate) use estimate::UNKNOWN_MARKS;
 pub use estimate::{TokenEstimate, prompt_bytes};
 pub use key::ApiKey;
 pub use probe::{
-    AnswerLogprobs, AnswerSpeed, LogprobKind, Probe, PromptScoring, Recommendation, SamplingStage,
-    ScoringApi, TokenFindings, UsageFindings, probe,
+    AnswerLogprobs, AnswerSpeed, LogprobKind, LogprobsMode, Probe, PromptScoring, Recommendation,
+    SamplingStage, ScoringApi, TokenFindings, UsageFindings, probe,
 };
 pub use provider::{Price, Provider, known_providers, merge_providers};
 pub use request_log::RequestLog;

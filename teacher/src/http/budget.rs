@@ -1,37 +1,37 @@
-//! What a collection may cost and what it has: every request in flight is reserved in full, so that a cap holds
-//! whatever comes back.
+//! The budget of a collection. The most that a request can cost is reserved while the request is in flight, so that no
+//! cap is passed whatever the server answers.
 
 use std::time::Instant;
 
 use super::{Call, CallTask, Price, RequestSettings, TokenUsage};
 
-/// Caps on a whole collection, earlier sessions included.
+/// Caps on a collection, earlier sessions included.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Caps {
-    /// USD.
+    /// Cost, USD.
     pub usd: Option<f64>,
-    /// Tokens, of prompts and answers.
+    /// Tokens of prompts and answers.
     pub tokens: Option<u64>,
-    /// Requests, failed ones too.
+    /// Requests, failed ones included.
     pub requests: Option<u64>,
-    /// Seconds. What is under way at the end still lands.
+    /// Time, seconds. Requests in flight at the end are still completed.
     pub seconds: Option<f64>,
 }
 
-/// What was spent.
+/// Spending of a collection.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Spending {
-    /// USD.
+    /// Cost, USD.
     pub usd: f64,
-    /// Tokens, of prompts and answers.
+    /// Tokens of prompts and answers.
     pub tokens: u64,
-    /// Requests, failed ones too.
+    /// Requests, failed ones included.
     pub requests: u64,
-    /// Seconds of collecting.
+    /// Time of collecting, seconds.
     pub seconds: f64,
 }
 
-/// What so many tokens cost, USD; `None` without a price.
+/// Computes the cost of a number of tokens, USD; `None` without a price.
 #[must_use]
 pub fn forecast_usd(
     price: Option<&Price>,
@@ -50,7 +50,7 @@ pub fn forecast_usd(
     })
 }
 
-/// What was billed in USD; 0 without a price.
+/// Computes the cost of a token usage, USD; 0 without a price.
 pub(super) fn cost(price: Option<&Price>, billed: &TokenUsage) -> f64 {
     let Some(price) = price else { return 0.0 };
     let cached = billed.cached_tokens.min(billed.prompt_tokens);
@@ -61,8 +61,8 @@ pub(super) fn cost(price: Option<&Price>, billed: &TokenUsage) -> f64 {
         / 1e6
 }
 
-/// The most a request can be billed for. With `so_far` tokens of an answer that it goes on from, those are part of
-/// the prompt.
+/// The most tokens that a request can be billed for. The `so_far_tokens` of an answer that the request continues are
+/// part of its prompt.
 pub(super) fn most(settings: &RequestSettings, call: &Call, so_far_tokens: u64) -> TokenUsage {
     let completion_tokens = match call.task {
         CallTask::Score { .. } => 1,
@@ -75,7 +75,7 @@ pub(super) fn most(settings: &RequestSettings, call: &Call, so_far_tokens: u64) 
     }
 }
 
-/// The money of a collection: what is spent, and what is reserved for requests under way.
+/// Spending of a collection, and the reservations of its requests in flight.
 #[derive(Debug)]
 pub(super) struct Budget {
     caps: Caps,
@@ -88,7 +88,7 @@ pub(super) struct Budget {
 }
 
 impl Budget {
-    /// A budget of which earlier sessions took `spent`.
+    /// A budget from which earlier sessions took `spent`.
     pub(super) fn new(caps: Caps, price: Option<Price>, spent: Spending, now: Instant) -> Budget {
         Budget {
             caps,
@@ -101,7 +101,7 @@ impl Budget {
         }
     }
 
-    /// The cap that one more request of at most `most` could pass, with its value.
+    /// The cap that one more request of at most `most` tokens could pass, with its value and unit.
     pub(super) fn cap_reached_with(&self, most: &TokenUsage, now: Instant) -> Option<String> {
         let spent = self.spent(now);
         if let Some(cap) = self.caps.seconds
@@ -115,7 +115,7 @@ impl Budget {
             return Some(format!("{cap} requests"));
         }
         if let Some(cap) = self.caps.tokens
-            && spent.tokens + self.reserved_tokens + tokens(most) > cap
+            && spent.tokens + self.reserved_tokens + most.total() > cap
         {
             return Some(format!("{cap} tokens"));
         }
@@ -127,32 +127,30 @@ impl Budget {
         None
     }
 
-    /// Sets aside what a request can cost, USD.
-    pub(super) fn reserve(&mut self, most: &TokenUsage) -> f64 {
-        let usd = cost(self.price.as_ref(), most);
-        self.reserved_usd += usd;
-        self.reserved_tokens += tokens(most);
+    /// Reserves the most that a request can cost.
+    pub(super) fn reserve(&mut self, most: &TokenUsage) {
+        self.reserved_usd += cost(self.price.as_ref(), most);
+        self.reserved_tokens += most.total();
         self.in_flight += 1;
-        usd
     }
 
-    /// Frees what was set aside and charges `billed` instead: what that costs, USD.
+    /// Replaces a reservation by the charge for `billed`. Returns the charge, USD.
     pub(super) fn settle(&mut self, most: &TokenUsage, billed: &TokenUsage) -> f64 {
         self.in_flight -= 1;
-        self.reserved_tokens -= tokens(most);
+        self.reserved_tokens -= most.total();
         self.reserved_usd -= cost(self.price.as_ref(), most);
         if self.in_flight == 0 {
-            // Sums of differences drift.
+            // Rounding errors of the sum must not add up.
             self.reserved_usd = 0.0;
         }
         let usd = cost(self.price.as_ref(), billed);
         self.spent.usd += usd;
-        self.spent.tokens += tokens(billed);
+        self.spent.tokens += billed.total();
         self.spent.requests += 1;
         usd
     }
 
-    /// What was spent, earlier sessions included.
+    /// Spending, earlier sessions included.
     pub(super) fn spent(&self, now: Instant) -> Spending {
         Spending {
             seconds: self.spent.seconds + now.saturating_duration_since(self.began).as_secs_f64(),
@@ -160,15 +158,10 @@ impl Budget {
         }
     }
 
-    /// What is set aside, USD.
+    /// Sum of the reservations, USD.
     pub(super) fn reserved_usd(&self) -> f64 {
         self.reserved_usd.max(0.0)
     }
-}
-
-/// Tokens of prompt and answer together.
-fn tokens(billed: &TokenUsage) -> u64 {
-    billed.prompt_tokens + billed.completion_tokens
 }
 
 #[cfg(test)]
@@ -204,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_in_flight_counts_in_full_and_is_freed() {
+    fn requests_in_flight_count_in_full_until_they_are_settled() {
         let now = Instant::now();
         let caps = Caps {
             usd: Some(10e-6),
@@ -228,7 +221,7 @@ mod tests {
         assert_eq!(
             budget.cap_reached_with(&most, now),
             Some("0.00001 USD".into()),
-            "6 are spent, and 5 more would pass 10"
+            "6e-6 USD are spent, and 5e-6 more would pass 10e-6"
         );
     }
 

@@ -1,57 +1,57 @@
-//! How fast an endpoint is asked: how much at once, how much a minute, and whether at all.
+//! Limits of one endpoint: requests in flight, requests and tokens a minute, and whether it is used at all.
 //!
-//! The window of requests in flight begins at what the run file allows, is halved when the server fails, is
-//! overloaded or does not reply in time, and grows by one with each window of answers. It is halved once for what
-//! was sent before the last halving, and not below a sixteenth of what is allowed: faults that have nothing to do
-//! with load must not bring a collection to a stop. For the same reason a halving for 5xx is a trial: where half as
-//! many requests fail as often as before, it is taken back, and so many failures are put up with from then on. One
-//! reply in a hundred that fails by chance would else hold a window of 512 at about 12.
+//! The concurrency limit follows AIMD. It begins at what the run file allows, is halved when the server fails, is
+//! overloaded or does not reply in time, and grows by one with each limit's worth of answers. It is halved once for all
+//! requests that were sent before the last halving, and not below a sixteenth of what is allowed: faults that have
+//! nothing to do with load must not bring a collection to a stop. For the same reason a halving for 5xx is a trial. If
+//! half the concurrency does not make requests fail less often, the halving is undone, and from then on that share of
+//! failures is tolerated. Without this rule, one response in a hundred that fails by chance would keep a limit of 512
+//! at about 12.
 
 use std::time::{Duration, Instant};
 
 use super::{Endpoint, Failure, FailureReason};
 
-/// Refusals of key, path or model in a row that put an endpoint down before it has answered once.
-const REFUSALS_BEFORE_AN_ANSWER: u32 = 8;
+/// Consecutive refusals of key, path or model that take an endpoint out of use before its first answer.
+const MAX_REFUSALS_BEFORE_ANSWER: u32 = 8;
 
-/// And after it has.
-const REFUSALS_LATER: u32 = 40;
+/// Consecutive refusals of key, path or model that take an endpoint out of use after its first answer.
+const MAX_REFUSALS: u32 = 40;
 
-/// A halving stays where the share of requests that do not fail has grown by this factor.
-const CURED: f64 = 1.25;
+/// Factor by which the share of successful requests has to grow for a halving to be kept.
+const CURE_FACTOR: f64 = 1.25;
 
-/// Where no larger share does not fail, halvings stay whatever they cure.
-const BROKEN: f64 = 0.5;
+/// Share of successful requests up to which halvings are kept in any case.
+const BROKEN_SHARE: f64 = 0.5;
 
-/// A round has as many requests as the window, and at least so many.
-const SMALLEST_ROUND: f64 = 8.0;
+/// Smallest number of requests in a round. A round has as many requests as the concurrency limit.
+const MIN_ROUND: f64 = 8.0;
 
-/// The window is not halved below this share of what is allowed.
-const SMALLEST_SHARE: f64 = 1.0 / 16.0;
+/// Smallest concurrency limit, as a share of what is allowed.
+const MIN_LIMIT_SHARE: f64 = 1.0 / 16.0;
 
-/// A bucket holds what comes in so many seconds.
+/// Time whose worth of requests or tokens may be sent at once, seconds.
 const BURST_SECONDS: f64 = 1.0;
 
-/// A server that wants to be left alone for longer than this is asked again after it.
-const LONGEST_PAUSE: Duration = Duration::from_secs(3600);
+/// Longest pause. A server that asks for a longer one is asked again after this time.
+const MAX_PAUSE: Duration = Duration::from_secs(3600);
 
-/// What a failure says about its endpoint.
+/// What a failure tells about its endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum FailureClass {
-    /// It wants to be asked less, or does not reply in time.
+    /// The endpoint accepts fewer requests, or does not reply in time.
     Overload,
-    /// It fails, which may have to do with load or not.
+    /// The endpoint fails, with or without relation to load.
     Fault,
-    /// It refuses key, path or model.
+    /// The endpoint refuses key, path or model.
     Refused,
-    /// There is no connection to it.
+    /// There is no connection to the endpoint.
     Unreachable,
-    /// It says nothing about the endpoint.
-    None,
+    /// The failure has nothing to do with the endpoint.
+    Unrelated,
 }
 
-/// The sign that a failure is.
-pub(super) fn failure_class(failure: &Failure) -> FailureClass {
+fn failure_class(failure: &Failure) -> FailureClass {
     match failure.reason {
         FailureReason::RateLimited
         | FailureReason::RequestTimeout
@@ -61,17 +61,17 @@ pub(super) fn failure_class(failure: &Failure) -> FailureClass {
         FailureReason::ServerError | FailureReason::Overloaded => FailureClass::Fault,
         FailureReason::Connect => FailureClass::Unreachable,
         reason if reason.concerns_endpoint() => FailureClass::Refused,
-        _ => FailureClass::None,
+        _ => FailureClass::Unrelated,
     }
 }
 
-/// So many a second on average, and no more at once than come in [`BURST_SECONDS`].
+/// A token bucket: a rate limit with bursts of [`BURST_SECONDS`].
 #[derive(Debug)]
 struct RateBucket {
     per_second: f64,
     burst: f64,
     level: f64,
-    at: Instant,
+    updated: Instant,
 }
 
 impl RateBucket {
@@ -82,15 +82,15 @@ impl RateBucket {
             per_second,
             burst,
             level: burst,
-            at: now,
+            updated: now,
         }
     }
 
-    /// How long until `n` may be taken. More than a burst holds is waited for as a burst and leaves a debt.
+    /// Time until `n` may be taken. An amount larger than a burst waits for a full burst, and leaves a debt.
     fn wait(&mut self, n: f64, now: Instant) -> Duration {
-        let passed = now.saturating_duration_since(self.at).as_secs_f64();
+        let passed = now.saturating_duration_since(self.updated).as_secs_f64();
         self.level = (self.level + passed * self.per_second).min(self.burst);
-        self.at = now;
+        self.updated = now;
         let missing = n.min(self.burst) - self.level;
         if missing <= 1e-9 {
             return Duration::ZERO;
@@ -99,7 +99,7 @@ impl RateBucket {
     }
 }
 
-/// Requests that ended, and those of them that were faults of the server.
+/// Numbers of requests that ended, and of those that ended in a fault of the server.
 #[derive(Debug, Clone, Copy, Default)]
 struct RequestCounts {
     ended: u32,
@@ -112,220 +112,226 @@ impl RequestCounts {
         self.faults += u32::from(is_fault);
     }
 
-    fn share(self) -> f64 {
+    fn fault_share(self) -> f64 {
         f64::from(self.faults) / f64::from(self.ended.max(1))
     }
 }
 
-/// A halving whose use is not known yet.
+/// A halving of which it is not known yet whether it helps.
 #[derive(Debug, Clone, Copy)]
-struct Trial {
-    /// The window before it.
-    window: f64,
-    /// What was sent before it.
+struct HalvingTrial {
+    /// Concurrency limit before the halving.
+    limit: f64,
+    /// Requests that were sent before the halving.
     before: RequestCounts,
 }
 
-/// One endpoint's pace.
+/// Limits and state of one endpoint.
 #[derive(Debug)]
 pub(super) struct Throttle {
     weight: f64,
-    largest: f64,
-    window: f64,
+    /// Concurrency limit of the run file.
+    max_limit: f64,
+    /// Present concurrency limit.
+    limit: f64,
     in_flight: u32,
     sent: u64,
     halved: Instant,
-    /// Of what was sent since the last halving, as much as has not been judged.
+    /// Requests of the present round: those sent since the last halving and ended since the last round.
     round: RequestCounts,
-    trial: Option<Trial>,
-    /// The share of faults that halving does not cure.
-    usual: f64,
-    requests: Option<RateBucket>,
-    tokens: Option<RateBucket>,
+    trial: Option<HalvingTrial>,
+    /// Share of faults that halving does not cure.
+    tolerated_faults: f64,
+    request_rate: Option<RateBucket>,
+    token_rate: Option<RateBucket>,
     paused_until: Instant,
     has_answered: bool,
     refusals: u32,
-    unreachable: u32,
-    unreachable_since: Instant,
+    failed_connections: u32,
+    last_failed_connection: Instant,
     down: Option<Failure>,
 }
 
-/// Where the next request goes.
+/// Endpoint of the next request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum EndpointChoice {
-    /// To this endpoint.
-    Go(usize),
-    /// Nowhere for now: until a request ends, or this long.
+    /// Send the request to the endpoint of this index.
+    Use(usize),
+    /// No endpoint accepts the request now: wait for this time, or for the end of a request.
     Wait(Option<Duration>),
-    /// Nowhere: all are down.
-    Down,
+    /// No endpoint is available: all have failed.
+    AllDown,
 }
 
 impl Throttle {
-    /// The pace that the run file allows.
     pub(super) fn new(endpoint: &Endpoint, now: Instant) -> Throttle {
-        let largest = f64::from(endpoint.max_in_flight);
+        let max_limit = f64::from(endpoint.max_in_flight);
+        let bucket = |rate: Option<f64>| rate.map(|rate| RateBucket::new(rate, now));
         Throttle {
             weight: endpoint.weight,
-            largest,
-            window: largest,
+            max_limit,
+            limit: max_limit,
             in_flight: 0,
             sent: 0,
             halved: now,
             round: RequestCounts::default(),
             trial: None,
-            usual: 0.0,
-            requests: endpoint
-                .requests_per_minute
-                .map(|r| RateBucket::new(r, now)),
-            tokens: endpoint.tokens_per_minute.map(|r| RateBucket::new(r, now)),
+            tolerated_faults: 0.0,
+            request_rate: bucket(endpoint.requests_per_minute),
+            token_rate: bucket(endpoint.tokens_per_minute),
             paused_until: now,
             has_answered: false,
             refusals: 0,
-            unreachable: 0,
-            unreachable_since: now,
+            failed_connections: 0,
+            last_failed_connection: now,
             down: None,
         }
     }
 
-    /// Requests that it takes at once, as found so far; 0 once it is down.
+    /// The present concurrency limit; 0 once the endpoint is out of use.
     pub(super) fn limit(&self) -> u32 {
         if self.down.is_some() {
             0
         } else {
-            self.window as u32
+            self.limit as u32
         }
     }
 
-    /// Why it is down.
+    /// The failure that took the endpoint out of use.
     pub(super) fn down(&self) -> Option<&Failure> {
         self.down.as_ref()
     }
 
-    /// How long until it may be asked for so many tokens; `None` when only the end of a request can say.
+    /// Time until a request of `tokens` tokens may be sent; `None` if it has to wait for the end of another request.
     fn wait(&mut self, tokens: u64, now: Instant) -> Option<Duration> {
         if self.in_flight >= self.limit() {
             return None;
         }
         let mut wait = self.paused_until.saturating_duration_since(now);
-        if let Some(bucket) = &mut self.requests {
+        if let Some(bucket) = &mut self.request_rate {
             wait = wait.max(bucket.wait(1.0, now));
         }
-        if let Some(bucket) = &mut self.tokens {
+        if let Some(bucket) = &mut self.token_rate {
             wait = wait.max(bucket.wait(tokens as f64, now));
         }
         Some(wait)
     }
 
-    /// A request for so many tokens is sent.
+    /// Notes that a request of `tokens` tokens is sent.
     pub(super) fn begin(&mut self, tokens: u64) {
         self.in_flight += 1;
         self.sent += 1;
-        if let Some(bucket) = &mut self.requests {
+        if let Some(bucket) = &mut self.request_rate {
             bucket.level -= 1.0;
         }
-        if let Some(bucket) = &mut self.tokens {
+        if let Some(bucket) = &mut self.token_rate {
             bucket.level -= tokens as f64;
         }
     }
 
-    /// A request that was sent at `sent` is over. Failures to connect pause the endpoint for `pause(n)`, and put it
-    /// down after `rounds` such pauses in a row.
+    /// Notes that a request that was sent at `sent` has ended. Failures to connect pause the endpoint for `pause(n)`,
+    /// and take it out of use after `max_pauses` consecutive pauses.
     pub(super) fn end(
         &mut self,
-        outcome: Result<(), &Failure>,
+        result: Result<(), &Failure>,
         sent: Instant,
         now: Instant,
-        rounds: u32,
+        max_pauses: u32,
         pause: impl FnOnce(u32) -> Duration,
     ) {
         self.in_flight -= 1;
-        let sign = outcome.map_or_else(sign, |()| FailureClass::None);
-        let is_new = sent >= self.halved;
-        if is_new {
-            self.round.count(sign == FailureClass::Fault);
-        } else if let Some(trial) = &mut self.trial {
-            trial.before.count(sign == FailureClass::Fault);
-        }
-        match sign {
-            FailureClass::Overload if is_new => self.halve(now, None),
-            FailureClass::Fault if is_new && self.trial.is_none() && self.is_unusual() => {
-                self.halve(now, Some(self.round));
-            }
-            _ if f64::from(self.round.ended) >= self.window.max(SMALLEST_ROUND) => self.judge(now),
-            _ => {}
-        }
-        let Err(failure) = outcome else {
-            self.window = (self.window + 1.0 / self.window).min(self.largest);
+        let class = result.map_or_else(failure_class, |()| FailureClass::Unrelated);
+        self.adjust_limit(class, sent, now);
+        let Err(failure) = result else {
+            self.limit = (self.limit + 1.0 / self.limit).min(self.max_limit);
             self.has_answered = true;
             self.refusals = 0;
-            self.unreachable = 0;
+            self.failed_connections = 0;
             return;
         };
         if let Some(seconds) = failure.retry_after_seconds {
             self.pause(now + retry_after_wait(seconds));
         }
-        match sign {
+        match class {
             FailureClass::Refused => {
                 self.refusals += 1;
                 let most = if self.has_answered {
-                    REFUSALS_LATER
+                    MAX_REFUSALS
                 } else {
-                    REFUSALS_BEFORE_AN_ANSWER
+                    MAX_REFUSALS_BEFORE_ANSWER
                 };
                 if self.refusals >= most || failure.reason == FailureReason::OutOfCredit {
                     self.down.get_or_insert_with(|| failure.clone());
                 }
             }
-            // What was sent before the last pause says nothing new.
-            FailureClass::Unreachable if sent >= self.unreachable_since => {
-                self.unreachable += 1;
-                self.unreachable_since = now;
-                if self.unreachable > rounds {
+            // Requests that were sent before the last pause tell nothing new.
+            FailureClass::Unreachable if sent >= self.last_failed_connection => {
+                self.failed_connections += 1;
+                self.last_failed_connection = now;
+                if self.failed_connections > max_pauses {
                     self.down.get_or_insert_with(|| failure.clone());
                 }
-                self.pause(now + pause(self.unreachable));
+                self.pause(now + pause(self.failed_connections));
             }
             FailureClass::Overload
             | FailureClass::Fault
             | FailureClass::Unreachable
-            | FailureClass::None => {}
+            | FailureClass::Unrelated => {}
         }
     }
 
-    /// Halves the window: on trial where it is for the faults of a round.
+    /// Counts a request that has ended, and halves the limit or ends the round if that is due.
+    fn adjust_limit(&mut self, class: FailureClass, sent: Instant, now: Instant) {
+        let is_fault = class == FailureClass::Fault;
+        let is_new = sent >= self.halved;
+        if is_new {
+            self.round.count(is_fault);
+        } else if let Some(trial) = &mut self.trial {
+            trial.before.count(is_fault);
+        }
+        if class == FailureClass::Overload && is_new {
+            self.halve(now, None);
+        } else if is_fault && is_new && self.trial.is_none() && self.has_unusual_faults() {
+            self.halve(now, Some(self.round));
+        } else if f64::from(self.round.ended) >= self.limit.max(MIN_ROUND) {
+            self.end_round(now);
+        }
+    }
+
+    /// Halves the limit; on trial if that is for the faults of a round.
     fn halve(&mut self, now: Instant, faults: Option<RequestCounts>) {
-        self.trial = faults.map(|before| Trial {
-            window: self.window,
+        self.trial = faults.map(|before| HalvingTrial {
+            limit: self.limit,
             before,
         });
-        self.window = (self.window / 2.0).max((self.largest * SMALLEST_SHARE).max(1.0));
+        self.limit = (self.limit / 2.0).max((self.max_limit * MIN_LIMIT_SHARE).max(1.0));
         self.round = RequestCounts::default();
         self.halved = now;
     }
 
-    /// Whether this round has more faults than chance makes of the usual share.
-    fn is_unusual(&self) -> bool {
-        let usual = self.usual * self.window.max(SMALLEST_ROUND);
-        f64::from(self.round.faults) > usual + 2.0 * usual.sqrt()
+    /// Whether this round has more faults than the tolerated share gives by chance (two standard deviations of a
+    /// Poisson count).
+    fn has_unusual_faults(&self) -> bool {
+        let expected = self.tolerated_faults * self.limit.max(MIN_ROUND);
+        f64::from(self.round.faults) > expected + 2.0 * expected.sqrt()
     }
 
-    /// At the end of a round: was the halving of use?
-    fn judge(&mut self, now: Instant) {
+    /// Ends a round, and with it a trial: the halving is kept if it helped, and undone otherwise.
+    fn end_round(&mut self, now: Instant) {
         let round = std::mem::take(&mut self.round);
         let Some(trial) = self.trial.take() else {
-            // It rises by a trial alone: following a window that grows, it would put up with anything.
-            self.usual -= (self.usual - round.share()).max(0.0) / 8.0;
+            // The share rises through trials alone. If it followed a growing limit, it would tolerate any failures.
+            self.tolerated_faults -= (self.tolerated_faults - round.fault_share()).max(0.0) / 8.0;
             return;
         };
-        let good = 1.0 - round.share();
-        if good > BROKEN && good < CURED * (1.0 - trial.before.share()) {
-            self.usual = RequestCounts {
+        let success = 1.0 - round.fault_share();
+        if success > BROKEN_SHARE && success < CURE_FACTOR * (1.0 - trial.before.fault_share()) {
+            let both = RequestCounts {
                 ended: trial.before.ended + round.ended,
                 faults: trial.before.faults + round.faults,
-            }
-            .share();
-            self.window = self.window.max(trial.window);
+            };
+            self.tolerated_faults = both.fault_share();
+            self.limit = self.limit.max(trial.limit);
         } else if round.faults > 0 {
             self.halve(now, Some(round));
         }
@@ -336,15 +342,15 @@ impl Throttle {
     }
 }
 
-/// The wait that a server asked for, within reason.
+/// The wait that a server asked for, from 0 to [`MAX_PAUSE`].
 pub(super) fn retry_after_wait(seconds: f64) -> Duration {
     Duration::try_from_secs_f64(seconds.max(0.0))
-        .unwrap_or(LONGEST_PAUSE)
-        .min(LONGEST_PAUSE)
+        .unwrap_or(MAX_PAUSE)
+        .min(MAX_PAUSE)
 }
 
-/// The endpoint that is least busy for its weight, of those that may be asked for so many tokens now. `avoid` is
-/// taken only where there is no other.
+/// Chooses the endpoint that has the fewest requests in flight for its weight, among those that accept a request of
+/// `tokens` tokens now. The endpoint `avoid` is chosen only if there is no other.
 pub(super) fn choose_endpoint(
     throttles: &mut [Throttle],
     tokens: u64,
@@ -353,12 +359,12 @@ pub(super) fn choose_endpoint(
 ) -> EndpointChoice {
     let mut best: Option<(bool, f64, f64, usize)> = None;
     let mut soonest: Option<Duration> = None;
-    let mut is_down = true;
+    let mut all_down = true;
     for (i, throttle) in throttles.iter_mut().enumerate() {
         if throttle.down.is_some() {
             continue;
         }
-        is_down = false;
+        all_down = false;
         match throttle.wait(tokens, now) {
             Some(wait) if wait.is_zero() => {
                 let rank = (
@@ -377,7 +383,7 @@ pub(super) fn choose_endpoint(
     }
     match best {
         Some((_, _, _, i)) => EndpointChoice::Use(i),
-        None if is_down => EndpointChoice::AllDown,
+        None if all_down => EndpointChoice::AllDown,
         None => EndpointChoice::Wait(soonest),
     }
 }
@@ -409,7 +415,7 @@ mod tests {
     }
 
     #[test]
-    fn trouble_halves_once_for_what_was_in_flight_and_answers_add_one_a_window() {
+    fn the_limit_is_halved_once_for_all_in_flight_and_grows_by_one_a_limit_of_answers() {
         let start = Instant::now();
         let mut throttle = Throttle::new(&endpoint(64), start);
         let later = start + Duration::from_secs(1);
@@ -419,7 +425,7 @@ mod tests {
         assert_eq!(
             throttle.limit(),
             32,
-            "all ten were sent before the first ended"
+            "all ten were sent before the first halving"
         );
         fail(&mut throttle, FailureReason::RateLimited, later, later);
         assert_eq!(throttle.limit(), 16);
@@ -435,58 +441,58 @@ mod tests {
         assert_eq!(throttle.limit(), 4);
     }
 
-    /// The mean window over the second half of `rounds`, with all requests of a round sent and ended together;
-    /// `fails(window, n)` says whether the n-th of a round does.
-    fn mean_window(largest: u32, rounds: u64, mut fails: impl FnMut(u32, u32) -> bool) -> f64 {
+    /// Mean limit over the second half of `rounds`. All requests of a round are sent and end together;
+    /// `fails(limit, n)` says whether the n-th of a round fails.
+    fn mean_limit(largest: u32, rounds: u64, mut fails: impl FnMut(u32, u32) -> bool) -> f64 {
         let start = Instant::now();
         let mut throttle = Throttle::new(&endpoint(largest), start);
         let mut sum = 0;
         for round in 0..rounds {
-            let (sent, over) = (
+            let (sent, ended) = (
                 start + Duration::from_secs(2 * round),
                 start + Duration::from_secs(2 * round + 1),
             );
-            let window = throttle.limit();
-            (0..window).for_each(|_| throttle.begin(1));
-            for n in 0..window {
+            let limit = throttle.limit();
+            (0..limit).for_each(|_| throttle.begin(1));
+            for n in 0..limit {
                 let failure = Failure::new(FailureReason::ServerError, "");
-                let outcome = if fails(window, n) {
+                let result = if fails(limit, n) {
                     Err(&failure)
                 } else {
                     Ok(())
                 };
-                throttle.end(outcome, sent, over, 3, |_| Duration::ZERO);
+                throttle.end(result, sent, ended, 3, |_| Duration::ZERO);
             }
             if round >= rounds / 2 {
-                sum += window;
+                sum += limit;
             }
         }
         f64::from(sum) / (rounds - rounds / 2) as f64
     }
 
     #[test]
-    fn faults_that_have_nothing_to_do_with_load_do_not_keep_the_window_small() {
+    fn faults_unrelated_to_load_do_not_keep_the_limit_low() {
         for per_thousand in [1, 10, 100, 300] {
             let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(7);
-            let mean = mean_window(512, 400, |_, _| rng.random_range(0..1000) < per_thousand);
+            let mean = mean_limit(512, 400, |_, _| rng.random_range(0..1000) < per_thousand);
             assert!(mean > 0.8 * 512.0, "{per_thousand} in a thousand: {mean}");
         }
     }
 
     #[test]
-    fn faults_of_overload_do() {
-        // It serves 40 at once and refuses the rest.
-        let mean = mean_window(512, 400, |_, n| n >= 40);
+    fn faults_of_overload_keep_the_limit_low() {
+        // The server answers 40 requests at once and refuses the rest.
+        let mean = mean_limit(512, 400, |_, n| n >= 40);
         assert!((25.0..70.0).contains(&mean), "{mean}");
-        // Above 100 at once nearly all fail.
-        let mean = mean_window(512, 400, |window, n| window > 100 && n % 10 != 0);
+        // Nearly all requests fail above 100 at once.
+        let mean = mean_limit(512, 400, |limit, n| limit > 100 && n % 10 != 0);
         assert!((40.0..105.0).contains(&mean), "{mean}");
-        let mean = mean_window(512, 400, |_, _| true);
-        assert!(mean < 33.0, "it is down: {mean}");
+        let mean = mean_limit(512, 400, |_, _| true);
+        assert!(mean < 33.0, "every request fails: {mean}");
     }
 
     #[test]
-    fn refusals_in_a_row_put_it_down_and_an_answer_begins_anew() {
+    fn consecutive_refusals_take_an_endpoint_out_of_use_and_an_answer_resets_their_count() {
         let now = Instant::now();
         let mut throttle = Throttle::new(&endpoint(64), now);
         for _ in 0..7 {
@@ -513,7 +519,7 @@ mod tests {
     }
 
     #[test]
-    fn an_endpoint_that_cannot_be_reached_is_paused_and_then_down() {
+    fn an_unreachable_endpoint_is_paused_and_then_out_of_use() {
         let mut now = Instant::now();
         let mut throttle = Throttle::new(&endpoint(64), now);
         for round in 1..=4 {
@@ -531,7 +537,7 @@ mod tests {
     }
 
     #[test]
-    fn rates_hold_over_a_minute_and_large_requests_leave_a_debt() {
+    fn rate_limits_hold_over_a_minute_and_large_requests_leave_a_debt() {
         let mut now = Instant::now();
         let end = now + Duration::from_secs(60);
         let mut throttles = [Throttle::new(
@@ -557,7 +563,7 @@ mod tests {
     }
 
     #[test]
-    fn calls_are_shared_by_weight_and_a_paused_endpoint_is_left_alone() {
+    fn calls_are_shared_by_weight_and_a_paused_endpoint_gets_none() {
         let now = Instant::now();
         let mut throttles = [
             Throttle::new(&endpoint(400), now),
@@ -587,7 +593,7 @@ mod tests {
         assert_eq!(
             choose_endpoint(&mut throttles, 1, now, None),
             EndpointChoice::Wait(None),
-            "its window is full after the halving"
+            "the concurrency limit is reached after the halving"
         );
         throttles[1].in_flight = 0;
         assert_eq!(

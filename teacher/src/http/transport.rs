@@ -1,4 +1,4 @@
-//! One request over the wire: its limits in time and size, and no key where none belongs.
+//! One request over HTTP: limits on time and size, and redirects without leaking the key.
 
 use std::io::ErrorKind;
 use std::time::{Duration, Instant};
@@ -11,17 +11,17 @@ use tokio::time::timeout;
 use super::{ApiKey, Endpoint, Failure, FailureReason, Timeouts};
 use crate::Error;
 
-/// Bytes of a refusal that are read; the rest says nothing more.
+/// Number of bytes that are read of an error response.
 const REFUSAL_BYTES: u64 = 64 << 10;
 
-/// Redirects that are followed, to the same host.
+/// Largest number of redirects that are followed, to the same host.
 const REDIRECTS: u32 = 4;
 
-/// Requests that share one client, and with it one connection where the server speaks HTTP/2. Servers allow
-/// about a hundred streams on one.
+/// Number of requests that share a client, and with it a connection if the server speaks HTTP/2. Servers allow about a
+/// hundred streams on a connection.
 const STREAMS: u32 = 96;
 
-/// Connections to one endpoint.
+/// HTTP clients for one endpoint.
 pub(super) struct EndpointClient {
     clients: Vec<Client>,
     url: Url,
@@ -30,18 +30,18 @@ pub(super) struct EndpointClient {
     max_body_bytes: u64,
 }
 
-/// A reply of any status, whole.
+/// A complete response of any status.
 #[derive(Debug)]
 pub(super) struct WholeResponse {
-    /// The status.
+    /// HTTP status.
     pub status: u16,
-    /// The body, decoded, without the key.
+    /// Decoded body, without the key.
     pub body: Vec<u8>,
-    /// From sending to the end.
+    /// Time from sending to the end, seconds.
     pub seconds: f64,
 }
 
-/// A reply whose headers came.
+/// A response whose headers have arrived and whose body is being read.
 pub(super) struct OpenResponse {
     pub(super) status: u16,
     pub(super) retry_after: Option<String>,
@@ -53,8 +53,8 @@ pub(super) struct OpenResponse {
     timeouts: Timeouts,
 }
 
-/// Asks once and reads the whole reply: with `json` by POST, else by GET. `path` lies below the base URL, such as
-/// `/models`, or at the host's root. Statuses other than 2xx are replies too.
+/// Sends a request and reads the whole response of any status. The method is POST with `json`, and GET without.
+/// `path` is relative to the base URL, such as `/models`, or to the host's root, and may have a query.
 pub(super) async fn send(
     client: &EndpointClient,
     path: &str,
@@ -71,23 +71,21 @@ pub(super) async fn send(
 }
 
 impl EndpointClient {
-    /// Clients for an endpoint; nothing is sent.
+    /// Sets up the clients for an endpoint. Nothing is sent.
     pub(super) fn new(
         endpoint: &Endpoint,
         timeouts: Timeouts,
         max_body_bytes: u64,
     ) -> Result<EndpointClient, Error> {
         let url = endpoint.checked_url()?;
-        // The first to come installs it; that it is there already is no failure.
+        // A provider may be installed already.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let mut headers = HeaderMap::new();
         if let Some(key) = &endpoint.key {
             let mut value =
                 HeaderValue::from_str(&key.authorization()).map_err(|_| Error::Endpoint {
                     endpoint: endpoint.name.clone(),
-                    why:
-                        "its key has characters that no header can carry: check where it comes from"
-                            .into(),
+                    why: "the key has characters that an HTTP header cannot contain\nhint: check the output of `key_command` or the variable of `key_env`".into(),
                 })?;
             value.set_sensitive(true);
             headers.insert(AUTHORIZATION, value);
@@ -108,11 +106,11 @@ impl EndpointClient {
                     .no_proxy()
                     .referer(false)
                     .connect_timeout(timeouts.connect)
-                    // Servers close after 5 s; a request on a connection that is being closed is lost.
+                    // Servers close idle connections after 5 s, and a request on a connection that is being closed is lost.
                     .pool_idle_timeout(Duration::from_secs(4))
                     .http2_adaptive_window(true);
                 if is_plain {
-                    // Spares the reading of the system's certificates.
+                    // Skips loading the system's certificates.
                     builder = builder.tls_certs_only([]);
                 }
                 builder.build()
@@ -120,7 +118,7 @@ impl EndpointClient {
             .collect::<Result<Vec<_>, _>>()
             .map_err(|e| Error::Endpoint {
                 endpoint: endpoint.name.clone(),
-                why: format!("no client can be set up: {}", describe(&e)),
+                why: format!("cannot set up an HTTP client: {}", describe(&e)),
             })?;
         Ok(EndpointClient {
             clients,
@@ -131,33 +129,35 @@ impl EndpointClient {
         })
     }
 
-    /// The key.
+    /// The key of the endpoint.
     pub(super) fn key(&self) -> Option<&ApiKey> {
         self.key.as_ref()
     }
 
-    fn address(&self, path: &str, from_root: bool) -> Url {
+    fn address(&self, full_path: &str, from_root: bool) -> Url {
         let mut url = self.url.clone();
         let base = if from_root {
             ""
         } else {
             self.url.path().trim_end_matches('/')
         };
-        url.set_path(&format!("{base}{path}"));
+        let (path, query) = full_path.split_once('?').unzip();
+        url.set_path(&format!("{base}{}", path.unwrap_or(full_path)));
+        url.set_query(query);
         url
     }
 }
 
-/// Sends a request and waits for the headers of its reply. `nth` spreads requests over clients.
+/// Sends a request and waits for the headers of the response. `number` spreads requests over clients.
 pub(super) async fn open(
     client: &EndpointClient,
-    nth: u64,
+    number: u64,
     path: &str,
     from_root: bool,
     json: Option<Bytes>,
 ) -> Result<OpenResponse, Failure> {
     let begun = Instant::now();
-    let client = &client.clients[(nth % client.clients.len() as u64) as usize];
+    let client = &client.clients[(number % client.clients.len() as u64) as usize];
     let mut url = client.address(path, from_root);
     let limit = client.timeouts.first_byte.min(client.timeouts.whole);
     for _ in 0..=REDIRECTS {
@@ -179,14 +179,14 @@ pub(super) async fn open(
             Err(_) => {
                 return Err(Failure::new(
                     FailureReason::FirstByteTimeout,
-                    format!("no reply within {} s", limit.as_secs_f64()),
+                    format!("no response within {} s", limit.as_secs_f64()),
                 ));
             }
             Ok(Err(e)) => return Err(failed(client, &e, begun.elapsed())),
             Ok(Ok(response)) => response,
         };
         if !response.status().is_redirection() {
-            return Ok(opened(response, begun, client));
+            return Ok(open_response(response, begun, client));
         }
         url = redirected(&url, &response, json.is_some())?;
     }
@@ -196,7 +196,7 @@ pub(super) async fn open(
     ))
 }
 
-fn opened(response: Response, begun: Instant, client: &EndpointClient) -> OpenResponse {
+fn open_response(response: Response, begun: Instant, client: &EndpointClient) -> OpenResponse {
     let header = |name| {
         response
             .headers()
@@ -205,7 +205,7 @@ fn opened(response: Response, begun: Instant, client: &EndpointClient) -> OpenRe
             .map(str::to_owned)
     };
     let is_stream = header(CONTENT_TYPE).is_some_and(|t| t.starts_with("text/event-stream"));
-    let is_good = response.status().is_success();
+    let is_success = response.status().is_success();
     OpenResponse {
         status: response.status().as_u16(),
         retry_after: header(RETRY_AFTER),
@@ -213,7 +213,7 @@ fn opened(response: Response, begun: Instant, client: &EndpointClient) -> OpenRe
         response,
         begun,
         read: 0,
-        limit: if is_good {
+        limit: if is_success {
             client.max_body_bytes
         } else {
             client.max_body_bytes.min(REFUSAL_BYTES)
@@ -222,7 +222,7 @@ fn opened(response: Response, begun: Instant, client: &EndpointClient) -> OpenRe
     }
 }
 
-/// Where a redirect leads, if it may be followed: the same scheme, host and port, with the same method and body.
+/// The target of a redirect, if it may be followed: the same scheme, host and port, with the same method and body.
 fn redirected(from: &Url, response: &Response, has_body: bool) -> Result<Url, Failure> {
     let status = response.status().as_u16();
     let refuse = |why: String| {
@@ -235,16 +235,16 @@ fn redirected(from: &Url, response: &Response, has_body: bool) -> Result<Url, Fa
         .get(LOCATION)
         .and_then(|v| v.to_str().ok())
         .and_then(|v| from.join(v).ok())
-        .ok_or_else(|| refuse("a redirect that names no place".into()))?;
+        .ok_or_else(|| refuse("the redirect has no valid `Location`".into()))?;
     if to.origin() != from.origin() {
         return Err(refuse(format!(
-            "the server sends us on to `{}`, where the key is not sent: if that is right, set it as `url`",
+            "the server redirects to `{}`, to which the key is not sent (if that address is right, set it as `url`)",
             to.origin().ascii_serialization()
         )));
     }
     if has_body && !matches!(status, 307 | 308) {
         return Err(refuse(format!(
-            "the server sends us on to `{}` with status {status}, which drops the question: set the right `url`",
+            "the server redirects to `{}` with status {status}, which drops the request's body (set the right `url`)",
             to.path()
         )));
     }
@@ -252,24 +252,27 @@ fn redirected(from: &Url, response: &Response, has_body: bool) -> Result<Url, Fa
 }
 
 impl OpenResponse {
-    /// The next piece of the body, decoded; `None` at its end.
+    /// The next chunk of the decoded body; `None` at its end.
     pub(super) async fn chunk(
         &mut self,
         client: &EndpointClient,
     ) -> Result<Option<Bytes>, Failure> {
         let left = self.timeouts.whole.saturating_sub(self.begun.elapsed());
         let limit = left.min(self.timeouts.idle);
-        let piece = match timeout(limit, self.response.chunk()).await {
+        let chunk = match timeout(limit, self.response.chunk()).await {
             Err(_) if limit < self.timeouts.idle => {
                 return Err(self.failure(
                     FailureReason::TotalTimeout,
-                    format!("not over within {} s", self.timeouts.whole.as_secs_f64()),
+                    format!(
+                        "the response did not end within {} s",
+                        self.timeouts.whole.as_secs_f64()
+                    ),
                 ));
             }
             Err(_) => {
                 return Err(self.failure(
                     FailureReason::IdleTimeout,
-                    format!("nothing came for {} s", self.timeouts.idle.as_secs_f64()),
+                    format!("no data arrived for {} s", self.timeouts.idle.as_secs_f64()),
                 ));
             }
             Ok(Err(e)) => {
@@ -277,37 +280,37 @@ impl OpenResponse {
                 failure.status = Some(self.status);
                 return Err(failure);
             }
-            Ok(Ok(piece)) => piece,
+            Ok(Ok(chunk)) => chunk,
         };
-        if let Some(piece) = &piece {
-            self.read += piece.len() as u64;
+        if let Some(chunk) = &chunk {
+            self.read += chunk.len() as u64;
             if self.read > self.limit {
                 return Err(self.failure(
                     FailureReason::TooLarge,
-                    format!("the reply has more than {} bytes", self.limit),
+                    format!("the response has more than {} bytes", self.limit),
                 ));
             }
         }
-        Ok(piece)
+        Ok(chunk)
     }
 
-    /// All of the body, without the key. Of a refusal only the beginning.
+    /// The whole body without the key; of an error response only the beginning.
     pub(super) async fn whole_body(&mut self, client: &EndpointClient) -> Result<Vec<u8>, Failure> {
-        let is_good = (200..300).contains(&self.status);
-        let told = self.response.content_length().unwrap_or(0);
-        if told > self.limit && is_good {
+        let is_success = (200..300).contains(&self.status);
+        let length = self.response.content_length().unwrap_or(0);
+        if length > self.limit && is_success {
             return Err(self.failure(
                 FailureReason::TooLarge,
-                format!("the reply has {told} bytes, more than {}", self.limit),
+                format!("the response has {length} bytes, more than {}", self.limit),
             ));
         }
-        let mut body = Vec::with_capacity(told.min(1 << 20) as usize);
+        let mut body = Vec::with_capacity(length.min(1 << 20) as usize);
         loop {
             match self.chunk(client).await {
-                Ok(Some(piece)) => body.extend_from_slice(&piece),
+                Ok(Some(chunk)) => body.extend_from_slice(&chunk),
                 Ok(None) => break,
-                // The status says enough.
-                Err(_) if !is_good => break,
+                // The status is enough to classify the failure.
+                Err(_) if !is_success => break,
                 Err(failure) => return Err(failure),
             }
         }
@@ -317,7 +320,7 @@ impl OpenResponse {
         Ok(body)
     }
 
-    /// Bytes of the body so far, decoded.
+    /// Number of decoded bytes of the body that were read so far.
     pub(super) fn bytes(&self) -> u64 {
         self.read
     }
@@ -329,7 +332,7 @@ impl OpenResponse {
     }
 }
 
-/// What became of a request that gave no reply, or half of one.
+/// The failure of a request whose response is missing or incomplete.
 fn failed(client: &EndpointClient, error: &reqwest::Error, after: Duration) -> Failure {
     let reason = if error.is_connect() {
         FailureReason::Connect
@@ -348,7 +351,7 @@ fn failed(client: &EndpointClient, error: &reqwest::Error, after: Duration) -> F
     Failure::new(reason, message)
 }
 
-/// Whether bytes came that are not what the header calls them, and not too few.
+/// Whether the body does not have the encoding that its header names, as opposed to being cut.
 fn is_garbled(error: &reqwest::Error) -> bool {
     let mut cause: Option<&dyn std::error::Error> = std::error::Error::source(error);
     while let Some(e) = cause {
@@ -361,7 +364,7 @@ fn is_garbled(error: &reqwest::Error) -> bool {
     false
 }
 
-/// An error with its causes, without the URL.
+/// Describes an error with its causes, without the URL.
 fn describe(error: &reqwest::Error) -> String {
     let mut text = String::new();
     let mut cause: Option<&dyn std::error::Error> = std::error::Error::source(error);
@@ -376,7 +379,7 @@ fn describe(error: &reqwest::Error) -> String {
         text = if error.is_connect() {
             "no connection".into()
         } else {
-            "the exchange failed".into()
+            "the request failed".into()
         };
     }
     text

@@ -1,21 +1,32 @@
-//! Requests, by dialect.
+//! Builds requests, by dialect.
 
 use potstill_datasets::{Completion, Message, Prompt, Role};
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
-use super::RequestBody;
 use crate::http::{Api, Call, CallTask, Dialect, Failure, FailureReason, RequestSettings};
 
 type Fields = Map<String, Value>;
 
-pub(super) fn request(
+/// A request to be sent by POST.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in crate::http) struct RequestBody {
+    /// Path, such as `/chat/completions`.
+    pub(in crate::http) path: &'static str,
+    /// Whether `path` is relative to the host's root and not to the base URL, as SGLang's `/generate` is.
+    pub(in crate::http) from_root: bool,
+    /// JSON text.
+    pub(in crate::http) json: Vec<u8>,
+}
+
+/// Builds the request for a call, or for the rest of an answer of which there is `so_far`.
+pub(in crate::http) fn request(
     settings: &RequestSettings,
     call: &Call,
     so_far: Option<&Completion>,
 ) -> Result<RequestBody, Failure> {
     check(settings, call)?;
-    if is_generate(settings, call) {
+    if uses_generate(settings, call) {
         return generate(settings, call, so_far);
     }
     let mut fields = Fields::new();
@@ -56,14 +67,16 @@ pub(super) fn request(
     body(path, false, fields)
 }
 
-/// Whether SGLang's own door is used: the only one with token ids and with log-probabilities of a prompt.
-pub(super) fn is_generate(settings: &RequestSettings, call: &Call) -> bool {
+/// Whether the request uses SGLang's `/generate`, its only API with token ids and with log-probabilities of a prompt.
+pub(super) fn uses_generate(settings: &RequestSettings, call: &Call) -> bool {
     settings.dialect == Dialect::Sglang && !matches!(call.task, CallTask::Answer)
 }
 
-/// Whether the reply comes in pieces. Scores never do, and `/generate` would send all it has with each piece.
+/// Whether the response is streamed. Scores are not, and `/generate` would repeat the whole answer with each piece.
 pub(super) fn is_streamed(settings: &RequestSettings, call: &Call) -> bool {
-    settings.stream && !matches!(call.task, CallTask::Score { .. }) && !is_generate(settings, call)
+    settings.stream
+        && !matches!(call.task, CallTask::Score { .. })
+        && !uses_generate(settings, call)
 }
 
 fn body(path: &'static str, from_root: bool, fields: Fields) -> Result<RequestBody, Failure> {
@@ -79,19 +92,19 @@ fn cannot(why: impl Into<String>) -> Failure {
     Failure::new(FailureReason::BadRequest, why)
 }
 
-/// What a dialect has no field for is refused, never left out.
+/// Refuses settings that the dialect has no field for, so that none is silently left out.
 fn check(settings: &RequestSettings, call: &Call) -> Result<(), Failure> {
     let dialect = settings.dialect;
     if matches!(call.task, CallTask::Score { .. })
         && !matches!(dialect, Dialect::Vllm | Dialect::Sglang)
     {
         return Err(cannot(
-            "this kind of server gives no log-probabilities of a prompt that can be trusted: score with vLLM or SGLang, or with a checkpoint",
+            "servers of this dialect give no reliable log-probabilities of a prompt (score with vLLM, SGLang or a checkpoint)",
         ));
     }
     if matches!(call.task, CallTask::AnswerIds(_)) && dialect == Dialect::LlamaCppPython {
         return Err(cannot(
-            "the server of llama-cpp-python takes no prompts as token ids: use the method chat, or llama-server",
+            "the server of llama-cpp-python does not accept prompts as token ids (use the chat API, or llama-server)",
         ));
     }
     let beyond = [
@@ -105,12 +118,12 @@ fn check(settings: &RequestSettings, call: &Call) -> Result<(), Failure> {
     let beyond = beyond.iter().find(|(_, is_set)| *is_set);
     if let (Dialect::Openai, Some((name, _))) = (dialect, beyond) {
         return Err(cannot(format!(
-            "`{name}` is no field of OpenAI's protocol: leave it out, or set the dialect of the server"
+            "OpenAI's protocol has no field `{name}` (leave it out, or set the dialect of the server)"
         )));
     }
     if settings.reasoning_model && settings.logprobs.is_some() {
         return Err(cannot(
-            "OpenAI's reasoning models give no log-probabilities: collect without signals",
+            "OpenAI's reasoning models give no log-probabilities (collect without signals)",
         ));
     }
     Ok(())
@@ -134,7 +147,7 @@ fn sampling(fields: &mut Fields, settings: &RequestSettings, call: &Call) {
         Dialect::Vllm | Dialect::Sglang => {
             put(fields, "repetition_penalty", settings.repetition_penalty);
         }
-        // llama-cpp-python penalises by 1.1 unless told otherwise.
+        // The default of llama-cpp-python is 1.1.
         Dialect::LlamaServer | Dialect::LlamaCppPython => {
             let penalty = settings.repetition_penalty.unwrap_or(1.0);
             put(fields, "repeat_penalty", Some(penalty));
@@ -152,8 +165,8 @@ fn put<T: Into<Value>>(fields: &mut Fields, name: &str, value: Option<T>) {
     }
 }
 
-/// An answer's own seed, so that samples of a prompt differ and a second run asks for the same. 31 bits, which every
-/// server takes.
+/// Derives the seed of an answer, so that samples of a prompt differ and a second run sends the same seeds. The seed has
+/// 31 bits, which every server accepts.
 fn seed(settings: &RequestSettings, call: &Call) -> Option<u32> {
     let mut hash = Sha256::new();
     hash.update(settings.seed?.to_le_bytes());
@@ -167,7 +180,7 @@ fn seed(settings: &RequestSettings, call: &Call) -> Option<u32> {
     Some(first & 0x7fff_ffff)
 }
 
-/// llama.cpp's servers give none for 0.
+/// Number of most likely tokens to request. llama.cpp's servers give no log-probabilities for 0.
 fn least_top(settings: &RequestSettings) -> Option<u32> {
     let is_llama = matches!(
         settings.dialect,
@@ -193,7 +206,7 @@ fn completions_logprobs(fields: &mut Fields, settings: &RequestSettings) {
     token_ids(fields, settings);
 }
 
-/// Different ids can have one text, and a part of a character has none: vLLM says the ids if asked.
+/// Requests token ids from vLLM: different ids can have the same text, and a part of a character has none.
 fn token_ids(fields: &mut Fields, settings: &RequestSettings) {
     if settings.dialect == Dialect::Vllm {
         fields.insert("return_token_ids".into(), true.into());
@@ -238,7 +251,8 @@ fn chat(
     Ok(())
 }
 
-/// Reasoning of earlier turns is left out: DeepSeek refuses it, and templates drop it.
+/// A message in the form of the chat API. Reasoning of earlier turns is left out: DeepSeek refuses it, and templates
+/// drop it.
 fn message(message: &Message) -> Value {
     let mut fields = Fields::new();
     fields.insert("role".into(), message.role.name().into());
@@ -259,16 +273,16 @@ fn message(message: &Message) -> Value {
     Value::Object(fields)
 }
 
-/// The answer so far as an assistant's turn to go on from.
+/// The answer so far, as the beginning of the assistant's turn.
 fn prefill<'a>(settings: &RequestSettings, so_far: &'a Completion) -> Result<&'a str, Failure> {
     if matches!(settings.dialect, Dialect::Openai | Dialect::LlamaCppPython) {
         return Err(cannot(
-            "this kind of server cannot go on from the middle of an answer: keep, drop or retry instead of continue",
+            "servers of this dialect cannot continue an answer (use keep, drop or retry instead of continue)",
         ));
     }
     if so_far.reasoning.is_some() || !so_far.tool_calls.is_empty() {
         return Err(cannot(
-            "a chat cannot go on from reasoning or a tool call, which the server's template writes: use the method completions with a tokenizer, or keep, drop or retry",
+            "the chat API cannot continue reasoning or a tool call, which the server's template writes (use the completions API with a tokenizer, or keep, drop or retry)",
         ));
     }
     Ok(&so_far.answer)
@@ -281,30 +295,30 @@ fn ids_so_far(ids: &[u32], so_far: Option<&Completion>) -> Result<Vec<u32>, Fail
     };
     let sampled: Option<Vec<u32>> = so_far.tokens.iter().map(|token| token.id).collect();
     let sampled = sampled.filter(|sampled| !sampled.is_empty()).ok_or_else(|| {
-        cannot("an answer without token ids cannot be gone on from: ask for log-probabilities, or keep, drop or retry instead of continue")
+        cannot("an answer without token ids cannot be continued (request log-probabilities, or use keep, drop or retry instead of continue)")
     })?;
     ids.extend(sampled);
     Ok(ids)
 }
 
-/// A prompt of one user's message is a text to complete; another has to be rendered.
+/// The text to complete: the prompt of one user's message, and the answer so far. Other prompts have to be rendered.
 fn text_so_far(prompt: &Prompt, so_far: Option<&Completion>) -> Result<String, Failure> {
     let [only] = prompt.messages.as_slice() else {
         return Err(cannot(format!(
-            "{}: a conversation has to be rendered before it can be completed: set a tokenizer, or use the method chat",
+            "{}: a conversation has to be rendered before it can be completed (set a tokenizer, or use the chat API)",
             prompt.source
         )));
     };
     if only.role != Role::User || prompt.tools.is_some() {
         return Err(cannot(format!(
-            "{}: only a user's message without tools can be completed as it is: set a tokenizer, or use the method chat",
+            "{}: only a user's message without tools can be completed as it is (set a tokenizer, or use the chat API)",
             prompt.source
         )));
     }
     let more = match so_far {
         Some(so_far) if so_far.reasoning.is_some() => {
             return Err(cannot(
-                "text cannot be gone on from within reasoning: keep, drop or retry instead of continue",
+                "text cannot be continued within reasoning (use keep, drop or retry instead of continue)",
             ));
         }
         Some(so_far) => so_far.answer.as_str(),
@@ -313,7 +327,7 @@ fn text_so_far(prompt: &Prompt, so_far: Option<&Completion>) -> Result<String, F
     Ok(format!("{}{more}", only.content))
 }
 
-/// SGLang's `/generate`, which has no model, no seed that every version knows, and no streams that are worth it.
+/// A request to SGLang's `/generate`. It has no model name, no seed that every version knows, and no useful streams.
 fn generate(
     settings: &RequestSettings,
     call: &Call,
@@ -330,7 +344,7 @@ fn generate(
         } => {
             fields.insert("input_ids".into(), token_ids.clone().into());
             fields.insert("top_logprobs_num".into(), (*top_k).into());
-            // Lists begin here, with nothing for the first position.
+            // The lists begin at this position, without a value for it.
             let start = from.saturating_sub(1);
             fields.insert("logprob_start_len".into(), start.into());
             put(&mut sampling, "max_new_tokens", Some(1));
@@ -354,7 +368,7 @@ fn generate(
                 sampling.insert("stop".into(), settings.stop.clone().into());
             }
         }
-        CallTask::Answer => return Err(cannot("an answer through messages goes through the chat")),
+        CallTask::Answer => return Err(cannot("an answer to messages needs the chat API")),
     }
     fields.insert("sampling_params".into(), sampling.into());
     body("/generate", true, fields)

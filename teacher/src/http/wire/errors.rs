@@ -1,43 +1,45 @@
-//! Replies that are no answers: what their status, headers and body say.
+//! Failures: the meaning of error responses and of bodies that cannot be parsed.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::Value;
 
-use crate::http::{Failure, FailureReason};
+use super::json::UsageOnlyJson;
+use super::token::ABOUT_LOGPROBS;
+use crate::http::{Failure, FailureReason, TokenUsage};
 
 /// Longest message that is kept, bytes.
-const MESSAGE_BYTES: usize = 500;
+const MAX_MESSAGE_BYTES: usize = 500;
 
-/// More of a refusal is not read.
-const BODY_BYTES: usize = 1 << 16;
+/// Number of bytes that are read of an error response.
+const MAX_BODY_BYTES: usize = 1 << 16;
 
-/// What a status other than 2xx says. `retry_after` is the header's value: seconds or an HTTP date.
+/// The failure of a response with a status other than 2xx. `retry_after` is the header's value: seconds or an HTTP date.
 pub(in crate::http) fn failure(status: u16, retry_after: Option<&str>, body: &[u8]) -> Failure {
-    let body = body.get(..BODY_BYTES).unwrap_or(body);
+    let body = body.get(..MAX_BODY_BYTES).unwrap_or(body);
     let value: Option<Value> = serde_json::from_slice(body).ok();
-    let said = match &value {
-        Some(value) => said(value),
-        None => Said {
+    let error = match &value {
+        Some(value) => error_body(value),
+        None => ErrorBody {
             message: String::from_utf8_lossy(body).into_owned(),
             code: String::new(),
         },
     };
     Failure {
-        reason: reason(status, &said),
+        reason: reason(status, &error),
         status: Some(status),
-        message: shown(&said.message),
+        message: printable(&error.message),
         retry_after_seconds: retry_after.and_then(|text| seconds_until(text, SystemTime::now())),
         billed: None,
     }
 }
 
-/// An error inside of a reply of status 200, or of a stream.
+/// The failure of an error inside a response of status 200 or inside a stream.
 pub(super) fn inside(error: &Value) -> Failure {
-    let said = said(error);
-    let status = said.code.parse().unwrap_or(200);
-    let reason = match reason(status, &said) {
-        // What asking again does not help keeps its name.
+    let error = error_body(error);
+    let status = error.code.parse().unwrap_or(200);
+    let reason = match reason(status, &error) {
+        // Failures that a retry cannot cure keep their names.
         known @ (FailureReason::OutOfCredit
         | FailureReason::ContextTooLong
         | FailureReason::ContentFilter) => known,
@@ -45,18 +47,18 @@ pub(super) fn inside(error: &Value) -> Failure {
     };
     Failure {
         status: Some(200),
-        ..Failure::new(reason, shown(&said.message))
+        ..Failure::new(reason, printable(&error.message))
     }
 }
 
-struct Said {
+struct ErrorBody {
     message: String,
-    /// Type and code, in lower case.
+    /// Type and code of the error, in lower case.
     code: String,
 }
 
 /// Reads `{"error": {"message", "type", "code"}}`, `{"error": "…"}`, `{"message": …}` and `{"detail": …}`.
-fn said(value: &Value) -> Said {
+fn error_body(value: &Value) -> ErrorBody {
     let error = value.get("error").filter(|error| !error.is_null());
     let error = error.unwrap_or(value);
     let text = |value: &Value| match value {
@@ -68,18 +70,18 @@ fn said(value: &Value) -> Said {
         .find_map(|key| error.get(key));
     let codes = ["code", "type"].iter().filter_map(|key| error.get(key));
     let codes: Vec<String> = codes.filter(|code| !code.is_null()).map(text).collect();
-    Said {
+    ErrorBody {
         message: text(found.unwrap_or(error)),
         code: codes.join(" ").to_lowercase(),
     }
 }
 
-fn reason(status: u16, said: &Said) -> FailureReason {
-    let message = said.message.to_lowercase();
+fn reason(status: u16, error: &ErrorBody) -> FailureReason {
+    let message = error.message.to_lowercase();
     let has = |words: &[&str]| {
         words
             .iter()
-            .any(|word| message.contains(word) || said.code.contains(word))
+            .any(|word| message.contains(word) || error.code.contains(word))
     };
     let is_credit = || {
         has(&[
@@ -118,9 +120,9 @@ fn reason(status: u16, said: &Said) -> FailureReason {
     }
 }
 
-/// A message as it may be shown: on one line, and short.
-pub(super) fn shown(text: &str) -> String {
-    let mut shown = String::with_capacity(text.len().min(MESSAGE_BYTES));
+/// Makes a message printable: one line of at most [`MAX_MESSAGE_BYTES`].
+pub(super) fn printable(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len().min(MAX_MESSAGE_BYTES));
     let mut was_space = true;
     for character in text.chars() {
         let is_space = character.is_whitespace() || character.is_control();
@@ -129,7 +131,7 @@ pub(super) fn shown(text: &str) -> String {
         }
         was_space = is_space;
         let character = if is_space { ' ' } else { character };
-        if shown.len() + character.len_utf8() > MESSAGE_BYTES {
+        if shown.len() + character.len_utf8() > MAX_MESSAGE_BYTES {
             break;
         }
         shown.push(character);
@@ -138,7 +140,7 @@ pub(super) fn shown(text: &str) -> String {
     shown
 }
 
-/// Seconds from `now`, of a `Retry-After` header: RFC 9110, section 10.2.3.
+/// Parses a `Retry-After` header (RFC 9110, section 10.2.3) to seconds from `now`.
 fn seconds_until(text: &str, now: SystemTime) -> Option<f64> {
     let text = text.trim();
     if let Ok(seconds) = text.parse::<f64>() {
@@ -149,7 +151,8 @@ fn seconds_until(text: &str, now: SystemTime) -> Option<f64> {
     Some((at - now).max(0.0))
 }
 
-/// `Sun, 06 Nov 1994 08:49:37 GMT`: RFC 9110, section 5.6.7. The two obsolete forms are not read.
+/// Parses an HTTP date such as `Sun, 06 Nov 1994 08:49:37 GMT` (RFC 9110, section 5.6.7) to seconds since 1970. The two
+/// obsolete forms are not supported.
 fn unix_seconds(date: &str) -> Option<f64> {
     const MONTHS: [&str; 12] = [
         "Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec",
@@ -181,4 +184,69 @@ fn unix_seconds(date: &str) -> Option<f64> {
         - 719_469;
     #[expect(clippy::cast_precision_loss, reason = "far below 2^53")]
     Some((days * 86_400 + hour * 3_600 + minute * 60 + second) as f64)
+}
+
+/// The failure of a body that cannot be parsed, with the usage if that can be read.
+pub(super) fn unreadable(body: &[u8], error: &sonic_rs::Error) -> Failure {
+    let text = error.to_string();
+    let failure = if let Some((_, why)) = text.split_once(ABOUT_LOGPROBS) {
+        // The lines after the first show the parser's position.
+        bad_logprobs(why.lines().next().unwrap_or(why))
+    } else if has_bare_nan(body) {
+        bad_logprobs("the response contains NaN or Infinity")
+    } else {
+        let defect = match std::str::from_utf8(body) {
+            Ok(_) => "does not have the protocol's form",
+            Err(_) => "is not UTF-8",
+        };
+        Failure {
+            status: Some(200),
+            ..Failure::new(
+                FailureReason::Malformed,
+                printable(&format!("the response {defect}: {text}")),
+            )
+        }
+    };
+    Failure {
+        billed: usage_of(body),
+        ..failure
+    }
+}
+
+/// The failure of a response whose log-probabilities are not usable.
+pub(super) fn bad_logprobs(why: &str) -> Failure {
+    let why = why.replace(ABOUT_LOGPROBS, "");
+    Failure {
+        status: Some(200),
+        ..Failure::new(
+            FailureReason::BadLogprobs,
+            printable(&format!("{ABOUT_LOGPROBS}{why}")),
+        )
+    }
+}
+
+fn usage_of(body: &[u8]) -> Option<TokenUsage> {
+    let json: UsageOnlyJson = sonic_rs::from_slice(body).ok()?;
+    json.usage?.billed()
+}
+
+/// Whether a JSON text contains NaN or Infinity outside of strings, as Python writes them.
+fn has_bare_nan(body: &[u8]) -> bool {
+    let mut in_string = false;
+    let mut at = 0;
+    while let Some(&byte) = body.get(at) {
+        match byte {
+            b'\\' if in_string => at += 1,
+            b'"' => in_string = !in_string,
+            b'N' | b'I' if !in_string => {
+                let rest = body.get(at..).unwrap_or_default();
+                if rest.starts_with(b"NaN") || rest.starts_with(b"Infinity") {
+                    return true;
+                }
+            }
+            _ => {}
+        }
+        at += 1;
+    }
+    false
 }
