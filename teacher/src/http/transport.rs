@@ -157,11 +157,11 @@ pub(super) async fn open(
     json: Option<Bytes>,
 ) -> Result<OpenResponse, Failure> {
     let begun = Instant::now();
-    let client = &client.clients[(number % client.clients.len() as u64) as usize];
+    let http = &client.clients[(number % client.clients.len() as u64) as usize];
     let mut url = client.address(path, from_root);
     let limit = client.timeouts.first_byte.min(client.timeouts.whole);
     for _ in 0..=REDIRECTS {
-        let mut request = client.request(
+        let mut request = http.request(
             if json.is_some() {
                 Method::POST
             } else {

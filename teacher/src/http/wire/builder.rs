@@ -13,16 +13,16 @@ use crate::http::{Failure, FailureReason, PromptLogprobs, Response, TokenUsage};
 pub(super) struct ResponseBuilder {
     pub(super) has_choice: bool,
     pub(super) content: String,
-    reasoning: String,
-    refusal: String,
-    tool_calls: Vec<ToolCall>,
+    pub(super) reasoning: String,
+    pub(super) refusal: String,
+    pub(super) tool_calls: Vec<ToolCall>,
     pub(super) tokens: Vec<SampledToken>,
-    token_ids: Vec<u32>,
+    pub(super) token_ids: Vec<u32>,
     pub(super) finish: Option<String>,
     pub(super) billed: Option<TokenUsage>,
-    model: Option<String>,
-    fingerprint: Option<String>,
-    prompt_token_ids: Option<Vec<u32>>,
+    pub(super) model: Option<String>,
+    pub(super) fingerprint: Option<String>,
+    pub(super) prompt_token_ids: Option<Vec<u32>>,
     pub(super) prompt_logprobs: Option<PromptLogprobs>,
 }
 

@@ -1,8 +1,8 @@
-//! The wire against replies that were recorded, and others that were typed.
+//! Tests of the wire formats, with recorded and with written responses.
 
-mod asked;
 mod broken;
-mod replies;
+mod requests;
+mod responses;
 
 use std::sync::Arc;
 
