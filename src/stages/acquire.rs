@@ -25,11 +25,11 @@ pub(super) struct Acquisition<'a, Q, T> {
     /// Forecast of what a teacher behind a server will cost, after the spending so far.
     pub(super) forecast: &'a dyn Fn(&HttpTeacher, &Spending) -> String,
     /// The teacher's method for these requests.
-    pub(super) work: &'a AcquireMethod<Q, T>,
+    pub(super) work: &'a AcquireMethod<'a, Q, T>,
 }
 
-type AcquireMethod<Q, T> =
-    dyn Fn(&Teacher, Exchange<'_, Q, T>) -> Result<CollectionEnd, TeacherError>;
+type AcquireMethod<'a, Q, T> =
+    dyn Fn(&Teacher, Exchange<'_, Q, T>) -> Result<CollectionEnd, TeacherError> + 'a;
 
 /// What was acquired in this process.
 #[derive(Debug, Clone, Copy, Default)]
@@ -95,6 +95,7 @@ impl<Q, T: StoredRecord> Acquisition<'_, Q, T> {
         if let Teacher::Http(http) = teacher {
             spent_before = self.open_requests(context, http, to_ask, &requests_path)?;
         }
+        let teacher: &Teacher = teacher;
         let provenance = teacher.provenance();
         let (there, total) = (tally.records as u64, (tally.records + to_ask) as u64);
         let mut bar = context.talk.work(self.stage, "answers", there, total);

@@ -11,7 +11,6 @@ mod given;
 mod local;
 mod source;
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -19,7 +18,7 @@ use std::sync::Arc;
 use anyhow::{Context as _, bail};
 use potstill_datasets::{
     Answer, FolderRows, Manifest, Prompt, Published, Store, Tables, UnitIndex, publish_answers,
-    row_count, stage_key,
+    row_count,
 };
 use potstill_teacher::http::{RequestLog, Spending, TokenEstimate};
 use potstill_teacher::{AnswerRequest, HttpTeacher, Teacher};
@@ -29,9 +28,9 @@ pub(super) use self::given::check_answered;
 pub(crate) use self::local::{check_lengths, open_local};
 use self::source::{AnswerSource, Samples};
 use super::acquire::{self, Acquired, Acquisition, REQUESTS_FILE};
-use super::{Context, Done, Outcome, counts, forecast, stage_again};
+use super::{Context, Done, Outcome, forecast, stage_again};
 use crate::events::Event;
-use crate::run_dir::{Earlier, Plan, short};
+use crate::run_dir::{Earlier, Plan};
 
 /// Asks the teacher for the answers that are missing, and publishes all of them.
 ///

@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use potstill_datasets::{
-    FolderRows, PromptedAnswer, PromptedAnswers, Provenance, Published, Signal, Store, Tables,
-    UnitIndex, publish_signals, row_count,
+    PromptedAnswer, PromptedAnswers, Provenance, Published, Signal, Store, Tables, UnitIndex,
+    publish_signals, row_count,
 };
 use potstill_teacher::http::{RequestLog, TokenEstimate};
 use potstill_teacher::{

@@ -144,7 +144,14 @@ fn sampling_settings_draws_and_packing_are_recorded() {
     run.run();
     let signals = json!({ "top_k": 6.0, "temperatures": [], "tail_draws": 0.0 });
     let none = json!(null);
-    let expected = [none.clone(), json!(0.0), json!(1.0), json!([]), signals, none];
+    let expected = [
+        none.clone(),
+        json!(0.0),
+        json!(1.0),
+        json!([]),
+        signals,
+        none,
+    ];
     assert_eq!(recorded(), expected);
     run.edit(
         "samples = 2",
