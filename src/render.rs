@@ -70,9 +70,9 @@ pub fn render(
         // Of any architecture: no model is run.
         tokenizer: Tokenizer::from_dir(&folder)?,
         template: checkpoint::template(&run, &folder)?,
-        reasoning: checkpoint::reasoning(&run),
+        reasoning: run.file.collect.reasoning.clone(),
     };
-    let limit = run.file.import.limit.map_or(rows, |n| rows.min(n.get()));
+    let limit = run.file.import.limit.map_or(rows, |n| rows.min(n));
     let Imported {
         prompts, answers, ..
     } = import::read(&run, Some(limit))?;

@@ -26,7 +26,7 @@ use serde_json::Value;
 
 pub(super) use self::given::check_answered;
 pub(crate) use self::local::{check_lengths, open_local};
-use self::source::{AnswerSource, Samples};
+use self::source::{CollectSource, Samples};
 use super::acquire::{self, Acquired, Acquisition, REQUESTS_FILE};
 use super::{Context, Done, Outcome, forecast, stage_again};
 use crate::events::Event;
@@ -40,7 +40,7 @@ use crate::run_dir::{Earlier, Plan};
 pub fn collect(context: &Context) -> anyhow::Result<Outcome> {
     let run = &context.run;
     let prompts = context.dir.require("prompts", "import", run)?;
-    let mut source = AnswerSource::open(context)?;
+    let mut source = CollectSource::open(context)?;
     let plan = source.plan(context, prompts.content_hash());
     let again = context.retry_failures && has_failures(context)?;
     if let Some(http) = source.http()
@@ -98,7 +98,7 @@ fn published_answers(context: &Context) -> anyhow::Result<Option<Value>> {
 /// Writes the forecast of a dry run to stdout.
 fn say_forecast(
     context: &Context,
-    source: &AnswerSource,
+    source: &CollectSource,
     http: &HttpTeacher,
 ) -> anyhow::Result<()> {
     // A dry run writes nothing, so a journal that is not there is not begun.
@@ -144,7 +144,7 @@ fn units<'a>(
 /// Reads the names of all units, and estimates the tokens of their prompts.
 fn index_units(
     context: &Context,
-    source: &AnswerSource,
+    source: &CollectSource,
 ) -> anyhow::Result<(UnitIndex, TokenEstimate)> {
     let mut estimate = TokenEstimate::default();
     let prompts = row_count(&context.dir.path("prompts"))?;
@@ -170,7 +170,7 @@ struct Collection {
 
 impl Collection {
     /// Opens the journal, and every published folder with answers of the same settings.
-    fn open(context: &Context, source: &AnswerSource) -> anyhow::Result<Collection> {
+    fn open(context: &Context, source: &CollectSource) -> anyhow::Result<Collection> {
         let dir = &context.dir;
         let work = dir.work(&source.work_folder())?;
         let (index, estimate) = index_units(context, source)?;
@@ -206,7 +206,7 @@ impl Collection {
     fn ask_missing(
         &mut self,
         context: &Context,
-        source: &mut AnswerSource,
+        source: &mut CollectSource,
     ) -> anyhow::Result<Option<Acquired>> {
         let to_ask = acquire::say_present(context, "collect", "there", &self.store);
         if to_ask == 0 {
@@ -245,7 +245,7 @@ impl Collection {
     fn publish(
         &mut self,
         context: &Context,
-        source: &AnswerSource,
+        source: &CollectSource,
         tables: &Tables,
     ) -> anyhow::Result<Published> {
         let published = publish_answers(

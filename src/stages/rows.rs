@@ -49,7 +49,7 @@ impl Rows {
 
     /// Keeps the normaliser of the loss's temperature alone.
     pub(crate) fn at_temperature(mut self, context: &Context) -> anyhow::Result<Rows> {
-        let temperature = context.run.file.train.loss.temperature.get();
+        let temperature = context.run.file.train.objective.temperature;
         if temperature == 1.0 {
             return Ok(self);
         }
@@ -101,7 +101,7 @@ impl EncodedAnswers {
             own_ids.push(own.collect());
         }
         let template = checkpoint::template(&context.run, &folder)?;
-        let reasoning = checkpoint::reasoning(&context.run);
+        let reasoning = context.run.file.collect.reasoning.clone();
         Ok(EncodedAnswers {
             completions: Table::open(&completions)?,
             prompts: import::published_by_id(&context.dir.path("prompts"))?,

@@ -1,11 +1,13 @@
 //! A teacher behind a server: from the run file's tables to a client.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use potstill_datasets::{Imported, PromptedAnswer, Provenance, Tokenizer, canonical_json};
+use potstill_datasets::{
+    AnswerSource, Imported, PromptedAnswer, Provenance, Tokenizer, canonical_json,
+};
 use potstill_teacher::http::{
     self, Api, ApiKey, Caps, ClientSettings, Dialect, Endpoint, Provider, RequestSettings,
     Spending, TokenEstimate,
@@ -15,7 +17,7 @@ use serde_json::{Value, json};
 
 use super::{checkpoint, forecast};
 use crate::run_dir::settings_of;
-use crate::run_file::{Answers, Loaded, RunFile, Teacher};
+use crate::run_file::{Loaded, RunFile, Teacher};
 
 /// Largest body of a response, bytes. A long answer with 20 alternatives a token has some tens of megabytes.
 const MAX_BODY_BYTES: u64 = 128 << 20;
@@ -40,7 +42,7 @@ pub(super) fn http_teacher(run: &Loaded) -> anyhow::Result<HttpTeacher> {
         Some(folder) => Some(TextEncoder::new(
             Tokenizer::from_dir(&folder)?,
             checkpoint::template(run, &folder)?,
-            checkpoint::reasoning(run),
+            run.file.collect.reasoning.clone(),
         )),
         None => None,
     };
@@ -200,7 +202,7 @@ impl<'a> ServedTeacher<'a> {
             seed: Some(u64::from(self.run.file.run.seed)),
             logprobs: collect.signals.as_ref().map(|s| s.top_k.get() as u32),
             stream: collect.stream,
-            reasoning: checkpoint::reasoning(self.run),
+            reasoning: self.run.file.collect.reasoning.clone(),
         })
     }
 
@@ -365,18 +367,18 @@ pub(super) fn check(run: &Loaded, imported: &Imported) -> anyhow::Result<String>
     } = &run.file;
     let answers = imported.prompts.len() * collect.samples.get();
     let spent = Spending::default();
-    if import.answers == Answers::Teacher {
+    if import.answers == AnswerSource::Teacher {
         let ahead = forecast::of_answers(&http, budget, &estimate, answers, &spent);
         lines.push(format!("collect   {ahead}"));
     }
     if let Some(settings) = &run.file.score {
         let (tokens, answers) = match import.answers {
             // Answers are estimated with the largest length.
-            Answers::Teacher => {
+            AnswerSource::Teacher => {
                 let longest = (collect.max_new_tokens.get() * answers) as u64;
                 (estimate.tokens(answers) + longest, answers)
             }
-            Answers::Given => {
+            AnswerSource::Given => {
                 let window = settings.window.map(|w| w.get());
                 let mut estimate = TokenEstimate::default();
                 for answer in imported.prompted_answers() {
@@ -409,9 +411,9 @@ fn provider(run: &Loaded, teacher: &Teacher) -> anyhow::Result<Option<Provider>>
     };
     let mut providers = http::known_providers()?;
     if let Some(path) = &teacher.providers {
-        let path: PathBuf = run.resolve(path);
-        let text = read(run, &path)?;
-        providers = http::merge_providers(providers, &text, &path)?;
+        let path = path.as_path();
+        let text = read(run, path)?;
+        providers = http::merge_providers(providers, &text, path)?;
     }
     if let Some(provider) = providers.remove(name) {
         return Ok(Some(provider));

@@ -78,7 +78,7 @@ pub(crate) fn open_local(context: &Context, folder: &Path) -> anyhow::Result<Loc
         dtype: checkpoint::dtype(teacher.dtype),
         device: context.device.clone(),
         template: Some(checkpoint::template(&context.run, folder)?),
-        reasoning: checkpoint::reasoning(&context.run),
+        reasoning: context.run.file.collect.reasoning.clone(),
         licence: teacher.licence.clone(),
     })?)
 }
@@ -96,7 +96,7 @@ pub(crate) fn check_lengths(
     let encoder = TextEncoder::new(
         checkpoint::tokenizer(folder)?,
         checkpoint::template(run, folder)?,
-        checkpoint::reasoning(run),
+        run.file.collect.reasoning.clone(),
     );
     let context = Config::from_dir(folder)?.max_position_embeddings;
     let answer = run.file.collect.max_new_tokens.get();

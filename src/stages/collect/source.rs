@@ -4,18 +4,17 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
-use potstill_datasets::{Completion, FolderRows, Published, Tables, stage_key};
+use potstill_datasets::{AnswerSource, Completion, FolderRows, Published, Tables, stage_key};
 use potstill_teacher::{HttpTeacher, Teacher};
 use serde_json::{Value, json};
 
 use super::{given, local};
 use crate::run_dir::{Counts, Plan, settings_of, short};
-use crate::run_file::Answers;
 use crate::stages::acquire::Acquired;
 use crate::stages::{Context, checkpoint, counts, import, probe, served};
 
 /// Where the answers of a run come from.
-pub(super) struct AnswerSource {
+pub(super) struct CollectSource {
     kind: SourceKind,
     /// Everything that an answer depends on besides its prompt and sample index.
     pub(super) answers: Value,
@@ -65,12 +64,12 @@ impl Samples {
     }
 }
 
-impl AnswerSource {
+impl CollectSource {
     /// The source that the run file names. No model is loaded and nothing is sent.
-    pub(super) fn open(context: &Context) -> anyhow::Result<AnswerSource> {
+    pub(super) fn open(context: &Context) -> anyhow::Result<CollectSource> {
         let run = &context.run;
-        if run.file.import.answers == Answers::Given {
-            return AnswerSource::given(context);
+        if run.file.import.answers == AnswerSource::Given {
+            return CollectSource::given(context);
         }
         let (kind, answers, teacher) = match run.file.served() {
             Some(_) => {
@@ -101,7 +100,7 @@ impl AnswerSource {
                 "template": encoder.template().hash(),
             });
         }
-        Ok(AnswerSource {
+        Ok(CollectSource {
             kind,
             answers,
             settings,
@@ -112,7 +111,7 @@ impl AnswerSource {
         })
     }
 
-    fn given(context: &Context) -> anyhow::Result<AnswerSource> {
+    fn given(context: &Context) -> anyhow::Result<CollectSource> {
         let run = &context.run;
         let path = import::source(run)?;
         let provenance = given::provenance(&path)?;
@@ -123,7 +122,7 @@ impl AnswerSource {
             "reasoning": settings_of(&run.file.collect.reasoning)?,
         });
         let inputs = BTreeMap::from([("source".to_owned(), provenance.revision.clone())]);
-        Ok(AnswerSource {
+        Ok(CollectSource {
             kind: SourceKind::Given,
             answers: json!({ "settings": settings, "source": provenance.revision }),
             settings,
