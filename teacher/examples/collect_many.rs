@@ -41,7 +41,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             groups += 1;
             for event in events {
                 match event {
-                    CallEvent::Completed(landed) => match landed.outcome {
+                    CallEvent::Completed(landed) => match landed.result {
                         Ok(reply) => {
                             answers += 1;
                             tokens += reply.completion.tokens.len();

@@ -81,11 +81,11 @@ fn every_fault_has_its_reason() {
                         panic!("{what}: {:?}", came.landed)
                     };
                     let expected = reasons(fault, stream);
-                    match &landed.outcome {
+                    match &landed.result {
                         Ok(_) => assert!(expected.is_empty(), "{what}: an answer"),
                         Err(f) => assert!(expected.contains(&f.reason), "{what}: {f:?}"),
                     }
-                    let tries = landed.outcome.as_ref().err().map_or(1, |f| {
+                    let tries = landed.result.as_ref().err().map_or(1, |f| {
                         1 + u32::from(f.reason.is_transient() || f.reason.concerns_endpoint())
                     });
                     assert_eq!(landed.attempts, tries, "{what}");
@@ -107,7 +107,7 @@ fn a_body_that_only_drips_is_given_up_in_the_end() {
     settings.timeouts.whole = Duration::from_millis(2500);
     settings.attempts = 1;
     let came = run(&settings, 1);
-    let failure = came.landed[0].outcome.clone().unwrap_err();
+    let failure = came.landed[0].result.clone().unwrap_err();
     assert_eq!(failure.reason, FailureReason::TotalTimeout);
 }
 
@@ -134,14 +134,14 @@ fn ten_thousand_prompts_of_which_three_in_ten_replies_are_faulty() {
         begun.elapsed()
     );
 
-    let numbers: HashSet<u64> = came.landed.iter().map(|l| l.call.number).collect();
+    let numbers: HashSet<u64> = came.landed.iter().map(|c| c.call.number).collect();
     assert_eq!(
         (came.landed.len() as u64, numbers.len() as u64),
         (CALLS, CALLS)
     );
     for landed in &came.landed {
         assert!((1..=4).contains(&landed.attempts), "{landed:?}");
-        match &landed.outcome {
+        match &landed.result {
             Ok(reply) => {
                 let word = first_word(landed.call.number);
                 assert!(
@@ -176,8 +176,8 @@ fn an_answer_at_the_limit_is_kept_dropped_or_made_longer() {
     assert_eq!(came.answers(), 3);
     settings.on_length = OnLength::Drop;
     let came = run(&settings, 3);
-    assert!(came.landed.iter().all(|l| {
-        l.outcome
+    assert!(came.landed.iter().all(|c| {
+        c.result
             .as_ref()
             .is_err_and(|f| f.reason == FailureReason::Length && f.billed.is_some())
     }));
@@ -208,7 +208,7 @@ fn a_broken_stream_is_retried_or_gone_on_from() {
         let [landed] = &came.landed[..] else {
             panic!("{:?}", came.landed)
         };
-        let answer = &landed.outcome.as_ref().unwrap().completion.answer;
+        let answer = &landed.result.as_ref().unwrap().completion.answer;
         assert!(landed.attempts >= 2);
         assert!(answer.starts_with(&first_word(n)), "{answer}");
         let count = answer.split_whitespace().count();
@@ -228,7 +228,7 @@ fn an_answer_that_never_ends_is_made_longer_for_a_bounded_time() {
     settings.on_length = OnLength::Continue;
     let came = run(&settings, 1);
     assert_eq!((came.answers(), came.attempts.len()), (1, 65));
-    let reply = came.landed[0].outcome.as_ref().unwrap();
+    let reply = came.landed[0].result.as_ref().unwrap();
     assert_eq!(reply.completion.answer.split_whitespace().count(), 65 * 16);
     assert_eq!(reply.billed.map(|b| b.completion_tokens), Some(65 * 16));
 }

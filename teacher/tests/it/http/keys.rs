@@ -41,7 +41,7 @@ fn a_key_that_the_server_repeats_is_in_nothing_that_comes_back() {
             );
         }
         for landed in &came.landed {
-            let Ok(reply) = &landed.outcome else { continue };
+            let Ok(reply) = &landed.result else { continue };
             let spelled: Vec<u8> = reply
                 .completion
                 .tokens

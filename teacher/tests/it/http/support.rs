@@ -133,7 +133,7 @@ pub(crate) struct Came {
 
 impl Came {
     pub(crate) fn answers(&self) -> usize {
-        self.landed.iter().filter(|l| l.outcome.is_ok()).count()
+        self.landed.iter().filter(|c| c.result.is_ok()).count()
     }
 }
 
