@@ -10,7 +10,7 @@ use potstill_datasets::{
 };
 use serde_json::json;
 
-use super::{Context, Done, Outcome, checkpoint, counts, stage};
+use super::{Context, Done, Outcome, counts, stage};
 use crate::run_dir::Plan;
 use crate::run_file::Loaded;
 
