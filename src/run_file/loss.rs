@@ -1,7 +1,7 @@
 //! `loss` of `[train]`.
 
 use potstill_student::loss::Divergence;
-use potstill_student::{Objective, Weighted};
+use potstill_student::{Objective, WeightedDivergence};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -98,7 +98,7 @@ impl Loss {
     }
 
     /// Those with a weight.
-    fn divergences(&self) -> impl Iterator<Item = Weighted> {
+    fn divergences(&self) -> impl Iterator<Item = WeightedDivergence> {
         let named = [
             Some((Divergence::ForwardKl, self.forward_kl)),
             Some((Divergence::ReverseKl, self.reverse_kl)),
@@ -127,7 +127,7 @@ impl Loss {
         let weighted = named
             .into_iter()
             .flatten()
-            .map(|(divergence, weight)| Weighted {
+            .map(|(divergence, weight)| WeightedDivergence {
                 divergence,
                 weight: weight.get(),
             });

@@ -1,52 +1,52 @@
-//! What a student is trained to make small: divergences from the teacher, cross-entropy on the text.
+//! The objective that training minimises: divergences from the teacher and cross-entropy on the text.
 
 use potstill_datasets::Arm;
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
-use crate::loss::{Divergence, Tail};
+use crate::loss::{CustomDivergence, Divergence, Tail};
 
-/// A weighted sum of divergences and of the cross-entropy on the realised tokens, by row.
+/// A weighted sum of divergences and of the cross-entropy on the target tokens, for each row.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Objective {
     /// Divergences from the teacher's distributions.
-    pub divergences: Vec<Weighted>,
+    pub divergences: Vec<WeightedDivergence>,
     /// Weight of the cross-entropy, which is taken at temperature 1.
     pub cross_entropy: f64,
     /// Share of the cross-entropy that is spread over the vocabulary.
     pub label_smoothing: f64,
-    /// How divergences see the tokens that the teacher's record does not name.
+    /// Treatment of the tail in the divergences.
     pub tail: Tail,
-    /// Divides the logits of both sides under the divergences.
+    /// Temperature that divides the logits of teacher and student in the divergences.
     pub temperature: f64,
-    /// Whether the divergences are multiplied with the temperature's square (Hinton, Vinyals and Dean
-    /// 2015, §2), so that their gradient keeps its size.
+    /// Whether the divergences are multiplied by the square of the temperature (Hinton, Vinyals and Dean
+    /// 2015, §2), so that the size of their gradient does not change with the temperature.
     pub temperature_squared: bool,
 }
 
 /// A divergence and its weight.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Weighted {
-    /// Which.
+pub struct WeightedDivergence {
+    /// The divergence.
     pub divergence: Divergence,
-    /// What it is multiplied with, 0 or more.
+    /// Weight in the sum, 0 or more.
     pub weight: f64,
 }
 
 impl Default for Objective {
-    /// Forward KL to the coarse distribution.
+    /// Forward KL on the coarse vocabulary.
     fn default() -> Self {
         Self::of(Divergence::ForwardKl)
     }
 }
 
 impl Objective {
-    /// One divergence, at temperature 1, with the tail as one bucket.
+    /// Returns the objective of one divergence, at temperature 1, with the tail as one bucket.
     #[must_use]
     pub fn of(divergence: Divergence) -> Self {
         let weight = 1.0;
         Self {
-            divergences: vec![Weighted { divergence, weight }],
+            divergences: vec![WeightedDivergence { divergence, weight }],
             cross_entropy: 0.0,
             label_smoothing: 0.0,
             tail: Tail::Bucket,
@@ -55,7 +55,7 @@ impl Objective {
         }
     }
 
-    /// Forward KL and cross-entropy with these weights.
+    /// Returns the objective of forward KL and cross-entropy with these weights.
     #[must_use]
     pub fn mixed(forward_kl: f64, cross_entropy: f64) -> Self {
         let mut objective = Self {
@@ -66,7 +66,7 @@ impl Objective {
         objective
     }
 
-    /// The objective of an arm: [`Arm::Sft`] puts all weight on the cross-entropy.
+    /// Returns the objective that an arm minimises: [`Arm::Sft`] puts all weight on the cross-entropy.
     pub(crate) fn of_arm(&self, arm: Arm) -> Self {
         let mut objective = self.clone();
         if arm == Arm::Sft {
@@ -82,71 +82,53 @@ impl Objective {
         divergences + self.cross_entropy
     }
 
-    /// What a divergence's row is multiplied with.
-    pub(crate) fn weight(&self, term: &Weighted) -> f64 {
+    /// Factor of a divergence's rows in the loss.
+    pub(crate) fn weight(&self, term: &WeightedDivergence) -> f64 {
         match self.temperature_squared {
             true => term.weight * self.temperature * self.temperature,
             false => term.weight,
         }
     }
 
-    /// Whether anything can be learned by it.
+    /// Whether all weights are 0.
     pub(crate) fn is_empty(&self) -> bool {
         self.total() == 0.0
     }
 
-    /// Checks that the parts go together.
+    /// Checks every value, and that the parts do not contradict one another.
     ///
     /// # Errors
-    /// [`Error::NoLoss`] without a weight above 0; [`Error::BadObjective`] for a weight, temperature or
-    /// smoothing out of range, for a custom divergence without its function, and for what weighted
-    /// draws give no unbiased gradient of.
+    /// [`Error::NoLoss`] without a weight above 0; [`Error::InvalidObjective`] for a weight, temperature or
+    /// smoothing out of range, for a custom divergence without its function, and for a divergence whose
+    /// gradient on weighted draws is biased.
     pub fn check(&self) -> Result<(), Error> {
-        let bad = |why: String| Err(Error::BadObjective { why });
-        for (i, Weighted { divergence, weight }) in self.divergences.iter().enumerate() {
-            let name = divergence.name();
-            let earlier = self.divergences.iter().take(i);
-            if earlier
-                .into_iter()
-                .any(|term| term.divergence.name() == name)
-            {
-                return bad(format!("{name} is there twice: add up the weights"));
-            }
-            if !(weight.is_finite() && *weight >= 0.0) {
-                return bad(format!("the weight of {name} is {weight}"));
-            }
-            if let Divergence::Custom(custom) = divergence
-                && custom.function.is_none()
-            {
-                return bad(format!(
-                    "the divergence {name} has no function: a checkpoint does not hold it, so give it again"
-                ));
-            }
-            if let Some(range) = divergence.out_of_range() {
-                return bad(format!("of {name}, {range}"));
-            }
-            if self.tail == Tail::Draws && *weight > 0.0 && !divergence.works_on_draws() {
-                return bad(format!(
-                    "{name} has no unbiased gradient on draws: use forward_kl, or tail = \"bucket\""
+        for (i, term) in self.divergences.iter().enumerate() {
+            self.check_divergence(term)?;
+            let name = term.divergence.name();
+            let mut earlier = self.divergences.iter().take(i);
+            if earlier.any(|term| term.divergence.name() == name) {
+                return invalid(format!(
+                    "{name} is there twice\nhint: give it once, with the sum of the weights"
                 ));
             }
         }
-        if self.tail == Tail::Draws && self.temperature != 1.0 {
-            return bad(format!(
-                "draws are of the distribution at temperature 1, and the loss has {}: use tail = \"bucket\"",
-                self.temperature
+        check_weight("cross_entropy", self.cross_entropy)?;
+        let temperature = self.temperature;
+        if self.tail == Tail::Draws && temperature != 1.0 {
+            return invalid(format!(
+                "tail draws are taken at temperature 1, and the loss has temperature {temperature}\n\
+                 hint: set tail = \"bucket\""
             ));
         }
-        if !(self.temperature.is_finite() && self.temperature > 0.0) {
-            return bad(format!("the temperature is {}", self.temperature));
+        if !(temperature.is_finite() && temperature > 0.0) {
+            return invalid(format!(
+                "the temperature is {temperature}\nhint: a temperature is a number above 0"
+            ));
         }
         if !(0.0..=1.0).contains(&self.label_smoothing) {
-            return bad(format!("label smoothing is {}", self.label_smoothing));
-        }
-        if !(self.cross_entropy.is_finite() && self.cross_entropy >= 0.0) {
-            return bad(format!(
-                "the weight of cross_entropy is {}",
-                self.cross_entropy
+            return invalid(format!(
+                "label smoothing is {}\nhint: label smoothing is from 0 to 1",
+                self.label_smoothing
             ));
         }
         match self.is_empty() {
@@ -154,4 +136,38 @@ impl Objective {
             false => Ok(()),
         }
     }
+
+    fn check_divergence(&self, term: &WeightedDivergence) -> Result<(), Error> {
+        let WeightedDivergence { divergence, weight } = term;
+        let name = divergence.name();
+        check_weight(name, *weight)?;
+        if let Divergence::Custom(CustomDivergence { function: None, .. }) = divergence {
+            return invalid(format!(
+                "the divergence {name} has no function\n\
+                 hint: a checkpoint does not hold the function, so set it again before training"
+            ));
+        }
+        if let Some(problem) = divergence.out_of_range() {
+            return invalid(format!("{name}: {problem}"));
+        }
+        if self.tail == Tail::Draws && *weight > 0.0 && !divergence.works_on_draws() {
+            return invalid(format!(
+                "the gradient of {name} on draws is biased\nhint: use forward_kl, or tail = \"bucket\""
+            ));
+        }
+        Ok(())
+    }
+}
+
+fn check_weight(name: &str, weight: f64) -> Result<(), Error> {
+    if weight.is_finite() && weight >= 0.0 {
+        return Ok(());
+    }
+    invalid(format!(
+        "the weight of {name} is {weight}\nhint: a weight is a number from 0 up"
+    ))
+}
+
+fn invalid(reason: String) -> Result<(), Error> {
+    Err(Error::InvalidObjective { reason })
 }

@@ -1,29 +1,30 @@
-//! What becomes of the vocabulary outside the support.
+//! Treatment of the vocabulary outside the support.
 
 use burn::tensor::Tensor;
 use potstill_kernels::EMPTY_NATS;
 use serde::{Deserialize, Serialize};
 
-/// How a divergence sees the tokens that the teacher's record does not name.
+/// Treatment of the tail in a divergence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Tail {
-    /// As one bucket with the mass that is left: exact on the coarse vocabulary, at most the full
-    /// divergence, and it pulls the student's tail mass to the teacher's.
+    /// The tail is one bucket with the rest of the mass: exact on the coarse vocabulary, at most the full
+    /// divergence, and the student's tail mass is trained towards the teacher's.
     #[default]
     Bucket,
-    /// Not at all; both sides are made to sum to 1 on the support. The student's tail mass is free.
+    /// The tail is left out, and both sides are renormalised to sum to 1 on the support. The student's tail mass
+    /// is not trained.
     Renormalize,
-    /// Not at all; the sums are cut to the support, where p and q keep their values. Such a sum can
-    /// be negative, and its minimum is not at q = p.
+    /// The tail is left out, and p and q keep their values on the support. The sum over the support can be
+    /// negative, and its minimum is not at q = p.
     Ignore,
-    /// By weighted draws that stand in the support's slots: forward KL and cross-entropies only.
+    /// Weighted draws in slots of the support replace the tail: for forward KL and cross-entropies only.
     Draws,
 }
 
 impl Tail {
-    /// Teacher and student as a divergence takes them, from log p and log q with the tail's last,
-    /// all [n, k+1]. A slot that is left out is empty on both sides.
+    /// Converts log p and log q, with the tail in the last column, to the arguments of a divergence; all are
+    /// [n, k+1]. A slot that is left out is empty on both sides.
     #[must_use]
     pub fn apply(self, log_p_nk: Tensor<2>, log_q_nk: Tensor<2>) -> (Tensor<2>, Tensor<2>) {
         match self {
@@ -34,7 +35,7 @@ impl Tail {
     }
 }
 
-/// The log probabilities given that the token is in the support; its empty slots stay empty.
+/// Computes the log probabilities given that the token is in the support; empty slots stay empty.
 fn conditional(log_nk: Tensor<2>) -> Tensor<2> {
     let k = log_nk.dims()[1] - 1;
     let empty_nk = log_nk.clone().lower_equal_elem(EMPTY_NATS);
