@@ -13,7 +13,7 @@ use potstill_eval::Grader;
 use potstill_teacher::{Ask, Local, LocalSettings, Sampling};
 use serde_json::json;
 
-use super::models::{answers_home, load, model_key};
+use super::models::{answers_home, load, model_key, results_file};
 use super::{Context, Done, Outcome, checkpoint, collect, counts, curate, grade, import, stage};
 use crate::interrupt;
 use crate::run_dir::{Plan, settings_of};
@@ -31,7 +31,7 @@ pub(super) fn answer_one(context: &Context, model: RunModel) -> anyhow::Result<O
     let plan = Plan {
         stage: format!("answer {model}"),
         home: answers_home(model),
-        outputs: vec![answers_home(model)],
+        outputs: vec![answers_home(model), results_file(&answers_home(model))],
         settings: json!({
             "answers": settings_of(settings)?,
             "heldout": run.file.curate.heldout.get(),
@@ -49,12 +49,18 @@ pub(super) fn answer_one(context: &Context, model: RunModel) -> anyhow::Result<O
         let Some(samples) = samples(context, settings, &plan.stage, &local, &prompts)? else {
             return Ok(None);
         };
-        let out = out.join(answers_home(model));
-        write_shard(&out.join(SAMPLES_FILE), &samples, &[])?;
+        write_shard(
+            &out.join(answers_home(model)).join(SAMPLES_FILE),
+            &samples,
+            &[],
+        )?;
         let right = samples.iter().filter(|s| s.correct).count();
         let results = json!({ "prompts": samples.len(), "right": right });
         let results = serde_json::to_string_pretty(&results)? + "\n";
-        replace_file(&out.join("results.json"), results.as_bytes())?;
+        replace_file(
+            &out.join(results_file(&answers_home(model))),
+            results.as_bytes(),
+        )?;
         Ok(Some(Done::new(counts([
             ("prompts", samples.len()),
             ("right", right),

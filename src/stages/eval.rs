@@ -8,7 +8,7 @@ use potstill_datasets::{
 use potstill_eval::{Heldout, Metric, interval};
 use serde_json::json;
 
-use super::models::{heldout_home, load, model_key};
+use super::models::{heldout_home, load, model_key, results_file};
 use super::rows::Rows;
 use super::{Context, Done, Outcome, answers, counts, each, score, stage};
 use crate::interrupt;
@@ -48,7 +48,7 @@ fn eval_one(context: &Context, model: RunModel) -> anyhow::Result<Outcome> {
     let plan = Plan {
         stage: format!("eval {model}"),
         home: heldout_home(model),
-        outputs: vec![heldout_home(model)],
+        outputs: vec![heldout_home(model), results_file(&heldout_home(model))],
         settings: json!({
             "chunk_rows": chunk_rows,
             "confidence_bins": CONFIDENCE_BINS,
@@ -65,8 +65,7 @@ fn eval_one(context: &Context, model: RunModel) -> anyhow::Result<Outcome> {
         .collect(),
     };
     stage(context, &plan, |out| {
-        let out = out.join(heldout_home(model));
-        let model = load(context, model)?;
+        let weights = load(context, model)?;
         let mut rows = Rows::open(context, "heldout")?;
         let len = rows.list.len();
         let mut work = context.talk.work(&plan.stage, "sequences", 0, len as u64);
@@ -74,12 +73,21 @@ fn eval_one(context: &Context, model: RunModel) -> anyhow::Result<Outcome> {
             work.show(done as u64, 0, "");
             interrupt::flow()
         };
-        let values =
-            potstill_student::evaluate(&model, &mut |i| rows.get(i), len, chunk_rows, &mut on_row)?;
+        let values = potstill_student::evaluate(
+            &weights,
+            &mut |i| rows.get(i),
+            len,
+            chunk_rows,
+            &mut on_row,
+        )?;
         let Some(values) = values else {
             return Ok(None);
         };
-        write_shard(&out.join(SAMPLES_FILE), &values, &[])?;
+        write_shard(
+            &out.join(heldout_home(model)).join(SAMPLES_FILE),
+            &values,
+            &[],
+        )?;
         let figure = |metric| interval(&values, metric, resamples, seed);
         let results = json!({
             "heldout": Heldout::from_values(&values)?,
@@ -88,7 +96,10 @@ fn eval_one(context: &Context, model: RunModel) -> anyhow::Result<Outcome> {
             "agreement": figure(Metric::Agreement)?,
         });
         let results = serde_json::to_string_pretty(&results)? + "\n";
-        replace_file(&out.join("results.json"), results.as_bytes())?;
+        replace_file(
+            &out.join(results_file(&heldout_home(model))),
+            results.as_bytes(),
+        )?;
         let tokens = values.iter().map(|v| v.tokens as usize).sum();
         Ok(Some(Done::new(counts([
             ("sequences", len),

@@ -46,3 +46,9 @@ pub(super) fn heldout_home(model: RunModel) -> String {
 pub(super) fn answers_home(model: RunModel) -> String {
     format!("students/{model}/eval/answers")
 }
+
+/// JSON file of the figures of a table, beside the table's folder and not in it, so that other tools can read the
+/// folder.
+pub(super) fn results_file(home: &str) -> String {
+    format!("{home}_results.json")
+}

@@ -2,7 +2,8 @@
 //!
 //! The trainer keeps its own checkpoints and resumes from the newest. `started.json` says
 //! what a folder is being trained from; a folder that was begun from anything else is
-//! kept as `students/NAME.old-N`. `manifest.json` comes last, when all steps are done.
+//! kept as `students/NAME.old-N`. `students/NAME_manifest.json` comes last, when all steps
+//! are done.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
