@@ -42,8 +42,8 @@ fn eval_one(context: &Context, model: RunModel) -> anyhow::Result<Outcome> {
     let completions = context.dir.require("completions", "collect", run)?;
     let curation = context.dir.require("train", "curate", run)?;
     let model_key = model_key(context, model)?;
-    let resamples = run.file.eval.resamples.get();
-    let chunk_rows = run.file.train.chunk_rows.get();
+    let resamples = run.file.eval.resamples;
+    let chunk_rows = run.file.train.chunk_rows;
     let seed = u64::from(run.file.run.seed);
     let plan = Plan {
         stage: format!("eval {model}"),
@@ -65,7 +65,8 @@ fn eval_one(context: &Context, model: RunModel) -> anyhow::Result<Outcome> {
         .collect(),
     };
     stage(context, &plan, |out| {
-        let weights = load(context, model)?;
+        let home = heldout_home(model);
+        let model = load(context, model)?;
         let mut rows = Rows::open(context, "heldout")?;
         let len = rows.list.len();
         let mut work = context.talk.work(&plan.stage, "sequences", 0, len as u64);
@@ -73,21 +74,12 @@ fn eval_one(context: &Context, model: RunModel) -> anyhow::Result<Outcome> {
             work.show(done as u64, 0, "");
             interrupt::flow()
         };
-        let values = potstill_student::evaluate(
-            &weights,
-            &mut |i| rows.get(i),
-            len,
-            chunk_rows,
-            &mut on_row,
-        )?;
+        let values =
+            potstill_student::evaluate(&model, &mut |i| rows.get(i), len, chunk_rows, &mut on_row)?;
         let Some(values) = values else {
             return Ok(None);
         };
-        write_shard(
-            &out.join(heldout_home(model)).join(SAMPLES_FILE),
-            &values,
-            &[],
-        )?;
+        write_shard(&out.join(&home).join(SAMPLES_FILE), &values, &[])?;
         let figure = |metric| interval(&values, metric, resamples, seed);
         let results = json!({
             "heldout": Heldout::from_values(&values)?,
@@ -96,10 +88,7 @@ fn eval_one(context: &Context, model: RunModel) -> anyhow::Result<Outcome> {
             "agreement": figure(Metric::Agreement)?,
         });
         let results = serde_json::to_string_pretty(&results)? + "\n";
-        replace_file(
-            &out.join(results_file(&heldout_home(model))),
-            results.as_bytes(),
-        )?;
+        replace_file(&out.join(results_file(&home)), results.as_bytes())?;
         let tokens = values.iter().map(|v| v.tokens as usize).sum();
         Ok(Some(Done::new(counts([
             ("sequences", len),

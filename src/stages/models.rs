@@ -47,8 +47,7 @@ pub(super) fn answers_home(model: RunModel) -> String {
     format!("students/{model}/eval/answers")
 }
 
-/// JSON file of the figures of a table, beside the table's folder and not in it, so that other tools can read the
-/// folder.
+/// File of a model's figures as JSON. It is beside the folder of the table, so that other tools can read that folder.
 pub(super) fn results_file(home: &str) -> String {
     format!("{home}_results.json")
 }

@@ -103,15 +103,16 @@ pub fn train(
         metrics_bytes: 0,
         events_bytes: 0,
         arm,
-        settings: settings.clone(),
+        settings: settings.identity(),
         rows: usable.len() as u64,
     };
     let (device, dtype) = (start.device(), start.dtype());
-    let from = checkpoint::newest(dir, dtype, &device, &fresh)?.unwrap_or_else(|| Checkpoint {
-        state: fresh,
-        model: start,
-        optimizer: AdamW::new(settings.weight_decay),
-    });
+    let from = checkpoint::newest(dir, dtype, &device, &fresh, settings.weight_decay)?
+        .unwrap_or_else(|| Checkpoint {
+            state: fresh,
+            model: start,
+            optimizer: AdamW::new(settings.weight_decay),
+        });
     let Checkpoint {
         mut state,
         model,
@@ -181,7 +182,8 @@ pub fn train(
 
 /// Means of the divergences that have no field of their own.
 fn others(objective: &Objective, sums: &[f64], per_row: f64) -> BTreeMap<String, f64> {
-    let named = objective.divergences.iter().zip(sums);
+    let terms = objective.divergences();
+    let named = terms.iter().zip(sums);
     named
         .filter(|(term, _)| term.divergence != Divergence::ForwardKl)
         .map(|(term, sum)| (term.divergence.name().to_owned(), sum * per_row))
