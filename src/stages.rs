@@ -30,7 +30,7 @@ use crate::events::Event;
 use crate::interrupt;
 use crate::progress::{Manner, Talk};
 use crate::run_dir::{Counts, Earlier, LedgerLine, Plan, RunDir, now, short};
-use crate::run_file::{ConfigError, Control, Loaded};
+use crate::run_file::{ConfigError, Loaded};
 
 /// How a run is operated; nothing here changes what it computes, except `limit`.
 #[derive(Debug, Clone, Default)]
@@ -103,10 +103,8 @@ impl Context {
 
     /// Arms that the run trains: the student first, then its controls.
     pub fn arms(&self) -> Vec<Arm> {
-        let controls = self.run.file.train.controls.iter().map(|c| match c {
-            Control::Sft => Arm::Sft,
-            Control::Shuffled => Arm::Shuffled,
-        });
+        let controls = &self.run.file.train.controls;
+        let controls = controls.iter().map(|control| control.arm());
         [Arm::Student].into_iter().chain(controls).collect()
     }
 
@@ -123,7 +121,7 @@ impl Context {
     /// The models of one arm, one a seed. The shuffled control has the first seed only.
     pub(crate) fn variants_of(&self, arm: Arm) -> impl Iterator<Item = Variant> + use<> {
         let seeds = match arm {
-            Arm::Student | Arm::Sft => self.run.file.train.seeds.get() as u32,
+            Arm::Student | Arm::Sft => self.run.file.train.seeds,
             Arm::Shuffled => 1,
         };
         (0..seeds).map(move |seed_index| Variant { arm, seed_index })

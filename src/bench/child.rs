@@ -267,6 +267,6 @@ pub(crate) fn settings(request: &Request) -> Settings {
         overlong: Overlong::Drop,
         checkpoint_every: 1,
         chunk_rows: CHUNK_ROWS,
-        seed: 0,
+        ..Settings::default()
     }
 }

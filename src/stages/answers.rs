@@ -9,15 +9,14 @@ use std::ops::ControlFlow;
 
 use anyhow::{Context as _, bail};
 use potstill_datasets::{Prompt, RunModel, TaskSample, read_shard, replace_file, write_shard};
-use potstill_eval::Grader;
+use potstill_eval::{EvalAnswers, Grader};
 use potstill_teacher::{Ask, Local, LocalSettings, Sampling};
 use serde_json::json;
 
-use super::models::{answers_home, load, model_key};
+use super::models::{answers_home, load, model_key, results_file};
 use super::{Context, Done, Outcome, checkpoint, collect, counts, curate, grade, import, stage};
 use crate::interrupt;
 use crate::run_dir::{Plan, settings_of};
-use crate::run_file::EvalAnswers;
 
 const SAMPLES_FILE: &str = "samples.parquet";
 
@@ -31,10 +30,10 @@ pub(super) fn answer_one(context: &Context, model: RunModel) -> anyhow::Result<O
     let plan = Plan {
         stage: format!("answer {model}"),
         home: answers_home(model),
-        outputs: vec![answers_home(model)],
+        outputs: vec![answers_home(model), results_file(&answers_home(model))],
         settings: json!({
             "answers": settings_of(settings)?,
-            "heldout": run.file.curate.heldout.get(),
+            "heldout": run.file.curate.heldout,
             "seed": run.file.run.seed,
             "reasoning": settings_of(&run.file.collect.reasoning)?,
         }),
@@ -44,17 +43,17 @@ pub(super) fn answer_one(context: &Context, model: RunModel) -> anyhow::Result<O
         ]),
     };
     stage(context, &plan, |out| {
-        let prompts = heldout_prompts(context, settings.grader.into())?;
+        let prompts = heldout_prompts(context, settings.grader)?;
         let local = open(context, model)?;
         let Some(samples) = samples(context, settings, &plan.stage, &local, &prompts)? else {
             return Ok(None);
         };
-        let out = out.join(answers_home(model));
-        write_shard(&out.join(SAMPLES_FILE), &samples, &[])?;
+        let home = answers_home(model);
+        write_shard(&out.join(&home).join(SAMPLES_FILE), &samples, &[])?;
         let right = samples.iter().filter(|s| s.correct).count();
         let results = json!({ "prompts": samples.len(), "right": right });
         let results = serde_json::to_string_pretty(&results)? + "\n";
-        replace_file(&out.join("results.json"), results.as_bytes())?;
+        replace_file(&out.join(results_file(&home)), results.as_bytes())?;
         Ok(Some(Done::new(counts([
             ("prompts", samples.len()),
             ("right", right),
@@ -104,15 +103,15 @@ fn samples(
     model: &Local,
     prompts: &[Prompt],
 ) -> anyhow::Result<Option<Vec<TaskSample>>> {
-    let grader = Grader::from(settings.grader);
+    let grader = settings.grader;
     let sampling = Sampling {
-        max_new_tokens: settings.max_new_tokens.get(),
+        max_new_tokens: settings.max_new_tokens,
         temperature: 0.0,
         ..Sampling::default()
     };
     let mut work = context.talk.work(stage, "answers", 0, prompts.len() as u64);
     let (mut samples, mut tokens) = (Vec::with_capacity(prompts.len()), 0);
-    for batch in prompts.chunks(settings.batch.get()) {
+    for batch in prompts.chunks(settings.batch) {
         let asks: Vec<Ask<'_>> = batch
             .iter()
             .map(|prompt| Ask {

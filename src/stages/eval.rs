@@ -8,7 +8,7 @@ use potstill_datasets::{
 use potstill_eval::{Heldout, Metric, interval};
 use serde_json::json;
 
-use super::models::{heldout_home, load, model_key};
+use super::models::{heldout_home, load, model_key, results_file};
 use super::rows::Rows;
 use super::{Context, Done, Outcome, answers, counts, each, score, stage};
 use crate::interrupt;
@@ -42,13 +42,13 @@ fn eval_one(context: &Context, model: RunModel) -> anyhow::Result<Outcome> {
     let completions = context.dir.require("completions", "collect", run)?;
     let curation = context.dir.require("train", "curate", run)?;
     let model_key = model_key(context, model)?;
-    let resamples = run.file.eval.resamples.get();
-    let chunk_rows = run.file.train.chunk_rows.get();
+    let resamples = run.file.eval.resamples;
+    let chunk_rows = run.file.train.chunk_rows;
     let seed = u64::from(run.file.run.seed);
     let plan = Plan {
         stage: format!("eval {model}"),
         home: heldout_home(model),
-        outputs: vec![heldout_home(model)],
+        outputs: vec![heldout_home(model), results_file(&heldout_home(model))],
         settings: json!({
             "chunk_rows": chunk_rows,
             "confidence_bins": CONFIDENCE_BINS,
@@ -65,7 +65,7 @@ fn eval_one(context: &Context, model: RunModel) -> anyhow::Result<Outcome> {
         .collect(),
     };
     stage(context, &plan, |out| {
-        let out = out.join(heldout_home(model));
+        let home = heldout_home(model);
         let model = load(context, model)?;
         let mut rows = Rows::open(context, "heldout")?;
         let len = rows.list.len();
@@ -79,7 +79,7 @@ fn eval_one(context: &Context, model: RunModel) -> anyhow::Result<Outcome> {
         let Some(values) = values else {
             return Ok(None);
         };
-        write_shard(&out.join(SAMPLES_FILE), &values, &[])?;
+        write_shard(&out.join(&home).join(SAMPLES_FILE), &values, &[])?;
         let figure = |metric| interval(&values, metric, resamples, seed);
         let results = json!({
             "heldout": Heldout::from_values(&values)?,
@@ -88,7 +88,7 @@ fn eval_one(context: &Context, model: RunModel) -> anyhow::Result<Outcome> {
             "agreement": figure(Metric::Agreement)?,
         });
         let results = serde_json::to_string_pretty(&results)? + "\n";
-        replace_file(&out.join("results.json"), results.as_bytes())?;
+        replace_file(&out.join(results_file(&home)), results.as_bytes())?;
         let tokens = values.iter().map(|v| v.tokens as usize).sum();
         Ok(Some(Done::new(counts([
             ("sequences", len),

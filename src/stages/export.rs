@@ -7,7 +7,8 @@ use std::fs;
 
 use anyhow::Context as _;
 use potstill_datasets::{
-    Arm, Manifest, Provenance, RunModel, Variant, read_footer, replace_file, shards,
+    AnswerSource, Arm, FloatType, Manifest, Provenance, RunModel, Variant, read_footer,
+    replace_file, shards,
 };
 use potstill_model::{Config, DType};
 use serde_json::json;
@@ -15,7 +16,7 @@ use serde_json::json;
 use super::models::export_home;
 use super::{Context, Done, Outcome, checkpoint, counts, each, stage, train};
 use crate::run_dir::{Plan, settings_of};
-use crate::run_file::{Answers, Dtype, RunFile};
+use crate::run_file::RunFile;
 
 /// What is copied from the checkpoint that the student started from.
 const COPIED: [&str; 5] = [
@@ -84,7 +85,7 @@ fn card(
     variant: Variant,
     trained: &Manifest,
     config: &Config,
-    dtype: Dtype,
+    dtype: FloatType,
 ) -> anyhow::Result<String> {
     let run = &context.run.file;
     let teachers = provenance(context)?;
@@ -128,18 +129,18 @@ fn card(
 /// Describes what a model learned from.
 pub(crate) fn learned_from(file: &RunFile, model: RunModel) -> String {
     let text = match file.import.answers {
-        Answers::Teacher => "the teacher's text",
-        Answers::Given => "the data's text",
+        AnswerSource::Teacher => "the teacher's text",
+        AnswerSource::Given => "the data's text",
     };
     let RunModel::Trained(Variant { arm, .. }) = model else {
         return "nothing: the start of all others".to_owned();
     };
     match (arm, file.import.answers) {
         (Arm::Shuffled, _) => format!("{text}, each position with the distribution of another"),
-        (Arm::Student, Answers::Teacher) if file.has_signals() => {
+        (Arm::Student, AnswerSource::Teacher) if file.has_signals() => {
             "the teacher's text and distributions".to_owned()
         }
-        (Arm::Student, Answers::Given) if file.has_signals() => {
+        (Arm::Student, AnswerSource::Given) if file.has_signals() => {
             format!("{text} and the teacher's distributions")
         }
         (Arm::Student | Arm::Sft, _) => format!("{text}, cross-entropy only"),

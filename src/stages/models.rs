@@ -46,3 +46,8 @@ pub(super) fn heldout_home(model: RunModel) -> String {
 pub(super) fn answers_home(model: RunModel) -> String {
     format!("students/{model}/eval/answers")
 }
+
+/// File of a model's figures as JSON. It is beside the folder of the table, so that other tools can read that folder.
+pub(super) fn results_file(home: &str) -> String {
+    format!("{home}_results.json")
+}

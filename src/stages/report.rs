@@ -119,13 +119,7 @@ fn build(context: &Context, models: &[RunModel]) -> anyhow::Result<Report> {
         potstill: env!("CARGO_PKG_VERSION").to_owned(),
         conclusion: Report::conclude(teacher.as_ref(), &students, &comparisons),
         heldout: Heldout::from_values(measured.heldout())?,
-        grader: context
-            .run
-            .file
-            .eval
-            .answers
-            .as_ref()
-            .map(|a| a.grader.into()),
+        grader: context.run.file.eval.answers.as_ref().map(|a| a.grader),
         teacher,
         students,
         comparisons,

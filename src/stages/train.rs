@@ -2,7 +2,8 @@
 //!
 //! The trainer keeps its own checkpoints and resumes from the newest. `started.json` says
 //! what a folder is being trained from; a folder that was begun from anything else is
-//! kept as `students/NAME.old-N`. `manifest.json` comes last, when all steps are done.
+//! kept as `students/NAME.old-N`. `students/NAME_manifest.json` comes last, when all steps
+//! are done.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -17,7 +18,7 @@ use potstill_datasets::{
     Manifest, SCHEMA_VERSION, Variant, hash_files, read_footer, replace_file, shards,
 };
 use potstill_model::{Config, DType, Device, Llama};
-use potstill_student::{Form, Overlong, Settings, StepMetrics};
+use potstill_student::{Settings, StepMetrics};
 use rayon::ThreadPoolBuilder;
 use serde_json::{Value, json};
 
@@ -26,7 +27,7 @@ use super::{Context, Outcome, checkpoint, counts, each, score};
 use crate::events::Event;
 use crate::interrupt;
 use crate::run_dir::{LedgerLine, Plan, now, settings_of, short};
-use crate::run_file::{Loaded, LossForm, Overlong as RunOverlong, RunFile};
+use crate::run_file::{Loaded, RunFile};
 
 const STARTED_FILE: &str = "started.json";
 /// Parameters up to which a step is too little work to be shared among cores: one of 0.1 million
@@ -233,7 +234,7 @@ fn plan(context: &Context, variant: Variant) -> anyhow::Result<Plan> {
         outputs: vec![format!("students/{variant}")],
         settings: json!({
             "method": variant.arm.name(),
-            "train": settings_of(&settings(&run.file, variant.seed_index))?,
+            "train": settings(&run.file, variant.seed_index).identity(),
         }),
         inputs: BTreeMap::from([
             ("completions".to_owned(), completions.content_hash()),
@@ -246,33 +247,11 @@ fn plan(context: &Context, variant: Variant) -> anyhow::Result<Plan> {
     })
 }
 
-/// `[train]` as the trainer takes it, for one of the seeds.
+/// `[train]` with one of the seeds.
 pub(crate) fn settings(file: &RunFile, seed_index: u32) -> Settings {
-    let train = &file.train;
     Settings {
-        steps: train.steps.get() as u64,
-        batch: train.batch.get(),
-        micro_batch: train.micro_batch.get(),
-        packing: train.packing,
-        learning_rate: train.learning_rate.get(),
-        warmup: train.warmup.get() as u64,
-        min_learning_rate: train.min_learning_rate.get(),
-        weight_decay: train.weight_decay.get(),
-        clip: train.clip.get(),
-        objective: train.loss.objective(),
-        form: match train.loss_form {
-            // Every device of every build has the kernels.
-            LossForm::Auto | LossForm::Fused => Form::Fused,
-            LossForm::Plain => Form::Plain,
-        },
-        max_length: train.max_length.get(),
-        overlong: match train.overlong {
-            RunOverlong::Drop => Overlong::Drop,
-            RunOverlong::Cut => Overlong::Cut,
-        },
-        checkpoint_every: train.checkpoint_every.get() as u64,
-        chunk_rows: train.chunk_rows.get(),
         seed: seed(file, seed_index),
+        ..file.train.clone()
     }
 }
 
@@ -285,7 +264,7 @@ pub(crate) fn seed(file: &RunFile, seed_index: u32) -> u64 {
 pub(crate) fn start_key(run: &Loaded, seed_index: u32) -> anyhow::Result<String> {
     let student = &run.file.student;
     let settings: Value = json!({
-        "every": student.every.map(|e| e.get()),
+        "every": student.every,
         "random": settings_of(&student.random)?,
         "seed": student.random.as_ref().map(|_| seed(&run.file, seed_index)),
     });
@@ -313,26 +292,17 @@ pub(crate) fn start_on(run: &Loaded, seed_index: u32, device: &Device) -> anyhow
     }
     let whole = potstill_model::load(&folder, DType::F32, device)?;
     match run.file.student.every {
-        Some(every) => Ok(potstill_model::cut(&whole, every.get())?),
+        Some(every) => Ok(potstill_model::cut(&whole, every)?),
         None => Ok(whole),
     }
 }
 
 /// The shape of a random student: that of the run file, with the checkpoint's vocabulary.
 pub(crate) fn start_config(run: &Loaded, folder: &Path) -> anyhow::Result<Option<Config>> {
-    let Some(random) = &run.file.student.random else {
-        return Ok(None);
-    };
-    let heads = random.heads.get();
-    Ok(Some(Config {
-        hidden_size: random.hidden_size.get(),
-        intermediate_size: random.intermediate_size.get(),
-        num_hidden_layers: random.layers.get(),
-        num_attention_heads: heads,
-        num_key_value_heads: random.key_value_heads.map_or(heads, |h| h.get()),
-        head_dim: random.hidden_size.get() / heads,
-        ..Config::from_dir(folder)?
-    }))
+    Ok(match &run.file.student.random {
+        Some(random) => Some(random.config(Config::from_dir(folder)?)),
+        None => None,
+    })
 }
 
 /// Refuses signals over another vocabulary than the student's.
@@ -356,6 +326,6 @@ fn check_tokenizer(run: &Loaded, signals: &Path) -> anyhow::Result<()> {
 
 /// The folder of the checkpoint that the last step wrote: a model in Hugging Face layout.
 pub(crate) fn last_checkpoint(context: &Context, variant: Variant) -> String {
-    let steps = context.run.file.train.steps.get();
+    let steps = context.run.file.train.steps;
     format!("students/{variant}/checkpoints/step-{steps:08}")
 }

@@ -10,10 +10,10 @@ use potstill_datasets::Arm;
 use potstill_model::{Llama, Parameter};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::error::Error;
 use crate::optimizer::AdamW;
-use crate::settings::Settings;
 
 /// Number of newest checkpoints that are kept.
 const KEPT: usize = 2;
@@ -31,7 +31,8 @@ pub(crate) struct TrainingState {
     pub events_bytes: u64,
     #[serde(rename = "method", with = "Method")]
     pub arm: Arm,
-    pub settings: Settings,
+    /// [`Settings::identity`](crate::Settings::identity) of the run.
+    pub settings: Value,
     /// Number of rows that can be trained on.
     pub rows: u64,
 }
@@ -103,6 +104,7 @@ pub(crate) fn newest(
     dtype: DType,
     device: &Device,
     expected: &TrainingState,
+    weight_decay: f64,
 ) -> Result<Option<Checkpoint>, Error> {
     prune(dir)?;
     let Some((_, place)) = list(dir)?.pop() else {
@@ -113,7 +115,7 @@ pub(crate) fn newest(
     let state: TrainingState = serde_json::from_slice(&text).map_err(|why| damaged(&path, why))?;
     check_same(&path, &state, expected)?;
     let model = potstill_model::load(&place, dtype, device)?;
-    let mut optimizer = AdamW::new(expected.settings.weight_decay);
+    let mut optimizer = AdamW::new(weight_decay);
     optimizer.step = state.step;
     load_moments(&place.join("optimizer.safetensors"), &mut optimizer, device)?;
     Ok(Some(Checkpoint {
@@ -136,16 +138,11 @@ fn check_same(path: &Path, found: &TrainingState, expected: &TrainingState) -> R
     }
     // A number may change in its last digit when it is written as text and read back. The found settings
     // were, so the expected ones are too before the comparison.
-    let as_json = |settings: &Settings| {
-        let read: Settings = serde_json::from_str(&serde_json::to_string(settings)?)?;
-        serde_json::to_value(read)
-    };
-    let found = serde_json::to_value(&found.settings).map_err(|why| damaged(path, why))?;
-    let expected = as_json(&expected.settings).map_err(|why| damaged(path, why))?;
+    let expected = serde_json::from_str::<Value>(&expected.settings.to_string())
+        .map_err(|why| damaged(path, why))?;
+    let found = &found.settings;
     // Settings that are off may be absent on either side.
-    let keys = [&expected, &found]
-        .into_iter()
-        .filter_map(|s| s.as_object());
+    let keys = [&expected, found].into_iter().filter_map(|s| s.as_object());
     let mut keys = keys.flat_map(|settings| settings.keys());
     match keys.find(|key| found.get(key.as_str()) != expected.get(key.as_str())) {
         Some(key) => Err(other(key)),

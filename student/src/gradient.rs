@@ -327,7 +327,7 @@ fn rows_loss(
             None => sum,
         });
     };
-    for term in &objective.divergences {
+    for term in &objective.divergences() {
         let rows_n = match term.divergence {
             Divergence::ForwardKl => forward_kl(log_q_nk.clone()),
             ref other => other.rows(log_p_nk.clone(), log_q_nk.clone()),

@@ -18,17 +18,18 @@ use potstill_kernels::{
     Head, RowStats, Sum, linear, linear_input_gradient, linear_into, linear_weight_gradient_wide,
     row_gradient, row_stats, row_stats_reference,
 };
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Implementation of loss and gradients.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Form {
-    /// Kernels, in chunks of rows.
+    /// Kernels, `chunk_rows` rows of logits at a time.
     #[default]
     Fused,
-    /// Tensor operations and autodiff on all rows at once, with several tensors of the logits' size. The
-    /// reference for `Fused`.
+    /// Tensor operations and autodiff on all rows of a micro-batch at once. Slower, and needs several times the memory:
+    /// a reference for `fused`.
     Plain,
 }
 

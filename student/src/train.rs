@@ -123,11 +123,11 @@ impl<'a> Trainer<'a> {
             metrics_bytes: 0,
             events_bytes: 0,
             arm,
-            settings: settings.clone(),
+            settings: settings.identity(),
             rows: rows as u64,
         };
         let (device, dtype) = (start.device(), start.dtype());
-        let checkpoint = checkpoint::newest(dir, dtype, &device, &fresh)?;
+        let checkpoint = checkpoint::newest(dir, dtype, &device, &fresh, settings.weight_decay)?;
         let Checkpoint {
             mut state,
             model,
@@ -200,7 +200,8 @@ impl<'a> Trainer<'a> {
 
 /// Means of the divergences that have no field of their own in [`StepMetrics`].
 fn other_divergences(objective: &Objective, sums: &[f64], per_row: f64) -> BTreeMap<String, f64> {
-    let named = objective.divergences.iter().zip(sums);
+    let terms = objective.divergences();
+    let named = terms.iter().zip(sums);
     named
         .filter(|(term, _)| term.divergence != Divergence::ForwardKl)
         .map(|(term, sum)| (term.divergence.name().to_owned(), sum * per_row))

@@ -88,11 +88,11 @@ impl Models {
             prompts: Vec::new(),
             answers: Vec::new(),
             distributions: file.has_signals(),
-            resamples: file.eval.resamples.get(),
+            resamples: file.eval.resamples,
             seed: u64::from(file.run.seed),
         };
         if let Some(settings) = &file.eval.answers {
-            models.prompts = answers::heldout_prompts(context, settings.grader.into())?;
+            models.prompts = answers::heldout_prompts(context, settings.grader)?;
             let teacher = file.local().map(|_| RunModel::Teacher);
             for model in teacher.into_iter().chain(run_models.iter().copied()) {
                 let answers = answers::published(context, model)?;

@@ -1,30 +1,31 @@
-//! Treatment of the vocabulary outside the support.
+//! What becomes of the vocabulary outside the support.
 
 use burn::tensor::Tensor;
 use potstill_kernels::EMPTY_NATS;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// Treatment of the tail in a divergence.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+/// Treatment, in divergences, of the tokens outside the support.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Tail {
-    /// The tail is one bucket with the rest of the mass: exact on the coarse vocabulary, at most the full
-    /// divergence, and the student's tail mass is trained towards the teacher's.
+    /// One bucket with the rest of the mass: exact on the coarse vocabulary, at most the divergence over all tokens. It
+    /// pulls the student's tail mass to the teacher's.
     #[default]
     Bucket,
-    /// The tail is left out, and both sides are renormalised to sum to 1 on the support. The student's tail mass
-    /// is not trained.
+    /// The tail is ignored, and both sides are rescaled to sum to 1 on the support. The student's tail mass is free.
     Renormalize,
-    /// The tail is left out, and p and q keep their values on the support. The sum over the support can be
-    /// negative, and its minimum is not at q = p.
+    /// The tail is ignored, and sums run over the support only. Such a sum can be negative, and its minimum is not at
+    /// the teacher's distribution.
     Ignore,
-    /// Weighted draws in slots of the support replace the tail: for forward KL and cross-entropies only.
+    /// Tail draws (`tail_draws` of the signals) stand for the tail: unbiased. Only with `forward_kl` and
+    /// `cross_entropy`.
     Draws,
 }
 
 impl Tail {
-    /// Converts log p and log q, with the tail in the last column, to the arguments of a divergence; all are
-    /// [n, k+1]. A slot that is left out is empty on both sides.
+    /// Teacher and student as a divergence takes them, from log p and log q with the tail's last,
+    /// all [n, k+1]. A slot that is left out is empty on both sides.
     #[must_use]
     pub fn apply(self, log_p_nk: Tensor<2>, log_q_nk: Tensor<2>) -> (Tensor<2>, Tensor<2>) {
         match self {
@@ -35,7 +36,7 @@ impl Tail {
     }
 }
 
-/// Computes the log probabilities given that the token is in the support; empty slots stay empty.
+/// The log probabilities given that the token is in the support; its empty slots stay empty.
 fn conditional(log_nk: Tensor<2>) -> Tensor<2> {
     let k = log_nk.dims()[1] - 1;
     let empty_nk = log_nk.clone().lower_equal_elem(EMPTY_NATS);

@@ -8,7 +8,6 @@ use potstill_student::check::{LossCase, LossCheck, check_loss, trainer};
 use potstill_student::loss::{CustomDivergence, Divergence, Tail, forward_kl};
 use potstill_student::{
     BatchGradient, Error, Form, Gradients, LossSums, MicroBatch, Objective, Settings, Target,
-    WeightedDivergence,
 };
 
 use crate::support::{real, signals};
@@ -56,17 +55,14 @@ fn objectives() -> Vec<Objective> {
             }
         }
     }
-    let weighted = |divergence| WeightedDivergence {
-        divergence,
-        weight: 0.4,
-    };
-    let mixture = Objective {
-        divergences: every_divergence().into_iter().map(weighted).collect(),
-        cross_entropy: 0.7,
+    let smoothed = Objective {
         label_smoothing: 0.1,
         temperature: 2.0,
-        ..Objective::default()
+        ..Objective::mixed(0.0, 0.7)
     };
+    let mixture = (every_divergence().into_iter()).fold(smoothed, |mixture, divergence| {
+        mixture.with(divergence, 0.4)
+    });
     all.push(mixture);
     all.push(Objective::mixed(0.0, 1.0));
     let smoothed = Objective {
@@ -330,14 +326,17 @@ fn objectives_that_cannot_be_trained_are_refused() {
     };
     contains(
         &message(draws),
-        "the gradient of reverse_kl on draws is biased",
+        "reverse_kl has no unbiased gradient on tail draws",
     );
     let tempered = Objective {
         tail: Tail::Draws,
         temperature: 2.0,
         ..Objective::default()
     };
-    contains(&message(tempered), "tail draws are taken at temperature 1");
+    contains(
+        &message(tempered),
+        "tail draws are from the distribution at temperature 1",
+    );
     contains(&message(Objective::mixed(0.0, 0.0)), "no term");
     contains(
         &message(Objective::mixed(f64::NAN, 1.0)),
@@ -347,10 +346,13 @@ fn objectives_that_cannot_be_trained_are_refused() {
         &message(Objective::of(Divergence::Jsd { beta: 1.5 })),
         "beta is 1.5",
     );
-    let mut twice = Objective::default();
-    twice.divergences.push(twice.divergences[0].clone());
-    contains(&message(twice), "forward_kl is there twice");
-    let lost = CustomDivergence {
+    let named = Custom {
+        name: "forward_kl".to_owned(),
+        function: None,
+    };
+    let twice = Objective::default().with(Divergence::Custom(named), 1.0);
+    contains(&message(twice), "two divergences are named forward_kl");
+    let lost = Custom {
         name: "own".to_owned(),
         function: None,
     };

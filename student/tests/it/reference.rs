@@ -84,7 +84,9 @@ fn at_logits(logits_nv: &Tensor<2>, rows: &[SignalRow], objective: &Objective) -
     };
     let stats = row_stats(leaf_nv.clone(), support_nk, &head, Sum::Without);
     let (log_p_nk, log_q_nk) = objective.tail.apply(log_p_nk, stats.log_q_nk());
-    let rows_n = objective.divergences[0].divergence.rows(log_p_nk, log_q_nk);
+    let rows_n = objective.divergences()[0]
+        .divergence
+        .rows(log_p_nk, log_q_nk);
     finish(rows_n.sum() / n as f64, &leaf_nv)
 }
 
