@@ -312,13 +312,13 @@ impl Objective {
     pub fn check(&self) -> Result<(), Error> {
         let terms = self.divergences();
         for (i, term) in terms.iter().enumerate() {
-            term.check()?;
             let name = term.divergence.name();
             if terms[..i].iter().any(|term| term.divergence.name() == name) {
                 return invalid(format!(
                     "two divergences are named {name}\nhint: add up their weights, or rename the custom one"
                 ));
             }
+            term.check()?;
         }
         if !(self.temperature.is_finite() && self.temperature > 0.0) {
             return invalid(format!("the temperature is {}", self.temperature));

@@ -346,13 +346,13 @@ fn objectives_that_cannot_be_trained_are_refused() {
         &message(Objective::of(Divergence::Jsd { beta: 1.5 })),
         "beta is 1.5",
     );
-    let named = Custom {
+    let named = CustomDivergence {
         name: "forward_kl".to_owned(),
         function: None,
     };
     let twice = Objective::default().with(Divergence::Custom(named), 1.0);
     contains(&message(twice), "two divergences are named forward_kl");
-    let lost = Custom {
+    let lost = CustomDivergence {
         name: "own".to_owned(),
         function: None,
     };
