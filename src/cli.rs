@@ -296,7 +296,7 @@ fn run_stage_command(stage: &Stage, console: &Console) -> anyhow::Result<StageOu
     crate::interrupt::watch(console)?;
     match stage {
         Stage::Run(_) | Stage::Check(_) => stages::run(&context),
-        Stage::Probe(_) => stages::served::probe(&context),
+        Stage::Probe(_) => stages::probe::probe(&context),
         Stage::Import(_) => stages::import::import(&context),
         Stage::Collect(_) => stages::collect::collect(&context),
         Stage::Score(_) => stages::score::score(&context),

@@ -16,7 +16,7 @@ use potstill_datasets::{
 use crate::progress::{Console, colours};
 use crate::run_dir::check_owner;
 use crate::run_file::Loaded;
-use crate::stages::{RunOptions, checkpoint, collect, import, run_dir_path};
+use crate::stages::{RunOptions, checkpoint, import, run_dir_path};
 
 const MADE_UP: &str = "This is an answer.";
 const MADE_UP_REASONING: &str = "This is how it was found.";
@@ -70,7 +70,7 @@ pub fn render(
         // Of any architecture: no model is run.
         tokenizer: Tokenizer::from_dir(&folder)?,
         template: checkpoint::template(&run, &folder)?,
-        reasoning: collect::reasoning(&run),
+        reasoning: run.file.collect.reasoning.clone(),
     };
     let limit = run.file.import.limit.map_or(rows, |n| rows.min(n));
     let Imported {

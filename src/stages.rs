@@ -1,22 +1,23 @@
 //! The stages. Each is a function of a [`Context`]; [`run_stage`] publishes what one writes.
 
+mod acquire;
 mod answers;
 pub mod check;
 pub mod check_loss;
 pub mod checkpoint;
 pub mod collect;
-mod collect_given;
-mod collect_sources;
 pub mod curate;
 pub mod eval;
 pub mod export;
+mod forecast;
 pub mod grade;
 pub mod import;
 mod models;
+pub mod probe;
 pub mod report;
 mod rows;
 pub mod score;
-pub(crate) mod served;
+mod served;
 pub mod train;
 
 use std::path::{Path, PathBuf};

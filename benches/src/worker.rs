@@ -12,7 +12,7 @@ use std::time::Instant;
 use anyhow::Context as _;
 use potstill::datasets::{ChatTemplate, Encoded, SignalRow};
 use potstill::model::{Int, Limits, Module, Sampling, Stop, Tensor, TensorData, device, generate};
-use potstill::student::{AdamW, Arm, clip_global_norm, window_gradient};
+use potstill::student::{AdamW, Arm, batch_gradient, clip_global_norm};
 use potstill::teacher::{Local, LocalSettings, Scoring, Text};
 
 use self::inputs::{CHUNK_ROWS, dtype, loss_mask, open_model, settings, signal, wait};
@@ -86,7 +86,7 @@ fn step(request: &MeasurementRequest) -> anyhow::Result<MeasurementReply> {
     let (seconds, check) = repeat(request, || {
         // The model is moved, not cloned, so that the optimizer can work in place.
         let tracked = model.take().context("an earlier step failed")?;
-        let result = window_gradient(&tracked, &signals, Arm::Student, &settings, 1)?;
+        let result = batch_gradient(&tracked, &signals, Arm::Student, &settings, 1)?;
         let (_, scale) = clip_global_norm(&result.gradients, request.clip);
         let rate = request.learning_rate;
         model = Some(optimizer.step(tracked, result.gradients, scale, rate));
@@ -107,7 +107,7 @@ fn memory(request: &MeasurementRequest) -> anyhow::Result<MeasurementReply> {
     let before_bytes = resident_bytes().0;
     let began = Instant::now();
     let (signals, settings) = ([signal(request)], settings(request));
-    let result = window_gradient(&model, &signals, Arm::Student, &settings, 1)?;
+    let result = batch_gradient(&model, &signals, Arm::Student, &settings, 1)?;
     wait(&device)?;
     Ok(MeasurementReply {
         seconds: vec![began.elapsed().as_secs_f64()],

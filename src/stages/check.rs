@@ -73,7 +73,8 @@ fn others(train: &Settings) -> String {
 /// The teacher's tokenizer, and that every prompt fits its context.
 fn check_teacher(run: &Loaded, folder: &Path, prompts: &[Prompt]) -> anyhow::Result<String> {
     checkpoint::tokenizer(folder)?;
-    let longest = collect::check_lengths(run, folder, prompts)?;
+    let prompts_read = prompts.iter().cloned().map(Ok);
+    let longest = collect::check_lengths(run, folder, prompts_read)?;
     let collect = &run.file.collect;
     Ok(format!(
         "teacher   {}: {}\ncollect   {} answers of at most {} tokens, {} together; the longest prompt has {longest}",

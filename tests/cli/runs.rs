@@ -123,7 +123,7 @@ fn a_changed_setting_keeps_what_was_there() {
 }
 
 #[test]
-fn narrow_sampling_draws_and_packing_are_recorded_only_where_they_are_on() {
+fn sampling_settings_draws_and_packing_are_recorded() {
     let run = Run::new();
     let recorded = || {
         let manifest = |name: &str| -> serde_json::Value {
@@ -142,10 +142,17 @@ fn narrow_sampling_draws_and_packing_are_recorded_only_where_they_are_on() {
         ]
     };
     run.run();
-    let signals = json!({ "top_k": 6.0, "temperatures": [] });
+    let signals = json!({ "top_k": 6.0, "temperatures": [], "tail_draws": 0.0 });
     let none = json!(null);
-    let expected = [&none, &none, &none, &none, &signals, &none];
-    assert_eq!(recorded().each_ref(), expected);
+    let expected = [
+        none.clone(),
+        json!(0.0),
+        json!(1.0),
+        json!([]),
+        signals,
+        none,
+    ];
+    assert_eq!(recorded(), expected);
     run.edit(
         "samples = 2",
         "samples = 2\ntop_k = 40\nmin_p = 0.05\nrepetition_penalty = 1.1\nstop = [\"##\"]",

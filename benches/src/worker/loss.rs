@@ -13,7 +13,7 @@ use potstill::kernels::{
     row_gradient, row_stats, trim_heap,
 };
 use potstill::model::{DType, Device, Int, Tensor, TensorData, device};
-use potstill::student::{Form, HeadGradient, HeadLoss, head_loss, loss::forward_kl};
+use potstill::student::{Form, HeadGradient, HeadLossOptions, head_loss, loss::forward_kl};
 use rayon::prelude::*;
 
 use super::inputs::{dtype, loss_form, wait};
@@ -122,7 +122,7 @@ impl LossCase {
     /// Computes the mean forward KL over the rows, with a tail bucket, and its gradients.
     fn run(&self) -> anyhow::Result<(Tensor<1>, HeadGradient)> {
         let heads = [Head::default()];
-        let options = HeadLoss {
+        let options = HeadLossOptions {
             heads: &heads,
             sum: Sum::Without,
             train_head: true,

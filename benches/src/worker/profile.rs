@@ -5,7 +5,7 @@ use std::time::Instant;
 use anyhow::Context as _;
 use potstill::model::{Config, Device, Module, device};
 use potstill::student::loss::Tail;
-use potstill::student::{AdamW, Arm, Block, Target, clip_global_norm, window_gradient};
+use potstill::student::{AdamW, Arm, MicroBatch, Target, batch_gradient, clip_global_norm};
 
 use super::inputs::{open_model, settings, signal, wait};
 use super::operations::operations;
@@ -49,7 +49,7 @@ fn steps(request: &MeasurementRequest, device: &Device) -> anyhow::Result<[f64; 
     let (model, _) = open_model(request)?;
     let (signal, settings) = (signal(request), settings(request));
     let (target, _) = Target::new(&signal, Tail::Bucket, 1.0)?;
-    let block = Block::new(&[&signal], vec![target], &model)?;
+    let block = MicroBatch::new(&[&signal], vec![target], &model)?;
     let signals = [signal];
     let mut optimizer = AdamW::new(request.weight_decay);
     let mut model = Some(model.train());
@@ -58,7 +58,7 @@ fn steps(request: &MeasurementRequest, device: &Device) -> anyhow::Result<[f64; 
     for _ in 0..=STEPS {
         let tracked = model.take().context("an earlier step failed")?;
         let mut watch = Stopwatch::start();
-        let result = window_gradient(&tracked, &signals, Arm::Student, &settings, 1)?;
+        let result = batch_gradient(&tracked, &signals, Arm::Student, &settings, 1)?;
         wait(device)?;
         let gradient = watch.lap();
         let (_, scale) = clip_global_norm(&result.gradients, request.clip);

@@ -1,4 +1,4 @@
-//! A micro-batch as the step needs it: rows of ids, where loss is carried, and what is aimed at.
+//! A micro-batch: packed rows of token ids, the loss positions in them, and the targets at these positions.
 
 use std::ops::Range;
 
@@ -10,42 +10,44 @@ use potstill_model::{Llama, documents};
 use crate::error::Error;
 use crate::target::{Target, TargetRow};
 
-/// What rows aim at, as tensors.
+/// The targets of some loss positions, as tensors.
 #[derive(Debug, Clone)]
-pub(crate) struct Targets {
-    /// Ids, [n, k], or [n, k+1] with the realised token in the last slot where a row's k do not hold it.
+pub(crate) struct TargetTensors {
+    /// Support token ids, [n, k], or [n, k+1] if `has_target_slot`: a row whose support lacks the target
+    /// token then has it in the last slot.
     pub(crate) support_nk: Tensor<2, Int>,
-    /// log p on the first k of them, and of the tail: [n, k+1].
+    /// Teacher's log p on the first k slots, and of the tail in the last column: [n, k+1].
     pub(crate) log_p_nk: Tensor<2>,
-    /// The support's slot of the realised token, [n, 1].
-    pub(crate) realised_n1: Tensor<2, Int>,
+    /// Slot of the target token in the support, [n, 1].
+    pub(crate) target_slot_n1: Tensor<2, Int>,
     /// Entropy of the teacher's whole distribution, nats.
     pub(crate) entropy_n: Tensor<1>,
-    /// Whether the support has the slot for realised tokens.
-    pub(crate) extra: bool,
+    /// Whether the support has an additional slot for target tokens.
+    pub(crate) has_target_slot: bool,
 }
 
-impl Targets {
-    /// Those of some of the rows.
+impl TargetTensors {
+    /// Returns the targets of a range of rows.
     pub(crate) fn slice(&self, rows: Range<usize>) -> Self {
         Self {
             support_nk: self.support_nk.clone().slice(rows.clone()),
             log_p_nk: self.log_p_nk.clone().slice(rows.clone()),
-            realised_n1: self.realised_n1.clone().slice(rows.clone()),
+            target_slot_n1: self.target_slot_n1.clone().slice(rows.clone()),
             entropy_n: self.entropy_n.clone().slice(rows),
-            extra: self.extra,
+            has_target_slot: self.has_target_slot,
         }
     }
 
-    /// log q of the realised tokens, [n, 1], from statistics over the support.
-    pub(crate) fn log_q_realised_n1(&self, stats: &RowStats) -> Tensor<2> {
-        stats.log_q_nk().gather(1, self.realised_n1.clone())
+    /// Returns log q of the target tokens, [n, 1], from statistics over the support.
+    pub(crate) fn log_q_target_n1(&self, stats: &RowStats) -> Tensor<2> {
+        stats.log_q_nk().gather(1, self.target_slot_n1.clone())
     }
 
-    /// log q on the buckets of `log_p_nk`: a realised token outside of them is part of the tail.
+    /// Returns log q on the buckets of `log_p_nk`. A target token in the additional slot counts as part of
+    /// the tail.
     pub(crate) fn log_q_nk(&self, stats: &RowStats) -> Tensor<2> {
         let log_q_nk = stats.log_q_nk();
-        if !self.extra {
+        if !self.has_target_slot {
             return log_q_nk;
         }
         let k = log_q_nk.dims()[1] - 2;
@@ -56,27 +58,27 @@ impl Targets {
     }
 }
 
-/// Sequences, one or several behind one another in each of b lines of t tokens, padded on the right;
-/// their loss positions are the rows, in order.
+/// Sequences in b packed rows of t tokens, padded on the right. The loss positions of all packed rows, in
+/// order, are the n rows of the loss.
 ///
-/// Padding is known by position, so any id may stand there; right of the text it changes nothing
-/// in a causal model. Sequences of a line do not see one another.
+/// Padding is known by position, so its token id is arbitrary; to the right of the text, padding changes
+/// nothing in a causal model. Sequences that share a packed row do not attend to each other.
 #[derive(Debug, Clone)]
-pub struct Block {
+pub struct MicroBatch {
     b: usize,
     t: usize,
-    /// Lengths of each line's sequences, in tokens.
+    /// Lengths of each packed row's sequences, in tokens.
     lengths: Vec<Vec<usize>>,
     ids: Vec<i32>,
-    /// Index into the flattened [b·t] positions of the state that predicts each row.
+    /// Index into the flattened [b·t] positions of the state that predicts each loss position.
     predicts_from: Vec<i32>,
-    /// The token each row should have predicted.
-    realised: Vec<i32>,
+    /// Target token of each loss position.
+    target_tokens: Vec<i32>,
     targets: Vec<TargetRow>,
 }
 
-impl Block {
-    /// One sequence a line: from signals and the distributions to aim at, one target a signal with as
+impl MicroBatch {
+    /// Creates a micro-batch with one sequence in each row. `targets` has one entry for each signal, with as
     /// many rows as the signal has loss positions.
     ///
     /// # Errors
@@ -86,54 +88,58 @@ impl Block {
         Self::packed(sequences.map(|sequence| vec![sequence]).collect(), model)
     }
 
-    /// From lines of sequences, each a signal and its target. Rows come in the order of the lines.
+    /// Creates a micro-batch from packed rows of sequences, each a signal with its target. Loss positions
+    /// keep the order of the packed rows.
     ///
     /// # Errors
     /// As [`Self::new`].
-    pub fn packed(lines: Vec<Vec<(&Signal, Target)>>, model: &Llama) -> Result<Self, Error> {
+    pub fn packed(packed_rows: Vec<Vec<(&Signal, Target)>>, model: &Llama) -> Result<Self, Error> {
         let vocab = model.config().vocab_size;
         let id = |id: u32| match i32::try_from(id) {
             Ok(checked) if (id as usize) < vocab => Ok(checked),
             _ => Err(Error::Vocabulary { id, vocab }),
         };
         let length = |(signal, _): &(&Signal, Target)| signal.token_ids.len();
-        let lengths: Vec<Vec<usize>> = lines
+        let lengths: Vec<Vec<usize>> = packed_rows
             .iter()
-            .map(|line| line.iter().map(length).collect())
+            .map(|sequences| sequences.iter().map(length).collect())
             .collect();
-        let t = lengths.iter().map(|line| line.iter().sum()).max();
-        let (b, t) = (lines.len(), t.unwrap_or(0));
-        let mut block = Self {
+        let t = lengths.iter().map(|row| row.iter().sum()).max();
+        let (b, t) = (packed_rows.len(), t.unwrap_or(0));
+        let mut micro_batch = Self {
             b,
             t,
             lengths,
             ids: Vec::with_capacity(b * t),
             predicts_from: Vec::new(),
-            realised: Vec::new(),
+            target_tokens: Vec::new(),
             targets: Vec::new(),
         };
-        for (row, line) in lines.into_iter().enumerate() {
-            for (signal, target) in line {
-                let start = block.ids.len();
+        for (row, sequences) in packed_rows.into_iter().enumerate() {
+            for (signal, target) in sequences {
+                let start = micro_batch.ids.len();
                 for &token in &signal.token_ids {
-                    block.ids.push(id(token)?);
+                    micro_batch.ids.push(id(token)?);
                 }
                 for position in signal.loss_positions() {
-                    // A sequence's first token carries no loss, so this stays within the sequence.
-                    block.predicts_from.push((start + position - 1) as i32);
-                    block.realised.push(id(signal.token_ids[position])?);
+                    // A sequence's first token carries no loss, so this index stays within the sequence.
+                    micro_batch
+                        .predicts_from
+                        .push((start + position - 1) as i32);
+                    let target_token = id(signal.token_ids[position])?;
+                    micro_batch.target_tokens.push(target_token);
                 }
-                block.targets.extend(target.rows);
+                micro_batch.targets.extend(target.rows);
             }
-            block.ids.resize((row + 1) * t, 0);
+            micro_batch.ids.resize((row + 1) * t, 0);
         }
-        for &token in block.targets.iter().flat_map(|row| &row.ids) {
+        for &token in micro_batch.targets.iter().flat_map(|row| &row.ids) {
             id(token)?;
         }
-        Ok(block)
+        Ok(micro_batch)
     }
 
-    /// Hidden states of all positions, `[n, d]` with n = b · t.
+    /// Computes the hidden states of all positions, `[n, d]` with n = b · t.
     #[must_use]
     pub fn hidden(&self, model: &Llama) -> Tensor<2> {
         model.hidden_from(
@@ -142,19 +148,19 @@ impl Block {
         )
     }
 
-    /// Lengths of what lies behind one another in the block, padding counted; together b · t.
+    /// Lengths of the sequences and of the padding, in order; their sum is b · t.
     #[must_use]
     pub fn documents(&self) -> Vec<usize> {
         documents(self.b, self.t, &self.lengths)
     }
 
-    /// Rows: positions that carry loss.
+    /// Number of loss positions.
     #[must_use]
     pub fn rows(&self) -> usize {
         self.predicts_from.len()
     }
 
-    /// Padded token ids, row by row.
+    /// Padded token ids, flattened.
     pub(crate) fn ids(&self) -> Vec<usize> {
         self.ids.iter().map(|id| *id as usize).collect()
     }
@@ -165,14 +171,14 @@ impl Block {
         ints(self.ids.clone(), [self.b, self.t], device)
     }
 
-    /// The states that predict the rows: `[b · t, d]` → `[rows, d]`.
+    /// Selects the states that predict the loss positions: `[b · t, d]` → `[rows, d]`.
     #[must_use]
     pub fn select(&self, hidden_nd: Tensor<2>) -> Tensor<2> {
         let index = self.predicts_from_n(&hidden_nd.device());
         hidden_nd.select(0, index)
     }
 
-    /// The transpose of [`Self::select`]: `[rows, d]` → `[b · t, d]`, zero at all other positions.
+    /// Computes the transpose of [`Self::select`]: `[rows, d]` → `[b · t, d]`, zero at all other positions.
     pub(crate) fn scatter(&self, rows_nd: Tensor<2>, shape: [usize; 2]) -> Tensor<2> {
         let device = rows_nd.device();
         let zeros = Tensor::<2>::zeros(shape, (&device, rows_nd.dtype()));
@@ -185,32 +191,32 @@ impl Block {
         Tensor::from_data(index, (device, DType::I32))
     }
 
-    /// The realised tokens of rows `start..end`.
-    pub(crate) fn realised(&self, start: usize, end: usize) -> &[i32] {
-        &self.realised[start..end]
+    /// Target tokens of a range of loss positions.
+    pub(crate) fn target_tokens(&self, rows: Range<usize>) -> &[i32] {
+        &self.target_tokens[rows]
     }
 
-    /// What rows `start..end` aim at. k is the largest support there; slots of smaller ones are empty.
+    /// Targets of a range of loss positions as tensors. k is the size of the largest support in the range;
+    /// smaller supports leave slots empty.
     pub(crate) fn targets(
         &self,
-        start: usize,
-        end: usize,
+        rows: Range<usize>,
         dtype: DType,
         device: &Device,
-    ) -> Targets {
-        let rows = &self.targets[start..end];
-        let realised = &self.realised[start..end];
+    ) -> TargetTensors {
+        let target_tokens = &self.target_tokens[rows.clone()];
+        let rows = &self.targets[rows];
         let n = rows.len();
         let k = rows.iter().map(|row| row.ids.len()).max().unwrap_or(0);
         let slot = |row: &TargetRow, token: i32| row.ids.iter().position(|id| *id as i32 == token);
         let slots: Vec<Option<usize>> = rows
             .iter()
-            .zip(realised)
-            .map(|(r, t)| slot(r, *t))
+            .zip(target_tokens)
+            .map(|(row, token)| slot(row, *token))
             .collect();
-        // Supports hold the realised token, except those that were moved from another position.
-        let extra = usize::from(k == 0 || slots.iter().any(Option::is_none));
-        let width = k + extra;
+        // Supports hold the target token, except those that were moved from another position.
+        let has_target_slot = k == 0 || slots.iter().any(Option::is_none);
+        let width = k + usize::from(has_target_slot);
         let mut ids = vec![-1; n * width];
         let mut log_p = vec![EMPTY_NATS; n * (k + 1)];
         let log = |mass: f64| mass.ln().max(EMPTY_NATS);
@@ -221,24 +227,24 @@ impl Block {
             }
             log_p[i * (k + 1) + k] = log(row.tail);
             if slots[i].is_none() {
-                ids[i * width + k] = realised[i];
+                ids[i * width + k] = target_tokens[i];
             }
         }
-        let realised = slots.iter().map(|slot| slot.unwrap_or(k) as i32);
+        let target_slots = slots.iter().map(|slot| slot.unwrap_or(k) as i32);
         let entropy: Vec<f64> = rows.iter().map(|row| row.entropy).collect();
         let at = (device, dtype);
-        Targets {
+        TargetTensors {
             support_nk: ints(ids, [n, width], device),
             log_p_nk: Tensor::from_data(TensorData::new(log_p, [n, k + 1]), at),
-            realised_n1: ints(realised.collect(), [n, 1], device),
+            target_slot_n1: ints(target_slots.collect(), [n, 1], device),
             entropy_n: Tensor::from_data(TensorData::new(entropy, [n]), at),
-            extra: extra == 1,
+            has_target_slot,
         }
     }
 
-    /// The likeliest token of each target row of `start..end`.
-    pub(crate) fn likeliest(&self, start: usize, end: usize) -> impl Iterator<Item = u32> {
-        self.targets[start..end].iter().map(|row| {
+    /// The teacher's most likely token at each of a range of loss positions.
+    pub(crate) fn teacher_top1(&self, rows: Range<usize>) -> impl Iterator<Item = u32> {
+        self.targets[rows].iter().map(|row| {
             let best =
                 row.p.iter().zip(&row.ids).fold(
                     (-1.0, 0),

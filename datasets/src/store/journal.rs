@@ -1,8 +1,8 @@
-//! An append-only file of records: what was paid for is here, synced, before it counts.
+//! Journal: an append-only file of records, each of which is on the disk before it counts.
 //!
-//! Layout: the 8 bytes `PSTJRNL1`, then frames of u32 LE length, u32 LE CRC-32, payload (postcard). The CRC covers
-//! the length and the payload. A crash can only tear the last frame, so a broken end is cut on opening, while a
-//! broken frame with a whole one after it is damage of another kind and an error: cutting there would lose records.
+//! Layout: the 8 bytes `PSTJRNL1`, then frames of u32 LE length, u32 LE CRC-32, payload (postcard). The CRC covers the
+//! length and the payload. A crash can tear only the last frame, so a broken end is cut off when the journal is opened.
+//! A broken frame that is followed by a whole one is damage of another kind and an error: a cut would lose records.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{BufReader, Read, Seek, SeekFrom, Write};
@@ -14,17 +14,17 @@ use serde::de::DeserializeOwned;
 use crate::error::Error;
 use crate::manifest::sync_parent;
 
-/// How a journal begins: name and version of the layout.
+/// First bytes of a journal: name and version of the layout.
 const MAGIC: [u8; 8] = *b"PSTJRNL1";
 
 const HEADER_BYTES: u64 = 8;
-/// Bytes are read in blocks of this size, whatever the length of a frame.
+/// Number of bytes that are read at a time while a file is scanned, however long its frames are.
 const BLOCK_BYTES: usize = 1 << 16;
 
-/// Where a record lies in its journal.
+/// Position and length of a record in its journal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FrameSpan {
-    /// Where the frame begins in the file, in bytes.
+    /// Byte at which the frame begins in the file.
     pub offset: u64,
     /// Length of the payload, in bytes.
     pub len: u32,
@@ -41,18 +41,18 @@ impl FrameSpan {
 pub struct Journal {
     path: PathBuf,
     file: File,
-    /// Where the last whole frame ends, in bytes.
+    /// Byte after the last whole frame.
     end: u64,
     frames: usize,
     cut_bytes: u64,
 }
 
 impl Journal {
-    /// Opens a journal, or begins one, and gives the records it holds, in order. The folder must exist.
+    /// Opens or creates a journal and returns the spans of its records, in order. The folder must exist.
     ///
     /// # Errors
-    /// [`Error::JournalInUse`]; [`Error::NotAJournal`] where the file is something else, which is left as it is;
-    /// [`Error::JournalDamaged`] where a broken frame has whole ones after it; [`Error::Io`].
+    /// [`Error::JournalInUse`]; [`Error::NotAJournal`] if the file is something else, in which case the file is not
+    /// changed; [`Error::JournalDamaged`] if a broken frame is followed by whole ones; [`Error::Io`].
     pub fn open(path: &Path) -> Result<(Journal, Vec<FrameSpan>), Error> {
         let new = !path.exists();
         let mut options = OpenOptions::new();
@@ -91,50 +91,21 @@ impl Journal {
         Ok((journal, spans))
     }
 
-    /// How many bytes of a torn last frame [`Journal::open`] cut.
+    /// Number of bytes of a torn last frame that [`Journal::open`] cut off.
     pub fn cut_bytes(&self) -> u64 {
         self.cut_bytes
     }
 
-    /// How long the file is, in bytes.
+    /// Length of the file in bytes.
     pub fn bytes(&self) -> u64 {
         self.end
-    }
-
-    /// The frame that begins at `offset`, for those who keep places of 8 bytes.
-    ///
-    /// # Errors
-    /// [`Error::JournalFrame`] where no frame begins there; [`Error::Io`].
-    pub fn span_at(&self, offset: u64) -> Result<FrameSpan, Error> {
-        let no_frame = || Error::JournalFrame {
-            path: self.path.clone(),
-            offset,
-            bytes: 0,
-        };
-        if offset < MAGIC.len() as u64 || offset + HEADER_BYTES > self.end {
-            return Err(no_frame());
-        }
-        let mut file = File::open(&self.path).map_err(Error::io("open", &self.path))?;
-        let mut header = [0; HEADER_BYTES as usize];
-        file.seek(SeekFrom::Start(offset))
-            .and_then(|_| file.read_exact(&mut header))
-            .map_err(Error::io("read", &self.path))?;
-        let [a, b, c, d, ..] = header;
-        let span = FrameSpan {
-            offset,
-            len: u32::from_le_bytes([a, b, c, d]),
-        };
-        match span.end() <= self.end {
-            true => Ok(span),
-            false => Err(no_frame()),
-        }
     }
 
     /// Adds a record. When this returns, the record is on the disk.
     ///
     /// # Errors
-    /// [`Error::JournalRecord`] where it cannot be coded; [`Error::JournalAppend`] where the disk refuses, for one
-    /// because it is full: what was there before is still whole, and appending may be tried again.
+    /// [`Error::JournalRecord`] if the record cannot be serialised; [`Error::JournalAppend`] if the disk refuses the
+    /// write, for example because it is full: all earlier records are still whole, and `append` may be tried again.
     pub fn append<T: Serialize>(&mut self, record: &T) -> Result<FrameSpan, Error> {
         let mut frame = vec![0; HEADER_BYTES as usize];
         frame = postcard::to_extend(record, frame)
@@ -156,7 +127,8 @@ impl Journal {
                 Ok(span)
             }
             Err(source) => {
-                // Should this fail too, the torn frame lies beyond `end`: the next append or open deals with it.
+                // If this fails too, the torn frame lies beyond `end`: the next append overwrites it, or the next
+                // open cuts it off.
                 let _ = self.cut();
                 Err(Error::JournalAppend {
                     path: self.path.clone(),
@@ -170,29 +142,59 @@ impl Journal {
     /// Reads a record back.
     ///
     /// # Errors
-    /// [`Error::JournalFrame`] where no such frame is there; [`Error::JournalRecord`] where it is not a `T`;
+    /// [`Error::JournalFrame`] if there is no such frame; [`Error::JournalRecord`] if the record is not a `T`;
     /// [`Error::Io`].
-    pub fn read<T: DeserializeOwned>(&self, span: FrameSpan) -> Result<T, Error> {
-        let no_frame = || Error::JournalFrame {
+    pub fn read<T: DeserializeOwned>(&mut self, span: FrameSpan) -> Result<T, Error> {
+        if span.end() > self.end {
+            return Err(self.no_frame(span));
+        }
+        match self.read_frame(span.offset)? {
+            (found, record) if found == span => Ok(record),
+            _ => Err(self.no_frame(span)),
+        }
+    }
+
+    /// Reads the record whose frame begins at `offset`, and returns the frame's span with the record.
+    ///
+    /// # Errors
+    /// As [`Journal::read`].
+    pub fn read_frame<T: DeserializeOwned>(
+        &mut self,
+        offset: u64,
+    ) -> Result<(FrameSpan, T), Error> {
+        let mut span = FrameSpan { offset, len: 0 };
+        if offset < MAGIC.len() as u64 || span.end() > self.end {
+            return Err(self.no_frame(span));
+        }
+        let mut header = [0; HEADER_BYTES as usize];
+        self.file
+            .seek(SeekFrom::Start(offset))
+            .and_then(|_| self.file.read_exact(&mut header))
+            .map_err(Error::io("read", &self.path))?;
+        let [a, b, c, d, ..] = header;
+        span.len = u32::from_le_bytes([a, b, c, d]);
+        if span.end() > self.end {
+            return Err(self.no_frame(span));
+        }
+        let mut payload = vec![0; span.len as usize];
+        self.file
+            .read_exact(&mut payload)
+            .map_err(Error::io("read", &self.path))?;
+        if header != header_of(span.len, crc(span.len, &payload)) {
+            return Err(self.no_frame(span));
+        }
+        match postcard::from_bytes(&payload) {
+            Ok(record) => Ok((span, record)),
+            Err(source) => Err(self.record_error::<T>(offset, source)),
+        }
+    }
+
+    fn no_frame(&self, span: FrameSpan) -> Error {
+        Error::JournalFrame {
             path: self.path.clone(),
             offset: span.offset,
             bytes: span.len,
-        };
-        if span.end() > self.end {
-            return Err(no_frame());
         }
-        // A handle of its own, since one handle has one position and `self` may be shared by threads.
-        let mut file = File::open(&self.path).map_err(Error::io("open", &self.path))?;
-        let mut header = [0; HEADER_BYTES as usize];
-        let mut payload = vec![0; span.len as usize];
-        file.seek(SeekFrom::Start(span.offset))
-            .and_then(|_| file.read_exact(&mut header))
-            .and_then(|()| file.read_exact(&mut payload))
-            .map_err(Error::io("read", &self.path))?;
-        if header != header_of(span.len, crc(span.len, &payload)) {
-            return Err(no_frame());
-        }
-        postcard::from_bytes(&payload).map_err(|source| self.record_error::<T>(span.offset, source))
     }
 
     fn begin(&mut self) -> std::io::Result<()> {
@@ -223,7 +225,7 @@ impl Journal {
     }
 }
 
-/// The whole frames from the beginning of the file.
+/// Finds the whole frames from the beginning of the file.
 fn scan(file: &File, path: &Path, length: u64) -> Result<Vec<FrameSpan>, Error> {
     let mut reader = BufReader::with_capacity(BLOCK_BYTES, file);
     reader
@@ -264,7 +266,8 @@ fn scan(file: &File, path: &Path, length: u64) -> Result<Vec<FrameSpan>, Error> 
     Ok(spans)
 }
 
-/// The frame at `offset`, where the reader stands, if it is whole and its CRC is right.
+/// Reads the frame at `offset`, which is the reader's position, and returns its span if the frame is whole and its CRC
+/// is right.
 fn whole_frame(
     reader: &mut impl Read,
     offset: u64,
@@ -297,8 +300,8 @@ fn whole_frame(
     Ok((header == header_of(span.len, hasher.finalize())).then_some(span))
 }
 
-/// Looks for a whole frame that begins after `broken`. Only one frame can be torn, so one that follows proves that
-/// the break is not from a crash. A false find has odds of 2⁻³² for each byte.
+/// Looks for a whole frame that begins after `broken`. A crash tears only one frame, so a whole frame after the broken
+/// one proves other damage. The probability of a false match is 2⁻³² for each byte.
 fn frame_after(file: &File, broken: u64, length: u64) -> std::io::Result<Option<u64>> {
     let mut tail = BufReader::with_capacity(BLOCK_BYTES, file);
     tail.seek(SeekFrom::Start(broken + 1))?;
@@ -314,7 +317,8 @@ fn frame_after(file: &File, broken: u64, length: u64) -> std::io::Result<Option<
         else {
             continue;
         };
-        // Most offsets are refused by the length that their bytes would name, and runs of zeros by their CRC.
+        // Most offsets are ruled out because the length that their bytes would mean exceeds the file, and runs of
+        // zeros by their CRC.
         let span = FrameSpan {
             offset,
             len: u32::from_le_bytes([b, c, d, e]),
@@ -361,7 +365,7 @@ mod tests {
     }
 
     fn read_all(path: &Path) -> Result<Vec<Vec<u8>>, Error> {
-        let (journal, spans) = Journal::open(path)?;
+        let (mut journal, spans) = Journal::open(path)?;
         spans.into_iter().map(|span| journal.read(span)).collect()
     }
 
@@ -374,10 +378,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("journal");
         let spans = journal_of(&path, &records());
-        let (journal, found) = Journal::open(&path).unwrap();
+        let (mut journal, found) = Journal::open(&path).unwrap();
         assert_eq!((found, journal.cut_bytes()), (spans.clone(), 0));
         assert_eq!(journal.read::<Vec<u8>>(spans[3]).unwrap(), records()[3]);
-        // A span that is no frame, and a record of another type.
+        // Spans that are not frames, and a record of another type.
         let inside = FrameSpan {
             offset: spans[3].offset + 1,
             len: 20,
@@ -400,7 +404,7 @@ mod tests {
         ));
     }
 
-    /// A crash leaves any prefix of the file. Whole records are kept, and the journal can be added to.
+    /// A crash may leave any prefix of the file. Whole records are kept, and records can be appended.
     #[test]
     fn a_journal_cut_at_any_byte_keeps_its_whole_records() {
         let dir = tempfile::tempdir().unwrap();
@@ -433,9 +437,9 @@ mod tests {
         }
     }
 
-    /// A torn write may also leave rubbish of any length behind the whole records.
+    /// A torn write may also leave arbitrary bytes of any length behind the whole records.
     #[test]
-    fn rubbish_and_zeros_at_the_end_are_cut() {
+    fn arbitrary_bytes_at_the_end_are_cut() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("journal");
         journal_of(&path, &records());

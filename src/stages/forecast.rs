@@ -1,117 +1,77 @@
-//! What asking will take, said before the first request and while it goes on.
+//! Forecasts of what a teacher behind a server will cost, before the first request and while requests are sent.
 
-use potstill_teacher::http::{self, CollectProgress, Spending};
+use potstill_teacher::HttpTeacher;
+use potstill_teacher::http::{self, CollectProgress, Price, Spending, TokenEstimate};
 
-use super::Served;
 use crate::run_file::Budget;
 
-/// One text in so many is tokenized; the rest is reckoned from their bytes.
-const TOKENIZED: usize = 64;
-/// Bytes of a token where no tokenizer says better.
-const BYTES_PER_TOKEN: f64 = 4.0;
-
-/// The texts that are sent, summed up on the way.
-#[derive(Debug, Default)]
-pub(super) struct Measured {
-    texts: usize,
-    bytes: u64,
-    /// Of those that were tokenized.
-    sample_bytes: u64,
-    sample_tokens: u64,
-}
-
-impl Measured {
-    /// A text of so many bytes. `tokens` counts what is sent of it, where that can be done.
-    pub(super) fn add(
-        &mut self,
-        bytes: usize,
-        tokens: impl FnOnce() -> anyhow::Result<Option<usize>>,
-    ) -> anyhow::Result<()> {
-        let bytes = bytes as u64;
-        if self.texts.is_multiple_of(TOKENIZED)
-            && let Some(tokens) = tokens()?
-        {
-            self.sample_bytes += bytes;
-            self.sample_tokens += tokens as u64;
-        }
-        self.texts += 1;
-        self.bytes += bytes;
-        Ok(())
-    }
-
-    /// Tokens of so many of these texts, about.
-    pub(super) fn tokens_of(&self, texts: usize) -> u64 {
-        let bytes = self.bytes as f64 / self.texts.max(1) as f64;
-        let tokens = match self.sample_tokens {
-            0 => bytes / BYTES_PER_TOKEN,
-            tokens => bytes * tokens as f64 / self.sample_bytes.max(1) as f64,
-        };
-        (tokens * texts as f64).round() as u64
-    }
-}
-
-/// What `missing` answers to the measured prompts take.
+/// Describes what `missing` answers to the prompts of `estimate` will cost.
 pub(super) fn of_answers(
-    served: &Served<'_>,
-    measured: &Measured,
+    http: &HttpTeacher,
+    budget: &Budget,
+    estimate: &TokenEstimate,
     missing: usize,
     spent: &Spending,
 ) -> String {
-    let prompt = measured.tokens_of(missing);
-    let answer = (served.run.file.collect.max_new_tokens.get() * missing) as u64;
-    let what = format!(
+    let request = &http.client.request;
+    let prompt = estimate.tokens(missing);
+    let answer = u64::from(request.max_tokens.unwrap_or(0)) * missing as u64;
+    let text = format!(
         "{missing} answers to ask {} for: about {} tokens of prompts, at most {} of answers",
-        served.model,
+        request.model,
         large(prompt),
         large(answer)
     );
-    said(served, what, prompt, answer, spent)
+    with_cost(http, budget, text, prompt, answer, spent)
 }
 
-/// What the distributions over `missing` answers take, which are so many tokens with their prompts.
+/// Describes what the distributions over `missing` answers will cost; `tokens` counts these answers with their prompts.
 pub(super) fn of_scores(
-    served: &Served<'_>,
+    http: &HttpTeacher,
+    budget: &Budget,
     tokens: u64,
     missing: usize,
     spent: &Spending,
 ) -> String {
-    let what = format!(
+    let text = format!(
         "{missing} answers to have scored by {}: about {} tokens with their prompts",
-        served.model,
+        http.client.request.model,
         large(tokens)
     );
-    // A server generates one token at least.
-    said(served, what, tokens, missing as u64, spent)
+    // A server generates at least one token for each.
+    with_cost(http, budget, text, tokens, missing as u64, spent)
 }
 
-fn said(
-    served: &Served<'_>,
+fn with_cost(
+    http: &HttpTeacher,
+    budget: &Budget,
     mut text: String,
     prompt: u64,
     answer: u64,
     spent: &Spending,
 ) -> String {
-    match http::forecast_usd(served.price.as_ref(), prompt, answer) {
+    let price = http.client.price.as_ref();
+    match http::forecast_usd(price, prompt, answer) {
         Some(usd) => text += &format!(", at most {} without retries", dollars(usd)),
         None => text += "; what they cost is not known (`price` of [teacher])",
     }
     if spent.requests > 0 {
         text += &format!("; {} requests and {} spent so far", spent.requests, {
-            match served.price {
+            match price {
                 Some(_) => dollars(spent.usd),
                 None => format!("{} tokens", large(spent.tokens)),
             }
         });
     }
-    let caps = caps(&served.run.file.budget);
+    let caps = caps(budget);
     if !caps.is_empty() {
         text += &format!("; capped at {}", caps.join(", "));
     }
     text
 }
 
-/// The caps in words.
-pub(super) fn caps(budget: &Budget) -> Vec<String> {
+/// The caps of a budget in words.
+fn caps(budget: &Budget) -> Vec<String> {
     let mut caps = Vec::new();
     if let Some(usd) = budget.usd {
         caps.push(dollars(usd.get()));
@@ -131,9 +91,10 @@ pub(super) fn caps(budget: &Budget) -> Vec<String> {
     caps
 }
 
-/// What the live line says: spent of what cap, what all will cost at this rate, requests in flight.
+/// Note of the progress output: spending and caps, the cost of all answers at the present rate, requests in flight.
+/// `before` is what was spent before this process.
 pub(super) fn live(
-    served: &Served<'_>,
+    price: Option<&Price>,
     budget: &Budget,
     before: &Spending,
     missing: usize,
@@ -142,7 +103,7 @@ pub(super) fn live(
     let spent = &progress.spent;
     let mut facts = Vec::new();
     let of = |cap: Option<String>| cap.map_or_else(String::new, |cap| format!(" of {cap}"));
-    if served.price.is_some() {
+    if price.is_some() {
         let over = progress.answered + progress.failed;
         let mut fact = format!(
             "{}{} spent",
@@ -182,7 +143,7 @@ pub(super) fn live(
     facts.join(", ")
 }
 
-/// USD with as many digits as matter.
+/// An amount in USD with as many digits as matter.
 pub(super) fn dollars(usd: f64) -> String {
     match usd {
         usd if usd == 0.0 || usd >= 10.0 => format!("${usd:.2}"),
@@ -191,7 +152,7 @@ pub(super) fn dollars(usd: f64) -> String {
     }
 }
 
-/// A count as people read it.
+/// A large count in words.
 fn large(count: u64) -> String {
     match count {
         0..10_000 => count.to_string(),
