@@ -1,5 +1,6 @@
-//! `check`: everything that is cheap to find wrong, before anything is computed: the run
-//! file, the prompts, both checkpoints but for their weights, every prompt's length.
+//! `check`: finds mistakes that are cheap to find before anything is computed: in the run file, the
+//! prompts, the teacher's and the student's checkpoints (except for their weights), and the prompts'
+//! lengths.
 
 use std::path::Path;
 
@@ -12,10 +13,10 @@ use crate::progress::Talk;
 use crate::run_dir::check_owner;
 use crate::run_file::{Answers, Loaded, Train};
 
-/// Checks a run file and what it names, and puts a short plan on stdout.
+/// Checks a run file and the files it names, and prints a short plan of the run to stdout.
 ///
 /// # Errors
-/// The first thing that a run would stumble over.
+/// The first mistake that would make a run fail.
 pub fn check(file: &Path, options: &Options, talk: &Talk) -> anyhow::Result<Outcome> {
     let run = Loaded::read(file)?;
     device(&options.device)?;
@@ -23,7 +24,7 @@ pub fn check(file: &Path, options: &Options, talk: &Talk) -> anyhow::Result<Outc
     check_owner(&dir, &run)?;
     let imported = import::read(&run, options.limit)?;
     let teacher = match &run.file.teacher {
-        Some(_) => checkpoint::teachers_text(&run)?,
+        Some(_) => checkpoint::teacher_tokenizer_folder(&run)?,
         None => None,
     };
     let answers = match &teacher {
@@ -42,21 +43,21 @@ pub fn check(file: &Path, options: &Options, talk: &Talk) -> anyhow::Result<Outc
     let student = check_student(&run, teacher.as_deref())?;
     let settings = &run.file.train;
     talk.data(&format!(
-        "run       {} in {}\nprompts   {} ({} duplicates merged)\n{answers}\nstudent   {student}\ntrain     {} steps of {} sequences, {}\nfine      `potstill run {}` runs it",
+        "run       {} in {}\nprompts   {} ({} duplicates merged)\n{answers}\nstudent   {student}\ntrain     {} steps of {} sequences, {}\nok        start the run with `potstill run {}`",
         run.file.run.name.as_str(),
         dir.display(),
         imported.prompts.len(),
         imported.duplicates,
         settings.steps.get(),
         settings.batch.get(),
-        others(settings),
+        controls_and_seeds(settings),
         file.display(),
     ));
     Ok(Outcome::UpToDate)
 }
 
-/// What is trained beside the student, in words.
-fn others(train: &Train) -> String {
+/// Describes which controls and seeds are trained beside the student.
+fn controls_and_seeds(train: &Train) -> String {
     let controls = match train.controls.len() {
         0 => "no controls".to_owned(),
         n => format!("and as many for each of {n} controls"),
@@ -67,13 +68,13 @@ fn others(train: &Train) -> String {
     }
 }
 
-/// The teacher's tokenizer, and that every prompt fits its context.
+/// Checks that the teacher's tokenizer fits its model and that every prompt fits into its context.
 fn check_teacher(run: &Loaded, folder: &Path, prompts: &[Prompt]) -> anyhow::Result<String> {
     checkpoint::tokenizer(folder)?;
     let longest = collect::check_lengths(run, folder, prompts)?;
     let collect = &run.file.collect;
     Ok(format!(
-        "teacher   {}: {}\ncollect   {} answers of at most {} tokens, {} together; the longest prompt has {longest}",
+        "teacher   {}: {}\ncollect   {} answers of at most {} tokens, {} at a time; the longest prompt has {longest} tokens",
         folder.display(),
         shape(&Config::from_dir(folder)?),
         prompts.len() * collect.samples.get(),
@@ -94,10 +95,10 @@ fn check_student(run: &Loaded, teacher: Option<&Path>) -> anyhow::Result<String>
         if run.file.local().is_some() {
             weight_files(teacher)?;
         }
-        let matters = run.file.local().is_some() || run.file.has_signals();
-        if matters && tokenizer.fingerprint() != Tokenizer::from_dir(teacher)?.fingerprint() {
+        let must_match = run.file.local().is_some() || run.file.has_signals();
+        if must_match && tokenizer.fingerprint() != Tokenizer::from_dir(teacher)?.fingerprint() {
             bail!(
-                "the tokenizer of the student in {} is not that of the teacher in {}: distributions cannot be carried over; leave `path` of [student] out, or name a checkpoint of the teacher's family",
+                "the student's tokenizer in {} differs from the teacher's in {}, so the student cannot learn from the teacher's distributions\nhint: remove `path` of [student], or name a checkpoint of the teacher's family",
                 folder.display(),
                 teacher.display()
             );
@@ -106,13 +107,13 @@ fn check_student(run: &Loaded, teacher: Option<&Path>) -> anyhow::Result<String>
     checkpoint::template(run, &folder)?;
     let config = Config::from_dir(&folder)?;
     if let Some(config) = train::start_config(run, &folder)? {
-        return Ok(format!("random, {}", shape(&config)));
+        return Ok(format!("random weights, {}", shape(&config)));
     }
     weight_files(&folder)?;
     Ok(match run.file.student.every {
         Some(every) => {
             let layers = config.num_hidden_layers.div_ceil(every.get());
-            format!("{}, cut to {layers} layers", folder.display())
+            format!("{}, pruned to {layers} layers", folder.display())
         }
         None => format!("{}: {}", folder.display(), shape(&config)),
     })

@@ -1,4 +1,4 @@
-//! `eval`: the exported students, and the model they all started from, on `heldout/`.
+//! `eval`: measures the exported students, and the student before training, on `heldout/`.
 
 use std::collections::BTreeMap;
 
@@ -12,14 +12,14 @@ use super::{Context, Done, Outcome, answers, counts, each, score, stage, train};
 use crate::interrupt;
 use crate::run_dir::Plan;
 
-/// The model that training starts from, as a student that took no step.
+/// Name of the student before training.
 pub(crate) const UNTRAINED: &str = "untrained";
 const SAMPLES_FILE: &str = "samples.parquet";
 
 /// Measures every model of the run on the held-out answers.
 ///
 /// # Errors
-/// When nothing was curated, or a student is not exported yet.
+/// When nothing was curated, or a student is not yet exported.
 pub fn eval(context: &Context) -> anyhow::Result<Outcome> {
     let mut names = vec![UNTRAINED.to_owned()];
     names.extend(context.trained());
@@ -33,11 +33,11 @@ pub fn eval(context: &Context) -> anyhow::Result<Outcome> {
     let answered = each(&names, |name| answers::answer_one(context, name))?;
     Ok(match answered {
         Outcome::UpToDate => measured,
-        other => other,
+        _ => answered,
     })
 }
 
-/// What identifies a model that is measured.
+/// Computes the hash that identifies a measured model.
 pub(super) fn model_key(context: &Context, name: &str) -> anyhow::Result<String> {
     let run = &context.run;
     match name {
@@ -49,7 +49,7 @@ pub(super) fn model_key(context: &Context, name: &str) -> anyhow::Result<String>
     }
 }
 
-/// An exported student.
+/// Loads an exported student.
 pub(super) fn load_export(context: &Context, name: &str) -> anyhow::Result<Llama> {
     let folder = context.dir.path(&export_home(name));
     Ok(potstill_model::load(&folder, DType::F32, &context.device)?)
@@ -59,7 +59,7 @@ fn export_home(name: &str) -> String {
     format!("students/{name}/export")
 }
 
-/// Where a model's figures are.
+/// Folder of a model's figures, in the run directory.
 pub(crate) fn home(name: &str) -> String {
     format!("students/{name}/eval/heldout")
 }
@@ -127,7 +127,7 @@ fn eval_one(context: &Context, name: &str) -> anyhow::Result<Outcome> {
     })
 }
 
-/// A model's published values, in the order of `heldout/`.
+/// Reads a model's published values, in the order of `heldout/`.
 pub(crate) fn values(context: &Context, name: &str) -> anyhow::Result<Vec<SequenceValues>> {
     let path = context.dir.path(&home(name)).join(SAMPLES_FILE);
     let mut values = Vec::new();

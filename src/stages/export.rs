@@ -1,5 +1,5 @@
-//! `export`: trained students in Hugging Face layout, with the tokenizer they read
-//! text with and a card that says where they come from.
+//! `export`: writes trained students in Hugging Face layout, with their tokenizer and a model card that
+//! names their origin.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -14,8 +14,8 @@ use super::{Context, Done, Outcome, checkpoint, counts, each, seed_of, stage, tr
 use crate::run_dir::{Plan, settings_of};
 use crate::run_file::{Answers, Dtype, RunFile};
 
-/// What is copied from the checkpoint that the student started from.
-const COPIED: [&str; 5] = [
+/// Files that are copied from the checkpoint that the student started from.
+const COPIED_FILES: [&str; 5] = [
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -26,7 +26,7 @@ const COPIED: [&str; 5] = [
 /// Exports every student of the run file.
 ///
 /// # Errors
-/// When one is not trained yet, or a file cannot be read or written.
+/// When a student is not yet trained, or a file cannot be read or written.
 pub fn export(context: &Context) -> anyhow::Result<Outcome> {
     each(&context.trained(), |name| export_one(context, name))
 }
@@ -45,7 +45,10 @@ fn export_one(context: &Context, name: &str) -> anyhow::Result<Outcome> {
         settings: json!({ "dtype": settings_of(&dtype)? }),
         inputs: BTreeMap::from([
             ("trained".to_owned(), trained.content_hash()),
-            ("tokenizer".to_owned(), checkpoint::shell_hash(&source)?),
+            (
+                "tokenizer".to_owned(),
+                checkpoint::small_files_hash(&source)?,
+            ),
         ]),
     };
     stage(context, &plan, |out| {
@@ -53,7 +56,10 @@ fn export_one(context: &Context, name: &str) -> anyhow::Result<Outcome> {
         let last = context.dir.path(&train::last_checkpoint(context, name));
         let model = potstill_model::load(&last, DType::F32, &context.device)?;
         potstill_model::save(&model, &out, checkpoint::dtype(dtype))?;
-        for file in COPIED.iter().filter(|file| source.join(file).exists()) {
+        for file in COPIED_FILES
+            .iter()
+            .filter(|file| source.join(file).exists())
+        {
             let from = source.join(file);
             let text =
                 fs::read(&from).with_context(|| format!("cannot read {}", from.display()))?;
@@ -68,7 +74,7 @@ fn export_one(context: &Context, name: &str) -> anyhow::Result<Outcome> {
     })
 }
 
-/// The teacher's provenance, of the first shard.
+/// Reads the teacher's provenance from the first shard of `completions/`.
 pub(crate) fn provenance(context: &Context) -> anyhow::Result<Vec<Provenance>> {
     match shards(&context.dir.path("completions"))?.first() {
         Some(shard) => Ok(read_footer(shard)?.provenance),
@@ -118,18 +124,18 @@ fn card(
     for (what, hash) in &trained.inputs {
         let _ = writeln!(out, "- {what}: sha256 {hash}");
     }
-    out.push_str("\nThe figures on held-out text are in the run's `report.md`.\n");
+    out.push_str("\nThe run's `report.md` has the figures on held-out text.\n");
     Ok(out)
 }
 
-/// What a student learned from, in words.
+/// Describes the text and the signals that a model learned from.
 pub(crate) fn learned_from(file: &RunFile, name: &str) -> String {
     let text = match file.import.answers {
         Answers::Teacher => "the teacher's text",
         Answers::Given => "the data's text",
     };
     match seed_of(name).0 {
-        "untrained" => "nothing: the start of all others".to_owned(),
+        "untrained" => "nothing (the student before training)".to_owned(),
         "shuffled" => format!("{text}, each position with the distribution of another"),
         "student" if file.has_signals() => match file.import.answers {
             Answers::Teacher => "the teacher's text and distributions".to_owned(),

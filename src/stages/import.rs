@@ -1,4 +1,4 @@
-//! `import`: prompts from the run file's source into `prompts/`.
+//! `import`: reads prompts from the data file into `prompts/`.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -11,13 +11,14 @@ use potstill_datasets::{
 use serde_json::json;
 
 use super::{Context, Done, Outcome, collect, counts, stage};
+use crate::errors;
 use crate::run_dir::Plan;
 use crate::run_file::{Columns as ColumnNames, Loaded};
 
 /// Reads the prompts and publishes them.
 ///
 /// # Errors
-/// When the source is absent or a line of it is no prompt.
+/// When the data file does not exist, or one of its rows is not a prompt.
 pub fn import(context: &Context) -> anyhow::Result<Outcome> {
     let path = source(&context.run)?;
     let plan = Plan {
@@ -28,7 +29,7 @@ pub fn import(context: &Context) -> anyhow::Result<Outcome> {
             "columns": context.run.file.import.columns,
             "system": context.run.file.import.system,
             "limit": limit(&context.run, context.limit),
-            // A prompt's source names the file.
+            // The name is part of each prompt's `source`.
             "name": path.file_name().map(|name| name.to_string_lossy()),
         }),
         inputs: BTreeMap::from([("source".to_owned(), hash_file(&path)?.sha256)]),
@@ -49,7 +50,7 @@ pub fn import(context: &Context) -> anyhow::Result<Outcome> {
     })
 }
 
-/// The source of the run file, which must be a file.
+/// Returns the path of the data file, which must exist.
 pub(crate) fn source(run: &Loaded) -> anyhow::Result<PathBuf> {
     let path = run.resolve(&run.file.import.path);
     match std::fs::metadata(&path) {
@@ -57,13 +58,13 @@ pub(crate) fn source(run: &Loaded) -> anyhow::Result<PathBuf> {
         Ok(_) => Err(run
             .problem(
                 &["import", "path"],
-                format!("{} is a folder; name a file in it", path.display()),
+                format!("{} is a folder\nhint: name a file in it", path.display()),
             )
             .into()),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Err(run
             .problem(
                 &["import", "path"],
-                format!("there is no file {}", path.display()),
+                format!("the file {} does not exist", path.display()),
             )
             .into()),
         Err(e) => Err(e).with_context(|| format!("cannot read {}", path.display())),
@@ -74,7 +75,7 @@ fn limit(run: &Loaded, flag: Option<usize>) -> Option<usize> {
     flag.or(run.file.import.limit.map(|n| n.get()))
 }
 
-/// Reads the source.
+/// Reads the data file.
 pub(crate) fn read(run: &Loaded, flag: Option<usize>) -> anyhow::Result<Imported> {
     let named = &run.file.import.columns;
     let (columns, group) = (columns(named), named.group.as_deref());
@@ -82,28 +83,33 @@ pub(crate) fn read(run: &Loaded, flag: Option<usize>) -> anyhow::Result<Imported
     match potstill_datasets::import(&source(run)?, &columns, group, system, limit(run, flag)) {
         Ok(mut imported) => {
             if let Some(marks) = collect::reasoning(run) {
-                imported.answers.iter_mut().for_each(|a| part(a, &marks));
+                imported
+                    .answers
+                    .iter_mut()
+                    .for_each(|a| separate_reasoning(a, &marks));
             }
             Ok(imported)
         }
         Err(e @ Error::MissingColumn { .. }) => {
             Err(run.problem(&["import", "columns"], e.to_string()).into())
         }
-        Err(e @ Error::NoPrompts { .. }) => Err(anyhow!(
-            "{e}; put prompts into it, or name another file in `path` of [import]"
-        )),
+        Err(e @ Error::NoPrompts { .. }) => Err(anyhow!(errors::with_hint(
+            &e.to_string(),
+            "add prompts to the file, or name another file in `path` of [import]"
+        ))),
         Err(e) => Err(e.into()),
     }
 }
 
-/// Takes the reasoning out of an answer that has it in its text.
-fn part(answer: &mut Completion, marks: &Reasoning) {
+/// Separates the reasoning from an answer whose text contains it.
+fn separate_reasoning(answer: &mut Completion, marks: &Reasoning) {
     if answer.reasoning.is_none() {
         (answer.reasoning, answer.answer) = split_reasoning(&answer.answer, marks);
     }
 }
 
-/// `columns` as the reader takes them; the run file's rules see to it that exactly one kind is named.
+/// Converts `columns` into the reader's type. The rules of the run file ensure that exactly one layout is
+/// named.
 fn columns(named: &ColumnNames) -> Columns {
     match (
         &named.text,
@@ -125,7 +131,7 @@ fn columns(named: &ColumnNames) -> Columns {
     }
 }
 
-/// The published prompts, in order.
+/// Reads the published prompts, in order.
 pub(crate) fn published(dir: &Path) -> anyhow::Result<Vec<Prompt>> {
     let mut prompts = Vec::new();
     for shard in shards(dir)? {

@@ -93,7 +93,7 @@ impl<'a> Served<'a> {
         let of_provider = provider.as_ref();
         let model = teacher.model.clone();
         let model = model.or_else(|| of_provider.map(|p| p.model.clone()));
-        let text = match checkpoint::teachers_text(run)? {
+        let text = match checkpoint::teacher_tokenizer_folder(run)? {
             Some(folder) => Some(Text {
                 tokenizer: Tokenizer::from_dir(&folder)?,
                 template: checkpoint::template(run, &folder)?,
