@@ -2,7 +2,7 @@
 //!
 //! The reference is `transformers.utils.chat_template_utils` (5.23): Jinja with `trim_blocks`,
 //! `lstrip_blocks` and loop controls, `raise_exception`, `strftime_now`, a `tojson` that does not
-//! escape for HTML, Python's string methods, and `{% generation %}` marks. `tests/text/template.rs`
+//! escape for HTML, Python's string methods, and `{% generation %}` marks. `tests/it/text/template.rs`
 //! compares renderings with transformers' own. Not reproduced: `~` and `join` print `none`, `true` and
 //! `false` in lower case.
 

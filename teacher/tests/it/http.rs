@@ -1,9 +1,6 @@
 //! Collecting over HTTP, against a server that fails on purpose: what goes wrong (`faults`), what it may cost
 //! (`caps`), who is asked and when not (`endpoints`), and what must not be told (`keys`).
 
-// Lints know test functions, not the functions they share.
-#![allow(clippy::unwrap_used)]
-
 mod caps;
 mod endpoints;
 mod faults;

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use potstill_datasets::{ChatTemplate, Message, Role, Tokenizer, encode_conversation, prompt_ids};
 use serde_json::Value;
 
-use crate::messages;
+use super::messages;
 use crate::text::tokenizer::TEXTS;
 
 /// A file or folder below `POTSTILL_REAL`, or `None` after saying that the test is skipped.

@@ -1,18 +1,13 @@
 //! What is written is what is read: records through Parquet and the journal, damaged files, full disks.
 
-// Helpers of tests count as library code for clippy.
-#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr)]
-
-mod store {
-    mod damage;
-    mod documented;
-    mod full_disk;
-    mod gsm8k;
-    mod import;
-    mod records;
-    mod round_trip;
-    mod table;
-}
+mod damage;
+mod documented;
+mod full_disk;
+mod gsm8k;
+mod import;
+mod records;
+mod round_trip;
+mod table;
 
 /// An error and its sources, as the command line prints them.
 fn chain(error: &dyn std::error::Error) -> String {

@@ -3,8 +3,8 @@
 use potstill_teacher::Error;
 use potstill_teacher::http::{Ended, Key, Reason};
 
-use crate::server::{Fault, Plan};
-use crate::support::{run, settings, start};
+use super::server::{Fault, Plan};
+use super::support::{run, settings, start};
 
 const KEY: &str = "sk-loop-0123456789abcdef";
 

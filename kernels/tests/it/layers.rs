@@ -1,9 +1,6 @@
 //! The layers' ops in f32 against the same formulas in f64: values and gradients, on ragged shapes, with
 //! any of the operands frozen, on one thread and on several.
 
-// Lints know test functions, not the functions they share.
-#![allow(clippy::unwrap_used)]
-
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use potstill_kernels::{
     AdamStep, Attention, adamw, adamw_reference, add_rows, attention, attention_reference, linear,

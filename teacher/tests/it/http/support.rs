@@ -12,7 +12,7 @@ use potstill_teacher::http::{
 };
 use tokio::runtime::Runtime;
 
-use crate::server::{Plan, Server, hash};
+use super::server::{Plan, Server, hash};
 
 /// A server with the threads that it runs on.
 pub(crate) struct Running {

@@ -134,7 +134,7 @@ fn columns_of_draws_are_there_for_draws_alone() {
     rows.into_iter()
         .try_for_each(|row| writer.push(row))
         .unwrap();
-    let message = crate::chain(&writer.finish().unwrap_err());
+    let message = super::chain(&writer.finish().unwrap_err());
     assert!(
         message.contains(
             "row 1, column `draw_ids, draw_counts`: the file was begun without these columns"
@@ -150,7 +150,7 @@ fn a_row_that_breaks_the_rules_is_never_stored() {
     let mut rows = records::signals(40, 3, 4);
     rows[35].provenance = 2;
     let error = write_shard(&path, &rows, &records::provenances()).unwrap_err();
-    let message = crate::chain(&error);
+    let message = super::chain(&error);
     assert!(
         message.contains("row 3, column `provenance`: 2 is not an index into the 2 entries"),
         "{message}"
@@ -167,7 +167,7 @@ fn a_row_that_breaks_the_rules_is_never_stored() {
         .unwrap()
         .current();
     values.bin_correct.pop();
-    let message = crate::chain(&write_shard(&path, &[values], &[]).unwrap_err());
+    let message = super::chain(&write_shard(&path, &[values], &[]).unwrap_err());
     assert!(
         message.contains(
             "row 0, column `bin_correct`: a list of 9, where each of 10 bins has an entry"

@@ -6,8 +6,8 @@ use std::process::Command;
 
 use potstill_datasets::{Error, Journal, Manifest, Signal, write_shard};
 
+use super::chain;
 use super::records;
-use crate::chain;
 
 /// Set for the run inside the namespace: where the small disk is.
 const DISK: &str = "POTSTILL_TEST_FULL_DISK";

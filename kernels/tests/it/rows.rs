@@ -1,10 +1,4 @@
 //! Row statistics: plain loops, CubeCL kernel and tensor operations agree, values and gradients.
-//!
-//! The default build tests Flex. With the feature `wgpu` the same bodies run on the GPU that CubeCL
-//! finds too; `scripts/gpu.sh` and `.ci/run` say how (software Vulkan serves).
-
-// Lints know test functions, not the functions they share.
-#![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 use burn::backend::{Autodiff, Backend, Flex, ops::*};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData, try_read_sync};

@@ -9,9 +9,9 @@ use potstill_datasets::{
 
 use crate::text::small::byte_level;
 
-const CHATML: &str = include_str!("../data/templates/smollm2.jinja");
-const QWEN: &str = include_str!("../data/templates/qwen2.5.jinja");
-const REASONING: &str = include_str!("../data/templates/reasoning.jinja");
+const CHATML: &str = include_str!("../../data/templates/smollm2.jinja");
+const QWEN: &str = include_str!("../../data/templates/qwen2.5.jinja");
+const REASONING: &str = include_str!("../../data/templates/reasoning.jinja");
 const MARKED: &str = "{% for m in messages %}<|im_start|>{{ m.role }}
 {% if m.role == 'assistant' %}{% generation %}{{ m.content }}<|im_end|>{% endgeneration %}{% else %}{{ m.content }}<|im_end|>{% endif %}
 

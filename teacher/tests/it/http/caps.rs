@@ -5,8 +5,8 @@ use std::time::Duration;
 use potstill_teacher::Error;
 use potstill_teacher::http::{Caps, Charge, Ended, Settings, Spent, Timeouts};
 
-use crate::server::{Counts, Fault, Plan};
-use crate::support::{PRICE, run, settings, start};
+use super::server::{Counts, Fault, Plan};
+use super::support::{PRICE, run, settings, start};
 
 /// The most that a request can cost with the settings of these tests, USD.
 const MOST: f64 = (5.0 * 1.0 + 16.0 * 4.0) / 1e6;

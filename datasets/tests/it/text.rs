@@ -1,17 +1,12 @@
 //! Tokenizers, chat templates and masks against what transformers makes of the same files.
 
-// Helpers of tests count as library code for clippy.
-#![allow(clippy::unwrap_used, clippy::print_stderr)]
-
-mod text {
-    mod align;
-    mod encode;
-    mod mask;
-    mod reference;
-    mod small;
-    mod template;
-    mod tokenizer;
-}
+mod align;
+mod encode;
+mod mask;
+mod reference;
+mod small;
+mod template;
+mod tokenizer;
 
 use potstill_datasets::{Message, ToolCall};
 use serde_json::Value;

@@ -7,8 +7,8 @@ use std::time::Duration;
 use potstill_teacher::Error;
 use potstill_teacher::http::{Ended, Endpoint, Event, Reason, collect};
 
-use crate::server::{Fault, Plan, fault};
-use crate::support::{call, endpoint, key, run, run_until, settings, start};
+use super::server::{Fault, Plan, fault};
+use super::support::{call, endpoint, key, run, run_until, settings, start};
 
 #[test]
 fn a_wrong_key_ends_the_collection_and_no_call_lands() {

@@ -1,9 +1,6 @@
 //! Paged attention: plain loops and tensor operations agree with the definition in f64, and a row's
 //! bits depend on nothing but the row.
 
-// Lints know test functions, not the functions they share.
-#![allow(clippy::unwrap_used)]
-
 use burn::backend::Flex;
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use potstill_kernels::{PagedRow, paged_attention, paged_attention_reference, write_slots};

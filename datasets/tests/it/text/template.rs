@@ -9,7 +9,7 @@ use potstill_datasets::{
 };
 use serde_json::Value;
 
-use crate::messages;
+use super::messages;
 
 fn data(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))

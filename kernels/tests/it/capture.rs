@@ -1,8 +1,5 @@
 //! Capture: plain loops and tensor operations give what the definitions give, and draws are unbiased.
 
-// Lints know test functions, not the functions they share.
-#![allow(clippy::unwrap_used, clippy::print_stdout)]
-
 use burn::tensor::{DType, Device, Tensor, TensorData, TensorReadError};
 use potstill_kernels::{Capture, CaptureRow, Captured, Head, capture, capture_reference};
 use rand::{Rng, SeedableRng};

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use potstill_teacher::http::{Dialect, Ended, OnBreak, OnLength, Reason, Settings, Timeouts};
 
-use crate::server::{FAULTS, Fault, Plan, fault};
-use crate::support::{Came, call, first_word, key, run, run_calls, settings, start};
+use super::server::{FAULTS, Fault, Plan, fault};
+use super::support::{Came, call, first_word, key, run, run_calls, settings, start};
 
 /// What a fault may be called; nothing for an answer.
 fn reasons(fault: Fault, stream: bool) -> &'static [Reason] {

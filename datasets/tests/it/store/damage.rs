@@ -14,8 +14,8 @@ use potstill_datasets::{
     read_footer, read_shard, shards, write_shard,
 };
 
+use super::chain;
 use super::records;
-use crate::chain;
 
 fn completion() -> Completion {
     Completion {
