@@ -1,7 +1,7 @@
-//! The sentences of `docs/architecture.md` that can be read off the manifests and the
+//! Checks those invariants of `docs/architecture.md` that can be read from the manifests and the
 //! sources.
 
-// Lints know test functions, not the functions they share.
+// Clippy allows `unwrap` in test functions, but not in functions that tests share.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
@@ -11,7 +11,7 @@ use std::process::Command;
 
 use cargo_metadata::{DependencyKind, Metadata, MetadataCommand};
 
-/// Each crate's folder, and the crates of ours that it may use.
+/// Folder and name of each crate, and the workspace crates that it may use.
 const EDGES: [(&str, &str, &[&str]); 7] = [
     ("datasets", "potstill-datasets", &[]),
     ("kernels", "potstill-kernels", &[]),
@@ -41,7 +41,7 @@ const EDGES: [(&str, &str, &[&str]); 7] = [
     ),
 ];
 
-/// Libraries that only some crates may name.
+/// Libraries that only some crates may depend on.
 const NAMED_BY: [(&[&str], &[&str]); 6] = [
     (
         &["burn"],
@@ -89,7 +89,7 @@ fn edges_go_down_only() {
     assert_eq!(
         packages.len(),
         EDGES.len(),
-        "a crate that EDGES does not know"
+        "EDGES does not list all crates"
     );
     for package in packages {
         let name = package.name.as_str();
@@ -107,7 +107,7 @@ fn edges_go_down_only() {
 #[test]
 fn libraries_are_named_where_they_belong() {
     for package in metadata().workspace_packages() {
-        // Tests may bring a server of their own.
+        // Tests may need libraries for a server of their own.
         let named = package.dependencies.iter();
         for dependency in named.filter(|d| d.kind != DependencyKind::Development) {
             for (libraries, allowed) in NAMED_BY {
@@ -121,7 +121,7 @@ fn libraries_are_named_where_they_belong() {
     }
 }
 
-/// A source file of a crate: where it is, and its code without comments, texts and tests.
+/// A source file: the folder of its crate, its path, and its code without comments, strings and tests.
 struct Source {
     folder: &'static str,
     path: PathBuf,
@@ -139,7 +139,7 @@ impl Source {
     }
 }
 
-/// Sources of all crates, less what is compiled for tests only.
+/// Reads the sources of all crates, without code that is compiled only for tests.
 fn sources() -> Vec<Source> {
     let mut sources = Vec::new();
     for (folder, _, _) in EDGES {
@@ -174,7 +174,7 @@ fn rust_files(dir: &Path) -> Vec<PathBuf> {
     files
 }
 
-/// Lines without comments and without the content of texts on one line.
+/// Removes comments, and the content of strings that end on their line.
 fn code(text: &str) -> String {
     let mut out = String::new();
     for line in text.lines() {
@@ -195,7 +195,7 @@ fn code(text: &str) -> String {
     out
 }
 
-fn offenders(of: impl Fn(&Source) -> bool) -> Vec<PathBuf> {
+fn files_where(of: impl Fn(&Source) -> bool) -> Vec<PathBuf> {
     let found = sources().into_iter().filter(of);
     found
         .map(|s| s.path.strip_prefix(root()).unwrap().to_owned())
@@ -207,21 +207,21 @@ fn none() -> Vec<PathBuf> {
 }
 
 #[test]
-fn unsafe_is_in_kernels_and_the_listed_file() {
+fn unsafe_is_in_kernels_and_listed_files() {
     let listed = root().join("model/src/checkpoint.rs");
-    let found = offenders(|s| s.names("unsafe") && s.folder != "kernels" && s.path != listed);
+    let found = files_where(|s| s.names("unsafe") && s.folder != "kernels" && s.path != listed);
     assert_eq!(found, none());
     assert_eq!(
-        offenders(|s| s.code.contains("#[cube") && s.folder != "kernels"),
+        files_where(|s| s.code.contains("#[cube") && s.folder != "kernels"),
         none()
     );
 }
 
 #[test]
-fn only_src_prints_and_there_in_one_file() {
+fn only_one_file_of_src_prints() {
     let words = ["println", "eprintln", "print", "eprint", "dbg"];
     let prints = |s: &Source| words.iter().any(|w| s.code.contains(&format!("{w}!")));
-    assert_eq!(offenders(prints), [Path::new("src/progress.rs")]);
+    assert_eq!(files_where(prints), [Path::new("src/progress.rs")]);
 }
 
 #[test]
@@ -231,38 +231,38 @@ fn only_src_reads_the_environment() {
             .iter()
             .any(|w| s.code.contains(w))
     };
-    assert_eq!(offenders(|s| s.folder != "src" && reads(s)), none());
+    assert_eq!(files_where(|s| s.folder != "src" && reads(s)), none());
 }
 
 #[test]
 fn only_the_teacher_opens_a_socket() {
     let opens = |s: &Source| s.code.contains("std::net") || s.code.contains("TcpStream");
-    assert_eq!(offenders(|s| s.folder != "teacher" && opens(s)), none());
+    assert_eq!(files_where(|s| s.folder != "teacher" && opens(s)), none());
 }
 
 #[test]
-fn no_file_is_a_drawer() {
-    let drawers = [
+fn no_file_has_a_catch_all_name() {
+    let catch_all = [
         "util", "utils", "common", "helper", "helpers", "manager", "misc",
     ];
     let named = |path: &Path| {
         let stem = path.file_stem().unwrap().to_string_lossy();
-        stem.split('_').any(|part| drawers.contains(&part))
+        stem.split('_').any(|part| catch_all.contains(&part))
     };
     assert_eq!(
-        offenders(|s| named(&s.path) || s.path.parent().is_some_and(named)),
+        files_where(|s| named(&s.path) || s.path.parent().is_some_and(named)),
         none()
     );
 }
 
 #[test]
-fn files_stay_readable() {
-    assert_eq!(offenders(|s| s.code.lines().count() > 600), none());
+fn files_have_at_most_600_lines() {
+    assert_eq!(files_where(|s| s.code.lines().count() > 600), none());
     let main = fs::read_to_string(root().join("src/main.rs")).unwrap();
     assert!(main.lines().count() < 60);
 }
 
-/// Runs are files, not flags: a hyperparameter belongs into the run file.
+/// New hyperparameters belong in the run file, so the flags are fixed by this test.
 #[test]
 fn the_command_line_is_frozen() {
     let help = |arguments: &[&str]| {

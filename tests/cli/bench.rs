@@ -1,25 +1,25 @@
-//! `bench` on the tiny model: every part runs, and what it says can be read.
+//! `bench` on the tiny model: all parts run, and the output can be parsed.
 
 use std::ffi::OsString;
 
 use serde_json::Value;
 
-use crate::fixture::{Run, Said};
+use crate::fixture::{CommandOutput, Run};
 
 const QUICK: [&str; 5] = ["bench", "model", "--quick", "--tokens", "16"];
 
-/// Runs where no Python is found.
-fn without_python(run: &Run, arguments: &[&str]) -> Said {
+/// Runs the command with an empty PATH, so that no Python is found.
+fn without_python(run: &Run, arguments: &[&str]) -> CommandOutput {
     let mut command = run.command(arguments);
     command.env("PATH", "").env_remove("VIRTUAL_ENV");
-    run.said(&mut command)
+    run.output(&mut command)
 }
 
 #[test]
 fn without_python_potstill_is_measured_alone() {
     let run = Run::new();
-    let said = without_python(&run, &QUICK);
-    assert_eq!(said.code, 0, "{}", said.stderr);
+    let output = without_python(&run, &QUICK);
+    assert_eq!(output.code, 0, "{}", output.stderr);
     for part in [
         "step | f32",
         "step | bf16",
@@ -29,38 +29,34 @@ fn without_python_potstill_is_measured_alone() {
         "decode-1 | f32",
         "capture | f32",
     ] {
-        let line = said
+        let line = output
             .stdout
             .lines()
             .find(|l| l.starts_with(&format!("| {part} |")));
-        let line = line.unwrap_or_else(|| panic!("no {part} in {}", said.stdout));
+        let line = line.unwrap_or_else(|| panic!("no {part} in {}", output.stdout));
         assert!(line.ends_with("threads | not measured |  |  |"), "{line}");
     }
-    for said_too in [
+    for part in [
         "pip install torch transformers",
         "| the whole step |",
         "| the most in a step, f32 |",
         "one text of 16 tokens, loss at 15 of them",
     ] {
-        assert!(
-            said.stdout.contains(said_too),
-            "{said_too}: {}",
-            said.stdout
-        );
+        assert!(output.stdout.contains(part), "{part}: {}", output.stdout);
     }
     assert!(
-        said.stderr.contains("decode-32 f32: Potstill, "),
+        output.stderr.contains("decode-32 f32: Potstill, "),
         "{}",
-        said.stderr
+        output.stderr
     );
 }
 
 #[test]
 fn memory_is_measured_by_length_where_it_is_asked_for() {
     let run = Run::new();
-    let said = without_python(&run, &["bench", "model", "--only", "memory", "--json"]);
-    assert_eq!(said.code, 0, "{}", said.stderr);
-    let value: Value = serde_json::from_str(&said.stdout).unwrap();
+    let output = without_python(&run, &["bench", "model", "--only", "memory", "--json"]);
+    assert_eq!(output.code, 0, "{}", output.stderr);
+    let value: Value = serde_json::from_str(&output.stdout).unwrap();
     let rows = value["memory"].as_array().unwrap();
     let tokens: Vec<u64> = rows
         .iter()
@@ -77,15 +73,15 @@ fn memory_is_measured_by_length_where_it_is_asked_for() {
     assert_eq!(value["rows"].as_array().unwrap().len(), 0);
 }
 
-/// A folder with `config.json` alone: a random model, and the loss by its shape.
+/// A folder that has only `config.json` gives a random model, and the shape for the loss.
 #[test]
 fn the_loss_and_steps_with_it_need_no_weights() {
     let run = Run::new();
     std::fs::remove_file(run.path("model/model.safetensors")).unwrap();
     let parts = "--only=loss,loss-memory,step-plain";
-    let said = without_python(&run, &[&QUICK[..], &[parts, "--json"]].concat());
-    assert_eq!(said.code, 0, "{}", said.stderr);
-    let value: Value = serde_json::from_str(&said.stdout).unwrap();
+    let output = without_python(&run, &[&QUICK[..], &[parts, "--json"]].concat());
+    assert_eq!(output.code, 0, "{}", output.stderr);
+    let value: Value = serde_json::from_str(&output.stdout).unwrap();
     let [loss, step] = [0, 1].map(|part| {
         let contests = value["contests"].as_array().unwrap();
         let named = |contest: &&Value| contest["part"] == ["loss", "step-plain"][part];
@@ -109,26 +105,27 @@ fn the_loss_and_steps_with_it_need_no_weights() {
 #[test]
 fn a_python_that_cannot_is_an_error_only_where_it_was_named() {
     let run = Run::new();
-    let said = run.potstill(&["bench", "model", "--quick", "--python", "nowhere/python"]);
-    assert_eq!(said.code, 1);
+    let output = run.potstill(&["bench", "model", "--quick", "--python", "nowhere/python"]);
+    assert_eq!(output.code, 1);
     assert!(
-        said.stderr
+        output
+            .stderr
             .contains("nowhere/python cannot run the PyTorch side"),
         "{}",
-        said.stderr
+        output.stderr
     );
-    assert_eq!(said.stdout, "");
+    assert_eq!(output.stdout, "");
 }
 
 #[test]
 fn a_process_that_measures_needs_a_request() {
     let run = Run::new();
-    let said = run.potstill(&["bench", "model", "--child"]);
-    assert_eq!(said.code, 1);
+    let output = run.potstill(&["bench", "model", "--child"]);
+    assert_eq!(output.code, 1);
     assert!(
-        said.stderr.contains("`potstill bench` starts itself"),
+        output.stderr.contains("`potstill bench` starts itself"),
         "{}",
-        said.stderr
+        output.stderr
     );
 }
 
@@ -141,9 +138,9 @@ fn both_sides_compute_the_same() {
     let run = Run::new();
     let mut command = run.command(&QUICK);
     command.args([OsString::from("--python"), python, "--json".into()]);
-    let said = run.said(&mut command);
-    assert_eq!(said.code, 0, "{}", said.stderr);
-    let value: Value = serde_json::from_str(&said.stdout).unwrap();
+    let output = run.output(&mut command);
+    assert_eq!(output.code, 0, "{}", output.stderr);
+    let value: Value = serde_json::from_str(&output.stdout).unwrap();
     let rows = value["rows"].as_array().unwrap();
     assert_eq!(rows.len(), 7);
     for row in rows {
@@ -162,9 +159,9 @@ fn the_loss_is_the_same_on_both_sides_in_both_types() {
         let run = Run::new();
         let mut command = run.command(&QUICK);
         command.args(["--only", "loss", "--type", dtype, "--json", "--python"]);
-        let said = run.said(command.arg(&python));
-        assert_eq!(said.code, 0, "{}", said.stderr);
-        let value: Value = serde_json::from_str(&said.stdout).unwrap();
+        let output = run.output(command.arg(&python));
+        assert_eq!(output.code, 0, "{}", output.stderr);
+        let value: Value = serde_json::from_str(&output.stdout).unwrap();
         let loss = &value["contests"][0];
         for index in [1, 2] {
             assert_eq!(loss["sides"][index]["same"], true, "{loss}");
