@@ -3,8 +3,8 @@
 
 usage: check_parquet.py RUN_DIR
 
-completions/, signals/ and train/ must be there; other tables are checked where they are. Prints one line for each
-table and reader; exits with 1 at the first difference. Needs: pip install pyarrow polars duckdb
+completions/, signals/ and train/ must exist; other tables are checked if they exist. Prints one line for each table and
+reader, and exits with 1 at the first difference. Needs: pip install pyarrow polars duckdb
 """
 
 import re
@@ -18,13 +18,13 @@ import pyarrow.parquet
 
 DOCS = Path(__file__).resolve().parent.parent / "docs" / "parquet.md"
 FOLDERS = {"prompts": "prompts", "completions": "completions", "signals": "signals", "train": "train", "heldout": "train", "dropped": "dropped", "verdicts": "verdicts"}
-# Columns that a file may lack, all of a table together.
+# Optional columns of a table; a file has all of them or none.
 OPTIONAL = {"signals": ["draw_ids", "draw_counts"]}
 NEEDED = ["completions", "signals", "train"]
 
 
 def documented():
-    """{table: {column: type}} of docs/parquet.md."""
+    """Reads {table: {column: type}} from docs/parquet.md."""
     tables, table = {}, None
     for line in DOCS.read_text(encoding="utf-8").splitlines():
         if line.startswith("## "):
@@ -91,7 +91,7 @@ def check(name, files, expected):
         lacks = [column for column in OPTIONAL.get(name, []) if column not in columns]
         if lacks == OPTIONAL.get(name):
             expected = {column: kind for column, kind in expected.items() if column not in lacks}
-        # Only Arrow's schema says what may be null.
+        # Only Arrow's schema says which columns may be null.
         wanted = expected if reader is with_pyarrow else {column: kind.replace("?", "") for column, kind in expected.items()}
         who = reader.__name__.removeprefix("with_")
         assert columns == wanted, f"{name}: {who} has {columns}, and docs/parquet.md {wanted}"

@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# All that waits for a GPU. First tests of the CubeCL kernels against their plain-loop and
-# tensor-operation twins; then, on CUDA, `potstill bench` beside PyTorch: the loss alone at the heads of
-# 8B models, beside Liger's, and random models of a 0.5B and a 1.5B shape, in f32 and bf16, with
-# tables in target/gpu/.
+# Runs everything that needs a GPU: first the tests of the CubeCL kernels against their plain-loop and
+# tensor-operation forms; then, on CUDA, `potstill bench` beside PyTorch, with the loss alone at the
+# heads of 8B models (beside Liger's losses) and with random models of a 0.5B and a 1.5B shape, in f32
+# and bf16. Tables are written to target/gpu/.
 #
 #   scripts/gpu.sh              CUDA (feature cuda): an NVIDIA driver, libnvrtc and the CUDA headers;
 #                               PYTHON names the Python with torch and transformers [python3],
-#                               and liger-kernel for the rows that have its name
-#   scripts/gpu.sh --vulkan     any GPU with a Vulkan driver (feature wgpu: WGSL); kernels alone
+#                               and liger-kernel for the rows of that name
+#   scripts/gpu.sh --vulkan     any GPU with a Vulkan driver (feature wgpu: WGSL); only the kernels
 #   scripts/gpu.sh --software   no GPU: Mesa's llvmpipe (package mesa-vulkan-drivers), and the bench
-#                               of the CPU build, if there is one, on the quickstart's teacher
+#                               of the CPU build, if it exists, on the quickstart's teacher
 #
 # Further arguments go to the test binary, for example: scripts/gpu.sh --nocapture
 set -euo pipefail
@@ -17,7 +17,7 @@ cd "$(dirname "$0")/.."
 
 features=cuda,fusion
 bench=cuda
-# That of the CPU build, before the target directory becomes that of the features.
+# The binary of the CPU build, found before CARGO_TARGET_DIR is set for the features.
 cpu_build=${CARGO_TARGET_DIR:-target}/release/potstill
 if [ ! -x "$cpu_build" ]; then cpu_build=target/release/potstill; fi
 export BURN_DEVICE=cuda
@@ -35,10 +35,10 @@ case "${1:-}" in
         export BURN_DEVICE=wgpu CUBECL_WGPU_DEFAULT_DEVICE=Cpu CUBECL_AUTOTUNE_LEVEL=minimal
         export XDG_RUNTIME_DIR="${XDG_RUNTIME_DIR:-$(mktemp -d)}" ;;
     *)
-        # CubeCL panics without them; a sentence is kinder.
+        # CubeCL panics without the headers, so they are checked first.
         if [ ! -d "${CUDA_PATH:-/usr/local/cuda}/include" ] && [ ! -d /opt/cuda/include ]; then
-            echo "gpu.sh: no CUDA headers in ${CUDA_PATH:-/usr/local/cuda}/include: set CUDA_PATH to the toolkit," \
-                "or test on Vulkan with --vulkan or --software" >&2
+            echo "gpu.sh: no CUDA headers in ${CUDA_PATH:-/usr/local/cuda}/include" >&2
+            echo "hint: set CUDA_PATH to the toolkit, or test on Vulkan with --vulkan or --software" >&2
             exit 1
         fi ;;
 esac
@@ -49,7 +49,7 @@ python=${PYTHON:-python3}
 tables=target/gpu
 mkdir -p "$tables"
 
-# A random model in bf16: its numbers mean nothing, its time and memory do.
+# Writes a random model in bf16, for measurements of time and memory.
 random_model() { # folder, width, layers, heads, key heads, inner width
     "$python" - "$@" <<'PY'
 import sys
@@ -72,7 +72,7 @@ LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
 PY
 }
 
-# The shape of a model without its weights: all that the loss alone is measured with.
+# Writes the configuration of a model without weights, which the loss alone needs.
 head_shape() { # folder, width, vocabulary
     mkdir -p "$1"
     cat >"$1/config.json" <<JSON
@@ -91,7 +91,7 @@ case "$bench" in
         for vocabulary in 128256 151936; do
             model=$tables/head-4096-$vocabulary
             head_shape "$model" 4096 "$vocabulary"
-            # With teachers of 64 tokens and of 128.
+            # With supports of 64 tokens and of 128.
             "$CARGO_TARGET_DIR/release/potstill" bench "$model" --device cuda --python "$python" \
                 --only loss,loss-128,loss-memory --tokens 8192 --type bf16 | tee "$tables/loss-$vocabulary.md"
         done
@@ -99,17 +99,17 @@ case "$bench" in
             read -r -a sizes <<<"$shape"
             model=$tables/random-${sizes[0]}
             [ -e "$model/config.json" ] || random_model "$model" "${sizes[@]:1}"
-            # Capture needs a tokenizer, which such a model does not have.
+            # Without capture, which needs a tokenizer that random models do not have.
             "$CARGO_TARGET_DIR/release/potstill" bench "$model" --device cuda --python "$python" \
                 --only step,prefill,decode-32,decode-1,profile | tee "$tables/bench-${sizes[0]}.md"
         done ;;
     cpu)
         if [ -x "$cpu_build" ]; then
             "$cpu_build" bench examples/quickstart/teacher --quick --tokens 64 | tee "$tables/bench-cpu.md"
-            # Beside PyTorch if PYTHON names one.
+            # With PyTorch if PYTHON is set.
             "$cpu_build" bench examples/quickstart/teacher --quick --tokens 64 ${PYTHON:+--python "$PYTHON"} \
                 --only loss,loss-memory,step-plain | tee "$tables/loss-cpu.md"
         else
-            echo "gpu.sh: no $cpu_build (cargo build --release), so the bench was not tried" >&2
+            echo "gpu.sh: no $cpu_build (cargo build --release), so the bench was not run" >&2
         fi ;;
 esac
