@@ -262,6 +262,49 @@ fn files_have_at_most_600_lines() {
     assert!(main.lines().count() < 60);
 }
 
+/// Folders of the repository; a code span in a page that begins with one of them is a path.
+const FOLDERS: [&str; 12] = [
+    ".ci/",
+    "benches/",
+    "datasets/",
+    "docs/",
+    "eval/",
+    "examples/",
+    "kernels/",
+    "model/",
+    "scripts/",
+    "src/",
+    "student/",
+    "teacher/",
+];
+
+/// Returns the paths that a page names: the targets of its links, and its code spans that begin with a
+/// folder of the repository.
+fn named_paths(page: &Path) -> Vec<PathBuf> {
+    let text = fs::read_to_string(page).unwrap();
+    let targets = text.split("](").skip(1).filter_map(|s| s.split(')').next());
+    let links = targets.filter(|target| !target.contains("://") && !target.starts_with('#'));
+    let links = links.map(|target| page.parent().unwrap().join(target));
+    let spans = text.split('`').skip(1).step_by(2);
+    let is_path = |span: &&str| {
+        FOLDERS.iter().any(|folder| span.starts_with(folder)) && !span.contains(char::is_whitespace)
+    };
+    links
+        .chain(spans.filter(is_path).map(|span| root().join(span)))
+        .collect()
+}
+
+#[test]
+fn pages_name_existing_paths() {
+    let mut missing = Vec::new();
+    for page in ["README.md", "CONTRIBUTING.md", "docs/architecture.md"] {
+        let paths = named_paths(&root().join(page));
+        assert!(paths.len() > 2, "no paths were found in {page}");
+        missing.extend(paths.into_iter().filter(|path| !path.exists()));
+    }
+    assert_eq!(missing, none());
+}
+
 /// New hyperparameters belong in the run file, so the flags are fixed by this test.
 #[test]
 fn the_command_line_is_frozen() {
