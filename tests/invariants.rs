@@ -263,7 +263,7 @@ fn files_have_at_most_600_lines() {
 }
 
 /// Folders of the repository; a code span in a page that begins with one of them is a path.
-const FOLDERS: [&str; 12] = [
+const FOLDERS: [&str; 13] = [
     ".ci/",
     "benches/",
     "datasets/",
@@ -276,6 +276,7 @@ const FOLDERS: [&str; 12] = [
     "src/",
     "student/",
     "teacher/",
+    "tests/",
 ];
 
 /// Returns the paths that a page names: the targets of its links, and its code spans that begin with a
