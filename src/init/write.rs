@@ -53,7 +53,7 @@ fn set_value(inputs: &RunFileInputs, table: &str, key: &str) -> Option<(String, 
             inputs.detected.columns.clone(),
             Some(format!(
                 "The data looks like {}{}.",
-                inputs.detected.name,
+                inputs.detected.shape,
                 match inputs.detected.has_answers {
                     true => ", with answers; the teacher answers the prompts all the same",
                     false => "",
