@@ -113,7 +113,7 @@ fn check_student(run: &Loaded, teacher: Option<&Path>) -> anyhow::Result<String>
     Ok(match run.file.student.every {
         Some(every) => {
             let layers = config.num_hidden_layers.div_ceil(every.get());
-            format!("{}, pruned to {layers} layers", folder.display())
+            format!("{}, layers pruned to {layers}", folder.display())
         }
         None => format!("{}: {}", folder.display(), shape(&config)),
     })

@@ -34,7 +34,10 @@ pub fn folder(run: &Loaded, key: &[&str], path: &RunPath) -> anyhow::Result<Path
             "{} has no config.json, so it is not a checkpoint in Hugging Face layout\nhint: name the folder that holds config.json, tokenizer.json and the safetensors files",
             folder.display()
         ),
-        false => format!("the folder {} does not exist", folder.display()),
+        false => format!(
+            "the folder {} does not exist\nhint: a relative path starts at the folder of the run file",
+            folder.display()
+        ),
     };
     Err(run.problem(key, what).into())
 }

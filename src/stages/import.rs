@@ -64,7 +64,7 @@ pub(crate) fn source(run: &Loaded) -> anyhow::Result<PathBuf> {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Err(run
             .problem(
                 &["import", "path"],
-                format!("the file {} does not exist", path.display()),
+                format!("the file {} does not exist\nhint: a relative path starts at the folder of the run file", path.display()),
             )
             .into()),
         Err(e) => Err(e).with_context(|| format!("cannot read {}", path.display())),
