@@ -225,7 +225,7 @@ pub enum Error {
     // ---- manifest ----
     /// A manifest is not what this version writes.
     #[error(
-        "{path} is not a manifest that this Potstill can read: delete its folder and run the stage again"
+        "{path} is not a manifest that this Potstill can read: delete it and run the stage again"
     )]
     BadManifest {
         /// The file.

@@ -31,6 +31,8 @@ pub enum Columns {
         question: String,
         /// The column of the answer: a string or a number.
         answer: Option<String>,
+        /// Whether the answer is also a completion to learn from.
+        given: bool,
     },
     /// A column of chat messages, in OpenAI's form (`role`, `content`) or ShareGPT's (`from`, `value`), told apart by
     /// the keys of each message. If the last turn is the assistant's, it is the answer to what precedes it. A column
@@ -171,7 +173,9 @@ impl Columns {
     fn names(&self) -> (Vec<&str>, Vec<&str>) {
         match self {
             Columns::Text(text) => (vec![text], vec![]),
-            Columns::QuestionAnswer { question, answer } => (
+            Columns::QuestionAnswer {
+                question, answer, ..
+            } => (
                 std::iter::once(question.as_str())
                     .chain(answer.as_deref())
                     .collect(),
@@ -309,6 +313,7 @@ mod tests {
         let columns = Columns::QuestionAnswer {
             question: "q".into(),
             answer: Some("a".into()),
+            given: false,
         };
         let imported = import_lines(
             "{\"q\":\"1+1\",\"a\":\"x\\n#### 2\"}\n{\"q\":\"2+2\",\"a\":4.50}\n",
@@ -321,9 +326,11 @@ mod tests {
             .map(|p| p.reference.as_deref().unwrap())
             .collect();
         assert_eq!(references, ["x\n#### 2", "4.5"]);
+        assert_eq!(imported.answers, []);
         let columns = Columns::QuestionAnswer {
             question: "q".into(),
             answer: None,
+            given: false,
         };
         assert_eq!(
             import_lines("{\"q\":\"1+1\",\"a\":null}", &columns)
@@ -332,6 +339,33 @@ mod tests {
                 .reference,
             None
         );
+    }
+
+    #[test]
+    fn a_given_answer_is_reference_and_completion() {
+        let columns = Columns::QuestionAnswer {
+            question: "q".into(),
+            answer: Some("a".into()),
+            given: true,
+        };
+        let lines = r#"{"q":"1+1","a":"x\n#### 2"} {"q":"2+2","a":4.50} {"q":"1+1","a":"2"} {"q":"3+3","a":" "}"#
+            .replace("} ", "}\n");
+        let imported = import_lines(lines, &columns).unwrap();
+        let references = imported.prompts.iter().map(|p| p.reference.as_deref());
+        assert_eq!(
+            references.collect::<Vec<_>>(),
+            [Some("x\n#### 2"), Some("4.5"), Some(" ")]
+        );
+        let answers = imported.answers.iter();
+        let answers: Vec<_> = answers
+            .map(|a| (a.prompt_id.as_str(), a.sample_index, a.answer.as_str()))
+            .collect();
+        let id = |prompt: usize| imported.prompts[prompt].id.as_str();
+        assert_eq!(
+            answers,
+            [(id(0), 0, "x\n#### 2"), (id(0), 1, "2"), (id(1), 0, "4.5")]
+        );
+        assert_eq!(imported.duplicates, 0);
     }
 
     #[test]
@@ -446,6 +480,7 @@ mod tests {
         let columns = Columns::QuestionAnswer {
             question: "text".into(),
             answer: Some("a".into()),
+            given: false,
         };
         refused(
             "{\"text\": \"q\", \"a\": null}",

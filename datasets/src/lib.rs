@@ -30,7 +30,7 @@ pub use crate::error::Error;
 pub use crate::import::{Columns, Detected, Imported, Place, detect_columns, import};
 pub use crate::journal::{FrameSpan, Journal};
 pub use crate::manifest::{
-    FileHash, MANIFEST_FILE, Manifest, canonical_json, hash_file, hash_files, replace_file,
+    FileHash, Manifest, canonical_json, hash_file, hash_files, manifest_path, replace_file,
     stage_key,
 };
 pub use crate::mask::{Finding, MaskReport, MaskedToken, check_mask, check_sampled};

@@ -34,7 +34,9 @@ fn toml(columns: &Columns) -> String {
     };
     match columns {
         Columns::Text(text) => pair("text", Some(text)),
-        Columns::QuestionAnswer { question, answer } => {
+        Columns::QuestionAnswer {
+            question, answer, ..
+        } => {
             pair("question", Some(question));
             pair("answer", answer.as_ref());
         }

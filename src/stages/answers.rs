@@ -30,6 +30,11 @@ pub(crate) fn home(name: &str) -> String {
     format!("students/{name}/eval/answers")
 }
 
+/// File of the figures as JSON, beside the table and not in its folder, so that other tools can read the folder.
+fn results_file(name: &str) -> String {
+    format!("{}_results.json", home(name))
+}
+
 /// Lets one model answer, unless the run file does not ask for it.
 pub(super) fn answer_one(context: &Context, name: &str) -> anyhow::Result<Outcome> {
     let run = &context.run;
@@ -44,7 +49,7 @@ pub(super) fn answer_one(context: &Context, name: &str) -> anyhow::Result<Outcom
     let plan = Plan {
         stage: format!("answer {name}"),
         home: home(name),
-        outputs: vec![home(name)],
+        outputs: vec![home(name), results_file(name)],
         settings: json!({
             "answers": settings_of(settings)?,
             "heldout": run.file.curate.heldout.get(),
@@ -62,12 +67,11 @@ pub(super) fn answer_one(context: &Context, name: &str) -> anyhow::Result<Outcom
         let Some(samples) = samples(context, settings, &plan.stage, &model, &prompts)? else {
             return Ok(None);
         };
-        let out = out.join(home(name));
-        write_shard(&out.join(SAMPLES_FILE), &samples, &[])?;
+        write_shard(&out.join(home(name)).join(SAMPLES_FILE), &samples, &[])?;
         let right = samples.iter().filter(|s| s.correct).count();
         let results = json!({ "prompts": samples.len(), "right": right });
         let results = serde_json::to_string_pretty(&results)? + "\n";
-        replace_file(&out.join("results.json"), results.as_bytes())?;
+        replace_file(&out.join(results_file(name)), results.as_bytes())?;
         Ok(Some(Done::new(counts([
             ("prompts", samples.len()),
             ("right", right),

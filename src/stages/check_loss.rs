@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use anyhow::bail;
-use potstill_datasets::Signal;
+use potstill_datasets::{Signal, manifest_path};
 use potstill_model::Device;
 use potstill_student::check::{Case, Check, check_loss as check, trainer};
 
@@ -41,7 +41,7 @@ pub fn check_loss(file: &Path, options: &Options, talk: &Talk) -> anyhow::Result
     };
     show("a small random model", &random)?;
     let dir = run_dir_path(&run, options);
-    if dir.join("train").join("manifest.json").exists() {
+    if manifest_path(&dir.join("train")).exists() {
         let context = Context::open(file, options)?;
         match own_case(&context, &device)? {
             Some(case) => show("the run's own student and signals", &case)?,

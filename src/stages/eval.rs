@@ -64,6 +64,11 @@ pub(crate) fn home(name: &str) -> String {
     format!("students/{name}/eval/heldout")
 }
 
+/// File of the figures as JSON, beside the table and not in its folder, so that other tools can read the folder.
+fn results_file(name: &str) -> String {
+    format!("{}_results.json", home(name))
+}
+
 fn eval_one(context: &Context, name: &str) -> anyhow::Result<Outcome> {
     let run = &context.run;
     let completions = context.dir.require("completions", "collect", run)?;
@@ -75,7 +80,7 @@ fn eval_one(context: &Context, name: &str) -> anyhow::Result<Outcome> {
     let plan = Plan {
         stage: format!("eval {name}"),
         home: home(name),
-        outputs: vec![home(name)],
+        outputs: vec![home(name), results_file(name)],
         settings: json!({
             "chunk_rows": chunk_rows,
             "confidence_bins": CONFIDENCE_BINS,
@@ -92,7 +97,6 @@ fn eval_one(context: &Context, name: &str) -> anyhow::Result<Outcome> {
         .collect(),
     };
     stage(context, &plan, |out| {
-        let out = out.join(home(name));
         let model: Llama = match name {
             UNTRAINED => train::start(context, name)?,
             _ => load_export(context, name)?,
@@ -109,7 +113,7 @@ fn eval_one(context: &Context, name: &str) -> anyhow::Result<Outcome> {
         let Some(values) = values else {
             return Ok(None);
         };
-        write_shard(&out.join(SAMPLES_FILE), &values, &[])?;
+        write_shard(&out.join(home(name)).join(SAMPLES_FILE), &values, &[])?;
         let figure = |metric| interval(&values, metric, resamples, seed);
         let results = json!({
             "heldout": Heldout::from_values(&values)?,
@@ -118,7 +122,7 @@ fn eval_one(context: &Context, name: &str) -> anyhow::Result<Outcome> {
             "agreement": figure(Metric::Agreement)?,
         });
         let results = serde_json::to_string_pretty(&results)? + "\n";
-        replace_file(&out.join("results.json"), results.as_bytes())?;
+        replace_file(&out.join(results_file(name)), results.as_bytes())?;
         let tokens = values.iter().map(|v| v.tokens as usize).sum();
         Ok(Some(Done::new(counts([
             ("sequences", len),

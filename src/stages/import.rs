@@ -13,7 +13,7 @@ use serde_json::json;
 use super::{Context, Done, Outcome, collect, counts, stage};
 use crate::errors;
 use crate::run_dir::Plan;
-use crate::run_file::{Columns as ColumnNames, Loaded};
+use crate::run_file::{Answers, Import, Loaded};
 
 /// Reads the prompts and publishes them.
 ///
@@ -21,17 +21,22 @@ use crate::run_file::{Columns as ColumnNames, Loaded};
 /// When the data file does not exist, or one of its rows is not a prompt.
 pub fn import(context: &Context) -> anyhow::Result<Outcome> {
     let path = source(&context.run)?;
+    let mut settings = json!({
+        "columns": context.run.file.import.columns,
+        "system": context.run.file.import.system,
+        "limit": limit(&context.run, context.limit),
+        // The name is part of each prompt's `source`.
+        "name": path.file_name().map(|name| name.to_string_lossy()),
+    });
+    // A row that repeats a question is a duplicate, unless its answer is trained on.
+    if let Columns::QuestionAnswer { given: true, .. } = columns(&context.run.file.import) {
+        settings["answers"] = json!("given");
+    }
     let plan = Plan {
         stage: "import".to_owned(),
         home: "prompts".to_owned(),
         outputs: vec!["prompts".to_owned()],
-        settings: json!({
-            "columns": context.run.file.import.columns,
-            "system": context.run.file.import.system,
-            "limit": limit(&context.run, context.limit),
-            // The name is part of each prompt's `source`.
-            "name": path.file_name().map(|name| name.to_string_lossy()),
-        }),
+        settings,
         inputs: BTreeMap::from([("source".to_owned(), hash_file(&path)?.sha256)]),
     };
     stage(context, &plan, |out| {
@@ -78,7 +83,7 @@ fn limit(run: &Loaded, flag: Option<usize>) -> Option<usize> {
 /// Reads the data file.
 pub(crate) fn read(run: &Loaded, flag: Option<usize>) -> anyhow::Result<Imported> {
     let named = &run.file.import.columns;
-    let (columns, group) = (columns(named), named.group.as_deref());
+    let (columns, group) = (columns(&run.file.import), named.group.as_deref());
     let system = run.file.import.system.as_deref();
     match potstill_datasets::import(&source(run)?, &columns, group, system, limit(run, flag)) {
         Ok(mut imported) => {
@@ -110,7 +115,8 @@ fn separate_reasoning(answer: &mut Completion, marks: &Reasoning) {
 
 /// Converts `columns` into the reader's type. The rules of the run file ensure that exactly one layout is
 /// named.
-fn columns(named: &ColumnNames) -> Columns {
+fn columns(import: &Import) -> Columns {
+    let named = &import.columns;
     match (
         &named.text,
         &named.question,
@@ -121,6 +127,7 @@ fn columns(named: &ColumnNames) -> Columns {
         (_, Some(question), _, _) => Columns::QuestionAnswer {
             question: question.clone(),
             answer: named.answer.clone(),
+            given: import.answers == Answers::Given && named.answer.is_some(),
         },
         (_, _, Some(instruction), _) => Columns::Instruction {
             instruction: instruction.clone(),

@@ -1,8 +1,8 @@
 //! `train`: trains the student and its controls in their folders below `students/`.
 //!
 //! The trainer writes its own checkpoints and resumes from the newest. `started.json` holds the key of
-//! the settings and inputs of a training; a folder with another key is kept as `students/NAME.old-N`. The
-//! manifest is written last, when all steps are done.
+//! the settings and inputs of a training; a folder with another key is kept as `students/NAME.old-N`. `students/NAME_manifest.json`
+//! is written last, when all steps are done.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;

@@ -40,7 +40,7 @@ pub struct Detected {
     /// What people call data with such columns: `messages`, `sharegpt`, `alpaca`, `prompt and response`,
     /// `question and answer` or `text`.
     pub name: &'static str,
-    /// Whether any of the first rows has an answer to learn from, and not only a prompt.
+    /// Whether any of the first rows has an answer besides its prompt.
     pub has_answers: bool,
 }
 
@@ -66,7 +66,7 @@ pub fn detect_columns(path: &Path) -> Result<Detected, Error> {
             example: found.example(),
         });
     };
-    let answered = |row: &Row| matches!(row.read(path, &columns, None, None), Ok((_, Some(_))));
+    let answered = |row: &Row| matches!(row.read(path, &columns, None, None), Ok((prompt, answer)) if answer.is_some() || prompt.reference.is_some());
     let has_answers = first.iter().any(answered);
     Ok(Detected {
         columns,
@@ -195,7 +195,11 @@ impl Found {
                     "prompt and response",
                 ),
                 (answer, _) => (
-                    Columns::QuestionAnswer { question, answer },
+                    Columns::QuestionAnswer {
+                        question,
+                        answer,
+                        given: false,
+                    },
                     "question and answer",
                 ),
             });
@@ -279,6 +283,7 @@ mod tests {
         let question = |question: &str, answer: Option<&str>| Columns::QuestionAnswer {
             question: question.into(),
             answer: answer.map(str::to_owned),
+            given: false,
         };
         let instruction =
             |instruction: &str, input: Option<&str>, output: Option<&str>| Columns::Instruction {
@@ -310,19 +315,19 @@ mod tests {
                 r#"{"question": "a", "answer": "b #### 3"}"#,
                 question("question", Some("answer")),
                 "question and answer",
-                false,
+                true,
             ),
             (
                 r#"{"Answer": 145.0, "Question": "a", "Body": "b"}"#,
                 question("Question", Some("Answer")),
                 "question and answer",
-                false,
+                true,
             ),
             (
                 r#"{"question": "[1, 2]", "answer": "[]"}"#,
                 question("question", Some("answer")),
                 "question and answer",
-                false,
+                true,
             ),
             (
                 r#"{"problem": "a", "answer": null}"#,
@@ -396,6 +401,7 @@ mod tests {
         let columns = Columns::QuestionAnswer {
             question: "question".into(),
             answer: None,
+            given: false,
         };
         assert_eq!(detect(text).unwrap().columns, columns);
         // What comes later is not looked at.

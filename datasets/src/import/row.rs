@@ -57,11 +57,19 @@ impl Row {
         let (mut tools, mut reference, mut reply) = (None, None, None);
         let mut messages = match columns {
             Columns::Text(text) => vec![cells.question(text)?],
-            Columns::QuestionAnswer { question, answer } => {
+            Columns::QuestionAnswer {
+                question,
+                answer,
+                given,
+            } => {
                 reference = answer
                     .as_ref()
                     .map(|answer| cells.reference(answer))
                     .transpose()?;
+                reply = reference
+                    .as_deref()
+                    .filter(|text| *given && !text.trim().is_empty())
+                    .map(|text| Message::text(Role::Assistant, text));
                 vec![cells.question(question)?]
             }
             Columns::Messages(column) => {

@@ -233,7 +233,7 @@ fn illegal_values_are_refused_with_their_row() {
 fn a_folder_with_a_hole_or_a_stray_file_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let touch = |name: &str| fs::write(dir.path().join(name), "").unwrap();
-    touch("manifest.json");
+    touch("results.json");
     touch("shard-00000.parquet.tmp");
     assert!(shards(dir.path()).unwrap().is_empty());
     touch("shard-00000.parquet");

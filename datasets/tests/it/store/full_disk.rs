@@ -112,6 +112,7 @@ fn fill(disk: &Path) {
         files: Default::default(),
         counts: Default::default(),
     };
-    manifest.write(disk).unwrap_err();
-    assert_eq!(Manifest::read(disk).unwrap(), None);
+    let folder = disk.join("completions");
+    manifest.write(&folder).unwrap_err();
+    assert_eq!(Manifest::read(&folder).unwrap(), None);
 }

@@ -18,6 +18,7 @@ fn gsm8k_imports_whole_and_in_part() {
     let columns = Columns::QuestionAnswer {
         question: "question".into(),
         answer: Some("answer".into()),
+        given: false,
     };
     let all = import(&path, &columns, None, None, None).unwrap();
     assert_eq!(all.prompts.len() + all.duplicates, 7_473);

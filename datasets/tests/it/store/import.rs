@@ -77,6 +77,7 @@ fn question_answer() -> Columns {
     Columns::QuestionAnswer {
         question: "question".into(),
         answer: Some("answer".into()),
+        given: false,
     }
 }
 
