@@ -10,13 +10,14 @@ use std::fmt::Display;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
+use potstill_datasets::range::FilePath;
 use potstill_datasets::{ChatTemplate, Tokenizer};
 use potstill_model::Config;
 
 use crate::errors;
 use crate::progress::{Talk, ask, can_ask};
 use crate::run_file::ConfigError;
-use crate::run_file::ranges::{RunName, RunPath};
+use crate::run_file::ranges::{RunName, expand_path};
 use columns::Detected;
 
 /// Values given by flags; those that are absent are asked for.
@@ -179,8 +180,8 @@ fn given_or_asked<T>(
 
 /// Replaces the variables in a path and checks that the path exists.
 fn existing(path: &str) -> anyhow::Result<PathBuf> {
-    let path = RunPath::try_from(path.to_owned()).map_err(refusal)?;
-    let path = path.resolve(Path::new(""));
+    let path = FilePath::try_from(path.to_owned()).map_err(|why| refusal(why.to_owned()))?;
+    let path = expand_path(path.as_path()).map_err(refusal)?;
     match path.exists() {
         true => Ok(path),
         false => Err(refusal(format!("{} does not exist", path.display()))),

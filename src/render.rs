@@ -60,7 +60,7 @@ pub fn render(
     let dir = run_dir_path(&run, &options);
     check_owner(&dir, &run)?;
     let encoder = row_encoder(&run)?;
-    let limit = run.file.import.limit.map_or(rows, |n| rows.min(n.get()));
+    let limit = run.file.import.limit.map_or(rows, |n| rows.min(n));
     let imported = import::read(&run, Some(limit))?;
     let mut known = known_answers(&dir.join("completions"), &imported)?;
     let colours = colours();

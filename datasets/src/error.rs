@@ -100,6 +100,12 @@ pub enum Error {
         /// The column's name.
         column: String,
     },
+    /// The settings name columns that do not go together.
+    #[error("`columns`: {why}")]
+    BadColumns {
+        /// What is wrong with them.
+        why: String,
+    },
     /// Columns did not fit together.
     #[error("cannot build {what} as Arrow data")]
     Batch {

@@ -10,7 +10,7 @@ use potstill_model::{
     device, generate, load,
 };
 use potstill_student::{
-    AdamW, Form, Method, Objective, Overlong, Settings, clip_global_norm, window_gradient,
+    AdamW, Arm, Form, Objective, Overlong, Settings, clip_global_norm, window_gradient,
 };
 use potstill_teacher::{Local, LocalSettings, Scoring, Text};
 
@@ -103,7 +103,7 @@ fn step(request: &Request) -> anyhow::Result<Reply> {
     let (seconds, check) = measured(request, || {
         // Moved, not shared: an optimizer that works in place can.
         let tracked = model.take().context("a step before this one failed")?;
-        let result = window_gradient(&tracked, &signals, Method::Distill, &settings, 1)?;
+        let result = window_gradient(&tracked, &signals, Arm::Student, &settings, 1)?;
         let (_, scale) = clip_global_norm(&result.gradients, request.clip);
         let rate = request.learning_rate;
         model = Some(optimizer.step(tracked, result.gradients, scale, rate));
@@ -124,7 +124,7 @@ fn memory(request: &Request) -> anyhow::Result<Reply> {
     let before_bytes = own_memory().0;
     let began = Instant::now();
     let (signals, settings) = ([signal(request)], settings(request));
-    let result = window_gradient(&model, &signals, Method::Distill, &settings, 1)?;
+    let result = window_gradient(&model, &signals, Arm::Student, &settings, 1)?;
     wait(&device)?;
     Ok(Reply {
         seconds: vec![began.elapsed().as_secs_f64()],
@@ -267,6 +267,6 @@ pub(crate) fn settings(request: &Request) -> Settings {
         overlong: Overlong::Drop,
         checkpoint_every: 1,
         chunk_rows: CHUNK_ROWS,
-        seed: 0,
+        ..Settings::default()
     }
 }

@@ -6,12 +6,13 @@ use std::path::Path;
 use anyhow::bail;
 use potstill_datasets::{Signal, manifest_path};
 use potstill_model::Device;
+use potstill_student::Objective;
 use potstill_student::check::{Case, Check, check_loss as check, trainer};
 
 use super::rows::Rows;
 use super::{Context, Options, Outcome, device, run_dir_path, train};
 use crate::progress::Talk;
-use crate::run_file::{Loaded, Loss};
+use crate::run_file::Loaded;
 
 /// Number of sequences of the run that are checked.
 const SEQUENCES: usize = 2;
@@ -28,13 +29,12 @@ const PARAMETERS: usize = 3;
 pub fn check_loss(file: &Path, options: &Options, talk: &Talk) -> anyhow::Result<Outcome> {
     let run = Loaded::read(file)?;
     let device = device(&options.device)?;
-    let loss = &run.file.train.loss;
-    let objective = loss.objective();
+    let objective = &run.file.train.objective;
     let mut failed = 0;
     let random = Case::random(objective.temperature, &device)?;
     let mut show = |on: &str, case: &Case| -> anyhow::Result<()> {
-        talk.line(&format!("checking {} on {on}", describe(loss)));
-        let checks = check(&objective, case, &trainer)?;
+        talk.line(&format!("checking {} on {on}", describe(objective)));
+        let checks = check(objective, case, &trainer)?;
         failed += checks.iter().filter(|check| !check.passed()).count();
         talk.data(&table(on, &checks));
         Ok(())
@@ -57,10 +57,9 @@ pub fn check_loss(file: &Path, options: &Options, talk: &Talk) -> anyhow::Result
 }
 
 /// Describes the terms of a loss whose weights are above 0.
-fn describe(loss: &Loss) -> String {
-    let objective = loss.objective();
+fn describe(objective: &Objective) -> String {
     let mut terms: Vec<String> = objective
-        .divergences
+        .divergences()
         .iter()
         .map(|term| format!("{} × {}", term.weight, term.divergence.name()))
         .collect();
@@ -99,7 +98,7 @@ fn own_case(context: &Context, on: &Device) -> anyhow::Result<Option<Case>> {
     if signals.is_empty() {
         return Ok(None);
     }
-    let start = |device: &Device| train::start_on(&context.run, "student", device);
+    let start = |device: &Device| train::start_on(&context.run, 0, device);
     let model = start(&Device::flex())?;
     let on_device = match *on == Device::flex() {
         true => model.clone(),

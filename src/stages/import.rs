@@ -5,15 +5,15 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, anyhow};
 use potstill_datasets::{
-    Columns, Completion, Error, Imported, PROMPTS_PER_SHARD, Prompt, Reasoning, hash_file,
-    read_shard, shard_name, shards, split_reasoning, write_shard,
+    AnswerSource, Completion, Error, ImportSettings, Imported, PROMPTS_PER_SHARD, Prompt,
+    Reasoning, hash_file, read_shard, shard_name, shards, split_reasoning, write_shard,
 };
 use serde_json::json;
 
 use super::{Context, Done, Outcome, collect, counts, stage};
 use crate::errors;
 use crate::run_dir::Plan;
-use crate::run_file::{Answers, Import, Loaded};
+use crate::run_file::Loaded;
 
 /// Reads the prompts and publishes them.
 ///
@@ -29,7 +29,8 @@ pub fn import(context: &Context) -> anyhow::Result<Outcome> {
         "name": path.file_name().map(|name| name.to_string_lossy()),
     });
     // A row that repeats a question is a duplicate, unless its answer is trained on.
-    if let Columns::QuestionAnswer { given: true, .. } = columns(&context.run.file.import) {
+    let import = &context.run.file.import;
+    if import.answers == AnswerSource::Given && import.columns.answer.is_some() {
         settings["answers"] = json!("given");
     }
     let plan = Plan {
@@ -57,7 +58,7 @@ pub fn import(context: &Context) -> anyhow::Result<Outcome> {
 
 /// Returns the path of the data file, which must exist.
 pub(crate) fn source(run: &Loaded) -> anyhow::Result<PathBuf> {
-    let path = run.resolve(&run.file.import.path);
+    let path = run.file.import.path.as_path().to_owned();
     match std::fs::metadata(&path) {
         Ok(found) if found.is_file() => Ok(path),
         Ok(_) => Err(run
@@ -77,15 +78,17 @@ pub(crate) fn source(run: &Loaded) -> anyhow::Result<PathBuf> {
 }
 
 fn limit(run: &Loaded, flag: Option<usize>) -> Option<usize> {
-    flag.or(run.file.import.limit.map(|n| n.get()))
+    flag.or(run.file.import.limit)
 }
 
 /// Reads the data file.
 pub(crate) fn read(run: &Loaded, flag: Option<usize>) -> anyhow::Result<Imported> {
-    let named = &run.file.import.columns;
-    let (columns, group) = (columns(&run.file.import), named.group.as_deref());
-    let system = run.file.import.system.as_deref();
-    match potstill_datasets::import(&source(run)?, &columns, group, system, limit(run, flag)) {
+    source(run)?;
+    let settings = ImportSettings {
+        limit: limit(run, flag),
+        ..run.file.import.clone()
+    };
+    match potstill_datasets::import(&settings) {
         Ok(mut imported) => {
             if let Some(marks) = collect::reasoning(run) {
                 imported
@@ -110,31 +113,6 @@ pub(crate) fn read(run: &Loaded, flag: Option<usize>) -> anyhow::Result<Imported
 fn separate_reasoning(answer: &mut Completion, marks: &Reasoning) {
     if answer.reasoning.is_none() {
         (answer.reasoning, answer.answer) = split_reasoning(&answer.answer, marks);
-    }
-}
-
-/// Converts `columns` into the reader's type. The rules of the run file ensure that exactly one layout is
-/// named.
-fn columns(import: &Import) -> Columns {
-    let named = &import.columns;
-    match (
-        &named.text,
-        &named.question,
-        &named.instruction,
-        &named.messages,
-    ) {
-        (Some(text), _, _, _) => Columns::Text(text.clone()),
-        (_, Some(question), _, _) => Columns::QuestionAnswer {
-            question: question.clone(),
-            answer: named.answer.clone(),
-            given: import.answers == Answers::Given && named.answer.is_some(),
-        },
-        (_, _, Some(instruction), _) => Columns::Instruction {
-            instruction: instruction.clone(),
-            input: named.input.clone(),
-            output: named.output.clone(),
-        },
-        (_, _, _, messages) => Columns::Messages(messages.clone().unwrap_or_default()),
     }
 }
 

@@ -11,14 +11,14 @@ pub(crate) mod score;
 mod store;
 
 use std::cell::OnceCell;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use potstill_datasets::{
-    ChatTemplate, Completion, Imported, Prompt, Provenance, Signal, Tokenizer, canonical_json,
-    prompt_ids,
+    AnswerSource, ChatTemplate, Completion, Imported, Prompt, Provenance, Signal, Tokenizer,
+    canonical_json, prompt_ids,
 };
 use potstill_teacher::http::{
     self, Asking, Caps, Dialect, Endpoint, Key, Method, Price, Provider, Settings, Spellings, Spent,
@@ -28,7 +28,7 @@ use serde_json::{Value, json};
 pub(crate) use self::probe::probe;
 use super::{checkpoint, collect as local};
 use crate::run_dir::settings_of;
-use crate::run_file::{Answers, Loaded, RunFile, Teacher};
+use crate::run_file::{Loaded, RunFile, Teacher};
 
 /// The list of requests, in the run directory.
 pub(super) const REQUESTS_FILE: &str = "requests.jsonl";
@@ -445,18 +445,18 @@ pub(super) fn check(run: &Loaded, imported: &Imported) -> anyhow::Result<String>
     } = &run.file;
     let answers = imported.prompts.len() * collect.samples.get();
     let spent = Spent::default();
-    if import.answers == Answers::Teacher {
+    if import.answers == AnswerSource::Teacher {
         let ahead = forecast::of_answers(&served, &measured, answers, &spent);
         lines.push(format!("collect   {ahead}"));
     }
     if let Some(settings) = &run.file.score {
         let (tokens, answers) = match import.answers {
             // As long as they may be.
-            Answers::Teacher => {
+            AnswerSource::Teacher => {
                 let longest = (collect.max_new_tokens.get() * answers) as u64;
                 (measured.tokens_of(answers) + longest, answers)
             }
-            Answers::Given => score::check(&served, settings, imported)?,
+            AnswerSource::Given => score::check(&served, settings, imported)?,
         };
         let ahead = forecast::of_scores(&served, tokens, answers, &spent);
         lines.push(format!("score     {ahead}"));
@@ -486,9 +486,9 @@ fn provider(run: &Loaded, teacher: &Teacher) -> anyhow::Result<Option<Provider>>
     };
     let mut providers = http::providers()?;
     if let Some(path) = &teacher.providers {
-        let path: PathBuf = run.resolve(path);
-        let text = read(run, &path)?;
-        providers = http::merge(providers, &text, &path)?;
+        let path = path.as_path();
+        let text = read(run, path)?;
+        providers = http::merge(providers, &text, path)?;
     }
     if let Some(provider) = providers.remove(name) {
         return Ok(Some(provider));

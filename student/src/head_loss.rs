@@ -17,17 +17,18 @@ use potstill_kernels::{
     Head, RowStats, Sum, linear, linear_input_gradient, linear_into, linear_weight_gradient_wide,
     row_gradient, row_stats, row_stats_reference,
 };
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// How loss and gradients are computed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Form {
-    /// In chunks, by the kernels.
+    /// Kernels, `chunk_rows` rows of logits at a time.
     #[default]
     Fused,
-    /// All rows at once, by tensor operations and autodiff: several tensors of the logits' size. What
-    /// the other form is held to.
+    /// Tensor operations and autodiff on all rows of a micro-batch at once. Slower, and needs several times the memory:
+    /// a reference for `fused`.
     Plain,
 }
 

@@ -7,7 +7,7 @@ use potstill_model::{Llama, Parameter, named_parameters};
 use potstill_student::check::{Case, Check, check_loss, trainer};
 use potstill_student::loss::{Custom, Divergence, Tail, forward_kl};
 use potstill_student::{
-    Block, Error, Form, Gradients, Objective, Settings, Target, Terms, Weighted, WindowGradient,
+    Block, Error, Form, Gradients, Objective, Settings, Target, Terms, WindowGradient,
 };
 
 use crate::support::{real, signals};
@@ -55,17 +55,14 @@ fn objectives() -> Vec<Objective> {
             }
         }
     }
-    let weighted = |divergence| Weighted {
-        divergence,
-        weight: 0.4,
-    };
-    let mixture = Objective {
-        divergences: every_divergence().into_iter().map(weighted).collect(),
-        cross_entropy: 0.7,
+    let smoothed = Objective {
         label_smoothing: 0.1,
         temperature: 2.0,
-        ..Objective::default()
+        ..Objective::mixed(0.0, 0.7)
     };
+    let mixture = (every_divergence().into_iter()).fold(smoothed, |mixture, divergence| {
+        mixture.with(divergence, 0.4)
+    });
     all.push(mixture);
     all.push(Objective::mixed(0.0, 1.0));
     let smoothed = Objective {
@@ -322,7 +319,10 @@ fn what_cannot_be_trained_is_refused() {
         tail: Tail::Draws,
         ..Objective::of(Divergence::ReverseKl)
     };
-    contains(&said(draws), "reverse_kl has no unbiased gradient on draws");
+    contains(
+        &said(draws),
+        "reverse_kl has no unbiased gradient on tail draws",
+    );
     let tempered = Objective {
         tail: Tail::Draws,
         temperature: 2.0,
@@ -330,7 +330,7 @@ fn what_cannot_be_trained_is_refused() {
     };
     contains(
         &said(tempered),
-        "draws are of the distribution at temperature 1",
+        "tail draws are from the distribution at temperature 1",
     );
     contains(&said(Objective::mixed(0.0, 0.0)), "no term");
     contains(
@@ -341,9 +341,12 @@ fn what_cannot_be_trained_is_refused() {
         &said(Objective::of(Divergence::Jsd { beta: 1.5 })),
         "beta is 1.5",
     );
-    let mut twice = Objective::default();
-    twice.divergences.push(twice.divergences[0].clone());
-    contains(&said(twice), "forward_kl is there twice");
+    let named = Custom {
+        name: "forward_kl".to_owned(),
+        function: None,
+    };
+    let twice = Objective::default().with(Divergence::Custom(named), 1.0);
+    contains(&said(twice), "two divergences are named forward_kl");
     let lost = Custom {
         name: "own".to_owned(),
         function: None,

@@ -6,24 +6,24 @@ use potstill_datasets::Signal;
 use potstill_model::{Llama, MapParameters, Parameter, map_parameters};
 use potstill_student::loss::Tail;
 use potstill_student::{
-    Block, Form, Gradients, How, Method, Objective, Settings, Target, block_gradient,
-    hidden_gradient, window_gradient,
+    Arm, Block, Form, Gradients, How, Objective, Settings, Target, block_gradient, hidden_gradient,
+    window_gradient,
 };
 
 use crate::support::{flat, real, relative, settings, signals, tiny};
 
-const METHODS: [Method; 3] = [Method::Distill, Method::Sft, Method::Shuffled];
+const ARMS: [Arm; 3] = [Arm::Student, Arm::Sft, Arm::Shuffled];
 
-fn gradient(model: &Llama, window: &[Signal], method: Method, settings: &Settings) -> Gradients {
+fn gradient(model: &Llama, window: &[Signal], arm: Arm, settings: &Settings) -> Gradients {
     let model = model.clone().train();
-    window_gradient(&model, window, method, settings, 3)
+    window_gradient(&model, window, arm, settings, 3)
         .unwrap()
         .gradients
 }
 
-fn loss(model: &Llama, window: &[Signal], method: Method) -> f64 {
+fn loss(model: &Llama, window: &[Signal], arm: Arm) -> f64 {
     let model = model.clone().train();
-    window_gradient(&model, window, method, &settings(), 3)
+    window_gradient(&model, window, arm, &settings(), 3)
         .unwrap()
         .loss
 }
@@ -72,9 +72,9 @@ impl Nudge<'_> {
 fn check_finite_differences(model: &Llama, vocab: u32, per_parameter: usize) {
     let epsilon = 1e-5;
     let mut worst: f64 = 0.0;
-    for method in METHODS {
+    for arm in ARMS {
         let window = signals(4, vocab, 11);
-        let gradients = gradient(model, &window, method, &settings());
+        let gradients = gradient(model, &window, arm, &settings());
         for (name, parameter) in &gradients {
             let values = match parameter {
                 Parameter::Matrix(tensor) => tensor.to_data().iter::<f64>().collect::<Vec<_>>(),
@@ -90,14 +90,14 @@ fn check_finite_differences(model: &Llama, vocab: u32, per_parameter: usize) {
                         index,
                         epsilon,
                     };
-                    loss(&map_parameters(model.clone(), &mut nudge), &window, method)
+                    loss(&map_parameters(model.clone(), &mut nudge), &window, arm)
                 };
                 let difference = (at(epsilon) - at(-epsilon)) / (2.0 * epsilon);
                 let error = (difference - values[index]).abs() / values[index].abs().max(1e-2);
                 worst = worst.max(error);
                 assert!(
                     error < 1e-5,
-                    "{method:?} {name}[{index}]: {difference} against {}",
+                    "{arm:?} {name}[{index}]: {difference} against {}",
                     values[index]
                 );
             }
@@ -123,7 +123,7 @@ fn equals_finite_differences_in_f64_on_stories260k() {
 fn check_splits(load: impl Fn(DType) -> Llama, vocab: u32) {
     for (dtype, tolerance) in [(DType::F64, 1e-10), (DType::F32, 1e-5)] {
         let model = load(dtype);
-        for method in METHODS {
+        for arm in ARMS {
             let window = signals(6, vocab, 17);
             let with = |micro_batch, chunk_rows| {
                 let settings = Settings {
@@ -131,7 +131,7 @@ fn check_splits(load: impl Fn(DType) -> Llama, vocab: u32) {
                     chunk_rows,
                     ..settings()
                 };
-                flat(&gradient(&model, &window, method, &settings))
+                flat(&gradient(&model, &window, arm, &settings))
             };
             let whole = with(6, 4096);
             for (micro_batch, chunk_rows) in [
@@ -145,7 +145,7 @@ fn check_splits(load: impl Fn(DType) -> Llama, vocab: u32) {
             ] {
                 let error = relative(&with(micro_batch, chunk_rows), &whole);
                 println!(
-                    "{dtype:?} {method:?} micro-batch {micro_batch}, {chunk_rows} rows: {error:.1e}"
+                    "{dtype:?} {arm:?} micro-batch {micro_batch}, {chunk_rows} rows: {error:.1e}"
                 );
                 assert!(error <= tolerance, "{error:e}");
             }
@@ -173,7 +173,7 @@ fn is_the_same_for_every_split_on_stories260k() {
 fn check_packing(load: impl Fn(DType) -> Llama, vocab: u32) {
     for (dtype, tolerance) in [(DType::F64, 1e-10), (DType::F32, 1e-5)] {
         let model = load(dtype);
-        for method in METHODS {
+        for arm in ARMS {
             let window = signals(9, vocab, 29);
             let with = |packing, max_length, micro_batch| {
                 let settings = Settings {
@@ -182,12 +182,12 @@ fn check_packing(load: impl Fn(DType) -> Llama, vocab: u32) {
                     micro_batch,
                     ..settings()
                 };
-                flat(&gradient(&model, &window, method, &settings))
+                flat(&gradient(&model, &window, arm, &settings))
             };
             let unpacked = with(false, 64, 2);
             for (room, lines) in [(64, 1), (64, 2), (64, 9), (30, 2), (500, 1)] {
                 let error = relative(&with(true, room, lines), &unpacked);
-                println!("{dtype:?} {method:?} packed to {room}, {lines} lines: {error:.1e}");
+                println!("{dtype:?} {arm:?} packed to {room}, {lines} lines: {error:.1e}");
                 assert!(error <= tolerance, "{error:e}");
             }
         }

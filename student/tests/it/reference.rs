@@ -8,7 +8,7 @@ use potstill_kernels::{EMPTY_NATS, Head, Sum, row_stats};
 use potstill_model::Llama;
 use potstill_student::loss::{Divergence, Tail, cross_entropy};
 use potstill_student::{
-    AdamW, Gradients, Method, Objective, Settings, Target, clip_global_norm, window_gradient,
+    AdamW, Arm, Gradients, Objective, Settings, Target, clip_global_norm, window_gradient,
 };
 use serde_json::Value;
 
@@ -84,7 +84,9 @@ fn at_logits(logits_nv: &Tensor<2>, rows: &[SignalRow], objective: &Objective) -
     };
     let stats = row_stats(leaf_nv.clone(), support_nk, &head, Sum::Without);
     let (log_p_nk, log_q_nk) = objective.tail.apply(log_p_nk, stats.log_q_nk());
-    let rows_n = objective.divergences[0].divergence.rows(log_p_nk, log_q_nk);
+    let rows_n = objective.divergences()[0]
+        .divergence
+        .rows(log_p_nk, log_q_nk);
     finish(rows_n.sum() / n as f64, &leaf_nv)
 }
 
@@ -238,7 +240,7 @@ fn ten_steps_of_adamw() {
     let steps = reference.json["trajectory"]["steps"].as_array().unwrap();
     for (step, want) in steps.iter().enumerate() {
         let window = dense_signals(&reference.teacher, &reference.batch(step));
-        let result = window_gradient(&model, &window, Method::Distill, &settings, 0).unwrap();
+        let result = window_gradient(&model, &window, Arm::Student, &settings, 0).unwrap();
         let (norm, scale) = clip_global_norm(&result.gradients, 1.0);
         check(
             &format!("step {step}, forward KL"),
@@ -260,7 +262,7 @@ fn ten_steps_of_adamw() {
         model = optimizer.step(model, result.gradients, scale, 1e-4);
     }
     let window = dense_signals(&reference.teacher, &reference.batch(0));
-    let after = window_gradient(&model, &window, Method::Distill, &settings, 0).unwrap();
+    let after = window_gradient(&model, &window, Arm::Student, &settings, 0).unwrap();
     check(
         "after ten steps, batch 0",
         after.loss,

@@ -6,14 +6,14 @@ use std::path::Path;
 use burn::tensor::DType;
 use potstill_datasets::Signal;
 use potstill_model::{Llama, Parameter, named_parameters};
-use potstill_student::{Error, Method, Overlong, Settings, Trained, evaluate, train};
+use potstill_student::{Arm, Error, Overlong, Settings, Trained, evaluate, train};
 
 use crate::support::{settings, signals, tiny};
 
 fn run(
     dir: &Path,
     data: &[Signal],
-    method: Method,
+    arm: Arm,
     settings: &Settings,
     stop_at: u64,
 ) -> Result<Trained, Error> {
@@ -26,7 +26,7 @@ fn run(
         tiny(DType::F32),
         &mut row,
         data.len(),
-        method,
+        arm,
         settings,
         dir,
         &mut on_step,
@@ -79,25 +79,25 @@ fn stopping_and_going_on_gives_the_same_weights() {
         packing: true,
         ..settings()
     };
-    for (method, settings) in [
-        (Method::Distill, settings()),
-        (Method::Sft, settings()),
-        (Method::Shuffled, settings()),
-        (Method::Distill, packed),
+    for (arm, settings) in [
+        (Arm::Student, settings()),
+        (Arm::Sft, settings()),
+        (Arm::Shuffled, settings()),
+        (Arm::Student, packed),
     ] {
         let whole_dir = tempfile::tempdir().unwrap();
-        let whole = run(whole_dir.path(), &data, method, &settings, 0).unwrap();
+        let whole = run(whole_dir.path(), &data, arm, &settings, 0).unwrap();
         assert!(whole.finished && whole.step == 6);
         for stop_at in 1..6 {
             let dir = tempfile::tempdir().unwrap();
-            let part = run(dir.path(), &data, method, &settings, stop_at).unwrap();
+            let part = run(dir.path(), &data, arm, &settings, stop_at).unwrap();
             assert!(!part.finished && part.step == stop_at);
-            let rest = run(dir.path(), &data, method, &settings, 0).unwrap();
+            let rest = run(dir.path(), &data, arm, &settings, 0).unwrap();
             assert!(rest.finished);
             assert_eq!(
                 bits(&rest.model),
                 bits(&whole.model),
-                "{method:?}, stopped after {stop_at}"
+                "{arm:?}, stopped after {stop_at}"
             );
             let lines = std::fs::read_to_string(dir.path().join("metrics.jsonl")).unwrap();
             assert_eq!(lines.lines().count(), 6);
@@ -110,19 +110,19 @@ fn stopping_and_going_on_gives_the_same_weights() {
 fn a_lost_stretch_is_trained_again() {
     let data = signals(9, 47, 31);
     let whole_dir = tempfile::tempdir().unwrap();
-    let whole = run(whole_dir.path(), &data, Method::Distill, &settings(), 0).unwrap();
+    let whole = run(whole_dir.path(), &data, Arm::Student, &settings(), 0).unwrap();
     let dir = tempfile::tempdir().unwrap();
-    run(dir.path(), &data, Method::Distill, &settings(), 3).unwrap();
+    run(dir.path(), &data, Arm::Student, &settings(), 3).unwrap();
     // As after kill -9: the newest checkpoint is of step 2, with a line too many and a torn folder.
     std::fs::remove_dir_all(dir.path().join("checkpoints/step-00000003")).unwrap();
     std::fs::create_dir(dir.path().join("checkpoints/.step-00000004.tmp")).unwrap();
     std::fs::create_dir(dir.path().join("checkpoints/.step-00000001.old")).unwrap();
-    let rest = run(dir.path(), &data, Method::Distill, &settings(), 0).unwrap();
+    let rest = run(dir.path(), &data, Arm::Student, &settings(), 0).unwrap();
     assert_eq!(bits(&rest.model), bits(&whole.model));
     assert_eq!(checkpoints(dir.path()), ["step-00000004", "step-00000006"]);
     // As after kill -9 when all is trained, and an old checkpoint not yet deleted.
     std::fs::create_dir(dir.path().join("checkpoints/step-00000002")).unwrap();
-    let again = run(dir.path(), &data, Method::Distill, &settings(), 0).unwrap();
+    let again = run(dir.path(), &data, Arm::Student, &settings(), 0).unwrap();
     assert_eq!(bits(&again.model), bits(&whole.model));
     assert_eq!(checkpoints(dir.path()), ["step-00000004", "step-00000006"]);
     let lines = std::fs::read_to_string(dir.path().join("metrics.jsonl")).unwrap();
@@ -134,12 +134,12 @@ fn a_lost_stretch_is_trained_again() {
 fn other_settings_and_damage_are_said() {
     let data = signals(5, 47, 31);
     let dir = tempfile::tempdir().unwrap();
-    run(dir.path(), &data, Method::Distill, &settings(), 2).unwrap();
+    run(dir.path(), &data, Arm::Student, &settings(), 2).unwrap();
     let other = Settings {
         learning_rate: 1.0,
         ..settings()
     };
-    let error = run(dir.path(), &data, Method::Distill, &other, 0)
+    let error = run(dir.path(), &data, Arm::Student, &other, 0)
         .unwrap_err()
         .to_string();
     assert!(
@@ -152,14 +152,14 @@ fn other_settings_and_damage_are_said() {
         ..settings()
     };
     let packed_dir = tempfile::tempdir().unwrap();
-    run(packed_dir.path(), &data, Method::Distill, &packed, 2).unwrap();
+    run(packed_dir.path(), &data, Arm::Student, &packed, 2).unwrap();
     for (dir, other) in [(&dir, &packed), (&packed_dir, &settings())] {
-        let error = run(dir.path(), &data, Method::Distill, other, 0)
+        let error = run(dir.path(), &data, Arm::Student, other, 0)
             .unwrap_err()
             .to_string();
         assert!(error.contains("(packing)"), "{error}");
     }
-    let error = run(dir.path(), &data, Method::Sft, &settings(), 0)
+    let error = run(dir.path(), &data, Arm::Sft, &settings(), 0)
         .unwrap_err()
         .to_string();
     assert!(error.contains("method"), "{error}");
@@ -168,7 +168,7 @@ fn other_settings_and_damage_are_said() {
         .join("checkpoints/step-00000002/optimizer.safetensors");
     let bytes = std::fs::read(&moments).unwrap();
     std::fs::write(&moments, &bytes[..bytes.len() / 2]).unwrap();
-    let error = run(dir.path(), &data, Method::Distill, &settings(), 0)
+    let error = run(dir.path(), &data, Arm::Student, &settings(), 0)
         .unwrap_err()
         .to_string();
     assert!(
@@ -191,14 +191,14 @@ fn rows_over_the_length_are_dropped_or_cut_and_counted() {
         steps: 1,
         ..settings()
     };
-    let trained = run(dir.path(), &data, Method::Distill, &short, 0).unwrap();
+    let trained = run(dir.path(), &data, Arm::Student, &short, 0).unwrap();
     assert_eq!((trained.overlong.dropped, trained.overlong.cut), (over, 0));
     let dir = tempfile::tempdir().unwrap();
     let short = Settings {
         overlong: Overlong::Cut,
         ..short
     };
-    let trained = run(dir.path(), &data, Method::Distill, &short, 0).unwrap();
+    let trained = run(dir.path(), &data, Arm::Student, &short, 0).unwrap();
     assert_eq!(trained.overlong.dropped + trained.overlong.cut, over);
     let none = Settings {
         max_length: 1,
@@ -206,7 +206,7 @@ fn rows_over_the_length_are_dropped_or_cut_and_counted() {
         ..short
     };
     let dir = tempfile::tempdir().unwrap();
-    let error = run(dir.path(), &data, Method::Distill, &none, 0)
+    let error = run(dir.path(), &data, Arm::Student, &none, 0)
         .unwrap_err()
         .to_string();
     assert!(
@@ -219,7 +219,7 @@ fn rows_over_the_length_are_dropped_or_cut_and_counted() {
 fn an_id_outside_the_vocabulary_is_an_error() {
     let data = signals(4, 60, 31);
     let dir = tempfile::tempdir().unwrap();
-    let error = run(dir.path(), &data, Method::Distill, &settings(), 0)
+    let error = run(dir.path(), &data, Arm::Student, &settings(), 0)
         .unwrap_err()
         .to_string();
     assert!(error.contains("vocabulary of 47"), "{error}");
@@ -243,7 +243,7 @@ fn training_brings_the_held_out_values_down() {
         checkpoint_every: 100,
         ..settings()
     };
-    let trained = run(dir.path(), &data, Method::Distill, &long, 0).unwrap();
+    let trained = run(dir.path(), &data, Arm::Student, &long, 0).unwrap();
     let (before, after) = (values(&tiny(DType::F32)), values(&trained.model));
     println!("KL {before:.3} → {after:.3} nats per token");
     assert!(after < 0.7 * before);

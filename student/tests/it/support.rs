@@ -41,6 +41,7 @@ pub(crate) fn settings() -> Settings {
         checkpoint_every: 2,
         chunk_rows: 7,
         seed: 5,
+        ..Settings::default()
     }
 }
 
