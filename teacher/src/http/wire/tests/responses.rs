@@ -5,12 +5,12 @@ use std::path::PathBuf;
 use potstill_datasets::{FinishReason, Reasoning};
 use serde_json::{Value, json};
 
-use super::{asking, call};
+use super::{call, settings};
 use crate::http::wire::{Stream, joined, parse};
-use crate::http::{Asking, Billed, Call, Dialect, Reason, Reply, Task};
+use crate::http::{Call, CallTask, Dialect, FailureReason, RequestSettings, Response, TokenUsage};
 
-fn streamed(asking: &Asking, call: &Call, sse: &[u8], chunk: usize) -> Reply {
-    let mut stream = Stream::new(asking, call);
+fn streamed(settings: &RequestSettings, call: &Call, sse: &[u8], chunk: usize) -> Response {
+    let mut stream = Stream::new(settings, call);
     for part in sse.chunks(chunk) {
         stream.feed(part).unwrap();
     }
@@ -19,7 +19,7 @@ fn streamed(asking: &Asking, call: &Call, sse: &[u8], chunk: usize) -> Reply {
 }
 
 /// What a fixture says of its reply, read from ours.
-fn seen(reply: &Reply, expect: &Value) -> Value {
+fn seen(reply: &Response, expect: &Value) -> Value {
     let completion = &reply.completion;
     let billed = reply.billed.unwrap_or_default();
     let mut seen = serde_json::Map::new();
@@ -67,29 +67,29 @@ fn typed_replies_parse_into_one_record() {
             (_, Some("vllm")) => Dialect::Vllm,
             _ => Dialect::Openai,
         };
-        let asking = asking(dialect, logprobs);
+        let settings = settings(dialect, logprobs);
         let ids = vec![504, 3575, 282, 4649, 314];
         let call = call(match fixture["task"].as_str() {
-            Some("ids") => Task::AnswerIds(vec![504, 3575, 282, 4649, 314]),
-            Some("score") => Task::Score {
+            Some("ids") => CallTask::AnswerIds(vec![504, 3575, 282, 4649, 314]),
+            Some("score") => CallTask::Score {
                 token_ids: ids,
                 top_k: 2,
                 from: 2,
             },
-            _ => Task::Answer,
+            _ => CallTask::Answer,
         });
         let expect = &fixture["expect"];
         match fixture["sse"].as_str() {
             // Bytes arrive as they like, characters and lines cut anywhere.
             Some(sse) => {
                 for chunk in [1, 7, 64, sse.len()] {
-                    let reply = streamed(&asking, &call, sse.as_bytes(), chunk);
+                    let reply = streamed(&settings, &call, sse.as_bytes(), chunk);
                     assert_eq!(&seen(&reply, expect), expect, "{}, {chunk}", path.display());
                 }
             }
             None => {
                 let body = serde_json::to_vec(&fixture["response"]).unwrap();
-                let reply = parse(&asking, &call, &body).unwrap();
+                let reply = parse(&settings, &call, &body).unwrap();
                 assert_eq!(&seen(&reply, expect), expect, "{}", path.display());
                 assert_eq!(reply.completion.prompt_id, call.prompt.id);
                 assert_eq!(reply.completion.sample_index, 3);
@@ -129,12 +129,12 @@ fn all_parse(dialect: Dialect, exchanges: &[Value]) -> usize {
             Value::Bool(true) => request["top_logprobs"].as_u64(),
             other => other.as_u64(),
         };
-        let asking = asking(dialect, top.map(|top| u32::try_from(top).unwrap()));
-        let call = call(Task::Answer);
+        let settings = settings(dialect, top.map(|top| u32::try_from(top).unwrap()));
+        let call = call(CallTask::Answer);
         let response = &exchange["response"];
         let reply = match response.as_str() {
-            Some(sse) => streamed(&asking, &call, sse.as_bytes(), 5),
-            None => parse(&asking, &call, &serde_json::to_vec(response).unwrap())
+            Some(sse) => streamed(&settings, &call, sse.as_bytes(), 5),
+            None => parse(&settings, &call, &serde_json::to_vec(response).unwrap())
                 .unwrap_or_else(|failure| panic!("exchange {at}: {failure:?}")),
         };
         let choice = &response["choices"][0];
@@ -179,8 +179,8 @@ fn the_recorded_replies_of_vllm_parse() {
     assert_eq!(all_parse(Dialect::Vllm, &exchanges), 10);
     let body = |at: usize| serde_json::to_vec(&exchanges[at]["response"]).unwrap();
     let with_ids = parse(
-        &asking(Dialect::Vllm, Some(5)),
-        &call(Task::Answer),
+        &settings(Dialect::Vllm, Some(5)),
+        &call(CallTask::Answer),
         &body(4),
     )
     .unwrap();
@@ -197,13 +197,13 @@ fn the_recorded_replies_of_vllm_parse() {
     // Prompt log-probabilities: nothing for the first token, the realised one always there.
     let ids = vec![504, 3575, 282, 4649, 314];
     let score = |token_ids: &[u32]| {
-        call(Task::Score {
+        call(CallTask::Score {
             token_ids: token_ids.to_vec(),
             top_k: 20,
             from: 1,
         })
     };
-    let scored = parse(&asking(Dialect::Vllm, None), &score(&ids), &body(8)).unwrap();
+    let scored = parse(&settings(Dialect::Vllm, None), &score(&ids), &body(8)).unwrap();
     let positions = scored.prompt_logprobs.unwrap();
     assert_eq!(positions.len(), 5);
     assert!(positions[0].is_none());
@@ -218,13 +218,13 @@ fn the_recorded_replies_of_vllm_parse() {
     }
     assert!((positions[1].as_ref().unwrap()[0].1 - -11.776_964).abs() < 1e-4);
     let other = parse(
-        &asking(Dialect::Vllm, None),
+        &settings(Dialect::Vllm, None),
         &score(&[504, 3575, 282, 4649, 315]),
         &body(8),
     );
-    assert_eq!(other.unwrap_err().reason, Reason::BadLogprobs);
-    let shorter = parse(&asking(Dialect::Vllm, None), &score(&ids[..4]), &body(8));
-    assert_eq!(shorter.unwrap_err().reason, Reason::BadLogprobs);
+    assert_eq!(other.unwrap_err().reason, FailureReason::BadLogprobs);
+    let shorter = parse(&settings(Dialect::Vllm, None), &score(&ids[..4]), &body(8));
+    assert_eq!(shorter.unwrap_err().reason, FailureReason::BadLogprobs);
 }
 
 #[test]
@@ -232,10 +232,10 @@ fn the_recorded_replies_of_both_llama_servers_parse() {
     if let Some(exchanges) = recorded("llamaserver_responses.json") {
         assert_eq!(all_parse(Dialect::LlamaServer, &exchanges), 14);
         let sse = exchanges[6]["response"].as_str().unwrap();
-        let stream = asking(Dialect::LlamaServer, Some(3));
-        let reply = streamed(&stream, &call(Task::Answer), sse.as_bytes(), 100);
+        let stream = settings(Dialect::LlamaServer, Some(3));
+        let reply = streamed(&stream, &call(CallTask::Answer), sse.as_bytes(), 100);
         // No usage was asked for; its timings tell.
-        let counted = Billed {
+        let counted = TokenUsage {
             prompt_tokens: 37,
             cached_tokens: 36,
             completion_tokens: 4,
@@ -245,8 +245,8 @@ fn the_recorded_replies_of_both_llama_servers_parse() {
         assert_eq!(reply.completion.tokens[0].id, Some(504));
         // Tokens that end within a character keep their bytes, here two of a face's four behind a space.
         let wide = serde_json::to_vec(&exchanges[4]["response"]).unwrap();
-        let asked = asking(Dialect::LlamaServer, Some(64));
-        let reply = parse(&asked, &call(Task::Answer), &wide).unwrap();
+        let asked = settings(Dialect::LlamaServer, Some(64));
+        let reply = parse(&asked, &call(CallTask::Answer), &wide).unwrap();
         let mut tops = reply.completion.tokens.iter().flat_map(|token| &token.top);
         assert!(tops.any(|top| *top.bytes == [32, 240, 159] || *top.bytes == [240, 159]));
         assert_eq!(reply.completion.finish_reason, FinishReason::Length);
@@ -254,8 +254,8 @@ fn the_recorded_replies_of_both_llama_servers_parse() {
     if let Some(exchanges) = recorded("llamacpp_responses.json") {
         assert_eq!(all_parse(Dialect::LlamaCppPython, &exchanges), 10);
         let sse = exchanges[6]["response"].as_str().unwrap();
-        let stream = asking(Dialect::LlamaCppPython, Some(3));
-        let reply = streamed(&stream, &call(Task::Answer), sse.as_bytes(), 100);
+        let stream = settings(Dialect::LlamaCppPython, Some(3));
+        let reply = streamed(&stream, &call(CallTask::Answer), sse.as_bytes(), 100);
         assert_eq!(reply.billed, None);
         assert_eq!(reply.completion.usage.completion_tokens, 4);
         assert_eq!(*reply.completion.tokens[0].bytes, *b"The");
@@ -271,11 +271,11 @@ fn chat(content: &str) -> Vec<u8> {
 #[test]
 fn reasoning_between_marks_goes_into_its_field() {
     let parts = |content: &str, marks: Option<Reasoning>| {
-        let asking = Asking {
+        let settings = RequestSettings {
             reasoning: marks,
-            ..asking(Dialect::Openai, None)
+            ..settings(Dialect::Openai, None)
         };
-        let completion = parse(&asking, &call(Task::Answer), &chat(content))
+        let completion = parse(&settings, &call(CallTask::Answer), &chat(content))
             .unwrap()
             .completion;
         (completion.reasoning, completion.answer)
@@ -312,7 +312,12 @@ fn token_ids_as_text_are_ids() {
         "finish_reason": "length",
     }]});
     let body = serde_json::to_vec(&body).unwrap();
-    let reply = parse(&asking(Dialect::Vllm, Some(2)), &call(Task::Answer), &body).unwrap();
+    let reply = parse(
+        &settings(Dialect::Vllm, Some(2)),
+        &call(CallTask::Answer),
+        &body,
+    )
+    .unwrap();
     let token = &reply.completion.tokens[0];
     assert_eq!((token.id, &*token.bytes), (Some(504), b"The".as_slice()));
     assert_eq!((token.top[1].id, token.top[1].bytes.len()), (Some(59), 0));
@@ -322,8 +327,8 @@ fn token_ids_as_text_are_ids() {
 fn an_answer_in_two_parts_is_one() {
     let part = |content: &str| {
         parse(
-            &asking(Dialect::Vllm, None),
-            &call(Task::Answer),
+            &settings(Dialect::Vllm, None),
+            &call(CallTask::Answer),
             &chat(content),
         )
         .unwrap()

@@ -1,88 +1,61 @@
-//! A reply as it is put together from one piece or many, and what it has to be in the end.
+//! Builds a response from one or more pieces, and checks it.
 
 use potstill_datasets::{Completion, FinishReason, SampledToken, ToolCall, Usage, split_reasoning};
 
-use super::asked::Asked;
-use super::refusal;
-use super::shape::{Choice, Part, Shape, ToolPiece, finish_reason};
-use super::token::Id;
-use crate::http::{Billed, Failure, PromptLogprobs, Reason, Reply};
+use super::errors::{bad_logprobs, inside, printable};
+use super::expected::Expected;
+use super::json::{ChoiceJson, MessageJson, ResponseJson, ToolCallJson, finish_reason};
+use super::token::{TokenId, TopById};
+use crate::http::{Failure, FailureReason, PromptLogprobs, Response, TokenUsage};
 
-/// What came.
+/// A response under construction.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Gathered {
-    has_choice: bool,
-    content: String,
-    reasoning: String,
-    refusal: String,
-    tool_calls: Vec<ToolCall>,
-    tokens: Vec<SampledToken>,
-    token_ids: Vec<u32>,
-    pub(super) finish: Option<String>,
-    pub(super) billed: Option<Billed>,
-    model: Option<String>,
-    fingerprint: Option<String>,
-    prompt_token_ids: Option<Vec<u32>>,
-    prompt_logprobs: Option<PromptLogprobs>,
-}
-
-/// What another shape than OpenAI's says, in the same terms.
-pub(super) struct Whole {
+pub(super) struct ResponseBuilder {
+    pub(super) has_choice: bool,
     pub(super) content: String,
+    pub(super) reasoning: String,
+    pub(super) refusal: String,
+    pub(super) tool_calls: Vec<ToolCall>,
     pub(super) tokens: Vec<SampledToken>,
+    pub(super) token_ids: Vec<u32>,
     pub(super) finish: Option<String>,
-    pub(super) billed: Option<Billed>,
+    pub(super) billed: Option<TokenUsage>,
+    pub(super) model: Option<String>,
+    pub(super) fingerprint: Option<String>,
+    pub(super) prompt_token_ids: Option<Vec<u32>>,
     pub(super) prompt_logprobs: Option<PromptLogprobs>,
 }
 
-impl From<Whole> for Gathered {
-    fn from(whole: Whole) -> Gathered {
-        Gathered {
-            has_choice: true,
-            content: whole.content,
-            tokens: whole.tokens,
-            finish: whole.finish,
-            billed: whole.billed,
-            prompt_logprobs: whole.prompt_logprobs,
-            ..Gathered::default()
-        }
-    }
-}
-
-impl Gathered {
-    /// Takes a whole reply or a piece.
-    pub(super) fn take<L: Into<Vec<SampledToken>>>(
+impl ResponseBuilder {
+    /// Adds a whole response or a piece.
+    pub(super) fn add<L: Into<Vec<SampledToken>>>(
         &mut self,
-        shape: Shape<'_, L>,
+        json: ResponseJson<'_, L>,
     ) -> Result<(), Failure> {
-        // A usage on the way counts what was sent so far; the last one stands.
-        let timed = shape.timings.and_then(|timings| timings.billed());
-        let counted = shape.usage.and_then(|usage| usage.billed());
+        // A usage in the middle of a stream counts the tokens so far; the last one is final.
+        let timed = json.timings.and_then(|timings| timings.billed());
+        let counted = json.usage.and_then(|usage| usage.billed());
         self.billed = counted.or(timed).or(self.billed);
-        if let Some(error) = shape.error.filter(|error| !error.is_null()) {
-            return Err(refusal::inside(&error));
+        if let Some(error) = json.error.filter(|error| !error.is_null()) {
+            return Err(inside(&error));
         }
-        if let Some(model) = shape.model {
+        if let Some(model) = json.model {
             self.model.get_or_insert_with(|| model.0.into_owned());
         }
-        if let Some(print) = shape.system_fingerprint {
+        if let Some(print) = json.system_fingerprint {
             self.fingerprint.get_or_insert_with(|| print.0.into_owned());
         }
-        self.take_prompt(shape.prompt_token_ids, shape.prompt_logprobs);
-        for choice in shape.choices.into_iter().flatten() {
-            // One is asked for; what a server gives beyond is its own.
+        self.add_prompt(json.prompt_token_ids, json.prompt_logprobs);
+        for choice in json.choices.into_iter().flatten() {
+            // One choice was requested; any others are ignored.
             if choice.index.unwrap_or_default() == 0 {
-                self.take_choice(choice)?;
+                self.add_choice(choice)?;
             }
         }
         Ok(())
     }
 
-    fn take_prompt(
-        &mut self,
-        ids: Option<Vec<Id>>,
-        logprobs: Option<Vec<Option<super::token::ById>>>,
-    ) {
+    fn add_prompt(&mut self, ids: Option<Vec<TokenId>>, logprobs: Option<Vec<Option<TopById>>>) {
         if let Some(ids) = ids {
             self.prompt_token_ids = Some(ids.into_iter().map(|id| id.0).collect());
         }
@@ -94,17 +67,17 @@ impl Gathered {
         }
     }
 
-    fn take_choice<L: Into<Vec<SampledToken>>>(
+    fn add_choice<L: Into<Vec<SampledToken>>>(
         &mut self,
-        choice: Choice<'_, L>,
+        choice: ChoiceJson<'_, L>,
     ) -> Result<(), Failure> {
         self.has_choice = true;
         if let Some(error) = choice.error.filter(|error| !error.is_null()) {
-            return Err(refusal::inside(&error));
+            return Err(inside(&error));
         }
-        self.take_prompt(choice.prompt_token_ids, choice.prompt_logprobs);
+        self.add_prompt(choice.prompt_token_ids, choice.prompt_logprobs);
         for part in [choice.message, choice.delta].into_iter().flatten() {
-            self.take_part(part);
+            self.add_message(part);
         }
         if let Some(text) = choice.text {
             self.content.push_str(&text.0);
@@ -120,11 +93,11 @@ impl Gathered {
         Ok(())
     }
 
-    fn take_part(&mut self, part: Part<'_>) {
+    fn add_message(&mut self, part: MessageJson<'_>) {
         if let Some(text) = part.content {
             self.content.push_str(&text.0);
         }
-        // Where both are there, they say the same.
+        // If both fields are present, they have the same text.
         let reasoning = part.reasoning_content.filter(|text| !text.0.is_empty());
         if let Some(text) = reasoning.or(part.reasoning) {
             self.reasoning.push_str(&text.0);
@@ -133,12 +106,12 @@ impl Gathered {
             self.refusal.push_str(&text.0);
         }
         for (at, piece) in part.tool_calls.into_iter().flatten().enumerate() {
-            self.take_tool(at, piece);
+            self.add_tool_call(at, piece);
         }
     }
 
-    /// The first piece of a call has its name and id, later ones have more of its arguments.
-    fn take_tool(&mut self, at: usize, piece: ToolPiece) {
+    /// Adds a piece of a tool call: the first piece has name and id, later ones have more of the arguments.
+    fn add_tool_call(&mut self, at: usize, piece: ToolCallJson) {
         let known = |call: &ToolCall| piece.id.is_some() && call.id == piece.id;
         let index = piece
             .index
@@ -163,28 +136,28 @@ impl Gathered {
         }
     }
 
-    /// The answer as far as it came; `None` where nothing came that can be gone on from.
-    pub(super) fn so_far(&self, asked: &Asked) -> Option<Completion> {
+    /// The answer so far; `None` if there is nothing that can be continued.
+    pub(super) fn so_far(&self, expected: &Expected) -> Option<Completion> {
         let has_text = !self.content.is_empty() || !self.reasoning.is_empty();
-        if asked.has_stops || !has_text || !self.tool_calls.is_empty() {
+        if expected.has_stops || !has_text || !self.tool_calls.is_empty() {
             return None;
         }
-        let mut gathered = self.clone();
-        gathered.name_ids().ok()?;
-        // Tokens may be ahead of the text by a part of a character.
-        let text = gathered.content.len() + gathered.reasoning.len();
-        let mut bytes: usize = gathered.tokens.iter().map(|token| token.bytes.len()).sum();
-        let is_chat_with_bytes = gathered.tokens.iter().all(|token| !token.bytes.is_empty());
+        let mut builder = self.clone();
+        builder.set_ids().ok()?;
+        // The tokens may be ahead of the text by a part of a character.
+        let text = builder.content.len() + builder.reasoning.len();
+        let mut bytes: usize = builder.tokens.iter().map(|token| token.bytes.len()).sum();
+        let is_chat_with_bytes = builder.tokens.iter().all(|token| !token.bytes.is_empty());
         while is_chat_with_bytes && self.reasoning.is_empty() && bytes > text {
-            bytes -= gathered.tokens.pop()?.bytes.len();
+            bytes -= builder.tokens.pop()?.bytes.len();
         }
-        Some(gathered.completion(asked, FinishReason::Length))
+        Some(builder.completion(expected, FinishReason::Length))
     }
 
-    /// What it is in the end.
-    pub(super) fn reply(mut self, asked: &Asked) -> Result<Reply, Failure> {
+    /// Checks the response and returns it.
+    pub(super) fn finish(mut self, expected: &Expected) -> Result<Response, Failure> {
         let billed = self.billed;
-        self.checked(asked).map_err(|failure| Failure {
+        self.check(expected).map_err(|failure| Failure {
             status: failure.status.or(Some(200)),
             billed: failure.billed.or(billed),
             ..failure
@@ -194,11 +167,11 @@ impl Gathered {
         let served_by: Vec<String> = served_by.into_iter().flatten().collect();
         let prompt_token_ids = self.prompt_token_ids.take();
         let prompt_logprobs = self.prompt_logprobs.take();
-        let mut completion = self.completion(asked, finish);
+        let mut completion = self.completion(expected, finish);
         if let (None, Some(ids)) = (billed, &prompt_token_ids) {
             completion.usage.prompt_tokens = u32::try_from(ids.len()).unwrap_or(u32::MAX);
         }
-        Ok(Reply {
+        Ok(Response {
             completion,
             billed,
             prompt_token_ids,
@@ -207,35 +180,35 @@ impl Gathered {
         })
     }
 
-    fn checked(&mut self, asked: &Asked) -> Result<(), Failure> {
+    fn check(&mut self, expected: &Expected) -> Result<(), Failure> {
         if !self.has_choice {
             return Err(Failure::new(
-                Reason::Empty,
-                "the reply has no choice (`choices`)",
+                FailureReason::Empty,
+                "the response has no choice (`choices`)",
             ));
         }
-        // vLLM's and SGLang's, DeepSeek's, OpenRouter's.
+        // Reasons of vLLM and SGLang, of DeepSeek, and of OpenRouter.
         if let Some(finish @ ("abort" | "insufficient_system_resource" | "error")) =
             self.finish.as_deref()
         {
             let reason = match finish {
-                "error" => Reason::ErrorInside,
-                _ => Reason::Overloaded,
+                "error" => FailureReason::ErrorInside,
+                _ => FailureReason::Overloaded,
             };
             return Err(Failure::new(
                 reason,
                 format!(
-                    "the server gave up in the middle of the answer (`finish_reason` is {finish})"
+                    "the server stopped in the middle of the answer (`finish_reason` is {finish})"
                 ),
             ));
         }
-        if let Some(token_ids) = &asked.score {
+        if let Some(token_ids) = &expected.score {
             return self.check_prompt(token_ids);
         }
         self.check_text()?;
-        self.name_ids().map_err(bad_logprobs)?;
-        match asked.logprobs {
-            Some(top) => self.check_tokens(top).map_err(bad_logprobs)?,
+        self.set_ids().map_err(|why| bad_logprobs(&why))?;
+        match expected.logprobs {
+            Some(top) => self.check_tokens(top).map_err(|why| bad_logprobs(&why))?,
             None => self.tokens.clear(),
         }
         Ok(())
@@ -248,22 +221,22 @@ impl Gathered {
         }
         if !self.refusal.is_empty() {
             return Err(Failure::new(
-                Reason::ContentFilter,
-                refusal::shown(&self.refusal),
+                FailureReason::ContentFilter,
+                printable(&self.refusal),
             ));
         }
         Err(match self.finish.as_deref() {
             Some("content_filter") => Failure::new(
-                Reason::ContentFilter,
+                FailureReason::ContentFilter,
                 "the server withheld the answer (`finish_reason` is content_filter)",
             ),
-            // Asking again would cost the same for nothing.
+            // A retry would cost the same and have the same result.
             Some("length" | "max_tokens") => Failure::new(
-                Reason::Length,
-                "the limit on tokens was reached before any text, in reasoning that is not shown: raise max_tokens",
+                FailureReason::Length,
+                "the token limit was reached before any text, in reasoning that is not shown (raise max_tokens)",
             ),
             _ => Failure::new(
-                Reason::Empty,
+                FailureReason::Empty,
                 "the choice has neither text nor reasoning nor a tool call",
             ),
         })
@@ -271,33 +244,31 @@ impl Gathered {
 
     fn check_prompt(&self, token_ids: &[u32]) -> Result<(), Failure> {
         let Some(positions) = &self.prompt_logprobs else {
-            return Err(bad_logprobs(
-                "the reply has no log-probabilities of the prompt".to_owned(),
-            ));
+            return Err(bad_logprobs("the response has none for the prompt"));
         };
         if positions.len() != token_ids.len() {
-            return Err(bad_logprobs(format!(
-                "{} positions of log-probabilities for a text of {} tokens",
+            return Err(bad_logprobs(&format!(
+                "there are {} positions for a text of {} tokens",
                 positions.len(),
                 token_ids.len()
             )));
         }
         match &self.prompt_token_ids {
             Some(ids) if ids != token_ids => Err(bad_logprobs(
-                "the server scored other tokens than those it was sent".to_owned(),
+                "the server scored other tokens than those that were sent",
             )),
             _ => Ok(()),
         }
     }
 
-    /// Gives the tokens the ids that came beside them.
-    fn name_ids(&mut self) -> Result<(), String> {
+    /// Sets the ids of the tokens from the separate list of ids.
+    fn set_ids(&mut self) -> Result<(), String> {
         if self.token_ids.is_empty() || self.tokens.is_empty() {
             return Ok(());
         }
         if self.token_ids.len() != self.tokens.len() {
             return Err(format!(
-                "{} log-probabilities for {} tokens",
+                "there are {} for {} tokens",
                 self.tokens.len(),
                 self.token_ids.len()
             ));
@@ -305,7 +276,7 @@ impl Gathered {
         for (token, &id) in self.tokens.iter_mut().zip(&self.token_ids) {
             if token.id.is_some_and(|own| own != id) {
                 return Err(format!(
-                    "log-probabilities of token {:?} beside token {id}",
+                    "token {:?} has another id, {id}, in `token_ids`",
                     token.id
                 ));
             }
@@ -314,26 +285,28 @@ impl Gathered {
         Ok(())
     }
 
-    /// Log-probabilities are finite and at most 0 already; whether they are there, for every token, is told here.
+    /// Checks that every token has log-probabilities. Parsing has checked that they are finite and at most 0.
     fn check_tokens(&self, top: u32) -> Result<(), String> {
         if !self.tool_calls.is_empty() {
-            // Servers take the tokens of calls out, or give none.
+            // Servers omit the tokens of tool calls, or give no tokens at all.
             return Ok(());
         }
         if self.tokens.is_empty() {
-            return Err("the reply has none (`logprobs`), though they were asked for".to_owned());
+            return Err(
+                "the response has none (`logprobs`), although they were requested".to_owned(),
+            );
         }
         if top > 0 && self.tokens.iter().all(|token| token.top.is_empty()) {
             return Err(
-                "the reply has those of sampled tokens alone (no `top_logprobs`)".to_owned(),
+                "the response has only those of sampled tokens (no `top_logprobs`)".to_owned(),
             );
         }
         let count = self.tokens.len() as u64;
         if let Some(billed) = self.billed {
-            // The token that ends an answer has none on some servers.
+            // On some servers the token that ends an answer has none.
             let visible = billed.completion_tokens - billed.reasoning_tokens;
             if count + 1 < visible {
-                return Err(format!("{count} for {visible} tokens"));
+                return Err(format!("there are {count} for {visible} tokens"));
             }
         }
         let is_exact = !self.content.contains('\u{fffd}')
@@ -342,29 +315,29 @@ impl Gathered {
         let text = self.content.trim().len();
         if is_exact && bytes < text {
             return Err(format!(
-                "{count} tokens of {bytes} bytes for a text of {text}"
+                "there are {count} tokens of {bytes} bytes for a text of {text} bytes"
             ));
         }
         Ok(())
     }
 
-    fn completion(self, asked: &Asked, finish_reason: FinishReason) -> Completion {
+    fn completion(self, expected: &Expected, finish_reason: FinishReason) -> Completion {
         let (reasoning, answer) = if self.reasoning.trim().is_empty() {
-            split_reasoning(&self.content, &asked.marks)
+            split_reasoning(&self.content, &expected.marks)
         } else {
-            // What stands between the marks and the texts belongs to the marks.
+            // Line ends between marks and texts belong to the marks.
             let reasoning = self.reasoning.trim_matches(['\r', '\n']).to_owned();
             let answer = self.content.trim_start_matches(['\r', '\n']).to_owned();
             (Some(reasoning), answer)
         };
-        let counted = Billed {
+        let counted = TokenUsage {
             completion_tokens: self.tokens.len().max(self.token_ids.len()) as u64,
-            ..Billed::default()
+            ..TokenUsage::default()
         };
         let billed = self.billed.unwrap_or(counted);
         Completion {
-            prompt_id: asked.prompt_id.clone(),
-            sample_index: asked.sample_index,
+            prompt_id: expected.prompt_id.clone(),
+            sample_index: expected.sample_index,
             reasoning,
             answer,
             tool_calls: self.tool_calls,
@@ -376,16 +349,5 @@ impl Gathered {
             tokens: self.tokens,
             provenance: 0,
         }
-    }
-}
-
-pub(super) fn bad_logprobs(why: String) -> Failure {
-    let why = why.replace(super::token::ABOUT_LOGPROBS, "");
-    Failure {
-        status: Some(200),
-        ..Failure::new(
-            Reason::BadLogprobs,
-            refusal::shown(&format!("log-probabilities: {why}")),
-        )
     }
 }

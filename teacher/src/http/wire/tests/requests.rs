@@ -5,13 +5,13 @@ use std::sync::Arc;
 use potstill_datasets::{Message, Prompt, Role, SampledToken, ToolCall};
 use serde_json::{Value, json};
 
-use super::{asking, call};
+use super::{call, settings};
 use crate::http::wire::request::is_streamed;
 use crate::http::wire::{parse, request};
-use crate::http::{Asking, Call, Dialect, Method, Reason, Task};
+use crate::http::{Api, Call, CallTask, Dialect, FailureReason, RequestSettings};
 
-fn sent(asking: &Asking, call: &Call) -> (String, Value) {
-    let body = request(asking, call, None).unwrap();
+fn sent(settings: &RequestSettings, call: &Call) -> (String, Value) {
+    let body = request(settings, call, None).unwrap();
     (
         body.path.to_owned(),
         serde_json::from_slice(&body.json).unwrap(),
@@ -22,13 +22,13 @@ const QUESTION: &str = "What is the capital of Japan?";
 
 #[test]
 fn nothing_but_openais_fields_goes_to_openai() {
-    let stream = Asking {
+    let stream = RequestSettings {
         stream: true,
         seed: Some(1),
         stop: vec!["END".into()],
-        ..asking(Dialect::Openai, Some(5))
+        ..settings(Dialect::Openai, Some(5))
     };
-    let (path, body) = sent(&stream, &call(Task::Answer));
+    let (path, body) = sent(&stream, &call(CallTask::Answer));
     let seed = body["seed"].as_u64().unwrap();
     assert!(seed < 1 << 31);
     assert_eq!(path, "/chat/completions");
@@ -49,48 +49,51 @@ fn nothing_but_openais_fields_goes_to_openai() {
     );
     let other = Call {
         sample_index: 4,
-        ..call(Task::Answer)
+        ..call(CallTask::Answer)
     };
     assert_ne!(sent(&stream, &other).1["seed"], body["seed"]);
-    assert_eq!(sent(&stream, &call(Task::Answer)).1["seed"], body["seed"]);
-    let beyond = Asking {
+    assert_eq!(
+        sent(&stream, &call(CallTask::Answer)).1["seed"],
+        body["seed"]
+    );
+    let beyond = RequestSettings {
         top_k: Some(40),
-        ..asking(Dialect::Openai, None)
+        ..settings(Dialect::Openai, None)
     };
-    let failure = request(&beyond, &call(Task::Answer), None).unwrap_err();
-    assert_eq!(failure.reason, Reason::BadRequest);
+    let failure = request(&beyond, &call(CallTask::Answer), None).unwrap_err();
+    assert_eq!(failure.reason, FailureReason::BadRequest);
     assert!(failure.message.contains("top_k"));
 }
 
 #[test]
 fn a_reasoning_model_is_asked_in_its_own_way() {
-    let reasoning = Asking {
+    let reasoning = RequestSettings {
         reasoning_model: true,
         top_p: Some(0.9),
-        ..asking(Dialect::Openai, None)
+        ..settings(Dialect::Openai, None)
     };
-    let (_, body) = sent(&reasoning, &call(Task::Answer));
+    let (_, body) = sent(&reasoning, &call(CallTask::Answer));
     let expected = json!({
         "model": "m",
         "messages": [{"role": "user", "content": QUESTION}],
         "max_completion_tokens": 64,
     });
     assert_eq!(body, expected);
-    let logprobs = Asking {
+    let logprobs = RequestSettings {
         logprobs: Some(5),
         ..reasoning
     };
-    assert!(request(&logprobs, &call(Task::Answer), None).is_err());
+    assert!(request(&logprobs, &call(CallTask::Answer), None).is_err());
 }
 
 #[test]
 fn each_server_gets_the_fields_it_knows() {
-    let vllm = Asking {
+    let vllm = RequestSettings {
         top_k: Some(40),
         repetition_penalty: Some(1.1),
-        ..asking(Dialect::Vllm, Some(20))
+        ..settings(Dialect::Vllm, Some(20))
     };
-    let (path, body) = sent(&vllm, &call(Task::AnswerIds(vec![1, 2])));
+    let (path, body) = sent(&vllm, &call(CallTask::AnswerIds(vec![1, 2])));
     assert_eq!(path, "/completions");
     assert_eq!(
         body,
@@ -100,13 +103,13 @@ fn each_server_gets_the_fields_it_knows() {
             "return_tokens_as_token_ids": true,
         })
     );
-    let score = call(Task::Score {
+    let score = call(CallTask::Score {
         token_ids: vec![1, 2, 3],
         top_k: 64,
         from: 2,
     });
     let (path, body) = sent(
-        &Asking {
+        &RequestSettings {
             stream: true,
             ..vllm
         },
@@ -124,15 +127,15 @@ fn each_server_gets_the_fields_it_knows() {
 
 #[test]
 fn what_a_server_cannot_do_is_refused_before_it_is_asked() {
-    let score = call(Task::Score {
+    let score = call(CallTask::Score {
         token_ids: vec![1, 2, 3],
         top_k: 64,
         from: 2,
     });
     // llama-cpp-python penalises repetition unless it is told not to, and gives no log-probabilities for 0.
     let (_, body) = sent(
-        &asking(Dialect::LlamaCppPython, Some(0)),
-        &call(Task::Answer),
+        &settings(Dialect::LlamaCppPython, Some(0)),
+        &call(CallTask::Answer),
     );
     assert_eq!(
         (&body["repeat_penalty"], &body["top_logprobs"]),
@@ -140,8 +143,8 @@ fn what_a_server_cannot_do_is_refused_before_it_is_asked() {
     );
     assert!(
         request(
-            &asking(Dialect::LlamaCppPython, None),
-            &call(Task::AnswerIds(vec![1])),
+            &settings(Dialect::LlamaCppPython, None),
+            &call(CallTask::AnswerIds(vec![1])),
             None
         )
         .is_err()
@@ -151,9 +154,9 @@ fn what_a_server_cannot_do_is_refused_before_it_is_asked() {
         Dialect::LlamaServer,
         Dialect::LlamaCppPython,
     ] {
-        assert!(request(&asking(dialect, None), &score, None).is_err());
+        assert!(request(&settings(dialect, None), &score, None).is_err());
     }
-    let generate = request(&asking(Dialect::Sglang, None), &score, None).unwrap();
+    let generate = request(&settings(Dialect::Sglang, None), &score, None).unwrap();
     assert_eq!((generate.path, generate.from_root), ("/generate", true));
     let body: Value = serde_json::from_slice(&generate.json).unwrap();
     assert_eq!(
@@ -167,20 +170,20 @@ fn what_a_server_cannot_do_is_refused_before_it_is_asked() {
 
 #[test]
 fn only_answers_stream() {
-    let stream = Asking {
+    let stream = RequestSettings {
         stream: true,
-        ..asking(Dialect::Sglang, None)
+        ..settings(Dialect::Sglang, None)
     };
-    assert!(is_streamed(&stream, &call(Task::Answer)));
-    assert!(!is_streamed(&stream, &call(Task::AnswerIds(vec![1]))));
-    let vllm = Asking {
+    assert!(is_streamed(&stream, &call(CallTask::Answer)));
+    assert!(!is_streamed(&stream, &call(CallTask::AnswerIds(vec![1]))));
+    let vllm = RequestSettings {
         dialect: Dialect::Vllm,
         ..stream
     };
-    assert!(is_streamed(&vllm, &call(Task::AnswerIds(vec![1]))));
+    assert!(is_streamed(&vllm, &call(CallTask::AnswerIds(vec![1]))));
     assert!(!is_streamed(
         &vllm,
-        &call(Task::Score {
+        &call(CallTask::Score {
             token_ids: vec![1],
             top_k: 1,
             from: 1
@@ -208,9 +211,9 @@ fn a_conversation_with_tools_is_sent_whole() {
     );
     let call = Call {
         prompt: Arc::new(prompt),
-        ..call(Task::Answer)
+        ..call(CallTask::Answer)
     };
-    let (_, body) = sent(&asking(Dialect::Openai, None), &call);
+    let (_, body) = sent(&settings(Dialect::Openai, None), &call);
     assert_eq!(body["tools"], json!([{"type": "function"}]));
     assert_eq!(
         body["messages"],
@@ -227,11 +230,15 @@ fn a_conversation_with_tools_is_sent_whole() {
 #[test]
 fn an_answer_is_gone_on_from_where_the_server_can() {
     let half = br#"{"choices": [{"index": 0, "message": {"content": "One,"}, "finish_reason": "length"}]}"#;
-    let mut so_far = parse(&asking(Dialect::Vllm, None), &call(Task::Answer), half)
-        .unwrap()
-        .completion;
-    let vllm = asking(Dialect::Vllm, None);
-    let body = request(&vllm, &call(Task::Answer), Some(&so_far)).unwrap();
+    let mut so_far = parse(
+        &settings(Dialect::Vllm, None),
+        &call(CallTask::Answer),
+        half,
+    )
+    .unwrap()
+    .completion;
+    let vllm = settings(Dialect::Vllm, None);
+    let body = request(&vllm, &call(CallTask::Answer), Some(&so_far)).unwrap();
     let body: Value = serde_json::from_slice(&body.json).unwrap();
     assert_eq!(
         body["messages"][1],
@@ -245,10 +252,17 @@ fn an_answer_is_gone_on_from_where_the_server_can() {
         (&json!(true), &json!(false))
     );
     for dialect in [Dialect::Openai, Dialect::LlamaCppPython] {
-        assert!(request(&asking(dialect, None), &call(Task::Answer), Some(&so_far)).is_err());
+        assert!(
+            request(
+                &settings(dialect, None),
+                &call(CallTask::Answer),
+                Some(&so_far)
+            )
+            .is_err()
+        );
     }
     // From ids exactly, if all are known.
-    let ids = call(Task::AnswerIds(vec![1, 2]));
+    let ids = call(CallTask::AnswerIds(vec![1, 2]));
     assert!(request(&vllm, &ids, Some(&so_far)).is_err());
     so_far.tokens = vec![SampledToken {
         bytes: "One,".into(),
@@ -260,14 +274,14 @@ fn an_answer_is_gone_on_from_where_the_server_can() {
     let body: Value = serde_json::from_slice(&body.json).unwrap();
     assert_eq!(body["prompt"], json!([1, 2, 9]));
     so_far.reasoning = Some("thought".into());
-    assert!(request(&vllm, &call(Task::Answer), Some(&so_far)).is_err());
+    assert!(request(&vllm, &call(CallTask::Answer), Some(&so_far)).is_err());
     assert!(request(&vllm, &ids, Some(&so_far)).is_ok());
-    let text = Asking {
-        method: Method::Completions,
+    let text = RequestSettings {
+        api: Api::Completions,
         ..vllm
     };
     so_far.reasoning = None;
-    let body = request(&text, &call(Task::Answer), Some(&so_far)).unwrap();
+    let body = request(&text, &call(CallTask::Answer), Some(&so_far)).unwrap();
     let body: Value = serde_json::from_slice(&body.json).unwrap();
     assert_eq!(body["prompt"], json!(format!("{QUESTION}One,")));
 }

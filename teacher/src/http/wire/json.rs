@@ -1,77 +1,79 @@
-//! The replies of OpenAI's protocol and its kin, whole ones and pieces of streamed ones: what is read of them.
+//! JSON forms of OpenAI's protocol and its variants: the fields that are read of whole responses and streamed pieces.
 
 use potstill_datasets::{FinishReason, SampledToken};
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, IgnoredAny};
 
-use super::token::{ABOUT_LOGPROBS, ById, Id, Nats, Sampled, Text, TopByText, token};
-use crate::http::Billed;
+use super::token::{
+    ABOUT_LOGPROBS, JsonStr, Logprob, SampledEntry, TokenId, TopById, TopByText, token,
+};
+use crate::http::TokenUsage;
 
 #[derive(Deserialize)]
 #[serde(bound(deserialize = "L: Deserialize<'de>"))]
-pub(super) struct Shape<'a, L> {
+pub(super) struct ResponseJson<'a, L> {
     #[serde(borrow)]
-    pub(super) choices: Option<Vec<Choice<'a, L>>>,
-    pub(super) usage: Option<Usage>,
+    pub(super) choices: Option<Vec<ChoiceJson<'a, L>>>,
+    pub(super) usage: Option<UsageJson>,
     #[serde(borrow)]
-    pub(super) model: Option<Text<'a>>,
+    pub(super) model: Option<JsonStr<'a>>,
     #[serde(borrow)]
-    pub(super) system_fingerprint: Option<Text<'a>>,
+    pub(super) system_fingerprint: Option<JsonStr<'a>>,
     pub(super) error: Option<serde_json::Value>,
-    /// vLLM's chat has these here, its completions in the choice.
-    pub(super) prompt_logprobs: Option<Vec<Option<ById>>>,
-    pub(super) prompt_token_ids: Option<Vec<Id>>,
-    /// llama-server's own count, which streams without usage have too.
-    pub(super) timings: Option<Timings>,
+    /// vLLM's chat API has these here, its completions API in the choice.
+    pub(super) prompt_logprobs: Option<Vec<Option<TopById>>>,
+    pub(super) prompt_token_ids: Option<Vec<TokenId>>,
+    /// llama-server's own counts, which streams without usage have too.
+    pub(super) timings: Option<TimingsJson>,
 }
 
 #[derive(Deserialize)]
 #[serde(bound(deserialize = "L: Deserialize<'de>"))]
-pub(super) struct Choice<'a, L> {
+pub(super) struct ChoiceJson<'a, L> {
     pub(super) index: Option<u64>,
     #[serde(borrow)]
-    pub(super) message: Option<Part<'a>>,
+    pub(super) message: Option<MessageJson<'a>>,
     #[serde(borrow)]
-    pub(super) delta: Option<Part<'a>>,
+    pub(super) delta: Option<MessageJson<'a>>,
     #[serde(borrow)]
-    pub(super) text: Option<Text<'a>>,
+    pub(super) text: Option<JsonStr<'a>>,
     pub(super) logprobs: Option<L>,
     #[serde(borrow)]
-    pub(super) finish_reason: Option<Text<'a>>,
-    pub(super) token_ids: Option<Vec<Id>>,
-    pub(super) prompt_logprobs: Option<Vec<Option<ById>>>,
-    pub(super) prompt_token_ids: Option<Vec<Id>>,
+    pub(super) finish_reason: Option<JsonStr<'a>>,
+    pub(super) token_ids: Option<Vec<TokenId>>,
+    pub(super) prompt_logprobs: Option<Vec<Option<TopById>>>,
+    pub(super) prompt_token_ids: Option<Vec<TokenId>>,
     pub(super) error: Option<serde_json::Value>,
 }
 
 #[derive(Deserialize)]
-pub(super) struct Part<'a> {
+pub(super) struct MessageJson<'a> {
     #[serde(borrow)]
-    pub(super) content: Option<Text<'a>>,
+    pub(super) content: Option<JsonStr<'a>>,
     #[serde(borrow)]
-    pub(super) reasoning_content: Option<Text<'a>>,
+    pub(super) reasoning_content: Option<JsonStr<'a>>,
     #[serde(borrow)]
-    pub(super) reasoning: Option<Text<'a>>,
+    pub(super) reasoning: Option<JsonStr<'a>>,
     #[serde(borrow)]
-    pub(super) refusal: Option<Text<'a>>,
-    pub(super) tool_calls: Option<Vec<ToolPiece>>,
+    pub(super) refusal: Option<JsonStr<'a>>,
+    pub(super) tool_calls: Option<Vec<ToolCallJson>>,
 }
 
 #[derive(Deserialize)]
-pub(super) struct ToolPiece {
+pub(super) struct ToolCallJson {
     pub(super) index: Option<usize>,
     pub(super) id: Option<String>,
-    pub(super) function: Option<FunctionPiece>,
+    pub(super) function: Option<FunctionJson>,
 }
 
 #[derive(Deserialize)]
-pub(super) struct FunctionPiece {
+pub(super) struct FunctionJson {
     pub(super) name: Option<String>,
     #[serde(default, deserialize_with = "arguments")]
     pub(super) arguments: String,
 }
 
-/// Text as the protocol has it, or an object as some servers send it.
+/// Reads the arguments of a tool call: a string as in the protocol, or an object as some servers send.
 fn arguments<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
     Ok(match serde_json::Value::deserialize(deserializer)? {
         serde_json::Value::String(text) => text,
@@ -82,34 +84,34 @@ fn arguments<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Er
 
 #[derive(Deserialize)]
 struct RawLogprobs<'a> {
-    content: Option<Vec<Sampled>>,
-    reasoning_content: Option<Vec<Sampled>>,
+    content: Option<Vec<SampledEntry>>,
+    reasoning_content: Option<Vec<SampledEntry>>,
     #[serde(borrow)]
-    tokens: Option<Vec<Text<'a>>>,
-    token_logprobs: Option<Vec<Nats>>,
+    tokens: Option<Vec<JsonStr<'a>>>,
+    token_logprobs: Option<Vec<Logprob>>,
     top_logprobs: Option<Vec<Option<TopByText>>>,
 }
 
-/// Log-probabilities in the chat's shape or the completions': either server may answer in either.
-pub(super) struct Logprobs(Vec<SampledToken>);
+/// Log-probabilities in the form of the chat API or of the completions API; servers use either form in both.
+pub(super) struct LogprobsJson(Vec<SampledToken>);
 
-impl From<Logprobs> for Vec<SampledToken> {
-    fn from(logprobs: Logprobs) -> Vec<SampledToken> {
+impl From<LogprobsJson> for Vec<SampledToken> {
+    fn from(logprobs: LogprobsJson) -> Vec<SampledToken> {
         logprobs.0
     }
 }
 
-/// Log-probabilities that nobody asked for, whatever they are.
+/// Log-probabilities that were not requested, in any form.
 #[derive(Deserialize)]
-pub(super) struct Skipped(IgnoredAny);
+pub(super) struct IgnoredLogprobs(IgnoredAny);
 
-impl From<Skipped> for Vec<SampledToken> {
-    fn from(_: Skipped) -> Vec<SampledToken> {
+impl From<IgnoredLogprobs> for Vec<SampledToken> {
+    fn from(_: IgnoredLogprobs) -> Vec<SampledToken> {
         Vec::new()
     }
 }
 
-impl<'de> Deserialize<'de> for Logprobs {
+impl<'de> Deserialize<'de> for LogprobsJson {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let raw = RawLogprobs::deserialize(deserializer)?;
         let mut tokens: Vec<SampledToken> = Vec::new();
@@ -121,7 +123,7 @@ impl<'de> Deserialize<'de> for Logprobs {
             let tops = raw.top_logprobs.unwrap_or_default();
             if logprobs.len() != texts.len() || (!tops.is_empty() && tops.len() != texts.len()) {
                 return Err(D::Error::custom(format!(
-                    "{ABOUT_LOGPROBS}{} tokens, {} values and {} lists of the likeliest",
+                    "{ABOUT_LOGPROBS}there are {} tokens, {} values and {} lists of most likely tokens",
                     texts.len(),
                     logprobs.len(),
                     tops.len()
@@ -138,15 +140,15 @@ impl<'de> Deserialize<'de> for Logprobs {
                 });
             }
         }
-        Ok(Logprobs(tokens))
+        Ok(LogprobsJson(tokens))
     }
 }
 
-/// A count, which some servers write as 12.0.
+/// A number of tokens, which some servers write as 12.0.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Count(pub(super) u64);
+pub(super) struct TokenCount(pub(super) u64);
 
-impl<'de> Deserialize<'de> for Count {
+impl<'de> Deserialize<'de> for TokenCount {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let value = Option::<f64>::deserialize(deserializer)?.unwrap_or(0.0);
         #[expect(
@@ -154,42 +156,42 @@ impl<'de> Deserialize<'de> for Count {
             clippy::cast_sign_loss,
             reason = "as saturates, and tokens are counted far below 2^53"
         )]
-        Ok(Count(value as u64))
+        Ok(TokenCount(value as u64))
     }
 }
 
-/// Usage as OpenAI, DeepSeek, vLLM, SGLang and OpenRouter write it.
+/// Usage in the forms of OpenAI, DeepSeek, vLLM, SGLang and OpenRouter.
 #[derive(Debug, Deserialize)]
-pub(super) struct Usage {
+pub(super) struct UsageJson {
     #[serde(default)]
-    prompt_tokens: Count,
+    prompt_tokens: TokenCount,
     #[serde(default)]
-    completion_tokens: Count,
+    completion_tokens: TokenCount,
     #[serde(default)]
-    total_tokens: Count,
+    total_tokens: TokenCount,
     prompt_tokens_details: Option<PromptDetails>,
     completion_tokens_details: Option<CompletionDetails>,
-    /// DeepSeek's.
-    prompt_cache_hit_tokens: Option<Count>,
-    /// SGLang's.
-    reasoning_tokens: Option<Count>,
+    /// Field of DeepSeek.
+    prompt_cache_hit_tokens: Option<TokenCount>,
+    /// Field of SGLang.
+    reasoning_tokens: Option<TokenCount>,
 }
 
 #[derive(Debug, Deserialize)]
 struct PromptDetails {
     #[serde(default)]
-    cached_tokens: Count,
+    cached_tokens: TokenCount,
 }
 
 #[derive(Debug, Deserialize)]
 struct CompletionDetails {
     #[serde(default)]
-    reasoning_tokens: Count,
+    reasoning_tokens: TokenCount,
 }
 
-impl Usage {
-    /// In our terms; `None` where all is 0, which says nothing.
-    pub(super) fn billed(&self) -> Option<Billed> {
+impl UsageJson {
+    /// The token counts; `None` if they are all 0, since servers write 0 for unknown counts.
+    pub(super) fn billed(&self) -> Option<TokenUsage> {
         let details = self.completion_tokens_details.as_ref();
         let reasoning = details.map(|details| details.reasoning_tokens);
         let reasoning = reasoning.or(self.reasoning_tokens).unwrap_or_default().0;
@@ -202,11 +204,11 @@ impl Usage {
             .0;
         let prompt = self.prompt_tokens.0;
         let mut completion = self.completion_tokens.0;
-        // Some count reasoning beside the answer and not within it; the total tells.
+        // Some servers do not include reasoning in the completion tokens; the total shows it.
         if reasoning > 0 && self.total_tokens.0 == prompt + completion + reasoning {
             completion += reasoning;
         }
-        let billed = Billed {
+        let billed = TokenUsage {
             prompt_tokens: prompt,
             cached_tokens: cached.min(prompt),
             completion_tokens: completion,
@@ -217,18 +219,18 @@ impl Usage {
 }
 
 #[derive(Debug, Deserialize)]
-pub(super) struct Timings {
-    cache_n: Option<Count>,
-    prompt_n: Option<Count>,
-    predicted_n: Option<Count>,
+pub(super) struct TimingsJson {
+    cache_n: Option<TokenCount>,
+    prompt_n: Option<TokenCount>,
+    predicted_n: Option<TokenCount>,
 }
 
-impl Timings {
-    pub(super) fn billed(&self) -> Option<Billed> {
+impl TimingsJson {
+    pub(super) fn billed(&self) -> Option<TokenUsage> {
         let cached = self.cache_n.unwrap_or_default().0;
         let prompt = self.prompt_n?.0 + cached;
         let completion = self.predicted_n?.0;
-        (prompt + completion > 0).then_some(Billed {
+        (prompt + completion > 0).then_some(TokenUsage {
             prompt_tokens: prompt,
             cached_tokens: cached,
             completion_tokens: completion,
@@ -237,13 +239,13 @@ impl Timings {
     }
 }
 
-/// The usage alone, of a reply that cannot be read otherwise.
+/// The usage alone, of a response that cannot be parsed otherwise.
 #[derive(Deserialize)]
-pub(super) struct UsageAlone {
-    pub(super) usage: Option<Usage>,
+pub(super) struct UsageOnlyJson {
+    pub(super) usage: Option<UsageJson>,
 }
 
-/// Why an answer ended, in our terms.
+/// Translates the `finish_reason` of a server.
 pub(super) fn finish_reason(name: Option<&str>) -> FinishReason {
     match name {
         None | Some("stop" | "eos" | "eos_token" | "end_turn" | "stop_sequence" | "stop_token") => {
@@ -252,7 +254,7 @@ pub(super) fn finish_reason(name: Option<&str>) -> FinishReason {
         Some("length" | "max_tokens") => FinishReason::Length,
         Some("tool_calls" | "function_call") => FinishReason::ToolCalls,
         Some("content_filter") => FinishReason::ContentFilter,
-        // Whatever it is, the answer did not come to its end by itself.
+        // For any other reason the answer did not end by itself.
         Some(_) => FinishReason::Error,
     }
 }
