@@ -14,7 +14,7 @@ use potstill::model::{Config, DType, Device, Llama, Tensor};
 use potstill::student::check::{Case, check_loss, trainer};
 use potstill::student::loss::{Custom, Divergence};
 use potstill::student::{Arm, Objective, Settings, evaluate, train};
-use potstill::{Context, Options, stages};
+use potstill::{Context, RunOptions, stages};
 
 /// Computes the triangular discrimination Σ (p − q)² / (p + q) of each row (Le Cam 1986). Its value is close
 /// to forward KL near q = p, and at most 2. `log_p_nk` and `log_q_nk` are [n, k+1]: one column for each token
@@ -85,10 +85,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
 /// Collects signals of the quickstart's teacher on 300 problems.
 fn signals(file: &Path, run_dir: &Path) -> Result<Vec<Signal>, Box<dyn std::error::Error>> {
-    let options = Options {
+    let options = RunOptions {
         run_dir: Some(run_dir.to_path_buf()),
         limit: Some(300),
-        ..Options::default()
+        ..RunOptions::default()
     };
     let context = Context::open(file, &options)?;
     stages::import::import(&context)?;

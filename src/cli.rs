@@ -8,9 +8,9 @@ use clap_complete::Shell;
 
 use crate::events::Event;
 use crate::init::{self, InitOptions};
-use crate::progress::{Manner, Talk};
+use crate::progress::{Console, OutputOptions};
 use crate::run_file::ConfigError;
-use crate::stages::{self, Context, Options, Outcome};
+use crate::stages::{self, Context, RunOptions, StageOutcome};
 use crate::{bench, errors, render, schema};
 
 /// Printed below the list of subcommands.
@@ -231,14 +231,14 @@ impl Stage {
 }
 
 impl Flags {
-    fn options(&self) -> Options {
-        Options {
+    fn options(&self) -> RunOptions {
+        RunOptions {
             run_dir: self.run_dir.clone(),
             device: self.device.clone(),
             limit: self.limit.map(|n| n as usize),
             dry_run: self.dry_run,
             retry_failures: false,
-            manner: Manner {
+            output: OutputOptions {
                 verbose: self.verbose,
                 quiet: self.quiet,
                 json: self.json,
@@ -265,30 +265,30 @@ impl BenchFlags {
 /// Runs a command and returns the exit code: 0 done, 1 failed or incomplete, 2 wrong usage or
 /// configuration.
 pub fn main(cli: &Cli) -> u8 {
-    let (manner, resume) = match &cli.command {
+    let (output, resume) = match &cli.command {
         Command::Stage(stage) => (
-            stage.flags().options().manner,
+            stage.flags().options().output,
             Some(resume_command(stage.flags())),
         ),
-        _ => (Manner::default(), None),
+        _ => (OutputOptions::default(), None),
     };
-    let talk = Talk::new(manner);
-    let (outcome, exit_code) = match run(&cli.command, &talk) {
-        Ok(Outcome::Done) => ("done", 0),
-        Ok(Outcome::UpToDate) => ("up_to_date", 0),
-        Ok(Outcome::WouldRun) => ("would_run", 0),
-        Ok(Outcome::Stopped) => ("stopped", 1),
+    let console = Console::new(output);
+    let (outcome, exit_code) = match run(&cli.command, &console) {
+        Ok(StageOutcome::Done) => ("done", 0),
+        Ok(StageOutcome::UpToDate) => ("up_to_date", 0),
+        Ok(StageOutcome::WouldRun) => ("would_run", 0),
+        Ok(StageOutcome::Stopped) => ("stopped", 1),
         Err(error) => {
             let mut text = errors::message(&error);
             if let (true, Some(resume)) = (is_disk_full(&error), &resume) {
                 let hint = format!("the disk is full: free some space; `{resume}` then resumes");
                 text = errors::with_hint(&text, &hint);
             }
-            talk.say(&Event::Error { text });
+            console.emit(&Event::Error { text });
             ("failed", if error.is::<ConfigError>() { 2 } else { 1 })
         }
     };
-    talk.say(&Event::Ended {
+    console.emit(&Event::Ended {
         outcome: outcome.to_owned(),
         exit_code,
         again: resume.filter(|_| outcome == "stopped"),
@@ -305,56 +305,56 @@ fn is_disk_full(error: &anyhow::Error) -> bool {
     })
 }
 
-fn run(command: &Command, talk: &Talk) -> anyhow::Result<Outcome> {
+fn run(command: &Command, console: &Console) -> anyhow::Result<StageOutcome> {
     match command {
-        Command::Stage(stage) => return run_stage(stage, talk),
+        Command::Stage(stage) => return run_stage(stage, console),
         Command::Init(flags) => {
             let given = InitOptions {
                 data: flags.data.clone(),
                 teacher: flags.teacher.clone(),
                 name: flags.name.clone(),
             };
-            init::init(&flags.file, given, flags.force, talk)?;
+            init::init(&flags.file, given, flags.force, console)?;
         }
         Command::Render(flags) => {
             render::render(
                 &flags.file,
                 flags.run_dir.clone(),
                 flags.rows as usize,
-                talk,
+                console,
             )?;
         }
         Command::CheckLoss(flags) => {
-            let options = Options {
+            let options = RunOptions {
                 run_dir: flags.run_dir.clone(),
                 device: flags.device.clone(),
-                ..Options::default()
+                ..RunOptions::default()
             };
-            stages::check_loss::check_loss(&flags.file, &options, talk)?;
+            stages::check_loss::check_loss(&flags.file, &options, console)?;
         }
-        Command::Bench(flags) if flags.child => bench::child(talk)?,
-        Command::Bench(flags) => bench::bench(&flags.options(), talk)?,
-        Command::Schema => talk.data(schema::run_file_text().trim_end()),
+        Command::Bench(flags) if flags.child => bench::child(console)?,
+        Command::Bench(flags) => bench::bench(&flags.options(), console)?,
+        Command::Schema => console.output(schema::run_file_text().trim_end()),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(*shell, &mut Cli::command(), "potstill", &mut script);
-            talk.data(String::from_utf8_lossy(&script).trim_end());
+            console.output(String::from_utf8_lossy(&script).trim_end());
         }
     }
-    Ok(Outcome::Done)
+    Ok(StageOutcome::Done)
 }
 
-fn run_stage(stage: &Stage, talk: &Talk) -> anyhow::Result<Outcome> {
+fn run_stage(stage: &Stage, console: &Console) -> anyhow::Result<StageOutcome> {
     let flags = stage.flags();
     let mut options = flags.options();
     if let Stage::Run(flags) | Stage::Collect(flags) | Stage::Score(flags) = stage {
         options.retry_failures = flags.retry_failures;
     }
     if let Stage::Check(_) = stage {
-        return stages::check::check(&flags.file, &options, talk);
+        return stages::check::check(&flags.file, &options, console);
     }
     let context = Context::open(&flags.file, &options)?;
-    crate::interrupt::watch(talk)?;
+    crate::interrupt::watch(console)?;
     match stage {
         Stage::Run(_) | Stage::Check(_) => stages::run(&context),
         Stage::Probe(_) => stages::served::probe(&context),

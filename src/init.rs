@@ -15,7 +15,7 @@ use potstill_datasets::{ChatTemplate, Tokenizer};
 use potstill_model::Config;
 
 use crate::errors;
-use crate::progress::{Talk, ask, can_ask};
+use crate::progress::{Console, ask, can_ask};
 use crate::run_file::ConfigError;
 use crate::run_file::ranges::{RunName, expand_path};
 use columns::Detected;
@@ -57,7 +57,7 @@ struct TeacherFacts {
 /// # Errors
 /// When the file exists and `force` is not set; when a value is absent and there is no terminal to ask
 /// for it; when the data or the teacher cannot be used.
-pub fn init(file: &Path, given: InitOptions, force: bool, talk: &Talk) -> anyhow::Result<()> {
+pub fn init(file: &Path, given: InitOptions, force: bool, console: &Console) -> anyhow::Result<()> {
     if file.exists() && !force {
         return Err(refusal(format!(
             "{} exists already\nhint: name another file, or overwrite this one with `--force`",
@@ -65,7 +65,7 @@ pub fn init(file: &Path, given: InitOptions, force: bool, talk: &Talk) -> anyhow
         )));
     }
     let inputs = match can_ask() {
-        true => inputs(file, given, &mut ask, talk)?,
+        true => inputs(file, given, &mut ask, console)?,
         false => {
             let missing: Vec<&str> = [
                 ("--data PATH", &given.data),
@@ -85,13 +85,13 @@ pub fn init(file: &Path, given: InitOptions, force: bool, talk: &Talk) -> anyhow
                 file,
                 given,
                 &mut |_, default| Ok(default.unwrap_or_default().to_owned()),
-                talk,
+                console,
             )?
         }
     };
     let text = write::run_file(&inputs);
     std::fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))?;
-    talk.line(&format!(
+    console.note(&format!(
         "{file}: the data looks like {}\nnext: `potstill check {file}`, `potstill render {file}` (shows which tokens carry loss), `potstill run {file}`",
         inputs.detected.shape,
         file = file.display()
@@ -109,7 +109,7 @@ fn inputs(
     file: &Path,
     given: InitOptions,
     ask: Ask<'_>,
-    talk: &Talk,
+    console: &Console,
 ) -> anyhow::Result<RunFileInputs> {
     let folder = file.parent().unwrap_or(Path::new(""));
     let (data, detected) = given_or_asked(
@@ -117,7 +117,7 @@ fn inputs(
         "Data file (prompts, with or without answers)",
         None,
         ask,
-        talk,
+        console,
         |path| {
             let found = existing(path)?;
             let detected = columns::detect(&found)?;
@@ -129,7 +129,7 @@ fn inputs(
         "Folder of the teacher (in Hugging Face layout)",
         None,
         ask,
-        talk,
+        console,
         |path| {
             let facts = teacher_facts(&existing(path)?)?;
             Ok((beside(folder, path)?, facts))
@@ -141,7 +141,7 @@ fn inputs(
         "Name of the run",
         Some(&proposed),
         ask,
-        talk,
+        console,
         |name| {
             RunName::try_from(name.to_owned()).map_err(refusal)?;
             Ok(name.to_owned())
@@ -162,7 +162,7 @@ fn given_or_asked<T>(
     question: &str,
     default: Option<&str>,
     ask: Ask<'_>,
-    talk: &Talk,
+    console: &Console,
     read: impl Fn(&str) -> anyhow::Result<T>,
 ) -> anyhow::Result<T> {
     if let Some(given) = given {
@@ -173,7 +173,7 @@ fn given_or_asked<T>(
         match read(&answer) {
             Ok(value) => return Ok(value),
             Err(error) if default == Some(&answer) => return Err(error),
-            Err(error) => talk.line(&errors::message(&error)),
+            Err(error) => console.note(&errors::message(&error)),
         }
     }
 }

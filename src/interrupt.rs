@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::Context as _;
 
-use crate::progress::Talk;
+use crate::progress::Console;
 
 static PRESSED: AtomicUsize = AtomicUsize::new(0);
 
@@ -13,10 +13,10 @@ static PRESSED: AtomicUsize = AtomicUsize::new(0);
 ///
 /// # Errors
 /// When the system does not let signals be caught.
-pub fn watch(talk: &Talk) -> anyhow::Result<()> {
-    let talk = talk.clone();
+pub fn watch(console: &Console) -> anyhow::Result<()> {
+    let console = console.clone();
     ctrlc::set_handler(move || match PRESSED.fetch_add(1, Ordering::SeqCst) {
-        0 => talk.line("stopping after the batch in hand; once more stops at once"),
+        0 => console.note("stopping after the batch in hand; once more stops at once"),
         _ => std::process::exit(1),
     })
     .context("cannot watch for Ctrl-C")

@@ -8,9 +8,9 @@
 //! takes a [`Context`], reads the published output of earlier stages, and publishes its own:
 //!
 //! ```no_run
-//! use potstill::{Context, Options, stages};
+//! use potstill::{Context, RunOptions, stages};
 //!
-//! let context = Context::open("run.toml".as_ref(), &Options::default())?;
+//! let context = Context::open("run.toml".as_ref(), &RunOptions::default())?;
 //! stages::import::import(&context)?;
 //! # Ok::<(), anyhow::Error>(())
 //! ```
@@ -35,4 +35,4 @@ pub use potstill_model as model;
 pub use potstill_student as student;
 pub use potstill_teacher as teacher;
 
-pub use stages::{Context, Options, Outcome};
+pub use stages::{Context, RunOptions, StageOutcome};

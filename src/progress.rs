@@ -1,5 +1,5 @@
 //! What is said while a run goes on: bars on a terminal, plain lines elsewhere, events
-//! with `--json`. Talk goes to stderr; stdout carries what was asked for.
+//! with `--json`. Console goes to stderr; stdout carries what was asked for.
 
 // This is the one place that prints.
 #![allow(clippy::print_stderr)]
@@ -19,7 +19,7 @@ const EVENT_EVERY: Duration = Duration::from_secs(1);
 
 /// How much is said, and in which form.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Manner {
+pub struct OutputOptions {
     /// Say more.
     pub verbose: bool,
     /// Say errors only.
@@ -30,31 +30,31 @@ pub struct Manner {
 
 /// Where a run's talk goes.
 #[derive(Clone)]
-pub struct Talk {
-    manner: Manner,
+pub struct Console {
+    output: OutputOptions,
     /// On a terminal only.
     bars: Option<MultiProgress>,
 }
 
-impl Talk {
+impl Console {
     /// Bars if stderr is a terminal.
-    pub fn new(manner: Manner) -> Talk {
-        let terminal = std::io::stderr().is_terminal() && !manner.quiet;
-        Talk {
-            manner,
+    pub fn new(output: OutputOptions) -> Console {
+        let terminal = std::io::stderr().is_terminal() && !output.quiet;
+        Console {
+            output,
             bars: terminal.then(MultiProgress::new),
         }
     }
 
     /// Says that something happened: to people, and with `--json` as an event.
     pub fn say(&self, event: &Event) {
-        if self.manner.json {
+        if self.output.json {
             self.stdout(&event.json());
         }
         match event.line() {
-            Some(_) if event.is_data() && self.manner.json => {}
+            Some(_) if event.is_data() && self.output.json => {}
             Some(line) if event.is_data() => self.stdout(&line),
-            Some(line) if event.is_error() || !self.manner.quiet => match &self.bars {
+            Some(line) if event.is_error() || !self.output.quiet => match &self.bars {
                 Some(bars) => bars.suspend(|| eprintln!("{line}")),
                 None => eprintln!("{line}"),
             },
@@ -70,7 +70,7 @@ impl Talk {
 
     /// Says a line that only `-v` asks for.
     pub fn detail(&self, text: &str) {
-        if self.manner.verbose {
+        if self.output.verbose {
             self.line(text);
         }
     }
@@ -111,7 +111,7 @@ impl Talk {
         });
         let now = Instant::now();
         Work {
-            talk: self.clone(),
+            console: self.clone(),
             bar,
             stage: stage.to_owned(),
             unit,
@@ -128,7 +128,7 @@ impl Talk {
 
 /// Work that is shown while it goes on. Dropping it takes its bar away.
 pub struct Work {
-    talk: Talk,
+    console: Console,
     bar: Option<ProgressBar>,
     stage: String,
     unit: &'static str,
@@ -161,7 +161,7 @@ impl Work {
                 bar.set_position(done);
                 bar.set_message(facts);
             }
-            None if self.said.elapsed() >= LINE_EVERY && !self.talk.manner.quiet => {
+            None if self.said.elapsed() >= LINE_EVERY && !self.console.output.quiet => {
                 self.said = Instant::now();
                 let left = left(seconds, done - self.before, self.total.saturating_sub(done));
                 eprintln!("{}: {done}/{} {facts}{left}", self.stage, self.total);
@@ -173,11 +173,11 @@ impl Work {
     /// With `--json`: the first, and then one a second.
     fn tell(&mut self, seconds: f64, note: &str) {
         let soon = self.told.is_some_and(|told| told.elapsed() < EVENT_EVERY);
-        if !self.talk.manner.json || soon {
+        if !self.console.output.json || soon {
             return;
         }
         self.told = Some(Instant::now());
-        self.talk.say(&Event::Progress {
+        self.console.emit(&Event::Progress {
             stage: self.stage.clone(),
             done: self.done,
             total: self.total,

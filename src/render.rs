@@ -14,10 +14,10 @@ use potstill_datasets::{
     Message, Prompt, Reasoning, Role, Tokenizer, check_mask, check_sampled, read_shard, shards,
 };
 
-use crate::progress::{Talk, colours};
+use crate::progress::{Console, colours};
 use crate::run_dir::check_owner;
 use crate::run_file::Loaded;
-use crate::stages::{Options, checkpoint, collect, import, run_dir_path};
+use crate::stages::{RunOptions, checkpoint, collect, import, run_dir_path};
 
 const PLACEHOLDER: &str = "This is an answer.";
 const PLACEHOLDER_REASONING: &str = "This is how it was found.";
@@ -50,12 +50,12 @@ pub fn render(
     file: &Path,
     run_dir: Option<PathBuf>,
     rows: usize,
-    talk: &Talk,
+    console: &Console,
 ) -> anyhow::Result<()> {
     let run = Loaded::read(file)?;
-    let options = Options {
+    let options = RunOptions {
         run_dir,
-        ..Options::default()
+        ..RunOptions::default()
     };
     let dir = run_dir_path(&run, &options);
     check_owner(&dir, &run)?;
@@ -64,7 +64,7 @@ pub fn render(
     let imported = import::read(&run, Some(limit))?;
     let mut known = known_answers(&dir.join("completions"), &imported)?;
     let colours = colours();
-    talk.line(match colours {
+    console.note(match colours {
         true => "tokens in green carry loss, the others do not; the EOS is reversed",
         false => "tokens in ⟦…⟧ carry loss, the others do not; ⏹ is the EOS",
     });
@@ -74,7 +74,7 @@ pub fn render(
         let mut add_fault = |fault: String| faults.push(format!("{}: {fault}", prompt.source));
         match masked(&encoder, prompt, &answer) {
             Ok(row) => {
-                talk.data(&shown(&encoder, prompt, &answer, &row, colours));
+                console.output(&shown(&encoder, prompt, &answer, &row, colours));
                 row.findings.iter().for_each(|f| add_fault(f.to_string()));
             }
             Err(error) => add_fault(error.to_string()),
@@ -87,7 +87,7 @@ pub fn render(
             faults.join("\n")
         );
     }
-    talk.line("the loss masks are right: answers carry loss and prompts do not");
+    console.note("the loss masks are right: answers carry loss and prompts do not");
     Ok(())
 }
 

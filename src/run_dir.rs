@@ -44,7 +44,7 @@ pub type Counts = BTreeMap<String, u64>;
 
 /// What a stage is going to make, and from what.
 #[derive(Debug, Clone)]
-pub struct Plan {
+pub struct StagePlan {
     /// The stage's name, such as `collect` or `export student`.
     pub stage: String,
     /// The folder that the manifest belongs to; empty for the run directory itself.
@@ -57,7 +57,7 @@ pub struct Plan {
     pub inputs: BTreeMap<String, String>,
 }
 
-impl Plan {
+impl StagePlan {
     /// Identity of the output.
     pub fn key(&self) -> String {
         stage_key(&self.stage, &self.settings, &self.inputs)
@@ -78,7 +78,7 @@ pub enum Earlier {
 struct Publication {
     home: String,
     outputs: Vec<String>,
-    earlier: Earlier,
+    earlier: EarlierOutput,
     /// N of `NAME.old-N`.
     number: u32,
 }
@@ -197,7 +197,7 @@ impl RunDir {
     ///
     /// # Errors
     /// When it cannot be emptied or created.
-    pub fn draft(&self, plan: &Plan) -> anyhow::Result<PathBuf> {
+    pub fn draft(&self, plan: &StagePlan) -> anyhow::Result<PathBuf> {
         let draft = self.draft_path(&plan.stage);
         if draft.exists() {
             fs::remove_dir_all(&draft)
@@ -226,8 +226,8 @@ impl RunDir {
     /// When a file cannot be read, written or renamed.
     pub fn publish(
         &self,
-        plan: &Plan,
-        earlier: Earlier,
+        plan: &StagePlan,
+        earlier: EarlierOutput,
         counts: Counts,
     ) -> anyhow::Result<Vec<String>> {
         let draft = self.draft_path(&plan.stage);
@@ -274,7 +274,7 @@ impl RunDir {
         let published = manifest_path(&self.path(&publication.home));
         if manifest.exists() && published.exists() {
             let aside = match publication.earlier {
-                Earlier::Keep if !publication.home.is_empty() => {
+                EarlierOutput::Keep if !publication.home.is_empty() => {
                     let old = old_name(&publication.home, publication.number);
                     manifest_path(&self.path(&old))
                 }
@@ -289,8 +289,8 @@ impl RunDir {
             }
             if to.exists() {
                 let aside = match publication.earlier {
-                    Earlier::Keep => self.path(&old_name(output, publication.number)),
-                    Earlier::Replace => draft.join("replaced").join(output),
+                    EarlierOutput::Keep => self.path(&old_name(output, publication.number)),
+                    EarlierOutput::Replace => draft.join("replaced").join(output),
                 };
                 rename(&to, &aside)?;
             }
@@ -317,7 +317,7 @@ impl RunDir {
     ///
     /// # Errors
     /// When it cannot be renamed.
-    pub fn keep_old(&self, output: &str) -> anyhow::Result<String> {
+    pub fn move_aside(&self, output: &str) -> anyhow::Result<String> {
         let old = old_name(output, self.next_number(&[output.to_owned()]));
         let manifest = manifest_path(&self.path(output));
         if manifest.exists() {
@@ -382,8 +382,8 @@ mod tests {
         RunDir::open(root, &loaded(RUN)).unwrap()
     }
 
-    fn plan(version: u32) -> Plan {
-        Plan {
+    fn plan(version: u32) -> StagePlan {
+        StagePlan {
             stage: "collect".to_owned(),
             home: "completions".to_owned(),
             outputs: ["signals", "completions", "notes.json"]
@@ -402,7 +402,7 @@ mod tests {
         }
     }
 
-    fn publish(dir: &RunDir, version: u32, earlier: Earlier) -> Vec<String> {
+    fn publish(dir: &RunDir, version: u32, earlier: EarlierOutput) -> Vec<String> {
         draft(dir, version);
         dir.publish(&plan(version), earlier, Counts::new()).unwrap()
     }
@@ -416,18 +416,18 @@ mod tests {
         let temp = tempfile::tempdir().unwrap();
         let dir = RunDir::open(temp.path(), &loaded(RUN)).unwrap();
         assert!(dir.published("completions").unwrap().is_none());
-        assert!(publish(&dir, 1, Earlier::Keep).is_empty());
+        assert!(publish(&dir, 1, EarlierOutput::Keep).is_empty());
         let manifest = dir.published("completions").unwrap().unwrap();
         assert_eq!(manifest.key, plan(1).key());
         assert_eq!(manifest.files.len(), 3);
-        let kept = publish(&dir, 2, Earlier::Keep);
+        let kept = publish(&dir, 2, EarlierOutput::Keep);
         assert_eq!(
             kept,
             ["signals.old-1", "completions.old-1", "notes.json.old-1"]
         );
-        publish(&dir, 3, Earlier::Keep);
+        publish(&dir, 3, EarlierOutput::Keep);
         assert_eq!(
-            dir.old("completions"),
+            dir.old_outputs("completions"),
             ["completions.old-1", "completions.old-2"]
         );
         let at = |name| content(temp.path(), name);
@@ -444,8 +444,8 @@ mod tests {
                 .unwrap()
                 .is_some()
         );
-        assert!(publish(&dir, 4, Earlier::Replace).is_empty());
-        assert_eq!(dir.old("completions").len(), 2);
+        assert!(publish(&dir, 4, EarlierOutput::Replace).is_empty());
+        assert_eq!(dir.old_outputs("completions").len(), 2);
         assert_eq!(content(temp.path(), "notes.json"), "4");
         let left: Vec<_> = fs::read_dir(temp.path().join(".work")).unwrap().collect();
         assert_eq!(left.len(), 1, "the lock alone: {left:?}");
@@ -458,7 +458,7 @@ mod tests {
             let temp = tempfile::tempdir().unwrap();
             let root = temp.path();
             let dir = RunDir::open(root, &loaded(RUN)).unwrap();
-            publish(&dir, 1, Earlier::Keep);
+            publish(&dir, 1, EarlierOutput::Keep);
             draft(&dir, 2);
             let draft = root.join(".work/draft-collect");
             let out = draft.join("out");
@@ -475,7 +475,7 @@ mod tests {
             let publication = Publication {
                 home: "completions".to_owned(),
                 outputs: plan(2).outputs,
-                earlier: Earlier::Keep,
+                earlier: EarlierOutput::Keep,
                 number: 1,
             };
             fs::write(
@@ -525,7 +525,7 @@ mod tests {
         let mut all = said(&RUN.replace("tiny", "other"));
         let held = RunDir::open(&root, &loaded(RUN)).unwrap();
         all += &format!("\n\n{}", said(RUN));
-        publish(&held, 1, Earlier::Keep);
+        publish(&held, 1, EarlierOutput::Keep);
         fs::write(root.join("signals/a"), "cut short").unwrap();
         let damaged = held.published("completions").unwrap_err().to_string();
         all += &format!(

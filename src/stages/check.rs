@@ -9,8 +9,10 @@ use potstill_datasets::{AnswerSource, Imported, Prompt, Tokenizer};
 use potstill_model::{Config, weight_files};
 use potstill_student::Settings;
 
-use super::{Options, Outcome, checkpoint, collect, device, import, run_dir_path, served, train};
-use crate::progress::Talk;
+use super::{
+    RunOptions, StageOutcome, checkpoint, collect, device, import, run_dir_path, served, train,
+};
+use crate::progress::Console;
 use crate::run_dir::check_owner;
 use crate::run_file::Loaded;
 
@@ -18,7 +20,7 @@ use crate::run_file::Loaded;
 ///
 /// # Errors
 /// The first mistake that would make a run fail.
-pub fn check(file: &Path, options: &Options, talk: &Talk) -> anyhow::Result<Outcome> {
+pub fn check(file: &Path, options: &RunOptions, console: &Console) -> anyhow::Result<StageOutcome> {
     let run = Loaded::read(file)?;
     device(&options.device)?;
     let dir = run_dir_path(&run, options);
@@ -43,7 +45,7 @@ pub fn check(file: &Path, options: &Options, talk: &Talk) -> anyhow::Result<Outc
     };
     let student = check_student(&run, teacher.as_deref())?;
     let settings = &run.file.train;
-    talk.data(&format!(
+    console.output(&format!(
         "run       {} in {}\nprompts   {} ({} duplicates merged)\n{answers}\nstudent   {student}\ntrain     {} steps of {} sequences, {}\nok        start the run with `potstill run {}`",
         run.file.run.name.as_str(),
         dir.display(),
@@ -54,7 +56,7 @@ pub fn check(file: &Path, options: &Options, talk: &Talk) -> anyhow::Result<Outc
         controls_and_seeds(settings),
         file.display(),
     ));
-    Ok(Outcome::UpToDate)
+    Ok(StageOutcome::UpToDate)
 }
 
 /// Describes which controls and seeds are trained beside the student.

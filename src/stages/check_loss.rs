@@ -10,8 +10,8 @@ use potstill_student::Objective;
 use potstill_student::check::{Case, Check, check_loss as check, trainer};
 
 use super::rows::Rows;
-use super::{Context, Options, Outcome, device, run_dir_path, train};
-use crate::progress::Talk;
+use super::{Context, RunOptions, StageOutcome, device, run_dir_path, train};
+use crate::progress::Console;
 use crate::run_file::Loaded;
 
 /// Number of sequences of the run that are checked.
@@ -26,17 +26,21 @@ const PARAMETERS: usize = 3;
 ///
 /// # Errors
 /// When the run file or the device cannot be used. After all checks are printed: when one failed.
-pub fn check_loss(file: &Path, options: &Options, talk: &Talk) -> anyhow::Result<Outcome> {
+pub fn check_loss(
+    file: &Path,
+    options: &RunOptions,
+    console: &Console,
+) -> anyhow::Result<StageOutcome> {
     let run = Loaded::read(file)?;
     let device = device(&options.device)?;
     let objective = &run.file.train.objective;
     let mut failed = 0;
     let random = Case::random(objective.temperature, &device)?;
     let mut show = |on: &str, case: &Case| -> anyhow::Result<()> {
-        talk.line(&format!("checking {} on {on}", describe(objective)));
+        console.note(&format!("checking {} on {on}", describe(objective)));
         let checks = check(objective, case, &trainer)?;
         failed += checks.iter().filter(|check| !check.passed()).count();
-        talk.data(&table(on, &checks));
+        console.output(&table(on, &checks));
         Ok(())
     };
     show("a small random model", &random)?;
@@ -45,7 +49,7 @@ pub fn check_loss(file: &Path, options: &Options, talk: &Talk) -> anyhow::Result
         let context = Context::open(file, options)?;
         match own_case(&context, &device)? {
             Some(case) => show("the run's own student and signals", &case)?,
-            None => talk.line(&format!(
+            None => console.note(&format!(
                 "no answer of the run has at most {MAX_TOKENS} tokens, so its own signals are not checked"
             )),
         }
@@ -53,7 +57,7 @@ pub fn check_loss(file: &Path, options: &Options, talk: &Talk) -> anyhow::Result
     if failed > 0 {
         bail!("{failed} checks failed, so the computed loss differs from its definition");
     }
-    Ok(Outcome::Done)
+    Ok(StageOutcome::Done)
 }
 
 /// Describes the terms of a loss whose weights are above 0.

@@ -27,9 +27,12 @@ use serde_json::{Value, json};
 pub(super) use super::collect_given::check_answered;
 use super::collect_sources::{Answer, Sources, Unit};
 use super::score::{score_all, scoring, without_no_draws};
-use super::{Context, Done, Outcome, checkpoint, collect_given, counts, import, served, stage};
+use super::{
+    Context, StageOutcome, StageSummary, checkpoint, collect_given, counts, import, run_stage,
+    served,
+};
 use crate::interrupt;
-use crate::run_dir::{Earlier, Plan, settings_of, short};
+use crate::run_dir::{EarlierOutput, StagePlan, settings_of, short};
 use crate::run_file::{Loaded, RunFile, Signals};
 
 /// Asks the teacher for what is not there yet, and publishes all of it.
@@ -37,7 +40,7 @@ use crate::run_file::{Loaded, RunFile, Signals};
 /// # Errors
 /// When prompts are not published, a prompt does not fit the teacher's context, the
 /// teacher cannot be read, or the disk refuses; what was answered stays.
-pub fn collect(context: &Context) -> anyhow::Result<Outcome> {
+pub fn collect(context: &Context) -> anyhow::Result<StageOutcome> {
     let run = &context.run;
     if run.file.import.answers == AnswerSource::Given {
         return collect_given::collect(context);
@@ -49,7 +52,7 @@ pub fn collect(context: &Context) -> anyhow::Result<Outcome> {
     let folder = checkpoint::teacher(run)?;
     let answers = answers(run, &folder)?;
     let samples = run.file.collect.samples.get();
-    let plan = Plan {
+    let plan = StagePlan {
         stage: "collect".to_owned(),
         home: "completions".to_owned(),
         outputs: outputs(&run.file),
@@ -57,14 +60,14 @@ pub fn collect(context: &Context) -> anyhow::Result<Outcome> {
         inputs: BTreeMap::from([("prompts".to_owned(), manifest.content_hash())]),
     };
     let mut finished_work = None;
-    let outcome = stage(context, &plan, |out| {
+    let outcome = run_stage(context, &plan, |out| {
         let key = stage_key("answers", &answers, &BTreeMap::new());
-        let work = context.dir.work(&format!("collect-{}", short(&key)))?;
+        let work = context.dir.work_path(&format!("collect-{}", short(&key)))?;
         let prompts = import::published(&context.dir.path("prompts"))?;
         let mut sources = Sources::open(&context.dir, &work.join("journal.bin"), &answers)?;
         if sources.cut_bytes > 0 {
             let bytes = sources.cut_bytes;
-            context.talk.line(&format!(
+            context.console.note(&format!(
                 "collect: a batch that was cut short is asked again ({bytes} bytes)"
             ));
         }
@@ -91,7 +94,7 @@ pub fn collect(context: &Context) -> anyhow::Result<Outcome> {
         if all_in {
             finished_work = Some(work);
         }
-        Ok(Some(Done {
+        Ok(Some(StageSummary {
             counts: counts([("answers", units.len()), ("answer tokens", tokens)]),
             worked: counts([
                 ("asked", asked.answers),
@@ -99,8 +102,8 @@ pub fn collect(context: &Context) -> anyhow::Result<Outcome> {
                 ("there before", units.len() - asked.answers),
             ]),
             earlier: match all_in && same {
-                true => Earlier::Replace,
-                false => Earlier::Keep,
+                true => EarlierOutput::Replace,
+                false => EarlierOutput::Keep,
             },
         }))
     })?;
@@ -180,12 +183,12 @@ fn ask_missing(
     };
     if there == units.len() {
         context
-            .talk
-            .line(&format!("collect: all {there} answers are there"));
+            .console
+            .note(&format!("collect: all {there} answers are there"));
         return Ok(ControlFlow::Continue(asked));
     }
     if there > 0 {
-        context.talk.line(&format!(
+        context.console.note(&format!(
             "collect: {there} of {} answers are there ({} of them published), {} to ask for",
             units.len(),
             sources.in_published(),
@@ -195,8 +198,8 @@ fn ask_missing(
     check_lengths(&context.run, folder, prompts)?;
     let teacher = Teacher::open(context, folder)?;
     let mut work = context
-        .talk
-        .work("collect", "answers", there as u64, units.len() as u64);
+        .console
+        .progress("collect", "answers", there as u64, units.len() as u64);
     for batch in units.chunks(context.run.file.collect.batch.get()) {
         let missing: Vec<_> = batch
             .iter()
@@ -206,17 +209,17 @@ fn ask_missing(
         if missing.is_empty() {
             continue;
         }
-        if interrupt::asked() {
+        if interrupt::is_requested() {
             return Ok(ControlFlow::Break(()));
         }
         let done = (there + asked.answers) as u64;
         let answers = teacher.ask(prompts, &missing, &mut |tokens| {
-            work.show(done, (asked.tokens + tokens) as u64, "");
+            work.update(done, (asked.tokens + tokens) as u64, "");
         })?;
         asked.answers += answers.len();
         asked.tokens += answers.iter().map(|(c, _)| c.tokens.len()).sum::<usize>();
         sources.add(&teacher.provenance, answers)?;
-        work.show((there + asked.answers) as u64, asked.tokens as u64, "");
+        work.update((there + asked.answers) as u64, asked.tokens as u64, "");
     }
     Ok(ControlFlow::Continue(asked))
 }

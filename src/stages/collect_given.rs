@@ -9,17 +9,17 @@ use potstill_datasets::{
 };
 use serde_json::json;
 
-use super::{Context, Done, Outcome, counts, import, stage};
-use crate::run_dir::{Plan, settings_of};
+use super::{Context, StageOutcome, StageSummary, counts, import, run_stage};
+use crate::run_dir::{StagePlan, settings_of};
 
 /// Publishes the answers of the data.
-pub(super) fn collect(context: &Context) -> anyhow::Result<Outcome> {
+pub(super) fn collect(context: &Context) -> anyhow::Result<StageOutcome> {
     let run = &context.run;
     let prompts = context.dir.require("prompts", "import", run)?;
     let path = import::source(run)?;
     let source = hash_file(&path)?.sha256;
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let plan = Plan {
+    let plan = StagePlan {
         stage: "collect".to_owned(),
         home: "completions".to_owned(),
         outputs: vec!["completions".to_owned()],
@@ -34,7 +34,7 @@ pub(super) fn collect(context: &Context) -> anyhow::Result<Outcome> {
             ("source".to_owned(), source.clone()),
         ]),
     };
-    stage(context, &plan, |out| {
+    run_stage(context, &plan, |out| {
         let imported = import::read(run, context.limit)?;
         check_answered(&imported)?;
         let provenance = Provenance {
@@ -50,7 +50,7 @@ pub(super) fn collect(context: &Context) -> anyhow::Result<Outcome> {
         };
         let published = import::published(&context.dir.path("prompts"))?;
         let answers = write(out, &published, imported.answers, provenance)?;
-        Ok(Some(Done::new(counts([("answers", answers)]))))
+        Ok(Some(StageSummary::new(counts([("answers", answers)]))))
     })
 }
 

@@ -78,7 +78,7 @@ impl Sources {
             sources.add_frame(span)?;
         }
         let mut homes = vec!["completions".to_owned()];
-        homes.extend(dir.old("completions"));
+        homes.extend(dir.old_outputs("completions"));
         for home in homes {
             let same = |m: &Manifest| {
                 m.settings

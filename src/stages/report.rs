@@ -10,9 +10,9 @@ use potstill_eval::{Heldout, LossCurve, LossPoint, Provenance, Report, StageFact
 use serde_json::json;
 
 use super::models::{answers_home, export_home, heldout_home};
-use super::{Context, Done, Outcome, counts, export, stage};
+use super::{Context, StageOutcome, StageSummary, counts, export, run_stage};
 use crate::events::Event;
-use crate::run_dir::{Counts, Plan};
+use crate::run_dir::{Counts, StagePlan};
 
 /// Files that the stage writes; the page for people comes first.
 const FILES: [&str; 3] = ["report.html", "report.md", "report.json"];
@@ -21,7 +21,7 @@ const FILES: [&str; 3] = ["report.html", "report.md", "report.json"];
 ///
 /// # Errors
 /// When a model is not yet measured, or the results do not belong together.
-pub fn report(context: &Context) -> anyhow::Result<Outcome> {
+pub fn report(context: &Context) -> anyhow::Result<StageOutcome> {
     let run = &context.run;
     let arms = context.arms();
     let models: Vec<RunModel> = ([RunModel::Base].into_iter())
@@ -32,7 +32,7 @@ pub fn report(context: &Context) -> anyhow::Result<Outcome> {
         let manifest = context.dir.require(&home, &stage, run)?;
         inputs.insert(home, manifest.content_hash());
     }
-    let plan = Plan {
+    let plan = StagePlan {
         stage: "report".to_owned(),
         home: String::new(),
         outputs: FILES.map(str::to_owned).to_vec(),
@@ -40,7 +40,7 @@ pub fn report(context: &Context) -> anyhow::Result<Outcome> {
         inputs,
     };
     let mut conclusion = Vec::new();
-    let outcome = stage(context, &plan, |out| {
+    let outcome = run_stage(context, &plan, |out| {
         let report = build(context, &models)?;
         replace_file(&out.join("report.html"), report.to_html()?.as_bytes())?;
         replace_file(&out.join("report.md"), report.to_markdown().as_bytes())?;
@@ -52,14 +52,14 @@ pub fn report(context: &Context) -> anyhow::Result<Outcome> {
         conclusion.push(report.conclusion.headline);
         conclusion.extend(report.conclusion.sentences);
         conclusion.extend(report.conclusion.doubts);
-        Ok(Some(Done::new(counts)))
+        Ok(Some(StageSummary::new(counts)))
     })?;
     for text in conclusion {
-        context.talk.say(&Event::Verdict { text });
+        context.console.emit(&Event::Verdict { text });
     }
-    if outcome == Outcome::Done {
+    if outcome == StageOutcome::Done {
         let path = context.dir.path(FILES[0]);
-        context.talk.line(&format!("report: {}", path.display()));
+        context.console.note(&format!("report: {}", path.display()));
     }
     Ok(outcome)
 }
@@ -70,7 +70,7 @@ pub fn open(context: &Context) {
     let path = context.dir.path(FILES[0]);
     if let Err(error) = open::that_detached(&path) {
         let path = path.display();
-        context.talk.line(&format!(
+        context.console.note(&format!(
             "cannot start a browser ({error})\nhint: open {path} in a browser"
         ));
     }

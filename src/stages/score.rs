@@ -18,9 +18,9 @@ use potstill_teacher::{Local, Scoring, Text};
 use serde_json::{Value, json};
 
 use super::collect::open_local;
-use super::{Context, Done, Outcome, checkpoint, counts, import, served, stage};
+use super::{Context, StageOutcome, StageSummary, checkpoint, counts, import, run_stage, served};
 use crate::interrupt;
-use crate::run_dir::{Plan, settings_of, short};
+use crate::run_dir::{StagePlan, settings_of, short};
 use crate::run_file::ranges::{Count, CountOrZero, Positive};
 
 /// Scores every answer that is not scored yet, and publishes the distributions.
@@ -28,7 +28,7 @@ use crate::run_file::ranges::{Count, CountOrZero, Positive};
 /// # Errors
 /// When answers are not published, one cannot be encoded or is longer than the teacher's
 /// context, or the disk refuses; what was scored stays.
-pub fn score(context: &Context) -> anyhow::Result<Outcome> {
+pub fn score(context: &Context) -> anyhow::Result<StageOutcome> {
     let run = &context.run;
     let Some(settings) = &run.file.score else {
         bail!(
@@ -42,7 +42,7 @@ pub fn score(context: &Context) -> anyhow::Result<Outcome> {
     let completions = context.dir.require("completions", "collect", run)?;
     let folder = checkpoint::teacher(run)?;
     let teacher = checkpoint::teacher_table(run)?;
-    let mut plan = Plan {
+    let mut plan = StagePlan {
         stage: "score".to_owned(),
         home: "signals".to_owned(),
         outputs: vec!["signals".to_owned()],
@@ -60,8 +60,10 @@ pub fn score(context: &Context) -> anyhow::Result<Outcome> {
         plan.settings["seed"] = json!(run.file.run.seed);
     }
     let mut finished_work = None;
-    let outcome = stage(context, &plan, |out| {
-        let work = context.dir.work(&format!("score-{}", short(&plan.key())))?;
+    let outcome = run_stage(context, &plan, |out| {
+        let work = context
+            .dir
+            .work_path(&format!("score-{}", short(&plan.key())))?;
         let mut scorer = Scorer {
             context,
             teacher: open_local(context, &folder)?,
@@ -79,7 +81,7 @@ pub fn score(context: &Context) -> anyhow::Result<Outcome> {
         }
         let counts = scorer.write(out)?;
         finished_work = Some(work);
-        Ok(Some(Done::new(counts)))
+        Ok(Some(StageSummary::new(counts)))
     })?;
     // Everything in the journal is published now.
     if let Some(work) = finished_work {
@@ -149,15 +151,15 @@ struct Scorer<'a> {
 impl Scorer<'_> {
     /// Scores what the journal does not hold; false when it was asked to stop.
     fn score_missing(&mut self) -> anyhow::Result<bool> {
-        let Context { dir, talk, .. } = self.context;
+        let Context { dir, console, .. } = self.context;
         let completions = dir.path("completions");
         let len = Table::<Completion>::open(&completions)?.len();
         let there = self.journal.len;
         if there > 0 {
-            talk.line(&format!("score: {there} of {len} answers are scored"));
+            console.note(&format!("score: {there} of {len} answers are scored"));
         }
         let prompts = prompts(&dir.path("prompts"))?;
-        let mut work = talk.work("score", "answers", there as u64, len as u64);
+        let mut work = console.progress("score", "answers", there as u64, len as u64);
         let (mut position, mut tokens, mut texts) = (0, 0, Vec::with_capacity(self.batch));
         for shard in shards(&completions)? {
             let own_ids = own_ids(&shard, self.teacher.tokenizer().fingerprint())?;
@@ -175,8 +177,8 @@ impl Scorer<'_> {
                 texts.push(self.teacher.text(prompt, &completion, own)?);
                 if texts.len() == self.batch || position == len {
                     tokens += self.flush(&mut texts)?;
-                    work.show(position as u64, tokens as u64, "");
-                    if interrupt::asked() && position < len {
+                    work.update(position as u64, tokens as u64, "");
+                    if interrupt::is_requested() && position < len {
                         return Ok(false);
                     }
                 }

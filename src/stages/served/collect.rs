@@ -29,15 +29,15 @@ use super::{REQUESTS_FILE, Served};
 use super::{probe, publish};
 use crate::events::Event;
 use crate::interrupt;
-use crate::run_dir::{Earlier, Plan, short};
-use crate::stages::{Context, Done, Outcome, counts, stage_again};
+use crate::run_dir::{EarlierOutput, StagePlan, short};
+use crate::stages::{Context, StageOutcome, StageSummary, counts, run_stage_again};
 
 /// Asks the server for what is not there yet, and publishes all of it.
 ///
 /// # Errors
 /// When prompts are not published, the server cannot be used, a cap is reached, or the disk refuses;
 /// what was answered stays.
-pub(crate) fn collect(context: &Context) -> anyhow::Result<Outcome> {
+pub(crate) fn collect(context: &Context) -> anyhow::Result<StageOutcome> {
     let run = &context.run;
     let manifest = context.dir.require("prompts", "import", run)?;
     let served = Served::open(run)?;
@@ -50,7 +50,7 @@ pub(crate) fn collect(context: &Context) -> anyhow::Result<Outcome> {
         say_forecast(context, &served, &answers)?;
     }
     let mut finished_work = None;
-    let outcome = stage_again(context, &plan, again, |out| {
+    let outcome = run_stage_again(context, &plan, again, |out| {
         let mut collection = Collection::open(context, &served, &answers)?;
         let before = collection.store.tally();
         if !collection.ask_missing()? {
@@ -62,7 +62,7 @@ pub(crate) fn collect(context: &Context) -> anyhow::Result<Outcome> {
             finished_work = Some(collection.work.clone());
         }
         let same = published_answers(context)?.is_some_and(|published| published == answers);
-        Ok(Some(Done {
+        Ok(Some(StageSummary {
             worked: counts([
                 ("asked", written.answers + written.failures - before.answers),
                 ("there before", before.answers),
@@ -77,8 +77,8 @@ pub(crate) fn collect(context: &Context) -> anyhow::Result<Outcome> {
                 ("without distributions", written.unsignalled),
             ]),
             earlier: match all_in && same {
-                true => Earlier::Replace,
-                false => Earlier::Keep,
+                true => EarlierOutput::Replace,
+                false => EarlierOutput::Keep,
             },
         }))
     })?;
@@ -95,7 +95,7 @@ fn plan(
     served: &Served<'_>,
     answers: &Value,
     prompts: String,
-) -> anyhow::Result<Plan> {
+) -> anyhow::Result<StagePlan> {
     let collect = &context.run.file.collect;
     let mut settings = json!({ "answers": answers, "samples": collect.samples.get() });
     let mut outputs = vec!["failures".to_owned(), "completions".to_owned()];
@@ -109,7 +109,7 @@ fn plan(
         });
         outputs.insert(0, "signals".to_owned());
     }
-    Ok(Plan {
+    Ok(StagePlan {
         stage: "collect".to_owned(),
         home: "completions".to_owned(),
         outputs,
@@ -118,7 +118,7 @@ fn plan(
     })
 }
 
-pub(super) fn is_published(context: &Context, plan: &Plan) -> anyhow::Result<bool> {
+pub(super) fn is_published(context: &Context, plan: &StagePlan) -> anyhow::Result<bool> {
     let manifest = context.dir.published(&plan.home)?;
     Ok(manifest.is_some_and(|manifest| manifest.key == plan.key()))
 }
@@ -147,8 +147,8 @@ fn say_forecast(context: &Context, served: &Served<'_>, answers: &Value) -> anyh
     let (missing, measured) = missing;
     let spent = requests::spent(&context.dir.path(REQUESTS_FILE))?;
     context
-        .talk
-        .data(&forecast::of_answers(served, &measured, missing, &spent));
+        .console
+        .output(&forecast::of_answers(served, &measured, missing, &spent));
     Ok(())
 }
 
@@ -185,7 +185,7 @@ impl<'a> Collection<'a> {
         answers: &Value,
     ) -> anyhow::Result<Collection<'a>> {
         let dir = &context.dir;
-        let work = dir.work(&work_folder(answers))?;
+        let work = dir.work_path(&work_folder(answers))?;
         let (folder, samples) = (dir.path("prompts"), context.run.file.collect.samples.get());
         let mut measured = Measured::default();
         let units = Prompts::open(&folder)?.flat_map(|prompt| {
@@ -202,7 +202,7 @@ impl<'a> Collection<'a> {
         let index = Index::new(prompts::count(&folder)? * samples, units)?;
         let mut store = Store::open(&work.join("journal.bin"), &index)?;
         if store.cut_bytes > 0 {
-            context.talk.line(&format!(
+            context.console.note(&format!(
                 "collect: answers that completed while the disk or the process failed are asked for again ({} bytes cut)",
                 store.cut_bytes
             ));
@@ -210,7 +210,7 @@ impl<'a> Collection<'a> {
         let provenance = served.provenance()?;
         let mut failed = Vec::new();
         let mut homes = vec!["completions".to_owned()];
-        homes.extend(dir.old("completions"));
+        homes.extend(dir.old_outputs("completions"));
         for home in homes {
             let same = |m: &Manifest| {
                 m.settings
@@ -271,7 +271,7 @@ impl<'a> Collection<'a> {
             return;
         }
         let said: Vec<String> = reasons.iter().map(|(r, n)| format!("{n} {r}")).collect();
-        self.context.talk.say(&Event::Warning {
+        self.context.console.emit(&Event::Warning {
             text: format!(
                 "collect: without an answer or its distributions: {}; `failures/` says why, and `--retry-failures` asks again",
                 said.join(", ")
@@ -286,15 +286,17 @@ impl<'a> Collection<'a> {
 
     /// Asks for what is missing; false when it was stopped.
     fn ask_missing(&mut self) -> anyhow::Result<bool> {
-        let Context { talk, run, dir, .. } = self.context;
+        let Context {
+            console, run, dir, ..
+        } = self.context;
         let missing = self.missing();
         let tally = self.store.tally();
         if missing == 0 {
-            talk.line(&format!("collect: all {} answers are there", tally.answers));
+            console.note(&format!("collect: all {} answers are there", tally.answers));
             return Ok(true);
         }
         if tally.answers > 0 {
-            talk.line(&format!("collect: {} answers are there", tally.answers));
+            console.note(&format!("collect: {} answers are there", tally.answers));
         }
         if run.file.served().is_some_and(|teacher| teacher.offline) {
             return Err(run
@@ -305,8 +307,8 @@ impl<'a> Collection<'a> {
                 .into());
         }
         let requests = Requests::open(&dir.path(REQUESTS_FILE), "collect")?;
-        requests.say_lost(talk, "collect");
-        talk.line(&format!(
+        requests.say_lost(console, "collect");
+        console.note(&format!(
             "collect: {}",
             forecast::of_answers(self.served, &self.measured, missing, &requests.spent)
         ));
@@ -315,7 +317,9 @@ impl<'a> Collection<'a> {
     }
 
     fn ask(&mut self, requests: &Requests, missing: usize) -> anyhow::Result<CollectionEnd> {
-        let Context { talk, run, dir, .. } = self.context;
+        let Context {
+            console, run, dir, ..
+        } = self.context;
         let settings = self
             .served
             .settings(self.served.request_settings(), requests.spent)?;
@@ -323,7 +327,7 @@ impl<'a> Collection<'a> {
         let total = there + missing as u64;
         let before = requests.spent;
         let budget = &run.file.budget;
-        let mut bar = talk.work("collect", "answers", there, total);
+        let mut bar = console.progress("collect", "answers", there, total);
         let asker = RefCell::new(Asker {
             served: self.served,
             store: &mut self.store,
@@ -350,9 +354,9 @@ impl<'a> Collection<'a> {
             &mut |progress: &CollectProgress| {
                 let note = forecast::live(self.served, budget, &before, missing, progress);
                 let over = there + progress.answered + progress.failed;
-                bar.show(over.min(total), progress.tokens, &note);
+                bar.update(over.min(total), progress.tokens, &note);
             },
-            &interrupt::asked,
+            &interrupt::is_requested,
         )?;
         Ok(ended)
     }

@@ -12,7 +12,7 @@ use potstill_teacher::http::{
 use super::requests::Requests;
 use super::{REQUESTS_FILE, Served};
 use crate::run_file::ConfigError;
-use crate::stages::{Context, Outcome};
+use crate::stages::{Context, StageOutcome};
 
 const PROBE_FILE: &str = "probe.json";
 
@@ -21,7 +21,7 @@ const PROBE_FILE: &str = "probe.json";
 /// # Errors
 /// When the teacher is not behind a server, the server cannot be reached or lets nobody in, or the
 /// disk refuses.
-pub(crate) fn probe(context: &Context) -> anyhow::Result<Outcome> {
+pub(crate) fn probe(context: &Context) -> anyhow::Result<StageOutcome> {
     let run = &context.run;
     if run.file.served().is_none() {
         let what = "there is no server to ask: `probe` is for a teacher with `provider`, `url` or `endpoints`";
@@ -31,14 +31,14 @@ pub(crate) fn probe(context: &Context) -> anyhow::Result<Outcome> {
     let settings = served.settings(served.request_settings(), Spending::default())?;
     if context.dry_run {
         context
-            .talk
-            .line("probe: would ask a handful of short questions");
-        return Ok(Outcome::WouldRun);
+            .console
+            .note("probe: would ask a handful of short questions");
+        return Ok(StageOutcome::WouldRun);
     }
     let text = served.text.as_ref().map(|t| (&t.tokenizer, &t.template));
-    let talk = &context.talk;
+    let console = &context.console;
     let probe = http::probe(&settings, text, &mut |request| {
-        talk.line(&format!("probe: {request}"));
+        console.note(&format!("probe: {request}"));
     })?;
     keep(&context.dir.path(""), &probe)?;
     let TokenUsage {
@@ -48,10 +48,10 @@ pub(crate) fn probe(context: &Context) -> anyhow::Result<Outcome> {
     } = probe.spent;
     let cost = http::forecast_usd(served.price.as_ref(), prompt_tokens, completion_tokens);
     let requests = Requests::open(&context.dir.path(REQUESTS_FILE), "probe")?;
-    requests.say_lost(talk, "probe");
+    requests.say_lost(console, "probe");
     requests.probed(probe.requests, probe.spent, cost.unwrap_or(0.0))?;
-    talk.data(&probe.lines().join("\n"));
-    talk.line(&format!(
+    console.output(&probe.lines().join("\n"));
+    console.note(&format!(
         "probe: {} questions, {} tokens{}; kept in {}",
         probe.requests,
         prompt_tokens + completion_tokens,
@@ -61,7 +61,7 @@ pub(crate) fn probe(context: &Context) -> anyhow::Result<Outcome> {
         )),
         context.dir.path(PROBE_FILE).display()
     ));
-    Ok(Outcome::Done)
+    Ok(StageOutcome::Done)
 }
 
 /// Keeps what was found.

@@ -14,7 +14,7 @@ use anyhow::Context as _;
 use potstill_teacher::http::{Attempt, ChargeBasis, Reservation, Spending, TokenUsage};
 use serde::{Deserialize, Serialize};
 
-use crate::progress::Talk;
+use crate::progress::Console;
 
 /// A line.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -86,9 +86,9 @@ impl Requests {
     }
 
     /// Says what an earlier process left in flight.
-    pub(super) fn say_lost(&self, talk: &Talk, stage: &str) {
+    pub(super) fn say_lost(&self, console: &Console, stage: &str) {
         if self.lost > 0 {
-            talk.line(&format!(
+            console.note(&format!(
                 "{stage}: {} requests were in flight when an earlier process ended; they count as paid in full",
                 self.lost
             ));

@@ -28,10 +28,10 @@ use super::requests::{self, Requests};
 use super::store::{Index, Outcome as Fate, Row, Store};
 use super::{REQUESTS_FILE, Served, Text, collect, probe};
 use crate::interrupt;
-use crate::run_dir::{Counts, Plan, settings_of, short};
+use crate::run_dir::{Counts, StagePlan, settings_of, short};
 use crate::run_file::Score;
 use crate::stages::collect::reasoning;
-use crate::stages::{Context, Done, Outcome, counts, stage_again};
+use crate::stages::{Context, StageOutcome, StageSummary, counts, run_stage_again};
 
 const NO_TOKENIZER: &str = "[score] needs the `tokenizer` of [teacher]";
 
@@ -43,14 +43,14 @@ pub(crate) const UNSCORED: &str = "unscored";
 /// # Errors
 /// When answers are not published, the server cannot be used, a cap is reached, or the disk refuses;
 /// what was scored stays.
-pub(crate) fn score(context: &Context, settings: &Score) -> anyhow::Result<Outcome> {
+pub(crate) fn score(context: &Context, settings: &Score) -> anyhow::Result<StageOutcome> {
     let run = &context.run;
     let completions = context.dir.require("completions", "collect", run)?;
     let served = Served::open(run)?;
     probe::check(&served, &context.dir.path(""))?;
     let text = served.text.as_ref();
     let text = text.context(NO_TOKENIZER)?;
-    let plan = Plan {
+    let plan = StagePlan {
         stage: "score".to_owned(),
         home: "signals".to_owned(),
         outputs: vec![UNSCORED.to_owned(), "signals".to_owned()],
@@ -72,8 +72,8 @@ pub(crate) fn score(context: &Context, settings: &Score) -> anyhow::Result<Outco
         say_forecast(context, &served, text, settings, &folder)?;
     }
     let mut finished_work = None;
-    let outcome = stage_again(context, &plan, again, |out| {
-        let work = context.dir.work(&folder)?;
+    let outcome = run_stage_again(context, &plan, again, |out| {
+        let work = context.dir.work_path(&folder)?;
         let mut scoring = Scoring::open(context, &served, text, settings, &work)?;
         if !scoring.ask_missing()? {
             return Ok(None);
@@ -83,7 +83,7 @@ pub(crate) fn score(context: &Context, settings: &Score) -> anyhow::Result<Outco
         if counts.get("failures") == Some(&0) {
             finished_work = Some(work);
         }
-        Ok(Some(Done::new(counts)))
+        Ok(Some(StageSummary::new(counts)))
     })?;
     if let Some(work) = finished_work {
         fs::remove_dir_all(&work).with_context(|| format!("cannot delete {}", work.display()))?;
@@ -119,7 +119,7 @@ fn say_forecast(
     let spent = requests::spent(&context.dir.path(REQUESTS_FILE))?;
     let tokens = measured.tokens_of(missing);
     let ahead = forecast::of_scores(served, tokens, missing, &spent);
-    context.talk.data(&ahead);
+    context.console.output(&ahead);
     Ok(())
 }
 
@@ -248,22 +248,24 @@ impl<'a> Scoring<'a> {
 
     /// Asks for what is missing; false when it was stopped.
     fn ask_missing(&mut self) -> anyhow::Result<bool> {
-        let Context { talk, run, dir, .. } = self.context;
+        let Context {
+            console, run, dir, ..
+        } = self.context;
         let tally = self.store.tally();
         let missing = self.missing();
         if missing == 0 {
             return Ok(true);
         }
         if tally.answers > 0 {
-            talk.line(&format!(
+            console.note(&format!(
                 "score: {} of {} answers are scored",
                 tally.answers, self.len
             ));
         }
         let requests = Requests::open(&dir.path(REQUESTS_FILE), "score")?;
-        requests.say_lost(talk, "score");
+        requests.say_lost(console, "score");
         let tokens = self.measured.tokens_of(missing);
-        talk.line(&format!(
+        console.note(&format!(
             "score: {}",
             forecast::of_scores(self.served, tokens, missing, &requests.spent)
         ));
@@ -271,7 +273,7 @@ impl<'a> Scoring<'a> {
             .served
             .settings(self.request_settings(), requests.spent)?;
         let (before, budget) = (requests.spent, &run.file.budget);
-        let mut bar = talk.work("score", "answers", tally.answers as u64, self.len as u64);
+        let mut bar = console.progress("score", "answers", tally.answers as u64, self.len as u64);
         let asker = RefCell::new(Asker {
             window: window(self.settings, self.served),
             top_k: self.settings.top_k.get(),
@@ -302,9 +304,9 @@ impl<'a> Scoring<'a> {
             &mut |progress: &CollectProgress| {
                 let note = forecast::live(self.served, budget, &before, missing, progress);
                 let over = there + progress.answered + progress.failed;
-                bar.show(over.min(total), progress.tokens, &note);
+                bar.update(over.min(total), progress.tokens, &note);
             },
-            &interrupt::asked,
+            &interrupt::is_requested,
         )?;
         drop(bar);
         collect::ended(self.context, self.store.tally(), ended)
