@@ -11,8 +11,8 @@ use std::path::Path;
 
 use potstill::datasets::{Signal, Table};
 use potstill::model::{Config, DType, Device, Llama, Tensor};
-use potstill::student::check::{Case, check_loss, trainer};
-use potstill::student::loss::{Custom, Divergence};
+use potstill::student::check::{LossCase, check_loss, trainer};
+use potstill::student::loss::{CustomDivergence, Divergence};
 use potstill::student::{Arm, Objective, Settings, evaluate, train};
 use potstill::{Context, RunOptions, stages};
 
@@ -28,16 +28,16 @@ fn triangular(log_p_nk: Tensor<2>, log_q_nk: Tensor<2>) -> Tensor<1> {
 }
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let custom = Divergence::Custom(Custom {
+    let custom = Divergence::Custom(CustomDivergence {
         name: "triangular".to_owned(),
         function: Some(triangular),
     });
 
     // Check that the trainer's gradient is that of the function.
-    let case = Case::random(1.0, &Device::flex())?;
+    let case = LossCase::random(1.0, &Device::flex())?;
     for check in check_loss(&Objective::of(custom.clone()), &case, &trainer)? {
         let verdict = if check.passed() { "ok" } else { "FAILED" };
-        println!("{verdict:<8}{:.1e}  {}", check.worst, check.what);
+        println!("{verdict:<8}{:.1e}  {}", check.difference, check.comparison);
     }
 
     let here = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");

@@ -11,7 +11,7 @@ use crate::init::{self, InitOptions};
 use crate::progress::{Console, OutputOptions};
 use crate::run_file::ConfigError;
 use crate::stages::{self, Context, RunOptions, StageOutcome};
-use crate::{bench, errors, render, schema};
+use crate::{errors, render, schema};
 
 /// Printed below the list of subcommands.
 const EXAMPLES: &str = "\
@@ -43,8 +43,6 @@ enum Command {
     Render(RenderFlags),
     /// Compare the run file's loss with its definition and with finite differences
     CheckLoss(CheckLossFlags),
-    /// Measure speed and memory beside PyTorch
-    Bench(BenchFlags),
     /// Print the JSON Schema of the run file
     Schema,
     /// Print a completion script for a shell
@@ -152,47 +150,6 @@ struct CheckLossFlags {
 }
 
 #[derive(Debug, Args)]
-struct BenchFlags {
-    /// The model: a folder in Hugging Face layout
-    model: PathBuf,
-    /// The Python of the PyTorch side [default: one that has torch and transformers]
-    #[arg(long, value_name = "PATH")]
-    python: Option<PathBuf>,
-    /// Measure these parts only
-    #[arg(
-        long,
-        value_name = "PARTS",
-        value_enum,
-        value_delimiter = ',',
-        hide_possible_values = true
-    )]
-    only: Vec<bench::Part>,
-    /// The type to compute step and prefill in [default: f32 and bf16]
-    #[arg(
-        long = "type",
-        value_name = "TYPE",
-        value_enum,
-        hide_possible_values = true
-    )]
-    float: Option<bench::Float>,
-    /// How long a text is, and how many positions the part `loss` has [default: 512, and 2048]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..))]
-    tokens: Option<u32>,
-    /// What computes, on both sides: cpu, and cuda in a build with that feature
-    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
-    device: String,
-    /// Measure once and briefly
-    #[arg(long)]
-    quick: bool,
-    /// Put JSON on stdout instead of a table
-    #[arg(long)]
-    json: bool,
-    /// What the processes are started with that measure
-    #[arg(long, hide = true)]
-    child: bool,
-}
-
-#[derive(Debug, Args)]
 struct InitFlags {
     /// The run file to write
     #[arg(default_value = "run.toml")]
@@ -247,21 +204,6 @@ impl Flags {
     }
 }
 
-impl BenchFlags {
-    fn options(&self) -> bench::Options {
-        bench::Options {
-            model: self.model.clone(),
-            python: self.python.clone(),
-            only: self.only.clone(),
-            float: self.float,
-            tokens: self.tokens.map(|n| n as usize),
-            device: self.device.clone(),
-            quick: self.quick,
-            json: self.json,
-        }
-    }
-}
-
 /// Runs a command and returns the exit code: 0 done, 1 failed or incomplete, 2 wrong usage or
 /// configuration.
 pub fn main(cli: &Cli) -> u8 {
@@ -307,7 +249,7 @@ fn is_disk_full(error: &anyhow::Error) -> bool {
 
 fn run(command: &Command, console: &Console) -> anyhow::Result<StageOutcome> {
     match command {
-        Command::Stage(stage) => return run_stage(stage, console),
+        Command::Stage(stage) => return run_stage_command(stage, console),
         Command::Init(flags) => {
             let given = InitOptions {
                 data: flags.data.clone(),
@@ -332,8 +274,6 @@ fn run(command: &Command, console: &Console) -> anyhow::Result<StageOutcome> {
             };
             stages::check_loss::check_loss(&flags.file, &options, console)?;
         }
-        Command::Bench(flags) if flags.child => bench::child(console)?,
-        Command::Bench(flags) => bench::bench(&flags.options(), console)?,
         Command::Schema => console.output(schema::run_file_text().trim_end()),
         Command::Completions { shell } => {
             let mut script = Vec::new();
@@ -344,7 +284,7 @@ fn run(command: &Command, console: &Console) -> anyhow::Result<StageOutcome> {
     Ok(StageOutcome::Done)
 }
 
-fn run_stage(stage: &Stage, console: &Console) -> anyhow::Result<StageOutcome> {
+fn run_stage_command(stage: &Stage, console: &Console) -> anyhow::Result<StageOutcome> {
     let flags = stage.flags();
     let mut options = flags.options();
     if let Stage::Run(flags) | Stage::Collect(flags) | Stage::Score(flags) = stage {
@@ -357,7 +297,7 @@ fn run_stage(stage: &Stage, console: &Console) -> anyhow::Result<StageOutcome> {
     crate::interrupt::watch(console)?;
     match stage {
         Stage::Run(_) | Stage::Check(_) => stages::run(&context),
-        Stage::Probe(_) => stages::served::probe(&context),
+        Stage::Probe(_) => stages::probe::probe(&context),
         Stage::Import(_) => stages::import::import(&context),
         Stage::Collect(_) => stages::collect::collect(&context),
         Stage::Score(_) => stages::score::score(&context),

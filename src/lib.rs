@@ -15,7 +15,6 @@
 //! # Ok::<(), anyhow::Error>(())
 //! ```
 
-pub mod bench;
 pub mod cli;
 mod errors;
 pub mod events;

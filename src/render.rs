@@ -17,7 +17,7 @@ use potstill_datasets::{
 use crate::progress::{Console, colours};
 use crate::run_dir::check_owner;
 use crate::run_file::Loaded;
-use crate::stages::{RunOptions, checkpoint, collect, import, run_dir_path};
+use crate::stages::{RunOptions, checkpoint, import, run_dir_path};
 
 const PLACEHOLDER: &str = "This is an answer.";
 const PLACEHOLDER_REASONING: &str = "This is how it was found.";
@@ -106,7 +106,7 @@ fn row_encoder(run: &Loaded) -> anyhow::Result<RowEncoder> {
     Ok(RowEncoder {
         tokenizer: Tokenizer::from_dir(&folder)?,
         template: checkpoint::template(run, &folder)?,
-        reasoning: collect::reasoning(run),
+        reasoning: run.file.collect.reasoning.clone(),
     })
 }
 

@@ -1,22 +1,23 @@
-//! The stages, each a function of a [`Context`], and what they share.
+//! The stages. Each is a function of a [`Context`]; [`run_stage`] publishes what one writes.
 
+mod acquire;
 mod answers;
 pub mod check;
 pub mod check_loss;
 pub mod checkpoint;
 pub mod collect;
-mod collect_given;
-mod collect_sources;
 pub mod curate;
 pub mod eval;
 pub mod export;
+mod forecast;
 pub mod grade;
 pub mod import;
 mod models;
+pub mod probe;
 pub mod report;
 mod rows;
 pub mod score;
-pub(crate) mod served;
+mod served;
 pub mod train;
 
 use std::path::{Path, PathBuf};
@@ -32,51 +33,51 @@ use crate::progress::{Console, OutputOptions};
 use crate::run_dir::{Counts, EarlierOutput, LedgerLine, RunDir, StagePlan, now, short};
 use crate::run_file::{ConfigError, Loaded};
 
-/// How a run is operated; nothing here changes what it computes, except `limit`.
+/// Operational options of a run. Except for `limit`, none changes what the run computes.
 #[derive(Debug, Clone, Default)]
 pub struct RunOptions {
-    /// Where the run lives; by default `runs/<name>` below the current folder.
+    /// The run directory; `runs/<name>` below the current folder if `None`.
     pub run_dir: Option<PathBuf>,
-    /// What computes; empty for `cpu`.
+    /// Name of the device; `cpu` if empty.
     pub device: String,
-    /// Take the first so many prompts only.
+    /// Largest number of prompts to take.
     pub limit: Option<usize>,
-    /// Say what would run, and do nothing.
+    /// Whether to say what would run instead of running it.
     pub dry_run: bool,
-    /// Ask again for what a teacher behind a server failed to give.
+    /// Whether to repeat requests that a server failed to answer.
     pub retry_failures: bool,
-    /// How much to say, and in which form.
+    /// Amount and form of the output.
     pub output: OutputOptions,
 }
 
-/// An open run: what every stage takes.
+/// An open run, which every stage takes.
 pub struct Context {
     /// The run file.
     pub run: Loaded,
     /// The run directory.
     pub dir: RunDir,
-    /// Where talk goes.
+    /// Prints the events of the run.
     pub console: Console,
-    /// What computes.
+    /// Device that computes.
     pub device: Device,
-    /// Take the first so many prompts only.
+    /// Largest number of prompts to take.
     pub limit: Option<usize>,
-    /// Say what would run, and do nothing.
+    /// Whether to say what would run instead of running it.
     pub dry_run: bool,
-    /// Ask again for what a teacher behind a server failed to give.
+    /// Whether to repeat requests that a server failed to answer.
     pub retry_failures: bool,
 }
 
-/// How a stage ended.
+/// How a stage or a command ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StageOutcome {
-    /// It did its work.
+    /// It finished its work.
     Done,
     /// There was nothing to do.
     UpToDate,
-    /// It would have worked, and this was a dry run.
+    /// It did nothing, because this is a dry run.
     WouldRun,
-    /// It was asked to stop, and did.
+    /// It stopped on request.
     Stopped,
 }
 
@@ -84,8 +85,7 @@ impl Context {
     /// Reads the run file and opens its run directory.
     ///
     /// # Errors
-    /// [`ConfigError`] for what the run file or the options get wrong; what the file
-    /// system refuses.
+    /// [`ConfigError`] for mistakes in the run file or the options; errors of the file system.
     pub fn open(file: &Path, options: &RunOptions) -> anyhow::Result<Context> {
         let run = Loaded::read(file)?;
         let device = device(&options.device)?;
@@ -128,7 +128,7 @@ impl Context {
     }
 }
 
-/// Where the run lives.
+/// Path of the run directory.
 pub(crate) fn run_dir_path(run: &Loaded, options: &RunOptions) -> PathBuf {
     let default = || Path::new("runs").join(run.file.run.name.as_str());
     options.run_dir.clone().unwrap_or_else(default)
@@ -139,7 +139,7 @@ pub(crate) fn device(name: &str) -> anyhow::Result<Device> {
     potstill_model::device(name).map_err(|e| ConfigError::plain(format!("`--device`: {e}")).into())
 }
 
-/// Runs every stage in order, and says so when there was nothing to do.
+/// Runs every stage in order.
 ///
 /// # Errors
 /// Those of the first stage that fails.
@@ -190,10 +190,11 @@ pub fn run(context: &Context) -> anyhow::Result<StageOutcome> {
     Ok(all)
 }
 
-/// What a stage's work gives: what to say, and what becomes of earlier output.
+/// Result of a stage's work: its counts, and what happens to earlier output.
 pub(crate) struct StageSummary {
+    /// Counts of the whole output.
     pub(crate) counts: Counts,
-    /// Counts of this process, for the ledger; the same as `counts` for most stages.
+    /// Counts of this process, for the ledger. They equal `counts` for most stages.
     pub(crate) worked: Counts,
     pub(crate) earlier: EarlierOutput,
 }
@@ -208,8 +209,8 @@ impl StageSummary {
     }
 }
 
-/// Runs the work of a stage, unless its output is up to date, and publishes the draft it
-/// writes. Work that gives nothing was stopped.
+/// Runs a stage unless its output is up to date: `work` writes a draft, which is then published. If `work`
+/// returns `None`, it was stopped.
 pub(crate) fn run_stage(
     context: &Context,
     plan: &StagePlan,
@@ -218,7 +219,7 @@ pub(crate) fn run_stage(
     run_stage_again(context, plan, false, work)
 }
 
-/// As [`stage`], and with `again` also where the output is up to date.
+/// As [`run_stage`]; with `again`, output that is up to date does not prevent the work.
 pub(crate) fn run_stage_again(
     context: &Context,
     plan: &StagePlan,
@@ -273,7 +274,7 @@ pub(crate) fn run_stage_again(
     })
 }
 
-/// Runs a stage for each student, and stops when one does.
+/// Runs a stage for each model, and stops when one of them stops.
 pub(crate) fn for_each_model<S>(
     students: impl IntoIterator<Item = S>,
     mut one: impl FnMut(S) -> anyhow::Result<StageOutcome>,
@@ -290,13 +291,6 @@ pub(crate) fn for_each_model<S>(
         }
     }
     Ok(all)
-}
-
-/// Counts as a person reads them, without those of nothing.
-pub(crate) fn said(counts: &Counts) -> String {
-    let some = counts.iter().filter(|(_, n)| **n > 0);
-    let all: Vec<String> = some.map(|(name, n)| format!("{n} {name}")).collect();
-    all.join(", ")
 }
 
 /// Counts from pairs.

@@ -15,8 +15,7 @@ use serde_json::json;
 
 use super::models::{answers_home, load, model_key, results_file};
 use super::{
-    Context, StageOutcome, StageSummary, checkpoint, collect, counts, curate, grade, import,
-    run_stage,
+    Context, StageOutcome, StageSummary, checkpoint, counts, curate, grade, import, run_stage,
 };
 use crate::interrupt;
 use crate::run_dir::{StagePlan, settings_of};
@@ -93,7 +92,7 @@ fn open(context: &Context, model: RunModel) -> anyhow::Result<Local> {
         dir: tokenizer,
         dtype: model.dtype(),
         device: context.device.clone(),
-        reasoning: collect::reasoning(run),
+        reasoning: run.file.collect.reasoning.clone(),
         licence: None,
     };
     Ok(Local::with_model(model, settings)?)

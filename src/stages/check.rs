@@ -74,7 +74,8 @@ fn controls_and_seeds(train: &Settings) -> String {
 /// Checks that the teacher's tokenizer fits its model and that every prompt fits into its context.
 fn check_teacher(run: &Loaded, folder: &Path, prompts: &[Prompt]) -> anyhow::Result<String> {
     checkpoint::tokenizer(folder)?;
-    let longest = collect::check_lengths(run, folder, prompts)?;
+    let prompts_read = prompts.iter().cloned().map(Ok);
+    let longest = collect::check_lengths(run, folder, prompts_read)?;
     let collect = &run.file.collect;
     Ok(format!(
         "teacher   {}: {}\ncollect   {} answers of at most {} tokens, {} at a time; the longest prompt has {longest} tokens",

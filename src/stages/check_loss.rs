@@ -7,7 +7,7 @@ use anyhow::bail;
 use potstill_datasets::{Signal, manifest_path};
 use potstill_model::Device;
 use potstill_student::Objective;
-use potstill_student::check::{Case, Check, check_loss as check, trainer};
+use potstill_student::check::{LossCase, LossCheck, check_loss as check, trainer};
 
 use super::rows::Rows;
 use super::{Context, RunOptions, StageOutcome, device, run_dir_path, train};
@@ -35,8 +35,8 @@ pub fn check_loss(
     let device = device(&options.device)?;
     let objective = &run.file.train.objective;
     let mut failed = 0;
-    let random = Case::random(objective.temperature, &device)?;
-    let mut show = |on: &str, case: &Case| -> anyhow::Result<()> {
+    let random = LossCase::random(objective.temperature, &device)?;
+    let mut show = |on: &str, case: &LossCase| -> anyhow::Result<()> {
         console.note(&format!("checking {} on {on}", describe(objective)));
         let checks = check(objective, case, &trainer)?;
         failed += checks.iter().filter(|check| !check.passed()).count();
@@ -73,12 +73,12 @@ fn describe(objective: &Objective) -> String {
     terms.join(" + ")
 }
 
-fn table(on: &str, checks: &[Check]) -> String {
-    let line = |check: &Check| {
+fn table(on: &str, checks: &[LossCheck]) -> String {
+    let line = |check: &LossCheck| {
         let verdict = if check.passed() { "ok" } else { "FAILED" };
         format!(
             "{verdict:<8}{:>8.1e}  of {:.0e}  {}",
-            check.worst, check.tolerance, check.what
+            check.difference, check.tolerance, check.comparison
         )
     };
     let lines: Vec<String> = checks.iter().map(line).collect();
@@ -87,7 +87,7 @@ fn table(on: &str, checks: &[Check]) -> String {
 
 /// Builds a case from the student before training and the first answers that are short enough; `None`
 /// if no answer is.
-fn own_case(context: &Context, on: &Device) -> anyhow::Result<Option<Case>> {
+fn own_case(context: &Context, on: &Device) -> anyhow::Result<Option<LossCase>> {
     let mut rows = Rows::open(context, "train")?.at_temperature(context)?;
     let mut signals: Vec<Signal> = Vec::new();
     for position in 0..rows.list.len().min(200) {
@@ -108,7 +108,7 @@ fn own_case(context: &Context, on: &Device) -> anyhow::Result<Option<Case>> {
         true => model.clone(),
         false => start(on)?,
     };
-    Ok(Some(Case {
+    Ok(Some(LossCase {
         model,
         on_device,
         signals,

@@ -14,7 +14,7 @@ use potstill_datasets::{
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
-use super::served::score::UNSCORED;
+use super::score::UNSCORED;
 use super::{Context, StageOutcome, StageSummary, counts, grade, run_stage};
 use crate::run_dir::{StagePlan, settings_of};
 

@@ -9,7 +9,7 @@ use potstill_datasets::{Completion, Prompt, ShardWriter, Verdict, read_shard, sh
 use potstill_eval::Grader;
 use serde_json::json;
 
-use super::{Context, StageOutcome, StageSummary, counts, run_stage, score};
+use super::{Context, StageOutcome, StageSummary, counts, import, run_stage};
 use crate::run_dir::StagePlan;
 
 /// Grades every answer.
@@ -38,7 +38,7 @@ pub fn grade(context: &Context) -> anyhow::Result<StageOutcome> {
         ]),
     };
     run_stage(context, &plan, |out| {
-        let prompts = score::prompts(&context.dir.path("prompts"))?;
+        let prompts = import::published_by_id(&context.dir.path("prompts"))?;
         let completions = context.dir.path("completions");
         let (mut right, mut wrong) = (0, 0);
         for (index, shard) in shards(&completions)?.iter().enumerate() {

@@ -1,16 +1,16 @@
 //! `import`: reads prompts from the data file into `prompts/`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, anyhow};
 use potstill_datasets::{
-    AnswerSource, Completion, Error, ImportSettings, Imported, PROMPTS_PER_SHARD, Prompt,
-    Reasoning, hash_file, read_shard, shard_name, shards, split_reasoning, write_shard,
+    AnswerSource, Completion, Error, FolderRows, ImportSettings, Imported, PROMPTS_PER_SHARD,
+    Prompt, Reasoning, hash_file, shard_name, split_reasoning, write_shard,
 };
 use serde_json::json;
 
-use super::{Context, StageOutcome, StageSummary, collect, counts, run_stage};
+use super::{Context, StageOutcome, StageSummary, counts, run_stage};
 use crate::errors;
 use crate::run_dir::StagePlan;
 use crate::run_file::Loaded;
@@ -90,7 +90,7 @@ pub(crate) fn read(run: &Loaded, flag: Option<usize>) -> anyhow::Result<Imported
     };
     match potstill_datasets::import(&settings) {
         Ok(mut imported) => {
-            if let Some(marks) = collect::reasoning(run) {
+            if let Some(marks) = run.file.collect.reasoning.clone() {
                 imported
                     .answers
                     .iter_mut()
@@ -118,11 +118,12 @@ fn separate_reasoning(answer: &mut Completion, marks: &Reasoning) {
 
 /// Reads the published prompts, in order.
 pub(crate) fn published(dir: &Path) -> anyhow::Result<Vec<Prompt>> {
-    let mut prompts = Vec::new();
-    for shard in shards(dir)? {
-        for prompt in read_shard::<Prompt>(&shard)? {
-            prompts.push(prompt?);
-        }
-    }
-    Ok(prompts)
+    Ok(FolderRows::open(dir)?.collect::<Result<_, _>>()?)
+}
+
+/// The published prompts by id.
+pub(crate) fn published_by_id(dir: &Path) -> anyhow::Result<HashMap<String, Prompt>> {
+    let prompts = FolderRows::<Prompt>::open(dir)?;
+    let by_id = prompts.map(|prompt| prompt.map(|prompt| (prompt.id.clone(), prompt)));
+    Ok(by_id.collect::<Result<_, _>>()?)
 }

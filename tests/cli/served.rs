@@ -388,7 +388,7 @@ fn ctrl_c_waits_for_requests_in_flight() {
     let (code, stderr) = interrupt(child);
     assert_eq!(code, Some(1), "{stderr}");
     assert!(
-        stderr.contains("`potstill run run.toml` goes on"),
+        stderr.contains("hint: `potstill run run.toml` resumes"),
         "{stderr}"
     );
     let asked = server.requests();
@@ -396,7 +396,8 @@ fn ctrl_c_waits_for_requests_in_flight() {
     let rest = potstill(&run, &["collect", "run.toml"]);
     assert_eq!((rest.code, server.requests()), (0, 12), "{}", rest.stderr);
     assert!(
-        rest.stderr.contains(&format!("{asked} answers are there")),
+        rest.stderr
+            .contains(&format!("{asked} of 12 answers are there")),
         "{}",
         rest.stderr
     );
