@@ -15,22 +15,32 @@ pub(crate) fn message(error: &anyhow::Error) -> String {
     let mut hints: Vec<String> = Vec::new();
     for cause in error.chain() {
         let text = cause.to_string();
-        let mut parts = text.split(HINT);
-        let what = parts.next().unwrap_or_default();
+        let what = take_hints(&text, &mut hints);
         if problem.is_empty() {
             problem = what.to_owned();
         } else if !problem.contains(what) {
             problem += &format!(": {what}");
         }
-        for hint in parts.map(str::trim_end) {
-            if !hints.iter().any(|known| known == hint) {
-                hints.push(hint.to_owned());
-            }
+    }
+    with_hints(&problem, &hints)
+}
+
+/// Returns what is wrong according to the `Display` of an error, and adds its new hints to `hints`.
+pub(crate) fn take_hints<'a>(text: &'a str, hints: &mut Vec<String>) -> &'a str {
+    let mut parts = text.split(HINT);
+    let what = parts.next().unwrap_or_default();
+    for hint in parts.map(str::trim_end) {
+        if !hints.iter().any(|known| known == hint) {
+            hints.push(hint.to_owned());
         }
     }
-    hints
-        .iter()
-        .fold(problem, |text, hint| with_hint(&text, hint))
+    what
+}
+
+/// Adds hints to a message, each on a line of its own.
+pub(crate) fn with_hints(message: &str, hints: &[String]) -> String {
+    let add = |text: String, hint: &String| with_hint(&text, hint);
+    hints.iter().fold(message.to_owned(), add)
 }
 
 /// Adds a hint to a message.

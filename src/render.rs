@@ -14,6 +14,7 @@ use potstill_datasets::{
     Message, Prompt, Reasoning, Role, Tokenizer, check_mask, check_sampled, read_shard, shards,
 };
 
+use crate::errors;
 use crate::progress::{Console, colours};
 use crate::run_dir::check_owner;
 use crate::run_file::Loaded;
@@ -68,10 +69,13 @@ pub fn render(
         true => "tokens in green carry loss, the others do not; the EOS is reversed",
         false => "tokens in ⟦…⟧ carry loss, the others do not; ⏹ is the EOS",
     });
-    let mut faults = Vec::new();
+    let (mut faults, mut hints) = (Vec::new(), Vec::new());
     for prompt in &imported.prompts {
         let answer = shown_answer(known.remove(&prompt.id), prompt, &encoder);
-        let mut add_fault = |fault: String| faults.push(format!("{}: {fault}", prompt.source));
+        let mut add_fault = |fault: String| {
+            let fault = errors::take_hints(&fault, &mut hints);
+            faults.push(format!("{}: {fault}", prompt.source));
+        };
         match masked(&encoder, prompt, &answer) {
             Ok(row) => {
                 console.output(&shown(&encoder, prompt, &answer, &row, colours));
@@ -81,11 +85,12 @@ pub fn render(
         }
     }
     if !faults.is_empty() {
-        bail!(
-            "the loss mask of these rows is wrong with chat template {}:\n{}\nhint: set `template` of [teacher] to the template that the model was trained with",
+        let what = format!(
+            "the loss mask of these rows is wrong with chat template {}:\n{}",
             encoder.template.name(),
             faults.join("\n")
         );
+        bail!(errors::with_hints(&what, &hints));
     }
     console.note("the loss masks are right: answers carry loss and prompts do not");
     Ok(())
