@@ -87,9 +87,10 @@ impl Problem {
         Problem { span, message }
     }
 
+    /// Formats the problem: position and message, the line of the run file, then the hint.
     fn show(&self, path: &Path, text: &str) -> String {
-        let (what, hint) = match self.message.split_once("\nhint: ") {
-            Some((what, hint)) => (what, format!("\nhint: {hint}")),
+        let (message, hint) = match self.message.split_once("\nhint: ") {
+            Some((message, hint)) => (message, format!("\nhint: {hint}")),
             None => (self.message.as_str(), String::new()),
         };
         let Some(span) = &self.span else {
@@ -108,7 +109,7 @@ impl Problem {
         let width = text[start..end].chars().count().max(1);
         let gutter = number.to_string();
         format!(
-            "{}:{number}:{column}: {what}\n  {gutter} | {line}\n  {} | {}{}{hint}",
+            "{}:{number}:{column}: {message}\n  {gutter} | {line}\n  {} | {}{}{hint}",
             path.display(),
             " ".repeat(gutter.len()),
             " ".repeat(column - 1),
