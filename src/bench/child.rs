@@ -12,7 +12,7 @@ use potstill_model::{
 use potstill_student::{
     AdamW, Arm, Form, Objective, Overlong, Settings, batch_gradient, clip_global_norm,
 };
-use potstill_teacher::{Local, LocalSettings, Scoring, Text};
+use potstill_teacher::{Local, LocalSettings, Scoring, ScoringText};
 
 use super::loss::{loss, loss_memory};
 use super::profile::profile;
@@ -177,7 +177,7 @@ fn capture(request: &Request) -> anyhow::Result<Reply> {
         reasoning: None,
         licence: None,
     })?;
-    let text = |(index, ids): (usize, &Vec<u32>)| Text {
+    let text = |(index, ids): (usize, &Vec<u32>)| ScoringText {
         prompt_id: "bench".to_owned(),
         sample_index: index as u32,
         encoded: Encoded {
@@ -185,7 +185,7 @@ fn capture(request: &Request) -> anyhow::Result<Reply> {
             loss_mask: loss_mask(ids.len()),
         },
     };
-    let texts: Vec<Text> = request.ids.iter().enumerate().map(text).collect();
+    let texts: Vec<ScoringText> = request.ids.iter().enumerate().map(text).collect();
     let scoring = Scoring {
         top_k: request.top_k,
         temperatures: Vec::new(),

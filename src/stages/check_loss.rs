@@ -8,7 +8,7 @@ use potstill_model::Device;
 use potstill_student::Objective;
 use potstill_student::check::{LossCase, LossCheck, check_loss as check, trainer};
 
-use super::rows::Rows;
+use super::rows::SelectedRows;
 use super::{Context, Options, Outcome, device, run_dir_path, train};
 use crate::progress::Talk;
 use crate::run_file::Loaded;
@@ -81,7 +81,7 @@ fn table(on: &str, checks: &[LossCheck]) -> String {
 
 /// The student as training starts from it, and the shortest of its first answers.
 fn own(context: &Context, on: &Device) -> anyhow::Result<Option<LossCase>> {
-    let mut rows = Rows::open(context, "train")?.at_temperature(context)?;
+    let mut rows = SelectedRows::open(context, "train")?.at_temperature(context)?;
     let mut signals: Vec<Signal> = Vec::new();
     for position in 0..rows.list.len().min(200) {
         let signal = rows.get(position)?;

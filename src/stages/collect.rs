@@ -72,7 +72,7 @@ pub fn collect(context: &Context) -> anyhow::Result<Outcome> {
             },
         }))
     })?;
-    // Everything in the journal is published now.
+    // The journal is not needed any more: all of it is published.
     if let Some(work) = finished_work {
         fs::remove_dir_all(&work).with_context(|| format!("cannot delete {}", work.display()))?;
     }

@@ -9,7 +9,7 @@ use potstill_eval::{Heldout, Metric, interval};
 use serde_json::json;
 
 use super::models::{heldout_home, load, model_key, results_file};
-use super::rows::Rows;
+use super::rows::SelectedRows;
 use super::{Context, Done, Outcome, answers, counts, each, score, stage};
 use crate::interrupt;
 use crate::run_dir::Plan;
@@ -67,7 +67,7 @@ fn eval_one(context: &Context, model: RunModel) -> anyhow::Result<Outcome> {
     stage(context, &plan, |out| {
         let home = heldout_home(model);
         let model = load(context, model)?;
-        let mut rows = Rows::open(context, "heldout")?;
+        let mut rows = SelectedRows::open(context, "heldout")?;
         let len = rows.list.len();
         let mut work = context.talk.work(&plan.stage, "sequences", 0, len as u64);
         let mut on_row = |done| {

@@ -22,7 +22,7 @@ use potstill_student::{Settings, StepMetrics};
 use rayon::ThreadPoolBuilder;
 use serde_json::{Value, json};
 
-use super::rows::Rows;
+use super::rows::SelectedRows;
 use super::{Context, Outcome, checkpoint, counts, each, score};
 use crate::events::Event;
 use crate::interrupt;
@@ -153,7 +153,7 @@ fn train_one(context: &Context, variant: Variant, plan: &Plan) -> anyhow::Result
 
     talk.say(&Event::started(stage));
     let (began, started) = (Instant::now(), now());
-    let mut rows = Rows::open(context, "train")?.at_temperature(context)?;
+    let mut rows = SelectedRows::open(context, "train")?.at_temperature(context)?;
     let settings = settings(&run.file, variant.seed_index);
     let work = RefCell::new(talk.work(stage, "steps", 0, settings.steps));
     let mut tokens = 0;

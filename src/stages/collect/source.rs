@@ -1,4 +1,4 @@
-//! Where the answers of a run come from, and what they depend on.
+//! The source of a run's answers, and the settings that the answers depend on.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -13,10 +13,10 @@ use crate::run_dir::{Counts, Plan, settings_of, short};
 use crate::stages::acquire::Acquired;
 use crate::stages::{Context, checkpoint, counts, import, probe, served};
 
-/// Where the answers of a run come from.
+/// The source of a run's answers.
 pub(super) struct CollectSource {
     kind: SourceKind,
-    /// Everything that an answer depends on besides its prompt and sample index.
+    /// Settings that an answer depends on, besides its prompt and sample index.
     pub(super) answers: Value,
     /// Settings of the published stage.
     settings: Value,
@@ -38,7 +38,7 @@ enum SourceKind {
     Given,
 }
 
-/// How many answers each prompt has.
+/// Number of answers to each prompt.
 pub(super) enum Samples {
     /// This many for every prompt.
     Each(u32),
@@ -141,7 +141,7 @@ impl CollectSource {
         }
     }
 
-    /// What is published, and what it depends on.
+    /// The plan of the published stage.
     pub(super) fn plan(&self, context: &Context, prompts: String) -> Plan {
         let mut inputs = self.inputs.clone();
         inputs.insert("prompts".to_owned(), prompts);

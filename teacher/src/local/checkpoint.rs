@@ -14,7 +14,7 @@ use potstill_model::{
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
-use super::score::Text;
+use super::text::ScoringText;
 use crate::Error;
 use crate::encoder::TextEncoder;
 
@@ -347,9 +347,9 @@ impl Local {
         prompt: &Prompt,
         completion: &Completion,
         own_ids: bool,
-    ) -> Result<Text, Error> {
+    ) -> Result<ScoringText, Error> {
         let encoded = self.encoder.answer(prompt, completion, own_ids);
-        Ok(Text {
+        Ok(ScoringText {
             prompt_id: completion.prompt_id.clone(),
             sample_index: completion.sample_index,
             encoded: encoded.map_err(|source| encode_error(prompt, source))?,
