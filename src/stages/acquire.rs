@@ -11,7 +11,7 @@ use potstill_teacher::{Error as TeacherError, Exchange, HttpTeacher, Teacher};
 
 use super::{Context, forecast, served};
 use crate::interrupt;
-use crate::progress::Work;
+use crate::progress::StageProgress;
 
 /// The list of requests in the run directory.
 pub(super) const REQUESTS_FILE: &str = "requests.jsonl";
@@ -60,18 +60,18 @@ pub(super) fn say_present<T: StoredRecord>(
         n => format!(" ({n} of them published)"),
     };
     if store.cut_bytes() > 0 {
-        context.talk.line(&format!(
+        context.console.note(&format!(
             "{stage}: answers that were being written when the process or the disk failed are asked for again ({} bytes)",
             store.cut_bytes()
         ));
     }
     if to_ask == 0 {
         context
-            .talk
-            .line(&format!("{stage}: all {records} answers are {done}"));
+            .console
+            .note(&format!("{stage}: all {records} answers are {done}"));
     } else if records > 0 {
         let all = records + failures + missing;
-        context.talk.line(&format!(
+        context.console.note(&format!(
             "{stage}: {records} of {all} answers are {done}{of_published}, {to_ask} to ask for"
         ));
     }
@@ -126,7 +126,7 @@ impl<Q, T: StoredRecord> Acquisition<'_, Q, T> {
                     Ok(check_disk(bytes, disk_bytes))
                 },
                 progress: &mut |now| progress.show(teacher, now),
-                stop: &interrupt::asked,
+                stop: &interrupt::is_requested,
             },
         );
         drop(progress);
@@ -161,7 +161,7 @@ impl<Q, T: StoredRecord> Acquisition<'_, Q, T> {
         say_lost(context, self.stage, log);
         let spent = log.spent();
         let forecast = (self.forecast)(http, &spent);
-        context.talk.line(&format!("{}: {forecast}", self.stage));
+        context.console.note(&format!("{}: {forecast}", self.stage));
         Ok(spent)
     }
 }
@@ -169,7 +169,7 @@ impl<Q, T: StoredRecord> Acquisition<'_, Q, T> {
 /// The progress output of an acquisition.
 struct StageBar<'a> {
     context: &'a Context,
-    bar: Work,
+    bar: StageProgress,
     /// Units with a record before this process.
     there: u64,
     to_ask: usize,
@@ -188,7 +188,7 @@ impl<'a> StageBar<'a> {
         let total = there + to_ask as u64;
         StageBar {
             context,
-            bar: context.talk.work(stage, "answers", there, total),
+            bar: context.console.progress(stage, "answers", there, total),
             there,
             to_ask,
             spent_before,
@@ -207,14 +207,14 @@ impl<'a> StageBar<'a> {
             _ => String::new(),
         };
         let completed = (now.answered + now.failed).min(self.to_ask as u64);
-        self.bar.show(self.there + completed, now.tokens, &note);
+        self.bar.update(self.there + completed, now.tokens, &note);
     }
 }
 
 /// Says how many requests an earlier process left in flight.
 pub(super) fn say_lost(context: &Context, stage: &str, log: &RequestLog) {
     if log.lost() > 0 {
-        context.talk.line(&format!(
+        context.console.note(&format!(
             "{stage}: {} requests were in flight when an earlier process ended; they count as paid in full",
             log.lost()
         ));
