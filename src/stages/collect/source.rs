@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
-use potstill_datasets::{AnswerSource, Completion, FolderRows, Published, Tables, stage_key};
+use potstill_datasets::{AnswerSource, FolderRows, Published, Tables, stage_key};
 use potstill_teacher::{HttpTeacher, Teacher};
 use serde_json::{Value, json};
 
@@ -23,8 +23,6 @@ pub(super) struct CollectSource {
     /// Content hashes of what is read besides `prompts/`.
     inputs: BTreeMap<String, String>,
     pub(super) samples: Samples,
-    /// Answers of the data, in the order of units, until they are asked for.
-    pub(super) given: Vec<Completion>,
     /// The teacher; a local one once it is needed.
     pub(super) teacher: Option<Teacher>,
 }
@@ -106,7 +104,6 @@ impl CollectSource {
             settings,
             inputs: BTreeMap::new(),
             samples: Samples::Each(samples as u32),
-            given: Vec::new(),
             teacher,
         })
     }
@@ -128,7 +125,6 @@ impl CollectSource {
             settings,
             inputs,
             samples: Samples::Each(0),
-            given: Vec::new(),
             teacher: Some(given::teacher(provenance)),
         })
     }
@@ -206,12 +202,10 @@ impl CollectSource {
         published == self.answers
     }
 
-    /// Reads the answers of the data, where the source is the data.
-    pub(super) fn load(&mut self, context: &Context) -> anyhow::Result<()> {
+    /// Counts the answers of the data, where the source is the data.
+    pub(super) fn count_given(&mut self, context: &Context) -> anyhow::Result<()> {
         if matches!(self.kind, SourceKind::Given) {
-            let (samples, answers) = given::read(context)?;
-            self.samples = Samples::PerPrompt(samples);
-            self.given = answers;
+            self.samples = Samples::PerPrompt(given::count(context)?);
         }
         Ok(())
     }

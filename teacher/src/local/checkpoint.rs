@@ -40,7 +40,7 @@ pub struct LocalSettings {
 pub struct Ask<'a> {
     /// The prompt.
     pub prompt: &'a Prompt,
-    /// Which sample of the prompt, from 0.
+    /// Index of the sample among those of its prompt, from 0.
     pub sample_index: u32,
 }
 

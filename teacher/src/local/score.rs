@@ -16,7 +16,7 @@ use super::checkpoint::Local;
 use super::text::ScoringText;
 use crate::Error;
 
-/// What is kept of each distribution.
+/// Parts of each distribution that are kept.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Scoring {
     /// Number of most likely tokens, at least 1. A number above the vocabulary's size keeps all of it.

@@ -7,7 +7,7 @@ use potstill_datasets::Encoded;
 pub struct ScoringText {
     /// The prompt's id.
     pub prompt_id: String,
-    /// Which sample of the prompt, from 0.
+    /// Index of the sample among those of its prompt, from 0.
     pub sample_index: u32,
     /// Token ids with a loss mask, which is true where a distribution is wanted.
     pub encoded: Encoded,

@@ -22,7 +22,7 @@ pub struct LocalTeacher {
     pub local: Local,
     /// Number of answers that are sampled together.
     pub batch: usize,
-    /// How answers are sampled.
+    /// Sampling settings of the answers.
     pub sampling: Sampling,
     /// Texts that end an answer.
     pub stop: Vec<String>,
