@@ -1,4 +1,4 @@
-//! `import`: prompts from the run file's source into `prompts/`.
+//! `import`: reads prompts from the data file into `prompts/`.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -12,23 +12,24 @@ use potstill_datasets::{
 use serde_json::json;
 
 use super::{Context, StageOutcome, StageSummary, counts, run_stage};
+use crate::errors;
 use crate::run_dir::StagePlan;
 use crate::run_file::Loaded;
 
 /// Reads the prompts and publishes them.
 ///
 /// # Errors
-/// When the source is absent or a line of it is no prompt.
+/// When the data file does not exist, or one of its rows is not a prompt.
 pub fn import(context: &Context) -> anyhow::Result<StageOutcome> {
     let path = source(&context.run)?;
     let mut settings = json!({
         "columns": context.run.file.import.columns,
         "system": context.run.file.import.system,
         "limit": limit(&context.run, context.limit),
-        // A prompt's source names the file.
+        // The name is part of each prompt's `source`.
         "name": path.file_name().map(|name| name.to_string_lossy()),
     });
-    // Rows that repeat a question count as duplicates unless their answers are learned from.
+    // A row that repeats a question is a duplicate, unless its answer is trained on.
     let import = &context.run.file.import;
     if import.answers == AnswerSource::Given && import.columns.answer.is_some() {
         settings["answers"] = json!("given");
@@ -70,7 +71,7 @@ fn write(out: &Path, prompts: usize, shard: &[Prompt]) -> anyhow::Result<()> {
     Ok(write_shard(&out.join("prompts").join(name), shard, &[])?)
 }
 
-/// The source of the run file, which must be a file.
+/// Returns the path of the data file, which must exist.
 pub(crate) fn source(run: &Loaded) -> anyhow::Result<PathBuf> {
     let path = run.file.import.path.as_path().to_owned();
     match std::fs::metadata(&path) {
@@ -78,13 +79,13 @@ pub(crate) fn source(run: &Loaded) -> anyhow::Result<PathBuf> {
         Ok(_) => Err(run
             .problem(
                 &["import", "path"],
-                format!("{} is a folder; name a file in it", path.display()),
+                format!("{} is a folder\nhint: name a file in it", path.display()),
             )
             .into()),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Err(run
             .problem(
                 &["import", "path"],
-                format!("there is no file {}", path.display()),
+                format!("the file {} does not exist\nhint: a relative path starts at the folder of the run file", path.display()),
             )
             .into()),
         Err(e) => Err(e).with_context(|| format!("cannot read {}", path.display())),
@@ -104,16 +105,19 @@ pub(super) fn settings_of(run: &Loaded, flag: Option<usize>) -> anyhow::Result<I
     })
 }
 
-/// Reads the whole source.
+/// Reads the whole data file.
 pub(crate) fn read(run: &Loaded, flag: Option<usize>) -> anyhow::Result<Imported> {
     let settings = settings_of(run, flag)?;
     let mut imported = potstill_datasets::import(&settings).map_err(|e| named(run, e))?;
     let marks = run.file.collect.reasoning.as_ref();
-    imported.answers.iter_mut().for_each(|a| part(a, marks));
+    imported
+        .answers
+        .iter_mut()
+        .for_each(|a| separate_reasoning(a, marks));
     Ok(imported)
 }
 
-/// Reads the source row by row.
+/// Reads the data file row by row.
 pub(super) fn rows<'a>(
     run: &'a Loaded,
     settings: &'a ImportSettings,
@@ -122,7 +126,9 @@ pub(super) fn rows<'a>(
     Ok(rows.map(|row| {
         let mut row = row.map_err(|e| named(run, e))?;
         let marks = run.file.collect.reasoning.as_ref();
-        row.answer.iter_mut().for_each(|answer| part(answer, marks));
+        row.answer
+            .iter_mut()
+            .for_each(|answer| separate_reasoning(answer, marks));
         Ok(row)
     }))
 }
@@ -133,15 +139,16 @@ fn named(run: &Loaded, error: Error) -> anyhow::Error {
         e @ Error::MissingColumn { .. } => {
             run.problem(&["import", "columns"], e.to_string()).into()
         }
-        e @ Error::NoPrompts { .. } => {
-            anyhow!("{e}; put prompts into it, or name another file in `path` of [import]")
-        }
+        e @ Error::NoPrompts { .. } => anyhow!(errors::with_hint(
+            &e.to_string(),
+            "add prompts to the file, or name another file in `path` of [import]"
+        )),
         e => e.into(),
     }
 }
 
-/// Takes the reasoning out of an answer that has it in its text.
-fn part(answer: &mut Completion, marks: Option<&Reasoning>) {
+/// Separates the reasoning from an answer whose text contains it.
+fn separate_reasoning(answer: &mut Completion, marks: Option<&Reasoning>) {
     if let Some(marks) = marks
         && answer.reasoning.is_none()
     {
@@ -149,7 +156,7 @@ fn part(answer: &mut Completion, marks: Option<&Reasoning>) {
     }
 }
 
-/// The published prompts, in order.
+/// Reads the published prompts, in order.
 pub(crate) fn published(dir: &Path) -> anyhow::Result<Vec<Prompt>> {
     Ok(FolderRows::open(dir)?.collect::<Result<_, _>>()?)
 }
