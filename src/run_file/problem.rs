@@ -94,7 +94,7 @@ impl Problem {
             None => (self.message.as_str(), String::new()),
         };
         let Some(span) = &self.span else {
-            return format!("{}: {what}{hint}", path.display());
+            return format!("{}: {message}{hint}", path.display());
         };
         let start = floor_boundary(text, span.start);
         let line_start = text[..start].rfind('\n').map_or(0, |i| i + 1);

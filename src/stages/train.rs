@@ -21,7 +21,7 @@ use potstill_student::{Settings, StepMetrics};
 use rayon::ThreadPoolBuilder;
 use serde_json::{Value, json};
 
-use super::rows::Rows;
+use super::rows::SelectedRows;
 use super::{Context, StageOutcome, checkpoint, counts, for_each_model, score};
 use crate::events::Event;
 use crate::interrupt;
@@ -164,7 +164,7 @@ fn train_one(
 
     console.emit(&Event::started(stage));
     let (began, started) = (Instant::now(), now());
-    let mut rows = Rows::open(context, "train")?.at_temperature(context)?;
+    let mut rows = SelectedRows::open(context, "train")?.at_temperature(context)?;
     let settings = settings(&run.file, variant.seed_index);
     let work = RefCell::new(console.progress(stage, "steps", 0, settings.steps));
     let mut tokens = 0;
