@@ -8,21 +8,38 @@ use std::fmt::Write;
 
 use potstill_datasets::RunModel;
 
+use crate::accuracy::Accuracy;
+use crate::conclusion::Finding;
+use crate::error::Error;
+use crate::metric::Figure;
 use crate::report::Report;
-use crate::{Error, Figure, Finding, wording};
+use crate::results::StudentResult;
+use crate::wording;
 
+mod colour;
 mod figures;
 mod html;
 mod plots;
 mod samples;
 mod tables;
 
+use colour::{colour, swatch};
 use html::{escape, sentence};
 
 const STYLE: &str = include_str!("report_html/page.css");
 const SCRIPT: &str = include_str!("report_html/page.js");
 
-pub(crate) fn write(report: &Report) -> Result<String, Error> {
+impl Report {
+    /// Writes the report as one HTML file that needs no network: styles, plots and script are in the file.
+    ///
+    /// # Errors
+    /// If a plot cannot be drawn.
+    pub fn to_html(&self) -> Result<String, Error> {
+        write(self)
+    }
+}
+
+fn write(report: &Report) -> Result<String, Error> {
     let mut out = String::new();
     let _ = write!(
         out,
@@ -125,7 +142,7 @@ fn tiles(out: &mut String, report: &Report) {
     let student = report.students.iter().find(|s| s.name == RunModel::STUDENT);
     let sft = report.students.iter().find(|s| s.name == RunModel::SFT);
     let mut tiles: Vec<(&str, String, String)> = Vec::new();
-    let kl = |student: Option<&crate::StudentResult>| student.and_then(|s| s.kl);
+    let kl = |student: Option<&StudentResult>| student.and_then(|s| s.kl);
     if let (Some(student), Some(sft)) = (kl(student), kl(sft)) {
         tiles.push((
             "distance from the teacher (KL)",
@@ -133,7 +150,7 @@ fn tiles(out: &mut String, report: &Report) {
             format!("text alone: {}", wording::value(Figure::Kl, sft.mean)),
         ));
     }
-    let share = |accuracy: &Option<crate::Accuracy>| {
+    let share = |accuracy: &Option<Accuracy>| {
         let accuracy = accuracy.as_ref()?;
         Some(wording::value(Figure::Accuracy, accuracy.overall.mean))
     };
@@ -247,16 +264,6 @@ fn legend(out: &mut String, report: &Report, models: &mut dyn Iterator<Item = Ru
         let _ = write!(out, "<li>{swatch}{model}</li>");
     }
     out.push_str("</ul>\n");
-}
-
-/// The teacher is 0; the others are by their place among the students.
-fn colour(report: &Report, model: RunModel) -> usize {
-    let place = report.students.iter().position(|s| s.name == model);
-    place.map_or(0, |i| 1 + i % (plots::COLOURS - 1))
-}
-
-fn swatch(colour: usize) -> String {
-    format!("<span class=\"swatch m{colour}\" aria-hidden=\"true\"></span>")
 }
 
 #[cfg(test)]

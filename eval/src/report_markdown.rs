@@ -2,13 +2,26 @@
 
 use std::fmt::Write;
 
-use crate::report::{Comparison, Report, Sample};
-use crate::{Accuracy, Calibration, Figure, Interval, MIN_PROMPTS, wording};
+use crate::accuracy::Accuracy;
+use crate::calibration::Calibration;
+use crate::interval::Interval;
+use crate::metric::Figure;
+use crate::report::{Report, Sample};
+use crate::results::Comparison;
+use crate::verdict::MIN_PROMPTS;
+use crate::wording;
 
 /// How many samples are shown; the others are in `report.html` and `report.json`.
 const SAMPLES: usize = 5;
 
-pub(crate) fn write(report: &Report) -> String {
+impl Report {
+    /// Writes the report as Markdown.
+    pub fn to_markdown(&self) -> String {
+        write(self)
+    }
+}
+
+fn write(report: &Report) -> String {
     let mut out = format!("# {}\n\n**{}**\n\n", report.run, report.conclusion.headline);
     for sentence in &report.conclusion.sentences {
         line(&mut out, &format!("- {sentence}"));

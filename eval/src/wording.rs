@@ -1,6 +1,8 @@
 //! How the report writes numbers, in Markdown and in HTML alike.
 
-use crate::{Figure, Interval, Verdict};
+use crate::interval::Interval;
+use crate::metric::Figure;
+use crate::verdict::Verdict;
 
 /// `0.5104`, or `61.0 %`.
 pub(crate) fn value(figure: Figure, value: f64) -> String {

@@ -4,11 +4,16 @@ use std::fmt::Write;
 
 use potstill_datasets::RunModel;
 
-use super::colour;
+use super::colour::colour;
 use super::html::escape;
 use super::plots::{Axes, Bar, Line, Scale, bars, lines};
-use crate::report::{LossPoint, Report, StudentResult};
-use crate::{Error, Figure, Interval, wording};
+use crate::calibration::ReliabilityBin;
+use crate::error::Error;
+use crate::interval::Interval;
+use crate::metric::Figure;
+use crate::report::{LossPoint, Report};
+use crate::results::StudentResult;
+use crate::wording;
 
 /// Most points of a drawn line; more are averaged.
 const POINTS: usize = 300;
@@ -257,7 +262,7 @@ pub(super) fn calibration(out: &mut String, report: &Report) -> Result<(), Error
         };
         let error = wording::with_interval(Figure::Accuracy, &calibration.error);
         described.push(format!("{} error {error}", student.name));
-        let point = |bin: &crate::ReliabilityBin| (bin.confidence, bin.accuracy);
+        let point = |bin: &ReliabilityBin| (bin.confidence, bin.accuracy);
         drawn.push(Line {
             colour: colour(report, student.name),
             points: calibration.bins.iter().map(point).collect(),

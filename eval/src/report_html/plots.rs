@@ -8,16 +8,15 @@ use plotters::coord::Shift;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
+use super::colour::COLOURS;
 use super::html::escape;
-use crate::Error;
+use crate::error::Error;
 
 /// A drawing is this wide in its own units, and as wide as its place on the page.
 const WIDTH: u32 = 880;
 const TEXT: f64 = 29.0;
 /// Plotters' SVG divides a size by this.
 const PLOTTERS_TEXT: f64 = 1.24;
-/// Colours of models, `--m0` to `--m6`; more models begin again.
-pub(super) const COLOURS: usize = 7;
 /// Dashes of lines by colour, for readers who do not see colours.
 const DASHES: [&str; COLOURS] = ["", "3 9", "", "20 10", "9 7", "24 8 5 8", "14 5"];
 

@@ -4,8 +4,8 @@ use std::fmt::Write;
 
 use potstill_datasets::RunModel;
 
+use super::colour::{colour, swatch};
 use super::html::escape;
-use super::{colour, swatch};
 use crate::report::{Report, Sample, SampleAnswer};
 use crate::wording;
 

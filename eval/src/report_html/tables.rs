@@ -4,10 +4,14 @@ use std::fmt::Write;
 
 use potstill_datasets::RunModel;
 
+use super::colour::{colour, swatch};
 use super::html::{Cell, escape, table};
-use super::{colour, swatch};
-use crate::report::Report;
-use crate::{Figure, Interval, Verdict, wording};
+use crate::interval::Interval;
+use crate::metric::Figure;
+use crate::report::{Provenance, Report};
+use crate::results::{Comparison, SeedFigures};
+use crate::verdict::Verdict;
+use crate::wording;
 
 /// A value with its interval in small type under it.
 fn figure(figure: Figure, interval: &Interval) -> Cell {
@@ -118,7 +122,7 @@ pub(super) fn seeds(out: &mut String, report: &Report) {
         let text = value.map_or("–".to_owned(), |value| wording::value(figure, value));
         Cell::Number(text)
     };
-    let row = |(name, figures): (RunModel, &crate::SeedFigures)| {
+    let row = |(name, figures): (RunModel, &SeedFigures)| {
         vec![
             model(report, name),
             Cell::Number(figures.seed.to_string()),
@@ -138,7 +142,7 @@ pub(super) fn seeds(out: &mut String, report: &Report) {
 
 pub(super) fn comparisons(out: &mut String, report: &Report) {
     let head = ["left − right", "figure", "difference", "left is", "prompts"];
-    let row = |c: &crate::Comparison| {
+    let row = |c: &Comparison| {
         let class = match c.verdict {
             Verdict::Better => "better",
             Verdict::Worse => "worse",
@@ -227,7 +231,7 @@ pub(super) fn stages(out: &mut String, report: &Report) {
 }
 
 pub(super) fn provenance(out: &mut String, report: &Report) {
-    let row = |entry: &crate::Provenance| {
+    let row = |entry: &Provenance| {
         vec![
             Cell::Head(escape(&entry.what)),
             Cell::Text(format!("<code>{}</code>", escape(&entry.value))),
