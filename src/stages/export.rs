@@ -133,16 +133,16 @@ pub(crate) fn learned_from(file: &RunFile, model: RunModel) -> String {
         AnswerSource::Given => "the data's text",
     };
     let RunModel::Trained(Variant { arm, .. }) = model else {
-        return "nothing: the start of all others".to_owned();
+        return "nothing (the base)".to_owned();
     };
     match (arm, file.import.answers) {
-        (Arm::Shuffled, _) => format!("{text}, each position with the distribution of another"),
+        (Arm::Shuffled, _) => format!("{text} and shuffled distributions"),
         (Arm::Student, AnswerSource::Teacher) if file.has_signals() => {
             "the teacher's text and distributions".to_owned()
         }
         (Arm::Student, AnswerSource::Given) if file.has_signals() => {
             format!("{text} and the teacher's distributions")
         }
-        (Arm::Student | Arm::Sft, _) => format!("{text}, cross-entropy only"),
+        (Arm::Student | Arm::Sft, _) => format!("{text} by cross-entropy only"),
     }
 }
