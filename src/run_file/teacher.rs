@@ -150,11 +150,11 @@ pub enum Method {
     Completions,
 }
 
-impl From<Method> for http::Method {
+impl From<Method> for http::Api {
     fn from(method: Method) -> Self {
         match method {
-            Method::Chat => http::Method::Chat,
-            Method::Completions => http::Method::Completions,
+            Method::Chat => http::Api::Chat,
+            Method::Completions => http::Api::Completions,
         }
     }
 }

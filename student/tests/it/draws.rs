@@ -66,14 +66,14 @@ fn check(setup: &Setup) {
             *largest = largest.max(z);
         }
     }
-    let tests: usize = all.iter().map(|of| of.of).sum();
+    let tests: usize = all.iter().map(|largest| largest.count).sum();
     let quantile = normal_quantile(1e-6 / (2 * tests) as f64);
     println!(
         "largest z {:.2?} of {:?} for {SAMPLERS:?}, quantile {quantile:.2}; exact logits off by {exact:.1e}; {PLAIN:?} {plain:.0?}",
-        all.each_ref().map(|of| of.z),
-        all.each_ref().map(|of| of.of)
+        all.each_ref().map(|largest| largest.z),
+        all.each_ref().map(|largest| largest.count)
     );
-    assert!(all.iter().all(|of| of.z < quantile));
+    assert!(all.iter().all(|largest| largest.z < quantile));
     assert!(exact < 1e-7);
     let [renormalized, ignored, _] = plain;
     assert!(renormalized > 10.0 * quantile && ignored > 10.0 * quantile);
