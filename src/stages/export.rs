@@ -1,5 +1,4 @@
-//! `export`: trained students in Hugging Face layout, with the tokenizer they read
-//! text with and a card that says where they come from.
+//! `export`: writes the trained models in Hugging Face layout, with their tokenizer and a model card.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -20,7 +19,7 @@ use super::{
 use crate::run_dir::{StagePlan, settings_of};
 use crate::run_file::RunFile;
 
-/// What is copied from the checkpoint that the student started from.
+/// Files that are copied from the checkpoint of the base.
 const COPIED: [&str; 5] = [
     "tokenizer.json",
     "tokenizer_config.json",
@@ -29,10 +28,10 @@ const COPIED: [&str; 5] = [
     "generation_config.json",
 ];
 
-/// Exports every student of the run file.
+/// Exports every trained model of the run.
 ///
 /// # Errors
-/// When one is not trained yet, or a file cannot be read or written.
+/// If a model is not trained yet, or a file cannot be read or written.
 pub fn export(context: &Context) -> anyhow::Result<StageOutcome> {
     for_each_model(context.variants(), |variant| export_one(context, variant))
 }
@@ -74,7 +73,7 @@ fn export_one(context: &Context, variant: Variant) -> anyhow::Result<StageOutcom
     })
 }
 
-/// The teacher's provenance, of the first shard.
+/// Reads the teacher's provenance from the first shard of the completions.
 pub(crate) fn provenance(context: &Context) -> anyhow::Result<Vec<Provenance>> {
     match shards(&context.dir.path("completions"))?.first() {
         Some(shard) => Ok(read_footer(shard)?.provenance),
