@@ -1,4 +1,4 @@
-//! `check-loss`: the run file's loss, by the trainer's own step, held to its definition.
+//! `check-loss`: compares the run file's loss, as the trainer computes it, with its definition.
 
 use std::path::Path;
 
@@ -9,32 +9,37 @@ use potstill_student::Objective;
 use potstill_student::check::{LossCase, LossCheck, check_loss as check, trainer};
 
 use super::rows::Rows;
-use super::{Context, Options, Outcome, device, run_dir_path, train};
-use crate::progress::Talk;
+use super::{Context, RunOptions, StageOutcome, device, run_dir_path, train};
+use crate::progress::Console;
 use crate::run_file::Loaded;
 
-/// Sequences of the run's own that are looked at, and the longest, tokens: the definition is slow.
-const ROWS: usize = 2;
-const LONGEST: usize = 96;
-/// Parameters of the run's own student of which numbers are moved.
+/// Number of the run's own sequences to check. The definition is slow, so they are few and short.
+const SEQUENCES: usize = 2;
+/// Length of the longest of these sequences, tokens.
+const MAX_TOKENS: usize = 96;
+/// Number of parameters of the run's own student that finite differences are computed for.
 const PARAMETERS: usize = 3;
 
-/// Checks the loss on a small random model, and on the run's own student and signals where `train/` is
-/// published; puts what was found on stdout.
+/// Checks the loss on a small random model, and, if `train/` is published, on the run's own student and signals. Writes
+/// the results to stdout.
 ///
 /// # Errors
-/// What the run file gets wrong; and, once all is shown, a check that failed.
-pub fn check_loss(file: &Path, options: &Options, talk: &Talk) -> anyhow::Result<Outcome> {
+/// An error in the run file; or a failed check, after all results are written.
+pub fn check_loss(
+    file: &Path,
+    options: &RunOptions,
+    console: &Console,
+) -> anyhow::Result<StageOutcome> {
     let run = Loaded::read(file)?;
     let device = device(&options.device)?;
     let objective = &run.file.train.objective;
     let mut failed = 0;
     let random = LossCase::random(objective.temperature, &device)?;
     let mut show = |on: &str, case: &LossCase| -> anyhow::Result<()> {
-        talk.line(&format!("checking {} on {on}", said(objective)));
+        console.note(&format!("checking {} on {on}", describe(objective)));
         let checks = check(objective, case, &trainer)?;
         failed += checks.iter().filter(|check| !check.passed()).count();
-        talk.data(&table(on, &checks));
+        console.output(&table(on, &checks));
         Ok(())
     };
     show("a small random model", &random)?;
@@ -43,19 +48,19 @@ pub fn check_loss(file: &Path, options: &Options, talk: &Talk) -> anyhow::Result
         let context = Context::open(file, options)?;
         match own(&context, &device)? {
             Some(case) => show("the run's own student and signals", &case)?,
-            None => talk.line(&format!(
-                "no answer of the run has at most {LONGEST} tokens, so its own are not looked at"
+            None => console.note(&format!(
+                "no answer of the run has at most {MAX_TOKENS} tokens, so its own are not looked at"
             )),
         }
     }
     if failed > 0 {
         bail!("{failed} checks failed: the loss is not computed as it is defined");
     }
-    Ok(Outcome::Done)
+    Ok(StageOutcome::Done)
 }
 
-/// The weights above 0, in words.
-fn said(objective: &Objective) -> String {
+/// Describes the terms of the loss.
+fn describe(objective: &Objective) -> String {
     let mut terms: Vec<String> = objective
         .divergences()
         .iter()
@@ -79,16 +84,16 @@ fn table(on: &str, checks: &[LossCheck]) -> String {
     format!("on {on}\n{}", lines.join("\n"))
 }
 
-/// The student as training starts from it, and the shortest of its first answers.
+/// Returns a case of the base and some short sequences of the training set; `None` if there are none.
 fn own(context: &Context, on: &Device) -> anyhow::Result<Option<LossCase>> {
     let mut rows = Rows::open(context, "train")?.at_temperature(context)?;
     let mut signals: Vec<Signal> = Vec::new();
     for position in 0..rows.list.len().min(200) {
         let signal = rows.get(position)?;
-        if signal.token_ids.len() <= LONGEST && !signal.rows.is_empty() {
+        if signal.token_ids.len() <= MAX_TOKENS && !signal.rows.is_empty() {
             signals.push(signal);
         }
-        if signals.len() == ROWS {
+        if signals.len() == SEQUENCES {
             break;
         }
     }

@@ -1,4 +1,4 @@
-//! `eval`: the exported students, and the model they all started from, on `heldout/`.
+//! `eval`: measures the base and the exported models on `heldout/`.
 
 use std::collections::BTreeMap;
 
@@ -10,77 +10,59 @@ use serde_json::json;
 
 use super::models::{heldout_home, load, model_key, results_file};
 use super::rows::Rows;
-use super::{Context, Done, Outcome, answers, counts, each, score, stage};
+use super::{
+    Context, StageOutcome, StageSummary, answers, counts, for_each_model, run_stage, score,
+};
 use crate::interrupt;
-use crate::run_dir::Plan;
+use crate::run_dir::StagePlan;
 
 const SAMPLES_FILE: &str = "samples.parquet";
 
-/// Measures every model of the run on the held-out answers.
+/// Measures every model of the run on the held-out text, and lets it answer the held-out prompts.
 ///
 /// # Errors
-/// When nothing was curated, or a student is not exported yet.
-pub fn eval(context: &Context) -> anyhow::Result<Outcome> {
+/// If the run is not curated, or a model is not exported yet.
+pub fn eval(context: &Context) -> anyhow::Result<StageOutcome> {
     let mut models = vec![RunModel::Base];
     models.extend(context.variants().into_iter().map(RunModel::Trained));
-    let measured = each(&models, |model| eval_one(context, *model))?;
-    if matches!(measured, Outcome::Stopped | Outcome::WouldRun) {
+    let measured = for_each_model(&models, |model| eval_one(context, *model))?;
+    if matches!(measured, StageOutcome::Stopped | StageOutcome::WouldRun) {
         return Ok(measured);
     }
     if context.run.file.local().is_some() {
         models.insert(0, RunModel::Teacher);
     }
-    let answered = each(&models, |model| answers::answer_one(context, *model))?;
+    let answered = for_each_model(&models, |model| answers::answer_one(context, *model))?;
     Ok(match answered {
-        Outcome::UpToDate => measured,
+        StageOutcome::UpToDate => measured,
         other => other,
     })
 }
 
-fn eval_one(context: &Context, model: RunModel) -> anyhow::Result<Outcome> {
-    let run = &context.run;
-    let completions = context.dir.require("completions", "collect", run)?;
-    let curation = context.dir.require("train", "curate", run)?;
-    let model_key = model_key(context, model)?;
-    let resamples = run.file.eval.resamples;
-    let chunk_rows = run.file.train.chunk_rows;
-    let seed = u64::from(run.file.run.seed);
-    let plan = Plan {
-        stage: format!("eval {model}"),
-        home: heldout_home(model),
-        outputs: vec![heldout_home(model), results_file(&heldout_home(model))],
-        settings: json!({
-            "chunk_rows": chunk_rows,
-            "confidence_bins": CONFIDENCE_BINS,
-            "resamples": resamples,
-            "seed": seed,
-        }),
-        inputs: BTreeMap::from([
-            ("completions".to_owned(), completions.content_hash()),
-            ("heldout".to_owned(), curation.content_hash()),
-            ("model".to_owned(), model_key),
-        ])
-        .into_iter()
-        .chain(score::input(context)?)
-        .collect(),
-    };
-    stage(context, &plan, |out| {
-        let home = heldout_home(model);
-        let model = load(context, model)?;
+/// Measures one model on the held-out text.
+fn eval_one(context: &Context, model: RunModel) -> anyhow::Result<StageOutcome> {
+    let plan = plan(context, model)?;
+    run_stage(context, &plan, |out| {
+        let file = &context.run.file;
+        let weights = load(context, model)?;
         let mut rows = Rows::open(context, "heldout")?;
         let len = rows.list.len();
-        let mut work = context.talk.work(&plan.stage, "sequences", 0, len as u64);
+        let mut progress = context
+            .console
+            .progress(&plan.stage, "sequences", 0, len as u64);
         let mut on_row = |done| {
-            work.show(done as u64, 0, "");
-            interrupt::flow()
+            progress.update(done as u64, 0, "");
+            interrupt::control_flow()
         };
-        let values =
-            potstill_student::evaluate(&model, &mut |i| rows.get(i), len, chunk_rows, &mut on_row)?;
+        let mut row = |i| rows.get(i);
+        let chunk_rows = file.train.chunk_rows;
+        let values = potstill_student::evaluate(&weights, &mut row, len, chunk_rows, &mut on_row)?;
         let Some(values) = values else {
             return Ok(None);
         };
-        write_shard(&out.join(&home).join(SAMPLES_FILE), &values, &[])?;
-        let figure = |metric| interval(&values, metric, resamples, seed);
+        write_shard(&out.join(&plan.home).join(SAMPLES_FILE), &values, &[])?;
+        let seed = u64::from(file.run.seed);
+        let figure = |metric| interval(&values, metric, file.eval.resamples, seed);
         let results = json!({
             "heldout": Heldout::from_values(&values)?,
             "kl": figure(Metric::Kl)?,
@@ -88,16 +70,41 @@ fn eval_one(context: &Context, model: RunModel) -> anyhow::Result<Outcome> {
             "agreement": figure(Metric::Agreement)?,
         });
         let results = serde_json::to_string_pretty(&results)? + "\n";
-        replace_file(&out.join(results_file(&home)), results.as_bytes())?;
+        replace_file(&out.join(results_file(&plan.home)), results.as_bytes())?;
         let tokens = values.iter().map(|v| v.tokens as usize).sum();
-        Ok(Some(Done::new(counts([
+        Ok(Some(StageSummary::new(counts([
             ("sequences", len),
             ("tokens", tokens),
         ]))))
     })
 }
 
-/// A model's published values, in the order of `heldout/`.
+fn plan(context: &Context, model: RunModel) -> anyhow::Result<StagePlan> {
+    let run = &context.run;
+    let completions = context.dir.require("completions", "collect", run)?;
+    let curation = context.dir.require("train", "curate", run)?;
+    Ok(StagePlan {
+        stage: format!("eval {model}"),
+        home: heldout_home(model),
+        outputs: vec![heldout_home(model), results_file(&heldout_home(model))],
+        settings: json!({
+            "chunk_rows": run.file.train.chunk_rows,
+            "confidence_bins": CONFIDENCE_BINS,
+            "resamples": run.file.eval.resamples,
+            "seed": u64::from(run.file.run.seed),
+        }),
+        inputs: BTreeMap::from([
+            ("completions".to_owned(), completions.content_hash()),
+            ("heldout".to_owned(), curation.content_hash()),
+            ("model".to_owned(), model_key(context, model)?),
+        ])
+        .into_iter()
+        .chain(score::input(context)?)
+        .collect(),
+    })
+}
+
+/// Reads a model's published values, in the order of `heldout/`.
 pub(crate) fn values(context: &Context, model: RunModel) -> anyhow::Result<Vec<SequenceValues>> {
     let path = context.dir.path(&heldout_home(model)).join(SAMPLES_FILE);
     let mut values = Vec::new();

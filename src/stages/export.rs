@@ -1,5 +1,4 @@
-//! `export`: trained students in Hugging Face layout, with the tokenizer they read
-//! text with and a card that says where they come from.
+//! `export`: writes the trained models in Hugging Face layout, with their tokenizer and a model card.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -14,11 +13,13 @@ use potstill_model::{Config, DType};
 use serde_json::json;
 
 use super::models::export_home;
-use super::{Context, Done, Outcome, checkpoint, counts, each, stage, train};
-use crate::run_dir::{Plan, settings_of};
+use super::{
+    Context, StageOutcome, StageSummary, checkpoint, counts, for_each_model, run_stage, train,
+};
+use crate::run_dir::{StagePlan, settings_of};
 use crate::run_file::RunFile;
 
-/// What is copied from the checkpoint that the student started from.
+/// Files that are copied from the checkpoint of the base.
 const COPIED: [&str; 5] = [
     "tokenizer.json",
     "tokenizer_config.json",
@@ -27,22 +28,22 @@ const COPIED: [&str; 5] = [
     "generation_config.json",
 ];
 
-/// Exports every student of the run file.
+/// Exports every trained model of the run.
 ///
 /// # Errors
-/// When one is not trained yet, or a file cannot be read or written.
-pub fn export(context: &Context) -> anyhow::Result<Outcome> {
-    each(context.variants(), |variant| export_one(context, variant))
+/// If a model is not trained yet, or a file cannot be read or written.
+pub fn export(context: &Context) -> anyhow::Result<StageOutcome> {
+    for_each_model(context.variants(), |variant| export_one(context, variant))
 }
 
-fn export_one(context: &Context, variant: Variant) -> anyhow::Result<Outcome> {
+fn export_one(context: &Context, variant: Variant) -> anyhow::Result<StageOutcome> {
     let trained = context
         .dir
         .require(&format!("students/{variant}"), "train", &context.run)?;
     let home = export_home(variant);
     let source = checkpoint::student(&context.run)?;
     let dtype = context.run.file.export.dtype;
-    let plan = Plan {
+    let plan = StagePlan {
         stage: format!("export {variant}"),
         home: home.clone(),
         outputs: vec![home.clone()],
@@ -52,7 +53,7 @@ fn export_one(context: &Context, variant: Variant) -> anyhow::Result<Outcome> {
             ("tokenizer".to_owned(), checkpoint::shell_hash(&source)?),
         ]),
     };
-    stage(context, &plan, |out| {
+    run_stage(context, &plan, |out| {
         let out = out.join(&home);
         let last = context.dir.path(&train::last_checkpoint(context, variant));
         let model = potstill_model::load(&last, DType::F32, &context.device)?;
@@ -65,14 +66,14 @@ fn export_one(context: &Context, variant: Variant) -> anyhow::Result<Outcome> {
         }
         let card = card(context, variant, &trained, model.config(), dtype)?;
         replace_file(&out.join("README.md"), card.as_bytes())?;
-        Ok(Some(Done::new(counts([(
+        Ok(Some(StageSummary::new(counts([(
             "parameters",
             model.config().parameters() as usize,
         )]))))
     })
 }
 
-/// The teacher's provenance, of the first shard.
+/// Reads the teacher's provenance from the first shard of the completions.
 pub(crate) fn provenance(context: &Context) -> anyhow::Result<Vec<Provenance>> {
     match shards(&context.dir.path("completions"))?.first() {
         Some(shard) => Ok(read_footer(shard)?.provenance),

@@ -1,5 +1,4 @@
-//! `report`: what the run found, from manifests and results, as `report.html`, `report.md` and
-//! `report.json`.
+//! `report`: writes the results of the run as `report.html`, `report.md` and `report.json`.
 
 mod measured;
 
@@ -13,18 +12,18 @@ use potstill_eval::{
 use serde_json::json;
 
 use super::models::{answers_home, export_home, heldout_home};
-use super::{Context, Done, Outcome, counts, export, stage};
+use super::{Context, StageOutcome, StageSummary, counts, export, run_stage};
 use crate::events::Event;
-use crate::run_dir::{Counts, Plan};
+use crate::run_dir::{Counts, StagePlan};
 
-/// What it writes, the file for people first.
+/// Files of the report, the one for readers first.
 const FILES: [&str; 3] = ["report.html", "report.md", "report.json"];
 
-/// Writes the report, and says its verdict.
+/// Writes the report, and prints its conclusion.
 ///
 /// # Errors
-/// When a model is not measured yet, or results do not fit together.
-pub fn report(context: &Context) -> anyhow::Result<Outcome> {
+/// If a model is not measured yet, or the results are inconsistent.
+pub fn report(context: &Context) -> anyhow::Result<StageOutcome> {
     let run = &context.run;
     let arms = context.arms();
     let models: Vec<RunModel> = ([RunModel::Base].into_iter())
@@ -35,15 +34,15 @@ pub fn report(context: &Context) -> anyhow::Result<Outcome> {
         let manifest = context.dir.require(&home, &stage, run)?;
         inputs.insert(home, manifest.content_hash());
     }
-    let plan = Plan {
+    let plan = StagePlan {
         stage: "report".to_owned(),
         home: String::new(),
         outputs: FILES.map(str::to_owned).to_vec(),
         settings: json!({ "name": run.file.run.name.as_str(), "students": models }),
         inputs,
     };
-    let mut verdict = Vec::new();
-    let outcome = stage(context, &plan, |out| {
+    let mut conclusion = Vec::new();
+    let outcome = run_stage(context, &plan, |out| {
         let report = build(context, &models)?;
         replace_file(&out.join("report.html"), report.to_html()?.as_bytes())?;
         replace_file(&out.join("report.md"), report.to_markdown().as_bytes())?;
@@ -52,34 +51,33 @@ pub fn report(context: &Context) -> anyhow::Result<Outcome> {
             ("models", report.students.len()),
             ("comparisons", report.comparisons.len()),
         ]);
-        verdict.push(report.conclusion.headline);
-        verdict.extend(report.conclusion.sentences);
-        verdict.extend(report.conclusion.doubts);
-        Ok(Some(Done::new(counts)))
+        conclusion.push(report.conclusion.headline);
+        conclusion.extend(report.conclusion.sentences);
+        conclusion.extend(report.conclusion.doubts);
+        Ok(Some(StageSummary::new(counts)))
     })?;
-    for text in verdict {
-        context.talk.say(&Event::Verdict { text });
+    for text in conclusion {
+        context.console.emit(&Event::Verdict { text });
     }
-    if outcome == Outcome::Done {
+    if outcome == StageOutcome::Done {
         let path = context.dir.path(FILES[0]);
-        context.talk.line(&format!("report: {}", path.display()));
+        context.console.note(&format!("report: {}", path.display()));
     }
     Ok(outcome)
 }
 
-/// Shows the report in the browser, or says why it cannot: on a machine without one the report
-/// is there all the same.
+/// Shows the report in a browser. If there is no browser, prints the reason; the report exists all the same.
 pub fn open(context: &Context) {
     let path = context.dir.path(FILES[0]);
     if let Err(error) = open::that_detached(&path) {
         let path = path.display();
-        context.talk.line(&format!(
+        context.console.note(&format!(
             "no program to show it with ({error}); open {path} in a browser"
         ));
     }
 }
 
-/// Every published folder of a run, and the stage that writes it.
+/// Lists every published folder of the run with the stage that writes it.
 fn homes(context: &Context) -> Vec<(String, String)> {
     let file = &context.run.file;
     let mut homes = vec![("prompts", "import"), ("completions", "collect")];
@@ -133,7 +131,7 @@ fn build(context: &Context, models: &[RunModel]) -> anyhow::Result<Report> {
     })
 }
 
-/// The loss curves, from what each training wrote at each step.
+/// Reads the loss curves from `metrics.jsonl` of each model.
 fn losses(context: &Context, models: &[RunModel]) -> anyhow::Result<Vec<LossCurve>> {
     let mut curves = Vec::new();
     for model in models.iter().filter(|model| **model != RunModel::Base) {
@@ -149,7 +147,7 @@ fn losses(context: &Context, models: &[RunModel]) -> anyhow::Result<Vec<LossCurv
     Ok(curves)
 }
 
-/// What each stage did, and the seconds of all together.
+/// Collects the facts of each stage, and the wall-clock seconds of all stages together.
 fn stages(context: &Context) -> anyhow::Result<(Vec<StageFacts>, f64)> {
     let ledger = context.dir.ledger()?;
     let mut facts = Vec::new();

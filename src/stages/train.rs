@@ -1,9 +1,8 @@
-//! `train`: the student and its controls, in place below `students/`.
+//! `train`: trains the student and its controls in their folders below `students/`.
 //!
-//! The trainer keeps its own checkpoints and resumes from the newest. `started.json` says
-//! what a folder is being trained from; a folder that was begun from anything else is
-//! kept as `students/NAME.old-N`. `students/NAME_manifest.json` comes last, when all steps
-//! are done.
+//! The trainer writes its own checkpoints and resumes from the newest. `started.json` holds the key of the training that
+//! a folder belongs to; a folder of another training is kept as `students/NAME.old-N`. `students/NAME_manifest.json` is
+//! written last, when all steps are made.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -18,65 +17,68 @@ use potstill_datasets::{
     Manifest, SCHEMA_VERSION, Variant, hash_files, read_footer, replace_file, shards,
 };
 use potstill_model::{Config, DType, Device, Llama};
-use potstill_student::{Settings, StepMetrics};
+use potstill_student::{Settings, StepMetrics, TrainingResult};
 use rayon::ThreadPoolBuilder;
 use serde_json::{Value, json};
 
 use super::rows::Rows;
-use super::{Context, Outcome, checkpoint, counts, each, score};
+use super::{Context, StageOutcome, checkpoint, counts, for_each_model, score};
 use crate::events::Event;
 use crate::interrupt;
-use crate::run_dir::{LedgerLine, Plan, now, settings_of, short};
+use crate::run_dir::{Counts, LedgerLine, StagePlan, now, settings_of, short};
 use crate::run_file::{Loaded, RunFile};
 
 const STARTED_FILE: &str = "started.json";
-/// Parameters up to which a step is too little work to be shared among cores: one of 0.1 million
-/// takes 10,400 tokens a second on one core and 8,400 on two, one of 0.7 million 4,600 and 4,000.
+/// Largest number of parameters of a student that is trained on a single core, because a step is too little work to
+/// share among cores. A student of 0.1 million parameters trains on 10,400 tokens per second on one core and on 8,400 on
+/// two, a student of 0.7 million on 4,600 and 4,000.
 const SMALL: u64 = 2_000_000;
-/// Of a thread that trains, as the system gives the main thread; those of a pool have less.
+/// Stack size in bytes of a thread that trains. It is that of a main thread; the threads of a pool have less by default.
 const STACK: usize = 8 << 20;
 
-/// Trains every student of the run file that is not trained yet.
+/// Trains every model of the run that is not trained yet.
 ///
 /// # Errors
-/// When nothing was curated, the signals are of another tokenizer than the student's, or
-/// the trainer fails; checkpoints stay.
-pub fn train(context: &Context) -> anyhow::Result<Outcome> {
+/// If the run is not curated, if the signals belong to another tokenizer than the student's, or if the trainer fails;
+/// checkpoints are kept.
+pub fn train(context: &Context) -> anyhow::Result<StageOutcome> {
     let mut plans = Vec::new();
     for variant in context.variants() {
         let plan = plan(context, variant)?;
         match settled(context, &plan)? {
-            Some(Outcome::UpToDate) => {}
+            Some(StageOutcome::UpToDate) => {}
             Some(outcome) => return Ok(outcome),
             None => plans.push((variant, plan)),
         }
     }
-    let one = |(variant, plan): &(Variant, Plan)| train_one(context, *variant, plan);
+    let one = |(variant, plan): &(Variant, StagePlan)| train_one(context, *variant, plan);
     match is_small(context)? {
         true => side_by_side(&plans, one),
-        false => each(&plans, one),
+        false => for_each_model(&plans, one),
     }
 }
 
-/// How it ends where there is nothing to train: all steps are made, or this is a dry run.
-fn settled(context: &Context, plan: &Plan) -> anyhow::Result<Option<Outcome>> {
+/// Returns the outcome if there is nothing to train: all steps are made, or this is a dry run.
+fn settled(context: &Context, plan: &StagePlan) -> anyhow::Result<Option<StageOutcome>> {
     let (stage, home, key) = (&plan.stage, &plan.home, plan.key());
     context
-        .talk
+        .console
         .detail(&format!("{stage}: key {}", short(&key)));
     let published = context.dir.published(home)?;
     if let Some(manifest) = published.filter(|m| m.key == key) {
-        context.talk.say(&Event::up_to_date(stage, manifest.counts));
-        return Ok(Some(Outcome::UpToDate));
+        context
+            .console
+            .emit(&Event::up_to_date(stage, manifest.counts));
+        return Ok(Some(StageOutcome::UpToDate));
     }
     if context.dry_run {
-        context.talk.say(&Event::would_run(stage));
-        return Ok(Some(Outcome::WouldRun));
+        context.console.emit(&Event::would_run(stage));
+        return Ok(Some(StageOutcome::WouldRun));
     }
     Ok(None)
 }
 
-/// Whether one processor core trains the student about as fast as all of them do.
+/// Whether one processor core trains the student about as fast as all cores do.
 fn is_small(context: &Context) -> anyhow::Result<bool> {
     let folder = checkpoint::student(&context.run)?;
     let config = match start_config(&context.run, &folder)? {
@@ -87,18 +89,18 @@ fn is_small(context: &Context) -> anyhow::Result<bool> {
     Ok(cpu && config.parameters() <= SMALL)
 }
 
-/// Runs a stage for each student, each in a thread of its own: up to two a core, so that three on two
-/// cores end together instead of one after the others. No more are begun once one has failed or a
-/// stop was asked for.
+/// Runs a stage for several models at the same time, each in its own thread: up to two for each core, so that three
+/// models on two cores end together and not one after the others. Starts no more models after a failure or a stop
+/// request.
 fn side_by_side<S: Sync>(
     students: &[S],
-    one: impl Fn(&S) -> anyhow::Result<Outcome> + Sync,
-) -> anyhow::Result<Outcome> {
+    one: impl Fn(&S) -> anyhow::Result<StageOutcome> + Sync,
+) -> anyhow::Result<StageOutcome> {
     let cores = rayon::current_num_threads();
     let next = AtomicUsize::new(0);
     let failed = AtomicBool::new(false);
-    let work = || -> anyhow::Result<Outcome> {
-        // What runs within it is parallel over its one thread.
+    let work = || -> anyhow::Result<StageOutcome> {
+        // Parallel code inside this pool uses the pool's single thread.
         let core = ThreadPoolBuilder::new()
             .num_threads(1)
             .stack_size(STACK)
@@ -108,12 +110,12 @@ fn side_by_side<S: Sync>(
                 let student = students.get(next.fetch_add(1, Ordering::SeqCst))?;
                 (!failed.load(Ordering::SeqCst)).then_some(student)
             });
-            let done = each(mine, &one);
+            let done = for_each_model(mine, &one);
             failed.fetch_or(done.is_err(), Ordering::SeqCst);
             done
         })
     };
-    let outcomes: Vec<anyhow::Result<Outcome>> = std::thread::scope(|scope| {
+    let outcomes: Vec<anyhow::Result<StageOutcome>> = std::thread::scope(|scope| {
         let workers: Vec<_> = (0..students.len().min(2 * cores))
             .map(|_| scope.spawn(work))
             .collect();
@@ -122,72 +124,39 @@ fn side_by_side<S: Sync>(
             .map(|worker| worker.join().unwrap_or_else(|panic| resume_unwind(panic)))
             .collect()
     });
-    let mut all = Outcome::UpToDate;
+    let mut all = StageOutcome::UpToDate;
     for outcome in outcomes {
         match (all, outcome?) {
-            (_, Outcome::Stopped) | (Outcome::Stopped, _) => all = Outcome::Stopped,
-            (_, Outcome::UpToDate) => {}
+            (_, StageOutcome::Stopped) | (StageOutcome::Stopped, _) => all = StageOutcome::Stopped,
+            (_, StageOutcome::UpToDate) => {}
             (_, outcome) => all = outcome,
         }
     }
     Ok(all)
 }
 
-fn train_one(context: &Context, variant: Variant, plan: &Plan) -> anyhow::Result<Outcome> {
-    let key = plan.key();
+/// Trains one model, or resumes its training, and publishes it if all steps are made.
+fn train_one(
+    context: &Context,
+    variant: Variant,
+    plan: &StagePlan,
+) -> anyhow::Result<StageOutcome> {
     let stage = &plan.stage;
-    let Context { dir, talk, run, .. } = context;
+    let Context {
+        dir, console, run, ..
+    } = context;
     let folder = dir.path(&plan.home);
-    let started = folder.join(STARTED_FILE);
-    let of = fs::read_to_string(&started).unwrap_or_default();
-    // Without a checkpoint there is nothing to keep: it was begun and cut short.
-    if of != key && folder.join("checkpoints").exists() {
-        let old = dir.keep_old(&plan.home)?;
-        talk.say(&Event::kept(stage, &dir.path(&old)));
-    }
-    fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
-    replace_file(&started, key.as_bytes())?;
+    prepare_folder(context, plan, &folder)?;
     if run.file.has_signals() {
         check_tokenizer(run, &dir.path("signals"))?;
     }
-
-    talk.say(&Event::started(stage));
+    console.emit(&Event::started(stage));
     let (began, started) = (Instant::now(), now());
-    let mut rows = Rows::open(context, "train")?.at_temperature(context)?;
-    let settings = settings(&run.file, variant.seed_index);
-    let work = RefCell::new(talk.work(stage, "steps", 0, settings.steps));
-    let mut tokens = 0;
-    let stepped = Cell::new(false);
-    let mut on_step = |metrics: &StepMetrics| {
-        stepped.set(true);
-        tokens += metrics.tokens;
-        let note = format!("loss {:.4}", metrics.loss);
-        work.borrow_mut().show(metrics.step, tokens, &note);
-        interrupt::flow()
-    };
-    let len = rows.list.len();
-    let mut row = |i: usize| {
-        // Before the first step all rows are read once, for their lengths.
-        if !stepped.get() && i.is_multiple_of(1000) {
-            let note = format!("measuring answer {i} of {len}");
-            work.borrow_mut().show(0, 0, &note);
-        }
-        rows.get(i)
-    };
-    let trained = potstill_student::train(
-        start(context, variant.seed_index)?,
-        &mut row,
-        len,
-        variant.arm,
-        &settings,
-        &folder,
-        &mut on_step,
-    )?;
-    drop(work);
+    let (trained, sequences) = run_training(context, variant, stage, &folder)?;
     let seconds = began.elapsed().as_secs_f64();
     let counts = counts([
         ("steps", trained.step as usize),
-        ("sequences", len - trained.overlong.dropped as usize),
+        ("sequences", sequences - trained.overlong.dropped as usize),
         ("sequences too long", trained.overlong.dropped as usize),
         ("sequences cut", trained.overlong.cut as usize),
     ]);
@@ -199,19 +168,85 @@ fn train_one(context: &Context, variant: Variant, plan: &Plan) -> anyhow::Result
         counts: counts.clone(),
     })?;
     if !trained.finished {
-        talk.line(&format!("{stage}: saved at step {}", trained.step));
-        talk.say(&Event::stopped(stage));
-        return Ok(Outcome::Stopped);
+        console.note(&format!("{stage}: saved at step {}", trained.step));
+        console.emit(&Event::stopped(stage));
+        return Ok(StageOutcome::Stopped);
     }
+    publish(context, variant, plan, counts.clone())?;
+    console.emit(&Event::finished(stage, counts, seconds));
+    Ok(StageOutcome::Done)
+}
+
+/// Creates the folder of a model and notes the key of its training. A folder of another training is kept if it has a
+/// checkpoint.
+fn prepare_folder(context: &Context, plan: &StagePlan, folder: &Path) -> anyhow::Result<()> {
+    let key = plan.key();
+    let started = folder.join(STARTED_FILE);
+    let started_key = fs::read_to_string(&started).unwrap_or_default();
+    if started_key != key && folder.join("checkpoints").exists() {
+        let old = context.dir.move_aside(&plan.home)?;
+        let kept = context.dir.path(&old);
+        context.console.emit(&Event::kept(&plan.stage, &kept));
+    }
+    fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
+    Ok(replace_file(&started, key.as_bytes())?)
+}
+
+/// Runs the training loop with progress output. Also returns the number of sequences in the training set.
+fn run_training(
+    context: &Context,
+    variant: Variant,
+    stage: &str,
+    folder: &Path,
+) -> anyhow::Result<(TrainingResult, usize)> {
+    let mut rows = Rows::open(context, "train")?.at_temperature(context)?;
+    let settings = settings(&context.run.file, variant.seed_index);
+    let progress = RefCell::new(context.console.progress(stage, "steps", 0, settings.steps));
+    let mut tokens = 0;
+    let has_stepped = Cell::new(false);
+    let mut on_step = |metrics: &StepMetrics| {
+        has_stepped.set(true);
+        tokens += metrics.tokens;
+        let note = format!("loss {:.4}", metrics.loss);
+        progress.borrow_mut().update(metrics.step, tokens, &note);
+        interrupt::control_flow()
+    };
+    let len = rows.list.len();
+    let mut row = |i: usize| {
+        // Before the first step the trainer reads all rows once, for their lengths.
+        if !has_stepped.get() && i.is_multiple_of(1000) {
+            let note = format!("measuring answer {i} of {len}");
+            progress.borrow_mut().update(0, 0, &note);
+        }
+        rows.get(i)
+    };
+    let trained = potstill_student::train(
+        start(context, variant.seed_index)?,
+        &mut row,
+        len,
+        variant.arm,
+        &settings,
+        folder,
+        &mut on_step,
+    )?;
+    Ok((trained, len))
+}
+
+/// Writes the manifest of a trained model, with the files of its last checkpoint.
+fn publish(
+    context: &Context,
+    variant: Variant,
+    plan: &StagePlan,
+    counts: Counts,
+) -> anyhow::Result<()> {
     let last = last_checkpoint(context, variant);
-    let mut files = hash_files(&dir.path(&last))?;
-    // It counts bytes of `metrics.jsonl`, which tells speeds.
+    let mut files = hash_files(&context.dir.path(&last))?;
+    // The state has the size of `metrics.jsonl`, which depends on the speed of the training.
     files.remove("state.json");
-    talk.say(&Event::finished(stage, counts.clone(), seconds));
-    Manifest {
-        stage: stage.clone(),
+    let manifest = Manifest {
+        stage: plan.stage.clone(),
         schema: SCHEMA_VERSION,
-        key,
+        key: plan.key(),
         settings: plan.settings.clone(),
         inputs: plan.inputs.clone(),
         files: files
@@ -219,16 +254,15 @@ fn train_one(context: &Context, variant: Variant, plan: &Plan) -> anyhow::Result
             .map(|(file, hash)| (format!("{last}/{file}"), hash))
             .collect(),
         counts,
-    }
-    .write(&folder)?;
-    Ok(Outcome::Done)
+    };
+    Ok(manifest.write(&context.dir.path(&plan.home))?)
 }
 
-fn plan(context: &Context, variant: Variant) -> anyhow::Result<Plan> {
+fn plan(context: &Context, variant: Variant) -> anyhow::Result<StagePlan> {
     let run = &context.run;
     let completions = context.dir.require("completions", "collect", run)?;
     let curation = context.dir.require("train", "curate", run)?;
-    Ok(Plan {
+    Ok(StagePlan {
         stage: format!("train {variant}"),
         home: format!("students/{variant}"),
         outputs: vec![format!("students/{variant}")],
@@ -269,7 +303,7 @@ pub(crate) fn start_key(run: &Loaded, seed_index: u32) -> anyhow::Result<String>
         "seed": student.random.as_ref().map(|_| seed(&run.file, seed_index)),
     });
     let folder = checkpoint::student(run)?;
-    // A random student takes no weights from it, and there need not be any.
+    // A random student uses no weights of the checkpoint, which need not have any.
     let hash = match &student.random {
         Some(_) => checkpoint::shell_hash(&folder)?,
         None => checkpoint::content_hash(&folder)?,
@@ -297,7 +331,7 @@ pub(crate) fn start_on(run: &Loaded, seed_index: u32, device: &Device) -> anyhow
     }
 }
 
-/// The shape of a random student: that of the run file, with the checkpoint's vocabulary.
+/// Returns the configuration of a random student: the shape of the run file, with the vocabulary of the checkpoint.
 pub(crate) fn start_config(run: &Loaded, folder: &Path) -> anyhow::Result<Option<Config>> {
     Ok(match &run.file.student.random {
         Some(random) => Some(random.config(Config::from_dir(folder)?)),
@@ -305,7 +339,7 @@ pub(crate) fn start_config(run: &Loaded, folder: &Path) -> anyhow::Result<Option
     })
 }
 
-/// Refuses signals over another vocabulary than the student's.
+/// Checks that the signals are over the student's vocabulary.
 fn check_tokenizer(run: &Loaded, signals: &Path) -> anyhow::Result<()> {
     let folder = checkpoint::student(run)?;
     let tokenizer = checkpoint::tokenizer(&folder)?;
@@ -313,7 +347,7 @@ fn check_tokenizer(run: &Loaded, signals: &Path) -> anyhow::Result<()> {
         for provenance in read_footer(&shard)?.provenance {
             if provenance.tokenizer != tokenizer.fingerprint() {
                 bail!(
-                    "the signals in {} are over the vocabulary of {}, and the student's tokenizer in {} is another one: distributions cannot be carried over; train a student with the teacher's tokenizer (leave `path` of [student] out, or name a checkpoint of the same family)",
+                    "the signals in {} are over the vocabulary of {}, and the student's tokenizer in {} has another vocabulary\nhint: train a student with the teacher's tokenizer: remove `path` from [student], or name a checkpoint of the same family",
                     signals.display(),
                     provenance.teacher,
                     folder.display()
@@ -324,7 +358,7 @@ fn check_tokenizer(run: &Loaded, signals: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The folder of the checkpoint that the last step wrote: a model in Hugging Face layout.
+/// Folder of the checkpoint of the last step, a model in Hugging Face layout.
 pub(crate) fn last_checkpoint(context: &Context, variant: Variant) -> String {
     let steps = context.run.file.train.steps;
     format!("students/{variant}/checkpoints/step-{steps:08}")
