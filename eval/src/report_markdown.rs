@@ -27,7 +27,7 @@ fn write(report: &Report) -> String {
         line(&mut out, &format!("- {sentence}"));
     }
     for doubt in &report.conclusion.doubts {
-        line(&mut out, &format!("- **Doubt this run:** {doubt}"));
+        line(&mut out, &format!("- **Doubt about this run:** {doubt}"));
     }
     models(&mut out, report);
     groups(&mut out, report);
