@@ -1,4 +1,5 @@
-//! `check-loss`: compares the run file's loss, as the trainer computes it, with its definition.
+//! `check-loss`: computes the run file's loss with the trainer's own step and compares it with its
+//! definition.
 
 use std::path::Path;
 
@@ -13,18 +14,18 @@ use super::{Context, RunOptions, StageOutcome, device, run_dir_path, train};
 use crate::progress::Console;
 use crate::run_file::Loaded;
 
-/// Number of the run's own sequences to check. The definition is slow, so they are few and short.
+/// Number of sequences of the run that are checked.
 const SEQUENCES: usize = 2;
-/// Length of the longest of these sequences, tokens.
+/// Longest sequence of the run that is checked, in tokens, since the definition is slow.
 const MAX_TOKENS: usize = 96;
-/// Number of parameters of the run's own student that finite differences are computed for.
+/// Number of the student's parameter tensors whose gradient is compared with finite differences.
 const PARAMETERS: usize = 3;
 
-/// Checks the loss on a small random model, and, if `train/` is published, on the run's own student and signals. Writes
-/// the results to stdout.
+/// Checks the loss on a small random model and, if `train/` is published, on the run's own student and
+/// signals. Prints a table of the checks to stdout.
 ///
 /// # Errors
-/// An error in the run file; or a failed check, after all results are written.
+/// When the run file or the device cannot be used. After all checks are printed: when one failed.
 pub fn check_loss(
     file: &Path,
     options: &RunOptions,
@@ -46,20 +47,20 @@ pub fn check_loss(
     let dir = run_dir_path(&run, options);
     if manifest_path(&dir.join("train")).exists() {
         let context = Context::open(file, options)?;
-        match own(&context, &device)? {
+        match own_case(&context, &device)? {
             Some(case) => show("the run's own student and signals", &case)?,
             None => console.note(&format!(
-                "no answer of the run has at most {MAX_TOKENS} tokens, so its own are not looked at"
+                "no answer of the run has at most {MAX_TOKENS} tokens, so its own signals are not checked"
             )),
         }
     }
     if failed > 0 {
-        bail!("{failed} checks failed: the loss is not computed as it is defined");
+        bail!("{failed} checks failed, so the computed loss differs from its definition");
     }
     Ok(StageOutcome::Done)
 }
 
-/// Describes the terms of the loss.
+/// Describes the terms of a loss whose weights are above 0.
 fn describe(objective: &Objective) -> String {
     let mut terms: Vec<String> = objective
         .divergences()
@@ -84,8 +85,9 @@ fn table(on: &str, checks: &[LossCheck]) -> String {
     format!("on {on}\n{}", lines.join("\n"))
 }
 
-/// Returns a case of the base and some short sequences of the training set; `None` if there are none.
-fn own(context: &Context, on: &Device) -> anyhow::Result<Option<LossCase>> {
+/// Builds a case from the student before training and the first answers that are short enough; `None`
+/// if no answer is.
+fn own_case(context: &Context, on: &Device) -> anyhow::Result<Option<LossCase>> {
     let mut rows = Rows::open(context, "train")?.at_temperature(context)?;
     let mut signals: Vec<Signal> = Vec::new();
     for position in 0..rows.list.len().min(200) {

@@ -1,4 +1,4 @@
-//! `eval`: measures the base and the exported models on `heldout/`.
+//! `eval`: measures the exported students, and the student before training, on `heldout/`.
 
 use std::collections::BTreeMap;
 
@@ -21,7 +21,7 @@ const SAMPLES_FILE: &str = "samples.parquet";
 /// Measures every model of the run on the held-out text, and lets it answer the held-out prompts.
 ///
 /// # Errors
-/// If the run is not curated, or a model is not exported yet.
+/// When nothing was curated, or a student is not yet exported.
 pub fn eval(context: &Context) -> anyhow::Result<StageOutcome> {
     let mut models = vec![RunModel::Base];
     models.extend(context.variants().into_iter().map(RunModel::Trained));
@@ -35,7 +35,7 @@ pub fn eval(context: &Context) -> anyhow::Result<StageOutcome> {
     let answered = for_each_model(&models, |model| answers::answer_one(context, *model))?;
     Ok(match answered {
         StageOutcome::UpToDate => measured,
-        other => other,
+        _ => answered,
     })
 }
 

@@ -1,4 +1,4 @@
-//! `report`: writes the results of the run as `report.html`, `report.md` and `report.json`.
+//! `report`: combines manifests and results into `report.html`, `report.md` and `report.json`.
 
 mod measured;
 
@@ -16,13 +16,13 @@ use super::{Context, StageOutcome, StageSummary, counts, export, run_stage};
 use crate::events::Event;
 use crate::run_dir::{Counts, StagePlan};
 
-/// Files of the report, the one for readers first.
+/// Files that the stage writes; the page for people comes first.
 const FILES: [&str; 3] = ["report.html", "report.md", "report.json"];
 
-/// Writes the report, and prints its conclusion.
+/// Writes the report and prints its conclusion.
 ///
 /// # Errors
-/// If a model is not measured yet, or the results are inconsistent.
+/// When a model is not yet measured, or the results do not belong together.
 pub fn report(context: &Context) -> anyhow::Result<StageOutcome> {
     let run = &context.run;
     let arms = context.arms();
@@ -66,18 +66,19 @@ pub fn report(context: &Context) -> anyhow::Result<StageOutcome> {
     Ok(outcome)
 }
 
-/// Shows the report in a browser. If there is no browser, prints the reason; the report exists all the same.
+/// Opens the report in the browser. On a machine without a browser this prints the path instead of
+/// failing, since the report is written all the same.
 pub fn open(context: &Context) {
     let path = context.dir.path(FILES[0]);
     if let Err(error) = open::that_detached(&path) {
         let path = path.display();
         context.console.note(&format!(
-            "no program to show it with ({error}); open {path} in a browser"
+            "cannot start a browser ({error})\nhint: open {path} in a browser"
         ));
     }
 }
 
-/// Lists every published folder of the run with the stage that writes it.
+/// Lists each published folder of a run with the stage that writes it.
 fn homes(context: &Context) -> Vec<(String, String)> {
     let file = &context.run.file;
     let mut homes = vec![("prompts", "import"), ("completions", "collect")];
@@ -131,7 +132,7 @@ fn build(context: &Context, models: &[RunModel]) -> anyhow::Result<Report> {
     })
 }
 
-/// Reads the loss curves from `metrics.jsonl` of each model.
+/// Reads the loss curves from the metrics of each training step.
 fn losses(context: &Context, models: &[RunModel]) -> anyhow::Result<Vec<LossCurve>> {
     let mut curves = Vec::new();
     for model in models.iter().filter(|model| **model != RunModel::Base) {
@@ -147,7 +148,7 @@ fn losses(context: &Context, models: &[RunModel]) -> anyhow::Result<Vec<LossCurv
     Ok(curves)
 }
 
-/// Collects the facts of each stage, and the wall-clock seconds of all stages together.
+/// Collects counts, sizes and times of each stage, and the total time in seconds.
 fn stages(context: &Context) -> anyhow::Result<(Vec<StageFacts>, f64)> {
     let ledger = context.dir.ledger()?;
     let mut facts = Vec::new();

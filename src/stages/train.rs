@@ -1,8 +1,8 @@
 //! `train`: trains the student and its controls in their folders below `students/`.
 //!
-//! The trainer writes its own checkpoints and resumes from the newest. `started.json` holds the key of the training that
-//! a folder belongs to; a folder of another training is kept as `students/NAME.old-N`. `students/NAME_manifest.json` is
-//! written last, when all steps are made.
+//! The trainer writes its own checkpoints and resumes from the newest. `started.json` holds the key of
+//! the settings and inputs of a training; a folder with another key is kept as `students/NAME.old-N`. `students/NAME_manifest.json`
+//! is written last, when all steps are done.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -29,23 +29,23 @@ use crate::run_dir::{Counts, LedgerLine, StagePlan, now, settings_of, short};
 use crate::run_file::{Loaded, RunFile};
 
 const STARTED_FILE: &str = "started.json";
-/// Largest number of parameters of a student that is trained on a single core, because a step is too little work to
-/// share among cores. A student of 0.1 million parameters trains on 10,400 tokens per second on one core and on 8,400 on
-/// two, a student of 0.7 million on 4,600 and 4,000.
-const SMALL: u64 = 2_000_000;
-/// Stack size in bytes of a thread that trains. It is that of a main thread; the threads of a pool have less by default.
-const STACK: usize = 8 << 20;
+/// Largest number of parameters at which one core trains a student as fast as several: 0.1 million
+/// parameters take 10,400 tokens/s on one core and 8,400 on two, 0.7 million 4,600 and 4,000.
+const SMALL_PARAMETERS: u64 = 2_000_000;
+/// Stack size of a training thread, equal to the usual stack size of a main thread; the default of a
+/// thread pool is smaller.
+const STACK_BYTES: usize = 8 << 20;
 
-/// Trains every model of the run that is not trained yet.
+/// Trains each student of the run file that is not yet trained.
 ///
 /// # Errors
-/// If the run is not curated, if the signals belong to another tokenizer than the student's, or if the trainer fails;
-/// checkpoints are kept.
+/// When nothing was curated, the signals belong to another tokenizer than the student's, or the trainer
+/// fails. Checkpoints are kept in all cases.
 pub fn train(context: &Context) -> anyhow::Result<StageOutcome> {
     let mut plans = Vec::new();
     for variant in context.variants() {
         let plan = plan(context, variant)?;
-        match settled(context, &plan)? {
+        match outcome_without_training(context, &plan)? {
             Some(StageOutcome::UpToDate) => {}
             Some(outcome) => return Ok(outcome),
             None => plans.push((variant, plan)),
@@ -58,8 +58,11 @@ pub fn train(context: &Context) -> anyhow::Result<StageOutcome> {
     }
 }
 
-/// Returns the outcome if there is nothing to train: all steps are made, or this is a dry run.
-fn settled(context: &Context, plan: &StagePlan) -> anyhow::Result<Option<StageOutcome>> {
+/// Returns the outcome if nothing has to be trained: all steps are done, or this is a dry run.
+fn outcome_without_training(
+    context: &Context,
+    plan: &StagePlan,
+) -> anyhow::Result<Option<StageOutcome>> {
     let (stage, home, key) = (&plan.stage, &plan.home, plan.key());
     context
         .console
@@ -78,7 +81,7 @@ fn settled(context: &Context, plan: &StagePlan) -> anyhow::Result<Option<StageOu
     Ok(None)
 }
 
-/// Whether one processor core trains the student about as fast as all cores do.
+/// Returns whether one processor core trains the student about as fast as all cores together.
 fn is_small(context: &Context) -> anyhow::Result<bool> {
     let folder = checkpoint::student(&context.run)?;
     let config = match start_config(&context.run, &folder)? {
@@ -86,12 +89,12 @@ fn is_small(context: &Context) -> anyhow::Result<bool> {
         None => Config::from_dir(&folder)?,
     };
     let cpu = context.device == potstill_model::device("cpu")?;
-    Ok(cpu && config.parameters() <= SMALL)
+    Ok(cpu && config.parameters() <= SMALL_PARAMETERS)
 }
 
-/// Runs a stage for several models at the same time, each in its own thread: up to two for each core, so that three
-/// models on two cores end together and not one after the others. Starts no more models after a failure or a stop
-/// request.
+/// Trains the students in parallel, each in a thread of its own. Up to two threads share a core, so that
+/// three students on two cores end at about the same time. After a failure or an interrupt no further
+/// student is started.
 fn side_by_side<S: Sync>(
     students: &[S],
     one: impl Fn(&S) -> anyhow::Result<StageOutcome> + Sync,
@@ -100,10 +103,10 @@ fn side_by_side<S: Sync>(
     let next = AtomicUsize::new(0);
     let failed = AtomicBool::new(false);
     let work = || -> anyhow::Result<StageOutcome> {
-        // Parallel code inside this pool uses the pool's single thread.
+        // Parallel loops of the training use the single thread of this pool.
         let core = ThreadPoolBuilder::new()
             .num_threads(1)
-            .stack_size(STACK)
+            .stack_size(STACK_BYTES)
             .build()?;
         core.install(|| {
             let mine = std::iter::from_fn(|| {
@@ -168,7 +171,10 @@ fn train_one(
         counts: counts.clone(),
     })?;
     if !trained.finished {
-        console.note(&format!("{stage}: saved at step {}", trained.step));
+        console.note(&format!(
+            "{stage}: training state saved at step {}",
+            trained.step
+        ));
         console.emit(&Event::stopped(stage));
         return Ok(StageOutcome::Stopped);
     }
@@ -215,7 +221,7 @@ fn run_training(
     let mut row = |i: usize| {
         // Before the first step the trainer reads all rows once, for their lengths.
         if !has_stepped.get() && i.is_multiple_of(1000) {
-            let note = format!("measuring answer {i} of {len}");
+            let note = format!("measuring the length of answer {i} of {len}");
             progress.borrow_mut().update(0, 0, &note);
         }
         rows.get(i)
@@ -241,7 +247,7 @@ fn publish(
 ) -> anyhow::Result<()> {
     let last = last_checkpoint(context, variant);
     let mut files = hash_files(&context.dir.path(&last))?;
-    // The state has the size of `metrics.jsonl`, which depends on the speed of the training.
+    // `state.json` has the size of `metrics.jsonl`, which varies with the speeds that it records.
     files.remove("state.json");
     let manifest = Manifest {
         stage: plan.stage.clone(),
@@ -281,7 +287,7 @@ fn plan(context: &Context, variant: Variant) -> anyhow::Result<StagePlan> {
     })
 }
 
-/// `[train]` with one of the seeds.
+/// Returns the settings of `[train]` with one of the seeds.
 pub(crate) fn settings(file: &RunFile, seed_index: u32) -> Settings {
     Settings {
         seed: seed(file, seed_index),
@@ -294,7 +300,7 @@ pub(crate) fn seed(file: &RunFile, seed_index: u32) -> u64 {
     u64::from(file.run.seed) + u64::from(seed_index)
 }
 
-/// Key that identifies the base, the model that training starts from.
+/// Computes the hash that identifies the base, the model that training starts from.
 pub(crate) fn start_key(run: &Loaded, seed_index: u32) -> anyhow::Result<String> {
     let student = &run.file.student;
     let settings: Value = json!({
@@ -303,9 +309,9 @@ pub(crate) fn start_key(run: &Loaded, seed_index: u32) -> anyhow::Result<String>
         "seed": student.random.as_ref().map(|_| seed(&run.file, seed_index)),
     });
     let folder = checkpoint::student(run)?;
-    // A random student uses no weights of the checkpoint, which need not have any.
+    // A random student needs only the small files; the folder may have no weights.
     let hash = match &student.random {
-        Some(_) => checkpoint::shell_hash(&folder)?,
+        Some(_) => checkpoint::small_files_hash(&folder)?,
         None => checkpoint::content_hash(&folder)?,
     };
     let inputs = BTreeMap::from([("checkpoint".to_owned(), hash)]);
@@ -331,7 +337,8 @@ pub(crate) fn start_on(run: &Loaded, seed_index: u32, device: &Device) -> anyhow
     }
 }
 
-/// Returns the configuration of a random student: the shape of the run file, with the vocabulary of the checkpoint.
+/// Returns the configuration of a random student, with the checkpoint's vocabulary; `None` if the student
+/// is not random.
 pub(crate) fn start_config(run: &Loaded, folder: &Path) -> anyhow::Result<Option<Config>> {
     Ok(match &run.file.student.random {
         Some(random) => Some(random.config(Config::from_dir(folder)?)),
@@ -339,7 +346,7 @@ pub(crate) fn start_config(run: &Loaded, folder: &Path) -> anyhow::Result<Option
     })
 }
 
-/// Checks that the signals are over the student's vocabulary.
+/// Checks that the signals belong to the student's tokenizer.
 fn check_tokenizer(run: &Loaded, signals: &Path) -> anyhow::Result<()> {
     let folder = checkpoint::student(run)?;
     let tokenizer = checkpoint::tokenizer(&folder)?;
@@ -347,7 +354,7 @@ fn check_tokenizer(run: &Loaded, signals: &Path) -> anyhow::Result<()> {
         for provenance in read_footer(&shard)?.provenance {
             if provenance.tokenizer != tokenizer.fingerprint() {
                 bail!(
-                    "the signals in {} are over the vocabulary of {}, and the student's tokenizer in {} has another vocabulary\nhint: train a student with the teacher's tokenizer: remove `path` from [student], or name a checkpoint of the same family",
+                    "the signals in {} belong to the tokenizer of {}, and the student's tokenizer in {} differs, so the student cannot learn from them\nhint: remove `path` of [student], or name a checkpoint of the teacher's family",
                     signals.display(),
                     provenance.teacher,
                     folder.display()
@@ -358,7 +365,7 @@ fn check_tokenizer(run: &Loaded, signals: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Folder of the checkpoint of the last step, a model in Hugging Face layout.
+/// Folder of the checkpoint after the last step, in Hugging Face layout.
 pub(crate) fn last_checkpoint(context: &Context, variant: Variant) -> String {
     let steps = context.run.file.train.steps;
     format!("students/{variant}/checkpoints/step-{steps:08}")

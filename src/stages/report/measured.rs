@@ -132,7 +132,7 @@ impl Measured {
             let answers: Option<Vec<SampleAnswer>> = self.answers.iter().map(answer).collect();
             let answers = answers.ok_or_else(|| {
                 anyhow::anyhow!(
-                    "the answers in {} are to other prompts\nhint: delete the `eval/answers` folders in it and run `eval` again",
+                    "the answers below {} belong to other prompts\nhint: delete the folders `eval/answers` below it and run `eval` again",
                     context.dir.path("students").display()
                 )
             })?;
