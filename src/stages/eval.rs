@@ -9,7 +9,7 @@ use potstill_eval::{Heldout, Metric, interval};
 use serde_json::json;
 
 use super::models::{heldout_home, load, model_key, results_file};
-use super::rows::Rows;
+use super::rows::SelectedRows;
 use super::{
     Context, StageOutcome, StageSummary, answers, counts, for_each_model, run_stage, score,
 };
@@ -45,7 +45,7 @@ fn eval_one(context: &Context, model: RunModel) -> anyhow::Result<StageOutcome> 
     run_stage(context, &plan, |out| {
         let file = &context.run.file;
         let weights = load(context, model)?;
-        let mut rows = Rows::open(context, "heldout")?;
+        let mut rows = SelectedRows::open(context, "heldout")?;
         let len = rows.list.len();
         let mut progress = context
             .console

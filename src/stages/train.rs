@@ -21,7 +21,7 @@ use potstill_student::{Settings, StepMetrics, TrainingResult};
 use rayon::ThreadPoolBuilder;
 use serde_json::{Value, json};
 
-use super::rows::Rows;
+use super::rows::SelectedRows;
 use super::{Context, StageOutcome, checkpoint, counts, for_each_model, score};
 use crate::events::Event;
 use crate::interrupt;
@@ -205,7 +205,7 @@ fn run_training(
     stage: &str,
     folder: &Path,
 ) -> anyhow::Result<(TrainingResult, usize)> {
-    let mut rows = Rows::open(context, "train")?.at_temperature(context)?;
+    let mut rows = SelectedRows::open(context, "train")?.at_temperature(context)?;
     let settings = settings(&context.run.file, variant.seed_index);
     let progress = RefCell::new(context.console.progress(stage, "steps", 0, settings.steps));
     let mut tokens = 0;
