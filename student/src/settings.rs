@@ -84,8 +84,8 @@ pub struct Settings {
     /// Steps between checkpoints.
     #[serde(with = "Count")]
     pub checkpoint_every: u64,
-    /// Controls to train beside the student. Without a divergence in `loss` the default is none, because the controls
-    /// would equal the student.
+    /// Controls to train beside the student. Without distributions (`signals` or `[score]`) the default is none, because
+    /// the controls would equal the student.
     pub controls: Vec<Control>,
     /// Number of seeds with which the student and `sft` are trained. With more than one, the report's intervals include
     /// the variation between seeds.
