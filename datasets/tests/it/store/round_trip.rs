@@ -169,9 +169,8 @@ fn a_row_that_breaks_the_rules_is_never_stored() {
     values.bin_correct.pop();
     let message = super::chain(&write_shard(&path, &[values], &[]).unwrap_err());
     assert!(
-        message.contains(
-            "row 0, column `bin_correct`: a list of 9, where each of 10 bins has an entry"
-        ),
+        message
+            .contains("row 0, column `bin_correct`: the list has 9 entries, and 10 are expected"),
         "{message}"
     );
     assert!(!path.exists());
