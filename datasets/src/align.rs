@@ -7,7 +7,7 @@ use std::cmp::Ordering;
 use std::collections::{HashMap, hash_map::Entry};
 use std::ops::Range;
 
-use crate::Tokenizer;
+use crate::tokenizer::Tokenizer;
 
 /// A shortest part of a text that both tokenisations cut at both ends, as token indices.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,9 +1,11 @@
 //! Token ids of a stored answer, for training and scoring.
 
-use crate::{
-    ChatTemplate, Completion, Encoded, Error, Message, Prompt, Reasoning, Role, Tokenizer,
-    encode_conversation, prompt_ids,
-};
+use crate::encode::{Encoded, encode_conversation, prompt_ids};
+use crate::error::Error;
+use crate::reasoning::Reasoning;
+use crate::records::{Completion, Message, Prompt, Role};
+use crate::template::ChatTemplate;
+use crate::tokenizer::Tokenizer;
 
 /// Returns the ids of a prompt and its stored answer, with loss on the answer only.
 ///

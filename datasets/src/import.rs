@@ -15,7 +15,6 @@ use std::path::Path;
 use flate2::read::MultiGzDecoder;
 
 pub use self::detect::{Detected, detect_columns};
-pub use self::row::Place;
 use self::row::{Row, TOOLS};
 use crate::error::Error;
 use crate::records::{Completion, FinishReason, Message, Prompt, Usage};

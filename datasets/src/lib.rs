@@ -1,4 +1,5 @@
-//! What Potstill stores: records, Parquet, journal, tokens and chat templates, batches
+//! Storage of Potstill's data and conversion of text to tokens: records, Parquet, journal, import, tokenizer, chat
+//! templates, loss masks and packing.
 
 mod align;
 mod answer;
@@ -6,6 +7,7 @@ mod batch;
 mod chat;
 mod encode;
 mod error;
+mod finding;
 mod import;
 mod journal;
 mod manifest;
@@ -13,6 +15,7 @@ mod mask;
 mod pack;
 mod parquet;
 mod reader;
+mod reasoning;
 mod records;
 mod schema;
 mod signal;
@@ -25,20 +28,22 @@ mod tokenizer;
 pub use crate::align::{Span, TextsDiffer, align, ids_by_bytes};
 pub use crate::answer::encode_answer;
 pub use crate::batch::Order;
-pub use crate::encode::{Encoded, Reasoning, encode_conversation, prompt_ids, split_reasoning};
-pub use crate::error::Error;
-pub use crate::import::{Columns, Detected, Imported, Place, detect_columns, import};
+pub use crate::encode::{Encoded, encode_conversation, prompt_ids};
+pub use crate::error::{Error, RowLocation};
+pub use crate::finding::Finding;
+pub use crate::import::{Columns, Detected, Imported, detect_columns, import};
 pub use crate::journal::{FrameSpan, Journal};
 pub use crate::manifest::{
     FileHash, Manifest, canonical_json, hash_file, hash_files, manifest_path, replace_file,
     stage_key,
 };
-pub use crate::mask::{Finding, MaskReport, MaskedToken, check_mask, check_sampled};
+pub use crate::mask::{MaskReport, MaskedToken, check_mask, check_sampled};
 pub use crate::pack::pack;
 pub use crate::parquet::{
     Footer, PROMPTS_PER_SHARD, ShardWriter, read_footer, shard_name, shards, write_shard,
 };
 pub use crate::reader::{Rows, read_shard};
+pub use crate::reasoning::{Reasoning, split_reasoning};
 pub use crate::records::{
     CONFIDENCE_BINS, Completion, Dropped, Failed, FinishReason, Message, Prompt, Provenance, Role,
     SampledToken, Selected, SequenceValues, TaskSample, ToolCall, TopToken, Usage, Verdict,

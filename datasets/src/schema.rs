@@ -46,13 +46,13 @@ pub trait Record: sealed::Sealed + Sized {
     /// Converts rows to columns.
     ///
     /// # Errors
-    /// [`Error::TooLarge`]; [`Error::BadSignal`] for a signal that breaks its rules.
+    /// [`Error::Invalid`] for too many values; [`Error::BadSignal`] for a signal that breaks its rules.
     fn to_batch(rows: &[Self]) -> Result<RecordBatch, Error>;
 
     /// Converts columns to rows.
     ///
     /// # Errors
-    /// [`Error::Column`] if the columns are not exactly the table's, with or without the optional ones; [`Error::Cell`]
+    /// [`Error::Invalid`] if the columns are not exactly the table's, with or without the optional ones; [`Error::Cell`]
     /// and [`Error::BadSignal`] if the content of a row is not legal.
     fn from_batch(batch: &RecordBatch) -> Result<Vec<Self>, Error>;
 }
@@ -72,23 +72,18 @@ pub(crate) fn check_columns<R: Record>(found: &Schema) -> Result<(), Error> {
     let expected = R::schema();
     let has = |name: &&str| found.field_with_name(name).is_ok();
     let optional = R::OPTIONAL.iter().any(has);
-    let error = |column: &str, expected: String, found: String| {
-        Err(Error::Column {
-            table: R::TABLE,
-            column: column.into(),
-            expected,
-            found,
-        })
+    let error = |column: &str, expected: &str, found: &str| {
+        Err(columns::column_error(R::TABLE, column, expected, found))
     };
     for field in expected.fields() {
         match found.field_with_name(field.name()) {
             Err(_) if !optional && R::OPTIONAL.contains(&field.name().as_str()) => {}
-            Err(_) => return error(field.name(), type_name(field), "absent".into()),
+            Err(_) => return error(field.name(), &type_name(field), "absent"),
             Ok(other)
                 if other.data_type() != field.data_type()
                     || other.is_nullable() != field.is_nullable() =>
             {
-                return error(field.name(), type_name(field), type_name(other));
+                return error(field.name(), &type_name(field), &type_name(other));
             }
             Ok(_) => {}
         }
@@ -98,7 +93,7 @@ pub(crate) fn check_columns<R: Record>(found: &Schema) -> Result<(), Error> {
         .iter()
         .find(|field| expected.field_with_name(field.name()).is_err())
     {
-        Some(extra) => error(extra.name(), "absent".into(), type_name(extra)),
+        Some(extra) => error(extra.name(), "absent", &type_name(extra)),
         None => Ok(()),
     }
 }

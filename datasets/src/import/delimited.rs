@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 use csv::{ErrorKind, Position, ReaderBuilder, StringRecord, StringRecordsIntoIter};
 use serde_json::Value;
 
-use super::row::{Place, Row};
+use super::row::Row;
 use super::{Rows, open};
 use crate::error::Error;
+use crate::error::RowLocation;
 
 /// The rows below the header, which names the columns.
 pub(super) fn rows(path: &Path, delimiter: u8) -> Result<Rows, Error> {
@@ -17,14 +18,14 @@ pub(super) fn rows(path: &Path, delimiter: u8) -> Result<Rows, Error> {
         .from_reader(open(path)?);
     let header = reader
         .headers()
-        .map_err(|error| unreadable(path, Place::Line(1), error))?
+        .map_err(|error| unreadable(path, RowLocation::Line(1), error))?
         .clone();
     let mut names = header.iter();
     while let Some(name) = names.next() {
         if !name.is_empty() && names.clone().any(|other| other == name) {
             return Err(Error::BadPrompt {
                 path: path.to_path_buf(),
-                place: Place::Line(1),
+                place: RowLocation::Line(1),
                 why: format!("the header has the column `{name}` twice: rename one"),
             });
         }
@@ -82,9 +83,9 @@ struct LineCount {
 }
 
 impl LineCount {
-    fn place(&mut self, position: Option<&Position>) -> io::Result<Place> {
+    fn place(&mut self, position: Option<&Position>) -> io::Result<RowLocation> {
         let Some(position) = position else {
-            return Ok(Place::File);
+            return Ok(RowLocation::File);
         };
         loop {
             let behind = position.byte().saturating_sub(self.byte);
@@ -104,13 +105,13 @@ impl LineCount {
             self.reader.consume(skipped);
             self.byte += skipped as u64;
             if done {
-                return Ok(Place::Line(self.line));
+                return Ok(RowLocation::Line(self.line));
             }
         }
     }
 }
 
-fn unreadable(path: &Path, place: Place, error: csv::Error) -> Error {
+fn unreadable(path: &Path, place: RowLocation, error: csv::Error) -> Error {
     let why = match error.into_kind() {
         ErrorKind::Io(source) => return Error::io("read", path)(source),
         ErrorKind::UnequalLengths {

@@ -5,10 +5,11 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Deserializer, Value};
 
-use super::row::{Place, Row};
+use super::row::Row;
 use super::{Rows, open};
 use crate::chat;
 use crate::error::Error;
+use crate::error::RowLocation;
 
 const LINES: &str = "each line must be one whole JSON object";
 const ARRAY: &str = "the file must be one array of JSON objects";
@@ -106,7 +107,7 @@ impl Lines {
         if text.trim().is_empty() {
             return Ok(None);
         }
-        let place = Place::Line(self.line);
+        let place = RowLocation::Line(self.line);
         match serde_json::from_str(text.trim_end()) {
             Ok(Value::Object(fields)) => Ok(Some(Row { place, fields })),
             Ok(other) => Err(Error::BadPrompt {
@@ -199,7 +200,7 @@ impl Elements {
             (State::Element, _) => return Err(self.bad(0, 0, "expected `,` or `]`".into())),
             (State::Opened, _) => {}
         }
-        let place = Place::Line(self.line);
+        let place = RowLocation::Line(self.line);
         let mut values = Deserializer::from_str(self.rest()).into_iter::<Value>();
         let value = match values.next() {
             Some(Ok(value)) => value,
@@ -264,7 +265,7 @@ impl Elements {
 mod tests {
     use super::*;
 
-    fn read(text: impl AsRef<[u8]>) -> Result<Vec<(Place, Value)>, String> {
+    fn read(text: impl AsRef<[u8]>) -> Result<Vec<(RowLocation, Value)>, String> {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("p.json");
         std::fs::write(&path, text).unwrap();
@@ -276,8 +277,8 @@ mod tests {
         .map_err(|error| error.to_string().split_once("p.json").unwrap().1.to_owned())
     }
 
-    fn row(line: usize, text: &str) -> (Place, Value) {
-        (Place::Line(line), serde_json::from_str(text).unwrap())
+    fn row(line: usize, text: &str) -> (RowLocation, Value) {
+        (RowLocation::Line(line), serde_json::from_str(text).unwrap())
     }
 
     #[test]

@@ -6,37 +6,15 @@ use serde_json::{Map, Value};
 
 use super::Columns;
 use crate::chat;
-use crate::error::Error;
+use crate::error::{Error, RowLocation};
 use crate::records::{Message, Prompt, Role};
 
 /// The column of tools beside one of messages.
 pub(super) const TOOLS: &str = "tools";
 
-/// Where in a file that is imported.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Place {
-    /// A line of text, from 1; of a row on several lines, the first.
-    Line(usize),
-    /// A row of a Parquet file, from 1.
-    Row(usize),
-    /// The file as a whole.
-    File,
-}
-
-impl std::fmt::Display for Place {
-    /// What follows the file's name: `:17`, `, row 17`, or nothing.
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Place::Line(line) => write!(f, ":{line}"),
-            Place::Row(row) => write!(f, ", row {row}"),
-            Place::File => Ok(()),
-        }
-    }
-}
-
 /// A row of a file, as JSON.
 pub(super) struct Row {
-    pub(super) place: Place,
+    pub(super) place: RowLocation,
     pub(super) fields: Map<String, Value>,
 }
 
@@ -105,8 +83,8 @@ impl Row {
         }
         let name = path.file_name().unwrap_or(path.as_os_str());
         let number = match self.place {
-            Place::Line(number) | Place::Row(number) => format!(":{number}"),
-            Place::File => String::new(),
+            RowLocation::Line(number) | RowLocation::Row(number) => format!(":{number}"),
+            RowLocation::File => String::new(),
         };
         let source = format!("{}{number}", name.to_string_lossy());
         let prompt = Prompt {
@@ -120,7 +98,7 @@ impl Row {
 /// The columns of a row, with their place for errors.
 struct Cells<'a> {
     path: &'a Path,
-    place: Place,
+    place: RowLocation,
     fields: &'a Map<String, Value>,
 }
 
@@ -194,7 +172,7 @@ impl<'a> Cells<'a> {
 
 pub(super) fn missing<'a>(
     path: &Path,
-    place: Place,
+    place: RowLocation,
     column: &str,
     present: impl Iterator<Item = &'a str>,
 ) -> Error {

@@ -12,9 +12,10 @@ use parquet::arrow::arrow_reader::{
 };
 use serde_json::{Map, Number, Value};
 
-use super::row::{Place, Row, missing};
+use super::row::{Row, missing};
 use super::{Columns, Rows};
 use crate::error::Error;
+use crate::error::RowLocation;
 use crate::parquet::{BATCH_ROWS, decode, reader_options};
 
 /// The rows of the file. Without Arrow's own schema in the footer, text is of one type however it was held in memory.
@@ -54,7 +55,7 @@ fn projection(
         .iter()
         .find(|name| names().all(|other| other != **name))
     {
-        return Err(missing(path, Place::File, absent, names()));
+        return Err(missing(path, RowLocation::File, absent, names()));
     }
     let wanted = |name: &str| required.contains(&name) || optional.contains(&name);
     Ok((0..)
@@ -88,7 +89,7 @@ impl Iterator for Table {
         loop {
             if let Some(fields) = self.waiting.next() {
                 self.rows += 1;
-                let place = Place::Row(self.rows);
+                let place = RowLocation::Row(self.rows);
                 return Some(Ok(Row { place, fields }));
             }
             match decode(&self.path, || self.batches.next().transpose()) {

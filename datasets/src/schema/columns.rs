@@ -143,7 +143,7 @@ pub(super) fn concat<'a, T: Copy + 'a>(slices: impl Iterator<Item = &'a [T]> + C
 }
 
 pub(super) fn arrow_error(column: &str) -> impl FnOnce(ArrowError) -> Error {
-    move |source| Error::Batch {
+    move |source| Error::Arrow {
         what: column.into(),
         source,
     }
@@ -172,8 +172,12 @@ fn offsets(column: &str, lengths: impl Iterator<Item = usize>) -> Result<OffsetB
         end = i32::try_from(length)
             .ok()
             .and_then(|length| end.checked_add(length))
-            .ok_or_else(|| Error::TooLarge {
-                column: column.into(),
+            .ok_or_else(|| {
+                let problem = format!(
+                    "the column `{column}` has more than {} values in one batch",
+                    i32::MAX
+                );
+                Error::invalid(problem, "write fewer rows at a time")
             })?;
         offsets.push(end);
     }
@@ -202,7 +206,7 @@ impl<'a> ColumnReader<'a> {
                 column: column.into(),
                 array,
             }),
-            None => Err(absent(table, column.into())),
+            None => Err(column_error(table, column, "present", "absent")),
         }
     }
 
@@ -219,7 +223,7 @@ impl<'a> ColumnReader<'a> {
                 column,
                 array,
             }),
-            None => Err(absent(self.table, column)),
+            None => Err(column_error(self.table, &column, "present", "absent")),
         }
     }
 
@@ -273,22 +277,16 @@ impl<'a> ColumnReader<'a> {
     }
 
     fn mistyped(&self, expected: &str) -> Error {
-        Error::Column {
-            table: self.table,
-            column: self.column.clone(),
-            expected: expected.into(),
-            found: self.array.data_type().to_string(),
-        }
+        let found = self.array.data_type().to_string();
+        column_error(self.table, &self.column, expected, &found)
     }
 }
 
-fn absent(table: &'static str, column: String) -> Error {
-    Error::Column {
-        table,
-        column,
-        expected: "present".into(),
-        found: "absent".into(),
-    }
+/// Returns the error for a column of another type than expected, or one that is absent.
+pub(super) fn column_error(table: &str, column: &str, expected: &str, found: &str) -> Error {
+    let problem =
+        format!("the column `{column}` of a {table} table must be {expected}, and it is {found}");
+    Error::invalid(problem, "")
 }
 
 /// A list column as ranges of its flat child.
