@@ -412,15 +412,15 @@ mod tests {
         );
         refused(
             |s| s.rows[1].draw_counts[0] = 2,
-            "position 2: 4 draws from the tail, where 3 are expected",
+            "position 2: 4 draws from the tail, and 3 are expected",
         );
         refused(
             |s| s.rows[1].tail_logprob = f32::NEG_INFINITY,
-            "position 2: 3 draws from the tail, where 0 are expected",
+            "position 2: 3 draws from the tail, and 0 are expected",
         );
         refused(
             |s| s.rows[0].tail_logprob = 0.2515_f32.ln(),
-            "position 1: support and tail hold a mass of 1.001500, over 1 by more than 0.001",
+            "position 1: support and tail have a mass of 1.001500, which exceeds 1 by more than 0.001",
         );
     }
 }

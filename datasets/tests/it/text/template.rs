@@ -174,7 +174,10 @@ fn reasoning_goes_where_the_template_or_the_marks_put_it() {
             .text,
         "<s><think>2 + 2</think>4</s>"
     );
-    insta::assert_snapshot!(plain.render(&messages, None, options(None)).unwrap_err(), @r#"chat template plain has no place for reasoning (it never reads `reasoning_content`); say how to write it with `reasoning = { open = "<think>", close = "</think>" }`, or use data without reasoning"#);
+    insta::assert_snapshot!(plain.render(&messages, None, options(None)).unwrap_err(), @r#"
+chat template plain: there is reasoning, but the template never reads `reasoning_content`
+hint: set `reasoning = { open = "<think>", close = "</think>" }` to write it in front of the answer, or use data without reasoning
+"#);
 
     let reads = ChatTemplate::from_source(
         "reads",
