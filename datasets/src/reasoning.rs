@@ -1,12 +1,15 @@
 //! Reasoning in front of an answer.
 
-/// Tags around the reasoning in front of an answer, for example `<think>` and `</think>`. White space between a tag and
-/// the text beside it, such as line feeds, belongs to the tag.
-#[derive(Debug, Clone, PartialEq, Eq)]
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Tags around the reasoning in front of an answer. White space between a tag and the text beside it belongs to the tag.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
 pub struct Reasoning {
-    /// Tag that opens the reasoning.
+    /// Text that opens the reasoning, such as `<think>`.
     pub open: String,
-    /// Tag that closes the reasoning.
+    /// Text that closes the reasoning, such as `</think>`.
     pub close: String,
 }
 

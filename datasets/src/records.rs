@@ -304,6 +304,9 @@ pub struct Dropped {
     pub reason: String,
 }
 
+/// Reason of an answer whose distributions could not be computed, in [`Failed::reason`].
+pub const NO_SIGNAL: &str = "no_signal";
+
 /// An answer that a teacher did not give, or an answer whose distributions could not be computed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failed {

@@ -13,12 +13,15 @@ use std::path::Path;
 
 use chrono::NaiveDateTime;
 use minijinja::{AutoEscape, Environment, ErrorKind, UndefinedBehavior, Value, context};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use self::generation::GenerationMarks;
 use crate::error::Error;
 use crate::finding::Finding;
 use crate::manifest::sha256_hex;
+use crate::range::FilePath;
 use crate::reasoning::Reasoning;
 use crate::records::Message;
 use crate::tokenizer::{SpecialTokens, read_json, read_optional};
@@ -33,6 +36,37 @@ pub struct ChatTemplate {
     hash: String,
     generation: bool,
     reasoning: bool,
+}
+
+/// A setting that names a chat template: `"plain"`, or the path of a `.jinja` file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(try_from = "String", into = "String")]
+#[schemars(with = "FilePath", inline)]
+pub enum TemplateSource {
+    /// Messages one after the other, with nothing between them: [`ChatTemplate::plain`].
+    Plain,
+    /// A file with a Jinja template.
+    File(FilePath),
+}
+
+impl TryFrom<String> for TemplateSource {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<Self, &'static str> {
+        match text.as_str() {
+            "plain" => Ok(TemplateSource::Plain),
+            _ => FilePath::try_from(text).map(TemplateSource::File),
+        }
+    }
+}
+
+impl From<TemplateSource> for String {
+    fn from(source: TemplateSource) -> String {
+        match source {
+            TemplateSource::Plain => "plain".to_owned(),
+            TemplateSource::File(path) => path.into(),
+        }
+    }
 }
 
 /// Inputs of a rendering besides the conversation.

@@ -4,19 +4,22 @@
 use std::path::Path;
 
 use anyhow::bail;
-use potstill_datasets::{Imported, Prompt, Tokenizer};
+use potstill_datasets::{AnswerSource, Imported, Prompt, Tokenizer};
 use potstill_model::{Config, weight_files};
+use potstill_student::Settings;
 
-use super::{Options, Outcome, checkpoint, collect, device, import, run_dir_path, served, train};
-use crate::progress::Talk;
+use super::{
+    RunOptions, StageOutcome, checkpoint, collect, device, import, run_dir_path, served, train,
+};
+use crate::progress::Console;
 use crate::run_dir::check_owner;
-use crate::run_file::{Answers, Loaded, Train};
+use crate::run_file::Loaded;
 
 /// Checks a run file and what it names, and puts a short plan on stdout.
 ///
 /// # Errors
 /// The first thing that a run would stumble over.
-pub fn check(file: &Path, options: &Options, talk: &Talk) -> anyhow::Result<Outcome> {
+pub fn check(file: &Path, options: &RunOptions, console: &Console) -> anyhow::Result<StageOutcome> {
     let run = Loaded::read(file)?;
     device(&options.device)?;
     let dir = run_dir_path(&run, options);
@@ -30,38 +33,38 @@ pub fn check(file: &Path, options: &Options, talk: &Talk) -> anyhow::Result<Outc
         _ if run.file.served().is_some() => {
             let asked = served::check(&run, &imported)?;
             match run.file.import.answers {
-                Answers::Teacher => asked,
-                Answers::Given => format!("{}\n{asked}", check_given(&imported)?),
+                AnswerSource::Teacher => asked,
+                AnswerSource::Given => format!("{}\n{asked}", check_given(&imported)?),
             }
         }
-        Some(folder) if run.file.import.answers == Answers::Teacher => {
+        Some(folder) if run.file.import.answers == AnswerSource::Teacher => {
             check_teacher(&run, folder, &imported.prompts)?
         }
         _ => check_given(&imported)?,
     };
     let student = check_student(&run, teacher.as_deref())?;
     let settings = &run.file.train;
-    talk.data(&format!(
+    console.output(&format!(
         "run       {} in {}\nprompts   {} ({} duplicates merged)\n{answers}\nstudent   {student}\ntrain     {} steps of {} sequences, {}\nfine      `potstill run {}` runs it",
         run.file.run.name.as_str(),
         dir.display(),
         imported.prompts.len(),
         imported.duplicates,
-        settings.steps.get(),
-        settings.batch.get(),
+        settings.steps,
+        settings.batch,
         others(settings),
         file.display(),
     ));
-    Ok(Outcome::UpToDate)
+    Ok(StageOutcome::UpToDate)
 }
 
 /// What is trained beside the student, in words.
-fn others(train: &Train) -> String {
+fn others(train: &Settings) -> String {
     let controls = match train.controls.len() {
         0 => "no controls".to_owned(),
         n => format!("and as many for each of {n} controls"),
     };
-    match train.seeds.get() {
+    match train.seeds {
         1 => controls,
         seeds => format!("{controls}, the student and `sft` with {seeds} seeds"),
     }
@@ -70,7 +73,8 @@ fn others(train: &Train) -> String {
 /// The teacher's tokenizer, and that every prompt fits its context.
 fn check_teacher(run: &Loaded, folder: &Path, prompts: &[Prompt]) -> anyhow::Result<String> {
     checkpoint::tokenizer(folder)?;
-    let longest = collect::check_lengths(run, folder, prompts)?;
+    let prompts_read = prompts.iter().cloned().map(Ok);
+    let longest = collect::check_lengths(run, folder, prompts_read)?;
     let collect = &run.file.collect;
     Ok(format!(
         "teacher   {}: {}\ncollect   {} answers of at most {} tokens, {} together; the longest prompt has {longest}",
@@ -111,7 +115,7 @@ fn check_student(run: &Loaded, teacher: Option<&Path>) -> anyhow::Result<String>
     weight_files(&folder)?;
     Ok(match run.file.student.every {
         Some(every) => {
-            let layers = config.num_hidden_layers.div_ceil(every.get());
+            let layers = config.num_hidden_layers.div_ceil(every);
             format!("{}, cut to {layers} layers", folder.display())
         }
         None => format!("{}: {}", folder.display(), shape(&config)),

@@ -1,24 +1,24 @@
 //! `import`: prompts from the run file's source into `prompts/`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, anyhow};
 use potstill_datasets::{
-    Columns, Completion, Error, Imported, PROMPTS_PER_SHARD, Prompt, Reasoning, hash_file,
-    read_shard, shard_name, shards, split_reasoning, write_shard,
+    AnswerSource, Completion, Error, FolderRows, ImportSettings, Imported, PROMPTS_PER_SHARD,
+    Prompt, Reasoning, hash_file, shard_name, split_reasoning, write_shard,
 };
 use serde_json::json;
 
-use super::{Context, Done, Outcome, collect, counts, stage};
-use crate::run_dir::Plan;
-use crate::run_file::{Answers, Import, Loaded};
+use super::{Context, StageOutcome, StageSummary, counts, run_stage};
+use crate::run_dir::StagePlan;
+use crate::run_file::Loaded;
 
 /// Reads the prompts and publishes them.
 ///
 /// # Errors
 /// When the source is absent or a line of it is no prompt.
-pub fn import(context: &Context) -> anyhow::Result<Outcome> {
+pub fn import(context: &Context) -> anyhow::Result<StageOutcome> {
     let path = source(&context.run)?;
     let mut settings = json!({
         "columns": context.run.file.import.columns,
@@ -28,17 +28,18 @@ pub fn import(context: &Context) -> anyhow::Result<Outcome> {
         "name": path.file_name().map(|name| name.to_string_lossy()),
     });
     // Rows that repeat a question count as duplicates unless their answers are learned from.
-    if let Columns::QuestionAnswer { given: true, .. } = columns(&context.run.file.import) {
+    let import = &context.run.file.import;
+    if import.answers == AnswerSource::Given && import.columns.answer.is_some() {
         settings["answers"] = json!("given");
     }
-    let plan = Plan {
+    let plan = StagePlan {
         stage: "import".to_owned(),
         home: "prompts".to_owned(),
         outputs: vec!["prompts".to_owned()],
         settings,
         inputs: BTreeMap::from([("source".to_owned(), hash_file(&path)?.sha256)]),
     };
-    stage(context, &plan, |out| {
+    run_stage(context, &plan, |out| {
         let Imported {
             prompts,
             duplicates,
@@ -47,7 +48,7 @@ pub fn import(context: &Context) -> anyhow::Result<Outcome> {
         for (index, shard) in prompts.chunks(PROMPTS_PER_SHARD).enumerate() {
             write_shard(&out.join("prompts").join(shard_name(index)), shard, &[])?;
         }
-        Ok(Some(Done::new(counts([
+        Ok(Some(StageSummary::new(counts([
             ("prompts", prompts.len()),
             ("duplicates merged", duplicates),
         ]))))
@@ -56,7 +57,7 @@ pub fn import(context: &Context) -> anyhow::Result<Outcome> {
 
 /// The source of the run file, which must be a file.
 pub(crate) fn source(run: &Loaded) -> anyhow::Result<PathBuf> {
-    let path = run.resolve(&run.file.import.path);
+    let path = run.file.import.path.as_path().to_owned();
     match std::fs::metadata(&path) {
         Ok(found) if found.is_file() => Ok(path),
         Ok(_) => Err(run
@@ -76,17 +77,19 @@ pub(crate) fn source(run: &Loaded) -> anyhow::Result<PathBuf> {
 }
 
 fn limit(run: &Loaded, flag: Option<usize>) -> Option<usize> {
-    flag.or(run.file.import.limit.map(|n| n.get()))
+    flag.or(run.file.import.limit)
 }
 
 /// Reads the source.
 pub(crate) fn read(run: &Loaded, flag: Option<usize>) -> anyhow::Result<Imported> {
-    let named = &run.file.import.columns;
-    let (columns, group) = (columns(&run.file.import), named.group.as_deref());
-    let system = run.file.import.system.as_deref();
-    match potstill_datasets::import(&source(run)?, &columns, group, system, limit(run, flag)) {
+    source(run)?;
+    let settings = ImportSettings {
+        limit: limit(run, flag),
+        ..run.file.import.clone()
+    };
+    match potstill_datasets::import(&settings) {
         Ok(mut imported) => {
-            if let Some(marks) = collect::reasoning(run) {
+            if let Some(marks) = run.file.collect.reasoning.clone() {
                 imported.answers.iter_mut().for_each(|a| part(a, &marks));
             }
             Ok(imported)
@@ -108,37 +111,14 @@ fn part(answer: &mut Completion, marks: &Reasoning) {
     }
 }
 
-/// `columns` as the reader takes them; the run file's rules see to it that exactly one kind is named.
-fn columns(import: &Import) -> Columns {
-    let named = &import.columns;
-    match (
-        &named.text,
-        &named.question,
-        &named.instruction,
-        &named.messages,
-    ) {
-        (Some(text), _, _, _) => Columns::Text(text.clone()),
-        (_, Some(question), _, _) => Columns::QuestionAnswer {
-            question: question.clone(),
-            answer: named.answer.clone(),
-            given: import.answers == Answers::Given && named.answer.is_some(),
-        },
-        (_, _, Some(instruction), _) => Columns::Instruction {
-            instruction: instruction.clone(),
-            input: named.input.clone(),
-            output: named.output.clone(),
-        },
-        (_, _, _, messages) => Columns::Messages(messages.clone().unwrap_or_default()),
-    }
-}
-
 /// The published prompts, in order.
 pub(crate) fn published(dir: &Path) -> anyhow::Result<Vec<Prompt>> {
-    let mut prompts = Vec::new();
-    for shard in shards(dir)? {
-        for prompt in read_shard::<Prompt>(&shard)? {
-            prompts.push(prompt?);
-        }
-    }
-    Ok(prompts)
+    Ok(FolderRows::open(dir)?.collect::<Result<_, _>>()?)
+}
+
+/// The published prompts by id.
+pub(crate) fn published_by_id(dir: &Path) -> anyhow::Result<HashMap<String, Prompt>> {
+    let prompts = FolderRows::<Prompt>::open(dir)?;
+    let by_id = prompts.map(|prompt| prompt.map(|prompt| (prompt.id.clone(), prompt)));
+    Ok(by_id.collect::<Result<_, _>>()?)
 }

@@ -14,18 +14,20 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use anyhow::{Context as _, bail};
-use potstill_datasets::{Manifest, SCHEMA_VERSION, hash_files, read_footer, replace_file, shards};
+use potstill_datasets::{
+    Manifest, SCHEMA_VERSION, Variant, hash_files, read_footer, replace_file, shards,
+};
 use potstill_model::{Config, DType, Device, Llama};
-use potstill_student::{Form, Method, Overlong, Settings, StepMetrics};
+use potstill_student::{Settings, StepMetrics};
 use rayon::ThreadPoolBuilder;
 use serde_json::{Value, json};
 
 use super::rows::Rows;
-use super::{Context, Outcome, checkpoint, counts, each, score, seed_of};
+use super::{Context, StageOutcome, checkpoint, counts, for_each_model, score};
 use crate::events::Event;
 use crate::interrupt;
-use crate::run_dir::{LedgerLine, Plan, now, settings_of, short};
-use crate::run_file::{Loaded, LossForm, Overlong as RunOverlong, RunFile};
+use crate::run_dir::{LedgerLine, StagePlan, now, settings_of, short};
+use crate::run_file::{Loaded, RunFile};
 
 const STARTED_FILE: &str = "started.json";
 /// Parameters up to which a step is too little work to be shared among cores: one of 0.1 million
@@ -39,37 +41,39 @@ const STACK: usize = 8 << 20;
 /// # Errors
 /// When nothing was curated, the signals are of another tokenizer than the student's, or
 /// the trainer fails; checkpoints stay.
-pub fn train(context: &Context) -> anyhow::Result<Outcome> {
+pub fn train(context: &Context) -> anyhow::Result<StageOutcome> {
     let mut plans = Vec::new();
-    for name in context.trained() {
-        let plan = plan(context, &name)?;
+    for variant in context.variants() {
+        let plan = plan(context, variant)?;
         match settled(context, &plan)? {
-            Some(Outcome::UpToDate) => {}
+            Some(StageOutcome::UpToDate) => {}
             Some(outcome) => return Ok(outcome),
-            None => plans.push((name, plan)),
+            None => plans.push((variant, plan)),
         }
     }
-    let one = |(name, plan): &(String, Plan)| train_one(context, name, plan);
+    let one = |(variant, plan): &(Variant, StagePlan)| train_one(context, *variant, plan);
     match is_small(context)? {
         true => side_by_side(&plans, one),
-        false => each(&plans, one),
+        false => for_each_model(&plans, one),
     }
 }
 
 /// How it ends where there is nothing to train: all steps are made, or this is a dry run.
-fn settled(context: &Context, plan: &Plan) -> anyhow::Result<Option<Outcome>> {
+fn settled(context: &Context, plan: &StagePlan) -> anyhow::Result<Option<StageOutcome>> {
     let (stage, home, key) = (&plan.stage, &plan.home, plan.key());
     context
-        .talk
+        .console
         .detail(&format!("{stage}: key {}", short(&key)));
     let published = context.dir.published(home)?;
     if let Some(manifest) = published.filter(|m| m.key == key) {
-        context.talk.say(&Event::up_to_date(stage, manifest.counts));
-        return Ok(Some(Outcome::UpToDate));
+        context
+            .console
+            .emit(&Event::up_to_date(stage, manifest.counts));
+        return Ok(Some(StageOutcome::UpToDate));
     }
     if context.dry_run {
-        context.talk.say(&Event::would_run(stage));
-        return Ok(Some(Outcome::WouldRun));
+        context.console.emit(&Event::would_run(stage));
+        return Ok(Some(StageOutcome::WouldRun));
     }
     Ok(None)
 }
@@ -90,12 +94,12 @@ fn is_small(context: &Context) -> anyhow::Result<bool> {
 /// stop was asked for.
 fn side_by_side<S: Sync>(
     students: &[S],
-    one: impl Fn(&S) -> anyhow::Result<Outcome> + Sync,
-) -> anyhow::Result<Outcome> {
+    one: impl Fn(&S) -> anyhow::Result<StageOutcome> + Sync,
+) -> anyhow::Result<StageOutcome> {
     let cores = rayon::current_num_threads();
     let next = AtomicUsize::new(0);
     let failed = AtomicBool::new(false);
-    let work = || -> anyhow::Result<Outcome> {
+    let work = || -> anyhow::Result<StageOutcome> {
         // What runs within it is parallel over its one thread.
         let core = ThreadPoolBuilder::new()
             .num_threads(1)
@@ -106,12 +110,12 @@ fn side_by_side<S: Sync>(
                 let student = students.get(next.fetch_add(1, Ordering::SeqCst))?;
                 (!failed.load(Ordering::SeqCst)).then_some(student)
             });
-            let done = each(mine, &one);
+            let done = for_each_model(mine, &one);
             failed.fetch_or(done.is_err(), Ordering::SeqCst);
             done
         })
     };
-    let outcomes: Vec<anyhow::Result<Outcome>> = std::thread::scope(|scope| {
+    let outcomes: Vec<anyhow::Result<StageOutcome>> = std::thread::scope(|scope| {
         let workers: Vec<_> = (0..students.len().min(2 * cores))
             .map(|_| scope.spawn(work))
             .collect();
@@ -120,28 +124,34 @@ fn side_by_side<S: Sync>(
             .map(|worker| worker.join().unwrap_or_else(|panic| resume_unwind(panic)))
             .collect()
     });
-    let mut all = Outcome::UpToDate;
+    let mut all = StageOutcome::UpToDate;
     for outcome in outcomes {
         match (all, outcome?) {
-            (_, Outcome::Stopped) | (Outcome::Stopped, _) => all = Outcome::Stopped,
-            (_, Outcome::UpToDate) => {}
+            (_, StageOutcome::Stopped) | (StageOutcome::Stopped, _) => all = StageOutcome::Stopped,
+            (_, StageOutcome::UpToDate) => {}
             (_, outcome) => all = outcome,
         }
     }
     Ok(all)
 }
 
-fn train_one(context: &Context, name: &str, plan: &Plan) -> anyhow::Result<Outcome> {
+fn train_one(
+    context: &Context,
+    variant: Variant,
+    plan: &StagePlan,
+) -> anyhow::Result<StageOutcome> {
     let key = plan.key();
     let stage = &plan.stage;
-    let Context { dir, talk, run, .. } = context;
+    let Context {
+        dir, console, run, ..
+    } = context;
     let folder = dir.path(&plan.home);
     let started = folder.join(STARTED_FILE);
     let of = fs::read_to_string(&started).unwrap_or_default();
     // Without a checkpoint there is nothing to keep: it was begun and cut short.
     if of != key && folder.join("checkpoints").exists() {
-        let old = dir.keep_old(&plan.home)?;
-        talk.say(&Event::kept(stage, &dir.path(&old)));
+        let old = dir.move_aside(&plan.home)?;
+        console.emit(&Event::kept(stage, &dir.path(&old)));
     }
     fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
     replace_file(&started, key.as_bytes())?;
@@ -149,34 +159,34 @@ fn train_one(context: &Context, name: &str, plan: &Plan) -> anyhow::Result<Outco
         check_tokenizer(run, &dir.path("signals"))?;
     }
 
-    talk.say(&Event::started(stage));
+    console.emit(&Event::started(stage));
     let (began, started) = (Instant::now(), now());
     let mut rows = Rows::open(context, "train")?.at_temperature(context)?;
-    let settings = settings(&run.file, name);
-    let work = RefCell::new(talk.work(stage, "steps", 0, settings.steps));
+    let settings = settings(&run.file, variant.seed_index);
+    let work = RefCell::new(console.progress(stage, "steps", 0, settings.steps));
     let mut tokens = 0;
     let stepped = Cell::new(false);
     let mut on_step = |metrics: &StepMetrics| {
         stepped.set(true);
         tokens += metrics.tokens;
         let note = format!("loss {:.4}", metrics.loss);
-        work.borrow_mut().show(metrics.step, tokens, &note);
-        interrupt::flow()
+        work.borrow_mut().update(metrics.step, tokens, &note);
+        interrupt::control_flow()
     };
     let len = rows.list.len();
     let mut row = |i: usize| {
         // Before the first step all rows are read once, for their lengths.
         if !stepped.get() && i.is_multiple_of(1000) {
             let note = format!("measuring answer {i} of {len}");
-            work.borrow_mut().show(0, 0, &note);
+            work.borrow_mut().update(0, 0, &note);
         }
         rows.get(i)
     };
     let trained = potstill_student::train(
-        start(context, name)?,
+        start(context, variant.seed_index)?,
         &mut row,
         len,
-        method(name),
+        variant.arm,
         &settings,
         &folder,
         &mut on_step,
@@ -197,15 +207,15 @@ fn train_one(context: &Context, name: &str, plan: &Plan) -> anyhow::Result<Outco
         counts: counts.clone(),
     })?;
     if !trained.finished {
-        talk.line(&format!("{stage}: saved at step {}", trained.step));
-        talk.say(&Event::stopped(stage));
-        return Ok(Outcome::Stopped);
+        console.note(&format!("{stage}: saved at step {}", trained.step));
+        console.emit(&Event::stopped(stage));
+        return Ok(StageOutcome::Stopped);
     }
-    let last = last_checkpoint(context, name);
+    let last = last_checkpoint(context, variant);
     let mut files = hash_files(&dir.path(&last))?;
     // It counts bytes of `metrics.jsonl`, which tells speeds.
     files.remove("state.json");
-    talk.say(&Event::finished(stage, counts.clone(), seconds));
+    console.emit(&Event::finished(stage, counts.clone(), seconds));
     Manifest {
         stage: stage.clone(),
         schema: SCHEMA_VERSION,
@@ -219,25 +229,25 @@ fn train_one(context: &Context, name: &str, plan: &Plan) -> anyhow::Result<Outco
         counts,
     }
     .write(&folder)?;
-    Ok(Outcome::Done)
+    Ok(StageOutcome::Done)
 }
 
-fn plan(context: &Context, name: &str) -> anyhow::Result<Plan> {
+fn plan(context: &Context, variant: Variant) -> anyhow::Result<StagePlan> {
     let run = &context.run;
     let completions = context.dir.require("completions", "collect", run)?;
     let curation = context.dir.require("train", "curate", run)?;
-    Ok(Plan {
-        stage: format!("train {name}"),
-        home: format!("students/{name}"),
-        outputs: vec![format!("students/{name}")],
+    Ok(StagePlan {
+        stage: format!("train {variant}"),
+        home: format!("students/{variant}"),
+        outputs: vec![format!("students/{variant}")],
         settings: json!({
-            "method": seed_of(name).0,
-            "train": settings_of(&settings(&run.file, name))?,
+            "method": variant.arm.name(),
+            "train": settings(&run.file, variant.seed_index).identity(),
         }),
         inputs: BTreeMap::from([
             ("completions".to_owned(), completions.content_hash()),
             ("train".to_owned(), curation.content_hash()),
-            ("start".to_owned(), start_key(run, name)?),
+            ("start".to_owned(), start_key(run, variant.seed_index)?),
         ])
         .into_iter()
         .chain(score::input(context)?)
@@ -245,56 +255,26 @@ fn plan(context: &Context, name: &str) -> anyhow::Result<Plan> {
     })
 }
 
-fn method(name: &str) -> Method {
-    match seed_of(name).0 {
-        "sft" => Method::Sft,
-        "shuffled" => Method::Shuffled,
-        _ => Method::Distill,
-    }
-}
-
-/// `[train]` as the trainer takes it for one of the students.
-pub(crate) fn settings(file: &RunFile, name: &str) -> Settings {
-    let train = &file.train;
+/// `[train]` with one of the seeds.
+pub(crate) fn settings(file: &RunFile, seed_index: u32) -> Settings {
     Settings {
-        steps: train.steps.get() as u64,
-        batch: train.batch.get(),
-        micro_batch: train.micro_batch.get(),
-        packing: train.packing,
-        learning_rate: train.learning_rate.get(),
-        warmup: train.warmup.get() as u64,
-        min_learning_rate: train.min_learning_rate.get(),
-        weight_decay: train.weight_decay.get(),
-        clip: train.clip.get(),
-        objective: train.loss.objective(),
-        form: match train.loss_form {
-            // Every device of every build has the kernels.
-            LossForm::Auto | LossForm::Fused => Form::Fused,
-            LossForm::Plain => Form::Plain,
-        },
-        max_length: train.max_length.get(),
-        overlong: match train.overlong {
-            RunOverlong::Drop => Overlong::Drop,
-            RunOverlong::Cut => Overlong::Cut,
-        },
-        checkpoint_every: train.checkpoint_every.get() as u64,
-        chunk_rows: train.chunk_rows.get(),
-        seed: seed(file, name),
+        seed: seed(file, seed_index),
+        ..file.train.clone()
     }
 }
 
-/// The seed of a model's start, where it is random, and of its training.
-pub(crate) fn seed(file: &RunFile, name: &str) -> u64 {
-    u64::from(file.run.seed) + u64::from(seed_of(name).1)
+/// Seed of a model's training and, if the student starts from random weights, of these weights.
+pub(crate) fn seed(file: &RunFile, seed_index: u32) -> u64 {
+    u64::from(file.run.seed) + u64::from(seed_index)
 }
 
-/// What identifies the model that a student's training starts from.
-pub(crate) fn start_key(run: &Loaded, name: &str) -> anyhow::Result<String> {
+/// Key that identifies the base, the model that training starts from.
+pub(crate) fn start_key(run: &Loaded, seed_index: u32) -> anyhow::Result<String> {
     let student = &run.file.student;
     let settings: Value = json!({
-        "every": student.every.map(|e| e.get()),
+        "every": student.every,
         "random": settings_of(&student.random)?,
-        "seed": student.random.as_ref().map(|_| seed(&run.file, name)),
+        "seed": student.random.as_ref().map(|_| seed(&run.file, seed_index)),
     });
     let folder = checkpoint::student(run)?;
     // A random student takes no weights from it, and there need not be any.
@@ -306,40 +286,31 @@ pub(crate) fn start_key(run: &Loaded, name: &str) -> anyhow::Result<String> {
     Ok(potstill_datasets::stage_key("start", &settings, &inputs))
 }
 
-/// The model that a student's training starts from, in f32.
-pub(crate) fn start(context: &Context, name: &str) -> anyhow::Result<Llama> {
-    start_on(&context.run, name, &context.device)
+/// Loads or initialises the base, the model that training starts from, in f32 on the run's device.
+pub(crate) fn start(context: &Context, seed_index: u32) -> anyhow::Result<Llama> {
+    start_on(&context.run, seed_index, &context.device)
 }
 
-/// The same, on a device of choice.
-pub(crate) fn start_on(run: &Loaded, name: &str, device: &Device) -> anyhow::Result<Llama> {
+/// Loads or initialises the base in f32 on `device`.
+pub(crate) fn start_on(run: &Loaded, seed_index: u32, device: &Device) -> anyhow::Result<Llama> {
     let folder = checkpoint::student(run)?;
     if let Some(config) = start_config(run, &folder)? {
-        let seed = seed(&run.file, name);
+        let seed = seed(&run.file, seed_index);
         return Ok(Llama::init(&config, seed, DType::F32, device)?);
     }
     let whole = potstill_model::load(&folder, DType::F32, device)?;
     match run.file.student.every {
-        Some(every) => Ok(potstill_model::cut(&whole, every.get())?),
+        Some(every) => Ok(potstill_model::cut(&whole, every)?),
         None => Ok(whole),
     }
 }
 
 /// The shape of a random student: that of the run file, with the checkpoint's vocabulary.
 pub(crate) fn start_config(run: &Loaded, folder: &Path) -> anyhow::Result<Option<Config>> {
-    let Some(random) = &run.file.student.random else {
-        return Ok(None);
-    };
-    let heads = random.heads.get();
-    Ok(Some(Config {
-        hidden_size: random.hidden_size.get(),
-        intermediate_size: random.intermediate_size.get(),
-        num_hidden_layers: random.layers.get(),
-        num_attention_heads: heads,
-        num_key_value_heads: random.key_value_heads.map_or(heads, |h| h.get()),
-        head_dim: random.hidden_size.get() / heads,
-        ..Config::from_dir(folder)?
-    }))
+    Ok(match &run.file.student.random {
+        Some(random) => Some(random.config(Config::from_dir(folder)?)),
+        None => None,
+    })
 }
 
 /// Refuses signals over another vocabulary than the student's.
@@ -362,7 +333,7 @@ fn check_tokenizer(run: &Loaded, signals: &Path) -> anyhow::Result<()> {
 }
 
 /// The folder of the checkpoint that the last step wrote: a model in Hugging Face layout.
-pub(crate) fn last_checkpoint(context: &Context, name: &str) -> String {
-    let steps = context.run.file.train.steps.get();
-    format!("students/{name}/checkpoints/step-{steps:08}")
+pub(crate) fn last_checkpoint(context: &Context, variant: Variant) -> String {
+    let steps = context.run.file.train.steps;
+    format!("students/{variant}/checkpoints/step-{steps:08}")
 }

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use potstill_datasets::{Columns, import};
+use potstill_datasets::{Columns, ImportSettings, import};
 
 #[test]
 fn gsm8k_imports_whole_and_in_part() {
@@ -15,12 +15,12 @@ fn gsm8k_imports_whole_and_in_part() {
         eprintln!("skipped: POTSTILL_REAL has no data/gsm8k/train.jsonl");
         return;
     }
-    let columns = Columns::QuestionAnswer {
-        question: "question".into(),
+    let columns = Columns {
+        question: Some("question".into()),
         answer: Some("answer".into()),
-        given: false,
+        ..Columns::default()
     };
-    let all = import(&path, &columns, None, None, None).unwrap();
+    let all = import(&ImportSettings::new(&path, columns.clone())).unwrap();
     assert_eq!(all.prompts.len() + all.duplicates, 7_473);
     assert!(all.prompts.iter().all(|prompt| {
         prompt
@@ -28,6 +28,10 @@ fn gsm8k_imports_whole_and_in_part() {
             .as_deref()
             .is_some_and(|text| text.contains("#### "))
     }));
-    let some = import(&path, &columns, None, None, Some(96)).unwrap();
+    let some = import(&ImportSettings {
+        limit: Some(96),
+        ..ImportSettings::new(&path, columns.clone())
+    })
+    .unwrap();
     assert_eq!(some.prompts, all.prompts[..96]);
 }

@@ -19,8 +19,8 @@ use arrow::buffer::OffsetBuffer;
 use arrow::datatypes::{Field, Int32Type};
 use flate2::write::GzEncoder;
 use potstill_datasets::{
-    Columns, Completion, Detected, Error, FinishReason, Imported, Message, Prompt, Role,
-    detect_columns, import,
+    Columns, Completion, Detected, Error, FinishReason, ImportSettings, Imported, Message, Prompt,
+    Role, detect_columns, import,
 };
 use tempfile::TempDir;
 
@@ -53,39 +53,47 @@ impl Folder {
 }
 
 fn read(path: &Path, columns: &Columns) -> Imported {
-    import(path, columns, None, None, None).unwrap()
+    import(&ImportSettings::new(path, columns.clone())).unwrap()
 }
 
 /// What follows the path in the message.
 #[track_caller]
 fn refused(path: &Path, columns: &Columns, expected: &str) {
-    let message = import(path, columns, None, None, None)
+    let message = import(&ImportSettings::new(path, columns.clone()))
         .unwrap_err()
         .to_string();
     assert_eq!(message.strip_prefix(path.to_str().unwrap()), Some(expected));
 }
 
 fn text(name: &str) -> Columns {
-    Columns::Text(name.into())
+    Columns::text(name)
+}
+
+fn grouped(group: &str) -> Columns {
+    Columns {
+        group: Some(group.into()),
+        ..text("text")
+    }
 }
 
 fn messages() -> Columns {
-    Columns::Messages("messages".into())
+    Columns::messages("messages")
 }
 
 fn question_answer() -> Columns {
-    Columns::QuestionAnswer {
-        question: "question".into(),
+    Columns {
+        question: Some("question".into()),
         answer: Some("answer".into()),
-        given: false,
+        ..Columns::default()
     }
 }
 
 fn alpaca() -> Columns {
-    Columns::Instruction {
-        instruction: "instruction".into(),
+    Columns {
+        instruction: Some("instruction".into()),
         input: Some("input".into()),
         output: Some("output".into()),
+        ..Columns::default()
     }
 }
 
@@ -149,7 +157,11 @@ fn a_last_turn_of_the_assistant_is_an_answer() {
 {"messages": [{"role": "user", "content": "b"}, {"role": "assistant", "content": "2"}]}
 {"messages": [{"role": "user", "content": "w"}, {"role": "assistant", "tool_calls": [{"id": "c", "function": {"name": "f", "arguments": {"x": 1}}}]}], "tools": [{"type": "function"}]}
 "#);
-    let imported = import(&path, &messages(), None, Some("S"), None).unwrap();
+    let imported = import(&ImportSettings {
+        system: Some("S".into()),
+        ..ImportSettings::new(&path, messages())
+    })
+    .unwrap();
     assert_eq!(
         contents(&imported),
         [("b", "p.jsonl:1"), ("a", "p.jsonl:2"), ("w", "p.jsonl:8")]
@@ -216,7 +228,7 @@ fn sharegpt_is_the_same_conversation() {
               {"role": "tool", "content": "sun"}, {"role": "assistant", "content": "2"}],
  "tools": "[{\"name\": \"f\"}]"},
 {"messages": [{"from": "human", "value": "b"}], "tools": ""}]"#);
-    let imported = import(&path, &messages(), None, None, None).unwrap();
+    let imported = import(&ImportSettings::new(&path, messages())).unwrap();
     assert_eq!(
         (
             imported.prompts.len(),
@@ -248,7 +260,7 @@ fn an_instruction_takes_its_input_and_gives_its_output() {
 {"instruction": "Greet.", "output": "Hello."},
 {"instruction": "Sing.", "input": null, "output": ""}]"#,
     );
-    let imported = import(&path, &alpaca(), None, None, None).unwrap();
+    let imported = import(&ImportSettings::new(&path, alpaca())).unwrap();
     let asked: Vec<_> = contents(&imported)
         .into_iter()
         .map(|(text, _)| text)
@@ -380,14 +392,14 @@ fn a_row_says_which_part_it_belongs_to() {
         ]),
     ];
     for path in paths {
-        let imported = import(&path, &text("text"), Some("kind"), None, None).unwrap();
+        let imported = import(&ImportSettings::new(&path, grouped("kind"))).unwrap();
         let groups: Vec<_> = imported
             .prompts
             .iter()
             .map(|p| p.group.as_deref())
             .collect();
         assert_eq!(groups, [Some("sum"), None], "{}", path.display());
-        let absent = import(&path, &text("text"), Some("sort"), None, None).unwrap_err();
+        let absent = import(&ImportSettings::new(&path, grouped("sort"))).unwrap_err();
         assert!(absent.to_string().contains("`sort`"), "{absent}");
     }
 }
@@ -406,7 +418,11 @@ fn the_limit_stops_reading_in_every_format() {
         folder.parquet(vec![("text", Arc::new(StringArray::from(texts.clone())))]),
     ];
     for path in paths {
-        let imported = import(&path, &columns, None, None, Some(70)).unwrap();
+        let imported = import(&ImportSettings {
+            limit: Some(70),
+            ..ImportSettings::new(&path, columns.clone())
+        })
+        .unwrap();
         let found: Vec<&str> = contents(&imported)
             .into_iter()
             .map(|(text, _)| text)
@@ -447,7 +463,7 @@ fn a_packed_file_is_read_like_the_plain_one() {
         "p.jsonl.gz:2"
     );
     fs::write(&lines, &bytes[..bytes.len() - 12]).unwrap();
-    let error = import(&lines, &text("text"), None, None, None).unwrap_err();
+    let error = import(&ImportSettings::new(&lines, text("text"))).unwrap_err();
     assert!(matches!(error, Error::Io { .. }), "{error}");
 }
 
@@ -468,7 +484,7 @@ fn a_file_of_another_kind_is_refused() {
     );
     let missing = folder.0.path().join("no.parquet");
     assert!(matches!(
-        import(&missing, &text("text"), None, None, None),
+        import(&ImportSettings::new(&missing, text("text"))),
         Err(Error::Io { .. })
     ));
 }

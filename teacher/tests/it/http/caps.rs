@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use potstill_teacher::Error;
-use potstill_teacher::http::{Caps, Charge, Ended, Settings, Spent, Timeouts};
+use potstill_teacher::http::{
+    Caps, ChargeBasis, ClientSettings, CollectionEnd, Spending, Timeouts,
+};
 
 use super::server::{Counts, Fault, Plan};
 use super::support::{PRICE, run, settings, start};
@@ -17,7 +19,7 @@ fn usd(counts: &Counts) -> f64 {
         / 1e6
 }
 
-fn many(url: String, cap: f64) -> Settings {
+fn many(url: String, cap: f64) -> ClientSettings {
     let mut settings = settings(url);
     settings.endpoints[0].max_in_flight = 200;
     settings.caps.usd = Some(cap);
@@ -52,7 +54,7 @@ fn ten_caps_in_usd_hold_with_200_requests_in_flight_and_faults() {
         };
         let came = run(&settings, 5_000);
         assert!(
-            matches!(came.ended, Ok(Ended::Capped { .. })),
+            matches!(came.ended, Ok(CollectionEnd::CapReached { .. })),
             "{:?}",
             came.ended
         );
@@ -85,7 +87,7 @@ fn the_ledger_is_the_servers_count_and_a_cap_is_used_to_its_end() {
     });
     let cap = 0.02;
     let came = run(&many(running.server.url(), cap), 5_000);
-    assert!(matches!(came.ended, Ok(Ended::Capped { .. })));
+    assert!(matches!(came.ended, Ok(CollectionEnd::CapReached { .. })));
     let counts = running.server.counts();
     let ledger: f64 = came.attempts.iter().map(|a| a.usd).sum();
     assert!((ledger - usd(&counts)).abs() < 1e-9);
@@ -101,34 +103,38 @@ fn unknown_usage_is_charged_in_full() {
     });
     let came = run(&many(running.server.url(), 10.0 * MOST + 1e-9), 100);
     assert_eq!(came.answers(), 10);
-    assert!(came.attempts.iter().all(|a| a.charge == Charge::Reserved));
+    assert!(
+        came.attempts
+            .iter()
+            .all(|a| a.charge == ChargeBasis::Reserved)
+    );
 }
 
 #[test]
 fn caps_on_requests_tokens_and_time_hold_and_earlier_sessions_count() {
     let running = start(Plan::default());
     let url = running.server.url();
-    let capped = |caps: Caps, spent: Spent| {
+    let capped = |caps: Caps, spent: Spending| {
         let came = run(
-            &Settings {
+            &ClientSettings {
                 caps,
                 spent,
                 ..settings(url.clone())
             },
             1_000_000,
         );
-        let Ok(Ended::Capped { cap }) = came.ended else {
+        let Ok(CollectionEnd::CapReached { cap }) = came.ended else {
             panic!("{:?}", came.ended)
         };
         (cap, came.attempts.len())
     };
-    let none = Spent::default();
+    let none = Spending::default();
     let requests = Caps {
         requests: Some(50),
         ..Caps::default()
     };
     assert_eq!(capped(requests, none), ("50 requests".into(), 50));
-    let earlier = Spent {
+    let earlier = Spending {
         requests: 30,
         ..none
     };
@@ -156,7 +162,7 @@ fn a_cap_that_cannot_be_reckoned_is_an_error() {
         Err(Error::Collection { .. })
     ));
     settings.price = Some(PRICE);
-    settings.asking.max_tokens = None;
+    settings.request.max_tokens = None;
     let came = run(&settings, 1);
     assert!(
         matches!(came.ended, Err(Error::Collection { .. })),

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use potstill_teacher::Error;
-use potstill_teacher::http::{Ended, Endpoint, Event, Reason, collect};
+use potstill_teacher::http::{CallEvent, CollectionEnd, Endpoint, FailureReason, collect};
 
 use super::server::{Fault, Plan, fault};
 use super::support::{call, endpoint, key, run, run_until, settings, start};
@@ -21,7 +21,7 @@ fn a_wrong_key_ends_the_collection_and_no_call_lands() {
     settings.attempts = 100;
     let came = run(&settings, 1_000);
     assert!(
-        matches!(&came.ended, Ok(Ended::EndpointsDown { last }) if last.reason == Reason::Unauthorized),
+        matches!(&came.ended, Ok(CollectionEnd::EndpointsDown { last }) if last.reason == FailureReason::Unauthorized),
         "{:?}",
         came.ended
     );
@@ -41,7 +41,7 @@ fn a_server_that_is_not_there_ends_the_collection_and_no_call_lands() {
     drop(gone);
     let came = run(&settings(url), 1_000);
     assert!(
-        matches!(&came.ended, Ok(Ended::EndpointsDown { last }) if last.reason == Reason::Connect),
+        matches!(&came.ended, Ok(CollectionEnd::EndpointsDown { last }) if last.reason == FailureReason::Connect),
         "{:?}",
         came.ended
     );
@@ -63,7 +63,7 @@ fn what_one_endpoint_refuses_another_answers() {
         ..endpoint(bad.server.url())
     });
     let came = run(&settings, 300);
-    assert_eq!(came.ended.as_ref().unwrap(), &Ended::Finished);
+    assert_eq!(came.ended.as_ref().unwrap(), &CollectionEnd::Finished);
     assert_eq!(came.answers(), 300);
     assert!(came.sent.iter().any(|s| s.endpoint == "bad"));
 }
@@ -93,7 +93,7 @@ fn retry_after_is_waited_for() {
         &mut |_| {},
         &|| false,
     );
-    assert_eq!(ended.unwrap(), Ended::Finished);
+    assert_eq!(ended.unwrap(), CollectionEnd::Finished);
     let times = times.into_inner().unwrap();
     assert_eq!(times.len(), 2);
     assert!(times[1] - times[0] >= 990, "{times:?}");
@@ -122,7 +122,7 @@ fn a_wish_to_stop_lets_what_is_under_way_land() {
     let came = run_until(&settings(running.server.url()), 1_000_000, |landed| {
         landed >= 100
     });
-    assert_eq!(came.ended.unwrap(), Ended::Stopped);
+    assert_eq!(came.ended.unwrap(), CollectionEnd::Stopped);
     assert_eq!(came.landed.len(), came.sent.len());
     let counts = running.server.counts();
     assert_eq!(
@@ -159,7 +159,7 @@ fn what_the_caller_says_ends_the_collection() {
             &mut |events| {
                 let here = events
                     .iter()
-                    .filter(|e| matches!(e, Event::Landed(_)))
+                    .filter(|e| matches!(e, CallEvent::Completed(_)))
                     .count();
                 let all = landed.fetch_add(here as u64, Ordering::Relaxed) + here as u64;
                 Ok(if all >= at_landing {
@@ -175,7 +175,7 @@ fn what_the_caller_says_ends_the_collection() {
     let never = u64::MAX;
     assert_eq!(
         run(never, 10, never).unwrap(),
-        Ended::Broke {
+        CollectionEnd::StoppedByCaller {
             why: "enough".into()
         }
     );

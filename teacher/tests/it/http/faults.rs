@@ -3,41 +3,47 @@
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
-use potstill_teacher::http::{Dialect, Ended, OnBreak, OnLength, Reason, Settings, Timeouts};
+use potstill_teacher::http::{
+    ClientSettings, CollectionEnd, Dialect, FailureReason, OnBreak, OnLength, Timeouts,
+};
 
 use super::server::{FAULTS, Fault, Plan, fault};
 use super::support::{Came, call, first_word, key, run, run_calls, settings, start};
 
 /// What a fault may be called; nothing for an answer.
-fn reasons(fault: Fault, stream: bool) -> &'static [Reason] {
+fn reasons(fault: Fault, stream: bool) -> &'static [FailureReason] {
     match fault {
-        Fault::Status(400) => &[Reason::BadRequest],
-        Fault::Status(401) => &[Reason::Unauthorized],
-        Fault::Status(403) => &[Reason::Forbidden],
-        Fault::Status(404) => &[Reason::NotFound],
-        Fault::Status(408) => &[Reason::RequestTimeout],
-        Fault::Status(429) | Fault::RetryAfter(_) => &[Reason::RateLimited],
-        Fault::Status(500) => &[Reason::ServerError],
-        Fault::Status(_) => &[Reason::Overloaded],
-        Fault::HangBeforeHeaders => &[Reason::FirstByteTimeout],
-        Fault::HangBetweenChunks | Fault::HangForEver | Fault::Drip => &[Reason::IdleTimeout],
-        Fault::Reset => &[Reason::Cut],
-        Fault::Truncated if stream => &[Reason::Cut],
-        Fault::Truncated | Fault::InvalidUtf8 | Fault::WrongShape => &[Reason::Malformed],
-        Fault::NotANumber => &[Reason::Malformed, Reason::BadLogprobs],
-        Fault::ErrorInside => &[Reason::ErrorInside, Reason::ServerError],
-        Fault::NoChoice if stream => &[Reason::Cut, Reason::Empty],
-        Fault::NoChoice | Fault::Empty => &[Reason::Empty],
+        Fault::Status(400) => &[FailureReason::BadRequest],
+        Fault::Status(401) => &[FailureReason::Unauthorized],
+        Fault::Status(403) => &[FailureReason::Forbidden],
+        Fault::Status(404) => &[FailureReason::NotFound],
+        Fault::Status(408) => &[FailureReason::RequestTimeout],
+        Fault::Status(429) | Fault::RetryAfter(_) => &[FailureReason::RateLimited],
+        Fault::Status(500) => &[FailureReason::ServerError],
+        Fault::Status(_) => &[FailureReason::Overloaded],
+        Fault::HangBeforeHeaders => &[FailureReason::FirstByteTimeout],
+        Fault::HangBetweenChunks | Fault::HangForEver | Fault::Drip => {
+            &[FailureReason::IdleTimeout]
+        }
+        Fault::Reset => &[FailureReason::Cut],
+        Fault::Truncated if stream => &[FailureReason::Cut],
+        Fault::Truncated | Fault::InvalidUtf8 | Fault::WrongShape => &[FailureReason::Malformed],
+        Fault::NotANumber => &[FailureReason::Malformed, FailureReason::BadLogprobs],
+        Fault::ErrorInside => &[FailureReason::ErrorInside, FailureReason::ServerError],
+        Fault::NoChoice if stream => &[FailureReason::Cut, FailureReason::Empty],
+        Fault::NoChoice | Fault::Empty => &[FailureReason::Empty],
         // A streamed fault of this kind is a reply without a choice.
-        Fault::FewerLogprobs | Fault::IdsOutOfRange if stream => &[Reason::Cut, Reason::Empty],
-        Fault::FewerLogprobs | Fault::IdsOutOfRange => &[Reason::BadLogprobs],
-        Fault::Huge => &[Reason::TooLarge],
+        Fault::FewerLogprobs | Fault::IdsOutOfRange if stream => {
+            &[FailureReason::Cut, FailureReason::Empty]
+        }
+        Fault::FewerLogprobs | Fault::IdsOutOfRange => &[FailureReason::BadLogprobs],
+        Fault::Huge => &[FailureReason::TooLarge],
         Fault::Twice => &[],
     }
 }
 
-fn impatient(settings: Settings) -> Settings {
-    Settings {
+fn impatient(settings: ClientSettings) -> ClientSettings {
+    ClientSettings {
         timeouts: Timeouts {
             connect: Duration::from_secs(5),
             first_byte: Duration::from_millis(1500),
@@ -56,8 +62,8 @@ fn one(fault: Fault, stream: bool) -> Came {
         ..Plan::default()
     });
     let mut settings = impatient(settings(running.server.url()));
-    settings.asking.stream = stream;
-    settings.asking.logprobs = Some(2);
+    settings.request.stream = stream;
+    settings.request.logprobs = Some(2);
     settings.attempts = 2;
     run(&settings, 1)
 }
@@ -70,17 +76,17 @@ fn every_fault_has_its_reason() {
                 scope.spawn(move || {
                     let came = one(fault, stream);
                     let what = format!("{fault:?}, streamed: {stream}");
-                    assert_eq!(came.ended.unwrap(), Ended::Finished, "{what}");
+                    assert_eq!(came.ended.unwrap(), CollectionEnd::Finished, "{what}");
                     let [landed] = &came.landed[..] else {
                         panic!("{what}: {:?}", came.landed)
                     };
                     let expected = reasons(fault, stream);
-                    match &landed.outcome {
+                    match &landed.result {
                         Ok(_) => assert!(expected.is_empty(), "{what}: an answer"),
                         Err(f) => assert!(expected.contains(&f.reason), "{what}: {f:?}"),
                     }
-                    let tries = landed.outcome.as_ref().err().map_or(1, |f| {
-                        1 + u32::from(f.reason.is_transient() || f.reason.is_endpoints())
+                    let tries = landed.result.as_ref().err().map_or(1, |f| {
+                        1 + u32::from(f.reason.is_transient() || f.reason.concerns_endpoint())
                     });
                     assert_eq!(landed.attempts, tries, "{what}");
                     assert_eq!(came.attempts.len() as u32, tries, "{what}");
@@ -101,8 +107,8 @@ fn a_body_that_only_drips_is_given_up_in_the_end() {
     settings.timeouts.whole = Duration::from_millis(2500);
     settings.attempts = 1;
     let came = run(&settings, 1);
-    let failure = came.landed[0].outcome.clone().unwrap_err();
-    assert_eq!(failure.reason, Reason::TotalTimeout);
+    let failure = came.landed[0].result.clone().unwrap_err();
+    assert_eq!(failure.reason, FailureReason::TotalTimeout);
 }
 
 /// Must show 3: every prompt ends once, in an answer that is its own or in a typed failure.
@@ -121,21 +127,21 @@ fn ten_thousand_prompts_of_which_three_in_ten_replies_are_faulty() {
     settings.endpoints[0].max_in_flight = 256;
     let begun = Instant::now();
     let came = run(&settings, CALLS);
-    assert_eq!(came.ended.as_ref().unwrap(), &Ended::Finished);
+    assert_eq!(came.ended.as_ref().unwrap(), &CollectionEnd::Finished);
     assert!(
         begun.elapsed() < Duration::from_secs(300),
         "{:?}",
         begun.elapsed()
     );
 
-    let numbers: HashSet<u64> = came.landed.iter().map(|l| l.call.number).collect();
+    let numbers: HashSet<u64> = came.landed.iter().map(|c| c.call.number).collect();
     assert_eq!(
         (came.landed.len() as u64, numbers.len() as u64),
         (CALLS, CALLS)
     );
     for landed in &came.landed {
         assert!((1..=4).contains(&landed.attempts), "{landed:?}");
-        match &landed.outcome {
+        match &landed.result {
             Ok(reply) => {
                 let word = first_word(landed.call.number);
                 assert!(
@@ -170,12 +176,12 @@ fn an_answer_at_the_limit_is_kept_dropped_or_made_longer() {
     assert_eq!(came.answers(), 3);
     settings.on_length = OnLength::Drop;
     let came = run(&settings, 3);
-    assert!(came.landed.iter().all(|l| {
-        l.outcome
+    assert!(came.landed.iter().all(|c| {
+        c.result
             .as_ref()
-            .is_err_and(|f| f.reason == Reason::Length && f.billed.is_some())
+            .is_err_and(|f| f.reason == FailureReason::Length && f.billed.is_some())
     }));
-    assert_eq!(came.attempts.len(), 3, "asking again would not help");
+    assert_eq!(came.attempts.len(), 3, "request again would not help");
     // OpenAI's own API cannot go on from the end: what is paid for is kept.
     settings.on_length = OnLength::Continue;
     let came = run(&settings, 3);
@@ -194,15 +200,15 @@ fn a_broken_stream_is_retried_or_gone_on_from() {
     for (on_break, words) in [(OnBreak::Retry, 12..=12), (OnBreak::Continue, 13..=200)] {
         let running = start(plan.clone());
         let mut settings = settings(running.server.url());
-        settings.asking.stream = true;
-        settings.asking.dialect = Dialect::Vllm;
+        settings.request.stream = true;
+        settings.request.dialect = Dialect::Vllm;
         settings.on_break = on_break;
         settings.attempts = 20;
         let came = run_calls(&settings, vec![call(n)]);
         let [landed] = &came.landed[..] else {
             panic!("{:?}", came.landed)
         };
-        let answer = &landed.outcome.as_ref().unwrap().completion.answer;
+        let answer = &landed.result.as_ref().unwrap().completion.answer;
         assert!(landed.attempts >= 2);
         assert!(answer.starts_with(&first_word(n)), "{answer}");
         let count = answer.split_whitespace().count();
@@ -218,11 +224,11 @@ fn an_answer_that_never_ends_is_made_longer_for_a_bounded_time() {
         ..Plan::default()
     });
     let mut settings = settings(running.server.url());
-    settings.asking.dialect = Dialect::Vllm;
+    settings.request.dialect = Dialect::Vllm;
     settings.on_length = OnLength::Continue;
     let came = run(&settings, 1);
     assert_eq!((came.answers(), came.attempts.len()), (1, 65));
-    let reply = came.landed[0].outcome.as_ref().unwrap();
+    let reply = came.landed[0].result.as_ref().unwrap();
     assert_eq!(reply.completion.answer.split_whitespace().count(), 65 * 16);
     assert_eq!(reply.billed.map(|b| b.completion_tokens), Some(65 * 16));
 }

@@ -1,7 +1,7 @@
 //! Keys and prompts go to the endpoint and nowhere else.
 
 use potstill_teacher::Error;
-use potstill_teacher::http::{Ended, Key, Reason};
+use potstill_teacher::http::{ApiKey, CollectionEnd, FailureReason};
 
 use super::server::{Fault, Plan};
 use super::support::{run, settings, start};
@@ -24,9 +24,9 @@ fn a_key_that_the_server_repeats_is_in_nothing_that_comes_back() {
             ..Plan::default()
         });
         let mut settings = settings(running.server.url());
-        settings.endpoints[0].key = Some(Key::new(KEY.into()));
-        settings.asking.stream = stream;
-        settings.asking.logprobs = logprobs;
+        settings.endpoints[0].key = Some(ApiKey::new(KEY.into()));
+        settings.request.stream = stream;
+        settings.request.logprobs = logprobs;
         let came = run(&settings, 20);
         assert_eq!(came.landed.len(), 20);
         assert_eq!(running.server.counts().authorized, came.sent.len() as u64);
@@ -41,7 +41,7 @@ fn a_key_that_the_server_repeats_is_in_nothing_that_comes_back() {
             );
         }
         for landed in &came.landed {
-            let Ok(reply) = &landed.outcome else { continue };
+            let Ok(reply) = &landed.result else { continue };
             let spelled: Vec<u8> = reply
                 .completion
                 .tokens
@@ -67,12 +67,12 @@ fn a_redirect_to_another_host_is_not_followed() {
             ..Plan::default()
         });
         let mut settings = settings(running.server.url());
-        settings.endpoints[0].key = Some(Key::new(KEY.into()));
+        settings.endpoints[0].key = Some(ApiKey::new(KEY.into()));
         let came = run(&settings, 40);
-        let Ok(Ended::EndpointsDown { last }) = came.ended else {
+        let Ok(CollectionEnd::EndpointsDown { last }) = came.ended else {
             panic!("{:?}", came.ended)
         };
-        assert_eq!(last.reason, Reason::Redirected);
+        assert_eq!(last.reason, FailureReason::Redirected);
         assert!(!last.message.contains(KEY));
         assert_eq!(other.server.counts().requests, 0);
     }

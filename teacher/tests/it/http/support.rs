@@ -7,8 +7,9 @@ use std::time::Duration;
 use potstill_datasets::{Message, Prompt, Role};
 use potstill_teacher::Error;
 use potstill_teacher::http::{
-    Asking, Attempt, Call, Caps, Dialect, Ended, Endpoint, Event, Landed, Method, OnBreak,
-    OnLength, Price, Progress, Sent, Settings, Spent, Task, Timeouts, collect,
+    Api, Attempt, Call, CallEvent, CallTask, Caps, ClientSettings, CollectProgress, CollectionEnd,
+    CompletedCall, Dialect, Endpoint, OnBreak, OnLength, Price, RequestSettings, Reservation,
+    Spending, Timeouts, collect,
 };
 use tokio::runtime::Runtime;
 
@@ -52,12 +53,12 @@ pub(crate) fn endpoint(url: String) -> Endpoint {
 }
 
 /// Settings that try everything quickly.
-pub(crate) fn settings(url: String) -> Settings {
-    Settings {
-        asking: Asking {
+pub(crate) fn settings(url: String) -> ClientSettings {
+    ClientSettings {
+        request: RequestSettings {
             model: "faulty".into(),
             dialect: Dialect::Openai,
-            method: Method::Chat,
+            api: Api::Chat,
             reasoning_model: false,
             max_tokens: Some(16),
             temperature: None,
@@ -79,11 +80,11 @@ pub(crate) fn settings(url: String) -> Settings {
             whole: Duration::from_secs(60),
         },
         attempts: 4,
-        backoff_first_seconds: 0.01,
-        backoff_most_seconds: 0.1,
+        first_backoff_seconds: 0.01,
+        max_backoff_seconds: 0.1,
         max_body_bytes: 1 << 20,
         caps: Caps::default(),
-        spent: Spent::default(),
+        spent: Spending::default(),
         price: Some(PRICE),
         on_length: OnLength::Keep,
         on_break: OnBreak::Retry,
@@ -105,8 +106,8 @@ pub(crate) fn call(n: u64) -> Call {
         number: n,
         prompt: Arc::new(Prompt::new(messages, None, None, format!("test:{n}"))),
         sample_index: 0,
-        task: Task::Answer,
-        prompt_tokens_at_most: PROMPT_TOKENS,
+        task: CallTask::Answer,
+        max_prompt_tokens: PROMPT_TOKENS,
     }
 }
 
@@ -123,42 +124,46 @@ pub(crate) fn first_word(n: u64) -> String {
 
 /// All that came of a collection.
 pub(crate) struct Came {
-    pub(crate) ended: Result<Ended, Error>,
-    pub(crate) landed: Vec<Landed>,
+    pub(crate) ended: Result<CollectionEnd, Error>,
+    pub(crate) landed: Vec<CompletedCall>,
     pub(crate) attempts: Vec<Attempt>,
-    pub(crate) sent: Vec<Sent>,
-    pub(crate) progress: Progress,
+    pub(crate) sent: Vec<Reservation>,
+    pub(crate) progress: CollectProgress,
 }
 
 impl Came {
     pub(crate) fn answers(&self) -> usize {
-        self.landed.iter().filter(|l| l.outcome.is_ok()).count()
+        self.landed.iter().filter(|c| c.result.is_ok()).count()
     }
 }
 
-pub(crate) fn run(settings: &Settings, calls: u64) -> Came {
+pub(crate) fn run(settings: &ClientSettings, calls: u64) -> Came {
     run_until(settings, calls, |_| false)
 }
 
-pub(crate) fn run_calls(settings: &Settings, calls: Vec<Call>) -> Came {
+pub(crate) fn run_calls(settings: &ClientSettings, calls: Vec<Call>) -> Came {
     let mut calls = calls.into_iter();
     run_with(settings, || calls.next(), |_| false)
 }
 
 /// Asks until `stop` says so of the number of calls that landed.
-pub(crate) fn run_until(settings: &Settings, calls: u64, stop: impl Fn(usize) -> bool) -> Came {
+pub(crate) fn run_until(
+    settings: &ClientSettings,
+    calls: u64,
+    stop: impl Fn(usize) -> bool,
+) -> Came {
     let mut numbers = 1..=calls;
     run_with(settings, || numbers.next().map(call), stop)
 }
 
 fn run_with(
-    settings: &Settings,
+    settings: &ClientSettings,
     mut next: impl FnMut() -> Option<Call>,
     stop: impl Fn(usize) -> bool,
 ) -> Came {
     let (mut landed, mut attempts) = (Vec::new(), Vec::new());
     let sent = Mutex::new(Vec::new());
-    let mut progress = Progress::default();
+    let mut progress = CollectProgress::default();
     let count = std::cell::Cell::new(0);
     let ended = collect(
         settings,
@@ -170,8 +175,8 @@ fn run_with(
         &mut |events| {
             for event in events {
                 match event {
-                    Event::Attempt(attempt) => attempts.push(attempt),
-                    Event::Landed(one) => landed.push(*one),
+                    CallEvent::Attempt(attempt) => attempts.push(attempt),
+                    CallEvent::Completed(one) => landed.push(*one),
                 }
             }
             count.set(landed.len());

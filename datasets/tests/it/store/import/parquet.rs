@@ -191,7 +191,7 @@ fn parquet_columns_that_are_not_asked_for_are_not_decoded() {
     fs::write(&path, bytes).unwrap();
     assert_eq!(read(&path, &text("text")).prompts.len(), 200);
     assert!(matches!(
-        import(&path, &text("filler"), None, None, None),
+        import(&ImportSettings::new(&path, text("filler"))),
         Err(Error::UnreadableTable { .. })
     ));
 }
