@@ -24,7 +24,7 @@ pub enum Error {
     /// A file, a folder, a setting or a text cannot be used. No caller distinguishes these cases.
     #[error("{problem}{}", hint_line(hint))]
     Invalid {
-        /// What is wrong, with the path or position.
+        /// The problem, with the path or position.
         problem: String,
         /// The remedy; empty if there is none.
         hint: String,
@@ -34,7 +34,7 @@ pub enum Error {
     InFile {
         /// Path of the file.
         path: PathBuf,
-        /// What is wrong with the file.
+        /// The problem with the file.
         source: Box<Error>,
     },
 
@@ -72,7 +72,7 @@ pub enum Error {
         row: usize,
         /// Name of the column.
         column: String,
-        /// What is wrong with the value.
+        /// The problem with the value.
         why: String,
     },
     /// A list of rows names a row that no shard has.
@@ -98,159 +98,128 @@ pub enum Error {
         why: String,
     },
 
-    // ---- journal ----
+    // ---- journal and store ----
     /// Another process holds the journal.
-    #[error("{path} is in use by another process: wait for it, or stop it")]
+    #[error("{path} is in use by another process\nhint: wait for the process, or stop it")]
     JournalInUse {
-        /// The journal.
+        /// Path of the journal.
         path: PathBuf,
     },
-    /// The file does not begin as a journal does.
-    #[error("{path} is not a Potstill journal: move it away")]
+    /// The file does not begin like a journal.
+    #[error("{path} is not a Potstill journal\nhint: move it to another folder")]
     NotAJournal {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
     },
-    /// A frame in the middle is damaged, with whole frames after it.
+    /// A damaged frame is followed by whole ones.
     #[error(
-        "{path} is damaged at byte {offset}: the {frames} records before it are whole, and so are some after it (from byte {next}). \
-         Restore the file from a copy, or keep what is before the damage with `truncate -s {offset} {path}` and run again"
+        "{path} is damaged at byte {offset}: the {frames} records before it are whole, and some after it are too (from byte {next})\nhint: restore the file from a copy, or keep the records before the damage with `truncate -s {offset} {path}` and run again"
     )]
     JournalDamaged {
-        /// The journal.
+        /// Path of the journal.
         path: PathBuf,
-        /// Where the first damaged frame begins, in bytes.
+        /// Byte at which the first damaged frame begins.
         offset: u64,
-        /// How many whole frames precede it.
+        /// Number of whole frames before it.
         frames: usize,
-        /// Where a whole frame follows, in bytes.
+        /// Byte at which a later whole frame begins.
         next: u64,
     },
-    /// A record could not be stored; earlier ones are.
+    /// A record could not be written; earlier records are safe.
     #[error(
-        "cannot add to {path}: the {frames} records before are safe, this one is not kept. Free space on the disk and run again"
+        "cannot add a record to {path}; the {frames} earlier records are safe\nhint: free space on the disk and run again"
     )]
     JournalAppend {
-        /// The journal.
+        /// Path of the journal.
         path: PathBuf,
-        /// How many records are safe.
+        /// Number of earlier records.
         frames: usize,
-        /// The system's reason.
+        /// Reason of the operating system.
         source: io::Error,
     },
-    /// A record has no form as bytes, or its bytes are not that record.
+    /// A record cannot be serialised, or the bytes of a frame are not the expected record.
     #[error(
-        "the record at byte {offset} of {path} cannot be coded as a {type_name}; a journal is read by the version of Potstill that wrote it"
+        "the record at byte {offset} of {path} cannot be converted to or from a {type_name}\nhint: read the journal with the version of Potstill that wrote it"
     )]
     JournalRecord {
-        /// The journal.
+        /// Path of the journal.
         path: PathBuf,
-        /// Where the frame begins, in bytes.
+        /// Byte at which the frame begins.
         offset: u64,
-        /// The Rust type.
+        /// Name of the Rust type.
         type_name: &'static str,
-        /// The coder's reason.
+        /// Reason of the serialiser.
         source: postcard::Error,
     },
-    /// The bytes of a frame changed after the journal was opened, or the span is another journal's.
+    /// A frame changed after the journal was opened, or its span belongs to another journal.
     #[error(
-        "{path} has no whole record of {bytes} bytes at byte {offset}: was it changed while in use?"
+        "{path} has no whole record of {bytes} bytes at byte {offset}\nhint: let no other program change the journal, and run again"
     )]
     JournalFrame {
-        /// The journal.
+        /// Path of the journal.
         path: PathBuf,
-        /// Where the frame begins, in bytes.
+        /// Byte at which the frame begins.
         offset: u64,
         /// Length of the payload in bytes.
         bytes: u32,
     },
+    /// Two units have the same prompt id and sample.
+    #[error("two prompts have the same id\nhint: run `import` again, which merges them")]
+    DuplicateUnit,
+    /// A store has more units or bytes than it can address.
+    #[error("{what}, which is more than a store can hold\nhint: split the run in two")]
+    StoreLimit {
+        /// The exceeded limit as a clause.
+        what: &'static str,
+    },
+    /// The files of a store are not those that were opened.
+    #[error(
+        "the journal or a published folder changed while it was read\nhint: let no other program write to the run directory, and run again"
+    )]
+    StoreChanged,
+    /// A unit has no entry when its shard is written.
+    #[error(
+        "there is no entry for sample {sample_index} of prompt {prompt_id}\nhint: run the stage again, which asks for the missing answers"
+    )]
+    MissingUnit {
+        /// Id of the prompt.
+        prompt_id: String,
+        /// Number of the sample among those of its prompt, from 0.
+        sample_index: u32,
+    },
+    /// An answer has no prompt.
+    #[error(
+        "`prompts/` has no prompt {prompt_id}, or not in the order of `completions/`\nhint: run `collect` again, which publishes the answers to the present prompts"
+    )]
+    PromptMissing {
+        /// Id of the prompt.
+        prompt_id: String,
+    },
 
     // ---- import ----
-    /// A file whose name does not say what is in it.
+    /// An imported file is cut short, damaged, or not Parquet.
     #[error(
-        "{path} cannot be read: the end of its name must be .jsonl, .ndjson, .json, .csv or .tsv, each with or without .gz, or .parquet; rename the file, or convert it"
+        "{path} cannot be read as Parquet\nhint: fetch it again, or write it again with snappy or zstd compression"
     )]
-    UnknownFormat {
-        /// The file.
+    UnreadableParquet {
+        /// Path of the file.
         path: PathBuf,
-    },
-    /// A file that is to be imported is cut short, damaged, or not Parquet.
-    #[error(
-        "{path} cannot be read as Parquet: fetch it again, or write it again with snappy or zstd compression"
-    )]
-    UnreadableTable {
-        /// The file.
-        path: PathBuf,
-        /// What the reader found.
+        /// Reason of the Parquet reader.
         source: parquet::errors::ParquetError,
     },
-    /// A text is not JSON.
-    #[error("{path}:{line}:{column} is not valid JSON: {why}; {rule}")]
-    BadJson {
-        /// The file.
-        path: PathBuf,
-        /// Line, from 1.
-        line: usize,
-        /// Byte in the line, from 1.
-        column: usize,
-        /// The parser's reason.
-        why: String,
-        /// What the file must be.
-        rule: &'static str,
-    },
-    /// A line is not text.
-    #[error("{path}:{line}:{column} is not valid UTF-8: convert the file to UTF-8")]
-    NotUtf8 {
-        /// The file.
-        path: PathBuf,
-        /// Line, from 1.
-        line: usize,
-        /// Byte in the line, from 1.
-        column: usize,
-    },
-    /// A row lacks a column that the run file names.
+    /// A file or a row of it lacks a column that the settings name.
     #[error(
-        "{path}{place} has no column `{column}`; it has {present}. Name one of these in `columns`"
+        "{path}{location} has no column `{column}`; it has {present}\nhint: name one of these in `columns` of [import]"
     )]
     MissingColumn {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// The row, or the file's header.
-        place: RowLocation,
-        /// The column that was asked for.
+        /// The row, or the file as a whole.
+        location: RowLocation,
+        /// Name of the absent column.
         column: String,
-        /// The columns there are, as text.
+        /// The columns that exist, as text.
         present: String,
-    },
-    /// A row can be read, but is no prompt.
-    #[error("{path}{place}: {why}")]
-    BadPrompt {
-        /// The file.
-        path: PathBuf,
-        /// The row.
-        place: RowLocation,
-        /// What is wrong and what to do.
-        why: String,
-    },
-    /// There is nothing to import.
-    #[error("{path} gives no prompts: {why}")]
-    NoPrompts {
-        /// The file.
-        path: PathBuf,
-        /// Why it is none.
-        why: &'static str,
-    },
-    /// The columns of a file are not of any known kind.
-    #[error(
-        "{path}: no column is known to hold the prompts; its first rows have {found}. Say which to use in `[import]`, such as {example}"
-    )]
-    UnknownColumns {
-        /// The file.
-        path: PathBuf,
-        /// The columns of the first rows with their types, as text.
-        found: String,
-        /// A line for the run file.
-        example: String,
     },
 
     // ---- tokenizer and chat template ----
@@ -277,7 +246,7 @@ pub enum Error {
         template: String,
         /// Line in the template, from 1; 0 if it is not known.
         line: usize,
-        /// What is wrong.
+        /// The problem.
         reason: String,
     },
     /// A chat template called `raise_exception`.
@@ -299,40 +268,6 @@ pub enum Error {
     /// There are no rows to put in an order.
     #[error("there are no rows to draw from")]
     NoRows,
-
-    // ---- store ----
-    /// Two units have the same name.
-    #[error("two prompts have the same id\nhint: run `import` again, which merges them")]
-    DuplicateUnit,
-    /// A store cannot address this much.
-    #[error("{what}, which is more than a store can hold\nhint: split the run in two")]
-    StoreLimit {
-        /// What exceeds the limit.
-        what: &'static str,
-    },
-    /// The files of a store are not those that were opened.
-    #[error(
-        "the journal or a published folder changed while it was read\nhint: let no other program write to the run directory, and run again"
-    )]
-    StoreChanged,
-    /// A unit has no entry when its shard is written.
-    #[error(
-        "there is no entry for sample {sample_index} of prompt {prompt_id}\nhint: run the stage again, which asks for what is missing"
-    )]
-    MissingUnit {
-        /// The prompt's id.
-        prompt_id: String,
-        /// Which sample of the prompt.
-        sample_index: u32,
-    },
-    /// An answer has no prompt.
-    #[error(
-        "`prompts/` has no prompt {prompt_id}, or not in the order of `completions/`\nhint: run `collect` again, which publishes the answers to the present prompts"
-    )]
-    PromptMissing {
-        /// The prompt's id.
-        prompt_id: String,
-    },
 }
 
 /// Position in an imported file.

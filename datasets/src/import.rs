@@ -1,113 +1,108 @@
-//! Prompts, and answers where there are any, from the files that people have: JSON, CSV and Parquet, in columns that
-//! the run file names.
+//! Import of prompts, and of answers if there are any, from JSON, CSV and Parquet files. The settings name the columns.
 
 mod delimited;
 mod detect;
+mod file;
+mod format;
 mod json;
+mod parquet;
 mod row;
 mod settings;
-mod table;
 
 use std::collections::{HashMap, HashSet};
-use std::fs::File;
-use std::io::Read;
-use std::path::Path;
-
-use flate2::read::MultiGzDecoder;
 
 pub use self::detect::{Detected, detect_columns};
-use self::row::Row;
+use self::format::{no_prompts, rows};
 pub use self::settings::{AnswerSource, Columns, ImportSettings};
 use crate::error::Error;
 use crate::records::{Completion, FinishReason, Message, Prompt, Usage};
 
-/// What [`import`] gives.
+/// The prompts and answers of a file.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Imported {
-    /// The prompts in the order of the file, each id once.
+    /// Prompts in the order of the file, each id once.
     pub prompts: Vec<Prompt>,
-    /// The answers that the file has, in the order of `prompts` and counted from 0 for each: without tokens, without
-    /// usage, of provenance 0.
+    /// Answers in the order of `prompts`; the answers to a prompt are numbered from 0. They have no tokens, no usage and
+    /// provenance 0.
     pub answers: Vec<Completion>,
-    /// How many rows brought neither a new prompt nor a new answer. The reference of a prompt's first row stays.
+    /// Number of rows with neither a new prompt nor a new answer. The reference of a prompt is that of its first row.
     pub duplicates: usize,
 }
 
-/// Reads a file by the end of its name: `.jsonl` and `.ndjson` (an object on each line, which may begin with a byte
-/// order mark and have blank lines and CRLF), `.json` (the same, or one array of objects), `.csv` and `.tsv` (with a
-/// header; numbers stay text, messages are JSON text), any of these with `.gz` behind it, `.parquet` (a batch of rows in memory at a time, and only the
-/// columns that are needed).
+/// Reads a file of prompts. The end of its name determines the format: `.jsonl` and `.ndjson` (an object on each line;
+/// a byte order mark, blank lines and CRLF are accepted), `.json` (the same, or one array of objects), `.csv` and `.tsv`
+/// (with a header; numbers stay text, messages are JSON text), any of these followed by `.gz`, or `.parquet` (one batch
+/// of rows in memory at a time, and only the needed columns).
 ///
-/// `system` is put before conversations that have no system message of their own. Reading stops once there are `limit`
-/// prompts, duplicates not counted; answers to them in later rows are not seen then.
+/// `system` is put before conversations without a system message. Reading stops after `limit` distinct prompts; answers
+/// to them in later rows are not read.
 ///
 /// # Errors
-/// [`Error::Invalid`], [`Error::Io`], [`Error::UnknownFormat`], [`Error::UnreadableTable`]; for a row: [`Error::NotUtf8`],
-/// [`Error::BadJson`], [`Error::MissingColumn`], [`Error::BadPrompt`]; [`Error::NoPrompts`] where nothing is left.
+/// [`Error::Io`]; [`Error::UnreadableParquet`]; [`Error::MissingColumn`]; [`Error::Invalid`] for settings, a file or a
+/// row that cannot be used, and for a file without prompts.
 pub fn import(settings: &ImportSettings) -> Result<Imported, Error> {
     let ImportSettings { path, columns, .. } = settings;
     let path = path.as_path();
-    columns
-        .check()
-        .map_err(|why| Error::invalid(format!("`columns`: {why}"), ""))?;
+    let columns_error = |why: String| Error::invalid(format!("`columns`: {why}"), "");
+    columns.check().map_err(columns_error)?;
     if settings.limit == Some(0) {
-        return Err(Error::NoPrompts {
-            path: path.to_path_buf(),
-            why: "the limit is 0",
-        });
+        return Err(Error::invalid(
+            "the limit of prompts is 0",
+            "import at least one prompt",
+        ));
     }
-    let mut found = Found::default();
+    let mut collected = CollectedRows::default();
     for row in rows(path, Some(columns))? {
         let (prompt, answer) = row?.read(settings)?;
-        found.add(prompt, answer);
-        if settings.limit == Some(found.prompts.len()) {
+        collected.add(prompt, answer);
+        if settings.limit == Some(collected.prompts.len()) {
             break;
         }
     }
-    match found.prompts.is_empty() {
-        true => Err(empty(path)),
-        false => Ok(found.imported()),
+    match collected.prompts.is_empty() {
+        true => Err(no_prompts(path)),
+        false => Ok(collected.into_imported()),
     }
 }
 
-/// What the rows so far gave.
+/// The prompts and answers of the rows that were read so far.
 #[derive(Default)]
-struct Found {
+struct CollectedRows {
     prompts: Vec<Prompt>,
-    /// Answers with the place of their prompt.
+    /// Answers, each with the index of its prompt.
     answers: Vec<(usize, Completion)>,
     duplicates: usize,
-    /// By id, the place of each prompt, and how many answers it has.
-    places: HashMap<String, (usize, u32)>,
+    /// Index of each prompt and the number of its answers, by id.
+    positions: HashMap<String, (usize, u32)>,
     /// Hashes of prompt and answer.
-    known: HashSet<String>,
+    known_answers: HashSet<String>,
 }
 
-impl Found {
+impl CollectedRows {
     fn add(&mut self, prompt: Prompt, answer: Option<Message>) {
         let id = prompt.id.clone();
         let mut new = false;
-        let (place, samples) = self.places.entry(id.clone()).or_insert_with(|| {
+        let (position, samples) = self.positions.entry(id.clone()).or_insert_with(|| {
             new = true;
             self.prompts.push(prompt);
             (self.prompts.len() - 1, 0)
         });
         if let Some(answer) = answer {
-            // An answer is told from others as a prompt of one message is.
+            // An answer is identified by the hash that a prompt with this message would have.
             let turn = Prompt::new(vec![answer.clone()], None, None, String::new());
-            if self.known.insert([id.as_str(), &turn.id].concat()) {
+            if self.known_answers.insert([id.as_str(), &turn.id].concat()) {
                 new = true;
                 self.answers
-                    .push((*place, completion(id, *samples, answer)));
+                    .push((*position, completion(id, *samples, answer)));
                 *samples += 1;
             }
         }
         self.duplicates += usize::from(!new);
     }
 
-    fn imported(mut self) -> Imported {
-        // Stable, so that the samples of a prompt stay in order.
-        self.answers.sort_by_key(|(place, _)| *place);
+    fn into_imported(mut self) -> Imported {
+        // The sort is stable, so the samples of a prompt stay in order.
+        self.answers.sort_by_key(|(position, _)| *position);
         Imported {
             prompts: self.prompts,
             answers: self.answers.into_iter().map(|(_, answer)| answer).collect(),
@@ -134,69 +129,6 @@ fn completion(prompt_id: String, sample_index: u32, answer: Message) -> Completi
         },
         tokens: Vec::new(),
         provenance: 0,
-    }
-}
-
-type Rows = Box<dyn Iterator<Item = Result<Row, Error>>>;
-
-/// The rows of a file, with all their columns, or at least with those that are wanted.
-fn rows(path: &Path, wanted: Option<&Columns>) -> Result<Rows, Error> {
-    match format(path)? {
-        Format::Lines => json::lines(path),
-        Format::Json => json::array_or_lines(path),
-        Format::Delimited(by) => delimited::rows(path, by),
-        Format::Table => table::rows(path, wanted),
-    }
-}
-
-enum Format {
-    Lines,
-    Json,
-    Delimited(u8),
-    Table,
-}
-
-fn format(path: &Path) -> Result<Format, Error> {
-    let name = match is_gzip(path) {
-        true => Path::new(path.file_stem().unwrap_or_default()),
-        false => path,
-    };
-    let extension = name.extension().unwrap_or_default().to_ascii_lowercase();
-    match extension.to_str() {
-        Some("jsonl" | "ndjson") => Ok(Format::Lines),
-        Some("json") => Ok(Format::Json),
-        Some("csv") => Ok(Format::Delimited(b',')),
-        Some("tsv") => Ok(Format::Delimited(b'\t')),
-        // Its pages are compressed one by one, and it is read out of order.
-        Some("parquet") if !is_gzip(path) => Ok(Format::Table),
-        _ => Err(Error::UnknownFormat {
-            path: path.to_path_buf(),
-        }),
-    }
-}
-
-fn is_gzip(path: &Path) -> bool {
-    path.extension()
-        .is_some_and(|extension| extension.eq_ignore_ascii_case("gz"))
-}
-
-/// A file's bytes, unpacked where its name ends in `.gz`.
-fn open(path: &Path) -> Result<Box<dyn Read>, Error> {
-    let file = File::open(path).map_err(Error::io("open", path))?;
-    Ok(match is_gzip(path) {
-        true => Box::new(MultiGzDecoder::new(file)),
-        false => Box::new(file),
-    })
-}
-
-/// There is nothing in the file.
-fn empty(path: &Path) -> Error {
-    Error::NoPrompts {
-        path: path.to_path_buf(),
-        why: match format(path) {
-            Ok(Format::Lines) => "the file has no lines",
-            _ => "the file has no rows",
-        },
     }
 }
 
@@ -250,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn answers_are_kept_as_they_stand() {
+    fn answers_are_kept_unchanged() {
         let columns = Columns {
             question: Some("q".into()),
             answer: Some("a".into()),
@@ -335,7 +267,7 @@ mod tests {
             imported.prompts[1].messages[0],
             Message::text(Role::System, "Be brief.")
         );
-        // More prompts leave the ids of the earlier ones alone.
+        // Further prompts do not change the ids of the earlier ones.
         let one = import(&ImportSettings {
             system: Some("Be brief.".into()),
             limit: Some(1),
@@ -393,26 +325,26 @@ mod tests {
     }
 
     #[test]
-    fn lines_that_are_no_json_objects_are_refused_with_their_place() {
+    fn lines_that_are_not_json_objects_are_refused_with_line_and_column() {
         refused(
             "{\"text\": \"a\"}\n{\"text\": \"b\n",
             &text(),
-            ":2:11 is not valid JSON: EOF while parsing a string; each line must be one whole JSON object",
+            ":2:11 is not valid JSON: EOF while parsing a string\nhint: each line must be one whole JSON object",
         );
         refused(
             "{\n\"text\": \"b\"}",
             &text(),
-            ":1:1 is not valid JSON: EOF while parsing an object; each line must be one whole JSON object",
+            ":1:1 is not valid JSON: EOF while parsing an object\nhint: each line must be one whole JSON object",
         );
         refused(
             "[{\"text\": \"a\"}]",
             &text(),
-            ":1: the line is an array; each must be a JSON object",
+            ":1: the line is an array\nhint: each line must be a JSON object",
         );
         refused(
             b"{\"text\": \"a\"}\n{\"text\": \"\xff\"}",
             &text(),
-            ":2:11 is not valid UTF-8: convert the file to UTF-8",
+            ":2:11 is not valid UTF-8\nhint: convert the file to UTF-8",
         );
     }
 
@@ -421,12 +353,12 @@ mod tests {
         refused(
             "{\"question\": \"a\", \"answer\": \"b\"}",
             &text(),
-            ":1 has no column `text`; it has `question`, `answer`. Name one of these in `columns`",
+            ":1 has no column `text`; it has `question`, `answer`\nhint: name one of these in `columns` of [import]",
         );
         refused(
             "{}",
             &text(),
-            ":1 has no column `text`; it has no columns at all. Name one of these in `columns`",
+            ":1 has no column `text`; it has no columns at all\nhint: name one of these in `columns` of [import]",
         );
         refused(
             "{\"text\": 3}",
@@ -452,11 +384,15 @@ mod tests {
 
     #[test]
     fn an_empty_set_is_refused() {
-        refused("", &text(), " gives no prompts: the file has no lines");
+        refused(
+            "",
+            &text(),
+            " has no prompts: the file has no lines\nhint: put prompts into it, or name another file in `path` of [import]",
+        );
         refused(
             "\n\r\n",
             &text(),
-            " gives no prompts: the file has no lines",
+            " has no prompts: the file has no lines\nhint: put prompts into it, or name another file in `path` of [import]",
         );
         let message = import(&ImportSettings {
             limit: Some(0),
@@ -464,7 +400,10 @@ mod tests {
         })
         .unwrap_err()
         .to_string();
-        assert_eq!(message, "p gives no prompts: the limit is 0");
+        assert_eq!(
+            message,
+            "the limit of prompts is 0\nhint: import at least one prompt"
+        );
         let message = import(&ImportSettings::new(Path::new("/no/such.jsonl"), text()))
             .unwrap_err()
             .to_string();
@@ -472,7 +411,7 @@ mod tests {
     }
 
     #[test]
-    fn conversations_that_cannot_be_asked_are_refused() {
+    fn conversations_that_cannot_be_prompts_are_refused() {
         for (messages, expected) in [
             (r#"1"#, "it is a number, and must be an array of messages"),
             (r#"[]"#, "there are no messages"),
@@ -500,15 +439,15 @@ mod tests {
             ),
             (
                 r#"[{"role": "assistant", "content": "b"}]"#,
-                "the conversation has an assistant turn alone: put before it what it answers",
+                "the conversation consists of an assistant turn\nhint: put the user's message before it",
             ),
             (
                 r#"[{"role": "system", "content": "a"}, {"role": "assistant", "content": "b"}]"#,
-                "the assistant's turn follows a system message: put between them what the user asks",
+                "the assistant's turn follows a system message\nhint: put the user's message between them",
             ),
             (
                 r#"[{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "assistant", "content": "c"}]"#,
-                "the conversation ends in two assistant turns: join them, or remove one",
+                "the conversation ends with two assistant turns\nhint: join them, or remove one",
             ),
             (
                 r#"[{"from": "narrator", "value": "a"}]"#,
@@ -528,7 +467,7 @@ mod tests {
             ),
             (
                 r#"[{"role": "system", "content": "a"}]"#,
-                "the conversation ends in a system message: add what the user asks",
+                "the conversation ends with a system message\nhint: add the user's message",
             ),
             (
                 r#"[{"role": "user", "content": "a", "tool_calls": [{"name": "f"}]}]"#,
@@ -540,7 +479,7 @@ mod tests {
             ),
             (
                 r#"[{"role": "assistant", "content": "", "function_call": {"name": "f"}}]"#,
-                "message 1: `function_call` is the old form: write it as `tool_calls`",
+                "message 1: `function_call` is an obsolete form\nhint: write it as `tool_calls`",
             ),
         ] {
             let line = format!("{{\"messages\": {messages}}}");

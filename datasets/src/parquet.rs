@@ -1,7 +1,8 @@
-//! Shards: Parquet files of records. Equal rows give equal bytes: no time, host or library version is in a file.
+//! Shards, which are Parquet files of records. Equal rows give equal bytes, because a file contains no time, host or
+//! library version.
 //!
-//! A shard is written beside its place and renamed when complete, so a `.parquet` file is always whole. Readers hold
-//! one batch at a time.
+//! A shard is written under a temporary name and renamed when it is complete, so a `.parquet` file is always complete.
+//! Readers hold one batch at a time.
 
 use std::fs::{self, File};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -22,18 +23,19 @@ use crate::manifest::{publish_file, temporary_path};
 use crate::records::Provenance;
 use crate::schema::{PROVENANCE_KEY, Record, SCHEMA_KEY, SCHEMA_VERSION, file_schema};
 
-/// A shard holds the rows of this many consecutive prompts.
+/// Number of consecutive prompts whose rows are in one shard.
 pub const PROMPTS_PER_SHARD: usize = 1024;
 
-/// Rows converted at a time, which bounds memory and is a constant because it shapes the bytes of a file.
+/// Number of rows that are converted at a time. It bounds memory, and is a constant because the bytes of a file depend on
+/// it.
 pub(crate) const BATCH_ROWS: usize = 32;
 
-/// The name of a shard in its folder: `shard-00000.parquet`.
+/// Returns the name of a shard in its folder: `shard-00000.parquet`.
 pub fn shard_name(index: usize) -> String {
     format!("shard-{index:05}.parquet")
 }
 
-/// The shards of a folder, in order. Files that are not Parquet are none of its business.
+/// Lists the shards of a folder in order. Files that are not Parquet are ignored.
 ///
 /// # Errors
 /// [`Error::Io`], and [`Error::Invalid`] if a number is missing or a Parquet file has another name.
@@ -84,7 +86,7 @@ pub fn shards(dir: &Path) -> Result<Vec<PathBuf>, Error> {
     Ok(paths)
 }
 
-/// Writes rows as one shard, with the optional columns where a row fills them.
+/// Writes rows as one shard, with the optional columns if a row has values for them.
 ///
 /// # Errors
 /// As [`ShardWriter`].
@@ -100,21 +102,21 @@ pub fn write_shard<R: Record>(
     writer.finish()
 }
 
-/// Writes rows as one shard as they come; at most 32 wait in memory. The file is in place after
-/// [`finish`](ShardWriter::finish), and until then at the path with `.tmp` added.
+/// Writes rows as one shard, one after another. At most 32 rows are in memory. Until [`finish`](ShardWriter::finish), the
+/// file has its path with `.tmp` added.
 pub struct ShardWriter<R: Record> {
     path: PathBuf,
     temporary: PathBuf,
     writer: ArrowWriter<File>,
-    /// The file's columns.
+    /// Columns of the file.
     columns: SchemaRef,
     provenances: usize,
     waiting: Vec<R>,
 }
 
 impl<R: Record> ShardWriter<R> {
-    /// Begins a shard whose rows come from the given sources: a row's `provenance` is an index into them. Tables
-    /// without that column take an empty list. The shard has none of the table's optional columns.
+    /// Begins a shard without the table's optional columns. The `provenance` of a row is an index into `provenance`;
+    /// tables without that column take an empty list.
     ///
     /// # Errors
     /// [`Error::Io`], [`Error::WriteShard`].
@@ -122,10 +124,10 @@ impl<R: Record> ShardWriter<R> {
         Self::begin(path, provenance, false)
     }
 
-    /// As [`new`](ShardWriter::new), with or without the table's optional columns.
+    /// Begins a shard like [`new`](ShardWriter::new), with or without the table's optional columns.
     ///
     /// # Errors
-    /// As there.
+    /// As [`new`](ShardWriter::new).
     pub fn begin(
         path: &Path,
         provenance: &[Provenance],
@@ -155,7 +157,7 @@ impl<R: Record> ShardWriter<R> {
     /// Adds a row.
     ///
     /// # Errors
-    /// [`Error::InFile`] for a row that may not be stored; [`Error::WriteShard`], for one because the disk is full.
+    /// [`Error::InFile`] for a row that may not be stored; [`Error::WriteShard`], for example if the disk is full.
     pub fn push(&mut self, row: R) -> Result<(), Error> {
         self.waiting.push(row);
         if self.waiting.len() == BATCH_ROWS {
@@ -165,7 +167,7 @@ impl<R: Record> ShardWriter<R> {
         }
     }
 
-    /// Writes the rest, syncs the file and puts it in place.
+    /// Writes the remaining rows, syncs the file and renames it to its path.
     ///
     /// # Errors
     /// As [`push`](ShardWriter::push), and [`Error::Io`].
@@ -187,13 +189,13 @@ impl<R: Record> ShardWriter<R> {
     fn write(&mut self, rows: &[R]) -> Result<(), Error> {
         let batch = R::to_batch(rows)
             .and_then(|batch| check_provenance(&batch, self.provenances).map(|()| batch))
-            .and_then(|batch| self.fitted(rows, batch))
+            .and_then(|batch| self.to_file_columns(rows, batch))
             .map_err(|error| error.in_file(&self.path))?;
         self.writer.write(&batch).map_err(unwritable(&self.path))
     }
 
-    /// The batch in the file's columns.
-    fn fitted(&self, rows: &[R], batch: RecordBatch) -> Result<RecordBatch, Error> {
+    /// Reduces a batch to the columns of the file.
+    fn to_file_columns(&self, rows: &[R], batch: RecordBatch) -> Result<RecordBatch, Error> {
         if batch.num_columns() == self.columns.fields().len() {
             return Ok(batch);
         }
@@ -201,7 +203,7 @@ impl<R: Record> ShardWriter<R> {
             return Err(Error::Cell {
                 row,
                 column: R::OPTIONAL.join(", "),
-                why: "the file was begun without these columns".into(),
+                why: "the file has no such columns".into(),
             });
         }
         let columns = self.columns.fields().iter();
@@ -219,14 +221,14 @@ fn properties<R: Record>(provenance: String) -> WriterProperties {
         KeyValue::new(PROVENANCE_KEY.into(), provenance),
     ];
     let properties = WriterProperties::builder()
-        // The default names the library's version.
+        // The default contains the library's version.
         .set_created_by("potstill".into())
         .set_key_value_metadata(Some(footer))
         .set_compression(Compression::ZSTD(ZstdLevel::default()))
         .set_max_row_group_row_count(Some(R::GROUP_ROWS))
         .set_statistics_enabled(EnabledStatistics::Chunk);
-    // Floats hardly ever repeat: a dictionary of them is waste, and their bytes compress better by significance
-    // (signals come out a third smaller and are written in less than half the time).
+    // Floats hardly ever repeat, so a dictionary is of no use, and their bytes compress better if they are grouped by
+    // significance: signals are a third smaller and are written in less than half the time.
     let mut floats = Vec::new();
     R::schema()
         .fields()
@@ -239,7 +241,7 @@ fn properties<R: Record>(provenance: String) -> WriterProperties {
     floats.into_iter().fold(properties, split).build()
 }
 
-/// The Parquet paths of all floats in a column, however deep.
+/// Collects the Parquet paths of all floats in a column, at any depth.
 fn float_paths(parents: &[String], field: &Field, found: &mut Vec<ColumnPath>) {
     let mut path = [parents, std::slice::from_ref(field.name())].concat();
     match field.data_type() {
@@ -255,19 +257,20 @@ fn float_paths(parents: &[String], field: &Field, found: &mut Vec<ColumnPath>) {
     }
 }
 
-/// The Parquet schema alone says what the columns are; a second one in Arrow's own form would only be more to damage.
+/// Returns options that ignore Arrow's own schema in the footer. The Parquet schema determines the columns, and a second
+/// schema could only be another part to be damaged.
 pub(crate) fn reader_options() -> ArrowReaderOptions {
     ArrowReaderOptions::new().with_skip_arrow_metadata(true)
 }
 
-/// What the footer of a shard says.
+/// The content of a shard's footer.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Footer {
     /// Version of the schema.
     pub schema: u32,
-    /// Where the rows come from.
+    /// Origins of the rows.
     pub provenance: Vec<Provenance>,
-    /// How many rows.
+    /// Number of rows.
     pub rows: usize,
 }
 
@@ -333,7 +336,7 @@ fn bad_footer(path: &Path, key: &str, why: &str) -> Error {
     Error::invalid(problem, "")
 }
 
-/// Every row of a table with the column `provenance` names an entry of the footer's list.
+/// Checks that every value of the column `provenance`, if there is one, is an index into the footer's list.
 pub(crate) fn check_provenance(batch: &RecordBatch, known: usize) -> Result<(), Error> {
     let Some(column) = batch
         .column_by_name("provenance")
@@ -358,8 +361,8 @@ pub(crate) fn check_provenance(batch: &RecordBatch, known: usize) -> Result<(), 
     }
 }
 
-/// Runs the Parquet decoder. A few damaged files make it panic instead of giving an error, and a damaged file must not
-/// take a run down: what the decoder held is dropped with it.
+/// Runs the Parquet decoder. Some damaged files make it panic, and a damaged file must not end the run, so a panic becomes
+/// an error. The decoder's state is dropped with it.
 pub(crate) fn decode<T, E: Into<ParquetError>>(
     path: &Path,
     decoder: impl FnOnce() -> Result<T, E>,
@@ -367,7 +370,7 @@ pub(crate) fn decode<T, E: Into<ParquetError>>(
     let source = match catch_unwind(AssertUnwindSafe(decoder)) {
         Ok(Ok(value)) => return Ok(value),
         Ok(Err(error)) => error.into(),
-        Err(_) => ParquetError::General("the decoder gave up".into()),
+        Err(_) => ParquetError::General("the decoder panicked".into()),
     };
     Err(Error::DamagedShard {
         path: path.to_path_buf(),

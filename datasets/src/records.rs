@@ -210,7 +210,7 @@ pub struct Usage {
     pub completion_tokens: u32,
 }
 
-/// One of the most probable tokens at a position of an answer.
+/// An alternative at a position of an answer: one of the most probable tokens.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TopToken {
     /// Id of the token, if the teacher reports ids.

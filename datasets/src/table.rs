@@ -1,7 +1,7 @@
-//! Random access to a folder of shards by (shard, row), for a trainer that walks rows in its own order.
+//! Random access to the rows of a folder of shards by (shard, row), for a trainer that reads rows in its own order.
 //!
-//! The unit of reading is a row group. Decoded groups are kept as Arrow data up to 256 MiB, the least recently
-//! used going first, so that memory is bounded whatever the size of the folder.
+//! The unit of reading is a row group. Up to 256 MiB of decoded row groups are kept as Arrow data, and the least recently
+//! used ones are dropped first, so memory is bounded for folders of any size.
 
 use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
@@ -13,19 +13,19 @@ use crate::parquet::{Footer, decode, shards};
 use crate::reader::{OpenShard, rows_of};
 use crate::schema::Record;
 
-/// Decoded row groups that are kept, in bytes; the group in use is kept even if it is larger.
+/// Number of bytes of decoded row groups that are kept. The group in use is kept even if it is larger.
 const CACHE_BYTES: usize = 256 << 20;
 
 /// A folder of shards, open for random access; at most 256 MiB of decoded rows are kept.
 pub struct Table<R> {
     dir: PathBuf,
     shards: Vec<OpenShard>,
-    /// Most recently used last.
-    cache: Vec<Group>,
+    /// Decoded row groups, the most recently used last.
+    cache: Vec<DecodedGroup>,
     record: PhantomData<R>,
 }
 
-struct Group {
+struct DecodedGroup {
     shard: usize,
     group: usize,
     rows: RecordBatch,
@@ -50,7 +50,7 @@ impl<R: Record> Table<R> {
         })
     }
 
-    /// How many rows there are in all shards.
+    /// Returns the number of rows in all shards.
     pub fn len(&self) -> usize {
         self.shards.iter().map(|shard| shard.footer.rows).sum()
     }
@@ -87,7 +87,7 @@ impl<R: Record> Table<R> {
             None => {
                 let rows = read_group::<R>(file, group)?;
                 let bytes = rows.get_array_memory_size();
-                Group {
+                DecodedGroup {
                     shard: index,
                     group,
                     rows,
@@ -104,7 +104,7 @@ impl<R: Record> Table<R> {
     }
 }
 
-/// The row group that holds a row of a shard, and the group's first row.
+/// Returns the row group that contains a row of a shard, and the group's first row.
 fn group_of(shard: &OpenShard, row: usize) -> Option<(usize, usize)> {
     let mut first_row = 0;
     for (index, group) in shard.metadata.metadata().row_groups().iter().enumerate() {
@@ -122,7 +122,7 @@ fn read_group<R: Record>(shard: &OpenShard, group: usize) -> Result<RecordBatch,
     let rows = metadata
         .and_then(|group| usize::try_from(group.num_rows()).ok())
         .unwrap_or_default();
-    // A damaged footer may name any number; what was written has at most this many.
+    // A damaged footer may contain any number, but no writer puts more rows into a group.
     let mut batches = shard.batches(Some(group), rows.min(R::GROUP_ROWS))?;
     match decode(&shard.path, || batches.next().transpose())? {
         Some(batch) if batch.num_rows() == rows => Ok(batch),
@@ -130,8 +130,8 @@ fn read_group<R: Record>(shard: &OpenShard, group: usize) -> Result<RecordBatch,
     }
 }
 
-/// Drops the least recently used groups until the rest fits, but never the last one.
-fn trim(cache: &mut Vec<Group>, budget: usize) {
+/// Drops the least recently used groups until the others fit into the budget, but never the last one.
+fn trim(cache: &mut Vec<DecodedGroup>, budget: usize) {
     let mut kept = 0;
     let mut first = cache.len();
     for group in cache.iter().rev() {
@@ -150,13 +150,13 @@ mod tests {
 
     fn kept(sizes: &[usize], budget: usize) -> Vec<usize> {
         let schema = crate::Signal::schema();
-        let group = |(group, bytes): (usize, &usize)| Group {
+        let group = |(group, bytes): (usize, &usize)| DecodedGroup {
             shard: 0,
             group,
             rows: RecordBatch::new_empty(schema.clone()),
             bytes: *bytes,
         };
-        let mut cache: Vec<Group> = sizes.iter().enumerate().map(group).collect();
+        let mut cache: Vec<DecodedGroup> = sizes.iter().enumerate().map(group).collect();
         trim(&mut cache, budget);
         cache.into_iter().map(|group| group.group).collect()
     }

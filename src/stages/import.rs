@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, anyhow};
+use anyhow::Context as _;
 use potstill_datasets::{
     AnswerSource, Completion, Error, FolderRows, ImportSettings, Imported, PROMPTS_PER_SHARD,
     Prompt, Reasoning, hash_file, shard_name, split_reasoning, write_shard,
@@ -97,9 +97,6 @@ pub(crate) fn read(run: &Loaded, flag: Option<usize>) -> anyhow::Result<Imported
         Err(e @ Error::MissingColumn { .. }) => {
             Err(run.problem(&["import", "columns"], e.to_string()).into())
         }
-        Err(e @ Error::NoPrompts { .. }) => Err(anyhow!(
-            "{e}; put prompts into it, or name another file in `path` of [import]"
-        )),
         Err(e) => Err(e.into()),
     }
 }

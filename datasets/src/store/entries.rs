@@ -31,7 +31,7 @@ struct PublishedFolder<T> {
 pub struct Tally {
     /// Units with a record, in the journal or in a published folder.
     pub records: usize,
-    /// Those of `records` that are in a published folder.
+    /// Number of the `records` that are in a published folder.
     pub published: usize,
     /// Units that failed.
     pub failures: usize,

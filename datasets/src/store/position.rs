@@ -16,14 +16,14 @@ const SHARD_BITS: u32 = 24;
 /// Largest number of entries in a frame.
 pub(super) const FRAME_ENTRIES: usize = 1 << ROW_BITS;
 
-/// What became of a unit.
+/// State of a unit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum State {
-    /// It has no entry.
+    /// The unit has no entry.
     Missing,
     /// Its record is in the journal.
     Record,
-    /// It failed, as the journal says.
+    /// The unit failed, according to the journal.
     Failure,
     /// Its record is in a folder that was published before.
     Published,
