@@ -134,6 +134,8 @@ fn completion(prompt_id: String, sample_index: u32, answer: Message) -> Completi
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
     use crate::records::Role;
 

@@ -8,8 +8,6 @@ use serde_json::Value;
 
 use super::file::{open, row_error};
 use super::row::{ImportRow, RowIterator};
-use super::{RowIterator, open};
-use crate::error::RowLocation;
 use crate::error::{Error, RowLocation};
 
 /// Reads the rows below the header, which names the columns.

@@ -7,9 +7,7 @@ use serde_json::{Deserializer, Value};
 
 use super::file::{open, row_error, utf8_error};
 use super::row::{ImportRow, RowIterator};
-use super::{RowIterator, open};
 use crate::chat;
-use crate::error::RowLocation;
 use crate::error::{Error, RowLocation};
 
 const LINES: &str = "each line must be one whole JSON object";
