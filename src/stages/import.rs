@@ -11,7 +11,6 @@ use potstill_datasets::{
 use serde_json::json;
 
 use super::{Context, StageOutcome, StageSummary, counts, run_stage};
-use crate::errors;
 use crate::run_dir::StagePlan;
 use crate::run_file::Loaded;
 
