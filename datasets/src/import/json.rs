@@ -315,7 +315,7 @@ mod tests {
             ),
             (
                 "[{\"a\":1}]\nx",
-                ":2:1 is not valid JSON: there is more behind the array",
+                ":2:1 is not valid JSON: there is more text after the array",
             ),
             (
                 "[{\n\"a\":\n\"b}]",

@@ -145,8 +145,8 @@ fn errors_say_what_is_wrong() {
         reasoning: None,
         now: None,
     };
-    insta::assert_snapshot!(template.render(&[], Some("{}"), options).unwrap_err(), @"the tools of a prompt have to be a JSON array: they are {}");
-    insta::assert_snapshot!(template.render(&[], Some("[1"), options).unwrap_err(), @"the tools of a prompt have to be a JSON array: EOF while parsing a list at line 1 column 2");
+    insta::assert_snapshot!(template.render(&[], Some("{}"), options).unwrap_err(), @"the tools of a prompt must be a JSON array: they are {}");
+    insta::assert_snapshot!(template.render(&[], Some("[1"), options).unwrap_err(), @"the tools of a prompt must be a JSON array: EOF while parsing a list at line 1 column 2");
 }
 
 #[test]

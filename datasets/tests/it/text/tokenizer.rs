@@ -183,13 +183,19 @@ fn broken_files_are_named() {
             .to_string()
             .replace(&dir.path().display().to_string(), "model")
     };
-    insta::assert_snapshot!(message(&[("tokenizer.json", "{ \"model\": ")]), @"model/tokenizer.json is not valid JSON: fetch the file again");
+    insta::assert_snapshot!(message(&[("tokenizer.json", "{ \"model\": ")]), @"
+model/tokenizer.json is not valid JSON: EOF while parsing a value at line 1 column 11
+hint: fetch the file again
+");
     insta::assert_snapshot!(message(&[("tokenizer.json", "{}")]), @"model/tokenizer.json: it does not describe a tokenizer: Model missing. at line 1 column 2");
     let word_piece = json!({ "model": { "type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##", "max_input_chars_per_word": 100, "vocab": { "[UNK]": 0 } },
         "decoder": { "type": "WordPiece", "prefix": "##", "cleanup": true } });
     insta::assert_snapshot!(message(&[("tokenizer.json", &word_piece.to_string())]), @"model/tokenizer.json: the decoder `WordPiece` is not supported; Potstill reads byte-level BPE and SentencePiece vocabularies");
-    insta::assert_snapshot!(message(&[("tokenizer_config.json", "[")]), @"model/tokenizer_config.json is not valid JSON: fetch the file again");
-    insta::assert_snapshot!(message(&[("tokenizer_config.json", r#"{ "bos_token": 1 }"#)]), @"model/tokenizer_config.json: `bos_token` has to be a string or an object with `content`, and is 1");
+    insta::assert_snapshot!(message(&[("tokenizer_config.json", "[")]), @"
+model/tokenizer_config.json is not valid JSON: EOF while parsing a list at line 1 column 1
+hint: fetch the file again
+");
+    insta::assert_snapshot!(message(&[("tokenizer_config.json", r#"{ "bos_token": 1 }"#)]), @"model/tokenizer_config.json: `bos_token` must be a string or an object with `content`, and is 1");
     insta::assert_snapshot!(message(&[("tokenizer_config.json", r#"{ "eos_token": "<end>" }"#)]), @r#"model/tokenizer_config.json: `eos_token` "<end>" is not in the vocabulary of tokenizer.json"#);
 
     let empty = tempfile::tempdir().unwrap();
