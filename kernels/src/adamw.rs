@@ -150,7 +150,7 @@ impl AdamOps for Flex {
         let tasks = (theta.storage_mut::<f32>().par_chunks_mut(CHUNK))
             .zip(m.storage_mut::<f32>().par_chunks_mut(CHUNK))
             .zip(v.storage_mut::<f32>().par_chunks_mut(CHUNK))
-            .zip(elements(&gradient).par_chunks(CHUNK));
+            .zip(elements::<f32>(&gradient).par_chunks(CHUNK));
         tasks.for_each(|(((theta, m), v), gradient)| {
             vectorize_closure(
                 #[inline(always)]
@@ -162,7 +162,7 @@ impl AdamOps for Flex {
 
     fn sum_of_squares(x: FloatTensor<Self>) -> FloatTensor<Self> {
         let x = x.to_contiguous();
-        let sums: Vec<f64> = elements(&x)
+        let sums: Vec<f64> = elements::<f32>(&x)
             .par_chunks(CHUNK)
             .map(chunk_sum_of_squares)
             .collect();

@@ -23,7 +23,7 @@ pub(crate) trait ComputeFloat:
     const NEG_INFINITY: Self;
 
     fn from_f64(value: f64) -> Self;
-    fn to_f64(self) -> f64;
+    fn into_f64(self) -> f64;
     /// e^x for x ≤ 88; larger arguments may overflow f32.
     fn exp(self) -> Self;
     fn tanh(self) -> Self;
@@ -45,7 +45,7 @@ macro_rules! compute_float {
                 value as $t
             }
             #[inline(always)]
-            fn to_f64(self) -> f64 {
+            fn into_f64(self) -> f64 {
                 self as f64
             }
             #[inline(always)]

@@ -93,7 +93,7 @@ impl NormOps for Flex {
     fn rms_norm(x: FloatTensor<Self>, gain: FloatTensor<Self>, epsilon: f64) -> FloatTensor<Self> {
         let (x, gain) = (x.to_contiguous(), gain.to_contiguous());
         let [n, d] = shape2(&x);
-        let (values, gain) = (elements(&x), elements(&gain));
+        let (values, gain) = (elements::<f32>(&x), elements::<f32>(&gain));
         let chunk = rows_per_task(d) * d.max(1);
         let write = |y: &mut [MaybeUninit<f32>]| {
             (y.par_chunks_mut(chunk).zip(values.par_chunks(chunk))).for_each(|(y, x)| {
@@ -123,7 +123,11 @@ impl NormOps for Flex {
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         let [dy, x, gain] = [dy, x, gain].map(|tensor| tensor.to_contiguous());
         let [n, d] = shape2(&x);
-        let (dy, x, gain) = (elements(&dy), elements(&x), elements(&gain));
+        let (dy, x, gain) = (
+            elements::<f32>(&dy),
+            elements::<f32>(&x),
+            elements::<f32>(&gain),
+        );
         let chunk = rows_per_task(d) * d.max(1);
         // The size of a chunk is fixed, so the sums do not depend on the number of threads.
         let mut chunk_gradients: Vec<Vec<f32>> = Vec::new();

@@ -94,10 +94,10 @@ impl RotaryOps for Flex {
         let ([n, columns], [_, half]) = (shape2(&x), shape2(&cos));
         let sign = if inverse { -1.0 } else { 1.0 };
         let task_rows = rows_per_task(columns);
-        let angles = elements(&cos)
+        let angles = elements::<f32>(&cos)
             .par_chunks(task_rows * half.max(1))
-            .zip(elements(&sin).par_chunks(task_rows * half.max(1)));
-        let rows = elements(&x)
+            .zip(elements::<f32>(&sin).par_chunks(task_rows * half.max(1)));
+        let rows = elements::<f32>(&x)
             .par_chunks(task_rows * columns.max(1))
             .zip(angles);
         let write = |y: &mut [MaybeUninit<f32>]| {

@@ -179,9 +179,9 @@ impl SwigluOps for Flex {
     fn swiglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self> {
         let (gate, up) = (gate.to_contiguous(), up.to_contiguous());
         let shape = shape2(&gate);
-        let operands = elements(&gate)
+        let operands = elements::<f32>(&gate)
             .par_chunks(CHUNK)
-            .zip(elements(&up).par_chunks(CHUNK));
+            .zip(elements::<f32>(&up).par_chunks(CHUNK));
         let write = |y: &mut [MaybeUninit<f32>]| {
             (y.par_chunks_mut(CHUNK).zip(operands)).for_each(|(y, (gate, up))| {
                 vectorize_closure(
@@ -207,7 +207,8 @@ impl SwigluOps for Flex {
         let [dy, gate, up] = [dy, gate, up].map(|tensor| tensor.to_contiguous());
         let shape = shape2(&gate);
         let len = shape[0] * shape[1];
-        let [dy, gate, up] = [&dy, &gate, &up].map(|tensor| elements(tensor).par_chunks(CHUNK));
+        let [dy, gate, up] =
+            [&dy, &gate, &up].map(|tensor| elements::<f32>(tensor).par_chunks(CHUNK));
         let write = |d_gate: &mut [MaybeUninit<f32>], d_up: &mut [MaybeUninit<f32>]| {
             let outputs = d_gate.par_chunks_mut(CHUNK).zip(d_up.par_chunks_mut(CHUNK));
             (outputs.zip(dy.zip(gate.zip(up)))).for_each(|((d_gate, d_up), (dy, (gate, up)))| {

@@ -67,7 +67,7 @@ fn capture_row<W: ComputeFloat>(
     };
     let mut tail = TailSums::empty(options.temperatures.len());
     if tail_largest > W::NEG_INFINITY {
-        tail.largest = tail_largest.to_f64();
+        tail.largest = tail_largest.into_f64();
         let cumulative = &mut buffers.cumulative;
         let sums = TailWeightSums {
             tail: &tail_row,
@@ -86,7 +86,7 @@ fn capture_row<W: ComputeFloat>(
     // A NaN is never selected as a maximum, but it makes the tail's sum NaN, if the tail was summed.
     let is_nan = match tail_largest > W::NEG_INFINITY {
         true => tail.total.is_nan(),
-        false => s.iter().any(|s| s.to_f64().is_nan()),
+        false => s.iter().any(|s| s.into_f64().is_nan()),
     };
     if is_nan {
         return None;
@@ -125,7 +125,11 @@ impl<W: ComputeFloat> WithSimd for BlockMaxima<'_, W> {
 
 /// Returns the columns of a block, with −∞ beyond the end of the row.
 #[inline(always)]
-fn block_at<'a, W: Lane>(s: &'a [W], start: usize, buffer: &'a mut [W; BLOCK]) -> &'a [W; BLOCK] {
+fn block_at<'a, W: ComputeFloat>(
+    s: &'a [W],
+    start: usize,
+    buffer: &'a mut [W; BLOCK],
+) -> &'a [W; BLOCK] {
     let rest = s.get(start..).unwrap_or_default();
     if let Some(block) = rest.first_chunk::<BLOCK>() {
         return block;
@@ -201,7 +205,7 @@ fn select_support<W: ComputeFloat>(
     ids.dedup();
     let mut rest = candidates.iter().skip(top_k);
     let tail_largest = rest.find(|(_, id)| !row.kept.contains(id));
-    let with_logit = |id: &u32| s.get(*id as usize).map(|s| (s.to_f64(), *id));
+    let with_logit = |id: &u32| s.get(*id as usize).map(|s| (s.into_f64(), *id));
     let support: Option<Vec<_>> = ids.iter().map(with_logit).collect();
     Some((support?, tail_largest.map_or(W::NEG_INFINITY, |(s, _)| *s)))
 }
@@ -265,8 +269,8 @@ impl<W: ComputeFloat> WithSimd for TailWeightSums<'_, W> {
         for start in (0..self.tail.s.len()).step_by(BLOCK) {
             let block = self.tail.block(start, &mut next, &mut buffer);
             let (block_total, block_weighted) = weight_sums(block, self.tail.shift);
-            total += block_total.to_f64();
-            weighted += block_weighted.to_f64();
+            total += block_total.into_f64();
+            weighted += block_weighted.into_f64();
             if let Some(cumulative) = &mut self.cumulative {
                 cumulative.push(total);
             }
@@ -290,7 +294,7 @@ impl<W: ComputeFloat> WithSimd for TailSumAt<'_, W> {
         let mut buffer = [W::NEG_INFINITY; BLOCK];
         for start in (0..self.tail.s.len()).step_by(BLOCK) {
             let block = self.tail.block(start, &mut next, &mut buffer);
-            total += tree_sum(exponentials(block, self.tail.shift, self.factor)).to_f64();
+            total += tree_sum(exponentials(block, self.tail.shift, self.factor)).into_f64();
         }
         total
     }
@@ -348,7 +352,7 @@ fn draw_in_block<W: ComputeFloat>(
     let mut next = tail.support.partition_point(|id| (*id as usize) < start);
     let mut buffer = [W::NEG_INFINITY; BLOCK];
     let columns = tail.block(start, &mut next, &mut buffer);
-    let weights = exponentials(columns, tail.shift, W::from_f64(1.0)).map(W::to_f64);
+    let weights = exponentials(columns, tail.shift, W::from_f64(1.0)).map(W::into_f64);
     // This factor corrects for the last bits in which the sum in order differs from the tree sums in `mass`.
     let correction = (mass.end - mass.start) / weights.iter().sum::<f64>();
     let last = weights.iter().rposition(|weight| *weight > 0.0);

@@ -16,7 +16,7 @@ pub fn capture_reference(
     rows: &[CaptureRow],
     options: &CaptureOptions<'_>,
 ) -> Result<Vec<Option<Captured>>, TensorReadError> {
-    let [n, v] = logits_nv.dims();
+    let [_, v] = logits_nv.dims();
     let vocab = options.head.vocab.map_or(v, |vocab| vocab.min(v));
     let dtype = match logits_nv.dtype() {
         DType::F64 => DType::F64,

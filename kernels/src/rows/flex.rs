@@ -129,13 +129,13 @@ fn row_stats<S: StoredFloat<W>, W: ComputeFloat>(
     );
     let mut on_support = RunningSum::default();
     for (slot, _) in sorted {
-        on_support.add(out[*slot].to_f64(), 1.0);
+        on_support.add(out[*slot].into_f64(), 1.0);
     }
     let mut all = sums.tail;
     all.add(on_support.largest, on_support.total);
     let log_z = floored(all.log());
     for (slot, _) in sorted {
-        out[*slot] = W::from_f64(floored(out[*slot].to_f64() - log_z));
+        out[*slot] = W::from_f64(floored(out[*slot].into_f64() - log_z));
     }
     out[k] = W::from_f64(if sums.tail.total == 0.0 {
         TAIL_FLOOR_NATS
@@ -236,15 +236,15 @@ fn row_sums<S: StoredFloat<W>, W: ComputeFloat>(
         }
         let block = &block[..padded];
         let largest = block_largest(block);
-        if largest.to_f64() != f64::NEG_INFINITY {
+        if largest.into_f64() != f64::NEG_INFINITY {
             let mut sums = [W::from_f64(0.0); LANES];
             for columns in block.chunks_exact(LANES) {
                 for (sum, s) in sums.iter_mut().zip(columns) {
                     *sum = sum.add(s.sub(largest).exp());
                 }
             }
-            let total = sums.iter().map(|sum| sum.to_f64()).sum();
-            tail.add(largest.to_f64(), total);
+            let total = sums.iter().map(|sum| sum.into_f64()).sum();
+            tail.add(largest.into_f64(), total);
         }
     }
     RowSums { tail, logits: all }
@@ -259,7 +259,7 @@ fn block_sum<W: ComputeFloat>(block: &[W]) -> f64 {
             *sum = sum.add(*s);
         }
     }
-    sums.iter().map(|sum| sum.to_f64()).sum()
+    sums.iter().map(|sum| sum.into_f64()).sum()
 }
 
 /// Returns the largest number of a block of whole lanes; NaN if the block has one.
@@ -311,22 +311,22 @@ fn row_gradient<S: StoredFloat<W>, W: ComputeFloat>(
     transform: TransformConstants,
 ) {
     let (k, vocab) = (support.len(), z.len());
-    let log_z = stats[k + 1].to_f64();
-    let has_tail = stats[k].to_f64() != W::from_f64(TAIL_FLOOR_NATS).to_f64();
-    let h_tail = if has_tail { h[k].to_f64() } else { 0.0 };
+    let log_z = stats[k + 1].into_f64();
+    let has_tail = stats[k].into_f64() != W::from_f64(TAIL_FLOOR_NATS).into_f64();
+    let h_tail = if has_tail { h[k].into_f64() } else { 0.0 };
     // No gradient passes through log q at its lower bound.
-    let empty = W::from_f64(EMPTY_NATS).to_f64();
-    let is_above_floor = |slot: usize| stats[slot].to_f64() > empty;
+    let empty = W::from_f64(EMPTY_NATS).into_f64();
+    let is_above_floor = |slot: usize| stats[slot].into_f64() > empty;
     let on_support: f64 = filled_slots(support, vocab)
         .filter(|(slot, _)| is_above_floor(*slot))
-        .map(|(slot, _)| h[slot].to_f64())
+        .map(|(slot, _)| h[slot].into_f64())
         .sum();
-    let u = h.get(k + 2).map_or(0.0, |u| u.to_f64());
-    let h_sum = on_support + h_tail - h[k + 1].to_f64() + vocab as f64 * u;
+    let u = h.get(k + 2).map_or(0.0, |u| u.into_f64());
+    let h_sum = on_support + h_tail - h[k + 1].into_f64() + vocab as f64 * u;
     // q_j h_tail / q_tail − q_j H = exp(s_j − lse_tail) (h_tail − q_tail H) takes one exponential and does not overflow
     // if the tail is tiny.
     let (shift, factor) = if has_tail {
-        let log_q_tail = stats[k].to_f64();
+        let log_q_tail = stats[k].into_f64();
         (log_z + log_q_tail, h_tail - log_q_tail.exp() * h_sum)
     } else {
         (log_z, -h_sum)
@@ -336,9 +336,9 @@ fn row_gradient<S: StoredFloat<W>, W: ComputeFloat>(
         || write_tail_gradient(z, transform, shift, factor, u),
     );
     for (slot, id) in filled_slots(support, vocab) {
-        let log_q = stats[slot].to_f64();
+        let log_q = stats[slot].into_f64();
         let h_slot = if is_above_floor(slot) {
-            h[slot].to_f64()
+            h[slot].into_f64()
         } else {
             0.0
         };
