@@ -13,7 +13,7 @@ use potstill::datasets::{Signal, Table};
 use potstill::model::{Config, DType, Device, Llama, Tensor};
 use potstill::student::check::{Case, check_loss, trainer};
 use potstill::student::loss::{Custom, Divergence};
-use potstill::student::{Method, Objective, Settings, evaluate, train};
+use potstill::student::{Arm, Objective, Settings, evaluate, train};
 use potstill::{Context, Options, stages};
 
 /// The triangular discrimination Σ (p − q)² / (p + q), by row (Le Cam 1986): near q = p what forward KL
@@ -68,7 +68,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             start,
             &mut row,
             signals.len(),
-            Method::Distill,
+            Arm::Student,
             &settings,
             &out.join(&name),
             &mut |_| ControlFlow::Continue(()),

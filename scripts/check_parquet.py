@@ -1,26 +1,45 @@
 #!/usr/bin/env python3
-"""Opens the tables of a run with pyarrow, polars and DuckDB and compares their columns with docs/parquet.md.
+"""Reads each table of a run as a whole folder and compares its columns with docs/parquet.md.
 
 usage: check_parquet.py RUN_DIR
 
-completions/, signals/ and train/ must be there; other tables are checked where they are. Prints one line for each
-table and reader; exits with 1 at the first difference. Needs: pip install pyarrow polars duckdb
+Every table is opened by its folder's path alone, with pyarrow, Hugging Face datasets, polars and DuckDB. All four must
+find the documented columns and the same rows in the same order. completions/ and train/ must be there; other tables
+are checked if they exist. Prints one line per table and reader, and exits with 1 at the first difference.
+Needs: pip install pyarrow datasets polars duckdb
 """
 
+import math
+import os
 import re
 import sys
+import tempfile
 from pathlib import Path
 
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import datasets
 import duckdb
 import polars
 import pyarrow
 import pyarrow.parquet
 
 DOCS = Path(__file__).resolve().parent.parent / "docs" / "parquet.md"
-FOLDERS = {"prompts": "prompts", "completions": "completions", "signals": "signals", "train": "train", "heldout": "train", "dropped": "dropped", "verdicts": "verdicts"}
-# Columns that a file may lack, all of a table together.
+# Folders of a run and the heading of each in docs/parquet.md.
+FOLDERS = {
+    "prompts": "prompts",
+    "completions": "completions",
+    "failures": "failures",
+    "signals": "signals",
+    "unscored": "failures",
+    "verdicts": "verdicts",
+    "train": "train",
+    "heldout": "train",
+    "dropped": "dropped",
+}
+# Columns that all shards of a table may lack together.
 OPTIONAL = {"signals": ["draw_ids", "draw_counts"]}
-NEEDED = ["completions", "signals", "train"]
+REQUIRED = ["completions", "train"]
 
 
 def documented():
@@ -61,59 +80,88 @@ def duckdb_type(kind):
     return names.get(kind.id, kind.id)
 
 
-def with_pyarrow(files):
-    tables = [pyarrow.parquet.read_table(file) for file in files]
-    for file in files:
+def without_nulls(columns):
+    return {name: kind.replace("?", "") for name, kind in columns.items()}
+
+
+def with_pyarrow(folder):
+    for file in folder.iterdir():
         footer = pyarrow.parquet.read_metadata(file).metadata or {}
         assert footer.get(b"potstill.schema") == b"1", f"{file}: no potstill.schema = 1 in the footer"
         assert b"potstill.provenance" in footer, f"{file}: no potstill.provenance in the footer"
-    for table in tables:
-        table.validate(full=True)
-    columns = {field.name: arrow_type(field.type, field.nullable) for field in tables[0].schema}
-    return columns, sum(table.num_rows for table in tables)
+    table = pyarrow.parquet.read_table(folder)
+    table.validate(full=True)
+    columns = {field.name: arrow_type(field.type, field.nullable) for field in table.schema}
+    return columns, table.to_pylist()
 
 
-def with_polars(files):
-    frame = polars.read_parquet([str(file) for file in files])
-    return {name: polars_type(kind) for name, kind in frame.schema.items()}, frame.height
+def with_polars(folder):
+    frame = polars.scan_parquet(folder).collect()
+    return {name: polars_type(kind) for name, kind in frame.schema.items()}, frame.to_dicts()
 
 
-def with_duckdb(files):
-    relation = duckdb.read_parquet([str(file) for file in files])
+def with_duckdb(folder):
+    relation = duckdb.read_parquet(f"{folder}/*")
     columns = {name: duckdb_type(kind) for name, kind in zip(relation.columns, relation.types)}
-    return columns, len(relation.fetchall())
+    return columns, [dict(zip(columns, row)) for row in relation.fetchall()]
 
 
-def check(name, files, expected):
-    rows_seen = set()
-    for reader in (with_pyarrow, with_polars, with_duckdb):
-        columns, rows = reader(files)
-        lacks = [column for column in OPTIONAL.get(name, []) if column not in columns]
-        if lacks == OPTIONAL.get(name):
-            expected = {column: kind for column, kind in expected.items() if column not in lacks}
-        # Only Arrow's schema says what may be null.
-        wanted = expected if reader is with_pyarrow else {column: kind.replace("?", "") for column, kind in expected.items()}
+def with_datasets(folder):
+    with tempfile.TemporaryDirectory() as cache:
+        (table,) = datasets.load_dataset("parquet", data_dir=str(folder), cache_dir=cache).values()
+        columns = {field.name: arrow_type(field.type, field.nullable) for field in table.features.arrow_schema}
+        return without_nulls(columns), table.to_list()
+
+
+def same(a, b):
+    """Equality of nested values in which NaN equals NaN."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(map(same, a, b))
+    if isinstance(a, float) and isinstance(b, float) and math.isnan(a):
+        return math.isnan(b)
+    return a == b
+
+
+def check(name, folder, expected):
+    shards = len(list(folder.iterdir()))
+    first = None
+    for reader in (with_pyarrow, with_polars, with_duckdb, with_datasets):
         who = reader.__name__.removeprefix("with_")
+        if first == [] and reader is with_datasets:
+            # load_dataset refuses any table without rows: 'Instruction "train" corresponds to no data!'
+            print(f"{name:34} {who:8} not read: datasets opens no table without rows")
+            continue
+        columns, rows = reader(folder)
+        optional = OPTIONAL.get(name, [])
+        if optional and not any(column in columns for column in optional):
+            expected = {column: kind for column, kind in expected.items() if column not in optional}
+        # Only Arrow's schema says what may be null.
+        wanted = expected if reader is with_pyarrow else without_nulls(expected)
         assert columns == wanted, f"{name}: {who} has {columns}, and docs/parquet.md {wanted}"
-        rows_seen.add(rows)
-        print(f"{name:12} {who:8} {len(columns)} columns as documented, {rows} rows in {len(files)} files")
-    assert len(rows_seen) == 1, f"{name}: the readers count different rows: {rows_seen}"
+        if first is None:
+            first = rows
+        assert len(rows) == len(first), f"{name}: {who} has {len(rows)} rows, and pyarrow {len(first)}"
+        for number, (row, other) in enumerate(zip(rows, first)):
+            assert same(row, other), f"{name}, row {number}: {who} has {row}, and pyarrow {other}"
+        print(f"{name:34} {who:8} {len(columns)} columns as documented, {len(rows)} rows in {shards} files")
 
 
 def main():
     if len(sys.argv) != 2:
         sys.exit(__doc__)
     run = Path(sys.argv[1])
+    datasets.disable_progress_bars()
     tables = documented()
     try:
         for folder, table in FOLDERS.items():
-            files = sorted((run / folder).glob("*.parquet"))
-            assert files or folder not in NEEDED, f"{run / folder} has no Parquet files"
-            if files:
-                check(folder, files, tables[table])
-        for file in sorted(run.glob("students/*/eval/*/samples.parquet")):
-            table = "samples" if file.parent.name == "heldout" else "task samples"
-            check(str(file.relative_to(run)), [file], tables[table])
+            assert (run / folder).is_dir() or folder not in REQUIRED, f"{run / folder} is absent"
+            if (run / folder).is_dir():
+                check(folder, run / folder, tables[table])
+        for folder in sorted(run.glob("students/*/eval/*/")):
+            table = "samples" if folder.name == "heldout" else "task samples"
+            check(str(folder.relative_to(run)), folder, tables[table])
     except AssertionError as error:
         sys.exit(f"error: {error}")
 

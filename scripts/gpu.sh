@@ -11,7 +11,7 @@
 #   scripts/gpu.sh --software   no GPU: Mesa's llvmpipe (package mesa-vulkan-drivers), and the bench
 #                               of the CPU build, if there is one, on the quickstart's teacher
 #
-# What follows goes to cargo test, for example: scripts/gpu.sh -- --nocapture
+# Further arguments go to the test binary, for example: scripts/gpu.sh --nocapture
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -43,7 +43,7 @@ case "${1:-}" in
         fi ;;
 esac
 export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-target/${features%%,*}}"
-cargo test --release -p potstill-kernels --features "$features" --test rows --test attention "$@"
+cargo test --release -p potstill-kernels --features "$features" --test it -- rows:: attention:: "$@"
 
 python=${PYTHON:-python3}
 tables=target/gpu

@@ -60,7 +60,7 @@ def published(folder):
 
 
 def manifest(folder):
-    return json.loads((folder / "runs/served/completions/manifest.json").read_text())["counts"]
+    return json.loads((folder / "runs/served/completions_manifest.json").read_text())["counts"]
 
 
 def spent(folder):

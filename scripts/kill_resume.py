@@ -21,7 +21,7 @@ NAME = re.search(r'^name = "(.*)"', pathlib.Path(run_file).read_text(), re.M).gr
 
 def published(run):
     """What must not depend on how the run came about: Parquet, weights, samples, results."""
-    keep = lambda p: p.suffix in {".parquet", ".safetensors"} or p.name in {"curation.json", "results.json", "config.json"}
+    keep = lambda p: p.suffix in {".parquet", ".safetensors"} or p.name.endswith(("curation.json", "results.json", "config.json"))
     out = {}
     for path in sorted(run.rglob("*")):
         inside = path.relative_to(run)

@@ -10,12 +10,13 @@ use std::fmt::Display;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
+use potstill_datasets::range::FilePath;
 use potstill_datasets::{ChatTemplate, Tokenizer};
 use potstill_model::Config;
 
 use crate::progress::{Talk, ask, can_ask};
 use crate::run_file::ConfigError;
-use crate::run_file::ranges::{RunName, RunPath};
+use crate::run_file::ranges::{RunName, expand_path};
 use columns::Detected;
 
 /// What is known before anything is asked.
@@ -173,8 +174,8 @@ fn known<T>(
 
 /// The path itself, variables replaced, when something is there.
 fn existing(path: &str) -> anyhow::Result<PathBuf> {
-    let path = RunPath::try_from(path.to_owned()).map_err(refusal)?;
-    let path = path.resolve(Path::new(""));
+    let path = FilePath::try_from(path.to_owned()).map_err(|why| refusal(why.to_owned()))?;
+    let path = expand_path(path.as_path()).map_err(refusal)?;
     match path.exists() {
         true => Ok(path),
         false => Err(refusal(format!("there is no {}", path.display()))),

@@ -9,7 +9,7 @@ use potstill::cli::Cli;
 const STACK_BYTES: usize = 8 << 20;
 
 fn main() -> ExitCode {
-    potstill::kernels::one_heap();
+    potstill::kernels::use_one_heap();
     let cli = Cli::parse();
     // Only fails where the pool exists, which then serves.
     let _ = rayon::ThreadPoolBuilder::new()

@@ -72,7 +72,7 @@ pub fn render(
         template: checkpoint::template(&run, &folder)?,
         reasoning: collect::reasoning(&run),
     };
-    let limit = run.file.import.limit.map_or(rows, |n| rows.min(n.get()));
+    let limit = run.file.import.limit.map_or(rows, |n| rows.min(n));
     let Imported {
         prompts, answers, ..
     } = import::read(&run, Some(limit))?;

@@ -5,8 +5,9 @@
 //! the stage writes into a draft below `.work/`, and [`RunDir::publish`] moves that into
 //! place: first `plan.json` is written beside the complete draft, which is the point of
 //! no return; then each output is renamed, the one that was there before being kept as
-//! `NAME.old-N`; `manifest.json` comes last. A crash on the way is finished by the next
-//! [`RunDir::open`], so what readers see is either a whole published stage or none.
+//! `NAME.old-N`; the manifest, `NAME_manifest.json`, comes last. A crash on the way is
+//! finished by the next [`RunDir::open`], so what readers see is either a whole published
+//! stage or none.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, TryLockError};
@@ -14,7 +15,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use potstill_datasets::{
-    MANIFEST_FILE, Manifest, SCHEMA_VERSION, hash_files, replace_file, stage_key,
+    Manifest, SCHEMA_VERSION, hash_files, manifest_path, replace_file, stage_key,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -46,7 +47,7 @@ pub type Counts = BTreeMap<String, u64>;
 pub struct Plan {
     /// The stage's name, such as `collect` or `export student`.
     pub stage: String,
-    /// The folder that gets the manifest; empty for the run directory itself.
+    /// The folder that the manifest belongs to; empty for the run directory itself.
     pub home: String,
     /// Every folder or file that it publishes, below the run directory.
     pub outputs: Vec<String>,
@@ -140,7 +141,13 @@ impl RunDir {
     /// When the manifest cannot be read, or a file that it names is absent or of another
     /// size.
     pub fn published(&self, home: &str) -> anyhow::Result<Option<Manifest>> {
-        let Some(manifest) = Manifest::read(&self.path(home))? else {
+        let folder = self.path(home);
+        // Who deletes or moves the folder wants the stage to run again.
+        let manifest = match folder.exists() {
+            true => Manifest::read(&folder)?,
+            false => None,
+        };
+        let Some(manifest) = manifest else {
             return Ok(None);
         };
         for (name, hash) in &manifest.files {
@@ -152,9 +159,9 @@ impl RunDir {
                 bail!(
                     "{} is {found}, and {} says {} bytes: restore it, or move {} away so that `{}` runs again",
                     path.display(),
-                    self.path(home).join(MANIFEST_FILE).display(),
+                    manifest_path(&folder).display(),
                     hash.bytes,
-                    self.path(home).display(),
+                    folder.display(),
                     manifest.stage
                 );
             }
@@ -234,7 +241,7 @@ impl RunDir {
             files: hash_files(&out)?,
             counts,
         };
-        manifest.write(&draft)?;
+        manifest.write(&out)?;
         let publication = Publication {
             home: plan.home.clone(),
             outputs: plan.outputs.clone(),
@@ -263,6 +270,18 @@ impl RunDir {
                 plan_path.display()
             )
         })?;
+        let manifest = manifest_path(&draft.join("out"));
+        let published = manifest_path(&self.path(&publication.home));
+        if manifest.exists() && published.exists() {
+            let aside = match publication.earlier {
+                Earlier::Keep if !publication.home.is_empty() => {
+                    let old = old_name(&publication.home, publication.number);
+                    manifest_path(&self.path(&old))
+                }
+                _ => manifest_path(&draft.join("replaced")),
+            };
+            rename(&published, &aside)?;
+        }
         for output in &publication.outputs {
             let (from, to) = (draft.join("out").join(output), self.path(output));
             if !from.exists() {
@@ -277,9 +296,8 @@ impl RunDir {
             }
             rename(&from, &to)?;
         }
-        let manifest = draft.join(MANIFEST_FILE);
         if manifest.exists() {
-            rename(&manifest, &self.path(&publication.home).join(MANIFEST_FILE))?;
+            rename(&manifest, &published)?;
         }
         let kept: Vec<String> = publication
             .outputs
@@ -301,6 +319,10 @@ impl RunDir {
     /// When it cannot be renamed.
     pub fn keep_old(&self, output: &str) -> anyhow::Result<String> {
         let old = old_name(output, self.next_number(&[output.to_owned()]));
+        let manifest = manifest_path(&self.path(output));
+        if manifest.exists() {
+            rename(&manifest, &manifest_path(&self.path(&old)))?;
+        }
         rename(&self.path(output), &self.path(&old))?;
         Ok(old)
     }
@@ -432,7 +454,7 @@ mod tests {
     /// Cuts a publication short after each of its renames in turn.
     #[test]
     fn a_publication_that_was_cut_short_is_finished() {
-        for steps in 0..=7 {
+        for steps in 0..=8 {
             let temp = tempfile::tempdir().unwrap();
             let root = temp.path();
             let dir = RunDir::open(root, &loaded(RUN)).unwrap();
@@ -449,7 +471,7 @@ mod tests {
                 files: hash_files(&out).unwrap(),
                 counts: Counts::new(),
             };
-            manifest.write(&draft).unwrap();
+            manifest.write(&out).unwrap();
             let publication = Publication {
                 home: "completions".to_owned(),
                 outputs: plan(2).outputs,
@@ -461,15 +483,14 @@ mod tests {
                 serde_json::to_vec(&publication).unwrap(),
             )
             .unwrap();
-            let mut moves = Vec::new();
+            let published = manifest_path(&root.join("completions"));
+            let old = manifest_path(&root.join("completions.old-1"));
+            let mut moves = vec![(published.clone(), old)];
             for output in plan(2).outputs {
                 moves.push((root.join(&output), root.join(old_name(&output, 1))));
                 moves.push((out.join(&output), root.join(&output)));
             }
-            moves.push((
-                draft.join(MANIFEST_FILE),
-                root.join("completions").join(MANIFEST_FILE),
-            ));
+            moves.push((manifest_path(&out), published));
             for (from, to) in moves.into_iter().take(steps) {
                 rename(&from, &to).unwrap();
             }
@@ -477,6 +498,8 @@ mod tests {
             let dir = RunDir::open(root, &loaded(RUN)).unwrap();
             let manifest = dir.published("completions").unwrap().unwrap();
             assert_eq!(manifest.key, plan(2).key(), "after {steps} steps");
+            let old = Manifest::read(&root.join("completions.old-1")).unwrap();
+            assert_eq!(old.unwrap().key, plan(1).key(), "after {steps} steps");
             for (name, version) in [
                 ("signals/a", "2"),
                 ("completions.old-1/a", "1"),

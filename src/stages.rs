@@ -12,6 +12,7 @@ pub mod eval;
 pub mod export;
 pub mod grade;
 pub mod import;
+mod models;
 pub mod report;
 mod rows;
 pub mod score;
@@ -22,13 +23,14 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::Context as _;
+use potstill_datasets::{Arm, Variant};
 use potstill_model::Device;
 
 use crate::events::Event;
 use crate::interrupt;
 use crate::progress::{Manner, Talk};
 use crate::run_dir::{Counts, Earlier, LedgerLine, Plan, RunDir, now, short};
-use crate::run_file::{ConfigError, Control, Loaded};
+use crate::run_file::{ConfigError, Loaded};
 
 /// How a run is operated; nothing here changes what it computes, except `limit`.
 #[derive(Debug, Clone, Default)]
@@ -99,43 +101,31 @@ impl Context {
         })
     }
 
-    /// The student's and its controls' names, the student first.
-    pub fn students(&self) -> Vec<&'static str> {
-        let controls = self.run.file.train.controls.iter().map(|c| match c {
-            Control::Sft => "sft",
-            Control::Shuffled => "shuffled",
-        });
-        ["student"].into_iter().chain(controls).collect()
+    /// Arms that the run trains: the student first, then its controls.
+    pub fn arms(&self) -> Vec<Arm> {
+        let controls = &self.run.file.train.controls;
+        let controls = controls.iter().map(|control| control.arm());
+        [Arm::Student].into_iter().chain(controls).collect()
     }
 
-    /// Every model that is trained: those of [`students`](Context::students), and the same again
-    /// with further seeds.
-    pub(crate) fn trained(&self) -> Vec<String> {
-        let students = self.students();
-        let all = students.iter().flat_map(|name| self.by_seed(name));
-        let mut all: Vec<String> = all.collect();
-        // Those of the first seed first: a run that is cut short has every control.
-        all.sort_by_key(|name| seed_of(name).1);
-        all
+    /// All models that the run trains, by seed: every arm with the first seed comes before any arm with
+    /// the second, so that a run that is cut short has every control.
+    pub(crate) fn variants(&self) -> Vec<Variant> {
+        let mut variants: Vec<Variant> = (self.arms().into_iter())
+            .flat_map(|arm| self.variants_of(arm))
+            .collect();
+        variants.sort_by_key(|variant| variant.seed_index);
+        variants
     }
 
-    /// A model's names by seed: `sft`, `sft-2`, `sft-3`.
-    pub(crate) fn by_seed(&self, name: &str) -> Vec<String> {
-        let seeds = match name {
-            "student" | "sft" => self.run.file.train.seeds.get(),
-            _ => 1,
+    /// The models of one arm, one a seed. The shuffled control has the first seed only.
+    pub(crate) fn variants_of(&self, arm: Arm) -> impl Iterator<Item = Variant> + use<> {
+        let seeds = match arm {
+            Arm::Student | Arm::Sft => self.run.file.train.seeds,
+            Arm::Shuffled => 1,
         };
-        let further = (2..=seeds).map(|n| format!("{name}-{n}"));
-        [name.to_owned()].into_iter().chain(further).collect()
+        (0..seeds).map(move |seed_index| Variant { arm, seed_index })
     }
-}
-
-/// What a model's name says: which it is, and how many seeds after the run's own; `sft-3` is
-/// (`sft`, 2).
-pub(crate) fn seed_of(name: &str) -> (&str, u32) {
-    let further = name.rsplit_once('-');
-    let further = further.and_then(|(base, n)| Some((base, n.parse::<u32>().ok()?)));
-    further.map_or((name, 0), |(base, n)| (base, n.saturating_sub(1)))
 }
 
 /// Where the run lives.

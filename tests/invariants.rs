@@ -42,7 +42,7 @@ const EDGES: [(&str, &str, &[&str]); 7] = [
 ];
 
 /// Libraries that only some crates may name.
-const NAMED_BY: [(&[&str], &[&str]); 6] = [
+const NAMED_BY: [(&[&str], &[&str]); 7] = [
     (
         &["burn"],
         &["potstill-kernels", "potstill-model", "potstill-student"],
@@ -64,9 +64,19 @@ const NAMED_BY: [(&[&str], &[&str]); 6] = [
             "ctrlc",
             "indicatif",
             "open",
-            "schemars",
         ],
         &["potstill"],
+    ),
+    // Settings of the run file, which are types of the crates that read them.
+    (
+        &["schemars"],
+        &[
+            "potstill",
+            "potstill-datasets",
+            "potstill-eval",
+            "potstill-student",
+            "potstill-teacher",
+        ],
     ),
     // Run files, and the teacher's table of providers.
     (&["toml"], &["potstill", "potstill-teacher"]),

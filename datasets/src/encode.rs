@@ -9,15 +9,19 @@
 
 use std::ops::Range;
 
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
 use crate::{ChatTemplate, Error, Message, RenderOptions, Rendered, Tokenizer};
 
-/// How reasoning is written in front of an answer, for example `<think>` and `</think>`. What stands
-/// between the two and the texts around them, line feeds for instance, belongs to the marks.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// Marks around the reasoning in front of an answer. White space between a mark and the text beside it
+/// belongs to the mark.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
 pub struct Reasoning {
-    /// Opens the reasoning.
+    /// Text that opens the reasoning, such as `<think>`.
     pub open: String,
-    /// Closes it.
+    /// Text that closes the reasoning, such as `</think>`.
     pub close: String,
 }
 

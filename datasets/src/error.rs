@@ -100,6 +100,12 @@ pub enum Error {
         /// The column's name.
         column: String,
     },
+    /// The settings name columns that do not go together.
+    #[error("`columns`: {why}")]
+    BadColumns {
+        /// What is wrong with them.
+        why: String,
+    },
     /// Columns did not fit together.
     #[error("cannot build {what} as Arrow data")]
     Batch {
@@ -225,7 +231,7 @@ pub enum Error {
     // ---- manifest ----
     /// A manifest is not what this version writes.
     #[error(
-        "{path} is not a manifest that this Potstill can read: delete its folder and run the stage again"
+        "{path} is not a manifest that this Potstill can read: delete it and run the stage again"
     )]
     BadManifest {
         /// The file.

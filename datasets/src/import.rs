@@ -5,6 +5,7 @@ mod delimited;
 mod detect;
 mod json;
 mod row;
+mod settings;
 mod table;
 
 use std::collections::{HashMap, HashSet};
@@ -16,37 +17,10 @@ use flate2::read::MultiGzDecoder;
 
 pub use self::detect::{Detected, detect_columns};
 pub use self::row::Place;
-use self::row::{Row, TOOLS};
+use self::row::Row;
+pub use self::settings::{AnswerSource, Columns, ImportSettings};
 use crate::error::Error;
 use crate::records::{Completion, FinishReason, Message, Prompt, Usage};
-
-/// Which columns hold a prompt.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Columns {
-    /// A column of text, asked as the user's message.
-    Text(String),
-    /// A question and, where named, its right answer, which becomes the prompt's reference as it stands.
-    QuestionAnswer {
-        /// The column of the question: a string.
-        question: String,
-        /// The column of the answer: a string or a number.
-        answer: Option<String>,
-    },
-    /// A column of chat messages, in OpenAI's form (`role`, `content`) or ShareGPT's (`from`, `value`), told apart by
-    /// the keys of each message. If the last turn is the assistant's, it is the answer to what precedes it. A column
-    /// `tools` beside it, if there is one, holds the tools on offer.
-    Messages(String),
-    /// An instruction, asked as the user's message, in the form that Alpaca made common.
-    Instruction {
-        /// The column of the instruction: a string.
-        instruction: String,
-        /// The column of what it is about, asked behind the instruction and a blank line. It may be absent, null or
-        /// empty in any row.
-        input: Option<String>,
-        /// The column of the answer: a string. Where it is null or empty, the row has no answer.
-        output: Option<String>,
-    },
-}
 
 /// What [`import`] gives.
 #[derive(Debug, Clone, PartialEq)]
@@ -65,31 +39,27 @@ pub struct Imported {
 /// header; numbers stay text, messages are JSON text), any of these with `.gz` behind it, `.parquet` (a batch of rows in memory at a time, and only the
 /// columns that are needed).
 ///
-/// `group` is a column that says which part of the data a row belongs to; it may be null or empty.
 /// `system` is put before conversations that have no system message of their own. Reading stops once there are `limit`
 /// prompts, duplicates not counted; answers to them in later rows are not seen then.
 ///
 /// # Errors
-/// [`Error::Io`], [`Error::UnknownFormat`], [`Error::UnreadableTable`]; for a row: [`Error::NotUtf8`],
+/// [`Error::BadColumns`], [`Error::Io`], [`Error::UnknownFormat`], [`Error::UnreadableTable`]; for a row: [`Error::NotUtf8`],
 /// [`Error::BadJson`], [`Error::MissingColumn`], [`Error::BadPrompt`]; [`Error::NoPrompts`] where nothing is left.
-pub fn import(
-    path: &Path,
-    columns: &Columns,
-    group: Option<&str>,
-    system: Option<&str>,
-    limit: Option<usize>,
-) -> Result<Imported, Error> {
-    if limit == Some(0) {
+pub fn import(settings: &ImportSettings) -> Result<Imported, Error> {
+    let ImportSettings { path, columns, .. } = settings;
+    let path = path.as_path();
+    columns.check().map_err(|why| Error::BadColumns { why })?;
+    if settings.limit == Some(0) {
         return Err(Error::NoPrompts {
             path: path.to_path_buf(),
             why: "the limit is 0",
         });
     }
     let mut found = Found::default();
-    for row in rows(path, Some((columns, group)))? {
-        let (prompt, answer) = row?.read(path, columns, group, system)?;
+    for row in rows(path, Some(columns))? {
+        let (prompt, answer) = row?.read(settings)?;
         found.add(prompt, answer);
-        if limit == Some(found.prompts.len()) {
+        if settings.limit == Some(found.prompts.len()) {
             break;
         }
     }
@@ -166,36 +136,10 @@ fn completion(prompt_id: String, sample_index: u32, answer: Message) -> Completi
     }
 }
 
-impl Columns {
-    /// The columns that every row must have, and those that it may have.
-    fn names(&self) -> (Vec<&str>, Vec<&str>) {
-        match self {
-            Columns::Text(text) => (vec![text], vec![]),
-            Columns::QuestionAnswer { question, answer } => (
-                std::iter::once(question.as_str())
-                    .chain(answer.as_deref())
-                    .collect(),
-                vec![],
-            ),
-            Columns::Messages(messages) => (vec![messages], vec![TOOLS]),
-            Columns::Instruction {
-                instruction,
-                input,
-                output,
-            } => (
-                std::iter::once(instruction.as_str())
-                    .chain(output.as_deref())
-                    .collect(),
-                input.as_deref().into_iter().collect(),
-            ),
-        }
-    }
-}
-
 type Rows = Box<dyn Iterator<Item = Result<Row, Error>>>;
 
 /// The rows of a file, with all their columns, or at least with those that are wanted.
-fn rows(path: &Path, wanted: Option<(&Columns, Option<&str>)>) -> Result<Rows, Error> {
+fn rows(path: &Path, wanted: Option<&Columns>) -> Result<Rows, Error> {
     match format(path)? {
         Format::Lines => json::lines(path),
         Format::Json => json::array_or_lines(path),
@@ -264,7 +208,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("p.jsonl");
         std::fs::write(&path, text).unwrap();
-        import(&path, columns, None, None, None)
+        import(&ImportSettings::new(&path, columns.clone()))
     }
 
     #[track_caller]
@@ -275,11 +219,11 @@ mod tests {
     }
 
     fn text() -> Columns {
-        Columns::Text("text".into())
+        Columns::text("text")
     }
 
     fn chat() -> Columns {
-        Columns::Messages("messages".into())
+        Columns::messages("messages")
     }
 
     #[test]
@@ -306,9 +250,10 @@ mod tests {
 
     #[test]
     fn answers_are_kept_as_they_stand() {
-        let columns = Columns::QuestionAnswer {
-            question: "q".into(),
+        let columns = Columns {
+            question: Some("q".into()),
             answer: Some("a".into()),
+            ..Columns::default()
         };
         let imported = import_lines(
             "{\"q\":\"1+1\",\"a\":\"x\\n#### 2\"}\n{\"q\":\"2+2\",\"a\":4.50}\n",
@@ -321,9 +266,10 @@ mod tests {
             .map(|p| p.reference.as_deref().unwrap())
             .collect();
         assert_eq!(references, ["x\n#### 2", "4.5"]);
-        let columns = Columns::QuestionAnswer {
-            question: "q".into(),
-            answer: None,
+        assert_eq!(imported.answers, []);
+        let columns = Columns {
+            question: Some("q".into()),
+            ..Columns::default()
         };
         assert_eq!(
             import_lines("{\"q\":\"1+1\",\"a\":null}", &columns)
@@ -335,6 +281,40 @@ mod tests {
     }
 
     #[test]
+    fn a_given_answer_is_reference_and_completion() {
+        let columns = Columns {
+            question: Some("q".into()),
+            answer: Some("a".into()),
+            ..Columns::default()
+        };
+        let lines = r#"{"q":"1+1","a":"x\n#### 2"} {"q":"2+2","a":4.50} {"q":"1+1","a":"2"} {"q":"3+3","a":" "}"#
+            .replace("} ", "}\n");
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("p.jsonl");
+        std::fs::write(&path, lines).unwrap();
+        let imported = import(&ImportSettings {
+            answers: AnswerSource::Given,
+            ..ImportSettings::new(&path, columns)
+        })
+        .unwrap();
+        let references = imported.prompts.iter().map(|p| p.reference.as_deref());
+        assert_eq!(
+            references.collect::<Vec<_>>(),
+            [Some("x\n#### 2"), Some("4.5"), Some(" ")]
+        );
+        let answers = imported.answers.iter();
+        let answers: Vec<_> = answers
+            .map(|a| (a.prompt_id.as_str(), a.sample_index, a.answer.as_str()))
+            .collect();
+        let id = |prompt: usize| imported.prompts[prompt].id.as_str();
+        assert_eq!(
+            answers,
+            [(id(0), 0, "x\n#### 2"), (id(0), 1, "2"), (id(1), 0, "4.5")]
+        );
+        assert_eq!(imported.duplicates, 0);
+    }
+
+    #[test]
     fn the_limit_counts_prompts_and_the_system_message_comes_first() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("p.jsonl");
@@ -343,14 +323,24 @@ mod tests {
             "{\"text\":\"a\"}\n{\"text\":\"a\"}\n{\"text\":\"b\"}\nnot JSON\n",
         )
         .unwrap();
-        let imported = import(&path, &text(), None, Some("Be brief."), Some(2)).unwrap();
+        let imported = import(&ImportSettings {
+            system: Some("Be brief.".into()),
+            limit: Some(2),
+            ..ImportSettings::new(&path, text())
+        })
+        .unwrap();
         assert_eq!((imported.prompts.len(), imported.duplicates), (2, 1));
         assert_eq!(
             imported.prompts[1].messages[0],
             Message::text(Role::System, "Be brief.")
         );
         // More prompts leave the ids of the earlier ones alone.
-        let one = import(&path, &text(), None, Some("Be brief."), Some(1)).unwrap();
+        let one = import(&ImportSettings {
+            system: Some("Be brief.".into()),
+            limit: Some(1),
+            ..ImportSettings::new(&path, text())
+        })
+        .unwrap();
         assert_eq!(one.prompts[0], imported.prompts[0]);
     }
 
@@ -368,7 +358,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("p.jsonl");
         std::fs::write(&path, line).unwrap();
-        let imported = import(&path, &chat(), None, Some("not used"), None).unwrap();
+        let imported = import(&ImportSettings {
+            system: Some("not used".into()),
+            ..ImportSettings::new(&path, chat())
+        })
+        .unwrap();
         let prompt = &imported.prompts[0];
         assert_eq!(prompt.tools.as_deref(), Some(r#"[{"type":"function"}]"#));
         let [system, user, assistant, tool] = prompt.messages.as_slice() else {
@@ -443,9 +437,10 @@ mod tests {
             &text(),
             ":2: column `text` is empty",
         );
-        let columns = Columns::QuestionAnswer {
-            question: "text".into(),
+        let columns = Columns {
+            question: Some("text".into()),
             answer: Some("a".into()),
+            ..Columns::default()
         };
         refused(
             "{\"text\": \"q\", \"a\": null}",
@@ -462,11 +457,14 @@ mod tests {
             &text(),
             " gives no prompts: the file has no lines",
         );
-        let message = import(Path::new("p"), &text(), None, None, Some(0))
-            .unwrap_err()
-            .to_string();
+        let message = import(&ImportSettings {
+            limit: Some(0),
+            ..ImportSettings::new(Path::new("p"), text())
+        })
+        .unwrap_err()
+        .to_string();
         assert_eq!(message, "p gives no prompts: the limit is 0");
-        let message = import(Path::new("/no/such.jsonl"), &text(), None, None, None)
+        let message = import(&ImportSettings::new(Path::new("/no/such.jsonl"), text()))
             .unwrap_err()
             .to_string();
         assert_eq!(message, "cannot open /no/such.jsonl");

@@ -4,14 +4,17 @@ mod align;
 mod answer;
 mod batch;
 mod chat;
+mod curate;
 mod encode;
 mod error;
+mod float_type;
 mod import;
 mod journal;
 mod manifest;
 mod mask;
 mod pack;
 mod parquet;
+pub mod range;
 mod reader;
 mod records;
 mod schema;
@@ -21,16 +24,21 @@ mod table;
 mod template;
 mod token_bytes;
 mod tokenizer;
+mod variant;
 
 pub use crate::align::{Span, TextsDiffer, align, ids_by_bytes};
 pub use crate::answer::encode_answer;
 pub use crate::batch::Order;
+pub use crate::curate::{CurateSettings, KeptAnswers, WrongAnswers};
 pub use crate::encode::{Encoded, Reasoning, encode_conversation, prompt_ids, split_reasoning};
 pub use crate::error::Error;
-pub use crate::import::{Columns, Detected, Imported, Place, detect_columns, import};
+pub use crate::float_type::FloatType;
+pub use crate::import::{
+    AnswerSource, Columns, Detected, ImportSettings, Imported, Place, detect_columns, import,
+};
 pub use crate::journal::{FrameSpan, Journal};
 pub use crate::manifest::{
-    FileHash, MANIFEST_FILE, Manifest, canonical_json, hash_file, hash_files, replace_file,
+    FileHash, Manifest, canonical_json, hash_file, hash_files, manifest_path, replace_file,
     stage_key,
 };
 pub use crate::mask::{Finding, MaskReport, MaskedToken, check_mask, check_sampled};
@@ -47,5 +55,6 @@ pub use crate::schema::{PROVENANCE_KEY, Record, SCHEMA_KEY, SCHEMA_VERSION};
 pub use crate::signal::{MASS_TOLERANCE, Signal, SignalRow};
 pub use crate::spelling::Spelling;
 pub use crate::table::Table;
-pub use crate::template::{ChatTemplate, RenderOptions, Rendered};
+pub use crate::template::{ChatTemplate, RenderOptions, Rendered, TemplateSource};
 pub use crate::tokenizer::{SpecialTokens, Tokenizer};
+pub use crate::variant::{Arm, RunModel, UnknownModel, Variant};

@@ -1,5 +1,8 @@
-//! Stage manifests: what a published folder holds and what it was made from. No time and no host are in them, so
-//! that the same work gives the same bytes.
+//! Stage manifests: the files that a stage published, and the settings and inputs they were made from.
+//!
+//! A manifest lies beside the stage's folder and not in it: polars and Hugging Face `datasets` take every file of a
+//! folder for Parquet, also those whose names begin with `_` or `.`. A manifest holds no time and no host, so the same
+//! work gives the same bytes.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -12,8 +15,11 @@ use sha2::{Digest, Sha256};
 
 use crate::error::Error;
 
-/// The manifest's name in its folder.
-pub const MANIFEST_FILE: &str = "manifest.json";
+/// Returns the path of a folder's manifest: `prompts_manifest.json` beside `prompts`, and `_manifest.json` in the run
+/// directory for a path that ends in a separator.
+pub fn manifest_path(folder: &Path) -> PathBuf {
+    with_suffix(folder, "_manifest.json")
+}
 
 /// Size and hash of a file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,12 +52,12 @@ pub struct Manifest {
 }
 
 impl Manifest {
-    /// Reads `manifest.json` of a folder; `None` where there is none.
+    /// Reads the manifest of a folder; `None` if the folder has none.
     ///
     /// # Errors
-    /// [`Error::Io`], or [`Error::BadManifest`] where it is not a manifest.
-    pub fn read(dir: &Path) -> Result<Option<Manifest>, Error> {
-        let path = dir.join(MANIFEST_FILE);
+    /// [`Error::Io`], or [`Error::BadManifest`] if the file is not a manifest.
+    pub fn read(folder: &Path) -> Result<Option<Manifest>, Error> {
+        let path = manifest_path(folder);
         let bytes = match fs::read(&path) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
@@ -63,12 +69,12 @@ impl Manifest {
         }
     }
 
-    /// Writes `manifest.json` into a folder: whole or not at all, and synced.
+    /// Writes the manifest of a folder atomically and syncs the file.
     ///
     /// # Errors
     /// [`Error::Io`].
-    pub fn write(&self, dir: &Path) -> Result<(), Error> {
-        let path = dir.join(MANIFEST_FILE);
+    pub fn write(&self, folder: &Path) -> Result<(), Error> {
+        let path = manifest_path(folder);
         let mut text = serde_json::to_string_pretty(self).map_err(|source| Error::BadManifest {
             path: path.clone(),
             source,
@@ -110,7 +116,7 @@ pub fn stage_key(stage: &str, settings: &Value, inputs: &BTreeMap<String, String
     sha256_hex(canonical_json(&Value::Object(fields)).as_bytes())
 }
 
-/// Sizes and hashes of all files below a folder, by path with `/`; its own manifest is left out.
+/// Computes the sizes and hashes of all files below a folder, by path with `/`.
 ///
 /// # Errors
 /// [`Error::Io`] naming the file; [`Error::FileName`] where a name is not UTF-8.
@@ -126,7 +132,7 @@ pub fn hash_files(dir: &Path) -> Result<BTreeMap<String, FileHash>, Error> {
             let name = format!("{prefix}{file_name}");
             if path.is_dir() {
                 folders.push((path, format!("{name}/")));
-            } else if name != MANIFEST_FILE {
+            } else {
                 files.insert(name, hash_file(&path)?);
             }
         }
@@ -199,10 +205,14 @@ pub(crate) fn publish_file(file: &File, temporary: &Path, path: &Path) -> Result
     sync_parent(path)
 }
 
-/// Where a file is written before it is complete: its name and `.tmp`.
+/// Returns the path under which a file is written before it is complete.
 pub(crate) fn temporary_path(path: &Path) -> PathBuf {
+    with_suffix(path, ".tmp")
+}
+
+fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
-    name.push(".tmp");
+    name.push(suffix);
     PathBuf::from(name)
 }
 
@@ -258,16 +268,18 @@ mod tests {
     #[test]
     fn what_is_written_is_read_and_has_the_same_hash() {
         let dir = tempfile::tempdir().unwrap();
-        assert_eq!(Manifest::read(dir.path()).unwrap(), None);
-        fs::create_dir_all(dir.path().join("deep/er")).unwrap();
-        fs::write(dir.path().join("deep/er/file"), "abc").unwrap();
-        let written = manifest(dir.path());
-        written.write(dir.path()).unwrap();
-        let read = Manifest::read(dir.path()).unwrap().unwrap();
+        let folder = dir.path().join("table");
+        assert_eq!(Manifest::read(&folder).unwrap(), None);
+        fs::create_dir_all(folder.join("deep/er")).unwrap();
+        fs::write(folder.join("deep/er/file"), "abc").unwrap();
+        let written = manifest(&folder);
+        written.write(&folder).unwrap();
+        let read = Manifest::read(&folder).unwrap().unwrap();
         assert_eq!(read, written);
         assert_eq!(read.content_hash(), written.content_hash());
-        // Neither its own file nor a temporary one is among the files.
-        assert_eq!(manifest(dir.path()), written);
+        // The manifest is beside the folder, and no temporary file is left in it.
+        assert!(dir.path().join("table_manifest.json").exists());
+        assert_eq!(manifest(&folder), written);
         let files: Vec<_> = written.files.into_iter().collect();
         let abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
         assert_eq!(
@@ -330,10 +342,11 @@ mod tests {
     #[test]
     fn what_is_no_manifest_is_an_error_that_names_it() {
         let dir = tempfile::tempdir().unwrap();
-        fs::write(dir.path().join(MANIFEST_FILE), "{\"stage\": 1}").unwrap();
-        let message = Manifest::read(dir.path()).unwrap_err().to_string();
+        let root = dir.path().join("");
+        fs::write(dir.path().join("_manifest.json"), "{\"stage\": 1}").unwrap();
+        let message = Manifest::read(&root).unwrap_err().to_string();
         assert!(
-            message.contains("manifest.json is not a manifest"),
+            message.contains("/_manifest.json is not a manifest"),
             "{message}"
         );
         let message = hash_files(&dir.path().join("none"))

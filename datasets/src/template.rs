@@ -2,7 +2,7 @@
 //!
 //! The reference is `transformers.utils.chat_template_utils` (5.23): Jinja with `trim_blocks`,
 //! `lstrip_blocks` and loop controls, `raise_exception`, `strftime_now`, a `tojson` that does not
-//! escape for HTML, Python's string methods, and `{% generation %}` marks. `tests/text/template.rs`
+//! escape for HTML, Python's string methods, and `{% generation %}` marks. `tests/it/text/template.rs`
 //! compares renderings with transformers' own. Not reproduced: `~` and `join` print `none`, `true` and
 //! `false` in lower case.
 
@@ -14,11 +14,14 @@ use std::path::Path;
 
 use chrono::NaiveDateTime;
 use minijinja::{AutoEscape, Environment, ErrorKind, UndefinedBehavior, Value, context};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use self::generation::Marks;
 use crate::encode::Reasoning;
 use crate::manifest::sha256_hex;
+use crate::range::FilePath;
 use crate::tokenizer::{SpecialTokens, read_json, read_optional};
 use crate::{Error, Message};
 
@@ -32,6 +35,37 @@ pub struct ChatTemplate {
     hash: String,
     generation: bool,
     reasoning: bool,
+}
+
+/// A setting that names a chat template: `"plain"`, or the path of a `.jinja` file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(try_from = "String", into = "String")]
+#[schemars(with = "FilePath", inline)]
+pub enum TemplateSource {
+    /// Messages one after the other, with nothing between them: [`ChatTemplate::plain`].
+    Plain,
+    /// A file with a Jinja template.
+    File(FilePath),
+}
+
+impl TryFrom<String> for TemplateSource {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<Self, &'static str> {
+        match text.as_str() {
+            "plain" => Ok(TemplateSource::Plain),
+            _ => FilePath::try_from(text).map(TemplateSource::File),
+        }
+    }
+}
+
+impl From<TemplateSource> for String {
+    fn from(source: TemplateSource) -> String {
+        match source {
+            TemplateSource::Plain => "plain".to_owned(),
+            TemplateSource::File(path) => path.into(),
+        }
+    }
 }
 
 /// What a rendering depends on besides the conversation.

@@ -8,6 +8,7 @@
 //! of the training stands out from it; with two the scatter of seeds is hardly known. So then a
 //! difference must also be larger than what other seeds commonly make ([`SEED_SHARE`]).
 
+use potstill_datasets::RunModel;
 use serde::{Deserialize, Serialize};
 
 use crate::report::{Comparison, StudentResult, TeacherResult};
@@ -105,9 +106,9 @@ pub(crate) fn conclude(
         students,
         comparisons,
     };
-    let main = known.find(Figure::Kl, "student", "sft");
+    let main = known.find(Figure::Kl, RunModel::STUDENT, RunModel::SFT);
     let sft = known
-        .student("sft")
+        .student(RunModel::SFT)
         .and_then(|sft| sft.kl)
         .map_or(0.0, |kl| kl.mean);
     let finding = match students.iter().any(|student| student.kl.is_some()) {
@@ -132,20 +133,20 @@ pub(crate) fn conclude(
 }
 
 impl Known<'_> {
-    fn find(&self, figure: Figure, left: &str, right: &str) -> Option<&Comparison> {
+    fn find(&self, figure: Figure, left: RunModel, right: RunModel) -> Option<&Comparison> {
         self.comparisons
             .iter()
             .find(|c| c.metric == figure && c.left == left && c.right == right)
     }
 
-    fn student(&self, name: &str) -> Option<&StudentResult> {
+    fn student(&self, name: RunModel) -> Option<&StudentResult> {
         self.students.iter().find(|s| s.name == name)
     }
 
     /// The two models' figures and their difference: "held-out KL 0.5 against 0.8 …".
     fn figures(&self, comparison: &Comparison) -> String {
-        let of = |name: &str| {
-            let student = self.student(name)?;
+        let of = |model: RunModel| {
+            let student = self.student(model)?;
             let mean = match comparison.metric {
                 Figure::Kl => student.kl?.mean,
                 Figure::Nll => student.nll.mean,
@@ -154,7 +155,7 @@ impl Known<'_> {
             };
             Some(wording::value(comparison.metric, mean))
         };
-        let values = match (of(&comparison.left), of(&comparison.right)) {
+        let values = match (of(comparison.left), of(comparison.right)) {
             (Some(left), Some(right)) => format!("{left} against {right}"),
             _ => "not known apart".to_owned(),
         };
@@ -173,7 +174,7 @@ impl Known<'_> {
 
     fn closeness(&self, comparison: &Comparison, finding: Finding) -> String {
         let share = self
-            .student("sft")
+            .student(RunModel::SFT)
             .and_then(|sft| sft.kl)
             .filter(|kl| kl.mean > 0.0)
             .map(|kl| 100.0 * comparison.difference.mean.abs() / kl.mean);
@@ -199,7 +200,7 @@ impl Known<'_> {
             let share = wording::value(Figure::Accuracy, accuracy.overall.mean);
             format!(" The teacher is right in {share}.")
         });
-        let Some(comparison) = self.find(Figure::Accuracy, "student", "sft") else {
+        let Some(comparison) = self.find(Figure::Accuracy, RunModel::STUDENT, RunModel::SFT) else {
             return format!(
                 "Accuracy was not measured for both, so this is about closeness to the teacher, not about right answers.{teacher}"
             );
@@ -215,7 +216,7 @@ impl Known<'_> {
     }
 
     fn training(&self, sentences: &mut Vec<String>, doubts: &mut Vec<String>) {
-        let with = |figure| self.find(figure, "student", "untrained");
+        let with = |figure| self.find(figure, RunModel::STUDENT, RunModel::Base);
         let (comparison, closer, further) = match (with(Figure::Kl), with(Figure::Nll)) {
             (Some(kl), _) => (kl, "closer to the teacher", "further from the teacher"),
             (None, Some(nll)) => (nll, "closer to the text", "further from the text"),
@@ -238,8 +239,8 @@ impl Known<'_> {
     /// A student of shuffled distributions must do worse; else it was not what they say
     /// that made the difference.
     fn controls(&self, sentences: &mut Vec<String>, doubts: &mut Vec<String>) {
-        for left in ["student", "sft"] {
-            let Some(comparison) = self.find(Figure::Kl, left, "shuffled") else {
+        for left in [RunModel::STUDENT, RunModel::SFT] {
+            let Some(comparison) = self.find(Figure::Kl, left, RunModel::SHUFFLED) else {
                 continue;
             };
             let figures = self.figures(comparison);
@@ -290,7 +291,7 @@ mod tests {
     use crate::example::{report, students_only};
     use crate::{Interval, Report};
 
-    fn of(kls: &[(&str, f64)], prompts: usize) -> Conclusion {
+    fn of(kls: &[(RunModel, f64)], prompts: usize) -> Conclusion {
         students_only(kls, prompts).conclusion
     }
 
@@ -311,12 +312,13 @@ mod tests {
     /// Held-out text of 40 prompts on which the two differ by `gap` nats a token on average,
     /// this way or that.
     fn noisy(gap: f64) -> Conclusion {
-        let mut run = students_only(&[("student", 1.0), ("sft", 1.0)], 40);
+        let mut run = students_only(&[(RunModel::STUDENT, 1.0), (RunModel::SFT, 1.0)], 40);
         let a: Vec<_> = (0..40).map(|i| values(i, 1.0)).collect();
         let b: Vec<_> = (0..40)
             .map(|i| values(i, 1.0 + gap + 0.2 * ((i * 7 % 13) as f64 - 6.0) / 6.0))
             .collect();
-        run.comparisons = crate::compare(("student", &a), ("sft", &b), 2000, 7).unwrap();
+        run.comparisons =
+            crate::compare((RunModel::STUDENT, &a), (RunModel::SFT, &b), 2000, 7).unwrap();
         Report::conclude(None, &run.students, &run.comparisons)
     }
 
@@ -339,10 +341,10 @@ mod tests {
     fn distillation_that_helps() {
         let found = of(
             &[
-                ("untrained", 4.0),
-                ("student", 0.5),
-                ("sft", 0.8),
-                ("shuffled", 2.0),
+                (RunModel::Base, 4.0),
+                (RunModel::STUDENT, 0.5),
+                (RunModel::SFT, 0.8),
+                (RunModel::SHUFFLED, 2.0),
             ],
             40,
         );
@@ -354,14 +356,21 @@ mod tests {
 
     #[test]
     fn distillation_that_makes_no_difference() {
-        let same = of(&[("untrained", 4.0), ("student", 0.5), ("sft", 0.5)], 40);
+        let same = of(
+            &[
+                (RunModel::Base, 4.0),
+                (RunModel::STUDENT, 0.5),
+                (RunModel::SFT, 0.5),
+            ],
+            40,
+        );
         assert_eq!(same.finding, Finding::NoDifference);
         insta::assert_snapshot!(said(&same));
         for gap in [0.02, -0.02] {
             assert_eq!(noisy(gap).finding, Finding::NoDifference, "{gap}");
         }
         // The interval leaves out zero, and yet another seed alone may have made so little.
-        let small = of(&[("student", 0.49), ("sft", 0.5)], 40);
+        let small = of(&[(RunModel::STUDENT, 0.49), (RunModel::SFT, 0.5)], 40);
         assert_eq!(small.finding, Finding::NoDifference);
         insta::assert_snapshot!(said(&small));
     }
@@ -370,10 +379,10 @@ mod tests {
     fn distillation_that_hurts() {
         let found = of(
             &[
-                ("untrained", 4.0),
-                ("student", 4.5),
-                ("sft", 2.0),
-                ("shuffled", 2.0),
+                (RunModel::Base, 4.0),
+                (RunModel::STUDENT, 4.5),
+                (RunModel::SFT, 2.0),
+                (RunModel::SHUFFLED, 2.0),
             ],
             40,
         );
@@ -384,10 +393,17 @@ mod tests {
 
     #[test]
     fn four_prompts_or_no_control_are_no_claim() {
-        let small = of(&[("untrained", 4.0), ("student", 0.5), ("sft", 0.8)], 4);
+        let small = of(
+            &[
+                (RunModel::Base, 4.0),
+                (RunModel::STUDENT, 0.5),
+                (RunModel::SFT, 0.8),
+            ],
+            4,
+        );
         assert_eq!(small.finding, Finding::NoDifference);
         insta::assert_snapshot!(said(&small));
-        let alone = of(&[("untrained", 4.0), ("student", 0.5)], 40);
+        let alone = of(&[(RunModel::Base, 4.0), (RunModel::STUDENT, 0.5)], 40);
         assert_eq!(alone.finding, Finding::NotMeasured);
         insta::assert_snapshot!(said(&alone));
     }
@@ -399,7 +415,7 @@ mod tests {
             let mut comparisons = run.comparisons.clone();
             let accuracy = comparisons
                 .iter_mut()
-                .find(|c| c.metric == Figure::Accuracy && c.right == "sft")
+                .find(|c| c.metric == Figure::Accuracy && c.right == RunModel::SFT)
                 .unwrap();
             accuracy.verdict = verdict;
             accuracy.difference = Interval {

@@ -3,7 +3,7 @@
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use potstill_datasets::SequenceValues;
+use potstill_datasets::{RunModel, SequenceValues};
 
 use crate::report::{
     Heldout, LossCurve, LossPoint, Provenance, Report, Sample, SampleAnswer, StageFacts,
@@ -18,11 +18,11 @@ const RESAMPLES: usize = 400;
 const SEED: u64 = 17;
 const GROUPS: [&str; 3] = ["addition", "subtraction", "multiplication"];
 /// Name, KL, share right, overconfidence.
-const MODELS: [(&str, f64, f64, f64); 4] = [
-    ("untrained", 6.1, 0.0, 0.02),
-    ("student", 0.062, 0.72, 0.01),
-    ("sft", 0.094, 0.66, 0.06),
-    ("shuffled", 0.91, 0.18, 0.17),
+const MODELS: [(RunModel, f64, f64, f64); 4] = [
+    (RunModel::Base, 6.1, 0.0, 0.02),
+    (RunModel::STUDENT, 0.062, 0.72, 0.01),
+    (RunModel::SFT, 0.094, 0.66, 0.06),
+    (RunModel::SHUFFLED, 0.91, 0.18, 0.17),
 ];
 
 fn values(kl: f64, prompts: usize) -> Vec<SequenceValues> {
@@ -41,22 +41,22 @@ fn values(kl: f64, prompts: usize) -> Vec<SequenceValues> {
     (0..prompts).map(one).collect()
 }
 
-fn pairs<'a>(names: &[&'a str]) -> Vec<(&'a str, &'a str)> {
+fn pairs(names: &[RunModel]) -> Vec<(RunModel, RunModel)> {
     [
-        ("student", "untrained"),
-        ("student", "sft"),
-        ("student", "shuffled"),
-        ("sft", "shuffled"),
+        (RunModel::STUDENT, RunModel::Base),
+        (RunModel::STUDENT, RunModel::SFT),
+        (RunModel::STUDENT, RunModel::SHUFFLED),
+        (RunModel::SFT, RunModel::SHUFFLED),
     ]
     .into_iter()
     .filter(|(left, right)| names.contains(left) && names.contains(right))
     .collect()
 }
 
-fn student(name: &str, values: &[SequenceValues]) -> StudentResult {
+fn student(name: RunModel, values: &[SequenceValues]) -> StudentResult {
     let figure = |metric| interval(values, metric, RESAMPLES, SEED).unwrap();
     StudentResult {
-        name: name.to_owned(),
+        name,
         learned_from: "a|b".to_owned(),
         parameters: None,
         steps: 40,
@@ -70,7 +70,7 @@ fn student(name: &str, values: &[SequenceValues]) -> StudentResult {
 }
 
 /// Sets a student's KL by seed.
-pub(crate) fn with_seeds(report: &mut Report, name: &str, kls: &[f64]) {
+pub(crate) fn with_seeds(report: &mut Report, name: RunModel, kls: &[f64]) {
     let student = report.students.iter_mut().find(|s| s.name == name).unwrap();
     let seed = |(seed, &kl): (usize, &f64)| SeedFigures {
         seed: seed as u64,
@@ -83,14 +83,14 @@ pub(crate) fn with_seeds(report: &mut Report, name: &str, kls: &[f64]) {
 }
 
 /// A run without task, teacher row, losses and samples.
-pub(crate) fn students_only(kls: &[(&str, f64)], prompts: usize) -> Report {
-    let names: Vec<&str> = kls.iter().map(|(name, _)| *name).collect();
+pub(crate) fn students_only(kls: &[(RunModel, f64)], prompts: usize) -> Report {
+    let names: Vec<RunModel> = kls.iter().map(|(name, _)| *name).collect();
     let all: Vec<Vec<SequenceValues>> = kls.iter().map(|(_, kl)| values(*kl, prompts)).collect();
-    let of = |name: &str| {
+    let of = |name: RunModel| {
         let at = names.iter().position(|n| *n == name).unwrap();
         (names[at], all[at].as_slice())
     };
-    let students: Vec<StudentResult> = names.iter().map(|n| student(n, of(n).1)).collect();
+    let students: Vec<StudentResult> = names.iter().map(|n| student(*n, of(*n).1)).collect();
     let comparisons: Vec<Comparison> = pairs(&names)
         .into_iter()
         .flat_map(|(l, r)| compare(of(l), of(r), RESAMPLES, SEED).unwrap())
@@ -125,16 +125,16 @@ pub(crate) fn students_only(kls: &[(&str, f64)], prompts: usize) -> Report {
 /// A whole run, as the quickstart might have it.
 pub(crate) fn report() -> Report {
     let prompts = 198;
-    let kls: Vec<(&str, f64)> = MODELS.iter().map(|(name, kl, ..)| (*name, *kl)).collect();
+    let kls: Vec<(RunModel, f64)> = MODELS.iter().map(|(name, kl, ..)| (*name, *kl)).collect();
     let mut report = students_only(&kls, prompts);
     report.run = "quickstart".to_owned();
     report.grader = Some(Grader::Number);
-    let graded: Vec<(&str, Vec<Graded>)> = [("teacher", 0.985)]
+    let graded: Vec<(RunModel, Vec<Graded>)> = [(RunModel::Teacher, 0.985)]
         .into_iter()
         .chain(MODELS.iter().map(|(name, _, right, _)| (*name, *right)))
         .map(|(name, right)| (name, answers(right, prompts)))
         .collect();
-    let graded_of = |name: &str| {
+    let graded_of = |name: RunModel| {
         let found = graded.iter().find(|(n, _)| *n == name).unwrap();
         (found.0, found.1.as_slice())
     };
@@ -142,7 +142,7 @@ pub(crate) fn report() -> Report {
         name: "examples/quickstart/teacher".to_owned(),
         parameters: Some(947_200),
         nll: teacher_nll(&values(1.0, prompts), RESAMPLES, SEED).unwrap(),
-        accuracy: Some(accuracy(graded_of("teacher").1, RESAMPLES, SEED).unwrap()),
+        accuracy: Some(accuracy(graded_of(RunModel::Teacher).1, RESAMPLES, SEED).unwrap()),
     });
     let learned = [
         "nothing",
@@ -154,10 +154,10 @@ pub(crate) fn report() -> Report {
         student.learned_from = learned[at].to_owned();
         student.parameters = Some(221_440);
         student.steps = if at == 0 { 0 } else { 600 };
-        student.accuracy = Some(accuracy(graded_of(&student.name).1, RESAMPLES, SEED).unwrap());
+        student.accuracy = Some(accuracy(graded_of(student.name).1, RESAMPLES, SEED).unwrap());
         student.calibration = Some(calibrated(*over, prompts));
     }
-    let names: Vec<&str> = MODELS.iter().map(|(name, ..)| *name).collect();
+    let names: Vec<RunModel> = MODELS.iter().map(|(name, ..)| *name).collect();
     report.comparisons.extend(
         pairs(&names)
             .into_iter()
@@ -170,7 +170,7 @@ pub(crate) fn report() -> Report {
     );
     report.losses = MODELS[1..]
         .iter()
-        .map(|(name, kl, ..)| curve(name, *kl))
+        .map(|(name, kl, ..)| curve(*name, *kl))
         .collect();
     report.samples = (0..30).map(|i| sample(i, &graded)).collect();
     report.stages = stages();
@@ -222,15 +222,15 @@ fn calibrated(over: f64, prompts: usize) -> crate::Calibration {
     calibration(&bins, RESAMPLES, SEED).unwrap()
 }
 
-fn curve(name: &str, kl: f64) -> LossCurve {
-    let mut rng = ChaCha8Rng::seed_from_u64(name.len() as u64);
+fn curve(name: RunModel, kl: f64) -> LossCurve {
+    let mut rng = ChaCha8Rng::seed_from_u64(name.to_string().len() as u64);
     let point = |step: u64| {
         let noise = 0.8 + 0.4 * rng.random::<f64>();
         let forward_kl = (kl + 5.2 * (-(step as f64) / 45.0).exp()) * noise;
         let cross_entropy = forward_kl + 0.32;
         LossPoint {
             step,
-            loss: if name == "sft" {
+            loss: if name == RunModel::SFT {
                 cross_entropy
             } else {
                 forward_kl
@@ -240,12 +240,12 @@ fn curve(name: &str, kl: f64) -> LossCurve {
         }
     };
     LossCurve {
-        name: name.to_owned(),
+        name,
         points: (1..=600).map(point).collect(),
     }
 }
 
-fn sample(i: usize, graded: &[(&str, Vec<Graded>)]) -> Sample {
+fn sample(i: usize, graded: &[(RunModel, Vec<Graded>)]) -> Sample {
     let (a, b) = (100 + 37 * i % 900, 11 + 53 * i % 89);
     let (sign, result) = match i % 3 {
         0 => ("+", a + b),
@@ -253,21 +253,21 @@ fn sample(i: usize, graded: &[(&str, Vec<Graded>)]) -> Sample {
         _ => ("×", a * (b % 9 + 1)),
     };
     let b = if i % 3 == 2 { b % 9 + 1 } else { b };
-    let answer = |(model, graded): &(&str, Vec<Graded>)| {
+    let answer = |(model, graded): &(RunModel, Vec<Graded>)| {
         let correct = graded[i].correct;
         let said = if correct { result } else { result + 10 };
         let text = match *model {
-            "untrained" => "7 7 carry +++ 4 then <b>1</b> 1 1 & 9 9 9 9".to_owned(),
+            RunModel::Base => "7 7 carry +++ 4 then <b>1</b> 1 1 & 9 9 9 9".to_owned(),
             _ => format!("{a} {sign} {b} = {said}\n#### {said}"),
         };
         SampleAnswer {
-            model: (*model).to_owned(),
-            reasoning: (*model != "untrained").then(|| {
+            model: *model,
+            reasoning: (*model != RunModel::Base).then(|| {
                 format!("Ones: {} {sign} {} is {}, carry 0.\nTens: {} and {}.\nSo {a} {sign} {b} makes {said}.", a % 10, b % 10, said % 10, a / 10 % 10, b / 10)
             }),
             answer: text,
             correct: Some(correct),
-            finished: *model != "untrained",
+            finished: *model != RunModel::Base,
         }
     };
     Sample {

@@ -5,25 +5,24 @@
 //! `\boxed{…}`, and is the whole text where none of them occurs. Then [`Grader::Exact`]
 //! compares text, and [`Grader::Number`] the last number in it.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 mod number;
 
 use number::Number;
 
-/// A rule by which an answer is right.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+/// Rule that decides whether an answer is right.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Grader {
-    /// The final answer is the reference's, after trimming and with every run of white
-    /// space as one space. Case counts. Where the reference is one line, so is the final
-    /// answer; a full stop that the reference does not have ends a sentence, and is left
-    /// off.
+    /// The final answer equals the reference. White space at both ends is ignored, and a run of white space counts as
+    /// one space; case matters. If the reference is one line, the final answer is one line too, and a full stop at its
+    /// end that the reference lacks is ignored.
     Exact,
-    /// The last number of the final answer equals the reference's, exactly. `1,234.50`,
-    /// `$1234.5` and `1234.5` are one number, and so are `3/4`, `\frac{3}{4}` and `0.75`;
-    /// a comma separates thousands. `$` and `%` are units and do not count: `50%` is 50.
-    /// Where the final answer holds no number, the last one of the whole text is taken.
+    /// The last number of the final answer equals that of the reference, exactly. `1,234.50`, `$1234.5` and `1234.5`
+    /// are equal, and so are `3/4`, `\frac{3}{4}` and `0.75`; a comma separates thousands. The units `$` and `%` are
+    /// ignored: `50%` is 50. If the final answer has no number, the last number of the whole answer counts.
     Number,
 }
 

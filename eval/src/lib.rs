@@ -26,6 +26,7 @@ mod report;
 mod report_html;
 mod report_markdown;
 mod seeds;
+mod settings;
 mod wording;
 
 #[cfg(test)]
@@ -44,3 +45,4 @@ pub use report::{
     StageFacts, StudentResult, TeacherResult, compare, compare_accuracy,
 };
 pub use seeds::{SeedFigures, count_seeds};
+pub use settings::{EvalAnswers, EvalSettings, GradeSettings};

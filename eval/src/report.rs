@@ -1,7 +1,7 @@
 //! The report's content; [`Report::to_markdown`], [`Report::to_json`] and
 //! [`Report::to_html`] write it.
 
-use potstill_datasets::SequenceValues;
+use potstill_datasets::{RunModel, SequenceValues};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -97,8 +97,8 @@ pub struct TeacherResult {
 /// One model's held-out figures.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct StudentResult {
-    /// `untrained`, `student`, or a control's name.
-    pub name: String,
+    /// The base, the student or a control.
+    pub name: RunModel,
     /// What it learned from, in words.
     pub learned_from: String,
     /// How many numbers it learned.
@@ -124,10 +124,10 @@ pub struct StudentResult {
 pub struct Comparison {
     /// What was compared.
     pub metric: Figure,
-    /// The first student's name.
-    pub left: String,
-    /// The second student's name.
-    pub right: String,
+    /// The first model.
+    pub left: RunModel,
+    /// The second model.
+    pub right: RunModel,
     /// left − right, in the metric's unit.
     pub difference: Interval,
     /// What it says about `left`.
@@ -141,8 +141,8 @@ pub struct Comparison {
 /// # Errors
 /// Those of [`paired`].
 pub fn compare(
-    left: (&str, &[SequenceValues]),
-    right: (&str, &[SequenceValues]),
+    left: (RunModel, &[SequenceValues]),
+    right: (RunModel, &[SequenceValues]),
     resamples: usize,
     seed: u64,
 ) -> Result<Vec<Comparison>, Error> {
@@ -158,8 +158,8 @@ pub fn compare(
 /// # Errors
 /// Those of [`paired_accuracy`].
 pub fn compare_accuracy(
-    left: (&str, &[Graded]),
-    right: (&str, &[Graded]),
+    left: (RunModel, &[Graded]),
+    right: (RunModel, &[Graded]),
     resamples: usize,
     seed: u64,
 ) -> Result<Comparison, Error> {
@@ -167,11 +167,11 @@ pub fn compare_accuracy(
     Ok(comparison(Figure::Accuracy, left.0, right.0, difference))
 }
 
-fn comparison(metric: Figure, left: &str, right: &str, difference: Interval) -> Comparison {
+fn comparison(metric: Figure, left: RunModel, right: RunModel, difference: Interval) -> Comparison {
     Comparison {
         metric,
-        left: left.to_owned(),
-        right: right.to_owned(),
+        left,
+        right,
         difference,
         verdict: verdict(metric, &difference),
         seeds: 1,
@@ -181,8 +181,8 @@ fn comparison(metric: Figure, left: &str, right: &str, difference: Interval) -> 
 /// How one student's training went.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LossCurve {
-    /// The student's name.
-    pub name: String,
+    /// The student.
+    pub name: RunModel,
     /// By step, ascending.
     pub points: Vec<LossPoint>,
 }
@@ -218,8 +218,8 @@ pub struct Sample {
 /// One model's answer to a prompt.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SampleAnswer {
-    /// `teacher`, or a student's name.
-    pub model: String,
+    /// The model that answered.
+    pub model: RunModel,
     /// What it wrote before the answer.
     pub reasoning: Option<String>,
     /// The answer.
@@ -254,15 +254,18 @@ pub struct Provenance {
     pub value: String,
 }
 
-/// A model's name, and its accuracy in each of a list of groups.
-pub(crate) type GroupRow<'a> = (&'a str, Vec<Option<&'a Interval>>);
+/// A model, and its accuracy in each of a list of groups.
+pub(crate) type GroupRow<'a> = (RunModel, Vec<Option<&'a Interval>>);
 
 impl Report {
     /// Every group's name, and every model's accuracy in each.
     pub(crate) fn accuracy_by_group(&self) -> (Vec<&str>, Vec<GroupRow<'_>>) {
-        let teacher = self.teacher.iter().map(|t| ("teacher", &t.accuracy));
-        let students = self.students.iter().map(|s| (s.name.as_str(), &s.accuracy));
-        let models: Vec<(&str, &Accuracy)> = teacher
+        let teacher = self
+            .teacher
+            .iter()
+            .map(|t| (RunModel::Teacher, &t.accuracy));
+        let students = self.students.iter().map(|s| (s.name, &s.accuracy));
+        let models: Vec<(RunModel, &Accuracy)> = teacher
             .chain(students)
             .filter_map(|(name, accuracy)| Some((name, accuracy.as_ref()?)))
             .collect();
@@ -282,16 +285,16 @@ impl Report {
     }
 
     /// Every seed's figures with the model's name; nothing where all had one seed.
-    pub(crate) fn by_seed(&self) -> Vec<(&str, &SeedFigures)> {
+    pub(crate) fn by_seed(&self) -> Vec<(RunModel, &SeedFigures)> {
         let several = self.students.iter().filter(|s| s.seeds.len() > 1);
         several
-            .flat_map(|s| s.seeds.iter().map(|seed| (s.name.as_str(), seed)))
+            .flat_map(|s| s.seeds.iter().map(|seed| (s.name, seed)))
             .collect()
     }
 
     /// What the comparisons say: whether distillation helps here, how sure that is, what
     /// accuracy says beside it, and whether the controls behave as they must for that to be
-    /// believed. It reads the students named `untrained`, `student`, `sft` and `shuffled`,
+    /// believed. It reads the base, the student and the controls with the run's own seed,
     /// and the pairs student − sft, student − untrained, student − shuffled and
     /// sft − shuffled; those that are missing are not spoken of.
     pub fn conclude(

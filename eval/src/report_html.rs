@@ -6,6 +6,8 @@
 
 use std::fmt::Write;
 
+use potstill_datasets::RunModel;
+
 use crate::report::Report;
 use crate::{Error, Figure, Finding, wording};
 
@@ -120,8 +122,8 @@ fn verdict(out: &mut String, report: &Report) {
 
 /// The few numbers that a hurried reader takes along.
 fn tiles(out: &mut String, report: &Report) {
-    let student = report.students.iter().find(|s| s.name == "student");
-    let sft = report.students.iter().find(|s| s.name == "sft");
+    let student = report.students.iter().find(|s| s.name == RunModel::STUDENT);
+    let sft = report.students.iter().find(|s| s.name == RunModel::SFT);
     let mut tiles: Vec<(&str, String, String)> = Vec::new();
     let kl = |student: Option<&crate::StudentResult>| student.and_then(|s| s.kl);
     if let (Some(student), Some(sft)) = (kl(student), kl(sft)) {
@@ -212,7 +214,7 @@ fn training(out: &mut String, report: &Report) -> Result<(), Error> {
         .losses
         .iter()
         .filter(|curve| !curve.points.is_empty());
-    legend(out, report, &mut trained.map(|curve| curve.name.as_str()));
+    legend(out, report, &mut trained.map(|curve| curve.name));
     figures::losses(out, report)?;
     out.push_str("</section>\n");
     Ok(())
@@ -229,7 +231,7 @@ fn calibration(out: &mut String, report: &Report) -> Result<(), Error> {
         "Does it know what it knows?",
         "A model that is 80 % sure should be right in 80 % of cases.",
     );
-    legend(out, report, &mut measured().map(|s| s.name.as_str()));
+    legend(out, report, &mut measured().map(|s| s.name));
     out.push_str("<div class=\"plots one\">\n");
     figures::calibration(out, report)?;
     out.push_str("</div>\n");
@@ -238,18 +240,18 @@ fn calibration(out: &mut String, report: &Report) -> Result<(), Error> {
     Ok(())
 }
 
-fn legend(out: &mut String, report: &Report, names: &mut dyn Iterator<Item = &str>) {
+fn legend(out: &mut String, report: &Report, models: &mut dyn Iterator<Item = RunModel>) {
     out.push_str("<ul class=\"legend\" aria-label=\"Colours\">");
-    for name in names {
-        let swatch = swatch(colour(report, name));
-        let _ = write!(out, "<li>{swatch}{}</li>", escape(name));
+    for model in models {
+        let swatch = swatch(colour(report, model));
+        let _ = write!(out, "<li>{swatch}{model}</li>");
     }
     out.push_str("</ul>\n");
 }
 
 /// The teacher is 0; the others are by their place among the students.
-fn colour(report: &Report, name: &str) -> usize {
-    let place = report.students.iter().position(|s| s.name == name);
+fn colour(report: &Report, model: RunModel) -> usize {
+    let place = report.students.iter().position(|s| s.name == model);
     place.map_or(0, |i| 1 + i % (plots::COLOURS - 1))
 }
 
@@ -259,6 +261,8 @@ fn swatch(colour: usize) -> String {
 
 #[cfg(test)]
 mod tests {
+    use potstill_datasets::RunModel;
+
     use crate::Report;
     use crate::example::{report, students_only};
 
@@ -329,21 +333,16 @@ mod tests {
         report.conclusion.doubts = vec![evil.to_owned()];
         report.teacher.as_mut().unwrap().name = evil.to_owned();
         for student in &mut report.students {
-            student.name.push_str(evil);
             student.learned_from = evil.to_owned();
             for group in &mut student.accuracy.as_mut().unwrap().groups {
                 group.group = evil.to_owned();
             }
         }
-        report.comparisons[0].left = evil.to_owned();
-        report.comparisons[0].right = evil.to_owned();
-        report.losses[0].name = evil.to_owned();
         let sample = &mut report.samples[0];
         sample.prompt_id = evil.to_owned();
         sample.group = Some(evil.to_owned());
         sample.prompt = evil.to_owned();
         sample.reference = Some(evil.to_owned());
-        sample.answers[0].model = evil.to_owned();
         sample.answers[0].reasoning = Some(evil.to_owned());
         sample.answers[0].answer = evil.to_owned();
         report.stages[0].name = evil.to_owned();
@@ -365,7 +364,7 @@ mod tests {
 
     #[test]
     fn what_was_not_measured_has_no_heading() {
-        let html = students_only(&[("untrained", 4.0), ("student", 0.5)], 4).to_html();
+        let html = students_only(&[(RunModel::Base, 4.0), (RunModel::STUDENT, 0.5)], 4).to_html();
         let html = html.unwrap();
         assert!(html.contains("Whether distillation helps was not measured"));
         for absent in [
@@ -377,11 +376,11 @@ mod tests {
         ] {
             assert!(!html.contains(absent), "{absent}");
         }
-        let hurts = students_only(&[("student", 2.0), ("sft", 1.0)], 40)
+        let hurts = students_only(&[(RunModel::STUDENT, 2.0), (RunModel::SFT, 1.0)], 40)
             .to_html()
             .unwrap();
         assert!(hurts.contains("card verdict hurts"));
-        let same = students_only(&[("student", 1.0), ("sft", 1.0)], 40)
+        let same = students_only(&[(RunModel::STUDENT, 1.0), (RunModel::SFT, 1.0)], 40)
             .to_html()
             .unwrap();
         assert!(same.contains("card verdict no_difference"));
@@ -391,12 +390,12 @@ mod tests {
     fn a_run_of_text_alone_speaks_of_no_teacher() {
         let mut run = report();
         run.students
-            .retain(|s| s.name == "untrained" || s.name == "student");
+            .retain(|s| s.name == RunModel::Base || s.name == RunModel::STUDENT);
         for student in &mut run.students {
             (student.kl, student.agreement) = (None, None);
         }
         run.comparisons
-            .retain(|c| c.metric == crate::Figure::Nll && c.right == "untrained");
+            .retain(|c| c.metric == crate::Figure::Nll && c.right == RunModel::Base);
         run.teacher = None;
         run.conclusion = Report::conclude(None, &run.students, &run.comparisons);
         let html = run.to_html().unwrap();

@@ -78,7 +78,7 @@ fn models(out: &mut String, report: &Report) {
             out,
             &format!(
                 "| {} | {} | {} | {} | {} | {} | {} | {} | {} |",
-                cell(&student.name),
+                student.name,
                 cell(&student.learned_from),
                 parameters(student.parameters),
                 student.steps,
@@ -120,7 +120,7 @@ fn groups(out: &mut String, report: &Report) {
     }
     line(out, &format!("\n|---|{}", "---|".repeat(names.len())));
     for (model, accuracies) in rows {
-        let _ = write!(out, "| {} |", cell(model));
+        let _ = write!(out, "| {} |", model);
         for accuracy in accuracies {
             let _ = write!(out, " {} |", interval(Figure::Accuracy, accuracy));
         }
@@ -139,7 +139,7 @@ fn seeds(out: &mut String, report: &Report) {
             out,
             &format!(
                 "| {} | {} | {} | {} | {} | {} |",
-                cell(model),
+                model,
                 figures.seed,
                 value(Figure::Kl, figures.kl),
                 wording::value(Figure::Nll, figures.nll),
@@ -163,8 +163,8 @@ fn comparisons(out: &mut String, comparisons: &[Comparison]) {
             out,
             &format!(
                 "| {} − {} | {} | {} | {} |",
-                cell(&comparison.left),
-                cell(&comparison.right),
+                comparison.left,
+                comparison.right,
                 comparison.metric.name(),
                 wording::difference(comparison.metric, &comparison.difference),
                 wording::verdict(comparison.verdict),
@@ -198,7 +198,7 @@ fn losses(out: &mut String, report: &Report) {
                 out,
                 &format!(
                     "| {} | {} | {:.4} | {} | {:.4} |",
-                    cell(&curve.name),
+                    curve.name,
                     point.step,
                     point.loss,
                     value(Figure::Kl, (!kl.is_empty()).then_some(point.forward_kl)),
@@ -230,7 +230,7 @@ fn samples(out: &mut String, samples: &[Sample]) {
                 out,
                 &format!(
                     "| {} | {} | {} |",
-                    cell(&answer.model),
+                    answer.model,
                     cell(&answer.answer),
                     wording::outcome(answer.correct)
                 ),
@@ -281,6 +281,8 @@ fn line(out: &mut String, text: &str) {
 
 #[cfg(test)]
 mod tests {
+    use potstill_datasets::RunModel;
+
     use super::*;
     use crate::example::{report, students_only};
 
@@ -310,7 +312,7 @@ mod tests {
 
     #[test]
     fn what_was_not_measured_is_not_shown() {
-        let few = students_only(&[("untrained", 4.0), ("student", 0.5)], 4);
+        let few = students_only(&[(RunModel::Base, 4.0), (RunModel::STUDENT, 0.5)], 4);
         let markdown = few.to_markdown();
         for heading in ["## Accuracy by group", "## Training", "## Samples"] {
             assert!(!markdown.contains(heading), "{heading}");

@@ -6,6 +6,7 @@
 //! variance between seeds, pooled over the models (Snedecor & Cochran, Statistical Methods,
 //! 8th ed., §6.9), its half-width added in quadrature to that over prompts.
 
+use potstill_datasets::RunModel;
 use serde::{Deserialize, Serialize};
 
 use crate::report::{Comparison, StudentResult};
@@ -45,7 +46,7 @@ pub fn count_seeds(comparisons: &mut [Comparison], students: &[StudentResult]) {
             let of = |seed: &SeedFigures| seed.figure(comparison.metric);
             student.seeds.iter().filter_map(of).collect()
         };
-        let seeds = |name: &str| {
+        let seeds = |name: RunModel| {
             let student = students.iter().find(|s| s.name == name);
             student.map_or(1, |s| s.seeds.len().max(1))
         };
@@ -53,7 +54,7 @@ pub fn count_seeds(comparisons: &mut [Comparison], students: &[StudentResult]) {
         let Some((variance, freedom)) = pooled_variance(&all) else {
             continue;
         };
-        let (left, right) = (seeds(&comparison.left), seeds(&comparison.right));
+        let (left, right) = (seeds(comparison.left), seeds(comparison.right));
         let error = (variance * (1.0 / left as f64 + 1.0 / right as f64)).sqrt();
         comparison.difference = widened(&comparison.difference, student_t(freedom) * error);
         comparison.seeds = left.min(right);
@@ -122,9 +123,9 @@ mod tests {
     #[test]
     fn a_difference_over_seeds_is_that_of_a_t_test() {
         // Two groups of three: pooled variance 0.0001 · (2 + 8)/4, standard error √(s²·2/3).
-        let mut run = students_only(&[("student", 0.5), ("sft", 0.8)], 40);
-        with_seeds(&mut run, "student", &[0.49, 0.50, 0.51]);
-        with_seeds(&mut run, "sft", &[0.78, 0.80, 0.82]);
+        let mut run = students_only(&[(RunModel::STUDENT, 0.5), (RunModel::SFT, 0.8)], 40);
+        with_seeds(&mut run, RunModel::STUDENT, &[0.49, 0.50, 0.51]);
+        with_seeds(&mut run, RunModel::SFT, &[0.78, 0.80, 0.82]);
         let before = run.comparisons.clone();
         count_seeds(&mut run.comparisons, &run.students);
         let half = 2.7764 * (0.00025_f64 * 2.0 / 3.0).sqrt();
@@ -138,11 +139,11 @@ mod tests {
 
     #[test]
     fn what_seeds_alone_may_make_is_no_difference() {
-        let mut run = students_only(&[("student", 0.75), ("sft", 0.8)], 40);
+        let mut run = students_only(&[(RunModel::STUDENT, 0.75), (RunModel::SFT, 0.8)], 40);
         let says = |run: &Report| Report::conclude(None, &run.students, &run.comparisons).finding;
         assert_eq!(says(&run), Finding::Helps, "one seed cannot know");
-        with_seeds(&mut run, "student", &[0.70, 0.80]);
-        with_seeds(&mut run, "sft", &[0.76, 0.84]);
+        with_seeds(&mut run, RunModel::STUDENT, &[0.70, 0.80]);
+        with_seeds(&mut run, RunModel::SFT, &[0.76, 0.84]);
         count_seeds(&mut run.comparisons, &run.students);
         assert_eq!(says(&run), Finding::NoDifference);
     }
@@ -150,9 +151,9 @@ mod tests {
     /// Two and two that happen to lie close together say little of how seeds scatter.
     #[test]
     fn two_seeds_cannot_be_trusted_with_a_small_difference() {
-        let mut run = students_only(&[("student", 1.5019), ("sft", 1.4569)], 40);
-        with_seeds(&mut run, "student", &[1.5049, 1.4988]);
-        with_seeds(&mut run, "sft", &[1.4579, 1.4560]);
+        let mut run = students_only(&[(RunModel::STUDENT, 1.5019), (RunModel::SFT, 1.4569)], 40);
+        with_seeds(&mut run, RunModel::STUDENT, &[1.5049, 1.4988]);
+        with_seeds(&mut run, RunModel::SFT, &[1.4579, 1.4560]);
         count_seeds(&mut run.comparisons, &run.students);
         assert_eq!(run.comparisons[0].verdict, Verdict::Worse);
         let said = Report::conclude(None, &run.students, &run.comparisons);
@@ -161,8 +162,8 @@ mod tests {
 
     #[test]
     fn one_seed_changes_nothing() {
-        let mut run = students_only(&[("student", 0.5), ("sft", 0.8)], 40);
-        with_seeds(&mut run, "student", &[0.5]);
+        let mut run = students_only(&[(RunModel::STUDENT, 0.5), (RunModel::SFT, 0.8)], 40);
+        with_seeds(&mut run, RunModel::STUDENT, &[0.5]);
         let before = run.comparisons.clone();
         count_seeds(&mut run.comparisons, &run.students);
         assert_eq!(run.comparisons, before);

@@ -6,11 +6,11 @@ use std::time::Instant;
 use anyhow::Context as _;
 use potstill_datasets::{ChatTemplate, Encoded, Signal, SignalRow};
 use potstill_model::{
-    Config, DType, Device, Error, Int, Limits, Llama, Module, Sampling, Stop, Tensor, TensorData,
-    device, generate, load,
+    BatchLimits, Config, DType, Device, Error, Int, Llama, Module, Sampling, StopConditions,
+    Tensor, TensorData, device, generate, load,
 };
 use potstill_student::{
-    AdamW, Form, Method, Objective, Overlong, Settings, clip_global_norm, window_gradient,
+    AdamW, Arm, Form, Objective, Overlong, Settings, clip_global_norm, window_gradient,
 };
 use potstill_teacher::{Local, LocalSettings, Scoring, Text};
 
@@ -103,7 +103,7 @@ fn step(request: &Request) -> anyhow::Result<Reply> {
     let (seconds, check) = measured(request, || {
         // Moved, not shared: an optimizer that works in place can.
         let tracked = model.take().context("a step before this one failed")?;
-        let result = window_gradient(&tracked, &signals, Method::Distill, &settings, 1)?;
+        let result = window_gradient(&tracked, &signals, Arm::Student, &settings, 1)?;
         let (_, scale) = clip_global_norm(&result.gradients, request.clip);
         let rate = request.learning_rate;
         model = Some(optimizer.step(tracked, result.gradients, scale, rate));
@@ -124,7 +124,7 @@ fn memory(request: &Request) -> anyhow::Result<Reply> {
     let before_bytes = own_memory().0;
     let began = Instant::now();
     let (signals, settings) = ([signal(request)], settings(request));
-    let result = window_gradient(&model, &signals, Method::Distill, &settings, 1)?;
+    let result = window_gradient(&model, &signals, Arm::Student, &settings, 1)?;
     wait(&device)?;
     Ok(Reply {
         seconds: vec![began.elapsed().as_secs_f64()],
@@ -156,7 +156,7 @@ fn decode(request: &Request) -> anyhow::Result<Reply> {
         temperature: 0.0,
         ..Sampling::default()
     };
-    let (stop, limits) = (Stop::at(&[]), Limits::default());
+    let (stop, limits) = (StopConditions::at(&[]), BatchLimits::default());
     let seeds = vec![0; request.ids.len()];
     let (seconds, ids) = measured(request, || {
         let mut go_on = |_: usize| ControlFlow::Continue(());
@@ -267,6 +267,6 @@ pub(crate) fn settings(request: &Request) -> Settings {
         overlong: Overlong::Drop,
         checkpoint_every: 1,
         chunk_rows: CHUNK_ROWS,
-        seed: 0,
+        ..Settings::default()
     }
 }

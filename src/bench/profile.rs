@@ -5,7 +5,7 @@ use std::time::Instant;
 use anyhow::Context as _;
 use potstill_model::{Config, Device, Module, device};
 use potstill_student::loss::Tail;
-use potstill_student::{AdamW, Block, Method, Target, clip_global_norm, window_gradient};
+use potstill_student::{AdamW, Arm, Block, Target, clip_global_norm, window_gradient};
 
 use super::child::{open, settings, signal, wait};
 use super::ops::ops;
@@ -58,7 +58,7 @@ fn steps(request: &Request, device: &Device) -> anyhow::Result<[f64; 4]> {
     for _ in 0..=STEPS {
         let tracked = model.take().context("a step before this one failed")?;
         let mut clock = Clock::start();
-        let result = window_gradient(&tracked, &signals, Method::Distill, &settings, 1)?;
+        let result = window_gradient(&tracked, &signals, Arm::Student, &settings, 1)?;
         wait(device)?;
         let gradient = clock.lap();
         let (_, scale) = clip_global_norm(&result.gradients, request.clip);

@@ -28,26 +28,17 @@ pub(super) fn detect(path: &Path) -> anyhow::Result<Detected> {
 }
 
 fn toml(columns: &Columns) -> String {
-    let mut pairs = Vec::new();
-    let mut pair = |key: &str, name: Option<&String>| {
-        pairs.extend(name.map(|name| format!("{key} = {}", quoted(name))));
-    };
-    match columns {
-        Columns::Text(text) => pair("text", Some(text)),
-        Columns::QuestionAnswer { question, answer } => {
-            pair("question", Some(question));
-            pair("answer", answer.as_ref());
-        }
-        Columns::Messages(messages) => pair("messages", Some(messages)),
-        Columns::Instruction {
-            instruction,
-            input,
-            output,
-        } => {
-            pair("instruction", Some(instruction));
-            pair("input", input.as_ref());
-            pair("output", output.as_ref());
-        }
-    }
-    format!("{{ {} }}", pairs.join(", "))
+    let pairs = [
+        ("text", &columns.text),
+        ("question", &columns.question),
+        ("answer", &columns.answer),
+        ("messages", &columns.messages),
+        ("instruction", &columns.instruction),
+        ("input", &columns.input),
+        ("output", &columns.output),
+    ];
+    let pairs = pairs
+        .iter()
+        .filter_map(|(key, name)| Some(format!("{key} = {}", quoted(name.as_ref()?))));
+    format!("{{ {} }}", pairs.collect::<Vec<_>>().join(", "))
 }

@@ -2,8 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use super::place::{ConfigError, Problem};
-use super::ranges::RunPath;
+use potstill_datasets::TemplateSource;
+use potstill_datasets::range::FilePath;
+
+use super::place::{ConfigError, Problem, is_written};
+use super::ranges::expand_path;
 use super::{RunFile, rules};
 
 /// A run file with its place, so that what is found wrong later can still point into it.
@@ -38,11 +41,6 @@ impl Loaded {
         })
     }
 
-    /// A path of the run file; relative ones are below its folder.
-    pub fn resolve(&self, path: &RunPath) -> PathBuf {
-        path.resolve(self.path.parent().unwrap_or(Path::new("")))
-    }
-
     /// An error that points at a key, such as `["import", "path"]`.
     pub fn problem(&self, key: &[&str], message: impl Into<String>) -> ConfigError {
         let problem = Problem::at_key(&self.text, key, message.into());
@@ -62,12 +60,59 @@ pub fn parse(path: &Path, text: &str) -> Result<RunFile, ConfigError> {
             path.display()
         )));
     }
-    let file: RunFile = toml::from_str(text)
+    let mut file: RunFile = toml::from_str(text)
         .map_err(|e| ConfigError::new(path, text, vec![Problem::from_toml(text, &e)]))?;
-    let problems = rules::broken(&file, text);
+    // The controls would equal the student.
+    if !file.train.objective.has_divergence() && !is_written(text, "train", "controls") {
+        file.train.controls.clear();
+    }
+    let mut problems = resolve_paths(&mut file, path.parent().unwrap_or(Path::new("")), text);
+    problems.extend(rules::broken(&file, text));
     if problems.is_empty() {
         Ok(file)
     } else {
         Err(ConfigError::new(path, text, problems))
+    }
+}
+
+/// Replaces the variables of all paths, and puts relative paths below `base`, the run file's folder.
+fn resolve_paths(file: &mut RunFile, base: &Path, text: &str) -> Vec<Problem> {
+    let student = &mut file.student;
+    let mut paths = vec![
+        (["import", "path"], Some(&mut file.import.path)),
+        (["student", "path"], student.path.as_mut()),
+        (
+            ["student", "template"],
+            template_file(&mut student.template),
+        ),
+    ];
+    if let Some(teacher) = &mut file.teacher {
+        paths.extend([
+            (["teacher", "path"], teacher.path.as_mut()),
+            (
+                ["teacher", "template"],
+                template_file(&mut teacher.template),
+            ),
+            (["teacher", "providers"], teacher.providers.as_mut()),
+            (["teacher", "tokenizer"], teacher.tokenizer.as_mut()),
+        ]);
+    }
+    let mut problems = Vec::new();
+    for (key, path) in paths
+        .into_iter()
+        .filter_map(|(key, path)| Some((key, path?)))
+    {
+        match expand_path(path.as_path()) {
+            Ok(expanded) => *path = base.join(expanded).into(),
+            Err(why) => problems.push(Problem::at_key(text, &key, why)),
+        }
+    }
+    problems
+}
+
+fn template_file(template: &mut Option<TemplateSource>) -> Option<&mut FilePath> {
+    match template {
+        Some(TemplateSource::File(path)) => Some(path),
+        Some(TemplateSource::Plain) | None => None,
     }
 }

@@ -185,6 +185,21 @@ fn span_of(text: &str, key: &[&str]) -> Option<Range<usize>> {
     span
 }
 
+/// Whether the text of the run file has a key, as opposed to its default.
+pub(super) fn is_written(text: &str, table: &str, key: &str) -> bool {
+    let Ok(root) = DeTable::parse(text) else {
+        return false;
+    };
+    let found = root
+        .get_ref()
+        .iter()
+        .find(|(name, _)| name.get_ref() == table);
+    match found.map(|(_, value)| value.get_ref()) {
+        Some(DeValue::Table(keys)) => keys.iter().any(|(name, _)| name.get_ref() == key),
+        _ => false,
+    }
+}
+
 /// The key path whose value holds `span`.
 fn key_around(text: &str, span: Range<usize>) -> Vec<String> {
     let mut path = Vec::new();

@@ -148,44 +148,9 @@ impl From<RunName> for String {
     }
 }
 
-/// A path of the run file, with every `${NAME}` replaced by the environment's value.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct RunPath {
-    written: String,
-    expanded: PathBuf,
-}
-
-schema!(RunPath, { "type": "string", "minLength": 1 });
-
-impl RunPath {
-    /// As the run file has it.
-    pub fn as_written(&self) -> &str {
-        &self.written
-    }
-
-    /// The path itself; a relative one is below `base`, the run file's folder.
-    pub fn resolve(&self, base: &Path) -> PathBuf {
-        base.join(&self.expanded)
-    }
-}
-
-impl TryFrom<String> for RunPath {
-    type Error = String;
-
-    fn try_from(written: String) -> Result<Self, String> {
-        if written.is_empty() {
-            return Err("expected a path, not an empty text".to_owned());
-        }
-        let expanded = expand(&written, |name| std::env::var(name).ok())?.into();
-        Ok(RunPath { written, expanded })
-    }
-}
-
-impl From<RunPath> for String {
-    fn from(path: RunPath) -> String {
-        path.written
-    }
+/// A path with every `${NAME}` replaced by the environment's value.
+pub(crate) fn expand_path(path: &Path) -> Result<PathBuf, String> {
+    expand(&path.to_string_lossy(), |name| std::env::var(name).ok()).map(PathBuf::from)
 }
 
 fn expand(written: &str, variable: impl Fn(&str) -> Option<String>) -> Result<String, String> {

@@ -2,16 +2,22 @@
 
 mod served;
 
+use potstill_datasets::AnswerSource;
+use potstill_student::loss::Tail;
+
+use super::RunFile;
 use super::place::Problem;
-use super::{Answers, Columns, Loss, RunFile, Tail};
+
+/// Reports a broken rule at a key.
+type Broken<'a> = &'a mut dyn FnMut(&[&str], String);
 
 pub(super) fn broken(file: &RunFile, text: &str) -> Vec<Problem> {
     let mut problems = Vec::new();
     let mut broken = |key: &[&str], message: String| {
         problems.push(Problem::at_key(text, key, message));
     };
-    if let Some(message) = columns(&file.import.columns) {
-        broken(&["import", "columns"], message.to_owned());
+    if let Err(message) = file.import.columns.check() {
+        broken(&["import", "columns"], message);
     }
     answers(file, &mut broken);
     served::teacher(file, text, &mut broken);
@@ -35,23 +41,23 @@ pub(super) fn broken(file: &RunFile, text: &str) -> Vec<Problem> {
     problems
 }
 
-fn answers(file: &RunFile, broken: &mut dyn FnMut(&[&str], String)) {
+fn answers(file: &RunFile, broken: Broken<'_>) {
     match (file.import.answers, &file.teacher, &file.score) {
-        (Answers::Teacher, None, _) => broken(
+        (AnswerSource::Teacher, None, _) => broken(
             &["teacher"],
             "nobody answers: add [teacher] with the `path` of a checkpoint or the `url` of a server, or set `answers = \"given\"` in [import] where the data has answers".to_owned(),
         ),
-        (Answers::Given, Some(_), None) => broken(
+        (AnswerSource::Given, Some(_), None) => broken(
             &["teacher"],
             "it would not be asked, since `answers` of [import] is \"given\": add [score] to take its distributions over the given answers, or leave [teacher] out".to_owned(),
         ),
-        (Answers::Given, None, Some(_)) => broken(
+        (AnswerSource::Given, None, Some(_)) => broken(
             &["score"],
             "nobody scores: add [teacher] with the `path` of a checkpoint".to_owned(),
         ),
         _ => {}
     }
-    if file.import.answers == Answers::Given && file.collect.signals.is_some() {
+    if file.import.answers == AnswerSource::Given && file.collect.signals.is_some() {
         broken(
             &["collect", "signals"],
             "the teacher is not asked for answers, so none come with them: use [score] with `top_k` in its place".to_owned(),
@@ -59,14 +65,14 @@ fn answers(file: &RunFile, broken: &mut dyn FnMut(&[&str], String)) {
     }
 }
 
-fn signals(file: &RunFile, broken: &mut dyn FnMut(&[&str], String)) {
+fn signals(file: &RunFile, broken: Broken<'_>) {
     match (&file.collect.signals, &file.score) {
         (Some(_), Some(_)) => broken(
             &["score"],
             "`collect` stores distributions already: leave out [score], or `signals` of [collect]"
                 .to_owned(),
         ),
-        (None, None) if file.train.loss.has_divergence() => broken(
+        (None, None) if file.train.objective.has_divergence() => broken(
             &["collect"],
             "there would be no distributions to learn from: add `signals = { top_k = 64 }`, or set `loss = { cross_entropy = 1.0 }` in [train] to learn from the text alone".to_owned(),
         ),
@@ -79,28 +85,7 @@ fn signals(file: &RunFile, broken: &mut dyn FnMut(&[&str], String)) {
     }
 }
 
-fn columns(columns: &Columns) -> Option<&'static str> {
-    let given = [
-        &columns.text,
-        &columns.question,
-        &columns.messages,
-        &columns.instruction,
-    ];
-    if given.iter().filter(|c| c.is_some()).count() != 1 {
-        return Some(
-            "expected exactly one of `text`, `question` (with `answer`, if there is one), `messages` or `instruction` (with `input` and `output`)",
-        );
-    }
-    if columns.answer.is_some() && columns.question.is_none() {
-        return Some("`answer` goes with `question` only");
-    }
-    if (columns.input.is_some() || columns.output.is_some()) && columns.instruction.is_none() {
-        return Some("`input` and `output` go with `instruction` only");
-    }
-    None
-}
-
-fn student(file: &RunFile, broken: &mut dyn FnMut(&[&str], String)) {
+fn student(file: &RunFile, broken: Broken<'_>) {
     let student = &file.student;
     if student.every.is_some() && student.random.is_some() {
         broken(
@@ -123,7 +108,7 @@ fn student(file: &RunFile, broken: &mut dyn FnMut(&[&str], String)) {
         );
         return;
     }
-    let cuts = student.every.is_some_and(|every| every.get() > 1);
+    let cuts = student.every.is_some_and(|every| every > 1);
     // A served teacher's weights are not here: `served` says that a path is needed.
     if file.served().is_none() && student.path.is_none() && student.random.is_none() && !cuts {
         broken(
@@ -133,14 +118,13 @@ fn student(file: &RunFile, broken: &mut dyn FnMut(&[&str], String)) {
         );
     }
     if let Some(random) = &student.random {
-        let heads = random.heads.get();
-        let key_value_heads = random.key_value_heads.map_or(heads, |h| h.get());
-        if random.hidden_size.get() % heads != 0 || random.hidden_size.get() / heads % 2 != 0 {
+        let (heads, key_value_heads) = (random.heads, random.key_value_heads());
+        if random.hidden_size % heads != 0 || random.hidden_size / heads % 2 != 0 {
             broken(
                 &["student", "random", "heads"],
                 format!(
                     "`hidden_size` {} must be `heads` {heads} times an even number",
-                    random.hidden_size.get()
+                    random.hidden_size
                 ),
             );
         }
@@ -153,122 +137,99 @@ fn student(file: &RunFile, broken: &mut dyn FnMut(&[&str], String)) {
     }
 }
 
-fn loss(file: &RunFile, broken: &mut dyn FnMut(&[&str], String)) {
-    let loss = &file.train.loss;
+/// Rules of `loss` of `[train]`.
+fn loss(file: &RunFile, broken: Broken<'_>) {
+    let loss = &file.train.objective;
     let at = |key| ["train", "loss", key];
-    let (cross_entropy, temperature) = (loss.cross_entropy.get(), loss.temperature.get());
-    if !loss.has_divergence() && cross_entropy == 0.0 {
-        broken(
-            &["train", "loss"],
-            "every weight is 0, so nothing would be learned: give `forward_kl` or `cross_entropy` a weight"
-                .to_owned(),
-        );
+    for (key, message) in loss.broken_rules() {
+        match key {
+            "" => broken(&["train", "loss"], message),
+            key => broken(&at(key), message),
+        }
     }
-    if loss.label_smoothing.get() > 0.0 && cross_entropy == 0.0 {
+    if loss.label_smoothing > 0.0 && loss.cross_entropy == 0.0 {
         broken(
             &at("label_smoothing"),
-            "it is a share of the cross-entropy, which has no weight: give `cross_entropy` one"
+            "`label_smoothing` is a share of the cross-entropy, which has no weight\nhint: give `cross_entropy` a weight, or leave `label_smoothing` out"
                 .to_owned(),
         );
     }
-    if temperature != 1.0 && !loss.has_divergence() {
+    if loss.temperature != 1.0 && !loss.has_divergence() {
         broken(
             &at("temperature"),
-            "the cross-entropy is taken at temperature 1, and there is no divergence: leave it out"
+            "the cross-entropy is taken at temperature 1, and the loss has no divergence\nhint: leave `temperature` out"
                 .to_owned(),
         );
     }
-    if loss.temperature_squared && temperature == 1.0 {
+    if loss.temperature_squared && loss.temperature == 1.0 {
         broken(
             &at("temperature_squared"),
-            "the square of temperature 1 changes nothing: leave it out, or set `temperature`"
+            "the square of temperature 1 changes nothing\nhint: leave `temperature_squared` out, or set `temperature`"
                 .to_owned(),
         );
     }
-    let stored = match (&file.collect.signals, &file.score) {
-        (Some(signals), _) => Some((
+    stored_signals(file, broken);
+}
+
+/// What the loss needs of the stored signals.
+fn stored_signals(file: &RunFile, broken: Broken<'_>) {
+    let loss = &file.train.objective;
+    let (temperatures, tail_draws, table) = match (&file.collect.signals, &file.score) {
+        (Some(signals), _) => (
             &signals.temperatures,
             signals.tail_draws,
             "`signals` of [collect]",
-        )),
-        (None, Some(score)) => Some((&score.temperatures, score.tail_draws, "[score]")),
-        (None, None) => None,
+        ),
+        (None, Some(score)) => (&score.temperatures, score.tail_draws, "[score]"),
+        (None, None) => return,
     };
-    let Some((temperatures, tail_draws, place)) = stored else {
-        return;
-    };
-    let kept = |t: &super::Positive| t.get() as f32 == temperature as f32;
-    if temperature != 1.0 && loss.tail != Tail::Draws && !temperatures.iter().any(kept) {
+    let is_kept = |t: &super::Positive| t.get() as f32 == loss.temperature as f32;
+    if loss.tail == Tail::Draws {
+        if tail_draws.get() == 0 {
+            broken(
+                &["train", "loss", "tail"],
+                format!(
+                    "no tail draws would be stored\nhint: add `tail_draws = 50` to {table}, or set `tail = \"bucket\"`"
+                ),
+            );
+        }
+    } else if loss.temperature != 1.0 && !temperatures.iter().any(is_kept) {
+        let temperature = loss.temperature;
         broken(
-            &at("temperature"),
+            &["train", "loss", "temperature"],
             format!(
-                "the signals would not hold what temperature {temperature} needs: add `temperatures = [{temperature}]` to {place}"
+                "the signals would not hold what temperature {temperature} needs\nhint: add `temperatures = [{temperature}]` to {table}"
             ),
-        );
-    }
-    if loss.tail != Tail::Draws {
-        return;
-    }
-    if tail_draws.get() == 0 {
-        broken(
-            &at("tail"),
-            format!("there would be no draws: add `tail_draws = 50` to {place}, or use \"bucket\""),
-        );
-    }
-    if temperature != 1.0 {
-        broken(
-            &at("temperature"),
-            "draws are of the distribution at temperature 1: leave it out, or set `tail = \"bucket\"`"
-                .to_owned(),
-        );
-    }
-    let forward_kl_alone = Loss {
-        forward_kl: loss.forward_kl,
-        cross_entropy: loss.cross_entropy,
-        label_smoothing: loss.label_smoothing,
-        tail: loss.tail,
-        temperature: loss.temperature,
-        temperature_squared: loss.temperature_squared,
-        ..Loss::default()
-    };
-    if *loss != forward_kl_alone {
-        broken(
-            &at("tail"),
-            "draws give no unbiased gradient of any divergence but `forward_kl`: leave the others out, or use \"bucket\""
-                .to_owned(),
         );
     }
 }
 
-fn train(file: &RunFile, broken: &mut dyn FnMut(&[&str], String)) {
+fn train(file: &RunFile, broken: Broken<'_>) {
     let train = &file.train;
     if train.micro_batch > train.batch {
         broken(
             &["train", "micro_batch"],
             format!(
                 "{} is more than `batch`, which is {}",
-                train.micro_batch.get(),
-                train.batch.get()
+                train.micro_batch, train.batch
             ),
         );
     }
-    if train.warmup.get() > train.steps.get() {
+    if train.warmup > train.steps {
         broken(
             &["train", "warmup"],
             format!(
                 "{} is more than `steps`, which is {}",
-                train.warmup.get(),
-                train.steps.get()
+                train.warmup, train.steps
             ),
         );
     }
-    if train.min_learning_rate.get() > train.learning_rate.get() {
+    if train.min_learning_rate > train.learning_rate {
         broken(
             &["train", "min_learning_rate"],
             format!(
                 "{} is more than `learning_rate`, which is {}",
-                train.min_learning_rate.get(),
-                train.learning_rate.get()
+                train.min_learning_rate, train.learning_rate
             ),
         );
     }

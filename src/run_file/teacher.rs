@@ -1,11 +1,12 @@
 //! `[teacher]` and `[budget]`: who answers, and what that may cost.
 
+use potstill_datasets::range::FilePath;
+use potstill_datasets::{FloatType, TemplateSource};
 use potstill_teacher::http;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::Dtype;
-use super::ranges::{Amount, Count, NonNegative, Positive, RunPath};
+use super::ranges::{Amount, Count, NonNegative, Positive};
 
 /// `[teacher]`: a checkpoint that runs here (`path`), or a model behind a server (`provider`, `url`
 /// or `endpoints`).
@@ -13,19 +14,19 @@ use super::ranges::{Amount, Count, NonNegative, Positive, RunPath};
 #[serde(deny_unknown_fields)]
 pub struct Teacher {
     /// Folder of a checkpoint in Hugging Face layout, which runs here.
-    pub path: Option<RunPath>,
+    pub path: Option<FilePath>,
     /// What a checkpoint computes in.
     #[serde(default)]
-    pub dtype: Dtype,
+    pub dtype: FloatType,
     /// `"plain"`, or a `.jinja` file; by default the checkpoint's own chat template.
-    pub template: Option<RunPath>,
+    pub template: Option<TemplateSource>,
     /// Licence of the teacher's answers, recorded with them.
     pub licence: Option<String>,
     /// A model at a provider, by its name in the table of providers, such as `deepseek-r1`: address,
     /// price, context and kind of server come from there, and the keys below override them.
     pub provider: Option<String>,
     /// A table of providers of your own, which adds to the built-in one and overrides it.
-    pub providers: Option<RunPath>,
+    pub providers: Option<FilePath>,
     /// The model's name at the server.
     pub model: Option<String>,
     /// Base URL of a server, such as `http://localhost:8000/v1`.
@@ -47,7 +48,7 @@ pub struct Teacher {
     pub reasoning_model: Option<bool>,
     /// Folder with the model's `tokenizer.json`: for distributions over token ids, exact counts of
     /// prompts, and the chat template.
-    pub tokenizer: Option<RunPath>,
+    pub tokenizer: Option<FilePath>,
     /// Longest prompt and answer together at the server, tokens.
     pub context: Option<Count>,
     /// What the server's tokens cost.
@@ -149,11 +150,11 @@ pub enum Method {
     Completions,
 }
 
-impl From<Method> for http::Method {
+impl From<Method> for http::Api {
     fn from(method: Method) -> Self {
         match method {
-            Method::Chat => http::Method::Chat,
-            Method::Completions => http::Method::Completions,
+            Method::Chat => http::Api::Chat,
+            Method::Completions => http::Api::Completions,
         }
     }
 }

@@ -1,5 +1,8 @@
 use std::path::Path;
 
+use potstill_datasets::{AnswerSource, FloatType, KeptAnswers};
+use potstill_student::Control;
+
 use super::*;
 
 const WHOLE: &str = r#"[run]
@@ -94,12 +97,12 @@ fn every_example_is_fine() {
 #[test]
 fn a_whole_file_is_fine_and_defaults_fill_the_rest() {
     let file = parse(Path::new("tiny.toml"), WHOLE).unwrap();
-    assert_eq!(file.train.chunk_rows.get(), 256);
+    assert_eq!(file.train.chunk_rows, 256);
     assert_eq!(file.train.controls, [Control::Sft, Control::Shuffled]);
-    assert_eq!(file.train.loss.cross_entropy.get(), 0.0);
-    assert_eq!(file.curate.keep, Keep::Finished);
-    assert_eq!(file.teacher.unwrap().dtype, Dtype::F32);
-    assert_eq!(file.import.answers, Answers::Teacher);
+    assert_eq!(file.train.objective.cross_entropy, 0.0);
+    assert_eq!(file.curate.keep, KeptAnswers::Finished);
+    assert_eq!(file.teacher.unwrap().dtype, FloatType::F32);
+    assert_eq!(file.import.answers, AnswerSource::Teacher);
 }
 
 #[test]
@@ -108,9 +111,10 @@ fn a_loss_is_what_the_trainer_takes() {
         "{ forward_kl = 1.0 }",
         "{ forward_kl = 0.5, jsd = { beta = 0.1 }, skew_kl = { weight = 0.0, alpha = 0.1 }, cross_entropy = 0.25, label_smoothing = 0.1, temperature = 2.0, tail = \"renormalize\" }",
     );
-    let loss = parse(Path::new("tiny.toml"), &text).unwrap().train.loss;
-    let objective = loss.objective();
-    let names = objective.divergences.iter();
+    let file = parse(Path::new("tiny.toml"), &text).unwrap();
+    let objective = file.train.objective;
+    let terms = objective.divergences();
+    let names = terms.iter();
     let names: Vec<_> = names.map(|t| (t.divergence.name(), t.weight)).collect();
     assert_eq!(names, [("forward_kl", 0.5), ("jsd", 1.0)]);
     assert_eq!(

@@ -8,66 +8,52 @@ use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
 use anyhow::{Context as _, bail};
-use potstill_datasets::{Prompt, TaskSample, read_shard, replace_file, write_shard};
-use potstill_eval::Grader;
-use potstill_model::{DType, Llama};
+use potstill_datasets::{Prompt, RunModel, TaskSample, read_shard, replace_file, write_shard};
+use potstill_eval::{EvalAnswers, Grader};
 use potstill_teacher::{Ask, Local, LocalSettings, Sampling};
 use serde_json::json;
 
-use super::{
-    Context, Done, Outcome, checkpoint, collect, counts, curate, eval, grade, import, stage, train,
-};
+use super::models::{answers_home, load, model_key, results_file};
+use super::{Context, Done, Outcome, checkpoint, collect, counts, curate, grade, import, stage};
 use crate::interrupt;
 use crate::run_dir::{Plan, settings_of};
-use crate::run_file::EvalAnswers;
 
-/// The teacher's name among the models that answer.
-pub(crate) const TEACHER: &str = "teacher";
 const SAMPLES_FILE: &str = "samples.parquet";
 
-/// Where a model's answers are.
-pub(crate) fn home(name: &str) -> String {
-    format!("students/{name}/eval/answers")
-}
-
 /// Lets one model answer, unless the run file does not ask for it.
-pub(super) fn answer_one(context: &Context, name: &str) -> anyhow::Result<Outcome> {
+pub(super) fn answer_one(context: &Context, model: RunModel) -> anyhow::Result<Outcome> {
     let run = &context.run;
     let Some(settings) = &run.file.eval.answers else {
         return Ok(Outcome::UpToDate);
     };
     let prompts = context.dir.require("prompts", "import", run)?;
-    let model = match name {
-        TEACHER => checkpoint::content_hash(&checkpoint::teacher(run)?)?,
-        _ => eval::model_key(context, name)?,
-    };
     let plan = Plan {
-        stage: format!("answer {name}"),
-        home: home(name),
-        outputs: vec![home(name)],
+        stage: format!("answer {model}"),
+        home: answers_home(model),
+        outputs: vec![answers_home(model), results_file(&answers_home(model))],
         settings: json!({
             "answers": settings_of(settings)?,
-            "heldout": run.file.curate.heldout.get(),
+            "heldout": run.file.curate.heldout,
             "seed": run.file.run.seed,
             "reasoning": settings_of(&run.file.collect.reasoning)?,
         }),
         inputs: BTreeMap::from([
             ("prompts".to_owned(), prompts.content_hash()),
-            ("model".to_owned(), model),
+            ("model".to_owned(), model_key(context, model)?),
         ]),
     };
     stage(context, &plan, |out| {
-        let prompts = heldout_prompts(context, settings.grader.into())?;
-        let model = open(context, name)?;
-        let Some(samples) = samples(context, settings, &plan.stage, &model, &prompts)? else {
+        let prompts = heldout_prompts(context, settings.grader)?;
+        let local = open(context, model)?;
+        let Some(samples) = samples(context, settings, &plan.stage, &local, &prompts)? else {
             return Ok(None);
         };
-        let out = out.join(home(name));
-        write_shard(&out.join(SAMPLES_FILE), &samples, &[])?;
+        let home = answers_home(model);
+        write_shard(&out.join(&home).join(SAMPLES_FILE), &samples, &[])?;
         let right = samples.iter().filter(|s| s.correct).count();
         let results = json!({ "prompts": samples.len(), "right": right });
         let results = serde_json::to_string_pretty(&results)? + "\n";
-        replace_file(&out.join("results.json"), results.as_bytes())?;
+        replace_file(&out.join(results_file(&home)), results.as_bytes())?;
         Ok(Some(Done::new(counts([
             ("prompts", samples.len()),
             ("right", right),
@@ -92,25 +78,17 @@ pub(crate) fn heldout_prompts(context: &Context, grader: Grader) -> anyhow::Resu
 
 /// A model of the run as one that answers, with the teacher's template and the marks of its
 /// reasoning.
-fn open(context: &Context, name: &str) -> anyhow::Result<Local> {
+fn open(context: &Context, model: RunModel) -> anyhow::Result<Local> {
     let run = &context.run;
-    let tokenizer = match name {
-        TEACHER => checkpoint::teacher(run)?,
-        _ => checkpoint::student(run)?,
+    let tokenizer = match model {
+        RunModel::Teacher => checkpoint::teacher(run)?,
+        RunModel::Base | RunModel::Trained(_) => checkpoint::student(run)?,
     };
-    let dtype = match (name, &run.file.teacher) {
-        (TEACHER, Some(teacher)) => checkpoint::dtype(teacher.dtype),
-        _ => DType::F32,
-    };
-    let model: Llama = match name {
-        TEACHER => potstill_model::load(&tokenizer, dtype, &context.device)?,
-        eval::UNTRAINED => train::start(context, name)?,
-        _ => eval::load_export(context, name)?,
-    };
+    let model = load(context, model)?;
     let settings = LocalSettings {
         template: Some(checkpoint::template(run, &tokenizer)?),
         dir: tokenizer,
-        dtype,
+        dtype: model.dtype(),
         device: context.device.clone(),
         reasoning: collect::reasoning(run),
         licence: None,
@@ -125,15 +103,15 @@ fn samples(
     model: &Local,
     prompts: &[Prompt],
 ) -> anyhow::Result<Option<Vec<TaskSample>>> {
-    let grader = Grader::from(settings.grader);
+    let grader = settings.grader;
     let sampling = Sampling {
-        max_new_tokens: settings.max_new_tokens.get(),
+        max_new_tokens: settings.max_new_tokens,
         temperature: 0.0,
         ..Sampling::default()
     };
     let mut work = context.talk.work(stage, "answers", 0, prompts.len() as u64);
     let (mut samples, mut tokens) = (Vec::with_capacity(prompts.len()), 0);
-    for batch in prompts.chunks(settings.batch.get()) {
+    for batch in prompts.chunks(settings.batch) {
         let asks: Vec<Ask<'_>> = batch
             .iter()
             .map(|prompt| Ask {
@@ -168,8 +146,8 @@ fn samples(
 }
 
 /// A model's published answers, in the order of `prompts/`.
-pub(crate) fn published(context: &Context, name: &str) -> anyhow::Result<Vec<TaskSample>> {
-    let path = context.dir.path(&home(name)).join(SAMPLES_FILE);
+pub(crate) fn published(context: &Context, model: RunModel) -> anyhow::Result<Vec<TaskSample>> {
+    let path = context.dir.path(&answers_home(model)).join(SAMPLES_FILE);
     let mut samples = Vec::new();
     for sample in read_shard::<TaskSample>(&path)? {
         samples.push(sample?);

@@ -4,13 +4,14 @@
 use std::path::Path;
 
 use anyhow::bail;
-use potstill_datasets::{Imported, Prompt, Tokenizer};
+use potstill_datasets::{AnswerSource, Imported, Prompt, Tokenizer};
 use potstill_model::{Config, weight_files};
+use potstill_student::Settings;
 
 use super::{Options, Outcome, checkpoint, collect, device, import, run_dir_path, served, train};
 use crate::progress::Talk;
 use crate::run_dir::check_owner;
-use crate::run_file::{Answers, Loaded, Train};
+use crate::run_file::Loaded;
 
 /// Checks a run file and what it names, and puts a short plan on stdout.
 ///
@@ -30,11 +31,11 @@ pub fn check(file: &Path, options: &Options, talk: &Talk) -> anyhow::Result<Outc
         _ if run.file.served().is_some() => {
             let asked = served::check(&run, &imported)?;
             match run.file.import.answers {
-                Answers::Teacher => asked,
-                Answers::Given => format!("{}\n{asked}", check_given(&imported)?),
+                AnswerSource::Teacher => asked,
+                AnswerSource::Given => format!("{}\n{asked}", check_given(&imported)?),
             }
         }
-        Some(folder) if run.file.import.answers == Answers::Teacher => {
+        Some(folder) if run.file.import.answers == AnswerSource::Teacher => {
             check_teacher(&run, folder, &imported.prompts)?
         }
         _ => check_given(&imported)?,
@@ -47,8 +48,8 @@ pub fn check(file: &Path, options: &Options, talk: &Talk) -> anyhow::Result<Outc
         dir.display(),
         imported.prompts.len(),
         imported.duplicates,
-        settings.steps.get(),
-        settings.batch.get(),
+        settings.steps,
+        settings.batch,
         others(settings),
         file.display(),
     ));
@@ -56,12 +57,12 @@ pub fn check(file: &Path, options: &Options, talk: &Talk) -> anyhow::Result<Outc
 }
 
 /// What is trained beside the student, in words.
-fn others(train: &Train) -> String {
+fn others(train: &Settings) -> String {
     let controls = match train.controls.len() {
         0 => "no controls".to_owned(),
         n => format!("and as many for each of {n} controls"),
     };
-    match train.seeds.get() {
+    match train.seeds {
         1 => controls,
         seeds => format!("{controls}, the student and `sft` with {seeds} seeds"),
     }
@@ -111,7 +112,7 @@ fn check_student(run: &Loaded, teacher: Option<&Path>) -> anyhow::Result<String>
     weight_files(&folder)?;
     Ok(match run.file.student.every {
         Some(every) => {
-            let layers = config.num_hidden_layers.div_ceil(every.get());
+            let layers = config.num_hidden_layers.div_ceil(every);
             format!("{}, cut to {layers} layers", folder.display())
         }
         None => format!("{}: {}", folder.display(), shape(&config)),

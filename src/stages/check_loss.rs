@@ -3,14 +3,15 @@
 use std::path::Path;
 
 use anyhow::bail;
-use potstill_datasets::Signal;
+use potstill_datasets::{Signal, manifest_path};
 use potstill_model::Device;
+use potstill_student::Objective;
 use potstill_student::check::{Case, Check, check_loss as check, trainer};
 
 use super::rows::Rows;
 use super::{Context, Options, Outcome, device, run_dir_path, train};
 use crate::progress::Talk;
-use crate::run_file::{Loaded, Loss};
+use crate::run_file::Loaded;
 
 /// Sequences of the run's own that are looked at, and the longest, tokens: the definition is slow.
 const ROWS: usize = 2;
@@ -26,20 +27,19 @@ const PARAMETERS: usize = 3;
 pub fn check_loss(file: &Path, options: &Options, talk: &Talk) -> anyhow::Result<Outcome> {
     let run = Loaded::read(file)?;
     let device = device(&options.device)?;
-    let loss = &run.file.train.loss;
-    let objective = loss.objective();
+    let objective = &run.file.train.objective;
     let mut failed = 0;
     let random = Case::random(objective.temperature, &device)?;
     let mut show = |on: &str, case: &Case| -> anyhow::Result<()> {
-        talk.line(&format!("checking {} on {on}", said(loss)));
-        let checks = check(&objective, case, &trainer)?;
+        talk.line(&format!("checking {} on {on}", said(objective)));
+        let checks = check(objective, case, &trainer)?;
         failed += checks.iter().filter(|check| !check.passed()).count();
         talk.data(&table(on, &checks));
         Ok(())
     };
     show("a small random model", &random)?;
     let dir = run_dir_path(&run, options);
-    if dir.join("train").join("manifest.json").exists() {
+    if manifest_path(&dir.join("train")).exists() {
         let context = Context::open(file, options)?;
         match own(&context, &device)? {
             Some(case) => show("the run's own student and signals", &case)?,
@@ -55,10 +55,9 @@ pub fn check_loss(file: &Path, options: &Options, talk: &Talk) -> anyhow::Result
 }
 
 /// The weights above 0, in words.
-fn said(loss: &Loss) -> String {
-    let objective = loss.objective();
+fn said(objective: &Objective) -> String {
     let mut terms: Vec<String> = objective
-        .divergences
+        .divergences()
         .iter()
         .map(|term| format!("{} × {}", term.weight, term.divergence.name()))
         .collect();
@@ -96,7 +95,7 @@ fn own(context: &Context, on: &Device) -> anyhow::Result<Option<Case>> {
     if signals.is_empty() {
         return Ok(None);
     }
-    let start = |device: &Device| train::start_on(&context.run, "student", device);
+    let start = |device: &Device| train::start_on(&context.run, 0, device);
     let model = start(&Device::flex())?;
     let on_device = match *on == Device::flex() {
         true => model.clone(),

@@ -3,12 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
-use potstill_datasets::{ChatTemplate, Tokenizer, hash_file};
+use potstill_datasets::range::FilePath;
+use potstill_datasets::{ChatTemplate, FloatType, TemplateSource, Tokenizer, hash_file};
 use potstill_model::{Config, DType, weight_files};
 use sha2::{Digest, Sha256};
 
-use crate::run_file::ranges::RunPath;
-use crate::run_file::{Dtype, Loaded, Teacher};
+use crate::run_file::{Loaded, Teacher};
 
 /// Files beside the weights that change what a checkpoint computes or how text is read.
 const SMALL_FILES: [&str; 5] = [
@@ -23,8 +23,8 @@ const SMALL_FILES: [&str; 5] = [
 ///
 /// # Errors
 /// [`crate::run_file::ConfigError`] that points at `key`.
-pub fn folder(run: &Loaded, key: &[&str], path: &RunPath) -> anyhow::Result<PathBuf> {
-    let folder = path.resolve(run.path.parent().unwrap_or(Path::new("")));
+pub fn folder(run: &Loaded, key: &[&str], path: &FilePath) -> anyhow::Result<PathBuf> {
+    let folder = path.as_path().to_owned();
     if folder.join("config.json").is_file() {
         return Ok(folder);
     }
@@ -63,7 +63,7 @@ pub fn teachers_text(run: &Loaded) -> anyhow::Result<Option<PathBuf>> {
     let Some(path) = &teacher.tokenizer else {
         return Ok(None);
     };
-    let folder = run.resolve(path);
+    let folder = path.as_path().to_owned();
     match folder.join("tokenizer.json").is_file() {
         true => Ok(Some(folder)),
         false => {
@@ -165,10 +165,10 @@ pub fn template(run: &Loaded, dir: &Path) -> anyhow::Result<ChatTemplate> {
         None => ("student", &run.file.student.template),
     };
     match template {
-        Some(path) if path.as_written() == "plain" => Ok(ChatTemplate::plain()?),
-        Some(path) => {
-            let file = run.resolve(path);
-            let source = std::fs::read_to_string(&file).map_err(|e| {
+        Some(TemplateSource::Plain) => Ok(ChatTemplate::plain()?),
+        Some(TemplateSource::File(file)) => {
+            let file = file.as_path();
+            let source = std::fs::read_to_string(file).map_err(|e| {
                 run.problem(
                     &[table, "template"],
                     format!("cannot read {}: {e}", file.display()),
@@ -178,24 +178,26 @@ pub fn template(run: &Loaded, dir: &Path) -> anyhow::Result<ChatTemplate> {
             ChatTemplate::from_source(&name, &source).with_context(|| format!("cannot use {name}"))
         }
         None => ChatTemplate::from_dir(dir)?.ok_or_else(|| {
-            run.problem(
-                &[table],
-                format!(
-                    "{} has no chat template: set `template = \"plain\"`, which puts messages one after the other, or name a .jinja file",
-                    dir.display()
-                ),
-            )
-            .into()
+            let own = run.file.student.path.as_ref();
+            let key: &[&str] = match own.is_some_and(|path| path.as_path() == dir) {
+                true => &["student", "path"],
+                false => &[table],
+            };
+            let what = format!(
+                "{} has no chat template\nhint: set `template` in [{table}]: \"plain\" puts messages one after the other, and a path names a .jinja file",
+                dir.display()
+            );
+            run.problem(key, what).into()
         }),
     }
 }
 
 /// The run file's type as the model's.
-pub fn dtype(dtype: Dtype) -> DType {
+pub fn dtype(dtype: FloatType) -> DType {
     match dtype {
-        Dtype::F32 => DType::F32,
-        Dtype::Bf16 => DType::BF16,
-        Dtype::F16 => DType::F16,
-        Dtype::F64 => DType::F64,
+        FloatType::F32 => DType::F32,
+        FloatType::Bf16 => DType::BF16,
+        FloatType::F16 => DType::F16,
+        FloatType::F64 => DType::F64,
     }
 }

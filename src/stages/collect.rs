@@ -17,8 +17,8 @@ use std::path::Path;
 
 use anyhow::Context as _;
 use potstill_datasets::{
-    Completion, PROMPTS_PER_SHARD, Prompt, Provenance, Reasoning, ShardWriter, Signal, prompt_ids,
-    shard_name, stage_key,
+    AnswerSource, Completion, PROMPTS_PER_SHARD, Prompt, Provenance, Reasoning, ShardWriter,
+    Signal, prompt_ids, shard_name, stage_key,
 };
 use potstill_model::Config;
 use potstill_teacher::{Ask, Local, LocalSettings, Sampling, Scoring};
@@ -30,7 +30,7 @@ use super::score::{score_all, scoring, without_no_draws};
 use super::{Context, Done, Outcome, checkpoint, collect_given, counts, import, served, stage};
 use crate::interrupt;
 use crate::run_dir::{Earlier, Plan, settings_of, short};
-use crate::run_file::{Answers, Loaded, RunFile, Signals};
+use crate::run_file::{Loaded, RunFile, Signals};
 
 /// Asks the teacher for what is not there yet, and publishes all of it.
 ///
@@ -39,7 +39,7 @@ use crate::run_file::{Answers, Loaded, RunFile, Signals};
 /// teacher cannot be read, or the disk refuses; what was answered stays.
 pub fn collect(context: &Context) -> anyhow::Result<Outcome> {
     let run = &context.run;
-    if run.file.import.answers == Answers::Given {
+    if run.file.import.answers == AnswerSource::Given {
         return collect_given::collect(context);
     }
     if run.file.served().is_some() {
@@ -313,11 +313,7 @@ pub(super) fn open_local(context: &Context, folder: &Path) -> anyhow::Result<Loc
 
 /// Marks of reasoning, as the run file has them.
 pub(crate) fn reasoning(run: &Loaded) -> Option<Reasoning> {
-    let marks = run.file.collect.reasoning.as_ref()?;
-    Some(Reasoning {
-        open: marks.open.clone(),
-        close: marks.close.clone(),
-    })
+    run.file.collect.reasoning.clone()
 }
 
 /// The longest prompt in tokens, when every prompt fits into the teacher's context with

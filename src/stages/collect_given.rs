@@ -64,7 +64,7 @@ pub(super) fn check_answered(imported: &Imported) -> anyhow::Result<()> {
         }
         if !answered {
             bail!(
-                "{} has no answer, and `answers` of [import] is \"given\": add one (an assistant turn at the end, or a column `output`), take the row out, or ask a teacher",
+                "{} has no answer, and `answers` of [import] is \"given\"\nhint: add an assistant turn at the end of `messages`, or name the column of answers (`answer` beside `question`, `output` beside `instruction`); or remove the row; or let a teacher answer",
                 prompt.source
             );
         }

@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::bail;
 use potstill_datasets::{
-    Completion, Dropped, Failed, FinishReason, Record, Selected, canonical_json, read_shard,
-    replace_file, shard_name, shards, write_shard,
+    Completion, CurateSettings, Dropped, Failed, FinishReason, KeptAnswers, Record, Selected,
+    WrongAnswers, canonical_json, read_shard, replace_file, shard_name, shards, write_shard,
 };
 use serde_json::json;
 use sha2::{Digest, Sha256};
@@ -17,7 +17,6 @@ use sha2::{Digest, Sha256};
 use super::served::score::UNSCORED;
 use super::{Context, Done, Outcome, counts, grade, stage};
 use crate::run_dir::{Plan, settings_of};
-use crate::run_file::{Curate, Keep, Wrong};
 
 /// Lists the answers to train on and those to measure on.
 ///
@@ -30,7 +29,7 @@ pub fn curate(context: &Context) -> anyhow::Result<Outcome> {
     let file = &context.run.file;
     let settings = &file.curate;
     let mut inputs = BTreeMap::from([("completions".to_owned(), completions.content_hash())]);
-    let drops_wrong = file.grade.is_some() && settings.wrong == Wrong::Drop;
+    let drops_wrong = file.grade.is_some() && settings.wrong == WrongAnswers::Drop;
     if drops_wrong {
         let verdicts = context.dir.require("verdicts", "grade", &context.run)?;
         inputs.insert("verdicts".to_owned(), verdicts.content_hash());
@@ -153,7 +152,7 @@ fn split(
     completions: &Path,
     verdicts: Option<&Path>,
     without: &HashSet<(String, u32)>,
-    settings: &Curate,
+    settings: &CurateSettings,
     seed: u32,
 ) -> anyhow::Result<Lists> {
     let mut lists = Lists::default();
@@ -201,19 +200,19 @@ fn split(
 }
 
 /// Why an answer is not kept.
-fn dropped(keep: Keep, finish_reason: FinishReason) -> Option<&'static str> {
+fn dropped(keep: KeptAnswers, finish_reason: FinishReason) -> Option<&'static str> {
     match (keep, finish_reason) {
         (_, FinishReason::Error) => Some("the teacher failed"),
-        (Keep::All, _) | (Keep::Finished, FinishReason::Stop) => None,
-        (Keep::Finished, FinishReason::Length) => Some("it was cut at `max_new_tokens`"),
-        (Keep::Finished, FinishReason::ToolCalls) => Some("it ended in a tool call"),
-        (Keep::Finished, FinishReason::ContentFilter) => Some("the teacher's filter cut it"),
+        (KeptAnswers::All, _) | (KeptAnswers::Finished, FinishReason::Stop) => None,
+        (KeptAnswers::Finished, FinishReason::Length) => Some("it was cut at `max_new_tokens`"),
+        (KeptAnswers::Finished, FinishReason::ToolCalls) => Some("it ended in a tool call"),
+        (KeptAnswers::Finished, FinishReason::ContentFilter) => Some("the teacher's filter cut it"),
     }
 }
 
 /// Whether a prompt is on the held-out side.
-pub(super) fn is_heldout(settings: &Curate, seed: u32, prompt_id: &str) -> bool {
-    share(seed, prompt_id) < settings.heldout.get()
+pub(super) fn is_heldout(settings: &CurateSettings, seed: u32, prompt_id: &str) -> bool {
+    share(seed, prompt_id) < settings.heldout
 }
 
 /// A prompt's place between 0 and 1.

@@ -2,18 +2,18 @@
 
 use std::collections::BTreeMap;
 
-use potstill_datasets::{CONFIDENCE_BINS, SequenceValues, read_shard, replace_file, write_shard};
+use potstill_datasets::{
+    CONFIDENCE_BINS, RunModel, SequenceValues, read_shard, replace_file, write_shard,
+};
 use potstill_eval::{Heldout, Metric, interval};
-use potstill_model::{DType, Llama};
 use serde_json::json;
 
+use super::models::{heldout_home, load, model_key, results_file};
 use super::rows::Rows;
-use super::{Context, Done, Outcome, answers, counts, each, score, stage, train};
+use super::{Context, Done, Outcome, answers, counts, each, score, stage};
 use crate::interrupt;
 use crate::run_dir::Plan;
 
-/// The model that training starts from, as a student that took no step.
-pub(crate) const UNTRAINED: &str = "untrained";
 const SAMPLES_FILE: &str = "samples.parquet";
 
 /// Measures every model of the run on the held-out answers.
@@ -21,61 +21,34 @@ const SAMPLES_FILE: &str = "samples.parquet";
 /// # Errors
 /// When nothing was curated, or a student is not exported yet.
 pub fn eval(context: &Context) -> anyhow::Result<Outcome> {
-    let mut names = vec![UNTRAINED.to_owned()];
-    names.extend(context.trained());
-    let measured = each(&names, |name| eval_one(context, name))?;
+    let mut models = vec![RunModel::Base];
+    models.extend(context.variants().into_iter().map(RunModel::Trained));
+    let measured = each(&models, |model| eval_one(context, *model))?;
     if matches!(measured, Outcome::Stopped | Outcome::WouldRun) {
         return Ok(measured);
     }
     if context.run.file.local().is_some() {
-        names.insert(0, answers::TEACHER.to_owned());
+        models.insert(0, RunModel::Teacher);
     }
-    let answered = each(&names, |name| answers::answer_one(context, name))?;
+    let answered = each(&models, |model| answers::answer_one(context, *model))?;
     Ok(match answered {
         Outcome::UpToDate => measured,
         other => other,
     })
 }
 
-/// What identifies a model that is measured.
-pub(super) fn model_key(context: &Context, name: &str) -> anyhow::Result<String> {
-    let run = &context.run;
-    match name {
-        UNTRAINED => train::start_key(run, name),
-        _ => Ok(context
-            .dir
-            .require(&export_home(name), "export", run)?
-            .content_hash()),
-    }
-}
-
-/// An exported student.
-pub(super) fn load_export(context: &Context, name: &str) -> anyhow::Result<Llama> {
-    let folder = context.dir.path(&export_home(name));
-    Ok(potstill_model::load(&folder, DType::F32, &context.device)?)
-}
-
-fn export_home(name: &str) -> String {
-    format!("students/{name}/export")
-}
-
-/// Where a model's figures are.
-pub(crate) fn home(name: &str) -> String {
-    format!("students/{name}/eval/heldout")
-}
-
-fn eval_one(context: &Context, name: &str) -> anyhow::Result<Outcome> {
+fn eval_one(context: &Context, model: RunModel) -> anyhow::Result<Outcome> {
     let run = &context.run;
     let completions = context.dir.require("completions", "collect", run)?;
     let curation = context.dir.require("train", "curate", run)?;
-    let model = model_key(context, name)?;
-    let resamples = run.file.eval.resamples.get();
-    let chunk_rows = run.file.train.chunk_rows.get();
+    let model_key = model_key(context, model)?;
+    let resamples = run.file.eval.resamples;
+    let chunk_rows = run.file.train.chunk_rows;
     let seed = u64::from(run.file.run.seed);
     let plan = Plan {
-        stage: format!("eval {name}"),
-        home: home(name),
-        outputs: vec![home(name)],
+        stage: format!("eval {model}"),
+        home: heldout_home(model),
+        outputs: vec![heldout_home(model), results_file(&heldout_home(model))],
         settings: json!({
             "chunk_rows": chunk_rows,
             "confidence_bins": CONFIDENCE_BINS,
@@ -85,18 +58,15 @@ fn eval_one(context: &Context, name: &str) -> anyhow::Result<Outcome> {
         inputs: BTreeMap::from([
             ("completions".to_owned(), completions.content_hash()),
             ("heldout".to_owned(), curation.content_hash()),
-            ("model".to_owned(), model),
+            ("model".to_owned(), model_key),
         ])
         .into_iter()
         .chain(score::input(context)?)
         .collect(),
     };
     stage(context, &plan, |out| {
-        let out = out.join(home(name));
-        let model: Llama = match name {
-            UNTRAINED => train::start(context, name)?,
-            _ => load_export(context, name)?,
-        };
+        let home = heldout_home(model);
+        let model = load(context, model)?;
         let mut rows = Rows::open(context, "heldout")?;
         let len = rows.list.len();
         let mut work = context.talk.work(&plan.stage, "sequences", 0, len as u64);
@@ -109,7 +79,7 @@ fn eval_one(context: &Context, name: &str) -> anyhow::Result<Outcome> {
         let Some(values) = values else {
             return Ok(None);
         };
-        write_shard(&out.join(SAMPLES_FILE), &values, &[])?;
+        write_shard(&out.join(&home).join(SAMPLES_FILE), &values, &[])?;
         let figure = |metric| interval(&values, metric, resamples, seed);
         let results = json!({
             "heldout": Heldout::from_values(&values)?,
@@ -118,7 +88,7 @@ fn eval_one(context: &Context, name: &str) -> anyhow::Result<Outcome> {
             "agreement": figure(Metric::Agreement)?,
         });
         let results = serde_json::to_string_pretty(&results)? + "\n";
-        replace_file(&out.join("results.json"), results.as_bytes())?;
+        replace_file(&out.join(results_file(&home)), results.as_bytes())?;
         let tokens = values.iter().map(|v| v.tokens as usize).sum();
         Ok(Some(Done::new(counts([
             ("sequences", len),
@@ -128,8 +98,8 @@ fn eval_one(context: &Context, name: &str) -> anyhow::Result<Outcome> {
 }
 
 /// A model's published values, in the order of `heldout/`.
-pub(crate) fn values(context: &Context, name: &str) -> anyhow::Result<Vec<SequenceValues>> {
-    let path = context.dir.path(&home(name)).join(SAMPLES_FILE);
+pub(crate) fn values(context: &Context, model: RunModel) -> anyhow::Result<Vec<SequenceValues>> {
+    let path = context.dir.path(&heldout_home(model)).join(SAMPLES_FILE);
     let mut values = Vec::new();
     for value in read_shard::<SequenceValues>(&path)? {
         values.push(value?);

@@ -6,13 +6,17 @@ use std::fmt::Write;
 use std::fs;
 
 use anyhow::Context as _;
-use potstill_datasets::{Manifest, Provenance, read_footer, replace_file, shards};
+use potstill_datasets::{
+    AnswerSource, Arm, FloatType, Manifest, Provenance, RunModel, Variant, read_footer,
+    replace_file, shards,
+};
 use potstill_model::{Config, DType};
 use serde_json::json;
 
-use super::{Context, Done, Outcome, checkpoint, counts, each, seed_of, stage, train};
+use super::models::export_home;
+use super::{Context, Done, Outcome, checkpoint, counts, each, stage, train};
 use crate::run_dir::{Plan, settings_of};
-use crate::run_file::{Answers, Dtype, RunFile};
+use crate::run_file::RunFile;
 
 /// What is copied from the checkpoint that the student started from.
 const COPIED: [&str; 5] = [
@@ -28,18 +32,18 @@ const COPIED: [&str; 5] = [
 /// # Errors
 /// When one is not trained yet, or a file cannot be read or written.
 pub fn export(context: &Context) -> anyhow::Result<Outcome> {
-    each(&context.trained(), |name| export_one(context, name))
+    each(context.variants(), |variant| export_one(context, variant))
 }
 
-fn export_one(context: &Context, name: &str) -> anyhow::Result<Outcome> {
+fn export_one(context: &Context, variant: Variant) -> anyhow::Result<Outcome> {
     let trained = context
         .dir
-        .require(&format!("students/{name}"), "train", &context.run)?;
-    let home = format!("students/{name}/export");
+        .require(&format!("students/{variant}"), "train", &context.run)?;
+    let home = export_home(variant);
     let source = checkpoint::student(&context.run)?;
     let dtype = context.run.file.export.dtype;
     let plan = Plan {
-        stage: format!("export {name}"),
+        stage: format!("export {variant}"),
         home: home.clone(),
         outputs: vec![home.clone()],
         settings: json!({ "dtype": settings_of(&dtype)? }),
@@ -50,7 +54,7 @@ fn export_one(context: &Context, name: &str) -> anyhow::Result<Outcome> {
     };
     stage(context, &plan, |out| {
         let out = out.join(&home);
-        let last = context.dir.path(&train::last_checkpoint(context, name));
+        let last = context.dir.path(&train::last_checkpoint(context, variant));
         let model = potstill_model::load(&last, DType::F32, &context.device)?;
         potstill_model::save(&model, &out, checkpoint::dtype(dtype))?;
         for file in COPIED.iter().filter(|file| source.join(file).exists()) {
@@ -59,7 +63,7 @@ fn export_one(context: &Context, name: &str) -> anyhow::Result<Outcome> {
                 fs::read(&from).with_context(|| format!("cannot read {}", from.display()))?;
             replace_file(&out.join(file), &text)?;
         }
-        let card = card(context, name, &trained, model.config(), dtype)?;
+        let card = card(context, variant, &trained, model.config(), dtype)?;
         replace_file(&out.join("README.md"), card.as_bytes())?;
         Ok(Some(Done::new(counts([(
             "parameters",
@@ -78,10 +82,10 @@ pub(crate) fn provenance(context: &Context) -> anyhow::Result<Vec<Provenance>> {
 
 fn card(
     context: &Context,
-    name: &str,
+    variant: Variant,
     trained: &Manifest,
     config: &Config,
-    dtype: Dtype,
+    dtype: FloatType,
 ) -> anyhow::Result<String> {
     let run = &context.run.file;
     let teachers = provenance(context)?;
@@ -91,9 +95,9 @@ fn card(
     }
     let _ = write!(
         out,
-        "tags:\n- distillation\n- potstill\n---\n\n# {} ({name})\n\n{}, trained by Potstill {} in run `{}`.\n\n",
+        "tags:\n- distillation\n- potstill\n---\n\n# {} ({variant})\n\n{}, trained by Potstill {} in run `{}`.\n\n",
         run.run.name.as_str(),
-        learned_from(run, name),
+        learned_from(run, variant.into()),
         env!("CARGO_PKG_VERSION"),
         run.run.name.as_str(),
     );
@@ -122,19 +126,23 @@ fn card(
     Ok(out)
 }
 
-/// What a student learned from, in words.
-pub(crate) fn learned_from(file: &RunFile, name: &str) -> String {
+/// Describes what a model learned from.
+pub(crate) fn learned_from(file: &RunFile, model: RunModel) -> String {
     let text = match file.import.answers {
-        Answers::Teacher => "the teacher's text",
-        Answers::Given => "the data's text",
+        AnswerSource::Teacher => "the teacher's text",
+        AnswerSource::Given => "the data's text",
     };
-    match seed_of(name).0 {
-        "untrained" => "nothing: the start of all others".to_owned(),
-        "shuffled" => format!("{text}, each position with the distribution of another"),
-        "student" if file.has_signals() => match file.import.answers {
-            Answers::Teacher => "the teacher's text and distributions".to_owned(),
-            Answers::Given => format!("{text} and the teacher's distributions"),
-        },
-        _ => format!("{text}, cross-entropy only"),
+    let RunModel::Trained(Variant { arm, .. }) = model else {
+        return "nothing: the start of all others".to_owned();
+    };
+    match (arm, file.import.answers) {
+        (Arm::Shuffled, _) => format!("{text}, each position with the distribution of another"),
+        (Arm::Student, AnswerSource::Teacher) if file.has_signals() => {
+            "the teacher's text and distributions".to_owned()
+        }
+        (Arm::Student, AnswerSource::Given) if file.has_signals() => {
+            format!("{text} and the teacher's distributions")
+        }
+        (Arm::Student | Arm::Sft, _) => format!("{text}, cross-entropy only"),
     }
 }

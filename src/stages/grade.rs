@@ -26,7 +26,7 @@ pub fn grade(context: &Context) -> anyhow::Result<Outcome> {
     };
     let prompts = context.dir.require("prompts", "import", run)?;
     let completions = context.dir.require("completions", "collect", run)?;
-    let grader = Grader::from(settings.grader);
+    let grader = settings.grader;
     let plan = Plan {
         stage: "grade".to_owned(),
         home: "verdicts".to_owned(),

@@ -5,14 +5,14 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, anyhow};
 use potstill_datasets::{
-    Columns, Completion, Error, Imported, PROMPTS_PER_SHARD, Prompt, Reasoning, hash_file,
-    read_shard, shard_name, shards, split_reasoning, write_shard,
+    AnswerSource, Completion, Error, ImportSettings, Imported, PROMPTS_PER_SHARD, Prompt,
+    Reasoning, hash_file, read_shard, shard_name, shards, split_reasoning, write_shard,
 };
 use serde_json::json;
 
 use super::{Context, Done, Outcome, collect, counts, stage};
 use crate::run_dir::Plan;
-use crate::run_file::{Columns as ColumnNames, Loaded};
+use crate::run_file::Loaded;
 
 /// Reads the prompts and publishes them.
 ///
@@ -20,17 +20,23 @@ use crate::run_file::{Columns as ColumnNames, Loaded};
 /// When the source is absent or a line of it is no prompt.
 pub fn import(context: &Context) -> anyhow::Result<Outcome> {
     let path = source(&context.run)?;
+    let mut settings = json!({
+        "columns": context.run.file.import.columns,
+        "system": context.run.file.import.system,
+        "limit": limit(&context.run, context.limit),
+        // A prompt's source names the file.
+        "name": path.file_name().map(|name| name.to_string_lossy()),
+    });
+    // Rows that repeat a question count as duplicates unless their answers are learned from.
+    let import = &context.run.file.import;
+    if import.answers == AnswerSource::Given && import.columns.answer.is_some() {
+        settings["answers"] = json!("given");
+    }
     let plan = Plan {
         stage: "import".to_owned(),
         home: "prompts".to_owned(),
         outputs: vec!["prompts".to_owned()],
-        settings: json!({
-            "columns": context.run.file.import.columns,
-            "system": context.run.file.import.system,
-            "limit": limit(&context.run, context.limit),
-            // A prompt's source names the file.
-            "name": path.file_name().map(|name| name.to_string_lossy()),
-        }),
+        settings,
         inputs: BTreeMap::from([("source".to_owned(), hash_file(&path)?.sha256)]),
     };
     stage(context, &plan, |out| {
@@ -51,7 +57,7 @@ pub fn import(context: &Context) -> anyhow::Result<Outcome> {
 
 /// The source of the run file, which must be a file.
 pub(crate) fn source(run: &Loaded) -> anyhow::Result<PathBuf> {
-    let path = run.resolve(&run.file.import.path);
+    let path = run.file.import.path.as_path().to_owned();
     match std::fs::metadata(&path) {
         Ok(found) if found.is_file() => Ok(path),
         Ok(_) => Err(run
@@ -71,15 +77,17 @@ pub(crate) fn source(run: &Loaded) -> anyhow::Result<PathBuf> {
 }
 
 fn limit(run: &Loaded, flag: Option<usize>) -> Option<usize> {
-    flag.or(run.file.import.limit.map(|n| n.get()))
+    flag.or(run.file.import.limit)
 }
 
 /// Reads the source.
 pub(crate) fn read(run: &Loaded, flag: Option<usize>) -> anyhow::Result<Imported> {
-    let named = &run.file.import.columns;
-    let (columns, group) = (columns(named), named.group.as_deref());
-    let system = run.file.import.system.as_deref();
-    match potstill_datasets::import(&source(run)?, &columns, group, system, limit(run, flag)) {
+    source(run)?;
+    let settings = ImportSettings {
+        limit: limit(run, flag),
+        ..run.file.import.clone()
+    };
+    match potstill_datasets::import(&settings) {
         Ok(mut imported) => {
             if let Some(marks) = collect::reasoning(run) {
                 imported.answers.iter_mut().for_each(|a| part(a, &marks));
@@ -100,28 +108,6 @@ pub(crate) fn read(run: &Loaded, flag: Option<usize>) -> anyhow::Result<Imported
 fn part(answer: &mut Completion, marks: &Reasoning) {
     if answer.reasoning.is_none() {
         (answer.reasoning, answer.answer) = split_reasoning(&answer.answer, marks);
-    }
-}
-
-/// `columns` as the reader takes them; the run file's rules see to it that exactly one kind is named.
-fn columns(named: &ColumnNames) -> Columns {
-    match (
-        &named.text,
-        &named.question,
-        &named.instruction,
-        &named.messages,
-    ) {
-        (Some(text), _, _, _) => Columns::Text(text.clone()),
-        (_, Some(question), _, _) => Columns::QuestionAnswer {
-            question: question.clone(),
-            answer: named.answer.clone(),
-        },
-        (_, _, Some(instruction), _) => Columns::Instruction {
-            instruction: instruction.clone(),
-            input: named.input.clone(),
-            output: named.output.clone(),
-        },
-        (_, _, _, messages) => Columns::Messages(messages.clone().unwrap_or_default()),
     }
 }
 

@@ -6,12 +6,12 @@ mod measured;
 use std::collections::BTreeMap;
 
 use anyhow::Context as _;
-use potstill_datasets::{Manifest, replace_file};
+use potstill_datasets::{Manifest, RunModel, replace_file};
 use potstill_eval::{Heldout, LossCurve, LossPoint, Provenance, Report, StageFacts, count_seeds};
 use serde_json::json;
 
-use super::eval::{UNTRAINED, home};
-use super::{Context, Done, Outcome, answers, counts, export, stage};
+use super::models::{answers_home, export_home, heldout_home};
+use super::{Context, Done, Outcome, counts, export, stage};
 use crate::events::Event;
 use crate::run_dir::{Counts, Plan};
 
@@ -24,7 +24,10 @@ const FILES: [&str; 3] = ["report.html", "report.md", "report.json"];
 /// When a model is not measured yet, or results do not fit together.
 pub fn report(context: &Context) -> anyhow::Result<Outcome> {
     let run = &context.run;
-    let names: Vec<&str> = [UNTRAINED].into_iter().chain(context.students()).collect();
+    let arms = context.arms();
+    let models: Vec<RunModel> = ([RunModel::Base].into_iter())
+        .chain(arms.iter().map(|arm| arm.first().into()))
+        .collect();
     let mut inputs = BTreeMap::new();
     for (home, stage) in homes(context) {
         let manifest = context.dir.require(&home, &stage, run)?;
@@ -34,12 +37,12 @@ pub fn report(context: &Context) -> anyhow::Result<Outcome> {
         stage: "report".to_owned(),
         home: String::new(),
         outputs: FILES.map(str::to_owned).to_vec(),
-        settings: json!({ "name": run.file.run.name.as_str(), "students": names }),
+        settings: json!({ "name": run.file.run.name.as_str(), "students": models }),
         inputs,
     };
     let mut verdict = Vec::new();
     let outcome = stage(context, &plan, |out| {
-        let report = build(context, &names)?;
+        let report = build(context, &models)?;
         replace_file(&out.join("report.html"), report.to_html()?.as_bytes())?;
         replace_file(&out.join("report.md"), report.to_markdown().as_bytes())?;
         replace_file(&out.join("report.json"), report.to_json().as_bytes())?;
@@ -89,45 +92,39 @@ fn homes(context: &Context) -> Vec<(String, String)> {
         .into_iter()
         .map(|(home, stage)| (home.to_owned(), stage.to_owned()))
         .collect();
-    let mut names = context.trained();
-    for name in &names {
-        homes.push((format!("students/{name}"), "train".to_owned()));
-        homes.push((format!("students/{name}/export"), "export".to_owned()));
+    let mut models = vec![RunModel::Base];
+    for variant in context.variants() {
+        homes.push((format!("students/{variant}"), "train".to_owned()));
+        homes.push((export_home(variant), "export".to_owned()));
+        models.push(variant.into());
     }
-    names.insert(0, UNTRAINED.to_owned());
-    homes.extend(names.iter().map(|name| (home(name), "eval".to_owned())));
+    homes.extend((models.iter()).map(|model| (heldout_home(*model), "eval".to_owned())));
     if file.eval.answers.is_some() {
-        let teacher = file.local().map(|_| answers::TEACHER.to_owned());
-        let models = teacher.into_iter().chain(names);
-        homes.extend(models.map(|name| (answers::home(&name), "eval".to_owned())));
+        let teacher = file.local().map(|_| RunModel::Teacher);
+        let models = teacher.into_iter().chain(models);
+        homes.extend(models.map(|model| (answers_home(model), "eval".to_owned())));
     }
     homes
 }
 
-fn build(context: &Context, names: &[&str]) -> anyhow::Result<Report> {
-    let models = measured::Models::read(context, names)?;
-    let teacher = models.teacher(context)?;
-    let students = models.students(context)?;
-    let mut comparisons = models.comparisons()?;
+fn build(context: &Context, models: &[RunModel]) -> anyhow::Result<Report> {
+    let measured = measured::Models::read(context, models)?;
+    let teacher = measured.teacher(context)?;
+    let students = measured.students(context)?;
+    let mut comparisons = measured.comparisons()?;
     count_seeds(&mut comparisons, &students);
     let (stages, seconds) = stages(context)?;
     Ok(Report {
         run: context.run.file.run.name.as_str().to_owned(),
         potstill: env!("CARGO_PKG_VERSION").to_owned(),
         conclusion: Report::conclude(teacher.as_ref(), &students, &comparisons),
-        heldout: Heldout::from_values(models.heldout())?,
-        grader: context
-            .run
-            .file
-            .eval
-            .answers
-            .as_ref()
-            .map(|a| a.grader.into()),
+        heldout: Heldout::from_values(measured.heldout())?,
+        grader: context.run.file.eval.answers.as_ref().map(|a| a.grader),
         teacher,
         students,
         comparisons,
-        losses: losses(context, names)?,
-        samples: models.samples(context)?,
+        losses: losses(context, models)?,
+        samples: measured.samples(context)?,
         stages,
         seconds,
         provenance: provenance(context)?,
@@ -136,15 +133,15 @@ fn build(context: &Context, names: &[&str]) -> anyhow::Result<Report> {
 }
 
 /// The loss curves, from what each training wrote at each step.
-fn losses(context: &Context, names: &[&str]) -> anyhow::Result<Vec<LossCurve>> {
+fn losses(context: &Context, models: &[RunModel]) -> anyhow::Result<Vec<LossCurve>> {
     let mut curves = Vec::new();
-    for name in names.iter().filter(|name| **name != UNTRAINED) {
-        let path = context.dir.path(&format!("students/{name}/metrics.jsonl"));
+    for model in models.iter().filter(|model| **model != RunModel::Base) {
+        let path = context.dir.path(&format!("students/{model}/metrics.jsonl"));
         let text = std::fs::read_to_string(&path)
             .with_context(|| format!("cannot read {}", path.display()))?;
         let points: Result<Vec<LossPoint>, _> = text.lines().map(serde_json::from_str).collect();
         curves.push(LossCurve {
-            name: (*name).to_owned(),
+            name: *model,
             points: points.with_context(|| format!("{} is damaged", path.display()))?,
         });
     }

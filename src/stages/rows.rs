@@ -52,7 +52,7 @@ impl Rows {
 
     /// With the normaliser of the loss's temperature alone.
     pub(crate) fn at_temperature(mut self, context: &Context) -> anyhow::Result<Rows> {
-        let temperature = context.run.file.train.loss.temperature.get();
+        let temperature = context.run.file.train.objective.temperature;
         if temperature == 1.0 {
             return Ok(self);
         }

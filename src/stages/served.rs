@@ -11,24 +11,25 @@ pub(crate) mod score;
 mod store;
 
 use std::cell::OnceCell;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use potstill_datasets::{
-    ChatTemplate, Completion, Imported, Prompt, Provenance, Signal, Tokenizer, canonical_json,
-    prompt_ids,
+    AnswerSource, ChatTemplate, Completion, Imported, Prompt, Provenance, Signal, Tokenizer,
+    canonical_json, prompt_ids,
 };
 use potstill_teacher::http::{
-    self, Asking, Caps, Dialect, Endpoint, Key, Method, Price, Provider, Settings, Spellings, Spent,
+    self, Api, ApiKey, Caps, ClientSettings, Dialect, Endpoint, Price, Provider, RequestSettings,
+    Spellings, Spending,
 };
 use serde_json::{Value, json};
 
 pub(crate) use self::probe::probe;
 use super::{checkpoint, collect as local};
 use crate::run_dir::settings_of;
-use crate::run_file::{Answers, Loaded, RunFile, Teacher};
+use crate::run_file::{Loaded, RunFile, Teacher};
 
 /// The list of requests, in the run directory.
 pub(super) const REQUESTS_FILE: &str = "requests.jsonl";
@@ -170,16 +171,16 @@ impl<'a> Served<'a> {
     }
 
     /// What every request has in common.
-    pub(super) fn asking(&self) -> Asking {
+    pub(super) fn request_settings(&self) -> RequestSettings {
         let collect = &self.run.file.collect;
         let reasoning_model = self.is_reasoning_model();
         let plain = self.dialect == Dialect::Openai;
         // A server with defaults of its own is told what the run file leaves at ours.
         let told = |value: f64, default: f64| (!plain || value != default).then_some(value);
-        Asking {
+        RequestSettings {
             model: self.model.clone(),
             dialect: self.dialect,
-            method: self.teacher.method.into(),
+            api: self.teacher.method.into(),
             reasoning_model,
             max_tokens: Some(collect.max_new_tokens.get() as u32),
             temperature: (!reasoning_model).then_some(collect.temperature.get()),
@@ -210,27 +211,27 @@ impl<'a> Served<'a> {
     /// Everything that an answer depends on, besides its prompt and sample index. Where the server is
     /// and how it is reached are not among it: a model may move.
     pub(super) fn answers(&self) -> anyhow::Result<Value> {
-        let asking = self.asking();
+        let request = self.request_settings();
         let RunFile { collect, run, .. } = &self.run.file;
-        let template = match (asking.method, &self.text) {
-            (Method::Completions, Some(text)) => Some(text.template.hash()),
+        let template = match (request.api, &self.text) {
+            (Api::Completions, Some(text)) => Some(text.template.hash()),
             _ => None,
         };
         Ok(json!({
-            "served": asking.model,
-            "dialect": settings_of(&asking.dialect)?,
-            "method": settings_of(&asking.method)?,
+            "served": request.model,
+            "dialect": settings_of(&request.dialect)?,
+            "method": settings_of(&request.api)?,
             "template": template,
             "licence": self.licence(),
             "seed": run.seed,
-            "max_new_tokens": asking.max_tokens,
-            "temperature": asking.temperature,
-            "top_p": asking.top_p,
-            "top_k": asking.top_k,
-            "min_p": asking.min_p,
-            "repetition_penalty": asking.repetition_penalty,
-            "stop": asking.stop,
-            "logprobs": asking.logprobs,
+            "max_new_tokens": request.max_tokens,
+            "temperature": request.temperature,
+            "top_p": request.top_p,
+            "top_k": request.top_k,
+            "min_p": request.min_p,
+            "repetition_penalty": request.repetition_penalty,
+            "stop": request.stop,
+            "logprobs": request.logprobs,
             "on_length": settings_of(&collect.on_length)?,
             "reasoning": settings_of(&collect.reasoning)?,
         }))
@@ -264,7 +265,11 @@ impl<'a> Served<'a> {
     ///
     /// # Errors
     /// [`crate::run_file::ConfigError`] where a key is not there.
-    pub(super) fn settings(&self, asking: Asking, spent: Spent) -> anyhow::Result<Settings> {
+    pub(super) fn settings(
+        &self,
+        request: RequestSettings,
+        spent: Spending,
+    ) -> anyhow::Result<ClientSettings> {
         let RunFile {
             collect,
             budget,
@@ -272,8 +277,8 @@ impl<'a> Served<'a> {
             ..
         } = &self.run.file;
         let seconds = |s: crate::run_file::ranges::Positive| Duration::from_secs_f64(s.get());
-        Ok(Settings {
-            asking,
+        Ok(ClientSettings {
+            request,
             endpoints: self.endpoints()?,
             timeouts: http::Timeouts {
                 connect: seconds(collect.timeouts.connect),
@@ -282,8 +287,8 @@ impl<'a> Served<'a> {
                 whole: seconds(collect.timeouts.whole),
             },
             attempts: collect.attempts.get() as u32,
-            backoff_first_seconds: collect.backoff.get(),
-            backoff_most_seconds: collect.longest_backoff.get(),
+            first_backoff_seconds: collect.backoff.get(),
+            max_backoff_seconds: collect.longest_backoff.get(),
             max_body_bytes: MAX_BODY_BYTES,
             caps: Caps {
                 usd: budget.usd.map(|usd| usd.get()),
@@ -358,11 +363,11 @@ impl<'a> Served<'a> {
         place: &[&str],
         env: Option<&str>,
         command: Option<&str>,
-    ) -> anyhow::Result<Option<Key>> {
+    ) -> anyhow::Result<Option<ApiKey>> {
         let refuse = |message: String| Err(self.run.problem(place, message).into());
         if let Some(name) = env {
             return match std::env::var(name) {
-                Ok(key) if !key.trim().is_empty() => Ok(Some(Key::new(key.trim().to_owned()))),
+                Ok(key) if !key.trim().is_empty() => Ok(Some(ApiKey::new(key.trim().to_owned()))),
                 _ => refuse(format!(
                     "the environment variable {name} is not set, and the key is in it: `export {name}=…` first"
                 )),
@@ -377,7 +382,7 @@ impl<'a> Served<'a> {
         };
         let key = String::from_utf8(output.stdout).unwrap_or_default();
         match (output.status.success(), key.trim()) {
-            (true, key) if !key.is_empty() => Ok(Some(Key::new(key.to_owned()))),
+            (true, key) if !key.is_empty() => Ok(Some(ApiKey::new(key.to_owned()))),
             (success, _) => refuse(format!(
                 "`key_command` {}: try it in a shell; it has to print the key and nothing else",
                 match success {
@@ -413,11 +418,11 @@ impl<'a> Served<'a> {
     }
 
     /// How many tokens the prompt has at most at the server, given its ids here.
-    pub(super) fn prompt_tokens_at_most(&self, prompt: &Prompt, ids: Option<&[u32]>) -> u32 {
-        let method = Method::from(self.teacher.method);
+    pub(super) fn max_prompt_tokens(&self, prompt: &Prompt, ids: Option<&[u32]>) -> u32 {
+        let method = Api::from(self.teacher.method);
         let tokens = match (ids, method) {
-            (Some(ids), Method::Completions) => ids.len() as u32,
-            (Some(ids), Method::Chat) => ids.len() as u32 + TEMPLATE_SLACK,
+            (Some(ids), Api::Completions) => ids.len() as u32,
+            (Some(ids), Api::Chat) => ids.len() as u32 + TEMPLATE_SLACK,
             // A token is at least a byte.
             (None, _) => (bytes(prompt) + UNKNOWN_TEMPLATE + UNKNOWN_MARKS * prompt.messages.len())
                 .min(u32::MAX as usize) as u32,
@@ -444,19 +449,19 @@ pub(super) fn check(run: &Loaded, imported: &Imported) -> anyhow::Result<String>
         collect, import, ..
     } = &run.file;
     let answers = imported.prompts.len() * collect.samples.get();
-    let spent = Spent::default();
-    if import.answers == Answers::Teacher {
+    let spent = Spending::default();
+    if import.answers == AnswerSource::Teacher {
         let ahead = forecast::of_answers(&served, &measured, answers, &spent);
         lines.push(format!("collect   {ahead}"));
     }
     if let Some(settings) = &run.file.score {
         let (tokens, answers) = match import.answers {
             // As long as they may be.
-            Answers::Teacher => {
+            AnswerSource::Teacher => {
                 let longest = (collect.max_new_tokens.get() * answers) as u64;
                 (measured.tokens_of(answers) + longest, answers)
             }
-            Answers::Given => score::check(&served, settings, imported)?,
+            AnswerSource::Given => score::check(&served, settings, imported)?,
         };
         let ahead = forecast::of_scores(&served, tokens, answers, &spent);
         lines.push(format!("score     {ahead}"));
@@ -484,11 +489,11 @@ fn provider(run: &Loaded, teacher: &Teacher) -> anyhow::Result<Option<Provider>>
     let Some(name) = &teacher.provider else {
         return Ok(None);
     };
-    let mut providers = http::providers()?;
+    let mut providers = http::known_providers()?;
     if let Some(path) = &teacher.providers {
-        let path: PathBuf = run.resolve(path);
-        let text = read(run, &path)?;
-        providers = http::merge(providers, &text, &path)?;
+        let path = path.as_path();
+        let text = read(run, path)?;
+        providers = http::merge_providers(providers, &text, path)?;
     }
     if let Some(provider) = providers.remove(name) {
         return Ok(Some(provider));

@@ -2,7 +2,8 @@
 //!
 //! The trainer keeps its own checkpoints and resumes from the newest. `started.json` says
 //! what a folder is being trained from; a folder that was begun from anything else is
-//! kept as `students/NAME.old-N`. `manifest.json` comes last, when all steps are done.
+//! kept as `students/NAME.old-N`. `students/NAME_manifest.json` comes last, when all steps
+//! are done.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -13,18 +14,20 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use anyhow::{Context as _, bail};
-use potstill_datasets::{Manifest, SCHEMA_VERSION, hash_files, read_footer, replace_file, shards};
+use potstill_datasets::{
+    Manifest, SCHEMA_VERSION, Variant, hash_files, read_footer, replace_file, shards,
+};
 use potstill_model::{Config, DType, Device, Llama};
-use potstill_student::{Form, Method, Overlong, Settings, StepMetrics};
+use potstill_student::{Settings, StepMetrics};
 use rayon::ThreadPoolBuilder;
 use serde_json::{Value, json};
 
 use super::rows::Rows;
-use super::{Context, Outcome, checkpoint, counts, each, score, seed_of};
+use super::{Context, Outcome, checkpoint, counts, each, score};
 use crate::events::Event;
 use crate::interrupt;
 use crate::run_dir::{LedgerLine, Plan, now, settings_of, short};
-use crate::run_file::{Loaded, LossForm, Overlong as RunOverlong, RunFile};
+use crate::run_file::{Loaded, RunFile};
 
 const STARTED_FILE: &str = "started.json";
 /// Parameters up to which a step is too little work to be shared among cores: one of 0.1 million
@@ -40,15 +43,15 @@ const STACK: usize = 8 << 20;
 /// the trainer fails; checkpoints stay.
 pub fn train(context: &Context) -> anyhow::Result<Outcome> {
     let mut plans = Vec::new();
-    for name in context.trained() {
-        let plan = plan(context, &name)?;
+    for variant in context.variants() {
+        let plan = plan(context, variant)?;
         match settled(context, &plan)? {
             Some(Outcome::UpToDate) => {}
             Some(outcome) => return Ok(outcome),
-            None => plans.push((name, plan)),
+            None => plans.push((variant, plan)),
         }
     }
-    let one = |(name, plan): &(String, Plan)| train_one(context, name, plan);
+    let one = |(variant, plan): &(Variant, Plan)| train_one(context, *variant, plan);
     match is_small(context)? {
         true => side_by_side(&plans, one),
         false => each(&plans, one),
@@ -130,7 +133,7 @@ fn side_by_side<S: Sync>(
     Ok(all)
 }
 
-fn train_one(context: &Context, name: &str, plan: &Plan) -> anyhow::Result<Outcome> {
+fn train_one(context: &Context, variant: Variant, plan: &Plan) -> anyhow::Result<Outcome> {
     let key = plan.key();
     let stage = &plan.stage;
     let Context { dir, talk, run, .. } = context;
@@ -151,7 +154,7 @@ fn train_one(context: &Context, name: &str, plan: &Plan) -> anyhow::Result<Outco
     talk.say(&Event::started(stage));
     let (began, started) = (Instant::now(), now());
     let mut rows = Rows::open(context, "train")?.at_temperature(context)?;
-    let settings = settings(&run.file, name);
+    let settings = settings(&run.file, variant.seed_index);
     let work = RefCell::new(talk.work(stage, "steps", 0, settings.steps));
     let mut tokens = 0;
     let stepped = Cell::new(false);
@@ -172,10 +175,10 @@ fn train_one(context: &Context, name: &str, plan: &Plan) -> anyhow::Result<Outco
         rows.get(i)
     };
     let trained = potstill_student::train(
-        start(context, name)?,
+        start(context, variant.seed_index)?,
         &mut row,
         len,
-        method(name),
+        variant.arm,
         &settings,
         &folder,
         &mut on_step,
@@ -200,7 +203,7 @@ fn train_one(context: &Context, name: &str, plan: &Plan) -> anyhow::Result<Outco
         talk.say(&Event::stopped(stage));
         return Ok(Outcome::Stopped);
     }
-    let last = last_checkpoint(context, name);
+    let last = last_checkpoint(context, variant);
     let mut files = hash_files(&dir.path(&last))?;
     // It counts bytes of `metrics.jsonl`, which tells speeds.
     files.remove("state.json");
@@ -221,22 +224,22 @@ fn train_one(context: &Context, name: &str, plan: &Plan) -> anyhow::Result<Outco
     Ok(Outcome::Done)
 }
 
-fn plan(context: &Context, name: &str) -> anyhow::Result<Plan> {
+fn plan(context: &Context, variant: Variant) -> anyhow::Result<Plan> {
     let run = &context.run;
     let completions = context.dir.require("completions", "collect", run)?;
     let curation = context.dir.require("train", "curate", run)?;
     Ok(Plan {
-        stage: format!("train {name}"),
-        home: format!("students/{name}"),
-        outputs: vec![format!("students/{name}")],
+        stage: format!("train {variant}"),
+        home: format!("students/{variant}"),
+        outputs: vec![format!("students/{variant}")],
         settings: json!({
-            "method": seed_of(name).0,
-            "train": settings_of(&settings(&run.file, name))?,
+            "method": variant.arm.name(),
+            "train": settings(&run.file, variant.seed_index).identity(),
         }),
         inputs: BTreeMap::from([
             ("completions".to_owned(), completions.content_hash()),
             ("train".to_owned(), curation.content_hash()),
-            ("start".to_owned(), start_key(run, name)?),
+            ("start".to_owned(), start_key(run, variant.seed_index)?),
         ])
         .into_iter()
         .chain(score::input(context)?)
@@ -244,56 +247,26 @@ fn plan(context: &Context, name: &str) -> anyhow::Result<Plan> {
     })
 }
 
-fn method(name: &str) -> Method {
-    match seed_of(name).0 {
-        "sft" => Method::Sft,
-        "shuffled" => Method::Shuffled,
-        _ => Method::Distill,
-    }
-}
-
-/// `[train]` as the trainer takes it for one of the students.
-pub(crate) fn settings(file: &RunFile, name: &str) -> Settings {
-    let train = &file.train;
+/// `[train]` with one of the seeds.
+pub(crate) fn settings(file: &RunFile, seed_index: u32) -> Settings {
     Settings {
-        steps: train.steps.get() as u64,
-        batch: train.batch.get(),
-        micro_batch: train.micro_batch.get(),
-        packing: train.packing,
-        learning_rate: train.learning_rate.get(),
-        warmup: train.warmup.get() as u64,
-        min_learning_rate: train.min_learning_rate.get(),
-        weight_decay: train.weight_decay.get(),
-        clip: train.clip.get(),
-        objective: train.loss.objective(),
-        form: match train.loss_form {
-            // Every device of every build has the kernels.
-            LossForm::Auto | LossForm::Fused => Form::Fused,
-            LossForm::Plain => Form::Plain,
-        },
-        max_length: train.max_length.get(),
-        overlong: match train.overlong {
-            RunOverlong::Drop => Overlong::Drop,
-            RunOverlong::Cut => Overlong::Cut,
-        },
-        checkpoint_every: train.checkpoint_every.get() as u64,
-        chunk_rows: train.chunk_rows.get(),
-        seed: seed(file, name),
+        seed: seed(file, seed_index),
+        ..file.train.clone()
     }
 }
 
-/// The seed of a model's start, where it is random, and of its training.
-pub(crate) fn seed(file: &RunFile, name: &str) -> u64 {
-    u64::from(file.run.seed) + u64::from(seed_of(name).1)
+/// Seed of a model's training and, if the student starts from random weights, of these weights.
+pub(crate) fn seed(file: &RunFile, seed_index: u32) -> u64 {
+    u64::from(file.run.seed) + u64::from(seed_index)
 }
 
-/// What identifies the model that a student's training starts from.
-pub(crate) fn start_key(run: &Loaded, name: &str) -> anyhow::Result<String> {
+/// Key that identifies the base, the model that training starts from.
+pub(crate) fn start_key(run: &Loaded, seed_index: u32) -> anyhow::Result<String> {
     let student = &run.file.student;
     let settings: Value = json!({
-        "every": student.every.map(|e| e.get()),
+        "every": student.every,
         "random": settings_of(&student.random)?,
-        "seed": student.random.as_ref().map(|_| seed(&run.file, name)),
+        "seed": student.random.as_ref().map(|_| seed(&run.file, seed_index)),
     });
     let folder = checkpoint::student(run)?;
     // A random student takes no weights from it, and there need not be any.
@@ -305,40 +278,31 @@ pub(crate) fn start_key(run: &Loaded, name: &str) -> anyhow::Result<String> {
     Ok(potstill_datasets::stage_key("start", &settings, &inputs))
 }
 
-/// The model that a student's training starts from, in f32.
-pub(crate) fn start(context: &Context, name: &str) -> anyhow::Result<Llama> {
-    start_on(&context.run, name, &context.device)
+/// Loads or initialises the base, the model that training starts from, in f32 on the run's device.
+pub(crate) fn start(context: &Context, seed_index: u32) -> anyhow::Result<Llama> {
+    start_on(&context.run, seed_index, &context.device)
 }
 
-/// The same, on a device of choice.
-pub(crate) fn start_on(run: &Loaded, name: &str, device: &Device) -> anyhow::Result<Llama> {
+/// Loads or initialises the base in f32 on `device`.
+pub(crate) fn start_on(run: &Loaded, seed_index: u32, device: &Device) -> anyhow::Result<Llama> {
     let folder = checkpoint::student(run)?;
     if let Some(config) = start_config(run, &folder)? {
-        let seed = seed(&run.file, name);
+        let seed = seed(&run.file, seed_index);
         return Ok(Llama::init(&config, seed, DType::F32, device)?);
     }
     let whole = potstill_model::load(&folder, DType::F32, device)?;
     match run.file.student.every {
-        Some(every) => Ok(potstill_model::cut(&whole, every.get())?),
+        Some(every) => Ok(potstill_model::prune_layers(&whole, every)?),
         None => Ok(whole),
     }
 }
 
 /// The shape of a random student: that of the run file, with the checkpoint's vocabulary.
 pub(crate) fn start_config(run: &Loaded, folder: &Path) -> anyhow::Result<Option<Config>> {
-    let Some(random) = &run.file.student.random else {
-        return Ok(None);
-    };
-    let heads = random.heads.get();
-    Ok(Some(Config {
-        hidden_size: random.hidden_size.get(),
-        intermediate_size: random.intermediate_size.get(),
-        num_hidden_layers: random.layers.get(),
-        num_attention_heads: heads,
-        num_key_value_heads: random.key_value_heads.map_or(heads, |h| h.get()),
-        head_dim: random.hidden_size.get() / heads,
-        ..Config::from_dir(folder)?
-    }))
+    Ok(match &run.file.student.random {
+        Some(random) => Some(random.config(Config::from_dir(folder)?)),
+        None => None,
+    })
 }
 
 /// Refuses signals over another vocabulary than the student's.
@@ -361,7 +325,7 @@ fn check_tokenizer(run: &Loaded, signals: &Path) -> anyhow::Result<()> {
 }
 
 /// The folder of the checkpoint that the last step wrote: a model in Hugging Face layout.
-pub(crate) fn last_checkpoint(context: &Context, name: &str) -> String {
-    let steps = context.run.file.train.steps.get();
-    format!("students/{name}/checkpoints/step-{steps:08}")
+pub(crate) fn last_checkpoint(context: &Context, variant: Variant) -> String {
+    let steps = context.run.file.train.steps;
+    format!("students/{variant}/checkpoints/step-{steps:08}")
 }

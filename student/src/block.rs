@@ -5,7 +5,7 @@ use std::ops::Range;
 use burn::tensor::{DType, Device, IndexingUpdateOp, Int, Tensor, TensorData};
 use potstill_datasets::Signal;
 use potstill_kernels::{EMPTY_NATS, RowStats};
-use potstill_model::{Llama, documents};
+use potstill_model::{Llama, document_lengths};
 
 use crate::error::Error;
 use crate::target::{Target, TargetRow};
@@ -145,7 +145,7 @@ impl Block {
     /// Lengths of what lies behind one another in the block, padding counted; together b · t.
     #[must_use]
     pub fn documents(&self) -> Vec<usize> {
-        documents(self.b, self.t, &self.lengths)
+        document_lengths(self.b, self.t, &self.lengths)
     }
 
     /// Rows: positions that carry loss.

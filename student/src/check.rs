@@ -9,10 +9,9 @@ mod definition;
 
 use burn::module::Module;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
-use potstill_datasets::Signal;
+use potstill_datasets::{Arm, Signal};
 use potstill_model::{Llama, MapParameters, Parameter, map_parameters};
 
-use crate::control::Method;
 use crate::error::Error;
 use crate::gradient::{Gradients, WindowGradient, window_gradient};
 use crate::head_loss::Form;
@@ -64,7 +63,7 @@ pub fn trainer(
     signals: &[Signal],
     settings: &Settings,
 ) -> Result<WindowGradient, Error> {
-    window_gradient(model, signals, Method::Distill, settings, 1)
+    window_gradient(model, signals, Arm::Student, settings, 1)
 }
 
 /// Holds `window` with `objective` on a case to its definition, to finite differences of the definition,

@@ -6,14 +6,14 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
+use potstill_datasets::Arm;
 use potstill_model::{Llama, Parameter};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
-use crate::control::Method;
 use crate::error::Error;
 use crate::optimizer::AdamW;
-use crate::settings::Settings;
 
 /// How many checkpoints are kept, the newest.
 const KEPT: usize = 2;
@@ -30,10 +30,22 @@ pub(crate) struct State {
     /// The same of TensorBoard's event file; 0 in checkpoints from before there was one.
     #[serde(default)]
     pub events_bytes: u64,
-    pub method: Method,
-    pub settings: Settings,
+    #[serde(rename = "method", with = "Method")]
+    pub arm: Arm,
+    /// [`Settings::identity`](crate::Settings::identity) of the run.
+    pub settings: Value,
     /// Rows that can be trained on.
     pub rows: u64,
+}
+
+/// The arms by their names in `state.json`.
+#[derive(Serialize, Deserialize)]
+#[serde(remote = "Arm", rename_all = "lowercase")]
+enum Method {
+    #[serde(rename = "distill")]
+    Student,
+    Sft,
+    Shuffled,
 }
 
 pub(crate) struct Checkpoint {
@@ -92,6 +104,7 @@ pub(crate) fn newest(
     dtype: DType,
     device: &Device,
     expected: &State,
+    weight_decay: f64,
 ) -> Result<Option<Checkpoint>, Error> {
     prune(dir)?;
     let Some((_, place)) = list(dir)?.pop() else {
@@ -102,7 +115,7 @@ pub(crate) fn newest(
     let state: State = serde_json::from_slice(&text).map_err(|why| bad(&path, why))?;
     check_same(&path, &state, expected)?;
     let model = potstill_model::load(&place, dtype, device)?;
-    let mut optimizer = AdamW::new(expected.settings.weight_decay);
+    let mut optimizer = AdamW::new(weight_decay);
     optimizer.step = state.step;
     load_moments(&place.join("optimizer.safetensors"), &mut optimizer, device)?;
     Ok(Some(Checkpoint {
@@ -117,23 +130,18 @@ fn check_same(path: &Path, found: &State, expected: &State) -> Result<(), Error>
         path: path.to_path_buf(),
         key: key.to_owned(),
     };
-    if found.method != expected.method {
+    if found.arm != expected.arm {
         return Err(other("method"));
     }
     if found.rows != expected.rows {
         return Err(other("the number of training rows"));
     }
-    // Both have been through text: its numbers may come back changed in the last digit.
-    let as_json = |settings: &Settings| {
-        let read: Settings = serde_json::from_str(&serde_json::to_string(settings)?)?;
-        serde_json::to_value(read)
-    };
-    let found = serde_json::to_value(&found.settings).map_err(|why| bad(path, why))?;
-    let expected = as_json(&expected.settings).map_err(|why| bad(path, why))?;
+    // A number may change in its last digit on its way through text, so both go through it.
+    let expected = serde_json::from_str::<Value>(&expected.settings.to_string())
+        .map_err(|why| bad(path, why))?;
+    let found = &found.settings;
     // What is off may be absent on either side.
-    let keys = [&expected, &found]
-        .into_iter()
-        .filter_map(|s| s.as_object());
+    let keys = [&expected, found].into_iter().filter_map(|s| s.as_object());
     let mut keys = keys.flat_map(|settings| settings.keys());
     match keys.find(|key| found.get(key.as_str()) != expected.get(key.as_str())) {
         Some(key) => Err(other(key)),

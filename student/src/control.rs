@@ -2,22 +2,8 @@
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use serde::{Deserialize, Serialize};
 
 use crate::target::Target;
-
-/// What a student learns from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Method {
-    /// The teacher's distributions, by the run's loss.
-    Distill,
-    /// The same tokens by cross-entropy alone, with the weights of all terms added up.
-    Sft,
-    /// Every loss position gets the distribution of another one; tokens and mask stay. A student that
-    /// learns as much from these did not learn from the teacher's distributions.
-    Shuffled,
-}
 
 /// Moves each distribution of a window to another position: a random cyclic permutation (Sattolo
 /// 1986), so that none stays where it was unless it is the only one.

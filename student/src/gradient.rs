@@ -9,12 +9,12 @@ use std::ops::Range;
 
 use burn::module::Module;
 use burn::tensor::{Gradients as Tape, Tensor};
-use potstill_datasets::{Signal, pack};
-use potstill_kernels::{Head, RowStats, Sum, add_rows};
+use potstill_datasets::{Arm, Signal, pack};
+use potstill_kernels::{LogQSum, LogitTransform, RowStats, add_rows};
 use potstill_model::{Llama, Parameter, named_parameters};
 
 use crate::block::{Block, Targets};
-use crate::control::{Method, shuffle};
+use crate::control::shuffle;
 use crate::error::Error;
 use crate::head_loss::{Form, HeadLoss, head_loss, leaf, stats_dtype};
 use crate::loss::{
@@ -74,18 +74,18 @@ pub struct WindowGradient {
 ///
 /// Each term divides by its own count of tokens over the whole window, counted before the first
 /// forward pass, so packing and the split into micro-batches change nothing but rounding. `model`
-/// must be tracked (`model.train()`). `step` feeds the permutation of [`Method::Shuffled`].
+/// must be tracked (`model.train()`). `step` feeds the permutation of [`Arm::Shuffled`].
 ///
 /// # Errors
 /// A signal that breaks its rules, or an id outside the vocabulary.
 pub fn window_gradient(
     model: &Llama,
     signals: &[Signal],
-    method: Method,
+    arm: Arm,
     settings: &Settings,
     step: u64,
 ) -> Result<WindowGradient, Error> {
-    let objective = settings.objective.by(method);
+    let objective = settings.objective.of_arm(arm);
     objective.check()?;
     let mut targets = Vec::with_capacity(signals.len());
     let mut rescaled_rows = 0;
@@ -96,7 +96,7 @@ pub fn window_gradient(
     }
     let rows: usize = targets.iter().map(|target| target.rows.len()).sum();
     let per_row = 1.0 / rows.max(1) as f64;
-    if method == Method::Shuffled {
+    if arm == Arm::Shuffled {
         shuffle(&mut targets, settings.seed, step);
     }
     let how = How {
@@ -226,8 +226,8 @@ pub fn hidden_gradient(
     let options = HeadLoss {
         heads: &heads,
         sum: match how.objective.label_smoothing > 0.0 && how.objective.cross_entropy > 0.0 {
-            true => Sum::WithLogQ,
-            false => Sum::Without,
+            true => LogQSum::Included,
+            false => LogQSum::Omitted,
         },
         train_head: true,
         chunk_rows: how.chunk_rows,
@@ -253,9 +253,9 @@ pub fn hidden_gradient(
 }
 
 /// That of the divergences, and behind it that of the cross-entropy where it is another.
-fn heads(objective: &Objective) -> Vec<Head> {
-    let plain = Head::default();
-    let tempered = Head {
+fn heads(objective: &Objective) -> Vec<LogitTransform> {
+    let plain = LogitTransform::default();
+    let tempered = LogitTransform {
         temperature: objective.temperature,
         ..plain
     };
@@ -295,7 +295,7 @@ fn rows_loss(
             None => sum,
         });
     };
-    for term in &objective.divergences {
+    for term in &objective.divergences() {
         let rows_n = match term.divergence {
             Divergence::ForwardKl => forward_kl(log_q_nk.clone()),
             ref other => other.rows(log_p_nk.clone(), log_q_nk.clone()),

@@ -14,20 +14,21 @@ use std::ops::Range;
 
 use burn::tensor::{DType, Int, Tensor};
 use potstill_kernels::{
-    Head, RowStats, Sum, linear, linear_input_gradient, linear_into, linear_weight_gradient_wide,
-    row_gradient, row_stats, row_stats_reference,
+    LogQSum, LogitTransform, RowStats, linear, linear_input_gradient, linear_into,
+    linear_weight_gradient_f32, row_gradient, row_stats, row_stats_reference,
 };
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// How loss and gradients are computed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Form {
-    /// In chunks, by the kernels.
+    /// Kernels, `chunk_rows` rows of logits at a time.
     #[default]
     Fused,
-    /// All rows at once, by tensor operations and autodiff: several tensors of the logits' size. What
-    /// the other form is held to.
+    /// Tensor operations and autodiff on all rows of a micro-batch at once. Slower, and needs several times the memory:
+    /// a reference for `fused`.
     Plain,
 }
 
@@ -35,9 +36,9 @@ pub enum Form {
 #[derive(Debug, Clone)]
 pub struct HeadLoss<'a> {
     /// From raw logits to softmax logits; statistics are given for each of them.
-    pub heads: &'a [Head],
+    pub heads: &'a [LogitTransform],
     /// Whether the statistics hold Σ log q.
-    pub sum: Sum,
+    pub sum: LogQSum,
     /// Whether the head's gradient is wanted; a frozen head saves a third of the work.
     pub train_head: bool,
     /// Rows of logits that exist at a time.
@@ -105,7 +106,7 @@ fn fused(
         hidden_gradients.push(linear_input_gradient(gradient_nv.clone(), head_vd.clone()));
         if options.train_head {
             let sum_vd = head_gradient_vd.take();
-            let sum_vd = linear_weight_gradient_wide(gradient_nv.clone(), chunk_nd, sum_vd);
+            let sum_vd = linear_weight_gradient_f32(gradient_nv.clone(), chunk_nd, sum_vd);
             head_gradient_vd = Some(sum_vd);
         }
         block_nv = Some(gradient_nv);
@@ -136,7 +137,7 @@ fn logits_gradient(
     let seen: Vec<RowStats> = stats
         .iter()
         .zip(&leaves)
-        .map(|(stats, leaf)| stats.with(leaf.clone()))
+        .map(|(stats, leaf)| stats.with_all(leaf.clone()))
         .collect();
     let mut tape = loss(rows, &seen).backward();
     let mut gradients: Vec<_> = leaves

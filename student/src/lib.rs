@@ -23,12 +23,12 @@ mod optimizer;
 mod schedule;
 mod settings;
 pub mod spans;
+mod start;
 mod target;
 mod tensorboard;
 mod train;
 
 pub use block::Block;
-pub use control::Method;
 pub use error::Error;
 pub use evaluate::evaluate;
 pub use gradient::{
@@ -36,9 +36,11 @@ pub use gradient::{
     window_gradient,
 };
 pub use head_loss::{Form, HeadGradient, HeadLoss, head_loss};
-pub use objective::{Objective, Weighted};
+pub use objective::{AdaptiveKl, AlphaDivergence, Jsd, Objective, Skew, Weighted};
 pub use optimizer::{AdamW, clip_global_norm};
+pub use potstill_datasets::Arm;
 pub use schedule::learning_rate;
-pub use settings::{Overlong, Settings};
+pub use settings::{Control, Overlong, Settings};
+pub use start::{RandomShape, StudentSettings};
 pub use target::{Target, TargetRow};
 pub use train::{Dropped, StepMetrics, Trained, train};

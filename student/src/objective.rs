@@ -1,42 +1,146 @@
-//! What a student is trained to make small: divergences from the teacher, cross-entropy on the text.
+//! The objective of a training: weighted divergences from the teacher, and cross-entropy on the text.
 
+use potstill_datasets::Arm;
+use potstill_datasets::range::{Fraction, NonNegative, Positive, Share};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
-use crate::control::Method;
 use crate::error::Error;
 use crate::loss::{Divergence, Tail};
 
-/// A weighted sum of divergences and of the cross-entropy on the realised tokens, by row.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+/// Weighted sum of divergences and cross-entropy, by row: `loss` of `[train]`. `docs/losses.md` says which loss suits
+/// which case.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
 pub struct Objective {
-    /// Divergences from the teacher's distributions.
-    pub divergences: Vec<Weighted>,
-    /// Weight of the cross-entropy, which is taken at temperature 1.
+    /// Weight of the forward KL divergence.
+    #[serde(with = "NonNegative", default, skip_serializing_if = "is_zero")]
+    pub forward_kl: f64,
+    /// Weight of the reverse KL divergence.
+    #[serde(with = "NonNegative", default, skip_serializing_if = "is_zero")]
+    pub reverse_kl: f64,
+    /// Weight of the total variation.
+    #[serde(with = "NonNegative", default, skip_serializing_if = "is_zero")]
+    pub total_variation: f64,
+    /// Generalised Jensen-Shannon divergence.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub jsd: Option<Jsd>,
+    /// Forward KL divergence to a mixture of the student and a share of the teacher.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub skew_kl: Option<Skew>,
+    /// Reverse KL divergence to a mixture of the teacher and a share of the student.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub skew_reverse_kl: Option<Skew>,
+    /// Forward and reverse KL divergence, weighted at each position by the student's errors on the head and on the tail.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub adaptive_kl: Option<AdaptiveKl>,
+    /// α-divergence.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub alpha_divergence: Option<AlphaDivergence>,
+    /// Weight of the cross-entropy on the text, at temperature 1.
+    #[serde(with = "NonNegative", default, skip_serializing_if = "is_zero")]
     pub cross_entropy: f64,
-    /// Share of the cross-entropy that is spread over the vocabulary.
+    /// Share of the cross-entropy that is spread over the whole vocabulary.
+    #[serde(with = "Fraction", default, skip_serializing_if = "is_zero")]
     pub label_smoothing: f64,
-    /// How divergences see the tokens that the teacher's record does not name.
+    /// Treatment, in divergences, of the tokens outside the support.
+    #[serde(default, skip_serializing_if = "is_bucket")]
     pub tail: Tail,
-    /// Divides the logits of both sides under the divergences.
+    /// Temperature of the divergences: divides the logits of teacher and student. A temperature other than 1 must be one
+    /// of the `temperatures` of the signals.
+    #[serde(with = "Positive", default = "one", skip_serializing_if = "is_one")]
     pub temperature: f64,
-    /// Whether the divergences are multiplied with the temperature's square (Hinton, Vinyals and Dean
-    /// 2015, §2), so that their gradient keeps its size.
+    /// Whether to multiply the divergences by the square of the temperature (Hinton, Vinyals and Dean 2015, §2), so that
+    /// their gradient keeps its size.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub temperature_squared: bool,
+    /// Divergences that a program adds. A run file cannot name them.
+    #[serde(skip)]
+    pub custom: Vec<Weighted>,
+}
+
+/// `jsd` of `loss`
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Jsd {
+    /// Weight of this divergence.
+    #[serde(with = "NonNegative", default = "one")]
+    pub weight: f64,
+    /// The teacher's share of the mixture: 0 gives forward KL, 1 gives reverse KL.
+    #[serde(with = "Fraction")]
+    pub beta: f64,
+}
+
+/// `skew_kl` and `skew_reverse_kl` of `loss`
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Skew {
+    /// Weight of this divergence.
+    #[serde(with = "NonNegative", default = "one")]
+    pub weight: f64,
+    /// Share that is mixed in.
+    #[serde(with = "Share")]
+    pub alpha: f64,
+}
+
+/// `adaptive_kl` of `loss`
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AdaptiveKl {
+    /// Weight of this divergence.
+    #[serde(with = "NonNegative", default = "one")]
+    pub weight: f64,
+    /// Probability mass of the teacher's most likely tokens that form the head.
+    #[serde(with = "Share", default = "half")]
+    pub head_mass: f64,
+}
+
+/// `alpha_divergence` of `loss`
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AlphaDivergence {
+    /// Weight of this divergence.
+    #[serde(with = "NonNegative", default = "one")]
+    pub weight: f64,
+    /// The teacher's exponent: 1 gives forward KL, 0 gives reverse KL.
+    #[serde(with = "Fraction")]
+    pub alpha: f64,
+}
+
+fn one() -> f64 {
+    1.0
+}
+
+fn half() -> f64 {
+    0.5
+}
+
+fn is_zero(value: &f64) -> bool {
+    *value == 0.0
+}
+
+fn is_one(value: &f64) -> bool {
+    *value == 1.0
+}
+
+fn is_bucket(tail: &Tail) -> bool {
+    *tail == Tail::Bucket
 }
 
 /// A divergence and its weight.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Weighted {
-    /// Which.
+    /// The divergence.
     pub divergence: Divergence,
-    /// What it is multiplied with, 0 or more.
+    /// Weight of the divergence in the objective, 0 or more.
     pub weight: f64,
 }
 
 impl Default for Objective {
     /// Forward KL to the coarse distribution.
     fn default() -> Self {
-        Self::of(Divergence::ForwardKl)
+        Self::mixed(1.0, 0.0)
     }
 }
 
@@ -44,45 +148,120 @@ impl Objective {
     /// One divergence, at temperature 1, with the tail as one bucket.
     #[must_use]
     pub fn of(divergence: Divergence) -> Self {
-        let weight = 1.0;
-        Self {
-            divergences: vec![Weighted { divergence, weight }],
-            cross_entropy: 0.0,
-            label_smoothing: 0.0,
-            tail: Tail::Bucket,
-            temperature: 1.0,
-            temperature_squared: false,
-        }
+        Self::mixed(0.0, 0.0).with(divergence, 1.0)
     }
 
     /// Forward KL and cross-entropy with these weights.
     #[must_use]
     pub fn mixed(forward_kl: f64, cross_entropy: f64) -> Self {
-        let mut objective = Self {
+        Self {
+            forward_kl,
+            reverse_kl: 0.0,
+            total_variation: 0.0,
+            jsd: None,
+            skew_kl: None,
+            skew_reverse_kl: None,
+            adaptive_kl: None,
+            alpha_divergence: None,
             cross_entropy,
-            ..Self::default()
-        };
-        objective.divergences[0].weight = forward_kl;
-        objective
+            label_smoothing: 0.0,
+            tail: Tail::Bucket,
+            temperature: 1.0,
+            temperature_squared: false,
+            custom: Vec::new(),
+        }
     }
 
-    /// As a method has it: supervised fine-tuning puts all weight on the cross-entropy.
-    pub(crate) fn by(&self, method: Method) -> Self {
-        let mut objective = self.clone();
-        if method == Method::Sft {
-            objective.cross_entropy = self.total();
-            objective.divergences.clear();
+    /// The same with a divergence of this weight. A divergence of the same kind is replaced; custom ones are added.
+    #[must_use]
+    pub fn with(mut self, divergence: Divergence, weight: f64) -> Self {
+        match divergence {
+            Divergence::ForwardKl => self.forward_kl = weight,
+            Divergence::ReverseKl => self.reverse_kl = weight,
+            Divergence::TotalVariation => self.total_variation = weight,
+            Divergence::Jsd { beta } => self.jsd = Some(Jsd { weight, beta }),
+            Divergence::SkewKl { alpha } => self.skew_kl = Some(Skew { weight, alpha }),
+            Divergence::SkewReverseKl { alpha } => {
+                self.skew_reverse_kl = Some(Skew { weight, alpha });
+            }
+            Divergence::AdaptiveKl { head_mass } => {
+                self.adaptive_kl = Some(AdaptiveKl { weight, head_mass });
+            }
+            Divergence::Alpha { alpha } => {
+                self.alpha_divergence = Some(AlphaDivergence { weight, alpha });
+            }
+            Divergence::Custom(_) => self.custom.push(Weighted { divergence, weight }),
         }
-        objective
+        self
+    }
+
+    /// The divergences whose weight is not 0, in a fixed order.
+    #[must_use]
+    pub fn divergences(&self) -> Vec<Weighted> {
+        let skew = |skew: Option<Skew>, kind: fn(f64) -> Divergence| {
+            skew.map(|skew| (kind(skew.alpha), skew.weight))
+        };
+        let built_in = [
+            Some((Divergence::ForwardKl, self.forward_kl)),
+            Some((Divergence::ReverseKl, self.reverse_kl)),
+            Some((Divergence::TotalVariation, self.total_variation)),
+            self.jsd
+                .map(|Jsd { weight, beta }| (Divergence::Jsd { beta }, weight)),
+            skew(self.skew_kl, |alpha| Divergence::SkewKl { alpha }),
+            skew(self.skew_reverse_kl, |alpha| Divergence::SkewReverseKl {
+                alpha,
+            }),
+            self.adaptive_kl.map(|AdaptiveKl { weight, head_mass }| {
+                (Divergence::AdaptiveKl { head_mass }, weight)
+            }),
+            self.alpha_divergence
+                .map(|AlphaDivergence { weight, alpha }| (Divergence::Alpha { alpha }, weight)),
+        ];
+        let built_in = built_in.into_iter().flatten();
+        let built_in = built_in.map(|(divergence, weight)| Weighted { divergence, weight });
+        let all = built_in.chain(self.custom.iter().cloned());
+        all.filter(|term| term.weight != 0.0).collect()
+    }
+
+    /// Whether the teacher's distributions have any weight.
+    #[must_use]
+    pub fn has_divergence(&self) -> bool {
+        !self.divergences().is_empty()
+    }
+
+    /// The objective as checkpoints, manifests and their keys hold it.
+    pub(crate) fn identity(&self) -> Value {
+        json!({
+            "divergences": self.divergences(),
+            "cross_entropy": self.cross_entropy,
+            "label_smoothing": self.label_smoothing,
+            "tail": self.tail,
+            "temperature": self.temperature,
+            "temperature_squared": self.temperature_squared,
+        })
+    }
+
+    /// The objective of an arm: [`Arm::Sft`] puts all weight on the cross-entropy.
+    pub(crate) fn of_arm(&self, arm: Arm) -> Self {
+        match arm {
+            Arm::Sft => Self {
+                label_smoothing: self.label_smoothing,
+                tail: self.tail,
+                temperature: self.temperature,
+                temperature_squared: self.temperature_squared,
+                ..Self::mixed(0.0, self.total())
+            },
+            Arm::Student | Arm::Shuffled => self.clone(),
+        }
     }
 
     /// Sum of all weights.
     fn total(&self) -> f64 {
-        let divergences: f64 = self.divergences.iter().map(|term| term.weight).sum();
+        let divergences: f64 = self.divergences().iter().map(|term| term.weight).sum();
         divergences + self.cross_entropy
     }
 
-    /// What a divergence's row is multiplied with.
+    /// Factor of a divergence's value in the loss.
     pub(crate) fn weight(&self, term: &Weighted) -> f64 {
         match self.temperature_squared {
             true => term.weight * self.temperature * self.temperature,
@@ -90,58 +269,74 @@ impl Objective {
         }
     }
 
-    /// Whether anything can be learned by it.
+    /// Whether all weights are 0, so that nothing can be learned.
     pub(crate) fn is_empty(&self) -> bool {
         self.total() == 0.0
     }
 
-    /// Checks that the parts go together.
+    /// Rules between the keys that this objective breaks: each with the key, what is wrong, and on a line of its own the
+    /// hint. The key is empty for the objective as a whole.
+    #[must_use]
+    pub fn broken_rules(&self) -> Vec<(&'static str, String)> {
+        let mut broken = Vec::new();
+        if self.is_empty() {
+            broken.push(("", "every weight is 0, so nothing can be learned\nhint: give `forward_kl` or `cross_entropy` a weight".to_owned()));
+        }
+        if self.tail != Tail::Draws {
+            return broken;
+        }
+        if self.temperature != 1.0 {
+            broken.push(("temperature", format!(
+                "tail draws are from the distribution at temperature 1, and the temperature is {}\nhint: leave `temperature` out, or set `tail = \"bucket\"`",
+                self.temperature
+            )));
+        }
+        let biased = self.divergences();
+        let biased = biased.iter().find(|term| !term.divergence.works_on_draws());
+        if let Some(term) = biased {
+            broken.push(("tail", format!(
+                "{} has no unbiased gradient on tail draws\nhint: use `forward_kl` as the only divergence, or set `tail = \"bucket\"`",
+                term.divergence.name()
+            )));
+        }
+        broken
+    }
+
+    /// Checks the objective.
     ///
     /// # Errors
     /// [`Error::NoLoss`] without a weight above 0; [`Error::BadObjective`] for a weight, temperature or
-    /// smoothing out of range, for a custom divergence without its function, and for what weighted
-    /// draws give no unbiased gradient of.
+    /// smoothing out of range, for a custom divergence without its function or with the name of another
+    /// divergence, and for what [`broken_rules`](Self::broken_rules) finds.
     pub fn check(&self) -> Result<(), Error> {
         let bad = |why: String| Err(Error::BadObjective { why });
-        for (i, Weighted { divergence, weight }) in self.divergences.iter().enumerate() {
+        let terms = self.divergences();
+        for (i, Weighted { divergence, weight }) in terms.iter().enumerate() {
             let name = divergence.name();
-            let earlier = self.divergences.iter().take(i);
-            if earlier
-                .into_iter()
-                .any(|term| term.divergence.name() == name)
-            {
-                return bad(format!("{name} is there twice: add up the weights"));
+            if terms[..i].iter().any(|term| term.divergence.name() == name) {
+                return bad(format!(
+                    "two divergences are named {name}\nhint: add up their weights, or rename the custom one"
+                ));
             }
-            if !(weight.is_finite() && *weight >= 0.0) {
+            if !(weight.is_finite() && *weight > 0.0) {
                 return bad(format!("the weight of {name} is {weight}"));
             }
             if let Divergence::Custom(custom) = divergence
                 && custom.function.is_none()
             {
                 return bad(format!(
-                    "the divergence {name} has no function: a checkpoint does not hold it, so give it again"
+                    "the divergence {name} has no function, because a checkpoint does not hold it\nhint: set `function` again"
                 ));
             }
             if let Some(range) = divergence.out_of_range() {
-                return bad(format!("of {name}, {range}"));
+                return bad(format!("{name}: {range}"));
             }
-            if self.tail == Tail::Draws && *weight > 0.0 && !divergence.works_on_draws() {
-                return bad(format!(
-                    "{name} has no unbiased gradient on draws: use forward_kl, or tail = \"bucket\""
-                ));
-            }
-        }
-        if self.tail == Tail::Draws && self.temperature != 1.0 {
-            return bad(format!(
-                "draws are of the distribution at temperature 1, and the loss has {}: use tail = \"bucket\"",
-                self.temperature
-            ));
         }
         if !(self.temperature.is_finite() && self.temperature > 0.0) {
             return bad(format!("the temperature is {}", self.temperature));
         }
         if !(0.0..=1.0).contains(&self.label_smoothing) {
-            return bad(format!("label smoothing is {}", self.label_smoothing));
+            return bad(format!("the label smoothing is {}", self.label_smoothing));
         }
         if !(self.cross_entropy.is_finite() && self.cross_entropy >= 0.0) {
             return bad(format!(
@@ -149,9 +344,12 @@ impl Objective {
                 self.cross_entropy
             ));
         }
-        match self.is_empty() {
-            true => Err(Error::NoLoss),
-            false => Ok(()),
+        if self.is_empty() {
+            return Err(Error::NoLoss);
+        }
+        match self.broken_rules().into_iter().next() {
+            Some((_, why)) => bad(why),
+            None => Ok(()),
         }
     }
 }

@@ -1,60 +1,105 @@
+use potstill_datasets::Arm;
+use potstill_datasets::range::{Count, CountOrZero, NonNegative, Positive};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 use crate::head_loss::Form;
 use crate::objective::Objective;
 
-/// What is done with a row that is longer than `max_length`. Either way it is counted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+/// Treatment of sequences that are longer than `max_length`. Both kinds are counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Overlong {
-    /// It is left out.
+    /// Longer sequences are left out.
     #[default]
     Drop,
-    /// Its end is cut off, and with it the EOS token.
+    /// Longer sequences are cut at the end, so that they lose their EOS token.
     Cut,
 }
 
-/// A training run, but for its data and its start.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+/// A control: a model that is trained like the student except for one thing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Control {
+    /// The same text by cross-entropy only.
+    Sft,
+    /// The teacher's distributions, each moved to another position.
+    Shuffled,
+}
+
+impl Control {
+    /// The arm that trains this control.
+    #[must_use]
+    pub fn arm(self) -> Arm {
+        match self {
+            Control::Sft => Arm::Sft,
+            Control::Shuffled => Arm::Shuffled,
+        }
+    }
+}
+
+/// Settings of a training: the table `[train]` of the run file, and a seed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
 pub struct Settings {
-    /// Optimizer steps.
+    /// Number of optimizer steps.
+    #[serde(with = "Count")]
     pub steps: u64,
-    /// Sequences a step: the accumulation window.
+    /// Sequences of an optimizer step (the global batch).
+    #[serde(with = "Count")]
     pub batch: usize,
-    /// Sequences a forward pass, or rows of them with `packing`; changes memory, not the gradient.
+    /// Sequences of a forward pass, or with `packing` packed rows of a forward pass. Changes memory, not the gradient.
+    #[serde(with = "Count")]
     pub micro_batch: usize,
-    /// Whether sequences share rows of up to `max_length` tokens, where each sees itself alone; changes
-    /// speed and memory, not the gradient. Left out of what is stored when off, as it was before it existed.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    /// Whether several sequences share a packed row of up to `max_length` tokens. No sequence attends to another.
+    /// Changes speed and memory, not the gradient.
     pub packing: bool,
-    /// The peak, after warm-up.
+    /// Largest learning rate, which is reached after warmup.
+    #[serde(with = "Positive")]
     pub learning_rate: f64,
-    /// Steps of linear warm-up.
+    /// Steps over which the learning rate rises linearly from 0.
+    #[serde(with = "CountOrZero")]
     pub warmup: u64,
-    /// Where the cosine ends.
+    /// Learning rate at the last step, where the cosine schedule ends.
+    #[serde(with = "NonNegative")]
     pub min_learning_rate: f64,
-    /// Decoupled decay of the matrices; norms and embeddings have none.
+    /// Decoupled weight decay of the weight matrices. Norms and embeddings have none.
+    #[serde(with = "NonNegative")]
     pub weight_decay: f64,
-    /// Largest global gradient norm; 0 for none.
+    /// Largest global gradient norm. A larger gradient is scaled down to it.
+    #[serde(with = "Positive")]
     pub clip: f64,
-    /// What is minimised.
+    /// Loss to minimise.
+    #[serde(rename = "loss")]
     pub objective: Objective,
-    /// How it is computed; changes speed and memory, and the last digits.
+    /// Implementation of the loss. Changes speed, memory and the last digits.
+    #[serde(rename = "loss_form")]
     pub form: Form,
-    /// Longest sequence, in tokens.
+    /// Longest sequence, tokens.
+    #[serde(with = "Count")]
     pub max_length: usize,
-    /// What becomes of longer ones.
+    /// Treatment of sequences that are longer than `max_length`.
     pub overlong: Overlong,
     /// Steps between checkpoints.
+    #[serde(with = "Count")]
     pub checkpoint_every: u64,
-    /// Rows of logits that exist at a time.
+    /// Controls to train beside the student. Without a divergence in `loss` the default is none, because the controls
+    /// would equal the student.
+    pub controls: Vec<Control>,
+    /// Number of seeds with which the student and `sft` are trained. With more than one, the report's intervals include
+    /// the variation between seeds.
+    #[serde(with = "Count")]
+    pub seeds: u32,
+    /// Rows of logits that are in memory at a time. Changes memory and the last digits.
+    #[serde(with = "Count")]
     pub chunk_rows: usize,
-    /// Decides the order of the data and the permutation of the control `shuffled`.
+    /// Seed of the order of the data and of the permutation of the control `shuffled`. Not part of `[train]`.
+    #[serde(skip)]
     pub seed: u64,
 }
 
 impl Default for Settings {
-    /// As the run file has them, with 100 steps.
     fn default() -> Self {
         Self {
             steps: 100,
@@ -71,8 +116,64 @@ impl Default for Settings {
             max_length: 1024,
             overlong: Overlong::Drop,
             checkpoint_every: 50,
+            controls: vec![Control::Sft, Control::Shuffled],
+            seeds: 1,
             chunk_rows: 256,
             seed: 0,
         }
+    }
+}
+
+impl Settings {
+    /// Everything that a trained model depends on, as checkpoints, manifests and their keys hold it: `controls` and
+    /// `seeds` are not part of it, and `packing` is only where it is on.
+    #[must_use]
+    pub fn identity(&self) -> Value {
+        let mut identity = json!({
+            "steps": self.steps,
+            "batch": self.batch,
+            "micro_batch": self.micro_batch,
+        });
+        if self.packing {
+            identity["packing"] = json!(true);
+        }
+        let rest = json!({
+            "learning_rate": self.learning_rate,
+            "warmup": self.warmup,
+            "min_learning_rate": self.min_learning_rate,
+            "weight_decay": self.weight_decay,
+            "clip": self.clip,
+            "objective": self.objective.identity(),
+            "form": self.form,
+            "max_length": self.max_length,
+            "overlong": self.overlong,
+            "checkpoint_every": self.checkpoint_every,
+            "chunk_rows": self.chunk_rows,
+            "seed": self.seed,
+        });
+        if let (Some(identity), Value::Object(rest)) = (identity.as_object_mut(), rest) {
+            identity.extend(rest);
+        }
+        identity
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Checkpoints and keys of published models hold this text.
+    #[test]
+    fn the_identity_of_a_training_is_pinned() {
+        assert_eq!(
+            Settings::default().identity().to_string(),
+            r#"{"steps":100,"batch":8,"micro_batch":4,"learning_rate":0.0001,"warmup":0,"min_learning_rate":0.0,"weight_decay":0.01,"clip":1.0,"objective":{"divergences":[{"divergence":"forward_kl","weight":1.0}],"cross_entropy":0.0,"label_smoothing":0.0,"tail":"bucket","temperature":1.0,"temperature_squared":false},"form":"fused","max_length":1024,"overlong":"drop","checkpoint_every":50,"chunk_rows":256,"seed":0}"#
+        );
+        let packed = Settings {
+            packing: true,
+            ..Settings::default()
+        };
+        let text = packed.identity().to_string();
+        assert!(text.contains(r#""micro_batch":4,"packing":true,"learning_rate""#));
     }
 }

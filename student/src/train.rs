@@ -8,12 +8,11 @@ use std::path::Path;
 use std::time::Instant;
 
 use burn::module::Module;
-use potstill_datasets::{Order, Signal};
+use potstill_datasets::{Arm, Order, Signal};
 use potstill_model::Llama;
 use serde::Serialize;
 
 use crate::checkpoint::{self, Checkpoint, State};
-use crate::control::Method;
 use crate::error::Error;
 use crate::gradient::window_gradient;
 use crate::loss::Divergence;
@@ -74,7 +73,7 @@ pub struct Trained {
     pub overlong: Dropped,
 }
 
-/// Trains `start` by `method` on `row(0..len)`, in `dir`: `checkpoints/`, `metrics.jsonl`, and the same
+/// Trains `start` as `arm` says on `row(0..len)`, in `dir`: `checkpoints/`, `metrics.jsonl`, and the same
 /// numbers for TensorBoard in `tensorboard/`.
 ///
 /// Where the loss has a temperature other than 1, a row's `log_z_at` holds one number, that of the
@@ -91,7 +90,7 @@ pub fn train(
     start: Llama,
     row: &mut dyn FnMut(usize) -> Result<Signal, potstill_datasets::Error>,
     len: usize,
-    method: Method,
+    arm: Arm,
     settings: &Settings,
     dir: &Path,
     on_step: &mut dyn FnMut(&StepMetrics) -> ControlFlow<()>,
@@ -103,16 +102,17 @@ pub fn train(
         position: 0,
         metrics_bytes: 0,
         events_bytes: 0,
-        method,
-        settings: settings.clone(),
+        arm,
+        settings: settings.identity(),
         rows: usable.len() as u64,
     };
     let (device, dtype) = (start.device(), start.dtype());
-    let from = checkpoint::newest(dir, dtype, &device, &fresh)?.unwrap_or_else(|| Checkpoint {
-        state: fresh,
-        model: start,
-        optimizer: AdamW::new(settings.weight_decay),
-    });
+    let from = checkpoint::newest(dir, dtype, &device, &fresh, settings.weight_decay)?
+        .unwrap_or_else(|| Checkpoint {
+            state: fresh,
+            model: start,
+            optimizer: AdamW::new(settings.weight_decay),
+        });
     let Checkpoint {
         mut state,
         model,
@@ -133,7 +133,7 @@ pub fn train(
             cut(&mut signal, settings.max_length);
             window.push(signal);
         }
-        let result = window_gradient(&model, &window, method, settings, step)?;
+        let result = window_gradient(&model, &window, arm, settings, step)?;
         let (norm, scale) = clip_global_norm(&result.gradients, settings.clip);
         for (what, value) in [("loss", result.loss), ("gradient norm", norm)] {
             if !value.is_finite() {
@@ -182,7 +182,8 @@ pub fn train(
 
 /// Means of the divergences that have no field of their own.
 fn others(objective: &Objective, sums: &[f64], per_row: f64) -> BTreeMap<String, f64> {
-    let named = objective.divergences.iter().zip(sums);
+    let terms = objective.divergences();
+    let named = terms.iter().zip(sums);
     named
         .filter(|(term, _)| term.divergence != Divergence::ForwardKl)
         .map(|(term, sum)| (term.divergence.name().to_owned(), sum * per_row))

@@ -11,8 +11,8 @@ use std::time::Instant;
 
 use potstill_datasets::{Message, Prompt, Role};
 use potstill_teacher::http::{
-    Asking, Call, Caps, Dialect, Endpoint, Event, Method, OnBreak, OnLength, Price, Settings,
-    Spent, Task, Timeouts, collect,
+    Api, Call, CallEvent, CallTask, Caps, ClientSettings, Dialect, Endpoint, OnBreak, OnLength,
+    Price, RequestSettings, Spending, Timeouts, collect,
 };
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -41,7 +41,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             groups += 1;
             for event in events {
                 match event {
-                    Event::Landed(landed) => match landed.outcome {
+                    CallEvent::Completed(landed) => match landed.result {
                         Ok(reply) => {
                             answers += 1;
                             tokens += reply.completion.tokens.len();
@@ -53,7 +53,7 @@ fn main() -> Result<(), Box<dyn Error>> {
                             failures += 1;
                         }
                     },
-                    Event::Attempt(_) => {}
+                    CallEvent::Attempt(_) => {}
                 }
             }
             Ok(ControlFlow::Continue(()))
@@ -82,17 +82,17 @@ fn call(n: u64, bytes: usize) -> Call {
             format!("bench:{n}"),
         )),
         sample_index: 0,
-        task: Task::Answer,
-        prompt_tokens_at_most: bytes as u32,
+        task: CallTask::Answer,
+        max_prompt_tokens: bytes as u32,
     }
 }
 
-fn settings(url: &str, in_flight: u32, max_tokens: u32, top: i64) -> Settings {
-    Settings {
-        asking: Asking {
+fn settings(url: &str, in_flight: u32, max_tokens: u32, top: i64) -> ClientSettings {
+    ClientSettings {
+        request: RequestSettings {
             model: "faulty".into(),
             dialect: Dialect::Openai,
-            method: Method::Chat,
+            api: Api::Chat,
             reasoning_model: false,
             max_tokens: Some(max_tokens),
             temperature: None,
@@ -118,14 +118,14 @@ fn settings(url: &str, in_flight: u32, max_tokens: u32, top: i64) -> Settings {
         }],
         timeouts: Timeouts::default(),
         attempts: 3,
-        backoff_first_seconds: 0.5,
-        backoff_most_seconds: 30.0,
+        first_backoff_seconds: 0.5,
+        max_backoff_seconds: 30.0,
         max_body_bytes: 64 << 20,
         caps: Caps {
             usd: Some(1e9),
             ..Caps::default()
         },
-        spent: Spent::default(),
+        spent: Spending::default(),
         price: Some(Price {
             input: 1.0,
             cached_input: None,

@@ -3,7 +3,7 @@
 //! `cargo run --release -p potstill-teacher --no-default-features --example fault_server -- --faulty 0.3`
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
-#[path = "../tests/http/server.rs"]
+#[path = "../tests/it/http/server.rs"]
 #[allow(dead_code)]
 mod server;
 

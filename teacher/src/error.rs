@@ -1,8 +1,9 @@
-//! What can go wrong with a teacher: each message names the file, prompt or setting, and the way out.
+//! Errors of this crate. A message names the file, prompt or setting; a remedy follows on a line of its own that begins
+//! `hint: `.
 
 use std::path::PathBuf;
 
-/// Everything this crate reports.
+/// An error of this crate.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -14,123 +15,123 @@ pub enum Error {
     #[error(transparent)]
     Text(#[from] potstill_datasets::Error),
     /// A prompt cannot be rendered or encoded.
-    #[error("{prompt}: the prompt cannot be encoded for the teacher")]
+    #[error("{prompt}: cannot encode the prompt for the teacher")]
     Encode {
-        /// Where the prompt comes from, such as `train.jsonl:17`.
+        /// Place of the prompt, such as `train.jsonl:17`.
         prompt: String,
-        /// What the tokenizer or the template says.
+        /// Error of the tokenizer or the template.
         #[source]
         source: potstill_datasets::Error,
     },
-    /// The tokenizer knows ids that the model has no embedding for.
-    #[error("the tokenizer `{}` has {tokenizer_size} ids, and the embedding of `{}` has {model_size} rows: tokenizer and model are not of one checkpoint", tokenizer.display(), model.display())]
+    /// The tokenizer has ids without a row in the model's embedding.
+    #[error("the tokenizer `{}` has {tokenizer_size} ids, but the embedding of `{}` has {model_size} rows\nhint: use tokenizer and model of one checkpoint", tokenizer.display(), model.display())]
     VocabularyTooLarge {
-        /// The tokenizer's file.
+        /// File of the tokenizer.
         tokenizer: PathBuf,
-        /// Ids of the tokenizer, added tokens counted.
+        /// Number of ids of the tokenizer, added tokens included.
         tokenizer_size: usize,
-        /// The model's configuration.
+        /// Configuration file of the model.
         model: PathBuf,
-        /// Rows of the model's embedding.
+        /// Number of rows of the model's embedding.
         model_size: usize,
     },
     /// The checkpoint has no chat template and none is given.
-    #[error("`{}` has no chat template (`chat_template.jinja`, or in `tokenizer_config.json`): set the teacher's template, such as \"plain\" for a base model", dir.display())]
+    #[error("`{}` has no chat template (`chat_template.jinja`, or in `tokenizer_config.json`)\nhint: set the teacher's `template`, such as \"plain\" for a base model", dir.display())]
     NoTemplate {
-        /// The checkpoint.
+        /// Folder of the checkpoint.
         dir: PathBuf,
     },
-    /// A prompt does not fit into the context with its answer.
+    /// A prompt with its longest answer does not fit into the context.
     #[error(
-        "{prompt}: the prompt has {tokens} tokens, and with {max_new_tokens} new ones it exceeds the teacher's context of {limit}: drop or shorten it, or lower `max_new_tokens`"
+        "{prompt}: the prompt has {tokens} tokens, and with {max_new_tokens} new ones it exceeds the teacher's context of {limit}\nhint: drop or shorten the prompt, or lower `max_new_tokens`"
     )]
     PromptTooLong {
-        /// Where the prompt comes from, such as `train.jsonl:17`.
+        /// Place of the prompt, such as `train.jsonl:17`.
         prompt: String,
         /// Tokens of the rendered prompt.
         tokens: usize,
-        /// Tokens asked for.
+        /// Largest number of new tokens.
         max_new_tokens: usize,
-        /// Positions of the model.
+        /// Context length of the model, tokens.
         limit: usize,
     },
     /// A text to score does not fit into the context.
     #[error(
-        "prompt {prompt_id}, sample {sample_index}: the text has {tokens} tokens, and the teacher's context is {limit}: drop or cut it"
+        "prompt {prompt_id}, sample {sample_index}: the text has {tokens} tokens, and the teacher's context is {limit}\nhint: drop or cut the text"
     )]
     TextTooLong {
-        /// The prompt's id.
+        /// Id of the prompt.
         prompt_id: String,
-        /// Which sample of the prompt.
+        /// Index of the sample among those of its prompt.
         sample_index: u32,
         /// Tokens of the text.
         tokens: usize,
-        /// Positions of the model.
+        /// Context length of the model, tokens.
         limit: usize,
     },
-    /// A text to score is not what a signal can be made of.
+    /// No signal can be made of a text to score.
     #[error("prompt {prompt_id}, sample {sample_index}: {why}")]
     BadText {
-        /// The prompt's id.
+        /// Id of the prompt.
         prompt_id: String,
-        /// Which sample of the prompt.
+        /// Index of the sample among those of its prompt.
         sample_index: u32,
-        /// What is wrong with it.
+        /// Defect of the text.
         why: String,
     },
-    /// The model's logits are not numbers.
+    /// The model's logits are not finite.
     #[error(
-        "prompt {prompt_id}, sample {sample_index}: the teacher's logits at position {position} are not finite; half precision overflows on some models: set the teacher's dtype to f32"
+        "prompt {prompt_id}, sample {sample_index}: the teacher's logits at position {position} are not finite; half precision overflows on some models\nhint: set the teacher's `dtype` to \"f32\""
     )]
     NotFinite {
-        /// The prompt's id.
+        /// Id of the prompt.
         prompt_id: String,
-        /// Which sample of the prompt.
+        /// Index of the sample among those of its prompt.
         sample_index: u32,
-        /// The position that should be predicted.
+        /// Position of the token that the logits predict.
         position: usize,
     },
     /// A setting of the scoring is out of range.
     #[error("scoring setting `{setting}` is {value}: {range}")]
     Scoring {
-        /// The setting.
+        /// Name of the setting.
         setting: &'static str,
-        /// Its value.
+        /// Value of the setting.
         value: f64,
-        /// What it may be.
+        /// Allowed range.
         range: &'static str,
     },
     /// A list of providers cannot be used.
-    #[error("`{}`: {why}\nan entry is a table such as [my-server] with url, model, terms, source and checked (YYYY-MM-DD)", path.display())]
+    #[error("`{}`: {why}\nhint: an entry is a table such as [my-server] with url, model, terms, source and checked (YYYY-MM-DD)", path.display())]
     Providers {
-        /// The file.
+        /// File of the list.
         path: PathBuf,
-        /// What is wrong, with line and column.
+        /// The defect, with line and column.
         why: String,
     },
     /// No socket may be opened.
     #[error(
-        "the run file says `offline = true`, and the teacher is behind a server: set it to false to ask it"
+        "the run file sets `offline = true`, but the teacher is behind a server\nhint: set `offline` to false to send requests"
     )]
     Offline,
-    /// An endpoint cannot be asked as it is described.
+    /// The settings of an endpoint are not usable.
     #[error("endpoint `{endpoint}`: {why}")]
     Endpoint {
-        /// Its name.
+        /// Name of the endpoint.
         endpoint: String,
-        /// What is wrong, and the way out.
+        /// The defect, and a hint.
         why: String,
     },
-    /// A setting of the collection is out of range, or does not go with another.
+    /// A setting of a collection is out of range, or contradicts another.
     #[error("collection: {why}")]
     Collection {
-        /// What is wrong, and the way out.
+        /// The defect, and a hint.
         why: String,
     },
-    /// What the caller does with calls and answers failed.
+    /// A callback of the caller, or a resource of the system, failed.
     #[error("{what}")]
     Caller {
-        /// What was being done.
+        /// What failed.
         what: &'static str,
         /// Why it failed.
         #[source]

@@ -1,33 +1,39 @@
-//! Teachers behind a server: what is asked, what came, and what it cost.
+//! Teachers behind a server: requests, responses and what they cost.
 //!
-//! Wire formats are private (`wire`). A [`Call`] goes in and lands once, as a [`Reply`] or a typed
-//! [`Failure`]; every request on the way is an [`Attempt`], with what it was charged.
+//! [`collect`] takes [`Call`]s and completes each of them once, with a [`Response`] or a typed [`Failure`]. Every
+//! request on the way is reported as an [`Attempt`] with its charge. The wire formats are private (`wire`).
 
-mod ask;
 mod budget;
 mod call;
 mod collect;
 mod endpoint;
+mod exchange;
 mod key;
-mod pace;
 mod probe;
 mod provider;
+mod settings;
 mod signal;
+mod throttle;
 mod transport;
 mod wire;
 
-pub use budget::{Caps, Spent, forecast};
+pub use budget::{Caps, Spending, forecast_usd};
 pub use call::{
-    Asking, Attempt, Billed, Call, Charge, Dialect, Failure, Method, OnBreak, OnLength,
-    PromptLogprobs, Reason, Reply, Task,
+    Api, Attempt, Call, CallTask, ChargeBasis, Dialect, Failure, FailureReason, OnBreak, OnLength,
+    PromptLogprobs, RequestSettings, Response, TokenUsage,
 };
-pub use collect::{BoxError, Ended, Event, Landed, Progress, Sent, Settings, collect};
+pub use collect::{
+    CallEvent, CallbackError, CollectProgress, CollectionEnd, CompletedCall, Reservation, collect,
+};
 pub use endpoint::{Endpoint, Timeouts};
-pub use key::Key;
+pub use key::ApiKey;
 pub use probe::{
-    Counted, Kind, Logprobs, Probe, Prompted, Recommended, Scale, Speed, Through, Tokens, probe,
+    AnswerLogprobs, AnswerSpeed, LogprobKind, LogprobsMode, Probe, PromptScoring, Recommendation,
+    SamplingStage, ScoringApi, TokenFindings, UsageFindings, probe,
 };
-pub use provider::{Price, Provider, merge, providers};
+pub use provider::{Price, Provider, known_providers, merge_providers};
+pub use settings::ClientSettings;
 pub use signal::{
-    Spellings, Window, answer_signal, answer_signal_with, join_windows, prompt_signal, windows,
+    ScoringWindow, Spellings, answer_signal, answer_signal_with, join_scoring_windows,
+    prompt_signal, scoring_windows,
 };

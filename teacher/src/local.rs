@@ -10,7 +10,8 @@ use potstill_datasets::{
     Usage, canonical_json, encode_answer, hash_file, prompt_ids, split_reasoning,
 };
 use potstill_model::{
-    DType, Device, End, Generated, Limits, Llama, Sampling, Stop, generate, load, weight_files,
+    BatchLimits, DType, Device, GeneratedAnswer, Llama, Sampling, StopConditions, StopReason,
+    generate, load, weight_files,
 };
 use serde_json::json;
 use sha2::{Digest, Sha256};
@@ -214,7 +215,7 @@ impl Local {
     }
 
     /// Answers all of `asks`; their order is the order of the result, and an answer does not depend on
-    /// the others. As many run at a time as [`Limits`] has by default.
+    /// the others. As many run at a time as [`BatchLimits`] has by default.
     ///
     /// An answer ends with the token that completes one of the `stop` texts, if not before, and its text
     /// ends before that text. Each answer's randomness follows from `seed`, its prompt's id and its sample index alone.
@@ -248,12 +249,12 @@ impl Local {
         }
         let seeds: Vec<u64> = asks.iter().map(|ask| sequence_seed(seed, ask)).collect();
         let strings: Vec<Vec<u8>> = stop.iter().map(|text| text.clone().into_bytes()).collect();
-        let stop = Stop {
+        let stop = StopConditions {
             ids: self.tokenizer.eos_ids(),
             strings: &strings,
             token_bytes: &|id| self.tokenizer.token_bytes(id),
         };
-        let limits = Limits::default();
+        let limits = BatchLimits::default();
         let answers = generate(
             &self.model,
             &prompts,
@@ -277,7 +278,7 @@ impl Local {
         &self,
         ask: &Ask<'_>,
         prompt_tokens: usize,
-        answer: &Generated,
+        answer: &GeneratedAnswer,
         stop: &[Vec<u8>],
     ) -> Completion {
         let tokens: Vec<SampledToken> = answer
@@ -292,13 +293,13 @@ impl Local {
             })
             .collect();
         // The text is what the tokens spell, but for the EOS. A character cut off at the end is replaced.
-        let spelled = tokens.len() - usize::from(answer.end == End::StopId);
+        let spelled = tokens.len() - usize::from(answer.stop_reason == StopReason::StopToken);
         let mut bytes: Vec<u8> = tokens
             .iter()
             .take(spelled)
             .flat_map(|token| token.bytes.iter().copied())
             .collect();
-        if answer.end == End::StopString {
+        if answer.stop_reason == StopReason::StopString {
             let start = |stop: &Vec<u8>| bytes.windows(stop.len()).position(|part| part == stop);
             if let Some(end) = stop.iter().filter_map(start).min() {
                 bytes.truncate(end);
@@ -315,9 +316,9 @@ impl Local {
             reasoning,
             answer: text,
             tool_calls: Vec::new(),
-            finish_reason: match answer.end {
-                End::StopId | End::StopString => FinishReason::Stop,
-                End::Length => FinishReason::Length,
+            finish_reason: match answer.stop_reason {
+                StopReason::StopToken | StopReason::StopString => FinishReason::Stop,
+                StopReason::Length => FinishReason::Length,
             },
             usage: Usage {
                 prompt_tokens: prompt_tokens as u32,

@@ -156,7 +156,7 @@ impl Run {
         let mut files = BTreeMap::new();
         collect_files(&root, &root, &mut files);
         let timeless = |name: &str| {
-            !["ledger.jsonl", "requests.jsonl", "report", "manifest.json"]
+            !["ledger.jsonl", "requests.jsonl", "report", "_manifest.json"]
                 .iter()
                 .any(|n| name.starts_with(n))
                 && !name.starts_with(".work")

@@ -32,7 +32,7 @@ fn a_run_publishes_every_stage_and_a_second_one_does_nothing() {
         "prompts/shard-00000.parquet",
         "completions/shard-00000.parquet",
         "signals/shard-00000.parquet",
-        "train/manifest.json",
+        "train_manifest.json",
         "heldout/shard-00000.parquet",
         "dropped/shard-00000.parquet",
         "curation.json",
@@ -43,15 +43,29 @@ fn a_run_publishes_every_stage_and_a_second_one_does_nothing() {
         "students/student/export/tokenizer.json",
         "students/student/export/README.md",
         "students/untrained/eval/heldout/samples.parquet",
-        "students/sft/eval/heldout/results.json",
-        "students/shuffled/export/manifest.json",
+        "students/sft/eval/heldout_results.json",
+        "students/shuffled/export_manifest.json",
         "report.md",
         "report.json",
-        "manifest.json",
+        "_manifest.json",
     ] {
         assert!(run.path("runs/tiny").join(name).is_file(), "{name}");
     }
     let before = run.published();
+    // Other tools read a table by the path of its folder, and take all files in the folder for Parquet.
+    let tables = |name: &&String| name.ends_with(".parquet");
+    for shard in before.keys().filter(tables) {
+        let (folder, _) = shard.rsplit_once('/').unwrap();
+        for file in before
+            .keys()
+            .filter(|name| name.starts_with(&format!("{folder}/")))
+        {
+            assert!(
+                file.ends_with(".parquet"),
+                "{file} is in the folder of a table"
+            );
+        }
+    }
     let again = run.run();
     insta::assert_snapshot!("second_run", again.stderr);
     assert!(before == run.published());
@@ -116,8 +130,8 @@ fn narrow_sampling_draws_and_packing_are_recorded_only_where_they_are_on() {
             let text = fs::read(run.path("runs/tiny").join(name)).unwrap();
             serde_json::from_slice(&text).unwrap()
         };
-        let collect = manifest("completions/manifest.json");
-        let train = manifest("students/student/manifest.json");
+        let collect = manifest("completions_manifest.json");
+        let train = manifest("students/student_manifest.json");
         [
             collect["settings"]["answers"]["top_k"].clone(),
             collect["settings"]["answers"]["min_p"].clone(),
@@ -383,6 +397,18 @@ resamples = 50
     run.edit("output = \"a\"", "output = \"b\"");
     run.run();
     assert!(first != run.published()[answers]);
+    // `answer` names the answers as well as `output` does, and they are references besides.
+    run.edit(
+        "{ instruction = \"q\", output",
+        "{ question = \"q\", answer",
+    );
+    let second = run.published().remove(answers).unwrap();
+    run.run();
+    assert_eq!(second, run.published()[answers]);
+    run.edit(
+        "{ question = \"q\", answer",
+        "{ instruction = \"q\", output",
+    );
     run.write("prompts.jsonl", "{\"q\":\"Story\",\"b\":null}\n");
     let said = run.potstill(&["run", "run.toml"]);
     assert_eq!(said.code, 1, "{}", said.stderr);

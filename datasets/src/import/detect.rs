@@ -5,7 +5,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::row::Row;
-use super::{Columns, empty, rows};
+use super::{Columns, ImportSettings, empty, rows};
 use crate::chat;
 use crate::error::Error;
 
@@ -40,7 +40,7 @@ pub struct Detected {
     /// What people call data with such columns: `messages`, `sharegpt`, `alpaca`, `prompt and response`,
     /// `question and answer` or `text`.
     pub name: &'static str,
-    /// Whether any of the first rows has an answer to learn from, and not only a prompt.
+    /// Whether any of the first rows has an answer besides its prompt.
     pub has_answers: bool,
 }
 
@@ -66,7 +66,8 @@ pub fn detect_columns(path: &Path) -> Result<Detected, Error> {
             example: found.example(),
         });
     };
-    let answered = |row: &Row| matches!(row.read(path, &columns, None, None), Ok((_, Some(_))));
+    let settings = ImportSettings::new(path, columns.clone());
+    let answered = |row: &Row| matches!(row.read(&settings), Ok((prompt, answer)) if answer.is_some() || prompt.reference.is_some());
     let has_answers = first.iter().any(answered);
     Ok(Detected {
         columns,
@@ -167,18 +168,19 @@ impl Found {
                 Kind::Senders => "sharegpt",
                 _ => "messages",
             };
-            return Some((Columns::Messages(column.name.clone()), name));
+            return Some((Columns::messages(&column.name), name));
         }
         let text = |column: &Column| column.kind == Kind::Text;
         let all_text = |column: &Column| text(column) && column.full;
         let output = self.named(&OUTPUTS, text);
         if let Some(instruction) = self.named(&["instruction"], all_text) {
-            let columns = Columns::Instruction {
-                instruction,
+            let columns = Columns {
+                instruction: Some(instruction),
                 input: self.named(&INPUTS, |column| {
                     matches!(column.kind, Kind::Text | Kind::Null)
                 }),
                 output,
+                ..Columns::default()
             };
             return Some((columns, "alpaca"));
         }
@@ -187,15 +189,19 @@ impl Found {
                 |column: &Column| matches!(column.kind, Kind::Text | Kind::Number) && column.full;
             return Some(match (self.named(&ANSWERS, right), output) {
                 (None, Some(output)) => (
-                    Columns::Instruction {
-                        instruction: question,
-                        input: None,
+                    Columns {
+                        instruction: Some(question),
                         output: Some(output),
+                        ..Columns::default()
                     },
                     "prompt and response",
                 ),
                 (answer, _) => (
-                    Columns::QuestionAnswer { question, answer },
+                    Columns {
+                        question: Some(question),
+                        answer,
+                        ..Columns::default()
+                    },
                     "question and answer",
                 ),
             });
@@ -205,7 +211,7 @@ impl Found {
             _ => None,
         };
         let text = self.named(&TEXTS, all_text).or(only)?;
-        Some((Columns::Text(text), "text"))
+        Some((Columns::text(&text), "text"))
     }
 
     /// The column of messages: that of a usual name, or else the only one.
@@ -276,33 +282,24 @@ mod tests {
 
     #[test]
     fn the_usual_kinds_are_known() {
-        let question = |question: &str, answer: Option<&str>| Columns::QuestionAnswer {
-            question: question.into(),
+        let question = |question: &str, answer: Option<&str>| Columns {
+            question: some(question),
             answer: answer.map(str::to_owned),
+            ..Columns::default()
         };
-        let instruction =
-            |instruction: &str, input: Option<&str>, output: Option<&str>| Columns::Instruction {
-                instruction: instruction.into(),
-                input: input.map(str::to_owned),
-                output: output.map(str::to_owned),
-            };
-        let messages = |name: &str| Columns::Messages(name.into());
+        let instruction = |instruction: &str, input: Option<&str>, output: Option<&str>| Columns {
+            instruction: some(instruction),
+            input: input.map(str::to_owned),
+            output: output.map(str::to_owned),
+            ..Columns::default()
+        };
+        let messages = Columns::messages;
         for (text, columns, name, has_answers) in [
-            (
-                r#"{"text": "a"}"#,
-                Columns::Text("text".into()),
-                "text",
-                false,
-            ),
-            (
-                r#"{"Story": "a"}"#,
-                Columns::Text("Story".into()),
-                "text",
-                false,
-            ),
+            (r#"{"text": "a"}"#, Columns::text("text"), "text", false),
+            (r#"{"Story": "a"}"#, Columns::text("Story"), "text", false),
             (
                 r#"{"id": 1, "content": "a"}"#,
-                Columns::Text("content".into()),
+                Columns::text("content"),
                 "text",
                 false,
             ),
@@ -310,19 +307,19 @@ mod tests {
                 r#"{"question": "a", "answer": "b #### 3"}"#,
                 question("question", Some("answer")),
                 "question and answer",
-                false,
+                true,
             ),
             (
                 r#"{"Answer": 145.0, "Question": "a", "Body": "b"}"#,
                 question("Question", Some("Answer")),
                 "question and answer",
-                false,
+                true,
             ),
             (
                 r#"{"question": "[1, 2]", "answer": "[]"}"#,
                 question("question", Some("answer")),
                 "question and answer",
-                false,
+                true,
             ),
             (
                 r#"{"problem": "a", "answer": null}"#,
@@ -386,16 +383,17 @@ mod tests {
     fn the_first_rows_are_taken_together() {
         // Absent here and there: not a column to rely on, but one that may hold an input.
         let text = "{\"instruction\":\"a\",\"output\":\"b\"}\n{\"instruction\":\"a\",\"input\":\"i\",\"output\":null}";
-        let columns = Columns::Instruction {
-            instruction: "instruction".into(),
+        let columns = Columns {
+            instruction: some("instruction"),
             input: some("input"),
             output: some("output"),
+            ..Columns::default()
         };
         assert_eq!(detect(text).unwrap().columns, columns);
         let text = "{\"question\":\"a\",\"answer\":1}\n{\"question\":\"b\",\"answer\":[1]}";
-        let columns = Columns::QuestionAnswer {
-            question: "question".into(),
-            answer: None,
+        let columns = Columns {
+            question: some("question"),
+            ..Columns::default()
         };
         assert_eq!(detect(text).unwrap().columns, columns);
         // What comes later is not looked at.

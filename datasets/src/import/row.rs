@@ -4,13 +4,10 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::Columns;
+use super::settings::{AnswerSource, ImportSettings, TOOLS};
 use crate::chat;
 use crate::error::Error;
 use crate::records::{Message, Prompt, Role};
-
-/// The column of tools beside one of messages.
-pub(super) const TOOLS: &str = "tools";
 
 /// Where in a file that is imported.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,55 +41,48 @@ impl Row {
     /// The prompt of the row, and its answer if it has one.
     pub(super) fn read(
         &self,
-        path: &Path,
-        columns: &Columns,
-        group: Option<&str>,
-        system: Option<&str>,
+        settings: &ImportSettings,
     ) -> Result<(Prompt, Option<Message>), Error> {
+        let (path, columns) = (settings.path.as_path(), &settings.columns);
         let cells = Cells {
             path,
             place: self.place,
             fields: &self.fields,
         };
-        let (mut tools, mut reference, mut reply) = (None, None, None);
-        let mut messages = match columns {
-            Columns::Text(text) => vec![cells.question(text)?],
-            Columns::QuestionAnswer { question, answer } => {
-                reference = answer
-                    .as_ref()
-                    .map(|answer| cells.reference(answer))
-                    .transpose()?;
-                vec![cells.question(question)?]
+        let (mut tools, mut reference) = (None, None);
+        let reply;
+        let mut messages = if let Some(column) = &columns.messages {
+            let (messages, answer) = chat::conversation(cells.get(column)?)
+                .map_err(|why| cells.bad_column(column, &why))?;
+            reply = answer;
+            let offered = self.fields.get(TOOLS).map(chat::tools).transpose();
+            tools = offered
+                .map_err(|why| cells.bad_column(TOOLS, &why))?
+                .flatten();
+            messages
+        } else if let Some(instruction) = &columns.instruction {
+            let mut message = cells.question(instruction)?;
+            if let Some(input) = cells.optional(columns.input.as_deref(), false)? {
+                message.content = format!("{}\n\n{input}", message.content);
             }
-            Columns::Messages(column) => {
-                let (messages, answer) = chat::conversation(cells.get(column)?)
-                    .map_err(|why| cells.bad_column(column, &why))?;
-                reply = answer;
-                let offered = self.fields.get(TOOLS).map(chat::tools).transpose();
-                tools = offered
-                    .map_err(|why| cells.bad_column(TOOLS, &why))?
-                    .flatten();
-                messages
-            }
-            Columns::Instruction {
-                instruction,
-                input,
-                output,
-            } => {
-                let mut message = cells.question(instruction)?;
-                if let Some(input) = cells.optional(input.as_deref(), false)? {
-                    message.content = format!("{}\n\n{input}", message.content);
-                }
-                reply = cells
-                    .optional(output.as_deref(), true)?
-                    .map(|text| Message::text(Role::Assistant, text));
-                vec![message]
-            }
+            reply = cells
+                .optional(columns.output.as_deref(), true)?
+                .map(|text| Message::text(Role::Assistant, text));
+            vec![message]
+        } else {
+            let question = columns.question.as_ref().or(columns.text.as_ref());
+            let answer = columns.answer.as_ref();
+            reference = answer.map(|answer| cells.reference(answer)).transpose()?;
+            let is_given = settings.answers == AnswerSource::Given;
+            reply = (reference.as_deref())
+                .filter(|text| is_given && !text.trim().is_empty())
+                .map(|text| Message::text(Role::Assistant, text));
+            vec![cells.question(question.map_or("", String::as_str))?]
         };
         let own = messages
             .first()
             .is_some_and(|message| message.role == Role::System);
-        if let (Some(system), false) = (system, own) {
+        if let (Some(system), false) = (&settings.system, own) {
             messages.insert(0, Message::text(Role::System, system));
         }
         let name = path.file_name().unwrap_or(path.as_os_str());
@@ -102,7 +92,9 @@ impl Row {
         };
         let source = format!("{}{number}", name.to_string_lossy());
         let prompt = Prompt {
-            group: cells.optional(group, true)?.map(str::to_owned),
+            group: cells
+                .optional(columns.group.as_deref(), true)?
+                .map(str::to_owned),
             ..Prompt::new(messages, tools, reference, source)
         };
         Ok((prompt, reply))

@@ -18,7 +18,7 @@ use crate::error::Error;
 use crate::parquet::{BATCH_ROWS, decode, reader_options};
 
 /// The rows of the file. Without Arrow's own schema in the footer, text is of one type however it was held in memory.
-pub(super) fn rows(path: &Path, wanted: Option<(&Columns, Option<&str>)>) -> Result<Rows, Error> {
+pub(super) fn rows(path: &Path, wanted: Option<&Columns>) -> Result<Rows, Error> {
     let file = File::open(path).map_err(Error::io("open", path))?;
     let metadata =
         decode(path, || ArrowReaderMetadata::load(&file, reader_options())).map_err(foreign)?;
@@ -42,21 +42,18 @@ pub(super) fn rows(path: &Path, wanted: Option<(&Columns, Option<&str>)>) -> Res
 }
 
 /// The places of the wanted columns; those that may be absent only where they are there.
-fn projection(
-    path: &Path,
-    schema: &Schema,
-    (columns, group): (&Columns, Option<&str>),
-) -> Result<Vec<usize>, Error> {
-    let (mut required, optional) = columns.names();
-    required.extend(group);
+fn projection(path: &Path, schema: &Schema, columns: &Columns) -> Result<Vec<usize>, Error> {
     let names = || schema.fields().iter().map(|field| field.name().as_str());
-    if let Some(absent) = required
-        .iter()
-        .find(|name| names().all(|other| other != **name))
+    if let Some(absent) = columns
+        .required()
+        .find(|name| names().all(|other| other != *name))
     {
         return Err(missing(path, Place::File, absent, names()));
     }
-    let wanted = |name: &str| required.contains(&name) || optional.contains(&name);
+    let wanted = |name: &str| {
+        let mut all = columns.required().chain(columns.optional());
+        all.any(|column| column == name)
+    };
     Ok((0..)
         .zip(names())
         .filter(|(_, name)| wanted(name))

@@ -2,6 +2,8 @@
 
 use std::fmt::Write;
 
+use potstill_datasets::RunModel;
+
 use super::colour;
 use super::html::escape;
 use super::plots::{Axes, Bar, Line, Scale, bars, lines};
@@ -19,15 +21,15 @@ const LOG_FROM: f64 = 12.0;
 /// When a plot cannot be drawn.
 pub(super) fn figures(out: &mut String, report: &Report) -> Result<(), Error> {
     out.push_str("<div class=\"plots\">\n");
-    let students = |of: fn(&StudentResult) -> Option<&Interval>| -> Vec<(&str, &Interval)> {
+    let students = |of: fn(&StudentResult) -> Option<&Interval>| -> Vec<(RunModel, &Interval)> {
         let students = report.students.iter();
         students
-            .filter_map(|student| Some((student.name.as_str(), of(student)?)))
+            .filter_map(|student| Some((student.name, of(student)?)))
             .collect()
     };
     let teacher = report.teacher.as_ref().and_then(|t| t.accuracy.as_ref());
-    let mut right: Vec<(&str, &Interval)> = Vec::new();
-    right.extend(teacher.map(|accuracy| ("teacher", &accuracy.overall)));
+    let mut right: Vec<(RunModel, &Interval)> = Vec::new();
+    right.extend(teacher.map(|accuracy| (RunModel::Teacher, &accuracy.overall)));
     right.extend(students(|s| Some(&s.accuracy.as_ref()?.overall)));
     let plots = [
         (
@@ -67,7 +69,7 @@ fn bar_plot(
     out: &mut String,
     report: &Report,
     figure: Figure,
-    models: &[(&str, &Interval)],
+    models: &[(RunModel, &Interval)],
     (title, caption): (&str, &str),
 ) -> Result<(), Error> {
     if models.is_empty() {
@@ -91,9 +93,9 @@ fn bar_plot(
     };
     let shown: Vec<Bar> = models
         .iter()
-        .map(|(name, interval)| Bar {
-            name,
-            colour: colour(report, name),
+        .map(|(model, interval)| Bar {
+            name: model.to_string(),
+            colour: colour(report, *model),
             mean: place(interval.mean),
             low: place(interval.low),
             high: place(interval.high),
@@ -102,7 +104,7 @@ fn bar_plot(
         .collect();
     let described: Vec<String> = models
         .iter()
-        .map(|(name, interval)| format!("{name} {}", wording::with_interval(figure, interval)))
+        .map(|(model, interval)| format!("{model} {}", wording::with_interval(figure, interval)))
         .collect();
     let label = format!("{title}, with 95 % intervals: {}", described.join("; "));
     let svg = bars(&label, &shown, range, scale)?;
@@ -209,7 +211,7 @@ fn curves(report: &Report, of: fn(&LossPoint) -> f64) -> (Vec<Line>, Vec<String>
         ends.push(format!("{} from {first:.3} to {last:.3}", curve.name));
         let faint = thinned(&all);
         drawn.push(Line {
-            colour: colour(report, &curve.name),
+            colour: colour(report, curve.name),
             points: smoothed(&faint),
             faint,
             dots: false,
@@ -257,7 +259,7 @@ pub(super) fn calibration(out: &mut String, report: &Report) -> Result<(), Error
         described.push(format!("{} error {error}", student.name));
         let point = |bin: &crate::ReliabilityBin| (bin.confidence, bin.accuracy);
         drawn.push(Line {
-            colour: colour(report, &student.name),
+            colour: colour(report, student.name),
             points: calibration.bins.iter().map(point).collect(),
             faint: Vec::new(),
             dots: true,

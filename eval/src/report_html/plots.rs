@@ -41,8 +41,8 @@ fn stroke(colour: usize) -> RGBColor {
 }
 
 /// One bar: a value and its interval.
-pub(super) struct Bar<'a> {
-    pub(super) name: &'a str,
+pub(super) struct Bar {
+    pub(super) name: String,
     pub(super) colour: usize,
     pub(super) mean: f64,
     pub(super) low: f64,
@@ -282,9 +282,9 @@ fn themed(svg: &str, label: &str, height: u32) -> String {
 mod tests {
     use super::*;
 
-    fn bar(name: &str, mean: f64) -> Bar<'_> {
+    fn bar(name: &str, mean: f64) -> Bar {
         Bar {
-            name,
+            name: name.to_owned(),
             colour: 2,
             mean,
             low: mean - 0.1,

@@ -2,6 +2,8 @@
 
 use std::fmt::Write;
 
+use potstill_datasets::RunModel;
+
 use super::html::escape;
 use super::{colour, swatch};
 use crate::report::{Report, Sample, SampleAnswer};
@@ -22,15 +24,14 @@ pub(super) fn write(out: &mut String, report: &Report) {
 
 /// Hidden until the script shows it, since without the script it does nothing.
 fn filters(out: &mut String, samples: &[Sample]) {
-    let mut models: Vec<&str> = Vec::new();
+    let mut models: Vec<RunModel> = Vec::new();
     for answer in samples.iter().flat_map(|sample| &sample.answers) {
-        if !models.contains(&answer.model.as_str()) {
-            models.push(&answer.model);
+        if !models.contains(&answer.model) {
+            models.push(answer.model);
         }
     }
     out.push_str("<form id=\"filters\" class=\"card filters\" role=\"search\" aria-label=\"Filter the samples\" hidden>\n<label>Model <select name=\"model\"><option value=\"\">all models</option>");
     for model in models {
-        let model = escape(model);
         let _ = write!(out, "<option value=\"{model}\">{model}</option>");
     }
     out.push_str("</select></label>\n");
@@ -75,11 +76,11 @@ fn write_answer(out: &mut String, report: &Report, answer: &SampleAnswer) {
         Some(false) => ("wrong", "✗ "),
         None => ("not", ""),
     };
-    let model = escape(&answer.model);
+    let model = answer.model;
     let _ = write!(
         out,
         "<div class=\"answer\" data-model=\"{model}\" data-outcome=\"{class}\"><h4><span>{}{model}</span><span class=\"mark {class}\">{mark}{}</span></h4>",
-        swatch(colour(report, &answer.model)),
+        swatch(colour(report, model)),
         wording::outcome(answer.correct),
     );
     if let Some(reasoning) = answer.reasoning.as_deref().filter(|r| !r.is_empty()) {

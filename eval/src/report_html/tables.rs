@@ -2,6 +2,8 @@
 
 use std::fmt::Write;
 
+use potstill_datasets::RunModel;
+
 use super::html::{Cell, escape, table};
 use super::{colour, swatch};
 use crate::report::Report;
@@ -28,16 +30,15 @@ fn none() -> Cell {
     Cell::Figure("–".to_owned())
 }
 
-fn model(report: &Report, name: &str) -> Cell {
-    Cell::Head(format!("{}{}", swatch(colour(report, name)), escape(name)))
+fn model(report: &Report, model: RunModel) -> Cell {
+    Cell::Head(format!("{}{model}", swatch(colour(report, model))))
 }
 
 /// A model with what it learned from, or is, under its name.
-fn model_from(report: &Report, name: &str, what: &str) -> Cell {
+fn model_from(report: &Report, model: RunModel, what: &str) -> Cell {
     Cell::Head(format!(
-        "{}{} <small>{}</small>",
-        swatch(colour(report, name)),
-        escape(name),
+        "{}{model} <small>{}</small>",
+        swatch(colour(report, model)),
         escape(what)
     ))
 }
@@ -58,7 +59,7 @@ pub(super) fn models(out: &mut String, report: &Report) {
     let mut rows = Vec::new();
     if let Some(teacher) = &report.teacher {
         rows.push(vec![
-            model_from(report, "teacher", &teacher.name),
+            model_from(report, RunModel::Teacher, &teacher.name),
             by_definition("0"),
             by_definition("100 %"),
             share(teacher.accuracy.as_ref().map(|a| &a.overall)),
@@ -71,7 +72,7 @@ pub(super) fn models(out: &mut String, report: &Report) {
     for student in &report.students {
         let from = format!("from {}", student.learned_from);
         rows.push(vec![
-            model_from(report, &student.name, &from),
+            model_from(report, student.name, &from),
             interval(Figure::Kl, student.kl.as_ref()),
             interval(Figure::Agreement, student.agreement.as_ref()),
             share(student.accuracy.as_ref().map(|a| &a.overall)),
@@ -117,7 +118,7 @@ pub(super) fn seeds(out: &mut String, report: &Report) {
         let text = value.map_or("–".to_owned(), |value| wording::value(figure, value));
         Cell::Number(text)
     };
-    let row = |(name, figures): (&str, &crate::SeedFigures)| {
+    let row = |(name, figures): (RunModel, &crate::SeedFigures)| {
         vec![
             model(report, name),
             Cell::Number(figures.seed.to_string()),
@@ -144,7 +145,7 @@ pub(super) fn comparisons(out: &mut String, report: &Report) {
             Verdict::NoDifference => "same",
         };
         vec![
-            Cell::Head(format!("{} − {}", escape(&c.left), escape(&c.right))),
+            Cell::Head(format!("{} − {}", c.left, c.right)),
             Cell::Figure(c.metric.name().to_owned()),
             Cell::Figure(wording::difference(c.metric, &c.difference)),
             Cell::Figure(format!(
@@ -166,7 +167,7 @@ pub(super) fn reliability(out: &mut String, report: &Report) {
         .flat_map(|(student, calibration)| {
             calibration.bins.iter().map(|bin| {
                 vec![
-                    model(report, &student.name),
+                    model(report, student.name),
                     Cell::Figure(format!(
                         "{:.0} to {:.0} %",
                         100.0 * bin.from,

@@ -1,27 +1,11 @@
 //! Rules of a teacher behind a server, and of its budget.
 
-use toml::de::{DeTable, DeValue};
+use potstill_datasets::{AnswerSource, FloatType};
 
-use super::super::{
-    Answers, Dialect, Dtype, Endpoint, Method, OnBreak, OnLength, RunFile, Teacher,
-};
+use super::super::place::is_written;
+use super::super::{Dialect, Endpoint, Method, OnBreak, OnLength, RunFile, Teacher};
 
 type Broken<'a> = &'a mut dyn FnMut(&[&str], String);
-
-/// Whether the text itself has a key, whatever its default.
-fn is_written(text: &str, table: &str, key: &str) -> bool {
-    let Ok(root) = DeTable::parse(text) else {
-        return false;
-    };
-    let found = root
-        .get_ref()
-        .iter()
-        .find(|(name, _)| name.get_ref() == table);
-    match found.map(|(_, value)| value.get_ref()) {
-        Some(DeValue::Table(keys)) => keys.iter().any(|(name, _)| name.get_ref() == key),
-        _ => false,
-    }
-}
 
 pub(super) fn teacher(file: &RunFile, text: &str, broken: Broken<'_>) {
     match &file.teacher {
@@ -104,7 +88,7 @@ fn where_it_is(teacher: &Teacher, broken: Broken<'_>) -> bool {
             "nothing of it is used: name one of its entries in `provider`".to_owned(),
         );
     }
-    if teacher.dtype != Dtype::default() {
+    if teacher.dtype != FloatType::default() {
         broken(
             &["teacher", "dtype"],
             "what a server computes in is its own affair: leave this out".to_owned(),
@@ -269,7 +253,7 @@ fn budget(file: &RunFile, teacher: &Teacher, text: &str, broken: Broken<'_>) {
         );
     }
     // Scoring asks for one token, whatever the answers are.
-    if file.import.answers == Answers::Given {
+    if file.import.answers == AnswerSource::Given {
         return;
     }
     let capped = [

@@ -1,6 +1,6 @@
 //! What was measured of each model, read from the run directory for the report.
 
-use potstill_datasets::{Manifest, Prompt, SequenceValues, TaskSample};
+use potstill_datasets::{Arm, Manifest, Prompt, RunModel, SequenceValues, TaskSample, Variant};
 use potstill_eval::{
     Accuracy, Calibration, Comparison, Figure, Graded, Metric, Sample, SampleAnswer, SeedFigures,
     SequenceBins, StudentResult, TeacherResult, accuracy, calibration, compare, compare_accuracy,
@@ -8,27 +8,28 @@ use potstill_eval::{
 };
 use potstill_model::Config;
 
-use crate::stages::eval::{UNTRAINED, values};
+use crate::stages::eval::values;
+use crate::stages::models::export_home;
 use crate::stages::{Context, answers, checkpoint, export, train};
 
 /// The pairs that are compared: left less right.
-const PAIRS: [(&str, &str); 4] = [
-    ("student", "sft"),
-    ("student", UNTRAINED),
-    ("student", "shuffled"),
-    ("sft", "shuffled"),
+const PAIRS: [(RunModel, RunModel); 4] = [
+    (RunModel::STUDENT, RunModel::SFT),
+    (RunModel::STUDENT, RunModel::Base),
+    (RunModel::STUDENT, RunModel::SHUFFLED),
+    (RunModel::SFT, RunModel::SHUFFLED),
 ];
 
 /// Held-out prompts whose answers are shown.
 const SAMPLES: usize = 60;
 
 /// The values and answers of every model.
-pub(super) struct Models<'a> {
-    students: Vec<Student<'a>>,
+pub(super) struct Models {
+    students: Vec<Student>,
     /// The prompts that models answered; none where they were not asked.
     prompts: Vec<Prompt>,
     /// By model, the teacher first; each of its first seed.
-    answers: Vec<(&'a str, Vec<TaskSample>)>,
+    answers: Vec<(RunModel, Vec<TaskSample>)>,
     /// Whether the teacher's are stored; the text alone has neither KL nor agreement.
     distributions: bool,
     resamples: usize,
@@ -37,8 +38,8 @@ pub(super) struct Models<'a> {
 
 /// A model's values and graded answers, by seed; bootstraps see the seeds' values one after the
 /// other, so that a prompt has those of all seeds.
-struct Student<'a> {
-    name: &'a str,
+struct Student {
+    model: RunModel,
     seeds: Vec<Seed>,
 }
 
@@ -48,7 +49,7 @@ struct Seed {
     graded: Option<Vec<Graded>>,
 }
 
-impl Student<'_> {
+impl Student {
     /// The values of `times` seeds, or those of the only one as often.
     fn values(&self, times: usize) -> Vec<SequenceValues> {
         let seeds = self.seeds.iter().cycle().take(times);
@@ -79,40 +80,45 @@ impl Seed {
     }
 }
 
-impl<'a> Models<'a> {
-    pub(super) fn read(context: &Context, names: &[&'a str]) -> anyhow::Result<Models<'a>> {
+impl Models {
+    pub(super) fn read(context: &Context, run_models: &[RunModel]) -> anyhow::Result<Models> {
         let file = &context.run.file;
         let mut models = Models {
             students: Vec::new(),
             prompts: Vec::new(),
             answers: Vec::new(),
             distributions: file.has_signals(),
-            resamples: file.eval.resamples.get(),
+            resamples: file.eval.resamples,
             seed: u64::from(file.run.seed),
         };
         if let Some(settings) = &file.eval.answers {
-            models.prompts = answers::heldout_prompts(context, settings.grader.into())?;
-            let teacher = file.local().map(|_| answers::TEACHER);
-            for name in teacher.into_iter().chain(names.iter().copied()) {
-                models
-                    .answers
-                    .push((name, answers::published(context, name)?));
+            models.prompts = answers::heldout_prompts(context, settings.grader)?;
+            let teacher = file.local().map(|_| RunModel::Teacher);
+            for model in teacher.into_iter().chain(run_models.iter().copied()) {
+                let answers = answers::published(context, model)?;
+                models.answers.push((model, answers));
             }
         }
-        for name in names {
+        for &model in run_models {
+            let by_seed: Vec<RunModel> = match model {
+                RunModel::Trained(Variant { arm, .. }) => {
+                    context.variants_of(arm).map(RunModel::Trained).collect()
+                }
+                RunModel::Base | RunModel::Teacher => vec![model],
+            };
             let mut seeds = Vec::new();
-            for of_seed in context.by_seed(name) {
+            for (seed_index, model) in (0..).zip(by_seed) {
                 let graded = match &file.eval.answers {
-                    Some(_) => Some(models.grades(&answers::published(context, &of_seed)?)),
+                    Some(_) => Some(models.grades(&answers::published(context, model)?)),
                     None => None,
                 };
                 seeds.push(Seed {
-                    seed: train::seed(file, &of_seed),
-                    values: values(context, &of_seed)?,
+                    seed: train::seed(file, seed_index),
+                    values: values(context, model)?,
                     graded,
                 });
             }
-            models.students.push(Student { name, seeds });
+            models.students.push(Student { model, seeds });
         }
         Ok(models)
     }
@@ -144,19 +150,19 @@ impl<'a> Models<'a> {
     }
 
     pub(super) fn students(&self, context: &Context) -> anyhow::Result<Vec<StudentResult>> {
-        let trained = |name: &str| Manifest::read(&context.dir.path(&format!("students/{name}")));
-        let exported = Manifest::read(&context.dir.path("students/student/export"))?;
+        let trained = |model| Manifest::read(&context.dir.path(&format!("students/{model}")));
+        let exported = Manifest::read(&context.dir.path(&export_home(Arm::Student.first())))?;
         let parameters = exported.and_then(|m| m.counts.get("parameters").copied());
         let mut students = Vec::new();
         for student in &self.students {
-            let (name, times) = (student.name, student.seeds.len());
+            let (model, times) = (student.model, student.seeds.len());
             let values = student.values(times);
             let figure = |metric| interval(&values, metric, self.resamples, self.seed);
             students.push(StudentResult {
-                name: name.to_owned(),
-                learned_from: export::learned_from(&context.run.file, name),
+                name: model,
+                learned_from: export::learned_from(&context.run.file, model),
                 parameters,
-                steps: trained(name)?
+                steps: trained(model)?
                     .and_then(|m| m.counts.get("steps").copied())
                     .unwrap_or_default(),
                 kl: self.distributions.then(|| figure(Metric::Kl)).transpose()?,
@@ -175,7 +181,7 @@ impl<'a> Models<'a> {
     }
 
     pub(super) fn comparisons(&self) -> anyhow::Result<Vec<Comparison>> {
-        let student = |name: &str| self.students.iter().find(|s| s.name == name);
+        let student = |model| self.students.iter().find(|s| s.model == model);
         let (resamples, seed) = (self.resamples, self.seed);
         let mut comparisons = Vec::new();
         for (left, right) in PAIRS {
@@ -198,10 +204,10 @@ impl<'a> Models<'a> {
     pub(super) fn samples(&self, context: &Context) -> anyhow::Result<Vec<Sample>> {
         let mut samples = Vec::new();
         for (i, prompt) in self.prompts.iter().take(SAMPLES).enumerate() {
-            let answer = |(model, answers): &(&str, Vec<TaskSample>)| {
+            let answer = |(model, answers): &(RunModel, Vec<TaskSample>)| {
                 let answer = answers.get(i).filter(|a| a.prompt_id == prompt.id)?;
                 Some(SampleAnswer {
-                    model: (*model).to_owned(),
+                    model: *model,
                     reasoning: answer.reasoning.clone(),
                     answer: answer.answer.clone(),
                     correct: Some(answer.correct),
@@ -234,7 +240,7 @@ impl<'a> Models<'a> {
     }
 
     fn of_teacher(&self) -> Option<Vec<Graded>> {
-        let (_, answers) = self.answers.iter().find(|(n, _)| *n == answers::TEACHER)?;
+        let (_, answers) = (self.answers.iter()).find(|(model, _)| *model == RunModel::Teacher)?;
         Some(self.grades(answers))
     }
 

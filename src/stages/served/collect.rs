@@ -16,7 +16,8 @@ use std::sync::Arc;
 use anyhow::{Context as _, bail};
 use potstill_datasets::{Completion, Manifest, Prompt, Provenance, stage_key};
 use potstill_teacher::http::{
-    self, BoxError, Call, Ended, Event as Landing, Landed, Method, Progress, Reason, Task,
+    self, Api, Call, CallEvent, CallTask, CallbackError, CollectProgress, CollectionEnd,
+    CompletedCall, FailureReason,
 };
 use serde_json::{Value, json};
 
@@ -202,7 +203,7 @@ impl<'a> Collection<'a> {
         let mut store = Store::open(&work.join("journal.bin"), &index)?;
         if store.cut_bytes > 0 {
             context.talk.line(&format!(
-                "collect: answers that landed while the disk or the process failed are asked for again ({} bytes cut)",
+                "collect: answers that completed while the disk or the process failed are asked for again ({} bytes cut)",
                 store.cut_bytes
             ));
         }
@@ -313,9 +314,11 @@ impl<'a> Collection<'a> {
         ended(self.context, self.store.tally(), over)
     }
 
-    fn ask(&mut self, requests: &Requests, missing: usize) -> anyhow::Result<Ended> {
+    fn ask(&mut self, requests: &Requests, missing: usize) -> anyhow::Result<CollectionEnd> {
         let Context { talk, run, dir, .. } = self.context;
-        let settings = self.served.settings(self.served.asking(), requests.spent)?;
+        let settings = self
+            .served
+            .settings(self.served.request_settings(), requests.spent)?;
         let there = self.store.tally().answers as u64;
         let total = there + missing as u64;
         let before = requests.spent;
@@ -336,12 +339,17 @@ impl<'a> Collection<'a> {
         });
         let ended = http::collect(
             &settings,
-            &mut || asker.borrow_mut().next().map_err(BoxError::from),
+            &mut || asker.borrow_mut().next().map_err(CallbackError::from),
             &|sent| requests.sent(sent),
-            &mut |events| asker.borrow_mut().land(events).map_err(BoxError::from),
-            &mut |progress: &Progress| {
+            &mut |events| {
+                asker
+                    .borrow_mut()
+                    .complete(events)
+                    .map_err(CallbackError::from)
+            },
+            &mut |progress: &CollectProgress| {
                 let note = forecast::live(self.served, budget, &before, missing, progress);
-                let over = there + progress.landed + progress.failed;
+                let over = there + progress.answered + progress.failed;
                 bar.show(over.min(total), progress.tokens, &note);
             },
             &interrupt::asked,
@@ -351,16 +359,16 @@ impl<'a> Collection<'a> {
 }
 
 /// Whether everything has landed; false when it was stopped.
-pub(super) fn ended(context: &Context, tally: Tally, ended: Ended) -> anyhow::Result<bool> {
+pub(super) fn ended(context: &Context, tally: Tally, ended: CollectionEnd) -> anyhow::Result<bool> {
     let file = context.run.path.display();
     let there = format!(
         "{} answers are there and kept, {} are missing",
         tally.answers, tally.missing
     );
     match ended {
-        Ended::Finished => Ok(true),
-        Ended::Stopped => Ok(false),
-        Ended::Capped { cap } => {
+        CollectionEnd::Finished => Ok(true),
+        CollectionEnd::Stopped => Ok(false),
+        CollectionEnd::CapReached { cap } => {
             let spent = requests::spent(&context.dir.path(REQUESTS_FILE))?;
             bail!(
                 "the budget is used up ({cap}): {} requests, {} tokens and {} were spent; {there}: raise [budget], and `potstill run {file}` goes on",
@@ -369,8 +377,8 @@ pub(super) fn ended(context: &Context, tally: Tally, ended: Ended) -> anyhow::Re
                 forecast::dollars(spent.usd),
             )
         }
-        Ended::Broke { why } => bail!("{why}; {there}"),
-        Ended::EndpointsDown { last } => bail!(
+        CollectionEnd::StoppedByCaller { why } => bail!("{why}; {there}"),
+        CollectionEnd::EndpointsDown { last } => bail!(
             "no endpoint can be used: the last one said {}{} ({}); {there}: see to url, model and key in [teacher], and `potstill run {file}` goes on",
             last.status.map_or_else(String::new, |s| format!("{s} ")),
             last.message,
@@ -445,7 +453,7 @@ impl Asker<'_> {
                     sample_index,
                     attempts: 0,
                     outcome: Fate::Failed {
-                        reason: Reason::ContextTooLong.name(),
+                        reason: FailureReason::ContextTooLong.name(),
                         message: why,
                     },
                 };
@@ -453,39 +461,39 @@ impl Asker<'_> {
                     .add(self.provenance, vec![(number as u32, row)])?;
                 continue;
             }
-            let at_most = self.served.prompt_tokens_at_most(&prompt, ids.as_deref());
-            let task = match (self.served.asking().method, ids) {
-                (Method::Completions, Some(ids)) => Task::AnswerIds(ids),
-                _ => Task::Answer,
+            let at_most = self.served.max_prompt_tokens(&prompt, ids.as_deref());
+            let task = match (self.served.request_settings().api, ids) {
+                (Api::Completions, Some(ids)) => CallTask::AnswerIds(ids),
+                _ => CallTask::Answer,
             };
             return Ok(Some(Call {
                 number,
                 prompt,
                 sample_index,
                 task,
-                prompt_tokens_at_most: at_most,
+                max_prompt_tokens: at_most,
             }));
         }
     }
 
     fn too_long(&self, ids: Option<&[u32]>) -> Option<String> {
         let (tokens, context) = (ids?.len() as u64, u64::from(self.served.context?));
-        let answer = u64::from(self.served.asking().max_tokens.unwrap_or(1));
+        let answer = u64::from(self.served.request_settings().max_tokens.unwrap_or(1));
         (tokens + answer > context).then(|| {
             format!("the prompt has {tokens} tokens, and with {answer} for the answer that is more than the context of {context}")
         })
     }
 
     /// Puts a group on the disk.
-    fn land(&mut self, events: Vec<Landing>) -> anyhow::Result<ControlFlow<String>> {
+    fn complete(&mut self, events: Vec<CallEvent>) -> anyhow::Result<ControlFlow<String>> {
         let mut rows = Vec::new();
         let mut fault = None;
         for event in events {
             match event {
-                Landing::Attempt(attempt) => self.requests.over(&attempt)?,
-                Landing::Landed(landed) => {
-                    fault = fault.or(self.look_at(&landed)?);
-                    rows.push((landed.call.number as u32, row(*landed)));
+                CallEvent::Attempt(attempt) => self.requests.over(&attempt)?,
+                CallEvent::Completed(completed) => {
+                    fault = fault.or(self.look_at(&completed)?);
+                    rows.push((completed.call.number as u32, row(*completed)));
                 }
             }
         }
@@ -499,49 +507,49 @@ impl Asker<'_> {
     }
 
     /// What is wrong with every answer, as far as the first ones show it.
-    fn look_at(&mut self, landed: &Landed) -> anyhow::Result<Option<String>> {
-        let (Ok(reply), Some(text)) = (&landed.outcome, &self.served.text) else {
+    fn look_at(&mut self, completed: &CompletedCall) -> anyhow::Result<Option<String>> {
+        let (Ok(response), Some(text)) = (&completed.result, &self.served.text) else {
             return Ok(None);
         };
-        let Some(top_k) = self.served.asking().logprobs else {
+        let Some(top_k) = self.served.request_settings().logprobs else {
             return Ok(None);
         };
         if self.looked_at >= LOOKED_AT {
             return Ok(None);
         }
         self.looked_at += 1;
-        let Some(ids) = self.served.prompt_ids(&landed.call.prompt)? else {
+        let Some(ids) = self.served.prompt_ids(&completed.call.prompt)? else {
             return Ok(None);
         };
-        if let Some(servers) = reply
+        if let Some(servers) = response
             .prompt_token_ids
             .as_ref()
             .filter(|servers| **servers != ids)
         {
             return Ok(Some(format!(
                 "the server renders the prompt of {} to {} tokens, and template and tokenizer here to {}: distributions would belong to another text; set `template` or `tokenizer` in [teacher] to the server's, or `method = \"completions\"`",
-                landed.call.prompt.source,
+                completed.call.prompt.source,
                 servers.len(),
                 ids.len()
             )));
         }
-        let signal = text.signal(&ids, &reply.completion, top_k as usize);
+        let signal = text.signal(&ids, &response.completion, top_k as usize);
         Ok(signal.err().map(|why| {
             format!(
                 "no distributions can be made of the answer to {}: {why}; `potstill probe` says what this server can do",
-                landed.call.prompt.source
+                completed.call.prompt.source
             )
         }))
     }
 }
 
-fn row(landed: Landed) -> Row<Completion> {
+fn row(completed: CompletedCall) -> Row<Completion> {
     Row {
-        prompt_id: landed.call.prompt.id.clone(),
-        sample_index: landed.call.sample_index,
-        attempts: landed.attempts,
-        outcome: match landed.outcome {
-            Ok(reply) => Fate::Got(reply.completion),
+        prompt_id: completed.call.prompt.id.clone(),
+        sample_index: completed.call.sample_index,
+        attempts: completed.attempts,
+        outcome: match completed.result {
+            Ok(response) => Fate::Got(response.completion),
             Err(failure) => Fate::Failed {
                 reason: failure.reason.name(),
                 message: failure.message,

@@ -1,6 +1,6 @@
 //! What asking will take, said before the first request and while it goes on.
 
-use potstill_teacher::http::{self, Progress, Spent};
+use potstill_teacher::http::{self, CollectProgress, Spending};
 
 use super::Served;
 use crate::run_file::Budget;
@@ -55,7 +55,7 @@ pub(super) fn of_answers(
     served: &Served<'_>,
     measured: &Measured,
     missing: usize,
-    spent: &Spent,
+    spent: &Spending,
 ) -> String {
     let prompt = measured.tokens_of(missing);
     let answer = (served.run.file.collect.max_new_tokens.get() * missing) as u64;
@@ -69,7 +69,12 @@ pub(super) fn of_answers(
 }
 
 /// What the distributions over `missing` answers take, which are so many tokens with their prompts.
-pub(super) fn of_scores(served: &Served<'_>, tokens: u64, missing: usize, spent: &Spent) -> String {
+pub(super) fn of_scores(
+    served: &Served<'_>,
+    tokens: u64,
+    missing: usize,
+    spent: &Spending,
+) -> String {
     let what = format!(
         "{missing} answers to have scored by {}: about {} tokens with their prompts",
         served.model,
@@ -79,8 +84,14 @@ pub(super) fn of_scores(served: &Served<'_>, tokens: u64, missing: usize, spent:
     said(served, what, tokens, missing as u64, spent)
 }
 
-fn said(served: &Served<'_>, mut text: String, prompt: u64, answer: u64, spent: &Spent) -> String {
-    match http::forecast(served.price.as_ref(), prompt, answer) {
+fn said(
+    served: &Served<'_>,
+    mut text: String,
+    prompt: u64,
+    answer: u64,
+    spent: &Spending,
+) -> String {
+    match http::forecast_usd(served.price.as_ref(), prompt, answer) {
         Some(usd) => text += &format!(", at most {} without retries", dollars(usd)),
         None => text += "; what they cost is not known (`price` of [teacher])",
     }
@@ -124,15 +135,15 @@ pub(super) fn caps(budget: &Budget) -> Vec<String> {
 pub(super) fn live(
     served: &Served<'_>,
     budget: &Budget,
-    before: &Spent,
+    before: &Spending,
     missing: usize,
-    progress: &Progress,
+    progress: &CollectProgress,
 ) -> String {
     let spent = &progress.spent;
     let mut facts = Vec::new();
     let of = |cap: Option<String>| cap.map_or_else(String::new, |cap| format!(" of {cap}"));
     if served.price.is_some() {
-        let over = progress.landed + progress.failed;
+        let over = progress.answered + progress.failed;
         let mut fact = format!(
             "{}{} spent",
             dollars(spent.usd),

@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::Context as _;
 use potstill_datasets::replace_file;
 use potstill_teacher::http::{
-    self, Billed, Kind, Method, Probe, Recommended, Scale, Spent, Through,
+    self, Api, LogprobKind, Probe, SamplingStage, ScoringApi, Spending, TokenUsage,
 };
 
 use super::requests::Requests;
@@ -28,7 +28,7 @@ pub(crate) fn probe(context: &Context) -> anyhow::Result<Outcome> {
         return Err(run.problem(&["teacher"], what).into());
     }
     let served = Served::open(run)?;
-    let settings = served.settings(served.asking(), Spent::default())?;
+    let settings = served.settings(served.request_settings(), Spending::default())?;
     if context.dry_run {
         context
             .talk
@@ -37,20 +37,20 @@ pub(crate) fn probe(context: &Context) -> anyhow::Result<Outcome> {
     }
     let text = served.text.as_ref().map(|t| (&t.tokenizer, &t.template));
     let talk = &context.talk;
-    let probe = http::probe(&settings, text, &mut |asking| {
-        talk.line(&format!("probe: {asking}"));
+    let probe = http::probe(&settings, text, &mut |request| {
+        talk.line(&format!("probe: {request}"));
     })?;
     keep(&context.dir.path(""), &probe)?;
-    let Billed {
+    let TokenUsage {
         prompt_tokens,
         completion_tokens,
         ..
     } = probe.spent;
-    let cost = http::forecast(served.price.as_ref(), prompt_tokens, completion_tokens);
+    let cost = http::forecast_usd(served.price.as_ref(), prompt_tokens, completion_tokens);
     let requests = Requests::open(&context.dir.path(REQUESTS_FILE), "probe")?;
     requests.say_lost(talk, "probe");
     requests.probed(probe.requests, probe.spent, cost.unwrap_or(0.0))?;
-    talk.data(&said(&probe));
+    talk.data(&probe.lines().join("\n"));
     talk.line(&format!(
         "probe: {} questions, {} tokens{}; kept in {}",
         probe.requests,
@@ -113,14 +113,14 @@ pub(super) fn check(served: &Served<'_>, dir: &Path) -> anyhow::Result<()> {
 fn broken(served: &Served<'_>, probe: &Probe) -> Option<Broken> {
     const METHOD: &[&str] = &["teacher", "method"];
     let file = &served.run.file;
-    let method = served.asking().method;
-    if method == Method::Completions && !probe.completions {
+    let method = served.request_settings().api;
+    if method == Api::Completions && !probe.completions {
         return Some((
             METHOD,
             "the server has no completions: use \"chat\"".to_owned(),
         ));
     }
-    if method == Method::Chat && !probe.chat && file.score.is_none() {
+    if method == Api::Chat && !probe.chat && file.score.is_none() {
         return Some((
             METHOD,
             "the server has no chat: use \"completions\"".to_owned(),
@@ -146,7 +146,7 @@ type Broken = (&'static [&'static str], String);
 fn signals_broken(served: &Served<'_>, probe: &Probe, top_k: usize) -> Option<Broken> {
     const SIGNALS: &[&str] = &["collect", "signals"];
     let largest = probe.logprobs.largest_k as usize;
-    if probe.logprobs.kind != Kind::Real {
+    if probe.logprobs.kind != LogprobKind::Real {
         return Some((SIGNALS, "the server gives no log-probabilities that mean anything: leave `signals` out, and learn from the text with `loss = { cross_entropy = 1.0 }`".to_owned()));
     }
     if top_k > largest {
@@ -158,10 +158,10 @@ fn signals_broken(served: &Served<'_>, probe: &Probe, top_k: usize) -> Option<Br
         ));
     }
     let temperature = served.run.file.collect.temperature.get();
-    if probe.logprobs.temperature == Scale::Processed && temperature != 1.0 {
+    if probe.logprobs.temperature == SamplingStage::Processed && temperature != 1.0 {
         return Some((&["collect", "temperature"], "the server's log-probabilities are of the distribution after temperature, which is not the model's: set `temperature = 1`, or have the server give raw ones".to_owned()));
     }
-    if served.asking().method == Method::Chat && probe.tokens.same_template == Some(false) {
+    if served.request_settings().api == Api::Chat && probe.tokens.same_template == Some(false) {
         return Some((&["teacher", "template"], "the server renders chats otherwise than the template here, so distributions would belong to another text: name its template, or use `method = \"completions\"`".to_owned()));
     }
     None
@@ -171,7 +171,7 @@ fn score_broken(probe: &Probe, top_k: usize) -> Option<Broken> {
     const SCORE: &[&str] = &["score"];
     let prompted = &probe.prompt_logprobs;
     let largest = prompted.largest_k as usize;
-    if prompted.through == Through::Nothing {
+    if prompted.through == ScoringApi::Nothing {
         return Some((SCORE, "the server gives no log-probabilities of prompts: use `signals` of [collect], or another server".to_owned()));
     }
     if top_k > largest {
@@ -189,113 +189,4 @@ fn score_broken(probe: &Probe, top_k: usize) -> Option<Broken> {
         return Some((SCORE, "the server's log-probabilities of prompts belong to other positions than it says: use `signals` of [collect], or another server".to_owned()));
     }
     None
-}
-
-/// What was found, for people.
-fn said(probe: &Probe) -> String {
-    let mut lines = vec![format!(
-        "{} at {}{}",
-        probe.model,
-        probe.url,
-        probe
-            .engine
-            .as_ref()
-            .map_or_else(String::new, |e| format!(", {e}"))
-    )];
-    let mut line = |name: &str, text: String| lines.push(format!("{name:<18}{text}"));
-    let doors = [("chat", probe.chat), ("completions", probe.completions)];
-    let doors: Vec<&str> = doors
-        .iter()
-        .filter(|(_, has)| *has)
-        .map(|(d, _)| *d)
-        .collect();
-    line("doors", doors.join(", "));
-    if let Some(context) = probe.context {
-        line("context", format!("{context} tokens"));
-    }
-    let logprobs = &probe.logprobs;
-    line(
-        "log-probabilities",
-        format!(
-            "{:?}, up to {} a token, temperature {:?}, penalties {:?}",
-            logprobs.kind, logprobs.largest_k, logprobs.temperature, logprobs.penalties
-        )
-        .to_lowercase(),
-    );
-    let prompted = &probe.prompt_logprobs;
-    line(
-        "of prompts",
-        match prompted.through {
-            Through::Nothing => "none".to_owned(),
-            through => format!(
-                "through {through:?}, up to {}, shifted by {}, stale when cached: {}",
-                prompted.largest_k,
-                prompted
-                    .shift
-                    .map_or_else(|| "an unknown number".to_owned(), |s| s.to_string()),
-                known(prompted.stale)
-            ),
-        },
-    );
-    said_of_tokens(probe, &mut line);
-    for speed in &probe.speeds {
-        let what = speed
-            .k
-            .map_or_else(|| "text".to_owned(), |k| format!("top {k}"));
-        line(
-            "speed",
-            format!(
-                "{what}: {:.0} tokens/s, {:.0} bytes a token",
-                speed.tokens_per_second, speed.bytes_per_token
-            ),
-        );
-    }
-    for quirk in &probe.quirks {
-        line("quirk", quirk.clone());
-    }
-    let verdict = match probe.recommended {
-        Recommended::Traces => "traces: learn from its text, with `loss = { cross_entropy = 1.0 }`",
-        Recommended::Logits => "logits: learn from its distributions",
-    };
-    line("use it for", verdict.to_owned());
-    for change in &probe.change {
-        line("change", change.clone());
-    }
-    lines.join("\n")
-}
-
-fn said_of_tokens(probe: &Probe, line: &mut dyn FnMut(&str, String)) {
-    let tokens = &probe.tokens;
-    line(
-        "tokens",
-        format!(
-            "ids: {}, bytes: {}, prompts as ids: {}, as the tokenizer here: {}, template as here: {}",
-            known(Some(tokens.ids)),
-            known(Some(tokens.bytes)),
-            known(Some(tokens.id_prompts)),
-            known(tokens.same_as_local),
-            known(tokens.same_template)
-        ),
-    );
-    line(
-        "repeats",
-        format!("{} at temperature 0", known(probe.deterministic)),
-    );
-    line(
-        "usage",
-        format!(
-            "there: {}, prompts right: {}, answers right: {}",
-            known(Some(probe.usage.present)),
-            known(probe.usage.prompt_right),
-            known(probe.usage.completion_right)
-        ),
-    );
-}
-
-fn known(value: Option<bool>) -> &'static str {
-    match value {
-        None => "not known",
-        Some(true) => "yes",
-        Some(false) => "no",
-    }
 }

@@ -11,7 +11,7 @@ use std::sync::Mutex;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
-use potstill_teacher::http::{Attempt, Billed, Charge, Reason, Sent, Spent};
+use potstill_teacher::http::{Attempt, ChargeBasis, Reservation, Spending, TokenUsage};
 use serde::{Deserialize, Serialize};
 
 use crate::progress::Talk;
@@ -32,48 +32,14 @@ enum Line {
         /// How many.
         requests: u64,
         /// What the server counted.
-        billed: Billed,
+        billed: TokenUsage,
         /// What that costs.
         usd: f64,
     },
     /// A request leaves.
-    Sent(Reserved),
+    Sent(Reservation),
     /// A request is over.
     Over(Attempt),
-}
-
-/// A request on its way, and the most that it can cost.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-struct Reserved {
-    request: u64,
-    prompt_id: String,
-    sample_index: u32,
-    attempt: u32,
-    endpoint: String,
-    sent_unix_ms: u64,
-    reserved: Billed,
-    reserved_usd: f64,
-}
-
-impl Reserved {
-    /// What it is charged where nobody knows what became of it.
-    fn lost(self) -> Attempt {
-        Attempt {
-            request: self.request,
-            prompt_id: self.prompt_id,
-            sample_index: self.sample_index,
-            attempt: self.attempt,
-            endpoint: self.endpoint,
-            sent_unix_ms: self.sent_unix_ms,
-            seconds: 0.0,
-            status: None,
-            bytes: 0,
-            failed: Some(Reason::Cut),
-            billed: self.reserved,
-            usd: self.reserved_usd,
-            charge: Charge::Reserved,
-        }
-    }
 }
 
 /// The open list of requests.
@@ -81,7 +47,7 @@ pub(super) struct Requests {
     path: PathBuf,
     file: Mutex<File>,
     /// What earlier processes spent.
-    pub(super) spent: Spent,
+    pub(super) spent: Spending,
     /// Requests that were in flight when a process died.
     lost: usize,
 }
@@ -107,7 +73,7 @@ impl Requests {
             lost: read.open.len(),
         };
         for reserved in read.open {
-            let lost = reserved.lost();
+            let lost = reserved.charged_in_full();
             add(&mut requests.spent, &lost);
             requests.write(&Line::Over(lost))?;
         }
@@ -133,7 +99,7 @@ impl Requests {
     ///
     /// # Errors
     /// Where it cannot be written.
-    pub(super) fn probed(&self, requests: u64, billed: Billed, usd: f64) -> anyhow::Result<()> {
+    pub(super) fn probed(&self, requests: u64, billed: TokenUsage, usd: f64) -> anyhow::Result<()> {
         self.write(&Line::Probed {
             requests,
             billed,
@@ -147,17 +113,8 @@ impl Requests {
     ///
     /// # Errors
     /// Where it cannot be written, so that the request must not leave.
-    pub(super) fn sent(&self, sent: &Sent) -> std::io::Result<()> {
-        self.write(&Line::Sent(Reserved {
-            request: sent.request,
-            prompt_id: sent.prompt_id.clone(),
-            sample_index: sent.sample_index,
-            attempt: sent.attempt,
-            endpoint: sent.endpoint.clone(),
-            sent_unix_ms: sent.sent_unix_ms,
-            reserved: sent.reserved,
-            reserved_usd: sent.reserved_usd,
-        }))
+    pub(super) fn sent(&self, reservation: &Reservation) -> std::io::Result<()> {
+        self.write(&Line::Sent(reservation.clone()))
     }
 
     /// A request is over.
@@ -198,25 +155,25 @@ impl Requests {
 ///
 /// # Errors
 /// Where it cannot be read, or a line of it is not one of ours.
-pub(super) fn spent(path: &Path) -> anyhow::Result<Spent> {
+pub(super) fn spent(path: &Path) -> anyhow::Result<Spending> {
     let mut read = read(path)?;
     for reserved in std::mem::take(&mut read.open) {
-        add(&mut read.spent, &reserved.lost());
+        add(&mut read.spent, &reserved.charged_in_full());
     }
     Ok(read.spent)
 }
 
 struct Read {
-    spent: Spent,
+    spent: Spending,
     /// Requests that have no second line.
-    open: Vec<Reserved>,
+    open: Vec<Reservation>,
     /// Bytes up to the end of the last whole line.
     whole_bytes: u64,
 }
 
 fn read(path: &Path) -> anyhow::Result<Read> {
     let mut all = Read {
-        spent: Spent::default(),
+        spent: Spending::default(),
         open: Vec::new(),
         whole_bytes: 0,
     };
@@ -226,7 +183,7 @@ fn read(path: &Path) -> anyhow::Result<Read> {
         Err(e) => return Err(e).with_context(|| format!("cannot read {}", path.display())),
     };
     let (mut reader, mut line) = (BufReader::new(file), Vec::new());
-    let mut in_flight: BTreeMap<u64, Reserved> = BTreeMap::new();
+    let mut in_flight: BTreeMap<u64, Reservation> = BTreeMap::new();
     let (mut began_ms, mut last_ms, mut number) = (0, 0, 0);
     loop {
         line.clear();
@@ -281,10 +238,10 @@ fn seconds(from_ms: u64, to_ms: u64) -> f64 {
     to_ms.saturating_sub(from_ms) as f64 / 1e3
 }
 
-fn add(spent: &mut Spent, attempt: &Attempt) {
+fn add(spent: &mut Spending, attempt: &Attempt) {
     spent.usd += attempt.usd;
     spent.requests += 1;
-    if attempt.charge != Charge::Nothing {
+    if attempt.charge != ChargeBasis::Nothing {
         spent.tokens += attempt.billed.prompt_tokens + attempt.billed.completion_tokens;
     }
 }
@@ -299,25 +256,24 @@ fn now_ms() -> u64 {
 mod tests {
     use super::*;
 
-    fn sent(request: u64) -> Sent {
-        Sent {
+    fn sent(request: u64) -> Reservation {
+        Reservation {
             request,
-            call: request,
             prompt_id: "p".to_owned(),
             sample_index: 0,
             attempt: 1,
             endpoint: "here".to_owned(),
-            reserved: Billed {
+            reserved: TokenUsage {
                 prompt_tokens: 10,
                 completion_tokens: 90,
-                ..Billed::default()
+                ..TokenUsage::default()
             },
             reserved_usd: 0.5,
             sent_unix_ms: now_ms(),
         }
     }
 
-    fn over(sent: &Sent) -> Attempt {
+    fn over(sent: &Reservation) -> Attempt {
         Attempt {
             request: sent.request,
             prompt_id: sent.prompt_id.clone(),
@@ -329,13 +285,13 @@ mod tests {
             status: Some(200),
             bytes: 100,
             failed: None,
-            billed: Billed {
+            billed: TokenUsage {
                 prompt_tokens: 8,
                 completion_tokens: 12,
-                ..Billed::default()
+                ..TokenUsage::default()
             },
             usd: 0.125,
-            charge: Charge::Reported,
+            charge: ChargeBasis::Reported,
         }
     }
 
@@ -344,16 +300,16 @@ mod tests {
     fn what_was_in_flight_is_charged_in_full_and_once() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("requests.jsonl");
-        assert_eq!(spent(&path).unwrap(), Spent::default());
+        assert_eq!(spent(&path).unwrap(), Spending::default());
         let requests = Requests::open(&path, "collect").unwrap();
-        assert_eq!(requests.spent, Spent::default());
+        assert_eq!(requests.spent, Spending::default());
         requests.sent(&sent(0)).unwrap();
         requests.sent(&sent(1)).unwrap();
         requests.over(&over(&sent(0))).unwrap();
-        let asked = Billed {
+        let asked = TokenUsage {
             prompt_tokens: 3,
             completion_tokens: 2,
-            ..Billed::default()
+            ..TokenUsage::default()
         };
         requests.probed(4, asked, 0.25).unwrap();
         drop(requests);

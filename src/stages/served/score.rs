@@ -16,8 +16,8 @@ use potstill_datasets::{
     read_shard, shard_name, shards,
 };
 use potstill_teacher::http::{
-    self, Asking, BoxError, Call, Event as Landing, Landed, Method, Progress, PromptLogprobs, Task,
-    Window,
+    self, Api, Call, CallEvent, CallTask, CallbackError, CollectProgress, CompletedCall,
+    PromptLogprobs, RequestSettings, ScoringWindow,
 };
 use serde_json::json;
 
@@ -150,11 +150,11 @@ fn window(settings: &Score, served: &Served<'_>) -> Option<usize> {
 }
 
 /// The parts in which a text is sent.
-fn parts(encoded: &Encoded, window: Option<usize>) -> Vec<Window> {
+fn parts(encoded: &Encoded, window: Option<usize>) -> Vec<ScoringWindow> {
     let tokens = encoded.token_ids.len();
     let from = encoded.loss_mask.iter().position(|loss| *loss);
     let most = window.unwrap_or(tokens).max(2);
-    http::windows(tokens, from.unwrap_or(tokens).max(1), most, most / 2)
+    http::scoring_windows(tokens, from.unwrap_or(tokens).max(1), most, most / 2)
 }
 
 fn pairs(context: &Context, text: &Text) -> anyhow::Result<Pairs> {
@@ -230,11 +230,11 @@ impl<'a> Scoring<'a> {
     }
 
     /// What every request has in common.
-    fn asking(&self) -> Asking {
-        Asking {
-            method: Method::Completions,
+    fn request_settings(&self) -> RequestSettings {
+        RequestSettings {
+            api: Api::Completions,
             max_tokens: Some(1),
-            temperature: (!self.served.asking().reasoning_model).then_some(1.0),
+            temperature: (!self.served.request_settings().reasoning_model).then_some(1.0),
             top_p: None,
             top_k: None,
             min_p: None,
@@ -242,7 +242,7 @@ impl<'a> Scoring<'a> {
             stop: Vec::new(),
             logprobs: None,
             stream: false,
-            ..self.served.asking()
+            ..self.served.request_settings()
         }
     }
 
@@ -267,7 +267,9 @@ impl<'a> Scoring<'a> {
             "score: {}",
             forecast::of_scores(self.served, tokens, missing, &requests.spent)
         ));
-        let settings = self.served.settings(self.asking(), requests.spent)?;
+        let settings = self
+            .served
+            .settings(self.request_settings(), requests.spent)?;
         let (before, budget) = (requests.spent, &run.file.budget);
         let mut bar = talk.work("score", "answers", tally.answers as u64, self.len as u64);
         let asker = RefCell::new(Asker {
@@ -289,12 +291,17 @@ impl<'a> Scoring<'a> {
         let (there, total) = (tally.answers as u64, self.len as u64);
         let ended = http::collect(
             &settings,
-            &mut || asker.borrow_mut().next().map_err(BoxError::from),
+            &mut || asker.borrow_mut().next().map_err(CallbackError::from),
             &|sent| requests.sent(sent),
-            &mut |events| asker.borrow_mut().land(events).map_err(BoxError::from),
-            &mut |progress: &Progress| {
+            &mut |events| {
+                asker
+                    .borrow_mut()
+                    .complete(events)
+                    .map_err(CallbackError::from)
+            },
+            &mut |progress: &CollectProgress| {
                 let note = forecast::live(self.served, budget, &before, missing, progress);
-                let over = there + progress.landed + progress.failed;
+                let over = there + progress.answered + progress.failed;
                 bar.show(over.min(total), progress.tokens, &note);
             },
             &interrupt::asked,
@@ -370,9 +377,9 @@ struct Parts {
     prompt_id: String,
     sample_index: u32,
     encoded: Encoded,
-    got: Vec<(Window, PromptLogprobs)>,
+    got: Vec<(ScoringWindow, PromptLogprobs)>,
     /// Parts that have not landed, with their windows.
-    windows: HashMap<u64, Window>,
+    windows: HashMap<u64, ScoringWindow>,
     attempts: u32,
     failed: Option<(String, String)>,
 }
@@ -440,8 +447,8 @@ impl Asker<'_> {
                 number,
                 prompt: prompt.clone(),
                 sample_index: completion.sample_index,
-                prompt_tokens_at_most: ids.len() as u32,
-                task: Task::Score {
+                max_prompt_tokens: ids.len() as u32,
+                task: CallTask::Score {
                     from: window.from - window.start,
                     top_k: self.top_k as u32,
                     token_ids: ids,
@@ -462,12 +469,12 @@ impl Asker<'_> {
     }
 
     /// Puts a group on the disk: texts all of whose parts have landed.
-    fn land(&mut self, events: Vec<Landing>) -> anyhow::Result<ControlFlow<String>> {
+    fn complete(&mut self, events: Vec<CallEvent>) -> anyhow::Result<ControlFlow<String>> {
         let mut rows = Vec::new();
         for event in events {
             match event {
-                Landing::Attempt(attempt) => self.requests.over(&attempt)?,
-                Landing::Landed(landed) => rows.extend(self.part(*landed)),
+                CallEvent::Attempt(attempt) => self.requests.over(&attempt)?,
+                CallEvent::Completed(completed) => rows.extend(self.part(*completed)),
             }
         }
         self.requests.sync()?;
@@ -477,12 +484,12 @@ impl Asker<'_> {
     }
 
     /// The row of a text whose last part this is.
-    fn part(&mut self, landed: Landed) -> Option<(u32, Row<Signal>)> {
-        let ordinal = landed.call.number >> PART_BITS;
+    fn part(&mut self, completed: CompletedCall) -> Option<(u32, Row<Signal>)> {
+        let ordinal = completed.call.number >> PART_BITS;
         let parts = self.texts.get_mut(&ordinal)?;
-        let window = parts.windows.remove(&landed.call.number)?;
-        parts.attempts += landed.attempts;
-        match landed.outcome.map(|reply| reply.prompt_logprobs) {
+        let window = parts.windows.remove(&completed.call.number)?;
+        parts.attempts += completed.attempts;
+        match completed.result.map(|response| response.prompt_logprobs) {
             Ok(Some(given)) => parts.got.push((window, given)),
             Ok(None) => {
                 let why = "the server gave no log-probabilities of the prompt".to_owned();
@@ -524,7 +531,7 @@ impl Asker<'_> {
             loss_mask,
         } = parts.encoded;
         parts.got.sort_by_key(|(window, _)| window.start);
-        let given = http::join_windows(token_ids.len(), parts.got)?;
+        let given = http::join_scoring_windows(token_ids.len(), parts.got)?;
         let from = loss_mask.iter().position(|loss| *loss);
         let from = from.ok_or("the answer is empty")?.max(1);
         let whole = http::prompt_signal(

@@ -54,14 +54,14 @@ fn row_loss(
 ) -> (f64, f64) {
     let tau = objective.temperature;
     let (mut total, mut taken) = (0.0, 0.0);
-    if !objective.divergences.is_empty() {
+    if objective.has_divergence() {
         let (p, q) = buckets(row, &softmax(logits, tau), objective);
         let scale = if objective.temperature_squared {
             tau * tau
         } else {
             1.0
         };
-        for term in &objective.divergences {
+        for term in &objective.divergences() {
             let value = match &term.divergence {
                 Divergence::ForwardKl if objective.tail == Tail::Draws => {
                     let cross: f64 = p.iter().zip(&q).map(|(p, q)| -p * log(*q)).sum();

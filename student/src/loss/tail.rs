@@ -2,22 +2,24 @@
 
 use burn::tensor::Tensor;
 use potstill_kernels::EMPTY_NATS;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// How a divergence sees the tokens that the teacher's record does not name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+/// Treatment, in divergences, of the tokens outside the support.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Tail {
-    /// As one bucket with the mass that is left: exact on the coarse vocabulary, at most the full
-    /// divergence, and it pulls the student's tail mass to the teacher's.
+    /// One bucket with the rest of the mass: exact on the coarse vocabulary, at most the divergence over all tokens. It
+    /// pulls the student's tail mass to the teacher's.
     #[default]
     Bucket,
-    /// Not at all; both sides are made to sum to 1 on the support. The student's tail mass is free.
+    /// The tail is ignored, and both sides are rescaled to sum to 1 on the support. The student's tail mass is free.
     Renormalize,
-    /// Not at all; the sums are cut to the support, where p and q keep their values. Such a sum can
-    /// be negative, and its minimum is not at q = p.
+    /// The tail is ignored, and sums run over the support only. Such a sum can be negative, and its minimum is not at
+    /// the teacher's distribution.
     Ignore,
-    /// By weighted draws that stand in the support's slots: forward KL and cross-entropies only.
+    /// Tail draws (`tail_draws` of the signals) stand for the tail: unbiased. Only with `forward_kl` and
+    /// `cross_entropy`.
     Draws,
 }
 

@@ -1,53 +1,57 @@
-//! What a collection may cost and what it has: every request in flight is reserved in full, so that a cap holds
-//! whatever comes back.
+//! The budget of a collection. The most that a request can cost is reserved while the request is in flight, so that no
+//! cap is passed whatever the server answers.
 
 use std::time::Instant;
 
-use super::{Asking, Billed, Call, Price, Task};
+use super::{Call, CallTask, Price, RequestSettings, TokenUsage};
 
-/// Caps on a whole collection, earlier sessions included.
+/// Caps on a collection, earlier sessions included.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Caps {
-    /// USD.
+    /// Cost, USD.
     pub usd: Option<f64>,
-    /// Tokens, of prompts and answers.
+    /// Tokens of prompts and answers.
     pub tokens: Option<u64>,
-    /// Requests, failed ones too.
+    /// Requests, failed ones included.
     pub requests: Option<u64>,
-    /// Seconds. What is under way at the end still lands.
+    /// Time, seconds. Requests in flight at the end are still completed.
     pub seconds: Option<f64>,
 }
 
-/// What was spent.
+/// Spending of a collection.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
-pub struct Spent {
-    /// USD.
+pub struct Spending {
+    /// Cost, USD.
     pub usd: f64,
-    /// Tokens, of prompts and answers.
+    /// Tokens of prompts and answers.
     pub tokens: u64,
-    /// Requests, failed ones too.
+    /// Requests, failed ones included.
     pub requests: u64,
-    /// Seconds of collecting.
+    /// Time of collecting, seconds.
     pub seconds: f64,
 }
 
-/// What so many tokens cost, USD; `None` without a price.
+/// Computes the cost of a number of tokens, USD; `None` without a price.
 #[must_use]
-pub fn forecast(price: Option<&Price>, prompt_tokens: u64, completion_tokens: u64) -> Option<f64> {
+pub fn forecast_usd(
+    price: Option<&Price>,
+    prompt_tokens: u64,
+    completion_tokens: u64,
+) -> Option<f64> {
     price.map(|price| {
         cost(
             Some(price),
-            &Billed {
+            &TokenUsage {
                 prompt_tokens,
                 completion_tokens,
-                ..Billed::default()
+                ..TokenUsage::default()
             },
         )
     })
 }
 
-/// What was billed in USD; 0 without a price.
-pub(super) fn cost(price: Option<&Price>, billed: &Billed) -> f64 {
+/// Computes the cost of a token usage, USD; 0 without a price.
+pub(super) fn cost(price: Option<&Price>, billed: &TokenUsage) -> f64 {
     let Some(price) = price else { return 0.0 };
     let cached = billed.cached_tokens.min(billed.prompt_tokens);
     let fresh = billed.prompt_tokens - cached;
@@ -57,26 +61,26 @@ pub(super) fn cost(price: Option<&Price>, billed: &Billed) -> f64 {
         / 1e6
 }
 
-/// The most a request can be billed for. With `so_far` tokens of an answer that it goes on from, those are part of
-/// the prompt.
-pub(super) fn most(asking: &Asking, call: &Call, so_far_tokens: u64) -> Billed {
+/// The most tokens that a request can be billed for. The `so_far_tokens` of an answer that the request continues are
+/// part of its prompt.
+pub(super) fn most(settings: &RequestSettings, call: &Call, so_far_tokens: u64) -> TokenUsage {
     let completion_tokens = match call.task {
-        Task::Score { .. } => 1,
-        Task::Answer | Task::AnswerIds(_) => u64::from(asking.max_tokens.unwrap_or(0)),
+        CallTask::Score { .. } => 1,
+        CallTask::Answer | CallTask::AnswerIds(_) => u64::from(settings.max_tokens.unwrap_or(0)),
     };
-    Billed {
-        prompt_tokens: u64::from(call.prompt_tokens_at_most) + so_far_tokens,
+    TokenUsage {
+        prompt_tokens: u64::from(call.max_prompt_tokens) + so_far_tokens,
         completion_tokens,
-        ..Billed::default()
+        ..TokenUsage::default()
     }
 }
 
-/// The money of a collection: what is spent, and what is reserved for requests under way.
+/// Spending of a collection, and the reservations of its requests in flight.
 #[derive(Debug)]
 pub(super) struct Budget {
     caps: Caps,
     price: Option<Price>,
-    spent: Spent,
+    spent: Spending,
     began: Instant,
     reserved_usd: f64,
     reserved_tokens: u64,
@@ -84,8 +88,8 @@ pub(super) struct Budget {
 }
 
 impl Budget {
-    /// A budget of which earlier sessions took `spent`.
-    pub(super) fn new(caps: Caps, price: Option<Price>, spent: Spent, now: Instant) -> Budget {
+    /// A budget from which earlier sessions took `spent`.
+    pub(super) fn new(caps: Caps, price: Option<Price>, spent: Spending, now: Instant) -> Budget {
         Budget {
             caps,
             price,
@@ -97,8 +101,8 @@ impl Budget {
         }
     }
 
-    /// The cap that one more request of at most `most` could pass, with its value.
-    pub(super) fn refuses(&self, most: &Billed, now: Instant) -> Option<String> {
+    /// The cap that one more request of at most `most` tokens could pass, with its value and unit.
+    pub(super) fn cap_reached_with(&self, most: &TokenUsage, now: Instant) -> Option<String> {
         let spent = self.spent(now);
         if let Some(cap) = self.caps.seconds
             && spent.seconds >= cap
@@ -111,7 +115,7 @@ impl Budget {
             return Some(format!("{cap} requests"));
         }
         if let Some(cap) = self.caps.tokens
-            && spent.tokens + self.reserved_tokens + tokens(most) > cap
+            && spent.tokens + self.reserved_tokens + most.total() > cap
         {
             return Some(format!("{cap} tokens"));
         }
@@ -123,48 +127,41 @@ impl Budget {
         None
     }
 
-    /// Sets aside what a request can cost, USD.
-    pub(super) fn reserve(&mut self, most: &Billed) -> f64 {
-        let usd = cost(self.price.as_ref(), most);
-        self.reserved_usd += usd;
-        self.reserved_tokens += tokens(most);
+    /// Reserves the most that a request can cost.
+    pub(super) fn reserve(&mut self, most: &TokenUsage) {
+        self.reserved_usd += cost(self.price.as_ref(), most);
+        self.reserved_tokens += most.total();
         self.in_flight += 1;
-        usd
     }
 
-    /// Frees what was set aside and charges `billed` instead: what that costs, USD.
-    pub(super) fn settle(&mut self, most: &Billed, billed: &Billed) -> f64 {
+    /// Replaces a reservation by the charge for `billed`. Returns the charge, USD.
+    pub(super) fn settle(&mut self, most: &TokenUsage, billed: &TokenUsage) -> f64 {
         self.in_flight -= 1;
-        self.reserved_tokens -= tokens(most);
+        self.reserved_tokens -= most.total();
         self.reserved_usd -= cost(self.price.as_ref(), most);
         if self.in_flight == 0 {
-            // Sums of differences drift.
+            // Rounding errors of the sum must not add up.
             self.reserved_usd = 0.0;
         }
         let usd = cost(self.price.as_ref(), billed);
         self.spent.usd += usd;
-        self.spent.tokens += tokens(billed);
+        self.spent.tokens += billed.total();
         self.spent.requests += 1;
         usd
     }
 
-    /// What was spent, earlier sessions included.
-    pub(super) fn spent(&self, now: Instant) -> Spent {
-        Spent {
+    /// Spending, earlier sessions included.
+    pub(super) fn spent(&self, now: Instant) -> Spending {
+        Spending {
             seconds: self.spent.seconds + now.saturating_duration_since(self.began).as_secs_f64(),
             ..self.spent
         }
     }
 
-    /// What is set aside, USD.
+    /// Sum of the reservations, USD.
     pub(super) fn reserved_usd(&self) -> f64 {
         self.reserved_usd.max(0.0)
     }
-}
-
-/// Tokens of prompt and answer together.
-fn tokens(billed: &Billed) -> u64 {
-    billed.prompt_tokens + billed.completion_tokens
 }
 
 #[cfg(test)]
@@ -177,17 +174,17 @@ mod tests {
         output: 4.0,
     };
 
-    fn billed(prompt_tokens: u64, completion_tokens: u64) -> Billed {
-        Billed {
+    fn billed(prompt_tokens: u64, completion_tokens: u64) -> TokenUsage {
+        TokenUsage {
             prompt_tokens,
             completion_tokens,
-            ..Billed::default()
+            ..TokenUsage::default()
         }
     }
 
     #[test]
     fn cached_tokens_cost_less_and_answers_more() {
-        let all = Billed {
+        let all = TokenUsage {
             prompt_tokens: 1_000_000,
             cached_tokens: 400_000,
             completion_tokens: 500_000,
@@ -195,47 +192,51 @@ mod tests {
         };
         assert!((cost(Some(&PRICE), &all) - (0.6 + 0.2 + 2.0)).abs() < 1e-12);
         assert!((cost(None, &all)).abs() < 1e-12);
-        assert_eq!(forecast(None, 1, 1), None);
-        assert_eq!(forecast(Some(&PRICE), 1_000_000, 1_000_000), Some(5.0));
+        assert_eq!(forecast_usd(None, 1, 1), None);
+        assert_eq!(forecast_usd(Some(&PRICE), 1_000_000, 1_000_000), Some(5.0));
     }
 
     #[test]
-    fn what_is_in_flight_counts_in_full_and_is_freed() {
+    fn requests_in_flight_count_in_full_until_they_are_settled() {
         let now = Instant::now();
         let caps = Caps {
             usd: Some(10e-6),
             ..Caps::default()
         };
-        let mut budget = Budget::new(caps, Some(PRICE), Spent::default(), now);
+        let mut budget = Budget::new(caps, Some(PRICE), Spending::default(), now);
         let most = billed(1, 1);
-        assert_eq!(budget.refuses(&most, now), None);
+        assert_eq!(budget.cap_reached_with(&most, now), None);
         budget.reserve(&most);
-        assert_eq!(budget.refuses(&most, now), None);
+        assert_eq!(budget.cap_reached_with(&most, now), None);
         budget.reserve(&most);
-        assert_eq!(budget.refuses(&most, now), Some("0.00001 USD".into()));
+        assert_eq!(
+            budget.cap_reached_with(&most, now),
+            Some("0.00001 USD".into())
+        );
         budget.settle(&most, &billed(1, 0));
         budget.settle(&most, &most);
         assert_eq!(budget.spent(now).tokens, 3);
         assert!((budget.spent(now).usd - 6e-6).abs() < 1e-15);
-        assert_eq!(budget.refuses(&billed(0, 1), now), None);
+        assert_eq!(budget.cap_reached_with(&billed(0, 1), now), None);
         assert_eq!(
-            budget.refuses(&most, now),
+            budget.cap_reached_with(&most, now),
             Some("0.00001 USD".into()),
-            "6 are spent, and 5 more would pass 10"
+            "6e-6 USD are spent, and 5e-6 more would pass 10e-6"
         );
     }
 
     #[test]
     fn earlier_sessions_count_towards_every_cap() {
         let now = Instant::now();
-        let spent = Spent {
+        let spent = Spending {
             usd: 1.0,
             tokens: 100,
             requests: 5,
             seconds: 60.0,
         };
-        let refused =
-            |caps: Caps| Budget::new(caps, Some(PRICE), spent, now).refuses(&billed(10, 10), now);
+        let refused = |caps: Caps| {
+            Budget::new(caps, Some(PRICE), spent, now).cap_reached_with(&billed(10, 10), now)
+        };
         assert_eq!(
             refused(Caps {
                 usd: Some(1.0),

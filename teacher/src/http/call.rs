@@ -1,15 +1,15 @@
-//! What is asked of a server and what comes of it, as plain data.
+//! Calls, requests and their results as plain data.
 
 use std::sync::Arc;
 
 use potstill_datasets::{Completion, Prompt, Reasoning};
 use serde::{Deserialize, Serialize};
 
-/// What kind of server it is: which fields it knows, and which of its habits have to be dealt with.
+/// A server's variant of the protocol: the request fields that the server knows, and its peculiarities.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Dialect {
-    /// OpenAI's own API and those that copy it: nothing beyond its fields is sent.
+    /// OpenAI's own API and its copies: no fields beyond OpenAI's are sent.
     #[default]
     Openai,
     /// vLLM: `top_k`, `min_p`, `repetition_penalty`, `prompt_logprobs`, `return_token_ids`, prompts as
@@ -23,177 +23,194 @@ pub enum Dialect {
     LlamaCppPython,
 }
 
-/// Through which door an answer is asked for.
+/// The API of a server through which answers are requested.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Method {
-    /// Messages, rendered by the server's template.
+pub enum Api {
+    /// Messages, which the server renders with its template.
     #[default]
     Chat,
-    /// Text or token ids that are rendered here.
+    /// Text or token ids, which are rendered here.
     Completions,
 }
 
-/// What every request of a collection has in common.
+/// Settings that all requests of a collection share.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Asking {
-    /// The model's name at the server.
+pub struct RequestSettings {
+    /// Name of the model at the server.
     pub model: String,
-    /// What kind of server it is.
+    /// The server's variant of the protocol.
     pub dialect: Dialect,
-    /// Which door.
-    pub method: Method,
-    /// Whether the limit is called `max_completion_tokens`, and temperature and `top_p` are refused: OpenAI's
-    /// reasoning models.
+    /// The API that answers are requested through.
+    pub api: Api,
+    /// Whether the token limit is called `max_completion_tokens`, and temperature and `top_p` are refused, as by
+    /// OpenAI's reasoning models.
     pub reasoning_model: bool,
-    /// Longest answer, tokens; `None` leaves it to the server.
+    /// Longest answer, tokens; `None` leaves the limit to the server.
     pub max_tokens: Option<u32>,
     /// Sampling temperature; `None` leaves it to the server.
     pub temperature: Option<f64>,
-    /// Smallest set of tokens with this mass is sampled from.
+    /// Mass of the smallest set of tokens that is sampled from.
     pub top_p: Option<f64>,
-    /// So many of the likeliest tokens are sampled from.
+    /// Number of most likely tokens that are sampled from.
     pub top_k: Option<u32>,
-    /// Tokens with less than this share of the likeliest one's probability are not sampled.
+    /// Smallest probability of a sampled token, as a share of the most likely token's.
     pub min_p: Option<f64>,
-    /// Penalty on repeated tokens; sent as 1 where the server has another default.
+    /// Penalty on repeated tokens; sent as 1 if unset and the server has another default.
     pub repetition_penalty: Option<f64>,
     /// Texts that end an answer.
     pub stop: Vec<String>,
-    /// Each answer's own seed follows from this, its prompt and its sample index; `None` sends none.
+    /// Seed from which, with the prompt and the sample index, each answer's own seed is derived; `None` sends none.
     pub seed: Option<u64>,
-    /// How many likeliest tokens are asked for at each position; `None` for text alone, 0 for the sampled
-    /// token's own log-probability.
+    /// Number of most likely tokens whose log-probabilities are requested at each position; `None` requests text
+    /// alone, 0 the sampled token's log-probability.
     pub logprobs: Option<u32>,
     /// Whether answers are streamed.
     pub stream: bool,
-    /// Marks around reasoning that comes inline; `None` looks for `<think>` and `</think>`.
+    /// Marks around reasoning inside the answer's text; `None` stands for `<think>` and `</think>`.
     pub reasoning: Option<Reasoning>,
 }
 
-/// What one call is for.
+/// The task of a call.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Task {
-    /// An answer, through messages.
+pub enum CallTask {
+    /// Answer the prompt, given as messages.
     Answer,
-    /// An answer to a prompt that is token ids already ([`Method::Completions`]).
+    /// Answer the prompt, given as token ids ([`Api::Completions`]).
     AnswerIds(Vec<u32>),
-    /// Distributions over a given text through prompt log-probabilities: no answer is sampled but the one
-    /// token that a server insists on.
+    /// Give distributions over a text through prompt log-probabilities. The server samples one token, since it must
+    /// sample at least one.
     Score {
-        /// Prompt and answer as token ids.
+        /// Token ids of prompt and answer.
         token_ids: Vec<u32>,
-        /// How many likeliest tokens at each position.
+        /// Number of most likely tokens at each position.
         top_k: u32,
-        /// Distributions are wanted from this position on.
+        /// First position whose distribution is needed.
         from: usize,
     },
 }
 
-/// One thing to be asked. It lands once, whatever number of requests that takes.
+/// One answer or score to get from a server. A call is completed once, after one or more requests.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Call {
-    /// The caller's number for it; unique in a collection.
+    /// The caller's number of the call, unique in a collection.
     pub number: u64,
     /// The prompt.
     pub prompt: Arc<Prompt>,
-    /// Which sample of the prompt, from 0.
+    /// Index of the sample among those of its prompt, from 0.
     pub sample_index: u32,
-    /// What for.
-    pub task: Task,
-    /// The rendered prompt has at most so many tokens: what a reservation is reckoned with.
-    pub prompt_tokens_at_most: u32,
+    /// What the server is to do.
+    pub task: CallTask,
+    /// Upper bound of the rendered prompt's tokens, for the reservation.
+    pub max_prompt_tokens: u32,
 }
 
-/// What a server says it counted.
+/// Token counts of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct Billed {
-    /// Tokens of the prompt, cached ones too.
+pub struct TokenUsage {
+    /// Tokens of the prompt, cached ones included.
     pub prompt_tokens: u64,
-    /// Those of them that were cached.
+    /// Cached tokens of the prompt.
     pub cached_tokens: u64,
     /// Tokens of the answer, reasoning included.
     pub completion_tokens: u64,
-    /// Those of them that were reasoning.
+    /// Reasoning tokens of the answer.
     pub reasoning_tokens: u64,
 }
 
-/// The distributions a server gave for the positions of a text.
+impl TokenUsage {
+    /// Tokens of prompt and answer.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        self.prompt_tokens + self.completion_tokens
+    }
+
+    pub(super) fn plus(&self, other: &TokenUsage) -> TokenUsage {
+        TokenUsage {
+            prompt_tokens: self.prompt_tokens + other.prompt_tokens,
+            cached_tokens: self.cached_tokens + other.cached_tokens,
+            completion_tokens: self.completion_tokens + other.completion_tokens,
+            reasoning_tokens: self.reasoning_tokens + other.reasoning_tokens,
+        }
+    }
+}
+
+/// Distributions that a server gave for the positions of a text, as pairs of token id and log-probability.
 ///
-/// `positions[i]` belongs to token `i` of the text; `None` where the server gives none, as for the first
-/// token. Unsorted and unchecked; see `signal`.
+/// `positions[i]` is the distribution of token `i` of the text; `None` where the server gives none, as for the first
+/// token. The pairs are unsorted and unchecked; `signal` checks them.
 pub type PromptLogprobs = Vec<Option<Vec<(u32, f32)>>>;
 
-/// What a server answered, in our terms.
+/// A server's response to a call, the same for all dialects.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Reply {
-    /// The answer. Its `provenance` is 0; its `usage` is the server's, or what can be counted, or 0.
+pub struct Response {
+    /// The answer. Its `provenance` is 0. Its `usage` is the server's, or else what can be counted, or 0.
     pub completion: Completion,
-    /// What the server says it counted.
-    pub billed: Option<Billed>,
-    /// The prompt as the server tokenized it, where it says.
+    /// Token counts that the server reports.
+    pub billed: Option<TokenUsage>,
+    /// Token ids of the prompt, if the server gives them.
     pub prompt_token_ids: Option<Vec<u32>>,
-    /// Distributions over the prompt, for [`Task::Score`].
+    /// Distributions over the text of [`CallTask::Score`].
     pub prompt_logprobs: Option<PromptLogprobs>,
-    /// The model's name and the server's fingerprint, as the reply has them.
+    /// The model's name and the server's fingerprint in the response.
     pub served_by: Option<String>,
 }
 
-/// Why a call failed, or a request on its way.
+/// Why a call or a request failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
-pub enum Reason {
+pub enum FailureReason {
     /// The server refused the request as it is (400, 413, 422).
     BadRequest,
     /// The prompt does not fit into the model's context.
     ContextTooLong,
     /// The key is missing or wrong (401).
     Unauthorized,
-    /// The key may not do this (403).
+    /// The key lacks the permission (403).
     Forbidden,
-    /// No such model or path (404).
+    /// The server has no such model or path (404).
     NotFound,
-    /// 402, or 429 that says the credit is used up: waiting does not help.
+    /// The credit is used up (402, or a 429 that says it), so waiting does not help.
     OutOfCredit,
-    /// Too many requests or tokens (429).
+    /// Too many requests or tokens were sent (429).
     RateLimited,
-    /// The server gave up waiting (408).
+    /// The server stopped waiting for the request (408).
     RequestTimeout,
     /// The server failed (500 and other 5xx).
     ServerError,
     /// The server or its proxy is overloaded (502, 503, 504, 529).
     Overloaded,
-    /// A redirect to somewhere else, which is not followed with a key.
+    /// The server redirects to another host, to which the key is not sent.
     Redirected,
-    /// No connection.
+    /// No connection could be made.
     Connect,
-    /// No first byte in time.
+    /// The first byte did not arrive in time.
     FirstByteTimeout,
-    /// Too long between bytes.
+    /// The time between two bytes was too long.
     IdleTimeout,
     /// The whole request took too long.
     TotalTimeout,
-    /// The connection ended in the middle of a reply.
+    /// The connection ended in the middle of a response.
     Cut,
-    /// More bytes than a reply may have.
+    /// The response has more bytes than allowed.
     TooLarge,
-    /// The body is not JSON, not UTF-8, or not of the protocol's shape.
+    /// The body is not JSON, not UTF-8, or not of the protocol's form.
     Malformed,
-    /// An error inside a reply of status 200.
+    /// A response of status 200 contains an error.
     ErrorInside,
-    /// No choice, or one with neither text nor reasoning nor a tool call.
+    /// The response has no choice, or one with neither text nor reasoning nor a tool call.
     Empty,
-    /// Log-probabilities are missing, not numbers, above 0, fewer than tokens, or name ids that do not exist.
+    /// Log-probabilities are missing, not numbers, above 0, fewer than tokens, or of ids that do not exist.
     BadLogprobs,
     /// The server withheld the answer.
     ContentFilter,
-    /// The answer was cut at the limit, and the run file says that such answers are dropped.
+    /// The answer was cut at the token limit, and the run file drops such answers.
     Length,
 }
 
-impl Reason {
-    /// The name in tables and ledgers.
+impl FailureReason {
+    /// Name of the reason in tables and ledgers.
     #[must_use]
     pub fn name(self) -> String {
         serde_json::to_value(self)
@@ -202,31 +219,31 @@ impl Reason {
             .unwrap_or_default()
     }
 
-    /// Whether asking again may help.
+    /// Whether a retry may succeed.
     #[must_use]
     pub fn is_transient(self) -> bool {
         !matches!(
             self,
-            Reason::BadRequest
-                | Reason::ContextTooLong
-                | Reason::OutOfCredit
-                | Reason::Redirected
-                | Reason::TooLarge
-                | Reason::ContentFilter
-                | Reason::Length
+            FailureReason::BadRequest
+                | FailureReason::ContextTooLong
+                | FailureReason::OutOfCredit
+                | FailureReason::Redirected
+                | FailureReason::TooLarge
+                | FailureReason::ContentFilter
+                | FailureReason::Length
         )
     }
 
-    /// Whether it says something of the endpoint and its key rather than of the request.
+    /// Whether the failure is due to the endpoint or its key and not to the request.
     #[must_use]
-    pub fn is_endpoints(self) -> bool {
+    pub fn concerns_endpoint(self) -> bool {
         matches!(
             self,
-            Reason::Unauthorized
-                | Reason::Forbidden
-                | Reason::NotFound
-                | Reason::OutOfCredit
-                | Reason::Redirected
+            FailureReason::Unauthorized
+                | FailureReason::Forbidden
+                | FailureReason::NotFound
+                | FailureReason::OutOfCredit
+                | FailureReason::Redirected
         )
     }
 }
@@ -234,22 +251,22 @@ impl Reason {
 /// A request that gave no answer.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Failure {
-    /// Why, in a word.
-    pub reason: Reason,
-    /// The status, where there was one.
+    /// The kind of failure.
+    pub reason: FailureReason,
+    /// Status of the response, if there was one.
     pub status: Option<u16>,
-    /// What the server says, at most 500 bytes, without control characters and without any key.
+    /// The server's message: at most 500 bytes, without control characters and without any key.
     pub message: String,
-    /// When the server wants to be asked again, seconds from now.
+    /// Time after which the server accepts a retry, seconds from now.
     pub retry_after_seconds: Option<f64>,
-    /// What the server says it counted before it failed.
-    pub billed: Option<Billed>,
+    /// Token counts that the server reported before it failed.
+    pub billed: Option<TokenUsage>,
 }
 
 impl Failure {
-    /// A failure that is known by its reason and a sentence.
+    /// A failure of which only the reason and a message are known.
     #[must_use]
-    pub fn new(reason: Reason, message: impl Into<String>) -> Failure {
+    pub fn new(reason: FailureReason, message: impl Into<String>) -> Failure {
         Failure {
             reason,
             status: None,
@@ -260,69 +277,69 @@ impl Failure {
     }
 }
 
-/// How a charge is known.
+/// Basis of a charge.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Charge {
+pub enum ChargeBasis {
     /// The server's own count.
     Reported,
-    /// The whole reservation, since the server may have worked and did not say how much.
+    /// The whole reservation, since the server may have worked and did not report a count.
     Reserved,
-    /// Nothing: the server refused before it worked.
+    /// Nothing is charged: the server refused before it worked.
     Nothing,
 }
 
-/// One request, over: a line of the ledger.
+/// A request that has ended: a line of the ledger.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Attempt {
     /// Number of the request, unique in a collection.
     pub request: u64,
-    /// The prompt's id.
+    /// Id of the prompt.
     pub prompt_id: String,
-    /// Which sample of the prompt.
+    /// Index of the sample among those of its prompt.
     pub sample_index: u32,
-    /// Which attempt at this call, from 1.
+    /// Number of the attempt at this call, from 1.
     pub attempt: u32,
-    /// The endpoint's name.
+    /// Name of the endpoint.
     pub endpoint: String,
-    /// When it was sent, milliseconds since 1970.
+    /// Time of sending, milliseconds since 1970.
     pub sent_unix_ms: u64,
-    /// From sending to the end.
+    /// Time from sending to the end, seconds.
     pub seconds: f64,
-    /// The status, where there was one.
+    /// Status of the response, if there was one.
     pub status: Option<u16>,
-    /// Bytes of the body as they came, decoded.
+    /// Size of the decoded body, bytes.
     pub bytes: u64,
-    /// What it failed for; `None` for an answer.
-    pub failed: Option<Reason>,
-    /// What the server counted, or the reservation.
-    pub billed: Billed,
-    /// What it costs.
+    /// Why the request failed; `None` for an answer.
+    pub failed: Option<FailureReason>,
+    /// Tokens that are charged: the server's count, or the reservation.
+    pub billed: TokenUsage,
+    /// Cost of these tokens, USD.
     pub usd: f64,
-    /// How that is known.
-    pub charge: Charge,
+    /// Basis of the charge.
+    pub charge: ChargeBasis,
 }
 
-/// What becomes of an answer that was cut at the limit on tokens.
+/// Treatment of an answer that was cut at the token limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OnLength {
-    /// It is kept as it is, and counted.
+    /// Keep the answer as it is, and count it.
     #[default]
     Keep,
-    /// It becomes a failure.
+    /// Make the answer a failure.
     Drop,
-    /// The server is asked to go on from its end, until it ends or the context is full.
+    /// Request the rest of the answer, until it ends or the context is full.
     Continue,
 }
 
-/// What becomes of a stream that breaks in the middle.
+/// Treatment of a stream that breaks off in the middle of an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OnBreak {
-    /// It is asked for anew.
+    /// Request the answer again from its beginning.
     #[default]
     Retry,
-    /// The server is asked to go on from where it broke.
+    /// Request the rest of the answer from where the stream broke.
     Continue,
 }

@@ -1,44 +1,45 @@
-//! Where requests go, and how long each part of one may take.
+//! Endpoints, and the time limits of requests to them.
 
 use std::time::Duration;
 
 use reqwest::Url;
 
-use super::Key;
+use super::ApiKey;
 use crate::Error;
 
-/// A server that answers calls.
+/// A server that requests are sent to.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Endpoint {
-    /// Its name in the ledger and in errors.
+    /// Name of the endpoint in the ledger and in errors.
     pub name: String,
     /// Base URL, such as `https://api.openai.com/v1`.
     pub url: String,
-    /// What it is let in with.
-    pub key: Option<Key>,
-    /// Its share of the calls, beside the other endpoints'; above 0.
+    /// Key that authorises requests.
+    pub key: Option<ApiKey>,
+    /// Share of the calls relative to the other endpoints' weights; above 0.
     pub weight: f64,
-    /// Requests that may be sent in a minute.
+    /// Largest number of requests a minute.
     pub requests_per_minute: Option<f64>,
-    /// Tokens, of prompts and largest answers together, that may be asked for in a minute.
+    /// Largest number of tokens a minute, of prompts and longest answers together.
     pub tokens_per_minute: Option<f64>,
-    /// Requests that may be under way at once; how many are is found out below this.
+    /// Largest number of requests in flight. The concurrency limit adapts below this value.
     pub max_in_flight: u32,
-    /// Whether `http://` is allowed to other hosts than this one. Keys and prompts are then readable on the
-    /// way.
+    /// Whether `http://` is allowed to other hosts than this one. Keys and prompts are then readable in
+    /// transit.
     pub allow_plain_http: bool,
 }
 
-/// How long each part of a request may take.
+/// Time limits of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Timeouts {
-    /// To a connection, with name and TLS.
+    /// Time until a connection is made, with name resolution and TLS.
     pub connect: Duration,
-    /// From sending to the first byte of the reply. A reply that is not streamed begins when it is whole.
+    /// Time from sending to the first byte of the response. A response that is not streamed begins when the answer is
+    /// complete.
     pub first_byte: Duration,
-    /// Between two pieces of a reply.
+    /// Time between two pieces of a response.
     pub idle: Duration,
-    /// All of it.
+    /// Time of the whole request.
     pub whole: Duration,
 }
 
@@ -54,8 +55,8 @@ impl Default for Timeouts {
 }
 
 impl Endpoint {
-    /// The URL, checked: https, or plain http to this host or where it is allowed; no name, password, query
-    /// or fragment in it.
+    /// Parses and checks the URL: https, or plain http to this host or where that is allowed, without user name,
+    /// password, query or fragment.
     pub(super) fn checked_url(&self) -> Result<Url, Error> {
         let refuse = |why: &str| Error::Endpoint {
             endpoint: self.name.clone(),
@@ -63,17 +64,17 @@ impl Endpoint {
         };
         let url = Url::parse(&self.url).map_err(|e| {
             refuse(&format!(
-                "`url` is not a URL ({e}): write it as `https://host/v1`"
+                "`url` is not a URL ({e})\nhint: write it as `https://host/v1`"
             ))
         })?;
         if !url.username().is_empty() || url.password().is_some() {
             return Err(refuse(
-                "`url` holds a name or a password: give the key through `key_env` or `key_command`",
+                "`url` contains a user name or a password\nhint: give the key through `key_env` or `key_command`",
             ));
         }
         if url.query().is_some() || url.fragment().is_some() {
             return Err(refuse(
-                "`url` has a query or a fragment: paths are added to its end, so write it without",
+                "`url` has a query or a fragment, but paths are appended to it\nhint: write it without them",
             ));
         }
         match url.scheme() {
@@ -81,7 +82,7 @@ impl Endpoint {
             "http" if self.allow_plain_http || is_loopback(&url) => {}
             "http" => {
                 return Err(refuse(
-                    "`url` is plain http to another host, where keys and prompts can be read on the way: use https, or set `allow_plain_http = true`",
+                    "`url` is plain http to another host, so keys and prompts can be read in transit\nhint: use https, or set `allow_plain_http = true`",
                 ));
             }
             _ => return Err(refuse("`url` is neither https nor http")),
@@ -93,7 +94,9 @@ impl Endpoint {
             return Err(refuse("`weight` is not above 0"));
         }
         if self.max_in_flight == 0 {
-            return Err(refuse("`max_in_flight` is 0: nothing could be asked"));
+            return Err(refuse(
+                "`max_in_flight` is 0, so no request would be sent\nhint: set it to 1 or more",
+            ));
         }
         for (name, rate) in [
             ("requests_per_minute", self.requests_per_minute),
@@ -107,7 +110,7 @@ impl Endpoint {
     }
 }
 
-/// Whether a URL's host is this machine, by its name or number alone: nothing is looked up.
+/// Whether the host of a URL is this machine, by its name or address alone: no name is resolved.
 fn is_loopback(url: &Url) -> bool {
     match url.host_str() {
         Some("localhost") => true,

@@ -1,38 +1,38 @@
-//! A secret, and how it is kept out of everything that is written.
+//! Keys of endpoints, and their removal from everything that is written.
 
 use std::fmt;
 
 use potstill_datasets::Completion;
 
-use super::Reply;
+use super::Response;
 
-/// Keys shorter than this are placeholders, such as `EMPTY` for a server of one's own. They are sent, and
-/// not looked for in what comes back, since they may be words.
-const SHORTEST_SECRET_BYTES: usize = 8;
+/// Keys shorter than this are placeholders, such as `EMPTY` for the user's own server. They are sent, but not removed
+/// from responses, since they may be ordinary words.
+const MIN_SECRET_BYTES: usize = 8;
 
-/// The end of a text is dropped where it is so much of the beginning of a key: a message cut in the middle.
-const SHORTEST_PIECE_BYTES: usize = 6;
+/// Shortest beginning of a key that is removed from the end of a text, as of a message that was cut inside the key.
+const MIN_CUT_KEY_BYTES: usize = 6;
 
-/// A key for an endpoint. It is only ever sent; `Debug` shows nothing of it.
+/// The key of an endpoint. It is only ever sent; `Debug` does not show it.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Key(String);
+pub struct ApiKey(String);
 
-impl Key {
-    /// A key as the server wants it, without `Bearer`; white space around it is dropped.
+impl ApiKey {
+    /// Takes a key without `Bearer`; white space around the key is dropped.
     #[must_use]
-    pub fn new(key: String) -> Key {
-        Key(key.trim().to_owned())
+    pub fn new(key: String) -> ApiKey {
+        ApiKey(key.trim().to_owned())
     }
 
-    /// The value of the header `Authorization`.
+    /// Value of the header `Authorization`.
     pub(super) fn authorization(&self) -> String {
         format!("Bearer {}", self.0)
     }
 
-    /// Replaces the key in bytes by as many `*`, so that JSON stays JSON.
+    /// Replaces the key in `bytes` by as many `*`, so that JSON stays JSON. Returns whether the key was there.
     pub(super) fn scrub_bytes(&self, bytes: &mut [u8]) -> bool {
         let key = self.0.as_bytes();
-        if key.len() < SHORTEST_SECRET_BYTES {
+        if key.len() < MIN_SECRET_BYTES {
             return false;
         }
         let mut from = 0;
@@ -45,9 +45,9 @@ impl Key {
         found
     }
 
-    /// Replaces the key in a text, and drops a beginning of it from the text's end.
+    /// Replaces the key in a text, and a beginning of the key at the text's end. Returns whether there was one.
     pub(super) fn scrub(&self, text: &mut String) -> bool {
-        if self.0.len() < SHORTEST_SECRET_BYTES {
+        if self.0.len() < MIN_SECRET_BYTES {
             return false;
         }
         let mut found = false;
@@ -55,7 +55,7 @@ impl Key {
             *text = text.replace(&self.0, &"*".repeat(self.0.len()));
             found = true;
         }
-        let piece = (SHORTEST_PIECE_BYTES..self.0.len())
+        let piece = (MIN_CUT_KEY_BYTES..self.0.len())
             .rev()
             .find(|&n| self.0.is_char_boundary(n) && text.ends_with(&self.0[..n]));
         if let Some(n) = piece {
@@ -66,10 +66,10 @@ impl Key {
         found
     }
 
-    /// Takes the key out of an answer. Tokens that spell it are dropped with all others, since their ids spell
-    /// it too.
-    pub(super) fn scrub_reply(&self, reply: &mut Reply) {
-        if self.0.len() < SHORTEST_SECRET_BYTES {
+    /// Removes the key from a response. If the key is in the text or its tokens, all tokens are dropped, since their
+    /// ids spell the key too.
+    pub(super) fn scrub_response(&self, response: &mut Response) {
+        if self.0.len() < MIN_SECRET_BYTES {
             return;
         }
         let Completion {
@@ -78,7 +78,7 @@ impl Key {
             tool_calls,
             tokens,
             ..
-        } = &mut reply.completion;
+        } = &mut response.completion;
         let mut found = self.scrub(answer);
         if let Some(reasoning) = reasoning {
             found |= self.scrub(reasoning);
@@ -87,7 +87,7 @@ impl Key {
             found |= self.scrub(&mut call.name);
             found |= self.scrub(&mut call.arguments);
         }
-        if let Some(name) = &mut reply.served_by {
+        if let Some(name) = &mut response.served_by {
             self.scrub(name);
         }
         if !found && !tokens.is_empty() {
@@ -108,13 +108,13 @@ impl Key {
     }
 }
 
-impl fmt::Debug for Key {
+impl fmt::Debug for ApiKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Key")
+        f.write_str("ApiKey")
     }
 }
 
-/// Where `what` begins in `bytes`, megabytes of which are looked through.
+/// Finds the first occurrence of `what` in `bytes`, which may be megabytes.
 fn find(bytes: &[u8], what: &[u8]) -> Option<usize> {
     memchr::memmem::find(bytes, what)
 }
@@ -124,9 +124,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_key_is_taken_out_whole_and_where_a_message_was_cut() {
-        let key = Key::new(" sk-0123456789\n".into());
-        assert_eq!(format!("{key:?}"), "Key");
+    fn a_key_is_removed_whole_and_where_a_message_was_cut() {
+        let key = ApiKey::new(" sk-0123456789\n".into());
+        assert_eq!(format!("{key:?}"), "ApiKey");
         let scrubbed = |text: &str| {
             let mut text = text.to_owned();
             key.scrub(&mut text);
@@ -146,7 +146,7 @@ mod tests {
     #[test]
     fn a_placeholder_is_no_secret() {
         let mut text = "EMPTY".to_owned();
-        assert!(!Key::new("EMPTY".into()).scrub(&mut text));
+        assert!(!ApiKey::new("EMPTY".into()).scrub(&mut text));
         assert_eq!(text, "EMPTY");
     }
 }

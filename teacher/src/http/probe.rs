@@ -1,154 +1,181 @@
-//! What an endpoint can do, found out before money is spent on it.
+//! Finds out what an endpoint can do before money is spent on it.
 //!
-//! Some thirty short questions, each worth a few tokens. Nothing is taken from what a server is known for: that it
-//! says to be vLLM decides only which of its fields are tried.
+//! A probe sends some thirty short requests of a few tokens each. Nothing is assumed about a server's abilities: the
+//! engine that the server names decides only which fields are tried.
 
+mod advice;
 mod answers;
-mod ask;
+mod client;
+mod mode;
+mod positions;
 mod prompts;
-mod read;
-mod told;
+mod report;
 
 use potstill_datasets::{ChatTemplate, Tokenizer};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::transport::Line;
-use super::{Billed, Dialect, Failure, Reason, Settings};
+use super::transport::EndpointClient;
+use super::{ClientSettings, Dialect, Failure, FailureReason, TokenUsage};
 use crate::Error;
-use ask::{Asked, ask};
+use client::{ProbeClient, ProbeResponse};
 
-/// What a few cheap questions told of an endpoint. `None` is what could not be found out.
+pub use mode::LogprobsMode;
+
+/// Findings of a probe of an endpoint; `None` for what could not be found out.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Probe {
-    /// The endpoint's base URL.
+    /// Base URL of the endpoint.
     pub url: String,
-    /// The model that was asked.
+    /// Name of the model.
     pub model: String,
-    /// What the server seems to be.
+    /// The server's variant of the protocol, as far as it is known.
     pub dialect: Option<Dialect>,
-    /// Engine and version, as the server says.
+    /// Engine and version that the server names.
     pub engine: Option<String>,
-    /// Longest prompt and answer together, tokens.
+    /// Context length: prompt and answer together, tokens.
     pub context: Option<u32>,
-    /// Whether it answers chats.
+    /// Whether the chat API answers.
     pub chat: bool,
-    /// Whether it completes text.
+    /// Whether the completions API answers.
     pub completions: bool,
     /// Log-probabilities of answers.
-    pub logprobs: Logprobs,
+    pub logprobs: AnswerLogprobs,
     /// Log-probabilities of prompts.
-    pub prompt_logprobs: Prompted,
-    /// Tokens: ids, bytes, and whether they are those of the local tokenizer.
-    pub tokens: Tokens,
-    /// The largest difference of a log-probability between two equal questions at temperature 0, nats.
+    pub prompt_logprobs: PromptScoring,
+    /// Findings about tokens: ids, bytes, and whether they are those of the local tokenizer.
+    pub tokens: TokenFindings,
+    /// Largest difference of a log-probability between two equal requests at temperature 0, nats.
     pub repeat_difference: Option<f64>,
-    /// Whether two equal questions at temperature 0 get the same text.
+    /// Whether two equal requests at temperature 0 get the same text.
     pub deterministic: Option<bool>,
-    /// What `usage` counts.
-    pub usage: Counted,
-    /// How fast it answers one question at a time.
-    pub speeds: Vec<Speed>,
-    /// What it does otherwise than one would think, a sentence each.
+    /// Findings about `usage`.
+    pub usage: UsageFindings,
+    /// Speed with one request at a time.
+    pub speeds: Vec<AnswerSpeed>,
+    /// Unexpected behaviour, a sentence each.
     pub quirks: Vec<String>,
-    /// What to use it for.
-    pub recommended: Recommended,
-    /// Why not more, and which flags of the server to change, a sentence each.
+    /// Recommended use.
+    pub recommended: Recommendation,
+    /// Obstacles to a better use and how to remove them, a sentence each.
     pub change: Vec<String>,
-    /// What the questions cost.
-    pub spent: Billed,
-    /// How many questions there were.
+    /// Token counts of the probe.
+    pub spent: TokenUsage,
+    /// Number of requests of the probe.
     pub requests: u64,
 }
 
 /// Log-probabilities of sampled tokens.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
-pub struct Logprobs {
-    /// Whether they are numbers that a model could have given.
-    pub kind: Kind,
-    /// The largest number of likeliest tokens that came, of those that were tried.
+pub struct AnswerLogprobs {
+    /// Class of the values.
+    pub kind: LogprobKind,
+    /// Largest number of most likely tokens that was received, among the numbers tried.
     pub largest_k: u32,
-    /// What the server said to a larger one.
+    /// The server's error message for a larger number.
     pub limit_said: Option<String>,
-    /// Whether they are of the model's own distribution or of what is left after temperature.
-    pub temperature: Scale,
-    /// The same for penalties on repeated tokens.
-    pub penalties: Scale,
+    /// Whether the values are taken before or after temperature.
+    pub temperature: SamplingStage,
+    /// Whether the values are taken before or after penalties on repeated tokens.
+    pub penalties: SamplingStage,
     /// Whether a penalty on repeated tokens is on unless the request turns it off.
     pub penalty_by_default: Option<bool>,
+    /// The quantity in terms of vLLM's `--logprobs-mode`, measured or else stated by the server.
+    pub mode: Option<LogprobsMode>,
 }
 
-/// What log-probabilities are worth.
+impl AnswerLogprobs {
+    /// Whether the values depend on the sampling settings of the request.
+    #[must_use]
+    pub fn is_processed(&self) -> bool {
+        self.mode.is_some_and(LogprobsMode::is_processed)
+            || self.temperature == SamplingStage::Processed
+            || self.penalties == SamplingStage::Processed
+    }
+}
+
+/// Class of the values that a server gives as log-probabilities.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Kind {
-    /// None came.
+pub enum LogprobKind {
+    /// There are no values.
     #[default]
     Missing,
-    /// They are all 0, all alike or −9999: a field that is filled in, not measured.
+    /// All values are 0, equal or −9999: a field that is filled in, not measured.
     Placeholder,
-    /// They are above 0, or hold more mass than 1.
+    /// Values are above 0, or have a mass above 1.
     Impossible,
-    /// They are those of a distribution.
+    /// The values are ordered as those of a model, but not normalised.
+    Logits,
+    /// The values are log-probabilities of a distribution.
     Real,
 }
 
-/// At which point of sampling log-probabilities are taken.
+impl LogprobKind {
+    /// Whether the values come from a model.
+    pub(super) fn is_measured(self) -> bool {
+        matches!(self, LogprobKind::Real | LogprobKind::Logits)
+    }
+}
+
+/// Whether log-probabilities are taken before or after a step of sampling.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Scale {
-    /// It could not be told.
+pub enum SamplingStage {
+    /// The measurement was not conclusive.
     #[default]
     Unknown,
-    /// Before: the model's own.
+    /// Before the step.
     Raw,
-    /// After.
+    /// After the step.
     Processed,
 }
 
-/// Log-probabilities of given text.
+/// Log-probabilities of prompts.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
-pub struct Prompted {
-    /// How they are had.
-    pub through: Through,
-    /// The largest number of likeliest tokens that came, of those that were tried.
+pub struct PromptScoring {
+    /// API that gives the values.
+    pub through: ScoringApi,
+    /// Class of the values.
+    pub kind: LogprobKind,
+    /// Largest number of most likely tokens that was received, among the numbers tried.
     pub largest_k: u32,
-    /// What the server said to a larger one.
+    /// The server's error message for a larger number.
     pub limit_said: Option<String>,
-    /// By how many positions they are late: 0 is right, at −1 the distribution that predicts a token stands at the
-    /// token before. `None` where they fit those of answers nowhere.
+    /// Number of positions by which the values are late: 0 is right; at −1 the distribution that predicts a token is at
+    /// the token before. `None` if the values match those of answers at no position.
     pub shift: Option<i32>,
-    /// How far they are at that shift from those of the answer with the same text, on average, nats.
+    /// Mean difference at that shift from the values of the answer with the same text, nats.
     pub difference: Option<f64>,
-    /// Whether the same text, asked again while it is cached, gets other values or fewer.
+    /// Whether the same text gets other values, or fewer, while it is cached.
     pub stale: Option<bool>,
-    /// The largest difference between the two, nats.
+    /// Largest difference between the two, nats.
     pub stale_difference: Option<f64>,
 }
 
-/// How log-probabilities of a prompt are had.
+/// The API that gives log-probabilities of a prompt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Through {
-    /// Not at all.
+pub enum ScoringApi {
+    /// No API gives them.
     #[default]
     Nothing,
-    /// `prompt_logprobs`, as vLLM has it.
+    /// The field `prompt_logprobs`, as in vLLM.
     PromptLogprobs,
-    /// `echo` with `logprobs`.
+    /// The field `echo` with `logprobs`.
     Echo,
     /// SGLang's `/generate`.
     Generate,
 }
 
-/// What is known of tokens.
+/// Findings about tokens.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct Tokens {
-    /// Whether the ids of an answer come.
+pub struct TokenFindings {
+    /// Whether responses contain the ids of an answer.
     pub ids: bool,
-    /// Whether the ids of the likeliest tokens come.
+    /// Whether responses contain the ids of the most likely tokens.
     pub top_ids: bool,
-    /// Whether tokens come as bytes, so that parts of characters survive.
+    /// Whether responses contain tokens as bytes, so that parts of characters are preserved.
     pub bytes: bool,
     /// Whether a prompt may be token ids.
     pub id_prompts: bool,
@@ -158,140 +185,150 @@ pub struct Tokens {
     pub same_template: Option<bool>,
 }
 
-/// What `usage` counts.
+/// Findings about `usage`.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct Counted {
-    /// Whether there is one.
+pub struct UsageFindings {
+    /// Whether responses contain it.
     pub present: bool,
-    /// Whether streams have one where it is asked for.
+    /// Whether streams contain it if it is requested.
     pub in_streams: Option<bool>,
-    /// Whether the prompt's tokens are as many as the local tokenizer finds.
+    /// Whether the number of the prompt's tokens is that of the local tokenizer.
     pub prompt_right: Option<bool>,
-    /// Whether the answer's tokens are as many as came.
+    /// Whether the number of the answer's tokens is that of the tokens received.
     pub completion_right: Option<bool>,
-    /// Whether all of several prompts are counted.
+    /// Whether the answers of several prompts in one request are all counted.
     pub counts_all_prompts: Option<bool>,
 }
 
-/// How fast answers come.
+/// Speed of answers.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct Speed {
-    /// Likeliest tokens asked for; `None` for text alone.
+pub struct AnswerSpeed {
+    /// Number of most likely tokens that was requested; `None` for text alone.
     pub k: Option<u32>,
-    /// Tokens of one answer a second.
+    /// Tokens a second of one answer.
     pub tokens_per_second: f64,
-    /// Bytes of the reply for each token.
+    /// Bytes of the response for each token.
     pub bytes_per_token: f64,
 }
 
-/// What an endpoint is good for.
+/// Recommended use of an endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Recommended {
-    /// Text alone: train by cross-entropy.
+pub enum Recommendation {
+    /// Train on the text, by cross-entropy.
     #[default]
     Traces,
-    /// Log-probabilities too: train by a divergence.
+    /// Train on the log-probabilities, by a divergence.
     Logits,
 }
 
-/// Asks the first endpoint of `settings` what it can do. `local` is the teacher's tokenizer and template, where they
-/// are here; without them nothing is said of tokens and templates. `tell` is told what is being asked.
+/// Probes the first endpoint of `settings`. `local` is the teacher's tokenizer and template, if they are available;
+/// without them tokens and templates are not compared. `show_step` receives the name of each step.
 ///
 /// # Errors
-/// An endpoint that is not described rightly, cannot be reached, or lets nobody in. What a server refuses or does
-/// badly is no error but a finding.
+/// An endpoint with wrong settings, one that cannot be reached, or one that refuses the key. Other refusals and defects of
+/// a server are findings.
 pub fn probe(
-    settings: &Settings,
+    settings: &ClientSettings,
     local: Option<(&Tokenizer, &ChatTemplate)>,
-    tell: &mut dyn FnMut(&str),
+    show_step: &mut dyn FnMut(&str),
 ) -> Result<Probe, Error> {
     if settings.offline {
         return Err(Error::Offline);
     }
     let Some(endpoint) = settings.endpoints.first() else {
         return Err(Error::Collection {
-            why: "there is no endpoint to ask: set `url`".into(),
+            why: "no endpoint is given\nhint: set `url`".into(),
         });
     };
     let refused = |why: String| Error::Endpoint {
         endpoint: endpoint.name.clone(),
         why,
     };
-    let mut asked = Asked {
-        line: Line::new(endpoint, settings.timeouts, settings.max_body_bytes)?,
-        asking: &settings.asking,
+    let mut client = ProbeClient {
+        endpoint: EndpointClient::new(endpoint, settings.timeouts, settings.max_body_bytes)?,
+        settings: &settings.request,
         nonce: settings.jitter_seed,
-        spent: Billed::default(),
+        spent: TokenUsage::default(),
         requests: 0,
     };
     let mut probe = Probe {
         url: endpoint.url.clone(),
-        model: settings.asking.model.clone(),
+        model: settings.request.model.clone(),
         ..Probe::default()
     };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .map_err(|error| refused(format!("no runtime can be started: {error}")))?;
+        .map_err(|error| refused(format!("cannot start a runtime: {error}")))?;
     runtime
-        .block_on(all(&mut asked, &mut probe, local, tell))
+        .block_on(run_steps(&mut client, &mut probe, local, show_step))
         .map_err(|failure| refused(format!("{}: {}", failure.reason.name(), failure.message)))?;
-    probe.spent = asked.spent;
-    probe.requests = asked.requests;
-    told::conclude(&mut probe);
+    probe.spent = client.spent;
+    probe.requests = client.requests;
+    advice::conclude(&mut probe, &settings.request);
     Ok(probe)
 }
 
-async fn all(
-    asked: &mut Asked<'_>,
+async fn run_steps(
+    client: &mut ProbeClient<'_>,
     probe: &mut Probe,
     local: Option<(&Tokenizer, &ChatTemplate)>,
-    tell: &mut dyn FnMut(&str),
+    show_step: &mut dyn FnMut(&str),
 ) -> Result<(), Failure> {
-    tell("who it is");
-    identify(asked, probe).await?;
-    tell("a chat with log-probabilities");
-    let first = answers::first(asked, probe).await?;
-    tell("a continuation");
-    let begun = prompts::continuation(asked, probe).await;
-    let answer = noted(probe, "a continuation", begun)?.unwrap_or_default();
-    if probe.logprobs.kind == Kind::Real {
-        tell("how many likeliest tokens");
-        let done = answers::largest_k(asked, probe).await;
-        noted(probe, "how many likeliest tokens", done)?;
-        tell("temperature");
-        let done = answers::temperature(asked, probe).await;
-        noted(probe, "temperature", done)?;
+    show_step("the server's engine");
+    identify(client, probe).await?;
+    show_step("a chat with log-probabilities");
+    let first = answers::first(client, probe).await?;
+    let mut begin = |step: &'static str| {
+        show_step(step);
+        step
+    };
+    let step = begin("a continuation");
+    let result = prompts::continuation(client, probe).await;
+    let answer = noted(probe, step, result)?.unwrap_or_default();
+    if probe.logprobs.kind.is_measured() {
+        let step = begin("the number of most likely tokens");
+        let result = answers::largest_k(client, probe).await;
+        noted(probe, step, result)?;
+        let step = begin("temperature");
+        let result = answers::temperature(client, probe).await;
+        noted(probe, step, result)?;
     }
-    tell("penalties");
-    let done = answers::penalties(asked, probe).await;
-    noted(probe, "penalties", done)?;
-    tell("log-probabilities of prompts");
-    let done = prompts::prompted(asked, probe, &answer).await;
-    noted(probe, "log-probabilities of prompts", done)?;
-    tell("tokens and template");
-    let done = prompts::tokens(asked, probe, local, &first, &answer).await;
-    noted(probe, "tokens and template", done)?;
-    tell("what is counted");
-    let done = answers::counts(asked, probe).await;
-    noted(probe, "what is counted", done)?;
-    tell("how fast it is");
-    let done = answers::speeds(asked, probe).await;
-    noted(probe, "how fast it is", done)?;
+    let step = begin("penalties");
+    let result = answers::penalties(client, probe).await;
+    noted(probe, step, result)?;
+    let step = begin("log-probabilities of prompts");
+    let result = prompts::prompt_logprobs(client, probe, &answer).await;
+    noted(probe, step, result)?;
+    let step = begin("tokens and template");
+    let result = prompts::tokens(client, probe, local, &first, &answer).await;
+    noted(probe, step, result)?;
+    let step = begin("usage");
+    let result = answers::counts(client, probe).await;
+    noted(probe, step, result)?;
+    let step = begin("speed");
+    let result = answers::speeds(client, probe).await;
+    noted(probe, step, result)?;
     Ok(())
 }
 
-/// A question that got no answer at all is a finding, unless nothing can be asked any more.
-fn noted<T>(probe: &mut Probe, what: &str, done: Result<T, Failure>) -> Result<Option<T>, Failure> {
-    match done {
-        Ok(done) => Ok(Some(done)),
-        Err(failure) if failure.reason.is_endpoints() || failure.reason == Reason::Connect => {
+/// Turns the failure of a step into a finding, unless it means that no further request can succeed.
+fn noted<T>(
+    probe: &mut Probe,
+    step: &str,
+    result: Result<T, Failure>,
+) -> Result<Option<T>, Failure> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(failure)
+            if failure.reason.concerns_endpoint() || failure.reason == FailureReason::Connect =>
+        {
             Err(failure)
         }
         Err(failure) => {
             probe.quirks.push(format!(
-                "asked for {what} it failed ({}): {}",
+                "the step `{step}` failed ({}): {}",
                 failure.reason.name(),
                 failure.message
             ));
@@ -300,12 +337,13 @@ fn noted<T>(probe: &mut Probe, what: &str, done: Result<T, Failure>) -> Result<O
     }
 }
 
-/// What the server says of itself.
-async fn identify(asked: &mut Asked<'_>, probe: &mut Probe) -> Result<(), Failure> {
-    let models = ask(asked, "/models", false, None).await?;
+/// Reads engine, model and context from the server's own description.
+async fn identify(client: &mut ProbeClient<'_>, probe: &mut Probe) -> Result<(), Failure> {
+    let models = client.request("/models", false, None).await?;
     let list = models.json.get("data").and_then(Value::as_array);
     let list = list.map(Vec::as_slice).unwrap_or_default();
-    let id = |model: &Value| model.get("id").and_then(Value::as_str) == Some(&asked.asking.model);
+    let id =
+        |model: &Value| model.get("id").and_then(Value::as_str) == Some(&client.settings.model);
     let model = list.iter().find(|model| id(model)).or(list.first());
     let Some(model) = model else {
         return Ok(());
@@ -320,30 +358,30 @@ async fn identify(asked: &mut Asked<'_>, probe: &mut Probe) -> Result<(), Failur
         Some("vllm") => Some(Dialect::Vllm),
         Some("sglang") => Some(Dialect::Sglang),
         Some("llamacpp") => Some(Dialect::LlamaServer),
-        // Nothing else calls itself so.
+        // llama-cpp-python alone names its owner "me".
         Some("me") => Some(Dialect::LlamaCppPython),
         Some(owner) if owner.contains("openai") || owner == "system" => Some(Dialect::Openai),
         _ => None,
     };
+    let field = |response: ProbeResponse, name: &str| {
+        let text = response.json.get(name).and_then(Value::as_str);
+        text.unwrap_or_default().to_owned()
+    };
     let engine = match probe.dialect {
         Some(Dialect::Vllm) => {
-            let version = ask(asked, "/version", true, None).await?;
-            let version = version
-                .json
-                .get("version")
-                .and_then(Value::as_str)
-                .map(str::to_owned);
-            Some(format!("vLLM {}", version.unwrap_or_default()))
+            let version = client.request("/version", true, None).await?;
+            // Servers answer it in development mode alone (`VLLM_SERVER_DEV_MODE=1`).
+            let config = "/server_info?config_format=json";
+            let config = client.request(config, true, None).await?;
+            if config.is_success() {
+                probe.logprobs.mode = LogprobsMode::stated_in(&config.text);
+            }
+            Some(format!("vLLM {}", field(version, "version")))
         }
         Some(Dialect::Sglang) => Some("SGLang".to_owned()),
         Some(Dialect::LlamaServer) => {
-            let props = ask(asked, "/props", true, None).await?;
-            let build = props
-                .json
-                .get("build_info")
-                .and_then(Value::as_str)
-                .map(str::to_owned);
-            Some(format!("llama-server {}", build.unwrap_or_default()))
+            let properties = client.request("/props", true, None).await?;
+            Some(format!("llama-server {}", field(properties, "build_info")))
         }
         Some(Dialect::LlamaCppPython) => Some("llama-cpp-python".to_owned()),
         _ => None,

@@ -1,4 +1,4 @@
-//! What is known of those who serve models, as one data file.
+//! Known providers of models: prices, limits and terms from `providers.toml`.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -7,73 +7,74 @@ use serde::{Deserialize, Serialize};
 
 use crate::Error;
 
-/// What tokens cost.
+/// Price of tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Price {
     /// USD for a million tokens of prompts.
     pub input: f64,
-    /// USD for a million tokens of prompts that were cached; by default as `input`.
+    /// USD for a million cached tokens of prompts; by default the value of `input`.
     pub cached_input: Option<f64>,
     /// USD for a million tokens of answers, reasoning included.
     pub output: f64,
 }
 
-/// One model at one provider, as `providers.toml` has it.
+/// A model of a provider: an entry of `providers.toml`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Provider {
     /// Base URL, to which `/chat/completions` is added.
     pub url: String,
-    /// Environment variable of the key; `None` where none is needed.
+    /// Environment variable that holds the key; `None` if no key is needed.
     pub key_env: Option<String>,
-    /// The model's name at the provider.
+    /// Name of the model at the provider.
     pub model: String,
-    /// What kind of server it is.
+    /// The server's variant of the protocol.
     #[serde(default)]
     pub dialect: super::Dialect,
-    /// Whether it is one of OpenAI's reasoning models, or takes requests as they do.
+    /// Whether the model takes requests as OpenAI's reasoning models do.
     #[serde(default)]
     pub reasoning_model: bool,
-    /// Longest prompt and answer together, tokens.
+    /// Context length: prompt and answer together, tokens.
     pub context: Option<u32>,
     /// Longest answer, tokens.
     pub max_output: Option<u32>,
-    /// Largest number of likeliest tokens with log-probabilities; 0 for none.
+    /// Largest number of most likely tokens with log-probabilities; 0 if the server gives none.
     #[serde(default)]
     pub top_logprobs: u32,
-    /// Whether the text of the reasoning is returned.
+    /// Whether responses contain the text of the reasoning.
     #[serde(default)]
     pub returns_reasoning: bool,
-    /// What it costs.
+    /// Price of tokens.
     pub price: Option<Price>,
-    /// The licence or the terms that bear on training from its answers.
+    /// Licence or terms for training on the answers.
     pub terms: String,
-    /// Where that was read.
+    /// Source of the entry's facts.
     pub source: String,
-    /// When, as YYYY-MM-DD.
+    /// Date on which the source was read, YYYY-MM-DD.
     pub checked: String,
 }
 
-/// The providers that Potstill knows by itself, by name.
+/// The built-in providers, by name.
 ///
 /// # Errors
-/// [`Error::Providers`] where the data file is not what it should be.
-pub fn providers() -> Result<BTreeMap<String, Provider>, Error> {
+/// [`Error::Providers`] if the built-in file is not valid.
+pub fn known_providers() -> Result<BTreeMap<String, Provider>, Error> {
     parse(include_str!("providers.toml"), Path::new("providers.toml"))
 }
 
-/// `ours` with those of the user's file `users_toml` over them, whole entries by name; `path` is for messages.
+/// Adds the entries of the user's file `users_toml` to `built_in`; an entry replaces another of the same name as a whole.
+/// `path` is for messages.
 ///
 /// # Errors
-/// [`Error::Providers`] with the place in the file.
-pub fn merge(
-    mut ours: BTreeMap<String, Provider>,
+/// [`Error::Providers`] with line and column in the file.
+pub fn merge_providers(
+    mut built_in: BTreeMap<String, Provider>,
     users_toml: &str,
     path: &Path,
 ) -> Result<BTreeMap<String, Provider>, Error> {
-    ours.extend(parse(users_toml, path)?);
-    Ok(ours)
+    built_in.extend(parse(users_toml, path)?);
+    Ok(built_in)
 }
 
 fn parse(text: &str, path: &Path) -> Result<BTreeMap<String, Provider>, Error> {
@@ -89,8 +90,8 @@ mod tests {
     use crate::http::Dialect;
 
     #[test]
-    fn the_providers_of_the_data_file_are_whole() {
-        let all = providers().unwrap();
+    fn the_built_in_providers_are_complete() {
+        let all = known_providers().unwrap();
         for name in [
             "deepseek-r1",
             "deepseek-v3",
@@ -136,12 +137,12 @@ mod tests {
         };
         let path = Path::new("mine.toml");
         let text = mine("o1") + &mine("new");
-        let all = merge(providers().unwrap(), &text, path).unwrap();
-        // An entry takes the place of another whole: an old price never stays beside a new address.
+        let all = merge_providers(known_providers().unwrap(), &text, path).unwrap();
+        // An entry replaces another as a whole: an old price never stays beside a new address.
         assert_eq!((all["o1"].model.as_str(), all["o1"].price), ("x", None));
         assert!(all.contains_key("new") && all.contains_key("gpt-4o"));
         let wrong = mine("new").replace("model", "modell");
-        let error = merge(providers().unwrap(), &wrong, path)
+        let error = merge_providers(known_providers().unwrap(), &wrong, path)
             .unwrap_err()
             .to_string();
         assert!(

@@ -1,9 +1,9 @@
-//! What a server says of probabilities, as stored signals.
+//! Converts the log-probabilities of servers to stored signals.
 //!
-//! Servers give the likeliest tokens of each position, and the realised one. The support is made of these, and the
-//! tail is exactly the rest: 1 − Σ. The entropy is that of this coarse distribution, which is a lower bound of the
-//! full one's: the server does not say how the tail is spread. Nothing is known at other temperatures, so there is
-//! no `log_z_at`.
+//! Servers give the most likely tokens of each position, and the target token. These tokens are the support, and the
+//! tail is exactly the remaining mass, 1 − Σ. The entropy is that of this coarse distribution, a lower bound of the full
+//! distribution's entropy, since the distribution within the tail is not known. Nothing is known at other
+//! temperatures, so there is no `log_z_at`.
 
 use std::collections::HashMap;
 
@@ -13,31 +13,31 @@ use potstill_datasets::{
 
 use super::PromptLogprobs;
 
-/// Servers write this or less where a token has no probability, JSON having no infinity.
+/// Largest value that servers write for −∞, which JSON does not have.
 const NO_PROBABILITY: f32 = -9990.0;
 
-/// How far two numbers for one token at one position may be apart, nats: more than a server's rounding.
-const SAME_LOGPROB: f32 = 1e-3;
+/// Largest difference of two log-probabilities of the same token and position, nats. A server's rounding is smaller.
+const MAX_DUPLICATE_DIFFERENCE: f32 = 1e-3;
 
-/// Which ids spell which bytes, for servers that give strings alone.
+/// Token ids by their bytes, for servers that give strings without ids.
 ///
-/// Building it takes some milliseconds for each 10,000 ids: once for many answers.
+/// Building the table takes some milliseconds for each 10,000 ids, so one table should serve many answers.
 #[derive(Debug)]
 pub struct Spellings {
-    ids: HashMap<Vec<u8>, Spelled>,
+    ids: HashMap<Vec<u8>, SpellingIds>,
 }
 
 #[derive(Debug, Clone, Copy)]
-enum Spelled {
-    By(u32),
-    BySeveral(u32, u32),
+enum SpellingIds {
+    One(u32),
+    Several(u32, u32),
 }
 
 impl Spellings {
-    /// The spellings of all ids of a tokenizer.
+    /// Builds the table for all ids of a tokenizer.
     #[must_use]
     pub fn new(tokenizer: &Tokenizer) -> Spellings {
-        let mut ids: HashMap<Vec<u8>, Spelled> = HashMap::new();
+        let mut ids: HashMap<Vec<u8>, SpellingIds> = HashMap::new();
         for id in 0..tokenizer.vocab_size() as u32 {
             let bytes = tokenizer.token_bytes(id);
             if bytes.is_empty() {
@@ -45,46 +45,46 @@ impl Spellings {
             }
             ids.entry(bytes)
                 .and_modify(|spelled| {
-                    if let Spelled::By(first) = *spelled {
-                        *spelled = Spelled::BySeveral(first, id);
+                    if let SpellingIds::One(first) = *spelled {
+                        *spelled = SpellingIds::Several(first, id);
                     }
                 })
-                .or_insert(Spelled::By(id));
+                .or_insert(SpellingIds::One(id));
         }
         Spellings { ids }
     }
 
-    /// The one id that spells these bytes.
+    /// The only id that spells these bytes.
     fn id(&self, bytes: &[u8]) -> Result<u32, String> {
         let shown = String::from_utf8_lossy(bytes);
-        // A server that writes strings writes this for each part of a character.
+        // Servers without bytes write the replacement character for every part of a character.
         if shown.contains(char::REPLACEMENT_CHARACTER) {
             return Err(format!(
-                "the server gives no token ids, and {shown:?} may stand for any part of a character"
+                "the server gives no token ids, and {shown:?} can be any part of a character"
             ));
         }
         match self.ids.get(bytes) {
-            Some(Spelled::By(id)) => Ok(*id),
-            Some(Spelled::BySeveral(a, b)) => Err(format!(
+            Some(SpellingIds::One(id)) => Ok(*id),
+            Some(SpellingIds::Several(a, b)) => Err(format!(
                 "the server gives no token ids, and {shown:?} is ambiguous: ids {a} and {b} both spell it"
             )),
             None => Err(format!(
-                "the server gives no token ids, and no id of the tokenizer spells {shown:?}: is it the teacher's tokenizer?"
+                "the server gives no token ids, and no id of the tokenizer spells {shown:?}; it may not be the teacher's tokenizer"
             )),
         }
     }
 }
 
-/// The signal of an answer, from the likeliest tokens that came with each sampled one: prompt and answer, with
-/// loss on the answer.
+/// Makes the signal of an answer from the most likely tokens at each position: prompt and answer, with loss on the
+/// answer.
 ///
-/// `prompt_ids` is the rendered prompt. Where the server gave no ids they are recovered through what tokens
-/// spell; an alternative for which that fails goes into the tail. At most `top_k` tokens are kept, and the
-/// sampled one. For many answers of a server without ids use [`answer_signal_with`].
+/// `prompt_ids` is the rendered prompt. If the server gave no ids, they are recovered from the tokens' bytes; an
+/// alternative whose id is not found goes into the tail. At most `top_k` tokens and the sampled token are kept. For many
+/// answers of a server without ids use [`answer_signal_with`].
 ///
 /// # Errors
-/// In words: an answer without tokens; a sampled token whose id cannot be known; ids outside the vocabulary;
-/// log-probabilities that are not numbers, are above 0, disagree, or hold more mass than 1.
+/// A description of the defect: an answer without tokens; a sampled token whose id is not known; ids outside the
+/// vocabulary; log-probabilities that are not numbers, are above 0, disagree, or have a mass above 1.
 pub fn answer_signal(
     tokenizer: &Tokenizer,
     prompt_ids: &[u32],
@@ -107,10 +107,10 @@ pub fn answer_signal(
     )
 }
 
-/// [`answer_signal`] for a vocabulary whose spellings are known already; `None` where the server gives ids.
+/// [`answer_signal`] with a table of spellings, which is not needed if the server gives ids.
 ///
 /// # Errors
-/// Those of [`answer_signal`].
+/// The errors of [`answer_signal`].
 pub fn answer_signal_with(
     vocab_size: usize,
     spellings: Option<&Spellings>,
@@ -119,7 +119,7 @@ pub fn answer_signal_with(
     top_k: usize,
 ) -> Result<Signal, String> {
     if completion.tokens.is_empty() {
-        return Err("the answer came without its tokens: ask for log-probabilities".into());
+        return Err("the answer has no tokens (request log-probabilities)".into());
     }
     if prompt_ids.is_empty() {
         return Err("the prompt has no tokens".into());
@@ -148,13 +148,13 @@ pub fn answer_signal_with(
     )
 }
 
-/// The signal of a given text from the distributions that a server gave for its positions, with loss from
-/// position `from` on (from 1 where it is 0: nothing precedes the first token).
+/// Makes the signal of a text from the distributions that a server gave for its positions, with loss from position
+/// `from` on. For `from = 0` the loss begins at position 1, since nothing precedes the first token.
 ///
 /// # Errors
-/// In words: another number of positions than of tokens; a position without a distribution or without the
-/// token that stands there; ids outside the vocabulary; numbers that are none, are above 0, disagree, or hold
-/// more mass than 1.
+/// A description of the defect: different numbers of positions and tokens; a position without a distribution or without
+/// its target token; ids outside the vocabulary; log-probabilities that are not numbers, are above 0, disagree, or have
+/// a mass above 1.
 pub fn prompt_signal(
     prompt_id: &str,
     sample_index: u32,
@@ -166,7 +166,7 @@ pub fn prompt_signal(
 ) -> Result<Signal, String> {
     if given.len() != token_ids.len() {
         return Err(format!(
-            "the server gave {} positions for {} tokens: its text is not the one that was sent",
+            "the server gave {} positions for {} tokens, so it scored another text than the one that was sent",
             given.len(),
             token_ids.len()
         ));
@@ -209,7 +209,7 @@ fn sampled_row(
     top_k: usize,
 ) -> Result<(u32, SignalRow), String> {
     let id = known(spellings, token.id, &token.bytes)?;
-    // Left out of the support, an alternative is part of the tail, which stays exact.
+    // An alternative that is left out of the support is part of the tail, which stays exact.
     let alternative = |top: &TopToken| {
         let id = known(spellings, top.id, &top.bytes).ok()?;
         Some((id, top.logprob))
@@ -227,30 +227,28 @@ fn known(spellings: Option<&Spellings>, id: Option<u32>, bytes: &[u8]) -> Result
     }
 }
 
-/// One position: the `top_k` likeliest of what was given and the realised token, the rest as the tail.
+/// Makes the row of a position: the `top_k` most likely tokens and the target token, with the rest as the tail.
 fn row(
-    realised: u32,
+    target: u32,
     logprob: Option<f32>,
     given: impl Iterator<Item = (u32, f32)>,
     top_k: usize,
 ) -> Result<SignalRow, String> {
-    let mut support: Vec<(u32, f32)> = logprob.map(|value| (realised, value)).into_iter().collect();
+    let mut support: Vec<(u32, f32)> = logprob.map(|value| (target, value)).into_iter().collect();
     for (id, value) in given {
-        // JSON's -0.0 and rounding just above 0 are 0; more is no log-probability.
+        // −0.0 and rounding errors just above 0 are 0; larger values are no log-probabilities.
         if value.is_nan() || value > 1e-5 {
             return Err(format!("the log-probability of token {id} is {value}"));
         }
         support.push((id, value.min(0.0)));
     }
-    match support.iter().find(|(id, _)| *id == realised) {
+    match support.iter().find(|(id, _)| *id == target) {
         None => {
-            return Err(format!(
-                "token {realised}, which stands there, has no log-probability"
-            ));
+            return Err(format!("the target token {target} has no log-probability"));
         }
         Some((_, value)) if !(NO_PROBABILITY..=1e-5).contains(value) => {
             return Err(format!(
-                "token {realised}, which stands there, has the log-probability {value}: that is none"
+                "the value {value} of the target token {target} is no log-probability"
             ));
         }
         Some(_) => {}
@@ -260,7 +258,7 @@ fn row(
     if let Some((a, b)) = support
         .iter()
         .zip(support.iter().skip(1))
-        .find(|(a, b)| a.0 == b.0 && a.1 - b.1 > SAME_LOGPROB)
+        .find(|(a, b)| a.0 == b.0 && a.1 - b.1 > MAX_DUPLICATE_DIFFERENCE)
     {
         return Err(format!(
             "token {} has two log-probabilities, {} and {}",
@@ -269,16 +267,16 @@ fn row(
     }
     support.dedup_by_key(|(id, _)| *id);
     support.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
-    keep(&mut support, realised, top_k);
+    truncate(&mut support, target, top_k);
     finish(support)
 }
 
-/// The first `top_k` and the realised token, which takes no other's place.
-fn keep(support: &mut Vec<(u32, f32)>, realised: u32, top_k: usize) {
-    let mut place = 0;
+/// Keeps the first `top_k` tokens and the target token, which replaces none of them.
+fn truncate(support: &mut Vec<(u32, f32)>, target: u32, top_k: usize) {
+    let mut rank = 0;
     support.retain(|(id, _)| {
-        place += 1;
-        place <= top_k || *id == realised
+        rank += 1;
+        rank <= top_k || *id == target
     });
 }
 
@@ -289,7 +287,7 @@ fn finish(support: Vec<(u32, f32)>) -> Result<SignalRow, String> {
         .sum();
     if sum > 1.0 + MASS_TOLERANCE {
         return Err(format!(
-            "the likeliest tokens hold a mass of {sum:.6}, over 1 by more than {MASS_TOLERANCE}: these are not log-probabilities"
+            "the most likely tokens have a mass of {sum:.6}, above 1 by more than {MASS_TOLERANCE}, so the values are not log-probabilities"
         ));
     }
     let shift = if sum > 1.0 { sum.ln() } else { 0.0 };
@@ -297,7 +295,7 @@ fn finish(support: Vec<(u32, f32)>) -> Result<SignalRow, String> {
         .iter()
         .map(|(id, value)| (*id, (f64::from(*value) - shift) as f32))
         .unzip();
-    // Mass below f32's rounding of the sum is none that can be known.
+    // A smaller mass is lost in the f32 rounding of the sum.
     let tail = if 1.0 - sum > 1e-7 { 1.0 - sum } else { 0.0 };
     let nats = |mass: f64| if mass > 0.0 { -mass * mass.ln() } else { 0.0 };
     let entropy: f64 = logprobs
@@ -316,25 +314,29 @@ fn finish(support: Vec<(u32, f32)>) -> Result<SignalRow, String> {
     })
 }
 
-/// A part of a long text that a server is asked to score by itself.
+/// A part of a long text that is scored by a request of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Window {
-    /// The first token that is sent.
+pub struct ScoringWindow {
+    /// Position in the text of the first token that is sent.
     pub start: usize,
-    /// One past the last.
+    /// Position after the last token that is sent.
     pub end: usize,
-    /// The first whose distribution is taken from this window, counted in the text.
+    /// Position in the text of the first distribution that is taken from this window.
     pub from: usize,
 }
 
-/// A text of `tokens` tokens, scored from `from` on, in windows of at most `most`.
+/// Splits a text of `tokens` tokens, to be scored from position `from` on, into windows of at most `most` tokens.
 ///
-/// A text that fits is one window, and exact. In a longer one each window but the first begins with `context`
-/// tokens that the one before has scored: its distributions know `context` tokens of what came before, or more,
-/// and not the whole text. A server holds logits for each token of a prompt whose log-probabilities it is asked
-/// for, so `most` bounds its memory.
+/// A text that fits is one window, and its scores are exact. In a longer text each window but the first begins with
+/// `context` tokens that the window before has scored, so its distributions are conditioned on at least `context` tokens
+/// and not on the whole text. A server holds logits for each scored token of a prompt, so `most` bounds its memory.
 #[must_use]
-pub fn windows(tokens: usize, from: usize, most: usize, context: usize) -> Vec<Window> {
+pub fn scoring_windows(
+    tokens: usize,
+    from: usize,
+    most: usize,
+    context: usize,
+) -> Vec<ScoringWindow> {
     let from = from.max(1);
     if from >= tokens {
         return Vec::new();
@@ -343,7 +345,7 @@ pub fn windows(tokens: usize, from: usize, most: usize, context: usize) -> Vec<W
     let context = context.clamp(1, most - 1);
     let mut windows = Vec::new();
     let mut next = from;
-    // What precedes `from` is context only: the first window that scores anything.
+    // Tokens before `from` are context only.
     let mut start = if tokens <= most || from < most {
         0
     } else {
@@ -351,7 +353,7 @@ pub fn windows(tokens: usize, from: usize, most: usize, context: usize) -> Vec<W
     };
     while next < tokens {
         let end = tokens.min(start + most);
-        windows.push(Window {
+        windows.push(ScoringWindow {
             start,
             end,
             from: next,
@@ -362,13 +364,13 @@ pub fn windows(tokens: usize, from: usize, most: usize, context: usize) -> Vec<W
     windows
 }
 
-/// The distributions of a whole text from those of its windows.
+/// Joins the distributions of the windows of a text.
 ///
 /// # Errors
-/// In words, where a window's are not as many as its tokens.
-pub fn join_windows(
+/// A description of the defect, if a window has different numbers of distributions and tokens.
+pub fn join_scoring_windows(
     tokens: usize,
-    parts: Vec<(Window, PromptLogprobs)>,
+    parts: Vec<(ScoringWindow, PromptLogprobs)>,
 ) -> Result<PromptLogprobs, String> {
     let mut whole: PromptLogprobs = vec![None; tokens];
     for (window, given) in parts {
@@ -381,8 +383,8 @@ pub fn join_windows(
             ));
         }
         let taken = given.into_iter().skip(window.from - window.start);
-        for (place, position) in whole.iter_mut().skip(window.from).zip(taken) {
-            *place = position;
+        for (slot, position) in whole.iter_mut().skip(window.from).zip(taken) {
+            *slot = position;
         }
     }
     Ok(whole)

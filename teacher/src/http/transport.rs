@@ -1,4 +1,4 @@
-//! One request over the wire: its limits in time and size, and no key where none belongs.
+//! One request over HTTP: limits on time and size, and redirects without leaking the key.
 
 use std::io::ErrorKind;
 use std::time::{Duration, Instant};
@@ -8,41 +8,41 @@ use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, LOCAT
 use reqwest::{Client, Method, Response, Url};
 use tokio::time::timeout;
 
-use super::{Endpoint, Failure, Key, Reason, Timeouts};
+use super::{ApiKey, Endpoint, Failure, FailureReason, Timeouts};
 use crate::Error;
 
-/// Bytes of a refusal that are read; the rest says nothing more.
+/// Number of bytes that are read of an error response.
 const REFUSAL_BYTES: u64 = 64 << 10;
 
-/// Redirects that are followed, to the same host.
+/// Largest number of redirects that are followed, to the same host.
 const REDIRECTS: u32 = 4;
 
-/// Requests that share one client, and with it one connection where the server speaks HTTP/2. Servers allow
-/// about a hundred streams on one.
+/// Number of requests that share a client, and with it a connection if the server speaks HTTP/2. Servers allow about a
+/// hundred streams on a connection.
 const STREAMS: u32 = 96;
 
-/// Connections to one endpoint.
-pub(super) struct Line {
+/// HTTP clients for one endpoint.
+pub(super) struct EndpointClient {
     clients: Vec<Client>,
     url: Url,
-    key: Option<Key>,
+    key: Option<ApiKey>,
     timeouts: Timeouts,
     max_body_bytes: u64,
 }
 
-/// A reply of any status, whole.
+/// A complete response of any status.
 #[derive(Debug)]
-pub(super) struct Answered {
-    /// The status.
+pub(super) struct WholeResponse {
+    /// HTTP status.
     pub status: u16,
-    /// The body, decoded, without the key.
+    /// Decoded body, without the key.
     pub body: Vec<u8>,
-    /// From sending to the end.
+    /// Time from sending to the end, seconds.
     pub seconds: f64,
 }
 
-/// A reply whose headers came.
-pub(super) struct Opened {
+/// A response whose headers have arrived and whose body is being read.
+pub(super) struct OpenResponse {
     pub(super) status: u16,
     pub(super) retry_after: Option<String>,
     pub(super) is_stream: bool,
@@ -53,41 +53,39 @@ pub(super) struct Opened {
     timeouts: Timeouts,
 }
 
-/// Asks once and reads the whole reply: with `json` by POST, else by GET. `path` lies below the base URL, such as
-/// `/models`, or at the host's root. Statuses other than 2xx are replies too.
-pub(super) async fn exchange(
-    line: &Line,
+/// Sends a request and reads the whole response of any status. The method is POST with `json`, and GET without.
+/// `path` is relative to the base URL, such as `/models`, or to the host's root, and may have a query.
+pub(super) async fn send(
+    client: &EndpointClient,
     path: &str,
     from_root: bool,
     json: Option<Vec<u8>>,
-) -> Result<Answered, Failure> {
-    let mut opened = open(line, 0, path, from_root, json.map(Bytes::from)).await?;
-    let body = opened.whole(line).await?;
-    Ok(Answered {
-        status: opened.status,
+) -> Result<WholeResponse, Failure> {
+    let mut response = open(client, 0, path, from_root, json.map(Bytes::from)).await?;
+    let body = response.whole_body(client).await?;
+    Ok(WholeResponse {
+        status: response.status,
         body,
-        seconds: opened.begun.elapsed().as_secs_f64(),
+        seconds: response.begun.elapsed().as_secs_f64(),
     })
 }
 
-impl Line {
-    /// Clients for an endpoint; nothing is sent.
+impl EndpointClient {
+    /// Sets up the clients for an endpoint. Nothing is sent.
     pub(super) fn new(
         endpoint: &Endpoint,
         timeouts: Timeouts,
         max_body_bytes: u64,
-    ) -> Result<Line, Error> {
+    ) -> Result<EndpointClient, Error> {
         let url = endpoint.checked_url()?;
-        // The first to come installs it; that it is there already is no failure.
+        // A provider may be installed already.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let mut headers = HeaderMap::new();
         if let Some(key) = &endpoint.key {
             let mut value =
                 HeaderValue::from_str(&key.authorization()).map_err(|_| Error::Endpoint {
                     endpoint: endpoint.name.clone(),
-                    why:
-                        "its key has characters that no header can carry: check where it comes from"
-                            .into(),
+                    why: "the key has characters that an HTTP header cannot contain\nhint: check the output of `key_command` or the variable of `key_env`".into(),
                 })?;
             value.set_sensitive(true);
             headers.insert(AUTHORIZATION, value);
@@ -108,11 +106,11 @@ impl Line {
                     .no_proxy()
                     .referer(false)
                     .connect_timeout(timeouts.connect)
-                    // Servers close after 5 s; a request on a connection that is being closed is lost.
+                    // Servers close idle connections after 5 s, and a request on a connection that is being closed is lost.
                     .pool_idle_timeout(Duration::from_secs(4))
                     .http2_adaptive_window(true);
                 if is_plain {
-                    // Spares the reading of the system's certificates.
+                    // Skips loading the system's certificates.
                     builder = builder.tls_certs_only([]);
                 }
                 builder.build()
@@ -120,9 +118,9 @@ impl Line {
             .collect::<Result<Vec<_>, _>>()
             .map_err(|e| Error::Endpoint {
                 endpoint: endpoint.name.clone(),
-                why: format!("no client can be set up: {}", said(&e)),
+                why: format!("cannot set up an HTTP client: {}", describe(&e)),
             })?;
-        Ok(Line {
+        Ok(EndpointClient {
             clients,
             url,
             key: endpoint.key.clone(),
@@ -131,37 +129,39 @@ impl Line {
         })
     }
 
-    /// The key.
-    pub(super) fn key(&self) -> Option<&Key> {
+    /// The key of the endpoint.
+    pub(super) fn key(&self) -> Option<&ApiKey> {
         self.key.as_ref()
     }
 
-    fn address(&self, path: &str, from_root: bool) -> Url {
+    fn address(&self, full_path: &str, from_root: bool) -> Url {
         let mut url = self.url.clone();
         let base = if from_root {
             ""
         } else {
             self.url.path().trim_end_matches('/')
         };
-        url.set_path(&format!("{base}{path}"));
+        let (path, query) = full_path.split_once('?').unzip();
+        url.set_path(&format!("{base}{}", path.unwrap_or(full_path)));
+        url.set_query(query);
         url
     }
 }
 
-/// Sends a request and waits for the headers of its reply. `nth` spreads requests over clients.
+/// Sends a request and waits for the headers of the response. `number` spreads requests over clients.
 pub(super) async fn open(
-    line: &Line,
-    nth: u64,
+    client: &EndpointClient,
+    number: u64,
     path: &str,
     from_root: bool,
     json: Option<Bytes>,
-) -> Result<Opened, Failure> {
+) -> Result<OpenResponse, Failure> {
     let begun = Instant::now();
-    let client = &line.clients[(nth % line.clients.len() as u64) as usize];
-    let mut url = line.address(path, from_root);
-    let limit = line.timeouts.first_byte.min(line.timeouts.whole);
+    let http = &client.clients[(number % client.clients.len() as u64) as usize];
+    let mut url = client.address(path, from_root);
+    let limit = client.timeouts.first_byte.min(client.timeouts.whole);
     for _ in 0..=REDIRECTS {
-        let mut request = client.request(
+        let mut request = http.request(
             if json.is_some() {
                 Method::POST
             } else {
@@ -178,25 +178,25 @@ pub(super) async fn open(
         let response = match timeout(left, request.send()).await {
             Err(_) => {
                 return Err(Failure::new(
-                    Reason::FirstByteTimeout,
-                    format!("no reply within {} s", limit.as_secs_f64()),
+                    FailureReason::FirstByteTimeout,
+                    format!("no response within {} s", limit.as_secs_f64()),
                 ));
             }
-            Ok(Err(e)) => return Err(failed(line, &e, begun.elapsed())),
+            Ok(Err(e)) => return Err(failed(client, &e, begun.elapsed())),
             Ok(Ok(response)) => response,
         };
         if !response.status().is_redirection() {
-            return Ok(opened(response, begun, line));
+            return Ok(open_response(response, begun, client));
         }
         url = redirected(&url, &response, json.is_some())?;
     }
     Err(Failure::new(
-        Reason::Redirected,
+        FailureReason::Redirected,
         format!("more than {REDIRECTS} redirects"),
     ))
 }
 
-fn opened(response: Response, begun: Instant, line: &Line) -> Opened {
+fn open_response(response: Response, begun: Instant, client: &EndpointClient) -> OpenResponse {
     let header = |name| {
         response
             .headers()
@@ -205,28 +205,28 @@ fn opened(response: Response, begun: Instant, line: &Line) -> Opened {
             .map(str::to_owned)
     };
     let is_stream = header(CONTENT_TYPE).is_some_and(|t| t.starts_with("text/event-stream"));
-    let is_good = response.status().is_success();
-    Opened {
+    let is_success = response.status().is_success();
+    OpenResponse {
         status: response.status().as_u16(),
         retry_after: header(RETRY_AFTER),
         is_stream,
         response,
         begun,
         read: 0,
-        limit: if is_good {
-            line.max_body_bytes
+        limit: if is_success {
+            client.max_body_bytes
         } else {
-            line.max_body_bytes.min(REFUSAL_BYTES)
+            client.max_body_bytes.min(REFUSAL_BYTES)
         },
-        timeouts: line.timeouts,
+        timeouts: client.timeouts,
     }
 }
 
-/// Where a redirect leads, if it may be followed: the same scheme, host and port, with the same method and body.
+/// The target of a redirect, if it may be followed: the same scheme, host and port, with the same method and body.
 fn redirected(from: &Url, response: &Response, has_body: bool) -> Result<Url, Failure> {
     let status = response.status().as_u16();
     let refuse = |why: String| {
-        let mut failure = Failure::new(Reason::Redirected, why);
+        let mut failure = Failure::new(FailureReason::Redirected, why);
         failure.status = Some(status);
         failure
     };
@@ -235,117 +235,123 @@ fn redirected(from: &Url, response: &Response, has_body: bool) -> Result<Url, Fa
         .get(LOCATION)
         .and_then(|v| v.to_str().ok())
         .and_then(|v| from.join(v).ok())
-        .ok_or_else(|| refuse("a redirect that names no place".into()))?;
+        .ok_or_else(|| refuse("the redirect has no valid `Location`".into()))?;
     if to.origin() != from.origin() {
         return Err(refuse(format!(
-            "the server sends us on to `{}`, where the key is not sent: if that is right, set it as `url`",
+            "the server redirects to `{}`, to which the key is not sent (if that address is right, set it as `url`)",
             to.origin().ascii_serialization()
         )));
     }
     if has_body && !matches!(status, 307 | 308) {
         return Err(refuse(format!(
-            "the server sends us on to `{}` with status {status}, which drops the question: set the right `url`",
+            "the server redirects to `{}` with status {status}, which drops the request's body (set the right `url`)",
             to.path()
         )));
     }
     Ok(to)
 }
 
-impl Opened {
-    /// The next piece of the body, decoded; `None` at its end.
-    pub(super) async fn piece(&mut self, line: &Line) -> Result<Option<Bytes>, Failure> {
+impl OpenResponse {
+    /// The next chunk of the decoded body; `None` at its end.
+    pub(super) async fn chunk(
+        &mut self,
+        client: &EndpointClient,
+    ) -> Result<Option<Bytes>, Failure> {
         let left = self.timeouts.whole.saturating_sub(self.begun.elapsed());
         let limit = left.min(self.timeouts.idle);
-        let piece = match timeout(limit, self.response.chunk()).await {
+        let chunk = match timeout(limit, self.response.chunk()).await {
             Err(_) if limit < self.timeouts.idle => {
                 return Err(self.failure(
-                    Reason::TotalTimeout,
-                    format!("not over within {} s", self.timeouts.whole.as_secs_f64()),
+                    FailureReason::TotalTimeout,
+                    format!(
+                        "the response did not end within {} s",
+                        self.timeouts.whole.as_secs_f64()
+                    ),
                 ));
             }
             Err(_) => {
                 return Err(self.failure(
-                    Reason::IdleTimeout,
-                    format!("nothing came for {} s", self.timeouts.idle.as_secs_f64()),
+                    FailureReason::IdleTimeout,
+                    format!("no data arrived for {} s", self.timeouts.idle.as_secs_f64()),
                 ));
             }
             Ok(Err(e)) => {
-                let mut failure = failed(line, &e, self.begun.elapsed());
+                let mut failure = failed(client, &e, self.begun.elapsed());
                 failure.status = Some(self.status);
                 return Err(failure);
             }
-            Ok(Ok(piece)) => piece,
+            Ok(Ok(chunk)) => chunk,
         };
-        if let Some(piece) = &piece {
-            self.read += piece.len() as u64;
+        if let Some(chunk) = &chunk {
+            self.read += chunk.len() as u64;
             if self.read > self.limit {
                 return Err(self.failure(
-                    Reason::TooLarge,
-                    format!("the reply has more than {} bytes", self.limit),
+                    FailureReason::TooLarge,
+                    format!("the response has more than {} bytes", self.limit),
                 ));
             }
         }
-        Ok(piece)
+        Ok(chunk)
     }
 
-    /// All of the body, without the key. Of a refusal only the beginning.
-    pub(super) async fn whole(&mut self, line: &Line) -> Result<Vec<u8>, Failure> {
-        let is_good = (200..300).contains(&self.status);
-        let told = self.response.content_length().unwrap_or(0);
-        if told > self.limit && is_good {
+    /// The whole body without the key; of an error response only the beginning.
+    pub(super) async fn whole_body(&mut self, client: &EndpointClient) -> Result<Vec<u8>, Failure> {
+        let is_success = (200..300).contains(&self.status);
+        let length = self.response.content_length().unwrap_or(0);
+        if length > self.limit && is_success {
             return Err(self.failure(
-                Reason::TooLarge,
-                format!("the reply has {told} bytes, more than {}", self.limit),
+                FailureReason::TooLarge,
+                format!("the response has {length} bytes, more than {}", self.limit),
             ));
         }
-        let mut body = Vec::with_capacity(told.min(1 << 20) as usize);
+        let mut body = Vec::with_capacity(length.min(1 << 20) as usize);
         loop {
-            match self.piece(line).await {
-                Ok(Some(piece)) => body.extend_from_slice(&piece),
+            match self.chunk(client).await {
+                Ok(Some(chunk)) => body.extend_from_slice(&chunk),
                 Ok(None) => break,
-                // The status says enough.
-                Err(_) if !is_good => break,
+                // The status is enough to classify the failure.
+                Err(_) if !is_success => break,
                 Err(failure) => return Err(failure),
             }
         }
-        if let Some(key) = &line.key {
+        if let Some(key) = &client.key {
             key.scrub_bytes(&mut body);
         }
         Ok(body)
     }
 
-    /// Bytes of the body so far, decoded.
+    /// Number of decoded bytes of the body that were read so far.
     pub(super) fn bytes(&self) -> u64 {
         self.read
     }
 
-    fn failure(&self, reason: Reason, message: String) -> Failure {
+    fn failure(&self, reason: FailureReason, message: String) -> Failure {
         let mut failure = Failure::new(reason, message);
         failure.status = Some(self.status);
         failure
     }
 }
 
-/// What became of a request that gave no reply, or half of one.
-fn failed(line: &Line, error: &reqwest::Error, after: Duration) -> Failure {
+/// The failure of a request whose response is missing or incomplete.
+fn failed(client: &EndpointClient, error: &reqwest::Error, after: Duration) -> Failure {
     let reason = if error.is_connect() {
-        Reason::Connect
+        FailureReason::Connect
     } else if error.is_timeout() {
-        Reason::TotalTimeout
+        FailureReason::TotalTimeout
     } else if error.is_decode() && is_garbled(error) {
-        Reason::Malformed
+        FailureReason::Malformed
     } else {
-        Reason::Cut
+        FailureReason::Cut
     };
-    let mut message = format!("{} after {:.1} s", said(error), after.as_secs_f64());
-    if let Some(key) = &line.key {
+    let mut message = format!("{} after {:.1} s", describe(error), after.as_secs_f64());
+    if let Some(key) = &client.key {
         key.scrub(&mut message);
     }
     message.truncate(message.floor_char_boundary(500));
     Failure::new(reason, message)
 }
 
-/// Whether bytes came that are not what the header calls them, and not too few.
+/// Whether the body does not have the encoding that its header names, as opposed to being cut.
 fn is_garbled(error: &reqwest::Error) -> bool {
     let mut cause: Option<&dyn std::error::Error> = std::error::Error::source(error);
     while let Some(e) = cause {
@@ -358,8 +364,8 @@ fn is_garbled(error: &reqwest::Error) -> bool {
     false
 }
 
-/// An error with its causes, without the URL.
-fn said(error: &reqwest::Error) -> String {
+/// Describes an error with its causes, without the URL.
+fn describe(error: &reqwest::Error) -> String {
     let mut text = String::new();
     let mut cause: Option<&dyn std::error::Error> = std::error::Error::source(error);
     while let Some(e) = cause {
@@ -373,7 +379,7 @@ fn said(error: &reqwest::Error) -> String {
         text = if error.is_connect() {
             "no connection".into()
         } else {
-            "the exchange failed".into()
+            "the request failed".into()
         };
     }
     text

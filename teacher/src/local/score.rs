@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::ops::ControlFlow;
 
 use potstill_datasets::{Encoded, Signal, SignalRow};
-use potstill_kernels::{Capture, CaptureRow, Captured, Head, capture};
+use potstill_kernels::{CaptureOptions, CaptureRow, Captured, LogitTransform, capture};
 use potstill_model::{Device, Int, Tensor, TensorData};
 use sha2::{Digest, Sha256};
 
@@ -167,8 +167,8 @@ impl Local {
             }
         };
         let rows: Vec<CaptureRow> = places.iter().map(of_place).collect();
-        let settings = Capture {
-            head: Head::default(),
+        let settings = CaptureOptions {
+            head: LogitTransform::default(),
             top_k: scoring.top_k,
             temperatures: &scoring.temperatures,
             draws: scoring.tail_draws,

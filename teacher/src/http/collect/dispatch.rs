@@ -1,6 +1,7 @@
-//! The other side of a collection: one thread owns what is open, sends what may be sent, and judges what comes.
+//! The dispatcher of a collection: one thread owns the open calls, sends requests within the limits, and decides what
+//! follows from each response.
 //!
-//! Requests run as tasks beside it; a call that waits is an entry in a queue and no task.
+//! Requests in flight are tasks of the runtime. A call that waits is an entry in a queue.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
@@ -14,461 +15,467 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
-use super::judge::{Fate, Open, charged, judge};
-use super::{Ended, Event, Landed, Order, Progress, Sent, Settings, Shared};
+use super::event::{
+    CallEvent, CollectProgress, CollectionEnd, CompletedCall, Order, Reservation, SharedState,
+};
+use super::retry::{NextStep, PendingCall, charge_for, next_step};
 use crate::Error;
-use crate::http::ask::{Over, ask};
 use crate::http::budget::{self, Budget};
-use crate::http::pace::{Pace, Pick, pick, wait_told};
-use crate::http::transport::Line;
-use crate::http::{Asking, Attempt, Billed, Call, Failure, Reason, Reply, Task, wire};
+use crate::http::exchange::{RequestOutcome, exchange};
+use crate::http::settings::ClientSettings;
+use crate::http::throttle::{EndpointChoice, Throttle, choose_endpoint, retry_after_wait};
+use crate::http::transport::EndpointClient;
+use crate::http::{
+    Attempt, Call, CallTask, Failure, FailureReason, RequestSettings, Response, TokenUsage, wire,
+};
 
-/// Longest sleep, so that the progress is fresh and caps in time are kept.
-const TICK: Duration = Duration::from_millis(100);
+/// Longest sleep, so that the progress is recent and caps in time are kept.
+const MAX_SLEEP: Duration = Duration::from_millis(100);
 
-/// Calls that may wait to be asked again, for each request that may be in flight.
-const WAITING: usize = 8;
+/// Calls that may wait for a retry, for each request that may be in flight.
+const DELAYED_PER_REQUEST: usize = 8;
 
-/// A request under way.
-struct Flying {
-    open: Open,
+/// A request that was sent and has not ended.
+struct InFlight {
+    call: PendingCall,
     endpoint: usize,
-    most: Billed,
+    reserved: TokenUsage,
     sent: Instant,
     sent_unix_ms: u64,
 }
 
-/// A request that is over.
-struct Done {
+/// The end of a request, as its task reports it.
+struct EndedRequest {
     request: u64,
-    over: Over,
+    outcome: RequestOutcome,
     seconds: f64,
 }
 
-/// A call that waits to be asked again. The number keeps the order among equals.
-struct Later {
-    at: Reverse<(Instant, u64)>,
-    open: Open,
+/// A call that waits for its retry. The number keeps the order among equal times.
+struct DelayedCall {
+    due: Reverse<(Instant, u64)>,
+    call: PendingCall,
 }
 
-impl PartialEq for Later {
-    fn eq(&self, other: &Later) -> bool {
-        self.at == other.at
+impl PartialEq for DelayedCall {
+    fn eq(&self, other: &DelayedCall) -> bool {
+        self.due == other.due
     }
 }
 
-impl Eq for Later {}
+impl Eq for DelayedCall {}
 
-impl PartialOrd for Later {
-    fn partial_cmp(&self, other: &Later) -> Option<std::cmp::Ordering> {
+impl PartialOrd for DelayedCall {
+    fn partial_cmp(&self, other: &DelayedCall) -> Option<std::cmp::Ordering> {
         Some(self.cmp(other))
     }
 }
 
-impl Ord for Later {
-    fn cmp(&self, other: &Later) -> std::cmp::Ordering {
-        self.at.cmp(&other.at)
+impl Ord for DelayedCall {
+    fn cmp(&self, other: &DelayedCall) -> std::cmp::Ordering {
+        self.due.cmp(&other.due)
     }
 }
 
 /// Why nothing new is sent.
-enum Halt {
+enum HaltReason {
     Stop,
-    Capped(String),
-    Down(Failure),
+    CapReached(String),
+    EndpointsDown(Failure),
     Error(Error),
 }
 
-/// What came of trying to send a call.
-enum Step {
-    /// It is under way, or has landed.
-    Gone,
-    /// It cannot be sent now; perhaps after so long.
-    Held(Box<Open>, Option<Duration>),
+/// Result of trying to send a request for a call.
+enum SendResult {
+    /// The request is in flight, or the call is completed without one.
+    Done,
+    /// The request cannot be sent now; it may be possible after this time.
+    Held(Box<PendingCall>, Option<Duration>),
 }
 
-/// All state of a collection.
-pub(super) struct Dispatch<'a> {
-    settings: &'a Settings,
-    note: &'a (dyn Fn(&Sent) -> std::io::Result<()> + Sync),
-    shared: &'a Shared,
-    asking: Arc<Asking>,
-    lines: Vec<Arc<Line>>,
-    paces: Vec<Pace>,
+/// State of a collection.
+pub(super) struct Dispatcher<'a> {
+    settings: &'a ClientSettings,
+    reserve: &'a (dyn Fn(&Reservation) -> std::io::Result<()> + Sync),
+    shared: &'a SharedState,
+    request_settings: Arc<RequestSettings>,
+    clients: Vec<Arc<EndpointClient>>,
+    throttles: Vec<Throttle>,
     budget: Budget,
     rng: ChaCha8Rng,
-    fresh: VecDeque<Open>,
-    later: BinaryHeap<Later>,
-    flying: HashMap<u64, Flying>,
+    /// Calls to send next, in order.
+    ready: VecDeque<PendingCall>,
+    delayed: BinaryHeap<DelayedCall>,
+    in_flight: HashMap<u64, InFlight>,
+    /// Number of the last request.
     requests: u64,
-    events: Vec<Event>,
-    progress: Progress,
-    is_all: bool,
-    halt: Option<Halt>,
-    done: UnboundedSender<Done>,
-    dones: Option<UnboundedReceiver<Done>>,
+    events: Vec<CallEvent>,
+    progress: CollectProgress,
+    has_all_calls: bool,
+    halt: Option<HaltReason>,
+    ended_out: UnboundedSender<EndedRequest>,
+    ended_in: Option<UnboundedReceiver<EndedRequest>>,
 }
 
-impl<'a> Dispatch<'a> {
+impl<'a> Dispatcher<'a> {
     pub(super) fn new(
-        settings: &'a Settings,
-        lines: Vec<Arc<Line>>,
-        note: &'a (dyn Fn(&Sent) -> std::io::Result<()> + Sync),
-        shared: &'a Shared,
-    ) -> Dispatch<'a> {
+        settings: &'a ClientSettings,
+        clients: Vec<Arc<EndpointClient>>,
+        reserve: &'a (dyn Fn(&Reservation) -> std::io::Result<()> + Sync),
+        shared: &'a SharedState,
+    ) -> Dispatcher<'a> {
         let now = Instant::now();
-        let (done, dones) = unbounded_channel();
-        Dispatch {
+        let (ended_out, ended_in) = unbounded_channel();
+        let throttles = settings.endpoints.iter().map(|e| Throttle::new(e, now));
+        Dispatcher {
             settings,
-            note,
+            reserve,
             shared,
-            asking: Arc::new(settings.asking.clone()),
-            lines,
-            paces: settings
-                .endpoints
-                .iter()
-                .map(|e| Pace::new(e, now))
-                .collect(),
+            request_settings: Arc::new(settings.request.clone()),
+            clients,
+            throttles: throttles.collect(),
             budget: Budget::new(settings.caps, settings.price, settings.spent, now),
             rng: ChaCha8Rng::seed_from_u64(settings.jitter_seed),
-            fresh: VecDeque::new(),
-            later: BinaryHeap::new(),
-            flying: HashMap::new(),
+            ready: VecDeque::new(),
+            delayed: BinaryHeap::new(),
+            in_flight: HashMap::new(),
             requests: settings.spent.requests,
             events: Vec::new(),
-            progress: Progress::default(),
-            is_all: false,
+            progress: CollectProgress::default(),
+            has_all_calls: false,
             halt: None,
-            done,
-            dones: Some(dones),
+            ended_out,
+            ended_in: Some(ended_in),
         }
     }
 
-    /// Runs until nothing is left to send and nothing is under way.
+    /// Runs until nothing is left to send and nothing is in flight.
     pub(super) async fn run(
         mut self,
         mut orders: UnboundedReceiver<Order>,
-        events: std::sync::mpsc::Sender<Vec<Event>>,
-    ) -> Result<Ended, Error> {
-        let (mut told, mut got) = (Vec::new(), Vec::new());
-        let Some(mut dones) = self.dones.take() else {
-            return Ok(Ended::Finished);
+        events: std::sync::mpsc::Sender<Vec<CallEvent>>,
+    ) -> Result<CollectionEnd, Error> {
+        let (mut new_orders, mut ended) = (Vec::new(), Vec::new());
+        let Some(mut ended_in) = self.ended_in.take() else {
+            return Ok(CollectionEnd::Finished);
         };
         loop {
             let wait = self.send_all();
-            self.publish();
+            self.publish_progress();
             if !self.events.is_empty() {
-                // The caller's own error says why nobody listens.
+                // If nothing receives the events, the caller's own error says why.
                 let _ = events.send(std::mem::take(&mut self.events));
             }
-            let is_empty = self.fresh.is_empty() && self.later.is_empty();
-            if self.flying.is_empty() && (self.halt.is_some() || (self.is_all && is_empty)) {
+            if self.in_flight.is_empty() && (self.halt.is_some() || self.has_no_work_left()) {
                 break;
             }
             tokio::select! {
-                n = orders.recv_many(&mut told, 64) => {
+                n = orders.recv_many(&mut new_orders, 64) => {
                     if n == 0 {
-                        return Ok(Ended::Stopped);
+                        return Ok(CollectionEnd::Stopped);
                     }
-                    for order in told.drain(..) {
+                    for order in new_orders.drain(..) {
                         self.follow(order);
                     }
                 }
-                _ = dones.recv_many(&mut got, 1024) => {
-                    for done in got.drain(..) {
-                        self.over(done);
+                _ = ended_in.recv_many(&mut ended, 1024) => {
+                    for request in ended.drain(..) {
+                        self.end_request(request);
                     }
                 }
                 () = tokio::time::sleep(wait) => {}
             }
         }
-        let is_empty = self.fresh.is_empty() && self.later.is_empty();
-        self.land_partial();
-        self.publish();
+        let has_no_work_left = self.has_no_work_left();
+        self.complete_partial_answers();
+        self.publish_progress();
         let _ = events.send(std::mem::take(&mut self.events));
         match self.halt {
-            None => Ok(Ended::Finished),
-            Some(Halt::Stop) if self.is_all && is_empty => Ok(Ended::Finished),
-            Some(Halt::Stop) => Ok(Ended::Stopped),
-            Some(Halt::Capped(cap)) => Ok(Ended::Capped { cap }),
-            Some(Halt::Down(last)) => Ok(Ended::EndpointsDown { last }),
-            Some(Halt::Error(error)) => Err(error),
+            None => Ok(CollectionEnd::Finished),
+            Some(HaltReason::Stop) if has_no_work_left => Ok(CollectionEnd::Finished),
+            Some(HaltReason::Stop) => Ok(CollectionEnd::Stopped),
+            Some(HaltReason::CapReached(cap)) => Ok(CollectionEnd::CapReached { cap }),
+            Some(HaltReason::EndpointsDown(last)) => Ok(CollectionEnd::EndpointsDown { last }),
+            Some(HaltReason::Error(error)) => Err(error),
         }
+    }
+
+    fn has_no_work_left(&self) -> bool {
+        self.has_all_calls && self.ready.is_empty() && self.delayed.is_empty()
     }
 
     fn follow(&mut self, order: Order) {
         match order {
-            Order::NoMore => self.is_all = true,
+            Order::NoMore => self.has_all_calls = true,
             Order::Stop => {
-                self.halt.get_or_insert(Halt::Stop);
+                self.halt.get_or_insert(HaltReason::Stop);
             }
             Order::Calls(calls) => {
-                let needs_limit = self.asking.max_tokens.is_none()
-                    && (self.settings.caps.usd.is_some() || self.settings.caps.tokens.is_some());
-                if needs_limit && calls.iter().any(|c| !matches!(c.task, Task::Score { .. })) {
-                    self.halt.get_or_insert(Halt::Error(Error::Collection {
-                        why: "there is a cap on USD or tokens, and answers may be of any length: set `max_tokens`".into(),
+                let caps = &self.settings.caps;
+                let needs_limit = self.request_settings.max_tokens.is_none()
+                    && (caps.usd.is_some() || caps.tokens.is_some());
+                let is_answer = |call: &Call| !matches!(call.task, CallTask::Score { .. });
+                if needs_limit && calls.iter().any(is_answer) {
+                    self.halt.get_or_insert(HaltReason::Error(Error::Collection {
+                        why: "the budget has a cap on USD or tokens, and the length of an answer has no limit\nhint: set `max_tokens`".into(),
                     }));
                 }
-                self.fresh.extend(calls.into_iter().map(Open::new));
+                self.ready.extend(calls.into_iter().map(PendingCall::new));
             }
         }
     }
 
-    /// Sends what may be sent now. Returns how long to sleep if nothing happens.
+    /// Sends every request that may be sent now. Returns the time to sleep if nothing else happens.
     fn send_all(&mut self) -> Duration {
         loop {
             let now = Instant::now();
             if self.halt.is_some() {
-                return TICK;
+                return MAX_SLEEP;
             }
-            let is_due = self.later.peek().is_some_and(|l| l.at.0.0 <= now);
-            let next = if is_due {
-                self.later.pop().map(|l| l.open)
-            } else {
-                self.fresh.pop_front()
+            let due = self.delayed.peek().map(|delayed| delayed.due.0.0);
+            let next = match due {
+                Some(due) if due <= now => self.delayed.pop().map(|delayed| delayed.call),
+                _ => self.ready.pop_front(),
             };
-            let Some(open) = next else {
-                let due = self
-                    .later
-                    .peek()
-                    .map(|l| l.at.0.0.saturating_duration_since(now));
-                return due.unwrap_or(TICK).min(TICK);
+            let Some(call) = next else {
+                let wait = due.map(|due| due.saturating_duration_since(now));
+                return wait.unwrap_or(MAX_SLEEP).min(MAX_SLEEP);
             };
-            if let Step::Held(open, wait) = self.send(open, now) {
-                // In front, since it is its turn.
-                self.fresh.push_front(*open);
-                return wait.unwrap_or(TICK).min(TICK);
+            if let SendResult::Held(call, wait) = self.send(call, now) {
+                // The call keeps its turn.
+                self.ready.push_front(*call);
+                return wait.unwrap_or(MAX_SLEEP).min(MAX_SLEEP);
             }
         }
     }
 
-    fn send(&mut self, open: Open, now: Instant) -> Step {
-        let most = budget::most(&self.asking, &open.call, open.tokens_so_far());
-        if let Some(cap) = self.budget.refuses(&most, now) {
-            // What is under way may cost less than it could.
-            if self.flying.is_empty() {
-                self.halt = Some(Halt::Capped(cap));
+    /// Sends the next request for a call, if budget and endpoints allow.
+    fn send(&mut self, call: PendingCall, now: Instant) -> SendResult {
+        let most = budget::most(&self.request_settings, &call.call, call.tokens_so_far());
+        if let Some(cap) = self.budget.cap_reached_with(&most, now) {
+            // Requests in flight may cost less than their reservations, so the cap is final only without any.
+            if self.in_flight.is_empty() {
+                self.halt = Some(HaltReason::CapReached(cap));
             }
-            return Step::Held(Box::new(open), None);
+            return SendResult::Held(Box::new(call), None);
         }
-        let tokens = most.prompt_tokens + most.completion_tokens;
-        match pick(&mut self.paces, tokens, now, open.avoid) {
-            Pick::Go(endpoint) => self.launch(open, most, endpoint, now),
-            Pick::Wait(wait) => Step::Held(Box::new(open), wait),
-            Pick::Down => {
-                let last = self.paces.iter().find_map(Pace::down).cloned();
-                let none = || Failure::new(Reason::Connect, "no endpoint is left");
-                self.halt = Some(Halt::Down(last.unwrap_or_else(none)));
-                Step::Held(Box::new(open), None)
+        match choose_endpoint(&mut self.throttles, most.total(), now, call.avoid) {
+            EndpointChoice::Use(endpoint) => self.send_to(endpoint, call, most, now),
+            EndpointChoice::Wait(wait) => SendResult::Held(Box::new(call), wait),
+            EndpointChoice::AllDown => {
+                let last = self.throttles.iter().find_map(Throttle::down).cloned();
+                let unknown = || Failure::new(FailureReason::Connect, "no endpoint is left");
+                self.halt = Some(HaltReason::EndpointsDown(last.unwrap_or_else(unknown)));
+                SendResult::Held(Box::new(call), None)
             }
         }
     }
 
-    fn launch(&mut self, mut open: Open, most: Billed, endpoint: usize, now: Instant) -> Step {
-        let body = match wire::request(&self.asking, &open.call, open.so_far()) {
+    fn send_to(
+        &mut self,
+        endpoint: usize,
+        mut call: PendingCall,
+        most: TokenUsage,
+        now: Instant,
+    ) -> SendResult {
+        let body = match wire::request(&self.request_settings, &call.call, call.so_far()) {
             Ok(body) => body,
-            // What broke cannot be gone on from with this server: it is asked for anew.
-            Err(_) if open.drop_broken() => {
-                return Step::Held(Box::new(open), Some(Duration::ZERO));
+            // This server cannot continue the beginning that came before the stream broke: start again.
+            Err(_) if call.drop_broken() => {
+                return SendResult::Held(Box::new(call), Some(Duration::ZERO));
             }
             Err(failure) => {
-                let outcome = open.keep().ok_or(failure);
-                self.land(open, outcome);
-                return Step::Gone;
+                let result = call.take_answer().ok_or(failure);
+                self.complete(call, result);
+                return SendResult::Done;
             }
         };
         let request = self.requests + 1;
-        let sent = Sent {
+        let reservation = Reservation {
             request,
-            call: open.call.number,
-            prompt_id: open.call.prompt.id.clone(),
-            sample_index: open.call.sample_index,
-            attempt: open.requests + 1,
+            prompt_id: call.call.prompt.id.clone(),
+            sample_index: call.call.sample_index,
+            attempt: call.requests + 1,
             endpoint: self.settings.endpoints[endpoint].name.clone(),
             reserved: most,
             reserved_usd: budget::cost(self.settings.price.as_ref(), &most),
             sent_unix_ms: unix_ms(),
         };
-        if let Err(source) = (self.note)(&sent) {
-            self.halt = Some(Halt::Error(Error::Caller {
-                what: "a request could not be noted, and was not sent",
+        if let Err(source) = (self.reserve)(&reservation) {
+            self.halt = Some(HaltReason::Error(Error::Caller {
+                what: "cannot write the list of requests, so the request was not sent",
                 source: source.into(),
             }));
-            return Step::Held(Box::new(open), None);
+            return SendResult::Held(Box::new(call), None);
         }
         self.requests = request;
-        open.requests += 1;
+        call.requests += 1;
         self.budget.reserve(&most);
-        self.paces[endpoint].begin(most.prompt_tokens + most.completion_tokens);
-        self.spawn(request, endpoint, Arc::clone(&open.call), body);
-        self.flying.insert(
+        self.throttles[endpoint].begin(most.total());
+        self.spawn(request, endpoint, Arc::clone(&call.call), body);
+        self.in_flight.insert(
             request,
-            Flying {
-                open,
+            InFlight {
+                call,
                 endpoint,
-                most,
+                reserved: most,
                 sent: now,
-                sent_unix_ms: sent.sent_unix_ms,
+                sent_unix_ms: reservation.sent_unix_ms,
             },
         );
-        Step::Gone
+        SendResult::Done
     }
 
-    fn spawn(&self, request: u64, endpoint: usize, call: Arc<Call>, body: wire::Body) {
-        let line = Arc::clone(&self.lines[endpoint]);
-        let asking = Arc::clone(&self.asking);
-        let done = self.done.clone();
+    fn spawn(&self, request: u64, endpoint: usize, call: Arc<Call>, body: wire::RequestBody) {
+        let client = Arc::clone(&self.clients[endpoint]);
+        let settings = Arc::clone(&self.request_settings);
+        let ended = self.ended_out.clone();
         tokio::spawn(async move {
             let begun = Instant::now();
-            let over = AssertUnwindSafe(ask(line, asking, call, body, request))
+            let outcome = AssertUnwindSafe(exchange(client, settings, call, body, request))
                 .catch_unwind()
                 .await
                 .unwrap_or_else(|_| {
-                    Over::failed(Failure::new(
-                        Reason::Malformed,
-                        "reading the reply ended in a panic, which is a fault of Potstill",
+                    RequestOutcome::failed(Failure::new(
+                        FailureReason::Malformed,
+                        "parsing the response panicked, which is a bug in Potstill",
                     ))
                 });
             let seconds = begun.elapsed().as_secs_f64();
-            // Nobody listens once the collection is given up.
-            let _ = done.send(Done {
+            // After an error of the caller nothing receives the outcome.
+            let _ = ended.send(EndedRequest {
                 request,
-                over,
+                outcome,
                 seconds,
             });
         });
     }
 
-    fn over(&mut self, done: Done) {
-        let Some(flying) = self.flying.remove(&done.request) else {
+    /// Charges a request that has ended, reports it, and decides what follows for its call.
+    fn end_request(&mut self, ended: EndedRequest) {
+        let Some(request) = self.in_flight.remove(&ended.request) else {
             return;
         };
-        let Flying {
-            open,
-            endpoint,
-            most,
-            ..
-        } = flying;
         let now = Instant::now();
-        let (billed, charge) = charged(&done.over, &most);
-        let usd = self.budget.settle(&most, &billed);
-        let failed = done.over.outcome.as_ref().err().map(|f| f.reason);
-        let (first, longest) = (
-            self.settings.backoff_first_seconds.max(0.05),
-            self.settings.backoff_most_seconds,
-        );
-        self.paces[endpoint].end(
-            done.over.outcome.as_ref().map(|_| ()),
-            flying.sent,
-            now,
-            self.settings.attempts,
-            |round| Duration::from_secs_f64(doubled(first, longest, round)),
-        );
-        if failed.is_none() {
-            self.progress.tokens += billed.completion_tokens;
-        }
-        self.events.push(Event::Attempt(Attempt {
-            request: done.request,
-            prompt_id: open.call.prompt.id.clone(),
-            sample_index: open.call.sample_index,
-            attempt: open.requests,
-            endpoint: self.settings.endpoints[endpoint].name.clone(),
-            sent_unix_ms: flying.sent_unix_ms,
-            seconds: done.seconds,
-            status: done.over.status,
-            bytes: done.over.bytes,
-            failed,
-            billed,
-            usd,
-            charge,
-        }));
-        let told = done
-            .over
-            .outcome
-            .as_ref()
-            .err()
-            .and_then(|f| f.retry_after_seconds);
-        match judge(self.settings, open, done.over, endpoint) {
-            Fate::Land(landing) => self.land(landing.0, landing.1),
-            Fate::GoOn(open) => self.fresh.push_front(*open),
-            Fate::Again(open) => {
-                let at = now + self.wait(open.failures(), told);
-                self.later.push(Later {
-                    at: Reverse((at, done.request)),
-                    open: *open,
+        self.update_throttle(&request, &ended.outcome, now);
+        let attempt = self.settle(&request, &ended);
+        self.events.push(CallEvent::Attempt(attempt));
+        let failure = ended.outcome.result.as_ref().err();
+        let retry_after = failure.and_then(|failure| failure.retry_after_seconds);
+        match next_step(self.settings, request.call, ended.outcome, request.endpoint) {
+            NextStep::Complete(completed) => self.complete(completed.0, completed.1),
+            NextStep::Continue(call) => self.ready.push_front(*call),
+            NextStep::Retry(call) => {
+                let due = now + self.backoff(call.failures(), retry_after);
+                self.delayed.push(DelayedCall {
+                    due: Reverse((due, ended.request)),
+                    call: *call,
                 });
             }
         }
     }
 
-    /// A wait before asking again, drawn from 0 to a limit that doubles: full jitter. Never before the server
-    /// wants to be asked.
-    fn wait(&mut self, failures: u32, told: Option<f64>) -> Duration {
-        let first = self.settings.backoff_first_seconds;
-        let limit = doubled(first, self.settings.backoff_most_seconds, failures);
-        let drawn = self.rng.random::<f64>() * limit;
-        match told {
-            Some(told) => wait_told(told) + Duration::from_secs_f64(drawn.min(first)),
+    fn update_throttle(&mut self, request: &InFlight, outcome: &RequestOutcome, now: Instant) {
+        let first = self.settings.first_backoff_seconds.max(0.05);
+        let longest = self.settings.max_backoff_seconds;
+        self.throttles[request.endpoint].end(
+            outcome.result.as_ref().map(|_| ()),
+            request.sent,
+            now,
+            self.settings.attempts,
+            |round| Duration::from_secs_f64(doubled(first, longest, round)),
+        );
+    }
+
+    /// Replaces the reservation of a request by its charge, and makes its line of the ledger.
+    fn settle(&mut self, request: &InFlight, ended: &EndedRequest) -> Attempt {
+        let InFlight { call, reserved, .. } = request;
+        let (billed, charge) = charge_for(&ended.outcome, reserved);
+        let usd = self.budget.settle(reserved, &billed);
+        let failed = ended.outcome.result.as_ref().err().map(|f| f.reason);
+        if failed.is_none() {
+            self.progress.tokens += billed.completion_tokens;
+        }
+        Attempt {
+            request: ended.request,
+            prompt_id: call.call.prompt.id.clone(),
+            sample_index: call.call.sample_index,
+            attempt: call.requests,
+            endpoint: self.settings.endpoints[request.endpoint].name.clone(),
+            sent_unix_ms: request.sent_unix_ms,
+            seconds: ended.seconds,
+            status: ended.outcome.status,
+            bytes: ended.outcome.bytes,
+            failed,
+            billed,
+            usd,
+            charge,
+        }
+    }
+
+    /// The wait before a retry, drawn uniformly from 0 to a bound that doubles with each failure ("full jitter"). The
+    /// time that the server asked for is waited in any case.
+    fn backoff(&mut self, failures: u32, retry_after: Option<f64>) -> Duration {
+        let first = self.settings.first_backoff_seconds;
+        let bound = doubled(first, self.settings.max_backoff_seconds, failures);
+        let drawn = self.rng.random::<f64>() * bound;
+        match retry_after {
+            Some(seconds) => retry_after_wait(seconds) + Duration::from_secs_f64(drawn.min(first)),
             None => Duration::from_secs_f64(drawn),
         }
     }
 
-    fn land(&mut self, open: Open, outcome: Result<Reply, Failure>) {
-        if outcome.is_ok() {
-            self.progress.landed += 1;
+    fn complete(&mut self, call: PendingCall, result: Result<Response, Failure>) {
+        if result.is_ok() {
+            self.progress.answered += 1;
         } else {
             self.progress.failed += 1;
         }
-        let attempts = open.requests;
-        let call = Arc::try_unwrap(open.call).unwrap_or_else(|call| (*call).clone());
-        self.events.push(Event::Landed(Box::new(Landed {
-            call,
-            attempts,
-            outcome,
-        })));
+        let attempts = call.requests;
+        let call = Arc::try_unwrap(call.call).unwrap_or_else(|call| (*call).clone());
+        self.events
+            .push(CallEvent::Completed(Box::new(CompletedCall {
+                call,
+                attempts,
+                result,
+            })));
     }
 
-    /// Answers that were to be made longer are paid for, and land as long as they are.
-    fn land_partial(&mut self) {
-        let left: Vec<Open> = self
-            .fresh
-            .drain(..)
-            .chain(self.later.drain().map(|l| l.open))
-            .collect();
-        for mut open in left {
-            if let Some(reply) = open.keep() {
-                self.land(open, Ok(reply));
+    /// Completes the calls whose answers were to be continued with what there is, since it is paid for.
+    fn complete_partial_answers(&mut self) {
+        let delayed = self.delayed.drain().map(|delayed| delayed.call);
+        let left: Vec<PendingCall> = self.ready.drain(..).chain(delayed).collect();
+        for mut call in left {
+            if let Some(response) = call.take_answer() {
+                self.complete(call, Ok(response));
             }
         }
     }
 
-    fn publish(&mut self) {
+    fn publish_progress(&mut self) {
         let now = Instant::now();
-        let window: u32 = self.paces.iter().map(Pace::window).sum();
-        self.progress.in_flight = self.flying.len() as u64;
-        self.progress.waiting = (self.fresh.len() + self.later.len()) as u64;
+        let concurrency: u32 = self.throttles.iter().map(Throttle::limit).sum();
+        self.progress.in_flight = self.in_flight.len() as u64;
+        self.progress.waiting = (self.ready.len() + self.delayed.len()) as u64;
         self.progress.spent = self.budget.spent(now);
         self.progress.reserved_usd = self.budget.reserved_usd();
-        self.progress.concurrency = window;
+        self.progress.concurrency = concurrency;
         *self.shared.progress() = self.progress;
-        let most: usize = self
-            .settings
-            .endpoints
-            .iter()
-            .map(|e| e.max_in_flight as usize)
-            .sum();
-        let waiting = self.later.len().min(most * WAITING);
-        let places = if self.halt.is_some() {
+        let endpoints = self.settings.endpoints.iter();
+        let most: usize = endpoints.map(|e| e.max_in_flight as usize).sum();
+        let delayed = self.delayed.len().min(most * DELAYED_PER_REQUEST);
+        let capacity = if self.halt.is_some() {
             0
         } else {
-            window as usize * 2 + waiting
+            concurrency as usize * 2 + delayed
         };
-        self.shared.places.store(places as u64, Ordering::Relaxed);
+        self.shared
+            .capacity
+            .store(capacity as u64, Ordering::Relaxed);
     }
 }
 
-/// `first` doubled with each round after the first, and at most `longest`.
+/// `first`, doubled with each round after the first, and at most `longest`.
 fn doubled(first: f64, longest: f64, round: u32) -> f64 {
     (first * 2_f64.powi(round.saturating_sub(1).min(60) as i32)).min(longest)
 }

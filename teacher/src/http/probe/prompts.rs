@@ -1,47 +1,54 @@
-//! Questions about prompts: their log-probabilities, tokens and template.
+//! Requests that examine prompts: their log-probabilities, tokens and template.
 
 use serde_json::{Value, json};
 
 use potstill_datasets::{ChatTemplate, Message, Role, Tokenizer, prompt_ids};
 
 use super::answers::QUESTION;
-use super::ask::{Asked, Told, ask, complete};
-use super::read::{self, ALIKE, Place};
-use super::{Probe, Through};
+use super::client::{ProbeClient, ProbeResponse};
+use super::positions::{self, EQUAL_WITHIN, PositionLogprobs};
+use super::{LogprobKind, Probe, ScoringApi};
 use crate::http::{Dialect, Failure};
 
-const BEGUN: &str = "The capital of France is";
+/// Beginning of a text whose continuation is easy to predict.
+const BEGINNING: &str = "The capital of France is";
 
-/// Whether it completes text; gives the continuation that prompts are later compared with.
+/// Finds out whether the server completes text. Returns the continuation, which prompts are compared with.
 pub(super) async fn continuation(
-    asked: &mut Asked<'_>,
+    client: &mut ProbeClient<'_>,
     probe: &mut Probe,
-) -> Result<Vec<Place>, Failure> {
-    let told = complete(asked, BEGUN.into(), 8, json!({ "logprobs": 5 })).await?;
-    probe.completions = told.is_good();
-    let places = read::places(&told);
-    if let Some(place) = read::odd_choice(&places) {
+) -> Result<Vec<PositionLogprobs>, Failure> {
+    let response = client
+        .complete(BEGINNING.into(), 8, json!({ "logprobs": 5 }))
+        .await?;
+    probe.completions = response.is_success();
+    let positions = positions::of_answer(&response);
+    if let Some(position) = positions::odd_choice(&positions) {
         probe.logprobs.penalty_by_default = Some(true);
         probe.quirks.push(format!(
-            "at temperature 0 it went on with {:?} where {:?} is likelier by its own log-probabilities: a penalty is on by default, and log-probabilities are those before it",
-            place.token,
-            place.top.first().map_or("", |top| top.0.as_str())
+            "at temperature 0 the server continued with {:?}, although {:?} is more likely by its own log-probabilities: a penalty is on by default, and log-probabilities are those before it",
+            position.token,
+            position.top.first().map_or("", |top| top.0.as_str())
         ));
     }
-    Ok(if told.is_good() { places } else { Vec::new() })
+    Ok(if response.is_success() {
+        positions
+    } else {
+        Vec::new()
+    })
 }
 
-/// How log-probabilities of a prompt are had, and whether they stand where they belong.
-pub(super) async fn prompted(
-    asked: &mut Asked<'_>,
+/// Finds out how the server gives log-probabilities of a prompt, and whether they are at the right positions.
+pub(super) async fn prompt_logprobs(
+    client: &mut ProbeClient<'_>,
     probe: &mut Probe,
-    answer: &[Place],
+    answer: &[PositionLogprobs],
 ) -> Result<(), Failure> {
     let Some(truth) = answer.first() else {
         return Ok(());
     };
-    let text = format!("{BEGUN}{}", truth.token);
-    let Some((through, places)) = scored(asked, probe, &text).await? else {
+    let text = format!("{BEGINNING}{}", truth.token);
+    let Some((through, positions)) = score_text(client, probe, &text).await? else {
         if probe.completions {
             probe
                 .quirks
@@ -50,83 +57,96 @@ pub(super) async fn prompted(
         return Ok(());
     };
     probe.prompt_logprobs.through = through;
-    probe.prompt_logprobs.largest_k = widest(&places);
-    align(probe, truth, &places, through);
-    if through == Through::PromptLogprobs {
-        largest_k(asked, probe, &text).await?;
+    probe.prompt_logprobs.largest_k = widest(&positions);
+    probe.prompt_logprobs.kind = positions::kind(&positions);
+    align(probe, truth, &positions, through);
+    if through == ScoringApi::PromptLogprobs {
+        largest_k(client, probe, &text).await?;
     }
     if probe.prompt_logprobs.shift == Some(0) {
-        stale(asked, probe).await?;
+        find_stale_cache(client, probe).await?;
     }
     Ok(())
 }
 
-fn widest(places: &[Place]) -> u32 {
-    // The realised token is added to those asked for.
-    places
+fn widest(positions: &[PositionLogprobs]) -> u32 {
+    // The target token is added to the requested ones.
+    positions
         .iter()
-        .map(|place| place.top.len())
+        .map(|position| position.top.len())
         .min_by_key(|n| if *n == 0 { usize::MAX } else { *n })
         .unwrap_or(0) as u32
 }
 
-/// Asks for the log-probabilities of a text through whichever door there is.
-async fn scored(
-    asked: &mut Asked<'_>,
+/// Requests the log-probabilities of a text through whichever API gives them.
+async fn score_text(
+    client: &mut ProbeClient<'_>,
     probe: &Probe,
     text: &str,
-) -> Result<Option<(Through, Vec<Place>)>, Failure> {
+) -> Result<Option<(ScoringApi, Vec<PositionLogprobs>)>, Failure> {
     let known = probe.prompt_logprobs.through;
     if probe.dialect == Some(Dialect::Sglang) {
         let body = json!({
             "text": text, "return_logprob": true, "logprob_start_len": 0, "top_logprobs_num": 20,
             "return_text_in_logprobs": true, "sampling_params": { "max_new_tokens": 1, "temperature": 0 },
         });
-        let told = ask(asked, "/generate", true, Some(&body)).await?;
-        let places = read::generate_places(&told).filter(|places| places.len() > 1);
-        return Ok(places.map(|places| (Through::Generate, places)));
+        let response = client.request("/generate", true, Some(&body)).await?;
+        let positions = positions::of_generate(&response).filter(|positions| positions.len() > 1);
+        return Ok(positions.map(|positions| (ScoringApi::Generate, positions)));
     }
     let asks_field = probe.dialect.is_none_or(|dialect| dialect == Dialect::Vllm);
-    if known == Through::PromptLogprobs || asks_field {
-        let told = complete(asked, text.into(), 1, json!({ "prompt_logprobs": 20 })).await?;
-        let places = read::prompt_places(&told).filter(|places| told.is_good() && places.len() > 1);
-        if let Some(places) = places {
-            return Ok(Some((Through::PromptLogprobs, places)));
+    if known == ScoringApi::PromptLogprobs || asks_field {
+        let response = client
+            .complete(text.into(), 1, json!({ "prompt_logprobs": 20 }))
+            .await?;
+        let positions = positions::of_prompt(&response)
+            .filter(|positions| response.is_success() && positions.len() > 1);
+        if let Some(positions) = positions {
+            return Ok(Some((ScoringApi::PromptLogprobs, positions)));
         }
     }
-    let told = complete(
-        asked,
-        text.into(),
-        1,
-        json!({ "logprobs": 20, "echo": true }),
-    )
-    .await?;
-    let places = read::places(&told);
-    let echoed = told.is_good() && told.answer().starts_with(text) && places.len() > 2;
-    Ok(echoed.then_some((Through::Echo, places)))
+    let response = client
+        .complete(text.into(), 1, json!({ "logprobs": 20, "echo": true }))
+        .await?;
+    let positions = positions::of_answer(&response);
+    let echoed =
+        response.is_success() && response.answer().starts_with(text) && positions.len() > 2;
+    Ok(echoed.then_some((ScoringApi::Echo, positions)))
 }
 
-/// Finds the distribution that an answer had among those of the prompt that ends with the same token.
-fn align(probe: &mut Probe, truth: &Place, places: &[Place], through: Through) {
-    // The prompt's last token; behind it an echo has the token that was sampled.
+/// Finds the distribution of an answer's token among those of a prompt that ends with this token.
+fn align(
+    probe: &mut Probe,
+    truth: &PositionLogprobs,
+    positions: &[PositionLogprobs],
+    through: ScoringApi,
+) {
+    // The prompt's last token. An echo has the sampled token after it.
     let last = match through {
-        Through::Echo => places.iter().rposition(|place| place.token == truth.token),
-        _ => places.len().checked_sub(1),
+        ScoringApi::Echo => positions
+            .iter()
+            .rposition(|position| position.token == truth.token),
+        _ => positions.len().checked_sub(1),
     };
     let Some(last) = last else { return };
+    let kinds = [probe.logprobs.kind, probe.prompt_logprobs.kind];
+    let is_normalized = kinds.iter().all(|kind| *kind == LogprobKind::Real);
     let candidates = [0_i32, -1, 1].into_iter().filter_map(|shift| {
-        let place = places.get(last.checked_add_signed(shift as isize)?)?;
-        let (mean, _) = read::difference(truth, place)?;
+        let position = positions.get(last.checked_add_signed(shift as isize)?)?;
+        let mean = match is_normalized {
+            true => positions::difference(truth, position)?.0,
+            false => positions::difference_up_to_constant(truth, position)?,
+        };
         Some((shift, mean))
     });
     let Some((shift, mean)) = candidates.min_by(|a, b| a.1.total_cmp(&b.1)) else {
         probe.quirks.push(
-            "log-probabilities of a prompt fit those of the answer with the same text nowhere"
+            "log-probabilities of a prompt match those of the answer with the same text at no position"
                 .into(),
         );
         return;
     };
-    if mean > 2.0 * ALIKE {
+    if mean > 2.0 * EQUAL_WITHIN {
         probe.quirks.push(format!(
             "log-probabilities of a prompt differ from those of the answer with the same text by {mean:.2} nats"
         ));
@@ -142,32 +162,38 @@ fn align(probe: &mut Probe, truth: &Place, places: &[Place], through: Through) {
     }
 }
 
-async fn largest_k(asked: &mut Asked<'_>, probe: &mut Probe, text: &str) -> Result<(), Failure> {
+async fn largest_k(
+    client: &mut ProbeClient<'_>,
+    probe: &mut Probe,
+    text: &str,
+) -> Result<(), Failure> {
     let mut tried = vec![20];
     let mut next = vec![1000, 64];
     while let Some(k) = next.pop() {
         tried.push(k);
-        let told = complete(asked, text.into(), 1, json!({ "prompt_logprobs": k })).await?;
+        let response = client
+            .complete(text.into(), 1, json!({ "prompt_logprobs": k }))
+            .await?;
         let best = probe.prompt_logprobs.largest_k;
-        if told.is_good() {
-            let came = widest(&read::prompt_places(&told).unwrap_or_default()).min(k);
+        if response.is_success() {
+            let came = widest(&positions::of_prompt(&response).unwrap_or_default()).min(k);
             probe.prompt_logprobs.largest_k = best.max(came);
             continue;
         }
-        let said = told.complaint();
-        let named = read::numbers(&said);
+        let message = response.error_message();
+        let named = positions::numbers(&message);
         let named = named
             .into_iter()
             .filter(|n| *n > best && *n < k && !tried.contains(n));
         next = named.max().into_iter().collect();
-        probe.prompt_logprobs.limit_said = Some(said);
+        probe.prompt_logprobs.limit_said = Some(message);
     }
     Ok(())
 }
 
-/// The same text twice: new to the server, then cached. It is longer than a block of any cache.
-async fn stale(asked: &mut Asked<'_>, probe: &mut Probe) -> Result<(), Failure> {
-    let seed = asked.nonce;
+/// Scores the same text twice, first new to the server and then cached. The text is longer than a block of any cache.
+async fn find_stale_cache(client: &mut ProbeClient<'_>, probe: &mut Probe) -> Result<(), Failure> {
+    let seed = client.nonce;
     let text: String = (0..24_u64)
         .map(|n| {
             format!(
@@ -177,10 +203,12 @@ async fn stale(asked: &mut Asked<'_>, probe: &mut Probe) -> Result<(), Failure> 
             )
         })
         .collect();
-    let Some((_, cold)) = scored(asked, probe, &text).await? else {
+    let Some((_, cold)) = score_text(client, probe, &text).await? else {
         return Ok(());
     };
-    let warm = scored(asked, probe, &text).await?.map(|(_, places)| places);
+    let warm = score_text(client, probe, &text)
+        .await?
+        .map(|(_, positions)| positions);
     let warm = warm.unwrap_or_default();
     let fewer = warm.len() != cold.len()
         || cold
@@ -190,52 +218,57 @@ async fn stale(asked: &mut Asked<'_>, probe: &mut Probe) -> Result<(), Failure> 
     let apart = cold
         .iter()
         .zip(&warm)
-        .filter_map(|(a, b)| read::difference(a, b));
+        .filter_map(|(a, b)| positions::difference(a, b));
     let (means, most) = apart.fold((Vec::new(), 0.0_f64), |(mut means, most), (mean, m)| {
         means.push(mean);
         (means, most.max(m))
     });
     let mean = means.iter().sum::<f64>() / means.len().max(1) as f64;
-    probe.prompt_logprobs.stale = Some(fewer || mean > ALIKE);
+    probe.prompt_logprobs.stale = Some(fewer || mean > EQUAL_WITHIN);
     probe.prompt_logprobs.stale_difference = Some(most);
     Ok(())
 }
 
-/// Whether prompts may be token ids, and whether the server's tokens and template are the local ones.
+/// Finds out whether prompts may be token ids, and whether the server's tokens and template are the local ones.
 pub(super) async fn tokens(
-    asked: &mut Asked<'_>,
+    client: &mut ProbeClient<'_>,
     probe: &mut Probe,
     local: Option<(&Tokenizer, &ChatTemplate)>,
-    first: &Told,
-    answer: &[Place],
+    first: &ProbeResponse,
+    answer: &[PositionLogprobs],
 ) -> Result<(), Failure> {
     let Some((tokenizer, template)) = local else {
         return Ok(());
     };
-    if let Ok(ids) = tokenizer.encode(BEGUN, false)
+    if let Ok(ids) = tokenizer.encode(BEGINNING, false)
         && probe.completions
     {
-        let told = complete(asked, json!(ids), 4, json!({ "logprobs": 2 })).await?;
-        let begun = answer.first().map_or("", |place| place.token.as_str());
-        probe.tokens.id_prompts = told.is_good() && told.answer().starts_with(begun);
+        let response = client
+            .complete(json!(ids), 4, json!({ "logprobs": 2 }))
+            .await?;
+        let first_token = answer
+            .first()
+            .map_or("", |position| position.token.as_str());
+        probe.tokens.id_prompts =
+            response.is_success() && response.answer().starts_with(first_token);
     }
     let messages = [Message::text(Role::User, QUESTION)];
     if let Ok(ids) = prompt_ids(tokenizer, template, &messages, None, None) {
-        same_template(asked, probe, &ids, tokenizer, first).await?;
+        compare_template(client, probe, &ids, tokenizer, first).await?;
     }
-    same_tokens(asked, probe, tokenizer).await
+    compare_tokens(client, probe, tokenizer).await
 }
 
-async fn same_template(
-    asked: &mut Asked<'_>,
+async fn compare_template(
+    client: &mut ProbeClient<'_>,
     probe: &mut Probe,
     ids: &[u32],
     tokenizer: &Tokenizer,
-    first: &Told,
+    first: &ProbeResponse,
 ) -> Result<(), Failure> {
     let counted = first
-        .used("prompt_tokens")
-        .map(|said| said == ids.len() as u64);
+        .usage("prompt_tokens")
+        .map(|count| count == ids.len() as u64);
     probe.usage.prompt_right = counted;
     let theirs = first.json.get("prompt_token_ids").and_then(Value::as_array);
     if let Some(theirs) = theirs {
@@ -245,36 +278,36 @@ async fn same_template(
     }
     if probe.dialect == Some(Dialect::LlamaServer) {
         let body = json!({ "messages": [{ "role": "user", "content": QUESTION }] });
-        let told = ask(asked, "/apply-template", true, Some(&body)).await?;
-        let theirs = told.json.get("prompt").and_then(Value::as_str);
+        let response = client.request("/apply-template", true, Some(&body)).await?;
+        let theirs = response.json.get("prompt").and_then(Value::as_str);
         let ours = tokenizer.decode(ids, false).ok();
         probe.tokens.same_template = theirs.zip(ours).map(|(a, b)| a == b);
         return Ok(());
     }
-    // The number of tokens is all there is: another template would hardly have the same.
+    // Only the number of tokens is known. Another template would hardly have the same number.
     probe.tokens.same_template = counted;
     Ok(())
 }
 
-/// A text with blanks, digits and line ends, which tokenizers cut differently.
+/// A text with spaces, digits and line ends, which tokenizers split differently.
 const TOKENIZED: &str = "Hello world\n\n1.";
 
-async fn same_tokens(
-    asked: &mut Asked<'_>,
+async fn compare_tokens(
+    client: &mut ProbeClient<'_>,
     probe: &mut Probe,
     tokenizer: &Tokenizer,
 ) -> Result<(), Failure> {
     let (path, body) = match probe.dialect {
         Some(Dialect::Vllm | Dialect::Sglang) => (
             "/tokenize",
-            json!({ "model": asked.asking.model, "prompt": TOKENIZED, "add_special_tokens": false }),
+            json!({ "model": client.settings.model, "prompt": TOKENIZED, "add_special_tokens": false }),
         ),
         Some(Dialect::LlamaServer) => ("/tokenize", json!({ "content": TOKENIZED })),
         Some(Dialect::LlamaCppPython) => ("/extras/tokenize", json!({ "input": TOKENIZED })),
         _ => return Ok(()),
     };
-    let told = ask(asked, path, true, Some(&body)).await?;
-    let theirs = told.json.get("tokens").and_then(Value::as_array);
+    let response = client.request(path, true, Some(&body)).await?;
+    let theirs = response.json.get("tokens").and_then(Value::as_array);
     if let (Some(theirs), Ok(ours)) = (theirs, tokenizer.encode(TOKENIZED, false)) {
         let theirs = theirs.iter().map(Value::as_u64);
         probe.tokens.same_as_local = Some(theirs.eq(ours.iter().map(|id| Some(u64::from(*id)))));

@@ -41,14 +41,14 @@ fn signal_of(token: SampledToken, top_k: usize) -> Result<Signal, String> {
 }
 
 #[test]
-fn the_tail_is_the_rest_and_the_entropy_that_of_the_coarse_distribution() {
+fn the_tail_is_the_remaining_mass_and_the_entropy_is_that_of_the_coarse_distribution() {
     let ln = |p: f64| p.ln() as f32;
     let token = sampled(9, ln(0.05), &[(4, ln(0.5)), (3, ln(0.25)), (5, ln(0.1))]);
     let signal = signal_of(token, 2).unwrap();
     assert_eq!(signal.token_ids, [7, 8, 9]);
     assert_eq!(signal.loss_mask, [false, false, true]);
     let row = &signal.rows[0];
-    // Two likeliest and the realised one; token 5 is in the tail.
+    // The two most likely tokens and the target token; token 5 is in the tail.
     assert_eq!(row.ids, [4, 3, 9]);
     assert!((f64::from(row.tail_logprob).exp() - 0.2).abs() < 1e-6);
     let entropy: f64 = [0.5_f64, 0.25, 0.05, 0.2].iter().map(|p| -p * p.ln()).sum();
@@ -57,8 +57,8 @@ fn the_tail_is_the_rest_and_the_entropy_that_of_the_coarse_distribution() {
 }
 
 #[test]
-fn what_servers_do_with_numbers_is_mended_or_refused() {
-    // Rounding: mass of 1.0005 is rescaled, with nothing left over.
+fn defective_log_probabilities_are_corrected_or_refused() {
+    // A mass of 1.0005 is a rounding error: the values are rescaled, and the tail is empty.
     let over = |mass: f64| {
         sampled(
             1,
@@ -77,28 +77,28 @@ fn what_servers_do_with_numbers_is_mended_or_refused() {
     let why = |token| signal_of(token, 9).unwrap_err();
     assert!(why(over(1.01)).contains("a mass of 1.010"));
     assert!(why(sampled(1, f32::NAN, &[])).contains("NaN"));
-    assert!(why(sampled(1, -9999.0, &[])).contains("that is none"));
+    assert!(why(sampled(1, -9999.0, &[])).contains("is no log-probability"));
     assert!(why(sampled(1, -1.0, &[(2, 0.5)])).contains("token 2 is 0.5"));
     assert!(why(sampled(1, -1.0, &[(1, -1.5)])).contains("two log-probabilities"));
     assert!(why(sampled(100, -1.0, &[])).contains("outside a vocabulary of 100"));
-    // An alternative without probability says nothing; twice the same is once.
+    // An alternative without probability is dropped, and duplicates are merged.
     let token = sampled(1, -1.0, &[(2, -9999.0), (1, -1.0), (3, f32::NEG_INFINITY)]);
     assert_eq!(signal_of(token, 9).unwrap().rows[0].ids, [1]);
     let none = answer_signal_with(100, None, &[7], &completion(vec![]), 4).unwrap_err();
-    assert!(none.contains("without its tokens"), "{none}");
+    assert!(none.contains("has no tokens"), "{none}");
 }
 
 #[test]
 fn windows_cover_each_position_once() {
     assert_eq!(
-        windows(100, 10, 100, 20),
-        [Window {
+        scoring_windows(100, 10, 100, 20),
+        [ScoringWindow {
             start: 0,
             end: 100,
             from: 10
         }]
     );
-    assert!(windows(5, 5, 100, 20).is_empty());
+    assert!(scoring_windows(5, 5, 100, 20).is_empty());
     for (tokens, from, most, context) in [
         (100, 0, 30, 10),
         (100, 95, 30, 10),
@@ -106,7 +106,7 @@ fn windows_cover_each_position_once() {
         (64, 31, 32, 99),
         (50, 29, 30, 29),
     ] {
-        let windows = windows(tokens, from, most, context);
+        let windows = scoring_windows(tokens, from, most, context);
         let mut next = from.max(1);
         for window in &windows {
             assert!(window.end - window.start <= most, "{window:?}");
@@ -122,7 +122,7 @@ fn windows_cover_each_position_once() {
             let given = (window.start..window.end).map(|at| Some(vec![(at as u32, -1.0)]));
             (*window, given.collect())
         });
-        let whole = join_windows(tokens, parts.collect()).unwrap();
+        let whole = join_scoring_windows(tokens, parts.collect()).unwrap();
         for (at, position) in whole.iter().enumerate() {
             let expected = (at >= from.max(1)).then(|| vec![(at as u32, -1.0)]);
             assert_eq!(*position, expected);
@@ -130,7 +130,7 @@ fn windows_cover_each_position_once() {
     }
 }
 
-/// The folder with recorded exchanges and models; without it these tests say so and check nothing.
+/// The folder with recorded exchanges and models. Without it these tests print a note and check nothing.
 fn real() -> Option<PathBuf> {
     let folder = std::env::var_os("POTSTILL_REAL").map(PathBuf::from);
     if folder.is_none() {
@@ -157,7 +157,7 @@ fn given(positions: &Value) -> PromptLogprobs {
     positions.as_array().unwrap().iter().map(position).collect()
 }
 
-/// What vLLM said of a prompt in bf16, against transformers in f32 on the same weights.
+/// vLLM in bf16 is compared with transformers in f32 on the same weights.
 #[test]
 fn prompt_logprobs_of_vllm_agree_with_the_reference() {
     let Some(exchanges) = recorded("vllm_responses.json") else {
@@ -186,7 +186,7 @@ fn prompt_logprobs_of_vllm_agree_with_the_reference() {
                 count += 1;
             }
         }
-        // The tail is what the server's own numbers leave.
+        // The tail is the mass that the server's values leave.
         let mass: f64 = row
             .logprobs
             .iter()
@@ -207,7 +207,7 @@ fn prompt_logprobs_of_vllm_agree_with_the_reference() {
     assert!(other.contains("has no log-probability"), "{other}");
 }
 
-/// llama-cpp-python gives strings without bytes: ids come from the tokenizer.
+/// llama-cpp-python gives strings without bytes, so the ids come from the tokenizer.
 #[test]
 fn ids_are_recovered_through_the_tokenizer() {
     let (Some(exchanges), Some(model)) = (recorded("llamacpp_responses.json"), model()) else {
@@ -236,7 +236,7 @@ fn ids_are_recovered_through_the_tokenizer() {
     };
     let mut answer = completion(content.iter().map(token).collect());
     let signal = answer_signal(&tokenizer, &[1, 2], &answer, 20).unwrap();
-    // "The capital of", as vLLM's ids have it.
+    // The ids of "The capital of" that vLLM gives.
     assert_eq!(signal.token_ids, [1, 2, 504, 3575, 282]);
     assert!(
         signal.rows.iter().all(|row| row.ids.len() >= 15),
@@ -250,7 +250,7 @@ fn ids_are_recovered_through_the_tokenizer() {
     );
 }
 
-/// SentencePiece spells some bytes twice: such a token cannot be told from its string.
+/// Some bytes are spelled by two ids of a SentencePiece vocabulary, so the string does not determine the id.
 #[test]
 fn an_ambiguous_string_is_refused() {
     let Some(real) = real() else { return };
@@ -274,7 +274,7 @@ fn an_ambiguous_string_is_refused() {
     );
 }
 
-/// SmolLM2's tokenizer lies with the weights: in POTSTILL_MODELS, or beside the exchanges.
+/// The folder of SmolLM2's tokenizer: in POTSTILL_MODELS, or beside the exchanges.
 fn model() -> Option<PathBuf> {
     let beside = real()?.join("models/SmolLM2-135M-Instruct");
     let models = std::env::var_os("POTSTILL_MODELS").map(PathBuf::from);

@@ -1,28 +1,39 @@
-//! Requests, by dialect.
+//! Builds requests, by dialect.
 
 use potstill_datasets::{Completion, Message, Prompt, Role};
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
-use super::Body;
-use crate::http::{Asking, Call, Dialect, Failure, Method, Reason, Task};
+use crate::http::{Api, Call, CallTask, Dialect, Failure, FailureReason, RequestSettings};
 
 type Fields = Map<String, Value>;
 
-pub(super) fn request(
-    asking: &Asking,
+/// A request to be sent by POST.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in crate::http) struct RequestBody {
+    /// Path, such as `/chat/completions`.
+    pub(in crate::http) path: &'static str,
+    /// Whether `path` is relative to the host's root and not to the base URL, as SGLang's `/generate` is.
+    pub(in crate::http) from_root: bool,
+    /// JSON text.
+    pub(in crate::http) json: Vec<u8>,
+}
+
+/// Builds the request for a call, or for the rest of an answer of which there is `so_far`.
+pub(in crate::http) fn request(
+    settings: &RequestSettings,
     call: &Call,
     so_far: Option<&Completion>,
-) -> Result<Body, Failure> {
-    check(asking, call)?;
-    if is_generate(asking, call) {
-        return generate(asking, call, so_far);
+) -> Result<RequestBody, Failure> {
+    check(settings, call)?;
+    if uses_generate(settings, call) {
+        return generate(settings, call, so_far);
     }
     let mut fields = Fields::new();
-    fields.insert("model".into(), asking.model.as_str().into());
-    let path = match (&call.task, asking.method) {
+    fields.insert("model".into(), settings.model.as_str().into());
+    let path = match (&call.task, settings.api) {
         (
-            Task::Score {
+            CallTask::Score {
                 token_ids, top_k, ..
             },
             _,
@@ -30,45 +41,47 @@ pub(super) fn request(
             score(&mut fields, token_ids, *top_k);
             "/completions"
         }
-        (Task::AnswerIds(ids), _) => {
+        (CallTask::AnswerIds(ids), _) => {
             fields.insert("prompt".into(), ids_so_far(ids, so_far)?.into());
-            sampling(&mut fields, asking, call);
-            completions_logprobs(&mut fields, asking);
+            sampling(&mut fields, settings, call);
+            completions_logprobs(&mut fields, settings);
             "/completions"
         }
-        (Task::Answer, Method::Completions) => {
+        (CallTask::Answer, Api::Completions) => {
             fields.insert("prompt".into(), text_so_far(&call.prompt, so_far)?.into());
-            sampling(&mut fields, asking, call);
-            completions_logprobs(&mut fields, asking);
+            sampling(&mut fields, settings, call);
+            completions_logprobs(&mut fields, settings);
             "/completions"
         }
-        (Task::Answer, Method::Chat) => {
-            chat(&mut fields, asking, call, so_far)?;
-            sampling(&mut fields, asking, call);
-            chat_logprobs(&mut fields, asking);
+        (CallTask::Answer, Api::Chat) => {
+            chat(&mut fields, settings, call, so_far)?;
+            sampling(&mut fields, settings, call);
+            chat_logprobs(&mut fields, settings);
             "/chat/completions"
         }
     };
-    if is_streamed(asking, call) {
+    if is_streamed(settings, call) {
         fields.insert("stream".into(), true.into());
         fields.insert("stream_options".into(), json!({"include_usage": true}));
     }
     body(path, false, fields)
 }
 
-/// Whether SGLang's own door is used: the only one with token ids and with log-probabilities of a prompt.
-pub(super) fn is_generate(asking: &Asking, call: &Call) -> bool {
-    asking.dialect == Dialect::Sglang && !matches!(call.task, Task::Answer)
+/// Whether the request uses SGLang's `/generate`, its only API with token ids and with log-probabilities of a prompt.
+pub(super) fn uses_generate(settings: &RequestSettings, call: &Call) -> bool {
+    settings.dialect == Dialect::Sglang && !matches!(call.task, CallTask::Answer)
 }
 
-/// Whether the reply comes in pieces. Scores never do, and `/generate` would send all it has with each piece.
-pub(super) fn is_streamed(asking: &Asking, call: &Call) -> bool {
-    asking.stream && !matches!(call.task, Task::Score { .. }) && !is_generate(asking, call)
+/// Whether the response is streamed. Scores are not, and `/generate` would repeat the whole answer with each piece.
+pub(super) fn is_streamed(settings: &RequestSettings, call: &Call) -> bool {
+    settings.stream
+        && !matches!(call.task, CallTask::Score { .. })
+        && !uses_generate(settings, call)
 }
 
-fn body(path: &'static str, from_root: bool, fields: Fields) -> Result<Body, Failure> {
+fn body(path: &'static str, from_root: bool, fields: Fields) -> Result<RequestBody, Failure> {
     let json = serde_json::to_vec(&fields).map_err(|error| cannot(error.to_string()))?;
-    Ok(Body {
+    Ok(RequestBody {
         path,
         from_root,
         json,
@@ -76,74 +89,74 @@ fn body(path: &'static str, from_root: bool, fields: Fields) -> Result<Body, Fai
 }
 
 fn cannot(why: impl Into<String>) -> Failure {
-    Failure::new(Reason::BadRequest, why)
+    Failure::new(FailureReason::BadRequest, why)
 }
 
-/// What a dialect has no field for is refused, never left out.
-fn check(asking: &Asking, call: &Call) -> Result<(), Failure> {
-    let dialect = asking.dialect;
-    if matches!(call.task, Task::Score { .. })
+/// Refuses settings that the dialect has no field for, so that none is silently left out.
+fn check(settings: &RequestSettings, call: &Call) -> Result<(), Failure> {
+    let dialect = settings.dialect;
+    if matches!(call.task, CallTask::Score { .. })
         && !matches!(dialect, Dialect::Vllm | Dialect::Sglang)
     {
         return Err(cannot(
-            "this kind of server gives no log-probabilities of a prompt that can be trusted: score with vLLM or SGLang, or with a checkpoint",
+            "servers of this dialect give no reliable log-probabilities of a prompt (score with vLLM, SGLang or a checkpoint)",
         ));
     }
-    if matches!(call.task, Task::AnswerIds(_)) && dialect == Dialect::LlamaCppPython {
+    if matches!(call.task, CallTask::AnswerIds(_)) && dialect == Dialect::LlamaCppPython {
         return Err(cannot(
-            "the server of llama-cpp-python takes no prompts as token ids: use the method chat, or llama-server",
+            "the server of llama-cpp-python does not accept prompts as token ids (use the chat API, or llama-server)",
         ));
     }
     let beyond = [
-        ("top_k", asking.top_k.is_some()),
-        ("min_p", asking.min_p.is_some()),
+        ("top_k", settings.top_k.is_some()),
+        ("min_p", settings.min_p.is_some()),
         (
             "repetition_penalty",
-            asking.repetition_penalty.is_some_and(|it| it != 1.0),
+            settings.repetition_penalty.is_some_and(|it| it != 1.0),
         ),
     ];
     let beyond = beyond.iter().find(|(_, is_set)| *is_set);
     if let (Dialect::Openai, Some((name, _))) = (dialect, beyond) {
         return Err(cannot(format!(
-            "`{name}` is no field of OpenAI's protocol: leave it out, or set the dialect of the server"
+            "OpenAI's protocol has no field `{name}` (leave it out, or set the dialect of the server)"
         )));
     }
-    if asking.reasoning_model && asking.logprobs.is_some() {
+    if settings.reasoning_model && settings.logprobs.is_some() {
         return Err(cannot(
-            "OpenAI's reasoning models give no log-probabilities: collect without signals",
+            "OpenAI's reasoning models give no log-probabilities (collect without signals)",
         ));
     }
     Ok(())
 }
 
-fn sampling(fields: &mut Fields, asking: &Asking, call: &Call) {
-    let limit = if asking.reasoning_model {
+fn sampling(fields: &mut Fields, settings: &RequestSettings, call: &Call) {
+    let limit = if settings.reasoning_model {
         "max_completion_tokens"
     } else {
         "max_tokens"
     };
-    put(fields, limit, asking.max_tokens);
-    if !asking.reasoning_model {
-        put(fields, "temperature", asking.temperature);
-        put(fields, "top_p", asking.top_p);
+    put(fields, limit, settings.max_tokens);
+    if !settings.reasoning_model {
+        put(fields, "temperature", settings.temperature);
+        put(fields, "top_p", settings.top_p);
     }
-    put(fields, "top_k", asking.top_k);
-    put(fields, "min_p", asking.min_p);
-    match asking.dialect {
+    put(fields, "top_k", settings.top_k);
+    put(fields, "min_p", settings.min_p);
+    match settings.dialect {
         Dialect::Openai => {}
         Dialect::Vllm | Dialect::Sglang => {
-            put(fields, "repetition_penalty", asking.repetition_penalty);
+            put(fields, "repetition_penalty", settings.repetition_penalty);
         }
-        // llama-cpp-python penalises by 1.1 unless told otherwise.
+        // The default of llama-cpp-python is 1.1.
         Dialect::LlamaServer | Dialect::LlamaCppPython => {
-            let penalty = asking.repetition_penalty.unwrap_or(1.0);
+            let penalty = settings.repetition_penalty.unwrap_or(1.0);
             put(fields, "repeat_penalty", Some(penalty));
         }
     }
-    if !asking.stop.is_empty() {
-        fields.insert("stop".into(), asking.stop.clone().into());
+    if !settings.stop.is_empty() {
+        fields.insert("stop".into(), settings.stop.clone().into());
     }
-    put(fields, "seed", seed(asking, call));
+    put(fields, "seed", seed(settings, call));
 }
 
 fn put<T: Into<Value>>(fields: &mut Fields, name: &str, value: Option<T>) {
@@ -152,11 +165,11 @@ fn put<T: Into<Value>>(fields: &mut Fields, name: &str, value: Option<T>) {
     }
 }
 
-/// An answer's own seed, so that samples of a prompt differ and a second run asks for the same. 31 bits, which every
-/// server takes.
-fn seed(asking: &Asking, call: &Call) -> Option<u32> {
+/// Derives the seed of an answer, so that samples of a prompt differ and a second run sends the same seeds. The seed has
+/// 31 bits, which every server accepts.
+fn seed(settings: &RequestSettings, call: &Call) -> Option<u32> {
     let mut hash = Sha256::new();
-    hash.update(asking.seed?.to_le_bytes());
+    hash.update(settings.seed?.to_le_bytes());
     hash.update(call.sample_index.to_le_bytes());
     hash.update(call.prompt.id.as_bytes());
     let digest = hash.finalize();
@@ -167,35 +180,35 @@ fn seed(asking: &Asking, call: &Call) -> Option<u32> {
     Some(first & 0x7fff_ffff)
 }
 
-/// llama.cpp's servers give none for 0.
-fn least_top(asking: &Asking) -> Option<u32> {
+/// Number of most likely tokens to request. llama.cpp's servers give no log-probabilities for 0.
+fn least_top(settings: &RequestSettings) -> Option<u32> {
     let is_llama = matches!(
-        asking.dialect,
+        settings.dialect,
         Dialect::LlamaServer | Dialect::LlamaCppPython
     );
-    asking.logprobs.map(|top| top.max(u32::from(is_llama)))
+    settings.logprobs.map(|top| top.max(u32::from(is_llama)))
 }
 
-fn chat_logprobs(fields: &mut Fields, asking: &Asking) {
-    let Some(top) = least_top(asking) else {
+fn chat_logprobs(fields: &mut Fields, settings: &RequestSettings) {
+    let Some(top) = least_top(settings) else {
         return;
     };
     fields.insert("logprobs".into(), true.into());
     fields.insert("top_logprobs".into(), top.into());
-    token_ids(fields, asking);
+    token_ids(fields, settings);
 }
 
-fn completions_logprobs(fields: &mut Fields, asking: &Asking) {
-    let Some(top) = least_top(asking) else {
+fn completions_logprobs(fields: &mut Fields, settings: &RequestSettings) {
+    let Some(top) = least_top(settings) else {
         return;
     };
     fields.insert("logprobs".into(), top.into());
-    token_ids(fields, asking);
+    token_ids(fields, settings);
 }
 
-/// Different ids can have one text, and a part of a character has none: vLLM says the ids if asked.
-fn token_ids(fields: &mut Fields, asking: &Asking) {
-    if asking.dialect == Dialect::Vllm {
+/// Requests token ids from vLLM: different ids can have the same text, and a part of a character has none.
+fn token_ids(fields: &mut Fields, settings: &RequestSettings) {
+    if settings.dialect == Dialect::Vllm {
         fields.insert("return_token_ids".into(), true.into());
         fields.insert("return_tokens_as_token_ids".into(), true.into());
     }
@@ -211,17 +224,17 @@ fn score(fields: &mut Fields, token_ids: &[u32], top_k: u32) {
 
 fn chat(
     fields: &mut Fields,
-    asking: &Asking,
+    settings: &RequestSettings,
     call: &Call,
     so_far: Option<&Completion>,
 ) -> Result<(), Failure> {
     let mut messages: Vec<Value> = call.prompt.messages.iter().map(message).collect();
     if let Some(so_far) = so_far {
-        messages.push(json!({"role": "assistant", "content": prefill(asking, so_far)?}));
-        if matches!(asking.dialect, Dialect::Vllm | Dialect::Sglang) {
+        messages.push(json!({"role": "assistant", "content": prefill(settings, so_far)?}));
+        if matches!(settings.dialect, Dialect::Vllm | Dialect::Sglang) {
             fields.insert("continue_final_message".into(), true.into());
         }
-        if asking.dialect == Dialect::Vllm {
+        if settings.dialect == Dialect::Vllm {
             fields.insert("add_generation_prompt".into(), false.into());
         }
     }
@@ -238,7 +251,8 @@ fn chat(
     Ok(())
 }
 
-/// Reasoning of earlier turns is left out: DeepSeek refuses it, and templates drop it.
+/// A message in the form of the chat API. Reasoning of earlier turns is left out: DeepSeek refuses it, and templates
+/// drop it.
 fn message(message: &Message) -> Value {
     let mut fields = Fields::new();
     fields.insert("role".into(), message.role.name().into());
@@ -259,16 +273,16 @@ fn message(message: &Message) -> Value {
     Value::Object(fields)
 }
 
-/// The answer so far as an assistant's turn to go on from.
-fn prefill<'a>(asking: &Asking, so_far: &'a Completion) -> Result<&'a str, Failure> {
-    if matches!(asking.dialect, Dialect::Openai | Dialect::LlamaCppPython) {
+/// The answer so far, as the beginning of the assistant's turn.
+fn prefill<'a>(settings: &RequestSettings, so_far: &'a Completion) -> Result<&'a str, Failure> {
+    if matches!(settings.dialect, Dialect::Openai | Dialect::LlamaCppPython) {
         return Err(cannot(
-            "this kind of server cannot go on from the middle of an answer: keep, drop or retry instead of continue",
+            "servers of this dialect cannot continue an answer (use keep, drop or retry instead of continue)",
         ));
     }
     if so_far.reasoning.is_some() || !so_far.tool_calls.is_empty() {
         return Err(cannot(
-            "a chat cannot go on from reasoning or a tool call, which the server's template writes: use the method completions with a tokenizer, or keep, drop or retry",
+            "the chat API cannot continue reasoning or a tool call, which the server's template writes (use the completions API with a tokenizer, or keep, drop or retry)",
         ));
     }
     Ok(&so_far.answer)
@@ -281,30 +295,30 @@ fn ids_so_far(ids: &[u32], so_far: Option<&Completion>) -> Result<Vec<u32>, Fail
     };
     let sampled: Option<Vec<u32>> = so_far.tokens.iter().map(|token| token.id).collect();
     let sampled = sampled.filter(|sampled| !sampled.is_empty()).ok_or_else(|| {
-        cannot("an answer without token ids cannot be gone on from: ask for log-probabilities, or keep, drop or retry instead of continue")
+        cannot("an answer without token ids cannot be continued (request log-probabilities, or use keep, drop or retry instead of continue)")
     })?;
     ids.extend(sampled);
     Ok(ids)
 }
 
-/// A prompt of one user's message is a text to complete; another has to be rendered.
+/// The text to complete: the prompt of one user's message, and the answer so far. Other prompts have to be rendered.
 fn text_so_far(prompt: &Prompt, so_far: Option<&Completion>) -> Result<String, Failure> {
     let [only] = prompt.messages.as_slice() else {
         return Err(cannot(format!(
-            "{}: a conversation has to be rendered before it can be completed: set a tokenizer, or use the method chat",
+            "{}: a conversation has to be rendered before it can be completed (set a tokenizer, or use the chat API)",
             prompt.source
         )));
     };
     if only.role != Role::User || prompt.tools.is_some() {
         return Err(cannot(format!(
-            "{}: only a user's message without tools can be completed as it is: set a tokenizer, or use the method chat",
+            "{}: only a user's message without tools can be completed as it is (set a tokenizer, or use the chat API)",
             prompt.source
         )));
     }
     let more = match so_far {
         Some(so_far) if so_far.reasoning.is_some() => {
             return Err(cannot(
-                "text cannot be gone on from within reasoning: keep, drop or retry instead of continue",
+                "text cannot be continued within reasoning (use keep, drop or retry instead of continue)",
             ));
         }
         Some(so_far) => so_far.answer.as_str(),
@@ -313,44 +327,48 @@ fn text_so_far(prompt: &Prompt, so_far: Option<&Completion>) -> Result<String, F
     Ok(format!("{}{more}", only.content))
 }
 
-/// SGLang's `/generate`, which has no model, no seed that every version knows, and no streams that are worth it.
-fn generate(asking: &Asking, call: &Call, so_far: Option<&Completion>) -> Result<Body, Failure> {
+/// A request to SGLang's `/generate`. It has no model name, no seed that every version knows, and no useful streams.
+fn generate(
+    settings: &RequestSettings,
+    call: &Call,
+    so_far: Option<&Completion>,
+) -> Result<RequestBody, Failure> {
     let mut sampling = Fields::new();
     let mut fields = Fields::new();
     fields.insert("return_logprob".into(), true.into());
     match &call.task {
-        Task::Score {
+        CallTask::Score {
             token_ids,
             top_k,
             from,
         } => {
             fields.insert("input_ids".into(), token_ids.clone().into());
             fields.insert("top_logprobs_num".into(), (*top_k).into());
-            // Lists begin here, with nothing for the first position.
+            // The lists begin at this position, without a value for it.
             let start = from.saturating_sub(1);
             fields.insert("logprob_start_len".into(), start.into());
             put(&mut sampling, "max_new_tokens", Some(1));
         }
-        Task::AnswerIds(ids) => {
+        CallTask::AnswerIds(ids) => {
             fields.insert("input_ids".into(), ids_so_far(ids, so_far)?.into());
-            fields.insert("return_logprob".into(), asking.logprobs.is_some().into());
-            put(&mut fields, "top_logprobs_num", asking.logprobs);
+            fields.insert("return_logprob".into(), settings.logprobs.is_some().into());
+            put(&mut fields, "top_logprobs_num", settings.logprobs);
             fields.insert("return_text_in_logprobs".into(), true.into());
-            put(&mut sampling, "max_new_tokens", asking.max_tokens);
-            put(&mut sampling, "temperature", asking.temperature);
-            put(&mut sampling, "top_p", asking.top_p);
-            put(&mut sampling, "top_k", asking.top_k);
-            put(&mut sampling, "min_p", asking.min_p);
+            put(&mut sampling, "max_new_tokens", settings.max_tokens);
+            put(&mut sampling, "temperature", settings.temperature);
+            put(&mut sampling, "top_p", settings.top_p);
+            put(&mut sampling, "top_k", settings.top_k);
+            put(&mut sampling, "min_p", settings.min_p);
             put(
                 &mut sampling,
                 "repetition_penalty",
-                asking.repetition_penalty,
+                settings.repetition_penalty,
             );
-            if !asking.stop.is_empty() {
-                sampling.insert("stop".into(), asking.stop.clone().into());
+            if !settings.stop.is_empty() {
+                sampling.insert("stop".into(), settings.stop.clone().into());
             }
         }
-        Task::Answer => return Err(cannot("an answer through messages goes through the chat")),
+        CallTask::Answer => return Err(cannot("an answer to messages needs the chat API")),
     }
     fields.insert("sampling_params".into(), sampling.into());
     body("/generate", true, fields)

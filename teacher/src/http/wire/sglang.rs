@@ -1,59 +1,59 @@
-//! SGLang's own `/generate`: log-probabilities as `[value, id, text]`, of the prompt too.
+//! Responses of SGLang's `/generate`, with log-probabilities of answer and prompt as `[value, id, text]`.
 
 use potstill_datasets::SampledToken;
 use serde::Deserialize;
 
-use super::asked::Asked;
-use super::gathered::{Gathered, Whole, bad_logprobs};
-use super::shape::Count;
-use super::token::{Text, Triple};
-use super::{refusal, reply};
-use crate::http::{Billed, Call, Failure, PromptLogprobs, Reply, Task};
+use super::builder::ResponseBuilder;
+use super::errors::{bad_logprobs, inside, unreadable};
+use super::expected::Expected;
+use super::json::TokenCount;
+use super::token::{GenerateToken, JsonStr};
+use crate::http::{Call, CallTask, Failure, PromptLogprobs, Response, TokenUsage};
 
 #[derive(Deserialize)]
-struct Generated<'a> {
+struct GenerateJson<'a> {
     #[serde(borrow)]
-    text: Option<Text<'a>>,
+    text: Option<JsonStr<'a>>,
     #[serde(borrow)]
-    meta_info: Option<Meta<'a>>,
+    meta_info: Option<MetaInfoJson<'a>>,
     error: Option<serde_json::Value>,
 }
 
 #[derive(Deserialize)]
-struct Meta<'a> {
-    finish_reason: Option<Finish>,
+struct MetaInfoJson<'a> {
+    finish_reason: Option<FinishReasonJson>,
     #[serde(default)]
-    prompt_tokens: Count,
+    prompt_tokens: TokenCount,
     #[serde(default)]
-    completion_tokens: Count,
+    completion_tokens: TokenCount,
     #[serde(default)]
-    cached_tokens: Count,
+    cached_tokens: TokenCount,
     #[serde(borrow)]
-    input_token_logprobs: Option<Vec<Triple<'a>>>,
+    input_token_logprobs: Option<Vec<GenerateToken<'a>>>,
     #[serde(borrow)]
-    input_top_logprobs: Option<Vec<Option<Vec<Triple<'a>>>>>,
+    input_top_logprobs: Option<Vec<Option<Vec<GenerateToken<'a>>>>>,
     #[serde(borrow)]
-    output_token_logprobs: Option<Vec<Triple<'a>>>,
+    output_token_logprobs: Option<Vec<GenerateToken<'a>>>,
     #[serde(borrow)]
-    output_top_logprobs: Option<Vec<Option<Vec<Triple<'a>>>>>,
+    output_top_logprobs: Option<Vec<Option<Vec<GenerateToken<'a>>>>>,
 }
 
 #[derive(Deserialize)]
-struct Finish {
+struct FinishReasonJson {
     #[serde(rename = "type")]
     kind: String,
 }
 
-pub(super) fn parse(asked: &Asked, call: &Call, body: &[u8]) -> Result<Reply, Failure> {
-    let generated: Generated<'_> =
-        sonic_rs::from_slice(body).map_err(|error| reply::unreadable(body, &error))?;
+pub(super) fn parse(expected: &Expected, call: &Call, body: &[u8]) -> Result<Response, Failure> {
+    let generated: GenerateJson<'_> =
+        sonic_rs::from_slice(body).map_err(|error| unreadable(body, &error))?;
     if let Some(error) = generated.error.filter(|error| !error.is_null()) {
-        return Err(refusal::inside(&error));
+        return Err(inside(&error));
     }
     let Some(meta) = generated.meta_info else {
-        return Gathered::default().reply(asked);
+        return ResponseBuilder::default().finish(expected);
     };
-    let billed = Billed {
+    let billed = TokenUsage {
         prompt_tokens: meta.prompt_tokens.0,
         cached_tokens: meta.cached_tokens.0.min(meta.prompt_tokens.0),
         completion_tokens: meta.completion_tokens.0,
@@ -62,7 +62,7 @@ pub(super) fn parse(asked: &Asked, call: &Call, body: &[u8]) -> Result<Reply, Fa
     let billed = (billed.prompt_tokens + billed.completion_tokens > 0).then_some(billed);
     let finish = meta.finish_reason.map(|finish| finish.kind);
     let scored = match &call.task {
-        Task::Score {
+        CallTask::Score {
             token_ids, from, ..
         } => prompt_logprobs(
             token_ids,
@@ -71,32 +71,34 @@ pub(super) fn parse(asked: &Asked, call: &Call, body: &[u8]) -> Result<Reply, Fa
             meta.input_top_logprobs,
         )
         .map(Some),
-        Task::Answer | Task::AnswerIds(_) => Ok(None),
+        CallTask::Answer | CallTask::AnswerIds(_) => Ok(None),
     };
     let answered = sampled(meta.output_token_logprobs, meta.output_top_logprobs);
     let read = scored.and_then(|scored| Ok((scored, answered?)));
     let (prompt_logprobs, tokens) = read.map_err(|why| Failure {
         billed,
-        ..bad_logprobs(why)
+        ..bad_logprobs(&why)
     })?;
-    let whole = Whole {
+    let builder = ResponseBuilder {
+        has_choice: true,
         content: generated.text.unwrap_or_default().0.into_owned(),
         tokens,
         finish,
         billed,
         prompt_logprobs,
+        ..ResponseBuilder::default()
     };
-    Gathered::from(whole).reply(asked)
+    builder.finish(expected)
 }
 
 fn sampled(
-    tokens: Option<Vec<Triple<'_>>>,
-    tops: Option<Vec<Option<Vec<Triple<'_>>>>>,
+    tokens: Option<Vec<GenerateToken<'_>>>,
+    tops: Option<Vec<Option<Vec<GenerateToken<'_>>>>>,
 ) -> Result<Vec<SampledToken>, String> {
     let (tokens, tops) = (tokens.unwrap_or_default(), tops.unwrap_or_default());
     if !tops.is_empty() && tops.len() != tokens.len() {
         return Err(format!(
-            "{} tokens and {} lists of the likeliest",
+            "there are {} tokens and {} lists of most likely tokens",
             tokens.len(),
             tops.len()
         ));
@@ -111,36 +113,37 @@ fn sampled(
             logprob: one.logprob,
             top: top
                 .into_iter()
-                .map(Triple::token)
+                .map(GenerateToken::token)
                 .collect::<Result<_, String>>()?,
         })
     });
     tokens.collect()
 }
 
-/// The server's lists begin at the position before `from`, where it has nothing, as [`super::request`] asks.
+/// Reads the distributions of a scored text. The server's lists begin at the position before `from`, without a value
+/// there, as [`super::request`] requests.
 fn prompt_logprobs(
     token_ids: &[u32],
     from: usize,
-    realised: Option<Vec<Triple<'_>>>,
-    tops: Option<Vec<Option<Vec<Triple<'_>>>>>,
+    target: Option<Vec<GenerateToken<'_>>>,
+    tops: Option<Vec<Option<Vec<GenerateToken<'_>>>>>,
 ) -> Result<PromptLogprobs, String> {
     let start = from.saturating_sub(1);
-    let (realised, tops) = (realised.unwrap_or_default(), tops.unwrap_or_default());
+    let (target, tops) = (target.unwrap_or_default(), tops.unwrap_or_default());
     let wanted = token_ids.len().saturating_sub(start);
-    if realised.len() != wanted || tops.len() != wanted {
+    if target.len() != wanted || tops.len() != wanted {
         return Err(format!(
-            "{} values and {} lists of the likeliest for {wanted} positions of the prompt",
-            realised.len(),
+            "there are {} values and {} lists of most likely tokens for {wanted} positions of the prompt",
+            target.len(),
             tops.len()
         ));
     }
     let mut positions: PromptLogprobs = vec![None; start];
-    for (offset, (one, top)) in realised.into_iter().zip(tops).enumerate() {
+    for (offset, (one, top)) in target.into_iter().zip(tops).enumerate() {
         let expected = token_ids.get(start + offset).copied();
         if expected != Some(one.id) {
             return Err(format!(
-                "token {} at position {} of the prompt, where {expected:?} was sent",
+                "token {} is at position {} of the prompt, where {expected:?} was sent",
                 one.id,
                 start + offset
             ));

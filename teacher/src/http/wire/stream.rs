@@ -1,32 +1,31 @@
-//! Replies in pieces: server-sent events, <https://html.spec.whatwg.org/multipage/server-sent-events.html>.
+//! Streamed responses: server-sent events, <https://html.spec.whatwg.org/multipage/server-sent-events.html>.
 
 use potstill_datasets::Completion;
 
-use super::asked::Asked;
-use super::gathered::Gathered;
-use super::reply;
-use crate::http::{Asking, Billed, Call, Failure, Reason, Reply};
+use super::builder::ResponseBuilder;
+use super::expected::Expected;
+use super::openai;
+use crate::http::{Call, Failure, FailureReason, RequestSettings, Response, TokenUsage};
 
-/// A streamed reply, as far as it came. A server that does not stream and sends one JSON text is read too.
+/// A streamed response so far. One JSON text from a server that does not stream is accepted too.
 #[derive(Debug)]
 pub(in crate::http) struct Stream {
-    asked: Asked,
-    gathered: Gathered,
-    /// What came of a line that has not ended.
+    expected: Expected,
+    builder: ResponseBuilder,
+    /// Bytes of a line that has not ended.
     line: Vec<u8>,
-    /// The data of an event that has not ended.
+    /// Data of an event that has not ended.
     event: Vec<u8>,
-    /// Set by the first byte: whether one JSON text comes instead of events.
+    /// Whether the body is one JSON text instead of events; known from the first byte.
     is_whole: Option<bool>,
     is_done: bool,
 }
 
 impl Stream {
-    /// For the reply to one request.
-    pub(in crate::http) fn new(asking: &Asking, call: &Call) -> Stream {
+    pub(in crate::http) fn new(settings: &RequestSettings, call: &Call) -> Stream {
         Stream {
-            asked: Asked::new(asking, call),
-            gathered: Gathered::default(),
+            expected: Expected::new(settings, call),
+            builder: ResponseBuilder::default(),
             line: Vec::new(),
             event: Vec::new(),
             is_whole: None,
@@ -34,7 +33,7 @@ impl Stream {
         }
     }
 
-    /// Takes what came, cut anywhere.
+    /// Adds a chunk of the body, which may begin and end anywhere.
     pub(in crate::http) fn feed(&mut self, chunk: &[u8]) -> Result<(), Failure> {
         if self.is_whole.is_none() {
             let first = chunk.iter().find(|byte| !byte.is_ascii_whitespace());
@@ -67,7 +66,7 @@ impl Stream {
         if line.is_empty() {
             return self.take_event();
         }
-        // Comments keep a connection alive; names, ids and retry times say nothing here.
+        // Comments keep the connection alive; event names, ids and retry times are not needed.
         let Some(data) = line.strip_prefix(b"data:") else {
             return Ok(());
         };
@@ -85,7 +84,7 @@ impl Stream {
         if data == b"[DONE]" {
             self.is_done = true;
         } else if !data.is_empty() && !self.is_done {
-            let taken = reply::take(&self.asked, &mut self.gathered, data);
+            let taken = openai::add(&self.expected, &mut self.builder, data);
             taken.map_err(|failure| Failure {
                 billed: failure.billed.or(self.billed()),
                 ..failure
@@ -96,52 +95,52 @@ impl Stream {
         Ok(())
     }
 
-    /// Whether the server said that this is all.
+    /// Whether the server marked the end of the stream.
     pub(in crate::http) fn is_done(&self) -> bool {
         self.is_done
     }
 
-    /// Whether the answer has come to its end, though the stream may not have: its usage may follow.
+    /// Whether the answer is complete. The stream may not be, since the usage follows the answer.
     pub(in crate::http) fn has_answer(&self) -> bool {
-        self.gathered.finish.is_some()
+        self.builder.finish.is_some()
     }
 
-    /// What the server says it counted; `None` before the answer's end, since it may count on.
-    pub(in crate::http) fn billed(&self) -> Option<Billed> {
-        let has_ended = self.is_done || self.gathered.finish.is_some();
-        self.gathered.billed.filter(|_| has_ended)
+    /// Token counts of the server; `None` before the answer's end, since they may still grow.
+    pub(in crate::http) fn billed(&self) -> Option<TokenUsage> {
+        let has_ended = self.is_done || self.builder.finish.is_some();
+        self.builder.billed.filter(|_| has_ended)
     }
 
-    /// The answer as far as it came, to go on from; `None` where nothing came, or not all of it is known.
+    /// The answer so far, to be continued; `None` if there is none, or parts of it may be missing.
     pub(in crate::http) fn so_far(&self) -> Option<Completion> {
-        self.gathered.so_far(&self.asked)
+        self.builder.so_far(&self.expected)
     }
 
-    /// The reply. [`Reason::Cut`] where the stream ended before the answer did.
-    pub(in crate::http) fn finish(mut self) -> Result<Reply, Failure> {
+    /// Ends the stream and returns the response; [`FailureReason::Cut`] if the answer is not complete.
+    pub(in crate::http) fn finish(mut self) -> Result<Response, Failure> {
         if self.is_whole == Some(true) {
-            return reply::whole(&self.asked, &self.line);
+            return openai::parse(&self.expected, &self.line);
         }
-        // A last event may lack its empty line.
+        // The last event may lack its empty line.
         let line = std::mem::take(&mut self.line);
         let ended = self.take_line(&line).and_then(|()| self.take_event());
-        if self.gathered.finish.is_none() {
+        if self.builder.finish.is_none() {
             let cut = Failure {
                 status: Some(200),
                 ..Failure::new(
-                    Reason::Cut,
+                    FailureReason::Cut,
                     "the stream ended before the answer did (no `finish_reason`)",
                 )
             };
-            // Half an event at the end is a cut, an error in one is the server's word.
+            // Half an event at the end is a cut; an error inside a whole event is the server's.
             return Err(match ended {
-                Err(failure) if failure.reason != Reason::Malformed => failure,
+                Err(failure) if failure.reason != FailureReason::Malformed => failure,
                 _ => cut,
             });
         }
         match ended {
-            Err(failure) if failure.reason != Reason::Malformed => Err(failure),
-            _ => self.gathered.reply(&self.asked),
+            Err(failure) if failure.reason != FailureReason::Malformed => Err(failure),
+            _ => self.builder.finish(&self.expected),
         }
     }
 }

@@ -1,20 +1,20 @@
-//! The wire against replies that were recorded, and others that were typed.
+//! Tests of the wire formats, with recorded and with written responses.
 
-mod asked;
 mod broken;
-mod replies;
+mod requests;
+mod responses;
 
 use std::sync::Arc;
 
 use potstill_datasets::{Message, Prompt, Role};
 
-use crate::http::{Asking, Call, Dialect, Method, Task};
+use crate::http::{Api, Call, CallTask, Dialect, RequestSettings};
 
-fn asking(dialect: Dialect, logprobs: Option<u32>) -> Asking {
-    Asking {
+fn settings(dialect: Dialect, logprobs: Option<u32>) -> RequestSettings {
+    RequestSettings {
         model: "m".into(),
         dialect,
-        method: Method::Chat,
+        api: Api::Chat,
         reasoning_model: false,
         max_tokens: Some(64),
         temperature: Some(0.5),
@@ -30,13 +30,13 @@ fn asking(dialect: Dialect, logprobs: Option<u32>) -> Asking {
     }
 }
 
-fn call(task: Task) -> Call {
+fn call(task: CallTask) -> Call {
     let messages = vec![Message::text(Role::User, "What is the capital of Japan?")];
     Call {
         number: 7,
         prompt: Arc::new(Prompt::new(messages, None, None, "test:1".into())),
         sample_index: 3,
         task,
-        prompt_tokens_at_most: 64,
+        max_prompt_tokens: 64,
     }
 }

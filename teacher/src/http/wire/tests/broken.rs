@@ -2,14 +2,14 @@
 
 use serde_json::{Value, json};
 
-use super::{asking, call};
+use super::{call, settings};
 use crate::http::wire::{Stream, failure, parse};
-use crate::http::{Asking, Billed, Dialect, Failure, Reason, Task};
+use crate::http::{CallTask, Dialect, Failure, FailureReason, RequestSettings, TokenUsage};
 
 fn refused(body: &[u8], logprobs: Option<u32>) -> Failure {
     let parsed = parse(
-        &asking(Dialect::Openai, logprobs),
-        &call(Task::Answer),
+        &settings(Dialect::Openai, logprobs),
+        &call(CallTask::Answer),
         body,
     );
     parsed.expect_err(&String::from_utf8_lossy(body))
@@ -32,7 +32,7 @@ fn with_logprobs(content: Value) -> Value {
     })
 }
 
-const USED: Billed = Billed {
+const USED: TokenUsage = TokenUsage {
     prompt_tokens: 5,
     cached_tokens: 0,
     completion_tokens: 3,
@@ -49,8 +49,8 @@ fn log_probabilities_that_are_none_are_refused_and_their_cost_is_known() {
         ]
     };
     let body = |content: Vec<Value>| serde_json::to_vec(&with_logprobs(json!(content))).unwrap();
-    let asked = asking(Dialect::Openai, Some(1));
-    assert!(parse(&asked, &call(Task::Answer), &body(good())).is_ok());
+    let asked = settings(Dialect::Openai, Some(1));
+    assert!(parse(&asked, &call(CallTask::Answer), &body(good())).is_ok());
     let mut cases: Vec<(&str, Vec<u8>)> = Vec::new();
     for (name, value) in [
         ("above 0", json!(0.5)),
@@ -88,10 +88,18 @@ fn log_probabilities_that_are_none_are_refused_and_their_cost_is_known() {
     ));
     for (name, body) in cases {
         let failure = refused(&body, Some(1));
-        assert_eq!(failure.reason, Reason::BadLogprobs, "{name}: {failure:?}");
+        assert_eq!(
+            failure.reason,
+            FailureReason::BadLogprobs,
+            "{name}: {failure:?}"
+        );
         assert_eq!(failure.billed, Some(USED), "{name}");
         // Nobody asked for them: the answer is what was paid for.
-        let text = parse(&asking(Dialect::Openai, None), &call(Task::Answer), &body);
+        let text = parse(
+            &settings(Dialect::Openai, None),
+            &call(CallTask::Answer),
+            &body,
+        );
         if !matches!(name, "other token ids beside") {
             assert!(
                 text.is_ok_and(|reply| reply.completion.tokens.is_empty()),
@@ -103,7 +111,10 @@ fn log_probabilities_that_are_none_are_refused_and_their_cost_is_known() {
     let nan = String::from_utf8(body(good()))
         .unwrap()
         .replace("-0.25", "NaN");
-    assert_eq!(refused(nan.as_bytes(), Some(1)).reason, Reason::BadLogprobs);
+    assert_eq!(
+        refused(nan.as_bytes(), Some(1)).reason,
+        FailureReason::BadLogprobs
+    );
 }
 
 #[test]
@@ -124,7 +135,7 @@ fn what_is_not_the_protocol_is_malformed() {
         br#"{"choices": [{"message": {"content": 7}}]}"#,
     ] {
         let failure = refused(body, None);
-        assert_eq!(failure.reason, Reason::Malformed, "{failure:?}");
+        assert_eq!(failure.reason, FailureReason::Malformed, "{failure:?}");
         assert!(failure.message.len() <= 500);
     }
 }
@@ -136,26 +147,29 @@ fn a_reply_without_an_answer_says_why() {
         serde_json::to_vec(&json!({"choices": [choice]})).unwrap()
     };
     let empty = json!({"role": "assistant", "content": ""});
-    assert_eq!(refused(br#"{"choices": []}"#, None).reason, Reason::Empty);
-    assert_eq!(refused(b"{}", None).reason, Reason::Empty);
+    assert_eq!(
+        refused(br#"{"choices": []}"#, None).reason,
+        FailureReason::Empty
+    );
+    assert_eq!(refused(b"{}", None).reason, FailureReason::Empty);
     assert_eq!(
         refused(&choice(empty.clone(), "stop"), None).reason,
-        Reason::Empty
+        FailureReason::Empty
     );
     let filtered = refused(&choice(empty.clone(), "content_filter"), None);
-    assert_eq!(filtered.reason, Reason::ContentFilter);
+    assert_eq!(filtered.reason, FailureReason::ContentFilter);
     // Reasoning that is not shown may use up the limit; the same again would be paid again.
     let cut = refused(&choice(empty.clone(), "length"), None);
-    assert_eq!(cut.reason, Reason::Length);
+    assert_eq!(cut.reason, FailureReason::Length);
     assert!(!cut.reason.is_transient());
     let refusal = json!({"role": "assistant", "content": null, "refusal": "I cannot."});
     let withheld = refused(&choice(refusal, "stop"), None);
     assert_eq!(
         (withheld.reason, withheld.message.as_str()),
-        (Reason::ContentFilter, "I cannot.")
+        (FailureReason::ContentFilter, "I cannot.")
     );
     let abort = refused(&choice(json!({"content": "half"}), "abort"), None);
-    assert_eq!(abort.reason, Reason::Overloaded);
+    assert_eq!(abort.reason, FailureReason::Overloaded);
 }
 
 #[test]
@@ -164,21 +178,21 @@ fn an_error_inside_of_a_good_status_is_one() {
         br#"{"error": {"message": "Provider\nreturned error", "code": 502}}"#,
         None,
     );
-    assert_eq!(inside.reason, Reason::ErrorInside);
+    assert_eq!(inside.reason, FailureReason::ErrorInside);
     assert_eq!(inside.message, "Provider returned error");
     let credit = refused(
         br#"{"error": {"message": "Insufficient credits", "code": 402}}"#,
         None,
     );
-    assert_eq!(credit.reason, Reason::OutOfCredit);
+    assert_eq!(credit.reason, FailureReason::OutOfCredit);
     let of_choice = br#"{"choices": [{"index": 0, "error": {"code": 500, "message": "x"}, "finish_reason": "error"}]}"#;
-    assert_eq!(refused(of_choice, None).reason, Reason::ErrorInside);
-    let mut stream = Stream::new(&asking(Dialect::Openai, None), &call(Task::Answer));
+    assert_eq!(refused(of_choice, None).reason, FailureReason::ErrorInside);
+    let mut stream = Stream::new(&settings(Dialect::Openai, None), &call(CallTask::Answer));
     stream
         .feed(b"data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"Half\"}}]}\n\n")
         .unwrap();
     let failed = stream.feed(b"data: {\"error\":{\"message\":\"gone\",\"code\":500}}\n\n");
-    assert_eq!(failed.unwrap_err().reason, Reason::ErrorInside);
+    assert_eq!(failed.unwrap_err().reason, FailureReason::ErrorInside);
     // What came before is there to go on from.
     assert_eq!(stream.so_far().unwrap().answer, "Half");
 }
@@ -190,21 +204,21 @@ fn a_stream_that_ends_early_is_cut_and_its_cost_unknown() {
             "data: {{\"choices\":[{{\"index\":0,\"delta\":{{\"content\":\"{text}\"}},\"finish_reason\":{finish}}}],\"usage\":{{\"prompt_tokens\":5,\"completion_tokens\":1}}}}\n\n"
         )
     };
-    let new = || Stream::new(&asking(Dialect::Openai, None), &call(Task::Answer));
+    let new = || Stream::new(&settings(Dialect::Openai, None), &call(CallTask::Answer));
     let mut stream = new();
     stream.feed(piece("One", "null").as_bytes()).unwrap();
     stream.feed(b"data: {\"choices\":[{\"ind").unwrap();
     // A usage on the way is not the last one.
     assert_eq!(stream.billed(), None);
     assert_eq!(stream.so_far().unwrap().answer, "One");
-    assert_eq!(stream.finish().unwrap_err().reason, Reason::Cut);
+    assert_eq!(stream.finish().unwrap_err().reason, FailureReason::Cut);
     // Nothing at all, and nothing but the end.
-    assert_eq!(new().finish().unwrap_err().reason, Reason::Cut);
+    assert_eq!(new().finish().unwrap_err().reason, FailureReason::Cut);
     assert!(new().so_far().is_none());
     let mut only_done = new();
     only_done.feed(b"data: [DONE]\n\n").unwrap();
     assert!(only_done.is_done());
-    assert_eq!(only_done.finish().unwrap_err().reason, Reason::Cut);
+    assert_eq!(only_done.finish().unwrap_err().reason, FailureReason::Cut);
     // The end may be told by the reason alone, and by a line without its end.
     let mut stream = new();
     stream
@@ -223,7 +237,7 @@ fn a_stream_that_ends_early_is_cut_and_its_cost_unknown() {
     // A piece that is no JSON is the server's fault, not the line's.
     assert_eq!(
         new().feed(b"data: {]}\n\n").unwrap_err().reason,
-        Reason::Malformed
+        FailureReason::Malformed
     );
     // A server that does not stream is read too.
     let mut whole = new();
@@ -242,29 +256,29 @@ fn a_status_has_its_reason() {
         r#"{"error": {"message": "This model's maximum context length is 2048 tokens. However, your prompt contains at least 2049 input tokens", "type": "BadRequestError", "code": 400}}"#,
     ];
     for body in context {
-        assert_eq!(of(400, body), Reason::ContextTooLong, "{body}");
+        assert_eq!(of(400, body), FailureReason::ContextTooLong, "{body}");
     }
     for (status, reason) in [
-        (301, Reason::Redirected),
-        (400, Reason::BadRequest),
-        (401, Reason::Unauthorized),
-        (402, Reason::OutOfCredit),
-        (403, Reason::Forbidden),
-        (404, Reason::NotFound),
-        (408, Reason::RequestTimeout),
-        (413, Reason::BadRequest),
-        (422, Reason::BadRequest),
-        (429, Reason::RateLimited),
-        (500, Reason::ServerError),
-        (502, Reason::Overloaded),
-        (503, Reason::Overloaded),
-        (504, Reason::Overloaded),
-        (529, Reason::Overloaded),
+        (301, FailureReason::Redirected),
+        (400, FailureReason::BadRequest),
+        (401, FailureReason::Unauthorized),
+        (402, FailureReason::OutOfCredit),
+        (403, FailureReason::Forbidden),
+        (404, FailureReason::NotFound),
+        (408, FailureReason::RequestTimeout),
+        (413, FailureReason::BadRequest),
+        (422, FailureReason::BadRequest),
+        (429, FailureReason::RateLimited),
+        (500, FailureReason::ServerError),
+        (502, FailureReason::Overloaded),
+        (503, FailureReason::Overloaded),
+        (504, FailureReason::Overloaded),
+        (529, FailureReason::Overloaded),
     ] {
         assert_eq!(of(status, "no JSON"), reason, "{status}");
     }
     let quota = r#"{"error": {"message": "You exceeded your current quota", "type": "insufficient_quota", "code": "insufficient_quota"}}"#;
-    assert_eq!(of(429, quota), Reason::OutOfCredit);
+    assert_eq!(of(429, quota), FailureReason::OutOfCredit);
     let many = "line\none\u{7}".repeat(200);
     let shown = failure(400, None, many.as_bytes()).message;
     assert!(shown.len() <= 500 && !shown.contains(char::is_control));
@@ -303,18 +317,18 @@ fn what_is_gone_on_from_is_known_whole() {
             json!({"index": 0, "delta": {"content": text}, "logprobs": {"content": [entry]}});
         format!("data: {}\n\n", json!({"choices": [choice]}))
     };
-    let fed = |asking: &Asking| {
-        let mut stream = Stream::new(asking, &call(Task::Answer));
+    let fed = |settings: &RequestSettings| {
+        let mut stream = Stream::new(settings, &call(CallTask::Answer));
         stream.feed(piece("One", b"One").as_bytes()).unwrap();
         stream.feed(piece("", &[240, 159]).as_bytes()).unwrap();
         stream.so_far()
     };
-    let so_far = fed(&asking(Dialect::Vllm, Some(0))).unwrap();
+    let so_far = fed(&settings(Dialect::Vllm, Some(0))).unwrap();
     assert_eq!((so_far.answer.as_str(), so_far.tokens.len()), ("One", 1));
     // Text may be held back until it is known that no stop begins in it.
-    let stops = Asking {
+    let stops = RequestSettings {
         stop: vec!["END".into()],
-        ..asking(Dialect::Vllm, Some(0))
+        ..settings(Dialect::Vllm, Some(0))
     };
     assert!(fed(&stops).is_none());
 }

@@ -1,0 +1,51 @@
+use potstill_datasets::range::Count;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::Grader;
+
+/// `[grade]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct GradeSettings {
+    /// Comparison of an answer with the reference of its prompt.
+    pub grader: Grader,
+}
+
+/// `[eval]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct EvalSettings {
+    /// Number of bootstrap resamples for an interval.
+    #[serde(with = "Count")]
+    pub resamples: usize,
+    /// Lets every model answer the held-out prompts, and grades the answers. Default: no answers.
+    pub answers: Option<EvalAnswers>,
+}
+
+impl Default for EvalSettings {
+    fn default() -> Self {
+        EvalSettings {
+            resamples: 2000,
+            answers: None,
+        }
+    }
+}
+
+/// `answers` of `[eval]`: greedy answers to held-out prompts that have a reference.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct EvalAnswers {
+    /// Comparison of an answer with the reference of its prompt.
+    pub grader: Grader,
+    /// Longest answer, tokens.
+    #[serde(with = "Count")]
+    pub max_new_tokens: usize,
+    /// Prompts that a model answers at a time.
+    #[serde(with = "Count", default = "sixteen")]
+    pub batch: usize,
+}
+
+fn sixteen() -> usize {
+    16
+}

@@ -1,0 +1,53 @@
+//! The models of a run as the stages after training find them: their keys, their folders, their weights.
+
+use potstill_datasets::{RunModel, Variant};
+use potstill_model::{DType, Llama};
+
+use super::{Context, checkpoint, train};
+
+/// Returns the key that identifies a model's weights, for the key of a stage that reads them.
+pub(super) fn model_key(context: &Context, model: RunModel) -> anyhow::Result<String> {
+    let run = &context.run;
+    match model {
+        RunModel::Teacher => checkpoint::content_hash(&checkpoint::teacher(run)?),
+        RunModel::Base => train::start_key(run, 0),
+        RunModel::Trained(variant) => Ok(context
+            .dir
+            .require(&export_home(variant), "export", run)?
+            .content_hash()),
+    }
+}
+
+/// Loads a model as it is measured: the teacher in the type that its table names, the others in f32.
+pub(super) fn load(context: &Context, model: RunModel) -> anyhow::Result<Llama> {
+    let run = &context.run;
+    let (folder, dtype) = match model {
+        RunModel::Teacher => (
+            checkpoint::teacher(run)?,
+            checkpoint::dtype(checkpoint::teacher_table(run)?.dtype),
+        ),
+        RunModel::Base => return train::start(context, 0),
+        RunModel::Trained(variant) => (context.dir.path(&export_home(variant)), DType::F32),
+    };
+    Ok(potstill_model::load(&folder, dtype, &context.device)?)
+}
+
+/// Folder of an exported student, below the run directory.
+pub(super) fn export_home(variant: Variant) -> String {
+    format!("students/{variant}/export")
+}
+
+/// Folder of a model's values on held-out text, below the run directory.
+pub(super) fn heldout_home(model: RunModel) -> String {
+    format!("students/{model}/eval/heldout")
+}
+
+/// Folder of a model's graded answers, below the run directory.
+pub(super) fn answers_home(model: RunModel) -> String {
+    format!("students/{model}/eval/answers")
+}
+
+/// File of a model's figures as JSON. It is beside the folder of the table, so that other tools can read that folder.
+pub(super) fn results_file(home: &str) -> String {
+    format!("{home}_results.json")
+}

@@ -1,0 +1,64 @@
+use potstill_datasets::TemplateSource;
+use potstill_datasets::range::{Count, FilePath, Optional};
+use potstill_model::Config;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// The model that training starts from: the table `[student]` of the run file.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct StudentSettings {
+    /// Folder of the checkpoint that the student starts from. Default: the teacher's.
+    pub path: Option<FilePath>,
+    /// Chat template for a run without a teacher: `"plain"` or a `.jinja` file. Default: the checkpoint's own chat
+    /// template.
+    pub template: Option<TemplateSource>,
+    /// Layer pruning: keeps layers 0, n, 2n, … of the checkpoint.
+    #[serde(with = "Optional::<Count>")]
+    pub every: Option<usize>,
+    /// Random weights of this shape in place of the checkpoint's. The vocabulary is the checkpoint's.
+    pub random: Option<RandomShape>,
+}
+
+/// `random` of `[student]`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RandomShape {
+    /// Width of the model (hidden size).
+    #[serde(with = "Count")]
+    pub hidden_size: usize,
+    /// Width of the feed-forward layers.
+    #[serde(with = "Count")]
+    pub intermediate_size: usize,
+    /// Number of decoder layers.
+    #[serde(with = "Count")]
+    pub layers: usize,
+    /// Number of query heads.
+    #[serde(with = "Count")]
+    pub heads: usize,
+    /// Number of key and value heads. Default: the number of query heads.
+    #[serde(with = "Optional::<Count>", default)]
+    pub key_value_heads: Option<usize>,
+}
+
+impl RandomShape {
+    /// Number of key and value heads.
+    #[must_use]
+    pub fn key_value_heads(&self) -> usize {
+        self.key_value_heads.unwrap_or(self.heads)
+    }
+
+    /// The configuration of a model of this shape; all else is as in `checkpoint`.
+    #[must_use]
+    pub fn config(&self, checkpoint: Config) -> Config {
+        Config {
+            hidden_size: self.hidden_size,
+            intermediate_size: self.intermediate_size,
+            num_hidden_layers: self.layers,
+            num_attention_heads: self.heads,
+            num_key_value_heads: self.key_value_heads(),
+            head_dim: self.hidden_size / self.heads,
+            ..checkpoint
+        }
+    }
+}

@@ -1,0 +1,250 @@
+//! N steps are k steps, a stop, and N − k steps: bit for bit.
+
+use std::ops::ControlFlow;
+use std::path::Path;
+
+use burn::tensor::DType;
+use potstill_datasets::Signal;
+use potstill_model::{Llama, Parameter, named_parameters};
+use potstill_student::{Arm, Error, Overlong, Settings, Trained, evaluate, train};
+
+use crate::support::{settings, signals, tiny};
+
+fn run(
+    dir: &Path,
+    data: &[Signal],
+    arm: Arm,
+    settings: &Settings,
+    stop_at: u64,
+) -> Result<Trained, Error> {
+    let mut row = |index: usize| Ok(data[index].clone());
+    let mut on_step = |line: &potstill_student::StepMetrics| match line.step == stop_at {
+        true => ControlFlow::Break(()),
+        false => ControlFlow::Continue(()),
+    };
+    train(
+        tiny(DType::F32),
+        &mut row,
+        data.len(),
+        arm,
+        settings,
+        dir,
+        &mut on_step,
+    )
+}
+
+/// The steps of an event file, by walking its records: 8 bytes of length, 4 of checksum, the event (9
+/// bytes of time, then the step's key and number), 4 of checksum. The first record is the file's version.
+fn event_steps(dir: &Path) -> Vec<u64> {
+    let bytes = std::fs::read(dir.join("tensorboard/events.out.tfevents.potstill")).unwrap();
+    let mut steps = Vec::new();
+    let mut rest = bytes.as_slice();
+    while !rest.is_empty() {
+        let length = u64::from_le_bytes(rest[..8].try_into().unwrap()) as usize;
+        let event = &rest[12..12 + length];
+        if event[9] == 0x10 {
+            // No test takes 128 steps, so one byte holds the number.
+            steps.push(u64::from(event[10]));
+        }
+        rest = &rest[16 + length..];
+    }
+    steps
+}
+
+fn checkpoints(dir: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(dir.join("checkpoints")).unwrap();
+    let mut names: Vec<String> = entries
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
+}
+
+fn bits(model: &Llama) -> Vec<u32> {
+    let numbers = |(_, parameter): (String, Parameter)| match parameter {
+        Parameter::Matrix(tensor) => tensor.into_data().iter::<f32>().collect::<Vec<_>>(),
+        Parameter::Vector(tensor) => tensor.into_data().iter::<f32>().collect::<Vec<_>>(),
+    };
+    named_parameters(model)
+        .into_iter()
+        .flat_map(numbers)
+        .map(f32::to_bits)
+        .collect()
+}
+
+#[test]
+fn stopping_and_going_on_gives_the_same_weights() {
+    let data = signals(9, 47, 31);
+    let packed = Settings {
+        packing: true,
+        ..settings()
+    };
+    for (arm, settings) in [
+        (Arm::Student, settings()),
+        (Arm::Sft, settings()),
+        (Arm::Shuffled, settings()),
+        (Arm::Student, packed),
+    ] {
+        let whole_dir = tempfile::tempdir().unwrap();
+        let whole = run(whole_dir.path(), &data, arm, &settings, 0).unwrap();
+        assert!(whole.finished && whole.step == 6);
+        for stop_at in 1..6 {
+            let dir = tempfile::tempdir().unwrap();
+            let part = run(dir.path(), &data, arm, &settings, stop_at).unwrap();
+            assert!(!part.finished && part.step == stop_at);
+            let rest = run(dir.path(), &data, arm, &settings, 0).unwrap();
+            assert!(rest.finished);
+            assert_eq!(
+                bits(&rest.model),
+                bits(&whole.model),
+                "{arm:?}, stopped after {stop_at}"
+            );
+            let lines = std::fs::read_to_string(dir.path().join("metrics.jsonl")).unwrap();
+            assert_eq!(lines.lines().count(), 6);
+            assert_eq!(event_steps(dir.path()), [1, 2, 3, 4, 5, 6]);
+        }
+    }
+}
+
+#[test]
+fn a_lost_stretch_is_trained_again() {
+    let data = signals(9, 47, 31);
+    let whole_dir = tempfile::tempdir().unwrap();
+    let whole = run(whole_dir.path(), &data, Arm::Student, &settings(), 0).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    run(dir.path(), &data, Arm::Student, &settings(), 3).unwrap();
+    // As after kill -9: the newest checkpoint is of step 2, with a line too many and a torn folder.
+    std::fs::remove_dir_all(dir.path().join("checkpoints/step-00000003")).unwrap();
+    std::fs::create_dir(dir.path().join("checkpoints/.step-00000004.tmp")).unwrap();
+    std::fs::create_dir(dir.path().join("checkpoints/.step-00000001.old")).unwrap();
+    let rest = run(dir.path(), &data, Arm::Student, &settings(), 0).unwrap();
+    assert_eq!(bits(&rest.model), bits(&whole.model));
+    assert_eq!(checkpoints(dir.path()), ["step-00000004", "step-00000006"]);
+    // As after kill -9 when all is trained, and an old checkpoint not yet deleted.
+    std::fs::create_dir(dir.path().join("checkpoints/step-00000002")).unwrap();
+    let again = run(dir.path(), &data, Arm::Student, &settings(), 0).unwrap();
+    assert_eq!(bits(&again.model), bits(&whole.model));
+    assert_eq!(checkpoints(dir.path()), ["step-00000004", "step-00000006"]);
+    let lines = std::fs::read_to_string(dir.path().join("metrics.jsonl")).unwrap();
+    assert_eq!(lines.lines().count(), 6);
+    assert_eq!(event_steps(dir.path()), [1, 2, 3, 4, 5, 6]);
+}
+
+#[test]
+fn other_settings_and_damage_are_said() {
+    let data = signals(5, 47, 31);
+    let dir = tempfile::tempdir().unwrap();
+    run(dir.path(), &data, Arm::Student, &settings(), 2).unwrap();
+    let other = Settings {
+        learning_rate: 1.0,
+        ..settings()
+    };
+    let error = run(dir.path(), &data, Arm::Student, &other, 0)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("learning_rate") && error.contains("state.json"),
+        "{error}"
+    );
+    // A setting that is stored only where it is on, on either side.
+    let packed = Settings {
+        packing: true,
+        ..settings()
+    };
+    let packed_dir = tempfile::tempdir().unwrap();
+    run(packed_dir.path(), &data, Arm::Student, &packed, 2).unwrap();
+    for (dir, other) in [(&dir, &packed), (&packed_dir, &settings())] {
+        let error = run(dir.path(), &data, Arm::Student, other, 0)
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("(packing)"), "{error}");
+    }
+    let error = run(dir.path(), &data, Arm::Sft, &settings(), 0)
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("method"), "{error}");
+    let moments = dir
+        .path()
+        .join("checkpoints/step-00000002/optimizer.safetensors");
+    let bytes = std::fs::read(&moments).unwrap();
+    std::fs::write(&moments, &bytes[..bytes.len() / 2]).unwrap();
+    let error = run(dir.path(), &data, Arm::Student, &settings(), 0)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("optimizer.safetensors") && error.contains("the one before"),
+        "{error}"
+    );
+}
+
+#[test]
+fn rows_over_the_length_are_dropped_or_cut_and_counted() {
+    let data = signals(12, 47, 31);
+    let dir = tempfile::tempdir().unwrap();
+    let over = data
+        .iter()
+        .filter(|signal| signal.token_ids.len() > 12)
+        .count() as u64;
+    assert!(over > 0 && over < 12);
+    let short = Settings {
+        max_length: 12,
+        steps: 1,
+        ..settings()
+    };
+    let trained = run(dir.path(), &data, Arm::Student, &short, 0).unwrap();
+    assert_eq!((trained.overlong.dropped, trained.overlong.cut), (over, 0));
+    let dir = tempfile::tempdir().unwrap();
+    let short = Settings {
+        overlong: Overlong::Cut,
+        ..short
+    };
+    let trained = run(dir.path(), &data, Arm::Student, &short, 0).unwrap();
+    assert_eq!(trained.overlong.dropped + trained.overlong.cut, over);
+    let none = Settings {
+        max_length: 1,
+        overlong: Overlong::Drop,
+        ..short
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let error = run(dir.path(), &data, Arm::Student, &none, 0)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("12 rows") && error.contains("max_length"),
+        "{error}"
+    );
+}
+
+#[test]
+fn an_id_outside_the_vocabulary_is_an_error() {
+    let data = signals(4, 60, 31);
+    let dir = tempfile::tempdir().unwrap();
+    let error = run(dir.path(), &data, Arm::Student, &settings(), 0)
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("vocabulary of 47"), "{error}");
+}
+
+#[test]
+fn training_brings_the_held_out_values_down() {
+    let data = signals(8, 47, 31);
+    let values = |model: &Llama| {
+        let mut row = |index: usize| Ok(data[index].clone());
+        let mut on_row = |_| ControlFlow::Continue(());
+        let values = evaluate(model, &mut row, data.len(), 5, &mut on_row)
+            .unwrap()
+            .unwrap();
+        values.iter().map(|v| v.kl_nats).sum::<f64>()
+            / values.iter().map(|v| f64::from(v.tokens)).sum::<f64>()
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let long = Settings {
+        steps: 40,
+        checkpoint_every: 100,
+        ..settings()
+    };
+    let trained = run(dir.path(), &data, Arm::Student, &long, 0).unwrap();
+    let (before, after) = (values(&tiny(DType::F32)), values(&trained.model));
+    println!("KL {before:.3} → {after:.3} nats per token");
+    assert!(after < 0.7 * before);
+}

@@ -1,0 +1,183 @@
+//! Models and signals that the tests share.
+
+use std::path::PathBuf;
+
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use potstill_datasets::{Signal, SignalRow};
+use potstill_model::{Config, Llama, Parameter};
+use potstill_student::{Form, Gradients, Objective, Overlong, Settings};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+/// A file or folder below `POTSTILL_REAL`, or a word on stderr that the test was skipped.
+pub(crate) fn real(path: &str) -> Option<PathBuf> {
+    let Some(root) = std::env::var_os("POTSTILL_REAL") else {
+        eprintln!("skipped: POTSTILL_REAL is not set");
+        return None;
+    };
+    let path = PathBuf::from(root).join(path);
+    if !path.exists() {
+        eprintln!("skipped: {} is not there", path.display());
+        return None;
+    }
+    Some(path)
+}
+
+pub(crate) fn settings() -> Settings {
+    Settings {
+        steps: 6,
+        batch: 4,
+        micro_batch: 2,
+        packing: false,
+        learning_rate: 1e-2,
+        warmup: 2,
+        min_learning_rate: 0.0,
+        weight_decay: 0.01,
+        clip: 1.0,
+        objective: Objective::mixed(0.7, 0.3),
+        form: Form::Fused,
+        max_length: 64,
+        overlong: Overlong::Drop,
+        checkpoint_every: 2,
+        chunk_rows: 7,
+        seed: 5,
+        ..Settings::default()
+    }
+}
+
+/// Two layers, grouped queries, a tied head, 47 tokens.
+pub(crate) fn tiny(dtype: DType) -> Llama {
+    let config = r#"{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 47,
+        "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "head_dim": 4, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
+        "max_position_embeddings": 64, "hidden_act": "silu", "tie_word_embeddings": true,
+        "bos_token_id": 1, "eos_token_id": 2}"#;
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("config.json"), config).unwrap();
+    let config = Config::from_dir(dir.path()).unwrap();
+    let model = Llama::init(&config, 3, dtype, &Device::flex()).unwrap();
+    // Weights of standard deviation 0.02 give a student that is nearly uniform; larger ones test more.
+    larger(model)
+}
+
+fn larger(model: Llama) -> Llama {
+    struct Scale;
+    impl potstill_model::MapParameters for Scale {
+        fn matrix(&mut self, _: &str, tensor: Tensor<2>) -> Tensor<2> {
+            tensor * 15.0
+        }
+        fn vector(&mut self, _: &str, tensor: Tensor<1>) -> Tensor<1> {
+            tensor
+        }
+    }
+    potstill_model::map_parameters(model, &mut Scale)
+}
+
+/// Signals with ragged lengths, masks and supports; each is a valid coarse distribution.
+pub(crate) fn signals(count: usize, vocab: u32, seed: u64) -> Vec<Signal> {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    (0..count).map(|i| signal(i, vocab, &mut rng)).collect()
+}
+
+fn signal(index: usize, vocab: u32, rng: &mut ChaCha8Rng) -> Signal {
+    let len = rng.random_range(5..24);
+    let token_ids: Vec<u32> = (0..len).map(|_| rng.random_range(0..vocab)).collect();
+    let prompt = rng.random_range(1..len - 2);
+    let loss_mask: Vec<bool> = (0..len).map(|t| t >= prompt).collect();
+    let rows = (prompt..len)
+        .map(|t| row(token_ids[t], vocab, rng))
+        .collect();
+    Signal {
+        prompt_id: format!("p{index}"),
+        sample_index: 0,
+        token_ids,
+        loss_mask,
+        rows,
+        provenance: 0,
+    }
+}
+
+fn row(realised: u32, vocab: u32, rng: &mut ChaCha8Rng) -> SignalRow {
+    let mut ids = vec![realised];
+    while ids.len() < 3 + (realised as usize % 4) {
+        let id = rng.random_range(0..vocab);
+        if !ids.contains(&id) {
+            ids.push(id);
+        }
+    }
+    let weights: Vec<f64> = ids.iter().map(|_| rng.random_range(0.1..1.0)).collect();
+    let tail = rng.random_range(0.05..0.5);
+    let total: f64 = weights.iter().sum::<f64>() + tail;
+    let mut pairs: Vec<(f32, u32)> = weights
+        .iter()
+        .zip(&ids)
+        .map(|(w, &id)| ((w / total).ln() as f32, id))
+        .collect();
+    pairs.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+    SignalRow {
+        ids: pairs.iter().map(|pair| pair.1).collect(),
+        logprobs: pairs.iter().map(|pair| pair.0).collect(),
+        tail_logprob: (tail / total).ln() as f32,
+        entropy: 1.0,
+        log_z_at: Vec::new(),
+        draw_ids: Vec::new(),
+        draw_counts: Vec::new(),
+    }
+}
+
+/// Log-probabilities [n][v] of a model over each position of sequences of equal length, in f64.
+pub(crate) fn log_probs(model: &Llama, sequences: &[Vec<u32>]) -> Vec<Vec<f64>> {
+    let t = sequences[0].len();
+    let ids: Vec<i32> = sequences.iter().flatten().map(|&id| id as i32).collect();
+    let ids_bt = Tensor::<2, Int>::from_data(
+        TensorData::new(ids, [sequences.len(), t]),
+        (&model.device(), DType::I32),
+    );
+    let hidden_btd = model.hidden(ids_bt);
+    let [b, t, d] = hidden_btd.dims();
+    let logits_nv = model.logits(hidden_btd.reshape([b * t, d]));
+    let [_, v] = logits_nv.dims();
+    let logits: Vec<f64> = logits_nv.into_data().iter::<f64>().collect();
+    let normalised = |row: &[f64]| {
+        let max = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let log_z = max + row.iter().map(|z| (z - max).exp()).sum::<f64>().ln();
+        row.iter().map(|z| z - log_z).collect()
+    };
+    logits.chunks(v).map(normalised).collect()
+}
+
+/// A row with the k likeliest tokens as support, the rest as tail.
+pub(crate) fn top_k(log_p: &[f64], k: usize) -> SignalRow {
+    let mut ids: Vec<u32> = (0..log_p.len() as u32).collect();
+    ids.sort_by(|&a, &b| {
+        log_p[b as usize]
+            .total_cmp(&log_p[a as usize])
+            .then(a.cmp(&b))
+    });
+    let tail: f64 = ids[k..].iter().map(|&id| log_p[id as usize].exp()).sum();
+    ids.truncate(k);
+    SignalRow {
+        logprobs: ids.iter().map(|&id| log_p[id as usize] as f32).collect(),
+        ids,
+        tail_logprob: tail.ln() as f32,
+        entropy: 1.0,
+        log_z_at: Vec::new(),
+        draw_ids: Vec::new(),
+        draw_counts: Vec::new(),
+    }
+}
+
+pub(crate) fn flat(gradients: &Gradients) -> Vec<f64> {
+    let numbers = |parameter: &Parameter| match parameter {
+        Parameter::Matrix(tensor) => tensor.to_data().iter::<f64>().collect::<Vec<_>>(),
+        Parameter::Vector(tensor) => tensor.to_data().iter::<f64>().collect(),
+    };
+    gradients.values().flat_map(numbers).collect()
+}
+
+/// ‖a − b‖ / ‖b‖.
+pub(crate) fn relative(a: &[f64], b: &[f64]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|x| x * x).sum::<f64>().sqrt();
+    norm(&mut a.iter().zip(b).map(|(x, y)| x - y)) / norm(&mut b.iter().copied())
+}

@@ -1,0 +1,193 @@
+//! Who is asked, how much at once, and when a collection ends before its calls do.
+
+use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use potstill_teacher::Error;
+use potstill_teacher::http::{CallEvent, CollectionEnd, Endpoint, FailureReason, collect};
+
+use super::server::{Fault, Plan, fault};
+use super::support::{call, endpoint, key, run, run_until, settings, start};
+
+#[test]
+fn a_wrong_key_ends_the_collection_and_no_call_lands() {
+    let running = start(Plan {
+        faulty: 1.0,
+        faults: vec![Fault::Status(401)],
+        ..Plan::default()
+    });
+    let mut settings = settings(running.server.url());
+    settings.attempts = 100;
+    let came = run(&settings, 1_000);
+    assert!(
+        matches!(&came.ended, Ok(CollectionEnd::EndpointsDown { last }) if last.reason == FailureReason::Unauthorized),
+        "{:?}",
+        came.ended
+    );
+    assert!(came.landed.is_empty());
+    assert!(
+        (8..=40).contains(&came.sent.len()),
+        "{} requests",
+        came.sent.len()
+    );
+}
+
+#[test]
+fn a_server_that_is_not_there_ends_the_collection_and_no_call_lands() {
+    // Nothing listens where a listener was.
+    let gone = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/v1", gone.local_addr().unwrap());
+    drop(gone);
+    let came = run(&settings(url), 1_000);
+    assert!(
+        matches!(&came.ended, Ok(CollectionEnd::EndpointsDown { last }) if last.reason == FailureReason::Connect),
+        "{:?}",
+        came.ended
+    );
+    assert!(came.landed.is_empty());
+    assert!(came.attempts.iter().all(|a| a.usd == 0.0));
+}
+
+#[test]
+fn what_one_endpoint_refuses_another_answers() {
+    let good = start(Plan::default());
+    let bad = start(Plan {
+        faulty: 1.0,
+        faults: vec![Fault::Status(403)],
+        ..Plan::default()
+    });
+    let mut settings = settings(good.server.url());
+    settings.endpoints.push(Endpoint {
+        name: "bad".into(),
+        ..endpoint(bad.server.url())
+    });
+    let came = run(&settings, 300);
+    assert_eq!(came.ended.as_ref().unwrap(), &CollectionEnd::Finished);
+    assert_eq!(came.answers(), 300);
+    assert!(came.sent.iter().any(|s| s.endpoint == "bad"));
+}
+
+#[test]
+fn retry_after_is_waited_for() {
+    let plan = Plan {
+        faulty: 0.5,
+        faults: vec![Fault::RetryAfter(1)],
+        ..Plan::default()
+    };
+    // A prompt whose first request alone is refused.
+    let n = (1..)
+        .find(|&n| fault(&plan, key(n), 1).is_some() && fault(&plan, key(n), 2).is_none())
+        .unwrap();
+    let running = start(plan);
+    let mut calls = Some(call(n));
+    let times = std::sync::Mutex::new(Vec::new());
+    let ended = collect(
+        &settings(running.server.url()),
+        &mut || Ok(calls.take()),
+        &|s| {
+            times.lock().unwrap().push(s.sent_unix_ms);
+            Ok(())
+        },
+        &mut |_| Ok(ControlFlow::Continue(())),
+        &mut |_| {},
+        &|| false,
+    );
+    assert_eq!(ended.unwrap(), CollectionEnd::Finished);
+    let times = times.into_inner().unwrap();
+    assert_eq!(times.len(), 2);
+    assert!(times[1] - times[0] >= 990, "{times:?}");
+}
+
+#[test]
+fn no_more_than_allowed_are_in_flight_and_all_of_it_is_used() {
+    let running = start(Plan {
+        latency: Duration::from_millis(30),
+        ..Plan::default()
+    });
+    let mut settings = settings(running.server.url());
+    settings.endpoints[0].max_in_flight = 40;
+    let came = run(&settings, 400);
+    assert_eq!(came.answers(), 400);
+    let most = running.server.counts().in_flight_most;
+    assert!((30..=40).contains(&most), "{most}");
+}
+
+#[test]
+fn a_wish_to_stop_lets_what_is_under_way_land() {
+    let running = start(Plan {
+        latency: Duration::from_millis(20),
+        ..Plan::default()
+    });
+    let came = run_until(&settings(running.server.url()), 1_000_000, |landed| {
+        landed >= 100
+    });
+    assert_eq!(came.ended.unwrap(), CollectionEnd::Stopped);
+    assert_eq!(came.landed.len(), came.sent.len());
+    let counts = running.server.counts();
+    assert_eq!(
+        (counts.answers, counts.in_flight),
+        (came.sent.len() as u64, 0)
+    );
+}
+
+#[test]
+fn what_the_caller_says_ends_the_collection() {
+    let running = start(Plan::default());
+    let settings = settings(running.server.url());
+    let landed = AtomicU64::new(0);
+    let run = |at_call: u64, at_landing: u64, at_sending: u64| {
+        landed.store(0, Ordering::Relaxed);
+        let mut n = 0;
+        let sent = AtomicU64::new(0);
+        collect(
+            &settings,
+            &mut || {
+                n += 1;
+                if n == at_call {
+                    Err("no more to read".into())
+                } else {
+                    Ok(Some(call(n)))
+                }
+            },
+            &|_| {
+                if sent.fetch_add(1, Ordering::Relaxed) + 1 == at_sending {
+                    return Err(std::io::Error::other("the disk is full"));
+                }
+                Ok(())
+            },
+            &mut |events| {
+                let here = events
+                    .iter()
+                    .filter(|e| matches!(e, CallEvent::Completed(_)))
+                    .count();
+                let all = landed.fetch_add(here as u64, Ordering::Relaxed) + here as u64;
+                Ok(if all >= at_landing {
+                    ControlFlow::Break("enough".into())
+                } else {
+                    ControlFlow::Continue(())
+                })
+            },
+            &mut |_| {},
+            &|| false,
+        )
+    };
+    let never = u64::MAX;
+    assert_eq!(
+        run(never, 10, never).unwrap(),
+        CollectionEnd::StoppedByCaller {
+            why: "enough".into()
+        }
+    );
+    assert!(matches!(run(500, never, never), Err(Error::Caller { .. })));
+    assert!(
+        landed.load(Ordering::Relaxed) > 0,
+        "what was under way landed"
+    );
+    assert!(matches!(run(never, never, 50), Err(Error::Caller { .. })));
+    assert_eq!(
+        landed.load(Ordering::Relaxed),
+        49,
+        "what was noted was sent, and landed"
+    );
+}
