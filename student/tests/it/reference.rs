@@ -80,7 +80,7 @@ fn at_logits(logits_nv: &Tensor<2>, rows: &[SignalRow], objective: &Objective) -
         Tensor::<2, Int>::from_data(TensorData::new(ids, [n, k]), (&device, DType::I32));
     let head = LogitTransform {
         temperature: objective.temperature,
-        ..Head::default()
+        ..LogitTransform::default()
     };
     let stats = row_stats(leaf_nv.clone(), support_nk, &head, LogQSum::Omitted);
     let (log_p_nk, log_q_nk) = objective.tail.apply(log_p_nk, stats.log_q_nk());
