@@ -11,10 +11,10 @@ use std::path::Path;
 
 use potstill::datasets::{Signal, Table};
 use potstill::model::{Config, DType, Device, Llama, Tensor};
-use potstill::student::check::{Case, check_loss, trainer};
-use potstill::student::loss::{Custom, Divergence};
+use potstill::student::check::{LossCase, check_loss, trainer};
+use potstill::student::loss::{CustomDivergence, Divergence};
 use potstill::student::{Arm, Objective, Settings, evaluate, train};
-use potstill::{Context, Options, stages};
+use potstill::{Context, RunOptions, stages};
 
 /// The triangular discrimination Σ (p − q)² / (p + q), by row (Le Cam 1986): near q = p what forward KL
 /// is, and at most 2. `log_p_nk` and `log_q_nk` are [n, k+1]: a column for each token of the teacher's
@@ -28,16 +28,16 @@ fn triangular(log_p_nk: Tensor<2>, log_q_nk: Tensor<2>) -> Tensor<1> {
 }
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let own = Divergence::Custom(Custom {
+    let own = Divergence::Custom(CustomDivergence {
         name: "triangular".to_owned(),
         function: Some(triangular),
     });
 
     // Does the trainer minimise what the function says?
-    let case = Case::random(1.0, &Device::flex())?;
+    let case = LossCase::random(1.0, &Device::flex())?;
     for check in check_loss(&Objective::of(own.clone()), &case, &trainer)? {
         let verdict = if check.passed() { "ok" } else { "FAILED" };
-        println!("{verdict:<8}{:.1e}  {}", check.worst, check.what);
+        println!("{verdict:<8}{:.1e}  {}", check.difference, check.comparison);
     }
 
     let here = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");
@@ -85,10 +85,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
 /// Asks the quickstart's teacher 300 problems.
 fn signals(file: &Path, run_dir: &Path) -> Result<Vec<Signal>, Box<dyn std::error::Error>> {
-    let options = Options {
+    let options = RunOptions {
         run_dir: Some(run_dir.to_path_buf()),
         limit: Some(300),
-        ..Options::default()
+        ..RunOptions::default()
     };
     let context = Context::open(file, &options)?;
     stages::import::import(&context)?;

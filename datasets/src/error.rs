@@ -476,6 +476,40 @@ pub enum Error {
     /// An order over nothing.
     #[error("there are no rows to draw from")]
     NoRows,
+
+    // ---- store ----
+    /// Two units have the same name.
+    #[error("two prompts have the same id\nhint: run `import` again, which merges them")]
+    DuplicateUnit,
+    /// A store cannot address this much.
+    #[error("{what}, which is more than a store can hold\nhint: split the run in two")]
+    StoreLimit {
+        /// What exceeds the limit.
+        what: &'static str,
+    },
+    /// The files of a store are not those that were opened.
+    #[error(
+        "the journal or a published folder changed while it was read\nhint: let no other program write to the run directory, and run again"
+    )]
+    StoreChanged,
+    /// A unit has no entry when its shard is written.
+    #[error(
+        "there is no entry for sample {sample_index} of prompt {prompt_id}\nhint: run the stage again, which asks for what is missing"
+    )]
+    MissingUnit {
+        /// The prompt's id.
+        prompt_id: String,
+        /// Which sample of the prompt.
+        sample_index: u32,
+    },
+    /// An answer has no prompt.
+    #[error(
+        "`prompts/` has no prompt {prompt_id}, or not in the order of `completions/`\nhint: run `collect` again, which publishes the answers to the present prompts"
+    )]
+    PromptMissing {
+        /// The prompt's id.
+        prompt_id: String,
+    },
 }
 
 impl Error {

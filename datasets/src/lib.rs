@@ -2,6 +2,7 @@
 
 mod align;
 mod answer;
+mod answered;
 mod batch;
 mod chat;
 mod curate;
@@ -9,7 +10,6 @@ mod encode;
 mod error;
 mod float_type;
 mod import;
-mod journal;
 mod manifest;
 mod mask;
 mod pack;
@@ -20,6 +20,7 @@ mod records;
 mod schema;
 mod signal;
 mod spelling;
+mod store;
 mod table;
 mod template;
 mod token_bytes;
@@ -28,6 +29,7 @@ mod variant;
 
 pub use crate::align::{Span, TextsDiffer, align, ids_by_bytes};
 pub use crate::answer::encode_answer;
+pub use crate::answered::{PromptedAnswer, PromptedAnswers};
 pub use crate::batch::Order;
 pub use crate::curate::{CurateSettings, KeptAnswers, WrongAnswers};
 pub use crate::encode::{Encoded, Reasoning, encode_conversation, prompt_ids, split_reasoning};
@@ -36,7 +38,6 @@ pub use crate::float_type::FloatType;
 pub use crate::import::{
     AnswerSource, Columns, Detected, ImportSettings, Imported, Place, detect_columns, import,
 };
-pub use crate::journal::{FrameSpan, Journal};
 pub use crate::manifest::{
     FileHash, Manifest, canonical_json, hash_file, hash_files, manifest_path, replace_file,
     stage_key,
@@ -46,14 +47,19 @@ pub use crate::pack::pack;
 pub use crate::parquet::{
     Footer, PROMPTS_PER_SHARD, ShardWriter, read_footer, shard_name, shards, write_shard,
 };
-pub use crate::reader::{Rows, read_shard};
+pub use crate::reader::{FolderRows, ShardRows, read_shard, row_count};
 pub use crate::records::{
-    CONFIDENCE_BINS, Completion, Dropped, Failed, FinishReason, Message, Prompt, Provenance, Role,
-    SampledToken, Selected, SequenceValues, TaskSample, ToolCall, TopToken, Usage, Verdict,
+    CONFIDENCE_BINS, Completion, Dropped, Failed, FinishReason, Message, NO_SIGNAL, Prompt,
+    Provenance, Role, SampledToken, Selected, SequenceValues, TaskSample, ToolCall, TopToken,
+    Usage, Verdict,
 };
 pub use crate::schema::{PROVENANCE_KEY, Record, SCHEMA_KEY, SCHEMA_VERSION};
 pub use crate::signal::{MASS_TOLERANCE, Signal, SignalRow};
 pub use crate::spelling::Spelling;
+pub use crate::store::{
+    Answer, Entry, FrameSpan, Journal, Published, Store, StoredRecord, Tables, Tally, UnitIndex,
+    publish_answers, publish_signals,
+};
 pub use crate::table::Table;
 pub use crate::template::{ChatTemplate, RenderOptions, Rendered, TemplateSource};
 pub use crate::tokenizer::{SpecialTokens, Tokenizer};

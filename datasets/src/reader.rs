@@ -1,4 +1,4 @@
-//! Reading shards: checked on opening, then a batch in memory at a time.
+//! Reading shards: each is checked when it is opened, and then one batch at a time is in memory.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -10,7 +10,9 @@ use ::parquet::errors::ParquetError;
 use arrow::array::RecordBatch;
 
 use crate::error::Error;
-use crate::parquet::{BATCH_ROWS, Footer, check_provenance, decode, footer, reader_options};
+use crate::parquet::{
+    BATCH_ROWS, Footer, check_provenance, decode, footer, read_footer, reader_options, shards,
+};
 use crate::schema::{Record, check_columns};
 
 /// A shard whose footer and columns have been checked.
@@ -33,7 +35,7 @@ impl OpenShard {
         })
     }
 
-    /// Batches of the whole shard, or of one row group.
+    /// Decodes the whole shard or one row group, `rows` rows at a time.
     pub(crate) fn batches(
         &self,
         group: Option<usize>,
@@ -49,7 +51,7 @@ impl OpenShard {
         decode(&self.path, || builder.with_batch_size(rows).build())
     }
 
-    /// The pages hold fewer rows than the footer says.
+    /// The error that the pages hold fewer rows than the footer says.
     pub(crate) fn ends_early(&self, found: usize, expected: usize) -> Error {
         let source = ParquetError::EOF(format!("{found} of {expected} rows"));
         Error::DamagedShard {
@@ -62,12 +64,12 @@ impl OpenShard {
 /// Reads the rows of a shard in order, a batch of 32 in memory at a time.
 ///
 /// # Errors
-/// As [`read_footer`](crate::read_footer), and [`Error::InFile`] where the columns are not those of `R`. An item is an error where a page
-/// is damaged or a row's content is not legal; it is the last.
-pub fn read_shard<R: Record>(path: &Path) -> Result<Rows<R>, Error> {
+/// As [`read_footer`], and [`Error::InFile`] if the columns are not those of `R`. An item is an error if a page is
+/// damaged or the content of a row is not valid; that item is the last.
+pub fn read_shard<R: Record>(path: &Path) -> Result<ShardRows<R>, Error> {
     let shard = OpenShard::open::<R>(path)?;
     let batches = shard.batches(None, BATCH_ROWS)?;
-    Ok(Rows {
+    Ok(ShardRows {
         shard,
         batches: Some(batches),
         first_row: 0,
@@ -76,23 +78,23 @@ pub fn read_shard<R: Record>(path: &Path) -> Result<Rows<R>, Error> {
 }
 
 /// The rows of a shard, from [`read_shard`].
-pub struct Rows<R> {
+pub struct ShardRows<R> {
     shard: OpenShard,
-    /// Nothing after the end or an error.
+    /// The remaining batches; `None` after the end or an error.
     batches: Option<ParquetRecordBatchReader>,
-    /// Row in the file of the next batch's first row.
+    /// Row in the file of the first row of the next batch.
     first_row: usize,
     rows: std::vec::IntoIter<R>,
 }
 
-impl<R> Rows<R> {
-    /// What the shard's footer says.
+impl<R> ShardRows<R> {
+    /// The shard's footer.
     pub fn footer(&self) -> &Footer {
         &self.shard.footer
     }
 }
 
-impl<R: Record> Iterator for Rows<R> {
+impl<R: Record> Iterator for ShardRows<R> {
     type Item = Result<R, Error>;
 
     fn next(&mut self) -> Option<Self::Item> {
@@ -127,7 +129,59 @@ impl<R: Record> Iterator for Rows<R> {
     }
 }
 
-/// The rows of a batch that begins at `first_row` of the shard.
+/// The rows of all shards of a folder in order, 32 in memory at a time.
+pub struct FolderRows<R> {
+    shards: std::vec::IntoIter<PathBuf>,
+    rows: Option<ShardRows<R>>,
+}
+
+impl<R: Record> FolderRows<R> {
+    /// Lists the shards of a folder; each is opened when its turn comes.
+    ///
+    /// # Errors
+    /// As [`shards`]. An item is an error as in [`read_shard`].
+    pub fn open(dir: &Path) -> Result<FolderRows<R>, Error> {
+        Ok(FolderRows {
+            shards: shards(dir)?.into_iter(),
+            rows: None,
+        })
+    }
+
+    /// The footer of the shard that the last row came from.
+    pub fn footer(&self) -> Option<&Footer> {
+        self.rows.as_ref().map(ShardRows::footer)
+    }
+}
+
+impl<R: Record> Iterator for FolderRows<R> {
+    type Item = Result<R, Error>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            if let Some(row) = self.rows.as_mut().and_then(Iterator::next) {
+                return Some(row);
+            }
+            match read_shard::<R>(&self.shards.next()?) {
+                Ok(rows) => self.rows = Some(rows),
+                Err(error) => return Some(Err(error)),
+            }
+        }
+    }
+}
+
+/// Number of rows of all shards of a folder, by their footers.
+///
+/// # Errors
+/// As [`shards`] and [`read_footer`].
+pub fn row_count(dir: &Path) -> Result<usize, Error> {
+    let mut count = 0;
+    for shard in shards(dir)? {
+        count += read_footer(&shard)?.rows;
+    }
+    Ok(count)
+}
+
+/// Converts a batch whose first row is row `first_row` of the shard.
 pub(crate) fn rows_of<R: Record>(
     shard: &OpenShard,
     batch: &RecordBatch,

@@ -303,6 +303,9 @@ pub struct Dropped {
     pub reason: String,
 }
 
+/// Reason of an answer whose distributions could not be made, in [`Failed::reason`].
+pub const NO_SIGNAL: &str = "no_signal";
+
 /// An answer that a teacher did not give, or one whose distributions could not be made.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failed {

@@ -6,11 +6,11 @@ use anyhow::bail;
 use potstill_datasets::{Signal, manifest_path};
 use potstill_model::Device;
 use potstill_student::Objective;
-use potstill_student::check::{Case, Check, check_loss as check, trainer};
+use potstill_student::check::{LossCase, LossCheck, check_loss as check, trainer};
 
 use super::rows::Rows;
-use super::{Context, Options, Outcome, device, run_dir_path, train};
-use crate::progress::Talk;
+use super::{Context, RunOptions, StageOutcome, device, run_dir_path, train};
+use crate::progress::Console;
 use crate::run_file::Loaded;
 
 /// Sequences of the run's own that are looked at, and the longest, tokens: the definition is slow.
@@ -24,17 +24,21 @@ const PARAMETERS: usize = 3;
 ///
 /// # Errors
 /// What the run file gets wrong; and, once all is shown, a check that failed.
-pub fn check_loss(file: &Path, options: &Options, talk: &Talk) -> anyhow::Result<Outcome> {
+pub fn check_loss(
+    file: &Path,
+    options: &RunOptions,
+    console: &Console,
+) -> anyhow::Result<StageOutcome> {
     let run = Loaded::read(file)?;
     let device = device(&options.device)?;
     let objective = &run.file.train.objective;
     let mut failed = 0;
-    let random = Case::random(objective.temperature, &device)?;
-    let mut show = |on: &str, case: &Case| -> anyhow::Result<()> {
-        talk.line(&format!("checking {} on {on}", said(objective)));
+    let random = LossCase::random(objective.temperature, &device)?;
+    let mut show = |on: &str, case: &LossCase| -> anyhow::Result<()> {
+        console.note(&format!("checking {} on {on}", said(objective)));
         let checks = check(objective, case, &trainer)?;
         failed += checks.iter().filter(|check| !check.passed()).count();
-        talk.data(&table(on, &checks));
+        console.output(&table(on, &checks));
         Ok(())
     };
     show("a small random model", &random)?;
@@ -43,7 +47,7 @@ pub fn check_loss(file: &Path, options: &Options, talk: &Talk) -> anyhow::Result
         let context = Context::open(file, options)?;
         match own(&context, &device)? {
             Some(case) => show("the run's own student and signals", &case)?,
-            None => talk.line(&format!(
+            None => console.note(&format!(
                 "no answer of the run has at most {LONGEST} tokens, so its own are not looked at"
             )),
         }
@@ -51,7 +55,7 @@ pub fn check_loss(file: &Path, options: &Options, talk: &Talk) -> anyhow::Result
     if failed > 0 {
         bail!("{failed} checks failed: the loss is not computed as it is defined");
     }
-    Ok(Outcome::Done)
+    Ok(StageOutcome::Done)
 }
 
 /// The weights above 0, in words.
@@ -67,12 +71,12 @@ fn said(objective: &Objective) -> String {
     terms.join(" + ")
 }
 
-fn table(on: &str, checks: &[Check]) -> String {
-    let line = |check: &Check| {
+fn table(on: &str, checks: &[LossCheck]) -> String {
+    let line = |check: &LossCheck| {
         let verdict = if check.passed() { "ok" } else { "FAILED" };
         format!(
             "{verdict:<8}{:>8.1e}  of {:.0e}  {}",
-            check.worst, check.tolerance, check.what
+            check.difference, check.tolerance, check.comparison
         )
     };
     let lines: Vec<String> = checks.iter().map(line).collect();
@@ -80,7 +84,7 @@ fn table(on: &str, checks: &[Check]) -> String {
 }
 
 /// The student as training starts from it, and the shortest of its first answers.
-fn own(context: &Context, on: &Device) -> anyhow::Result<Option<Case>> {
+fn own(context: &Context, on: &Device) -> anyhow::Result<Option<LossCase>> {
     let mut rows = Rows::open(context, "train")?.at_temperature(context)?;
     let mut signals: Vec<Signal> = Vec::new();
     for position in 0..rows.list.len().min(200) {
@@ -101,7 +105,7 @@ fn own(context: &Context, on: &Device) -> anyhow::Result<Option<Case>> {
         true => model.clone(),
         false => start(on)?,
     };
-    Ok(Some(Case {
+    Ok(Some(LossCase {
         model,
         on_device,
         signals,

@@ -1,24 +1,24 @@
 //! `import`: prompts from the run file's source into `prompts/`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, anyhow};
 use potstill_datasets::{
-    AnswerSource, Completion, Error, ImportSettings, Imported, PROMPTS_PER_SHARD, Prompt,
-    Reasoning, hash_file, read_shard, shard_name, shards, split_reasoning, write_shard,
+    AnswerSource, Completion, Error, FolderRows, ImportSettings, Imported, PROMPTS_PER_SHARD,
+    Prompt, Reasoning, hash_file, shard_name, split_reasoning, write_shard,
 };
 use serde_json::json;
 
-use super::{Context, Done, Outcome, collect, counts, stage};
-use crate::run_dir::Plan;
+use super::{Context, StageOutcome, StageSummary, counts, run_stage};
+use crate::run_dir::StagePlan;
 use crate::run_file::Loaded;
 
 /// Reads the prompts and publishes them.
 ///
 /// # Errors
 /// When the source is absent or a line of it is no prompt.
-pub fn import(context: &Context) -> anyhow::Result<Outcome> {
+pub fn import(context: &Context) -> anyhow::Result<StageOutcome> {
     let path = source(&context.run)?;
     let mut settings = json!({
         "columns": context.run.file.import.columns,
@@ -32,14 +32,14 @@ pub fn import(context: &Context) -> anyhow::Result<Outcome> {
     if import.answers == AnswerSource::Given && import.columns.answer.is_some() {
         settings["answers"] = json!("given");
     }
-    let plan = Plan {
+    let plan = StagePlan {
         stage: "import".to_owned(),
         home: "prompts".to_owned(),
         outputs: vec!["prompts".to_owned()],
         settings,
         inputs: BTreeMap::from([("source".to_owned(), hash_file(&path)?.sha256)]),
     };
-    stage(context, &plan, |out| {
+    run_stage(context, &plan, |out| {
         let Imported {
             prompts,
             duplicates,
@@ -48,7 +48,7 @@ pub fn import(context: &Context) -> anyhow::Result<Outcome> {
         for (index, shard) in prompts.chunks(PROMPTS_PER_SHARD).enumerate() {
             write_shard(&out.join("prompts").join(shard_name(index)), shard, &[])?;
         }
-        Ok(Some(Done::new(counts([
+        Ok(Some(StageSummary::new(counts([
             ("prompts", prompts.len()),
             ("duplicates merged", duplicates),
         ]))))
@@ -89,7 +89,7 @@ pub(crate) fn read(run: &Loaded, flag: Option<usize>) -> anyhow::Result<Imported
     };
     match potstill_datasets::import(&settings) {
         Ok(mut imported) => {
-            if let Some(marks) = collect::reasoning(run) {
+            if let Some(marks) = run.file.collect.reasoning.clone() {
                 imported.answers.iter_mut().for_each(|a| part(a, &marks));
             }
             Ok(imported)
@@ -113,11 +113,12 @@ fn part(answer: &mut Completion, marks: &Reasoning) {
 
 /// The published prompts, in order.
 pub(crate) fn published(dir: &Path) -> anyhow::Result<Vec<Prompt>> {
-    let mut prompts = Vec::new();
-    for shard in shards(dir)? {
-        for prompt in read_shard::<Prompt>(&shard)? {
-            prompts.push(prompt?);
-        }
-    }
-    Ok(prompts)
+    Ok(FolderRows::open(dir)?.collect::<Result<_, _>>()?)
+}
+
+/// The published prompts by id.
+pub(crate) fn published_by_id(dir: &Path) -> anyhow::Result<HashMap<String, Prompt>> {
+    let prompts = FolderRows::<Prompt>::open(dir)?;
+    let by_id = prompts.map(|prompt| prompt.map(|prompt| (prompt.id.clone(), prompt)));
+    Ok(by_id.collect::<Result<_, _>>()?)
 }

@@ -1,38 +1,35 @@
-//! What students learn from and are measured on: the signals of a list of answers, or where
-//! there are none, their text.
+//! Rows that students learn from and are measured on: the signals of a list of answers or, where there are none, the
+//! answers' text.
 
 use std::collections::HashMap;
 
 use anyhow::Context as _;
 use potstill_datasets::{
-    ChatTemplate, Completion, Error as DataError, Prompt, Reasoning, Selected, Signal, Table,
-    Tokenizer, encode_answer, read_footer,
+    Completion, Error as DataError, Prompt, Selected, Signal, Table, read_footer, shards,
 };
+use potstill_teacher::TextEncoder;
 
-use super::{Context, checkpoint, collect, curate, score};
+use super::{Context, checkpoint, curate, import};
 
 /// Signals of a list of selected answers, by position in the list.
 pub(crate) struct Rows {
     pub(crate) list: Vec<Selected>,
-    source: Source,
-    /// Of each shard and provenance, which of `log_z_at` is that of the loss's temperature; empty for
-    /// temperature 1.
+    source: RowSource,
+    /// For each shard and provenance, the index in `log_z_at` of the loss's temperature; empty for temperature 1.
     normalisers: Vec<Vec<usize>>,
 }
 
-enum Source {
+enum RowSource {
     Signals(Table<Signal>),
-    Text(Box<Text>),
+    Answers(Box<EncodedAnswers>),
 }
 
-/// Answers as the student's tokenizer and template write them.
-struct Text {
+/// Answers, encoded with the student's tokenizer and template.
+struct EncodedAnswers {
     completions: Table<Completion>,
     prompts: HashMap<String, Prompt>,
-    tokenizer: Tokenizer,
-    template: ChatTemplate,
-    reasoning: Option<Reasoning>,
-    /// Of each shard and provenance, whether its token ids are of this tokenizer.
+    encoder: TextEncoder,
+    /// For each shard and provenance, whether its token ids belong to this tokenizer.
     own_ids: Vec<Vec<bool>>,
 }
 
@@ -40,8 +37,8 @@ impl Rows {
     pub(crate) fn open(context: &Context, list: &str) -> anyhow::Result<Rows> {
         let dir = &context.dir;
         let source = match context.run.file.has_signals() {
-            true => Source::Signals(Table::open(&dir.path("signals"))?),
-            false => Source::Text(Box::new(Text::open(context)?)),
+            true => RowSource::Signals(Table::open(&dir.path("signals"))?),
+            false => RowSource::Answers(Box::new(EncodedAnswers::open(context)?)),
         };
         Ok(Rows {
             list: curate::list(&dir.path(list))?,
@@ -50,26 +47,26 @@ impl Rows {
         })
     }
 
-    /// With the normaliser of the loss's temperature alone.
+    /// Keeps the normaliser of the loss's temperature alone.
     pub(crate) fn at_temperature(mut self, context: &Context) -> anyhow::Result<Rows> {
         let temperature = context.run.file.train.objective.temperature;
         if temperature == 1.0 {
             return Ok(self);
         }
         let signals = context.dir.path("signals");
-        for shard in potstill_datasets::shards(&signals)? {
-            let mut of_shard = Vec::new();
+        for shard in shards(&signals)? {
+            let mut indices = Vec::new();
             for provenance in read_footer(&shard)?.provenance {
                 let stored = &provenance.temperatures;
                 let at = stored.iter().position(|t| *t == temperature as f32);
-                of_shard.push(at.with_context(|| {
+                indices.push(at.with_context(|| {
                     format!(
-                        "{} holds no normaliser for temperature {temperature} (it has {stored:?}): collect or score again with it in `temperatures`, or leave `temperature` of [train] loss out",
+                        "{} holds no normaliser for temperature {temperature} (it has {stored:?})\nhint: collect or score again with it in `temperatures`, or leave `temperature` of [train] loss out",
                         shard.display()
                     )
                 })?);
             }
-            self.normalisers.push(of_shard);
+            self.normalisers.push(indices);
         }
         Ok(self)
     }
@@ -77,8 +74,8 @@ impl Rows {
     pub(crate) fn get(&mut self, position: usize) -> Result<Signal, DataError> {
         let selected = &self.list[position];
         let table = match &mut self.source {
-            Source::Text(text) => return text.get(selected),
-            Source::Signals(table) => table,
+            RowSource::Answers(answers) => return answers.get(selected),
+            RowSource::Signals(table) => table,
         };
         let mut signal = table.get(selected.shard, selected.row)?;
         let normalisers = self.normalisers.get(selected.shard as usize);
@@ -92,21 +89,23 @@ impl Rows {
     }
 }
 
-impl Text {
-    fn open(context: &Context) -> anyhow::Result<Text> {
+impl EncodedAnswers {
+    fn open(context: &Context) -> anyhow::Result<EncodedAnswers> {
         let folder = checkpoint::student(&context.run)?;
         let tokenizer = checkpoint::tokenizer(&folder)?;
         let completions = context.dir.path("completions");
         let mut own_ids = Vec::new();
-        for shard in potstill_datasets::shards(&completions)? {
-            own_ids.push(score::own_ids(&shard, tokenizer.fingerprint())?);
+        for shard in shards(&completions)? {
+            let provenance = read_footer(&shard)?.provenance.into_iter();
+            let own = provenance.map(|p| p.tokenizer == tokenizer.fingerprint());
+            own_ids.push(own.collect());
         }
-        Ok(Text {
+        let template = checkpoint::template(&context.run, &folder)?;
+        let reasoning = context.run.file.collect.reasoning.clone();
+        Ok(EncodedAnswers {
             completions: Table::open(&completions)?,
-            prompts: score::prompts(&context.dir.path("prompts"))?,
-            template: checkpoint::template(&context.run, &folder)?,
-            reasoning: collect::reasoning(&context.run),
-            tokenizer,
+            prompts: import::published_by_id(&context.dir.path("prompts"))?,
+            encoder: TextEncoder::new(tokenizer, template, reasoning),
             own_ids,
         })
     }
@@ -123,20 +122,15 @@ impl Text {
         let prompt = prompt.ok_or_else(|| DataError::BadSignal {
             prompt_id: prompt_id.clone(),
             sample_index: *sample_index,
-            why: "`prompts/` does not have its prompt: run `import` again".to_owned(),
+            why: "`prompts/` does not have its prompt\nhint: run `import` again".to_owned(),
         })?;
         let own = self
             .own_ids
             .get(*shard as usize)
             .and_then(|own| own.get(completion.provenance as usize));
-        let encoded = encode_answer(
-            &self.tokenizer,
-            &self.template,
-            self.reasoning.as_ref(),
-            prompt,
-            &completion,
-            own == Some(&true),
-        )?;
+        let encoded = self
+            .encoder
+            .answer(prompt, &completion, own == Some(&true))?;
         Ok(Signal::of_text(prompt_id.clone(), *sample_index, encoded))
     }
 }

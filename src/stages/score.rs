@@ -1,135 +1,78 @@
 //! `score`: the teacher's distributions over answers that were collected without them.
 //!
-//! `signals/` has the same shards and rows as `completions/`. Answers are scored in batches
-//! in their order; each batch becomes a frame of the journal in `.work/score-<key>/`, synced,
-//! so that a crash costs at most the batch in hand.
+//! A unit is a row of `completions/`, and `signals/` has the same shards and rows. Distributions that complete together
+//! become one frame of the store in `.work/score-<key>/`, synced before they count.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fs;
-use std::ops::ControlFlow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use potstill_datasets::{
-    Completion, FrameSpan, Journal, Prompt, ShardWriter, Signal, Table, read_footer, read_shard,
-    shard_name, shards,
+    PromptedAnswer, PromptedAnswers, Provenance, Published, Signal, Store, Tables, UnitIndex,
+    publish_signals, row_count,
 };
-use potstill_teacher::{Local, Scoring, Text};
+use potstill_teacher::http::{RequestLog, TokenEstimate};
+use potstill_teacher::{
+    HttpTeacher, LocalTeacher, Sampling, ScoreRequest, ScoringOptions, Teacher,
+};
 use serde_json::{Value, json};
 
-use super::collect::open_local;
-use super::{Context, Done, Outcome, checkpoint, counts, import, served, stage};
-use crate::interrupt;
-use crate::run_dir::{Plan, settings_of, short};
-use crate::run_file::ranges::{Count, CountOrZero, Positive};
+use super::acquire::{self, Acquisition, REQUESTS_FILE};
+use super::collect::{is_published, open_local};
+use super::{
+    Context, StageOutcome, StageSummary, checkpoint, counts, forecast, probe, run_stage_again,
+    served,
+};
+use crate::run_dir::{Counts, StagePlan, settings_of, short};
+use crate::run_file::{Loaded, Score};
+
+/// Folder with the answers that could not be scored.
+pub(crate) const UNSCORED: &str = "unscored";
 
 /// Scores every answer that is not scored yet, and publishes the distributions.
 ///
 /// # Errors
-/// When answers are not published, one cannot be encoded or is longer than the teacher's
-/// context, or the disk refuses; what was scored stays.
-pub fn score(context: &Context) -> anyhow::Result<Outcome> {
+/// When answers are not published; when a local teacher cannot encode an answer, or the answer is longer than its
+/// context; when a server cannot be used, a cap is reached, or the disk refuses. What was scored stays.
+pub fn score(context: &Context) -> anyhow::Result<StageOutcome> {
     let run = &context.run;
     let Some(settings) = &run.file.score else {
         bail!(
-            "{} has no [score]: add it with `top_k = 64`, and take `signals` out of [collect]",
+            "{} has no [score]\nhint: add it with `top_k = 64`, and take `signals` out of [collect]",
             run.path.display()
         );
     };
-    if run.file.served().is_some() {
-        return served::score::score(context, settings);
-    }
     let completions = context.dir.require("completions", "collect", run)?;
-    let folder = checkpoint::teacher(run)?;
-    let teacher = checkpoint::teacher_table(run)?;
-    let mut plan = Plan {
-        stage: "score".to_owned(),
-        home: "signals".to_owned(),
-        outputs: vec!["signals".to_owned()],
-        settings: json!({
-            "teacher": checkpoint::content_hash(&folder)?,
-            "dtype": settings_of(&teacher.dtype)?,
-            "template": checkpoint::template(run, &folder)?.hash(),
-            "licence": teacher.licence,
-            "reasoning": settings_of(&run.file.collect.reasoning)?,
-            "score": without_no_draws(settings_of(settings)?),
-        }),
-        inputs: BTreeMap::from([("completions".to_owned(), completions.content_hash())]),
-    };
-    if settings.tail_draws.get() > 0 {
-        plan.settings["seed"] = json!(run.file.run.seed);
+    let mut scorer = Scorer::open(context, settings)?;
+    let plan = scorer.plan(completions.content_hash());
+    let again = context.retry_failures && has_failures(context)?;
+    let folder = format!("score-{}", short(&plan.key()));
+    if let Some(Teacher::Http(http)) = &scorer.teacher
+        && context.dry_run
+        && (again || !is_published(context, &plan)?)
+    {
+        scorer.say_forecast(http, &folder)?;
     }
     let mut finished_work = None;
-    let outcome = stage(context, &plan, |out| {
-        let work = context.dir.work(&format!("score-{}", short(&plan.key())))?;
-        let mut scorer = Scorer {
-            context,
-            teacher: open_local(context, &folder)?,
-            scoring: scoring(
-                settings.top_k,
-                &settings.temperatures,
-                settings.tail_draws,
-                u64::from(run.file.run.seed),
-            ),
-            batch: settings.batch.get(),
-            journal: SignalJournal::open(&work.join("journal.bin"))?,
-        };
-        if !scorer.score_missing()? {
+    let outcome = run_stage_again(context, &plan, again, |out| {
+        let work = context.dir.work_path(&folder)?;
+        let Some(published) = scorer.run(&work, out)? else {
             return Ok(None);
+        };
+        // While the journal is there, failures can be asked for again without paying for the rest.
+        if published.failures == 0 {
+            finished_work = Some(work);
         }
-        let counts = scorer.write(out)?;
-        finished_work = Some(work);
-        Ok(Some(Done::new(counts)))
+        Ok(Some(StageSummary::new(scorer.counts(&published))))
     })?;
-    // Everything in the journal is published now.
     if let Some(work) = finished_work {
         fs::remove_dir_all(&work).with_context(|| format!("cannot delete {}", work.display()))?;
     }
     Ok(outcome)
 }
 
-/// Rows of logits held at once while answers are scored.
-const SCORE_ROWS: usize = 256;
-
-/// Settings of signals as a key has them: without `tail_draws` where it is 0, so that signals from
-/// before it existed keep theirs.
-pub(super) fn without_no_draws(mut settings: Value) -> Value {
-    let is_none = |draws: &Value| draws.as_f64() == Some(0.0);
-    if settings.get("tail_draws").is_some_and(is_none)
-        && let Some(settings) = settings.as_object_mut()
-    {
-        settings.remove("tail_draws");
-    }
-    settings
-}
-
-/// What is stored of each distribution.
-pub(super) fn scoring(
-    top_k: Count,
-    temperatures: &[Positive],
-    tail_draws: CountOrZero,
-    seed: u64,
-) -> Scoring {
-    Scoring {
-        top_k: top_k.get(),
-        temperatures: temperatures.iter().map(|t| t.get() as f32).collect(),
-        tail_draws: tail_draws.get() as u32,
-        seed,
-        chunk_rows: SCORE_ROWS,
-    }
-}
-
-/// Scores texts together, to the end.
-pub(super) fn score_all(
-    teacher: &Local,
-    texts: &[Text],
-    scoring: &Scoring,
-) -> anyhow::Result<Vec<Signal>> {
-    let signals = teacher.score(texts, scoring, &mut |_| ControlFlow::Continue(()))?;
-    signals.context("the teacher stopped without being asked to")
-}
-
-/// What a training or an evaluation reads besides `completions/`, for its key.
+/// The input of a training or an evaluation that `score` wrote, for its key.
 pub(crate) fn input(context: &Context) -> anyhow::Result<Option<(String, String)>> {
     if context.run.file.score.is_none() {
         return Ok(None);
@@ -138,161 +81,238 @@ pub(crate) fn input(context: &Context) -> anyhow::Result<Option<(String, String)
     Ok(Some(("signals".to_owned(), manifest.content_hash())))
 }
 
+fn has_failures(context: &Context) -> anyhow::Result<bool> {
+    let manifest = context.dir.published("signals")?;
+    Ok(manifest.is_some_and(|m| m.counts.get("failures").is_some_and(|n| *n > 0)))
+}
+
+/// The teacher that scores, and its settings.
 struct Scorer<'a> {
     context: &'a Context,
-    teacher: Local,
-    scoring: Scoring,
-    batch: usize,
-    journal: SignalJournal,
+    options: ScoringOptions,
+    /// Settings of the published stage.
+    settings: Value,
+    /// Folder of a local teacher's checkpoint.
+    checkpoint: Option<PathBuf>,
+    /// The teacher; a local one once it is needed.
+    teacher: Option<Teacher>,
+    /// Fingerprint of the teacher's tokenizer.
+    tokenizer: String,
 }
 
-impl Scorer<'_> {
-    /// Scores what the journal does not hold; false when it was asked to stop.
-    fn score_missing(&mut self) -> anyhow::Result<bool> {
-        let Context { dir, talk, .. } = self.context;
-        let completions = dir.path("completions");
-        let len = Table::<Completion>::open(&completions)?.len();
-        let there = self.journal.len;
-        if there > 0 {
-            talk.line(&format!("score: {there} of {len} answers are scored"));
+impl<'a> Scorer<'a> {
+    /// The teacher that the run file names. No model is loaded and nothing is sent.
+    fn open(context: &'a Context, settings: &Score) -> anyhow::Result<Scorer<'a>> {
+        let run = &context.run;
+        let temperatures = settings.temperatures.iter();
+        let options = ScoringOptions {
+            top_k: settings.top_k.get(),
+            temperatures: temperatures.map(|t| t.get() as f32).collect(),
+            tail_draws: settings.tail_draws.get() as u32,
+            seed: u64::from(run.file.run.seed),
+            batch: settings.batch.get(),
+            window: settings.window.map(|w| w.get()),
+        };
+        if run.file.served().is_some() {
+            let http = served::http_teacher(run)?;
+            probe::check(run, &http, &context.dir.path(""))?;
+            let encoder = http.encoder.as_ref();
+            let encoder = encoder.context("[score] needs the `tokenizer` of [teacher]")?;
+            return Ok(Scorer {
+                context,
+                settings: json!({
+                    "served": http.client.request.model,
+                    "tokenizer": encoder.tokenizer().fingerprint(),
+                    "template": encoder.template().hash(),
+                    "licence": http.provenance.licence,
+                    "reasoning": settings_of(&run.file.collect.reasoning)?,
+                    "score": { "top_k": options.top_k, "window": options.window },
+                }),
+                options,
+                checkpoint: None,
+                tokenizer: encoder.tokenizer().fingerprint().to_owned(),
+                teacher: Some(Teacher::Http(Box::new(http))),
+            });
         }
-        let prompts = prompts(&dir.path("prompts"))?;
-        let mut work = talk.work("score", "answers", there as u64, len as u64);
-        let (mut position, mut tokens, mut texts) = (0, 0, Vec::with_capacity(self.batch));
-        for shard in shards(&completions)? {
-            let own_ids = own_ids(&shard, self.teacher.tokenizer().fingerprint())?;
-            for completion in read_shard::<Completion>(&shard)? {
-                let completion = completion?;
-                position += 1;
-                if position <= there {
-                    continue;
-                }
-                let prompt = prompts.get(&completion.prompt_id);
-                let prompt = prompt.with_context(|| {
-                    format!("`prompts/` has no prompt {}", completion.prompt_id)
-                })?;
-                let own = own_ids.get(completion.provenance as usize) == Some(&true);
-                texts.push(self.teacher.text(prompt, &completion, own)?);
-                if texts.len() == self.batch || position == len {
-                    tokens += self.flush(&mut texts)?;
-                    work.show(position as u64, tokens as u64, "");
-                    if interrupt::asked() && position < len {
-                        return Ok(false);
-                    }
-                }
-            }
-        }
-        Ok(true)
-    }
-
-    /// Scores the texts at hand; when this returns, their distributions are on the disk.
-    fn flush(&mut self, texts: &mut Vec<Text>) -> anyhow::Result<usize> {
-        let signals = score_all(&self.teacher, texts, &self.scoring)?;
-        let tokens = signals.iter().map(|s| s.rows.len()).sum();
-        self.journal.add(&signals)?;
-        texts.clear();
-        Ok(tokens)
-    }
-
-    /// Writes `signals/` from the journal, shard for shard as `completions/` is.
-    fn write(&mut self, out: &Path) -> anyhow::Result<crate::run_dir::Counts> {
-        let (mut answers, mut rows) = (0, 0);
-        for (index, shard) in shards(&self.context.dir.path("completions"))?
-            .iter()
-            .enumerate()
-        {
-            let provenance: Vec<_> = read_footer(shard)?
-                .provenance
-                .into_iter()
-                .map(|p| {
-                    self.teacher
-                        .provenance_of(p.sampling, &self.scoring.temperatures)
-                })
-                .collect();
-            let path = out.join("signals").join(shard_name(index));
-            let with_draws = self.scoring.tail_draws > 0;
-            let mut signals = ShardWriter::<Signal>::begin(&path, &provenance, with_draws)?;
-            for completion in read_shard::<Completion>(shard)? {
-                let completion = completion?;
-                let mut signal = self.journal.get(answers)?;
-                anyhow::ensure!(
-                    signal.prompt_id == completion.prompt_id
-                        && signal.sample_index == completion.sample_index,
-                    "the journal of `score` is of other answers: delete {}",
-                    self.context.dir.path(".work").display()
-                );
-                signal.provenance = completion.provenance;
-                answers += 1;
-                rows += signal.rows.len();
-                signals.push(signal)?;
-            }
-            signals.finish()?;
-        }
-        Ok(counts([("answers", answers), ("distributions", rows)]))
-    }
-}
-
-/// Signals in the order of the answers; a frame is a batch.
-struct SignalJournal {
-    journal: Journal,
-    /// Of each frame, its place and the position of its first signal.
-    frames: Vec<(FrameSpan, usize)>,
-    len: usize,
-    /// The frame read last, with the position of its first signal.
-    held: (usize, Vec<Signal>),
-}
-
-impl SignalJournal {
-    fn open(path: &Path) -> anyhow::Result<SignalJournal> {
-        let (journal, spans) = Journal::open(path)?;
-        let (mut frames, mut len) = (Vec::with_capacity(spans.len()), 0);
-        for span in spans {
-            frames.push((span, len));
-            len += journal.read::<Vec<Signal>>(span)?.len();
-        }
-        Ok(SignalJournal {
-            journal,
-            frames,
-            len,
-            held: (0, Vec::new()),
+        let folder = checkpoint::teacher(run)?;
+        Ok(Scorer {
+            context,
+            settings: local_settings(run, &folder, settings)?,
+            options,
+            tokenizer: checkpoint::tokenizer(&folder)?.fingerprint().to_owned(),
+            checkpoint: Some(folder),
+            teacher: None,
         })
     }
 
-    fn add(&mut self, signals: &Vec<Signal>) -> anyhow::Result<()> {
-        let span = self.journal.append(signals)?;
-        self.frames.push((span, self.len));
-        self.len += signals.len();
+    fn plan(&self, completions: String) -> StagePlan {
+        let mut outputs = vec!["signals".to_owned()];
+        if self.checkpoint.is_none() {
+            outputs.insert(0, UNSCORED.to_owned());
+        }
+        StagePlan {
+            stage: "score".to_owned(),
+            home: "signals".to_owned(),
+            outputs,
+            settings: self.settings.clone(),
+            inputs: BTreeMap::from([("completions".to_owned(), completions)]),
+        }
+    }
+
+    /// Writes the forecast of a dry run to stdout.
+    fn say_forecast(&self, http: &HttpTeacher, folder: &str) -> anyhow::Result<()> {
+        let (index, estimate) = self.index_units()?;
+        // A dry run writes nothing, so a journal that is not there is not begun.
+        let work = self.context.dir.path(".work").join(folder);
+        let missing = match work.is_dir() {
+            true => {
+                let store = Store::<Signal>::open(&work.join("journal.bin"), &index)?;
+                store.tally().to_ask(self.context.retry_failures)
+            }
+            false => index.len(),
+        };
+        let spent = RequestLog::read_spending(&self.context.dir.path(REQUESTS_FILE))?;
+        let (tokens, budget) = (estimate.tokens(missing), &self.context.run.file.budget);
+        let forecast = forecast::of_scores(http, budget, tokens, missing, &spent);
+        self.context.console.output(&forecast);
         Ok(())
     }
 
-    fn get(&mut self, position: usize) -> anyhow::Result<Signal> {
-        let (start, held) = &self.held;
-        if !(*start..*start + held.len()).contains(&position) {
-            let frame = self.frames.partition_point(|(_, first)| *first <= position);
-            let (span, first) = frame
-                .checked_sub(1)
-                .and_then(|frame| self.frames.get(frame))
-                .context("the journal is empty")?;
-            self.held = (*first, self.journal.read(*span)?);
+    fn answers(&self) -> anyhow::Result<PromptedAnswers> {
+        let dir = &self.context.dir;
+        let (completions, prompts) = (dir.path("completions"), dir.path("prompts"));
+        Ok(PromptedAnswers::open(
+            &completions,
+            &prompts,
+            &self.tokenizer,
+        )?)
+    }
+
+    /// Reads the names of all units, and estimates the tokens of their texts where a server scores them.
+    fn index_units(&self) -> anyhow::Result<(UnitIndex, TokenEstimate)> {
+        let mut estimate = TokenEstimate::default();
+        let count = row_count(&self.context.dir.path("completions"))?;
+        let names = self.answers()?.map(|answer| {
+            let PromptedAnswer {
+                prompt,
+                completion,
+                own_ids,
+            } = answer?;
+            if let Some(Teacher::Http(http)) = &self.teacher {
+                let window = self.options.window;
+                http.estimate_answer(&mut estimate, &prompt, &completion, own_ids, window);
+            }
+            Ok::<_, anyhow::Error>((completion.prompt_id, completion.sample_index))
+        });
+        let index = UnitIndex::new(count, names)?;
+        Ok((index, estimate))
+    }
+
+    /// Scores what is missing, and writes the tables. `None` if the user asked for a stop.
+    fn run(&mut self, work: &Path, out: &Path) -> anyhow::Result<Option<Published>> {
+        let (index, estimate) = self.index_units()?;
+        let mut store = Store::open(&work.join("journal.bin"), &index)?;
+        drop(index);
+        let to_ask = acquire::say_present(self.context, "score", "scored", &store);
+        let mut requests = self.answers()?.zip(0..).map(|(answer, ordinal)| {
+            let request = ScoreRequest {
+                ordinal,
+                answer: answer?,
+            };
+            Ok((ordinal, request))
+        });
+        let mut teacher = match self.teacher.take() {
+            Some(teacher) => teacher,
+            None => self.open_local()?,
+        };
+        if to_ask > 0 {
+            let (tokens, budget) = (estimate.tokens(to_ask), &self.context.run.file.budget);
+            let acquisition = Acquisition {
+                stage: "score",
+                store: &mut store,
+                units: &mut requests,
+                forecast: &|http, spent| forecast::of_scores(http, budget, tokens, to_ask, spent),
+                work: &|teacher, exchange| teacher.score(&self.options, exchange),
+            };
+            if acquisition.run(self.context, &mut teacher)?.is_none() {
+                return Ok(None);
+            }
         }
-        let (start, held) = &self.held;
-        let signal = held.get(position - start).cloned();
-        signal.context("the journal changed while it was read")
+        self.publish(&mut store, &teacher, out).map(Some)
+    }
+
+    fn open_local(&self) -> anyhow::Result<Teacher> {
+        let folder = self.checkpoint.as_ref();
+        let folder = folder.context("the teacher is neither local nor behind a server")?;
+        Ok(Teacher::Local(Box::new(LocalTeacher {
+            local: open_local(self.context, folder)?,
+            batch: self.options.batch,
+            sampling: Sampling::default(),
+            stop: Vec::new(),
+            seed: self.options.seed,
+            signals: Some(self.options.clone()),
+        })))
+    }
+
+    fn publish(
+        &self,
+        store: &mut Store<Signal>,
+        teacher: &Teacher,
+        out: &Path,
+    ) -> anyhow::Result<Published> {
+        let of_teacher = teacher.provenance();
+        let published = publish_signals(
+            store,
+            &self.context.dir.path("completions"),
+            &|answers| Provenance {
+                sampling: answers.sampling,
+                ..of_teacher.clone()
+            },
+            &Tables {
+                completions: None,
+                signals: Some(out.join("signals")),
+                tail_draws: self.options.tail_draws > 0,
+                failures: self.checkpoint.is_none().then(|| out.join(UNSCORED)),
+            },
+        )?;
+        if let Some(first) = &published.first_failure
+            && published.answers == 0
+        {
+            bail!(
+                "none of {} answers could be scored; the first failure: {first}\nhint: `potstill probe` says what this server can do, and `--retry-failures` asks again",
+                published.failures
+            );
+        }
+        Ok(published)
+    }
+
+    fn counts(&self, published: &Published) -> Counts {
+        let answers = ("answers", published.answers);
+        let distributions = ("distributions", published.tokens);
+        match self.checkpoint {
+            Some(_) => counts([answers, distributions]),
+            None => counts([answers, distributions, ("failures", published.failures)]),
+        }
     }
 }
 
-/// Published prompts by id.
-pub(super) fn prompts(dir: &Path) -> anyhow::Result<HashMap<String, Prompt>> {
-    let prompts = import::published(dir)?;
-    Ok(prompts.into_iter().map(|p| (p.id.clone(), p)).collect())
-}
-
-/// Of each provenance of a shard, whether its token ids are of the tokenizer with this
-/// fingerprint.
-pub(super) fn own_ids(shard: &Path, fingerprint: &str) -> anyhow::Result<Vec<bool>> {
-    let provenance = read_footer(shard)?.provenance;
-    Ok(provenance
-        .iter()
-        .map(|p| p.tokenizer == fingerprint)
-        .collect())
+/// Settings that a local teacher's distributions depend on.
+fn local_settings(run: &Loaded, folder: &Path, settings: &Score) -> anyhow::Result<Value> {
+    let teacher = checkpoint::teacher_table(run)?;
+    let mut all = json!({
+        "teacher": checkpoint::content_hash(folder)?,
+        "dtype": settings_of(&teacher.dtype)?,
+        "template": checkpoint::template(run, folder)?.hash(),
+        "licence": teacher.licence,
+        "reasoning": settings_of(&run.file.collect.reasoning)?,
+        "score": {
+            "top_k": settings_of(&settings.top_k)?,
+            "temperatures": settings_of(&settings.temperatures)?,
+            "tail_draws": settings_of(&settings.tail_draws)?,
+        },
+    });
+    if settings.tail_draws.get() > 0 {
+        all["seed"] = json!(run.file.run.seed);
+    }
+    Ok(all)
 }

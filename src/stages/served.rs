@@ -1,140 +1,140 @@
-//! A teacher behind a server, as the run file has it: what is asked of it, where, and for how much.
+//! A teacher behind a server: from the run file's tables to a client.
 
-pub(crate) mod collect;
-mod forecast;
-mod pairs;
-mod probe;
-mod prompts;
-pub(crate) mod publish;
-mod requests;
-pub(crate) mod score;
-mod store;
-
-use std::cell::OnceCell;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use potstill_datasets::{
-    AnswerSource, ChatTemplate, Completion, Imported, Prompt, Provenance, Signal, Tokenizer,
-    canonical_json, prompt_ids,
+    AnswerSource, Imported, PromptedAnswer, Provenance, Tokenizer, canonical_json,
 };
 use potstill_teacher::http::{
-    self, Api, ApiKey, Caps, ClientSettings, Dialect, Endpoint, Price, Provider, RequestSettings,
-    Spellings, Spending,
+    self, Api, ApiKey, Caps, ClientSettings, Dialect, Endpoint, Provider, RequestSettings,
+    Spending, TokenEstimate,
 };
+use potstill_teacher::{HttpTeacher, TextEncoder};
 use serde_json::{Value, json};
 
-pub(crate) use self::probe::probe;
-use super::{checkpoint, collect as local};
+use super::{checkpoint, forecast};
 use crate::run_dir::settings_of;
 use crate::run_file::{Loaded, RunFile, Teacher};
 
-/// The list of requests, in the run directory.
-pub(super) const REQUESTS_FILE: &str = "requests.jsonl";
-/// Largest reply, bytes: a long answer with 20 alternatives a token is some tens of megabytes.
+/// Largest body of a response, bytes. A long answer with 20 alternatives a token has some tens of megabytes.
 const MAX_BODY_BYTES: u64 = 128 << 20;
-/// Tokens that a server's template may add to what ours makes of a prompt.
-const TEMPLATE_SLACK: u32 = 16;
-/// The same where there is no tokenizer: a system prompt of its own, and marks around each message.
-const UNKNOWN_TEMPLATE: usize = 64;
-const UNKNOWN_MARKS: usize = 16;
 
-/// How text becomes tokens at the server, as far as it is known here.
-pub(super) struct Text {
-    pub(super) tokenizer: Tokenizer,
-    pub(super) template: ChatTemplate,
-    /// For servers that give no ids; made when it is first needed.
-    spellings: OnceCell<Spellings>,
-}
-
-impl Text {
-    /// The distributions of an answer, from its own alternatives.
-    fn signal(
-        &self,
-        prompt_ids: &[u32],
-        completion: &Completion,
-        top_k: usize,
-    ) -> Result<Signal, String> {
-        let nameless = completion
-            .tokens
-            .iter()
-            .any(|token| token.id.is_none() || token.top.iter().any(|top| top.id.is_none()));
-        let spellings = || Spellings::new(&self.tokenizer);
-        let spellings = nameless.then(|| self.spellings.get_or_init(spellings));
-        let vocabulary = self.tokenizer.vocab_size();
-        http::answer_signal_with(vocabulary, spellings, prompt_ids, completion, top_k)
-    }
-}
-
-/// The teacher of the run file, resolved. No key is read and nothing is asked yet.
-pub(super) struct Served<'a> {
+/// The teacher of the run file, with the settings that its provider adds.
+struct ServedTeacher<'a> {
     run: &'a Loaded,
-    teacher: &'a Teacher,
+    table: &'a Teacher,
     provider: Option<Provider>,
-    /// The model's name at the server.
-    pub(super) model: String,
     dialect: Dialect,
-    pub(super) price: Option<Price>,
-    /// Longest prompt and answer together, tokens.
-    pub(super) context: Option<u32>,
-    pub(super) text: Option<Text>,
 }
 
-impl<'a> Served<'a> {
-    /// Resolves `[teacher]` with the table of providers.
-    ///
-    /// # Errors
-    /// [`crate::run_file::ConfigError`] where a provider is unknown or the server cannot do what the
-    /// run file asks for.
-    pub(super) fn open(run: &'a Loaded) -> anyhow::Result<Served<'a>> {
-        let teacher = checkpoint::teacher_table(run)?;
-        let provider = provider(run, teacher)?;
-        let of_provider = provider.as_ref();
-        let model = teacher.model.clone();
-        let model = model.or_else(|| of_provider.map(|p| p.model.clone()));
-        let text = match checkpoint::teachers_text(run)? {
-            Some(folder) => Some(Text {
-                tokenizer: Tokenizer::from_dir(&folder)?,
-                template: checkpoint::template(run, &folder)?,
-                spellings: OnceCell::new(),
-            }),
-            None => None,
-        };
-        let served = Served {
+/// The client for the teacher of the run file. It has no endpoints yet, so that no key is needed; see [`endpoints`].
+///
+/// # Errors
+/// [`crate::run_file::ConfigError`] where a provider is unknown or the server cannot do what the run file asks for.
+pub(super) fn http_teacher(run: &Loaded) -> anyhow::Result<HttpTeacher> {
+    let served = ServedTeacher::resolve(run)?;
+    let client = served.client()?;
+    served.check(&client)?;
+    let encoder = match checkpoint::teachers_text(run)? {
+        Some(folder) => Some(TextEncoder::new(
+            Tokenizer::from_dir(&folder)?,
+            checkpoint::template(run, &folder)?,
+            run.file.collect.reasoning.clone(),
+        )),
+        None => None,
+    };
+    let of_provider = served.provider.as_ref().and_then(|p| p.context);
+    let context = served.table.context.map(|tokens| tokens.get() as u32);
+    let provenance = Provenance {
+        teacher: client.request.model.clone(),
+        revision: served.table.provider.clone().unwrap_or_default(),
+        engine: settings_of(&served.dialect)?
+            .as_str()
+            .map(|dialect| format!("{dialect} over http"))
+            .unwrap_or_default(),
+        dtype: String::new(),
+        tokenizer: encoder
+            .as_ref()
+            .map_or_else(String::new, |e| e.tokenizer().fingerprint().to_owned()),
+        template: encoder
+            .as_ref()
+            .map_or_else(String::new, |e| e.template().hash().to_owned()),
+        sampling: String::new(),
+        temperatures: Vec::new(),
+        licence: served.licence(),
+    };
+    let mut http = HttpTeacher::new(client, encoder, context.or(of_provider), provenance);
+    http.provenance.sampling = canonical_json(&answer_settings(run, &http)?);
+    Ok(http)
+}
+
+/// Everything that an answer depends on, besides its prompt and sample index. The address of the server is not part of
+/// it: a model may move.
+pub(super) fn answer_settings(run: &Loaded, http: &HttpTeacher) -> anyhow::Result<Value> {
+    let request = &http.client.request;
+    let collect = &run.file.collect;
+    let template = match (request.api, &http.encoder) {
+        (Api::Completions, Some(encoder)) => Some(encoder.template().hash()),
+        _ => None,
+    };
+    Ok(json!({
+        "served": request.model,
+        "dialect": settings_of(&request.dialect)?,
+        "method": settings_of(&request.api)?,
+        "template": template,
+        "licence": http.provenance.licence,
+        "seed": run.file.run.seed,
+        "max_new_tokens": request.max_tokens,
+        "temperature": request.temperature,
+        "top_p": request.top_p,
+        "top_k": request.top_k,
+        "min_p": request.min_p,
+        "repetition_penalty": request.repetition_penalty,
+        "stop": request.stop,
+        "logprobs": request.logprobs,
+        "on_length": settings_of(&collect.on_length)?,
+        "reasoning": settings_of(&collect.reasoning)?,
+    }))
+}
+
+/// The servers of the run file, with their keys.
+///
+/// # Errors
+/// [`crate::run_file::ConfigError`] if a key is not there.
+pub(super) fn endpoints(run: &Loaded) -> anyhow::Result<Vec<Endpoint>> {
+    ServedTeacher::resolve(run)?.endpoints()
+}
+
+impl<'a> ServedTeacher<'a> {
+    /// Looks up the provider of `[teacher]`.
+    fn resolve(run: &'a Loaded) -> anyhow::Result<ServedTeacher<'a>> {
+        let table = checkpoint::teacher_table(run)?;
+        let provider = provider(run, table)?;
+        let of_provider = provider.as_ref().map(|p| p.dialect);
+        Ok(ServedTeacher {
             run,
-            teacher,
-            model: model.context("[teacher] names no model")?,
-            dialect: match teacher.dialect {
+            table,
+            dialect: match table.dialect {
                 Some(dialect) => dialect.into(),
-                None => of_provider.map_or(Dialect::Openai, |p| p.dialect),
-            },
-            price: match teacher.price {
-                Some(price) => Some(price.into()),
-                None => of_provider.and_then(|p| p.price),
-            },
-            context: match teacher.context {
-                Some(tokens) => Some(tokens.get() as u32),
-                None => of_provider.and_then(|p| p.context),
+                None => of_provider.unwrap_or(Dialect::Openai),
             },
             provider,
-            text,
-        };
-        served.check()?;
-        Ok(served)
+        })
     }
 
-    /// What the run file's own rules cannot know.
-    fn check(&self) -> anyhow::Result<()> {
+    /// Checks the rules that need the provider.
+    fn check(&self, client: &ClientSettings) -> anyhow::Result<()> {
         let RunFile {
             collect, budget, ..
         } = &self.run.file;
         let refuse = |key: &[&str], message: String| Err(self.run.problem(key, message).into());
-        if budget.usd.is_some() && self.price.is_none() {
+        if budget.usd.is_some() && client.price.is_none() {
             return refuse(
                 &["budget", "usd"],
-                "the provider's price is not known: add `price = { input = …, output = … }` to [teacher], USD for a million tokens".to_owned(),
+                "the provider's price is not known\nhint: add `price = { input = …, output = … }` to [teacher], USD for a million tokens".to_owned(),
             );
         }
         if self.dialect == Dialect::Openai {
@@ -149,127 +149,75 @@ impl<'a> Served<'a> {
             if let Some((key, _)) = unknown.iter().find(|(_, given)| *given) {
                 return refuse(
                     &["collect", key],
-                    "OpenAI's API does not know it: leave it out, or name the server's `dialect` in [teacher]".to_owned(),
+                    "OpenAI's API does not know it\nhint: leave it out, or name the server's `dialect` in [teacher]".to_owned(),
                 );
             }
         }
-        let most = match (&self.provider, self.dialect) {
+        let largest_k = match (&self.provider, self.dialect) {
             (Some(provider), _) => provider.top_logprobs as usize,
             (None, Dialect::Openai) => 20,
             _ => return Ok(()),
         };
         match &collect.signals {
-            Some(signals) if signals.top_k.get() > most => refuse(
+            Some(signals) if signals.top_k.get() > largest_k => refuse(
                 &["collect", "signals"],
-                match most {
-                    0 => "this provider gives no log-probabilities: leave `signals` out, and learn from the text with `loss = { cross_entropy = 1.0 }`".to_owned(),
-                    most => format!("this server gives at most {most} likeliest tokens: set `top_k = {most}`"),
+                match largest_k {
+                    0 => "this provider gives no log-probabilities\nhint: leave `signals` out, and learn from the text with `loss = { cross_entropy = 1.0 }`".to_owned(),
+                    k => format!("this server gives at most {k} most likely tokens\nhint: set `top_k = {k}`"),
                 },
             ),
             _ => Ok(()),
         }
     }
 
-    /// What every request has in common.
-    pub(super) fn request_settings(&self) -> RequestSettings {
+    /// Settings that all requests for answers share.
+    fn request_settings(&self) -> anyhow::Result<RequestSettings> {
         let collect = &self.run.file.collect;
         let reasoning_model = self.is_reasoning_model();
         let plain = self.dialect == Dialect::Openai;
-        // A server with defaults of its own is told what the run file leaves at ours.
-        let told = |value: f64, default: f64| (!plain || value != default).then_some(value);
-        RequestSettings {
-            model: self.model.clone(),
+        // OpenAI's API has the same defaults as the run file, and refuses settings that it does not know. Other servers
+        // have defaults of their own, so they are sent every value.
+        let sent = |value: f64, default: f64| (!plain || value != default).then_some(value);
+        let of_provider = self.provider.as_ref().map(|p| p.model.clone());
+        let model = self.table.model.clone().or(of_provider);
+        Ok(RequestSettings {
+            model: model.context("[teacher] names no model")?,
             dialect: self.dialect,
-            api: self.teacher.method.into(),
+            api: self.table.method.into(),
             reasoning_model,
             max_tokens: Some(collect.max_new_tokens.get() as u32),
             temperature: (!reasoning_model).then_some(collect.temperature.get()),
             top_p: (!reasoning_model)
-                .then(|| told(collect.top_p.get(), 1.0))
+                .then(|| sent(collect.top_p.get(), 1.0))
                 .flatten(),
             top_k: match (collect.top_k, self.dialect) {
                 (Some(k), _) => Some(k.get() as u32),
-                // 0 is all of them: a checkpoint's or a server's own default would sample from fewer.
+                // 0 stands for all tokens: the default of a checkpoint or a server would sample from fewer.
                 (None, Dialect::Vllm | Dialect::LlamaServer | Dialect::LlamaCppPython) => Some(0),
                 (None, _) => None,
             },
-            min_p: told(collect.min_p.get(), 0.0),
-            repetition_penalty: told(collect.repetition_penalty.get(), 1.0),
+            min_p: sent(collect.min_p.get(), 0.0),
+            repetition_penalty: sent(collect.repetition_penalty.get(), 1.0),
             stop: collect.stop.clone(),
             seed: Some(u64::from(self.run.file.run.seed)),
             logprobs: collect.signals.as_ref().map(|s| s.top_k.get() as u32),
             stream: collect.stream,
-            reasoning: local::reasoning(self.run),
-        }
+            reasoning: self.run.file.collect.reasoning.clone(),
+        })
     }
 
     fn is_reasoning_model(&self) -> bool {
         let of_provider = self.provider.as_ref().is_some_and(|p| p.reasoning_model);
-        self.teacher.reasoning_model.unwrap_or(of_provider)
-    }
-
-    /// Everything that an answer depends on, besides its prompt and sample index. Where the server is
-    /// and how it is reached are not among it: a model may move.
-    pub(super) fn answers(&self) -> anyhow::Result<Value> {
-        let request = self.request_settings();
-        let RunFile { collect, run, .. } = &self.run.file;
-        let template = match (request.api, &self.text) {
-            (Api::Completions, Some(text)) => Some(text.template.hash()),
-            _ => None,
-        };
-        Ok(json!({
-            "served": request.model,
-            "dialect": settings_of(&request.dialect)?,
-            "method": settings_of(&request.api)?,
-            "template": template,
-            "licence": self.licence(),
-            "seed": run.seed,
-            "max_new_tokens": request.max_tokens,
-            "temperature": request.temperature,
-            "top_p": request.top_p,
-            "top_k": request.top_k,
-            "min_p": request.min_p,
-            "repetition_penalty": request.repetition_penalty,
-            "stop": request.stop,
-            "logprobs": request.logprobs,
-            "on_length": settings_of(&collect.on_length)?,
-            "reasoning": settings_of(&collect.reasoning)?,
-        }))
+        self.table.reasoning_model.unwrap_or(of_provider)
     }
 
     fn licence(&self) -> Option<String> {
         let terms = self.provider.as_ref().map(|p| p.terms.clone());
-        self.teacher.licence.clone().or(terms)
+        self.table.licence.clone().or(terms)
     }
 
-    /// Where its answers come from.
-    pub(super) fn provenance(&self) -> anyhow::Result<Provenance> {
-        let text = self.text.as_ref();
-        Ok(Provenance {
-            teacher: self.model.clone(),
-            revision: self.teacher.provider.clone().unwrap_or_default(),
-            engine: settings_of(&self.dialect)?
-                .as_str()
-                .map(|dialect| format!("{dialect} over http"))
-                .unwrap_or_default(),
-            dtype: String::new(),
-            tokenizer: text.map_or_else(String::new, |t| t.tokenizer.fingerprint().to_owned()),
-            template: text.map_or_else(String::new, |t| t.template.hash().to_owned()),
-            sampling: canonical_json(&self.answers()?),
-            temperatures: Vec::new(),
-            licence: self.licence(),
-        })
-    }
-
-    /// How it is reached, with the keys.
-    ///
-    /// # Errors
-    /// [`crate::run_file::ConfigError`] where a key is not there.
-    pub(super) fn settings(
-        &self,
-        request: RequestSettings,
-        spent: Spending,
-    ) -> anyhow::Result<ClientSettings> {
+    /// Settings of the client, without endpoints.
+    fn client(&self) -> anyhow::Result<ClientSettings> {
         let RunFile {
             collect,
             budget,
@@ -278,8 +226,8 @@ impl<'a> Served<'a> {
         } = &self.run.file;
         let seconds = |s: crate::run_file::ranges::Positive| Duration::from_secs_f64(s.get());
         Ok(ClientSettings {
-            request,
-            endpoints: self.endpoints()?,
+            request: self.request_settings()?,
+            endpoints: Vec::new(),
             timeouts: http::Timeouts {
                 connect: seconds(collect.timeouts.connect),
                 first_byte: seconds(collect.timeouts.first_byte),
@@ -296,12 +244,15 @@ impl<'a> Served<'a> {
                 requests: budget.requests.map(|n| n.get()),
                 seconds: budget.hours.map(|hours| hours.get() * 3600.0),
             },
-            spent,
-            price: self.price,
+            spent: Spending::default(),
+            price: match self.table.price {
+                Some(price) => Some(price.into()),
+                None => self.provider.as_ref().and_then(|p| p.price),
+            },
             on_length: collect.on_length.into(),
             on_break: collect.on_break.into(),
             jitter_seed: u64::from(run.seed) ^ u64::from(std::process::id()),
-            offline: self.teacher.offline,
+            offline: self.table.offline,
         })
     }
 
@@ -317,7 +268,7 @@ impl<'a> Served<'a> {
             max_in_flight: most,
             allow_plain_http: false,
         };
-        let teacher = self.teacher;
+        let teacher = self.table;
         if !teacher.endpoints.is_empty() {
             let mut endpoints = Vec::with_capacity(teacher.endpoints.len());
             for endpoint in &teacher.endpoints {
@@ -342,7 +293,7 @@ impl<'a> Served<'a> {
         }
         let (env, command) = (teacher.key_env.as_deref(), teacher.key_command.as_deref());
         if let Some(url) = &teacher.url {
-            // A provider's key is for the provider's own address alone.
+            // The key of a provider is sent to the provider's own address alone.
             return Ok(vec![one(url, self.key(&["teacher"], env, command)?)]);
         }
         let provider = self
@@ -357,7 +308,7 @@ impl<'a> Served<'a> {
         Ok(vec![one(&provider.url, key)])
     }
 
-    /// A key, from the environment or from what a command prints. Neither is ever repeated.
+    /// Reads a key from the environment or from the output of a command. No message repeats either.
     fn key(
         &self,
         place: &[&str],
@@ -369,7 +320,7 @@ impl<'a> Served<'a> {
             return match std::env::var(name) {
                 Ok(key) if !key.trim().is_empty() => Ok(Some(ApiKey::new(key.trim().to_owned()))),
                 _ => refuse(format!(
-                    "the environment variable {name} is not set, and the key is in it: `export {name}=…` first"
+                    "the environment variable {name} is not set, and it holds the key\nhint: `export {name}=…` first"
                 )),
             };
         }
@@ -384,7 +335,7 @@ impl<'a> Served<'a> {
         match (output.status.success(), key.trim()) {
             (true, key) if !key.is_empty() => Ok(Some(ApiKey::new(key.to_owned()))),
             (success, _) => refuse(format!(
-                "`key_command` {}: try it in a shell; it has to print the key and nothing else",
+                "`key_command` {}\nhint: try it in a shell; it has to print the key and nothing else",
                 match success {
                     true => "printed nothing",
                     false => "failed",
@@ -392,94 +343,63 @@ impl<'a> Served<'a> {
             )),
         }
     }
-
-    /// The prompt as token ids, where the tokenizer is known.
-    pub(super) fn prompt_ids(&self, prompt: &Prompt) -> anyhow::Result<Option<Vec<u32>>> {
-        let Some(text) = &self.text else {
-            return Ok(None);
-        };
-        let marks = local::reasoning(self.run);
-        let ids = prompt_ids(
-            &text.tokenizer,
-            &text.template,
-            &prompt.messages,
-            prompt.tools.as_deref(),
-            marks.as_ref(),
-        );
-        let ids = ids.with_context(|| format!("cannot render the prompt of {}", prompt.source))?;
-        Ok(Some(ids))
-    }
-
-    /// Adds a prompt to what is reckoned with.
-    fn measure(&self, measured: &mut forecast::Measured, prompt: &Prompt) -> anyhow::Result<()> {
-        measured.add(bytes(prompt), || {
-            Ok(self.prompt_ids(prompt)?.map(|ids| ids.len()))
-        })
-    }
-
-    /// How many tokens the prompt has at most at the server, given its ids here.
-    pub(super) fn max_prompt_tokens(&self, prompt: &Prompt, ids: Option<&[u32]>) -> u32 {
-        let method = Api::from(self.teacher.method);
-        let tokens = match (ids, method) {
-            (Some(ids), Api::Completions) => ids.len() as u32,
-            (Some(ids), Api::Chat) => ids.len() as u32 + TEMPLATE_SLACK,
-            // A token is at least a byte.
-            (None, _) => (bytes(prompt) + UNKNOWN_TEMPLATE + UNKNOWN_MARKS * prompt.messages.len())
-                .min(u32::MAX as usize) as u32,
-        };
-        self.context.map_or(tokens, |context| tokens.min(context))
-    }
 }
 
-/// For `check`: the server as it would be asked, in two or three lines. Nothing is asked.
+/// Describes for `check` how the server would be asked, in two or three lines. Nothing is sent.
 ///
 /// # Errors
-/// [`crate::run_file::ConfigError`] where it cannot be used, or its key is not there.
+/// [`crate::run_file::ConfigError`] if the server cannot be used, or its key is not there.
 pub(super) fn check(run: &Loaded, imported: &Imported) -> anyhow::Result<String> {
-    let served = Served::open(run)?;
-    let endpoints = served.endpoints()?;
+    let http = http_teacher(run)?;
+    let endpoints = endpoints(run)?;
     let endpoints: Vec<&str> = endpoints.iter().map(|e| e.name.as_str()).collect();
-    let endpoints = endpoints.join(", ");
-    let mut lines = vec![format!("teacher   {} at {endpoints}", served.model)];
-    let mut measured = forecast::Measured::default();
+    let model = &http.client.request.model;
+    let mut lines = vec![format!("teacher   {model} at {}", endpoints.join(", "))];
+    let mut estimate = TokenEstimate::default();
     for prompt in &imported.prompts {
-        served.measure(&mut measured, prompt)?;
+        http.estimate_prompt(&mut estimate, prompt)?;
     }
     let RunFile {
-        collect, import, ..
+        collect,
+        import,
+        budget,
+        ..
     } = &run.file;
     let answers = imported.prompts.len() * collect.samples.get();
     let spent = Spending::default();
     if import.answers == AnswerSource::Teacher {
-        let ahead = forecast::of_answers(&served, &measured, answers, &spent);
+        let ahead = forecast::of_answers(&http, budget, &estimate, answers, &spent);
         lines.push(format!("collect   {ahead}"));
     }
     if let Some(settings) = &run.file.score {
         let (tokens, answers) = match import.answers {
-            // As long as they may be.
+            // Answers are estimated with the largest length.
             AnswerSource::Teacher => {
                 let longest = (collect.max_new_tokens.get() * answers) as u64;
-                (measured.tokens_of(answers) + longest, answers)
+                (estimate.tokens(answers) + longest, answers)
             }
-            AnswerSource::Given => score::check(&served, settings, imported)?,
+            AnswerSource::Given => {
+                let window = settings.window.map(|w| w.get());
+                let mut estimate = TokenEstimate::default();
+                for answer in imported.prompted_answers() {
+                    let PromptedAnswer {
+                        prompt,
+                        completion,
+                        own_ids,
+                    } = answer;
+                    http.estimate_answer(&mut estimate, &prompt, &completion, own_ids, window);
+                }
+                let answers = imported.answers.len();
+                (estimate.tokens(answers), answers)
+            }
         };
-        let ahead = forecast::of_scores(&served, tokens, answers, &spent);
+        let ahead = forecast::of_scores(&http, budget, tokens, answers, &spent);
         lines.push(format!("score     {ahead}"));
     }
     Ok(lines.join("\n"))
 }
 
-/// Bytes of everything in a prompt that a template writes.
-pub(super) fn bytes(prompt: &Prompt) -> usize {
-    let messages = prompt.messages.iter().map(|m| {
-        let calls = m.tool_calls.iter();
-        let calls = calls.map(|c| c.name.len() + c.arguments.len() + UNKNOWN_MARKS);
-        m.content.len() + m.reasoning.as_ref().map_or(0, String::len) + calls.sum::<usize>()
-    });
-    messages.sum::<usize>() + prompt.tools.as_ref().map_or(0, String::len)
-}
-
-/// An address without its scheme, which is how an endpoint is called in lists.
+/// The name of an endpoint in lists: its address without the scheme.
 fn name_of(url: &str) -> String {
     let name = url.split_once("://").map_or(url, |(_, rest)| rest);
     name.trim_end_matches('/').to_owned()
@@ -500,7 +420,7 @@ fn provider(run: &Loaded, teacher: &Teacher) -> anyhow::Result<Option<Provider>>
     }
     let known: Vec<String> = providers.into_keys().collect();
     let message = format!(
-        "there is no provider {name:?}: known are {}; add your own in a file that `providers` names",
+        "there is no provider {name:?}: known are {}\nhint: add your own in a file that `providers` names",
         known.join(", ")
     );
     Err(run.problem(&["teacher", "provider"], message).into())

@@ -1,8 +1,8 @@
-//! Whether a loss is computed right: value and gradient of whole windows against the definition in f64,
-//! the same under every split, and the same by every form.
+//! Checks that a loss is computed correctly: value and gradient of a global batch must equal the definition in
+//! f64, and must be the same for every split into micro-batches and for every implementation.
 //!
-//! What is checked is a function from a model and a window to a loss and a gradient: the trainer's own,
-//! or anybody's. The definition (`check/definition.rs`) shares nothing with it but the signals.
+//! The checked function maps a model and a global batch to a loss and a gradient. It is the trainer's own, or one
+//! that a program brings. The definition (`check/definition.rs`) shares only the signals with it.
 
 mod cases;
 mod definition;
@@ -13,109 +13,110 @@ use potstill_datasets::{Arm, Signal};
 use potstill_model::{Llama, MapParameters, Parameter, map_parameters};
 
 use crate::error::Error;
-use crate::gradient::{Gradients, WindowGradient, window_gradient};
+use crate::gradient::{BatchGradient, Gradients, batch_gradient};
 use crate::head_loss::Form;
 use crate::objective::Objective;
 use crate::settings::Settings;
-use definition::{Weights, window_loss};
+use definition::{Weights, batch_loss_by_definition};
 
-pub use cases::Case;
+pub use cases::LossCase;
 
-/// Loss and gradient of a window: what is checked.
-pub type Window<'a> = &'a dyn Fn(&Llama, &[Signal], &Settings) -> Result<WindowGradient, Error>;
+/// A function that computes loss and gradient of a global batch.
+pub type BatchLoss<'a> = &'a dyn Fn(&Llama, &[Signal], &Settings) -> Result<BatchGradient, Error>;
 
-/// One thing that was held against another.
+/// Result of one comparison.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Check {
-    /// What against what.
-    pub what: String,
-    /// The largest difference, relative.
-    pub worst: f64,
-    /// How large it may be.
+pub struct LossCheck {
+    /// Names of the two sides that were compared.
+    pub comparison: String,
+    /// Largest relative difference.
+    pub difference: f64,
+    /// Largest relative difference that passes.
     pub tolerance: f64,
 }
 
-impl Check {
-    fn new(what: impl Into<String>, worst: f64, tolerance: f64) -> Self {
+impl LossCheck {
+    fn new(comparison: impl Into<String>, difference: f64, tolerance: f64) -> Self {
         Self {
-            what: what.into(),
-            worst,
+            comparison: comparison.into(),
+            difference,
             tolerance,
         }
     }
 
-    /// Whether it is as it should be; what is no number is not.
+    /// Whether the difference is within the tolerance. NaN is not.
     #[must_use]
     pub fn passed(&self) -> bool {
-        self.worst <= self.tolerance
+        self.difference <= self.tolerance
     }
 }
 
-/// A step of finite differences.
+/// Step of the finite differences.
 const STEP: f64 = 1e-5;
 
-/// The trainer's own window.
+/// The trainer's own loss and gradient, for [`check_loss`].
 ///
 /// # Errors
-/// As [`window_gradient`].
+/// As [`batch_gradient`].
 pub fn trainer(
     model: &Llama,
     signals: &[Signal],
     settings: &Settings,
-) -> Result<WindowGradient, Error> {
-    window_gradient(model, signals, Arm::Student, settings, 1)
+) -> Result<BatchGradient, Error> {
+    batch_gradient(model, signals, Arm::Student, settings, 1)
 }
 
-/// Holds `window` with `objective` on a case to its definition, to finite differences of the definition,
-/// to itself under other splits and forms, and its f32 on the case's device to its f64 on the CPU.
+/// Compares `batch_loss` with `objective` on a case to the definition, to finite differences of the definition, to
+/// itself with other splits and implementations, and its values in f32 on the case's device to those in f64 on the
+/// CPU.
 ///
 /// # Errors
-/// [`Objective::check`]'s, and what `window` gives.
+/// Errors of [`Objective::check`] and of `batch_loss`.
 pub fn check_loss(
     objective: &Objective,
-    case: &Case,
-    window: Window<'_>,
-) -> Result<Vec<Check>, Error> {
+    case: &LossCase,
+    batch_loss: BatchLoss<'_>,
+) -> Result<Vec<LossCheck>, Error> {
     objective.check()?;
     let model = as_f64(case.model.clone()).train();
     let signals = &case.signals;
     let whole = settings(objective, signals.len());
-    let result = window(&model, signals, &whole)?;
+    let result = batch_loss(&model, signals, &whole)?;
     let exact = flat(&result.gradients);
 
     let plain = model.valid();
-    let (value, weights) = defined(&plain, signals, objective, None);
-    let off = (result.loss - value).abs() / value.abs().max(1.0);
-    let mut checks = vec![Check::new(
+    let (value, weights) = definition_value(&plain, signals, objective, None);
+    let difference = (result.loss - value).abs() / value.abs().max(1.0);
+    let mut checks = vec![LossCheck::new(
         "value, against the definition in f64",
-        off,
+        difference,
         1e-9,
     )];
-    let steepest = slopes(&plain, &result.gradients, case, objective, &weights);
-    checks.push(Check::new(
+    let difference = slope_difference(&plain, &result.gradients, case, objective, &weights);
+    checks.push(LossCheck::new(
         "gradient, against finite differences of the definition",
-        steepest,
+        difference,
         1e-5,
     ));
-    checks.extend(splits(&model, signals, &whole, window, &exact)?);
+    checks.extend(splits(&model, signals, &whole, batch_loss, &exact)?);
 
     let device = case.on_device.clone().train();
-    let result = window(&device, signals, &whole)?;
-    let off = (result.loss - value).abs() / value.abs().max(1.0);
+    let result = batch_loss(&device, signals, &whole)?;
+    let difference = (result.loss - value).abs() / value.abs().max(1.0);
     let gradient = relative(&flat(&result.gradients), &exact);
-    checks.push(Check::new("value in f32", off, 1e-4));
-    checks.push(Check::new("gradient in f32", gradient, 1e-3));
+    checks.push(LossCheck::new("value in f32", difference, 1e-4));
+    checks.push(LossCheck::new("gradient in f32", gradient, 1e-3));
     Ok(checks)
 }
 
-/// The same gradient, however the window is cut up and by whichever form.
+/// Compares the gradient with other splits, packings, chunk sizes and implementations.
 fn splits(
     model: &Llama,
     signals: &[Signal],
     whole: &Settings,
-    window: Window<'_>,
+    batch_loss: BatchLoss<'_>,
     exact: &[f64],
-) -> Result<Vec<Check>, Error> {
+) -> Result<Vec<LossCheck>, Error> {
     let n = signals.len();
     let packed = |max_length, micro_batch| Settings {
         packing: true,
@@ -132,45 +133,48 @@ fn splits(
         chunk_rows,
         ..whole.clone()
     });
-    let in_rows = vec![
+    let in_packed_rows = vec![
         packed(longest * 2, 1),
         packed(longest * n, n),
         packed(longest, 2),
     ];
-    let form = Settings {
+    let by_tensor_operations = Settings {
         form: Form::Plain,
         ..whole.clone()
     };
-    let kinds = [
+    let comparisons = [
         (
-            "gradient in micro-batches, against the whole window",
+            "gradient in micro-batches, against the whole batch",
             in_micro_batches.collect(),
         ),
         ("gradient in chunks of 1 and 7 rows", in_chunks.to_vec()),
-        ("gradient of packed sequences, against one a row", in_rows),
+        (
+            "gradient of packed sequences, against one sequence in each row",
+            in_packed_rows,
+        ),
         (
             "gradient by tensor operations, against the kernels",
-            vec![form],
+            vec![by_tensor_operations],
         ),
     ];
     let mut checks = Vec::new();
-    for (what, settings) in kinds {
+    for (comparison, settings) in comparisons {
         let mut worst = 0.0;
         for settings in settings {
-            let result = window(model, signals, &settings)?;
+            let result = batch_loss(model, signals, &settings)?;
             worst = larger(worst, relative(&flat(&result.gradients), exact));
         }
-        checks.push(Check::new(what, worst, 1e-7));
+        checks.push(LossCheck::new(comparison, worst, 1e-7));
     }
     Ok(checks)
 }
 
-/// The largest difference between the gradient and the slope of the definition, at the steepest numbers
-/// and at others of some parameters; relative to the largest gradient of all.
-fn slopes(
+/// Computes the largest difference between the gradient and finite differences of the definition, relative to the
+/// largest entry of the gradient. Tests two entries of some parameters: one with the largest gradient, and one other.
+fn slope_difference(
     model: &Llama,
     gradients: &Gradients,
-    case: &Case,
+    case: &LossCase,
     objective: &Objective,
     weights: &Weights,
 ) -> f64 {
@@ -186,7 +190,7 @@ fn slopes(
             let at = |by: f64| {
                 let mut nudge = Nudge { name, index, by };
                 let moved = map_parameters(model.clone(), &mut nudge);
-                defined(&moved, &case.signals, objective, Some(weights)).0
+                definition_value(&moved, &case.signals, objective, Some(weights)).0
             };
             let slope = (at(STEP) - at(-STEP)) / (2.0 * STEP);
             worst = larger(worst, (slope - values[index]).abs() / largest);
@@ -195,15 +199,15 @@ fn slopes(
     worst
 }
 
-/// The definition's value on a model, each sequence by itself.
-fn defined(
+/// Computes the definition's value on a model, with one forward pass for each sequence.
+fn definition_value(
     model: &Llama,
     signals: &[Signal],
     objective: &Objective,
     weights: Option<&Weights>,
 ) -> (f64, Weights) {
     let logits: Vec<Vec<Vec<f64>>> = signals.iter().map(|signal| logits(model, signal)).collect();
-    window_loss(signals, &logits, objective, weights)
+    batch_loss_by_definition(signals, &logits, objective, weights)
 }
 
 fn logits(model: &Llama, signal: &Signal) -> Vec<Vec<f64>> {
@@ -241,7 +245,7 @@ fn flat(gradients: &Gradients) -> Vec<f64> {
     gradients.values().flat_map(numbers).collect()
 }
 
-/// ‖a − b‖ / ‖b‖; NaN where the two have not as many numbers.
+/// Computes ‖a − b‖ / ‖b‖; NaN if the lengths differ.
 fn relative(a: &[f64], b: &[f64]) -> f64 {
     if a.len() != b.len() {
         return f64::NAN;
@@ -251,32 +255,32 @@ fn relative(a: &[f64], b: &[f64]) -> f64 {
     difference / norm(&mut b.iter().copied()).max(f64::MIN_POSITIVE)
 }
 
-/// NaN counts as larger than any number.
+/// Returns the larger of the two; NaN counts as larger than any number.
 fn larger(a: f64, b: f64) -> f64 {
     if b.is_nan() || b > a { b } else { a }
 }
 
-/// The model in f64, on the CPU.
+/// Converts the model to f64 on the CPU.
 fn as_f64(model: Llama) -> Llama {
-    struct Wide;
-    impl Wide {
-        fn wide<const D: usize>(tensor: Tensor<D>) -> Tensor<D> {
+    struct ToF64;
+    impl ToF64 {
+        fn convert<const D: usize>(tensor: Tensor<D>) -> Tensor<D> {
             let data = tensor.into_data().convert::<f64>();
             Tensor::from_data(data, (&Device::flex(), DType::F64))
         }
     }
-    impl MapParameters for Wide {
+    impl MapParameters for ToF64 {
         fn matrix(&mut self, _: &str, tensor: Tensor<2>) -> Tensor<2> {
-            Self::wide(tensor)
+            Self::convert(tensor)
         }
         fn vector(&mut self, _: &str, tensor: Tensor<1>) -> Tensor<1> {
-            Self::wide(tensor)
+            Self::convert(tensor)
         }
     }
-    map_parameters(model, &mut Wide)
+    map_parameters(model, &mut ToF64)
 }
 
-/// Adds to one number of a parameter.
+/// Adds `by` to one entry of a parameter.
 struct Nudge<'a> {
     name: &'a str,
     index: usize,

@@ -1,6 +1,6 @@
 //! Training checkpoints: `checkpoints/step-00000010/` with the model in Hugging Face layout, the
-//! optimizer's moments, and the state of the loop. Written beside its place and renamed, so a folder
-//! with that name is whole.
+//! optimizer's moments, and the state of the training loop. A checkpoint is written beside its place and
+//! renamed, so a folder with that name is complete.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -15,30 +15,29 @@ use serde_json::Value;
 use crate::error::Error;
 use crate::optimizer::AdamW;
 
-/// How many checkpoints are kept, the newest.
+/// Number of newest checkpoints that are kept.
 const KEPT: usize = 2;
 
-/// What the loop goes on from. The order of the data is a function of seed and position, so these
-/// numbers are all the randomness there is.
+/// State from which the training loop resumes. The order of the data is a function of seed and position, so
+/// there is no other random state.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(crate) struct State {
+pub(crate) struct TrainingState {
     pub step: u64,
-    /// Sequences consumed since the start.
+    /// Number of sequences read since the start.
     pub position: u64,
-    /// Length of `metrics.jsonl` at this step; what lies behind it belongs to a lost stretch.
+    /// Length of `metrics.jsonl` at this step. Bytes behind it are of steps that will run again.
     pub metrics_bytes: u64,
-    /// The same of TensorBoard's event file; 0 in checkpoints from before there was one.
-    #[serde(default)]
+    /// Length of TensorBoard's event file at this step.
     pub events_bytes: u64,
     #[serde(rename = "method", with = "Method")]
     pub arm: Arm,
     /// [`Settings::identity`](crate::Settings::identity) of the run.
     pub settings: Value,
-    /// Rows that can be trained on.
+    /// Number of rows that can be trained on.
     pub rows: u64,
 }
 
-/// The arms by their names in `state.json`.
+/// Names of the arms in `state.json`.
 #[derive(Serialize, Deserialize)]
 #[serde(remote = "Arm", rename_all = "lowercase")]
 enum Method {
@@ -49,14 +48,15 @@ enum Method {
 }
 
 pub(crate) struct Checkpoint {
-    pub state: State,
+    pub state: TrainingState,
     pub model: Llama,
     pub optimizer: AdamW,
 }
 
+/// Writes a checkpoint and deletes the oldest.
 pub(crate) fn save(
     dir: &Path,
-    state: &State,
+    state: &TrainingState,
     model: &Llama,
     optimizer: &AdamW,
 ) -> Result<(), Error> {
@@ -70,7 +70,7 @@ pub(crate) fn save(
     potstill_model::save(model, &beside, model.dtype())?;
     save_moments(&beside.join("optimizer.safetensors"), optimizer)?;
     let path = beside.join("state.json");
-    let text = serde_json::to_vec_pretty(state).map_err(|why| bad(&path, why))?;
+    let text = serde_json::to_vec_pretty(state).map_err(|why| damaged(&path, why))?;
     write_synced(&path, &text)?;
     if place.exists() {
         fs::remove_dir_all(&place).map_err(Error::io(&place))?;
@@ -80,8 +80,8 @@ pub(crate) fn save(
     prune(dir)
 }
 
-/// Deletes all but the newest checkpoints, and what a crash left of others. One is renamed before it is
-/// deleted, so that a folder with a checkpoint's name is whole.
+/// Deletes all but the newest checkpoints, and the incomplete folders that a crash left. A checkpoint is
+/// renamed before its deletion, so that a folder with a checkpoint's name is complete.
 fn prune(dir: &Path) -> Result<(), Error> {
     for rest in entries(dir)? {
         if name_of(&rest).starts_with(".step-") {
@@ -98,12 +98,12 @@ fn prune(dir: &Path) -> Result<(), Error> {
     Ok(())
 }
 
-/// The newest checkpoint, if there is one and it belongs to this run.
+/// Loads the newest checkpoint, if there is one. A checkpoint of another run is an error.
 pub(crate) fn newest(
     dir: &Path,
     dtype: DType,
     device: &Device,
-    expected: &State,
+    expected: &TrainingState,
     weight_decay: f64,
 ) -> Result<Option<Checkpoint>, Error> {
     prune(dir)?;
@@ -112,7 +112,7 @@ pub(crate) fn newest(
     };
     let path = place.join("state.json");
     let text = fs::read(&path).map_err(Error::io(&path))?;
-    let state: State = serde_json::from_slice(&text).map_err(|why| bad(&path, why))?;
+    let state: TrainingState = serde_json::from_slice(&text).map_err(|why| damaged(&path, why))?;
     check_same(&path, &state, expected)?;
     let model = potstill_model::load(&place, dtype, device)?;
     let mut optimizer = AdamW::new(weight_decay);
@@ -125,7 +125,7 @@ pub(crate) fn newest(
     }))
 }
 
-fn check_same(path: &Path, found: &State, expected: &State) -> Result<(), Error> {
+fn check_same(path: &Path, found: &TrainingState, expected: &TrainingState) -> Result<(), Error> {
     let other = |key: &str| Error::OtherSettings {
         path: path.to_path_buf(),
         key: key.to_owned(),
@@ -136,11 +136,12 @@ fn check_same(path: &Path, found: &State, expected: &State) -> Result<(), Error>
     if found.rows != expected.rows {
         return Err(other("the number of training rows"));
     }
-    // A number may change in its last digit on its way through text, so both go through it.
+    // A number may change in its last digit when it is written as text and read back. The found settings
+    // were, so the expected ones are too before the comparison.
     let expected = serde_json::from_str::<Value>(&expected.settings.to_string())
-        .map_err(|why| bad(path, why))?;
+        .map_err(|why| damaged(path, why))?;
     let found = &found.settings;
-    // What is off may be absent on either side.
+    // Settings that are off may be absent on either side.
     let keys = [&expected, found].into_iter().filter_map(|s| s.as_object());
     let mut keys = keys.flat_map(|settings| settings.keys());
     match keys.find(|key| found.get(key.as_str()) != expected.get(key.as_str())) {
@@ -149,7 +150,7 @@ fn check_same(path: &Path, found: &State, expected: &State) -> Result<(), Error>
     }
 }
 
-/// Checkpoints by step, oldest first.
+/// Lists the checkpoints with their steps, oldest first.
 fn list(dir: &Path) -> Result<Vec<(u64, PathBuf)>, Error> {
     let mut found = Vec::new();
     for path in entries(dir)? {
@@ -162,7 +163,7 @@ fn list(dir: &Path) -> Result<Vec<(u64, PathBuf)>, Error> {
     Ok(found)
 }
 
-/// What lies in `checkpoints/`, in no order.
+/// Lists the entries of `checkpoints/` in no order.
 fn entries(dir: &Path) -> Result<Vec<PathBuf>, Error> {
     let checkpoints = dir.join("checkpoints");
     let entries = match fs::read_dir(&checkpoints) {
@@ -182,7 +183,7 @@ fn name_of(path: &Path) -> &str {
     name.unwrap_or_default()
 }
 
-/// Tensors `m.NAME` and `v.NAME`.
+/// Writes the optimizer's moments as tensors `m.NAME` and `v.NAME`.
 fn save_moments(path: &Path, optimizer: &AdamW) -> Result<(), Error> {
     let mut data = Vec::new();
     for (name, moments) in &optimizer.moments {
@@ -201,24 +202,24 @@ fn save_moments(path: &Path, optimizer: &AdamW) -> Result<(), Error> {
             DType::F32 => Dtype::F32,
             DType::F16 => Dtype::F16,
             DType::BF16 => Dtype::BF16,
-            other => return Err(bad(path, format!("{name} is {other:?}"))),
+            other => return Err(damaged(path, format!("{name} is {other:?}"))),
         };
         let view = TensorView::new(dtype, data.shape().to_vec(), data.bytes());
-        views.push((name, view.map_err(|why| bad(path, why))?));
+        views.push((name, view.map_err(|why| damaged(path, why))?));
     }
-    let bytes = safetensors::serialize(views, None).map_err(|why| bad(path, why))?;
+    let bytes = safetensors::serialize(views, None).map_err(|why| damaged(path, why))?;
     write_synced(path, &bytes)
 }
 
 fn load_moments(path: &Path, optimizer: &mut AdamW, device: &Device) -> Result<(), Error> {
     let bytes = fs::read(path).map_err(Error::io(path))?;
-    let file = SafeTensors::deserialize(&bytes).map_err(|why| bad(path, why))?;
+    let file = SafeTensors::deserialize(&bytes).map_err(|why| damaged(path, why))?;
     for name in file.names() {
         let Some(parameter) = name.strip_prefix("m.") else {
             continue;
         };
         let moment = |name: &str| {
-            let view = file.tensor(name).map_err(|why| bad(path, why))?;
+            let view = file.tensor(name).map_err(|why| damaged(path, why))?;
             moment(path, name, &view, device)
         };
         let pair = [moment(name)?, moment(&format!("v.{parameter}"))?];
@@ -233,20 +234,20 @@ fn moment(path: &Path, name: &str, view: &TensorView, device: &Device) -> Result
         Dtype::F32 => DType::F32,
         Dtype::F16 => DType::F16,
         Dtype::BF16 => DType::BF16,
-        other => return Err(bad(path, format!("{name} is {other:?}"))),
+        other => return Err(damaged(path, format!("{name} is {other:?}"))),
     };
     let data = TensorData::from_bytes_vec(view.data().to_vec(), view.shape().to_vec(), dtype);
     match view.shape().len() {
         1 => Ok(Parameter::Vector(Tensor::from_data(data, (device, dtype)))),
         2 => Ok(Parameter::Matrix(Tensor::from_data(data, (device, dtype)))),
-        rank => Err(bad(path, format!("{name} has {rank} dimensions"))),
+        rank => Err(damaged(path, format!("{name} has {rank} dimensions"))),
     }
 }
 
-fn bad(path: &Path, why: impl std::fmt::Display) -> Error {
-    Error::BadCheckpoint {
+fn damaged(path: &Path, reason: impl std::fmt::Display) -> Error {
+    Error::DamagedCheckpoint {
         path: path.to_path_buf(),
-        why: why.to_string(),
+        reason: reason.to_string(),
     }
 }
 

@@ -1,23 +1,24 @@
-//! The controls that tell whether the teacher's distribution helped.
+//! The shuffled control, whose distributions are at wrong positions.
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use crate::target::Target;
 
-/// Moves each distribution of a window to another position: a random cyclic permutation (Sattolo
-/// 1986), so that none stays where it was unless it is the only one.
+/// Moves each distribution of a global batch to another position: a random cyclic permutation (Sattolo
+/// 1986), in which no distribution keeps its position unless it is the only one.
 ///
-/// Within a window, so that nothing but the window has to be in memory; a function of seed and step.
+/// The permutation is within the global batch, so that only the batch has to be in memory, and is a function
+/// of seed and step.
 pub(crate) fn shuffle(targets: &mut [Target], seed: u64, step: u64) {
-    let mut places: Vec<(usize, usize)> = Vec::new();
+    let mut positions: Vec<(usize, usize)> = Vec::new();
     for (sequence, target) in targets.iter().enumerate() {
-        places.extend((0..target.rows.len()).map(|row| (sequence, row)));
+        positions.extend((0..target.rows.len()).map(|row| (sequence, row)));
     }
     let mut generator = ChaCha8Rng::seed_from_u64(seed);
     generator.set_stream(step);
-    for i in (1..places.len()).rev() {
-        let (a, b) = (places[i], places[generator.random_range(0..i)]);
+    for i in (1..positions.len()).rev() {
+        let (a, b) = (positions[i], positions[generator.random_range(0..i)]);
         swap(targets, a, b);
     }
 }
@@ -64,7 +65,7 @@ mod tests {
     }
 
     #[test]
-    fn no_distribution_stays_and_none_is_lost() {
+    fn no_distribution_keeps_its_position_and_none_is_lost() {
         for seed in 0..20 {
             let before = numbered(&[3, 1, 7, 0, 2]);
             let mut after = before.clone();

@@ -1,8 +1,8 @@
-//! Losses that need more than a divergence's buckets: the order of tokens, hidden states, and sorted
+//! Losses on more than a divergence's buckets: on the order of tokens, on hidden states, and on sorted
 //! distributions for a teacher with another tokenizer.
 //!
-//! Each is a plain tensor function that returns one number a row, `[n]`; the caller sums and divides.
-//! Differentiable with respect to the student's tensors; the teacher's are constants.
+//! Each loss is a plain tensor function that returns one number for each row, `[n]`; the caller sums and
+//! divides. The losses are differentiable with respect to the student's tensors; the teacher's are constants.
 
 mod hidden;
 mod ranking;
@@ -14,7 +14,8 @@ pub use sorted::{universal_logit, universal_logit_sparse};
 
 use burn::tensor::{DType, Tensor};
 
-/// Both in f64 if the first is, else in f32: half precision has too few digits for differences.
+/// Converts both tensors to f64 if the first is f64, or else to f32: half precision has too few digits for
+/// differences.
 fn wide(pair: [Tensor<2>; 2]) -> [Tensor<2>; 2] {
     let dtype = match pair[0].dtype() {
         DType::F64 => DType::F64,

@@ -1,119 +1,126 @@
+use std::fmt;
 use std::path::PathBuf;
 
-/// Why training or evaluation stopped.
+use potstill_datasets::Signal;
+
+/// Reason for which training or evaluation failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A stored row could not be read, or breaks the rules for signals.
+    /// A stored row cannot be read, or breaks the rules for signals.
     #[error(transparent)]
     Data(#[from] potstill_datasets::Error),
-    /// A model could not be loaded or saved.
+    /// A model cannot be loaded or saved.
     #[error(transparent)]
     Model(#[from] potstill_model::Error),
-    /// Nothing is left to train on.
+    /// No row is left to train on.
     #[error(
-        "none of the {rows} rows can be trained on: {dropped} are longer than max_length = {max_length}; \
-         raise max_length or set overlong = \"cut\""
+        "none of the {rows} rows can be trained on: {dropped} are longer than max_length = {max_length}\n\
+         hint: raise max_length, or set overlong = \"cut\""
     )]
     NothingToTrain {
-        /// Rows that were offered.
+        /// Number of rows in the training set.
         rows: usize,
-        /// Rows over the length.
+        /// Number of rows longer than `max_length`.
         dropped: usize,
-        /// The limit, in tokens.
+        /// Largest length, in tokens.
         max_length: usize,
     },
     /// The loss has no term.
-    #[error("the loss has no term: give forward_kl or cross_entropy a weight above 0")]
+    #[error("the loss has no term\nhint: give forward_kl or cross_entropy a weight above 0")]
     NoLoss,
-    /// The parts of the loss do not go together.
-    #[error("the loss cannot be trained: {why}")]
-    BadObjective {
-        /// What is wrong, and the way out.
-        why: String,
+    /// The parts of the loss contradict one another, or a value is out of range.
+    #[error("the loss cannot be trained: {reason}")]
+    InvalidObjective {
+        /// Description of the problem, with a hint if there is a remedy.
+        reason: String,
     },
-    /// The teacher's record cannot be turned to the loss's temperature.
+    /// The signals cannot be converted to the loss's temperature.
     #[error(
-        "prompt {prompt_id}, sample {sample_index}: the signals have no normaliser for temperature {temperature}; \
-         list it in `temperatures` where they are collected or scored, or train at temperature 1"
+        "the signals of {sequence} have no normaliser for temperature {temperature}\n\
+         hint: list {temperature} in `temperatures` where the signals are collected or scored, or train at temperature 1"
     )]
     NoTemperature {
-        /// The loss's.
+        /// Temperature of the loss.
         temperature: f64,
-        /// The row's prompt.
-        prompt_id: String,
-        /// Its sample.
-        sample_index: u32,
+        /// Sequence without the normaliser.
+        sequence: SequenceId,
     },
-    /// The teacher's record has no draws from the tail.
+    /// The signals have no draws from the tail.
     #[error(
-        "prompt {prompt_id}, sample {sample_index}: the signals have no draws from the tail; set `tail_draws` \
-         where they are collected or scored, or train with tail = \"bucket\""
+        "the signals of {sequence} have no draws from the tail\n\
+         hint: set `tail_draws` where the signals are collected or scored, or train with tail = \"bucket\""
     )]
     NoDraws {
-        /// The row's prompt.
-        prompt_id: String,
-        /// Its sample.
-        sample_index: u32,
+        /// Sequence without draws.
+        sequence: SequenceId,
     },
-    /// A row has no position that carries loss.
-    #[error(
-        "row {row} (prompt {prompt_id}, sample {sample_index}) has no position that carries loss"
-    )]
+    /// A training row has no loss position.
+    #[error("row {row} of the training set ({sequence}) has no loss position")]
     NoLossPositions {
-        /// Which row.
+        /// Index of the row in the training set.
         row: usize,
-        /// Its prompt.
-        prompt_id: String,
-        /// Its sample.
-        sample_index: u32,
+        /// Sequence in that row.
+        sequence: SequenceId,
     },
-    /// A token id outside the model's embedding.
+    /// A token id is outside the student's vocabulary.
     #[error(
-        "token id {id} is outside the student's vocabulary of {vocab}: the signals belong to another tokenizer"
+        "token id {id} is outside the student's vocabulary of {vocab} tokens\n\
+         hint: the signals belong to another tokenizer; train a student with the teacher's tokenizer"
     )]
     Vocabulary {
-        /// The id.
+        /// Token id.
         id: u32,
-        /// The embedding's rows.
+        /// Number of rows of the student's embedding.
         vocab: usize,
     },
-    /// The loss or the gradient is not a number.
+    /// The loss or the gradient is NaN or infinite.
     #[error(
-        "step {step}: the {what} is {value}; lower the learning rate, or check the signals with `potstill check`"
+        "step {step}: the {quantity} is {value}; not finite are {named} of the {batch} rows of the global batch: {list}\n\
+         hint: check the signals of these rows with `potstill check`; where all rows are named, lower learning_rate",
+        named = rows.len(),
+        list = SequenceList(rows)
     )]
     NotFinite {
-        /// The step, from 1.
+        /// Step, counted from 1.
         step: u64,
-        /// Loss or gradient norm.
-        what: &'static str,
-        /// The value.
+        /// Quantity that is not finite: the loss or the gradient norm.
+        quantity: &'static str,
+        /// Value of the quantity.
         value: f64,
+        /// Sequences of the global batch whose own loss or gradient is not finite.
+        rows: Vec<SequenceId>,
+        /// Number of sequences in the global batch.
+        batch: usize,
     },
     /// A checkpoint belongs to a run with other settings.
     #[error(
-        "{path} was made with other settings ({key}); move it away to train again from the start"
+        "{path} was made with other settings ({key})\n\
+         hint: move the checkpoint away to train from the start again"
     )]
     OtherSettings {
-        /// The checkpoint's state file.
+        /// State file of the checkpoint.
         path: PathBuf,
-        /// The first setting that differs.
+        /// First setting that differs.
         key: String,
     },
     /// A checkpoint is damaged.
-    #[error("{path} cannot be read: {why}; remove that checkpoint to go on from the one before")]
-    BadCheckpoint {
-        /// The file.
+    #[error(
+        "{path} cannot be read: {reason}\n\
+         hint: remove this checkpoint to resume from the one before it"
+    )]
+    DamagedCheckpoint {
+        /// Damaged file.
         path: PathBuf,
-        /// What is wrong.
-        why: String,
+        /// Description of the damage.
+        reason: String,
     },
-    /// A file could not be written or read.
+    /// A file cannot be read or written.
     #[error("{path}: {source}")]
     Io {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// The system's word.
+        /// Error of the operating system.
         source: std::io::Error,
     },
 }
@@ -122,5 +129,46 @@ impl Error {
     pub(crate) fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();
         move |source| Self::Io { path, source }
+    }
+}
+
+/// Name of a sequence: its prompt, and its number among the samples of that prompt.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SequenceId {
+    /// Id of the prompt.
+    pub prompt_id: String,
+    /// Number of the sample, from 0.
+    pub sample_index: u32,
+}
+
+impl SequenceId {
+    pub(crate) fn of(signal: &Signal) -> Self {
+        Self {
+            prompt_id: signal.prompt_id.clone(),
+            sample_index: signal.sample_index,
+        }
+    }
+}
+
+impl fmt::Display for SequenceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "prompt {}, sample {}", self.prompt_id, self.sample_index)
+    }
+}
+
+/// Displays the first few of a list of sequences, and how many more there are.
+struct SequenceList<'a>(&'a [SequenceId]);
+
+impl fmt::Display for SequenceList<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const SHOWN: usize = 8;
+        for (i, sequence) in self.0.iter().take(SHOWN).enumerate() {
+            let separator = if i == 0 { "" } else { "; " };
+            write!(f, "{separator}{sequence}")?;
+        }
+        match self.0.len().saturating_sub(SHOWN) {
+            0 => Ok(()),
+            more => write!(f, "; and {more} more"),
+        }
     }
 }

@@ -1,8 +1,8 @@
-//! The training step without the optimizer: loss and gradient of an accumulation window.
+//! The training step without the optimizer: loss and gradient of a global batch.
 //!
-//! The states at loss positions are cut out of the graph; the head and the loss are walked in chunks
-//! of rows, so that at most one [chunk, v] block of logits exists; the gradient they leave on the
-//! states is then sent back through the model. Every other position gets a gradient of exactly 0.
+//! The states at loss positions are cut out of the autodiff graph. The head and the loss are computed in
+//! chunks of rows, so that at most one [chunk, v] block of logits exists, and the gradient of the states is
+//! then propagated back through the model. Every other position gets a gradient of exactly 0.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -13,13 +13,13 @@ use potstill_datasets::{Arm, Signal, pack};
 use potstill_kernels::{LogQSum, LogitTransform, RowStats, add_rows};
 use potstill_model::{Llama, Parameter, named_parameters};
 
-use crate::block::{Block, Targets};
 use crate::control::shuffle;
 use crate::error::Error;
-use crate::head_loss::{Form, HeadLoss, head_loss, leaf, stats_dtype};
+use crate::head_loss::{Form, HeadLossOptions, head_loss, leaf, stats_dtype};
 use crate::loss::{
     Divergence, Tail, cross_entropy, forward_kl, smoothed_cross_entropy, soft_cross_entropy,
 };
+use crate::micro_batch::{MicroBatch, TargetTensors};
 use crate::objective::Objective;
 use crate::settings::Settings;
 use crate::target::Target;
@@ -27,22 +27,22 @@ use crate::target::Target;
 /// Gradients by the parameter's Hugging Face name, without autodiff.
 pub type Gradients = BTreeMap<String, Parameter>;
 
-/// Sums over rows, in nats; what the loss and its report are made of.
+/// Sums over rows, in nats, from which the loss and its metrics are computed.
 #[derive(Debug, Clone, PartialEq, Default)]
-pub struct Terms {
-    /// Rows: loss positions.
+pub struct LossSums {
+    /// Number of rows, that is loss positions.
     pub rows: usize,
     /// Σ forward KL to the target that was trained on, by the objective's tail and temperature.
     pub forward_kl: f64,
-    /// Σ −log q(realised token).
+    /// Σ −log q(target token).
     pub cross_entropy: f64,
-    /// Σ of each of the objective's divergences, in its order.
+    /// Σ of each of the objective's divergences, in the objective's order.
     pub divergences: Vec<f64>,
-    /// Σ over rows of what is minimised, weights and all.
+    /// Σ of the weighted terms, which training minimises.
     pub loss: f64,
 }
 
-impl Terms {
+impl LossSums {
     fn add(&mut self, other: &Self) {
         self.rows += other.rows;
         self.forward_kl += other.forward_kl;
@@ -55,38 +55,71 @@ impl Terms {
     }
 }
 
-/// A window's gradient and what was measured on the way.
+/// Gradient and loss of a global batch.
 #[derive(Debug)]
-pub struct WindowGradient {
-    /// By parameter name.
+pub struct BatchGradient {
+    /// Gradients by parameter name.
     pub gradients: Gradients,
-    /// Sums over the window.
-    pub terms: Terms,
-    /// The objective's mean over the window's rows: what the gradient is the gradient of.
+    /// Sums over the global batch.
+    pub sums: LossSums,
+    /// Mean of the objective over the rows of the global batch, whose gradient `gradients` is.
     pub loss: f64,
-    /// Teacher's negative log-likelihood of the realised tokens, summed, nats.
+    /// Teacher's negative log-likelihood of the target tokens, summed, nats.
     pub teacher_nll: f64,
-    /// Rows whose stored mass was over 1 and was rescaled.
+    /// Number of rows whose stored mass was over 1 and was rescaled.
     pub rescaled_rows: usize,
 }
 
-/// Loss and gradient of a window: `signals` are all sequences of one optimizer step.
+/// Computes loss and gradient of a global batch: `signals` are all sequences of one optimizer step.
 ///
-/// Each term divides by its own count of tokens over the whole window, counted before the first
-/// forward pass, so packing and the split into micro-batches change nothing but rounding. `model`
-/// must be tracked (`model.train()`). `step` feeds the permutation of [`Arm::Shuffled`].
+/// Each term divides by its own count of tokens over the global batch, counted before the first forward
+/// pass, so packing and the split into micro-batches change nothing but rounding. `model` must be tracked
+/// (`model.train()`). `step` seeds the permutation of [`Arm::Shuffled`].
 ///
 /// # Errors
 /// A signal that breaks its rules, or an id outside the vocabulary.
-pub fn window_gradient(
+pub fn batch_gradient(
     model: &Llama,
     signals: &[Signal],
     arm: Arm,
     settings: &Settings,
     step: u64,
-) -> Result<WindowGradient, Error> {
+) -> Result<BatchGradient, Error> {
     let objective = settings.objective.of_arm(arm);
     objective.check()?;
+    let (mut targets, rescaled_rows) = batch_targets(signals, &objective, arm, settings, step)?;
+    let options = GradientOptions::new(&objective, &targets, settings);
+
+    let mut gradients = Gradients::new();
+    let mut sums = LossSums::default();
+    for packed_rows in packed_rows(signals, settings).chunks(settings.micro_batch.max(1)) {
+        let mut sequence = |&index: &usize| (&signals[index], std::mem::take(&mut targets[index]));
+        let packed_row = |row: &Vec<usize>| row.iter().map(&mut sequence).collect();
+        let micro_batch = MicroBatch::packed(packed_rows.iter().map(packed_row).collect(), model)?;
+        sums.add(&micro_batch_gradient(
+            model,
+            &micro_batch,
+            &options,
+            &mut gradients,
+        ));
+    }
+    Ok(BatchGradient {
+        gradients,
+        loss: options.row_weight * sums.loss,
+        sums,
+        teacher_nll: signals.iter().map(teacher_nll).sum(),
+        rescaled_rows,
+    })
+}
+
+/// Returns the targets of a global batch, one for each signal, and the number of rescaled rows.
+pub(crate) fn batch_targets(
+    signals: &[Signal],
+    objective: &Objective,
+    arm: Arm,
+    settings: &Settings,
+    step: u64,
+) -> Result<(Vec<Target>, usize), Error> {
     let mut targets = Vec::with_capacity(signals.len());
     let mut rescaled_rows = 0;
     for signal in signals {
@@ -94,37 +127,14 @@ pub fn window_gradient(
         rescaled_rows += rescaled;
         targets.push(target);
     }
-    let rows: usize = targets.iter().map(|target| target.rows.len()).sum();
-    let per_row = 1.0 / rows.max(1) as f64;
     if arm == Arm::Shuffled {
         shuffle(&mut targets, settings.seed, step);
     }
-    let how = How {
-        objective: &objective,
-        per_row,
-        chunk_rows: settings.chunk_rows,
-        form: settings.form,
-    };
-
-    let mut gradients = Gradients::new();
-    let mut terms = Terms::default();
-    for micro_batch in lines(signals, settings).chunks(settings.micro_batch.max(1)) {
-        let mut sequence = |&index: &usize| (&signals[index], std::mem::take(&mut targets[index]));
-        let line = |line: &Vec<usize>| line.iter().map(&mut sequence).collect();
-        let block = Block::packed(micro_batch.iter().map(line).collect(), model)?;
-        terms.add(&block_gradient(model, &block, &how, &mut gradients));
-    }
-    Ok(WindowGradient {
-        gradients,
-        loss: per_row * terms.loss,
-        terms,
-        teacher_nll: signals.iter().map(teacher_nll).sum(),
-        rescaled_rows,
-    })
+    Ok((targets, rescaled_rows))
 }
 
-/// Which sequences share a line of a block, by index.
-fn lines(signals: &[Signal], settings: &Settings) -> Vec<Vec<usize>> {
+/// Returns the indices of the sequences that share each packed row.
+fn packed_rows(signals: &[Signal], settings: &Settings) -> Vec<Vec<usize>> {
     if settings.packing {
         let lengths: Vec<usize> = signals.iter().map(|s| s.token_ids.len()).collect();
         pack(&lengths, settings.max_length)
@@ -133,40 +143,53 @@ fn lines(signals: &[Signal], settings: &Settings) -> Vec<Vec<usize>> {
     }
 }
 
-/// By what a block's gradient is taken.
+/// Options for [`micro_batch_gradient`].
 #[derive(Debug, Clone, Copy)]
-pub struct How<'a> {
-    /// What is minimised.
+pub struct GradientOptions<'a> {
+    /// Loss to minimise.
     pub objective: &'a Objective,
-    /// What each row counts: one over the rows of the whole window.
-    pub per_row: f64,
-    /// Rows of logits that exist at a time.
+    /// Weight of each row: 1 divided by the number of rows of the global batch.
+    pub row_weight: f64,
+    /// Number of rows whose logits exist at a time.
     pub chunk_rows: usize,
-    /// By kernels or by tensor operations.
+    /// Implementation: kernels, or tensor operations.
     pub form: Form,
 }
 
-/// Adds the gradient of one block to `gradients` and returns the block's sums.
-pub fn block_gradient(
-    model: &Llama,
-    block: &Block,
-    how: &How<'_>,
-    gradients: &mut Gradients,
-) -> Terms {
-    if block.rows() == 0 || how.objective.is_empty() {
-        return Terms::default();
+impl<'a> GradientOptions<'a> {
+    /// Options for the micro-batches of a global batch with these targets.
+    pub(crate) fn new(objective: &'a Objective, targets: &[Target], settings: &Settings) -> Self {
+        let rows: usize = targets.iter().map(|target| target.rows.len()).sum();
+        Self {
+            objective,
+            row_weight: 1.0 / rows.max(1) as f64,
+            chunk_rows: settings.chunk_rows,
+            form: settings.form,
+        }
     }
-    // The embedding's rows are a leaf of their own: the gradient they get is added, row by row, to what
-    // the head leaves on the same matrix.
-    let ids_bt = block.ids_bt(&model.device().inner());
-    // Without autodiff, so that no tape holds on to the matrix and the optimizer moves it in place.
+}
+
+/// Adds the gradient of one micro-batch to `gradients` and returns the micro-batch's sums.
+pub fn micro_batch_gradient(
+    model: &Llama,
+    micro_batch: &MicroBatch,
+    options: &GradientOptions<'_>,
+    gradients: &mut Gradients,
+) -> LossSums {
+    if micro_batch.rows() == 0 || options.objective.is_empty() {
+        return LossSums::default();
+    }
+    // The embedded tokens are a leaf: their gradient is added row by row to the embedding matrix, which
+    // also has the head's gradient if the two are tied.
+    let ids_bt = micro_batch.ids_bt(&model.device().inner());
+    // Embedding without autodiff keeps no reference to the matrix, so the optimizer can update it in place.
     let embedded_nd = leaf(model.valid().embedded(ids_bt));
-    let hidden_nd = model.hidden_from(embedded_nd.clone(), &block.documents());
+    let hidden_nd = model.hidden_from(embedded_nd.clone(), &micro_batch.documents());
     let HiddenGradient {
-        terms,
+        sums,
         hidden_nd: gradient_nd,
         head_vd,
-    } = hidden_gradient(&hidden_nd, &model.head(), block, how);
+    } = hidden_gradient(&hidden_nd, &model.head(), micro_batch, options);
     let mut tape = (hidden_nd * Tensor::from_inner(gradient_nd))
         .sum()
         .backward();
@@ -181,70 +204,77 @@ pub fn block_gradient(
                 let sum_vd = sum_vd.unwrap_or_else(|| embedding_vd.inner().zeros_like());
                 embedded_nd
                     .clone()
-                    .map(|rows_nd| add_rows(sum_vd, &block.ids(), rows_nd))
+                    .map(|rows_nd| add_rows(sum_vd, &micro_batch.ids(), rows_nd))
                     .map(Parameter::Matrix)
             }
             ("lm_head.weight", _) => head_vd.take().map(Parameter::Matrix),
-            (_, parameter) => taken(parameter, &mut tape),
+            (_, parameter) => take_gradient(parameter, &mut tape),
         };
-        let sum = added(gradients.remove(&name), gradient);
+        let sum = add_gradients(gradients.remove(&name), gradient);
         if let Some(sum) = sum {
             gradients.insert(name, sum);
         }
     }
-    terms
+    sums
 }
 
-/// What the loss leaves on the model's last states and on the head; without autodiff.
+/// Gradients of the loss with respect to the model's last hidden states and the head, without autodiff.
 #[derive(Debug)]
 pub struct HiddenGradient {
-    /// Sums over the block's rows.
-    pub terms: Terms,
-    /// ∂L/∂hidden, `[n, d]`: exactly 0 wherever no loss is carried.
+    /// Sums over the micro-batch's rows.
+    pub sums: LossSums,
+    /// ∂L/∂hidden, `[n, d]`: exactly 0 at positions without loss.
     pub hidden_nd: Tensor<2>,
     /// ∂L/∂head, `[v, d]`.
     pub head_vd: Tensor<2>,
 }
 
-/// Loss terms, ∂/∂hidden and ∂/∂head in one walk over chunks of rows.
+/// Computes the loss's sums, ∂/∂hidden and ∂/∂head in one pass over chunks of rows.
 ///
-/// `hidden_nd` and `head_vd` are taken as constants; the chain through the model is the caller's.
+/// `hidden_nd` and `head_vd` are constants here; the caller propagates the gradient through the model.
 #[must_use]
 pub fn hidden_gradient(
     hidden_nd: &Tensor<2>,
     head_vd: &Tensor<2>,
-    block: &Block,
-    how: &How<'_>,
+    micro_batch: &MicroBatch,
+    options: &GradientOptions<'_>,
 ) -> HiddenGradient {
     let shape = hidden_nd.dims();
-    let states_nd = block.select(hidden_nd.clone().inner());
+    let states_nd = micro_batch.select(hidden_nd.clone().inner());
     let head_vd = head_vd.clone().inner();
     let vocab = head_vd.dims()[0];
     let dtype = stats_dtype(head_vd.dtype());
-    let targets = block.targets(0, block.rows(), dtype, &head_vd.device());
-    let heads = heads(how.objective);
-    let options = HeadLoss {
+    let targets = micro_batch.targets(0..micro_batch.rows(), dtype, &head_vd.device());
+    let objective = options.objective;
+    let heads = heads(objective);
+    let head_options = HeadLossOptions {
         heads: &heads,
-        sum: match how.objective.label_smoothing > 0.0 && how.objective.cross_entropy > 0.0 {
+        sum: match objective.label_smoothing > 0.0 && objective.cross_entropy > 0.0 {
             true => LogQSum::Included,
             false => LogQSum::Omitted,
         },
         train_head: true,
-        chunk_rows: how.chunk_rows,
-        form: how.form,
+        chunk_rows: options.chunk_rows,
+        form: options.form,
     };
-    let mut terms = Terms::default();
+    let mut sums = LossSums::default();
     let support_nk = targets.support_nk.clone();
     let mut loss = |rows: Range<usize>, stats: &[RowStats]| {
-        let (loss, part) = rows_loss(&targets.slice(rows), stats, how.objective, vocab);
-        terms.add(&part);
-        loss * how.per_row
+        let (loss, chunk_sums) = rows_loss(&targets.slice(rows), stats, objective, vocab);
+        sums.add(&chunk_sums);
+        loss * options.row_weight
     };
-    let gradient = head_loss(states_nd, head_vd.clone(), support_nk, &options, &mut loss);
+    let gradient = head_loss(
+        states_nd,
+        head_vd.clone(),
+        support_nk,
+        &head_options,
+        &mut loss,
+    );
     HiddenGradient {
-        terms,
-        hidden_nd: block.scatter(gradient.hidden_nd, shape),
-        // Summed in f32 at least, and then of the head's own type, as all gradients are.
+        sums,
+        hidden_nd: micro_batch.scatter(gradient.hidden_nd, shape),
+        // The sum is in f32 or f64; gradients have the type of their parameter.
         head_vd: match gradient.head_vd {
             Some(gradient_vd) => gradient_vd.cast(head_vd.dtype()),
             None => head_vd.zeros_like(),
@@ -252,7 +282,8 @@ pub fn hidden_gradient(
     }
 }
 
-/// That of the divergences, and behind it that of the cross-entropy where it is another.
+/// Logit transforms to evaluate: one at the loss temperature and, if that is not 1, a second one at T = 1 for
+/// the cross-entropy.
 fn heads(objective: &Objective) -> Vec<LogitTransform> {
     let plain = LogitTransform::default();
     let tempered = LogitTransform {
@@ -265,14 +296,15 @@ fn heads(objective: &Objective) -> Vec<LogitTransform> {
     }
 }
 
-/// The objective summed over rows, as a tracked scalar, and its terms. `stats` are of [`heads`].
+/// Computes the objective summed over rows, as a tracked scalar, and the sums of its terms. `stats` has one
+/// entry for each of [`heads`].
 fn rows_loss(
-    targets: &Targets,
+    targets: &TargetTensors,
     stats: &[RowStats],
     objective: &Objective,
     vocab: usize,
-) -> (Tensor<1>, Terms) {
-    // One head may serve both.
+) -> (Tensor<1>, LossSums) {
+    // At temperature 1 both are the same entry.
     let (tempered, plain) = (&stats[0], &stats[stats.len() - 1]);
     let log_p_nk = targets.log_p_nk.clone();
     let (log_p_nk, log_q_nk) = objective.tail.apply(log_p_nk, targets.log_q_nk(tempered));
@@ -280,12 +312,12 @@ fn rows_loss(
         Tail::Draws => soft_cross_entropy(log_p_nk.clone(), log_q_nk) - targets.entropy_n.clone(),
         _ => forward_kl(log_p_nk.clone(), log_q_nk),
     };
-    let log_q_n1 = targets.log_q_realised_n1(plain);
-    let mut terms = Terms {
+    let log_q_n1 = targets.log_q_target_n1(plain);
+    let mut sums = LossSums {
         rows: log_q_n1.dims()[0],
         forward_kl: sum(&forward_kl(log_q_nk.clone().inner())),
         cross_entropy: sum(&cross_entropy(log_q_n1.clone().inner())),
-        ..Terms::default()
+        ..LossSums::default()
     };
     let mut loss: Option<Tensor<1>> = None;
     let mut add = |rows_n: Tensor<1>, weight: f64| {
@@ -301,9 +333,9 @@ fn rows_loss(
             ref other => other.rows(log_p_nk.clone(), log_q_nk.clone()),
         };
         let (value, weight) = (sum(&rows_n), objective.weight(term));
-        terms.divergences.push(value);
+        sums.divergences.push(value);
         if weight > 0.0 {
-            terms.loss += weight * value;
+            sums.loss += weight * value;
             add(rows_n, weight);
         }
     }
@@ -314,18 +346,19 @@ fn rows_loss(
             }
             None => cross_entropy(log_q_n1),
         };
-        terms.loss += objective.cross_entropy * sum(&rows_n);
+        sums.loss += objective.cross_entropy * sum(&rows_n);
         add(rows_n, objective.cross_entropy);
     }
-    let nothing = || log_q_nk.sum() * 0.0;
-    (loss.unwrap_or_else(nothing), terms)
+    let zero = || log_q_nk.sum() * 0.0;
+    (loss.unwrap_or_else(zero), sums)
 }
 
-/// Sum in f64 on the host: a window's terms are a few thousand numbers.
+/// Sums in f64 on the host: a global batch has a few thousand rows.
 fn sum(values_n: &Tensor<1>) -> f64 {
     values_n.to_data().iter::<f64>().sum()
 }
 
+/// Sums the teacher's −log p of the target tokens, nats.
 pub(crate) fn teacher_nll(signal: &Signal) -> f64 {
     let nll = |(position, row): (usize, &potstill_datasets::SignalRow)| {
         let slot = row
@@ -341,14 +374,14 @@ pub(crate) fn teacher_nll(signal: &Signal) -> f64 {
         .sum()
 }
 
-fn taken(parameter: Parameter, tape: &mut Tape) -> Option<Parameter> {
+fn take_gradient(parameter: Parameter, tape: &mut Tape) -> Option<Parameter> {
     match parameter {
         Parameter::Matrix(tensor) => tensor.grad_remove(tape).map(Parameter::Matrix),
         Parameter::Vector(tensor) => tensor.grad_remove(tape).map(Parameter::Vector),
     }
 }
 
-fn added(a: Option<Parameter>, b: Option<Parameter>) -> Option<Parameter> {
+fn add_gradients(a: Option<Parameter>, b: Option<Parameter>) -> Option<Parameter> {
     match (a, b) {
         (Some(Parameter::Matrix(a)), Some(Parameter::Matrix(b))) => Some(Parameter::Matrix(a + b)),
         (Some(Parameter::Vector(a)), Some(Parameter::Vector(b))) => Some(Parameter::Vector(a + b)),

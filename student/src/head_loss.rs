@@ -1,14 +1,15 @@
-//! A loss over row statistics from hidden states and the head's weight: value and gradients in one walk
-//! over chunks of rows.
+//! Gradients of a loss over row statistics with respect to the hidden states and the head's weight, computed in
+//! one pass over chunks of rows.
 //!
 //! ```text
 //! logits = hidden · headᵀ     ∂L/∂hidden = ∂L/∂logits · head     ∂L/∂head = Σ (∂L/∂logits)ᵀ · hidden
 //! ```
 //!
-//! A chunk's logits are read once for the statistics and overwritten by their gradient; the loss itself
-//! sees [n, k] alone, and burn's autodiff stays there. So one [chunk, v] block exists at a time (one more
-//! for each further head), however many rows there are. A fourth product, logits computed again tile by tile and never written, would
-//! cost more than the two passes over the block that it saves: `docs/benchmarks.md`.
+//! A chunk's logits are read once for the statistics and overwritten by their gradient. The loss itself sees
+//! only [n, k], and only that part is differentiated by burn's autodiff. So one [chunk, v] block exists at a
+//! time (one more for each further head), whatever the number of rows. Computing the logits a second time tile
+//! by tile, without ever writing them, would cost a fourth matrix product, more than the two passes over the
+//! block that it saves: `docs/benchmarks.md`.
 
 use std::ops::Range;
 
@@ -20,7 +21,7 @@ use potstill_kernels::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// How loss and gradients are computed.
+/// Implementation of loss and gradients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Form {
@@ -32,47 +33,47 @@ pub enum Form {
     Plain,
 }
 
-/// How [`head_loss`] goes about it.
+/// Options for [`head_loss`].
 #[derive(Debug, Clone)]
-pub struct HeadLoss<'a> {
-    /// From raw logits to softmax logits; statistics are given for each of them.
+pub struct HeadLossOptions<'a> {
+    /// Transforms from raw logits to softmax logits; the loss gets the statistics of each.
     pub heads: &'a [LogitTransform],
-    /// Whether the statistics hold Σ log q.
+    /// Whether the statistics include Σ log q.
     pub sum: LogQSum,
-    /// Whether the head's gradient is wanted; a frozen head saves a third of the work.
+    /// Whether the head's gradient is computed; leaving it out saves a third of the work.
     pub train_head: bool,
-    /// Rows of logits that exist at a time.
+    /// Number of rows whose logits exist at a time.
     pub chunk_rows: usize,
-    /// Chunks and kernels, or everything at once.
+    /// Implementation.
     pub form: Form,
 }
 
-/// What a loss leaves on hidden states and head; without autodiff.
+/// Gradients of a loss with respect to hidden states and head, without autodiff.
 #[derive(Debug)]
 pub struct HeadGradient {
-    /// ∂L/∂hidden, [n, d], in the type of the states.
+    /// ∂L/∂hidden, [n, d], in the dtype of the states.
     pub hidden_nd: Tensor<2>,
-    /// ∂L/∂head, [v, d], summed in f32 at least; `None` if it was not asked for.
+    /// ∂L/∂head, [v, d], summed in f32 or f64; `None` unless [`HeadLossOptions::train_head`].
     pub head_vd: Option<Tensor<2>>,
 }
 
-/// Gradients of Σ `loss(rows, statistics)` over all chunks of rows.
+/// Computes the gradients of Σ `loss(rows, statistics)` over all chunks of rows.
 ///
-/// `loss` gets the rows of a chunk and their statistics, one for each of `heads`, and gives a scalar
-/// that depends on them and that burn differentiates; it sums over rows and carries every weight. The states
-/// and the head are constants here: chaining through the model is the caller's.
+/// `loss` gets the rows of a chunk and their statistics, one for each of `heads`, and returns a scalar that
+/// depends on the statistics: the weighted sum over the chunk's rows. burn differentiates it. The states and the
+/// head are constants here; the caller propagates the gradient through the model.
 ///
 /// # Shapes
-/// - `hidden_nd`: [n, d]; `head_vd`: [v, d], of the same type.
+/// - `hidden_nd`: [n, d]; `head_vd`: [v, d], of the same dtype.
 /// - `support_nk`: as [`row_stats`] takes it.
 ///
 /// # Panics
-/// As burn's own operations do, on shapes that do not fit.
+/// On shapes that do not match, as burn's operations do.
 pub fn head_loss(
     hidden_nd: Tensor<2>,
     head_vd: Tensor<2>,
     support_nk: Tensor<2, Int>,
-    options: &HeadLoss<'_>,
+    options: &HeadLossOptions<'_>,
     loss: &mut dyn FnMut(Range<usize>, &[RowStats]) -> Tensor<1>,
 ) -> HeadGradient {
     match options.form {
@@ -85,14 +86,14 @@ fn fused(
     hidden_nd: Tensor<2>,
     head_vd: Tensor<2>,
     support_nk: Tensor<2, Int>,
-    options: &HeadLoss<'_>,
+    options: &HeadLossOptions<'_>,
     loss: &mut dyn FnMut(Range<usize>, &[RowStats]) -> Tensor<1>,
 ) -> HeadGradient {
     let [n, _] = hidden_nd.dims();
     let chunk_rows = options.chunk_rows.max(1);
     let mut hidden_gradients = Vec::with_capacity(n.div_ceil(chunk_rows));
     let mut head_gradient_vd: Option<Tensor<2>> = None;
-    // The block of logits, from chunk to chunk.
+    // The memory of the logits is reused from chunk to chunk.
     let mut block_nv: Option<Tensor<2>> = None;
     for start in (0..n).step_by(chunk_rows) {
         let rows = start..n.min(start + chunk_rows);
@@ -111,7 +112,7 @@ fn fused(
         }
         block_nv = Some(gradient_nv);
     }
-    let none = || head_vd.zeros_like().cast(stats_dtype(head_vd.dtype()));
+    let zeros = || head_vd.zeros_like().cast(stats_dtype(head_vd.dtype()));
     HeadGradient {
         hidden_nd: match hidden_gradients.is_empty() {
             true => hidden_nd.zeros_like(),
@@ -119,35 +120,35 @@ fn fused(
         },
         head_vd: options
             .train_head
-            .then(|| head_gradient_vd.unwrap_or_else(none)),
+            .then(|| head_gradient_vd.unwrap_or_else(zeros)),
     }
 }
 
-/// ∂L/∂logits of a chunk, over the logits; `None` if the loss does not depend on them.
+/// Computes ∂L/∂logits of a chunk in the memory of the logits; `None` if the loss does not depend on them.
 fn logits_gradient(
     logits_nv: Tensor<2>,
     support_nk: &Tensor<2, Int>,
     rows: Range<usize>,
-    options: &HeadLoss<'_>,
+    options: &HeadLossOptions<'_>,
     loss: &mut dyn FnMut(Range<usize>, &[RowStats]) -> Tensor<1>,
 ) -> Option<Tensor<2>> {
-    let given = |head| row_stats(logits_nv.clone(), support_nk.clone(), head, options.sum);
-    let stats: Vec<RowStats> = options.heads.iter().map(given).collect();
+    let stats_of = |head| row_stats(logits_nv.clone(), support_nk.clone(), head, options.sum);
+    let stats: Vec<RowStats> = options.heads.iter().map(stats_of).collect();
     let leaves: Vec<Tensor<2>> = stats.iter().map(|stats| leaf(stats.all())).collect();
-    let seen: Vec<RowStats> = stats
+    let tracked: Vec<RowStats> = stats
         .iter()
         .zip(&leaves)
         .map(|(stats, leaf)| stats.with_all(leaf.clone()))
         .collect();
-    let mut tape = loss(rows, &seen).backward();
+    let mut tape = loss(rows, &tracked).backward();
     let mut gradients: Vec<_> = leaves
         .iter()
         .map(|leaf| leaf.grad_remove(&mut tape))
         .zip(options.heads.iter().zip(&stats))
-        .filter_map(|(gradient, of)| gradient.map(|gradient| (gradient, of)))
+        .filter_map(|(gradient, head_stats)| Some((gradient?, head_stats)))
         .collect();
-    drop((seen, leaves, tape));
-    // The last one takes the logits' own memory.
+    drop((tracked, leaves, tape));
+    // The last gradient is written over the logits.
     let (last, (head, stats)) = gradients.pop()?;
     let others = gradients.into_iter().map(|(gradient, (head, stats))| {
         let logits_nv = logits_nv.clone();
@@ -165,7 +166,7 @@ fn plain(
     hidden_nd: Tensor<2>,
     head_vd: Tensor<2>,
     support_nk: Tensor<2, Int>,
-    options: &HeadLoss<'_>,
+    options: &HeadLossOptions<'_>,
     loss: &mut dyn FnMut(Range<usize>, &[RowStats]) -> Tensor<1>,
 ) -> HeadGradient {
     let [n, _] = hidden_nd.dims();
@@ -176,8 +177,9 @@ fn plain(
         false => Tensor::from_inner(head_vd.clone()),
     };
     let logits_nv = linear(hidden.clone(), head.clone()).cast(wide);
-    let given = |of| row_stats_reference(logits_nv.clone(), support_nk.clone(), of, options.sum);
-    let stats: Vec<RowStats> = options.heads.iter().map(given).collect();
+    let stats_of =
+        |head| row_stats_reference(logits_nv.clone(), support_nk.clone(), head, options.sum);
+    let stats: Vec<RowStats> = options.heads.iter().map(stats_of).collect();
     drop(logits_nv);
     let mut tape = loss(0..n, &stats).backward();
     drop(stats);
@@ -192,11 +194,12 @@ fn plain(
     }
 }
 
+/// Returns the tensor as a leaf of a new autodiff graph.
 pub(crate) fn leaf<const D: usize>(tensor: Tensor<D>) -> Tensor<D> {
     Tensor::from_inner(tensor).require_grad()
 }
 
-/// What statistics are in and gradients are summed in.
+/// Returns the dtype of statistics and of sums of gradients.
 pub(crate) fn stats_dtype(logits: DType) -> DType {
     match logits {
         DType::F64 => DType::F64,

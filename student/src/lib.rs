@@ -1,14 +1,13 @@
-//! What learns: targets, divergences, the training step, checkpoints; and per-token values for
-//! evaluation.
+//! Training of the student: targets, divergences, the training step, checkpoints; and evaluation on held-out
+//! text.
 //!
-//! A researcher's own loss is a plain tensor function over the coarse vocabulary, like those in
-//! [`loss`]; [`window_gradient`] is the training step without the optimizer, [`train()`] is the
-//! whole loop.
+//! A loss is a plain tensor function over the coarse vocabulary, like those in [`loss`]; a program can bring
+//! its own ([`loss::CustomDivergence`]). [`batch_gradient`] is the training step without the optimizer,
+//! [`train()`] is the whole training loop.
 //!
 //! Dimension suffixes of tensor names: `b` batch, `t` position, `n` rows (loss positions), `v`
 //! vocabulary, `k` support, `d` model width.
 
-mod block;
 pub mod check;
 mod checkpoint;
 mod control;
@@ -18,6 +17,9 @@ mod evaluate;
 mod gradient;
 mod head_loss;
 pub mod loss;
+mod metrics;
+mod micro_batch;
+mod not_finite;
 mod objective;
 mod optimizer;
 mod schedule;
@@ -28,19 +30,20 @@ mod target;
 mod tensorboard;
 mod train;
 
-pub use block::Block;
-pub use error::Error;
+pub use error::{Error, SequenceId};
 pub use evaluate::evaluate;
 pub use gradient::{
-    Gradients, HiddenGradient, How, Terms, WindowGradient, block_gradient, hidden_gradient,
-    window_gradient,
+    BatchGradient, GradientOptions, Gradients, HiddenGradient, LossSums, batch_gradient,
+    hidden_gradient, micro_batch_gradient,
 };
-pub use head_loss::{Form, HeadGradient, HeadLoss, head_loss};
-pub use objective::{AdaptiveKl, AlphaDivergence, Jsd, Objective, Skew, Weighted};
+pub use head_loss::{Form, HeadGradient, HeadLossOptions, head_loss};
+pub use metrics::StepMetrics;
+pub use micro_batch::MicroBatch;
+pub use objective::{AdaptiveKl, AlphaDivergence, Jsd, Objective, Skew, WeightedDivergence};
 pub use optimizer::{AdamW, clip_global_norm};
 pub use potstill_datasets::Arm;
 pub use schedule::learning_rate;
 pub use settings::{Control, Overlong, Settings};
 pub use start::{RandomShape, StudentSettings};
 pub use target::{Target, TargetRow};
-pub use train::{Dropped, StepMetrics, Trained, train};
+pub use train::{OverlongRows, TrainingResult, train};

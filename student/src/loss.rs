@@ -1,12 +1,12 @@
 //! Divergences on the coarse vocabulary, each a plain tensor function of log probabilities.
 //!
-//! `log_p_nk` (teacher) and `log_q_nk` (student) are [n, k+1] in nats, one column a bucket: the
-//! support's tokens, and everything else in the last. Both are finite everywhere: a slot that holds
-//! nothing, and a probability whose log lies below it, holds `EMPTY_NATS` (−10⁴), whose
-//! exponential is 0. A dense target is the same functions on [n, v]. A function returns nats by row,
-//! `[n]`; the caller sums and divides. It is differentiated with respect to `log_q_nk` alone.
+//! `log_p_nk` (teacher) and `log_q_nk` (student) are [n, k+1] in nats, with one column for each bucket: the
+//! support's tokens, and the tail in the last column. Both are finite everywhere: an empty slot, and a
+//! probability with a smaller logarithm, have `EMPTY_NATS` (−10⁴), whose exponential is 0. Dense
+//! distributions are the same functions on [n, v]. A function returns nats for each row, `[n]`; the caller
+//! sums and divides. Functions are differentiated with respect to `log_q_nk` only.
 //!
-//! The logits' gradient follows from h = ∂D/∂log q: ∂D/∂s_i = h_i − q_i·H on the support and
+//! The gradient of the logits follows from h = ∂D/∂log q: ∂D/∂s_i = h_i − q_i·H on the support and
 //! exp(s_j − lse_tail)·h_tail − q_j·H outside, with H = Σ h.
 
 mod adaptive_kl;
@@ -28,7 +28,7 @@ pub use adaptive_kl::adaptive_kl;
 pub use alpha_divergence::alpha_divergence;
 pub use contrastive::contrastive;
 pub use cross_entropy::{cross_entropy, smoothed_cross_entropy};
-pub use divergence::{Custom, Divergence};
+pub use divergence::{CustomDivergence, Divergence};
 pub use forward_kl::forward_kl;
 pub use jsd::jsd;
 pub use reverse_kl::reverse_kl;

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::error::Error;
-use crate::loss::{Divergence, Tail};
+use crate::loss::{CustomDivergence, Divergence, Tail};
 
 /// Weighted sum of divergences and cross-entropy, by row: `loss` of `[train]`. `docs/losses.md` says which loss suits
 /// which case.
@@ -57,7 +57,7 @@ pub struct Objective {
     pub temperature_squared: bool,
     /// Divergences that a program adds. A run file cannot name them.
     #[serde(skip)]
-    pub custom: Vec<Weighted>,
+    pub custom: Vec<WeightedDivergence>,
 }
 
 /// `jsd` of `loss`
@@ -130,7 +130,7 @@ fn is_bucket(tail: &Tail) -> bool {
 
 /// A divergence and its weight.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Weighted {
+pub struct WeightedDivergence {
     /// The divergence.
     pub divergence: Divergence,
     /// Weight of the divergence in the objective, 0 or more.
@@ -190,14 +190,14 @@ impl Objective {
             Divergence::Alpha { alpha } => {
                 self.alpha_divergence = Some(AlphaDivergence { weight, alpha });
             }
-            Divergence::Custom(_) => self.custom.push(Weighted { divergence, weight }),
+            Divergence::Custom(_) => self.custom.push(WeightedDivergence { divergence, weight }),
         }
         self
     }
 
     /// The divergences whose weight is not 0, in a fixed order.
     #[must_use]
-    pub fn divergences(&self) -> Vec<Weighted> {
+    pub fn divergences(&self) -> Vec<WeightedDivergence> {
         let skew = |skew: Option<Skew>, kind: fn(f64) -> Divergence| {
             skew.map(|skew| (kind(skew.alpha), skew.weight))
         };
@@ -218,7 +218,8 @@ impl Objective {
                 .map(|AlphaDivergence { weight, alpha }| (Divergence::Alpha { alpha }, weight)),
         ];
         let built_in = built_in.into_iter().flatten();
-        let built_in = built_in.map(|(divergence, weight)| Weighted { divergence, weight });
+        let built_in =
+            built_in.map(|(divergence, weight)| WeightedDivergence { divergence, weight });
         let all = built_in.chain(self.custom.iter().cloned());
         all.filter(|term| term.weight != 0.0).collect()
     }
@@ -262,7 +263,7 @@ impl Objective {
     }
 
     /// Factor of a divergence's value in the loss.
-    pub(crate) fn weight(&self, term: &Weighted) -> f64 {
+    pub(crate) fn weight(&self, term: &WeightedDivergence) -> f64 {
         match self.temperature_squared {
             true => term.weight * self.temperature * self.temperature,
             false => term.weight,
@@ -305,41 +306,28 @@ impl Objective {
     /// Checks the objective.
     ///
     /// # Errors
-    /// [`Error::NoLoss`] without a weight above 0; [`Error::BadObjective`] for a weight, temperature or
+    /// [`Error::NoLoss`] without a weight above 0; [`Error::InvalidObjective`] for a weight, temperature or
     /// smoothing out of range, for a custom divergence without its function or with the name of another
-    /// divergence, and for what [`broken_rules`](Self::broken_rules) finds.
+    /// divergence, and for a rule of [`broken_rules`](Self::broken_rules).
     pub fn check(&self) -> Result<(), Error> {
-        let bad = |why: String| Err(Error::BadObjective { why });
         let terms = self.divergences();
-        for (i, Weighted { divergence, weight }) in terms.iter().enumerate() {
-            let name = divergence.name();
+        for (i, term) in terms.iter().enumerate() {
+            let name = term.divergence.name();
             if terms[..i].iter().any(|term| term.divergence.name() == name) {
-                return bad(format!(
+                return invalid(format!(
                     "two divergences are named {name}\nhint: add up their weights, or rename the custom one"
                 ));
             }
-            if !(weight.is_finite() && *weight > 0.0) {
-                return bad(format!("the weight of {name} is {weight}"));
-            }
-            if let Divergence::Custom(custom) = divergence
-                && custom.function.is_none()
-            {
-                return bad(format!(
-                    "the divergence {name} has no function, because a checkpoint does not hold it\nhint: set `function` again"
-                ));
-            }
-            if let Some(range) = divergence.out_of_range() {
-                return bad(format!("{name}: {range}"));
-            }
+            term.check()?;
         }
         if !(self.temperature.is_finite() && self.temperature > 0.0) {
-            return bad(format!("the temperature is {}", self.temperature));
+            return invalid(format!("the temperature is {}", self.temperature));
         }
         if !(0.0..=1.0).contains(&self.label_smoothing) {
-            return bad(format!("the label smoothing is {}", self.label_smoothing));
+            return invalid(format!("the label smoothing is {}", self.label_smoothing));
         }
         if !(self.cross_entropy.is_finite() && self.cross_entropy >= 0.0) {
-            return bad(format!(
+            return invalid(format!(
                 "the weight of cross_entropy is {}",
                 self.cross_entropy
             ));
@@ -348,8 +336,31 @@ impl Objective {
             return Err(Error::NoLoss);
         }
         match self.broken_rules().into_iter().next() {
-            Some((_, why)) => bad(why),
+            Some((_, reason)) => invalid(reason),
             None => Ok(()),
         }
     }
+}
+
+impl WeightedDivergence {
+    fn check(&self) -> Result<(), Error> {
+        let Self { divergence, weight } = self;
+        let name = divergence.name();
+        if !(weight.is_finite() && *weight > 0.0) {
+            return invalid(format!("the weight of {name} is {weight}"));
+        }
+        if let Divergence::Custom(CustomDivergence { function: None, .. }) = divergence {
+            return invalid(format!(
+                "the divergence {name} has no function, because a checkpoint does not hold it\nhint: set `function` again"
+            ));
+        }
+        match divergence.out_of_range() {
+            Some(problem) => invalid(format!("{name}: {problem}")),
+            None => Ok(()),
+        }
+    }
+}
+
+fn invalid(reason: String) -> Result<(), Error> {
+    Err(Error::InvalidObjective { reason })
 }

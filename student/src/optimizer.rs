@@ -10,23 +10,23 @@ use crate::gradient::Gradients;
 
 /// AdamW as PyTorch computes it, see [`potstill_kernels::adamw`].
 ///
-/// Moments have their parameter's type, which should be f32 or f64.
+/// Moments have the dtype of their parameter, which should be f32 or f64.
 #[derive(Debug, Clone)]
 pub struct AdamW {
-    /// β₁ and β₂.
+    /// Decay rates β₁ and β₂ of the moments.
     pub betas: (f64, f64),
-    /// ε.
+    /// Term ε in the denominator of the update.
     pub epsilon: f64,
-    /// λ.
+    /// Weight decay λ.
     pub weight_decay: f64,
-    /// Whether the parameter of that name decays.
+    /// Whether weight decay applies to the parameter of a name.
     pub decays: fn(&str) -> bool,
     pub(crate) step: u64,
     pub(crate) moments: BTreeMap<String, [Parameter; 2]>,
 }
 
 impl AdamW {
-    /// β = (0.9, 0.999), ε = 1e-8; norms and embeddings do not decay.
+    /// Creates an optimizer with β = (0.9, 0.999) and ε = 1e-8, without weight decay on norms and embeddings.
     #[must_use]
     pub fn new(weight_decay: f64) -> Self {
         Self {
@@ -39,7 +39,8 @@ impl AdamW {
         }
     }
 
-    /// One step: `gradients` times `scale` moves `model`. A parameter without a gradient stays.
+    /// Updates `model` by one step along `gradients` times `scale`. A parameter without a gradient does not
+    /// change.
     #[must_use]
     pub fn step(
         &mut self,
@@ -75,7 +76,7 @@ impl MapParameters for Update<'_> {
             Some([Parameter::Matrix(m), Parameter::Matrix(v)]) => Some([m, v]),
             _ => None,
         };
-        let (tensor, [m, v]) = self.moved(name, tensor.inner(), gradient, moments);
+        let (tensor, [m, v]) = self.update(name, tensor.inner(), gradient, moments);
         let moments = [Parameter::Matrix(m), Parameter::Matrix(v)];
         self.adam.moments.insert(name.to_owned(), moments);
         tensor
@@ -89,7 +90,7 @@ impl MapParameters for Update<'_> {
             Some([Parameter::Vector(m), Parameter::Vector(v)]) => Some([m, v]),
             _ => None,
         };
-        let (tensor, [m, v]) = self.moved(name, tensor.inner(), gradient, moments);
+        let (tensor, [m, v]) = self.update(name, tensor.inner(), gradient, moments);
         let moments = [Parameter::Vector(m), Parameter::Vector(v)];
         self.adam.moments.insert(name.to_owned(), moments);
         tensor
@@ -97,7 +98,7 @@ impl MapParameters for Update<'_> {
 }
 
 impl Update<'_> {
-    fn moved<const D: usize>(
+    fn update<const D: usize>(
         &self,
         name: &str,
         theta: Tensor<D>,
@@ -122,8 +123,8 @@ impl Update<'_> {
     }
 }
 
-/// The global norm of all gradients, and the factor that brings it down to `limit` (1 if it is
-/// below, or if `limit` is 0). The factor is PyTorch's: limit / (norm + 1e-6).
+/// Computes the global norm of all gradients, and the factor that scales the norm down to `limit`: 1 if the
+/// norm is below, or if `limit` is 0. The factor is PyTorch's, limit / (norm + 1e-6).
 #[must_use]
 pub fn clip_global_norm(gradients: &Gradients, limit: f64) -> (f64, f64) {
     let squares = gradients.values().map(|gradient| match gradient {

@@ -1,7 +1,7 @@
 use crate::settings::Settings;
 
-/// The learning rate of a step, from 1: linear warm-up to the peak, then half a cosine down to
-/// `min_learning_rate` at the last step (Loshchilov and Hutter 2017, without restarts).
+/// Computes the learning rate of a step, counted from 1: linear warm-up to `learning_rate`, then half a cosine
+/// down to `min_learning_rate` at the last step (Loshchilov and Hutter 2017, without restarts).
 #[must_use]
 pub fn learning_rate(settings: &Settings, step: u64) -> f64 {
     let (peak, low) = (settings.learning_rate, settings.min_learning_rate);

@@ -1,63 +1,58 @@
-//! The teacher's side of the loss: distributions over a support and one bucket for the rest, or
-//! weights on a support and on draws from the rest.
+//! The teacher's side of the loss: distributions over a support and one bucket for the tail, or weights on a
+//! support and on draws from the tail.
 
 use potstill_datasets::{Signal, SignalRow};
 use potstill_kernels::TAIL_FLOOR_NATS;
 
-use crate::error::Error;
+use crate::error::{Error, SequenceId};
 use crate::loss::Tail;
 
-/// The distributions of one sequence, one a loss position, in order.
+/// The teacher's distributions for one sequence.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Target {
-    /// In the order of the loss positions.
+    /// One distribution for each loss position, in order.
     pub rows: Vec<TargetRow>,
 }
 
-/// A distribution on the coarse vocabulary.
+/// The teacher's distribution on the coarse vocabulary at one loss position.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TargetRow {
-    /// The support.
+    /// Token ids of the support, and of the draws if draws are used.
     pub ids: Vec<u32>,
-    /// Probability of each; of a drawn token, its weight.
+    /// Probability of each token of the support; weight of each drawn token.
     pub p: Vec<f64>,
-    /// Probability of everything else, at least 2⁻⁶⁰, so that all sum to 1; 0 where draws stand for it.
+    /// Probability of the tail, at least 2⁻⁶⁰, so that all probabilities sum to 1; 0 if draws replace the tail.
     pub tail: f64,
-    /// Entropy of the whole distribution at temperature 1, nats: with it, weighted draws estimate the KL.
+    /// Entropy of the whole distribution at temperature 1, nats. The KL estimated from weighted draws needs it.
     pub entropy: f64,
 }
 
 impl Target {
-    /// From a stored signal. With [`Tail::Draws`], each drawn token has the weight tail · count / m, so
-    /// that Σ weight · f(token) is Σ p · f over the whole vocabulary on average; with the others, tail =
-    /// 1 − Σ, in f64. A sum over 1, by rounding, is rescaled; how many rows were is returned beside
-    /// the target.
+    /// Converts a stored signal. With [`Tail::Draws`], each drawn token has the weight tail · count / m, so
+    /// that the expectation of Σ weight · f(token) is Σ p · f over the whole vocabulary; with the other tails,
+    /// tail = 1 − Σ p, in f64. Rows whose probabilities sum to more than 1 by rounding are rescaled; their
+    /// number is returned beside the target.
     ///
-    /// At a `temperature` other than 1 the signal's `log_z_at` holds one number, that of the temperature.
+    /// If `temperature` is not 1, the signal's `log_z_at` holds one number, the normaliser for it.
     ///
     /// # Errors
-    /// As [`Signal::validate`]; [`Error::NoTemperature`] and [`Error::NoDraws`] where the record does not
-    /// have what is asked for.
+    /// As [`Signal::validate`]; [`Error::NoTemperature`] without the normaliser; [`Error::NoDraws`] without
+    /// the draws that `tail` needs.
     pub fn new(signal: &Signal, tail: Tail, temperature: f64) -> Result<(Self, usize), Error> {
         signal.validate()?;
         let mut rescaled = 0;
         let mut rows = Vec::with_capacity(signal.rows.len());
         for row in &signal.rows {
-            let missing = || (signal.prompt_id.clone(), signal.sample_index);
-            let Some((mut target, was)) = at_temperature(row, temperature) else {
-                let (prompt_id, sample_index) = missing();
+            let Some((mut target, is_rescaled)) = at_temperature(row, temperature) else {
                 return Err(Error::NoTemperature {
                     temperature,
-                    prompt_id,
-                    sample_index,
+                    sequence: SequenceId::of(signal),
                 });
             };
-            rescaled += usize::from(was);
-            if tail == Tail::Draws && !put_draws(&mut target, row) {
-                let (prompt_id, sample_index) = missing();
+            rescaled += usize::from(is_rescaled);
+            if tail == Tail::Draws && !replace_tail_by_draws(&mut target, row) {
                 return Err(Error::NoDraws {
-                    prompt_id,
-                    sample_index,
+                    sequence: SequenceId::of(signal),
                 });
             }
             rows.push(target);
@@ -66,6 +61,7 @@ impl Target {
     }
 }
 
+/// Returns the distribution at a temperature, and whether it was rescaled; `None` without a normaliser.
 fn at_temperature(row: &SignalRow, temperature: f64) -> Option<(TargetRow, bool)> {
     let log_z = match temperature == 1.0 {
         true => 0.0,
@@ -87,10 +83,10 @@ fn at_temperature(row: &SignalRow, temperature: f64) -> Option<(TargetRow, bool)
     Some((target, rescaled))
 }
 
-/// Puts draws in the tail's place; false where there are none though the tail has mass.
-fn put_draws(target: &mut TargetRow, row: &SignalRow) -> bool {
+/// Replaces the tail by its draws; returns false if there are no draws although the tail has mass.
+fn replace_tail_by_draws(target: &mut TargetRow, row: &SignalRow) -> bool {
     let m: f64 = row.draw_counts.iter().map(|count| f64::from(*count)).sum();
-    // The stored mass, which has digits that 1 − Σ has not.
+    // The stored mass is more precise than 1 − Σ p.
     let mass = f64::from(row.tail_logprob).exp();
     target.tail = 0.0;
     target.ids.extend(&row.draw_ids);
@@ -131,9 +127,9 @@ mod tests {
         assert!(!at_temperature(&row(&[0.9, 0.05]), 1.0).unwrap().1);
     }
 
-    /// p = (0.5, 0.3, 0.2) at T = 2 from the stored log-probabilities and log Σ p^(1/2).
+    /// Computes p = (0.5, 0.3, 0.2) at T = 2 from the stored log-probabilities and log Σ p^(1/2).
     #[test]
-    fn another_temperature_takes_its_own_normaliser() {
+    fn another_temperature_needs_its_own_normaliser() {
         let full = [0.5f64, 0.3, 0.2];
         let z: f64 = full.iter().map(|p| p.sqrt()).sum();
         let mut stored = row(&full[..2]);
@@ -151,9 +147,9 @@ mod tests {
         let mut stored = row(&[0.5, 0.25]);
         stored.tail_logprob = 0.25f32.ln();
         let (mut target, _) = at_temperature(&stored, 1.0).unwrap();
-        assert!(!put_draws(&mut target.clone(), &stored));
+        assert!(!replace_tail_by_draws(&mut target.clone(), &stored));
         (stored.draw_ids, stored.draw_counts) = (vec![7, 9], vec![3, 1]);
-        assert!(put_draws(&mut target, &stored));
+        assert!(replace_tail_by_draws(&mut target, &stored));
         assert_eq!(target.ids, [0, 1, 7, 9]);
         assert_eq!(target.tail, 0.0);
         for (found, p) in target.p.iter().zip([0.5, 0.25, 0.1875, 0.0625]) {

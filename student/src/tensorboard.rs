@@ -1,9 +1,9 @@
-//! The numbers of `metrics.jsonl` for TensorBoard: `tensorboard/events.out.tfevents.potstill`.
+//! The metrics of `metrics.jsonl` as TensorBoard reads them: `tensorboard/events.out.tfevents.potstill`.
 //!
-//! A file of TFRecords: length (u64), its checksum, the bytes, their checksum, all little-endian, where a
-//! checksum is the CRC-32C rotated and shifted. The bytes are protocol buffers: `tensorflow.Event` with the
-//! time (field 1), the step (2) and a file version (3) or a summary (5), which is a list of values (1) of
-//! tag (1) and number in f32 (2). Format: tensorflow/core/lib/io/record_writer.h, util/event.proto,
+//! The file is a sequence of TFRecords: length (u64), checksum of the length, the bytes, checksum of the
+//! bytes, all little-endian. A checksum is the CRC-32C, rotated and with a constant added. The bytes are a
+//! protocol buffer, `tensorflow.Event`, with the time (field 1), the step (2) and a file version (3) or a
+//! summary (5), which is a list of values (1) of tag (1) and number in f32 (2). Format: tensorflow/core/lib/io/record_writer.h, util/event.proto,
 //! framework/summary.proto.
 
 use std::fs::{self, File, OpenOptions};
@@ -12,20 +12,21 @@ use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::error::Error;
-use crate::train::StepMetrics;
+use crate::metrics::StepMetrics;
 
-/// One name for good: TensorBoard takes every file with `tfevents` in its name.
+/// Path of the event file. The name is the same for every run of a student: TensorBoard reads every file with
+/// `tfevents` in its name, so a second name would show steps twice.
 const FILE: &str = "tensorboard/events.out.tfevents.potstill";
 
-/// The event file of one student, open for steps to come.
-pub(crate) struct Events {
+/// The event file of one student, open for the steps to come.
+pub(crate) struct EventFile {
     file: File,
     path: PathBuf,
 }
 
-impl Events {
-    /// Opens the file at the checkpoint's length, so that no step is there twice. Begins a new one where
-    /// there is less than that. Gives its length in bytes as well.
+impl EventFile {
+    /// Opens the file and truncates it to the length that the checkpoint names, so that no step is in it
+    /// twice. Begins a new file if the file is shorter. Also returns the length in bytes.
     pub(crate) fn open(dir: &Path, bytes: u64) -> Result<(Self, u64), Error> {
         let path = dir.join(FILE);
         let folder = path.parent().unwrap_or(dir);
@@ -46,7 +47,7 @@ impl Events {
         Ok((Self { file, path }, bytes))
     }
 
-    /// Appends a step; returns its length in bytes.
+    /// Appends the event of a step; returns its length in bytes.
     pub(crate) fn write(&mut self, metrics: &StepMetrics) -> Result<u64, Error> {
         let bytes = record(&event(wall_seconds(), metrics.step, &scalars(metrics)));
         self.file.write_all(&bytes).map_err(Error::io(&self.path))?;
@@ -58,7 +59,7 @@ impl Events {
     }
 }
 
-/// Every number of a step under the tag that TensorBoard shows it by.
+/// Returns every metric of a step with its tag in TensorBoard.
 fn scalars(metrics: &StepMetrics) -> Vec<(String, f64)> {
     let StepMetrics {
         step: _,
@@ -95,14 +96,14 @@ fn wall_seconds() -> f64 {
     since.map_or(0.0, |since| since.as_secs_f64())
 }
 
-/// The event that opens a file.
+/// Encodes the event that a file begins with.
 fn version(wall_seconds: f64) -> Vec<u8> {
     let mut event = double(1, wall_seconds);
     event.extend(bytes(3, b"brain.Event:2"));
     event
 }
 
-/// The event of one step.
+/// Encodes the event of one step.
 fn event(wall_seconds: f64, step: u64, scalars: &[(String, f64)]) -> Vec<u8> {
     let mut summary = Vec::new();
     for (tag, number) in scalars {
@@ -117,7 +118,7 @@ fn event(wall_seconds: f64, step: u64, scalars: &[(String, f64)]) -> Vec<u8> {
     event
 }
 
-/// A message framed as a TFRecord.
+/// Frames a message as a TFRecord.
 fn record(message: &[u8]) -> Vec<u8> {
     let length = (message.len() as u64).to_le_bytes();
     let mut record = length.to_vec();
@@ -133,7 +134,7 @@ fn masked_crc(bytes: &[u8]) -> u32 {
         .wrapping_add(0xa282_ead8)
 }
 
-/// A field's number and wire type: 0 varint, 1 eight bytes, 2 length and bytes, 5 four bytes.
+/// Encodes a field's number and wire type: 0 varint, 1 eight bytes, 2 length and bytes, 5 four bytes.
 fn key(field: u64, wire_type: u64) -> u64 {
     field << 3 | wire_type
 }
@@ -171,7 +172,7 @@ fn bytes(field: u64, content: &[u8]) -> Vec<u8> {
 mod tests {
     use super::*;
 
-    /// The bytes that TensorBoard's own writer gives, in hex:
+    /// The expected bytes, in hex, are the output of TensorBoard's own writer:
     ///
     /// ```python
     /// from tensorboard.compat.proto import event_pb2, summary_pb2
@@ -199,11 +200,11 @@ mod tests {
     }
 
     #[test]
-    fn a_file_shorter_than_the_checkpoint_says_is_begun_again() {
+    fn a_file_shorter_than_in_the_checkpoint_is_begun_again() {
         let dir = tempfile::tempdir().unwrap();
-        let (_, fresh) = Events::open(dir.path(), 0).unwrap();
-        assert_eq!(Events::open(dir.path(), fresh).unwrap().1, fresh);
-        assert_eq!(Events::open(dir.path(), fresh + 1).unwrap().1, fresh);
+        let (_, fresh) = EventFile::open(dir.path(), 0).unwrap();
+        assert_eq!(EventFile::open(dir.path(), fresh).unwrap().1, fresh);
+        assert_eq!(EventFile::open(dir.path(), fresh + 1).unwrap().1, fresh);
         assert_eq!(fs::metadata(dir.path().join(FILE)).unwrap().len(), fresh);
     }
 }

@@ -137,4 +137,48 @@ pub enum Error {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// The list of requests cannot be read or written.
+    #[error("cannot {action} {}", path.display())]
+    RequestLog {
+        /// What was tried, as a verb.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// A line of the list of requests is of another kind, so the spending is not known.
+    #[error(
+        "{}:{line} is not a line of the request log, so the spending so far is not known\nhint: restore the file, or move it away to begin at 0",
+        path.display()
+    )]
+    RequestLogLine {
+        /// The file.
+        path: PathBuf,
+        /// Number of the line, from 1.
+        line: usize,
+        /// What is wrong with the line.
+        source: serde_json::Error,
+    },
 }
+
+impl Error {
+    /// An error of the function that gives the next request.
+    pub(crate) fn next_request(source: CallbackError) -> Error {
+        Error::Caller {
+            what: "cannot read the next prompt",
+            source,
+        }
+    }
+
+    /// An error of the function that takes completed entries.
+    pub(crate) fn completed_entries(source: CallbackError) -> Error {
+        Error::Caller {
+            what: "cannot keep answers that were completed",
+            source,
+        }
+    }
+}
+
+/// An error of a function that the caller gave.
+pub type CallbackError = Box<dyn std::error::Error + Send + Sync>;

@@ -7,10 +7,12 @@ mod budget;
 mod call;
 mod collect;
 mod endpoint;
+mod estimate;
 mod exchange;
 mod key;
 mod probe;
 mod provider;
+mod request_log;
 mod settings;
 mod signal;
 mod throttle;
@@ -26,12 +28,15 @@ pub use collect::{
     CallEvent, CallbackError, CollectProgress, CollectionEnd, CompletedCall, Reservation, collect,
 };
 pub use endpoint::{Endpoint, Timeouts};
+pub(crate) use estimate::UNKNOWN_MARKS;
+pub use estimate::{TokenEstimate, prompt_bytes};
 pub use key::ApiKey;
 pub use probe::{
     AnswerLogprobs, AnswerSpeed, LogprobKind, LogprobsMode, Probe, PromptScoring, Recommendation,
     SamplingStage, ScoringApi, TokenFindings, UsageFindings, probe,
 };
 pub use provider::{Price, Provider, known_providers, merge_providers};
+pub use request_log::RequestLog;
 pub use settings::ClientSettings;
 pub use signal::{
     ScoringWindow, Spellings, answer_signal, answer_signal_with, join_scoring_windows,

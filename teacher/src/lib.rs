@@ -1,16 +1,27 @@
-//! Where signals come from: teachers, asked in batches.
+//! Where answers and signals come from: teachers.
 //!
-//! A teacher answers prompts and says how likely each token was. [`Local`] runs a checkpoint in this
-//! process: it samples whole answers, and scores given texts with exact distributions. [`http`] asks
-//! servers that speak OpenAI's protocol or one near it, and gives the same records.
+//! A teacher answers prompts and says how likely each token is. A [`Teacher`] is one of three kinds: a checkpoint that
+//! runs in this process ([`Local`]), a model behind a server ([`HttpTeacher`], with the client in [`http`]), or the
+//! answers that the data has. All kinds follow one protocol ([`Exchange`]): a stage gives requests, and each is completed
+//! once, as a record or as a failure.
 
+mod encoder;
 mod error;
+mod given;
 pub mod http;
+mod http_teacher;
 #[cfg(feature = "local")]
 mod local;
+mod protocol;
+mod teacher;
 
+pub use encoder::TextEncoder;
 pub use error::Error;
+pub use given::GivenTeacher;
+pub use http_teacher::HttpTeacher;
 #[cfg(feature = "local")]
-pub use local::{Ask, Local, LocalSettings, Scoring, Text};
+pub use local::{Ask, Local, LocalSettings, LocalTeacher, Scoring, Text};
 #[cfg(feature = "local")]
 pub use potstill_model::{DType, Device, Sampling};
+pub use protocol::{AnswerRequest, CompletedEntries, Exchange, ScoreRequest, ScoringOptions};
+pub use teacher::Teacher;

@@ -103,7 +103,7 @@ fn a_changed_setting_keeps_what_was_there() {
     let said = run.run();
     assert!(
         said.stderr
-            .contains("collect: what was there before is kept as runs/tiny/completions.old-1"),
+            .contains("collect: the earlier output is kept as runs/tiny/completions.old-1"),
         "{}",
         said.stderr
     );
@@ -123,7 +123,7 @@ fn a_changed_setting_keeps_what_was_there() {
 }
 
 #[test]
-fn narrow_sampling_draws_and_packing_are_recorded_only_where_they_are_on() {
+fn sampling_settings_draws_and_packing_are_recorded() {
     let run = Run::new();
     let recorded = || {
         let manifest = |name: &str| -> serde_json::Value {
@@ -142,10 +142,17 @@ fn narrow_sampling_draws_and_packing_are_recorded_only_where_they_are_on() {
         ]
     };
     run.run();
-    let signals = json!({ "top_k": 6.0, "temperatures": [] });
+    let signals = json!({ "top_k": 6.0, "temperatures": [], "tail_draws": 0.0 });
     let none = json!(null);
-    let expected = [&none, &none, &none, &none, &signals, &none];
-    assert_eq!(recorded().each_ref(), expected);
+    let expected = [
+        none.clone(),
+        json!(0.0),
+        json!(1.0),
+        json!([]),
+        signals,
+        none,
+    ];
+    assert_eq!(recorded(), expected);
     run.edit(
         "samples = 2",
         "samples = 2\ntop_k = 40\nmin_p = 0.05\nrepetition_penalty = 1.1\nstop = [\"##\"]",
@@ -505,11 +512,11 @@ fn ctrl_c_saves_and_names_the_command_that_goes_on() {
     let (code, stderr) = interrupt(child);
     assert_eq!(code, Some(1), "{stderr}");
     assert!(
-        stderr.contains("stopping after the batch in hand; once more stops at once"),
+        stderr.contains("stopping after the current batch; Ctrl-C again exits at once"),
         "{stderr}"
     );
     assert!(
-        stderr.contains("stopped; what is done is kept, and `potstill run run.toml` goes on"),
+        stderr.contains("stopped; finished work is kept\nhint: `potstill run run.toml` resumes"),
         "{stderr}"
     );
     assert!(

@@ -387,7 +387,7 @@ fn ctrl_c_lets_answers_land() {
     let (code, stderr) = interrupt(child);
     assert_eq!(code, Some(1), "{stderr}");
     assert!(
-        stderr.contains("`potstill run run.toml` goes on"),
+        stderr.contains("hint: `potstill run run.toml` resumes"),
         "{stderr}"
     );
     let asked = server.requests();
@@ -395,7 +395,8 @@ fn ctrl_c_lets_answers_land() {
     let rest = said(&run, &["collect", "run.toml"]);
     assert_eq!((rest.code, server.requests()), (0, 12), "{}", rest.stderr);
     assert!(
-        rest.stderr.contains(&format!("{asked} answers are there")),
+        rest.stderr
+            .contains(&format!("{asked} of 12 answers are there")),
         "{}",
         rest.stderr
     );

@@ -1,4 +1,4 @@
-//! What a loss is checked on: a small random model with made-up signals, or a run's own.
+//! Cases to check a loss on: a small random model with generated signals, or a run's own student and signals.
 
 use burn::tensor::{DType, Device, Tensor};
 use potstill_datasets::{Signal, SignalRow};
@@ -8,30 +8,31 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::error::Error;
 
-/// A student and a window.
+/// A student and a global batch.
 #[derive(Debug, Clone)]
-pub struct Case {
-    /// In f32, on the CPU.
+pub struct LossCase {
+    /// Student in f32, on the CPU.
     pub model: Llama,
-    /// The same model, in f32, on the device whose kernels are checked.
+    /// The same student in f32, on the device whose kernels are checked.
     pub on_device: Llama,
-    /// The window. At a temperature other than 1, with its normaliser alone in `log_z_at`.
+    /// Global batch. If the temperature is not 1, `log_z_at` of each row holds one number, its normaliser.
     pub signals: Vec<Signal>,
-    /// Parameters of which some numbers are moved for finite differences.
+    /// Number of parameters that finite differences are computed for.
     pub parameters: usize,
 }
 
-/// Tokens of the random model.
+/// Vocabulary size of the random model.
 const VOCAB: usize = 47;
-/// Draws from the tail of each made-up row.
+/// Number of tail draws of each generated row.
 const DRAWS: u32 = 6;
 
-impl Case {
-    /// Two layers, grouped queries, a tied head, 47 tokens; five sequences of unlike lengths, masks and
-    /// supports, with draws and the normaliser of `temperature`. The same on every call.
+impl LossCase {
+    /// Creates a model of two layers with grouped queries, a tied head and 47 tokens, and five sequences of
+    /// different lengths, masks and supports, with draws and the normaliser for `temperature`. Every call returns
+    /// the same case.
     ///
     /// # Errors
-    /// Where the device does not take f32.
+    /// If the device does not support f32.
     pub fn random(temperature: f64, device: &Device) -> Result<Self, Error> {
         let mut random = ChaCha8Rng::seed_from_u64(17);
         Ok(Self {
@@ -61,7 +62,7 @@ fn small(device: &Device) -> Result<Llama, Error> {
         bos_token_id: Some(1),
         eos_token_id: vec![2],
     };
-    // With weights of standard deviation 0.02 every student is nearly uniform; larger ones test more.
+    // With weights of standard deviation 0.02 all distributions are nearly uniform; larger weights test more.
     struct Larger;
     impl MapParameters for Larger {
         fn matrix(&mut self, _: &str, tensor: Tensor<2>) -> Tensor<2> {
@@ -81,11 +82,11 @@ fn signal(index: usize, temperature: f64, random: &mut ChaCha8Rng) -> Signal {
         .map(|_| random.random_range(0..VOCAB as u32))
         .collect();
     let prompt = random.random_range(1..len - 2);
-    // A hole in the answer, as between two turns.
+    // One token of the answer carries no loss, as between two turns of a conversation.
     let hole = random.random_range(prompt..len);
     let loss_mask: Vec<bool> = (0..len).map(|t| t >= prompt && t != hole).collect();
-    let learned = (1..len).filter(|t| loss_mask[*t]);
-    let rows = learned.map(|t| row(token_ids[t], temperature, random));
+    let loss_positions = (1..len).filter(|t| loss_mask[*t]);
+    let rows = loss_positions.map(|t| row(token_ids[t], temperature, random));
     Signal {
         prompt_id: format!("check-{index}"),
         sample_index: 0,
@@ -96,16 +97,16 @@ fn signal(index: usize, temperature: f64, random: &mut ChaCha8Rng) -> Signal {
     }
 }
 
-/// Of a random distribution over the vocabulary: a few of the likeliest tokens, the realised one, the
-/// rest's mass, and draws from it.
-fn row(realised: u32, temperature: f64, random: &mut ChaCha8Rng) -> SignalRow {
+/// Generates a row from a random distribution over the vocabulary: a few of the likeliest tokens, the target
+/// token, the tail's mass, and draws from the tail.
+fn row(target_token: u32, temperature: f64, random: &mut ChaCha8Rng) -> SignalRow {
     let scores: Vec<f64> = (0..VOCAB).map(|_| random.random_range(-3.0..3.0)).collect();
     let log_z = scores.iter().map(|s| s.exp()).sum::<f64>().ln();
     let log_p: Vec<f64> = scores.iter().map(|s| s - log_z).collect();
     let mut order: Vec<u32> = (0..VOCAB as u32).collect();
     order.sort_by(|a, b| log_p[*b as usize].total_cmp(&log_p[*a as usize]));
     let k = random.random_range(2..7);
-    let kept = |(rank, id): &(usize, u32)| *rank < k || *id == realised;
+    let kept = |(rank, id): &(usize, u32)| *rank < k || *id == target_token;
     let ids: Vec<u32> = (order.iter().copied().enumerate())
         .filter(kept)
         .map(|(_, id)| id)

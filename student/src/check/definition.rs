@@ -1,5 +1,5 @@
-//! The loss of a window by its definition: dense, in f64, in plain loops. Slow, and shares nothing with
-//! what it is held against but the stored signals.
+//! The loss of a global batch by its definition: dense, in f64, in plain loops. This code is slow, and shares only
+//! the stored signals with the code that it is compared with.
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use potstill_datasets::{Signal, SignalRow};
@@ -7,26 +7,26 @@ use potstill_datasets::{Signal, SignalRow};
 use crate::loss::{Divergence, Tail};
 use crate::objective::Objective;
 
-/// What stands for the logarithm of 0.
+/// Value used for the logarithm of 0.
 const EMPTY: f64 = -1.0e4;
-/// The least mass of a tail.
+/// Smallest mass of a tail, 2⁻⁶⁰.
 const FLOOR: f64 = 8.673_617_379_884_035e-19;
 
-/// The weights of adaptive KL, row by row: constants of its gradient, taken at one point and used at
-/// others.
+/// Weights of adaptive KL, one for each row. They are constants of its gradient, so they are computed at one point
+/// and used at the other points of the finite differences.
 pub(super) type Weights = Vec<f64>;
 
-/// Mean over a window's rows. `logits` has for each signal the raw logits at each of its positions;
-/// those at position t predict token t + 1. `weights` are those of adaptive KL, if they are given;
-/// else they are taken here, and come back.
-pub(super) fn window_loss(
+/// Computes the mean over the rows of a global batch. `logits` has the raw logits at each position of each signal;
+/// the logits at position t predict token t + 1. Returns the weights of adaptive KL that were used: `weights` if
+/// given, or else those at this point.
+pub(super) fn batch_loss_by_definition(
     signals: &[Signal],
     logits: &[Vec<Vec<f64>>],
     objective: &Objective,
     weights: Option<&Weights>,
 ) -> (f64, Weights) {
     let (mut sum, mut rows) = (0.0, 0);
-    let mut taken = Weights::new();
+    let mut used = Weights::new();
     for (signal, logits) in signals.iter().zip(logits) {
         let mut stored = signal.rows.iter();
         for t in 1..signal.token_ids.len() {
@@ -35,25 +35,25 @@ pub(super) fn window_loss(
             }
             let Some(row) = stored.next() else { continue };
             let given = weights.and_then(|weights| weights.get(rows).copied());
-            let realised = signal.token_ids[t] as usize;
-            let (value, weight) = row_loss(row, realised, &logits[t - 1], objective, given);
+            let target_token = signal.token_ids[t] as usize;
+            let (value, weight) = row_loss(row, target_token, &logits[t - 1], objective, given);
             sum += value;
-            taken.push(weight);
+            used.push(weight);
             rows += 1;
         }
     }
-    (sum / rows.max(1) as f64, taken)
+    (sum / rows.max(1) as f64, used)
 }
 
 fn row_loss(
     row: &SignalRow,
-    realised: usize,
+    target_token: usize,
     logits: &[f64],
     objective: &Objective,
     weight: Option<f64>,
 ) -> (f64, f64) {
     let tau = objective.temperature;
-    let (mut total, mut taken) = (0.0, 0.0);
+    let (mut total, mut used) = (0.0, 0.0);
     if objective.has_divergence() {
         let (p, q) = buckets(row, &softmax(logits, tau), objective);
         let scale = if objective.temperature_squared {
@@ -68,8 +68,8 @@ fn row_loss(
                     cross - f64::from(row.entropy)
                 }
                 Divergence::AdaptiveKl { head_mass } => {
-                    taken = weight.unwrap_or_else(|| share_of_head(&p, &q, *head_mass));
-                    taken * kl(&p, &q) + (1.0 - taken) * kl(&q, &p)
+                    used = weight.unwrap_or_else(|| share_of_head(&p, &q, *head_mass));
+                    used * kl(&p, &q) + (1.0 - used) * kl(&q, &p)
                 }
                 Divergence::Custom(custom) => custom.function.map_or(f64::NAN, |function| {
                     let tensor = |side: &[f64]| {
@@ -89,10 +89,10 @@ fn row_loss(
         let q = softmax(logits, 1.0);
         let epsilon = objective.label_smoothing;
         let uniform: f64 = q.iter().map(|q| -q.ln()).sum::<f64>() / q.len() as f64;
-        let value = (1.0 - epsilon) * -q[realised].ln() + epsilon * uniform;
+        let value = (1.0 - epsilon) * -q[target_token].ln() + epsilon * uniform;
         total += objective.cross_entropy * value;
     }
-    (total, taken)
+    (total, used)
 }
 
 fn softmax(logits: &[f64], tau: f64) -> Vec<f64> {
@@ -102,7 +102,7 @@ fn softmax(logits: &[f64], tau: f64) -> Vec<f64> {
     exp.into_iter().map(|e| e / sum).collect()
 }
 
-/// p and q, bucket by bucket: the support, and what the tail's convention makes of the rest.
+/// Returns p and q of each bucket: the support, and the tail as `objective.tail` treats it.
 fn buckets(row: &SignalRow, q: &[f64], objective: &Objective) -> (Vec<f64>, Vec<f64>) {
     let tau = objective.temperature;
     let log_z = match tau == 1.0 {
@@ -111,7 +111,7 @@ fn buckets(row: &SignalRow, q: &[f64], objective: &Objective) -> (Vec<f64>, Vec<
     };
     let at = |logprob: &f32| (f64::from(*logprob) / tau - log_z).exp();
     let mut p: Vec<f64> = row.logprobs.iter().map(at).collect();
-    let mut of_q: Vec<f64> = row.ids.iter().map(|id| q[*id as usize]).collect();
+    let mut q_buckets: Vec<f64> = row.ids.iter().map(|id| q[*id as usize]).collect();
     let sum: f64 = p.iter().sum();
     if sum > 1.0 {
         p.iter_mut().for_each(|p| *p /= sum);
@@ -120,10 +120,10 @@ fn buckets(row: &SignalRow, q: &[f64], objective: &Objective) -> (Vec<f64>, Vec<
         Tail::Bucket => {
             let outside = (0..q.len()).filter(|i| !row.ids.contains(&(*i as u32)));
             p.push((1.0 - sum).max(FLOOR));
-            of_q.push(outside.map(|i| q[i]).sum::<f64>().max(FLOOR));
+            q_buckets.push(outside.map(|i| q[i]).sum::<f64>().max(FLOOR));
         }
         Tail::Renormalize => {
-            for side in [&mut p, &mut of_q] {
+            for side in [&mut p, &mut q_buckets] {
                 let sum: f64 = side.iter().sum();
                 side.iter_mut().for_each(|x| *x /= sum);
             }
@@ -134,11 +134,11 @@ fn buckets(row: &SignalRow, q: &[f64], objective: &Objective) -> (Vec<f64>, Vec<
             let mass = f64::from(row.tail_logprob).exp();
             for (id, count) in row.draw_ids.iter().zip(&row.draw_counts) {
                 p.push(mass * f64::from(*count) / f64::from(m));
-                of_q.push(q[*id as usize]);
+                q_buckets.push(q[*id as usize]);
             }
         }
     }
-    (p, of_q)
+    (p, q_buckets)
 }
 
 fn log(x: f64) -> f64 {
@@ -177,13 +177,13 @@ fn divergence(which: &Divergence, p: &[f64], q: &[f64]) -> f64 {
             };
             p.iter().zip(q).map(term).sum::<f64>() / (alpha * rest)
         }
-        // They are taken where their other inputs are.
+        // `row_loss` computes these two, which need other inputs.
         Divergence::AdaptiveKl { .. } | Divergence::Custom(_) => f64::NAN,
     }
 }
 
-/// Share of Σ|p − q| in the smallest set of the teacher's largest buckets that holds `head_mass`; buckets
-/// as large as its smallest belong to it.
+/// Computes the share of Σ|p − q| in the head: the smallest set of the teacher's largest buckets with mass of at
+/// least `head_mass`, together with all buckets as large as the smallest of the set.
 fn share_of_head(p: &[f64], q: &[f64], head_mass: f64) -> f64 {
     let mut sorted = p.to_vec();
     sorted.sort_by(|a, b| b.total_cmp(a));

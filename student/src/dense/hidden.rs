@@ -1,4 +1,4 @@
-//! Hidden states: the student's, projected where widths differ, should be the teacher's.
+//! Losses on hidden states: the student's states, projected if the widths differ, should equal the teacher's.
 //!
 //! ```text
 //! MSE      (1/d) Σ_i (a_i − b_i)²            ∂/∂a = (2/d) (a − b)
@@ -6,13 +6,13 @@
 //! ```
 //!
 //! a is the student's state after [`Projection`], b the teacher's; symmetric in value. Reduction: none
-//! over rows; the MSE is the mean over the width, so that a layer's weight does not depend on it.
-//! Source: MSE through a learned map, TinyBERT (Jiao et al. 2020, §3.1, eq. 8), there without bias as
-//! here; cosine, DistilBERT (Sanh et al. 2019, §2), there on the last states.
+//! over rows. The MSE is the mean over the width, so that the weight of a layer does not depend on the width.
+//! Source: MSE through a learned map, TinyBERT (Jiao et al. 2020, §3.1, eq. 8), without bias, as
+//! here; cosine from DistilBERT (Sanh et al. 2019, §2), on the last states.
 //!
 //! Special cases: a state of zeros has no direction, so its cosine distance is 1 and its gradient 0.
-//! f16 and bf16 states are compared in f32. Rows are positions of the same tokens: teacher and student
-//! need one tokenizer. Time and memory: n·d.
+//! f16 and bf16 states are compared in f32. Rows are positions of the same tokens, so teacher and student
+//! need the same tokenizer. Time and memory: n·d.
 
 use burn::tensor::{Bool, DType, Device, Tensor, TensorData};
 use rand::{Rng, SeedableRng};
@@ -20,7 +20,7 @@ use rand_chacha::ChaCha8Rng;
 
 use super::wide;
 
-/// Mean squared difference by row, `[n]`, of states [n, d].
+/// Computes the mean squared difference of each row, `[n]`, of states [n, d].
 #[must_use]
 pub fn hidden_mse(student_nd: Tensor<2>, teacher_nd: Tensor<2>) -> Tensor<1> {
     let [student_nd, teacher_nd] = wide([student_nd, teacher_nd]);
@@ -29,16 +29,16 @@ pub fn hidden_mse(student_nd: Tensor<2>, teacher_nd: Tensor<2>) -> Tensor<1> {
         .squeeze_dim::<1>(1)
 }
 
-/// Cosine distance by row, `[n]`, between 0 and 2, of states [n, d].
+/// Computes the cosine distance of each row, `[n]`, between 0 and 2, of states [n, d].
 #[must_use]
 pub fn hidden_cosine(student_nd: Tensor<2>, teacher_nd: Tensor<2>) -> Tensor<1> {
     let [student_nd, teacher_nd] = wide([student_nd, teacher_nd]);
-    let (student_nd, no_student_n1) = unit(student_nd);
-    let (teacher_nd, no_teacher_n1) = unit(teacher_nd);
-    // ½‖a − b‖² of unit vectors is 1 − cos, and keeps its digits where the two are close.
+    let (student_nd, zero_student_n1) = unit(student_nd);
+    let (teacher_nd, zero_teacher_n1) = unit(teacher_nd);
+    // ½‖a − b‖² of unit vectors is 1 − cos, and loses no digits if the two are close.
     let distance_n1 = square(student_nd - teacher_nd).sum_dim(1) * 0.5;
     distance_n1
-        .mask_fill(no_student_n1.bool_or(no_teacher_n1), 1.0)
+        .mask_fill(zero_student_n1.bool_or(zero_teacher_n1), 1.0)
         .squeeze_dim::<1>(1)
 }
 
@@ -46,10 +46,10 @@ fn square(x_nd: Tensor<2>) -> Tensor<2> {
     x_nd.clone() * x_nd
 }
 
-/// x / ‖x‖, and the rows that are zero.
+/// Computes x / ‖x‖, and which rows are zero.
 fn unit(x_nd: Tensor<2>) -> (Tensor<2>, Tensor<2, Bool>) {
-    // A direction does not change with the scale, so the largest entry is taken out as a constant:
-    // squares neither overflow nor vanish.
+    // Scaling does not change a direction, so dividing by the largest entry, as a constant, is allowed; then
+    // squares neither overflow nor underflow.
     let largest_n1 = x_nd.clone().detach().abs().max_dim(1);
     let zero_n1 = largest_n1.clone().equal_elem(0.0);
     let x_nd = x_nd / largest_n1.mask_fill(zero_n1.clone(), 1.0);
@@ -60,17 +60,17 @@ fn unit(x_nd: Tensor<2>) -> (Tensor<2>, Tensor<2, Bool>) {
     (x_nd / norm_n1, zero_n1)
 }
 
-/// A learned linear map from the student's width to the teacher's. It is a parameter of the training
-/// alone: give it the learning rate of the student and leave it out of what is saved.
+/// A learned linear map from the student's width to the teacher's. The map exists only during training: train
+/// it with the learning rate of the student, and do not save it with the model.
 #[derive(Debug, Clone)]
 pub struct Projection {
-    /// [d_t, d_s], as checkpoints write linear layers.
+    /// Weight, [d_t, d_s], as in the linear layers of checkpoints.
     pub weight: Tensor<2>,
 }
 
 impl Projection {
-    /// Entries independent and uniform in ±√(3/d_s), so of variance 1/d_s: states keep their mean
-    /// square. The same for a seed on every device.
+    /// Creates a map with independent entries, uniform in ±√(3/d_s), so with variance 1/d_s, which preserves the
+    /// mean square of states. The entries depend on the seed and not on the device.
     #[must_use]
     pub fn init(
         teacher_width: usize,
@@ -90,53 +90,54 @@ impl Projection {
         }
     }
 
-    /// States [n, d_s] → [n, d_t]; differentiable in both.
+    /// Maps states [n, d_s] → [n, d_t]; differentiable in the states and the weight.
     #[must_use]
     pub fn apply(&self, student_nd: Tensor<2>) -> Tensor<2> {
         potstill_kernels::linear(student_nd, self.weight.clone())
     }
 }
 
-/// Which hidden states are compared: pairs (student, teacher), where 0 is the embeddings' output and m
-/// what comes out of the m-th layer.
+/// Pairs (student, teacher) of hidden states that are compared: 0 is the output of the embeddings, m the output of
+/// the m-th layer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LayerMap(Vec<(usize, usize)>);
 
-/// A layer map that does not fit the two models.
+/// Error for a layer map that does not match the two models.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum LayerMapError {
-    /// A hidden state that a model does not have.
+    /// A pair names a hidden state that a model does not have.
     #[error(
-        "the layer map has ({student}, {teacher}), and the {model} has {layers} layers: use 0 (the embeddings) to {layers}"
+        "the layer map has ({student}, {teacher}), and the {model} has {layers} layers\n\
+         hint: use 0 (the embeddings) to {layers}"
     )]
     NoSuchLayer {
-        /// The pair's student side.
+        /// Layer of the student.
         student: usize,
-        /// The pair's teacher side.
+        /// Layer of the teacher.
         teacher: usize,
-        /// Which model lacks it.
+        /// Model without this layer: student or teacher.
         model: &'static str,
-        /// How many layers that model has.
+        /// Number of layers of that model.
         layers: usize,
     },
-    /// Nothing to compare.
-    #[error("the layer map has no pair: name at least one (student, teacher)")]
+    /// The map has no pair.
+    #[error("the layer map has no pair\nhint: name at least one pair (student, teacher)")]
     Empty,
-    /// A model without layers.
-    #[error("the {model} has no layers, so none can be compared")]
+    /// A model has no layers.
+    #[error("the {model} has no layers to compare")]
     NoLayers {
-        /// Which model.
+        /// Model without layers: student or teacher.
         model: &'static str,
     },
 }
 
 impl LayerMap {
-    /// These pairs (student, teacher), for models of so many layers. The last states alone, as in
-    /// DistilBERT's cosine loss and MiniLM, are `[(student_layers, teacher_layers)]`.
+    /// Creates a map of these pairs (student, teacher), for models with these numbers of layers. The map of only the
+    /// last states, as in DistilBERT's cosine loss and MiniLM, is `[(student_layers, teacher_layers)]`.
     ///
     /// # Errors
-    /// No pair, or one that a model does not have.
+    /// No pair, or a layer that a model does not have.
     pub fn new(
         pairs: Vec<(usize, usize)>,
         student_layers: usize,
@@ -163,9 +164,9 @@ impl LayerMap {
         Ok(Self(pairs))
     }
 
-    /// Every state of the student, evenly spread over the teacher: m ↦ m·teacher/student, rounded,
-    /// halves up. 0 goes to 0 and the last to the last; 4 layers over 12 give TinyBERT's m ↦ 3m (§3.1
-    /// there). A student deeper than its teacher meets some layers twice.
+    /// Creates a map of every state of the student, spread evenly over the teacher's: m ↦ m·teacher/student,
+    /// rounded, halves up. The first maps to the first and the last to the last; 4 layers over 12 give TinyBERT's
+    /// m ↦ 3m (§3.1 there). If the student is deeper than its teacher, some of the teacher's layers occur twice.
     ///
     /// # Errors
     /// A model without layers.
@@ -181,7 +182,7 @@ impl LayerMap {
         ))
     }
 
-    /// The pairs (student, teacher), in the order they were given.
+    /// The pairs (student, teacher), in the order given.
     #[must_use]
     pub fn pairs(&self) -> &[(usize, usize)] {
         &self.0

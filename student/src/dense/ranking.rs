@@ -1,4 +1,4 @@
-//! Pairwise ranking over the teacher's likeliest tokens: the student should prefer what the teacher
+//! Pairwise ranking over the teacher's likeliest tokens: the student should prefer the tokens that the teacher
 //! prefers.
 //!
 //! ```text
@@ -8,18 +8,18 @@
 //! ```
 //!
 //! Direction: p is the teacher, q the student; log q_i − log q_j is the difference of the logits. The
-//! probabilities are those of the whole vocabulary, not renormalised. Gradient: hinge, over the pairs
-//! with slack, ∂/∂q_i = −1 and ∂/∂q_j = 1; logistic, ∂/∂log q_i = −σ(log q_j − log q_i). Reduction: the
+//! probabilities are over the whole vocabulary, not renormalised. Gradient: hinge, over the pairs with a loss
+//! above 0, ∂/∂q_i = −1 and ∂/∂q_j = 1; logistic, ∂/∂log q_i = −σ(log q_j − log q_i). Reduction: the
 //! mean over a row's pairs, no mean over rows; hinge in probability, logistic in nats.
 //!
-//! Source: the hinge is that of ranking SVMs (Joachims 2002), the logistic RankNet's (Burges et
-//! al. 2005, §3) with certain preferences; as losses for a sparse teacher they are DistillKit's `hinge`
-//! and `logistic_ranking`, which divide by the pairs of the whole batch instead (the same where all
-//! rows have as many).
+//! Source: the hinge loss is from ranking SVMs (Joachims 2002), the logistic loss is RankNet's (Burges et
+//! al. 2005, §3) with certain preferences. DistillKit has both for a sparse teacher as `hinge` and
+//! `logistic_ranking`, and divides by the pairs of the whole batch instead (which is the same if all rows have
+//! the same number of pairs).
 //!
-//! Special cases: tied tokens are no pair, and neither are empty slots; a row without a pair gives 0.
-//! A student equal to the teacher has hinge 0 with [`Margin::Teacher`] alone; the logistic loss has no
-//! minimum and goes on pulling pairs apart, so give it a small weight beside a divergence. Time and
+//! Special cases: tied tokens and empty slots are in no pair; a row without a pair gives 0. A student equal
+//! to the teacher has a hinge loss of 0 with [`Margin::Teacher`] only. The logistic loss has no minimum and
+//! keeps pulling pairs apart, so it should have a small weight beside a divergence. Time and
 //! memory: n·k².
 
 use burn::tensor::Tensor;
@@ -28,16 +28,16 @@ use potstill_kernels::EMPTY_NATS;
 
 use super::wide;
 
-/// By how much the student's probability of the preferred token has to lead.
+/// Lead that the student's probability of the preferred token must have.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Margin {
-    /// A probability, the same for all pairs.
+    /// The same lead for all pairs, a probability.
     Constant(f64),
-    /// By as much as the teacher's does.
+    /// The lead that the teacher's probability has.
     Teacher,
 }
 
-/// The mean hinge by row, `[n]`, in probability, from log p and log q of k tokens, [n, k] (the tail is
+/// Computes the mean hinge loss of each row, `[n]`, in probability, from log p and log q of k tokens, [n, k] (the tail is
 /// not a token: leave its column out).
 #[must_use]
 pub fn hinge_ranking(log_p_nk: Tensor<2>, log_q_nk: Tensor<2>, margin: Margin) -> Tensor<1> {
@@ -49,16 +49,16 @@ pub fn hinge_ranking(log_p_nk: Tensor<2>, log_q_nk: Tensor<2>, margin: Margin) -
     mean_over_pairs(relu(slack_nkk), log_p_nk)
 }
 
-/// The mean logistic loss by row, `[n]`, in nats, from log p and log q of k tokens, [n, k] (the tail is
+/// Computes the mean logistic loss of each row, `[n]`, in nats, from log p and log q of k tokens, [n, k] (the tail is
 /// not a token: leave its column out).
 #[must_use]
 pub fn logistic_ranking(log_p_nk: Tensor<2>, log_q_nk: Tensor<2>) -> Tensor<1> {
     mean_over_pairs(log_sigmoid(differences(log_q_nk)).neg(), log_p_nk)
 }
 
-/// Log p and log q, [n, k], of the teacher's k likeliest tokens, from dense logits [n, v] of both.
-/// Half precision is taken in f32; −∞ logits give −1e4; k above v is v. The student's vocabulary may be padded beyond the teacher's,
-/// ids have to be the same.
+/// Computes log p and log q, [n, k], of the teacher's k likeliest tokens, from dense logits [n, v] of both
+/// models. Half precision is converted to f32; logits of −∞ give −1e4; a k above v is v. The student's vocabulary
+/// may be padded beyond the teacher's, but the ids must be the same.
 #[must_use]
 pub fn at_teacher_top(
     teacher_logits_nv: Tensor<2>,
@@ -75,14 +75,15 @@ pub fn at_teacher_top(
     })
 }
 
-/// x_i − x_j at [n, i, j].
+/// Computes x_i − x_j at [n, i, j].
 fn differences(x_nk: Tensor<2>) -> Tensor<3> {
     x_nk.clone().unsqueeze_dim::<3>(2) - x_nk.unsqueeze_dim::<3>(1)
 }
 
 fn mean_over_pairs(loss_nkk: Tensor<3>, log_p_nk: Tensor<2>) -> Tensor<1> {
     let [n, _, _] = loss_nkk.dims();
-    // Nothing is preferred to an empty slot: as the second of a pair it counts as more than certain.
+    // As the second token of a pair, an empty slot gets a log probability above 0, so that no token is preferred
+    // to it.
     let empty_nk = log_p_nk.clone().lower_equal_elem(EMPTY_NATS);
     let second_nk = log_p_nk.clone().mask_fill(empty_nk, 1.0);
     let prefers_nkk = (log_p_nk.unsqueeze_dim::<3>(2) - second_nk.unsqueeze_dim::<3>(1))

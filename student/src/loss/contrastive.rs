@@ -2,15 +2,15 @@
 //!
 //! Direction: on what the teacher wrote, the student's probability is pulled up where the teacher's
 //! is high; on what the student wrote, it is pushed down where the teacher's is low. Reduction: none,
-//! nats by row; the caller weighs the two kinds of rows. Source: Ko et al. 2025 (DistiLLM-2), §3.1,
-//! without its schedules of α and of the weights. Special case: a batch of one kind only is that
+//! nats for each row; the caller weights the two kinds of rows. Source: Ko et al. 2025 (DistiLLM-2), §3.1,
+//! without its schedules of α and of the weights. Special case: with rows of one kind only, the loss is that
 //! kind's divergence. Cost: both divergences are computed for all rows.
 
 use burn::tensor::{Bool, Tensor};
 
 use super::{skew_kl, skew_reverse_kl};
 
-/// Nats by row, `[n]`, from `log_p_nk` and `log_q_nk`, both [n, k+1]; `own_n` is true on rows of the
+/// Computes nats for each row, `[n]`, from `log_p_nk` and `log_q_nk`, both [n, k+1]; `own_n` is true on rows of the
 /// student's own text, `alpha` as in [`skew_kl`].
 #[must_use]
 pub fn contrastive(

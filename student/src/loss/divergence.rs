@@ -1,4 +1,4 @@
-//! The divergences as a closed set for settings, and a door for others.
+//! The divergences that settings can name, and divergences that a program brings.
 
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
@@ -8,7 +8,7 @@ use super::{
     total_variation,
 };
 
-/// Which divergence, with its parameters; each is the function of the same name.
+/// A divergence with its parameters. Each variant is computed by the function of the same name.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Divergence {
@@ -17,57 +17,58 @@ pub enum Divergence {
     ForwardKl,
     /// D(student ‖ teacher).
     ReverseKl,
-    /// Generalised Jensen–Shannon.
+    /// Generalised Jensen–Shannon divergence.
     Jsd {
-        /// The teacher's share of the mixture; 0 is forward KL, 1 reverse KL.
+        /// Teacher's share β of the mixture; 0 is forward KL, 1 reverse KL.
         beta: f64,
     },
-    /// Forward KL to the student with some of the teacher mixed in.
+    /// Forward KL to a mixture of student and teacher.
     SkewKl {
-        /// The teacher's share.
+        /// Teacher's share α of the mixture.
         alpha: f64,
     },
-    /// Reverse KL to the teacher with some of the student mixed in.
+    /// Reverse KL to a mixture of teacher and student.
     SkewReverseKl {
-        /// The student's share.
+        /// Student's share α of the mixture.
         alpha: f64,
     },
-    /// Forward and reverse KL, weighted by where the student is wrong.
+    /// Forward and reverse KL, weighted by the head's share of the student's error.
     AdaptiveKl {
-        /// Mass of the teacher's likeliest buckets that are the head.
+        /// Mass μ of the teacher's likeliest buckets, which are the head.
         head_mass: f64,
     },
-    /// Half the sum of absolute differences.
+    /// Total variation distance: half the sum of absolute differences.
     TotalVariation,
     /// α-divergence; 1 is forward KL, 0 reverse KL.
     Alpha {
-        /// The teacher's exponent.
+        /// Teacher's exponent α.
         alpha: f64,
     },
-    /// A program's own.
-    Custom(Custom),
+    /// A divergence that the program brings.
+    Custom(CustomDivergence),
 }
 
-/// A divergence that a program brings: log p and log q, both [n, k+1], to a loss by row, `[n]`.
+/// A divergence that the program brings.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Custom {
-    /// As in checkpoints and metrics.
+pub struct CustomDivergence {
+    /// Name in checkpoints and metrics.
     pub name: String,
-    /// The function. A checkpoint doesn't hold it, so a program that resumes gives it again.
+    /// Function from log p and log q, both [n, k+1], to a loss for each row, `[n]`. Checkpoints do not hold the
+    /// function, so a program that resumes sets it again.
     #[serde(skip)]
     pub function: Option<fn(Tensor<2>, Tensor<2>) -> Tensor<1>>,
 }
 
-impl PartialEq for Custom {
-    /// By name: a function has no equality.
+impl PartialEq for CustomDivergence {
+    /// Compares names, since functions cannot be compared.
     fn eq(&self, other: &Self) -> bool {
         self.name == other.name
     }
 }
 
 impl Divergence {
-    /// The loss by row, `[n]`, from log p and log q, both [n, k+1]. NaN for a custom divergence whose
-    /// function is missing.
+    /// Computes the loss of each row, `[n]`, from log p and log q, both [n, k+1]. NaN for a custom divergence
+    /// without its function.
     #[must_use]
     pub fn rows(&self, log_p_nk: Tensor<2>, log_q_nk: Tensor<2>) -> Tensor<1> {
         match *self {
@@ -79,17 +80,17 @@ impl Divergence {
             Self::AdaptiveKl { head_mass } => adaptive_kl(log_p_nk, log_q_nk, head_mass),
             Self::TotalVariation => total_variation(log_p_nk, log_q_nk),
             Self::Alpha { alpha } => alpha_divergence(log_p_nk, log_q_nk, alpha),
-            Self::Custom(Custom {
+            Self::Custom(CustomDivergence {
                 function: Some(function),
                 ..
             }) => function(log_p_nk, log_q_nk),
-            Self::Custom(Custom { function: None, .. }) => {
+            Self::Custom(CustomDivergence { function: None, .. }) => {
                 forward_kl(log_p_nk, log_q_nk) * f64::NAN
             }
         }
     }
 
-    /// As in the run file and in metrics.
+    /// Name in the run file and in metrics.
     #[must_use]
     pub fn name(&self) -> &str {
         match self {
@@ -105,7 +106,7 @@ impl Divergence {
         }
     }
 
-    /// Why its parameter is none, in words; `None` if it is in range.
+    /// Describes a parameter that is out of range; `None` if the parameter is in range.
     pub(crate) fn out_of_range(&self) -> Option<String> {
         let inside = |value: f64| value > 0.0 && value < 1.0;
         match *self {
@@ -125,7 +126,7 @@ impl Divergence {
         }
     }
 
-    /// Whether weighted draws give its gradient without bias: it must be linear in p.
+    /// Whether weighted draws give an unbiased gradient, which they do if the divergence's gradient is linear in p.
     #[must_use]
     pub fn works_on_draws(&self) -> bool {
         matches!(self, Self::ForwardKl)

@@ -2,10 +2,10 @@
 
 use burn::tensor::Tensor;
 
-/// log p − log m and log q − log m, [n, k+1], for 0 < `weight` < 1; differentiable in log q.
+/// Computes log p − log m and log q − log m, [n, k+1], for 0 < `weight` < 1; differentiable in log q.
 ///
-/// Both are taken relative to the larger of log p and log q, so that neither overflows and q ≈ p
-/// loses no digits. The maximum is a constant: it cancels, and its own slope is undefined at ties.
+/// Both are computed relative to the larger of log p and log q, so that nothing overflows and q ≈ p
+/// loses no digits. The maximum is a constant for autodiff: it cancels, and its slope is undefined at ties.
 pub(super) fn log_ratios(
     log_p_nk: Tensor<2>,
     log_q_nk: Tensor<2>,

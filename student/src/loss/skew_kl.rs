@@ -1,8 +1,8 @@
 //! Skew KL: D(p ‖ m), m = α·p + (1 − α)·q.
 //!
 //! Direction: p is the teacher, q the student; forward KL with a share α of the teacher mixed into
-//! the student, so that a token the student never says costs at most −log α and its gradient stays
-//! bounded. Gradient: h_b = −p_b (1 − α) q_b / m_b. Reduction: none, nats by row. Source: Ko et al.
+//! the student, so that a token with q = 0 costs at most −log α and its gradient stays
+//! bounded. Gradient: h_b = −p_b (1 − α) q_b / m_b. Reduction: none, nats for each row. Source: Ko et al.
 //! 2024 (DistiLLM), §3.1, where α = 0.1. Special case: α = 0 is forward KL.
 
 use burn::tensor::Tensor;
@@ -10,7 +10,7 @@ use burn::tensor::Tensor;
 use super::forward_kl;
 use super::mixture::log_ratios;
 
-/// Nats by row, `[n]`, from `log_p_nk` and `log_q_nk`, both [n, k+1]; `alpha` from 0 to below 1.
+/// Computes nats for each row, `[n]`, from `log_p_nk` and `log_q_nk`, both [n, k+1]; `alpha` from 0 to below 1.
 #[must_use]
 pub fn skew_kl(log_p_nk: Tensor<2>, log_q_nk: Tensor<2>, alpha: f64) -> Tensor<1> {
     if alpha == 0.0 {

@@ -1,24 +1,24 @@
-//! The check of losses finds what is wrong and nothing else.
+//! The check of losses finds wrong losses, and reports no error for right ones.
 
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use potstill_datasets::Signal;
 use potstill_kernels::{EMPTY_NATS, LogQSum, LogitTransform, row_stats};
 use potstill_model::{Llama, Parameter, named_parameters};
-use potstill_student::check::{Case, Check, check_loss, trainer};
-use potstill_student::loss::{Custom, Divergence, Tail, forward_kl};
+use potstill_student::check::{LossCase, LossCheck, check_loss, trainer};
+use potstill_student::loss::{CustomDivergence, Divergence, Tail, forward_kl};
 use potstill_student::{
-    Block, Error, Form, Gradients, Objective, Settings, Target, Terms, WindowGradient,
+    BatchGradient, Error, Form, Gradients, LossSums, MicroBatch, Objective, Settings, Target,
 };
 
 use crate::support::{real, signals};
 
-fn case(objective: &Objective) -> Case {
-    Case::random(objective.temperature, &Device::flex()).unwrap()
+fn case(objective: &Objective) -> LossCase {
+    LossCase::random(objective.temperature, &Device::flex()).unwrap()
 }
 
-fn failed(checks: &[Check]) -> Vec<&str> {
+fn failed(checks: &[LossCheck]) -> Vec<&str> {
     let failed = checks.iter().filter(|check| !check.passed());
-    failed.map(|check| check.what.as_str()).collect()
+    failed.map(|check| check.comparison.as_str()).collect()
 }
 
 fn every_divergence() -> Vec<Divergence> {
@@ -73,13 +73,13 @@ fn objectives() -> Vec<Objective> {
     all
 }
 
-/// The trainer with every divergence, tail and temperature, mixed and alone.
+/// Checks the trainer with every divergence, tail and temperature, alone and in a sum.
 #[test]
 fn the_trainer_passes_with_every_loss() {
     for objective in objectives() {
         let checks = check_loss(&objective, &case(&objective), &trainer).unwrap();
         for check in &checks {
-            println!("{}: {:.1e}", check.what, check.worst);
+            println!("{}: {:.1e}", check.comparison, check.difference);
         }
         assert_eq!(failed(&checks), [""; 0], "{objective:?}: {checks:?}");
     }
@@ -91,7 +91,7 @@ fn the_trainer_passes_on_stories260k() {
         return;
     };
     let model = potstill_model::load(&dir, DType::F32, &Device::flex()).unwrap();
-    let case = Case {
+    let case = LossCase {
         on_device: model.clone(),
         model,
         signals: signals(4, 512, 3),
@@ -117,21 +117,21 @@ fn negated(gradients: Gradients) -> Gradients {
 #[test]
 fn a_sign_error_is_found() {
     let objective = Objective::default();
-    let window = |model: &Llama, signals: &[Signal], settings: &Settings| {
+    let batch_loss = |model: &Llama, signals: &[Signal], settings: &Settings| {
         let mut result = trainer(model, signals, settings)?;
         result.gradients = negated(result.gradients);
         Ok::<_, Error>(result)
     };
-    let checks = check_loss(&objective, &case(&objective), &window).unwrap();
+    let checks = check_loss(&objective, &case(&objective), &batch_loss).unwrap();
     assert_eq!(
         failed(&checks),
         ["gradient, against finite differences of the definition"]
     );
 }
 
-/// A loss of one's own whose value is right and whose gradient has the wrong sign.
+/// The custom loss has the right value and a gradient with the wrong sign.
 #[test]
-fn a_sign_error_in_ones_own_loss_is_found() {
+fn a_sign_error_in_a_custom_loss_is_found() {
     fn wrong(log_p_nk: Tensor<2>, log_q_nk: Tensor<2>) -> Tensor<1> {
         let kl_n = forward_kl(log_p_nk, log_q_nk);
         kl_n.clone().detach() * 2.0 - kl_n
@@ -140,7 +140,7 @@ fn a_sign_error_in_ones_own_loss_is_found() {
         forward_kl(log_p_nk, log_q_nk)
     }
     let of = |function| {
-        Objective::of(Divergence::Custom(Custom {
+        Objective::of(Divergence::Custom(CustomDivergence {
             name: "own".to_owned(),
             function: Some(function),
         }))
@@ -153,19 +153,19 @@ fn a_sign_error_in_ones_own_loss_is_found() {
     );
 }
 
-/// Each micro-batch divides by its own rows, and the window is the mean of these means.
+/// Each micro-batch divides by its own number of rows, and the loss of the batch is the mean of these means.
 #[test]
 fn a_wrong_denominator_is_found() {
     let objective = Objective::default();
-    let window = |model: &Llama, signals: &[Signal], settings: &Settings| {
+    let batch_loss = |model: &Llama, signals: &[Signal], settings: &Settings| {
         let parts = signals.chunks(settings.micro_batch.clamp(1, 2));
         let count = parts.len() as f64;
-        let mut sum: Option<WindowGradient> = None;
+        let mut sum: Option<BatchGradient> = None;
         for part in parts {
             let part = trainer(model, part, settings)?;
             sum = Some(match sum {
                 None => part,
-                Some(sum) => WindowGradient {
+                Some(sum) => BatchGradient {
                     loss: sum.loss + part.loss,
                     gradients: added(sum.gradients, part.gradients),
                     ..part
@@ -177,14 +177,14 @@ fn a_wrong_denominator_is_found() {
         sum.gradients = scaled(sum.gradients, 1.0 / count);
         Ok::<_, Error>(sum)
     };
-    let checks = check_loss(&objective, &case(&objective), &window).unwrap();
+    let checks = check_loss(&objective, &case(&objective), &batch_loss).unwrap();
     let failed = failed(&checks);
-    for what in [
+    for comparison in [
         "value, against the definition in f64",
         "gradient, against finite differences of the definition",
-        "gradient in micro-batches, against the whole window",
+        "gradient in micro-batches, against the whole batch",
     ] {
-        assert!(failed.contains(&what), "{checks:?}");
+        assert!(failed.contains(&comparison), "{checks:?}");
     }
 }
 
@@ -211,9 +211,13 @@ fn scaled(gradients: Gradients, by: f64) -> Gradients {
     gradients.into_iter().map(scale).collect()
 }
 
-/// A trainer of its own kind: forward KL by one whole graph. With `shift` 1 logits at t − 1 predict
-/// token t; with 0 the mask is unshifted, and logits at t do.
-fn foreign(model: &Llama, signals: &[Signal], shift: usize) -> Result<WindowGradient, Error> {
+/// Computes forward KL without the trainer, in one autodiff graph. With `shift` 1 the logits at t − 1 predict token t;
+/// with 0, as with an unshifted mask, the logits at t do.
+fn independent_loss(
+    model: &Llama,
+    signals: &[Signal],
+    shift: usize,
+) -> Result<BatchGradient, Error> {
     let mut loss: Option<Tensor<1>> = None;
     let rows: usize = signals.iter().map(|signal| signal.rows.len()).sum();
     for signal in signals {
@@ -228,8 +232,8 @@ fn foreign(model: &Llama, signals: &[Signal], shift: usize) -> Result<WindowGrad
             log_p.extend(vec![EMPTY_NATS; empty]);
             log_p.push(row.tail.ln());
         }
-        let block = Block::new(&[signal], vec![target], model)?;
-        let hidden_nd = block.hidden(model);
+        let micro_batch = MicroBatch::new(&[signal], vec![target], model)?;
+        let hidden_nd = micro_batch.hidden(model);
         let device = hidden_nd.device();
         let at: Vec<i32> = signal
             .loss_positions()
@@ -268,9 +272,9 @@ fn foreign(model: &Llama, signals: &[Signal], shift: usize) -> Result<WindowGrad
         };
         gradients.extend(gradient.map(|gradient| (name, gradient)));
     }
-    Ok(WindowGradient {
+    Ok(BatchGradient {
         gradients,
-        terms: Terms::default(),
+        sums: LossSums::default(),
         loss: value,
         teacher_nll: 0.0,
         rescaled_rows: 0,
@@ -278,12 +282,13 @@ fn foreign(model: &Llama, signals: &[Signal], shift: usize) -> Result<WindowGrad
 }
 
 #[test]
-fn an_unshifted_mask_is_found_and_a_right_one_passes() {
+fn an_unshifted_mask_is_found_and_a_shifted_one_passes() {
     let objective = Objective::default();
     let run = |shift| {
-        let window =
-            move |model: &Llama, signals: &[Signal], _: &Settings| foreign(model, signals, shift);
-        check_loss(&objective, &case(&objective), &window).unwrap()
+        let batch_loss = move |model: &Llama, signals: &[Signal], _: &Settings| {
+            independent_loss(model, signals, shift)
+        };
+        check_loss(&objective, &case(&objective), &batch_loss).unwrap()
     };
     assert_eq!(failed(&run(1)), [""; 0]);
     let checks = run(0);
@@ -294,18 +299,18 @@ fn an_unshifted_mask_is_found_and_a_right_one_passes() {
     );
 }
 
-/// Only the kernels' form goes wrong: what the other form is there for.
+/// Only one of the two implementations is wrong.
 #[test]
-fn a_form_that_differs_is_found() {
+fn an_implementation_that_differs_is_found() {
     let objective = Objective::default();
-    let window = |model: &Llama, signals: &[Signal], settings: &Settings| {
+    let batch_loss = |model: &Llama, signals: &[Signal], settings: &Settings| {
         let mut result = trainer(model, signals, settings)?;
         if settings.form == Form::Plain {
             result.gradients = scaled(result.gradients, 1.001);
         }
         Ok::<_, Error>(result)
     };
-    let checks = check_loss(&objective, &case(&objective), &window).unwrap();
+    let checks = check_loss(&objective, &case(&objective), &batch_loss).unwrap();
     assert_eq!(
         failed(&checks),
         ["gradient by tensor operations, against the kernels"]
@@ -313,14 +318,14 @@ fn a_form_that_differs_is_found() {
 }
 
 #[test]
-fn what_cannot_be_trained_is_refused() {
-    let said = |objective: Objective| objective.check().unwrap_err().to_string();
+fn objectives_that_cannot_be_trained_are_refused() {
+    let message = |objective: Objective| objective.check().unwrap_err().to_string();
     let draws = Objective {
         tail: Tail::Draws,
         ..Objective::of(Divergence::ReverseKl)
     };
     contains(
-        &said(draws),
+        &message(draws),
         "reverse_kl has no unbiased gradient on tail draws",
     );
     let tempered = Objective {
@@ -329,46 +334,45 @@ fn what_cannot_be_trained_is_refused() {
         ..Objective::default()
     };
     contains(
-        &said(tempered),
+        &message(tempered),
         "tail draws are from the distribution at temperature 1",
     );
-    contains(&said(Objective::mixed(0.0, 0.0)), "no term");
+    contains(&message(Objective::mixed(0.0, 0.0)), "no term");
     contains(
-        &said(Objective::mixed(f64::NAN, 1.0)),
+        &message(Objective::mixed(f64::NAN, 1.0)),
         "the weight of forward_kl is NaN",
     );
     contains(
-        &said(Objective::of(Divergence::Jsd { beta: 1.5 })),
+        &message(Objective::of(Divergence::Jsd { beta: 1.5 })),
         "beta is 1.5",
     );
-    let named = Custom {
+    let named = CustomDivergence {
         name: "forward_kl".to_owned(),
         function: None,
     };
     let twice = Objective::default().with(Divergence::Custom(named), 1.0);
-    contains(&said(twice), "two divergences are named forward_kl");
-    let lost = Custom {
+    contains(&message(twice), "two divergences are named forward_kl");
+    let lost = CustomDivergence {
         name: "own".to_owned(),
         function: None,
     };
     contains(
-        &said(Objective::of(Divergence::Custom(lost))),
+        &message(Objective::of(Divergence::Custom(lost))),
         "own has no function",
     );
 }
 
-fn contains(said: &str, part: &str) {
-    assert!(said.contains(part), "{said}");
+fn contains(message: &str, part: &str) {
+    assert!(message.contains(part), "{message}");
 }
 
-/// Signals without what the loss asks of them.
 #[test]
-fn records_that_lack_something_are_named() {
+fn signals_without_draws_or_normaliser_are_refused() {
     let signal = signals(1, 47, 5).remove(0);
-    let said = |tail, temperature| {
+    let message = |tail, temperature| {
         let error = Target::new(&signal, tail, temperature).unwrap_err();
         error.to_string()
     };
-    assert!(said(Tail::Bucket, 2.0).contains("temperature 2"));
-    assert!(said(Tail::Draws, 1.0).contains("tail_draws"));
+    assert!(message(Tail::Bucket, 2.0).contains("temperature 2"));
+    assert!(message(Tail::Draws, 1.0).contains("tail_draws"));
 }

@@ -1,4 +1,4 @@
-//! Ranking, hidden states and distances by rank against plain loops.
+//! Losses on ranking, on hidden states and on distances by rank, compared with plain loops.
 
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{DType, Device, Tensor};
@@ -13,7 +13,7 @@ use crate::plain::{
 
 const EMPTY: f64 = -1.0e4;
 
-/// The teacher's constant in the type of the student's tensor.
+/// Creates the teacher's constant in the dtype of the student's tensor.
 fn like(teacher: &Rows, student: &Tensor<2>) -> Tensor<2> {
     tensor(teacher, student.dtype(), &student.device())
 }
@@ -47,7 +47,7 @@ fn logistic(_: &[f64], q: &[f64], i: usize, j: usize) -> f64 {
     (q[j] - q[i]).exp().ln_1p()
 }
 
-/// Rows with ties, empty slots, a single token, and none.
+/// Returns rows with ties, with empty slots, with a single token, and without tokens.
 fn teacher() -> Rows {
     let mut log_p = log_softmaxes(&random(6, 7, 3.0, 1));
     log_p[1][2] = log_p[1][5];
@@ -81,7 +81,7 @@ fn rankings_are_the_mean_over_the_pairs_that_the_teacher_orders() {
 }
 
 #[test]
-fn one_token_has_no_pair_and_a_student_like_the_teacher_no_hinge() {
+fn one_token_has_no_pair_and_a_student_equal_to_the_teacher_has_no_hinge_loss() {
     let one = random(3, 1, 2.0, 3);
     let (value, gradient) = value_and_gradient(&one, DType::F64, &|q| {
         hinge_ranking(like(&one, &q), q.clone(), Margin::Constant(1.0))
@@ -94,7 +94,7 @@ fn one_token_has_no_pair_and_a_student_like_the_teacher_no_hinge() {
     assert_eq!(numbers(value), [0.0; 6]);
 }
 
-/// Through the dense logits of a larger vocabulary, one logit of −∞ among them.
+/// The rankings from dense logits of a larger vocabulary, with one logit of −∞.
 #[test]
 fn rankings_of_the_teachers_top() {
     let (teacher, student) = (random(4, 11, 4.0, 4), random(4, 13, 4.0, 5));
@@ -169,13 +169,13 @@ fn hidden_states_against_loops() {
 }
 
 #[test]
-fn cosine_of_no_direction_and_of_any_scale() {
+fn cosine_of_zero_states_and_at_every_scale() {
     let mut student = random(4, 6, 2.0, 8);
     let mut teacher = random(4, 6, 2.0, 9);
     let expected = cosine(&student, &teacher);
     student[0].fill(0.0);
     teacher[1].fill(0.0);
-    // The squares of these are outside f32.
+    // The squares of these numbers overflow or underflow in f32.
     student[2].iter_mut().for_each(|x| *x *= 1e25);
     student[3].iter_mut().for_each(|x| *x *= 1e-25);
     let (value, gradient) = value_and_gradient(&student, DType::F32, &|x| {
@@ -204,9 +204,9 @@ fn half_precision_states_are_compared_in_f32() {
     assert_eq!([log_p.dtype(), log_q.dtype()], [DType::F32; 2]);
 }
 
-/// Through the map to the teacher's width, with gradients for the state and for the map.
+/// The projection to the teacher's width has gradients for the state and for its weight.
 #[test]
-fn projection_is_learnt() {
+fn a_projection_is_learned() {
     let (student, teacher) = (random(5, 4, 2.0, 12), random(5, 3, 2.0, 13));
     let init = |dtype| Projection::init(3, 4, 7, dtype, &Device::flex());
     let weight: Rows = numbers(init(DType::F64).weight)
@@ -306,7 +306,7 @@ fn universal_logit_is_the_distance_of_sorted_probabilities() {
             |z| by_rank(&log_p, &log_softmaxes(z)),
         );
     }
-    // The same numbers at other tokens, and ties on both sides.
+    // The same probabilities at other tokens, and ties on both sides.
     let log_p = log_softmaxes(&vec![vec![0.0, 1.0, 2.0, 2.0], vec![0.5; 4]]);
     let log_q: Rows = log_p
         .iter()
@@ -318,7 +318,8 @@ fn universal_logit_is_the_distance_of_sorted_probabilities() {
     assert_eq!((value, gradient), (vec![0.0; 2], vec![0.0; 8]));
 }
 
-/// Each row: the support, then the tail. `ranks` of the support are certain.
+/// Computes the sparse distance. A row is the support and then the tail; `ranks` tokens of the support have known
+/// ranks.
 fn by_rank_sparse(log_p: &Rows, log_q: &Rows, ranks: usize) -> Vec<f64> {
     let row = |(p, q): (&Vec<f64>, &Vec<f64>)| {
         let support: Vec<f64> = p[..p.len() - 1]
@@ -335,7 +336,7 @@ fn by_rank_sparse(log_p: &Rows, log_q: &Rows, ranks: usize) -> Vec<f64> {
     log_p.iter().zip(log_q).map(row).collect()
 }
 
-/// The k likeliest of each row, unordered, and the tail.
+/// Returns the k likeliest tokens of each row, unordered, and the tail.
 fn buckets(log_p: &Rows, k: usize) -> Rows {
     let row = |row: &Vec<f64>| {
         let mut ids: Vec<usize> = (0..row.len()).collect();

@@ -1,4 +1,4 @@
-//! What evaluation counts, against a plain computation over whole distributions.
+//! The values of `evaluate`, compared with a plain computation over whole distributions.
 
 use std::ops::ControlFlow;
 
@@ -17,7 +17,7 @@ fn values(model: &Llama, signals: &[Signal], chunk_rows: usize) -> Vec<SequenceV
         .unwrap()
 }
 
-/// Bins of one sequence: positions, summed confidence, correct ones.
+/// Computes the confidence bins of one sequence: positions, summed confidence, correct positions.
 fn plain_bins(model: &Llama, signal: &Signal) -> [[f64; CONFIDENCE_BINS]; 3] {
     let log_p = log_probs(model, std::slice::from_ref(&signal.token_ids));
     let mut bins = [[0.0; CONFIDENCE_BINS]; 3];
@@ -51,8 +51,8 @@ fn check(model: &Llama, signals: &[Signal]) {
     assert!(used.iter().filter(|count| **count > 0).count() >= 4 && correct > 0);
 }
 
-/// Puts the token that the model holds likeliest at the end of each text, so that it is right at times.
-fn right_at_the_end(model: &Llama, mut signals: Vec<Signal>) -> Vec<Signal> {
+/// Replaces the last token of each text by the model's most likely token, so that some predictions are correct.
+fn with_likeliest_last_token(model: &Llama, mut signals: Vec<Signal>) -> Vec<Signal> {
     for signal in &mut signals {
         let log_p = log_probs(model, std::slice::from_ref(&signal.token_ids));
         let end = signal.token_ids.len() - 1;
@@ -61,8 +61,8 @@ fn right_at_the_end(model: &Llama, mut signals: Vec<Signal>) -> Vec<Signal> {
         let best = best.unwrap() as u32;
         let support = &mut signal.rows.last_mut().unwrap().ids;
         if !support.contains(&best) {
-            let realised = signal.token_ids[end];
-            let slot = support.iter().position(|id| *id == realised).unwrap();
+            let target_token = signal.token_ids[end];
+            let slot = support.iter().position(|id| *id == target_token).unwrap();
             support[slot] = best;
         }
         signal.token_ids[end] = best;
@@ -71,9 +71,12 @@ fn right_at_the_end(model: &Llama, mut signals: Vec<Signal>) -> Vec<Signal> {
 }
 
 #[test]
-fn calibration_counts_are_those_of_a_plain_computation() {
+fn calibration_counts_equal_a_plain_computation() {
     let model = tiny(DType::F64);
-    check(&model, &right_at_the_end(&model, signals(12, 47, 51)));
+    check(
+        &model,
+        &with_likeliest_last_token(&model, signals(12, 47, 51)),
+    );
 }
 
 #[test]
@@ -82,7 +85,10 @@ fn calibration_counts_on_stories260k() {
         return;
     };
     let model = potstill_model::load(&dir, DType::F32, &Device::flex()).unwrap();
-    check(&model, &right_at_the_end(&model, signals(40, 512, 53)));
+    check(
+        &model,
+        &with_likeliest_last_token(&model, signals(40, 512, 53)),
+    );
 }
 
 #[test]

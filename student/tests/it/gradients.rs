@@ -1,4 +1,4 @@
-//! The step's gradient: against finite differences, under every split, zero where masked.
+//! The gradient of a global batch: equal to finite differences, the same for every split, zero at masked positions.
 
 use burn::module::Module;
 use burn::tensor::{DType, Device, Tensor};
@@ -6,32 +6,32 @@ use potstill_datasets::Signal;
 use potstill_model::{Llama, MapParameters, Parameter, map_parameters};
 use potstill_student::loss::Tail;
 use potstill_student::{
-    Arm, Block, Form, Gradients, How, Objective, Settings, Target, block_gradient, hidden_gradient,
-    window_gradient,
+    Arm, Form, GradientOptions, Gradients, MicroBatch, Objective, Settings, Target, batch_gradient,
+    hidden_gradient, micro_batch_gradient,
 };
 
 use crate::support::{flat, real, relative, settings, signals, tiny};
 
 const ARMS: [Arm; 3] = [Arm::Student, Arm::Sft, Arm::Shuffled];
 
-fn gradient(model: &Llama, window: &[Signal], arm: Arm, settings: &Settings) -> Gradients {
+fn gradient(model: &Llama, batch: &[Signal], arm: Arm, settings: &Settings) -> Gradients {
     let model = model.clone().train();
-    window_gradient(&model, window, arm, settings, 3)
+    batch_gradient(&model, batch, arm, settings, 3)
         .unwrap()
         .gradients
 }
 
-fn loss(model: &Llama, window: &[Signal], arm: Arm) -> f64 {
+fn loss(model: &Llama, batch: &[Signal], arm: Arm) -> f64 {
     let model = model.clone().train();
-    window_gradient(&model, window, arm, &settings(), 3)
+    batch_gradient(&model, batch, arm, &settings(), 3)
         .unwrap()
         .loss
 }
 
-fn how(objective: &Objective, chunk_rows: usize) -> How<'_> {
-    How {
+fn options(objective: &Objective, chunk_rows: usize) -> GradientOptions<'_> {
+    GradientOptions {
         objective,
-        per_row: 1.0,
+        row_weight: 1.0,
         chunk_rows,
         form: Form::Fused,
     }
@@ -73,8 +73,8 @@ fn check_finite_differences(model: &Llama, vocab: u32, per_parameter: usize) {
     let epsilon = 1e-5;
     let mut worst: f64 = 0.0;
     for arm in ARMS {
-        let window = signals(4, vocab, 11);
-        let gradients = gradient(model, &window, arm, &settings());
+        let batch = signals(4, vocab, 11);
+        let gradients = gradient(model, &batch, arm, &settings());
         for (name, parameter) in &gradients {
             let values = match parameter {
                 Parameter::Matrix(tensor) => tensor.to_data().iter::<f64>().collect::<Vec<_>>(),
@@ -90,7 +90,7 @@ fn check_finite_differences(model: &Llama, vocab: u32, per_parameter: usize) {
                         index,
                         epsilon,
                     };
-                    loss(&map_parameters(model.clone(), &mut nudge), &window, arm)
+                    loss(&map_parameters(model.clone(), &mut nudge), &batch, arm)
                 };
                 let difference = (at(epsilon) - at(-epsilon)) / (2.0 * epsilon);
                 let error = (difference - values[index]).abs() / values[index].abs().max(1e-2);
@@ -124,14 +124,14 @@ fn check_splits(load: impl Fn(DType) -> Llama, vocab: u32) {
     for (dtype, tolerance) in [(DType::F64, 1e-10), (DType::F32, 1e-5)] {
         let model = load(dtype);
         for arm in ARMS {
-            let window = signals(6, vocab, 17);
+            let batch = signals(6, vocab, 17);
             let with = |micro_batch, chunk_rows| {
                 let settings = Settings {
                     micro_batch,
                     chunk_rows,
                     ..settings()
                 };
-                flat(&gradient(&model, &window, arm, &settings))
+                flat(&gradient(&model, &batch, arm, &settings))
             };
             let whole = with(6, 4096);
             for (micro_batch, chunk_rows) in [
@@ -169,12 +169,13 @@ fn is_the_same_for_every_split_on_stories260k() {
     );
 }
 
-/// Packed and unpacked windows have one gradient, whatever the lines a forward pass.
+/// Checks that packed and unpacked batches have the same gradient, for several numbers of packed rows in a
+/// micro-batch.
 fn check_packing(load: impl Fn(DType) -> Llama, vocab: u32) {
     for (dtype, tolerance) in [(DType::F64, 1e-10), (DType::F32, 1e-5)] {
         let model = load(dtype);
         for arm in ARMS {
-            let window = signals(9, vocab, 29);
+            let batch = signals(9, vocab, 29);
             let with = |packing, max_length, micro_batch| {
                 let settings = Settings {
                     packing,
@@ -182,12 +183,14 @@ fn check_packing(load: impl Fn(DType) -> Llama, vocab: u32) {
                     micro_batch,
                     ..settings()
                 };
-                flat(&gradient(&model, &window, arm, &settings))
+                flat(&gradient(&model, &batch, arm, &settings))
             };
             let unpacked = with(false, 64, 2);
-            for (room, lines) in [(64, 1), (64, 2), (64, 9), (30, 2), (500, 1)] {
-                let error = relative(&with(true, room, lines), &unpacked);
-                println!("{dtype:?} {arm:?} packed to {room}, {lines} lines: {error:.1e}");
+            for (max_length, packed_rows) in [(64, 1), (64, 2), (64, 9), (30, 2), (500, 1)] {
+                let error = relative(&with(true, max_length, packed_rows), &unpacked);
+                println!(
+                    "{dtype:?} {arm:?} packed to {max_length}, {packed_rows} rows: {error:.1e}"
+                );
                 assert!(error <= tolerance, "{error:e}");
             }
         }
@@ -210,36 +213,36 @@ fn packing_does_not_change_it_on_stories260k() {
     );
 }
 
-/// The gradient of one sequence's loss, packed between two that carry none, does not see them.
+/// Checks that the gradient of a sequence does not depend on its neighbours in a packed row, which carry no loss.
 fn check_isolation(model: &Llama, vocab: u32) {
     let model = model.clone().train();
     let objective = Objective::mixed(0.1, 0.1);
-    let how = how(&objective, 7);
-    let learned = signals(1, vocab, 41).remove(0);
+    let options = options(&objective, 7);
+    let with_loss = signals(1, vocab, 41).remove(0);
     let with_neighbours = |seed| {
-        let mut silent = signals(2, vocab, seed);
-        for signal in &mut silent {
-            // Of the same lengths whatever the seed, so that only ids change.
+        let mut masked = signals(2, vocab, seed);
+        for signal in &mut masked {
+            // The lengths do not depend on the seed, so that only ids change.
             signal.token_ids = (0..11).map(|t| (t * 5 + seed as u32) % vocab).collect();
             signal.loss_mask = vec![false; 11];
             signal.rows.clear();
         }
-        let sequences = [&silent[0], &learned, &silent[1]];
-        let line =
+        let sequences = [&masked[0], &with_loss, &masked[1]];
+        let packed_row =
             sequences.map(|signal| (signal, Target::new(signal, Tail::Bucket, 1.0).unwrap().0));
-        let block = Block::packed(vec![line.into()], &model).unwrap();
+        let micro_batch = MicroBatch::packed(vec![packed_row.into()], &model).unwrap();
         let mut gradients = Gradients::new();
-        let terms = block_gradient(&model, &block, &how, &mut gradients);
-        (flat(&gradients), terms)
+        let sums = micro_batch_gradient(&model, &micro_batch, &options, &mut gradients);
+        (flat(&gradients), sums)
     };
-    let (gradient, terms) = with_neighbours(3);
-    assert_eq!(terms.rows, learned.rows.len());
+    let (gradient, sums) = with_neighbours(3);
+    assert_eq!(sums.rows, with_loss.rows.len());
     assert!(gradient.iter().any(|g| *g != 0.0));
-    assert_eq!(with_neighbours(8), (gradient, terms));
+    assert_eq!(with_neighbours(8), (gradient, sums));
 }
 
 #[test]
-fn packed_sequences_do_not_see_one_another() {
+fn packed_sequences_do_not_depend_on_each_other() {
     check_isolation(&tiny(DType::F32), 47);
     check_isolation(&tiny(DType::F64), 47);
     let Some(dir) = real("models/stories260K") else {
@@ -249,7 +252,7 @@ fn packed_sequences_do_not_see_one_another() {
     check_isolation(&model, 512);
 }
 
-/// ∂L/∂hidden of a block is exactly 0 where nothing is learned and not 0 where something is.
+/// Checks that ∂L/∂hidden of a micro-batch is exactly 0 at positions without loss, and not 0 at the others.
 pub(crate) fn check_masked(model: &Llama, signals: &[Signal]) {
     let model = model.clone().train();
     let targets = signals
@@ -257,29 +260,29 @@ pub(crate) fn check_masked(model: &Llama, signals: &[Signal]) {
         .map(|signal| Target::new(signal, Tail::Bucket, 1.0).unwrap().0)
         .collect();
     let borrowed: Vec<&Signal> = signals.iter().collect();
-    let block = Block::new(&borrowed, targets, &model).unwrap();
-    let ids_bt = block.ids_bt(&model.device());
+    let micro_batch = MicroBatch::new(&borrowed, targets, &model).unwrap();
+    let ids_bt = micro_batch.ids_bt(&model.device());
     let [_, t] = ids_bt.dims();
-    let hidden_nd = block.hidden(&model);
+    let hidden_nd = micro_batch.hidden(&model);
     let [_, d] = hidden_nd.dims();
     let objective = Objective::mixed(0.01, 0.01);
-    let how = how(&objective, 64);
-    let gradient = hidden_gradient(&hidden_nd, &model.head(), &block, &how);
+    let options = options(&objective, 64);
+    let gradient = hidden_gradient(&hidden_nd, &model.head(), &micro_batch, &options);
     let gradient: Vec<f64> = gradient.hidden_nd.into_data().iter::<f64>().collect();
-    let (mut zero, mut learned) = (0, 0);
+    let (mut zero, mut nonzero) = (0, 0);
     for (b, signal) in signals.iter().enumerate() {
         for position in 0..t {
-            let carries = signal.loss_mask.get(position + 1) == Some(&true);
+            let has_loss = signal.loss_mask.get(position + 1) == Some(&true);
             let row = &gradient[(b * t + position) * d..(b * t + position + 1) * d];
             assert_eq!(
                 row.iter().any(|&g| g != 0.0),
-                carries,
+                has_loss,
                 "sequence {b}, position {position}"
             );
-            *if carries { &mut learned } else { &mut zero } += 1;
+            *if has_loss { &mut nonzero } else { &mut zero } += 1;
         }
     }
-    println!("gradient is exactly 0 at {zero} masked positions, not 0 at {learned} learned ones");
+    println!("gradient is exactly 0 at {zero} masked positions, not 0 at {nonzero} loss positions");
 }
 
 #[test]
@@ -292,9 +295,14 @@ fn no_rows_and_no_weights_give_no_gradient() {
     let model = tiny(DType::F32).train();
     let signal = signals(1, 47, 1).remove(0);
     let (target, _) = Target::new(&signal, Tail::Bucket, 1.0).unwrap();
-    let block = Block::new(&[&signal], vec![target], &model).unwrap();
+    let micro_batch = MicroBatch::new(&[&signal], vec![target], &model).unwrap();
     let objective = Objective::mixed(0.0, 0.0);
     let mut gradients = Gradients::new();
-    block_gradient(&model, &block, &how(&objective, 8), &mut gradients);
+    micro_batch_gradient(
+        &model,
+        &micro_batch,
+        &options(&objective, 8),
+        &mut gradients,
+    );
     assert!(gradients.is_empty());
 }

@@ -1,9 +1,9 @@
-//! The fused op from hidden states and head to gradients: both forms, every chunk, frozen heads, bf16.
+//! The gradients of `head_loss`: both implementations, all chunk sizes, frozen heads, bf16.
 
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use potstill_kernels::{EMPTY_NATS, LogQSum, LogitTransform, RowStats};
 use potstill_student::loss::{cross_entropy, forward_kl, jsd};
-use potstill_student::{Form, HeadGradient, HeadLoss, head_loss};
+use potstill_student::{Form, HeadGradient, HeadLossOptions, head_loss};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -17,7 +17,7 @@ struct Case {
     log_p_nk: Tensor<2>,
 }
 
-/// Ragged supports: some slots are empty.
+/// A case with ragged supports, so that some slots are empty.
 fn case(n: usize, d: usize, v: usize, k: usize, dtype: DType) -> Case {
     let device = Device::flex();
     let mut random = ChaCha8Rng::seed_from_u64((n * 31 + v) as u64);
@@ -58,7 +58,8 @@ fn case(n: usize, d: usize, v: usize, k: usize, dtype: DType) -> Case {
     }
 }
 
-/// JSD at temperature 2 and the cross-entropy of the first slot at temperature 1, means over rows.
+/// Computes the gradient of JSD at temperature 2 plus the cross-entropy of the first slot at temperature 1, each a
+/// mean over rows.
 fn gradient(case: &Case, form: Form, chunk_rows: usize, train_head: bool) -> HeadGradient {
     let plain = LogitTransform::default();
     let tempered = LogitTransform {
@@ -66,7 +67,7 @@ fn gradient(case: &Case, form: Form, chunk_rows: usize, train_head: bool) -> Hea
         softcap: Some(4.0),
         ..plain
     };
-    let options = HeadLoss {
+    let options = HeadLossOptions {
         heads: &[tempered, plain],
         sum: LogQSum::Omitted,
         train_head,
@@ -126,8 +127,8 @@ fn a_frozen_head_has_no_gradient_and_the_states_have_the_same() {
     }
 }
 
-/// The head's gradient is summed in f32 over chunks: in bf16 the sum over 512 rows would lose most of
-/// what late rows leave.
+/// The head's gradient is summed over chunks in f32: in bf16 the sum over 512 rows would lose most of the
+/// contribution of late rows.
 #[test]
 fn bf16_is_summed_in_f32() {
     let case = case(512, 16, 97, 4, DType::BF16);
@@ -151,13 +152,13 @@ fn bf16_is_summed_in_f32() {
     }
 }
 
-/// A step of the loss against the gradient makes it smaller: signs and factors of the whole chain.
+/// A small step against the gradient makes the loss smaller, so all signs are correct.
 #[test]
 fn the_gradient_points_uphill() {
     let case = case(13, 8, 37, 4, DType::F64);
     let value = |hidden_nd: &Tensor<2>| {
         let mut sum = 0.0;
-        let options = HeadLoss {
+        let options = HeadLossOptions {
             heads: &[LogitTransform::default()],
             sum: LogQSum::Omitted,
             train_head: true,

@@ -1,11 +1,11 @@
-//! Every divergence on every target: value and gradient at the logits against the definitions and
-//! against finite differences, in f64 and f32.
+//! Value and gradient at the logits of every divergence on every target, compared with the definitions and with
+//! finite differences, in f64 and f32.
 
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use potstill_kernels::{EMPTY_NATS, LogQSum, LogitTransform, row_stats};
 use potstill_student::loss::{
-    Custom, Divergence, Tail, adaptive_kl, cross_entropy, forward_kl, reverse_kl,
+    CustomDivergence, Divergence, Tail, adaptive_kl, cross_entropy, forward_kl, reverse_kl,
     smoothed_cross_entropy,
 };
 use rand::SeedableRng;
@@ -28,7 +28,7 @@ fn numbers<const D: usize>(tensor: Tensor<D>) -> Vec<f64> {
     tensor.into_data().iter::<f64>().collect()
 }
 
-/// log q on the support and in the tail, [n, k+1].
+/// Computes log q on the support and in the tail, [n, k+1].
 pub(crate) fn log_q(logits_nv: Tensor<2>, support_nk: Tensor<2, Int>) -> Tensor<2> {
     row_stats(
         logits_nv,
@@ -39,7 +39,7 @@ pub(crate) fn log_q(logits_nv: Tensor<2>, support_nk: Tensor<2, Int>) -> Tensor<
     .log_q_nk()
 }
 
-/// Both sides as the divergence takes them.
+/// Returns log p and log q, the arguments of the divergence.
 fn sides(case: &Case, logits_nv: Tensor<2>, dtype: DType) -> (Tensor<2>, Tensor<2>) {
     let log_p_nk = floats(&case.log_p, dtype);
     let Some(tail) = case.tail else {
@@ -56,7 +56,7 @@ fn sides(case: &Case, logits_nv: Tensor<2>, dtype: DType) -> (Tensor<2>, Tensor<
     tail.apply(log_p_nk, log_q(logits_nv, support_nk))
 }
 
-/// Value by row and gradient at the logits.
+/// Computes the value of each row and the gradient at the logits.
 fn run(case: &Case, loss: &Loss, dtype: DType) -> (Vec<f64>, Vec<f64>) {
     let logits_nv = leaf(floats(&case.logits, dtype));
     let (log_p_nk, log_q_nk) = sides(case, logits_nv.clone(), dtype);
@@ -66,10 +66,11 @@ fn run(case: &Case, loss: &Loss, dtype: DType) -> (Vec<f64>, Vec<f64>) {
     (numbers(values_n), numbers(gradient_nv))
 }
 
-/// The slope of the tensor function's own value, two values a logit; rows do not see one another.
+/// Computes central differences of the tensor function's value. Rows do not depend on each other, so all rows are
+/// changed at once.
 fn finite_differences(case: &mut Case, loss: &Loss) -> Vec<f64> {
     let step = 1e-5;
-    // Adaptive KL's weight counts as a constant.
+    // The weight of adaptive KL is a constant.
     let constant = match loss {
         Loss::Of(Divergence::AdaptiveKl { head_mass }) => {
             let (log_p_nk, log_q_nk) = sides(case, floats(&case.logits, DType::F64), DType::F64);
@@ -111,7 +112,7 @@ fn finite_differences(case: &mut Case, loss: &Loss) -> Vec<f64> {
     slopes
 }
 
-/// The largest difference, relative to the row's largest number where that is over 1.
+/// Computes the largest difference, relative to the row's largest number if that is above 1.
 fn worst(got: &[f64], want: &[f64], columns: usize) -> f64 {
     assert_eq!(got.len(), want.len());
     let row = |(got, want): (&[f64], &[f64])| {
@@ -165,7 +166,7 @@ fn every_divergence_on_every_target_in_f64() {
     against_definitions(DType::F64, 1e-12);
 }
 
-/// f32 holds a logit of 9 to 5e-7 and log q about as well.
+/// In f32 a logit of 9 has an error of up to 5e-7, and log q a similar one.
 #[test]
 fn every_divergence_on_every_target_in_f32() {
     against_definitions(DType::F32, 2e-6);
@@ -189,7 +190,7 @@ fn gradients_equal_finite_differences() {
 }
 
 #[test]
-fn cross_entropies_of_the_realised_token() {
+fn cross_entropies_of_the_target_token() {
     let case = cases().pop().unwrap();
     let tokens: Vec<usize> = (0..case.logits.len())
         .map(|row| (7 * row + 3) % V)
@@ -234,14 +235,14 @@ fn cross_entropies_of_the_realised_token() {
     }
 }
 
-/// At p = q every f-divergence is 0 and flat, ties of the maximum and of |p − q| included.
+/// At p = q every f-divergence has value and gradient 0, also if there are ties of the maximum and of |p − q|.
 #[test]
 fn an_equal_student_is_at_the_minimum() {
     for mut case in cases() {
-        if case.tail == Some(Tail::Draws) || case.name == "realised token" {
+        if case.tail == Some(Tail::Draws) || case.name == "target token" {
             continue;
         }
-        // The third row's student is near its teacher; here it is the teacher, so that p = q.
+        // In the third row the student is near the teacher; every row becomes that row with p = q.
         let (p, _) = distributions(&mut ChaCha8Rng::seed_from_u64(5));
         let equal: Vec<f64> = p[2].iter().map(|p| p.ln()).collect();
         case.logits
@@ -254,9 +255,9 @@ fn an_equal_student_is_at_the_minimum() {
                 continue;
             }
             let (values, gradient) = run(&case, &loss, DType::F64);
-            // A sign is 1 or −1 however small the difference, so total variation is not flat.
+            // The sign of a tiny difference is 1 or −1, so the gradient of total variation is not 0.
             let flat = !matches!(loss, Loss::Of(Divergence::TotalVariation));
-            // A sum that is cut to the support has its minimum elsewhere.
+            // A sum over the support only has its minimum elsewhere.
             let flat = flat && case.tail != Some(Tail::Ignore);
             assert!(
                 values.iter().all(|value| value.abs() < 1e-13),
@@ -276,7 +277,7 @@ fn an_equal_student_is_at_the_minimum() {
 }
 
 #[test]
-fn ties_at_the_edge_belong_to_the_head() {
+fn ties_at_the_edge_are_part_of_the_head() {
     let p = [0.3, 0.3, 0.2, 0.1, 0.1];
     let q = [0.1, 0.2, 0.3, 0.2, 0.2];
     let log = |p: &[f64]| floats(&[p.iter().map(|p| p.ln()).collect()], DType::F64);
@@ -296,7 +297,7 @@ fn ties_at_the_edge_belong_to_the_head() {
 }
 
 #[test]
-fn a_custom_divergence_is_called_and_its_absence_is_loud() {
+fn a_custom_divergence_is_called_and_is_nan_without_its_function() {
     let log_p_nk = floats(&[vec![-0.5, -1.0]], DType::F64);
     let function: fn(Tensor<2>, Tensor<2>) -> Tensor<1> = |log_p_nk, log_q_nk| {
         (log_p_nk - log_q_nk)
@@ -304,7 +305,7 @@ fn a_custom_divergence_is_called_and_its_absence_is_loud() {
             .sum_dim(1)
             .squeeze_dim(1)
     };
-    let mut custom = Custom {
+    let mut custom = CustomDivergence {
         name: "squares".to_owned(),
         function: Some(function),
     };
@@ -341,9 +342,9 @@ fn names_in_files() {
     }
 }
 
-/// A row that is skipped holds nothing on either side, its tail included.
+/// A row whose slots are all empty, the tail included, on both sides.
 #[test]
-fn a_row_of_empty_slots_costs_nothing() {
+fn a_row_of_empty_slots_has_loss_zero() {
     for dtype in [DType::F32, DType::F64] {
         for tail in [Tail::Bucket, Tail::Renormalize, Tail::Ignore, Tail::Draws] {
             for loss in losses() {

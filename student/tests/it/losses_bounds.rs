@@ -1,4 +1,4 @@
-//! What every f-divergence promises, on 10⁶ random rows: it is not negative, and coarse ≤ full.
+//! Properties of every f-divergence, on 10⁶ random rows: values are not negative, and coarse ≤ full.
 
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
@@ -26,8 +26,8 @@ fn f_divergences() -> Vec<Divergence> {
     all
 }
 
-/// Teacher's and student's logits, [BATCH · V]: flat to peaked, far apart to equal, anywhere on the
-/// axis, since a softmax does not see a shift and f32 does.
+/// Generates logits of teacher and student, [BATCH · V]: flat to peaked, far apart to equal, and with random shifts,
+/// which do not change a softmax but lose digits in f32.
 fn logits(rng: &mut ChaCha8Rng) -> (Vec<f64>, Vec<f64>) {
     let (mut teacher, mut student) = (Vec::new(), Vec::new());
     for row in 0..BATCH {
@@ -50,7 +50,7 @@ fn logits(rng: &mut ChaCha8Rng) -> (Vec<f64>, Vec<f64>) {
     (teacher, student)
 }
 
-/// The support is the first K tokens: the logits have no order.
+/// Returns a support of the first K tokens, which are random tokens since the logits have no order.
 fn support() -> Tensor<2, Int> {
     let ids: Vec<i32> = (0..BATCH).flat_map(|_| 0..K as i32).collect();
     Tensor::from_data(
@@ -59,8 +59,8 @@ fn support() -> Tensor<2, Int> {
     )
 }
 
-/// Log probabilities dense and coarse. The teacher's are computed in f64 and rounded, as a target's
-/// are; the student's in `dtype`, as a training step's are.
+/// Computes dense and coarse log probabilities. The teacher's are computed in f64 and rounded, like those of a target;
+/// the student's are computed in `dtype`, like those of a training step.
 fn sides(values: Vec<f64>, dtype: DType, teacher: bool) -> [Tensor<2>; 2] {
     let computed = if teacher { DType::F64 } else { dtype };
     let data = TensorData::new(values, [BATCH, V]);
@@ -77,8 +77,8 @@ fn numbers(tensor: Tensor<1>) -> impl Iterator<Item = f64> {
         .into_iter()
 }
 
-/// `floor` bounds the values from below; `slack` is how far coarse may be above full, relative to
-/// values over 1.
+/// Checks that values are at least `floor`, and that coarse exceeds full by at most `slack`, relative for values
+/// above 1.
 fn bounds(dtype: DType, floor: f64, slack: f64) {
     let divergences = f_divergences();
     let mut lowest = vec![f64::INFINITY; divergences.len()];
@@ -97,7 +97,7 @@ fn bounds(dtype: DType, floor: f64, slack: f64) {
                 highest[i] = highest[i].max((coarse - full) / full.max(1.0));
             }
             if batch == 0 {
-                // The same numbers on both sides, which two computations seldom give.
+                // Uses the same numbers on both sides, since two computations rarely give equal bits.
                 let equal = numbers(divergence.rows(dense_p.clone(), dense_p.clone()));
                 lowest[i] = equal.fold(lowest[i], f64::min);
             }

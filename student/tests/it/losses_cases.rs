@@ -1,4 +1,4 @@
-//! Targets and losses of every kind, each with its definition.
+//! Targets and losses of every kind, each loss with its definition.
 
 use burn::tensor::{Bool, Tensor, TensorData};
 use potstill_kernels::{EMPTY_NATS, TAIL_FLOOR_NATS};
@@ -9,22 +9,22 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::losses_reference::{Bucket, at_logits};
 
-/// A target, and students to hold to it.
+/// A target, and students to compare with it.
 pub(crate) struct Case {
     pub(crate) name: &'static str,
-    /// One row a position.
+    /// The students' logits, one row for each position.
     pub(crate) logits: Vec<Vec<f64>>,
-    /// The token in each slot of each row; none is an empty slot.
+    /// Token in each slot of each row; `None` is an empty slot.
     pub(crate) slots: Vec<Vec<Option<usize>>>,
-    /// As the target gives it: log p of the slots, the tail's last.
+    /// Log p of the slots, with the tail last, as in a target.
     pub(crate) log_p: Vec<Vec<f64>>,
-    /// None is a dense target: no support, and log p of the vocabulary.
+    /// Treatment of the tail; `None` for a dense target, which has no support and log p of the vocabulary.
     pub(crate) tail: Option<Tail>,
 }
 
 pub(crate) const V: usize = 24;
 
-/// The teacher's distributions and the students' logits, of every shape that makes trouble.
+/// Returns distributions of the teacher and logits of students that are difficult in different ways.
 pub(crate) fn distributions(rng: &mut ChaCha8Rng) -> (Vec<Vec<f64>>, Vec<Vec<f64>>) {
     let mut logits =
         |scale: f64| -> Vec<f64> { (0..V).map(|_| rng.random_range(-scale..scale)).collect() };
@@ -61,7 +61,7 @@ fn log(p: f64) -> f64 {
     if p > 0.0 { p.ln() } else { EMPTY_NATS }
 }
 
-/// Supports of 6, 5, 8, 4, all and 3 tokens, in any order, with empty slots in between.
+/// Returns supports of 6, 5, 8, 4, all and 3 tokens, in random order, with empty slots in between.
 fn supports(p: &[Vec<f64>], rng: &mut ChaCha8Rng) -> Vec<Vec<Option<usize>>> {
     let support = |(row, &size): (&Vec<f64>, &usize)| {
         let mut ids: Vec<usize> = (0..V).collect();
@@ -117,7 +117,7 @@ pub(crate) fn cases() -> Vec<Case> {
         draws,
         head_and_draws,
         Case {
-            name: "realised token",
+            name: "target token",
             slots: slots
                 .iter()
                 .map(|row| vec![row.iter().copied().flatten().next()])
@@ -143,7 +143,7 @@ pub(crate) fn cases() -> Vec<Case> {
 pub(crate) enum Loss {
     Of(Divergence),
     SoftCrossEntropy,
-    /// The student's own text is in the odd rows.
+    /// Contrastive pair; the odd rows are the student's own text.
     Contrastive(f64),
 }
 
@@ -196,7 +196,7 @@ impl Loss {
         }
     }
 
-    /// The definition's value and gradient for one row.
+    /// Computes value and gradient of one row by the definition.
     pub(crate) fn by_definition(&self, case: &Case, row: usize) -> (f64, Vec<f64>) {
         let (logits, slots, log_p) = (&case.logits[row], &case.slots[row], &case.log_p[row]);
         let support: Vec<usize> = slots.iter().copied().flatten().collect();

@@ -1,5 +1,5 @@
-//! Against TRL, Liger and torch: the numbers of `tests/golden/losses.json`, which
-//! `tests/golden/losses.py` makes.
+//! Comparison with TRL, Liger and PyTorch: `tests/golden/losses.py` writes their numbers to
+//! `tests/golden/losses.json`.
 
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
@@ -32,8 +32,8 @@ impl Golden {
         Tensor::from_data(data, (&Device::flex(), self.dtype))
     }
 
-    /// Holds `loss`, from the student's logits to a value by row, to an entry; an entry with a single
-    /// value is the rows' sum.
+    /// Compares `loss`, a function from the student's logits to a value for each row, with an entry. An entry with a
+    /// single value is the sum over rows.
     fn check(&self, name: &str, entry: &Value, loss: impl Fn(Tensor<2>) -> Tensor<1>) {
         let logits_nv = Tensor::from_inner(self.logits("student")).require_grad();
         let values_n = loss(logits_nv.clone());
@@ -63,7 +63,7 @@ impl Golden {
         assert!(slope <= self.tolerance, "{name}: {slope:.1e}");
     }
 
-    /// As TRL and torch see it: the whole vocabulary.
+    /// Checks a divergence over the whole vocabulary, as in TRL and PyTorch.
     fn dense(&self, name: &str, entry: &Value, divergence: &Divergence) {
         let log_p_nv = log_softmax(self.logits("teacher"), 1);
         self.check(name, entry, |z| {
@@ -148,7 +148,7 @@ fn goldens_in_f64() {
     goldens(DType::F64, 1e-12);
 }
 
-/// Liger's entry is a sum over rows of up to 20 nats; logits reach 20.
+/// The tolerance allows for Liger's entry, a sum over rows of up to 20 nats, and for logits up to 20.
 #[test]
 fn goldens_in_f32() {
     goldens(DType::F32, 5e-6);

@@ -1,18 +1,18 @@
-//! The losses by their definitions, in f64 and plain loops: what the tensor functions are held to.
+//! The losses by their definitions, in f64 and plain loops, as reference for the tensor functions.
 //!
-//! Values come from probabilities, gradients from g_b = ∂D/∂q_b written out by hand and
-//! ∂q_b/∂z_i = q_i (1[i in b] − q_b): nothing is shared with the functions under test.
+//! Values are computed from probabilities, and gradients from g_b = ∂D/∂q_b, written out by hand, and
+//! ∂q_b/∂z_i = q_i (1[i in b] − q_b), so no code is shared with the functions under test.
 
 use potstill_kernels::TAIL_FLOOR_NATS;
 use potstill_student::loss::Divergence;
 
-/// Tokens that are one outcome, and the teacher's log probability of it.
+/// A bucket: its tokens, and the teacher's log probability of the bucket.
 pub(crate) struct Bucket {
     pub(crate) log_p: f64,
     pub(crate) tokens: Vec<usize>,
 }
 
-/// Value, and gradient at the logits: `among` are the tokens that the student's softmax is taken over.
+/// Computes value and gradient at the logits. `among` are the tokens over which the student's softmax is computed.
 pub(crate) fn at_logits(
     logits: &[f64],
     among: &[usize],
@@ -44,7 +44,7 @@ pub(crate) fn at_logits(
     (value, gradient)
 }
 
-/// D and ∂D/∂q_b.
+/// Computes D and ∂D/∂q_b.
 fn value_and_slope(divergence: &Divergence, log_p: &[f64], q: &[f64]) -> (f64, Vec<f64>) {
     let by_bucket = |f: &dyn Fn(f64, f64, f64) -> (f64, f64)| {
         let each = log_p
@@ -72,7 +72,7 @@ fn value_and_slope(divergence: &Divergence, log_p: &[f64], q: &[f64]) -> (f64, V
             let m = alpha * p + (1.0 - alpha) * q;
             (kl(p, m), -(1.0 - alpha) * p / m)
         }),
-        // At p = 0 the formula is infinite; with the floor of log p it is not.
+        // At p = 0 the formula is infinite, but log p has a floor.
         Divergence::SkewReverseKl { alpha: 0.0 } => by_bucket(&reverse),
         Divergence::SkewReverseKl { alpha } => by_bucket(&|p, _, q| {
             let m = (1.0 - alpha) * p + alpha * q;
@@ -101,7 +101,8 @@ fn value_and_slope(divergence: &Divergence, log_p: &[f64], q: &[f64]) -> (f64, V
     }
 }
 
-/// Adaptive KL's weight of the forward KL: walks down the teacher's buckets until the mass is reached.
+/// Computes the weight of forward KL in adaptive KL: adds up the teacher's buckets, largest first, until their mass
+/// reaches the head's.
 pub(crate) fn head_weight(log_p: &[f64], q: &[f64], head_mass: f64) -> f64 {
     let p: Vec<f64> = log_p.iter().map(|log_p| log_p.exp()).collect();
     let mut falling = p.clone();

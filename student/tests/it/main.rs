@@ -1,6 +1,6 @@
-//! Flows of the crate: gradients against finite differences, splits and PyTorch; resumption.
+//! Integration tests of the crate: gradients against finite differences, splits and PyTorch; resumption.
 
-// Lints know test functions, not the functions they share.
+// Lints exempt test functions, but not the functions that tests share.
 #![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
 
 mod check;

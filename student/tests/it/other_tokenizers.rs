@@ -1,4 +1,4 @@
-//! A teacher with another tokenizer: rows in the student's ids, and KL over spans.
+//! A teacher with another tokenizer: conversion of rows to the student's ids, and KL over spans.
 
 use std::ops::Range;
 
@@ -16,14 +16,14 @@ use crate::plain::{
 const FLOOR: f64 = -60.0 * std::f64::consts::LN_2;
 
 #[test]
-fn rows_go_over_to_the_students_ids() {
+fn rows_are_converted_to_the_students_ids() {
     let row = TargetRow {
         ids: vec![4, 0, 2, 1, 9],
         p: vec![0.4, 0.2, 0.15, 0.1, 0.05],
         tail: 0.1,
         entropy: 0.0,
     };
-    // 2 has no token there, 1 shares one with 4, and 9 is beyond the map.
+    // Teacher's token 2 has no student's token, 1 and 4 have the same one, and 9 is beyond the map.
     let map = [Some(70), Some(30), None, None, Some(30)];
     let found = in_student_ids(&row, &map);
     assert_eq!(found.ids, [30, 70]);
@@ -56,7 +56,7 @@ fn the_teachers_buckets_keep_their_digits() {
     }
 }
 
-/// [log Q, log(1 − Q)] of rows [log q, log(1 − q)].
+/// Computes [log Q, log(1 − Q)] of rows [log q, log(1 − q)].
 fn buckets(rows: &[Vec<f64>]) -> [f64; 2] {
     let (mut log_q, mut rest) = (0.0, 0.0);
     for row in rows {
@@ -103,8 +103,8 @@ fn kl_of_ragged_spans() {
     assert!(gradient[..6].iter().all(|&g| g != 0.0));
 }
 
-/// Through logits [token, everything else]. In f32 the student's log q is 0 in most of these rows, and
-/// 1 − exp(log q) would be too.
+/// The gradients are at logits [token, everything else]. In f32 the student's log q is 0 in most of these rows, so
+/// 1 − exp(log q) would be 0 too.
 #[test]
 fn certain_and_impossible_spans_keep_their_gradient_in_f32() {
     let logits: Rows = [25.0, 30.0, 28.0, -40.0, 3.0, 20.0, 20.0, 60.0]
@@ -118,7 +118,7 @@ fn certain_and_impossible_spans_keep_their_gradient_in_f32() {
     let exact = |z: &Rows| kl(&log_p, &log_softmaxes(z), &spans);
     near("value", &value, &exact(&logits), 1e-5);
 
-    // ∂D/∂z of a span of one token is Q − P; here times the row's weight.
+    // ∂D/∂z of a span of one token is Q − P, here multiplied by the row's weight.
     let q = |row: usize| log_softmax_f64(&logits[row])[0].exp();
     for (row, weight, p) in [
         (0, 1.0, -0.5f64),
@@ -134,7 +134,7 @@ fn certain_and_impossible_spans_keep_their_gradient_in_f32() {
         );
         assert!((gradient[2 * row + 1] + expected).abs() < 1e-5);
     }
-    // In a span of several, the tokens that may fail share it.
+    // In a span of several tokens, the gradient is shared by the tokens with q below 1.
     let (_, in_f64) = value_and_gradient(&logits, DType::F64, &of_logits);
     near("gradient", &gradient, &in_f64, 1e-5);
     assert!(gradient[4] > 0.5 && gradient[2] > 0.01, "{gradient:?}");
@@ -164,8 +164,8 @@ fn a_certain_teacher_and_equal_distributions() {
     near("equal", &numbers(value), &[0.0; 2], 1e-14);
 }
 
-/// Texts of two letters: the teacher writes letters, the student pairs of letters. Here no tokenizer
-/// cuts across the end of the span, so the bound holds.
+/// Texts of two letters: the teacher's tokens are letters, the student's are pairs of letters. No token crosses the
+/// end of the span, so the bound holds.
 #[test]
 fn at_most_the_kl_of_the_texts() {
     for seed in 0..50 {
@@ -199,7 +199,7 @@ fn at_most_the_kl_of_the_texts() {
     }
 }
 
-/// From two tokenisations to the two kinds of terms.
+/// Computes both kinds of terms from two tokenisations of a text.
 #[test]
 fn spans_of_a_text() {
     let spans = align(&["the", " c", "at", " sat"], &["th", "e", " cat", " sat"]).unwrap();

@@ -1,5 +1,5 @@
-//! Tensor functions against the same formula in plain f64 loops, and their gradients against that
-//! formula's finite differences.
+//! Comparison of tensor functions with the same formula in plain f64 loops, and of their gradients with finite
+//! differences of that formula.
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use rand::{Rng, SeedableRng};
@@ -12,7 +12,7 @@ pub(crate) fn tensor(rows: &Rows, dtype: DType, device: &Device) -> Tensor<2> {
     Tensor::from_data(data, (device, dtype))
 }
 
-/// On the CPU, in f64, untracked.
+/// Creates an untracked tensor in f64 on the CPU.
 pub(crate) fn constant(rows: &Rows) -> Tensor<2> {
     tensor(rows, DType::F64, &Device::flex())
 }
@@ -21,7 +21,7 @@ pub(crate) fn numbers<const D: usize>(tensor: Tensor<D>) -> Vec<f64> {
     tensor.into_data().iter::<f64>().collect()
 }
 
-/// Value of `loss` at `x` and the gradient of Σ_r (r + 1)·value_r with respect to `x`.
+/// Computes the value of `loss` at `x` and the gradient of Σ_r (r + 1)·value_r with respect to `x`.
 pub(crate) fn value_and_gradient(
     x: &Rows,
     dtype: DType,
@@ -38,8 +38,8 @@ pub(crate) fn value_and_gradient(
     (numbers(value_n.inner()), numbers(gradient))
 }
 
-/// Holds `loss` to `reference` at `x`: values in f64 to 1e-12 and in f32 to 1e-5 (relative where above
-/// 1), gradients to central differences of the reference.
+/// Compares `loss` with `reference` at `x`: values in f64 to 1e-12 and in f32 to 1e-5 (relative if above 1), and
+/// gradients with central differences of the reference.
 pub(crate) fn check(
     name: &str,
     x: &Rows,

@@ -1,4 +1,4 @@
-//! Against PyTorch: `ref/kd.json` below `POTSTILL_REAL` (SmolLM2-135M as teacher, its layers
+//! Comparison with PyTorch: `ref/kd.json` below `POTSTILL_REAL` (SmolLM2-135M as teacher, its layers
 //! 0, 2, …, 28 as student, GSM8K text, f32).
 
 use burn::module::Module;
@@ -8,7 +8,7 @@ use potstill_kernels::{EMPTY_NATS, LogQSum, LogitTransform, row_stats};
 use potstill_model::Llama;
 use potstill_student::loss::{Divergence, Tail, cross_entropy};
 use potstill_student::{
-    AdamW, Arm, Gradients, Objective, Settings, Target, clip_global_norm, window_gradient,
+    AdamW, Arm, Gradients, Objective, Settings, Target, batch_gradient, clip_global_norm,
 };
 use serde_json::Value;
 
@@ -47,7 +47,7 @@ fn check(name: &str, got: f64, want: &Value, tolerance: f64) {
     assert!(error <= tolerance, "{name}: {got} against {want}");
 }
 
-/// Mean loss over rows and the norm of its gradient at the logits, of the objective's one divergence.
+/// Computes the mean over rows of the objective's divergence, and the norm of its gradient at the logits.
 fn at_logits(logits_nv: &Tensor<2>, rows: &[SignalRow], objective: &Objective) -> (f64, f64) {
     let leaf_nv = Tensor::from_inner(logits_nv.clone()).require_grad();
     let (n, k) = (rows.len(), rows[0].ids.len());
@@ -90,7 +90,7 @@ fn at_logits(logits_nv: &Tensor<2>, rows: &[SignalRow], objective: &Objective) -
     finish(rows_n.sum() / n as f64, &leaf_nv)
 }
 
-/// A row's k likeliest tokens, and what temperature `t` needs.
+/// Creates a row of the k likeliest tokens with the normaliser for temperature `t`.
 fn stored(log_p: &[f64], k: usize, t: f64) -> SignalRow {
     let z: f64 = log_p.iter().map(|l| (l / t).exp()).sum();
     SignalRow {
@@ -99,11 +99,11 @@ fn stored(log_p: &[f64], k: usize, t: f64) -> SignalRow {
     }
 }
 
-/// What PyTorch and TRL were asked for: name, k (0 for the whole vocabulary), temperature, divergence, tail.
-fn asked() -> Vec<(&'static str, usize, f64, Divergence, Tail)> {
+/// Losses computed by PyTorch and TRL: name, k (0 for the whole vocabulary), temperature, divergence, tail.
+fn reference_losses() -> Vec<(&'static str, usize, f64, Divergence, Tail)> {
     use Divergence::{ForwardKl, Jsd, ReverseKl, SkewKl, SkewReverseKl, TotalVariation};
     use Tail::{Bucket, Ignore, Renormalize};
-    // The share that is mixed in: of the teacher in skew KL, of the student in skew reverse KL.
+    // Share α of the mixture: the teacher's in skew KL, the student's in skew reverse KL.
     let alpha = 0.1;
     vec![
         ("fkl_tau1.0", 0, 1.0, ForwardKl, Bucket),
@@ -143,12 +143,12 @@ fn losses_and_gradients_at_the_logits() {
     let log_q = log_probs(&reference.student, &batch);
     let (n, v) = (log_q.len(), log_q[0].len());
     let flat: Vec<f32> = log_q.iter().flatten().map(|&l| l as f32).collect();
-    // Log-probabilities are logits as good as any: softmax does not see the shift.
+    // Log-probabilities are valid logits: a softmax does not change with a shift.
     let logits_nv =
         Tensor::<2>::from_data(TensorData::new(flat, [n, v]), (&Device::flex(), DType::F32));
 
     let losses = &reference.json["losses"];
-    for (name, k, temperature, divergence, tail) in asked() {
+    for (name, k, temperature, divergence, tail) in reference_losses() {
         let k = if k == 0 { v } else { k };
         let rows: Vec<_> = log_p
             .iter()
@@ -162,8 +162,8 @@ fn losses_and_gradients_at_the_logits() {
         let (loss, norm) = at_logits(&logits_nv, &rows, &objective);
         let want = &losses[name];
         check(name, loss, &want["loss"], 1e-4);
-        // The reference's norms are sums of nine million squares in f32, too small where no few of them
-        // stand out: of the reverse KL at τ = 4 it has 0.00028278 where f64 has 0.00028322, as here.
+        // The reference's norms are sums of nine million squares in f32, which are too small if the squares are
+        // similar: for reverse KL at τ = 4 the reference has 0.00028278, and f64 has 0.00028322, as here.
         let tolerance = if temperature > 1.0 { 2e-3 } else { 1e-4 };
         let name = format!("{name}, gradient norm");
         check(&name, norm, &want["grad_logits_l2"], tolerance);
@@ -203,8 +203,8 @@ fn losses_and_gradients_at_the_logits() {
     );
 }
 
-/// The teacher's full distribution at every position: a token is appended so that the last position
-/// predicts something, as in the reference.
+/// Creates signals with the teacher's full distribution at every position. A token is appended so that the last
+/// position predicts a token, as in the reference.
 fn dense_signals(teacher: &Llama, batch: &[Vec<u32>]) -> Vec<Signal> {
     let log_p = log_probs(teacher, batch);
     let t = batch[0].len();
@@ -239,8 +239,8 @@ fn ten_steps_of_adamw() {
     let mut model = reference.student.clone().train();
     let steps = reference.json["trajectory"]["steps"].as_array().unwrap();
     for (step, want) in steps.iter().enumerate() {
-        let window = dense_signals(&reference.teacher, &reference.batch(step));
-        let result = window_gradient(&model, &window, Arm::Student, &settings, 0).unwrap();
+        let signals = dense_signals(&reference.teacher, &reference.batch(step));
+        let result = batch_gradient(&model, &signals, Arm::Student, &settings, 0).unwrap();
         let (norm, scale) = clip_global_norm(&result.gradients, 1.0);
         check(
             &format!("step {step}, forward KL"),
@@ -261,8 +261,8 @@ fn ten_steps_of_adamw() {
         }
         model = optimizer.step(model, result.gradients, scale, 1e-4);
     }
-    let window = dense_signals(&reference.teacher, &reference.batch(0));
-    let after = window_gradient(&model, &window, Arm::Student, &settings, 0).unwrap();
+    let signals = dense_signals(&reference.teacher, &reference.batch(0));
+    let after = batch_gradient(&model, &signals, Arm::Student, &settings, 0).unwrap();
     check(
         "after ten steps, batch 0",
         after.loss,
@@ -293,7 +293,7 @@ fn masked_positions_of_gsm8k_get_a_gradient_of_exactly_zero() {
         let token_ids: Vec<u32> = question.iter().chain(&answer).copied().collect();
         let log_p = log_probs(&reference.teacher, std::slice::from_ref(&token_ids));
         let from = question.len();
-        let row = |position: usize| with_realised(&log_p[position - 1], token_ids[position]);
+        let row = |position: usize| with_target_token(&log_p[position - 1], token_ids[position]);
         Signal {
             prompt_id: String::new(),
             sample_index: 0,
@@ -308,12 +308,12 @@ fn masked_positions_of_gsm8k_get_a_gradient_of_exactly_zero() {
     check_masked(&reference.student, &signals.collect::<Vec<_>>());
 }
 
-/// Top-64, with the realised token in place of the last where it is not among them.
-fn with_realised(log_p: &[f64], realised: u32) -> potstill_datasets::SignalRow {
+/// Creates a row of the 64 likeliest tokens. If the target token is not among them, it replaces the last.
+fn with_target_token(log_p: &[f64], target_token: u32) -> potstill_datasets::SignalRow {
     let mut row = top_k(log_p, 64);
-    if !row.ids.contains(&realised) {
-        row.ids[63] = realised;
-        row.logprobs[63] = log_p[realised as usize] as f32;
+    if !row.ids.contains(&target_token) {
+        row.ids[63] = target_token;
+        row.logprobs[63] = log_p[target_token as usize] as f32;
     }
     row
 }

@@ -1,12 +1,15 @@
-//! N steps are k steps, a stop, and N − k steps: bit for bit.
+//! The training loop: a run that was interrupted ends in the same weights, bit for bit, and errors name their cause.
 
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use burn::tensor::DType;
+use burn::tensor::{DType, Tensor};
 use potstill_datasets::Signal;
 use potstill_model::{Llama, Parameter, named_parameters};
-use potstill_student::{Arm, Error, Overlong, Settings, Trained, evaluate, train};
+use potstill_student::loss::{CustomDivergence, Divergence, forward_kl};
+use potstill_student::{
+    Arm, Error, Objective, Overlong, SequenceId, Settings, TrainingResult, evaluate, train,
+};
 
 use crate::support::{settings, signals, tiny};
 
@@ -16,7 +19,7 @@ fn run(
     arm: Arm,
     settings: &Settings,
     stop_at: u64,
-) -> Result<Trained, Error> {
+) -> Result<TrainingResult, Error> {
     let mut row = |index: usize| Ok(data[index].clone());
     let mut on_step = |line: &potstill_student::StepMetrics| match line.step == stop_at {
         true => ControlFlow::Break(()),
@@ -33,8 +36,8 @@ fn run(
     )
 }
 
-/// The steps of an event file, by walking its records: 8 bytes of length, 4 of checksum, the event (9
-/// bytes of time, then the step's key and number), 4 of checksum. The first record is the file's version.
+/// Reads the steps of an event file. A record is 8 bytes of length, 4 of checksum, the event (9 bytes of time, then
+/// the step's key and number), and 4 of checksum. The first record is the file's version.
 fn event_steps(dir: &Path) -> Vec<u64> {
     let bytes = std::fs::read(dir.join("tensorboard/events.out.tfevents.potstill")).unwrap();
     let mut steps = Vec::new();
@@ -43,7 +46,7 @@ fn event_steps(dir: &Path) -> Vec<u64> {
         let length = u64::from_le_bytes(rest[..8].try_into().unwrap()) as usize;
         let event = &rest[12..12 + length];
         if event[9] == 0x10 {
-            // No test takes 128 steps, so one byte holds the number.
+            // One byte holds the step, since no test makes 128 steps.
             steps.push(u64::from(event[10]));
         }
         rest = &rest[16 + length..];
@@ -73,7 +76,7 @@ fn bits(model: &Llama) -> Vec<u32> {
 }
 
 #[test]
-fn stopping_and_going_on_gives_the_same_weights() {
+fn a_run_that_is_stopped_and_resumed_ends_in_the_same_weights() {
     let data = signals(9, 47, 31);
     let packed = Settings {
         packing: true,
@@ -107,20 +110,21 @@ fn stopping_and_going_on_gives_the_same_weights() {
 }
 
 #[test]
-fn a_lost_stretch_is_trained_again() {
+fn steps_after_the_last_checkpoint_are_trained_again() {
     let data = signals(9, 47, 31);
     let whole_dir = tempfile::tempdir().unwrap();
     let whole = run(whole_dir.path(), &data, Arm::Student, &settings(), 0).unwrap();
     let dir = tempfile::tempdir().unwrap();
     run(dir.path(), &data, Arm::Student, &settings(), 3).unwrap();
-    // As after kill -9: the newest checkpoint is of step 2, with a line too many and a torn folder.
+    // The state after kill -9: the newest checkpoint is of step 2, metrics.jsonl has one line more, and a folder is
+    // incomplete.
     std::fs::remove_dir_all(dir.path().join("checkpoints/step-00000003")).unwrap();
     std::fs::create_dir(dir.path().join("checkpoints/.step-00000004.tmp")).unwrap();
     std::fs::create_dir(dir.path().join("checkpoints/.step-00000001.old")).unwrap();
     let rest = run(dir.path(), &data, Arm::Student, &settings(), 0).unwrap();
     assert_eq!(bits(&rest.model), bits(&whole.model));
     assert_eq!(checkpoints(dir.path()), ["step-00000004", "step-00000006"]);
-    // As after kill -9 when all is trained, and an old checkpoint not yet deleted.
+    // The state after kill -9 when all steps are made and an old checkpoint is not deleted yet.
     std::fs::create_dir(dir.path().join("checkpoints/step-00000002")).unwrap();
     let again = run(dir.path(), &data, Arm::Student, &settings(), 0).unwrap();
     assert_eq!(bits(&again.model), bits(&whole.model));
@@ -131,7 +135,7 @@ fn a_lost_stretch_is_trained_again() {
 }
 
 #[test]
-fn other_settings_and_damage_are_said() {
+fn a_checkpoint_of_other_settings_and_a_damaged_one_are_errors() {
     let data = signals(5, 47, 31);
     let dir = tempfile::tempdir().unwrap();
     run(dir.path(), &data, Arm::Student, &settings(), 2).unwrap();
@@ -146,7 +150,7 @@ fn other_settings_and_damage_are_said() {
         error.contains("learning_rate") && error.contains("state.json"),
         "{error}"
     );
-    // A setting that is stored only where it is on, on either side.
+    // `packing` is stored only if it is on, so it is absent on one side of the comparison.
     let packed = Settings {
         packing: true,
         ..settings()
@@ -178,7 +182,7 @@ fn other_settings_and_damage_are_said() {
 }
 
 #[test]
-fn rows_over_the_length_are_dropped_or_cut_and_counted() {
+fn overlong_rows_are_dropped_or_cut_and_counted() {
     let data = signals(12, 47, 31);
     let dir = tempfile::tempdir().unwrap();
     let over = data
@@ -225,8 +229,68 @@ fn an_id_outside_the_vocabulary_is_an_error() {
     assert!(error.contains("vocabulary of 47"), "{error}");
 }
 
+/// A divergence that is NaN on rows whose most likely token has probability 1.
+fn not_finite_on_certain_rows(log_p_nk: Tensor<2>, log_q_nk: Tensor<2>) -> Tensor<1> {
+    let certain_n1 = log_p_nk.clone().narrow(1, 0, 1).greater_equal_elem(-1e-6);
+    let kl_n = forward_kl(log_p_nk, log_q_nk);
+    kl_n.mask_fill(certain_n1.squeeze_dim::<1>(1), f64::NAN)
+}
+
 #[test]
-fn training_brings_the_held_out_values_down() {
+fn a_loss_that_is_not_finite_names_its_rows() {
+    let mut data = signals(4, 47, 31);
+    for position in 0..data[2].rows.len() {
+        let first = data[2].token_ids.len() - data[2].rows.len();
+        let target_token = data[2].token_ids[first + position];
+        let row = &mut data[2].rows[position];
+        (row.ids, row.logprobs, row.tail_logprob) = (vec![target_token], vec![0.0], -40.0);
+    }
+    let settings = Settings {
+        objective: Objective::of(Divergence::Custom(CustomDivergence {
+            name: "custom".to_owned(),
+            function: Some(not_finite_on_certain_rows),
+        })),
+        ..settings()
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let error = run(dir.path(), &data, Arm::Student, &settings, 0).unwrap_err();
+    let message = error.to_string();
+    let Error::NotFinite { step, rows, .. } = error else {
+        panic!("{message}");
+    };
+    let named = SequenceId {
+        prompt_id: "p2".to_owned(),
+        sample_index: 0,
+    };
+    assert_eq!((step, rows), (1, vec![named]));
+    assert!(
+        message.contains("the loss is NaN") && message.contains("1 of the 4 rows"),
+        "{message}"
+    );
+    assert!(message.contains("prompt p2, sample 0\nhint: "), "{message}");
+}
+
+#[test]
+fn weights_that_are_not_finite_name_all_rows() {
+    let data = signals(4, 47, 31);
+    let far = Settings {
+        learning_rate: 1e30,
+        warmup: 0,
+        clip: 0.0,
+        ..settings()
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let message = run(dir.path(), &data, Arm::Student, &far, 0)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        message.contains("4 of the 4 rows") && message.contains("lower learning_rate"),
+        "{message}"
+    );
+}
+
+#[test]
+fn training_lowers_the_held_out_kl() {
     let data = signals(8, 47, 31);
     let values = |model: &Llama| {
         let mut row = |index: usize| Ok(data[index].clone());

@@ -9,7 +9,7 @@ use potstill_student::{Form, Gradients, Objective, Overlong, Settings};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-/// A file or folder below `POTSTILL_REAL`, or a word on stderr that the test was skipped.
+/// Returns a file or folder below `POTSTILL_REAL`; without it, prints that the test is skipped.
 pub(crate) fn real(path: &str) -> Option<PathBuf> {
     let Some(root) = std::env::var_os("POTSTILL_REAL") else {
         eprintln!("skipped: POTSTILL_REAL is not set");
@@ -45,7 +45,7 @@ pub(crate) fn settings() -> Settings {
     }
 }
 
-/// Two layers, grouped queries, a tied head, 47 tokens.
+/// A random model of two layers with grouped queries, a tied head and 47 tokens.
 pub(crate) fn tiny(dtype: DType) -> Llama {
     let config = r#"{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 47,
         "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -56,7 +56,7 @@ pub(crate) fn tiny(dtype: DType) -> Llama {
     std::fs::write(dir.path().join("config.json"), config).unwrap();
     let config = Config::from_dir(dir.path()).unwrap();
     let model = Llama::init(&config, 3, dtype, &Device::flex()).unwrap();
-    // Weights of standard deviation 0.02 give a student that is nearly uniform; larger ones test more.
+    // With weights of standard deviation 0.02 all distributions are nearly uniform; larger weights test more.
     larger(model)
 }
 
@@ -97,9 +97,9 @@ fn signal(index: usize, vocab: u32, rng: &mut ChaCha8Rng) -> Signal {
     }
 }
 
-fn row(realised: u32, vocab: u32, rng: &mut ChaCha8Rng) -> SignalRow {
-    let mut ids = vec![realised];
-    while ids.len() < 3 + (realised as usize % 4) {
+fn row(target_token: u32, vocab: u32, rng: &mut ChaCha8Rng) -> SignalRow {
+    let mut ids = vec![target_token];
+    while ids.len() < 3 + (target_token as usize % 4) {
         let id = rng.random_range(0..vocab);
         if !ids.contains(&id) {
             ids.push(id);
@@ -125,7 +125,7 @@ fn row(realised: u32, vocab: u32, rng: &mut ChaCha8Rng) -> SignalRow {
     }
 }
 
-/// Log-probabilities [n][v] of a model over each position of sequences of equal length, in f64.
+/// Computes log-probabilities [n][v] of a model over each position of sequences of equal length, in f64.
 pub(crate) fn log_probs(model: &Llama, sequences: &[Vec<u32>]) -> Vec<Vec<f64>> {
     let t = sequences[0].len();
     let ids: Vec<i32> = sequences.iter().flatten().map(|&id| id as i32).collect();
@@ -146,7 +146,7 @@ pub(crate) fn log_probs(model: &Llama, sequences: &[Vec<u32>]) -> Vec<Vec<f64>> 
     logits.chunks(v).map(normalised).collect()
 }
 
-/// A row with the k likeliest tokens as support, the rest as tail.
+/// Creates a row with the k likeliest tokens as support and the rest as tail.
 pub(crate) fn top_k(log_p: &[f64], k: usize) -> SignalRow {
     let mut ids: Vec<u32> = (0..log_p.len() as u32).collect();
     ids.sort_by(|&a, &b| {
@@ -175,7 +175,7 @@ pub(crate) fn flat(gradients: &Gradients) -> Vec<f64> {
     gradients.values().flat_map(numbers).collect()
 }
 
-/// ‖a − b‖ / ‖b‖.
+/// Computes ‖a − b‖ / ‖b‖.
 pub(crate) fn relative(a: &[f64], b: &[f64]) -> f64 {
     assert_eq!(a.len(), b.len());
     let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|x| x * x).sum::<f64>().sqrt();

@@ -1,9 +1,8 @@
 //! Exact sparse distributions of a teacher over given texts.
 //!
-//! What is taken of each distribution is [`capture`]'s; the support is the top-k, the realised token
-//! and the control tokens. Texts run in batches of similar length, so that little of a batch is
-//! padding, and the head sees the positions with loss alone, `chunk_rows` at a time: `[tokens, v]`
-//! never exists whole.
+//! [`capture`] says what is kept of each distribution. The support is the top-k, the target token and the control
+//! tokens. Texts run in batches of similar length, so that little of a batch is padding. The head computes the loss
+//! positions alone, `chunk_rows` at a time, so that logits of all tokens `[tokens, v]` are never held.
 
 use std::collections::HashMap;
 use std::ops::ControlFlow;
@@ -13,21 +12,21 @@ use potstill_kernels::{CaptureOptions, CaptureRow, Captured, LogitTransform, cap
 use potstill_model::{Device, Int, Tensor, TensorData};
 use sha2::{Digest, Sha256};
 
-use super::Local;
+use super::checkpoint::Local;
 use crate::Error;
 
 /// What is kept of each distribution.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Scoring {
-    /// How many of the likeliest tokens; at least 1. More than the vocabulary keeps all of it.
+    /// Number of most likely tokens, at least 1. A number above the vocabulary's size keeps all of it.
     pub top_k: usize,
-    /// The temperatures of `log_z_at`, above 0.
+    /// Temperatures of `log_z_at`, above 0.
     pub temperatures: Vec<f32>,
-    /// How many draws are taken from the tail at each position; 0 for none.
+    /// Number of draws from the tail at each position; 0 for none.
     pub tail_draws: u32,
-    /// The draws' randomness is a function of this, the text's prompt and sample, and the position.
+    /// Seed of the draws, whose randomness is a function of this seed, the text's prompt and sample, and the position.
     pub seed: u64,
-    /// Rows of logits held at once, at least 1: `chunk_rows` × v numbers.
+    /// Number of rows of logits held at once, at least 1: `chunk_rows` × v numbers.
     pub chunk_rows: usize,
 }
 
@@ -38,19 +37,19 @@ pub struct Text {
     pub prompt_id: String,
     /// Which sample of the prompt, from 0.
     pub sample_index: u32,
-    /// The token ids, and on which of them distributions are wanted.
+    /// Token ids with a loss mask, which is true where a distribution is wanted.
     pub encoded: Encoded,
 }
 
 impl Local {
-    /// The teacher's distributions over all of `texts`, in their order; see [`Signal`].
+    /// Computes the teacher's distributions over `texts`, in their order; see [`Signal`].
     ///
-    /// `progress` is told after each chunk how many distributions there are so far; when it breaks, the
-    /// result is `None`. The rows' `provenance` is 0.
+    /// `progress` is called after each chunk with the number of distributions so far; if it breaks, the result is
+    /// `None`. The `provenance` of all rows is 0.
     ///
     /// # Errors
-    /// A text that exceeds the context, or whose ids are outside of the vocabulary; loss at position 0;
-    /// a mask of another length; logits that are not finite; settings out of range.
+    /// A text that exceeds the context or whose ids are outside the vocabulary; loss at position 0; a mask of another
+    /// length; logits that are not finite; settings out of range.
     pub fn score(
         &self,
         texts: &[Text],
@@ -66,11 +65,11 @@ impl Local {
         for batch in batches(texts, batch_tokens(&self.model.device())) {
             let width = batch.first().map_or(0, |(_, text)| tokens_needed(text));
             let hidden_nd = self.hidden(&batch, width);
-            let places = places(&batch, scoring.seed);
-            for chunk in places.chunks(scoring.chunk_rows) {
+            let positions = loss_positions_of(&batch, scoring.seed);
+            for chunk in positions.chunks(scoring.chunk_rows) {
                 let captured = self.capture(texts, chunk, &hidden_nd, width, scoring)?;
-                for (place, captured) in chunk.iter().zip(captured) {
-                    rows.entry(place.text).or_default().push(captured);
+                for (at, captured) in chunk.iter().zip(captured) {
+                    rows.entry(at.text).or_default().push(captured);
                 }
                 done += chunk.len();
                 if progress(done).is_break() {
@@ -126,7 +125,7 @@ impl Local {
         }
     }
 
-    /// Hidden states of a batch of texts, each padded on the right to `width`: `[n, d]`, n = texts × width.
+    /// Computes the hidden states of a batch of texts, each padded on the right to `width`: `[n, d]`, n = texts × width.
     fn hidden(&self, batch: &[(usize, &Text)], width: usize) -> Tensor<2> {
         let mut ids = Vec::with_capacity(batch.len() * width);
         for (_, text) in batch {
@@ -141,32 +140,32 @@ impl Local {
         hidden_btd.reshape([b * t, d])
     }
 
-    /// The distributions that predict `places`, from the hidden states of their batch.
+    /// Captures the distributions that predict the tokens at `positions`, from the hidden states of their batch.
     fn capture(
         &self,
         texts: &[Text],
-        places: &[Place],
+        positions: &[LossPosition],
         hidden_nd: &Tensor<2>,
         width: usize,
         scoring: &Scoring,
     ) -> Result<Vec<SignalRow>, Error> {
-        let rows: Vec<i32> = places
+        let rows: Vec<i32> = positions
             .iter()
-            .map(|place| (place.in_batch * width + place.position - 1) as i32)
+            .map(|at| (at.row_in_batch * width + at.position - 1) as i32)
             .collect();
-        let data = TensorData::new(rows, [places.len()]);
+        let data = TensorData::new(rows, [positions.len()]);
         let rows = Tensor::<1, Int>::from_data(data, &self.model.device());
         let logits_nv = self.model.logits(hidden_nd.clone().select(0, rows));
-        let of_place = |place: &Place| {
+        let capture_row = |at: &LossPosition| {
             let mut kept = self.control_ids.clone();
-            kept.push(place.realised);
+            kept.push(at.target);
             CaptureRow {
                 kept,
-                seed: place.seed,
-                position: place.position as u64,
+                seed: at.seed,
+                position: at.position as u64,
             }
         };
-        let rows: Vec<CaptureRow> = places.iter().map(of_place).collect();
+        let rows: Vec<CaptureRow> = positions.iter().map(capture_row).collect();
         let settings = CaptureOptions {
             head: LogitTransform::default(),
             top_k: scoring.top_k,
@@ -179,8 +178,8 @@ impl Local {
                 why: error.to_string(),
             })
         })?;
-        let rows = places.iter().zip(captured);
-        rows.map(|(place, row)| row.map(signal_row).ok_or_else(|| not_finite(texts, place)))
+        let rows = positions.iter().zip(captured);
+        rows.map(|(at, row)| row.map(signal_row).ok_or_else(|| not_finite(texts, at)))
             .collect()
     }
 }
@@ -197,14 +196,14 @@ fn signal_row(row: Captured) -> SignalRow {
     }
 }
 
-/// Tokens that a batch holds at most, padding included, unless one text alone has more: what fills the
-/// device and, on a CPU, does not leave its caches.
+/// Largest number of tokens in a batch, padding included, unless one text alone has more. The number keeps a GPU busy,
+/// and on a CPU keeps a batch within the caches.
 fn batch_tokens(device: &Device) -> usize {
     if *device == Device::flex() { 512 } else { 4096 }
 }
 
-/// Texts with their numbers, longest first, in batches of similar length; those without loss are in
-/// none.
+/// Groups texts, each with its index, into batches of similar length, the longest first. Texts without loss positions
+/// are left out.
 fn batches(texts: &[Text], batch_tokens: usize) -> Vec<Vec<(usize, &Text)>> {
     let mut order: Vec<(usize, &Text)> = texts.iter().enumerate().collect();
     order.retain(|(_, text)| tokens_needed(text) > 0);
@@ -224,41 +223,44 @@ fn batches(texts: &[Text], batch_tokens: usize) -> Vec<Vec<(usize, &Text)>> {
     batches
 }
 
-/// The tokens before the last one that has loss: nothing after them is needed to predict it.
+/// Number of tokens before the last loss position: later tokens are not needed to predict it.
 fn tokens_needed(text: &Text) -> usize {
     let last = text.encoded.loss_mask.iter().rposition(|loss| *loss);
     last.unwrap_or(0)
 }
 
-/// A position that wants a distribution.
+/// A loss position of a text in a batch.
 #[derive(Debug, Clone, Copy)]
-struct Place {
+struct LossPosition {
+    /// Index of the text among all texts.
     text: usize,
-    /// Which of its batch the text is.
-    in_batch: usize,
+    /// Index of the text in its batch.
+    row_in_batch: usize,
     position: usize,
-    realised: u32,
-    /// Of the draws from its tail.
+    /// The target token.
+    target: u32,
+    /// Seed of the text's tail draws.
     seed: u64,
 }
 
-fn places(batch: &[(usize, &Text)], seed: u64) -> Vec<Place> {
-    let of_text = |(in_batch, (text, item)): (usize, &(usize, &Text))| {
-        let (text, seed) = (*text, text_seed(seed, item));
-        let places = loss_positions(item).map(move |(position, realised)| Place {
-            text,
-            in_batch,
+fn loss_positions_of(batch: &[(usize, &Text)], seed: u64) -> Vec<LossPosition> {
+    let mut positions = Vec::new();
+    for (row_in_batch, (text, item)) in batch.iter().enumerate() {
+        let seed = tail_seed(seed, item);
+        positions.extend(loss_positions(item).map(|(position, target)| LossPosition {
+            text: *text,
+            row_in_batch,
             position,
-            realised,
+            target,
             seed,
-        });
-        places.collect::<Vec<_>>()
-    };
-    batch.iter().enumerate().flat_map(of_text).collect()
+        }));
+    }
+    positions
 }
 
-/// Another one than the answer was sampled with, so that the draws are independent of the answer.
-fn text_seed(seed: u64, text: &Text) -> u64 {
+/// Seed of a text's tail draws. It differs from the seed that the answer was sampled with, so that the draws are
+/// independent of the answer.
+fn tail_seed(seed: u64, text: &Text) -> u64 {
     let mut hasher = Sha256::new();
     hasher.update(b"tail");
     hasher.update(seed.to_le_bytes());
@@ -269,7 +271,7 @@ fn text_seed(seed: u64, text: &Text) -> u64 {
     bytes.fold(0, |seed, byte| seed << 8 | u64::from(*byte))
 }
 
-/// Positions with loss and the token at each; position 0 has no distribution.
+/// Positions with loss and the target token at each; position 0 has no distribution.
 fn loss_positions(text: &Text) -> impl Iterator<Item = (usize, u32)> {
     let Encoded {
         token_ids,
@@ -279,12 +281,12 @@ fn loss_positions(text: &Text) -> impl Iterator<Item = (usize, u32)> {
     tokens.filter_map(|(position, (id, loss))| loss.then_some((position, *id)))
 }
 
-fn not_finite(texts: &[Text], place: &Place) -> Error {
-    let text = texts.get(place.text);
+fn not_finite(texts: &[Text], at: &LossPosition) -> Error {
+    let text = texts.get(at.text);
     Error::NotFinite {
         prompt_id: text.map_or_else(String::new, |text| text.prompt_id.clone()),
         sample_index: text.map_or(0, |text| text.sample_index),
-        position: place.position,
+        position: at.position,
     }
 }
 
@@ -334,7 +336,7 @@ mod tests {
         let batches = batches(&texts, budget);
         let mut seen: Vec<usize> = batches.iter().flatten().map(|(index, _)| *index).collect();
         seen.sort_unstable();
-        // All but the one without loss.
+        // All texts except the one without loss.
         let expected: Vec<usize> = (0..texts.len()).filter(|index| *index != 299).collect();
         assert_eq!(seen, expected);
         let (mut padded, mut needed) = (0, 0);

@@ -19,7 +19,7 @@ fn greedy_answers_are_those_of_transformers() {
     for item in reference["items"].as_array().unwrap() {
         let prompt = ask(item["text"].as_str().unwrap());
         let answer = sample(&teacher, &[&prompt], &GREEDY).remove(0);
-        assert_eq!(teacher.prompt_ids(&prompt).unwrap(), numbers(&item["ids"]));
+        assert_eq!(*teacher.prompt_ids(&prompt).unwrap(), numbers(&item["ids"]));
         let ids: Vec<u32> = answer
             .tokens
             .iter()
@@ -51,7 +51,7 @@ fn chat_prompts_are_those_of_transformers() {
             Message::text(role, message["content"].as_str().unwrap())
         });
         let prompt = Prompt::new(messages.collect(), None, None, "chat:1".to_owned());
-        assert_eq!(teacher.prompt_ids(&prompt).unwrap(), numbers(&item["ids"]));
+        assert_eq!(*teacher.prompt_ids(&prompt).unwrap(), numbers(&item["ids"]));
         let answer = sample(&teacher, &[&prompt], &GREEDY).remove(0);
         let ids: Vec<u32> = answer
             .tokens

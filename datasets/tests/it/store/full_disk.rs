@@ -74,7 +74,7 @@ fn fill(disk: &Path) {
     // The torn frame is gone already, a smaller record still fits, and nothing is lost on opening again.
     journal.append(&vec![7_u8; 10]).unwrap();
     drop(journal);
-    let (journal, spans) = Journal::open(&path).unwrap();
+    let (mut journal, spans) = Journal::open(&path).unwrap();
     assert_eq!((spans.len(), journal.cut_bytes()), (stored + 1, 0));
     for (index, span) in spans[..stored].iter().enumerate() {
         assert_eq!(journal.read::<Vec<u8>>(*span).unwrap(), record(index));

@@ -1,4 +1,4 @@
-//! What many records of the same positions show.
+//! Statistics of the gradients of many records of the same positions.
 
 use potstill_datasets::SignalRow;
 use potstill_student::loss::Tail;
@@ -7,56 +7,62 @@ use super::learned::{Learned, by_hand, learn};
 use super::positions::{Position, Setup};
 use super::records::{self, Sampler};
 
-/// A logit whose count's variance, summed over the seeds, is less is compared with others of its kind.
+/// Smallest variance of a token's count, summed over the seeds, at which its logit is compared by itself.
 const EVENTS: f64 = 100.0;
 
-/// What the draws are compared with, of as many of the likeliest tokens as their record names on average,
-/// rounded up: a token and its log-probability have the bytes of a token and its count.
+/// Treatments of the tail that the draws are compared with. They get as many of the likeliest tokens as a record
+/// with draws has entries on average, rounded up: a token with its log-probability takes as many bytes as a token
+/// with its count.
 pub(super) const PLAIN: [Tail; 3] = [Tail::Renormalize, Tail::Ignore, Tail::Bucket];
 
-/// The largest z of how many.
+/// The largest of several values of z, and their number.
 #[derive(Default)]
 pub(super) struct Largest {
     pub(super) z: f64,
-    pub(super) of: usize,
+    pub(super) count: usize,
 }
 
 impl Largest {
     fn add(&mut self, error: f64, variance_of_mean: f64) {
         self.z = self.z.max(error.abs() / variance_of_mean.sqrt());
-        self.of += 1;
+        self.count += 1;
     }
 
     pub(super) fn join(&mut self, other: &Self) {
         self.z = self.z.max(other.z);
-        self.of += other.of;
+        self.count += other.count;
     }
 }
 
-/// Of one sampler's draws, over all positions. Variances are of one record's gradient, summed over logits
-/// or the width, and the mean over positions.
+/// Statistics of one sampler's draws over all positions. A variance is that of one record's gradient, summed over
+/// logits or over the width, as a mean over positions.
 #[derive(Default)]
-pub(super) struct Shown {
+pub(super) struct DrawStatistics {
     pub(super) logits: Largest,
-    /// The sum over logits that are seldom drawn.
+    /// z of the sum over logits of rare tokens.
     pub(super) pooled: Largest,
     pub(super) hidden: Largest,
     pub(super) value: Largest,
-    /// Of the logits without variance, the largest |mean − dense|.
+    /// Largest |mean − dense| among the logits without variance.
     pub(super) exact: f64,
     pub(super) variance: f64,
-    /// By theory.
+    /// Variance by theory.
     pub(super) expected_variance: f64,
     pub(super) hidden_variance: f64,
-    /// For each of [`PLAIN`]: the largest |gradient − dense| / SE of the draws' mean, at the logits that are
-    /// compared one by one,
+    /// Largest |gradient − dense| / SE of the draws' mean, for each of [`PLAIN`], at the logits that are compared by
+    /// themselves.
     pub(super) plain: [f64; 3],
-    /// and ‖gradient − dense‖² at hidden, the mean over positions.
+    /// Mean over positions of ‖gradient − dense‖² at hidden, for each of [`PLAIN`].
     pub(super) plain_hidden: [f64; 3],
 }
 
-pub(super) fn show(setup: &Setup, top_k: usize, draws: u32, sampler: Sampler) -> Shown {
-    let mut shown = Shown::default();
+pub(super) fn draw_statistics(
+    setup: &Setup,
+    top_k: usize,
+    draws: u32,
+    sampler: Sampler,
+) -> DrawStatistics {
+    let mut shown = DrawStatistics::default();
     let share = 1.0 / setup.positions.len() as f64;
     let mut pool = (0.0, 0.0);
     for (index, position) in setup.positions.iter().enumerate() {
@@ -120,7 +126,7 @@ pub(super) fn show(setup: &Setup, top_k: usize, draws: u32, sampler: Sampler) ->
     shown
 }
 
-/// Tokens that a record names on average, rounded up.
+/// Computes the mean number of tokens of a record, rounded up.
 fn entries(rows: &[SignalRow]) -> usize {
     let of_row = |row: &SignalRow| row.ids.len() + row.draw_ids.len();
     rows.iter().map(of_row).sum::<usize>().div_ceil(rows.len())
@@ -135,11 +141,11 @@ fn plain(setup: &Setup, position: &Position, entries: usize, tail: Tail) -> Lear
     )
 }
 
-/// Mean and sample variance of each column of values `[n, columns]`.
+/// Computes mean and sample variance of each column of values `[n, columns]`.
 fn moments(values: &[f64], columns: usize) -> Vec<(f64, f64)> {
     let n = (values.len() / columns) as f64;
     let mut sums = vec![(0.0, 0.0); columns];
-    // Against the first row, so that nothing is lost where the columns hardly vary.
+    // Differences to the first row lose no digits if the columns hardly vary.
     let (first, _) = values.split_at(columns);
     for row in values.chunks_exact(columns) {
         for ((sum, x), first) in sums.iter_mut().zip(row).zip(first) {

@@ -1,4 +1,4 @@
-//! From records to loss and gradients: as the training step does it, and by hand.
+//! Loss and gradients from records: with the functions of the training step, and in plain loops.
 
 use std::ops::Range;
 
@@ -11,7 +11,7 @@ use potstill_student::loss::{Tail, forward_kl, soft_cross_entropy};
 use super::positions::{Position, Setup};
 use crate::plain::numbers;
 
-/// What is learned from the records of one position, a row each: KL in nats, `[n]`, and its gradients.
+/// KL in nats, `[n]`, and its gradients, with one row for each record of a position.
 #[derive(Default)]
 pub(super) struct Learned {
     pub(super) value_n: Vec<f64>,
@@ -19,7 +19,7 @@ pub(super) struct Learned {
     pub(super) hidden_nd: Vec<f64>,
 }
 
-/// As the training step has it: support, and the loss by row from log q on it.
+/// Targets of records as the training step has them: the support, and the loss of each row from log q on the support.
 pub(super) struct Rows {
     pub(super) support_nk: Tensor<2, Int>,
     log_p_nk: Tensor<2>,
@@ -33,7 +33,7 @@ impl Rows {
         let signal = Signal {
             prompt_id: String::new(),
             sample_index: 0,
-            token_ids: vec![position.realised; n + 1],
+            token_ids: vec![position.target_token; n + 1],
             loss_mask: (0..=n).map(|t| t > 0).collect(),
             rows,
             provenance: 0,
@@ -72,7 +72,7 @@ impl Rows {
     }
 }
 
-/// By the product's own path.
+/// Computes loss and gradients with the functions of the training step.
 pub(super) fn learn(
     setup: &Setup,
     position: &Position,
@@ -99,7 +99,8 @@ pub(super) fn learn(
     }
 }
 
-/// The same from records with draws, by the formulas: q − p on the support, q − mass · count / m outside.
+/// Computes loss and gradients from records with draws by the formulas: q − p on the support, q − mass · count / m
+/// outside.
 pub(super) fn by_hand(setup: &Setup, position: &Position, rows: &[SignalRow]) -> Learned {
     let mut learned = Learned::default();
     let p = |id: &u32| position.log_p[*id as usize].exp();

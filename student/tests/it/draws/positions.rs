@@ -1,4 +1,4 @@
-//! Teacher and student at a few positions of a text, over 512 tokens.
+//! Distributions of teacher and student at a few positions of a text, over 512 tokens.
 
 use std::path::Path;
 
@@ -12,7 +12,7 @@ use crate::support::log_probs;
 
 pub(super) struct Setup {
     name: &'static str,
-    /// The student's.
+    /// The student's head.
     pub(super) head_vd: Tensor<2>,
     head: Vec<f64>,
     pub(super) positions: Vec<Position>,
@@ -21,17 +21,17 @@ pub(super) struct Setup {
 pub(super) struct Position {
     /// The teacher's log p.
     pub(super) log_p: Vec<f64>,
-    /// The student's.
+    /// The student's hidden state.
     hidden: Vec<f64>,
     logits: Vec<f64>,
     pub(super) q: Vec<f64>,
     /// Σ q_i head_i, `[d]`.
     pub(super) mean_head: Vec<f64>,
-    pub(super) realised: u32,
+    pub(super) target_token: u32,
 }
 
 impl Position {
-    fn new(log_p: Vec<f64>, hidden: &[f64], head: &[f64], realised: u32) -> Self {
+    fn new(log_p: Vec<f64>, hidden: &[f64], head: &[f64], target_token: u32) -> Self {
         let dot = |row: &[f64]| row.iter().zip(hidden).map(|(w, x)| w * x).sum();
         let logits: Vec<f64> = head.chunks_exact(hidden.len()).map(dot).collect();
         let q: Vec<f64> = log_softmax(&logits).iter().map(|l| l.exp()).collect();
@@ -41,16 +41,16 @@ impl Position {
             q,
             logits,
             hidden: hidden.to_vec(),
-            realised,
+            target_token,
         }
     }
 
-    /// n times the student's logits.
+    /// The student's logits, repeated n times.
     pub(super) fn logits_nv(&self, n: usize) -> Tensor<2> {
         constant(&vec![self.logits.clone()]).repeat_dim(0, n)
     }
 
-    /// n times the student's state.
+    /// The student's state, repeated n times.
     pub(super) fn hidden_nd(&self, n: usize) -> Tensor<2> {
         constant(&vec![self.hidden.clone()]).repeat_dim(0, n)
     }
@@ -61,7 +61,7 @@ impl Position {
         outside.map(|(_, l)| l.exp()).sum()
     }
 
-    /// Nats, of the teacher.
+    /// Entropy of the teacher, nats.
     pub(super) fn entropy(&self) -> f64 {
         -self.log_p.iter().map(|l| l * l.exp()).sum::<f64>()
     }
@@ -89,7 +89,7 @@ impl Setup {
         &self.head[id * d..(id + 1) * d]
     }
 
-    /// The dense gradient: q − p, `[v]`, and (q − p) · head, `[d]`.
+    /// Computes the dense gradient: q − p, `[v]`, and (q − p) · head, `[d]`.
     pub(super) fn dense(&self, position: &Position) -> (Vec<f64>, Vec<f64>) {
         let both = position.q.iter().zip(&position.log_p);
         let dense_v: Vec<f64> = both.map(|(q, l)| q - l.exp()).collect();
@@ -112,7 +112,7 @@ impl Setup {
     }
 }
 
-/// Σ_i x_i head_i, `[d]`.
+/// Computes Σ_i x_i head_i, `[d]`.
 fn at_hidden(x: &[f64], head: &[f64]) -> Vec<f64> {
     let mut sums = vec![0.0; head.len() / x.len()];
     for (x, row) in x.iter().zip(head.chunks_exact(sums.len())) {
@@ -123,8 +123,8 @@ fn at_hidden(x: &[f64], head: &[f64]) -> Vec<f64> {
     sums
 }
 
-/// The model, and a student of its layers 0, 2 and 4, at positions of a text that it writes itself:
-/// those at six quantiles of its entropy.
+/// The model as teacher and its layers 0, 2 and 4 as student, on a text that the teacher samples, at the positions of
+/// six quantiles of the teacher's entropy.
 pub(super) fn stories260k(dir: &Path) -> Setup {
     let teacher = potstill_model::load(dir, DType::F64, &Device::flex()).unwrap();
     let student = prune_layers(&teacher, 2).unwrap();
@@ -157,7 +157,7 @@ fn drawn(log_p: &[f64], rng: &mut ChaCha8Rng) -> u32 {
     place.unwrap_or(0) as u32
 }
 
-/// States of a text, [t][d].
+/// Computes the hidden states of a text, [t][d].
 fn hidden(model: &Llama, text: &[u32]) -> Vec<Vec<f64>> {
     let ids: Vec<i32> = text.iter().map(|id| *id as i32).collect();
     let data = TensorData::new(ids, [1, text.len()]);
@@ -172,7 +172,7 @@ fn hidden(model: &Llama, text: &[u32]) -> Vec<Vec<f64>> {
         .collect()
 }
 
-/// Random states and a random head; the teacher's logits are the student's with noise.
+/// Random states and a random head; the teacher's logits are the student's logits with noise.
 pub(super) fn made_up() -> Setup {
     const V: usize = 512;
     const D: usize = 32;
@@ -191,10 +191,10 @@ pub(super) fn made_up() -> Setup {
             .zip(noise)
             .map(|(s, e)| s + e)
             .collect();
-        let realised = (random(1, 1.0)[0] + 1.0) * (V / 2) as f64;
+        let target_token = (random(1, 1.0)[0] + 1.0) * (V / 2) as f64;
         Position {
             log_p: log_softmax(&teacher),
-            realised: realised as u32,
+            target_token: target_token as u32,
             ..student
         }
     });

@@ -1,4 +1,4 @@
-//! Records of one position, a seed each: as they are stored, and with the draws of other samplers.
+//! Records of one position, one for each seed: as the product stores them, and with the draws of other samplers.
 
 use std::collections::BTreeMap;
 
@@ -11,28 +11,28 @@ use rand_chacha::ChaCha8Rng;
 use super::positions::Position;
 use crate::plain::constant;
 
-/// How m draws are taken from the tail: where the m points lie, and in which order of tokens they are looked
-/// up in the cumulative distribution.
+/// Methods to take m draws from the tail. They differ in the m points, and in the order of tokens in which the points
+/// are looked up in the cumulative distribution.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Sampler {
-    /// (u + j) / m, in the order of ids: what `capture` stores.
+    /// Points (u + j) / m in the order of ids, as `capture` takes them.
     Stored,
-    /// (u + j) / m, in an order that the seed shuffles.
+    /// Points (u + j) / m in an order shuffled by the seed.
     Permuted,
-    /// m independent ones.
+    /// Independent points.
     Independent,
 }
 
-/// How many seeds there are.
+/// Number of seeds.
 pub(super) fn seeds(sampler: Sampler) -> usize {
     match sampler {
         Sampler::Stored => 2048,
-        // Beside the stored ones; their variance takes fewer.
+        // Only the variance of these samplers is estimated, which needs fewer seeds than the mean.
         Sampler::Permuted | Sampler::Independent => 1024,
     }
 }
 
-/// One a seed; `index` is the position's number.
+/// Creates one record for each seed; `index` is the number of the position.
 pub(super) fn records(
     position: &Position,
     index: u64,
@@ -44,7 +44,7 @@ pub(super) fn records(
     if sampler == Sampler::Stored {
         return captured(position, index, top_k, draws, seeds);
     }
-    // Whatever the seed, a record is the same but for its draws.
+    // Records of different seeds differ only in their draws.
     let mut rows = vec![captured(position, index, top_k, 0, 1).remove(0); seeds];
     let tail = tail(position, &rows[0]);
     for (seed, row) in rows.iter_mut().enumerate() {
@@ -55,7 +55,7 @@ pub(super) fn records(
     rows
 }
 
-/// The k likeliest tokens and the realised one, without draws.
+/// Creates a record of the k likeliest tokens and the target token, without draws.
 pub(super) fn plain(position: &Position, k: usize) -> SignalRow {
     captured(position, 0, k, 0, 1).remove(0)
 }
@@ -68,7 +68,7 @@ fn captured(
     seeds: usize,
 ) -> Vec<SignalRow> {
     let row = |seed: usize| CaptureRow {
-        kept: vec![position.realised],
+        kept: vec![position.target_token],
         seed: seed as u64,
         position: index,
     };
@@ -79,7 +79,7 @@ fn captured(
         temperatures: &[],
         draws,
     };
-    // Log-probabilities are logits as good as any.
+    // Log-probabilities are valid logits: they differ from the original ones by a constant.
     let logits_nv = constant(&vec![position.log_p.clone()]).repeat_dim(0, seeds);
     let captured = capture(logits_nv, &rows, &settings).unwrap();
     let stored = captured.into_iter().map(|row| {
@@ -97,7 +97,7 @@ fn captured(
     stored.collect()
 }
 
-/// The tokens outside the support, with p(j) / p(tail).
+/// Returns the tokens outside the support, with p(j) / p(tail).
 fn tail(position: &Position, row: &SignalRow) -> Vec<(u32, f64)> {
     let ids = (0..position.log_p.len() as u32).filter(|id| !row.ids.contains(id));
     let mut tail: Vec<(u32, f64)> = ids
@@ -138,7 +138,7 @@ fn draw(
     (row.draw_ids, row.draw_counts) = counts.into_iter().unzip();
 }
 
-/// The variance of each token's count by theory, with q = p(j) / p(tail): f(1 − f), f the fraction of mq, for
+/// Computes the variance of each token's count by theory, with q = p(j) / p(tail): f(1 − f), f the fraction of mq, for
 /// systematic draws in any order that does not depend on u; mq(1 − q) for independent ones. `None` on
 /// the support, which is exact.
 pub(super) fn count_variance(

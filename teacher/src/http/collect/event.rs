@@ -119,8 +119,7 @@ pub enum CollectionEnd {
     },
 }
 
-/// An error of one of the caller's callbacks.
-pub type CallbackError = Box<dyn std::error::Error + Send + Sync>;
+pub use crate::error::CallbackError;
 
 /// A message from the caller's thread to the dispatcher.
 pub(super) enum Order {

@@ -1,0 +1,238 @@
+//! Acquisition: asks a teacher for the units that a store lacks, and keeps what it gives.
+
+use std::cell::RefCell;
+use std::ops::ControlFlow;
+use std::path::Path;
+
+use anyhow::bail;
+use potstill_datasets::{Store, StoredRecord, Tally};
+use potstill_teacher::http::{CallbackError, CollectProgress, CollectionEnd, RequestLog, Spending};
+use potstill_teacher::{Error as TeacherError, Exchange, HttpTeacher, Teacher};
+
+use super::{Context, forecast, served};
+use crate::interrupt;
+
+/// The list of requests in the run directory.
+pub(super) const REQUESTS_FILE: &str = "requests.jsonl";
+
+/// What a stage acquires.
+pub(super) struct Acquisition<'a, Q, T> {
+    /// The stage's name.
+    pub(super) stage: &'static str,
+    pub(super) store: &'a mut Store<T>,
+    /// All units in order, each with its ordinal. Units that the store has are skipped.
+    pub(super) units: &'a mut dyn Iterator<Item = anyhow::Result<(u32, Q)>>,
+    /// Forecast of what a teacher behind a server will cost, after the spending so far.
+    pub(super) forecast: &'a dyn Fn(&HttpTeacher, &Spending) -> String,
+    /// The teacher's method for these requests.
+    pub(super) work: &'a AcquireMethod<'a, Q, T>,
+}
+
+type AcquireMethod<'a, Q, T> =
+    dyn Fn(&Teacher, Exchange<'_, Q, T>) -> Result<CollectionEnd, TeacherError> + 'a;
+
+/// What was acquired in this process.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Acquired {
+    pub(super) entries: usize,
+    /// Tokens of the records.
+    pub(super) tokens: usize,
+}
+
+/// Says how many units are there already, and returns how many have to be asked for.
+pub(super) fn say_present<T: StoredRecord>(
+    context: &Context,
+    stage: &str,
+    done: &str,
+    store: &Store<T>,
+) -> usize {
+    let tally = store.tally();
+    let to_ask = tally.to_ask(context.retry_failures);
+    let Tally {
+        records,
+        published,
+        failures,
+        missing,
+    } = tally;
+    let of_published = match published {
+        0 => String::new(),
+        n => format!(" ({n} of them published)"),
+    };
+    if store.cut_bytes() > 0 {
+        context.console.note(&format!(
+            "{stage}: answers that were being written when the process or the disk failed are asked for again ({} bytes)",
+            store.cut_bytes()
+        ));
+    }
+    if to_ask == 0 {
+        context
+            .console
+            .note(&format!("{stage}: all {records} answers are {done}"));
+    } else if records > 0 {
+        let all = records + failures + missing;
+        context.console.note(&format!(
+            "{stage}: {records} of {all} answers are {done}{of_published}, {to_ask} to ask for"
+        ));
+    }
+    to_ask
+}
+
+impl<Q, T: StoredRecord> Acquisition<'_, Q, T> {
+    /// Asks for every unit that the store lacks. `None` if the user asked for a stop; what is in flight is kept.
+    ///
+    /// # Errors
+    /// If a cap of the budget is reached, no endpoint answers, the teacher fails, or the disk refuses; what was
+    /// completed stays.
+    pub(super) fn run(
+        self,
+        context: &Context,
+        teacher: &mut Teacher,
+    ) -> anyhow::Result<Option<Acquired>> {
+        let tally = self.store.tally();
+        let to_ask = tally.to_ask(context.retry_failures);
+        let requests_path = context.dir.path(REQUESTS_FILE);
+        let mut spent_before = Spending::default();
+        if let Teacher::Http(http) = teacher {
+            spent_before = self.open_requests(context, http, to_ask, &requests_path)?;
+        }
+        let teacher: &Teacher = teacher;
+        let provenance = teacher.provenance();
+        let (there, total) = (tally.records as u64, (tally.records + to_ask) as u64);
+        let mut bar = context
+            .console
+            .progress(self.stage, "answers", there, total);
+        let store = RefCell::new(self.store);
+        let mut acquired = Acquired::default();
+        let retry = context.retry_failures;
+        let disk_bytes = context.run.file.budget.disk_bytes.map(|bytes| bytes.get());
+        let mut store_error = None;
+        let ended = (self.work)(
+            teacher,
+            Exchange {
+                next: &mut || loop {
+                    match self.units.next().transpose().map_err(CallbackError::from)? {
+                        Some((ordinal, _)) if !store.borrow().is_missing(ordinal, retry) => {}
+                        unit => return Ok(unit.map(|(_, request)| request)),
+                    }
+                },
+                completed: &mut |entries| {
+                    acquired.entries += entries.len();
+                    let records = entries.iter().filter_map(|(_, entry)| entry.as_ref().ok());
+                    acquired.tokens += records.map(StoredRecord::tokens).sum::<usize>();
+                    let mut store = store.borrow_mut();
+                    if let Err(error) = store.add(&provenance, entries) {
+                        store_error = Some(error);
+                        return Err("the answers are not kept".into());
+                    }
+                    let bytes = store.journal_bytes() + file_bytes(&requests_path);
+                    Ok(check_disk(bytes, disk_bytes))
+                },
+                progress: &mut |progress: &CollectProgress| {
+                    let note = match teacher {
+                        Teacher::Http(http) => forecast::live(
+                            http.client.price.as_ref(),
+                            &context.run.file.budget,
+                            &spent_before,
+                            to_ask,
+                            progress,
+                        ),
+                        _ => String::new(),
+                    };
+                    let completed = there + progress.answered + progress.failed;
+                    bar.update(completed.min(total), progress.tokens, &note);
+                },
+                stop: &interrupt::is_requested,
+            },
+        );
+        drop(bar);
+        if let Some(error) = store_error {
+            return Err(error.into());
+        }
+        let tally = store.into_inner().tally();
+        Ok(finished(context, tally, ended?)?.then_some(acquired))
+    }
+
+    /// Opens the list of requests, says what will be sent, and returns what was spent so far.
+    fn open_requests(
+        &self,
+        context: &Context,
+        http: &mut HttpTeacher,
+        to_ask: usize,
+        path: &Path,
+    ) -> anyhow::Result<Spending> {
+        if context
+            .run
+            .file
+            .served()
+            .is_some_and(|teacher| teacher.offline)
+        {
+            let what = format!(
+                "{to_ask} answers are missing, and no socket may be opened\nhint: leave `offline` out to ask for them"
+            );
+            return Err(context.run.problem(&["teacher", "offline"], what).into());
+        }
+        http.client.endpoints = served::endpoints(&context.run)?;
+        let log = http.open_log(path, self.stage)?;
+        say_lost(context, self.stage, log);
+        let spent = log.spent();
+        let forecast = (self.forecast)(http, &spent);
+        context.console.note(&format!("{}: {forecast}", self.stage));
+        Ok(spent)
+    }
+}
+
+/// Says how many requests an earlier process left in flight.
+pub(super) fn say_lost(context: &Context, stage: &str, log: &RequestLog) {
+    if log.lost() > 0 {
+        context.console.note(&format!(
+            "{stage}: {} requests were in flight when an earlier process ended; they count as paid in full",
+            log.lost()
+        ));
+    }
+}
+
+/// Whether every unit has an entry; false after a stop.
+fn finished(context: &Context, tally: Tally, end: CollectionEnd) -> anyhow::Result<bool> {
+    let file = context.run.path.display();
+    let there = format!(
+        "{} answers are there and kept, {} are missing",
+        tally.records, tally.missing
+    );
+    match end {
+        CollectionEnd::Finished => Ok(true),
+        CollectionEnd::Stopped => Ok(false),
+        CollectionEnd::CapReached { cap } => {
+            let spent = RequestLog::read_spending(&context.dir.path(REQUESTS_FILE))?;
+            bail!(
+                "the budget is used up ({cap}): {} requests, {} tokens and {} were spent; {there}\nhint: raise [budget], and `potstill run {file}` goes on",
+                spent.requests,
+                spent.tokens,
+                forecast::dollars(spent.usd),
+            )
+        }
+        CollectionEnd::StoppedByCaller { why } => match why.split_once("\nhint: ") {
+            Some((why, hint)) => bail!("{why}; {there}\nhint: {hint}"),
+            None => bail!("{why}; {there}"),
+        },
+        CollectionEnd::EndpointsDown { last } => bail!(
+            "no endpoint is available: the last one said {}{} ({}); {there}\nhint: check `url`, `model` and the key in [teacher], and `potstill run {file}` goes on",
+            last.status.map_or_else(String::new, |s| format!("{s} ")),
+            last.message,
+            last.reason.name(),
+        ),
+    }
+}
+
+fn file_bytes(path: &Path) -> u64 {
+    std::fs::metadata(path).map_or(0, |m| m.len())
+}
+
+/// Ends the work when the files have grown to the cap.
+fn check_disk(bytes: u64, cap: Option<u64>) -> ControlFlow<String> {
+    match cap.filter(|cap| bytes >= *cap) {
+        None => ControlFlow::Continue(()),
+        Some(cap) => ControlFlow::Break(format!(
+            "the answers and the list of requests take {bytes} bytes, and `disk_bytes` of [budget] is {cap}\nhint: raise it, and the run goes on"
+        )),
+    }
+}

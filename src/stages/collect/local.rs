@@ -1,0 +1,125 @@
+//! A teacher that runs here, from the run file's tables.
+
+use std::path::Path;
+
+use anyhow::Context as _;
+use potstill_datasets::{Error as DataError, Prompt};
+use potstill_model::Config;
+use potstill_teacher::{
+    Local, LocalSettings, LocalTeacher, Sampling, ScoringOptions, Teacher, TextEncoder,
+};
+use serde_json::{Value, json};
+
+use crate::run_dir::settings_of;
+use crate::run_file::{Loaded, RunFile};
+use crate::stages::{Context, checkpoint};
+
+/// Everything that an answer depends on, besides its prompt and sample index.
+pub(super) fn answer_settings(run: &Loaded, folder: &Path) -> anyhow::Result<Value> {
+    let RunFile {
+        collect, run: head, ..
+    } = &run.file;
+    let teacher = checkpoint::teacher_table(run)?;
+    Ok(json!({
+        "teacher": checkpoint::content_hash(folder)?,
+        "dtype": settings_of(&teacher.dtype)?,
+        "template": checkpoint::template(run, folder)?.hash(),
+        "licence": teacher.licence,
+        "seed": head.seed,
+        "max_new_tokens": collect.max_new_tokens.get(),
+        "temperature": collect.temperature.get(),
+        "top_k": collect.top_k.map(|k| k.get()),
+        "top_p": collect.top_p.get(),
+        "min_p": collect.min_p.get(),
+        "repetition_penalty": collect.repetition_penalty.get(),
+        "stop": collect.stop,
+        "signals": settings_of(&collect.signals)?,
+        "reasoning": settings_of(&collect.reasoning)?,
+    }))
+}
+
+/// Loads the teacher with its settings for answers.
+pub(super) fn teacher(context: &Context, folder: &Path) -> anyhow::Result<Teacher> {
+    let RunFile { collect, run, .. } = &context.run.file;
+    let seed = u64::from(run.seed);
+    Ok(Teacher::Local(Box::new(LocalTeacher {
+        local: open_local(context, folder)?,
+        batch: collect.batch.get(),
+        sampling: Sampling {
+            max_new_tokens: collect.max_new_tokens.get(),
+            temperature: collect.temperature.get(),
+            top_k: collect.top_k.map(|k| k.get()),
+            top_p: collect.top_p.get(),
+            min_p: collect.min_p.get(),
+            repetition_penalty: collect.repetition_penalty.get(),
+        },
+        stop: collect.stop.clone(),
+        seed,
+        signals: collect.signals.as_ref().map(|signals| ScoringOptions {
+            top_k: signals.top_k.get(),
+            temperatures: signals
+                .temperatures
+                .iter()
+                .map(|t| t.get() as f32)
+                .collect(),
+            tail_draws: signals.tail_draws.get() as u32,
+            seed,
+            batch: collect.batch.get(),
+            window: None,
+        }),
+    })))
+}
+
+/// Loads the checkpoint of the run file's teacher.
+pub(crate) fn open_local(context: &Context, folder: &Path) -> anyhow::Result<Local> {
+    let teacher = checkpoint::teacher_table(&context.run)?;
+    Ok(Local::open(LocalSettings {
+        dir: folder.to_owned(),
+        dtype: checkpoint::dtype(teacher.dtype),
+        device: context.device.clone(),
+        template: Some(checkpoint::template(&context.run, folder)?),
+        reasoning: context.run.file.collect.reasoning.clone(),
+        licence: teacher.licence.clone(),
+    })?)
+}
+
+/// Checks that every prompt fits into the teacher's context with its answer, and returns the length of the longest
+/// prompt in tokens.
+///
+/// # Errors
+/// The first prompt that does not fit, or that the template cannot render.
+pub(crate) fn check_lengths(
+    run: &Loaded,
+    folder: &Path,
+    prompts: impl Iterator<Item = Result<Prompt, DataError>>,
+) -> anyhow::Result<usize> {
+    let encoder = TextEncoder::new(
+        checkpoint::tokenizer(folder)?,
+        checkpoint::template(run, folder)?,
+        run.file.collect.reasoning.clone(),
+    );
+    let context = Config::from_dir(folder)?.max_position_embeddings;
+    let answer = run.file.collect.max_new_tokens.get();
+    let mut longest = 0;
+    for prompt in prompts {
+        let prompt = prompt?;
+        let ids = encoder.prompt_ids(&prompt);
+        let tokens = ids
+            .with_context(|| format!("cannot render the prompt of {}", prompt.source))?
+            .len();
+        if tokens + answer > context {
+            let hint = match context.saturating_sub(tokens) {
+                0 => "shorten it, or take it out of the source".to_owned(),
+                room => {
+                    format!("shorten it, or set `max_new_tokens` in [collect] to {room} or less")
+                }
+            };
+            anyhow::bail!(
+                "the prompt of {} has {tokens} tokens, and with {answer} for the answer that is more than the teacher's context of {context}\nhint: {hint}",
+                prompt.source,
+            );
+        }
+        longest = longest.max(tokens);
+    }
+    Ok(longest)
+}

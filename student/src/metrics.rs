@@ -1,0 +1,74 @@
+//! The metrics of training steps, and the file `metrics.jsonl` that holds them.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use crate::error::Error;
+
+/// One line of `metrics.jsonl`. Losses are means over the rows of the global batch, in nats.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct StepMetrics {
+    /// Step, counted from 1.
+    pub step: u64,
+    /// Training loss: the weighted sum of the objective's terms.
+    pub loss: f64,
+    /// Forward KL to the distributions trained on (for the shuffled control, the shuffled ones), by the
+    /// loss's tail and temperature.
+    pub forward_kl: f64,
+    /// −log q of the target tokens.
+    pub cross_entropy: f64,
+    /// The loss's other divergences, by name.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub divergences: BTreeMap<String, f64>,
+    /// The teacher's −log p of the target tokens.
+    pub teacher_nll: f64,
+    /// Global norm of the gradient before clipping.
+    pub gradient_norm: f64,
+    /// Learning rate of this step.
+    pub learning_rate: f64,
+    /// Number of loss positions.
+    pub loss_tokens: u64,
+    /// Number of tokens in the global batch, prompts included.
+    pub tokens: u64,
+    /// `tokens` divided by the step's wall time.
+    pub tokens_per_second: f64,
+}
+
+/// The file `metrics.jsonl` of one student, open for the steps to come.
+pub(crate) struct MetricsFile {
+    file: File,
+    path: PathBuf,
+}
+
+impl MetricsFile {
+    /// Opens the file and truncates it to the length that the checkpoint names: the steps behind the
+    /// checkpoint run again and write their lines again.
+    pub(crate) fn open(dir: &Path, bytes: u64) -> Result<Self, Error> {
+        fs::create_dir_all(dir).map_err(Error::io(dir))?;
+        let path = dir.join("metrics.jsonl");
+        let open = || {
+            let file = OpenOptions::new().create(true).append(true).open(&path)?;
+            file.set_len(bytes)?;
+            Ok(file)
+        };
+        let file = open().map_err(Error::io(&path))?;
+        Ok(Self { file, path })
+    }
+
+    /// Appends the line of a step; returns its length in bytes.
+    pub(crate) fn write(&mut self, metrics: &StepMetrics) -> Result<u64, Error> {
+        let mut text = serde_json::to_vec(metrics)
+            .map_err(|why| Error::io(&self.path)(std::io::Error::other(why)))?;
+        text.push(b'\n');
+        self.file.write_all(&text).map_err(Error::io(&self.path))?;
+        Ok(text.len() as u64)
+    }
+
+    pub(crate) fn sync(&self) -> Result<(), Error> {
+        self.file.sync_all().map_err(Error::io(&self.path))
+    }
+}
