@@ -302,7 +302,7 @@ fn an_eos_token_ends_an_answer_and_is_part_of_it() {
             .iter()
             .position(|id| *id == eos)
             .map_or(12, |at| at + 1);
-        assert_eq!(answer.ids, open.ids[..stop_reason]);
+        assert_eq!(answer.ids, open.ids[..end]);
         assert_eq!(answer.logprobs.len(), answer.ids.len());
         let stopped = open.ids.contains(&eos);
         assert_eq!(answer.stop_reason == StopReason::StopToken, stopped);
