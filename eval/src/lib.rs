@@ -22,6 +22,7 @@ mod conclusion;
 mod error;
 mod grade;
 mod metric;
+mod model_results;
 mod report;
 mod report_html;
 mod report_markdown;
@@ -39,10 +40,11 @@ pub use conclusion::{Conclusion, Finding, MIN_SEEDS, SEED_SHARE};
 pub use error::Error;
 pub use grade::{Grade, Grader};
 pub use metric::{Figure, Metric, Verdict, verdict};
+pub use model_results::{FigureOptions, ModelResults, SeedResults, TrainingFacts, compare_models};
 pub use potstill_datasets::SequenceValues;
 pub use report::{
     Comparison, Heldout, LossCurve, LossPoint, Provenance, Report, Sample, SampleAnswer,
-    StageFacts, StudentResult, TeacherResult, compare, compare_accuracy,
+    StageFacts, StudentResult, TeacherResult, compare, compare_accuracy, covered_seconds,
 };
 pub use seeds::{SeedFigures, count_seeds};
 pub use settings::{EvalAnswers, EvalSettings, GradeSettings};

@@ -331,3 +331,30 @@ impl Report {
         report_html::write(self)
     }
 }
+
+/// Computes the seconds that stages took together. Each span has a start and a length; time that several
+/// spans share counts once.
+pub fn covered_seconds(mut spans: Vec<(f64, f64)>) -> f64 {
+    spans.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let (mut total, mut end) = (0.0, f64::NEG_INFINITY);
+    for (start, length) in spans {
+        let new = start + length - end.max(start);
+        total += new.max(0.0);
+        end = end.max(start + length);
+    }
+    total
+}
+
+#[cfg(test)]
+mod tests {
+    use super::covered_seconds;
+
+    #[test]
+    fn shared_time_counts_once() {
+        assert_eq!(covered_seconds(vec![]), 0.0);
+        assert_eq!(covered_seconds(vec![(5.0, 2.0), (0.0, 3.0)]), 5.0);
+        // The second span overlaps the first, the third is within the second, the last touches its end.
+        let spans = vec![(0.0, 4.0), (1.0, 5.0), (2.0, 1.0), (6.0, 1.0)];
+        assert_eq!(covered_seconds(spans), 7.0);
+    }
+}

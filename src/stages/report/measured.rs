@@ -1,10 +1,9 @@
-//! What was measured of each model, read from the run directory for the report.
+//! Results of the run's models, read from the run directory for the report.
 
 use potstill_datasets::{Arm, Manifest, Prompt, RunModel, SequenceValues, TaskSample, Variant};
 use potstill_eval::{
-    Accuracy, Calibration, Comparison, Figure, Graded, Metric, Sample, SampleAnswer, SeedFigures,
-    SequenceBins, StudentResult, TeacherResult, accuracy, calibration, compare, compare_accuracy,
-    interval, teacher_nll,
+    Comparison, FigureOptions, Graded, ModelResults, Sample, SampleAnswer, SeedResults,
+    StudentResult, TeacherResult, TrainingFacts, compare_models, teacher_nll,
 };
 use potstill_model::Config;
 
@@ -12,91 +11,38 @@ use crate::stages::eval::values;
 use crate::stages::models::export_home;
 use crate::stages::{Context, answers, checkpoint, export, train};
 
-/// The pairs that are compared: left less right.
-const PAIRS: [(RunModel, RunModel); 4] = [
-    (RunModel::STUDENT, RunModel::SFT),
-    (RunModel::STUDENT, RunModel::Base),
-    (RunModel::STUDENT, RunModel::SHUFFLED),
-    (RunModel::SFT, RunModel::SHUFFLED),
-];
-
-/// Held-out prompts whose answers are shown.
+/// Number of held-out prompts whose answers are shown.
 const SAMPLES: usize = 60;
 
 /// The values and answers of every model.
-pub(super) struct Models {
-    students: Vec<Student>,
-    /// The prompts that models answered; none where they were not asked.
+pub(super) struct RunResults {
+    models: Vec<ModelResults>,
+    /// The prompts that models answered; empty if they were not asked.
     prompts: Vec<Prompt>,
-    /// By model, the teacher first; each of its first seed.
+    /// Each model's answers with the first seed; the teacher comes first.
     answers: Vec<(RunModel, Vec<TaskSample>)>,
-    /// Whether the teacher's are stored; the text alone has neither KL nor agreement.
-    distributions: bool,
-    resamples: usize,
-    seed: u64,
+    options: FigureOptions,
 }
 
-/// A model's values and graded answers, by seed; bootstraps see the seeds' values one after the
-/// other, so that a prompt has those of all seeds.
-struct Student {
-    model: RunModel,
-    seeds: Vec<Seed>,
-}
-
-struct Seed {
-    seed: u64,
-    values: Vec<SequenceValues>,
-    graded: Option<Vec<Graded>>,
-}
-
-impl Student {
-    /// The values of `times` seeds, or those of the only one as often.
-    fn values(&self, times: usize) -> Vec<SequenceValues> {
-        let seeds = self.seeds.iter().cycle().take(times);
-        seeds.flat_map(|s| s.values.iter().cloned()).collect()
-    }
-
-    fn graded(&self, times: usize) -> Option<Vec<Graded>> {
-        let seeds = self.seeds.iter().cycle().take(times);
-        let graded: Option<Vec<_>> = seeds.map(|s| s.graded.clone()).collect();
-        Some(graded?.into_iter().flatten().collect())
-    }
-}
-
-impl Seed {
-    fn figures(&self, distributions: bool) -> SeedFigures {
-        let tokens: f64 = self.values.iter().map(|v| f64::from(v.tokens)).sum();
-        let mean = |metric: Metric| metric.total(&self.values) / tokens;
-        let share = |graded: &Vec<Graded>| {
-            graded.iter().filter(|g| g.correct).count() as f64 / graded.len() as f64
-        };
-        SeedFigures {
-            seed: self.seed,
-            kl: distributions.then(|| mean(Metric::Kl)),
-            nll: mean(Metric::Nll),
-            agreement: distributions.then(|| mean(Metric::Agreement)),
-            accuracy: self.graded.as_ref().map(share),
-        }
-    }
-}
-
-impl Models {
-    pub(super) fn read(context: &Context, run_models: &[RunModel]) -> anyhow::Result<Models> {
+impl RunResults {
+    pub(super) fn read(context: &Context, run_models: &[RunModel]) -> anyhow::Result<RunResults> {
         let file = &context.run.file;
-        let mut models = Models {
-            students: Vec::new(),
+        let mut results = RunResults {
+            models: Vec::new(),
             prompts: Vec::new(),
             answers: Vec::new(),
-            distributions: file.has_signals(),
-            resamples: file.eval.resamples,
-            seed: u64::from(file.run.seed),
+            options: FigureOptions {
+                has_distributions: file.has_signals(),
+                resamples: file.eval.resamples,
+                seed: u64::from(file.run.seed),
+            },
         };
         if let Some(settings) = &file.eval.answers {
-            models.prompts = answers::heldout_prompts(context, settings.grader)?;
+            results.prompts = answers::heldout_prompts(context, settings.grader)?;
             let teacher = file.local().map(|_| RunModel::Teacher);
             for model in teacher.into_iter().chain(run_models.iter().copied()) {
                 let answers = answers::published(context, model)?;
-                models.answers.push((model, answers));
+                results.answers.push((model, answers));
             }
         }
         for &model in run_models {
@@ -109,23 +55,23 @@ impl Models {
             let mut seeds = Vec::new();
             for (seed_index, model) in (0..).zip(by_seed) {
                 let graded = match &file.eval.answers {
-                    Some(_) => Some(models.grades(&answers::published(context, model)?)),
+                    Some(_) => Some(results.grades(&answers::published(context, model)?)),
                     None => None,
                 };
-                seeds.push(Seed {
+                seeds.push(SeedResults {
                     seed: train::seed(file, seed_index),
                     values: values(context, model)?,
                     graded,
                 });
             }
-            models.students.push(Student { model, seeds });
+            results.models.push(ModelResults { model, seeds });
         }
-        Ok(models)
+        Ok(results)
     }
 
-    /// Any model's values: they are of the same text.
+    /// The held-out values of one model. Those that describe the text are the same for all models.
     pub(super) fn heldout(&self) -> &[SequenceValues] {
-        let first = self.students.first().and_then(|s| s.seeds.first());
+        let first = self.models.first().and_then(|s| s.seeds.first());
         first.map_or(&[], |seed| &seed.values)
     }
 
@@ -144,8 +90,8 @@ impl Models {
         Ok(Some(TeacherResult {
             name: name.map_or_else(String::new, |p| p.teacher),
             parameters,
-            nll: teacher_nll(self.heldout(), self.resamples, self.seed)?,
-            accuracy: self.accuracy(self.of_teacher())?,
+            nll: teacher_nll(self.heldout(), self.options.resamples, self.options.seed)?,
+            accuracy: self.options.accuracy(self.teacher_grades().as_deref())?,
         }))
     }
 
@@ -154,53 +100,24 @@ impl Models {
         let exported = Manifest::read(&context.dir.path(&export_home(Arm::Student.first())))?;
         let parameters = exported.and_then(|m| m.counts.get("parameters").copied());
         let mut students = Vec::new();
-        for student in &self.students {
-            let (model, times) = (student.model, student.seeds.len());
-            let values = student.values(times);
-            let figure = |metric| interval(&values, metric, self.resamples, self.seed);
-            students.push(StudentResult {
-                name: model,
-                learned_from: export::learned_from(&context.run.file, model),
+        for results in &self.models {
+            let training = TrainingFacts {
+                learned_from: export::learned_from(&context.run.file, results.model),
                 parameters,
-                steps: trained(model)?
+                steps: trained(results.model)?
                     .and_then(|m| m.counts.get("steps").copied())
                     .unwrap_or_default(),
-                kl: self.distributions.then(|| figure(Metric::Kl)).transpose()?,
-                nll: figure(Metric::Nll)?,
-                agreement: (self.distributions)
-                    .then(|| figure(Metric::Agreement))
-                    .transpose()?,
-                accuracy: self.accuracy(student.graded(times))?,
-                calibration: Some(self.calibration(&values)?),
-                seeds: (student.seeds.iter())
-                    .map(|seed| seed.figures(self.distributions))
-                    .collect(),
-            });
+            };
+            students.push(results.figures(training, &self.options)?);
         }
         Ok(students)
     }
 
     pub(super) fn comparisons(&self) -> anyhow::Result<Vec<Comparison>> {
-        let student = |model| self.students.iter().find(|s| s.model == model);
-        let (resamples, seed) = (self.resamples, self.seed);
-        let mut comparisons = Vec::new();
-        for (left, right) in PAIRS {
-            let (Some(a), Some(b)) = (student(left), student(right)) else {
-                continue;
-            };
-            let times = a.seeds.len().max(b.seeds.len());
-            let values = (a.values(times), b.values(times));
-            let mut found = compare((left, &values.0), (right, &values.1), resamples, seed)?;
-            found.retain(|c| self.distributions || c.metric == Figure::Nll);
-            comparisons.extend(found);
-            if let (Some(a), Some(b)) = (a.graded(times), b.graded(times)) {
-                comparisons.push(compare_accuracy((left, &a), (right, &b), resamples, seed)?);
-            }
-        }
-        Ok(comparisons)
+        Ok(compare_models(&self.models, &self.options)?)
     }
 
-    /// The first held-out prompts with every model's answer.
+    /// The first held-out prompts with the answers of all models.
     pub(super) fn samples(&self, context: &Context) -> anyhow::Result<Vec<Sample>> {
         let mut samples = Vec::new();
         for (i, prompt) in self.prompts.iter().take(SAMPLES).enumerate() {
@@ -217,7 +134,7 @@ impl Models {
             let answers: Option<Vec<SampleAnswer>> = self.answers.iter().map(answer).collect();
             let answers = answers.ok_or_else(|| {
                 anyhow::anyhow!(
-                    "the answers in {} are to other prompts: delete the `eval/answers` folders below it and run `eval` again",
+                    "the answers in {} belong to other prompts\nhint: delete the `eval/answers` folders below it and run `potstill eval` again",
                     context.dir.path("students").display()
                 )
             })?;
@@ -233,13 +150,7 @@ impl Models {
         Ok(samples)
     }
 
-    fn accuracy(&self, graded: Option<Vec<Graded>>) -> anyhow::Result<Option<Accuracy>> {
-        Ok(graded
-            .map(|graded| accuracy(&graded, self.resamples, self.seed))
-            .transpose()?)
-    }
-
-    fn of_teacher(&self) -> Option<Vec<Graded>> {
+    fn teacher_grades(&self) -> Option<Vec<Graded>> {
         let (_, answers) = (self.answers.iter()).find(|(model, _)| *model == RunModel::Teacher)?;
         Some(self.grades(answers))
     }
@@ -254,18 +165,5 @@ impl Models {
                 correct: answer.correct,
             });
         graded.collect()
-    }
-
-    fn calibration(&self, values: &[SequenceValues]) -> anyhow::Result<Calibration> {
-        let bins: Vec<SequenceBins<'_>> = values
-            .iter()
-            .map(|v| SequenceBins {
-                prompt_id: &v.prompt_id,
-                tokens: &v.bin_tokens,
-                confidence: &v.bin_confidence,
-                correct: &v.bin_correct,
-            })
-            .collect();
-        Ok(calibration(&bins, self.resamples, self.seed)?)
     }
 }
