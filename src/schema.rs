@@ -1,11 +1,9 @@
-//! The run file as a JSON Schema, and the pages that are made from doc comments:
-//! `docs/config.md` from that schema, `docs/events.md` from the schema of an [`Event`].
+//! The run file as a JSON Schema, and `docs/config.md`, which is generated from the schema.
 
 use schemars::JsonSchema;
 use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value};
 
-use crate::events::Event;
 use crate::run_file::RunFile;
 
 const CONFIG_INTRO: &str = "# The run file
@@ -17,18 +15,9 @@ An editor that knows JSON Schema completes keys and marks mistakes: `potstill sc
 This page and `potstill.schema.json` are made from the doc comments in `src/run_file.rs`: `POTSTILL_UPDATE=1 cargo test --release --workspace --test cli -- docs` writes them again.
 ";
 
-const EVENTS_INTRO: &str = "# Events
-
-With `--json` a command puts one JSON object a line on stdout for each thing that happens; `event` says what, and `unix_seconds` when. What is said to people stays on stderr, and `--quiet` silences all of that but errors. New fields and new events may be added: skip those that you do not know.
-
-Without `--json`, stdout carries the verdict alone.
-
-This page is made from the doc comments in `src/events.rs`: `POTSTILL_UPDATE=1 cargo test --release --workspace --test cli -- docs` writes it again.
-";
-
 /// The JSON Schema (draft 7, which editors know best) of the run file.
 pub fn run_file() -> Value {
-    let mut schema = of::<RunFile>();
+    let mut schema = schema_of::<RunFile>();
     schema["title"] = "Potstill run file".into();
     if let Some(tables) = schema["properties"].as_object_mut() {
         for table in tables.values_mut().filter_map(Value::as_object_mut) {
@@ -61,39 +50,9 @@ pub fn config_page() -> String {
     page
 }
 
-/// `docs/events.md`.
-pub fn events_page() -> String {
-    let schema = of::<Event>();
-    let mut page = EVENTS_INTRO.to_owned();
-    for event in schema["oneOf"].as_array().into_iter().flatten() {
-        let name = event["properties"]["event"]["const"].as_str();
-        let name = name.unwrap_or_default();
-        page += &format!("\n## `{name}`\n\n{}\n", description(event));
-        let fields: Vec<_> = properties(event)
-            .filter(|(name, _)| *name != "event")
-            .collect();
-        if fields.is_empty() {
-            continue;
-        }
-        page += "\n| field | type | meaning |\n|---|---|---|\n";
-        for (name, field) in fields {
-            let absent = match requires(event, name) {
-                true => "",
-                false => " Absent where there is none.",
-            };
-            page += &format!(
-                "| `{name}` | {} | {}{absent} |\n",
-                kind(field),
-                meaning(field)
-            );
-        }
-    }
-    page
-}
-
 /// A type's schema without references, without `null` (TOML has none) and without formats that only
 /// Rust knows.
-fn of<T: JsonSchema>() -> Value {
+pub(crate) fn schema_of<T: JsonSchema>() -> Value {
     let settings = SchemaSettings::draft07().with(|s| s.inline_subschemas = true);
     let mut schema = settings
         .into_generator()
@@ -216,7 +175,7 @@ pub(crate) fn toml(value: &Value) -> String {
 }
 
 /// What it may be, in words.
-fn kind(schema: &Value) -> String {
+pub(crate) fn kind(schema: &Value) -> String {
     if schema.get("oneOf").is_some() || schema.get("enum").is_some() {
         return "choice".to_owned();
     }
@@ -263,7 +222,7 @@ pub(crate) fn choices(schema: &Value) -> impl Iterator<Item = &Value> {
 }
 
 /// The doc comment, and those of the choices.
-fn meaning(schema: &Value) -> String {
+pub(crate) fn meaning(schema: &Value) -> String {
     let items = schema.get("items").unwrap_or(schema);
     let mut text = description(schema);
     for choice in choices(items) {
