@@ -255,7 +255,15 @@ pub(crate) fn duration(seconds: f64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::duration;
+    use super::{duration, page};
+
+    /// A field without a comment would be an empty cell in `docs/events.md`.
+    #[test]
+    fn every_field_is_documented() {
+        let page = page();
+        let undocumented = page.lines().find(|line| line.ends_with("|  |"));
+        assert_eq!(undocumented, None);
+    }
 
     #[test]
     fn durations_have_readable_units() {

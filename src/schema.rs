@@ -287,9 +287,8 @@ mod tests {
     /// A key without a comment would be an empty cell in `docs/config.md`.
     #[test]
     fn everything_is_documented() {
-        for page in [config_page(), events_page()] {
-            let undocumented = page.lines().find(|line| line.ends_with("|  |"));
-            assert_eq!(undocumented, None);
-        }
+        let page = config_page();
+        let undocumented = page.lines().find(|line| line.ends_with("|  |"));
+        assert_eq!(undocumented, None);
     }
 }

@@ -95,7 +95,7 @@ fn quiet_leaves_the_verdict() {
 /// what a run says is among them.
 #[test]
 fn events_are_documented() {
-    let page = potstill::schema::events_page();
+    let page = potstill::events::page();
     let run = Run::new();
     let mut told = events(&run.potstill(&["check", "run.toml", "--json"]));
     told.extend(events(&run.potstill(&["run", "run.toml", "--json"])));
