@@ -1,5 +1,4 @@
-//! `report`: what the run found, from manifests and results, as `report.html`, `report.md` and
-//! `report.json`.
+//! `report`: combines manifests and results into `report.html`, `report.md` and `report.json`.
 
 mod measured;
 
@@ -17,13 +16,13 @@ use super::{Context, StageOutcome, StageSummary, counts, export, run_stage};
 use crate::events::Event;
 use crate::run_dir::{Counts, StagePlan};
 
-/// What it writes, the file for people first.
+/// Files that the stage writes; the page for people comes first.
 const FILES: [&str; 3] = ["report.html", "report.md", "report.json"];
 
-/// Writes the report, and says its verdict.
+/// Writes the report and prints its conclusion.
 ///
 /// # Errors
-/// When a model is not measured yet, or results do not fit together.
+/// When a model is not yet measured, or the results do not belong together.
 pub fn report(context: &Context) -> anyhow::Result<StageOutcome> {
     let run = &context.run;
     let arms = context.arms();
@@ -42,7 +41,7 @@ pub fn report(context: &Context) -> anyhow::Result<StageOutcome> {
         settings: json!({ "name": run.file.run.name.as_str(), "students": models }),
         inputs,
     };
-    let mut verdict = Vec::new();
+    let mut conclusion = Vec::new();
     let outcome = run_stage(context, &plan, |out| {
         let report = build(context, &models)?;
         replace_file(&out.join("report.html"), report.to_html()?.as_bytes())?;
@@ -52,12 +51,12 @@ pub fn report(context: &Context) -> anyhow::Result<StageOutcome> {
             ("models", report.students.len()),
             ("comparisons", report.comparisons.len()),
         ]);
-        verdict.push(report.conclusion.headline);
-        verdict.extend(report.conclusion.sentences);
-        verdict.extend(report.conclusion.doubts);
+        conclusion.push(report.conclusion.headline);
+        conclusion.extend(report.conclusion.sentences);
+        conclusion.extend(report.conclusion.doubts);
         Ok(Some(StageSummary::new(counts)))
     })?;
-    for text in verdict {
+    for text in conclusion {
         context.console.emit(&Event::Verdict { text });
     }
     if outcome == StageOutcome::Done {
@@ -67,19 +66,19 @@ pub fn report(context: &Context) -> anyhow::Result<StageOutcome> {
     Ok(outcome)
 }
 
-/// Shows the report in the browser, or says why it cannot: on a machine without one the report
-/// is there all the same.
+/// Opens the report in the browser. On a machine without a browser this prints the path instead of
+/// failing, since the report is written all the same.
 pub fn open(context: &Context) {
     let path = context.dir.path(FILES[0]);
     if let Err(error) = open::that_detached(&path) {
         let path = path.display();
         context.console.note(&format!(
-            "no program to show it with ({error}); open {path} in a browser"
+            "cannot start a browser ({error})\nhint: open {path} in a browser"
         ));
     }
 }
 
-/// Every published folder of a run, and the stage that writes it.
+/// Lists each published folder of a run with the stage that writes it.
 fn homes(context: &Context) -> Vec<(String, String)> {
     let file = &context.run.file;
     let mut homes = vec![("prompts", "import"), ("completions", "collect")];
@@ -134,7 +133,7 @@ fn build(context: &Context, models: &[RunModel]) -> anyhow::Result<Report> {
     })
 }
 
-/// The loss curves, from what each training wrote at each step.
+/// Reads the loss curves from the metrics of each training step.
 fn losses(context: &Context, models: &[RunModel]) -> anyhow::Result<Vec<LossCurve>> {
     let mut curves = Vec::new();
     for model in models.iter().filter(|model| **model != RunModel::Base) {
@@ -150,7 +149,7 @@ fn losses(context: &Context, models: &[RunModel]) -> anyhow::Result<Vec<LossCurv
     Ok(curves)
 }
 
-/// What each stage did, and the seconds of all together.
+/// Collects counts, sizes and times of each stage, and the total time in seconds.
 fn stages(context: &Context) -> anyhow::Result<(Vec<StageFacts>, f64)> {
     let ledger = context.dir.ledger()?;
     let mut facts = Vec::new();

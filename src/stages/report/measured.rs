@@ -134,7 +134,7 @@ impl RunResults {
             let answers: Option<Vec<SampleAnswer>> = self.answers.iter().map(answer).collect();
             let answers = answers.ok_or_else(|| {
                 anyhow::anyhow!(
-                    "the answers in {} belong to other prompts\nhint: delete the `eval/answers` folders below it and run `potstill eval` again",
+                    "the answers below {} belong to other prompts\nhint: delete the folders `eval/answers` below it and run `eval` again",
                     context.dir.path("students").display()
                 )
             })?;
