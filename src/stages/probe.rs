@@ -156,7 +156,7 @@ fn unmet(run: &Loaded, http: &HttpTeacher, probe: &Probe) -> Option<Unmet> {
     }
 }
 
-/// What `signals` of [collect] asks for and the server's answers do not have.
+/// Finds what `signals` of [collect] asks for and the server's answers do not have.
 fn unmet_by_answers(
     run: &Loaded,
     http: &HttpTeacher,
@@ -198,7 +198,7 @@ fn unmet_by_answers(
     None
 }
 
-/// What [score] asks for and the server cannot do.
+/// Finds what [score] asks for and the server cannot do.
 fn unmet_by_scores(probe: &Probe, top_k: usize) -> Option<Unmet> {
     const SCORE: &[&str] = &["score"];
     const ANOTHER: &str = "use `signals` of [collect], or another server";

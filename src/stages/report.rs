@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use anyhow::Context as _;
 use potstill_datasets::{Manifest, RunModel, replace_file};
 use potstill_eval::{
-    Heldout, LossCurve, LossPoint, Provenance, Report, StageFacts, count_seeds, covered_seconds,
+    Heldout, LossCurve, LossPoint, Provenance, Report, StageFacts, conclude, covered_seconds,
 };
 use serde_json::json;
 
@@ -109,17 +109,16 @@ fn homes(context: &Context) -> Vec<(String, String)> {
 }
 
 fn build(context: &Context, models: &[RunModel]) -> anyhow::Result<Report> {
-    let measured = measured::RunResults::read(context, models)?;
+    let measured = measured::Measured::read(context, models)?;
     let teacher = measured.teacher(context)?;
     let students = measured.students(context)?;
-    let mut comparisons = measured.comparisons()?;
-    count_seeds(&mut comparisons, &students);
+    let comparisons = measured.measurements.comparisons(&students)?;
     let (stages, seconds) = stages(context)?;
     Ok(Report {
         run: context.run.file.run.name.as_str().to_owned(),
         potstill: env!("CARGO_PKG_VERSION").to_owned(),
-        conclusion: Report::conclude(teacher.as_ref(), &students, &comparisons),
-        heldout: Heldout::from_values(measured.heldout())?,
+        conclusion: conclude(teacher.as_ref(), &students, &comparisons),
+        heldout: Heldout::from_values(measured.measurements.heldout())?,
         grader: context.run.file.eval.answers.as_ref().map(|a| a.grader),
         teacher,
         students,

@@ -71,7 +71,7 @@ pub(super) fn http_teacher(run: &Loaded) -> anyhow::Result<HttpTeacher> {
     Ok(http)
 }
 
-/// Everything that an answer depends on, besides its prompt and sample index. The address of the server is not part of
+/// Settings that an answer depends on, besides its prompt and sample index. The address of the server is not part of
 /// it: a model may move.
 pub(super) fn answer_settings(run: &Loaded, http: &HttpTeacher) -> anyhow::Result<Value> {
     let request = &http.client.request;

@@ -20,7 +20,7 @@ pub use error::Error;
 pub use given::GivenTeacher;
 pub use http_teacher::HttpTeacher;
 #[cfg(feature = "local")]
-pub use local::{Ask, Local, LocalSettings, LocalTeacher, Scoring, Text};
+pub use local::{Ask, Local, LocalSettings, LocalTeacher, Scoring, ScoringText};
 #[cfg(feature = "local")]
 pub use potstill_model::{DType, Device, Sampling};
 pub use protocol::{AnswerRequest, CompletedEntries, Exchange, ScoreRequest, ScoringOptions};

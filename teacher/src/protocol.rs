@@ -15,7 +15,7 @@ pub struct AnswerRequest {
     pub ordinal: u32,
     /// The prompt, shared by its samples.
     pub prompt: Arc<Prompt>,
-    /// Which sample of the prompt, from 0.
+    /// Index of the sample among those of its prompt, from 0.
     pub sample_index: u32,
     /// The answer that the data has, for [`Teacher::Given`](crate::Teacher::Given).
     pub given: Option<Completion>,

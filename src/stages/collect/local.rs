@@ -14,7 +14,7 @@ use crate::run_dir::settings_of;
 use crate::run_file::{Loaded, RunFile};
 use crate::stages::{Context, checkpoint};
 
-/// Everything that an answer depends on, besides its prompt and sample index.
+/// Settings that an answer depends on, besides its prompt and sample index.
 pub(super) fn answer_settings(run: &Loaded, folder: &Path) -> anyhow::Result<Value> {
     let RunFile {
         collect, run: head, ..

@@ -1,9 +1,9 @@
-//! Results of the run's models, read from the run directory for the report.
+//! Measurements and answers of each model, read from the run directory for the report.
 
-use potstill_datasets::{Arm, Manifest, Prompt, RunModel, SequenceValues, TaskSample, Variant};
+use potstill_datasets::{Arm, Manifest, Prompt, RunModel, TaskSample, Variant};
 use potstill_eval::{
-    Comparison, FigureOptions, Graded, ModelResults, Sample, SampleAnswer, SeedResults,
-    StudentResult, TeacherResult, TrainingFacts, compare_models, teacher_nll,
+    Graded, Measurements, ModelFacts, ModelMeasurements, Sample, SampleAnswer, SeedMeasurements,
+    StudentResult, TeacherResult,
 };
 use potstill_model::Config;
 
@@ -11,41 +11,40 @@ use crate::stages::eval::values;
 use crate::stages::models::export_home;
 use crate::stages::{Context, answers, checkpoint, export, train};
 
-/// Number of held-out prompts whose answers are shown.
+/// Number of held-out prompts whose answers the report shows.
 const SAMPLES: usize = 60;
 
-/// The values and answers of every model.
-pub(super) struct RunResults {
-    models: Vec<ModelResults>,
-    /// The prompts that models answered; empty if they were not asked.
+/// Measurements and answers of every model.
+pub(super) struct Measured {
+    pub(super) measurements: Measurements,
+    /// Prompts that the models answered; empty if they did not answer.
     prompts: Vec<Prompt>,
-    /// Each model's answers with the first seed; the teacher comes first.
+    /// Answers of each model with its first seed, the teacher first.
     answers: Vec<(RunModel, Vec<TaskSample>)>,
-    options: FigureOptions,
 }
 
-impl RunResults {
-    pub(super) fn read(context: &Context, run_models: &[RunModel]) -> anyhow::Result<RunResults> {
+impl Measured {
+    pub(super) fn read(context: &Context, models: &[RunModel]) -> anyhow::Result<Measured> {
         let file = &context.run.file;
-        let mut results = RunResults {
-            models: Vec::new(),
-            prompts: Vec::new(),
-            answers: Vec::new(),
-            options: FigureOptions {
+        let mut measured = Measured {
+            measurements: Measurements {
+                models: Vec::new(),
                 has_distributions: file.has_signals(),
                 resamples: file.eval.resamples,
                 seed: u64::from(file.run.seed),
             },
+            prompts: Vec::new(),
+            answers: Vec::new(),
         };
         if let Some(settings) = &file.eval.answers {
-            results.prompts = answers::heldout_prompts(context, settings.grader)?;
+            measured.prompts = answers::heldout_prompts(context, settings.grader)?;
             let teacher = file.local().map(|_| RunModel::Teacher);
-            for model in teacher.into_iter().chain(run_models.iter().copied()) {
+            for model in teacher.into_iter().chain(models.iter().copied()) {
                 let answers = answers::published(context, model)?;
-                results.answers.push((model, answers));
+                measured.answers.push((model, answers));
             }
         }
-        for &model in run_models {
+        for &model in models {
             let by_seed: Vec<RunModel> = match model {
                 RunModel::Trained(Variant { arm, .. }) => {
                     context.variants_of(arm).map(RunModel::Trained).collect()
@@ -55,26 +54,22 @@ impl RunResults {
             let mut seeds = Vec::new();
             for (seed_index, model) in (0..).zip(by_seed) {
                 let graded = match &file.eval.answers {
-                    Some(_) => Some(results.grades(&answers::published(context, model)?)),
+                    Some(_) => Some(measured.grades(&answers::published(context, model)?)),
                     None => None,
                 };
-                seeds.push(SeedResults {
+                seeds.push(SeedMeasurements {
                     seed: train::seed(file, seed_index),
                     values: values(context, model)?,
                     graded,
                 });
             }
-            results.models.push(ModelResults { model, seeds });
+            let models = &mut measured.measurements.models;
+            models.push(ModelMeasurements { model, seeds });
         }
-        Ok(results)
+        Ok(measured)
     }
 
-    /// The held-out values of one model. Those that describe the text are the same for all models.
-    pub(super) fn heldout(&self) -> &[SequenceValues] {
-        let first = self.models.first().and_then(|s| s.seeds.first());
-        first.map_or(&[], |seed| &seed.values)
-    }
-
+    /// Figures of the teacher; `None` if the run has no teacher.
     pub(super) fn teacher(&self, context: &Context) -> anyhow::Result<Option<TeacherResult>> {
         if context.run.file.teacher.is_none() {
             return Ok(None);
@@ -87,37 +82,40 @@ impl RunResults {
             None => None,
         };
         let name = export::provenance(context)?.into_iter().next();
-        Ok(Some(TeacherResult {
-            name: name.map_or_else(String::new, |p| p.teacher),
+        let name = name.map_or_else(String::new, |p| p.teacher);
+        let answers = self.answers.iter();
+        let graded = answers
+            .filter(|(model, _)| *model == RunModel::Teacher)
+            .map(|(_, answers)| self.grades(answers))
+            .next();
+        let measurements = &self.measurements;
+        Ok(Some(measurements.teacher_result(
+            name,
             parameters,
-            nll: teacher_nll(self.heldout(), self.options.resamples, self.options.seed)?,
-            accuracy: self.options.accuracy(self.teacher_grades().as_deref())?,
-        }))
+            graded.as_deref(),
+        )?))
     }
 
+    /// Figures of the base, the student and the controls.
     pub(super) fn students(&self, context: &Context) -> anyhow::Result<Vec<StudentResult>> {
-        let trained = |model| Manifest::read(&context.dir.path(&format!("students/{model}")));
         let exported = Manifest::read(&context.dir.path(&export_home(Arm::Student.first())))?;
         let parameters = exported.and_then(|m| m.counts.get("parameters").copied());
         let mut students = Vec::new();
-        for results in &self.models {
-            let training = TrainingFacts {
-                learned_from: export::learned_from(&context.run.file, results.model),
+        for measured in &self.measurements.models {
+            let model = measured.model;
+            let trained = Manifest::read(&context.dir.path(&format!("students/{model}")))?;
+            let steps = trained.and_then(|m| m.counts.get("steps").copied());
+            let facts = ModelFacts {
+                learned_from: export::learned_from(&context.run.file, model),
                 parameters,
-                steps: trained(results.model)?
-                    .and_then(|m| m.counts.get("steps").copied())
-                    .unwrap_or_default(),
+                steps: steps.unwrap_or_default(),
             };
-            students.push(results.figures(training, &self.options)?);
+            students.push(self.measurements.student_result(measured, facts)?);
         }
         Ok(students)
     }
 
-    pub(super) fn comparisons(&self) -> anyhow::Result<Vec<Comparison>> {
-        Ok(compare_models(&self.models, &self.options)?)
-    }
-
-    /// The first held-out prompts with the answers of all models.
+    /// The first held-out prompts with the answer of every model.
     pub(super) fn samples(&self, context: &Context) -> anyhow::Result<Vec<Sample>> {
         let mut samples = Vec::new();
         for (i, prompt) in self.prompts.iter().take(SAMPLES).enumerate() {
@@ -138,21 +136,16 @@ impl RunResults {
                     context.dir.path("students").display()
                 )
             })?;
-            let asked: Vec<&str> = prompt.messages.iter().map(|m| m.content.as_str()).collect();
+            let messages: Vec<&str> = prompt.messages.iter().map(|m| m.content.as_str()).collect();
             samples.push(Sample {
                 prompt_id: prompt.id.clone(),
                 group: prompt.group.clone(),
-                prompt: asked.join("\n\n"),
+                prompt: messages.join("\n\n"),
                 reference: prompt.reference.clone(),
                 answers,
             });
         }
         Ok(samples)
-    }
-
-    fn teacher_grades(&self) -> Option<Vec<Graded>> {
-        let (_, answers) = (self.answers.iter()).find(|(model, _)| *model == RunModel::Teacher)?;
-        Some(self.grades(answers))
     }
 
     fn grades(&self, answers: &[TaskSample]) -> Vec<Graded> {

@@ -14,7 +14,7 @@ use potstill_model::{
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
-use super::score::Text;
+use super::text::ScoringText;
 use crate::Error;
 use crate::encoder::TextEncoder;
 
@@ -40,7 +40,7 @@ pub struct LocalSettings {
 pub struct Ask<'a> {
     /// The prompt.
     pub prompt: &'a Prompt,
-    /// Which sample of the prompt, from 0.
+    /// Index of the sample among those of its prompt, from 0.
     pub sample_index: u32,
 }
 
@@ -347,9 +347,9 @@ impl Local {
         prompt: &Prompt,
         completion: &Completion,
         own_ids: bool,
-    ) -> Result<Text, Error> {
+    ) -> Result<ScoringText, Error> {
         let encoded = self.encoder.answer(prompt, completion, own_ids);
-        Ok(Text {
+        Ok(ScoringText {
             prompt_id: completion.prompt_id.clone(),
             sample_index: completion.sample_index,
             encoded: encoded.map_err(|source| encode_error(prompt, source))?,

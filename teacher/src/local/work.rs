@@ -6,7 +6,8 @@ use potstill_datasets::{Answer, Encoded, Provenance, Signal};
 use potstill_model::Sampling;
 
 use super::checkpoint::{Ask, Local};
-use super::score::{Scoring, Text};
+use super::score::Scoring;
+use super::text::ScoringText;
 use crate::Error;
 use crate::http::{CallbackError, CollectProgress, CollectionEnd};
 use crate::protocol::{AnswerRequest, CompletedEntries, Exchange, ScoreRequest, ScoringOptions};
@@ -21,7 +22,7 @@ pub struct LocalTeacher {
     pub local: Local,
     /// Number of answers that are sampled together.
     pub batch: usize,
-    /// How answers are sampled.
+    /// Sampling settings of the answers.
     pub sampling: Sampling,
     /// Texts that end an answer.
     pub stop: Vec<String>,
@@ -95,7 +96,7 @@ impl LocalTeacher {
                     let sampled = completion.tokens.iter().filter_map(|token| token.id);
                     let token_ids: Vec<u32> = ids.iter().copied().chain(sampled).collect();
                     let loss_mask = (0..token_ids.len()).map(|at| at >= ids.len()).collect();
-                    Text {
+                    ScoringText {
                         prompt_id: completion.prompt_id.clone(),
                         sample_index: completion.sample_index,
                         encoded: Encoded {
@@ -104,7 +105,7 @@ impl LocalTeacher {
                         },
                     }
                 });
-                let texts: Vec<Text> = texts.collect();
+                let texts: Vec<ScoringText> = texts.collect();
                 let signals = self.score_texts(&texts, settings)?;
                 signals.into_iter().map(Some).collect()
             }
@@ -135,7 +136,11 @@ impl LocalTeacher {
         })
     }
 
-    fn score_texts(&self, texts: &[Text], settings: &ScoringOptions) -> Result<Vec<Signal>, Error> {
+    fn score_texts(
+        &self,
+        texts: &[ScoringText],
+        settings: &ScoringOptions,
+    ) -> Result<Vec<Signal>, Error> {
         let scoring = settings.scoring();
         let signals = self
             .local

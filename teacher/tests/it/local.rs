@@ -7,7 +7,7 @@ use std::path::Path;
 
 use potstill_datasets::{ChatTemplate, FinishReason, Message, Prompt, Reasoning, Role, Signal};
 use potstill_model::{Config, Llama};
-use potstill_teacher::{Ask, DType, Device, Local, LocalSettings, Sampling, Scoring, Text};
+use potstill_teacher::{Ask, DType, Device, Local, LocalSettings, Sampling, Scoring, ScoringText};
 use serde_json::Value;
 
 use self::support::*;
@@ -163,7 +163,7 @@ fn sampled_logprobs_are_those_of_the_signals() {
     };
     let all: Vec<&Prompt> = prompts.iter().collect();
     let answers = sample(&teacher, &all, &sampling);
-    let texts: Vec<Text> = prompts
+    let texts: Vec<ScoringText> = prompts
         .iter()
         .zip(&answers)
         .map(|(prompt, answer)| teacher.text(prompt, answer, true).unwrap())
@@ -277,7 +277,7 @@ fn texts_of_any_length_come_back_in_their_order() {
 fn draws_from_the_tail_are_those_of_seed_text_and_position() {
     let Some(teacher) = stories() else { return };
     let mut texts = sampled_texts(&teacher, &[ask("One day"), ask("The sun was hot")]);
-    let drawn = |seed, texts: &[Text]| {
+    let drawn = |seed, texts: &[ScoringText]| {
         let scoring = Scoring {
             tail_draws: 9,
             seed,
@@ -431,7 +431,7 @@ fn refused_requests_say_what_is_wrong() {
         )
     );
 
-    let fail = |text: Text, scoring: &Scoring| {
+    let fail = |text: ScoringText, scoring: &Scoring| {
         let mut forward = |_| ControlFlow::Continue(());
         let error = teacher.score(&[text], scoring, &mut forward).unwrap_err();
         error.to_string()
