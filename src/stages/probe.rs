@@ -150,8 +150,8 @@ fn unmet(run: &Loaded, http: &HttpTeacher, probe: &Probe) -> Option<Unmet> {
         ));
     }
     match (&file.collect.signals, &file.score) {
-        (Some(signals), _) => unmet_by_answers(run, http, probe, signals.top_k.get()),
-        (None, Some(score)) => unmet_by_scores(probe, score.top_k.get()),
+        (Some(signals), _) => unmet_by_answers(run, http, probe, signals.top_k),
+        (None, Some(score)) => unmet_by_scores(probe, score.top_k),
         (None, None) => None,
     }
 }
@@ -179,7 +179,7 @@ fn unmet_by_answers(
             format!("set `top_k = {largest}`, or change the server's limit"),
         ));
     }
-    let temperature = run.file.collect.temperature.get();
+    let temperature = run.file.collect.temperature;
     if probe.logprobs.temperature == SamplingStage::Processed && temperature != 1.0 {
         return Some(Unmet::new(
             &["collect", "temperature"],

@@ -13,6 +13,7 @@ mod http_teacher;
 #[cfg(feature = "local")]
 mod local;
 mod protocol;
+mod settings;
 mod teacher;
 
 pub use encoder::TextEncoder;
@@ -24,4 +25,5 @@ pub use local::{Ask, Local, LocalSettings, LocalTeacher, Scoring, ScoringText};
 #[cfg(feature = "local")]
 pub use potstill_model::{DType, Device, Sampling};
 pub use protocol::{AnswerRequest, CompletedEntries, Exchange, ScoreRequest, ScoringOptions};
+pub use settings::{CollectSettings, ScoreSettings, SignalSettings, TeacherSettings};
 pub use teacher::Teacher;

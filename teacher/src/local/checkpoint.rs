@@ -142,7 +142,7 @@ impl Local {
         sampling: &Sampling,
         stop: &[String],
         seed: u64,
-        temperatures: &[f32],
+        temperatures: &[f64],
     ) -> Provenance {
         let mut drawn = json!({
             "max_new_tokens": sampling.max_new_tokens,
@@ -168,7 +168,7 @@ impl Local {
     /// Provenance of this teacher's distributions over given answers. `sampling` is taken from the answers' own
     /// provenance.
     #[must_use]
-    pub fn provenance_of(&self, sampling: String, temperatures: &[f32]) -> Provenance {
+    pub fn provenance_of(&self, sampling: String, temperatures: &[f64]) -> Provenance {
         Provenance {
             teacher: self.identity.teacher.clone(),
             revision: self.identity.revision.clone(),
@@ -183,7 +183,7 @@ impl Local {
             tokenizer: self.tokenizer().fingerprint().to_owned(),
             template: self.template().hash().to_owned(),
             sampling,
-            temperatures: temperatures.to_vec(),
+            temperatures: temperatures.iter().map(|t| *t as f32).collect(),
             licence: self.identity.licence.clone(),
         }
     }

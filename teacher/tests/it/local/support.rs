@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 
 use potstill_datasets::{ChatTemplate, Encoded, Message, Prompt, Role, Signal};
 use potstill_model::{Llama, Tensor, TensorData};
-use potstill_teacher::{Ask, DType, Device, Local, LocalSettings, Sampling, Scoring, ScoringText};
+use potstill_teacher::{
+    Ask, DType, Device, Local, LocalSettings, Sampling, Scoring, ScoringText, SignalSettings,
+};
 use serde_json::Value;
 
 pub(crate) const GREEDY: Sampling = Sampling {
@@ -36,9 +38,11 @@ pub(crate) fn settings(dir: &Path, template: Option<ChatTemplate>) -> LocalSetti
 
 pub(crate) fn scoring(top_k: usize) -> Scoring {
     Scoring {
-        top_k,
-        temperatures: vec![1.0, 2.0, 0.5],
-        tail_draws: 0,
+        signals: SignalSettings {
+            top_k,
+            temperatures: vec![1.0, 2.0, 0.5],
+            tail_draws: 0,
+        },
         seed: 0,
         chunk_rows: 64,
     }
