@@ -1,17 +1,17 @@
-//! The order in which training reads rows: a seeded permutation for each epoch.
+//! The order in which training reads its rows: a seeded permutation for each epoch.
 //!
-//! The row at a position depends on the seed, the number of rows and the position only, so a checkpoint stores the
-//! position alone. The generator and the draw are implemented here, because the result of a library's `shuffle` may change
-//! between versions.
+//! The row at a position is a function of the seed, the number of rows and the position alone, so a checkpoint has to
+//! keep only the position. The generator and the shuffle are implemented here, because the result of a library's
+//! `shuffle` may change between versions.
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 
-use crate::error::Error;
+use crate::Error;
 
 /// An endless order over `len` rows, one permutation after another.
 ///
-/// The permutation of the current epoch takes 8 bytes for each row.
+/// The permutation of the current epoch takes 8 bytes a row.
 #[derive(Debug, Clone)]
 pub struct Order {
     seed: u64,
@@ -20,7 +20,7 @@ pub struct Order {
 }
 
 impl Order {
-    /// Creates the order of `len` rows for a seed.
+    /// Creates the order over `len` rows for a seed.
     ///
     /// # Errors
     /// [`Error::NoRows`] if `len` is 0.
@@ -35,9 +35,9 @@ impl Order {
         })
     }
 
-    /// Returns the row at `position`, which counts from the start of training over all epochs.
+    /// The row at `position`, counted from the start of training and over all epochs.
     ///
-    /// The first call for another epoch computes its permutation.
+    /// A position in another epoch than the last one costs one shuffle.
     pub fn item(&mut self, position: u64) -> usize {
         let len = self.rows.len();
         let epoch = position / len as u64;
@@ -83,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn every_epoch_has_another_permutation() {
+    fn every_epoch_is_another_permutation() {
         for len in [1, 2, 3, 7, 97, 1000] {
             let mut order = Order::new(17, len).unwrap();
             let first = epoch(&mut order, 0, len as u64);
@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn a_position_suffices_to_resume() {
+    fn a_position_is_enough_to_resume() {
         let mut walked = Order::new(5, 11).unwrap();
         let rows: Vec<usize> = (0..100).map(|p| walked.item(p)).collect();
         for p in [0, 99, 3, 57, 58, 12] {
@@ -109,7 +109,7 @@ mod tests {
         assert_ne!((0..100).map(|p| other.item(p)).collect::<Vec<_>>(), rows);
     }
 
-    /// Runs that an older version started have to continue in the same order.
+    /// Runs that were started with an older version have to continue in the same order.
     #[test]
     fn the_order_never_changes() {
         let mut order = Order::new(17, 8).unwrap();
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn an_order_of_no_rows_is_an_error() {
+    fn an_order_over_no_rows_is_an_error() {
         assert!(matches!(Order::new(1, 0), Err(Error::NoRows)));
     }
 }

@@ -63,7 +63,7 @@ pub enum Error {
         /// Name of the column or table.
         what: String,
         /// Arrow's reason.
-        source: arrow::error::ArrowError,
+        source: arrow_schema::ArrowError,
     },
     /// A value has the type of its column and an illegal content.
     #[error("row {row}, column `{column}`: {why}")]

@@ -13,6 +13,7 @@ use std::collections::{HashMap, HashSet};
 
 pub use self::detect::{Detected, detect_columns};
 use self::format::{no_prompts, rows};
+use self::row::{FileRow, RowIterator};
 pub use self::settings::{AnswerSource, Columns, ImportSettings};
 use crate::error::Error;
 use crate::records::{Completion, FinishReason, Message, Prompt, Usage};
@@ -29,20 +30,45 @@ pub struct Imported {
     pub duplicates: usize,
 }
 
-/// Reads a file of prompts. The end of its name determines the format: `.jsonl` and `.ndjson` (an object on each line;
-/// a byte order mark, blank lines and CRLF are accepted), `.json` (the same, or one array of objects), `.csv` and `.tsv`
+/// Reads a whole file with [`import_rows`].
+///
+/// # Errors
+/// Those of [`import_rows`] and of its items.
+pub fn import(settings: &ImportSettings) -> Result<Imported, Error> {
+    let (mut prompts, mut answers, mut duplicates) = (Vec::new(), Vec::new(), 0);
+    for row in import_rows(settings)? {
+        let row = row?;
+        duplicates += usize::from(row.is_duplicate());
+        if let Some(answer) = row.answer {
+            answers.push((row.prompt_number, answer));
+        }
+        if row.is_new_prompt {
+            prompts.push(row.prompt);
+        }
+    }
+    // The sort is stable, so the samples of a prompt stay in order.
+    answers.sort_by_key(|(prompt_number, _)| *prompt_number);
+    Ok(Imported {
+        prompts,
+        answers: answers.into_iter().map(|(_, answer)| answer).collect(),
+        duplicates,
+    })
+}
+
+/// Reads a file row by row. The end of its name determines the format: `.jsonl` and `.ndjson` (an object on each line; a
+/// byte order mark, blank lines and CRLF are accepted), `.json` (the same, or one array of objects), `.csv` and `.tsv`
 /// (with a header; numbers stay text, messages are JSON text), any of these followed by `.gz`, or `.parquet` (one batch
 /// of rows in memory at a time, and only the needed columns).
 ///
-/// `system` is put before conversations without a system message. Reading stops after `limit` distinct prompts; answers
-/// to them in later rows are not read.
+/// `system` of the settings is put before conversations without a system message. Reading stops after `limit` distinct
+/// prompts; answers to them in later rows are not read. Memory holds some 60 bytes for each prompt and each answer.
 ///
 /// # Errors
-/// [`Error::Io`]; [`Error::UnreadableParquet`]; [`Error::MissingColumn`]; [`Error::Invalid`] for settings, a file or a
-/// row that cannot be used, and for a file without prompts.
-pub fn import(settings: &ImportSettings) -> Result<Imported, Error> {
-    let ImportSettings { path, columns, .. } = settings;
-    let path = path.as_path();
+/// [`Error::Io`]; [`Error::UnreadableParquet`]; [`Error::Invalid`] for settings or a file that cannot be used. An item is
+/// [`Error::MissingColumn`], or [`Error::Invalid`] for a row that cannot be used or a file without rows.
+pub fn import_rows(settings: &ImportSettings) -> Result<ImportRows<'_>, Error> {
+    let path = settings.path.as_path();
+    let columns = &settings.columns;
     let columns_error = |why: String| Error::invalid(format!("`columns`: {why}"), "");
     columns.check().map_err(columns_error)?;
     if settings.limit == Some(0) {
@@ -51,64 +77,97 @@ pub fn import(settings: &ImportSettings) -> Result<Imported, Error> {
             "import at least one prompt",
         ));
     }
-    let mut collected = CollectedRows::default();
-    for row in rows(path, Some(columns))? {
-        let (prompt, answer) = row?.read(settings)?;
-        collected.add(prompt, answer);
-        if settings.limit == Some(collected.prompts.len()) {
-            break;
-        }
-    }
-    match collected.prompts.is_empty() {
-        true => Err(no_prompts(path)),
-        false => Ok(collected.into_imported()),
+    Ok(ImportRows {
+        settings,
+        rows: Some(rows(path, Some(columns))?),
+        prompts: HashMap::new(),
+        answers: HashSet::new(),
+    })
+}
+
+/// A row of an imported file.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ImportedRow {
+    /// The row's prompt.
+    pub prompt: Prompt,
+    /// Number of the prompt, from 0, in the order of the prompts' first rows.
+    pub prompt_number: usize,
+    /// Whether no earlier row had this prompt.
+    pub is_new_prompt: bool,
+    /// The row's answer, unless an earlier row gave the same answer to the prompt. Its sample index counts the answers
+    /// to the prompt.
+    pub answer: Option<Completion>,
+}
+
+impl ImportedRow {
+    /// Returns whether the row has neither a new prompt nor a new answer.
+    pub fn is_duplicate(&self) -> bool {
+        !self.is_new_prompt && self.answer.is_none()
     }
 }
 
-/// The prompts and answers of the rows that were read so far.
-#[derive(Default)]
-struct CollectedRows {
-    prompts: Vec<Prompt>,
-    /// Answers, each with the index of its prompt.
-    answers: Vec<(usize, Completion)>,
-    duplicates: usize,
-    /// Index of each prompt and the number of its answers, by id.
-    positions: HashMap<String, (usize, u32)>,
+/// The rows of a file, from [`import_rows`].
+pub struct ImportRows<'a> {
+    settings: &'a ImportSettings,
+    /// The remaining rows; `None` after the end or an error.
+    rows: Option<RowIterator>,
+    /// Number of each prompt and the number of its answers, by the hash of the prompt.
+    prompts: HashMap<u128, (usize, u32)>,
     /// Hashes of prompt and answer.
-    known_answers: HashSet<String>,
+    answers: HashSet<u128>,
 }
 
-impl CollectedRows {
-    fn add(&mut self, prompt: Prompt, answer: Option<Message>) {
-        let id = prompt.id.clone();
-        let mut new = false;
-        let (position, samples) = self.positions.entry(id.clone()).or_insert_with(|| {
-            new = true;
-            self.prompts.push(prompt);
-            (self.prompts.len() - 1, 0)
+impl ImportRows<'_> {
+    fn read(&mut self, row: &FileRow) -> Result<ImportedRow, Error> {
+        let (prompt, answer) = row.read(self.settings)?;
+        let key = hash(&prompt.id);
+        let next = self.prompts.len();
+        let mut is_new_prompt = false;
+        let (prompt_number, samples) = self.prompts.entry(key).or_insert_with(|| {
+            is_new_prompt = true;
+            (next, 0)
         });
-        if let Some(answer) = answer {
-            // An answer is identified by the hash that a prompt with this message would have.
-            let turn = Prompt::new(vec![answer.clone()], None, None, String::new());
-            if self.known_answers.insert([id.as_str(), &turn.id].concat()) {
-                new = true;
-                self.answers
-                    .push((*position, completion(id, *samples, answer)));
-                *samples += 1;
-            }
-        }
-        self.duplicates += usize::from(!new);
+        // An answer is identified by the id that a prompt with this message would have.
+        let turn = |answer: &Message| Prompt::new(vec![answer.clone()], None, None, String::new());
+        let answer = answer.filter(|answer| {
+            let pair = key.wrapping_mul(PAIR_FACTOR) ^ hash(&turn(answer).id);
+            self.answers.insert(pair)
+        });
+        let sample_index = *samples;
+        *samples += u32::from(answer.is_some());
+        Ok(ImportedRow {
+            prompt_number: *prompt_number,
+            is_new_prompt,
+            answer: answer.map(|answer| completion(prompt.id.clone(), sample_index, answer)),
+            prompt,
+        })
     }
+}
 
-    fn into_imported(mut self) -> Imported {
-        // The sort is stable, so the samples of a prompt stay in order.
-        self.answers.sort_by_key(|(position, _)| *position);
-        Imported {
-            prompts: self.prompts,
-            answers: self.answers.into_iter().map(|(_, answer)| answer).collect(),
-            duplicates: self.duplicates,
+impl Iterator for ImportRows<'_> {
+    type Item = Result<ImportedRow, Error>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let row = self.rows.as_mut()?.next();
+        let read = match row {
+            None if self.prompts.is_empty() => Some(Err(no_prompts(self.settings.path.as_path()))),
+            None => None,
+            Some(row) => Some(row.and_then(|row| self.read(&row))),
+        };
+        let is_full = self.settings.limit == Some(self.prompts.len());
+        if is_full || !matches!(read, Some(Ok(_))) {
+            self.rows = None;
         }
+        read
     }
+}
+
+/// An odd number that mixes the hash of a prompt before it is combined with the hash of an answer.
+const PAIR_FACTOR: u128 = 0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835;
+
+/// Converts a prompt's id to a number.
+fn hash(id: &str) -> u128 {
+    u128::from_str_radix(id, 16).unwrap_or_default()
 }
 
 fn completion(prompt_id: String, sample_index: u32, answer: Message) -> Completion {

@@ -1,7 +1,6 @@
-//! Shards, which are Parquet files of records. Equal rows give equal bytes, because a file contains no time, host or
-//! library version.
+//! Shards: Parquet files of records. Equal rows give equal bytes: a file holds no time, host or library version.
 //!
-//! A shard is written under a temporary name and renamed when it is complete, so a `.parquet` file is always complete.
+//! A shard is written beside its final path and renamed when it is complete, so a `.parquet` file is always whole.
 //! Readers hold one batch at a time.
 
 use std::fs::{self, File};
@@ -15,22 +14,24 @@ use ::parquet::errors::ParquetError;
 use ::parquet::file::metadata::KeyValue;
 use ::parquet::file::properties::{EnabledStatistics, WriterProperties, WriterPropertiesBuilder};
 use ::parquet::schema::types::ColumnPath;
-use arrow::array::{AsArray, RecordBatch};
-use arrow::datatypes::{DataType, Field, SchemaRef, UInt32Type};
+use arrow_array::RecordBatch;
+use arrow_array::cast::AsArray;
+use arrow_array::types::UInt32Type;
+use arrow_schema::{DataType, Field, SchemaRef};
 
 use crate::error::Error;
 use crate::manifest::{publish_file, temporary_path};
 use crate::records::Provenance;
 use crate::schema::{PROVENANCE_KEY, Record, SCHEMA_KEY, SCHEMA_VERSION, file_schema};
 
-/// Number of consecutive prompts whose rows are in one shard.
+/// A shard holds the rows of this many consecutive prompts.
 pub const PROMPTS_PER_SHARD: usize = 1024;
 
-/// Number of rows that are converted at a time. It bounds memory, and is a constant because the bytes of a file depend on
-/// it.
+/// Number of rows that are converted at a time. This bounds memory, and is a constant because the bytes of a file depend
+/// on it.
 pub(crate) const BATCH_ROWS: usize = 32;
 
-/// Returns the name of a shard in its folder: `shard-00000.parquet`.
+/// The name of a shard in its folder: `shard-00000.parquet`.
 pub fn shard_name(index: usize) -> String {
     format!("shard-{index:05}.parquet")
 }
@@ -86,7 +87,7 @@ pub fn shards(dir: &Path) -> Result<Vec<PathBuf>, Error> {
     Ok(paths)
 }
 
-/// Writes rows as one shard, with the optional columns if a row has values for them.
+/// Writes rows as one shard, with the optional columns if a row fills them.
 ///
 /// # Errors
 /// As [`ShardWriter`].
@@ -102,21 +103,21 @@ pub fn write_shard<R: Record>(
     writer.finish()
 }
 
-/// Writes rows as one shard, one after another. At most 32 rows are in memory. Until [`finish`](ShardWriter::finish), the
-/// file has its path with `.tmp` added.
+/// Writes the rows that it is given as one shard; at most 32 rows wait in memory. The file has its final path after
+/// [`finish`](ShardWriter::finish), and until then the path with `.tmp` added.
 pub struct ShardWriter<R: Record> {
     path: PathBuf,
     temporary: PathBuf,
     writer: ArrowWriter<File>,
-    /// Columns of the file.
+    /// The file's columns.
     columns: SchemaRef,
     provenances: usize,
     waiting: Vec<R>,
 }
 
 impl<R: Record> ShardWriter<R> {
-    /// Begins a shard without the table's optional columns. The `provenance` of a row is an index into `provenance`;
-    /// tables without that column take an empty list.
+    /// Begins a shard. A row's `provenance` is an index into the given list; tables without that column take an empty
+    /// list. The shard has none of the table's optional columns.
     ///
     /// # Errors
     /// [`Error::Io`], [`Error::WriteShard`].
@@ -124,10 +125,10 @@ impl<R: Record> ShardWriter<R> {
         Self::begin(path, provenance, false)
     }
 
-    /// Begins a shard like [`new`](ShardWriter::new), with or without the table's optional columns.
+    /// As [`new`](ShardWriter::new), with or without the table's optional columns.
     ///
     /// # Errors
-    /// As [`new`](ShardWriter::new).
+    /// As there.
     pub fn begin(
         path: &Path,
         provenance: &[Provenance],
@@ -157,7 +158,7 @@ impl<R: Record> ShardWriter<R> {
     /// Adds a row.
     ///
     /// # Errors
-    /// [`Error::InFile`] for a row that may not be stored; [`Error::WriteShard`], for example if the disk is full.
+    /// [`Error::InFile`] for a row that may not be stored; [`Error::WriteShard`], for example because the disk is full.
     pub fn push(&mut self, row: R) -> Result<(), Error> {
         self.waiting.push(row);
         if self.waiting.len() == BATCH_ROWS {
@@ -167,7 +168,7 @@ impl<R: Record> ShardWriter<R> {
         }
     }
 
-    /// Writes the remaining rows, syncs the file and renames it to its path.
+    /// Writes the remaining rows, syncs the file and renames it to its final path.
     ///
     /// # Errors
     /// As [`push`](ShardWriter::push), and [`Error::Io`].
@@ -189,13 +190,13 @@ impl<R: Record> ShardWriter<R> {
     fn write(&mut self, rows: &[R]) -> Result<(), Error> {
         let batch = R::to_batch(rows)
             .and_then(|batch| check_provenance(&batch, self.provenances).map(|()| batch))
-            .and_then(|batch| self.to_file_columns(rows, batch))
+            .and_then(|batch| self.fitted(rows, batch))
             .map_err(|error| error.in_file(&self.path))?;
         self.writer.write(&batch).map_err(unwritable(&self.path))
     }
 
     /// Reduces a batch to the columns of the file.
-    fn to_file_columns(&self, rows: &[R], batch: RecordBatch) -> Result<RecordBatch, Error> {
+    fn fitted(&self, rows: &[R], batch: RecordBatch) -> Result<RecordBatch, Error> {
         if batch.num_columns() == self.columns.fields().len() {
             return Ok(batch);
         }
@@ -203,7 +204,7 @@ impl<R: Record> ShardWriter<R> {
             return Err(Error::Cell {
                 row,
                 column: R::OPTIONAL.join(", "),
-                why: "the file has no such columns".into(),
+                why: "the file was begun without these columns".into(),
             });
         }
         let columns = self.columns.fields().iter();
@@ -221,14 +222,14 @@ fn properties<R: Record>(provenance: String) -> WriterProperties {
         KeyValue::new(PROVENANCE_KEY.into(), provenance),
     ];
     let properties = WriterProperties::builder()
-        // The default contains the library's version.
+        // The default value contains the library's version.
         .set_created_by("potstill".into())
         .set_key_value_metadata(Some(footer))
         .set_compression(Compression::ZSTD(ZstdLevel::default()))
         .set_max_row_group_row_count(Some(R::GROUP_ROWS))
         .set_statistics_enabled(EnabledStatistics::Chunk);
-    // Floats hardly ever repeat, so a dictionary is of no use, and their bytes compress better if they are grouped by
-    // significance: signals are a third smaller and are written in less than half the time.
+    // Floats hardly ever repeat, so a dictionary wastes space, and their bytes compress better when they are grouped by
+    // significance: signals become a third smaller and are written in less than half the time.
     let mut floats = Vec::new();
     R::schema()
         .fields()
@@ -257,18 +258,18 @@ fn float_paths(parents: &[String], field: &Field, found: &mut Vec<ColumnPath>) {
     }
 }
 
-/// Returns options that ignore Arrow's own schema in the footer. The Parquet schema determines the columns, and a second
-/// schema could only be another part to be damaged.
+/// Options that ignore a schema in Arrow's own form: the Parquet schema alone describes the columns, and a second schema
+/// could only be damaged.
 pub(crate) fn reader_options() -> ArrowReaderOptions {
     ArrowReaderOptions::new().with_skip_arrow_metadata(true)
 }
 
-/// The content of a shard's footer.
+/// Metadata in the footer of a shard.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Footer {
     /// Version of the schema.
     pub schema: u32,
-    /// Origins of the rows.
+    /// List of provenances, into which the rows' `provenance` is an index.
     pub provenance: Vec<Provenance>,
     /// Number of rows.
     pub rows: usize,
@@ -329,14 +330,14 @@ pub(crate) fn footer(path: &Path, metadata: &ArrowReaderMetadata) -> Result<Foot
 }
 
 fn bad_footer(path: &Path, key: &str, why: &str) -> Error {
-    let problem = format!(
-        "`{key}` in the footer of {} cannot be read: {why}",
-        path.display()
-    );
-    Error::invalid(problem, "")
+    let path = path.display();
+    Error::invalid(
+        format!("`{key}` in the footer of {path} cannot be read: {why}"),
+        "",
+    )
 }
 
-/// Checks that every value of the column `provenance`, if there is one, is an index into the footer's list.
+/// Checks that the column `provenance`, if there is one, holds indices into a list of `known` entries.
 pub(crate) fn check_provenance(batch: &RecordBatch, known: usize) -> Result<(), Error> {
     let Some(column) = batch
         .column_by_name("provenance")
@@ -361,8 +362,8 @@ pub(crate) fn check_provenance(batch: &RecordBatch, known: usize) -> Result<(), 
     }
 }
 
-/// Runs the Parquet decoder. Some damaged files make it panic, and a damaged file must not end the run, so a panic becomes
-/// an error. The decoder's state is dropped with it.
+/// Runs the Parquet decoder. Some damaged files make it panic instead of giving an error, and a damaged file must not end
+/// a run. The decoder's state is dropped after a panic.
 pub(crate) fn decode<T, E: Into<ParquetError>>(
     path: &Path,
     decoder: impl FnOnce() -> Result<T, E>,
@@ -370,7 +371,7 @@ pub(crate) fn decode<T, E: Into<ParquetError>>(
     let source = match catch_unwind(AssertUnwindSafe(decoder)) {
         Ok(Ok(value)) => return Ok(value),
         Ok(Err(error)) => error.into(),
-        Err(_) => ParquetError::General("the decoder panicked".into()),
+        Err(_) => ParquetError::General("the decoder gave up".into()),
     };
     Err(Error::DamagedShard {
         path: path.to_path_buf(),

@@ -1,31 +1,31 @@
-//! Random access to the rows of a folder of shards by (shard, row), for a trainer that reads rows in its own order.
+//! Random access to a folder of shards by (shard, row), for a trainer that reads rows in its own order.
 //!
-//! The unit of reading is a row group. Up to 256 MiB of decoded row groups are kept as Arrow data, and the least recently
-//! used ones are dropped first, so memory is bounded for folders of any size.
+//! Row groups are read as a whole. Decoded groups are kept as Arrow data up to 256 MiB, and the least recently used ones
+//! are dropped first, so that memory is bounded for folders of any size.
 
 use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 
-use arrow::array::RecordBatch;
+use arrow_array::RecordBatch;
 
 use crate::error::Error;
 use crate::parquet::{Footer, decode, shards};
 use crate::reader::{OpenShard, rows_of};
 use crate::schema::Record;
 
-/// Number of bytes of decoded row groups that are kept. The group in use is kept even if it is larger.
+/// Largest size of the decoded row groups that are kept, in bytes; the group in use is kept even if it is larger.
 const CACHE_BYTES: usize = 256 << 20;
 
 /// A folder of shards, open for random access; at most 256 MiB of decoded rows are kept.
 pub struct Table<R> {
     dir: PathBuf,
     shards: Vec<OpenShard>,
-    /// Decoded row groups, the most recently used last.
-    cache: Vec<DecodedGroup>,
+    /// Decoded groups, the most recently used one last.
+    cache: Vec<Group>,
     record: PhantomData<R>,
 }
 
-struct DecodedGroup {
+struct Group {
     shard: usize,
     group: usize,
     rows: RecordBatch,
@@ -36,7 +36,7 @@ impl<R: Record> Table<R> {
     /// Opens all shards of a folder and checks their footers and columns.
     ///
     /// # Errors
-    /// As [`shards`] and [`read_footer`](crate::read_footer), and [`Error::InFile`] where columns are not those of `R`.
+    /// As [`shards`] and [`read_footer`](crate::read_footer), and [`Error::InFile`] if the columns are not those of `R`.
     pub fn open(dir: &Path) -> Result<Table<R>, Error> {
         let shards = shards(dir)?
             .iter()
@@ -50,7 +50,7 @@ impl<R: Record> Table<R> {
         })
     }
 
-    /// Returns the number of rows in all shards.
+    /// Number of rows in all shards.
     pub fn len(&self) -> usize {
         self.shards.iter().map(|shard| shard.footer.rows).sum()
     }
@@ -60,12 +60,12 @@ impl<R: Record> Table<R> {
         self.len() == 0
     }
 
-    /// The footers of the shards, in order: how many rows each has, and where they come from.
+    /// The footers of the shards, in order.
     pub fn footers(&self) -> impl ExactSizeIterator<Item = &Footer> {
         self.shards.iter().map(|shard| &shard.footer)
     }
 
-    /// The row at a place.
+    /// Reads the row at a position.
     ///
     /// # Errors
     /// [`Error::NoSuchRow`]; [`Error::DamagedShard`] and [`Error::InFile`] naming the shard.
@@ -87,7 +87,7 @@ impl<R: Record> Table<R> {
             None => {
                 let rows = read_group::<R>(file, group)?;
                 let bytes = rows.get_array_memory_size();
-                DecodedGroup {
+                Group {
                     shard: index,
                     group,
                     rows,
@@ -104,7 +104,7 @@ impl<R: Record> Table<R> {
     }
 }
 
-/// Returns the row group that contains a row of a shard, and the group's first row.
+/// Finds the row group that holds a row of a shard, and the group's first row.
 fn group_of(shard: &OpenShard, row: usize) -> Option<(usize, usize)> {
     let mut first_row = 0;
     for (index, group) in shard.metadata.metadata().row_groups().iter().enumerate() {
@@ -122,7 +122,7 @@ fn read_group<R: Record>(shard: &OpenShard, group: usize) -> Result<RecordBatch,
     let rows = metadata
         .and_then(|group| usize::try_from(group.num_rows()).ok())
         .unwrap_or_default();
-    // A damaged footer may contain any number, but no writer puts more rows into a group.
+    // A damaged footer may name any number, but no more than this were written.
     let mut batches = shard.batches(Some(group), rows.min(R::GROUP_ROWS))?;
     match decode(&shard.path, || batches.next().transpose())? {
         Some(batch) if batch.num_rows() == rows => Ok(batch),
@@ -130,8 +130,8 @@ fn read_group<R: Record>(shard: &OpenShard, group: usize) -> Result<RecordBatch,
     }
 }
 
-/// Drops the least recently used groups until the others fit into the budget, but never the last one.
-fn trim(cache: &mut Vec<DecodedGroup>, budget: usize) {
+/// Drops the least recently used groups until the rest fits, but never the last one.
+fn trim(cache: &mut Vec<Group>, budget: usize) {
     let mut kept = 0;
     let mut first = cache.len();
     for group in cache.iter().rev() {
@@ -150,13 +150,13 @@ mod tests {
 
     fn kept(sizes: &[usize], budget: usize) -> Vec<usize> {
         let schema = crate::Signal::schema();
-        let group = |(group, bytes): (usize, &usize)| DecodedGroup {
+        let group = |(group, bytes): (usize, &usize)| Group {
             shard: 0,
             group,
             rows: RecordBatch::new_empty(schema.clone()),
             bytes: *bytes,
         };
-        let mut cache: Vec<DecodedGroup> = sizes.iter().enumerate().map(group).collect();
+        let mut cache: Vec<Group> = sizes.iter().enumerate().map(group).collect();
         trim(&mut cache, budget);
         cache.into_iter().map(|group| group.group).collect()
     }

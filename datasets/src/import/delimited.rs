@@ -7,7 +7,7 @@ use csv::{ErrorKind, Position, ReaderBuilder, StringRecord, StringRecordsIntoIte
 use serde_json::Value;
 
 use super::file::{open, row_error};
-use super::row::{ImportRow, RowIterator};
+use super::row::{FileRow, RowIterator};
 use crate::error::{Error, RowLocation};
 
 /// Reads the rows below the header, which names the columns.
@@ -46,7 +46,7 @@ struct DelimitedRows {
 }
 
 impl Iterator for DelimitedRows {
-    type Item = Result<ImportRow, Error>;
+    type Item = Result<FileRow, Error>;
 
     fn next(&mut self) -> Option<Self::Item> {
         let record = self.records.next()?;
@@ -63,7 +63,7 @@ impl Iterator for DelimitedRows {
                 let cells = self.header.iter().zip(&record);
                 let cells = cells.map(|(name, cell)| (name.to_owned(), Value::from(cell)));
                 let fields = cells.collect();
-                Ok(ImportRow { location, fields })
+                Ok(FileRow { location, fields })
             }
             Err(error) => Err(unreadable(&self.path, location, error)),
         })

@@ -5,7 +5,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::format::{no_prompts, rows};
-use super::row::ImportRow;
+use super::row::FileRow;
 use super::settings::{Columns, ImportSettings};
 use crate::chat;
 use crate::error::Error;
@@ -53,7 +53,7 @@ pub struct Detected {
 /// Those of [`import`](super::import) for a file or row that cannot be read; [`Error::Invalid`] if no column is known,
 /// with the columns of the file and an example for the run file.
 pub fn detect_columns(path: &Path) -> Result<Detected, Error> {
-    let first: Vec<ImportRow> = rows(path, None)?
+    let first: Vec<FileRow> = rows(path, None)?
         .take(FIRST_ROWS)
         .collect::<Result<_, _>>()?;
     if first.is_empty() {
@@ -73,7 +73,7 @@ pub fn detect_columns(path: &Path) -> Result<Detected, Error> {
         return Err(Error::invalid(problem, hint));
     };
     let settings = ImportSettings::new(path, columns.clone());
-    let has_answer = |row: &ImportRow| matches!(row.read(&settings), Ok((prompt, answer)) if answer.is_some() || prompt.reference.is_some());
+    let has_answer = |row: &FileRow| matches!(row.read(&settings), Ok((prompt, answer)) if answer.is_some() || prompt.reference.is_some());
     let has_answers = first.iter().any(has_answer);
     Ok(Detected {
         columns,
@@ -148,7 +148,7 @@ struct FileColumn {
 struct FileColumns(Vec<FileColumn>);
 
 impl FileColumns {
-    fn new(rows: &[ImportRow]) -> FileColumns {
+    fn new(rows: &[FileRow]) -> FileColumns {
         let mut names: Vec<&String> = Vec::new();
         for name in rows.iter().flat_map(|row| row.fields.keys()) {
             if !names.contains(&name) {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Deserializer, Value};
 
 use super::file::{open, row_error, utf8_error};
-use super::row::{ImportRow, RowIterator};
+use super::row::{FileRow, RowIterator};
 use crate::chat;
 use crate::error::{Error, RowLocation};
 
@@ -70,7 +70,7 @@ struct JsonLines {
 }
 
 impl Iterator for JsonLines {
-    type Item = Result<ImportRow, Error>;
+    type Item = Result<FileRow, Error>;
 
     fn next(&mut self) -> Option<Self::Item> {
         loop {
@@ -90,7 +90,7 @@ impl Iterator for JsonLines {
 }
 
 impl JsonLines {
-    fn row(&self) -> Result<Option<ImportRow>, Error> {
+    fn row(&self) -> Result<Option<FileRow>, Error> {
         let mut bytes = self.bytes.as_slice();
         if self.line == 1 {
             bytes = bytes.strip_prefix(BYTE_ORDER_MARK).unwrap_or(bytes);
@@ -102,7 +102,7 @@ impl JsonLines {
         }
         let location = RowLocation::Line(self.line);
         match serde_json::from_str(text.trim_end()) {
-            Ok(Value::Object(fields)) => Ok(Some(ImportRow { location, fields })),
+            Ok(Value::Object(fields)) => Ok(Some(FileRow { location, fields })),
             Ok(other) => Err(row_error(
                 &self.path,
                 location,
@@ -166,7 +166,7 @@ enum ArrayState {
 }
 
 impl Iterator for JsonArray {
-    type Item = Result<ImportRow, Error>;
+    type Item = Result<FileRow, Error>;
 
     fn next(&mut self) -> Option<Self::Item> {
         let row = self.element().transpose();
@@ -178,7 +178,7 @@ impl Iterator for JsonArray {
 }
 
 impl JsonArray {
-    fn element(&mut self) -> Result<Option<ImportRow>, Error> {
+    fn element(&mut self) -> Result<Option<FileRow>, Error> {
         if let ArrayState::Before = self.state {
             self.skip_space();
             self.advance(1);
@@ -215,7 +215,7 @@ impl JsonArray {
         self.advance(length);
         self.state = ArrayState::Element;
         match value {
-            Value::Object(fields) => Ok(Some(ImportRow { location, fields })),
+            Value::Object(fields) => Ok(Some(FileRow { location, fields })),
             other => Err(row_error(
                 &self.path,
                 location,
@@ -268,7 +268,7 @@ mod tests {
         std::fs::write(&path, text).unwrap();
         let rows = array_or_lines(&path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
         rows.map(|rows| {
-            let value = |row: ImportRow| (row.location, Value::Object(row.fields));
+            let value = |row: FileRow| (row.location, Value::Object(row.fields));
             rows.into_iter().map(value).collect()
         })
         .map_err(|error| error.to_string().split_once("p.json").unwrap().1.to_owned())

@@ -7,12 +7,14 @@ use ::parquet::arrow::ProjectionMask;
 use ::parquet::arrow::arrow_reader::{
     ArrowReaderMetadata, ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder,
 };
-use arrow::array::{Array, AsArray, RecordBatch};
-use arrow::datatypes::{DataType, Float32Type, Float64Type, Schema};
-use arrow::util::display::array_value_to_string;
+use arrow_array::cast::AsArray;
+use arrow_array::types::{Float32Type, Float64Type};
+use arrow_array::{Array, RecordBatch};
+use arrow_cast::display::array_value_to_string;
+use arrow_schema::{DataType, Schema};
 use serde_json::{Map, Number, Value};
 
-use super::row::{ImportRow, RowIterator, missing_column};
+use super::row::{FileRow, RowIterator, missing_column};
 use super::settings::Columns;
 use crate::error::{Error, RowLocation};
 use crate::parquet::{BATCH_ROWS, decode, reader_options};
@@ -80,14 +82,14 @@ struct ParquetRows {
 }
 
 impl Iterator for ParquetRows {
-    type Item = Result<ImportRow, Error>;
+    type Item = Result<FileRow, Error>;
 
     fn next(&mut self) -> Option<Self::Item> {
         loop {
             if let Some(fields) = self.waiting.next() {
                 self.rows += 1;
                 let location = RowLocation::Row(self.rows);
-                return Some(Ok(ImportRow { location, fields }));
+                return Some(Ok(FileRow { location, fields }));
             }
             match decode(&self.path, || self.batches.next().transpose()) {
                 Ok(Some(batch)) => self.waiting = objects(&batch).into_iter(),

@@ -11,15 +11,15 @@ use crate::error::{Error, RowLocation};
 use crate::records::{Message, Prompt, Role};
 
 /// The rows of a file in order.
-pub(super) type RowIterator = Box<dyn Iterator<Item = Result<ImportRow, Error>>>;
+pub(super) type RowIterator = Box<dyn Iterator<Item = Result<FileRow, Error>>>;
 
 /// A row of a file as JSON.
-pub(super) struct ImportRow {
+pub(super) struct FileRow {
     pub(super) location: RowLocation,
     pub(super) fields: Map<String, Value>,
 }
 
-impl ImportRow {
+impl FileRow {
     /// Returns the prompt of the row, and its answer if it has one.
     pub(super) fn read(
         &self,
@@ -72,7 +72,7 @@ fn assistant_message(text: &str) -> Message {
 /// Access to the fields of a row, with its location for errors.
 struct FieldReader<'a> {
     path: &'a Path,
-    row: &'a ImportRow,
+    row: &'a FileRow,
 }
 
 impl<'a> FieldReader<'a> {

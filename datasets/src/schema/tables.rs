@@ -4,8 +4,8 @@ use std::iter::from_fn;
 use std::ops::Range;
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, RecordBatch};
-use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use arrow_array::{ArrayRef, RecordBatch};
+use arrow_schema::{DataType, Field, Schema, SchemaRef};
 
 use super::columns::{ColumnReader, list, lists, required, structs};
 use super::value::{ColumnValue, field_of, record, struct_lists};

@@ -3,8 +3,9 @@
 
 use std::ops::Range;
 
-use arrow::array::ArrayRef;
-use arrow::datatypes::{DataType, Field, Float32Type, Float64Type, UInt32Type};
+use arrow_array::ArrayRef;
+use arrow_array::types::{Float32Type, Float64Type, UInt32Type};
+use arrow_schema::{DataType, Field};
 
 use super::columns::{
     ColumnReader, NumberListReader, binaries, booleans, list, number_lists, numbers, optional,

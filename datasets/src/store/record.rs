@@ -21,7 +21,7 @@ pub trait StoredRecord: Serialize + DeserializeOwned {
     fn tokens(&self) -> usize;
 }
 
-/// Entry of a unit: a record, or the reason why there is none.
+/// The entry of a unit: a record, or the reason why there is none.
 pub type Entry<T> = Result<T, Failed>;
 
 pub(super) fn unit<T: StoredRecord>(entry: &Entry<T>) -> (&str, u32) {
