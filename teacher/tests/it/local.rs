@@ -240,7 +240,7 @@ fn answers_and_signals_repeat_bit_for_bit() {
     );
     let whole = score(&teacher, &texts, &scoring(8));
     assert_eq!(whole, score(&teacher, &texts, &scoring(8)));
-    // Neither the size of a chunk nor the company in the batch changes a distribution beyond rounding.
+    // A distribution does not depend on the size of a chunk or on the other texts of the batch, except for rounding.
     let small = Scoring {
         chunk_rows: 5,
         ..scoring(8)
@@ -305,7 +305,7 @@ fn draws_from_the_tail_are_those_of_seed_text_and_position() {
     assert_ne!(ids(&signals), ids(&drawn(2, &texts)));
     texts.iter_mut().for_each(|text| text.sample_index += 1);
     assert_ne!(ids(&signals), ids(&drawn(1, &texts)));
-    // They are beside the distributions, and change nothing of them.
+    // The draws do not change the distributions.
     let mut without = signals;
     for row in without.iter_mut().flat_map(|signal| &mut signal.rows) {
         row.draw_ids.clear();

@@ -100,7 +100,7 @@ pub(crate) fn text_of(token_ids: Vec<u32>, start: usize) -> ScoringText {
     }
 }
 
-/// Of each row, the log-probability of the token that came.
+/// Log-probability of the target token in each row.
 pub(crate) fn realised(signal: &Signal) -> impl Iterator<Item = f32> {
     signal
         .loss_positions()
