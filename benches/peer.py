@@ -1,9 +1,9 @@
-"""The PyTorch side of `potstill bench`: one request on stdin (JSON), one line of results on stdout.
+"""The PyTorch side of `potstill-bench`: one request on stdin (JSON), one line of results on stdout.
 
-Each part is written as a user of transformers would write it who cares for speed: inference mode,
-scaled-dot-product attention, `generate` with its cache, the AdamW that is fastest here. Token ids
-and targets come with the request, so both sides do the same work; what a part computed is sent
-back for that to be checked.
+Each part is written as a user of transformers who cares for speed would write it: inference mode,
+scaled-dot-product attention, `generate` with its cache, and the AdamW that is fastest here. Token ids
+and targets come with the request, so both sides do the same work. Each part returns some of the
+numbers that it computed, which are compared with Potstill's.
 
     python3 peer.py <request.json
 """
@@ -21,9 +21,9 @@ request = json.load(sys.stdin)
 # With `python -c` the working directory is searched first; a folder there may be called `datasets`.
 if sys.path[:1] == [""]:
     sys.path.pop(0)
-# Before torch is imported: its thread pools are made on first use.
+# These are set before torch is imported, which creates its thread pools on first use.
 os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(request["threads"])
-# Nothing is fetched, and nothing but the result goes to stdout.
+# Nothing is downloaded, and only the result goes to stdout.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 
@@ -32,12 +32,12 @@ import transformers
 
 transformers.utils.logging.disable_progress_bar()
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
-# The mass under which a tail counts as empty, as in Potstill.
+# A tail with less mass than this counts as empty, as in Potstill.
 TAIL_FLOOR = 2.0**-60
 
 
 def memory():
-    """Resident bytes now, and the most there ever were."""
+    """Resident bytes now, and their peak."""
     if request["device"] != "cpu":
         return torch.cuda.memory_allocated(), torch.cuda.max_memory_allocated()
     try:
@@ -50,8 +50,8 @@ def memory():
 def measured(work):
     """Seconds of each repetition after up to `warm_up` unmeasured ones, and what the first one gave.
 
-    There are up to `repetitions`; after `budget_s` no further one begins, but two are measured unless
-    one takes thrice as long."""
+    There are up to `repetitions`. After `budget_s` no further one begins, but two are measured unless
+    one takes three times as long."""
     first, seconds, began = None, [], time.perf_counter()
 
     def one():
@@ -91,10 +91,10 @@ def ids():
 def forward_kl(logits, support, log_p):
     """Mean over rows of Σ p (log p − log q), over the support and one bucket for all other tokens.
 
-    `logits` [n, v]; `support` and `log_p` [n, k]. The tail's mass is 1 − Σ on both sides, which is
-    one pass less over [n, v] than Potstill's log-sum-exp over the tail."""
+    `logits` [n, v]; `support` and `log_p` [n, k]. The tail's mass is 1 − Σ on both sides, which saves
+    a pass over [n, v] that Potstill's log-sum-exp over the tail needs."""
     logits = logits.float()
-    # A log-softmax over [n, v] would cost a pass more, and one more of its size in the gradient.
+    # A log-softmax over [n, v] would need another pass, and another one in the gradient.
     log_q = logits.gather(1, support) - logits.logsumexp(1, keepdim=True)
     tail = (1.0 - log_q.exp().sum(1, keepdim=True)).clamp_min(TAIL_FLOOR).log()
     p_tail = (1.0 - log_p.double().exp().sum(1, keepdim=True)).clamp_min(TAIL_FLOOR)
@@ -103,7 +103,7 @@ def forward_kl(logits, support, log_p):
 
 
 def forward_kl_by_tail(logits, support, log_p):
-    """The same by a log-sum-exp over the tail's logits, as Potstill has it."""
+    """The same KL by a log-sum-exp over the tail's logits, as Potstill computes it."""
     logits = logits.float()
     on_support = logits.gather(1, support)
     tail = logits.scatter(1, support, -math.inf).logsumexp(1, keepdim=True)
@@ -113,7 +113,7 @@ def forward_kl_by_tail(logits, support, log_p):
 
 
 class ForwardKl(torch.autograd.Function):
-    """The same with its gradient by hand, over the logits where nothing is compiled:
+    """The same KL with its gradient written by hand, in place of the logits where nothing is compiled:
     q − p on the support, q (1 − p_tail / q_tail) elsewhere."""
 
     @staticmethod
@@ -148,7 +148,7 @@ FORMULATIONS = {
 
 
 def adamw(model):
-    """AdamW as Potstill has it: no decay of norms and embeddings."""
+    """AdamW with Potstill's settings: norms and embeddings do not decay."""
     decayed, others = [], []
     for name, parameter in model.named_parameters():
         spared = "norm" in name or "embed_tokens" in name
@@ -177,7 +177,7 @@ def step():
     def one():
         optimizer.zero_grad(set_to_none=True)
         logits = model(input_ids=tokens, use_cache=False).logits
-        # The last position predicts a token that is not there.
+        # The last position has no next token to predict.
         loss = forward_kl(logits[0, :-1], support, log_p)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), request["clip"])
@@ -247,19 +247,19 @@ def capture():
     return {"seconds": seconds, "check": check}
 
 
-# Where the states, the head and the support begin in the numbers.
+# First indices of the states, the head and the support in the sequence of numbers.
 SEEDS = [1_000_000_007, 1_300_000_033, 1_700_000_009]
 PRIME = 2**31 - 1
 
 
 def hashed(first, count, seed):
-    """The cubes of where numbers stand, modulo a prime: Potstill computes the same."""
+    """Cubes of the numbers' indices, modulo a prime. Potstill computes the same."""
     x = (torch.arange(first, first + count, device=request["device"]) + seed) % PRIME
     return x * x % PRIME * x % PRIME
 
 
 def numbers(rows, columns, seed, scale):
-    """Numbers that lie alike between −`scale`/2 and `scale`/2."""
+    """Uniformly distributed numbers between −`scale`/2 and `scale`/2."""
     made = torch.empty(rows * columns, device=request["device"], dtype=DTYPES[request["dtype"]])
     step = 1 << 22
     for first in range(0, len(made), step):
@@ -282,7 +282,7 @@ def sync():
 
 
 def most_above(work, gradients):
-    """The most bytes of one call, less those of the inputs and of what `gradients` gives."""
+    """Most bytes of one call beyond those of the inputs and of the tensors that `gradients` returns."""
     gc.collect()
     if request["device"] == "cpu":
         ctypes.CDLL(None).malloc_trim(0)
@@ -319,13 +319,13 @@ def loss_op(hidden, head, support, log_p, formulation):
 
 
 def liger_op(hidden, head, teacher):
-    """A fused linear loss of Liger; the teacher is what each of them takes."""
+    """A fused linear loss of Liger, with the teacher that `liger_teacher` made for it."""
     from liger_kernel.transformers import fused_linear_cross_entropy, fused_linear_jsd, fused_linear_kl_div
 
-    if request["how"] == "liger-jsd":
+    if request["implementation"] == "liger-jsd":
         forward = fused_linear_jsd.LigerFusedLinearJSD()
         arguments = [hidden, head, *teacher, None]
-    elif request["how"] == "liger-kl":
+    elif request["implementation"] == "liger-kl":
         forward = fused_linear_kl_div.LigerFusedLinearKLDivLoss()
         arguments = [hidden, head, *teacher]
     else:
@@ -342,11 +342,11 @@ def liger_op(hidden, head, teacher):
 
 
 def liger_teacher(n, d, v):
-    """Random, and an input like states and head: its memory is not counted."""
+    """A random teacher. It is an input like states and head, so its memory is not counted."""
     like = {"device": request["device"], "dtype": DTYPES[request["dtype"]]}
-    if request["how"] == "liger-jsd":
+    if request["implementation"] == "liger-jsd":
         return [torch.randn(n, d, **like), torch.randn(v, d, **like) * 2.5 / math.sqrt(d)]
-    if request["how"] == "liger-kl":
+    if request["implementation"] == "liger-kl":
         return [torch.randn(n, v, **like).softmax(1)]
     return [torch.randint(v, [n], device=request["device"])]
 
@@ -365,12 +365,12 @@ def loss():
     def whole(formulation):
         return lambda hidden, head, *target: formulation(hidden @ head.T, *target)
 
-    if request["how"].startswith("liger"):
+    if request["implementation"].startswith("liger"):
         teacher = liger_teacher(n, d, v)
         op = liger_op(hidden, head, teacher)
         note = f"Liger {importlib.metadata.version('liger_kernel')}; another loss, of a dense teacher"
     else:
-        compiled = request["how"] == "compile"
+        compiled = request["implementation"] == "compile"
 
         def wrap(formulation):
             return torch.compile(whole(formulation), dynamic=False) if compiled else whole(formulation)
@@ -380,7 +380,7 @@ def loss():
 
     def products():
         with torch.no_grad():
-            if request["how"] == "liger-jsd":
+            if request["implementation"] == "liger-jsd":
                 teacher[0] @ teacher[1].T
             logits = hidden @ head.T
             logits @ head
@@ -400,7 +400,7 @@ def loss():
         if sum(seconds) > request["budget_s"] and len(seconds) >= 2:
             break
     result = {"seconds": seconds, "products": alone, "above_bytes": above, "check": check}
-    return {**result, "note": note, "parts": copies(v) if request["how"] == "eager" else []}
+    return {**result, "note": note, "parts": copies(v) if request["implementation"] == "eager" else []}
 
 
 def checked(value, hidden, head, support):

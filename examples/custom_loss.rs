@@ -14,7 +14,7 @@ use potstill::model::{Config, DType, Device, Llama, Tensor};
 use potstill::student::check::{LossCase, check_loss, trainer};
 use potstill::student::loss::{CustomDivergence, Divergence};
 use potstill::student::{Arm, Objective, Settings, evaluate, train};
-use potstill::{Context, Options, stages};
+use potstill::{Context, RunOptions, stages};
 
 /// The triangular discrimination Σ (p − q)² / (p + q), by row (Le Cam 1986): near q = p what forward KL
 /// is, and at most 2. `log_p_nk` and `log_q_nk` are [n, k+1]: a column for each token of the teacher's
@@ -85,10 +85,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
 /// Asks the quickstart's teacher 300 problems.
 fn signals(file: &Path, run_dir: &Path) -> Result<Vec<Signal>, Box<dyn std::error::Error>> {
-    let options = Options {
+    let options = RunOptions {
         run_dir: Some(run_dir.to_path_buf()),
         limit: Some(300),
-        ..Options::default()
+        ..RunOptions::default()
     };
     let context = Context::open(file, &options)?;
     stages::import::import(&context)?;

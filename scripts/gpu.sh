@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# All that waits for a GPU. First tests of the CubeCL kernels against their plain-loop and
-# tensor-operation twins; then, on CUDA, `potstill bench` beside PyTorch: the loss alone at the heads of
-# 8B models, beside Liger's, and random models of a 0.5B and a 1.5B shape, in f32 and bf16, with
-# tables in target/gpu/.
+# Checks that need a GPU. First the tests of the CubeCL kernels against their plain-loop and
+# tensor-operation twins; then, on CUDA, `potstill-bench` beside PyTorch: the loss alone at the heads of
+# 8B models, beside Liger's, and random models of a 0.5B and a 1.5B shape, in f32 and bf16. The tables
+# go to target/gpu/.
 #
 #   scripts/gpu.sh              CUDA (feature cuda): an NVIDIA driver, libnvrtc and the CUDA headers;
-#                               PYTHON names the Python with torch and transformers [python3],
-#                               and liger-kernel for the rows that have its name
+#                               PYTHON names the Python with torch and transformers [python3];
+#                               with liger-kernel, Liger's losses are measured too
 #   scripts/gpu.sh --vulkan     any GPU with a Vulkan driver (feature wgpu: WGSL); kernels alone
-#   scripts/gpu.sh --software   no GPU: Mesa's llvmpipe (package mesa-vulkan-drivers), and the bench
+#   scripts/gpu.sh --software   no GPU: Mesa's llvmpipe (package mesa-vulkan-drivers), and the benchmark
 #                               of the CPU build, if there is one, on the quickstart's teacher
 #
 # Further arguments go to the test binary, for example: scripts/gpu.sh --nocapture
@@ -17,9 +17,9 @@ cd "$(dirname "$0")/.."
 
 features=cuda,fusion
 bench=cuda
-# That of the CPU build, before the target directory becomes that of the features.
-cpu_build=${CARGO_TARGET_DIR:-target}/release/potstill
-if [ ! -x "$cpu_build" ]; then cpu_build=target/release/potstill; fi
+# The benchmark of the CPU build, looked up before the target directory becomes that of the features.
+cpu_build=${CARGO_TARGET_DIR:-target}/release/potstill-bench
+if [ ! -x "$cpu_build" ]; then cpu_build=target/release/potstill-bench; fi
 export BURN_DEVICE=cuda
 case "${1:-}" in
     --vulkan)
@@ -87,12 +87,12 @@ JSON
 
 case "$bench" in
     cuda)
-        cargo build --release --features "$features"
+        cargo build --release -p potstill-bench --features "$features"
         for vocabulary in 128256 151936; do
             model=$tables/head-4096-$vocabulary
             head_shape "$model" 4096 "$vocabulary"
             # With teachers of 64 tokens and of 128.
-            "$CARGO_TARGET_DIR/release/potstill" bench "$model" --device cuda --python "$python" \
+            "$CARGO_TARGET_DIR/release/potstill-bench" "$model" --device cuda --python "$python" \
                 --only loss,loss-128,loss-memory --tokens 8192 --type bf16 | tee "$tables/loss-$vocabulary.md"
         done
         for shape in "0.5B 896 24 14 2 4864" "1.5B 1536 28 12 2 8960"; do
@@ -100,16 +100,16 @@ case "$bench" in
             model=$tables/random-${sizes[0]}
             [ -e "$model/config.json" ] || random_model "$model" "${sizes[@]:1}"
             # Capture needs a tokenizer, which such a model does not have.
-            "$CARGO_TARGET_DIR/release/potstill" bench "$model" --device cuda --python "$python" \
+            "$CARGO_TARGET_DIR/release/potstill-bench" "$model" --device cuda --python "$python" \
                 --only step,prefill,decode-32,decode-1,profile | tee "$tables/bench-${sizes[0]}.md"
         done ;;
     cpu)
         if [ -x "$cpu_build" ]; then
-            "$cpu_build" bench examples/quickstart/teacher --quick --tokens 64 | tee "$tables/bench-cpu.md"
+            "$cpu_build" examples/quickstart/teacher --quick --tokens 64 | tee "$tables/bench-cpu.md"
             # Beside PyTorch if PYTHON names one.
-            "$cpu_build" bench examples/quickstart/teacher --quick --tokens 64 ${PYTHON:+--python "$PYTHON"} \
+            "$cpu_build" examples/quickstart/teacher --quick --tokens 64 ${PYTHON:+--python "$PYTHON"} \
                 --only loss,loss-memory,step-plain | tee "$tables/loss-cpu.md"
         else
-            echo "gpu.sh: no $cpu_build (cargo build --release), so the bench was not tried" >&2
+            echo "gpu.sh: no $cpu_build (cargo build --release -p potstill-bench), so the benchmark was not tried" >&2
         fi ;;
 esac

@@ -8,10 +8,10 @@ use clap_complete::Shell;
 
 use crate::events::Event;
 use crate::init::{self, Wanted};
-use crate::progress::{Manner, Talk};
+use crate::progress::{Console, OutputOptions};
 use crate::run_file::ConfigError;
-use crate::stages::{self, Context, Options, Outcome};
-use crate::{bench, render, schema};
+use crate::stages::{self, Context, RunOptions, StageOutcome};
+use crate::{render, schema};
 
 /// Distill a large language model into a small one, and know whether it helped
 #[derive(Debug, Parser)]
@@ -31,8 +31,6 @@ enum Command {
     Render(RenderFlags),
     /// Hold the run file's loss to its definition
     CheckLoss(CheckLossFlags),
-    /// Measure speed and memory beside PyTorch
-    Bench(BenchFlags),
     /// Print the JSON Schema of the run file
     Schema,
     /// Print a completion script for a shell
@@ -140,47 +138,6 @@ struct CheckLossFlags {
 }
 
 #[derive(Debug, Args)]
-struct BenchFlags {
-    /// The model: a folder in Hugging Face layout
-    model: PathBuf,
-    /// The Python of the PyTorch side [default: one that has torch and transformers]
-    #[arg(long, value_name = "PATH")]
-    python: Option<PathBuf>,
-    /// Measure these parts only
-    #[arg(
-        long,
-        value_name = "PARTS",
-        value_enum,
-        value_delimiter = ',',
-        hide_possible_values = true
-    )]
-    only: Vec<bench::Part>,
-    /// The type to compute step and prefill in [default: f32 and bf16]
-    #[arg(
-        long = "type",
-        value_name = "TYPE",
-        value_enum,
-        hide_possible_values = true
-    )]
-    float: Option<bench::Float>,
-    /// How long a text is, and how many positions the part `loss` has [default: 512, and 2048]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..))]
-    tokens: Option<u32>,
-    /// What computes, on both sides: cpu, and cuda in a build with that feature
-    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
-    device: String,
-    /// Measure once and briefly
-    #[arg(long)]
-    quick: bool,
-    /// Put JSON on stdout instead of a table
-    #[arg(long)]
-    json: bool,
-    /// What the processes are started with that measure
-    #[arg(long, hide = true)]
-    child: bool,
-}
-
-#[derive(Debug, Args)]
 struct InitFlags {
     /// The run file to write
     #[arg(default_value = "run.toml")]
@@ -219,14 +176,14 @@ impl Stage {
 }
 
 impl Flags {
-    fn options(&self) -> Options {
-        Options {
+    fn options(&self) -> RunOptions {
+        RunOptions {
             run_dir: self.run_dir.clone(),
             device: self.device.clone(),
             limit: self.limit.map(|n| n as usize),
             dry_run: self.dry_run,
             retry_failures: false,
-            manner: Manner {
+            output: OutputOptions {
                 verbose: self.verbose,
                 quiet: self.quiet,
                 json: self.json,
@@ -235,34 +192,19 @@ impl Flags {
     }
 }
 
-impl BenchFlags {
-    fn options(&self) -> bench::Options {
-        bench::Options {
-            model: self.model.clone(),
-            python: self.python.clone(),
-            only: self.only.clone(),
-            float: self.float,
-            tokens: self.tokens.map(|n| n as usize),
-            device: self.device.clone(),
-            quick: self.quick,
-            json: self.json,
-        }
-    }
-}
-
 /// Runs a command and gives the exit code: 0 done, 1 failed or incomplete, 2 usage or
 /// configuration.
 pub fn main(cli: &Cli) -> u8 {
-    let (manner, again) = match &cli.command {
-        Command::Stage(stage) => (stage.flags().options().manner, Some(again(stage.flags()))),
-        _ => (Manner::default(), None),
+    let (output, again) = match &cli.command {
+        Command::Stage(stage) => (stage.flags().options().output, Some(again(stage.flags()))),
+        _ => (OutputOptions::default(), None),
     };
-    let talk = Talk::new(manner);
-    let (outcome, exit_code) = match run(&cli.command, &talk) {
-        Ok(Outcome::Done) => ("done", 0),
-        Ok(Outcome::UpToDate) => ("up_to_date", 0),
-        Ok(Outcome::WouldRun) => ("would_run", 0),
-        Ok(Outcome::Stopped) => ("stopped", 1),
+    let console = Console::new(output);
+    let (outcome, exit_code) = match run(&cli.command, &console) {
+        Ok(StageOutcome::Done) => ("done", 0),
+        Ok(StageOutcome::UpToDate) => ("up_to_date", 0),
+        Ok(StageOutcome::WouldRun) => ("would_run", 0),
+        Ok(StageOutcome::Stopped) => ("stopped", 1),
         Err(error) => {
             let mut text = explain(&error);
             if let (true, Some(again)) = (full_disk(&error), &again) {
@@ -270,11 +212,11 @@ pub fn main(cli: &Cli) -> u8 {
                     "\nthe disk is full: free some space, and `{again}` goes on from what is there"
                 );
             }
-            talk.say(&Event::Error { text });
+            console.emit(&Event::Error { text });
             ("failed", if error.is::<ConfigError>() { 2 } else { 1 })
         }
     };
-    talk.say(&Event::Ended {
+    console.emit(&Event::Ended {
         outcome: outcome.to_owned(),
         exit_code,
         again: again.filter(|_| outcome == "stopped"),
@@ -304,56 +246,54 @@ fn full_disk(error: &anyhow::Error) -> bool {
     })
 }
 
-fn run(command: &Command, talk: &Talk) -> anyhow::Result<Outcome> {
+fn run(command: &Command, console: &Console) -> anyhow::Result<StageOutcome> {
     match command {
-        Command::Stage(stage) => return run_stage(stage, talk),
+        Command::Stage(stage) => return run_stage_command(stage, console),
         Command::Init(flags) => {
             let wanted = Wanted {
                 data: flags.data.clone(),
                 teacher: flags.teacher.clone(),
                 name: flags.name.clone(),
             };
-            init::init(&flags.file, wanted, flags.force, talk)?;
+            init::init(&flags.file, wanted, flags.force, console)?;
         }
         Command::Render(flags) => {
             render::render(
                 &flags.file,
                 flags.run_dir.clone(),
                 flags.rows as usize,
-                talk,
+                console,
             )?;
         }
         Command::CheckLoss(flags) => {
-            let options = Options {
+            let options = RunOptions {
                 run_dir: flags.run_dir.clone(),
                 device: flags.device.clone(),
-                ..Options::default()
+                ..RunOptions::default()
             };
-            stages::check_loss::check_loss(&flags.file, &options, talk)?;
+            stages::check_loss::check_loss(&flags.file, &options, console)?;
         }
-        Command::Bench(flags) if flags.child => bench::child(talk)?,
-        Command::Bench(flags) => bench::bench(&flags.options(), talk)?,
-        Command::Schema => talk.data(schema::run_file_text().trim_end()),
+        Command::Schema => console.output(schema::run_file_text().trim_end()),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(*shell, &mut Cli::command(), "potstill", &mut script);
-            talk.data(String::from_utf8_lossy(&script).trim_end());
+            console.output(String::from_utf8_lossy(&script).trim_end());
         }
     }
-    Ok(Outcome::Done)
+    Ok(StageOutcome::Done)
 }
 
-fn run_stage(stage: &Stage, talk: &Talk) -> anyhow::Result<Outcome> {
+fn run_stage_command(stage: &Stage, console: &Console) -> anyhow::Result<StageOutcome> {
     let flags = stage.flags();
     let mut options = flags.options();
     if let Stage::Run(ask) | Stage::Collect(ask) | Stage::Score(ask) = stage {
         options.retry_failures = ask.retry_failures;
     }
     if let Stage::Check(_) = stage {
-        return stages::check::check(&flags.file, &options, talk);
+        return stages::check::check(&flags.file, &options, console);
     }
     let context = Context::open(&flags.file, &options)?;
-    crate::interrupt::watch(talk)?;
+    crate::interrupt::watch(console)?;
     match stage {
         Stage::Run(_) | Stage::Check(_) => stages::run(&context),
         Stage::Probe(_) => stages::probe::probe(&context),

@@ -1,5 +1,5 @@
-//! What happens in a run: for people a line on stderr, with `--json` a line of JSON on
-//! stdout. `docs/events.md` is made from the comments here.
+//! Events of a run. Each is a line of text on stderr and, with `--json`, a line of JSON on stdout.
+//! `docs/events.md` is generated from the comments in this file.
 
 use std::path::Path;
 use std::time::SystemTime;
@@ -8,133 +8,126 @@ use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::progress::duration;
 use crate::run_dir::Counts;
-use crate::stages::said;
 
-/// Something that happens in a run.
+/// An event of a run.
 #[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum Event {
-    /// A stage begins to work.
+    /// A stage starts to work.
     Started {
         /// The stage, such as `collect` or `train student`.
         stage: String,
     },
-    /// How far a stage is; at most once a second.
+    /// Progress of a stage; at most one event a second.
     Progress {
         /// The stage.
         stage: String,
-        /// Parts that are done, those of earlier processes included.
+        /// Number of parts that are done, including those of earlier processes.
         done: u64,
-        /// Parts in all.
+        /// Number of all parts.
         total: u64,
-        /// What a part is, such as `answers` or `steps`.
+        /// Unit of the parts, such as `answers` or `steps`.
         unit: String,
-        /// Tokens since this process began the work; 0 where they are not counted.
+        /// Number of tokens since this process started the work; 0 where tokens are not counted.
         tokens: u64,
-        /// Seconds since this process began the work.
+        /// Seconds since this process started the work.
         seconds: f64,
-        /// What else there is to say, such as the loss.
+        /// Further information, such as the loss.
         #[serde(skip_serializing_if = "Option::is_none")]
         note: Option<String>,
     },
-    /// A stage did its work, and published it.
+    /// A stage finished its work and published its output.
     Finished {
         /// The stage.
         stage: String,
-        /// What it made, such as `answers`.
+        /// Counts of the output, such as `answers`.
         counts: Counts,
-        /// How long it took in this process.
+        /// Seconds that the stage took in this process.
         seconds: f64,
     },
-    /// A stage had nothing to do.
+    /// A stage had nothing to do: its output is up to date.
     UpToDate {
         /// The stage.
         stage: String,
-        /// What it had made.
+        /// Counts of the output.
         counts: Counts,
     },
-    /// A stage would work, were this not a dry run.
+    /// A stage would run if this were not a dry run.
     WouldRun {
         /// The stage.
         stage: String,
     },
-    /// A stage was asked to stop, and did; what it had done is kept.
+    /// A stage stopped on request. Its finished work is kept.
     Stopped {
         /// The stage.
         stage: String,
     },
-    /// Earlier output of a stage was moved, not deleted.
+    /// Earlier output of a stage was renamed, not deleted.
     Kept {
         /// The stage.
         stage: String,
-        /// Where the earlier output is now.
+        /// New path of the earlier output.
         path: String,
     },
-    /// A sentence of the report's verdict.
+    /// A sentence of the report's conclusion.
     Verdict {
         /// The sentence.
         text: String,
     },
-    /// What the command would put on stdout without `--json`, such as the plan of `check`.
+    /// Text that the command prints on stdout without `--json`, such as the plan of `check`.
     Output {
         /// The text, of one or more lines.
         text: String,
     },
-    /// Something worth knowing.
+    /// A remark.
     Note {
         /// A sentence for people.
         text: String,
     },
-    /// Something that may not be what was wanted.
+    /// A warning: the run goes on, but its result may not be the intended one.
     Warning {
         /// A sentence for people.
         text: String,
     },
-    /// Why the command fails.
+    /// The error with which the command fails.
     Error {
-        /// A message for people: what, where, and the way out.
+        /// A message for people: what is wrong, where, and on further lines a `hint: ` with the remedy.
         text: String,
     },
-    /// The command is over. Always the last line.
+    /// The command ended. This is always the last event.
     Ended {
         /// `done`, `up_to_date`, `would_run`, `stopped` or `failed`.
         outcome: String,
-        /// 0 done, 1 failed or incomplete, 2 usage or configuration.
+        /// Exit code: 0 done, 1 failed or incomplete, 2 usage or configuration.
         exit_code: u8,
-        /// After a stop: the command that goes on.
+        /// The command that resumes, after a stop.
         #[serde(skip_serializing_if = "Option::is_none")]
         again: Option<String>,
     },
 }
 
 impl Event {
-    /// A stage begins to work.
     pub(crate) fn started(stage: &str) -> Event {
         let stage = stage.to_owned();
         Event::Started { stage }
     }
 
-    /// A stage had nothing to do.
     pub(crate) fn up_to_date(stage: &str, counts: Counts) -> Event {
         let stage = stage.to_owned();
         Event::UpToDate { stage, counts }
     }
 
-    /// A stage would work.
     pub(crate) fn would_run(stage: &str) -> Event {
         let stage = stage.to_owned();
         Event::WouldRun { stage }
     }
 
-    /// A stage was asked to stop, and did.
     pub(crate) fn stopped(stage: &str) -> Event {
         let stage = stage.to_owned();
         Event::Stopped { stage }
     }
 
-    /// A stage did its work.
     pub(crate) fn finished(stage: &str, counts: Counts, seconds: f64) -> Event {
         Event::Finished {
             stage: stage.to_owned(),
@@ -143,7 +136,6 @@ impl Event {
         }
     }
 
-    /// Earlier output of a stage was moved to `path`.
     pub(crate) fn kept(stage: &str, path: &Path) -> Event {
         Event::Kept {
             stage: stage.to_owned(),
@@ -151,25 +143,28 @@ impl Event {
         }
     }
 
-    /// The line for people, where there is one.
-    pub(crate) fn line(&self) -> Option<String> {
+    /// The text for people; `None` for an event that is only for programs.
+    pub(crate) fn text(&self) -> Option<String> {
         Some(match self {
             Event::Finished {
                 stage,
                 counts,
                 seconds,
-            } => format!("{stage}: {}, in {}", said(counts), duration(*seconds)),
-            Event::UpToDate { stage, counts } => format!("{stage}: up to date ({})", said(counts)),
-            Event::WouldRun { stage } => format!("{stage}: would run"),
-            Event::Kept { stage, path } => {
-                format!("{stage}: what was there before is kept as {path}")
+            } => {
+                let (counts, time) = (describe_counts(counts), duration(*seconds));
+                format!("{stage}: {counts}, in {time}")
             }
+            Event::UpToDate { stage, counts } => {
+                format!("{stage}: up to date ({})", describe_counts(counts))
+            }
+            Event::WouldRun { stage } => format!("{stage}: would run"),
+            Event::Kept { stage, path } => format!("{stage}: the earlier output is kept as {path}"),
             Event::Verdict { text } | Event::Output { text } | Event::Note { text } => text.clone(),
             Event::Warning { text } => format!("warning: {text}"),
             Event::Error { text } => format!("error: {text}"),
             Event::Ended {
                 again: Some(again), ..
-            } => format!("stopped; what is done is kept, and `{again}` goes on"),
+            } => format!("stopped; finished work is kept\nhint: `{again}` resumes"),
             Event::Started { .. }
             | Event::Progress { .. }
             | Event::Stopped { .. }
@@ -177,11 +172,11 @@ impl Event {
         })
     }
 
-    /// The line of JSON.
+    /// The line of JSON, with the current time.
     pub(crate) fn json(&self) -> String {
         let mut fields = serde_json::to_value(self).unwrap_or_else(|e| {
-            // Only numbers that JSON cannot hold come to this.
-            json!({ "event": "error", "text": format!("an event cannot be written: {e}") })
+            // This happens only for numbers that JSON cannot represent.
+            json!({ "event": "error", "text": format!("cannot write an event as JSON: {e}") })
         });
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
         let seconds = now.map(|now| now.as_secs_f64()).unwrap_or_default();
@@ -189,13 +184,52 @@ impl Event {
         fields.to_string()
     }
 
-    /// Whether `--quiet` lets it through.
+    /// Whether the event is shown in spite of `--quiet`.
     pub(crate) fn is_error(&self) -> bool {
         matches!(self, Event::Error { .. })
     }
 
-    /// Whether it is what stdout is for.
+    /// Whether the text belongs on stdout.
     pub(crate) fn is_data(&self) -> bool {
         matches!(self, Event::Verdict { .. } | Event::Output { .. })
+    }
+}
+
+/// Describes counts in words, without those that are 0.
+fn describe_counts(counts: &Counts) -> String {
+    let counts = counts.iter().filter(|(_, n)| **n > 0);
+    let counts: Vec<String> = counts.map(|(name, n)| format!("{n} {name}")).collect();
+    counts.join(", ")
+}
+
+/// Describes a duration in the units that a person would choose.
+pub(crate) fn duration(seconds: f64) -> String {
+    let whole = seconds.round() as u64;
+    match whole {
+        0..60 if seconds < 9.95 => format!("{seconds:.1} s"),
+        0..60 => format!("{whole} s"),
+        60..3600 => format!("{} min {} s", whole / 60, whole % 60),
+        _ => format!("{} h {} min", whole / 3600, whole / 60 % 60),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::duration;
+
+    #[test]
+    fn durations_have_readable_units() {
+        let durations = [0.04, 9.94, 9.96, 59.6, 61.0, 7322.0].map(duration);
+        assert_eq!(
+            durations,
+            [
+                "0.0 s",
+                "9.9 s",
+                "10 s",
+                "1 min 0 s",
+                "1 min 1 s",
+                "2 h 2 min"
+            ]
+        );
     }
 }

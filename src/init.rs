@@ -14,7 +14,7 @@ use potstill_datasets::range::FilePath;
 use potstill_datasets::{ChatTemplate, Tokenizer};
 use potstill_model::Config;
 
-use crate::progress::{Talk, ask, can_ask};
+use crate::progress::{Console, ask, can_ask};
 use crate::run_file::ConfigError;
 use crate::run_file::ranges::{RunName, expand_path};
 use columns::Detected;
@@ -56,7 +56,7 @@ struct TeacherFacts {
 /// # Errors
 /// When the file is there and `force` is not given; when something is not known and nobody can be
 /// asked; when the data or the teacher cannot be used.
-pub fn init(file: &Path, wanted: Wanted, force: bool, talk: &Talk) -> anyhow::Result<()> {
+pub fn init(file: &Path, wanted: Wanted, force: bool, console: &Console) -> anyhow::Result<()> {
     if file.exists() && !force {
         return Err(refusal(format!(
             "{} is there already: name another file, or write over it with `--force`",
@@ -64,7 +64,7 @@ pub fn init(file: &Path, wanted: Wanted, force: bool, talk: &Talk) -> anyhow::Re
         )));
     }
     let answers = match can_ask() {
-        true => answers(file, wanted, &mut ask, talk)?,
+        true => answers(file, wanted, &mut ask, console)?,
         false => {
             let missing: Vec<&str> = [
                 ("--data PATH", &wanted.data),
@@ -84,13 +84,13 @@ pub fn init(file: &Path, wanted: Wanted, force: bool, talk: &Talk) -> anyhow::Re
                 file,
                 wanted,
                 &mut |_, default| Ok(default.unwrap_or_default().to_owned()),
-                talk,
+                console,
             )?
         }
     };
     let text = write::run_file(&answers);
     std::fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))?;
-    talk.line(&format!(
+    console.note(&format!(
         "{file}: the data looks like {}\nnext: `potstill check {file}`, `potstill render {file}` (which tokens carry loss), `potstill run {file}`",
         answers.detected.name,
         file = file.display()
@@ -104,14 +104,19 @@ fn refusal(message: String) -> anyhow::Error {
 
 /// Everything that is needed, asked for where it was not given. A given value that cannot be used is
 /// an error; an answered one is asked for again.
-fn answers(file: &Path, wanted: Wanted, ask: Ask<'_>, talk: &Talk) -> anyhow::Result<Answers> {
+fn answers(
+    file: &Path,
+    wanted: Wanted,
+    ask: Ask<'_>,
+    console: &Console,
+) -> anyhow::Result<Answers> {
     let folder = file.parent().unwrap_or(Path::new(""));
     let (data, detected) = known(
         wanted.data,
         "the data (prompts, with or without answers)",
         None,
         ask,
-        talk,
+        console,
         |path| {
             let found = existing(path)?;
             let detected = columns::detect(&found)?;
@@ -123,7 +128,7 @@ fn answers(file: &Path, wanted: Wanted, ask: Ask<'_>, talk: &Talk) -> anyhow::Re
         "the teacher (a folder in Hugging Face layout)",
         None,
         ask,
-        talk,
+        console,
         |path| {
             let facts = teacher_facts(&existing(path)?)?;
             Ok((beside(folder, path)?, facts))
@@ -136,7 +141,7 @@ fn answers(file: &Path, wanted: Wanted, ask: Ask<'_>, talk: &Talk) -> anyhow::Re
         "a name for the run",
         Some(&proposed),
         ask,
-        talk,
+        console,
         |name| {
             RunName::try_from(name.to_owned()).map_err(refusal)?;
             Ok(name.to_owned())
@@ -156,7 +161,7 @@ fn known<T>(
     question: &str,
     default: Option<&str>,
     ask: Ask<'_>,
-    talk: &Talk,
+    console: &Console,
     read: impl Fn(&str) -> anyhow::Result<T>,
 ) -> anyhow::Result<T> {
     if let Some(given) = given {
@@ -167,7 +172,7 @@ fn known<T>(
         match read(&answer) {
             Ok(value) => return Ok(value),
             Err(error) if default == Some(&answer) => return Err(error),
-            Err(error) => talk.line(&format!("{error:#}")),
+            Err(error) => console.note(&format!("{error:#}")),
         }
     }
 }

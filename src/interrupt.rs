@@ -1,35 +1,35 @@
-//! Ctrl-C: the first asks for a stop at the next safe place, the second stops at once.
+//! Ctrl-C: the first one requests a stop at the next safe point, the second one exits at once.
 
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::Context as _;
 
-use crate::progress::Talk;
+use crate::progress::Console;
 
 static PRESSED: AtomicUsize = AtomicUsize::new(0);
 
-/// Watches for Ctrl-C, and for the signals that ask a process to end. Once a process.
+/// Handles Ctrl-C, and the signals that ask a process to terminate. May be called once a process.
 ///
 /// # Errors
-/// When the system does not let signals be caught.
-pub fn watch(talk: &Talk) -> anyhow::Result<()> {
-    let talk = talk.clone();
+/// When the system does not allow a handler.
+pub fn watch(console: &Console) -> anyhow::Result<()> {
+    let console = console.clone();
     ctrlc::set_handler(move || match PRESSED.fetch_add(1, Ordering::SeqCst) {
-        0 => talk.line("stopping after the batch in hand; once more stops at once"),
+        0 => console.note("stopping after the current batch; Ctrl-C again exits at once"),
         _ => std::process::exit(1),
     })
-    .context("cannot watch for Ctrl-C")
+    .context("cannot install a handler for Ctrl-C")
 }
 
-/// Whether a stop was asked for.
-pub fn asked() -> bool {
+/// Whether a stop was requested.
+pub fn is_requested() -> bool {
     PRESSED.load(Ordering::SeqCst) > 0
 }
 
-/// [`asked`] as what a callback returns.
-pub fn flow() -> ControlFlow<()> {
-    match asked() {
+/// [`is_requested`] as the return value of a callback.
+pub fn control_flow() -> ControlFlow<()> {
+    match is_requested() {
         true => ControlFlow::Break(()),
         false => ControlFlow::Continue(()),
     }

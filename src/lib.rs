@@ -8,14 +8,13 @@
 //! takes a [`Context`], reads published stages, and publishes its own:
 //!
 //! ```no_run
-//! use potstill::{Context, Options, stages};
+//! use potstill::{Context, RunOptions, stages};
 //!
-//! let context = Context::open("run.toml".as_ref(), &Options::default())?;
+//! let context = Context::open("run.toml".as_ref(), &RunOptions::default())?;
 //! stages::import::import(&context)?;
 //! # Ok::<(), anyhow::Error>(())
 //! ```
 
-pub mod bench;
 pub mod cli;
 pub mod events;
 pub mod init;
@@ -34,4 +33,4 @@ pub use potstill_model as model;
 pub use potstill_student as student;
 pub use potstill_teacher as teacher;
 
-pub use stages::{Context, Options, Outcome};
+pub use stages::{Context, RunOptions, StageOutcome};

@@ -1,7 +1,7 @@
-//! What is said while a run goes on: bars on a terminal, plain lines elsewhere, events
-//! with `--json`. Talk goes to stderr; stdout carries what was asked for.
+//! Output of the program: progress bars on a terminal, plain lines elsewhere, events with `--json`.
+//! Progress and remarks go to stderr, data goes to stdout.
 
-// This is the one place that prints.
+// This is the one file that prints.
 #![allow(clippy::print_stderr)]
 
 use std::io::{IsTerminal, Write};
@@ -10,85 +10,85 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
-use crate::events::Event;
+use crate::events::{Event, duration};
 
-/// Between two plain lines about the same work.
+/// Shortest time between two plain lines about the same stage.
 const LINE_EVERY: Duration = Duration::from_secs(10);
-/// Between two events about the same work.
+/// Shortest time between two progress events of the same stage.
 const EVENT_EVERY: Duration = Duration::from_secs(1);
 
-/// How much is said, and in which form.
+/// Amount and form of the output.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Manner {
-    /// Say more.
+pub struct OutputOptions {
+    /// Print details too.
     pub verbose: bool,
-    /// Say errors only.
+    /// Print errors only.
     pub quiet: bool,
-    /// Put events on stdout.
+    /// Print events on stdout.
     pub json: bool,
 }
 
-/// Where a run's talk goes.
+/// Prints the events of a run.
 #[derive(Clone)]
-pub struct Talk {
-    manner: Manner,
-    /// On a terminal only.
+pub struct Console {
+    options: OutputOptions,
+    /// Progress bars; `None` if stderr is not a terminal.
     bars: Option<MultiProgress>,
 }
 
-impl Talk {
-    /// Bars if stderr is a terminal.
-    pub fn new(manner: Manner) -> Talk {
-        let terminal = std::io::stderr().is_terminal() && !manner.quiet;
-        Talk {
-            manner,
+impl Console {
+    /// A console with progress bars if stderr is a terminal.
+    pub fn new(options: OutputOptions) -> Console {
+        let terminal = std::io::stderr().is_terminal() && !options.quiet;
+        Console {
+            options,
             bars: terminal.then(MultiProgress::new),
         }
     }
 
-    /// Says that something happened: to people, and with `--json` as an event.
-    pub fn say(&self, event: &Event) {
-        if self.manner.json {
-            self.stdout(&event.json());
+    /// Prints an event: as text for people, and with `--json` as a line of JSON.
+    pub fn emit(&self, event: &Event) {
+        if self.options.json {
+            self.print(&event.json());
         }
-        match event.line() {
-            Some(_) if event.is_data() && self.manner.json => {}
-            Some(line) if event.is_data() => self.stdout(&line),
-            Some(line) if event.is_error() || !self.manner.quiet => match &self.bars {
-                Some(bars) => bars.suspend(|| eprintln!("{line}")),
-                None => eprintln!("{line}"),
+        match event.text() {
+            Some(_) if event.is_data() && self.options.json => {}
+            Some(text) if event.is_data() => self.print(&text),
+            Some(text) if event.is_error() || !self.options.quiet => match &self.bars {
+                Some(bars) => bars.suspend(|| eprintln!("{text}")),
+                None => eprintln!("{text}"),
             },
             _ => {}
         }
     }
 
-    /// Says a line.
-    pub fn line(&self, text: &str) {
+    /// Prints a remark.
+    pub fn note(&self, text: &str) {
         let text = text.to_owned();
-        self.say(&Event::Note { text });
+        self.emit(&Event::Note { text });
     }
 
-    /// Says a line that only `-v` asks for.
+    /// Prints a remark if `--verbose` was given.
     pub fn detail(&self, text: &str) {
-        if self.manner.verbose {
-            self.line(text);
+        if self.options.verbose {
+            self.note(text);
         }
     }
 
-    /// Puts data on stdout.
-    pub fn data(&self, text: &str) {
+    /// Prints data on stdout.
+    pub fn output(&self, text: &str) {
         let text = text.to_owned();
-        self.say(&Event::Output { text });
+        self.emit(&Event::Output { text });
     }
 
-    fn stdout(&self, text: &str) {
+    fn print(&self, text: &str) {
         let write = || writeln!(std::io::stdout(), "{text}");
         let written = match &self.bars {
             Some(bars) => bars.suspend(write),
             None => write(),
         };
         match written {
-            // A reader that has seen enough is no reason to stop.
+            // A reader that closed the pipe, such as `head`, does not stop the run.
             Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => {
                 eprintln!("error: cannot write to stdout: {e}");
                 std::process::exit(1);
@@ -97,8 +97,15 @@ impl Talk {
         }
     }
 
-    /// Begins to show work of `total` parts, `done` of which were done before.
-    pub fn work(&self, stage: &str, unit: &'static str, done: u64, total: u64) -> Work {
+    /// Starts to show the progress of a stage that has `total` parts, of which earlier processes did
+    /// `done`.
+    pub fn progress(
+        &self,
+        stage: &str,
+        unit: &'static str,
+        done: u64,
+        total: u64,
+    ) -> StageProgress {
         let bar = self.bars.as_ref().map(|bars| {
             let bar = bars.add(ProgressBar::new(total).with_position(done));
             let style = ProgressStyle::with_template(
@@ -110,45 +117,39 @@ impl Talk {
             bar
         });
         let now = Instant::now();
-        Work {
-            talk: self.clone(),
+        StageProgress {
+            console: self.clone(),
             bar,
             stage: stage.to_owned(),
             unit,
-            began: now,
-            said: now,
-            told: None,
-            before: done,
-            done,
+            started: now,
+            last_line: now,
+            last_event: None,
+            done_before: done,
             total,
-            tokens: 0,
         }
     }
 }
 
-/// Work that is shown while it goes on. Dropping it takes its bar away.
-pub struct Work {
-    talk: Talk,
+/// Progress of a stage. Its bar is removed when this is dropped.
+pub struct StageProgress {
+    console: Console,
     bar: Option<ProgressBar>,
     stage: String,
     unit: &'static str,
-    began: Instant,
-    said: Instant,
-    /// When the last event was.
-    told: Option<Instant>,
-    /// Parts that were done before this process began.
-    before: u64,
-    done: u64,
+    started: Instant,
+    last_line: Instant,
+    last_event: Option<Instant>,
+    /// Number of parts that earlier processes did.
+    done_before: u64,
     total: u64,
-    tokens: u64,
 }
 
-impl Work {
-    /// Shows how far it is: parts done, and tokens so far in this process.
-    pub fn show(&mut self, done: u64, tokens: u64, note: &str) {
-        (self.done, self.tokens) = (done, tokens);
-        let seconds = self.began.elapsed().as_secs_f64().max(1e-3);
-        self.tell(seconds, note);
+impl StageProgress {
+    /// Shows the number of parts that are done, and of tokens that this process has seen.
+    pub fn update(&mut self, done: u64, tokens: u64, note: &str) {
+        let seconds = self.started.elapsed().as_secs_f64().max(1e-3);
+        self.emit_event(done, tokens, seconds, note);
         let mut facts = self.unit.to_owned();
         if tokens > 0 {
             facts += &format!(", {:.0} tokens/s", tokens as f64 / seconds);
@@ -161,35 +162,41 @@ impl Work {
                 bar.set_position(done);
                 bar.set_message(facts);
             }
-            None if self.said.elapsed() >= LINE_EVERY && !self.talk.manner.quiet => {
-                self.said = Instant::now();
-                let left = left(seconds, done - self.before, self.total.saturating_sub(done));
+            None if self.last_line.elapsed() >= LINE_EVERY && !self.console.options.quiet => {
+                self.last_line = Instant::now();
+                let (done_here, rest) = (done - self.done_before, self.total.saturating_sub(done));
+                let left = match done_here {
+                    0 => String::new(),
+                    _ => format!(
+                        ", {} left",
+                        duration(seconds / done_here as f64 * rest as f64)
+                    ),
+                };
                 eprintln!("{}: {done}/{} {facts}{left}", self.stage, self.total);
             }
             None => {}
         }
     }
 
-    /// With `--json`: the first, and then one a second.
-    fn tell(&mut self, seconds: f64, note: &str) {
-        let soon = self.told.is_some_and(|told| told.elapsed() < EVENT_EVERY);
-        if !self.talk.manner.json || soon {
+    fn emit_event(&mut self, done: u64, tokens: u64, seconds: f64, note: &str) {
+        let is_recent = |last: Instant| last.elapsed() < EVENT_EVERY;
+        if !self.console.options.json || self.last_event.is_some_and(is_recent) {
             return;
         }
-        self.told = Some(Instant::now());
-        self.talk.say(&Event::Progress {
+        self.last_event = Some(Instant::now());
+        self.console.emit(&Event::Progress {
             stage: self.stage.clone(),
-            done: self.done,
+            done,
             total: self.total,
             unit: self.unit.to_owned(),
-            tokens: self.tokens,
+            tokens,
             seconds: (seconds * 1e3).round() / 1e3,
             note: (!note.is_empty()).then(|| note.to_owned()),
         });
     }
 }
 
-impl Drop for Work {
+impl Drop for StageProgress {
     fn drop(&mut self) {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
@@ -197,14 +204,7 @@ impl Drop for Work {
     }
 }
 
-fn left(seconds: f64, done: u64, rest: u64) -> String {
-    if done == 0 {
-        return String::new();
-    }
-    format!(", {} left", duration(seconds / done as f64 * rest as f64))
-}
-
-/// Whether somebody sits before the terminal who can be asked.
+/// Whether questions can be asked: stdin and stderr are terminals.
 pub fn can_ask() -> bool {
     std::io::stdin().is_terminal() && std::io::stderr().is_terminal()
 }
@@ -234,38 +234,4 @@ pub fn ask(question: &str, default: Option<&str>) -> anyhow::Result<String> {
         true => default.unwrap_or_default().to_owned(),
         false => answer.to_owned(),
     })
-}
-
-/// Seconds as a person says them.
-pub fn duration(seconds: f64) -> String {
-    let whole = seconds.round() as u64;
-    match whole {
-        0..60 if seconds < 9.95 => format!("{seconds:.1} s"),
-        0..60 => format!("{whole} s"),
-        60..3600 => format!("{} min {} s", whole / 60, whole % 60),
-        _ => format!("{} h {} min", whole / 3600, whole / 60 % 60),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::duration;
-
-    #[test]
-    fn durations_read_well() {
-        let said: Vec<String> = [0.04, 9.94, 9.96, 59.6, 61.0, 7322.0]
-            .map(duration)
-            .to_vec();
-        assert_eq!(
-            said,
-            [
-                "0.0 s",
-                "9.9 s",
-                "10 s",
-                "1 min 0 s",
-                "1 min 1 s",
-                "2 h 2 min"
-            ]
-        );
-    }
 }

@@ -13,10 +13,10 @@ use potstill_datasets::{
     Message, Prompt, Reasoning, Role, Tokenizer, check_mask, check_sampled, read_shard, shards,
 };
 
-use crate::progress::{Talk, colours};
+use crate::progress::{Console, colours};
 use crate::run_dir::check_owner;
 use crate::run_file::Loaded;
-use crate::stages::{Options, checkpoint, import, run_dir_path};
+use crate::stages::{RunOptions, checkpoint, import, run_dir_path};
 
 const MADE_UP: &str = "This is an answer.";
 const MADE_UP_REASONING: &str = "This is how it was found.";
@@ -49,12 +49,12 @@ pub fn render(
     file: &Path,
     run_dir: Option<PathBuf>,
     rows: usize,
-    talk: &Talk,
+    console: &Console,
 ) -> anyhow::Result<()> {
     let run = Loaded::read(file)?;
-    let options = Options {
+    let options = RunOptions {
         run_dir,
-        ..Options::default()
+        ..RunOptions::default()
     };
     let dir = run_dir_path(&run, &options);
     check_owner(&dir, &run)?;
@@ -82,7 +82,7 @@ pub fn render(
         given.entry(answer.prompt_id.clone()).or_insert(answer);
     }
     let colours = colours();
-    talk.line(match colours {
+    console.note(match colours {
         true => "green carries loss, the rest does not; the EOS is reversed",
         false => "⟦…⟧ carries loss, the rest does not; ⏹ is the EOS",
     });
@@ -98,7 +98,7 @@ pub fn render(
         let mut say = |fault: String| wrong.push(format!("{}: {fault}", prompt.source));
         match masked(&scene, prompt, &answer) {
             Ok(row) => {
-                talk.data(&shown(&scene, prompt, &answer, &row, colours));
+                console.output(&shown(&scene, prompt, &answer, &row, colours));
                 row.findings.iter().for_each(|f| say(f.to_string()));
             }
             Err(error) => say(error.to_string()),
@@ -111,7 +111,7 @@ pub fn render(
             wrong.join("\n")
         );
     }
-    talk.line("fine: answers carry loss and prompts do not");
+    console.note("fine: answers carry loss and prompts do not");
     Ok(())
 }
 

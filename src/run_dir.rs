@@ -1,13 +1,12 @@
 //! The run directory, and how a stage publishes into it.
 //!
-//! A stage's output is identified by its key: a hash of the settings that matter and of
-//! its inputs' manifests. Published output with the same key is up to date. Otherwise
-//! the stage writes into a draft below `.work/`, and [`RunDir::publish`] moves that into
-//! place: first `plan.json` is written beside the complete draft, which is the point of
-//! no return; then each output is renamed, the one that was there before being kept as
-//! `NAME.old-N`; the manifest, `NAME_manifest.json`, comes last. A crash on the way is
-//! finished by the next [`RunDir::open`], so what readers see is either a whole published
-//! stage or none.
+//! The key of a stage's output is a hash of the stage's settings and of its inputs' manifests. Published
+//! output with the same key is up to date. Otherwise the stage writes a draft below `.work/`, and
+//! [`RunDir::publish`] moves the draft into place: first it writes `plan.json` beside the complete draft,
+//! which is the point of no return; then it renames each output, after renaming an earlier one to
+//! `NAME.old-N`; the manifest, `NAME_manifest.json`, comes
+//! last. If the process is killed in between, the next [`RunDir::open`]
+//! finishes the publication, so that readers see either a complete published stage or none.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, TryLockError};
@@ -39,57 +38,55 @@ pub struct RunDir {
     _lock: File,
 }
 
-/// Counts of a stage, by name.
+/// Counts of a stage by name, such as `answers`.
 pub type Counts = BTreeMap<String, u64>;
 
-/// What a stage is going to make, and from what.
+/// Outputs of a stage, and the settings and inputs that they depend on.
 #[derive(Debug, Clone)]
-pub struct Plan {
+pub struct StagePlan {
     /// The stage's name, such as `collect` or `export student`.
     pub stage: String,
-    /// The folder that the manifest belongs to; empty for the run directory itself.
+    /// Folder whose manifest describes the stage; empty for the run directory itself.
     pub home: String,
-    /// Every folder or file that it publishes, below the run directory.
+    /// Every folder or file that the stage publishes, relative to the run directory.
     pub outputs: Vec<String>,
-    /// Settings that the output depends on.
+    /// Settings that the outputs depend on.
     pub settings: Value,
-    /// Content hashes of what is read.
+    /// Content hash of each input.
     pub inputs: BTreeMap<String, String>,
 }
 
-impl Plan {
-    /// Identity of the output.
+impl StagePlan {
+    /// The key of the output: a hash of stage, settings and inputs.
     pub fn key(&self) -> String {
         stage_key(&self.stage, &self.settings, &self.inputs)
     }
 }
 
-/// What happens to output that was published before under another key.
+/// What happens to earlier output with another key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Earlier {
-    /// Kept as `NAME.old-N`.
+pub enum EarlierOutput {
+    /// It is kept as `NAME.old-N`.
     Keep,
-    /// Deleted, because all of it is in the new output too.
+    /// It is deleted, because the new output contains all of it.
     Replace,
 }
 
-/// How a complete draft is put in place; written once, then followed to the end.
+/// Content of `plan.json`: how a complete draft is moved into place.
 #[derive(Debug, Serialize, Deserialize)]
 struct Publication {
     home: String,
     outputs: Vec<String>,
-    earlier: Earlier,
-    /// N of `NAME.old-N`.
+    earlier: EarlierOutput,
+    /// The N of `NAME.old-N`.
     number: u32,
 }
 
 impl RunDir {
-    /// Opens or creates the directory of a run, and finishes a publication that a crash
-    /// cut short.
+    /// Opens or creates the directory of a run, and finishes a publication that was interrupted.
     ///
     /// # Errors
-    /// When it belongs to another run, is not a run directory, is in use, or cannot be
-    /// written.
+    /// When the folder belongs to another run, is not a run directory, is in use, or cannot be written.
     pub fn open(root: &Path, run: &Loaded) -> anyhow::Result<RunDir> {
         check_owner(root, run)?;
         let work = root.join(".work");
@@ -101,7 +98,7 @@ impl RunDir {
         match lock.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => bail!(
-                "another potstill works in {}: wait for it, or stop it",
+                "another potstill process uses {}\nhint: wait until it ends, or stop it",
                 root.display()
             ),
             Err(TryLockError::Error(e)) if e.kind() == std::io::ErrorKind::Unsupported => {}
@@ -130,19 +127,18 @@ impl RunDir {
         Ok(dir)
     }
 
-    /// A path below the run directory.
+    /// Path of a file or folder in the run directory.
     pub fn path(&self, name: &str) -> PathBuf {
         self.root.join(name)
     }
 
-    /// The manifest of a published folder, when what it names is there.
+    /// Reads the manifest of a published folder and checks that its files exist; `None` if there is none.
     ///
     /// # Errors
-    /// When the manifest cannot be read, or a file that it names is absent or of another
-    /// size.
+    /// When the manifest cannot be read, or a file that it names is absent or has another size.
     pub fn published(&self, home: &str) -> anyhow::Result<Option<Manifest>> {
         let folder = self.path(home);
-        // Who deletes or moves the folder wants the stage to run again.
+        // A user who deletes or moves the folder wants the stage to run again.
         let manifest = match folder.exists() {
             true => Manifest::read(&folder)?,
             false => None,
@@ -157,7 +153,7 @@ impl RunDir {
                 let found =
                     found.map_or("absent".to_owned(), |bytes| format!("{bytes} bytes long"));
                 bail!(
-                    "{} is {found}, and {} says {} bytes: restore it, or move {} away so that `{}` runs again",
+                    "{} is {found}, but {} says {} bytes\nhint: restore the file, or move {} away so that `{}` runs again",
                     path.display(),
                     manifest_path(&folder).display(),
                     hash.bytes,
@@ -169,35 +165,35 @@ impl RunDir {
         Ok(Some(manifest))
     }
 
-    /// The manifest of a folder that an earlier stage must have published.
+    /// Reads the manifest of a folder that an earlier stage must have published.
     ///
     /// # Errors
-    /// As [`RunDir::published`], and when it is not there.
+    /// Those of [`RunDir::published`], and an error when the folder is not published.
     pub fn require(&self, home: &str, stage: &str, run: &Loaded) -> anyhow::Result<Manifest> {
         self.published(home)?.with_context(|| {
             format!(
-                "{} is not published yet: `potstill {stage} {file}` writes it, and `potstill run {file}` runs every stage",
+                "{} is not published yet\nhint: `potstill {stage} {file}` writes it, and `potstill run {file}` runs every stage",
                 self.path(home).display(),
                 file = run.path.display()
             )
         })
     }
 
-    /// A folder of its own for what is not published yet. It outlives the process.
+    /// Creates a folder for unpublished work that the next process can continue, and gives its path.
     ///
     /// # Errors
-    /// When it cannot be created.
-    pub fn work(&self, name: &str) -> anyhow::Result<PathBuf> {
+    /// When the folder cannot be created.
+    pub fn work_path(&self, name: &str) -> anyhow::Result<PathBuf> {
         let path = self.path(".work").join(name);
         fs::create_dir_all(&path).with_context(|| format!("cannot create {}", path.display()))?;
         Ok(path)
     }
 
-    /// An empty folder to write a stage's outputs into, each at its name.
+    /// Creates an empty folder for a stage's outputs, with a subfolder for each, and gives its path.
     ///
     /// # Errors
-    /// When it cannot be emptied or created.
-    pub fn draft(&self, plan: &Plan) -> anyhow::Result<PathBuf> {
+    /// When the folder cannot be emptied or created.
+    pub fn draft(&self, plan: &StagePlan) -> anyhow::Result<PathBuf> {
         let draft = self.draft_path(&plan.stage);
         if draft.exists() {
             fs::remove_dir_all(&draft)
@@ -220,14 +216,14 @@ impl RunDir {
             .join(format!("draft-{}", stage.replace(' ', "-")))
     }
 
-    /// Publishes a complete draft, and says the names that earlier output was kept under.
+    /// Publishes a complete draft, and gives the names under which earlier outputs were kept.
     ///
     /// # Errors
     /// When a file cannot be read, written or renamed.
     pub fn publish(
         &self,
-        plan: &Plan,
-        earlier: Earlier,
+        plan: &StagePlan,
+        earlier: EarlierOutput,
         counts: Counts,
     ) -> anyhow::Result<Vec<String>> {
         let draft = self.draft_path(&plan.stage);
@@ -252,21 +248,21 @@ impl RunDir {
         self.finish(&draft)
     }
 
-    /// The lowest N for which no output has a `NAME.old-N`.
+    /// The smallest N for which no output has a `NAME.old-N`.
     fn next_number(&self, outputs: &[String]) -> u32 {
         let taken = |n: &u32| outputs.iter().any(|o| self.path(&old_name(o, *n)).exists());
         (1..).find(|n| !taken(n)).unwrap_or(1)
     }
 
-    /// Follows a publication to its end. Each step looks at what is there, so that it may
-    /// be cut short and begun again anywhere.
+    /// Finishes a publication. Each step checks the files first, so that the publication can be interrupted
+    /// and repeated at any point.
     fn finish(&self, draft: &Path) -> anyhow::Result<Vec<String>> {
         let plan_path = draft.join(PLAN_FILE);
         let text =
             fs::read(&plan_path).with_context(|| format!("cannot read {}", plan_path.display()))?;
         let publication: Publication = serde_json::from_slice(&text).with_context(|| {
             format!(
-                "{} is damaged: delete its folder and run again",
+                "{} is damaged\nhint: delete its folder and run again",
                 plan_path.display()
             )
         })?;
@@ -274,7 +270,7 @@ impl RunDir {
         let published = manifest_path(&self.path(&publication.home));
         if manifest.exists() && published.exists() {
             let aside = match publication.earlier {
-                Earlier::Keep if !publication.home.is_empty() => {
+                EarlierOutput::Keep if !publication.home.is_empty() => {
                     let old = old_name(&publication.home, publication.number);
                     manifest_path(&self.path(&old))
                 }
@@ -289,8 +285,8 @@ impl RunDir {
             }
             if to.exists() {
                 let aside = match publication.earlier {
-                    Earlier::Keep => self.path(&old_name(output, publication.number)),
-                    Earlier::Replace => draft.join("replaced").join(output),
+                    EarlierOutput::Keep => self.path(&old_name(output, publication.number)),
+                    EarlierOutput::Replace => draft.join("replaced").join(output),
                 };
                 rename(&to, &aside)?;
             }
@@ -305,19 +301,19 @@ impl RunDir {
             .map(|o| old_name(o, publication.number))
             .filter(|o| self.path(o).exists())
             .collect();
-        // The plan goes first, so that what is left of the folder is never followed again.
+        // The plan is deleted first, so that a partly deleted folder is not published again.
         fs::remove_file(&plan_path)
             .and_then(|()| fs::remove_dir_all(draft))
             .with_context(|| format!("cannot delete {}", draft.display()))?;
         Ok(kept)
     }
 
-    /// Moves output aside that no publication replaces, such as a student that is being
-    /// trained in place. Gives its new name.
+    /// Renames output to `NAME.old-N` that no publication replaces, such as a student that is trained in
+    /// place. Gives the new name.
     ///
     /// # Errors
-    /// When it cannot be renamed.
-    pub fn keep_old(&self, output: &str) -> anyhow::Result<String> {
+    /// When the output cannot be renamed.
+    pub fn move_aside(&self, output: &str) -> anyhow::Result<String> {
         let old = old_name(output, self.next_number(&[output.to_owned()]));
         let manifest = manifest_path(&self.path(output));
         if manifest.exists() {
@@ -327,8 +323,8 @@ impl RunDir {
         Ok(old)
     }
 
-    /// Folders `NAME.old-1`, `NAME.old-2`, … that are there.
-    pub fn old(&self, output: &str) -> Vec<String> {
+    /// Names of the existing folders `NAME.old-1`, `NAME.old-2`, ….
+    pub fn old_outputs(&self, output: &str) -> Vec<String> {
         let names = (1..).map(|n| old_name(output, n));
         names.take_while(|name| self.path(name).exists()).collect()
     }
@@ -346,15 +342,15 @@ fn rename(from: &Path, to: &Path) -> anyhow::Result<()> {
         .with_context(|| format!("cannot rename {} to {}", from.display(), to.display()))
 }
 
-/// The first twelve digits of a key: enough to name a folder after.
+/// The first twelve digits of a key, for names of folders.
 pub fn short(key: &str) -> &str {
     key.get(..12).unwrap_or(key)
 }
 
-/// Settings of a serializable value.
+/// Settings as JSON.
 ///
 /// # Errors
-/// Never for the tables of the run file.
+/// When a value cannot be represented in JSON, which no table of the run file has.
 pub fn settings_of(value: &impl Serialize) -> anyhow::Result<Value> {
     serde_json::to_value(value).context("cannot write settings as JSON")
 }
@@ -382,8 +378,8 @@ mod tests {
         RunDir::open(root, &loaded(RUN)).unwrap()
     }
 
-    fn plan(version: u32) -> Plan {
-        Plan {
+    fn plan(version: u32) -> StagePlan {
+        StagePlan {
             stage: "collect".to_owned(),
             home: "completions".to_owned(),
             outputs: ["signals", "completions", "notes.json"]
@@ -402,7 +398,7 @@ mod tests {
         }
     }
 
-    fn publish(dir: &RunDir, version: u32, earlier: Earlier) -> Vec<String> {
+    fn publish(dir: &RunDir, version: u32, earlier: EarlierOutput) -> Vec<String> {
         draft(dir, version);
         dir.publish(&plan(version), earlier, Counts::new()).unwrap()
     }
@@ -416,18 +412,18 @@ mod tests {
         let temp = tempfile::tempdir().unwrap();
         let dir = RunDir::open(temp.path(), &loaded(RUN)).unwrap();
         assert!(dir.published("completions").unwrap().is_none());
-        assert!(publish(&dir, 1, Earlier::Keep).is_empty());
+        assert!(publish(&dir, 1, EarlierOutput::Keep).is_empty());
         let manifest = dir.published("completions").unwrap().unwrap();
         assert_eq!(manifest.key, plan(1).key());
         assert_eq!(manifest.files.len(), 3);
-        let kept = publish(&dir, 2, Earlier::Keep);
+        let kept = publish(&dir, 2, EarlierOutput::Keep);
         assert_eq!(
             kept,
             ["signals.old-1", "completions.old-1", "notes.json.old-1"]
         );
-        publish(&dir, 3, Earlier::Keep);
+        publish(&dir, 3, EarlierOutput::Keep);
         assert_eq!(
-            dir.old("completions"),
+            dir.old_outputs("completions"),
             ["completions.old-1", "completions.old-2"]
         );
         let at = |name| content(temp.path(), name);
@@ -444,21 +440,21 @@ mod tests {
                 .unwrap()
                 .is_some()
         );
-        assert!(publish(&dir, 4, Earlier::Replace).is_empty());
-        assert_eq!(dir.old("completions").len(), 2);
+        assert!(publish(&dir, 4, EarlierOutput::Replace).is_empty());
+        assert_eq!(dir.old_outputs("completions").len(), 2);
         assert_eq!(content(temp.path(), "notes.json"), "4");
         let left: Vec<_> = fs::read_dir(temp.path().join(".work")).unwrap().collect();
         assert_eq!(left.len(), 1, "the lock alone: {left:?}");
     }
 
-    /// Cuts a publication short after each of its renames in turn.
+    /// A publication is interrupted after each of its renames in turn.
     #[test]
-    fn a_publication_that_was_cut_short_is_finished() {
+    fn an_interrupted_publication_is_finished() {
         for steps in 0..=8 {
             let temp = tempfile::tempdir().unwrap();
             let root = temp.path();
             let dir = RunDir::open(root, &loaded(RUN)).unwrap();
-            publish(&dir, 1, Earlier::Keep);
+            publish(&dir, 1, EarlierOutput::Keep);
             draft(&dir, 2);
             let draft = root.join(".work/draft-collect");
             let out = draft.join("out");
@@ -475,7 +471,7 @@ mod tests {
             let publication = Publication {
                 home: "completions".to_owned(),
                 outputs: plan(2).outputs,
-                earlier: Earlier::Keep,
+                earlier: EarlierOutput::Keep,
                 number: 1,
             };
             fs::write(
@@ -512,20 +508,20 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_this_run_is_refused() {
+    fn a_folder_of_another_run_is_refused() {
         let temp = tempfile::tempdir().unwrap();
         let root = temp.path().join("runs");
-        let said = |text: &str| {
+        let message = |text: &str| {
             let error = RunDir::open(&root, &loaded(text)).unwrap_err();
             error
                 .to_string()
                 .replace(&root.display().to_string(), "RUNS")
         };
         drop(RunDir::open(&root, &loaded(RUN)).unwrap());
-        let mut all = said(&RUN.replace("tiny", "other"));
+        let mut all = message(&RUN.replace("tiny", "other"));
         let held = RunDir::open(&root, &loaded(RUN)).unwrap();
-        all += &format!("\n\n{}", said(RUN));
-        publish(&held, 1, Earlier::Keep);
+        all += &format!("\n\n{}", message(RUN));
+        publish(&held, 1, EarlierOutput::Keep);
         fs::write(root.join("signals/a"), "cut short").unwrap();
         let damaged = held.published("completions").unwrap_err().to_string();
         all += &format!(
@@ -534,9 +530,9 @@ mod tests {
         );
         drop(held);
         fs::write(root.join(RUN_FILE), "name = 1").unwrap();
-        all += &format!("\n\n{}", said(RUN));
+        all += &format!("\n\n{}", message(RUN));
         fs::remove_file(root.join(RUN_FILE)).unwrap();
-        all += &format!("\n\n{}", said(RUN));
+        all += &format!("\n\n{}", message(RUN));
         insta::assert_snapshot!(all);
     }
 }

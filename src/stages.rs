@@ -1,4 +1,4 @@
-//! The stages, each a function of a [`Context`], and what they share.
+//! The stages. Each is a function of a [`Context`]; [`run_stage`] publishes what one writes.
 
 mod acquire;
 mod answers;
@@ -29,55 +29,55 @@ use potstill_model::Device;
 
 use crate::events::Event;
 use crate::interrupt;
-use crate::progress::{Manner, Talk};
-use crate::run_dir::{Counts, Earlier, LedgerLine, Plan, RunDir, now, short};
+use crate::progress::{Console, OutputOptions};
+use crate::run_dir::{Counts, EarlierOutput, LedgerLine, RunDir, StagePlan, now, short};
 use crate::run_file::{ConfigError, Loaded};
 
-/// How a run is operated; nothing here changes what it computes, except `limit`.
+/// Operational options of a run. Except for `limit`, none changes what the run computes.
 #[derive(Debug, Clone, Default)]
-pub struct Options {
-    /// Where the run lives; by default `runs/<name>` below the current folder.
+pub struct RunOptions {
+    /// The run directory; `runs/<name>` below the current folder if `None`.
     pub run_dir: Option<PathBuf>,
-    /// What computes; empty for `cpu`.
+    /// Name of the device; `cpu` if empty.
     pub device: String,
-    /// Take the first so many prompts only.
+    /// Largest number of prompts to take.
     pub limit: Option<usize>,
-    /// Say what would run, and do nothing.
+    /// Whether to say what would run instead of running it.
     pub dry_run: bool,
-    /// Ask again for what a teacher behind a server failed to give.
+    /// Whether to repeat requests that a server failed to answer.
     pub retry_failures: bool,
-    /// How much to say, and in which form.
-    pub manner: Manner,
+    /// Amount and form of the output.
+    pub output: OutputOptions,
 }
 
-/// An open run: what every stage takes.
+/// An open run, which every stage takes.
 pub struct Context {
     /// The run file.
     pub run: Loaded,
     /// The run directory.
     pub dir: RunDir,
-    /// Where talk goes.
-    pub talk: Talk,
-    /// What computes.
+    /// Prints the events of the run.
+    pub console: Console,
+    /// Device that computes.
     pub device: Device,
-    /// Take the first so many prompts only.
+    /// Largest number of prompts to take.
     pub limit: Option<usize>,
-    /// Say what would run, and do nothing.
+    /// Whether to say what would run instead of running it.
     pub dry_run: bool,
-    /// Ask again for what a teacher behind a server failed to give.
+    /// Whether to repeat requests that a server failed to answer.
     pub retry_failures: bool,
 }
 
-/// How a stage ended.
+/// How a stage or a command ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outcome {
-    /// It did its work.
+pub enum StageOutcome {
+    /// It finished its work.
     Done,
     /// There was nothing to do.
     UpToDate,
-    /// It would have worked, and this was a dry run.
+    /// It did nothing, because this is a dry run.
     WouldRun,
-    /// It was asked to stop, and did.
+    /// It stopped on request.
     Stopped,
 }
 
@@ -85,16 +85,15 @@ impl Context {
     /// Reads the run file and opens its run directory.
     ///
     /// # Errors
-    /// [`ConfigError`] for what the run file or the options get wrong; what the file
-    /// system refuses.
-    pub fn open(file: &Path, options: &Options) -> anyhow::Result<Context> {
+    /// [`ConfigError`] for mistakes in the run file or the options; errors of the file system.
+    pub fn open(file: &Path, options: &RunOptions) -> anyhow::Result<Context> {
         let run = Loaded::read(file)?;
         let device = device(&options.device)?;
         let dir = RunDir::open(&run_dir_path(&run, options), &run)?;
         Ok(Context {
             run,
             dir,
-            talk: Talk::new(options.manner),
+            console: Console::new(options.output),
             device,
             limit: options.limit,
             dry_run: options.dry_run,
@@ -129,8 +128,8 @@ impl Context {
     }
 }
 
-/// Where the run lives.
-pub(crate) fn run_dir_path(run: &Loaded, options: &Options) -> PathBuf {
+/// Path of the run directory.
+pub(crate) fn run_dir_path(run: &Loaded, options: &RunOptions) -> PathBuf {
     let default = || Path::new("runs").join(run.file.run.name.as_str());
     options.run_dir.clone().unwrap_or_else(default)
 }
@@ -140,12 +139,12 @@ pub(crate) fn device(name: &str) -> anyhow::Result<Device> {
     potstill_model::device(name).map_err(|e| ConfigError::plain(format!("`--device`: {e}")).into())
 }
 
-/// Runs every stage in order, and says so when there was nothing to do.
+/// Runs every stage in order.
 ///
 /// # Errors
 /// Those of the first stage that fails.
-pub fn run(context: &Context) -> anyhow::Result<Outcome> {
-    type Stage = fn(&Context) -> anyhow::Result<Outcome>;
+pub fn run(context: &Context) -> anyhow::Result<StageOutcome> {
+    type Stage = fn(&Context) -> anyhow::Result<StageOutcome>;
     let mut stages: Vec<(&str, Stage)> = vec![
         ("import", import::import),
         ("collect", collect::collect),
@@ -163,11 +162,11 @@ pub fn run(context: &Context) -> anyhow::Result<Outcome> {
         "grade" => file.grade.is_some(),
         _ => true,
     });
-    let mut all = Outcome::UpToDate;
+    let mut all = StageOutcome::UpToDate;
     for (name, stage) in &stages {
         match (all, stage(context)?) {
-            (_, Outcome::Stopped) => return Ok(Outcome::Stopped),
-            (_, Outcome::WouldRun) => {
+            (_, StageOutcome::Stopped) => return Ok(StageOutcome::Stopped),
+            (_, StageOutcome::WouldRun) => {
                 let rest = stages
                     .iter()
                     .map(|(n, _)| *n)
@@ -175,73 +174,74 @@ pub fn run(context: &Context) -> anyhow::Result<Outcome> {
                     .skip(1);
                 let rest: Vec<&str> = rest.collect();
                 if !rest.is_empty() {
-                    context.talk.line(&format!("then: {}", rest.join(", ")));
+                    context.console.note(&format!("then: {}", rest.join(", ")));
                 }
-                return Ok(Outcome::WouldRun);
+                return Ok(StageOutcome::WouldRun);
             }
-            (_, Outcome::Done) => all = Outcome::Done,
-            (_, Outcome::UpToDate) => {}
+            (_, StageOutcome::Done) => all = StageOutcome::Done,
+            (_, StageOutcome::UpToDate) => {}
         }
     }
-    if all == Outcome::UpToDate {
+    if all == StageOutcome::UpToDate {
         context
-            .talk
-            .line("nothing to do: every stage is up to date");
+            .console
+            .note("nothing to do: every stage is up to date");
     }
     Ok(all)
 }
 
-/// What a stage's work gives: what to say, and what becomes of earlier output.
-pub(crate) struct Done {
+/// Result of a stage's work: its counts, and what happens to earlier output.
+pub(crate) struct StageSummary {
+    /// Counts of the whole output.
     pub(crate) counts: Counts,
-    /// Counts of this process, for the ledger; the same as `counts` for most stages.
+    /// Counts of this process, for the ledger. They equal `counts` for most stages.
     pub(crate) worked: Counts,
-    pub(crate) earlier: Earlier,
+    pub(crate) earlier: EarlierOutput,
 }
 
-impl Done {
-    pub(crate) fn new(counts: Counts) -> Done {
-        Done {
+impl StageSummary {
+    pub(crate) fn new(counts: Counts) -> StageSummary {
+        StageSummary {
             worked: counts.clone(),
             counts,
-            earlier: Earlier::Keep,
+            earlier: EarlierOutput::Keep,
         }
     }
 }
 
-/// Runs the work of a stage, unless its output is up to date, and publishes the draft it
-/// writes. Work that gives nothing was stopped.
-pub(crate) fn stage(
+/// Runs a stage unless its output is up to date: `work` writes a draft, which is then published. If `work`
+/// returns `None`, it was stopped.
+pub(crate) fn run_stage(
     context: &Context,
-    plan: &Plan,
-    work: impl FnOnce(&Path) -> anyhow::Result<Option<Done>>,
-) -> anyhow::Result<Outcome> {
-    stage_again(context, plan, false, work)
+    plan: &StagePlan,
+    work: impl FnOnce(&Path) -> anyhow::Result<Option<StageSummary>>,
+) -> anyhow::Result<StageOutcome> {
+    run_stage_again(context, plan, false, work)
 }
 
-/// As [`stage`], and with `again` also where the output is up to date.
-pub(crate) fn stage_again(
+/// As [`run_stage`]; with `again`, output that is up to date does not prevent the work.
+pub(crate) fn run_stage_again(
     context: &Context,
-    plan: &Plan,
+    plan: &StagePlan,
     again: bool,
-    work: impl FnOnce(&Path) -> anyhow::Result<Option<Done>>,
-) -> anyhow::Result<Outcome> {
-    let Context { dir, talk, .. } = context;
+    work: impl FnOnce(&Path) -> anyhow::Result<Option<StageSummary>>,
+) -> anyhow::Result<StageOutcome> {
+    let Context { dir, console, .. } = context;
     let name = &plan.stage;
     let key = plan.key();
-    talk.detail(&format!("{name}: key {}", short(&key)));
+    console.detail(&format!("{name}: key {}", short(&key)));
     if let Some(manifest) = dir.published(&plan.home)?
         && manifest.key == key
         && !again
     {
-        talk.say(&Event::up_to_date(name, manifest.counts));
-        return Ok(Outcome::UpToDate);
+        console.emit(&Event::up_to_date(name, manifest.counts));
+        return Ok(StageOutcome::UpToDate);
     }
     if context.dry_run {
-        talk.say(&Event::would_run(name));
-        return Ok(Outcome::WouldRun);
+        console.emit(&Event::would_run(name));
+        return Ok(StageOutcome::WouldRun);
     }
-    talk.say(&Event::started(name));
+    console.emit(&Event::started(name));
     let (started, began) = (now(), Instant::now());
     let draft = dir.draft(plan)?;
     let done = work(&draft)?;
@@ -259,45 +259,38 @@ pub(crate) fn stage_again(
             .publish(plan, done.earlier, done.counts)
             .with_context(|| format!("cannot publish `{name}`"))?;
         line.seconds = began.elapsed().as_secs_f64();
-        talk.say(&Event::finished(name, counts, line.seconds));
+        console.emit(&Event::finished(name, counts, line.seconds));
         for old in kept {
-            talk.say(&Event::kept(name, &dir.path(&old)));
+            console.emit(&Event::kept(name, &dir.path(&old)));
         }
     } else {
         line.seconds = began.elapsed().as_secs_f64();
-        talk.say(&Event::stopped(name));
+        console.emit(&Event::stopped(name));
     }
     dir.log(&line)?;
     Ok(match line.finished {
-        true => Outcome::Done,
-        false => Outcome::Stopped,
+        true => StageOutcome::Done,
+        false => StageOutcome::Stopped,
     })
 }
 
-/// Runs a stage for each student, and stops when one does.
-pub(crate) fn each<S>(
+/// Runs a stage for each model, and stops when one of them stops.
+pub(crate) fn for_each_model<S>(
     students: impl IntoIterator<Item = S>,
-    mut one: impl FnMut(S) -> anyhow::Result<Outcome>,
-) -> anyhow::Result<Outcome> {
-    let mut all = Outcome::UpToDate;
+    mut one: impl FnMut(S) -> anyhow::Result<StageOutcome>,
+) -> anyhow::Result<StageOutcome> {
+    let mut all = StageOutcome::UpToDate;
     for student in students {
-        if interrupt::asked() {
-            return Ok(Outcome::Stopped);
+        if interrupt::is_requested() {
+            return Ok(StageOutcome::Stopped);
         }
         match one(student)? {
-            Outcome::UpToDate => {}
-            Outcome::Done => all = Outcome::Done,
-            ended @ (Outcome::WouldRun | Outcome::Stopped) => return Ok(ended),
+            StageOutcome::UpToDate => {}
+            StageOutcome::Done => all = StageOutcome::Done,
+            ended @ (StageOutcome::WouldRun | StageOutcome::Stopped) => return Ok(ended),
         }
     }
     Ok(all)
-}
-
-/// Counts as a person reads them, without those of nothing.
-pub(crate) fn said(counts: &Counts) -> String {
-    let some = counts.iter().filter(|(_, n)| **n > 0);
-    let all: Vec<String> = some.map(|(name, n)| format!("{n} {name}")).collect();
-    all.join(", ")
 }
 
 /// Counts from pairs.

@@ -2,7 +2,7 @@ use std::path::Path;
 
 use super::columns::{Detected, detect};
 use super::*;
-use crate::progress::Manner;
+use crate::progress::OutputOptions;
 use crate::run_file::parse;
 
 const SHAPES: [(&str, &str); 5] = [
@@ -108,9 +108,9 @@ fn lines_that_are_commented_out_can_be_used() {
 
 #[test]
 fn an_answer_that_cannot_be_used_is_asked_for_again() {
-    let talk = Talk::new(Manner {
+    let console = Console::new(OutputOptions {
         quiet: true,
-        ..Manner::default()
+        ..OutputOptions::default()
     });
     let mut answers = ["../x", ""].into_iter();
     let mut questions = 0;
@@ -126,14 +126,14 @@ fn an_answer_that_cannot_be_used_is_asked_for_again() {
         RunName::try_from(name.to_owned()).map_err(refusal)?;
         Ok(name.to_owned())
     };
-    let name = known(None, "a name", Some("data"), &mut ask, &talk, read).unwrap();
+    let name = known(None, "a name", Some("data"), &mut ask, &console, read).unwrap();
     assert_eq!((name.as_str(), questions), ("data", 2));
     let given = known(
         Some("../x".to_owned()),
         "a name",
         None,
         &mut |_, _| unreachable!(),
-        &talk,
+        &console,
         read,
     );
     assert!(given.is_err());

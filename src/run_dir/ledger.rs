@@ -1,4 +1,4 @@
-//! `ledger.jsonl`: a line for each time a stage ran, and the only place that knows times.
+//! `ledger.jsonl`: one line for each run of a stage, and the only file that contains times.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -16,13 +16,13 @@ const LEDGER_FILE: &str = "ledger.jsonl";
 pub struct LedgerLine {
     /// The stage's name.
     pub stage: String,
-    /// When it began, seconds since 1970.
+    /// Start, seconds since 1970.
     pub started_unix_seconds: u64,
-    /// How long this run of it took.
+    /// Duration, seconds.
     pub seconds: f64,
-    /// Whether it was finished.
+    /// Whether the stage finished.
     pub finished: bool,
-    /// What it did in this run.
+    /// Counts of this run.
     pub counts: Counts,
 }
 
@@ -30,7 +30,7 @@ impl RunDir {
     /// Adds a line to the ledger.
     ///
     /// # Errors
-    /// When it cannot be written.
+    /// When the file cannot be written.
     pub fn log(&self, line: &LedgerLine) -> anyhow::Result<()> {
         let path = self.path(LEDGER_FILE);
         let mut text = serde_json::to_string(line)?;
@@ -42,10 +42,10 @@ impl RunDir {
             .with_context(|| format!("cannot write {}", path.display()))
     }
 
-    /// The ledger's lines; one that a crash tore is left out.
+    /// Reads the ledger's lines. A line that a crash cut off is left out.
     ///
     /// # Errors
-    /// When it cannot be read.
+    /// When the file cannot be read.
     pub fn ledger(&self) -> anyhow::Result<Vec<LedgerLine>> {
         let path = self.path(LEDGER_FILE);
         match fs::read_to_string(&path) {
@@ -59,7 +59,7 @@ impl RunDir {
     }
 }
 
-/// Seconds since 1970.
+/// The current time, seconds since 1970.
 pub fn now() -> u64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
@@ -72,7 +72,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_torn_line_is_left_out() {
+    fn a_line_that_was_cut_off_is_left_out() {
         let temp = tempfile::tempdir().unwrap();
         let dir = open(temp.path());
         assert!(dir.ledger().unwrap().is_empty());

@@ -59,18 +59,18 @@ pub(super) fn say_present<T: StoredRecord>(
         n => format!(" ({n} of them published)"),
     };
     if store.cut_bytes() > 0 {
-        context.talk.line(&format!(
+        context.console.note(&format!(
             "{stage}: answers that were being written when the process or the disk failed are asked for again ({} bytes)",
             store.cut_bytes()
         ));
     }
     if to_ask == 0 {
         context
-            .talk
-            .line(&format!("{stage}: all {records} answers are {done}"));
+            .console
+            .note(&format!("{stage}: all {records} answers are {done}"));
     } else if records > 0 {
         let all = records + failures + missing;
-        context.talk.line(&format!(
+        context.console.note(&format!(
             "{stage}: {records} of {all} answers are {done}{of_published}, {to_ask} to ask for"
         ));
     }
@@ -98,7 +98,9 @@ impl<Q, T: StoredRecord> Acquisition<'_, Q, T> {
         let teacher: &Teacher = teacher;
         let provenance = teacher.provenance();
         let (there, total) = (tally.records as u64, (tally.records + to_ask) as u64);
-        let mut bar = context.talk.work(self.stage, "answers", there, total);
+        let mut bar = context
+            .console
+            .progress(self.stage, "answers", there, total);
         let store = RefCell::new(self.store);
         let mut acquired = Acquired::default();
         let retry = context.retry_failures;
@@ -137,9 +139,9 @@ impl<Q, T: StoredRecord> Acquisition<'_, Q, T> {
                         _ => String::new(),
                     };
                     let completed = there + progress.answered + progress.failed;
-                    bar.show(completed.min(total), progress.tokens, &note);
+                    bar.update(completed.min(total), progress.tokens, &note);
                 },
-                stop: &interrupt::asked,
+                stop: &interrupt::is_requested,
             },
         );
         drop(bar);
@@ -174,7 +176,7 @@ impl<Q, T: StoredRecord> Acquisition<'_, Q, T> {
         say_lost(context, self.stage, log);
         let spent = log.spent();
         let forecast = (self.forecast)(http, &spent);
-        context.talk.line(&format!("{}: {forecast}", self.stage));
+        context.console.note(&format!("{}: {forecast}", self.stage));
         Ok(spent)
     }
 }
@@ -182,7 +184,7 @@ impl<Q, T: StoredRecord> Acquisition<'_, Q, T> {
 /// Says how many requests an earlier process left in flight.
 pub(super) fn say_lost(context: &Context, stage: &str, log: &RequestLog) {
     if log.lost() > 0 {
-        context.talk.line(&format!(
+        context.console.note(&format!(
             "{stage}: {} requests were in flight when an earlier process ended; they count as paid in full",
             log.lost()
         ));

@@ -14,20 +14,22 @@ use potstill_teacher::{Ask, Local, LocalSettings, Sampling};
 use serde_json::json;
 
 use super::models::{answers_home, load, model_key, results_file};
-use super::{Context, Done, Outcome, checkpoint, counts, curate, grade, import, stage};
+use super::{
+    Context, StageOutcome, StageSummary, checkpoint, counts, curate, grade, import, run_stage,
+};
 use crate::interrupt;
-use crate::run_dir::{Plan, settings_of};
+use crate::run_dir::{StagePlan, settings_of};
 
 const SAMPLES_FILE: &str = "samples.parquet";
 
 /// Lets one model answer, unless the run file does not ask for it.
-pub(super) fn answer_one(context: &Context, model: RunModel) -> anyhow::Result<Outcome> {
+pub(super) fn answer_one(context: &Context, model: RunModel) -> anyhow::Result<StageOutcome> {
     let run = &context.run;
     let Some(settings) = &run.file.eval.answers else {
-        return Ok(Outcome::UpToDate);
+        return Ok(StageOutcome::UpToDate);
     };
     let prompts = context.dir.require("prompts", "import", run)?;
-    let plan = Plan {
+    let plan = StagePlan {
         stage: format!("answer {model}"),
         home: answers_home(model),
         outputs: vec![answers_home(model), results_file(&answers_home(model))],
@@ -42,7 +44,7 @@ pub(super) fn answer_one(context: &Context, model: RunModel) -> anyhow::Result<O
             ("model".to_owned(), model_key(context, model)?),
         ]),
     };
-    stage(context, &plan, |out| {
+    run_stage(context, &plan, |out| {
         let prompts = heldout_prompts(context, settings.grader)?;
         let local = open(context, model)?;
         let Some(samples) = samples(context, settings, &plan.stage, &local, &prompts)? else {
@@ -54,7 +56,7 @@ pub(super) fn answer_one(context: &Context, model: RunModel) -> anyhow::Result<O
         let results = json!({ "prompts": samples.len(), "right": right });
         let results = serde_json::to_string_pretty(&results)? + "\n";
         replace_file(&out.join(results_file(&home)), results.as_bytes())?;
-        Ok(Some(Done::new(counts([
+        Ok(Some(StageSummary::new(counts([
             ("prompts", samples.len()),
             ("right", right),
             ("tokens", samples.iter().map(|s| s.tokens as usize).sum()),
@@ -109,7 +111,9 @@ fn samples(
         temperature: 0.0,
         ..Sampling::default()
     };
-    let mut work = context.talk.work(stage, "answers", 0, prompts.len() as u64);
+    let mut work = context
+        .console
+        .progress(stage, "answers", 0, prompts.len() as u64);
     let (mut samples, mut tokens) = (Vec::with_capacity(prompts.len()), 0);
     for batch in prompts.chunks(settings.batch) {
         let asks: Vec<Ask<'_>> = batch
@@ -137,8 +141,8 @@ fn samples(
                 tokens: count as u32,
             });
         }
-        work.show(samples.len() as u64, tokens as u64, "");
-        if interrupt::asked() && samples.len() < prompts.len() {
+        work.update(samples.len() as u64, tokens as u64, "");
+        if interrupt::is_requested() && samples.len() < prompts.len() {
             return Ok(None);
         }
     }

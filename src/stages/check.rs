@@ -8,8 +8,10 @@ use potstill_datasets::{AnswerSource, Imported, Prompt, Tokenizer};
 use potstill_model::{Config, weight_files};
 use potstill_student::Settings;
 
-use super::{Options, Outcome, checkpoint, collect, device, import, run_dir_path, served, train};
-use crate::progress::Talk;
+use super::{
+    RunOptions, StageOutcome, checkpoint, collect, device, import, run_dir_path, served, train,
+};
+use crate::progress::Console;
 use crate::run_dir::check_owner;
 use crate::run_file::Loaded;
 
@@ -17,7 +19,7 @@ use crate::run_file::Loaded;
 ///
 /// # Errors
 /// The first thing that a run would stumble over.
-pub fn check(file: &Path, options: &Options, talk: &Talk) -> anyhow::Result<Outcome> {
+pub fn check(file: &Path, options: &RunOptions, console: &Console) -> anyhow::Result<StageOutcome> {
     let run = Loaded::read(file)?;
     device(&options.device)?;
     let dir = run_dir_path(&run, options);
@@ -42,7 +44,7 @@ pub fn check(file: &Path, options: &Options, talk: &Talk) -> anyhow::Result<Outc
     };
     let student = check_student(&run, teacher.as_deref())?;
     let settings = &run.file.train;
-    talk.data(&format!(
+    console.output(&format!(
         "run       {} in {}\nprompts   {} ({} duplicates merged)\n{answers}\nstudent   {student}\ntrain     {} steps of {} sequences, {}\nfine      `potstill run {}` runs it",
         run.file.run.name.as_str(),
         dir.display(),
@@ -53,7 +55,7 @@ pub fn check(file: &Path, options: &Options, talk: &Talk) -> anyhow::Result<Outc
         others(settings),
         file.display(),
     ));
-    Ok(Outcome::UpToDate)
+    Ok(StageOutcome::UpToDate)
 }
 
 /// What is trained beside the student, in words.

@@ -9,8 +9,8 @@ use potstill_student::Objective;
 use potstill_student::check::{LossCase, LossCheck, check_loss as check, trainer};
 
 use super::rows::Rows;
-use super::{Context, Options, Outcome, device, run_dir_path, train};
-use crate::progress::Talk;
+use super::{Context, RunOptions, StageOutcome, device, run_dir_path, train};
+use crate::progress::Console;
 use crate::run_file::Loaded;
 
 /// Sequences of the run's own that are looked at, and the longest, tokens: the definition is slow.
@@ -24,17 +24,21 @@ const PARAMETERS: usize = 3;
 ///
 /// # Errors
 /// What the run file gets wrong; and, once all is shown, a check that failed.
-pub fn check_loss(file: &Path, options: &Options, talk: &Talk) -> anyhow::Result<Outcome> {
+pub fn check_loss(
+    file: &Path,
+    options: &RunOptions,
+    console: &Console,
+) -> anyhow::Result<StageOutcome> {
     let run = Loaded::read(file)?;
     let device = device(&options.device)?;
     let objective = &run.file.train.objective;
     let mut failed = 0;
     let random = LossCase::random(objective.temperature, &device)?;
     let mut show = |on: &str, case: &LossCase| -> anyhow::Result<()> {
-        talk.line(&format!("checking {} on {on}", said(objective)));
+        console.note(&format!("checking {} on {on}", said(objective)));
         let checks = check(objective, case, &trainer)?;
         failed += checks.iter().filter(|check| !check.passed()).count();
-        talk.data(&table(on, &checks));
+        console.output(&table(on, &checks));
         Ok(())
     };
     show("a small random model", &random)?;
@@ -43,7 +47,7 @@ pub fn check_loss(file: &Path, options: &Options, talk: &Talk) -> anyhow::Result
         let context = Context::open(file, options)?;
         match own(&context, &device)? {
             Some(case) => show("the run's own student and signals", &case)?,
-            None => talk.line(&format!(
+            None => console.note(&format!(
                 "no answer of the run has at most {LONGEST} tokens, so its own are not looked at"
             )),
         }
@@ -51,7 +55,7 @@ pub fn check_loss(file: &Path, options: &Options, talk: &Talk) -> anyhow::Result
     if failed > 0 {
         bail!("{failed} checks failed: the loss is not computed as it is defined");
     }
-    Ok(Outcome::Done)
+    Ok(StageOutcome::Done)
 }
 
 /// The weights above 0, in words.

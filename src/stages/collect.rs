@@ -28,16 +28,16 @@ pub(super) use self::given::check_answered;
 pub(crate) use self::local::{check_lengths, open_local};
 use self::source::{CollectSource, Samples};
 use super::acquire::{self, Acquired, Acquisition, REQUESTS_FILE};
-use super::{Context, Done, Outcome, forecast, stage_again};
+use super::{Context, StageOutcome, StageSummary, forecast, run_stage_again};
 use crate::events::Event;
-use crate::run_dir::{Earlier, Plan};
+use crate::run_dir::{EarlierOutput, StagePlan};
 
 /// Asks the teacher for the answers that are missing, and publishes all of them.
 ///
 /// # Errors
 /// When prompts are not published, a prompt does not fit into the context of a local teacher, the teacher cannot be
 /// used, a cap is reached, or the disk refuses; completed answers stay.
-pub fn collect(context: &Context) -> anyhow::Result<Outcome> {
+pub fn collect(context: &Context) -> anyhow::Result<StageOutcome> {
     let run = &context.run;
     let prompts = context.dir.require("prompts", "import", run)?;
     let mut source = CollectSource::open(context)?;
@@ -50,7 +50,7 @@ pub fn collect(context: &Context) -> anyhow::Result<Outcome> {
         say_forecast(context, &source, http)?;
     }
     let mut finished_work = None;
-    let outcome = stage_again(context, &plan, again, |out| {
+    let outcome = run_stage_again(context, &plan, again, |out| {
         source.load(context)?;
         let mut collection = Collection::open(context, &source)?;
         let before = collection.store.tally();
@@ -63,12 +63,12 @@ pub fn collect(context: &Context) -> anyhow::Result<Outcome> {
         if is_whole {
             finished_work = Some(collection.work);
         }
-        Ok(Some(Done {
+        Ok(Some(StageSummary {
             worked: source.worked(acquired, before.records, &published),
             counts: source.counts(&published),
             earlier: match is_whole && same {
-                true => Earlier::Replace,
-                false => Earlier::Keep,
+                true => EarlierOutput::Replace,
+                false => EarlierOutput::Keep,
             },
         }))
     })?;
@@ -80,7 +80,7 @@ pub fn collect(context: &Context) -> anyhow::Result<Outcome> {
 }
 
 /// Whether the output of a plan is published already.
-pub(super) fn is_published(context: &Context, plan: &Plan) -> anyhow::Result<bool> {
+pub(super) fn is_published(context: &Context, plan: &StagePlan) -> anyhow::Result<bool> {
     let manifest = context.dir.published(&plan.home)?;
     Ok(manifest.is_some_and(|manifest| manifest.key == plan.key()))
 }
@@ -121,7 +121,7 @@ fn say_forecast(
     let spent = RequestLog::read_spending(&context.dir.path(REQUESTS_FILE))?;
     let budget = &context.run.file.budget;
     let forecast = forecast::of_answers(http, budget, &estimate, missing, &spent);
-    context.talk.data(&forecast);
+    context.console.output(&forecast);
     Ok(())
 }
 
@@ -172,11 +172,11 @@ impl Collection {
     /// Opens the journal, and every published folder with answers of the same settings.
     fn open(context: &Context, source: &CollectSource) -> anyhow::Result<Collection> {
         let dir = &context.dir;
-        let work = dir.work(&source.work_folder())?;
+        let work = dir.work_path(&source.work_folder())?;
         let (index, estimate) = index_units(context, source)?;
         let mut store = Store::open(&work.join("journal.bin"), &index)?;
         let mut homes = vec!["completions".to_owned()];
-        homes.extend(dir.old("completions"));
+        homes.extend(dir.old_outputs("completions"));
         homes.retain(|home| dir.path(home).is_dir());
         for home in homes {
             let manifest = Manifest::read(&dir.path(&home))?;
@@ -278,7 +278,7 @@ fn say_failures(context: &Context, published: &Published) {
     }
     let reasons = published.reasons.iter();
     let reasons: Vec<String> = reasons.map(|(reason, n)| format!("{n} {reason}")).collect();
-    context.talk.say(&Event::Warning {
+    context.console.emit(&Event::Warning {
         text: format!(
             "collect: without an answer or its distributions: {}; `failures/` says why, and `--retry-failures` asks again",
             reasons.join(", ")

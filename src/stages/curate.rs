@@ -15,14 +15,14 @@ use serde_json::json;
 use sha2::{Digest, Sha256};
 
 use super::score::UNSCORED;
-use super::{Context, Done, Outcome, counts, grade, stage};
-use crate::run_dir::{Plan, settings_of};
+use super::{Context, StageOutcome, StageSummary, counts, grade, run_stage};
+use crate::run_dir::{StagePlan, settings_of};
 
 /// Lists the answers to train on and those to measure on.
 ///
 /// # Errors
 /// When nothing was collected, or nothing would be left on one side.
-pub fn curate(context: &Context) -> anyhow::Result<Outcome> {
+pub fn curate(context: &Context) -> anyhow::Result<StageOutcome> {
     let completions = context
         .dir
         .require("completions", "collect", &context.run)?;
@@ -36,7 +36,7 @@ pub fn curate(context: &Context) -> anyhow::Result<Outcome> {
     }
     let unsignalled = unsignalled(context, &mut inputs)?;
     let seed = context.run.file.run.seed;
-    let plan = Plan {
+    let plan = StagePlan {
         stage: "curate".to_owned(),
         home: "train".to_owned(),
         outputs: ["heldout", "dropped", "curation.json", "train"]
@@ -45,7 +45,7 @@ pub fn curate(context: &Context) -> anyhow::Result<Outcome> {
         settings: json!({ "curate": settings_of(settings)?, "seed": seed }),
         inputs,
     };
-    stage(context, &plan, |out| {
+    run_stage(context, &plan, |out| {
         let verdicts = drops_wrong.then(|| context.dir.path("verdicts"));
         let completions = context.dir.path("completions");
         let without = listed(&unsignalled)?;
@@ -66,7 +66,7 @@ pub fn curate(context: &Context) -> anyhow::Result<Outcome> {
         });
         let summary = canonical_json(&summary) + "\n";
         replace_file(&out.join("curation.json"), summary.as_bytes())?;
-        Ok(Some(Done::new(counts)))
+        Ok(Some(StageSummary::new(counts)))
     })
 }
 

@@ -10,9 +10,11 @@ use serde_json::json;
 
 use super::models::{heldout_home, load, model_key, results_file};
 use super::rows::Rows;
-use super::{Context, Done, Outcome, answers, counts, each, score, stage};
+use super::{
+    Context, StageOutcome, StageSummary, answers, counts, for_each_model, run_stage, score,
+};
 use crate::interrupt;
-use crate::run_dir::Plan;
+use crate::run_dir::StagePlan;
 
 const SAMPLES_FILE: &str = "samples.parquet";
 
@@ -20,24 +22,24 @@ const SAMPLES_FILE: &str = "samples.parquet";
 ///
 /// # Errors
 /// When nothing was curated, or a student is not exported yet.
-pub fn eval(context: &Context) -> anyhow::Result<Outcome> {
+pub fn eval(context: &Context) -> anyhow::Result<StageOutcome> {
     let mut models = vec![RunModel::Base];
     models.extend(context.variants().into_iter().map(RunModel::Trained));
-    let measured = each(&models, |model| eval_one(context, *model))?;
-    if matches!(measured, Outcome::Stopped | Outcome::WouldRun) {
+    let measured = for_each_model(&models, |model| eval_one(context, *model))?;
+    if matches!(measured, StageOutcome::Stopped | StageOutcome::WouldRun) {
         return Ok(measured);
     }
     if context.run.file.local().is_some() {
         models.insert(0, RunModel::Teacher);
     }
-    let answered = each(&models, |model| answers::answer_one(context, *model))?;
+    let answered = for_each_model(&models, |model| answers::answer_one(context, *model))?;
     Ok(match answered {
-        Outcome::UpToDate => measured,
+        StageOutcome::UpToDate => measured,
         other => other,
     })
 }
 
-fn eval_one(context: &Context, model: RunModel) -> anyhow::Result<Outcome> {
+fn eval_one(context: &Context, model: RunModel) -> anyhow::Result<StageOutcome> {
     let run = &context.run;
     let completions = context.dir.require("completions", "collect", run)?;
     let curation = context.dir.require("train", "curate", run)?;
@@ -45,7 +47,7 @@ fn eval_one(context: &Context, model: RunModel) -> anyhow::Result<Outcome> {
     let resamples = run.file.eval.resamples;
     let chunk_rows = run.file.train.chunk_rows;
     let seed = u64::from(run.file.run.seed);
-    let plan = Plan {
+    let plan = StagePlan {
         stage: format!("eval {model}"),
         home: heldout_home(model),
         outputs: vec![heldout_home(model), results_file(&heldout_home(model))],
@@ -64,15 +66,17 @@ fn eval_one(context: &Context, model: RunModel) -> anyhow::Result<Outcome> {
         .chain(score::input(context)?)
         .collect(),
     };
-    stage(context, &plan, |out| {
+    run_stage(context, &plan, |out| {
         let home = heldout_home(model);
         let model = load(context, model)?;
         let mut rows = Rows::open(context, "heldout")?;
         let len = rows.list.len();
-        let mut work = context.talk.work(&plan.stage, "sequences", 0, len as u64);
+        let mut work = context
+            .console
+            .progress(&plan.stage, "sequences", 0, len as u64);
         let mut on_row = |done| {
-            work.show(done as u64, 0, "");
-            interrupt::flow()
+            work.update(done as u64, 0, "");
+            interrupt::control_flow()
         };
         let values =
             potstill_student::evaluate(&model, &mut |i| rows.get(i), len, chunk_rows, &mut on_row)?;
@@ -90,7 +94,7 @@ fn eval_one(context: &Context, model: RunModel) -> anyhow::Result<Outcome> {
         let results = serde_json::to_string_pretty(&results)? + "\n";
         replace_file(&out.join(results_file(&home)), results.as_bytes())?;
         let tokens = values.iter().map(|v| v.tokens as usize).sum();
-        Ok(Some(Done::new(counts([
+        Ok(Some(StageSummary::new(counts([
             ("sequences", len),
             ("tokens", tokens),
         ]))))

@@ -14,8 +14,10 @@ use potstill_model::{Config, DType};
 use serde_json::json;
 
 use super::models::export_home;
-use super::{Context, Done, Outcome, checkpoint, counts, each, stage, train};
-use crate::run_dir::{Plan, settings_of};
+use super::{
+    Context, StageOutcome, StageSummary, checkpoint, counts, for_each_model, run_stage, train,
+};
+use crate::run_dir::{StagePlan, settings_of};
 use crate::run_file::RunFile;
 
 /// What is copied from the checkpoint that the student started from.
@@ -31,18 +33,18 @@ const COPIED: [&str; 5] = [
 ///
 /// # Errors
 /// When one is not trained yet, or a file cannot be read or written.
-pub fn export(context: &Context) -> anyhow::Result<Outcome> {
-    each(context.variants(), |variant| export_one(context, variant))
+pub fn export(context: &Context) -> anyhow::Result<StageOutcome> {
+    for_each_model(context.variants(), |variant| export_one(context, variant))
 }
 
-fn export_one(context: &Context, variant: Variant) -> anyhow::Result<Outcome> {
+fn export_one(context: &Context, variant: Variant) -> anyhow::Result<StageOutcome> {
     let trained = context
         .dir
         .require(&format!("students/{variant}"), "train", &context.run)?;
     let home = export_home(variant);
     let source = checkpoint::student(&context.run)?;
     let dtype = context.run.file.export.dtype;
-    let plan = Plan {
+    let plan = StagePlan {
         stage: format!("export {variant}"),
         home: home.clone(),
         outputs: vec![home.clone()],
@@ -52,7 +54,7 @@ fn export_one(context: &Context, variant: Variant) -> anyhow::Result<Outcome> {
             ("tokenizer".to_owned(), checkpoint::shell_hash(&source)?),
         ]),
     };
-    stage(context, &plan, |out| {
+    run_stage(context, &plan, |out| {
         let out = out.join(&home);
         let last = context.dir.path(&train::last_checkpoint(context, variant));
         let model = potstill_model::load(&last, DType::F32, &context.device)?;
@@ -65,7 +67,7 @@ fn export_one(context: &Context, variant: Variant) -> anyhow::Result<Outcome> {
         }
         let card = card(context, variant, &trained, model.config(), dtype)?;
         replace_file(&out.join("README.md"), card.as_bytes())?;
-        Ok(Some(Done::new(counts([(
+        Ok(Some(StageSummary::new(counts([(
             "parameters",
             model.config().parameters() as usize,
         )]))))

@@ -9,14 +9,14 @@ use potstill_datasets::{Completion, Prompt, ShardWriter, Verdict, read_shard, sh
 use potstill_eval::Grader;
 use serde_json::json;
 
-use super::{Context, Done, Outcome, counts, import, stage};
-use crate::run_dir::Plan;
+use super::{Context, StageOutcome, StageSummary, counts, import, run_stage};
+use crate::run_dir::StagePlan;
 
 /// Grades every answer.
 ///
 /// # Errors
 /// When nothing was collected, or a prompt has no reference that the grader can use.
-pub fn grade(context: &Context) -> anyhow::Result<Outcome> {
+pub fn grade(context: &Context) -> anyhow::Result<StageOutcome> {
     let run = &context.run;
     let Some(settings) = &run.file.grade else {
         bail!(
@@ -27,7 +27,7 @@ pub fn grade(context: &Context) -> anyhow::Result<Outcome> {
     let prompts = context.dir.require("prompts", "import", run)?;
     let completions = context.dir.require("completions", "collect", run)?;
     let grader = settings.grader;
-    let plan = Plan {
+    let plan = StagePlan {
         stage: "grade".to_owned(),
         home: "verdicts".to_owned(),
         outputs: vec!["verdicts".to_owned()],
@@ -37,7 +37,7 @@ pub fn grade(context: &Context) -> anyhow::Result<Outcome> {
             ("completions".to_owned(), completions.content_hash()),
         ]),
     };
-    stage(context, &plan, |out| {
+    run_stage(context, &plan, |out| {
         let prompts = import::published_by_id(&context.dir.path("prompts"))?;
         let completions = context.dir.path("completions");
         let (mut right, mut wrong) = (0, 0);
@@ -55,7 +55,7 @@ pub fn grade(context: &Context) -> anyhow::Result<Outcome> {
             }
             verdicts.finish()?;
         }
-        Ok(Some(Done::new(counts([
+        Ok(Some(StageSummary::new(counts([
             ("right", right),
             ("wrong", wrong),
         ]))))

@@ -10,15 +10,15 @@ use potstill_datasets::{
 };
 use serde_json::json;
 
-use super::{Context, Done, Outcome, counts, stage};
-use crate::run_dir::Plan;
+use super::{Context, StageOutcome, StageSummary, counts, run_stage};
+use crate::run_dir::StagePlan;
 use crate::run_file::Loaded;
 
 /// Reads the prompts and publishes them.
 ///
 /// # Errors
 /// When the source is absent or a line of it is no prompt.
-pub fn import(context: &Context) -> anyhow::Result<Outcome> {
+pub fn import(context: &Context) -> anyhow::Result<StageOutcome> {
     let path = source(&context.run)?;
     let mut settings = json!({
         "columns": context.run.file.import.columns,
@@ -32,14 +32,14 @@ pub fn import(context: &Context) -> anyhow::Result<Outcome> {
     if import.answers == AnswerSource::Given && import.columns.answer.is_some() {
         settings["answers"] = json!("given");
     }
-    let plan = Plan {
+    let plan = StagePlan {
         stage: "import".to_owned(),
         home: "prompts".to_owned(),
         outputs: vec!["prompts".to_owned()],
         settings,
         inputs: BTreeMap::from([("source".to_owned(), hash_file(&path)?.sha256)]),
     };
-    stage(context, &plan, |out| {
+    run_stage(context, &plan, |out| {
         let Imported {
             prompts,
             duplicates,
@@ -48,7 +48,7 @@ pub fn import(context: &Context) -> anyhow::Result<Outcome> {
         for (index, shard) in prompts.chunks(PROMPTS_PER_SHARD).enumerate() {
             write_shard(&out.join("prompts").join(shard_name(index)), shard, &[])?;
         }
-        Ok(Some(Done::new(counts([
+        Ok(Some(StageSummary::new(counts([
             ("prompts", prompts.len()),
             ("duplicates merged", duplicates),
         ]))))

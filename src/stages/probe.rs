@@ -11,7 +11,7 @@ use potstill_teacher::http::{
 };
 
 use super::acquire::{self, REQUESTS_FILE};
-use super::{Context, Outcome, forecast, served};
+use super::{Context, StageOutcome, forecast, served};
 use crate::run_file::{ConfigError, Loaded};
 
 const PROBE_FILE: &str = "probe.json";
@@ -20,7 +20,7 @@ const PROBE_FILE: &str = "probe.json";
 ///
 /// # Errors
 /// When the teacher is not behind a server, the server cannot be reached or refuses the key, or the disk refuses.
-pub fn probe(context: &Context) -> anyhow::Result<Outcome> {
+pub fn probe(context: &Context) -> anyhow::Result<StageOutcome> {
     let run = &context.run;
     if run.file.served().is_none() {
         let what = "there is no server to ask\nhint: `probe` is for a teacher with `provider`, `url` or `endpoints`";
@@ -30,15 +30,15 @@ pub fn probe(context: &Context) -> anyhow::Result<Outcome> {
     http.client.endpoints = served::endpoints(run)?;
     if context.dry_run {
         context
-            .talk
-            .line("probe: would ask a handful of short questions");
-        return Ok(Outcome::WouldRun);
+            .console
+            .note("probe: would ask a handful of short questions");
+        return Ok(StageOutcome::WouldRun);
     }
     let encoder = http.encoder.as_ref();
     let encoder = encoder.map(|e| (e.tokenizer(), e.template()));
-    let talk = &context.talk;
+    let console = &context.console;
     let probe = http::probe(&http.client, encoder, &mut |request| {
-        talk.line(&format!("probe: {request}"));
+        console.note(&format!("probe: {request}"));
     })?;
     keep(&context.dir.path(""), &probe)?;
     let TokenUsage {
@@ -50,15 +50,15 @@ pub fn probe(context: &Context) -> anyhow::Result<Outcome> {
     let log = RequestLog::open(&context.dir.path(REQUESTS_FILE), "probe")?;
     acquire::say_lost(context, "probe", &log);
     log.probed(probe.requests, probe.spent, cost.unwrap_or(0.0))?;
-    talk.data(&probe.lines().join("\n"));
-    talk.line(&format!(
+    console.output(&probe.lines().join("\n"));
+    console.note(&format!(
         "probe: {} questions, {} tokens{}; kept in {}",
         probe.requests,
         prompt_tokens + completion_tokens,
         cost.map_or_else(String::new, |usd| format!(", {}", forecast::dollars(usd))),
         context.dir.path(PROBE_FILE).display()
     ));
-    Ok(Outcome::Done)
+    Ok(StageOutcome::Done)
 }
 
 /// Writes the findings into the run directory.

@@ -11,9 +11,9 @@ use potstill_eval::{Heldout, LossCurve, LossPoint, Provenance, Report, StageFact
 use serde_json::json;
 
 use super::models::{answers_home, export_home, heldout_home};
-use super::{Context, Done, Outcome, counts, export, stage};
+use super::{Context, StageOutcome, StageSummary, counts, export, run_stage};
 use crate::events::Event;
-use crate::run_dir::{Counts, Plan};
+use crate::run_dir::{Counts, StagePlan};
 
 /// What it writes, the file for people first.
 const FILES: [&str; 3] = ["report.html", "report.md", "report.json"];
@@ -22,7 +22,7 @@ const FILES: [&str; 3] = ["report.html", "report.md", "report.json"];
 ///
 /// # Errors
 /// When a model is not measured yet, or results do not fit together.
-pub fn report(context: &Context) -> anyhow::Result<Outcome> {
+pub fn report(context: &Context) -> anyhow::Result<StageOutcome> {
     let run = &context.run;
     let arms = context.arms();
     let models: Vec<RunModel> = ([RunModel::Base].into_iter())
@@ -33,7 +33,7 @@ pub fn report(context: &Context) -> anyhow::Result<Outcome> {
         let manifest = context.dir.require(&home, &stage, run)?;
         inputs.insert(home, manifest.content_hash());
     }
-    let plan = Plan {
+    let plan = StagePlan {
         stage: "report".to_owned(),
         home: String::new(),
         outputs: FILES.map(str::to_owned).to_vec(),
@@ -41,7 +41,7 @@ pub fn report(context: &Context) -> anyhow::Result<Outcome> {
         inputs,
     };
     let mut verdict = Vec::new();
-    let outcome = stage(context, &plan, |out| {
+    let outcome = run_stage(context, &plan, |out| {
         let report = build(context, &models)?;
         replace_file(&out.join("report.html"), report.to_html()?.as_bytes())?;
         replace_file(&out.join("report.md"), report.to_markdown().as_bytes())?;
@@ -53,14 +53,14 @@ pub fn report(context: &Context) -> anyhow::Result<Outcome> {
         verdict.push(report.conclusion.headline);
         verdict.extend(report.conclusion.sentences);
         verdict.extend(report.conclusion.doubts);
-        Ok(Some(Done::new(counts)))
+        Ok(Some(StageSummary::new(counts)))
     })?;
     for text in verdict {
-        context.talk.say(&Event::Verdict { text });
+        context.console.emit(&Event::Verdict { text });
     }
-    if outcome == Outcome::Done {
+    if outcome == StageOutcome::Done {
         let path = context.dir.path(FILES[0]);
-        context.talk.line(&format!("report: {}", path.display()));
+        context.console.note(&format!("report: {}", path.display()));
     }
     Ok(outcome)
 }
@@ -71,7 +71,7 @@ pub fn open(context: &Context) {
     let path = context.dir.path(FILES[0]);
     if let Err(error) = open::that_detached(&path) {
         let path = path.display();
-        context.talk.line(&format!(
+        context.console.note(&format!(
             "no program to show it with ({error}); open {path} in a browser"
         ));
     }

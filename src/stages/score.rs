@@ -20,8 +20,11 @@ use serde_json::{Value, json};
 
 use super::acquire::{self, Acquisition, REQUESTS_FILE};
 use super::collect::{is_published, open_local};
-use super::{Context, Done, Outcome, checkpoint, counts, forecast, probe, served, stage_again};
-use crate::run_dir::{Counts, Plan, settings_of, short};
+use super::{
+    Context, StageOutcome, StageSummary, checkpoint, counts, forecast, probe, run_stage_again,
+    served,
+};
+use crate::run_dir::{Counts, StagePlan, settings_of, short};
 use crate::run_file::{Loaded, Score};
 
 /// Folder with the answers that could not be scored.
@@ -32,7 +35,7 @@ pub(crate) const UNSCORED: &str = "unscored";
 /// # Errors
 /// When answers are not published; when a local teacher cannot encode an answer, or the answer is longer than its
 /// context; when a server cannot be used, a cap is reached, or the disk refuses. What was scored stays.
-pub fn score(context: &Context) -> anyhow::Result<Outcome> {
+pub fn score(context: &Context) -> anyhow::Result<StageOutcome> {
     let run = &context.run;
     let Some(settings) = &run.file.score else {
         bail!(
@@ -52,8 +55,8 @@ pub fn score(context: &Context) -> anyhow::Result<Outcome> {
         scorer.say_forecast(http, &folder)?;
     }
     let mut finished_work = None;
-    let outcome = stage_again(context, &plan, again, |out| {
-        let work = context.dir.work(&folder)?;
+    let outcome = run_stage_again(context, &plan, again, |out| {
+        let work = context.dir.work_path(&folder)?;
         let Some(published) = scorer.run(&work, out)? else {
             return Ok(None);
         };
@@ -61,7 +64,7 @@ pub fn score(context: &Context) -> anyhow::Result<Outcome> {
         if published.failures == 0 {
             finished_work = Some(work);
         }
-        Ok(Some(Done::new(scorer.counts(&published))))
+        Ok(Some(StageSummary::new(scorer.counts(&published))))
     })?;
     if let Some(work) = finished_work {
         fs::remove_dir_all(&work).with_context(|| format!("cannot delete {}", work.display()))?;
@@ -142,12 +145,12 @@ impl<'a> Scorer<'a> {
         })
     }
 
-    fn plan(&self, completions: String) -> Plan {
+    fn plan(&self, completions: String) -> StagePlan {
         let mut outputs = vec!["signals".to_owned()];
         if self.checkpoint.is_none() {
             outputs.insert(0, UNSCORED.to_owned());
         }
-        Plan {
+        StagePlan {
             stage: "score".to_owned(),
             home: "signals".to_owned(),
             outputs,
@@ -171,7 +174,7 @@ impl<'a> Scorer<'a> {
         let spent = RequestLog::read_spending(&self.context.dir.path(REQUESTS_FILE))?;
         let (tokens, budget) = (estimate.tokens(missing), &self.context.run.file.budget);
         let forecast = forecast::of_scores(http, budget, tokens, missing, &spent);
-        self.context.talk.data(&forecast);
+        self.context.console.output(&forecast);
         Ok(())
     }
 

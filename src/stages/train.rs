@@ -23,10 +23,10 @@ use rayon::ThreadPoolBuilder;
 use serde_json::{Value, json};
 
 use super::rows::Rows;
-use super::{Context, Outcome, checkpoint, counts, each, score};
+use super::{Context, StageOutcome, checkpoint, counts, for_each_model, score};
 use crate::events::Event;
 use crate::interrupt;
-use crate::run_dir::{LedgerLine, Plan, now, settings_of, short};
+use crate::run_dir::{LedgerLine, StagePlan, now, settings_of, short};
 use crate::run_file::{Loaded, RunFile};
 
 const STARTED_FILE: &str = "started.json";
@@ -41,37 +41,39 @@ const STACK: usize = 8 << 20;
 /// # Errors
 /// When nothing was curated, the signals are of another tokenizer than the student's, or
 /// the trainer fails; checkpoints stay.
-pub fn train(context: &Context) -> anyhow::Result<Outcome> {
+pub fn train(context: &Context) -> anyhow::Result<StageOutcome> {
     let mut plans = Vec::new();
     for variant in context.variants() {
         let plan = plan(context, variant)?;
         match settled(context, &plan)? {
-            Some(Outcome::UpToDate) => {}
+            Some(StageOutcome::UpToDate) => {}
             Some(outcome) => return Ok(outcome),
             None => plans.push((variant, plan)),
         }
     }
-    let one = |(variant, plan): &(Variant, Plan)| train_one(context, *variant, plan);
+    let one = |(variant, plan): &(Variant, StagePlan)| train_one(context, *variant, plan);
     match is_small(context)? {
         true => side_by_side(&plans, one),
-        false => each(&plans, one),
+        false => for_each_model(&plans, one),
     }
 }
 
 /// How it ends where there is nothing to train: all steps are made, or this is a dry run.
-fn settled(context: &Context, plan: &Plan) -> anyhow::Result<Option<Outcome>> {
+fn settled(context: &Context, plan: &StagePlan) -> anyhow::Result<Option<StageOutcome>> {
     let (stage, home, key) = (&plan.stage, &plan.home, plan.key());
     context
-        .talk
+        .console
         .detail(&format!("{stage}: key {}", short(&key)));
     let published = context.dir.published(home)?;
     if let Some(manifest) = published.filter(|m| m.key == key) {
-        context.talk.say(&Event::up_to_date(stage, manifest.counts));
-        return Ok(Some(Outcome::UpToDate));
+        context
+            .console
+            .emit(&Event::up_to_date(stage, manifest.counts));
+        return Ok(Some(StageOutcome::UpToDate));
     }
     if context.dry_run {
-        context.talk.say(&Event::would_run(stage));
-        return Ok(Some(Outcome::WouldRun));
+        context.console.emit(&Event::would_run(stage));
+        return Ok(Some(StageOutcome::WouldRun));
     }
     Ok(None)
 }
@@ -92,12 +94,12 @@ fn is_small(context: &Context) -> anyhow::Result<bool> {
 /// stop was asked for.
 fn side_by_side<S: Sync>(
     students: &[S],
-    one: impl Fn(&S) -> anyhow::Result<Outcome> + Sync,
-) -> anyhow::Result<Outcome> {
+    one: impl Fn(&S) -> anyhow::Result<StageOutcome> + Sync,
+) -> anyhow::Result<StageOutcome> {
     let cores = rayon::current_num_threads();
     let next = AtomicUsize::new(0);
     let failed = AtomicBool::new(false);
-    let work = || -> anyhow::Result<Outcome> {
+    let work = || -> anyhow::Result<StageOutcome> {
         // What runs within it is parallel over its one thread.
         let core = ThreadPoolBuilder::new()
             .num_threads(1)
@@ -108,12 +110,12 @@ fn side_by_side<S: Sync>(
                 let student = students.get(next.fetch_add(1, Ordering::SeqCst))?;
                 (!failed.load(Ordering::SeqCst)).then_some(student)
             });
-            let done = each(mine, &one);
+            let done = for_each_model(mine, &one);
             failed.fetch_or(done.is_err(), Ordering::SeqCst);
             done
         })
     };
-    let outcomes: Vec<anyhow::Result<Outcome>> = std::thread::scope(|scope| {
+    let outcomes: Vec<anyhow::Result<StageOutcome>> = std::thread::scope(|scope| {
         let workers: Vec<_> = (0..students.len().min(2 * cores))
             .map(|_| scope.spawn(work))
             .collect();
@@ -122,28 +124,34 @@ fn side_by_side<S: Sync>(
             .map(|worker| worker.join().unwrap_or_else(|panic| resume_unwind(panic)))
             .collect()
     });
-    let mut all = Outcome::UpToDate;
+    let mut all = StageOutcome::UpToDate;
     for outcome in outcomes {
         match (all, outcome?) {
-            (_, Outcome::Stopped) | (Outcome::Stopped, _) => all = Outcome::Stopped,
-            (_, Outcome::UpToDate) => {}
+            (_, StageOutcome::Stopped) | (StageOutcome::Stopped, _) => all = StageOutcome::Stopped,
+            (_, StageOutcome::UpToDate) => {}
             (_, outcome) => all = outcome,
         }
     }
     Ok(all)
 }
 
-fn train_one(context: &Context, variant: Variant, plan: &Plan) -> anyhow::Result<Outcome> {
+fn train_one(
+    context: &Context,
+    variant: Variant,
+    plan: &StagePlan,
+) -> anyhow::Result<StageOutcome> {
     let key = plan.key();
     let stage = &plan.stage;
-    let Context { dir, talk, run, .. } = context;
+    let Context {
+        dir, console, run, ..
+    } = context;
     let folder = dir.path(&plan.home);
     let started = folder.join(STARTED_FILE);
     let of = fs::read_to_string(&started).unwrap_or_default();
     // Without a checkpoint there is nothing to keep: it was begun and cut short.
     if of != key && folder.join("checkpoints").exists() {
-        let old = dir.keep_old(&plan.home)?;
-        talk.say(&Event::kept(stage, &dir.path(&old)));
+        let old = dir.move_aside(&plan.home)?;
+        console.emit(&Event::kept(stage, &dir.path(&old)));
     }
     fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
     replace_file(&started, key.as_bytes())?;
@@ -151,26 +159,26 @@ fn train_one(context: &Context, variant: Variant, plan: &Plan) -> anyhow::Result
         check_tokenizer(run, &dir.path("signals"))?;
     }
 
-    talk.say(&Event::started(stage));
+    console.emit(&Event::started(stage));
     let (began, started) = (Instant::now(), now());
     let mut rows = Rows::open(context, "train")?.at_temperature(context)?;
     let settings = settings(&run.file, variant.seed_index);
-    let work = RefCell::new(talk.work(stage, "steps", 0, settings.steps));
+    let work = RefCell::new(console.progress(stage, "steps", 0, settings.steps));
     let mut tokens = 0;
     let stepped = Cell::new(false);
     let mut on_step = |metrics: &StepMetrics| {
         stepped.set(true);
         tokens += metrics.tokens;
         let note = format!("loss {:.4}", metrics.loss);
-        work.borrow_mut().show(metrics.step, tokens, &note);
-        interrupt::flow()
+        work.borrow_mut().update(metrics.step, tokens, &note);
+        interrupt::control_flow()
     };
     let len = rows.list.len();
     let mut row = |i: usize| {
         // Before the first step all rows are read once, for their lengths.
         if !stepped.get() && i.is_multiple_of(1000) {
             let note = format!("measuring answer {i} of {len}");
-            work.borrow_mut().show(0, 0, &note);
+            work.borrow_mut().update(0, 0, &note);
         }
         rows.get(i)
     };
@@ -199,15 +207,15 @@ fn train_one(context: &Context, variant: Variant, plan: &Plan) -> anyhow::Result
         counts: counts.clone(),
     })?;
     if !trained.finished {
-        talk.line(&format!("{stage}: saved at step {}", trained.step));
-        talk.say(&Event::stopped(stage));
-        return Ok(Outcome::Stopped);
+        console.note(&format!("{stage}: saved at step {}", trained.step));
+        console.emit(&Event::stopped(stage));
+        return Ok(StageOutcome::Stopped);
     }
     let last = last_checkpoint(context, variant);
     let mut files = hash_files(&dir.path(&last))?;
     // It counts bytes of `metrics.jsonl`, which tells speeds.
     files.remove("state.json");
-    talk.say(&Event::finished(stage, counts.clone(), seconds));
+    console.emit(&Event::finished(stage, counts.clone(), seconds));
     Manifest {
         stage: stage.clone(),
         schema: SCHEMA_VERSION,
@@ -221,14 +229,14 @@ fn train_one(context: &Context, variant: Variant, plan: &Plan) -> anyhow::Result
         counts,
     }
     .write(&folder)?;
-    Ok(Outcome::Done)
+    Ok(StageOutcome::Done)
 }
 
-fn plan(context: &Context, variant: Variant) -> anyhow::Result<Plan> {
+fn plan(context: &Context, variant: Variant) -> anyhow::Result<StagePlan> {
     let run = &context.run;
     let completions = context.dir.require("completions", "collect", run)?;
     let curation = context.dir.require("train", "curate", run)?;
-    Ok(Plan {
+    Ok(StagePlan {
         stage: format!("train {variant}"),
         home: format!("students/{variant}"),
         outputs: vec![format!("students/{variant}")],

@@ -4,7 +4,6 @@
 #![allow(clippy::unwrap_used)]
 
 mod bad_input;
-mod bench;
 mod docs;
 mod events;
 mod first_hour;

@@ -103,7 +103,7 @@ fn a_changed_setting_keeps_what_was_there() {
     let said = run.run();
     assert!(
         said.stderr
-            .contains("collect: what was there before is kept as runs/tiny/completions.old-1"),
+            .contains("collect: the earlier output is kept as runs/tiny/completions.old-1"),
         "{}",
         said.stderr
     );
@@ -512,11 +512,11 @@ fn ctrl_c_saves_and_names_the_command_that_goes_on() {
     let (code, stderr) = interrupt(child);
     assert_eq!(code, Some(1), "{stderr}");
     assert!(
-        stderr.contains("stopping after the batch in hand; once more stops at once"),
+        stderr.contains("stopping after the current batch; Ctrl-C again exits at once"),
         "{stderr}"
     );
     assert!(
-        stderr.contains("stopped; what is done is kept, and `potstill run run.toml` goes on"),
+        stderr.contains("stopped; finished work is kept\nhint: `potstill run run.toml` resumes"),
         "{stderr}"
     );
     assert!(

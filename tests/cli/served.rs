@@ -387,7 +387,7 @@ fn ctrl_c_lets_answers_land() {
     let (code, stderr) = interrupt(child);
     assert_eq!(code, Some(1), "{stderr}");
     assert!(
-        stderr.contains("`potstill run run.toml` goes on"),
+        stderr.contains("hint: `potstill run run.toml` resumes"),
         "{stderr}"
     );
     let asked = server.requests();

@@ -9,7 +9,7 @@ use potstill_teacher::{HttpTeacher, Teacher};
 use serde_json::{Value, json};
 
 use super::{given, local};
-use crate::run_dir::{Counts, Plan, settings_of, short};
+use crate::run_dir::{Counts, StagePlan, settings_of, short};
 use crate::stages::acquire::Acquired;
 use crate::stages::{Context, checkpoint, counts, import, probe, served};
 
@@ -142,11 +142,11 @@ impl CollectSource {
     }
 
     /// What is published, and what it depends on.
-    pub(super) fn plan(&self, context: &Context, prompts: String) -> Plan {
+    pub(super) fn plan(&self, context: &Context, prompts: String) -> StagePlan {
         let mut inputs = self.inputs.clone();
         inputs.insert("prompts".to_owned(), prompts);
         let outputs = self.outputs(context);
-        Plan {
+        StagePlan {
             stage: "collect".to_owned(),
             home: "completions".to_owned(),
             outputs: outputs.iter().map(|table| (*table).to_owned()).collect(),

@@ -1,19 +1,19 @@
-//! Each op of a step alone, at the model's shapes: seconds of a call, forward and backward, times
-//! its calls in a step.
+//! Each operation of a step alone, at the model's shapes: seconds of a call, forward and backward, times
+//! the number of its calls in a step.
 
 use std::time::Instant;
 
-use potstill_kernels::{
+use potstill::kernels::{
     Attention, Head, Sum, attention, linear, rms_norm, rotary, row_gradient, row_stats, swiglu,
 };
-use potstill_model::{Config, DType, Device, Int, Tensor, TensorData};
+use potstill::model::{Config, DType, Device, Int, Tensor, TensorData};
 
-use super::child::{CHUNK_ROWS, wait};
+use super::inputs::{CHUNK_ROWS, wait};
 
-/// Calls that are measured; the fastest counts, since a disturbed one says nothing about the op.
+/// Number of measured calls. The fastest counts, since a disturbed call says nothing about the operation.
 const CALLS: usize = 3;
 
-/// Seconds of all calls of one kind in a step.
+/// Seconds of an operation.
 #[derive(Debug, Clone, Copy, Default)]
 struct Cost {
     forward: f64,
@@ -40,35 +40,36 @@ impl Cost {
     }
 }
 
-/// The ops of a step on one text of `n` tokens with loss at all but one, in f32, seconds each.
+/// Measures the operations of a step on one text of `n` tokens, in f32; all positions but the first carry
+/// loss. Gives the name and the seconds of each.
 ///
 /// # Errors
-/// A device that does not finish its work.
-pub(crate) fn ops(
+/// When the device does not finish its work.
+pub(crate) fn operations(
     config: &Config,
     n: usize,
     top_k: usize,
     device: &Device,
 ) -> anyhow::Result<Vec<(String, f64)>> {
-    let bench = Ops { config, n, device };
+    let shapes = ModelShapes { config, n, device };
     let mut parts: Vec<(&str, f64)> = Vec::new();
-    let [forward, input, weight] = bench.layers()?;
+    let [forward, input, weight] = shapes.layers()?;
     parts.push(("linear layers, forward", forward));
     parts.push(("linear layers, gradient of the input", input));
     parts.push(("linear layers, gradient of the weight", weight));
-    parts.push(("attention", bench.attention()?.both()));
-    parts.push(("norms", bench.norms()?.both()));
-    parts.push(("rotary positions", bench.rotary()?.both()));
-    parts.push(("SwiGLU", bench.swiglu()?.both()));
+    parts.push(("attention", shapes.attention()?.both()));
+    parts.push(("norms", shapes.norms()?.both()));
+    parts.push(("rotary positions", shapes.rotary()?.both()));
+    parts.push(("SwiGLU", shapes.swiglu()?.both()));
     let rows = n.saturating_sub(1);
     let (mut head, mut statistics) = ([0.0; 3], 0.0);
     for start in (0..rows).step_by(CHUNK_ROWS) {
         let chunk = CHUNK_ROWS.min(rows - start);
         let shape = [config.vocab_size, config.hidden_size];
-        for (sum, seconds) in head.iter_mut().zip(bench.products(chunk, shape)?) {
+        for (sum, seconds) in head.iter_mut().zip(shapes.products(chunk, shape)?) {
             *sum += seconds;
         }
-        statistics += bench.statistics(chunk, top_k)?.both();
+        statistics += shapes.statistics(chunk, top_k)?.both();
     }
     let [forward, input, weight] = head;
     parts.push(("head, forward", forward));
@@ -81,14 +82,14 @@ pub(crate) fn ops(
     Ok(named.collect())
 }
 
-struct Ops<'a> {
+struct ModelShapes<'a> {
     config: &'a Config,
     n: usize,
     device: &'a Device,
 }
 
-impl Ops<'_> {
-    /// All linear layers but the head: forward, gradient of the input, gradient of the weight.
+impl ModelShapes<'_> {
+    /// All linear layers except the head: forward, gradient of the input, gradient of the weight.
     fn layers(&self) -> anyhow::Result<[f64; 3]> {
         let c = self.config;
         let (d, wide) = (c.hidden_size, c.intermediate_size);
@@ -125,14 +126,14 @@ impl Ops<'_> {
         let c = self.config;
         let keys = [self.n, c.num_key_value_heads * c.head_dim];
         let shapes = [[self.n, c.num_attention_heads * c.head_dim], keys, keys];
-        let how = Attention {
+        let options = Attention {
             heads: c.num_attention_heads,
             key_heads: c.num_key_value_heads,
             scale: (c.head_dim as f64).sqrt().recip(),
             softcap: None,
             window: None,
         };
-        let mix = |[q, k, v]: [Tensor<2>; 3]| attention(q, k, v, &[self.n], &how);
+        let mix = |[q, k, v]: [Tensor<2>; 3]| attention(q, k, v, &[self.n], &options);
         Ok(self
             .cost(shapes, [true; 3], mix)?
             .times(c.num_hidden_layers))
@@ -193,7 +194,7 @@ impl Ops<'_> {
         Ok(least)
     }
 
-    /// One call on inputs of these shapes, of which `tracked` get a gradient.
+    /// One call on inputs of these shapes; those that are `tracked` get a gradient.
     fn cost<const N: usize>(
         &self,
         shapes: [[usize; 2]; N],
@@ -205,7 +206,7 @@ impl Ops<'_> {
             forward: f64::INFINITY,
             backward: f64::INFINITY,
         };
-        // One more, which finds memory and threads asleep.
+        // The first call is slower: its memory is new, and the threads sleep.
         for _ in 0..=CALLS {
             let mut leaves = inputs.clone().map(Tensor::from_inner);
             for (leaf, tracked) in leaves.iter_mut().zip(tracked) {
@@ -229,7 +230,7 @@ impl Ops<'_> {
         Ok(least)
     }
 
-    /// Numbers around 0, none of them special.
+    /// Numbers between −0.5 and 0.5.
     fn numbers(&self, [rows, columns]: [usize; 2]) -> Tensor<2> {
         let value = |index: usize| (index * 31 % 1009) as f32 / 1009.0 - 0.5;
         let values: Vec<f32> = (0..rows * columns).map(value).collect();

@@ -1,41 +1,41 @@
-//! Potstill's side of the loss alone: hidden states and a head to the loss and both gradients, the three
-//! products of that by themselves, and the kernels' passes over one chunk of logits.
+//! Potstill's measurement of the loss alone: from hidden states and head to the loss and both gradients,
+//! the three products by themselves, and the kernels' passes over one chunk of logits.
 //!
-//! The numbers come from a formula in integers that `benches/peer.py` has too, so that both sides
-//! start from the same bits and nothing of this size is sent.
+//! The inputs come from a formula in integers that `benches/peer.py` evaluates too. Both implementations
+//! start from the same bits without sending tensors of this size.
 
 use std::ops::Range;
 use std::time::Instant;
 
 use anyhow::Context as _;
-use potstill_kernels::{
+use potstill::kernels::{
     Head, RowStats, Sum, linear, linear_input_gradient, linear_into, linear_weight_gradient_wide,
     row_gradient, row_stats, trim_heap,
 };
-use potstill_model::{DType, Device, Int, Tensor, TensorData, device};
-use potstill_student::{Form, HeadGradient, HeadLossOptions, head_loss, loss::forward_kl};
+use potstill::model::{DType, Device, Int, Tensor, TensorData, device};
+use potstill::student::{Form, HeadGradient, HeadLossOptions, head_loss, loss::forward_kl};
 use rayon::prelude::*;
 
-use super::child::{dtype, wait};
-use super::quiet::{forget_peak, own_memory};
-use super::request::{How, LossShape, Reply, Request};
+use super::inputs::{dtype, loss_form, wait};
+use crate::machine::{reset_peak, resident_bytes};
+use crate::request::{LossShape, MeasurementReply, MeasurementRequest};
 
-/// Standard deviation of the logits; that of the states is 1.
+/// Standard deviation of the logits. The hidden states have a standard deviation of 1.
 const SPREAD: f64 = 2.5;
-/// Where the states, the head and the support begin in the numbers.
+/// First indices of the states, the head and the support in the sequence of numbers.
 const SEEDS: [u64; 3] = [1_000_000_007, 1_300_000_033, 1_700_000_009];
-/// 2³¹ − 1.
+/// The modulus of the formula, 2³¹ − 1.
 const PRIME: u64 = (1 << 31) - 1;
-/// Calls of a pass over one chunk; the fastest counts.
+/// Number of measured passes over one chunk; the fastest counts.
 const CALLS: usize = 5;
 
-/// Seconds of whole ops and of their products, in turn, and the most memory of one op.
+/// Measures the whole loss and its products in turn, in seconds, and the peak memory of one evaluation.
 ///
 /// # Errors
-/// A device that does not run, or does not finish its work.
-pub(crate) fn loss(request: &Request) -> anyhow::Result<Reply> {
-    let case = Case::new(request)?;
-    // The first warm-up gives what is checked.
+/// When the device does not run, or does not finish its work.
+pub(crate) fn loss(request: &MeasurementRequest) -> anyhow::Result<MeasurementReply> {
+    let case = LossCase::new(request)?;
+    // The first warm-up gives the numbers that are compared.
     let check = case.check()?;
     for _ in 1..request.warm_up {
         case.run()?;
@@ -49,9 +49,8 @@ pub(crate) fn loss(request: &Request) -> anyhow::Result<Reply> {
             break;
         }
     }
-    let reserved =
-        "memory is what the allocator reserved for one op: what it used and what it keeps";
-    Ok(Reply {
+    let reserved = "memory is what the allocator reserved for one evaluation, including what it keeps afterwards";
+    Ok(MeasurementReply {
         seconds,
         products,
         check,
@@ -61,65 +60,66 @@ pub(crate) fn loss(request: &Request) -> anyhow::Result<Reply> {
         },
         above_bytes,
         parts: case.passes()?,
-        ..Reply::default()
+        ..MeasurementReply::default()
     })
 }
 
-/// One op in a fresh process, for its memory.
+/// Measures the memory of one evaluation in a fresh process.
 ///
 /// # Errors
-/// As [`loss`].
-pub(crate) fn loss_memory(request: &Request) -> anyhow::Result<Reply> {
-    let case = Case::new(request)?;
+/// Those of [`loss`].
+pub(crate) fn loss_memory(request: &MeasurementRequest) -> anyhow::Result<MeasurementReply> {
+    let case = LossCase::new(request)?;
     let began = Instant::now();
     let above_bytes = case.most_above()?;
-    Ok(Reply {
+    Ok(MeasurementReply {
         seconds: vec![began.elapsed().as_secs_f64()],
         above_bytes,
-        ..Reply::default()
+        ..MeasurementReply::default()
     })
 }
 
-struct Case {
+/// Inputs of the loss.
+struct LossCase {
     hidden_nd: Tensor<2>,
     head_vd: Tensor<2>,
     support_nk: Tensor<2, Int>,
-    /// [n, k+1], nats, the tail last.
+    /// Log-probabilities [n, k+1], nats, the tail last.
     log_p_nk: Tensor<2>,
     shape: LossShape,
     form: Form,
     device: Device,
 }
 
-impl Case {
-    fn new(request: &Request) -> anyhow::Result<Case> {
+impl LossCase {
+    fn new(request: &MeasurementRequest) -> anyhow::Result<LossCase> {
         let device = device(&request.device)?;
         let (shape, dtype) = (request.loss, dtype(request));
         let (n, d) = (shape.rows, shape.width);
         let root = 12f64.sqrt();
         let head_scale = SPREAD * (12.0 / d as f64).sqrt();
-        let log_p = request.logprobs.first().context("there is no teacher")?;
+        let log_p = request
+            .logprobs
+            .first()
+            .context("the request has no log-probabilities")?;
         let mass: f64 = log_p.iter().map(|log| f64::from(*log).exp()).sum();
         let mut log_p = log_p.clone();
         log_p.push((1.0 - mass).ln() as f32);
         let k = log_p.len() - 1;
         let support = TensorData::new(support(n, k, shape.vocab), [n, k]);
         let log_p = TensorData::new(log_p.repeat(n), [n, k + 1]);
-        Ok(Case {
+        Ok(LossCase {
             hidden_nd: numbers([n, d], SEEDS[0], root, dtype, &device),
             head_vd: numbers([shape.vocab, d], SEEDS[1], head_scale, dtype, &device),
             support_nk: Tensor::from_data(support, &device),
             log_p_nk: Tensor::from_data(log_p, (&device, DType::F32)),
             shape,
-            form: match request.how {
-                How::Plain => Form::Plain,
-                _ => Form::Fused,
-            },
+            form: loss_form(request),
             device,
         })
     }
 
-    /// The mean over rows of forward KL with a tail bucket, and its gradients.
+    /// Computes the mean forward KL over the rows, with a tail bucket, and its gradients.
     fn run(&self) -> anyhow::Result<(Tensor<1>, HeadGradient)> {
         let heads = [Head::default()];
         let options = HeadLossOptions {
@@ -144,13 +144,14 @@ impl Case {
         Ok((Tensor::cat(values, 0).sum(), gradient))
     }
 
-    /// The loss, both gradients' norms, and some entries of each in units of its root mean square.
+    /// Numbers to compare: the loss, both gradients' norms, and some entries of each gradient in units of
+    /// its root mean square.
     fn check(&self) -> anyhow::Result<Vec<f64>> {
         let (loss, gradient) = self.run()?;
-        let head_vd = gradient.head_vd.context("the head is trained")?;
+        let head_vd = gradient.head_vd.context("the head has no gradient")?;
         let root = (self.shape.rows as f64).sqrt();
         let mut check = vec![value(loss)];
-        // Of rows that the teacher names, where the gradient is large.
+        // Rows on the teacher's support, where the gradient of the head is large.
         let some = 0..self.shape.rows.min(4);
         let ids = self
             .support_nk
@@ -160,7 +161,7 @@ impl Case {
         let first: Vec<usize> = ids.iter::<i64>().map(|id| id as usize).collect();
         for (gradient, rows) in [(gradient.hidden_nd, some.collect()), (head_vd, first)] {
             let [rows_of, columns] = gradient.dims();
-            // By row first: a sum in f32 over all would lose digits.
+            // Squares are summed by row first: one f32 sum over all entries would lose digits.
             let squares = gradient.clone().cast(DType::F32).square().sum_dim(1);
             let norm = squares.into_data().iter::<f64>().sum::<f64>().sqrt();
             check.push(norm * root);
@@ -173,8 +174,8 @@ impl Case {
         Ok(check)
     }
 
-    /// The most bytes of one op, less those of its inputs and gradients. On a GPU: what the allocator
-    /// reserved anew, which is that and what it keeps beside it.
+    /// Most bytes of one evaluation beyond its inputs and gradients. On a GPU: what the allocator reserved
+    /// in addition, which also contains what it keeps for later.
     fn most_above(&self) -> anyhow::Result<Option<u64>> {
         trim_heap();
         self.device.memory_cleanup();
@@ -182,10 +183,10 @@ impl Case {
         let reserved = || self.device.memory_pool_usage().map(|u| u.bytes_reserved);
         let (before, counted) = match reserved() {
             Some(bytes) => (Some(bytes), true),
-            None => (own_memory().0, forget_peak()),
+            None => (resident_bytes().0, reset_peak()),
         };
         let (_, gradient) = self.run()?;
-        let most = reserved().or(own_memory().1).filter(|_| counted);
+        let most = reserved().or(resident_bytes().1).filter(|_| counted);
         let size = |tensor: &Tensor<2>| {
             (tensor.dims().iter().product::<usize>() * tensor.dtype().size()) as u64
         };
@@ -194,7 +195,7 @@ impl Case {
         Ok(most.zip(before).map(above))
     }
 
-    /// The three products of each chunk.
+    /// Computes the three products of each chunk.
     fn products(&self) -> anyhow::Result<()> {
         let n = self.shape.rows;
         let (mut sum_vd, mut block_nv) = (None, None);
@@ -210,8 +211,8 @@ impl Case {
         wait(&self.device)
     }
 
-    /// Seconds of each kernel on one chunk of logits; on a GPU, where both are to be as fast as memory is, also
-    /// of a pass that reads and writes as a copy does. burn's own clone shares memory.
+    /// Seconds of each kernel on one chunk of logits. On a GPU, where memory limits both, also those of a
+    /// pass that reads and writes as much as a copy: a negation, since burn's clone shares memory.
     fn passes(&self) -> anyhow::Result<Vec<(String, f64)>> {
         let rows = 0..self.shape.rows.min(self.shape.chunk_rows);
         let support_nk = self.support_nk.clone().slice(rows.clone());
@@ -242,7 +243,7 @@ impl Case {
                     wait(&self.device)
                 })?,
             };
-            let stats = stats.context("the kernel ran")?;
+            let stats = stats.context("the kernel did not run")?;
             let gradient = stats.all();
             let backward = timed(|| {
                 let support_nk = support_nk.clone();
@@ -270,13 +271,13 @@ fn value(scalar: Tensor<1>) -> f64 {
     scalar.into_data().iter::<f64>().next().unwrap_or(f64::NAN)
 }
 
-/// The cube of where a number stands, modulo a prime.
+/// The cube of a number's index, modulo a prime.
 fn hashed(index: u64, seed: u64) -> u64 {
     let x = (index + seed) % PRIME;
     x * x % PRIME * x % PRIME
 }
 
-/// Numbers that lie alike between −`scale`/2 and `scale`/2.
+/// Uniformly distributed numbers between −`scale`/2 and `scale`/2.
 fn numbers(
     [rows, columns]: [usize; 2],
     seed: u64,
@@ -293,7 +294,7 @@ fn numbers(
     Tensor::from_data(data, (device, dtype))
 }
 
-/// `k` tokens of each row, all different and far apart.
+/// `k` token ids for each row, all different and evenly spaced.
 fn support(n: usize, k: usize, v: usize) -> Vec<i32> {
     let stride = v / (k + 1);
     let row = |row: usize| {
@@ -306,8 +307,11 @@ fn support(n: usize, k: usize, v: usize) -> Vec<i32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::request::Implementation;
+    use crate::request::tests::loss_request;
 
-    /// The peer's, by Python's integers: `x = 1_000_000_007 + i; x**3 % (2**31 - 1)`.
+    /// The expected numbers are those of `benches/peer.py`, computed with Python's integers:
+    /// `x = 1_000_000_007 + i; x**3 % (2**31 - 1)`.
     #[test]
     fn numbers_are_those_of_the_peer() {
         let found: Vec<u64> = (0..3).map(|i| hashed(i, SEEDS[0])).collect();
@@ -315,32 +319,22 @@ mod tests {
     }
 
     #[test]
-    fn logits_have_the_spread_that_they_should() {
-        let request: Request = serde_json::from_str(
-            r#"{"part":"loss","model":"m","dtype":"f32","device":"cpu","threads":1,"warm_up":1,
-            "repetitions":1,"budget_s":1.0,"ids":[],"support":[],"logprobs":[[-1.0,-2.0]],"top_k":2,
-            "new_tokens":1,"learning_rate":0.0,"weight_decay":0.0,"clip":0.0,
-            "loss":{"rows":24,"width":64,"vocab":500,"chunk_rows":7}}"#,
-        )
-        .unwrap();
-        let case = Case::new(&request).unwrap();
+    fn logits_have_the_documented_spread_and_chunks_do_not_matter() {
+        let request = loss_request();
+        let case = LossCase::new(&request).unwrap();
         let logits_nv = linear(case.hidden_nd.clone(), case.head_vd.clone());
         let spread = value(logits_nv.square().mean()).sqrt();
         assert!((spread - SPREAD).abs() < 0.1, "{spread}");
-        // Chunks of 7 rows give what all rows at once give.
-        let plain = Request {
-            how: How::Plain,
+        // Chunks of 7 rows give the same as all rows at once.
+        let plain = MeasurementRequest {
+            implementation: Implementation::Plain,
             ..request
         };
-        let (fused, plain) = (
-            case.check().unwrap(),
-            Case::new(&plain).unwrap().check().unwrap(),
-        );
+        let fused = case.check().unwrap();
+        let plain = LossCase::new(&plain).unwrap().check().unwrap();
         for (a, b) in fused.iter().zip(&plain) {
-            assert!(
-                (a - b).abs() < 1e-4 * b.abs().max(1.0),
-                "{fused:?} {plain:?}"
-            );
+            let difference = (a - b).abs();
+            assert!(difference < 1e-4 * b.abs().max(1.0), "{fused:?} {plain:?}");
         }
     }
 
