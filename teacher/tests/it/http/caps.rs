@@ -159,7 +159,7 @@ fn a_cap_without_price_or_answer_limit_is_an_error() {
     settings.caps.usd = Some(1.0);
     settings.price = None;
     assert!(matches!(
-        run(&settings, 1).ended,
+        run(&settings, 1).end,
         Err(Error::Collection { .. })
     ));
     settings.price = Some(PRICE);

@@ -86,7 +86,7 @@ fn endpoints_that_would_leak_secrets_are_refused_and_offline_mode_opens_no_socke
     let refused = |url: &str, offline| {
         let mut settings = settings(url.into());
         settings.offline = offline;
-        run(&settings, 1).ended.unwrap_err()
+        run(&settings, 1).end.unwrap_err()
     };
     for url in [
         "http://example.com/v1",
