@@ -1,13 +1,12 @@
-//! Arithmetic problems as JSONL on stdout: additions and subtractions up to three digits, products
-//! of two digits and one (worked ones also of three digits and one).
+//! Prints arithmetic problems as JSONL: additions and subtractions of up to three digits, and products
+//! of a two-digit and a one-digit number (worked products also of three digits and one).
 //!
 //!     cargo run --release --example arithmetic -- prompts 2000 1   # question, answer, operation
 //!     cargo run --release --example arithmetic -- worked 60000 1   # conversations with steps
 //!
-//! A worked problem is written in one of four styles at random, with separators and words at random
-//! too, so that there is a distribution to learn and not one text. The two kinds never share a
-//! problem: a hash of the problem decides which of them may have it. The same seed gives the same
-//! lines.
+//! A worked problem is written in one of four random styles with random words and separators, so that
+//! a model learns a distribution instead of one text. The two kinds never share a problem: a hash of
+//! the problem assigns it to one of them. The same seed gives the same lines.
 
 use std::collections::HashSet;
 use std::io::Write;
@@ -39,9 +38,9 @@ struct Problem {
 }
 
 impl Problem {
-    /// Any problem: mostly long numbers, since short ones are few. Worked products are as many as
-    /// the others and have long numbers too: there are only 720 of two digits, and half of them
-    /// show few of the steps that the other half needs.
+    /// Draws a problem, mostly with long numbers, since there are few short ones. Worked products are as
+    /// frequent as the other operations and include three-digit numbers: there are only 720 products of
+    /// a two-digit number, and half of them show few of the steps that the other half needs.
     fn draw(worked: bool, random: &mut ChaCha8Rng) -> Problem {
         let (additions, subtractions, products) = if worked { (9, 8, 9) } else { (9, 8, 3) };
         let operation = match random.random_range(0..additions + subtractions + products) {
@@ -95,8 +94,8 @@ impl Problem {
         }
     }
 
-    /// Whether it is for worked examples; the other half is for prompts. FNV-1a, whose lowest bit
-    /// alone would be a parity of the digits.
+    /// Returns whether the problem belongs to the worked problems; the other half are prompts. The hash is
+    /// FNV-1a; its lowest bit is not used, since it is only a parity of the digits.
     fn is_worked(&self) -> bool {
         let hash = self
             .text()
@@ -107,7 +106,7 @@ impl Problem {
         hash >> 37 & 1 == 0
     }
 
-    /// The steps, one equation each.
+    /// Writes the steps, one equation each.
     fn steps(&self, style: u32) -> Vec<String> {
         match (self.operation, style) {
             (_, 0) => self.columns(false),
@@ -120,7 +119,7 @@ impl Problem {
         }
     }
 
-    /// Column by column from the right, with carries; `named` says which column.
+    /// Computes column by column from the right, with carries; `named` writes the name of each column.
     fn columns(&self, named: bool) -> Vec<String> {
         let digits = self.a.max(self.b).to_string().len();
         let digit = |number: u32, place: usize| number / 10u32.pow(place as u32) % 10;
@@ -151,7 +150,7 @@ impl Problem {
         steps
     }
 
-    /// Hundreds, tens and ones by themselves, then their sums.
+    /// Adds hundreds, tens and ones separately, then adds their sums.
     fn sum_of_parts(&self) -> Vec<String> {
         let part = |number: u32, place: u32| number / place % 10 * place;
         let mut steps = Vec::new();
@@ -167,7 +166,7 @@ impl Problem {
         steps
     }
 
-    /// Each part of the first number by the second, then their sums.
+    /// Multiplies each part of the first number by the second, then adds the products.
     fn product_of_parts(&self, ones_first: bool) -> Vec<String> {
         let mut places = [100, 10, 1];
         if ones_first {
@@ -184,7 +183,7 @@ impl Problem {
         steps
     }
 
-    /// The first number changed by the parts of the second, in the order of `places`.
+    /// Adds or subtracts the parts of the second number one by one, in the order of `places`.
     fn jumps(&self, places: &[u32]) -> Vec<String> {
         let mut total = self.a;
         let mut steps = Vec::new();
@@ -214,7 +213,7 @@ impl Problem {
     }
 }
 
-/// One sum after the other, a step each.
+/// Adds the numbers one after the other, with a step for each sum.
 fn add_up(numbers: &[u32], steps: &mut Vec<String>) {
     let mut total = numbers.first().copied().unwrap_or(0);
     for number in numbers.iter().skip(1) {
@@ -244,7 +243,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut out = std::io::stdout().lock();
     while written < count {
         let problem = Problem::draw(worked, &mut random);
-        // A problem may be worked several times, in other words; it is asked once.
+        // A problem may be worked several times in different words, but is a prompt only once.
         if problem.is_worked() != worked || !worked && !seen.insert(problem) {
             continue;
         }

@@ -1,9 +1,9 @@
-//! Trains a student by a divergence of one's own: a dozen lines, checked, then trained with beside
+//! Checks a custom divergence of a dozen lines, then trains a student with it and another one with
 //! forward KL, on signals of the quickstart's teacher.
 //!
 //!     cargo run --release --example custom_loss
 
-// It is a program: it prints.
+// An example program prints its results.
 #![allow(clippy::print_stdout)]
 
 use std::ops::ControlFlow;
@@ -16,26 +16,26 @@ use potstill::student::loss::{CustomDivergence, Divergence};
 use potstill::student::{Arm, Objective, Settings, evaluate, train};
 use potstill::{Context, RunOptions, stages};
 
-/// The triangular discrimination Σ (p − q)² / (p + q), by row (Le Cam 1986): near q = p what forward KL
-/// is, and at most 2. `log_p_nk` and `log_q_nk` are [n, k+1]: a column for each token of the teacher's
-/// support, and one for all others. burn finds the gradient.
+/// Computes the triangular discrimination Σ (p − q)² / (p + q) of each row (Le Cam 1986). Its value is close
+/// to forward KL near q = p, and at most 2. `log_p_nk` and `log_q_nk` are [n, k+1]: one column for each token
+/// of the support and one for the tail. burn's autodiff computes the gradient.
 fn triangular(log_p_nk: Tensor<2>, log_q_nk: Tensor<2>) -> Tensor<1> {
     let (p_nk, q_nk) = (log_p_nk.exp(), log_q_nk.exp());
     let gap_nk = p_nk.clone() - q_nk.clone();
-    // An empty slot has p = q = 0, and must not be 0 / 0.
+    // An empty slot has p = q = 0; the bound avoids 0 / 0.
     let mass_nk = (p_nk + q_nk).clamp_min(1e-30);
     (gap_nk.powi_scalar(2) / mass_nk).sum_dim(1).squeeze_dim(1)
 }
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let own = Divergence::Custom(CustomDivergence {
+    let custom = Divergence::Custom(CustomDivergence {
         name: "triangular".to_owned(),
         function: Some(triangular),
     });
 
-    // Does the trainer minimise what the function says?
+    // Check that the trainer's gradient is that of the function.
     let case = LossCase::random(1.0, &Device::flex())?;
-    for check in check_loss(&Objective::of(own.clone()), &case, &trainer)? {
+    for check in check_loss(&Objective::of(custom.clone()), &case, &trainer)? {
         let verdict = if check.passed() { "ok" } else { "FAILED" };
         println!("{verdict:<8}{:.1e}  {}", check.difference, check.comparison);
     }
@@ -45,11 +45,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut signals = signals(&here.join("quickstart.toml"), &out.join("run"))?;
     let heldout = signals.split_off(signals.len() * 4 / 5);
     println!(
-        "{} answers to learn from, {} held out",
+        "{} answers to train on, {} held out",
         signals.len(),
         heldout.len()
     );
-    for divergence in [own, Divergence::ForwardKl] {
+    for divergence in [custom, Divergence::ForwardKl] {
         let name = divergence.name().to_owned();
         let settings = Settings {
             steps: 200,
@@ -83,7 +83,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
-/// Asks the quickstart's teacher 300 problems.
+/// Collects signals of the quickstart's teacher on 300 problems.
 fn signals(file: &Path, run_dir: &Path) -> Result<Vec<Signal>, Box<dyn std::error::Error>> {
     let options = RunOptions {
         run_dir: Some(run_dir.to_path_buf()),
@@ -105,7 +105,7 @@ fn signals(file: &Path, run_dir: &Path) -> Result<Vec<Signal>, Box<dyn std::erro
     Ok(signals)
 }
 
-/// Random weights, a fifth of the teacher's size, with its vocabulary.
+/// Initialises a student with random weights, a fifth of the teacher's size and its vocabulary.
 fn student(teacher: &Path) -> Result<Llama, Box<dyn std::error::Error>> {
     let config = Config {
         hidden_size: 64,
@@ -119,11 +119,11 @@ fn student(teacher: &Path) -> Result<Llama, Box<dyn std::error::Error>> {
     Ok(Llama::init(&config, 17, DType::F32, &Device::flex())?)
 }
 
-/// Mean forward KL by token, nats.
+/// Computes the mean forward KL in nats per token.
 fn kl(model: &Llama, heldout: &[Signal]) -> Result<f64, Box<dyn std::error::Error>> {
     let mut row = |i: usize| Ok(heldout[i].clone());
-    let mut go_on = |_| ControlFlow::Continue(());
-    let values = evaluate(model, &mut row, heldout.len(), 4096, &mut go_on)?;
+    let mut progress = |_| ControlFlow::Continue(());
+    let values = evaluate(model, &mut row, heldout.len(), 4096, &mut progress)?;
     let (mut sum, mut tokens) = (0.0, 0);
     for sequence in values.unwrap_or_default() {
         sum += sequence.kl_nats;

@@ -1,9 +1,9 @@
-//! Answers prompts with a checkpoint in Hugging Face layout, greedily, and prints a JSON line each:
-//! `{"prompt": …, "prompt_ids": […], "ids": […], "text": …}`.
+//! Answers prompts greedily with a checkpoint in Hugging Face layout, and prints a JSON line for each
+//! prompt: `{"prompt": …, "prompt_ids": […], "ids": […], "text": …}`.
 //!
 //! cargo run --release --example generate -- FOLDER NEW_TOKENS PROMPT...
 
-// It is a program: it prints.
+// An example program prints its results.
 #![allow(clippy::print_stdout)]
 
 use std::ops::ControlFlow;

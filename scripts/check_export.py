@@ -3,7 +3,7 @@
 
 usage: check_export.py GENERATE FOLDER PROMPT...     needs torch and transformers
 
-GENERATE is the example program, target/release/examples/generate after `cargo build --release --examples`.
+GENERATE is the binary of the example program: target/release/examples/generate after `cargo build --release --examples`.
 """
 import json
 import subprocess
@@ -25,7 +25,7 @@ def main():
     model, info = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
     wrong = {k: v for k, v in info.items() if v}
     if wrong:
-        sys.exit(f"transformers does not load it cleanly: {wrong}")
+        sys.exit(f"transformers reports problems with the folder: {wrong}")
     model.eval()
     differ = 0
     for line in map(json.loads, out.splitlines()):

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Checks that the typed fixtures of OpenAI's protocol are what the `openai` package takes a reply to be.
+"""Checks that the `openai` package accepts the test fixtures of OpenAI's protocol.
 
     pip install openai
     python scripts/check_fixtures.py [FOLDER]
 
-Reads teacher/tests/fixtures/replies unless told otherwise. Fixtures of another kind are named and skipped. Exit 1 if one is
-refused, or if there is none.
+FOLDER is teacher/tests/fixtures/replies by default. Fixtures of other protocols are listed and skipped. Exits with 1 if a
+fixture is rejected, or if none is accepted.
 """
 
 import json
@@ -28,16 +28,16 @@ def replies(fixture):
 def main():
     here = pathlib.Path(__file__).resolve().parent.parent
     folder = pathlib.Path(sys.argv[1]) if len(sys.argv) > 1 else here / "teacher/tests/fixtures/replies"
-    accepted, refused = 0, 0
+    accepted, rejected = 0, 0
     for path in sorted(folder.glob("*.json")):
         fixture = json.loads(path.read_text())
         missing = {"source", "date", "recorded", "what", "kind"} - fixture.keys()
         kind = KINDS.get(fixture.get("kind"))
         if missing:
             print(f"{path.name}: no {', '.join(sorted(missing))}")
-            refused += 1
+            rejected += 1
         elif kind is None:
-            print(f"{path.name}: {fixture['kind']}, not OpenAI's")
+            print(f"{path.name}: skipped, {fixture['kind']} is not OpenAI's")
         else:
             try:
                 for reply in replies(fixture):
@@ -45,9 +45,9 @@ def main():
                 accepted += 1
             except ValueError as error:
                 print(f"{path.name}: {error}")
-                refused += 1
-    print(f"{accepted} accepted, {refused} refused")
-    return int(refused > 0 or accepted == 0)
+                rejected += 1
+    print(f"{accepted} accepted, {rejected} rejected")
+    return int(rejected > 0 or accepted == 0)
 
 
 if __name__ == "__main__":

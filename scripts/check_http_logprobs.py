@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""Compares the prompt log-probabilities of a vLLM server with a forward pass of our own on the same weights.
+"""Compares the prompt log-probabilities of a vLLM server with those of Potstill's forward pass on the same weights.
 
 usage: check_http_logprobs.py URL MODEL REFERENCE.json [--mean 0.12] [--most 1.0]
-       check_http_logprobs.py --signals SIGNALS_OF_THE_SERVER SIGNALS_OF_OUR_OWN [--mean 0.12] [--most 1.0]
+       check_http_logprobs.py --signals SERVER_SIGNALS LOCAL_SIGNALS [--mean 0.12] [--most 1.0]
 
-REFERENCE.json has `items`, each with `ids`, and by position `top20_ids` and `top20_logprobs` in f32. URL is the
-server's base, such as http://127.0.0.1:8140/v1. The second form takes two `signals/` folders of runs over the same
-texts, one scored by the server and one here, and compares the tokens that both supports have; it needs pyarrow.
-Prints mean and largest difference in nats over the 20 likeliest tokens; exits with 1 where one is over its limit.
-bf16 has steps of 1/8 for logits from 16 to 32 and of 1/4 above, so a few values are some steps apart.
+REFERENCE.json has `items`, each with `ids` and, for each position, `top20_ids` and `top20_logprobs` in f32. URL is the
+server's base URL, such as http://127.0.0.1:8140/v1. The second form takes the `signals/` folders of two runs over the
+same texts, one scored by the server and one locally, and compares the tokens in both supports; it needs pyarrow.
+Prints the mean and the largest difference in nats over the 20 most probable tokens, and exits with 1 if one of them is
+over its limit. The resolution of bf16 is 1/8 for logits from 16 to 32 and 1/4 above, so a few values differ by more.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import urllib.request
 from pathlib import Path
 
 
-def asked(url, model, ids):
+def prompt_logprobs(url, model, ids):
     body = {"model": model, "prompt": ids, "max_tokens": 1, "temperature": 0, "prompt_logprobs": 20}
     request = urllib.request.Request(
         f"{url}/completions", json.dumps(body).encode(), {"content-type": "application/json"}
@@ -28,21 +28,21 @@ def asked(url, model, ids):
     return [position and {int(i): entry["logprob"] for i, entry in position.items()} for position in positions]
 
 
-def of_server(url, model, reference):
-    """Differences by text. Entry t of the reference is what the model says after token t, that of the server what
-    it said before it."""
+def compare_server(url, model, reference):
+    """Yields the differences of each text. Entry t of the reference is the distribution after token t; entry t of the
+    server is the distribution before it."""
     for item in json.loads(Path(reference).read_text(encoding="utf-8"))["items"]:
-        given = asked(url, model, item["ids"])
+        given = prompt_logprobs(url, model, item["ids"])
         if len(given) != len(item["ids"]):
             sys.exit(f"{len(given)} positions for {len(item['ids'])} tokens")
-        apart, shared, wanted = [], 0, 0
+        differences, shared, wanted = [], 0, 0
         for at in range(1, len(given)):
             theirs = given[at]
             ours = dict(zip(item["top20_ids"][at - 1], item["top20_logprobs"][at - 1]))
             wanted += len(ours)
             shared += len(ours.keys() & theirs.keys())
-            apart += [abs(ours[i] - theirs[i]) for i in ours.keys() & theirs.keys()]
-        yield (item["text"] or "chat")[:40], apart, shared, wanted
+            differences += [abs(ours[i] - theirs[i]) for i in ours.keys() & theirs.keys()]
+        yield (item["text"] or "chat")[:40], differences, shared, wanted
 
 
 def rows(folder):
@@ -53,7 +53,7 @@ def rows(folder):
             yield (row["prompt_id"], row["sample_index"]), row
 
 
-def of_signals(server, own):
+def compare_signals(server, own):
     ours = dict(rows(own))
     for key, theirs in rows(server):
         if key not in ours:
@@ -61,13 +61,13 @@ def of_signals(server, own):
         mine = ours[key]
         if mine["token_ids"] != theirs["token_ids"]:
             sys.exit(f"{key}: the texts differ")
-        apart, shared, wanted = [], 0, 0
+        differences, shared, wanted = [], 0, 0
         for a, b in zip(supports(mine), supports(theirs), strict=True):
-            likeliest = dict(sorted(a.items(), key=lambda pair: -pair[1])[:20])
-            wanted += len(likeliest)
-            shared += len(likeliest.keys() & b.keys())
-            apart += [abs(likeliest[i] - b[i]) for i in likeliest.keys() & b.keys()]
-        yield f"{key[0][:8]} {key[1]}", apart, shared, wanted
+            most_probable = dict(sorted(a.items(), key=lambda pair: -pair[1])[:20])
+            wanted += len(most_probable)
+            shared += len(most_probable.keys() & b.keys())
+            differences += [abs(most_probable[i] - b[i]) for i in most_probable.keys() & b.keys()]
+        yield f"{key[0][:8]} {key[1]}", differences, shared, wanted
 
 
 def supports(row):
@@ -84,16 +84,16 @@ def main():
     args = parser.parse_args()
     if not args.signals and len(args.what) != 3:
         parser.error("URL, MODEL and REFERENCE.json are needed, or --signals")
-    texts = of_signals(*args.signals) if args.signals else of_server(*args.what)
+    texts = compare_signals(*args.signals) if args.signals else compare_server(*args.what)
     everything, shared, wanted = [], 0, 0
-    for name, apart, of_shared, of_wanted in texts:
-        if not apart:
-            sys.exit(f"{name}: nothing in common")
-        shared, wanted = shared + of_shared, wanted + of_wanted
-        everything += apart
-        print(f"{name!r:44} {len(apart):6} values  mean {sum(apart) / len(apart):.4f}  most {max(apart):.4f}")
+    for name, differences, shared_here, wanted_here in texts:
+        if not differences:
+            sys.exit(f"{name}: the supports share no token")
+        shared, wanted = shared + shared_here, wanted + wanted_here
+        everything += differences
+        print(f"{name!r:44} {len(differences):6} values  mean {sum(differences) / len(differences):.4f}  max {max(differences):.4f}")
     mean, most = sum(everything) / len(everything), max(everything)
-    print(f"all: {len(everything)} values, mean {mean:.4f}, most {most:.4f} nats; {shared} of {wanted} likeliest tokens in both")
+    print(f"all: {len(everything)} values, mean {mean:.4f}, max {most:.4f} nats; {shared} of {wanted} most probable tokens in both")
     if mean > args.mean or most > args.most or shared < 0.9 * wanted:
         sys.exit("the values differ by more than bf16 explains")
 

@@ -43,7 +43,7 @@ REQUIRED = ["completions", "train"]
 
 
 def documented():
-    """{table: {column: type}} of docs/parquet.md."""
+    """Reads {table: {column: type}} from docs/parquet.md."""
     tables, table = {}, None
     for line in DOCS.read_text(encoding="utf-8").splitlines():
         if line.startswith("## "):

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Reads a student's events with TensorBoard and compares them with its metrics.jsonl.
+"""Reads a student's event file with TensorBoard and compares it with its metrics.jsonl.
 
 usage: check_tensorboard.py STUDENT_DIR        (such as runs/NAME/students/student)
 
-Every step of metrics.jsonl must be there once, with every number (TensorBoard holds them in 32 bits). Exits with 1 at
+Each step of metrics.jsonl must occur once with all its numbers (TensorBoard stores them in 32 bits). Exits with 1 at
 the first difference. Needs: pip install tensorboard
 """
 
@@ -36,12 +36,12 @@ def main():
     metrics = [json.loads(line) for line in lines]
     files = list((student / "tensorboard").iterdir())
     assert len(files) == 1 and "tfevents" in files[0].name, f"one event file expected, found {files}"
-    # The loader checks both checksums of every record.
+    # The loader verifies both checksums of each record.
     version, *events = EventFileLoader(str(files[0])).Load()
     assert version.file_version == "brain.Event:2", version
-    assert [event.step for event in events] == [line["step"] for line in metrics], "other steps than in metrics.jsonl"
+    assert [event.step for event in events] == [line["step"] for line in metrics], "the steps differ from metrics.jsonl"
     times = [event.wall_time for event in events]
-    assert times == sorted(times), "time runs backwards"
+    assert times == sorted(times), "times decrease"
     for event, line in zip(events, metrics):
         found = {value.tag: float(tensor_util.make_ndarray(value.tensor)) for value in event.summary.value}
         expected = {tag(field): single(number) for field, number in line.items() if field != "step"}

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Peak memory of `collect` by the number of prompts, over the server of our own tests: until it is killed half way,
-and of the run that goes on from there.
+"""Measures the peak memory of `collect` by the number of prompts, with the test server: of a run that is killed half
+way, and of the run that resumes it.
 
     cargo build --release -p potstill-teacher --no-default-features --example fault_server
 usage: collect_memory.py POTSTILL [--server target/release/examples/fault_server] [--prompts 10000 1000000]
@@ -28,13 +28,13 @@ binary = str(pathlib.Path(arguments.potstill).resolve())
 
 
 def answered(folder):
-    """Answers in a run's list of requests, about: its lines are alike."""
+    """Estimates the number of answers from the size of requests.jsonl, whose lines have about the same length."""
     path = folder / "runs/served/requests.jsonl"
     return path.stat().st_size / 560 if path.exists() else 0
 
 
 def peak(folder, command, kill_at=None):
-    """Runs a command, kills it at so many answers, and gives its peak resident memory, bytes."""
+    """Runs a command, kills it after `kill_at` answers, and returns its peak resident memory in bytes."""
     child = subprocess.Popen([binary, command, "run.toml", "-q"], cwd=folder)
     while kill_at:
         time.sleep(0.2)
@@ -42,7 +42,7 @@ def peak(folder, command, kill_at=None):
             child.send_signal(signal.SIGKILL)
             break
         if child.poll() is not None:
-            sys.exit(f"`{command}` was over before it could be killed")
+            sys.exit(f"`{command}` ended before it could be killed")
     _, status, usage = os.wait4(child.pid, 0)
     if status and not kill_at:
         sys.exit(f"`{command}` failed")
@@ -71,8 +71,8 @@ for prompts in arguments.prompts:
     finally:
         server.kill()
     _, first, rest = rows[-1]
-    print(f"{prompts} prompts: {first / 2**20:.1f} MiB at most until killed, {rest / 2**20:.1f} MiB afterwards", flush=True)
+    print(f"{prompts} prompts: peak {first / 2**20:.1f} MiB until killed, {rest / 2**20:.1f} MiB after resuming", flush=True)
 (few, *less), (many, *more) = rows[0], rows[-1]
-for name, a, b in zip(("until killed", "afterwards"), less, more):
+for name, a, b in zip(("until killed", "after resuming"), less, more):
     each = (b - a) / (many - few)
-    print(f"from {few} to {many}, {name}: {each:.1f} bytes a prompt ({'fine' if each <= 32 else 'MORE THAN 32'})")
+    print(f"from {few} to {many}, {name}: {each:.1f} bytes per prompt ({'ok' if each <= 32 else 'MORE THAN 32'})")

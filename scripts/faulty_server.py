@@ -1,6 +1,6 @@
-"""A server for `kill_collect.py` and `collect_memory.py`: OpenAI's chat protocol on loopback, in a
-thread. Which request is faulty, and how, is a function of its prompt, of how often that prompt was
-asked for, and of a seed.
+"""A server for `kill_collect.py` and `collect_memory.py`, with OpenAI's chat protocol on loopback, in a
+thread. Some responses are faulty. Whether and how a response is faulty depends on the prompt, on the
+number of earlier requests for that prompt, and on a seed.
 """
 import asyncio
 import collections
@@ -9,13 +9,13 @@ import json
 import re
 import threading
 
-PRICE = {"input": 2.0, "output": 8.0}  # USD for a million tokens
+PRICE = {"input": 2.0, "output": 8.0}  # USD per million tokens
 FAULTS = ["429", "500", "503", "reset", "truncated", "error inside", "shape", "empty"]
 
 
 class Server:
-    """Counts what it answers. `faulty` is the share of faulty answers, `refused` that of prompts that are
-    refused for good."""
+    """Counts requests, answers and tokens. `faulty` is the share of faulty responses, `refused` the share of prompts
+    that are refused permanently."""
 
     def __init__(self, faulty=0.0, refused=0.0, seed=1, latency=0.0):
         self.faulty, self.refused, self.seed, self.latency = faulty, refused, seed, latency
@@ -39,12 +39,12 @@ class Server:
         self.loop.run_forever()
 
     def draw(self, *what):
-        """A number from 0 to 1."""
+        """Returns a pseudo-random number in [0, 1)."""
         digest = hashlib.sha256(repr((self.seed, what)).encode()).digest()
         return int.from_bytes(digest[:8], "big") / 2**64
 
     def cost(self):
-        """What it would charge for what it answered, USD."""
+        """Computes the price of all answers in USD."""
         return (self.prompt_tokens * PRICE["input"] + self.completion_tokens * PRICE["output"]) / 1e6
 
     async def connection(self, reader, writer):
@@ -66,7 +66,7 @@ class Server:
             writer.close()
 
     async def answer(self, body, writer):
-        """Answers a request; false where the connection is over."""
+        """Answers a request; returns False if the connection is closed."""
         prompt = body["messages"][-1]["content"]
         attempt = self.asked[prompt]
         self.asked[prompt] += 1
@@ -74,14 +74,14 @@ class Server:
         if self.latency:
             await asyncio.sleep(self.latency)
         if self.draw("refused", prompt) < self.refused:
-            return await self.send(writer, 400, {"error": {"message": "refused for good"}})
+            return await self.send(writer, 400, {"error": {"message": "refused permanently"}})
         if self.draw("faulty", prompt, attempt) < self.faulty:
             fault = FAULTS[int(self.draw("which", prompt, attempt) * len(FAULTS))]
             self.faults[fault] += 1
             return await self.fail(fault, prompt, writer)
         text = "answer " + hashlib.sha256(prompt.encode()).hexdigest()
         usage = self.count(prompt)
-        # Counted before it is sent: an answer that is cut off on the way was worked for.
+        # Counted before sending, since a provider also charges for an answer that is cut off in transit.
         self.answered[prompt] += 1
         reply = self.reply(text, usage)
         if body.get("stream"):
@@ -143,7 +143,7 @@ class Server:
 
 
 def run_file(server, **collect):
-    """A run file that asks `server`; text alone is learned from."""
+    """Builds a run file whose teacher is `server` and whose student learns from text alone."""
     keys = "\n".join(f"{key} = {json.dumps(value)}" for key, value in collect.items())
     return f"""[run]
 name = "served"

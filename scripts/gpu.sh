@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Checks that need a GPU. First the tests of the CubeCL kernels against their plain-loop and
+# Runs the checks that need a GPU: first the tests of the CubeCL kernels against their plain-loop and
 # tensor-operation twins; then, on CUDA, `potstill-bench` beside PyTorch: the loss alone at the heads of
 # 8B models, beside Liger's, and random models of a 0.5B and a 1.5B shape, in f32 and bf16. The tables
 # go to target/gpu/.
@@ -35,10 +35,10 @@ case "${1:-}" in
         export BURN_DEVICE=wgpu CUBECL_WGPU_DEFAULT_DEVICE=Cpu CUBECL_AUTOTUNE_LEVEL=minimal
         export XDG_RUNTIME_DIR="${XDG_RUNTIME_DIR:-$(mktemp -d)}" ;;
     *)
-        # CubeCL panics without them; a sentence is kinder.
+        # CubeCL panics without the headers, so they are checked first.
         if [ ! -d "${CUDA_PATH:-/usr/local/cuda}/include" ] && [ ! -d /opt/cuda/include ]; then
-            echo "gpu.sh: no CUDA headers in ${CUDA_PATH:-/usr/local/cuda}/include: set CUDA_PATH to the toolkit," \
-                "or test on Vulkan with --vulkan or --software" >&2
+            echo "gpu.sh: no CUDA headers in ${CUDA_PATH:-/usr/local/cuda}/include" >&2
+            echo "hint: set CUDA_PATH to the toolkit, or test on Vulkan with --vulkan or --software" >&2
             exit 1
         fi ;;
 esac
@@ -49,7 +49,7 @@ python=${PYTHON:-python3}
 tables=target/gpu
 mkdir -p "$tables"
 
-# A random model in bf16: its numbers mean nothing, its time and memory do.
+# Writes a random model in bf16, for measurements of time and memory.
 random_model() { # folder, width, layers, heads, key heads, inner width
     "$python" - "$@" <<'PY'
 import sys
@@ -72,7 +72,7 @@ LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
 PY
 }
 
-# The shape of a model without its weights: all that the loss alone is measured with.
+# Writes the configuration of a model without weights, which the loss alone needs.
 head_shape() { # folder, width, vocabulary
     mkdir -p "$1"
     cat >"$1/config.json" <<JSON
@@ -110,6 +110,6 @@ case "$bench" in
             "$cpu_build" examples/quickstart/teacher --quick --tokens 64 ${PYTHON:+--python "$PYTHON"} \
                 --only loss,loss-memory,step-plain | tee "$tables/loss-cpu.md"
         else
-            echo "gpu.sh: no $cpu_build (cargo build --release -p potstill-bench), so the benchmark was not tried" >&2
+            echo "gpu.sh: no $cpu_build (cargo build --release -p potstill-bench), so the benchmark was not run" >&2
         fi ;;
 esac

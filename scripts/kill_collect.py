@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Collects from a faulty server of its own, is killed with SIGKILL at random moments and begun again
-after each, and holds what came out to the server's own counts and to an uninterrupted run's bytes.
+"""Collects answers from a faulty server, kills the run with SIGKILL at random moments and resumes it, and
+compares the result with the server's counts and with the bytes of an uninterrupted run.
 
 usage: kill_collect.py POTSTILL [--prompts 10000] [--kills 100] [--faulty 0.3] [--in-flight 64] [--latency 0.05] [--longest 0.6]
 """
@@ -23,7 +23,7 @@ parser.add_argument("--kills", type=int, default=100)
 parser.add_argument("--faulty", type=float, default=0.3)
 parser.add_argument("--in-flight", type=int, default=64)
 parser.add_argument("--latency", type=float, default=0.05, help="seconds")
-parser.add_argument("--longest", type=float, default=0.6, help="seconds until a kill, at most")
+parser.add_argument("--longest", type=float, default=0.6, help="longest time until a kill, in seconds")
 parser.add_argument("--seed", type=int, default=1)
 arguments = parser.parse_args()
 binary = str(pathlib.Path(arguments.potstill).resolve())
@@ -40,7 +40,7 @@ def begin(folder, server):
 
 
 def collect(folder, kill_after=None):
-    """Runs to the end, or is killed so many seconds after it asked first; says whether it was killed."""
+    """Runs `collect` to its end, or kills it after `kill_after` seconds; returns whether it was killed."""
     with open(folder / "stderr.txt", "ab") as err:
         child = subprocess.Popen([binary, "collect", "run.toml"], cwd=folder, stdout=subprocess.DEVNULL, stderr=err)
         try:
@@ -82,7 +82,7 @@ with tempfile.TemporaryDirectory() as temp:
     assert counts["answers"] + counts["failures"] == arguments.prompts
     assert whole_server.answered.total() == counts["answers"], "an answer was paid for twice, or lost"
     usd, reserved, _ = spent(whole)
-    print(f"  the list of requests says ${usd:.6f}, the server ${whole_server.cost():.6f}; {reserved} charged in full")
+    print(f"  requests.jsonl has ${usd:.6f}, the server ${whole_server.cost():.6f}; {reserved} charged in full")
 
     server = Server(arguments.faulty, refused=0.01, latency=arguments.latency)
     broken = temp / "broken"
@@ -98,10 +98,10 @@ with tempfile.TemporaryDirectory() as temp:
     answers = server.answered.total()
     extra = answers - counts["answers"]
     usd, reserved, over = spent(broken)
-    print(f"killed {kills} times: {counts['answers']} answers and {counts['failures']} failures; the server answered {answers}, {extra} more than were kept, {server.most_in_flight} in flight at most")
-    print(f"  the list of requests says ${usd:.6f} for {over}, the server ${server.cost():.6f} for {server.requests}; {reserved} charged in full")
+    print(f"killed {kills} times: {counts['answers']} answers and {counts['failures']} failures; the server answered {answers}, {extra} more than were kept, at most {server.most_in_flight} in flight")
+    print(f"  requests.jsonl has ${usd:.6f} for {over} requests, the server ${server.cost():.6f} for {server.requests}; {reserved} charged in full")
     assert counts["answers"] + counts["failures"] == arguments.prompts
     assert 0 <= extra <= kills * arguments.in_flight, "more was paid for twice than was in flight"
     assert usd >= server.cost() - 1e-9, "less was charged than the server counted"
     assert published(broken) == published(whole), "the published bytes differ"
-    print(f"{'FEWER KILLS THAN ASKED FOR' if early else 'all good'}: {len(published(whole))} files, byte for byte")
+    print(f"{'FEWER KILLS THAN REQUESTED' if early else 'ok'}: {len(published(whole))} files are equal byte for byte")

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Kills a run with SIGKILL at ten moments, five of collect and five of train, runs it again, and
-compares every published file with an uninterrupted run's, byte for byte.
+"""Kills a run with SIGKILL at ten moments, five during collect and five during train, runs it again, and
+compares each published file byte for byte with an uninterrupted run.
 
 usage: POTSTILL_REAL=... kill_resume.py POTSTILL RUN_FILE [--collect-bytes TOTAL]
 """
@@ -20,7 +20,7 @@ NAME = re.search(r'^name = "(.*)"', pathlib.Path(run_file).read_text(), re.M).gr
 
 
 def published(run):
-    """What must not depend on how the run came about: Parquet, weights, samples, results."""
+    """Hashes the files that must not depend on interruptions: Parquet, weights, samples, results."""
     keep = lambda p: p.suffix in {".parquet", ".safetensors"} or p.name.endswith(("curation.json", "results.json", "config.json"))
     out = {}
     for path in sorted(run.rglob("*")):
@@ -31,7 +31,7 @@ def published(run):
 
 
 def potstill(folder, kill_when=None):
-    """Runs to the end, or until `kill_when()` holds; returns whether it was killed."""
+    """Runs to the end, or kills the run when `kill_when()` is true; returns whether it was killed."""
     with open(folder / "stderr.txt", "ab") as err:
         child = subprocess.Popen([binary, "run", run_file], cwd=folder, stdout=subprocess.DEVNULL, stderr=err)
         while child.poll() is None:
@@ -48,7 +48,7 @@ def potstill(folder, kill_when=None):
 def journal_bytes(run):
     try:
         return sum(p.stat().st_size for p in (run / ".work").rglob("journal.bin"))
-    except FileNotFoundError:  # a folder was published while it was looked at
+    except FileNotFoundError:  # a folder was published in the meantime
         return 0
 
 

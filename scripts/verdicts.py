@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""What the report says when other models stand in the student's place: `sft` of another seed, which
-must be no difference, and `shuffled`, which must hurt. Needs a finished run with `seeds = 4` in
-[train]; works on copies of its folder.
+"""Checks the report's conclusion when other models take the student's place: with `sft` of another seed it
+must be no difference, and with `shuffled` it must be that distillation hurts. Needs a finished run with
+`seeds = 4` in [train], and works on copies of its folder.
 
 usage: verdicts.py POTSTILL RUN_FILE RUN_DIR
 """
@@ -15,10 +15,10 @@ import tempfile
 
 binary, run_file, run_dir = (pathlib.Path(a).resolve() for a in sys.argv[1:4])
 NO, HURTS = "no_difference", "hurts"
-# What is expected, seeds, and who stands where.
+# Name, expected finding (None: any), number of seeds, and the models that replace others.
 CASES = [
-    ("as it is, four seeds", None, 4, {}),
-    ("as it is, one seed", None, 1, {}),
+    ("unchanged, four seeds", None, 4, {}),
+    ("unchanged, one seed", None, 1, {}),
     *(
         (f"sft against {other}", NO, 1, {"student": other})
         for other in ("sft-2", "sft-3", "sft-4")
@@ -35,7 +35,7 @@ for name, expected, seeds, places in CASES:
         for place, model in places.items():
             shutil.rmtree(copy / "students" / place / "eval")
             shutil.copytree(run_dir / "students" / model / "eval", copy / "students" / place / "eval")
-        # Beside the original, so that its paths hold.
+        # In the folder of the original, so that relative paths stay valid.
         text = re.sub(r"^seeds = .*$", f"seeds = {seeds}", run_file.read_text(), flags=re.M)
         edited = run_file.with_name(f".verdicts-{seeds}.toml")
         edited.write_text(text)

@@ -1,5 +1,5 @@
-//! The command line: which stages to run, and operational flags. Hyperparameters are in
-//! the run file only.
+//! The command line: subcommands and operational flags. Hyperparameters are set in the run
+//! file only.
 
 use std::path::PathBuf;
 
@@ -7,15 +7,27 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
 use crate::events::Event;
-use crate::init::{self, Wanted};
+use crate::init::{self, InitOptions};
 use crate::progress::{Console, OutputOptions};
 use crate::run_file::ConfigError;
 use crate::stages::{self, Context, RunOptions, StageOutcome};
-use crate::{render, schema};
+use crate::{errors, render, schema};
 
-/// Distill a large language model into a small one, and know whether it helped
+/// Printed below the list of subcommands.
+const EXAMPLES: &str = "\
+A first session:
+  potstill init --data prompts.jsonl --teacher models/teacher
+  potstill check run.toml
+  potstill run run.toml
+
+Exit codes: 0 done, 1 failed or incomplete, 2 wrong usage or configuration.";
+
+/// Distills a large language model into a small one, and tests whether that helped.
+///
+/// A run file (TOML) describes the job; `init` writes one. `run` executes all stages and
+/// resumes where an earlier run was interrupted; each stage is a subcommand as well.
 #[derive(Debug, Parser)]
-#[command(name = "potstill", version, arg_required_else_help = true)]
+#[command(name = "potstill", version, arg_required_else_help = true, after_help = EXAMPLES)]
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -23,46 +35,46 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Write a run file, after a few questions or from flags
+    /// Write a commented run file, from flags or after a few questions
     Init(InitFlags),
     #[command(flatten)]
     Stage(Stage),
-    /// Show which tokens of a few rows carry loss
+    /// Show a few training rows token by token, and check their loss mask
     Render(RenderFlags),
-    /// Hold the run file's loss to its definition
+    /// Compare the run file's loss with its definition and with finite differences
     CheckLoss(CheckLossFlags),
     /// Print the JSON Schema of the run file
     Schema,
     /// Print a completion script for a shell
     Completions {
-        /// For which shell
+        /// Shell to complete for
         shell: Shell,
     },
 }
 
 #[derive(Debug, Subcommand)]
 enum Stage {
-    /// Run every stage that is not up to date, in order
-    Run(AskFlags),
-    /// Check everything that is cheap to check, and say what a run would do
+    /// Run all stages in order, except those that are up to date
+    Run(TeacherFlags),
+    /// Check the run file, data, models and prompt lengths, and print the plan of a run
     Check(Flags),
-    /// Ask a teacher behind a server what it can do
+    /// Find out with a few short requests what a teacher's server can do
     Probe(Flags),
-    /// Read prompts into `prompts/`
+    /// Read prompts from the data into `prompts/`
     Import(Flags),
-    /// Ask the teacher: `completions/` and `signals/`
-    Collect(AskFlags),
-    /// Ask the teacher for distributions over answers that have none: `signals/`
-    Score(AskFlags),
-    /// Say which answers are right: `verdicts/`
+    /// Have the teacher answer the prompts: `completions/` and `signals/`
+    Collect(TeacherFlags),
+    /// Have the teacher score existing answers: `signals/`
+    Score(TeacherFlags),
+    /// Compare answers with references: `verdicts/`
     Grade(Flags),
-    /// Split into `train/`, `heldout/` and `dropped/`
+    /// Split the answers into `train/`, `heldout/` and `dropped/`
     Curate(Flags),
     /// Train the student and its controls: `students/`
     Train(Flags),
-    /// Write the students in Hugging Face layout
+    /// Write the trained students in Hugging Face layout
     Export(Flags),
-    /// Measure the students on `heldout/`
+    /// Measure the students on held-out prompts
     Eval(Flags),
     /// Write `report.html`, `report.md` and `report.json`
     Report(ReportFlags),
@@ -72,34 +84,34 @@ enum Stage {
 struct Flags {
     /// The run file
     file: PathBuf,
-    /// Where the run lives [default: runs/<name>]
+    /// Run directory [default: runs/<name>]
     #[arg(long, value_name = "DIR")]
     run_dir: Option<PathBuf>,
-    /// What computes: cpu, and wgpu, vulkan or cuda in a build with that feature
+    /// Device to compute on: cpu; or wgpu, vulkan or cuda in a build with that feature
     #[arg(long, value_name = "DEVICE", default_value = "cpu")]
     device: String,
-    /// Take the first N prompts only
+    /// Use only the first N prompts
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     limit: Option<u32>,
-    /// Say what would run, and do nothing
+    /// Print what would run, without running it
     #[arg(long)]
     dry_run: bool,
-    /// Say more
+    /// Print more details
     #[arg(short, long)]
     verbose: bool,
-    /// Say errors only
+    /// Print errors only
     #[arg(short, long, conflicts_with = "verbose")]
     quiet: bool,
-    /// Put events on stdout, one JSON object a line
+    /// Write events to stdout, one JSON object per line
     #[arg(long)]
     json: bool,
 }
 
 #[derive(Debug, Args)]
-struct AskFlags {
+struct TeacherFlags {
     #[command(flatten)]
     flags: Flags,
-    /// Ask again for what a teacher behind a server failed to give
+    /// Repeat requests to a server that failed in an earlier run
     #[arg(long)]
     retry_failures: bool,
 }
@@ -108,7 +120,7 @@ struct AskFlags {
 struct ReportFlags {
     #[command(flatten)]
     flags: Flags,
-    /// Show `report.html` in the browser
+    /// Open `report.html` in the browser
     #[arg(long, conflicts_with = "dry_run")]
     open: bool,
 }
@@ -117,10 +129,10 @@ struct ReportFlags {
 struct RenderFlags {
     /// The run file
     file: PathBuf,
-    /// How many rows to show
+    /// Number of rows to show
     #[arg(long, value_name = "N", default_value = "3", value_parser = clap::value_parser!(u32).range(1..))]
     rows: u32,
-    /// Where the run lives [default: runs/<name>]
+    /// Run directory [default: runs/<name>]
     #[arg(long, value_name = "DIR")]
     run_dir: Option<PathBuf>,
 }
@@ -129,10 +141,10 @@ struct RenderFlags {
 struct CheckLossFlags {
     /// The run file
     file: PathBuf,
-    /// Where the run lives [default: runs/<name>]
+    /// Run directory [default: runs/<name>]
     #[arg(long, value_name = "DIR")]
     run_dir: Option<PathBuf>,
-    /// What computes what is checked: cpu, and wgpu, vulkan or cuda in a build with that feature
+    /// Device of the loss under test: cpu; or wgpu, vulkan or cuda in a build with that feature
     #[arg(long, value_name = "DEVICE", default_value = "cpu")]
     device: String,
 }
@@ -142,16 +154,16 @@ struct InitFlags {
     /// The run file to write
     #[arg(default_value = "run.toml")]
     file: PathBuf,
-    /// The data: prompts, with or without answers
+    /// File of prompts, with or without answers
     #[arg(long, value_name = "PATH")]
     data: Option<String>,
-    /// The teacher: a folder in Hugging Face layout
+    /// Folder of the teacher, in Hugging Face layout
     #[arg(long, value_name = "PATH")]
     teacher: Option<String>,
-    /// The run's name [default: that of the data]
+    /// Name of the run [default: the name of the data file]
     #[arg(long)]
     name: Option<String>,
-    /// Write over a file that is there
+    /// Overwrite an existing file
     #[arg(long)]
     force: bool,
 }
@@ -159,9 +171,9 @@ struct InitFlags {
 impl Stage {
     fn flags(&self) -> &Flags {
         match self {
-            Stage::Run(AskFlags { flags, .. })
-            | Stage::Collect(AskFlags { flags, .. })
-            | Stage::Score(AskFlags { flags, .. })
+            Stage::Run(TeacherFlags { flags, .. })
+            | Stage::Collect(TeacherFlags { flags, .. })
+            | Stage::Score(TeacherFlags { flags, .. })
             | Stage::Check(flags)
             | Stage::Probe(flags)
             | Stage::Import(flags)
@@ -192,11 +204,14 @@ impl Flags {
     }
 }
 
-/// Runs a command and gives the exit code: 0 done, 1 failed or incomplete, 2 usage or
+/// Runs a command and returns the exit code: 0 done, 1 failed or incomplete, 2 wrong usage or
 /// configuration.
 pub fn main(cli: &Cli) -> u8 {
-    let (output, again) = match &cli.command {
-        Command::Stage(stage) => (stage.flags().options().output, Some(again(stage.flags()))),
+    let (output, resume) = match &cli.command {
+        Command::Stage(stage) => (
+            stage.flags().options().output,
+            Some(resume_command(stage.flags())),
+        ),
         _ => (OutputOptions::default(), None),
     };
     let console = Console::new(output);
@@ -206,11 +221,10 @@ pub fn main(cli: &Cli) -> u8 {
         Ok(StageOutcome::WouldRun) => ("would_run", 0),
         Ok(StageOutcome::Stopped) => ("stopped", 1),
         Err(error) => {
-            let mut text = explain(&error);
-            if let (true, Some(again)) = (full_disk(&error), &again) {
-                text += &format!(
-                    "\nthe disk is full: free some space, and `{again}` goes on from what is there"
-                );
+            let mut text = errors::message(&error);
+            if let (true, Some(resume)) = (is_disk_full(&error), &resume) {
+                let hint = format!("the disk is full: free some space; `{resume}` then resumes");
+                text = errors::with_hint(&text, &hint);
             }
             console.emit(&Event::Error { text });
             ("failed", if error.is::<ConfigError>() { 2 } else { 1 })
@@ -219,27 +233,14 @@ pub fn main(cli: &Cli) -> u8 {
     console.emit(&Event::Ended {
         outcome: outcome.to_owned(),
         exit_code,
-        again: again.filter(|_| outcome == "stopped"),
+        again: resume.filter(|_| outcome == "stopped"),
     });
     exit_code
 }
 
-/// The chain of causes in one line, less what a message repeats of its own cause.
-fn explain(error: &anyhow::Error) -> String {
-    let mut said = String::new();
-    for cause in error.chain().map(ToString::to_string) {
-        if said.is_empty() {
-            said = cause;
-        } else if !said.contains(&cause) {
-            said += &format!(": {cause}");
-        }
-    }
-    said
-}
-
-fn full_disk(error: &anyhow::Error) -> bool {
+fn is_disk_full(error: &anyhow::Error) -> bool {
     let full = |cause: &std::io::Error| cause.kind() == std::io::ErrorKind::StorageFull;
-    // Some libraries keep the system's error as text only.
+    // Some libraries keep the system's error only as text.
     error.chain().any(|cause| {
         cause.downcast_ref::<std::io::Error>().is_some_and(full)
             || cause.to_string().contains("No space left on device")
@@ -250,12 +251,12 @@ fn run(command: &Command, console: &Console) -> anyhow::Result<StageOutcome> {
     match command {
         Command::Stage(stage) => return run_stage_command(stage, console),
         Command::Init(flags) => {
-            let wanted = Wanted {
+            let given = InitOptions {
                 data: flags.data.clone(),
                 teacher: flags.teacher.clone(),
                 name: flags.name.clone(),
             };
-            init::init(&flags.file, wanted, flags.force, console)?;
+            init::init(&flags.file, given, flags.force, console)?;
         }
         Command::Render(flags) => {
             render::render(
@@ -286,8 +287,8 @@ fn run(command: &Command, console: &Console) -> anyhow::Result<StageOutcome> {
 fn run_stage_command(stage: &Stage, console: &Console) -> anyhow::Result<StageOutcome> {
     let flags = stage.flags();
     let mut options = flags.options();
-    if let Stage::Run(ask) | Stage::Collect(ask) | Stage::Score(ask) = stage {
-        options.retry_failures = ask.retry_failures;
+    if let Stage::Run(flags) | Stage::Collect(flags) | Stage::Score(flags) = stage {
+        options.retry_failures = flags.retry_failures;
     }
     if let Stage::Check(_) = stage {
         return stages::check::check(&flags.file, &options, console);
@@ -315,8 +316,9 @@ fn run_stage_command(stage: &Stage, console: &Console) -> anyhow::Result<StageOu
     }
 }
 
-/// The command that resumes, with the flags that matter to where and on what it runs.
-fn again(flags: &Flags) -> String {
+/// Builds the command that resumes a run, with the flags that select its directory, device and
+/// prompts.
+fn resume_command(flags: &Flags) -> String {
     let mut command = format!("potstill run {}", flags.file.display());
     if let Some(dir) = &flags.run_dir {
         command += &format!(" --run-dir {}", dir.display());

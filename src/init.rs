@@ -1,7 +1,7 @@
-//! `init`: a run file with comments, after a few questions or from flags.
+//! `init`: writes a commented run file, from flags or after a few questions.
 //!
-//! What is written is made from the run file's own schema, so that every key is there: set where the
-//! data and the teacher say how, else commented out with its default.
+//! The text is generated from the schema of the run file, so that it contains every key. A key is set
+//! if its value follows from the data and the teacher; otherwise it is commented out with its default.
 
 mod columns;
 mod write;
@@ -14,27 +14,28 @@ use potstill_datasets::range::FilePath;
 use potstill_datasets::{ChatTemplate, Tokenizer};
 use potstill_model::Config;
 
+use crate::errors;
 use crate::progress::{Console, ask, can_ask};
 use crate::run_file::ConfigError;
 use crate::run_file::ranges::{RunName, expand_path};
 use columns::Detected;
 
-/// What is known before anything is asked.
+/// Values given by flags; those that are absent are asked for.
 #[derive(Debug, Clone, Default)]
-pub struct Wanted {
-    /// Where the data is.
+pub struct InitOptions {
+    /// Path of the data file.
     pub data: Option<String>,
-    /// Where the teacher is.
+    /// Path of the teacher's folder.
     pub teacher: Option<String>,
-    /// The run's name.
+    /// Name of the run.
     pub name: Option<String>,
 }
 
 /// Asks a question that may have a default.
 type Ask<'a> = &'a mut dyn FnMut(&str, Option<&str>) -> anyhow::Result<String>;
 
-/// What the run file is written from.
-struct Answers {
+/// Everything that the text of the run file depends on.
+struct RunFileInputs {
     name: String,
     data: String,
     detected: Detected,
@@ -42,11 +43,11 @@ struct Answers {
     facts: TeacherFacts,
 }
 
-/// What of the teacher settings follow from.
+/// Properties of the teacher from which settings follow.
 struct TeacherFacts {
     layers: usize,
     vocabulary: usize,
-    /// Positions it was made for, tokens.
+    /// Longest context of the model, tokens.
     context: usize,
     has_template: bool,
 }
@@ -54,45 +55,45 @@ struct TeacherFacts {
 /// Writes a run file.
 ///
 /// # Errors
-/// When the file is there and `force` is not given; when something is not known and nobody can be
-/// asked; when the data or the teacher cannot be used.
-pub fn init(file: &Path, wanted: Wanted, force: bool, console: &Console) -> anyhow::Result<()> {
+/// When the file exists and `force` is not set; when a value is absent and there is no terminal to ask
+/// for it; when the data or the teacher cannot be used.
+pub fn init(file: &Path, given: InitOptions, force: bool, console: &Console) -> anyhow::Result<()> {
     if file.exists() && !force {
         return Err(refusal(format!(
-            "{} is there already: name another file, or write over it with `--force`",
+            "{} exists already\nhint: name another file, or overwrite this one with `--force`",
             file.display()
         )));
     }
-    let answers = match can_ask() {
-        true => answers(file, wanted, &mut ask, console)?,
+    let inputs = match can_ask() {
+        true => inputs(file, given, &mut ask, console)?,
         false => {
             let missing: Vec<&str> = [
-                ("--data PATH", &wanted.data),
-                ("--teacher PATH", &wanted.teacher),
+                ("--data PATH", &given.data),
+                ("--teacher PATH", &given.teacher),
             ]
             .iter()
-            .filter(|(_, given)| given.is_none())
+            .filter(|(_, value)| value.is_none())
             .map(|(flag, _)| *flag)
             .collect();
             if !missing.is_empty() {
                 return Err(refusal(format!(
-                    "nobody can be asked, since this is not a terminal: give {}",
+                    "there is no terminal to ask for missing values\nhint: give {}",
                     missing.join(" and ")
                 )));
             }
-            answers(
+            inputs(
                 file,
-                wanted,
+                given,
                 &mut |_, default| Ok(default.unwrap_or_default().to_owned()),
                 console,
             )?
         }
     };
-    let text = write::run_file(&answers);
+    let text = write::run_file(&inputs);
     std::fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))?;
     console.note(&format!(
-        "{file}: the data looks like {}\nnext: `potstill check {file}`, `potstill render {file}` (which tokens carry loss), `potstill run {file}`",
-        answers.detected.name,
+        "{file}: the data looks like {}\nnext: `potstill check {file}`, `potstill render {file}` (shows which tokens carry loss), `potstill run {file}`",
+        inputs.detected.shape,
         file = file.display()
     ));
     Ok(())
@@ -102,18 +103,18 @@ fn refusal(message: String) -> anyhow::Error {
     ConfigError::plain(message).into()
 }
 
-/// Everything that is needed, asked for where it was not given. A given value that cannot be used is
-/// an error; an answered one is asked for again.
-fn answers(
+/// Completes the given values by asking for those that are absent. A given value that cannot be used is
+/// an error; the question is repeated if an answer to it cannot be used.
+fn inputs(
     file: &Path,
-    wanted: Wanted,
+    given: InitOptions,
     ask: Ask<'_>,
     console: &Console,
-) -> anyhow::Result<Answers> {
+) -> anyhow::Result<RunFileInputs> {
     let folder = file.parent().unwrap_or(Path::new(""));
-    let (data, detected) = known(
-        wanted.data,
-        "the data (prompts, with or without answers)",
+    let (data, detected) = given_or_asked(
+        given.data,
+        "Data file (prompts, with or without answers)",
         None,
         ask,
         console,
@@ -123,9 +124,9 @@ fn answers(
             Ok((beside(folder, path)?, detected))
         },
     )?;
-    let (teacher, facts) = known(
-        wanted.teacher,
-        "the teacher (a folder in Hugging Face layout)",
+    let (teacher, facts) = given_or_asked(
+        given.teacher,
+        "Folder of the teacher (in Hugging Face layout)",
         None,
         ask,
         console,
@@ -135,10 +136,9 @@ fn answers(
         },
     )?;
     let proposed = proposed_name(&data);
-    let given = wanted.name;
-    let name = known(
-        given,
-        "a name for the run",
+    let name = given_or_asked(
+        given.name,
+        "Name of the run",
         Some(&proposed),
         ask,
         console,
@@ -147,7 +147,7 @@ fn answers(
             Ok(name.to_owned())
         },
     )?;
-    Ok(Answers {
+    Ok(RunFileInputs {
         name,
         data,
         detected,
@@ -156,7 +156,8 @@ fn answers(
     })
 }
 
-fn known<T>(
+/// Returns the given value, or asks until `read` accepts the answer.
+fn given_or_asked<T>(
     given: Option<String>,
     question: &str,
     default: Option<&str>,
@@ -172,22 +173,22 @@ fn known<T>(
         match read(&answer) {
             Ok(value) => return Ok(value),
             Err(error) if default == Some(&answer) => return Err(error),
-            Err(error) => console.note(&format!("{error:#}")),
+            Err(error) => console.note(&errors::message(&error)),
         }
     }
 }
 
-/// The path itself, variables replaced, when something is there.
+/// Replaces the variables in a path and checks that the path exists.
 fn existing(path: &str) -> anyhow::Result<PathBuf> {
     let path = FilePath::try_from(path.to_owned()).map_err(|why| refusal(why.to_owned()))?;
     let path = expand_path(path.as_path()).map_err(refusal)?;
     match path.exists() {
         true => Ok(path),
-        false => Err(refusal(format!("there is no {}", path.display()))),
+        false => Err(refusal(format!("{} does not exist", path.display()))),
     }
 }
 
-/// A path from the current folder, as a run file in `folder` has to write it.
+/// Rewrites a path relative to the current folder, so that a run file in `folder` can contain it.
 fn beside(folder: &Path, path: &str) -> anyhow::Result<String> {
     let here = [Path::new(""), Path::new(".")].contains(&folder);
     if here || path.contains("${") || Path::new(path).is_absolute() {
@@ -195,13 +196,16 @@ fn beside(folder: &Path, path: &str) -> anyhow::Result<String> {
     }
     let absolute = std::path::absolute(path).with_context(|| format!("cannot resolve {path}"))?;
     let text = absolute.to_str().map(str::to_owned);
-    text.with_context(|| format!("{} is not UTF-8: move it", absolute.display()))
+    text.with_context(|| {
+        let path = absolute.display();
+        format!("{path} is not UTF-8, so a run file cannot name it\nhint: rename or move it")
+    })
 }
 
 fn teacher_facts(dir: &Path) -> anyhow::Result<TeacherFacts> {
     if !dir.join("config.json").is_file() {
         return Err(refusal(format!(
-            "{} has no config.json, so it is not a checkpoint in Hugging Face layout",
+            "{} has no config.json, so it is not a checkpoint in Hugging Face layout\nhint: name the folder that holds config.json, tokenizer.json and the safetensors files",
             dir.display()
         )));
     }
@@ -215,7 +219,7 @@ fn teacher_facts(dir: &Path) -> anyhow::Result<TeacherFacts> {
     })
 }
 
-/// The data's file name, as far as it can be a folder's.
+/// Derives a name for the run from the name of the data file. The name is valid as a folder name.
 fn proposed_name(data: &str) -> String {
     let stem = Path::new(data)
         .file_stem()
@@ -236,7 +240,7 @@ fn proposed_name(data: &str) -> String {
     }
 }
 
-/// A text as TOML writes it.
+/// Quotes a text as a TOML string.
 fn quoted(text: impl Display) -> String {
     toml::Value::String(text.to_string()).to_string()
 }

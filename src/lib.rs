@@ -1,11 +1,11 @@
-//! Potstill distills a large language model into a small one, and tells whether it helped.
+//! Potstill distills a large language model into a small one, and tests whether that helped.
 //!
-//! This crate is the command line and the facade: it reads the run file, keeps the run
-//! directory, shows progress and wires the stages. What is stored, run, asked, learned
-//! and measured lives in the crates that it re-exports.
+//! This crate is the command line and the facade: it reads the run file, manages the run
+//! directory, shows progress and connects the stages. Data, models, teachers, training and
+//! evaluation are the work of the crates that it re-exports.
 //!
-//! A run is a run file plus a run directory. Each stage is a function in [`stages`] that
-//! takes a [`Context`], reads published stages, and publishes its own:
+//! A run consists of a run file and a run directory. Each stage is a function in [`stages`] that
+//! takes a [`Context`], reads the published output of earlier stages, and publishes its own:
 //!
 //! ```no_run
 //! use potstill::{Context, RunOptions, stages};
@@ -16,6 +16,7 @@
 //! ```
 
 pub mod cli;
+mod errors;
 pub mod events;
 pub mod init;
 pub mod interrupt;

@@ -1,21 +1,22 @@
-//! The `potstill` command: parse, run, map the result to an exit code.
+//! The `potstill` command: parses the command line, runs the command and maps its result to an
+//! exit code.
 
 use std::process::ExitCode;
 
 use clap::Parser;
 use potstill::cli::Cli;
 
-/// Of each thread: what a main thread usually has.
+/// Stack size of a worker thread, equal to the usual stack size of a main thread.
 const STACK_BYTES: usize = 8 << 20;
 
 fn main() -> ExitCode {
     potstill::kernels::one_heap();
     let cli = Cli::parse();
-    // Only fails where the pool exists, which then serves.
+    // Building the pool fails only if one exists already; that pool is used then.
     let _ = rayon::ThreadPoolBuilder::new()
         .stack_size(STACK_BYTES)
         .build_global();
-    // The command itself runs on a thread of the pool: one from outside would be put to sleep and woken
-    // at every parallel loop, of which generating a token has hundreds.
+    // The command itself runs on a thread of the pool. A thread outside the pool would sleep and be
+    // woken at every parallel loop, and generating one token takes hundreds of these.
     ExitCode::from(rayon::scope(|_| potstill::cli::main(&cli)))
 }

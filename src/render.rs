@@ -1,8 +1,9 @@
-//! `render`: which tokens of a few rows carry loss, and whether those are the right ones.
+//! `render`: shows which tokens of a few rows carry loss, and checks that these are the right
+//! tokens.
 //!
-//! A row is shown as it would be trained on: with the published answer where there is one,
-//! as it was sampled; else with the data's own answer, the reference or a made-up one behind the
-//! chat template.
+//! A row is shown as it would be trained on. If an answer to the prompt is published, the row has
+//! its tokens as they were sampled. Otherwise the chat template encodes the data's own answer, the
+//! reference, or a placeholder.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -13,38 +14,39 @@ use potstill_datasets::{
     Message, Prompt, Reasoning, Role, Tokenizer, check_mask, check_sampled, read_shard, shards,
 };
 
+use crate::errors;
 use crate::progress::{Console, colours};
 use crate::run_dir::check_owner;
 use crate::run_file::Loaded;
 use crate::stages::{RunOptions, checkpoint, import, run_dir_path};
 
-const MADE_UP: &str = "This is an answer.";
-const MADE_UP_REASONING: &str = "This is how it was found.";
+const PLACEHOLDER: &str = "This is an answer.";
+const PLACEHOLDER_REASONING: &str = "This is how it was found.";
 
-/// How text becomes tokens in this run.
-struct Scene {
+/// Tokenizer, template and reasoning markers that turn a prompt and an answer into a row.
+struct RowEncoder {
     tokenizer: Tokenizer,
     template: ChatTemplate,
     reasoning: Option<Reasoning>,
 }
 
-/// An answer to show, and what is known of it.
-struct Answer {
-    /// Where it comes from, in words.
-    from: &'static str,
+/// An answer to show.
+struct ShownAnswer {
+    /// Origin of the answer, printed in the header of its row.
+    origin: &'static str,
     message: Message,
-    /// The ids as sampled, where there are any: what training reads.
+    /// Token ids as they were sampled, which training reads; `None` for text without ids.
     sampled: Option<Vec<u32>>,
-    /// Whether it ends by itself, so that an EOS belongs behind it.
+    /// Whether the model ended the answer, so that an EOS token must follow it.
     finished: bool,
 }
 
-/// Shows the first `rows` rows of a run's data, and fails when a mask is wrong.
+/// Prints the first `rows` rows of a run's data and checks their loss masks.
 ///
 /// # Errors
-/// What the run file, the data, the teacher's tokenizer or its template get wrong; and,
-/// once all rows are shown: a row whose EOS is masked, whose reasoning was stripped, or
-/// whose prompt is trained on.
+/// When the run file, the data, the tokenizer or the chat template cannot be used. After all rows
+/// are printed: when the EOS of a row carries no loss, its reasoning is missing, or its prompt
+/// carries loss.
 pub fn render(
     file: &Path,
     run_dir: Option<PathBuf>,
@@ -58,65 +60,82 @@ pub fn render(
     };
     let dir = run_dir_path(&run, &options);
     check_owner(&dir, &run)?;
-    let teachers = match run.file.teacher {
-        Some(_) => checkpoint::teachers_text(&run)?,
-        None => None,
-    };
-    let folder = match teachers {
-        Some(folder) => folder,
-        None => checkpoint::student(&run)?,
-    };
-    let scene = Scene {
-        // Of any architecture: no model is run.
-        tokenizer: Tokenizer::from_dir(&folder)?,
-        template: checkpoint::template(&run, &folder)?,
-        reasoning: run.file.collect.reasoning.clone(),
-    };
+    let encoder = row_encoder(&run)?;
     let limit = run.file.import.limit.map_or(rows, |n| rows.min(n));
-    let Imported {
-        prompts, answers, ..
-    } = import::read(&run, Some(limit))?;
-    let mut published = published(&dir.join("completions"), &prompts)?;
-    let mut given: HashMap<String, Completion> = HashMap::new();
-    for answer in answers {
-        given.entry(answer.prompt_id.clone()).or_insert(answer);
-    }
+    let imported = import::read(&run, Some(limit))?;
+    let mut known = known_answers(&dir.join("completions"), &imported)?;
     let colours = colours();
     console.note(match colours {
-        true => "green carries loss, the rest does not; the EOS is reversed",
-        false => "⟦…⟧ carries loss, the rest does not; ⏹ is the EOS",
+        true => "tokens in green carry loss, the others do not; the EOS is reversed",
+        false => "tokens in ⟦…⟧ carry loss, the others do not; ⏹ is the EOS",
     });
-    let mut wrong = Vec::new();
-    for prompt in &prompts {
-        let known = match published.remove(&prompt.id) {
-            Some(completion) => Some(("the published answer", completion)),
-            None => given
-                .remove(&prompt.id)
-                .map(|c| ("the answer of the data", c)),
+    let (mut faults, mut hints) = (Vec::new(), Vec::new());
+    for prompt in &imported.prompts {
+        let answer = shown_answer(known.remove(&prompt.id), prompt, &encoder);
+        let mut add_fault = |fault: String| {
+            let fault = errors::take_hints(&fault, &mut hints);
+            faults.push(format!("{}: {fault}", prompt.source));
         };
-        let answer = answer(known, prompt, &scene);
-        let mut say = |fault: String| wrong.push(format!("{}: {fault}", prompt.source));
-        match masked(&scene, prompt, &answer) {
+        match masked(&encoder, prompt, &answer) {
             Ok(row) => {
-                console.output(&shown(&scene, prompt, &answer, &row, colours));
-                row.findings.iter().for_each(|f| say(f.to_string()));
+                console.output(&shown(&encoder, prompt, &answer, &row, colours));
+                row.findings.iter().for_each(|f| add_fault(f.to_string()));
             }
-            Err(error) => say(error.to_string()),
+            Err(error) => add_fault(error.to_string()),
         }
     }
-    if !wrong.is_empty() {
-        bail!(
-            "with chat template {} these rows would not be trained on as they should:\n{}",
-            scene.template.name(),
-            wrong.join("\n")
+    if !faults.is_empty() {
+        let what = format!(
+            "the loss mask of these rows is wrong with chat template {}:\n{}",
+            encoder.template.name(),
+            faults.join("\n")
         );
+        bail!(errors::with_hints(&what, &hints));
     }
-    console.note("fine: answers carry loss and prompts do not");
+    console.note("the loss masks are right: answers carry loss and prompts do not");
     Ok(())
 }
 
-/// The first published answer to each of the prompts, by prompt id; none where nothing is
-/// published.
+/// Reads the tokenizer and chat template of the teacher, or of the student if the run has no
+/// teacher with a known tokenizer. The model itself may be of any architecture, since no weights
+/// are read.
+fn row_encoder(run: &Loaded) -> anyhow::Result<RowEncoder> {
+    let teacher = match run.file.teacher {
+        Some(_) => checkpoint::teacher_tokenizer_folder(run)?,
+        None => None,
+    };
+    let folder = match teacher {
+        Some(folder) => folder,
+        None => checkpoint::student(run)?,
+    };
+    Ok(RowEncoder {
+        tokenizer: Tokenizer::from_dir(&folder)?,
+        template: checkpoint::template(run, &folder)?,
+        reasoning: run.file.collect.reasoning.clone(),
+    })
+}
+
+/// The answers that exist, by prompt id, each with its origin: the first published answer to a
+/// prompt, otherwise the first answer in the data.
+fn known_answers(
+    completions: &Path,
+    imported: &Imported,
+) -> anyhow::Result<HashMap<String, (&'static str, Completion)>> {
+    let published = published(completions, &imported.prompts)?;
+    let mut known: HashMap<_, _> = published
+        .into_iter()
+        .map(|(id, completion)| (id, ("the published answer", completion)))
+        .collect();
+    for answer in &imported.answers {
+        known
+            .entry(answer.prompt_id.clone())
+            .or_insert_with(|| ("the answer of the data", answer.clone()));
+    }
+    Ok(known)
+}
+
+/// Reads the first published answer to each of the prompts, by prompt id. The map is empty if
+/// nothing is published.
 fn published(dir: &Path, prompts: &[Prompt]) -> anyhow::Result<HashMap<String, Completion>> {
     let mut found = HashMap::new();
     if Manifest::read(dir)?.is_none() {
@@ -137,13 +156,17 @@ fn published(dir: &Path, prompts: &[Prompt]) -> anyhow::Result<HashMap<String, C
     Ok(found)
 }
 
-/// The answer to show: a known one, else the reference, else made up.
-fn answer(known: Option<(&'static str, Completion)>, prompt: &Prompt, scene: &Scene) -> Answer {
-    if let Some((from, completion)) = known {
+/// Selects the answer to show: a known answer, otherwise the reference, otherwise a placeholder.
+fn shown_answer(
+    known: Option<(&'static str, Completion)>,
+    prompt: &Prompt,
+    encoder: &RowEncoder,
+) -> ShownAnswer {
+    if let Some((origin, completion)) = known {
         let ids: Option<Vec<u32>> = completion.tokens.iter().map(|t| t.id).collect();
         let finished = [FinishReason::Stop, FinishReason::ToolCalls];
-        return Answer {
-            from,
+        return ShownAnswer {
+            origin,
             message: Message {
                 reasoning: completion.reasoning,
                 tool_calls: completion.tool_calls,
@@ -153,15 +176,15 @@ fn answer(known: Option<(&'static str, Completion)>, prompt: &Prompt, scene: &Sc
             finished: finished.contains(&completion.finish_reason),
         };
     }
-    let reasoning = scene.reasoning.as_ref();
-    let (from, text) = match &prompt.reference {
+    let reasoning = encoder.reasoning.as_ref();
+    let (origin, text) = match &prompt.reference {
         Some(reference) => ("the reference answer", reference.as_str()),
-        None => ("a made-up answer", MADE_UP),
+        None => ("a placeholder answer", PLACEHOLDER),
     };
-    Answer {
-        from,
+    ShownAnswer {
+        origin,
         message: Message {
-            reasoning: reasoning.map(|_| MADE_UP_REASONING.to_owned()),
+            reasoning: reasoning.map(|_| PLACEHOLDER_REASONING.to_owned()),
             ..Message::text(Role::Assistant, text)
         },
         sampled: None,
@@ -169,13 +192,17 @@ fn answer(known: Option<(&'static str, Completion)>, prompt: &Prompt, scene: &Sc
     }
 }
 
-/// A row in tokens, and what is wrong with its mask.
-fn masked(scene: &Scene, prompt: &Prompt, answer: &Answer) -> Result<MaskReport, Error> {
-    let Scene {
+/// Encodes a row and checks its loss mask.
+fn masked(
+    encoder: &RowEncoder,
+    prompt: &Prompt,
+    answer: &ShownAnswer,
+) -> Result<MaskReport, Error> {
+    let RowEncoder {
         tokenizer,
         template,
         reasoning,
-    } = scene;
+    } = encoder;
     let (messages, tools) = (&prompt.messages, prompt.tools.as_deref());
     let reasoning = reasoning.as_ref();
     match &answer.sampled {
@@ -196,77 +223,79 @@ fn masked(scene: &Scene, prompt: &Prompt, answer: &Answer) -> Result<MaskReport,
     }
 }
 
-/// How a token is shown.
+/// Display style of a token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Look {
+enum TokenStyle {
     Text,
     Special,
     Eos,
 }
 
-/// A row as text: a line about it, then its tokens, indented.
+/// Formats a row: a header line, then its tokens, indented.
 fn shown(
-    scene: &Scene,
+    encoder: &RowEncoder,
     prompt: &Prompt,
-    answer: &Answer,
+    answer: &ShownAnswer,
     row: &MaskReport,
     colours: bool,
 ) -> String {
-    let carried = row.tokens.iter().filter(|token| token.loss).count();
+    let with_loss = row.tokens.iter().filter(|token| token.loss).count();
     let cut = match answer.finished {
         true => "",
-        false => ", cut before its end",
+        false => ", cut off before its end",
     };
     let mut out = format!(
-        "{}, {}{cut}: {} tokens, {carried} carry loss\n  ",
+        "{}, {}{cut}: {} tokens, {with_loss} carry loss\n  ",
         prompt.source,
-        answer.from,
+        answer.origin,
         row.tokens.len()
     );
-    let looks: Vec<(&MaskedToken, Look)> = row
+    let styled: Vec<(&MaskedToken, TokenStyle)> = row
         .tokens
         .iter()
-        .map(|token| (token, look(&scene.tokenizer, token)))
+        .map(|token| (token, token_style(&encoder.tokenizer, token)))
         .collect();
-    let mut carried = false;
-    for run in looks.chunk_by(|a, b| (a.0.loss, a.1) == (b.0.loss, b.1)) {
+    let mut in_loss = false;
+    for run in styled.chunk_by(|a, b| (a.0.loss, a.1) == (b.0.loss, b.1)) {
         let bytes: Vec<u8> = run.iter().flat_map(|(t, _)| t.bytes.clone()).collect();
         let text = visible(&String::from_utf8_lossy(&bytes));
-        let Some((MaskedToken { loss, .. }, look)) = run.first() else {
+        let Some((MaskedToken { loss, .. }, style)) = run.first() else {
             continue;
         };
         if colours {
-            out += &coloured(&text, *loss, *look);
+            out += &coloured(&text, *loss, *style);
             continue;
         }
-        if *loss != carried {
+        if *loss != in_loss {
             out.push(if *loss { '⟦' } else { '⟧' });
-            carried = *loss;
+            in_loss = *loss;
         }
         out += &text;
-        if *look == Look::Eos {
+        if *style == TokenStyle::Eos {
             out.push('⏹');
         }
     }
-    if carried {
+    if in_loss {
         out.push('⟧');
     }
     out
 }
 
-/// An EOS that carries loss is the answer's end; others end turns of the prompt.
-fn look(tokenizer: &Tokenizer, &MaskedToken { id, loss, .. }: &MaskedToken) -> Look {
+/// Selects the style of a token. Only an EOS that carries loss ends the answer; any other EOS
+/// ends a turn of the prompt.
+fn token_style(tokenizer: &Tokenizer, &MaskedToken { id, loss, .. }: &MaskedToken) -> TokenStyle {
     if loss && tokenizer.eos_ids().contains(&id) {
-        return Look::Eos;
+        return TokenStyle::Eos;
     }
     let text = |skip_special| tokenizer.decode(&[id], skip_special).unwrap_or_default();
     match text(true).is_empty() && !text(false).is_empty() {
-        true => Look::Special,
-        false => Look::Text,
+        true => TokenStyle::Special,
+        false => TokenStyle::Text,
     }
 }
 
-/// Text that cannot move the terminal's cursor; later lines are indented.
+/// Escapes control characters, so that text cannot move the terminal's cursor, and indents all
+/// lines after the first.
 fn visible(text: &str) -> String {
     let mut out = String::new();
     for c in text.chars() {
@@ -280,15 +309,15 @@ fn visible(text: &str) -> String {
     out
 }
 
-fn coloured(text: &str, loss: bool, look: Look) -> String {
-    let style = match (loss, look) {
-        (_, Look::Eos) => "1;7;32",
-        (true, Look::Special) => "1;35",
-        (true, Look::Text) => "1;32",
-        (false, Look::Special) => "2;35",
-        (false, Look::Text) => "2",
+fn coloured(text: &str, loss: bool, style: TokenStyle) -> String {
+    let code = match (loss, style) {
+        (_, TokenStyle::Eos) => "1;7;32",
+        (true, TokenStyle::Special) => "1;35",
+        (true, TokenStyle::Text) => "1;32",
+        (false, TokenStyle::Special) => "2;35",
+        (false, TokenStyle::Text) => "2",
     };
-    format!("\u{1b}[{style}m{text}\u{1b}[0m")
+    format!("\u{1b}[{code}m{text}\u{1b}[0m")
 }
 
 #[cfg(test)]
@@ -297,8 +326,9 @@ mod tests {
 
     use super::*;
 
-    /// Bytes, `<s>`, `</s>` and a template that writes a turn as text and EOS.
-    fn scene() -> Scene {
+    /// An encoder whose tokens are bytes, `<s>` and `</s>`, with a template that writes a turn as text
+    /// and EOS.
+    fn encoder() -> RowEncoder {
         let dir = tempfile::tempdir().unwrap();
         let special = ["<s>", "</s>"];
         let added: Vec<_> = (0..2)
@@ -322,7 +352,7 @@ mod tests {
         };
         write("tokenizer.json", tokenizer);
         write("tokenizer_config.json", names);
-        Scene {
+        RowEncoder {
             tokenizer: Tokenizer::from_dir(dir.path()).unwrap(),
             template: ChatTemplate::plain().unwrap(),
             reasoning: None,
@@ -335,16 +365,16 @@ mod tests {
     }
 
     #[test]
-    fn a_sampled_answer_has_to_end() {
-        let scene = scene();
+    fn a_finished_answer_without_eos_is_a_fault() {
+        let encoder = encoder();
         let found = |text: &str, finished| {
-            let answer = Answer {
-                from: "a test",
+            let answer = ShownAnswer {
+                origin: "a test",
                 message: Message::text(Role::Assistant, "cd"),
-                sampled: Some(scene.tokenizer.encode(text, false).unwrap()),
+                sampled: Some(encoder.tokenizer.encode(text, false).unwrap()),
                 finished,
             };
-            let row = masked(&scene, &prompt(), &answer).unwrap();
+            let row = masked(&encoder, &prompt(), &answer).unwrap();
             let mask: Vec<bool> = row.tokens.iter().map(|token| token.loss).collect();
             assert_eq!(mask[..5], [false, false, false, true, true]);
             row.findings.len()
@@ -356,15 +386,15 @@ mod tests {
     }
 
     #[test]
-    fn rows_are_shown_with_marks_or_colours() {
-        let scene = scene();
-        let (prompt, answer) = (prompt(), answer(None, &prompt(), &scene));
-        let row = masked(&scene, &prompt, &answer).unwrap();
+    fn rows_are_printed_with_marks_or_colours() {
+        let encoder = encoder();
+        let (prompt, answer) = (prompt(), shown_answer(None, &prompt(), &encoder));
+        let row = masked(&encoder, &prompt, &answer).unwrap();
         assert_eq!(
-            shown(&scene, &prompt, &answer, &row, false),
-            "p.jsonl:1, a made-up answer: 22 tokens, 19 carry loss\n  <s>ab⟦This is an answer.</s>⏹⟧"
+            shown(&encoder, &prompt, &answer, &row, false),
+            "p.jsonl:1, a placeholder answer: 22 tokens, 19 carry loss\n  <s>ab⟦This is an answer.</s>⏹⟧"
         );
-        let colours = shown(&scene, &prompt, &answer, &row, true);
+        let colours = shown(&encoder, &prompt, &answer, &row, true);
         let (_, colours) = colours.split_once("\n  ").unwrap();
         assert_eq!(
             colours,
@@ -373,20 +403,20 @@ mod tests {
     }
 
     #[test]
-    fn control_characters_are_spelled_out() {
+    fn control_characters_are_escaped() {
         assert_eq!(visible("a\u{1b}[2Jb\nc\td"), "a\\u{1b}[2Jb\n  c\td");
     }
 
     #[test]
-    fn each_look_has_a_style_of_its_own() {
+    fn each_token_style_has_its_own_colours() {
         let styles: std::collections::HashSet<String> = [
-            (true, Look::Eos),
-            (true, Look::Special),
-            (true, Look::Text),
-            (false, Look::Special),
-            (false, Look::Text),
+            (true, TokenStyle::Eos),
+            (true, TokenStyle::Special),
+            (true, TokenStyle::Text),
+            (false, TokenStyle::Special),
+            (false, TokenStyle::Text),
         ]
-        .map(|(loss, look)| coloured("x", loss, look))
+        .map(|(loss, style)| coloured("x", loss, style))
         .into();
         assert_eq!(styles.len(), 5);
     }

@@ -1,4 +1,4 @@
-//! Which columns of the data hold the prompt, from its first rows.
+//! Detects from the first rows of the data which columns hold the prompt.
 
 use std::path::Path;
 
@@ -6,23 +6,23 @@ use potstill_datasets::{Columns, detect_columns};
 
 use super::{quoted, refusal};
 
-/// What the data looks like.
+/// The layout of a data file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Detected {
-    /// `columns` of `[import]`, as TOML.
+    /// Value of `columns` in `[import]`, as TOML.
     pub(super) columns: String,
-    /// What this shape of data is called.
-    pub(super) name: &'static str,
-    /// Whether it has answers.
+    /// Name of this layout, such as `question and answer`.
+    pub(super) shape: &'static str,
+    /// Whether the data has answers.
     pub(super) has_answers: bool,
 }
 
-/// Looks at the first rows of a file.
+/// Detects the layout of a file from its first rows.
 pub(super) fn detect(path: &Path) -> anyhow::Result<Detected> {
     let found = detect_columns(path).map_err(|e| refusal(e.to_string()))?;
     Ok(Detected {
         columns: toml(&found.columns),
-        name: found.name,
+        shape: found.name,
         has_answers: found.has_answers,
     })
 }

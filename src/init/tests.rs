@@ -33,7 +33,7 @@ fn detected(line: &str) -> anyhow::Result<Detected> {
 }
 
 fn written(detected: Detected, layers: usize, has_template: bool) -> String {
-    write::run_file(&Answers {
+    write::run_file(&RunFileInputs {
         name: "mine".to_owned(),
         data: "data.jsonl".to_owned(),
         detected,
@@ -48,14 +48,14 @@ fn written(detected: Detected, layers: usize, has_template: bool) -> String {
 }
 
 #[test]
-fn five_shapes_are_known() {
-    let mut said = String::new();
+fn five_layouts_are_detected() {
+    let mut layouts = String::new();
     for (name, line) in SHAPES {
         let found = detected(line).unwrap();
-        assert_eq!(found.name, name);
-        said += &format!("{}, answers: {}\n", found.columns, found.has_answers);
+        assert_eq!(found.shape, name);
+        layouts += &format!("{}, answers: {}\n", found.columns, found.has_answers);
     }
-    insta::assert_snapshot!(said, @r#"
+    insta::assert_snapshot!(layouts, @r#"
     { instruction = "instruction", input = "input", output = "output" }, answers: true
     { messages = "conversations" }, answers: true
     { messages = "messages" }, answers: false
@@ -65,19 +65,19 @@ fn five_shapes_are_known() {
 }
 
 #[test]
-fn data_that_is_not_known_is_refused() {
-    let said = |line| detected(line).unwrap_err().to_string();
-    let columns = said(r#"{"a": "x", "b": 1}"#);
+fn unknown_layouts_are_refused() {
+    let error = |line| detected(line).unwrap_err().to_string();
+    let columns = error(r#"{"a": "x", "b": 1}"#);
     assert!(
         columns.contains("no column is known to hold the prompts"),
         "{columns}"
     );
-    assert!(said("a,b").contains("data.jsonl:1"), "{}", said("a,b"));
-    assert!(said("").contains("the file has no lines"), "{}", said(""));
+    assert!(error("a,b").contains("data.jsonl:1"), "{}", error("a,b"));
+    assert!(error("").contains("the file has no lines"), "{}", error(""));
 }
 
 #[test]
-fn what_is_written_can_be_read_and_has_every_key() {
+fn the_written_file_can_be_parsed_and_has_every_key() {
     for (_, line) in SHAPES {
         for (layers, has_template) in [(30, true), (1, false)] {
             let text = written(detected(line).unwrap(), layers, has_template);
@@ -90,9 +90,9 @@ fn what_is_written_can_be_read_and_has_every_key() {
     insta::assert_snapshot!(written(detected(SHAPES[3].1).unwrap(), 30, true));
 }
 
-/// A default that is commented out is a default that can be written.
+/// Uncommenting the defaults changes nothing.
 #[test]
-fn lines_that_are_commented_out_can_be_used() {
+fn defaults_can_be_uncommented() {
     let text = written(detected(SHAPES[4].1).unwrap(), 30, true);
     let used: String = text
         .lines()
@@ -107,7 +107,7 @@ fn lines_that_are_commented_out_can_be_used() {
 }
 
 #[test]
-fn an_answer_that_cannot_be_used_is_asked_for_again() {
+fn the_question_is_repeated_after_a_bad_answer() {
     let console = Console::new(OutputOptions {
         quiet: true,
         ..OutputOptions::default()
@@ -126,9 +126,9 @@ fn an_answer_that_cannot_be_used_is_asked_for_again() {
         RunName::try_from(name.to_owned()).map_err(refusal)?;
         Ok(name.to_owned())
     };
-    let name = known(None, "a name", Some("data"), &mut ask, &console, read).unwrap();
+    let name = given_or_asked(None, "a name", Some("data"), &mut ask, &console, read).unwrap();
     assert_eq!((name.as_str(), questions), ("data", 2));
-    let given = known(
+    let given = given_or_asked(
         Some("../x".to_owned()),
         "a name",
         None,
@@ -140,13 +140,13 @@ fn an_answer_that_cannot_be_used_is_asked_for_again() {
 }
 
 #[test]
-fn names_are_proposed_that_can_be_folders() {
+fn proposed_names_are_valid_folder_names() {
     let proposed = ["data/train set.jsonl", "${A}/x.jsonl", ".jsonl", ""].map(proposed_name);
     assert_eq!(proposed, ["train-set", "x", "jsonl", "run"]);
 }
 
 #[test]
-fn paths_are_written_as_the_run_file_reads_them() {
+fn paths_are_rewritten_relative_to_the_run_file() {
     let beside = |folder: &str, path: &str| beside(Path::new(folder), path).unwrap();
     assert_eq!(beside("", "a.jsonl"), "a.jsonl");
     assert_eq!(beside("runs", "/a.jsonl"), "/a.jsonl");

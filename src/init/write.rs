@@ -1,25 +1,26 @@
-//! The text of the run file.
+//! Generates the text of the run file.
 
 use serde_json::Value;
 
-use super::{Answers, quoted};
+use super::{RunFileInputs, quoted};
 use crate::schema;
 
-/// Column at which comments begin, where the key leaves room.
+/// Column at which a comment begins if the key leaves enough room.
 const COMMENT_AT: usize = 36;
 
-/// The run file, with every key of the schema: as the answers set it, else commented out.
-pub(super) fn run_file(answers: &Answers) -> String {
+/// Generates the run file with every key of the schema: set as `inputs` say, or commented out.
+pub(super) fn run_file(inputs: &RunFileInputs) -> String {
     let schema = schema::run_file();
-    let mut text = "# A run file of Potstill. Lines that begin with `#` show defaults, or what may be set; those with\n# `##` are tables that are off.\n".to_owned();
+    let mut text = "# A run file of Potstill. Lines that begin with `#` show keys that are not set, with their defaults;\n# lines that begin with `##` show tables that are not used.\n".to_owned();
     for (table, keys) in schema::properties(&schema) {
         text += &format!("\n# {}\n", schema::description(keys));
         let mut properties = schema::properties(keys);
-        // A table that must say something, and about which nothing is known, is left out.
-        let off = !schema::requires(&schema, table)
-            && properties
-                .any(|(key, _)| schema::requires(keys, key) && set(answers, table, key).is_none());
-        if off {
+        // A table with a required key whose value is not known cannot be written.
+        let unused = !schema::requires(&schema, table)
+            && properties.any(|(key, _)| {
+                schema::requires(keys, key) && set_value(inputs, table, key).is_none()
+            });
+        if unused {
             text += &format!("## [{table}]\n");
             for (key, about) in schema::properties(keys) {
                 text += &commented(&format!("## {key} = {}", default(about)), about);
@@ -28,7 +29,7 @@ pub(super) fn run_file(answers: &Answers) -> String {
         }
         text += &format!("[{table}]\n");
         for (key, about) in schema::properties(keys) {
-            let line = match set(answers, table, key) {
+            let line = match set_value(inputs, table, key) {
                 Some((value, None)) => commented(&format!("{key} = {value}"), about),
                 Some((value, Some(why))) => with_comment(&format!("{key} = {value}"), &why),
                 None => commented(&format!("# {key} = {}", default(about)), about),
@@ -39,29 +40,30 @@ pub(super) fn run_file(answers: &Answers) -> String {
     text
 }
 
-/// What is known of a key: its value, and why it is that where there is more to say than its meaning.
-fn set(answers: &Answers, table: &str, key: &str) -> Option<(String, Option<String>)> {
-    let facts = &answers.facts;
+/// Returns the value that the inputs give to a key, and the reason for it where the key's meaning
+/// alone does not explain the value.
+fn set_value(inputs: &RunFileInputs, table: &str, key: &str) -> Option<(String, Option<String>)> {
+    let facts = &inputs.facts;
     let plain = |value: String| Some((value, None));
     match (table, key) {
-        ("run", "name") => plain(quoted(&answers.name)),
+        ("run", "name") => plain(quoted(&inputs.name)),
         ("run", "seed") => plain("17".to_owned()),
-        ("import", "path") => plain(quoted(&answers.data)),
+        ("import", "path") => plain(quoted(&inputs.data)),
         ("import", "columns") => Some((
-            answers.detected.columns.clone(),
+            inputs.detected.columns.clone(),
             Some(format!(
                 "The data looks like {}{}.",
-                answers.detected.name,
-                match answers.detected.has_answers {
-                    true => ", with answers: the teacher is asked all the same",
+                inputs.detected.shape,
+                match inputs.detected.has_answers {
+                    true => ", with answers; the teacher answers the prompts all the same",
                     false => "",
                 }
             )),
         )),
-        ("teacher", "path") => plain(quoted(&answers.teacher)),
+        ("teacher", "path") => plain(quoted(&inputs.teacher)),
         ("teacher", "template") if !facts.has_template => Some((
             quoted("plain"),
-            Some("The teacher has no chat template: messages one after the other.".to_owned()),
+            Some("The teacher has no chat template, so messages are concatenated.".to_owned()),
         )),
         ("collect", "max_new_tokens") => plain((facts.context / 2).clamp(1, 256).to_string()),
         ("collect", "signals") => {
@@ -78,13 +80,13 @@ fn set(answers: &Answers, table: &str, key: &str) -> Option<(String, Option<Stri
         )),
         ("student", "random") if facts.layers == 1 => Some((
             "{ hidden_size = 64, intermediate_size = 128, layers = 1, heads = 2 }".to_owned(),
-            Some("The teacher has one layer, so there is none to leave out.".to_owned()),
+            Some("The teacher has only one layer, so none can be pruned.".to_owned()),
         )),
         _ => None,
     }
 }
 
-/// A key's default, or the form of its value.
+/// Formats the default of a key, or a placeholder that shows the form of its value.
 fn default(about: &Value) -> String {
     match about.get("default") {
         Some(default) => schema::toml(default),
@@ -97,16 +99,16 @@ fn default(about: &Value) -> String {
     }
 }
 
-/// With the key's meaning behind it, and its choices.
+/// Adds the description of a key and its choices to a line.
 fn commented(line: &str, about: &Value) -> String {
     let choices = match schema::choices(about.get("items").unwrap_or(about)).next() {
-        Some(_) => format!(" Of {}.", schema::range(about).replace('`', "")),
+        Some(_) => format!(" One of {}.", schema::range(about).replace('`', "")),
         None => String::new(),
     };
     with_comment(line, &(schema::description(about) + &choices))
 }
 
-/// The comment stands behind the line where both fit, else before it.
+/// Puts a comment behind a line if both fit into the width, otherwise on a line before it.
 fn with_comment(line: &str, comment: &str) -> String {
     let width = line.chars().count();
     match width < COMMENT_AT && COMMENT_AT + comment.chars().count() < 110 {

@@ -74,7 +74,12 @@ impl Problem {
         Problem { span, message }
     }
 
+    /// Formats the problem: position and message, the line of the run file, then the hint.
     fn show(&self, path: &Path, text: &str) -> String {
+        let (message, hint) = match self.message.split_once("\nhint: ") {
+            Some((message, hint)) => (message, format!("\nhint: {hint}")),
+            None => (self.message.as_str(), String::new()),
+        };
         let Some(span) = &self.span else {
             return format!("{}: {}", path.display(), self.message);
         };
@@ -91,9 +96,8 @@ impl Problem {
         let width = text[start..end].chars().count().max(1);
         let gutter = number.to_string();
         format!(
-            "{}:{number}:{column}: {}\n  {gutter} | {line}\n  {} | {}{}",
+            "{}:{number}:{column}: {message}\n  {gutter} | {line}\n  {} | {}{}{hint}",
             path.display(),
-            self.message,
             " ".repeat(gutter.len()),
             " ".repeat(column - 1),
             "^".repeat(width)

@@ -1,5 +1,6 @@
-//! `check`: everything that is cheap to find wrong, before anything is computed: the run
-//! file, the prompts, both checkpoints but for their weights, every prompt's length.
+//! `check`: finds mistakes that are cheap to find before anything is computed: in the run file, the
+//! prompts, the teacher's and the student's checkpoints (except for their weights), and the prompts'
+//! lengths.
 
 use std::path::Path;
 
@@ -15,10 +16,10 @@ use crate::progress::Console;
 use crate::run_dir::check_owner;
 use crate::run_file::Loaded;
 
-/// Checks a run file and what it names, and puts a short plan on stdout.
+/// Checks a run file and the files it names, and prints a short plan of the run to stdout.
 ///
 /// # Errors
-/// The first thing that a run would stumble over.
+/// The first mistake that would make a run fail.
 pub fn check(file: &Path, options: &RunOptions, console: &Console) -> anyhow::Result<StageOutcome> {
     let run = Loaded::read(file)?;
     device(&options.device)?;
@@ -26,7 +27,7 @@ pub fn check(file: &Path, options: &RunOptions, console: &Console) -> anyhow::Re
     check_owner(&dir, &run)?;
     let imported = import::read(&run, options.limit)?;
     let teacher = match &run.file.teacher {
-        Some(_) => checkpoint::teachers_text(&run)?,
+        Some(_) => checkpoint::teacher_tokenizer_folder(&run)?,
         None => None,
     };
     let answers = match &teacher {
@@ -45,21 +46,21 @@ pub fn check(file: &Path, options: &RunOptions, console: &Console) -> anyhow::Re
     let student = check_student(&run, teacher.as_deref())?;
     let settings = &run.file.train;
     console.output(&format!(
-        "run       {} in {}\nprompts   {} ({} duplicates merged)\n{answers}\nstudent   {student}\ntrain     {} steps of {} sequences, {}\nfine      `potstill run {}` runs it",
+        "run       {} in {}\nprompts   {} ({} duplicates merged)\n{answers}\nstudent   {student}\ntrain     {} steps of {} sequences, {}\nok        start the run with `potstill run {}`",
         run.file.run.name.as_str(),
         dir.display(),
         imported.prompts.len(),
         imported.duplicates,
         settings.steps,
         settings.batch,
-        others(settings),
+        controls_and_seeds(settings),
         file.display(),
     ));
     Ok(StageOutcome::UpToDate)
 }
 
-/// What is trained beside the student, in words.
-fn others(train: &Settings) -> String {
+/// Describes which controls and seeds are trained beside the student.
+fn controls_and_seeds(train: &Settings) -> String {
     let controls = match train.controls.len() {
         0 => "no controls".to_owned(),
         n => format!("and as many for each of {n} controls"),
@@ -70,14 +71,14 @@ fn others(train: &Settings) -> String {
     }
 }
 
-/// The teacher's tokenizer, and that every prompt fits its context.
+/// Checks that the teacher's tokenizer fits its model and that every prompt fits into its context.
 fn check_teacher(run: &Loaded, folder: &Path, prompts: &[Prompt]) -> anyhow::Result<String> {
     checkpoint::tokenizer(folder)?;
     let prompts_read = prompts.iter().cloned().map(Ok);
     let longest = collect::check_lengths(run, folder, prompts_read)?;
     let collect = &run.file.collect;
     Ok(format!(
-        "teacher   {}: {}\ncollect   {} answers of at most {} tokens, {} together; the longest prompt has {longest}",
+        "teacher   {}: {}\ncollect   {} answers of at most {} tokens, {} at a time; the longest prompt has {longest} tokens",
         folder.display(),
         shape(&Config::from_dir(folder)?),
         prompts.len() * collect.samples.get(),
@@ -98,10 +99,10 @@ fn check_student(run: &Loaded, teacher: Option<&Path>) -> anyhow::Result<String>
         if run.file.local().is_some() {
             weight_files(teacher)?;
         }
-        let matters = run.file.local().is_some() || run.file.has_signals();
-        if matters && tokenizer.fingerprint() != Tokenizer::from_dir(teacher)?.fingerprint() {
+        let must_match = run.file.local().is_some() || run.file.has_signals();
+        if must_match && tokenizer.fingerprint() != Tokenizer::from_dir(teacher)?.fingerprint() {
             bail!(
-                "the tokenizer of the student in {} is not that of the teacher in {}: distributions cannot be carried over; leave `path` of [student] out, or name a checkpoint of the teacher's family",
+                "the student's tokenizer in {} differs from the teacher's in {}, so the student cannot learn from the teacher's distributions\nhint: remove `path` of [student], or name a checkpoint of the teacher's family",
                 folder.display(),
                 teacher.display()
             );
@@ -110,13 +111,13 @@ fn check_student(run: &Loaded, teacher: Option<&Path>) -> anyhow::Result<String>
     checkpoint::template(run, &folder)?;
     let config = Config::from_dir(&folder)?;
     if let Some(config) = train::start_config(run, &folder)? {
-        return Ok(format!("random, {}", shape(&config)));
+        return Ok(format!("random weights, {}", shape(&config)));
     }
     weight_files(&folder)?;
     Ok(match run.file.student.every {
         Some(every) => {
             let layers = config.num_hidden_layers.div_ceil(every);
-            format!("{}, cut to {layers} layers", folder.display())
+            format!("{}, layers pruned to {layers}", folder.display())
         }
         None => format!("{}: {}", folder.display(), shape(&config)),
     })

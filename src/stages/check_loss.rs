@@ -1,4 +1,5 @@
-//! `check-loss`: the run file's loss, by the trainer's own step, held to its definition.
+//! `check-loss`: computes the run file's loss with the trainer's own step and compares it with its
+//! definition.
 
 use std::path::Path;
 
@@ -13,17 +14,18 @@ use super::{Context, RunOptions, StageOutcome, device, run_dir_path, train};
 use crate::progress::Console;
 use crate::run_file::Loaded;
 
-/// Sequences of the run's own that are looked at, and the longest, tokens: the definition is slow.
-const ROWS: usize = 2;
-const LONGEST: usize = 96;
-/// Parameters of the run's own student of which numbers are moved.
+/// Number of sequences of the run that are checked.
+const SEQUENCES: usize = 2;
+/// Longest sequence of the run that is checked, in tokens, since the definition is slow.
+const MAX_TOKENS: usize = 96;
+/// Number of the student's parameter tensors whose gradient is compared with finite differences.
 const PARAMETERS: usize = 3;
 
-/// Checks the loss on a small random model, and on the run's own student and signals where `train/` is
-/// published; puts what was found on stdout.
+/// Checks the loss on a small random model and, if `train/` is published, on the run's own student and
+/// signals. Prints a table of the checks to stdout.
 ///
 /// # Errors
-/// What the run file gets wrong; and, once all is shown, a check that failed.
+/// When the run file or the device cannot be used. After all checks are printed: when one failed.
 pub fn check_loss(
     file: &Path,
     options: &RunOptions,
@@ -35,7 +37,7 @@ pub fn check_loss(
     let mut failed = 0;
     let random = LossCase::random(objective.temperature, &device)?;
     let mut show = |on: &str, case: &LossCase| -> anyhow::Result<()> {
-        console.note(&format!("checking {} on {on}", said(objective)));
+        console.note(&format!("checking {} on {on}", describe(objective)));
         let checks = check(objective, case, &trainer)?;
         failed += checks.iter().filter(|check| !check.passed()).count();
         console.output(&table(on, &checks));
@@ -45,21 +47,21 @@ pub fn check_loss(
     let dir = run_dir_path(&run, options);
     if manifest_path(&dir.join("train")).exists() {
         let context = Context::open(file, options)?;
-        match own(&context, &device)? {
+        match own_case(&context, &device)? {
             Some(case) => show("the run's own student and signals", &case)?,
             None => console.note(&format!(
-                "no answer of the run has at most {LONGEST} tokens, so its own are not looked at"
+                "no answer of the run has at most {MAX_TOKENS} tokens, so its own signals are not checked"
             )),
         }
     }
     if failed > 0 {
-        bail!("{failed} checks failed: the loss is not computed as it is defined");
+        bail!("{failed} checks failed, so the computed loss differs from its definition");
     }
     Ok(StageOutcome::Done)
 }
 
-/// The weights above 0, in words.
-fn said(objective: &Objective) -> String {
+/// Describes the terms of a loss whose weights are above 0.
+fn describe(objective: &Objective) -> String {
     let mut terms: Vec<String> = objective
         .divergences()
         .iter()
@@ -83,16 +85,17 @@ fn table(on: &str, checks: &[LossCheck]) -> String {
     format!("on {on}\n{}", lines.join("\n"))
 }
 
-/// The student as training starts from it, and the shortest of its first answers.
-fn own(context: &Context, on: &Device) -> anyhow::Result<Option<LossCase>> {
+/// Builds a case from the student before training and the first answers that are short enough; `None`
+/// if no answer is.
+fn own_case(context: &Context, on: &Device) -> anyhow::Result<Option<LossCase>> {
     let mut rows = Rows::open(context, "train")?.at_temperature(context)?;
     let mut signals: Vec<Signal> = Vec::new();
     for position in 0..rows.list.len().min(200) {
         let signal = rows.get(position)?;
-        if signal.token_ids.len() <= LONGEST && !signal.rows.is_empty() {
+        if signal.token_ids.len() <= MAX_TOKENS && !signal.rows.is_empty() {
             signals.push(signal);
         }
-        if signals.len() == ROWS {
+        if signals.len() == SEQUENCES {
             break;
         }
     }

@@ -1,4 +1,5 @@
-//! Checkpoints that the run file names: what identifies one, and whether it fits together.
+//! Checkpoints that the run file names: finds their folders, hashes them, and checks that the tokenizer
+//! fits the model.
 
 use std::path::{Path, PathBuf};
 
@@ -10,7 +11,7 @@ use sha2::{Digest, Sha256};
 
 use crate::run_file::{Loaded, Teacher};
 
-/// Files beside the weights that change what a checkpoint computes or how text is read.
+/// Files beside the weights that affect what a checkpoint computes or how it tokenises text.
 const SMALL_FILES: [&str; 5] = [
     "config.json",
     "generation_config.json",
@@ -19,7 +20,7 @@ const SMALL_FILES: [&str; 5] = [
     "chat_template.jinja",
 ];
 
-/// A checkpoint's folder, which must be there.
+/// Returns the folder of a checkpoint, which must exist.
 ///
 /// # Errors
 /// [`crate::run_file::ConfigError`] that points at `key`.
@@ -30,32 +31,36 @@ pub fn folder(run: &Loaded, key: &[&str], path: &FilePath) -> anyhow::Result<Pat
     }
     let what = match folder.is_dir() {
         true => format!(
-            "{} has no config.json, so it is not a checkpoint in Hugging Face layout",
+            "{} has no config.json, so it is not a checkpoint in Hugging Face layout\nhint: name the folder that holds config.json, tokenizer.json and the safetensors files",
             folder.display()
         ),
-        false => format!("there is no folder {}", folder.display()),
+        false => format!(
+            "the folder {} does not exist\nhint: a relative path starts at the folder of the run file",
+            folder.display()
+        ),
     };
     Err(run.problem(key, what).into())
 }
 
-/// The teacher's folder.
+/// Returns the folder of the local teacher.
 ///
 /// # Errors
-/// As [`folder`], and where the teacher is behind a server.
+/// As [`folder`]; also when the teacher is behind a server.
 pub fn teacher(run: &Loaded) -> anyhow::Result<PathBuf> {
     let Some(path) = &teacher_table(run)?.path else {
-        let what = "this needs a teacher that runs here: give the `path` of a checkpoint";
+        let what = "this needs a local teacher, and [teacher] names a server\nhint: set `path` of [teacher] to the folder of a checkpoint";
         return Err(run.problem(&["teacher"], what).into());
     };
     folder(run, &["teacher", "path"], path)
 }
 
-/// The folder that says how text becomes tokens for the teacher: its own, or for one behind a server
-/// its `tokenizer`. `None` where a server's is not known.
+/// Returns the folder with the teacher's tokenizer and chat template: the teacher's own folder, or for a
+/// teacher behind a server the folder that `tokenizer` of `[teacher]` names. `None` if `tokenizer` is not
+/// set.
 ///
 /// # Errors
-/// [`crate::run_file::ConfigError`] where it is not there.
-pub fn teachers_text(run: &Loaded) -> anyhow::Result<Option<PathBuf>> {
+/// [`crate::run_file::ConfigError`] when the folder or its `tokenizer.json` does not exist.
+pub fn teacher_tokenizer_folder(run: &Loaded) -> anyhow::Result<Option<PathBuf>> {
     let teacher = teacher_table(run)?;
     if !teacher.is_served() {
         return self::teacher(run).map(Some);
@@ -67,25 +72,27 @@ pub fn teachers_text(run: &Loaded) -> anyhow::Result<Option<PathBuf>> {
     match folder.join("tokenizer.json").is_file() {
         true => Ok(Some(folder)),
         false => {
-            let what = format!("{} has no tokenizer.json", folder.display());
+            let what = format!(
+                "{} has no tokenizer.json\nhint: name a folder that holds the tokenizer of the model that the server runs",
+                folder.display()
+            );
             Err(run.problem(&["teacher", "tokenizer"], what).into())
         }
     }
 }
 
-/// `[teacher]`, where a stage needs it.
+/// Returns the table `[teacher]` for a stage that needs it.
 ///
 /// # Errors
-/// [`crate::run_file::ConfigError`] when it is absent.
+/// [`crate::run_file::ConfigError`] when the table is absent.
 pub fn teacher_table(run: &Loaded) -> anyhow::Result<&Teacher> {
     run.file.teacher.as_ref().ok_or_else(|| {
-        let what =
-            "this stage needs [teacher] with the `path` of a checkpoint or the `url` of a server";
+        let what = "this stage needs a table [teacher]\nhint: add [teacher] with the `path` of a checkpoint or the `url` of a server";
         run.problem(&["teacher"], what).into()
     })
 }
 
-/// The folder that the student starts from.
+/// Returns the folder of the checkpoint that the student starts from.
 ///
 /// # Errors
 /// As [`folder`].
@@ -96,19 +103,19 @@ pub fn student(run: &Loaded) -> anyhow::Result<PathBuf> {
     }
 }
 
-/// SHA-256 over the content of everything in a checkpoint that matters.
+/// Computes the SHA-256 of the weights and of [`SMALL_FILES`].
 ///
 /// # Errors
-/// When a file cannot be read, or a shard that the index names is absent.
+/// When a file cannot be read, or a weight shard that the index names is absent.
 pub fn content_hash(dir: &Path) -> anyhow::Result<String> {
     hash_of(small_files(dir).chain(weight_files(dir)?))
 }
 
-/// SHA-256 over what a checkpoint has besides weights: its shape and how text is read.
+/// Computes the SHA-256 of [`SMALL_FILES`] alone, without the weights.
 ///
 /// # Errors
 /// When a file cannot be read.
-pub fn shell_hash(dir: &Path) -> anyhow::Result<String> {
+pub fn small_files_hash(dir: &Path) -> anyhow::Result<String> {
     hash_of(small_files(dir))
 }
 
@@ -136,17 +143,18 @@ fn hash_of(files: impl Iterator<Item = PathBuf>) -> anyhow::Result<String> {
         .collect())
 }
 
-/// A tokenizer, when every id it gives has a row in the model's embedding.
+/// Reads a tokenizer and checks that each of its ids has a row in the model's embedding.
 ///
 /// # Errors
-/// When either cannot be read, or the tokenizer is the larger one.
+/// When the tokenizer or the configuration cannot be read, or the tokenizer has more ids than the
+/// embedding has rows.
 pub fn tokenizer(dir: &Path) -> anyhow::Result<Tokenizer> {
     let tokenizer = Tokenizer::from_dir(dir)?;
     let rows = Config::from_dir(dir)?.vocab_size;
     let ids = tokenizer.vocab_size();
     if ids > rows {
         bail!(
-            "the tokenizer in {dir} has ids up to {}, and the model's embedding has {rows} rows (`vocab_size` in {dir}/config.json): they are not of one checkpoint; copy the files of one into {dir}",
+            "the tokenizer in {dir} has ids up to {}, but the model's embedding has only {rows} rows (`vocab_size` in {dir}/config.json)\nhint: tokenizer and model come from different checkpoints; copy all files of one checkpoint into {dir}",
             ids - 1,
             dir = dir.display()
         );
@@ -154,11 +162,11 @@ pub fn tokenizer(dir: &Path) -> anyhow::Result<Tokenizer> {
     Ok(tokenizer)
 }
 
-/// The template of `[teacher]`, or of `[student]` where there is no teacher: `"plain"`, a file, or
-/// the checkpoint's own.
+/// Returns the chat template that `template` of `[teacher]` (of `[student]` in a run without a teacher)
+/// selects: `"plain"`, a file, or by default the checkpoint's own.
 ///
 /// # Errors
-/// When there is none, or it cannot be read or compiled.
+/// When the checkpoint has no template and none is set, or the template cannot be read or compiled.
 pub fn template(run: &Loaded, dir: &Path) -> anyhow::Result<ChatTemplate> {
     let (table, template) = match &run.file.teacher {
         Some(teacher) => ("teacher", &teacher.template),
@@ -192,7 +200,7 @@ pub fn template(run: &Loaded, dir: &Path) -> anyhow::Result<ChatTemplate> {
     }
 }
 
-/// The run file's type as the model's.
+/// Converts the run file's number type into the model's.
 pub fn dtype(dtype: FloatType) -> DType {
     match dtype {
         FloatType::F32 => DType::F32,

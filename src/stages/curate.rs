@@ -1,7 +1,7 @@
-//! `curate`: which answers are trained on, which are held out, which are dropped.
+//! `curate`: splits the answers into those to train on, those held out and those dropped.
 //!
-//! The split is by prompt, by a hash of the run's seed and the prompt's id: all samples
-//! of a prompt are on the same side, and more prompts never move one across.
+//! The split hashes the run's seed and the prompt's id. All samples of a prompt are therefore on the same
+//! side, and a prompt stays on its side when prompts are added.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
@@ -18,10 +18,10 @@ use super::score::UNSCORED;
 use super::{Context, StageOutcome, StageSummary, counts, grade, run_stage};
 use crate::run_dir::{StagePlan, settings_of};
 
-/// Lists the answers to train on and those to measure on.
+/// Writes the lists of answers to train on, to measure on and to leave out.
 ///
 /// # Errors
-/// When nothing was collected, or nothing would be left on one side.
+/// When nothing was collected, or one side of the split would be empty.
 pub fn curate(context: &Context) -> anyhow::Result<StageOutcome> {
     let completions = context
         .dir
@@ -34,7 +34,7 @@ pub fn curate(context: &Context) -> anyhow::Result<StageOutcome> {
         let verdicts = context.dir.require("verdicts", "grade", &context.run)?;
         inputs.insert("verdicts".to_owned(), verdicts.content_hash());
     }
-    let unsignalled = unsignalled(context, &mut inputs)?;
+    let without_signals = without_signals_folder(context, &mut inputs)?;
     let seed = context.run.file.run.seed;
     let plan = StagePlan {
         stage: "curate".to_owned(),
@@ -48,20 +48,20 @@ pub fn curate(context: &Context) -> anyhow::Result<StageOutcome> {
     run_stage(context, &plan, |out| {
         let verdicts = drops_wrong.then(|| context.dir.path("verdicts"));
         let completions = context.dir.path("completions");
-        let without = listed(&unsignalled)?;
+        let without = listed_answers(&without_signals)?;
         let lists = split(&completions, verdicts.as_deref(), &without, settings, seed)?;
         lists.check(context)?;
-        write(&out.join("train"), &lists.train)?;
-        write(&out.join("heldout"), &lists.heldout)?;
-        write(&out.join("dropped"), &lists.dropped)?;
+        write_list(&out.join("train"), &lists.train)?;
+        write_list(&out.join("heldout"), &lists.heldout)?;
+        write_list(&out.join("dropped"), &lists.dropped)?;
         let counts = counts([
             ("to train on", lists.train.len()),
             ("held out", lists.heldout.len()),
             ("dropped", lists.dropped.len()),
         ]);
         let summary = json!({
-            "train": { "sequences": lists.train.len(), "prompts": prompts(&lists.train) },
-            "heldout": { "sequences": lists.heldout.len(), "prompts": prompts(&lists.heldout) },
+            "train": { "sequences": lists.train.len(), "prompts": count_prompts(&lists.train) },
+            "heldout": { "sequences": lists.heldout.len(), "prompts": count_prompts(&lists.heldout) },
             "dropped": lists.reasons(),
         });
         let summary = canonical_json(&summary) + "\n";
@@ -70,8 +70,9 @@ pub fn curate(context: &Context) -> anyhow::Result<StageOutcome> {
     })
 }
 
-/// Where a teacher behind a server left answers without distributions: the folder that lists them.
-fn unsignalled(
+/// Returns the folder that lists the answers without distributions, which only a teacher behind a server
+/// leaves; adds its hash to `inputs`.
+fn without_signals_folder(
     context: &Context,
     inputs: &mut BTreeMap<String, String>,
 ) -> anyhow::Result<Option<PathBuf>> {
@@ -88,29 +89,30 @@ fn unsignalled(
     Ok(signals.map(|_| context.dir.path("failures")))
 }
 
-/// The units that a folder of failures lists.
-fn listed(folder: &Option<PathBuf>) -> anyhow::Result<HashSet<(String, u32)>> {
-    let mut units = HashSet::new();
+/// Reads the prompt ids and sample indices of a folder of failures.
+fn listed_answers(folder: &Option<PathBuf>) -> anyhow::Result<HashSet<(String, u32)>> {
+    let mut answers = HashSet::new();
     let Some(folder) = folder else {
-        return Ok(units);
+        return Ok(answers);
     };
     for shard in shards(folder)? {
         for failed in read_shard::<Failed>(&shard)? {
             let failed = failed?;
-            units.insert((failed.prompt_id, failed.sample_index));
+            answers.insert((failed.prompt_id, failed.sample_index));
         }
     }
-    Ok(units)
+    Ok(answers)
 }
 
+/// The three lists of a split.
 #[derive(Default)]
-struct Lists {
+struct Split {
     train: Vec<Selected>,
     heldout: Vec<Selected>,
     dropped: Vec<Dropped>,
 }
 
-impl Lists {
+impl Split {
     fn reasons(&self) -> BTreeMap<&str, usize> {
         let mut reasons = BTreeMap::new();
         for dropped in &self.dropped {
@@ -133,7 +135,7 @@ impl Lists {
             true => "none were dropped".to_owned(),
             false => format!("dropped: {}", dropped.join(", ")),
         };
-        let way_out = if self.dropped.len() > train + heldout {
+        let remedy = if self.dropped.len() > train + heldout {
             "raise `max_new_tokens` in [collect], or set `keep = \"all\"` in [curate]"
         } else if train == 0 {
             "lower `heldout` in [curate], or import more prompts"
@@ -141,21 +143,22 @@ impl Lists {
             "raise `heldout` in [curate], or import more prompts"
         };
         bail!(
-            "{train} answers would be left to train on and {heldout} held out, and neither may be 0 ({dropped}): {way_out}; {} stays as it is",
+            "{train} answers are left to train on and {heldout} are held out, and neither number may be 0 ({dropped}; {} is not changed)\nhint: {remedy}",
             context.dir.path("completions").display()
         )
     }
 }
 
-/// `verdicts` is where wrong answers are known from, when they are to be dropped.
+/// Splits the answers in `completions`. `verdicts` is the folder of verdicts if wrong answers are
+/// dropped, and `without` lists the answers without distributions, which are dropped too.
 fn split(
     completions: &Path,
     verdicts: Option<&Path>,
     without: &HashSet<(String, u32)>,
     settings: &CurateSettings,
     seed: u32,
-) -> anyhow::Result<Lists> {
-    let mut lists = Lists::default();
+) -> anyhow::Result<Split> {
+    let mut lists = Split::default();
     for (shard, path) in shards(completions)?.iter().enumerate() {
         let verdicts = match verdicts {
             Some(dir) => grade::verdicts(dir, shard)?,
@@ -169,11 +172,13 @@ fn split(
                 ..
             } = completion?;
             let wrong = verdicts.get(row).is_some_and(|verdict| !verdict.correct);
-            let reason = dropped(settings.keep, finish_reason)
+            let reason = drop_reason(settings.keep, finish_reason)
                 .or(wrong.then_some("it is graded wrong"))
                 .or_else(|| {
-                    let unit = (prompt_id.clone(), sample_index);
-                    without.contains(&unit).then_some("it has no distributions")
+                    let answer = (prompt_id.clone(), sample_index);
+                    without
+                        .contains(&answer)
+                        .then_some("it has no distributions")
                 });
             if let Some(reason) = reason {
                 let reason = reason.to_owned();
@@ -199,8 +204,8 @@ fn split(
     Ok(lists)
 }
 
-/// Why an answer is not kept.
-fn dropped(keep: KeptAnswers, finish_reason: FinishReason) -> Option<&'static str> {
+/// Returns the reason for which an answer is dropped, `None` if it is kept.
+fn drop_reason(keep: KeptAnswers, finish_reason: FinishReason) -> Option<&'static str> {
     match (keep, finish_reason) {
         (_, FinishReason::Error) => Some("the teacher failed"),
         (KeptAnswers::All, _) | (KeptAnswers::Finished, FinishReason::Stop) => None,
@@ -210,13 +215,13 @@ fn dropped(keep: KeptAnswers, finish_reason: FinishReason) -> Option<&'static st
     }
 }
 
-/// Whether a prompt is on the held-out side.
+/// Returns whether a prompt is on the held-out side.
 pub(super) fn is_heldout(settings: &CurateSettings, seed: u32, prompt_id: &str) -> bool {
-    share(seed, prompt_id) < settings.heldout
+    split_position(seed, prompt_id) < settings.heldout
 }
 
-/// A prompt's place between 0 and 1.
-fn share(seed: u32, prompt_id: &str) -> f64 {
+/// Maps a prompt to a number in [0, 1), uniformly over prompts.
+fn split_position(seed: u32, prompt_id: &str) -> f64 {
     let digest = Sha256::digest(format!("heldout {seed} {prompt_id}"));
     let first = digest
         .iter()
@@ -225,18 +230,18 @@ fn share(seed: u32, prompt_id: &str) -> f64 {
     (first >> 11) as f64 / (1u64 << 53) as f64
 }
 
-fn prompts(list: &[Selected]) -> usize {
+fn count_prompts(list: &[Selected]) -> usize {
     list.iter()
         .map(|s| &s.prompt_id)
         .collect::<BTreeSet<_>>()
         .len()
 }
 
-fn write<R: Record>(dir: &Path, rows: &[R]) -> anyhow::Result<()> {
+fn write_list<R: Record>(dir: &Path, rows: &[R]) -> anyhow::Result<()> {
     Ok(write_shard(&dir.join(shard_name(0)), rows, &[])?)
 }
 
-/// A published list.
+/// Reads a published list.
 pub(crate) fn list(dir: &Path) -> anyhow::Result<Vec<Selected>> {
     let mut list = Vec::new();
     for shard in shards(dir)? {
@@ -255,7 +260,7 @@ mod tests {
     fn the_split_is_even_and_depends_on_the_seed() {
         let held = |seed| {
             (0..2000)
-                .filter(|i| share(seed, &format!("p{i}")) < 0.2)
+                .filter(|i| split_position(seed, &format!("p{i}")) < 0.2)
                 .collect::<Vec<_>>()
         };
         let (one, two) = (held(1), held(2));

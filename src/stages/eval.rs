@@ -1,4 +1,4 @@
-//! `eval`: the exported students, and the model they all started from, on `heldout/`.
+//! `eval`: measures the exported students, and the student before training, on `heldout/`.
 
 use std::collections::BTreeMap;
 
@@ -21,7 +21,7 @@ const SAMPLES_FILE: &str = "samples.parquet";
 /// Measures every model of the run on the held-out answers.
 ///
 /// # Errors
-/// When nothing was curated, or a student is not exported yet.
+/// When nothing was curated, or a student is not yet exported.
 pub fn eval(context: &Context) -> anyhow::Result<StageOutcome> {
     let mut models = vec![RunModel::Base];
     models.extend(context.variants().into_iter().map(RunModel::Trained));
@@ -35,7 +35,7 @@ pub fn eval(context: &Context) -> anyhow::Result<StageOutcome> {
     let answered = for_each_model(&models, |model| answers::answer_one(context, *model))?;
     Ok(match answered {
         StageOutcome::UpToDate => measured,
-        other => other,
+        _ => answered,
     })
 }
 
@@ -101,7 +101,7 @@ fn eval_one(context: &Context, model: RunModel) -> anyhow::Result<StageOutcome> 
     })
 }
 
-/// A model's published values, in the order of `heldout/`.
+/// Reads a model's published values, in the order of `heldout/`.
 pub(crate) fn values(context: &Context, model: RunModel) -> anyhow::Result<Vec<SequenceValues>> {
     let path = context.dir.path(&heldout_home(model)).join(SAMPLES_FILE);
     let mut values = Vec::new();

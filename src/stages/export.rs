@@ -1,5 +1,5 @@
-//! `export`: trained students in Hugging Face layout, with the tokenizer they read
-//! text with and a card that says where they come from.
+//! `export`: writes trained students in Hugging Face layout, with their tokenizer and a model card that
+//! names their origin.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -20,8 +20,8 @@ use super::{
 use crate::run_dir::{StagePlan, settings_of};
 use crate::run_file::RunFile;
 
-/// What is copied from the checkpoint that the student started from.
-const COPIED: [&str; 5] = [
+/// Files that are copied from the checkpoint that the student started from.
+const COPIED_FILES: [&str; 5] = [
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -32,7 +32,7 @@ const COPIED: [&str; 5] = [
 /// Exports every student of the run file.
 ///
 /// # Errors
-/// When one is not trained yet, or a file cannot be read or written.
+/// When a student is not yet trained, or a file cannot be read or written.
 pub fn export(context: &Context) -> anyhow::Result<StageOutcome> {
     for_each_model(context.variants(), |variant| export_one(context, variant))
 }
@@ -51,7 +51,10 @@ fn export_one(context: &Context, variant: Variant) -> anyhow::Result<StageOutcom
         settings: json!({ "dtype": settings_of(&dtype)? }),
         inputs: BTreeMap::from([
             ("trained".to_owned(), trained.content_hash()),
-            ("tokenizer".to_owned(), checkpoint::shell_hash(&source)?),
+            (
+                "tokenizer".to_owned(),
+                checkpoint::small_files_hash(&source)?,
+            ),
         ]),
     };
     run_stage(context, &plan, |out| {
@@ -59,7 +62,10 @@ fn export_one(context: &Context, variant: Variant) -> anyhow::Result<StageOutcom
         let last = context.dir.path(&train::last_checkpoint(context, variant));
         let model = potstill_model::load(&last, DType::F32, &context.device)?;
         potstill_model::save(&model, &out, checkpoint::dtype(dtype))?;
-        for file in COPIED.iter().filter(|file| source.join(file).exists()) {
+        for file in COPIED_FILES
+            .iter()
+            .filter(|file| source.join(file).exists())
+        {
             let from = source.join(file);
             let text =
                 fs::read(&from).with_context(|| format!("cannot read {}", from.display()))?;
@@ -74,7 +80,7 @@ fn export_one(context: &Context, variant: Variant) -> anyhow::Result<StageOutcom
     })
 }
 
-/// The teacher's provenance, of the first shard.
+/// Reads the teacher's provenance from the first shard of `completions/`.
 pub(crate) fn provenance(context: &Context) -> anyhow::Result<Vec<Provenance>> {
     match shards(&context.dir.path("completions"))?.first() {
         Some(shard) => Ok(read_footer(shard)?.provenance),
@@ -124,7 +130,7 @@ fn card(
     for (what, hash) in &trained.inputs {
         let _ = writeln!(out, "- {what}: sha256 {hash}");
     }
-    out.push_str("\nThe figures on held-out text are in the run's `report.md`.\n");
+    out.push_str("\nThe run's `report.md` has the figures on held-out text.\n");
     Ok(out)
 }
 
@@ -135,7 +141,7 @@ pub(crate) fn learned_from(file: &RunFile, model: RunModel) -> String {
         AnswerSource::Given => "the data's text",
     };
     let RunModel::Trained(Variant { arm, .. }) = model else {
-        return "nothing: the start of all others".to_owned();
+        return "nothing (the student before training)".to_owned();
     };
     match (arm, file.import.answers) {
         (Arm::Shuffled, _) => format!("{text}, each position with the distribution of another"),

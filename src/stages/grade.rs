@@ -1,5 +1,5 @@
-//! `grade`: whether each answer is right by its prompt's reference, into `verdicts/`, which has
-//! the same shards and rows as `completions/`.
+//! `grade`: compares each answer with the reference of its prompt and writes `verdicts/`, with the same
+//! shards and rows as `completions/`.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -20,7 +20,7 @@ pub fn grade(context: &Context) -> anyhow::Result<StageOutcome> {
     let run = &context.run;
     let Some(settings) = &run.file.grade else {
         bail!(
-            "{} has no [grade]: add it with `grader = \"exact\"` or `grader = \"number\"`",
+            "{} has no table [grade]\nhint: add [grade] with `grader = \"exact\"` or `grader = \"number\"`",
             run.path.display()
         );
     };
@@ -80,17 +80,17 @@ fn verdict(
     })
 }
 
-/// The reference of a prompt, by which something can be right.
+/// Returns the reference of a prompt, if the grader can compare answers with it.
 pub(super) fn reference(grader: Grader, prompt: &Prompt) -> anyhow::Result<&str> {
     let Some(reference) = &prompt.reference else {
         bail!(
-            "the prompt of {} has no reference to grade by: name its column with `answer` in `columns` of [import], or take the row out",
+            "the prompt of {} has no reference, so its answers cannot be graded\nhint: set `answer` in `columns` of [import] to the column of references, or remove the row",
             prompt.source
         );
     };
     if grader.expected(reference).is_none() {
         bail!(
-            "the reference of {}, {reference:?}, has nothing that the grader `{}` compares: correct it, or use another grader",
+            "the reference {reference:?} of {} contains nothing that the grader `{}` can compare\nhint: correct the reference, or set another `grader`",
             prompt.source,
             grader.name()
         );
@@ -98,7 +98,7 @@ pub(super) fn reference(grader: Grader, prompt: &Prompt) -> anyhow::Result<&str>
     Ok(reference)
 }
 
-/// The verdicts of a shard of `completions/`, row for row.
+/// Reads the verdicts on a shard of `completions/`, row for row.
 pub(super) fn verdicts(dir: &Path, shard: usize) -> anyhow::Result<Vec<Verdict>> {
     let mut verdicts = Vec::new();
     for verdict in read_shard::<Verdict>(&dir.join(shard_name(shard)))? {

@@ -1,4 +1,4 @@
-//! `import`: prompts from the run file's source into `prompts/`.
+//! `import`: reads prompts from the data file into `prompts/`.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -11,23 +11,24 @@ use potstill_datasets::{
 use serde_json::json;
 
 use super::{Context, StageOutcome, StageSummary, counts, run_stage};
+use crate::errors;
 use crate::run_dir::StagePlan;
 use crate::run_file::Loaded;
 
 /// Reads the prompts and publishes them.
 ///
 /// # Errors
-/// When the source is absent or a line of it is no prompt.
+/// When the data file does not exist, or one of its rows is not a prompt.
 pub fn import(context: &Context) -> anyhow::Result<StageOutcome> {
     let path = source(&context.run)?;
     let mut settings = json!({
         "columns": context.run.file.import.columns,
         "system": context.run.file.import.system,
         "limit": limit(&context.run, context.limit),
-        // A prompt's source names the file.
+        // The name is part of each prompt's `source`.
         "name": path.file_name().map(|name| name.to_string_lossy()),
     });
-    // Rows that repeat a question count as duplicates unless their answers are learned from.
+    // A row that repeats a question is a duplicate, unless its answer is trained on.
     let import = &context.run.file.import;
     if import.answers == AnswerSource::Given && import.columns.answer.is_some() {
         settings["answers"] = json!("given");
@@ -55,7 +56,7 @@ pub fn import(context: &Context) -> anyhow::Result<StageOutcome> {
     })
 }
 
-/// The source of the run file, which must be a file.
+/// Returns the path of the data file, which must exist.
 pub(crate) fn source(run: &Loaded) -> anyhow::Result<PathBuf> {
     let path = run.file.import.path.as_path().to_owned();
     match std::fs::metadata(&path) {
@@ -63,13 +64,13 @@ pub(crate) fn source(run: &Loaded) -> anyhow::Result<PathBuf> {
         Ok(_) => Err(run
             .problem(
                 &["import", "path"],
-                format!("{} is a folder; name a file in it", path.display()),
+                format!("{} is a folder\nhint: name a file in it", path.display()),
             )
             .into()),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Err(run
             .problem(
                 &["import", "path"],
-                format!("there is no file {}", path.display()),
+                format!("the file {} does not exist\nhint: a relative path starts at the folder of the run file", path.display()),
             )
             .into()),
         Err(e) => Err(e).with_context(|| format!("cannot read {}", path.display())),
@@ -80,7 +81,7 @@ fn limit(run: &Loaded, flag: Option<usize>) -> Option<usize> {
     flag.or(run.file.import.limit)
 }
 
-/// Reads the source.
+/// Reads the data file.
 pub(crate) fn read(run: &Loaded, flag: Option<usize>) -> anyhow::Result<Imported> {
     source(run)?;
     let settings = ImportSettings {
@@ -90,28 +91,32 @@ pub(crate) fn read(run: &Loaded, flag: Option<usize>) -> anyhow::Result<Imported
     match potstill_datasets::import(&settings) {
         Ok(mut imported) => {
             if let Some(marks) = run.file.collect.reasoning.clone() {
-                imported.answers.iter_mut().for_each(|a| part(a, &marks));
+                imported
+                    .answers
+                    .iter_mut()
+                    .for_each(|a| separate_reasoning(a, &marks));
             }
             Ok(imported)
         }
         Err(e @ Error::MissingColumn { .. }) => {
             Err(run.problem(&["import", "columns"], e.to_string()).into())
         }
-        Err(e @ Error::NoPrompts { .. }) => Err(anyhow!(
-            "{e}; put prompts into it, or name another file in `path` of [import]"
-        )),
+        Err(e @ Error::NoPrompts { .. }) => Err(anyhow!(errors::with_hint(
+            &e.to_string(),
+            "add prompts to the file, or name another file in `path` of [import]"
+        ))),
         Err(e) => Err(e.into()),
     }
 }
 
-/// Takes the reasoning out of an answer that has it in its text.
-fn part(answer: &mut Completion, marks: &Reasoning) {
+/// Separates the reasoning from an answer whose text contains it.
+fn separate_reasoning(answer: &mut Completion, marks: &Reasoning) {
     if answer.reasoning.is_none() {
         (answer.reasoning, answer.answer) = split_reasoning(&answer.answer, marks);
     }
 }
 
-/// The published prompts, in order.
+/// Reads the published prompts, in order.
 pub(crate) fn published(dir: &Path) -> anyhow::Result<Vec<Prompt>> {
     Ok(FolderRows::open(dir)?.collect::<Result<_, _>>()?)
 }

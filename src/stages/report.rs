@@ -1,5 +1,4 @@
-//! `report`: what the run found, from manifests and results, as `report.html`, `report.md` and
-//! `report.json`.
+//! `report`: combines manifests and results into `report.html`, `report.md` and `report.json`.
 
 mod measured;
 
@@ -15,13 +14,13 @@ use super::{Context, StageOutcome, StageSummary, counts, export, run_stage};
 use crate::events::Event;
 use crate::run_dir::{Counts, StagePlan};
 
-/// What it writes, the file for people first.
+/// Files that the stage writes; the page for people comes first.
 const FILES: [&str; 3] = ["report.html", "report.md", "report.json"];
 
-/// Writes the report, and says its verdict.
+/// Writes the report and prints its conclusion.
 ///
 /// # Errors
-/// When a model is not measured yet, or results do not fit together.
+/// When a model is not yet measured, or the results do not belong together.
 pub fn report(context: &Context) -> anyhow::Result<StageOutcome> {
     let run = &context.run;
     let arms = context.arms();
@@ -40,7 +39,7 @@ pub fn report(context: &Context) -> anyhow::Result<StageOutcome> {
         settings: json!({ "name": run.file.run.name.as_str(), "students": models }),
         inputs,
     };
-    let mut verdict = Vec::new();
+    let mut conclusion = Vec::new();
     let outcome = run_stage(context, &plan, |out| {
         let report = build(context, &models)?;
         replace_file(&out.join("report.html"), report.to_html()?.as_bytes())?;
@@ -50,12 +49,12 @@ pub fn report(context: &Context) -> anyhow::Result<StageOutcome> {
             ("models", report.students.len()),
             ("comparisons", report.comparisons.len()),
         ]);
-        verdict.push(report.conclusion.headline);
-        verdict.extend(report.conclusion.sentences);
-        verdict.extend(report.conclusion.doubts);
+        conclusion.push(report.conclusion.headline);
+        conclusion.extend(report.conclusion.sentences);
+        conclusion.extend(report.conclusion.doubts);
         Ok(Some(StageSummary::new(counts)))
     })?;
-    for text in verdict {
+    for text in conclusion {
         context.console.emit(&Event::Verdict { text });
     }
     if outcome == StageOutcome::Done {
@@ -65,19 +64,19 @@ pub fn report(context: &Context) -> anyhow::Result<StageOutcome> {
     Ok(outcome)
 }
 
-/// Shows the report in the browser, or says why it cannot: on a machine without one the report
-/// is there all the same.
+/// Opens the report in the browser. On a machine without a browser this prints the path instead of
+/// failing, since the report is written all the same.
 pub fn open(context: &Context) {
     let path = context.dir.path(FILES[0]);
     if let Err(error) = open::that_detached(&path) {
         let path = path.display();
         context.console.note(&format!(
-            "no program to show it with ({error}); open {path} in a browser"
+            "cannot start a browser ({error})\nhint: open {path} in a browser"
         ));
     }
 }
 
-/// Every published folder of a run, and the stage that writes it.
+/// Lists each published folder of a run with the stage that writes it.
 fn homes(context: &Context) -> Vec<(String, String)> {
     let file = &context.run.file;
     let mut homes = vec![("prompts", "import"), ("completions", "collect")];
@@ -132,7 +131,7 @@ fn build(context: &Context, models: &[RunModel]) -> anyhow::Result<Report> {
     })
 }
 
-/// The loss curves, from what each training wrote at each step.
+/// Reads the loss curves from the metrics of each training step.
 fn losses(context: &Context, models: &[RunModel]) -> anyhow::Result<Vec<LossCurve>> {
     let mut curves = Vec::new();
     for model in models.iter().filter(|model| **model != RunModel::Base) {
@@ -148,7 +147,7 @@ fn losses(context: &Context, models: &[RunModel]) -> anyhow::Result<Vec<LossCurv
     Ok(curves)
 }
 
-/// What each stage did, and the seconds of all together.
+/// Collects counts, sizes and times of each stage, and the total time in seconds.
 fn stages(context: &Context) -> anyhow::Result<(Vec<StageFacts>, f64)> {
     let ledger = context.dir.ledger()?;
     let mut facts = Vec::new();
@@ -178,7 +177,7 @@ fn stages(context: &Context) -> anyhow::Result<(Vec<StageFacts>, f64)> {
     Ok((facts, covered(spans)))
 }
 
-/// How many seconds the spans cover, each a start and a length; what overlaps counts once.
+/// Computes how many seconds the spans (start and length) cover; overlapping time counts once.
 fn covered(mut spans: Vec<(f64, f64)>) -> f64 {
     spans.sort_by(|a, b| a.0.total_cmp(&b.0));
     let (mut total, mut end) = (0.0, f64::NEG_INFINITY);
@@ -231,10 +230,10 @@ mod tests {
     use super::covered;
 
     #[test]
-    fn what_overlaps_counts_once() {
+    fn overlapping_time_counts_once() {
         assert_eq!(covered(vec![]), 0.0);
         assert_eq!(covered(vec![(5.0, 2.0), (0.0, 3.0)]), 5.0);
-        // Side by side, within another, and one that begins where another ends.
+        // The spans overlap, lie within another, or begin where another ends.
         let spans = vec![(0.0, 4.0), (1.0, 5.0), (2.0, 1.0), (6.0, 1.0)];
         assert_eq!(covered(spans), 7.0);
     }

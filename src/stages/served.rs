@@ -38,7 +38,7 @@ pub(super) fn http_teacher(run: &Loaded) -> anyhow::Result<HttpTeacher> {
     let served = ServedTeacher::resolve(run)?;
     let client = served.client()?;
     served.check(&client)?;
-    let encoder = match checkpoint::teachers_text(run)? {
+    let encoder = match checkpoint::teacher_tokenizer_folder(run)? {
         Some(folder) => Some(TextEncoder::new(
             Tokenizer::from_dir(&folder)?,
             checkpoint::template(run, &folder)?,

@@ -1,9 +1,8 @@
-//! `train`: the student and its controls, in place below `students/`.
+//! `train`: trains the student and its controls in their folders below `students/`.
 //!
-//! The trainer keeps its own checkpoints and resumes from the newest. `started.json` says
-//! what a folder is being trained from; a folder that was begun from anything else is
-//! kept as `students/NAME.old-N`. `students/NAME_manifest.json` comes last, when all steps
-//! are done.
+//! The trainer writes its own checkpoints and resumes from the newest. `started.json` holds the key of
+//! the settings and inputs of a training; a folder with another key is kept as `students/NAME.old-N`. `students/NAME_manifest.json`
+//! is written last, when all steps are done.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -30,22 +29,23 @@ use crate::run_dir::{LedgerLine, StagePlan, now, settings_of, short};
 use crate::run_file::{Loaded, RunFile};
 
 const STARTED_FILE: &str = "started.json";
-/// Parameters up to which a step is too little work to be shared among cores: one of 0.1 million
-/// takes 10,400 tokens a second on one core and 8,400 on two, one of 0.7 million 4,600 and 4,000.
-const SMALL: u64 = 2_000_000;
-/// Of a thread that trains, as the system gives the main thread; those of a pool have less.
-const STACK: usize = 8 << 20;
+/// Largest number of parameters at which one core trains a student as fast as several: 0.1 million
+/// parameters take 10,400 tokens/s on one core and 8,400 on two, 0.7 million 4,600 and 4,000.
+const SMALL_PARAMETERS: u64 = 2_000_000;
+/// Stack size of a training thread, equal to the usual stack size of a main thread; the default of a
+/// thread pool is smaller.
+const STACK_BYTES: usize = 8 << 20;
 
-/// Trains every student of the run file that is not trained yet.
+/// Trains each student of the run file that is not yet trained.
 ///
 /// # Errors
-/// When nothing was curated, the signals are of another tokenizer than the student's, or
-/// the trainer fails; checkpoints stay.
+/// When nothing was curated, the signals belong to another tokenizer than the student's, or the trainer
+/// fails. Checkpoints are kept in all cases.
 pub fn train(context: &Context) -> anyhow::Result<StageOutcome> {
     let mut plans = Vec::new();
     for variant in context.variants() {
         let plan = plan(context, variant)?;
-        match settled(context, &plan)? {
+        match outcome_without_training(context, &plan)? {
             Some(StageOutcome::UpToDate) => {}
             Some(outcome) => return Ok(outcome),
             None => plans.push((variant, plan)),
@@ -58,8 +58,11 @@ pub fn train(context: &Context) -> anyhow::Result<StageOutcome> {
     }
 }
 
-/// How it ends where there is nothing to train: all steps are made, or this is a dry run.
-fn settled(context: &Context, plan: &StagePlan) -> anyhow::Result<Option<StageOutcome>> {
+/// Returns the outcome if nothing has to be trained: all steps are done, or this is a dry run.
+fn outcome_without_training(
+    context: &Context,
+    plan: &StagePlan,
+) -> anyhow::Result<Option<StageOutcome>> {
     let (stage, home, key) = (&plan.stage, &plan.home, plan.key());
     context
         .console
@@ -78,7 +81,7 @@ fn settled(context: &Context, plan: &StagePlan) -> anyhow::Result<Option<StageOu
     Ok(None)
 }
 
-/// Whether one processor core trains the student about as fast as all of them do.
+/// Returns whether one processor core trains the student about as fast as all cores together.
 fn is_small(context: &Context) -> anyhow::Result<bool> {
     let folder = checkpoint::student(&context.run)?;
     let config = match start_config(&context.run, &folder)? {
@@ -86,12 +89,12 @@ fn is_small(context: &Context) -> anyhow::Result<bool> {
         None => Config::from_dir(&folder)?,
     };
     let cpu = context.device == potstill_model::device("cpu")?;
-    Ok(cpu && config.parameters() <= SMALL)
+    Ok(cpu && config.parameters() <= SMALL_PARAMETERS)
 }
 
-/// Runs a stage for each student, each in a thread of its own: up to two a core, so that three on two
-/// cores end together instead of one after the others. No more are begun once one has failed or a
-/// stop was asked for.
+/// Trains the students in parallel, each in a thread of its own. Up to two threads share a core, so that
+/// three students on two cores end at about the same time. After a failure or an interrupt no further
+/// student is started.
 fn side_by_side<S: Sync>(
     students: &[S],
     one: impl Fn(&S) -> anyhow::Result<StageOutcome> + Sync,
@@ -100,10 +103,10 @@ fn side_by_side<S: Sync>(
     let next = AtomicUsize::new(0);
     let failed = AtomicBool::new(false);
     let work = || -> anyhow::Result<StageOutcome> {
-        // What runs within it is parallel over its one thread.
+        // Parallel loops of the training use the single thread of this pool.
         let core = ThreadPoolBuilder::new()
             .num_threads(1)
-            .stack_size(STACK)
+            .stack_size(STACK_BYTES)
             .build()?;
         core.install(|| {
             let mine = std::iter::from_fn(|| {
@@ -147,9 +150,9 @@ fn train_one(
     } = context;
     let folder = dir.path(&plan.home);
     let started = folder.join(STARTED_FILE);
-    let of = fs::read_to_string(&started).unwrap_or_default();
-    // Without a checkpoint there is nothing to keep: it was begun and cut short.
-    if of != key && folder.join("checkpoints").exists() {
+    let started_key = fs::read_to_string(&started).unwrap_or_default();
+    // A training that was interrupted before its first checkpoint leaves nothing to keep.
+    if started_key != key && folder.join("checkpoints").exists() {
         let old = dir.move_aside(&plan.home)?;
         console.emit(&Event::kept(stage, &dir.path(&old)));
     }
@@ -175,9 +178,9 @@ fn train_one(
     };
     let len = rows.list.len();
     let mut row = |i: usize| {
-        // Before the first step all rows are read once, for their lengths.
+        // Before the first step the trainer reads all rows once for their lengths.
         if !stepped.get() && i.is_multiple_of(1000) {
-            let note = format!("measuring answer {i} of {len}");
+            let note = format!("measuring the length of answer {i} of {len}");
             work.borrow_mut().update(0, 0, &note);
         }
         rows.get(i)
@@ -207,13 +210,16 @@ fn train_one(
         counts: counts.clone(),
     })?;
     if !trained.finished {
-        console.note(&format!("{stage}: saved at step {}", trained.step));
+        console.note(&format!(
+            "{stage}: training state saved at step {}",
+            trained.step
+        ));
         console.emit(&Event::stopped(stage));
         return Ok(StageOutcome::Stopped);
     }
     let last = last_checkpoint(context, variant);
     let mut files = hash_files(&dir.path(&last))?;
-    // It counts bytes of `metrics.jsonl`, which tells speeds.
+    // `state.json` has the size of `metrics.jsonl`, which varies with the speeds that it records.
     files.remove("state.json");
     console.emit(&Event::finished(stage, counts.clone(), seconds));
     Manifest {
@@ -255,7 +261,7 @@ fn plan(context: &Context, variant: Variant) -> anyhow::Result<StagePlan> {
     })
 }
 
-/// `[train]` with one of the seeds.
+/// Returns the settings of `[train]` with one of the seeds.
 pub(crate) fn settings(file: &RunFile, seed_index: u32) -> Settings {
     Settings {
         seed: seed(file, seed_index),
@@ -268,7 +274,7 @@ pub(crate) fn seed(file: &RunFile, seed_index: u32) -> u64 {
     u64::from(file.run.seed) + u64::from(seed_index)
 }
 
-/// Key that identifies the base, the model that training starts from.
+/// Computes the hash that identifies the base, the model that training starts from.
 pub(crate) fn start_key(run: &Loaded, seed_index: u32) -> anyhow::Result<String> {
     let student = &run.file.student;
     let settings: Value = json!({
@@ -277,9 +283,9 @@ pub(crate) fn start_key(run: &Loaded, seed_index: u32) -> anyhow::Result<String>
         "seed": student.random.as_ref().map(|_| seed(&run.file, seed_index)),
     });
     let folder = checkpoint::student(run)?;
-    // A random student takes no weights from it, and there need not be any.
+    // A random student needs only the small files; the folder may have no weights.
     let hash = match &student.random {
-        Some(_) => checkpoint::shell_hash(&folder)?,
+        Some(_) => checkpoint::small_files_hash(&folder)?,
         None => checkpoint::content_hash(&folder)?,
     };
     let inputs = BTreeMap::from([("checkpoint".to_owned(), hash)]);
@@ -305,7 +311,8 @@ pub(crate) fn start_on(run: &Loaded, seed_index: u32, device: &Device) -> anyhow
     }
 }
 
-/// The shape of a random student: that of the run file, with the checkpoint's vocabulary.
+/// Returns the configuration of a random student, with the checkpoint's vocabulary; `None` if the student
+/// is not random.
 pub(crate) fn start_config(run: &Loaded, folder: &Path) -> anyhow::Result<Option<Config>> {
     Ok(match &run.file.student.random {
         Some(random) => Some(random.config(Config::from_dir(folder)?)),
@@ -313,7 +320,7 @@ pub(crate) fn start_config(run: &Loaded, folder: &Path) -> anyhow::Result<Option
     })
 }
 
-/// Refuses signals over another vocabulary than the student's.
+/// Checks that the signals belong to the student's tokenizer.
 fn check_tokenizer(run: &Loaded, signals: &Path) -> anyhow::Result<()> {
     let folder = checkpoint::student(run)?;
     let tokenizer = checkpoint::tokenizer(&folder)?;
@@ -321,7 +328,7 @@ fn check_tokenizer(run: &Loaded, signals: &Path) -> anyhow::Result<()> {
         for provenance in read_footer(&shard)?.provenance {
             if provenance.tokenizer != tokenizer.fingerprint() {
                 bail!(
-                    "the signals in {} are over the vocabulary of {}, and the student's tokenizer in {} is another one: distributions cannot be carried over; train a student with the teacher's tokenizer (leave `path` of [student] out, or name a checkpoint of the same family)",
+                    "the signals in {} belong to the tokenizer of {}, and the student's tokenizer in {} differs, so the student cannot learn from them\nhint: remove `path` of [student], or name a checkpoint of the teacher's family",
                     signals.display(),
                     provenance.teacher,
                     folder.display()
@@ -332,7 +339,7 @@ fn check_tokenizer(run: &Loaded, signals: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The folder of the checkpoint that the last step wrote: a model in Hugging Face layout.
+/// Folder of the checkpoint after the last step, in Hugging Face layout.
 pub(crate) fn last_checkpoint(context: &Context, variant: Variant) -> String {
     let steps = context.run.file.train.steps;
     format!("students/{variant}/checkpoints/step-{steps:08}")

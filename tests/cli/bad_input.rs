@@ -1,81 +1,92 @@
-//! Each kind of bad input: its sentence, its exit code, and that what was collected stays.
+//! Messages and exit codes for each kind of bad input; collected answers are kept.
 
 use std::fs;
 use std::process::Command;
 
 use crate::fixture::{Run, VOCABULARY, write_model};
 
-/// What a command says about a fresh run after one thing in it was broken.
-fn said(command: &str, broken: impl Fn(&Run)) -> String {
+/// Returns exit code and stderr of a command in a fresh run that `break_run` has changed.
+fn output_after(command: &str, break_run: impl Fn(&Run)) -> String {
     let run = Run::new();
-    broken(&run);
-    let said = run.potstill(&[command, "run.toml"]);
-    assert_ne!(said.code, 0);
-    format!("exit code {}\n{}", said.code, said.stderr)
+    break_run(&run);
+    let output = run.potstill(&[command, "run.toml"]);
+    assert_ne!(output.code, 0);
+    format!("exit code {}\n{}", output.code, output.stderr)
 }
 
-/// `run` must find it too, and say the same.
-fn both(broken: impl Fn(&Run)) -> String {
-    let checked = said("check", &broken);
-    let ran = said("run", &broken);
+/// Returns the output of `check`, whose error must be the same as that of `run`.
+fn check_and_run(break_run: impl Fn(&Run)) -> String {
+    let checked = output_after("check", &break_run);
+    let ran = output_after("run", &break_run);
     let error = |text: &str| text.split("error: ").nth(1).unwrap().to_owned();
     assert_eq!(error(&ran), error(&checked));
     checked
 }
 
 #[test]
-fn the_run_file() {
-    insta::assert_snapshot!("unknown_key", both(|run| run.edit("steps = 6", "step = 6")));
+fn errors_in_the_run_file() {
+    insta::assert_snapshot!(
+        "unknown_key",
+        check_and_run(|run| run.edit("steps = 6", "step = 6"))
+    );
     insta::assert_snapshot!(
         "out_of_range",
-        both(|run| run.edit("heldout = 0.4", "heldout = 1.4"))
+        check_and_run(|run| run.edit("heldout = 0.4", "heldout = 1.4"))
     );
     insta::assert_snapshot!(
         "no_run_file",
-        both(|run| fs::remove_file(run.path("run.toml")).unwrap())
+        check_and_run(|run| fs::remove_file(run.path("run.toml")).unwrap())
     );
     insta::assert_snapshot!(
         "unset_variable",
-        both(|run| run.edit("\"model\"", "\"${POTSTILL_REAL}/model\""))
+        check_and_run(|run| run.edit("\"model\"", "\"${POTSTILL_REAL}/model\""))
     );
     insta::assert_snapshot!("another_run", {
         let run = Run::new();
         run.potstill(&["import", "run.toml"]);
         run.edit("name = \"tiny\"", "name = \"other\"");
-        let said = run.potstill(&["run", "run.toml", "--run-dir", "runs/tiny"]);
-        format!("exit code {}\n{}", said.code, said.stderr)
+        let output = run.potstill(&["run", "run.toml", "--run-dir", "runs/tiny"]);
+        format!("exit code {}\n{}", output.code, output.stderr)
     });
 }
 
 #[test]
-fn prompts() {
+fn errors_in_the_prompts() {
     insta::assert_snapshot!(
         "missing_file",
-        both(|run| fs::remove_file(run.path("prompts.jsonl")).unwrap())
+        check_and_run(|run| fs::remove_file(run.path("prompts.jsonl")).unwrap())
     );
-    insta::assert_snapshot!("a_folder", both(|run| run.edit("prompts.jsonl", "model")));
+    insta::assert_snapshot!(
+        "a_folder",
+        check_and_run(|run| run.edit("prompts.jsonl", "model"))
+    );
     insta::assert_snapshot!(
         "wrong_column",
-        both(|run| run.edit("text = \"text\"", "text = \"question\""))
+        check_and_run(|run| run.edit("text = \"text\"", "text = \"question\""))
     );
-    insta::assert_snapshot!("empty", both(|run| run.write("prompts.jsonl", "\n")));
+    insta::assert_snapshot!(
+        "empty",
+        check_and_run(|run| run.write("prompts.jsonl", "\n"))
+    );
     insta::assert_snapshot!(
         "not_json",
-        both(|run| run.write("prompts.jsonl", "{\"text\": \"a\"}\n{\"text\"\n"))
+        check_and_run(|run| run.write("prompts.jsonl", "{\"text\": \"a\"}\n{\"text\"\n"))
     );
     insta::assert_snapshot!(
         "not_utf8",
-        both(|run| fs::write(run.path("prompts.jsonl"), b"{\"text\": \"\xff\"}\n").unwrap())
+        check_and_run(
+            |run| fs::write(run.path("prompts.jsonl"), b"{\"text\": \"\xff\"}\n").unwrap()
+        )
     );
     insta::assert_snapshot!(
         "too_long",
-        both(|run| {
+        check_and_run(|run| {
             run.write("prompts.jsonl", "{\"text\": \"short\"}\n{\"text\": \"this one is longer than the model can hold\"}\n");
         })
     );
     insta::assert_snapshot!(
         "raising_template",
-        both(|run| {
+        check_and_run(|run| {
             run.edit("template = \"plain\"", "template = \"strict.jinja\"");
             run.write("strict.jinja", "{% for m in messages %}{% if m.role != 'system' %}{{ raise_exception('Only system messages are allowed') }}{% endif %}{% endfor %}");
         })
@@ -84,48 +95,51 @@ fn prompts() {
 
 #[cfg(unix)]
 #[test]
-fn a_file_without_permission() {
+fn a_prompt_file_without_permission() {
     use std::os::unix::fs::PermissionsExt;
     let run = Run::new();
     let path = run.path("prompts.jsonl");
     fs::set_permissions(&path, fs::Permissions::from_mode(0o000)).unwrap();
     if fs::read(&path).is_ok() {
-        eprintln!("skipped: this user may read everything");
+        eprintln!("skipped: this user may read all files");
         return;
     }
-    let said = run.potstill(&["check", "run.toml"]);
-    assert_eq!(said.code, 1);
+    let output = run.potstill(&["check", "run.toml"]);
+    assert_eq!(output.code, 1);
     assert!(
-        said.stderr.contains("prompts.jsonl: Permission denied"),
+        output.stderr.contains("prompts.jsonl: Permission denied"),
         "{}",
-        said.stderr
+        output.stderr
     );
 }
 
 #[test]
-fn the_model() {
-    insta::assert_snapshot!("no_model", both(|run| run.edit("\"model\"", "\"modle\"")));
+fn errors_in_the_model() {
+    insta::assert_snapshot!(
+        "no_model",
+        check_and_run(|run| run.edit("\"model\"", "\"modle\""))
+    );
     insta::assert_snapshot!(
         "no_template",
-        both(|run| run.edit("template = \"plain\"\n", ""))
+        check_and_run(|run| run.edit("template = \"plain\"\n", ""))
     );
     insta::assert_snapshot!(
         "tokenizer_too_large",
-        both(|run| {
+        check_and_run(|run| {
             write_model(&run.path("model"), VOCABULARY - 9);
         })
     );
     insta::assert_snapshot!(
         "missing_shard",
-        both(|run| {
-            shard(run);
+        check_and_run(|run| {
+            write_shards(run);
             fs::remove_file(run.path("model/model-00002-of-00002.safetensors")).unwrap();
         })
     );
-    // Only loading reads the weights themselves.
+    // `check` does not read the weights.
     insta::assert_snapshot!(
         "truncated_weights",
-        said("run", |run| {
+        output_after("run", |run| {
             let path = run.path("model/model.safetensors");
             let bytes = fs::read(&path).unwrap();
             fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
@@ -133,8 +147,8 @@ fn the_model() {
     );
 }
 
-/// The same weights under an index that names two shards.
-fn shard(run: &Run) {
+/// Writes the same weights as two shards with an index.
+fn write_shards(run: &Run) {
     let dir = run.path("model");
     let model = potstill::model::load(
         &dir,
@@ -150,14 +164,14 @@ fn shard(run: &Run) {
 }
 
 #[test]
-fn what_was_collected_stays() {
+fn collected_answers_are_kept_after_a_failure() {
     let run = Run::new();
     run.potstill(&["import", "run.toml"]);
     run.potstill(&["collect", "run.toml"]);
     let before = run.published();
     fs::write(run.path("model/model.safetensors"), "gone").unwrap();
-    let said = run.potstill(&["run", "run.toml"]);
-    assert_eq!(said.code, 1, "{}", said.stderr);
+    let output = run.potstill(&["run", "run.toml"]);
+    assert_eq!(output.code, 1, "{}", output.stderr);
     let after = run.published();
     for (name, bytes) in before {
         assert!(after[&name] == bytes, "{name}");
@@ -165,19 +179,19 @@ fn what_was_collected_stays() {
 }
 
 #[test]
-fn a_held_out_set_of_nothing() {
+fn one_side_of_the_split_is_empty() {
     insta::assert_snapshot!(
         "no_heldout",
-        said("run", |run| run.edit("heldout = 0.4", "heldout = 1e-9"))
+        output_after("run", |run| run.edit("heldout = 0.4", "heldout = 1e-9"))
     );
     insta::assert_snapshot!(
         "none_finished",
-        said("run", |run| run
+        output_after("run", |run| run
             .edit("keep = \"all\"", "keep = \"finished\""))
     );
 }
 
-/// A disk of its own that is full, where this user may mount one.
+/// A small disk (tmpfs), for users who may mount one.
 struct SmallDisk(std::path::PathBuf);
 
 impl SmallDisk {
@@ -204,31 +218,32 @@ impl Drop for SmallDisk {
 }
 
 #[test]
-fn a_full_disk() {
+fn a_run_resumes_after_a_full_disk() {
     let whole = Run::new();
     whole.run();
-    // Sizes at which the journal, the shards and the first checkpoint are what does not fit.
+    // At these sizes, the journal, the shards and the first checkpoint are the first file that does not fit.
     for kib in [28, 64, 160] {
         let run = Run::new();
         let Some(disk) = SmallDisk::mount(run.path("runs"), kib) else {
             eprintln!("skipped: this user may not mount a small disk");
             return;
         };
-        let said = run.potstill(&["run", "run.toml"]);
-        assert_eq!(said.code, 1, "{}", said.stderr);
+        let output = run.potstill(&["run", "run.toml"]);
+        assert_eq!(output.code, 1, "{}", output.stderr);
         if kib == 28 {
-            insta::assert_snapshot!("full_disk", said.stderr);
+            insta::assert_snapshot!("full_disk", output.stderr);
         }
         assert!(
-            said.stderr.contains("No space left on device"),
+            output.stderr.contains("No space left on device"),
             "{}",
-            said.stderr
+            output.stderr
         );
         assert!(
-            said.stderr
-                .contains("the disk is full: free some space, and `potstill run run.toml` goes on"),
+            output.stderr.contains(
+                "\nhint: the disk is full: free some space; `potstill run run.toml` then resumes"
+            ),
             "{}",
-            said.stderr
+            output.stderr
         );
         disk.grow();
         run.run();

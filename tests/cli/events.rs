@@ -1,11 +1,11 @@
-//! `--json` and `--quiet`.
+//! Output with `--json` and with `--quiet`.
 
 use serde_json::Value;
 
-use crate::fixture::{Run, Said};
+use crate::fixture::{CommandOutput, Run};
 
-fn events(said: &Said) -> Vec<Value> {
-    let lines = said.stdout.lines();
+fn events(output: &CommandOutput) -> Vec<Value> {
+    let lines = output.stdout.lines();
     lines
         .map(|line| serde_json::from_str(line).unwrap())
         .collect()
@@ -19,14 +19,14 @@ fn names(events: &[Value]) -> Vec<&str> {
 }
 
 #[test]
-fn json_tells_every_stage() {
+fn json_has_events_of_each_stage() {
     let run = Run::new();
-    let said = run.potstill(&["run", "run.toml", "--json"]);
-    assert_eq!(said.code, 0, "{}", said.stderr);
-    let told = events(&said);
-    // Sorted, since students are trained side by side.
+    let output = run.potstill(&["run", "run.toml", "--json"]);
+    assert_eq!(output.code, 0, "{}", output.stderr);
+    let all = events(&output);
+    // Sorted, since students are trained in parallel.
     let of = |name: &str| -> Vec<&str> {
-        let named = told.iter().filter(|e| e["event"] == name);
+        let named = all.iter().filter(|e| e["event"] == name);
         let mut stages: Vec<&str> = named.map(|e| e["stage"].as_str().unwrap()).collect();
         stages.sort_unstable();
         stages
@@ -36,70 +36,72 @@ fn json_tells_every_stage() {
         assert!(of("finished").contains(&stage), "{stage}");
     }
     assert!(of("progress").contains(&"collect"));
-    assert!(names(&told).contains(&"verdict"));
-    let collect = told
+    assert!(names(&all).contains(&"verdict"));
+    let collect = all
         .iter()
         .find(|e| e["event"] == "finished" && e["stage"] == "collect");
     let collect = collect.unwrap();
     assert_eq!(collect["counts"]["answers"], 24);
     assert!(collect["seconds"].as_f64().unwrap() > 0.0);
     assert!(collect["unix_seconds"].as_f64().unwrap() > 1.7e9);
-    let last = told.last().unwrap();
+    let last = all.last().unwrap();
     assert_eq!(
         (&last["event"], &last["outcome"]),
         (&"ended".into(), &"done".into())
     );
-    assert!(said.stderr.contains("collect: "), "people are told as well");
+    assert!(
+        output.stderr.contains("collect: "),
+        "stderr has the lines for people"
+    );
 
     let again = run.potstill(&["run", "run.toml", "--json", "--quiet"]);
     assert_eq!(again.stderr, "");
-    let told = events(&again);
-    assert!(!names(&told).contains(&"started"));
-    assert!(names(&told).contains(&"up_to_date"));
-    assert_eq!(told.last().unwrap()["outcome"], "up_to_date");
+    let all = events(&again);
+    assert!(!names(&all).contains(&"started"));
+    assert!(names(&all).contains(&"up_to_date"));
+    assert_eq!(all.last().unwrap()["outcome"], "up_to_date");
 }
 
 #[test]
-fn json_tells_errors_too() {
+fn json_has_errors() {
     let run = Run::new();
     run.edit("steps = 6", "step = 6");
-    let said = run.potstill(&["run", "run.toml", "--json", "--quiet"]);
-    assert_eq!(said.code, 2);
-    let told = events(&said);
-    assert_eq!(names(&told), ["error", "ended"]);
+    let output = run.potstill(&["run", "run.toml", "--json", "--quiet"]);
+    assert_eq!(output.code, 2);
+    let all = events(&output);
+    assert_eq!(names(&all), ["error", "ended"]);
     assert!(
-        told[0]["text"]
+        all[0]["text"]
             .as_str()
             .unwrap()
             .contains("did you mean `steps`")
     );
-    assert_eq!(told[1]["exit_code"], 2);
+    assert_eq!(all[1]["exit_code"], 2);
     assert!(
-        said.stderr.starts_with("error: run.toml:27:1"),
+        output.stderr.starts_with("error: run.toml:27:1"),
         "{}",
-        said.stderr
+        output.stderr
     );
 }
 
 #[test]
-fn quiet_leaves_the_verdict() {
+fn quiet_prints_the_conclusion() {
     let run = Run::new();
-    let said = run.potstill(&["run", "run.toml", "--quiet"]);
-    assert_eq!((said.code, said.stderr.as_str()), (0, ""));
-    assert!(said.stdout.contains("held-out KL"), "{}", said.stdout);
+    let output = run.potstill(&["run", "run.toml", "--quiet"]);
+    assert_eq!((output.code, output.stderr.as_str()), (0, ""));
+    assert!(output.stdout.contains("held-out KL"), "{}", output.stdout);
     let both = run.potstill(&["run", "run.toml", "--quiet", "--verbose"]);
     assert_eq!(both.code, 2);
 }
 
-/// No event is without a section in `docs/events.md`: the page is made from all of them, and
-/// what a run says is among them.
+/// Each event that a run emits has a section in `docs/events.md` that lists its fields.
 #[test]
 fn events_are_documented() {
     let page = potstill::schema::events_page();
     let run = Run::new();
-    let mut told = events(&run.potstill(&["check", "run.toml", "--json"]));
-    told.extend(events(&run.potstill(&["run", "run.toml", "--json"])));
-    for event in told {
+    let mut all = events(&run.potstill(&["check", "run.toml", "--json"]));
+    all.extend(events(&run.potstill(&["run", "run.toml", "--json"])));
+    for event in all {
         let name = event["event"].as_str().unwrap();
         let section = page.split(&format!("## `{name}`")).nth(1);
         let section = section.unwrap_or_else(|| panic!("{name} is not documented"));

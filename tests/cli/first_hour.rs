@@ -1,4 +1,4 @@
-//! What a newcomer types first: `init`, `completions`.
+//! The commands of a first session: `init` and `completions`.
 
 use std::fs;
 
@@ -6,21 +6,21 @@ use serde_json::{Value, json};
 
 use crate::fixture::Run;
 
-/// `init` over the fixture's model and some data, then `check`.
+/// Runs `init` with the fixture's model and the given data, then `check`.
 fn init_and_check(data: &str) -> (String, String) {
     let run = Run::new();
     fs::remove_file(run.path("run.toml")).unwrap();
     run.write("mine.jsonl", data);
     let arguments = ["init", "--data", "mine.jsonl", "--teacher", "model"];
-    let said = run.potstill(&arguments);
-    assert_eq!(said.code, 0, "{}", said.stderr);
+    let output = run.potstill(&arguments);
+    assert_eq!(output.code, 0, "{}", output.stderr);
     let checked = run.potstill(&["check", "run.toml"]);
     assert_eq!(checked.code, 0, "{}", checked.stderr);
-    (said.stderr, checked.stdout)
+    (output.stderr, checked.stdout)
 }
 
 #[test]
-fn init_writes_what_check_finds_fine() {
+fn check_accepts_what_init_writes() {
     for (data, columns) in [
         ("{\"text\": \"Once\"}\n", "text"),
         (
@@ -32,53 +32,56 @@ fn init_writes_what_check_finds_fine() {
             "messages",
         ),
     ] {
-        let (said, checked) = init_and_check(data);
-        assert!(said.contains(&format!("looks like {columns}")), "{said}");
+        let (stderr, checked) = init_and_check(data);
+        assert!(
+            stderr.contains(&format!("looks like {columns}")),
+            "{stderr}"
+        );
         assert!(checked.contains("run       mine in runs/mine"), "{checked}");
     }
 }
 
 #[test]
-fn init_asks_nothing_where_nobody_sits() {
+fn init_fails_without_a_terminal_to_ask() {
     let run = Run::new();
-    let said = run.potstill(&["init", "new.toml", "--name", "x"]);
+    let output = run.potstill(&["init", "new.toml", "--name", "x"]);
     insta::assert_snapshot!(
-        "nobody_to_ask",
-        format!("exit code {}\n{}", said.code, said.stderr)
+        "no_terminal",
+        format!("exit code {}\n{}", output.code, output.stderr)
     );
     assert!(!run.path("new.toml").exists());
 }
 
 #[test]
-fn init_writes_over_nothing() {
+fn init_does_not_overwrite_files() {
     let run = Run::new();
     let before = fs::read_to_string(run.path("run.toml")).unwrap();
     let flags = ["--data", "prompts.jsonl", "--teacher", "model"];
-    let said = run.potstill(&[&["init"], &flags[..]].concat());
+    let output = run.potstill(&[&["init"], &flags[..]].concat());
     insta::assert_snapshot!(
-        "a_file_is_there",
-        format!("exit code {}\n{}", said.code, said.stderr)
+        "existing_file",
+        format!("exit code {}\n{}", output.code, output.stderr)
     );
     assert_eq!(before, fs::read_to_string(run.path("run.toml")).unwrap());
-    let said = run.potstill(&[&["init", "--force"], &flags[..]].concat());
-    assert_eq!(said.code, 0, "{}", said.stderr);
+    let output = run.potstill(&[&["init", "--force"], &flags[..]].concat());
+    assert_eq!(output.code, 0, "{}", output.stderr);
     assert_ne!(before, fs::read_to_string(run.path("run.toml")).unwrap());
 }
 
 #[test]
-fn init_refuses_what_could_not_run() {
+fn init_refuses_unusable_data_and_teachers() {
     let run = Run::new();
-    let said = |data: &str, teacher: &str| {
-        let said = run.potstill(&["init", "n.toml", "--data", data, "--teacher", teacher]);
-        format!("exit code {}: {}", said.code, said.stderr)
+    let init = |data: &str, teacher: &str| {
+        let output = run.potstill(&["init", "n.toml", "--data", data, "--teacher", teacher]);
+        format!("exit code {}: {}", output.code, output.stderr)
     };
     let all = [
-        said("none.jsonl", "model"),
-        said("prompts.jsonl", "none"),
-        said("prompts.jsonl", "."),
-        said("model/config.json", "model"),
+        init("none.jsonl", "model"),
+        init("prompts.jsonl", "none"),
+        init("prompts.jsonl", "."),
+        init("model/config.json", "model"),
     ];
-    insta::assert_snapshot!("what_could_not_run", all.concat());
+    insta::assert_snapshot!("unusable_inputs", all.concat());
     assert!(!run.path("n.toml").exists());
 }
 
@@ -86,19 +89,19 @@ fn init_refuses_what_could_not_run() {
 fn completions_for_every_shell() {
     let run = Run::new();
     for shell in ["bash", "zsh", "fish", "powershell", "elvish"] {
-        let said = run.potstill(&["completions", shell]);
-        assert_eq!((said.code, said.stderr.as_str()), (0, ""), "{shell}");
+        let output = run.potstill(&["completions", shell]);
+        assert_eq!((output.code, output.stderr.as_str()), (0, ""), "{shell}");
         for word in ["potstill", "render", "dry-run"] {
-            assert!(said.stdout.contains(word), "{shell}: {word}");
+            assert!(output.stdout.contains(word), "{shell}: {word}");
         }
     }
     assert_eq!(run.potstill(&["completions", "cmd"]).code, 2);
 }
 
-/// `potstill schema | head -1` is not an error.
+/// A closed stdout, as in `potstill schema | head -1`, is not an error.
 #[cfg(unix)]
 #[test]
-fn a_reader_may_leave() {
+fn stdout_may_be_closed() {
     use std::process::{Command, Stdio};
     let mut child = Command::new(env!("CARGO_BIN_EXE_potstill"))
         .args(["completions", "bash"])
@@ -114,10 +117,10 @@ fn a_reader_may_leave() {
     );
 }
 
-/// The shapes of public data, from file to report: a stranger's `init`, the two settings that a
-/// teacher of random weights needs, `run`.
+/// Runs the common layouts of public data from file to report, with `init` and the few settings that a
+/// teacher with random weights needs.
 #[test]
-fn init_writes_what_runs() {
+fn run_accepts_what_init_writes() {
     type Row = fn(usize) -> Value;
     let shapes: [(&str, Row); 5] = [
         (
@@ -147,11 +150,11 @@ fn init_writes_what_runs() {
         let rows: String = (0..12).map(|i| format!("{}\n", row(i))).collect();
         run.write("tiny.jsonl", &rows);
         let flags = ["--force", "--data", "tiny.jsonl", "--teacher", "model"];
-        let said = run.potstill(&[&["init", "run.toml"], &flags[..]].concat());
+        let output = run.potstill(&[&["init", "run.toml"], &flags[..]].concat());
         assert!(
-            said.stderr.contains(&format!("looks like {shape}")),
+            output.stderr.contains(&format!("looks like {shape}")),
             "{}",
-            said.stderr
+            output.stderr
         );
         run.edit("max_new_tokens = 24", "max_new_tokens = 6");
         run.edit("# keep = \"finished\"", "keep = \"all\"");

@@ -1,5 +1,5 @@
-//! A run of its own in a temporary folder: a tiny random model whose tokenizer spells
-//! everything in bytes, prompts, a run file.
+//! A run in a temporary folder of its own: a tiny random model whose tokens are bytes, prompts, and a
+//! run file.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -46,15 +46,16 @@ checkpoint_every = 2
 resamples = 100
 "#;
 
-/// Tokens of the tiny tokenizer: three special ones and every byte.
+/// Number of tokens of the tiny tokenizer: three special tokens and 256 bytes.
 pub(crate) const VOCABULARY: usize = 3 + 256;
 
+/// A run in a temporary folder.
 pub(crate) struct Run {
     temp: TempDir,
 }
 
-/// What a command said, without what changes from run to run.
-pub(crate) struct Said {
+/// Exit code and output of a command, without the parts that change from run to run.
+pub(crate) struct CommandOutput {
     pub(crate) code: i32,
     pub(crate) stdout: String,
     pub(crate) stderr: String,
@@ -100,15 +101,15 @@ impl Run {
         command
     }
 
-    pub(crate) fn potstill(&self, arguments: &[&str]) -> Said {
-        self.said(&mut self.command(arguments))
+    pub(crate) fn potstill(&self, arguments: &[&str]) -> CommandOutput {
+        self.output(&mut self.command(arguments))
     }
 
-    /// Runs a command to its end.
-    pub(crate) fn said(&self, command: &mut Command) -> Said {
+    /// Runs a command to its end and returns its output.
+    pub(crate) fn output(&self, command: &mut Command) -> CommandOutput {
         let output = command.output().unwrap();
         let clean = |bytes: Vec<u8>| self.clean(&String::from_utf8(bytes).unwrap());
-        Said {
+        CommandOutput {
             code: output.status.code().unwrap_or(-1),
             stdout: clean(output.stdout),
             stderr: clean(output.stderr),
@@ -124,14 +125,14 @@ impl Run {
             .unwrap()
     }
 
-    /// Runs the whole run file, which must work.
-    pub(crate) fn run(&self) -> Said {
-        let said = self.potstill(&["run", "run.toml"]);
-        assert_eq!(said.code, 0, "{}", said.stderr);
-        said
+    /// Runs `potstill run`, which must succeed.
+    pub(crate) fn run(&self) -> CommandOutput {
+        let output = self.potstill(&["run", "run.toml"]);
+        assert_eq!(output.code, 0, "{}", output.stderr);
+        output
     }
 
-    /// Text without the temporary folder and without times.
+    /// Replaces the temporary folder and times in a text by placeholders.
     pub(crate) fn clean(&self, text: &str) -> String {
         let text = text.replace(&self.temp.path().display().to_string(), "[DIR]");
         let text = match text.split_once(".work/collect-") {
@@ -149,8 +150,8 @@ impl Run {
         out
     }
 
-    /// Content of every file that must not depend on how the run came about: no ledger,
-    /// no report (it has times), no metrics (speed and times), no unpublished work.
+    /// Returns the content of each file that must not depend on interruptions of the run. That excludes the
+    /// ledger, the reports and the metrics, which contain times, and unpublished work.
     pub(crate) fn published(&self) -> BTreeMap<String, Vec<u8>> {
         let root = self.path("runs/tiny");
         let mut files = BTreeMap::new();
@@ -169,7 +170,7 @@ impl Run {
     }
 }
 
-/// Ctrl-C, and what a process says from then to its end.
+/// Interrupts a process as Ctrl-C does, and returns its exit code and stderr.
 pub(crate) fn interrupt(child: Child) -> (Option<i32>, String) {
     let pid = child.id().to_string();
     let sent = Command::new("kill").args(["-INT", &pid]).status().unwrap();
@@ -191,7 +192,7 @@ fn collect_files(root: &Path, dir: &Path, files: &mut BTreeMap<String, Vec<u8>>)
     }
 }
 
-/// A random two-layer model with `rows` embeddings and the byte tokenizer.
+/// Writes a random two-layer model with `rows` embeddings and the byte tokenizer.
 pub(crate) fn write_model(dir: &Path, rows: usize) {
     let config = Config {
         vocab_size: rows,
@@ -213,7 +214,7 @@ pub(crate) fn write_model(dir: &Path, rows: usize) {
     write_tokenizer(dir, &["<unk>", "<s>", "</s>"], "</s>");
 }
 
-/// A tokenizer of special tokens and, behind them, every byte.
+/// Writes a tokenizer whose tokens are the special tokens, followed by the 256 bytes.
 pub(crate) fn write_tokenizer(dir: &Path, special: &[&str], eos: &str) {
     let mut vocabulary = serde_json::Map::new();
     for (id, token) in special.iter().enumerate() {

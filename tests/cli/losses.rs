@@ -1,13 +1,13 @@
-//! Losses other than the default, from the run file to the metrics; and `check-loss`.
+//! Losses other than the default, from the run file to the metrics, and `check-loss`.
 
 use std::fs;
 
-use crate::fixture::{Run, Said};
+use crate::fixture::{CommandOutput, Run};
 
 const DEFAULT: &str = "learning_rate = 1e-2";
 const SIGNALS: &str = "signals = { top_k = 6 }";
 
-/// A run whose loss and signals are these.
+/// Builds a run with this loss and these signals.
 fn run(loss: &str, signals: &str) -> Run {
     let run = Run::new();
     run.edit(DEFAULT, &format!("{DEFAULT}\nloss = {{ {loss} }}"));
@@ -15,14 +15,14 @@ fn run(loss: &str, signals: &str) -> Run {
     run
 }
 
-fn check(run: &Run) -> Said {
-    let said = run.potstill(&["check-loss", "run.toml"]);
-    assert_eq!(said.code, 0, "{}{}", said.stdout, said.stderr);
-    assert!(!said.stdout.contains("FAILED"), "{}", said.stdout);
-    said
+fn check(run: &Run) -> CommandOutput {
+    let output = run.potstill(&["check-loss", "run.toml"]);
+    assert_eq!(output.code, 0, "{}{}", output.stdout, output.stderr);
+    assert!(!output.stdout.contains("FAILED"), "{}", output.stdout);
+    output
 }
 
-/// The lines of the student's `metrics.jsonl`.
+/// Reads the lines of the student's `metrics.jsonl`.
 fn metrics(run: &Run) -> Vec<serde_json::Value> {
     let path = run.path("runs/tiny/students/student/metrics.jsonl");
     let text = fs::read_to_string(path).unwrap();
@@ -36,9 +36,9 @@ fn a_mixture_at_a_temperature_is_checked_and_trained() {
         "forward_kl = 0.5, jsd = { weight = 0.25, beta = 0.5 }, adaptive_kl = {}, cross_entropy = 0.25, label_smoothing = 0.1, temperature = 2.0, temperature_squared = true",
         "top_k = 6, temperatures = [1.5, 2.0]",
     );
-    let said = check(&run);
-    assert!(said.stdout.starts_with("on a small random model\nok "));
-    assert!(!said.stdout.contains("the run's own"));
+    let output = check(&run);
+    assert!(output.stdout.starts_with("on a small random model\nok "));
+    assert!(!output.stdout.contains("the run's own"));
     assert!(!run.path("runs").exists(), "nothing is left behind");
 
     let trained = run.potstill(&["run", "run.toml"]);
@@ -52,9 +52,10 @@ fn a_mixture_at_a_temperature_is_checked_and_trained() {
         let rest = of("loss") - 4.0 * divergences;
         assert!((rest / 0.25 - of("cross_entropy")).abs() < 2.0, "{line}");
     }
-    let said = check(&run);
+    let output = check(&run);
     assert!(
-        said.stdout
+        output
+            .stdout
             .contains("on the run's own student and signals\nok ")
     );
 }
@@ -69,7 +70,7 @@ fn draws_from_the_tail_are_trained_on() {
     let trained = run.potstill(&["run", "run.toml"]);
     assert_eq!(trained.code, 0, "{}", trained.stderr);
     check(&run);
-    // The signals are there, and another loss that they allow takes them.
+    // Another loss uses the same signals.
     run.edit("tail = \"draws\"", "tail = \"renormalize\"");
     let trained = run.potstill(&["run", "run.toml"]);
     assert_eq!(trained.code, 0, "{}", trained.stderr);
@@ -92,23 +93,23 @@ fn both_forms_train_the_same_student() {
     }
 }
 
-/// Signals that another run file asked for.
+/// The signals were collected before the run file asked for a temperature.
 #[test]
-fn a_temperature_that_was_not_stored_is_said() {
+fn a_temperature_that_was_not_stored_is_an_error() {
     let run = Run::new();
     for stage in ["import", "collect", "curate"] {
-        let said = run.potstill(&[stage, "run.toml"]);
-        assert_eq!(said.code, 0, "{}", said.stderr);
+        let output = run.potstill(&[stage, "run.toml"]);
+        assert_eq!(output.code, 0, "{}", output.stderr);
     }
     run.edit(
         DEFAULT,
         &format!("{DEFAULT}\nloss = {{ forward_kl = 1.0, temperature = 2.0 }}"),
     );
-    let said = run.potstill(&["train", "run.toml"]);
-    assert_eq!(said.code, 2, "{}", said.stderr);
+    let output = run.potstill(&["train", "run.toml"]);
+    assert_eq!(output.code, 2, "{}", output.stderr);
     assert!(
-        said.stderr.contains("add `temperatures = [2]`"),
+        output.stderr.contains("add `temperatures = [2]`"),
         "{}",
-        said.stderr
+        output.stderr
     );
 }

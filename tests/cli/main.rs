@@ -1,6 +1,6 @@
-//! Flows of the real binary over a tiny random model, in temporary folders.
+//! Tests of the real binary with a tiny random model, in temporary folders.
 
-// Lints know test functions, not the functions they share.
+// Clippy allows `unwrap` in test functions, but not in functions that tests share.
 #![allow(clippy::unwrap_used)]
 
 mod bad_input;

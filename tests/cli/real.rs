@@ -1,4 +1,4 @@
-//! The example run files. Without the real models they are only parsed.
+//! The example run files. Those with real models are only parsed if the models are absent.
 
 use std::path::Path;
 use std::process::Command;
@@ -25,13 +25,13 @@ fn examples_parse() {
             .join(format!("{name}.toml"));
         let temp = tempfile::tempdir().unwrap();
         let (code, stderr) = potstill(&["check", path.to_str().unwrap()], "/nowhere", temp.path());
-        // It is the missing data that is complained about, not the run file.
+        // The error is about the missing data, not about the run file.
         assert_eq!(code, 2);
         assert!(stderr.contains("/nowhere/"), "{stderr}");
     }
 }
 
-/// What comes with Potstill is all there: no variable is set, and nothing is missing.
+/// The quickstart needs no environment variable and no file besides those in the repository.
 #[test]
 fn the_quickstart_is_complete() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/quickstart.toml");
@@ -59,13 +59,13 @@ fn stories260k_runs_whole() {
     assert_eq!(code, 0, "{stderr}");
     let report = std::fs::read_to_string(temp.path().join("runs/stories260k/report.json")).unwrap();
     let report: serde_json::Value = serde_json::from_str(&report).unwrap();
-    let verdict = |left: &str, right: &str| {
+    let conclusion = |left: &str, right: &str| {
         let all = report["comparisons"].as_array().unwrap();
         let found = all
             .iter()
             .find(|c| c["metric"] == "kl" && c["left"] == left && c["right"] == right);
         found.unwrap()["verdict"].as_str().unwrap().to_owned()
     };
-    assert_eq!(verdict("student", "untrained"), "better", "{report:#}");
-    assert_eq!(verdict("sft", "shuffled"), "better", "{report:#}");
+    assert_eq!(conclusion("student", "untrained"), "better", "{report:#}");
+    assert_eq!(conclusion("sft", "shuffled"), "better", "{report:#}");
 }

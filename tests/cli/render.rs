@@ -1,4 +1,4 @@
-//! `potstill render` on chat templates of real families, and on ones that are wrong.
+//! `potstill render` with the chat templates of real families and with faulty templates.
 
 use std::fs;
 use std::path::Path;
@@ -9,7 +9,7 @@ use crate::fixture::{Run, VOCABULARY, write_model, write_tokenizer};
 
 const CHATML: [&str; 5] = ["<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"];
 
-/// A run whose teacher speaks ChatML by this template, with one question.
+/// Builds a run with one question, whose teacher has this chat template over ChatML tokens.
 fn run(template: &str, eos: &str) -> Run {
     let run = Run::new();
     write_model(&run.path("model"), VOCABULARY + 2);
@@ -32,7 +32,7 @@ fn family(name: &str) -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
 }
 
-fn think(run: &Run) {
+fn add_reasoning(run: &Run) {
     run.edit(
         "samples = 2",
         "samples = 2\nreasoning = { open = \"<think>\\n\", close = \"\\n</think>\\n\\n\" }",
@@ -40,23 +40,26 @@ fn think(run: &Run) {
 }
 
 fn rendered(run: &Run) -> String {
-    let said = run.potstill(&["render", "run.toml"]);
-    format!("exit code {}\n{}{}", said.code, said.stdout, said.stderr)
+    let output = run.potstill(&["render", "run.toml"]);
+    format!(
+        "exit code {}\n{}{}",
+        output.code, output.stdout, output.stderr
+    )
 }
 
 #[test]
-fn right_masks() {
+fn correct_masks() {
     insta::assert_snapshot!("smollm2", rendered(&run(&family("smollm2"), "<|im_end|>")));
     insta::assert_snapshot!("qwen", rendered(&run(&family("qwen2.5"), "<|im_end|>")));
     insta::assert_snapshot!("keeps_reasoning", {
         let run = run(&family("reasoning"), "<|im_end|>");
-        think(&run);
+        add_reasoning(&run);
         rendered(&run)
     });
-    // The template knows no reasoning: it is written by the run file's marks.
+    // The template does not handle reasoning, so the markers of the run file delimit it.
     insta::assert_snapshot!("marks_reasoning", {
         let run = run(&family("smollm2"), "<|im_end|>");
-        think(&run);
+        add_reasoning(&run);
         rendered(&run)
     });
     insta::assert_snapshot!("tools", {
@@ -95,7 +98,7 @@ fn wrong_masks() {
     insta::assert_snapshot!("strips_reasoning", {
         let turn = "{{ m.content }}{% if false %}{{ m.reasoning_content }}{% endif %}<|im_end|>";
         let run = run(&chatml(turn, open), "<|im_end|>");
-        think(&run);
+        add_reasoning(&run);
         rendered(&run)
     });
     insta::assert_snapshot!(
@@ -115,7 +118,7 @@ fn wrong_masks() {
             "<|im_end|>"
         ))
     );
-    // The prompt is not the start of the conversation, so the marks alone say what is trained on.
+    // The prompt is not a prefix of the conversation, so only the marks select the tokens with loss.
     insta::assert_snapshot!(
         "trains_on_the_prompt",
         rendered(&run(
@@ -126,14 +129,14 @@ fn wrong_masks() {
 }
 
 #[test]
-fn published_answers_are_shown_as_they_were_sampled() {
+fn published_answers_are_printed_as_they_were_sampled() {
     let run = Run::new();
     for stage in ["import", "collect"] {
         assert_eq!(run.potstill(&[stage, "run.toml"]).code, 0);
     }
-    let said = run.potstill(&["render", "run.toml", "--rows", "2"]);
-    assert_eq!(said.code, 0, "{}", said.stderr);
-    let rows: Vec<&str> = said
+    let output = run.potstill(&["render", "run.toml", "--rows", "2"]);
+    assert_eq!(output.code, 0, "{}", output.stderr);
+    let rows: Vec<&str> = output
         .stdout
         .lines()
         .filter(|l| l.starts_with("prompts.jsonl:"))
@@ -142,16 +145,16 @@ fn published_answers_are_shown_as_they_were_sampled() {
 }
 
 #[test]
-fn a_run_file_of_its_own_limit_is_not_exceeded() {
+fn the_limit_of_the_run_file_applies() {
     let run = Run::new();
     run.edit("columns = {", "limit = 2\ncolumns = {");
-    let said = run.potstill(&["render", "run.toml", "--rows", "9"]);
-    assert_eq!(said.stdout.matches("prompts.jsonl:").count(), 2);
+    let output = run.potstill(&["render", "run.toml", "--rows", "9"]);
+    assert_eq!(output.stdout.matches("prompts.jsonl:").count(), 2);
     assert!(!run.path("runs").exists(), "`render` leaves nothing behind");
 }
 
 #[test]
-fn families_themselves() {
+fn tokenizers_of_real_families() {
     let Ok(real) = std::env::var("POTSTILL_REAL") else {
         eprintln!("skipped: POTSTILL_REAL is not set");
         return;
@@ -174,8 +177,8 @@ fn families_themselves() {
             .env("POTSTILL_REAL", &real)
             .output()
             .unwrap();
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{said}");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{stderr}");
         let text = String::from_utf8(output.stdout).unwrap();
         assert_eq!(
             text.matches("<|im_start|>assistant\n  ⟦").count(),

@@ -1,4 +1,4 @@
-//! What the report says of a run, and how it is shown.
+//! The content of the report, and opening it in a browser.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -7,19 +7,19 @@ use serde_json::Value;
 
 use crate::fixture::Run;
 
-/// Another seed is another student; what seeds do is in the report, and one seed more trains only
-/// what is new.
+/// Each seed trains a student of its own, the report shows the variation over seeds, and an additional
+/// seed trains only the new models.
 #[test]
 fn seeds_are_trained_and_counted() {
     let run = Run::new();
     run.run();
     let one: Value = report(&run);
     run.edit("steps = 6", "steps = 6\nseeds = 2");
-    let said = run.run();
+    let output = run.run();
     assert!(
-        said.stderr.contains("train student: up to date"),
+        output.stderr.contains("train student: up to date"),
         "{}",
-        said.stderr
+        output.stderr
     );
     let found = run.published();
     let weights = |name: &str| &found[&format!("students/{name}/export/model.safetensors")];
@@ -54,7 +54,7 @@ fn report(run: &Run) -> Value {
     serde_json::from_slice(&fs::read(run.path("runs/tiny/report.json")).unwrap()).unwrap()
 }
 
-/// With a program of that name in place of the desktop's.
+/// A script named `xdg-open` replaces the desktop's program.
 #[cfg(target_os = "linux")]
 #[test]
 fn a_report_is_opened() {
@@ -70,8 +70,8 @@ fn a_report_is_opened() {
         assert!(output.status.success());
         String::from_utf8(output.stderr).unwrap()
     };
-    let said = open(&run);
-    assert!(said.contains("report.html in a browser"), "{said}");
+    let stderr = open(&run);
+    assert!(stderr.contains("report.html in a browser"), "{stderr}");
 
     let program = bin.join("xdg-open");
     let script = format!("#!/bin/sh\necho \"$1\" > {}\n", seen.display());

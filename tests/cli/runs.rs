@@ -1,4 +1,4 @@
-//! Runs that work, are repeated, grow, change, and are killed.
+//! Whole runs: repeated, with more prompts, with changed settings, and killed.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -9,7 +9,7 @@ use serde_json::json;
 use crate::fixture::{Run, interrupt};
 
 #[test]
-fn a_run_publishes_every_stage_and_a_second_one_does_nothing() {
+fn a_run_publishes_each_stage_and_a_second_run_does_nothing() {
     let run = Run::new();
     let check = run.potstill(&["check", "run.toml"]);
     assert_eq!(check.code, 0, "{}", check.stderr);
@@ -18,9 +18,9 @@ fn a_run_publishes_every_stage_and_a_second_one_does_nothing() {
     let dry = run.potstill(&["run", "run.toml", "--dry-run"]);
     insta::assert_snapshot!("dry_run", dry.stderr);
 
-    let said = run.run();
-    // Small students are trained side by side, and end in any order.
-    let mut lines: Vec<&str> = said.stderr.lines().collect();
+    let output = run.run();
+    // Small students are trained in parallel, and finish in any order.
+    let mut lines: Vec<&str> = output.stderr.lines().collect();
     let trained = |line: &&&str| line.starts_with("train ");
     let first = lines.iter().position(|line| trained(&line)).unwrap();
     let count = lines.iter().filter(trained).count();
@@ -72,12 +72,12 @@ fn a_run_publishes_every_stage_and_a_second_one_does_nothing() {
 }
 
 #[test]
-fn more_prompts_ask_only_for_the_new_ones() {
+fn only_new_prompts_are_sent_to_the_teacher() {
     let run = Run::new();
     run.run();
     run.write_prompts(20);
-    let said = run.run();
-    let line = said
+    let output = run.run();
+    let line = output
         .stderr
         .lines()
         .find(|line| line.contains("to ask for"))
@@ -95,27 +95,29 @@ fn more_prompts_ask_only_for_the_new_ones() {
 }
 
 #[test]
-fn a_changed_setting_keeps_what_was_there() {
+fn a_changed_setting_keeps_the_old_output() {
     let run = Run::new();
     run.run();
     let first = fs::read(run.path("runs/tiny/completions/shard-00000.parquet")).unwrap();
     run.edit("max_new_tokens = 12", "max_new_tokens = 10");
-    let said = run.run();
+    let output = run.run();
     assert!(
-        said.stderr
+        output
+            .stderr
             .contains("collect: the earlier output is kept as runs/tiny/completions.old-1"),
         "{}",
-        said.stderr
+        output.stderr
     );
     assert!(
-        said.stderr
+        output
+            .stderr
             .contains("kept as runs/tiny/students/student.old-1"),
         "{}",
-        said.stderr
+        output.stderr
     );
     let old = fs::read(run.path("runs/tiny/completions.old-1/shard-00000.parquet")).unwrap();
     assert!(first == old);
-    // Back to the first setting: its answers are paid for, and are found again.
+    // With the first setting again, the answers that were collected for it are reused.
     run.edit("max_new_tokens = 10", "max_new_tokens = 12");
     let back = run.run();
     assert!(!back.stderr.contains("to ask for"), "{}", back.stderr);
@@ -172,11 +174,11 @@ fn sampling_settings_draws_and_packing_are_recorded() {
 }
 
 #[test]
-fn later_stages_do_not_run_again_for_settings_that_are_not_theirs() {
+fn a_stage_runs_again_only_for_its_own_settings() {
     let run = Run::new();
     run.run();
     run.edit("resamples = 100", "resamples = 200");
-    let said = run.run();
+    let output = run.run();
     for stage in [
         "import",
         "collect",
@@ -185,19 +187,19 @@ fn later_stages_do_not_run_again_for_settings_that_are_not_theirs() {
         "export student",
     ] {
         assert!(
-            said.stderr.contains(&format!("{stage}: up to date")),
+            output.stderr.contains(&format!("{stage}: up to date")),
             "{}",
-            said.stderr
+            output.stderr
         );
     }
     assert!(
-        !said.stderr.contains("eval student: up to date"),
+        !output.stderr.contains("eval student: up to date"),
         "{}",
-        said.stderr
+        output.stderr
     );
 }
 
-/// `kill -9` at moments spread over a whole run, then the run again: the same bytes.
+/// A run that is killed with SIGKILL at ten moments, and then run again, gives the same bytes.
 #[test]
 fn a_killed_run_ends_in_the_same_bytes() {
     let whole = Run::new();
@@ -226,7 +228,7 @@ fn a_killed_run_ends_in_the_same_bytes() {
     }
 }
 
-/// The same distributions, whether they are taken with the answers or afterwards; killed on the way.
+/// `score` gives the same distributions as `collect` does with the answers, also after a kill.
 #[test]
 fn score_gives_what_collect_would_have() {
     let signals = "signals = { top_k = 6 }\n";
@@ -260,24 +262,24 @@ fn score_gives_what_collect_would_have() {
         again.stderr
     );
 
-    // The other way about: answers that have distributions already are not asked for again.
+    // Conversely, `score` does not repeat `collect` for answers that have distributions already.
     whole.edit(signals, "");
     whole.edit("[curate]", "[score]\ntop_k = 3\n\n[curate]");
-    let said = whole.run();
+    let output = whole.run();
     assert!(
-        said.stderr.contains("collect: all 24 answers are there"),
+        output.stderr.contains("collect: all 24 answers are there"),
         "{}",
-        said.stderr
+        output.stderr
     );
     assert!(
-        said.stderr.contains("score: 24 answers, "),
+        output.stderr.contains("score: 24 answers, "),
         "{}",
-        said.stderr
+        output.stderr
     );
     assert!(found[file].len() > whole.published()[file].len());
 }
 
-/// Draws from the tail come beside the distributions, with the answers or afterwards.
+/// Tail draws are stored with the distributions, by `collect` and by `score`.
 #[test]
 fn draws_are_the_same_from_collect_and_from_score() {
     let signals = |run: &Run| -> Vec<Signal> {
@@ -286,8 +288,8 @@ fn draws_are_the_same_from_collect_and_from_score() {
         rows.collect::<Result<_, _>>().unwrap()
     };
     let with = |run: &Run, command: &str| {
-        let said = run.potstill(&[command, "run.toml"]);
-        assert_eq!(said.code, 0, "{}", said.stderr);
+        let output = run.potstill(&[command, "run.toml"]);
+        assert_eq!(output.code, 0, "{}", output.stderr);
     };
     let none = Run::new();
     let whole = Run::new();
@@ -313,7 +315,7 @@ fn draws_are_the_same_from_collect_and_from_score() {
     }
     assert_eq!(without, signals(&none));
 
-    // Another seed: other draws from the same answers, and a stage that runs again.
+    // Another number of draws makes the stage run again.
     after.edit("tail_draws = 3", "tail_draws = 4");
     with(&after, "score");
     assert!(
@@ -324,8 +326,8 @@ fn draws_are_the_same_from_collect_and_from_score() {
     );
 }
 
-/// Without distributions a student learns from the text, as the control `sft` does from the same. Their
-/// weights differ by rounding: the control's statistics are over the teacher's support, to measure by.
+/// Without distributions a student learns from the text as the control `sft` does. Their weights differ by
+/// rounding, since the control's statistics cover the teacher's support.
 #[test]
 fn a_student_of_the_text_alone_is_the_sft_control() {
     let losses = |run: &Run, name: &str| -> Vec<f64> {
@@ -336,7 +338,7 @@ fn a_student_of_the_text_alone_is_the_sft_control() {
         let of = |line: &serde_json::Value| line["cross_entropy"].as_f64().unwrap();
         lines.iter().map(of).collect()
     };
-    let far = |a: &[f64], b: &[f64]| {
+    let max_difference = |a: &[f64], b: &[f64]| {
         let off = a.iter().zip(b).map(|(a, b)| (a - b).abs());
         off.fold(0.0, f64::max)
     };
@@ -351,14 +353,14 @@ fn a_student_of_the_text_alone_is_the_sft_control() {
     run.run();
     let text = losses(&run, "student");
     assert_eq!(text.len(), 6);
-    assert!(far(&text, &losses(&whole, "sft")) < 1e-4);
-    assert!(far(&text, &losses(&whole, "student")) > 1e-2);
+    assert!(max_difference(&text, &losses(&whole, "sft")) < 1e-4);
+    assert!(max_difference(&text, &losses(&whole, "student")) > 1e-2);
     assert!(!run.path("runs/tiny/signals").exists());
 }
 
-/// The data's own answers: no teacher, and another column of answers is another collection.
+/// The data's own answers are used without a teacher; another column of answers makes `collect` run again.
 #[test]
-fn given_answers_are_learned_from() {
+fn students_learn_from_given_answers() {
     let run = Run::new();
     let line = |i: i32| format!("{{\"q\":\"Story {i}\",\"a\":\"once {i}\",\"b\":\"twice {i}\"}}\n");
     run.write("prompts.jsonl", &(0..12).map(line).collect::<String>());
@@ -417,19 +419,18 @@ resamples = 50
         "{ instruction = \"q\", output",
     );
     run.write("prompts.jsonl", "{\"q\":\"Story\",\"b\":null}\n");
-    let said = run.potstill(&["run", "run.toml"]);
-    assert_eq!(said.code, 1, "{}", said.stderr);
+    let output = run.potstill(&["run", "run.toml"]);
+    assert_eq!(output.code, 1, "{}", output.stderr);
     assert!(
-        said.stderr.contains("prompts.jsonl:1 has no answer"),
+        output.stderr.contains("prompts.jsonl:1 has no answer"),
         "{}",
-        said.stderr
+        output.stderr
     );
 }
 
-/// Reasoning that data sets have in the answer's text is told from the answer, so that templates
-/// and graders see both.
+/// Reasoning within the text of a given answer is separated from the answer, for templates and graders.
 #[test]
-fn reasoning_of_given_answers_is_taken_apart() {
+fn reasoning_is_separated_from_given_answers() {
     let run = Run::new();
     let line = |i: i32| {
         format!("{{\"q\":\"Story {i}\",\"a\":\"<think>\\nhm {i}\\n</think>\\n\\nonce\"}}\n")
@@ -445,8 +446,8 @@ fn reasoning_of_given_answers_is_taken_apart() {
     );
     run.edit("[curate]", "[score]\ntop_k = 6\n\n[curate]");
     for stage in ["import", "collect"] {
-        let said = run.potstill(&[stage, "run.toml"]);
-        assert_eq!(said.code, 0, "{}", said.stderr);
+        let output = run.potstill(&[stage, "run.toml"]);
+        assert_eq!(output.code, 0, "{}", output.stderr);
     }
     let shard = run.path("runs/tiny/completions/shard-00000.parquet");
     let mut answers = read_shard::<Completion>(&shard).unwrap();
@@ -457,7 +458,7 @@ fn reasoning_of_given_answers_is_taken_apart() {
     assert!(shown.contains("⟦<think>\n  hm 0\n  </think>"), "{shown}");
 }
 
-/// Wrong answers are dropped, or kept where the run file says so; every model answers what is held out.
+/// Wrong answers are dropped, or kept with `wrong = "keep"`; each model answers the held-out prompts.
 #[test]
 fn answers_are_graded() {
     let run = Run::new();
@@ -477,12 +478,12 @@ fn answers_are_graded() {
         "resamples = 100",
         "resamples = 100\nanswers = { grader = \"number\", max_new_tokens = 4 }",
     );
-    let said = run.potstill(&["run", "run.toml"]);
-    assert_eq!(said.code, 1, "{}", said.stderr);
+    let output = run.potstill(&["run", "run.toml"]);
+    assert_eq!(output.code, 1, "{}", output.stderr);
     assert!(
-        said.stderr.contains("24 because it is graded wrong"),
+        output.stderr.contains("24 because it is graded wrong"),
         "{}",
-        said.stderr
+        output.stderr
     );
     run.edit("keep = \"all\"", "keep = \"all\"\nwrong = \"keep\"");
     run.run();
@@ -495,7 +496,7 @@ fn answers_are_graded() {
 }
 
 #[test]
-fn ctrl_c_saves_and_names_the_command_that_goes_on() {
+fn ctrl_c_saves_the_state_and_prints_the_resume_command() {
     let run = Run::new();
     run.edit("steps = 6", "steps = 100000");
     run.edit("checkpoint_every = 2", "checkpoint_every = 100000");
@@ -528,10 +529,10 @@ fn ctrl_c_saves_and_names_the_command_that_goes_on() {
 }
 
 #[test]
-fn a_report_can_be_read() {
+fn reports_contain_all_sections() {
     let run = Run::new();
-    let said = run.run();
-    assert!(said.stdout.contains("held-out KL"), "{}", said.stdout);
+    let output = run.run();
+    assert!(output.stdout.contains("held-out KL"), "{}", output.stdout);
     let markdown = fs::read_to_string(run.path("runs/tiny/report.md")).unwrap();
     for part in [
         "# tiny",

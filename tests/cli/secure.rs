@@ -1,4 +1,4 @@
-//! A teacher behind TLS and HTTP/2, whose replies are compressed, and a certificate that nobody vouches for.
+//! A teacher behind TLS and HTTP/2 with compressed responses, and a certificate that is not trusted.
 
 use std::io::Write as _;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,13 +11,13 @@ use serde_json::json;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 
-use crate::fixture::{Run, Said};
+use crate::fixture::{CommandOutput, Run};
 use crate::served::{KEY, run_at};
 
-/// A server that speaks HTTP/2 over TLS alone, with a certificate of its own for 127.0.0.1.
+/// A server that accepts only HTTP/2 over TLS, with a self-signed certificate for 127.0.0.1.
 struct Secure {
     port: u16,
-    /// The certificate, as a file has it.
+    /// The certificate in PEM.
     certificate: String,
     requests: Arc<AtomicU64>,
     /// `accept-encoding` and `authorization` of each request.
@@ -62,7 +62,7 @@ impl Secure {
         server
     }
 
-    /// A run whose teacher it is, with a file that vouches for `certificate`.
+    /// Builds a run with this server as the teacher, which trusts `certificate`.
     fn run(&self, certificate: &str) -> Run {
         let run = run_at(&format!("https://127.0.0.1:{}/v1", self.port), "");
         run.write("roots.pem", certificate);
@@ -70,13 +70,13 @@ impl Secure {
     }
 }
 
-fn said(run: &Run, arguments: &[&str]) -> Said {
+fn potstill(run: &Run, arguments: &[&str]) -> CommandOutput {
     let mut command = run.command(arguments);
     command
         .env("TEST_KEY", KEY)
         .env("SSL_CERT_FILE", run.path("roots.pem"))
         .env_remove("SSL_CERT_DIR");
-    run.said(&mut command)
+    run.output(&mut command)
 }
 
 async fn serve(
@@ -115,12 +115,12 @@ async fn serve(
     }
 }
 
-/// Every third reply is packed by gzip, zstd and not at all.
+/// Returns a response that is compressed with gzip, with zstd or not at all, in turn.
 fn answer(number: u64) -> (&'static str, Vec<u8>) {
     let text = json!({
         "id": "1", "object": "chat.completion", "created": 1, "model": "m",
         "choices": [{ "index": 0, "finish_reason": "stop",
-                      "message": { "role": "assistant", "content": "packed or not" } }],
+                      "message": { "role": "assistant", "content": "compressed or not" } }],
         "usage": { "prompt_tokens": 4, "completion_tokens": 3, "total_tokens": 7 },
     })
     .to_string();
@@ -137,18 +137,18 @@ fn answer(number: u64) -> (&'static str, Vec<u8>) {
 }
 
 #[test]
-fn answers_come_over_tls_and_http2_packed_in_any_way() {
+fn compressed_answers_arrive_over_tls_and_http2() {
     let server = Secure::start();
     let run = server.run(&server.certificate);
-    assert_eq!(said(&run, &["import", "run.toml"]).code, 0);
-    let collected = said(&run, &["collect", "run.toml"]);
+    assert_eq!(potstill(&run, &["import", "run.toml"]).code, 0);
+    let collected = potstill(&run, &["collect", "run.toml"]);
     assert_eq!(collected.code, 0, "{}", collected.stderr);
     assert_eq!(server.requests.load(Ordering::SeqCst), 12);
     let shard = run.path("runs/tiny/completions/shard-00000.parquet");
     let answers = potstill::datasets::read_shard::<potstill::datasets::Completion>(&shard);
     let answers: Vec<_> = answers.unwrap().map(Result::unwrap).collect();
     assert_eq!(answers.len(), 12);
-    assert!(answers.iter().all(|a| a.answer == "packed or not"));
+    assert!(answers.iter().all(|a| a.answer == "compressed or not"));
     for (encodings, key) in server.headers.lock().unwrap().iter() {
         assert!(
             encodings.contains("gzip") && encodings.contains("zstd"),
@@ -159,11 +159,11 @@ fn answers_come_over_tls_and_http2_packed_in_any_way() {
 }
 
 #[test]
-fn a_certificate_that_nobody_vouches_for_gets_no_question() {
+fn an_untrusted_certificate_gets_no_request() {
     let server = Secure::start();
     let run = server.run(&Secure::start().certificate);
-    assert_eq!(said(&run, &["import", "run.toml"]).code, 0);
-    let collected = said(&run, &["collect", "run.toml"]);
+    assert_eq!(potstill(&run, &["import", "run.toml"]).code, 0);
+    let collected = potstill(&run, &["collect", "run.toml"]);
     assert_eq!(collected.code, 1, "{}", collected.stderr);
     assert!(
         collected.stderr.contains("certificate"),

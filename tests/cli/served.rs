@@ -1,4 +1,4 @@
-//! Teachers behind a server: a small one of our own on loopback, and the real binary.
+//! Teachers behind a server: the real binary with a small test server on loopback.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -14,14 +14,15 @@ use crate::fixture::{Run, interrupt};
 
 pub(crate) const KEY: &str = "sk-very-secret-0123456789";
 
-/// What a server answers to the n-th request, given the words of the last message, or the prompt as JSON.
+/// Returns status and body of the response to the n-th request, from the text of the last message, or
+/// from the prompt as JSON.
 type Answer = fn(u64, &str) -> (u16, Value);
 
-/// A server that counts what it serves.
+/// A server that counts its requests and tokens.
 struct Server {
     port: u16,
     requests: Arc<AtomicU64>,
-    /// Tokens of prompts and of answers that it says it counted.
+    /// Tokens of prompts and of answers that the server has reported as usage.
     tokens: Arc<Mutex<(u64, u64)>>,
     closed: Arc<AtomicBool>,
 }
@@ -96,7 +97,7 @@ fn serve(stream: TcpStream, answer: Answer, requests: &AtomicU64, tokens: &Mutex
         let mut tokens = tokens.lock().unwrap();
         *tokens = (tokens.0 + asked.len() as u64, tokens.1 + 2);
     } else if status == 401 {
-        // Some servers and proxies say what they were sent.
+        // Some servers and proxies repeat the request in their error message.
         reply["error"]["message"] = json!(format!("not you: {head}"));
     }
     let text = reply.to_string();
@@ -107,7 +108,7 @@ fn serve(stream: TcpStream, answer: Answer, requests: &AtomicU64, tokens: &Mutex
     );
 }
 
-/// "ok", with two alternatives a token.
+/// Answers "ok", with two alternatives per token.
 fn ok(_: u64, _: &str) -> (u16, Value) {
     let token = |byte: u8, other: u8| {
         let top = |byte: u8, logprob: f64| json!({ "token": char::from(byte).to_string(), "logprob": logprob, "bytes": [byte] });
@@ -124,7 +125,7 @@ fn ok(_: u64, _: &str) -> (u16, Value) {
     (200, reply)
 }
 
-/// Story 3 is refused for good, the others are answered.
+/// Refuses story 3 permanently and answers all others.
 fn story_3_refused(number: u64, asked: &str) -> (u16, Value) {
     match asked.contains("Story 3:") {
         true => (400, json!({ "error": { "message": "no third story" } })),
@@ -136,12 +137,12 @@ fn refused(_: u64, _: &str) -> (u16, Value) {
     (401, json!({ "error": { "message": "" } }))
 }
 
-/// A run whose teacher is that server.
+/// Builds a run with this server as the teacher.
 fn run(server: &Server, signals: &str) -> Run {
     run_at(&format!("http://127.0.0.1:{}/v1", server.port), signals)
 }
 
-/// A run whose teacher is there; text alone is learned from unless `signals` says otherwise.
+/// Builds a run with the teacher at this URL. The student learns from text alone if `signals` is empty.
 pub(crate) fn run_at(url: &str, signals: &str) -> Run {
     let run = Run::new();
     run.edit(
@@ -165,8 +166,8 @@ pub(crate) fn run_at(url: &str, signals: &str) -> Run {
     run
 }
 
-fn said(run: &Run, arguments: &[&str]) -> crate::fixture::Said {
-    run.said(run.command(arguments).env("TEST_KEY", KEY))
+fn potstill(run: &Run, arguments: &[&str]) -> crate::fixture::CommandOutput {
+    run.output(run.command(arguments).env("TEST_KEY", KEY))
 }
 
 fn answers(run: &Run) -> Vec<Completion> {
@@ -179,7 +180,7 @@ fn failures(run: &Run) -> Vec<Failed> {
     read_shard(&shard).unwrap().map(Result::unwrap).collect()
 }
 
-/// USD and tokens of all requests, and how many there were.
+/// Sums USD and tokens of all completed requests, and counts the requests.
 fn ledger(run: &Run) -> (f64, u64, u64) {
     let text = std::fs::read_to_string(run.path("runs/tiny/requests.jsonl")).unwrap();
     let (mut usd, mut tokens, mut count) = (0.0, 0, 0);
@@ -200,7 +201,7 @@ fn ledger(run: &Run) -> (f64, u64, u64) {
     (usd, tokens, count)
 }
 
-/// A token, with log-probabilities of the prompt's: of each and of another.
+/// Returns one token, with log-probabilities of each prompt token and of one other token.
 fn scored(_: u64, asked: &str) -> (u16, Value) {
     let ids: Vec<u32> = serde_json::from_str(asked).unwrap();
     let of = |id: &u32| {
@@ -218,7 +219,7 @@ fn scored(_: u64, asked: &str) -> (u16, Value) {
     )
 }
 
-/// A run that has a server score the data's own answers.
+/// Builds a run in which the server scores the data's own answers.
 fn scoring(server: &Server) -> Run {
     let run = run(server, "");
     let line = |i| {
@@ -248,21 +249,21 @@ fn given_answers_are_scored_whole_or_in_parts() {
     let server = Server::start(scored);
     let whole = scoring(&server);
     for stage in ["import", "collect"] {
-        assert_eq!(said(&whole, &[stage, "run.toml"]).code, 0);
+        assert_eq!(potstill(&whole, &[stage, "run.toml"]).code, 0);
     }
-    let dry = said(&whole, &["score", "run.toml", "--dry-run"]);
+    let dry = potstill(&whole, &["score", "run.toml", "--dry-run"]);
     assert_eq!((dry.code, server.requests()), (0, 0), "{}", dry.stderr);
     insta::assert_snapshot!(
         dry.stdout,
         @"12 answers to have scored by m: about 304 tokens with their prompts, at most $0.424 without retries; capped at $30.00"
     );
-    let checked = said(&whole, &["check", "run.toml"]);
+    let checked = potstill(&whole, &["check", "run.toml"]);
     assert!(
         checked.stdout.contains(dry.stdout.trim()),
         "{}",
         checked.stdout
     );
-    let first = said(&whole, &["score", "run.toml"]);
+    let first = potstill(&whole, &["score", "run.toml"]);
     assert_eq!(first.code, 0, "{}", first.stderr);
     assert_eq!(server.requests(), 12);
     let (usd, _, requests) = ledger(&whole);
@@ -273,11 +274,11 @@ fn given_answers_are_scored_whole_or_in_parts() {
         signal.validate().unwrap();
         assert!(signal.rows.len() >= 10 && signal.rows.iter().all(|row| row.ids.len() == 2));
     }
-    // What this server says of a token does not depend on what precedes it.
+    // This server's log-probabilities do not depend on the preceding tokens.
     let parts = scoring(&server);
     parts.edit("[score]\n", "[score]\nwindow = 8\n");
     for stage in ["import", "collect", "score"] {
-        assert_eq!(said(&parts, &[stage, "run.toml"]).code, 0, "{stage}");
+        assert_eq!(potstill(&parts, &[stage, "run.toml"]).code, 0, "{stage}");
     }
     assert!(server.requests() > 12 + 24, "{}", server.requests());
     assert!(signals(&parts) == signals_of_whole);
@@ -287,7 +288,7 @@ fn given_answers_are_scored_whole_or_in_parts() {
 fn a_student_learns_from_a_served_teacher() {
     let server = Server::start(ok);
     let run = run(&server, "signals = { top_k = 2 }\n");
-    let first = said(&run, &["run", "run.toml"]);
+    let first = potstill(&run, &["run", "run.toml"]);
     assert_eq!(first.code, 0, "{}", first.stderr);
     assert!(
         first.stderr.contains("12 answers to ask m for"),
@@ -302,27 +303,27 @@ fn a_student_learns_from_a_served_teacher() {
     );
     let published = run.published();
     assert!(published.contains_key("signals/shard-00000.parquet"));
-    let second = said(&run, &["run", "run.toml"]);
+    let second = potstill(&run, &["run", "run.toml"]);
     assert_eq!(
         (second.code, server.requests()),
         (0, 12),
         "{}",
         second.stderr
     );
-    // More prompts ask for what is new alone.
+    // After prompts are added, only these are sent.
     run.write_prompts(15);
-    assert_eq!(said(&run, &["import", "run.toml"]).code, 0);
-    let third = said(&run, &["collect", "run.toml"]);
+    assert_eq!(potstill(&run, &["import", "run.toml"]).code, 0);
+    let third = potstill(&run, &["collect", "run.toml"]);
     assert_eq!((third.code, server.requests()), (0, 15), "{}", third.stderr);
     assert_eq!(answers(&run).len(), 15);
 }
 
 #[test]
-fn the_ledger_is_the_servers_own_count() {
+fn requests_jsonl_agrees_with_the_server() {
     let server = Server::start(ok);
     let run = run(&server, "");
-    assert_eq!(said(&run, &["import", "run.toml"]).code, 0);
-    let collected = said(&run, &["collect", "run.toml"]);
+    assert_eq!(potstill(&run, &["import", "run.toml"]).code, 0);
+    let collected = potstill(&run, &["collect", "run.toml"]);
     assert_eq!(collected.code, 0, "{}", collected.stderr);
     let (prompt, answer) = *server.tokens.lock().unwrap();
     let (usd, tokens, requests) = ledger(&run);
@@ -332,10 +333,10 @@ fn the_ledger_is_the_servers_own_count() {
 }
 
 #[test]
-fn a_failure_is_a_row_and_is_asked_again_when_told() {
+fn a_failure_is_a_row_and_can_be_retried() {
     let server = Server::start(story_3_refused);
     let run = run(&server, "");
-    let first = said(&run, &["run", "run.toml"]);
+    let first = potstill(&run, &["run", "run.toml"]);
     assert_eq!(first.code, 0, "{}", first.stderr);
     assert!(first.stderr.contains("1 bad_request"), "{}", first.stderr);
     let failed = failures(&run);
@@ -346,33 +347,33 @@ fn a_failure_is_a_row_and_is_asked_again_when_told() {
         "{}",
         failed[0].message
     );
-    let again = said(&run, &["collect", "run.toml"]);
+    let again = potstill(&run, &["collect", "run.toml"]);
     assert_eq!((again.code, server.requests()), (0, 12), "{}", again.stderr);
     let before = run.published();
-    let retried = said(&run, &["collect", "run.toml", "--retry-failures"]);
+    let retried = potstill(&run, &["collect", "run.toml", "--retry-failures"]);
     assert_eq!(
         (retried.code, server.requests()),
         (0, 13),
         "{}",
         retried.stderr
     );
-    // Not as an equation of bytes, which would be printed.
+    // `assert_eq` would print all bytes.
     assert!(run.published() == before);
 }
 
-/// Every answer takes a while.
+/// Answers after 300 ms.
 fn slow(number: u64, asked: &str) -> (u16, Value) {
     std::thread::sleep(Duration::from_millis(300));
     ok(number, asked)
 }
 
-/// What is under way lands and is kept; nothing is asked for twice.
+/// Requests in flight complete and their answers are kept; no prompt is sent twice.
 #[test]
-fn ctrl_c_lets_answers_land() {
+fn ctrl_c_waits_for_requests_in_flight() {
     let server = Server::start(slow);
     let run = run(&server, "");
     run.edit("max_new_tokens", "concurrency = 3\nmax_new_tokens");
-    assert_eq!(said(&run, &["import", "run.toml"]).code, 0);
+    assert_eq!(potstill(&run, &["import", "run.toml"]).code, 0);
     let mut command = run.command(&["collect", "run.toml"]);
     command.env("TEST_KEY", KEY).stderr(Stdio::piped());
     let child = command.spawn().unwrap();
@@ -380,7 +381,7 @@ fn ctrl_c_lets_answers_land() {
     while server.requests() == 0 {
         assert!(
             began.elapsed() < Duration::from_secs(60),
-            "nothing is asked"
+            "no request was sent"
         );
         std::thread::sleep(Duration::from_millis(5));
     }
@@ -392,7 +393,7 @@ fn ctrl_c_lets_answers_land() {
     );
     let asked = server.requests();
     assert!((1..12).contains(&asked), "{asked}");
-    let rest = said(&run, &["collect", "run.toml"]);
+    let rest = potstill(&run, &["collect", "run.toml"]);
     assert_eq!((rest.code, server.requests()), (0, 12), "{}", rest.stderr);
     assert!(
         rest.stderr
@@ -403,14 +404,14 @@ fn ctrl_c_lets_answers_land() {
     assert_eq!(answers(&run).len(), 12);
 }
 
-/// The server's own words come with the key in them, and go into errors, tables and lists.
+/// The server's error message repeats the key, and becomes part of errors, tables and requests.jsonl.
 #[test]
-fn no_key_is_in_anything_written() {
+fn no_written_file_contains_the_key() {
     for answer in [refused, story_3_refused] {
         let server = Server::start(answer);
         let run = run(&server, "");
-        assert_eq!(said(&run, &["import", "run.toml"]).code, 0);
-        let collected = said(&run, &["collect", "run.toml", "-v"]);
+        assert_eq!(potstill(&run, &["import", "run.toml"]).code, 0);
+        let collected = potstill(&run, &["collect", "run.toml", "-v"]);
         assert!(server.requests() > 0);
         assert!(!collected.stderr.contains(KEY) && !collected.stdout.contains(KEY));
         let root = run.path("");
@@ -425,8 +426,8 @@ fn no_key_is_in_anything_written() {
                 }
                 files += 1;
                 let bytes = std::fs::read(&path).unwrap();
-                let has_it = bytes.windows(KEY.len()).any(|part| part == KEY.as_bytes());
-                assert!(!has_it, "{}", path.display());
+                let has_key = bytes.windows(KEY.len()).any(|part| part == KEY.as_bytes());
+                assert!(!has_key, "{}", path.display());
             }
         }
         assert!(files > 5);
@@ -434,13 +435,13 @@ fn no_key_is_in_anything_written() {
 }
 
 #[test]
-fn a_cap_stops_and_a_raised_one_goes_on() {
+fn a_run_stops_at_a_cap_and_resumes_after_it_is_raised() {
     let server = Server::start(ok);
     let run = run(&server, "");
     // 15 tokens of a prompt and 2 of an answer are 0.035 USD; 31 and 12 are reserved for each.
     run.edit("[curate]", "[budget]\nusd = 0.3\n\n[curate]");
-    assert_eq!(said(&run, &["import", "run.toml"]).code, 0);
-    let capped = said(&run, &["collect", "run.toml"]);
+    assert_eq!(potstill(&run, &["import", "run.toml"]).code, 0);
+    let capped = potstill(&run, &["collect", "run.toml"]);
     assert_eq!(capped.code, 1, "{}", capped.stderr);
     assert!(
         capped.stderr.contains("the budget is used up"),
@@ -457,24 +458,24 @@ fn a_cap_stops_and_a_raised_one_goes_on() {
     let (usd, _, _) = ledger(&run);
     assert!(usd <= 0.3, "{usd}");
     run.edit("usd = 0.3", "usd = 3");
-    let rest = said(&run, &["collect", "run.toml"]);
+    let rest = potstill(&run, &["collect", "run.toml"]);
     assert_eq!((rest.code, server.requests()), (0, 12), "{}", rest.stderr);
     assert_eq!(answers(&run).len(), 12);
 }
 
 #[test]
-fn a_dry_run_says_what_is_ahead_and_asks_nothing() {
+fn a_dry_run_prints_a_forecast_and_sends_nothing() {
     let server = Server::start(ok);
     let run = run(&server, "");
     run.edit("[curate]", "[budget]\nusd = 3\nhours = 2\n\n[curate]");
-    assert_eq!(said(&run, &["import", "run.toml"]).code, 0);
-    let dry = said(&run, &["collect", "run.toml", "--dry-run"]);
+    assert_eq!(potstill(&run, &["import", "run.toml"]).code, 0);
+    let dry = potstill(&run, &["collect", "run.toml", "--dry-run"]);
     assert_eq!((dry.code, server.requests()), (0, 0), "{}", dry.stderr);
     insta::assert_snapshot!(
         dry.stdout,
         @"12 answers to ask m for: about 170 tokens of prompts, at most 144 of answers, at most $1.610 without retries; capped at $3.000, 2 h"
     );
-    let checked = said(&run, &["check", "run.toml"]);
+    let checked = potstill(&run, &["check", "run.toml"]);
     assert_eq!(
         (checked.code, server.requests()),
         (0, 0),
@@ -488,14 +489,14 @@ fn a_dry_run_says_what_is_ahead_and_asks_nothing() {
     );
 }
 
-/// Caps and what is spent of them are in what is said while it goes on.
+/// Progress output shows the caps and how much of them is used.
 #[test]
-fn the_live_line_has_money_and_caps() {
+fn progress_output_shows_cost_and_caps() {
     let server = Server::start(ok);
     let run = run(&server, "");
     run.edit("[curate]", "[budget]\nusd = 3\nrequests = 1000\n\n[curate]");
-    assert_eq!(said(&run, &["import", "run.toml"]).code, 0);
-    let collected = said(&run, &["collect", "run.toml", "--json"]);
+    assert_eq!(potstill(&run, &["import", "run.toml"]).code, 0);
+    let collected = potstill(&run, &["collect", "run.toml", "--json"]);
     assert_eq!(collected.code, 0, "{}", collected.stderr);
     let note = collected.stdout.lines().find_map(|line| {
         let event: Value = serde_json::from_str(line).unwrap();
@@ -508,7 +509,7 @@ fn the_live_line_has_money_and_caps() {
 }
 
 #[test]
-fn what_no_server_can_do_is_refused_at_its_place() {
+fn settings_that_do_not_fit_a_server_are_refused() {
     let server = Server::start(ok);
     let cases: [(&str, &str, &[&str]); 7] = [
         ("model = \"m\"\n", "", &["[teacher]", "add `model`"]),
@@ -545,7 +546,7 @@ fn what_no_server_can_do_is_refused_at_its_place() {
             run.edit("price = { input = 1000.0, output = 10000.0 }\n", "");
         }
         run.edit(from, to);
-        let checked = said(&run, &["check", "run.toml"]);
+        let checked = potstill(&run, &["check", "run.toml"]);
         assert_eq!(checked.code, 2, "{to}: {}", checked.stderr);
         for part in says {
             assert!(checked.stderr.contains(part), "{to}: {}", checked.stderr);

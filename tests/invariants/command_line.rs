@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::process::Command;
 
-/// Flags are operational. A new hyperparameter belongs into the run file.
+/// Flags are operational. New hyperparameters belong in the run file.
 #[test]
 fn the_command_line_is_frozen() {
     let help = |arguments: &[&str]| {
@@ -35,14 +35,14 @@ fn the_command_line_is_frozen() {
         "--help",
     ];
     let (help_flag, rest) = frozen.split_last().unwrap();
-    let of_asking = [rest, &["--retry-failures", help_flag]].concat();
+    let with_retry = [rest, &["--retry-failures", help_flag]].concat();
     for (command, flags) in listed {
-        let asks = ["run", "collect", "score"].contains(&command);
-        let expected = if asks { &of_asking[..] } else { &frozen };
+        let can_retry = ["run", "collect", "score"].contains(&command);
+        let expected = if can_retry { &with_retry[..] } else { &frozen };
         assert_eq!(flags, expected, "potstill {command}");
     }
-    let of_report = [rest, &["--open", help_flag]].concat();
-    assert_eq!(flags(&help(&["report"])), of_report);
+    let with_open = [rest, &["--open", help_flag]].concat();
+    assert_eq!(flags(&help(&["report"])), with_open);
     assert_eq!(
         flags(&help(&["init"])),
         ["--data", "--teacher", "--name", "--force", "--help"]

@@ -1,4 +1,4 @@
-//! Which crate may depend on which crate and library.
+//! Dependencies between crates, and the libraries that each crate may use.
 
 use cargo_metadata::{DependencyKind, Metadata, MetadataCommand};
 

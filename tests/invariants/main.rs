@@ -6,6 +6,7 @@
 
 mod command_line;
 mod dependencies;
+mod pages;
 mod rules;
 mod sources;
 

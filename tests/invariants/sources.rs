@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use crate::{CRATES, root};
 
-/// A source file of a crate: where it is, and its code without comments, texts and tests.
+/// A source file: the folder of its crate, its path, and its code without comments, strings and tests.
 pub(crate) struct Source {
     pub(crate) folder: &'static str,
     pub(crate) path: PathBuf,
@@ -23,7 +23,7 @@ impl Source {
     }
 }
 
-/// Sources of all crates, less what is compiled for tests only.
+/// Reads the sources of all crates, without code that is compiled only for tests.
 pub(crate) fn sources() -> Vec<Source> {
     let mut sources = Vec::new();
     for (folder, _, _) in CRATES {
@@ -58,16 +58,16 @@ fn rust_files(dir: &Path) -> Vec<PathBuf> {
     files
 }
 
-/// Lines without comments and without the content of texts on one line.
+/// Removes comments, and the content of strings that end on their line.
 fn code(text: &str) -> String {
     let mut out = String::new();
     for line in text.lines() {
-        let mut in_text = false;
+        let mut in_string = false;
         let mut chars = line.chars().peekable();
         while let Some(c) = chars.next() {
-            match (in_text, c) {
+            match (in_string, c) {
                 (true, '\\') => drop(chars.next()),
-                (_, '"') => in_text = !in_text,
+                (_, '"') => in_string = !in_string,
                 (true, _) => {}
                 (false, '\'') if chars.peek() == Some(&'"') => drop(chars.next()),
                 (false, '/') if chars.peek() == Some(&'/') => break,

@@ -1,4 +1,4 @@
-//! What was measured of each model, read from the run directory for the report.
+//! Reads the results of each model from the run directory for the report.
 
 use potstill_datasets::{Arm, Manifest, Prompt, RunModel, SequenceValues, TaskSample, Variant};
 use potstill_eval::{
@@ -12,7 +12,7 @@ use crate::stages::eval::values;
 use crate::stages::models::export_home;
 use crate::stages::{Context, answers, checkpoint, export, train};
 
-/// The pairs that are compared: left less right.
+/// Pairs of models that are compared; a difference is left minus right.
 const PAIRS: [(RunModel, RunModel); 4] = [
     (RunModel::STUDENT, RunModel::SFT),
     (RunModel::STUDENT, RunModel::Base),
@@ -20,24 +20,24 @@ const PAIRS: [(RunModel, RunModel); 4] = [
     (RunModel::SFT, RunModel::SHUFFLED),
 ];
 
-/// Held-out prompts whose answers are shown.
+/// Number of held-out prompts whose answers the report shows.
 const SAMPLES: usize = 60;
 
-/// The values and answers of every model.
+/// The measured values and answers of all models.
 pub(super) struct Models {
     students: Vec<Student>,
-    /// The prompts that models answered; none where they were not asked.
+    /// Prompts that the models answered; empty if `[eval] answers` is not set.
     prompts: Vec<Prompt>,
-    /// By model, the teacher first; each of its first seed.
+    /// Answers of each model's first seed, the teacher's first.
     answers: Vec<(RunModel, Vec<TaskSample>)>,
-    /// Whether the teacher's are stored; the text alone has neither KL nor agreement.
+    /// Whether the teacher's distributions are stored. Without them there is neither KL nor agreement.
     distributions: bool,
     resamples: usize,
     seed: u64,
 }
 
-/// A model's values and graded answers, by seed; bootstraps see the seeds' values one after the
-/// other, so that a prompt has those of all seeds.
+/// A model's values and graded answers by seed. A bootstrap receives the seeds' values concatenated, so
+/// that each prompt has the values of all seeds.
 struct Student {
     model: RunModel,
     seeds: Vec<Seed>,
@@ -50,7 +50,7 @@ struct Seed {
 }
 
 impl Student {
-    /// The values of `times` seeds, or those of the only one as often.
+    /// Concatenates the values of `times` seeds, repeating the seeds if there are fewer.
     fn values(&self, times: usize) -> Vec<SequenceValues> {
         let seeds = self.seeds.iter().cycle().take(times);
         seeds.flat_map(|s| s.values.iter().cloned()).collect()
@@ -123,7 +123,7 @@ impl Models {
         Ok(models)
     }
 
-    /// Any model's values: they are of the same text.
+    /// Returns the values of one model. Any model serves, since all are measured on the same text.
     pub(super) fn heldout(&self) -> &[SequenceValues] {
         let first = self.students.first().and_then(|s| s.seeds.first());
         first.map_or(&[], |seed| &seed.values)
@@ -145,7 +145,7 @@ impl Models {
             name: name.map_or_else(String::new, |p| p.teacher),
             parameters,
             nll: teacher_nll(self.heldout(), self.resamples, self.seed)?,
-            accuracy: self.accuracy(self.of_teacher())?,
+            accuracy: self.accuracy(self.teacher_grades())?,
         }))
     }
 
@@ -200,7 +200,7 @@ impl Models {
         Ok(comparisons)
     }
 
-    /// The first held-out prompts with every model's answer.
+    /// Returns the first held-out prompts with each model's answer.
     pub(super) fn samples(&self, context: &Context) -> anyhow::Result<Vec<Sample>> {
         let mut samples = Vec::new();
         for (i, prompt) in self.prompts.iter().take(SAMPLES).enumerate() {
@@ -217,7 +217,7 @@ impl Models {
             let answers: Option<Vec<SampleAnswer>> = self.answers.iter().map(answer).collect();
             let answers = answers.ok_or_else(|| {
                 anyhow::anyhow!(
-                    "the answers in {} are to other prompts: delete the `eval/answers` folders below it and run `eval` again",
+                    "the answers below {} belong to other prompts\nhint: delete the folders `eval/answers` below it and run `eval` again",
                     context.dir.path("students").display()
                 )
             })?;
@@ -239,7 +239,7 @@ impl Models {
             .transpose()?)
     }
 
-    fn of_teacher(&self) -> Option<Vec<Graded>> {
+    fn teacher_grades(&self) -> Option<Vec<Graded>> {
         let (_, answers) = (self.answers.iter()).find(|(model, _)| *model == RunModel::Teacher)?;
         Some(self.grades(answers))
     }
