@@ -131,7 +131,7 @@ pub enum Error {
     /// A callback of the caller, or a resource of the system, failed.
     #[error("{what}")]
     Caller {
-        /// What failed.
+        /// The failed action.
         what: &'static str,
         /// Why it failed.
         #[source]
@@ -140,9 +140,9 @@ pub enum Error {
     /// The list of requests cannot be read or written.
     #[error("cannot {action} {}", path.display())]
     RequestLog {
-        /// What was tried, as a verb.
+        /// The attempted action, as a verb.
         action: &'static str,
-        /// The file.
+        /// Path of the list of requests.
         path: PathBuf,
         /// The system's reason.
         source: std::io::Error,
@@ -153,11 +153,11 @@ pub enum Error {
         path.display()
     )]
     RequestLogLine {
-        /// The file.
+        /// Path of the list of requests.
         path: PathBuf,
         /// Number of the line, from 1.
         line: usize,
-        /// What is wrong with the line.
+        /// Error of the parser.
         source: serde_json::Error,
     },
 }

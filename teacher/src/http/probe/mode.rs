@@ -73,7 +73,7 @@ impl LogprobsMode {
         )
     }
 
-    /// What the mode means for stored distributions.
+    /// Describes the values, and whether they can be stored as distributions.
     #[must_use]
     pub fn meaning(self) -> &'static str {
         match self {

@@ -122,7 +122,7 @@ pub(crate) fn first_word(n: u64) -> String {
     format!("{drawn:016x}")[..7].to_owned()
 }
 
-/// Everything that a collection reported.
+/// Record of all that a collection reported.
 pub(crate) struct RunRecord {
     pub(crate) end: Result<CollectionEnd, Error>,
     pub(crate) completed: Vec<CompletedCall>,
