@@ -427,7 +427,7 @@ fn refused_requests_name_the_defect() {
     assert_eq!(
         error.to_string(),
         format!(
-            "train.jsonl:17: the prompt has {tokens} tokens, and with 32 new ones it exceeds the teacher's context of 512: drop or shorten it, or lower `max_new_tokens`"
+            "train.jsonl:17: the prompt has {tokens} tokens, and with 32 new ones it exceeds the teacher's context of 512\nhint: drop or shorten the prompt, or lower `max_new_tokens`"
         )
     );
 
@@ -439,7 +439,7 @@ fn refused_requests_name_the_defect() {
     let four = scoring(4);
     assert_eq!(
         fail(text_of(vec![1; 513], 1), &four),
-        "prompt p, sample 0: the text has 513 tokens, and the teacher's context is 512: drop or cut it"
+        "prompt p, sample 0: the text has 513 tokens, and the teacher's context is 512\nhint: drop or cut the text"
     );
     assert_eq!(
         fail(text_of(vec![1, 512], 1), &four),
@@ -489,7 +489,7 @@ fn refused_requests_name_the_defect() {
     assert_eq!(
         error,
         format!(
-            "the tokenizer `{place}/tokenizer.json` has 512 ids, and the embedding of `{place}/config.json` has 500 rows: tokenizer and model are not of one checkpoint"
+            "the tokenizer `{place}/tokenizer.json` has 512 ids, but the embedding of `{place}/config.json` has 500 rows\nhint: use tokenizer and model of one checkpoint"
         )
     );
 }
