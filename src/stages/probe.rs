@@ -148,19 +148,14 @@ fn unmet(run: &Loaded, http: &HttpTeacher, probe: &Probe) -> Option<Unmet> {
         ));
     }
     match (&file.collect.signals, &file.score) {
-        (Some(signals), _) => unmet_by_answers(run, http, probe, signals.top_k.get()),
+        (Some(signals), _) => unmet_by_answers(http, probe, signals.top_k.get()),
         (None, Some(score)) => unmet_by_scores(probe, score.top_k.get()),
         (None, None) => None,
     }
 }
 
 /// What `signals` of [collect] asks for and the server's answers do not have.
-fn unmet_by_answers(
-    run: &Loaded,
-    http: &HttpTeacher,
-    probe: &Probe,
-    top_k: usize,
-) -> Option<Unmet> {
+fn unmet_by_answers(http: &HttpTeacher, probe: &Probe, top_k: usize) -> Option<Unmet> {
     const SIGNALS: &[&str] = &["collect", "signals"];
     let largest = probe.logprobs.largest_k as usize;
     if probe.logprobs.kind != LogprobKind::Real {
