@@ -148,13 +148,13 @@ fn unmet(run: &Loaded, http: &HttpTeacher, probe: &Probe) -> Option<Unmet> {
         ));
     }
     match (&file.collect.signals, &file.score) {
-        (Some(signals), _) => unmet_by_answers(http, probe, signals.top_k.get()),
-        (None, Some(score)) => unmet_by_scores(probe, score.top_k.get()),
+        (Some(signals), _) => unmet_by_answers(http, probe, signals.top_k),
+        (None, Some(score)) => unmet_by_scores(probe, score.top_k),
         (None, None) => None,
     }
 }
 
-/// What `signals` of [collect] asks for and the server's answers do not have.
+/// Finds what `signals` of [collect] asks for and the server's answers do not have.
 fn unmet_by_answers(http: &HttpTeacher, probe: &Probe, top_k: usize) -> Option<Unmet> {
     const SIGNALS: &[&str] = &["collect", "signals"];
     let largest = probe.logprobs.largest_k as usize;
@@ -199,7 +199,7 @@ fn unmet_by_answers(http: &HttpTeacher, probe: &Probe, top_k: usize) -> Option<U
     None
 }
 
-/// What [score] asks for and the server cannot do.
+/// Finds what [score] asks for and the server cannot do.
 fn unmet_by_scores(probe: &Probe, top_k: usize) -> Option<Unmet> {
     const SCORE: &[&str] = &["score"];
     const ANOTHER: &str = "use `signals` of [collect], or another server";

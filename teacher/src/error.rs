@@ -142,7 +142,7 @@ pub enum Error {
     RequestLog {
         /// The attempted action, as a verb.
         action: &'static str,
-        /// Path of the list of requests.
+        /// Path of the list.
         path: PathBuf,
         /// The system's reason.
         source: std::io::Error,
@@ -153,11 +153,11 @@ pub enum Error {
         path.display()
     )]
     RequestLogLine {
-        /// Path of the list of requests.
+        /// Path of the list.
         path: PathBuf,
         /// Number of the line, from 1.
         line: usize,
-        /// Error of the parser.
+        /// The parser's reason.
         source: serde_json::Error,
     },
 }

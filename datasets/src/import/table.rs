@@ -3,9 +3,11 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use arrow::array::{Array, AsArray, RecordBatch};
-use arrow::datatypes::{DataType, Float32Type, Float64Type, Schema};
-use arrow::util::display::array_value_to_string;
+use arrow_array::cast::AsArray;
+use arrow_array::types::{Float32Type, Float64Type};
+use arrow_array::{Array, RecordBatch};
+use arrow_cast::display::array_value_to_string;
+use arrow_schema::{DataType, Schema};
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{
     ArrowReaderMetadata, ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder,
@@ -32,7 +34,7 @@ pub(super) fn rows(path: &Path, wanted: Option<&Columns>) -> Result<Rows, Error>
     };
     let batches = decode(path, || builder.with_batch_size(BATCH_ROWS).build()).map_err(foreign)?;
     let expected = usize::try_from(metadata.metadata().file_metadata().num_rows());
-    Ok(Box::new(Table {
+    Ok(Box::new(ParquetRows {
         path: path.to_path_buf(),
         batches,
         waiting: Vec::new().into_iter(),
@@ -69,7 +71,7 @@ fn foreign(error: Error) -> Error {
     }
 }
 
-struct Table {
+struct ParquetRows {
     path: PathBuf,
     batches: ParquetRecordBatchReader,
     waiting: std::vec::IntoIter<Map<String, Value>>,
@@ -78,7 +80,7 @@ struct Table {
     expected: usize,
 }
 
-impl Iterator for Table {
+impl Iterator for ParquetRows {
     type Item = Result<Row, Error>;
 
     fn next(&mut self) -> Option<Self::Item> {

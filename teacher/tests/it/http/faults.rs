@@ -124,7 +124,7 @@ fn ten_thousand_prompts_with_faults_in_three_of_ten_responses() {
         ..Plan::default()
     });
     let mut settings = impatient(settings(running.server.url()));
-    settings.endpoints[0].max_in_flight = 256;
+    settings.endpoints[0].max_in_flight = Some(256);
     let begun = Instant::now();
     let record = run(&settings, CALLS);
     assert_eq!(record.end.as_ref().unwrap(), &CollectionEnd::Finished);
