@@ -41,7 +41,7 @@ struct PartialAnswer {
     is_answer: bool,
 }
 
-/// Next step for a call.
+/// Next step of a call.
 pub(super) enum NextStep {
     /// The call is completed.
     Complete(Box<(PendingCall, Result<Response, Failure>)>),
