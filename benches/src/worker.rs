@@ -11,9 +11,11 @@ use std::time::Instant;
 
 use anyhow::Context as _;
 use potstill::datasets::{ChatTemplate, Encoded, SignalRow};
-use potstill::model::{Int, Limits, Module, Sampling, Stop, Tensor, TensorData, device, generate};
+use potstill::model::{
+    BatchLimits, Int, Module, Sampling, StopConditions, Tensor, TensorData, device, generate,
+};
 use potstill::student::{AdamW, Arm, batch_gradient, clip_global_norm};
-use potstill::teacher::{Local, LocalSettings, Scoring, ScoringText};
+use potstill::teacher::{Local, LocalSettings, Scoring, ScoringText, SignalSettings};
 
 use self::inputs::{CHUNK_ROWS, dtype, loss_mask, open_model, settings, signal, wait};
 use crate::machine::{own_processor_seconds, resident_bytes};
@@ -139,7 +141,7 @@ fn decode(request: &MeasurementRequest) -> anyhow::Result<MeasurementReply> {
         temperature: 0.0,
         ..Sampling::default()
     };
-    let (stop, limits) = (Stop::at(&[]), Limits::default());
+    let (stop, limits) = (StopConditions::at(&[]), BatchLimits::default());
     let seeds = vec![0; request.ids.len()];
     let (seconds, ids) = repeat(request, || {
         let mut go_on = |_: usize| ControlFlow::Continue(());
@@ -170,9 +172,11 @@ fn capture(request: &MeasurementRequest) -> anyhow::Result<MeasurementReply> {
     };
     let texts: Vec<ScoringText> = request.ids.iter().enumerate().map(text).collect();
     let scoring = Scoring {
-        top_k: request.top_k,
-        temperatures: Vec::new(),
-        tail_draws: 0,
+        signals: SignalSettings {
+            top_k: request.top_k,
+            temperatures: Vec::new(),
+            tail_draws: 0,
+        },
         seed: 0,
         chunk_rows: CHUNK_ROWS,
     };

@@ -102,7 +102,7 @@ impl<Q, T: StoredRecord> Acquisition<'_, Q, T> {
         let store = RefCell::new(self.store);
         let mut acquired = Acquired::default();
         let retry = context.retry_failures;
-        let disk_bytes = context.run.file.budget.disk_bytes.map(|bytes| bytes.get());
+        let disk_bytes = context.run.file.budget.disk_bytes;
         let mut store_error = None;
         let ended = (self.work)(
             teacher,

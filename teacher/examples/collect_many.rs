@@ -1,7 +1,7 @@
-//! Asks a server for many answers and says how fast that went and what it took: one line of JSON.
+//! Collects many answers from a server, and prints speed and processor time as one line of JSON.
 //!
-//! `collect_many URL REQUESTS IN_FLIGHT PROMPT_BYTES MAX_TOKENS TOP_LOGPROBS` with -1 for no log-probabilities. See
-//! `benches/http_throughput.py`, which runs it beside OpenAI's Python client.
+//! `collect_many URL REQUESTS IN_FLIGHT PROMPT_BYTES MAX_TOKENS TOP_LOGPROBS` with -1 for no log-probabilities.
+//! `benches/http_throughput.py` runs this program beside OpenAI's Python client.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 use std::error::Error;
@@ -11,8 +11,8 @@ use std::time::Instant;
 
 use potstill_datasets::{Message, Prompt, Role};
 use potstill_teacher::http::{
-    Api, Call, CallEvent, CallTask, Caps, ClientSettings, Dialect, Endpoint, OnBreak, OnLength,
-    Price, RequestSettings, Spending, Timeouts, collect,
+    Api, BudgetSettings, Call, CallEvent, CallTask, ClientSettings, Dialect, Endpoint, OnBreak,
+    OnLength, Price, RequestSettings, Spending, Timeouts, collect,
 };
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -41,7 +41,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             groups += 1;
             for event in events {
                 match event {
-                    CallEvent::Completed(landed) => match landed.result {
+                    CallEvent::Completed(completed) => match completed.result {
                         Ok(reply) => {
                             answers += 1;
                             tokens += reply.completion.tokens.len();
@@ -107,23 +107,17 @@ fn settings(url: &str, in_flight: u32, max_tokens: u32, top: i64) -> ClientSetti
             reasoning: None,
         },
         endpoints: vec![Endpoint {
-            name: "bench".into(),
-            url: url.into(),
-            key: None,
-            weight: 1.0,
-            requests_per_minute: None,
-            tokens_per_minute: None,
-            max_in_flight: in_flight,
-            allow_plain_http: false,
+            max_in_flight: Some(in_flight),
+            ..Endpoint::new(url)
         }],
         timeouts: Timeouts::default(),
         attempts: 3,
         first_backoff_seconds: 0.5,
         max_backoff_seconds: 30.0,
         max_body_bytes: 64 << 20,
-        caps: Caps {
+        caps: BudgetSettings {
             usd: Some(1e9),
-            ..Caps::default()
+            ..BudgetSettings::default()
         },
         spent: Spending::default(),
         price: Some(Price {
@@ -138,7 +132,7 @@ fn settings(url: &str, in_flight: u32, max_tokens: u32, top: i64) -> ClientSetti
     }
 }
 
-/// User and system time of this process, from Linux's `/proc`, in hundredths of a second.
+/// User and system time of this process, seconds, from Linux's `/proc`, which counts hundredths of a second.
 fn cpu_seconds() -> Option<f64> {
     let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
     let fields: Vec<&str> = stat.rsplit_once(") ")?.1.split(' ').collect();

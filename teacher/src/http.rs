@@ -19,7 +19,7 @@ mod throttle;
 mod transport;
 mod wire;
 
-pub use budget::{Caps, Spending, forecast_usd};
+pub use budget::{BudgetSettings, Spending, forecast_usd};
 pub use call::{
     Api, Attempt, Call, CallTask, ChargeBasis, Dialect, Failure, FailureReason, OnBreak, OnLength,
     PromptLogprobs, RequestSettings, Response, TokenUsage,
@@ -27,7 +27,7 @@ pub use call::{
 pub use collect::{
     CallEvent, CallbackError, CollectProgress, CollectionEnd, CompletedCall, Reservation, collect,
 };
-pub use endpoint::{Endpoint, Timeouts};
+pub use endpoint::{DEFAULT_CONCURRENCY, Endpoint, Timeouts};
 pub(crate) use estimate::UNKNOWN_MARKS;
 pub use estimate::{TokenEstimate, prompt_bytes};
 pub use key::ApiKey;
@@ -39,6 +39,5 @@ pub use provider::{Price, Provider, known_providers, merge_providers};
 pub use request_log::RequestLog;
 pub use settings::ClientSettings;
 pub use signal::{
-    ScoringWindow, Spellings, answer_signal, answer_signal_with, join_scoring_windows,
-    prompt_signal, scoring_windows,
+    ScoringWindow, Spellings, answer_signal, join_scoring_windows, prompt_signal, scoring_windows,
 };

@@ -1,4 +1,4 @@
-//! Where answers and signals come from: teachers.
+//! Teachers: sources of answers and signals.
 //!
 //! A teacher answers prompts and says how likely each token is. A [`Teacher`] is one of three kinds: a checkpoint that
 //! runs in this process ([`Local`]), a model behind a server ([`HttpTeacher`], with the client in [`http`]), or the
@@ -13,6 +13,7 @@ mod http_teacher;
 #[cfg(feature = "local")]
 mod local;
 mod protocol;
+mod settings;
 mod teacher;
 
 pub use encoder::TextEncoder;
@@ -24,4 +25,5 @@ pub use local::{Ask, Local, LocalSettings, LocalTeacher, Scoring, ScoringText};
 #[cfg(feature = "local")]
 pub use potstill_model::{DType, Device, Sampling};
 pub use protocol::{AnswerRequest, CompletedEntries, Exchange, ScoreRequest, ScoringOptions};
+pub use settings::{CollectSettings, ScoreSettings, SignalSettings, TeacherSettings};
 pub use teacher::Teacher;

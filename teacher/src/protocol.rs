@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use potstill_datasets::{Completion, Entry, Prompt, PromptedAnswer};
 
+use crate::SignalSettings;
 use crate::http::{CallbackError, CollectProgress};
 
 /// A unit for which an answer is asked.
@@ -33,12 +34,8 @@ pub struct ScoreRequest {
 /// The distributions that are kept of a text.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ScoringOptions {
-    /// Number of most likely tokens at each position.
-    pub top_k: usize,
-    /// Temperatures other than 1 whose normalisers are stored.
-    pub temperatures: Vec<f32>,
-    /// Number of draws from the tail at each position.
-    pub tail_draws: u32,
+    /// Parts of each distribution to store.
+    pub signals: SignalSettings,
     /// Seed of the draws.
     pub seed: u64,
     /// Number of texts that a local teacher scores together.

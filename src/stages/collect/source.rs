@@ -86,14 +86,14 @@ impl CollectSource {
                 (SourceKind::Local(folder), answers, None)
             }
         };
-        let samples = run.file.collect.samples.get();
+        let samples = run.file.collect.samples;
         let mut settings = json!({ "answers": answers, "samples": samples });
         if let (Some(Teacher::Http(http)), Some(signals)) = (&teacher, &run.file.collect.signals) {
             // Distributions are made of the answers' own alternatives and of the text around them.
             let encoder = http.encoder.as_ref();
             let encoder = encoder.context("signals need a tokenizer")?;
             settings["signals"] = json!({
-                "top_k": signals.top_k.get(),
+                "top_k": signals.top_k,
                 "tokenizer": encoder.tokenizer().fingerprint(),
                 "template": encoder.template().hash(),
             });
@@ -172,7 +172,7 @@ impl CollectSource {
         Tables {
             completions: folder("completions"),
             signals: folder("signals"),
-            tail_draws: signals.is_some_and(|signals| signals.tail_draws.get() > 0),
+            tail_draws: signals.is_some_and(|signals| signals.tail_draws > 0),
             failures: folder("failures"),
         }
     }

@@ -36,7 +36,7 @@ const BURST_SECONDS: f64 = 1.0;
 /// Longest pause. A server that asks for a longer one is asked again after this time.
 const MAX_PAUSE: Duration = Duration::from_secs(3600);
 
-/// What a failure tells about its endpoint.
+/// Class of a failure, by its meaning for the endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum FailureClass {
     /// The endpoint accepts fewer requests, or does not reply in time.
@@ -165,7 +165,7 @@ pub(super) enum EndpointChoice {
 
 impl Throttle {
     pub(super) fn new(endpoint: &Endpoint, now: Instant) -> Throttle {
-        let max_limit = f64::from(endpoint.max_in_flight);
+        let max_limit = f64::from(endpoint.in_flight_limit());
         let bucket = |rate: Option<f64>| rate.map(|rate| RateBucket::new(rate, now));
         Throttle {
             weight: endpoint.weight,
@@ -396,14 +396,8 @@ mod tests {
 
     fn endpoint(max_in_flight: u32) -> Endpoint {
         Endpoint {
-            name: "a".into(),
-            url: "http://127.0.0.1/v1".into(),
-            key: None,
-            weight: 1.0,
-            requests_per_minute: None,
-            tokens_per_minute: None,
-            max_in_flight,
-            allow_plain_http: false,
+            max_in_flight: Some(max_in_flight),
+            ..Endpoint::new("http://127.0.0.1/v1")
         }
     }
 

@@ -8,23 +8,19 @@ use std::collections::HashMap;
 use std::ops::ControlFlow;
 
 use potstill_datasets::{Encoded, Signal, SignalRow};
-use potstill_kernels::{Capture, CaptureRow, Captured, Head, capture};
+use potstill_kernels::{CaptureOptions, CaptureRow, Captured, LogitTransform, capture};
 use potstill_model::{Device, Int, Tensor, TensorData};
 use sha2::{Digest, Sha256};
 
 use super::checkpoint::Local;
 use super::text::ScoringText;
-use crate::Error;
+use crate::{Error, SignalSettings};
 
 /// Parts of each distribution that are kept.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Scoring {
-    /// Number of most likely tokens, at least 1. A number above the vocabulary's size keeps all of it.
-    pub top_k: usize,
-    /// Temperatures of `log_z_at`, above 0.
-    pub temperatures: Vec<f32>,
-    /// Number of draws from the tail at each position; 0 for none.
-    pub tail_draws: u32,
+    /// Parts of each distribution to store.
+    pub signals: SignalSettings,
     /// Seed of the draws, whose randomness is a function of this seed, the text's prompt and sample, and the position.
     pub seed: u64,
     /// Number of rows of logits held at once, at least 1: `chunk_rows` × v numbers.
@@ -156,11 +152,13 @@ impl Local {
             }
         };
         let rows: Vec<CaptureRow> = positions.iter().map(capture_row).collect();
-        let settings = Capture {
-            head: Head::default(),
-            top_k: scoring.top_k,
-            temperatures: &scoring.temperatures,
-            draws: scoring.tail_draws,
+        let signals = &scoring.signals;
+        let temperatures: Vec<f32> = signals.temperatures.iter().map(|t| *t as f32).collect();
+        let settings = CaptureOptions {
+            head: LogitTransform::default(),
+            top_k: signals.top_k,
+            temperatures: &temperatures,
+            draws: signals.tail_draws,
         };
         let captured = capture(logits_nv, &rows, &settings).map_err(|error| {
             Error::Model(potstill_model::Error::Device {
@@ -288,15 +286,15 @@ fn check_scoring(scoring: &Scoring) -> Result<(), Error> {
             range,
         })
     };
-    if scoring.top_k == 0 {
+    if scoring.signals.top_k == 0 {
         return wrong("top_k", 0.0, "it is at least 1");
     }
     if scoring.chunk_rows == 0 {
         return wrong("chunk_rows", 0.0, "it is at least 1");
     }
-    let bad = |t: &&f32| !(**t > 0.0 && t.is_finite());
-    match scoring.temperatures.iter().find(bad) {
-        Some(t) => wrong("temperatures", f64::from(*t), "each is above 0"),
+    let bad = |t: &&f64| !(**t > 0.0 && t.is_finite());
+    match scoring.signals.temperatures.iter().find(bad) {
+        Some(t) => wrong("temperatures", *t, "each is above 0"),
         None => Ok(()),
     }
 }

@@ -35,9 +35,7 @@ pub struct LocalTeacher {
 impl ScoringOptions {
     fn scoring(&self) -> Scoring {
         Scoring {
-            top_k: self.top_k,
-            temperatures: self.temperatures.clone(),
-            tail_draws: self.tail_draws,
+            signals: self.signals.clone(),
             seed: self.seed,
             chunk_rows: SCORE_ROWS,
         }
@@ -49,7 +47,7 @@ impl LocalTeacher {
     #[must_use]
     pub fn provenance(&self) -> Provenance {
         let signals = self.signals.as_ref();
-        let temperatures = signals.map_or(&[][..], |signals| &signals.temperatures);
+        let temperatures = signals.map_or(&[][..], |options| &options.signals.temperatures);
         self.local
             .provenance(&self.sampling, &self.stop, self.seed, temperatures)
     }
