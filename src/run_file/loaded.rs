@@ -12,7 +12,7 @@ use super::{RunFile, rules};
 #[derive(Debug, Clone)]
 pub struct Loaded {
     /// The settings, with defaults filled in and paths resolved.
-    pub file: RunFile,
+    pub settings: RunFile,
     /// Path of the run file, as the user gave it.
     pub path: PathBuf,
     /// Text of the run file.
@@ -32,9 +32,9 @@ impl Loaded {
                 path.display()
             ))
         })?;
-        let file = parse(path, &text)?;
+        let settings = parse(path, &text)?;
         Ok(Loaded {
-            file,
+            settings,
             path: path.to_owned(),
             text,
         })
