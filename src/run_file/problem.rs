@@ -68,7 +68,7 @@ impl Problem {
             .map(|s| key_around(text, s))
             .unwrap_or_default();
         let key: Vec<&str> = key.iter().map(String::as_str).collect();
-        // Where a whole table is missing, the span is the start of the file.
+        // If a whole table is missing, the span is the start of the file.
         let whole_file = span.as_ref().is_none_or(|s| s.start == 0);
         let message = match message.strip_prefix("missing key ") {
             Some(table) if whole_file => {
