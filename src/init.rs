@@ -16,8 +16,7 @@ use potstill_model::Config;
 
 use crate::errors;
 use crate::progress::{Console, ask, can_ask};
-use crate::run_file::ConfigError;
-use crate::run_file::ranges::{RunName, expand_path};
+use crate::run_file::{ConfigError, RunName, expand_path};
 use columns::Detected;
 
 /// Values given by flags; those that are absent are asked for.

@@ -1,44 +1,44 @@
-//! The run file: one TOML table a stage, hyperparameters and nothing operational.
+//! The run file: one TOML table for each stage, with hyperparameters and nothing operational.
 //!
-//! Parsing touches no file and no device; the only thing it reads besides the text is
-//! the environment, for `${NAME}` in paths. Range rules live in [`ranges`], so that the
-//! parser points at the value; rules between keys are in `rules` and are reported
-//! together.
+//! Each table is a type of the crate that reads it, with ranges, defaults and documentation. The
+//! parser points at a value that is out of its range; rules between keys are in `rules` and are
+//! reported together. Parsing reads no file besides the text and no device, only the environment,
+//! for `${NAME}` in paths.
 
 mod loaded;
-mod place;
-pub mod ranges;
+mod name;
+mod problem;
 mod rules;
-mod teacher;
 
-pub use loaded::{Loaded, parse};
-pub use place::{ConfigError, Problem};
-use potstill_datasets::{CurateSettings, FloatType, ImportSettings, Reasoning};
+pub use loaded::{Loaded, expand_path, parse};
+pub use name::RunName;
+use potstill_datasets::{CurateSettings, FloatType, ImportSettings};
 use potstill_eval::{EvalSettings, GradeSettings};
 use potstill_student::{Settings, StudentSettings};
-use ranges::{Count, CountOrZero, Fraction, Mass, NonNegative, Positive, RunName};
+use potstill_teacher::http::BudgetSettings;
+use potstill_teacher::{CollectSettings, ScoreSettings, SignalSettings, TeacherSettings};
+pub use problem::{ConfigError, Problem};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-pub use teacher::{Budget, Dialect, Endpoint, Method, OnBreak, OnLength, Price, Teacher, Timeouts};
 
-/// A parsed run file that breaks no rule.
+/// The settings of a run: a run file that breaks no rule, with defaults filled in and paths resolved.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RunFile {
     /// Name and seed of the run.
-    pub run: Run,
+    pub run: RunSettings,
     /// Source of the prompts.
     pub import: ImportSettings,
     /// Model that answers the prompts, or that scores the answers of the data.
-    pub teacher: Option<Teacher>,
+    pub teacher: Option<TeacherSettings>,
     /// Limits on what a teacher behind a server may cost.
     #[serde(default)]
-    pub budget: Budget,
+    pub budget: BudgetSettings,
     /// Settings of answers.
     #[serde(default)]
-    pub collect: Collect,
+    pub collect: CollectSettings,
     /// Distributions over answers that were collected without them.
-    pub score: Option<Score>,
+    pub score: Option<ScoreSettings>,
     /// Decision which answers are right.
     pub grade: Option<GradeSettings>,
     /// Selection of answers to train on and to hold out.
@@ -52,25 +52,33 @@ pub struct RunFile {
     pub train: Settings,
     /// Form of the exported models.
     #[serde(default)]
-    pub export: Export,
+    pub export: ExportSettings,
     /// Settings of the evaluation.
     #[serde(default)]
     pub eval: EvalSettings,
 }
 
 impl RunFile {
-    /// Whether distributions are stored beside the answers.
+    /// Whether distributions are stored for the answers.
     pub fn has_signals(&self) -> bool {
         self.collect.signals.is_some() || self.score.is_some()
     }
 
-    /// The teacher, where it is behind a server.
-    pub fn served(&self) -> Option<&Teacher> {
+    /// What is stored of each distribution, and the table that says so.
+    pub fn signals(&self) -> Option<(SignalSettings, &'static str)> {
+        let collected = self.collect.signals.clone();
+        let collected = collected.map(|signals| (signals, "`signals` of [collect]"));
+        let scored = || Some((self.score.as_ref()?.signals(), "[score]"));
+        collected.or_else(scored)
+    }
+
+    /// The teacher, if it is behind a server.
+    pub fn served(&self) -> Option<&TeacherSettings> {
         self.teacher.as_ref().filter(|teacher| teacher.is_served())
     }
 
-    /// The teacher, where it runs here.
-    pub fn local(&self) -> Option<&Teacher> {
+    /// The teacher, if it runs in this process.
+    pub fn local(&self) -> Option<&TeacherSettings> {
         self.teacher.as_ref().filter(|teacher| !teacher.is_served())
     }
 }
@@ -78,7 +86,7 @@ impl RunFile {
 /// `[run]`
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct Run {
+pub struct RunSettings {
     /// Name of the run, whose folder is `runs/<name>`.
     pub name: RunName,
     /// Seed of all random choices: answers, held-out split, order of training, bootstrap intervals.
@@ -86,137 +94,12 @@ pub struct Run {
     pub seed: u32,
 }
 
-/// `[collect]`
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct Collect {
-    /// Answers to each prompt.
-    pub samples: Count,
-    /// Longest answer, tokens.
-    pub max_new_tokens: Count,
-    /// Sampling temperature; 0 takes the most likely token.
-    pub temperature: NonNegative,
-    /// So many of the likeliest tokens are sampled from; by default all.
-    pub top_k: Option<Count>,
-    /// Smallest set of tokens with this mass is sampled from.
-    pub top_p: Mass,
-    /// Tokens with less than this share of the likeliest one's probability are not sampled.
-    pub min_p: Fraction,
-    /// Divides the logits of tokens that are in the prompt or in the answer so far where they are
-    /// positive, and multiplies them where they are negative.
-    pub repetition_penalty: Positive,
-    /// Texts that end an answer, which then stops before them.
-    pub stop: Vec<String>,
-    /// Sequences asked together. Part of what makes answers reproducible.
-    pub batch: Count,
-    /// Distributions to store beside the text. Without them, and without `[score]`, the text alone
-    /// can be trained on.
-    pub signals: Option<Signals>,
-    /// Marks around the reasoning in the text of the teacher, or of the data's own answers.
-    pub reasoning: Option<Reasoning>,
-    /// Of a teacher behind a server: whether answers come in pieces as they are made.
-    pub stream: bool,
-    /// Of a teacher behind a server: what becomes of an answer that was cut at `max_new_tokens`.
-    pub on_length: OnLength,
-    /// Of a teacher behind a server: what becomes of a stream that breaks in the middle.
-    pub on_break: OnBreak,
-    /// Of a teacher behind a server: most requests for one answer.
-    pub attempts: Count,
-    /// Of a teacher behind a server: most requests at a time to an endpoint. Fewer where it fails or
-    /// wants to be asked less.
-    pub concurrency: Count,
-    /// Of a teacher behind a server: how long is waited, seconds.
-    pub timeouts: Timeouts,
-    /// Of a teacher behind a server: the first pause before a request is tried again, seconds. Each
-    /// further one is up to twice as long.
-    pub backoff: Positive,
-    /// Of a teacher behind a server: the longest such pause, seconds.
-    pub longest_backoff: Positive,
-}
-
-impl Default for Collect {
-    fn default() -> Self {
-        Collect {
-            samples: default_of(1.0),
-            max_new_tokens: default_of(256.0),
-            temperature: default_of(1.0),
-            top_k: None,
-            top_p: default_of(1.0),
-            min_p: default_of(0.0),
-            repetition_penalty: default_of(1.0),
-            stop: Vec::new(),
-            batch: default_of(16.0),
-            signals: None,
-            reasoning: None,
-            stream: true,
-            on_length: OnLength::Keep,
-            on_break: OnBreak::Retry,
-            attempts: default_of(6.0),
-            concurrency: default_of(64.0),
-            timeouts: Timeouts::default(),
-            backoff: default_of(1.0),
-            longest_backoff: default_of(60.0),
-        }
-    }
-}
-
-/// `signals` of `[collect]`
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Signals {
-    /// Most likely tokens stored at each position.
-    pub top_k: Count,
-    /// Temperatures other than 1 that a later training may use.
-    #[serde(default)]
-    pub temperatures: Vec<Positive>,
-    /// Tokens drawn at each position from outside of `top_k`, each with its share of what is left. A
-    /// training can then follow the teacher's whole distribution.
-    #[serde(default = "none")]
-    pub tail_draws: CountOrZero,
-}
-
-/// `[score]`
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Score {
-    /// Most likely tokens stored at each position.
-    pub top_k: Count,
-    /// Temperatures other than 1 that a later training may use.
-    #[serde(default)]
-    pub temperatures: Vec<Positive>,
-    /// Tokens drawn at each position from outside of `top_k`, each with its share of what is left. A
-    /// training can then follow the teacher's whole distribution.
-    #[serde(default = "none")]
-    pub tail_draws: CountOrZero,
-    /// Answers scored together.
-    #[serde(default = "sixteen")]
-    pub batch: Count,
-    /// Of a teacher behind a server: most tokens that are sent at once. A longer text is sent in parts
-    /// that overlap by half, so that the server's memory holds. By default all of its context.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub window: Option<Count>,
-}
-
 /// `[export]`
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
-pub struct Export {
+pub struct ExportSettings {
     /// Type of the exported weights.
     pub dtype: FloatType,
-}
-
-/// A default, which is in range because it is written here.
-#[allow(clippy::expect_used)]
-fn default_of<T: TryFrom<f64, Error = String>>(value: f64) -> T {
-    T::try_from(value).expect("defaults are in range")
-}
-
-fn sixteen() -> Count {
-    default_of(16.0)
-}
-
-fn none() -> CountOrZero {
-    default_of(0.0)
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! The run file as a JSON Schema, and the pages that are made from doc comments:
+//! JSON Schema of the run file, and the pages that are generated from doc comments:
 //! `docs/config.md` from that schema, `docs/events.md` from the schema of an [`Event`].
 
 use schemars::JsonSchema;
@@ -10,11 +10,11 @@ use crate::run_file::RunFile;
 
 const CONFIG_INTRO: &str = "# The run file
 
-One TOML table a stage. A relative path is below the run file's folder, and `${NAME}` in a path is the value of an environment variable. Keys without a default may be left out; where the default says *required*, the key must be there. `potstill init` writes a run file, `potstill check FILE` looks at one.
+A run file is TOML, with one table for each stage. A relative path is relative to the folder of the run file, and `${NAME}` in a path is replaced by the value of an environment variable. A key must be set if its default is *required*, and may be left out otherwise. `potstill init` writes a run file, and `potstill check FILE` checks one.
 
-An editor that knows JSON Schema completes keys and marks mistakes: `potstill schema > potstill.schema.json`, then `#:schema ./potstill.schema.json` as the run file's first line (Taplo, or Even Better TOML in VS Code).
+An editor that knows JSON Schema completes keys and marks mistakes: run `potstill schema > potstill.schema.json`, and write `#:schema ./potstill.schema.json` as the first line of the run file (Taplo, or Even Better TOML in VS Code).
 
-This page and `potstill.schema.json` are made from the doc comments in `src/run_file.rs`: `POTSTILL_UPDATE=1 cargo test --release --workspace --test cli -- docs` writes them again.
+This page and `potstill.schema.json` are generated from the doc comments of the settings, which are in the crates that read them (`src/run_file.rs` lists the types): `POTSTILL_UPDATE=1 cargo test --release --workspace --test cli -- docs` generates them again.
 ";
 
 const EVENTS_INTRO: &str = "# Events
@@ -26,25 +26,25 @@ Without `--json`, stdout carries the verdict alone.
 This page is made from the doc comments in `src/events.rs`: `POTSTILL_UPDATE=1 cargo test --release --workspace --test cli -- docs` writes it again.
 ";
 
-/// The JSON Schema (draft 7, which editors know best) of the run file.
+/// Returns the JSON Schema of the run file, in draft 7, which most editors support.
 pub fn run_file() -> Value {
     let mut schema = of::<RunFile>();
     schema["title"] = "Potstill run file".into();
     if let Some(tables) = schema["properties"].as_object_mut() {
         for table in tables.values_mut().filter_map(Value::as_object_mut) {
-            // The defaults of its keys say the same.
+            // The defaults of the table's keys say the same.
             table.remove("default");
         }
     }
     schema
 }
 
-/// [`run_file`] as text, as `potstill schema` prints it.
+/// Returns [`run_file`] as the text that `potstill schema` prints.
 pub fn run_file_text() -> String {
     format!("{:#}\n", run_file())
 }
 
-/// `docs/config.md`.
+/// Generates `docs/config.md`.
 pub fn config_page() -> String {
     let schema = run_file();
     let mut page = CONFIG_INTRO.to_owned();
@@ -61,7 +61,7 @@ pub fn config_page() -> String {
     page
 }
 
-/// `docs/events.md`.
+/// Generates `docs/events.md`.
 pub fn events_page() -> String {
     let schema = of::<Event>();
     let mut page = EVENTS_INTRO.to_owned();
@@ -91,8 +91,8 @@ pub fn events_page() -> String {
     page
 }
 
-/// A type's schema without references, without `null` (TOML has none) and without formats that only
-/// Rust knows.
+/// Returns the schema of a type without references, without `null` (which TOML lacks) and without formats that are
+/// specific to Rust.
 fn of<T: JsonSchema>() -> Value {
     let settings = SchemaSettings::draft07().with(|s| s.inline_subschemas = true);
     let mut schema = settings
@@ -133,7 +133,7 @@ fn tidy(schema: &mut Value) {
     }
 }
 
-/// What may be absent, as if it had to be there: the schema of `T` for that of `Option<T>`.
+/// Turns the schema of `Option<T>` into that of `T`.
 fn nullable(schema: &Value) -> Option<Value> {
     let fields = schema.as_object()?;
     let mut fields = fields.clone();
@@ -151,7 +151,7 @@ fn nullable(schema: &Value) -> Option<Value> {
     Some(Value::Object(of))
 }
 
-/// One row a key; the keys of a table within the table follow it.
+/// Adds a row for each key to the page. The keys of an inner table follow the row of that table.
 fn key_rows(table: &Value, before: &str, page: &mut String) {
     for (name, key) in properties(table) {
         let default = match key.get("default") {
@@ -169,7 +169,7 @@ fn key_rows(table: &Value, before: &str, page: &mut String) {
     }
 }
 
-/// The properties of a schema, by name, in the order of their declaration.
+/// Properties of a schema with their names, in the order of declaration.
 pub(crate) fn properties(schema: &Value) -> impl Iterator<Item = (&str, &Value)> {
     let properties: Option<&Map<String, Value>> = schema["properties"].as_object();
     properties
@@ -178,29 +178,29 @@ pub(crate) fn properties(schema: &Value) -> impl Iterator<Item = (&str, &Value)>
         .map(|(name, property)| (name.as_str(), property))
 }
 
-/// Whether a property has to be there.
+/// Whether a property is required.
 pub(crate) fn requires(schema: &Value, name: &str) -> bool {
     let required = schema["required"].as_array();
     required.is_some_and(|names| names.iter().any(|n| n == name))
 }
 
-/// The table of the run file that has such a key.
+/// Finds the table of the run file that has a key of this name.
 pub(crate) fn table_of(key: &str) -> Option<String> {
     let schema = run_file();
-    let has_it = |table: &Value| table["properties"].get(key).is_some();
+    let has_key = |table: &Value| table["properties"].get(key).is_some();
     let mut tables = properties(&schema);
     tables
-        .find(|(_, table)| has_it(table))
+        .find(|(_, table)| has_key(table))
         .map(|(name, _)| name.to_owned())
 }
 
-/// A doc comment in one line.
+/// Doc comment of a schema, in one line.
 pub(crate) fn description(schema: &Value) -> String {
     let text = schema["description"].as_str().unwrap_or_default();
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// A JSON value as the run file writes it.
+/// Writes a JSON value as TOML.
 pub(crate) fn toml(value: &Value) -> String {
     match value {
         Value::Object(fields) => {
@@ -215,7 +215,7 @@ pub(crate) fn toml(value: &Value) -> String {
     }
 }
 
-/// What it may be, in words.
+/// Type of a key, in words.
 fn kind(schema: &Value) -> String {
     if schema.get("oneOf").is_some() || schema.get("enum").is_some() {
         return "choice".to_owned();
@@ -232,7 +232,7 @@ fn kind(schema: &Value) -> String {
     }
 }
 
-/// The bounds or the choices.
+/// Bounds of a number, or the choices.
 pub(crate) fn range(schema: &Value) -> String {
     let choices: Vec<String> = choices(schema)
         .map(|c| format!("`{}`", c["const"]))
@@ -245,6 +245,7 @@ pub(crate) fn range(schema: &Value) -> String {
     }
     let bound = |name: &str, sign: &str| match schema.get(name)?.as_u64() {
         Some(1_000_000_000) => Some(format!("{sign} 1e9")),
+        Some(1_000_000_000_000_000) => Some(format!("{sign} 1e15")),
         _ => schema.get(name).map(|b| format!("{sign} {b}")),
     };
     let bounds = [
@@ -257,12 +258,12 @@ pub(crate) fn range(schema: &Value) -> String {
     bounds.into_iter().flatten().collect::<Vec<_>>().join(", ")
 }
 
-/// The choices of a key, where it is one.
+/// Choices of a key that has some.
 pub(crate) fn choices(schema: &Value) -> impl Iterator<Item = &Value> {
     schema["oneOf"].as_array().into_iter().flatten()
 }
 
-/// The doc comment, and those of the choices.
+/// Doc comment of a key, followed by those of its choices.
 fn meaning(schema: &Value) -> String {
     let items = schema.get("items").unwrap_or(schema);
     let mut text = description(schema);
@@ -272,12 +273,15 @@ fn meaning(schema: &Value) -> String {
     text.replace('|', "\\|")
 }
 
+/// Text that begins in lower case, unless its first word has other capitals, as OpenAI has.
 fn lower(text: &str) -> String {
     let mut chars = text.chars();
-    chars
-        .next()
-        .map(|first| first.to_lowercase().chain(chars).collect())
-        .unwrap_or_default()
+    let first = chars.next().map(char::to_lowercase);
+    let mut word = chars.clone().take_while(|c| !c.is_whitespace());
+    match (first, word.any(char::is_uppercase)) {
+        (Some(first), false) => first.chain(chars).collect(),
+        _ => text.to_owned(),
+    }
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use anyhow::Context as _;
 use potstill::datasets::{ChatTemplate, Encoded, SignalRow};
 use potstill::model::{Int, Limits, Module, Sampling, Stop, Tensor, TensorData, device, generate};
 use potstill::student::{AdamW, Arm, batch_gradient, clip_global_norm};
-use potstill::teacher::{Local, LocalSettings, Scoring, Text};
+use potstill::teacher::{Local, LocalSettings, Scoring, ScoringText, SignalSettings};
 
 use self::inputs::{CHUNK_ROWS, dtype, loss_mask, open_model, settings, signal, wait};
 use crate::machine::{own_processor_seconds, resident_bytes};
@@ -160,7 +160,7 @@ fn capture(request: &MeasurementRequest) -> anyhow::Result<MeasurementReply> {
         reasoning: None,
         licence: None,
     })?;
-    let text = |(index, ids): (usize, &Vec<u32>)| Text {
+    let text = |(index, ids): (usize, &Vec<u32>)| ScoringText {
         prompt_id: "bench".to_owned(),
         sample_index: index as u32,
         encoded: Encoded {
@@ -168,11 +168,13 @@ fn capture(request: &MeasurementRequest) -> anyhow::Result<MeasurementReply> {
             loss_mask: loss_mask(ids.len()),
         },
     };
-    let texts: Vec<Text> = request.ids.iter().enumerate().map(text).collect();
+    let texts: Vec<ScoringText> = request.ids.iter().enumerate().map(text).collect();
     let scoring = Scoring {
-        top_k: request.top_k,
-        temperatures: Vec::new(),
-        tail_draws: 0,
+        signals: SignalSettings {
+            top_k: request.top_k,
+            temperatures: Vec::new(),
+            tail_draws: 0,
+        },
         seed: 0,
         chunk_rows: CHUNK_ROWS,
     };

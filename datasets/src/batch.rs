@@ -1,8 +1,8 @@
 //! The order in which training reads its rows: a seeded permutation for each epoch.
 //!
-//! A row is a function of seed, number of rows and position alone, so the position is all that a
-//! checkpoint has to keep. The generator and the draw are fixed here and not taken from a library's
-//! `shuffle`, whose result may change between versions.
+//! The row at a position is a function of the seed, the number of rows and the position alone, so a checkpoint has to
+//! keep only the position. The generator and the shuffle are implemented here, because the result of a library's
+//! `shuffle` may change between versions.
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
@@ -11,7 +11,7 @@ use crate::Error;
 
 /// An endless order over `len` rows, one permutation after another.
 ///
-/// Costs 8 bytes a row for the permutation of the epoch in hand.
+/// The permutation of the current epoch takes 8 bytes a row.
 #[derive(Debug, Clone)]
 pub struct Order {
     seed: u64,
@@ -20,7 +20,7 @@ pub struct Order {
 }
 
 impl Order {
-    /// The order over `len` rows that belongs to `seed`.
+    /// Creates the order over `len` rows for a seed.
     ///
     /// # Errors
     /// [`Error::NoRows`] if `len` is 0.
@@ -37,7 +37,7 @@ impl Order {
 
     /// The row at `position`, counted from the start of training and over all epochs.
     ///
-    /// Walking within an epoch is free; a jump to another epoch shuffles once.
+    /// A position in another epoch than the last one costs one shuffle.
     pub fn item(&mut self, position: u64) -> usize {
         let len = self.rows.len();
         let epoch = position / len as u64;
@@ -62,7 +62,7 @@ fn permutation(seed: u64, epoch: u64, len: usize) -> Vec<usize> {
     rows
 }
 
-/// A number in `0..bound`, without bias: Lemire, "Fast random integer generation in an interval"
+/// Draws a number in `0..bound` without bias: Lemire, "Fast random integer generation in an interval"
 /// (2019), §4. `bound` is at least 1.
 fn below(random: &mut ChaCha8Rng, bound: u64) -> u64 {
     let unfair = bound.wrapping_neg() % bound;
@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn a_position_is_all_there_is_to_resume() {
+    fn a_position_is_enough_to_resume() {
         let mut walked = Order::new(5, 11).unwrap();
         let rows: Vec<usize> = (0..100).map(|p| walked.item(p)).collect();
         for p in [0, 99, 3, 57, 58, 12] {
@@ -109,7 +109,7 @@ mod tests {
         assert_ne!((0..100).map(|p| other.item(p)).collect::<Vec<_>>(), rows);
     }
 
-    /// Runs that were started with an older version have to go on in the same order.
+    /// Runs that were started with an older version have to continue in the same order.
     #[test]
     fn the_order_never_changes() {
         let mut order = Order::new(17, 8).unwrap();
@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn first_places_are_even() {
+    fn first_rows_are_uniform() {
         let mut counts = [0_u32; 5];
         for seed in 0..5000 {
             counts[Order::new(seed, 5).unwrap().item(0)] += 1;
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_to_draw_from_is_an_error() {
+    fn an_order_over_no_rows_is_an_error() {
         assert!(matches!(Order::new(1, 0), Err(Error::NoRows)));
     }
 }

@@ -34,20 +34,47 @@ pub struct Imported {
     pub duplicates: usize,
 }
 
-/// Reads a file by the end of its name: `.jsonl` and `.ndjson` (an object on each line, which may begin with a byte
-/// order mark and have blank lines and CRLF), `.json` (the same, or one array of objects), `.csv` and `.tsv` (with a
-/// header; numbers stay text, messages are JSON text), any of these with `.gz` behind it, `.parquet` (a batch of rows in memory at a time, and only the
-/// columns that are needed).
-///
-/// `system` is put before conversations that have no system message of their own. Reading stops once there are `limit`
-/// prompts, duplicates not counted; answers to them in later rows are not seen then.
+/// Reads a whole file; see [`import_rows`].
 ///
 /// # Errors
-/// [`Error::BadColumns`], [`Error::Io`], [`Error::UnknownFormat`], [`Error::UnreadableTable`]; for a row: [`Error::NotUtf8`],
-/// [`Error::BadJson`], [`Error::MissingColumn`], [`Error::BadPrompt`]; [`Error::NoPrompts`] where nothing is left.
+/// Those of [`import_rows`] and of its items.
 pub fn import(settings: &ImportSettings) -> Result<Imported, Error> {
-    let ImportSettings { path, columns, .. } = settings;
-    let path = path.as_path();
+    let (mut prompts, mut answers, mut duplicates) = (Vec::new(), Vec::new(), 0);
+    for row in import_rows(settings)? {
+        let row = row?;
+        duplicates += usize::from(row.is_duplicate());
+        if let Some(answer) = row.answer {
+            answers.push((row.prompt_number, answer));
+        }
+        if row.is_new_prompt {
+            prompts.push(row.prompt);
+        }
+    }
+    // The sort is stable, so the samples of a prompt stay in order.
+    answers.sort_by_key(|(prompt_number, _)| *prompt_number);
+    Ok(Imported {
+        prompts,
+        answers: answers.into_iter().map(|(_, answer)| answer).collect(),
+        duplicates,
+    })
+}
+
+/// Reads a file row by row, in a format that the end of its name tells: `.jsonl` and `.ndjson` (an object on each line;
+/// the file may begin with a byte order mark and have blank lines and CRLF), `.json` (the same, or one array of objects),
+/// `.csv` and `.tsv` (with a header; numbers stay text, messages are JSON text), any of these followed by `.gz`, and
+/// `.parquet` (a batch of rows in memory at a time, and only the columns that are needed).
+///
+/// The settings' `system` is put before conversations that have no system message of their own. Reading stops once there
+/// are `limit` prompts, duplicates not counted; answers to them in later rows are not read then. Memory holds some 60
+/// bytes for each prompt and each answer.
+///
+/// # Errors
+/// [`Error::BadColumns`], [`Error::Io`], [`Error::UnknownFormat`], [`Error::UnreadableTable`]. Of an item:
+/// [`Error::NotUtf8`], [`Error::BadJson`], [`Error::MissingColumn`], [`Error::BadPrompt`]; [`Error::NoPrompts`] if the
+/// file has no row.
+pub fn import_rows(settings: &ImportSettings) -> Result<ImportRows<'_>, Error> {
+    let path = settings.path.as_path();
+    let columns = &settings.columns;
     columns.check().map_err(|why| Error::BadColumns { why })?;
     if settings.limit == Some(0) {
         return Err(Error::NoPrompts {
@@ -55,64 +82,97 @@ pub fn import(settings: &ImportSettings) -> Result<Imported, Error> {
             why: "the limit is 0",
         });
     }
-    let mut found = Found::default();
-    for row in rows(path, Some(columns))? {
-        let (prompt, answer) = row?.read(settings)?;
-        found.add(prompt, answer);
-        if settings.limit == Some(found.prompts.len()) {
-            break;
-        }
-    }
-    match found.prompts.is_empty() {
-        true => Err(empty(path)),
-        false => Ok(found.imported()),
+    Ok(ImportRows {
+        settings,
+        rows: Some(rows(path, Some(columns))?),
+        prompts: HashMap::new(),
+        answers: HashSet::new(),
+    })
+}
+
+/// A row of an imported file.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ImportedRow {
+    /// The row's prompt.
+    pub prompt: Prompt,
+    /// Number of the prompt, from 0, in the order of the prompts' first rows.
+    pub prompt_number: usize,
+    /// Whether no earlier row had this prompt.
+    pub is_new_prompt: bool,
+    /// The row's answer, unless an earlier row gave the same answer to the prompt. Its sample index counts the answers
+    /// to the prompt.
+    pub answer: Option<Completion>,
+}
+
+impl ImportedRow {
+    /// Whether the row brings neither a new prompt nor a new answer.
+    pub fn is_duplicate(&self) -> bool {
+        !self.is_new_prompt && self.answer.is_none()
     }
 }
 
-/// What the rows so far gave.
-#[derive(Default)]
-struct Found {
-    prompts: Vec<Prompt>,
-    /// Answers with the place of their prompt.
-    answers: Vec<(usize, Completion)>,
-    duplicates: usize,
-    /// By id, the place of each prompt, and how many answers it has.
-    places: HashMap<String, (usize, u32)>,
+/// The rows of a file, from [`import_rows`].
+pub struct ImportRows<'a> {
+    settings: &'a ImportSettings,
+    /// The remaining rows; `None` after the end or an error.
+    rows: Option<Rows>,
+    /// Number of each prompt, and how many answers it has, by the prompt's hash.
+    prompts: HashMap<u128, (usize, u32)>,
     /// Hashes of prompt and answer.
-    known: HashSet<String>,
+    answers: HashSet<u128>,
 }
 
-impl Found {
-    fn add(&mut self, prompt: Prompt, answer: Option<Message>) {
-        let id = prompt.id.clone();
-        let mut new = false;
-        let (place, samples) = self.places.entry(id.clone()).or_insert_with(|| {
-            new = true;
-            self.prompts.push(prompt);
-            (self.prompts.len() - 1, 0)
+impl ImportRows<'_> {
+    fn read(&mut self, row: &Row) -> Result<ImportedRow, Error> {
+        let (prompt, answer) = row.read(self.settings)?;
+        let key = hash(&prompt.id);
+        let next = self.prompts.len();
+        let mut is_new_prompt = false;
+        let (prompt_number, samples) = self.prompts.entry(key).or_insert_with(|| {
+            is_new_prompt = true;
+            (next, 0)
         });
-        if let Some(answer) = answer {
-            // An answer is told from others as a prompt of one message is.
-            let turn = Prompt::new(vec![answer.clone()], None, None, String::new());
-            if self.known.insert([id.as_str(), &turn.id].concat()) {
-                new = true;
-                self.answers
-                    .push((*place, completion(id, *samples, answer)));
-                *samples += 1;
-            }
-        }
-        self.duplicates += usize::from(!new);
+        // Answers are told apart as prompts of one message are.
+        let turn = |answer: &Message| Prompt::new(vec![answer.clone()], None, None, String::new());
+        let answer = answer.filter(|answer| {
+            let pair = key.wrapping_mul(PAIR_FACTOR) ^ hash(&turn(answer).id);
+            self.answers.insert(pair)
+        });
+        let sample_index = *samples;
+        *samples += u32::from(answer.is_some());
+        Ok(ImportedRow {
+            prompt_number: *prompt_number,
+            is_new_prompt,
+            answer: answer.map(|answer| completion(prompt.id.clone(), sample_index, answer)),
+            prompt,
+        })
     }
+}
 
-    fn imported(mut self) -> Imported {
-        // Stable, so that the samples of a prompt stay in order.
-        self.answers.sort_by_key(|(place, _)| *place);
-        Imported {
-            prompts: self.prompts,
-            answers: self.answers.into_iter().map(|(_, answer)| answer).collect(),
-            duplicates: self.duplicates,
+impl Iterator for ImportRows<'_> {
+    type Item = Result<ImportedRow, Error>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let row = self.rows.as_mut()?.next();
+        let read = match row {
+            None if self.prompts.is_empty() => Some(Err(empty(self.settings.path.as_path()))),
+            None => None,
+            Some(row) => Some(row.and_then(|row| self.read(&row))),
+        };
+        let is_full = self.settings.limit == Some(self.prompts.len());
+        if is_full || !matches!(read, Some(Ok(_))) {
+            self.rows = None;
         }
+        read
     }
+}
+
+/// An odd number that mixes the hash of a prompt before it is combined with the hash of an answer.
+const PAIR_FACTOR: u128 = 0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835;
+
+/// A prompt's id as a number.
+fn hash(id: &str) -> u128 {
+    u128::from_str_radix(id, 16).unwrap_or_default()
 }
 
 fn completion(prompt_id: String, sample_index: u32, answer: Message) -> Completion {

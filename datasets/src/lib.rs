@@ -36,7 +36,8 @@ pub use crate::encode::{Encoded, Reasoning, encode_conversation, prompt_ids, spl
 pub use crate::error::Error;
 pub use crate::float_type::FloatType;
 pub use crate::import::{
-    AnswerSource, Columns, Detected, ImportSettings, Imported, Place, detect_columns, import,
+    AnswerSource, Columns, Detected, ImportRows, ImportSettings, Imported, ImportedRow, Place,
+    detect_columns, import, import_rows,
 };
 pub use crate::manifest::{
     FileHash, Manifest, canonical_json, hash_file, hash_files, manifest_path, replace_file,

@@ -1,7 +1,7 @@
-//! Shards: Parquet files of records. Equal rows give equal bytes: no time, host or library version is in a file.
+//! Shards: Parquet files of records. Equal rows give equal bytes: a file holds no time, host or library version.
 //!
-//! A shard is written beside its place and renamed when complete, so a `.parquet` file is always whole. Readers hold
-//! one batch at a time.
+//! A shard is written beside its final path and renamed when it is complete, so a `.parquet` file is always whole.
+//! Readers hold one batch at a time.
 
 use std::fs::{self, File};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -25,7 +25,8 @@ use crate::schema::{PROVENANCE_KEY, Record, SCHEMA_KEY, SCHEMA_VERSION, file_sch
 /// A shard holds the rows of this many consecutive prompts.
 pub const PROMPTS_PER_SHARD: usize = 1024;
 
-/// Rows converted at a time, which bounds memory and is a constant because it shapes the bytes of a file.
+/// Number of rows that are converted at a time. This bounds memory, and is a constant because the bytes of a file depend
+/// on it.
 pub(crate) const BATCH_ROWS: usize = 32;
 
 /// The name of a shard in its folder: `shard-00000.parquet`.
@@ -33,10 +34,10 @@ pub fn shard_name(index: usize) -> String {
     format!("shard-{index:05}.parquet")
 }
 
-/// The shards of a folder, in order. Files that are not Parquet are none of its business.
+/// Lists the shards of a folder in order. Files that are not Parquet are ignored.
 ///
 /// # Errors
-/// [`Error::MissingShard`] where the numbers have a hole; [`Error::StrayShard`] for a Parquet file of another name;
+/// [`Error::MissingShard`] if a number is missing; [`Error::StrayShard`] for a Parquet file of another name;
 /// [`Error::Io`].
 pub fn shards(dir: &Path) -> Result<Vec<PathBuf>, Error> {
     let mut count = 0;
@@ -74,7 +75,7 @@ pub fn shards(dir: &Path) -> Result<Vec<PathBuf>, Error> {
     Ok(paths)
 }
 
-/// Writes rows as one shard, with the optional columns where a row fills them.
+/// Writes rows as one shard, with the optional columns if a row fills them.
 ///
 /// # Errors
 /// As [`ShardWriter`].
@@ -90,8 +91,8 @@ pub fn write_shard<R: Record>(
     writer.finish()
 }
 
-/// Writes rows as one shard as they come; at most 32 wait in memory. The file is in place after
-/// [`finish`](ShardWriter::finish), and until then at the path with `.tmp` added.
+/// Writes the rows that it is given as one shard; at most 32 rows wait in memory. The file has its final path after
+/// [`finish`](ShardWriter::finish), and until then the path with `.tmp` added.
 pub struct ShardWriter<R: Record> {
     path: PathBuf,
     temporary: PathBuf,
@@ -103,8 +104,8 @@ pub struct ShardWriter<R: Record> {
 }
 
 impl<R: Record> ShardWriter<R> {
-    /// Begins a shard whose rows come from the given sources: a row's `provenance` is an index into them. Tables
-    /// without that column take an empty list. The shard has none of the table's optional columns.
+    /// Begins a shard. A row's `provenance` is an index into the given list; tables without that column take an empty
+    /// list. The shard has none of the table's optional columns.
     ///
     /// # Errors
     /// [`Error::Io`], [`Error::WriteShard`].
@@ -148,7 +149,7 @@ impl<R: Record> ShardWriter<R> {
     /// Adds a row.
     ///
     /// # Errors
-    /// [`Error::InFile`] for a row that may not be stored; [`Error::WriteShard`], for one because the disk is full.
+    /// [`Error::InFile`] for a row that may not be stored; [`Error::WriteShard`], for example because the disk is full.
     pub fn push(&mut self, row: R) -> Result<(), Error> {
         self.waiting.push(row);
         if self.waiting.len() == BATCH_ROWS {
@@ -158,7 +159,7 @@ impl<R: Record> ShardWriter<R> {
         }
     }
 
-    /// Writes the rest, syncs the file and puts it in place.
+    /// Writes the remaining rows, syncs the file and renames it to its final path.
     ///
     /// # Errors
     /// As [`push`](ShardWriter::push), and [`Error::Io`].
@@ -185,7 +186,7 @@ impl<R: Record> ShardWriter<R> {
         self.writer.write(&batch).map_err(unwritable(&self.path))
     }
 
-    /// The batch in the file's columns.
+    /// Reduces a batch to the columns of the file.
     fn fitted(&self, rows: &[R], batch: RecordBatch) -> Result<RecordBatch, Error> {
         if batch.num_columns() == self.columns.fields().len() {
             return Ok(batch);
@@ -212,14 +213,14 @@ fn properties<R: Record>(provenance: String) -> WriterProperties {
         KeyValue::new(PROVENANCE_KEY.into(), provenance),
     ];
     let properties = WriterProperties::builder()
-        // The default names the library's version.
+        // The default value contains the library's version.
         .set_created_by("potstill".into())
         .set_key_value_metadata(Some(footer))
         .set_compression(Compression::ZSTD(ZstdLevel::default()))
         .set_max_row_group_row_count(Some(R::GROUP_ROWS))
         .set_statistics_enabled(EnabledStatistics::Chunk);
-    // Floats hardly ever repeat: a dictionary of them is waste, and their bytes compress better by significance
-    // (signals come out a third smaller and are written in less than half the time).
+    // Floats hardly ever repeat, so a dictionary wastes space, and their bytes compress better when they are grouped by
+    // significance: signals become a third smaller and are written in less than half the time.
     let mut floats = Vec::new();
     R::schema()
         .fields()
@@ -232,7 +233,7 @@ fn properties<R: Record>(provenance: String) -> WriterProperties {
     floats.into_iter().fold(properties, split).build()
 }
 
-/// The Parquet paths of all floats in a column, however deep.
+/// Collects the Parquet paths of all floats in a column, at any depth.
 fn float_paths(parents: &[String], field: &Field, found: &mut Vec<ColumnPath>) {
     let mut path = [parents, std::slice::from_ref(field.name())].concat();
     match field.data_type() {
@@ -248,19 +249,20 @@ fn float_paths(parents: &[String], field: &Field, found: &mut Vec<ColumnPath>) {
     }
 }
 
-/// The Parquet schema alone says what the columns are; a second one in Arrow's own form would only be more to damage.
+/// Options that ignore a schema in Arrow's own form: the Parquet schema alone describes the columns, and a second schema
+/// could only be damaged.
 pub(crate) fn reader_options() -> ArrowReaderOptions {
     ArrowReaderOptions::new().with_skip_arrow_metadata(true)
 }
 
-/// What the footer of a shard says.
+/// Metadata in the footer of a shard.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Footer {
     /// Version of the schema.
     pub schema: u32,
-    /// Where the rows come from.
+    /// List of provenances, into which the rows' `provenance` is an index.
     pub provenance: Vec<Provenance>,
-    /// How many rows.
+    /// Number of rows.
     pub rows: usize,
 }
 
@@ -317,7 +319,7 @@ pub(crate) fn footer(path: &Path, metadata: &ArrowReaderMetadata) -> Result<Foot
     })
 }
 
-/// Every row of a table with the column `provenance` names an entry of the footer's list.
+/// Checks that the column `provenance`, if there is one, holds indices into a list of `known` entries.
 pub(crate) fn check_provenance(batch: &RecordBatch, known: usize) -> Result<(), Error> {
     let Some(column) = batch
         .column_by_name("provenance")
@@ -342,8 +344,8 @@ pub(crate) fn check_provenance(batch: &RecordBatch, known: usize) -> Result<(), 
     }
 }
 
-/// Runs the Parquet decoder. A few damaged files make it panic instead of giving an error, and a damaged file must not
-/// take a run down: what the decoder held is dropped with it.
+/// Runs the Parquet decoder. Some damaged files make it panic instead of giving an error, and a damaged file must not end
+/// a run. The decoder's state is dropped after a panic.
 pub(crate) fn decode<T, E: Into<ParquetError>>(
     path: &Path,
     decoder: impl FnOnce() -> Result<T, E>,

@@ -1,7 +1,7 @@
 //! The store of what a run acquires unit by unit: teachers' answers and signals.
 //!
 //! A *unit* is one thing to acquire, such as sample 2 of a prompt. Units are ordered, and a unit's place in that order is
-//! its *ordinal*. An *entry* is what became of a unit: a record, or the reason why there is none.
+//! its *ordinal*. An *entry* is a unit's record, or the reason why it has none.
 //!
 //! 1. Entries that complete together become one frame of a [`Journal`]: on the disk before they count, and present as
 //!    a whole or not at all.

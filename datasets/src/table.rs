@@ -1,7 +1,7 @@
-//! Random access to a folder of shards by (shard, row), for a trainer that walks rows in its own order.
+//! Random access to a folder of shards by (shard, row), for a trainer that reads rows in its own order.
 //!
-//! The unit of reading is a row group. Decoded groups are kept as Arrow data up to 256 MiB, the least recently
-//! used going first, so that memory is bounded whatever the size of the folder.
+//! Row groups are read as a whole. Decoded groups are kept as Arrow data up to 256 MiB, and the least recently used ones
+//! are dropped first, so that memory is bounded for folders of any size.
 
 use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
@@ -13,14 +13,14 @@ use crate::parquet::{Footer, decode, shards};
 use crate::reader::{OpenShard, rows_of};
 use crate::schema::Record;
 
-/// Decoded row groups that are kept, in bytes; the group in use is kept even if it is larger.
+/// Largest size of the decoded row groups that are kept, in bytes; the group in use is kept even if it is larger.
 const CACHE_BYTES: usize = 256 << 20;
 
 /// A folder of shards, open for random access; at most 256 MiB of decoded rows are kept.
 pub struct Table<R> {
     dir: PathBuf,
     shards: Vec<OpenShard>,
-    /// Most recently used last.
+    /// Decoded groups, the most recently used one last.
     cache: Vec<Group>,
     record: PhantomData<R>,
 }
@@ -36,7 +36,7 @@ impl<R: Record> Table<R> {
     /// Opens all shards of a folder and checks their footers and columns.
     ///
     /// # Errors
-    /// As [`shards`] and [`read_footer`](crate::read_footer), and [`Error::InFile`] where columns are not those of `R`.
+    /// As [`shards`] and [`read_footer`](crate::read_footer), and [`Error::InFile`] if the columns are not those of `R`.
     pub fn open(dir: &Path) -> Result<Table<R>, Error> {
         let shards = shards(dir)?
             .iter()
@@ -50,7 +50,7 @@ impl<R: Record> Table<R> {
         })
     }
 
-    /// How many rows there are in all shards.
+    /// Number of rows in all shards.
     pub fn len(&self) -> usize {
         self.shards.iter().map(|shard| shard.footer.rows).sum()
     }
@@ -60,12 +60,12 @@ impl<R: Record> Table<R> {
         self.len() == 0
     }
 
-    /// The footers of the shards, in order: how many rows each has, and where they come from.
+    /// The footers of the shards, in order.
     pub fn footers(&self) -> impl ExactSizeIterator<Item = &Footer> {
         self.shards.iter().map(|shard| &shard.footer)
     }
 
-    /// The row at a place.
+    /// Reads the row at a position.
     ///
     /// # Errors
     /// [`Error::NoSuchRow`]; [`Error::DamagedShard`] and [`Error::InFile`] naming the shard.
@@ -104,7 +104,7 @@ impl<R: Record> Table<R> {
     }
 }
 
-/// The row group that holds a row of a shard, and the group's first row.
+/// Finds the row group that holds a row of a shard, and the group's first row.
 fn group_of(shard: &OpenShard, row: usize) -> Option<(usize, usize)> {
     let mut first_row = 0;
     for (index, group) in shard.metadata.metadata().row_groups().iter().enumerate() {
@@ -122,7 +122,7 @@ fn read_group<R: Record>(shard: &OpenShard, group: usize) -> Result<RecordBatch,
     let rows = metadata
         .and_then(|group| usize::try_from(group.num_rows()).ok())
         .unwrap_or_default();
-    // A damaged footer may name any number; what was written has at most this many.
+    // A damaged footer may name any number, but no more than this were written.
     let mut batches = shard.batches(Some(group), rows.min(R::GROUP_ROWS))?;
     match decode(&shard.path, || batches.next().transpose())? {
         Some(batch) if batch.num_rows() == rows => Ok(batch),

@@ -1,55 +1,39 @@
 //! Percentile bootstrap over prompts.
 //!
-//! A figure is a ratio of sums, Σ value / Σ tokens over all sequences, or Σ right /
-//! Σ answers (`accuracy`). Tokens of a
-//! sequence are not independent, and neither are several samples of one prompt, so
-//! whole prompts are drawn with replacement (a cluster bootstrap; Davison & Hinkley,
-//! Bootstrap Methods and their Application, 1997, §3.8), and the interval is from the
-//! 2.5th to the 97.5th percentile of the ratio over the draws (§5.3). For a
-//! difference both students are evaluated on each draw: paired, so what makes a
-//! prompt hard for both cancels.
+//! A figure is a ratio of sums, Σ value / Σ tokens over all sequences, or Σ right / Σ answers (`accuracy`). Tokens of
+//! a sequence are not independent, and neither are several samples of one prompt, so whole prompts are resampled
+//! with replacement (a cluster bootstrap; Davison & Hinkley, Bootstrap Methods and their Application, 1997, §3.8).
+//! The interval is from the 2.5th to the 97.5th percentile of the ratio over the resamples (§5.3). A difference is
+//! paired: both models are evaluated on the same resample, so that the difficulty of a prompt for both cancels.
 
 use std::collections::HashMap;
 
 use potstill_datasets::SequenceValues;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use serde::{Deserialize, Serialize};
 
-use crate::{Error, Metric};
+use crate::error::Error;
+use crate::interval::Interval;
+use crate::metric::Metric;
 
-/// Fewest prompts behind a claim. With five, even five differences of the same sign
-/// come about by chance in 2·2⁻⁵ = 6 % of cases; with six in 3 %.
-pub const MIN_PROMPTS: usize = 6;
-
-/// A mean with its 95 % interval, in the metric's unit.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct Interval {
-    /// The ratio over all sequences.
-    pub mean: f64,
-    /// 2.5th percentile over the draws.
-    pub low: f64,
-    /// 97.5th percentile over the draws.
-    pub high: f64,
-    /// How many prompts were drawn from.
-    pub prompts: usize,
-}
-
-/// One prompt's sums: what is divided by (tokens, or answers), and `N` sums over them.
+/// Sums over one prompt: the denominator (tokens, or answers), and `N` numerators.
 pub(crate) struct Cluster<const N: usize> {
     weight: f64,
     sums: [f64; N],
 }
 
-/// A ratio over all prompts, and over each draw, ascending.
-pub(crate) struct Draws {
+/// A ratio over all prompts and over the resamples.
+pub(crate) struct ResampledRatio {
+    /// Ratio over all prompts.
     pub(crate) mean: f64,
+    /// Ratios over the resamples, in ascending order.
     pub(crate) sorted: Vec<f64>,
+    /// Number of prompts.
     pub(crate) prompts: usize,
 }
 
-impl Draws {
-    /// The percentile interval.
+impl ResampledRatio {
+    /// Percentile interval of the ratio.
     pub(crate) fn interval(&self) -> Interval {
         Interval {
             mean: self.mean,
@@ -60,11 +44,11 @@ impl Draws {
     }
 }
 
-/// A metric over `values` with its 95 % interval from `resamples` draws. The same
-/// values, `resamples` and `seed` give the same interval.
+/// Computes a metric over `values` with its 95 % interval from `resamples` resamples. The same values, `resamples` and
+/// `seed` give the same interval.
 ///
 /// # Errors
-/// When no sequence has a token, or a value is not finite.
+/// If no sequence has a token, or a value is not finite.
 pub fn interval(
     values: &[SequenceValues],
     metric: Metric,
@@ -75,11 +59,11 @@ pub fn interval(
     mean(values, |value| metric.sum(value), resamples, seed)
 }
 
-/// The teacher's own negative log-likelihood, nats a token, with its 95 % interval: what
-/// a student that equals the teacher would reach. Any one student's values give the same.
+/// Computes the teacher's negative log-likelihood of the target tokens, nats per token, with its 95 % interval. A
+/// student that equals the teacher has this negative log-likelihood. `values` may be those of any student.
 ///
 /// # Errors
-/// When no sequence has a token.
+/// If no sequence has a token.
 pub fn teacher_nll(
     values: &[SequenceValues],
     resamples: usize,
@@ -98,16 +82,16 @@ fn mean(
         let prompt = value.prompt_id.as_str();
         (prompt, f64::from(value.tokens), [sum(value)])
     });
-    let draws = bootstrap(&clusters(sums), resamples, seed, |tokens, [a]| a / tokens)
+    let ratio = bootstrap(&clusters(sums), resamples, seed, |tokens, [a]| a / tokens)
         .ok_or(Error::NoTokens)?;
-    Ok(draws.interval())
+    Ok(ratio.interval())
 }
 
-/// The difference a − b of a metric over the same sequences, with its 95 % interval.
+/// Computes the difference a − b of a metric over the same sequences, with its 95 % interval.
 ///
 /// # Errors
-/// When the two lists are not of the same sequences with the same token counts in the
-/// same order, when no sequence has a token, or when a value is not finite.
+/// If the two lists do not have the same sequences with the same token counts in the same order, if no sequence has
+/// a token, or if a value is not finite.
 pub fn paired(
     a: &[SequenceValues],
     b: &[SequenceValues],
@@ -123,8 +107,8 @@ pub fn paired(
         (a.prompt_id.as_str(), f64::from(a.tokens), sums)
     });
     let difference = |tokens, [a, b]: [f64; 2]| (a - b) / tokens;
-    let draws = bootstrap(&clusters(both), resamples, seed, difference).ok_or(Error::NoTokens)?;
-    Ok(draws.interval())
+    let ratio = bootstrap(&clusters(both), resamples, seed, difference).ok_or(Error::NoTokens)?;
+    Ok(ratio.interval())
 }
 
 fn check_finite(values: &[SequenceValues], metric: Metric) -> Result<(), Error> {
@@ -156,16 +140,16 @@ fn check_paired(a: &[SequenceValues], b: &[SequenceValues]) -> Result<(), Error>
     }
 }
 
-/// Sums by prompt of (prompt, weight, sums), in the order in which prompts first appear.
-/// What weighs nothing is left out.
+/// Adds up (prompt, weight, sums) by prompt, in the order in which prompts first occur. Items of weight 0 are left
+/// out.
 pub(crate) fn clusters<'a, const N: usize>(
     items: impl Iterator<Item = (&'a str, f64, [f64; N])>,
 ) -> Vec<Cluster<N>> {
-    let mut of_prompt: HashMap<&str, usize> = HashMap::new();
+    let mut by_prompt: HashMap<&str, usize> = HashMap::new();
     let mut clusters: Vec<Cluster<N>> = Vec::new();
     for (prompt, weight, sums) in items.filter(|(_, weight, _)| *weight > 0.0) {
         let next = clusters.len();
-        let at = *of_prompt.entry(prompt).or_insert(next);
+        let at = *by_prompt.entry(prompt).or_insert(next);
         if at == next {
             clusters.push(Cluster {
                 weight: 0.0,
@@ -180,13 +164,13 @@ pub(crate) fn clusters<'a, const N: usize>(
     clusters
 }
 
-/// The ratio over `resamples` draws of as many prompts as there are; none without prompts.
+/// Computes the ratio over `resamples` resamples, each of as many prompts as there are; `None` without prompts.
 pub(crate) fn bootstrap<const N: usize>(
     clusters: &[Cluster<N>],
     resamples: usize,
     seed: u64,
     ratio: impl Fn(f64, [f64; N]) -> f64,
-) -> Option<Draws> {
+) -> Option<ResampledRatio> {
     if clusters.is_empty() {
         return None;
     }
@@ -212,14 +196,14 @@ pub(crate) fn bootstrap<const N: usize>(
         })
         .collect();
     sorted.sort_by(f64::total_cmp);
-    Some(Draws {
+    Some(ResampledRatio {
         mean,
         sorted,
         prompts: clusters.len(),
     })
 }
 
-/// Linear interpolation between the two nearest order statistics.
+/// Computes a percentile by linear interpolation between the two nearest order statistics.
 pub(crate) fn percentile(sorted: &[f64], share: f64) -> f64 {
     let at = share * (sorted.len() - 1) as f64;
     let (below, above) = (at.floor() as usize, at.ceil() as usize);
@@ -245,12 +229,12 @@ mod tests {
         }
     }
 
-    /// Sequences whose KL a token is standard normal times `spread` plus `mean`.
+    /// Creates sequences whose KL per token is normally distributed with this mean and standard deviation `spread`.
     fn normal(count: usize, mean: f64, spread: f64, seed: u64) -> Vec<SequenceValues> {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         (0..count)
             .map(|i| {
-                // Sum of twelve uniforms: mean 6, variance 1.
+                // The sum of twelve uniform numbers has mean 6 and variance 1.
                 let z: f64 = (0..12).map(|_| rng.random::<f64>()).sum::<f64>() - 6.0;
                 value(i, 0, 10, 10.0 * (mean + spread * z))
             })
@@ -258,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn the_mean_weighs_tokens_not_sequences() {
+    fn the_mean_is_over_tokens_not_over_sequences() {
         let values = [value(0, 0, 1, 1.0), value(1, 0, 9, 0.0)];
         let kl = interval(&values, Metric::Kl, 200, 1).unwrap();
         assert!((kl.mean - 0.1).abs() < 1e-12);
@@ -289,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn pairing_cancels_what_both_share() {
+    fn pairing_cancels_the_common_part_of_both_models() {
         let a = normal(50, 1.0, 0.5, 3);
         let b: Vec<_> = a
             .iter()
@@ -304,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn samples_of_one_prompt_are_drawn_together() {
+    fn samples_of_one_prompt_are_resampled_together() {
         let values: Vec<_> = (0..8)
             .flat_map(|p| (0..4).map(move |s| value(p, s, 10, p as f64)))
             .collect();
@@ -318,8 +302,8 @@ mod tests {
     #[test]
     fn the_same_seed_gives_the_same_interval() {
         let values = normal(30, 1.0, 0.5, 3);
-        let again = || interval(&values, Metric::Kl, 300, 11).unwrap();
-        assert_eq!(again(), again());
+        let measure = || interval(&values, Metric::Kl, 300, 11).unwrap();
+        assert_eq!(measure(), measure());
     }
 
     #[test]
@@ -329,19 +313,21 @@ mod tests {
     }
 
     #[test]
-    fn bad_values_are_named() {
+    fn errors_name_the_sequence() {
         let empty = interval(&[value(0, 0, 0, 0.0)], Metric::Kl, 100, 1);
         assert!(matches!(empty, Err(Error::NoTokens)));
         let broken = [value(0, 0, 4, 1.0), value(1, 2, 4, f64::NAN)];
-        insta::assert_snapshot!(
-            interval(&broken, Metric::Kl, 100, 1).unwrap_err(),
-            @"sequence 2 of prompt p1 has KL NaN: the model that was measured is broken there"
+        assert_eq!(
+            interval(&broken, Metric::Kl, 100, 1)
+                .unwrap_err()
+                .to_string(),
+            "prompt p1, sample 2: KL is NaN\nhint: the model's weights or its outputs are not finite; train with a lower learning_rate"
         );
         let a = [value(0, 0, 4, 1.0), value(1, 0, 4, 1.0)];
         let b = [value(0, 0, 4, 1.0), value(1, 1, 4, 1.0)];
-        insta::assert_snapshot!(
-            paired(&a, &b, Metric::Kl, 100, 1).unwrap_err(),
-            @"the two students were not measured over the same sequences: number 1 is p1/0 (4 tokens) on one side and p1/1 (4 tokens) on the other; run `eval` for both again"
+        assert_eq!(
+            paired(&a, &b, Metric::Kl, 100, 1).unwrap_err().to_string(),
+            "two models were not measured over the same sequences: number 1 is p1/0 (4 tokens) for one and p1/1 (4 tokens) for the other\nhint: run `eval` again"
         );
         assert!(paired(&a, &b[..1], Metric::Kl, 100, 1).is_err());
     }

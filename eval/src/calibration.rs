@@ -1,36 +1,36 @@
-//! Calibration: is a model that says 80 % right in 80 % of cases?
+//! Calibration: whether predictions with a confidence of 80 % are right in 80 % of cases.
 //!
-//! Tokens are sorted into ten bins of equal width by the probability of the model's
-//! likeliest token. The expected calibration error (Guo et al. 2017, arXiv 1706.04599,
-//! eq. 3) is Σ_b (n_b / n) · |share right in b − mean confidence in b|; "right" means that
-//! the likeliest token is the one the teacher sampled.
+//! Tokens are counted in ten bins of equal width by the probability of the model's most likely token. The expected
+//! calibration error (Guo et al. 2017, arXiv 1706.04599, eq. 3) is Σ_b (n_b / n) · |share right in b − mean confidence
+//! in b|. A prediction is right if the most likely token is the target token.
 //!
-//! |·| is convex, so draws of the bootstrap lie above the figure itself. The interval is
-//! therefore the basic one, 2·figure − percentile (Davison & Hinkley, 1997, §5.2), which
-//! takes that bias out, cut at 0 and widened to hold the figure.
+//! |·| is convex, so the errors of bootstrap resamples are biased upwards. The interval is therefore the basic one,
+//! 2·figure − percentile (Davison & Hinkley, 1997, §5.2), which removes this bias, clamped to at least 0 and widened to
+//! include the figure.
 
 use serde::{Deserialize, Serialize};
 
 use crate::bootstrap::{bootstrap, clusters, percentile};
-use crate::{Error, Interval};
+use crate::error::Error;
+use crate::interval::Interval;
 
-/// How many bins of confidence: `[0, 0.1)` to `[0.9, 1]`.
+/// Number of confidence bins, `[0, 0.1)` to `[0.9, 1]`.
 pub const BINS: usize = 10;
 
-/// One sequence's tokens by confidence; each list has [`BINS`] entries.
+/// Tokens of one sequence by confidence; each list has [`BINS`] entries.
 #[derive(Debug, Clone, Copy)]
 pub struct SequenceBins<'a> {
-    /// The prompt's id.
+    /// Id of the prompt.
     pub prompt_id: &'a str,
-    /// Tokens in the bin.
+    /// Number of tokens in each bin.
     pub tokens: &'a [u32],
-    /// Sum of their confidence, the probability of the likeliest token.
+    /// Sum of the confidence, the probability of the most likely token, in each bin.
     pub confidence: &'a [f64],
-    /// At how many the likeliest token is the realised one.
+    /// Number of tokens in each bin at which the most likely token is the target token.
     pub correct: &'a [u32],
 }
 
-/// How well a model knows what it knows.
+/// Calibration of a model.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Calibration {
     /// Expected calibration error, 0 to 1.
@@ -46,19 +46,19 @@ pub struct ReliabilityBin {
     pub from: f64,
     /// Highest confidence of the bin.
     pub to: f64,
-    /// Tokens in it, at least 1.
+    /// Number of tokens in the bin, at least 1.
     pub tokens: u64,
-    /// Their mean confidence, 0 to 1.
+    /// Mean confidence, 0 to 1.
     pub confidence: f64,
-    /// The share of them that is right, 0 to 1.
+    /// Share of right predictions, 0 to 1.
     pub accuracy: f64,
 }
 
-/// The reliability table over all sequences, and the expected calibration error with its
-/// 95 % interval from `resamples` draws of prompts.
+/// Computes the reliability table over all sequences, and the expected calibration error with its 95 % interval from
+/// `resamples` resamples of prompts.
 ///
 /// # Errors
-/// When no sequence has a token, or a sequence's bins are not counts of the same tokens.
+/// If no sequence has a token, or if the bins of a sequence are not counts of the same tokens.
 pub fn calibration(
     sequences: &[SequenceBins],
     resamples: usize,
@@ -78,22 +78,22 @@ pub fn calibration(
         let tokens: f64 = sequence.tokens.iter().copied().map(f64::from).sum();
         (sequence.prompt_id, tokens, gaps)
     });
-    let draws = bootstrap(&clusters(gaps), resamples, seed, |tokens, gaps| {
+    let ratio = bootstrap(&clusters(gaps), resamples, seed, |tokens, gaps| {
         gaps.iter().map(|gap| gap.abs()).sum::<f64>() / tokens
     })
     .ok_or(Error::NoTokens)?;
-    let mean = draws.mean;
+    let mean = ratio.mean;
     let error = Interval {
         mean,
-        low: (2.0 * mean - percentile(&draws.sorted, 0.975)).clamp(0.0, mean),
-        high: (2.0 * mean - percentile(&draws.sorted, 0.025)).max(mean),
-        prompts: draws.prompts,
+        low: (2.0 * mean - percentile(&ratio.sorted, 0.975)).clamp(0.0, mean),
+        high: (2.0 * mean - percentile(&ratio.sorted, 0.025)).max(mean),
+        prompts: ratio.prompts,
     };
     let bins = (0..BINS).filter_map(|b| bin(sequences, b)).collect();
     Ok(Calibration { error, bins })
 }
 
-/// Rounding may take a sum of confidences a little over the count.
+/// Checks the bins of a sequence. Rounding may make a sum of confidences slightly larger than the count.
 fn is_sound(sequence: &SequenceBins) -> bool {
     let SequenceBins {
         tokens,
@@ -111,8 +111,8 @@ fn is_sound(sequence: &SequenceBins) -> bool {
 }
 
 fn bin(sequences: &[SequenceBins], b: usize) -> Option<ReliabilityBin> {
-    let count = |of: fn(&SequenceBins, usize) -> Option<u32>| -> u64 {
-        let each = sequences.iter().filter_map(|s| of(s, b));
+    let count = |entry: fn(&SequenceBins, usize) -> Option<u32>| -> u64 {
+        let each = sequences.iter().filter_map(|s| entry(s, b));
         each.map(u64::from).sum()
     };
     let tokens = count(|s, b| s.tokens.get(b).copied());
@@ -141,7 +141,7 @@ mod tests {
         correct: [u32; BINS],
     }
 
-    /// Tokens of uniform confidence c in 0.1 to 1, right with probability `right(c)`.
+    /// Generates tokens of uniform confidence c in 0.1 to 1, which are right with probability `right(c)`.
     fn drawn(prompts: usize, right: impl Fn(f64) -> f64, seed: u64) -> Vec<Sequence> {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let one = |i| {
@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn the_table_and_the_error_by_hand() {
+    fn the_table_and_the_error_equal_a_computation_by_hand() {
         let sequence = |prompt: &str, tokens: [u32; 2], confidence: [f64; 2], correct: [u32; 2]| {
             let mut s = Sequence {
                 prompt_id: prompt.to_owned(),
@@ -200,7 +200,7 @@ mod tests {
             200,
         )
         .unwrap();
-        // Bin 5: 4 tokens, confidence 0.55, right 0.75; bin 9: 6 tokens, 0.95, 5/6.
+        // Bin 5 has 4 tokens, confidence 0.55, 0.75 right; bin 9 has 6 tokens, confidence 0.95, 5/6 right.
         assert_eq!(found.bins.len(), 2);
         let (low, high) = (&found.bins[0], &found.bins[1]);
         assert_eq!((low.from, low.to, low.tokens), (0.5, 0.6, 4));
@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn a_calibrated_model_has_little_error_and_its_interval_reaches_down() {
+    fn a_calibrated_model_has_a_small_error_and_a_small_lower_end() {
         let found = measure(&drawn(300, |c| c, 1), 1000).unwrap();
         assert!(
             found.error.mean < 0.02 && found.error.low < 0.005,
@@ -223,7 +223,7 @@ mod tests {
 
     #[test]
     fn the_interval_of_an_overconfident_model_covers_the_truth() {
-        // Right with c − 0.1: the error is 0.1.
+        // Tokens are right with probability c − 0.1, so the error is 0.1.
         let covered = (0..100)
             .filter(|seed| {
                 let found = measure(&drawn(60, |c| c - 0.1, *seed), 300).unwrap();
@@ -234,12 +234,12 @@ mod tests {
     }
 
     #[test]
-    fn bins_that_do_not_fit_are_named() {
+    fn inconsistent_bins_are_errors() {
         let mut broken = drawn(3, |c| c, 1);
         broken[1].correct[4] = broken[1].tokens[4] + 1;
-        insta::assert_snapshot!(
-            measure(&broken, 10).unwrap_err(),
-            @"the confidence bins of prompt p1 are no counts of the same tokens in 10 bins: run `eval` again"
+        assert_eq!(
+            measure(&broken, 10).unwrap_err().to_string(),
+            "the confidence bins of prompt p1 are not counts of the same tokens in 10 bins\nhint: run `eval` again"
         );
         broken[1].correct[4] = 0;
         broken[1].confidence[4] = f64::NAN;

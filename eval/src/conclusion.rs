@@ -1,129 +1,132 @@
-//! What a run says, in words: does distillation help here, and how sure is that?
+//! Conclusion of a run: whether distillation helps, and how certain that is.
 //!
-//! The finding is read off one paired interval, the held-out KL of `student` less that of
-//! `sft`, which learned from the same text for the same steps without the teacher's
-//! distributions. Everything else is said beside it, whichever way it falls.
+//! The finding depends on one paired interval: the held-out KL of the student minus that of the SFT control, which
+//! learned from the same text for the same number of steps without the teacher's distributions. All other
+//! comparisons are reported beside the finding, whatever their verdict.
 //!
-//! With one seed the interval is over prompts alone, and with many prompts even what chance made
-//! of the training stands out from it; with two the scatter of seeds is hardly known. So then a
-//! difference must also be larger than what other seeds commonly make ([`SEED_SHARE`]).
+//! With one seed the interval covers the variance between prompts only, so with many prompts it can exclude zero for a
+//! difference that is due to the seed. With two seeds the estimate of the variance between seeds is poor. With fewer
+//! than [`MIN_SEEDS`] seeds a difference must therefore also exceed the usual variation between seeds
+//! ([`SEED_SHARE`]).
 
 use potstill_datasets::RunModel;
 use serde::{Deserialize, Serialize};
 
-use crate::report::{Comparison, StudentResult, TeacherResult};
-use crate::{Figure, MIN_PROMPTS, Verdict, wording};
+use crate::metric::Figure;
+use crate::results::{Comparison, StudentResult, TeacherResult};
+use crate::verdict::{MIN_PROMPTS, Verdict};
+use crate::wording;
 
-/// With fewer than [`MIN_SEEDS`] seeds, a smaller share of `sft`'s KL than this is no finding. In our
-/// own runs other seeds moved it by up to 3.4 % (docs/log.md); more `seeds` in `[train]` measure it
-/// in place of this.
+/// Smallest difference that is a finding with fewer than [`MIN_SEEDS`] seeds, as a share of the KL of the SFT control. In
+/// our own runs other seeds changed the KL by up to 3.4 % (docs/log.md). With more `seeds` in `[train]` the variation is
+/// measured instead.
 pub const SEED_SHARE: f64 = 0.05;
 
-/// Fewest seeds whose scatter is taken at its word.
+/// Smallest number of seeds whose variance is a sufficient estimate.
 pub const MIN_SEEDS: usize = 3;
 
-/// Does distillation help here?
+/// Answer to the question whether distillation helps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Finding {
-    /// The student is closer to the teacher than `sft`, and chance does not explain it.
+    /// The student is closer to the teacher than the SFT control, and chance does not explain the difference.
     Helps,
-    /// The interval holds zero, or there are too few prompts to tell.
+    /// The interval includes zero, or there are too few prompts or seeds.
     NoDifference,
-    /// The student is further from the teacher than `sft`, and chance does not explain it.
+    /// The student is further from the teacher than the SFT control, and chance does not explain the difference.
     Hurts,
-    /// There is no `sft` control to compare with.
+    /// The run has no SFT control to compare with.
     NotMeasured,
-    /// There are no distributions: the text alone was learned from.
+    /// The student was trained on text only: the teacher's distributions are not stored.
     TextAlone,
 }
 
 impl Finding {
-    /// Reads the comparison of `student` and `sft` by KL, and the KL of `sft`.
+    /// Returns the finding from the comparison of student and SFT control by KL, and the KL of the SFT control.
     pub fn of(comparison: Option<&Comparison>, sft: f64) -> Finding {
         let Some(comparison) = comparison else {
             return Finding::NotMeasured;
         };
         match comparison.verdict {
-            _ if within_seeds(comparison, sft) => Finding::NoDifference,
+            _ if is_within_seed_variation(comparison, sft) => Finding::NoDifference,
             Verdict::Better => Finding::Helps,
             Verdict::NoDifference => Finding::NoDifference,
             Verdict::Worse => Finding::Hurts,
         }
     }
 
-    /// The answer in one sentence.
+    /// The finding in one sentence.
     pub fn headline(self) -> &'static str {
         match self {
             Finding::Helps => "Distillation helps here.",
             Finding::NoDifference => "No difference shown: distillation may or may not help here.",
             Finding::Hurts => "Distillation hurts here.",
             Finding::NotMeasured => {
-                "Whether distillation helps was not measured: there is no `sft` control (`[train] controls`)."
+                "Whether distillation helps was not measured: the run has no control `sft` (`controls` in `[train]`)."
             }
             Finding::TextAlone => {
-                "The student learned from text alone, without a teacher's distributions: there is no distillation to judge."
+                "The student was trained on text only, without a teacher's distributions, so there is no distillation to evaluate."
             }
         }
     }
 }
 
-/// Whether a difference is so small that other seeds alone may have made it, as far as one or
-/// two can tell.
-fn within_seeds(comparison: &Comparison, sft: f64) -> bool {
+/// Whether a difference from fewer than [`MIN_SEEDS`] seeds is within the usual variation between seeds.
+fn is_within_seed_variation(comparison: &Comparison, sft: f64) -> bool {
     comparison.seeds < MIN_SEEDS && comparison.difference.mean.abs() < SEED_SHARE * sft
 }
 
-/// What a run says.
+/// Conclusion of a run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Conclusion {
-    /// The answer.
+    /// The finding.
     pub finding: Finding,
-    /// The answer in one sentence.
+    /// The finding in one sentence.
     pub headline: String,
-    /// What it rests on and how sure it is, most important first.
+    /// Evidence for the finding and its certainty, most important first.
     pub sentences: Vec<String>,
-    /// Why this run should not be believed as it is; empty where nothing speaks against it.
+    /// Reasons to doubt the run; empty if there are none.
     pub doubts: Vec<String>,
 }
 
-/// What is known of the models, to say sentences about pairs of them.
-struct Known<'a> {
+/// Results of the models, for sentences about pairs of models.
+struct Results<'a> {
     teacher: Option<&'a TeacherResult>,
     students: &'a [StudentResult],
     comparisons: &'a [Comparison],
 }
 
-/// Reads the comparisons among `untrained`, `student`, `sft` and `shuffled`; those that are
-/// missing are not spoken of.
-pub(crate) fn conclude(
+/// Draws the conclusion from the comparisons: whether distillation helps, how certain that is, the difference in
+/// accuracy, and whether the controls behave as expected. Uses the pairs student − sft, student − untrained,
+/// student − shuffled and sft − shuffled, and skips the pairs that are missing.
+pub fn conclude(
     teacher: Option<&TeacherResult>,
     students: &[StudentResult],
     comparisons: &[Comparison],
 ) -> Conclusion {
-    let known = Known {
+    let results = Results {
         teacher,
         students,
         comparisons,
     };
-    let main = known.find(Figure::Kl, RunModel::STUDENT, RunModel::SFT);
-    let sft = known
+    let comparison_with_sft = results.find(Figure::Kl, RunModel::STUDENT, RunModel::SFT);
+    let sft = results
         .student(RunModel::SFT)
         .and_then(|sft| sft.kl)
         .map_or(0.0, |kl| kl.mean);
     let finding = match students.iter().any(|student| student.kl.is_some()) {
-        true => Finding::of(main, sft),
+        true => Finding::of(comparison_with_sft, sft),
         false => Finding::TextAlone,
     };
     let mut sentences = Vec::new();
     let mut doubts = Vec::new();
-    if let Some(comparison) = main {
-        sentences.push(known.closeness(comparison, finding));
+    if let Some(comparison) = comparison_with_sft {
+        sentences.push(results.closeness(comparison, finding));
         sentences.push(certainty(comparison, finding));
-        sentences.push(known.accuracy(finding));
+        sentences.push(results.accuracy(finding));
     }
-    known.training(&mut sentences, &mut doubts);
-    known.controls(&mut sentences, &mut doubts);
+    results.training(&mut sentences, &mut doubts);
+    results.controls(&mut sentences, &mut doubts);
     Conclusion {
         finding,
         headline: finding.headline().to_owned(),
@@ -132,7 +135,7 @@ pub(crate) fn conclude(
     }
 }
 
-impl Known<'_> {
+impl Results<'_> {
     fn find(&self, figure: Figure, left: RunModel, right: RunModel) -> Option<&Comparison> {
         self.comparisons
             .iter()
@@ -143,21 +146,21 @@ impl Known<'_> {
         self.students.iter().find(|s| s.name == name)
     }
 
-    /// The two models' figures and their difference: "held-out KL 0.5 against 0.8 …".
+    /// Formats the figures of the two models and their difference: "held-out KL 0.5 against 0.8 …".
     fn figures(&self, comparison: &Comparison) -> String {
-        let of = |model: RunModel| {
+        let mean = |model: RunModel| {
             let student = self.student(model)?;
-            let mean = match comparison.metric {
+            let value = match comparison.metric {
                 Figure::Kl => student.kl?.mean,
                 Figure::Nll => student.nll.mean,
                 Figure::Agreement => student.agreement?.mean,
                 Figure::Accuracy => student.accuracy.as_ref()?.overall.mean,
             };
-            Some(wording::value(comparison.metric, mean))
+            Some(wording::value(comparison.metric, value))
         };
-        let values = match (of(comparison.left), of(comparison.right)) {
+        let values = match (mean(comparison.left), mean(comparison.right)) {
             (Some(left), Some(right)) => format!("{left} against {right}"),
-            _ => "not known apart".to_owned(),
+            _ => "(unknown for one of the models)".to_owned(),
         };
         let Comparison {
             metric, difference, ..
@@ -172,7 +175,9 @@ impl Known<'_> {
         )
     }
 
+    /// Distance of the student from the teacher, compared with the SFT control.
     fn closeness(&self, comparison: &Comparison, finding: Finding) -> String {
+        const CONTROL: &str = "Both models have the same start, text and number of steps, and `sft` was trained without the teacher's probabilities.";
         let share = self
             .student(RunModel::SFT)
             .and_then(|sft| sft.kl)
@@ -180,44 +185,43 @@ impl Known<'_> {
             .map(|kl| 100.0 * comparison.difference.mean.abs() / kl.mean);
         let by = share.map_or(String::new(), |share| format!("{share:.0} % "));
         let figures = self.figures(comparison);
-        match finding {
-            Finding::Helps => format!(
-                "The student, which learned from the teacher's probabilities, is {by}closer to the teacher than `sft`, which learned from the same text alone, with the same start and as many steps: {figures}."
-            ),
-            Finding::Hurts => format!(
-                "The student, which learned from the teacher's probabilities, is {by}further from the teacher than `sft`, which learned from the same text alone, with the same start and as many steps: {figures}."
-            ),
-            Finding::NoDifference | Finding::NotMeasured | Finding::TextAlone => format!(
-                "The student, which learned from the teacher's probabilities, cannot be told from `sft`, which learned from the same text alone, with the same start and as many steps: {figures}."
-            ),
-        }
+        let result = match finding {
+            Finding::Helps => format!("is {by}closer to the teacher than the control `sft`"),
+            Finding::Hurts => format!("is {by}further from the teacher than the control `sft`"),
+            Finding::NoDifference | Finding::NotMeasured | Finding::TextAlone => {
+                "shows no difference from the control `sft` in its distance to the teacher"
+                    .to_owned()
+            }
+        };
+        format!("The student {result}: {figures}. {CONTROL}")
     }
 
-    /// Said whichever way it falls, and even when it was not measured.
+    /// Accuracy, reported whatever its verdict, and also if it was not measured.
     fn accuracy(&self, finding: Finding) -> String {
         let teacher = self.teacher.and_then(|t| t.accuracy.as_ref());
         let teacher = teacher.map_or(String::new(), |accuracy| {
             let share = wording::value(Figure::Accuracy, accuracy.overall.mean);
-            format!(" The teacher is right in {share}.")
+            format!(" The teacher's accuracy is {share}.")
         });
         let Some(comparison) = self.find(Figure::Accuracy, RunModel::STUDENT, RunModel::SFT) else {
             return format!(
-                "Accuracy was not measured for both, so this is about closeness to the teacher, not about right answers.{teacher}"
+                "Accuracy was not measured for both models, so the finding is about the distance to the teacher and not about right answers.{teacher}"
             );
         };
-        let what = match (comparison.verdict, finding) {
-            (Verdict::NoDifference, _) => "In right answers no difference is shown",
-            (Verdict::Better, Finding::Helps) => "In right answers the student is better too",
-            (Verdict::Worse, Finding::Hurts) => "In right answers the student is worse too",
-            (Verdict::Better, _) => "But in right answers the student is better",
-            (Verdict::Worse, _) => "But in right answers the student is worse",
+        let result = match (comparison.verdict, finding) {
+            (Verdict::NoDifference, _) => "Accuracy shows no difference",
+            (Verdict::Better, Finding::Helps) => "The student's accuracy is better too",
+            (Verdict::Worse, Finding::Hurts) => "The student's accuracy is worse too",
+            (Verdict::Better, _) => "However, the student's accuracy is better",
+            (Verdict::Worse, _) => "However, the student's accuracy is worse",
         };
-        format!("{what}: {}.{teacher}", self.figures(comparison))
+        format!("{result}: {}.{teacher}", self.figures(comparison))
     }
 
+    /// Compares the student with the base.
     fn training(&self, sentences: &mut Vec<String>, doubts: &mut Vec<String>) {
-        let with = |figure| self.find(figure, RunModel::STUDENT, RunModel::Base);
-        let (comparison, closer, further) = match (with(Figure::Kl), with(Figure::Nll)) {
+        let with_base = |figure| self.find(figure, RunModel::STUDENT, RunModel::Base);
+        let (comparison, closer, further) = match (with_base(Figure::Kl), with_base(Figure::Nll)) {
             (Some(kl), _) => (kl, "closer to the teacher", "further from the teacher"),
             (None, Some(nll)) => (nll, "closer to the text", "further from the text"),
             (None, None) => return,
@@ -225,19 +229,19 @@ impl Known<'_> {
         let figures = self.figures(comparison);
         match comparison.verdict {
             Verdict::Better => {
-                sentences.push(format!("Training brought the student {closer}: {figures}."))
+                sentences.push(format!("Training moved the student {closer}: {figures}."))
             }
-            Verdict::Worse => doubts.push(format!(
-                "Training took the student {further} than it started: {figures}."
-            )),
+            Verdict::Worse => {
+                doubts.push(format!("Training moved the student {further}: {figures}."))
+            }
             Verdict::NoDifference => doubts.push(format!(
-                "Whether training brought the student {closer} at all cannot be told: {figures}."
+                "It is not shown that training moved the student {closer}: {figures}."
             )),
         }
     }
 
-    /// A student of shuffled distributions must do worse; else it was not what they say
-    /// that made the difference.
+    /// Checks that the shuffled control is worse than the others. If it is not, the differences are not due to the
+    /// content of the teacher's distributions.
     fn controls(&self, sentences: &mut Vec<String>, doubts: &mut Vec<String>) {
         for left in [RunModel::STUDENT, RunModel::SFT] {
             let Some(comparison) = self.find(Figure::Kl, left, RunModel::SHUFFLED) else {
@@ -246,40 +250,40 @@ impl Known<'_> {
             let figures = self.figures(comparison);
             match comparison.verdict {
                 Verdict::Better => sentences.push(format!(
-                    "The control with shuffled distributions did worse than `{left}`, as it must: {figures}."
+                    "The control `shuffled`, trained on shuffled distributions, is worse than `{left}`, as expected: {figures}."
                 )),
                 Verdict::Worse => doubts.push(format!(
-                    "The control with shuffled distributions did better than `{left}`, though it must do worse: {figures}."
+                    "The control `shuffled`, trained on shuffled distributions, is better than `{left}`, although it should be worse: {figures}."
                 )),
                 Verdict::NoDifference => doubts.push(format!(
-                    "The control with shuffled distributions cannot be told from `{left}`, though it must do worse: {figures}."
+                    "The control `shuffled`, trained on shuffled distributions, shows no difference from `{left}`, although it should be worse: {figures}."
                 )),
             }
         }
     }
 }
 
-/// How sure the finding is, for somebody who does not know what an interval is.
+/// Describes the certainty of the finding for readers who do not know confidence intervals.
 fn certainty(comparison: &Comparison, finding: Finding) -> String {
     let prompts = comparison.difference.prompts;
     let seeds = match comparison.seeds {
-        0 | 1 => "It is about other prompts of this kind; how training would end with another seed is not in it (`[train] seeds`).".to_owned(),
-        seeds => format!("Other prompts of this kind and other seeds are both in it; {seeds} seeds were trained."),
+        0 | 1 => "The interval covers the variation between prompts, but not the variation between training seeds (`seeds` in `[train]`).".to_owned(),
+        seeds => format!("The interval covers the variation between prompts and between training seeds, of which there were {seeds}."),
     };
     if prompts < MIN_PROMPTS {
         return format!(
-            "How sure: not at all. {prompts} held-out prompts are too few for any claim; at least {MIN_PROMPTS} are needed (`[curate] heldout`)."
+            "Certainty: none. {prompts} held-out prompts are too few for a finding; at least {MIN_PROMPTS} are needed (`heldout` in `[curate]`)."
         );
     }
     match (finding, comparison.verdict) {
         (Finding::Helps | Finding::Hurts, _) => format!(
-            "How sure: the 95 % interval of the difference leaves out zero, and such an interval misses the truth about one time in twenty. {seeds}"
+            "Certainty: the 95 % interval of the difference excludes zero; about one in twenty such intervals misses the true difference. {seeds}"
         ),
         (_, Verdict::NoDifference) => format!(
-            "How sure: the 95 % interval of the difference holds zero, so chance alone could have made it. More held-out prompts make the interval narrower. {seeds}"
+            "Certainty: the 95 % interval of the difference includes zero, so the difference may be due to chance. More held-out prompts make the interval narrower. {seeds}"
         ),
         (_, Verdict::Better | Verdict::Worse) => format!(
-            "How sure: the 95 % interval of the difference leaves out zero, but the difference is under {:.0} % of the distance of `sft`, and without {MIN_SEEDS} seeds or more so little cannot be told from what another seed makes. Set `seeds = {MIN_SEEDS}` in `[train]` to find out.",
+            "Certainty: the 95 % interval of the difference excludes zero, but the difference is less than {:.0} % of the KL of `sft`, and with fewer than {MIN_SEEDS} seeds such a small difference may be due to the seed. Set `seeds = {MIN_SEEDS}` in `[train]` to measure the variation between seeds.",
             100.0 * SEED_SHARE
         ),
     }
@@ -288,14 +292,15 @@ fn certainty(comparison: &Comparison, finding: Finding) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::compare;
     use crate::example::{report, students_only};
-    use crate::{Interval, Report};
+    use crate::interval::Interval;
 
-    fn of(kls: &[(RunModel, f64)], prompts: usize) -> Conclusion {
+    fn conclusion_of(kls: &[(RunModel, f64)], prompts: usize) -> Conclusion {
         students_only(kls, prompts).conclusion
     }
 
-    fn said(conclusion: &Conclusion) -> String {
+    fn text(conclusion: &Conclusion) -> String {
         let Conclusion {
             headline,
             sentences,
@@ -309,17 +314,15 @@ mod tests {
         )
     }
 
-    /// Held-out text of 40 prompts on which the two differ by `gap` nats a token on average,
-    /// this way or that.
+    /// Concludes from 40 prompts on which student and control differ by `gap` nats per token on average, with noise.
     fn noisy(gap: f64) -> Conclusion {
         let mut run = students_only(&[(RunModel::STUDENT, 1.0), (RunModel::SFT, 1.0)], 40);
         let a: Vec<_> = (0..40).map(|i| values(i, 1.0)).collect();
         let b: Vec<_> = (0..40)
             .map(|i| values(i, 1.0 + gap + 0.2 * ((i * 7 % 13) as f64 - 6.0) / 6.0))
             .collect();
-        run.comparisons =
-            crate::compare((RunModel::STUDENT, &a), (RunModel::SFT, &b), 2000, 7).unwrap();
-        Report::conclude(None, &run.students, &run.comparisons)
+        run.comparisons = compare((RunModel::STUDENT, &a), (RunModel::SFT, &b), 2000, 7).unwrap();
+        conclude(None, &run.students, &run.comparisons)
     }
 
     fn values(i: usize, kl: f64) -> potstill_datasets::SequenceValues {
@@ -339,7 +342,7 @@ mod tests {
 
     #[test]
     fn distillation_that_helps() {
-        let found = of(
+        let found = conclusion_of(
             &[
                 (RunModel::Base, 4.0),
                 (RunModel::STUDENT, 0.5),
@@ -350,13 +353,13 @@ mod tests {
         );
         assert_eq!(found.finding, Finding::Helps);
         assert!(found.doubts.is_empty());
-        insta::assert_snapshot!(said(&found));
+        insta::assert_snapshot!(text(&found));
         assert_eq!(noisy(0.1).finding, Finding::Helps);
     }
 
     #[test]
     fn distillation_that_makes_no_difference() {
-        let same = of(
+        let same = conclusion_of(
             &[
                 (RunModel::Base, 4.0),
                 (RunModel::STUDENT, 0.5),
@@ -365,19 +368,19 @@ mod tests {
             40,
         );
         assert_eq!(same.finding, Finding::NoDifference);
-        insta::assert_snapshot!(said(&same));
+        insta::assert_snapshot!(text(&same));
         for gap in [0.02, -0.02] {
             assert_eq!(noisy(gap).finding, Finding::NoDifference, "{gap}");
         }
-        // The interval leaves out zero, and yet another seed alone may have made so little.
-        let small = of(&[(RunModel::STUDENT, 0.49), (RunModel::SFT, 0.5)], 40);
+        // The interval excludes zero, but the difference is within the usual variation between seeds.
+        let small = conclusion_of(&[(RunModel::STUDENT, 0.49), (RunModel::SFT, 0.5)], 40);
         assert_eq!(small.finding, Finding::NoDifference);
-        insta::assert_snapshot!(said(&small));
+        insta::assert_snapshot!(text(&small));
     }
 
     #[test]
     fn distillation_that_hurts() {
-        let found = of(
+        let found = conclusion_of(
             &[
                 (RunModel::Base, 4.0),
                 (RunModel::STUDENT, 4.5),
@@ -387,13 +390,13 @@ mod tests {
             40,
         );
         assert_eq!(found.finding, Finding::Hurts);
-        insta::assert_snapshot!(said(&found));
+        insta::assert_snapshot!(text(&found));
         assert_eq!(noisy(-0.1).finding, Finding::Hurts);
     }
 
     #[test]
-    fn four_prompts_or_no_control_are_no_claim() {
-        let small = of(
+    fn with_four_prompts_or_without_a_control_there_is_no_finding() {
+        let small = conclusion_of(
             &[
                 (RunModel::Base, 4.0),
                 (RunModel::STUDENT, 0.5),
@@ -402,16 +405,16 @@ mod tests {
             4,
         );
         assert_eq!(small.finding, Finding::NoDifference);
-        insta::assert_snapshot!(said(&small));
-        let alone = of(&[(RunModel::Base, 4.0), (RunModel::STUDENT, 0.5)], 40);
+        insta::assert_snapshot!(text(&small));
+        let alone = conclusion_of(&[(RunModel::Base, 4.0), (RunModel::STUDENT, 0.5)], 40);
         assert_eq!(alone.finding, Finding::NotMeasured);
-        insta::assert_snapshot!(said(&alone));
+        insta::assert_snapshot!(text(&alone));
     }
 
     #[test]
-    fn accuracy_is_said_whichever_way_it_falls() {
+    fn accuracy_is_reported_whatever_its_verdict() {
         let run = report();
-        let with = |verdict, mean: f64| {
+        let sentence = |verdict, mean: f64| {
             let mut comparisons = run.comparisons.clone();
             let accuracy = comparisons
                 .iter_mut()
@@ -424,14 +427,18 @@ mod tests {
                 high: mean + 0.05,
                 prompts: 198,
             };
-            let found = Report::conclude(run.teacher.as_ref(), &run.students, &comparisons);
-            assert_eq!(found.finding, Finding::Helps, "accuracy does not change it");
+            let found = conclude(run.teacher.as_ref(), &run.students, &comparisons);
+            assert_eq!(
+                found.finding,
+                Finding::Helps,
+                "accuracy does not change the finding"
+            );
             found.sentences[2].clone()
         };
         let sentences = [
-            with(Verdict::Better, 0.06),
-            with(Verdict::NoDifference, 0.01),
-            with(Verdict::Worse, -0.06),
+            sentence(Verdict::Better, 0.06),
+            sentence(Verdict::NoDifference, 0.01),
+            sentence(Verdict::Worse, -0.06),
         ];
         insta::assert_snapshot!(sentences.join("\n"));
     }

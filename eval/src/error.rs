@@ -1,59 +1,59 @@
-//! What can be wrong with the values that are measured.
-
-/// An error of this crate.
+/// Error of a measurement or of the report.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// There is nothing to average over.
+    /// No held-out sequence has a loss position.
     #[error(
-        "no held-out sequence has a token to measure: raise `[curate] heldout`, or the number of prompts"
+        "no held-out sequence has a token to measure\nhint: raise `heldout` in [curate], or import more prompts"
     )]
     NoTokens,
     /// A value is not a finite number.
     #[error(
-        "sequence {sample_index} of prompt {prompt_id} has {metric} {value}: the model that was measured is broken there"
+        "prompt {prompt_id}, sample {sample_index}: {metric} is {value}\nhint: the model's weights or its outputs are not finite; train with a lower learning_rate"
     )]
     NotFinite {
-        /// The prompt's id.
+        /// Id of the prompt.
         prompt_id: String,
-        /// Which sample of the prompt.
+        /// Number of the sample, from 0.
         sample_index: u32,
-        /// The metric's name.
+        /// Name of the metric.
         metric: &'static str,
-        /// The value found.
+        /// Value of the metric.
         value: f64,
     },
     /// No answer was graded.
-    #[error("no answer was graded: accuracy needs held-out prompts with a reference, and a grader")]
-    NothingGraded,
-    /// The confidence bins of a sequence contradict one another.
     #[error(
-        "the confidence bins of prompt {prompt_id} are no counts of the same tokens in 10 bins: run `eval` again"
+        "no answer was graded\nhint: accuracy needs held-out prompts with a reference, and a grader"
+    )]
+    NothingGraded,
+    /// The confidence bins of a sequence are inconsistent.
+    #[error(
+        "the confidence bins of prompt {prompt_id} are not counts of the same tokens in 10 bins\nhint: run `eval` again"
     )]
     Bins {
-        /// The prompt's id.
+        /// Id of the prompt.
         prompt_id: String,
     },
-    /// A plot of the report could not be drawn.
+    /// A plot of the report cannot be drawn.
     #[error(
-        "the plot \"{plot}\" of report.html could not be drawn ({reason}): report.md and report.json hold the same figures"
+        "cannot draw the plot \"{plot}\" of report.html: {reason}\nhint: report.md and report.json have the same figures"
     )]
     Plot {
-        /// The plot's title.
+        /// Title of the plot.
         plot: String,
-        /// What the drawing library says.
+        /// Message of the drawing library.
         reason: String,
     },
-    /// Two students were measured over different sequences.
+    /// Two models were measured over different sequences.
     #[error(
-        "the two students were not measured over the same sequences: number {position} is {left} on one side and {right} on the other; run `eval` for both again"
+        "two models were not measured over the same sequences: number {position} is {left} for one and {right} for the other\nhint: run `eval` again"
     )]
     NotPaired {
-        /// Position in the list, from 0.
+        /// Index in the lists of sequences.
         position: usize,
-        /// What the first side has there.
+        /// Sequence of the first model at that index.
         left: String,
-        /// What the second side has there.
+        /// Sequence of the second model at that index.
         right: String,
     },
 }

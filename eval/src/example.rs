@@ -1,23 +1,20 @@
-//! A made-up run for tests: figures that a run could have, from a fixed seed.
+//! An invented run for tests, with plausible figures from a fixed seed.
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use potstill_datasets::{RunModel, SequenceValues};
 
-use crate::report::{
-    Heldout, LossCurve, LossPoint, Provenance, Report, Sample, SampleAnswer, StageFacts,
-    StudentResult, TeacherResult, compare, compare_accuracy,
-};
 use crate::{
-    BINS, Comparison, Graded, Grader, Metric, SeedFigures, SequenceBins, accuracy, calibration,
-    interval, teacher_nll,
+    BINS, Comparison, Graded, Grader, Heldout, LossCurve, LossPoint, Metric, Provenance, Report,
+    Sample, SampleAnswer, SeedFigures, SequenceBins, StageFacts, StudentResult, TeacherResult,
+    accuracy, calibration, compare, compare_accuracy, conclude, interval, teacher_nll,
 };
 
 const RESAMPLES: usize = 400;
 const SEED: u64 = 17;
 const GROUPS: [&str; 3] = ["addition", "subtraction", "multiplication"];
-/// Name, KL, share right, overconfidence.
+/// Name, KL, share of right answers, and overconfidence of each model.
 const MODELS: [(RunModel, f64, f64, f64); 4] = [
     (RunModel::Base, 6.1, 0.0, 0.02),
     (RunModel::STUDENT, 0.062, 0.72, 0.01),
@@ -82,23 +79,23 @@ pub(crate) fn with_seeds(report: &mut Report, name: RunModel, kls: &[f64]) {
     student.seeds = kls.iter().enumerate().map(seed).collect();
 }
 
-/// A run without task, teacher row, losses and samples.
+/// A run without answers, teacher, losses and samples.
 pub(crate) fn students_only(kls: &[(RunModel, f64)], prompts: usize) -> Report {
     let names: Vec<RunModel> = kls.iter().map(|(name, _)| *name).collect();
     let all: Vec<Vec<SequenceValues>> = kls.iter().map(|(_, kl)| values(*kl, prompts)).collect();
-    let of = |name: RunModel| {
+    let of_model = |name: RunModel| {
         let at = names.iter().position(|n| *n == name).unwrap();
         (names[at], all[at].as_slice())
     };
-    let students: Vec<StudentResult> = names.iter().map(|n| student(*n, of(*n).1)).collect();
+    let students: Vec<StudentResult> = names.iter().map(|n| student(*n, of_model(*n).1)).collect();
     let comparisons: Vec<Comparison> = pairs(&names)
         .into_iter()
-        .flat_map(|(l, r)| compare(of(l), of(r), RESAMPLES, SEED).unwrap())
+        .flat_map(|(l, r)| compare(of_model(l), of_model(r), RESAMPLES, SEED).unwrap())
         .collect();
     Report {
         run: "tiny".to_owned(),
         potstill: "0.1.0".to_owned(),
-        conclusion: Report::conclude(None, &students, &comparisons),
+        conclusion: conclude(None, &students, &comparisons),
         heldout: Heldout::from_values(&all[0]).unwrap(),
         grader: None,
         teacher: None,
@@ -122,7 +119,7 @@ pub(crate) fn students_only(kls: &[(RunModel, f64)], prompts: usize) -> Report {
     }
 }
 
-/// A whole run, as the quickstart might have it.
+/// A complete run, similar to the quickstart.
 pub(crate) fn report() -> Report {
     let prompts = 198;
     let kls: Vec<(RunModel, f64)> = MODELS.iter().map(|(name, kl, ..)| (*name, *kl)).collect();
@@ -163,7 +160,7 @@ pub(crate) fn report() -> Report {
             .into_iter()
             .map(|(l, r)| compare_accuracy(graded_of(l), graded_of(r), RESAMPLES, SEED).unwrap()),
     );
-    report.conclusion = Report::conclude(
+    report.conclusion = conclude(
         report.teacher.as_ref(),
         &report.students,
         &report.comparisons,
@@ -183,7 +180,8 @@ pub(crate) fn report() -> Report {
     report
 }
 
-/// Harder for multiplication; what a weak model has right, a strong one has too.
+/// Generates graded answers. Multiplication is harder, and a model with a larger share of right answers is right on all
+/// prompts of a weaker model.
 fn answers(right: f64, prompts: usize) -> Vec<Graded> {
     let one = |i: usize| {
         let difficulty = (i * 61 % 199) as f64 / 199.0 + if i % 3 == 2 { 0.12 } else { -0.06 };
@@ -255,15 +253,15 @@ fn sample(i: usize, graded: &[(RunModel, Vec<Graded>)]) -> Sample {
     let b = if i % 3 == 2 { b % 9 + 1 } else { b };
     let answer = |(model, graded): &(RunModel, Vec<Graded>)| {
         let correct = graded[i].correct;
-        let said = if correct { result } else { result + 10 };
+        let given = if correct { result } else { result + 10 };
         let text = match *model {
             RunModel::Base => "7 7 carry +++ 4 then <b>1</b> 1 1 & 9 9 9 9".to_owned(),
-            _ => format!("{a} {sign} {b} = {said}\n#### {said}"),
+            _ => format!("{a} {sign} {b} = {given}\n#### {given}"),
         };
         SampleAnswer {
             model: *model,
             reasoning: (*model != RunModel::Base).then(|| {
-                format!("Ones: {} {sign} {} is {}, carry 0.\nTens: {} and {}.\nSo {a} {sign} {b} makes {said}.", a % 10, b % 10, said % 10, a / 10 % 10, b / 10)
+                format!("Ones: {} {sign} {} is {}, carry 0.\nTens: {} and {}.\nSo {a} {sign} {b} makes {given}.", a % 10, b % 10, given % 10, a / 10 % 10, b / 10)
             }),
             answer: text,
             correct: Some(correct),

@@ -1,9 +1,8 @@
-//! Graders: is an answer right, given a reference?
+//! Graders, which decide whether an answer is right, given a reference.
 //!
-//! Both sides are read alike: first the *final answer* is found, which is what follows
-//! the last `####` (GSM8K), `Answer:` or `answer is`, or what stands in the last
-//! `\boxed{…}`, and is the whole text where none of them occurs. Then [`Grader::Exact`]
-//! compares text, and [`Grader::Number`] the last number in it.
+//! Answer and reference are parsed in the same way. First the *final answer* is extracted: the text after the last
+//! `####` (GSM8K), `Answer:` or `answer is`, or in the last `\boxed{…}`, or the whole text if none of these markers
+//! occurs. Then [`Grader::Exact`] compares text, and [`Grader::Number`] compares the last number in the text.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -26,18 +25,18 @@ pub enum Grader {
     Number,
 }
 
-/// What a grader says of one answer.
+/// Grade of one answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Grade {
     /// Whether the answer is right.
     pub correct: bool,
-    /// What was compared; none where the answer holds nothing of the kind. A number is
-    /// written without separators and units, `1234.5` or `3/4`.
+    /// Text or number that was compared; `None` if the answer has none. A number is written without separators and units,
+    /// `1234.5` or `3/4`.
     pub extracted: Option<String>,
 }
 
 impl Grader {
-    /// The name in a run file and in `verdicts/`.
+    /// Name in the run file and in `verdicts/`.
     pub fn name(self) -> &'static str {
         match self {
             Grader::Exact => "exact",
@@ -45,7 +44,7 @@ impl Grader {
         }
     }
 
-    /// What the report says "right" means.
+    /// Rule for right answers, for the report.
     pub fn rule(self) -> &'static str {
         match self {
             Grader::Exact => "the final answer equals the reference",
@@ -53,8 +52,8 @@ impl Grader {
         }
     }
 
-    /// What of `reference` answers are compared with. None means that nothing can be right
-    /// by this reference: it is empty, or has no number.
+    /// Extracts from `reference` the text or number that answers are compared with. `None` if the reference is empty or
+    /// has no number, so that no answer can be right.
     pub fn expected(self, reference: &str) -> Option<String> {
         match self {
             Grader::Exact => {
@@ -65,7 +64,7 @@ impl Grader {
         }
     }
 
-    /// Grades `answer`. Nothing is right by a reference without [`expected`](Self::expected).
+    /// Grades `answer`. No answer is right if the reference has no [`expected`](Self::expected) text or number.
     pub fn grade(self, answer: &str, reference: &str) -> Grade {
         match self {
             Grader::Exact => {
@@ -95,7 +94,7 @@ impl Grader {
     }
 }
 
-/// The final answer as one line, or as all that follows, with single spaces.
+/// Extracts the final answer with single spaces, as one line or as all lines after the marker.
 fn exact(text: &str, several_lines: bool) -> Option<String> {
     let tail = trim(tail(text));
     let tail = match several_lines {
@@ -106,7 +105,7 @@ fn exact(text: &str, several_lines: bool) -> Option<String> {
     Some(words.join(" ")).filter(|words| !words.is_empty())
 }
 
-/// The first line of `tail` where a marker led to it; all of it where `text` has none.
+/// Returns the first line of `tail` if `text` has a marker, or else the whole `tail`.
 fn final_line<'a>(text: &str, tail: &'a str) -> &'a str {
     if tail.len() == trim(text).len() {
         return tail;
@@ -119,24 +118,24 @@ fn last_number(text: &str) -> Option<Number> {
     number::last(final_line(text, tail)).or_else(|| number::last(text))
 }
 
-/// White space and Markdown's emphasis around an answer are not part of it.
+/// Removes white space and Markdown emphasis around an answer.
 fn trim(text: &str) -> &str {
     text.trim_matches(|c: char| c.is_whitespace() || c == '*')
 }
 
-/// What follows the last marker, or the whole text.
+/// Returns the text after the last marker, or the whole text.
 fn tail(text: &str) -> &str {
     let hashes = text.rfind("####").map(|at| (at, text.get(at + 4..)));
-    // ASCII alone changes, so that places in one are places in the other.
+    // Only ASCII letters change, so byte offsets are the same in both strings.
     let lower = text.to_ascii_lowercase();
-    let said = lower
+    let answer = lower
         .rmatch_indices("answer")
-        .find_map(|(at, word)| Some((at, said_from(&lower, at + word.len())?)))
+        .find_map(|(at, word)| Some((at, answer_start(&lower, at + word.len())?)))
         .map(|(at, from)| (at, text.get(from..)));
     let boxed = text
         .rmatch_indices("\\boxed{")
         .find_map(|(at, mark)| Some((at, Some(in_braces(text.get(at + mark.len()..)?)?))));
-    [hashes, said, boxed]
+    [hashes, answer, boxed]
         .into_iter()
         .flatten()
         .max_by_key(|(at, _)| *at)
@@ -144,9 +143,9 @@ fn tail(text: &str) -> &str {
         .unwrap_or(text)
 }
 
-/// Where the answer begins after the word "answer" that ends at `from`: after a colon, or
-/// after "is" and perhaps a colon. None where the word is part of another sentence.
-fn said_from(lower: &str, from: usize) -> Option<usize> {
+/// Returns the offset of the answer after the word "answer" that ends at `from`: after a colon, or after "is" with an
+/// optional colon. `None` if the word is not a marker.
+fn answer_start(lower: &str, from: usize) -> Option<usize> {
     let rest = lower.get(from..)?;
     let word = rest.trim_start_matches([' ', '*']);
     if let Some(after) = word.strip_prefix(':') {
@@ -161,7 +160,7 @@ fn said_from(lower: &str, from: usize) -> Option<usize> {
     Some(lower.len() - after.len())
 }
 
-/// The text up to the brace that closes one already open; none where it was cut off.
+/// Returns the text up to the brace that closes an open one; `None` if that brace is missing.
 fn in_braces(text: &str) -> Option<&str> {
     let mut depth = 1;
     for (at, c) in text.char_indices() {
@@ -199,39 +198,46 @@ mod tests {
 
     #[test]
     fn the_final_answer_follows_the_last_marker() {
-        let of = |text| extracted(Grader::Exact, text).unwrap();
-        assert_eq!(of("2 + 2 = 4\n#### 4"), "4");
-        assert_eq!(of("#### 3\nNo, wait.\n#### 4"), "4");
-        assert_eq!(of("Answer: 3. Checking … the answer is 4"), "4");
-        assert_eq!(of("#### 3\nSo \\boxed{4} it is."), "4");
-        assert_eq!(of("\\boxed{3}\n#### 4"), "4");
-        assert_eq!(of("FINAL ANSWER: Paris"), "Paris");
-        assert_eq!(of("**Answer:** Paris"), "Paris");
-        assert_eq!(of("**Final Answer**: Paris"), "Paris");
-        assert_eq!(of("Answer:\n\n  Paris\n\nGlad to help!"), "Paris");
-        assert_eq!(of("The answer is: **Paris**"), "Paris");
-        assert_eq!(of("The answer is **Paris**"), "Paris");
-        assert_eq!(of("\\boxed{\\frac{1}{2}}"), "\\frac{1}{2}");
-        assert_eq!(of("just Paris"), "just Paris");
-        assert_eq!(of("İstanbul’s answer: Ü"), "Ü");
+        let final_answer = |text| extracted(Grader::Exact, text).unwrap();
+        assert_eq!(final_answer("2 + 2 = 4\n#### 4"), "4");
+        assert_eq!(final_answer("#### 3\nNo, wait.\n#### 4"), "4");
+        assert_eq!(final_answer("Answer: 3. Checking … the answer is 4"), "4");
+        assert_eq!(final_answer("#### 3\nSo \\boxed{4} it is."), "4");
+        assert_eq!(final_answer("\\boxed{3}\n#### 4"), "4");
+        assert_eq!(final_answer("FINAL ANSWER: Paris"), "Paris");
+        assert_eq!(final_answer("**Answer:** Paris"), "Paris");
+        assert_eq!(final_answer("**Final Answer**: Paris"), "Paris");
+        assert_eq!(final_answer("Answer:\n\n  Paris\n\nGlad to help!"), "Paris");
+        assert_eq!(final_answer("The answer is: **Paris**"), "Paris");
+        assert_eq!(final_answer("The answer is **Paris**"), "Paris");
+        assert_eq!(final_answer("\\boxed{\\frac{1}{2}}"), "\\frac{1}{2}");
+        assert_eq!(final_answer("just Paris"), "just Paris");
+        assert_eq!(final_answer("İstanbul’s answer: Ü"), "Ü");
     }
 
     #[test]
-    fn a_word_that_only_looks_like_a_marker_is_none() {
-        let of = |text| extracted(Grader::Exact, text).unwrap();
-        assert_eq!(of("answers: many"), "answers: many");
-        assert_eq!(of("the answer isn't here"), "the answer isn't here");
+    fn words_that_resemble_a_marker_are_ignored() {
+        let final_answer = |text| extracted(Grader::Exact, text).unwrap();
+        assert_eq!(final_answer("answers: many"), "answers: many");
         assert_eq!(
-            of("my answer island\nis big"),
-            "my answer island is big",
-            "no marker: the whole text"
+            final_answer("the answer isn't here"),
+            "the answer isn't here"
         );
-        assert_eq!(of("### 4"), "### 4");
-        assert_eq!(of("Answer: 4 \\boxed{5"), "4 \\boxed{5", "cut off");
+        assert_eq!(
+            final_answer("my answer island\nis big"),
+            "my answer island is big",
+            "the whole text, since there is no marker"
+        );
+        assert_eq!(final_answer("### 4"), "### 4");
+        assert_eq!(
+            final_answer("Answer: 4 \\boxed{5"),
+            "4 \\boxed{5",
+            "cut off"
+        );
     }
 
     #[test]
-    fn exact_normalises_space_and_nothing_else() {
+    fn exact_normalises_only_white_space() {
         right(Grader::Exact, "  New\u{a0}York\t City \n", "New York City");
         right(Grader::Exact, "The answer is Paris.", "Paris");
         right(Grader::Exact, "Answer: 4", "some steps\n#### 4");
@@ -245,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_never_right() {
+    fn an_empty_answer_is_never_right() {
         for grader in [Grader::Exact, Grader::Number] {
             for empty in ["", "  \n", "Answer:", "####", "\\boxed{}", "**"] {
                 wrong(grader, empty, "");

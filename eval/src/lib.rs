@@ -1,19 +1,16 @@
-//! What is measured: graders, figures of held-out text and answers, intervals, verdicts,
-//! the report.
+//! Evaluation: graders, figures of held-out text and of answers, their intervals, verdicts, and the report.
 //!
-//! Nothing here runs a model or opens a socket. Values come in as [`SequenceValues`], one
-//! a sequence, and as [`Graded`], one an answer. A figure of the report is a ratio of sums
-//! over them: nats a token, the share of tokens agreed on, the share of answers that are
-//! right.
+//! This crate runs no model and opens no socket. Its input is [`SequenceValues`], one for each sequence, and
+//! [`Graded`], one for each answer. A figure of the report is a ratio of sums over them: nats per token, the share of
+//! positions with agreement, or the share of right answers.
 //!
-//! - [`Grader`] says whether an answer is right, given a reference.
-//! - [`interval`], [`accuracy()`] and [`calibration()`] give figures with 95 % bootstrap
-//!   intervals over prompts; [`paired`] and [`paired_accuracy`] the difference of two
-//!   models over the same prompts.
-//! - [`count_seeds`] makes what other seeds do to training part of those differences.
-//! - [`verdict`] says "better" or "worse" only when the interval leaves out zero;
-//!   [`Report::conclude`] says whether distillation helps here.
-//! - [`Report`] writes itself as HTML, as Markdown and as JSON.
+//! - [`Grader`] decides whether an answer is right, given a reference.
+//! - [`interval`], [`accuracy()`] and [`calibration()`] compute figures with 95 % bootstrap intervals over prompts;
+//!   [`paired`] and [`paired_accuracy`] compute the difference of two models over the same prompts.
+//! - [`include_seed_variance`] adds the variance between training seeds to the intervals of differences.
+//! - [`verdict`] is "better" or "worse" only if the interval excludes zero; [`conclude`] decides whether distillation
+//!   helps.
+//! - [`Measurements`] computes all results of a run; [`Report`] writes them as HTML, as Markdown and as JSON.
 
 mod accuracy;
 mod bootstrap;
@@ -21,28 +18,37 @@ mod calibration;
 mod conclusion;
 mod error;
 mod grade;
+mod interval;
+mod measurements;
 mod metric;
 mod report;
 mod report_html;
 mod report_markdown;
+mod results;
 mod seeds;
 mod settings;
+mod verdict;
 mod wording;
 
 #[cfg(test)]
 mod example;
 
 pub use accuracy::{Accuracy, Graded, GroupAccuracy, accuracy, paired_accuracy};
-pub use bootstrap::{Interval, MIN_PROMPTS, interval, paired, teacher_nll};
+pub use bootstrap::{interval, paired, teacher_nll};
 pub use calibration::{BINS, Calibration, ReliabilityBin, SequenceBins, calibration};
-pub use conclusion::{Conclusion, Finding, MIN_SEEDS, SEED_SHARE};
+pub use conclusion::{Conclusion, Finding, MIN_SEEDS, SEED_SHARE, conclude};
 pub use error::Error;
 pub use grade::{Grade, Grader};
-pub use metric::{Figure, Metric, Verdict, verdict};
+pub use interval::Interval;
+pub use measurements::{Measurements, ModelFacts, ModelMeasurements, SeedMeasurements};
+pub use metric::{Figure, Metric};
 pub use potstill_datasets::SequenceValues;
 pub use report::{
-    Comparison, Heldout, LossCurve, LossPoint, Provenance, Report, Sample, SampleAnswer,
-    StageFacts, StudentResult, TeacherResult, compare, compare_accuracy,
+    LossCurve, LossPoint, Provenance, Report, Sample, SampleAnswer, StageFacts, covered_seconds,
 };
-pub use seeds::{SeedFigures, count_seeds};
+pub use results::{
+    Comparison, Heldout, SeedFigures, StudentResult, TeacherResult, compare, compare_accuracy,
+};
+pub use seeds::include_seed_variance;
 pub use settings::{EvalAnswers, EvalSettings, GradeSettings};
+pub use verdict::{MIN_PROMPTS, Verdict, verdict};

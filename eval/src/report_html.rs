@@ -1,28 +1,44 @@
-//! The report as one HTML file: the verdict first, then what it rests on.
+//! The report as one HTML file: the conclusion first, then the evidence.
 //!
-//! Nothing is loaded: styles, plots and the script of the filters are in the file, and the
-//! page itself forbids anything else by its content security policy. All text that comes
-//! from a run is escaped.
+//! The page loads nothing: styles, plots and the script of the filters are in the file, and the content security policy
+//! of the page forbids anything else. All text that comes from a run is escaped.
 
 use std::fmt::Write;
 
 use potstill_datasets::RunModel;
 
+use crate::accuracy::Accuracy;
+use crate::conclusion::Finding;
+use crate::error::Error;
+use crate::metric::Figure;
 use crate::report::Report;
-use crate::{Error, Figure, Finding, wording};
+use crate::results::StudentResult;
+use crate::wording;
 
+mod colour;
 mod figures;
 mod html;
 mod plots;
 mod samples;
 mod tables;
 
+use colour::{colour, swatch};
 use html::{escape, sentence};
 
 const STYLE: &str = include_str!("report_html/page.css");
 const SCRIPT: &str = include_str!("report_html/page.js");
 
-pub(crate) fn write(report: &Report) -> Result<String, Error> {
+impl Report {
+    /// Writes the report as one HTML file that needs no network: styles, plots and script are in the file.
+    ///
+    /// # Errors
+    /// If a plot cannot be drawn.
+    pub fn to_html(&self) -> Result<String, Error> {
+        write(self)
+    }
+}
+
+fn write(report: &Report) -> Result<String, Error> {
     let mut out = String::new();
     let _ = write!(
         out,
@@ -42,7 +58,7 @@ pub(crate) fn write(report: &Report) -> Result<String, Error> {
             &mut out,
             "differences",
             "Paired differences",
-            "Left less right over the same prompts. “Better” and “worse” are about the left one, and are said only where the interval leaves out zero and at least six prompts stand behind it.",
+            "Each difference is left − right over the same prompts. “Better” and “worse” are verdicts on the left model; they need an interval that excludes zero, over at least six prompts.",
         );
         tables::comparisons(&mut out, report);
         out.push_str("</section>\n");
@@ -52,18 +68,18 @@ pub(crate) fn write(report: &Report) -> Result<String, Error> {
         &mut out,
         "stages",
         "Time, tokens and bytes by stage",
-        "Time is by the clock, over all runs of a stage; students may be trained side by side.",
+        "Wall-clock time over all executions of a stage; models may be trained at the same time.",
     );
     tables::stages(&mut out, report);
     out.push_str("</section>\n");
-    section(&mut out, "provenance", "Where the numbers come from", "");
+    section(&mut out, "provenance", "Provenance of the numbers", "");
     tables::provenance(&mut out, report);
     out.push_str("</section>\n");
-    section(&mut out, "again", "How to get this report again", "");
+    section(&mut out, "reproduce", "How to reproduce this report", "");
     let commands: Vec<String> = report.reproduce.iter().map(|c| escape(c)).collect();
     let _ = write!(
         out,
-        "<pre class=\"card commands\" tabindex=\"0\"><code>{}</code></pre></section>\n</main>\n<footer>Written by Potstill {}. This page is one file and loads nothing.</footer>\n<script>\n{SCRIPT}</script>\n</body></html>\n",
+        "<pre class=\"card commands\" tabindex=\"0\"><code>{}</code></pre></section>\n</main>\n<footer>Written by Potstill {}. This page is a single file and loads nothing.</footer>\n<script>\n{SCRIPT}</script>\n</body></html>\n",
         commands.join("\n"),
         escape(&report.potstill)
     );
@@ -98,11 +114,11 @@ fn verdict(out: &mut String, report: &Report) {
     for doubt in &conclusion.doubts {
         let _ = writeln!(
             out,
-            "<p class=\"doubt\"><strong>Doubt this run.</strong> {}</p>",
+            "<p class=\"doubt\"><strong>Doubt about this run.</strong> {}</p>",
             sentence(doubt)
         );
     }
-    // The three that answer the question; the rest is what they rest on.
+    // The first three sentences answer the question; the rest is further evidence.
     let (first, rest) = conclusion
         .sentences
         .split_at(conclusion.sentences.len().min(3));
@@ -120,27 +136,27 @@ fn verdict(out: &mut String, report: &Report) {
     out.push_str("</section>\n");
 }
 
-/// The few numbers that a hurried reader takes along.
+/// Writes the most important numbers as tiles.
 fn tiles(out: &mut String, report: &Report) {
     let student = report.students.iter().find(|s| s.name == RunModel::STUDENT);
     let sft = report.students.iter().find(|s| s.name == RunModel::SFT);
     let mut tiles: Vec<(&str, String, String)> = Vec::new();
-    let kl = |student: Option<&crate::StudentResult>| student.and_then(|s| s.kl);
+    let kl = |student: Option<&StudentResult>| student.and_then(|s| s.kl);
     if let (Some(student), Some(sft)) = (kl(student), kl(sft)) {
         tiles.push((
-            "distance from the teacher (KL)",
+            "distance to the teacher (KL)",
             wording::value(Figure::Kl, student.mean),
-            format!("text alone: {}", wording::value(Figure::Kl, sft.mean)),
+            format!("control sft: {}", wording::value(Figure::Kl, sft.mean)),
         ));
     }
-    let share = |accuracy: &Option<crate::Accuracy>| {
+    let share = |accuracy: &Option<Accuracy>| {
         let accuracy = accuracy.as_ref()?;
         Some(wording::value(Figure::Accuracy, accuracy.overall.mean))
     };
     if let Some(right) = student.and_then(|s| share(&s.accuracy)) {
         let mut beside = Vec::new();
         if let Some(right) = sft.and_then(|s| share(&s.accuracy)) {
-            beside.push(format!("text alone: {right}"));
+            beside.push(format!("control sft: {right}"));
         }
         if let Some(right) = report.teacher.as_ref().and_then(|t| share(&t.accuracy)) {
             beside.push(format!("teacher: {right}"));
@@ -156,9 +172,9 @@ fn tiles(out: &mut String, report: &Report) {
         ));
     }
     tiles.push((
-        "time, all stages",
+        "time of all stages",
         wording::duration(report.seconds),
-        "controls included".to_owned(),
+        "including the controls".to_owned(),
     ));
     out.push_str("<dl class=\"tiles\">");
     for (what, value, beside) in tiles {
@@ -174,17 +190,17 @@ fn tiles(out: &mut String, report: &Report) {
 
 fn models(out: &mut String, report: &Report) -> Result<(), Error> {
     let right = report.grader.map_or(String::new(), |grader| {
-        format!(" An answer is right where {}.", escape(grader.rule()))
+        format!(" An answer is right if {}.", escape(grader.rule()))
     });
     let note = format!(
-        "Over {} sequences of {} held-out prompts, {} tokens. In brackets: 95 % intervals from a bootstrap over prompts.{right}",
+        "Measured on {} sequences of {} held-out prompts, {} tokens. In brackets are 95 % intervals from a bootstrap over prompts.{right}",
         wording::count(report.heldout.sequences as u64),
         wording::count(report.heldout.prompts as u64),
         wording::count(report.heldout.tokens),
     );
     section(out, "models", "Teacher, student and controls", &note);
     tables::models(out, report);
-    out.push_str(WORDS);
+    out.push_str(GLOSSARY);
     figures::figures(out, report)?;
     tables::groups(out, report);
     tables::seeds(out, report);
@@ -192,16 +208,16 @@ fn models(out: &mut String, report: &Report) -> Result<(), Error> {
     Ok(())
 }
 
-const WORDS: &str = "<details><summary>What the words mean</summary><dl class=\"words\">
-<dt>student</dt><dd>learned from the teacher's probabilities for every token: distillation.</dd>
-<dt>sft</dt><dd>the control that matters: the same start, text and steps, but the text alone (supervised fine-tuning).</dd>
-<dt>shuffled</dt><dd>a control that must fail: the teacher's probabilities, each put in a wrong place.</dd>
-<dt>untrained</dt><dd>the model that all of them started from.</dd>
-<dt>KL</dt><dd>how far a model's probabilities are from the teacher's on held-out text, in nats a token; 0 is equal. Measured from the teacher to the model, on the stored tokens and one bucket for all others.</dd>
-<dt>NLL</dt><dd>how surprised a model is by the teacher's text, in nats a token. The teacher's own is the floor.</dd>
-<dt>agreement</dt><dd>how often the model's likeliest token is the teacher's.</dd>
-<dt>calibration error</dt><dd>by how much a model's confidence misses how often it is right, on average (expected calibration error, ten bins).</dd>
-<dt>95 % interval</dt><dd>where the figure would fall with other prompts of this kind (and, for differences of models trained with several seeds, with other seeds); it misses the truth about one time in twenty.</dd>
+const GLOSSARY: &str = "<details><summary>Glossary</summary><dl class=\"words\">
+<dt>student</dt><dd>the model trained by distillation: on the teacher's text, with the teacher's probabilities at every token.</dd>
+<dt>sft</dt><dd>the main control: the same start, text and number of steps, without the teacher's probabilities (supervised fine-tuning).</dd>
+<dt>shuffled</dt><dd>a control that should be worse: the student's training, with each of the teacher's distributions moved to a wrong position.</dd>
+<dt>untrained</dt><dd>the base: the model that all others were trained from.</dd>
+<dt>KL</dt><dd>forward KL divergence from the teacher's distributions to the model's on held-out text, in nats per token, on the stored tokens and one bucket for all others. 0 if they are equal.</dd>
+<dt>NLL</dt><dd>negative log-likelihood of the held-out text, in nats per token. A model that equals the teacher has the teacher's NLL.</dd>
+<dt>agreement</dt><dd>share of tokens at which the model and the teacher have the same most likely token.</dd>
+<dt>calibration error</dt><dd>mean difference between a model's confidence and its share of right predictions (expected calibration error, ten bins).</dd>
+<dt>95 % interval</dt><dd>range of the figure for other prompts of this kind (and, for differences between models that were trained with several seeds, for other seeds); about one in twenty such intervals misses the true value.</dd>
 </dl></details>
 ";
 
@@ -209,7 +225,7 @@ fn training(out: &mut String, report: &Report) -> Result<(), Error> {
     if report.losses.iter().all(|curve| curve.points.is_empty()) {
         return Ok(());
     }
-    section(out, "training", "How training went", "");
+    section(out, "training", "Training", "");
     let trained = report
         .losses
         .iter()
@@ -228,8 +244,8 @@ fn calibration(out: &mut String, report: &Report) -> Result<(), Error> {
     section(
         out,
         "calibration",
-        "Does it know what it knows?",
-        "A model that is 80 % sure should be right in 80 % of cases.",
+        "Calibration",
+        "A model with a confidence of 80 % should be right in 80 % of cases.",
     );
     legend(out, report, &mut measured().map(|s| s.name));
     out.push_str("<div class=\"plots one\">\n");
@@ -249,24 +265,14 @@ fn legend(out: &mut String, report: &Report, models: &mut dyn Iterator<Item = Ru
     out.push_str("</ul>\n");
 }
 
-/// The teacher is 0; the others are by their place among the students.
-fn colour(report: &Report, model: RunModel) -> usize {
-    let place = report.students.iter().position(|s| s.name == model);
-    place.map_or(0, |i| 1 + i % (plots::COLOURS - 1))
-}
-
-fn swatch(colour: usize) -> String {
-    format!("<span class=\"swatch m{colour}\" aria-hidden=\"true\"></span>")
-}
-
 #[cfg(test)]
 mod tests {
     use potstill_datasets::RunModel;
 
-    use crate::Report;
     use crate::example::{report, students_only};
+    use crate::{Report, conclude};
 
-    /// Writes the page to look at: `POTSTILL_REPORT_HTML=/tmp/report.html cargo test`.
+    /// Writes the page to a file for inspection: `POTSTILL_REPORT_HTML=/tmp/report.html cargo test`.
     fn keep(report: &Report) -> String {
         let html = report.to_html().unwrap();
         if let Ok(path) = std::env::var("POTSTILL_REPORT_HTML") {
@@ -276,14 +282,14 @@ mod tests {
     }
 
     #[test]
-    fn the_verdict_comes_first_and_every_part_is_there() {
+    fn the_conclusion_comes_first_and_every_section_exists() {
         let html = keep(&report());
         let at = |text: &str| html.find(text).unwrap_or_else(|| panic!("{text}"));
         let order = [
             "Distillation helps here.",
             "Teacher, student and controls",
             "Accuracy, with 95 % intervals",
-            "Distance from the teacher, with",
+            "Distance to the teacher, with",
             "Agreement with the teacher, with",
             "Calibration error, with",
             "Accuracy by group",
@@ -293,8 +299,8 @@ mod tests {
             "Paired differences",
             "Samples side by side",
             "Time, tokens and bytes by stage",
-            "Where the numbers come from",
-            "How to get this report again",
+            "Provenance of the numbers",
+            "How to reproduce this report",
             "cargo run --release -- run examples/quickstart.toml",
         ];
         let places: Vec<usize> = order.iter().skip(1).map(|text| at(text)).collect();
@@ -304,9 +310,9 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_loaded() {
+    fn the_page_loads_nothing() {
         let html = report().to_html().unwrap();
-        for loads in [
+        for loading in [
             "src=",
             "url(",
             "@import",
@@ -314,7 +320,7 @@ mod tests {
             "fetch(",
             "<iframe",
         ] {
-            assert!(!html.contains(loads), "{loads}");
+            assert!(!html.contains(loading), "{loading}");
         }
         let links: Vec<&str> = html.split("href=").skip(1).collect();
         assert_eq!(links.len(), 1);
@@ -323,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn text_of_a_run_is_never_markup() {
+    fn text_of_a_run_is_escaped() {
         let evil = "</script></style><script>alert(1)</script><img src=x onerror='a' \"b\">";
         let mut report = report();
         report.run = evil.to_owned();
@@ -352,7 +358,11 @@ mod tests {
         report.reproduce[0] = evil.to_owned();
         let html = report.to_html().unwrap();
         assert!(!html.contains("alert(1)</script>") && !html.contains("<img"));
-        assert_eq!(html.matches("<script>").count(), 1, "the page's own");
+        assert_eq!(
+            html.matches("<script>").count(),
+            1,
+            "only the page's own script"
+        );
         assert_eq!(html.matches("</script>").count(), 1);
         assert_eq!(html.matches("</style>").count(), 1);
         assert!(
@@ -363,13 +373,13 @@ mod tests {
     }
 
     #[test]
-    fn what_was_not_measured_has_no_heading() {
+    fn measurements_that_are_missing_have_no_heading() {
         let html = students_only(&[(RunModel::Base, 4.0), (RunModel::STUDENT, 0.5)], 4).to_html();
         let html = html.unwrap();
         assert!(html.contains("Whether distillation helps was not measured"));
         for absent in [
-            "Does it know",
-            "How training went",
+            "id=\"calibration\"",
+            "id=\"training\"",
             "Samples side",
             "Accuracy by group",
             "id=\"filters\"",
@@ -387,7 +397,7 @@ mod tests {
     }
 
     #[test]
-    fn a_run_of_text_alone_speaks_of_no_teacher() {
+    fn a_run_on_text_only_does_not_mention_the_teacher() {
         let mut run = report();
         run.students
             .retain(|s| s.name == RunModel::Base || s.name == RunModel::STUDENT);
@@ -397,12 +407,12 @@ mod tests {
         run.comparisons
             .retain(|c| c.metric == crate::Figure::Nll && c.right == RunModel::Base);
         run.teacher = None;
-        run.conclusion = Report::conclude(None, &run.students, &run.comparisons);
+        run.conclusion = conclude(None, &run.students, &run.comparisons);
         let html = run.to_html().unwrap();
-        assert!(html.contains("there is no distillation to judge"));
-        assert!(html.contains("Training brought the student closer to the text: held-out NLL"));
+        assert!(html.contains("there is no distillation to evaluate"));
+        assert!(html.contains("Training moved the student closer to the text: held-out NLL"));
         for absent in [
-            "Distance from the teacher,",
+            "Distance to the teacher,",
             "Forward KL in training by",
             "Agreement with",
         ] {
@@ -415,7 +425,7 @@ mod tests {
     }
 
     #[test]
-    fn training_that_broke_is_still_reported() {
+    fn training_with_losses_that_are_not_finite_is_reported() {
         let mut report = report();
         for point in &mut report.losses[0].points[100..] {
             point.forward_kl = f64::NAN;

@@ -1,20 +1,33 @@
-//! The report as Markdown: the verdict first, then what it rests on.
+//! The report as Markdown: the conclusion first, then the evidence.
 
 use std::fmt::Write;
 
-use crate::report::{Comparison, Report, Sample};
-use crate::{Accuracy, Calibration, Figure, Interval, MIN_PROMPTS, wording};
+use crate::accuracy::Accuracy;
+use crate::calibration::Calibration;
+use crate::interval::Interval;
+use crate::metric::Figure;
+use crate::report::{Report, Sample};
+use crate::results::Comparison;
+use crate::verdict::MIN_PROMPTS;
+use crate::wording;
 
-/// How many samples are shown; the others are in `report.html` and `report.json`.
+/// Number of samples shown; all are in `report.html` and `report.json`.
 const SAMPLES: usize = 5;
 
-pub(crate) fn write(report: &Report) -> String {
+impl Report {
+    /// Writes the report as Markdown.
+    pub fn to_markdown(&self) -> String {
+        write(self)
+    }
+}
+
+fn write(report: &Report) -> String {
     let mut out = format!("# {}\n\n**{}**\n\n", report.run, report.conclusion.headline);
     for sentence in &report.conclusion.sentences {
         line(&mut out, &format!("- {sentence}"));
     }
     for doubt in &report.conclusion.doubts {
-        line(&mut out, &format!("- **Doubt this run:** {doubt}"));
+        line(&mut out, &format!("- **Doubt about this run:** {doubt}"));
     }
     models(&mut out, report);
     groups(&mut out, report);
@@ -30,7 +43,7 @@ pub(crate) fn write(report: &Report) -> String {
             &format!("| {} | {} |", cell(&entry.what), cell(&entry.value)),
         );
     }
-    out.push_str("\n## Again\n\n```sh\n");
+    out.push_str("\n## How to reproduce\n\n```sh\n");
     for command in &report.reproduce {
         line(&mut out, command);
     }
@@ -43,23 +56,23 @@ fn models(out: &mut String, report: &Report) {
     let heldout = &report.heldout;
     let _ = write!(
         out,
-        "\n## Held-out figures\n\nOver {} sequences of {} prompts, {} tokens; 95 % intervals from a bootstrap over prompts. {} ECE is the expected calibration error.{}\n\n",
+        "\n## Held-out figures\n\nMeasured on {} sequences of {} prompts, {} tokens. In brackets are 95 % intervals from a bootstrap over prompts. {} ECE is the expected calibration error.{}\n\n",
         heldout.sequences,
         heldout.prompts,
         heldout.tokens,
         match report.has_distributions() {
             true => format!(
-                "KL is from the teacher to the student, on the stored support and one bucket for the rest; the teacher's own NLL is {:.4} nats a token.",
+                "KL is the forward KL from the teacher to the model, on the stored support and one bucket for all other tokens; the teacher's own NLL is {:.4} nats per token.",
                 heldout.teacher_nll
             ),
             false => "The teacher's distributions are not stored, so there is no KL.".to_owned(),
         },
         report.grader.map_or(String::new(), |grader| format!(
-            " An answer is right where {}.",
+            " An answer is right if {}.",
             grader.rule()
         )),
     );
-    out.push_str("| model | learned from | parameters | steps | KL (nats a token) | NLL (nats a token) | top-1 agreement | accuracy | ECE |\n|---|---|---:|---:|---|---|---|---|---|\n");
+    out.push_str("| model | learned from | parameters | steps | KL (nats per token) | NLL (nats per token) | top-1 agreement | accuracy | ECE |\n|---|---|---:|---:|---|---|---|---|---|\n");
     let parameters = |count: Option<u64>| count.map_or("–".to_owned(), wording::count);
     if let Some(teacher) = &report.teacher {
         line(
@@ -105,7 +118,7 @@ fn accuracy(accuracy: Option<&Accuracy>) -> String {
 }
 
 fn calibration(calibration: Option<&Calibration>) -> String {
-    // A share like accuracy, and written like it.
+    // The calibration error is a share and has the format of accuracy.
     interval(Figure::Accuracy, calibration.map(|c| &c.error))
 }
 
@@ -133,7 +146,7 @@ fn seeds(out: &mut String, report: &Report) {
     if rows.is_empty() {
         return;
     }
-    out.push_str("\n## By seed\n\nThe figures above are over all seeds; the exported student is of the first.\n\n| model | seed | KL (nats a token) | NLL (nats a token) | top-1 agreement | accuracy |\n|---|---:|---|---|---|---|\n");
+    out.push_str("\n## By seed\n\nThe figures above are over all seeds. The student to use is the one with the first seed, `students/student/export`.\n\n| model | seed | KL (nats per token) | NLL (nats per token) | top-1 agreement | accuracy |\n|---|---:|---|---|---|---|\n");
     for (model, figures) in rows {
         line(
             out,
@@ -156,7 +169,7 @@ fn comparisons(out: &mut String, comparisons: &[Comparison]) {
     }
     let _ = write!(
         out,
-        "\n## Paired differences\n\nLeft less right over the same prompts. \"Better\" and \"worse\" are about the left one, and are said only when the interval leaves out zero and at least {MIN_PROMPTS} prompts stand behind it.\n\n| comparison | metric | difference | verdict |\n|---|---|---|---|\n"
+        "\n## Paired differences\n\nEach difference is left − right over the same prompts. \"Better\" and \"worse\" are verdicts on the left model; they need an interval that excludes zero, over at least {MIN_PROMPTS} prompts.\n\n| comparison | metric | difference | verdict |\n|---|---|---|---|\n"
     );
     for comparison in comparisons {
         line(
@@ -180,13 +193,13 @@ fn losses(out: &mut String, report: &Report) {
     }
     let kl = match report.has_distributions() {
         true => {
-            " Forward KL is to the distributions trained on, which for `shuffled` are the shuffled ones."
+            " Forward KL is to the distributions that the model was trained on, which are the shuffled ones for `shuffled`."
         }
         false => "",
     };
     let _ = write!(
         out,
-        "\n## Training\n\nFirst and last step, means over the step's tokens.{kl} Every step is in `report.json`.\n\n"
+        "\n## Training\n\nLosses of the first and the last step, as means over the loss positions of the step.{kl} All steps are in `report.json`.\n\n"
     );
     out.push_str(
         "| student | step | loss | forward KL | cross-entropy |\n|---|---:|---:|---:|---:|\n",
@@ -215,7 +228,7 @@ fn samples(out: &mut String, samples: &[Sample]) {
     }
     let _ = write!(
         out,
-        "\n## Samples\n\nThe first {} of {}; all are in `report.html` and `report.json`.\n",
+        "\n## Samples\n\nThe first {} of {} samples; all are in `report.html` and `report.json`.\n",
         SAMPLES.min(samples.len()),
         samples.len()
     );
@@ -232,7 +245,7 @@ fn samples(out: &mut String, samples: &[Sample]) {
                     "| {} | {} | {} |",
                     answer.model,
                     cell(&answer.answer),
-                    wording::outcome(answer.correct)
+                    wording::graded(answer.correct)
                 ),
             );
         }
@@ -242,7 +255,7 @@ fn samples(out: &mut String, samples: &[Sample]) {
 fn stages(out: &mut String, report: &Report) {
     let _ = write!(
         out,
-        "\n## Stages\n\n{} by the clock, all together; students may be trained side by side.\n\n",
+        "\n## Stages\n\n{} of wall-clock time in total; models may be trained at the same time.\n\n",
         wording::duration(report.seconds)
     );
     out.push_str(
@@ -268,7 +281,7 @@ fn stages(out: &mut String, report: &Report) {
     }
 }
 
-/// Text inside a table's cell: a bar or a line break would end it, and a tag would be one.
+/// Escapes text in a table cell: bars and line breaks, which would end the cell, and tags.
 fn cell(text: &str) -> String {
     let text = text.replace('&', "&amp;").replace('<', "&lt;");
     text.replace('|', "\\|").replace(['\n', '\r'], " ")
@@ -287,14 +300,14 @@ mod tests {
     use crate::example::{report, students_only};
 
     #[test]
-    fn a_run_that_worked() {
+    fn a_complete_run() {
         let report = report();
         insta::assert_snapshot!(report.to_markdown());
         let back: Report = serde_json::from_str(&report.to_json()).unwrap();
         assert_eq!(back.conclusion, report.conclusion);
         assert_eq!(back.stages, report.stages);
         assert_eq!(back.samples, report.samples);
-        // Floats are read back to the last digit but one.
+        // Floats may change in their last digit when they are read back.
         let losses = |report: &Report| -> Vec<f64> {
             let points = report.losses.iter().flat_map(|curve| &curve.points);
             points.map(|p| p.cross_entropy).collect()
@@ -311,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_not_measured_is_not_shown() {
+    fn measurements_that_are_missing_have_no_heading() {
         let few = students_only(&[(RunModel::Base, 4.0), (RunModel::STUDENT, 0.5)], 4);
         let markdown = few.to_markdown();
         for heading in ["## Accuracy by group", "## Training", "## Samples"] {

@@ -1,50 +1,23 @@
-//! What other seeds do to a figure, and what that leaves of a difference.
+//! Variance between training seeds as part of the intervals of differences.
 //!
-//! An interval over prompts says how a difference would fall with other prompts, for these very
-//! weights. Trained again with another seed the same recipe ends elsewhere. Where students were
-//! trained with several seeds, that scatter is part of the interval: a t-interval from the
-//! variance between seeds, pooled over the models (Snedecor & Cochran, Statistical Methods,
-//! 8th ed., §6.9), its half-width added in quadrature to that over prompts.
+//! An interval over prompts covers the variance between prompts for fixed weights. Training with another seed gives
+//! other weights. If models were trained with several seeds, the interval also covers the variance between seeds: the
+//! half-width of a t-interval from the variance between seeds, pooled over the models (Snedecor & Cochran, Statistical
+//! Methods, 8th ed., §6.9), is added in quadrature to the half-width over prompts.
 
 use potstill_datasets::RunModel;
-use serde::{Deserialize, Serialize};
 
-use crate::report::{Comparison, StudentResult};
-use crate::{Figure, Interval, verdict};
+use crate::interval::Interval;
+use crate::results::{Comparison, SeedFigures, StudentResult};
+use crate::verdict::verdict;
 
-/// A student's figures of one seed, each over all held-out text or answers.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct SeedFigures {
-    /// The seed.
-    pub seed: u64,
-    /// Forward KL from the teacher, nats a token.
-    pub kl: Option<f64>,
-    /// Negative log-likelihood, nats a token.
-    pub nll: f64,
-    /// Top-1 agreement with the teacher, 0 to 1.
-    pub agreement: Option<f64>,
-    /// Share of right answers, 0 to 1.
-    pub accuracy: Option<f64>,
-}
-
-impl SeedFigures {
-    fn figure(&self, figure: Figure) -> Option<f64> {
-        match figure {
-            Figure::Kl => self.kl,
-            Figure::Nll => Some(self.nll),
-            Figure::Agreement => self.agreement,
-            Figure::Accuracy => self.accuracy,
-        }
-    }
-}
-
-/// Widens the intervals of differences by what seeds make, and reads their verdicts anew.
-/// Nothing changes where no student was trained with two seeds.
-pub fn count_seeds(comparisons: &mut [Comparison], students: &[StudentResult]) {
+/// Widens the intervals of differences by the variance between seeds, and computes the verdicts again. Changes nothing
+/// if no model was trained with two seeds.
+pub fn include_seed_variance(comparisons: &mut [Comparison], students: &[StudentResult]) {
     for comparison in comparisons {
         let figures = |student: &StudentResult| -> Vec<f64> {
-            let of = |seed: &SeedFigures| seed.figure(comparison.metric);
-            student.seeds.iter().filter_map(of).collect()
+            let figure = |seed: &SeedFigures| seed.figure(comparison.metric);
+            student.seeds.iter().filter_map(figure).collect()
         };
         let seeds = |name: RunModel| {
             let student = students.iter().find(|s| s.name == name);
@@ -62,7 +35,7 @@ pub fn count_seeds(comparisons: &mut [Comparison], students: &[StudentResult]) {
     }
 }
 
-/// The variance within groups, and its degrees of freedom; none where no group has two.
+/// Computes the variance within groups and its degrees of freedom; `None` if no group has two members.
 fn pooled_variance(groups: &[Vec<f64>]) -> Option<(f64, usize)> {
     let (mut squares, mut freedom) = (0.0, 0);
     for group in groups.iter().filter(|group| group.len() > 1) {
@@ -73,6 +46,7 @@ fn pooled_variance(groups: &[Vec<f64>]) -> Option<(f64, usize)> {
     (freedom > 0).then(|| (squares / freedom as f64, freedom))
 }
 
+/// Adds a half-width in quadrature to both sides of an interval.
 fn widened(interval: &Interval, half_width: f64) -> Interval {
     let Interval {
         mean, low, high, ..
@@ -84,8 +58,8 @@ fn widened(interval: &Interval, half_width: f64) -> Interval {
     }
 }
 
-/// The 97.5th percentile of Student's t: from the table, and from the tenth degree of freedom on
-/// by the expansion about the normal (Abramowitz & Stegun 26.7.5), right to 1e-4.
+/// Returns the 97.5th percentile of Student's t, from a table up to nine degrees of freedom, and by the expansion about
+/// the normal distribution (Abramowitz & Stegun 26.7.5) from ten on, with an error below 1e-4.
 fn student_t(freedom: usize) -> f64 {
     const TABLE: [f64; 9] = [
         12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622,
@@ -103,8 +77,10 @@ fn student_t(freedom: usize) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::conclusion::{Finding, conclude};
     use crate::example::{students_only, with_seeds};
-    use crate::{Finding, Report, Verdict};
+    use crate::report::Report;
+    use crate::verdict::Verdict;
 
     #[test]
     fn quantiles_of_t() {
@@ -121,13 +97,13 @@ mod tests {
     }
 
     #[test]
-    fn a_difference_over_seeds_is_that_of_a_t_test() {
-        // Two groups of three: pooled variance 0.0001 · (2 + 8)/4, standard error √(s²·2/3).
+    fn the_half_width_over_seeds_equals_that_of_a_t_test() {
+        // For two groups of three: pooled variance 0.0001 · (2 + 8)/4, standard error √(s²·2/3).
         let mut run = students_only(&[(RunModel::STUDENT, 0.5), (RunModel::SFT, 0.8)], 40);
         with_seeds(&mut run, RunModel::STUDENT, &[0.49, 0.50, 0.51]);
         with_seeds(&mut run, RunModel::SFT, &[0.78, 0.80, 0.82]);
         let before = run.comparisons.clone();
-        count_seeds(&mut run.comparisons, &run.students);
+        include_seed_variance(&mut run.comparisons, &run.students);
         let half = 2.7764 * (0.00025_f64 * 2.0 / 3.0).sqrt();
         let (was, is) = (before[0].difference, run.comparisons[0].difference);
         assert_eq!(was.mean, is.mean);
@@ -138,26 +114,26 @@ mod tests {
     }
 
     #[test]
-    fn what_seeds_alone_may_make_is_no_difference() {
+    fn a_difference_within_the_variance_of_seeds_is_no_difference() {
         let mut run = students_only(&[(RunModel::STUDENT, 0.75), (RunModel::SFT, 0.8)], 40);
-        let says = |run: &Report| Report::conclude(None, &run.students, &run.comparisons).finding;
-        assert_eq!(says(&run), Finding::Helps, "one seed cannot know");
+        let finding = |run: &Report| conclude(None, &run.students, &run.comparisons).finding;
+        assert_eq!(finding(&run), Finding::Helps, "one seed has no variance");
         with_seeds(&mut run, RunModel::STUDENT, &[0.70, 0.80]);
         with_seeds(&mut run, RunModel::SFT, &[0.76, 0.84]);
-        count_seeds(&mut run.comparisons, &run.students);
-        assert_eq!(says(&run), Finding::NoDifference);
+        include_seed_variance(&mut run.comparisons, &run.students);
+        assert_eq!(finding(&run), Finding::NoDifference);
     }
 
-    /// Two and two that happen to lie close together say little of how seeds scatter.
+    /// Two seeds that are close together by chance are a bad estimate of the variance between seeds.
     #[test]
-    fn two_seeds_cannot_be_trusted_with_a_small_difference() {
+    fn with_two_seeds_a_small_difference_is_no_finding() {
         let mut run = students_only(&[(RunModel::STUDENT, 1.5019), (RunModel::SFT, 1.4569)], 40);
         with_seeds(&mut run, RunModel::STUDENT, &[1.5049, 1.4988]);
         with_seeds(&mut run, RunModel::SFT, &[1.4579, 1.4560]);
-        count_seeds(&mut run.comparisons, &run.students);
+        include_seed_variance(&mut run.comparisons, &run.students);
         assert_eq!(run.comparisons[0].verdict, Verdict::Worse);
-        let said = Report::conclude(None, &run.students, &run.comparisons);
-        assert_eq!(said.finding, Finding::NoDifference);
+        let conclusion = conclude(None, &run.students, &run.comparisons);
+        assert_eq!(conclusion.finding, Finding::NoDifference);
     }
 
     #[test]
@@ -165,7 +141,7 @@ mod tests {
         let mut run = students_only(&[(RunModel::STUDENT, 0.5), (RunModel::SFT, 0.8)], 40);
         with_seeds(&mut run, RunModel::STUDENT, &[0.5]);
         let before = run.comparisons.clone();
-        count_seeds(&mut run.comparisons, &run.students);
+        include_seed_variance(&mut run.comparisons, &run.students);
         assert_eq!(run.comparisons, before);
     }
 }

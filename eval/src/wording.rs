@@ -1,8 +1,10 @@
-//! How the report writes numbers, in Markdown and in HTML alike.
+//! Formats of numbers and verdicts in the report, the same in Markdown and in HTML.
 
-use crate::{Figure, Interval, Verdict};
+use crate::interval::Interval;
+use crate::metric::Figure;
+use crate::verdict::Verdict;
 
-/// `0.5104`, or `61.0 %`.
+/// Formats a figure: `0.5104`, or `61.0 %`.
 pub(crate) fn value(figure: Figure, value: f64) -> String {
     match figure {
         Figure::Kl | Figure::Nll => format!("{value:.4}"),
@@ -10,7 +12,7 @@ pub(crate) fn value(figure: Figure, value: f64) -> String {
     }
 }
 
-/// A difference: `-0.3063`, or `+3.0 points`.
+/// Formats a difference: `-0.3063`, or `+3.0 points`.
 pub(crate) fn signed(figure: Figure, value: f64) -> String {
     match figure {
         Figure::Kl | Figure::Nll => format!("{value:+.4}"),
@@ -18,7 +20,7 @@ pub(crate) fn signed(figure: Figure, value: f64) -> String {
     }
 }
 
-/// Both ends of a difference's interval: `-0.3182 to -0.2820`, or `+1.0 to +11.0 points`.
+/// Formats the interval of a difference for a sentence: `-0.3182 to -0.2820`, or `+1.0 to +11.0 points`.
 pub(crate) fn from_to(figure: Figure, Interval { low, high, .. }: &Interval) -> String {
     match figure {
         Figure::Kl | Figure::Nll => format!("{low:+.4} to {high:+.4}"),
@@ -28,21 +30,21 @@ pub(crate) fn from_to(figure: Figure, Interval { low, high, .. }: &Interval) -> 
     }
 }
 
-/// What stands after a value: ` nats a token`, or nothing.
+/// Unit after a figure: ` nats per token`, or nothing.
 pub(crate) fn unit(figure: Figure) -> &'static str {
     match figure {
-        Figure::Kl | Figure::Nll => " nats a token",
+        Figure::Kl | Figure::Nll => " nats per token",
         Figure::Agreement | Figure::Accuracy => "",
     }
 }
 
-/// A value and its interval: `0.5104 [0.5058, 0.5144]`.
+/// Formats a figure with its interval: `0.5104 [0.5058, 0.5144]`.
 pub(crate) fn with_interval(figure: Figure, interval: &Interval) -> String {
     let (mean, range) = (value(figure, interval.mean), range(figure, interval));
     format!("{mean} {range}")
 }
 
-/// The interval alone: `[0.5058, 0.5144]`, or `[28.6, 36.6]` of percentages.
+/// Formats an interval: `[0.5058, 0.5144]`, or `[28.6, 36.6]` of percentages.
 pub(crate) fn range(figure: Figure, Interval { low, high, .. }: &Interval) -> String {
     match figure {
         Figure::Kl | Figure::Nll => format!("[{low:.4}, {high:.4}]"),
@@ -52,7 +54,7 @@ pub(crate) fn range(figure: Figure, Interval { low, high, .. }: &Interval) -> St
     }
 }
 
-/// A difference and its interval: `+3.0 points [-1.0, +7.0]`.
+/// Formats a difference with its interval: `+3.0 points [-1.0, +7.0]`.
 pub(crate) fn difference(figure: Figure, interval: &Interval) -> String {
     let Interval {
         mean, low, high, ..
@@ -66,7 +68,7 @@ pub(crate) fn difference(figure: Figure, interval: &Interval) -> String {
     }
 }
 
-/// What a table says of a verdict.
+/// Text of a verdict in a table.
 pub(crate) fn verdict(verdict: Verdict) -> &'static str {
     match verdict {
         Verdict::Better => "better",
@@ -75,8 +77,8 @@ pub(crate) fn verdict(verdict: Verdict) -> &'static str {
     }
 }
 
-/// `right`, `wrong`, or nothing where no grader looked.
-pub(crate) fn outcome(correct: Option<bool>) -> &'static str {
+/// Text of a grader's verdict: `right`, `wrong` or `not graded`.
+pub(crate) fn graded(correct: Option<bool>) -> &'static str {
     match correct {
         Some(true) => "right",
         Some(false) => "wrong",
@@ -84,7 +86,7 @@ pub(crate) fn outcome(correct: Option<bool>) -> &'static str {
     }
 }
 
-/// `1,234,567`.
+/// Formats a count: `1,234,567`.
 pub(crate) fn count(count: u64) -> String {
     let digits = count.to_string();
     let mut out = String::new();
@@ -97,7 +99,7 @@ pub(crate) fn count(count: u64) -> String {
     out
 }
 
-/// `940 B`, `12.3 kB`, `4.1 MB`; a kB is 1,000 bytes.
+/// Formats a size: `940 B`, `12.3 kB`, `4.1 MB`; a kB is 1,000 bytes.
 pub(crate) fn bytes(bytes: u64) -> String {
     let mut size = bytes as f64;
     for unit in ["B", "kB", "MB", "GB"] {
@@ -112,7 +114,7 @@ pub(crate) fn bytes(bytes: u64) -> String {
     format!("{size:.1} TB")
 }
 
-/// `12.3 s`, `4 min 05 s`, `2 h 03 min`.
+/// Formats a duration: `12.3 s`, `4 min 05 s`, `2 h 03 min`.
 pub(crate) fn duration(seconds: f64) -> String {
     let whole = seconds.round() as u64;
     match whole {

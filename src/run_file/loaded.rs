@@ -5,8 +5,7 @@ use std::path::{Path, PathBuf};
 use potstill_datasets::TemplateSource;
 use potstill_datasets::range::FilePath;
 
-use super::place::{ConfigError, Problem, is_written};
-use super::ranges::expand_path;
+use super::problem::{ConfigError, Problem, is_written};
 use super::{RunFile, rules};
 
 /// A run file with its place, so that what is found wrong later can still point into it.
@@ -114,5 +113,51 @@ fn template_file(template: &mut Option<TemplateSource>) -> Option<&mut FilePath>
     match template {
         Some(TemplateSource::File(path)) => Some(path),
         Some(TemplateSource::Plain) | None => None,
+    }
+}
+
+/// Replaces every `${NAME}` in a path by the value of an environment variable.
+///
+/// # Errors
+/// A variable that is not set, or a brace that is not closed.
+pub fn expand_path(path: &Path) -> Result<PathBuf, String> {
+    expand(&path.to_string_lossy(), |name| std::env::var(name).ok()).map(PathBuf::from)
+}
+
+fn expand(written: &str, variable: impl Fn(&str) -> Option<String>) -> Result<String, String> {
+    let mut out = String::new();
+    let mut rest = written;
+    while let Some((before, after)) = rest.split_once("${") {
+        let Some((name, after)) = after.split_once('}') else {
+            return Err(format!(
+                "`${{` is not closed by `}}` in {written:?}\nhint: write a variable as `${{NAME}}`"
+            ));
+        };
+        let value = variable(name).filter(|value| !value.is_empty()).ok_or_else(|| {
+            format!(
+                "the environment variable {name} is not set\nhint: run `export {name}=…` first, or write the path without it"
+            )
+        })?;
+        out.push_str(before);
+        out.push_str(&value);
+        rest = after;
+    }
+    out.push_str(rest);
+    Ok(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::expand;
+
+    #[test]
+    fn variables_are_expanded_and_unset_ones_named() {
+        let variable = |name: &str| (name == "A").then(|| "/data".to_owned());
+        assert_eq!(expand("${A}/x/${A}", variable).unwrap(), "/data/x//data");
+        assert_eq!(expand("plain$5", variable).unwrap(), "plain$5");
+        let unset = expand("${B}/x", variable).unwrap_err();
+        assert!(unset.starts_with("the environment variable B is not set\nhint: "));
+        let open = expand("${A/x", variable).unwrap_err();
+        assert!(open.starts_with("`${` is not closed by `}` in \"${A/x\"\nhint: "));
     }
 }

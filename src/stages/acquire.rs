@@ -11,11 +11,12 @@ use potstill_teacher::{Error as TeacherError, Exchange, HttpTeacher, Teacher};
 
 use super::{Context, forecast, served};
 use crate::interrupt;
+use crate::progress::StageProgress;
 
 /// The list of requests in the run directory.
 pub(super) const REQUESTS_FILE: &str = "requests.jsonl";
 
-/// What a stage acquires.
+/// The units that a stage acquires, and the store for them.
 pub(super) struct Acquisition<'a, Q, T> {
     /// The stage's name.
     pub(super) stage: &'static str,
@@ -31,7 +32,7 @@ pub(super) struct Acquisition<'a, Q, T> {
 type AcquireMethod<'a, Q, T> =
     dyn Fn(&Teacher, Exchange<'_, Q, T>) -> Result<CollectionEnd, TeacherError> + 'a;
 
-/// What was acquired in this process.
+/// Counts of what this process acquired.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Acquired {
     pub(super) entries: usize,
@@ -97,14 +98,11 @@ impl<Q, T: StoredRecord> Acquisition<'_, Q, T> {
         }
         let teacher: &Teacher = teacher;
         let provenance = teacher.provenance();
-        let (there, total) = (tally.records as u64, (tally.records + to_ask) as u64);
-        let mut bar = context
-            .console
-            .progress(self.stage, "answers", there, total);
+        let mut progress = StageBar::new(context, self.stage, tally, to_ask, spent_before);
         let store = RefCell::new(self.store);
         let mut acquired = Acquired::default();
         let retry = context.retry_failures;
-        let disk_bytes = context.run.file.budget.disk_bytes.map(|bytes| bytes.get());
+        let disk_bytes = context.run.file.budget.disk_bytes;
         let mut store_error = None;
         let ended = (self.work)(
             teacher,
@@ -127,24 +125,11 @@ impl<Q, T: StoredRecord> Acquisition<'_, Q, T> {
                     let bytes = store.journal_bytes() + file_bytes(&requests_path);
                     Ok(check_disk(bytes, disk_bytes))
                 },
-                progress: &mut |progress: &CollectProgress| {
-                    let note = match teacher {
-                        Teacher::Http(http) => forecast::live(
-                            http.client.price.as_ref(),
-                            &context.run.file.budget,
-                            &spent_before,
-                            to_ask,
-                            progress,
-                        ),
-                        _ => String::new(),
-                    };
-                    let completed = there + progress.answered + progress.failed;
-                    bar.update(completed.min(total), progress.tokens, &note);
-                },
+                progress: &mut |now| progress.show(teacher, now),
                 stop: &interrupt::is_requested,
             },
         );
-        drop(bar);
+        drop(progress);
         if let Some(error) = store_error {
             return Err(error.into());
         }
@@ -178,6 +163,51 @@ impl<Q, T: StoredRecord> Acquisition<'_, Q, T> {
         let forecast = (self.forecast)(http, &spent);
         context.console.note(&format!("{}: {forecast}", self.stage));
         Ok(spent)
+    }
+}
+
+/// The progress output of an acquisition.
+struct StageBar<'a> {
+    context: &'a Context,
+    bar: StageProgress,
+    /// Units with a record before this process.
+    there: u64,
+    to_ask: usize,
+    spent_before: Spending,
+}
+
+impl<'a> StageBar<'a> {
+    fn new(
+        context: &'a Context,
+        stage: &str,
+        before: Tally,
+        to_ask: usize,
+        spent_before: Spending,
+    ) -> StageBar<'a> {
+        let there = before.records as u64;
+        let total = there + to_ask as u64;
+        StageBar {
+            context,
+            bar: context.console.progress(stage, "answers", there, total),
+            there,
+            to_ask,
+            spent_before,
+        }
+    }
+
+    fn show(&mut self, teacher: &Teacher, now: &CollectProgress) {
+        let note = match teacher {
+            Teacher::Http(http) => forecast::live(
+                http.client.price.as_ref(),
+                &self.context.run.file.budget,
+                &self.spent_before,
+                self.to_ask,
+                now,
+            ),
+            _ => String::new(),
+        };
+        let completed = (now.answered + now.failed).min(self.to_ask as u64);
+        self.bar.update(self.there + completed, now.tokens, &note);
     }
 }
 

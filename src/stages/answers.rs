@@ -1,8 +1,7 @@
-//! The part of `eval` that lets models answer: held-out prompts, greedily, graded.
+//! The part of `eval` that lets the models answer held-out prompts greedily, and grades the answers.
 //!
-//! The prompts are those on the held-out side of the split that have a reference, whatever
-//! became of the teacher's answers to them, so that no model is measured on prompts that the
-//! teacher got right.
+//! The prompts are all held-out prompts, which must have a reference, also if curation dropped the teacher's answers to
+//! them. A selection of the prompts that the teacher answered right would bias the accuracy.
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -22,7 +21,7 @@ use crate::run_dir::{StagePlan, settings_of};
 
 const SAMPLES_FILE: &str = "samples.parquet";
 
-/// Lets one model answer, unless the run file does not ask for it.
+/// Lets one model answer, if the run file has `answers` in `[eval]`.
 pub(super) fn answer_one(context: &Context, model: RunModel) -> anyhow::Result<StageOutcome> {
     let run = &context.run;
     let Some(settings) = &run.file.eval.answers else {
@@ -64,7 +63,7 @@ pub(super) fn answer_one(context: &Context, model: RunModel) -> anyhow::Result<S
     })
 }
 
-/// The held-out prompts, each with a reference.
+/// Returns the held-out prompts, each with a reference.
 pub(crate) fn heldout_prompts(context: &Context, grader: Grader) -> anyhow::Result<Vec<Prompt>> {
     let file = &context.run.file;
     let mut prompts = import::published(&context.dir.path("prompts"))?;
@@ -78,8 +77,7 @@ pub(crate) fn heldout_prompts(context: &Context, grader: Grader) -> anyhow::Resu
     Ok(prompts)
 }
 
-/// A model of the run as one that answers, with the teacher's template and the marks of its
-/// reasoning.
+/// Loads a model to answer prompts, with the teacher's template and reasoning markers.
 fn open(context: &Context, model: RunModel) -> anyhow::Result<Local> {
     let run = &context.run;
     let tokenizer = match model {
@@ -149,7 +147,7 @@ fn samples(
     Ok(Some(samples))
 }
 
-/// A model's published answers, in the order of `prompts/`.
+/// Reads a model's published answers, in the order of `prompts/`.
 pub(crate) fn published(context: &Context, model: RunModel) -> anyhow::Result<Vec<TaskSample>> {
     let path = context.dir.path(&answers_home(model)).join(SAMPLES_FILE);
     let mut samples = Vec::new();

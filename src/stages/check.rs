@@ -81,9 +81,9 @@ fn check_teacher(run: &Loaded, folder: &Path, prompts: &[Prompt]) -> anyhow::Res
         "teacher   {}: {}\ncollect   {} answers of at most {} tokens, {} at a time; the longest prompt has {longest} tokens",
         folder.display(),
         shape(&Config::from_dir(folder)?),
-        prompts.len() * collect.samples.get(),
-        collect.max_new_tokens.get(),
-        collect.batch.get(),
+        prompts.len() * collect.samples,
+        collect.max_new_tokens,
+        collect.batch,
     ))
 }
 

@@ -9,7 +9,7 @@ use potstill_model::Device;
 use potstill_student::Objective;
 use potstill_student::check::{LossCase, LossCheck, check_loss as check, trainer};
 
-use super::rows::Rows;
+use super::rows::SelectedRows;
 use super::{Context, RunOptions, StageOutcome, device, run_dir_path, train};
 use crate::progress::Console;
 use crate::run_file::Loaded;
@@ -88,7 +88,7 @@ fn table(on: &str, checks: &[LossCheck]) -> String {
 /// Builds a case from the student before training and the first answers that are short enough; `None`
 /// if no answer is.
 fn own_case(context: &Context, on: &Device) -> anyhow::Result<Option<LossCase>> {
-    let mut rows = Rows::open(context, "train")?.at_temperature(context)?;
+    let mut rows = SelectedRows::open(context, "train")?.at_temperature(context)?;
     let mut signals: Vec<Signal> = Vec::new();
     for position in 0..rows.list.len().min(200) {
         let signal = rows.get(position)?;

@@ -7,9 +7,10 @@ use anyhow::{Context as _, bail};
 use potstill_datasets::range::FilePath;
 use potstill_datasets::{ChatTemplate, FloatType, TemplateSource, Tokenizer, hash_file};
 use potstill_model::{Config, DType, weight_files};
+use potstill_teacher::TeacherSettings;
 use sha2::{Digest, Sha256};
 
-use crate::run_file::{Loaded, Teacher};
+use crate::run_file::Loaded;
 
 /// Files beside the weights that affect what a checkpoint computes or how it tokenises text.
 const SMALL_FILES: [&str; 5] = [
@@ -85,7 +86,7 @@ pub fn teacher_tokenizer_folder(run: &Loaded) -> anyhow::Result<Option<PathBuf>>
 ///
 /// # Errors
 /// [`crate::run_file::ConfigError`] when the table is absent.
-pub fn teacher_table(run: &Loaded) -> anyhow::Result<&Teacher> {
+pub fn teacher_table(run: &Loaded) -> anyhow::Result<&TeacherSettings> {
     run.file.teacher.as_ref().ok_or_else(|| {
         let what = "this stage needs a table [teacher]\nhint: add [teacher] with the `path` of a checkpoint or the `url` of a server";
         run.problem(&["teacher"], what).into()

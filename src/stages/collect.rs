@@ -28,7 +28,7 @@ pub(super) use self::given::check_answered;
 pub(crate) use self::local::{check_lengths, open_local};
 use self::source::{CollectSource, Samples};
 use super::acquire::{self, Acquired, Acquisition, REQUESTS_FILE};
-use super::{Context, StageOutcome, StageSummary, forecast, run_stage_again};
+use super::{Context, StageOutcome, StageSummary, forecast, import, run_stage_again};
 use crate::events::Event;
 use crate::run_dir::{EarlierOutput, StagePlan};
 
@@ -51,7 +51,7 @@ pub fn collect(context: &Context) -> anyhow::Result<StageOutcome> {
     }
     let mut finished_work = None;
     let outcome = run_stage_again(context, &plan, again, |out| {
-        source.load(context)?;
+        source.count_given(context)?;
         let mut collection = Collection::open(context, &source)?;
         let before = collection.store.tally();
         let Some(acquired) = collection.ask_missing(context, &mut source)? else {
@@ -72,7 +72,7 @@ pub fn collect(context: &Context) -> anyhow::Result<StageOutcome> {
             },
         }))
     })?;
-    // Everything in the journal is published now.
+    // The journal is not needed any more: all of it is published.
     if let Some(work) = finished_work {
         fs::remove_dir_all(&work).with_context(|| format!("cannot delete {}", work.display()))?;
     }
@@ -138,6 +138,23 @@ fn units<'a>(
         };
         let samples = 0..samples.of(number);
         samples.map(|sample| Ok((prompt.clone(), sample))).collect()
+    }))
+}
+
+/// A request for each unit.
+fn prompt_requests<'a>(
+    context: &Context,
+    samples: &'a Samples,
+) -> anyhow::Result<impl Iterator<Item = anyhow::Result<(u32, AnswerRequest)>> + use<'a>> {
+    Ok(units(context, samples)?.zip(0..).map(|(unit, ordinal)| {
+        let (prompt, sample_index) = unit?;
+        let request = AnswerRequest {
+            ordinal,
+            prompt,
+            sample_index,
+            given: None,
+        };
+        Ok((ordinal, request))
     }))
 }
 
@@ -213,21 +230,18 @@ impl Collection {
             return Ok(Some(Acquired::default()));
         }
         source.prepare(context)?;
-        let mut given = std::mem::take(&mut source.given).into_iter();
-        let mut requests = units(context, &source.samples)?
-            .zip(0..)
-            .map(|(unit, ordinal)| {
-                let (prompt, sample_index) = unit?;
-                let request = AnswerRequest {
-                    ordinal,
-                    prompt,
-                    sample_index,
-                    given: given.next(),
-                };
-                Ok((ordinal, request))
-            });
+        let settings;
+        let mut requests: Box<dyn Iterator<Item = anyhow::Result<(u32, AnswerRequest)>>> =
+            match &source.samples {
+                Samples::PerPrompt(samples) => {
+                    settings = import::settings_of(&context.run, context.limit)?;
+                    Box::new(given::requests(context, &settings, samples)?)
+                }
+                Samples::Each(_) => Box::new(prompt_requests(context, &source.samples)?),
+            };
+        let mut teacher = source.teacher.take().context("no teacher is open")?;
         let (estimate, budget) = (&self.estimate, &context.run.file.budget);
-        Acquisition {
+        let acquired = Acquisition {
             stage: "collect",
             store: &mut self.store,
             units: &mut requests,
@@ -236,10 +250,10 @@ impl Collection {
             },
             work: &Teacher::answer,
         }
-        .run(
-            context,
-            source.teacher.as_mut().context("no teacher is open")?,
-        )
+        .run(context, &mut teacher)?;
+        drop(requests);
+        source.teacher = Some(teacher);
+        Ok(acquired)
     }
 
     fn publish(

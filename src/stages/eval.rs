@@ -9,7 +9,7 @@ use potstill_eval::{Heldout, Metric, interval};
 use serde_json::json;
 
 use super::models::{heldout_home, load, model_key, results_file};
-use super::rows::Rows;
+use super::rows::SelectedRows;
 use super::{
     Context, StageOutcome, StageSummary, answers, counts, for_each_model, run_stage, score,
 };
@@ -18,7 +18,7 @@ use crate::run_dir::StagePlan;
 
 const SAMPLES_FILE: &str = "samples.parquet";
 
-/// Measures every model of the run on the held-out answers.
+/// Measures every model of the run on the held-out text, and lets it answer the held-out prompts.
 ///
 /// # Errors
 /// When nothing was curated, or a student is not yet exported.
@@ -39,52 +39,30 @@ pub fn eval(context: &Context) -> anyhow::Result<StageOutcome> {
     })
 }
 
+/// Measures one model on the held-out text.
 fn eval_one(context: &Context, model: RunModel) -> anyhow::Result<StageOutcome> {
-    let run = &context.run;
-    let completions = context.dir.require("completions", "collect", run)?;
-    let curation = context.dir.require("train", "curate", run)?;
-    let model_key = model_key(context, model)?;
-    let resamples = run.file.eval.resamples;
-    let chunk_rows = run.file.train.chunk_rows;
-    let seed = u64::from(run.file.run.seed);
-    let plan = StagePlan {
-        stage: format!("eval {model}"),
-        home: heldout_home(model),
-        outputs: vec![heldout_home(model), results_file(&heldout_home(model))],
-        settings: json!({
-            "chunk_rows": chunk_rows,
-            "confidence_bins": CONFIDENCE_BINS,
-            "resamples": resamples,
-            "seed": seed,
-        }),
-        inputs: BTreeMap::from([
-            ("completions".to_owned(), completions.content_hash()),
-            ("heldout".to_owned(), curation.content_hash()),
-            ("model".to_owned(), model_key),
-        ])
-        .into_iter()
-        .chain(score::input(context)?)
-        .collect(),
-    };
+    let plan = plan(context, model)?;
     run_stage(context, &plan, |out| {
-        let home = heldout_home(model);
-        let model = load(context, model)?;
-        let mut rows = Rows::open(context, "heldout")?;
+        let file = &context.run.file;
+        let weights = load(context, model)?;
+        let mut rows = SelectedRows::open(context, "heldout")?;
         let len = rows.list.len();
-        let mut work = context
+        let mut progress = context
             .console
             .progress(&plan.stage, "sequences", 0, len as u64);
         let mut on_row = |done| {
-            work.update(done as u64, 0, "");
+            progress.update(done as u64, 0, "");
             interrupt::control_flow()
         };
-        let values =
-            potstill_student::evaluate(&model, &mut |i| rows.get(i), len, chunk_rows, &mut on_row)?;
+        let mut row = |i| rows.get(i);
+        let chunk_rows = file.train.chunk_rows;
+        let values = potstill_student::evaluate(&weights, &mut row, len, chunk_rows, &mut on_row)?;
         let Some(values) = values else {
             return Ok(None);
         };
-        write_shard(&out.join(&home).join(SAMPLES_FILE), &values, &[])?;
-        let figure = |metric| interval(&values, metric, resamples, seed);
+        write_shard(&out.join(&plan.home).join(SAMPLES_FILE), &values, &[])?;
+        let seed = u64::from(file.run.seed);
+        let figure = |metric| interval(&values, metric, file.eval.resamples, seed);
         let results = json!({
             "heldout": Heldout::from_values(&values)?,
             "kl": figure(Metric::Kl)?,
@@ -92,12 +70,37 @@ fn eval_one(context: &Context, model: RunModel) -> anyhow::Result<StageOutcome> 
             "agreement": figure(Metric::Agreement)?,
         });
         let results = serde_json::to_string_pretty(&results)? + "\n";
-        replace_file(&out.join(results_file(&home)), results.as_bytes())?;
+        replace_file(&out.join(results_file(&plan.home)), results.as_bytes())?;
         let tokens = values.iter().map(|v| v.tokens as usize).sum();
         Ok(Some(StageSummary::new(counts([
             ("sequences", len),
             ("tokens", tokens),
         ]))))
+    })
+}
+
+fn plan(context: &Context, model: RunModel) -> anyhow::Result<StagePlan> {
+    let run = &context.run;
+    let completions = context.dir.require("completions", "collect", run)?;
+    let curation = context.dir.require("train", "curate", run)?;
+    Ok(StagePlan {
+        stage: format!("eval {model}"),
+        home: heldout_home(model),
+        outputs: vec![heldout_home(model), results_file(&heldout_home(model))],
+        settings: json!({
+            "chunk_rows": run.file.train.chunk_rows,
+            "confidence_bins": CONFIDENCE_BINS,
+            "resamples": run.file.eval.resamples,
+            "seed": u64::from(run.file.run.seed),
+        }),
+        inputs: BTreeMap::from([
+            ("completions".to_owned(), completions.content_hash()),
+            ("heldout".to_owned(), curation.content_hash()),
+            ("model".to_owned(), model_key(context, model)?),
+        ])
+        .into_iter()
+        .chain(score::input(context)?)
+        .collect(),
     })
 }
 

@@ -29,7 +29,7 @@ const COPIED_FILES: [&str; 5] = [
     "generation_config.json",
 ];
 
-/// Exports every student of the run file.
+/// Exports every trained model of the run.
 ///
 /// # Errors
 /// When a student is not yet trained, or a file cannot be read or written.
@@ -144,13 +144,13 @@ pub(crate) fn learned_from(file: &RunFile, model: RunModel) -> String {
         return "nothing (the student before training)".to_owned();
     };
     match (arm, file.import.answers) {
-        (Arm::Shuffled, _) => format!("{text}, each position with the distribution of another"),
+        (Arm::Shuffled, _) => format!("{text} and shuffled distributions"),
         (Arm::Student, AnswerSource::Teacher) if file.has_signals() => {
             "the teacher's text and distributions".to_owned()
         }
         (Arm::Student, AnswerSource::Given) if file.has_signals() => {
             format!("{text} and the teacher's distributions")
         }
-        (Arm::Student | Arm::Sft, _) => format!("{text}, cross-entropy only"),
+        (Arm::Student | Arm::Sft, _) => format!("{text} by cross-entropy only"),
     }
 }

@@ -1,14 +1,14 @@
 //! Forecasts of what a teacher behind a server will cost, before the first request and while requests are sent.
 
 use potstill_teacher::HttpTeacher;
-use potstill_teacher::http::{self, CollectProgress, Price, Spending, TokenEstimate};
-
-use crate::run_file::Budget;
+use potstill_teacher::http::{
+    self, BudgetSettings, CollectProgress, Price, Spending, TokenEstimate,
+};
 
 /// Describes what `missing` answers to the prompts of `estimate` will cost.
 pub(super) fn of_answers(
     http: &HttpTeacher,
-    budget: &Budget,
+    budget: &BudgetSettings,
     estimate: &TokenEstimate,
     missing: usize,
     spent: &Spending,
@@ -28,7 +28,7 @@ pub(super) fn of_answers(
 /// Describes what the distributions over `missing` answers will cost; `tokens` counts these answers with their prompts.
 pub(super) fn of_scores(
     http: &HttpTeacher,
-    budget: &Budget,
+    budget: &BudgetSettings,
     tokens: u64,
     missing: usize,
     spent: &Spending,
@@ -44,7 +44,7 @@ pub(super) fn of_scores(
 
 fn with_cost(
     http: &HttpTeacher,
-    budget: &Budget,
+    budget: &BudgetSettings,
     mut text: String,
     prompt: u64,
     answer: u64,
@@ -71,22 +71,22 @@ fn with_cost(
 }
 
 /// The caps of a budget in words.
-fn caps(budget: &Budget) -> Vec<String> {
+fn caps(budget: &BudgetSettings) -> Vec<String> {
     let mut caps = Vec::new();
     if let Some(usd) = budget.usd {
-        caps.push(dollars(usd.get()));
+        caps.push(dollars(usd));
     }
     if let Some(tokens) = budget.tokens {
-        caps.push(format!("{} tokens", large(tokens.get())));
+        caps.push(format!("{} tokens", large(tokens)));
     }
     if let Some(requests) = budget.requests {
-        caps.push(format!("{} requests", requests.get()));
+        caps.push(format!("{} requests", requests));
     }
     if let Some(bytes) = budget.disk_bytes {
-        caps.push(format!("{} bytes on disk", large(bytes.get())));
+        caps.push(format!("{} bytes on disk", large(bytes)));
     }
     if let Some(hours) = budget.hours {
-        caps.push(format!("{} h", hours.get()));
+        caps.push(format!("{} h", hours));
     }
     caps
 }
@@ -95,7 +95,7 @@ fn caps(budget: &Budget) -> Vec<String> {
 /// `before` is what was spent before this process.
 pub(super) fn live(
     price: Option<&Price>,
-    budget: &Budget,
+    budget: &BudgetSettings,
     before: &Spending,
     missing: usize,
     progress: &CollectProgress,
@@ -108,7 +108,7 @@ pub(super) fn live(
         let mut fact = format!(
             "{}{} spent",
             dollars(spent.usd),
-            of(budget.usd.map(|usd| dollars(usd.get())))
+            of(budget.usd.map(|usd| dollars(usd)))
         );
         if over > 0 {
             let each = (spent.usd - before.usd) / over as f64;
@@ -123,18 +123,14 @@ pub(super) fn live(
         facts.push(format!(
             "{} of {} tokens",
             large(spent.tokens),
-            large(tokens.get())
+            large(tokens)
         ));
     }
     if let Some(requests) = budget.requests {
-        facts.push(format!("{} of {} requests", spent.requests, requests.get()));
+        facts.push(format!("{} of {} requests", spent.requests, requests));
     }
     if let Some(hours) = budget.hours {
-        facts.push(format!(
-            "{:.2} of {} h",
-            spent.seconds / 3600.0,
-            hours.get()
-        ));
+        facts.push(format!("{:.2} of {} h", spent.seconds / 3600.0, hours));
     }
     facts.push(format!("{} in flight", progress.in_flight));
     if progress.failed > 0 {

@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, anyhow};
 use potstill_datasets::{
-    AnswerSource, Completion, Error, FolderRows, ImportSettings, Imported, PROMPTS_PER_SHARD,
-    Prompt, Reasoning, hash_file, shard_name, split_reasoning, write_shard,
+    AnswerSource, Completion, Error, FolderRows, ImportSettings, Imported, ImportedRow,
+    PROMPTS_PER_SHARD, Prompt, Reasoning, hash_file, import_rows, shard_name, split_reasoning,
+    write_shard,
 };
 use serde_json::json;
 
@@ -41,19 +42,33 @@ pub fn import(context: &Context) -> anyhow::Result<StageOutcome> {
         inputs: BTreeMap::from([("source".to_owned(), hash_file(&path)?.sha256)]),
     };
     run_stage(context, &plan, |out| {
-        let Imported {
-            prompts,
-            duplicates,
-            ..
-        } = read(&context.run, context.limit)?;
-        for (index, shard) in prompts.chunks(PROMPTS_PER_SHARD).enumerate() {
-            write_shard(&out.join("prompts").join(shard_name(index)), shard, &[])?;
+        let settings = settings_of(&context.run, context.limit)?;
+        let (mut shard, mut prompts, mut duplicates) = (Vec::new(), 0, 0);
+        for row in rows(&context.run, &settings)? {
+            let row = row?;
+            duplicates += usize::from(row.is_duplicate());
+            if row.is_new_prompt {
+                shard.push(row.prompt);
+                prompts += 1;
+                if shard.len() == PROMPTS_PER_SHARD {
+                    write(out, prompts, &std::mem::take(&mut shard))?;
+                }
+            }
+        }
+        if !shard.is_empty() {
+            write(out, prompts, &shard)?;
         }
         Ok(Some(StageSummary::new(counts([
-            ("prompts", prompts.len()),
+            ("prompts", prompts),
             ("duplicates merged", duplicates),
         ]))))
     })
+}
+
+/// Writes a shard, which ends with the last of `prompts` prompts.
+fn write(out: &Path, prompts: usize, shard: &[Prompt]) -> anyhow::Result<()> {
+    let name = shard_name((prompts - 1) / PROMPTS_PER_SHARD);
+    Ok(write_shard(&out.join("prompts").join(name), shard, &[])?)
 }
 
 /// Returns the path of the data file, which must exist.
@@ -81,37 +96,62 @@ fn limit(run: &Loaded, flag: Option<usize>) -> Option<usize> {
     flag.or(run.file.import.limit)
 }
 
-/// Reads the data file.
-pub(crate) fn read(run: &Loaded, flag: Option<usize>) -> anyhow::Result<Imported> {
+/// Settings of the reader; `flag` is the limit of the command line.
+pub(super) fn settings_of(run: &Loaded, flag: Option<usize>) -> anyhow::Result<ImportSettings> {
     source(run)?;
-    let settings = ImportSettings {
+    Ok(ImportSettings {
         limit: limit(run, flag),
         ..run.file.import.clone()
-    };
-    match potstill_datasets::import(&settings) {
-        Ok(mut imported) => {
-            if let Some(marks) = run.file.collect.reasoning.clone() {
-                imported
-                    .answers
-                    .iter_mut()
-                    .for_each(|a| separate_reasoning(a, &marks));
-            }
-            Ok(imported)
+    })
+}
+
+/// Reads the whole data file.
+pub(crate) fn read(run: &Loaded, flag: Option<usize>) -> anyhow::Result<Imported> {
+    let settings = settings_of(run, flag)?;
+    let mut imported = potstill_datasets::import(&settings).map_err(|e| named(run, e))?;
+    let marks = run.file.collect.reasoning.as_ref();
+    imported
+        .answers
+        .iter_mut()
+        .for_each(|a| separate_reasoning(a, marks));
+    Ok(imported)
+}
+
+/// Reads the data file row by row.
+pub(super) fn rows<'a>(
+    run: &'a Loaded,
+    settings: &'a ImportSettings,
+) -> anyhow::Result<impl Iterator<Item = anyhow::Result<ImportedRow>>> {
+    let rows = import_rows(settings).map_err(|e| named(run, e))?;
+    Ok(rows.map(|row| {
+        let mut row = row.map_err(|e| named(run, e))?;
+        let marks = run.file.collect.reasoning.as_ref();
+        row.answer
+            .iter_mut()
+            .for_each(|answer| separate_reasoning(answer, marks));
+        Ok(row)
+    }))
+}
+
+/// An error of the reader, with the key of the run file that it concerns.
+fn named(run: &Loaded, error: Error) -> anyhow::Error {
+    match error {
+        e @ Error::MissingColumn { .. } => {
+            run.problem(&["import", "columns"], e.to_string()).into()
         }
-        Err(e @ Error::MissingColumn { .. }) => {
-            Err(run.problem(&["import", "columns"], e.to_string()).into())
-        }
-        Err(e @ Error::NoPrompts { .. }) => Err(anyhow!(errors::with_hint(
+        e @ Error::NoPrompts { .. } => anyhow!(errors::with_hint(
             &e.to_string(),
             "add prompts to the file, or name another file in `path` of [import]"
-        ))),
-        Err(e) => Err(e.into()),
+        )),
+        e => e.into(),
     }
 }
 
 /// Separates the reasoning from an answer whose text contains it.
-fn separate_reasoning(answer: &mut Completion, marks: &Reasoning) {
-    if answer.reasoning.is_none() {
+fn separate_reasoning(answer: &mut Completion, marks: Option<&Reasoning>) {
+    if let Some(marks) = marks
+        && answer.reasoning.is_none()
+    {
         (answer.reasoning, answer.answer) = split_reasoning(&answer.answer, marks);
     }
 }

@@ -1,4 +1,4 @@
-//! The models of a run as the stages after training find them: their keys, their folders, their weights.
+//! Keys, folders and weights of the models of a run, for the stages after training.
 
 use potstill_datasets::{RunModel, Variant};
 use potstill_model::{DType, Llama};

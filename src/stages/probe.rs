@@ -150,13 +150,13 @@ fn unmet(run: &Loaded, http: &HttpTeacher, probe: &Probe) -> Option<Unmet> {
         ));
     }
     match (&file.collect.signals, &file.score) {
-        (Some(signals), _) => unmet_by_answers(run, http, probe, signals.top_k.get()),
-        (None, Some(score)) => unmet_by_scores(probe, score.top_k.get()),
+        (Some(signals), _) => unmet_by_answers(run, http, probe, signals.top_k),
+        (None, Some(score)) => unmet_by_scores(probe, score.top_k),
         (None, None) => None,
     }
 }
 
-/// What `signals` of [collect] asks for and the server's answers do not have.
+/// Finds what `signals` of [collect] asks for and the server's answers do not have.
 fn unmet_by_answers(
     run: &Loaded,
     http: &HttpTeacher,
@@ -179,7 +179,7 @@ fn unmet_by_answers(
             format!("set `top_k = {largest}`, or change the server's limit"),
         ));
     }
-    let temperature = run.file.collect.temperature.get();
+    let temperature = run.file.collect.temperature;
     if probe.logprobs.temperature == SamplingStage::Processed && temperature != 1.0 {
         return Some(Unmet::new(
             &["collect", "temperature"],
@@ -198,7 +198,7 @@ fn unmet_by_answers(
     None
 }
 
-/// What [score] asks for and the server cannot do.
+/// Finds what [score] asks for and the server cannot do.
 fn unmet_by_scores(probe: &Probe, top_k: usize) -> Option<Unmet> {
     const SCORE: &[&str] = &["score"];
     const ANOTHER: &str = "use `signals` of [collect], or another server";

@@ -6,7 +6,9 @@ use std::collections::BTreeMap;
 
 use anyhow::Context as _;
 use potstill_datasets::{Manifest, RunModel, replace_file};
-use potstill_eval::{Heldout, LossCurve, LossPoint, Provenance, Report, StageFacts, count_seeds};
+use potstill_eval::{
+    Heldout, LossCurve, LossPoint, Provenance, Report, StageFacts, conclude, covered_seconds,
+};
 use serde_json::json;
 
 use super::models::{answers_home, export_home, heldout_home};
@@ -107,17 +109,16 @@ fn homes(context: &Context) -> Vec<(String, String)> {
 }
 
 fn build(context: &Context, models: &[RunModel]) -> anyhow::Result<Report> {
-    let measured = measured::Models::read(context, models)?;
+    let measured = measured::Measured::read(context, models)?;
     let teacher = measured.teacher(context)?;
     let students = measured.students(context)?;
-    let mut comparisons = measured.comparisons()?;
-    count_seeds(&mut comparisons, &students);
+    let comparisons = measured.measurements.comparisons(&students)?;
     let (stages, seconds) = stages(context)?;
     Ok(Report {
         run: context.run.file.run.name.as_str().to_owned(),
         potstill: env!("CARGO_PKG_VERSION").to_owned(),
-        conclusion: Report::conclude(teacher.as_ref(), &students, &comparisons),
-        heldout: Heldout::from_values(measured.heldout())?,
+        conclusion: conclude(teacher.as_ref(), &students, &comparisons),
+        heldout: Heldout::from_values(measured.measurements.heldout())?,
         grader: context.run.file.eval.answers.as_ref().map(|a| a.grader),
         teacher,
         students,
@@ -174,19 +175,7 @@ fn stages(context: &Context) -> anyhow::Result<(Vec<StageFacts>, f64)> {
             name: stage,
         });
     }
-    Ok((facts, covered(spans)))
-}
-
-/// Computes how many seconds the spans (start and length) cover; overlapping time counts once.
-fn covered(mut spans: Vec<(f64, f64)>) -> f64 {
-    spans.sort_by(|a, b| a.0.total_cmp(&b.0));
-    let (mut total, mut end) = (0.0, f64::NEG_INFINITY);
-    for (start, length) in spans {
-        let new = start + length - end.max(start);
-        total += new.max(0.0);
-        end = end.max(start + length);
-    }
-    total
+    Ok((facts, covered_seconds(spans)))
 }
 
 fn listed(counts: Counts) -> Vec<(String, u64)> {
@@ -223,18 +212,4 @@ fn provenance(context: &Context) -> anyhow::Result<Vec<Provenance>> {
         }
     }
     Ok(lines)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::covered;
-
-    #[test]
-    fn overlapping_time_counts_once() {
-        assert_eq!(covered(vec![]), 0.0);
-        assert_eq!(covered(vec![(5.0, 2.0), (0.0, 3.0)]), 5.0);
-        // The spans overlap, lie within another, or begin where another ends.
-        let spans = vec![(0.0, 4.0), (1.0, 5.0), (2.0, 1.0), (6.0, 1.0)];
-        assert_eq!(covered(spans), 7.0);
-    }
 }

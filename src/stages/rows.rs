@@ -12,7 +12,7 @@ use potstill_teacher::TextEncoder;
 use super::{Context, checkpoint, curate, import};
 
 /// Signals of a list of selected answers, by position in the list.
-pub(crate) struct Rows {
+pub(crate) struct SelectedRows {
     pub(crate) list: Vec<Selected>,
     source: RowSource,
     /// For each shard and provenance, the index in `log_z_at` of the loss's temperature; empty for temperature 1.
@@ -33,14 +33,14 @@ struct EncodedAnswers {
     own_ids: Vec<Vec<bool>>,
 }
 
-impl Rows {
-    pub(crate) fn open(context: &Context, list: &str) -> anyhow::Result<Rows> {
+impl SelectedRows {
+    pub(crate) fn open(context: &Context, list: &str) -> anyhow::Result<SelectedRows> {
         let dir = &context.dir;
         let source = match context.run.file.has_signals() {
             true => RowSource::Signals(Table::open(&dir.path("signals"))?),
             false => RowSource::Answers(Box::new(EncodedAnswers::open(context)?)),
         };
-        Ok(Rows {
+        Ok(SelectedRows {
             list: curate::list(&dir.path(list))?,
             source,
             normalisers: Vec::new(),
@@ -48,7 +48,7 @@ impl Rows {
     }
 
     /// Keeps the normaliser of the loss's temperature alone.
-    pub(crate) fn at_temperature(mut self, context: &Context) -> anyhow::Result<Rows> {
+    pub(crate) fn at_temperature(mut self, context: &Context) -> anyhow::Result<SelectedRows> {
         let temperature = context.run.file.train.objective.temperature;
         if temperature == 1.0 {
             return Ok(self);

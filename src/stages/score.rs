@@ -14,7 +14,7 @@ use potstill_datasets::{
 };
 use potstill_teacher::http::{RequestLog, TokenEstimate};
 use potstill_teacher::{
-    HttpTeacher, LocalTeacher, Sampling, ScoreRequest, ScoringOptions, Teacher,
+    HttpTeacher, LocalTeacher, Sampling, ScoreRequest, ScoreSettings, ScoringOptions, Teacher,
 };
 use serde_json::{Value, json};
 
@@ -25,7 +25,7 @@ use super::{
     served,
 };
 use crate::run_dir::{Counts, StagePlan, settings_of, short};
-use crate::run_file::{Loaded, Score};
+use crate::run_file::Loaded;
 
 /// Folder with the answers that could not be scored.
 pub(crate) const UNSCORED: &str = "unscored";
@@ -102,16 +102,13 @@ struct Scorer<'a> {
 
 impl<'a> Scorer<'a> {
     /// The teacher that the run file names. No model is loaded and nothing is sent.
-    fn open(context: &'a Context, settings: &Score) -> anyhow::Result<Scorer<'a>> {
+    fn open(context: &'a Context, settings: &ScoreSettings) -> anyhow::Result<Scorer<'a>> {
         let run = &context.run;
-        let temperatures = settings.temperatures.iter();
         let options = ScoringOptions {
-            top_k: settings.top_k.get(),
-            temperatures: temperatures.map(|t| t.get() as f32).collect(),
-            tail_draws: settings.tail_draws.get() as u32,
+            signals: settings.signals(),
             seed: u64::from(run.file.run.seed),
-            batch: settings.batch.get(),
-            window: settings.window.map(|w| w.get()),
+            batch: settings.batch,
+            window: settings.window,
         };
         if run.file.served().is_some() {
             let http = served::http_teacher(run)?;
@@ -126,7 +123,7 @@ impl<'a> Scorer<'a> {
                     "template": encoder.template().hash(),
                     "licence": http.provenance.licence,
                     "reasoning": settings_of(&run.file.collect.reasoning)?,
-                    "score": { "top_k": options.top_k, "window": options.window },
+                    "score": { "top_k": options.signals.top_k, "window": options.window },
                 }),
                 options,
                 checkpoint: None,
@@ -271,7 +268,7 @@ impl<'a> Scorer<'a> {
             &Tables {
                 completions: None,
                 signals: Some(out.join("signals")),
-                tail_draws: self.options.tail_draws > 0,
+                tail_draws: self.options.signals.tail_draws > 0,
                 failures: self.checkpoint.is_none().then(|| out.join(UNSCORED)),
             },
         )?;
@@ -297,7 +294,7 @@ impl<'a> Scorer<'a> {
 }
 
 /// Settings that a local teacher's distributions depend on.
-fn local_settings(run: &Loaded, folder: &Path, settings: &Score) -> anyhow::Result<Value> {
+fn local_settings(run: &Loaded, folder: &Path, settings: &ScoreSettings) -> anyhow::Result<Value> {
     let teacher = checkpoint::teacher_table(run)?;
     let mut all = json!({
         "teacher": checkpoint::content_hash(folder)?,
@@ -305,13 +302,9 @@ fn local_settings(run: &Loaded, folder: &Path, settings: &Score) -> anyhow::Resu
         "template": checkpoint::template(run, folder)?.hash(),
         "licence": teacher.licence,
         "reasoning": settings_of(&run.file.collect.reasoning)?,
-        "score": {
-            "top_k": settings_of(&settings.top_k)?,
-            "temperatures": settings_of(&settings.temperatures)?,
-            "tail_draws": settings_of(&settings.tail_draws)?,
-        },
+        "score": settings_of(&settings.signals())?,
     });
-    if settings.tail_draws.get() > 0 {
+    if settings.tail_draws > 0 {
         all["seed"] = json!(run.file.run.seed);
     }
     Ok(all)

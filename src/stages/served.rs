@@ -2,22 +2,21 @@
 
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
 
 use anyhow::Context as _;
 use potstill_datasets::{
     AnswerSource, Imported, PromptedAnswer, Provenance, Tokenizer, canonical_json,
 };
 use potstill_teacher::http::{
-    self, Api, ApiKey, Caps, ClientSettings, Dialect, Endpoint, Provider, RequestSettings,
-    Spending, TokenEstimate,
+    self, Api, ApiKey, ClientSettings, Dialect, Endpoint, Provider, RequestSettings, Spending,
+    TokenEstimate,
 };
-use potstill_teacher::{HttpTeacher, TextEncoder};
+use potstill_teacher::{HttpTeacher, TeacherSettings, TextEncoder};
 use serde_json::{Value, json};
 
 use super::{checkpoint, forecast};
 use crate::run_dir::settings_of;
-use crate::run_file::{Loaded, RunFile, Teacher};
+use crate::run_file::{Loaded, RunFile};
 
 /// Largest body of a response, bytes. A long answer with 20 alternatives a token has some tens of megabytes.
 const MAX_BODY_BYTES: u64 = 128 << 20;
@@ -25,7 +24,7 @@ const MAX_BODY_BYTES: u64 = 128 << 20;
 /// The teacher of the run file, with the settings that its provider adds.
 struct ServedTeacher<'a> {
     run: &'a Loaded,
-    table: &'a Teacher,
+    table: &'a TeacherSettings,
     provider: Option<Provider>,
     dialect: Dialect,
 }
@@ -47,7 +46,7 @@ pub(super) fn http_teacher(run: &Loaded) -> anyhow::Result<HttpTeacher> {
         None => None,
     };
     let of_provider = served.provider.as_ref().and_then(|p| p.context);
-    let context = served.table.context.map(|tokens| tokens.get() as u32);
+    let context = served.table.context;
     let provenance = Provenance {
         teacher: client.request.model.clone(),
         revision: served.table.provider.clone().unwrap_or_default(),
@@ -71,7 +70,7 @@ pub(super) fn http_teacher(run: &Loaded) -> anyhow::Result<HttpTeacher> {
     Ok(http)
 }
 
-/// Everything that an answer depends on, besides its prompt and sample index. The address of the server is not part of
+/// Settings that an answer depends on, besides its prompt and sample index. The address of the server is not part of
 /// it: a model may move.
 pub(super) fn answer_settings(run: &Loaded, http: &HttpTeacher) -> anyhow::Result<Value> {
     let request = &http.client.request;
@@ -117,10 +116,7 @@ impl<'a> ServedTeacher<'a> {
         Ok(ServedTeacher {
             run,
             table,
-            dialect: match table.dialect {
-                Some(dialect) => dialect.into(),
-                None => of_provider.unwrap_or(Dialect::Openai),
-            },
+            dialect: table.dialect.or(of_provider).unwrap_or_default(),
             provider,
         })
     }
@@ -140,11 +136,8 @@ impl<'a> ServedTeacher<'a> {
         if self.dialect == Dialect::Openai {
             let unknown = [
                 ("top_k", collect.top_k.is_some()),
-                ("min_p", collect.min_p.get() > 0.0),
-                (
-                    "repetition_penalty",
-                    collect.repetition_penalty.get() != 1.0,
-                ),
+                ("min_p", collect.min_p > 0.0),
+                ("repetition_penalty", collect.repetition_penalty != 1.0),
             ];
             if let Some((key, _)) = unknown.iter().find(|(_, given)| *given) {
                 return refuse(
@@ -159,7 +152,7 @@ impl<'a> ServedTeacher<'a> {
             _ => return Ok(()),
         };
         match &collect.signals {
-            Some(signals) if signals.top_k.get() > largest_k => refuse(
+            Some(signals) if signals.top_k > largest_k => refuse(
                 &["collect", "signals"],
                 match largest_k {
                     0 => "this provider gives no log-probabilities\nhint: leave `signals` out, and learn from the text with `loss = { cross_entropy = 1.0 }`".to_owned(),
@@ -183,24 +176,24 @@ impl<'a> ServedTeacher<'a> {
         Ok(RequestSettings {
             model: model.context("[teacher] names no model")?,
             dialect: self.dialect,
-            api: self.table.method.into(),
+            api: self.table.method,
             reasoning_model,
-            max_tokens: Some(collect.max_new_tokens.get() as u32),
-            temperature: (!reasoning_model).then_some(collect.temperature.get()),
+            max_tokens: Some(collect.max_new_tokens as u32),
+            temperature: (!reasoning_model).then_some(collect.temperature),
             top_p: (!reasoning_model)
-                .then(|| sent(collect.top_p.get(), 1.0))
+                .then(|| sent(collect.top_p, 1.0))
                 .flatten(),
             top_k: match (collect.top_k, self.dialect) {
-                (Some(k), _) => Some(k.get() as u32),
+                (Some(k), _) => Some(k as u32),
                 // 0 stands for all tokens: the default of a checkpoint or a server would sample from fewer.
                 (None, Dialect::Vllm | Dialect::LlamaServer | Dialect::LlamaCppPython) => Some(0),
                 (None, _) => None,
             },
-            min_p: sent(collect.min_p.get(), 0.0),
-            repetition_penalty: sent(collect.repetition_penalty.get(), 1.0),
+            min_p: sent(collect.min_p, 0.0),
+            repetition_penalty: sent(collect.repetition_penalty, 1.0),
             stop: collect.stop.clone(),
             seed: Some(u64::from(self.run.file.run.seed)),
-            logprobs: collect.signals.as_ref().map(|s| s.top_k.get() as u32),
+            logprobs: collect.signals.as_ref().map(|s| s.top_k as u32),
             stream: collect.stream,
             reasoning: self.run.file.collect.reasoning.clone(),
         })
@@ -224,77 +217,47 @@ impl<'a> ServedTeacher<'a> {
             run,
             ..
         } = &self.run.file;
-        let seconds = |s: crate::run_file::ranges::Positive| Duration::from_secs_f64(s.get());
         Ok(ClientSettings {
             request: self.request_settings()?,
             endpoints: Vec::new(),
-            timeouts: http::Timeouts {
-                connect: seconds(collect.timeouts.connect),
-                first_byte: seconds(collect.timeouts.first_byte),
-                idle: seconds(collect.timeouts.idle),
-                whole: seconds(collect.timeouts.whole),
-            },
-            attempts: collect.attempts.get() as u32,
-            first_backoff_seconds: collect.backoff.get(),
-            max_backoff_seconds: collect.longest_backoff.get(),
+            timeouts: collect.timeouts,
+            attempts: collect.attempts,
+            first_backoff_seconds: collect.backoff,
+            max_backoff_seconds: collect.longest_backoff,
             max_body_bytes: MAX_BODY_BYTES,
-            caps: Caps {
-                usd: budget.usd.map(|usd| usd.get()),
-                tokens: budget.tokens.map(|n| n.get()),
-                requests: budget.requests.map(|n| n.get()),
-                seconds: budget.hours.map(|hours| hours.get() * 3600.0),
-            },
+            caps: *budget,
             spent: Spending::default(),
-            price: match self.table.price {
-                Some(price) => Some(price.into()),
-                None => self.provider.as_ref().and_then(|p| p.price),
-            },
-            on_length: collect.on_length.into(),
-            on_break: collect.on_break.into(),
+            price: (self.table.price).or_else(|| self.provider.as_ref()?.price),
+            on_length: collect.on_length,
+            on_break: collect.on_break,
             jitter_seed: u64::from(run.seed) ^ u64::from(std::process::id()),
             offline: self.table.offline,
         })
     }
 
+    /// The servers to ask, with their keys and concurrency limits.
     fn endpoints(&self) -> anyhow::Result<Vec<Endpoint>> {
-        let most = self.run.file.collect.concurrency.get() as u32;
-        let one = |url: &str, key| Endpoint {
-            name: name_of(url),
-            url: url.to_owned(),
-            key,
-            weight: 1.0,
-            requests_per_minute: None,
-            tokens_per_minute: None,
-            max_in_flight: most,
-            allow_plain_http: false,
+        let concurrency = self.run.file.collect.concurrency;
+        let resolved = |endpoint: &Endpoint, place: &[&str], env, command| {
+            let mut endpoint = endpoint.clone();
+            endpoint.key = self.key(place, env, command)?;
+            endpoint.max_in_flight.get_or_insert(concurrency);
+            Ok(endpoint)
         };
         let teacher = self.table;
-        if !teacher.endpoints.is_empty() {
-            let mut endpoints = Vec::with_capacity(teacher.endpoints.len());
-            for endpoint in &teacher.endpoints {
-                let key = self.key(
-                    &["teacher", "endpoints"],
-                    endpoint.key_env.as_deref().or(teacher.key_env.as_deref()),
-                    endpoint
-                        .key_command
-                        .as_deref()
-                        .or(teacher.key_command.as_deref()),
-                )?;
-                endpoints.push(Endpoint {
-                    weight: endpoint.weight.get(),
-                    requests_per_minute: endpoint.requests_per_minute.map(|n| n.get()),
-                    tokens_per_minute: endpoint.tokens_per_minute.map(|n| n.get()),
-                    max_in_flight: endpoint.max_in_flight.map_or(most, |n| n.get() as u32),
-                    allow_plain_http: endpoint.allow_plain_http,
-                    ..one(&endpoint.url, key)
-                });
-            }
-            return Ok(endpoints);
-        }
         let (env, command) = (teacher.key_env.as_deref(), teacher.key_command.as_deref());
+        if !teacher.endpoints.is_empty() {
+            let endpoints = teacher.endpoints.iter().map(|endpoint| {
+                let env = endpoint.key_env.as_deref().or(env);
+                let command = endpoint.key_command.as_deref().or(command);
+                resolved(endpoint, &["teacher", "endpoints"], env, command)
+            });
+            return endpoints.collect();
+        }
         if let Some(url) = &teacher.url {
             // The key of a provider is sent to the provider's own address alone.
-            return Ok(vec![one(url, self.key(&["teacher"], env, command)?)]);
+            let endpoint = resolved(&Endpoint::new(url), &["teacher"], env, command)?;
+            return Ok(vec![endpoint]);
         }
         let provider = self
             .provider
@@ -304,8 +267,13 @@ impl<'a> ServedTeacher<'a> {
             Some(_) => None,
             None => env.or(provider.key_env.as_deref()),
         };
-        let key = self.key(&["teacher", "provider"], env, command)?;
-        Ok(vec![one(&provider.url, key)])
+        let endpoint = Endpoint::new(&provider.url);
+        Ok(vec![resolved(
+            &endpoint,
+            &["teacher", "provider"],
+            env,
+            command,
+        )?])
     }
 
     /// Reads a key from the environment or from the output of a command. No message repeats either.
@@ -352,7 +320,7 @@ impl<'a> ServedTeacher<'a> {
 pub(super) fn check(run: &Loaded, imported: &Imported) -> anyhow::Result<String> {
     let http = http_teacher(run)?;
     let endpoints = endpoints(run)?;
-    let endpoints: Vec<&str> = endpoints.iter().map(|e| e.name.as_str()).collect();
+    let endpoints: Vec<&str> = endpoints.iter().map(Endpoint::name).collect();
     let model = &http.client.request.model;
     let mut lines = vec![format!("teacher   {model} at {}", endpoints.join(", "))];
     let mut estimate = TokenEstimate::default();
@@ -365,7 +333,7 @@ pub(super) fn check(run: &Loaded, imported: &Imported) -> anyhow::Result<String>
         budget,
         ..
     } = &run.file;
-    let answers = imported.prompts.len() * collect.samples.get();
+    let answers = imported.prompts.len() * collect.samples;
     let spent = Spending::default();
     if import.answers == AnswerSource::Teacher {
         let ahead = forecast::of_answers(&http, budget, &estimate, answers, &spent);
@@ -375,11 +343,11 @@ pub(super) fn check(run: &Loaded, imported: &Imported) -> anyhow::Result<String>
         let (tokens, answers) = match import.answers {
             // Answers are estimated with the largest length.
             AnswerSource::Teacher => {
-                let longest = (collect.max_new_tokens.get() * answers) as u64;
+                let longest = (collect.max_new_tokens * answers) as u64;
                 (estimate.tokens(answers) + longest, answers)
             }
             AnswerSource::Given => {
-                let window = settings.window.map(|w| w.get());
+                let window = settings.window;
                 let mut estimate = TokenEstimate::default();
                 for answer in imported.prompted_answers() {
                     let PromptedAnswer {
@@ -399,13 +367,7 @@ pub(super) fn check(run: &Loaded, imported: &Imported) -> anyhow::Result<String>
     Ok(lines.join("\n"))
 }
 
-/// The name of an endpoint in lists: its address without the scheme.
-fn name_of(url: &str) -> String {
-    let name = url.split_once("://").map_or(url, |(_, rest)| rest);
-    name.trim_end_matches('/').to_owned()
-}
-
-fn provider(run: &Loaded, teacher: &Teacher) -> anyhow::Result<Option<Provider>> {
+fn provider(run: &Loaded, teacher: &TeacherSettings) -> anyhow::Result<Option<Provider>> {
     let Some(name) = &teacher.provider else {
         return Ok(None);
     };

@@ -17,15 +17,15 @@ use potstill_datasets::{
     Manifest, SCHEMA_VERSION, Variant, hash_files, read_footer, replace_file, shards,
 };
 use potstill_model::{Config, DType, Device, Llama};
-use potstill_student::{Settings, StepMetrics};
+use potstill_student::{Settings, StepMetrics, TrainingResult};
 use rayon::ThreadPoolBuilder;
 use serde_json::{Value, json};
 
-use super::rows::Rows;
+use super::rows::SelectedRows;
 use super::{Context, StageOutcome, checkpoint, counts, for_each_model, score};
 use crate::events::Event;
 use crate::interrupt;
-use crate::run_dir::{LedgerLine, StagePlan, now, settings_of, short};
+use crate::run_dir::{Counts, LedgerLine, StagePlan, now, settings_of, short};
 use crate::run_file::{Loaded, RunFile};
 
 const STARTED_FILE: &str = "started.json";
@@ -138,67 +138,28 @@ fn side_by_side<S: Sync>(
     Ok(all)
 }
 
+/// Trains one model, or resumes its training, and publishes it if all steps are made.
 fn train_one(
     context: &Context,
     variant: Variant,
     plan: &StagePlan,
 ) -> anyhow::Result<StageOutcome> {
-    let key = plan.key();
     let stage = &plan.stage;
     let Context {
         dir, console, run, ..
     } = context;
     let folder = dir.path(&plan.home);
-    let started = folder.join(STARTED_FILE);
-    let started_key = fs::read_to_string(&started).unwrap_or_default();
-    // A training that was interrupted before its first checkpoint leaves nothing to keep.
-    if started_key != key && folder.join("checkpoints").exists() {
-        let old = dir.move_aside(&plan.home)?;
-        console.emit(&Event::kept(stage, &dir.path(&old)));
-    }
-    fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
-    replace_file(&started, key.as_bytes())?;
+    prepare_folder(context, plan, &folder)?;
     if run.file.has_signals() {
         check_tokenizer(run, &dir.path("signals"))?;
     }
-
     console.emit(&Event::started(stage));
     let (began, started) = (Instant::now(), now());
-    let mut rows = Rows::open(context, "train")?.at_temperature(context)?;
-    let settings = settings(&run.file, variant.seed_index);
-    let work = RefCell::new(console.progress(stage, "steps", 0, settings.steps));
-    let mut tokens = 0;
-    let stepped = Cell::new(false);
-    let mut on_step = |metrics: &StepMetrics| {
-        stepped.set(true);
-        tokens += metrics.tokens;
-        let note = format!("loss {:.4}", metrics.loss);
-        work.borrow_mut().update(metrics.step, tokens, &note);
-        interrupt::control_flow()
-    };
-    let len = rows.list.len();
-    let mut row = |i: usize| {
-        // Before the first step the trainer reads all rows once for their lengths.
-        if !stepped.get() && i.is_multiple_of(1000) {
-            let note = format!("measuring the length of answer {i} of {len}");
-            work.borrow_mut().update(0, 0, &note);
-        }
-        rows.get(i)
-    };
-    let trained = potstill_student::train(
-        start(context, variant.seed_index)?,
-        &mut row,
-        len,
-        variant.arm,
-        &settings,
-        &folder,
-        &mut on_step,
-    )?;
-    drop(work);
+    let (trained, sequences) = run_training(context, variant, stage, &folder)?;
     let seconds = began.elapsed().as_secs_f64();
     let counts = counts([
         ("steps", trained.step as usize),
-        ("sequences", len - trained.overlong.dropped as usize),
+        ("sequences", sequences - trained.overlong.dropped as usize),
         ("sequences too long", trained.overlong.dropped as usize),
         ("sequences cut", trained.overlong.cut as usize),
     ]);
@@ -217,15 +178,81 @@ fn train_one(
         console.emit(&Event::stopped(stage));
         return Ok(StageOutcome::Stopped);
     }
+    publish(context, variant, plan, counts.clone())?;
+    console.emit(&Event::finished(stage, counts, seconds));
+    Ok(StageOutcome::Done)
+}
+
+/// Creates the folder of a model and notes the key of its training. A folder of another training is kept if it has a
+/// checkpoint.
+fn prepare_folder(context: &Context, plan: &StagePlan, folder: &Path) -> anyhow::Result<()> {
+    let key = plan.key();
+    let started = folder.join(STARTED_FILE);
+    let started_key = fs::read_to_string(&started).unwrap_or_default();
+    if started_key != key && folder.join("checkpoints").exists() {
+        let old = context.dir.move_aside(&plan.home)?;
+        let kept = context.dir.path(&old);
+        context.console.emit(&Event::kept(&plan.stage, &kept));
+    }
+    fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
+    Ok(replace_file(&started, key.as_bytes())?)
+}
+
+/// Runs the training loop with progress output. Also returns the number of sequences in the training set.
+fn run_training(
+    context: &Context,
+    variant: Variant,
+    stage: &str,
+    folder: &Path,
+) -> anyhow::Result<(TrainingResult, usize)> {
+    let mut rows = SelectedRows::open(context, "train")?.at_temperature(context)?;
+    let settings = settings(&context.run.file, variant.seed_index);
+    let progress = RefCell::new(context.console.progress(stage, "steps", 0, settings.steps));
+    let mut tokens = 0;
+    let has_stepped = Cell::new(false);
+    let mut on_step = |metrics: &StepMetrics| {
+        has_stepped.set(true);
+        tokens += metrics.tokens;
+        let note = format!("loss {:.4}", metrics.loss);
+        progress.borrow_mut().update(metrics.step, tokens, &note);
+        interrupt::control_flow()
+    };
+    let len = rows.list.len();
+    let mut row = |i: usize| {
+        // Before the first step the trainer reads all rows once, for their lengths.
+        if !has_stepped.get() && i.is_multiple_of(1000) {
+            let note = format!("measuring the length of answer {i} of {len}");
+            progress.borrow_mut().update(0, 0, &note);
+        }
+        rows.get(i)
+    };
+    let trained = potstill_student::train(
+        start(context, variant.seed_index)?,
+        &mut row,
+        len,
+        variant.arm,
+        &settings,
+        folder,
+        &mut on_step,
+    )?;
+    Ok((trained, len))
+}
+
+/// Writes the manifest of a trained model, with the files of its last checkpoint.
+fn publish(
+    context: &Context,
+    variant: Variant,
+    plan: &StagePlan,
+    counts: Counts,
+) -> anyhow::Result<()> {
     let last = last_checkpoint(context, variant);
-    let mut files = hash_files(&dir.path(&last))?;
+    let mut files = hash_files(&context.dir.path(&last))?;
     // `state.json` has the size of `metrics.jsonl`, which varies with the speeds that it records.
     files.remove("state.json");
-    console.emit(&Event::finished(stage, counts.clone(), seconds));
-    Manifest {
-        stage: stage.clone(),
+    let manifest = Manifest {
+        stage: plan.stage.clone(),
         schema: SCHEMA_VERSION,
-        key,
+        key: plan.key(),
         settings: plan.settings.clone(),
         inputs: plan.inputs.clone(),
         files: files
@@ -233,9 +260,8 @@ fn train_one(
             .map(|(file, hash)| (format!("{last}/{file}"), hash))
             .collect(),
         counts,
-    }
-    .write(&folder)?;
-    Ok(StageOutcome::Done)
+    };
+    Ok(manifest.write(&context.dir.path(&plan.home))?)
 }
 
 fn plan(context: &Context, variant: Variant) -> anyhow::Result<StagePlan> {

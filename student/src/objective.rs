@@ -172,7 +172,7 @@ impl Objective {
         }
     }
 
-    /// The same with a divergence of this weight. A divergence of the same kind is replaced; custom ones are added.
+    /// Sets the weight of a divergence. A divergence of the same kind is replaced; custom divergences are added.
     #[must_use]
     pub fn with(mut self, divergence: Divergence, weight: f64) -> Self {
         match divergence {
@@ -195,7 +195,7 @@ impl Objective {
         self
     }
 
-    /// The divergences whose weight is not 0, in a fixed order.
+    /// Returns the divergences whose weight is not 0, in a fixed order.
     #[must_use]
     pub fn divergences(&self) -> Vec<WeightedDivergence> {
         let skew = |skew: Option<Skew>, kind: fn(f64) -> Divergence| {
@@ -230,7 +230,7 @@ impl Objective {
         !self.divergences().is_empty()
     }
 
-    /// The objective as checkpoints, manifests and their keys hold it.
+    /// Returns the objective in the form of checkpoints, manifests and their keys.
     pub(crate) fn identity(&self) -> Value {
         json!({
             "divergences": self.divergences(),
@@ -242,7 +242,7 @@ impl Objective {
         })
     }
 
-    /// The objective of an arm: [`Arm::Sft`] puts all weight on the cross-entropy.
+    /// Returns the objective of an arm: [`Arm::Sft`] puts all weight on the cross-entropy.
     pub(crate) fn of_arm(&self, arm: Arm) -> Self {
         match arm {
             Arm::Sft => Self {
@@ -275,8 +275,8 @@ impl Objective {
         self.total() == 0.0
     }
 
-    /// Rules between the keys that this objective breaks: each with the key, what is wrong, and on a line of its own the
-    /// hint. The key is empty for the objective as a whole.
+    /// Returns the rules between keys that this objective breaks: for each rule the key, and a message with a hint on a
+    /// line of its own. The key is empty if the rule is about the whole objective.
     #[must_use]
     pub fn broken_rules(&self) -> Vec<(&'static str, String)> {
         let mut broken = Vec::new();

@@ -125,8 +125,8 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// Everything that a trained model depends on, as checkpoints, manifests and their keys hold it: `controls` and
-    /// `seeds` are not part of it, and `packing` is only where it is on.
+    /// Returns all settings that a trained model depends on, in the form of checkpoints, manifests and their keys:
+    /// without `controls` and `seeds`, and with `packing` only if it is on.
     #[must_use]
     pub fn identity(&self) -> Value {
         let mut identity = json!({

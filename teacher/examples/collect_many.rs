@@ -11,8 +11,8 @@ use std::time::Instant;
 
 use potstill_datasets::{Message, Prompt, Role};
 use potstill_teacher::http::{
-    Api, Call, CallEvent, CallTask, Caps, ClientSettings, Dialect, Endpoint, OnBreak, OnLength,
-    Price, RequestSettings, Spending, Timeouts, collect,
+    Api, BudgetSettings, Call, CallEvent, CallTask, ClientSettings, Dialect, Endpoint, OnBreak,
+    OnLength, Price, RequestSettings, Spending, Timeouts, collect,
 };
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -107,23 +107,17 @@ fn settings(url: &str, in_flight: u32, max_tokens: u32, top: i64) -> ClientSetti
             reasoning: None,
         },
         endpoints: vec![Endpoint {
-            name: "bench".into(),
-            url: url.into(),
-            key: None,
-            weight: 1.0,
-            requests_per_minute: None,
-            tokens_per_minute: None,
-            max_in_flight: in_flight,
-            allow_plain_http: false,
+            max_in_flight: Some(in_flight),
+            ..Endpoint::new(url)
         }],
         timeouts: Timeouts::default(),
         attempts: 3,
         first_backoff_seconds: 0.5,
         max_backoff_seconds: 30.0,
         max_body_bytes: 64 << 20,
-        caps: Caps {
+        caps: BudgetSettings {
             usd: Some(1e9),
-            ..Caps::default()
+            ..BudgetSettings::default()
         },
         spent: Spending::default(),
         price: Some(Price {

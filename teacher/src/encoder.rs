@@ -1,4 +1,4 @@
-//! How text becomes tokens for a teacher.
+//! Encoding of text as a teacher's tokens.
 
 use std::sync::{Arc, Mutex, PoisonError};
 

@@ -140,9 +140,9 @@ pub enum Error {
     /// The list of requests cannot be read or written.
     #[error("cannot {action} {}", path.display())]
     RequestLog {
-        /// What was tried, as a verb.
+        /// The attempted action, as a verb.
         action: &'static str,
-        /// The file.
+        /// Path of the list.
         path: PathBuf,
         /// The system's reason.
         source: std::io::Error,
@@ -153,11 +153,11 @@ pub enum Error {
         path.display()
     )]
     RequestLogLine {
-        /// The file.
+        /// Path of the list.
         path: PathBuf,
         /// Number of the line, from 1.
         line: usize,
-        /// What is wrong with the line.
+        /// The parser's reason.
         source: serde_json::Error,
     },
 }

@@ -19,7 +19,7 @@ mod throttle;
 mod transport;
 mod wire;
 
-pub use budget::{Caps, Spending, forecast_usd};
+pub use budget::{BudgetSettings, Spending, forecast_usd};
 pub use call::{
     Api, Attempt, Call, CallTask, ChargeBasis, Dialect, Failure, FailureReason, OnBreak, OnLength,
     PromptLogprobs, RequestSettings, Response, TokenUsage,
@@ -27,7 +27,7 @@ pub use call::{
 pub use collect::{
     CallEvent, CallbackError, CollectProgress, CollectionEnd, CompletedCall, Reservation, collect,
 };
-pub use endpoint::{Endpoint, Timeouts};
+pub use endpoint::{DEFAULT_CONCURRENCY, Endpoint, Timeouts};
 pub(crate) use estimate::UNKNOWN_MARKS;
 pub use estimate::{TokenEstimate, prompt_bytes};
 pub use key::ApiKey;

@@ -13,6 +13,7 @@ mod http_teacher;
 #[cfg(feature = "local")]
 mod local;
 mod protocol;
+mod settings;
 mod teacher;
 
 pub use encoder::TextEncoder;
@@ -20,8 +21,9 @@ pub use error::Error;
 pub use given::GivenTeacher;
 pub use http_teacher::HttpTeacher;
 #[cfg(feature = "local")]
-pub use local::{Ask, Local, LocalSettings, LocalTeacher, Scoring, Text};
+pub use local::{Ask, Local, LocalSettings, LocalTeacher, Scoring, ScoringText};
 #[cfg(feature = "local")]
 pub use potstill_model::{DType, Device, Sampling};
 pub use protocol::{AnswerRequest, CompletedEntries, Exchange, ScoreRequest, ScoringOptions};
+pub use settings::{CollectSettings, ScoreSettings, SignalSettings, TeacherSettings};
 pub use teacher::Teacher;

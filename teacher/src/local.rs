@@ -2,8 +2,10 @@
 
 mod checkpoint;
 mod score;
+mod text;
 mod work;
 
 pub use checkpoint::{Ask, Local, LocalSettings};
-pub use score::{Scoring, Text};
+pub use score::Scoring;
+pub use text::ScoringText;
 pub use work::LocalTeacher;

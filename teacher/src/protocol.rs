@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use potstill_datasets::{Completion, Entry, Prompt, PromptedAnswer};
 
+use crate::SignalSettings;
 use crate::http::{CallbackError, CollectProgress};
 
 /// A unit for which an answer is asked.
@@ -15,7 +16,7 @@ pub struct AnswerRequest {
     pub ordinal: u32,
     /// The prompt, shared by its samples.
     pub prompt: Arc<Prompt>,
-    /// Which sample of the prompt, from 0.
+    /// Index of the sample among those of its prompt, from 0.
     pub sample_index: u32,
     /// The answer that the data has, for [`Teacher::Given`](crate::Teacher::Given).
     pub given: Option<Completion>,
@@ -33,12 +34,8 @@ pub struct ScoreRequest {
 /// The distributions that are kept of a text.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ScoringOptions {
-    /// Number of most likely tokens at each position.
-    pub top_k: usize,
-    /// Temperatures other than 1 whose normalisers are stored.
-    pub temperatures: Vec<f32>,
-    /// Number of draws from the tail at each position.
-    pub tail_draws: u32,
+    /// What to store of each distribution.
+    pub signals: SignalSettings,
     /// Seed of the draws.
     pub seed: u64,
     /// Number of texts that a local teacher scores together.

@@ -10,7 +10,7 @@ use crate::http_teacher::HttpTeacher;
 use crate::local::LocalTeacher;
 use crate::protocol::{AnswerRequest, Exchange, ScoreRequest, ScoringOptions};
 
-/// Where answers and distributions come from.
+/// A source of answers and distributions.
 #[derive(Debug)]
 pub enum Teacher {
     /// A checkpoint that runs in this process.

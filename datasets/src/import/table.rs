@@ -32,7 +32,7 @@ pub(super) fn rows(path: &Path, wanted: Option<&Columns>) -> Result<Rows, Error>
     };
     let batches = decode(path, || builder.with_batch_size(BATCH_ROWS).build()).map_err(foreign)?;
     let expected = usize::try_from(metadata.metadata().file_metadata().num_rows());
-    Ok(Box::new(Table {
+    Ok(Box::new(ParquetRows {
         path: path.to_path_buf(),
         batches,
         waiting: Vec::new().into_iter(),
@@ -69,7 +69,7 @@ fn foreign(error: Error) -> Error {
     }
 }
 
-struct Table {
+struct ParquetRows {
     path: PathBuf,
     batches: ParquetRecordBatchReader,
     waiting: std::vec::IntoIter<Map<String, Value>>,
@@ -78,7 +78,7 @@ struct Table {
     expected: usize,
 }
 
-impl Iterator for Table {
+impl Iterator for ParquetRows {
     type Item = Result<Row, Error>;
 
     fn next(&mut self) -> Option<Self::Item> {

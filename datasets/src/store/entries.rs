@@ -5,7 +5,7 @@ use std::path::Path;
 use super::frames::{Frame, FrameCache};
 use super::index::UnitIndex;
 use super::journal::{FrameSpan, Journal};
-use super::position::{FRAME_ENTRIES, Position, State};
+use super::position::{FRAME_ENTRIES, Position, UnitState};
 use super::record::{self, Answer, Entry, StoredRecord};
 use crate::error::Error;
 use crate::parquet::shards;
@@ -31,7 +31,7 @@ struct PublishedFolder<T> {
 pub struct Tally {
     /// Units with a record, in the journal or in a published folder.
     pub records: usize,
-    /// Those of `records` that are in a published folder.
+    /// Number of the `records` that are in a published folder.
     pub published: usize,
     /// Units that failed.
     pub failures: usize,
@@ -115,8 +115,8 @@ impl<T: StoredRecord> Store<T> {
         };
         if !position.state().has_record() {
             let state = match entry {
-                Ok(_) => State::Record,
-                Err(_) => State::Failure,
+                Ok(_) => UnitState::Record,
+                Err(_) => UnitState::Failure,
             };
             *position = Position::in_journal(state, offset, row)?;
         }
@@ -152,17 +152,17 @@ impl<T: StoredRecord> Store<T> {
         self.journal.cut_bytes()
     }
 
-    fn state(&self, ordinal: u32) -> State {
+    fn state(&self, ordinal: u32) -> UnitState {
         let position = self.positions.get(ordinal as usize);
-        position.map_or(State::Missing, |position| position.state())
+        position.map_or(UnitState::Missing, |position| position.state())
     }
 
     /// Whether a unit has to be asked for: it has no entry, or it failed and `retry_failures` is set.
     pub fn is_missing(&self, ordinal: u32, retry_failures: bool) -> bool {
         match self.state(ordinal) {
-            State::Missing => true,
-            State::Failure => retry_failures,
-            State::Record | State::Published => false,
+            UnitState::Missing => true,
+            UnitState::Failure => retry_failures,
+            UnitState::Record | UnitState::Published => false,
         }
     }
 
@@ -171,10 +171,10 @@ impl<T: StoredRecord> Store<T> {
         let mut tally = Tally::default();
         for position in &self.positions {
             match position.state() {
-                State::Missing => tally.missing += 1,
-                State::Failure => tally.failures += 1,
-                State::Record => tally.records += 1,
-                State::Published => {
+                UnitState::Missing => tally.missing += 1,
+                UnitState::Failure => tally.failures += 1,
+                UnitState::Record => tally.records += 1,
+                UnitState::Published => {
                     tally.records += 1;
                     tally.published += 1;
                 }
@@ -230,9 +230,9 @@ impl<T: StoredRecord> Store<T> {
         let position = self.positions.get(ordinal as usize).copied();
         let position = position.unwrap_or(Position::MISSING);
         let (mut entry, number) = match position.state() {
-            State::Missing => return Ok(None),
-            State::Published => self.read_published(position)?,
-            State::Record | State::Failure => {
+            UnitState::Missing => return Ok(None),
+            UnitState::Published => self.read_published(position)?,
+            UnitState::Record | UnitState::Failure => {
                 let (offset, row) = position.frame();
                 let from = self
                     .provenance_from
@@ -325,7 +325,7 @@ impl Store<Answer> {
         for failed in FolderRows::<Failed>::open(failures)? {
             let failed = failed?;
             let ordinal = index.find(&failed.prompt_id, failed.sample_index);
-            if let Some(ordinal) = ordinal.filter(|at| self.state(*at) == State::Missing) {
+            if let Some(ordinal) = ordinal.filter(|at| self.state(*at) == UnitState::Missing) {
                 entries.push((ordinal, Err(failed)));
             }
             if entries.len() == FAILURES_AT_A_TIME {

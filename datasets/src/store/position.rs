@@ -2,7 +2,7 @@
 
 use crate::error::Error;
 
-/// Position of an entry: 2 bits of [`State`], and behind them for the journal 46 bits of the frame's offset and 16 of
+/// Position of an entry: 2 bits of [`UnitState`], and behind them for the journal 46 bits of the frame's offset and 16 of
 /// the entry's row in the frame, or for a published folder 12 bits of its number, 24 of the shard and 24 of the row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Position(u64);
@@ -16,29 +16,29 @@ const SHARD_BITS: u32 = 24;
 /// Largest number of entries in a frame.
 pub(super) const FRAME_ENTRIES: usize = 1 << ROW_BITS;
 
-/// What became of a unit.
+/// UnitState of a unit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum State {
-    /// It has no entry.
+pub(super) enum UnitState {
+    /// The unit has no entry.
     Missing,
-    /// Its record is in the journal.
+    /// The unit's record is in the journal.
     Record,
-    /// It failed, as the journal says.
+    /// The journal says that the unit failed.
     Failure,
-    /// Its record is in a folder that was published before.
+    /// The unit's record is in a folder that was published before.
     Published,
 }
 
-impl State {
+impl UnitState {
     pub(super) fn has_record(self) -> bool {
-        matches!(self, State::Record | State::Published)
+        matches!(self, UnitState::Record | UnitState::Published)
     }
 }
 
 impl Position {
     pub(super) const MISSING: Position = Position(0);
 
-    pub(super) fn in_journal(state: State, offset: u64, row: usize) -> Result<Position, Error> {
+    pub(super) fn in_journal(state: UnitState, offset: u64, row: usize) -> Result<Position, Error> {
         if offset >= 1 << OFFSET_BITS || row >= FRAME_ENTRIES {
             return Err(Error::StoreLimit {
                 what: "the journal is larger than 64 TiB",
@@ -56,15 +56,17 @@ impl Position {
             });
         }
         let place = (folder as u64) << (2 * SHARD_BITS) | (shard as u64) << SHARD_BITS | row as u64;
-        Ok(Position((State::Published as u64) << STATE_SHIFT | place))
+        Ok(Position(
+            (UnitState::Published as u64) << STATE_SHIFT | place,
+        ))
     }
 
-    pub(super) fn state(self) -> State {
+    pub(super) fn state(self) -> UnitState {
         match self.0 >> STATE_SHIFT {
-            0 => State::Missing,
-            1 => State::Record,
-            2 => State::Failure,
-            _ => State::Published,
+            0 => UnitState::Missing,
+            1 => UnitState::Record,
+            2 => UnitState::Failure,
+            _ => UnitState::Published,
         }
     }
 
@@ -95,13 +97,13 @@ mod tests {
     #[test]
     fn a_position_takes_eight_bytes_and_keeps_everything() {
         assert_eq!(size_of::<Position>(), 8);
-        assert_eq!(Position::MISSING.state(), State::Missing);
+        assert_eq!(Position::MISSING.state(), UnitState::Missing);
         for (offset, row) in [
             (8, 0),
             ((1 << OFFSET_BITS) - 1, FRAME_ENTRIES - 1),
             (12_345_678_901, 17),
         ] {
-            for state in [State::Record, State::Failure] {
+            for state in [UnitState::Record, UnitState::Failure] {
                 let position = Position::in_journal(state, offset, row).unwrap();
                 assert_eq!((position.state(), position.frame()), (state, (offset, row)));
             }
@@ -109,9 +111,9 @@ mod tests {
         let position = Position::published(4095, (1 << 24) - 1, 77).unwrap();
         assert_eq!(
             (position.state(), position.published_row()),
-            (State::Published, (4095, (1 << 24) - 1, 77))
+            (UnitState::Published, (4095, (1 << 24) - 1, 77))
         );
-        assert!(Position::in_journal(State::Record, 1 << OFFSET_BITS, 0).is_err());
+        assert!(Position::in_journal(UnitState::Record, 1 << OFFSET_BITS, 0).is_err());
         assert!(Position::published(0, 0, 1 << 24).is_err());
     }
 }

@@ -24,7 +24,7 @@ pub struct Tables {
     pub failures: Option<PathBuf>,
 }
 
-/// What a publication wrote.
+/// Counts of a publication.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Published {
     /// Number of units with a record.

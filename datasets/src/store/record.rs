@@ -1,4 +1,4 @@
-//! What a store keeps of a unit.
+//! Records and entries of a store.
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -21,7 +21,7 @@ pub trait StoredRecord: Serialize + DeserializeOwned {
     fn tokens(&self) -> usize;
 }
 
-/// What became of a unit: a record, or the reason why there is none.
+/// The entry of a unit: a record, or the reason why there is none.
 pub type Entry<T> = Result<T, Failed>;
 
 pub(super) fn unit<T: StoredRecord>(entry: &Entry<T>) -> (&str, u32) {

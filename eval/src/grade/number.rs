@@ -1,23 +1,23 @@
-//! Numbers as people and models write them, compared exactly.
+//! Numbers in the notations of people and models, compared exactly.
 //!
-//! A number is a fraction of two decimals of any length, kept as digits: no float, no
-//! limit on the size, so 0.1 + 0.2 is 0.3 and a 30-digit product is itself.
+//! A number is a fraction of two decimals of any length, stored as digits and not as floats, so that numbers of any
+//! size are compared without rounding.
 
 use std::fmt;
 
-/// Longest exponent that is read as one: `1e400` is a number, `1e99999` is text.
+/// Largest exponent: `1e400` is a number, and the exponent of `1e99999` is text.
 const MAX_EXPONENT: usize = 400;
 
-/// ± numerator / denominator. Equal where the values are equal.
+/// A number ± numerator / denominator. Numbers are equal if their values are equal.
 #[derive(Debug, Clone)]
 pub(super) struct Number {
     negative: bool,
     numerator: Decimal,
-    /// Not zero; none is one.
+    /// Denominator, not zero; `None` is 1.
     denominator: Option<Decimal>,
 }
 
-/// digits · 10^−places.
+/// A decimal number, digits · 10^−places.
 #[derive(Debug, Clone, Default)]
 struct Decimal {
     digits: Vec<u8>,
@@ -60,7 +60,7 @@ impl Decimal {
     }
 
     fn times(&self, other: &Decimal) -> Decimal {
-        // Column sums from the lowest digit up, then carries.
+        // Computes column sums from the lowest digit up, and then the carries.
         let mut columns = vec![0u64; self.digits.len() + other.digits.len()];
         for (i, a) in self.digits.iter().rev().enumerate() {
             for (column, b) in columns.iter_mut().skip(i).zip(other.digits.iter().rev()) {
@@ -100,7 +100,7 @@ impl Decimal {
         Decimal::from_digits(digits, places)
     }
 
-    /// Without zeros that say nothing: `1234.5`, `0.05`, `0`.
+    /// Formats the number without redundant zeros: `1234.5`, `0.05`, `0`.
     fn canonical(&self) -> String {
         let mut text: String = self.digits.iter().map(|d| char::from(b'0' + d)).collect();
         if self.places > 0 {
@@ -118,7 +118,7 @@ impl Decimal {
     }
 }
 
-/// The last number in `text`.
+/// Returns the last number in `text`.
 pub(super) fn last(text: &str) -> Option<Number> {
     let text = plain(text);
     let chars: Vec<char> = text.chars().collect();
@@ -137,7 +137,7 @@ pub(super) fn last(text: &str) -> Option<Number> {
     last
 }
 
-/// LaTeX's ways of writing separators, signs and fractions, as plain text.
+/// Converts LaTeX separators, signs and fractions to plain text.
 fn plain(text: &str) -> String {
     let text = text
         .replace("{,}", ",")
@@ -176,13 +176,13 @@ fn plain(text: &str) -> String {
     out + rest
 }
 
-/// Whether what begins at `at` is the 2 of `cm^2`.
+/// Whether the number at `at` is an exponent, like the 2 of `cm^2`.
 fn is_power(chars: &[char], at: usize) -> bool {
     let before = |n: usize| at.checked_sub(n).and_then(|i| chars.get(i));
     before(1) == Some(&'^') || (before(1) == Some(&'{') && before(2) == Some(&'^'))
 }
 
-/// The number that begins at `at`, sign and currency included, and where it ends.
+/// Parses the number at `at`, with sign and currency; also returns its end.
 fn number(chars: &[char], at: usize) -> Option<(Number, usize)> {
     let (negative, from) = sign(chars, at);
     let (whole, end) = decimal(chars, from)?;
@@ -195,14 +195,14 @@ fn number(chars: &[char], at: usize) -> Option<(Number, usize)> {
         };
         Some((number, end))
     };
-    if let Some((denominator, end)) = over(chars, end) {
+    if let Some((denominator, end)) = denominator(chars, end) {
         return done(whole, Some(denominator), end);
     }
-    // A mixed number, such as 1 1/2: a whole, one space, and less than one.
+    // A mixed number such as 1 1/2 is an integer, one space, and a fraction below 1.
     if is_integer
         && chars.get(end) == Some(&' ')
         && let Some((part, part_end)) = decimal(chars, end + 1)
-        && let Some((denominator, fraction_end)) = over(chars, part_end)
+        && let Some((denominator, fraction_end)) = denominator(chars, part_end)
         && less(&part, &denominator)
     {
         let numerator = whole.times(&denominator).plus(&part);
@@ -211,14 +211,14 @@ fn number(chars: &[char], at: usize) -> Option<(Number, usize)> {
     done(whole, None, end)
 }
 
-/// For two integers.
+/// Whether a < b, for two integers.
 fn less(a: &Decimal, b: &Decimal) -> bool {
     let (left, right) = (a.canonical(), b.canonical());
     a.places == 0 && b.places == 0 && (left.len(), &left) < (right.len(), &right)
 }
 
-/// A sign and a currency in either order. A minus after a digit, a letter or a closing
-/// bracket takes away or joins, as in `7-3` and `GPT-4`.
+/// Parses a sign and a currency in either order. A minus after a digit, a letter or a closing bracket is a subtraction
+/// or a hyphen, as in `7-3` and `GPT-4`.
 fn sign(chars: &[char], at: usize) -> (bool, usize) {
     let before = at.checked_sub(1).and_then(|i| chars.get(i));
     let joins = before.is_some_and(|c| c.is_alphanumeric() || matches!(c, ')' | ']' | '%'));
@@ -240,13 +240,13 @@ fn sign(chars: &[char], at: usize) -> (bool, usize) {
     (negative, from)
 }
 
-/// What a `/` at `at` divides by, unless that is zero.
-fn over(chars: &[char], at: usize) -> Option<(Decimal, usize)> {
+/// Parses the denominator after a `/` at `at`; `None` if it is zero.
+fn denominator(chars: &[char], at: usize) -> Option<(Decimal, usize)> {
     chars.get(at).filter(|c| **c == '/')?;
     decimal(chars, at + 1).filter(|(denominator, _)| !denominator.is_zero())
 }
 
-/// Digits with thousands separators, a decimal point and an exponent, from `at`.
+/// Parses digits with thousands separators, a decimal point and an exponent from `at`.
 fn decimal(chars: &[char], at: usize) -> Option<(Decimal, usize)> {
     let (mut digits, mut end) = grouped(chars, at);
     let mut places = 0;
@@ -274,12 +274,12 @@ fn decimal(chars: &[char], at: usize) -> Option<(Decimal, usize)> {
     Some((Decimal::from_digits(digits, places), end))
 }
 
-/// One to three digits followed by groups of exactly three, or any digits.
+/// Parses one to three digits followed by groups of exactly three digits, or any number of digits.
 fn grouped(chars: &[char], at: usize) -> (Vec<u8>, usize) {
     let mut digits = run(chars, at);
     let mut end = at + digits.len();
     if (1..=3).contains(&digits.len()) {
-        // Spaces that do not break are separators; a plain space is between numbers.
+        // Non-breaking spaces are thousands separators; a plain space separates numbers.
         while let Some(',' | '\u{a0}' | '\u{202f}' | '\u{2009}') = chars.get(end) {
             let group = run(chars, end + 1);
             if group.len() != 3 {
@@ -292,7 +292,7 @@ fn grouped(chars: &[char], at: usize) -> (Vec<u8>, usize) {
     (digits, end)
 }
 
-/// `e`, a sign and digits: whether it is negative, its value, and where it ends.
+/// Parses `e`, a sign and digits; returns whether the exponent is negative, its absolute value, and its end.
 fn exponent(chars: &[char], at: usize) -> Option<(bool, usize, usize)> {
     chars.get(at).filter(|c| matches!(c, 'e' | 'E'))?;
     let signed = matches!(chars.get(at + 1), Some('-' | '+'));
@@ -364,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn signs_and_what_only_looks_like_one() {
+    fn signs_and_hyphens() {
         for (text, expected) in [
             ("-5", "-5"),
             ("+5", "5"),
@@ -385,7 +385,7 @@ mod tests {
     }
 
     #[test]
-    fn units_do_not_count() {
+    fn units_are_ignored() {
         equal("$1,000", "1000");
         equal("50%", "50");
         equal("50\\%", "50.0");
@@ -429,7 +429,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_number_is_none_and_nothing_panics() {
+    fn text_without_a_number_gives_none_and_nothing_panics() {
         for text in [
             "",
             "none",

@@ -1,30 +1,35 @@
-//! The plots of the report: which figures are drawn, and over which range.
+//! The plots of the report: their figures and ranges.
 
 use std::fmt::Write;
 
 use potstill_datasets::RunModel;
 
-use super::colour;
+use super::colour::colour;
 use super::html::escape;
 use super::plots::{Axes, Bar, Line, Scale, bars, lines};
-use crate::report::{LossPoint, Report, StudentResult};
-use crate::{Error, Figure, Interval, wording};
+use crate::calibration::ReliabilityBin;
+use crate::error::Error;
+use crate::interval::Interval;
+use crate::metric::Figure;
+use crate::report::{LossPoint, Report};
+use crate::results::StudentResult;
+use crate::wording;
 
-/// Most points of a drawn line; more are averaged.
+/// Largest number of points of a drawn line; longer curves are averaged.
 const POINTS: usize = 300;
-/// A curve that falls by more than this is drawn on a logarithmic axis.
+/// Ratio of largest to smallest value above which an axis is logarithmic.
 const LOG_FROM: f64 = 12.0;
 
-/// Bars of accuracy, KL, agreement and calibration error.
+/// Draws the bars of accuracy, KL, agreement and calibration error.
 ///
 /// # Errors
-/// When a plot cannot be drawn.
+/// If a plot cannot be drawn.
 pub(super) fn figures(out: &mut String, report: &Report) -> Result<(), Error> {
     out.push_str("<div class=\"plots\">\n");
-    let students = |of: fn(&StudentResult) -> Option<&Interval>| -> Vec<(RunModel, &Interval)> {
+    let students = |figure: fn(&StudentResult) -> Option<&Interval>| -> Vec<(RunModel, &Interval)> {
         let students = report.students.iter();
         students
-            .filter_map(|student| Some((student.name, of(student)?)))
+            .filter_map(|student| Some((student.name, figure(student)?)))
             .collect()
     };
     let teacher = report.teacher.as_ref().and_then(|t| t.accuracy.as_ref());
@@ -35,26 +40,26 @@ pub(super) fn figures(out: &mut String, report: &Report) -> Result<(), Error> {
         (
             Figure::Accuracy,
             "Accuracy",
-            "Share of held-out prompts with a right answer. More is better.",
+            "Share of held-out prompts with a right answer. Higher is better.",
             right,
         ),
         (
             Figure::Kl,
-            "Distance from the teacher",
-            "Held-out KL, nats a token. Less is better.",
+            "Distance to the teacher",
+            "Held-out KL, nats per token. Lower is better.",
             students(|s| s.kl.as_ref()),
         ),
         (
             Figure::Agreement,
             "Agreement with the teacher",
-            "Share of tokens where the model's likeliest token is the teacher's. More is better.",
+            "Share of tokens at which the model and the teacher have the same most likely token. Higher is better.",
             students(|s| s.agreement.as_ref()),
         ),
         (
-            // Written like a share of answers.
+            // The calibration error is a share and has the format of accuracy.
             Figure::Accuracy,
             "Calibration error",
-            "By how much confidence misses how often the model is right. Less is better.",
+            "Mean difference between the model's confidence and its share of right predictions. Lower is better.",
             students(|s| Some(&s.calibration.as_ref()?.error)),
         ),
     ];
@@ -121,19 +126,20 @@ fn bar_plot(
     Ok(())
 }
 
-/// Training's forward KL and cross-entropy by step; nothing without curves.
+/// Draws forward KL and cross-entropy of the training by step; writes nothing without curves.
 ///
 /// # Errors
-/// When a plot cannot be drawn.
+/// If a plot cannot be drawn.
 pub(super) fn losses(out: &mut String, report: &Report) -> Result<(), Error> {
     out.push_str("<div class=\"plots\">\n");
-    let kl = "Forward KL to the distributions trained on, nats a token; for <code>shuffled</code> those are the shuffled ones, and <code>sft</code> does not minimise it.";
+    let kl = "Forward KL to the distributions that the model was trained on, nats per token. For <code>shuffled</code> these are the shuffled ones; <code>sft</code> does not minimise this KL.";
     if report.has_distributions() {
         loss_plot(out, report, ("Forward KL in training", kl), |p| {
             p.forward_kl
         })?;
     }
-    let ce = "Cross-entropy of the text's own tokens, nats a token, which is what <code>sft</code> minimises.";
+    let ce =
+        "Cross-entropy of the target tokens, nats per token, which <code>sft</code> minimises.";
     loss_plot(out, report, ("Cross-entropy in training", ce), |p| {
         p.cross_entropy
     })?;
@@ -145,9 +151,9 @@ fn loss_plot(
     out: &mut String,
     report: &Report,
     (title, caption): (&str, &str),
-    of: fn(&LossPoint) -> f64,
+    loss: fn(&LossPoint) -> f64,
 ) -> Result<(), Error> {
-    let (mut drawn, ends) = curves(report, of);
+    let (mut drawn, ends) = curves(report, loss);
     if drawn.is_empty() {
         return Ok(());
     }
@@ -192,19 +198,20 @@ fn loss_plot(
     } else {
         ""
     };
-    let caption = format!("{caption} Faint: every step; strong: a running mean.{scale}");
+    let caption =
+        format!("{caption} The faint line has every step, the strong line a running mean.{scale}");
     write_figure(out, title, &svg, &caption);
     Ok(())
 }
 
-/// A line for each student that was trained, and in words from where to where it goes.
-fn curves(report: &Report, of: fn(&LossPoint) -> f64) -> (Vec<Line>, Vec<String>) {
+/// Returns a line for each trained model, and a description of its first and last value.
+fn curves(report: &Report, loss: fn(&LossPoint) -> f64) -> (Vec<Line>, Vec<String>) {
     let mut drawn = Vec::new();
     let mut ends = Vec::new();
     for curve in &report.losses {
-        // Training that broke has losses that no axis holds.
-        let finite = curve.points.iter().filter(|p| of(p).is_finite());
-        let all: Vec<(f64, f64)> = finite.map(|p| (p.step as f64, of(p))).collect();
+        // An axis cannot show losses that are not finite.
+        let finite = curve.points.iter().filter(|p| loss(p).is_finite());
+        let all: Vec<(f64, f64)> = finite.map(|p| (p.step as f64, loss(p))).collect();
         let (Some((_, first)), Some((_, last))) = (all.first(), all.last()) else {
             continue;
         };
@@ -220,21 +227,21 @@ fn curves(report: &Report, of: fn(&LossPoint) -> f64) -> (Vec<Line>, Vec<String>
     (drawn, ends)
 }
 
-/// Means over equal stretches, at most [`POINTS`] of them.
+/// Averages the points over at most [`POINTS`] sections of equal length.
 fn thinned(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
-    let stretch = points.len().div_ceil(POINTS).max(1);
-    points.chunks(stretch).map(mean).collect()
+    let section = points.len().div_ceil(POINTS).max(1);
+    points.chunks(section).map(mean).collect()
 }
 
-/// The mean of a twenty-fifth of the line up to each point.
+/// Computes a running mean over a twenty-fifth of the line.
 fn smoothed(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
-    let window = (points.len() / 25).max(1);
-    let until = |(i, (x, _)): (usize, &(f64, f64))| {
-        let from = (i + 1).saturating_sub(window);
+    let length = (points.len() / 25).max(1);
+    let mean_until = |(i, (x, _)): (usize, &(f64, f64))| {
+        let from = (i + 1).saturating_sub(length);
         let (_, y) = mean(points.get(from..=i).unwrap_or_default());
         (*x, y)
     };
-    points.iter().enumerate().map(until).collect()
+    points.iter().enumerate().map(mean_until).collect()
 }
 
 fn mean(points: &[(f64, f64)]) -> (f64, f64) {
@@ -244,10 +251,10 @@ fn mean(points: &[(f64, f64)]) -> (f64, f64) {
     (x / count, y / count)
 }
 
-/// The reliability diagram; nothing where calibration was not measured.
+/// Draws the reliability diagram; writes nothing if calibration was not measured.
 ///
 /// # Errors
-/// When the plot cannot be drawn.
+/// If the plot cannot be drawn.
 pub(super) fn calibration(out: &mut String, report: &Report) -> Result<(), Error> {
     let mut drawn = Vec::new();
     let mut described = Vec::new();
@@ -257,7 +264,7 @@ pub(super) fn calibration(out: &mut String, report: &Report) -> Result<(), Error
         };
         let error = wording::with_interval(Figure::Accuracy, &calibration.error);
         described.push(format!("{} error {error}", student.name));
-        let point = |bin: &crate::ReliabilityBin| (bin.confidence, bin.accuracy);
+        let point = |bin: &ReliabilityBin| (bin.confidence, bin.accuracy);
         drawn.push(Line {
             colour: colour(report, student.name),
             points: calibration.bins.iter().map(point).collect(),
@@ -278,12 +285,12 @@ pub(super) fn calibration(out: &mut String, report: &Report) -> Result<(), Error
     };
     let label = format!("Calibration, right by confidence: {}", described.join("; "));
     let svg = lines(&label, &drawn, &axes)?;
-    let caption = "Upwards: the share of tokens where the likeliest token was right. On the thin line confidence is what it says; below it the model is too sure of itself.";
+    let caption = "The vertical axis is the share of tokens at which the most likely token was right. On the thin line confidence equals that share; below it the model is overconfident.";
     write_figure(out, "Calibration", &svg, caption);
     Ok(())
 }
 
-/// `caption` is HTML.
+/// Writes a figure; `caption` is HTML.
 fn write_figure(out: &mut String, title: &str, svg: &str, caption: &str) {
     let _ = write!(
         out,

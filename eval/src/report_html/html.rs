@@ -1,9 +1,8 @@
-//! Text inside HTML, and tables.
+//! Escaping of text, and tables in HTML.
 
 use std::fmt::Write;
 
-/// Text for an element or a quoted attribute. Everything that comes from a run goes
-/// through here.
+/// Escapes text for an element or a quoted attribute. All text that comes from a run is escaped.
 pub(super) fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
@@ -19,7 +18,7 @@ pub(super) fn escape(text: &str) -> String {
     out
 }
 
-/// The sentences of a conclusion: escaped, with text in backticks as code.
+/// Escapes a sentence of the conclusion and marks text in backticks as code.
 pub(super) fn sentence(text: &str) -> String {
     let mut out = String::new();
     for (i, part) in text.split('`').enumerate() {
@@ -33,8 +32,8 @@ pub(super) fn sentence(text: &str) -> String {
     out
 }
 
-/// A table in a box of its own that scrolls sideways, so that the page does not. The first
-/// cell of a row is its heading. Cells are HTML.
+/// Writes a table in a box that scrolls sideways, so that the page does not scroll. The first cell of a row is the row's
+/// heading.
 pub(super) fn table(out: &mut String, label: &str, class: &str, head: &[&str], rows: &[Vec<Cell>]) {
     let _ = write!(
         out,
@@ -65,15 +64,15 @@ pub(super) fn table(out: &mut String, label: &str, class: &str, head: &[&str], r
     out.push_str("</tbody></table></div>\n");
 }
 
-/// A table's cell, as HTML.
+/// A table cell with its content as HTML.
 pub(super) enum Cell {
-    /// Names the row.
+    /// Heading of the row.
     Head(String),
-    /// Breaks into lines.
+    /// Text with line breaks.
     Text(String),
-    /// A figure that stays on its line.
+    /// Figure without line breaks.
     Figure(String),
-    /// At the right edge.
+    /// Number at the right edge.
     Number(String),
 }
 
@@ -82,7 +81,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_in_a_text_is_markup() {
+    fn markup_in_text_is_escaped() {
         let text = "<script>alert(\"1\" + '2')</script> & `code <b>`";
         assert_eq!(
             escape(text),

@@ -1,4 +1,4 @@
-// Filters of the samples. Without this script all samples are shown.
+// Filters of the samples. Without this script the page shows all samples.
 (() => {
   "use strict";
   const form = document.getElementById("filters");
@@ -14,7 +14,7 @@
   }));
   let limit = page;
 
-  // Whether a sample is shown, by the outcomes of the answers that are shown.
+  // Returns whether a sample is shown, by the verdicts on its visible answers.
   const matches = (answers) => {
     const any = (wanted) => answers.some((answer) => answer.dataset.outcome === wanted);
     switch (outcome.value) {
@@ -42,7 +42,7 @@
     more.hidden = found <= limit;
   };
 
-  // The filter is in the address, so that a link leads to what one sees.
+  // The filter is part of the address, so that a link keeps the selection.
   const read = () => {
     const state = new URLSearchParams(location.hash.slice(1));
     for (const field of [model, outcome, text]) {

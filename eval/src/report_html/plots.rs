@@ -1,41 +1,39 @@
-//! Bars with whiskers and lines, as SVG for inside an HTML page.
+//! Bars with whiskers, and lines, as SVG elements of an HTML page.
 //!
-//! Plotters draws in marker colours, which are then replaced by the page's CSS variables,
-//! so that one drawing serves light and dark. Text has no font of its own: the page's is
-//! used, at the size given here.
+//! Plotters draws in placeholder colours, which are then replaced by the page's CSS variables, so that one drawing is
+//! valid for light and dark pages. Text uses the font of the page, at the size given here.
 
 use plotters::coord::Shift;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
+use super::colour::COLOURS;
 use super::html::escape;
-use crate::Error;
+use crate::error::Error;
 
-/// A drawing is this wide in its own units, and as wide as its place on the page.
+/// Width of a drawing in its own units. On the page the drawing is scaled to the available width.
 const WIDTH: u32 = 880;
 const TEXT: f64 = 29.0;
-/// Plotters' SVG divides a size by this.
+/// Factor by which Plotters divides a text size in SVG.
 const PLOTTERS_TEXT: f64 = 1.24;
-/// Colours of models, `--m0` to `--m6`; more models begin again.
-pub(super) const COLOURS: usize = 7;
-/// Dashes of lines by colour, for readers who do not see colours.
+/// Dash patterns of lines by colour, for readers who cannot distinguish the colours.
 const DASHES: [&str; COLOURS] = ["", "3 9", "", "20 10", "9 7", "24 8 5 8", "14 5"];
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
-type Drawn = Result<(), Box<dyn std::error::Error>>;
+type DrawResult = Result<(), Box<dyn std::error::Error>>;
 
 const INK: RGBColor = RGBColor(0, 0, 1);
 const SOFT: RGBColor = RGBColor(0, 0, 2);
 const GRID: RGBColor = RGBColor(0, 0, 3);
-/// What lies behind the drawing.
-const GROUND: RGBColor = RGBColor(0, 0, 4);
+/// Background of the drawing.
+const BACKGROUND: RGBColor = RGBColor(0, 0, 4);
 
-/// A model's colour for areas and points.
+/// Placeholder of a model's colour for areas and points.
 fn fill(colour: usize) -> RGBColor {
     RGBColor(0, 1, (colour % COLOURS) as u8)
 }
 
-/// A model's colour for lines, which are dashed too.
+/// Placeholder of a model's colour for lines, which also have a dash pattern.
 fn stroke(colour: usize) -> RGBColor {
     RGBColor(0, 2, (colour % COLOURS) as u8)
 }
@@ -47,28 +45,29 @@ pub(super) struct Bar {
     pub(super) mean: f64,
     pub(super) low: f64,
     pub(super) high: f64,
-    /// What is written beside it.
+    /// Text beside the bar.
     pub(super) label: String,
 }
 
-/// One line: (x, y) by ascending x.
+/// One line.
 pub(super) struct Line {
     pub(super) colour: usize,
+    /// Points (x, y) by ascending x.
     pub(super) points: Vec<(f64, f64)>,
-    /// Drawn thin and faint behind the line, such as what it is an average of.
+    /// Points of a thin, faint line behind this line, such as the values before averaging.
     pub(super) faint: Vec<(f64, f64)>,
-    /// Whether its points are marked.
+    /// Whether the points are marked.
     pub(super) dots: bool,
 }
 
-/// What an axis shows.
+/// Scale of an axis.
 #[derive(Clone, Copy)]
 pub(super) enum Scale {
-    /// As it is.
+    /// Linear scale.
     Plain,
-    /// 0 to 1 as 0 % to 100 %.
+    /// Linear scale of 0 to 1, with labels from 0 % to 100 %.
     Percent,
-    /// Powers of ten: the values are logarithms to base 10.
+    /// Logarithmic scale: the values are logarithms to base 10, the labels are powers of ten.
     Log10,
 }
 
@@ -79,7 +78,7 @@ pub(super) struct Axes<'a> {
     pub(super) x_scale: Scale,
     pub(super) y: (f64, f64),
     pub(super) y_scale: Scale,
-    /// A thin line from corner to corner.
+    /// Whether a thin line connects the lower left and the upper right corner.
     pub(super) diagonal: bool,
 }
 
@@ -91,7 +90,7 @@ fn tick(scale: Scale, value: f64) -> String {
     }
 }
 
-/// Two significant digits below ten, none after the point above.
+/// Formats a number with two significant digits below ten, and without decimals above.
 fn short(value: f64) -> String {
     let value = if value.abs() < 1e-9 { 0.0 } else { value };
     let decimals = match value.abs() {
@@ -113,9 +112,8 @@ fn text(colour: &'static RGBColor, h: HPos) -> TextStyle<'static> {
     style.color(colour).pos(Pos::new(h, VPos::Center))
 }
 
-/// Horizontal bars with whiskers over `range`, or dots with whiskers where the scale is
-/// logarithmic and has no zero to begin at; `label` describes the drawing to somebody who
-/// does not see it.
+/// Draws horizontal bars with whiskers over `range`, or dots with whiskers if the scale is logarithmic and has no zero.
+/// `label` describes the drawing to readers who cannot see it.
 pub(super) fn bars(
     label: &str,
     bars: &[Bar],
@@ -128,7 +126,7 @@ pub(super) fn bars(
     })
 }
 
-fn draw_bars(area: &Area, bars: &[Bar], (min, max): (f64, f64), scale: Scale) -> Drawn {
+fn draw_bars(area: &Area, bars: &[Bar], (min, max): (f64, f64), scale: Scale) -> DrawResult {
     let widest = |texts: &mut dyn Iterator<Item = usize>| texts.max().unwrap_or(0) as f64;
     let names = widest(&mut bars.iter().map(|bar| bar.name.chars().count())).min(18.0);
     let labels = widest(&mut bars.iter().map(|bar| bar.label.chars().count()));
@@ -166,8 +164,8 @@ fn draw_bars(area: &Area, bars: &[Bar], (min, max): (f64, f64), scale: Scale) ->
             vec![(low, upper), (low, lower)],
             vec![(high, upper), (high, lower)],
         ];
-        // A rim of the ground's colour keeps it apart from the bar.
-        for style in [GROUND.stroke_width(9), INK.stroke_width(4)] {
+        // An outline in the background colour separates the whisker from the bar.
+        for style in [BACKGROUND.stroke_width(9), INK.stroke_width(4)] {
             let strokes = whisker.iter().cloned();
             chart.draw_series(strokes.map(|points| PathElement::new(points, style)))?;
         }
@@ -184,12 +182,12 @@ fn draw_bars(area: &Area, bars: &[Bar], (min, max): (f64, f64), scale: Scale) ->
     Ok(())
 }
 
-/// Lines over common axes; `label` describes the drawing to somebody who does not see it.
+/// Draws lines over common axes. `label` describes the drawing to readers who cannot see it.
 pub(super) fn lines(label: &str, lines: &[Line], axes: &Axes) -> Result<String, Error> {
     draw(label, 500, lines, |area| draw_lines(area, lines, axes))
 }
 
-fn draw_lines(area: &Area, lines: &[Line], axes: &Axes) -> Drawn {
+fn draw_lines(area: &Area, lines: &[Line], axes: &Axes) -> DrawResult {
     let mut chart = ChartBuilder::on(area)
         .margin_top(18)
         .margin_right(62)
@@ -232,7 +230,7 @@ fn draw(
     label: &str,
     height: u32,
     lines: &[Line],
-    with: impl FnOnce(&Area) -> Drawn,
+    draw_area: impl FnOnce(&Area) -> DrawResult,
 ) -> Result<String, Error> {
     let failed = |reason: String| Error::Plot {
         plot: label.to_owned(),
@@ -248,20 +246,20 @@ fn draw(
     let mut svg = String::new();
     {
         let area = SVGBackend::with_string(&mut svg, (WIDTH, height)).into_drawing_area();
-        with(&area).map_err(|e| failed(e.to_string()))?;
+        draw_area(&area).map_err(|e| failed(e.to_string()))?;
         area.present().map_err(|e| failed(e.to_string()))?;
     }
     Ok(themed(&svg, label, height))
 }
 
-/// Puts the page's variables for the marker colours, and the description in the root.
+/// Replaces the placeholder colours by the page's variables, and puts the description into the root element.
 fn themed(svg: &str, label: &str, height: u32) -> String {
-    // What is quoted is an attribute: in text a quotation mark is written `&quot;`.
+    // A quoted string is an attribute, since a quotation mark in text is written `&quot;`.
     let quoted = |RGBColor(r, g, b): RGBColor| format!("\"#{r:02X}{g:02X}{b:02X}\"");
     let mut svg = svg.replace(&quoted(INK), "\"var(--ink)\"");
     svg = svg.replace(&quoted(SOFT), "\"var(--soft)\"");
     svg = svg.replace(&quoted(GRID), "\"var(--grid)\"");
-    svg = svg.replace(&quoted(GROUND), "\"var(--card)\"");
+    svg = svg.replace(&quoted(BACKGROUND), "\"var(--card)\"");
     for (colour, dashes) in DASHES.iter().enumerate() {
         svg = svg.replace(&quoted(fill(colour)), &format!("\"var(--m{colour})\""));
         let line =
@@ -294,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn a_drawing_has_the_pages_colours_and_no_font_of_its_own() {
+    fn a_drawing_uses_the_colours_and_the_font_of_the_page() {
         let svg = bars(
             "A \"b\"",
             &[bar("<i>", 0.5), bar("sft", 0.2)],
@@ -306,12 +304,15 @@ mod tests {
         assert!(svg.trim_end().ends_with("</svg>"));
         assert!(svg.contains("fill=\"var(--m2)\"") && svg.contains("stroke=\"var(--ink)\""));
         assert!(svg.contains("&lt;i&gt;") && !svg.contains("<i>"));
-        assert!(!svg.contains("\"#"), "a colour that is not the page's");
+        assert!(
+            !svg.contains("\"#"),
+            "a colour that is not a variable of the page"
+        );
         assert!(svg.contains("100 %"));
     }
 
     #[test]
-    fn lines_are_told_apart_without_colour() {
+    fn lines_differ_in_their_dash_pattern() {
         let line = |colour| Line {
             colour,
             points: vec![(0.0, 0.0), (1.0, 1.0)],

@@ -4,17 +4,17 @@ use std::fmt::Write;
 
 use potstill_datasets::RunModel;
 
+use super::colour::{colour, swatch};
 use super::html::escape;
-use super::{colour, swatch};
 use crate::report::{Report, Sample, SampleAnswer};
 use crate::wording;
 
-/// Nothing where there are no samples.
+/// Writes the section of the samples; nothing if there are none.
 pub(super) fn write(out: &mut String, report: &Report) {
     if report.samples.is_empty() {
         return;
     }
-    out.push_str("<section aria-labelledby=\"samples\"><h2 id=\"samples\">Samples side by side</h2>\n<p class=\"note\">What the models answered to held-out prompts.</p>\n");
+    out.push_str("<section aria-labelledby=\"samples\"><h2 id=\"samples\">Samples side by side</h2>\n<p class=\"note\">Answers of the models to held-out prompts.</p>\n");
     filters(out, &report.samples);
     for sample in &report.samples {
         write_sample(out, report, sample);
@@ -22,7 +22,7 @@ pub(super) fn write(out: &mut String, report: &Report) {
     out.push_str("<p class=\"more\"><button type=\"button\" id=\"more\" hidden>Show more</button></p></section>\n");
 }
 
-/// Hidden until the script shows it, since without the script it does nothing.
+/// Writes the form of the filters. The script shows the form, which does nothing without the script.
 fn filters(out: &mut String, samples: &[Sample]) {
     let mut models: Vec<RunModel> = Vec::new();
     for answer in samples.iter().flat_map(|sample| &sample.answers) {
@@ -42,7 +42,7 @@ fn filters(out: &mut String, samples: &[Sample]) {
     };
     let _ = writeln!(
         out,
-        "<label{hidden}>Outcome <select name=\"outcome\"><option value=\"\">any</option><option value=\"right\">right</option><option value=\"wrong\">wrong</option><option value=\"differ\">some right, some wrong</option></select></label>"
+        "<label{hidden}>Verdict <select name=\"outcome\"><option value=\"\">any</option><option value=\"right\">right</option><option value=\"wrong\">wrong</option><option value=\"differ\">some right, some wrong</option></select></label>"
     );
     out.push_str("<label class=\"search\">Text <input type=\"search\" name=\"text\" autocomplete=\"off\" placeholder=\"in the prompt or an answer\"></label>\n<output id=\"count\" aria-live=\"polite\"></output></form>\n");
 }
@@ -81,7 +81,7 @@ fn write_answer(out: &mut String, report: &Report, answer: &SampleAnswer) {
         out,
         "<div class=\"answer\" data-model=\"{model}\" data-outcome=\"{class}\"><h4><span>{}{model}</span><span class=\"mark {class}\">{mark}{}</span></h4>",
         swatch(colour(report, model)),
-        wording::outcome(answer.correct),
+        wording::graded(answer.correct),
     );
     if let Some(reasoning) = answer.reasoning.as_deref().filter(|r| !r.is_empty()) {
         let _ = write!(out, "<pre class=\"reasoning\">{}</pre>", escape(reasoning));
@@ -92,7 +92,7 @@ fn write_answer(out: &mut String, report: &Report, answer: &SampleAnswer) {
     };
     let _ = write!(out, "<pre>{}</pre>", escape(text));
     if !answer.finished {
-        out.push_str("<p class=\"cut\">cut off at the limit of tokens</p>");
+        out.push_str("<p class=\"cut\">cut off at the token limit</p>");
     }
     out.push_str("</div>\n");
 }

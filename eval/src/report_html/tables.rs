@@ -4,12 +4,16 @@ use std::fmt::Write;
 
 use potstill_datasets::RunModel;
 
+use super::colour::{colour, swatch};
 use super::html::{Cell, escape, table};
-use super::{colour, swatch};
-use crate::report::Report;
-use crate::{Figure, Interval, Verdict, wording};
+use crate::interval::Interval;
+use crate::metric::Figure;
+use crate::report::{Provenance, Report};
+use crate::results::{Comparison, SeedFigures};
+use crate::verdict::Verdict;
+use crate::wording;
 
-/// A value with its interval in small type under it.
+/// Returns a cell with a figure and its interval in small type.
 fn figure(figure: Figure, interval: &Interval) -> Cell {
     Cell::Figure(format!(
         "{} <small>{}</small>",
@@ -18,8 +22,8 @@ fn figure(figure: Figure, interval: &Interval) -> Cell {
     ))
 }
 
-fn interval(of: Figure, interval: Option<&Interval>) -> Cell {
-    interval.map_or_else(none, |interval| figure(of, interval))
+fn interval(kind: Figure, interval: Option<&Interval>) -> Cell {
+    interval.map_or_else(none, |interval| figure(kind, interval))
 }
 
 fn share(share: Option<&Interval>) -> Cell {
@@ -34,7 +38,7 @@ fn model(report: &Report, model: RunModel) -> Cell {
     Cell::Head(format!("{}{model}", swatch(colour(report, model))))
 }
 
-/// A model with what it learned from, or is, under its name.
+/// Returns a cell with a model and a description in small type.
 fn model_from(report: &Report, model: RunModel, what: &str) -> Cell {
     Cell::Head(format!(
         "{}{model} <small>{}</small>",
@@ -46,11 +50,11 @@ fn model_from(report: &Report, model: RunModel, what: &str) -> Cell {
 pub(super) fn models(out: &mut String, report: &Report) {
     let head = [
         "model",
-        "KL, nats a token",
+        "KL, nats per token",
         "agreement",
         "accuracy",
         "calibration error",
-        "NLL, nats a token",
+        "NLL, nats per token",
         "parameters",
         "steps",
     ];
@@ -85,7 +89,7 @@ pub(super) fn models(out: &mut String, report: &Report) {
     table(out, "Models and their held-out figures", "", &head, &rows);
 }
 
-/// Nothing where answers have no groups.
+/// Writes accuracy by group; nothing if prompts have no groups.
 pub(super) fn groups(out: &mut String, report: &Report) {
     let (names, models) = report.accuracy_by_group();
     if names.is_empty() {
@@ -104,21 +108,21 @@ pub(super) fn groups(out: &mut String, report: &Report) {
     table(out, "Accuracy by group", "", &head, &rows);
 }
 
-/// Nothing where all had one seed.
+/// Writes the figures of each seed; nothing if all models had one seed.
 pub(super) fn seeds(out: &mut String, report: &Report) {
     let head = [
         "model",
         "seed",
-        "KL, nats a token",
+        "KL, nats per token",
         "agreement",
         "accuracy",
-        "NLL, nats a token",
+        "NLL, nats per token",
     ];
     let number = |figure: Figure, value: Option<f64>| {
         let text = value.map_or("–".to_owned(), |value| wording::value(figure, value));
         Cell::Number(text)
     };
-    let row = |(name, figures): (RunModel, &crate::SeedFigures)| {
+    let row = |(name, figures): (RunModel, &SeedFigures)| {
         vec![
             model(report, name),
             Cell::Number(figures.seed.to_string()),
@@ -132,13 +136,13 @@ pub(super) fn seeds(out: &mut String, report: &Report) {
     if rows.is_empty() {
         return;
     }
-    out.push_str("<h3 style=\"margin-top:28px\">By seed</h3>\n<p class=\"note\">The figures above are over all seeds; the exported student is of the first.</p>\n");
+    out.push_str("<h3 style=\"margin-top:28px\">By seed</h3>\n<p class=\"note\">The figures above are over all seeds. The student to use is the one with the first seed, <code>students/student/export</code>.</p>\n");
     table(out, "By seed", "", &head, &rows);
 }
 
 pub(super) fn comparisons(out: &mut String, report: &Report) {
     let head = ["left − right", "figure", "difference", "left is", "prompts"];
-    let row = |c: &crate::Comparison| {
+    let row = |c: &Comparison| {
         let class = match c.verdict {
             Verdict::Better => "better",
             Verdict::Worse => "worse",
@@ -159,7 +163,7 @@ pub(super) fn comparisons(out: &mut String, report: &Report) {
     table(out, "Paired differences", "", &head, &rows);
 }
 
-/// Nothing where calibration was not measured.
+/// Writes the reliability table; nothing if calibration was not measured.
 pub(super) fn reliability(out: &mut String, report: &Report) {
     let measured = report.students.iter();
     let rows: Vec<Vec<Cell>> = measured
@@ -183,7 +187,7 @@ pub(super) fn reliability(out: &mut String, report: &Report) {
     if rows.is_empty() {
         return;
     }
-    out.push_str("<details><summary>The reliability table</summary>\n");
+    out.push_str("<details><summary>Reliability table</summary>\n");
     let head = ["model", "confidence", "tokens", "mean confidence", "right"];
     table(out, "Reliability by confidence", "", &head, &rows);
     out.push_str("</details>\n");
@@ -227,7 +231,7 @@ pub(super) fn stages(out: &mut String, report: &Report) {
 }
 
 pub(super) fn provenance(out: &mut String, report: &Report) {
-    let row = |entry: &crate::Provenance| {
+    let row = |entry: &Provenance| {
         vec![
             Cell::Head(escape(&entry.what)),
             Cell::Text(format!("<code>{}</code>", escape(&entry.value))),

@@ -1,10 +1,11 @@
 //! The answers that the data has.
 
 use std::path::Path;
+use std::sync::Arc;
 
-use anyhow::bail;
-use potstill_datasets::{Completion, FolderRows, Imported, Prompt, Provenance, hash_file};
-use potstill_teacher::{GivenTeacher, Teacher};
+use anyhow::{anyhow, bail};
+use potstill_datasets::{FolderRows, ImportSettings, Imported, Prompt, Provenance, hash_file};
+use potstill_teacher::{AnswerRequest, GivenTeacher, Teacher};
 
 use crate::stages::{Context, import};
 
@@ -28,27 +29,77 @@ pub(super) fn teacher(provenance: Provenance) -> Teacher {
     Teacher::Given(Box::new(GivenTeacher { provenance }))
 }
 
-/// Reads the answers, in the order of `prompts/`, with the number of answers to each prompt.
-pub(super) fn read(context: &Context) -> anyhow::Result<(Vec<u32>, Vec<Completion>)> {
-    let imported = import::read(&context.run, context.limit)?;
-    check_answered(&imported)?;
-    let mut answers = imported.answers.iter().peekable();
-    let mut samples = Vec::with_capacity(imported.prompts.len());
-    for prompt in FolderRows::<Prompt>::open(&context.dir.path("prompts"))? {
-        let id = prompt?.id;
-        let mut count = 0;
-        while answers.next_if(|answer| answer.prompt_id == id).is_some() {
-            count += 1;
+/// Counts the answers to each prompt of `prompts/`.
+///
+/// # Errors
+/// A prompt without an answer; data that are not those of `prompts/`.
+pub(super) fn count(context: &Context) -> anyhow::Result<Vec<u32>> {
+    let settings = import::settings_of(&context.run, context.limit)?;
+    let mut prompts = FolderRows::<Prompt>::open(&context.dir.path("prompts"))?;
+    let mut samples: Vec<u32> = Vec::new();
+    for row in import::rows(&context.run, &settings)? {
+        let row = row?;
+        if row.is_new_prompt {
+            let published = prompts.next().transpose()?;
+            if published.is_none_or(|published| published.id != row.prompt.id) {
+                bail!(
+                    "{} is not in its place in `prompts/`: the file or the limit changed\nhint: run `import` again",
+                    row.prompt.source
+                );
+            }
+            samples.push(0);
         }
-        samples.push(count);
+        if let Some(samples) = samples.get_mut(row.prompt_number) {
+            *samples += u32::from(row.answer.is_some());
+        }
     }
-    if let Some(answer) = answers.next() {
-        bail!(
-            "the source has an answer to prompt {}, which `prompts/` does not have: the file changed while it was read\nhint: run `import` again",
-            answer.prompt_id
-        );
+    let Some(unanswered) = samples.iter().position(|samples| *samples == 0) else {
+        return Ok(samples);
+    };
+    let prompt = FolderRows::<Prompt>::open(&context.dir.path("prompts"))?.nth(unanswered);
+    match prompt.transpose()? {
+        Some(prompt) => Err(no_answer(&prompt)),
+        None => Ok(samples),
     }
-    Ok((samples, imported.answers))
+}
+
+/// The answers of the data as requests, in the data's order. `samples` is the number of answers to each prompt.
+pub(super) fn requests<'a>(
+    context: &'a Context,
+    settings: &'a ImportSettings,
+    samples: &[u32],
+) -> anyhow::Result<impl Iterator<Item = anyhow::Result<(u32, AnswerRequest)>> + use<'a>> {
+    let first_ordinals: Vec<u32> = samples
+        .iter()
+        .scan(0, |next, samples| {
+            let first = *next;
+            *next += samples;
+            Some(first)
+        })
+        .collect();
+    let rows = import::rows(&context.run, settings)?;
+    Ok(rows.filter_map(move |row| {
+        let row = match row {
+            Ok(row) => row,
+            Err(error) => return Some(Err(error)),
+        };
+        let given = row.answer?;
+        let ordinal = first_ordinals.get(row.prompt_number)? + given.sample_index;
+        let request = AnswerRequest {
+            ordinal,
+            prompt: Arc::new(row.prompt),
+            sample_index: given.sample_index,
+            given: Some(given),
+        };
+        Some(Ok((ordinal, request)))
+    }))
+}
+
+fn no_answer(prompt: &Prompt) -> anyhow::Error {
+    anyhow!(
+        "{} has no answer, and `answers` of [import] is \"given\"\nhint: add an assistant turn at the end of `messages`, or name the column of answers (`answer` beside `question`, `output` beside `instruction`); or remove the row; or let a teacher answer",
+        prompt.source
+    )
 }
 
 /// Refuses data in which a prompt has no answer.
@@ -60,10 +111,7 @@ pub(in crate::stages) fn check_answered(imported: &Imported) -> anyhow::Result<(
             is_answered = true;
         }
         if !is_answered {
-            bail!(
-                "{} has no answer, and `answers` of [import] is \"given\"\nhint: add an assistant turn at the end of `messages`, or name the column of answers (`answer` beside `question`, `output` beside `instruction`); or remove the row; or let a teacher answer",
-                prompt.source
-            );
+            return Err(no_answer(prompt));
         }
     }
     Ok(())

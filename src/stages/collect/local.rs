@@ -5,16 +5,14 @@ use std::path::Path;
 use anyhow::Context as _;
 use potstill_datasets::{Error as DataError, Prompt};
 use potstill_model::Config;
-use potstill_teacher::{
-    Local, LocalSettings, LocalTeacher, Sampling, ScoringOptions, Teacher, TextEncoder,
-};
+use potstill_teacher::{Local, LocalSettings, LocalTeacher, ScoringOptions, Teacher, TextEncoder};
 use serde_json::{Value, json};
 
 use crate::run_dir::settings_of;
 use crate::run_file::{Loaded, RunFile};
 use crate::stages::{Context, checkpoint};
 
-/// Everything that an answer depends on, besides its prompt and sample index.
+/// Settings that an answer depends on, besides its prompt and sample index.
 pub(super) fn answer_settings(run: &Loaded, folder: &Path) -> anyhow::Result<Value> {
     let RunFile {
         collect, run: head, ..
@@ -26,12 +24,12 @@ pub(super) fn answer_settings(run: &Loaded, folder: &Path) -> anyhow::Result<Val
         "template": checkpoint::template(run, folder)?.hash(),
         "licence": teacher.licence,
         "seed": head.seed,
-        "max_new_tokens": collect.max_new_tokens.get(),
-        "temperature": collect.temperature.get(),
-        "top_k": collect.top_k.map(|k| k.get()),
-        "top_p": collect.top_p.get(),
-        "min_p": collect.min_p.get(),
-        "repetition_penalty": collect.repetition_penalty.get(),
+        "max_new_tokens": collect.max_new_tokens,
+        "temperature": collect.temperature,
+        "top_k": collect.top_k,
+        "top_p": collect.top_p,
+        "min_p": collect.min_p,
+        "repetition_penalty": collect.repetition_penalty,
         "stop": collect.stop,
         "signals": settings_of(&collect.signals)?,
         "reasoning": settings_of(&collect.reasoning)?,
@@ -44,27 +42,14 @@ pub(super) fn teacher(context: &Context, folder: &Path) -> anyhow::Result<Teache
     let seed = u64::from(run.seed);
     Ok(Teacher::Local(Box::new(LocalTeacher {
         local: open_local(context, folder)?,
-        batch: collect.batch.get(),
-        sampling: Sampling {
-            max_new_tokens: collect.max_new_tokens.get(),
-            temperature: collect.temperature.get(),
-            top_k: collect.top_k.map(|k| k.get()),
-            top_p: collect.top_p.get(),
-            min_p: collect.min_p.get(),
-            repetition_penalty: collect.repetition_penalty.get(),
-        },
+        batch: collect.batch,
+        sampling: collect.sampling(),
         stop: collect.stop.clone(),
         seed,
-        signals: collect.signals.as_ref().map(|signals| ScoringOptions {
-            top_k: signals.top_k.get(),
-            temperatures: signals
-                .temperatures
-                .iter()
-                .map(|t| t.get() as f32)
-                .collect(),
-            tail_draws: signals.tail_draws.get() as u32,
+        signals: collect.signals.clone().map(|signals| ScoringOptions {
+            signals,
             seed,
-            batch: collect.batch.get(),
+            batch: collect.batch,
             window: None,
         }),
     })))
@@ -99,7 +84,7 @@ pub(crate) fn check_lengths(
         run.file.collect.reasoning.clone(),
     );
     let context = Config::from_dir(folder)?.max_position_embeddings;
-    let answer = run.file.collect.max_new_tokens.get();
+    let answer = run.file.collect.max_new_tokens;
     let mut longest = 0;
     for prompt in prompts {
         let prompt = prompt?;

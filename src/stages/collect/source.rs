@@ -1,10 +1,10 @@
-//! Where the answers of a run come from, and what they depend on.
+//! The source of a run's answers, and the settings that the answers depend on.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
-use potstill_datasets::{AnswerSource, Completion, FolderRows, Published, Tables, stage_key};
+use potstill_datasets::{AnswerSource, FolderRows, Published, Tables, stage_key};
 use potstill_teacher::{HttpTeacher, Teacher};
 use serde_json::{Value, json};
 
@@ -13,18 +13,16 @@ use crate::run_dir::{Counts, StagePlan, settings_of, short};
 use crate::stages::acquire::Acquired;
 use crate::stages::{Context, checkpoint, counts, import, probe, served};
 
-/// Where the answers of a run come from.
+/// The source of a run's answers.
 pub(super) struct CollectSource {
     kind: SourceKind,
-    /// Everything that an answer depends on besides its prompt and sample index.
+    /// Settings that an answer depends on, besides its prompt and sample index.
     pub(super) answers: Value,
     /// Settings of the published stage.
     settings: Value,
     /// Content hashes of what is read besides `prompts/`.
     inputs: BTreeMap<String, String>,
     pub(super) samples: Samples,
-    /// Answers of the data, in the order of units, until they are asked for.
-    pub(super) given: Vec<Completion>,
     /// The teacher; a local one once it is needed.
     pub(super) teacher: Option<Teacher>,
 }
@@ -38,7 +36,7 @@ enum SourceKind {
     Given,
 }
 
-/// How many answers each prompt has.
+/// Number of answers to each prompt.
 pub(super) enum Samples {
     /// This many for every prompt.
     Each(u32),
@@ -88,14 +86,14 @@ impl CollectSource {
                 (SourceKind::Local(folder), answers, None)
             }
         };
-        let samples = run.file.collect.samples.get();
+        let samples = run.file.collect.samples;
         let mut settings = json!({ "answers": answers, "samples": samples });
         if let (Some(Teacher::Http(http)), Some(signals)) = (&teacher, &run.file.collect.signals) {
             // Distributions are made of the answers' own alternatives and of the text around them.
             let encoder = http.encoder.as_ref();
             let encoder = encoder.context("signals need a tokenizer")?;
             settings["signals"] = json!({
-                "top_k": signals.top_k.get(),
+                "top_k": signals.top_k,
                 "tokenizer": encoder.tokenizer().fingerprint(),
                 "template": encoder.template().hash(),
             });
@@ -106,7 +104,6 @@ impl CollectSource {
             settings,
             inputs: BTreeMap::new(),
             samples: Samples::Each(samples as u32),
-            given: Vec::new(),
             teacher,
         })
     }
@@ -128,7 +125,6 @@ impl CollectSource {
             settings,
             inputs,
             samples: Samples::Each(0),
-            given: Vec::new(),
             teacher: Some(given::teacher(provenance)),
         })
     }
@@ -141,7 +137,7 @@ impl CollectSource {
         }
     }
 
-    /// What is published, and what it depends on.
+    /// The plan of the published stage.
     pub(super) fn plan(&self, context: &Context, prompts: String) -> StagePlan {
         let mut inputs = self.inputs.clone();
         inputs.insert("prompts".to_owned(), prompts);
@@ -176,7 +172,7 @@ impl CollectSource {
         Tables {
             completions: folder("completions"),
             signals: folder("signals"),
-            tail_draws: signals.is_some_and(|signals| signals.tail_draws.get() > 0),
+            tail_draws: signals.is_some_and(|signals| signals.tail_draws > 0),
             failures: folder("failures"),
         }
     }
@@ -206,12 +202,10 @@ impl CollectSource {
         published == self.answers
     }
 
-    /// Reads the answers of the data, where the source is the data.
-    pub(super) fn load(&mut self, context: &Context) -> anyhow::Result<()> {
+    /// Counts the answers of the data, where the source is the data.
+    pub(super) fn count_given(&mut self, context: &Context) -> anyhow::Result<()> {
         if matches!(self.kind, SourceKind::Given) {
-            let (samples, answers) = given::read(context)?;
-            self.samples = Samples::PerPrompt(samples);
-            self.given = answers;
+            self.samples = Samples::PerPrompt(given::count(context)?);
         }
         Ok(())
     }

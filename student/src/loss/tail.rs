@@ -1,4 +1,4 @@
-//! What becomes of the vocabulary outside the support.
+//! Treatment of the vocabulary outside the support.
 
 use burn::tensor::Tensor;
 use potstill_kernels::EMPTY_NATS;
@@ -24,8 +24,8 @@ pub enum Tail {
 }
 
 impl Tail {
-    /// Teacher and student as a divergence takes them, from log p and log q with the tail's last,
-    /// all [n, k+1]. A slot that is left out is empty on both sides.
+    /// Converts log p and log q, with the tail in the last column, to the arguments of a divergence; all are
+    /// [n, k+1]. A slot that is left out is empty on both sides.
     #[must_use]
     pub fn apply(self, log_p_nk: Tensor<2>, log_q_nk: Tensor<2>) -> (Tensor<2>, Tensor<2>) {
         match self {
@@ -36,7 +36,7 @@ impl Tail {
     }
 }
 
-/// The log probabilities given that the token is in the support; its empty slots stay empty.
+/// Computes the log probabilities given that the token is in the support; empty slots stay empty.
 fn conditional(log_nk: Tensor<2>) -> Tensor<2> {
     let k = log_nk.dims()[1] - 1;
     let empty_nk = log_nk.clone().lower_equal_elem(EMPTY_NATS);

@@ -268,11 +268,11 @@ fn layer_maps() {
     let message = |map: Result<LayerMap, LayerMapError>| map.unwrap_err().to_string();
     assert_eq!(
         message(LayerMap::new(vec![(1, 2), (3, 13)], 6, 12)),
-        "the layer map has (3, 13), and the teacher has 12 layers: use 0 (the embeddings) to 12"
+        "the layer map has (3, 13), and the teacher has 12 layers\nhint: use 0 (the embeddings) to 12"
     );
     assert_eq!(
         message(LayerMap::new(vec![(7, 1)], 6, 12)),
-        "the layer map has (7, 1), and the student has 6 layers: use 0 (the embeddings) to 6"
+        "the layer map has (7, 1), and the student has 6 layers\nhint: use 0 (the embeddings) to 6"
     );
     assert!(message(LayerMap::new(Vec::new(), 6, 12)).contains("no pair"));
     assert!(message(LayerMap::uniform(6, 0)).contains("the teacher has no layers"));

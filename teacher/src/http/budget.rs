@@ -3,19 +3,40 @@
 
 use std::time::Instant;
 
+use potstill_datasets::range::{Amount, Optional, Positive};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
 use super::{Call, CallTask, Price, RequestSettings, TokenUsage};
 
-/// Caps on a collection, earlier sessions included.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
-pub struct Caps {
-    /// Cost, USD.
+/// `[budget]`: limits on what a teacher behind a server may cost. All requests that the run directory's `requests.jsonl`
+/// lists count. A request in flight counts with the most that it can cost.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct BudgetSettings {
+    /// Largest cost, USD.
+    #[serde(with = "Optional::<Positive>")]
     pub usd: Option<f64>,
-    /// Tokens of prompts and answers.
+    /// Largest number of tokens, of prompts and answers together.
+    #[serde(with = "Optional::<Amount>")]
     pub tokens: Option<u64>,
-    /// Requests, failed ones included.
+    /// Largest number of requests, failed ones included.
+    #[serde(with = "Optional::<Amount>")]
     pub requests: Option<u64>,
-    /// Time, seconds. Requests in flight at the end are still completed.
-    pub seconds: Option<f64>,
+    /// Largest size on disk of unpublished answers and of the list of requests, bytes.
+    #[serde(with = "Optional::<Amount>")]
+    pub disk_bytes: Option<u64>,
+    /// Longest time of collecting, hours. Requests in flight at the end are still completed.
+    #[serde(with = "Optional::<Positive>")]
+    pub hours: Option<f64>,
+}
+
+impl BudgetSettings {
+    /// Whether nothing is limited.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        *self == BudgetSettings::default()
+    }
 }
 
 /// Spending of a collection.
@@ -78,7 +99,7 @@ pub(super) fn most(settings: &RequestSettings, call: &Call, so_far_tokens: u64) 
 /// Spending of a collection, and the reservations of its requests in flight.
 #[derive(Debug)]
 pub(super) struct Budget {
-    caps: Caps,
+    caps: BudgetSettings,
     price: Option<Price>,
     spent: Spending,
     began: Instant,
@@ -89,7 +110,12 @@ pub(super) struct Budget {
 
 impl Budget {
     /// A budget from which earlier sessions took `spent`.
-    pub(super) fn new(caps: Caps, price: Option<Price>, spent: Spending, now: Instant) -> Budget {
+    pub(super) fn new(
+        caps: BudgetSettings,
+        price: Option<Price>,
+        spent: Spending,
+        now: Instant,
+    ) -> Budget {
         Budget {
             caps,
             price,
@@ -104,10 +130,10 @@ impl Budget {
     /// The cap that one more request of at most `most` tokens could pass, with its value and unit.
     pub(super) fn cap_reached_with(&self, most: &TokenUsage, now: Instant) -> Option<String> {
         let spent = self.spent(now);
-        if let Some(cap) = self.caps.seconds
-            && spent.seconds >= cap
+        if let Some(cap) = self.caps.hours
+            && spent.seconds >= cap * 3600.0
         {
-            return Some(format!("{cap} seconds"));
+            return Some(format!("{cap} hours"));
         }
         if let Some(cap) = self.caps.requests
             && spent.requests + self.in_flight + 1 > cap
@@ -199,9 +225,9 @@ mod tests {
     #[test]
     fn requests_in_flight_count_in_full_until_they_are_settled() {
         let now = Instant::now();
-        let caps = Caps {
+        let caps = BudgetSettings {
             usd: Some(10e-6),
-            ..Caps::default()
+            ..BudgetSettings::default()
         };
         let mut budget = Budget::new(caps, Some(PRICE), Spending::default(), now);
         let most = billed(1, 1);
@@ -232,45 +258,45 @@ mod tests {
             usd: 1.0,
             tokens: 100,
             requests: 5,
-            seconds: 60.0,
+            seconds: 1800.0,
         };
-        let refused = |caps: Caps| {
+        let refused = |caps: BudgetSettings| {
             Budget::new(caps, Some(PRICE), spent, now).cap_reached_with(&billed(10, 10), now)
         };
         assert_eq!(
-            refused(Caps {
+            refused(BudgetSettings {
                 usd: Some(1.0),
-                ..Caps::default()
+                ..BudgetSettings::default()
             }),
             Some("1 USD".into())
         );
         assert_eq!(
-            refused(Caps {
+            refused(BudgetSettings {
                 tokens: Some(119),
-                ..Caps::default()
+                ..BudgetSettings::default()
             }),
             Some("119 tokens".into())
         );
         assert_eq!(
-            refused(Caps {
+            refused(BudgetSettings {
                 tokens: Some(120),
-                ..Caps::default()
+                ..BudgetSettings::default()
             }),
             None
         );
         assert_eq!(
-            refused(Caps {
+            refused(BudgetSettings {
                 requests: Some(5),
-                ..Caps::default()
+                ..BudgetSettings::default()
             }),
             Some("5 requests".into())
         );
         assert_eq!(
-            refused(Caps {
-                seconds: Some(60.0),
-                ..Caps::default()
+            refused(BudgetSettings {
+                hours: Some(0.5),
+                ..BudgetSettings::default()
             }),
-            Some("60 seconds".into())
+            Some("0.5 hours".into())
         );
     }
 }

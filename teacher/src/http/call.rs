@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use potstill_datasets::{Completion, Prompt, Reasoning};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// A server's variant of the protocol: the request fields that the server knows, and its peculiarities.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Dialect {
     /// OpenAI's own API and its copies: no fields beyond OpenAI's are sent.
@@ -23,14 +24,14 @@ pub enum Dialect {
     LlamaCppPython,
 }
 
-/// The API of a server through which answers are requested.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+/// API of a server that answers are requested through: `method` of `[teacher]`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Api {
     /// Messages, which the server renders with its template.
     #[default]
     Chat,
-    /// Text or token ids, which are rendered here.
+    /// Token ids, which Potstill renders with the chat template of `tokenizer`.
     Completions,
 }
 
@@ -321,25 +322,25 @@ pub struct Attempt {
 }
 
 /// Treatment of an answer that was cut at the token limit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum OnLength {
-    /// Keep the answer as it is, and count it.
+    /// The answer is kept as it is, and counted.
     #[default]
     Keep,
-    /// Make the answer a failure.
+    /// The answer becomes a failure.
     Drop,
-    /// Request the rest of the answer, until it ends or the context is full.
+    /// The rest of the answer is requested, until it ends or the context is full.
     Continue,
 }
 
 /// Treatment of a stream that breaks off in the middle of an answer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum OnBreak {
-    /// Request the answer again from its beginning.
+    /// The answer is requested again from its beginning.
     #[default]
     Retry,
-    /// Request the rest of the answer from where the stream broke.
+    /// The rest of the answer is requested from where the stream broke.
     Continue,
 }

@@ -2,44 +2,68 @@
 
 use std::time::Duration;
 
+use potstill_datasets::range::{Count, Optional, Positive};
 use reqwest::Url;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use super::ApiKey;
 use crate::Error;
 
-/// A server that requests are sent to.
-#[derive(Debug, Clone, PartialEq)]
+/// A server that requests are sent to: one of `endpoints` of `[teacher]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
 pub struct Endpoint {
-    /// Name of the endpoint in the ledger and in errors.
-    pub name: String,
-    /// Base URL, such as `https://api.openai.com/v1`.
+    /// Base URL, such as `http://localhost:8000/v1`.
     pub url: String,
-    /// Key that authorises requests.
-    pub key: Option<ApiKey>,
-    /// Share of the calls relative to the other endpoints' weights; above 0.
+    /// Environment variable that holds the API key. Default: that of `[teacher]`.
+    pub key_env: Option<String>,
+    /// Command that prints the API key; `sh` runs it. Default: that of `[teacher]`.
+    pub key_command: Option<String>,
+    /// Share of the requests relative to the other endpoints' weights.
+    #[serde(with = "Positive", default = "one")]
     pub weight: f64,
-    /// Largest number of requests a minute.
+    /// Largest number of requests a minute. Default: no limit.
+    #[serde(with = "Optional::<Positive>", default)]
     pub requests_per_minute: Option<f64>,
-    /// Largest number of tokens a minute, of prompts and longest answers together.
+    /// Largest number of tokens a minute, of prompts and longest answers together. Default: no limit.
+    #[serde(with = "Optional::<Positive>", default)]
     pub tokens_per_minute: Option<f64>,
-    /// Largest number of requests in flight. The concurrency limit adapts below this value.
-    pub max_in_flight: u32,
-    /// Whether `http://` is allowed to other hosts than this one. Keys and prompts are then readable in
-    /// transit.
+    /// Largest number of requests in flight. The concurrency limit adapts below this value. Default: `concurrency` of
+    /// `[collect]`.
+    #[serde(with = "Optional::<Count>", default)]
+    pub max_in_flight: Option<u32>,
+    /// Whether plain `http://` is allowed to another machine. Keys and prompts are then readable in transit.
+    #[serde(default)]
     pub allow_plain_http: bool,
+    /// Key that authorises requests. A run file cannot hold it.
+    #[serde(skip)]
+    pub key: Option<ApiKey>,
 }
 
-/// Time limits of a request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Requests in flight to an endpoint without a limit of its own.
+pub const DEFAULT_CONCURRENCY: u32 = 64;
+
+fn one() -> f64 {
+    1.0
+}
+
+/// Time limits of a request: `timeouts` of `[collect]`, in seconds
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
 pub struct Timeouts {
     /// Time until a connection is made, with name resolution and TLS.
+    #[serde(with = "Positive")]
     pub connect: Duration,
     /// Time from sending to the first byte of the response. A response that is not streamed begins when the answer is
     /// complete.
+    #[serde(with = "Positive")]
     pub first_byte: Duration,
     /// Time between two pieces of a response.
+    #[serde(with = "Positive")]
     pub idle: Duration,
     /// Time of the whole request.
+    #[serde(with = "Positive")]
     pub whole: Duration,
 }
 
@@ -55,11 +79,43 @@ impl Default for Timeouts {
 }
 
 impl Endpoint {
+    /// An endpoint at a URL, without a key and without limits.
+    pub fn new(url: impl Into<String>) -> Endpoint {
+        Endpoint {
+            url: url.into(),
+            key_env: None,
+            key_command: None,
+            weight: 1.0,
+            requests_per_minute: None,
+            tokens_per_minute: None,
+            max_in_flight: None,
+            allow_plain_http: false,
+            key: None,
+        }
+    }
+
+    /// Name of the endpoint in the ledger and in messages: the URL without scheme and user.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        let name = self
+            .url
+            .split_once("://")
+            .map_or(&*self.url, |(_, rest)| rest);
+        let name = name.rsplit_once('@').map_or(name, |(_, rest)| rest);
+        name.trim_end_matches('/')
+    }
+
+    /// Largest number of requests in flight.
+    #[must_use]
+    pub fn in_flight_limit(&self) -> u32 {
+        self.max_in_flight.unwrap_or(DEFAULT_CONCURRENCY)
+    }
+
     /// Parses and checks the URL: https, or plain http to this host or where that is allowed, without user name,
     /// password, query or fragment.
     pub(super) fn checked_url(&self) -> Result<Url, Error> {
         let refuse = |why: &str| Error::Endpoint {
-            endpoint: self.name.clone(),
+            endpoint: self.name().to_owned(),
             why: why.to_owned(),
         };
         let url = Url::parse(&self.url).map_err(|e| {
@@ -93,7 +149,7 @@ impl Endpoint {
         if !(self.weight.is_finite() && self.weight > 0.0) {
             return Err(refuse("`weight` is not above 0"));
         }
-        if self.max_in_flight == 0 {
+        if self.max_in_flight == Some(0) {
             return Err(refuse(
                 "`max_in_flight` is 0, so no request would be sent\nhint: set it to 1 or more",
             ));

@@ -242,7 +242,7 @@ pub fn probe(
         });
     };
     let refused = |why: String| Error::Endpoint {
-        endpoint: endpoint.name.clone(),
+        endpoint: endpoint.name().to_owned(),
         why,
     };
     let mut client = ProbeClient {

@@ -3,19 +3,24 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use potstill_datasets::range::{NonNegative, Optional};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
 
 /// Price of tokens.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Price {
     /// USD for a million tokens of prompts.
+    #[serde(with = "NonNegative")]
     pub input: f64,
-    /// USD for a million cached tokens of prompts; by default the value of `input`.
+    /// USD for a million cached tokens of prompts. Default: `input`.
+    #[serde(with = "Optional::<NonNegative>", default)]
     pub cached_input: Option<f64>,
     /// USD for a million tokens of answers, reasoning included.
+    #[serde(with = "NonNegative")]
     pub output: f64,
 }
 

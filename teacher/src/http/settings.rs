@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use super::transport::EndpointClient;
-use super::{Caps, Endpoint, OnBreak, OnLength, Price, RequestSettings, Spending, Timeouts};
+use super::{
+    BudgetSettings, Endpoint, OnBreak, OnLength, Price, RequestSettings, Spending, Timeouts,
+};
 use crate::Error;
 
 /// Settings of a collection over HTTP.
@@ -25,7 +27,7 @@ pub struct ClientSettings {
     /// Largest decoded body of a response, bytes.
     pub max_body_bytes: u64,
     /// Limits of what the collection may spend.
-    pub caps: Caps,
+    pub caps: BudgetSettings,
     /// Spending of earlier sessions of this collection. Requests are numbered on from its `requests`.
     pub spent: Spending,
     /// Price of the tokens.

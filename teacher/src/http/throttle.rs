@@ -165,7 +165,7 @@ pub(super) enum EndpointChoice {
 
 impl Throttle {
     pub(super) fn new(endpoint: &Endpoint, now: Instant) -> Throttle {
-        let max_limit = f64::from(endpoint.max_in_flight);
+        let max_limit = f64::from(endpoint.in_flight_limit());
         let bucket = |rate: Option<f64>| rate.map(|rate| RateBucket::new(rate, now));
         Throttle {
             weight: endpoint.weight,
@@ -396,14 +396,8 @@ mod tests {
 
     fn endpoint(max_in_flight: u32) -> Endpoint {
         Endpoint {
-            name: "a".into(),
-            url: "http://127.0.0.1/v1".into(),
-            key: None,
-            weight: 1.0,
-            requests_per_minute: None,
-            tokens_per_minute: None,
-            max_in_flight,
-            allow_plain_http: false,
+            max_in_flight: Some(max_in_flight),
+            ..Endpoint::new("http://127.0.0.1/v1")
         }
     }
 

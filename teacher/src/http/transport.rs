@@ -84,7 +84,7 @@ impl EndpointClient {
         if let Some(key) = &endpoint.key {
             let mut value =
                 HeaderValue::from_str(&key.authorization()).map_err(|_| Error::Endpoint {
-                    endpoint: endpoint.name.clone(),
+                    endpoint: endpoint.name().to_owned(),
                     why: "the key has characters that an HTTP header cannot contain\nhint: check the output of `key_command` or the variable of `key_env`".into(),
                 })?;
             value.set_sensitive(true);
@@ -94,7 +94,7 @@ impl EndpointClient {
         let count = if is_plain {
             1
         } else {
-            endpoint.max_in_flight.div_ceil(STREAMS)
+            endpoint.in_flight_limit().div_ceil(STREAMS)
         };
         let clients = (0..count)
             .map(|_| {
@@ -117,7 +117,7 @@ impl EndpointClient {
             })
             .collect::<Result<Vec<_>, _>>()
             .map_err(|e| Error::Endpoint {
-                endpoint: endpoint.name.clone(),
+                endpoint: endpoint.name().to_owned(),
                 why: format!("cannot set up an HTTP client: {}", describe(&e)),
             })?;
         Ok(EndpointClient {

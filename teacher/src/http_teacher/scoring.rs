@@ -129,7 +129,7 @@ impl TextsInFlight<'_> {
                 max_prompt_tokens: token_ids.len() as u32,
                 task: CallTask::Score {
                     from: window.from - window.start,
-                    top_k: self.options.top_k as u32,
+                    top_k: self.options.signals.top_k as u32,
                     token_ids,
                 },
             });
@@ -185,7 +185,7 @@ impl TextsInFlight<'_> {
         let entry = match text.failure.clone() {
             Some(failure) => Err(failure),
             None => text
-                .join(self.options.top_k, self.vocabulary)
+                .join(self.options.signals.top_k, self.vocabulary)
                 .map_err(|why| (NO_SIGNAL.to_owned(), why)),
         };
         let entry = entry.map_err(|(reason, message)| Failed {

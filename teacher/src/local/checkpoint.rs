@@ -14,7 +14,7 @@ use potstill_model::{
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
-use super::score::Text;
+use super::text::ScoringText;
 use crate::Error;
 use crate::encoder::TextEncoder;
 
@@ -40,7 +40,7 @@ pub struct LocalSettings {
 pub struct Ask<'a> {
     /// The prompt.
     pub prompt: &'a Prompt,
-    /// Which sample of the prompt, from 0.
+    /// Index of the sample among those of its prompt, from 0.
     pub sample_index: u32,
 }
 
@@ -142,7 +142,7 @@ impl Local {
         sampling: &Sampling,
         stop: &[String],
         seed: u64,
-        temperatures: &[f32],
+        temperatures: &[f64],
     ) -> Provenance {
         let mut drawn = json!({
             "max_new_tokens": sampling.max_new_tokens,
@@ -168,7 +168,7 @@ impl Local {
     /// Provenance of this teacher's distributions over given answers. `sampling` is taken from the answers' own
     /// provenance.
     #[must_use]
-    pub fn provenance_of(&self, sampling: String, temperatures: &[f32]) -> Provenance {
+    pub fn provenance_of(&self, sampling: String, temperatures: &[f64]) -> Provenance {
         Provenance {
             teacher: self.identity.teacher.clone(),
             revision: self.identity.revision.clone(),
@@ -183,7 +183,7 @@ impl Local {
             tokenizer: self.tokenizer().fingerprint().to_owned(),
             template: self.template().hash().to_owned(),
             sampling,
-            temperatures: temperatures.to_vec(),
+            temperatures: temperatures.iter().map(|t| *t as f32).collect(),
             licence: self.identity.licence.clone(),
         }
     }
@@ -347,9 +347,9 @@ impl Local {
         prompt: &Prompt,
         completion: &Completion,
         own_ids: bool,
-    ) -> Result<Text, Error> {
+    ) -> Result<ScoringText, Error> {
         let encoded = self.encoder.answer(prompt, completion, own_ids);
-        Ok(Text {
+        Ok(ScoringText {
             prompt_id: completion.prompt_id.clone(),
             sample_index: completion.sample_index,
             encoded: encoded.map_err(|source| encode_error(prompt, source))?,

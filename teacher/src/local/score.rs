@@ -13,32 +13,18 @@ use potstill_model::{Device, Int, Tensor, TensorData};
 use sha2::{Digest, Sha256};
 
 use super::checkpoint::Local;
-use crate::Error;
+use super::text::ScoringText;
+use crate::{Error, SignalSettings};
 
-/// What is kept of each distribution.
+/// Parts of each distribution that are kept.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Scoring {
-    /// Number of most likely tokens, at least 1. A number above the vocabulary's size keeps all of it.
-    pub top_k: usize,
-    /// Temperatures of `log_z_at`, above 0.
-    pub temperatures: Vec<f32>,
-    /// Number of draws from the tail at each position; 0 for none.
-    pub tail_draws: u32,
+    /// What to store of each distribution.
+    pub signals: SignalSettings,
     /// Seed of the draws, whose randomness is a function of this seed, the text's prompt and sample, and the position.
     pub seed: u64,
     /// Number of rows of logits held at once, at least 1: `chunk_rows` × v numbers.
     pub chunk_rows: usize,
-}
-
-/// A text to score.
-#[derive(Debug, Clone)]
-pub struct Text {
-    /// The prompt's id.
-    pub prompt_id: String,
-    /// Which sample of the prompt, from 0.
-    pub sample_index: u32,
-    /// Token ids with a loss mask, which is true where a distribution is wanted.
-    pub encoded: Encoded,
 }
 
 impl Local {
@@ -52,7 +38,7 @@ impl Local {
     /// length; logits that are not finite; settings out of range.
     pub fn score(
         &self,
-        texts: &[Text],
+        texts: &[ScoringText],
         scoring: &Scoring,
         progress: &mut dyn FnMut(usize) -> ControlFlow<()>,
     ) -> Result<Option<Vec<Signal>>, Error> {
@@ -88,7 +74,7 @@ impl Local {
         Ok(Some(signals.collect()))
     }
 
-    fn check_text(&self, text: &Text) -> Result<(), Error> {
+    fn check_text(&self, text: &ScoringText) -> Result<(), Error> {
         let Encoded {
             token_ids,
             loss_mask,
@@ -126,7 +112,7 @@ impl Local {
     }
 
     /// Computes the hidden states of a batch of texts, each padded on the right to `width`: `[n, d]`, n = texts × width.
-    fn hidden(&self, batch: &[(usize, &Text)], width: usize) -> Tensor<2> {
+    fn hidden(&self, batch: &[(usize, &ScoringText)], width: usize) -> Tensor<2> {
         let mut ids = Vec::with_capacity(batch.len() * width);
         for (_, text) in batch {
             let tokens = &text.encoded.token_ids;
@@ -143,7 +129,7 @@ impl Local {
     /// Captures the distributions that predict the tokens at `positions`, from the hidden states of their batch.
     fn capture(
         &self,
-        texts: &[Text],
+        texts: &[ScoringText],
         positions: &[LossPosition],
         hidden_nd: &Tensor<2>,
         width: usize,
@@ -166,11 +152,13 @@ impl Local {
             }
         };
         let rows: Vec<CaptureRow> = positions.iter().map(capture_row).collect();
+        let signals = &scoring.signals;
+        let temperatures: Vec<f32> = signals.temperatures.iter().map(|t| *t as f32).collect();
         let settings = Capture {
             head: Head::default(),
-            top_k: scoring.top_k,
-            temperatures: &scoring.temperatures,
-            draws: scoring.tail_draws,
+            top_k: signals.top_k,
+            temperatures: &temperatures,
+            draws: signals.tail_draws,
         };
         let captured = capture(logits_nv, &rows, &settings).map_err(|error| {
             Error::Model(potstill_model::Error::Device {
@@ -204,11 +192,11 @@ fn batch_tokens(device: &Device) -> usize {
 
 /// Groups texts, each with its index, into batches of similar length, the longest first. Texts without loss positions
 /// are left out.
-fn batches(texts: &[Text], batch_tokens: usize) -> Vec<Vec<(usize, &Text)>> {
-    let mut order: Vec<(usize, &Text)> = texts.iter().enumerate().collect();
+fn batches(texts: &[ScoringText], batch_tokens: usize) -> Vec<Vec<(usize, &ScoringText)>> {
+    let mut order: Vec<(usize, &ScoringText)> = texts.iter().enumerate().collect();
     order.retain(|(_, text)| tokens_needed(text) > 0);
     order.sort_by_key(|(_, text)| std::cmp::Reverse(tokens_needed(text)));
-    let mut batches: Vec<Vec<(usize, &Text)>> = Vec::new();
+    let mut batches: Vec<Vec<(usize, &ScoringText)>> = Vec::new();
     let mut width = 0;
     for item in order {
         match batches.last_mut() {
@@ -224,7 +212,7 @@ fn batches(texts: &[Text], batch_tokens: usize) -> Vec<Vec<(usize, &Text)>> {
 }
 
 /// Number of tokens before the last loss position: later tokens are not needed to predict it.
-fn tokens_needed(text: &Text) -> usize {
+fn tokens_needed(text: &ScoringText) -> usize {
     let last = text.encoded.loss_mask.iter().rposition(|loss| *loss);
     last.unwrap_or(0)
 }
@@ -243,7 +231,7 @@ struct LossPosition {
     seed: u64,
 }
 
-fn loss_positions_of(batch: &[(usize, &Text)], seed: u64) -> Vec<LossPosition> {
+fn loss_positions_of(batch: &[(usize, &ScoringText)], seed: u64) -> Vec<LossPosition> {
     let mut positions = Vec::new();
     for (row_in_batch, (text, item)) in batch.iter().enumerate() {
         let seed = tail_seed(seed, item);
@@ -260,7 +248,7 @@ fn loss_positions_of(batch: &[(usize, &Text)], seed: u64) -> Vec<LossPosition> {
 
 /// Seed of a text's tail draws. It differs from the seed that the answer was sampled with, so that the draws are
 /// independent of the answer.
-fn tail_seed(seed: u64, text: &Text) -> u64 {
+fn tail_seed(seed: u64, text: &ScoringText) -> u64 {
     let mut hasher = Sha256::new();
     hasher.update(b"tail");
     hasher.update(seed.to_le_bytes());
@@ -272,7 +260,7 @@ fn tail_seed(seed: u64, text: &Text) -> u64 {
 }
 
 /// Positions with loss and the target token at each; position 0 has no distribution.
-fn loss_positions(text: &Text) -> impl Iterator<Item = (usize, u32)> {
+fn loss_positions(text: &ScoringText) -> impl Iterator<Item = (usize, u32)> {
     let Encoded {
         token_ids,
         loss_mask,
@@ -281,7 +269,7 @@ fn loss_positions(text: &Text) -> impl Iterator<Item = (usize, u32)> {
     tokens.filter_map(|(position, (id, loss))| loss.then_some((position, *id)))
 }
 
-fn not_finite(texts: &[Text], at: &LossPosition) -> Error {
+fn not_finite(texts: &[ScoringText], at: &LossPosition) -> Error {
     let text = texts.get(at.text);
     Error::NotFinite {
         prompt_id: text.map_or_else(String::new, |text| text.prompt_id.clone()),
@@ -298,15 +286,15 @@ fn check_scoring(scoring: &Scoring) -> Result<(), Error> {
             range,
         })
     };
-    if scoring.top_k == 0 {
+    if scoring.signals.top_k == 0 {
         return wrong("top_k", 0.0, "it is at least 1");
     }
     if scoring.chunk_rows == 0 {
         return wrong("chunk_rows", 0.0, "it is at least 1");
     }
-    let bad = |t: &&f32| !(**t > 0.0 && t.is_finite());
-    match scoring.temperatures.iter().find(bad) {
-        Some(t) => wrong("temperatures", f64::from(*t), "each is above 0"),
+    let bad = |t: &&f64| !(**t > 0.0 && t.is_finite());
+    match scoring.signals.temperatures.iter().find(bad) {
+        Some(t) => wrong("temperatures", *t, "each is above 0"),
         None => Ok(()),
     }
 }
@@ -315,8 +303,8 @@ fn check_scoring(scoring: &Scoring) -> Result<(), Error> {
 mod tests {
     use super::*;
 
-    fn text(tokens: usize, last_loss: Option<usize>) -> Text {
-        Text {
+    fn text(tokens: usize, last_loss: Option<usize>) -> ScoringText {
+        ScoringText {
             prompt_id: "p".to_owned(),
             sample_index: 0,
             encoded: Encoded {
@@ -328,7 +316,7 @@ mod tests {
 
     #[test]
     fn batches_are_of_similar_length_and_within_the_budget() {
-        let mut texts: Vec<Text> = (2..300).map(|n| text(n, Some(n - 1))).collect();
+        let mut texts: Vec<ScoringText> = (2..300).map(|n| text(n, Some(n - 1))).collect();
         texts.push(text(9000, Some(8999)));
         texts.push(text(50, None));
         texts.push(text(9000, Some(4)));

@@ -6,7 +6,8 @@ use potstill_datasets::{Answer, Encoded, Provenance, Signal};
 use potstill_model::Sampling;
 
 use super::checkpoint::{Ask, Local};
-use super::score::{Scoring, Text};
+use super::score::Scoring;
+use super::text::ScoringText;
 use crate::Error;
 use crate::http::{CallbackError, CollectProgress, CollectionEnd};
 use crate::protocol::{AnswerRequest, CompletedEntries, Exchange, ScoreRequest, ScoringOptions};
@@ -21,7 +22,7 @@ pub struct LocalTeacher {
     pub local: Local,
     /// Number of answers that are sampled together.
     pub batch: usize,
-    /// How answers are sampled.
+    /// Sampling settings of the answers.
     pub sampling: Sampling,
     /// Texts that end an answer.
     pub stop: Vec<String>,
@@ -34,9 +35,7 @@ pub struct LocalTeacher {
 impl ScoringOptions {
     fn scoring(&self) -> Scoring {
         Scoring {
-            top_k: self.top_k,
-            temperatures: self.temperatures.clone(),
-            tail_draws: self.tail_draws,
+            signals: self.signals.clone(),
             seed: self.seed,
             chunk_rows: SCORE_ROWS,
         }
@@ -48,7 +47,7 @@ impl LocalTeacher {
     #[must_use]
     pub fn provenance(&self) -> Provenance {
         let signals = self.signals.as_ref();
-        let temperatures = signals.map_or(&[][..], |signals| &signals.temperatures);
+        let temperatures = signals.map_or(&[][..], |options| &options.signals.temperatures);
         self.local
             .provenance(&self.sampling, &self.stop, self.seed, temperatures)
     }
@@ -95,7 +94,7 @@ impl LocalTeacher {
                     let sampled = completion.tokens.iter().filter_map(|token| token.id);
                     let token_ids: Vec<u32> = ids.iter().copied().chain(sampled).collect();
                     let loss_mask = (0..token_ids.len()).map(|at| at >= ids.len()).collect();
-                    Text {
+                    ScoringText {
                         prompt_id: completion.prompt_id.clone(),
                         sample_index: completion.sample_index,
                         encoded: Encoded {
@@ -104,7 +103,7 @@ impl LocalTeacher {
                         },
                     }
                 });
-                let texts: Vec<Text> = texts.collect();
+                let texts: Vec<ScoringText> = texts.collect();
                 let signals = self.score_texts(&texts, settings)?;
                 signals.into_iter().map(Some).collect()
             }
@@ -135,7 +134,11 @@ impl LocalTeacher {
         })
     }
 
-    fn score_texts(&self, texts: &[Text], settings: &ScoringOptions) -> Result<Vec<Signal>, Error> {
+    fn score_texts(
+        &self,
+        texts: &[ScoringText],
+        settings: &ScoringOptions,
+    ) -> Result<Vec<Signal>, Error> {
         let scoring = settings.scoring();
         let signals = self
             .local

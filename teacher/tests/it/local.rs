@@ -7,7 +7,9 @@ use std::path::Path;
 
 use potstill_datasets::{ChatTemplate, FinishReason, Message, Prompt, Reasoning, Role, Signal};
 use potstill_model::{Config, Llama};
-use potstill_teacher::{Ask, DType, Device, Local, LocalSettings, Sampling, Scoring, Text};
+use potstill_teacher::{
+    Ask, DType, Device, Local, LocalSettings, Sampling, Scoring, ScoringText, SignalSettings,
+};
 use serde_json::Value;
 
 use self::support::*;
@@ -106,7 +108,7 @@ fn signals_equal_brute_force() {
     ];
     let texts = sampled_texts(&teacher, &prompts);
     let signals = score(&teacher, &texts, &scoring(8));
-    let temperatures = scoring(8).temperatures;
+    let temperatures = scoring(8).signals.temperatures;
     for (text, signal) in texts.iter().zip(&signals) {
         signal.validate().unwrap();
         assert_eq!(signal.token_ids, text.encoded.token_ids);
@@ -131,7 +133,7 @@ fn signals_equal_brute_force() {
             let entropy: f64 = full.iter().map(|logprob| -logprob * logprob.exp()).sum();
             assert!((f64::from(row.entropy) - entropy).abs() < 1e-4);
             for (t, log_z) in temperatures.iter().zip(&row.log_z_at) {
-                let t = f64::from(*t);
+                let t = *t;
                 let expected = full
                     .iter()
                     .map(|logprob| (logprob / t).exp())
@@ -163,7 +165,7 @@ fn sampled_logprobs_are_those_of_the_signals() {
     };
     let all: Vec<&Prompt> = prompts.iter().collect();
     let answers = sample(&teacher, &all, &sampling);
-    let texts: Vec<Text> = prompts
+    let texts: Vec<ScoringText> = prompts
         .iter()
         .zip(&answers)
         .map(|(prompt, answer)| teacher.text(prompt, answer, true).unwrap())
@@ -277,9 +279,12 @@ fn texts_of_any_length_come_back_in_their_order() {
 fn draws_from_the_tail_are_those_of_seed_text_and_position() {
     let Some(teacher) = stories() else { return };
     let mut texts = sampled_texts(&teacher, &[ask("One day"), ask("The sun was hot")]);
-    let drawn = |seed, texts: &[Text]| {
+    let drawn = |seed, texts: &[ScoringText]| {
         let scoring = Scoring {
-            tail_draws: 9,
+            signals: SignalSettings {
+                tail_draws: 9,
+                ..scoring(4).signals
+            },
             seed,
             ..scoring(4)
         };
@@ -431,7 +436,7 @@ fn refused_requests_say_what_is_wrong() {
         )
     );
 
-    let fail = |text: Text, scoring: &Scoring| {
+    let fail = |text: ScoringText, scoring: &Scoring| {
         let mut forward = |_| ControlFlow::Continue(());
         let error = teacher.score(&[text], scoring, &mut forward).unwrap_err();
         error.to_string()
@@ -456,7 +461,10 @@ fn refused_requests_say_what_is_wrong() {
         "prompt p, sample 0: 2 tokens come with a loss mask of 1"
     );
     let cold = Scoring {
-        temperatures: vec![0.0],
+        signals: SignalSettings {
+            temperatures: vec![0.0],
+            ..scoring(4).signals
+        },
         ..scoring(4)
     };
     assert_eq!(

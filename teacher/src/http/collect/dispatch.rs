@@ -296,7 +296,7 @@ impl<'a> Dispatcher<'a> {
             prompt_id: call.call.prompt.id.clone(),
             sample_index: call.call.sample_index,
             attempt: call.requests + 1,
-            endpoint: self.settings.endpoints[endpoint].name.clone(),
+            endpoint: self.settings.endpoints[endpoint].name().to_owned(),
             reserved: most,
             reserved_usd: budget::cost(self.settings.price.as_ref(), &most),
             sent_unix_ms: unix_ms(),
@@ -401,7 +401,7 @@ impl<'a> Dispatcher<'a> {
             prompt_id: call.call.prompt.id.clone(),
             sample_index: call.call.sample_index,
             attempt: call.requests,
-            endpoint: self.settings.endpoints[request.endpoint].name.clone(),
+            endpoint: self.settings.endpoints[request.endpoint].name().to_owned(),
             sent_unix_ms: request.sent_unix_ms,
             seconds: ended.seconds,
             status: ended.outcome.status,
@@ -462,7 +462,7 @@ impl<'a> Dispatcher<'a> {
         self.progress.concurrency = concurrency;
         *self.shared.progress() = self.progress;
         let endpoints = self.settings.endpoints.iter();
-        let most: usize = endpoints.map(|e| e.max_in_flight as usize).sum();
+        let most: usize = endpoints.map(|e| e.in_flight_limit() as usize).sum();
         let delayed = self.delayed.len().min(most * DELAYED_PER_REQUEST);
         let capacity = if self.halt.is_some() {
             0

@@ -140,7 +140,7 @@ pub(super) struct SharedState {
 
 impl SharedState {
     pub(super) fn new(settings: &ClientSettings) -> SharedState {
-        let limits = settings.endpoints.iter().map(|e| e.max_in_flight);
+        let limits = settings.endpoints.iter().map(|e| e.in_flight_limit());
         SharedState {
             capacity: AtomicU64::new(limits.map(u64::from).sum::<u64>() * 2),
             progress: Mutex::new(CollectProgress {

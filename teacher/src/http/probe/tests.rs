@@ -5,7 +5,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use super::*;
-use crate::http::{Api, Caps, Endpoint, OnBreak, OnLength, RequestSettings, Spending, Timeouts};
+use crate::http::{
+    Api, BudgetSettings, Endpoint, OnBreak, OnLength, RequestSettings, Spending, Timeouts,
+};
 
 fn settings(url: &str, model: &str) -> ClientSettings {
     ClientSettings {
@@ -27,21 +29,15 @@ fn settings(url: &str, model: &str) -> ClientSettings {
             reasoning: None,
         },
         endpoints: vec![Endpoint {
-            name: "probed".into(),
-            url: url.into(),
-            key: None,
-            weight: 1.0,
-            requests_per_minute: None,
-            tokens_per_minute: None,
-            max_in_flight: 4,
-            allow_plain_http: false,
+            max_in_flight: Some(4),
+            ..Endpoint::new(url)
         }],
         timeouts: Timeouts::default(),
         attempts: 1,
         first_backoff_seconds: 0.0,
         max_backoff_seconds: 0.0,
         max_body_bytes: 64 << 20,
-        caps: Caps::default(),
+        caps: BudgetSettings::default(),
         spent: Spending::default(),
         price: None,
         on_length: OnLength::Keep,

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use potstill_teacher::Error;
 use potstill_teacher::http::{
-    Caps, ChargeBasis, ClientSettings, CollectionEnd, Spending, Timeouts,
+    BudgetSettings, ChargeBasis, ClientSettings, CollectionEnd, Spending, Timeouts,
 };
 
 use super::server::{Counts, Fault, Plan};
@@ -21,7 +21,7 @@ fn usd(counts: &Counts) -> f64 {
 
 fn many(url: String, cap: f64) -> ClientSettings {
     let mut settings = settings(url);
-    settings.endpoints[0].max_in_flight = 200;
+    settings.endpoints[0].max_in_flight = Some(200);
     settings.caps.usd = Some(cap);
     settings
 }
@@ -114,7 +114,7 @@ fn unknown_usage_is_charged_in_full() {
 fn caps_on_requests_tokens_and_time_hold_and_earlier_sessions_count() {
     let running = start(Plan::default());
     let url = running.server.url();
-    let capped = |caps: Caps, spent: Spending| {
+    let capped = |caps: BudgetSettings, spent: Spending| {
         let came = run(
             &ClientSettings {
                 caps,
@@ -129,9 +129,9 @@ fn caps_on_requests_tokens_and_time_hold_and_earlier_sessions_count() {
         (cap, came.attempts.len())
     };
     let none = Spending::default();
-    let requests = Caps {
+    let requests = BudgetSettings {
         requests: Some(50),
-        ..Caps::default()
+        ..BudgetSettings::default()
     };
     assert_eq!(capped(requests, none), ("50 requests".into(), 50));
     let earlier = Spending {
@@ -140,16 +140,16 @@ fn caps_on_requests_tokens_and_time_hold_and_earlier_sessions_count() {
     };
     assert_eq!(capped(requests, earlier), ("50 requests".into(), 20));
     // An answer has 12 tokens and its prompt 5; 21 are reserved.
-    let tokens = Caps {
+    let tokens = BudgetSettings {
         tokens: Some(17 * 40 + 4),
-        ..Caps::default()
+        ..BudgetSettings::default()
     };
     assert_eq!(capped(tokens, none), ("684 tokens".into(), 40));
-    let time = Caps {
-        seconds: Some(1.0),
-        ..Caps::default()
+    let time = BudgetSettings {
+        hours: Some(1.0 / 3600.0),
+        ..BudgetSettings::default()
     };
-    assert_eq!(capped(time, none).0, "1 seconds");
+    assert_eq!(capped(time, none).0, "0.0002777777777777778 hours");
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use potstill_teacher::Error;
-use potstill_teacher::http::{CallEvent, CollectionEnd, Endpoint, FailureReason, collect};
+use potstill_teacher::http::{CallEvent, CollectionEnd, FailureReason, collect};
 
 use super::server::{Fault, Plan, fault};
 use super::support::{call, endpoint, key, run, run_until, settings, start};
@@ -58,14 +58,13 @@ fn what_one_endpoint_refuses_another_answers() {
         ..Plan::default()
     });
     let mut settings = settings(good.server.url());
-    settings.endpoints.push(Endpoint {
-        name: "bad".into(),
-        ..endpoint(bad.server.url())
-    });
+    let bad_endpoint = endpoint(bad.server.url());
+    let bad_name = bad_endpoint.name().to_owned();
+    settings.endpoints.push(bad_endpoint);
     let came = run(&settings, 300);
     assert_eq!(came.ended.as_ref().unwrap(), &CollectionEnd::Finished);
     assert_eq!(came.answers(), 300);
-    assert!(came.sent.iter().any(|s| s.endpoint == "bad"));
+    assert!(came.sent.iter().any(|s| s.endpoint == bad_name));
 }
 
 #[test]
@@ -106,7 +105,7 @@ fn no_more_than_allowed_are_in_flight_and_all_of_it_is_used() {
         ..Plan::default()
     });
     let mut settings = settings(running.server.url());
-    settings.endpoints[0].max_in_flight = 40;
+    settings.endpoints[0].max_in_flight = Some(40);
     let came = run(&settings, 400);
     assert_eq!(came.answers(), 400);
     let most = running.server.counts().in_flight_most;

@@ -124,7 +124,7 @@ fn ten_thousand_prompts_of_which_three_in_ten_replies_are_faulty() {
         ..Plan::default()
     });
     let mut settings = impatient(settings(running.server.url()));
-    settings.endpoints[0].max_in_flight = 256;
+    settings.endpoints[0].max_in_flight = Some(256);
     let begun = Instant::now();
     let came = run(&settings, CALLS);
     assert_eq!(came.ended.as_ref().unwrap(), &CollectionEnd::Finished);

@@ -7,9 +7,9 @@ use std::time::Duration;
 use potstill_datasets::{Message, Prompt, Role};
 use potstill_teacher::Error;
 use potstill_teacher::http::{
-    Api, Attempt, Call, CallEvent, CallTask, Caps, ClientSettings, CollectProgress, CollectionEnd,
-    CompletedCall, Dialect, Endpoint, OnBreak, OnLength, Price, RequestSettings, Reservation,
-    Spending, Timeouts, collect,
+    Api, Attempt, BudgetSettings, Call, CallEvent, CallTask, ClientSettings, CollectProgress,
+    CollectionEnd, CompletedCall, Dialect, Endpoint, OnBreak, OnLength, Price, RequestSettings,
+    Reservation, Spending, Timeouts, collect,
 };
 use tokio::runtime::Runtime;
 
@@ -41,14 +41,8 @@ pub(crate) const PRICE: Price = Price {
 
 pub(crate) fn endpoint(url: String) -> Endpoint {
     Endpoint {
-        name: "loop".into(),
-        url,
-        key: None,
-        weight: 1.0,
-        requests_per_minute: None,
-        tokens_per_minute: None,
-        max_in_flight: 32,
-        allow_plain_http: false,
+        max_in_flight: Some(32),
+        ..Endpoint::new(url)
     }
 }
 
@@ -83,7 +77,7 @@ pub(crate) fn settings(url: String) -> ClientSettings {
         first_backoff_seconds: 0.01,
         max_backoff_seconds: 0.1,
         max_body_bytes: 1 << 20,
-        caps: Caps::default(),
+        caps: BudgetSettings::default(),
         spent: Spending::default(),
         price: Some(PRICE),
         on_length: OnLength::Keep,

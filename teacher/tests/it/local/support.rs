@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 
 use potstill_datasets::{ChatTemplate, Encoded, Message, Prompt, Role, Signal};
 use potstill_model::{Llama, Tensor, TensorData};
-use potstill_teacher::{Ask, DType, Device, Local, LocalSettings, Sampling, Scoring, Text};
+use potstill_teacher::{
+    Ask, DType, Device, Local, LocalSettings, Sampling, Scoring, ScoringText, SignalSettings,
+};
 use serde_json::Value;
 
 pub(crate) const GREEDY: Sampling = Sampling {
@@ -36,9 +38,11 @@ pub(crate) fn settings(dir: &Path, template: Option<ChatTemplate>) -> LocalSetti
 
 pub(crate) fn scoring(top_k: usize) -> Scoring {
     Scoring {
-        top_k,
-        temperatures: vec![1.0, 2.0, 0.5],
-        tail_draws: 0,
+        signals: SignalSettings {
+            top_k,
+            temperatures: vec![1.0, 2.0, 0.5],
+            tail_draws: 0,
+        },
         seed: 0,
         chunk_rows: 64,
     }
@@ -66,7 +70,7 @@ pub(crate) fn sample(
         .unwrap()
 }
 
-pub(crate) fn score(teacher: &Local, texts: &[Text], scoring: &Scoring) -> Vec<Signal> {
+pub(crate) fn score(teacher: &Local, texts: &[ScoringText], scoring: &Scoring) -> Vec<Signal> {
     let mut forward = |_| ControlFlow::Continue(());
     teacher
         .score(texts, scoring, &mut forward)
@@ -75,7 +79,7 @@ pub(crate) fn score(teacher: &Local, texts: &[Text], scoring: &Scoring) -> Vec<S
 }
 
 /// Greedy answers as texts to score.
-pub(crate) fn sampled_texts(teacher: &Local, prompts: &[Prompt]) -> Vec<Text> {
+pub(crate) fn sampled_texts(teacher: &Local, prompts: &[Prompt]) -> Vec<ScoringText> {
     let text = |prompt: &Prompt| {
         let answer = sample(teacher, &[prompt], &GREEDY).remove(0);
         teacher.text(prompt, &answer, true).unwrap()
@@ -84,9 +88,9 @@ pub(crate) fn sampled_texts(teacher: &Local, prompts: &[Prompt]) -> Vec<Text> {
 }
 
 /// A text with loss from position `start` on.
-pub(crate) fn text_of(token_ids: Vec<u32>, start: usize) -> Text {
+pub(crate) fn text_of(token_ids: Vec<u32>, start: usize) -> ScoringText {
     let loss_mask = (0..token_ids.len()).map(|at| at >= start).collect();
-    Text {
+    ScoringText {
         prompt_id: "p".to_owned(),
         sample_index: 0,
         encoded: Encoded {

@@ -1,4 +1,4 @@
-//! Where in the run file something is wrong, and how that is said.
+//! Problems of the run file: their places in its text, and their messages.
 
 use std::fmt;
 use std::ops::Range;
@@ -9,19 +9,19 @@ use toml::de::{DeTable, DeValue};
 
 use crate::schema;
 
-/// The run file, the flags, or what they name cannot be used as they are. Exit code 2.
+/// An error in the run file, in the flags, or in the files that these name. Exit code 2.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConfigError(String);
 
 impl ConfigError {
-    /// A sentence that points nowhere.
+    /// An error without a place in the run file.
     pub fn plain(message: String) -> Self {
         ConfigError(message)
     }
 
     pub(crate) fn new(path: &Path, text: &str, problems: Vec<Problem>) -> Self {
-        let said: Vec<String> = problems.iter().map(|p| p.show(path, text)).collect();
-        ConfigError(said.join("\n"))
+        let problems: Vec<String> = problems.iter().map(|p| p.show(path, text)).collect();
+        ConfigError(problems.join("\n"))
     }
 }
 
@@ -33,7 +33,7 @@ impl fmt::Display for ConfigError {
 
 impl std::error::Error for ConfigError {}
 
-/// One thing that is wrong, with its place.
+/// A problem of the run file, with its place. The message is what is wrong, then perhaps a line `hint: what to do`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
     span: Option<Range<usize>>,
@@ -41,7 +41,7 @@ pub struct Problem {
 }
 
 impl Problem {
-    /// Points at the value of a key, or at the innermost table around it that is there.
+    /// A problem of a key. It points at the key's value, or if the key is absent at the innermost table around it.
     pub(crate) fn at_key(text: &str, key: &[&str], message: String) -> Self {
         Problem {
             span: span_of(text, key),
@@ -50,11 +50,16 @@ impl Problem {
     }
 
     pub(crate) fn from_toml(text: &str, error: &toml::de::Error) -> Self {
-        let message = error
-            .message()
+        // A range error may have a hint; the line breaks of the parser's own messages are layout.
+        let (message, hint) = match error.message().split_once("\nhint: ") {
+            Some((message, hint)) => (message, format!("\nhint: {hint}")),
+            None => (error.message(), String::new()),
+        };
+        let message = message
             .trim_end()
             .replace('\n', ", ")
             .replace("unknown field", "unknown key")
+            .replace("unknown variant", "unknown value")
             .replace("missing field", "missing key")
             .replace("expected f64", "expected a number");
         let span = error.span();
@@ -66,10 +71,18 @@ impl Problem {
         // Where a whole table is missing, the span is the start of the file.
         let whole_file = span.as_ref().is_none_or(|s| s.start == 0);
         let message = match message.strip_prefix("missing key ") {
-            Some(table) if whole_file => format!("the table {table} is missing"),
-            Some(_) => format!("{}: {message}, which has no default", key_name(&key)),
+            Some(table) if whole_file => {
+                let name = table.trim_matches('`');
+                format!(
+                    "the table {table} is missing\nhint: add [{name}]; docs/config.md lists its keys"
+                )
+            }
+            Some(name) => format!(
+                "{}: {message}, which has no default\nhint: add {name}",
+                key_name(&key)
+            ),
             None if key.is_empty() || message.starts_with("unknown key") => suggest(&message),
-            None => format!("{}: {}", key_name(&key), suggest(&message)),
+            None => format!("{}: {}{hint}", key_name(&key), suggest(&message)),
         };
         Problem { span, message }
     }
@@ -81,7 +94,7 @@ impl Problem {
             None => (self.message.as_str(), String::new()),
         };
         let Some(span) = &self.span else {
-            return format!("{}: {}", path.display(), self.message);
+            return format!("{}: {message}{hint}", path.display());
         };
         let start = floor_boundary(text, span.start);
         let line_start = text[..start].rfind('\n').map_or(0, |i| i + 1);
@@ -105,8 +118,8 @@ impl Problem {
     }
 }
 
-/// ``unknown key `step`, expected `steps` or `batch` `` with the likeliest of those that are
-/// expected, or with the table that has such a key.
+/// Adds a hint to ``unknown key `step`, expected `steps` or `batch` ``: the expected name that is most similar, or the
+/// table that has this key, or all expected names.
 fn suggest(message: &str) -> String {
     let names: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
     let [written, expected @ ..] = names.as_slice() else {
@@ -123,17 +136,18 @@ fn suggest(message: &str) -> String {
     ) else {
         return message.to_owned();
     };
-    if let Some((_, name)) = likely {
-        return format!("{what}: did you mean `{name}`? Expected {rest}");
-    }
-    match schema::table_of(written) {
-        Some(table) => format!("{what}: it belongs into [{table}]. Expected here {rest}"),
-        None => message.to_owned(),
-    }
+    let hint = match (likely, schema::table_of(written)) {
+        (Some((_, name)), _) => format!("did you mean `{name}`? The names here are {rest}"),
+        (None, Some(table)) => {
+            format!("`{written}` is a key of [{table}]; the keys here are {rest}")
+        }
+        (None, None) => format!("the names here are {rest}"),
+    };
+    format!("{what}\nhint: {}", hint.replace("are one of ", "are "))
 }
 
-/// Insertions, deletions, substitutions and swaps of neighbours from one name to the other, without
-/// regard to case (the optimal string alignment distance).
+/// Computes the optimal string alignment distance of two names without regard to case: the number of insertions,
+/// deletions, substitutions and swaps of neighbours that turn one into the other.
 fn edits(from: &str, to: &str) -> usize {
     let letters = |name: &str| name.to_lowercase().chars().collect::<Vec<char>>();
     let (from, to) = (letters(from), letters(to));
@@ -160,7 +174,7 @@ fn floor_boundary(text: &str, at: usize) -> usize {
         .unwrap_or(0)
 }
 
-/// `["train", "steps"]` → `` `steps` in [train] ``
+/// Name of a key in messages: `["train", "steps"]` gives `` `steps` in [train] ``.
 fn key_name(key: &[&str]) -> String {
     match key {
         [] => "the run file".to_owned(),
@@ -204,7 +218,7 @@ pub(super) fn is_written(text: &str, table: &str, key: &str) -> bool {
     }
 }
 
-/// The key path whose value holds `span`.
+/// The key whose value contains `span`.
 fn key_around(text: &str, span: Range<usize>) -> Vec<String> {
     let mut path = Vec::new();
     if let Ok(root) = DeTable::parse(text) {
@@ -215,7 +229,7 @@ fn key_around(text: &str, span: Range<usize>) -> Vec<String> {
 
 fn descend(table: &DeTable<'_>, span: &Range<usize>, path: &mut Vec<String>) {
     for (name, value) in table.iter() {
-        if !holds(value, span) && name.span() != *span {
+        if !contains(value, span) && name.span() != *span {
             continue;
         }
         path.push(name.get_ref().to_string());
@@ -226,15 +240,15 @@ fn descend(table: &DeTable<'_>, span: &Range<usize>, path: &mut Vec<String>) {
     }
 }
 
-/// A `[table]`'s own span is its header only, so its values are asked as well.
-fn holds(value: &Spanned<DeValue<'_>>, span: &Range<usize>) -> bool {
+/// Whether a value contains `span`. The span of a `[table]` is its header only, so its values are searched as well.
+fn contains(value: &Spanned<DeValue<'_>>, span: &Range<usize>) -> bool {
     let own = value.span();
-    let inside = own.start <= span.start && span.end <= own.end;
-    inside
+    let is_inside = own.start <= span.start && span.end <= own.end;
+    is_inside
         || match value.get_ref() {
             DeValue::Table(inner) => inner
                 .iter()
-                .any(|(name, value)| name.span() == *span || holds(value, span)),
+                .any(|(name, value)| name.span() == *span || contains(value, span)),
             _ => false,
         }
 }
@@ -264,14 +278,17 @@ mod tests {
         let message = "unknown key `leraning_rate`, expected one of `steps`, `learning_rate`";
         assert_eq!(
             suggest(message),
-            "unknown key `leraning_rate`: did you mean `learning_rate`? Expected one of `steps`, `learning_rate`"
+            "unknown key `leraning_rate`\nhint: did you mean `learning_rate`? The names here are `steps`, `learning_rate`"
         );
         assert_eq!(
             suggest("unknown key `temperature`, expected one of `steps`, `batch`"),
-            "unknown key `temperature`: it belongs into [collect]. Expected here one of `steps`, `batch`"
+            "unknown key `temperature`\nhint: `temperature` is a key of [collect]; the keys here are `steps`, `batch`"
+        );
+        assert_eq!(
+            suggest("unknown key `dropout`, expected one of `steps`, `learning_rate`"),
+            "unknown key `dropout`\nhint: the names here are `steps`, `learning_rate`"
         );
         for message in [
-            "unknown key `dropout`, expected one of `steps`, `learning_rate`",
             "unknown key `x`, there are no keys",
             "invalid type: string \"`a`\", expected `b`",
         ] {

@@ -1,0 +1,173 @@
+//! Results of a run: figures of the held-out text, of each model, and of the differences between models.
+
+use potstill_datasets::{RunModel, SequenceValues};
+use serde::{Deserialize, Serialize};
+
+use crate::accuracy::{Accuracy, Graded, paired_accuracy};
+use crate::bootstrap::paired;
+use crate::calibration::Calibration;
+use crate::error::Error;
+use crate::interval::Interval;
+use crate::metric::{Figure, Metric};
+use crate::verdict::{Verdict, verdict};
+
+/// Size of the held-out text, and the teacher's likelihood of it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Heldout {
+    /// Number of distinct prompts.
+    pub prompts: usize,
+    /// Number of sequences: prompts times samples, without those that curation dropped.
+    pub sequences: usize,
+    /// Number of loss positions.
+    pub tokens: u64,
+    /// The teacher's negative log-likelihood of the target tokens, nats per token, which a student that equals the
+    /// teacher would have.
+    pub teacher_nll: f64,
+}
+
+impl Heldout {
+    /// Counts the sequences and tokens of `values`, which may be the values of any model.
+    ///
+    /// # Errors
+    /// If `values` have no token.
+    pub fn from_values(values: &[SequenceValues]) -> Result<Heldout, Error> {
+        let mut prompts: Vec<&str> = values.iter().map(|v| v.prompt_id.as_str()).collect();
+        prompts.sort_unstable();
+        prompts.dedup();
+        let tokens: u64 = values.iter().map(|v| u64::from(v.tokens)).sum();
+        if tokens == 0 {
+            return Err(Error::NoTokens);
+        }
+        let teacher_nll: f64 = values.iter().map(|v| v.teacher_nll_nats).sum();
+        Ok(Heldout {
+            prompts: prompts.len(),
+            sequences: values.len(),
+            tokens,
+            teacher_nll: teacher_nll / tokens as f64,
+        })
+    }
+}
+
+/// Figures of the teacher.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TeacherResult {
+    /// Name or path of the model.
+    pub name: String,
+    /// Number of parameters.
+    pub parameters: Option<u64>,
+    /// Negative log-likelihood of the target tokens, nats per token; see [`teacher_nll`](crate::teacher_nll).
+    pub nll: Interval,
+    /// Share of right answers.
+    pub accuracy: Option<Accuracy>,
+}
+
+/// Held-out figures of a student, a control or the base.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct StudentResult {
+    /// The base, the student or a control.
+    pub name: RunModel,
+    /// Description of what the model learned from.
+    pub learned_from: String,
+    /// Number of parameters.
+    pub parameters: Option<u64>,
+    /// Number of optimizer steps.
+    pub steps: u64,
+    /// Forward KL from the teacher, nats per token; `None` if the teacher's distributions are not stored.
+    pub kl: Option<Interval>,
+    /// Negative log-likelihood of the target tokens, nats per token.
+    pub nll: Interval,
+    /// Top-1 agreement with the teacher, 0 to 1; `None` if the teacher's distributions are not stored.
+    pub agreement: Option<Interval>,
+    /// Share of right answers.
+    pub accuracy: Option<Accuracy>,
+    /// Reliability table and expected calibration error.
+    pub calibration: Option<Calibration>,
+    /// Figures of each seed; the figures above are over all seeds.
+    pub seeds: Vec<SeedFigures>,
+}
+
+/// A paired difference `left` − `right`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Comparison {
+    /// Figure that was compared.
+    pub metric: Figure,
+    /// The first model.
+    pub left: RunModel,
+    /// The second model.
+    pub right: RunModel,
+    /// Difference left − right, in the figure's unit.
+    pub difference: Interval,
+    /// Verdict on `left`.
+    pub verdict: Verdict,
+    /// Number of seeds that both models were trained with. From two on, the interval includes the variance between
+    /// seeds.
+    pub seeds: usize,
+}
+
+/// Compares the held-out values of two models on every metric.
+///
+/// # Errors
+/// As [`paired`].
+pub fn compare(
+    left: (RunModel, &[SequenceValues]),
+    right: (RunModel, &[SequenceValues]),
+    resamples: usize,
+    seed: u64,
+) -> Result<Vec<Comparison>, Error> {
+    let one = |metric: Metric| {
+        let difference = paired(left.1, right.1, metric, resamples, seed)?;
+        Ok(comparison(metric.into(), left.0, right.0, difference))
+    };
+    Metric::ALL.into_iter().map(one).collect()
+}
+
+/// Compares the graded answers of two models on accuracy.
+///
+/// # Errors
+/// As [`paired_accuracy`].
+pub fn compare_accuracy(
+    left: (RunModel, &[Graded]),
+    right: (RunModel, &[Graded]),
+    resamples: usize,
+    seed: u64,
+) -> Result<Comparison, Error> {
+    let difference = paired_accuracy(left.1, right.1, resamples, seed)?;
+    Ok(comparison(Figure::Accuracy, left.0, right.0, difference))
+}
+
+fn comparison(metric: Figure, left: RunModel, right: RunModel, difference: Interval) -> Comparison {
+    Comparison {
+        metric,
+        left,
+        right,
+        difference,
+        verdict: verdict(metric, &difference),
+        seeds: 1,
+    }
+}
+
+/// Figures of a model that was trained with one seed, each over all held-out text or answers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SeedFigures {
+    /// Seed of the training.
+    pub seed: u64,
+    /// Forward KL from the teacher, nats per token.
+    pub kl: Option<f64>,
+    /// Negative log-likelihood of the target tokens, nats per token.
+    pub nll: f64,
+    /// Top-1 agreement with the teacher, 0 to 1.
+    pub agreement: Option<f64>,
+    /// Share of right answers, 0 to 1.
+    pub accuracy: Option<f64>,
+}
+
+impl SeedFigures {
+    pub(crate) fn figure(&self, figure: Figure) -> Option<f64> {
+        match figure {
+            Figure::Kl => self.kl,
+            Figure::Nll => Some(self.nll),
+            Figure::Agreement => self.agreement,
+            Figure::Accuracy => self.accuracy,
+        }
+    }
+}
