@@ -10,7 +10,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use potstill::datasets::Tokenizer;
-use potstill::model::{DType, Device, Limits, Sampling, Stop, generate, load};
+use potstill::model::{BatchLimits, DType, Device, Sampling, StopConditions, generate, load};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut args = std::env::args().skip(1);
@@ -32,10 +32,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let answers = generate(
             &model,
             &prompts,
-            &Stop::at(tokenizer.eos_ids()),
+            &StopConditions::at(tokenizer.eos_ids()),
             &sampling,
             &[0],
-            &Limits::default(),
+            &BatchLimits::default(),
             &mut progress,
         )?;
         for answer in answers.unwrap_or_default() {

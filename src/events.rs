@@ -9,6 +9,16 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::run_dir::Counts;
+use crate::schema::{description, kind, meaning, properties, requires, schema_of};
+
+const PAGE_INTRO: &str = "# Events
+
+With `--json` a command prints one JSON object a line on stdout for each event. The field `event` names the event, and `unix_seconds` is its time. Text for people stays on stderr; `--quiet` removes all of it except errors. New events and fields may be added, so skip those that you do not know.
+
+Without `--json`, stdout carries data alone, such as the conclusion of the report.
+
+This page is generated from the doc comments in `src/events.rs`: `POTSTILL_UPDATE=1 cargo test --release --workspace --test cli -- docs` writes it again.
+";
 
 /// An event of a run.
 #[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
@@ -195,6 +205,36 @@ impl Event {
     }
 }
 
+/// The page `docs/events.md`.
+pub fn page() -> String {
+    let schema = schema_of::<Event>();
+    let mut page = PAGE_INTRO.to_owned();
+    for event in schema["oneOf"].as_array().into_iter().flatten() {
+        let name = event["properties"]["event"]["const"].as_str();
+        let name = name.unwrap_or_default();
+        page += &format!("\n## `{name}`\n\n{}\n", description(event));
+        let fields: Vec<_> = properties(event)
+            .filter(|(name, _)| *name != "event")
+            .collect();
+        if fields.is_empty() {
+            continue;
+        }
+        page += "\n| field | type | meaning |\n|---|---|---|\n";
+        for (name, field) in fields {
+            let absent = match requires(event, name) {
+                true => "",
+                false => " Absent if there is none.",
+            };
+            page += &format!(
+                "| `{name}` | {} | {}{absent} |\n",
+                kind(field),
+                meaning(field)
+            );
+        }
+    }
+    page
+}
+
 /// Describes counts in words, without those that are 0.
 fn describe_counts(counts: &Counts) -> String {
     let counts = counts.iter().filter(|(_, n)| **n > 0);
@@ -215,7 +255,15 @@ pub(crate) fn duration(seconds: f64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::duration;
+    use super::{duration, page};
+
+    /// A field without a comment would be an empty cell in `docs/events.md`.
+    #[test]
+    fn every_field_is_documented() {
+        let page = page();
+        let undocumented = page.lines().find(|line| line.ends_with("|  |"));
+        assert_eq!(undocumented, None);
+    }
 
     #[test]
     fn durations_have_readable_units() {

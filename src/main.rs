@@ -10,7 +10,7 @@ use potstill::cli::Cli;
 const STACK_BYTES: usize = 8 << 20;
 
 fn main() -> ExitCode {
-    potstill::kernels::one_heap();
+    potstill::kernels::use_one_heap();
     let cli = Cli::parse();
     // Building the pool fails only if one exists already; that pool is used then.
     let _ = rayon::ThreadPoolBuilder::new()

@@ -63,7 +63,7 @@ impl StagePlan {
     }
 }
 
-/// What happens to earlier output with another key.
+/// Treatment of earlier output with another key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum EarlierOutput {
     /// It is kept as `NAME.old-N`.

@@ -1,11 +1,9 @@
-//! JSON Schema of the run file, and the pages that are generated from doc comments:
-//! `docs/config.md` from that schema, `docs/events.md` from the schema of an [`Event`].
+//! The run file as a JSON Schema, and `docs/config.md`, which is generated from the schema.
 
 use schemars::JsonSchema;
 use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value};
 
-use crate::events::Event;
 use crate::run_file::RunFile;
 
 const CONFIG_INTRO: &str = "# The run file
@@ -17,18 +15,9 @@ An editor that knows JSON Schema completes keys and marks mistakes: run `potstil
 This page and `potstill.schema.json` are generated from the doc comments of the settings, which are in the crates that read them (`src/run_file.rs` lists the types): `POTSTILL_UPDATE=1 cargo test --release --workspace --test cli -- docs` generates them again.
 ";
 
-const EVENTS_INTRO: &str = "# Events
-
-With `--json` a command puts one JSON object a line on stdout for each thing that happens; `event` says what, and `unix_seconds` when. What is said to people stays on stderr, and `--quiet` silences all of that but errors. New fields and new events may be added: skip those that you do not know.
-
-Without `--json`, stdout carries the verdict alone.
-
-This page is made from the doc comments in `src/events.rs`: `POTSTILL_UPDATE=1 cargo test --release --workspace --test cli -- docs` writes it again.
-";
-
 /// Returns the JSON Schema of the run file, in draft 7, which most editors support.
 pub fn run_file() -> Value {
-    let mut schema = of::<RunFile>();
+    let mut schema = schema_of::<RunFile>();
     schema["title"] = "Potstill run file".into();
     if let Some(tables) = schema["properties"].as_object_mut() {
         for table in tables.values_mut().filter_map(Value::as_object_mut) {
@@ -61,39 +50,9 @@ pub fn config_page() -> String {
     page
 }
 
-/// Generates `docs/events.md`.
-pub fn events_page() -> String {
-    let schema = of::<Event>();
-    let mut page = EVENTS_INTRO.to_owned();
-    for event in schema["oneOf"].as_array().into_iter().flatten() {
-        let name = event["properties"]["event"]["const"].as_str();
-        let name = name.unwrap_or_default();
-        page += &format!("\n## `{name}`\n\n{}\n", description(event));
-        let fields: Vec<_> = properties(event)
-            .filter(|(name, _)| *name != "event")
-            .collect();
-        if fields.is_empty() {
-            continue;
-        }
-        page += "\n| field | type | meaning |\n|---|---|---|\n";
-        for (name, field) in fields {
-            let absent = match requires(event, name) {
-                true => "",
-                false => " Absent where there is none.",
-            };
-            page += &format!(
-                "| `{name}` | {} | {}{absent} |\n",
-                kind(field),
-                meaning(field)
-            );
-        }
-    }
-    page
-}
-
 /// Returns the schema of a type without references, without `null` (which TOML lacks) and without formats that are
 /// specific to Rust.
-fn of<T: JsonSchema>() -> Value {
+pub(crate) fn schema_of<T: JsonSchema>() -> Value {
     let settings = SchemaSettings::draft07().with(|s| s.inline_subschemas = true);
     let mut schema = settings
         .into_generator()
@@ -216,7 +175,7 @@ pub(crate) fn toml(value: &Value) -> String {
 }
 
 /// Type of a key, in words.
-fn kind(schema: &Value) -> String {
+pub(crate) fn kind(schema: &Value) -> String {
     if schema.get("oneOf").is_some() || schema.get("enum").is_some() {
         return "choice".to_owned();
     }
@@ -264,7 +223,7 @@ pub(crate) fn choices(schema: &Value) -> impl Iterator<Item = &Value> {
 }
 
 /// Doc comment of a key, followed by those of its choices.
-fn meaning(schema: &Value) -> String {
+pub(crate) fn meaning(schema: &Value) -> String {
     let items = schema.get("items").unwrap_or(schema);
     let mut text = description(schema);
     for choice in choices(items) {
@@ -332,9 +291,8 @@ mod tests {
     /// A key without a comment would be an empty cell in `docs/config.md`.
     #[test]
     fn everything_is_documented() {
-        for page in [config_page(), events_page()] {
-            let undocumented = page.lines().find(|line| line.ends_with("|  |"));
-            assert_eq!(undocumented, None);
-        }
+        let page = config_page();
+        let undocumented = page.lines().find(|line| line.ends_with("|  |"));
+        assert_eq!(undocumented, None);
     }
 }

@@ -68,7 +68,7 @@ pub struct Context {
     pub retry_failures: bool,
 }
 
-/// How a stage or a command ended.
+/// Outcome of a stage or a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StageOutcome {
     /// It finished its work.

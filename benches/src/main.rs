@@ -62,7 +62,7 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    potstill::kernels::one_heap();
+    potstill::kernels::use_one_heap();
     let arguments = Arguments::parse();
     // This fails only if the pool exists already, which serves as well.
     let _ = rayon::ThreadPoolBuilder::new()

@@ -11,7 +11,9 @@ use std::time::Instant;
 
 use anyhow::Context as _;
 use potstill::datasets::{ChatTemplate, Encoded, SignalRow};
-use potstill::model::{Int, Limits, Module, Sampling, Stop, Tensor, TensorData, device, generate};
+use potstill::model::{
+    BatchLimits, Int, Module, Sampling, StopConditions, Tensor, TensorData, device, generate,
+};
 use potstill::student::{AdamW, Arm, batch_gradient, clip_global_norm};
 use potstill::teacher::{Local, LocalSettings, Scoring, ScoringText, SignalSettings};
 
@@ -139,7 +141,7 @@ fn decode(request: &MeasurementRequest) -> anyhow::Result<MeasurementReply> {
         temperature: 0.0,
         ..Sampling::default()
     };
-    let (stop, limits) = (Stop::at(&[]), Limits::default());
+    let (stop, limits) = (StopConditions::at(&[]), BatchLimits::default());
     let seeds = vec![0; request.ids.len()];
     let (seconds, ids) = repeat(request, || {
         let mut go_on = |_: usize| ControlFlow::Continue(());

@@ -112,7 +112,7 @@ pub enum Error {
         /// The column or table.
         what: String,
         /// Arrow's reason.
-        source: arrow::error::ArrowError,
+        source: arrow_schema::ArrowError,
     },
     /// The error concerns this file.
     #[error("cannot use {path}")]

@@ -14,8 +14,10 @@ use ::parquet::errors::ParquetError;
 use ::parquet::file::metadata::KeyValue;
 use ::parquet::file::properties::{EnabledStatistics, WriterProperties, WriterPropertiesBuilder};
 use ::parquet::schema::types::ColumnPath;
-use arrow::array::{AsArray, RecordBatch};
-use arrow::datatypes::{DataType, Field, SchemaRef, UInt32Type};
+use arrow_array::RecordBatch;
+use arrow_array::cast::AsArray;
+use arrow_array::types::UInt32Type;
+use arrow_schema::{DataType, Field, SchemaRef};
 
 use crate::error::Error;
 use crate::manifest::{publish_file, temporary_path};

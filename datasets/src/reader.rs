@@ -7,7 +7,7 @@ use ::parquet::arrow::arrow_reader::{
     ArrowReaderMetadata, ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder,
 };
 use ::parquet::errors::ParquetError;
-use arrow::array::RecordBatch;
+use arrow_array::RecordBatch;
 
 use crate::error::Error;
 use crate::parquet::{

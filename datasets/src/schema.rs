@@ -8,8 +8,8 @@ mod prompts;
 mod signals;
 mod verdicts;
 
-use arrow::array::RecordBatch;
-use arrow::datatypes::{Schema, SchemaRef};
+use arrow_array::RecordBatch;
+use arrow_schema::{Schema, SchemaRef};
 
 use crate::error::Error;
 use crate::records::{
@@ -108,9 +108,8 @@ pub(crate) fn check_columns<R: Record>(found: &Schema) -> Result<(), Error> {
 /// The columns of a file, with or without the optional ones.
 pub(crate) fn file_schema<R: Record>(optional: bool) -> Schema {
     let schema = R::schema();
-    let wanted = |field: &&arrow::datatypes::FieldRef| {
-        optional || !R::OPTIONAL.contains(&field.name().as_str())
-    };
+    let wanted =
+        |field: &&arrow_schema::FieldRef| optional || !R::OPTIONAL.contains(&field.name().as_str());
     Schema::new(
         schema
             .fields()
@@ -121,7 +120,7 @@ pub(crate) fn file_schema<R: Record>(optional: bool) -> Schema {
     )
 }
 
-fn type_name(field: &arrow::datatypes::Field) -> String {
+fn type_name(field: &arrow_schema::Field) -> String {
     let null = if field.is_nullable() {
         ", may be null"
     } else {
@@ -131,6 +130,6 @@ fn type_name(field: &arrow::datatypes::Field) -> String {
 }
 
 /// A batch of a table's columns, in the order of its schema.
-fn batch<R: Record>(columns: Vec<arrow::array::ArrayRef>) -> Result<RecordBatch, Error> {
+fn batch<R: Record>(columns: Vec<arrow_array::ArrayRef>) -> Result<RecordBatch, Error> {
     RecordBatch::try_new(R::schema(), columns).map_err(columns::unfit(R::TABLE))
 }

@@ -6,7 +6,7 @@
 use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 
-use arrow::array::RecordBatch;
+use arrow_array::RecordBatch;
 
 use crate::error::Error;
 use crate::parquet::{Footer, decode, shards};

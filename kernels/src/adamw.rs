@@ -1,13 +1,13 @@
-//! What an optimizer step does to each parameter, in one pass over it.
+//! The AdamW update of one parameter in one pass over its memory, and the sum of squares for gradient norms.
 //!
-//! AdamW (Loshchilov and Hutter 2019) as PyTorch computes it, with g the gradient times `scale`:
+//! AdamW (Loshchilov and Hutter 2019) as PyTorch computes it, where g is the gradient times `scale`:
 //!
 //! ```text
 //! m ← β₁ m + (1 − β₁) g          v ← β₂ v + (1 − β₂) g²
 //! θ ← θ (1 − η λ) − η/(1 − β₁ᵗ) · m / (√v / √(1 − β₂ᵗ) + ε)
 //! ```
 //!
-//! Traffic: θ, m, v and g are read once; θ, m and v are written in place where nobody else holds them.
+//! Traffic: θ, m, v and g are read once; θ, m and v are written in place if their storage is not shared.
 
 use burn::backend::flex::FlexTensor;
 use burn::backend::tensor::FloatTensor;
@@ -15,30 +15,32 @@ use burn::backend::{Backend, Dispatch, Flex, backend_extension};
 use burn::tensor::{DType, Tensor, TensorData};
 use rayon::prelude::*;
 
-use crate::flex::{numbers, plain_f32, whole};
+use crate::flex::{compact, elements, is_cpu_f32};
 use crate::simd::vectorize_closure;
 
-/// The numbers of one AdamW step, the same for all parameters that decay alike.
+/// Hyperparameters of one AdamW step, shared by all parameters with the same weight decay.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AdamStep {
-    /// β₁ and β₂.
+    /// Decay rates of the moments, β₁ and β₂.
     pub betas: (f64, f64),
-    /// ε.
+    /// Constant ε in the denominator.
     pub epsilon: f64,
-    /// η.
+    /// Learning rate η.
     pub learning_rate: f64,
-    /// λ, 0 for parameters that do not decay.
+    /// Weight decay λ; 0 for parameters that do not decay.
     pub weight_decay: f64,
-    /// t, from 1.
+    /// Number of the step, t, counted from 1.
     pub step: u64,
-    /// What gradients are multiplied with: the factor of clipping.
+    /// Factor on the gradients, from gradient clipping.
     pub scale: f64,
 }
 
-/// θ, m and v after the step; all of θ's shape and type, and none tracked by autodiff.
+/// Computes θ and the moments `[m, v]` after one AdamW step.
+///
+/// All tensors have θ's shape and type, and none of the results is tracked by autodiff.
 ///
 /// # Panics
-/// As burn's own operations do, on shapes and types that differ.
+/// Panics on shapes and types that differ, as burn's own operations do.
 #[must_use]
 pub fn adamw<const D: usize>(
     theta: Tensor<D>,
@@ -48,7 +50,7 @@ pub fn adamw<const D: usize>(
 ) -> (Tensor<D>, [Tensor<D>; 2]) {
     assert_eq!(theta.dims(), gradient.dims(), "adamw: θ and its gradient");
     let [m, v] = moments;
-    if ![&theta, &gradient, &m, &v].into_iter().all(plain_f32) {
+    if ![&theta, &gradient, &m, &v].into_iter().all(is_cpu_f32) {
         return adamw_reference(theta, gradient, [m, v], step);
     }
     let (theta, m, v) = <Dispatch as AdamOps>::adamw(
@@ -62,7 +64,7 @@ pub fn adamw<const D: usize>(
     (theta, [m, v])
 }
 
-/// [`adamw`] in tensor operations.
+/// Computes [`adamw`] in tensor operations.
 #[must_use]
 pub fn adamw_reference<const D: usize>(
     theta: Tensor<D>,
@@ -79,30 +81,34 @@ pub fn adamw_reference<const D: usize>(
     (theta, [m, v])
 }
 
-/// Σ x² in f64, the same whatever the number of threads.
+/// Computes Σ x² in f64. The result does not depend on the number of threads.
 #[must_use]
 pub fn sum_of_squares<const D: usize>(tensor: Tensor<D>) -> f64 {
-    let sum: Tensor<1> = if plain_f32(&tensor) {
+    let sum: Tensor<1> = if is_cpu_f32(&tensor) {
         Tensor::from_dispatch(<Dispatch as AdamOps>::sum_of_squares(
             tensor.into_dispatch(),
         ))
     } else {
-        // By rows first and the rows in f64, so that millions of f32 squares keep their digits.
+        // Rows are summed first and their sums added in f64, so that millions of f32 squares keep their digits.
         tensor.square().sum_dim(D - 1).cast(DType::F64).sum()
     };
     sum.into_data().iter::<f64>().sum()
 }
 
-struct Factors {
+/// Factors of the update that depend on the step alone.
+struct StepFactors {
+    /// 1 − η λ.
     decay: f64,
+    /// η / (1 − β₁ᵗ).
     rate: f64,
+    /// √(1 − β₂ᵗ).
     root: f64,
 }
 
 impl AdamStep {
-    fn factors(&self) -> Factors {
+    fn factors(&self) -> StepFactors {
         let t = self.step as f64;
-        Factors {
+        StepFactors {
             decay: 1.0 - self.learning_rate * self.weight_decay,
             rate: self.learning_rate / (1.0 - self.betas.0.powf(t)),
             root: (1.0 - self.betas.1.powf(t)).sqrt(),
@@ -110,10 +116,10 @@ impl AdamStep {
     }
 }
 
-/// Both in f32 on the CPU.
+/// The CPU forms of the update and of the sum of squares, in f32.
 #[backend_extension(Flex)]
 pub(crate) trait AdamOps: Backend {
-    /// θ, m and v.
+    /// Returns the new θ, m and v.
     fn adamw(
         theta: FloatTensor<Self>,
         gradient: FloatTensor<Self>,
@@ -122,13 +128,13 @@ pub(crate) trait AdamOps: Backend {
         step: AdamStep,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>);
 
-    /// `[1]`, f64.
+    /// Returns Σ x² as `[1]` in f64.
     fn sum_of_squares(x: FloatTensor<Self>) -> FloatTensor<Self>;
 }
 
-/// Numbers that one task takes.
-const SHARE: usize = 1 << 16;
-/// Sums that are kept beside one another: a sum in order could not be vectorised.
+/// Numbers per task.
+const CHUNK: usize = 1 << 16;
+/// Independent partial sums: a sum in order could not be vectorised.
 const LANES: usize = 8;
 
 impl AdamOps for Flex {
@@ -140,15 +146,15 @@ impl AdamOps for Flex {
         step: AdamStep,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
         let gradient = gradient.to_contiguous();
-        let [mut theta, mut m, mut v] = [theta, m, v].map(whole);
-        let tasks = (theta.storage_mut::<f32>().par_chunks_mut(SHARE))
-            .zip(m.storage_mut::<f32>().par_chunks_mut(SHARE))
-            .zip(v.storage_mut::<f32>().par_chunks_mut(SHARE))
-            .zip(numbers(&gradient).par_chunks(SHARE));
+        let [mut theta, mut m, mut v] = [theta, m, v].map(compact);
+        let tasks = (theta.storage_mut::<f32>().par_chunks_mut(CHUNK))
+            .zip(m.storage_mut::<f32>().par_chunks_mut(CHUNK))
+            .zip(v.storage_mut::<f32>().par_chunks_mut(CHUNK))
+            .zip(elements::<f32>(&gradient).par_chunks(CHUNK));
         tasks.for_each(|(((theta, m), v), gradient)| {
             vectorize_closure(
                 #[inline(always)]
-                || move_all(theta, m, v, gradient, &step),
+                || update_chunk(theta, m, v, gradient, &step),
             );
         });
         (theta, m, v)
@@ -156,13 +162,22 @@ impl AdamOps for Flex {
 
     fn sum_of_squares(x: FloatTensor<Self>) -> FloatTensor<Self> {
         let x = x.to_contiguous();
-        let sums: Vec<f64> = numbers(&x).par_chunks(SHARE).map(squares).collect();
+        let sums: Vec<f64> = elements::<f32>(&x)
+            .par_chunks(CHUNK)
+            .map(chunk_sum_of_squares)
+            .collect();
         FlexTensor::from_data(TensorData::new(vec![sums.iter().sum::<f64>()], [1]))
     }
 }
 
 #[inline(always)]
-fn move_all(theta: &mut [f32], m: &mut [f32], v: &mut [f32], gradient: &[f32], step: &AdamStep) {
+fn update_chunk(
+    theta: &mut [f32],
+    m: &mut [f32],
+    v: &mut [f32],
+    gradient: &[f32],
+    step: &AdamStep,
+) {
     let factors = step.factors();
     let (b1, b2) = (step.betas.0 as f32, step.betas.1 as f32);
     let (rest1, rest2) = ((1.0 - step.betas.0) as f32, (1.0 - step.betas.1) as f32);
@@ -177,7 +192,7 @@ fn move_all(theta: &mut [f32], m: &mut [f32], v: &mut [f32], gradient: &[f32], s
     }
 }
 
-fn squares(x: &[f32]) -> f64 {
+fn chunk_sum_of_squares(x: &[f32]) -> f64 {
     vectorize_closure(
         #[inline(always)]
         || {

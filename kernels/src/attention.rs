@@ -1,7 +1,7 @@
-//! Causal grouped-query attention over documents that lie behind one another, without the n × n scores.
+//! Causal grouped-query attention within consecutive documents of a packed row, without the n × n scores.
 //!
-//! For a row i of a document that begins at row a, with window w (n for none), query head h and its key
-//! head g = ⌊h / (heads / key heads)⌋:
+//! For a row i of a document that begins at row a, with a sliding window of w positions (n for none), query head h
+//! and its key head g = ⌊h / (heads / key heads)⌋:
 //!
 //! ```text
 //! s_ij = c tanh(q_i·k_j · scale / c)          max(a, i + 1 − w) ≤ j ≤ i      (without softcap: q_i·k_j · scale)
@@ -9,14 +9,14 @@
 //! o_i  = Σ_j p_ij v_j
 //! ```
 //!
-//! Kept for the gradient: q, k, v, o and log Σ_j exp(s_ij) of each row and head; the scores are computed
-//! again, a block of rows at a time (Dao et al. 2022; without its tiles over keys on a CPU, whose caches
-//! do not need them). So memory grows with n. With D_i = Σ ∂L/∂o_i · o_i:
+//! For the gradient, q, k, v, o and log Σ_j exp(s_ij) of each row and head are kept, and the scores are computed
+//! again, a block of rows at a time (Dao et al. 2022; the CPU form omits the tiles over keys, because a CPU's caches
+//! do not need them). So memory is linear in n. With D_i = Σ ∂L/∂o_i · o_i:
 //!
 //! ```text
 //! ∂L/∂v_j = Σ_i p_ij ∂L/∂o_i
 //! ∂L/∂s_ij = p_ij (∂L/∂o_i · v_j − D_i)
-//! ∂L/∂q_i = scale Σ_j ∂L/∂s_ij (1 − (s_ij/c)²) k_j          ∂L/∂k_j alike
+//! ∂L/∂q_i = scale Σ_j ∂L/∂s_ij (1 − (s_ij/c)²) k_j          ∂L/∂k_j = scale Σ_i ∂L/∂s_ij (1 − (s_ij/c)²) q_i
 //! ```
 
 mod autodiff;
@@ -33,108 +33,116 @@ use burn::tensor::Tensor;
 #[cfg(feature = "fusion")]
 use burn::tensor::{DType, Shape};
 
-use crate::flex::{plain_f32, plain_half, wide};
+use crate::flex::{is_cpu_f32, is_cpu_half, to_f32};
 
 pub use reference::attention_reference;
 
-/// How heads attend.
+/// Options of [`attention`].
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Attention {
-    /// Query heads.
+pub struct AttentionOptions {
+    /// Number of query heads.
     pub heads: usize,
-    /// Key and value heads; a divisor of `heads`. Query head i uses key head ⌊i / (heads / key_heads)⌋.
+    /// Number of key and value heads; a divisor of `heads`. Query head i uses key head ⌊i / (heads / key_heads)⌋.
     pub key_heads: usize,
-    /// What q·k is multiplied with; usually 1 / √e.
+    /// Factor on q·k; usually 1 / √e.
     pub scale: f64,
-    /// c of the soft cap on the scores, in nats; `None` for none.
+    /// Constant c of the softcap on the scores, in nats; `None` for no softcap.
     pub softcap: Option<f64>,
-    /// How many positions a row sees, itself counted; `None` for all up to its own.
+    /// Number of positions that a row sees, its own included; `None` for all positions up to its own.
     pub window: Option<usize>,
 }
 
-/// Attention within documents: `q_nc` `[n, heads · e]`, `k_nc` and `v_nc` `[n, key_heads · e]` →
+/// Computes attention within documents: `q_nc` `[n, heads · e]`, `k_nc` and `v_nc` `[n, key_heads · e]` →
 /// `[n, heads · e]`; differentiable in all three.
 ///
-/// `documents` are the lengths of the documents, in rows, one behind the other; together n. A row sees
-/// the rows of its document up to itself.
+/// `documents` holds the lengths of the consecutive documents in rows; their sum is n. A row sees the rows of its
+/// document up to itself.
 ///
 /// # Panics
-/// On shapes that do not fit, on lengths that do not add up to n, and on a window of 0.
+/// Panics on shapes that do not fit, on lengths that do not sum to n, and on a window of 0.
 #[must_use]
 pub fn attention(
     q_nc: Tensor<2>,
     k_nc: Tensor<2>,
     v_nc: Tensor<2>,
     documents: &[usize],
-    how: &Attention,
+    options: &AttentionOptions,
 ) -> Tensor<2> {
     let ([n, columns], key_shape) = (q_nc.dims(), k_nc.dims());
     let rows: usize = documents.iter().sum();
     assert_eq!(
         rows, n,
-        "attention: documents of {rows} rows in all, queries of {n}"
+        "attention: the documents have {rows} rows, and the queries have {n}"
     );
     assert!(
-        how.key_heads > 0
-            && how.heads.is_multiple_of(how.key_heads)
-            && columns.is_multiple_of(how.heads),
-        "attention: {} heads and {} key heads in {columns} columns",
-        how.heads,
-        how.key_heads
+        options.key_heads > 0
+            && options.heads.is_multiple_of(options.key_heads)
+            && columns.is_multiple_of(options.heads),
+        "attention: {} heads and {} key heads do not fit {columns} columns",
+        options.heads,
+        options.key_heads
     );
-    let key_columns = columns / how.heads * how.key_heads;
+    let key_columns = columns / options.heads * options.key_heads;
     assert!(
         key_shape == [n, key_columns] && v_nc.dims() == key_shape,
-        "attention: keys {key_shape:?} and values {:?} where [{n}, {key_columns}] fits",
+        "attention: keys {key_shape:?} and values {:?} should be [{n}, {key_columns}]",
         v_nc.dims()
     );
     assert!(
-        how.window != Some(0),
-        "attention: a window of 0 sees nothing"
+        options.window != Some(0),
+        "attention: the window is 0, and must be at least 1"
     );
     let documents: Vec<usize> = documents.iter().copied().filter(|&rows| rows > 0).collect();
-    let own = plain_f32(&q_nc) && plain_f32(&k_nc) && plain_f32(&v_nc);
+    let has_kernel = is_cpu_f32(&q_nc) && is_cpu_f32(&k_nc) && is_cpu_f32(&v_nc);
     #[cfg(feature = "cube")]
-    let own = own || cube::takes([&q_nc, &k_nc, &v_nc], how);
-    if own {
+    let has_kernel = has_kernel || cube::supports([&q_nc, &k_nc, &v_nc], options);
+    if has_kernel {
         let (q, k, v) = (
             q_nc.into_dispatch(),
             k_nc.into_dispatch(),
             v_nc.into_dispatch(),
         );
-        let mixed = <Dispatch as AttentionOps>::attention_rows(q, k, v, documents, *how);
-        Tensor::from_dispatch(mixed.0)
-    } else if plain_half(&q_nc) {
+        let (output, _) =
+            <Dispatch as AttentionOps>::attention_forward(q, k, v, documents, *options);
+        Tensor::from_dispatch(output)
+    } else if is_cpu_half(&q_nc) {
         let dtype = q_nc.dtype();
-        attention(wide(q_nc), wide(k_nc), wide(v_nc), &documents, how).cast(dtype)
+        attention(
+            to_f32(q_nc),
+            to_f32(k_nc),
+            to_f32(v_nc),
+            &documents,
+            options,
+        )
+        .cast(dtype)
     } else {
-        attention_reference(q_nc, k_nc, v_nc, &documents, how)
+        attention_reference(q_nc, k_nc, v_nc, &documents, options)
     }
 }
 
-/// What lies between the passes: the output's type and shape are those of q, the sums are f32.
+/// Shapes and types of the output, which are those of q, and of the log-sums in f32.
 #[cfg(feature = "fusion")]
-fn kept(q: &TensorSpec, how: &Attention) -> (TensorSpec, TensorSpec) {
-    let sums = Shape::new([q.shape[0], how.heads]);
+fn output_specs(q: &TensorSpec, options: &AttentionOptions) -> (TensorSpec, TensorSpec) {
+    let sums = Shape::new([q.shape[0], options.heads]);
     (q.clone(), TensorSpec::new(sums, DType::F32))
 }
 
-/// Attention and its gradients; f32 on the CPU, half precisions too on a GPU.
+/// The backend form of attention and its gradients: f32 on the CPU, f32 and half precisions on a GPU.
 #[backend_extension(Flex, Cube: cfg(feature = "cube"), Fusion: cfg(feature = "fusion"), Autodiff)]
 pub trait AttentionOps: Backend {
-    /// The output `[n, heads · e]`, and log Σ exp(s) `[n, heads]` in f32. No document is empty.
-    #[fusion(meta = |q, _k, _v, _documents, how| kept(q, how))]
-    fn attention_rows(
+    /// Returns the output `[n, heads · e]` and log Σ exp(s) `[n, heads]` in f32. No document may be empty.
+    #[fusion(meta = |q, _k, _v, _documents, options| output_specs(q, options))]
+    fn attention_forward(
         q: FloatTensor<Self>,
         k: FloatTensor<Self>,
         v: FloatTensor<Self>,
         documents: Vec<usize>,
-        how: Attention,
+        options: AttentionOptions,
     ) -> (FloatTensor<Self>, FloatTensor<Self>);
 
-    /// ∂L/∂q, ∂L/∂k and ∂L/∂v from ∂L/∂o and what was kept.
+    /// Returns ∂L/∂q, ∂L/∂k and ∂L/∂v from ∂L/∂o and the inputs and results of [`Self::attention_forward`].
     #[allow(clippy::too_many_arguments)]
-    #[fusion(meta = |_gradient, q, k, v, _output, _log_sums, _documents, _how| {
+    #[fusion(meta = |_gradient, q, k, v, _output, _log_sums, _documents, _options| {
         (q.clone(), k.clone(), v.clone())
     })]
     fn attention_gradient(
@@ -145,6 +153,6 @@ pub trait AttentionOps: Backend {
         output: FloatTensor<Self>,
         log_sums: FloatTensor<Self>,
         documents: Vec<usize>,
-        how: Attention,
+        options: AttentionOptions,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>);
 }

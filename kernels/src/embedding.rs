@@ -1,26 +1,28 @@
-//! What an embedding's gradient is: rows of ∂L/∂y, each added to the row of the table that its id names.
+//! The gradient of an embedding: each row of ∂L/∂y is added to the row of the table with its token id.
 
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, Dispatch, Flex, backend_extension};
 use burn::tensor::{IndexingUpdateOp, Int, Tensor, TensorData};
 
-use crate::flex::{numbers, plain_f32, shape2, whole};
+use crate::flex::{compact, elements, is_cpu_f32, shape2};
 
-/// Adds row i of `rows_nd` to row `ids[i]` of `sum_vd`, for all i in their order: `[v, d]`, n ids and
-/// `[n, d]` → `[v, d]`; not differentiable itself. In f32 on the CPU the sum is added to in place where
-/// nobody else holds it, and no other row of it is read.
+/// Adds row i of `rows_nd` to row `ids[i]` of `sum_vd`, for all i in order: `[v, d]`, n ids and `[n, d]` →
+/// `[v, d]`. Not differentiable.
+///
+/// In f32 on the CPU, `sum_vd` is updated in place if its storage is not shared, and only the rows that `ids`
+/// names are read.
 ///
 /// # Panics
-/// On shapes that do not fit, and on an id of v or more.
+/// Panics on shapes that do not fit, and on an id that is v or larger.
 #[must_use]
 pub fn add_rows(sum_vd: Tensor<2>, ids: &[usize], rows_nd: Tensor<2>) -> Tensor<2> {
     let ([v, d], rows) = (sum_vd.dims(), rows_nd.dims());
-    assert_eq!(rows, [ids.len(), d], "add_rows: the rows' shape");
+    assert_eq!(rows, [ids.len(), d], "add_rows: shape of the rows");
     assert!(
         ids.iter().all(|id| *id < v),
-        "add_rows: an id outside the table of {v} rows"
+        "add_rows: an id is outside the table of {v} rows"
     );
-    if plain_f32(&sum_vd) && plain_f32(&rows_nd) {
+    if is_cpu_f32(&sum_vd) && is_cpu_f32(&rows_nd) {
         let (sum, rows) = (sum_vd.into_dispatch(), rows_nd.into_dispatch());
         let sum = <Dispatch as EmbeddingOps>::add_rows(sum, ids.to_vec(), rows);
         return Tensor::from_dispatch(sum);
@@ -31,7 +33,7 @@ pub fn add_rows(sum_vd: Tensor<2>, ids: &[usize], rows_nd: Tensor<2>) -> Tensor<
     sum_vd.select_assign(0, ids_n, rows_nd, IndexingUpdateOp::Add)
 }
 
-/// The sum, in f32.
+/// The CPU form of the accumulation, in f32.
 #[backend_extension(Flex)]
 pub(crate) trait EmbeddingOps: Backend {
     /// `[v, d]`, n ids, `[n, d]` → `[v, d]`.
@@ -48,11 +50,11 @@ impl EmbeddingOps for Flex {
         ids: Vec<usize>,
         rows: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
-        let (mut sum, rows) = (whole(sum), rows.to_contiguous());
+        let (mut sum, rows) = (compact(sum), rows.to_contiguous());
         let [_, d] = shape2(&sum);
-        let all = sum.storage_mut::<f32>();
-        for (id, row) in ids.iter().zip(numbers(&rows).chunks(d.max(1))) {
-            let sum = &mut all[id * d..(id + 1) * d];
+        let table = sum.storage_mut::<f32>();
+        for (id, row) in ids.iter().zip(elements::<f32>(&rows).chunks(d.max(1))) {
+            let sum = &mut table[id * d..(id + 1) * d];
             sum.iter_mut().zip(row).for_each(|(sum, x)| *sum += x);
         }
         sum

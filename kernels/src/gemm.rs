@@ -1,50 +1,54 @@
-//! Products of f32 matrices: what linear layers and attention are made of.
+//! Matrix products in f32 for linear layers and attention: C = A·B, or C += A·B.
 //!
-//! C = A·B, or C += A·B. Every element of C is one chain of fused multiply-adds over k, from the first
-//! to the last, whatever the sizes of the matrices, the place of the element, the number of threads or
-//! the path taken. So the row of a product does not depend, bit for bit, on the rows beside it.
+//! Every element of C is one chain of fused multiply-adds over k, from the first step to the last, whatever the
+//! sizes of the matrices, the position of the element, the number of threads or the code path. So a row of a
+//! product does not depend on the other rows, bit for bit.
 //!
-//! Panels of A and B are packed as the tile reads them, `[k][6]` and `[k][16]` with vectors of eight,
-//! A only where its rows do not lie along k; a tile of C stays in registers while it walks over
-//! [`DEPTH`] of k (Goto and van de Geijn 2008).
-//! Traffic: A is packed once a block of [`BLOCK`] rows, B once for each of these blocks.
+//! - This file walks over blocks of A, B and C and divides them into tasks (Goto and van de Geijn 2008).
+//! - `pack` copies operands into panels in the order in which a tile reads them: `[k][6]` of A and `[k][16]` of B
+//!   with vectors of eight. A panel of A whose rows are contiguous along k is read in place.
+//! - `tile` computes a tile of C in registers, over [`DEPTH`] steps of k at a time.
+//! - `by_rows` computes x·Wᵀ without packing W, and `few_rows` does so for one to four rows of x on AVX2.
+//! - `half` computes products of bf16 matrices.
+//!
+//! Traffic: A is packed once, in blocks of [`BLOCK`] rows, and B once for each of these blocks.
 
-// Tiles read and write through pointers: a bounds check a number would cost more than the product.
+// Tiles read and write through pointers: a bounds check for each number would cost more than the product.
 #![allow(unsafe_code)]
 
 mod by_rows;
+#[cfg(target_arch = "x86_64")]
+mod few_rows;
 pub(crate) mod half;
 mod pack;
 mod tile;
-#[cfg(target_arch = "x86_64")]
-mod turned;
 
 use std::mem::MaybeUninit;
 
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
-pub(crate) use by_rows::{Output, rows_by_rows};
-pub(crate) use pack::Scratch;
-use pack::{Panels, pack, pack_rows};
+pub(crate) use by_rows::{WeightOutput, multiply_by_weights};
+pub(crate) use pack::ScratchBuffer;
+use pack::{PackedPanels, pack, pack_or_borrow};
 use tile::{Tile, tile};
 
 use crate::simd::vectorize;
 
-/// Elements of k that a tile walks over before the next tile: a panel of B of that depth stays in the
-/// first-level cache.
+/// Steps of k that one call of a tile covers: a panel of B of this depth stays in the first-level cache.
 const DEPTH: usize = 256;
-/// The most rows of A, and the most of k, that are packed at once.
+/// Largest number of rows of A, and of steps of k, that are packed at once.
 const BLOCK: usize = 2048;
-/// Bytes of B that are packed at once.
+/// Largest number of bytes of B that are packed at once.
 const PACKED_BYTES: usize = 4 << 20;
-/// Rows and columns of C that one task computes: its panels stay in the second-level cache.
+/// Rows of C per task: together with [`TASK_COLUMNS`] small enough for the second-level cache.
 const TASK_ROWS: usize = 96;
+/// Columns of C per task.
 const TASK_COLUMNS: usize = 192;
-/// Multiply-adds under which waking other threads costs more than they give.
-const WORTH_SHARING: usize = 1 << 18;
+/// Multiply-adds below which one thread is faster than waking others.
+const MIN_PARALLEL_WORK: usize = 1 << 18;
 
-/// A matrix in memory: element (i, j) is `data[i · row_stride + j · column_stride]`.
+/// A strided view of a matrix: element (i, j) is `data[i · row_stride + j · column_stride]`.
 #[derive(Clone, Copy)]
 pub(crate) struct Matrix<'a, E = f32> {
     pub(crate) data: &'a [E],
@@ -61,7 +65,7 @@ impl<E> std::fmt::Debug for Matrix<'_, E> {
 }
 
 impl<'a, E> Matrix<'a, E> {
-    /// Rows behind one another, `stride` numbers apart.
+    /// A view of rows that start `stride` numbers apart.
     pub(crate) fn strided(data: &'a [E], rows: usize, columns: usize, stride: usize) -> Self {
         let matrix = Self {
             data,
@@ -88,7 +92,7 @@ impl<'a, E> Matrix<'a, E> {
         }
     }
 
-    /// The pointers below rest on this.
+    /// Asserts that all elements are within `data`, which the code that reads through pointers relies on.
     fn check(&self) {
         if self.rows > 0 && self.columns > 0 {
             let last = (self.rows - 1) * self.row_stride + (self.columns - 1) * self.column_stride;
@@ -104,28 +108,28 @@ pub(crate) enum Threads {
     One,
 }
 
-/// A place in memory that tasks write to, each to numbers of its own.
+/// A pointer to an output that several tasks write to, each to its own elements.
 #[derive(Clone, Copy)]
-pub(crate) struct Shared<E = f32>(pub(crate) *mut E);
+pub(crate) struct SharedOutput<E = f32>(pub(crate) *mut E);
 
-impl Shared {
+impl SharedOutput {
     pub(crate) fn new(numbers: &mut [MaybeUninit<f32>]) -> Self {
         Self(numbers.as_mut_ptr().cast())
     }
 }
 
-impl<E> Shared<E> {
+impl<E> SharedOutput<E> {
     pub(crate) fn at(self, offset: usize) -> *mut E {
         self.0.wrapping_add(offset)
     }
 }
 
-// SAFETY: whoever writes through it vouches that no two tasks write to the same number.
-unsafe impl<E> Send for Shared<E> {}
-// SAFETY: as above.
-unsafe impl<E> Sync for Shared<E> {}
+// SAFETY: the code that writes through the pointer guarantees that no two tasks write to the same element.
+unsafe impl<E> Send for SharedOutput<E> {}
+// SAFETY: the same guarantee as for `Send`.
+unsafe impl<E> Sync for SharedOutput<E> {}
 
-/// `out` = A·B, or += where `add`; row i of C is `out[i · stride..][..n]`.
+/// Computes `out` = A·B, or `out` += A·B if `add`; row i of C is `out[i · stride..][..n]`.
 pub(crate) fn gemm(
     out: &mut [f32],
     stride: usize,
@@ -139,15 +143,16 @@ pub(crate) fn gemm(
         m == 0 || n == 0 || (m - 1) * stride + n <= out.len(),
         "a product reaches past its output"
     );
-    // SAFETY: the output is ours and large enough.
+    // SAFETY: the output is borrowed exclusively and large enough.
     unsafe { gemm_at(out.as_mut_ptr(), stride, a, b, add, threads) };
 }
 
-/// [`gemm`] into a place of which others may write what lies between its rows.
+/// Computes [`gemm`] through a pointer, so that other tasks may write the columns between its rows at the same
+/// time.
 ///
 /// # Safety
-/// The product's numbers at `out`, rows `stride` apart, must be allocated and no one else's meanwhile;
-/// they need not be set unless `add`.
+/// The elements of C, in rows that start `stride` apart at `out`, must be allocated, and no other task may access
+/// them during the call. They must be initialised if `add`.
 pub(crate) unsafe fn gemm_at(
     out: *mut f32,
     stride: usize,
@@ -163,7 +168,7 @@ pub(crate) unsafe fn gemm_at(
     }
     if k == 0 {
         for row in 0..if add { 0 } else { m } {
-            // SAFETY: as the caller says; zeros are a number.
+            // SAFETY: the caller guarantees that the row is allocated; all bits zero are the number 0.
             unsafe { out.add(row * stride).write_bytes(0, n) };
         }
         return;
@@ -171,11 +176,11 @@ pub(crate) unsafe fn gemm_at(
     a.check();
     b.check();
     let threads = match threads {
-        Threads::All if m * n * k >= WORTH_SHARING => rayon::current_num_threads(),
+        Threads::All if m * n * k >= MIN_PARALLEL_WORK => rayon::current_num_threads(),
         _ => 1,
     };
-    vectorize(Product {
-        out: Shared(out),
+    vectorize(F32Product {
+        out: SharedOutput(out),
         stride,
         a,
         b,
@@ -184,8 +189,8 @@ pub(crate) unsafe fn gemm_at(
     });
 }
 
-struct Product<'a> {
-    out: Shared,
+struct F32Product<'a> {
+    out: SharedOutput,
     stride: usize,
     a: Matrix<'a>,
     b: Matrix<'a>,
@@ -193,31 +198,31 @@ struct Product<'a> {
     threads: usize,
 }
 
-impl WithSimd for Product<'_> {
+impl WithSimd for F32Product<'_> {
     type Output = ();
 
     fn with_simd<S: Simd>(self, simd: S) {
-        // Twelve rows need 24 registers for the tile.
+        // A tile of twelve rows needs 24 registers for its sums.
         if S::REGISTER_COUNT >= 32 && S::F32_LANES >= 16 {
-            self.blocks::<S, 12>(simd);
+            self.multiply_blocks::<S, 12>(simd);
         } else {
-            self.blocks::<S, 6>(simd);
+            self.multiply_blocks::<S, 6>(simd);
         }
     }
 }
 
-impl Product<'_> {
-    /// Walks over blocks of rows of A and of k, and packs both operands of each.
-    fn blocks<S: Simd, const ROWS: usize>(self, simd: S) {
+impl F32Product<'_> {
+    /// Walks over blocks of rows of A, of k, and of columns of B, and packs both operands of each.
+    fn multiply_blocks<S: Simd, const ROWS: usize>(self, simd: S) {
         let Self { a, b, threads, .. } = self;
         let columns = 2 * S::F32_LANES;
-        let mut packed_a = pack::buffer();
-        let mut packed_b = pack::buffer();
+        let mut packed_a = pack::take_buffer();
+        let mut packed_b = pack::take_buffer();
         for row in (0..a.rows).step_by(BLOCK) {
             let rows = BLOCK.min(a.rows - row);
             for depth in (0..a.columns).step_by(BLOCK) {
                 let k = BLOCK.min(a.columns - depth);
-                let panels_a = pack_rows(
+                let panels_a = pack_or_borrow(
                     simd,
                     &mut packed_a,
                     ROWS,
@@ -226,12 +231,8 @@ impl Product<'_> {
                     (depth, k),
                     threads,
                 );
-                // Blocks of equal width, as many as keep B within its bytes.
-                let room = (PACKED_BYTES / size_of::<f32>() / k).max(columns);
-                let width = b
-                    .columns
-                    .div_ceil(b.columns.div_ceil(room))
-                    .next_multiple_of(columns);
+                let max_columns = (PACKED_BYTES / size_of::<f32>() / k).max(columns);
+                let width = equal_width(b.columns, max_columns, columns);
                 for column in (0..b.columns).step_by(width) {
                     let width = width.min(b.columns - column);
                     let panels_b = pack(
@@ -243,14 +244,14 @@ impl Product<'_> {
                         (depth, k),
                         threads,
                     );
-                    let part = Part {
+                    let block = OutputBlock {
                         a: panels_a,
                         b: panels_b,
-                        out: Shared(self.out.at(row * self.stride + column)),
+                        out: SharedOutput(self.out.at(row * self.stride + column)),
                         stride: self.stride,
                         add: self.add || depth > 0,
                     };
-                    part.tasks::<S, ROWS>(simd, threads);
+                    block.run_tasks::<S, ROWS>(simd, threads);
                 }
             }
         }
@@ -259,74 +260,82 @@ impl Product<'_> {
     }
 }
 
-/// A block of C and the packed panels that it is computed from.
-struct Part<'a> {
-    a: Panels<'a>,
-    b: Panels<'a>,
-    out: Shared,
+/// Width of the blocks into which `columns` are divided: all equal but the last, as few as possible with at most
+/// `max_columns` each, and a multiple of a tile's width.
+fn equal_width(columns: usize, max_columns: usize, tile_columns: usize) -> usize {
+    columns
+        .div_ceil(columns.div_ceil(max_columns))
+        .next_multiple_of(tile_columns)
+}
+
+/// A block of C and the panels of the operands that it is computed from.
+struct OutputBlock<'a> {
+    a: PackedPanels<'a>,
+    b: PackedPanels<'a>,
+    out: SharedOutput,
     stride: usize,
     add: bool,
 }
 
-impl Part<'_> {
-    fn tasks<S: Simd, const ROWS: usize>(&self, simd: S, threads: usize) {
-        let high = (TASK_ROWS / ROWS).max(1);
-        let wide = (TASK_COLUMNS / self.b.width).max(1);
-        let down = self.a.count().div_ceil(high);
-        let tasks = down * self.b.count().div_ceil(wide);
+impl OutputBlock<'_> {
+    fn run_tasks<S: Simd, const ROWS: usize>(&self, simd: S, threads: usize) {
+        let panels_a = (TASK_ROWS / ROWS).max(1);
+        let panels_b = (TASK_COLUMNS / self.b.width).max(1);
+        let tasks_down = self.a.count().div_ceil(panels_a);
+        let tasks = tasks_down * self.b.count().div_ceil(panels_b);
         let run = |task: usize| {
-            let (first_a, first_b) = (task % down * high, task / down * wide);
-            let last_a = self.a.count().min(first_a + high);
-            let last_b = self.b.count().min(first_b + wide);
-            simd.vectorize(Task::<ROWS> {
-                part: self,
+            let (first_a, first_b) = (task % tasks_down * panels_a, task / tasks_down * panels_b);
+            let last_a = self.a.count().min(first_a + panels_a);
+            let last_b = self.b.count().min(first_b + panels_b);
+            simd.vectorize(BlockTask::<ROWS> {
+                block: self,
                 a: first_a..last_a,
                 b: first_b..last_b,
             });
         };
-        for_each(tasks, threads, run);
+        run_tasks(tasks, threads, run);
     }
 }
 
-/// Panels of A times panels of B.
-struct Task<'a, const ROWS: usize> {
-    part: &'a Part<'a>,
+/// A task that multiplies some panels of A by some panels of B.
+struct BlockTask<'a, const ROWS: usize> {
+    block: &'a OutputBlock<'a>,
     a: std::ops::Range<usize>,
     b: std::ops::Range<usize>,
 }
 
-impl<const ROWS: usize> WithSimd for Task<'_, ROWS> {
+impl<const ROWS: usize> WithSimd for BlockTask<'_, ROWS> {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Part {
+        let OutputBlock {
             a,
             b,
             out,
             stride,
             add,
-        } = *self.part;
-        for depth in (0..a.k).step_by(DEPTH) {
-            let k = DEPTH.min(a.k - depth);
+        } = *self.block;
+        for depth in (0..a.steps).step_by(DEPTH) {
+            let k = DEPTH.min(a.steps - depth);
             for column in self.b.clone() {
                 for row in self.a.clone() {
-                    let (a_from, a_row, a_step) = a.rows_at(row, depth);
-                    // SAFETY: the panels hold `k` steps from `depth` on, and the tile's rows and columns
-                    // lie within C, where no other task writes.
+                    let (a_start, a_row, a_step) = a.rows_at(row, depth);
+                    // SAFETY: the panels hold `k` steps from `depth` on, and the tile's rows and columns are
+                    // within C, where no other task writes.
                     unsafe {
                         tile::<S, ROWS, 2>(
                             simd,
                             Tile {
                                 k,
-                                a: a_from,
+                                a: a_start,
                                 a_row,
                                 a_step,
                                 b: b.panel(column).add(depth * b.width),
                                 c: out.at(row * ROWS * stride + column * b.width),
                                 stride,
-                                rows: a.width_of(row),
-                                columns: b.width_of(column),
+                                rows: a.rows_of(row),
+                                columns: b.rows_of(column),
                                 add: add || depth > 0,
                             },
                         );
@@ -337,8 +346,8 @@ impl<const ROWS: usize> WithSimd for Task<'_, ROWS> {
     }
 }
 
-/// Runs tasks on the pool's threads, or one after another.
-pub(crate) fn for_each(tasks: usize, threads: usize, run: impl Fn(usize) + Send + Sync) {
+/// Runs tasks on the pool's threads if `threads` is above 1, and one after another otherwise.
+pub(crate) fn run_tasks(tasks: usize, threads: usize, run: impl Fn(usize) + Send + Sync) {
     if threads > 1 && tasks > 1 {
         (0..tasks).into_par_iter().with_max_len(1).for_each(run);
     } else {

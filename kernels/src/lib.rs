@@ -1,12 +1,28 @@
 //! Custom burn ops of Potstill, each with its CPU (Flex), CubeCL and autodiff forms.
 //!
-//! An op lives in a folder of its own: the file beside the folder is the public function, the
-//! backend trait and what it computes; `flex.rs` is the plain-loop form, `cube.rs` the GPU form,
-//! `autodiff.rs` the gradient, and `reference.rs` the same formula in tensor operations, which the
-//! tests hold the others to.
+//! | op | files | Flex | CubeCL | gradient |
+//! |---|---|---|---|---|
+//! | row statistics of logits over a support, and their gradient | `rows`, `rows/` | yes | yes | yes |
+//! | causal attention within documents, for training | `attention`, `attention/` | f32 | yes | yes |
+//! | attention over a paged KV cache, for generation | `paged`, `paged/` | yes | tensor operations | none |
+//! | capture of a teacher's sparse distribution | `capture`, `capture/` | yes | tensor operations | none |
+//! | linear layers | `linear`, on the products of `gemm` | f32, bf16 | burn's | yes |
+//! | RMS norm, SwiGLU, rotary positions | `norm`, `swiglu`, `rotary` | f32 | tensor operations | yes |
+//! | AdamW step, sum of squares | `adamw` | f32 | tensor operations | none |
+//! | row-wise accumulation into an embedding table | `embedding` | f32 | tensor operations | none |
+//! | softmax weights of one row in host memory | `weights` | host slices | none | none |
 //!
-//! Dimension suffixes of tensor names: `n` rows (batch × position), `v` vocabulary, `k` support,
-//! `c` ids that a support holds besides its top-k, `m` draws from the tail.
+//! The file with the op's name holds the public function, the backend trait and the formula. In the folder
+//! beside it, `flex.rs` is the plain-loop form, `cube.rs` the GPU form, `autodiff.rs` the gradient, and
+//! `reference.rs` the same formula in tensor operations. The tests compare the other forms with the
+//! reference. A small op has all its forms in one file.
+//!
+//! Shared by the ops: `flex` (CPU tensors as slices), `float` (the types that loops are generic over), `exp`
+//! (a vectorisable exponential), `simd` (dispatch on the processor's vectors) and `gemm` (matrix products).
+//!
+//! Dimension suffixes of tensor names: `n` rows (batch × position), `v` vocabulary, `k` support size, `c`
+//! columns of all heads (in `capture`: extra ids of a support), `m` tail draws, `d` model width, `e` width of
+//! one head, `i` inputs and `o` outputs of a linear layer, `s` slots of a KV-cache pool.
 
 mod adamw;
 mod attention;
@@ -14,6 +30,7 @@ mod capture;
 mod embedding;
 mod exp;
 mod flex;
+mod float;
 mod gemm;
 mod linear;
 mod memory;
@@ -23,22 +40,24 @@ mod rotary;
 mod rows;
 mod simd;
 mod swiglu;
+#[cfg(test)]
+mod test_numbers;
 mod weights;
 
 pub use adamw::{AdamStep, adamw, adamw_reference, sum_of_squares};
-pub use attention::{Attention, AttentionOps, attention, attention_reference};
-pub use capture::{Capture, CaptureRow, Captured, capture, reference::capture_reference};
+pub use attention::{AttentionOps, AttentionOptions, attention, attention_reference};
+pub use capture::{CaptureOptions, CaptureRow, Captured, capture, reference::capture_reference};
 pub use embedding::add_rows;
 pub use linear::{
     linear, linear_input_gradient, linear_into, linear_pair, linear_weight_gradient,
-    linear_weight_gradient_wide,
+    linear_weight_gradient_f32,
 };
-pub use memory::{one_heap, trim_heap};
+pub use memory::{trim_heap, use_one_heap};
 pub use norm::{rms_norm, rms_norm_reference};
 pub use paged::{PagedRow, paged_attention, paged_attention_reference, write_slots};
 pub use rotary::{rotary, rotary_reference};
 pub use rows::{
-    EMPTY_NATS, Head, MASKED, RowOps, RowStats, Sum, TAIL_FLOOR_NATS,
+    EMPTY_NATS, LogQSum, LogitTransform, MASKED, RowOps, RowStats, TAIL_FLOOR_NATS,
     reference::row_stats_reference, row_gradient, row_stats,
 };
 pub use swiglu::{swiglu, swiglu_linear, swiglu_reference};

@@ -1,15 +1,15 @@
-//! Linear layers: y = x·Wᵀ, with W as checkpoints have it, `[out, in]`.
+//! Linear layers: y = x·Wᵀ, with W `[out, in]` as in checkpoints.
 //!
 //! ```text
 //! y = x·Wᵀ          ∂L/∂x = ∂L/∂y·W          ∂L/∂W = (∂L/∂y)ᵀ·x
 //! ```
 //!
-//! On the CPU these are our own products, in f32 (see `gemm`) and in bf16 (see `gemm::half`: sums in f32,
-//! rounded once): W is read as it lies, for one row as for thousands, so nothing is packed for later and
-//! no second copy of a weight exists; and a row of y does not depend on the rows beside it, bit for bit.
-//! Elsewhere they are burn's.
+//! On the CPU the products are those of `gemm` in f32, and of `gemm::half` in bf16 with sums in f32 that are
+//! rounded once. They read W in its stored layout, whether x has one row or thousands, so no second, packed copy
+//! of a weight is kept. A row of y does not depend on the other rows, bit for bit. On other devices the products
+//! are burn's.
 
-// Products write to memory that nothing was written to before.
+// Products write to uninitialised memory.
 #![allow(unsafe_code)]
 
 mod half;
@@ -24,15 +24,17 @@ use burn::backend::autodiff::{
 };
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, Dispatch, Flex, backend_extension};
-use burn::tensor::{DType, Tensor};
+use burn::tensor::{DType, Element, Tensor};
 
-use crate::flex::{matrix, numbers, plain_f32, plain_half, shape2, whole, wide, written};
-use crate::gemm::{Matrix, Output, Threads, gemm, gemm_at, rows_by_rows};
+use crate::flex::{
+    compact, elements, is_cpu_f32, is_cpu_half, matrix, shape2, to_f32, vec_written_by,
+};
+use crate::gemm::{Matrix, Threads, WeightOutput, gemm, gemm_at, multiply_by_weights};
 
-/// x·Wᵀ: `[n, in]`, `[out, in]` → `[n, out]`; differentiable in both.
+/// Computes x·Wᵀ: `[n, in]`, `[out, in]` → `[n, out]`; differentiable in both.
 ///
 /// # Panics
-/// As burn's own operations do, on shapes that do not fit and on types that differ.
+/// Panics on shapes that do not fit and on types that differ, as burn's own operations do.
 #[must_use]
 pub fn linear(x_ni: Tensor<2>, weight_oi: Tensor<2>) -> Tensor<2> {
     let ([n, width], [_, columns]) = (x_ni.dims(), weight_oi.dims());
@@ -40,43 +42,51 @@ pub fn linear(x_ni: Tensor<2>, weight_oi: Tensor<2>) -> Tensor<2> {
         width, columns,
         "linear: {n} rows of {width} for a weight of {columns} columns"
     );
-    if ours(&x_ni, &weight_oi) {
+    if has_own_product(&x_ni, &weight_oi) {
         let (x, weight) = (x_ni.into_dispatch(), weight_oi.into_dispatch());
         Tensor::from_dispatch(<Dispatch as LinearOps>::linear_forward(x, weight))
-    } else if plain_half(&x_ni) {
+    } else if is_cpu_half(&x_ni) {
         let dtype = x_ni.dtype();
-        linear(wide(x_ni), wide(weight_oi)).cast(dtype)
+        linear(to_f32(x_ni), to_f32(weight_oi)).cast(dtype)
     } else {
         x_ni.matmul(weight_oi.transpose())
     }
 }
 
-/// [`linear`], not differentiable itself, over the memory of `buffer` where that has the result's shape and
-/// nobody else holds it: a walk over chunks then touches the same pages again instead of new ones.
+/// Computes [`linear`] into the memory of `buffer`, if that has the result's shape and is not shared. Not
+/// differentiable.
+///
+/// A loop over chunks that passes each result on as the next buffer reuses the same pages of memory.
+///
+/// # Panics
+/// Panics as [`linear`] does.
 #[must_use]
 pub fn linear_into(buffer: Option<Tensor<2>>, x_ni: Tensor<2>, weight_oi: Tensor<2>) -> Tensor<2> {
     match buffer {
-        Some(buffer) if ours(&x_ni, &weight_oi) && x_ni.dims()[1] == weight_oi.dims()[1] => {
+        Some(buffer)
+            if has_own_product(&x_ni, &weight_oi) && x_ni.dims()[1] == weight_oi.dims()[1] =>
+        {
             let (x, weight) = (x_ni.into_dispatch(), weight_oi.into_dispatch());
             let y = <Dispatch as LinearOps>::linear_into(buffer.into_dispatch(), x, weight);
             Tensor::from_dispatch(y)
         }
         buffer => {
-            // Before the result is allocated.
+            // The buffer is freed before the result is allocated.
             drop(buffer);
             linear(x_ni, weight_oi)
         }
     }
 }
 
-/// [`linear`] with two weights, as one product: x is read once.
+/// Computes [`linear`] with two weights as one product that reads x once.
 ///
 /// # Panics
-/// As [`linear`].
+/// Panics as [`linear`] does.
 #[must_use]
 pub fn linear_pair(x_ni: Tensor<2>, weights: [Tensor<2>; 2]) -> [Tensor<2>; 2] {
-    let together = |weight: &Tensor<2>| ours(&x_ni, weight) && x_ni.dims()[1] == weight.dims()[1];
-    if !weights.iter().all(together) {
+    let fits =
+        |weight: &Tensor<2>| has_own_product(&x_ni, weight) && x_ni.dims()[1] == weight.dims()[1];
+    if !weights.iter().all(fits) {
         return weights.map(|weight| linear(x_ni.clone(), weight));
     }
     let x = x_ni.into_dispatch();
@@ -85,34 +95,35 @@ pub fn linear_pair(x_ni: Tensor<2>, weights: [Tensor<2>; 2]) -> [Tensor<2>; 2] {
     [first, second].map(Tensor::from_dispatch)
 }
 
-/// ∂L/∂x of [`linear`] from ∂L/∂y: `[n, out]`, `[out, in]` → `[n, in]`; not differentiable itself.
+/// Computes ∂L/∂x of [`linear`] from ∂L/∂y: `[n, out]`, `[out, in]` → `[n, in]`. Not differentiable.
 #[must_use]
 pub fn linear_input_gradient(dy_no: Tensor<2>, weight_oi: Tensor<2>) -> Tensor<2> {
-    if ours(&dy_no, &weight_oi) {
+    if has_own_product(&dy_no, &weight_oi) {
         let (dy, weight) = (dy_no.into_dispatch(), weight_oi.into_dispatch());
         Tensor::from_dispatch(<Dispatch as LinearOps>::linear_input_gradient(dy, weight))
-    } else if plain_half(&dy_no) {
+    } else if is_cpu_half(&dy_no) {
         let dtype = dy_no.dtype();
-        linear_input_gradient(wide(dy_no), wide(weight_oi)).cast(dtype)
+        linear_input_gradient(to_f32(dy_no), to_f32(weight_oi)).cast(dtype)
     } else {
         dy_no.matmul(weight_oi)
     }
 }
 
-/// ∂L/∂W of [`linear`] from ∂L/∂y, added to `sum`: `[n, out]`, `[n, in]` and `[out, in]` → `[out, in]`;
-/// not differentiable itself. The sum is added to in place where nobody else holds it.
+/// Computes ∂L/∂W of [`linear`] from ∂L/∂y and adds it to `sum`: `[n, out]`, `[n, in]` and `[out, in]` →
+/// `[out, in]`. Not differentiable. `sum` is updated in place if its storage is not shared.
 #[must_use]
 pub fn linear_weight_gradient(
     dy_no: Tensor<2>,
     x_ni: Tensor<2>,
     sum: Option<Tensor<2>>,
 ) -> Tensor<2> {
-    let all_ours = ours(&dy_no, &x_ni) && sum.as_ref().is_none_or(|sum| ours(sum, &dy_no));
-    if !all_ours && plain_half(&dy_no) {
-        let (dtype, sum) = (dy_no.dtype(), sum.map(wide));
-        return linear_weight_gradient(wide(dy_no), wide(x_ni), sum).cast(dtype);
+    let sum_fits = sum.as_ref().is_none_or(|sum| has_own_product(sum, &dy_no));
+    let own = has_own_product(&dy_no, &x_ni) && sum_fits;
+    if !own && is_cpu_half(&dy_no) {
+        let (dtype, sum) = (dy_no.dtype(), sum.map(to_f32));
+        return linear_weight_gradient(to_f32(dy_no), to_f32(x_ni), sum).cast(dtype);
     }
-    if !all_ours {
+    if !own {
         let gradient = dy_no.transpose().matmul(x_ni);
         return match sum {
             Some(sum) => sum + gradient,
@@ -122,16 +133,16 @@ pub fn linear_weight_gradient(
     let (dy, x) = (dy_no.into_dispatch(), x_ni.into_dispatch());
     Tensor::from_dispatch(match sum {
         Some(sum) => {
-            <Dispatch as LinearOps>::linear_weight_gradient_onto(sum.into_dispatch(), dy, x)
+            <Dispatch as LinearOps>::add_linear_weight_gradient(sum.into_dispatch(), dy, x)
         }
         None => <Dispatch as LinearOps>::linear_weight_gradient(dy, x),
     })
 }
 
-/// As [`linear_weight_gradient`], but summed and given in f32 where the operands are of half precision:
-/// what many chunks leave on one weight does not vanish in the rounding of the sum.
+/// Computes [`linear_weight_gradient`] with the sum and the result in f32 if the operands are f16 or bf16, so that
+/// the contributions of many chunks to one weight are not lost in the rounding of the sum.
 #[must_use]
-pub fn linear_weight_gradient_wide(
+pub fn linear_weight_gradient_f32(
     dy_no: Tensor<2>,
     x_ni: Tensor<2>,
     sum: Option<Tensor<2>>,
@@ -139,53 +150,53 @@ pub fn linear_weight_gradient_wide(
     if !matches!(dy_no.dtype(), DType::BF16 | DType::F16) {
         return linear_weight_gradient(dy_no, x_ni, sum);
     }
-    if plain_half(&dy_no) {
-        return linear_weight_gradient(wide(dy_no), wide(x_ni), sum);
+    if is_cpu_half(&dy_no) {
+        return linear_weight_gradient(to_f32(dy_no), to_f32(x_ni), sum);
     }
-    // Elsewhere halves are multiplied with sums in f32, and only a chunk's result is rounded.
-    let gradient = wide(dy_no.transpose().matmul(x_ni));
+    // On other devices, products of half precisions are summed in f32, and only a chunk's result is rounded.
+    let gradient = to_f32(dy_no.transpose().matmul(x_ni));
     match sum {
         Some(sum) => sum + gradient,
         None => gradient,
     }
 }
 
-/// Whether our own products take both as they lie: f32 or bf16, on the CPU.
-fn ours(a: &Tensor<2>, b: &Tensor<2>) -> bool {
+/// Whether the products of `gemm` take both tensors without conversion: both f32 or both bf16, on the CPU.
+fn has_own_product(a: &Tensor<2>, b: &Tensor<2>) -> bool {
     a.dtype() == b.dtype()
         && a.dtype() != DType::F16
-        && [a, b].into_iter().all(|x| plain_f32(x) || plain_half(x))
+        && [a, b].into_iter().all(|x| is_cpu_f32(x) || is_cpu_half(x))
 }
 
-/// The three products, in f32 or bf16.
+/// The forward product and the two gradients, in f32 or bf16.
 #[backend_extension(Flex, Autodiff)]
 pub(crate) trait LinearOps: Backend {
     /// `[n, in]`, `[out, in]` → `[n, out]`.
     fn linear_forward(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self>;
 
-    /// As the forward product, over the buffer if it serves.
+    /// Computes the forward product, into the buffer's memory if its shape and type fit and it is not shared.
     fn linear_into(
         buffer: FloatTensor<Self>,
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
     ) -> FloatTensor<Self>;
 
-    /// `[n, in]` and two weights → `[n, out]` of each.
+    /// `[n, in]` and two weights `[out, in]` → `[n, out]` for each weight.
     fn linear_pair(
         x: FloatTensor<Self>,
         first: FloatTensor<Self>,
         second: FloatTensor<Self>,
     ) -> (FloatTensor<Self>, FloatTensor<Self>);
 
-    /// `[n, out]`, `[out, in]` → `[n, in]`.
+    /// ∂L/∂y `[n, out]`, W `[out, in]` → ∂L/∂x `[n, in]`.
     fn linear_input_gradient(dy: FloatTensor<Self>, weight: FloatTensor<Self>)
     -> FloatTensor<Self>;
 
-    /// `[n, out]`, `[n, in]` → `[out, in]`.
+    /// ∂L/∂y `[n, out]`, x `[n, in]` → ∂L/∂W `[out, in]`.
     fn linear_weight_gradient(dy: FloatTensor<Self>, x: FloatTensor<Self>) -> FloatTensor<Self>;
 
-    /// `[out, in]`, `[n, out]`, `[n, in]` → `[out, in]`.
-    fn linear_weight_gradient_onto(
+    /// A sum `[out, in]`, ∂L/∂y `[n, out]`, x `[n, in]` → the sum plus ∂L/∂W `[out, in]`.
+    fn add_linear_weight_gradient(
         sum: FloatTensor<Self>,
         dy: FloatTensor<Self>,
         x: FloatTensor<Self>,
@@ -199,9 +210,9 @@ impl LinearOps for Flex {
             return half::forward(&x, &weight);
         }
         let ([n, _], [columns, _]) = (shape2(&x), shape2(&weight));
-        let write = |y: &mut _| rows_by_rows(view(&x), [output(&weight, y)]);
-        // SAFETY: a product writes all of its output.
-        matrix(unsafe { written(n * columns, write) }, [n, columns])
+        let write = |y: &mut _| multiply_by_weights(view(&x), [output(&weight, y)]);
+        // SAFETY: the product writes all of its output.
+        matrix(unsafe { vec_written_by(n * columns, write) }, [n, columns])
     }
 
     fn linear_into(
@@ -211,21 +222,21 @@ impl LinearOps for Flex {
     ) -> FloatTensor<Self> {
         let shape = [shape2(&x)[0], shape2(&weight)[0]];
         let mut y = buffer;
-        let serves = x.dtype() == DType::F32
+        let fits = x.dtype() == DType::F32
             && y.dtype() == DType::F32
             && shape2(&y) == shape
             && y.is_unique()
             && y.is_contiguous()
             && y.storage::<f32>().len() == shape[0] * shape[1];
-        if !serves {
+        if !fits {
             drop(y);
             return Self::linear_forward(x, weight);
         }
         let (x, weight) = (x.to_contiguous(), weight.to_contiguous());
         let numbers: *mut [f32] = y.storage_mut::<f32>();
-        // SAFETY: the product writes numbers to all of it and reads none; nobody else holds it.
+        // SAFETY: the buffer is not shared, and the product writes numbers to all of it and reads none.
         let out = unsafe { &mut *(numbers as *mut [MaybeUninit<f32>]) };
-        rows_by_rows(view(&x), [output(&weight, out)]);
+        multiply_by_weights(view(&x), [output(&weight, out)]);
         y
     }
 
@@ -241,12 +252,12 @@ impl LinearOps for Flex {
         let [x, first, second] = [x, first, second].map(|tensor| tensor.to_contiguous());
         let [n, a, b] = [&x, &first, &second].map(|tensor| shape2(tensor)[0]);
         let mut other = Vec::new();
-        // SAFETY: a product writes all of its outputs.
+        // SAFETY: the product writes all of its outputs.
         let y = unsafe {
-            written(n * a, |y| {
-                other = written(n * b, |other| {
+            vec_written_by(n * a, |y| {
+                other = vec_written_by(n * b, |other| {
                     let outputs = [output(&first, y), output(&second, other)];
-                    rows_by_rows(view(&x), outputs);
+                    multiply_by_weights(view(&x), outputs);
                 });
             })
         };
@@ -264,16 +275,16 @@ impl LinearOps for Flex {
         product(dy.to_contiguous(), x.to_contiguous(), true)
     }
 
-    fn linear_weight_gradient_onto(
+    fn add_linear_weight_gradient(
         sum: FloatTensor<Self>,
         dy: FloatTensor<Self>,
         x: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
         let (dy, x) = (dy.to_contiguous(), x.to_contiguous());
         if x.dtype() == DType::BF16 {
-            return half::onto(sum, &dy, &x);
+            return half::add_transposed_product(sum, &dy, &x);
         }
-        let mut sum = whole(sum);
+        let mut sum = compact(sum);
         let [_, columns] = shape2(&sum);
         let (left, right) = (view(&dy).transposed(), view(&x));
         gemm(
@@ -288,17 +299,18 @@ impl LinearOps for Flex {
     }
 }
 
-fn output<'a>(weight: &'a FloatTensor<Flex>, out: &'a mut [MaybeUninit<f32>]) -> Output<'a> {
+fn output<'a>(weight: &'a FloatTensor<Flex>, out: &'a mut [MaybeUninit<f32>]) -> WeightOutput<'a> {
     let weight = view(weight);
-    Output { weight, out }
+    WeightOutput { weight, out }
 }
 
-fn view(tensor: &FloatTensor<Flex>) -> Matrix<'_> {
+/// Views a contiguous tensor as a matrix.
+fn view<E: Element + bytemuck::Pod>(tensor: &FloatTensor<Flex>) -> Matrix<'_, E> {
     let [rows, columns] = shape2(tensor);
-    Matrix::new(numbers(tensor), rows, columns)
+    Matrix::new(elements(tensor), rows, columns)
 }
 
-/// A·B or Aᵀ·B.
+/// Computes A·B, or Aᵀ·B if `transposed`.
 fn product(a: FloatTensor<Flex>, b: FloatTensor<Flex>, transposed: bool) -> FloatTensor<Flex> {
     if a.dtype() == DType::BF16 {
         return half::product(&a, &b, transposed);
@@ -310,7 +322,7 @@ fn product(a: FloatTensor<Flex>, b: FloatTensor<Flex>, transposed: bool) -> Floa
     let (rows, columns) = (left.rows, right.columns);
     // SAFETY: the output is as large as the product, which writes all of it.
     let out = unsafe {
-        written(rows * columns, |out| {
+        vec_written_by(rows * columns, |out| {
             let out = out.as_mut_ptr().cast();
             gemm_at(out, columns, left, right, false, Threads::All);
         })
@@ -322,7 +334,7 @@ fn product(a: FloatTensor<Flex>, b: FloatTensor<Flex>, transposed: bool) -> Floa
 struct LinearBackward;
 
 impl<B: Backend + LinearOps> Backward<B, 2> for LinearBackward {
-    /// x where the weight is trained, the weight where x is tracked.
+    /// The nodes of x, kept if the weight is tracked, and of the weight, kept if x is tracked.
     type State = (Option<NodeId>, Option<NodeId>);
 
     fn backward(
@@ -340,18 +352,18 @@ impl<B: Backend + LinearOps> Backward<B, 2> for LinearBackward {
             grads,
             |dy| match weight {
                 Some(weight) => B::linear_input_gradient(dy, weight),
-                None => unreachable!("the weight is kept for an x that is tracked"),
+                None => unreachable!("the weight is kept if x is tracked"),
             },
             |dy| match x {
                 Some(x) => B::linear_weight_gradient(dy, x),
-                None => unreachable!("x is kept for a weight that is tracked"),
+                None => unreachable!("x is kept if the weight is tracked"),
             },
         );
     }
 }
 
-/// The node of a product that was computed.
-fn node<B: Backend + LinearOps, C: CheckpointStrategy>(
+/// Adds a computed product y = x·Wᵀ to the autodiff graph.
+fn track<B: Backend + LinearOps, C: CheckpointStrategy>(
     x: &FloatTensor<Autodiff<B, C>>,
     weight: &FloatTensor<Autodiff<B, C>>,
     y: FloatTensor<B>,
@@ -373,7 +385,7 @@ fn node<B: Backend + LinearOps, C: CheckpointStrategy>(
 impl<B: Backend + LinearOps, C: CheckpointStrategy> LinearOps for Autodiff<B, C> {
     fn linear_forward(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
         let [values, weights] = [&x, &weight].map(|tensor| tensor.clone().into_primitive());
-        node::<B, C>(&x, &weight, B::linear_forward(values, weights))
+        track::<B, C>(&x, &weight, B::linear_forward(values, weights))
     }
 
     fn linear_into(
@@ -393,8 +405,8 @@ impl<B: Backend + LinearOps, C: CheckpointStrategy> LinearOps for Autodiff<B, C>
         let [values, a, b] = [&x, &first, &second].map(|tensor| tensor.clone().into_primitive());
         let (y, other) = B::linear_pair(values, a, b);
         (
-            node::<B, C>(&x, &first, y),
-            node::<B, C>(&x, &second, other),
+            track::<B, C>(&x, &first, y),
+            track::<B, C>(&x, &second, other),
         )
     }
 
@@ -402,7 +414,7 @@ impl<B: Backend + LinearOps, C: CheckpointStrategy> LinearOps for Autodiff<B, C>
         dy: FloatTensor<Self>,
         weight: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
-        // A gradient is a constant here: no second derivative is offered.
+        // The gradient is a constant to autodiff: there is no second derivative.
         FloatTensor::<Self>::new(B::linear_input_gradient(
             dy.into_primitive(),
             weight.into_primitive(),
@@ -416,12 +428,12 @@ impl<B: Backend + LinearOps, C: CheckpointStrategy> LinearOps for Autodiff<B, C>
         ))
     }
 
-    fn linear_weight_gradient_onto(
+    fn add_linear_weight_gradient(
         sum: FloatTensor<Self>,
         dy: FloatTensor<Self>,
         x: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
         let [sum, dy, x] = [sum, dy, x].map(FloatTensor::<Self>::into_primitive);
-        FloatTensor::<Self>::new(B::linear_weight_gradient_onto(sum, dy, x))
+        FloatTensor::<Self>::new(B::add_linear_weight_gradient(sum, dy, x))
     }
 }

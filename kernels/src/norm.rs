@@ -1,4 +1,4 @@
-//! RMS norm (Zhang and Sennrich 2019): y = g · x / √(mean(x²) + ε), row by row.
+//! RMS norm of each row (Zhang and Sennrich 2019): y = g · x / √(mean(x²) + ε).
 //!
 //! With r = 1 / √(mean(x²) + ε) and d columns:
 //!
@@ -7,7 +7,7 @@
 //! ∂L/∂g_j = Σ_rows ∂L/∂y_j · x_j · r
 //! ```
 
-// Memory that is written once is not filled with zeros first.
+// Outputs are allocated without being zeroed, because every element is written once.
 #![allow(unsafe_code)]
 
 use std::marker::PhantomData;
@@ -30,15 +30,16 @@ use burn::tensor::{DType, Tensor};
 use rayon::prelude::*;
 
 use crate::flex::{
-    matrix, numbers, plain_f32, plain_half, rows_a_task, shape2, vector, wide, written,
+    elements, is_cpu_f32, is_cpu_half, matrix, rows_per_task, shape2, to_f32, vec_written_by,
+    vector,
 };
 use crate::simd::vectorize_closure;
 
-/// g · x / √(mean(x²) + ε): `[n, d]`, `[d]` → `[n, d]`; differentiable in both. Half precisions take the
-/// statistics in f32.
+/// Computes g · x / √(mean(x²) + ε): `[n, d]`, `[d]` → `[n, d]`; differentiable in both. The statistics of f16
+/// and bf16 rows are computed in f32.
 ///
 /// # Panics
-/// As burn's own operations do, on shapes that do not fit.
+/// Panics on shapes that do not fit, as burn's own operations do.
 #[must_use]
 pub fn rms_norm(x_nd: Tensor<2>, gain_d: Tensor<1>, epsilon: f64) -> Tensor<2> {
     assert_eq!(
@@ -46,18 +47,18 @@ pub fn rms_norm(x_nd: Tensor<2>, gain_d: Tensor<1>, epsilon: f64) -> Tensor<2> {
         gain_d.dims()[0],
         "rms_norm: columns and gains"
     );
-    if plain_f32(&x_nd) && plain_f32(&gain_d) {
+    if is_cpu_f32(&x_nd) && is_cpu_f32(&gain_d) {
         let (x, gain) = (x_nd.into_dispatch(), gain_d.into_dispatch());
         Tensor::from_dispatch(<Dispatch as NormOps>::rms_norm(x, gain, epsilon))
-    } else if plain_half(&x_nd) {
+    } else if is_cpu_half(&x_nd) {
         let dtype = x_nd.dtype();
-        rms_norm(wide(x_nd), wide(gain_d), epsilon).cast(dtype)
+        rms_norm(to_f32(x_nd), to_f32(gain_d), epsilon).cast(dtype)
     } else {
         rms_norm_reference(x_nd, gain_d, epsilon)
     }
 }
 
-/// [`rms_norm`] in tensor operations.
+/// Computes [`rms_norm`] in tensor operations.
 #[must_use]
 pub fn rms_norm_reference(x_nd: Tensor<2>, gain_d: Tensor<1>, epsilon: f64) -> Tensor<2> {
     let dtype = x_nd.dtype();
@@ -73,13 +74,13 @@ pub fn rms_norm_reference(x_nd: Tensor<2>, gain_d: Tensor<1>, epsilon: f64) -> T
     normed_nd * gain_d.unsqueeze()
 }
 
-/// The norm and its gradients, in f32.
+/// The norm and its gradients in f32.
 #[backend_extension(Flex, Autodiff)]
 pub(crate) trait NormOps: Backend {
     /// `[n, d]`, `[d]` → `[n, d]`.
     fn rms_norm(x: FloatTensor<Self>, gain: FloatTensor<Self>, epsilon: f64) -> FloatTensor<Self>;
 
-    /// ∂L/∂y `[n, d]`, x `[n, d]` and the gain `[d]` → ∂L/∂x `[n, d]` and ∂L/∂g `[d]`.
+    /// Returns ∂L/∂x `[n, d]` and ∂L/∂g `[d]` from ∂L/∂y `[n, d]`, x `[n, d]` and the gain `[d]`.
     fn rms_norm_gradient(
         dy: FloatTensor<Self>,
         x: FloatTensor<Self>,
@@ -92,15 +93,15 @@ impl NormOps for Flex {
     fn rms_norm(x: FloatTensor<Self>, gain: FloatTensor<Self>, epsilon: f64) -> FloatTensor<Self> {
         let (x, gain) = (x.to_contiguous(), gain.to_contiguous());
         let [n, d] = shape2(&x);
-        let (values, gain) = (numbers(&x), numbers(&gain));
-        let share = rows_a_task(d) * d.max(1);
+        let (values, gain) = (elements::<f32>(&x), elements::<f32>(&gain));
+        let chunk = rows_per_task(d) * d.max(1);
         let write = |y: &mut [MaybeUninit<f32>]| {
-            (y.par_chunks_mut(share).zip(values.par_chunks(share))).for_each(|(y, x)| {
+            (y.par_chunks_mut(chunk).zip(values.par_chunks(chunk))).for_each(|(y, x)| {
                 vectorize_closure(
                     #[inline(always)]
                     || {
                         for (y, x) in y.chunks_mut(d).zip(x.chunks(d)) {
-                            let r = scale(x, epsilon);
+                            let r = inverse_rms(x, epsilon);
                             for ((y, x), g) in y.iter_mut().zip(x).zip(gain) {
                                 y.write(x * r * g);
                             }
@@ -109,8 +110,8 @@ impl NormOps for Flex {
                 );
             });
         };
-        // SAFETY: x has as many numbers as y.
-        let y = unsafe { written(n * d, write) };
+        // SAFETY: x has as many numbers as y, so `write` covers all of y.
+        let y = unsafe { vec_written_by(n * d, write) };
         matrix(y, [n, d])
     }
 
@@ -122,13 +123,17 @@ impl NormOps for Flex {
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         let [dy, x, gain] = [dy, x, gain].map(|tensor| tensor.to_contiguous());
         let [n, d] = shape2(&x);
-        let (dy, x, gain) = (numbers(&dy), numbers(&x), numbers(&gain));
-        let share = rows_a_task(d) * d.max(1);
-        // Shares have a size of their own, so the sums do not depend on the number of threads.
-        let mut parts: Vec<Vec<f32>> = Vec::new();
+        let (dy, x, gain) = (
+            elements::<f32>(&dy),
+            elements::<f32>(&x),
+            elements::<f32>(&gain),
+        );
+        let chunk = rows_per_task(d) * d.max(1);
+        // The size of a chunk is fixed, so the sums do not depend on the number of threads.
+        let mut chunk_gradients: Vec<Vec<f32>> = Vec::new();
         let write = |dx: &mut [MaybeUninit<f32>]| {
-            (dx.par_chunks_mut(share))
-                .zip(dy.par_chunks(share).zip(x.par_chunks(share)))
+            (dx.par_chunks_mut(chunk))
+                .zip(dy.par_chunks(chunk).zip(x.par_chunks(chunk)))
                 .map(|(dx, (dy, x))| {
                     let mut dg = vec![0.0; d];
                     vectorize_closure(
@@ -142,18 +147,19 @@ impl NormOps for Flex {
                     );
                     dg
                 })
-                .collect_into_vec(&mut parts);
+                .collect_into_vec(&mut chunk_gradients);
         };
-        // SAFETY: dy and x have as many numbers as dx.
-        let dx = unsafe { written(n * d, write) };
+        // SAFETY: dy and x have as many numbers as dx, so `write` covers all of dx.
+        let dx = unsafe { vec_written_by(n * d, write) };
         let mut dg = vec![0.0; d];
-        for part in parts {
-            dg.iter_mut().zip(part).for_each(|(sum, part)| *sum += part);
+        for chunk in chunk_gradients {
+            dg.iter_mut().zip(chunk).for_each(|(sum, x)| *sum += x);
         }
         (matrix(dx, [n, d]), vector(dg))
     }
 }
 
+/// Writes ∂L/∂x of one row and adds the row's part of ∂L/∂g to `dg`.
 #[inline(always)]
 fn gradient_row(
     dx: &mut [MaybeUninit<f32>],
@@ -163,7 +169,7 @@ fn gradient_row(
     epsilon: f64,
     dg: &mut [f32],
 ) {
-    let r = scale(x, epsilon);
+    let r = inverse_rms(x, epsilon);
     let mut sums = [0.0f32; LANES];
     let columns = dy
         .chunks(LANES)
@@ -182,12 +188,12 @@ fn gradient_row(
     }
 }
 
-/// Sums that are kept beside one another: a sum in order could not be vectorised.
+/// Independent partial sums: a sum in order could not be vectorised.
 const LANES: usize = 16;
 
-/// 1 / √(mean(x²) + ε).
+/// Computes 1 / √(mean(x²) + ε) of one row.
 #[inline(always)]
-fn scale(x: &[f32], epsilon: f64) -> f32 {
+fn inverse_rms(x: &[f32], epsilon: f64) -> f32 {
     let mut sums = [0.0f32; LANES];
     for x in x.chunks(LANES) {
         for (sum, x) in sums.iter_mut().zip(x) {
@@ -198,16 +204,16 @@ fn scale(x: &[f32], epsilon: f64) -> f32 {
     1.0 / (mean + epsilon as f32).sqrt()
 }
 
-/// How the output is had again in the backward pass.
+/// Recomputes the output in the backward pass.
 #[derive(Debug)]
-struct NormAgain<B> {
+struct NormRecomputation<B> {
     x: NodeId,
     gain: NodeId,
     epsilon: f64,
     backend: PhantomData<B>,
 }
 
-impl<B: Backend + NormOps> RetroForward for NormAgain<B> {
+impl<B: Backend + NormOps> RetroForward for NormRecomputation<B> {
     fn forward(&self, states: &mut BackwardStates, out_node: NodeId) {
         let x = states.get_state::<FloatTensor<B>>(&self.x);
         let gain = states.get_state::<FloatTensor<B>>(&self.gain);
@@ -244,18 +250,19 @@ impl<B: Backend + NormOps> Backward<B, 2> for NormBackward {
 
 impl<B: Backend + NormOps, C: CheckpointStrategy> NormOps for Autodiff<B, C> {
     fn rms_norm(x: FloatTensor<Self>, gain: FloatTensor<Self>, epsilon: f64) -> FloatTensor<Self> {
-        let again = NormAgain::<B> {
+        let recomputation = NormRecomputation::<B> {
             x: x.node().id(),
             gain: gain.node().id(),
             epsilon,
             backend: PhantomData,
         };
-        // Whatever the strategy of the rest: what follows needs y for its own gradient, x is kept
-        // anyway, and computing y again costs a hundredth of a product.
+        // The output is recomputed whatever checkpointing strategy the rest of the graph has: the layer after
+        // the norm needs y for its own gradient, x is kept anyway, and computing y again costs a hundredth of a
+        // matrix product.
         let prepared = NormBackward
             .prepare::<BalancedCheckpointing>([x.node(), gain.node()])
             .memory_bound()
-            .retro_forward(again)
+            .retro_forward(recomputation)
             .parents([&x, &gain])
             .stateful();
         match prepared {

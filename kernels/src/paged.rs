@@ -1,45 +1,47 @@
-//! Attention over keys and values that sequences hold in pages of a shared pool.
+//! Attention over a paged KV cache: sequences hold their keys and values in pages of a shared pool.
 //!
-//! A pool is one tensor `[s, c]` of slots, c = g·e (heads times their width). A page is `page_size`
-//! slots behind one another; a sequence has a list of pages, and its position p lies in slot
+//! A pool is one tensor `[s, c]` of slots, where c = g·e is the number of key heads times their width. A page is
+//! `page_size` consecutive slots. A sequence has a list of pages, and the slot of its position p is
 //!
 //! ```text
 //! pages[p / page_size] · page_size + p mod page_size
 //! ```
 //!
-//! so that sequences of any length share one pool, and equal beginnings share pages. Each row of
-//! queries i sees the first `length` positions of its sequence:
+//! so that sequences of any length share one pool, and sequences with equal beginnings share pages. Row i of the queries
+//! sees the first `length` positions of its sequence:
 //!
 //! ```text
 //! out_i = Σ_p softmax_p(q_i · k_p / √e) v_p,   p < length
 //! ```
 //!
-//! What a row gives depends on that row and its positions alone, bit for bit: not on the other rows,
-//! on the page size, on which pages it has, or on the number of threads. Query head j reads key head
-//! j / (h / g); keys and values are read where they lie, once for all h / g queries that share them.
+//! The result of a row depends on that row and its positions only, bit for bit: not on the other rows, the page size,
+//! the choice of pages or the number of threads. Query head j reads key head j / (h / g). Keys and values are read in
+//! place, once for all h / g queries that share them.
 //!
-//! These run under generation and have no gradient, so they are plain functions: the loops of
-//! `flex.rs` on the CPU, and the tensor operations of `reference.rs` on every other device.
+//! Generation needs no gradient, so these are plain functions: the loops of `flex.rs` on the CPU, and the tensor
+//! operations of `reference.rs` on all other devices.
 
 mod flex;
 mod reference;
 
-use burn::backend::{DispatchDevice, Flex};
+use burn::backend::Flex;
 use burn::tensor::Tensor;
+
+use crate::flex::is_on_cpu;
 
 pub use reference::paged_attention_reference;
 
-/// Where one row of queries finds its keys and values.
+/// The keys and values that one row of queries sees.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct PagedRow<'a> {
     /// Pages of the row's sequence, in the order of its positions.
     pub pages: &'a [u32],
-    /// How many positions the row sees, from the first; at least 1.
+    /// Number of positions that the row sees, from the first; at least 1.
     pub length: usize,
 }
 
 impl PagedRow<'_> {
-    /// The slot of each position that is seen.
+    /// Returns the slots of the positions that the row sees.
     fn slots(&self, page_size: usize) -> impl Iterator<Item = usize> {
         let pages = self.pages.iter();
         pages
@@ -48,16 +50,16 @@ impl PagedRow<'_> {
     }
 }
 
-/// Attention of each row of `q_nc` to the positions that `rows` names; a constant to autodiff.
+/// Computes attention of each row of `q_nc` to the positions in `rows`. The result is a constant to autodiff.
 ///
 /// # Shapes
 /// - `q_nc`: `[n, h·e]` with `heads` = h, f64, f32, f16 or bf16.
-/// - `keys_sc`, `values_sc`: pools `[s, g·e]` in the same type; h is a multiple of g.
-/// - `rows`: n of them.
-/// - result: `[n, h·e]` in that type. Sums are in f32 at least.
+/// - `keys_sc`, `values_sc`: pools `[s, g·e]` of the same type; h is a multiple of g.
+/// - `rows`: n entries.
+/// - result: `[n, h·e]` of the same type. Sums are in f32, or in f64 for f64.
 ///
 /// # Panics
-/// On shapes that do not fit, and on rows that name no position or one outside of the pool.
+/// Panics on shapes that do not fit, and on rows that see no position or one outside the pool.
 pub fn paged_attention(
     q_nc: Tensor<2>,
     keys_sc: Tensor<2>,
@@ -68,7 +70,7 @@ pub fn paged_attention(
 ) -> Tensor<2> {
     check(&q_nc, &keys_sc, &values_sc, rows, page_size, heads);
     let [q_nc, keys_sc, values_sc] = [q_nc, keys_sc, values_sc].map(Tensor::without_autodiff);
-    if on_flex(&q_nc) {
+    if is_on_cpu(&q_nc) {
         let [q, keys, values] = [q_nc, keys_sc, values_sc].map(flex_tensor);
         let out = flex::attend(&q, &keys, &values, rows, page_size, heads);
         return Tensor::from_primitive::<Flex>(out);
@@ -76,25 +78,28 @@ pub fn paged_attention(
     paged_attention_reference(q_nc, keys_sc, values_sc, rows, page_size, heads)
 }
 
-/// The pool with row i of `rows_nc` in slot `slots[i]`; in place where nothing else holds the pool.
+/// Writes row i of `rows_nc` to slot `slots[i]` of the pool, in place if the pool's storage is not shared.
 ///
-/// `pool_sc`: `[s, c]`, `rows_nc`: `[n, c]` in the same type, `slots`: n of them, each at most once.
+/// # Shapes
+/// - `pool_sc`: `[s, c]`.
+/// - `rows_nc`: `[n, c]` of the same type.
+/// - `slots`: n slots, all different.
 ///
 /// # Panics
-/// On shapes that do not fit, and on slots outside of the pool.
+/// Panics on shapes that do not fit, and on slots outside the pool.
 pub fn write_slots(pool_sc: Tensor<2>, rows_nc: Tensor<2>, slots: &[usize]) -> Tensor<2> {
     let ([s, c], [n, columns]) = (pool_sc.dims(), rows_nc.dims());
     assert!(
         columns == c && n == slots.len() && slots.iter().all(|slot| *slot < s),
-        "write_slots: {n} rows of {columns} into {} slots of a pool [{s}, {c}]",
+        "write_slots: {n} rows of {columns} columns do not fit {} slots of a pool [{s}, {c}]",
         slots.len(),
     );
     let [pool_sc, rows_nc] = [pool_sc, rows_nc].map(Tensor::without_autodiff);
-    if on_flex(&pool_sc) {
-        let pool = flex::write(flex_tensor(pool_sc), &flex_tensor(rows_nc), slots);
+    if is_on_cpu(&pool_sc) {
+        let pool = flex::write_slots(flex_tensor(pool_sc), &flex_tensor(rows_nc), slots);
         return Tensor::from_primitive::<Flex>(pool);
     }
-    reference::write(pool_sc, rows_nc, slots)
+    reference::write_slots(pool_sc, rows_nc, slots)
 }
 
 fn check(
@@ -105,17 +110,17 @@ fn check(
     page_size: usize,
     heads: usize,
 ) {
-    let ([n, c], [s, wide]) = (q_nc.dims(), keys_sc.dims());
+    let ([n, c], [s, width]) = (q_nc.dims(), keys_sc.dims());
     let e = c / heads.max(1);
     assert!(
-        e > 0 && c == heads * e && wide > 0 && wide % e == 0 && heads.is_multiple_of(wide / e),
-        "paged_attention: queries [{n}, {c}] of {heads} heads do not fit keys [{s}, {wide}]"
+        e > 0 && c == heads * e && width > 0 && width % e == 0 && heads.is_multiple_of(width / e),
+        "paged_attention: queries [{n}, {c}] of {heads} heads do not fit keys [{s}, {width}]"
     );
-    assert_eq!(values_sc.dims(), [s, wide], "paged_attention: values");
+    assert_eq!(values_sc.dims(), [s, width], "paged_attention: values");
     assert_eq!(
         rows.len(),
         n,
-        "paged_attention: rows of queries and of pages"
+        "paged_attention: number of rows of the queries and of `rows`"
     );
     for (row, paged) in rows.iter().enumerate() {
         let seen = paged.length.div_ceil(page_size.max(1));
@@ -126,15 +131,11 @@ fn check(
                 && inside
                     .into_iter()
                     .all(|page| (*page as usize + 1) * page_size <= s),
-            "paged_attention: row {row} sees {} positions of {} pages, the pool has {s} slots",
+            "paged_attention: row {row} sees {} positions of {} pages, and the pool has {s} slots",
             paged.length,
             paged.pages.len()
         );
     }
-}
-
-fn on_flex(tensor: &Tensor<2>) -> bool {
-    matches!(tensor.device().as_dispatch(), DispatchDevice::Flex(_))
 }
 
 fn flex_tensor(tensor: Tensor<2>) -> burn::backend::flex::FlexTensor {

@@ -1,14 +1,14 @@
-//! Rotary positions (Su et al. 2021), in the halves that Hugging Face checkpoints use: of each head of
-//! width e, the pair (x_i, x_{i + e/2}) is turned by an angle of its row and of i.
+//! Rotary position embeddings (Su et al. 2021), in the layout of Hugging Face checkpoints: in each head of width
+//! e, the pair (x_i, x_{i + e/2}) is rotated by an angle that depends on the row and on i.
 //!
 //! ```text
 //! y_i       = x_i cos − x_{i+e/2} sin
 //! y_{i+e/2} = x_{i+e/2} cos + x_i sin
 //! ```
 //!
-//! The gradient is turned back: the same with −sin.
+//! The gradient is the rotation by the opposite angle: the same formula with −sin.
 
-// Memory that is written once is not filled with zeros first.
+// The output is allocated without being zeroed, because every element is written once.
 #![allow(unsafe_code)]
 
 use std::mem::MaybeUninit;
@@ -24,14 +24,16 @@ use burn::backend::{Backend, Dispatch, Flex, backend_extension};
 use burn::tensor::Tensor;
 use rayon::prelude::*;
 
-use crate::flex::{matrix, numbers, plain_f32, plain_half, rows_a_task, shape2, wide, written};
+use crate::flex::{
+    elements, is_cpu_f32, is_cpu_half, matrix, rows_per_task, shape2, to_f32, vec_written_by,
+};
 use crate::simd::vectorize_closure;
 
-/// Turns every head of every row: `x_nc` `[n, heads · e]`, `cos_nf` and `sin_nf` `[n, e/2]` →
+/// Rotates every head of every row: `x_nc` `[n, heads · e]`, `cos_nf` and `sin_nf` `[n, e/2]` →
 /// `[n, heads · e]`; differentiable in x.
 ///
 /// # Panics
-/// As burn's own operations do, on shapes that do not fit.
+/// Panics on shapes that do not fit, as burn's own operations do.
 #[must_use]
 pub fn rotary(x_nc: Tensor<2>, cos_nf: Tensor<2>, sin_nf: Tensor<2>) -> Tensor<2> {
     let ([n, columns], [rows, half]) = (x_nc.dims(), cos_nf.dims());
@@ -39,22 +41,22 @@ pub fn rotary(x_nc: Tensor<2>, cos_nf: Tensor<2>, sin_nf: Tensor<2>) -> Tensor<2
         rows == n && sin_nf.dims() == [rows, half] && columns.is_multiple_of(2 * half.max(1)),
         "rotary: {n} rows of {columns} and angles [{rows}, {half}]"
     );
-    if plain_f32(&x_nc) && plain_f32(&cos_nf) {
+    if is_cpu_f32(&x_nc) && is_cpu_f32(&cos_nf) {
         let (x, cos, sin) = (
             x_nc.into_dispatch(),
             cos_nf.into_dispatch(),
             sin_nf.into_dispatch(),
         );
         Tensor::from_dispatch(<Dispatch as RotaryOps>::rotary(x, cos, sin, false))
-    } else if plain_half(&x_nc) {
+    } else if is_cpu_half(&x_nc) {
         let dtype = x_nc.dtype();
-        rotary(wide(x_nc), wide(cos_nf), wide(sin_nf)).cast(dtype)
+        rotary(to_f32(x_nc), to_f32(cos_nf), to_f32(sin_nf)).cast(dtype)
     } else {
         rotary_reference(x_nc, cos_nf, sin_nf)
     }
 }
 
-/// [`rotary`] in tensor operations.
+/// Computes [`rotary`] in tensor operations.
 #[must_use]
 pub fn rotary_reference(x_nc: Tensor<2>, cos_nf: Tensor<2>, sin_nf: Tensor<2>) -> Tensor<2> {
     let ([n, columns], [_, half]) = (x_nc.dims(), cos_nf.dims());
@@ -62,14 +64,14 @@ pub fn rotary_reference(x_nc: Tensor<2>, cos_nf: Tensor<2>, sin_nf: Tensor<2>) -
     let (cos, sin): (Tensor<3>, Tensor<3>) = (cos_nf.unsqueeze_dim(1), sin_nf.unsqueeze_dim(1));
     let first = x_nhe.clone().narrow(2, 0, half);
     let second = x_nhe.narrow(2, half, half);
-    let turned = vec![
+    let rotated = vec![
         first.clone() * cos.clone() - second.clone() * sin.clone(),
         second * cos + first * sin,
     ];
-    Tensor::cat(turned, 2).reshape([n, columns])
+    Tensor::cat(rotated, 2).reshape([n, columns])
 }
 
-/// The turn, in f32; `back` turns the other way, which is its gradient.
+/// The rotation in f32. With `inverse` it is by the opposite angle, which is the gradient.
 #[backend_extension(Flex, Autodiff)]
 pub(crate) trait RotaryOps: Backend {
     /// `[n, heads · e]`, `[n, e/2]` twice → `[n, heads · e]`.
@@ -77,7 +79,7 @@ pub(crate) trait RotaryOps: Backend {
         x: FloatTensor<Self>,
         cos: FloatTensor<Self>,
         sin: FloatTensor<Self>,
-        back: bool,
+        inverse: bool,
     ) -> FloatTensor<Self>;
 }
 
@@ -86,18 +88,20 @@ impl RotaryOps for Flex {
         x: FloatTensor<Self>,
         cos: FloatTensor<Self>,
         sin: FloatTensor<Self>,
-        back: bool,
+        inverse: bool,
     ) -> FloatTensor<Self> {
         let [x, cos, sin] = [x, cos, sin].map(|tensor| tensor.to_contiguous());
         let ([n, columns], [_, half]) = (shape2(&x), shape2(&cos));
-        let sign = if back { -1.0 } else { 1.0 };
-        let share = rows_a_task(columns);
-        let angles = numbers(&cos)
-            .par_chunks(share * half.max(1))
-            .zip(numbers(&sin).par_chunks(share * half.max(1)));
-        let rows = numbers(&x).par_chunks(share * columns.max(1)).zip(angles);
+        let sign = if inverse { -1.0 } else { 1.0 };
+        let task_rows = rows_per_task(columns);
+        let angles = elements::<f32>(&cos)
+            .par_chunks(task_rows * half.max(1))
+            .zip(elements::<f32>(&sin).par_chunks(task_rows * half.max(1)));
+        let rows = elements::<f32>(&x)
+            .par_chunks(task_rows * columns.max(1))
+            .zip(angles);
         let write = |y: &mut [MaybeUninit<f32>]| {
-            (y.par_chunks_mut(share * columns.max(1)).zip(rows)).for_each(
+            (y.par_chunks_mut(task_rows * columns.max(1)).zip(rows)).for_each(
                 |(y, (x, (cos, sin)))| {
                     vectorize_closure(
                         #[inline(always)]
@@ -106,7 +110,7 @@ impl RotaryOps for Flex {
                             let rows = y.chunks_mut(columns).zip(x.chunks(columns));
                             for ((y, x), (cos, sin)) in rows.zip(angles) {
                                 for (y, x) in y.chunks_mut(2 * half).zip(x.chunks(2 * half)) {
-                                    turn(y, x, cos, sin, sign);
+                                    rotate_head(y, x, cos, sin, sign);
                                 }
                             }
                         },
@@ -114,15 +118,16 @@ impl RotaryOps for Flex {
                 },
             );
         };
-        // SAFETY: every row has its angles, and its heads are whole: the public function holds this.
-        let y = unsafe { written(n * columns, write) };
+        // SAFETY: `write` covers every row: the public function checks that each row has its angles and that
+        // the columns are whole heads.
+        let y = unsafe { vec_written_by(n * columns, write) };
         matrix(y, [n, columns])
     }
 }
 
-/// One head of one row.
+/// Rotates one head of one row.
 #[inline(always)]
-fn turn(y: &mut [MaybeUninit<f32>], x: &[f32], cos: &[f32], sin: &[f32], sign: f32) {
+fn rotate_head(y: &mut [MaybeUninit<f32>], x: &[f32], cos: &[f32], sin: &[f32], sign: f32) {
     let half = x.len() / 2;
     let ((y_first, y_second), (first, second)) = (y.split_at_mut(half), x.split_at(half));
     let (cos, sin) = (&cos[..half], &sin[..half]);
@@ -157,11 +162,11 @@ impl<B: Backend + RotaryOps, C: CheckpointStrategy> RotaryOps for Autodiff<B, C>
         x: FloatTensor<Self>,
         cos: FloatTensor<Self>,
         sin: FloatTensor<Self>,
-        back: bool,
+        inverse: bool,
     ) -> FloatTensor<Self> {
         let node = x.node();
         let [x, cos, sin] = [x, cos, sin].map(FloatTensor::<Self>::into_primitive);
-        let y = B::rotary(x, cos.clone(), sin.clone(), back);
+        let y = B::rotary(x, cos.clone(), sin.clone(), inverse);
         match RotaryBackward
             .prepare::<C>([node])
             .compute_bound()

@@ -1,9 +1,8 @@
-//! The widest vectors the processor has, chosen at run time.
+//! Dispatch to the widest vectors that the processor has, at run time.
 
 use pulp::{Simd, WithSimd};
 
-/// Runs `op` compiled for the processor's vectors: AVX-512, AVX2 with FMA, NEON, or one number at a
-/// time. A closure is vectorised by the compiler where its loops allow it.
+/// Runs `op` compiled for the processor's vectors: AVX-512, AVX2 with FMA, NEON, or one number at a time.
 #[inline]
 pub(crate) fn vectorize<Op: WithSimd>(op: Op) -> Op::Output {
     #[cfg(target_arch = "x86_64")]
@@ -11,7 +10,7 @@ pub(crate) fn vectorize<Op: WithSimd>(op: Op) -> Op::Output {
         if let Some(simd) = pulp::x86::V4::try_new() {
             return Simd::vectorize(simd, op);
         }
-        // `pulp::Arch` knows this one only with a feature that `gemm` does not set.
+        // `pulp::Arch` tries AVX2 only with a feature of pulp that `gemm` does not set.
         if let Some(simd) = pulp::x86::V3::try_new() {
             return Simd::vectorize(simd, op);
         }
@@ -19,10 +18,11 @@ pub(crate) fn vectorize<Op: WithSimd>(op: Op) -> Op::Output {
     pulp::Arch::new().dispatch(op)
 }
 
-/// As [`vectorize`], for a closure; it is marked `#[inline(always)]` where it is written.
+/// Runs a closure as [`vectorize`] does; the compiler vectorises its loops where they allow it. The caller
+/// marks the closure `#[inline(always)]`.
 ///
-/// A closure that borrows is called through a shim where it is taken as `FnOnce`, and the shim is not
-/// always inlined: the loops are then compiled for the least of processors.
+/// The bound is `FnMut` because a borrowing closure that is taken as `FnOnce` is called through a shim. The
+/// shim is not always inlined, and then the loops are compiled for the baseline processor.
 #[inline(always)]
 pub(crate) fn vectorize_closure<R>(work: impl FnMut() -> R) -> R {
     struct Closure<F>(F);

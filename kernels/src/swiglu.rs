@@ -1,10 +1,10 @@
-//! SwiGLU (Shazeer 2020): y = silu(gate) · up, with silu(a) = a σ(a), element by element.
+//! SwiGLU (Shazeer 2020): y = silu(gate) · up element by element, with silu(a) = a σ(a).
 //!
 //! ```text
 //! ∂y/∂gate = up · σ(gate) · (1 + gate · (1 − σ(gate)))          ∂y/∂up = silu(gate)
 //! ```
 
-// Memory that is written once is not filled with zeros first.
+// Outputs are allocated without being zeroed, because every element is written once.
 #![allow(unsafe_code)]
 
 use std::mem::MaybeUninit;
@@ -22,41 +22,41 @@ use burn::tensor::activation::silu;
 use rayon::prelude::*;
 
 use crate::exp::exp;
-use crate::flex::{matrix, numbers, plain_f32, plain_half, shape2, wide, written};
+use crate::flex::{elements, is_cpu_f32, is_cpu_half, matrix, shape2, to_f32, vec_written_by};
 use crate::linear::{LinearOps, linear};
 use crate::simd::vectorize_closure;
 
-/// silu(gate) · up: `[n, w]` twice → `[n, w]`; differentiable in both.
+/// Computes silu(gate) · up: two tensors `[n, w]` → `[n, w]`; differentiable in both.
 ///
 /// # Panics
-/// As burn's own operations do, on shapes that do not fit.
+/// Panics on shapes that do not fit, as burn's own operations do.
 #[must_use]
 pub fn swiglu(gate_nw: Tensor<2>, up_nw: Tensor<2>) -> Tensor<2> {
     assert_eq!(gate_nw.dims(), up_nw.dims(), "swiglu: gate and up");
-    if plain_f32(&gate_nw) && plain_f32(&up_nw) {
+    if is_cpu_f32(&gate_nw) && is_cpu_f32(&up_nw) {
         let (gate, up) = (gate_nw.into_dispatch(), up_nw.into_dispatch());
         Tensor::from_dispatch(<Dispatch as SwigluOps>::swiglu(gate, up))
-    } else if plain_half(&gate_nw) {
+    } else if is_cpu_half(&gate_nw) {
         let dtype = gate_nw.dtype();
-        swiglu(wide(gate_nw), wide(up_nw)).cast(dtype)
+        swiglu(to_f32(gate_nw), to_f32(up_nw)).cast(dtype)
     } else {
         swiglu_reference(gate_nw, up_nw)
     }
 }
 
-/// [`swiglu`] in tensor operations.
+/// Computes [`swiglu`] in tensor operations.
 #[must_use]
 pub fn swiglu_reference(gate_nw: Tensor<2>, up_nw: Tensor<2>) -> Tensor<2> {
     silu(gate_nw) * up_nw
 }
 
-/// silu(gate) · up times Wᵀ: `[n, w]` twice and `[out, w]` → `[n, out]`; differentiable in all three.
+/// Computes (silu(gate) · up)·Wᵀ: two tensors `[n, w]` and `[out, w]` → `[n, out]`; differentiable in all three.
 ///
-/// The same as [`linear`] of [`swiglu`], but what lies between them is computed again for the gradient
-/// instead of kept, which is the cheapest third of what a feed-forward layer keeps.
+/// The values are those of [`linear`] after [`swiglu`]. The intermediate `[n, w]` is not kept for the gradient
+/// but computed again: it is a third of what a feed-forward layer keeps, and the cheapest to recompute.
 ///
 /// # Panics
-/// As burn's own operations do, on shapes that do not fit.
+/// Panics on shapes that do not fit, as burn's own operations do.
 #[must_use]
 pub fn swiglu_linear(gate_nw: Tensor<2>, up_nw: Tensor<2>, weight_ow: Tensor<2>) -> Tensor<2> {
     assert_eq!(gate_nw.dims(), up_nw.dims(), "swiglu: gate and up");
@@ -65,19 +65,21 @@ pub fn swiglu_linear(gate_nw: Tensor<2>, up_nw: Tensor<2>, weight_ow: Tensor<2>)
         weight_ow.dims()[1],
         "swiglu: columns of the weight"
     );
-    if [&gate_nw, &up_nw, &weight_ow].into_iter().all(plain_f32) {
+    if [&gate_nw, &up_nw, &weight_ow].into_iter().all(is_cpu_f32) {
         let (gate, up) = (gate_nw.into_dispatch(), up_nw.into_dispatch());
         let weight = weight_ow.into_dispatch();
-        Tensor::from_dispatch(<Dispatch as FeedOps>::swiglu_linear(gate, up, weight))
+        Tensor::from_dispatch(<Dispatch as FeedForwardOps>::swiglu_linear(
+            gate, up, weight,
+        ))
     } else {
         linear(swiglu(gate_nw, up_nw), weight_ow)
     }
 }
 
-/// Both together, in f32.
+/// The SwiGLU product followed by a linear layer, in f32.
 #[backend_extension(Flex, Autodiff)]
-pub(crate) trait FeedOps: Backend + SwigluOps + LinearOps {
-    /// `[n, w]` twice and `[out, w]` → `[n, out]`.
+pub(crate) trait FeedForwardOps: Backend + SwigluOps + LinearOps {
+    /// Two tensors `[n, w]` and `[out, w]` → `[n, out]`.
     fn swiglu_linear(
         gate: FloatTensor<Self>,
         up: FloatTensor<Self>,
@@ -85,7 +87,7 @@ pub(crate) trait FeedOps: Backend + SwigluOps + LinearOps {
     ) -> FloatTensor<Self>;
 }
 
-impl FeedOps for Flex {
+impl FeedForwardOps for Flex {
     fn swiglu_linear(
         gate: FloatTensor<Self>,
         up: FloatTensor<Self>,
@@ -96,9 +98,9 @@ impl FeedOps for Flex {
 }
 
 #[derive(Debug)]
-struct FeedBackward;
+struct FeedForwardBackward;
 
-impl<B: Backend + FeedOps> Backward<B, 3> for FeedBackward {
+impl<B: Backend + FeedForwardOps> Backward<B, 3> for FeedForwardBackward {
     type State = [NodeId; 3];
 
     fn backward(
@@ -127,13 +129,13 @@ impl<B: Backend + FeedOps> Backward<B, 3> for FeedBackward {
     }
 }
 
-impl<B: Backend + FeedOps, C: CheckpointStrategy> FeedOps for Autodiff<B, C> {
+impl<B: Backend + FeedForwardOps, C: CheckpointStrategy> FeedForwardOps for Autodiff<B, C> {
     fn swiglu_linear(
         gate: FloatTensor<Self>,
         up: FloatTensor<Self>,
         weight: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
-        let prepared = FeedBackward
+        let prepared = FeedForwardBackward
             .prepare::<C>([gate.node(), up.node(), weight.node()])
             .compute_bound()
             .stateful();
@@ -151,13 +153,13 @@ impl<B: Backend + FeedOps, C: CheckpointStrategy> FeedOps for Autodiff<B, C> {
     }
 }
 
-/// The product and its gradients, in f32.
+/// The SwiGLU product and its gradients, in f32.
 #[backend_extension(Flex, Autodiff)]
 pub(crate) trait SwigluOps: Backend {
-    /// `[n, w]` twice → `[n, w]`.
+    /// Two tensors `[n, w]` → `[n, w]`.
     fn swiglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self>;
 
-    /// ∂L/∂y, gate and up → ∂L/∂gate and ∂L/∂up, all `[n, w]`.
+    /// Returns ∂L/∂gate and ∂L/∂up from ∂L/∂y, gate and up; all are `[n, w]`.
     fn swiglu_gradient(
         dy: FloatTensor<Self>,
         gate: FloatTensor<Self>,
@@ -165,8 +167,8 @@ pub(crate) trait SwigluOps: Backend {
     ) -> (FloatTensor<Self>, FloatTensor<Self>);
 }
 
-/// Numbers that one task takes.
-const SHARE: usize = 32_768;
+/// Numbers per task.
+const CHUNK: usize = 32_768;
 
 #[inline(always)]
 fn sigmoid(x: f32) -> f32 {
@@ -177,11 +179,11 @@ impl SwigluOps for Flex {
     fn swiglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self> {
         let (gate, up) = (gate.to_contiguous(), up.to_contiguous());
         let shape = shape2(&gate);
-        let operands = numbers(&gate)
-            .par_chunks(SHARE)
-            .zip(numbers(&up).par_chunks(SHARE));
+        let operands = elements::<f32>(&gate)
+            .par_chunks(CHUNK)
+            .zip(elements::<f32>(&up).par_chunks(CHUNK));
         let write = |y: &mut [MaybeUninit<f32>]| {
-            (y.par_chunks_mut(SHARE).zip(operands)).for_each(|(y, (gate, up))| {
+            (y.par_chunks_mut(CHUNK).zip(operands)).for_each(|(y, (gate, up))| {
                 vectorize_closure(
                     #[inline(always)]
                     || {
@@ -192,8 +194,8 @@ impl SwigluOps for Flex {
                 );
             });
         };
-        // SAFETY: gate and up have as many numbers as y.
-        let y = unsafe { written(shape[0] * shape[1], write) };
+        // SAFETY: gate and up have as many numbers as y, so `write` covers all of y.
+        let y = unsafe { vec_written_by(shape[0] * shape[1], write) };
         matrix(y, shape)
     }
 
@@ -205,9 +207,10 @@ impl SwigluOps for Flex {
         let [dy, gate, up] = [dy, gate, up].map(|tensor| tensor.to_contiguous());
         let shape = shape2(&gate);
         let len = shape[0] * shape[1];
-        let [dy, gate, up] = [&dy, &gate, &up].map(|tensor| numbers(tensor).par_chunks(SHARE));
+        let [dy, gate, up] =
+            [&dy, &gate, &up].map(|tensor| elements::<f32>(tensor).par_chunks(CHUNK));
         let write = |d_gate: &mut [MaybeUninit<f32>], d_up: &mut [MaybeUninit<f32>]| {
-            let outputs = d_gate.par_chunks_mut(SHARE).zip(d_up.par_chunks_mut(SHARE));
+            let outputs = d_gate.par_chunks_mut(CHUNK).zip(d_up.par_chunks_mut(CHUNK));
             (outputs.zip(dy.zip(gate.zip(up)))).for_each(|((d_gate, d_up), (dy, (gate, up)))| {
                 vectorize_closure(
                     #[inline(always)]
@@ -224,10 +227,10 @@ impl SwigluOps for Flex {
             });
         };
         let mut d_up = Vec::new();
-        // SAFETY: dy, gate and up have as many numbers as each of the two.
+        // SAFETY: dy, gate and up have as many numbers as each output, so `write` covers both.
         let d_gate = unsafe {
-            written(len, |d_gate| {
-                d_up = written(len, |d_up| write(d_gate, d_up))
+            vec_written_by(len, |d_gate| {
+                d_up = vec_written_by(len, |d_up| write(d_gate, d_up))
             })
         };
         (matrix(d_gate, shape), matrix(d_up, shape))

@@ -1,25 +1,26 @@
 //! Softmax weights of one row of logits in host memory, for sampling.
 //!
-//! In f64, since a token is drawn by where a running sum of tens of thousands of weights passes a
+//! The weights are f64 because a token is drawn where the running sum of tens of thousands of weights passes a
 //! random number.
 
 use pulp::{Simd, WithSimd};
 
 use crate::simd::vectorize;
 
-/// Numbers of a sum that are kept apart until its end.
+/// Independent partial sums and maxima, so that the compiler vectorises the loops.
 const LANES: usize = 16;
 
-/// The largest of `logits_v`; −∞ where there is none, and NaN is passed over.
+/// Returns the largest of `logits_v`, ignoring NaN; −∞ if there is none.
 #[must_use]
 pub fn largest_logit(logits_v: &[f32]) -> f32 {
-    vectorize(Largest(logits_v))
+    vectorize(LargestLogit(logits_v))
 }
 
-/// Writes exp((logit − `largest`) / `temperature`) for each of `logits_v`, and gives their sum.
+/// Writes exp((logit − `largest`) / `temperature`) for each of `logits_v` into `weights_v`, and returns the sum
+/// of the weights, which is taken in a fixed order.
 ///
-/// `weights_v` gets as many elements as there are logits. Nothing may be above `largest` by more
-/// than 700 · `temperature`. The sum is taken in a fixed order.
+/// `weights_v` is resized to the number of logits. No logit may exceed `largest` by more than
+/// 700 · `temperature`.
 pub fn softmax_weights(
     logits_v: &[f32],
     largest: f32,
@@ -28,17 +29,17 @@ pub fn softmax_weights(
 ) -> f64 {
     weights_v.clear();
     weights_v.resize(logits_v.len(), 0.0);
-    vectorize(Weights {
+    vectorize(SoftmaxWeights {
         logits_v,
         largest,
-        inverse: 1.0 / temperature,
+        inverse_temperature: 1.0 / temperature,
         weights_v,
     })
 }
 
-struct Largest<'a>(&'a [f32]);
+struct LargestLogit<'a>(&'a [f32]);
 
-impl WithSimd for Largest<'_> {
+impl WithSimd for LargestLogit<'_> {
     type Output = f32;
 
     #[inline(always)]
@@ -60,20 +61,19 @@ fn larger(a: f32, b: f32) -> f32 {
     if b > a { b } else { a }
 }
 
-struct Weights<'a> {
+struct SoftmaxWeights<'a> {
     logits_v: &'a [f32],
     largest: f32,
-    /// 1 / temperature.
-    inverse: f64,
+    inverse_temperature: f64,
     weights_v: &'a mut [f64],
 }
 
-impl WithSimd for Weights<'_> {
+impl WithSimd for SoftmaxWeights<'_> {
     type Output = f64;
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) -> f64 {
-        let (largest, inverse) = (self.largest, self.inverse);
+        let (largest, inverse) = (self.largest, self.inverse_temperature);
         let mut lanes = [0f64; LANES];
         let (logits, logits_rest) = self.logits_v.as_chunks::<LANES>();
         let (weights, weights_rest) = self.weights_v.as_chunks_mut::<LANES>();
@@ -92,13 +92,13 @@ impl WithSimd for Weights<'_> {
     }
 }
 
-/// ln 2 in two parts: the first has so few digits that its multiples are exact.
+/// ln 2 as a sum of two parts. The high part has so few digits that its multiples are exact.
 const LN_2_HIGH: f64 = 6.931_471_803_691_238e-1;
 const LN_2_LOW: f64 = 1.908_214_929_270_587_7e-10;
-/// Adding it rounds to the nearest integer, which then stands in the low bits.
+/// 1.5 · 2⁵²: adding this number rounds to the nearest integer and leaves the integer in the low bits.
 const ROUND: f64 = 6_755_399_441_055_744.0;
-/// Below it the result is 0.
-const LEAST: f64 = -708.0;
+/// Smallest argument whose result is not 0.
+const MIN_ARGUMENT: f64 = -708.0;
 
 /// 1 / i! for i from 13 down to 2.
 const TAYLOR: [f64; 12] = [
@@ -116,11 +116,11 @@ const TAYLOR: [f64; 12] = [
     0.5,
 ];
 
-/// eˣ for x up to 700, within 2 units in the last place; 0 below −708. The same bits everywhere: no
-/// fused multiplication.
+/// Computes eˣ for x ≤ 700 with an error of at most 2 units in the last place; 0 below −708. The bits are the
+/// same on every processor, because no fused multiplication is used.
 #[inline(always)]
 fn exp(x: f64) -> f64 {
-    let bounded = if x < LEAST { LEAST } else { x };
+    let bounded = if x < MIN_ARGUMENT { MIN_ARGUMENT } else { x };
     // x = n ln 2 + r with |r| ≤ ½ ln 2.
     let shifted = bounded * std::f64::consts::LOG2_E + ROUND;
     let n = shifted - ROUND;
@@ -131,7 +131,7 @@ fn exp(x: f64) -> f64 {
     }
     let power = p * (r * r) + r + 1.0;
     let value = f64::from_bits(power.to_bits().wrapping_add(shifted.to_bits() << 52));
-    if x < LEAST { 0.0 } else { value }
+    if x < MIN_ARGUMENT { 0.0 } else { value }
 }
 
 #[cfg(test)]
@@ -139,7 +139,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_exponential_is_that_of_libm() {
+    fn exp_agrees_with_libm() {
         let mut worst = 0f64;
         for step in 0..=2_000_000 {
             let x = -700.0 + f64::from(step) * 4e-4;
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn weights_of_every_length() {
+    fn weights_agree_with_the_definition_at_every_length() {
         for length in [0usize, 1, 15, 16, 17, 100] {
             let logits: Vec<f32> = (0..length)
                 .map(|i| (i * 37 % 23) as f32 * 0.4 - 3.0)

@@ -1,7 +1,7 @@
 //! Weights in Hugging Face layout: `model.safetensors`, or shards with `model.safetensors.index.json`.
 //!
-//! Reading maps the files into memory and copies one tensor at a time. Writing streams one tensor at a
-//! time into a temporary file, which is synced and renamed, so a folder never holds half a file.
+//! Reading maps the files into memory and copies one tensor at a time. Writing streams one tensor at a time to a
+//! temporary file, which is synced and renamed, so a folder never holds a partly written file.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
@@ -14,38 +14,40 @@ use safetensors::tensor::{Dtype, Metadata, SafeTensors, TensorInfo};
 use serde::Deserialize;
 use serde_json::json;
 
+use crate::dtype::{check_model_dtype, from_safetensors, to_safetensors};
 use crate::parameters::{MapParameters, Parameter, map_parameters, named_parameters};
 use crate::{Config, Error, Llama};
 
-const SINGLE: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
-const CONFIG: &str = "config.json";
+const SINGLE_FILE: &str = "model.safetensors";
+const INDEX_FILE: &str = "model.safetensors.index.json";
+const CONFIG_FILE: &str = "config.json";
 
-/// Weights beyond this many bytes are saved in shards, as transformers 4 does: 5 GB.
+/// Largest size of a weight file in bytes: 5 GB, as in transformers 4. Larger models are saved in shards.
 pub const MAX_SHARD_BYTES: u64 = 5_000_000_000;
 
 /// Loads the checkpoint in `dir` and converts its weights to `dtype`.
 ///
 /// # Errors
-/// What [`Config::from_dir`] refuses; absent weights; a shard that the index names and that is absent;
-/// a truncated file; a tensor that is absent, of another shape, or stored in a type that is no float.
+/// Returns the errors of [`Config::from_dir`], and an error for absent weights, for an absent shard that the index names,
+/// for a truncated file, and for a tensor that is absent, has another shape, or is stored in another type than F64, F32,
+/// F16 and BF16.
 pub fn load(dir: &Path, dtype: DType, device: &Device) -> Result<Llama, Error> {
     let config = Config::from_dir(dir)?;
-    stored_type(dtype)?;
-    let listing = list(dir)?;
-    let mapped = listing
+    check_model_dtype(dtype)?;
+    let weight_files = find_weight_files(dir)?;
+    let maps = weight_files
         .files
         .iter()
         .map(|path| map_file(path))
         .collect::<Result<Vec<_>, _>>()?;
-    let mut reader = Reader {
-        listing: &listing,
-        files: Vec::with_capacity(mapped.len()),
+    let mut reader = ParameterReader {
+        root: &weight_files.root,
+        files: Vec::with_capacity(maps.len()),
         dtype,
         device,
         error: None,
     };
-    for (path, bytes) in listing.files.iter().zip(&mapped) {
+    for (path, bytes) in weight_files.files.iter().zip(&maps) {
         let tensors = SafeTensors::deserialize(bytes).map_err(|source| Error::Safetensors {
             path: path.clone(),
             source,
@@ -59,85 +61,87 @@ pub fn load(dir: &Path, dtype: DType, device: &Device) -> Result<Llama, Error> {
     }
 }
 
-/// The files that hold the weights of the checkpoint in `dir`: one, or the shards in order of name.
+/// Returns the files that hold the weights of the checkpoint in `dir`: one file, or the shards in order of name.
 ///
 /// # Errors
-/// Absent weights, a broken index, and a shard that the index names and that is absent.
+/// Returns an error for absent weights, for a broken index, and for an absent shard that the index names.
 pub fn weight_files(dir: &Path) -> Result<Vec<PathBuf>, Error> {
-    Ok(list(dir)?.files)
+    Ok(find_weight_files(dir)?.files)
 }
 
-/// Saves `model` into `dir` as `config.json` and weights of type `dtype`, sharded beyond
-/// [`MAX_SHARD_BYTES`]. The folder is created where it is absent; transformers loads it as it is.
+/// Saves `model` to `dir` as `config.json` and weights of type `dtype`, in shards of at most [`MAX_SHARD_BYTES`]. The
+/// folder is created if it is absent. transformers loads it unchanged.
 ///
 /// # Errors
-/// A type that models are not stored in, and what the file system refuses.
+/// Returns an error for a type that models are not stored in, and for a failure of the file system.
 pub fn save(model: &Llama, dir: &Path, dtype: DType) -> Result<(), Error> {
     save_sharded(model, dir, dtype, MAX_SHARD_BYTES)
 }
 
-/// As [`save`], with shards of at most `max_shard_bytes`; a tensor that is larger has its own shard.
+/// Saves as [`save`] does, in shards of at most `max_shard_bytes`; a larger tensor has its own shard.
 ///
 /// # Errors
-/// As [`save`].
+/// Returns the errors of [`save`].
 pub fn save_sharded(
     model: &Llama,
     dir: &Path,
     dtype: DType,
     max_shard_bytes: u64,
 ) -> Result<(), Error> {
-    let stored = stored_type(dtype)?;
+    let stored = to_safetensors(dtype)?;
     std::fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
     let shards = split(named_parameters(model), stored, max_shard_bytes);
-    let other = match shards.as_slice() {
+    let outdated = match shards.as_slice() {
         [single] => {
-            write_weights(&dir.join(SINGLE), single, dtype, stored)?;
-            INDEX
+            write_weights(&dir.join(SINGLE_FILE), single, dtype, stored)?;
+            INDEX_FILE
         }
         shards => {
             write_shards(dir, shards, dtype, stored)?;
-            SINGLE
+            SINGLE_FILE
         }
     };
-    // A reader would prefer what an earlier save in the other form left here.
-    let other = dir.join(other);
-    match std::fs::remove_file(&other) {
+    // An earlier save may have left a file of the other form (one file, or an index), which a reader might prefer.
+    let outdated = dir.join(outdated);
+    match std::fs::remove_file(&outdated) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            return Err(Error::io("remove", &other)(error));
+            return Err(Error::io("remove", &outdated)(error));
         }
         _ => {}
     }
-    write_json(&dir.join(CONFIG), &model.config().to_json(dtype))
+    write_json(&dir.join(CONFIG_FILE), &model.config().to_json(dtype))
 }
 
-/// The files of a checkpoint, and for shards which tensor the index says is in which.
-struct Listing {
-    /// What to name when a tensor is absent: the one file, or the index.
+/// The weight files of a checkpoint.
+struct WeightFiles {
+    /// The single file, or the index; errors about an absent tensor name it.
     root: PathBuf,
     files: Vec<PathBuf>,
 }
 
+/// The contents of `model.safetensors.index.json` that loading uses.
 #[derive(Deserialize)]
-struct Index {
+struct ShardIndex {
+    /// The shard of each tensor.
     weight_map: BTreeMap<String, String>,
 }
 
-fn list(dir: &Path) -> Result<Listing, Error> {
-    let single = dir.join(SINGLE);
+fn find_weight_files(dir: &Path) -> Result<WeightFiles, Error> {
+    let single = dir.join(SINGLE_FILE);
     if single.exists() {
-        return Ok(Listing {
+        return Ok(WeightFiles {
             files: vec![single.clone()],
             root: single,
         });
     }
-    let root = dir.join(INDEX);
+    let root = dir.join(INDEX_FILE);
     if !root.exists() {
         return Err(Error::NoWeights {
             dir: dir.to_path_buf(),
         });
     }
     let text = std::fs::read_to_string(&root).map_err(Error::io("read", &root))?;
-    let index: Index = serde_json::from_str(&text).map_err(|source| Error::Json {
+    let index: ShardIndex = serde_json::from_str(&text).map_err(|source| Error::Json {
         path: root.clone(),
         what: "safetensors index",
         source,
@@ -155,7 +159,7 @@ fn list(dir: &Path) -> Result<Listing, Error> {
             });
         }
     }
-    Ok(Listing {
+    Ok(WeightFiles {
         root,
         files: shards.into_keys().collect(),
     })
@@ -164,22 +168,23 @@ fn list(dir: &Path) -> Result<Listing, Error> {
 #[allow(unsafe_code)]
 fn map_file(path: &Path) -> Result<Mmap, Error> {
     let file = File::open(path).map_err(Error::io("open", path))?;
-    // SAFETY: the map is read only and lives for one `load`. Should another process change the file
-    // meanwhile, the values read are undefined but every access stays within the checked offsets of the
-    // map; a file that is cut short meanwhile stops the process with SIGBUS, as with any mmap reader.
+    // SAFETY: the map is read-only and lives for one `load`. If another process changes the file meanwhile, the values
+    // read are unspecified, but every access stays within the checked offsets of the map. If another process truncates
+    // the file meanwhile, SIGBUS ends this process, as with every reader that maps a file.
     unsafe { Mmap::map(&file) }.map_err(Error::io("map", path))
 }
 
-/// Gives every parameter its tensor from the files; stops reading at the first error and keeps it.
-struct Reader<'a> {
-    listing: &'a Listing,
+/// Replaces every parameter by its tensor in the files. It stops reading at the first error and keeps the error.
+struct ParameterReader<'a> {
+    /// The file that an error about an absent tensor names.
+    root: &'a Path,
     files: Vec<(&'a PathBuf, SafeTensors<'a>)>,
     dtype: DType,
     device: &'a Device,
     error: Option<Error>,
 }
 
-impl Reader<'_> {
+impl ParameterReader<'_> {
     fn read<const D: usize>(&mut self, name: &str, unset: Tensor<D>) -> Tensor<D> {
         if self.error.is_none() {
             match self.data(name, &unset.dims()) {
@@ -197,7 +202,7 @@ impl Reader<'_> {
             .find_map(|(path, file)| Some((path, file.tensor(name).ok()?)));
         let Some((path, view)) = found else {
             return Err(Error::MissingTensor {
-                path: self.listing.root.clone(),
+                path: self.root.to_path_buf(),
                 tensor: name.to_owned(),
             });
         };
@@ -209,19 +214,11 @@ impl Reader<'_> {
                 expected: expected.to_vec(),
             });
         }
-        let dtype = match view.dtype() {
-            Dtype::F64 => DType::F64,
-            Dtype::F32 => DType::F32,
-            Dtype::F16 => DType::F16,
-            Dtype::BF16 => DType::BF16,
-            other => {
-                return Err(Error::StoredType {
-                    path: path.to_path_buf(),
-                    tensor: name.to_owned(),
-                    dtype: format!("{other:?}"),
-                });
-            }
-        };
+        let dtype = from_safetensors(view.dtype()).ok_or_else(|| Error::StoredType {
+            path: path.to_path_buf(),
+            tensor: name.to_owned(),
+            dtype: format!("{:?}", view.dtype()),
+        })?;
         TensorData::try_from_bytes_vec(view.data().to_vec(), expected.to_vec(), dtype)
             .and_then(|data| data.try_cast(self.dtype))
             .map_err(|error| Error::Device {
@@ -231,7 +228,7 @@ impl Reader<'_> {
     }
 }
 
-impl MapParameters for Reader<'_> {
+impl MapParameters for ParameterReader<'_> {
     fn matrix(&mut self, name: &str, unset: Tensor<2>) -> Tensor<2> {
         self.read(name, unset)
     }
@@ -241,27 +238,20 @@ impl MapParameters for Reader<'_> {
     }
 }
 
-/// The safetensors name of a type that models run in.
-pub(crate) fn stored_type(dtype: DType) -> Result<Dtype, Error> {
-    match dtype {
-        DType::F64 => Ok(Dtype::F64),
-        DType::F32 => Ok(Dtype::F32),
-        DType::F16 => Ok(Dtype::F16),
-        DType::BF16 => Ok(Dtype::BF16),
-        dtype => Err(Error::FloatType { dtype }),
-    }
-}
-
-/// A parameter on its way into a file.
-struct Entry {
+/// A parameter that is to be written to a file.
+struct ShardEntry {
     name: String,
     parameter: Parameter,
     shape: Vec<usize>,
     bytes: usize,
 }
 
-/// Parameters in their order, in groups of at most `max_bytes`.
-fn split(parameters: Vec<(String, Parameter)>, stored: Dtype, max_bytes: u64) -> Vec<Vec<Entry>> {
+/// Divides the parameters, in order, into shards of at most `max_bytes`.
+fn split(
+    parameters: Vec<(String, Parameter)>,
+    stored: Dtype,
+    max_bytes: u64,
+) -> Vec<Vec<ShardEntry>> {
     let mut shards = vec![Vec::new()];
     let mut filled = 0u64;
     for (name, parameter) in parameters {
@@ -276,7 +266,7 @@ fn split(parameters: Vec<(String, Parameter)>, stored: Dtype, max_bytes: u64) ->
         }
         filled += bytes as u64;
         if let Some(shard) = shards.last_mut() {
-            shard.push(Entry {
+            shard.push(ShardEntry {
                 name,
                 parameter,
                 shape,
@@ -289,7 +279,7 @@ fn split(parameters: Vec<(String, Parameter)>, stored: Dtype, max_bytes: u64) ->
 
 fn write_shards(
     dir: &Path,
-    shards: &[Vec<Entry>],
+    shards: &[Vec<ShardEntry>],
     dtype: DType,
     stored: Dtype,
 ) -> Result<(), Error> {
@@ -304,10 +294,15 @@ fn write_shards(
         }
     }
     let index = json!({ "metadata": { "total_size": total_size }, "weight_map": weight_map });
-    write_json(&dir.join(INDEX), &index)
+    write_json(&dir.join(INDEX_FILE), &index)
 }
 
-fn write_weights(path: &Path, entries: &[Entry], dtype: DType, stored: Dtype) -> Result<(), Error> {
+fn write_weights(
+    path: &Path,
+    entries: &[ShardEntry],
+    dtype: DType,
+    stored: Dtype,
+) -> Result<(), Error> {
     let mut offset = 0;
     let infos = entries.iter().map(|entry| {
         let start = offset;
@@ -320,7 +315,7 @@ fn write_weights(path: &Path, entries: &[Entry], dtype: DType, stored: Dtype) ->
         (entry.name.clone(), info)
     });
     let infos = infos.collect();
-    // transformers refuses a file without the framework's name.
+    // transformers refuses a file whose metadata do not name the framework.
     let format = HashMap::from([("format".to_owned(), "pt".to_owned())]);
     let metadata = Metadata::new(Some(format), infos).map_err(|source| Error::Safetensors {
         path: path.to_path_buf(),
@@ -345,7 +340,7 @@ fn write_weights(path: &Path, entries: &[Entry], dtype: DType, stored: Dtype) ->
     })
 }
 
-impl Entry {
+impl ShardEntry {
     fn values(&self, dtype: DType) -> Result<TensorData, Error> {
         let read = match &self.parameter {
             Parameter::Matrix(tensor) => tensor.clone().without_autodiff().try_into_data(),
@@ -367,7 +362,8 @@ fn write_json(path: &Path, value: &serde_json::Value) -> Result<(), Error> {
     })
 }
 
-/// Writes beside `path`, syncs, and renames: a reader sees the old file or the whole new one.
+/// Writes a temporary file next to `path`, syncs it and renames it, so that a reader sees the old file or the whole new
+/// one.
 fn write_whole(
     path: &Path,
     write: impl FnOnce(&mut BufWriter<File>) -> Result<(), Error>,

@@ -1,8 +1,8 @@
-//! `config.json`, in the classic and in the transformers-5 form.
+//! `config.json` in the form of transformers 4 and in that of transformers 5.
 //!
-//! The two differ in where the rotary base is (`rope_theta`, or `rope_parameters.rope_theta`) and in the
-//! name of the stored type (`torch_dtype`, or `dtype`). A key that would change the numbers and that
-//! this crate does not implement is an error, never ignored.
+//! The two forms differ in the key of the rotary base (`rope_theta`, or `rope_parameters.rope_theta`) and in that of the
+//! stored type (`torch_dtype`, or `dtype`). A key that changes the model's results and that this crate does not
+//! implement is an error and never ignored.
 
 use std::path::Path;
 
@@ -11,34 +11,34 @@ use serde_json::{Map, Value, json};
 
 use crate::Error;
 
-/// The shape of a Llama-family decoder, and the numbers that its forward pass needs.
+/// The shape of a Llama-family decoder and the constants of its forward pass.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
-    /// Rows of the embedding and of the head, v.
+    /// Number of rows of the embedding and of the head, v.
     pub vocab_size: usize,
     /// Width of the residual stream, d.
     pub hidden_size: usize,
-    /// Width inside the feed-forward block.
+    /// Width inside the feed-forward block, w.
     pub intermediate_size: usize,
     /// Number of decoder layers.
     pub num_hidden_layers: usize,
-    /// Query heads, h.
+    /// Number of query heads, h.
     pub num_attention_heads: usize,
-    /// Key and value heads; divides `num_attention_heads`.
+    /// Number of key and value heads, g; divides `num_attention_heads`.
     pub num_key_value_heads: usize,
-    /// Width of one head; even.
+    /// Width of one head, e; even.
     pub head_dim: usize,
-    /// What is added to the mean square before the root.
+    /// Constant ε that norms add to the mean square before the root.
     pub rms_norm_eps: f64,
     /// Base of the rotary frequencies.
     pub rope_theta: f64,
-    /// Positions that the model was made for, in tokens.
+    /// Length of the model's context in tokens.
     pub max_position_embeddings: usize,
-    /// Whether the head is the embedding.
+    /// Whether the head uses the weights of the embedding.
     pub tie_word_embeddings: bool,
-    /// The token that starts a text, where there is one.
+    /// Token that starts a text, if the model has one.
     pub bos_token_id: Option<u32>,
-    /// The tokens that end a text; may be empty.
+    /// Tokens that end a text; may be empty.
     pub eos_token_id: Vec<u32>,
 }
 
@@ -46,8 +46,8 @@ impl Config {
     /// Reads `config.json` in `dir`.
     ///
     /// # Errors
-    /// An absent or unreadable file, broken JSON, a required key that is absent, and every key whose
-    /// value this crate does not run (another `model_type`, biases, rotary scaling, …).
+    /// Returns an error for an absent or unreadable file, for malformed JSON, for an absent required key, and for a key
+    /// whose value this crate does not support (another `model_type`, biases, rotary scaling, …).
     pub fn from_dir(dir: &Path) -> Result<Self, Error> {
         Self::from_file(&dir.join("config.json"))
     }
@@ -55,7 +55,7 @@ impl Config {
     /// Reads one configuration file; see [`Config::from_dir`].
     ///
     /// # Errors
-    /// As [`Config::from_dir`].
+    /// Returns the errors of [`Config::from_dir`].
     pub fn from_file(path: &Path) -> Result<Self, Error> {
         let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
         let keys: Map<String, Value> =
@@ -64,10 +64,10 @@ impl Config {
                 what: "model configuration",
                 source,
             })?;
-        Keys { path, keys: &keys }.config()
+        ConfigReader { path, keys: &keys }.config()
     }
 
-    /// How many numbers a model of this shape learns; a tied head is the embedding.
+    /// Returns the number of parameters of a model of this shape; a tied head counts once.
     #[must_use]
     pub fn parameters(&self) -> u64 {
         let d = self.hidden_size;
@@ -78,8 +78,8 @@ impl Config {
         (matrices * self.vocab_size * d + self.num_hidden_layers * layer + d) as u64
     }
 
-    /// The same as JSON, in the form that transformers 4 and 5 load; `dtype` is the type of the
-    /// weights beside it.
+    /// Returns the configuration as JSON in a form that transformers 4 and 5 load; `dtype` is the type of the stored
+    /// weights.
     #[must_use]
     pub fn to_json(&self, dtype: DType) -> Value {
         let dtype = match dtype {
@@ -121,15 +121,15 @@ impl Config {
     }
 }
 
-/// A configuration file being read: every complaint names the file and the key.
-struct Keys<'a> {
+/// Reads the keys of a configuration file. Its errors name the file and the key.
+struct ConfigReader<'a> {
     path: &'a Path,
     keys: &'a Map<String, Value>,
 }
 
-impl Keys<'_> {
+impl ConfigReader<'_> {
     fn config(&self) -> Result<Config, Error> {
-        self.refuse_what_is_not_implemented()?;
+        self.check_unsupported_keys()?;
         let hidden_size = self.count("hidden_size", None)?;
         let heads = self.count("num_attention_heads", None)?;
         let config = Config {
@@ -160,7 +160,7 @@ impl Keys<'_> {
             return Err(self.wrong(
                 "head_dim",
                 format!(
-                    "{} is odd, and rotary positions turn pairs",
+                    "{} is odd, but rotary positions rotate pairs of numbers",
                     config.head_dim
                 ),
             ));
@@ -168,52 +168,52 @@ impl Keys<'_> {
         Ok(config)
     }
 
-    /// Keys that would change the numbers, and the one value of each that is implemented.
-    fn refuse_what_is_not_implemented(&self) -> Result<(), Error> {
-        let only: [(&'static str, &str); 2] = [("model_type", "llama"), ("hidden_act", "silu")];
-        for (key, value) in only {
+    /// Checks the keys that change the model's results and of which one value is supported.
+    fn check_unsupported_keys(&self) -> Result<(), Error> {
+        let supported: [(&'static str, &str); 2] =
+            [("model_type", "llama"), ("hidden_act", "silu")];
+        for (key, value) in supported {
             match self.get(key) {
                 Some(Value::String(found)) if found == value => {}
                 None if key != "model_type" => {}
                 Some(found) => {
-                    let why =
-                        format!("{found} is not implemented, only \"{value}\" (Llama family)");
+                    let why = format!("{found} is not supported, only \"{value}\" (Llama family)");
                     return Err(self.wrong(key, why));
                 }
-                None => return Err(self.wrong(key, format!("absent, should be \"{value}\""))),
+                None => return Err(self.wrong(key, format!("absent, must be \"{value}\""))),
             }
         }
         for key in ["attention_bias", "mlp_bias"] {
             if self.flag(key)? {
-                return Err(self.wrong(key, "biases are not implemented, only false".to_owned()));
+                return Err(self.wrong(key, "biases are not supported, only false".to_owned()));
             }
         }
         for key in ["rope_scaling", "rope_parameters"] {
-            self.refuse_scaled_rope(key)?;
+            self.check_unscaled_rope(key)?;
         }
         Ok(())
     }
 
-    fn refuse_scaled_rope(&self, key: &'static str) -> Result<(), Error> {
+    fn check_unscaled_rope(&self, key: &'static str) -> Result<(), Error> {
         let Some(value) = self.get(key) else {
             return Ok(());
         };
         let Value::Object(rope) = value else {
             return Err(self.wrong(key, format!("{value} is not a table")));
         };
-        // transformers called the key `type` before it was `rope_type`.
+        // Earlier versions of transformers named this key `type`, later ones `rope_type`.
         for name in ["rope_type", "type"] {
             if let Some(kind) = rope.get(name)
                 && kind != "default"
             {
-                let why = format!("{name} {kind} is not implemented, only \"default\"");
+                let why = format!("{name} {kind} is not supported, only \"default\"");
                 return Err(self.wrong(key, why));
             }
         }
         match rope.get("partial_rotary_factor").and_then(Value::as_f64) {
             Some(part) if part != 1.0 => Err(self.wrong(
                 key,
-                format!("partial_rotary_factor {part} is not implemented, only 1"),
+                format!("partial_rotary_factor {part} is not supported, only 1"),
             )),
             _ => Ok(()),
         }
@@ -226,7 +226,7 @@ impl Keys<'_> {
         self.number("rope_theta", inside.or(self.get("rope_theta")), 10_000.0)
     }
 
-    /// The value of a key; `null` counts as absent, as in transformers.
+    /// Returns the value of a key; `null` counts as absent, as in transformers.
     fn get(&self, key: &str) -> Option<&Value> {
         self.keys.get(key).filter(|value| !value.is_null())
     }
@@ -234,14 +234,14 @@ impl Keys<'_> {
     fn count(&self, key: &'static str, default: Option<usize>) -> Result<usize, Error> {
         let Some(value) = self.get(key) else {
             return default.filter(|count| *count > 0).ok_or_else(|| {
-                self.wrong(key, "absent, should be a whole number above 0".to_owned())
+                self.wrong(key, "absent, must be a whole number above 0".to_owned())
             });
         };
         value
             .as_u64()
             .and_then(|count| usize::try_from(count).ok())
             .filter(|count| *count > 0)
-            .ok_or_else(|| self.wrong(key, format!("{value} should be a whole number above 0")))
+            .ok_or_else(|| self.wrong(key, format!("{value} must be a whole number above 0")))
     }
 
     fn number(&self, key: &'static str, value: Option<&Value>, default: f64) -> Result<f64, Error> {
@@ -250,7 +250,7 @@ impl Keys<'_> {
             Some(value) => value
                 .as_f64()
                 .filter(|number| *number > 0.0)
-                .ok_or_else(|| self.wrong(key, format!("{value} should be a number above 0"))),
+                .ok_or_else(|| self.wrong(key, format!("{value} must be a number above 0"))),
         }
     }
 
@@ -259,11 +259,11 @@ impl Keys<'_> {
             None => Ok(false),
             Some(value) => value
                 .as_bool()
-                .ok_or_else(|| self.wrong(key, format!("{value} should be true or false"))),
+                .ok_or_else(|| self.wrong(key, format!("{value} must be true or false"))),
         }
     }
 
-    /// One id or a list of them; absent gives an empty list.
+    /// Reads one id or a list of ids; an absent key gives an empty list.
     fn token_ids(&self, key: &'static str) -> Result<Vec<u32>, Error> {
         let values = match self.get(key) {
             None => return Ok(Vec::new()),
@@ -276,7 +276,7 @@ impl Keys<'_> {
                 value
                     .as_u64()
                     .and_then(|id| u32::try_from(id).ok())
-                    .ok_or_else(|| self.wrong(key, format!("{value} should be a token id")))
+                    .ok_or_else(|| self.wrong(key, format!("{value} must be a token id")))
             })
             .collect()
     }
@@ -305,7 +305,7 @@ mod tests {
 
     fn read(keys: &Map<String, Value>) -> Result<Config, Error> {
         let path = Path::new("m/config.json");
-        Keys { path, keys }.config()
+        ConfigReader { path, keys }.config()
     }
 
     #[test]
@@ -331,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read_again() {
+    fn a_written_configuration_is_read_back_unchanged() {
         let mut config = read(&base()).unwrap();
         for eos in [vec![], vec![2], vec![2, 3]] {
             config.eos_token_id = eos;
@@ -342,52 +342,52 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_implemented_names_file_and_key() {
+    fn errors_name_the_file_and_the_key() {
         let cases = [
             (
                 "model_type",
                 json!("qwen2"),
-                "`m/config.json`, key `model_type`: \"qwen2\" is not implemented, only \"llama\" (Llama family)",
+                "`m/config.json`, key `model_type`: \"qwen2\" is not supported, only \"llama\" (Llama family)",
             ),
             (
                 "hidden_act",
                 json!("gelu"),
-                "`m/config.json`, key `hidden_act`: \"gelu\" is not implemented, only \"silu\" (Llama family)",
+                "`m/config.json`, key `hidden_act`: \"gelu\" is not supported, only \"silu\" (Llama family)",
             ),
             (
                 "attention_bias",
                 json!(true),
-                "`m/config.json`, key `attention_bias`: biases are not implemented, only false",
+                "`m/config.json`, key `attention_bias`: biases are not supported, only false",
             ),
             (
                 "mlp_bias",
                 json!(true),
-                "`m/config.json`, key `mlp_bias`: biases are not implemented, only false",
+                "`m/config.json`, key `mlp_bias`: biases are not supported, only false",
             ),
             (
                 "rope_scaling",
                 json!({"type": "linear", "factor": 2.0}),
-                "`m/config.json`, key `rope_scaling`: type \"linear\" is not implemented, only \"default\"",
+                "`m/config.json`, key `rope_scaling`: type \"linear\" is not supported, only \"default\"",
             ),
             (
                 "rope_parameters",
                 json!({"rope_type": "llama3"}),
-                "`m/config.json`, key `rope_parameters`: rope_type \"llama3\" is not implemented, only \"default\"",
+                "`m/config.json`, key `rope_parameters`: rope_type \"llama3\" is not supported, only \"default\"",
             ),
             (
                 "rope_parameters",
                 json!({"partial_rotary_factor": 0.5}),
-                "`m/config.json`, key `rope_parameters`: partial_rotary_factor 0.5 is not implemented, only 1",
+                "`m/config.json`, key `rope_parameters`: partial_rotary_factor 0.5 is not supported, only 1",
             ),
             (
                 "hidden_size",
                 json!(-4),
-                "`m/config.json`, key `hidden_size`: -4 should be a whole number above 0",
+                "`m/config.json`, key `hidden_size`: -4 must be a whole number above 0",
             ),
             (
                 "vocab_size",
                 json!(null),
-                "`m/config.json`, key `vocab_size`: absent, should be a whole number above 0",
+                "`m/config.json`, key `vocab_size`: absent, must be a whole number above 0",
             ),
             (
                 "num_key_value_heads",
@@ -397,22 +397,22 @@ mod tests {
             (
                 "head_dim",
                 json!(5),
-                "`m/config.json`, key `head_dim`: 5 is odd, and rotary positions turn pairs",
+                "`m/config.json`, key `head_dim`: 5 is odd, but rotary positions rotate pairs of numbers",
             ),
             (
                 "rope_theta",
                 json!("big"),
-                "`m/config.json`, key `rope_theta`: \"big\" should be a number above 0",
+                "`m/config.json`, key `rope_theta`: \"big\" must be a number above 0",
             ),
             (
                 "tie_word_embeddings",
                 json!(1),
-                "`m/config.json`, key `tie_word_embeddings`: 1 should be true or false",
+                "`m/config.json`, key `tie_word_embeddings`: 1 must be true or false",
             ),
             (
                 "eos_token_id",
                 json!([2, -1]),
-                "`m/config.json`, key `eos_token_id`: -1 should be a token id",
+                "`m/config.json`, key `eos_token_id`: -1 must be a token id",
             ),
         ];
         for (key, value, message) in cases {
@@ -423,7 +423,7 @@ mod tests {
     }
 
     #[test]
-    fn an_absent_file_is_named() {
+    fn the_error_of_an_absent_file_names_it() {
         let error = Config::from_dir(Path::new("no/such/folder")).unwrap_err();
         assert_eq!(
             error.to_string(),

@@ -1,4 +1,4 @@
-//! Devices by the names that a person types.
+//! Devices by the names that users type.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -6,7 +6,7 @@ use burn::tensor::{DType, Device, Tensor};
 
 use crate::Error;
 
-/// The names that [`device`] takes in this build; the first is the default.
+/// The names that [`device`] accepts in this build; the first is the default.
 pub const DEVICES: &[&str] = &[
     "cpu",
     #[cfg(feature = "wgpu")]
@@ -17,38 +17,41 @@ pub const DEVICES: &[&str] = &[
     "cuda",
 ];
 
-/// A device by name: one of [`DEVICES`], where `cuda:1` is the second CUDA device.
+/// Returns the device with a name of [`DEVICES`]; `cuda:1` is the second CUDA device.
 ///
-/// A device other than the CPU is tried with one sum, so that a machine without it is told here
-/// and not in the middle of the work.
+/// A device other than the CPU is tested with one sum, so that a device that does not work is reported here and not
+/// during the work.
 ///
 /// # Errors
-/// [`Error::NoDevice`] for a name that this build does not know, and for a device that does not
-/// compute.
+/// Returns [`Error::NoDevice`] for a name that this build does not know, and for a device that fails the test.
 pub fn device(name: &str) -> Result<Device, Error> {
-    let no = |why: &str| Error::NoDevice {
+    let no_device = |why: String, hint| Error::NoDevice {
         name: name.to_owned(),
-        why: why.to_owned(),
+        why,
+        hint,
     };
-    match named(name) {
-        None => Err(no(&format!(
-            "this build computes on {}; others need a build with their feature (`cargo build --release --features cuda`, or `wgpu`)",
-            DEVICES.join(", ")
-        ))),
+    match device_by_name(name) {
+        None => Err(no_device(
+            format!("this build computes on {}", DEVICES.join(", ")),
+            "for another device, build with its feature: `cargo build --release --features cuda`, or `wgpu`",
+        )),
         Some(device) if name == "cpu" => Ok(device),
-        // CubeCL panics where there is no driver or no adapter.
-        Some(device) => catch_unwind(AssertUnwindSafe(|| two(&device)))
+        // CubeCL panics if there is no driver or no adapter.
+        Some(device) => catch_unwind(AssertUnwindSafe(|| sum_of_two_ones(&device)))
             .ok()
             .flatten()
             .filter(|sum| *sum == 2.0)
             .map(|_| device.clone())
             .ok_or_else(|| {
-                no("it does not compute; see the message before this one, and check the driver")
+                no_device(
+                    "the device does not compute".to_owned(),
+                    "check the driver; the message before this one has the cause",
+                )
             }),
     }
 }
 
-fn named(name: &str) -> Option<Device> {
+fn device_by_name(name: &str) -> Option<Device> {
     if name == "cpu" {
         return Some(Device::flex());
     }
@@ -72,7 +75,7 @@ fn named(name: &str) -> Option<Device> {
     None
 }
 
-fn two(device: &Device) -> Option<f32> {
+fn sum_of_two_ones(device: &Device) -> Option<f32> {
     let ones = Tensor::<1>::ones([2], (device, DType::F32));
     ones.sum().try_into_vec_as::<f32>().ok()?.first().copied()
 }
@@ -82,10 +85,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_cpu_is_always_there_and_an_unknown_name_says_what_is() {
+    fn the_cpu_is_always_available_and_an_unknown_name_lists_the_devices() {
         assert_eq!(DEVICES.first(), Some(&"cpu"));
-        assert_eq!(two(&device("cpu").unwrap()), Some(2.0));
-        let said = device("abacus").unwrap_err().to_string();
-        assert!(said.contains("`abacus`") && said.contains("cpu"), "{said}");
+        assert_eq!(sum_of_two_ones(&device("cpu").unwrap()), Some(2.0));
+        let message = device("abacus").unwrap_err().to_string();
+        let start = format!(
+            "no device `abacus`: this build computes on {}",
+            DEVICES.join(", ")
+        );
+        assert!(message.starts_with(&start), "{message}");
+        assert!(message.contains("\nhint: "), "{message}");
     }
 }

@@ -1,185 +1,191 @@
-//! What can go wrong here: each message names the file and tensor, prompt or key, and the way out.
+//! Errors of the crate. Each message names the file and tensor, the prompt or the key; a hint is on a line of its own.
 
 use std::path::PathBuf;
 
-/// Everything this crate reports.
+/// All errors that this crate returns.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A device that this build does not know, or that does not compute.
-    #[error("no device `{name}`: {why}")]
+    /// A device is unknown to this build, or does not compute.
+    #[error("no device `{name}`: {why}\nhint: {hint}")]
     NoDevice {
-        /// As it was asked for.
+        /// Name of the device as the caller gave it.
         name: String,
-        /// What is wrong, and what there is.
+        /// Reason why there is no such device.
         why: String,
+        /// Remedy for the user.
+        hint: &'static str,
     },
     /// A file or folder could not be read or written.
     #[error("cannot {action} `{}`", path.display())]
     Io {
-        /// What was tried: "read", "write", …
+        /// The action that failed: "read", "write", …
         action: &'static str,
-        /// The file or folder.
+        /// Path of the file or folder.
         path: PathBuf,
-        /// The operating system's answer.
+        /// Error of the operating system.
         #[source]
         source: std::io::Error,
     },
-    /// A JSON file is not the JSON that it should be.
+    /// A JSON file is malformed or has other contents than expected.
     #[error("`{}` is not valid JSON for a {what}", path.display())]
     Json {
-        /// The file.
+        /// Path of the JSON file.
         path: PathBuf,
-        /// What the file should be.
+        /// The kind of contents that was expected.
         what: &'static str,
-        /// The parser's answer, with line and column.
+        /// Error of the parser, with line and column.
         #[source]
         source: serde_json::Error,
     },
-    /// A key of `config.json` is absent, or has a value that this crate does not run.
+    /// A key of `config.json` is absent, or has a value that this crate does not support.
     #[error("`{}`, key `{key}`: {why}", path.display())]
     Config {
-        /// The file.
+        /// Path of the configuration.
         path: PathBuf,
-        /// The key in it.
+        /// The key.
         key: &'static str,
-        /// What is wrong, and what would be right.
+        /// The problem, and the values that are supported.
         why: String,
     },
-    /// The folder holds no weights.
-    #[error("`{}` holds neither `model.safetensors` nor `model.safetensors.index.json`: point to a folder with weights in Hugging Face layout", dir.display())]
+    /// A folder holds no weights.
+    #[error("`{}` holds neither `model.safetensors` nor `model.safetensors.index.json`\nhint: name a folder with weights in Hugging Face layout", dir.display())]
     NoWeights {
-        /// The folder.
+        /// Path of the folder.
         dir: PathBuf,
     },
-    /// A shard is named by the index and does not exist.
-    #[error("`{}` is absent, though `{}` names it for the tensor `{tensor}`: fetch the missing shard", shard.display(), index.display())]
+    /// A shard that the index names does not exist.
+    #[error("`{}` does not exist, but `{}` names it for the tensor `{tensor}`\nhint: download the missing shard", shard.display(), index.display())]
     MissingShard {
-        /// The file that is absent.
+        /// Path of the absent shard.
         shard: PathBuf,
-        /// The index that names it.
+        /// Path of the index that names the shard.
         index: PathBuf,
-        /// The first tensor that should be in it.
+        /// Name of the first tensor that the shard should hold.
         tensor: String,
     },
-    /// A file is not a whole safetensors file.
-    #[error("`{}` is not a whole safetensors file: it may be truncated, so fetch it again", path.display())]
+    /// A file is not a complete safetensors file.
+    #[error("`{}` is not a complete safetensors file\nhint: the file may be truncated; download it again", path.display())]
     Safetensors {
-        /// The file.
+        /// Path of the weight file.
         path: PathBuf,
-        /// The reader's answer.
+        /// Error of the safetensors parser.
         #[source]
         source: safetensors::SafeTensorError,
     },
-    /// A tensor that the configuration asks for is absent.
-    #[error("`{}` has no tensor `{tensor}`: the weights do not fit `config.json`", path.display())]
+    /// A tensor that the configuration requires is absent.
+    #[error("`{}` has no tensor `{tensor}`\nhint: the weights do not belong to this `config.json`; use both from the same model", path.display())]
     MissingTensor {
-        /// The file or the index.
+        /// Path of the weight file or of the index.
         path: PathBuf,
-        /// The tensor's name.
+        /// Name of the tensor.
         tensor: String,
     },
-    /// A tensor has another shape than the configuration asks for.
-    #[error("`{}`: tensor `{tensor}` has the shape {found:?}, and `config.json` asks for {expected:?}", path.display())]
+    /// A tensor has another shape than the configuration requires.
+    #[error("`{}`: tensor `{tensor}` has the shape {found:?}, but `config.json` requires {expected:?}", path.display())]
     Shape {
-        /// The file.
+        /// Path of the weight file.
         path: PathBuf,
-        /// The tensor's name.
+        /// Name of the tensor.
         tensor: String,
-        /// The shape in the file.
+        /// Shape of the tensor in the file.
         found: Vec<usize>,
-        /// The shape by the configuration.
+        /// Shape that follows from the configuration.
         expected: Vec<usize>,
     },
     /// A tensor is stored in a type that this crate does not read.
-    #[error("`{}`: tensor `{tensor}` is stored as {dtype}: only F64, F32, F16 and BF16 are read", path.display())]
+    #[error("`{}`: tensor `{tensor}` is stored as {dtype}, but only F64, F32, F16 and BF16 are supported", path.display())]
     StoredType {
-        /// The file.
+        /// Path of the weight file.
         path: PathBuf,
-        /// The tensor's name.
+        /// Name of the tensor.
         tensor: String,
-        /// The type in the file.
+        /// Type of the tensor in the file.
         dtype: String,
     },
-    /// A model was asked for in a type that it does not run in.
-    #[error("a model runs and is stored in F64, F32, F16 or BF16, not in {dtype:?}")]
+    /// A model was requested in a type that models do not run in.
+    #[error("models run and are stored in F64, F32, F16 or BF16, not in {dtype:?}")]
     FloatType {
-        /// The type asked for.
+        /// The requested type.
         dtype: burn::tensor::DType,
     },
-    /// A cut keeps every n-th layer, and n was 0.
-    #[error("a cut keeps every n-th layer, and n is at least 1")]
-    CutEvery,
+    /// The interval of layer pruning is 0.
+    #[error("layer pruning keeps every n-th layer, and n must be at least 1")]
+    PruneInterval,
     /// A prompt has no tokens.
-    #[error("prompt {prompt} has no tokens: a model needs at least one, such as its BOS token")]
+    #[error(
+        "prompt {prompt} has no tokens\nhint: begin the prompt with a token, such as the model's BOS token"
+    )]
     EmptyPrompt {
         /// Index of the prompt in the batch.
         prompt: usize,
     },
     /// A prompt and its answer do not fit into the context.
     #[error(
-        "prompt {prompt} has {tokens} tokens, and {tokens} + {max_new_tokens} new ones exceed the context of {limit}: shorten the prompt or ask for fewer tokens"
+        "prompt {prompt} has {tokens} tokens, and with {max_new_tokens} new tokens it exceeds the context of {limit}\nhint: shorten the prompt, or generate fewer tokens"
     )]
     PromptTooLong {
         /// Index of the prompt in the batch.
         prompt: usize,
-        /// Tokens of the prompt.
+        /// Number of tokens of the prompt.
         tokens: usize,
-        /// Tokens asked for.
+        /// Largest number of tokens of the answer.
         max_new_tokens: usize,
-        /// Positions of the model.
+        /// Number of positions of the model's context.
         limit: usize,
     },
-    /// A prompt holds a token id that the model does not have.
+    /// A prompt holds a token id outside the vocabulary.
     #[error(
-        "prompt {prompt}, position {position}: token id {id} is outside of the vocabulary of {vocab_size}: is this the model's own tokenizer?"
+        "prompt {prompt}, position {position}: token id {id} is outside the vocabulary of {vocab_size} tokens\nhint: use the tokenizer that belongs to the model"
     )]
     TokenId {
         /// Index of the prompt in the batch.
         prompt: usize,
-        /// Position of the token.
+        /// Position of the token in the prompt.
         position: usize,
-        /// The id.
+        /// The token id.
         id: u32,
-        /// Rows of the embedding.
+        /// Number of rows of the embedding.
         vocab_size: usize,
     },
-    /// There is not one seed per prompt.
-    #[error("{prompts} prompts came with {seeds} seeds: each sequence needs its own")]
+    /// The number of seeds differs from the number of prompts.
+    #[error("there are {prompts} prompts but {seeds} seeds: each prompt needs a seed of its own")]
     Seeds {
-        /// Prompts given.
+        /// Number of prompts.
         prompts: usize,
-        /// Seeds given.
+        /// Number of seeds.
         seeds: usize,
     },
     /// A sampling setting is out of range.
-    #[error("sampling setting `{setting}` is {value}: {range}")]
+    #[error("sampling setting `{setting}` is {value}, but must be {range}")]
     Sampling {
-        /// The setting.
+        /// Name of the setting.
         setting: &'static str,
-        /// Its value.
+        /// Value of the setting.
         value: f64,
-        /// What it may be.
+        /// The allowed values.
         range: &'static str,
     },
     /// A stop string is empty.
-    #[error("stop string {index} is empty, which would end every answer at once: leave it out")]
+    #[error(
+        "stop string {index} is empty and would end every answer at once\nhint: remove the empty string"
+    )]
     EmptyStop {
-        /// Which one, from 0.
+        /// Index of the stop string, from 0.
         index: usize,
     },
-    /// The device could not give the values of a tensor.
+    /// The values of a tensor could not be read from the device.
     #[error("cannot read {what} from the device: {why}")]
     Device {
-        /// What was read.
+        /// The tensor that was read.
         what: &'static str,
-        /// The backend's answer.
+        /// Error of the backend.
         why: String,
     },
 }
 
 impl Error {
-    /// Wraps the operating system's answer with what was tried on which path.
+    /// Makes a function that adds the failed action and the path to an error of the operating system.
     pub(crate) fn io(
         action: &'static str,
         path: &std::path::Path,

@@ -1,12 +1,12 @@
-//! Sampling over a paged KV cache, with sequences that enter and leave the batch as they go.
+//! Sampling over a paged KV cache with continuous batching: sequences enter and leave the batch between steps.
 //!
-//! A step computes the next token of every running answer and a piece of the prompts that were let in
-//! last. Each layer keeps keys and values in a pool of pages; prompts that begin alike share them. An
-//! answer that ends leaves at once and its pages go to the next prompt in line.
+//! A step computes the next token of every running answer, and a part of the prompts that were admitted last. Each layer
+//! keeps keys and values in a pool of pages, and prompts with equal beginnings share pages. An answer that ends leaves
+//! the batch at once, and its pages are given to the next waiting prompt.
 //!
-//! In f32 on the CPU, an answer does not depend on what shares the batch, on its order or size, nor on how the
-//! cache is cut into pages: each row of a step is computed by itself, bit for bit, and the randomness of
-//! a token follows from its answer's seed and its place in the answer.
+//! In f32 on the CPU, an answer does not depend on the other prompts of the batch, on their order or number, or on the
+//! page size: the result of each row of a step depends on that row only, bit for bit, and the randomness of a token
+//! depends on its answer's seed and its index in the answer.
 
 mod cache;
 mod draw;
@@ -22,24 +22,24 @@ use rayon::prelude::*;
 
 use crate::{Error, Llama};
 
-use cache::Cache;
+use cache::KvCache;
 use draw::draw;
 pub use sampling::Sampling;
 use schedule::{Schedule, Sequence};
 
-/// What ends an answer before its length does. The token that does so is part of the answer.
+/// Conditions that end an answer before its maximum length. The token that meets a condition is part of the answer.
 #[derive(Clone, Copy)]
-pub struct Stop<'a> {
-    /// Ids that end an answer, such as EOS.
+pub struct StopConditions<'a> {
+    /// Token ids that end an answer, such as EOS.
     pub ids: &'a [u32],
-    /// Texts that end an answer once its tokens spell them; none may be empty.
+    /// Strings that end an answer once its tokens spell them; none may be empty.
     pub strings: &'a [Vec<u8>],
-    /// What a token spells. It is asked only where there are `strings`.
+    /// Function from a token id to the bytes that the token spells; called only if there are `strings`.
     pub token_bytes: &'a dyn Fn(u32) -> Vec<u8>,
 }
 
-impl<'a> Stop<'a> {
-    /// Nothing but these ids.
+impl<'a> StopConditions<'a> {
+    /// Makes conditions of these ids only.
     #[must_use]
     pub fn at(ids: &'a [u32]) -> Self {
         Self {
@@ -49,8 +49,9 @@ impl<'a> Stop<'a> {
         }
     }
 
-    /// Whether `id` completes a stop string; `tail` is the end of the answer's bytes, and goes on.
-    fn completed_by(&self, id: u32, tail: &mut Vec<u8>) -> bool {
+    /// Whether `id` completes a stop string. `tail` holds the last bytes of the answer, to which the token's bytes are
+    /// appended.
+    fn is_string_completed_by(&self, id: u32, tail: &mut Vec<u8>) -> bool {
         let Some(longest) = self.strings.iter().map(Vec::len).max() else {
             return false;
         };
@@ -62,21 +63,21 @@ impl<'a> Stop<'a> {
     }
 }
 
-/// What bounds memory. Answers do not depend on it.
+/// Limits of a batch that bound memory. Answers do not depend on them.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Limits {
-    /// Positions that the cache holds, over all sequences. A prompt waits until there is room for it and
-    /// its longest answer. It is raised to what the longest one needs.
+pub struct BatchLimits {
+    /// Number of positions of the KV cache, over all sequences. A prompt waits until there is room for it and its longest
+    /// answer. The number is raised to the need of the longest prompt.
     pub cache_tokens: usize,
-    /// Sequences that run at the same time; at least 1. Their logits exist at once.
+    /// Largest number of sequences that run at the same time, and whose logits are held at once; at least 1.
     pub sequences: usize,
-    /// Prompt tokens that a step computes at most; at least 1.
+    /// Largest number of prompt tokens that a step computes; at least 1.
     pub prefill_rows: usize,
-    /// Positions of a page; at least 1. Prompts share whole pages.
+    /// Number of positions of a page; at least 1. Prompts share whole pages.
     pub page_size: usize,
 }
 
-impl Default for Limits {
+impl Default for BatchLimits {
     fn default() -> Self {
         Self {
             cache_tokens: 32_768,
@@ -87,47 +88,47 @@ impl Default for Limits {
     }
 }
 
-/// What ended an answer.
+/// The reason why an answer ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum End {
-    /// Its last token is one of [`Stop::ids`].
-    StopId,
-    /// Its last token completes one of [`Stop::strings`].
+pub enum StopReason {
+    /// The last token is one of [`StopConditions::ids`].
+    StopToken,
+    /// The last token completes one of [`StopConditions::strings`].
     StopString,
-    /// It has as many tokens as it may have.
+    /// The answer has its maximum number of tokens.
     Length,
 }
 
-/// One answer.
+/// A generated answer.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Generated {
-    /// The token ids, with the one that ended it.
+pub struct GeneratedAnswer {
+    /// Token ids, including the token that ended the answer.
     pub ids: Vec<u32>,
-    /// Of each id, its log-probability in nats at temperature 1 over the whole vocabulary, whatever the
-    /// penalty.
+    /// Log-probability of each id in nats, at temperature 1 over the whole vocabulary and without repetition penalty.
     pub logprobs: Vec<f32>,
-    /// What ended it.
-    pub end: End,
+    /// Reason why the answer ended.
+    pub stop_reason: StopReason,
 }
 
-/// Samples one answer to each prompt; several answers to one prompt are asked for by giving it several
-/// times, with other seeds, and share the cache of its whole pages.
+/// Samples one answer to each prompt. For several answers to one prompt, pass it several times with different seeds;
+/// the copies share the cache of the prompt's whole pages.
 ///
-/// The token of step s is drawn with a generator seeded by `seeds[row]` and s. `progress` is told after
-/// each step how many tokens there are so far; when it breaks, the answer is `None`.
+/// The token of step s is drawn with a generator seeded by the prompt's seed and s. After each step, `progress` is
+/// called with the number of tokens drawn so far; if it breaks, the result is `None`.
 ///
 /// # Errors
-/// A prompt that is empty, holds an id outside of the vocabulary, or does not fit into the context with
-/// its answer; another number of seeds than of prompts; a setting out of range; an empty stop string.
+/// Returns an error for a prompt that is empty, holds an id outside the vocabulary, or does not fit into the context
+/// with its answer; for a number of seeds that differs from the number of prompts; for a setting out of range; and for
+/// an empty stop string.
 pub fn generate(
     model: &Llama,
     prompts: &[Vec<u32>],
-    stop: &Stop<'_>,
+    stop: &StopConditions<'_>,
     sampling: &Sampling,
     seeds: &[u64],
-    limits: &Limits,
+    limits: &BatchLimits,
     progress: &mut dyn FnMut(usize) -> ControlFlow<()>,
-) -> Result<Option<Vec<Generated>>, Error> {
+) -> Result<Option<Vec<GeneratedAnswer>>, Error> {
     sampling::check(sampling)?;
     check_limits(limits)?;
     check_prompts(model, prompts, sampling, seeds)?;
@@ -139,11 +140,11 @@ pub fn generate(
     }
     let model = model.valid();
     let mut schedule = Schedule::new(prompts, sampling.max_new_tokens, limits);
-    let mut cache = Cache::new(&model, schedule.page_count, limits.page_size);
-    let unset = Generated {
+    let mut cache = KvCache::new(&model, schedule.page_count, limits.page_size);
+    let unset = GeneratedAnswer {
         ids: Vec::new(),
         logprobs: Vec::new(),
-        end: End::Length,
+        stop_reason: StopReason::Length,
     };
     let mut answers = vec![unset; prompts.len()];
     let mut tokens = 0;
@@ -154,9 +155,9 @@ pub fn generate(
         }
         let hidden_md = cache.step(&model, &rows, &schedule.running);
         if hidden_md.dims()[0] > 0 {
-            let logits_mv = host(model.logits(hidden_md))?;
-            tokens += next_tokens(&logits_mv, &mut schedule.running, stop, sampling, seeds);
-            schedule.release(&mut answers);
+            let logits_mv = read_logits(model.logits(hidden_md))?;
+            tokens += draw_tokens(&logits_mv, &mut schedule.running, stop, sampling, seeds);
+            schedule.remove_ended(&mut answers);
         }
         if progress(tokens).is_break() {
             return Ok(None);
@@ -164,21 +165,24 @@ pub fn generate(
     }
 }
 
-/// Draws the next token of each sequence that has logits, in their order; gives how many.
-fn next_tokens(
+/// Draws the next token of each sequence that has logits, in order of the rows; returns the number of tokens.
+fn draw_tokens(
     logits_mv: &[f32],
     running: &mut [Sequence],
-    stop: &Stop<'_>,
+    stop: &StopConditions<'_>,
     sampling: &Sampling,
     seeds: &[u64],
 ) -> usize {
-    let mut drawing: Vec<&mut Sequence> = running.iter_mut().filter(|s| s.draws()).collect();
+    let mut drawing: Vec<&mut Sequence> = running
+        .iter_mut()
+        .filter(|sequence| sequence.is_drawing())
+        .collect();
     let v = logits_mv.len() / drawing.len().max(1);
     let next: Vec<(u32, f32)> = (drawing.par_iter().zip(logits_mv.par_chunks(v.max(1))))
         .map(|(sequence, logits_v)| {
             let seed = seeds.get(sequence.prompt).copied().unwrap_or(0);
             let step = sequence.drawn() as u64;
-            draw(logits_v, &sequence.text, sampling, seed, step)
+            draw(logits_v, &sequence.ids, sampling, seed, step)
         })
         .collect();
     for (sequence, next) in drawing.iter_mut().zip(&next) {
@@ -187,7 +191,7 @@ fn next_tokens(
     next.len()
 }
 
-fn check_limits(limits: &Limits) -> Result<(), Error> {
+fn check_limits(limits: &BatchLimits) -> Result<(), Error> {
     let settings = [
         ("sequences", limits.sequences),
         ("prefill_rows", limits.prefill_rows),
@@ -197,7 +201,7 @@ fn check_limits(limits: &Limits) -> Result<(), Error> {
         Some((setting, _)) => Err(Error::Sampling {
             setting,
             value: 0.0,
-            range: "it is at least 1",
+            range: "at least 1",
         }),
         None => Ok(()),
     }
@@ -242,7 +246,7 @@ fn check_prompts(
     Ok(())
 }
 
-fn host(logits_mv: Tensor<2>) -> Result<Vec<f32>, Error> {
+fn read_logits(logits_mv: Tensor<2>) -> Result<Vec<f32>, Error> {
     logits_mv
         .try_into_vec_as::<f32>()
         .map_err(|error| Error::Device {

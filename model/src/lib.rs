@@ -1,35 +1,48 @@
 //! Causal language models that run in burn: checkpoints in Hugging Face layout, KV cache, sampling.
 //!
-//! - [`Config`] reads and writes `config.json`; [`load`] and [`save`] read and write weights.
-//! - [`Llama`] is the model: [`Llama::hidden`] and [`Llama::logits`] are differentiable in the weights.
-//! - [`named_parameters`] and [`map_parameters`] give and replace parameters by Hugging Face names.
-//! - [`device`] finds what computes by name.
-//! - [`generate`] answers prompts, many at a time; [`cut`] makes a shallower model.
+//! | file | contents |
+//! |---|---|
+//! | `config` | [`Config`]: reads and writes `config.json` |
+//! | `llama` | [`Llama`]: the decoder; [`Llama::hidden`] and [`Llama::logits`] are differentiable in the weights |
+//! | `rotary` | angles of the rotary positions |
+//! | `init` | [`Llama::init`]: random weights |
+//! | `parameters` | [`named_parameters`] and [`map_parameters`]: read and replace parameters by Hugging Face names |
+//! | `checkpoint` | [`load`] and [`save`]: read and write safetensors |
+//! | `prune` | [`prune_layers`]: a model with every n-th layer |
+//! | `generate` | [`generate()`]: answers many prompts at a time |
+//! | `generate/schedule` | which rows a step computes |
+//! | `generate/pages`, `generate/cache` | pages of the KV cache, and the forward pass over them |
+//! | `generate/sampling`, `generate/draw` | sampling settings, and the choice of a token from logits |
+//! | `device`, `dtype` | devices by name, and the float types of models |
+//! | `error` | [`Error`]: all errors of the crate |
 //!
-//! Tensors carry their dimensions as a suffix: b batch, t position, n = b·t rows, v vocabulary, d model
-//! width, h query heads, g key and value heads, e width of a head.
+//! Tensors carry their dimensions as a suffix: b batch, t position, n = b·t rows, m rows whose next token is drawn, v
+//! vocabulary, d model width, w width inside the feed-forward block, h query heads, g key and value heads, e width of
+//! a head, c columns of all heads, s slots of the KV cache.
 //!
-//! Models compute in F64, F32, F16 or BF16, and nothing is promoted behind the caller's back: norms
-//! and softmax of the half precisions are taken in F32, as transformers does.
+//! Models compute in F64, F32, F16 or BF16, the type that the caller chooses. The one exception, as in transformers, is
+//! that norms and softmax of the half precisions are computed in F32.
 
-mod attention;
 mod checkpoint;
 mod config;
-mod cut;
 mod device;
+mod dtype;
 mod error;
 mod generate;
+mod init;
 mod llama;
 mod parameters;
+mod prune;
+mod rotary;
 
 pub use burn::module::Module;
 pub use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
 pub use checkpoint::{MAX_SHARD_BYTES, load, save, save_sharded, weight_files};
 pub use config::Config;
-pub use cut::cut;
 pub use device::{DEVICES, device};
 pub use error::Error;
-pub use generate::{End, Generated, Limits, Sampling, Stop, generate};
-pub use llama::{Llama, documents};
+pub use generate::{BatchLimits, GeneratedAnswer, Sampling, StopConditions, StopReason, generate};
+pub use llama::{Llama, document_lengths};
 pub use parameters::{MapParameters, Parameter, map_parameters, named_parameters};
+pub use prune::prune_layers;

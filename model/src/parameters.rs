@@ -1,19 +1,19 @@
 //! Parameters by their Hugging Face names: for optimizers, training checkpoints and saving.
 //!
 //! # Training
-//! `let model = model.train();` tracks every parameter. After `let mut gradients = loss.backward();` the
-//! gradient of a parameter is `tensor.grad_remove(&mut gradients)`, where `tensor` is what
-//! [`named_parameters`] lists or what [`map_parameters`] hands over; it comes without autodiff.
-//! Arithmetic on the weights belongs on `tensor.inner()`. A mapper may return a plain tensor: on a
-//! tracked model it becomes a new tracked leaf, so the mapped model is ready for the next step.
+//! `let model = model.train();` tracks every parameter. After `let mut gradients = loss.backward();` the gradient of a
+//! parameter is `tensor.grad_remove(&mut gradients)`, where `tensor` comes from [`named_parameters`] or from
+//! [`map_parameters`]; the gradient is not tracked by autodiff. A mapper computes with `tensor.inner()` and may return a
+//! plain tensor: on a tracked model the result becomes a new tracked leaf, so the mapped model is ready for the next
+//! step.
 
 use burn::module::Param;
 use burn::tensor::Tensor;
 
 use crate::Llama;
-use crate::llama::Layer;
+use crate::llama::DecoderLayer;
 
-/// A parameter's tensor.
+/// The tensor of a parameter.
 #[derive(Debug, Clone)]
 pub enum Parameter {
     /// A projection or an embedding, `[out, in]` or `[v, d]`.
@@ -22,26 +22,26 @@ pub enum Parameter {
     Vector(Tensor<1>),
 }
 
-/// Replaces parameters; see [`map_parameters`].
+/// A function that replaces parameters; see [`map_parameters`].
 pub trait MapParameters {
-    /// The new value of the projection or embedding `name`; shape and type should stay.
+    /// Returns the new value of the projection or embedding `name`, of the same shape and type.
     fn matrix(&mut self, name: &str, tensor: Tensor<2>) -> Tensor<2>;
-    /// The new value of the norm gain `name`; shape and type should stay.
+    /// Returns the new value of the norm gain `name`, of the same shape and type.
     fn vector(&mut self, name: &str, tensor: Tensor<1>) -> Tensor<1>;
 }
 
-/// Every parameter with its Hugging Face name, in a fixed order: embedding, layers from the first,
-/// final norm, then the head where it is not tied. The tensors are shared with the model, not copied.
+/// Returns every parameter with its Hugging Face name, in a fixed order: embedding, layers from the first, final norm,
+/// and the head if it is not tied. The tensors are shared with the model, not copied.
 #[must_use]
 pub fn named_parameters(model: &Llama) -> Vec<(String, Parameter)> {
-    let mut list = List(Vec::new());
+    let mut list = ParameterList(Vec::new());
     let _unchanged = map_parameters(model.clone(), &mut list);
     list.0
 }
 
-struct List(Vec<(String, Parameter)>);
+struct ParameterList(Vec<(String, Parameter)>);
 
-impl MapParameters for List {
+impl MapParameters for ParameterList {
     fn matrix(&mut self, name: &str, tensor: Tensor<2>) -> Tensor<2> {
         self.0
             .push((name.to_owned(), Parameter::Matrix(tensor.clone())));
@@ -57,7 +57,7 @@ impl MapParameters for List {
 
 /// Passes every parameter through `mapper`, in the order of [`named_parameters`].
 ///
-/// Each tensor is moved, so a mapper that owns no other copy may work in place.
+/// Each tensor is moved to the mapper, which may change it in place if its storage is not shared.
 #[must_use]
 pub fn map_parameters(model: Llama, mapper: &mut impl MapParameters) -> Llama {
     let embed = matrix(mapper, "model.embed_tokens.weight", model.embed);
@@ -80,19 +80,19 @@ pub fn map_parameters(model: Llama, mapper: &mut impl MapParameters) -> Llama {
     }
 }
 
-fn map_layer(layer: Layer, prefix: &str, to: &mut impl MapParameters) -> Layer {
+fn map_layer(layer: DecoderLayer, prefix: &str, mapper: &mut impl MapParameters) -> DecoderLayer {
     let name = |part: &str| format!("{prefix}.{part}.weight");
-    // Fields are evaluated as written here: this is the order of the file.
-    Layer {
-        attention_norm: vector(to, &name("input_layernorm"), layer.attention_norm),
-        query: matrix(to, &name("self_attn.q_proj"), layer.query),
-        key: matrix(to, &name("self_attn.k_proj"), layer.key),
-        value: matrix(to, &name("self_attn.v_proj"), layer.value),
-        output: matrix(to, &name("self_attn.o_proj"), layer.output),
-        feed_norm: vector(to, &name("post_attention_layernorm"), layer.feed_norm),
-        gate: matrix(to, &name("mlp.gate_proj"), layer.gate),
-        up: matrix(to, &name("mlp.up_proj"), layer.up),
-        down: matrix(to, &name("mlp.down_proj"), layer.down),
+    // Rust evaluates the fields in the order written here, which is the order of the parameters in a file.
+    DecoderLayer {
+        attention_norm: vector(mapper, &name("input_layernorm"), layer.attention_norm),
+        query: matrix(mapper, &name("self_attn.q_proj"), layer.query),
+        key: matrix(mapper, &name("self_attn.k_proj"), layer.key),
+        value: matrix(mapper, &name("self_attn.v_proj"), layer.value),
+        output: matrix(mapper, &name("self_attn.o_proj"), layer.output),
+        feed_norm: vector(mapper, &name("post_attention_layernorm"), layer.feed_norm),
+        gate: matrix(mapper, &name("mlp.gate_proj"), layer.gate),
+        up: matrix(mapper, &name("mlp.up_proj"), layer.up),
+        down: matrix(mapper, &name("mlp.down_proj"), layer.down),
     }
 }
 
@@ -101,10 +101,7 @@ fn matrix(
     name: &str,
     parameter: Param<Tensor<2>>,
 ) -> Param<Tensor<2>> {
-    parameter.map(|tensor| {
-        let tracked = tensor.is_require_grad();
-        as_leaf(mapper.matrix(name, tensor), tracked)
-    })
+    parameter.map(|tensor| map_as_leaf(tensor, |tensor| mapper.matrix(name, tensor)))
 }
 
 fn vector(
@@ -112,17 +109,19 @@ fn vector(
     name: &str,
     parameter: Param<Tensor<1>>,
 ) -> Param<Tensor<1>> {
-    parameter.map(|tensor| {
-        let tracked = tensor.is_require_grad();
-        as_leaf(mapper.vector(name, tensor), tracked)
-    })
+    parameter.map(|tensor| map_as_leaf(tensor, |tensor| mapper.vector(name, tensor)))
 }
 
-/// A parameter is a leaf of the graph: what the mapper did to it is not differentiated.
-fn as_leaf<const D: usize>(tensor: Tensor<D>, tracked: bool) -> Tensor<D> {
+/// Maps a tensor, and makes the result of a tracked tensor a new leaf, so that the mapping is not differentiated.
+fn map_as_leaf<const D: usize>(
+    tensor: Tensor<D>,
+    map: impl FnOnce(Tensor<D>) -> Tensor<D>,
+) -> Tensor<D> {
+    let tracked = tensor.is_require_grad();
+    let mapped = map(tensor);
     if tracked {
-        Tensor::from_inner(tensor.without_autodiff()).require_grad()
+        Tensor::from_inner(mapped.without_autodiff()).require_grad()
     } else {
-        tensor
+        mapped
     }
 }

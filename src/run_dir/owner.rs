@@ -17,10 +17,10 @@ use crate::run_file::{ConfigError, Loaded};
 pub fn check_owner(root: &Path, run: &Loaded) -> anyhow::Result<()> {
     #[derive(Deserialize)]
     struct RunHead {
-        run: RunName,
+        run: RunTable,
     }
     #[derive(Deserialize)]
-    struct RunName {
+    struct RunTable {
         name: String,
     }
     let name = run.file.run.name.as_str();

@@ -332,7 +332,7 @@ pub(crate) fn start_on(run: &Loaded, seed_index: u32, device: &Device) -> anyhow
     }
     let whole = potstill_model::load(&folder, DType::F32, device)?;
     match run.file.student.every {
-        Some(every) => Ok(potstill_model::cut(&whole, every)?),
+        Some(every) => Ok(potstill_model::prune_layers(&whole, every)?),
         None => Ok(whole),
     }
 }

@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 
 use burn::tensor::Tensor;
 use potstill_datasets::{CONFIDENCE_BINS, SequenceValues, Signal};
-use potstill_kernels::{Head, Sum, row_stats};
+use potstill_kernels::{LogQSum, LogitTransform, row_stats};
 use potstill_model::Llama;
 
 use crate::error::Error;
@@ -66,8 +66,8 @@ fn sequence(model: &Llama, signal: &Signal, chunk_rows: usize) -> Result<Sequenc
         let dtype = crate::head_loss::stats_dtype(logits_nv.dtype());
         let targets = micro_batch.targets(rows.clone(), dtype, &device);
         let support_nk = targets.support_nk.clone();
-        let head = Head::default();
-        let stats = row_stats(logits_nv.clone(), support_nk, &head, Sum::Without);
+        let head = LogitTransform::default();
+        let stats = row_stats(logits_nv.clone(), support_nk, &head, LogQSum::Omitted);
         let kl_n = forward_kl(targets.log_p_nk.clone(), targets.log_q_nk(&stats));
         let nll_n = cross_entropy(targets.log_q_target_n1(&stats));
         let top1_n1 = logits_nv.clone().argmax(1);

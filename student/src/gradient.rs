@@ -10,7 +10,7 @@ use std::ops::Range;
 use burn::module::Module;
 use burn::tensor::{Gradients as Tape, Tensor};
 use potstill_datasets::{Arm, Signal, pack};
-use potstill_kernels::{Head, RowStats, Sum, add_rows};
+use potstill_kernels::{LogQSum, LogitTransform, RowStats, add_rows};
 use potstill_model::{Llama, Parameter, named_parameters};
 
 use crate::control::shuffle;
@@ -250,8 +250,8 @@ pub fn hidden_gradient(
     let head_options = HeadLossOptions {
         heads: &heads,
         sum: match objective.label_smoothing > 0.0 && objective.cross_entropy > 0.0 {
-            true => Sum::WithLogQ,
-            false => Sum::Without,
+            true => LogQSum::Included,
+            false => LogQSum::Omitted,
         },
         train_head: true,
         chunk_rows: options.chunk_rows,
@@ -284,9 +284,9 @@ pub fn hidden_gradient(
 
 /// Logit transforms to evaluate: one at the loss temperature and, if that is not 1, a second one at T = 1 for
 /// the cross-entropy.
-fn heads(objective: &Objective) -> Vec<Head> {
-    let plain = Head::default();
-    let tempered = Head {
+fn heads(objective: &Objective) -> Vec<LogitTransform> {
+    let plain = LogitTransform::default();
+    let tempered = LogitTransform {
         temperature: objective.temperature,
         ..plain
     };

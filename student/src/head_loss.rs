@@ -15,8 +15,8 @@ use std::ops::Range;
 
 use burn::tensor::{DType, Int, Tensor};
 use potstill_kernels::{
-    Head, RowStats, Sum, linear, linear_input_gradient, linear_into, linear_weight_gradient_wide,
-    row_gradient, row_stats, row_stats_reference,
+    LogQSum, LogitTransform, RowStats, linear, linear_input_gradient, linear_into,
+    linear_weight_gradient_f32, row_gradient, row_stats, row_stats_reference,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -37,9 +37,9 @@ pub enum Form {
 #[derive(Debug, Clone)]
 pub struct HeadLossOptions<'a> {
     /// Transforms from raw logits to softmax logits; the loss gets the statistics of each.
-    pub heads: &'a [Head],
+    pub heads: &'a [LogitTransform],
     /// Whether the statistics include Σ log q.
-    pub sum: Sum,
+    pub sum: LogQSum,
     /// Whether the head's gradient is computed; leaving it out saves a third of the work.
     pub train_head: bool,
     /// Number of rows whose logits exist at a time.
@@ -107,7 +107,7 @@ fn fused(
         hidden_gradients.push(linear_input_gradient(gradient_nv.clone(), head_vd.clone()));
         if options.train_head {
             let sum_vd = head_gradient_vd.take();
-            let sum_vd = linear_weight_gradient_wide(gradient_nv.clone(), chunk_nd, sum_vd);
+            let sum_vd = linear_weight_gradient_f32(gradient_nv.clone(), chunk_nd, sum_vd);
             head_gradient_vd = Some(sum_vd);
         }
         block_nv = Some(gradient_nv);
@@ -138,7 +138,7 @@ fn logits_gradient(
     let tracked: Vec<RowStats> = stats
         .iter()
         .zip(&leaves)
-        .map(|(stats, leaf)| stats.with(leaf.clone()))
+        .map(|(stats, leaf)| stats.with_all(leaf.clone()))
         .collect();
     let mut tape = loss(rows, &tracked).backward();
     let mut gradients: Vec<_> = leaves

@@ -5,7 +5,7 @@ use std::ops::Range;
 use burn::tensor::{DType, Device, IndexingUpdateOp, Int, Tensor, TensorData};
 use potstill_datasets::Signal;
 use potstill_kernels::{EMPTY_NATS, RowStats};
-use potstill_model::{Llama, documents};
+use potstill_model::{Llama, document_lengths};
 
 use crate::error::Error;
 use crate::target::{Target, TargetRow};
@@ -151,7 +151,7 @@ impl MicroBatch {
     /// Lengths of the sequences and of the padding, in order; their sum is b · t.
     #[must_use]
     pub fn documents(&self) -> Vec<usize> {
-        documents(self.b, self.t, &self.lengths)
+        document_lengths(self.b, self.t, &self.lengths)
     }
 
     /// Number of loss positions.

@@ -34,5 +34,5 @@ fn the_page_of_the_run_file_is_current() {
 
 #[test]
 fn the_page_of_events_is_current() {
-    check_page("docs/events.md", &potstill::schema::events_page());
+    check_page("docs/events.md", &potstill::events::page());
 }

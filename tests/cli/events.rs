@@ -97,7 +97,7 @@ fn quiet_prints_the_conclusion() {
 /// Each event that a run emits has a section in `docs/events.md` that lists its fields.
 #[test]
 fn events_are_documented() {
-    let page = potstill::schema::events_page();
+    let page = potstill::events::page();
     let run = Run::new();
     let mut all = events(&run.potstill(&["check", "run.toml", "--json"]));
     all.extend(events(&run.potstill(&["run", "run.toml", "--json"])));

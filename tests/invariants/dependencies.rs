@@ -7,12 +7,21 @@ use crate::{CRATES, root};
 /// Libraries that only some crates may name.
 const NAMED_BY: [(&[&str], &[&str]); 8] = [
     (
-        &["burn"],
+        &["burn", "burn-core"],
         &["potstill-kernels", "potstill-model", "potstill-student"],
     ),
     (&["burn-cubecl", "cubecl"], &["potstill-kernels"]),
     (
-        &["arrow", "parquet", "datafusion", "object_store"],
+        &[
+            "arrow",
+            "arrow-array",
+            "arrow-buffer",
+            "arrow-cast",
+            "arrow-schema",
+            "parquet",
+            "datafusion",
+            "object_store",
+        ],
         &["potstill-datasets"],
     ),
     (

@@ -9,8 +9,8 @@ use std::time::Instant;
 
 use anyhow::Context as _;
 use potstill::kernels::{
-    Head, RowStats, Sum, linear, linear_input_gradient, linear_into, linear_weight_gradient_wide,
-    row_gradient, row_stats, trim_heap,
+    LogQSum, LogitTransform, RowStats, linear, linear_input_gradient, linear_into,
+    linear_weight_gradient_f32, row_gradient, row_stats, trim_heap,
 };
 use potstill::model::{DType, Device, Int, Tensor, TensorData, device};
 use potstill::student::{Form, HeadGradient, HeadLossOptions, head_loss, loss::forward_kl};
@@ -121,10 +121,10 @@ impl LossCase {
 
     /// Computes the mean forward KL over the rows, with a tail bucket, and its gradients.
     fn run(&self) -> anyhow::Result<(Tensor<1>, HeadGradient)> {
-        let heads = [Head::default()];
+        let heads = [LogitTransform::default()];
         let options = HeadLossOptions {
             heads: &heads,
-            sum: Sum::Without,
+            sum: LogQSum::Omitted,
             train_head: true,
             chunk_rows: self.shape.chunk_rows,
             form: self.form,
@@ -205,7 +205,7 @@ impl LossCase {
             let head_vd = self.head_vd.clone();
             let logits_nv = linear_into(block_nv.take(), chunk_nd.clone(), head_vd.clone());
             drop(linear_input_gradient(logits_nv.clone(), head_vd));
-            let gradient_vd = linear_weight_gradient_wide(logits_nv.clone(), chunk_nd, sum_vd);
+            let gradient_vd = linear_weight_gradient_f32(logits_nv.clone(), chunk_nd, sum_vd);
             (sum_vd, block_nv) = (Some(gradient_vd), Some(logits_nv));
         }
         wait(&self.device)
@@ -217,7 +217,7 @@ impl LossCase {
         let rows = 0..self.shape.rows.min(self.shape.chunk_rows);
         let support_nk = self.support_nk.clone().slice(rows.clone());
         let chunk_nd = self.hidden_nd.clone().slice(rows);
-        let head = Head::default();
+        let head = LogitTransform::default();
         let mut parts = vec![("statistics", f64::INFINITY), ("gradient", f64::INFINITY)];
         if self.device.memory_pool_usage().is_some() {
             parts.push(("copy", f64::INFINITY));
@@ -232,7 +232,7 @@ impl LossCase {
                     logits_nv.clone(),
                     support_nk,
                     &head,
-                    Sum::Without,
+                    LogQSum::Omitted,
                 ));
                 wait(&self.device)
             })?;

@@ -4,7 +4,8 @@
 use std::time::Instant;
 
 use potstill::kernels::{
-    Attention, Head, Sum, attention, linear, rms_norm, rotary, row_gradient, row_stats, swiglu,
+    AttentionOptions, LogQSum, LogitTransform, attention, linear, rms_norm, rotary, row_gradient,
+    row_stats, swiglu,
 };
 use potstill::model::{Config, DType, Device, Int, Tensor, TensorData};
 
@@ -126,7 +127,7 @@ impl ModelShapes<'_> {
         let c = self.config;
         let keys = [self.n, c.num_key_value_heads * c.head_dim];
         let shapes = [[self.n, c.num_attention_heads * c.head_dim], keys, keys];
-        let options = Attention {
+        let options = AttentionOptions {
             heads: c.num_attention_heads,
             key_heads: c.num_key_value_heads,
             scale: (c.head_dim as f64).sqrt().recip(),
@@ -172,7 +173,7 @@ impl ModelShapes<'_> {
         let ids = (0..rows * top_k).map(|slot| (slot * 97 % v.max(1)) as i32);
         let data = TensorData::new(ids.collect::<Vec<i32>>(), [rows, top_k]);
         let support_nk = Tensor::<2, Int>::from_data(data, self.device);
-        let head = Head::default();
+        let head = LogitTransform::default();
         let mut least = Cost {
             forward: f64::INFINITY,
             backward: f64::INFINITY,
@@ -181,7 +182,12 @@ impl ModelShapes<'_> {
             let logits_nv = self.numbers([rows, v]);
             wait(self.device)?;
             let began = Instant::now();
-            let stats = row_stats(logits_nv.clone(), support_nk.clone(), &head, Sum::Without);
+            let stats = row_stats(
+                logits_nv.clone(),
+                support_nk.clone(),
+                &head,
+                LogQSum::Omitted,
+            );
             wait(self.device)?;
             least.forward = least.forward.min(began.elapsed().as_secs_f64());
             let gradient = stats.all();

@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, BinaryArray, Float32Array, RecordBatch, UInt32Array};
-use arrow::datatypes::{DataType, Fields, Float32Type, Schema, SchemaRef, UInt32Type};
+use arrow_array::types::{Float32Type, UInt32Type};
+use arrow_array::{ArrayRef, BinaryArray, Float32Array, RecordBatch, UInt32Array};
+use arrow_schema::{DataType, Fields, Schema, SchemaRef};
 
 use super::columns::{
     Cells, Lists, binaries, list, lists, number, numbers, optional, optional_numbers,

@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
-use arrow::array::RecordBatch;
-use arrow::datatypes::{DataType, Float64Type, Schema, SchemaRef, UInt32Type};
+use arrow_array::RecordBatch;
+use arrow_array::types::{Float64Type, UInt32Type};
+use arrow_schema::{DataType, Schema, SchemaRef};
 
 use super::columns::{Cells, concat, list, lists, numbers, part, required, strings};
 use super::{Record, batch, check_columns};

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, RecordBatch, StringArray};
-use arrow::datatypes::{DataType, Fields, Schema, SchemaRef};
+use arrow_array::{ArrayRef, RecordBatch, StringArray};
+use arrow_schema::{DataType, Fields, Schema, SchemaRef};
 
 use super::columns::{
     Cells, Lists, list, lists, optional, optional_strings, required, strings, structs, text,

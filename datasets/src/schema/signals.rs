@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
-use arrow::array::RecordBatch;
-use arrow::datatypes::{DataType, Float32Type, Schema, SchemaRef, UInt32Type};
+use arrow_array::RecordBatch;
+use arrow_array::types::{Float32Type, UInt32Type};
+use arrow_schema::{DataType, Schema, SchemaRef};
 
 use super::columns::{
     Cells, Lists, NumberLists, booleans, concat, list, list_of_optional, lists, lists_of_optional,

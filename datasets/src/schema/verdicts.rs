@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
-use arrow::array::RecordBatch;
-use arrow::datatypes::{DataType, Schema, SchemaRef, UInt32Type};
+use arrow_array::RecordBatch;
+use arrow_array::types::UInt32Type;
+use arrow_schema::{DataType, Schema, SchemaRef};
 
 use super::columns::{
     Cells, booleans, numbers, optional, optional_strings, required, strings, text,

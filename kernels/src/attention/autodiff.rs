@@ -1,6 +1,6 @@
-//! What is kept between the passes: q, k, v, the output and a number a row and head.
+//! The autodiff form. It keeps q, k, v, the output and one number per row and head for the backward pass.
 
-use super::{Attention, AttentionOps};
+use super::{AttentionOps, AttentionOptions};
 use burn::backend::autodiff::{
     Autodiff, NodeId,
     checkpoint::{base::Checkpointer, strategy::CheckpointStrategy},
@@ -10,19 +10,19 @@ use burn::backend::autodiff::{
 use burn::backend::{Backend, tensor::FloatTensor};
 
 #[derive(Debug, Clone)]
-struct Kept<B: Backend> {
+struct AttentionState<B: Backend> {
     inputs: [NodeId; 3],
     output: FloatTensor<B>,
     log_sums: FloatTensor<B>,
     documents: Vec<usize>,
-    how: Attention,
+    options: AttentionOptions,
 }
 
 #[derive(Debug)]
 struct AttentionBackward;
 
 impl<B: Backend + AttentionOps> Backward<B, 3> for AttentionBackward {
-    type State = Kept<B>;
+    type State = AttentionState<B>;
 
     fn backward(
         self,
@@ -30,18 +30,18 @@ impl<B: Backend + AttentionOps> Backward<B, 3> for AttentionBackward {
         grads: &mut Gradients,
         checkpointer: &mut Checkpointer,
     ) {
-        let kept = ops.state;
-        let [q, k, v] = kept.inputs.map(|id| checkpointer.retrieve_node_output(id));
+        let state = ops.state;
+        let [q, k, v] = state.inputs.map(|id| checkpointer.retrieve_node_output(id));
         let gradient = grads.consume::<B>(&ops.node);
         let (dq, dk, dv) = B::attention_gradient(
             gradient,
             q,
             k,
             v,
-            kept.output,
-            kept.log_sums,
-            kept.documents,
-            kept.how,
+            state.output,
+            state.log_sums,
+            state.documents,
+            state.options,
         );
         for (node, gradient) in ops.parents.into_iter().zip([dq, dk, dv]) {
             if let Some(node) = node {
@@ -52,12 +52,12 @@ impl<B: Backend + AttentionOps> Backward<B, 3> for AttentionBackward {
 }
 
 impl<B: Backend + AttentionOps, C: CheckpointStrategy> AttentionOps for Autodiff<B, C> {
-    fn attention_rows(
+    fn attention_forward(
         q: FloatTensor<Self>,
         k: FloatTensor<Self>,
         v: FloatTensor<Self>,
         documents: Vec<usize>,
-        how: Attention,
+        options: AttentionOptions,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         let nodes = [q.node(), k.node(), v.node()];
         match AttentionBackward
@@ -68,22 +68,22 @@ impl<B: Backend + AttentionOps, C: CheckpointStrategy> AttentionOps for Autodiff
             OpsKind::Tracked(mut prep) => {
                 let inputs = [&q, &k, &v].map(|tensor| prep.checkpoint(tensor));
                 let [q, k, v] = [q, k, v].map(FloatTensor::<Self>::into_primitive);
-                let (output, log_sums) = B::attention_rows(q, k, v, documents.clone(), how);
-                let kept = Kept {
+                let (output, log_sums) = B::attention_forward(q, k, v, documents.clone(), options);
+                let state = AttentionState {
                     inputs,
                     output: output.clone(),
                     log_sums: log_sums.clone(),
                     documents,
-                    how,
+                    options,
                 };
                 (
-                    prep.finish(kept, output),
+                    prep.finish(state, output),
                     FloatTensor::<Self>::new(log_sums),
                 )
             }
             OpsKind::UnTracked(prep) => {
                 let [q, k, v] = [q, k, v].map(FloatTensor::<Self>::into_primitive);
-                let (output, log_sums) = B::attention_rows(q, k, v, documents, how);
+                let (output, log_sums) = B::attention_forward(q, k, v, documents, options);
                 (prep.finish(output), FloatTensor::<Self>::new(log_sums))
             }
         }
@@ -97,13 +97,13 @@ impl<B: Backend + AttentionOps, C: CheckpointStrategy> AttentionOps for Autodiff
         output: FloatTensor<Self>,
         log_sums: FloatTensor<Self>,
         documents: Vec<usize>,
-        how: Attention,
+        options: AttentionOptions,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
-        // A gradient is a constant here: no second derivative is offered.
+        // The gradient is a constant to autodiff: there is no second derivative.
         let [gradient, q, k, v, output, log_sums] =
             [gradient, q, k, v, output, log_sums].map(FloatTensor::<Self>::into_primitive);
         let (dq, dk, dv) =
-            B::attention_gradient(gradient, q, k, v, output, log_sums, documents, how);
+            B::attention_gradient(gradient, q, k, v, output, log_sums, documents, options);
         let constant = FloatTensor::<Self>::new;
         (constant(dq), constant(dk), constant(dv))
     }

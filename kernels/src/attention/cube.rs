@@ -1,14 +1,17 @@
-//! The CubeCL form, for any GPU that CubeCL reaches; sums and softmax in f32.
+//! The CubeCL form, for every GPU that CubeCL supports. Sums and softmax are in f32.
 //!
-//! One cube takes a block of rows of one head and walks over the blocks of keys that its rows see, so
-//! scores exist for one block at a time, and memory grows with n (Dao 2023, FlashAttention-2). Forward: a
-//! running maximum and Σ exp a row, after which the output is rescaled as it grows. Gradient: D first;
-//! then a kernel by blocks of keys for ∂L/∂k and ∂L/∂v, which walks over the query heads of its key head
-//! and the blocks of rows that see it, and a kernel by blocks of rows for ∂L/∂q. Both compute the scores
-//! again. No atomics: the same input gives the same bits.
+//! One cube processes a block of rows of one head and loops over the blocks of keys that its rows see. So the scores
+//! of one block at a time exist, and memory is linear in n (Dao 2023, FlashAttention-2).
 //!
-//! Traffic: all operands are read once a pair of blocks, through shared memory of 26 KiB whatever the
-//! width of a head; with blocks of 64 those are 43 products for each number that is read.
+//! - Forward: each row has a running maximum and Σ exp, and the output is rescaled when the maximum grows.
+//! - Gradient: a first kernel computes D. A second kernel by blocks of keys computes ∂L/∂k and ∂L/∂v; it loops over the
+//!   query heads of its key head and over the blocks of rows that see the keys. A third kernel by blocks of rows
+//!   computes ∂L/∂q. The second and third kernels compute the scores again.
+//!
+//! There are no atomic operations, so the same input gives the same bits.
+//!
+//! Traffic: for each pair of blocks, all operands are read once, through 26 KiB of shared memory whatever the width of
+//! a head. With blocks of 64 rows, that is 43 products per number that is read.
 
 mod block;
 mod forward;
@@ -27,17 +30,18 @@ use burn_cubecl::{
 };
 use cubecl::prelude::*;
 
-use super::{Attention, AttentionOps};
+use super::{AttentionOps, AttentionOptions};
 use block::{BLOCK, GRID, STAGED, TILE, UNITS};
 use forward::forward_kernel;
-use gradient::{key_gradient_kernel, query_gradient_kernel, row_numbers_kernel};
+use gradient::{key_gradient_kernel, query_gradient_kernel, row_constants_kernel};
 
-/// The widest head. A unit's sums over four rows of a sixteenth of it have to fit into registers, twice
-/// over in the gradient of keys and values.
-const WIDEST: usize = 256;
+/// Largest width of a head. A unit's sums, four rows of a sixteenth of the width, must fit into registers, twice in the
+/// gradient of keys and values.
+const MAX_HEAD_WIDTH: usize = 256;
 
-/// Whether the kernels compute these: f32, f16 or bf16 on a CubeCL device with room for a cube.
-pub(super) fn takes(tensors: [&Tensor<2>; 3], how: &Attention) -> bool {
+/// Whether the kernels compute attention of these tensors: all f32, f16 or bf16, on a CubeCL device with enough units
+/// and shared memory.
+pub(super) fn supports(tensors: [&Tensor<2>; 3], options: &AttentionOptions) -> bool {
     let [n, columns] = tensors[0].dims();
     let dtype = tensors[0].dtype();
     let device = tensors[0].device().inner();
@@ -48,7 +52,7 @@ pub(super) fn takes(tensors: [&Tensor<2>; 3], how: &Attention) -> bool {
     let client = device.client();
     let hardware = &client.properties().hardware;
     n > 0
-        && (1..=WIDEST).contains(&(columns / how.heads))
+        && (1..=MAX_HEAD_WIDTH).contains(&(columns / options.heads))
         && matches!(dtype, DType::F32 | DType::F16 | DType::BF16)
         && tensors.iter().all(|tensor| tensor.dtype() == dtype)
         && hardware.max_units_per_cube >= UNITS
@@ -56,32 +60,32 @@ pub(super) fn takes(tensors: [&Tensor<2>; 3], how: &Attention) -> bool {
 }
 
 impl AttentionOps for CubeBackend {
-    fn attention_rows(
+    fn attention_forward(
         q: FloatTensor<Self>,
         k: FloatTensor<Self>,
         v: FloatTensor<Self>,
         documents: Vec<usize>,
-        how: Attention,
+        options: AttentionOptions,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         let [q, k, v] = [q, k, v].map(into_contiguous);
-        let shape = Sizes::new(&q, &how);
-        let output = like(&q, q.shape(), q.dtype);
-        let log_sums = like(&q, Shape::new([shape.n, how.heads]), DType::F32);
+        let launch = LaunchSettings::new(&q, options);
+        let output = empty_like(&q, q.shape(), q.dtype);
+        let log_sums = empty_like(&q, Shape::new([launch.n, options.heads]), DType::F32);
         forward_kernel::launch(
             &output.client,
-            shape.cubes(how.heads),
+            launch.cubes(options.heads),
             CubeDim::new_1d(UNITS),
             q.clone().into_tensor_arg(),
             k.into_tensor_arg(),
             v.into_tensor_arg(),
-            bounds(&documents, how.window, &q.device).into_tensor_arg(),
+            bounds(&documents, options.window, &q.device).into_tensor_arg(),
             output.clone().into_tensor_arg(),
             log_sums.clone().into_tensor_arg(),
-            how.scale as f32,
-            how.softcap.unwrap_or(1.0) as f32,
-            how.softcap.is_some(),
-            shape.e,
-            shape.staged_rows(),
+            launch.scale,
+            launch.softcap,
+            launch.capped,
+            launch.e,
+            launch.staged_rows(),
             dtype_to_storage_type(q.dtype),
         );
         (output, log_sums)
@@ -95,106 +99,154 @@ impl AttentionOps for CubeBackend {
         output: FloatTensor<Self>,
         log_sums: FloatTensor<Self>,
         documents: Vec<usize>,
-        how: Attention,
+        options: AttentionOptions,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
         let [gradient, q, k, v, output, log_sums] =
             [gradient, q, k, v, output, log_sums].map(into_contiguous);
-        let shape = Sizes::new(&q, &how);
-        let n = shape.n;
-        let bounds = bounds(&documents, how.window, &q.device);
-        let (client, dtype) = (q.client.clone(), dtype_to_storage_type(q.dtype));
-        let row_numbers = like(&q, Shape::new([n, 2 * how.heads]), DType::F32);
-        row_numbers_kernel::launch(
-            &client,
-            CubeCount::Static((n * how.heads).div_ceil(UNITS as usize) as u32, 1, 1),
-            CubeDim::new_1d(UNITS),
-            gradient.clone().into_tensor_arg(),
-            output.into_tensor_arg(),
-            log_sums.into_tensor_arg(),
-            row_numbers.clone().into_tensor_arg(),
-            shape.e,
-            dtype,
-        );
-        let key_columns = k.shape()[1];
-        // Both in one tensor: some devices bind no more than eight buffers.
-        let key_gradients = like(&k, Shape::new([2 * n, key_columns]), k.dtype);
-        key_gradient_kernel::launch(
-            &client,
-            shape.cubes(how.key_heads),
-            CubeDim::new_1d(UNITS),
-            q.clone().into_tensor_arg(),
-            k.clone().into_tensor_arg(),
-            v.clone().into_tensor_arg(),
-            gradient.clone().into_tensor_arg(),
-            row_numbers.clone().into_tensor_arg(),
-            bounds.clone().into_tensor_arg(),
-            key_gradients.clone().into_tensor_arg(),
-            how.scale as f32,
-            how.softcap.unwrap_or(1.0) as f32,
-            how.softcap.is_some(),
-            shape.e,
-            shape.staged_rows(),
-            dtype,
-        );
-        let query_gradient = like(&q, q.shape(), q.dtype);
-        query_gradient_kernel::launch(
-            &client,
-            shape.cubes(how.heads),
-            CubeDim::new_1d(UNITS),
-            q.into_tensor_arg(),
-            k.into_tensor_arg(),
-            v.into_tensor_arg(),
-            gradient.into_tensor_arg(),
-            row_numbers.into_tensor_arg(),
-            bounds.into_tensor_arg(),
-            query_gradient.clone().into_tensor_arg(),
-            how.scale as f32,
-            how.softcap.unwrap_or(1.0) as f32,
-            how.softcap.is_some(),
-            shape.e,
-            shape.staged_rows(),
-            dtype,
-        );
-        let part = |rows| slice(key_gradients.clone(), &[rows, 0..key_columns]);
-        (query_gradient, part(0..n), part(n..2 * n))
+        let launch = LaunchSettings::new(&q, options);
+        let inputs = GradientTensors {
+            row_constants: launch.row_constants(&gradient, output, log_sums),
+            bounds: bounds(&documents, options.window, &q.device),
+            gradient,
+            q,
+            k,
+            v,
+        };
+        let (dk, dv) = launch.key_gradients(&inputs);
+        (launch.query_gradient(inputs), dk, dv)
     }
 }
 
-struct Sizes {
+/// The tensors that the kernels of both gradients read.
+struct GradientTensors {
+    gradient: CubeTensor,
+    q: CubeTensor,
+    k: CubeTensor,
+    v: CubeTensor,
+    row_constants: CubeTensor,
+    bounds: CubeTensor,
+}
+
+/// Sizes and constants of a launch.
+struct LaunchSettings {
     n: usize,
     /// Width of a head.
     e: usize,
+    options: AttentionOptions,
+    scale: f32,
+    softcap: f32,
+    capped: bool,
 }
 
-impl Sizes {
-    fn new(q: &CubeTensor, how: &Attention) -> Self {
+impl LaunchSettings {
+    fn new(q: &CubeTensor, options: AttentionOptions) -> Self {
         let shape = q.shape();
         Self {
             n: shape[0],
-            e: shape[1] / how.heads,
+            e: shape[1] / options.heads,
+            options,
+            scale: options.scale as f32,
+            softcap: options.softcap.unwrap_or(1.0) as f32,
+            capped: options.softcap.is_some(),
         }
     }
 
-    /// A cube for each head and block of rows; the heads of a block beside one another, since they read
-    /// the same keys.
+    /// One cube for each head and block of rows. The heads of a block are adjacent, because they read the same keys.
     fn cubes(&self, heads: usize) -> CubeCount {
         CubeCount::Static(heads as u32, self.n.div_ceil(BLOCK) as u32, 1)
     }
 
-    /// Rows of a head that are staged at a time: a power of two, hence a divisor of a block.
+    /// Rows of a head that are staged at a time: a power of two, and so a divisor of a block.
     fn staged_rows(&self) -> usize {
         let fit = (STAGED / self.e.next_multiple_of(GRID)).min(BLOCK);
         1 << fit.ilog2()
     }
+
+    /// Computes the log-sum and D of each row and head, `[n, 2 · heads]` in f32.
+    fn row_constants(
+        &self,
+        gradient: &CubeTensor,
+        output: CubeTensor,
+        log_sums: CubeTensor,
+    ) -> CubeTensor {
+        let heads = self.options.heads;
+        let row_constants = empty_like(gradient, Shape::new([self.n, 2 * heads]), DType::F32);
+        row_constants_kernel::launch(
+            &gradient.client,
+            CubeCount::Static((self.n * heads).div_ceil(UNITS as usize) as u32, 1, 1),
+            CubeDim::new_1d(UNITS),
+            gradient.clone().into_tensor_arg(),
+            output.into_tensor_arg(),
+            log_sums.into_tensor_arg(),
+            row_constants.clone().into_tensor_arg(),
+            self.e,
+            dtype_to_storage_type(gradient.dtype),
+        );
+        row_constants
+    }
+
+    /// Computes ∂L/∂k and ∂L/∂v.
+    fn key_gradients(&self, inputs: &GradientTensors) -> (CubeTensor, CubeTensor) {
+        let (n, k) = (self.n, &inputs.k);
+        let columns = k.shape()[1];
+        // Both gradients are in one tensor, because some devices bind at most eight buffers.
+        let gradients = empty_like(k, Shape::new([2 * n, columns]), k.dtype);
+        key_gradient_kernel::launch(
+            &gradients.client,
+            self.cubes(self.options.key_heads),
+            CubeDim::new_1d(UNITS),
+            inputs.q.clone().into_tensor_arg(),
+            k.clone().into_tensor_arg(),
+            inputs.v.clone().into_tensor_arg(),
+            inputs.gradient.clone().into_tensor_arg(),
+            inputs.row_constants.clone().into_tensor_arg(),
+            inputs.bounds.clone().into_tensor_arg(),
+            gradients.clone().into_tensor_arg(),
+            self.scale,
+            self.softcap,
+            self.capped,
+            self.e,
+            self.staged_rows(),
+            dtype_to_storage_type(k.dtype),
+        );
+        let rows = |rows| slice(gradients.clone(), &[rows, 0..columns]);
+        (rows(0..n), rows(n..2 * n))
+    }
+
+    /// Computes ∂L/∂q.
+    fn query_gradient(&self, inputs: GradientTensors) -> CubeTensor {
+        let q = inputs.q;
+        let query_gradient = empty_like(&q, q.shape(), q.dtype);
+        let dtype = dtype_to_storage_type(q.dtype);
+        query_gradient_kernel::launch(
+            &query_gradient.client,
+            self.cubes(self.options.heads),
+            CubeDim::new_1d(UNITS),
+            q.into_tensor_arg(),
+            inputs.k.into_tensor_arg(),
+            inputs.v.into_tensor_arg(),
+            inputs.gradient.into_tensor_arg(),
+            inputs.row_constants.into_tensor_arg(),
+            inputs.bounds.into_tensor_arg(),
+            query_gradient.clone().into_tensor_arg(),
+            self.scale,
+            self.softcap,
+            self.capped,
+            self.e,
+            self.staged_rows(),
+            dtype,
+        );
+        query_gradient
+    }
 }
 
-/// Rows behind one another, as the kernels count: the usual allocation may set them apart.
-fn like(tensor: &CubeTensor, shape: Shape, dtype: DType) -> CubeTensor {
+/// Allocates a tensor without gaps between rows, as the kernels expect; the usual allocation may pad rows.
+fn empty_like(tensor: &CubeTensor, shape: Shape, dtype: DType) -> CubeTensor {
     empty_device_contiguous_dtype(tensor.client.clone(), tensor.device.clone(), shape, dtype)
 }
 
-/// `[2, n]`: the first key that each row sees, then the row behind the last one that sees each key.
-/// Neither ever falls.
+/// Returns `[2, n]`: the first key that each row sees, and for each key the row after the last that sees the key. Both
+/// are non-decreasing.
 fn bounds(documents: &[usize], window: Option<usize>, device: &CubeDevice) -> CubeTensor {
     let n = documents.iter().sum();
     let window = window.unwrap_or(n);
@@ -209,7 +261,7 @@ fn bounds(documents: &[usize], window: Option<usize>, device: &CubeDevice) -> Cu
         start = end;
     }
     first.append(&mut last);
-    // CUDA gives the rows of an upload a pitch of their own.
+    // On CUDA an upload may have gaps between its rows.
     into_contiguous(CubeBackend::int_from_data(
         TensorData::new(first, [2, n]),
         device,

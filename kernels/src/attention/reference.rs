@@ -1,71 +1,76 @@
-//! The same in tensor operations: documents are laid beside one another, filled up to the longest.
+//! Attention in tensor operations: documents become the rows of a batch, padded to the longest document.
 
 use burn::tensor::activation::softmax;
-use burn::tensor::module::attention as fused;
+use burn::tensor::module::attention as fused_attention;
 use burn::tensor::ops::AttentionModuleOptions;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
-use super::Attention;
+use super::AttentionOptions;
 
-/// [`attention`](super::attention) in tensor operations, for any type and device. Softmax of the half
-/// precisions is taken in f32. All scores `[documents, heads, longest, longest]` exist at once where
-/// gradients are kept. No document may be empty.
+/// Computes [`attention`](super::attention) in tensor operations, for every float type and device.
+///
+/// The softmax of half precisions is computed in f32. If gradients are tracked, all scores
+/// `[documents, heads, longest, longest]` are allocated at once. No document may be empty.
 #[must_use]
 pub fn attention_reference(
     q_nc: Tensor<2>,
     k_nc: Tensor<2>,
     v_nc: Tensor<2>,
     documents: &[usize],
-    how: &Attention,
+    options: &AttentionOptions,
 ) -> Tensor<2> {
     let [n, columns] = q_nc.dims();
     let longest = documents.iter().copied().max().unwrap_or(0);
     if longest == 0 {
         return q_nc;
     }
-    let (b, e) = (documents.len(), columns / how.heads);
+    let (b, e) = (documents.len(), columns / options.heads);
     let equal = documents.iter().all(|length| *length == longest);
     let device = q_nc.device();
-    let lay = |rows: Tensor<2>, heads: usize| {
+    let to_batch = |rows: Tensor<2>, heads: usize| {
         let rows = if equal {
             rows
         } else {
-            rows.select(0, filled_up(documents, longest, &device))
+            rows.select(0, padded_rows(documents, longest, &device))
         };
         rows.reshape([b, longest, heads, e]).swap_dims(1, 2)
     };
-    let q_bhte = lay(q_nc, how.heads);
-    let (k_bgte, v_bgte) = (lay(k_nc, how.key_heads), lay(v_nc, how.key_heads));
-    let plain = how.softcap.is_none() && how.window.is_none() && usual_scale(how, e);
+    let q_bhte = to_batch(q_nc, options.heads);
+    let [k_bgte, v_bgte] = [k_nc, v_nc].map(|rows| to_batch(rows, options.key_heads));
+    let is_plain = options.softcap.is_none()
+        && options.window.is_none()
+        && (options.scale * (e as f64).sqrt() - 1.0).abs() < 1e-12;
     let tracked = [&q_bhte, &k_bgte, &v_bgte]
         .into_iter()
         .any(Tensor::is_autodiff);
-    let mixed_bhte = if plain && !tracked {
-        // burn's own, which never holds all scores; it has no gradient.
+    let output_bhte = if is_plain && !tracked {
+        // burn's own attention does not allocate all scores, but it has no gradient.
         let options = AttentionModuleOptions {
             is_causal: true,
             ..Default::default()
         };
-        fused(q_bhte, k_bgte, v_bgte, None, None, options)
+        fused_attention(q_bhte, k_bgte, v_bgte, None, None, options)
     } else {
-        scored(q_bhte, k_bgte, v_bgte, how)
+        attention_by_scores(q_bhte, k_bgte, v_bgte, options)
     };
-    let mixed = mixed_bhte.swap_dims(1, 2).reshape([b * longest, columns]);
+    let output = output_bhte.swap_dims(1, 2).reshape([b * longest, columns]);
     if equal {
-        mixed
+        output
     } else {
-        mixed.select(0, taken_back(documents, longest, n, &device))
+        output.select(0, unpadded_rows(documents, longest, n, &device))
     }
 }
 
-fn usual_scale(how: &Attention, e: usize) -> bool {
-    (how.scale * (e as f64).sqrt() - 1.0).abs() < 1e-12
-}
-
-fn scored(q_bhte: Tensor<4>, k_bgte: Tensor<4>, v_bgte: Tensor<4>, how: &Attention) -> Tensor<4> {
+/// Computes attention of a batch of documents from all its scores.
+fn attention_by_scores(
+    q_bhte: Tensor<4>,
+    k_bgte: Tensor<4>,
+    v_bgte: Tensor<4>,
+    options: &AttentionOptions,
+) -> Tensor<4> {
     let [b, h, t, e] = q_bhte.dims();
-    let (g, device, dtype) = (how.key_heads, q_bhte.device(), q_bhte.dtype());
-    let q_bgre = (q_bhte * how.scale).reshape([b, g, h / g * t, e]);
+    let (g, device, dtype) = (options.key_heads, q_bhte.device(), q_bhte.dtype());
+    let q_bgre = (q_bhte * options.scale).reshape([b, g, h / g * t, e]);
     let scores = q_bgre.matmul(k_bgte.swap_dims(2, 3)).reshape([b, h, t, t]);
     let half = matches!(dtype, DType::F16 | DType::BF16);
     let scores = if half {
@@ -73,12 +78,12 @@ fn scored(q_bhte: Tensor<4>, k_bgte: Tensor<4>, v_bgte: Tensor<4>, how: &Attenti
     } else {
         scores
     };
-    let scores = match how.softcap {
+    let scores = match options.softcap {
         Some(c) => (scores / c).tanh() * c,
         None => scores,
     };
     let weights = softmax(
-        scores.clone() + bias(t, how.window, scores.dtype(), &device),
+        scores.clone() + bias(t, options.window, scores.dtype(), &device),
         3,
     );
     let weights = if half { weights.cast(dtype) } else { weights };
@@ -88,7 +93,7 @@ fn scored(q_bhte: Tensor<4>, k_bgte: Tensor<4>, v_bgte: Tensor<4>, how: &Attenti
         .reshape([b, h, t, e])
 }
 
-/// `[1, 1, t, t]`: 0 where row i sees column j, and −∞ elsewhere.
+/// Returns the mask `[1, 1, t, t]`: 0 where row i sees column j, and −∞ elsewhere.
 fn bias(t: usize, window: Option<usize>, dtype: DType, device: &Device) -> Tensor<4> {
     let window = window.unwrap_or(t);
     let mut bias = vec![f32::NEG_INFINITY; t * t];
@@ -98,9 +103,9 @@ fn bias(t: usize, window: Option<usize>, dtype: DType, device: &Device) -> Tenso
     Tensor::from_data(TensorData::new(bias, [1, 1, t, t]), (device, dtype))
 }
 
-/// For each place of `[documents, longest]` its row; filling repeats a document's last row, behind all of
-/// its own rows, so none of them sees it.
-fn filled_up(documents: &[usize], longest: usize, device: &Device) -> Tensor<1, Int> {
+/// Returns the row for each position of the batch `[documents, longest]`. The padding repeats a document's last row;
+/// it comes after all rows of the document, so none of them sees it.
+fn padded_rows(documents: &[usize], longest: usize, device: &Device) -> Tensor<1, Int> {
     let mut rows = Vec::with_capacity(documents.len() * longest);
     let mut start = 0;
     for length in documents {
@@ -112,11 +117,11 @@ fn filled_up(documents: &[usize], longest: usize, device: &Device) -> Tensor<1, 
     Tensor::from_data(TensorData::new(rows, [count]), (device, DType::I32))
 }
 
-/// For each row its place in `[documents, longest]`.
-fn taken_back(documents: &[usize], longest: usize, n: usize, device: &Device) -> Tensor<1, Int> {
-    let places = documents.iter().enumerate().flat_map(|(document, length)| {
+/// Returns the position in the batch `[documents, longest]` for each row.
+fn unpadded_rows(documents: &[usize], longest: usize, n: usize, device: &Device) -> Tensor<1, Int> {
+    let positions = documents.iter().enumerate().flat_map(|(document, length)| {
         (0..*length).map(move |column| (document * longest + column) as i32)
     });
-    let places: Vec<i32> = places.collect();
-    Tensor::from_data(TensorData::new(places, [n]), (device, DType::I32))
+    let positions: Vec<i32> = positions.collect();
+    Tensor::from_data(TensorData::new(positions, [n]), (device, DType::I32))
 }

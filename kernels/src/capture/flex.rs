@@ -1,151 +1,120 @@
-//! The plain-loop form: rows in parallel, each row in order.
+//! The plain-loop form: rows in parallel, and the columns of a row in order.
 
-use burn::tensor::{bf16, f16};
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::vectors::{BLOCK, Lane, exponentials, largest, sum, sums};
-use super::{Capture, CaptureRow, Captured, TailSums, points_below, summary};
-use crate::rows::flex::Stored;
+use super::vectors::{BLOCK, exponentials, largest, tree_sum, weight_sums};
+use super::{CaptureOptions, CaptureRow, Captured, TailSums, points_below, summarize};
+use crate::float::{ComputeFloat, StoredFloat};
 use crate::simd::vectorize;
 
-/// What logits are stored as.
-pub(super) trait Logit<W>: Stored<W> {
-    /// The row as it is computed with, where that is how it is stored.
-    fn as_computed(row: &[Self]) -> Option<&[W]>;
-}
-
-macro_rules! computed_as_stored {
-    ($t:ty) => {
-        impl Logit<$t> for $t {
-            fn as_computed(row: &[$t]) -> Option<&[$t]> {
-                Some(row)
-            }
-        }
-    };
-}
-computed_as_stored!(f32);
-computed_as_stored!(f64);
-
-macro_rules! computed_wider {
-    ($t:ty) => {
-        impl Logit<f32> for $t {
-            fn as_computed(_: &[$t]) -> Option<&[f32]> {
-                None
-            }
-        }
-    };
-}
-computed_wider!(f16);
-computed_wider!(bf16);
-
-/// What a thread keeps from row to row.
+/// Buffers that a thread reuses from row to row.
 #[derive(Default)]
-struct Scratch<W> {
-    /// The softmax logits, where they are not the logits as they are stored.
+struct RowBuffers<W> {
+    /// The softmax logits, if they differ from the stored logits.
     s: Vec<W>,
-    /// The largest of each block.
+    /// The largest logit of each block.
     maxima: Vec<W>,
-    /// The same, in another order.
+    /// A copy of `maxima` that selection reorders.
     order: Vec<W>,
     /// The likeliest columns.
     candidates: Vec<(W, u32)>,
-    /// The support's ids, ascending.
+    /// Ids of the support, ascending.
     support: Vec<u32>,
     /// The tail's sum up to the end of each block.
     cumulative: Vec<f64>,
 }
 
-/// `logits` holds `rows.len()` rows of v columns.
-pub(super) fn capture_rows<S: Logit<W>, W: Lane>(
+/// Captures `rows.len()` rows of v columns.
+pub(super) fn capture_rows<S: StoredFloat<W>, W: ComputeFloat>(
     logits: &[S],
     v: usize,
     rows: &[CaptureRow],
-    capture: &Capture<'_>,
+    options: &CaptureOptions<'_>,
 ) -> Vec<Option<Captured>> {
-    let head = capture.head.numbers(v);
-    let of_row = |scratch: &mut Scratch<W>, (logits, row): (&[S], &CaptureRow)| {
-        let logits = logits.get(..head.vocab)?;
-        if let Some(s) = S::as_computed(logits).filter(|_| head.is_plain()) {
-            return capture_row(s, row, capture, scratch);
+    let transform = options.head.constants(v);
+    let capture = |buffers: &mut RowBuffers<W>, (logits, row): (&[S], &CaptureRow)| {
+        let logits = logits.get(..transform.vocab)?;
+        if let Some(s) = S::as_computed(logits).filter(|_| transform.is_identity()) {
+            return capture_row(s, row, options, buffers);
         }
-        let mut s = std::mem::take(&mut scratch.s);
+        let mut s = std::mem::take(&mut buffers.s);
         s.clear();
-        s.extend(logits.iter().map(|&z| head.apply(z.widen()).0));
-        let captured = capture_row(&s, row, capture, scratch);
-        scratch.s = s;
+        s.extend(logits.iter().map(|&z| transform.apply(z.widen()).0));
+        let captured = capture_row(&s, row, options, buffers);
+        buffers.s = s;
         captured
     };
     let rows = logits.par_chunks(v).zip(rows);
-    rows.map_init(Scratch::default, of_row).collect()
+    rows.map_init(RowBuffers::default, capture).collect()
 }
 
-fn capture_row<W: Lane>(
+/// Captures a row from its softmax logits.
+fn capture_row<W: ComputeFloat>(
     s: &[W],
     row: &CaptureRow,
-    capture: &Capture<'_>,
-    scratch: &mut Scratch<W>,
+    options: &CaptureOptions<'_>,
+    buffers: &mut RowBuffers<W>,
 ) -> Option<Captured> {
-    let maxima = &mut scratch.maxima;
-    vectorize(Maxima { s, maxima });
-    likeliest(s, capture.top_k, row.kept.len(), scratch);
-    let (support, tail_largest) = support(s, row, capture.top_k, scratch)?;
-    let rest = Tail {
+    let maxima = &mut buffers.maxima;
+    vectorize(BlockMaxima { s, maxima });
+    select_candidates(s, options.top_k, row.kept.len(), buffers);
+    let (support, tail_largest) = select_support(s, row, options.top_k, buffers)?;
+    let tail_row = TailRow {
         s,
-        support: &scratch.support,
+        support: &buffers.support,
         shift: tail_largest,
     };
-    let mut tail = TailSums::empty(capture.temperatures.len());
-    if tail_largest > W::LOWEST {
-        tail.largest = tail_largest.f64();
-        let cumulative = &mut scratch.cumulative;
-        let sums = Sums {
-            tail: &rest,
-            cumulative: (capture.draws > 0).then_some(cumulative),
+    let mut tail = TailSums::empty(options.temperatures.len());
+    if tail_largest > W::NEG_INFINITY {
+        tail.largest = tail_largest.into_f64();
+        let cumulative = &mut buffers.cumulative;
+        let sums = TailWeightSums {
+            tail: &tail_row,
+            cumulative: (options.draws > 0).then_some(cumulative),
         };
         (tail.total, tail.weighted) = vectorize(sums);
-        for (temperature, at) in capture.temperatures.iter().zip(&mut tail.at) {
+        for (temperature, at) in options.temperatures.iter().zip(&mut tail.at) {
             if *temperature != 1.0 {
-                let factor = W::of(1.0 / f64::from(*temperature));
-                *at = vectorize(SumAt {
-                    tail: &rest,
-                    factor,
+                *at = vectorize(TailSumAt {
+                    tail: &tail_row,
+                    factor: W::from_f64(1.0 / f64::from(*temperature)),
                 });
             }
         }
     }
-    // A NaN is never among the largest: it shows in the sum, where there is one.
-    let is_nan = match tail_largest > W::LOWEST {
+    // A NaN is never selected as a maximum, but it makes the tail's sum NaN, if the tail was summed.
+    let is_nan = match tail_largest > W::NEG_INFINITY {
         true => tail.total.is_nan(),
-        false => s.iter().any(|s| s.f64().is_nan()),
+        false => s.iter().any(|s| s.into_f64().is_nan()),
     };
     if is_nan {
         return None;
     }
-    let mut captured = summary(&support, &tail, capture.temperatures)?;
-    if capture.draws > 0 && tail.total > 0.0 {
-        let points = Points {
-            draws: capture.draws,
+    let mut captured = summarize(&support, &tail, options.temperatures)?;
+    if options.draws > 0 && tail.total > 0.0 {
+        let points = DrawPoints {
+            draws: options.draws,
             uniform: row.uniform(),
             total: tail.total,
         };
-        draw(&rest, &scratch.cumulative, &points, &mut captured);
+        draw(&tail_row, &buffers.cumulative, &points, &mut captured);
     }
     Some(captured)
 }
 
-/// The largest of each block.
-struct Maxima<'a, W> {
+/// Computes the largest logit of each block.
+struct BlockMaxima<'a, W> {
     s: &'a [W],
     maxima: &'a mut Vec<W>,
 }
 
-impl<W: Lane> WithSimd for Maxima<'_, W> {
+impl<W: ComputeFloat> WithSimd for BlockMaxima<'_, W> {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) {
-        let mut buffer = [W::LOWEST; BLOCK];
+        let mut buffer = [W::NEG_INFINITY; BLOCK];
         self.maxima.clear();
         for start in (0..self.s.len()).step_by(BLOCK) {
             let block = block_at(self.s, start, &mut buffer);
@@ -154,33 +123,42 @@ impl<W: Lane> WithSimd for Maxima<'_, W> {
     }
 }
 
-/// The columns of a block; beyond the row's end nothing but −∞.
+/// Returns the columns of a block, with −∞ beyond the end of the row.
 #[inline(always)]
-fn block_at<'a, W: Lane>(s: &'a [W], start: usize, buffer: &'a mut [W; BLOCK]) -> &'a [W; BLOCK] {
+fn block_at<'a, W: ComputeFloat>(
+    s: &'a [W],
+    start: usize,
+    buffer: &'a mut [W; BLOCK],
+) -> &'a [W; BLOCK] {
     let rest = s.get(start..).unwrap_or_default();
     if let Some(block) = rest.first_chunk::<BLOCK>() {
         return block;
     }
-    *buffer = [W::LOWEST; BLOCK];
+    *buffer = [W::NEG_INFINITY; BLOCK];
     for (to, from) in buffer.iter_mut().zip(rest) {
         *to = *from;
     }
     buffer
 }
 
-/// Leaves the likeliest columns in `candidates`, the lower id first among equals: one more than the
-/// support can hold, so that the likeliest of the tail is among them.
-fn likeliest<W: Lane>(s: &[W], top_k: usize, kept: usize, scratch: &mut Scratch<W>) {
-    let Scratch {
+/// Writes the likeliest columns to `buffers.candidates`, the lower id first among equals: one more than the support can
+/// hold, so that the likeliest token of the tail is among them.
+fn select_candidates<W: ComputeFloat>(
+    s: &[W],
+    top_k: usize,
+    kept: usize,
+    buffers: &mut RowBuffers<W>,
+) {
+    let RowBuffers {
         maxima,
         order,
         candidates,
         ..
-    } = scratch;
+    } = buffers;
     let wanted = top_k.saturating_add(kept).saturating_add(1);
-    let mut floor = W::LOWEST;
+    let mut floor = W::NEG_INFINITY;
     if wanted <= maxima.len() {
-        // So many blocks have a column of at least this.
+        // At least `wanted` columns, one in each of `wanted` blocks, are no smaller than this maximum.
         order.clear();
         order.extend_from_slice(maxima);
         let (_, nth, _) = order.select_nth_unstable_by(wanted - 1, |a, b| descending(*a, *b));
@@ -202,24 +180,24 @@ fn likeliest<W: Lane>(s: &[W], top_k: usize, kept: usize, scratch: &mut Scratch<
     candidates.sort_unstable_by(order);
 }
 
-/// Of numbers that are not NaN.
-fn descending<W: Lane>(a: W, b: W) -> std::cmp::Ordering {
+/// Compares two numbers for descending order; a NaN counts as equal to everything.
+fn descending<W: ComputeFloat>(a: W, b: W) -> std::cmp::Ordering {
     b.partial_cmp(&a).unwrap_or(std::cmp::Ordering::Equal)
 }
 
-/// The support with its logits, and the largest logit outside it, −∞ where nothing is; `None` where
-/// a kept id is not in the vocabulary. The support's ids are left in the scratch, ascending.
-fn support<W: Lane>(
+/// Returns the support with its logits, and the largest logit outside it, or −∞ if there is none. Writes the support's
+/// ids to `buffers.support`, ascending. Returns `None` if an extra id is not in the vocabulary.
+fn select_support<W: ComputeFloat>(
     s: &[W],
     row: &CaptureRow,
     top_k: usize,
-    scratch: &mut Scratch<W>,
+    buffers: &mut RowBuffers<W>,
 ) -> Option<(Vec<(f64, u32)>, W)> {
-    let Scratch {
+    let RowBuffers {
         candidates,
         support: ids,
         ..
-    } = scratch;
+    } = buffers;
     ids.clear();
     ids.extend(candidates.iter().take(top_k).map(|(_, id)| *id));
     ids.extend(&row.kept);
@@ -227,21 +205,23 @@ fn support<W: Lane>(
     ids.dedup();
     let mut rest = candidates.iter().skip(top_k);
     let tail_largest = rest.find(|(_, id)| !row.kept.contains(id));
-    let with_logit = |id: &u32| s.get(*id as usize).map(|s| (s.f64(), *id));
+    let with_logit = |id: &u32| s.get(*id as usize).map(|s| (s.into_f64(), *id));
     let support: Option<Vec<_>> = ids.iter().map(with_logit).collect();
-    Some((support?, tail_largest.map_or(W::LOWEST, |(s, _)| *s)))
+    Some((support?, tail_largest.map_or(W::NEG_INFINITY, |(s, _)| *s)))
 }
 
-/// A row without its support, against the largest logit of what is left.
-struct Tail<'a, W> {
+/// A row without its support.
+struct TailRow<'a, W> {
     s: &'a [W],
-    /// Ascending.
+    /// Ids of the support, ascending.
     support: &'a [u32],
+    /// The largest logit of the tail, which is subtracted before exponentials.
     shift: W,
 }
 
-impl<W: Lane> Tail<'_, W> {
-    /// The block from `start` on, with −∞ in place of the support, whose next id is `next`.
+impl<W: ComputeFloat> TailRow<'_, W> {
+    /// Returns the block from `start` on with −∞ in place of the support. `next` is the index of the first support id at
+    /// or after `start`, and is moved beyond the block.
     #[inline(always)]
     fn block<'b>(
         &'b self,
@@ -254,14 +234,14 @@ impl<W: Lane> Tail<'_, W> {
         if !ahead.first().is_some_and(is_here) {
             return block_at(self.s, start, buffer);
         }
-        let mut end = [W::LOWEST; BLOCK];
+        let mut end = [W::NEG_INFINITY; BLOCK];
         *buffer = *block_at(self.s, start, &mut end);
         for id in ahead {
             if !is_here(id) {
                 break;
             }
             if let Some(column) = buffer.get_mut((*id as usize).wrapping_sub(start)) {
-                *column = W::LOWEST;
+                *column = W::NEG_INFINITY;
             }
             *next += 1;
         }
@@ -269,27 +249,28 @@ impl<W: Lane> Tail<'_, W> {
     }
 }
 
-/// Σ exp(s − shift) and Σ exp(s − shift) (s − shift); the first up to each block's end beside them.
-struct Sums<'a, W> {
-    tail: &'a Tail<'a, W>,
+/// Computes Σ exp(s − shift) and Σ exp(s − shift) (s − shift) over the tail, and the first sum up to the end of each
+/// block if `cumulative` is given.
+struct TailWeightSums<'a, W> {
+    tail: &'a TailRow<'a, W>,
     cumulative: Option<&'a mut Vec<f64>>,
 }
 
-impl<W: Lane> WithSimd for Sums<'_, W> {
+impl<W: ComputeFloat> WithSimd for TailWeightSums<'_, W> {
     type Output = (f64, f64);
 
     #[inline(always)]
     fn with_simd<S: Simd>(mut self, _: S) -> (f64, f64) {
         let (mut total, mut weighted, mut next) = (0.0, 0.0, 0);
-        let mut buffer = [W::LOWEST; BLOCK];
+        let mut buffer = [W::NEG_INFINITY; BLOCK];
         if let Some(cumulative) = &mut self.cumulative {
             cumulative.clear();
         }
         for start in (0..self.tail.s.len()).step_by(BLOCK) {
             let block = self.tail.block(start, &mut next, &mut buffer);
-            let (of_block, of_block_weighted) = sums(block, self.tail.shift);
-            total += of_block.f64();
-            weighted += of_block_weighted.f64();
+            let (block_total, block_weighted) = weight_sums(block, self.tail.shift);
+            total += block_total.into_f64();
+            weighted += block_weighted.into_f64();
             if let Some(cumulative) = &mut self.cumulative {
                 cumulative.push(total);
             }
@@ -298,47 +279,52 @@ impl<W: Lane> WithSimd for Sums<'_, W> {
     }
 }
 
-/// Σ exp((s − shift) · factor).
-struct SumAt<'a, W> {
-    tail: &'a Tail<'a, W>,
+/// Computes Σ exp((s − shift) · factor) over the tail.
+struct TailSumAt<'a, W> {
+    tail: &'a TailRow<'a, W>,
     factor: W,
 }
 
-impl<W: Lane> WithSimd for SumAt<'_, W> {
+impl<W: ComputeFloat> WithSimd for TailSumAt<'_, W> {
     type Output = f64;
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) -> f64 {
         let (mut total, mut next) = (0.0, 0);
-        let mut buffer = [W::LOWEST; BLOCK];
+        let mut buffer = [W::NEG_INFINITY; BLOCK];
         for start in (0..self.tail.s.len()).step_by(BLOCK) {
             let block = self.tail.block(start, &mut next, &mut buffer);
-            total += sum(exponentials(block, self.tail.shift, self.factor)).f64();
+            total += tree_sum(exponentials(block, self.tail.shift, self.factor)).into_f64();
         }
         total
     }
 }
 
-/// Where the draws lie.
-struct Points {
+/// The points of systematic resampling.
+struct DrawPoints {
     draws: u32,
     uniform: f64,
-    /// The tail's mass, against its own largest logit.
+    /// Mass of the tail relative to its largest logit.
     total: f64,
 }
 
-impl Points {
-    /// How many lie below a part of the tail's mass.
-    fn below(&self, mass: f64) -> u32 {
+impl DrawPoints {
+    /// Counts the points below a part of the tail's mass.
+    fn count_below(&self, mass: f64) -> u32 {
         points_below(mass / self.total, self.draws, self.uniform)
     }
 }
 
-/// Looks the points up: the block of each by the sums up to the ends of blocks, then the column.
-fn draw<W: Lane>(tail: &Tail<'_, W>, cumulative: &[f64], points: &Points, captured: &mut Captured) {
+/// Looks up the token of each point: first its block, by the sums up to the ends of blocks, then its column.
+fn draw<W: ComputeFloat>(
+    tail: &TailRow<'_, W>,
+    cumulative: &[f64],
+    points: &DrawPoints,
+    captured: &mut Captured,
+) {
     let (mut before, mut taken) = (0.0, 0);
     for (block, end) in cumulative.iter().enumerate() {
-        let below = points.below(*end);
+        let below = points.count_below(*end);
         if below > taken {
             draw_in_block(
                 tail,
@@ -354,28 +340,30 @@ fn draw<W: Lane>(tail: &Tail<'_, W>, cumulative: &[f64], points: &Points, captur
     }
 }
 
-/// The points of one block, by their numbers; `mass` is the tail's before and after it.
-fn draw_in_block<W: Lane>(
-    tail: &Tail<'_, W>,
+/// Draws the points with the given numbers in one block. `mass` is the tail's mass before and after the block.
+fn draw_in_block<W: ComputeFloat>(
+    tail: &TailRow<'_, W>,
     start: usize,
     mass: std::ops::Range<f64>,
     numbers: std::ops::Range<u32>,
-    points: &Points,
+    points: &DrawPoints,
     captured: &mut Captured,
 ) {
     let mut next = tail.support.partition_point(|id| (*id as usize) < start);
-    let mut buffer = [W::LOWEST; BLOCK];
+    let mut buffer = [W::NEG_INFINITY; BLOCK];
     let columns = tail.block(start, &mut next, &mut buffer);
-    let weights = exponentials(columns, tail.shift, W::of(1.0)).map(W::f64);
-    // This sum and the tree's, which `mass` is made of, differ in their last bits.
-    let stretch = (mass.end - mass.start) / weights.iter().sum::<f64>();
+    let weights = exponentials(columns, tail.shift, W::from_f64(1.0)).map(W::into_f64);
+    // This factor corrects for the last bits in which the sum in order differs from the tree sums in `mass`.
+    let correction = (mass.end - mass.start) / weights.iter().sum::<f64>();
     let last = weights.iter().rposition(|weight| *weight > 0.0);
     let (mut within, mut taken) = (0.0, numbers.start);
     for (column, weight) in weights.iter().enumerate().filter(|(_, w)| **w > 0.0) {
         within += weight;
         let below = match Some(column) == last {
             true => numbers.end,
-            false => points.below(mass.start + within * stretch).min(numbers.end),
+            false => points
+                .count_below(mass.start + within * correction)
+                .min(numbers.end),
         };
         if below > taken {
             captured.draw_ids.push((start + column) as u32);

@@ -1,43 +1,43 @@
-//! The same in tensor operations: what other devices than the CPU run, and what the plain loops are
-//! tested against. It holds several tensors of the logits' size; `[n, k + c]`, `[n, m]` and a few
-//! columns `[n, 1]` are read back.
+//! Capture in tensor operations, which devices other than the CPU run and which the tests compare the plain loops
+//! with. It allocates several tensors of the logits' size, and reads `[n, k + c]`, `[n, m]` and a few columns `[n, 1]`
+//! back.
 
 use burn::tensor::{DType, IndexingUpdateOp, Int, Tensor, TensorData, TensorReadError};
 
-use super::{Capture, CaptureRow, Captured, TailSums, summary};
+use super::{CaptureOptions, CaptureRow, Captured, TailSums, summarize};
 use crate::rows::reference::{ABSENT, softmax_logits};
 
-/// [`capture`](super::capture) from tensor operations alone, on any device.
+/// Computes [`capture`](super::capture) in tensor operations, on any device.
 ///
 /// # Errors
-/// As there.
+/// Returns an error if the device fails to return its results.
 pub fn capture_reference(
     logits_nv: Tensor<2>,
     rows: &[CaptureRow],
-    capture: &Capture<'_>,
+    options: &CaptureOptions<'_>,
 ) -> Result<Vec<Option<Captured>>, TensorReadError> {
-    let [n, v] = logits_nv.dims();
-    let vocab = capture.head.vocab.map_or(v, |vocab| vocab.min(v));
+    let [_, v] = logits_nv.dims();
+    let vocab = options.head.vocab.map_or(v, |vocab| vocab.min(v));
     let dtype = match logits_nv.dtype() {
         DType::F64 => DType::F64,
         _ => DType::F32,
     };
     let s_nv = logits_nv.inner().narrow(1, 0, vocab).cast(dtype);
-    let s_nv = softmax_logits(s_nv, &capture.head);
+    let s_nv = softmax_logits(s_nv, &options.head);
 
     let kept = rows.iter().map(|row| row.kept.len()).max().unwrap_or(0);
-    let in_support_nv = likeliest(&s_nv, capture.top_k) + kept_ids(&s_nv, rows, kept);
+    let in_support_nv = top_k_indicator(&s_nv, options.top_k) + kept_indicator(&s_nv, rows, kept);
     let in_support_nv = in_support_nv.greater_elem(0.5);
-    let of_support_nv = s_nv
+    let support_s_nv = s_nv
         .clone()
         .mask_fill(in_support_nv.clone().bool_not(), ABSENT);
-    let slots = capture.top_k.saturating_add(kept).clamp(1, vocab);
-    let (support_nk, ids_nk) = of_support_nv.topk_with_indices(slots, 1);
+    let slots = options.top_k.saturating_add(kept).clamp(1, vocab);
+    let (support_nk, ids_nk) = support_s_nv.topk_with_indices(slots, 1);
     let count_n1 = in_support_nv.clone().int().sum_dim(1);
 
     let tail_nv = s_nv.clone().mask_fill(in_support_nv, ABSENT);
     let largest_n1 = tail_nv.clone().max_dim(1);
-    // Of what is absent, exp() is 0 and the product with it too.
+    // For absent columns, the exponential of the bound is 0, and so is its product with the bound.
     let shifted_nv = (tail_nv - largest_n1.clone()).clamp_min(-1e4);
     let exp_nv = shifted_nv.clone().exp();
     let mut columns = vec![
@@ -47,29 +47,55 @@ pub fn capture_reference(
         exp_nv.clone().sum_dim(1),
         (exp_nv.clone() * shifted_nv.clone()).sum_dim(1),
     ];
-    for temperature in capture.temperatures {
+    for temperature in options.temperatures {
         columns.push((shifted_nv.clone() / *temperature).exp().sum_dim(1));
     }
-    let width = columns.len();
-    let columns = read(Tensor::cat(columns, 1))?;
-    let (support, ids) = (read(support_nk)?, ids_nk.try_into_vec_as::<i64>()?);
-    let draws = match capture.draws {
-        0 => None,
-        draws => Some(draw(exp_nv, rows, draws)?),
+    let results = HostResults {
+        vocab,
+        slots,
+        width: columns.len(),
+        columns: read(Tensor::cat(columns, 1))?,
+        support: read(support_nk)?,
+        ids: ids_nk.try_into_vec_as::<i64>()?,
+        draws: match options.draws {
+            0 => None,
+            draws => Some(draw(exp_nv, rows, draws)?),
+        },
     };
+    let rows = rows.iter().enumerate();
+    let captured = rows.map(|(index, row)| results.captured(index, row, options.temperatures));
+    Ok(captured.collect())
+}
 
-    let of_row = |row: usize| -> Option<Captured> {
-        let range = row * slots..(row + 1) * slots;
-        let filled = support.get(range.clone())?.iter().zip(ids.get(range)?);
+/// The results of all rows, read back from the device.
+struct HostResults {
+    vocab: usize,
+    /// Columns of `support` and `ids`.
+    slots: usize,
+    support: Vec<f64>,
+    ids: Vec<i64>,
+    /// Columns of `columns`.
+    width: usize,
+    /// For each row: the number of NaN, the size of the support, and the sums over the tail.
+    columns: Vec<f64>,
+    draws: Option<Vec<Vec<(u32, u32)>>>,
+}
+
+impl HostResults {
+    /// Assembles one row; `None` if it is no distribution.
+    fn captured(&self, index: usize, row: &CaptureRow, temperatures: &[f32]) -> Option<Captured> {
+        let range = index * self.slots..(index + 1) * self.slots;
+        let filled = self.support.get(range.clone())?.iter();
+        let filled = filled.zip(self.ids.get(range)?);
         let filled = filled.filter(|(s, _)| **s > ABSENT / 2.0);
         let filled: Vec<(f64, u32)> = filled.map(|(s, id)| (*s, *id as u32)).collect();
-        let columns = columns.get(row * width..(row + 1) * width)?;
-        let [nan, count, largest, total, weighted, at @ ..] = columns else {
+        let columns = index * self.width..(index + 1) * self.width;
+        let [nan, count, largest, total, weighted, at @ ..] = self.columns.get(columns)? else {
             return None;
         };
-        let in_vocabulary = |id: &u32| (*id as usize) < vocab;
-        let legal = rows.get(row)?.kept.iter().all(in_vocabulary);
-        if *nan > 0.0 || filled.len() != *count as usize || !legal {
+        let in_vocabulary = |id: &u32| (*id as usize) < self.vocab;
+        let are_legal = row.kept.iter().all(in_vocabulary);
+        if *nan > 0.0 || filled.len() != *count as usize || !are_legal {
             return None;
         }
         let tail = match *largest > ABSENT / 2.0 {
@@ -81,17 +107,17 @@ pub fn capture_reference(
             },
             false => TailSums::empty(at.len()),
         };
-        let mut captured = summary(&filled, &tail, capture.temperatures)?;
-        if let Some(draws) = draws.as_ref().filter(|_| tail.total > 0.0) {
-            (captured.draw_ids, captured.draw_counts) = draws.get(row)?.iter().copied().unzip();
+        let mut captured = summarize(&filled, &tail, temperatures)?;
+        if let Some(draws) = self.draws.as_ref().filter(|_| tail.total > 0.0) {
+            let pairs = draws.get(index)?.iter().copied();
+            (captured.draw_ids, captured.draw_counts) = pairs.unzip();
         }
         Some(captured)
-    };
-    Ok((0..n).map(of_row).collect())
+    }
 }
 
-/// 1 for the k largest columns, the lower id first among equals, and 0 for the others: `[n, v]`.
-fn likeliest(s_nv: &Tensor<2>, k: usize) -> Tensor<2> {
+/// Returns 1 for the k largest columns, the lower id first among equals, and 0 for the others: `[n, v]`.
+fn top_k_indicator(s_nv: &Tensor<2>, k: usize) -> Tensor<2> {
     let [_, v] = s_nv.dims();
     match k {
         0 => s_nv.zeros_like(),
@@ -109,14 +135,14 @@ fn likeliest(s_nv: &Tensor<2>, k: usize) -> Tensor<2> {
     }
 }
 
-/// At least 1 for the ids that a row keeps besides, and 0 for the others: `[n, v]`.
-fn kept_ids(s_nv: &Tensor<2>, rows: &[CaptureRow], kept: usize) -> Tensor<2> {
+/// Returns at least 1 for the extra ids of a row and 0 for the others: `[n, v]`.
+fn kept_indicator(s_nv: &Tensor<2>, rows: &[CaptureRow], kept: usize) -> Tensor<2> {
     let [n, v] = s_nv.dims();
     let device = (&s_nv.device(), s_nv.dtype());
     if kept == 0 {
         return s_nv.zeros_like();
     }
-    // A slot that is empty adds 0 to column 0.
+    // An empty slot adds 0 to column 0.
     let slot = |row: &CaptureRow, slot: usize| {
         let id = row.kept.get(slot).copied().unwrap_or(u32::MAX);
         ((id as usize) < v).then_some(id)
@@ -132,8 +158,8 @@ fn kept_ids(s_nv: &Tensor<2>, rows: &[CaptureRow], kept: usize) -> Tensor<2> {
     Tensor::zeros([n, v], device).scatter(1, ids_nc, ones_nc, IndexingUpdateOp::Add)
 }
 
-/// Of each row, the ids drawn and how often: with N(F) = ⌈m F − u⌉ points below a share F of the mass,
-/// column j is drawn N(F_j) − N(F_{j−1}) times.
+/// Draws from the tail of each row, and returns the ids with their counts. With N(F) = ⌈m F − u⌉ points below a share F of
+/// the mass, column j is drawn N(F_j) − N(F_{j−1}) times.
 fn draw(
     exp_nv: Tensor<2>,
     rows: &[CaptureRow],

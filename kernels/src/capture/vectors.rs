@@ -1,36 +1,21 @@
-//! Loops over a block of a row, which the compiler makes as wide as the processor's vectors.
+//! Loops over a block of a row, which the compiler vectorises.
 //!
-//! Every sum is a fixed tree over the columns of a block, and the sums of blocks are added in order,
-//! so that the bits do not depend on how wide the vectors are.
+//! The sum of a block is a fixed tree over its columns, and the sums of blocks are added in order, so that the bits do
+//! not depend on the width of the vectors.
 
-use crate::rows::flex::Wide;
+use crate::float::ComputeFloat;
 
 /// Columns of a block.
 pub(super) const BLOCK: usize = 64;
 
-/// What blocks are made of: f32, or f64 for f64 logits.
-pub(super) trait Lane: Wide + Default {
-    const LOWEST: Self;
-}
-
-macro_rules! lane {
-    ($t:ty) => {
-        impl Lane for $t {
-            const LOWEST: $t = <$t>::NEG_INFINITY;
-        }
-    };
-}
-lane!(f32);
-lane!(f64);
-
-/// The largest of a block; NaN counts for nothing.
+/// Returns the largest number of a block, ignoring NaN.
 #[inline(always)]
-pub(super) fn largest<W: Lane>(block: &[W; BLOCK]) -> W {
+pub(super) fn largest<W: ComputeFloat>(block: &[W; BLOCK]) -> W {
     const HALF: usize = BLOCK / 2;
     let larger = |a: W, b: W| if b > a { b } else { a };
-    let mut m = [W::LOWEST; HALF];
+    let mut m = [W::NEG_INFINITY; HALF];
     for i in 0..HALF {
-        m[i] = larger(larger(W::LOWEST, block[i]), block[i + HALF]);
+        m[i] = larger(larger(W::NEG_INFINITY, block[i]), block[i + HALF]);
     }
     let mut width = HALF;
     while width > 1 {
@@ -42,9 +27,9 @@ pub(super) fn largest<W: Lane>(block: &[W; BLOCK]) -> W {
     m[0]
 }
 
-/// exp((s − shift) · factor) of each column.
+/// Computes exp((s − shift) · factor) of each column.
 #[inline(always)]
-pub(super) fn exponentials<W: Lane>(block: &[W; BLOCK], shift: W, factor: W) -> [W; BLOCK] {
+pub(super) fn exponentials<W: ComputeFloat>(block: &[W; BLOCK], shift: W, factor: W) -> [W; BLOCK] {
     let mut out = [W::default(); BLOCK];
     for i in 0..BLOCK {
         out[i] = block[i].sub(shift).mul(factor).exp();
@@ -52,24 +37,24 @@ pub(super) fn exponentials<W: Lane>(block: &[W; BLOCK], shift: W, factor: W) -> 
     out
 }
 
-/// Σ exp(s − shift) and Σ exp(s − shift) (s − shift).
+/// Computes Σ exp(s − shift) and Σ exp(s − shift) (s − shift).
 #[inline(always)]
-pub(super) fn sums<W: Lane>(block: &[W; BLOCK], shift: W) -> (W, W) {
-    let e = exponentials(block, shift, W::of(1.0));
-    let least = W::of(-1e3);
+pub(super) fn weight_sums<W: ComputeFloat>(block: &[W; BLOCK], shift: W) -> (W, W) {
+    let e = exponentials(block, shift, W::from_f64(1.0));
+    let least = W::from_f64(-1e3);
     let mut weighted = [W::default(); BLOCK];
     for i in 0..BLOCK {
         let x = block[i].sub(shift);
-        // exp(−∞) · −∞ is 0 here.
+        // The bound makes exp(−∞) · −∞ zero instead of NaN.
         let x = if x > least { x } else { least };
         weighted[i] = e[i].mul(x);
     }
-    (sum(e), sum(weighted))
+    (tree_sum(e), tree_sum(weighted))
 }
 
-/// The sum of a block, as a tree.
+/// Sums a block as a tree.
 #[inline(always)]
-pub(super) fn sum<W: Lane>(mut block: [W; BLOCK]) -> W {
+pub(super) fn tree_sum<W: ComputeFloat>(mut block: [W; BLOCK]) -> W {
     let mut width = BLOCK;
     while width > 1 {
         width /= 2;
@@ -86,17 +71,17 @@ mod tests {
     use crate::simd::vectorize;
     use pulp::{Simd, WithSimd};
 
-    struct Sums<'a>(&'a [f32; BLOCK]);
+    struct BlockSums<'a>(&'a [f32; BLOCK]);
 
-    impl Sums<'_> {
+    impl BlockSums<'_> {
         #[inline(always)]
         fn bits(self) -> [u32; 3] {
-            let (total, weighted) = sums(self.0, 3.0);
+            let (total, weighted) = weight_sums(self.0, 3.0);
             [total, weighted, largest(self.0)].map(f32::to_bits)
         }
     }
 
-    impl WithSimd for Sums<'_> {
+    impl WithSimd for BlockSums<'_> {
         type Output = [u32; 3];
 
         #[inline(always)]
@@ -106,10 +91,10 @@ mod tests {
     }
 
     #[test]
-    fn wide_vectors_change_no_bit() {
+    fn the_width_of_the_vectors_does_not_change_the_bits() {
         for row in 0..100 {
             let block = std::array::from_fn(|i| ((row * BLOCK + i) as f32 * 7.3).sin() * 3.0);
-            assert_eq!(vectorize(Sums(&block)), Sums(&block).bits());
+            assert_eq!(vectorize(BlockSums(&block)), BlockSums(&block).bits());
         }
     }
 }

@@ -1,35 +1,35 @@
-//! x·Wᵀ with W read as it lies, once, and nothing of it packed: rows of x by rows of W.
+//! x·Wᵀ with W read once in its stored layout, without packing it: dot products of rows of x and rows of W.
 //!
-//! For up to four rows of x the time is that of reading W; eight rows of it are turned around in
-//! registers as they come. For more, x is packed and W's rows are the rows of the tile. The chains over k
-//! are those of [`gemm`](super::gemm), bit for bit.
+//! For up to four rows of x, reading W takes most of the time, and `few_rows` transposes eight rows of W at a time
+//! in registers. For more rows, x is packed, and rows of W are the rows of the tile. Each element is the same
+//! chain over k as in [`gemm`](super::gemm), bit for bit.
 
 use std::mem::MaybeUninit;
 
 use pulp::{Simd, WithSimd};
 
-use super::pack::{self, Panels, pack};
-use super::tile::{LARGEST, Tile, whole};
-use super::{Matrix, Shared, WORTH_SHARING, for_each};
+use super::pack::{self, PackedPanels, pack};
+use super::tile::{MAX_TILE, Tile, whole_tile};
+use super::{MIN_PARALLEL_WORK, Matrix, SharedOutput, run_tasks};
 use crate::simd::vectorize;
 
-/// Rows of W that one task reads, and panels of x that it takes them to in turn: both stay in the
-/// second-level cache.
+/// Rows of W per task: together with [`TASK_PANELS`] small enough for the second-level cache.
 const TASK_ROWS: usize = 48;
+/// Panels of x that a task multiplies by its rows of W before it goes on to the next panels.
 const TASK_PANELS: usize = 8;
 
-/// A weight `[out, in]` and what x·Wᵀ is written to, `[n, out]`.
-pub(crate) struct Output<'a> {
+/// A weight `[out, in]` and the memory `[n, out]` that x·Wᵀ is written to.
+pub(crate) struct WeightOutput<'a> {
     pub(crate) weight: Matrix<'a>,
     pub(crate) out: &'a mut [MaybeUninit<f32>],
 }
 
-/// Products of one x `[n, in]` with several weights, whose rows lie behind one another as those of x do;
-/// x is packed once, and threads are woken once. All of each output is written.
-pub(crate) fn rows_by_rows<const N: usize>(x: Matrix<'_>, outputs: [Output<'_>; N]) {
+/// Computes the products of one x `[n, in]` with several weights. x is packed once, and threads are woken once.
+/// All of each output is written. The columns of x and of the weights must be contiguous.
+pub(crate) fn multiply_by_weights<const N: usize>(x: Matrix<'_>, outputs: [WeightOutput<'_>; N]) {
     assert!(x.column_stride == 1);
     x.check();
-    for Output { weight, out } in &outputs {
+    for WeightOutput { weight, out } in &outputs {
         assert_eq!(
             x.columns, weight.columns,
             "{x:?} times the transpose of {weight:?}"
@@ -49,7 +49,7 @@ pub(crate) fn rows_by_rows<const N: usize>(x: Matrix<'_>, outputs: [Output<'_>; 
 
 struct ByRows<'a, const N: usize> {
     x: Matrix<'a>,
-    outputs: [Output<'a>; N],
+    outputs: [WeightOutput<'a>; N],
 }
 
 impl<const N: usize> WithSimd for ByRows<'_, N> {
@@ -58,35 +58,35 @@ impl<const N: usize> WithSimd for ByRows<'_, N> {
     fn with_simd<S: Simd>(self, simd: S) {
         let Self { x, outputs } = self;
         let all_rows: usize = outputs.iter().map(|output| output.weight.rows).sum();
-        let threads = if x.rows * x.columns * all_rows >= WORTH_SHARING {
+        let threads = if x.rows * x.columns * all_rows >= MIN_PARALLEL_WORK {
             rayon::current_num_threads()
         } else {
             1
         };
-        // Tasks are numbered through, weight by weight.
+        // The tasks of all weights are numbered consecutively, weight by weight.
         let mut tasks = 0;
-        let places = outputs.map(|Output { weight, out }| {
+        let weights = outputs.map(|WeightOutput { weight, out }| {
             let first = tasks;
             tasks += weight.rows.div_ceil(TASK_ROWS);
-            (first, weight, Shared::new(out))
+            (first, weight, SharedOutput::new(out))
         });
-        let place = |task: usize| {
-            let (first, weight, out) = places[places.partition_point(|p| p.0 <= task) - 1];
+        let task_rows = |task: usize| {
+            let (first, weight, out) = weights[weights.partition_point(|w| w.0 <= task) - 1];
             let start = (task - first) * TASK_ROWS;
             (weight, out, start..weight.rows.min(start + TASK_ROWS))
         };
         #[cfg(target_arch = "x86_64")]
-        if x.rows <= super::turned::MOST_ROWS
+        if x.rows <= super::few_rows::MAX_ROWS
             && let Some(simd) = pulp::x86::V3::try_new()
         {
-            for_each(tasks, threads, |task| {
-                let (weight, out, rows) = place(task);
-                super::turned::rows(simd, out, x, weight, rows);
+            run_tasks(tasks, threads, |task| {
+                let (weight, out, rows) = task_rows(task);
+                super::few_rows::multiply_rows(simd, out, x, weight, rows);
             });
             return;
         }
         let vectors = if x.rows <= S::F32_LANES { 1 } else { 2 };
-        let mut packed = pack::buffer();
+        let mut packed = pack::take_buffer();
         let (first, depth) = ((0, x.rows), (0, x.columns));
         let panels = pack(
             simd,
@@ -97,9 +97,9 @@ impl<const N: usize> WithSimd for ByRows<'_, N> {
             depth,
             threads,
         );
-        for_each(tasks, threads, |task| {
-            let (weight, out, rows) = place(task);
-            simd.vectorize(Task {
+        run_tasks(tasks, threads, |task| {
+            let (weight, out, rows) = task_rows(task);
+            simd.vectorize(WeightRowsTask {
                 out,
                 panels,
                 weight,
@@ -110,56 +110,57 @@ impl<const N: usize> WithSimd for ByRows<'_, N> {
     }
 }
 
-struct Task<'a> {
-    out: Shared,
-    panels: Panels<'a>,
+/// A task that multiplies all panels of x by some rows of a weight.
+struct WeightRowsTask<'a> {
+    out: SharedOutput,
+    panels: PackedPanels<'a>,
     weight: Matrix<'a>,
     rows: std::ops::Range<usize>,
 }
 
-impl WithSimd for Task<'_> {
+impl WithSimd for WeightRowsTask<'_> {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         if self.panels.width == S::F32_LANES {
-            self.tiles::<S, 8, 1>(simd);
+            self.multiply_tiles::<S, 8, 1>(simd);
         } else {
-            self.tiles::<S, 6, 2>(simd);
+            self.multiply_tiles::<S, 6, 2>(simd);
         }
     }
 }
 
-impl Task<'_> {
-    /// Tiles of `ROWS` rows of W by a panel of x; they are written to `out` turned around.
+impl WeightRowsTask<'_> {
+    /// Multiplies tiles of `ROWS` rows of W by a panel of x, and writes them transposed to `out`.
     #[inline(always)]
-    fn tiles<S: Simd, const ROWS: usize, const VECTORS: usize>(&self, simd: S) {
+    fn multiply_tiles<S: Simd, const ROWS: usize, const VECTORS: usize>(&self, simd: S) {
         let Self { panels, weight, .. } = self;
         let width = VECTORS * S::F32_LANES;
         for first in (0..panels.count()).step_by(TASK_PANELS) {
             for row in self.rows.clone().step_by(ROWS) {
                 let rows = ROWS.min(self.rows.end - row);
                 for panel in first..panels.count().min(first + TASK_PANELS) {
-                    let mut turned = [0f32; LARGEST];
-                    let place = Tile {
+                    let mut transposed = [0f32; MAX_TILE];
+                    let tile = Tile {
                         k: weight.columns,
                         a: weight.data[row * weight.row_stride..].as_ptr(),
                         a_row: weight.row_stride,
                         a_step: 1,
                         b: panels.panel(panel),
-                        c: turned.as_mut_ptr(),
+                        c: transposed.as_mut_ptr(),
                         stride: width,
                         rows,
                         columns: width,
                         add: false,
                     };
-                    // SAFETY: W has the rows, the panel the steps, and `turned` room for a whole tile.
-                    unsafe { exact::<S, ROWS, VECTORS>(simd, place) };
-                    for column in 0..panels.width_of(panel) {
+                    // SAFETY: W has the rows, the panel has the steps, and `transposed` has room for a whole tile.
+                    unsafe { rows_of_tile::<S, ROWS, VECTORS>(simd, tile) };
+                    for column in 0..panels.rows_of(panel) {
                         let to = (panel * width + column) * weight.rows + row;
                         for row in 0..rows {
-                            // SAFETY: within `[n, out]`; no other task writes these columns.
-                            unsafe { *self.out.at(to + row) = turned[row * width + column] };
+                            // SAFETY: the element is within `[n, out]`, and no other task writes these columns.
+                            unsafe { *self.out.at(to + row) = transposed[row * width + column] };
                         }
                     }
                 }
@@ -168,15 +169,15 @@ impl Task<'_> {
     }
 }
 
-/// A tile that reads no row of A but its own: what lies behind W's last row is not ours.
+/// Computes a tile that reads `tile.rows` rows of A and no more, because W ends after its last row.
 ///
 /// # Safety
-/// As for [`whole`], with as many rows of A as the tile has of its own.
+/// The conditions of [`whole_tile`] must hold, but A needs only `tile.rows` rows.
 #[inline(always)]
-unsafe fn exact<S: Simd, const ROWS: usize, const VECTORS: usize>(simd: S, tile: Tile) {
+unsafe fn rows_of_tile<S: Simd, const ROWS: usize, const VECTORS: usize>(simd: S, tile: Tile) {
     if tile.rows == ROWS {
-        // SAFETY: as the caller says.
-        unsafe { whole::<S, ROWS, VECTORS>(simd, &tile) };
+        // SAFETY: the caller guarantees the operands, and A has all rows of a tile.
+        unsafe { whole_tile::<S, ROWS, VECTORS>(simd, &tile) };
         return;
     }
     for row in 0..tile.rows {
@@ -185,7 +186,7 @@ unsafe fn exact<S: Simd, const ROWS: usize, const VECTORS: usize>(simd: S, tile:
             c: tile.c.wrapping_add(row * tile.stride),
             ..tile
         };
-        // SAFETY: as the caller says.
-        unsafe { whole::<S, 1, VECTORS>(simd, &one) };
+        // SAFETY: the caller guarantees the operands, and the row is one of `tile.rows`.
+        unsafe { whole_tile::<S, 1, VECTORS>(simd, &one) };
     }
 }

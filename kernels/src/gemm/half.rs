@@ -1,93 +1,93 @@
 //! Products of bf16 matrices: C = A·B, or C += A·B, summed in f32 and rounded once, to the nearest bf16.
 //!
-//! Two arms. With AVX-512 BF16 the operands stay bf16: [`pairs`] multiplies two steps of k in one
-//! instruction. Elsewhere [`Wide`] widens the operands while they are packed, and the tile of f32 does the
-//! rest. Either way an element of C is one chain over k, from the first step to the last, which depends
-//! neither on the place of the element nor on threads nor on the rows beside it. The two arms differ in
-//! the order within a pair, so C may differ in its last place from one processor to another.
+//! There are two kernels. With AVX-512 BF16 the operands stay bf16, and [`pairs`] multiplies two steps of k in one
+//! instruction. On other processors [`WidenedKernel`] widens the operands to f32 while they are packed and uses the
+//! f32 tile. In both, an element of C is one chain over k, from the first step to the last, which does not depend on
+//! the element's position, on the number of threads or on the other rows. The kernels differ in the order within a
+//! pair of steps, so the last bit of C may differ between processors.
 //!
-//! Traffic: a block of A and one of B are packed as in [`gemm`](super::gemm), four bytes for one step of k
-//! (widened) or two (pairs). Sums lie in f32 beside the task that computes them; where k takes more than
-//! one block, [`Limits::sums`] of them at once. Nothing of a whole operand or of all of C is ever f32.
+//! Traffic: a block of A and one of B are packed as in [`gemm`](super::gemm), in words of four bytes that hold one
+//! step of k (widened) or two (pairs). The f32 sums belong to the task that computes them; if k takes more than one
+//! block, at most [`BlockLimits::sums`] of them are kept at once. Neither a whole operand nor all of C is ever held
+//! in f32.
 
 mod pack;
 mod pairs;
 mod task;
 #[cfg(target_arch = "x86_64")]
-mod turn;
+mod transpose;
 
 use burn::tensor::bf16;
 use pulp::{Simd, WithSimd};
 
-use super::tile::{Tile, whole};
+use super::pack::{PackedPanels, give_back, take_buffer};
+use super::tile::{Tile, whole_tile};
 use super::{
-    BLOCK, Matrix, PACKED_BYTES, Shared, TASK_COLUMNS, TASK_ROWS, WORTH_SHARING, pack as wide,
+    BLOCK, MIN_PARALLEL_WORK, Matrix, PACKED_BYTES, SharedOutput, TASK_COLUMNS, TASK_ROWS,
+    equal_width,
 };
 use crate::simd::vectorize;
-use pack::{Panels, pack};
-use task::Part;
+use pack::pack;
+use task::{HalfOutputBlock, UnpackedB};
 
-/// What is packed and what waits at once.
-const LIMITS: Limits = Limits {
+const LIMITS: BlockLimits = BlockLimits {
     block: BLOCK,
     packed: PACKED_BYTES / size_of::<u32>(),
     sums: 1 << 20,
 };
-/// Columns of C that one task computes where it packs B itself: enough tasks for few columns.
-const LONE_COLUMNS: usize = 48;
+/// Columns of C per task if tasks pack B themselves: few, so that a narrow C still has enough tasks.
+const SELF_PACKED_COLUMNS: usize = 48;
 
-/// `out` `[n, out]` = `x` `[n, in]` · `weight` `[out, in]`ᵀ.
-pub(crate) fn rows_by_rows(out: &mut [bf16], x: Matrix<'_, bf16>, weight: Matrix<'_, bf16>) {
-    product(out, x, weight.transposed(), false);
-}
-
-/// `out` = A·B, or += where `add`, its rows behind one another.
+/// Computes `out` = A·B, or `out` += A·B if `add`; the rows of `out` are contiguous.
 pub(crate) fn product(out: &mut [bf16], a: Matrix<'_, bf16>, b: Matrix<'_, bf16>, add: bool) {
-    if let Some(product) = Product::new(out, a, b, add) {
+    if let Some(product) = HalfProduct::new(out, a, b, add) {
         #[cfg(target_arch = "x86_64")]
-        if let Some(dot) = pairs::Hardware::try_new() {
-            product.by_pairs(dot);
+        if let Some(dot) = pairs::Avx512Bf16::try_new() {
+            product.multiply_with_pairs(dot);
             return;
         }
         vectorize(product);
     }
 }
 
-/// What a product takes from the processor.
-trait Arm: Copy + Send + Sync {
+/// The operations of a product that depend on the processor.
+trait HalfKernel: Copy + Send + Sync {
     /// Steps of k in a packed word of 32 bits.
     const STEPS: usize;
-    /// Rows and columns of a tile.
+    /// Rows of a tile.
     const ROWS: usize;
+    /// Columns of a tile.
     const COLUMNS: usize;
 
-    /// Runs `job` compiled for the processor.
-    fn run<J: Job>(self, job: J);
+    /// Runs `job` compiled for the processor's vectors.
+    fn run<J: VectorJob>(self, job: J);
 
-    /// A tile of sums; `k` counts words.
+    /// Computes a tile of sums; `tile.k` counts words.
     ///
     /// # Safety
-    /// A and B must hold `k` words of a whole tile, packed for this arm, and C must have room for it.
+    /// A and B must hold `k` words of a whole tile, packed for this kernel, and C must have room for a whole tile.
     unsafe fn tile(self, tile: &Tile);
 }
 
-/// What is compiled for the processor: `run` is to be inlined.
-trait Job {
+/// A piece of work that is compiled for the processor's vectors; implementations mark `run` `#[inline(always)]`.
+trait VectorJob {
     fn run(self);
 }
 
-/// Operands widened to f32, by the tile of [`gemm`](super::gemm).
+/// Multiplies operands that are widened to f32, with the tile of [`gemm`](super::gemm).
 #[derive(Clone, Copy)]
-struct Wide<S, const ROWS: usize, const VECTORS: usize>(S);
+struct WidenedKernel<S, const ROWS: usize, const VECTORS: usize>(S);
 
-impl<S: Simd, const ROWS: usize, const VECTORS: usize> Arm for Wide<S, ROWS, VECTORS> {
+impl<S: Simd, const ROWS: usize, const VECTORS: usize> HalfKernel
+    for WidenedKernel<S, ROWS, VECTORS>
+{
     const STEPS: usize = 1;
     const ROWS: usize = ROWS;
     const COLUMNS: usize = VECTORS * S::F32_LANES;
 
-    fn run<J: Job>(self, job: J) {
+    fn run<J: VectorJob>(self, job: J) {
         struct Run<J>(J);
-        impl<J: Job> WithSimd for Run<J> {
+        impl<J: VectorJob> WithSimd for Run<J> {
             type Output = ();
 
             #[inline(always)]
@@ -100,51 +100,51 @@ impl<S: Simd, const ROWS: usize, const VECTORS: usize> Arm for Wide<S, ROWS, VEC
 
     #[inline(always)]
     unsafe fn tile(self, tile: &Tile) {
-        // SAFETY: as the caller says.
-        unsafe { whole::<S, ROWS, VECTORS>(self.0, tile) };
+        // SAFETY: the caller guarantees the operands.
+        unsafe { whole_tile::<S, ROWS, VECTORS>(self.0, tile) };
     }
 }
 
-/// Tests have them smaller than products need.
+/// Limits of what is packed and kept at once. Tests use small ones, so that small products have several blocks.
 #[derive(Clone, Copy)]
-struct Limits {
-    /// Rows of A, and steps of k: an even number.
+struct BlockLimits {
+    /// Largest number of rows of A, and of steps of k, in a block; even.
     block: usize,
-    /// Words of B.
+    /// Largest number of words of B in a block.
     packed: usize,
-    /// Numbers of C whose sums wait in f32 for the next block of k.
+    /// Largest number of f32 sums of C that are kept until the next block of k.
     sums: usize,
 }
 
-struct Product<'a> {
-    out: Shared<bf16>,
+struct HalfProduct<'a> {
+    out: SharedOutput<bf16>,
     a: Matrix<'a, bf16>,
     b: Matrix<'a, bf16>,
     add: bool,
     threads: usize,
-    limits: Limits,
+    limits: BlockLimits,
 }
 
-impl WithSimd for Product<'_> {
+impl WithSimd for HalfProduct<'_> {
     type Output = ();
 
     fn with_simd<S: Simd>(self, simd: S) {
-        // Few rows fill their tile with columns, so that its chains hide each other's latency.
+        // Tiles of few rows are wider, so that enough independent chains hide the latency of an addition.
         match self.a.rows {
-            1 => self.blocks(Wide::<S, 1, 4>(simd)),
-            2 => self.blocks(Wide::<S, 2, 4>(simd)),
-            3 | 4 => self.blocks(Wide::<S, 4, 2>(simd)),
-            // Twelve rows need 24 registers for the tile.
+            1 => self.multiply_blocks(WidenedKernel::<S, 1, 4>(simd)),
+            2 => self.multiply_blocks(WidenedKernel::<S, 2, 4>(simd)),
+            3 | 4 => self.multiply_blocks(WidenedKernel::<S, 4, 2>(simd)),
+            // A tile of twelve rows needs 24 registers for its sums.
             _ if S::REGISTER_COUNT >= 32 && S::F32_LANES >= 16 => {
-                self.blocks(Wide::<S, 12, 2>(simd));
+                self.multiply_blocks(WidenedKernel::<S, 12, 2>(simd));
             }
-            _ => self.blocks(Wide::<S, 6, 2>(simd)),
+            _ => self.multiply_blocks(WidenedKernel::<S, 6, 2>(simd)),
         }
     }
 }
 
-impl<'a> Product<'a> {
-    /// Checks the shapes; none where nothing is left to be done.
+impl<'a> HalfProduct<'a> {
+    /// Checks the shapes and zeroes C if k is 0; returns `None` if there is nothing to compute.
     fn new(
         out: &'a mut [bf16],
         a: Matrix<'a, bf16>,
@@ -159,13 +159,13 @@ impl<'a> Product<'a> {
             out.fill(bf16::ZERO);
         }
         let work = out.len() * a.columns;
-        let threads = if work >= WORTH_SHARING {
+        let threads = if work >= MIN_PARALLEL_WORK {
             rayon::current_num_threads()
         } else {
             1
         };
         (work > 0).then_some(Self {
-            out: Shared(out.as_mut_ptr()),
+            out: SharedOutput(out.as_mut_ptr()),
             a,
             b,
             add,
@@ -174,79 +174,82 @@ impl<'a> Product<'a> {
         })
     }
 
-    fn by_pairs<D: pairs::Dot>(&self, dot: D) {
+    fn multiply_with_pairs<D: pairs::PairDot>(&self, dot: D) {
         match self.a.rows {
-            1 => self.blocks(pairs::Pairs::<D, 1, 4>(dot)),
-            2 => self.blocks(pairs::Pairs::<D, 2, 4>(dot)),
-            3 | 4 => self.blocks(pairs::Pairs::<D, 4, 4>(dot)),
-            _ => self.blocks(pairs::Pairs::<D, 12, 2>(dot)),
+            1 => self.multiply_blocks(pairs::PairKernel::<D, 1, 4>(dot)),
+            2 => self.multiply_blocks(pairs::PairKernel::<D, 2, 4>(dot)),
+            3 | 4 => self.multiply_blocks(pairs::PairKernel::<D, 4, 4>(dot)),
+            _ => self.multiply_blocks(pairs::PairKernel::<D, 12, 2>(dot)),
         }
     }
 
     /// Walks over blocks of rows and columns of C, and of k, and packs the operands of each.
-    fn blocks<A: Arm>(&self, arm: A) {
+    fn multiply_blocks<K: HalfKernel>(&self, kernel: K) {
         let Self { a, b, threads, .. } = *self;
-        let Limits {
-            block,
-            packed,
-            sums: waiting,
-        } = self.limits;
-        let k = a.columns;
-        let high = (TASK_ROWS / A::ROWS).max(1);
-        // One task high, nothing of B is packed twice if the tasks do it, and it stays in their cache.
-        let lone = a.rows <= high * A::ROWS;
-        let wide = (if lone { LONE_COLUMNS } else { TASK_COLUMNS } / A::COLUMNS).max(1);
-        let region = high.min(a.rows.div_ceil(A::ROWS)) * A::ROWS * wide * A::COLUMNS;
-        let (mut packed_a, mut packed_b) = (wide::buffer(), wide::buffer());
-        let mut sums = wide::buffer();
-        for row in (0..a.rows).step_by(block) {
-            let rows = block.min(a.rows - row);
-            let mut room = b.columns;
-            if !lone {
-                let words = k.min(block).div_ceil(A::STEPS);
-                room = room.min(packed / words);
-            }
-            if k > block {
-                room = room.min(waiting / rows);
-            }
-            // Blocks of equal width, as many as there must be.
-            let width = b
-                .columns
-                .div_ceil(b.columns.div_ceil(room.max(1)))
-                .next_multiple_of(A::COLUMNS);
+        let (k, max_steps) = (a.columns, self.limits.block);
+        let task_panels_a = (TASK_ROWS / K::ROWS).max(1);
+        // If all rows of A fit into one task, each part of B is needed by one task only. That task then packs it, and
+        // the packed words stay in the task's cache.
+        let tasks_pack_b = a.rows <= task_panels_a * K::ROWS;
+        let task_columns = if tasks_pack_b {
+            SELF_PACKED_COLUMNS
+        } else {
+            TASK_COLUMNS
+        };
+        let task_panels = (task_panels_a, (task_columns / K::COLUMNS).max(1));
+        let (mut packed_a, mut packed_b) = (take_buffer(), take_buffer());
+        let mut sums = take_buffer();
+        for row in (0..a.rows).step_by(max_steps) {
+            let rows = max_steps.min(a.rows - row);
+            let width = self.block_width::<K>(rows, tasks_pack_b);
             for column in (0..b.columns).step_by(width) {
                 let columns = width.min(b.columns - column);
-                for depth in (0..k).step_by(block) {
-                    let steps = block.min(k - depth);
-                    // One block of k serves all the columns.
-                    if column == 0 || k > block {
+                for depth in (0..k).step_by(max_steps) {
+                    let steps = max_steps.min(k - depth);
+                    // If k is one block, the packed rows of A serve all columns.
+                    if column == 0 || k > max_steps {
                         let span = ((row, rows), (depth, steps));
-                        pack(arm, &mut packed_a, A::ROWS, a, span, threads);
+                        pack(kernel, &mut packed_a, K::ROWS, a, span, threads);
                     }
                     let b = b.transposed();
                     let span = ((column, columns), (depth, steps));
-                    if !lone {
-                        pack(arm, &mut packed_b, A::COLUMNS, b, span, threads);
+                    if !tasks_pack_b {
+                        pack(kernel, &mut packed_b, K::COLUMNS, b, span, threads);
                     }
-                    let words = steps.div_ceil(A::STEPS);
-                    let part = Part {
-                        a: Panels::new(&packed_a, A::ROWS, words, rows),
-                        b: Panels::new(&packed_b, A::COLUMNS, words, columns),
-                        lone: lone.then_some((b, column, depth, steps)),
-                        out: Shared(self.out.at(row * self.b.columns + column)),
+                    let words = steps.div_ceil(K::STEPS);
+                    let block = HalfOutputBlock {
+                        a: PackedPanels::new(&packed_a, K::ROWS, words, rows),
+                        b: PackedPanels::new(&packed_b, K::COLUMNS, words, columns),
+                        unpacked_b: tasks_pack_b.then_some(UnpackedB { b, span }),
+                        out: SharedOutput(self.out.at(row * self.b.columns + column)),
                         stride: self.b.columns,
                         add: self.add,
-                        first: depth == 0,
-                        last: depth + steps == k,
-                        region,
+                        is_first: depth == 0,
+                        is_last: depth + steps == k,
+                        task_panels,
                     };
-                    part.tasks(arm, (high, wide), &mut sums, threads);
+                    block.run_tasks(kernel, &mut sums, threads);
                 }
             }
         }
-        wide::give_back(sums);
-        wide::give_back(packed_b);
-        wide::give_back(packed_a);
+        give_back(sums);
+        give_back(packed_b);
+        give_back(packed_a);
+    }
+
+    /// Width of the blocks of columns of C for `rows` rows, so that the packed words of B and the sums that are kept
+    /// stay within their limits.
+    fn block_width<K: HalfKernel>(&self, rows: usize, tasks_pack_b: bool) -> usize {
+        let (k, columns, limits) = (self.a.columns, self.b.columns, self.limits);
+        let mut max_columns = columns;
+        if !tasks_pack_b {
+            let words = k.min(limits.block).div_ceil(K::STEPS);
+            max_columns = max_columns.min(limits.packed / words);
+        }
+        if k > limits.block {
+            max_columns = max_columns.min(limits.sums / rows);
+        }
+        equal_width(columns, max_columns.max(1), K::COLUMNS)
     }
 }
 

@@ -1,72 +1,87 @@
-//! Panels: so many rows of an operand, step by step of k, as a tile reads them.
+//! Packed panels of operands: groups of rows, step by step of k, in the order in which a tile reads them.
 
 use std::cell::RefCell;
 use std::ops::{Deref, DerefMut};
 
 use pulp::{Simd, WithSimd};
 
-use super::{Matrix, Shared, for_each};
+use super::{Matrix, SharedOutput, run_tasks};
 
-/// Numbers under which waking other threads costs more than they give.
-const WORTH_SHARING: usize = 1 << 16;
+/// Words of a packed operand below which one thread is faster than waking others.
+const MIN_PARALLEL_WORDS: usize = 1 << 16;
 
-/// Packed rows: panel p holds rows p · width.. as `[k][width]`, the last one filled up with zeros.
+/// The panels of an operand. Panel p holds rows p · width.. as `[steps][width]` words of 32 bits; the last panel
+/// is padded with zeros.
 #[derive(Clone, Copy)]
-pub(super) struct Panels<'a> {
+pub(super) struct PackedPanels<'a> {
     data: &'a [f32],
     pub(super) width: usize,
-    pub(super) k: usize,
-    rows: usize,
-    /// The panels that are read where they lie, and not from `data`.
-    lying: Option<Lying<'a>>,
+    /// Words of each row. In f32 a word is one step of k.
+    pub(super) steps: usize,
+    pub(super) rows: usize,
+    /// The leading panels that are read from the operand itself and are not in `data`.
+    borrowed: Option<BorrowedRows<'a>>,
 }
 
-/// The first panels of an operand whose rows lie along k.
+/// The leading whole panels of an operand whose rows are contiguous along k.
 #[derive(Clone, Copy)]
-struct Lying<'a> {
+struct BorrowedRows<'a> {
     data: &'a [f32],
     row_stride: usize,
-    count: usize,
+    panels: usize,
 }
 
-impl Panels<'_> {
+impl<'a> PackedPanels<'a> {
+    pub(super) fn new(data: &'a [f32], width: usize, steps: usize, rows: usize) -> Self {
+        Self {
+            data,
+            width,
+            steps,
+            rows,
+            borrowed: None,
+        }
+    }
+
+    /// Number of panels.
     pub(super) fn count(&self) -> usize {
         self.rows.div_ceil(self.width)
     }
 
-    /// Rows of panel `index` that are not filling.
-    pub(super) fn width_of(&self, index: usize) -> usize {
+    /// Number of rows of panel `index` without the padding.
+    pub(super) fn rows_of(&self, index: usize) -> usize {
         self.width.min(self.rows - index * self.width)
     }
 
+    /// The first word of a panel, where no panel is borrowed.
     pub(super) fn panel(&self, index: usize) -> *const f32 {
-        self.data[index * self.width * self.k..].as_ptr()
+        self.data[index * self.width * self.steps..].as_ptr()
     }
 
-    /// Where a panel begins at a step of k, and how far it is to the next row and to the next step.
+    /// The word of a panel's first row at a step of k, the distance to the next row, and the distance to the next
+    /// step.
     pub(super) fn rows_at(&self, index: usize, step: usize) -> (*const f32, usize, usize) {
-        let lying = self.lying.filter(|lying| index < lying.count);
-        if let Some(Lying {
+        let borrowed = self.borrowed.filter(|borrowed| index < borrowed.panels);
+        if let Some(BorrowedRows {
             data, row_stride, ..
-        }) = lying
+        }) = borrowed
         {
             let from = &data[index * self.width * row_stride + step..];
             return (from.as_ptr(), row_stride, 1);
         }
-        let packed = index - self.lying.map_or(0, |lying| lying.count);
-        let from = &self.data[packed * self.width * self.k + step * self.width..];
+        let packed = index - self.borrowed.map_or(0, |borrowed| borrowed.panels);
+        let from = &self.data[packed * self.width * self.steps + step * self.width..];
         (from.as_ptr(), 1, self.width)
     }
 }
 
 thread_local! {
-    /// Memory of earlier products, so that a product does not ask for new pages.
+    /// Buffers of earlier products, kept so that a product does not ask the system for new pages.
     static BUFFERS: RefCell<Vec<Vec<f32>>> = const { RefCell::new(Vec::new()) };
 }
 
-/// A buffer of any length. It is taken out, since a thread that waits for others may start on another
-/// product.
-pub(super) fn buffer() -> Vec<f32> {
+/// Takes a buffer of any length and content. It is removed from the thread's list, because a thread that waits for
+/// other tasks may start another product meanwhile.
+pub(super) fn take_buffer() -> Vec<f32> {
     BUFFERS.with_borrow_mut(Vec::pop).unwrap_or_default()
 }
 
@@ -74,23 +89,28 @@ pub(super) fn give_back(buffer: Vec<f32>) {
     BUFFERS.with_borrow_mut(|buffers| buffers.push(buffer));
 }
 
-/// So many numbers of memory of earlier products, holding anything.
-pub(crate) struct Scratch {
+/// Makes a buffer at least `len` numbers long.
+pub(super) fn grow(buffer: &mut Vec<f32>, len: usize) {
+    if buffer.len() < len {
+        buffer.resize(len, 0.0);
+    }
+}
+
+/// A slice of `len` numbers of unspecified content, in memory of earlier products.
+pub(crate) struct ScratchBuffer {
     buffer: Vec<f32>,
     len: usize,
 }
 
-impl Scratch {
+impl ScratchBuffer {
     pub(crate) fn new(len: usize) -> Self {
-        let mut buffer = buffer();
-        if buffer.len() < len {
-            buffer.resize(len, 0.0);
-        }
+        let mut buffer = take_buffer();
+        grow(&mut buffer, len);
         Self { buffer, len }
     }
 }
 
-impl Deref for Scratch {
+impl Deref for ScratchBuffer {
     type Target = [f32];
 
     fn deref(&self) -> &[f32] {
@@ -98,16 +118,49 @@ impl Deref for Scratch {
     }
 }
 
-impl DerefMut for Scratch {
+impl DerefMut for ScratchBuffer {
     fn deref_mut(&mut self) -> &mut [f32] {
         &mut self.buffer[..self.len]
     }
 }
 
-impl Drop for Scratch {
+impl Drop for ScratchBuffer {
     fn drop(&mut self) {
         give_back(std::mem::take(&mut self.buffer));
     }
+}
+
+/// Packs `rows` rows of `steps` words each into panels of `width` rows. `pack_panel` gets a panel's words, its first
+/// row, and its number of rows without the padding.
+pub(super) fn pack_panels<'a>(
+    buffer: &'a mut Vec<f32>,
+    width: usize,
+    steps: usize,
+    rows: usize,
+    threads: usize,
+    pack_panel: impl Fn(&mut [f32], usize, usize) + Send + Sync,
+) -> PackedPanels<'a> {
+    let count = rows.div_ceil(width);
+    let words = count * width * steps;
+    grow(buffer, words);
+    let threads = if words < MIN_PARALLEL_WORDS {
+        1
+    } else {
+        threads
+    };
+    // Each thread gets about four tasks of a few panels.
+    let task_panels = count.div_ceil(4 * threads).max(1);
+    let start = SharedOutput(buffer.as_mut_ptr());
+    run_tasks(count.div_ceil(task_panels), threads, |task| {
+        for panel in task * task_panels..count.min((task + 1) * task_panels) {
+            let row = panel * width;
+            // SAFETY: panels do not overlap, and the buffer holds all of them.
+            let to =
+                unsafe { std::slice::from_raw_parts_mut(start.at(row * steps), width * steps) };
+            pack_panel(to, row, width.min(rows - row));
+        }
+    });
+    PackedPanels::new(buffer, width, steps, rows)
 }
 
 /// Packs `rows` (first, count) of `from` over `depth` (first, count) of its columns.
@@ -119,48 +172,25 @@ pub(super) fn pack<'a, S: Simd>(
     rows: (usize, usize),
     depth: (usize, usize),
     threads: usize,
-) -> Panels<'a> {
-    let (k, count) = (depth.1, rows.1.div_ceil(width));
-    if buffer.len() < count * width * k {
-        buffer.resize(count * width * k, 0.0);
-    }
-    let threads = if count * width * k < WORTH_SHARING {
-        1
-    } else {
-        threads
+) -> PackedPanels<'a> {
+    let pack_panel = |to: &mut [f32], row: usize, filled: usize| {
+        let first = (rows.0 + row) * from.row_stride + depth.0 * from.column_stride;
+        simd.vectorize(PanelPacker {
+            to,
+            source: &from.data[first..],
+            width,
+            filled,
+            k: depth.1,
+            row_stride: from.row_stride,
+            column_stride: from.column_stride,
+        });
     };
-    // A few panels a task, four tasks a thread.
-    let share = count.div_ceil(4 * threads).max(1);
-    let start = Shared(buffer.as_mut_ptr());
-    for_each(count.div_ceil(share), threads, |task| {
-        for panel in task * share..count.min((task + 1) * share) {
-            let row = panel * width;
-            // SAFETY: panels do not overlap, and the buffer holds all of them.
-            let to = unsafe { std::slice::from_raw_parts_mut(start.at(row * k), width * k) };
-            let first = (rows.0 + row) * from.row_stride + depth.0 * from.column_stride;
-            simd.vectorize(Panel {
-                to,
-                source: &from.data[first..],
-                width,
-                filled: width.min(rows.1 - row),
-                k,
-                row_stride: from.row_stride,
-                column_stride: from.column_stride,
-            });
-        }
-    });
-    Panels {
-        data: buffer,
-        width,
-        k,
-        rows: rows.1,
-        lying: None,
-    }
+    pack_panels(buffer, width, depth.1, rows.1, threads, pack_panel)
 }
 
-/// As [`pack`], but whole panels of an operand whose rows lie along k are read as they lie: the tile's
-/// rows are so many streams then.
-pub(super) fn pack_rows<'a, S: Simd>(
+/// Packs as [`pack`] does, but whole panels of an operand whose rows are contiguous along k are read in place: the
+/// tile then reads each of its rows as a separate stream.
+pub(super) fn pack_or_borrow<'a, S: Simd>(
     simd: S,
     buffer: &'a mut Vec<f32>,
     width: usize,
@@ -168,39 +198,41 @@ pub(super) fn pack_rows<'a, S: Simd>(
     rows: (usize, usize),
     depth: (usize, usize),
     threads: usize,
-) -> Panels<'a> {
-    // Rows that are whole pages apart would fight for the same lines of the cache.
+) -> PackedPanels<'a> {
+    // Rows whose distance is a multiple of a page would compete for the same cache lines.
     if from.column_stride != 1 || from.row_stride.is_multiple_of(PAGE) {
         return pack(simd, buffer, width, from, rows, depth, threads);
     }
-    let count = rows.1 / width;
-    let rest = (rows.0 + count * width, rows.1 % width);
+    let panels = rows.1 / width;
+    let rest = (rows.0 + panels * width, rows.1 % width);
     let packed = pack(simd, buffer, width, from, rest, depth, 1);
-    Panels {
+    PackedPanels {
         rows: rows.1,
-        lying: Some(Lying {
+        borrowed: Some(BorrowedRows {
             data: &from.data[rows.0 * from.row_stride + depth.0..],
             row_stride: from.row_stride,
-            count,
+            panels,
         }),
         ..packed
     }
 }
 
-/// Numbers of a page of 4 KiB.
+/// Numbers in a page of 4 KiB.
 const PAGE: usize = 1024;
 
-struct Panel<'a> {
+/// Packs one panel of an f32 operand.
+struct PanelPacker<'a> {
     to: &'a mut [f32],
     source: &'a [f32],
     width: usize,
+    /// Rows of the panel without the padding.
     filled: usize,
     k: usize,
     row_stride: usize,
     column_stride: usize,
 }
 
-impl WithSimd for Panel<'_> {
+impl WithSimd for PanelPacker<'_> {
     type Output = ();
 
     #[inline(always)]
@@ -211,19 +243,19 @@ impl WithSimd for Panel<'_> {
             12 => self.pack::<12>(),
             16 => self.pack::<16>(),
             32 => self.pack::<32>(),
-            _ => self.any(),
+            _ => self.pack_any_width(),
         }
     }
 }
 
-/// Steps of k that are turned around at once.
-const TURN: usize = 8;
+/// Steps of k that are transposed at once.
+const TRANSPOSED_STEPS: usize = 8;
 
-impl Panel<'_> {
+impl PanelPacker<'_> {
     #[inline(always)]
     fn pack<const WIDTH: usize>(self) {
         if self.filled < WIDTH {
-            self.any();
+            self.pack_any_width();
         } else if self.row_stride == 1 {
             for (step, to) in self.to.as_chunks_mut::<WIDTH>().0.iter_mut().enumerate() {
                 if let Some(from) = self.source[step * self.column_stride..].first_chunk() {
@@ -231,22 +263,23 @@ impl Panel<'_> {
                 }
             }
         } else if self.column_stride == 1 {
-            self.turned::<WIDTH>();
+            self.pack_transposed::<WIDTH>();
         } else {
-            self.any();
+            self.pack_any_width();
         }
     }
 
-    /// Rows lie along k: blocks of eight steps are read row by row and written step by step.
+    /// Packs rows that are contiguous along k: blocks of eight steps are read row by row and written step by step.
     #[inline(always)]
-    fn turned<const WIDTH: usize>(self) {
-        let whole = self.k / TURN * TURN;
-        for start in (0..whole).step_by(TURN) {
-            let mut block = [[0f32; TURN]; WIDTH];
+    fn pack_transposed<const WIDTH: usize>(self) {
+        let whole = self.k / TRANSPOSED_STEPS * TRANSPOSED_STEPS;
+        for start in (0..whole).step_by(TRANSPOSED_STEPS) {
+            let mut block = [[0f32; TRANSPOSED_STEPS]; WIDTH];
             for (row, block) in block.iter_mut().enumerate() {
-                block.copy_from_slice(&self.source[row * self.row_stride + start..][..TURN]);
+                let from = &self.source[row * self.row_stride + start..];
+                block.copy_from_slice(&from[..TRANSPOSED_STEPS]);
             }
-            let to = &mut self.to[start * WIDTH..][..TURN * WIDTH];
+            let to = &mut self.to[start * WIDTH..][..TRANSPOSED_STEPS * WIDTH];
             for (step, to) in to.chunks_exact_mut(WIDTH).enumerate() {
                 for (to, row) in to.iter_mut().zip(&block) {
                     *to = row[step];
@@ -260,13 +293,13 @@ impl Panel<'_> {
         }
     }
 
-    fn any(self) {
+    fn pack_any_width(self) {
         for (step, to) in self.to.chunks_exact_mut(self.width).enumerate() {
-            let (filled, rest) = to.split_at_mut(self.filled);
+            let (filled, padding) = to.split_at_mut(self.filled);
             for (row, to) in filled.iter_mut().enumerate() {
                 *to = self.source[row * self.row_stride + step * self.column_stride];
             }
-            rest.fill(0.0);
+            padding.fill(0.0);
         }
     }
 }

@@ -1,19 +1,8 @@
 use super::*;
-use crate::flex::written;
+use crate::flex::vec_written_by;
+use crate::test_numbers::f32_numbers as numbers;
 
-/// Numbers that look random, between −1 and 1.
-fn numbers(count: usize, seed: u64) -> Vec<f32> {
-    let mut state = seed + 1;
-    let mut next = || {
-        state = state
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
-        (state >> 40) as f32 / (1 << 23) as f32 - 1.0
-    };
-    (0..count).map(|_| next()).collect()
-}
-
-/// The definition: one chain of fused multiply-adds over k for every element.
+/// Computes `start` + A·B by the definition: one chain of fused multiply-adds over k for every element.
 fn chains(start: &[f32], a: Matrix<'_>, b: Matrix<'_>) -> Vec<f32> {
     let element = |index: usize| {
         let (i, j) = (index / b.columns, index % b.columns);
@@ -25,6 +14,24 @@ fn chains(start: &[f32], a: Matrix<'_>, b: Matrix<'_>) -> Vec<f32> {
     (0..a.rows * b.columns).map(element).collect()
 }
 
+/// Views the same data as a row-major and as a column-major matrix.
+pub(super) fn both_layouts<E>(rows: usize, columns: usize, data: &[E]) -> [Matrix<'_, E>; 2] {
+    [
+        Matrix::new(data, rows, columns),
+        Matrix::new(data, columns, rows).transposed(),
+    ]
+}
+
+/// Runs `test` on a thread pool of its own.
+pub(super) fn on_threads(threads: usize, test: impl FnOnce() + Send) {
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .build()
+        .unwrap()
+        .install(test);
+}
+
+/// m, n and k: the sizes around the edges of tiles, panels and blocks.
 const SIZES: [(usize, usize, usize); 12] = [
     (1, 1, 1),
     (1, 50, 7),
@@ -42,24 +49,12 @@ const SIZES: [(usize, usize, usize); 12] = [
 
 #[test]
 fn every_path_gives_the_chain_of_the_definition_bit_for_bit() {
-    let pool = |threads| {
-        rayon::ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .build()
-            .unwrap()
-    };
     for threads in [1, 3] {
-        pool(threads).install(|| {
+        on_threads(threads, || {
             for (m, n, k) in SIZES {
                 let (a, b) = (numbers(m * k, 1), numbers(k * n, 2));
-                let lying = |rows, columns, data| {
-                    [
-                        Matrix::new(data, rows, columns),
-                        Matrix::new(data, columns, rows).transposed(),
-                    ]
-                };
-                for a in lying(m, k, &a) {
-                    for b in lying(k, n, &b) {
+                for a in both_layouts(m, k, &a) {
+                    for b in both_layouts(k, n, &b) {
                         let before = numbers(m * n, 3);
                         let mut out = before.clone();
                         gemm(&mut out, n, a, b, true, Threads::All);
@@ -74,12 +69,9 @@ fn every_path_gives_the_chain_of_the_definition_bit_for_bit() {
                     }
                 }
                 let (x, weight) = (Matrix::new(&a, m, k), Matrix::new(&b, n, k));
-                let one = |weight| {
-                    let write = |out: &mut _| rows_by_rows(x, [Output { weight, out }]);
-                    // SAFETY: a product writes all of its output.
-                    unsafe { written(x.rows * weight.rows, write) }
-                };
-                let out = one(weight);
+                let write = |out: &mut _| multiply_by_weights(x, [WeightOutput { weight, out }]);
+                // SAFETY: the product writes all of its output.
+                let out = unsafe { vec_written_by(m * n, write) };
                 assert_eq!(
                     out,
                     chains(&vec![0.0; m * n], x, weight.transposed()),
@@ -91,16 +83,16 @@ fn every_path_gives_the_chain_of_the_definition_bit_for_bit() {
 }
 
 #[test]
-fn rows_of_c_may_lie_apart() {
+fn the_rows_of_c_may_have_gaps_between_them() {
     let (a, b) = (numbers(7 * 20, 1), numbers(20 * 19, 2));
     let (a, b) = (Matrix::new(&a, 7, 20), Matrix::new(&b, 20, 19));
-    let mut apart = vec![5.0; 6 * 30 + 19];
-    gemm(&mut apart, 30, a, b, false, Threads::One);
-    let whole = chains(&vec![0.0; 7 * 19], a, b);
-    for (index, value) in apart.iter().enumerate() {
+    let mut out = vec![5.0; 6 * 30 + 19];
+    gemm(&mut out, 30, a, b, false, Threads::One);
+    let product = chains(&vec![0.0; 7 * 19], a, b);
+    for (index, value) in out.iter().enumerate() {
         let (row, column) = (index / 30, index % 30);
         let expected = if column < 19 {
-            whole[row * 19 + column]
+            product[row * 19 + column]
         } else {
             5.0
         };
@@ -109,24 +101,11 @@ fn rows_of_c_may_lie_apart() {
 }
 
 #[test]
-fn without_steps_a_product_is_zero() {
+fn a_product_over_no_steps_is_zero() {
+    let (a, b) = (Matrix::new(&[], 2, 0), Matrix::new(&[], 0, 3));
     let mut out = vec![3.0; 6];
-    gemm(
-        &mut out,
-        3,
-        Matrix::new(&[], 2, 0),
-        Matrix::new(&[], 0, 3),
-        true,
-        Threads::All,
-    );
+    gemm(&mut out, 3, a, b, true, Threads::All);
     assert_eq!(out, [3.0; 6]);
-    gemm(
-        &mut out,
-        3,
-        Matrix::new(&[], 2, 0),
-        Matrix::new(&[], 0, 3),
-        false,
-        Threads::All,
-    );
+    gemm(&mut out, 3, a, b, false, Threads::All);
     assert_eq!(out, [0.0; 6]);
 }

@@ -2,8 +2,9 @@
 
 use pulp::Simd;
 
-/// A tile's operands. Step s of B is `VECTORS` vectors at `b + s · b_step`; step s of row r of A is at
-/// `a + r · a_row + s · a_step`. C has `rows` × `columns` of the tile's own, rows `stride` apart.
+/// The operands of a tile. Step s of B is the vectors from `b + s · VECTORS · lanes` on; step s of row r of A is
+/// at `a + r · a_row + s · a_step`. The tile's part of C has `rows` × `columns` elements in rows that start
+/// `stride` apart.
 #[derive(Clone, Copy)]
 pub(super) struct Tile {
     pub(super) k: usize,
@@ -15,55 +16,62 @@ pub(super) struct Tile {
     pub(super) stride: usize,
     pub(super) rows: usize,
     pub(super) columns: usize,
-    /// Whether the chains go on from what C holds.
+    /// Whether the sums start from the values in C instead of 0.
     pub(super) add: bool,
 }
 
-/// The widest tile: 12 rows of two vectors of 16.
-pub(super) const LARGEST: usize = 12 * 32;
+/// Number of elements of the largest tile: 12 rows of two vectors of 16.
+pub(super) const MAX_TILE: usize = 12 * 32;
 
+/// Computes a tile, which may be cut off at the edge of C.
+///
 /// # Safety
-/// A and B must hold `k` steps of a whole tile, and C the tile's own rows and columns, which no one else
-/// touches.
+/// A and B must hold `k` steps of a whole tile, and C the tile's rows and columns, which no other task may access
+/// during the call.
 #[inline(always)]
 pub(super) unsafe fn tile<S: Simd, const ROWS: usize, const VECTORS: usize>(simd: S, tile: Tile) {
     let width = VECTORS * S::F32_LANES;
     if tile.rows == ROWS && tile.columns == width {
-        // SAFETY: as the caller says, and the tile is whole.
-        unsafe { whole::<S, ROWS, VECTORS>(simd, &tile) };
+        // SAFETY: the caller guarantees the operands, and the tile is whole.
+        unsafe { whole_tile::<S, ROWS, VECTORS>(simd, &tile) };
         return;
     }
-    // A tile at the edge is computed beside its place.
-    let mut beside = [0f32; LARGEST];
-    let place = beside.as_mut_ptr();
-    // SAFETY: only the tile's own rows and columns of C are touched; `beside` holds a whole tile.
+    // A tile at the edge of C is computed in a buffer of its own and copied.
+    let mut buffer = [0f32; MAX_TILE];
+    let start = buffer.as_mut_ptr();
+    // SAFETY: only the tile's rows and columns of C are accessed; the buffer holds a whole tile.
     unsafe {
         if tile.add {
             for row in 0..tile.rows {
                 let from = tile.c.add(row * tile.stride);
-                std::ptr::copy_nonoverlapping(from, place.add(row * width), tile.columns);
+                std::ptr::copy_nonoverlapping(from, start.add(row * width), tile.columns);
             }
         }
-        let inner = Tile {
-            c: place,
+        let in_buffer = Tile {
+            c: start,
             stride: width,
             ..tile
         };
-        whole::<S, ROWS, VECTORS>(simd, &inner);
+        whole_tile::<S, ROWS, VECTORS>(simd, &in_buffer);
         for row in 0..tile.rows {
             let to = tile.c.add(row * tile.stride);
-            std::ptr::copy_nonoverlapping(place.add(row * width), to, tile.columns);
+            std::ptr::copy_nonoverlapping(start.add(row * width), to, tile.columns);
         }
     }
 }
 
+/// Computes a tile of which C has all rows and columns.
+///
 /// # Safety
-/// As for [`tile`], with room for a whole tile in C.
+/// The conditions of [`tile`] must hold, with room for a whole tile in C.
 #[inline(always)]
-pub(super) unsafe fn whole<S: Simd, const ROWS: usize, const VECTORS: usize>(simd: S, tile: &Tile) {
+pub(super) unsafe fn whole_tile<S: Simd, const ROWS: usize, const VECTORS: usize>(
+    simd: S,
+    tile: &Tile,
+) {
     let lanes = S::F32_LANES;
     let mut sums = [[simd.splat_f32s(0.0); VECTORS]; ROWS];
-    // SAFETY: all pointers stay within what the caller vouches for.
+    // SAFETY: all pointers stay within the memory that the caller guarantees.
     unsafe {
         if tile.add {
             for (row, sums) in sums.iter_mut().enumerate() {
@@ -73,7 +81,7 @@ pub(super) unsafe fn whole<S: Simd, const ROWS: usize, const VECTORS: usize>(sim
             }
         }
         let (mut a, mut b) = (tile.a, tile.b);
-        // Four steps a turn: the counting is not seen then.
+        // Four steps per iteration hide the cost of the loop counter.
         for _ in 0..tile.k / 4 {
             for _ in 0..4 {
                 step(simd, a, tile.a_row, b, &mut sums);
@@ -94,8 +102,10 @@ pub(super) unsafe fn whole<S: Simd, const ROWS: usize, const VECTORS: usize>(sim
     }
 }
 
+/// Adds the products of one step of k to the sums.
+///
 /// # Safety
-/// Each row of A must hold a number and `b` the vectors.
+/// Each row of A must hold a number at `a`, and `b` must hold `VECTORS` vectors.
 #[inline(always)]
 unsafe fn step<S: Simd, const ROWS: usize, const VECTORS: usize>(
     simd: S,
@@ -105,7 +115,7 @@ unsafe fn step<S: Simd, const ROWS: usize, const VECTORS: usize>(
     sums: &mut [[S::f32s; VECTORS]; ROWS],
 ) {
     let mut columns = [simd.splat_f32s(0.0); VECTORS];
-    // SAFETY: as the caller says.
+    // SAFETY: the caller guarantees the operands.
     unsafe {
         for (vector, column) in columns.iter_mut().enumerate() {
             *column = load::<S>(b.add(vector * S::F32_LANES));
@@ -119,18 +129,22 @@ unsafe fn step<S: Simd, const ROWS: usize, const VECTORS: usize>(
     }
 }
 
+/// Reads a vector, aligned or not.
+///
 /// # Safety
-/// `from` must hold a vector.
+/// `from` must point to a vector's numbers.
 #[inline(always)]
 pub(super) unsafe fn load<S: Simd>(from: *const f32) -> S::f32s {
-    // SAFETY: as the caller says; a vector is plain numbers.
+    // SAFETY: the caller guarantees the memory; a vector consists of plain numbers.
     unsafe { from.cast::<S::f32s>().read_unaligned() }
 }
 
+/// Writes a vector, aligned or not.
+///
 /// # Safety
 /// `to` must have room for a vector.
 #[inline(always)]
 pub(super) unsafe fn store<S: Simd>(to: *mut f32, vector: S::f32s) {
-    // SAFETY: as the caller says.
+    // SAFETY: the caller guarantees the memory.
     unsafe { to.cast::<S::f32s>().write_unaligned(vector) }
 }

@@ -1,14 +1,11 @@
-//! The same in tensor operations: what the loops are tested against, and the form of other devices.
-//!
-//! Every row gets a copy of the keys and values that it sees, `[n, longest, g·e]` each.
+//! Paged attention in tensor operations, which devices other than the CPU run and which the tests compare the loops
+//! with. Every row gets a copy of the keys and values that it sees, `[n, longest, g·e]` each.
 
 use super::PagedRow;
 use burn::tensor::activation::softmax;
 use burn::tensor::{DType, Device, IndexingUpdateOp, Int, Tensor, TensorData};
 
-/// [`paged_attention`](super::paged_attention) from tensor operations alone, on any device.
-///
-/// Shapes as there.
+/// Computes [`paged_attention`](super::paged_attention) in tensor operations, on any device and with the same shapes.
 pub fn paged_attention_reference(
     q_nc: Tensor<2>,
     keys_sc: Tensor<2>,
@@ -17,11 +14,11 @@ pub fn paged_attention_reference(
     page_size: usize,
     heads: usize,
 ) -> Tensor<2> {
-    let ([n, c], [_, wide], device) = (q_nc.dims(), keys_sc.dims(), q_nc.device());
+    let ([n, c], [_, width], device) = (q_nc.dims(), keys_sc.dims(), q_nc.device());
     let (dtype, e) = (q_nc.dtype(), c / heads);
-    let (g, longest) = (wide / e, rows.iter().map(|row| row.length).max());
+    let (g, longest) = (width / e, rows.iter().map(|row| row.length).max());
     let longest = longest.unwrap_or(0);
-    // Slots of a row, and slot 0 behind its end, which the bias hides.
+    // Each row has its slots, padded with slot 0, which the bias masks.
     let mut slots = Vec::with_capacity(n * longest);
     let mut bias = Vec::with_capacity(n * longest);
     for (row, end) in rows.iter().zip((1..).map(|row| row * longest)) {
@@ -48,13 +45,13 @@ pub fn paged_attention_reference(
     weights.matmul(v_ngue).reshape([n, c])
 }
 
-pub(super) fn write(pool_sc: Tensor<2>, rows_nc: Tensor<2>, slots: &[usize]) -> Tensor<2> {
+pub(super) fn write_slots(pool_sc: Tensor<2>, rows_nc: Tensor<2>, slots: &[usize]) -> Tensor<2> {
     let slots = indices(slots, &pool_sc.device());
     pool_sc.select_assign(0, slots, rows_nc, IndexingUpdateOp::Assign)
 }
 
-fn indices(of: &[usize], device: &Device) -> Tensor<1, Int> {
-    let of: Vec<i32> = of.iter().map(|index| *index as i32).collect();
-    let length = of.len();
-    Tensor::from_data(TensorData::new(of, [length]), device)
+fn indices(slots: &[usize], device: &Device) -> Tensor<1, Int> {
+    let slots: Vec<i32> = slots.iter().map(|slot| *slot as i32).collect();
+    let length = slots.len();
+    Tensor::from_data(TensorData::new(slots, [length]), device)
 }

@@ -1,6 +1,6 @@
-//! The gradient: the logits, the support and the statistics are kept, nothing else of size v.
+//! The autodiff form. It keeps the logits, the support and the statistics for the backward pass.
 
-use super::{Head, RowOps, Sum};
+use super::{LogQSum, LogitTransform, RowOps};
 use burn::backend::autodiff::{
     Autodiff,
     checkpoint::{base::Checkpointer, strategy::CheckpointStrategy},
@@ -13,18 +13,18 @@ use burn::backend::{
 };
 
 #[derive(Debug, Clone)]
-struct Saved<B: Backend> {
+struct RowStatsState<B: Backend> {
     logits: FloatTensor<B>,
     support: IntTensor<B>,
     stats: FloatTensor<B>,
-    head: Head,
+    transform: LogitTransform,
 }
 
 #[derive(Debug)]
 struct RowStatsBackward;
 
 impl<B: Backend + RowOps> Backward<B, 1> for RowStatsBackward {
-    type State = Saved<B>;
+    type State = RowStatsState<B>;
 
     fn backward(
         self,
@@ -33,13 +33,13 @@ impl<B: Backend + RowOps> Backward<B, 1> for RowStatsBackward {
         _checkpointer: &mut Checkpointer,
     ) {
         unary::<B, _>(ops.parents, ops.node, grads, |gradient| {
-            let saved = ops.state;
+            let state = ops.state;
             B::row_gradient(
-                saved.logits,
-                saved.support,
-                saved.stats,
+                state.logits,
+                state.support,
+                state.stats,
                 gradient,
-                saved.head,
+                state.transform,
             )
         });
     }
@@ -49,25 +49,25 @@ impl<B: Backend + RowOps, C: CheckpointStrategy> RowOps for Autodiff<B, C> {
     fn row_stats(
         logits: FloatTensor<Self>,
         support: IntTensor<Self>,
-        head: Head,
-        sum: Sum,
+        transform: LogitTransform,
+        sum: LogQSum,
     ) -> FloatTensor<Self> {
         let node = logits.node();
         let logits = logits.into_primitive();
-        let stats = B::row_stats(logits.clone(), support.clone(), head, sum);
+        let stats = B::row_stats(logits.clone(), support.clone(), transform, sum);
         match RowStatsBackward
             .prepare::<C>([node])
             .compute_bound()
             .stateful()
         {
             OpsKind::Tracked(prep) => {
-                let saved = Saved {
+                let state = RowStatsState {
                     logits,
                     support,
                     stats: stats.clone(),
-                    head,
+                    transform,
                 };
-                prep.finish(saved, stats)
+                prep.finish(state, stats)
             }
             OpsKind::UnTracked(prep) => prep.finish(stats),
         }
@@ -78,15 +78,15 @@ impl<B: Backend + RowOps, C: CheckpointStrategy> RowOps for Autodiff<B, C> {
         support: IntTensor<Self>,
         stats: FloatTensor<Self>,
         gradient: FloatTensor<Self>,
-        head: Head,
+        transform: LogitTransform,
     ) -> FloatTensor<Self> {
-        // A gradient is a constant here: no second derivative is offered.
+        // The gradient is a constant to autodiff: there is no second derivative.
         FloatTensor::<Self>::new(B::row_gradient(
             logits.into_primitive(),
             support,
             stats.into_primitive(),
             gradient.into_primitive(),
-            head,
+            transform,
         ))
     }
 }

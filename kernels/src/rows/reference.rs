@@ -1,32 +1,33 @@
-//! The same statistics in tensor operations: what the custom op is tested against, and the form to
-//! read first. It holds several tensors of the logits' size.
+//! The row statistics in tensor operations, which the tests compare the other forms with: the form to read first.
+//! It allocates several tensors of the logits' size.
 
-use super::{EMPTY_NATS, Head, MASKED, RowStats, Sum, TAIL_FLOOR_NATS};
+use super::{EMPTY_NATS, LogQSum, LogitTransform, MASKED, RowStats, TAIL_FLOOR_NATS};
 use burn::tensor::{IndexingUpdateOp, Int, Tensor};
 
-/// What is below it counts as −∞; exp() of it is 0 in every float type that it fits.
+/// Logit of a column that is left out. Logits below it count as −∞; its exponential is 0 in every float type that
+/// holds it.
 pub(crate) const ABSENT: f64 = -3.0e38;
 
-/// [`row_stats`](super::row_stats) from tensor operations alone, on any backend.
+/// Computes [`row_stats`](super::row_stats) in tensor operations, on any backend.
 ///
-/// Shapes as there. f16 and bf16 logits must be cast to f32 first.
+/// The shapes are those of `row_stats`. f16 and bf16 logits must be cast to f32 first.
 #[must_use]
 pub fn row_stats_reference(
     logits_nv: Tensor<2>,
     support_nk: Tensor<2, Int>,
-    head: &Head,
-    sum: Sum,
+    transform: &LogitTransform,
+    sum: LogQSum,
 ) -> RowStats {
     let [n, v] = logits_nv.dims();
     let [_, k] = support_nk.dims();
-    let vocab = head.vocab.map_or(v, |vocab| vocab.min(v));
+    let vocab = transform.vocab.map_or(v, |vocab| vocab.min(v));
     let masked_n1 = support_nk.clone().narrow(1, 0, 1).equal_elem(MASKED);
     let support_nk = support_nk.mask_fill(masked_n1.clone().expand([n, k]), -1);
-    // A masked row has to be a distribution for the operations' sake; what comes of it is put aside.
+    // The logits of a masked row are set to 0, so that the operations stay finite; its statistics are replaced below.
     let logits_nv = logits_nv.narrow(1, 0, vocab);
     let s_nv = softmax_logits(
         logits_nv.mask_fill(masked_n1.clone().expand([n, vocab]), 0.0),
-        head,
+        transform,
     );
 
     let present_nk = (support_nk.clone().greater_equal_elem(0))
@@ -38,8 +39,8 @@ pub fn row_stats_reference(
         .greater_elem(0.5);
 
     let log_z_n1 = log_sum_exp(s_nv.clone());
-    let nothing_n1 = log_z_n1.clone().lower_elem(ABSENT);
-    let log_z_n1 = log_z_n1.mask_fill(nothing_n1.clone(), EMPTY_NATS);
+    let empty_n1 = log_z_n1.clone().lower_elem(ABSENT);
+    let log_z_n1 = log_z_n1.mask_fill(empty_n1.clone(), EMPTY_NATS);
     let log_q_nk = floored(s_nv.clone().gather(1, ids_nk) - log_z_n1.clone());
     let log_q_nk = log_q_nk.mask_fill(present_nk.bool_not(), EMPTY_NATS);
     let tail_n1 = log_sum_exp(s_nv.clone().mask_fill(in_support_nv, f64::NEG_INFINITY));
@@ -52,35 +53,36 @@ pub fn row_stats_reference(
         log_tail_n1,
         log_z_n1.clone().mask_fill(masked_n1.clone(), 0.0),
     ];
-    if sum == Sum::WithLogQ {
+    if sum == LogQSum::Included {
         let sum_n1 = s_nv.sum_dim(1) - log_z_n1 * vocab as f64;
         all.push(sum_n1.mask_fill(masked_n1, 0.0));
     }
     RowStats::new(Tensor::cat(all, 1), k)
 }
 
-/// No less than [`EMPTY_NATS`]; what is passes no gradient.
+/// Raises log q to at least [`EMPTY_NATS`]; no gradient passes where it was raised.
 fn floored(log_q_nk: Tensor<2>) -> Tensor<2> {
     let below_nk = log_q_nk.clone().lower_elem(EMPTY_NATS);
     log_q_nk.mask_fill(below_nk, EMPTY_NATS)
 }
 
-pub(crate) fn softmax_logits(logits_nv: Tensor<2>, head: &Head) -> Tensor<2> {
-    let y_nv = logits_nv * head.scale;
-    let y_nv = match head.softcap {
+/// Computes s = softcap(scale · z) / τ of the logits z `[n, v]`.
+pub(crate) fn softmax_logits(logits_nv: Tensor<2>, transform: &LogitTransform) -> Tensor<2> {
+    let y_nv = logits_nv * transform.scale;
+    let y_nv = match transform.softcap {
         Some(c) => (y_nv / c).tanh() * c,
         None => y_nv,
     };
-    y_nv / head.temperature
+    y_nv / transform.temperature
 }
 
-/// −∞ for a row of −∞ alone.
+/// Computes log Σ exp(s) of each row `[n, 1]`; −∞ for a row whose logits are all −∞.
 fn log_sum_exp(s_nv: Tensor<2>) -> Tensor<2> {
     let max_n1 = s_nv.clone().detach().max_dim(1);
-    let nothing_n1 = max_n1.clone().lower_elem(ABSENT);
-    let max_n1 = max_n1.mask_fill(nothing_n1.clone(), 0.0);
+    let empty_n1 = max_n1.clone().lower_elem(ABSENT);
+    let max_n1 = max_n1.mask_fill(empty_n1.clone(), 0.0);
     let exp_nv = (s_nv - max_n1.clone()).exp();
-    // Not the logarithm of 0, whose gradient is not a number.
-    let sum_n1 = exp_nv.sum_dim(1).mask_fill(nothing_n1.clone(), 1.0);
-    (sum_n1.log() + max_n1).mask_fill(nothing_n1, f64::NEG_INFINITY)
+    // The sum of an empty row is set to 1, because the gradient of the logarithm at 0 is NaN.
+    let sum_n1 = exp_nv.sum_dim(1).mask_fill(empty_n1.clone(), 1.0);
+    (sum_n1.log() + max_n1).mask_fill(empty_n1, f64::NEG_INFINITY)
 }

@@ -1,19 +1,18 @@
-//! Attention within documents: plain loops and CubeCL kernels against tensor operations in f64, values and
-//! the three gradients.
+//! Attention within documents: the plain loops and the CubeCL kernels are compared with tensor operations in f64, in
+//! their output and in the three gradients.
 
 use burn::backend::{Autodiff, Backend, Flex, ops::*};
 use burn::tensor::{DType, Device, Tensor, TensorData, try_read_sync};
-use potstill_kernels::{Attention, AttentionOps, attention, attention_reference};
+use potstill_kernels::{AttentionOps, AttentionOptions, attention, attention_reference};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 struct Case {
     documents: Vec<usize>,
-    how: Attention,
+    options: AttentionOptions,
     /// Width of a head.
     e: usize,
-    /// q, k, v, and the gradient that is put on the output; all of them numbers that every half
-    /// precision holds.
+    /// q, k, v and the gradient of the output, in numbers that every half precision represents exactly.
     numbers: [Vec<f64>; 4],
 }
 
@@ -27,7 +26,7 @@ impl Case {
         });
         Self {
             documents: documents.to_vec(),
-            how: Attention {
+            options: AttentionOptions {
                 heads,
                 key_heads,
                 scale: (e as f64).powf(-0.5),
@@ -40,18 +39,18 @@ impl Case {
     }
 
     fn softcap(mut self, c: f64) -> Self {
-        self.how.softcap = Some(c);
+        self.options.softcap = Some(c);
         self
     }
 
     fn window(mut self, window: usize) -> Self {
-        self.how.window = Some(window);
+        self.options.window = Some(window);
         self
     }
 
-    /// Columns of q, k, v and the output.
+    /// Numbers of columns of q, k, v and the output.
     fn columns(&self) -> [usize; 4] {
-        let (heads, keys) = (self.how.heads * self.e, self.how.key_heads * self.e);
+        let (heads, keys) = (self.options.heads * self.e, self.options.key_heads * self.e);
         [heads, keys, keys, heads]
     }
 
@@ -64,7 +63,7 @@ impl Case {
     }
 }
 
-/// Around blocks of 64, and for each shape of a head what the kernels' staging makes of it.
+/// Lengths around blocks of 64 rows, and widths of a head for which the kernels stage different numbers of rows.
 fn cases() -> Vec<Case> {
     vec![
         Case::new(&[1], [4, 1], 16),
@@ -83,9 +82,9 @@ fn cases() -> Vec<Case> {
     ]
 }
 
-type Form = fn(Tensor<2>, Tensor<2>, Tensor<2>, &[usize], &Attention) -> Tensor<2>;
+type Form = fn(Tensor<2>, Tensor<2>, Tensor<2>, &[usize], &AttentionOptions) -> Tensor<2>;
 
-/// The output, and the gradients of q, k and v.
+/// Computes the output and the gradients of q, k and v.
 fn run(case: &Case, device: &Device, dtype: DType, form: Form) -> [Vec<f64>; 4] {
     let device = device.clone().autodiff();
     let [q, k, v, weights] = case
@@ -93,22 +92,27 @@ fn run(case: &Case, device: &Device, dtype: DType, form: Form) -> [Vec<f64>; 4] 
         .map(|data| Tensor::<2>::from_data(data, (&device, dtype)));
     let inputs = [q, k, v].map(Tensor::require_grad);
     let [q, k, v] = inputs.clone();
-    let output = form(q, k, v, &case.documents, &case.how);
+    let output = form(q, k, v, &case.documents, &case.options);
     let mut gradients = (output.clone() * weights).sum().backward();
     let [dq, dk, dv] = inputs.map(|input| input.grad_remove(&mut gradients).unwrap());
     [output.inner(), dq, dk, dv].map(|tensor| tensor.into_data().iter::<f64>().collect())
 }
 
-/// As [`run`], on a backend by its type: past the device dispatch, hence without operator fusion even where
-/// that is compiled in.
+/// Computes the results of [`run`] on a backend type directly, without the device dispatch and so without operator
+/// fusion.
 fn run_on<B: Backend + AttentionOps>(case: &Case, device: &B::Device) -> [Vec<f64>; 4] {
     let [q, k, v, weights] = case
         .data()
         .map(|data| Autodiff::<B>::float_from_data(data.convert::<f32>(), device));
     let [q, k, v] = [q, k, v].map(|tensor| tensor.require_grad());
     let inputs = [q.clone(), k.clone(), v.clone()];
-    let (output, _) =
-        <Autodiff<B> as AttentionOps>::attention_rows(q, k, v, case.documents.clone(), case.how);
+    let (output, _) = <Autodiff<B> as AttentionOps>::attention_forward(
+        q,
+        k,
+        v,
+        case.documents.clone(),
+        case.options,
+    );
     let weighted = Autodiff::<B>::float_mul(output.clone(), weights);
     let gradients = Autodiff::<B>::float_sum(weighted).backward();
     let [dq, dk, dv] = inputs.map(|input| input.grad(&gradients).unwrap());
@@ -118,14 +122,13 @@ fn run_on<B: Backend + AttentionOps>(case: &Case, device: &B::Device) -> [Vec<f6
     })
 }
 
-/// The largest difference, relative to the largest number of its kind.
+/// Returns the largest difference in each result, relative to the largest number of that result.
 fn worst(found: &[Vec<f64>; 4], exact: &[Vec<f64>; 4]) -> [f64; 4] {
-    let mut of = 0..4;
-    [(); 4].map(|()| {
-        let of = of.next().unwrap();
-        assert_eq!(found[of].len(), exact[of].len());
-        let size = exact[of].iter().fold(1.0f64, |size, x| size.max(x.abs()));
-        let pairs = found[of].iter().zip(&exact[of]);
+    std::array::from_fn(|result| {
+        let (found, exact) = (&found[result], &exact[result]);
+        assert_eq!(found.len(), exact.len());
+        let size = exact.iter().fold(1.0f64, |size, x| size.max(x.abs()));
+        let pairs = found.iter().zip(exact);
         pairs.fold(0.0, |worst, (found, exact)| {
             assert!(found.is_finite());
             f64::max(worst, (found - exact).abs() / size)
@@ -137,7 +140,10 @@ fn compare(name: &str, cases: Vec<Case>, tolerance: f64, run: impl Fn(&Case) -> 
     for case in cases {
         let exact = self::run(&case, &Device::flex(), DType::F64, attention_reference);
         let worst = worst(&run(&case), &exact);
-        let what = format!("{name} {:?} e={} {:?}", case.documents, case.e, case.how);
+        let what = format!(
+            "{name} {:?} e={} {:?}",
+            case.documents, case.e, case.options
+        );
         let [o, dq, dk, dv] = worst;
         println!("{what}: o {o:.1e}, dq {dq:.1e}, dk {dk:.1e}, dv {dv:.1e}");
         assert!(
@@ -148,14 +154,14 @@ fn compare(name: &str, cases: Vec<Case>, tolerance: f64, run: impl Fn(&Case) -> 
 }
 
 #[test]
-fn plain_loops_in_f32() {
+fn plain_loops_in_f32_equal_tensor_operations() {
     compare("plain loops", cases(), 5e-6, |case| {
         run(case, &Device::flex(), DType::F32, attention)
     });
 }
 
 #[test]
-fn plain_loops_by_backend_type() {
+fn plain_loops_without_dispatch_equal_tensor_operations() {
     compare("plain loops, no dispatch", cases(), 5e-6, |case| {
         run_on::<Flex>(case, &Default::default())
     });
@@ -163,7 +169,7 @@ fn plain_loops_by_backend_type() {
 
 #[cfg(feature = "cube")]
 #[test]
-fn kernels_without_fusion() {
+fn kernels_without_fusion_equal_tensor_operations() {
     use burn_cubecl::{CubeBackend, CubeDevice};
     compare("kernels, no dispatch, no fusion", cases(), 5e-5, |case| {
         run_on::<CubeBackend>(case, &CubeDevice::default())
@@ -184,10 +190,10 @@ fn kernels_equal_tensor_operations() {
     });
     for (dtype, tolerance) in [(DType::F16, 2e-3), (DType::BF16, 2e-2)] {
         if !device.supports_dtype(dtype) {
-            println!("the device has no {dtype:?}");
+            println!("skipped: the device has no {dtype:?}");
             continue;
         }
-        // Loads and stores alone differ from f32.
+        // A few cases suffice, because only loads and stores differ from f32.
         let few = vec![
             Case::new(&[65], [4, 1], 16),
             Case::new(&[40, 200], [9, 3], 64).window(70),
@@ -210,7 +216,7 @@ fn the_same_input_gives_the_same_bits() {
     ] {
         let twice = [(); 2].map(|()| run(&case, &device, DType::F32, attention));
         assert!(twice[0] == twice[1]);
-        // Tensor operations would give other bits, so this also says that the kernels were chosen.
+        // Tensor operations would give different bits, so this also shows that the dispatch chose the kernels.
         assert!(twice[0] == run_on::<burn_cubecl::CubeBackend>(&case, &Default::default()));
     }
 }

@@ -1,7 +1,9 @@
-//! Capture: plain loops and tensor operations give what the definitions give, and draws are unbiased.
+//! Capture: the plain loops and the tensor operations agree with the definitions, and the draws are unbiased.
 
 use burn::tensor::{DType, Device, Tensor, TensorData, TensorReadError};
-use potstill_kernels::{Capture, CaptureRow, Captured, Head, capture, capture_reference};
+use potstill_kernels::{
+    CaptureOptions, CaptureRow, Captured, LogitTransform, capture, capture_reference,
+};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -14,12 +16,12 @@ struct Case {
     top_k: usize,
     temperatures: Vec<f32>,
     draws: u32,
-    head: Head,
+    head: LogitTransform,
 }
 
 impl Case {
-    fn settings(&self) -> Capture<'_> {
-        Capture {
+    fn options(&self) -> CaptureOptions<'_> {
+        CaptureOptions {
             head: self.head,
             top_k: self.top_k,
             temperatures: &self.temperatures,
@@ -33,10 +35,10 @@ impl Case {
     }
 }
 
-fn case(n: usize, v: usize, top_k: usize, draws: u32, head: Head) -> Case {
+fn case(n: usize, v: usize, top_k: usize, draws: u32, head: LogitTransform) -> Case {
     let mut rng = ChaCha8Rng::seed_from_u64((n * 1_000_003 + v * 101 + top_k) as u64);
     let vocab = head.vocab.unwrap_or(v) as u32;
-    // Steps of 1/64, which bf16 holds up to 4: ties in every row.
+    // The logits are multiples of 1/64 below 4, which bf16 represents exactly, so that every row has ties.
     let logits = (0..n * v)
         .map(|_| f64::from(rng.random_range(-255..256)) / 64.0)
         .collect();
@@ -46,7 +48,7 @@ fn case(n: usize, v: usize, top_k: usize, draws: u32, head: Head) -> Case {
         position: row as u64,
     };
     let mut rows: Vec<CaptureRow> = (0..n).map(|at| row(at, &mut rng)).collect();
-    // Twice the same, and the ends.
+    // The last row has a repeated extra id and the first and last ids of the vocabulary.
     rows[n - 1].kept.extend([vocab - 1, 0, vocab - 1]);
     Case {
         n,
@@ -61,14 +63,14 @@ fn case(n: usize, v: usize, top_k: usize, draws: u32, head: Head) -> Case {
 }
 
 fn cases() -> Vec<Case> {
-    let plain = Head::default();
-    let full = Head {
+    let plain = LogitTransform::default();
+    let full = LogitTransform {
         scale: 0.7,
         softcap: Some(5.0),
         temperature: 0.5,
         vocab: Some(2040),
     };
-    let padded = Head {
+    let padded = LogitTransform {
         vocab: Some(4001),
         ..plain
     };
@@ -88,7 +90,7 @@ fn cases() -> Vec<Case> {
     ]
 }
 
-/// By the definitions, in f64 and with nothing clever; log-probabilities of all of the row beside it.
+/// Computes a row by the definitions in f64, without optimisations, together with the row's log-probabilities.
 fn by_definition(case: &Case, row: usize) -> (Captured, Vec<f64>) {
     let vocab = case.head.vocab.unwrap_or(case.v);
     let z = &case.logits[row * case.v..row * case.v + vocab];
@@ -102,7 +104,7 @@ fn by_definition(case: &Case, row: usize) -> (Captured, Vec<f64>) {
     let log_z = largest + s.iter().map(|s| (s - largest).exp()).sum::<f64>().ln();
     let log_p: Vec<f64> = s.iter().map(|s| s - log_z).collect();
     let mut order: Vec<usize> = (0..vocab).collect();
-    // Equal logits are equal here too, whatever the head does to them.
+    // Raw logits are compared, because rounding in the transform could make equal logits differ.
     order.sort_by(|a, b| z[*b].total_cmp(&z[*a]).then(a.cmp(b)));
     let mut support = vec![false; vocab];
     order
@@ -131,12 +133,15 @@ fn by_definition(case: &Case, row: usize) -> (Captured, Vec<f64>) {
     (expected, log_p)
 }
 
-type Form =
-    fn(Tensor<2>, &[CaptureRow], &Capture<'_>) -> Result<Vec<Option<Captured>>, TensorReadError>;
+type Form = fn(
+    Tensor<2>,
+    &[CaptureRow],
+    &CaptureOptions<'_>,
+) -> Result<Vec<Option<Captured>>, TensorReadError>;
 
 fn compare(name: &str, dtype: DType, form: Form, tolerance: f64) {
     for case in cases() {
-        let found = form(case.logits(dtype), &case.rows, &case.settings()).unwrap();
+        let found = form(case.logits(dtype), &case.rows, &case.options()).unwrap();
         let mut worst = 0.0_f64;
         for (row, found) in found.into_iter().enumerate() {
             let found = found.unwrap();
@@ -160,8 +165,8 @@ fn compare(name: &str, dtype: DType, form: Form, tolerance: f64) {
     }
 }
 
-/// The points (u + j) / m in the tail's cumulative distribution, in order of ids; one that is within the
-/// tolerance of a boundary may fall on either side.
+/// Asserts that the counts are those of the points (u + j) / m in the tail's cumulative distribution in order of ids. A
+/// point that is within the tolerance of a boundary may fall on either side.
 fn check_draws(case: &Case, row: usize, found: &Captured, log_p: &[f64], tolerance: f64) {
     let mut generator = ChaCha8Rng::seed_from_u64(case.rows[row].seed);
     generator.set_stream(case.rows[row].position);
@@ -203,7 +208,7 @@ fn check_draws(case: &Case, row: usize, found: &Captured, log_p: &[f64], toleran
 }
 
 #[test]
-fn plain_loops_are_the_definitions() {
+fn plain_loops_agree_with_the_definitions() {
     compare("plain loops", DType::F64, capture, 1e-6);
     compare("plain loops", DType::F32, capture, 5e-6);
     compare("plain loops", DType::F16, capture, 5e-6);
@@ -211,42 +216,42 @@ fn plain_loops_are_the_definitions() {
 }
 
 #[test]
-fn tensor_operations_are_the_definitions() {
+fn tensor_operations_agree_with_the_definitions() {
     compare("tensor operations", DType::F64, capture_reference, 1e-6);
     compare("tensor operations", DType::F32, capture_reference, 2e-5);
     compare("tensor operations", DType::BF16, capture_reference, 2e-5);
 }
 
 #[test]
-fn a_row_is_the_same_in_any_company() {
-    let mut case = case(9, 3001, 40, 20, Head::default());
+fn a_row_does_not_depend_on_the_other_rows_or_on_threads() {
+    let mut case = case(9, 3001, 40, 20, LogitTransform::default());
     for logit in &mut case.logits {
         *logit = (*logit * 1.37).sin() * 6.0;
     }
     let logits = case.logits(DType::F32);
     let on = |threads: usize| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
-        let run = || capture(logits.clone(), &case.rows, &case.settings()).unwrap();
+        let run = || capture(logits.clone(), &case.rows, &case.options()).unwrap();
         pool.unwrap().install(run)
     };
-    let whole = on(1);
-    assert_eq!(whole, on(5));
-    for (at, expected) in whole.iter().enumerate() {
+    let all = on(1);
+    assert_eq!(all, on(5));
+    for (at, expected) in all.iter().enumerate() {
         let one = logits.clone().narrow(0, at, 1);
-        let alone = capture(one, &case.rows[at..=at], &case.settings()).unwrap();
+        let alone = capture(one, &case.rows[at..=at], &case.options()).unwrap();
         assert_eq!(&alone[0], expected);
     }
-    // The draws are a function of seed and position; nothing else is.
+    // The draws depend on seed and position, and nothing else does.
     let mut rows = case.rows.clone();
     rows.iter_mut().for_each(|row| row.position += 100);
-    let moved = capture(logits, &rows, &case.settings()).unwrap();
-    for (a, b) in whole.iter().flatten().zip(moved.iter().flatten()) {
+    let moved = capture(logits, &rows, &case.options()).unwrap();
+    for (a, b) in all.iter().flatten().zip(moved.iter().flatten()) {
         assert_ne!(a.draw_ids, b.draw_ids);
         assert_eq!((&a.logprobs, a.entropy), (&b.logprobs, b.entropy));
     }
 }
 
-/// 1 − Σ would give 0 here, or noise, and exp(−200) is no f32: the tail's own sum keeps all its digits.
+/// For these tails 1 − Σ would be 0 or noise, and exp(−200) is below the range of f32.
 #[test]
 fn a_tiny_tail_keeps_its_digits() {
     for form in [capture as Form, capture_reference] {
@@ -274,17 +279,17 @@ fn rows_that_are_no_distribution_are_refused() {
             }
         }
         assert!(one_row(form, &[lowest; 3], &[], 2, 2).is_none());
-        // A token that is ruled out is no part of the tail, but cannot be in the support.
+        // A token of probability 0 may be in the tail, but not in the support.
         let row = one_row(form, &[0.0, lowest], &[], 1, 2).unwrap();
         assert_eq!((row.tail_logprob, row.draw_ids), (lowest, vec![]));
         assert!(one_row(form, &[0.0, lowest], &[1], 1, 2).is_none());
         assert!(one_row(form, &[0.0, lowest], &[], 2, 2).is_none());
-        // An id that the vocabulary does not have.
+        // Extra id 2 is outside the vocabulary.
         assert!(one_row(form, &[0.0, 1.0], &[2], 1, 2).is_none());
-        // A bad row says nothing of its neighbours.
+        // A row that is no distribution does not affect the other rows.
         let logits = Tensor::<2>::from_data([[0.0, 1.0], [f32::NAN, 0.0]], &Device::flex());
         let rows = vec![CaptureRow::default(); 2];
-        let found = form(logits, &rows, &settings(1, 0)).unwrap();
+        let found = form(logits, &rows, &options(1, 0)).unwrap();
         assert!(found[0].is_some() && found[1].is_none());
     }
 }
@@ -299,8 +304,8 @@ fn among_equals_the_lower_id_comes_first() {
     }
 }
 
-/// Must show of issue 4: over 20,000 seeds, no count's mean is off by more than chance allows, and counts vary
-/// no more than those of independent draws.
+/// Over 20,000 seeds, no count's mean deviates by more than chance allows, and counts vary no more than those of
+/// independent draws.
 #[test]
 fn draws_are_unbiased_and_vary_less_than_independent_ones() {
     const V: usize = 512;
@@ -323,7 +328,7 @@ fn draws_are_unbiased_and_vary_less_than_independent_ones() {
         };
         let rows: Vec<CaptureRow> = (0..SEEDS).map(row).collect();
         let logits_nv = Tensor::from_data(data, &Device::flex());
-        let captured = capture(logits_nv, &rows, &settings(top_k, DRAWS)).unwrap();
+        let captured = capture(logits_nv, &rows, &options(top_k, DRAWS)).unwrap();
         let (mut sums, mut squares) = (vec![0.0; V], vec![0.0; V]);
         for row in captured.iter().flatten() {
             for (id, count) in row.draw_ids.iter().zip(&row.draw_counts) {
@@ -362,7 +367,7 @@ fn draws_are_unbiased_and_vary_less_than_independent_ones() {
     assert!(worst < quantile);
 }
 
-/// z with P(Z > z) = p, for a small p: bisection on φ(z)/z · (1 − 1/z² + 3/z⁴ − 15/z⁶).
+/// Computes z with P(Z > z) = p for a small p, by bisection on φ(z)/z · (1 − 1/z² + 3/z⁴ − 15/z⁶).
 fn normal_quantile(p: f64) -> f64 {
     let upper = |z: f64| {
         let density = (-z * z / 2.0).exp() / (2.0 * std::f64::consts::PI).sqrt();
@@ -379,9 +384,9 @@ fn normal_quantile(p: f64) -> f64 {
     low
 }
 
-fn settings(top_k: usize, draws: u32) -> Capture<'static> {
-    Capture {
-        head: Head::default(),
+fn options(top_k: usize, draws: u32) -> CaptureOptions<'static> {
+    CaptureOptions {
+        head: LogitTransform::default(),
         top_k,
         temperatures: &[],
         draws,
@@ -396,6 +401,6 @@ fn one_row(form: Form, logits: &[f32], kept: &[u32], top_k: usize, draws: u32) -
         position: 4,
     };
     let logits_nv = Tensor::from_data(data, &Device::flex());
-    let mut found = form(logits_nv, &[row], &settings(top_k, draws)).unwrap();
+    let mut found = form(logits_nv, &[row], &options(top_k, draws)).unwrap();
     found.remove(0)
 }

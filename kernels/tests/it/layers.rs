@@ -1,16 +1,16 @@
-//! The layers' ops in f32 against the same formulas in f64: values and gradients, on ragged shapes, with
-//! any of the operands frozen, on one thread and on several.
+//! The ops of layers in f32 are compared with the same formulas in f64: values and gradients, on ragged shapes, with
+//! each choice of frozen operands, on one thread and on several.
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use potstill_kernels::{
-    AdamStep, Attention, adamw, adamw_reference, add_rows, attention, attention_reference, linear,
-    linear_pair, rms_norm, rms_norm_reference, rotary, rotary_reference, sum_of_squares, swiglu,
-    swiglu_linear, swiglu_reference,
+    AdamStep, AttentionOptions, adamw, adamw_reference, add_rows, attention, attention_reference,
+    linear, linear_pair, rms_norm, rms_norm_reference, rotary, rotary_reference, sum_of_squares,
+    swiglu, swiglu_linear, swiglu_reference,
 };
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-/// An op on matrices, with whatever else it needs inside.
+/// An op on matrices; a closure holds its other arguments.
 type Op<'a> = &'a (dyn Fn(Vec<Tensor<2>>) -> Tensor<2> + Send + Sync);
 
 fn random(shape: [usize; 2], seed: u64) -> TensorData {
@@ -21,7 +21,7 @@ fn random(shape: [usize; 2], seed: u64) -> TensorData {
     TensorData::new(values, shape)
 }
 
-/// The output, and the gradient of Σ output · weights with respect to each tracked input.
+/// Computes the output, and the gradient of Σ output · weights with respect to each tracked input.
 fn run(op: Op<'_>, shapes: &[[usize; 2]], tracked: &[bool], dtype: DType) -> Vec<Option<Vec<f64>>> {
     let device = Device::flex().autodiff();
     let inputs: Vec<Tensor<2>> = shapes
@@ -53,7 +53,7 @@ fn host<const D: usize>(tensor: Tensor<D>) -> Vec<f64> {
     tensor.try_into_vec_as::<f64>().unwrap()
 }
 
-/// The largest difference, relative to the largest number of its kind.
+/// Returns the largest difference, relative to the largest number of the same result.
 fn difference(found: &[Option<Vec<f64>>], exact: &[Option<Vec<f64>>]) -> f64 {
     assert_eq!(found.len(), exact.len());
     let mut worst = 0.0f64;
@@ -68,8 +68,8 @@ fn difference(found: &[Option<Vec<f64>>], exact: &[Option<Vec<f64>>]) -> f64 {
     worst
 }
 
-/// Holds `op` in f32 to `exact` in f64, for every choice of frozen inputs, and to itself on other
-/// numbers of threads.
+/// Asserts that `op` in f32 is within `tolerance` of `exact` in f64 for every choice of frozen inputs, and that it gives
+/// the same bits on other numbers of threads.
 fn check(what: &str, op: Op<'_>, exact: Op<'_>, shapes: &[[usize; 2]], tolerance: f64) {
     for choice in 0..1 << shapes.len() {
         let tracked: Vec<bool> = (0..shapes.len())
@@ -97,7 +97,7 @@ fn check(what: &str, op: Op<'_>, exact: Op<'_>, shapes: &[[usize; 2]], tolerance
 }
 
 #[test]
-fn linear_layers() {
+fn linear_layers_equal_matrix_products_in_f64() {
     for [n, width, columns] in [
         [1, 7, 5],
         [2, 64, 48],
@@ -119,7 +119,7 @@ fn linear_layers() {
 }
 
 #[test]
-fn a_row_of_a_linear_layer_does_not_depend_on_the_rows_beside_it() {
+fn a_row_of_a_linear_layer_does_not_depend_on_the_other_rows() {
     let device = Device::flex();
     let weight = Tensor::<2>::from_data(random([200, 90], 1), (&device, DType::F32));
     let x = Tensor::<2>::from_data(random([300, 90], 2), (&device, DType::F32));
@@ -131,18 +131,18 @@ fn a_row_of_a_linear_layer_does_not_depend_on_the_rows_beside_it() {
 }
 
 #[test]
-fn a_pair_of_linear_layers_is_both_of_them() {
+fn a_pair_of_linear_layers_equals_two_single_ones() {
     for (n, dtype) in [
         (1, DType::F32),
         (3, DType::F32),
         (70, DType::F32),
         (9, DType::BF16),
     ] {
-        let apart = |i: Vec<Tensor<2>>| {
+        let single = |i: Vec<Tensor<2>>| {
             let outputs = [&i[1], &i[2]].map(|weight| linear(i[0].clone(), weight.clone()));
             Tensor::cat(outputs.to_vec(), 1)
         };
-        let together = |i: Vec<Tensor<2>>| {
+        let pair = |i: Vec<Tensor<2>>| {
             let outputs = linear_pair(i[0].clone(), [i[1].clone(), i[2].clone()]);
             Tensor::cat(outputs.to_vec(), 1)
         };
@@ -152,10 +152,10 @@ fn a_pair_of_linear_layers_is_both_of_them() {
             [true, false, true],
             [false, true, false],
         ] {
-            let found = run(&together, &shapes, &tracked, dtype);
+            let found = run(&pair, &shapes, &tracked, dtype);
             assert_eq!(
                 found,
-                run(&apart, &shapes, &tracked, dtype),
+                run(&single, &shapes, &tracked, dtype),
                 "{n} {dtype:?}"
             );
         }
@@ -163,7 +163,7 @@ fn a_pair_of_linear_layers_is_both_of_them() {
 }
 
 #[test]
-fn norms() {
+fn norms_equal_the_formula_in_f64() {
     for [n, d] in [[1, 1], [3, 7], [5, 64], [130, 33], [70, 576]] {
         let op: Op = &|inputs| rms_norm(inputs[0].clone(), inputs[1].clone().flatten(0, 1), 1e-5);
         let exact: Op =
@@ -173,7 +173,7 @@ fn norms() {
 }
 
 #[test]
-fn swiglu_and_rotary_positions() {
+fn swiglu_and_rotary_positions_equal_the_formulas_in_f64() {
     for [n, w] in [[1, 1], [3, 7], [130, 333]] {
         let op: Op = &|inputs| swiglu(inputs[0].clone(), inputs[1].clone());
         let exact: Op = &|inputs| swiglu_reference(inputs[0].clone(), inputs[1].clone());
@@ -189,8 +189,8 @@ fn swiglu_and_rotary_positions() {
         check("swiglu_linear", op, exact, &[[n, w], [n, w], [12, w]], 3e-6);
     }
     for [n, heads, half] in [[1, 1, 1], [5, 3, 4], [150, 9, 32]] {
-        let angles = |of: fn(f64) -> f64, like: &Tensor<2>| {
-            let values: Vec<f64> = (0..n * half).map(|i| of(i as f64 * 0.37)).collect();
+        let angles = |function: fn(f64) -> f64, like: &Tensor<2>| {
+            let values: Vec<f64> = (0..n * half).map(|i| function(i as f64 * 0.37)).collect();
             let data = TensorData::new(values, [n, half]);
             Tensor::<2>::from_data(data, (&Device::flex(), like.dtype()))
         };
@@ -207,8 +207,8 @@ fn swiglu_and_rotary_positions() {
 }
 
 #[test]
-fn attention_within_documents() {
-    let plain = Attention {
+fn attention_within_documents_equals_the_formula_in_f64() {
+    let plain = AttentionOptions {
         heads: 6,
         key_heads: 2,
         scale: 8f64.powf(-0.5),
@@ -217,26 +217,26 @@ fn attention_within_documents() {
     };
     let kinds = [
         plain,
-        Attention {
+        AttentionOptions {
             softcap: Some(1.5),
             ..plain
         },
-        Attention {
+        AttentionOptions {
             window: Some(5),
             ..plain
         },
-        Attention {
+        AttentionOptions {
             softcap: Some(2.0),
             window: Some(140),
             scale: 0.2,
             ..plain
         },
-        Attention {
+        AttentionOptions {
             key_heads: 6,
             ..plain
         },
     ];
-    for how in kinds {
+    for options in kinds {
         for documents in [
             vec![1],
             vec![9],
@@ -249,22 +249,22 @@ fn attention_within_documents() {
                 documents.iter().copied().filter(|d| *d > 0).collect();
             let op: Op = &|inputs| {
                 let [q, k, v] = inputs.try_into().unwrap();
-                attention(q, k, v, &documents, &how)
+                attention(q, k, v, &documents, &options)
             };
             let exact: Op = &|inputs| {
                 let [q, k, v] = inputs.try_into().unwrap();
-                attention_reference(q, k, v, &exact_documents, &how)
+                attention_reference(q, k, v, &exact_documents, &options)
             };
-            let keys = [n, how.key_heads * 8];
+            let keys = [n, options.key_heads * 8];
             check("attention", op, exact, &[[n, 48], keys, keys], 1e-5);
         }
     }
 }
 
-/// What burn's own attention gives where nothing is tracked is what the scores give.
+/// Without tracked inputs the reference uses burn's own attention, which must agree with the one that computes scores.
 #[test]
-fn the_reference_without_gradients_is_the_reference_with_them() {
-    let how = Attention {
+fn the_reference_without_gradients_equals_the_reference_with_gradients() {
+    let options = AttentionOptions {
         heads: 4,
         key_heads: 2,
         scale: 0.5,
@@ -277,14 +277,14 @@ fn the_reference_without_gradients_is_the_reference_with_them() {
         .collect();
     let [q, k, v] = inputs.try_into().unwrap();
     let tracked = Tensor::from_inner(q.clone()).require_grad();
-    let with = attention_reference(tracked, k.clone(), v.clone(), &[13, 17], &how);
-    let without = attention_reference(q, k, v, &[13, 17], &how);
+    let with = attention_reference(tracked, k.clone(), v.clone(), &[13, 17], &options);
+    let without = attention_reference(q, k, v, &[13, 17], &options);
     let pairs = host(with.inner()).into_iter().zip(host(without));
     assert!(pairs.into_iter().all(|(a, b)| (a - b).abs() < 1e-12));
 }
 
 #[test]
-fn adamw_steps_and_sums_of_squares() {
+fn adamw_steps_and_sums_of_squares_equal_the_formulas_in_f64() {
     for shape in [[1, 1], [7, 33], [300, 500]] {
         let run = |dtype| {
             let tensor =
@@ -319,9 +319,8 @@ fn adamw_steps_and_sums_of_squares() {
     }
 }
 
-/// In bf16 the operands are rounded, and so is the result; what lies between is f32's.
 #[test]
-fn rows_are_added_to_the_rows_that_ids_name() {
+fn rows_are_added_to_the_rows_with_their_ids() {
     let device = Device::flex();
     let (sum, rows) = (random([7, 5], 0), random([6, 5], 1));
     let ids = [3, 0, 3, 6, 3, 0];
@@ -334,21 +333,21 @@ fn rows_are_added_to_the_rows_that_ids_name() {
         }
     }
     for (dtype, tolerance) in [(DType::F64, 1e-15), (DType::F32, 1e-6), (DType::BF16, 5e-2)] {
-        let of = |data: &TensorData| Tensor::<2>::from_data(data.clone(), (&device, dtype));
-        let found = host(add_rows(of(&sum), &ids, of(&rows)));
+        let tensor = |data: &TensorData| Tensor::<2>::from_data(data.clone(), (&device, dtype));
+        let found = host(add_rows(tensor(&sum), &ids, tensor(&rows)));
         let worst = found.iter().zip(&exact).map(|(a, b)| (a - b).abs());
         let worst = worst.fold(0.0, f64::max);
         assert!(worst <= tolerance, "{dtype:?}: {worst}");
-        // Whoever else holds the sum keeps his own.
-        let held = of(&sum);
-        let _ = add_rows(held.clone(), &ids, of(&rows));
-        assert_eq!(host(held), host(of(&sum)), "{dtype:?}");
+        // A sum whose storage is shared is copied, not changed.
+        let shared = tensor(&sum);
+        let _ = add_rows(shared.clone(), &ids, tensor(&rows));
+        assert_eq!(host(shared), host(tensor(&sum)), "{dtype:?}");
     }
 }
 
 #[test]
-fn half_precision_is_f32_between_two_roundings() {
-    let how = Attention {
+fn half_precision_ops_are_within_rounding_of_f32() {
+    let options = AttentionOptions {
         heads: 2,
         key_heads: 1,
         scale: 0.5,
@@ -375,7 +374,7 @@ fn half_precision_is_f32_between_two_roundings() {
             "attention",
             &|inputs| {
                 let [q, k, v] = inputs.try_into().unwrap();
-                attention(q, k, v, &[4, 5], &how)
+                attention(q, k, v, &[4, 5], &options)
             },
             vec![[9, 8], [9, 4], [9, 4]],
         ),
@@ -390,6 +389,6 @@ fn half_precision_is_f32_between_two_roundings() {
         let exact = run(op, &shapes, &tracked, DType::F32);
         let worst = difference(&found, &exact);
         assert!(worst < 0.02, "{what}: {worst:e}");
-        assert!(worst > 0.0, "{what} was not rounded at all");
+        assert!(worst > 0.0, "{what} was not rounded");
     }
 }

@@ -1,9 +1,9 @@
-//! Tests of the ops from outside.
+//! Tests of the public API of the ops.
 //!
-//! The default build tests Flex. With the feature `wgpu` the tests of `attention` and `rows` run on the GPU
-//! that CubeCL finds too; `scripts/gpu.sh` and `.ci/run` show how (software Vulkan serves).
+//! The default build tests Flex. With the feature `wgpu` the tests of `attention` and `rows` also run on the GPU that
+//! CubeCL finds, which may be a software Vulkan driver; `scripts/gpu.sh` and `.ci/run` run them.
 
-// Clippy counts functions that tests share as library code.
+// The lints' exceptions for tests cover test functions only, not the functions that they call.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 mod attention;

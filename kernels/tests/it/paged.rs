@@ -1,5 +1,5 @@
-//! Paged attention: plain loops and tensor operations agree with the definition in f64, and a row's
-//! bits depend on nothing but the row.
+//! Paged attention: the plain loops and the tensor operations agree with the definition in f64, and the bits of a row
+//! depend on that row only.
 
 use burn::backend::Flex;
 use burn::tensor::{DType, Device, Tensor, TensorData};
@@ -8,7 +8,7 @@ use rand::{Rng, SeedableRng, seq::SliceRandom};
 use rand_chacha::ChaCha8Rng;
 
 struct Case {
-    /// Query heads, key heads, width of a head.
+    /// Number of query heads, number of key heads, width of a head.
     heads: [usize; 3],
     page_size: usize,
     slots: usize,
@@ -64,7 +64,7 @@ fn run(case: &Case, dtype: DType, form: Form) -> Vec<f64> {
     run_rows(case, dtype, form, &rows)
 }
 
-/// Some of the rows.
+/// Runs some of the rows.
 fn run_rows(case: &Case, dtype: DType, form: Form, which: &[usize]) -> Vec<f64> {
     let [h, g, e] = case.heads;
     let device = Device::flex();
@@ -97,7 +97,7 @@ fn run_rows(case: &Case, dtype: DType, form: Form, which: &[usize]) -> Vec<f64> 
     out.try_into_vec_as::<f64>().unwrap()
 }
 
-/// Softmax attention as it is written down.
+/// Computes softmax attention by the definition.
 fn by_definition(case: &Case) -> Vec<f64> {
     let [h, g, e] = case.heads;
     let mut out = Vec::new();
@@ -116,8 +116,8 @@ fn by_definition(case: &Case) -> Vec<f64> {
             let weights: Vec<f64> = (0..*length).map(|p| score(p).exp()).collect();
             let total: f64 = weights.iter().sum();
             out.extend((0..e).map(|i| {
-                let of = |(p, weight): (usize, &f64)| weight * case.values[start(p) + i];
-                weights.iter().enumerate().map(of).sum::<f64>() / total
+                let term = |(p, weight): (usize, &f64)| weight * case.values[start(p) + i];
+                weights.iter().enumerate().map(term).sum::<f64>() / total
             }));
         }
     }
@@ -125,7 +125,7 @@ fn by_definition(case: &Case) -> Vec<f64> {
 }
 
 #[test]
-fn both_forms_are_the_definition() {
+fn both_forms_agree_with_the_definition() {
     for case in cases() {
         let exact = by_definition(&case);
         for (dtype, tolerance) in [
@@ -149,7 +149,7 @@ fn both_forms_are_the_definition() {
 }
 
 #[test]
-fn a_row_does_not_depend_on_the_others_nor_on_threads() {
+fn a_row_does_not_depend_on_the_other_rows_or_on_threads() {
     for case in cases() {
         let together = run(&case, DType::F32, paged_attention);
         let columns = case.heads[0] * case.heads[2];
@@ -171,31 +171,31 @@ fn a_row_does_not_depend_on_the_others_nor_on_threads() {
 }
 
 #[test]
-fn pages_do_not_show_in_the_bits() {
+fn the_page_size_does_not_change_the_bits() {
     for case in cases() {
         let expected = run(&case, DType::F32, paged_attention);
-        let wide = case.heads[1] * case.heads[2];
+        let width = case.heads[1] * case.heads[2];
         for page_size in [1, 5, 64] {
-            // The same positions in pages of another size, one row behind the other.
+            // The same positions are copied to pages of another size, row after row.
             let (mut keys, mut values) = (Vec::new(), Vec::new());
             let mut rows = Vec::new();
             for (pages, length) in &case.rows {
-                let first = keys.len() / wide / page_size;
+                let first = keys.len() / width / page_size;
                 for p in 0..*length {
                     let page = pages[p / case.page_size] as usize;
                     let slot = page * case.page_size + p % case.page_size;
-                    keys.extend_from_slice(&case.keys[slot * wide..(slot + 1) * wide]);
-                    values.extend_from_slice(&case.values[slot * wide..(slot + 1) * wide]);
+                    keys.extend_from_slice(&case.keys[slot * width..(slot + 1) * width]);
+                    values.extend_from_slice(&case.values[slot * width..(slot + 1) * width]);
                 }
                 let last = first + length.div_ceil(page_size);
-                keys.resize(last * page_size * wide, 7.0);
-                values.resize(last * page_size * wide, 7.0);
+                keys.resize(last * page_size * width, 7.0);
+                values.resize(last * page_size * width, 7.0);
                 rows.push(((first as u32..last as u32).collect(), *length));
             }
             let again = Case {
                 heads: case.heads,
                 page_size,
-                slots: keys.len() / wide,
+                slots: keys.len() / width,
                 queries: case.queries.clone(),
                 keys,
                 values,
@@ -238,7 +238,7 @@ fn rows_are_written_in_place_unless_the_pool_is_shared() {
 
 #[test]
 #[should_panic(expected = "row 0 sees 5 positions of 1 pages")]
-fn positions_outside_of_the_pages_are_refused() {
+fn positions_outside_the_pages_are_refused() {
     let mut case = case([2, 1, 4], 4, &[4]);
     case.rows = vec![(vec![0], 5)];
     assert!(case.slots >= 4);

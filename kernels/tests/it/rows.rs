@@ -1,9 +1,9 @@
-//! Row statistics: plain loops, CubeCL kernel and tensor operations agree, values and gradients.
+//! Row statistics: plain loops, CubeCL kernels and tensor operations agree in values and gradients.
 
 use burn::backend::{Autodiff, Backend, Flex, ops::*};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData, try_read_sync};
 use potstill_kernels::{
-    EMPTY_NATS, Head, MASKED, RowOps, Sum, TAIL_FLOOR_NATS, row_gradient, row_stats,
+    EMPTY_NATS, LogQSum, LogitTransform, MASKED, RowOps, TAIL_FLOOR_NATS, row_gradient, row_stats,
     row_stats_reference,
 };
 
@@ -12,13 +12,14 @@ mod cases;
 use cases::*;
 
 #[test]
-fn plain_loops_in_f64() {
+fn plain_loops_in_f64_agree_with_the_definitions() {
     compare("plain loops", &Device::flex(), DType::F64, row_stats, 1e-12);
 }
 
-/// burn's tanh differentiates with f32 accuracy even in f64, hence the softcapped cases' 1e-8.
+/// The tolerance is 1e-8 because burn's tanh has a gradient of f32 accuracy even in f64, which the cases with a softcap
+/// use.
 #[test]
-fn tensor_operations_in_f64() {
+fn tensor_operations_in_f64_agree_with_the_definitions() {
     compare(
         "tensor operations",
         &Device::flex(),
@@ -29,17 +30,17 @@ fn tensor_operations_in_f64() {
 }
 
 #[test]
-fn plain_loops_in_f32() {
+fn plain_loops_in_f32_agree_with_the_definitions() {
     compare("plain loops", &Device::flex(), DType::F32, row_stats, 5e-6);
 }
 
 #[test]
-fn half_precision() {
-    for (device, _, _) in grounds() {
-        // The logits are rounded before the comparison, so only the gradient's own rounding is left.
+fn half_precision_results_are_within_rounding() {
+    for (device, _, _) in devices() {
+        // The logits are rounded before the comparison, so only the rounding of the gradient remains.
         for (dtype, tolerance) in [(DType::F16, 1e-3), (DType::BF16, 8e-3)] {
             if !device.supports_dtype(dtype) {
-                println!("{device:?} has no {dtype:?}");
+                println!("skipped: {device:?} has no {dtype:?}");
                 continue;
             }
             for mut case in cases() {
@@ -59,7 +60,7 @@ fn half_precision() {
 }
 
 #[test]
-fn gradient_equals_finite_differences() {
+fn the_gradient_equals_finite_differences() {
     let eps = 1e-5;
     for mut case in cases()
         .into_iter()
@@ -68,7 +69,7 @@ fn gradient_equals_finite_differences() {
         let (_, gradient) = run(&case, &Device::flex(), DType::F64, row_stats);
         let loss = |case: &Case| -> f64 {
             let (stats, _) = run(case, &Device::flex(), DType::F64, row_stats);
-            // What stands for −∞ does not move, and would take the others' last digits.
+            // Statistics at the lower bound are constant and so large that the sum would lose digits of the others.
             let moving = stats.iter().zip(&case.weights);
             moving
                 .filter(|(s, _)| **s != EMPTY_NATS)
@@ -104,7 +105,7 @@ fn buckets_sum_to_one_and_an_empty_tail_is_the_floor() {
             if case.support[row * case.k] == i64::from(MASKED) {
                 continue;
             }
-            // What stands in an empty slot adds nothing.
+            // The exponential of an empty slot's log q is 0.
             let mass: f64 = stats[..=case.k].iter().map(|log_q| log_q.exp()).sum();
             assert!((mass - 1.0).abs() < 1e-12, "{mass}");
             if case.k == case.v {
@@ -117,11 +118,11 @@ fn buckets_sum_to_one_and_an_empty_tail_is_the_floor() {
 #[test]
 fn a_tiny_tail_neither_overflows_nor_vanishes() {
     // The support token holds all but e^-200 of the mass: 1 − Σ would be 0.
-    let mut case = case(1, 4, 1, Head::default(), Sum::Without);
+    let mut case = case(1, 4, 1, LogitTransform::default(), LogQSum::Omitted);
     case.logits = vec![200.0, 0.0, 0.0, 0.0];
     case.support = vec![0];
     case.weights = vec![0.0, 1.0, 0.0];
-    // At 200, an f32 is off by 8e-6 to begin with.
+    // An f32 near 200 has a rounding error of 8e-6.
     for (dtype, tolerance) in [(DType::F32, 1e-5), (DType::F64, 1e-14)] {
         let (stats, gradient) = run(&case, &Device::flex(), dtype, row_stats);
         assert!((stats[1] - (3f64.ln() - 200.0)).abs() < 1e-4, "{stats:?}");
@@ -135,10 +136,10 @@ fn a_tiny_tail_neither_overflows_nor_vanishes() {
     }
 }
 
-/// The gradient may be written over the logits, but not where somebody else holds them.
+/// The gradient may be written over the logits only if their storage is not shared.
 #[test]
-fn logits_that_are_held_stay() {
-    for (device, dtype, tolerance) in grounds() {
+fn logits_whose_storage_is_shared_are_not_overwritten() {
+    for (device, dtype, tolerance) in devices() {
         for case in cases() {
             let floats = |values: &[f64], columns: usize| {
                 let data = TensorData::new(values.to_vec(), [case.n, columns]);
@@ -153,30 +154,30 @@ fn logits_that_are_held_stay() {
             let before = numbers(logits_nv.clone());
             let (_, want) = by_definition(&case);
             let stats = row_stats(logits_nv.clone(), support_nk.clone(), &case.head, case.sum);
-            let kept = logits_nv.clone();
-            let held = row_gradient(
+            let shared = logits_nv.clone();
+            let gradient_beside = row_gradient(
                 logits_nv,
                 support_nk.clone(),
                 &stats,
                 weights.clone(),
                 &case.head,
             );
-            let held = numbers(held);
-            assert!(worst(&held, &want) <= tolerance);
-            assert!(numbers(kept.clone()) == before, "{device:?}");
-            let alone = row_gradient(kept, support_nk, &stats, weights, &case.head);
-            assert!(numbers(alone) == held, "{device:?}");
+            let gradient_beside = numbers(gradient_beside);
+            assert!(worst(&gradient_beside, &want) <= tolerance);
+            assert!(numbers(shared.clone()) == before, "{device:?}");
+            let gradient_over = row_gradient(shared, support_nk, &stats, weights, &case.head);
+            assert!(numbers(gradient_over) == gradient_beside, "{device:?}");
         }
     }
 }
 
-/// Parts of larger tensors: rows that do not lie behind one another, and columns turned around.
+/// The inputs are slices of larger tensors, with gaps between their rows, and transposed tensors.
 #[test]
-fn strided_tensors_are_read_as_what_they_are() {
-    for (device, dtype, tolerance) in grounds() {
-        // 64 numbers between, and a device may read the part where it lies.
+fn strided_tensors_are_read_with_their_strides() {
+    for (device, dtype, tolerance) in devices() {
+        // With gaps of a multiple of 64 numbers, a device may read the slice without a copy.
         for (v, k, beside) in [(2051, 64, 2051), (2048, 9, 64), (2050, 9, 62)] {
-            let case = case(5, v, k, Head::default(), Sum::Without);
+            let case = case(5, v, k, LogitTransform::default(), LogQSum::Omitted);
             let (want, want_gradient) = by_definition(&case);
             let floats = |values: &[f64], columns: usize| {
                 let data = TensorData::new(values.to_vec(), [case.n, columns]);
@@ -190,9 +191,9 @@ fn strided_tensors_are_read_as_what_they_are() {
                 )
                 .narrow(1, beside.dims()[1], columns)
             };
-            let turned = |values: &[f64], columns: usize| {
-                let turned = floats(values, columns).transpose() + 0.0;
-                turned.transpose()
+            let transposed = |values: &[f64], columns: usize| {
+                let transposed = floats(values, columns).transpose() + 0.0;
+                transposed.transpose()
             };
             let support_nk = Tensor::<2, Int>::from_data(
                 TensorData::new(case.support.clone(), [case.n, case.k]),
@@ -201,7 +202,10 @@ fn strided_tensors_are_read_as_what_they_are() {
             let support_nk = (support_nk.transpose() + 0).transpose();
             for (logits_nv, weights) in [
                 (wide(&case.logits, v), wide(&case.weights, case.width())),
-                (turned(&case.logits, v), turned(&case.weights, case.width())),
+                (
+                    transposed(&case.logits, v),
+                    transposed(&case.weights, case.width()),
+                ),
             ] {
                 let stats = row_stats(logits_nv.clone(), support_nk.clone(), &case.head, case.sum);
                 assert!(worst(&numbers(stats.all()), &want) <= tolerance);
@@ -213,12 +217,12 @@ fn strided_tensors_are_read_as_what_they_are() {
     }
 }
 
-/// More rows than WebGPU starts cubes along a dimension.
+/// The case has more rows than WebGPU allows cubes along a dimension.
 #[test]
-fn many_rows() {
-    let case = case(66_000, 6, 2, Head::default(), Sum::Without);
+fn rows_beyond_one_launch_are_computed() {
+    let case = case(66_000, 6, 2, LogitTransform::default(), LogQSum::Omitted);
     let (want, want_gradient) = by_definition(&case);
-    for (device, dtype, tolerance) in grounds() {
+    for (device, dtype, tolerance) in devices() {
         let (got, gradient) = run(&case, &device, dtype, row_stats);
         assert!(worst(&got, &want) <= tolerance, "{device:?}");
         assert!(worst(&gradient, &want_gradient) <= tolerance, "{device:?}");
@@ -227,7 +231,7 @@ fn many_rows() {
 
 #[test]
 fn the_same_input_gives_the_same_bits() {
-    for (device, dtype, _) in grounds() {
+    for (device, dtype, _) in devices() {
         for case in cases() {
             let twice = [(); 2].map(|()| run(&case, &device, dtype, row_stats));
             assert!(twice[0] == twice[1], "{device:?}");
@@ -236,14 +240,14 @@ fn the_same_input_gives_the_same_bits() {
 }
 
 #[test]
-fn rows_of_negative_infinity_pass_nothing_on() {
-    let mut forms: Vec<_> = grounds()
+fn rows_of_negative_infinity_pass_no_gradient() {
+    let mut forms: Vec<_> = devices()
         .into_iter()
         .map(|(device, dtype, _)| (device, dtype, row_stats as Form))
         .collect();
     forms.push((Device::flex(), DType::F64, row_stats_reference));
     for (device, dtype, form) in forms {
-        let mut case = case(2, 40, 3, Head::default(), Sum::Without);
+        let mut case = case(2, 40, 3, LogitTransform::default(), LogQSum::Omitted);
         case.logits[..40].fill(f64::NEG_INFINITY);
         case.support = vec![4, 0, 39, 4, 0, 39];
         let (stats, gradient) = run(&case, &device, dtype, form);
@@ -255,11 +259,11 @@ fn rows_of_negative_infinity_pass_nothing_on() {
     }
 }
 
-/// Whole stretches of −∞ before and behind what counts, in the support and outside.
+/// The rows begin and end with many logits of −∞, in the support and outside.
 #[test]
-fn stretches_of_negative_infinity() {
-    for (device, dtype, tolerance) in grounds() {
-        let mut case = case(2, 4096, 4, Head::default(), Sum::Without);
+fn blocks_of_negative_infinity_add_nothing() {
+    for (device, dtype, tolerance) in devices() {
+        let mut case = case(2, 4096, 4, LogitTransform::default(), LogQSum::Omitted);
         for row in case.logits.chunks_mut(4096) {
             row[..1500].fill(f64::NEG_INFINITY);
             row[1600..].fill(f64::NEG_INFINITY);
@@ -272,16 +276,15 @@ fn stretches_of_negative_infinity() {
     }
 }
 
-/// A logit that is no number shows in its row's statistics, and nowhere else.
 #[test]
-fn not_a_number_is_not_hidden() {
-    for (device, dtype, _) in grounds() {
+fn a_nan_logit_makes_the_statistics_of_its_row_nan_and_no_others() {
+    for (device, dtype, _) in devices() {
         for column in [3, 1500] {
-            let mut case = case(2, 2048, 3, Head::default(), Sum::Without);
+            let mut case = case(2, 2048, 3, LogitTransform::default(), LogQSum::Omitted);
             case.support[..3].copy_from_slice(&[3, 9, 11]);
             case.logits[column] = f64::NAN;
             let (stats, gradient) = run(&case, &device, dtype, row_stats);
-            // WGSL does not promise that it is kept.
+            // WGSL does not guarantee that NaN is preserved.
             let wgsl = format!("{device:?}").contains("Wgpu");
             assert!(wgsl || stats[4].is_nan(), "{device:?}");
             assert!(stats[5..].iter().all(|s| !s.is_nan()), "{device:?}");
@@ -292,8 +295,8 @@ fn not_a_number_is_not_hidden() {
 
 #[test]
 fn a_masked_row_is_not_read() {
-    for (device, dtype, _) in grounds() {
-        let mut case = case(4, 2048, 3, Head::default(), Sum::WithLogQ);
+    for (device, dtype, _) in devices() {
+        let mut case = case(4, 2048, 3, LogitTransform::default(), LogQSum::Included);
         case.logits[3 * 2048..].fill(f64::NAN);
         let (stats, gradient) = run(&case, &device, dtype, row_stats);
         let (want, _) = by_definition(&case);
@@ -302,8 +305,8 @@ fn a_masked_row_is_not_read() {
     }
 }
 
-/// As [`run`], on a backend by its type: past the device dispatch, hence without operator fusion
-/// even where that is compiled in.
+/// Computes the results of [`run`] on a backend type directly, without the device dispatch and so without operator
+/// fusion.
 fn run_on<B: Backend + RowOps>(case: &Case, device: &B::Device) -> (Vec<f64>, Vec<f64>) {
     let floats = |values: &[f64], columns: usize| {
         let values: Vec<f32> = values.iter().map(|&value| value as f32).collect();
@@ -340,34 +343,34 @@ fn compare_on<B: Backend + RowOps>(name: &str, device: &B::Device, tolerance: f6
 }
 
 #[test]
-fn plain_loops_by_backend_type() {
+fn plain_loops_without_dispatch_agree_with_the_definitions() {
     compare_on::<Flex>("plain loops, no dispatch", &Default::default(), 5e-6);
 }
 
 #[cfg(feature = "cube")]
 #[test]
-fn kernel_without_fusion() {
+fn kernels_without_fusion_agree_with_the_definitions() {
     use burn_cubecl::{CubeBackend, CubeDevice};
     compare_on::<CubeBackend>(
-        "kernel, no dispatch, no fusion",
+        "kernels, no dispatch, no fusion",
         &CubeDevice::default(),
         5e-5,
     );
 }
 
-/// Where nobody else holds the logits, the gradient lies in their memory.
+/// If the logits' storage is not shared, the gradient is in their memory.
 #[cfg(feature = "cube")]
 #[test]
-fn kernel_writes_over_the_logits() {
+fn the_kernel_writes_over_the_logits() {
     use burn_cubecl::{CubeBackend, CubeDevice, tensor::CubeTensor};
     let device = CubeDevice::default();
-    // Where it lies becomes known later; which it is does not change.
+    // The location of a buffer is assigned later; the rest of the handle identifies the buffer.
     let memory = |tensor: &CubeTensor| {
         let handle = format!("{:?}", tensor.handle);
         handle.split(", location").next().unwrap().to_owned()
     };
     for (n, v, k) in [(4, 2048, 64), (4, 2051, 64), (66_000, 8, 2)] {
-        let case = case(n, v, k, Head::default(), Sum::Without);
+        let case = case(n, v, k, LogitTransform::default(), LogQSum::Omitted);
         let floats = |values: &[f64], columns: usize| {
             let values: Vec<f32> = values.iter().map(|&value| value as f32).collect();
             CubeBackend::float_from_data(TensorData::new(values, [case.n, columns]), &device)
@@ -377,30 +380,33 @@ fn kernel_writes_over_the_logits() {
         let weights = floats(&case.weights, case.width());
         let logits = floats(&case.logits, v);
         let stats = CubeBackend::row_stats(logits.clone(), support.clone(), case.head, case.sum);
-        let of_logits = memory(&logits);
+        let logits_memory = memory(&logits);
         let gradient = |logits| {
             let (support, stats, weights) = (support.clone(), stats.clone(), weights.clone());
             let gradient = CubeBackend::row_gradient(logits, support, stats, weights, case.head);
-            let of_gradient = memory(&gradient);
+            let gradient_memory = memory(&gradient);
             let data = try_read_sync(CubeBackend::float_into_data(gradient)).unwrap();
-            (of_gradient, data.unwrap().iter::<f64>().collect::<Vec<_>>())
+            (
+                gradient_memory,
+                data.unwrap().iter::<f64>().collect::<Vec<_>>(),
+            )
         };
         let (beside, values) = gradient(logits.clone());
-        assert_ne!(beside, of_logits);
+        assert_ne!(beside, logits_memory);
         assert!(worst(&values, &by_definition(&case).1) <= 5e-5);
         let (over, values_over) = gradient(logits);
-        assert_eq!(over, of_logits);
+        assert_eq!(over, logits_memory);
         assert!(values_over == values, "{n}×{v}");
     }
 }
 
 #[cfg(feature = "cube")]
 #[test]
-fn kernel_equals_plain_loops() {
+fn kernels_and_tensor_operations_on_the_gpu_agree_with_the_definitions() {
     let device = gpu();
     println!("device: {device:?}, fusion: {}", cfg!(feature = "fusion"));
-    compare("kernel on the GPU", &device, DType::F32, row_stats, 5e-5);
-    // Of longer rows, burn 0.22.1 gives wrong sums on llvmpipe.
+    compare("kernels on the GPU", &device, DType::F32, row_stats, 5e-5);
+    // burn 0.22.1 computes wrong sums of longer rows on llvmpipe.
     for case in cases().iter().filter(|case| case.v < 65_536) {
         let name = "tensor operations on the GPU";
         compare_case(name, case, &device, DType::F32, row_stats_reference, 1e-4);

@@ -1,18 +1,18 @@
-//! Keys and values of all layers in pages, and the forward pass of one step over them.
+//! The paged KV cache of all layers, and the forward pass of one step over it.
 
 use burn::tensor::{Int, Tensor, TensorData};
 use potstill_kernels::{PagedRow, paged_attention, write_slots};
 
-use super::schedule::{Row, Sequence};
+use super::schedule::{Sequence, StepRow};
 use crate::Llama;
 
-/// Pools of keys and values `[s, g·e]` of each layer; slots are not set until they are written.
-pub(super) struct Cache {
+/// A pool of keys and a pool of values `[s, g·e]` for each layer.
+pub(super) struct KvCache {
     layers: Vec<(Tensor<2>, Tensor<2>)>,
     page_size: usize,
 }
 
-impl Cache {
+impl KvCache {
     pub(super) fn new(model: &Llama, page_count: usize, page_size: usize) -> Self {
         let config = model.config();
         let shape = [
@@ -27,12 +27,17 @@ impl Cache {
         }
     }
 
-    /// Computes `rows`, whose sequences are in `running`, and writes their keys and values: the hidden
-    /// states `[m, d]`, after the final norm, of the rows that a token is drawn after.
-    pub(super) fn step(&mut self, model: &Llama, rows: &[Row], running: &[Sequence]) -> Tensor<2> {
+    /// Computes `rows`, whose sequences are in `running`, and writes their keys and values. Returns the hidden states
+    /// `[m, d]` after the final norm of the rows whose next token is drawn.
+    pub(super) fn step(
+        &mut self,
+        model: &Llama,
+        rows: &[StepRow],
+        running: &[Sequence],
+    ) -> Tensor<2> {
         let config = model.config();
         let heads = config.num_attention_heads;
-        let (seen, slots) = self.places(rows, running);
+        let (seen, slots) = self.seen_and_slots(rows, running);
         let positions: Vec<usize> = rows.iter().map(|row| row.position).collect();
         let rotary = model.rotary(&positions);
         let ids: Vec<i32> = rows.iter().map(|row| row.id as i32).collect();
@@ -43,15 +48,19 @@ impl Cache {
             keys.inplace(|keys| write_slots(keys, k_nc, &slots));
             values.inplace(|values| write_slots(values, v_nc, &slots));
             let (keys, values) = (keys.clone(), values.clone());
-            let mixed_nc = paged_attention(q_nc, keys, values, &seen, self.page_size, heads);
-            x_nd = layer.finish(config, x_nd, mixed_nc);
+            let heads_nc = paged_attention(q_nc, keys, values, &seen, self.page_size, heads);
+            x_nd = layer.finish(config, x_nd, heads_nc);
         }
-        model.final_norm(drawn_after(x_nd, rows, running))
+        model.final_norm(drawing_rows(x_nd, rows, running))
     }
 
-    /// What each row sees, and the slot that it is written to.
-    fn places<'a>(&self, rows: &[Row], running: &'a [Sequence]) -> (Vec<PagedRow<'a>>, Vec<usize>) {
-        let place = |row: &Row| {
+    /// Returns the positions that each row sees, and the slot that its keys and values are written to.
+    fn seen_and_slots<'a>(
+        &self,
+        rows: &[StepRow],
+        running: &'a [Sequence],
+    ) -> (Vec<PagedRow<'a>>, Vec<usize>) {
+        let seen_and_slot = |row: &StepRow| {
             let pages = running.get(row.sequence).map(|sequence| &sequence.pages);
             let pages = pages.map(Vec::as_slice).unwrap_or_default();
             let page = pages.get(row.position / self.page_size).copied();
@@ -59,16 +68,16 @@ impl Cache {
             let length = row.position + 1;
             (PagedRow { pages, length }, slot)
         };
-        rows.iter().map(place).unzip()
+        rows.iter().map(seen_and_slot).unzip()
     }
 }
 
-/// The last row of each sequence whose next token is drawn: `[n, d]` → `[m, d]`.
-fn drawn_after(x_nd: Tensor<2>, rows: &[Row], running: &[Sequence]) -> Tensor<2> {
-    let last = |(at, row): (usize, &Row)| {
+/// Selects the last row of each sequence whose next token is drawn: `[n, d]` → `[m, d]`.
+fn drawing_rows(x_nd: Tensor<2>, rows: &[StepRow], running: &[Sequence]) -> Tensor<2> {
+    let last = |(index, row): (usize, &StepRow)| {
         let sequence = running.get(row.sequence)?;
-        let last = sequence.draws() && row.position + 1 == sequence.text.len();
-        last.then_some(at as i32)
+        let is_last = sequence.is_drawing() && row.position + 1 == sequence.ids.len();
+        is_last.then_some(index as i32)
     };
     let last: Vec<i32> = rows.iter().enumerate().filter_map(last).collect();
     if last.len() == rows.len() {

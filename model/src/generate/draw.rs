@@ -1,4 +1,4 @@
-//! One token from one row of logits: by thresholds and selection, in time linear in the vocabulary.
+//! The draw of one token from one row of logits, by thresholds and selection, in time linear in the vocabulary.
 
 use std::cell::RefCell;
 use std::cmp::Ordering;
@@ -9,31 +9,35 @@ use rand_chacha::ChaCha8Rng;
 
 use super::Sampling;
 
-/// Vectors of the vocabulary's size that a thread keeps from token to token.
+/// Buffers that a thread reuses from token to token.
 #[derive(Default)]
-struct Scratch {
+struct DrawBuffers {
+    /// Logits after the repetition penalty.
     logits_v: Vec<f32>,
     weights_v: Vec<f64>,
+    /// Sums or maxima of blocks of weights.
     blocks: Vec<f64>,
-    few: Vec<f64>,
-    heavy: Vec<Weighted>,
+    /// Weights among which the k-th largest is selected.
+    candidates: Vec<f64>,
+    /// Tokens of the nucleus.
+    nucleus: Vec<WeightedToken>,
 }
 
 thread_local! {
-    static SCRATCH: RefCell<Scratch> = RefCell::new(Scratch::default());
+    static BUFFERS: RefCell<DrawBuffers> = RefCell::new(DrawBuffers::default());
 }
 
-/// A token and its weight.
-type Weighted = (usize, f64);
+/// A token id and its weight.
+type WeightedToken = (usize, f64);
 
-/// Heaviest first, and the lower id among equals.
-fn order(a: &Weighted, b: &Weighted) -> Ordering {
+/// Orders tokens by weight, the heaviest first and the lower id first among equals.
+fn heaviest_first(a: &WeightedToken, b: &WeightedToken) -> Ordering {
     b.1.total_cmp(&a.1).then(a.0.cmp(&b.0))
 }
 
-/// Draws the token of one step, with its log-probability at temperature 1 by the logits as they are.
+/// Draws the token of one step. Returns its id and its log-probability at temperature 1 without repetition penalty.
 ///
-/// `seen` are the ids that the repetition penalty applies to, in any order, repeated or not.
+/// The repetition penalty applies to the ids in `seen`, which may be in any order and repeated.
 pub(super) fn draw(
     logits_v: &[f32],
     seen: &[u32],
@@ -41,33 +45,27 @@ pub(super) fn draw(
     seed: u64,
     step: u64,
 ) -> (u32, f32) {
-    SCRATCH.with_borrow_mut(|scratch| {
+    BUFFERS.with_borrow_mut(|buffers| {
         let largest = largest_logit(logits_v);
-        let mass = softmax_weights(logits_v, largest, 1.0, &mut scratch.weights_v);
-        let index = index(
-            logits_v,
-            largest,
-            mass,
-            seen,
-            sampling,
-            (seed, step),
-            scratch,
-        );
+        let mass = softmax_weights(logits_v, largest, 1.0, &mut buffers.weights_v);
+        let randomness = (seed, step);
+        let index = draw_index(logits_v, largest, mass, seen, sampling, randomness, buffers);
         let logit = logits_v.get(index).copied().unwrap_or(largest);
         let logprob = f64::from(logit - largest) - mass.ln();
         (index as u32, logprob as f32)
     })
 }
 
-/// `scratch.weights_v` comes with the weights of `logits_v` at temperature 1, and `mass` is their sum.
-fn index(
+/// Draws a token id. On entry, `buffers.weights_v` holds the weights of `logits_v` at temperature 1, and `mass` is their
+/// sum.
+fn draw_index(
     logits_v: &[f32],
     largest: f32,
     mass: f64,
     seen: &[u32],
     sampling: &Sampling,
     (seed, step): (u64, u64),
-    scratch: &mut Scratch,
+    buffers: &mut DrawBuffers,
 ) -> usize {
     let penalised = sampling.repetition_penalty != 1.0;
     if penalised {
@@ -75,13 +73,13 @@ fn index(
             logits_v,
             seen,
             sampling.repetition_penalty,
-            &mut scratch.logits_v,
+            &mut buffers.logits_v,
         );
     }
     let (logits_v, largest) = match penalised {
         true => (
-            scratch.logits_v.as_slice(),
-            largest_logit(&scratch.logits_v),
+            buffers.logits_v.as_slice(),
+            largest_logit(&buffers.logits_v),
         ),
         false => (logits_v, largest),
     };
@@ -93,38 +91,39 @@ fn index(
             logits_v,
             largest,
             sampling.temperature,
-            &mut scratch.weights_v,
+            &mut buffers.weights_v,
         ),
         false => mass,
     };
     let mut generator = ChaCha8Rng::seed_from_u64(seed);
     generator.set_stream(step);
     let uniform = generator.random();
-    let weights = &scratch.weights_v;
+    let weights = &buffers.weights_v;
     let floor = sampling
         .top_k
-        .and_then(|k| kth_largest(weights, k, &mut scratch.blocks, &mut scratch.few));
-    // The likeliest token has the weight 1.
+        .and_then(|k| kth_largest(weights, k, &mut buffers.blocks, &mut buffers.candidates));
+    // The likeliest token has weight 1, so `min_p` is a bound on weights.
     let least = floor.unwrap_or(0.0).max(sampling.min_p);
     if sampling.top_p < 1.0 {
         let total = floor.map_or(total, |floor| sum_from(weights, floor));
-        let heavy = &mut scratch.heavy;
-        nucleus(weights, floor.unwrap_or(0.0), total, sampling.top_p, heavy);
-        heavy.retain(|(_, weight)| *weight >= least);
-        let total: f64 = heavy.iter().map(|(_, weight)| weight).sum();
-        let at = reach(heavy, |reached| reached > uniform * total);
-        return heavy.get(at).map_or(0, |(id, _)| *id);
+        let nucleus = &mut buffers.nucleus;
+        let floor = floor.unwrap_or(0.0);
+        select_nucleus(weights, floor, total, sampling.top_p, nucleus);
+        nucleus.retain(|(_, weight)| *weight >= least);
+        let total: f64 = nucleus.iter().map(|(_, weight)| weight).sum();
+        let at = first_reaching(nucleus, |reached| reached > uniform * total);
+        return nucleus.get(at).map_or(0, |(id, _)| *id);
     }
-    pick(weights, least, uniform, &mut scratch.blocks)
+    draw_in_id_order(weights, least, uniform, &mut buffers.blocks)
 }
 
-/// The logits after the repetition penalty.
+/// Writes the logits after the repetition penalty to `out`.
 fn penalise(logits_v: &[f32], seen: &[u32], penalty: f64, out: &mut Vec<f32>) {
     out.clear();
     out.extend_from_slice(logits_v);
     let penalty = penalty as f32;
     for &id in seen {
-        // From the logits as they were, so that a token seen twice is penalised once.
+        // The original logit is used, so that a token that was seen twice is penalised once.
         if let (Some(logit), Some(out)) = (logits_v.get(id as usize), out.get_mut(id as usize)) {
             *out = if *logit < 0.0 {
                 logit * penalty
@@ -135,18 +134,18 @@ fn penalise(logits_v: &[f32], seen: &[u32], penalty: f64, out: &mut Vec<f32>) {
     }
 }
 
-/// Weights of one block of a walk over the vocabulary.
+/// Weights per block.
 const BLOCK: usize = 64;
 
-/// The k-th largest of `weights`, equal ones counted each; `None` where there are no more than k.
+/// Returns the k-th largest of `weights`, counting equal weights separately; `None` if there are at most k weights.
 ///
-/// The k-th largest of the blocks' maxima is at most the k-th largest of all, so only weights from
-/// there on are compared with one another.
+/// The k-th largest of the blocks' maxima is at most the k-th largest weight, so only weights that are not below it are
+/// candidates.
 fn kth_largest(
     weights: &[f64],
     k: usize,
     maxima: &mut Vec<f64>,
-    few: &mut Vec<f64>,
+    candidates: &mut Vec<f64>,
 ) -> Option<f64> {
     if k >= weights.len() {
         return None;
@@ -159,58 +158,68 @@ fn kth_largest(
         true => *maxima.select_nth_unstable_by(at, |a, b| b.total_cmp(a)).1,
         false => 0.0,
     };
-    few.clear();
-    few.extend(weights.iter().filter(|weight| **weight >= least));
-    if at >= few.len() {
+    candidates.clear();
+    candidates.extend(weights.iter().filter(|weight| **weight >= least));
+    if at >= candidates.len() {
         return None;
     }
-    Some(*few.select_nth_unstable_by(at, |a, b| b.total_cmp(a)).1)
+    Some(
+        *candidates
+            .select_nth_unstable_by(at, |a, b| b.total_cmp(a))
+            .1,
+    )
 }
 
-/// The sum of the weights that are not below `floor`.
+/// Sums the weights that are not below `floor`.
 fn sum_from(weights: &[f64], floor: f64) -> f64 {
     let from = |weight: &f64| if *weight >= floor { *weight } else { 0.0 };
     weights.iter().map(from).sum()
 }
 
-/// The fewest tokens that reach `top_p` of all weight from `floor` on, in any order: the heaviest, and
-/// the lower ids among equals. `total` is that weight.
-fn nucleus(weights: &[f64], floor: f64, total: f64, top_p: f64, heavy: &mut Vec<Weighted>) {
-    // All tokens below this weight together are less than the 1 − top_p that may be left out. The last
-    // factor is for rounding.
+/// Selects the fewest tokens whose weight reaches `top_p` · `total`: the heaviest, and the lower ids among equals. `total`
+/// is the sum of the weights that are not below `floor`; lighter tokens are not selected. The selection is unordered.
+fn select_nucleus(
+    weights: &[f64],
+    floor: f64,
+    total: f64,
+    top_p: f64,
+    nucleus: &mut Vec<WeightedToken>,
+) {
+    // The tokens below this weight have together less than the share 1 − top_p that may be excluded. The last factor
+    // allows for rounding.
     let least = (1.0 - top_p) * total / weights.len() as f64 * 0.999;
     let least = least.max(floor);
-    heavy.clear();
+    nucleus.clear();
     let all = weights.iter().copied().enumerate();
-    heavy.extend(all.filter(|(_, weight)| *weight >= least));
-    let at = reach(heavy, |reached| reached >= top_p * total);
-    heavy.truncate(at + 1);
+    nucleus.extend(all.filter(|(_, weight)| *weight >= least));
+    let at = first_reaching(nucleus, |reached| reached >= top_p * total);
+    nucleus.truncate(at + 1);
 }
 
-/// Below so many, sorting is faster than selecting.
-const SORTED: usize = 32;
+/// Largest number of tokens for which sorting is faster than selection.
+const MAX_SORTED: usize = 32;
 
-/// Index of the first token, in [`order`], at which `enough` is true of the running weight, or of the
-/// last one. Moves what comes before it to the front, and leaves what comes behind it behind.
-fn reach(tokens: &mut [Weighted], enough: impl Fn(f64) -> bool) -> usize {
-    let weight = |tokens: &[Weighted]| tokens.iter().map(|(_, weight)| weight).sum::<f64>();
+/// Returns the index of the first token, in the order [`heaviest_first`], at which `enough` is true of the sum of weights
+/// up to it; of the last token if there is none. Reorders the tokens so that all earlier ones are before the index.
+fn first_reaching(tokens: &mut [WeightedToken], enough: impl Fn(f64) -> bool) -> usize {
+    let weight = |tokens: &[WeightedToken]| tokens.iter().map(|(_, weight)| weight).sum::<f64>();
     let (mut start, mut end, mut reached) = (0, tokens.len(), 0.0);
-    while end - start > SORTED {
+    while end - start > MAX_SORTED {
         let Some(part) = tokens.get_mut(start..end) else {
             break;
         };
         let middle = part.len() / 2;
-        let (front, _, _) = part.select_nth_unstable_by(middle, order);
-        let through = reached + weight(front);
-        if enough(through) {
+        let (front, _, _) = part.select_nth_unstable_by(middle, heaviest_first);
+        let with_front = reached + weight(front);
+        if enough(with_front) {
             end = start + middle;
         } else {
-            reached = through;
+            reached = with_front;
             start += middle;
         }
     }
     let part = tokens.get_mut(start..end).unwrap_or_default();
-    part.sort_unstable_by(order);
+    part.sort_unstable_by(heaviest_first);
     for (at, (_, weight)) in part.iter().enumerate() {
         reached += weight;
         if enough(reached) {
@@ -220,9 +229,9 @@ fn reach(tokens: &mut [Weighted], enough: impl Fn(f64) -> bool) -> usize {
     end.saturating_sub(1)
 }
 
-/// The first id, of those with a weight from `least` on, at which the running weight passes the share
-/// `uniform` of theirs.
-fn pick(weights: &[f64], least: f64, uniform: f64, sums: &mut Vec<f64>) -> usize {
+/// Returns the first id at which the running sum of the weights that are not below `least` exceeds the share `uniform`
+/// of their sum.
+fn draw_in_id_order(weights: &[f64], least: f64, uniform: f64, sums: &mut Vec<f64>) -> usize {
     sums.clear();
     sums.extend(weights.chunks(BLOCK).map(|block| sum_from(block, least)));
     let wanted = uniform * sums.iter().sum::<f64>();
@@ -241,9 +250,9 @@ fn pick(weights: &[f64], least: f64, uniform: f64, sums: &mut Vec<f64>) -> usize
         }
         reached += sum;
     }
-    // Rounding at the end. A token without weight is never drawn.
-    let drawn = |weight: &f64| *weight >= least && *weight > 0.0;
-    weights.iter().rposition(drawn).unwrap_or(0)
+    // Rounding may keep the running sum below the wanted sum. Then the last token with a weight is drawn.
+    let has_weight = |weight: &f64| *weight >= least && *weight > 0.0;
+    weights.iter().rposition(has_weight).unwrap_or(0)
 }
 
 #[cfg(test)]
@@ -258,12 +267,12 @@ mod tests {
         }
     }
 
-    /// Ids of the nucleus, heaviest first.
+    /// Returns the ids of the nucleus, heaviest first.
     fn nucleus_ids(weights: &[f64], top_p: f64) -> Vec<usize> {
-        let mut heavy = Vec::new();
-        nucleus(weights, 0.0, weights.iter().sum(), top_p, &mut heavy);
-        heavy.sort_by(order);
-        heavy.iter().map(|(id, _)| *id).collect()
+        let mut nucleus = Vec::new();
+        select_nucleus(weights, 0.0, weights.iter().sum(), top_p, &mut nucleus);
+        nucleus.sort_by(heaviest_first);
+        nucleus.iter().map(|(id, _)| *id).collect()
     }
 
     #[test]
@@ -306,10 +315,10 @@ mod tests {
     }
 
     #[test]
-    fn the_nucleus_is_that_of_a_full_sort() {
+    fn the_nucleus_equals_that_of_a_full_sort() {
         let mut generator = ChaCha8Rng::seed_from_u64(5);
         for length in [1usize, 63, 64, 65, 500, 3000] {
-            // Few distinct values, so that ties are common.
+            // There are few distinct values, so that ties are common.
             let weights: Vec<f64> = (0..length)
                 .map(|_| f64::from(generator.random_range(1..40u32)))
                 .collect();
@@ -331,7 +340,7 @@ mod tests {
         }
     }
 
-    /// Against what transformers' logits warpers leave of fixed logits: `make.py` made the file.
+    /// The expected distributions are those of transformers' logits processors for fixed logits; `make.py` wrote the file.
     #[test]
     fn draws_follow_the_distributions_of_transformers() {
         #[derive(serde::Deserialize)]
@@ -366,7 +375,7 @@ mod tests {
             }
             for (id, expected) in case.probabilities.iter().enumerate() {
                 let found = counts[id] as f64 / draws as f64;
-                // Five standard deviations, and never a token that was left out.
+                // The tolerance is five standard deviations, and 0 for a token that is excluded.
                 let spread = 5.0 * (expected * (1.0 - expected) / draws as f64).sqrt();
                 assert!(
                     (found - expected).abs() <= spread,
@@ -377,7 +386,7 @@ mod tests {
     }
 
     #[test]
-    fn settings_that_leave_nothing_out_draw_as_none() {
+    fn settings_that_exclude_no_token_change_no_draw() {
         let logits: Vec<f32> = (0..60).map(|id| (id * 37 % 23) as f32 * 0.2).collect();
         let wide = Sampling {
             top_k: Some(60),
@@ -406,7 +415,7 @@ mod tests {
     }
 
     #[test]
-    fn the_step_and_the_seed_decide() {
+    fn draws_depend_on_the_seed_and_the_step() {
         let logits: Vec<f32> = (0..100).map(|id| (id % 7) as f32 * 0.1).collect();
         let at = |seed, step| draw(&logits, &[], &sampling(1.0, 1.0), seed, step).0;
         assert_eq!(at(3, 4), at(3, 4));
@@ -415,11 +424,12 @@ mod tests {
             .collect();
         assert!(distinct.len() > 15);
     }
+
     #[test]
-    fn selection_draws_what_sorting_draws() {
+    fn draws_by_selection_equal_draws_by_sorting() {
         let mut generator = ChaCha8Rng::seed_from_u64(11);
         for length in [1usize, 5, 33, 64, 65, 1000, 5000] {
-            // Few distinct values, so that ties are common.
+            // There are few distinct values, so that ties are common.
             let logits: Vec<f32> = (0..length)
                 .map(|_| generator.random_range(-30..30i32) as f32 * 0.15)
                 .collect();
@@ -450,12 +460,12 @@ mod tests {
         }
     }
 
-    /// The same draw by sorting all tokens.
+    /// Draws a token by sorting all tokens.
     fn sorted_draw(logits: &[f32], sampling: &Sampling, seed: u64, step: u64) -> usize {
         let largest = logits.iter().copied().fold(f32::MIN, f32::max);
         let weight = |z: &f32| (f64::from(z - largest) / sampling.temperature).exp();
-        let mut tokens: Vec<Weighted> = logits.iter().map(weight).enumerate().collect();
-        tokens.sort_by(order);
+        let mut tokens: Vec<WeightedToken> = logits.iter().map(weight).enumerate().collect();
+        tokens.sort_by(heaviest_first);
         if let Some(kth) = sampling.top_k.and_then(|k| tokens.get(k - 1)).copied() {
             tokens.retain(|(_, weight)| *weight >= kth.1 * (1.0 - 1e-12));
         }
@@ -486,7 +496,7 @@ mod tests {
     }
 
     #[test]
-    fn a_penalty_moves_the_greedy_choice_and_not_the_logprob() {
+    fn a_penalty_changes_the_greedy_choice_and_not_the_logprob() {
         let logits = [0.5f32, 3.0, 2.9, -1.0];
         let mut greedy = sampling(0.0, 1.0);
         let (plain, _) = draw(&logits, &[1, 1], &greedy, 0, 0);

@@ -1,56 +1,56 @@
-//! Which pages of the cache are free, who holds the others, and which prompts can share them.
+//! Allocation of the KV cache's pages to sequences, and sharing of pages between prompts with equal beginnings.
 
 use std::collections::HashMap;
 
-/// A full page of a prompt: the page before it, and its tokens. Equal keys have equal positions before
-/// them, all the way to the start, and so the same keys and values.
-type Beginning = (Option<u32>, Vec<u32>);
+/// Identifies a full page of a prompt by the page before it and the tokens in it. Pages with equal keys have equal tokens
+/// from the start of the prompt, and so equal keys and values.
+type PrefixKey = (Option<u32>, Vec<u32>);
 
 /// The pages of one pool.
 #[derive(Debug)]
-pub(super) struct Pages {
+pub(super) struct PagePool {
     page_size: usize,
-    /// Free pages; the last one is given out next.
+    /// Free pages; the last one is allocated next.
     free: Vec<u32>,
-    /// How many sequences hold each page.
-    holders: Vec<usize>,
-    /// Pages that hold nothing but a prompt's tokens, while somebody holds them.
-    prompts: HashMap<Beginning, u32>,
-    /// The key in `prompts` of each page that is there.
-    beginnings: HashMap<u32, Beginning>,
+    /// Number of sequences that use each page.
+    users: Vec<usize>,
+    /// The pages in use that hold prompt tokens only and can be shared.
+    sharable: HashMap<PrefixKey, u32>,
+    /// The key in `sharable` of each page that is in it.
+    keys: HashMap<u32, PrefixKey>,
 }
 
-/// What a sequence was given.
+/// The pages of a sequence.
 #[derive(Debug, PartialEq)]
-pub(super) struct Given {
-    /// Pages of all its positions, in their order.
+pub(super) struct PageAllocation {
+    /// Pages of all positions of the sequence, in order.
     pub(super) pages: Vec<u32>,
-    /// So many positions of the prompt are in pages that another sequence fills.
+    /// Number of positions of the prompt that are in shared pages, whose keys and values another sequence writes.
     pub(super) shared: usize,
 }
 
-impl Pages {
+impl PagePool {
     pub(super) fn new(count: usize, page_size: usize) -> Self {
         Self {
             page_size,
             free: (0..count as u32).rev().collect(),
-            holders: vec![0; count],
-            prompts: HashMap::new(),
-            beginnings: HashMap::new(),
+            users: vec![0; count],
+            sharable: HashMap::new(),
+            keys: HashMap::new(),
         }
     }
 
-    /// Pages for `positions` positions that start with `prompt`, or `None` until others are given back.
+    /// Allocates pages for `positions` positions that start with `prompt`; `None` if too few pages are free.
     ///
-    /// Whole pages of the prompt are shared with sequences that begin alike, but never the page of its
-    /// last token, which is what the first answer token is drawn after. Who shares a page must not
-    /// read it before the one that was first given it has written it.
-    pub(super) fn take(&mut self, prompt: &[u32], positions: usize) -> Option<Given> {
+    /// Whole pages of the prompt are shared with sequences that begin with the same tokens, except the page of its last
+    /// token, because the first answer token is drawn from that position's logits. A sequence must not read a shared page
+    /// before the sequence that allocated it first has written it.
+    pub(super) fn allocate(&mut self, prompt: &[u32], positions: usize) -> Option<PageAllocation> {
         let mut pages = Vec::with_capacity(positions.div_ceil(self.page_size));
-        let sharable = prompt.len().saturating_sub(1) / self.page_size;
-        for tokens in prompt.chunks(self.page_size).take(sharable) {
-            let beginning = (pages.last().copied(), tokens.to_vec());
-            let Some(page) = self.prompts.get(&beginning) else {
+        let max_shared = prompt.len().saturating_sub(1) / self.page_size;
+        for tokens in prompt.chunks(self.page_size).take(max_shared) {
+            let key = (pages.last().copied(), tokens.to_vec());
+            let Some(page) = self.sharable.get(&key) else {
                 break;
             };
             pages.push(*page);
@@ -60,40 +60,39 @@ impl Pages {
         let first = self.free.len().checked_sub(fresh)?;
         pages.extend(self.free.drain(first..).rev());
         for page in &pages {
-            if let Some(holders) = self.holders.get_mut(*page as usize) {
-                *holders += 1;
+            if let Some(users) = self.users.get_mut(*page as usize) {
+                *users += 1;
             }
         }
         let full = prompt.chunks_exact(self.page_size).enumerate();
         for (index, tokens) in full.skip(shared) {
             let before = index.checked_sub(1).and_then(|before| pages.get(before));
-            let (beginning, Some(page)) = ((before.copied(), tokens.to_vec()), pages.get(index))
-            else {
+            let (key, Some(page)) = ((before.copied(), tokens.to_vec()), pages.get(index)) else {
                 break;
             };
-            // The page of an equal prompt's last token may be there already; one of them is enough.
-            if self.prompts.contains_key(&beginning) {
+            // The page of an equal prompt's last token may be sharable already; one page per key is enough.
+            if self.sharable.contains_key(&key) {
                 break;
             }
-            self.beginnings.insert(*page, beginning.clone());
-            self.prompts.insert(beginning, *page);
+            self.keys.insert(*page, key.clone());
+            self.sharable.insert(key, *page);
         }
-        Some(Given {
+        Some(PageAllocation {
             pages,
             shared: shared * self.page_size,
         })
     }
 
-    /// Gives pages back: who shares them keeps them.
-    pub(super) fn give_back(&mut self, pages: &[u32]) {
+    /// Frees the pages of a sequence that no other sequence uses.
+    pub(super) fn release(&mut self, pages: &[u32]) {
         for page in pages.iter().rev() {
-            let Some(holders) = self.holders.get_mut(*page as usize) else {
+            let Some(users) = self.users.get_mut(*page as usize) else {
                 continue;
             };
-            *holders = holders.saturating_sub(1);
-            if *holders == 0 {
-                if let Some(beginning) = self.beginnings.remove(page) {
-                    self.prompts.remove(&beginning);
+            *users = users.saturating_sub(1);
+            if *users == 0 {
+                if let Some(key) = self.keys.remove(page) {
+                    self.sharable.remove(&key);
                 }
                 self.free.push(*page);
             }
@@ -106,12 +105,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn equal_beginnings_share_whole_pages_and_give_them_back_together() {
-        let mut pages = Pages::new(10, 4);
+    fn prompts_with_equal_beginnings_share_whole_pages_until_the_last_one_ends() {
+        let mut pages = PagePool::new(10, 4);
         let prompt: Vec<u32> = (0..10).collect();
-        let first = pages.take(&prompt, 14).unwrap();
+        let first = pages.allocate(&prompt, 14).unwrap();
         assert_eq!((first.pages.len(), first.shared), (4, 0));
-        let second = pages.take(&prompt, 14).unwrap();
+        let second = pages.allocate(&prompt, 14).unwrap();
         assert_eq!(second.shared, 8);
         assert_eq!(second.pages[..2], first.pages[..2]);
         assert!(
@@ -119,32 +118,32 @@ mod tests {
                 .iter()
                 .all(|page| !first.pages.contains(page))
         );
-        // Another token in the second page: only the first is shared.
+        // A prompt with another token in its second page shares the first page only.
         let mut other = prompt.clone();
         other[5] = 99;
-        let third = pages.take(&other, 12).unwrap();
+        let third = pages.allocate(&other, 12).unwrap();
         assert_eq!((third.shared, third.pages[0]), (4, first.pages[0]));
         assert_eq!(pages.free.len(), 2);
-        assert_eq!(pages.take(&[7; 3], 12), None);
+        assert_eq!(pages.allocate(&[7; 3], 12), None);
         assert_eq!(pages.free.len(), 2);
-        pages.give_back(&first.pages);
+        pages.release(&first.pages);
         assert_eq!(pages.free.len(), 4);
-        pages.give_back(&second.pages);
-        pages.give_back(&third.pages);
+        pages.release(&second.pages);
+        pages.release(&third.pages);
         assert_eq!(pages.free.len(), 10);
-        assert!(pages.prompts.is_empty() && pages.beginnings.is_empty());
-        assert_eq!(pages.take(&prompt, 14).unwrap().shared, 0);
+        assert!(pages.sharable.is_empty() && pages.keys.is_empty());
+        assert_eq!(pages.allocate(&prompt, 14).unwrap().shared, 0);
     }
 
     #[test]
     fn the_page_of_the_last_token_is_not_shared_with_an_equal_prompt() {
-        let mut pages = Pages::new(8, 4);
-        let first = pages.take(&[1, 2, 3, 4], 5).unwrap();
-        let same = pages.take(&[1, 2, 3, 4], 5).unwrap();
+        let mut pages = PagePool::new(8, 4);
+        let first = pages.allocate(&[1, 2, 3, 4], 5).unwrap();
+        let same = pages.allocate(&[1, 2, 3, 4], 5).unwrap();
         assert_eq!((first.shared, same.shared), (0, 0));
-        assert_eq!(pages.take(&[1, 2, 3, 4, 5], 6).unwrap().shared, 4);
-        pages.give_back(&same.pages);
-        assert_eq!(pages.take(&[1, 2, 3, 4, 6], 6).unwrap().shared, 4);
-        pages.give_back(&first.pages);
+        assert_eq!(pages.allocate(&[1, 2, 3, 4, 5], 6).unwrap().shared, 4);
+        pages.release(&same.pages);
+        assert_eq!(pages.allocate(&[1, 2, 3, 4, 6], 6).unwrap().shared, 4);
+        pages.release(&first.pages);
     }
 }

@@ -1,17 +1,17 @@
-//! Which rows the next step computes: a token of every running answer, and a piece of the prompts.
+//! The rows that the next step computes: one token of every running answer, and a part of the admitted prompts.
 //!
-//! Prompts are admitted and computed in their order. So by the time a sequence reads a page that it
-//! shares, the sequence before it that fills the page has done so, in the same step or earlier.
+//! Prompts are admitted and computed in order. So when a sequence reads a shared page, the earlier sequence that writes
+//! the page has written it in the same step or before.
 
-use super::pages::{Given, Pages};
-use super::{End, Generated, Limits, Sampling, Stop};
+use super::pages::{PageAllocation, PagePool};
+use super::{BatchLimits, GeneratedAnswer, Sampling, StopConditions, StopReason};
 
 /// One token that a step computes.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Row {
+pub(super) struct StepRow {
     pub(super) id: u32,
     pub(super) position: usize,
-    /// Index of its sequence among the running ones.
+    /// Index of the token's sequence among the running sequences.
     pub(super) sequence: usize,
 }
 
@@ -20,145 +20,152 @@ pub(super) struct Row {
 pub(super) struct Sequence {
     /// Index of the prompt.
     pub(super) prompt: usize,
-    /// Ids of the prompt and of the answer.
-    pub(super) text: Vec<u32>,
+    /// Token ids of the prompt and of the answer so far.
+    pub(super) ids: Vec<u32>,
     pub(super) pages: Vec<u32>,
     prompt_tokens: usize,
-    /// Positions that the cache holds, or will after the step at hand.
-    fed: usize,
+    /// Number of positions that the cache holds after the current step.
+    cached: usize,
     logprobs: Vec<f32>,
-    /// The end of the answer's bytes, where a stop string may have begun.
+    /// The last bytes of the answer, in which a stop string may have begun.
     tail: Vec<u8>,
-    end: Option<End>,
+    stop_reason: Option<StopReason>,
 }
 
 impl Sequence {
-    /// Tokens of the answer.
+    /// Number of tokens of the answer.
     pub(super) fn drawn(&self) -> usize {
-        self.text.len() - self.prompt_tokens
+        self.ids.len() - self.prompt_tokens
     }
 
-    /// Whether the step at hand computes the last token there is, so that the next one is drawn.
-    pub(super) fn draws(&self) -> bool {
-        self.fed == self.text.len()
+    /// Whether the current step computes the sequence's last token, so that the next token is drawn.
+    pub(super) fn is_drawing(&self) -> bool {
+        self.cached == self.ids.len()
     }
 
-    /// Puts a token behind the answer, and says what ended it.
-    pub(super) fn push(&mut self, (id, logprob): (u32, f32), stop: &Stop<'_>, sampling: &Sampling) {
-        self.text.push(id);
+    /// Appends a token to the answer, and sets the stop reason if the answer ends with it.
+    pub(super) fn push(
+        &mut self,
+        (id, logprob): (u32, f32),
+        stop: &StopConditions<'_>,
+        sampling: &Sampling,
+    ) {
+        self.ids.push(id);
         self.logprobs.push(logprob);
-        self.end = if stop.ids.contains(&id) {
-            Some(End::StopId)
-        } else if stop.completed_by(id, &mut self.tail) {
-            Some(End::StopString)
+        self.stop_reason = if stop.ids.contains(&id) {
+            Some(StopReason::StopToken)
+        } else if stop.is_string_completed_by(id, &mut self.tail) {
+            Some(StopReason::StopString)
         } else if self.drawn() >= sampling.max_new_tokens {
-            Some(End::Length)
+            Some(StopReason::Length)
         } else {
             None
         };
     }
 }
 
-/// The sequences that run, and the pages they have.
+/// The running sequences, the waiting prompts and the pages.
 #[derive(Debug)]
 pub(super) struct Schedule<'a> {
     prompts: &'a [Vec<u32>],
-    /// The first prompt that waits.
+    /// Index of the first waiting prompt.
     next: usize,
     pub(super) running: Vec<Sequence>,
-    pages: Pages,
-    /// Pages of the pool.
+    pages: PagePool,
+    /// Number of pages of the pool.
     pub(super) page_count: usize,
-    new_tokens: usize,
-    limits: &'a Limits,
+    max_new_tokens: usize,
+    limits: &'a BatchLimits,
 }
 
 impl<'a> Schedule<'a> {
-    pub(super) fn new(prompts: &'a [Vec<u32>], new_tokens: usize, limits: &'a Limits) -> Self {
-        // The last token drawn is never fed back.
-        let pages = |prompt: &Vec<u32>| (prompt.len() + new_tokens - 1).div_ceil(limits.page_size);
+    pub(super) fn new(
+        prompts: &'a [Vec<u32>],
+        max_new_tokens: usize,
+        limits: &'a BatchLimits,
+    ) -> Self {
+        // The last token of an answer needs no position in the cache.
+        let pages =
+            |prompt: &Vec<u32>| (prompt.len() + max_new_tokens - 1).div_ceil(limits.page_size);
         let largest = prompts.iter().map(pages).max().unwrap_or(0);
         let all = prompts.iter().map(pages).sum::<usize>();
-        // One sequence always fits; more pages than all of them need would be idle.
+        // The largest sequence must fit; more pages than all sequences need would stay unused.
         let page_count = (limits.cache_tokens / limits.page_size).clamp(largest, all);
         Self {
             prompts,
             next: 0,
             running: Vec::new(),
-            pages: Pages::new(page_count, limits.page_size),
+            pages: PagePool::new(page_count, limits.page_size),
             page_count,
-            new_tokens,
+            max_new_tokens,
             limits,
         }
     }
 
-    /// Lets prompts in, in their order, as long as all positions that the next one can need are free.
+    /// Admits prompts in order, while all positions that the next one may need are free.
     fn admit(&mut self) {
         while self.running.len() < self.limits.sequences {
             let Some(prompt) = self.prompts.get(self.next) else {
                 return;
             };
-            let positions = prompt.len() + self.new_tokens - 1;
-            let Some(Given { pages, shared }) = self.pages.take(prompt, positions) else {
+            let positions = prompt.len() + self.max_new_tokens - 1;
+            let allocation = self.pages.allocate(prompt, positions);
+            let Some(PageAllocation { pages, shared }) = allocation else {
                 return;
             };
             self.running.push(Sequence {
                 prompt: self.next,
-                text: prompt.clone(),
+                ids: prompt.clone(),
                 pages,
                 prompt_tokens: prompt.len(),
-                fed: shared,
+                cached: shared,
                 logprobs: Vec::new(),
                 tail: Vec::new(),
-                end: None,
+                stop_reason: None,
             });
             self.next += 1;
         }
     }
 
-    /// The rows of the next step; none when all is done.
-    pub(super) fn rows(&mut self) -> Vec<Row> {
+    /// Returns the rows of the next step; none if all answers have ended.
+    pub(super) fn rows(&mut self) -> Vec<StepRow> {
         self.admit();
         let mut rows = Vec::new();
-        let mut left = self.limits.prefill_rows;
+        let mut prefill_left = self.limits.prefill_rows;
         for (sequence, running) in self.running.iter_mut().enumerate() {
-            let waiting = running.text.len() - running.fed;
+            let uncached = running.ids.len() - running.cached;
             let taken = match running.drawn() {
-                0 => waiting.min(left),
-                _ => waiting,
+                0 => uncached.min(prefill_left),
+                _ => uncached,
             };
             if running.drawn() == 0 {
-                left -= taken;
+                prefill_left -= taken;
             }
-            let ids = running
-                .text
-                .iter()
-                .enumerate()
-                .skip(running.fed)
-                .take(taken);
-            rows.extend(ids.map(|(position, id)| Row {
+            let ids = running.ids.iter().enumerate();
+            let ids = ids.skip(running.cached).take(taken);
+            rows.extend(ids.map(|(position, id)| StepRow {
                 id: *id,
                 position,
                 sequence,
             }));
-            running.fed += taken;
+            running.cached += taken;
         }
         rows
     }
 
-    /// Moves sequences that have ended into their places of `answers`.
-    pub(super) fn release(&mut self, answers: &mut [Generated]) {
+    /// Removes the sequences that have ended, and moves their answers to `answers`.
+    pub(super) fn remove_ended(&mut self, answers: &mut [GeneratedAnswer]) {
         let pages = &mut self.pages;
         self.running.retain_mut(|sequence| {
-            let Some(end) = sequence.end else {
+            let Some(stop_reason) = sequence.stop_reason else {
                 return true;
             };
-            pages.give_back(&sequence.pages);
+            pages.release(&sequence.pages);
             if let Some(answer) = answers.get_mut(sequence.prompt) {
-                *answer = Generated {
-                    ids: sequence.text.split_off(sequence.prompt_tokens),
+                *answer = GeneratedAnswer {
+                    ids: sequence.ids.split_off(sequence.prompt_tokens),
                     logprobs: std::mem::take(&mut sequence.logprobs),
-                    end,
+                    stop_reason,
                 };
             }
             false

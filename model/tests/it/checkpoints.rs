@@ -1,14 +1,14 @@
-//! Saving, loading, cutting, and each way in which a checkpoint can be broken.
+//! Saving, loading and layer pruning, and the error of each kind of broken checkpoint.
 
 use std::path::Path;
 
 use burn::tensor::{DType, Device};
 use half::{bf16, f16};
-use potstill_model::{Config, Error, Llama, cut, load, save, save_sharded, weight_files};
+use potstill_model::{Config, Error, Llama, load, prune_layers, save, save_sharded, weight_files};
 
 use crate::{small, values};
 
-/// What storing a value in another type does to it.
+/// The rounding of a value to a stored type.
 type Round = fn(f64) -> f64;
 
 #[test]
@@ -35,7 +35,7 @@ fn every_type_survives_a_round_trip() {
                 let expected: Vec<f64> = expected.into_iter().map(round).collect();
                 assert_eq!(found, expected, "{name} {dtype:?}");
             }
-            // What was stored is stored again, bit for bit.
+            // Saving the loaded model writes the same bytes.
             let first = std::fs::read(dir.path().join("model.safetensors")).unwrap();
             save(&same, dir.path(), dtype).unwrap();
             let second = std::fs::read(dir.path().join("model.safetensors")).unwrap();
@@ -45,7 +45,7 @@ fn every_type_survives_a_round_trip() {
 }
 
 #[test]
-fn a_shape_knows_its_parameters() {
+fn a_configuration_counts_the_parameters_of_its_model() {
     for tied in [true, false] {
         let model = small(tied, DType::F32);
         let counted: usize = values(&model).iter().map(|(_, _, v)| v.len()).sum();
@@ -68,25 +68,26 @@ fn shards_are_written_and_read() {
     std::fs::remove_file(&files[1]).unwrap();
     let error = load(dir.path(), DType::F32, &Device::flex()).unwrap_err();
     assert!(matches!(error, Error::MissingShard { .. }));
-    let message = told(&error, dir.path());
+    let message = message(&error, dir.path());
     assert!(
         message.starts_with("`DIR/model-00002-of-")
-            && message.contains("is absent, though `DIR/model.safetensors.index.json` names it for the tensor `model.layers."),
+            && message.contains("does not exist, but `DIR/model.safetensors.index.json` names it for the tensor `model.layers.")
+            && message.ends_with("\nhint: download the missing shard"),
         "{message}"
     );
 
-    // Saved whole again, the index is gone and the one file counts.
+    // Saving to one file removes the index.
     save(&model, dir.path(), DType::F32).unwrap();
     assert_eq!(weight_files(dir.path()).unwrap().len(), 1);
     assert!(!dir.path().join("model.safetensors.index.json").exists());
 }
 
 #[test]
-fn broken_checkpoints_name_file_and_tensor() {
+fn errors_of_broken_checkpoints_name_file_and_tensor() {
     let dir = tempfile::tempdir().unwrap();
     let fail = || {
         let error = load(dir.path(), DType::F32, &Device::flex()).unwrap_err();
-        told(&error, dir.path())
+        message(&error, dir.path())
     };
     assert_eq!(fail(), "cannot read `DIR/config.json`");
 
@@ -99,14 +100,14 @@ fn broken_checkpoints_name_file_and_tensor() {
     std::fs::remove_file(&weights).unwrap();
     assert_eq!(
         fail(),
-        "`DIR` holds neither `model.safetensors` nor `model.safetensors.index.json`: point to a folder with weights in Hugging Face layout"
+        "`DIR` holds neither `model.safetensors` nor `model.safetensors.index.json`\nhint: name a folder with weights in Hugging Face layout"
     );
 
     for length in [0, 4, 100, whole.len() - 1] {
         std::fs::write(&weights, &whole[..length]).unwrap();
         assert_eq!(
             fail(),
-            "`DIR/model.safetensors` is not a whole safetensors file: it may be truncated, so fetch it again"
+            "`DIR/model.safetensors` is not a complete safetensors file\nhint: the file may be truncated; download it again"
         );
     }
     std::fs::write(&weights, &whole).unwrap();
@@ -119,12 +120,12 @@ fn broken_checkpoints_name_file_and_tensor() {
     with(|config| config.num_hidden_layers = 5);
     assert_eq!(
         fail(),
-        "`DIR/model.safetensors` has no tensor `model.layers.4.input_layernorm.weight`: the weights do not fit `config.json`"
+        "`DIR/model.safetensors` has no tensor `model.layers.4.input_layernorm.weight`\nhint: the weights do not belong to this `config.json`; use both from the same model"
     );
     with(|config| config.intermediate_size = 21);
     assert_eq!(
         fail(),
-        "`DIR/model.safetensors`: tensor `model.layers.0.mlp.gate_proj.weight` has the shape [20, 12], and `config.json` asks for [21, 12]"
+        "`DIR/model.safetensors`: tensor `model.layers.0.mlp.gate_proj.weight` has the shape [20, 12], but `config.json` requires [21, 12]"
     );
     std::fs::write(&config, "{ \"model_type\": ").unwrap();
     assert_eq!(
@@ -136,7 +137,7 @@ fn broken_checkpoints_name_file_and_tensor() {
     let text = String::from_utf8_lossy(&whole[8..]).into_owned();
     assert!(text.contains("\"F32\""));
     let integers: Vec<u8> = {
-        // The header is JSON: the same bytes as whole numbers of the same width.
+        // The type in the JSON header is changed to integers of the same width.
         let mut bytes = whole.clone();
         let header = u64::from_le_bytes(whole[..8].try_into().unwrap()) as usize;
         let replaced = String::from_utf8(whole[8..8 + header].to_vec())
@@ -148,7 +149,7 @@ fn broken_checkpoints_name_file_and_tensor() {
     std::fs::write(&weights, integers).unwrap();
     assert_eq!(
         fail(),
-        "`DIR/model.safetensors`: tensor `model.embed_tokens.weight` is stored as I32: only F64, F32, F16 and BF16 are read"
+        "`DIR/model.safetensors`: tensor `model.embed_tokens.weight` is stored as I32, but only F64, F32, F16 and BF16 are supported"
     );
 
     let error = load(dir.path(), DType::I32, &Device::flex()).unwrap_err();
@@ -156,16 +157,16 @@ fn broken_checkpoints_name_file_and_tensor() {
 }
 
 #[test]
-fn a_file_beside_a_folder_that_cannot_be_made_is_an_error() {
+fn saving_to_a_folder_that_cannot_be_created_is_an_error() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("file");
     std::fs::write(&file, "").unwrap();
     let error = save(&small(true, DType::F32), &file.join("sub"), DType::F32).unwrap_err();
-    assert_eq!(told(&error, dir.path()), "cannot create `DIR/file/sub`");
+    assert_eq!(message(&error, dir.path()), "cannot create `DIR/file/sub`");
 }
 
 #[test]
-fn a_cut_keeps_every_nth_layer() {
+fn layer_pruning_keeps_every_nth_layer() {
     let model = small(false, DType::F32);
     for (every, kept) in [
         (1, vec![0, 1, 2, 3]),
@@ -173,7 +174,7 @@ fn a_cut_keeps_every_nth_layer() {
         (3, vec![0, 3]),
         (9, vec![0]),
     ] {
-        let student = cut(&model, every).unwrap();
+        let student = prune_layers(&model, every).unwrap();
         assert_eq!(student.config().num_hidden_layers, kept.len());
         let all = values(&model);
         for (name, shape, found) in values(&student) {
@@ -189,16 +190,16 @@ fn a_cut_keeps_every_nth_layer() {
             assert_eq!((&shape, &found), (&expected.1, &expected.2), "{name}");
         }
     }
-    assert!(matches!(cut(&model, 0), Err(Error::CutEvery)));
+    assert!(matches!(prune_layers(&model, 0), Err(Error::PruneInterval)));
 }
 
 #[test]
-fn the_seed_decides_the_initial_weights() {
+fn initial_weights_depend_on_the_seed_only() {
     let model = small(false, DType::F32);
     assert_eq!(values(&model), values(&small(false, DType::F32)));
     let init = |seed| Llama::init(model.config(), seed, DType::F32, &Device::flex()).unwrap();
     assert_ne!(values(&model), values(&init(8)));
-    // Another type rounds the same numbers.
+    // A model of another type has the same numbers, rounded.
     for ((name, _, wide), (_, _, narrow)) in values(&small(false, DType::F64))
         .into_iter()
         .zip(values(&model))
@@ -215,7 +216,7 @@ fn the_seed_decides_the_initial_weights() {
     assert!((mean_square.sqrt() - 0.02).abs() < 0.002, "{mean_square}");
 }
 
-/// The message, with the temporary folder as `DIR`.
-fn told(error: &Error, dir: &Path) -> String {
+/// Returns the message of an error, with `DIR` in place of the temporary folder.
+fn message(error: &Error, dir: &Path) -> String {
     error.to_string().replace(&dir.display().to_string(), "DIR")
 }

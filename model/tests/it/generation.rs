@@ -1,10 +1,13 @@
-//! Batched generation against the model without a cache, and every refused request.
+//! Batched generation agrees with the model without a cache; every invalid request is refused.
 
 use std::ops::ControlFlow;
 
 use burn::module::Module;
 use burn::tensor::{DType, Device};
-use potstill_model::{End, Generated, Limits, Llama, Sampling, Stop, generate, load};
+use potstill_model::{
+    BatchLimits, Error, GeneratedAnswer, Llama, Sampling, StopConditions, StopReason, generate,
+    load,
+};
 
 use crate::{host, ids, lively, real};
 
@@ -26,33 +29,49 @@ fn prompts() -> Vec<Vec<u32>> {
     ]
 }
 
-fn run(model: &Llama, prompts: &[Vec<u32>], eos: &[u32], sampling: &Sampling) -> Vec<Generated> {
+fn run(
+    model: &Llama,
+    prompts: &[Vec<u32>],
+    eos: &[u32],
+    sampling: &Sampling,
+) -> Vec<GeneratedAnswer> {
     let seeds: Vec<u64> = (0..prompts.len() as u64).map(|row| 100 + row).collect();
     run_with(
         model,
         prompts,
-        &Stop::at(eos),
+        &StopConditions::at(eos),
         sampling,
         &seeds,
-        &Limits::default(),
+        &BatchLimits::default(),
     )
 }
 
 fn run_with(
     model: &Llama,
     prompts: &[Vec<u32>],
-    stop: &Stop<'_>,
+    stop: &StopConditions<'_>,
     sampling: &Sampling,
     seeds: &[u64],
-    limits: &Limits,
-) -> Vec<Generated> {
-    let mut forward = |_| ControlFlow::Continue(());
-    generate(model, prompts, stop, sampling, seeds, limits, &mut forward)
-        .unwrap()
-        .unwrap()
+    limits: &BatchLimits,
+) -> Vec<GeneratedAnswer> {
+    try_generate(model, prompts, stop, sampling, seeds, limits).unwrap()
 }
 
-/// Log-probabilities after a text, without a cache.
+/// Generates without stopping early.
+fn try_generate(
+    model: &Llama,
+    prompts: &[Vec<u32>],
+    stop: &StopConditions<'_>,
+    sampling: &Sampling,
+    seeds: &[u64],
+    limits: &BatchLimits,
+) -> Result<Vec<GeneratedAnswer>, Error> {
+    let mut progress = |_| ControlFlow::Continue(());
+    let answers = generate(model, prompts, stop, sampling, seeds, limits, &mut progress);
+    answers.map(Option::unwrap)
+}
+
+/// Computes the log-probabilities of the next token after a text, without a cache.
 fn logprobs(model: &Llama, text: &[u32]) -> Vec<f64> {
     let hidden = model.hidden(ids(&[text], &model.device()));
     let [_, t, d] = hidden.dims();
@@ -63,11 +82,11 @@ fn logprobs(model: &Llama, text: &[u32]) -> Vec<f64> {
 }
 
 #[test]
-fn the_cache_changes_nothing() {
+fn generation_with_the_cache_agrees_with_the_model_without_it() {
     let model = lively(DType::F64);
     for (prompt, answer) in prompts().iter().zip(run(&model, &prompts(), &[], &GREEDY)) {
         assert_eq!(answer.ids.len(), 12);
-        assert_eq!(answer.end, End::Length);
+        assert_eq!(answer.stop_reason, StopReason::Length);
         let mut text = prompt.clone();
         for (id, logprob) in answer.ids.iter().zip(&answer.logprobs) {
             let expected = logprobs(&model, &text);
@@ -79,8 +98,8 @@ fn the_cache_changes_nothing() {
     }
 }
 
-/// Prompts of many lengths: equal ones, ones that begin alike over several pages, and single tokens.
-fn crowd(vocab_size: u32) -> Vec<Vec<u32>> {
+/// Prompts of many lengths, among them equal prompts, prompts with equal beginnings of several pages, and a single token.
+fn varied_prompts(vocab_size: u32) -> Vec<Vec<u32>> {
     let text = |seed: u32, length: u32| -> Vec<u32> {
         let id = |t| (seed * 7919 + t * t * 31 + t * 17 + 5) % vocab_size;
         (0..length).map(id).collect()
@@ -94,9 +113,9 @@ fn crowd(vocab_size: u32) -> Vec<Vec<u32>> {
     prompts
 }
 
-/// What shares a batch, and how it is run.
-fn arrangements() -> Vec<Limits> {
-    let limits = |cache_tokens, sequences, prefill_rows, page_size| Limits {
+/// Batch limits under which the prompts are grouped into steps and pages differently.
+fn varied_limits() -> Vec<BatchLimits> {
+    let limits = |cache_tokens, sequences, prefill_rows, page_size| BatchLimits {
         cache_tokens,
         sequences,
         prefill_rows,
@@ -111,9 +130,10 @@ fn arrangements() -> Vec<Limits> {
     ]
 }
 
-/// The answers are the same, bit for bit, alone, together, in other orders and under other limits.
-fn answers_stand_alone(model: &Llama, prompts: &[Vec<u32>], eos: &[u32], sampling: &Sampling) {
-    let (count, stop) = (prompts.len(), Stop::at(eos));
+/// Asserts that answers are the same bit for bit when each prompt is run alone, together with others, in other orders and
+/// under other limits.
+fn check_independence(model: &Llama, prompts: &[Vec<u32>], eos: &[u32], sampling: &Sampling) {
+    let (count, stop) = (prompts.len(), StopConditions::at(eos));
     let seeds: Vec<u64> = (0..count as u64).map(|row| 100 + row).collect();
     let pick = |order: &[usize]| -> (Vec<Vec<u32>>, Vec<u64>) {
         order
@@ -121,17 +141,25 @@ fn answers_stand_alone(model: &Llama, prompts: &[Vec<u32>], eos: &[u32], samplin
             .map(|row| (prompts[*row].clone(), seeds[*row]))
             .unzip()
     };
-    let alone: Vec<Generated> = (0..count)
+    let alone: Vec<GeneratedAnswer> = (0..count)
         .map(|row| {
             let (prompts, seeds) = pick(&[row]);
-            run_with(model, &prompts, &stop, sampling, &seeds, &Limits::default()).remove(0)
+            run_with(
+                model,
+                &prompts,
+                &stop,
+                sampling,
+                &seeds,
+                &BatchLimits::default(),
+            )
+            .remove(0)
         })
         .collect();
     let backwards: Vec<usize> = (0..count).rev().collect();
     let mixed: Vec<usize> = (0..count).map(|row| (row * 5 + 3) % count).collect();
     let some: Vec<usize> = (0..count).step_by(3).collect();
     for order in [(0..count).collect(), backwards, mixed, some] {
-        for limits in arrangements() {
+        for limits in varied_limits() {
             let (prompts, seeds) = pick(&order);
             let found = run_with(model, &prompts, &stop, sampling, &seeds, &limits);
             for (row, found) in order.iter().zip(found) {
@@ -142,7 +170,7 @@ fn answers_stand_alone(model: &Llama, prompts: &[Vec<u32>], eos: &[u32], samplin
 }
 
 #[test]
-fn an_answer_does_not_depend_on_what_shares_the_batch() {
+fn an_answer_does_not_depend_on_the_other_prompts_of_the_batch() {
     for dtype in [DType::F32, DType::F64, DType::BF16] {
         let model = lively(dtype);
         for (temperature, top_k, min_p, repetition_penalty) in [
@@ -158,13 +186,13 @@ fn an_answer_does_not_depend_on_what_shares_the_batch() {
                 min_p,
                 repetition_penalty,
             };
-            answers_stand_alone(&model, &crowd(23), &[2, 11], &sampling);
+            check_independence(&model, &varied_prompts(23), &[2, 11], &sampling);
         }
     }
 }
 
 #[test]
-fn an_answer_of_a_real_model_does_not_depend_on_what_shares_the_batch() {
+fn an_answer_of_a_real_model_does_not_depend_on_the_other_prompts_of_the_batch() {
     for (name, new_tokens) in [("stories260K", 24), ("SmolLM2-135M-Instruct", 6)] {
         let Some(dir) = real(&format!("models/{name}")) else {
             continue;
@@ -174,21 +202,25 @@ fn an_answer_of_a_real_model_does_not_depend_on_what_shares_the_batch() {
             continue;
         }
         let model = load(&dir, DType::F32, &Device::flex()).unwrap();
-        let prompts = crowd(500);
+        let prompts = varied_prompts(500);
         let count = if new_tokens > 10 { prompts.len() } else { 4 };
         let sampling = Sampling {
             max_new_tokens: new_tokens,
             temperature: 0.8,
             ..Sampling::default()
         };
-        answers_stand_alone(&model, &prompts[prompts.len() - count..], &[2], &sampling);
+        check_independence(&model, &prompts[prompts.len() - count..], &[2], &sampling);
     }
 }
 
 #[test]
-fn pieces_of_a_prompt_are_the_prompt() {
+fn a_prompt_computed_in_parts_agrees_with_the_model_without_a_cache() {
     let model = lively(DType::F64);
-    for (prompt, answer) in crowd(23).iter().zip(run(&model, &crowd(23), &[], &GREEDY)) {
+    for (prompt, answer) in
+        varied_prompts(23)
+            .iter()
+            .zip(run(&model, &varied_prompts(23), &[], &GREEDY))
+    {
         let mut text = prompt.clone();
         for (id, logprob) in answer.ids.iter().zip(&answer.logprobs) {
             let expected = logprobs(&model, &text);
@@ -199,14 +231,14 @@ fn pieces_of_a_prompt_are_the_prompt() {
 }
 
 #[test]
-fn a_stop_string_ends_an_answer_wherever_tokens_are_cut() {
+fn a_stop_string_ends_an_answer_wherever_token_boundaries_are() {
     let model = lively(DType::F32);
     let open = run(&model, &prompts(), &[], &GREEDY);
-    // Token i spells two letters, so that a string can begin and end inside of tokens.
+    // Every token spells two letters, so that a string can begin and end inside a token.
     let bytes = |id: u32| vec![b'a' + (id % 23) as u8, b'A' + (id % 23) as u8];
     let spelled: Vec<u8> = open[1].ids.iter().flat_map(|id| bytes(*id)).collect();
     let strings = [spelled[5..10].to_vec(), b"never".to_vec()];
-    let stop = Stop {
+    let stop = StopConditions {
         ids: &[],
         strings: &strings,
         token_bytes: &bytes,
@@ -218,40 +250,31 @@ fn a_stop_string_ends_an_answer_wherever_tokens_are_cut() {
         &stop,
         &GREEDY,
         &seeds,
-        &Limits::default(),
+        &BatchLimits::default(),
     );
     for (answer, open) in found.iter().zip(&open) {
         let spelled: Vec<u8> = open.ids.iter().flat_map(|id| bytes(*id)).collect();
         let at = spelled.windows(5).position(|part| part == strings[0]);
         let tokens = at.map_or(12, |at| (at + 5).div_ceil(2));
         assert_eq!(answer.ids, open.ids[..tokens]);
-        let end = at.map_or(End::Length, |_| End::StopString);
-        assert_eq!(answer.end, end);
+        let end = at.map_or(StopReason::Length, |_| StopReason::StopString);
+        assert_eq!(answer.stop_reason, end);
     }
-    assert_eq!(found[1].end, End::StopString);
-    let empty = Stop {
+    assert_eq!(found[1].stop_reason, StopReason::StopString);
+    let empty = StopConditions {
         strings: &[b"a".to_vec(), Vec::new()],
         ..stop
     };
-    let mut forward = |_| ControlFlow::Continue(());
-    let limits = Limits::default();
-    let error = generate(
-        &model,
-        &prompts(),
-        &empty,
-        &GREEDY,
-        &seeds,
-        &limits,
-        &mut forward,
-    );
+    let limits = BatchLimits::default();
+    let error = try_generate(&model, &prompts(), &empty, &GREEDY, &seeds, &limits);
     assert_eq!(
         error.unwrap_err().to_string(),
-        "stop string 1 is empty, which would end every answer at once: leave it out"
+        "stop string 1 is empty and would end every answer at once\nhint: remove the empty string"
     );
 }
 
 #[test]
-fn runs_repeat_bit_for_bit_and_seeds_differ() {
+fn equal_seeds_give_equal_answers_and_other_seeds_give_others() {
     let model = lively(DType::F32);
     let sampling = Sampling {
         temperature: 1.0,
@@ -269,7 +292,7 @@ fn runs_repeat_bit_for_bit_and_seeds_differ() {
 }
 
 #[test]
-fn an_eos_ends_an_answer_and_is_kept() {
+fn an_eos_token_ends_an_answer_and_is_part_of_it() {
     let model = lively(DType::F32);
     let open = run(&model, &prompts(), &[], &GREEDY);
     let eos = open[1].ids[3];
@@ -282,12 +305,12 @@ fn an_eos_ends_an_answer_and_is_kept() {
         assert_eq!(answer.ids, open.ids[..end]);
         assert_eq!(answer.logprobs.len(), answer.ids.len());
         let stopped = open.ids.contains(&eos);
-        assert_eq!(answer.end == End::StopId, stopped);
+        assert_eq!(answer.stop_reason == StopReason::StopToken, stopped);
     }
 }
 
 #[test]
-fn right_padding_is_harmless() {
+fn right_padding_does_not_change_the_states_before_it() {
     for dtype in [DType::F32, DType::F64] {
         let model = lively(dtype);
         for model in [model.clone(), model.train()] {
@@ -302,7 +325,7 @@ fn right_padding_is_harmless() {
 }
 
 #[test]
-fn half_precision_models_run() {
+fn half_precision_models_are_close_to_f32() {
     let wide = lively(DType::F32);
     for dtype in [DType::BF16, DType::F16] {
         let model = lively(dtype);
@@ -331,7 +354,7 @@ fn progress_counts_tokens_and_can_stop() {
         }
         ControlFlow::Continue(())
     };
-    let (stop, limits) = (Stop::at(&[]), Limits::default());
+    let (stop, limits) = (StopConditions::at(&[]), BatchLimits::default());
     let stopped = generate(
         &model,
         &prompts(),
@@ -348,38 +371,28 @@ fn progress_counts_tokens_and_can_stop() {
 }
 
 #[test]
-fn refused_requests_say_what_is_wrong() {
+fn errors_of_refused_requests_name_the_problem() {
     let model = lively(DType::F32);
     let fail = |prompts: &[Vec<u32>], sampling: &Sampling, seeds: &[u64]| {
-        let mut forward = |_| ControlFlow::Continue(());
-        let (stop, limits) = (Stop::at(&[]), Limits::default());
-        generate(
-            &model,
-            prompts,
-            &stop,
-            sampling,
-            seeds,
-            &limits,
-            &mut forward,
-        )
-        .unwrap_err()
-        .to_string()
+        let (stop, limits) = (StopConditions::at(&[]), BatchLimits::default());
+        let answers = try_generate(&model, prompts, &stop, sampling, seeds, &limits);
+        answers.unwrap_err().to_string()
     };
     assert_eq!(
         fail(&[vec![1], vec![]], &GREEDY, &[0, 0]),
-        "prompt 1 has no tokens: a model needs at least one, such as its BOS token"
+        "prompt 1 has no tokens\nhint: begin the prompt with a token, such as the model's BOS token"
     );
     assert_eq!(
         fail(&[vec![1; 53]], &GREEDY, &[0]),
-        "prompt 0 has 53 tokens, and 53 + 12 new ones exceed the context of 64: shorten the prompt or ask for fewer tokens"
+        "prompt 0 has 53 tokens, and with 12 new tokens it exceeds the context of 64\nhint: shorten the prompt, or generate fewer tokens"
     );
     assert_eq!(
         fail(&[vec![1, 23]], &GREEDY, &[0]),
-        "prompt 0, position 1: token id 23 is outside of the vocabulary of 23: is this the model's own tokenizer?"
+        "prompt 0, position 1: token id 23 is outside the vocabulary of 23 tokens\nhint: use the tokenizer that belongs to the model"
     );
     assert_eq!(
         fail(&[vec![1]], &GREEDY, &[]),
-        "1 prompts came with 0 seeds: each sequence needs its own"
+        "there are 1 prompts but 0 seeds: each prompt needs a seed of its own"
     );
     let with = |temperature, top_p, max_new_tokens| {
         let sampling = Sampling {
@@ -392,19 +405,19 @@ fn refused_requests_say_what_is_wrong() {
     };
     assert_eq!(
         with(-1.0, 1.0, 1),
-        "sampling setting `temperature` is -1: it is 0 (the likeliest token) or above"
+        "sampling setting `temperature` is -1, but must be 0 (the likeliest token) or above"
     );
     assert_eq!(
         with(1.0, 0.0, 1),
-        "sampling setting `top_p` is 0: it is above 0 and at most 1"
+        "sampling setting `top_p` is 0, but must be above 0 and at most 1"
     );
     assert_eq!(
         with(1.0, f64::NAN, 1),
-        "sampling setting `top_p` is NaN: it is above 0 and at most 1"
+        "sampling setting `top_p` is NaN, but must be above 0 and at most 1"
     );
     assert_eq!(
         with(1.0, 1.0, 0),
-        "sampling setting `max_new_tokens` is 0: it is at least 1"
+        "sampling setting `max_new_tokens` is 0, but must be at least 1"
     );
     let with = |top_k, min_p| {
         let sampling = Sampling {
@@ -416,13 +429,13 @@ fn refused_requests_say_what_is_wrong() {
     };
     assert_eq!(
         with(Some(0), 0.0),
-        "sampling setting `top_k` is 0: it is at least 1; leave it out to draw from all tokens"
+        "sampling setting `top_k` is 0, but must be at least 1\nhint: leave `top_k` out to draw from all tokens"
     );
-    for (min_p, told) in [(-0.1, "-0.1"), (1.1, "1.1"), (f64::NAN, "NaN")] {
+    for min_p in [-0.1, 1.1, f64::NAN] {
         assert_eq!(
             with(None, min_p),
             format!(
-                "sampling setting `min_p` is {told}: it is at least 0 (which leaves no token out) and at most 1"
+                "sampling setting `min_p` is {min_p}, but must be at least 0 (which excludes no token) and at most 1"
             )
         );
     }
@@ -432,24 +445,16 @@ fn refused_requests_say_what_is_wrong() {
     };
     assert_eq!(
         fail(&[vec![1]], &sampling, &[0]),
-        "sampling setting `repetition_penalty` is 0: it is above 0; 1 leaves the logits as they are"
+        "sampling setting `repetition_penalty` is 0, but must be above 0 (1 for no penalty)"
     );
-    let limits = Limits {
+    let limits = BatchLimits {
         prefill_rows: 0,
-        ..Limits::default()
+        ..BatchLimits::default()
     };
-    let mut forward = |_| ControlFlow::Continue(());
-    let error = generate(
-        &model,
-        &[vec![1]],
-        &Stop::at(&[]),
-        &GREEDY,
-        &[0],
-        &limits,
-        &mut forward,
-    );
+    let (prompts, stop) = ([vec![1]], StopConditions::at(&[]));
+    let error = try_generate(&model, &prompts, &stop, &GREEDY, &[0], &limits);
     assert_eq!(
         error.unwrap_err().to_string(),
-        "sampling setting `prefill_rows` is 0: it is at least 1"
+        "sampling setting `prefill_rows` is 0, but must be at least 1"
     );
 }

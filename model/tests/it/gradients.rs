@@ -1,15 +1,15 @@
-//! The model is differentiable in every parameter, and a mapped model stays trainable.
+//! The model is differentiable in every parameter, and a mapped model can be trained further.
 
 use burn::module::Module;
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{DType, Tensor};
 use potstill_model::{Llama, MapParameters, Parameter, map_parameters, named_parameters};
 
-use crate::{host, ids, small};
+use crate::{Grow, host, ids, small};
 
 const ROWS: [&[u32]; 2] = [&[1, 5, 9, 5, 22, 0, 7], &[3, 3, 4, 17, 2, 11, 20]];
 
-/// A smooth function of all logits: Σ over rows and ids of log q · sin(index).
+/// Computes a smooth function of all logits: Σ over rows and ids of log q · sin(index).
 fn loss(model: &Llama) -> Tensor<1> {
     let hidden_btd = model.hidden(ids(&ROWS, &model.device()));
     let [b, t, d] = hidden_btd.dims();
@@ -53,17 +53,8 @@ impl MapParameters for Nudge<'_> {
 fn gradients_equal_finite_differences() {
     for tied in [true, false] {
         let plain = small(tied, DType::F64);
-        // Weights large enough that every path matters.
-        struct Grow;
-        impl MapParameters for Grow {
-            fn matrix(&mut self, _: &str, tensor: Tensor<2>) -> Tensor<2> {
-                tensor * 15.0
-            }
-            fn vector(&mut self, _: &str, tensor: Tensor<1>) -> Tensor<1> {
-                tensor
-            }
-        }
-        let plain = map_parameters(plain, &mut Grow);
+        // The weights are large enough that every path contributes to the loss.
+        let plain = map_parameters(plain, &mut Grow(15.0));
         let model = plain.clone().train();
         let gradients = loss(&model).backward();
         let mut largest = 0f64;
@@ -81,7 +72,7 @@ fn gradients_equal_finite_differences() {
                     host(loss(&nudged))[0]
                 };
                 let h = 1e-4;
-                // Central differences of fourth order.
+                // The expected value is a central difference of fourth order.
                 let expected = (8.0 * (at_distance(h) - at_distance(-h))
                     - (at_distance(2.0 * h) - at_distance(-2.0 * h)))
                     / (12.0 * h);
@@ -99,7 +90,7 @@ fn gradients_equal_finite_differences() {
 }
 
 #[test]
-fn a_mapped_model_stays_trainable() {
+fn a_mapped_model_can_be_trained_further() {
     struct Descend<'a>(&'a mut burn::tensor::Gradients);
     impl MapParameters for Descend<'_> {
         fn matrix(&mut self, _: &str, tensor: Tensor<2>) -> Tensor<2> {

@@ -1,6 +1,6 @@
-//! The crate from outside: checkpoints, gradients, generation, and agreement with transformers.
+//! Tests of the public API: checkpoints, gradients, generation, and agreement with transformers.
 
-// Lints know test functions, not the functions they share.
+// The lints' exceptions for tests cover test functions only, not the functions that they call.
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
 mod checkpoints;
@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use potstill_model::{Config, Llama, MapParameters, Parameter, map_parameters, named_parameters};
 
-/// A model of a few thousand parameters: 4 layers, grouped heads, vocabulary 23.
+/// Makes a model of a few thousand parameters: 4 layers, grouped heads, a vocabulary of 23.
 fn small(tied: bool, dtype: DType) -> Llama {
     let config = Config {
         vocab_size: 23,
@@ -34,21 +34,25 @@ fn small(tied: bool, dtype: DType) -> Llama {
     Llama::init(&config, 7, dtype, &Device::flex()).unwrap()
 }
 
-/// Random weights that are large enough for distributions that are not flat.
-fn lively(dtype: DType) -> Llama {
-    struct Grow;
-    impl MapParameters for Grow {
-        fn matrix(&mut self, _: &str, tensor: Tensor<2>) -> Tensor<2> {
-            tensor * 20.0
-        }
-        fn vector(&mut self, _: &str, tensor: Tensor<1>) -> Tensor<1> {
-            tensor
-        }
+/// Multiplies all matrices by a factor.
+struct Grow(f64);
+
+impl MapParameters for Grow {
+    fn matrix(&mut self, _: &str, tensor: Tensor<2>) -> Tensor<2> {
+        tensor * self.0
     }
-    map_parameters(small(false, dtype), &mut Grow)
+
+    fn vector(&mut self, _: &str, tensor: Tensor<1>) -> Tensor<1> {
+        tensor
+    }
 }
 
-/// All values, parameter by parameter, as f64.
+/// Makes a small model with weights so large that its distributions are not flat.
+fn lively(dtype: DType) -> Llama {
+    map_parameters(small(false, dtype), &mut Grow(20.0))
+}
+
+/// Returns name, shape and values of every parameter, in f64.
 fn values(model: &Llama) -> Vec<(String, Vec<usize>, Vec<f64>)> {
     named_parameters(model)
         .into_iter()
@@ -72,7 +76,7 @@ fn ids(rows: &[&[u32]], device: &Device) -> Tensor<2, Int> {
     Tensor::from_data(TensorData::new(flat, [rows.len(), columns]), device)
 }
 
-/// A real model's folder, or `None` with a line that says why the test is skipped.
+/// Returns a path in the folder of real models, or `None` after printing why the test is skipped.
 fn real(part: &str) -> Option<PathBuf> {
     let Some(root) = std::env::var_os("POTSTILL_REAL") else {
         eprintln!("skipped: POTSTILL_REAL is not set");

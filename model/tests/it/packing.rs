@@ -1,4 +1,4 @@
-//! Several documents in a row: each has the states that it has alone.
+//! Packed rows: each document has the states that it has on its own.
 
 use burn::module::Module;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
@@ -8,7 +8,7 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::{host, ids, lively, real};
 
-/// Documents of these lengths by row.
+/// Makes documents of these lengths, by row.
 fn random_documents(lengths: &[Vec<usize>], vocab: u32, seed: u64) -> Vec<Vec<Vec<u32>>> {
     let mut generator = ChaCha8Rng::seed_from_u64(seed);
     let mut document = |length: &usize| {
@@ -20,7 +20,7 @@ fn random_documents(lengths: &[Vec<usize>], vocab: u32, seed: u64) -> Vec<Vec<Ve
     lengths.iter().map(row).collect()
 }
 
-/// Rows of documents, filled up with id 0.
+/// Packs the documents of each row, padded with id 0.
 fn packed(rows: &[Vec<Vec<u32>>], device: &Device) -> Tensor<2, Int> {
     let rows: Vec<Vec<i32>> = rows
         .iter()
@@ -34,7 +34,7 @@ fn packed(rows: &[Vec<Vec<u32>>], device: &Device) -> Tensor<2, Int> {
     Tensor::from_data(TensorData::new(flat, [rows.len(), t]), device)
 }
 
-/// The states of each document within the packed rows, `[length * d]` flat.
+/// Computes the states of each document within the packed rows, `[length · d]`.
 fn states(model: &Llama, rows: &[Vec<Vec<u32>>]) -> Vec<Vec<f64>> {
     let lengths: Vec<Vec<usize>> = rows
         .iter()
@@ -68,7 +68,7 @@ fn check(load: impl Fn(DType) -> Llama, lengths: &[Vec<usize>]) {
                     assert!((a - b).abs() <= tolerance * largest, "{dtype:?}: {a} {b}");
                 }
             }
-            // Another first document of each row changes nothing in those behind it, not a bit.
+            // A different first document in each row does not change a bit in the later documents.
             let mut other = rows.clone();
             for row in &mut other {
                 row[0].iter_mut().for_each(|id| *id = (*id + 1) % vocab);
@@ -88,15 +88,15 @@ fn check(load: impl Fn(DType) -> Llama, lengths: &[Vec<usize>]) {
 }
 
 #[test]
-fn a_document_has_the_states_that_it_has_alone() {
+fn a_packed_document_has_the_states_that_it_has_alone() {
     check(lively, &[vec![3, 1, 7], vec![9], vec![2, 4]]);
     check(lively, &[vec![5, 2], vec![5, 2]]);
-    // A row may be longer than the context of 64: its documents are not.
+    // A row may be longer than the context of 64, if its documents are not.
     check(lively, &[vec![40, 50], vec![1, 63, 2]]);
 }
 
 #[test]
-fn a_document_of_stories260k_has_the_states_that_it_has_alone() {
+fn a_packed_document_of_stories260k_has_the_states_that_it_has_alone() {
     let Some(dir) = real("models/stories260K") else {
         return;
     };
@@ -105,7 +105,7 @@ fn a_document_of_stories260k_has_the_states_that_it_has_alone() {
 }
 
 #[test]
-fn what_is_left_of_a_row_is_a_document_too() {
+fn the_rest_of_a_row_is_a_document() {
     let model = lively(DType::F64);
     let row: Vec<u32> = vec![4, 9, 1, 7, 7, 2];
     let ids_bt = || ids(&[&row], &model.device());

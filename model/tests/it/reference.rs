@@ -1,27 +1,28 @@
-//! Agreement with transformers in f32, on real models: `ref/*.json` of the folder `POTSTILL_REAL`.
+//! Agreement with transformers in f32 on real models. The expected results are `ref/*.json` in the folder that
+//! `POTSTILL_REAL` names.
 
 use std::ops::ControlFlow;
 use std::path::Path;
 
 use burn::module::Module;
 use burn::tensor::{DType, Device};
-use potstill_model::{Config, Limits, Llama, Sampling, Stop, generate, load};
+use potstill_model::{BatchLimits, Config, Llama, Sampling, StopConditions, generate, load};
 use serde_json::Value;
 
 use crate::{host, ids, real, values};
 
 #[test]
 fn stories260k_agrees_with_transformers() {
-    agrees("stories260K", "stories260k.json");
+    check_agreement("stories260K", "stories260k.json");
 }
 
 #[test]
 fn smollm2_agrees_with_transformers() {
-    agrees("SmolLM2-135M-Instruct", "smollm2.json");
+    check_agreement("SmolLM2-135M-Instruct", "smollm2.json");
 }
 
 #[test]
-fn both_forms_of_a_configuration_are_the_same() {
+fn both_forms_of_a_configuration_are_read_equally() {
     let Some(dir) = real("models/SmolLM2-135M-Instruct") else {
         return;
     };
@@ -32,7 +33,7 @@ fn both_forms_of_a_configuration_are_the_same() {
 }
 
 #[test]
-fn the_trained_path_gives_the_same_states() {
+fn a_tracked_model_has_the_same_states() {
     let Some(dir) = real("models/stories260K") else {
         return;
     };
@@ -46,7 +47,7 @@ fn the_trained_path_gives_the_same_states() {
     assert_eq!(values(&model.clone().train()), values(&model));
 }
 
-fn agrees(model: &str, reference: &str) {
+fn check_agreement(model: &str, reference: &str) {
     let folders = real(&format!("models/{model}/model.safetensors"))
         .and(real(&format!("models/{model}")))
         .zip(real(&format!("ref/{reference}")));
@@ -62,7 +63,7 @@ fn agrees(model: &str, reference: &str) {
         for (largest, found) in largest.iter_mut().zip(found) {
             *largest = largest.max(found);
         }
-        greedy(&model, item);
+        check_greedy(&model, item);
     }
     let [logprob, lse, nll] = largest;
     eprintln!(
@@ -72,7 +73,8 @@ fn agrees(model: &str, reference: &str) {
     assert!(logprob <= 1e-3 && lse <= 1e-3 && nll <= 1e-3);
 }
 
-/// Largest differences over one text: top-20 logprobs, log-sum-exp of the logits, next token's NLL.
+/// Computes the largest differences over one text: in top-20 logprobs, log-sum-exp of the logits, and NLL of the next
+/// token.
 fn differences(model: &Llama, item: &Value) -> [f64; 3] {
     let text = numbers(&item["ids"]);
     let hidden_btd = model.hidden(ids(&[&as_ids(&text)], &model.device()));
@@ -96,7 +98,7 @@ fn differences(model: &Llama, item: &Value) -> [f64; 3] {
     largest
 }
 
-fn greedy(model: &Llama, item: &Value) {
+fn check_greedy(model: &Llama, item: &Value) {
     let expected = as_ids(&numbers(&item["greedy32_ids"]));
     let sampling = Sampling {
         max_new_tokens: 32,
@@ -105,8 +107,8 @@ fn greedy(model: &Llama, item: &Value) {
     };
     let eos = model.config().eos_token_id.clone();
     let prompt = as_ids(&numbers(&item["ids"]));
-    let mut forward = |_| ControlFlow::Continue(());
-    let (stop, limits) = (Stop::at(&eos), Limits::default());
+    let mut progress = |_| ControlFlow::Continue(());
+    let (stop, limits) = (StopConditions::at(&eos), BatchLimits::default());
     let found = generate(
         model,
         &[prompt],
@@ -114,7 +116,7 @@ fn greedy(model: &Llama, item: &Value) {
         &sampling,
         &[0],
         &limits,
-        &mut forward,
+        &mut progress,
     )
     .unwrap()
     .unwrap()

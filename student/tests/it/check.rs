@@ -2,7 +2,7 @@
 
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use potstill_datasets::Signal;
-use potstill_kernels::{EMPTY_NATS, Head, Sum, row_stats};
+use potstill_kernels::{EMPTY_NATS, LogQSum, LogitTransform, row_stats};
 use potstill_model::{Llama, Parameter, named_parameters};
 use potstill_student::check::{LossCase, LossCheck, check_loss, trainer};
 use potstill_student::loss::{CustomDivergence, Divergence, Tail, forward_kl};
@@ -247,8 +247,8 @@ fn independent_loss(
         let stats = row_stats(
             logits_nv.clone(),
             support_nk,
-            &Head::default(),
-            Sum::Without,
+            &LogitTransform::default(),
+            LogQSum::Omitted,
         );
         let log_q_nk = stats.log_q_nk();
         let log_p_nk = Tensor::<2>::from_data(

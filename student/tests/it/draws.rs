@@ -16,7 +16,7 @@ mod records;
 
 use std::ops::Range;
 
-use potstill_kernels::{Head, RowStats, Sum};
+use potstill_kernels::{LogQSum, LogitTransform, RowStats};
 use potstill_student::loss::Tail;
 use potstill_student::{Form, HeadLossOptions, head_loss};
 
@@ -102,8 +102,8 @@ fn the_fused_op_gives_the_same_gradient() {
         let by_hand = by_hand(&setup, position, &rows);
         let rows = Rows::new(position, rows, Tail::Draws);
         let options = HeadLossOptions {
-            heads: &[Head::default()],
-            sum: Sum::Without,
+            heads: &[LogitTransform::default()],
+            sum: LogQSum::Omitted,
             train_head: false,
             chunk_rows: 16,
             form: Form::Fused,

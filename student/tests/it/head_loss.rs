@@ -1,7 +1,7 @@
 //! The gradients of `head_loss`: both implementations, all chunk sizes, frozen heads, bf16.
 
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
-use potstill_kernels::{EMPTY_NATS, Head, RowStats, Sum};
+use potstill_kernels::{EMPTY_NATS, LogQSum, LogitTransform, RowStats};
 use potstill_student::loss::{cross_entropy, forward_kl, jsd};
 use potstill_student::{Form, HeadGradient, HeadLossOptions, head_loss};
 use rand::{Rng, SeedableRng};
@@ -61,15 +61,15 @@ fn case(n: usize, d: usize, v: usize, k: usize, dtype: DType) -> Case {
 /// Computes the gradient of JSD at temperature 2 plus the cross-entropy of the first slot at temperature 1, each a
 /// mean over rows.
 fn gradient(case: &Case, form: Form, chunk_rows: usize, train_head: bool) -> HeadGradient {
-    let plain = Head::default();
-    let tempered = Head {
+    let plain = LogitTransform::default();
+    let tempered = LogitTransform {
         temperature: 2.0,
         softcap: Some(4.0),
         ..plain
     };
     let options = HeadLossOptions {
         heads: &[tempered, plain],
-        sum: Sum::Without,
+        sum: LogQSum::Omitted,
         train_head,
         chunk_rows,
         form,
@@ -159,8 +159,8 @@ fn the_gradient_points_uphill() {
     let value = |hidden_nd: &Tensor<2>| {
         let mut sum = 0.0;
         let options = HeadLossOptions {
-            heads: &[Head::default()],
-            sum: Sum::Without,
+            heads: &[LogitTransform::default()],
+            sum: LogQSum::Omitted,
             train_head: true,
             chunk_rows: 4,
             form: Form::Fused,

@@ -3,7 +3,7 @@
 
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
-use potstill_kernels::{EMPTY_NATS, Head, Sum, row_stats};
+use potstill_kernels::{EMPTY_NATS, LogQSum, LogitTransform, row_stats};
 use potstill_student::loss::{
     CustomDivergence, Divergence, Tail, adaptive_kl, cross_entropy, forward_kl, reverse_kl,
     smoothed_cross_entropy,
@@ -30,7 +30,13 @@ fn numbers<const D: usize>(tensor: Tensor<D>) -> Vec<f64> {
 
 /// Computes log q on the support and in the tail, [n, k+1].
 pub(crate) fn log_q(logits_nv: Tensor<2>, support_nk: Tensor<2, Int>) -> Tensor<2> {
-    row_stats(logits_nv, support_nk, &Head::default(), Sum::Without).log_q_nk()
+    row_stats(
+        logits_nv,
+        support_nk,
+        &LogitTransform::default(),
+        LogQSum::Omitted,
+    )
+    .log_q_nk()
 }
 
 /// Returns log p and log q, the arguments of the divergence.

@@ -4,7 +4,7 @@
 use burn::module::Module;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use potstill_datasets::{Signal, SignalRow};
-use potstill_kernels::{EMPTY_NATS, Head, Sum, row_stats};
+use potstill_kernels::{EMPTY_NATS, LogQSum, LogitTransform, row_stats};
 use potstill_model::Llama;
 use potstill_student::loss::{Divergence, Tail, cross_entropy};
 use potstill_student::{
@@ -26,7 +26,7 @@ fn reference() -> Option<Reference> {
     let dir = real("models/SmolLM2-135M-Instruct/model.safetensors")?;
     let json = serde_json::from_slice(&std::fs::read(json).unwrap()).unwrap();
     let teacher = potstill_model::load(dir.parent().unwrap(), DType::F32, &Device::flex()).unwrap();
-    let student = potstill_model::cut(&teacher, 2).unwrap();
+    let student = potstill_model::prune_layers(&teacher, 2).unwrap();
     Some(Reference {
         json,
         teacher,
@@ -78,11 +78,11 @@ fn at_logits(logits_nv: &Tensor<2>, rows: &[SignalRow], objective: &Objective) -
         Tensor::<2>::from_data(TensorData::new(log_p, [n, k + 1]), (&device, DType::F32));
     let support_nk =
         Tensor::<2, Int>::from_data(TensorData::new(ids, [n, k]), (&device, DType::I32));
-    let head = Head {
+    let head = LogitTransform {
         temperature: objective.temperature,
-        ..Head::default()
+        ..LogitTransform::default()
     };
-    let stats = row_stats(leaf_nv.clone(), support_nk, &head, Sum::Without);
+    let stats = row_stats(leaf_nv.clone(), support_nk, &head, LogQSum::Omitted);
     let (log_p_nk, log_q_nk) = objective.tail.apply(log_p_nk, stats.log_q_nk());
     let rows_n = objective.divergences()[0]
         .divergence
@@ -189,8 +189,8 @@ fn losses_and_gradients_at_the_logits() {
     let stats = row_stats(
         leaf_nv.clone().select(0, index_n),
         labels_n1,
-        &Head::default(),
-        Sum::Without,
+        &LogitTransform::default(),
+        LogQSum::Omitted,
     );
     let loss = cross_entropy(stats.log_q_nk().narrow(1, 0, 1)).sum() / count as f64;
     let (loss, norm) = finish(loss, &leaf_nv);

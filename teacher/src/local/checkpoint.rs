@@ -9,7 +9,8 @@ use potstill_datasets::{
     Usage, canonical_json, hash_file, split_reasoning,
 };
 use potstill_model::{
-    DType, Device, End, Generated, Limits, Llama, Sampling, Stop, generate, load, weight_files,
+    BatchLimits, DType, Device, GeneratedAnswer, Llama, Sampling, StopConditions, StopReason,
+    generate, load, weight_files,
 };
 use serde_json::json;
 use sha2::{Digest, Sha256};
@@ -198,7 +199,7 @@ impl Local {
     }
 
     /// Samples an answer for each of `asks`, in their order. An answer does not depend on the others. As many sequences
-    /// run at a time as [`Limits`] allows by default.
+    /// run at a time as [`BatchLimits`] allows by default.
     ///
     /// An answer ends with the token that completes one of the `stop` texts, if it does not end before, and its text
     /// ends before that text. The randomness of each answer is a function of `seed`, its prompt's id and its sample
@@ -256,12 +257,12 @@ impl Local {
         let seeds: Vec<u64> = asks.iter().map(|ask| sequence_seed(seed, ask)).collect();
         let strings: Vec<Vec<u8>> = stop.iter().map(|text| text.clone().into_bytes()).collect();
         let tokenizer = self.tokenizer();
-        let stop = Stop {
+        let stop = StopConditions {
             ids: tokenizer.eos_ids(),
             strings: &strings,
             token_bytes: &|id| tokenizer.token_bytes(id),
         };
-        let limits = Limits::default();
+        let limits = BatchLimits::default();
         let ids: Vec<Vec<u32>> = prompts.iter().map(|ids| ids.to_vec()).collect();
         let answers = generate(
             &self.model,
@@ -286,7 +287,7 @@ impl Local {
         &self,
         ask: &Ask<'_>,
         prompt_tokens: usize,
-        answer: &Generated,
+        answer: &GeneratedAnswer,
         stop: &[Vec<u8>],
     ) -> Completion {
         let tokens: Vec<SampledToken> = answer
@@ -301,13 +302,13 @@ impl Local {
             })
             .collect();
         // The text is what the tokens spell, without the EOS. A character that is cut off at the end is replaced.
-        let spelled = tokens.len() - usize::from(answer.end == End::StopId);
+        let spelled = tokens.len() - usize::from(answer.stop_reason == StopReason::StopToken);
         let mut bytes: Vec<u8> = tokens
             .iter()
             .take(spelled)
             .flat_map(|token| token.bytes.iter().copied())
             .collect();
-        if answer.end == End::StopString {
+        if answer.stop_reason == StopReason::StopString {
             let start = |stop: &Vec<u8>| bytes.windows(stop.len()).position(|part| part == stop);
             if let Some(end) = stop.iter().filter_map(start).min() {
                 bytes.truncate(end);
@@ -324,9 +325,9 @@ impl Local {
             reasoning,
             answer: text,
             tool_calls: Vec::new(),
-            finish_reason: match answer.end {
-                End::StopId | End::StopString => FinishReason::Stop,
-                End::Length => FinishReason::Length,
+            finish_reason: match answer.stop_reason {
+                StopReason::StopToken | StopReason::StopString => FinishReason::Stop,
+                StopReason::Length => FinishReason::Length,
             },
             usage: Usage {
                 prompt_tokens: prompt_tokens as u32,

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::ops::ControlFlow;
 
 use potstill_datasets::{Encoded, Signal, SignalRow};
-use potstill_kernels::{Capture, CaptureRow, Captured, Head, capture};
+use potstill_kernels::{CaptureOptions, CaptureRow, Captured, LogitTransform, capture};
 use potstill_model::{Device, Int, Tensor, TensorData};
 use sha2::{Digest, Sha256};
 
@@ -154,8 +154,8 @@ impl Local {
         let rows: Vec<CaptureRow> = positions.iter().map(capture_row).collect();
         let signals = &scoring.signals;
         let temperatures: Vec<f32> = signals.temperatures.iter().map(|t| *t as f32).collect();
-        let settings = Capture {
-            head: Head::default(),
+        let settings = CaptureOptions {
+            head: LogitTransform::default(),
             top_k: signals.top_k,
             temperatures: &temperatures,
             draws: signals.tail_draws,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::{fs, slice};
 
-use arrow::datatypes::{DataType, Field};
+use arrow_schema::{DataType, Field};
 use potstill_datasets::{
     Completion, Dropped, Failed, FinishReason, Manifest, Message, Prompt, Record, Role,
     SCHEMA_VERSION, SampledToken, Selected, SequenceValues, Signal, TaskSample, ToolCall, TopToken,

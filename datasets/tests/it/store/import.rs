@@ -10,13 +10,14 @@ use std::sync::Arc;
 use ::parquet::arrow::ArrowWriter;
 use ::parquet::basic::Compression;
 use ::parquet::file::properties::WriterProperties;
-use arrow::array::{
+use arrow_array::types::Int32Type;
+use arrow_array::{
     Array, ArrayRef, BinaryArray, BooleanArray, Decimal128Array, DictionaryArray, Float32Array,
     Float64Array, Int64Array, LargeStringArray, ListArray, RecordBatch, StringArray,
     StringViewArray, StructArray, TimestampSecondArray,
 };
-use arrow::buffer::OffsetBuffer;
-use arrow::datatypes::{Field, Int32Type};
+use arrow_buffer::OffsetBuffer;
+use arrow_schema::Field;
 use flate2::write::GzEncoder;
 use potstill_datasets::{
     Columns, Completion, Detected, Error, FinishReason, ImportSettings, Imported, Message, Prompt,

@@ -1,8 +1,8 @@
-//! What the kernels are made of: 16 × 16 units share a block of 64 × 64 scores, 4 × 4 of them each.
+//! Parts of the attention kernels: 16 × 16 units share a block of 64 × 64 scores, and each computes 4 × 4 of them.
 //!
-//! A unit's place is (y, x). It has the block's rows 4y + i and, of scores, columns x + 16j; of what is
-//! summed over a block, columns x + 16c of the same rows. So a row is 16 units' that lie beside one
-//! another. Names: `a` rows and `b` columns of a block of scores.
+//! The unit at (y, x) has rows 4y + i of the block, i < 4. Of the scores it has columns x + 16j, j < 4; of sums over a
+//! block, such as the output, it has columns x + 16c. So a row belongs to 16 adjacent units. The rows of a block of
+//! scores are rows of `a`, and its columns are rows of `b`.
 
 use cubecl::prelude::*;
 
@@ -11,52 +11,91 @@ pub(super) const BLOCK: usize = 64;
 /// Units along one side of a block.
 pub(super) const GRID: usize = 16;
 pub(super) const UNITS: u32 = 256;
-/// Numbers of a row that `products` stages at a time.
+/// Numbers of a row that `block_products` stages at a time.
 const DEPTH: usize = 16;
-/// From a staged row to the next: odd, so that rows begin in banks of their own.
+/// Distance between staged rows: odd, so that rows begin in different banks.
 pub(super) const ROW: usize = 17;
-/// From a row of `tile` to the next: two neighbouring y fall into different banks.
+/// Distance between rows of the tile: units with neighbouring y access different banks.
 pub(super) const TILE_ROW: usize = 68;
-/// Numbers of shared memory that operands pass through: two blocks of `DEPTH`.
+/// Numbers of shared memory that stage operands: two blocks of `DEPTH` numbers per row.
 pub(super) const STAGED: usize = 2 * BLOCK * ROW;
-/// Numbers of shared memory for a block of weights.
+/// Numbers of shared memory for the tile, a block of weights.
 pub(super) const TILE: usize = BLOCK * TILE_ROW;
-/// Below every score: WGSL has no literal −∞.
+/// Value below every score. (WGSL has no literal for −∞.)
 pub(super) const LOWEST: f32 = -3.0e38;
 
-/// A head's part of rows of a matrix.
+/// The columns of one head in up to a block of rows of a matrix.
 #[derive(CubeType, Clone, Copy)]
-pub(super) struct Part {
-    /// Where its first number lies.
-    at: usize,
-    /// From a row to the next.
+pub(super) struct HeadRows {
+    /// Index of the first number.
+    start: usize,
+    /// Distance between rows.
     stride: usize,
-    /// How many there are, at most a block.
-    rows: usize,
+    /// Number of rows.
+    pub rows: usize,
 }
 
 #[cube]
-pub(super) fn part(
+pub(super) fn head_rows(
     head: usize,
     heads: usize,
     row: usize,
     rows: usize,
     #[comptime] e: usize,
-) -> Part {
-    Part {
-        at: (row * heads + head) * e,
+) -> HeadRows {
+    HeadRows {
+        start: (row * heads + head) * e,
         stride: heads * e,
         rows,
     }
 }
 
-/// The unit's 4 × 4 of a · b, over a head's width.
+/// The head and the block of query rows that a cube processes. Cubes are `[heads, blocks of rows]`.
+#[derive(CubeType, Clone, Copy)]
+pub(super) struct QueryBlock {
+    pub n: usize,
+    pub head: usize,
+    pub heads: usize,
+    /// The head of the keys and values that the query head uses.
+    pub key_head: usize,
+    pub key_heads: usize,
+    /// First row.
+    pub start: usize,
+    /// Row after the last.
+    pub end: usize,
+}
+
 #[cube]
-pub(super) fn products<F: Float>(
+pub(super) fn query_block<F: Float>(
+    q: &Tensor<F>,
+    k: &Tensor<F>,
+    #[comptime] e: usize,
+) -> QueryBlock {
+    let n = q.shape(0);
+    let (head, heads) = (CUBE_POS_X as usize, CUBE_COUNT_X as usize);
+    let key_heads = k.shape(1) / e;
+    let key_head = head / (heads / key_heads);
+    // The last rows of a long document see most keys. They come first, so that no long cube is left at the end.
+    let start = ((n - 1) / BLOCK - CUBE_POS_Y as usize) * BLOCK;
+    let end = usize::min(start + BLOCK, n);
+    QueryBlock {
+        n,
+        head,
+        heads,
+        key_head,
+        key_heads,
+        start,
+        end,
+    }
+}
+
+/// Computes the unit's 4 × 4 dot products of rows of a and rows of b over a head's width.
+#[cube]
+pub(super) fn block_products<F: Float>(
     a: &Tensor<F>,
-    a_part: &Part,
+    a_rows: &HeadRows,
     b: &Tensor<F>,
-    b_part: &Part,
+    b_rows: &HeadRows,
     staged: &mut Shared<[f32]>,
     sums: &mut Array<f32>, // [4, 4]
     #[comptime] e: usize,
@@ -67,10 +106,10 @@ pub(super) fn products<F: Float>(
     for i in 0..16usize {
         sums[i] = f32::new(0.0);
     }
-    let mut a_four = Array::<f32>::new(4usize);
+    let mut a_numbers = Array::<f32>::new(4usize);
     let mut from = 0usize;
     while from < e {
-        // What lay there before has been read.
+        // All units have read what was staged before.
         sync_cube();
         let mut at = unit;
         while at < BLOCK * DEPTH {
@@ -78,11 +117,11 @@ pub(super) fn products<F: Float>(
             let mut a_number = f32::new(0.0);
             let mut b_number = f32::new(0.0);
             if from + d < e {
-                if row < a_part.rows {
-                    a_number = f32::cast_from(a[a_part.at + row * a_part.stride + from + d]);
+                if row < a_rows.rows {
+                    a_number = f32::cast_from(a[a_rows.start + row * a_rows.stride + from + d]);
                 }
-                if row < b_part.rows {
-                    b_number = f32::cast_from(b[b_part.at + row * b_part.stride + from + d]);
+                if row < b_rows.rows {
+                    b_number = f32::cast_from(b[b_rows.start + row * b_rows.stride + from + d]);
                 }
             }
             staged[row * ROW + d] = a_number;
@@ -93,14 +132,14 @@ pub(super) fn products<F: Float>(
         for d in 0..DEPTH {
             #[unroll]
             for i in 0..4usize {
-                a_four[i] = staged[(4 * y + i) * ROW + d];
+                a_numbers[i] = staged[(4 * y + i) * ROW + d];
             }
             #[unroll]
             for j in 0..4usize {
                 let b_number = staged[(BLOCK + x + j * GRID) * ROW + d];
                 #[unroll]
                 for i in 0..4usize {
-                    sums[4 * i + j] += a_four[i] * b_number;
+                    sums[4 * i + j] += a_numbers[i] * b_number;
                 }
             }
         }
@@ -108,12 +147,12 @@ pub(super) fn products<F: Float>(
     }
 }
 
-/// Adds tile · rows of b to the unit's four rows of `sums`.
+/// Adds the product of the tile and rows of b to the unit's four rows of `sums`.
 #[cube]
-pub(super) fn mix<F: Float>(
+pub(super) fn add_weighted_rows<F: Float>(
     tile: &Shared<[f32]>,
     b: &Tensor<F>,
-    b_part: &Part,
+    b_rows: &HeadRows,
     staged: &mut Shared<[f32]>,
     sums: &mut Array<f32>, // [columns of a unit, 4]
     #[comptime] e: usize,
@@ -125,15 +164,15 @@ pub(super) fn mix<F: Float>(
     let width = comptime!(columns * GRID);
     let mut weights = Array::<f32>::new(4usize);
     let mut from = 0usize;
-    while from < b_part.rows {
-        // The tile has been written, and what was staged has been read.
+    while from < b_rows.rows {
+        // All units have written the tile and read what was staged before.
         sync_cube();
         let mut at = unit;
         while at < staged_rows * width {
             let (row, d) = (from + at / width, at % width);
             let mut number = f32::new(0.0);
-            if d < e && row < b_part.rows {
-                number = f32::cast_from(b[b_part.at + row * b_part.stride + d]);
+            if d < e && row < b_rows.rows {
+                number = f32::cast_from(b[b_rows.start + row * b_rows.stride + d]);
             }
             staged[at] = number;
             at += UNITS as usize;
@@ -157,34 +196,43 @@ pub(super) fn mix<F: Float>(
     }
 }
 
-/// The score of q · k.
+/// The function from q · k to the score.
+#[derive(CubeType, Clone, Copy)]
+pub(super) struct ScoreFunction {
+    pub scale: f32,
+    pub softcap: f32,
+    #[cube(comptime)]
+    pub capped: bool,
+}
+
+/// Computes the score of q · k.
 #[cube]
-pub(super) fn score(product: f32, scale: f32, softcap: f32, #[comptime] capped: bool) -> f32 {
-    if comptime!(capped) {
-        (product * scale / softcap).tanh() * softcap
+pub(super) fn score(product: f32, function: &ScoreFunction) -> f32 {
+    if comptime!(function.capped) {
+        (product * function.scale / function.softcap).tanh() * function.softcap
     } else {
-        product * scale
+        product * function.scale
     }
 }
 
-/// ∂s/∂(q · k), from the score s.
+/// Computes ∂s/∂(q · k) from the score s.
 #[cube]
-pub(super) fn slope(score: f32, scale: f32, softcap: f32, #[comptime] capped: bool) -> f32 {
-    if comptime!(capped) {
-        let t = score / softcap;
-        (f32::new(1.0) - t * t) * scale
+pub(super) fn score_slope(score: f32, function: &ScoreFunction) -> f32 {
+    if comptime!(function.capped) {
+        let t = score / function.softcap;
+        (f32::new(1.0) - t * t) * function.scale
     } else {
-        scale
+        function.scale
     }
 }
 
-/// Writes the unit's four rows of sums, each times a factor of its own.
+/// Writes the unit's four rows of sums, each multiplied by its factor.
 #[cube]
-pub(super) fn write<F: Float>(
+pub(super) fn write_rows<F: Float>(
     sums: &Array<f32>,    // [columns of a unit, 4]
     factors: &Array<f32>, // [4]
     out: &mut Tensor<F>,
-    out_part: &Part,
+    out_rows: &HeadRows,
     #[comptime] e: usize,
 ) {
     let unit = UNIT_POS_X as usize;
@@ -195,8 +243,8 @@ pub(super) fn write<F: Float>(
         #[unroll]
         for i in 0..4usize {
             let row = 4 * y + i;
-            if d < e && row < out_part.rows {
-                out[out_part.at + row * out_part.stride + d] =
+            if d < e && row < out_rows.rows {
+                out[out_rows.start + row * out_rows.stride + d] =
                     F::cast_from(sums[4 * c + i] * factors[i]);
             }
         }
@@ -204,7 +252,7 @@ pub(super) fn write<F: Float>(
 }
 
 #[cube]
-pub(super) fn filled(value: f32, #[comptime] len: usize) -> Array<f32> {
+pub(super) fn filled_array(value: f32, #[comptime] len: usize) -> Array<f32> {
     let mut array = Array::<f32>::new(len);
     #[unroll]
     for i in 0..len {

@@ -1,12 +1,13 @@
-//! The output, with a running maximum and Σ exp a row.
+//! The kernel of the output, with a running maximum and Σ exp of each row.
 
 use cubecl::prelude::*;
 
 use super::block::{
-    BLOCK, GRID, LOWEST, ROW, STAGED, TILE, TILE_ROW, filled, mix, part, products, score, write,
+    BLOCK, GRID, LOWEST, QueryBlock, ROW, STAGED, ScoreFunction, TILE, TILE_ROW, add_weighted_rows,
+    block_products, filled_array, head_rows, query_block, score, write_rows,
 };
 
-/// Cubes `[heads, blocks of rows]`.
+/// Computes the output and log Σ exp(s) of a block of rows. Cubes are `[heads, blocks of rows]`.
 #[cube(launch)]
 pub(super) fn forward_kernel<F: Float>(
     q: &Tensor<F>,              // [n, heads · e]
@@ -22,94 +23,151 @@ pub(super) fn forward_kernel<F: Float>(
     #[comptime] staged_rows: usize,
     #[define(F)] _dtype: ElemType,
 ) {
-    let unit = UNIT_POS_X as usize;
-    let (y, x) = (unit / GRID, unit % GRID);
-    let n = q.shape(0);
-    let (head, heads) = (CUBE_POS_X as usize, CUBE_COUNT_X as usize);
-    let key_heads = k.shape(1) / e;
-    let key_head = head / (heads / key_heads);
-    // The last rows of a long document see most: first, so that they are not left for the end.
-    let start = ((n - 1) / BLOCK - CUBE_POS_Y as usize) * BLOCK;
-    let end = usize::min(start + BLOCK, n);
+    let block = query_block::<F>(q, k, e);
+    let function = ScoreFunction {
+        scale,
+        softcap,
+        capped,
+    };
     let mut staged = Shared::<[f32]>::new_slice(STAGED);
     let mut tile = Shared::<[f32]>::new_slice(TILE);
-
-    let sum_count = comptime!(4 * e.div_ceil(GRID));
-    let mut mixed = filled(f32::new(0.0), sum_count);
-    let mut maxima = filled(f32::new(LOWEST), 4usize);
-    let mut sums = filled(f32::new(0.0), 4usize);
+    let columns = comptime!(e.div_ceil(GRID));
+    let mut weighted = filled_array(f32::new(0.0), comptime!(4 * columns));
+    let mut maxima = filled_array(f32::new(LOWEST), 4usize);
+    let mut sums = filled_array(f32::new(0.0), 4usize);
     let mut scores = Array::<f32>::new(16usize);
-    let rows = part(head, heads, start, end - start, e);
-    let mut key = bounds[start] as usize;
-    while key < end {
-        let keys = part(key_head, key_heads, key, usize::min(BLOCK, end - key), e);
-        products::<F>(q, &rows, k, &keys, &mut staged, &mut scores, e);
+    let rows = head_rows(
+        block.head,
+        block.heads,
+        block.start,
+        block.end - block.start,
+        e,
+    );
+    let mut key = bounds[block.start] as usize;
+    while key < block.end {
+        let key_rows = usize::min(BLOCK, block.end - key);
+        let keys = head_rows(block.key_head, block.key_heads, key, key_rows, e);
+        block_products::<F>(q, &rows, k, &keys, &mut staged, &mut scores, e);
         sync_cube();
-        #[unroll]
-        for i in 0..4usize {
-            let row = start + 4 * y + i;
-            let first = bounds[usize::min(row, n - 1)] as usize;
-            let mut max = f32::new(LOWEST);
-            #[unroll]
-            for j in 0..4usize {
-                let column = key + x + j * GRID;
-                let mut s = f32::new(LOWEST);
-                if column >= first && column <= row {
-                    s = score(scores[4 * i + j], scale, softcap, capped);
-                }
-                scores[4 * i + j] = s;
-                max = f32::max(max, s);
-            }
-            staged[(4 * y + i) * ROW + x] = max;
-        }
+        mask_scores(&block, key, bounds, &function, &mut scores, &mut staged);
         sync_cube();
-        #[unroll]
-        for i in 0..4usize {
-            let mut max = maxima[i];
-            for other in 0..GRID {
-                max = f32::max(max, staged[(4 * y + i) * ROW + other]);
-            }
-            let shrunk = (maxima[i] - max).exp();
-            maxima[i] = max;
-            let mut sum = sums[i] * shrunk;
-            #[unroll]
-            for j in 0..4usize {
-                let mut weight = (scores[4 * i + j] - max).exp();
-                if scores[4 * i + j] <= f32::new(LOWEST) {
-                    weight = f32::new(0.0);
-                }
-                tile[(4 * y + i) * TILE_ROW + x + j * GRID] = weight;
-                sum += weight;
-            }
-            sums[i] = sum;
-            #[unroll]
-            for c in 0..comptime!(e.div_ceil(GRID)) {
-                mixed[4 * c + i] *= shrunk;
-            }
-        }
-        mix::<F>(&tile, v, &keys, &mut staged, &mut mixed, e, staged_rows);
+        add_weights(
+            &scores,
+            &staged,
+            &mut maxima,
+            &mut sums,
+            &mut weighted,
+            &mut tile,
+            columns,
+        );
+        add_weighted_rows::<F>(&tile, v, &keys, &mut staged, &mut weighted, e, staged_rows);
         key += BLOCK;
     }
+    let inverse_sums = finish_sums(&block, &maxima, &sums, &mut staged, log_sums);
+    write_rows::<F>(&weighted, &inverse_sums, output, &rows, e);
+}
 
-    // Until here a unit has summed its own columns alone.
+/// Replaces the unit's products q · k by scores, or by [`LOWEST`] for keys that a row does not see, and stages the
+/// largest score of each of its rows.
+#[cube]
+fn mask_scores(
+    block: &QueryBlock,
+    key: usize,
+    bounds: &Tensor<i32>,
+    function: &ScoreFunction,
+    scores: &mut Array<f32>,
+    staged: &mut Shared<[f32]>,
+) {
+    let unit = UNIT_POS_X as usize;
+    let (y, x) = (unit / GRID, unit % GRID);
+    #[unroll]
+    for i in 0..4usize {
+        let row = block.start + 4 * y + i;
+        let first = bounds[usize::min(row, block.n - 1)] as usize;
+        let mut max = f32::new(LOWEST);
+        #[unroll]
+        for j in 0..4usize {
+            let column = key + x + j * GRID;
+            let mut s = f32::new(LOWEST);
+            if column >= first && column <= row {
+                s = score(scores[4 * i + j], function);
+            }
+            scores[4 * i + j] = s;
+            max = f32::max(max, s);
+        }
+        staged[(4 * y + i) * ROW + x] = max;
+    }
+}
+
+/// Updates the running maxima from the staged ones, rescales the unit's sums to them, and writes the weights
+/// exp(s − max) to the tile and adds them to the unit's sums.
+#[cube]
+fn add_weights(
+    scores: &Array<f32>,
+    staged: &Shared<[f32]>,
+    maxima: &mut Array<f32>,
+    sums: &mut Array<f32>,
+    weighted: &mut Array<f32>,
+    tile: &mut Shared<[f32]>,
+    #[comptime] columns: usize,
+) {
+    let unit = UNIT_POS_X as usize;
+    let (y, x) = (unit / GRID, unit % GRID);
+    #[unroll]
+    for i in 0..4usize {
+        let mut max = maxima[i];
+        for other in 0..GRID {
+            max = f32::max(max, staged[(4 * y + i) * ROW + other]);
+        }
+        let rescale = (maxima[i] - max).exp();
+        maxima[i] = max;
+        let mut sum = sums[i] * rescale;
+        #[unroll]
+        for j in 0..4usize {
+            let mut weight = (scores[4 * i + j] - max).exp();
+            if scores[4 * i + j] <= f32::new(LOWEST) {
+                weight = f32::new(0.0);
+            }
+            tile[(4 * y + i) * TILE_ROW + x + j * GRID] = weight;
+            sum += weight;
+        }
+        sums[i] = sum;
+        #[unroll]
+        for c in 0..columns {
+            weighted[4 * c + i] *= rescale;
+        }
+    }
+}
+
+/// Adds the sums of the 16 units of each row, writes log Σ exp(s), and returns 1 / Σ of the unit's rows.
+#[cube]
+fn finish_sums(
+    block: &QueryBlock,
+    maxima: &Array<f32>,
+    sums: &Array<f32>,
+    staged: &mut Shared<[f32]>,
+    log_sums: &mut Tensor<f32>,
+) -> Array<f32> {
+    let unit = UNIT_POS_X as usize;
+    let (y, x) = (unit / GRID, unit % GRID);
     sync_cube();
     #[unroll]
     for i in 0..4usize {
         staged[(4 * y + i) * ROW + x] = sums[i];
     }
     sync_cube();
-    let mut shares = Array::<f32>::new(4usize);
+    let mut inverse_sums = Array::<f32>::new(4usize);
     #[unroll]
     for i in 0..4usize {
         let mut sum = f32::new(0.0);
         for other in 0..GRID {
             sum += staged[(4 * y + i) * ROW + other];
         }
-        shares[i] = f32::new(1.0) / sum;
-        let row = start + 4 * y + i;
-        if x == 0 && row < end {
-            log_sums[row * heads + head] = maxima[i] + sum.ln();
+        inverse_sums[i] = f32::new(1.0) / sum;
+        let row = block.start + 4 * y + i;
+        if x == 0 && row < block.end {
+            log_sums[row * block.heads + block.head] = maxima[i] + sum.ln();
         }
     }
-    write::<F>(&mixed, &shares, output, &rows, e);
+    inverse_sums
 }

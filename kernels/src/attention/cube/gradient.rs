@@ -1,44 +1,75 @@
-//! The gradients: the scores are computed again, from q, k and what the forward pass kept of each row.
+//! The kernels of the gradients. They compute the scores again from q and k, and the weights from the log-sums that the
+//! forward pass kept.
 
 use cubecl::prelude::*;
 
 use super::block::{
-    BLOCK, GRID, STAGED, TILE, TILE_ROW, UNITS, filled, mix, part, products, score, slope, write,
+    BLOCK, GRID, QueryBlock, STAGED, ScoreFunction, TILE, TILE_ROW, UNITS, add_weighted_rows,
+    block_products, filled_array, head_rows, query_block, score, score_slope, write_rows,
 };
 
-/// log Σ exp(s) and D = Σ ∂L/∂o · o of each row and head, beside one another; one unit each.
+/// Writes log Σ exp(s) and D = Σ ∂L/∂o · o of each row and head next to each other; one unit for each pair.
 #[cube(launch)]
-pub(super) fn row_numbers_kernel<F: Float>(
-    gradient: &Tensor<F>,          // [n, heads · e], ∂L/∂o
-    output: &Tensor<F>,            // [n, heads · e]
-    log_sums: &Tensor<f32>,        // [n, heads]
-    row_numbers: &mut Tensor<f32>, // [n, heads, 2]
+pub(super) fn row_constants_kernel<F: Float>(
+    gradient: &Tensor<F>,            // [n, heads · e], ∂L/∂o
+    output: &Tensor<F>,              // [n, heads · e]
+    log_sums: &Tensor<f32>,          // [n, heads]
+    row_constants: &mut Tensor<f32>, // [n, heads, 2]
     #[comptime] e: usize,
     #[define(F)] _dtype: ElemType,
 ) {
-    let place = (CUBE_POS_X * UNITS + UNIT_POS_X) as usize;
-    if place < log_sums.shape(0) * log_sums.shape(1) {
-        let mut shared = f32::new(0.0);
+    let index = (CUBE_POS_X * UNITS + UNIT_POS_X) as usize;
+    if index < log_sums.shape(0) * log_sums.shape(1) {
+        let mut product = f32::new(0.0);
         for d in 0..e {
-            shared +=
-                f32::cast_from(gradient[place * e + d]) * f32::cast_from(output[place * e + d]);
+            product +=
+                f32::cast_from(gradient[index * e + d]) * f32::cast_from(output[index * e + d]);
         }
-        row_numbers[2 * place] = log_sums[place];
-        row_numbers[2 * place + 1] = shared;
+        row_constants[2 * index] = log_sums[index];
+        row_constants[2 * index + 1] = product;
     }
 }
 
-/// ∂L/∂k, and behind it ∂L/∂v. Cubes `[key heads, blocks of keys]`; a block's rows are keys here, its
-/// columns queries.
+/// The constants of a query row in the gradients.
+#[derive(CubeType, Clone, Copy)]
+struct RowConstants {
+    /// First key that the row sees.
+    first: usize,
+    /// log Σ exp(s).
+    log_sum: f32,
+    /// D = Σ ∂L/∂o · o.
+    output_dot_gradient: f32,
+}
+
+/// Reads the constants of a row; those of the last row for a row beyond it.
+#[cube]
+fn read_row_constants(
+    row_constants: &Tensor<f32>,
+    bounds: &Tensor<i32>,
+    row: usize,
+    n: usize,
+    head: usize,
+    heads: usize,
+) -> RowConstants {
+    let row = usize::min(row, n - 1);
+    RowConstants {
+        first: bounds[row] as usize,
+        log_sum: row_constants[2 * (row * heads + head)],
+        output_dot_gradient: row_constants[2 * (row * heads + head) + 1],
+    }
+}
+
+/// Computes ∂L/∂k, and ∂L/∂v after it. Cubes are `[key heads, blocks of keys]`. Here the rows of a block of scores are
+/// keys, and its columns are query rows.
 #[cube(launch)]
 pub(super) fn key_gradient_kernel<F: Float>(
-    q: &Tensor<F>,             // [n, heads · e]
-    k: &Tensor<F>,             // [n, key_heads · e]
-    v: &Tensor<F>,             // [n, key_heads · e]
-    gradient: &Tensor<F>,      // [n, heads · e], ∂L/∂o
-    row_numbers: &Tensor<f32>, // [n, heads, 2]
-    bounds: &Tensor<i32>,      // [2, n]
-    out: &mut Tensor<F>,       // [2, n, key_heads · e]
+    q: &Tensor<F>,               // [n, heads · e]
+    k: &Tensor<F>,               // [n, key_heads · e]
+    v: &Tensor<F>,               // [n, key_heads · e]
+    gradient: &Tensor<F>,        // [n, heads · e], ∂L/∂o
+    row_constants: &Tensor<f32>, // [n, heads, 2]
+    bounds: &Tensor<i32>,        // [2, n]
+    out: &mut Tensor<F>,         // [2, n, key_heads · e]
     scale: f32,
     softcap: f32,
     #[comptime] capped: bool,
@@ -46,91 +77,150 @@ pub(super) fn key_gradient_kernel<F: Float>(
     #[comptime] staged_rows: usize,
     #[define(F)] _dtype: ElemType,
 ) {
-    let unit = UNIT_POS_X as usize;
-    let (y, x) = (unit / GRID, unit % GRID);
-    let n = q.shape(0);
-    let heads = q.shape(1) / e;
-    let (key_head, key_heads) = (CUBE_POS_X as usize, CUBE_COUNT_X as usize);
-    let group = heads / key_heads;
-    let start = CUBE_POS_Y as usize * BLOCK;
-    let end = usize::min(start + BLOCK, n);
-    let seen_until = bounds[n + end - 1] as usize;
+    let function = ScoreFunction {
+        scale,
+        softcap,
+        capped,
+    };
+    let block = key_block::<F>(q, bounds, e);
+    let group = block.heads / block.key_heads;
     let mut staged = Shared::<[f32]>::new_slice(STAGED);
     let mut tile = Shared::<[f32]>::new_slice(TILE);
-
     let sum_count = comptime!(4 * e.div_ceil(GRID));
-    let mut key_sums = filled(f32::new(0.0), sum_count);
-    let mut value_sums = filled(f32::new(0.0), sum_count);
+    let mut key_sums = filled_array(f32::new(0.0), sum_count);
+    let mut value_sums = filled_array(f32::new(0.0), sum_count);
     let mut scores = Array::<f32>::new(16usize);
     let mut slopes = Array::<f32>::new(16usize);
-    let keys = part(key_head, key_heads, start, end - start, e);
+    let key_count = block.end - block.start;
+    let keys = head_rows(block.key_head, block.key_heads, block.start, key_count, e);
     for member in 0..group {
-        let head = key_head * group + member;
-        let mut query = start;
-        while query < seen_until {
-            let rows = part(head, heads, query, usize::min(BLOCK, seen_until - query), e);
-            products::<F>(k, &keys, q, &rows, &mut staged, &mut scores, e);
-            products::<F>(v, &keys, gradient, &rows, &mut staged, &mut slopes, e);
-            #[unroll]
-            for j in 0..4usize {
-                let row = query + x + j * GRID;
-                let known = usize::min(row, n - 1);
-                let first = bounds[known] as usize;
-                let log_sum = row_numbers[2 * (known * heads + head)];
-                let shared = row_numbers[2 * (known * heads + head) + 1];
-                #[unroll]
-                for i in 0..4usize {
-                    let column = start + 4 * y + i;
-                    let mut weight = f32::new(0.0);
-                    let mut change = f32::new(0.0);
-                    if row < seen_until && column >= first && column <= row {
-                        let s = score(scores[4 * i + j], scale, softcap, capped);
-                        weight = (s - log_sum).exp();
-                        change = weight
-                            * (slopes[4 * i + j] - shared)
-                            * slope(s, scale, softcap, capped);
-                    }
-                    tile[(4 * y + i) * TILE_ROW + x + j * GRID] = weight;
-                    slopes[4 * i + j] = change;
-                }
-            }
-            mix::<F>(
-                &tile,
-                gradient,
-                &rows,
-                &mut staged,
-                &mut value_sums,
-                e,
-                staged_rows,
+        let head = block.key_head * group + member;
+        let mut query = block.start;
+        while query < block.seen_until {
+            let row_count = usize::min(BLOCK, block.seen_until - query);
+            let rows = head_rows(head, block.heads, query, row_count, e);
+            block_products::<F>(k, &keys, q, &rows, &mut staged, &mut scores, e);
+            block_products::<F>(v, &keys, gradient, &rows, &mut staged, &mut slopes, e);
+            write_key_weights(
+                &block,
+                head,
+                query,
+                bounds,
+                row_constants,
+                &function,
+                &scores,
+                &mut slopes,
+                &mut tile,
             );
+            let sums = &mut value_sums;
+            add_weighted_rows::<F>(&tile, gradient, &rows, &mut staged, sums, e, staged_rows);
             sync_cube();
-            #[unroll]
-            for i in 0..4usize {
-                #[unroll]
-                for j in 0..4usize {
-                    tile[(4 * y + i) * TILE_ROW + x + j * GRID] = slopes[4 * i + j];
-                }
-            }
-            mix::<F>(&tile, q, &rows, &mut staged, &mut key_sums, e, staged_rows);
+            write_tile(&slopes, &mut tile);
+            add_weighted_rows::<F>(&tile, q, &rows, &mut staged, &mut key_sums, e, staged_rows);
             query += BLOCK;
         }
     }
-    let ones = filled(f32::new(1.0), 4usize);
-    write::<F>(&key_sums, &ones, out, &keys, e);
-    let behind = part(key_head, key_heads, n + start, end - start, e);
-    write::<F>(&value_sums, &ones, out, &behind, e);
+    let ones = filled_array(f32::new(1.0), 4usize);
+    write_rows::<F>(&key_sums, &ones, out, &keys, e);
+    let value_start = block.n + block.start;
+    let values = head_rows(block.key_head, block.key_heads, value_start, key_count, e);
+    write_rows::<F>(&value_sums, &ones, out, &values, e);
 }
 
-/// ∂L/∂q. Cubes `[heads, blocks of rows]`.
+/// The head and the block of keys that a cube of [`key_gradient_kernel`] processes.
+#[derive(CubeType, Clone, Copy)]
+struct KeyBlock {
+    n: usize,
+    heads: usize,
+    key_head: usize,
+    key_heads: usize,
+    /// First key.
+    start: usize,
+    /// Key after the last.
+    end: usize,
+    /// Row after the last that sees a key of the block.
+    seen_until: usize,
+}
+
+#[cube]
+fn key_block<F: Float>(q: &Tensor<F>, bounds: &Tensor<i32>, #[comptime] e: usize) -> KeyBlock {
+    let n = q.shape(0);
+    let heads = q.shape(1) / e;
+    let (key_head, key_heads) = (CUBE_POS_X as usize, CUBE_COUNT_X as usize);
+    let start = CUBE_POS_Y as usize * BLOCK;
+    let end = usize::min(start + BLOCK, n);
+    KeyBlock {
+        n,
+        heads,
+        key_head,
+        key_heads,
+        start,
+        end,
+        seen_until: bounds[n + end - 1] as usize,
+    }
+}
+
+/// Writes the unit's weights p to the tile, and replaces its products v · ∂L/∂o by ∂L/∂(q · k).
+#[cube]
+fn write_key_weights(
+    block: &KeyBlock,
+    head: usize,
+    query: usize,
+    bounds: &Tensor<i32>,
+    row_constants: &Tensor<f32>,
+    function: &ScoreFunction,
+    scores: &Array<f32>,
+    slopes: &mut Array<f32>,
+    tile: &mut Shared<[f32]>,
+) {
+    let unit = UNIT_POS_X as usize;
+    let (y, x) = (unit / GRID, unit % GRID);
+    #[unroll]
+    for j in 0..4usize {
+        let row = query + x + j * GRID;
+        let constants = read_row_constants(row_constants, bounds, row, block.n, head, block.heads);
+        #[unroll]
+        for i in 0..4usize {
+            let column = block.start + 4 * y + i;
+            let mut weight = f32::new(0.0);
+            let mut change = f32::new(0.0);
+            if row < block.seen_until && column >= constants.first && column <= row {
+                let s = score(scores[4 * i + j], function);
+                weight = (s - constants.log_sum).exp();
+                change = weight
+                    * (slopes[4 * i + j] - constants.output_dot_gradient)
+                    * score_slope(s, function);
+            }
+            tile[(4 * y + i) * TILE_ROW + x + j * GRID] = weight;
+            slopes[4 * i + j] = change;
+        }
+    }
+}
+
+/// Writes the unit's 4 × 4 numbers to the tile.
+#[cube]
+fn write_tile(numbers: &Array<f32>, tile: &mut Shared<[f32]>) {
+    let unit = UNIT_POS_X as usize;
+    let (y, x) = (unit / GRID, unit % GRID);
+    #[unroll]
+    for i in 0..4usize {
+        #[unroll]
+        for j in 0..4usize {
+            tile[(4 * y + i) * TILE_ROW + x + j * GRID] = numbers[4 * i + j];
+        }
+    }
+}
+
+/// Computes ∂L/∂q. Cubes are `[heads, blocks of rows]`.
 #[cube(launch)]
 pub(super) fn query_gradient_kernel<F: Float>(
-    q: &Tensor<F>,             // [n, heads · e]
-    k: &Tensor<F>,             // [n, key_heads · e]
-    v: &Tensor<F>,             // [n, key_heads · e]
-    gradient: &Tensor<F>,      // [n, heads · e], ∂L/∂o
-    row_numbers: &Tensor<f32>, // [n, heads, 2]
-    bounds: &Tensor<i32>,      // [2, n]
-    out: &mut Tensor<F>,       // [n, heads · e]
+    q: &Tensor<F>,               // [n, heads · e]
+    k: &Tensor<F>,               // [n, key_heads · e]
+    v: &Tensor<F>,               // [n, key_heads · e]
+    gradient: &Tensor<F>,        // [n, heads · e], ∂L/∂o
+    row_constants: &Tensor<f32>, // [n, heads, 2]
+    bounds: &Tensor<i32>,        // [2, n]
+    out: &mut Tensor<F>,         // [n, heads · e]
     scale: f32,
     softcap: f32,
     #[comptime] capped: bool,
@@ -138,50 +228,77 @@ pub(super) fn query_gradient_kernel<F: Float>(
     #[comptime] staged_rows: usize,
     #[define(F)] _dtype: ElemType,
 ) {
-    let unit = UNIT_POS_X as usize;
-    let (y, x) = (unit / GRID, unit % GRID);
-    let n = q.shape(0);
-    let (head, heads) = (CUBE_POS_X as usize, CUBE_COUNT_X as usize);
-    let key_heads = k.shape(1) / e;
-    let key_head = head / (heads / key_heads);
-    let start = ((n - 1) / BLOCK - CUBE_POS_Y as usize) * BLOCK;
-    let end = usize::min(start + BLOCK, n);
+    let block = query_block::<F>(q, k, e);
+    let function = ScoreFunction {
+        scale,
+        softcap,
+        capped,
+    };
     let mut staged = Shared::<[f32]>::new_slice(STAGED);
     let mut tile = Shared::<[f32]>::new_slice(TILE);
-
-    let sum_count = comptime!(4 * e.div_ceil(GRID));
-    let mut sums = filled(f32::new(0.0), sum_count);
+    let mut sums = filled_array(f32::new(0.0), comptime!(4 * e.div_ceil(GRID)));
     let mut scores = Array::<f32>::new(16usize);
     let mut slopes = Array::<f32>::new(16usize);
-    let rows = part(head, heads, start, end - start, e);
-    let mut key = bounds[start] as usize;
-    while key < end {
-        let keys = part(key_head, key_heads, key, usize::min(BLOCK, end - key), e);
-        products::<F>(q, &rows, k, &keys, &mut staged, &mut scores, e);
-        products::<F>(gradient, &rows, v, &keys, &mut staged, &mut slopes, e);
-        #[unroll]
-        for i in 0..4usize {
-            let row = start + 4 * y + i;
-            let known = usize::min(row, n - 1);
-            let first = bounds[known] as usize;
-            let log_sum = row_numbers[2 * (known * heads + head)];
-            let shared = row_numbers[2 * (known * heads + head) + 1];
-            #[unroll]
-            for j in 0..4usize {
-                let column = key + x + j * GRID;
-                let mut change = f32::new(0.0);
-                if row < end && column >= first && column <= row {
-                    let s = score(scores[4 * i + j], scale, softcap, capped);
-                    change = (s - log_sum).exp()
-                        * (slopes[4 * i + j] - shared)
-                        * slope(s, scale, softcap, capped);
-                }
-                tile[(4 * y + i) * TILE_ROW + x + j * GRID] = change;
-            }
-        }
-        mix::<F>(&tile, k, &keys, &mut staged, &mut sums, e, staged_rows);
+    let rows = head_rows(
+        block.head,
+        block.heads,
+        block.start,
+        block.end - block.start,
+        e,
+    );
+    let mut key = bounds[block.start] as usize;
+    while key < block.end {
+        let key_rows = usize::min(BLOCK, block.end - key);
+        let keys = head_rows(block.key_head, block.key_heads, key, key_rows, e);
+        block_products::<F>(q, &rows, k, &keys, &mut staged, &mut scores, e);
+        block_products::<F>(gradient, &rows, v, &keys, &mut staged, &mut slopes, e);
+        write_query_slopes(
+            &block,
+            key,
+            bounds,
+            row_constants,
+            &function,
+            &scores,
+            &slopes,
+            &mut tile,
+        );
+        add_weighted_rows::<F>(&tile, k, &keys, &mut staged, &mut sums, e, staged_rows);
         key += BLOCK;
     }
-    let ones = filled(f32::new(1.0), 4usize);
-    write::<F>(&sums, &ones, out, &rows, e);
+    let ones = filled_array(f32::new(1.0), 4usize);
+    write_rows::<F>(&sums, &ones, out, &rows, e);
+}
+
+/// Writes the unit's ∂L/∂(q · k) to the tile, from its products q · k and ∂L/∂o · v.
+#[cube]
+fn write_query_slopes(
+    block: &QueryBlock,
+    key: usize,
+    bounds: &Tensor<i32>,
+    row_constants: &Tensor<f32>,
+    function: &ScoreFunction,
+    scores: &Array<f32>,
+    slopes: &Array<f32>,
+    tile: &mut Shared<[f32]>,
+) {
+    let unit = UNIT_POS_X as usize;
+    let (y, x) = (unit / GRID, unit % GRID);
+    #[unroll]
+    for i in 0..4usize {
+        let row = block.start + 4 * y + i;
+        let constants =
+            read_row_constants(row_constants, bounds, row, block.n, block.head, block.heads);
+        #[unroll]
+        for j in 0..4usize {
+            let column = key + x + j * GRID;
+            let mut change = f32::new(0.0);
+            if row < block.end && column >= constants.first && column <= row {
+                let s = score(scores[4 * i + j], function);
+                change = (s - constants.log_sum).exp()
+                    * (slopes[4 * i + j] - constants.output_dot_gradient)
+                    * score_slope(s, function);
+            }
+            tile[(4 * y + i) * TILE_ROW + x + j * GRID] = change;
+        }
+    }
 }

@@ -1,4 +1,4 @@
-//! Tiles by the instruction that adds a dot product of two bf16 to each of sixteen sums, `VDPBF16PS`.
+//! Tiles computed with `VDPBF16PS`, which adds the dot product of two pairs of bf16 to each of sixteen sums.
 //!
 //! The instruction (Intel SDM, volume 2, VDPBF16PS) computes, in each lane of 32 bits,
 //!
@@ -7,45 +7,45 @@
 //! sum = fma(low half of a,  low half of b,  sum)
 //! ```
 //!
-//! in f32, each rounded to nearest even. Denormal numbers that go in, sums too, count as zero, denormal
-//! results become zero, both with their sign; MXCSR is neither read nor written. So what this arm loses
-//! beside the other is what lies under 2⁻¹²⁶, and the later step of a pair is added before the earlier.
+//! in f32, each rounded to nearest even. Denormal inputs, the sum included, count as zero, and denormal results
+//! become zero, both with their sign; MXCSR is neither read nor written. So this kernel differs from the widened
+//! one in two ways: numbers below 2⁻¹²⁶ are lost, and the later step of a pair is added before the earlier one.
 
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::{__m512, __m512bh, __m512i, _mm512_dpbf16_ps, _mm512_set1_epi32};
 
 use super::super::tile::Tile;
-use super::{Arm, Job};
+use super::{HalfKernel, VectorJob};
 
-/// Numbers in a vector.
+/// Sums in a vector.
 pub(super) const LANES: usize = 16;
 
-/// The instruction. Everything else in this arm does not know which form of it there is.
+/// The dot-product instruction: the processor's own, or the emulation of the tests.
 ///
 /// # Safety
-/// `Sums` must be sixteen f32 and `Pairs` sixteen words of two bf16, without anything else, and valid
-/// whatever their bits are.
-pub(super) unsafe trait Dot: Copy + Send + Sync {
+/// `Sums` must be exactly sixteen f32 and `Pairs` exactly sixteen words of two bf16, and both must be valid for all
+/// bit patterns.
+pub(super) unsafe trait PairDot: Copy + Send + Sync {
     type Sums: Copy;
     type Pairs: Copy;
 
-    /// `pair` in every lane.
+    /// Copies `pair` into every lane.
     fn splat(self, pair: u32) -> Self::Pairs;
 
-    /// `sums` + a·b, lane by lane.
+    /// Computes `sums` + a·b in each lane.
     fn dot(self, sums: Self::Sums, a: Self::Pairs, b: Self::Pairs) -> Self::Sums;
 
-    /// Runs `job` compiled for the processor.
-    fn run<J: Job>(self, job: J);
+    /// Runs `job` compiled for the processor's vectors.
+    fn run<J: VectorJob>(self, job: J);
 }
 
-/// Proof that the processor has the instruction.
+/// The instruction of the processor. A value of this type proves that the processor has AVX-512 BF16.
 #[cfg(target_arch = "x86_64")]
 #[derive(Clone, Copy)]
-pub(super) struct Hardware(());
+pub(super) struct Avx512Bf16(());
 
 #[cfg(target_arch = "x86_64")]
-impl Hardware {
+impl Avx512Bf16 {
     pub(super) fn try_new() -> Option<Self> {
         let has = is_x86_feature_detected!("avx512f")
             && is_x86_feature_detected!("avx512bw")
@@ -55,9 +55,9 @@ impl Hardware {
     }
 }
 
-// SAFETY: these are the vectors of 512 bits.
+// SAFETY: both types are vectors of 512 bits that are valid for all bit patterns.
 #[cfg(target_arch = "x86_64")]
-unsafe impl Dot for Hardware {
+unsafe impl PairDot for Avx512Bf16 {
     type Sums = __m512;
     type Pairs = __m512bh;
 
@@ -73,44 +73,46 @@ unsafe impl Dot for Hardware {
         unsafe { _mm512_dpbf16_ps(sums, a, b) }
     }
 
-    fn run<J: Job>(self, job: J) {
+    fn run<J: VectorJob>(self, job: J) {
         #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-        fn inside<J: Job>(job: J) {
+        fn run_with_features<J: VectorJob>(job: J) {
             job.run();
         }
-        // SAFETY: the processor has them all.
-        unsafe { inside(job) };
+        // SAFETY: the value proves that the processor has these features.
+        unsafe { run_with_features(job) };
     }
 }
 
-/// Operands as pairs along k.
+/// Multiplies operands that are packed as pairs of steps of k.
 #[derive(Clone, Copy)]
-pub(super) struct Pairs<D, const ROWS: usize, const VECTORS: usize>(pub(super) D);
+pub(super) struct PairKernel<D, const ROWS: usize, const VECTORS: usize>(pub(super) D);
 
-impl<D: Dot, const ROWS: usize, const VECTORS: usize> Arm for Pairs<D, ROWS, VECTORS> {
+impl<D: PairDot, const ROWS: usize, const VECTORS: usize> HalfKernel
+    for PairKernel<D, ROWS, VECTORS>
+{
     const STEPS: usize = 2;
     const ROWS: usize = ROWS;
     const COLUMNS: usize = VECTORS * LANES;
 
-    fn run<J: Job>(self, job: J) {
+    fn run<J: VectorJob>(self, job: J) {
         self.0.run(job);
     }
 
     #[inline(always)]
     unsafe fn tile(self, tile: &Tile) {
         const { assert!(size_of::<D::Sums>() == 64 && size_of::<D::Pairs>() == 64) };
-        let place = |row: usize, vector: usize| {
+        let sums_at = |row: usize, vector: usize| {
             tile.c
                 .wrapping_add(row * tile.stride + vector * LANES)
                 .cast::<D::Sums>()
         };
-        // SAFETY: all pointers stay within what the caller vouches for, and vectors are plain numbers.
+        // SAFETY: all pointers stay within the memory that the caller guarantees, and vectors are plain numbers.
         unsafe {
             let mut sums: [[D::Sums; VECTORS]; ROWS] = std::mem::zeroed();
             if tile.add {
                 for (row, sums) in sums.iter_mut().enumerate() {
                     for (vector, sum) in sums.iter_mut().enumerate() {
-                        *sum = place(row, vector).read_unaligned();
+                        *sum = sums_at(row, vector).read_unaligned();
                     }
                 }
             }
@@ -131,7 +133,7 @@ impl<D: Dot, const ROWS: usize, const VECTORS: usize> Arm for Pairs<D, ROWS, VEC
             }
             for (row, sums) in sums.iter().enumerate() {
                 for (vector, sum) in sums.iter().enumerate() {
-                    place(row, vector).write_unaligned(*sum);
+                    sums_at(row, vector).write_unaligned(*sum);
                 }
             }
         }

@@ -1,155 +1,165 @@
-//! Tasks: a piece of C in f32, from packed panels to numbers that are rounded once.
+//! Tasks of a bf16 product: each computes a part of C in f32 from packed panels and rounds it once.
 
 use burn::tensor::bf16;
 
+use super::super::pack::{PackedPanels, give_back, grow, take_buffer};
 use super::super::tile::Tile;
-use super::super::{DEPTH, Matrix, Shared, for_each, pack as wide};
-use super::pack::{self, Panels};
-use super::{Arm, Job};
+use super::super::{DEPTH, Matrix, SharedOutput, run_tasks};
+use super::{HalfKernel, VectorJob, pack};
 
-/// A block of C over a block of k.
-pub(super) struct Part<'a> {
-    pub(super) a: Panels<'a>,
-    pub(super) b: Panels<'a>,
-    /// Where tasks pack B: its columns as rows, the first of them, the first step of k and how many.
-    pub(super) lone: Option<(Matrix<'a, bf16>, usize, usize, usize)>,
-    pub(super) out: Shared<bf16>,
+/// A block of C and the operands for it over a block of k.
+pub(super) struct HalfOutputBlock<'a> {
+    pub(super) a: PackedPanels<'a>,
+    /// Panels of B; without data if tasks pack B themselves.
+    pub(super) b: PackedPanels<'a>,
+    /// B as stored, if tasks pack it themselves.
+    pub(super) unpacked_b: Option<UnpackedB<'a>>,
+    pub(super) out: SharedOutput<bf16>,
     pub(super) stride: usize,
     pub(super) add: bool,
-    /// Whether this is the first block of k, and whether it is the last.
-    pub(super) first: bool,
-    pub(super) last: bool,
-    /// The sums of a task.
-    pub(super) region: usize,
+    /// Whether this is the first block of k.
+    pub(super) is_first: bool,
+    /// Whether this is the last block of k, after which the sums are rounded and written.
+    pub(super) is_last: bool,
+    /// Panels of A and of B per task.
+    pub(super) task_panels: (usize, usize),
 }
 
-impl Part<'_> {
-    pub(super) fn tasks<A: Arm>(
-        &self,
-        arm: A,
-        (high, wide): (usize, usize),
-        sums: &mut Vec<f32>,
-        threads: usize,
-    ) {
-        let down = self.a.count().div_ceil(high);
-        let tasks = down * self.b.count().div_ceil(wide);
-        let once = self.first && self.last;
-        if !once && sums.len() < tasks * self.region {
-            sums.resize(tasks * self.region, 0.0);
+/// The part of B that belongs to a block.
+#[derive(Clone, Copy)]
+pub(super) struct UnpackedB<'a> {
+    /// B transposed: its columns are rows.
+    pub(super) b: Matrix<'a, bf16>,
+    /// Columns and steps of k of the block, each as first index and length.
+    pub(super) span: ((usize, usize), (usize, usize)),
+}
+
+impl HalfOutputBlock<'_> {
+    pub(super) fn run_tasks<K: HalfKernel>(&self, kernel: K, sums: &mut Vec<f32>, threads: usize) {
+        let (panels_a, panels_b) = self.task_panels;
+        let tasks_down = self.a.count().div_ceil(panels_a);
+        let tasks = tasks_down * self.b.count().div_ceil(panels_b);
+        let task_sums = panels_a.min(self.a.count()) * K::ROWS * panels_b * K::COLUMNS;
+        let is_only_block = self.is_first && self.is_last;
+        if !is_only_block {
+            grow(sums, tasks * task_sums);
         }
-        let sums = Shared(sums.as_mut_ptr());
-        for_each(tasks, threads, |task| {
-            let (first_a, first_b) = (task % down * high, task / down * wide);
-            let mut own = wide::buffer();
-            let panel = A::COLUMNS * DEPTH;
-            if own.len() < panel + self.region {
-                own.resize(panel + self.region, 0.0);
-            }
-            let (own_panel, own_sums) = own.split_at_mut(panel);
-            arm.run(Task {
-                arm,
-                part: self,
-                a: first_a..self.a.count().min(first_a + high),
-                b: first_b..self.b.count().min(first_b + wide),
+        let sums = SharedOutput(sums.as_mut_ptr());
+        run_tasks(tasks, threads, |task| {
+            let (first_a, first_b) = (task % tasks_down * panels_a, task / tasks_down * panels_b);
+            let mut own = take_buffer();
+            let panel_words = K::COLUMNS * DEPTH;
+            grow(&mut own, panel_words + task_sums);
+            let (own_panel, own_sums) = own.split_at_mut(panel_words);
+            kernel.run(HalfTask {
+                kernel,
+                block: self,
+                a: first_a..self.a.count().min(first_a + panels_a),
+                b: first_b..self.b.count().min(first_b + panels_b),
                 panel: bytemuck::cast_slice_mut(own_panel),
-                sums: if once {
+                sums: if is_only_block {
                     own_sums.as_mut_ptr()
                 } else {
-                    sums.at(task * self.region)
+                    sums.at(task * task_sums)
                 },
             });
-            wide::give_back(own);
+            give_back(own);
         });
     }
 }
 
-/// Panels of A times panels of B, with sums and a panel of B of the task's own.
-struct Task<'a, A> {
-    arm: A,
-    part: &'a Part<'a>,
+/// A task that multiplies some panels of A by some panels of B.
+struct HalfTask<'a, K> {
+    kernel: K,
+    block: &'a HalfOutputBlock<'a>,
     a: std::ops::Range<usize>,
     b: std::ops::Range<usize>,
+    /// Memory for one panel of B, if the task packs B.
     panel: &'a mut [u32],
-    /// The region, rows of as many numbers as the task's panels of B are wide.
+    /// The task's sums, in rows as wide as the task's panels of B together.
     sums: *mut f32,
 }
 
-impl<A: Arm> Job for Task<'_, A> {
+impl<K: HalfKernel> VectorJob for HalfTask<'_, K> {
     #[inline(always)]
     fn run(self) {
         let Self {
-            arm, part, sums, ..
+            kernel,
+            block,
+            sums,
+            ..
         } = self;
-        let stride = self.b.len() * A::COLUMNS;
-        if part.first && part.add {
-            self.each_row(|sums, out| {
+        let stride = self.b.len() * K::COLUMNS;
+        if block.is_first && block.add {
+            self.for_each_row(|sums, out| {
                 for (sum, out) in sums.iter_mut().zip(out) {
                     *sum = f32::from_bits(u32::from(out.to_bits()) << 16);
                 }
             });
         }
-        let walk = DEPTH / A::STEPS;
-        for word in (0..part.a.words).step_by(walk) {
-            let k = walk.min(part.a.words - word);
+        let max_words = DEPTH / K::STEPS;
+        for word in (0..block.a.steps).step_by(max_words) {
+            let k = max_words.min(block.a.steps - word);
             for (across, column) in self.b.clone().enumerate() {
-                let b = match part.lone {
-                    Some((b, first, depth, steps)) => {
-                        let (row, start) = (first + column * A::COLUMNS, word * A::STEPS);
-                        let span = (depth + start, (k * A::STEPS).min(steps - start));
-                        let filled = part.b.width_of(column);
-                        let panel = &mut self.panel[..k * A::COLUMNS];
-                        pack::panel(arm, panel, A::COLUMNS, b, (row, filled), span);
-                        panel.as_ptr()
+                let b = match block.unpacked_b {
+                    Some(UnpackedB { b, span }) => {
+                        let ((first, _), (depth, steps)) = span;
+                        let (row, start) = (first + column * K::COLUMNS, word * K::STEPS);
+                        let span = (depth + start, (k * K::STEPS).min(steps - start));
+                        let filled = block.b.rows_of(column);
+                        let panel = &mut self.panel[..k * K::COLUMNS];
+                        pack::pack_panel(kernel, panel, K::COLUMNS, b, (row, filled), span);
+                        panel.as_ptr().cast()
                     }
                     // SAFETY: the panel holds the words.
-                    None => unsafe { part.b.panel(column).add(word * A::COLUMNS) },
+                    None => unsafe { block.b.panel(column).add(word * K::COLUMNS) },
                 };
                 for (down, row) in self.a.clone().enumerate() {
-                    // SAFETY: the panels hold `k` words from `word` on, and the region has room for
-                    // whole tiles of all the task's panels.
+                    // SAFETY: the panels hold `k` words from `word` on, and the sums have room for whole tiles of
+                    // all the task's panels.
                     unsafe {
-                        arm.tile(&Tile {
+                        kernel.tile(&Tile {
                             k,
-                            a: part.a.panel(row).add(word * A::ROWS).cast(),
+                            a: block.a.panel(row).add(word * K::ROWS),
                             a_row: 1,
-                            a_step: A::ROWS,
-                            b: b.cast(),
-                            c: sums.add(down * A::ROWS * stride + across * A::COLUMNS),
+                            a_step: K::ROWS,
+                            b,
+                            c: sums.add(down * K::ROWS * stride + across * K::COLUMNS),
                             stride,
-                            rows: A::ROWS,
-                            columns: A::COLUMNS,
-                            add: part.add || !part.first || word > 0,
+                            rows: K::ROWS,
+                            columns: K::COLUMNS,
+                            add: block.add || !block.is_first || word > 0,
                         });
                     }
                 }
             }
         }
-        if part.last {
-            self.each_row(|sums, out| {
+        if block.is_last {
+            self.for_each_row(|sums, out| {
                 for (sum, out) in sums.iter().zip(out) {
-                    *out = bf16::from_bits(narrow(*sum));
+                    *out = bf16::from_bits(nearest_bf16_bits(*sum));
                 }
             });
         }
     }
 }
 
-impl<A: Arm> Task<'_, A> {
-    /// Each row of the task's part of C, its sums and its numbers.
+impl<K: HalfKernel> HalfTask<'_, K> {
+    /// Calls `visit` with the sums and the elements of C of each row of the task's part of C.
     #[inline(always)]
-    fn each_row(&self, each: impl Fn(&mut [f32], &mut [bf16])) {
-        let part = self.part;
-        let (first, stride) = (self.b.start * A::COLUMNS, self.b.len() * A::COLUMNS);
-        let columns = stride.min(part.b.rows - first);
-        let row = self.a.start * A::ROWS;
-        let rows = (self.a.len() * A::ROWS).min(part.a.rows - row);
+    fn for_each_row(&self, visit: impl Fn(&mut [f32], &mut [bf16])) {
+        let block = self.block;
+        let (first, stride) = (self.b.start * K::COLUMNS, self.b.len() * K::COLUMNS);
+        let columns = stride.min(block.b.rows - first);
+        let row = self.a.start * K::ROWS;
+        let rows = (self.a.len() * K::ROWS).min(block.a.rows - row);
         for down in 0..rows {
-            // SAFETY: the sums are the task's own, and so are these rows and columns of C.
+            // SAFETY: no other task accesses these sums or these rows and columns of C.
             unsafe {
-                each(
+                visit(
                     std::slice::from_raw_parts_mut(self.sums.add(down * stride), columns),
                     std::slice::from_raw_parts_mut(
-                        part.out.at((row + down) * part.stride + first),
+                        block.out.at((row + down) * block.stride + first),
                         columns,
                     ),
                 );
@@ -158,12 +168,12 @@ impl<A: Arm> Task<'_, A> {
     }
 }
 
-/// The nearest bf16, ties to even, without a branch, so that compilers vectorise it.
+/// The bits of the nearest bf16, ties to even; without a branch, so that compilers vectorise it.
 #[inline(always)]
-pub(super) fn narrow(number: f32) -> u16 {
+pub(super) fn nearest_bf16_bits(number: f32) -> u16 {
     let bits = number.to_bits();
     let rounded = bits.wrapping_add(0x7FFF + (bits >> 16 & 1)) >> 16;
-    // A NaN stays one, and a quiet one.
+    // A NaN stays a NaN and becomes quiet.
     let nan = bits >> 16 | 0x40;
     (if number.is_nan() { nan } else { rounded }) as u16
 }

@@ -1,13 +1,15 @@
-use super::pairs::{Dot, LANES};
-use super::task::narrow;
+use super::super::tests::{both_layouts, on_threads};
+use super::pairs::{LANES, PairDot};
+use super::task::nearest_bf16_bits;
 use super::*;
+use crate::test_numbers::bf16_numbers as numbers;
 
-/// [`Dot`] as the manual has it, on any processor.
+/// An emulation of [`PairDot`] for any processor, as the manual of the instruction defines it.
 #[derive(Clone, Copy)]
-struct Emulated;
+struct EmulatedDot;
 
-// SAFETY: arrays of sixteen numbers.
-unsafe impl Dot for Emulated {
+// SAFETY: both types are arrays of sixteen words that are valid for all bit patterns.
+unsafe impl PairDot for EmulatedDot {
     type Sums = [f32; LANES];
     type Pairs = [u32; LANES];
 
@@ -23,17 +25,18 @@ unsafe impl Dot for Emulated {
         })
     }
 
-    fn run<J: Job>(self, job: J) {
+    fn run<J: VectorJob>(self, job: J) {
         job.run();
     }
 }
 
+/// Computes a fused multiply-add whose denormal inputs and results count as zero.
 fn fma(factors: [f32; 2], sum: f32) -> f32 {
-    let [x, y] = factors.map(flushed);
-    flushed(x.mul_add(y, flushed(sum)))
+    let [x, y] = factors.map(flush_denormal);
+    flush_denormal(x.mul_add(y, flush_denormal(sum)))
 }
 
-fn flushed(number: f32) -> f32 {
+fn flush_denormal(number: f32) -> f32 {
     if number.is_subnormal() {
         0f32.copysign(number)
     } else {
@@ -41,28 +44,40 @@ fn flushed(number: f32) -> f32 {
     }
 }
 
-type Way = fn(&mut [bf16], Matrix<'_, bf16>, Matrix<'_, bf16>, bool, Limits);
-/// One step, or two, of a chain over k.
+type Multiply = fn(&mut [bf16], Matrix<'_, bf16>, Matrix<'_, bf16>, bool, BlockLimits);
+/// Computes one element of C by the definition, from its factors and its starting value.
 type Chain = fn(&[[f32; 2]], f32) -> f32;
 
-fn portable(out: &mut [bf16], a: Matrix<'_, bf16>, b: Matrix<'_, bf16>, add: bool, limits: Limits) {
-    if let Some(product) = Product::new(out, a, b, add) {
-        vectorize(Product { limits, ..product });
+fn multiply_widened(
+    out: &mut [bf16],
+    a: Matrix<'_, bf16>,
+    b: Matrix<'_, bf16>,
+    add: bool,
+    limits: BlockLimits,
+) {
+    if let Some(product) = HalfProduct::new(out, a, b, add) {
+        vectorize(HalfProduct { limits, ..product });
     }
 }
 
-fn emulated(out: &mut [bf16], a: Matrix<'_, bf16>, b: Matrix<'_, bf16>, add: bool, limits: Limits) {
-    if let Some(product) = Product::new(out, a, b, add) {
-        Product { limits, ..product }.by_pairs(Emulated);
+fn multiply_emulated(
+    out: &mut [bf16],
+    a: Matrix<'_, bf16>,
+    b: Matrix<'_, bf16>,
+    add: bool,
+    limits: BlockLimits,
+) {
+    if let Some(product) = HalfProduct::new(out, a, b, add) {
+        HalfProduct { limits, ..product }.multiply_with_pairs(EmulatedDot);
     }
 }
 
-/// The definitions: what each arm computes for one element.
-const ARMS: [(&str, Way, Chain); 2] = [
-    ("portable", portable, |factors, start| {
+/// The kernels, each with the definition of one element.
+const KERNELS: [(&str, Multiply, Chain); 2] = [
+    ("widened", multiply_widened, |factors, start| {
         factors.iter().fold(start, |sum, [x, y]| x.mul_add(*y, sum))
     }),
-    ("emulated", emulated, |factors, start| {
+    ("emulated pairs", multiply_emulated, |factors, start| {
         factors.chunks(2).fold(start, |sum, pair| {
             let late = pair.get(1).copied().unwrap_or_default();
             fma(pair[0], fma(late, sum))
@@ -70,26 +85,14 @@ const ARMS: [(&str, Way, Chain); 2] = [
     }),
 ];
 
-/// Blocks that products of a few thousand multiply-adds need many of.
-const SMALL: Limits = Limits {
+/// Limits so small that products of a few thousand multiply-adds have many blocks.
+const SMALL_LIMITS: BlockLimits = BlockLimits {
     block: 34,
     packed: 1500,
     sums: 700,
 };
 
-/// Numbers that look random, between −1 and 1.
-fn numbers(count: usize, seed: u64) -> Vec<bf16> {
-    let mut state = seed + 1;
-    let mut next = || {
-        state = state
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
-        bf16::from_f32((state >> 40) as f32 / (1 << 23) as f32 - 1.0)
-    };
-    (0..count).map(|_| next()).collect()
-}
-
-/// What is multiplied for element `index` of C.
+/// The pairs of numbers whose products are summed for element `index` of C.
 fn factors(a: Matrix<'_, bf16>, b: Matrix<'_, bf16>, index: usize) -> Vec<[f32; 2]> {
     let (i, j) = (index / b.columns, index % b.columns);
     let at = |matrix: Matrix<'_, bf16>, row: usize, column: usize| {
@@ -98,9 +101,9 @@ fn factors(a: Matrix<'_, bf16>, b: Matrix<'_, bf16>, index: usize) -> Vec<[f32; 
     (0..a.columns).map(|k| [at(a, i, k), at(b, k, j)]).collect()
 }
 
-/// Holds one element to its sum in f64: half a unit of the last place of a bf16, and what `k` roundings
-/// of f32 make of the magnitudes that were added.
-fn within_rounding(found: bf16, factors: &[[f32; 2]], start: f32) -> bool {
+/// Whether an element is within rounding of its sum in f64: half a unit in the last place of bf16, plus k roundings
+/// to f32 of a sum of these magnitudes.
+fn is_within_rounding(found: bf16, factors: &[[f32; 2]], start: f32) -> bool {
     let products = factors.iter().map(|[x, y]| f64::from(*x) * f64::from(*y));
     let (exact, size) = products.fold(
         (f64::from(start), f64::from(start.abs())),
@@ -111,21 +114,7 @@ fn within_rounding(found: bf16, factors: &[[f32; 2]], start: f32) -> bool {
     (found.to_f64() - exact).abs() <= (binade - 8.0).exp2() + sum_error
 }
 
-fn lying(rows: usize, columns: usize, data: &[bf16]) -> [Matrix<'_, bf16>; 2] {
-    [
-        Matrix::new(data, rows, columns),
-        Matrix::new(data, columns, rows).transposed(),
-    ]
-}
-
-fn on_threads(threads: usize, run: impl FnOnce() + Send) {
-    rayon::ThreadPoolBuilder::new()
-        .num_threads(threads)
-        .build()
-        .unwrap()
-        .install(run);
-}
-
+/// m, n and k: the sizes around the edges of tiles, panels and blocks.
 const SIZES: [(usize, usize, usize); 15] = [
     (1, 1, 1),
     (1, 150, 7),
@@ -145,37 +134,38 @@ const SIZES: [(usize, usize, usize); 15] = [
 ];
 
 #[test]
-fn every_path_rounds_the_chain_of_its_arm_once() {
+fn every_path_rounds_the_chain_of_its_kernel_once() {
     for threads in [1, 3] {
         on_threads(threads, || {
             for (m, n, k) in SIZES {
                 let (a, b) = (numbers(m * k, 1), numbers(k * n, 2));
                 let before = numbers(m * n, 3);
-                for (what, way, chain) in ARMS {
-                    for (add, limits) in [(false, LIMITS), (true, LIMITS), (true, SMALL)] {
+                for (name, multiply, chain) in KERNELS {
+                    for (add, limits) in [(false, LIMITS), (true, LIMITS), (true, SMALL_LIMITS)] {
                         let start = |index: usize| if add { before[index].to_f32() } else { 0.0 };
                         let expected: Vec<bf16> = (0..m * n)
                             .map(|index| {
-                                let [a, b] = [lying(m, k, &a)[0], lying(k, n, &b)[0]];
+                                let (a, b) = (Matrix::new(&a, m, k), Matrix::new(&b, k, n));
                                 let factors = factors(a, b, index);
                                 let sum = bf16::from_f32(chain(&factors, start(index)));
-                                assert!(within_rounding(sum, &factors, start(index)));
+                                assert!(is_within_rounding(sum, &factors, start(index)));
                                 sum
                             })
                             .collect();
-                        let turned = |data: &[bf16], rows: usize, columns: usize| -> Vec<bf16> {
-                            (0..rows * columns)
-                                .map(|i| data[i % rows * columns + i / rows])
-                                .collect()
-                        };
-                        let (across_a, across_b) = (turned(&a, m, k), turned(&b, k, n));
-                        for a in [lying(m, k, &a)[0], lying(m, k, &across_a)[1]] {
-                            for b in [lying(k, n, &b)[0], lying(k, n, &across_b)[1]] {
+                        let transposed =
+                            |data: &[bf16], rows: usize, columns: usize| -> Vec<bf16> {
+                                (0..rows * columns)
+                                    .map(|i| data[i % rows * columns + i / rows])
+                                    .collect()
+                            };
+                        let (a_km, b_nk) = (transposed(&a, m, k), transposed(&b, k, n));
+                        for a in [both_layouts(m, k, &a)[0], both_layouts(m, k, &a_km)[1]] {
+                            for b in [both_layouts(k, n, &b)[0], both_layouts(k, n, &b_nk)[1]] {
                                 let mut out = before.clone();
-                                way(&mut out, a, b, add, limits);
+                                multiply(&mut out, a, b, add, limits);
                                 assert!(
                                     out == expected,
-                                    "{what} {m} {n} {k} on {threads}, added: {add}"
+                                    "{name} {m} {n} {k} on {threads} threads, added: {add}"
                                 );
                             }
                         }
@@ -187,35 +177,36 @@ fn every_path_rounds_the_chain_of_its_arm_once() {
 }
 
 #[test]
-fn a_row_does_not_depend_on_the_rows_beside_it() {
+fn a_row_does_not_depend_on_the_other_rows() {
     let (m, n, k) = (203, 210, 301);
     let (x, weight) = (numbers(m * k, 1), numbers(n * k, 2));
     let weight = Matrix::new(&weight, n, k).transposed();
-    for (what, way, _) in ARMS {
+    for (name, multiply, _) in KERNELS {
         let mut all = vec![bf16::NAN; m * n];
-        way(&mut all, Matrix::new(&x, m, k), weight, false, LIMITS);
+        multiply(&mut all, Matrix::new(&x, m, k), weight, false, LIMITS);
         for (start, rows) in [(0, 1), (17, 2), (90, 3), (100, 5), (70, 97), (202, 1)] {
             let mut part = vec![bf16::NAN; rows * n];
             let x = Matrix::new(&x[start * k..], rows, k);
-            way(&mut part, x, weight, false, LIMITS);
+            multiply(&mut part, x, weight, false, LIMITS);
             assert!(
                 part == all[start * n..][..rows * n],
-                "{what}: {rows} rows from {start}"
+                "{name}: {rows} rows from {start}"
             );
         }
     }
 }
 
 #[test]
-fn the_way_chosen_is_within_rounding() {
+fn the_kernel_that_is_chosen_is_within_rounding() {
     for (m, n, k) in SIZES {
         let (x, weight) = (numbers(m * k, 1), numbers(n * k, 2));
-        let (x, weight) = (Matrix::new(&x, m, k), Matrix::new(&weight, n, k));
+        let x = Matrix::new(&x, m, k);
+        let weight = Matrix::new(&weight, n, k).transposed();
         let mut out = vec![bf16::NAN; m * n];
-        rows_by_rows(&mut out, x, weight);
+        product(&mut out, x, weight, false);
         for (index, found) in out.iter().enumerate() {
             assert!(
-                within_rounding(*found, &factors(x, weight.transposed(), index), 0.0),
+                is_within_rounding(*found, &factors(x, weight, index), 0.0),
                 "{m} {n} {k}: element {index}"
             );
         }
@@ -223,7 +214,7 @@ fn the_way_chosen_is_within_rounding() {
 }
 
 #[test]
-fn without_steps_a_product_is_zero() {
+fn a_product_over_no_steps_is_zero() {
     let nothing = |rows, columns| Matrix::new(&[], rows, columns);
     let mut out = [bf16::ONE; 6];
     product(&mut out, nothing(2, 0), nothing(0, 3), true);
@@ -239,33 +230,32 @@ fn without_steps_a_product_is_zero() {
 }
 
 #[test]
-fn narrowing_is_rounding_to_nearest_even() {
+fn rounding_to_bf16_is_to_nearest_even() {
     let edges = [0u32, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF];
     for high in 0..=u16::MAX {
         for low in edges {
             let number = f32::from_bits(u32::from(high) << 16 | low);
-            let (found, expected) = (bf16::from_bits(narrow(number)), bf16::from_f32(number));
-            assert_eq!(found.to_bits(), expected.to_bits(), "{number:e}");
+            let expected = bf16::from_f32(number).to_bits();
+            assert_eq!(nearest_bf16_bits(number), expected, "{number:e}");
         }
     }
 }
 
-/// What can be said of the processor's own instruction: the pairs and lanes are the emulation's, to the
-/// bit where sums are exact, and for the rest two roundings apart at most. Whether those agree to the bit
-/// as well is printed.
+/// The processor's instruction agrees with the emulation bit for bit where sums are exact, and within rounding
+/// elsewhere. The test prints whether the latter agree bit for bit too.
 #[cfg(target_arch = "x86_64")]
 #[test]
-// Whoever runs the test must see that it could not.
+// The line that says that the test was skipped must be seen.
 #[allow(clippy::print_stdout)]
-fn the_instruction_is_its_emulation() {
-    let Some(hardware) = pairs::Hardware::try_new() else {
+fn the_processors_instruction_agrees_with_its_emulation() {
+    let Some(instruction) = pairs::Avx512Bf16::try_new() else {
         println!("skipped: this processor has no AVX-512 BF16");
         return;
     };
     let mut equal = true;
     for (m, n, k) in SIZES {
         let (a, b) = (numbers(m * k, 1), numbers(k * n, 2));
-        let whole = |data: &[bf16]| -> Vec<bf16> {
+        let integers = |data: &[bf16]| -> Vec<bf16> {
             data.iter()
                 .map(|x| bf16::from_f32((x.to_f32() * 8.0).round()))
                 .collect()
@@ -273,16 +263,19 @@ fn the_instruction_is_its_emulation() {
         let multiply = |a: &[bf16], b: &[bf16]| {
             let (a, b) = (Matrix::new(a, m, k), Matrix::new(b, k, n));
             let [mut found, mut expected] = [vec![bf16::NAN; m * n], vec![bf16::NAN; m * n]];
-            if let Some(product) = Product::new(&mut found, a, b, false) {
-                product.by_pairs(hardware);
+            if let Some(product) = HalfProduct::new(&mut found, a, b, false) {
+                product.multiply_with_pairs(instruction);
             }
-            emulated(&mut expected, a, b, false, LIMITS);
+            multiply_emulated(&mut expected, a, b, false, LIMITS);
             for (index, found) in found.iter().enumerate() {
-                assert!(within_rounding(*found, &factors(a, b, index), 0.0));
+                assert!(is_within_rounding(*found, &factors(a, b, index), 0.0));
             }
             found == expected
         };
-        assert!(multiply(&whole(&a), &whole(&b)), "{m} {n} {k}: exact sums");
+        assert!(
+            multiply(&integers(&a), &integers(&b)),
+            "{m} {n} {k}: exact sums"
+        );
         equal &= multiply(&a, &b);
     }
     println!("random numbers agree to the bit: {equal}");

@@ -1,32 +1,24 @@
 use burn::tensor::{DType, Device, Tensor};
 
 use super::*;
+use crate::test_numbers::bf16_numbers;
 use crate::{linear, linear_input_gradient, linear_weight_gradient};
 
-/// bf16 numbers that look random, between −1 and 1.
 fn numbers(shape: [usize; 2], seed: u64) -> TensorData {
-    let mut state = seed + 1;
-    let mut next = || {
-        state = state
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
-        bf16::from_f32((state >> 40) as f32 / (1 << 23) as f32 - 1.0)
-    };
-    let values: Vec<bf16> = (0..shape[0] * shape[1]).map(|_| next()).collect();
-    TensorData::new(values, shape)
+    TensorData::new(bf16_numbers(shape[0] * shape[1], seed), shape)
 }
 
-/// Rows and columns in f64.
-struct Exact(Vec<Vec<f64>>);
+/// The rows of a matrix in f64.
+struct ExactMatrix(Vec<Vec<f64>>);
 
-impl Exact {
+impl ExactMatrix {
     fn new(data: &TensorData) -> Self {
         let values: Vec<f64> = data.iter::<f64>().collect();
         let columns = data.shape()[1];
         Self(values.chunks(columns).map(<[f64]>::to_vec).collect())
     }
 
-    fn turned(&self) -> Self {
+    fn transposed(&self) -> Self {
         let columns = 0..self.0[0].len();
         Self(
             columns
@@ -35,8 +27,8 @@ impl Exact {
         )
     }
 
-    /// Holds `found` to `start` + self · otherᵀ: half a unit of the last place of a bf16, and what the
-    /// roundings of a sum in f32 make of the magnitudes that were added.
+    /// Asserts that `found` is within rounding of `start` + self · otherᵀ: half a unit in the last place of bf16, plus
+    /// the roundings of a sum of these magnitudes in f32.
     fn check(&self, other: &Self, start: Option<&Self>, found: Tensor<2>, what: &str) {
         assert_eq!(found.dtype(), DType::BF16, "{what}");
         assert_eq!(found.dims(), [self.0.len(), other.0.len()], "{what}");
@@ -60,9 +52,9 @@ impl Exact {
     }
 }
 
-/// Every choice of tracked operands, on one thread and on three.
+/// Each choice of tracked operands is tested on one thread and on three.
 #[test]
-fn linear_layers_with_their_gradients() {
+fn linear_layers_and_their_gradients_are_within_rounding() {
     for [n, width, columns] in [
         [1, 7, 5],
         [2, 64, 48],
@@ -74,7 +66,7 @@ fn linear_layers_with_their_gradients() {
     ] {
         let [x, weight, dy] = [[n, width], [columns, width], [n, columns]].map(|shape| {
             let data = numbers(shape, shape[0] as u64);
-            (Exact::new(&data), data)
+            (ExactMatrix::new(&data), data)
         });
         let mut first: Option<TensorData> = None;
         for choice in 0..8 {
@@ -84,22 +76,22 @@ fn linear_layers_with_their_gradients() {
                 .build()
                 .unwrap();
             let tensor = |data: &TensorData, tracked: bool| {
-                let place = (&Device::flex(), DType::BF16);
-                let inner = Tensor::<2>::from_data(data.clone(), place);
+                let options = (&Device::flex(), DType::BF16);
+                let inner = Tensor::<2>::from_data(data.clone(), options);
                 if tracked {
                     Tensor::from_inner(inner).require_grad()
                 } else {
                     inner
                 }
             };
-            let of = [tensor(&x.1, track_x), tensor(&weight.1, track_weight)];
+            let inputs = [tensor(&x.1, track_x), tensor(&weight.1, track_weight)];
             let run = || {
-                let y = linear(of[0].clone(), of[1].clone());
+                let y = linear(inputs[0].clone(), inputs[1].clone());
                 let found = y.clone().inner();
                 let gradients = (track_x || track_weight).then(|| {
                     let mut gradients = (y * tensor(&dy.1, true).detach()).sum().backward();
                     let mut take = |index: usize, tracked: bool| {
-                        tracked.then(|| of[index].grad_remove(&mut gradients).unwrap())
+                        tracked.then(|| inputs[index].grad_remove(&mut gradients).unwrap())
                     };
                     (take(0, track_x), take(1, track_weight))
                 });
@@ -110,10 +102,10 @@ fn linear_layers_with_their_gradients() {
             x.0.check(&weight.0, None, y.clone(), &what);
             if let Some((dx, dw)) = gradients {
                 if let Some(dx) = dx {
-                    dy.0.check(&weight.0.turned(), None, dx, &what);
+                    dy.0.check(&weight.0.transposed(), None, dx, &what);
                 }
                 if let Some(dw) = dw {
-                    dy.0.turned().check(&x.0.turned(), None, dw, &what);
+                    dy.0.transposed().check(&x.0.transposed(), None, dw, &what);
                 }
             }
             let y = y.into_data();
@@ -124,8 +116,8 @@ fn linear_layers_with_their_gradients() {
             Tensor::<2>::from_data(data.clone(), (&Device::flex(), DType::BF16))
         };
         let dx = linear_input_gradient(plain(&dy.1), plain(&weight.1));
-        dy.0.check(&weight.0.turned(), None, dx, "dx");
-        let (dy_t, x_t) = (dy.0.turned(), x.0.turned());
+        dy.0.check(&weight.0.transposed(), None, dx, "dx");
+        let (dy_t, x_t) = (dy.0.transposed(), x.0.transposed());
         let dw = linear_weight_gradient(plain(&dy.1), plain(&x.1), None);
         dy_t.check(&x_t, None, dw, "dW");
         let sum = Some(plain(&weight.1));
@@ -135,15 +127,16 @@ fn linear_layers_with_their_gradients() {
 }
 
 #[test]
-fn a_sum_nobody_else_holds_is_added_to_in_place() {
+fn a_sum_that_is_not_shared_is_updated_in_place() {
     let tensor = |shape, seed| FlexTensor::from_data(numbers(shape, seed));
     let (dy, x) = (tensor([9, 4], 1), tensor([9, 5], 2));
     let sum = tensor([4, 5], 3);
-    let place = sum.bytes().as_ptr();
-    assert_eq!(onto(sum, &dy, &x).bytes().as_ptr(), place);
-    let held = tensor([4, 5], 3);
-    let before = held.bytes().to_vec();
-    let added = onto(held.clone(), &dy, &x);
-    assert_eq!(held.bytes(), before);
-    assert_ne!(added.bytes(), before);
+    let address = sum.bytes().as_ptr();
+    let updated = add_transposed_product(sum, &dy, &x);
+    assert_eq!(updated.bytes().as_ptr(), address);
+    let shared = tensor([4, 5], 3);
+    let before = shared.bytes().to_vec();
+    let updated = add_transposed_product(shared.clone(), &dy, &x);
+    assert_eq!(shared.bytes(), before);
+    assert_ne!(updated.bytes(), before);
 }

@@ -1,54 +1,54 @@
-//! What both kernels are made of: the bitmap of the support, sums over a cube, the head.
+//! Parts that both row kernels use: the bitmap of the support, sums over a cube, the logit transform.
 
 use crate::rows::MASKED;
 use cubecl::prelude::*;
 
 pub(super) const UNITS: usize = 256;
-/// Columns whose support is marked at a time.
-pub(super) const STRETCH: usize = 65_536;
-/// 8 KiB: half of what WebGPU promises.
-pub(super) const WORDS: usize = STRETCH / 32;
-/// Below every logit, and finite: exp(s − m) is 0 for s = −∞ and for what is put aside, and never not a
-/// number. Logits below it count as −∞.
+/// Columns whose support tokens are marked at a time.
+pub(super) const SEGMENT: usize = 65_536;
+/// Words of the bitmap: 8 KiB, half of the shared memory that WebGPU guarantees.
+pub(super) const WORDS: usize = SEGMENT / 32;
+/// Initial value of a running maximum: below every logit, and finite, so that exp(s − max) is 0 for s = −∞ and for
+/// [`ABSENT`], and never NaN. Logits below it count as −∞.
 pub(super) const LOWEST: f32 = -1.0e30;
-/// Stands for the logit of a column that is put aside. (WGSL has no literal −∞.)
+/// Logit of a column that is left out. (WGSL has no literal for −∞.)
 pub(super) const ABSENT: f32 = -3.0e38;
-/// Groups of units where the device has no planes.
+/// Units whose sums one unit adds, if the device has no planes.
 const GROUP: usize = 16;
 
-/// Σ exp(s) as exp(max) · sum.
+/// Σ exp(s), stored as exp(max) · sum.
 #[derive(CubeType, Clone, Copy)]
-pub(super) struct Running {
+pub(super) struct LogSumExp {
     pub max: f32,
     pub sum: f32,
 }
 
-/// Nothing yet.
+/// A sum without terms.
 #[cube]
-pub(super) fn nothing() -> Running {
-    Running {
+pub(super) fn empty_sum() -> LogSumExp {
+    LogSumExp {
         max: f32::new(LOWEST),
         sum: f32::new(0.0),
     }
 }
 
-/// Adds exp(max) · sum.
+/// Adds exp(max) · sum to the total.
 #[cube]
-pub(super) fn add(running: &mut Running, max: f32, sum: f32) {
-    let top = f32::max(running.max, max);
-    running.sum = running.sum * (running.max - top).exp() + sum * (max - top).exp();
-    running.max = top;
+pub(super) fn add(total: &mut LogSumExp, max: f32, sum: f32) {
+    let top = f32::max(total.max, max);
+    total.sum = total.sum * (total.max - top).exp() + sum * (max - top).exp();
+    total.max = top;
 }
 
-/// The pairs of all units as one, for every unit.
+/// Adds the sums of all units of the cube; every unit gets the result.
 #[cube]
-pub(super) fn over_cube(
-    own: Running,
+pub(super) fn add_over_cube(
+    own: LogSumExp,
     scratch: &mut Shared<[f32]>,
     #[comptime] planes: bool,
-) -> Running {
+) -> LogSumExp {
     let unit = UNIT_POS_X as usize;
-    // What lay there before has been read.
+    // All units have read the previous content of the scratch memory.
     sync_cube();
     let mut groups = (UNITS / GROUP).runtime();
     if comptime!(planes) {
@@ -64,87 +64,90 @@ pub(super) fn over_cube(
         scratch[2 * unit] = own.max;
         scratch[2 * unit + 1] = own.sum;
         sync_cube();
-        let mut running = nothing();
+        let mut group_total = empty_sum();
         if unit < groups {
             for i in 0..GROUP {
                 let at = 2 * (unit * GROUP + i);
-                add(&mut running, scratch[at], scratch[at + 1]);
+                add(&mut group_total, scratch[at], scratch[at + 1]);
             }
         }
         sync_cube();
         if unit < groups {
-            scratch[2 * unit] = running.max;
-            scratch[2 * unit + 1] = running.sum;
+            scratch[2 * unit] = group_total.max;
+            scratch[2 * unit + 1] = group_total.sum;
         }
     }
     sync_cube();
-    let mut all = nothing();
+    let mut total = empty_sum();
     for group in 0..groups {
-        add(&mut all, scratch[2 * group], scratch[2 * group + 1]);
+        add(&mut total, scratch[2 * group], scratch[2 * group + 1]);
     }
-    all
+    total
 }
 
-/// Σ over the cube of a number of each unit.
+/// Adds one number of each unit of the cube; every unit gets the result.
 #[cube]
 pub(super) fn sum_over_cube(
     own: f32,
     scratch: &mut Shared<[f32]>,
     #[comptime] planes: bool,
 ) -> f32 {
-    let own = Running {
+    let own = LogSumExp {
         max: f32::new(0.0),
         sum: own,
     };
-    over_cube(own, scratch, planes).sum
+    add_over_cube(own, scratch, planes).sum
 }
 
-/// A row's ids.
+/// The support of one row.
 #[derive(CubeType, Clone, Copy)]
-pub(super) struct Ids {
-    pub at: usize,
+pub(super) struct SupportRow {
+    /// Index of the first id in the support tensor.
+    pub start: usize,
+    /// Distance between ids.
     pub step: usize,
     pub k: usize,
-    /// Columns that count: the vocabulary, and none in a masked row.
+    /// Number of columns that are read: the vocabulary, or 0 in a masked row.
     pub live: usize,
 }
 
 #[cube]
-pub(super) fn ids<I: Int>(support: &Tensor<I>, row: usize, vocab: u32) -> Ids {
-    let at = row * support.stride(0);
+pub(super) fn support_row<I: Int>(support: &Tensor<I>, row: usize, vocab: u32) -> SupportRow {
+    let start = row * support.stride(0);
     let mut live = vocab as usize;
-    if i32::cast_from(support[at]) == MASKED {
+    if i32::cast_from(support[start]) == MASKED {
         live = 0usize;
     }
-    Ids {
-        at,
+    SupportRow {
+        start,
         step: support.stride(1),
         k: support.shape(1),
         live,
     }
 }
 
-/// The token of a slot; `live` or more for an empty one.
+/// Returns the token of a slot, or `row.live` for an empty slot.
 #[cube]
-pub(super) fn id<I: Int>(support: &Tensor<I>, ids: &Ids, slot: usize) -> usize {
-    let id = i32::cast_from(support[ids.at + slot * ids.step]);
-    let mut token = ids.live;
-    if id >= 0 && (id as usize) < ids.live {
+pub(super) fn token_of_slot<I: Int>(support: &Tensor<I>, row: &SupportRow, slot: usize) -> usize {
+    let id = i32::cast_from(support[row.start + slot * row.step]);
+    let mut token = row.live;
+    if id >= 0 && (id as usize) < row.live {
         token = id as usize;
     }
     token
 }
 
-/// Marks the support within `start..end`. All units take part; what is read behind it sees the marks.
+/// Marks the support tokens of the segment that begins at column `start`. All units take part, and the marks are
+/// visible to all units afterwards.
 #[cube]
-pub(super) fn mark<I: Int>(
+pub(super) fn mark_support<I: Int>(
     marks: &Shared<[Atomic<u32>]>,
     support: &Tensor<I>,
-    ids: &Ids,
+    row: &SupportRow,
     start: usize,
 ) {
     let unit = UNIT_POS_X as usize;
-    // What lay there before has been read.
+    // All units have read the marks of the previous segment.
     sync_cube();
     let mut word = unit;
     while word < WORDS {
@@ -153,9 +156,9 @@ pub(super) fn mark<I: Int>(
     }
     sync_cube();
     let mut slot = unit;
-    while slot < ids.k {
-        let token = id(support, ids, slot);
-        if token >= start && token < ids.live && token - start < STRETCH {
+    while slot < row.k {
+        let token = token_of_slot(support, row, slot);
+        if token >= start && token < row.live && token - start < SEGMENT {
             let column = (token - start) as u32;
             marks[column as usize / 32].fetch_or(1u32 << (column % 32));
         }
@@ -164,9 +167,9 @@ pub(super) fn mark<I: Int>(
     sync_cube();
 }
 
-/// The marks of the vector that begins at a stretch's `column`: bit i for its lane i.
+/// Returns the marks of the vector that begins at `column` of the segment: bit i for lane i.
 #[cube]
-pub(super) fn marks_at(
+pub(super) fn marks_of_vector(
     marks: &Shared<[Atomic<u32>]>,
     column: usize,
     #[comptime] lanes: usize,
@@ -175,15 +178,23 @@ pub(super) fn marks_at(
     word & comptime!((1u32 << lanes as u32) - 1)
 }
 
-/// What the softmax logits are a multiple of: the logits as they are, or tanh(inner · z).
+/// The logit transform: the softmax logit of z is outer · y, where y is z, or tanh(inner · z) with a softcap.
+#[derive(CubeType, Clone, Copy)]
+pub(super) struct CubeTransform {
+    pub inner: f32,
+    pub outer: f32,
+    #[cube(comptime)]
+    pub capped: bool,
+}
+
+/// Computes y of the logits z; see [`CubeTransform`].
 #[cube]
 pub(super) fn capped_logits<N: Size>(
     z: Vector<f32, N>,
-    inner: f32,
-    #[comptime] capped: bool,
+    transform: &CubeTransform,
 ) -> Vector<f32, N> {
-    if comptime!(capped) {
-        (z * Vector::new(inner)).tanh()
+    if comptime!(transform.capped) {
+        (z * Vector::new(transform.inner)).tanh()
     } else {
         z
     }

@@ -1,32 +1,36 @@
-//! The statistics: one walk over a row.
+//! The kernel of the row statistics: one pass over a row.
 
 use cubecl::prelude::*;
 use std::f32::consts::LOG2_E;
 
 use super::row::{
-    ABSENT, Ids, LOWEST, Running, STRETCH, UNITS, WORDS, add, capped_logits, id, ids, mark,
-    marks_at, nothing, over_cube, sum_over_cube,
+    ABSENT, CubeTransform, LOWEST, LogSumExp, SEGMENT, SupportRow, UNITS, WORDS, add,
+    add_over_cube, capped_logits, empty_sum, mark_support, marks_of_vector, sum_over_cube,
+    support_row, token_of_slot,
 };
 use crate::rows::{EMPTY_NATS, TAIL_FLOOR_NATS};
 
-/// Numbers that a unit reads before it works on them.
-const AHEAD: usize = 16;
+/// Numbers that a unit reads before it computes with them.
+const READ_AHEAD: usize = 16;
 
-/// A unit's sums over its columns of the tail, of y where the softmax logits are outer · y, outer > 0.
+/// A unit's sums over its columns; see [`CubeTransform`] for y.
 #[derive(CubeType)]
-struct Tail<N: Size> {
+struct UnitSums<N: Size> {
+    /// The largest y of the tail.
     max: f32,
-    /// Σ exp(outer · (y − max)).
-    sums: Vector<f32, N>,
-    /// Σ y, of the support too.
+    /// Σ exp(outer · (y − max)) over the tail.
+    tail: Vector<f32, N>,
+    /// Σ y over all columns, if it is computed.
     all: Vector<f32, N>,
 }
 
-/// Where a stretch begins, in the row and in the tensor.
+/// The part of a row whose support tokens are marked.
 #[derive(CubeType)]
-struct Stretch {
+struct Segment {
+    /// First column of the segment.
+    column: usize,
+    /// Index of its first vector in the tensor.
     start: usize,
-    at: usize,
 }
 
 #[cube(launch_unchecked)]
@@ -44,122 +48,146 @@ pub(super) fn stats_kernel<F: Float, I: Int, N: Size>(
     #[comptime] ptx: bool,
     #[define(F, I)] _dtypes: [ElemType; 2],
 ) {
-    let lanes = N::value();
-    let unit = UNIT_POS_X as usize;
     let row = (first_row + CUBE_POS_X) as usize;
-    let logits_at = CUBE_POS_X as usize * (logits.stride(0) / lanes);
-    let out_at = row * out.stride(0);
-    let ids = ids(support, row, vocab);
-    let k = ids.k;
-    let marks = Shared::<[Atomic<u32>]>::new_slice(WORDS);
+    let logits_start = CUBE_POS_X as usize * (logits.stride(0) / N::value());
+    let out_start = row * out.stride(0);
+    let ids = support_row(support, row, vocab);
+    let transform = CubeTransform {
+        inner,
+        outer,
+        capped,
+    };
     let mut scratch = Shared::<[f32]>::new_slice(2 * UNITS);
 
-    // The support's logits wait in the result until the row's log-sum-exp is known.
-    let mut on_support = nothing();
-    let mut slot = unit;
-    while slot < k {
-        let token = id(support, &ids, slot);
-        let mut s = f32::new(ABSENT);
-        if token < ids.live {
-            let z = Vector::<f32, N>::cast_from(logits[logits_at + token / lanes]);
-            let y = capped_logits(z, inner, capped);
-            #[unroll]
-            for lane in 0..lanes {
-                if lane == token % lanes {
-                    s = y.extract(lane) * outer;
-                }
-            }
-            add(&mut on_support, s, f32::new(1.0));
-        }
-        out[out_at + slot] = s;
-        slot += UNITS;
-    }
-
-    let mut tail = Tail::<N> {
-        max: f32::new(LOWEST),
-        sums: Vector::new(f32::new(0.0)),
-        all: Vector::new(f32::new(0.0)),
+    let on_support = gather_support::<F, I, N>(
+        logits,
+        logits_start,
+        support,
+        &ids,
+        &transform,
+        out,
+        out_start,
+    );
+    let own = sum_columns::<F, I, N>(
+        logits,
+        logits_start,
+        support,
+        &ids,
+        &transform,
+        vocab,
+        summed,
+        ptx,
+    );
+    let own_tail = LogSumExp {
+        max: own.max * outer,
+        sum: sum_of_lanes(own.tail),
     };
-    let ahead = comptime!((AHEAD / lanes).clamp(1, 8));
-    let mut start = 0usize;
-    while start < vocab as usize {
-        mark(&marks, support, &ids, start);
-        let mut vectors = 0usize;
-        if start < ids.live {
-            vectors = usize::min(ids.live - start, STRETCH).div_ceil(lanes);
-        }
-        let stretch = Stretch {
-            start,
-            at: logits_at + start / lanes,
-        };
-        let mut i = unit;
-        while i + (ahead - 1) * UNITS < vectors {
-            take::<F, N>(
-                logits, &stretch, i, &marks, &ids, inner, outer, &mut tail, capped, summed, ptx,
-                ahead,
-            );
-            i += ahead * UNITS;
-        }
-        while i < vectors {
-            take::<F, N>(
-                logits, &stretch, i, &marks, &ids, inner, outer, &mut tail, capped, summed, ptx,
-                1usize,
-            );
-            i += UNITS;
-        }
-        start += STRETCH;
-    }
-
-    let own = Running {
-        max: tail.max * outer,
-        sum: lanes_sum(tail.sums),
-    };
-    let tail_all = over_cube(own, &mut scratch, planes);
-    let mut whole = over_cube(on_support, &mut scratch, planes);
-    add(&mut whole, tail_all.max, tail_all.sum);
-    let empty = f32::new(EMPTY_NATS as f32);
-    let mut log_z = empty;
-    if whole.sum != f32::new(0.0) {
-        log_z = floored(whole.max + whole.sum.ln());
-    }
-    let mut slot = unit;
-    while slot < k {
-        out[out_at + slot] = floored(out[out_at + slot] - log_z);
-        slot += UNITS;
-    }
-    let mut log_tail = f32::new(TAIL_FLOOR_NATS as f32);
-    if tail_all.sum != f32::new(0.0) {
-        log_tail = tail_all.max + tail_all.sum.ln() - log_z;
-    }
-    let masked = ids.live == 0;
-    if masked {
-        log_tail = empty;
-        log_z = f32::new(0.0);
-    }
-    if unit == 0 {
-        out[out_at + k] = log_tail;
-        out[out_at + k + 1] = log_z;
-    }
+    let tail = add_over_cube(own_tail, &mut scratch, planes);
+    let mut all = add_over_cube(on_support, &mut scratch, planes);
+    add(&mut all, tail.max, tail.sum);
+    let log_z = write_stats(out, out_start, &ids, &all, &tail);
     if comptime!(summed) {
-        let sum = sum_over_cube(lanes_sum(tail.all) * outer, &mut scratch, planes);
-        if unit == 0 {
-            out[out_at + k + 2] = sum - f32::cast_from(vocab) * log_z;
+        let sum = sum_over_cube(sum_of_lanes(own.all) * outer, &mut scratch, planes);
+        if UNIT_POS_X == 0 {
+            out[out_start + ids.k + 2] = sum - f32::cast_from(vocab) * log_z;
         }
     }
 }
 
-/// Adds a unit's vectors i, i + 256, … of a stretch, `count` of them.
+/// Writes the softmax logits of the support tokens to their slots of the result, where they stay until the row's
+/// log-sum-exp is known, and returns the unit's sum over them.
 #[cube]
-fn take<F: Float, N: Size>(
+fn gather_support<F: Float, I: Int, N: Size>(
     logits: &Tensor<Vector<F, N>>,
-    stretch: &Stretch,
+    logits_start: usize,
+    support: &Tensor<I>,
+    ids: &SupportRow,
+    transform: &CubeTransform,
+    out: &mut Tensor<f32>,
+    out_start: usize,
+) -> LogSumExp {
+    let lanes = N::value();
+    let mut on_support = empty_sum();
+    let mut slot = UNIT_POS_X as usize;
+    while slot < ids.k {
+        let token = token_of_slot(support, ids, slot);
+        let mut s = f32::new(ABSENT);
+        if token < ids.live {
+            let z = Vector::<f32, N>::cast_from(logits[logits_start + token / lanes]);
+            let y = capped_logits(z, transform);
+            #[unroll]
+            for lane in 0..lanes {
+                if lane == token % lanes {
+                    s = y.extract(lane) * transform.outer;
+                }
+            }
+            add(&mut on_support, s, f32::new(1.0));
+        }
+        out[out_start + slot] = s;
+        slot += UNITS;
+    }
+    on_support
+}
+
+/// Sums a unit's columns of the row, segment by segment.
+#[cube]
+fn sum_columns<F: Float, I: Int, N: Size>(
+    logits: &Tensor<Vector<F, N>>,
+    logits_start: usize,
+    support: &Tensor<I>,
+    ids: &SupportRow,
+    transform: &CubeTransform,
+    vocab: u32,
+    #[comptime] summed: bool,
+    #[comptime] ptx: bool,
+) -> UnitSums<N> {
+    let lanes = N::value();
+    let marks = Shared::<[Atomic<u32>]>::new_slice(WORDS);
+    let mut sums = UnitSums::<N> {
+        max: f32::new(LOWEST),
+        tail: Vector::new(f32::new(0.0)),
+        all: Vector::new(f32::new(0.0)),
+    };
+    let ahead = comptime!((READ_AHEAD / lanes).clamp(1, 8));
+    let mut column = 0usize;
+    while column < vocab as usize {
+        mark_support(&marks, support, ids, column);
+        let mut vectors = 0usize;
+        if column < ids.live {
+            vectors = usize::min(ids.live - column, SEGMENT).div_ceil(lanes);
+        }
+        let segment = Segment {
+            column,
+            start: logits_start + column / lanes,
+        };
+        let mut i = UNIT_POS_X as usize;
+        while i + (ahead - 1) * UNITS < vectors {
+            add_vectors::<F, N>(
+                logits, &segment, i, &marks, ids, transform, &mut sums, summed, ptx, ahead,
+            );
+            i += ahead * UNITS;
+        }
+        while i < vectors {
+            add_vectors::<F, N>(
+                logits, &segment, i, &marks, ids, transform, &mut sums, summed, ptx, 1usize,
+            );
+            i += UNITS;
+        }
+        column += SEGMENT;
+    }
+    sums
+}
+
+/// Adds `count` vectors of a unit, `first`, `first` + 256, …, to its sums.
+#[cube]
+fn add_vectors<F: Float, N: Size>(
+    logits: &Tensor<Vector<F, N>>,
+    segment: &Segment,
     first: usize,
     marks: &Shared<[Atomic<u32>]>,
-    ids: &Ids,
-    inner: f32,
-    outer: f32,
-    tail: &mut Tail<N>,
-    #[comptime] capped: bool,
+    ids: &SupportRow,
+    transform: &CubeTransform,
+    sums: &mut UnitSums<N>,
     #[comptime] summed: bool,
     #[comptime] ptx: bool,
     #[comptime] count: usize,
@@ -168,34 +196,24 @@ fn take<F: Float, N: Size>(
     let mut block = Array::<Vector<f32, N>>::new(count);
     #[unroll]
     for i in 0..count {
-        block[i] = Vector::cast_from(logits[stretch.at + first + i * UNITS]);
+        block[i] = Vector::cast_from(logits[segment.start + first + i * UNITS]);
     }
-    let mut max = tail.max;
+    let mut max = sums.max;
     #[unroll]
     for i in 0..count {
         let column = (first + i * UNITS) * lanes;
-        let mut y = capped_logits(block[i], inner, capped);
-        let marked = marks_at(marks, column, lanes);
-        let left = ids.live - stretch.start - column;
+        let mut y = capped_logits(block[i], transform);
+        let marked = marks_of_vector(marks, column, lanes);
+        let left = ids.live - segment.column - column;
         if comptime!(summed) {
             let mut summands = y;
             if left < lanes {
-                #[unroll]
-                for lane in 0..lanes {
-                    if lane >= left {
-                        summands.insert(lane, f32::new(0.0));
-                    }
-                }
+                summands = replace_lanes(summands, 0u32, left, 0.0f32);
             }
-            tail.all += summands;
+            sums.all += summands;
         }
         if marked != 0 || left < lanes {
-            #[unroll]
-            for lane in 0..lanes {
-                if (marked >> lane as u32) & 1 != 0 || lane >= left {
-                    y.insert(lane, f32::new(ABSENT));
-                }
-            }
+            y = replace_lanes(y, marked, left, ABSENT);
         }
         #[unroll]
         for lane in 0..lanes {
@@ -203,12 +221,12 @@ fn take<F: Float, N: Size>(
         }
         block[i] = y;
     }
-    let mut rate = outer;
+    let mut rate = transform.outer;
     if comptime!(ptx) {
-        rate = outer * f32::new(LOG2_E);
+        rate = transform.outer * f32::new(LOG2_E);
     }
     let shift = max * rate;
-    tail.sums *= Vector::new(exponential(tail.max * rate - shift, ptx));
+    sums.tail *= Vector::new(exponential(sums.max * rate - shift, ptx));
     #[unroll]
     for i in 0..count {
         let mut weights = block[i] * Vector::new(rate) - Vector::new(shift);
@@ -216,13 +234,66 @@ fn take<F: Float, N: Size>(
         for lane in 0..lanes {
             weights.insert(lane, exponential(weights.extract(lane), ptx));
         }
-        tail.sums += weights;
+        sums.tail += weights;
     }
-    tail.max = max;
+    sums.max = max;
 }
 
-/// exp(x), or 2^x in one instruction of PTX: CUDA's exponential takes eight, and bf16 logits would wait
-/// for those rather than for memory.
+/// Replaces the marked lanes of a vector, and those from lane `left` on, by a constant.
+#[cube]
+fn replace_lanes<N: Size>(
+    vector: Vector<f32, N>,
+    marked: u32,
+    left: usize,
+    #[comptime] value: f32,
+) -> Vector<f32, N> {
+    let mut replaced = vector;
+    #[unroll]
+    for lane in 0..N::value() {
+        if (marked >> lane as u32) & 1 != 0 || lane >= left {
+            replaced.insert(lane, f32::new(value));
+        }
+    }
+    replaced
+}
+
+/// Writes the log-probabilities and the log-sum-exp of a row from its sums over all columns and over the tail; returns
+/// the log-sum-exp.
+#[cube]
+fn write_stats(
+    out: &mut Tensor<f32>,
+    out_start: usize,
+    ids: &SupportRow,
+    all: &LogSumExp,
+    tail: &LogSumExp,
+) -> f32 {
+    let empty = f32::new(EMPTY_NATS as f32);
+    let mut log_z = empty;
+    if all.sum != f32::new(0.0) {
+        log_z = floored(all.max + all.sum.ln());
+    }
+    let mut slot = UNIT_POS_X as usize;
+    while slot < ids.k {
+        out[out_start + slot] = floored(out[out_start + slot] - log_z);
+        slot += UNITS;
+    }
+    let mut log_tail = f32::new(TAIL_FLOOR_NATS as f32);
+    if tail.sum != f32::new(0.0) {
+        log_tail = tail.max + tail.sum.ln() - log_z;
+    }
+    if ids.live == 0 {
+        log_tail = empty;
+        log_z = f32::new(0.0);
+    }
+    if UNIT_POS_X == 0 {
+        out[out_start + ids.k] = log_tail;
+        out[out_start + ids.k + 1] = log_z;
+    }
+    log_z
+}
+
+/// Computes exp(x), or 2^x in one PTX instruction. CUDA's exponential takes eight instructions, and with bf16 logits
+/// the kernel would be limited by them instead of by memory.
 #[cube]
 fn exponential(x: f32, #[comptime] ptx: bool) -> f32 {
     if comptime!(ptx) {
@@ -235,7 +306,7 @@ fn exponential(x: f32, #[comptime] ptx: bool) -> f32 {
 }
 
 #[cube]
-fn lanes_sum<N: Size>(vector: Vector<f32, N>) -> f32 {
+fn sum_of_lanes<N: Size>(vector: Vector<f32, N>) -> f32 {
     let mut sum = f32::new(0.0);
     #[unroll]
     for lane in 0..N::value() {
@@ -244,7 +315,7 @@ fn lanes_sum<N: Size>(vector: Vector<f32, N>) -> f32 {
     sum
 }
 
-/// What is not a number stays, so that it is seen.
+/// Raises a log-probability to at least [`EMPTY_NATS`]. NaN stays NaN, so that it is noticed.
 #[cube]
 fn floored(log: f32) -> f32 {
     let mut floored = log;

@@ -1,7 +1,7 @@
-//! Blocks of logits of every kind, what they give by the definitions, and ways to compare.
+//! Test cases of the row statistics, their results by the definitions, and functions that compare results.
 
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
-use potstill_kernels::{EMPTY_NATS, Head, MASKED, RowStats, Sum, TAIL_FLOOR_NATS};
+use potstill_kernels::{EMPTY_NATS, LogQSum, LogitTransform, MASKED, RowStats, TAIL_FLOOR_NATS};
 use rand::{Rng, SeedableRng, seq::SliceRandom};
 use rand_chacha::ChaCha8Rng;
 
@@ -10,18 +10,18 @@ pub(crate) struct Case {
     pub(crate) v: usize,
     pub(crate) k: usize,
     pub(crate) logits: Vec<f64>,
-    /// Unsorted, with an empty slot here and there.
+    /// Token ids in no order, with empty slots in some rows.
     pub(crate) support: Vec<i64>,
-    /// Gradients that are put on log q, on log z and on Σ log q.
+    /// Gradients with respect to log q, log z and Σ log q.
     pub(crate) weights: Vec<f64>,
-    pub(crate) head: Head,
-    pub(crate) sum: Sum,
+    pub(crate) head: LogitTransform,
+    pub(crate) sum: LogQSum,
 }
 
 impl Case {
-    /// Columns of the statistics.
+    /// Number of columns of the statistics.
     pub(crate) fn width(&self) -> usize {
-        self.k + if self.sum == Sum::WithLogQ { 3 } else { 2 }
+        self.k + if self.sum == LogQSum::Included { 3 } else { 2 }
     }
 
     pub(crate) fn vocab(&self) -> usize {
@@ -29,12 +29,12 @@ impl Case {
     }
 }
 
-/// Supports without order, with an empty slot here and there; every fourth row is masked, and every
-/// fifth logit of the third row is −∞.
-pub(crate) fn case(n: usize, v: usize, k: usize, head: Head, sum: Sum) -> Case {
+/// Makes a case. Supports are unordered, some with empty slots; every fourth row is masked; every fifth logit of the third
+/// row is −∞.
+pub(crate) fn case(n: usize, v: usize, k: usize, head: LogitTransform, sum: LogQSum) -> Case {
     let mut rng = ChaCha8Rng::seed_from_u64((n * 1_000_003 + v * 101 + k) as u64);
     let mut logits: Vec<f64> = (0..n * v).map(|_| rng.random_range(-8.0..8.0)).collect();
-    if n > 2 && sum == Sum::Without {
+    if n > 2 && sum == LogQSum::Omitted {
         let row = logits[2 * v..3 * v].iter_mut();
         row.skip(1).step_by(5).for_each(|z| *z = f64::NEG_INFINITY);
     }
@@ -69,47 +69,47 @@ pub(crate) fn case(n: usize, v: usize, k: usize, head: Head, sum: Sum) -> Case {
 }
 
 pub(crate) fn cases() -> Vec<Case> {
-    let plain = Head::default();
-    let full = Head {
+    let plain = LogitTransform::default();
+    let full = LogitTransform {
         scale: 0.7,
         softcap: Some(5.0),
         temperature: 2.0,
         vocab: None,
     };
-    let padded = |vocab| Head {
+    let padded = |vocab| LogitTransform {
         vocab: Some(vocab),
         ..plain
     };
-    use Sum::{WithLogQ, Without};
+    use LogQSum::{Included, Omitted};
     vec![
-        case(1, 5, 1, plain, Without),
-        case(5, 37, 4, plain, Without),
-        case(3, 37, 37, plain, Without),
-        case(2, 2048, 7, plain, WithLogQ),
-        case(5, 2051, 64, full, Without),
-        case(4, 2051, 64, full, WithLogQ),
-        case(4, 4099, 64, padded(4001), Without),
-        case(4, 4099, 3, padded(4001), WithLogQ),
-        case(2, 49_153, 130, plain, Without),
-        case(2, 300, 300, full, Without),
-        case(3, 1024, 512, plain, Without),
-        // More columns than a kernel marks at a time.
-        case(4, 140_004, 200, padded(140_003), Without),
-        case(2, 70_000, 33, full, WithLogQ),
+        case(1, 5, 1, plain, Omitted),
+        case(5, 37, 4, plain, Omitted),
+        case(3, 37, 37, plain, Omitted),
+        case(2, 2048, 7, plain, Included),
+        case(5, 2051, 64, full, Omitted),
+        case(4, 2051, 64, full, Included),
+        case(4, 4099, 64, padded(4001), Omitted),
+        case(4, 4099, 3, padded(4001), Included),
+        case(2, 49_153, 130, plain, Omitted),
+        case(2, 300, 300, full, Omitted),
+        case(3, 1024, 512, plain, Omitted),
+        // These rows have more columns than a kernel marks at a time.
+        case(4, 140_004, 200, padded(140_003), Omitted),
+        case(2, 70_000, 33, full, Included),
     ]
 }
 
-/// Where the op itself is tested: devices, types that they compute in, and how far off each may be.
-pub(crate) fn grounds() -> Vec<(Device, DType, f64)> {
+/// The devices and float types on which the op is tested, each with its tolerance.
+pub(crate) fn devices() -> Vec<(Device, DType, f64)> {
     let flex = Device::flex();
-    let mut grounds = vec![(flex.clone(), DType::F64, 1e-12), (flex, DType::F32, 1e-5)];
+    let mut devices = vec![(flex.clone(), DType::F64, 1e-12), (flex, DType::F32, 1e-5)];
     if cfg!(feature = "cube") {
-        grounds.push((gpu(), DType::F32, 5e-5));
+        devices.push((gpu(), DType::F32, 5e-5));
     }
-    grounds
+    devices
 }
 
-/// The device that the features and the environment choose.
+/// Returns the GPU that the features and the environment choose.
 pub(crate) fn gpu() -> Device {
     let device = Device::default();
     let name = format!("{device:?}");
@@ -117,9 +117,9 @@ pub(crate) fn gpu() -> Device {
     device
 }
 
-pub(crate) type Form = fn(Tensor<2>, Tensor<2, Int>, &Head, Sum) -> RowStats;
+pub(crate) type Form = fn(Tensor<2>, Tensor<2, Int>, &LogitTransform, LogQSum) -> RowStats;
 
-/// Statistics, by row, and the gradient [n · v] of Σ weights · statistics.
+/// Computes the statistics by row, and the gradient `[n · v]` of Σ weights · statistics.
 pub(crate) fn run(case: &Case, device: &Device, dtype: DType, form: Form) -> (Vec<f64>, Vec<f64>) {
     let device = device.clone().autodiff();
     let floats = |values: &[f64], shape: [usize; 2]| {
@@ -137,7 +137,7 @@ pub(crate) fn run(case: &Case, device: &Device, dtype: DType, form: Form) -> (Ve
     (numbers(all.inner()), numbers(gradient))
 }
 
-/// The same by the definitions, in f64 and with nothing clever: a dense softmax, and
+/// Computes the results of [`run`] by the definitions in f64, without optimisations: a dense softmax, and
 /// ∂L/∂s_i = Σ_b h_b ∂(log q_b)/∂s_i bucket by bucket.
 pub(crate) fn by_definition(case: &Case) -> (Vec<f64>, Vec<f64>) {
     let (mut stats, mut gradient) = (Vec::new(), Vec::new());
@@ -191,7 +191,7 @@ pub(crate) fn row_by_definition(
         log_z,
     ]);
     let mut u = 0.0;
-    if case.sum == Sum::WithLogQ {
+    if case.sum == LogQSum::Included {
         stats.push(s.iter().map(|s| s - log_z).sum());
         u = h[k + 2];
     }
@@ -210,8 +210,8 @@ pub(crate) fn row_by_definition(
             None => h_tail * q / tail,
         };
         let slope = head.softcap.map_or(1.0, |c| 1.0 - (capped[i] / c).powi(2));
-        let of_sum = u * (1.0 - vocab as f64 * q);
-        let ds = own - q * (h_support + h_tail) + q * h[k + 1] + of_sum;
+        let sum_term = u * (1.0 - vocab as f64 * q);
+        let ds = own - q * (h_support + h_tail) + q * h[k + 1] + sum_term;
         gradient.push(ds * slope * head.scale / head.temperature);
     }
 }
@@ -220,7 +220,7 @@ pub(crate) fn numbers(tensor: Tensor<2>) -> Vec<f64> {
     tensor.into_data().iter::<f64>().collect()
 }
 
-/// The largest difference, relative to values over 1.
+/// Returns the largest difference, relative for values over 1.
 pub(crate) fn worst(a: &[f64], b: &[f64]) -> f64 {
     assert_eq!(a.len(), b.len());
     a.iter()

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use potstill_datasets::{Signal, SignalRow};
-use potstill_kernels::{EMPTY_NATS, Head, RowStats, Sum, row_stats};
+use potstill_kernels::{EMPTY_NATS, LogQSum, LogitTransform, RowStats, row_stats};
 use potstill_student::Target;
 use potstill_student::loss::{Tail, forward_kl, soft_cross_entropy};
 
@@ -86,8 +86,8 @@ pub(super) fn learn(
     let stats = row_stats(
         logits_nv.clone(),
         support_nk,
-        &Head::default(),
-        Sum::Without,
+        &LogitTransform::default(),
+        LogQSum::Omitted,
     );
     let value_n = rows.loss_n(0..n, &stats);
     let gradients = value_n.clone().sum().backward();

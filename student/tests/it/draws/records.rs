@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use potstill_datasets::SignalRow;
-use potstill_kernels::{Capture, CaptureRow, Head, capture};
+use potstill_kernels::{CaptureOptions, CaptureRow, LogitTransform, capture};
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -73,8 +73,8 @@ fn captured(
         position: index,
     };
     let rows: Vec<CaptureRow> = (0..seeds).map(row).collect();
-    let settings = Capture {
-        head: Head::default(),
+    let settings = CaptureOptions {
+        head: LogitTransform::default(),
         top_k,
         temperatures: &[],
         draws,

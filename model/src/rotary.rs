@@ -1,17 +1,17 @@
-//! Rotary positions: the angles of a batch's rows.
+//! The angles of the rotary positions of a batch's rows.
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use potstill_kernels::rotary;
 
 /// Cosines and sines of the rotary positions of n rows, `[n, e/2]` each.
 ///
-/// The angles are computed in f32 whatever the model's type, as transformers does, then cast.
-pub(crate) struct Rotary {
+/// The angles are computed in f32 and then cast to the model's type, as in transformers.
+pub(crate) struct RotaryAngles {
     cos_nf: Tensor<2>,
     sin_nf: Tensor<2>,
 }
 
-impl Rotary {
+impl RotaryAngles {
     pub(crate) fn new(
         positions: &[usize],
         head_dim: usize,
@@ -27,8 +27,8 @@ impl Rotary {
             .iter()
             .flat_map(|&position| inverse.iter().map(move |freq| position as f32 * freq))
             .collect();
-        let table = |of: fn(f32) -> f32| {
-            let values: Vec<f32> = angles.iter().map(|&angle| of(angle)).collect();
+        let table = |function: fn(f32) -> f32| {
+            let values: Vec<f32> = angles.iter().map(|&angle| function(angle)).collect();
             let data = TensorData::new(values, [positions.len(), half]);
             Tensor::from_data(data, (device, dtype))
         };
@@ -38,8 +38,8 @@ impl Rotary {
         }
     }
 
-    /// Turns each pair (x_i, x_{i + e/2}) of every head by its row's angle: `[n, heads·e]` → the same.
-    pub(crate) fn turn(&self, x_nc: Tensor<2>) -> Tensor<2> {
+    /// Rotates each pair (x_i, x_{i + e/2}) of every head by its row's angle: `[n, heads·e]` → `[n, heads·e]`.
+    pub(crate) fn rotate(&self, x_nc: Tensor<2>) -> Tensor<2> {
         rotary(x_nc, self.cos_nf.clone(), self.sin_nf.clone())
     }
 }

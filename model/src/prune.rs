@@ -1,16 +1,16 @@
-//! A student cut from a larger model: every n-th layer, the rest as it is.
+//! Layer pruning: a student with every n-th layer of a larger model.
 
 use crate::{Config, Error, Llama};
 
-/// Layers 0, `every`, 2·`every`, … of `model`, with its embedding, final norm and head.
+/// Returns a model with layers 0, `every`, 2·`every`, … of `model`, and with its embedding, final norm and head.
 ///
 /// The tensors are shared until one of the two models changes them.
 ///
 /// # Errors
-/// [`Error::CutEvery`] for `every` = 0.
-pub fn cut(model: &Llama, every: usize) -> Result<Llama, Error> {
+/// Returns [`Error::PruneInterval`] if `every` is 0.
+pub fn prune_layers(model: &Llama, every: usize) -> Result<Llama, Error> {
     if every == 0 {
-        return Err(Error::CutEvery);
+        return Err(Error::PruneInterval);
     }
     let layers: Vec<_> = model.layers.iter().step_by(every).cloned().collect();
     let config = Config {

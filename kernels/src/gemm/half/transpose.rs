@@ -1,4 +1,5 @@
-//! Panels of rows that lie along k, on AVX2: eight rows by eight pairs are turned around in registers.
+//! Packing of rows that are contiguous along k, on AVX2: blocks of eight rows by eight pairs are transposed in
+//! registers.
 
 use std::arch::x86_64::{
     __m256i, _MM_HINT_T0, _mm_cvtsi128_si32, _mm_prefetch, _mm_storel_epi64, _mm_storeu_si128,
@@ -9,17 +10,16 @@ use std::arch::x86_64::{
 use burn::tensor::bf16;
 use pulp::x86::V3;
 
-use super::super::turned::turn;
+use super::super::few_rows::transpose;
 
-/// Rows of a block, and pairs of steps.
+/// Rows of a block, and pairs of steps in a block.
 const LANES: usize = 8;
 
-/// Writes words of `STEPS` steps, `[words][WIDTH]`, of as many whole blocks of 16 steps as there are and
-/// returns how many steps these are; rows from `filled` on are zeros. `V3` is the proof that the processor
-/// has AVX2 and FMA.
-pub(super) fn panel<const WIDTH: usize>(
+/// Packs the whole blocks of 16 steps into words of `steps_per_word` steps, `[words][WIDTH]`, and returns the number
+/// of steps that were packed. Rows from `filled` on are zeros. `V3` proves that the processor has AVX2 and FMA.
+pub(super) fn pack_blocks<const WIDTH: usize>(
     _: V3,
-    steps_a_word: usize,
+    steps_per_word: usize,
     to: &mut [u32],
     source: &[bf16],
     row_stride: usize,
@@ -33,28 +33,28 @@ pub(super) fn panel<const WIDTH: usize>(
     }
     assert!(0 < filled && filled <= WIDTH);
     assert!((filled - 1) * row_stride + whole <= source.len());
-    assert!(whole / steps_a_word * WIDTH <= to.len());
+    assert!(whole / steps_per_word * WIDTH <= to.len());
     for row in (0..WIDTH).step_by(LANES) {
-        let rows = Rows {
+        let rows = BlockRows {
             to: to[row..].as_mut_ptr(),
             width: WIDTH,
             source: source.as_ptr().wrapping_add(row * row_stride),
             row_stride,
             filled: filled.saturating_sub(row).min(LANES),
         };
-        // SAFETY: as asserted, the rows hold the blocks and the panel has room for their words; the
-        // processor is as required.
+        // SAFETY: the assertions ensure that the rows hold the blocks and that the panel has room for their words;
+        // the processor has AVX2 and FMA.
         unsafe {
-            match (steps_a_word, (WIDTH - row).min(LANES)) {
-                (1, 1) => rows.turn::<1, 1>(blocks),
-                (1, 2) => rows.turn::<1, 2>(blocks),
-                (1, 4) => rows.turn::<1, 4>(blocks),
-                (1, 6) => rows.turn::<1, 6>(blocks),
-                (1, 8) => rows.turn::<1, 8>(blocks),
-                (2, 1) => rows.turn::<2, 1>(blocks),
-                (2, 2) => rows.turn::<2, 2>(blocks),
-                (2, 4) => rows.turn::<2, 4>(blocks),
-                (2, 8) => rows.turn::<2, 8>(blocks),
+            match (steps_per_word, (WIDTH - row).min(LANES)) {
+                (1, 1) => rows.transpose_blocks::<1, 1>(blocks),
+                (1, 2) => rows.transpose_blocks::<1, 2>(blocks),
+                (1, 4) => rows.transpose_blocks::<1, 4>(blocks),
+                (1, 6) => rows.transpose_blocks::<1, 6>(blocks),
+                (1, 8) => rows.transpose_blocks::<1, 8>(blocks),
+                (2, 1) => rows.transpose_blocks::<2, 1>(blocks),
+                (2, 2) => rows.transpose_blocks::<2, 2>(blocks),
+                (2, 4) => rows.transpose_blocks::<2, 4>(blocks),
+                (2, 8) => rows.transpose_blocks::<2, 8>(blocks),
                 (per, lanes) => unreachable!("no tile has {lanes} rows, {per} steps a word"),
             }
         }
@@ -64,7 +64,7 @@ pub(super) fn panel<const WIDTH: usize>(
 
 /// Up to eight rows of a panel.
 #[derive(Clone, Copy)]
-struct Rows {
+struct BlockRows {
     to: *mut u32,
     width: usize,
     source: *const bf16,
@@ -72,19 +72,21 @@ struct Rows {
     filled: usize,
 }
 
-impl Rows {
+impl BlockRows {
+    /// Packs `blocks` blocks of the rows.
+    ///
     /// # Safety
-    /// The first `filled` rows must hold the blocks and `to` have room for `ROWS` words of each step; the
+    /// The first `filled` rows must hold the blocks, `to` must have room for `ROWS` words of each step, and the
     /// processor must have AVX2 and FMA.
     #[target_feature(enable = "avx2,fma")]
-    unsafe fn turn<const STEPS: usize, const ROWS: usize>(self, blocks: usize) {
+    unsafe fn transpose_blocks<const STEPS: usize, const ROWS: usize>(self, blocks: usize) {
         let high = _mm256_set1_epi32(0xFFFF_0000u32.cast_signed());
         for block in 0..blocks {
             let mut rows = [_mm256_setzero_ps(); LANES];
             for (row, pairs) in rows.iter_mut().enumerate().take(ROWS) {
                 if row < self.filled {
                     let at = row * self.row_stride + block * 2 * LANES;
-                    // The next eight rows, which no stride of the processor's own guessing finds.
+                    // The next eight rows are prefetched, because the hardware prefetcher does not find them.
                     let next = self.source.wrapping_add(at + LANES * self.row_stride);
                     // SAFETY: the row holds the block; a prefetch reads nothing.
                     *pairs = unsafe {
@@ -94,7 +96,7 @@ impl Rows {
                 }
             }
             let start = block * 2 * LANES / STEPS;
-            for (step, pairs) in turn(rows).into_iter().enumerate() {
+            for (step, pairs) in transpose(rows).into_iter().enumerate() {
                 let pairs = _mm256_castps_si256(pairs);
                 let place = |word: usize| self.to.wrapping_add((start + word) * self.width);
                 // SAFETY: the panel has room for the block's words.
@@ -111,15 +113,15 @@ impl Rows {
     }
 }
 
-/// The first `COUNT` words: 1, 2, 4, 6 or 8.
+/// Stores the first `COUNT` words: 1, 2, 4, 6 or 8.
 ///
 /// # Safety
-/// `to` must have room for them, and the processor have AVX2.
+/// `to` must have room for the words, and the processor must have AVX2.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
 unsafe fn store<const COUNT: usize>(to: *mut u32, words: __m256i) {
     let low = _mm256_castsi256_si128(words);
-    // SAFETY: as the caller says.
+    // SAFETY: the caller guarantees the memory and the processor.
     unsafe {
         match COUNT {
             8 => _mm256_storeu_si256(to.cast(), words),

@@ -1,5 +1,5 @@
-//! x·Wᵀ for one to four rows of x on AVX2: blocks of eight by eight of W are turned around in registers,
-//! so that eight outputs are the lanes of a vector, and W is read once, from one end to the other.
+//! x·Wᵀ for one to four rows of x on AVX2: blocks of 8 × 8 of W are transposed in registers, so that eight
+//! outputs are the lanes of a vector, and W is read once, from its start to its end.
 
 use std::arch::x86_64::{
     __m256, _mm256_broadcast_ss, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_permute2f128_ps,
@@ -9,27 +9,33 @@ use std::ops::Range;
 
 use pulp::x86::V3;
 
-use super::{Matrix, Shared};
+use super::{Matrix, SharedOutput};
 
-/// More rows are faster the other way.
-pub(super) const MOST_ROWS: usize = 4;
+/// Largest number of rows of x for which this method is faster than packing x.
+pub(super) const MAX_ROWS: usize = 4;
 const LANES: usize = 8;
 
-/// Columns `rows` of `out` `[n, out]`, which are rows of W; `V3` is the proof that the processor has AVX2
+/// Computes the columns of `out` `[n, out]` that the rows `rows` of W give. `V3` proves that the processor has AVX2
 /// and FMA.
-pub(super) fn rows(_: V3, out: Shared, x: Matrix<'_>, weight: Matrix<'_>, rows: Range<usize>) {
+pub(super) fn multiply_rows(
+    _: V3,
+    out: SharedOutput,
+    x: Matrix<'_>,
+    weight: Matrix<'_>,
+    rows: Range<usize>,
+) {
     for row in rows.clone().step_by(LANES) {
         let lanes = LANES.min(rows.end - row);
         let w = &weight.data[row * weight.row_stride..];
-        let mut sums = [[0f32; LANES]; MOST_ROWS];
+        let mut sums = [[0f32; LANES]; MAX_ROWS];
         if lanes == LANES {
-            // SAFETY: W has eight rows from `row` on, and x has its rows; the processor is as required.
+            // SAFETY: W has eight rows from `row` on, x has its rows, and the processor has AVX2 and FMA.
             unsafe {
                 match x.rows {
-                    1 => eight::<1>(x, w.as_ptr(), weight.row_stride, &mut sums),
-                    2 => eight::<2>(x, w.as_ptr(), weight.row_stride, &mut sums),
-                    3 => eight::<3>(x, w.as_ptr(), weight.row_stride, &mut sums),
-                    _ => eight::<4>(x, w.as_ptr(), weight.row_stride, &mut sums),
+                    1 => eight_outputs::<1>(x, w.as_ptr(), weight.row_stride, &mut sums),
+                    2 => eight_outputs::<2>(x, w.as_ptr(), weight.row_stride, &mut sums),
+                    3 => eight_outputs::<3>(x, w.as_ptr(), weight.row_stride, &mut sums),
+                    _ => eight_outputs::<4>(x, w.as_ptr(), weight.row_stride, &mut sums),
                 }
             }
         } else {
@@ -43,30 +49,33 @@ pub(super) fn rows(_: V3, out: Shared, x: Matrix<'_>, weight: Matrix<'_>, rows: 
         }
         for (n, sums) in sums.iter().enumerate().take(x.rows) {
             for (lane, sum) in sums.iter().enumerate().take(lanes) {
-                // SAFETY: within `[n, out]`; no other task writes these columns.
+                // SAFETY: the element is within `[n, out]`, and no other task writes these columns.
                 unsafe { *out.at(n * weight.rows + row + lane) = *sum };
             }
         }
     }
 }
 
+/// Computes eight outputs of each of the N rows of x.
+///
 /// # Safety
-/// `w` must hold eight rows, `stride` apart, of x's columns, and the processor have AVX2 and FMA.
+/// `w` must hold eight rows that start `stride` apart and have as many columns as x, and the processor must have
+/// AVX2 and FMA.
 #[target_feature(enable = "avx2,fma")]
-unsafe fn eight<const N: usize>(
+unsafe fn eight_outputs<const N: usize>(
     x: Matrix<'_>,
     w: *const f32,
     stride: usize,
-    sums: &mut [[f32; LANES]; MOST_ROWS],
+    sums: &mut [[f32; LANES]; MAX_ROWS],
 ) {
     let mut chains = [_mm256_setzero_ps(); N];
     let whole = x.columns / LANES * LANES;
-    // SAFETY: columns stay below x's, rows below eight of W and N of x.
+    // SAFETY: column indices stay below x's columns, row indices below eight for W and below N for x.
     unsafe {
         let x_at = |n: usize, column: usize| &*x.data.as_ptr().add(n * x.row_stride + column);
         for start in (0..whole).step_by(LANES) {
             let rows = std::array::from_fn(|row| _mm256_loadu_ps(w.add(row * stride + start)));
-            for (step, column) in turn(rows).into_iter().enumerate() {
+            for (step, column) in transpose(rows).into_iter().enumerate() {
                 for (n, chain) in chains.iter_mut().enumerate() {
                     let x = _mm256_broadcast_ss(x_at(n, start + step));
                     *chain = _mm256_fmadd_ps(x, column, *chain);
@@ -84,9 +93,9 @@ unsafe fn eight<const N: usize>(
     }
 }
 
-/// The transpose of eight by eight.
+/// Transposes a block of 8 × 8 numbers.
 #[target_feature(enable = "avx2,fma")]
-pub(super) fn turn(rows: [__m256; LANES]) -> [__m256; LANES] {
+pub(super) fn transpose(rows: [__m256; LANES]) -> [__m256; LANES] {
     let mut pairs = rows;
     for i in 0..4 {
         pairs[2 * i] = _mm256_unpacklo_ps(rows[2 * i], rows[2 * i + 1]);
