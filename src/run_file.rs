@@ -64,7 +64,7 @@ impl RunFile {
         self.collect.signals.is_some() || self.score.is_some()
     }
 
-    /// What is stored of each distribution, and the table that says so.
+    /// Parts of each distribution to store, and the name of the table that sets them.
     pub fn signals(&self) -> Option<(SignalSettings, &'static str)> {
         let collected = self.collect.signals.clone();
         let collected = collected.map(|signals| (signals, "`signals` of [collect]"));

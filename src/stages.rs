@@ -71,13 +71,13 @@ pub struct Context {
 /// Outcome of a stage or a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StageOutcome {
-    /// It finished its work.
+    /// The work is finished.
     Done,
-    /// There was nothing to do.
+    /// The output was up to date.
     UpToDate,
-    /// It did nothing, because this is a dry run.
+    /// Nothing was done, because this is a dry run.
     WouldRun,
-    /// It stopped on request.
+    /// The work was stopped on request.
     Stopped,
 }
 

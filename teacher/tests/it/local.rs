@@ -432,7 +432,7 @@ fn refused_requests_say_what_is_wrong() {
     assert_eq!(
         error.to_string(),
         format!(
-            "train.jsonl:17: the prompt has {tokens} tokens, and with 32 new ones it exceeds the teacher's context of 512: drop or shorten it, or lower `max_new_tokens`"
+            "train.jsonl:17: the prompt has {tokens} tokens, and with 32 new ones it exceeds the teacher's context of 512\nhint: drop or shorten the prompt, or lower `max_new_tokens`"
         )
     );
 
@@ -444,7 +444,7 @@ fn refused_requests_say_what_is_wrong() {
     let four = scoring(4);
     assert_eq!(
         fail(text_of(vec![1; 513], 1), &four),
-        "prompt p, sample 0: the text has 513 tokens, and the teacher's context is 512: drop or cut it"
+        "prompt p, sample 0: the text has 513 tokens, and the teacher's context is 512\nhint: drop or cut the text"
     );
     assert_eq!(
         fail(text_of(vec![1, 512], 1), &four),
