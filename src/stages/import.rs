@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, anyhow};
+use anyhow::Context as _;
 use potstill_datasets::{
     AnswerSource, Completion, Error, FolderRows, ImportSettings, Imported, ImportedRow,
     PROMPTS_PER_SHARD, Prompt, Reasoning, hash_file, import_rows, shard_name, split_reasoning,
@@ -12,7 +12,6 @@ use potstill_datasets::{
 use serde_json::json;
 
 use super::{Context, StageOutcome, StageSummary, counts, run_stage};
-use crate::errors;
 use crate::run_dir::StagePlan;
 use crate::run_file::Loaded;
 
@@ -139,10 +138,6 @@ fn named(run: &Loaded, error: Error) -> anyhow::Error {
         e @ Error::MissingColumn { .. } => {
             run.problem(&["import", "columns"], e.to_string()).into()
         }
-        e @ Error::NoPrompts { .. } => anyhow!(errors::with_hint(
-            &e.to_string(),
-            "add prompts to the file, or name another file in `path` of [import]"
-        )),
         e => e.into(),
     }
 }
