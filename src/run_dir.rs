@@ -365,9 +365,9 @@ mod tests {
 
     fn loaded(text: &str) -> Loaded {
         let path = PathBuf::from("tiny.toml");
-        let file = crate::run_file::parse(&path, text).unwrap();
+        let settings = crate::run_file::parse(&path, text).unwrap();
         Loaded {
-            file,
+            settings,
             path,
             text: text.to_owned(),
         }

@@ -14,7 +14,7 @@ pub use loaded::{Loaded, expand_path, parse};
 pub use name::RunName;
 use potstill_datasets::{CurateSettings, FloatType, ImportSettings};
 use potstill_eval::{EvalSettings, GradeSettings};
-use potstill_student::{Settings, StudentSettings};
+use potstill_student::{StudentSettings, TrainSettings};
 use potstill_teacher::http::BudgetSettings;
 use potstill_teacher::{CollectSettings, ScoreSettings, SignalSettings, TeacherSettings};
 pub use problem::{ConfigError, Problem};
@@ -49,7 +49,7 @@ pub struct RunFile {
     pub student: StudentSettings,
     /// Settings of training.
     #[serde(default)]
-    pub train: Settings,
+    pub train: TrainSettings,
     /// Form of the exported models.
     #[serde(default)]
     pub export: ExportSettings,

@@ -22,14 +22,14 @@ use crate::run_file::Loaded;
 pub fn import(context: &Context) -> anyhow::Result<StageOutcome> {
     let path = source(&context.run)?;
     let mut settings = json!({
-        "columns": context.run.file.import.columns,
-        "system": context.run.file.import.system,
+        "columns": context.run.settings.import.columns,
+        "system": context.run.settings.import.system,
         "limit": limit(&context.run, context.limit),
         // The name is part of each prompt's `source`.
         "name": path.file_name().map(|name| name.to_string_lossy()),
     });
     // A row that repeats a question is a duplicate, unless its answer is trained on.
-    let import = &context.run.file.import;
+    let import = &context.run.settings.import;
     if import.answers == AnswerSource::Given && import.columns.answer.is_some() {
         settings["answers"] = json!("given");
     }
@@ -72,7 +72,7 @@ fn write(out: &Path, prompts: usize, shard: &[Prompt]) -> anyhow::Result<()> {
 
 /// Returns the path of the data file, which must exist.
 pub(crate) fn source(run: &Loaded) -> anyhow::Result<PathBuf> {
-    let path = run.file.import.path.as_path().to_owned();
+    let path = run.settings.import.path.as_path().to_owned();
     match std::fs::metadata(&path) {
         Ok(found) if found.is_file() => Ok(path),
         Ok(_) => Err(run
@@ -92,7 +92,7 @@ pub(crate) fn source(run: &Loaded) -> anyhow::Result<PathBuf> {
 }
 
 fn limit(run: &Loaded, flag: Option<usize>) -> Option<usize> {
-    flag.or(run.file.import.limit)
+    flag.or(run.settings.import.limit)
 }
 
 /// Settings of the reader; `flag` is the limit of the command line.
@@ -100,7 +100,7 @@ pub(super) fn settings_of(run: &Loaded, flag: Option<usize>) -> anyhow::Result<I
     source(run)?;
     Ok(ImportSettings {
         limit: limit(run, flag),
-        ..run.file.import.clone()
+        ..run.settings.import.clone()
     })
 }
 
@@ -108,7 +108,7 @@ pub(super) fn settings_of(run: &Loaded, flag: Option<usize>) -> anyhow::Result<I
 pub(crate) fn read(run: &Loaded, flag: Option<usize>) -> anyhow::Result<Imported> {
     let settings = settings_of(run, flag)?;
     let mut imported = potstill_datasets::import(&settings).map_err(|e| named(run, e))?;
-    let marks = run.file.collect.reasoning.as_ref();
+    let marks = run.settings.collect.reasoning.as_ref();
     imported
         .answers
         .iter_mut()
@@ -124,7 +124,7 @@ pub(super) fn rows<'a>(
     let rows = import_rows(settings).map_err(|e| named(run, e))?;
     Ok(rows.map(|row| {
         let mut row = row.map_err(|e| named(run, e))?;
-        let marks = run.file.collect.reasoning.as_ref();
+        let marks = run.settings.collect.reasoning.as_ref();
         row.answer
             .iter_mut()
             .for_each(|answer| separate_reasoning(answer, marks));

@@ -20,7 +20,7 @@ const PROBE_FILE: &str = "probe.json";
 /// When the teacher is not behind a server, the server cannot be reached or refuses the key, or the disk refuses.
 pub fn probe(context: &Context) -> anyhow::Result<StageOutcome> {
     let run = &context.run;
-    if run.file.served().is_none() {
+    if run.settings.served().is_none() {
         let what = "there is no server to ask\nhint: `probe` is for a teacher with `provider`, `url` or `endpoints`";
         return Err(run.problem(&["teacher"], what).into());
     }
@@ -123,7 +123,7 @@ impl Unmet {
 
 fn unmet(run: &Loaded, http: &HttpTeacher, probe: &Probe) -> Option<Unmet> {
     const METHOD: &[&str] = &["teacher", "method"];
-    let file = &run.file;
+    let file = &run.settings;
     let api = http.client.request.api;
     if api == Api::Completions && !probe.completions {
         return Some(Unmet::new(
