@@ -13,7 +13,7 @@ use potstill::datasets::{Signal, Table};
 use potstill::model::{Config, DType, Device, Llama, Tensor};
 use potstill::student::check::{LossCase, check_loss, trainer};
 use potstill::student::loss::{CustomDivergence, Divergence};
-use potstill::student::{Arm, Objective, Settings, evaluate, train};
+use potstill::student::{Arm, Objective, TrainSettings, evaluate, train};
 use potstill::{Context, RunOptions, stages};
 
 /// Computes the triangular discrimination Σ (p − q)² / (p + q) of each row (Le Cam 1986). Its value is close
@@ -51,7 +51,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     );
     for divergence in [custom, Divergence::ForwardKl] {
         let name = divergence.name().to_owned();
-        let settings = Settings {
+        let settings = TrainSettings {
             steps: 200,
             batch: 16,
             micro_batch: 16,
@@ -59,7 +59,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             warmup: 10,
             objective: Objective::of(divergence),
             chunk_rows: 4096,
-            ..Settings::default()
+            ..TrainSettings::default()
         };
         let start = student(&here.join("quickstart/teacher"))?;
         let before = kl(&start, &heldout)?;

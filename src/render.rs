@@ -61,7 +61,7 @@ pub fn render(
     let dir = run_dir_path(&run, &options);
     check_owner(&dir, &run)?;
     let encoder = row_encoder(&run)?;
-    let limit = run.file.import.limit.map_or(rows, |n| rows.min(n));
+    let limit = run.settings.import.limit.map_or(rows, |n| rows.min(n));
     let imported = import::read(&run, Some(limit))?;
     let mut known = known_answers(&dir.join("completions"), &imported)?;
     let colours = colours();
@@ -100,7 +100,7 @@ pub fn render(
 /// teacher with a known tokenizer. The model itself may be of any architecture, since no weights
 /// are read.
 fn row_encoder(run: &Loaded) -> anyhow::Result<RowEncoder> {
-    let teacher = match run.file.teacher {
+    let teacher = match run.settings.teacher {
         Some(_) => checkpoint::teacher_tokenizer_folder(run)?,
         None => None,
     };
@@ -111,7 +111,7 @@ fn row_encoder(run: &Loaded) -> anyhow::Result<RowEncoder> {
     Ok(RowEncoder {
         tokenizer: Tokenizer::from_dir(&folder)?,
         template: checkpoint::template(run, &folder)?,
-        reasoning: run.file.collect.reasoning.clone(),
+        reasoning: run.settings.collect.reasoning.clone(),
     })
 }
 

@@ -66,9 +66,9 @@ impl StagePlan {
 /// Treatment of earlier output with another key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum EarlierOutput {
-    /// It is kept as `NAME.old-N`.
+    /// The earlier output is kept as `NAME.old-N`.
     Keep,
-    /// It is deleted, because the new output contains all of it.
+    /// The earlier output is deleted, because the new output contains all of it.
     Replace,
 }
 
@@ -365,9 +365,9 @@ mod tests {
 
     fn loaded(text: &str) -> Loaded {
         let path = PathBuf::from("tiny.toml");
-        let file = crate::run_file::parse(&path, text).unwrap();
+        let settings = crate::run_file::parse(&path, text).unwrap();
         Loaded {
-            file,
+            settings,
             path,
             text: text.to_owned(),
         }

@@ -14,7 +14,7 @@ pub use loaded::{Loaded, expand_path, parse};
 pub use name::RunName;
 use potstill_datasets::{CurateSettings, FloatType, ImportSettings};
 use potstill_eval::{EvalSettings, GradeSettings};
-use potstill_student::{Settings, StudentSettings};
+use potstill_student::{StudentSettings, TrainSettings};
 use potstill_teacher::http::BudgetSettings;
 use potstill_teacher::{CollectSettings, ScoreSettings, SignalSettings, TeacherSettings};
 pub use problem::{ConfigError, Problem};
@@ -49,7 +49,7 @@ pub struct RunFile {
     pub student: StudentSettings,
     /// Settings of training.
     #[serde(default)]
-    pub train: Settings,
+    pub train: TrainSettings,
     /// Form of the exported models.
     #[serde(default)]
     pub export: ExportSettings,
@@ -64,7 +64,7 @@ impl RunFile {
         self.collect.signals.is_some() || self.score.is_some()
     }
 
-    /// What is stored of each distribution, and the table that says so.
+    /// Parts of each distribution to store, and the name of the table that sets them.
     pub fn signals(&self) -> Option<(SignalSettings, &'static str)> {
         let collected = self.collect.signals.clone();
         let collected = collected.map(|signals| (signals, "`signals` of [collect]"));

@@ -71,13 +71,13 @@ pub struct Context {
 /// Outcome of a stage or a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StageOutcome {
-    /// It finished its work.
+    /// The work is finished.
     Done,
-    /// There was nothing to do.
+    /// The output was up to date.
     UpToDate,
-    /// It did nothing, because this is a dry run.
+    /// Nothing was done, because this is a dry run.
     WouldRun,
-    /// It stopped on request.
+    /// The work was stopped on request.
     Stopped,
 }
 
@@ -103,7 +103,7 @@ impl Context {
 
     /// Arms that the run trains: the student first, then its controls.
     pub fn arms(&self) -> Vec<Arm> {
-        let controls = &self.run.file.train.controls;
+        let controls = &self.run.settings.train.controls;
         let controls = controls.iter().map(|control| control.arm());
         [Arm::Student].into_iter().chain(controls).collect()
     }
@@ -121,7 +121,7 @@ impl Context {
     /// The models of one arm, one a seed. The shuffled control has the first seed only.
     pub(crate) fn variants_of(&self, arm: Arm) -> impl Iterator<Item = Variant> + use<> {
         let seeds = match arm {
-            Arm::Student | Arm::Sft => self.run.file.train.seeds,
+            Arm::Student | Arm::Sft => self.run.settings.train.seeds,
             Arm::Shuffled => 1,
         };
         (0..seeds).map(move |seed_index| Variant { arm, seed_index })
@@ -130,7 +130,7 @@ impl Context {
 
 /// Path of the run directory.
 pub(crate) fn run_dir_path(run: &Loaded, options: &RunOptions) -> PathBuf {
-    let default = || Path::new("runs").join(run.file.run.name.as_str());
+    let default = || Path::new("runs").join(run.settings.run.name.as_str());
     options.run_dir.clone().unwrap_or_else(default)
 }
 
@@ -156,7 +156,7 @@ pub fn run(context: &Context) -> anyhow::Result<StageOutcome> {
         ("eval", eval::eval),
         ("report", report::report),
     ];
-    let file = &context.run.file;
+    let file = &context.run.settings;
     stages.retain(|(name, _)| match *name {
         "score" => file.score.is_some(),
         "grade" => file.grade.is_some(),

@@ -1,15 +1,15 @@
-//! Two tokenisations of one text: where both cut it, and which of their tokens spell the same bytes.
+//! Comparison of two tokenizers by bytes.
 //!
-//! A teacher with another tokenizer predicts other tokens at other places. What the two have in common
-//! are the bytes: the places where both cut the text, and the tokens that spell the same.
+//! A teacher with another tokenizer predicts other tokens at other positions. The two tokenisations of a text share
+//! the bytes at which both cut it, and the tokens that spell the same bytes.
 
 use std::cmp::Ordering;
 use std::collections::{HashMap, hash_map::Entry};
 use std::ops::Range;
 
-use crate::Tokenizer;
+use crate::tokenizer::Tokenizer;
 
-/// The shortest stretch of a text that both tokenisations cut at both ends: token indices of each.
+/// A shortest part of a text that both tokenisations cut at both ends, as token indices.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Span {
     /// The teacher's tokens.
@@ -19,49 +19,48 @@ pub struct Span {
 }
 
 impl Span {
-    /// Whether it is one token on each side; the two then spell the same bytes.
+    /// Returns whether the span is one token on each side. The two tokens then spell the same bytes.
     #[must_use]
     pub fn is_one_token(&self) -> bool {
         self.teacher.len() == 1 && self.student.len() == 1
     }
 }
 
-/// Two tokenisations that should spell the same text and do not.
+/// The error for two tokenisations that do not spell the same text.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "the teacher's and the student's tokens spell different texts from byte {byte} on: {teacher:?} \
-     (token {teacher_token}) and {student:?} (token {student_token}); encode the same text with both, \
-     without special tokens"
+     (token {teacher_token}) and {student:?} (token {student_token})\n\
+     hint: encode the same text with both tokenizers, without special tokens"
 )]
 pub struct TextsDiffer {
     /// The first byte that differs, or the length of the shorter text.
     pub byte: usize,
-    /// The teacher's token that holds it, from 0; their number if its text ends there.
+    /// The teacher's token that contains the byte, from 0; the number of tokens if the teacher's text ends there.
     pub teacher_token: usize,
-    /// The student's token that holds it.
+    /// The student's token that contains the byte, from 0.
     pub student_token: usize,
-    /// How the teacher's text goes on.
+    /// Teacher's text from this byte on.
     pub teacher: String,
-    /// How the student's text goes on.
+    /// Student's text from this byte on.
     pub student: String,
 }
 
-/// The minimal spans of a text that both tokenisations cut at both ends, in order; end to end they are
-/// all tokens of both. `teacher` and `student` are the bytes of their tokens
-/// ([`Tokenizer::token_bytes`]).
+/// Splits a text into the shortest spans that both tokenisations cut at both ends. `teacher` and `student` are the
+/// bytes of their tokens ([`Tokenizer::token_bytes`]). The spans are in order and cover all tokens of both.
 ///
-/// A span has at least one byte, so at least one token on each side. Tokens without bytes belong to the
-/// span that follows, at the end of the text to the last; an empty text has no span.
+/// A span has at least one byte, so it has at least one token on each side. A token without bytes belongs to the
+/// following span, or to the last span at the end of the text. An empty text has no spans.
 ///
 /// # Errors
-/// [`TextsDiffer`] where the bytes end to end are not the same: the tokenizers normalise differently,
-/// one puts a space in front, or special tokens are among them.
+/// [`TextsDiffer`] if the tokens do not spell the same bytes, because the tokenizers normalise differently, because one
+/// of them puts a space in front, or because of special tokens.
 pub fn align<T: AsRef<[u8]>, S: AsRef<[u8]>>(
     teacher: &[T],
     student: &[S],
 ) -> Result<Vec<Span>, TextsDiffer> {
-    let (teacher_ends, student_ends) = (ends(teacher), ends(student));
-    same_text(teacher, &teacher_ends, student, &student_ends)?;
+    let (teacher_ends, student_ends) = (token_ends(teacher), token_ends(student));
+    check_same_text(teacher, &teacher_ends, student, &student_ends)?;
     let mut spans: Vec<Span> = Vec::new();
     let (mut t, mut s) = (0, 0);
     let (mut first, mut start) = ((0, 0), 0);
@@ -70,7 +69,7 @@ pub fn align<T: AsRef<[u8]>, S: AsRef<[u8]>>(
         match teacher_end.cmp(&student_end) {
             Ordering::Less => t += 1,
             Ordering::Greater => s += 1,
-            // Neither side has bytes yet.
+            // The span has no bytes on either side so far.
             Ordering::Equal if teacher_end == start => t += 1,
             Ordering::Equal => {
                 (t, s) = (t + 1, s + 1);
@@ -89,8 +88,8 @@ pub fn align<T: AsRef<[u8]>, S: AsRef<[u8]>>(
     Ok(spans)
 }
 
-/// Where each token ends, in bytes from the start of the text.
-fn ends<B: AsRef<[u8]>>(tokens: &[B]) -> Vec<usize> {
+/// Computes the end of each token, in bytes from the start of the text.
+fn token_ends<B: AsRef<[u8]>>(tokens: &[B]) -> Vec<usize> {
     let end = |end: &mut usize, token: &B| {
         *end += token.as_ref().len();
         Some(*end)
@@ -98,7 +97,7 @@ fn ends<B: AsRef<[u8]>>(tokens: &[B]) -> Vec<usize> {
     tokens.iter().scan(0, end).collect()
 }
 
-fn same_text<T: AsRef<[u8]>, S: AsRef<[u8]>>(
+fn check_same_text<T: AsRef<[u8]>, S: AsRef<[u8]>>(
     teacher: &[T],
     teacher_ends: &[usize],
     student: &[S],
@@ -127,22 +126,22 @@ fn bytes<B: AsRef<[u8]>>(tokens: &[B]) -> impl Iterator<Item = u8> {
     tokens.iter().flat_map(|token| token.as_ref()).copied()
 }
 
-/// The first bytes of a text, for a message.
+/// Returns the first bytes of a text for a message.
 fn excerpt(bytes: impl Iterator<Item = u8>) -> String {
     String::from_utf8_lossy(&bytes.take(24).collect::<Vec<u8>>()).into_owned()
 }
 
-/// For each id of the teacher, the student's id that spells the same bytes; `None` where there is none.
+/// Maps each id of the teacher to the student's id that spells the same bytes, or to `None`.
 ///
-/// Special tokens go with special tokens alone, since a text that spells `</s>` does not end. Ends of
-/// sequence that are spelled differently are not matched: put them in by their roles. Where several ids
-/// of the student spell the same (SentencePiece has `A` and `<0x41>`), it is the one that its tokenizer
-/// writes. Several ids of the teacher can have the same id of the student.
+/// A special token matches special tokens only, because a text that spells `</s>` does not end. EOS tokens with
+/// different spellings are not matched; the caller has to add them by their role. If several ids of the student have
+/// the same spelling (SentencePiece has `A` and `<0x41>`), the one that the student's tokenizer produces is chosen.
+/// Several ids of the teacher may map to one id of the student.
 #[must_use]
 pub fn ids_by_bytes(teacher: &Tokenizer, student: &Tokenizer) -> Vec<Option<u32>> {
     let mut by_spelling: HashMap<(Vec<u8>, bool), u32> = HashMap::new();
     for id in 0..student.vocab_size() as u32 {
-        let Some(spelling) = spelling(student, id) else {
+        let Some(spelling) = spelling_of(student, id) else {
             continue;
         };
         match by_spelling.entry(spelling) {
@@ -150,19 +149,19 @@ pub fn ids_by_bytes(teacher: &Tokenizer, student: &Tokenizer) -> Vec<Option<u32>
                 entry.insert(id);
             }
             Entry::Occupied(mut entry) => {
-                if writes(student, &entry.key().0, id) {
+                if encodes_as(student, &entry.key().0, id) {
                     entry.insert(id);
                 }
             }
         }
     }
     (0..teacher.vocab_size() as u32)
-        .map(|id| by_spelling.get(&spelling(teacher, id)?).copied())
+        .map(|id| by_spelling.get(&spelling_of(teacher, id)?).copied())
         .collect()
 }
 
-/// A token's bytes and whether it is special; `None` for an id that the vocabulary leaves out.
-fn spelling(tokenizer: &Tokenizer, id: u32) -> Option<(Vec<u8>, bool)> {
+/// Returns a token's bytes and whether it is special; `None` for an id that is not in the vocabulary.
+fn spelling_of(tokenizer: &Tokenizer, id: u32) -> Option<(Vec<u8>, bool)> {
     let bytes = tokenizer.token_bytes(id);
     let special = tokenizer.added_token(id).is_some()
         && tokenizer
@@ -171,8 +170,8 @@ fn spelling(tokenizer: &Tokenizer, id: u32) -> Option<(Vec<u8>, bool)> {
     (!bytes.is_empty()).then_some((bytes, special))
 }
 
-/// Whether the tokenizer writes these bytes, inside a text, as this one id.
-fn writes(tokenizer: &Tokenizer, bytes: &[u8], id: u32) -> bool {
+/// Returns whether the tokenizer encodes these bytes inside a text as this id alone.
+fn encodes_as(tokenizer: &Tokenizer, bytes: &[u8], id: u32) -> bool {
     std::str::from_utf8(bytes)
         .ok()
         .and_then(|text| tokenizer.encode_continuation(text).ok())

@@ -1,14 +1,16 @@
-//! A stored answer as text to train on or to score.
+//! Token ids of a stored answer, for training and scoring.
 
-use crate::{
-    ChatTemplate, Completion, Encoded, Error, Message, Prompt, Reasoning, Role, Tokenizer,
-    encode_conversation, prompt_ids,
-};
+use crate::encode::{Encoded, encode_conversation, prompt_ids};
+use crate::error::Error;
+use crate::reasoning::Reasoning;
+use crate::records::{Completion, Message, Prompt, Role};
+use crate::template::ChatTemplate;
+use crate::tokenizer::Tokenizer;
 
-/// The ids of a prompt and its stored answer, with loss on the answer alone.
+/// Returns the ids of a prompt and its stored answer, with loss on the answer only.
 ///
-/// Where the answer's token ids are stored and `own_ids` says that they are of this tokenizer, they
-/// are taken as sampled; else the text is encoded, with the EOS that ends it.
+/// If the answer's token ids are stored and `own_ids` says that they belong to this tokenizer, they are used as
+/// sampled. Otherwise the text is encoded, with the EOS that ends it.
 ///
 /// # Errors
 /// Those of [`prompt_ids`] and [`encode_conversation`].

@@ -1,5 +1,6 @@
-//! Chat messages from JSON in OpenAI's or ShareGPT's form, as data sets hold them. Errors are sentences without a
-//! place; the caller knows the file and line. What cannot be kept is refused, never dropped.
+//! Conversion of JSON in OpenAI's or ShareGPT's form to chat messages. Content that cannot be kept is refused, never
+//! dropped. Errors are sentences without a position, because only the caller knows the file and the line; they may end
+//! with a line that begins with `hint: `.
 
 use std::borrow::Cow;
 
@@ -7,9 +8,9 @@ use serde_json::{Map, Value};
 
 use crate::records::{Message, Role, ToolCall};
 
-/// A conversation that the assistant is to answer, and its answer if the last turn is the assistant's.
+/// Returns the messages of a prompt, and the answer if the last turn is the assistant's.
 pub(crate) fn conversation(value: &Value) -> Result<(Vec<Message>, Option<Message>), String> {
-    let value = from_text(value);
+    let value = parse_array_text(value);
     let Value::Array(items) = value.as_ref() else {
         return Err(format!(
             "it is {}, and must be an array of messages",
@@ -25,30 +26,30 @@ pub(crate) fn conversation(value: &Value) -> Result<(Vec<Message>, Option<Messag
         (Some(Role::User | Role::Tool), _) => return Ok((messages, answer)),
         (None, None) => "there are no messages",
         (None, Some(_)) => {
-            "the conversation has an assistant turn alone: put before it what it answers"
+            "the conversation consists of an assistant turn\nhint: put the user's message before it"
         }
         (Some(Role::System), None) => {
-            "the conversation ends in a system message: add what the user asks"
+            "the conversation ends with a system message\nhint: add the user's message"
         }
         (Some(Role::System), Some(_)) => {
-            "the assistant's turn follows a system message: put between them what the user asks"
+            "the assistant's turn follows a system message\nhint: put the user's message between them"
         }
         (Some(Role::Assistant), _) => {
-            "the conversation ends in two assistant turns: join them, or remove one"
+            "the conversation ends with two assistant turns\nhint: join them, or remove one"
         }
     };
     Err(why.into())
 }
 
-/// What a text holds if it is a JSON array, as in tables that have text alone; else the value itself.
-pub(crate) fn from_text(value: &Value) -> Cow<'_, Value> {
+/// Parses a text that is a JSON array, as it occurs in tables without lists; returns any other value unchanged.
+pub(crate) fn parse_array_text(value: &Value) -> Cow<'_, Value> {
     match value.as_str().map(serde_json::from_str) {
         Some(Ok(array @ Value::Array(_))) => Cow::Owned(array),
         _ => Cow::Borrowed(value),
     }
 }
 
-/// The tools on offer: an array, or an array as text; `None` for null and empty text.
+/// Returns the tools, which may be an array or the text of one, as text; `None` for null and empty text.
 pub(crate) fn tools(value: &Value) -> Result<Option<String>, String> {
     match value {
         Value::Null => Ok(None),
@@ -83,7 +84,7 @@ fn message(value: &Value) -> Result<Message, String> {
         .get("function_call")
         .is_some_and(|call| !call.is_null())
     {
-        return Err("`function_call` is the old form: write it as `tool_calls`".into());
+        return Err("`function_call` is an obsolete form\nhint: write it as `tool_calls`".into());
     }
     let message = Message {
         role,
@@ -98,7 +99,7 @@ fn message(value: &Value) -> Result<Message, String> {
     check_parts(message)
 }
 
-/// `{from, value}`. A `function_call` is the assistant's, with the call as JSON text.
+/// Converts a message of the form `{from, value}`. A `function_call` is the assistant's and has the call as JSON text.
 fn sharegpt(fields: &Map<String, Value>) -> Result<Message, String> {
     let from = match fields.get("from") {
         Some(Value::String(from)) => from.as_str(),
@@ -144,14 +145,14 @@ fn check_parts(message: Message) -> Result<Message, String> {
     let empty = message.content.trim().is_empty()
         && message.tool_calls.is_empty()
         && message.reasoning.is_none();
-    // A tool may well answer nothing.
+    // The result of a tool may be empty.
     match empty && role != Role::Tool {
         true => Err("its content is empty".into()),
         false => Ok(message),
     }
 }
 
-/// A string, or OpenAI's array of parts, of which only text can be kept.
+/// Returns the text of a string or of OpenAI's array of parts, which must all be text.
 fn content(value: Option<&Value>) -> Result<String, String> {
     match value {
         None | Some(Value::Null) => Ok(String::new()),
@@ -203,7 +204,8 @@ fn tool_calls(value: Option<&Value>) -> Result<Vec<ToolCall>, String> {
     }
 }
 
-/// `{id, type, function: {name, arguments}}`, or name and arguments at the top as some data sets have them.
+/// Converts a tool call of the form `{id, type, function: {name, arguments}}`, or with name and arguments at the top as
+/// in some data sets.
 fn tool_call(call: &Value) -> Result<ToolCall, String> {
     let fields = call
         .as_object()
@@ -234,7 +236,7 @@ fn tool_call(call: &Value) -> Result<ToolCall, String> {
     })
 }
 
-/// What a value is, for messages.
+/// Names the type of a value for a message.
 pub(crate) fn kind(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",

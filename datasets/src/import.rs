@@ -1,40 +1,36 @@
-//! Prompts, and answers where there are any, from the files that people have: JSON, CSV and Parquet, in columns that
-//! the run file names.
+//! Import of prompts, and of answers if there are any, from JSON, CSV and Parquet files. The settings name the columns.
 
 mod delimited;
 mod detect;
+mod file;
+mod format;
 mod json;
+mod parquet;
 mod row;
 mod settings;
-mod table;
 
 use std::collections::{HashMap, HashSet};
-use std::fs::File;
-use std::io::Read;
-use std::path::Path;
-
-use flate2::read::MultiGzDecoder;
 
 pub use self::detect::{Detected, detect_columns};
-pub use self::row::Place;
-use self::row::Row;
+use self::format::{no_prompts, rows};
+use self::row::{FileRow, RowIterator};
 pub use self::settings::{AnswerSource, Columns, ImportSettings};
 use crate::error::Error;
 use crate::records::{Completion, FinishReason, Message, Prompt, Usage};
 
-/// What [`import`] gives.
+/// The prompts and answers of a file.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Imported {
-    /// The prompts in the order of the file, each id once.
+    /// Prompts in the order of the file, each id once.
     pub prompts: Vec<Prompt>,
-    /// The answers that the file has, in the order of `prompts` and counted from 0 for each: without tokens, without
-    /// usage, of provenance 0.
+    /// Answers in the order of `prompts`; the answers to a prompt are numbered from 0. They have no tokens, no usage and
+    /// provenance 0.
     pub answers: Vec<Completion>,
-    /// How many rows brought neither a new prompt nor a new answer. The reference of a prompt's first row stays.
+    /// Number of rows with neither a new prompt nor a new answer. The reference of a prompt is that of its first row.
     pub duplicates: usize,
 }
 
-/// Reads a whole file; see [`import_rows`].
+/// Reads a whole file with [`import_rows`].
 ///
 /// # Errors
 /// Those of [`import_rows`] and of its items.
@@ -59,28 +55,27 @@ pub fn import(settings: &ImportSettings) -> Result<Imported, Error> {
     })
 }
 
-/// Reads a file row by row, in a format that the end of its name tells: `.jsonl` and `.ndjson` (an object on each line;
-/// the file may begin with a byte order mark and have blank lines and CRLF), `.json` (the same, or one array of objects),
-/// `.csv` and `.tsv` (with a header; numbers stay text, messages are JSON text), any of these followed by `.gz`, and
-/// `.parquet` (a batch of rows in memory at a time, and only the columns that are needed).
+/// Reads a file row by row. The end of its name determines the format: `.jsonl` and `.ndjson` (an object on each line; a
+/// byte order mark, blank lines and CRLF are accepted), `.json` (the same, or one array of objects), `.csv` and `.tsv`
+/// (with a header; numbers stay text, messages are JSON text), any of these followed by `.gz`, or `.parquet` (one batch
+/// of rows in memory at a time, and only the needed columns).
 ///
-/// The settings' `system` is put before conversations that have no system message of their own. Reading stops once there
-/// are `limit` prompts, duplicates not counted; answers to them in later rows are not read then. Memory holds some 60
-/// bytes for each prompt and each answer.
+/// `system` of the settings is put before conversations without a system message. Reading stops after `limit` distinct
+/// prompts; answers to them in later rows are not read. Memory holds some 60 bytes for each prompt and each answer.
 ///
 /// # Errors
-/// [`Error::BadColumns`], [`Error::Io`], [`Error::UnknownFormat`], [`Error::UnreadableTable`]. Of an item:
-/// [`Error::NotUtf8`], [`Error::BadJson`], [`Error::MissingColumn`], [`Error::BadPrompt`]; [`Error::NoPrompts`] if the
-/// file has no row.
+/// [`Error::Io`]; [`Error::UnreadableParquet`]; [`Error::Invalid`] for settings or a file that cannot be used. An item is
+/// [`Error::MissingColumn`], or [`Error::Invalid`] for a row that cannot be used or a file without rows.
 pub fn import_rows(settings: &ImportSettings) -> Result<ImportRows<'_>, Error> {
     let path = settings.path.as_path();
     let columns = &settings.columns;
-    columns.check().map_err(|why| Error::BadColumns { why })?;
+    let columns_error = |why: String| Error::invalid(format!("`columns`: {why}"), "");
+    columns.check().map_err(columns_error)?;
     if settings.limit == Some(0) {
-        return Err(Error::NoPrompts {
-            path: path.to_path_buf(),
-            why: "the limit is 0",
-        });
+        return Err(Error::invalid(
+            "the limit of prompts is 0",
+            "import at least one prompt",
+        ));
     }
     Ok(ImportRows {
         settings,
@@ -105,7 +100,7 @@ pub struct ImportedRow {
 }
 
 impl ImportedRow {
-    /// Whether the row brings neither a new prompt nor a new answer.
+    /// Returns whether the row has neither a new prompt nor a new answer.
     pub fn is_duplicate(&self) -> bool {
         !self.is_new_prompt && self.answer.is_none()
     }
@@ -115,15 +110,15 @@ impl ImportedRow {
 pub struct ImportRows<'a> {
     settings: &'a ImportSettings,
     /// The remaining rows; `None` after the end or an error.
-    rows: Option<Rows>,
-    /// Number of each prompt, and how many answers it has, by the prompt's hash.
+    rows: Option<RowIterator>,
+    /// Number of each prompt and the number of its answers, by the hash of the prompt.
     prompts: HashMap<u128, (usize, u32)>,
     /// Hashes of prompt and answer.
     answers: HashSet<u128>,
 }
 
 impl ImportRows<'_> {
-    fn read(&mut self, row: &Row) -> Result<ImportedRow, Error> {
+    fn read(&mut self, row: &FileRow) -> Result<ImportedRow, Error> {
         let (prompt, answer) = row.read(self.settings)?;
         let key = hash(&prompt.id);
         let next = self.prompts.len();
@@ -132,7 +127,7 @@ impl ImportRows<'_> {
             is_new_prompt = true;
             (next, 0)
         });
-        // Answers are told apart as prompts of one message are.
+        // An answer is identified by the id that a prompt with this message would have.
         let turn = |answer: &Message| Prompt::new(vec![answer.clone()], None, None, String::new());
         let answer = answer.filter(|answer| {
             let pair = key.wrapping_mul(PAIR_FACTOR) ^ hash(&turn(answer).id);
@@ -155,7 +150,7 @@ impl Iterator for ImportRows<'_> {
     fn next(&mut self) -> Option<Self::Item> {
         let row = self.rows.as_mut()?.next();
         let read = match row {
-            None if self.prompts.is_empty() => Some(Err(empty(self.settings.path.as_path()))),
+            None if self.prompts.is_empty() => Some(Err(no_prompts(self.settings.path.as_path()))),
             None => None,
             Some(row) => Some(row.and_then(|row| self.read(&row))),
         };
@@ -170,7 +165,7 @@ impl Iterator for ImportRows<'_> {
 /// An odd number that mixes the hash of a prompt before it is combined with the hash of an answer.
 const PAIR_FACTOR: u128 = 0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835;
 
-/// A prompt's id as a number.
+/// Converts a prompt's id to a number.
 fn hash(id: &str) -> u128 {
     u128::from_str_radix(id, 16).unwrap_or_default()
 }
@@ -196,71 +191,10 @@ fn completion(prompt_id: String, sample_index: u32, answer: Message) -> Completi
     }
 }
 
-type Rows = Box<dyn Iterator<Item = Result<Row, Error>>>;
-
-/// The rows of a file, with all their columns, or at least with those that are wanted.
-fn rows(path: &Path, wanted: Option<&Columns>) -> Result<Rows, Error> {
-    match format(path)? {
-        Format::Lines => json::lines(path),
-        Format::Json => json::array_or_lines(path),
-        Format::Delimited(by) => delimited::rows(path, by),
-        Format::Table => table::rows(path, wanted),
-    }
-}
-
-enum Format {
-    Lines,
-    Json,
-    Delimited(u8),
-    Table,
-}
-
-fn format(path: &Path) -> Result<Format, Error> {
-    let name = match is_gzip(path) {
-        true => Path::new(path.file_stem().unwrap_or_default()),
-        false => path,
-    };
-    let extension = name.extension().unwrap_or_default().to_ascii_lowercase();
-    match extension.to_str() {
-        Some("jsonl" | "ndjson") => Ok(Format::Lines),
-        Some("json") => Ok(Format::Json),
-        Some("csv") => Ok(Format::Delimited(b',')),
-        Some("tsv") => Ok(Format::Delimited(b'\t')),
-        // Its pages are compressed one by one, and it is read out of order.
-        Some("parquet") if !is_gzip(path) => Ok(Format::Table),
-        _ => Err(Error::UnknownFormat {
-            path: path.to_path_buf(),
-        }),
-    }
-}
-
-fn is_gzip(path: &Path) -> bool {
-    path.extension()
-        .is_some_and(|extension| extension.eq_ignore_ascii_case("gz"))
-}
-
-/// A file's bytes, unpacked where its name ends in `.gz`.
-fn open(path: &Path) -> Result<Box<dyn Read>, Error> {
-    let file = File::open(path).map_err(Error::io("open", path))?;
-    Ok(match is_gzip(path) {
-        true => Box::new(MultiGzDecoder::new(file)),
-        false => Box::new(file),
-    })
-}
-
-/// There is nothing in the file.
-fn empty(path: &Path) -> Error {
-    Error::NoPrompts {
-        path: path.to_path_buf(),
-        why: match format(path) {
-            Ok(Format::Lines) => "the file has no lines",
-            _ => "the file has no rows",
-        },
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
     use crate::records::Role;
 
@@ -309,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn answers_are_kept_as_they_stand() {
+    fn answers_are_kept_unchanged() {
         let columns = Columns {
             question: Some("q".into()),
             answer: Some("a".into()),
@@ -394,7 +328,7 @@ mod tests {
             imported.prompts[1].messages[0],
             Message::text(Role::System, "Be brief.")
         );
-        // More prompts leave the ids of the earlier ones alone.
+        // Further prompts do not change the ids of the earlier ones.
         let one = import(&ImportSettings {
             system: Some("Be brief.".into()),
             limit: Some(1),
@@ -452,26 +386,26 @@ mod tests {
     }
 
     #[test]
-    fn lines_that_are_no_json_objects_are_refused_with_their_place() {
+    fn lines_that_are_not_json_objects_are_refused_with_line_and_column() {
         refused(
             "{\"text\": \"a\"}\n{\"text\": \"b\n",
             &text(),
-            ":2:11 is not valid JSON: EOF while parsing a string; each line must be one whole JSON object",
+            ":2:11 is not valid JSON: EOF while parsing a string\nhint: each line must be one whole JSON object",
         );
         refused(
             "{\n\"text\": \"b\"}",
             &text(),
-            ":1:1 is not valid JSON: EOF while parsing an object; each line must be one whole JSON object",
+            ":1:1 is not valid JSON: EOF while parsing an object\nhint: each line must be one whole JSON object",
         );
         refused(
             "[{\"text\": \"a\"}]",
             &text(),
-            ":1: the line is an array; each must be a JSON object",
+            ":1: the line is an array\nhint: each line must be a JSON object",
         );
         refused(
             b"{\"text\": \"a\"}\n{\"text\": \"\xff\"}",
             &text(),
-            ":2:11 is not valid UTF-8: convert the file to UTF-8",
+            ":2:11 is not valid UTF-8\nhint: convert the file to UTF-8",
         );
     }
 
@@ -480,12 +414,12 @@ mod tests {
         refused(
             "{\"question\": \"a\", \"answer\": \"b\"}",
             &text(),
-            ":1 has no column `text`; it has `question`, `answer`. Name one of these in `columns`",
+            ":1 has no column `text`; it has `question`, `answer`\nhint: name one of these in `columns` of [import]",
         );
         refused(
             "{}",
             &text(),
-            ":1 has no column `text`; it has no columns at all. Name one of these in `columns`",
+            ":1 has no column `text`; it has no columns at all\nhint: name one of these in `columns` of [import]",
         );
         refused(
             "{\"text\": 3}",
@@ -511,11 +445,15 @@ mod tests {
 
     #[test]
     fn an_empty_set_is_refused() {
-        refused("", &text(), " gives no prompts: the file has no lines");
+        refused(
+            "",
+            &text(),
+            " has no prompts: the file has no lines\nhint: put prompts into it, or name another file in `path` of [import]",
+        );
         refused(
             "\n\r\n",
             &text(),
-            " gives no prompts: the file has no lines",
+            " has no prompts: the file has no lines\nhint: put prompts into it, or name another file in `path` of [import]",
         );
         let message = import(&ImportSettings {
             limit: Some(0),
@@ -523,7 +461,10 @@ mod tests {
         })
         .unwrap_err()
         .to_string();
-        assert_eq!(message, "p gives no prompts: the limit is 0");
+        assert_eq!(
+            message,
+            "the limit of prompts is 0\nhint: import at least one prompt"
+        );
         let message = import(&ImportSettings::new(Path::new("/no/such.jsonl"), text()))
             .unwrap_err()
             .to_string();
@@ -531,7 +472,7 @@ mod tests {
     }
 
     #[test]
-    fn conversations_that_cannot_be_asked_are_refused() {
+    fn conversations_that_cannot_be_prompts_are_refused() {
         for (messages, expected) in [
             (r#"1"#, "it is a number, and must be an array of messages"),
             (r#"[]"#, "there are no messages"),
@@ -559,15 +500,15 @@ mod tests {
             ),
             (
                 r#"[{"role": "assistant", "content": "b"}]"#,
-                "the conversation has an assistant turn alone: put before it what it answers",
+                "the conversation consists of an assistant turn\nhint: put the user's message before it",
             ),
             (
                 r#"[{"role": "system", "content": "a"}, {"role": "assistant", "content": "b"}]"#,
-                "the assistant's turn follows a system message: put between them what the user asks",
+                "the assistant's turn follows a system message\nhint: put the user's message between them",
             ),
             (
                 r#"[{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "assistant", "content": "c"}]"#,
-                "the conversation ends in two assistant turns: join them, or remove one",
+                "the conversation ends with two assistant turns\nhint: join them, or remove one",
             ),
             (
                 r#"[{"from": "narrator", "value": "a"}]"#,
@@ -587,7 +528,7 @@ mod tests {
             ),
             (
                 r#"[{"role": "system", "content": "a"}]"#,
-                "the conversation ends in a system message: add what the user asks",
+                "the conversation ends with a system message\nhint: add the user's message",
             ),
             (
                 r#"[{"role": "user", "content": "a", "tool_calls": [{"name": "f"}]}]"#,
@@ -599,7 +540,7 @@ mod tests {
             ),
             (
                 r#"[{"role": "assistant", "content": "", "function_call": {"name": "f"}}]"#,
-                "message 1: `function_call` is the old form: write it as `tool_calls`",
+                "message 1: `function_call` is an obsolete form\nhint: write it as `tool_calls`",
             ),
         ] {
             let line = format!("{{\"messages\": {messages}}}");

@@ -1,4 +1,5 @@
-//! What Potstill stores: records, Parquet, journal, tokens and chat templates, batches
+//! Storage of Potstill's data and conversion of text to tokens: records, Parquet, journal, import, tokenizer, chat
+//! templates, loss masks and packing.
 
 mod align;
 mod answer;
@@ -8,6 +9,7 @@ mod chat;
 mod curate;
 mod encode;
 mod error;
+mod finding;
 mod float_type;
 mod import;
 mod manifest;
@@ -16,6 +18,7 @@ mod pack;
 mod parquet;
 pub mod range;
 mod reader;
+mod reasoning;
 mod records;
 mod schema;
 mod signal;
@@ -32,23 +35,25 @@ pub use crate::answer::encode_answer;
 pub use crate::answered::{PromptedAnswer, PromptedAnswers};
 pub use crate::batch::Order;
 pub use crate::curate::{CurateSettings, KeptAnswers, WrongAnswers};
-pub use crate::encode::{Encoded, Reasoning, encode_conversation, prompt_ids, split_reasoning};
-pub use crate::error::Error;
+pub use crate::encode::{Encoded, encode_conversation, prompt_ids};
+pub use crate::error::{Error, RowLocation};
+pub use crate::finding::Finding;
 pub use crate::float_type::FloatType;
 pub use crate::import::{
-    AnswerSource, Columns, Detected, ImportRows, ImportSettings, Imported, ImportedRow, Place,
+    AnswerSource, Columns, Detected, ImportRows, ImportSettings, Imported, ImportedRow,
     detect_columns, import, import_rows,
 };
 pub use crate::manifest::{
     FileHash, Manifest, canonical_json, hash_file, hash_files, manifest_path, replace_file,
     stage_key,
 };
-pub use crate::mask::{Finding, MaskReport, MaskedToken, check_mask, check_sampled};
+pub use crate::mask::{MaskReport, MaskedToken, check_mask, check_sampled};
 pub use crate::pack::pack;
 pub use crate::parquet::{
     Footer, PROMPTS_PER_SHARD, ShardWriter, read_footer, shard_name, shards, write_shard,
 };
 pub use crate::reader::{FolderRows, ShardRows, read_shard, row_count};
+pub use crate::reasoning::{Reasoning, split_reasoning};
 pub use crate::records::{
     CONFIDENCE_BINS, Completion, Dropped, Failed, FinishReason, Message, NO_SIGNAL, Prompt,
     Provenance, Role, SampledToken, Selected, SequenceValues, TaskSample, ToolCall, TopToken,

@@ -31,23 +31,23 @@ pub struct FileHash {
     pub sha256: String,
 }
 
-/// What a published stage is. It is written last: a folder without one is not published.
+/// The manifest of a published stage. It is written last, so a folder without a manifest is not published.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
-    /// The stage's name.
+    /// Name of the stage.
     pub stage: String,
     /// Version of the files' schema.
     pub schema: u32,
-    /// [`stage_key`] of settings and inputs: a stage whose key is the same is up to date.
+    /// [`stage_key`] of settings and inputs. A stage with the same key is up to date.
     pub key: String,
-    /// The settings that the output depends on.
+    /// Settings that the output depends on.
     pub settings: Value,
-    /// What was read: a name, and the content hash of its manifest or file.
+    /// Inputs by name, each with the content hash of its manifest or file.
     pub inputs: BTreeMap<String, String>,
-    /// What was written, by path below the folder, with `/`.
+    /// Published files by path below the run directory, with `/`.
     pub files: BTreeMap<String, FileHash>,
-    /// How many of what.
+    /// Counts by name, such as `answers`.
     pub counts: BTreeMap<String, u64>,
 }
 
@@ -55,7 +55,7 @@ impl Manifest {
     /// Reads the manifest of a folder; `None` if the folder has none.
     ///
     /// # Errors
-    /// [`Error::Io`], or [`Error::BadManifest`] if the file is not a manifest.
+    /// [`Error::Io`], or [`Error::Invalid`] if the file is not a manifest.
     pub fn read(folder: &Path) -> Result<Option<Manifest>, Error> {
         let path = manifest_path(folder);
         let bytes = match fs::read(&path) {
@@ -65,7 +65,7 @@ impl Manifest {
         };
         match serde_json::from_slice(&bytes) {
             Ok(manifest) => Ok(Some(manifest)),
-            Err(source) => Err(Error::BadManifest { path, source }),
+            Err(error) => Err(not_a_manifest(&path, &error)),
         }
     }
 
@@ -75,15 +75,13 @@ impl Manifest {
     /// [`Error::Io`].
     pub fn write(&self, folder: &Path) -> Result<(), Error> {
         let path = manifest_path(folder);
-        let mut text = serde_json::to_string_pretty(self).map_err(|source| Error::BadManifest {
-            path: path.clone(),
-            source,
-        })?;
+        let mut text =
+            serde_json::to_string_pretty(self).map_err(|error| not_a_manifest(&path, &error))?;
         text.push('\n');
         replace_file(&path, text.as_bytes())
     }
 
-    /// SHA-256 of the manifest as canonical JSON: the identity of what the stage wrote, for later stages' inputs.
+    /// Computes the SHA-256 of the manifest as canonical JSON, by which later stages identify their inputs.
     pub fn content_hash(&self) -> String {
         let files = self.files.iter().map(|(name, file)| {
             let mut fields = Map::new();
@@ -107,7 +105,8 @@ impl Manifest {
     }
 }
 
-/// SHA-256 over a stage's name, settings and inputs as canonical JSON: a manifest with this key is up to date.
+/// Computes the SHA-256 of a stage's name, settings and inputs as canonical JSON. A manifest with this key is up to
+/// date.
 pub fn stage_key(stage: &str, settings: &Value, inputs: &BTreeMap<String, String>) -> String {
     let mut fields = Map::new();
     fields.insert("stage".into(), stage.into());
@@ -119,7 +118,7 @@ pub fn stage_key(stage: &str, settings: &Value, inputs: &BTreeMap<String, String
 /// Computes the sizes and hashes of all files below a folder, by path with `/`.
 ///
 /// # Errors
-/// [`Error::Io`] naming the file; [`Error::FileName`] where a name is not UTF-8.
+/// [`Error::Io`], and [`Error::Invalid`] if a name is not UTF-8.
 pub fn hash_files(dir: &Path) -> Result<BTreeMap<String, FileHash>, Error> {
     let mut files = BTreeMap::new();
     let mut folders = vec![(dir.to_path_buf(), String::new())];
@@ -127,7 +126,8 @@ pub fn hash_files(dir: &Path) -> Result<BTreeMap<String, FileHash>, Error> {
         for entry in fs::read_dir(&folder).map_err(Error::io("list", &folder))? {
             let path = entry.map_err(Error::io("list", &folder))?.path();
             let Some(file_name) = path.file_name().and_then(|name| name.to_str()) else {
-                return Err(Error::FileName { path });
+                let problem = format!("{} has a name that is not UTF-8", path.display());
+                return Err(Error::invalid(problem, "rename it"));
             };
             let name = format!("{prefix}{file_name}");
             if path.is_dir() {
@@ -140,10 +140,10 @@ pub fn hash_files(dir: &Path) -> Result<BTreeMap<String, FileHash>, Error> {
     Ok(files)
 }
 
-/// Size and hash of one file, read in blocks.
+/// Computes the size and the hash of one file, which is read in blocks.
 ///
 /// # Errors
-/// [`Error::Io`] naming the file.
+/// [`Error::Io`], which names the file.
 pub fn hash_file(path: &Path) -> Result<FileHash, Error> {
     let mut file = File::open(path).map_err(Error::io("open", path))?;
     let mut hasher = Sha256::new();
@@ -163,7 +163,7 @@ pub fn hash_file(path: &Path) -> Result<FileHash, Error> {
     })
 }
 
-/// JSON with the keys of every object sorted and no spaces: equal values have equal text.
+/// Formats JSON with the keys of every object sorted and without spaces, so equal values have equal texts.
 pub fn canonical_json(value: &Value) -> String {
     match value {
         Value::Object(fields) => {
@@ -186,7 +186,7 @@ pub fn canonical_json(value: &Value) -> String {
     }
 }
 
-/// Puts a file in place whole or not at all: written beside it, synced, renamed, and the folder synced.
+/// Writes a file atomically: writes a temporary file beside it, syncs and renames it, and syncs the folder.
 ///
 /// # Errors
 /// [`Error::Io`].
@@ -216,13 +216,13 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     PathBuf::from(name)
 }
 
-/// Makes a new or renamed entry last through a crash.
+/// Syncs the folder of a new or renamed file, so that the change survives a crash.
 pub(crate) fn sync_parent(path: &Path) -> Result<(), Error> {
     let parent = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     };
-    // Only Unix opens a folder as a file; elsewhere a rename has to do.
+    // Only Unix can open a folder as a file; on other systems the rename has to suffice.
     if cfg!(unix) {
         File::open(parent)
             .and_then(|folder| folder.sync_all())
@@ -237,6 +237,14 @@ pub(crate) fn sha256_hex(bytes: &[u8]) -> String {
 
 pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn not_a_manifest(path: &Path, error: &serde_json::Error) -> Error {
+    let problem = format!(
+        "{} is not a manifest that this Potstill can read: {error}",
+        path.display()
+    );
+    Error::invalid(problem, "delete it and run the stage again")
 }
 
 fn strings(map: &BTreeMap<String, String>) -> Value {
@@ -266,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read_and_has_the_same_hash() {
+    fn a_written_manifest_is_read_back_with_the_same_hash() {
         let dir = tempfile::tempdir().unwrap();
         let folder = dir.path().join("table");
         assert_eq!(Manifest::read(&folder).unwrap(), None);
@@ -295,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn every_field_is_part_of_the_hash_and_key_order_is_not() {
+    fn every_field_and_not_the_order_of_keys_affects_the_hash() {
         let dir = tempfile::tempdir().unwrap();
         let base = manifest(dir.path());
         let changes: [fn(&mut Manifest); 7] = [
@@ -340,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_manifest_is_an_error_that_names_it() {
+    fn a_file_that_is_not_a_manifest_is_an_error_that_names_it() {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().join("");
         fs::write(dir.path().join("_manifest.json"), "{\"stage\": 1}").unwrap();

@@ -1,9 +1,10 @@
-//! Packing: which sequences share a row of tokens.
+//! Packing of sequences into rows of tokens.
 
-/// Rows of at most `room` tokens, first fit in order: each sequence joins the first row that has room for it, or begins
-/// a new one. A row is a list of indices into `lengths` (in tokens), ascending; every index occurs once.
+/// Packs sequences into rows of at most `room` tokens by first fit: each sequence goes into the first row that has
+/// room for it, or begins a new row. `lengths` are in tokens. A row is an ascending list of indices into `lengths`;
+/// every index occurs once.
 ///
-/// A sequence longer than `room` has a row of its own, which no other joins.
+/// A sequence longer than `room` gets a row that holds no other sequence.
 #[must_use]
 pub fn pack(lengths: &[usize], room: usize) -> Vec<Vec<usize>> {
     let mut rows: Vec<(usize, Vec<usize>)> = Vec::new();
@@ -47,7 +48,7 @@ mod tests {
         assert_eq!(seen, (0..500).collect::<Vec<_>>());
         let tokens = |row: &Vec<usize>| row.iter().map(|&i| lengths[i]).sum::<usize>();
         assert!(rows.iter().all(|row| tokens(row) <= 128));
-        // What begins a row fitted into none of those before it.
+        // The first sequence of a row did not fit into any earlier row.
         for (later, row) in rows.iter().enumerate() {
             assert!(row.is_sorted());
             for earlier in &rows[..later] {

@@ -39,8 +39,7 @@ pub fn shard_name(index: usize) -> String {
 /// Lists the shards of a folder in order. Files that are not Parquet are ignored.
 ///
 /// # Errors
-/// [`Error::MissingShard`] if a number is missing; [`Error::StrayShard`] for a Parquet file of another name;
-/// [`Error::Io`].
+/// [`Error::Io`], and [`Error::Invalid`] if a number is missing or a Parquet file has another name.
 pub fn shards(dir: &Path) -> Result<Vec<PathBuf>, Error> {
     let mut count = 0;
     let mut highest = 0;
@@ -60,7 +59,15 @@ pub fn shards(dir: &Path) -> Result<Vec<PathBuf>, Error> {
                 .is_some_and(|name| *name == *shard_name(*number))
         }) {
             Some(number) => highest = highest.max(number),
-            None => return Err(Error::StrayShard { path }),
+            None => {
+                return Err(Error::invalid(
+                    format!(
+                        "{} does not have the name of a shard (shard-00000.parquet)",
+                        path.display()
+                    ),
+                    "move it out of the folder",
+                ));
+            }
         }
         count += 1;
     }
@@ -72,7 +79,10 @@ pub fn shards(dir: &Path) -> Result<Vec<PathBuf>, Error> {
             .into_iter()
             .find(|path| !path.exists())
             .unwrap_or_else(|| dir.join(shard_name(count)));
-        return Err(Error::MissingShard { path: missing });
+        return Err(Error::invalid(
+            format!("{} is absent, but later shards exist", missing.display()),
+            "restore it, or delete the folder and run the stage again",
+        ));
     }
     Ok(paths)
 }
@@ -126,11 +136,8 @@ impl<R: Record> ShardWriter<R> {
     ) -> Result<ShardWriter<R>, Error> {
         let temporary = temporary_path(path);
         let file = File::create(&temporary).map_err(Error::io("create", &temporary))?;
-        let list = serde_json::to_string(provenance).map_err(|source| Error::BadFooter {
-            path: path.to_path_buf(),
-            key: PROVENANCE_KEY,
-            why: source.to_string(),
-        })?;
+        let list = serde_json::to_string(provenance)
+            .map_err(|error| bad_footer(path, PROVENANCE_KEY, &error.to_string()))?;
         let options = ArrowWriterOptions::new()
             .with_properties(properties::<R>(list))
             .with_skip_arrow_metadata(true);
@@ -202,7 +209,7 @@ impl<R: Record> ShardWriter<R> {
         }
         let columns = self.columns.fields().iter();
         let kept = columns.filter_map(|field| batch.column_by_name(field.name()).cloned());
-        RecordBatch::try_new(self.columns.clone(), kept.collect()).map_err(|source| Error::Batch {
+        RecordBatch::try_new(self.columns.clone(), kept.collect()).map_err(|source| Error::Arrow {
             what: R::TABLE.into(),
             source,
         })
@@ -271,7 +278,7 @@ pub struct Footer {
 /// Reads the footer of a shard of any table.
 ///
 /// # Errors
-/// [`Error::Io`], [`Error::DamagedShard`], [`Error::ForeignShard`], [`Error::NewerSchema`], [`Error::BadFooter`].
+/// [`Error::Io`], [`Error::DamagedShard`], and [`Error::Invalid`] if the footer is not one of this version of Potstill.
 pub fn read_footer(path: &Path) -> Result<Footer, Error> {
     let file = File::open(path).map_err(Error::io("open", path))?;
     let metadata = decode(path, || ArrowReaderMetadata::load(&file, reader_options()))?;
@@ -289,36 +296,45 @@ pub(crate) fn footer(path: &Path, metadata: &ArrowReaderMetadata) -> Result<Foot
             .iter()
             .find(|pair| pair.key == key)
             .and_then(|pair| pair.value.as_deref());
-        value.ok_or_else(|| Error::ForeignShard {
-            path: path.to_path_buf(),
-            key,
+        value.ok_or_else(|| {
+            let path = path.display();
+            let problem =
+                format!("{path} has no `{key}` in its footer, so Potstill did not write it");
+            Error::invalid(problem, "move it out of the folder")
         })
-    };
-    let bad = |key, why: String| Error::BadFooter {
-        path: path.to_path_buf(),
-        key,
-        why,
     };
     let schema: u32 = value(SCHEMA_KEY)?
         .parse()
-        .map_err(|_| bad(SCHEMA_KEY, "it is not a number".into()))?;
+        .map_err(|_| bad_footer(path, SCHEMA_KEY, "it is not a number"))?;
     if schema > SCHEMA_VERSION {
-        return Err(Error::NewerSchema {
-            path: path.to_path_buf(),
-            found: schema,
-            known: SCHEMA_VERSION,
-        });
+        let problem = format!(
+            "{} has schema version {schema}, and this Potstill reads version {SCHEMA_VERSION}",
+            path.display()
+        );
+        return Err(Error::invalid(
+            problem,
+            "use the newer Potstill that wrote it",
+        ));
     }
     if schema < SCHEMA_VERSION {
-        return Err(bad(SCHEMA_KEY, format!("there is no version {schema}")));
+        let why = format!("there is no version {schema}");
+        return Err(bad_footer(path, SCHEMA_KEY, &why));
     }
     let provenance = serde_json::from_str(value(PROVENANCE_KEY)?)
-        .map_err(|error| bad(PROVENANCE_KEY, error.to_string()))?;
+        .map_err(|error| bad_footer(path, PROVENANCE_KEY, &error.to_string()))?;
     Ok(Footer {
         schema,
         provenance,
         rows: usize::try_from(file.num_rows()).unwrap_or_default(),
     })
+}
+
+fn bad_footer(path: &Path, key: &str, why: &str) -> Error {
+    let path = path.display();
+    Error::invalid(
+        format!("`{key}` in the footer of {path} cannot be read: {why}"),
+        "",
+    )
 }
 
 /// Checks that the column `provenance`, if there is one, holds indices into a list of `known` entries.

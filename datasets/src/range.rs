@@ -18,7 +18,7 @@
 //! }
 //!
 //! let error = serde_json::from_str::<Settings>(r#"{"steps": 0}"#).err().unwrap();
-//! assert!(error.to_string().starts_with("expected a whole number from 1 to 1e9, not 0"));
+//! assert!(error.to_string().starts_with("0 is out of range\nhint: set a whole number from 1 to 1e9"));
 //! ```
 //!
 //! The parser reports the error at the value. Numbers are serialised as floating-point numbers
@@ -74,7 +74,7 @@ pub trait Range: JsonSchema {
     /// Checks a number.
     ///
     /// # Errors
-    /// The range in words, and the number.
+    /// The number, and on a line of its own the range as a hint.
     fn check(value: f64) -> Result<f64, String>;
 }
 
@@ -97,9 +97,9 @@ macro_rules! schema {
     };
 }
 
-/// Declares a range: its rule, the sentence that says it, and the same rule as JSON Schema.
+/// Declares a range: its rule, the rule in words, and the rule as JSON Schema.
 macro_rules! range {
-    ($(#[$doc:meta])* $name:ident, $rule:expr, $sentence:literal, $schema:tt) => {
+    ($(#[$doc:meta])* $name:ident, $rule:expr, $words:literal, $schema:tt) => {
         schema!($name, $schema);
 
         $(#[$doc])*
@@ -111,7 +111,7 @@ macro_rules! range {
                 let rule: fn(f64) -> bool = $rule;
                 match rule(value) {
                     true => Ok(value),
-                    false => Err(format!(concat!($sentence, ", not {}"), value)),
+                    false => Err(format!(concat!("{} is out of range\nhint: set ", $words), value)),
                 }
             }
         }
@@ -147,43 +147,43 @@ fn is_whole(value: f64) -> bool {
 
 range!(
     /// Counts of at least one.
-    Count, |v| is_whole(v) && v >= 1.0, "expected a whole number from 1 to 1e9",
+    Count, |v| is_whole(v) && v >= 1.0, "a whole number from 1 to 1e9",
     { "type": "integer", "minimum": 1, "maximum": 1_000_000_000 }
 );
 range!(
     /// Counts that may be zero.
-    CountOrZero, |v| is_whole(v) && v >= 0.0, "expected a whole number from 0 to 1e9",
+    CountOrZero, |v| is_whole(v) && v >= 0.0, "a whole number from 0 to 1e9",
     { "type": "integer", "minimum": 0, "maximum": 1_000_000_000 }
 );
 range!(
     /// Counts of at least one that may be very large, such as bytes or tokens.
     Amount, |v| v.fract() == 0.0 && (1.0..=1e15).contains(&v),
-    "expected a whole number from 1 to 1e15",
+    "a whole number from 1 to 1e15",
     { "type": "integer", "minimum": 1, "maximum": 1_000_000_000_000_000_u64 }
 );
 range!(
     /// Shares that leave something on both sides.
-    Share, |v| v > 0.0 && v < 1.0, "expected a share above 0 and below 1",
+    Share, |v| v > 0.0 && v < 1.0, "a share above 0 and below 1",
     { "type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1 }
 );
 range!(
     /// Probability masses above zero.
-    Mass, |v| v > 0.0 && v <= 1.0, "expected a number above 0 and at most 1",
+    Mass, |v| v > 0.0 && v <= 1.0, "a number above 0 and at most 1",
     { "type": "number", "exclusiveMinimum": 0, "maximum": 1 }
 );
 range!(
     /// Fractions from zero to one, both included.
-    Fraction, |v| (0.0..=1.0).contains(&v), "expected a number from 0 to 1",
+    Fraction, |v| (0.0..=1.0).contains(&v), "a number from 0 to 1",
     { "type": "number", "minimum": 0, "maximum": 1 }
 );
 range!(
     /// Finite numbers of at least zero.
-    NonNegative, |v| v >= 0.0 && v.is_finite(), "expected a number of at least 0",
+    NonNegative, |v| v >= 0.0 && v.is_finite(), "a number of at least 0",
     { "type": "number", "minimum": 0 }
 );
 range!(
     /// Finite numbers above zero.
-    Positive, |v| v > 0.0 && v.is_finite(), "expected a number above 0",
+    Positive, |v| v > 0.0 && v.is_finite(), "a number above 0",
     { "type": "number", "exclusiveMinimum": 0 }
 );
 
@@ -297,7 +297,7 @@ impl TryFrom<String> for FilePath {
 
     fn try_from(path: String) -> Result<Self, &'static str> {
         match path.is_empty() {
-            true => Err("expected a path, not an empty text"),
+            true => Err("the path is empty\nhint: set the path of a file or folder"),
             false => Ok(FilePath(path.into())),
         }
     }
@@ -385,7 +385,7 @@ mod tests {
         assert!(
             error
                 .to_string()
-                .starts_with("expected a number above 0, not 0"),
+                .starts_with("0 is out of range\nhint: set a number above 0"),
             "{error}"
         );
     }

@@ -1,7 +1,7 @@
-//! What Potstill stores, as plain data. `docs/parquet.md` says the same column by column.
+//! The records that Potstill stores, as plain data. `docs/parquet.md` describes their columns.
 //!
-//! Log-probabilities and entropies are in nats. Token ids are those of the teacher's tokenizer, named in
-//! [`Provenance`]. A row's `provenance` is its index into the list in its file's footer.
+//! Log-probabilities and entropies are in nats. Token ids are those of the teacher's tokenizer, which [`Provenance`]
+//! names. The field `provenance` of a row is an index into the list in the footer of its file.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -9,13 +9,13 @@ use serde_json::{Map, Value};
 use crate::manifest::{canonical_json, sha256_hex};
 use crate::spelling::Spelling;
 
-/// Who speaks.
+/// Role of a message's author.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Role {
     /// Instructions that precede the conversation.
     System,
-    /// The person who asks.
+    /// The user.
     User,
     /// The model.
     Assistant,
@@ -27,7 +27,7 @@ impl Role {
     /// All roles, in the order of their declaration.
     pub const ALL: [Role; 4] = [Role::System, Role::User, Role::Assistant, Role::Tool];
 
-    /// The name in chat templates and in Parquet.
+    /// Returns the name that chat templates and Parquet use.
     pub fn name(self) -> &'static str {
         match self {
             Role::System => "system",
@@ -37,16 +37,16 @@ impl Role {
         }
     }
 
-    /// The role of that name.
+    /// Returns the role with this name.
     pub fn from_name(name: &str) -> Option<Role> {
         Role::ALL.into_iter().find(|role| role.name() == name)
     }
 }
 
-/// A call that the model asked for.
+/// A call of a tool that the model requested.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ToolCall {
-    /// What the tool's answer refers to.
+    /// Id that the tool's result refers to.
     pub id: Option<String>,
     /// The function's name.
     pub name: String,
@@ -57,20 +57,20 @@ pub struct ToolCall {
 /// One turn of a conversation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Message {
-    /// Who speaks.
+    /// Role of the author.
     pub role: Role,
-    /// What is said, without reasoning. Empty where a turn only calls tools.
+    /// Text without the reasoning. It is empty if the turn only calls tools.
     pub content: String,
-    /// What was thought before, without the marks a template puts around it.
+    /// Reasoning in front of the text, without the tags that a template puts around it.
     pub reasoning: Option<String>,
-    /// The calls made in this turn.
+    /// Tool calls of this turn.
     pub tool_calls: Vec<ToolCall>,
-    /// The call this turn answers.
+    /// Id of the tool call whose result this turn is.
     pub tool_call_id: Option<String>,
 }
 
 impl Message {
-    /// A message of text alone.
+    /// Creates a message that consists of text only.
     pub fn text(role: Role, content: impl Into<String>) -> Message {
         Message {
             role,
@@ -81,7 +81,8 @@ impl Message {
         }
     }
 
-    /// Absent parts are left out, so that parts added by a later schema leave the ids of today's prompts alone.
+    /// Converts the message to the JSON that prompt ids are computed from. Absent parts are left out, so parts that a
+    /// later schema adds do not change the ids of prompts without them.
     fn to_canonical(&self) -> Value {
         let mut fields = Map::new();
         fields.insert("role".into(), self.role.name().into());
@@ -108,26 +109,26 @@ impl Message {
     }
 }
 
-/// What a teacher is asked.
+/// A prompt for a teacher.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Prompt {
-    /// Hash of messages and tools: the same question has the same id wherever it comes from.
+    /// Hash of messages and tools, so equal prompts have equal ids wherever they come from.
     pub id: String,
-    /// The conversation so far.
+    /// The conversation up to the answer.
     pub messages: Vec<Message>,
-    /// The tools on offer: a JSON array as text.
+    /// The tools that the model may call, as the text of a JSON array.
     pub tools: Option<String>,
     /// The right answer, for graders.
     pub reference: Option<String>,
-    /// Which part of the data it belongs to, such as a subject; figures are given for each.
+    /// Part of the data that the prompt belongs to, such as a subject. The report gives figures for each part.
     pub group: Option<String>,
-    /// Where it came from, such as `train.jsonl:17`.
+    /// File and line that the prompt came from, such as `train.jsonl:17`.
     pub source: String,
 }
 
 impl Prompt {
-    /// A prompt whose id is the first 32 hex digits of the SHA-256 of its messages and tools as canonical JSON.
-    /// Reference, group and source are not part of the id.
+    /// Creates a prompt. Its id is the first 32 hex digits of the SHA-256 of its messages and tools as canonical JSON;
+    /// reference, group and source do not affect it.
     pub fn new(
         messages: Vec<Message>,
         tools: Option<String>,
@@ -155,19 +156,19 @@ impl Prompt {
     }
 }
 
-/// Why an answer ended.
+/// Reason why the generation of an answer ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FinishReason {
-    /// An EOS token or a stop string.
+    /// The model wrote an EOS token or a stop string.
     Stop,
-    /// The limit on new tokens.
+    /// The limit on new tokens was reached.
     Length,
-    /// Tools were called.
+    /// The model called tools.
     ToolCalls,
     /// The server withheld the rest.
     ContentFilter,
-    /// The server failed in the middle.
+    /// The server failed during generation.
     Error,
 }
 
@@ -181,7 +182,7 @@ impl FinishReason {
         FinishReason::Error,
     ];
 
-    /// The name in Parquet.
+    /// Returns the name that Parquet uses.
     pub fn name(self) -> &'static str {
         match self {
             FinishReason::Stop => "stop",
@@ -192,7 +193,7 @@ impl FinishReason {
         }
     }
 
-    /// The reason of that name.
+    /// Returns the reason with this name.
     pub fn from_name(name: &str) -> Option<FinishReason> {
         FinishReason::ALL
             .into_iter()
@@ -200,185 +201,185 @@ impl FinishReason {
     }
 }
 
-/// What an answer cost, in tokens.
+/// Number of tokens that an answer used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Usage {
-    /// Tokens of the rendered prompt.
+    /// Number of tokens of the rendered prompt.
     pub prompt_tokens: u32,
-    /// Tokens of the answer, reasoning included.
+    /// Number of tokens of the completion, reasoning included.
     pub completion_tokens: u32,
 }
 
-/// An alternative at one position of an answer.
+/// An alternative at a position of an answer: one of the most probable tokens.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TopToken {
-    /// The token's id, where the teacher gives one.
+    /// Id of the token, if the teacher reports ids.
     pub id: Option<u32>,
-    /// The token's bytes.
+    /// Bytes of the token.
     pub bytes: Spelling,
-    /// Its log-probability at T=1, nats.
+    /// Log-probability of the token at T = 1, in nats.
     pub logprob: f32,
 }
 
-/// A token of an answer, as sampled.
+/// A sampled token of an answer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SampledToken {
-    /// The token's bytes; a character may be spread over several tokens.
+    /// Bytes of the token; a character may be spread over several tokens.
     pub bytes: Spelling,
-    /// The token's id, where the teacher gives one.
+    /// Id of the token, if the teacher reports ids.
     pub id: Option<u32>,
-    /// Its log-probability at T=1, nats.
+    /// Log-probability of the token at T = 1, in nats.
     pub logprob: f32,
-    /// The likeliest tokens here, as many as the teacher gave.
+    /// The most probable tokens at this position, as many as the teacher reported.
     pub top: Vec<TopToken>,
 }
 
 /// A teacher's answer to a prompt.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Completion {
-    /// The prompt's id.
+    /// Id of the prompt.
     pub prompt_id: String,
-    /// Which sample of the prompt, from 0.
+    /// Number of the sample among those of its prompt, from 0.
     pub sample_index: u32,
-    /// What was thought first, without the marks around it.
+    /// Reasoning, without the tags around it.
     pub reasoning: Option<String>,
     /// The answer, without reasoning.
     pub answer: String,
-    /// The tools called.
+    /// Tool calls.
     pub tool_calls: Vec<ToolCall>,
-    /// Why it ended.
+    /// Reason why the generation ended.
     pub finish_reason: FinishReason,
-    /// What it cost.
+    /// Number of tokens used.
     pub usage: Usage,
-    /// The tokens as sampled; empty where the teacher gives text alone.
+    /// The sampled tokens; empty if the teacher reports text only.
     pub tokens: Vec<SampledToken>,
-    /// Index into the footer's list.
+    /// Index into the list of provenances in the file's footer.
     pub provenance: u32,
 }
 
-/// Where rows come from. Two rows with the same provenance may be trained on together.
+/// Origin of rows. Rows with the same provenance may be trained on together.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Provenance {
-    /// The teacher's name: a model, or the folder's name of a checkpoint.
+    /// Name of the teacher: a model's name, or the name of a checkpoint's folder.
     pub teacher: String,
-    /// What exactly answered: a hash of a checkpoint's files, or the server.
+    /// Hash of the checkpoint's files, or the server that answered.
     pub revision: String,
-    /// The engine and its version.
+    /// Engine and its version.
     pub engine: String,
-    /// What it computed in, such as `f32`.
+    /// Number format of the computation, such as `f32`.
     pub dtype: String,
     /// Fingerprint of the tokenizer.
     pub tokenizer: String,
     /// Hash of the chat template.
     pub template: String,
-    /// How answers were sampled, as canonical JSON.
+    /// Sampling settings as canonical JSON.
     pub sampling: String,
-    /// The temperatures that [`SignalRow::log_z_at`](crate::SignalRow::log_z_at) is for.
+    /// Temperatures of the entries of [`SignalRow::log_z_at`](crate::SignalRow::log_z_at).
     pub temperatures: Vec<f32>,
-    /// Under what licence the teacher's answers may be used.
+    /// Licence under which the teacher's answers may be used.
     pub licence: Option<String>,
 }
 
-/// A row of `completions/` and `signals/` that curation chose, by place.
+/// Position of a row of `completions/` and `signals/` that curation selected.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Selected {
-    /// The shard's number, from 0.
+    /// Number of the shard, from 0.
     pub shard: u32,
-    /// The row in the shard, from 0.
+    /// Row within the shard, from 0.
     pub row: u32,
-    /// The prompt's id.
+    /// Id of the prompt.
     pub prompt_id: String,
-    /// Which sample of the prompt, from 0.
+    /// Number of the sample among those of its prompt, from 0.
     pub sample_index: u32,
 }
 
 /// An answer that curation left out.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Dropped {
-    /// The prompt's id.
+    /// Id of the prompt.
     pub prompt_id: String,
-    /// Which sample of the prompt, from 0.
+    /// Number of the sample among those of its prompt, from 0.
     pub sample_index: u32,
-    /// Why, in a word or a few.
+    /// Reason in a few words.
     pub reason: String,
 }
 
-/// Reason of an answer whose distributions could not be made, in [`Failed::reason`].
+/// Reason of an answer whose distributions could not be computed, in [`Failed::reason`].
 pub const NO_SIGNAL: &str = "no_signal";
 
-/// An answer that a teacher did not give, or one whose distributions could not be made.
+/// An answer that a teacher did not give, or an answer whose distributions could not be computed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failed {
-    /// The prompt's id.
+    /// Id of the prompt.
     pub prompt_id: String,
-    /// Which sample of the prompt, from 0.
+    /// Number of the sample among those of its prompt, from 0.
     pub sample_index: u32,
-    /// Why, in a word, such as `content_filter`; `no_signal` where there is an answer without distributions.
+    /// Reason as one word, such as `content_filter`; `no_signal` for an answer without distributions.
     pub reason: String,
-    /// The same in a sentence.
+    /// Reason as a sentence.
     pub message: String,
 }
 
-/// How many bins of equal width the student's confidence, from 0 to 1, is counted in.
+/// Number of bins of equal width for the student's confidence, which is between 0 and 1.
 pub const CONFIDENCE_BINS: usize = 10;
 
-/// What evaluation measured on one held-out text. Sums over its loss positions, so that any mean can be formed.
+/// Measurements of a student on one held-out text, as sums over its loss positions, from which any mean can be computed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SequenceValues {
-    /// The prompt's id.
+    /// Id of the prompt.
     pub prompt_id: String,
-    /// Which sample of the prompt, from 0.
+    /// Number of the sample among those of its prompt, from 0.
     pub sample_index: u32,
-    /// How many loss positions.
+    /// Number of loss positions.
     pub tokens: u32,
-    /// Sum of the forward KL from teacher to student on the coarse vocabulary, nats.
+    /// Sum of the forward KL from teacher to student on the coarse vocabulary, in nats.
     pub kl_nats: f64,
-    /// Sum of the student's negative log-likelihood, nats.
+    /// Sum of the student's negative log-likelihood, in nats.
     pub nll_nats: f64,
-    /// At how many positions the student's likeliest token is the teacher's.
+    /// Number of positions at which student and teacher have the same most probable token.
     pub agree: u32,
-    /// Sum of the teacher's negative log-likelihood, nats.
+    /// Sum of the teacher's negative log-likelihood, in nats.
     pub teacher_nll_nats: f64,
-    /// How many positions are in each of [`CONFIDENCE_BINS`] bins of the student's confidence, the probability of its
-    /// likeliest token: bin i holds i/10 up to, not including, (i+1)/10, the last one 1 as well.
+    /// Number of positions in each of [`CONFIDENCE_BINS`] bins of the student's confidence, which is the probability of
+    /// its most probable token. Bin i covers [i/10, (i+1)/10); the last bin includes 1.
     pub bin_tokens: Vec<u32>,
-    /// By bin, the sum of these confidences.
+    /// Sum of the confidences in each bin.
     pub bin_confidence: Vec<f64>,
-    /// By bin, at how many positions the student's likeliest token is the one in the text.
+    /// Number of positions in each bin at which the student's most probable token is the target token.
     pub bin_correct: Vec<u32>,
 }
 
-/// What a grader found of an answer.
+/// A grader's verdict on an answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Verdict {
-    /// The prompt's id.
+    /// Id of the prompt.
     pub prompt_id: String,
-    /// Which sample of the prompt, from 0.
+    /// Number of the sample among those of its prompt, from 0.
     pub sample_index: u32,
-    /// The grader's name.
+    /// Name of the grader.
     pub grader: String,
     /// Whether the answer is right.
     pub correct: bool,
-    /// What the grader took the answer to be; `None` where it found none.
+    /// Final answer that the grader found in the text; `None` if it found none.
     pub extracted: Option<String>,
 }
 
-/// What a student answered to a question of a task.
+/// A student's answer to a question of a task.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TaskSample {
-    /// The question's id.
+    /// Id of the question.
     pub prompt_id: String,
-    /// What was thought first, without the marks around it.
+    /// Reasoning, without the tags around it.
     pub reasoning: Option<String>,
     /// The answer, without reasoning.
     pub answer: String,
-    /// What the grader took the answer to be; `None` where it found none.
+    /// Final answer that the grader found in the text; `None` if it found none.
     pub extracted: Option<String>,
     /// Whether the answer is right.
     pub correct: bool,
-    /// Whether it ended by itself, and not at the limit on new tokens.
+    /// Whether the answer ended by itself, not at the limit on new tokens.
     pub finished: bool,
-    /// Tokens of the answer, reasoning included.
+    /// Number of tokens of the completion, reasoning included.
     pub tokens: u32,
 }
 
@@ -386,7 +387,7 @@ pub struct TaskSample {
 mod tests {
     use super::*;
 
-    /// Ids name paid answers on disk: they must not change from version to version.
+    /// Paid answers on disk are found by the ids of their prompts, so the ids must not change from version to version.
     #[test]
     fn the_id_of_a_prompt_is_stable() {
         let messages = vec![Message::text(Role::User, "2 + 2?")];

@@ -1,12 +1,10 @@
-//! The Parquet schema of each record, version 1, and conversion between records and Arrow batches.
-//! `docs/parquet.md` describes the columns; a test holds it to this file.
+//! The Parquet schema of each table, version 1, and conversion between records and Arrow batches.
+//! `docs/parquet.md` describes the columns; a test compares it with this module.
 
 mod columns;
-mod completions;
-mod lists;
-mod prompts;
 mod signals;
-mod verdicts;
+mod tables;
+mod value;
 
 use arrow_array::RecordBatch;
 use arrow_schema::{Schema, SchemaRef};
@@ -17,45 +15,45 @@ use crate::records::{
 };
 use crate::signal::Signal;
 
-/// Version of the schema, in the footer of every file under [`SCHEMA_KEY`].
+/// Version of the schema. The footer of every file has it under [`SCHEMA_KEY`].
 pub const SCHEMA_VERSION: u32 = 1;
-/// The footer key of the schema's version.
+/// Footer key of the schema version.
 pub const SCHEMA_KEY: &str = "potstill.schema";
-/// The footer key of the list of provenances, as JSON.
+/// Footer key of the list of provenances, which is JSON.
 pub const PROVENANCE_KEY: &str = "potstill.provenance";
 
 mod sealed {
     pub trait Sealed {}
 }
 
-/// A record that is a row of a Parquet table. Only the records of this crate are.
+/// A record that is a row of a Parquet table. Only types of this crate implement this trait.
 pub trait Record: sealed::Sealed + Sized {
-    /// The table's name, for messages.
+    /// Name of the table in messages and in `docs/parquet.md`.
     const TABLE: &'static str;
-    /// Rows of a row group: the unit that random access decodes.
+    /// Number of rows in a row group, which is the unit that random access decodes.
     const GROUP_ROWS: usize;
-    /// Columns that a file may lack, all of them together.
+    /// Columns that a file has all or none of.
     const OPTIONAL: &'static [&'static str] = &[];
 
-    /// The table's columns, the optional ones among them.
+    /// Returns the table's columns, including the optional ones.
     fn schema() -> SchemaRef;
 
-    /// Whether a row has something to put into the optional columns.
+    /// Returns whether the row has values for the optional columns.
     fn fills_optional(&self) -> bool {
         false
     }
 
-    /// Rows as columns.
+    /// Converts rows to columns.
     ///
     /// # Errors
-    /// [`Error::TooLarge`]; [`Error::BadSignal`] for a signal that breaks its rules.
+    /// [`Error::Invalid`] for too many values; [`Error::BadSignal`] for a signal that breaks its rules.
     fn to_batch(rows: &[Self]) -> Result<RecordBatch, Error>;
 
-    /// Columns as rows.
+    /// Converts columns to rows.
     ///
     /// # Errors
-    /// [`Error::Column`] where the columns are not exactly the table's, with or without the optional ones; [`Error::Cell`] and [`Error::BadSignal`] where
-    /// a row's content is not legal.
+    /// [`Error::Invalid`] if the columns are not exactly the table's, with or without the optional ones; [`Error::Cell`]
+    /// and [`Error::BadSignal`] if the content of a row is not legal.
     fn from_batch(batch: &RecordBatch) -> Result<Vec<Self>, Error>;
 }
 
@@ -74,23 +72,18 @@ pub(crate) fn check_columns<R: Record>(found: &Schema) -> Result<(), Error> {
     let expected = R::schema();
     let has = |name: &&str| found.field_with_name(name).is_ok();
     let optional = R::OPTIONAL.iter().any(has);
-    let error = |column: &str, expected: String, found: String| {
-        Err(Error::Column {
-            table: R::TABLE,
-            column: column.into(),
-            expected,
-            found,
-        })
+    let error = |column: &str, expected: &str, found: &str| {
+        Err(columns::column_error(R::TABLE, column, expected, found))
     };
     for field in expected.fields() {
         match found.field_with_name(field.name()) {
             Err(_) if !optional && R::OPTIONAL.contains(&field.name().as_str()) => {}
-            Err(_) => return error(field.name(), type_name(field), "absent".into()),
+            Err(_) => return error(field.name(), &type_name(field), "absent"),
             Ok(other)
                 if other.data_type() != field.data_type()
                     || other.is_nullable() != field.is_nullable() =>
             {
-                return error(field.name(), type_name(field), type_name(other));
+                return error(field.name(), &type_name(field), &type_name(other));
             }
             Ok(_) => {}
         }
@@ -100,12 +93,12 @@ pub(crate) fn check_columns<R: Record>(found: &Schema) -> Result<(), Error> {
         .iter()
         .find(|field| expected.field_with_name(field.name()).is_err())
     {
-        Some(extra) => error(extra.name(), "absent".into(), type_name(extra)),
+        Some(extra) => error(extra.name(), "absent", &type_name(extra)),
         None => Ok(()),
     }
 }
 
-/// The columns of a file, with or without the optional ones.
+/// Returns the columns of a file, with or without the optional ones.
 pub(crate) fn file_schema<R: Record>(optional: bool) -> Schema {
     let schema = R::schema();
     let wanted =
@@ -129,7 +122,7 @@ fn type_name(field: &arrow_schema::Field) -> String {
     format!("{}{null}", field.data_type())
 }
 
-/// A batch of a table's columns, in the order of its schema.
+/// Builds a batch from a table's columns in the order of its schema.
 fn batch<R: Record>(columns: Vec<arrow_array::ArrayRef>) -> Result<RecordBatch, Error> {
-    RecordBatch::try_new(R::schema(), columns).map_err(columns::unfit(R::TABLE))
+    RecordBatch::try_new(R::schema(), columns).map_err(columns::arrow_error(R::TABLE))
 }

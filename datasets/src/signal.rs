@@ -1,55 +1,56 @@
-//! A signal, what a trainer learns from, and the rules every stored one keeps.
+//! Signals, the distributions that a student learns from, and the rules that every stored signal keeps.
 
 use serde::{Deserialize, Serialize};
 
 use crate::encode::Encoded;
 use crate::error::Error;
 
-/// A teacher's distributions over one text: one for each position t ≥ 1 with `loss_mask[t]`, in order. Row i
-/// predicts `token_ids[t_i]` from the tokens before it.
+/// A teacher's distributions over one text: one for each position t ≥ 1 with `loss_mask[t]`, in order. Row i is the
+/// distribution of `token_ids[t_i]` given the tokens before it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Signal {
-    /// The prompt's id.
+    /// Id of the prompt.
     pub prompt_id: String,
-    /// Which sample of the prompt, from 0.
+    /// Number of the sample among those of its prompt, from 0.
     pub sample_index: u32,
-    /// Prompt and answer as token ids.
+    /// Token ids of prompt and completion.
     pub token_ids: Vec<u32>,
-    /// Which of `token_ids` are learned. As long as `token_ids`; never set at position 0, which nothing precedes.
+    /// For each of `token_ids`, whether it carries loss. Position 0 never does, because nothing precedes it.
     pub loss_mask: Vec<bool>,
-    /// The distributions.
+    /// The distributions at the loss positions.
     pub rows: Vec<SignalRow>,
-    /// Index into the footer's list.
+    /// Index into the list of provenances in the file's footer.
     pub provenance: u32,
 }
 
-/// A distribution at one position: exact on the support S, one number for the rest.
+/// The distribution at one position: exact on the support S, and one number for the tail.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SignalRow {
-    /// The support S: unique, likeliest first, lower id first where equal. The realised token is in it.
+    /// The support S: distinct ids, the most probable first, and the lower id first among equals. The target token is in S.
     pub ids: Vec<u32>,
-    /// Log-probabilities of `ids` at T=1, nats.
+    /// Log-probabilities of `ids` at T = 1, in nats.
     pub logprobs: Vec<f32>,
-    /// Log of the exact mass outside S, nats; -inf when S is everything.
+    /// Log of the exact tail mass, in nats; -inf if S is the whole vocabulary.
     pub tail_logprob: f32,
-    /// Entropy of the full distribution, nats.
+    /// Entropy of the full distribution, in nats.
     pub entropy: f32,
-    /// log Σ_v exp(logprob_v / T) over the whole vocabulary, nats, for each T of [`Provenance::temperatures`](crate::Provenance::temperatures), so that
-    /// log p_T(i) = logprob_i / T − log_z. `None` where the teacher could not give it.
+    /// For each T of [`Provenance::temperatures`](crate::Provenance::temperatures), log Σ_v exp(logprob_v / T) over the
+    /// whole vocabulary, in nats, so that log p_T(i) = logprob_i / T − log_z. `None` if the teacher does not provide it.
     pub log_z_at: Vec<Option<f32>>,
-    /// Tokens drawn from the tail, p(id) / p(tail) each: ascending, each once, none of them in S. Empty where no
-    /// draws were taken, and where the tail has no mass.
+    /// Distinct tokens drawn from the tail with probability p(id) / p(tail), ascending. Empty if no draws were taken or
+    /// the tail has no mass.
     pub draw_ids: Vec<u32>,
-    /// How often each of `draw_ids` was drawn. They sum to m, the number of draws.
+    /// Number of times that each of `draw_ids` was drawn. The counts sum to m, the number of draws.
     pub draw_counts: Vec<u32>,
 }
 
-/// How far a row's mass may exceed 1 by rounding; the target rescales it. More is refused.
+/// Largest excess of a row's mass over 1 that rounding may cause. The target rescales such a row; a larger excess is
+/// refused.
 pub const MASS_TOLERANCE: f64 = 1e-3;
 
 impl Signal {
-    /// A text alone: at each loss position all mass is on the realised token. Learning from it is
-    /// cross-entropy, and the KL from it is the negative log-likelihood.
+    /// Creates the signal of a text without distributions: at each loss position, all mass is on the target token. The
+    /// loss of such a signal is cross-entropy, and its KL is the negative log-likelihood.
     pub fn of_text(prompt_id: String, sample_index: u32, text: Encoded) -> Signal {
         let Encoded {
             token_ids,
@@ -75,7 +76,7 @@ impl Signal {
         }
     }
 
-    /// The positions that have a distribution, in order: t ≥ 1 with `loss_mask[t]`.
+    /// Returns the positions that have a distribution, in order: t ≥ 1 with `loss_mask[t]`.
     pub fn loss_positions(&self) -> impl Iterator<Item = usize> {
         self.loss_mask
             .iter()
@@ -88,11 +89,11 @@ impl Signal {
     /// Checks the rules that every stored signal keeps.
     ///
     /// # Errors
-    /// [`Error::BadSignal`] where the mask is not as long as the tokens or is set at position 0; where the number of
-    /// distributions is not that of the loss positions; where a support is empty, repeats an id, is not sorted or
-    /// lacks the realised token; where a number is not finite (a tail of -inf is legal); where the mass is over
-    /// 1 + [`MASS_TOLERANCE`]; where rows differ in the number of temperatures; where draws are not ascending, are of
-    /// the support or of an empty tail, or where rows with a tail differ in how many there are.
+    /// [`Error::BadSignal`] if the mask is not as long as the tokens or is set at position 0; if the number of
+    /// distributions is not the number of loss positions; if a support is empty, repeats an id, is not sorted or lacks
+    /// the target token; if a number is not finite (a tail of -inf is legal); if a mass exceeds 1 + [`MASS_TOLERANCE`];
+    /// if rows differ in the number of temperatures; if draws are not ascending, are in the support or come from an
+    /// empty tail; or if rows with a tail differ in the number of draws.
     pub fn validate(&self) -> Result<(), Error> {
         self.check().map_err(|why| self.bad(why))
     }
@@ -100,7 +101,7 @@ impl Signal {
     /// Checks that every id is below the size of a vocabulary.
     ///
     /// # Errors
-    /// [`Error::BadSignal`] naming the first that is not.
+    /// [`Error::BadSignal`], which names the first larger id.
     pub fn validate_vocabulary(&self, vocab_size: usize) -> Result<(), Error> {
         let mut ids = self
             .token_ids
@@ -144,14 +145,14 @@ impl Signal {
         let temperatures = self.rows.first().map_or(0, |row| row.log_z_at.len());
         let mut scratch = Vec::new();
         for (position, row) in self.loss_positions().zip(&self.rows) {
-            let realised = self.token_ids.get(position).copied();
-            row.check(realised, temperatures, &mut scratch)
+            let target = self.token_ids.get(position).copied();
+            row.check(target, temperatures, &mut scratch)
                 .map_err(|why| format!("position {position}: {why}"))?;
         }
         self.check_draws()
     }
 
-    /// As many draws at every position whose tail has mass, and none at the others.
+    /// Checks that every position whose tail has mass has the same number of draws, and that the others have none.
     fn check_draws(&self) -> Result<(), String> {
         let draws = |row: &SignalRow| row.draw_counts.iter().map(|count| u64::from(*count)).sum();
         let with_tail = self
@@ -168,7 +169,7 @@ impl Signal {
             };
             if found != expected {
                 return Err(format!(
-                    "position {position}: {found} draws from the tail, where {expected} are expected"
+                    "position {position}: {found} draws from the tail, and {expected} are expected"
                 ));
             }
         }
@@ -179,7 +180,7 @@ impl Signal {
 impl SignalRow {
     fn check(
         &self,
-        realised: Option<u32>,
+        target: Option<u32>,
         temperatures: usize,
         scratch: &mut Vec<u32>,
     ) -> Result<(), String> {
@@ -196,10 +197,10 @@ impl SignalRow {
                 self.log_z_at.len()
             ));
         }
-        if realised.is_none_or(|id| !self.ids.contains(&id)) {
-            return Err(match realised {
-                Some(id) => format!("the realised token {id} is not in the support"),
-                None => "there is no realised token".into(),
+        if target.is_none_or(|id| !self.ids.contains(&id)) {
+            return Err(match target {
+                Some(id) => format!("the target token {id} is not in the support"),
+                None => "there is no target token".into(),
             });
         }
         scratch.clear();
@@ -245,7 +246,7 @@ impl SignalRow {
             return Err(format!("a logprob is {value}"));
         }
         if !self.logprobs.is_sorted_by(|a, b| a >= b) {
-            return Err("the support is not sorted by logprob, likeliest first".into());
+            return Err("the support is not sorted by descending logprob".into());
         }
         if self.tail_logprob.is_nan() || self.tail_logprob == f32::INFINITY {
             return Err(format!("tail_logprob is {}", self.tail_logprob));
@@ -269,7 +270,7 @@ impl SignalRow {
         let mass = support + f64::from(self.tail_logprob).exp();
         if mass > 1.0 + MASS_TOLERANCE {
             return Err(format!(
-                "support and tail hold a mass of {mass:.6}, over 1 by more than {MASS_TOLERANCE}"
+                "support and tail have a mass of {mass:.6}, which exceeds 1 by more than {MASS_TOLERANCE}"
             ));
         }
         Ok(())
@@ -316,7 +317,7 @@ mod tests {
         let mut signal = signal();
         signal.validate().unwrap();
         assert_eq!(signal.loss_positions().collect::<Vec<_>>(), [1, 2]);
-        // A support of everything, and rounding up to the tolerance.
+        // Rows without draws, and then a support that is the whole vocabulary with rounding up to the tolerance.
         for row in &mut signal.rows {
             (row.draw_ids, row.draw_counts) = (vec![], vec![]);
         }
@@ -355,7 +356,7 @@ mod tests {
         );
         refused(
             |s| s.rows[0].ids = vec![1, 2],
-            "position 1: the realised token 8 is not in the support",
+            "position 1: the target token 8 is not in the support",
         );
         refused(
             |s| s.rows[1].ids = vec![9, 9],
@@ -375,7 +376,7 @@ mod tests {
         );
         refused(
             |s| s.rows[0].logprobs.reverse(),
-            "position 1: the support is not sorted by logprob, likeliest first",
+            "position 1: the support is not sorted by descending logprob",
         );
         refused(
             |s| s.rows[0].tail_logprob = f32::NAN,
@@ -411,15 +412,15 @@ mod tests {
         );
         refused(
             |s| s.rows[1].draw_counts[0] = 2,
-            "position 2: 4 draws from the tail, where 3 are expected",
+            "position 2: 4 draws from the tail, and 3 are expected",
         );
         refused(
             |s| s.rows[1].tail_logprob = f32::NEG_INFINITY,
-            "position 2: 3 draws from the tail, where 0 are expected",
+            "position 2: 3 draws from the tail, and 0 are expected",
         );
         refused(
             |s| s.rows[0].tail_logprob = 0.2515_f32.ln(),
-            "position 1: support and tail hold a mass of 1.001500, over 1 by more than 0.001",
+            "position 1: support and tail have a mass of 1.001500, which exceeds 1 by more than 0.001",
         );
     }
 }

@@ -1,21 +1,23 @@
+//! Storage of a token's bytes.
+
 use std::fmt;
 use std::ops::Deref;
 
 use serde::de::{Deserialize, Deserializer, Error, SeqAccess, Visitor};
 use serde::ser::{Serialize, Serializer};
 
-/// As many bytes as fit beside their number in the room of a `Vec`.
+/// Largest number of bytes that is stored in place. With the length, they take as much memory as a `Vec`.
 const SHORT: usize = 22;
 
-/// The bytes of a token: a slice that owns them.
+/// The bytes of a token.
 ///
-/// An answer with its alternatives has tens of thousands, nearly all of a few bytes; those up to 22 bytes are held in
-/// place. Serialized as a sequence of bytes, as a `Vec<u8>` is.
+/// An answer with its top-k tokens has tens of thousands of spellings, nearly all of a few bytes; up to 22 bytes are
+/// stored without an allocation. The serialised form is that of a `Vec<u8>`.
 #[derive(Clone)]
-pub struct Spelling(Held);
+pub struct Spelling(SpellingBytes);
 
 #[derive(Clone)]
-enum Held {
+enum SpellingBytes {
     Short { len: u8, bytes: [u8; SHORT] },
     Long(Box<[u8]>),
 }
@@ -25,8 +27,10 @@ impl Deref for Spelling {
 
     fn deref(&self) -> &[u8] {
         match &self.0 {
-            Held::Short { len, bytes } => bytes.get(..usize::from(*len)).unwrap_or_default(),
-            Held::Long(bytes) => bytes,
+            SpellingBytes::Short { len, bytes } => {
+                bytes.get(..usize::from(*len)).unwrap_or_default()
+            }
+            SpellingBytes::Long(bytes) => bytes,
         }
     }
 }
@@ -37,12 +41,12 @@ impl From<&[u8]> for Spelling {
         Spelling(match short.get_mut(..bytes.len()) {
             Some(room) => {
                 room.copy_from_slice(bytes);
-                Held::Short {
+                SpellingBytes::Short {
                     len: bytes.len() as u8,
                     bytes: short,
                 }
             }
-            None => Held::Long(bytes.into()),
+            None => SpellingBytes::Long(bytes.into()),
         })
     }
 }
@@ -51,7 +55,7 @@ impl From<Vec<u8>> for Spelling {
     fn from(bytes: Vec<u8>) -> Spelling {
         match bytes.len() {
             ..=SHORT => bytes.as_slice().into(),
-            _ => Spelling(Held::Long(bytes.into())),
+            _ => Spelling(SpellingBytes::Long(bytes.into())),
         }
     }
 }
@@ -90,8 +94,8 @@ impl Serialize for Spelling {
 
 impl<'de> Deserialize<'de> for Spelling {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Spelling, D::Error> {
-        struct Reads;
-        impl<'de> Visitor<'de> for Reads {
+        struct BytesVisitor;
+        impl<'de> Visitor<'de> for BytesVisitor {
             type Value = Spelling;
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("a token's bytes")
@@ -113,13 +117,13 @@ impl<'de> Deserialize<'de> for Spelling {
                     *place = byte;
                     len += 1;
                 }
-                Ok(Spelling(Held::Short {
+                Ok(Spelling(SpellingBytes::Short {
                     len: len as u8,
                     bytes,
                 }))
             }
         }
-        deserializer.deserialize_seq(Reads)
+        deserializer.deserialize_seq(BytesVisitor)
     }
 }
 
@@ -128,7 +132,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn of_any_length_and_as_a_vec_in_json() {
+    fn spellings_of_any_length_have_the_json_form_of_a_vec() {
         assert_eq!(size_of::<Spelling>(), size_of::<Vec<u8>>());
         for len in [0, 1, 21, 22, 23, 24, 300] {
             let bytes: Vec<u8> = (0..len).map(|i| (i * 7 % 256) as u8).collect();

@@ -1,10 +1,9 @@
 //! Chat templates, rendered as transformers renders them.
 //!
-//! The reference is `transformers.utils.chat_template_utils` (5.23): Jinja with `trim_blocks`,
-//! `lstrip_blocks` and loop controls, `raise_exception`, `strftime_now`, a `tojson` that does not
-//! escape for HTML, Python's string methods, and `{% generation %}` marks. `tests/it/text/template.rs`
-//! compares renderings with transformers' own. Not reproduced: `~` and `join` print `none`, `true` and
-//! `false` in lower case.
+//! The reference is `transformers.utils.chat_template_utils` (5.23): Jinja with `trim_blocks`, `lstrip_blocks` and loop
+//! controls, `raise_exception`, `strftime_now`, a `tojson` that does not escape for HTML, Python's string methods, and
+//! `{% generation %}` marks. `tests/it/text/template.rs` compares renderings with those of transformers. One difference
+//! remains: `~` and `join` print `none`, `true` and `false` in lower case.
 
 mod generation;
 mod python;
@@ -18,12 +17,14 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use self::generation::Marks;
-use crate::encode::Reasoning;
+use self::generation::GenerationMarks;
+use crate::error::Error;
+use crate::finding::Finding;
 use crate::manifest::sha256_hex;
 use crate::range::FilePath;
+use crate::reasoning::Reasoning;
+use crate::records::Message;
 use crate::tokenizer::{SpecialTokens, read_json, read_optional};
-use crate::{Error, Message};
 
 const PLAIN: &str = "{{ bos_token }}{% for m in messages %}{{ m.content }}{% if m.role == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}";
 
@@ -68,35 +69,34 @@ impl From<TemplateSource> for String {
     }
 }
 
-/// What a rendering depends on besides the conversation.
+/// Inputs of a rendering besides the conversation.
 #[derive(Debug, Clone, Copy)]
 pub struct RenderOptions<'a> {
-    /// End with what opens an assistant turn.
+    /// Whether to end with the text that opens an assistant turn.
     pub add_generation_prompt: bool,
-    /// `bos_token`, `eos_token`, `unk_token` and `pad_token` of the template.
+    /// Values of `bos_token`, `eos_token`, `unk_token` and `pad_token` in the template.
     pub special: &'a SpecialTokens,
-    /// How reasoning is written in front of an answer if the template does not read it itself.
+    /// Tags to write reasoning with in front of an answer if the template does not read it itself.
     pub reasoning: Option<&'a Reasoning>,
-    /// The time that `strftime_now` tells; `None` is the clock's.
+    /// Time that `strftime_now` formats; `None` for the current time.
     pub now: Option<NaiveDateTime>,
 }
 
 /// A rendered conversation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rendered {
-    /// The text.
+    /// The rendered text.
     pub text: String,
     /// Byte ranges of `text` between `{% generation %}` and `{% endgeneration %}`, in order.
     pub generation: Vec<Range<usize>>,
 }
 
 impl ChatTemplate {
-    /// The template of a model's folder: `chat_template.jinja`, else `chat_template` in
-    /// `tokenizer_config.json` (a text, or a list of named ones of which "default" is taken); `None` if
-    /// there is neither.
+    /// Reads the template of a model's folder: `chat_template.jinja`, or else `chat_template` in `tokenizer_config.json`,
+    /// which is a text or a list of named templates with one called "default"; `None` if there is neither.
     ///
     /// # Errors
-    /// A file that cannot be read, a list without "default", a template that does not compile.
+    /// [`Error::Io`], and [`Error::Invalid`] for a list without "default" or a template that does not compile.
     pub fn from_dir(dir: &Path) -> Result<Option<Self>, Error> {
         let path = dir.join("chat_template.jinja");
         if let Some(source) = read_optional(&path)? {
@@ -116,12 +116,13 @@ impl ChatTemplate {
                     None => {
                         let names: Vec<&str> =
                             list.filter_map(|entry| entry["name"].as_str()).collect();
-                        return Err(Error::TokenizerContent {
-                            path,
-                            reason: format!(
-                                "`chat_template` has no template named \"default\" (it has {names:?}); save the one to use as chat_template.jinja beside it"
+                        return Err(Error::invalid(
+                            format!(
+                                "{}: `chat_template` has no template named \"default\" (it has {names:?})",
+                                path.display()
                             ),
-                        });
+                            "save the one to use as chat_template.jinja in the same folder",
+                        ));
                     }
                 }
             }
@@ -129,24 +130,24 @@ impl ChatTemplate {
         Self::from_source(&path.display().to_string(), source).map(Some)
     }
 
-    /// Compiles a template. `name` is what errors call it: its file, usually.
+    /// Compiles a template. Errors refer to it by `name`, which is usually its file.
     ///
     /// # Errors
-    /// [`Error::TemplateSyntax`].
+    /// [`Error::Invalid`] if the template does not compile.
     pub fn from_source(name: &str, source: &str) -> Result<Self, Error> {
-        // Jinja2 reads every kind of line end as a line feed.
+        // Jinja2 reads CRLF and CR as a line feed.
         let (rewritten, generation) =
             generation::rewrite(&source.replace("\r\n", "\n").replace('\r', "\n"));
         let mut environment = environment();
         environment
             .add_template_owned(name.to_owned(), rewritten)
-            .map_err(|error| Error::TemplateSyntax {
-                template: name.to_owned(),
-                line: error.line().unwrap_or_default(),
-                reason: reason(&error),
+            .map_err(|error| {
+                let line = error.line().unwrap_or_default();
+                let problem = format!("chat template {name}, line {line}: {}", reason(&error));
+                Error::invalid(problem, "")
             })?;
         let hash = sha256_hex(source.as_bytes());
-        // Both are the names under which transformers passes reasoning on.
+        // Transformers passes reasoning to templates under both of these names.
         let reads = [
             "reasoning_content",
             ".thinking",
@@ -163,41 +164,40 @@ impl ChatTemplate {
         })
     }
 
-    /// The template for base models, which know no turns: the beginning of sequence, then all contents
-    /// end to end, an assistant's with the end of sequence behind it.
+    /// Returns the template for base models, which know no turns: BOS, then the contents of all messages without
+    /// separators, with EOS after each content of the assistant.
     ///
     /// # Errors
-    /// None: it is compiled like any other.
+    /// As [`from_source`](Self::from_source); the template is correct, so there is none.
     pub fn plain() -> Result<Self, Error> {
         Self::from_source("plain", PLAIN)
     }
 
-    /// The name it was given.
+    /// Returns the template's name.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// SHA-256 of the source, in hexadecimal.
+    /// Returns the SHA-256 of the source, in hexadecimal.
     pub fn hash(&self) -> &str {
         &self.hash
     }
 
-    /// Whether it has `{% generation %}` marks.
+    /// Returns whether the template has `{% generation %}` marks.
     pub fn marks_generation(&self) -> bool {
         self.generation
     }
 
     /// Renders a conversation. `tools` is the text of a JSON array.
     ///
-    /// Messages reach the template in OpenAI's form: `role`, `content`; `reasoning_content` and `thinking`
-    /// where there is reasoning; `tool_calls` as `{id, type, function: {name, arguments}}` with the
-    /// arguments as an object where they are one; `tool_call_id`. Tools and arguments keep their keys'
-    /// order. If the template reads no reasoning, it is put in front of the content between
-    /// `options.reasoning`'s marks.
+    /// Messages have OpenAI's form: `role`, `content`; `reasoning_content` and `thinking` if there is reasoning;
+    /// `tool_calls` as `{id, type, function: {name, arguments}}` with the arguments as an object if they are one;
+    /// `tool_call_id`. Tools and arguments keep the order of their keys. If the template does not read reasoning, it is
+    /// put in front of the content between the tags of `options.reasoning`.
     ///
     /// # Errors
-    /// A template that raises or fails, tools that are not a JSON array, reasoning that neither the
-    /// template nor `options.reasoning` has a place for.
+    /// [`Error::TemplateRaised`], [`Error::TemplateRender`], [`Error::Invalid`] for tools that are not a JSON array, and
+    /// [`Error::Untrainable`] for reasoning if the template does not read it and `options.reasoning` is `None`.
     pub fn render(
         &self,
         messages: &[Message],
@@ -210,7 +210,7 @@ impl ChatTemplate {
             .map(|message| self.message(message, options.reasoning))
             .collect::<Result<_, _>>()?;
         let conversation = json!([messages, tools]).to_string();
-        let marks = Marks::unused_in(&[&conversation]);
+        let marks = GenerationMarks::unused_in(&[&conversation]);
         let now = options
             .now
             .unwrap_or_else(|| chrono::Local::now().naive_local());
@@ -271,9 +271,7 @@ impl ChatTemplate {
                 content = format!("{}{reasoning}{}{content}", marks.open, marks.close);
             }
             (Some(_), None) => {
-                return Err(Error::ReasoningUnplaced {
-                    template: self.name.clone(),
-                });
+                return Err(self.untrainable(Finding::ReasoningUnplaced));
             }
         }
         json.insert("role".to_owned(), message.role.name().into());
@@ -298,10 +296,18 @@ impl ChatTemplate {
         Ok(json.into())
     }
 
+    /// Returns the error for a conversation that cannot be trained on with this template.
+    pub(crate) fn untrainable(&self, finding: Finding) -> Error {
+        Error::Untrainable {
+            template: self.name.clone(),
+            finding: Box::new(finding),
+        }
+    }
+
     fn failure(&self, error: &minijinja::Error) -> Error {
         let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
         while let Some(cause) = source {
-            if let Some(Raised(message)) = cause.downcast_ref() {
+            if let Some(RaisedMessage(message)) = cause.downcast_ref() {
                 return Error::TemplateRaised {
                     template: self.name.clone(),
                     message: message.clone(),
@@ -337,17 +343,17 @@ fn environment() -> Environment<'static> {
         |message: String| -> Result<Value, minijinja::Error> {
             Err(
                 minijinja::Error::new(ErrorKind::InvalidOperation, message.clone())
-                    .with_source(Raised(message)),
+                    .with_source(RaisedMessage(message)),
             )
         },
     );
     environment
 }
 
-/// What a template passed to `raise_exception`.
+/// The message that a template passed to `raise_exception`.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-struct Raised(String);
+struct RaisedMessage(String);
 
 fn strftime(now: NaiveDateTime, format: &str) -> Result<String, minijinja::Error> {
     use std::fmt::Write;
@@ -362,15 +368,13 @@ fn strftime(now: NaiveDateTime, format: &str) -> Result<String, minijinja::Error
 }
 
 fn parse_tools(text: &str) -> Result<serde_json::Value, Error> {
-    match serde_json::from_str::<serde_json::Value>(text) {
-        Ok(tools) if tools.is_array() => Ok(tools),
-        Ok(other) => Err(Error::TemplateTools {
-            reason: format!("they are {other}"),
-        }),
-        Err(error) => Err(Error::TemplateTools {
-            reason: error.to_string(),
-        }),
-    }
+    let why = match serde_json::from_str::<serde_json::Value>(text) {
+        Ok(tools) if tools.is_array() => return Ok(tools),
+        Ok(other) => format!("they are {other}"),
+        Err(error) => error.to_string(),
+    };
+    let problem = format!("the tools of a prompt must be a JSON array: {why}");
+    Err(Error::invalid(problem, ""))
 }
 
 fn reason(error: &minijinja::Error) -> String {

@@ -1,9 +1,8 @@
-//! The bytes behind a token id, and the fingerprint that tells whether two tokenizers agree.
+//! The bytes of each token id, and the fingerprint that shows whether two tokenizers agree.
 //!
-//! A vocabulary does not hold bytes but an alphabet of its own. Byte-level BPE (GPT-2 and most since)
-//! writes each byte as a printable character; SentencePiece writes a space as `▁` and a byte that no
-//! piece covers as `<0xNN>`. `tokenizer.json` says which through its decoder. Added tokens stand for
-//! themselves in both.
+//! A vocabulary does not contain bytes but characters of an alphabet. Byte-level BPE (GPT-2 and most later models)
+//! writes each byte as a printable character. SentencePiece writes a space as `▁`, and a byte that no piece covers as
+//! `<0xNN>`. The decoder in `tokenizer.json` determines the alphabet. Added tokens are plain text in both.
 
 use std::collections::HashMap;
 
@@ -12,31 +11,32 @@ use sha2::{Digest, Sha256};
 
 use crate::manifest::hex;
 
-/// Far above any vocabulary; a broken file must not ask for the memory of 4 billion ids.
+/// Upper limit of ids, far above any vocabulary. A broken file must not cause an allocation for 4 billion ids.
 const MAX_IDS: u32 = 1 << 24;
 
-/// How a vocabulary's entries spell bytes.
+/// The alphabet in which a vocabulary's entries spell bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Alphabet {
     /// GPT-2's map from bytes to printable characters.
     ByteLevel,
     /// `▁` for a space, and `<0xNN>` for a byte where `byte_fallback` is set.
     SentencePiece { byte_fallback: bool },
-    /// Entries are text.
+    /// Entries are plain text.
     Verbatim,
 }
 
-/// Every token's bytes, end to end in one buffer.
+/// The bytes of all tokens, concatenated in one buffer.
 #[derive(Debug)]
 pub(crate) struct TokenBytes {
     bytes: Vec<u8>,
-    /// Token i is `bytes[ends[i - 1]..ends[i]]`; ids that the vocabulary leaves out are empty.
+    /// Token i is `bytes[ends[i - 1]..ends[i]]`. An id that is not in the vocabulary has no bytes.
     ends: Vec<usize>,
 }
 
 impl TokenBytes {
-    /// Reads the alphabet from the `decoder` of tokenizer.json and spells out the vocabulary.
-    /// `added` has the text of each added token and whether it is special; it wins over `vocabulary`. The error is a sentence about the file.
+    /// Reads the alphabet from the `decoder` of tokenizer.json and computes the bytes of the vocabulary. `added` has the
+    /// text of each added token and whether it is special; it takes precedence over `vocabulary`. The error is a sentence
+    /// about the file.
     pub(crate) fn new(
         json: &Value,
         vocabulary: &HashMap<String, u32>,
@@ -58,7 +58,7 @@ impl TokenBytes {
         entries.dedup_by_key(|(id, _)| *id);
         if let Some((id, _)) = entries.last().filter(|(id, _)| *id >= MAX_IDS) {
             return Err(format!(
-                "token id {id} is beyond the {MAX_IDS} that a vocabulary can have here"
+                "token id {id} is too large: Potstill reads vocabularies of up to {MAX_IDS} ids"
             ));
         }
         let mut table = Self {
@@ -73,12 +73,12 @@ impl TokenBytes {
         Ok(table)
     }
 
-    /// Largest id + 1.
+    /// Returns the largest id + 1.
     pub(crate) fn len(&self) -> usize {
         self.ends.len()
     }
 
-    /// The bytes of a token; none for an id that is not in the vocabulary.
+    /// Returns the bytes of a token; none for an id that is not in the vocabulary.
     pub(crate) fn get(&self, id: u32) -> &[u8] {
         let id = id as usize;
         let start = if id == 0 {
@@ -92,9 +92,9 @@ impl TokenBytes {
         }
     }
 
-    /// SHA-256 over what decides how text and ids map to each other: (id, bytes) by id, the merges in
-    /// order (a Unigram model's pieces and scores in their place), and the added tokens by id. Each
-    /// field goes in with its length, so that no two vocabularies spell the same message.
+    /// Computes the SHA-256 of everything that determines the mapping between text and ids: (id, bytes) by id, the merges
+    /// in order (or the pieces and scores of a Unigram model), and the added tokens by id. Each field is hashed with its
+    /// length, so no two vocabularies give the same message.
     pub(crate) fn fingerprint(&self, json: &Value, added: &HashMap<u32, (String, bool)>) -> String {
         let mut hash = FieldHash(Sha256::new());
         for id in 0..self.len() as u32 {
@@ -156,11 +156,11 @@ fn alphabet(decoder: &Value) -> Result<Alphabet, String> {
             Some("Replace") if step["pattern"]["String"] == "▁" && step["content"] == " " => {
                 word_mark = true
             }
-            // They join or trim whole texts and do not change what a token spells.
+            // These steps join or trim whole texts and do not change the bytes of a token.
             Some("Fuse" | "Strip") | None => {}
             Some(other) => {
                 return Err(format!(
-                    "its decoder `{other}` is not supported: the bytes of a token are known for byte-level BPE and SentencePiece vocabularies only"
+                    "the decoder `{other}` is not supported; Potstill reads byte-level BPE and SentencePiece vocabularies"
                 ));
             }
         }
@@ -174,7 +174,7 @@ fn alphabet(decoder: &Value) -> Result<Alphabet, String> {
 
 fn spell(token: &str, alphabet: Alphabet, byte_of_char: &HashMap<char, u8>) -> Vec<u8> {
     match alphabet {
-        // A token with a character outside the alphabet is text, as in the reference decoder.
+        // A token with a character outside the alphabet is plain text, as in the reference decoder.
         Alphabet::ByteLevel => token
             .chars()
             .map(|c| byte_of_char.get(&c).copied())
@@ -188,7 +188,7 @@ fn spell(token: &str, alphabet: Alphabet, byte_of_char: &HashMap<char, u8>) -> V
     }
 }
 
-/// The byte of `<0xNN>`.
+/// Returns the byte that a token of the form `<0xNN>` stands for.
 fn fallback_byte(token: &str) -> Option<u8> {
     let digits = token.strip_prefix("<0x")?.strip_suffix('>')?;
     if digits.len() == 2 {
@@ -198,8 +198,8 @@ fn fallback_byte(token: &str) -> Option<u8> {
     }
 }
 
-/// GPT-2's alphabet: printable bytes stand for themselves, and the other 68 for U+0100 and up, in
-/// order (`bytes_to_unicode` in openai/gpt-2, src/encoder.py).
+/// Returns GPT-2's alphabet: a printable byte is its own character, and the other 68 bytes are U+0100 and up, in order
+/// (`bytes_to_unicode` in openai/gpt-2, src/encoder.py).
 fn byte_of_char() -> HashMap<char, u8> {
     let mut next = 0x100;
     (0..=255_u8)
@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn each_alphabet_spells_its_way() {
+    fn each_alphabet_spells_bytes_in_its_own_way() {
         let byte_level = json!({ "type": "ByteLevel" });
         let sentence_piece = json!({ "type": "Sequence", "decoders": [
             { "type": "Replace", "pattern": { "String": "▁" }, "content": " " },
@@ -263,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn added_tokens_stand_for_themselves_and_gaps_are_empty() {
+    fn added_tokens_are_plain_text_and_missing_ids_have_no_bytes() {
         let vocabulary = HashMap::from([("Ġa".to_owned(), 1), ("<x>".to_owned(), 4)]);
         let added = HashMap::from([(4, ("Ġ\n".to_owned(), true))]);
         let table = TokenBytes::new(

@@ -1,19 +1,20 @@
-//! A tokenizer in Hugging Face layout: text to ids and back, and what each id spells.
+//! A tokenizer in Hugging Face layout: conversion between text and ids, and the bytes of each id.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::Error;
+use crate::error::Error;
 use crate::token_bytes::TokenBytes;
 
-/// The special tokens that a chat template can name. `None` is undefined there, as in transformers.
+/// The special tokens that a chat template can name. A token that is `None` is undefined in the template, as in
+/// transformers.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SpecialTokens {
     /// Beginning of sequence.
     pub bos: Option<String>,
-    /// End of sequence. Which ids end a sequence is [`Tokenizer::eos_ids`], not this.
+    /// End of sequence. The ids that end a sequence are [`Tokenizer::eos_ids`] and may differ from this token.
     pub eos: Option<String>,
     /// Unknown text.
     pub unk: Option<String>,
@@ -23,26 +24,26 @@ pub struct SpecialTokens {
 
 /// The tokenizer of a model's folder.
 ///
-/// Ids are those of transformers' fast tokenizers: the same library reads the same file.
+/// Ids equal those of transformers' fast tokenizers, because the same library reads the same file.
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     bytes: TokenBytes,
     special: SpecialTokens,
     eos_ids: Vec<u32>,
     fingerprint: String,
-    /// What has to be taken off the front of "\n" + text to encode a text that goes on from another;
-    /// empty where the tokenizer does not put a space in front of a text.
+    /// Ids of "\n", which are removed from the ids of "\n" + text to encode a text that continues another one. The list
+    /// is empty if the tokenizer does not put a space in front of a text.
     newline_ids: Vec<u32>,
 }
 
 impl Tokenizer {
     /// Reads `tokenizer.json` (required) and `tokenizer_config.json` (special tokens) of a folder.
-    /// The ids that end a sequence come from `generation_config.json`, else `config.json`, else the
-    /// `eos_token` of `tokenizer_config.json`; they can be none.
+    /// The ids that end a sequence come from `generation_config.json`, or else from `config.json`, or else from the
+    /// `eos_token` of `tokenizer_config.json`; there may be none.
     ///
     /// # Errors
-    /// A missing or broken file, a vocabulary whose tokens cannot be spelled as bytes, an end of
-    /// sequence that is not in the vocabulary: each names the file.
+    /// [`Error::TokenizerMissing`], [`Error::Io`], and [`Error::Invalid`] for a broken file, a vocabulary whose tokens
+    /// have no known bytes, or an EOS that is not in the vocabulary. Each names the file.
     pub fn from_dir(dir: &Path) -> Result<Self, Error> {
         let path = dir.join("tokenizer.json");
         let Some(text) = read_optional(&path)? else {
@@ -51,13 +52,10 @@ impl Tokenizer {
             });
         };
         let json = parse(&path, &text)?;
-        let content = |reason: String| Error::TokenizerContent {
-            path: path.clone(),
-            reason,
-        };
+        let content = |problem: String| unusable(&path, &problem);
         let mut inner = tokenizers::Tokenizer::from_bytes(&text)
             .map_err(|error| content(format!("it does not describe a tokenizer: {error}")))?;
-        // Some files carry the settings of the last call, which are not the tokenizer's.
+        // Some files contain padding and truncation settings of the program that saved them.
         inner.with_padding(None);
         inner
             .with_truncation(None)
@@ -94,11 +92,11 @@ impl Tokenizer {
         Ok(tokenizer)
     }
 
-    /// The ids of a text, with or without the special tokens that the tokenizer puts around it.
-    /// Special tokens that the text spells are encoded as such. An empty text may give no ids.
+    /// Encodes a text, with or without the special tokens that the tokenizer puts around it. Special tokens that the
+    /// text contains are encoded as such. An empty text may have no ids.
     ///
     /// # Errors
-    /// [`Error::Tokenize`] where the model cannot encode the text (no unknown token, for instance).
+    /// [`Error::Tokenize`] if the text cannot be encoded, for instance because there is no unknown token.
     pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, Error> {
         let encoding = self
             .inner
@@ -110,8 +108,7 @@ impl Tokenizer {
         Ok(encoding.get_ids().to_vec())
     }
 
-    /// The ids of a text that goes on from another one. SentencePiece tokenizers put a space in front
-    /// of every text; here they must not.
+    /// Encodes a text that continues another one, without the space that SentencePiece tokenizers put in front of a text.
     pub(crate) fn encode_continuation(&self, text: &str) -> Result<Vec<u32>, Error> {
         if self.newline_ids.is_empty() {
             return self.encode(text, false);
@@ -119,16 +116,16 @@ impl Tokenizer {
         let ids = self.encode(&format!("\n{text}"), false)?;
         match ids.strip_prefix(self.newline_ids.as_slice()) {
             Some(ids) => Ok(ids.to_vec()),
-            // The newline has merged with what follows.
+            // The line feed was merged with the text.
             None => self.encode(text, false),
         }
     }
 
-    /// The text of the ids, with or without special tokens. Bytes that are not UTF-8 come out as U+FFFD;
-    /// [`token_bytes`](Self::token_bytes) has them as they are.
+    /// Decodes ids, with or without special tokens. Bytes that are not UTF-8 become U+FFFD;
+    /// [`token_bytes`](Self::token_bytes) returns the bytes themselves.
     ///
     /// # Errors
-    /// [`Error::Tokenize`] where the decoder fails.
+    /// [`Error::Tokenize`] if the decoder fails.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String, Error> {
         self.inner
             .decode(ids, skip_special)
@@ -138,41 +135,41 @@ impl Tokenizer {
             })
     }
 
-    /// The bytes that a token adds inside a text; none for an id that is not in the vocabulary.
+    /// Returns the bytes that a token adds inside a text; none for an id that is not in the vocabulary.
     ///
-    /// End to end, the bytes of a text's ids are the text, after the tokenizer's normalisation and with
-    /// the space that SentencePiece puts in front.
+    /// The concatenated bytes of a text's ids are the text, after the tokenizer's normalisation and with the space that
+    /// SentencePiece puts in front.
     pub fn token_bytes(&self, id: u32) -> Vec<u8> {
         self.bytes.get(id).to_vec()
     }
 
-    /// Largest id + 1, added tokens included. A model's embedding may have more rows, never fewer.
+    /// Returns the largest id + 1, including added tokens. A model's embedding may have more rows, but never fewer.
     pub fn vocab_size(&self) -> usize {
         self.bytes.len()
     }
 
-    /// The ids that end a sequence, sorted; empty if the folder names none.
+    /// Returns the ids that end a sequence, sorted; the list is empty if the folder names none.
     pub fn eos_ids(&self) -> &[u32] {
         &self.eos_ids
     }
 
-    /// The token that begins a sequence, as `tokenizer_config.json` spells it.
+    /// Returns the token that begins a sequence, as written in `tokenizer_config.json`.
     pub fn bos_token(&self) -> Option<&str> {
         self.special.bos.as_deref()
     }
 
-    /// The special tokens of `tokenizer_config.json`.
+    /// Returns the special tokens of `tokenizer_config.json`.
     pub fn special_tokens(&self) -> &SpecialTokens {
         &self.special
     }
 
-    /// SHA-256 in hexadecimal over id → bytes, merges and added tokens. Two tokenizers with the same
-    /// fingerprint agree about every id, however their files are written.
+    /// Returns the SHA-256, in hexadecimal, of the bytes of all ids, the merges and the added tokens. Two tokenizers with
+    /// the same fingerprint agree about every id, even if their files are written differently.
     pub fn fingerprint(&self) -> &str {
         &self.fingerprint
     }
 
-    /// The text of an added token; `None` for all others.
+    /// Returns the text of an added token; `None` for other tokens.
     pub(crate) fn added_token(&self, id: u32) -> Option<String> {
         let added = self.inner.get_added_vocabulary().get_added_tokens_decoder();
         added.get(&id).map(|token| token.content.clone())
@@ -190,7 +187,7 @@ impl std::fmt::Debug for Tokenizer {
     }
 }
 
-/// The first characters of a text, for a message.
+/// Returns the first characters of a text for a message.
 fn excerpt(text: &str) -> String {
     let mut short: String = text.chars().take(60).collect();
     if short.len() < text.len() {
@@ -199,7 +196,7 @@ fn excerpt(text: &str) -> String {
     short
 }
 
-/// The text of a file, or `None` if it does not exist.
+/// Reads the text of a file; `None` if the file does not exist.
 pub(crate) fn read_optional(path: &Path) -> Result<Option<String>, Error> {
     match std::fs::read_to_string(path) {
         Ok(text) => Ok(Some(text)),
@@ -209,13 +206,18 @@ pub(crate) fn read_optional(path: &Path) -> Result<Option<String>, Error> {
 }
 
 fn parse(path: &Path, text: &str) -> Result<Value, Error> {
-    serde_json::from_str(text).map_err(|source| Error::TokenizerJson {
-        path: path.to_owned(),
-        source,
+    serde_json::from_str(text).map_err(|error| {
+        let problem = format!("{} is not valid JSON: {error}", path.display());
+        Error::invalid(problem, "fetch the file again")
     })
 }
 
-/// The JSON in a file of a folder with the file's path, or `None` if there is no such file.
+/// Returns the error for a file whose content cannot be used.
+pub(crate) fn unusable(path: &Path, problem: &str) -> Error {
+    Error::invalid(format!("{}: {problem}", path.display()), "")
+}
+
+/// Reads a JSON file of a folder and returns it with its path; `None` if the file does not exist.
 pub(crate) fn read_json(dir: &Path, name: &str) -> Result<Option<(PathBuf, Value)>, Error> {
     let path = dir.join(name);
     match read_optional(&path)? {
@@ -228,19 +230,18 @@ fn special_tokens(dir: &Path) -> Result<SpecialTokens, Error> {
     let Some((path, json)) = read_json(dir, "tokenizer_config.json")? else {
         return Ok(SpecialTokens::default());
     };
-    // A token is a string, or an object that says more about it.
+    // A token is a string, or an object with further properties.
     let token = |key: &str| match &json[key] {
         Value::Null => Ok(None),
         Value::String(content) => Ok(Some(content.clone())),
         Value::Object(token) if token.get("content").is_some_and(Value::is_string) => {
             Ok(token["content"].as_str().map(str::to_owned))
         }
-        other => Err(Error::TokenizerContent {
-            path: path.clone(),
-            reason: format!(
-                "`{key}` has to be a string or an object with `content`, and is {other}"
-            ),
-        }),
+        other => {
+            let problem =
+                format!("`{key}` must be a string or an object with `content`, and is {other}");
+            Err(unusable(&path, &problem))
+        }
     };
     Ok(SpecialTokens {
         bos: token("bos_token")?,
@@ -268,12 +269,10 @@ fn eos_ids(
         for value in values {
             let id = value.as_u64().and_then(|id| u32::try_from(id).ok());
             let Some(id) = id.filter(|&id| inner.id_to_token(id).is_some()) else {
-                return Err(Error::TokenizerContent {
-                    path,
-                    reason: format!(
-                        "`eos_token_id` {value} is not an id of the vocabulary in tokenizer.json"
-                    ),
-                });
+                let problem = format!(
+                    "`eos_token_id` {value} is not an id of the vocabulary in tokenizer.json"
+                );
+                return Err(unusable(&path, &problem));
             };
             ids.push(id);
         }
@@ -286,9 +285,9 @@ fn eos_ids(
     };
     match inner.token_to_id(eos) {
         Some(id) => Ok(vec![id]),
-        None => Err(Error::TokenizerContent {
-            path: dir.join("tokenizer_config.json"),
-            reason: format!("`eos_token` {eos:?} is not in the vocabulary of tokenizer.json"),
-        }),
+        None => {
+            let problem = format!("`eos_token` {eos:?} is not in the vocabulary of tokenizer.json");
+            Err(unusable(&dir.join("tokenizer_config.json"), &problem))
+        }
     }
 }

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// What a trained model learns from: the student's loss, or that of one of its controls.
+/// The loss of a trained model: the student's, or that of one of the controls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Arm {
     /// The teacher's distributions, by the loss of the run file.
@@ -45,7 +45,7 @@ impl Arm {
 /// `sft` with the run's own seed, `sft-2` with the next seed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Variant {
-    /// What the model learns from.
+    /// Loss that the model is trained with.
     pub arm: Arm,
     /// Offset of the model's seed from the run's own seed.
     pub seed_index: u32,

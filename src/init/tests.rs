@@ -59,7 +59,7 @@ fn five_layouts_are_detected() {
     { instruction = "instruction", input = "input", output = "output" }, answers: true
     { messages = "conversations" }, answers: true
     { messages = "messages" }, answers: false
-    { question = "question", answer = "answer" }, answers: false
+    { question = "question", answer = "answer" }, answers: true
     { text = "text" }, answers: false
     "#);
 }

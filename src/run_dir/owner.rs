@@ -23,7 +23,7 @@ pub fn check_owner(root: &Path, run: &Loaded) -> anyhow::Result<()> {
     struct RunTable {
         name: String,
     }
-    let name = run.file.run.name.as_str();
+    let name = run.settings.run.name.as_str();
     let copy = root.join(RUN_FILE);
     let ours = match fs::read_to_string(&copy) {
         Ok(text) => toml::from_str::<RunHead>(&text)

@@ -1,4 +1,4 @@
-//! Reading a run file, and pointing into it later.
+//! Reads run files, and reports problems at places in them.
 
 use std::path::{Path, PathBuf};
 
@@ -8,14 +8,14 @@ use potstill_datasets::range::FilePath;
 use super::problem::{ConfigError, Problem, is_written};
 use super::{RunFile, rules};
 
-/// A run file with its place, so that what is found wrong later can still point into it.
+/// The settings of a run, with the file that they come from, so that later problems can point into it.
 #[derive(Debug, Clone)]
 pub struct Loaded {
-    /// What it says.
-    pub file: RunFile,
-    /// Where it lies, as given.
+    /// The settings, with defaults filled in and paths resolved.
+    pub settings: RunFile,
+    /// Path of the run file, as the user gave it.
     pub path: PathBuf,
-    /// Its text.
+    /// Text of the run file.
     pub text: String,
 }
 
@@ -23,18 +23,18 @@ impl Loaded {
     /// Reads and checks a run file.
     ///
     /// # Errors
-    /// When it cannot be read, is not TOML, or breaks a rule: each problem with line,
-    /// column and the way out.
+    /// When the file cannot be read, is not TOML, or breaks a rule: each problem with line, column and
+    /// hint.
     pub fn read(path: &Path) -> Result<Loaded, ConfigError> {
         let text = std::fs::read_to_string(path).map_err(|e| {
             ConfigError::plain(format!(
-                "cannot read the run file {}: {e}; `potstill run FILE` takes the path of a TOML file",
+                "cannot read the run file {}: {e}\nhint: give the path of a TOML file; `potstill init` writes one",
                 path.display()
             ))
         })?;
-        let file = parse(path, &text)?;
+        let settings = parse(path, &text)?;
         Ok(Loaded {
-            file,
+            settings,
             path: path.to_owned(),
             text,
         })
@@ -47,22 +47,22 @@ impl Loaded {
     }
 }
 
-/// Parses the text of the run file at `path`, which is only named in errors.
+/// Parses the text of the run file at `path`, which is not read.
 ///
 /// # Errors
 /// See [`Loaded::read`].
 pub fn parse(path: &Path, text: &str) -> Result<RunFile, ConfigError> {
     if text.trim_start().starts_with(['{', '<']) {
         return Err(ConfigError::plain(format!(
-            "{} is not a run file, which is TOML: `potstill init --data {}` writes one if it is your data",
+            "{} is not a run file, which is TOML\nhint: if it is your data, `potstill init --data {}` writes a run file",
             path.display(),
             path.display()
         )));
     }
     let mut file: RunFile = toml::from_str(text)
         .map_err(|e| ConfigError::new(path, text, vec![Problem::from_toml(text, &e)]))?;
-    // The controls would equal the student.
-    if !file.train.objective.has_divergence() && !is_written(text, "train", "controls") {
+    // Without distributions the controls would equal the student.
+    if !file.has_signals() && !is_written(text, "train", "controls") {
         file.train.controls.clear();
     }
     let mut problems = resolve_paths(&mut file, path.parent().unwrap_or(Path::new("")), text);
@@ -74,7 +74,7 @@ pub fn parse(path: &Path, text: &str) -> Result<RunFile, ConfigError> {
     }
 }
 
-/// Replaces the variables of all paths, and puts relative paths below `base`, the run file's folder.
+/// Replaces the variables in all paths, and takes relative paths to be below `base`, the run file's folder.
 fn resolve_paths(file: &mut RunFile, base: &Path, text: &str) -> Vec<Problem> {
     let student = &mut file.student;
     let mut paths = vec![

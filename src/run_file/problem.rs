@@ -136,14 +136,25 @@ fn suggest(message: &str) -> String {
     ) else {
         return message.to_owned();
     };
-    let hint = match (likely, schema::table_of(written)) {
-        (Some((_, name)), _) => format!("did you mean `{name}`? The names here are {rest}"),
-        (None, Some(table)) => {
-            format!("`{written}` is a key of [{table}]; the keys here are {rest}")
-        }
-        (None, None) => format!("the names here are {rest}"),
+    let rest = rest.strip_prefix("one of ").unwrap_or(rest);
+    let all = match message.starts_with("unknown key") {
+        true => format!("the keys here are {rest}"),
+        false => format!("the values are {rest}"),
     };
-    format!("{what}\nhint: {}", hint.replace("are one of ", "are "))
+    let table = schema::table_of(written).filter(|_| message.starts_with("unknown key"));
+    match (likely, table) {
+        (Some((_, name)), _) => {
+            format!("{what}\nhint: did you mean `{name}`? {}", capitalised(&all))
+        }
+        (None, Some(table)) => format!("{what}\nhint: `{written}` is a key of [{table}]; {all}"),
+        (None, None) => format!("{what}\nhint: {all}"),
+    }
+}
+
+fn capitalised(text: &str) -> String {
+    let mut chars = text.chars();
+    let first = chars.next().into_iter().flat_map(char::to_uppercase);
+    first.chain(chars).collect()
 }
 
 /// Computes the optimal string alignment distance of two names without regard to case: the number of insertions,
@@ -278,7 +289,7 @@ mod tests {
         let message = "unknown key `leraning_rate`, expected one of `steps`, `learning_rate`";
         assert_eq!(
             suggest(message),
-            "unknown key `leraning_rate`\nhint: did you mean `learning_rate`? The names here are `steps`, `learning_rate`"
+            "unknown key `leraning_rate`\nhint: did you mean `learning_rate`? The keys here are `steps`, `learning_rate`"
         );
         assert_eq!(
             suggest("unknown key `temperature`, expected one of `steps`, `batch`"),
@@ -286,7 +297,7 @@ mod tests {
         );
         assert_eq!(
             suggest("unknown key `dropout`, expected one of `steps`, `learning_rate`"),
-            "unknown key `dropout`\nhint: the names here are `steps`, `learning_rate`"
+            "unknown key `dropout`\nhint: the keys here are `steps`, `learning_rate`"
         );
         for message in [
             "unknown key `x`, there are no keys",

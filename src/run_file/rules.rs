@@ -133,13 +133,17 @@ fn student(file: &RunFile, report: Report<'_>) {
     if width % heads != 0 || width / heads % 2 != 0 {
         report(
             &["student", "random", "heads"],
-            format!("`hidden_size` {width} is not `heads` {heads} times an even number"),
+            format!(
+                "`hidden_size` {width} is not `heads` {heads} times an even number\nhint: change one of the two"
+            ),
         );
     }
     if heads % key_value_heads != 0 {
         report(
             &["student", "random", "key_value_heads"],
-            format!("{key_value_heads} does not divide `heads`, which is {heads}"),
+            format!(
+                "{key_value_heads} does not divide `heads`, which is {heads}\nhint: set a divisor of `heads`, or leave `key_value_heads` out"
+            ),
         );
     }
 }
@@ -150,21 +154,27 @@ fn train(file: &RunFile, report: Report<'_>) {
         let (part, whole) = (train.micro_batch, train.batch);
         report(
             &["train", "micro_batch"],
-            format!("{part} is more than `batch`, which is {whole}"),
+            format!(
+                "{part} is more than `batch`, which is {whole}\nhint: lower `micro_batch`, or raise `batch`"
+            ),
         );
     }
     if train.warmup > train.steps {
         let (part, whole) = (train.warmup, train.steps);
         report(
             &["train", "warmup"],
-            format!("{part} is more than `steps`, which is {whole}"),
+            format!(
+                "{part} is more than `steps`, which is {whole}\nhint: lower `warmup`, or raise `steps`"
+            ),
         );
     }
     if train.min_learning_rate > train.learning_rate {
         let (low, high) = (train.min_learning_rate, train.learning_rate);
         report(
             &["train", "min_learning_rate"],
-            format!("{low} is more than `learning_rate`, which is {high}"),
+            format!(
+                "{low} is more than `learning_rate`, which is {high}\nhint: lower `min_learning_rate`"
+            ),
         );
     }
     let controls = &train.controls;

@@ -31,7 +31,8 @@ warmup = 5
 loss = { forward_kl = 1.0 }
 "#;
 
-fn said(text: &str) -> String {
+/// Errors of a run file, or `fine`.
+fn errors_of(text: &str) -> String {
     match parse(Path::new("tiny.toml"), text) {
         Ok(_) => "fine".to_owned(),
         Err(e) => e.to_string(),
@@ -39,9 +40,9 @@ fn said(text: &str) -> String {
 }
 
 #[test]
-fn a_cap_needs_the_longest_answer_only_where_answers_are_asked_for() {
-    let said = |import: &str, tables: &str| {
-        said(&format!(
+fn a_budget_needs_the_longest_answer_only_if_answers_are_collected() {
+    let errors = |import: &str, tables: &str| {
+        errors_of(&format!(
             r#"[run]
 name = "tiny"
 
@@ -71,15 +72,15 @@ learning_rate = 5e-4
         ))
     };
     let given = "answers = \"given\"\n";
-    assert_eq!(said(given, "[score]\ntop_k = 4\n"), "fine");
+    assert_eq!(errors(given, "[score]\ntop_k = 4\n"), "fine");
     let limit = "[collect]\nmax_new_tokens = 9\nsignals = { top_k = 4 }\n";
-    assert_eq!(said("", limit), "fine");
-    let open = said("", "[collect]\nsignals = { top_k = 4 }\n");
+    assert_eq!(errors("", limit), "fine");
+    let open = errors("", "[collect]\nsignals = { top_k = 4 }\n");
     assert_eq!(open.matches("set `max_new_tokens`").count(), 2, "{open}");
 }
 
 #[test]
-fn every_example_is_fine() {
+fn the_examples_are_valid() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");
     let files = std::fs::read_dir(folder)
         .unwrap()
@@ -87,15 +88,15 @@ fn every_example_is_fine() {
     let mut seen = 0;
     for path in files.filter(|p| p.extension().is_some_and(|e| e == "toml")) {
         let text = std::fs::read_to_string(&path).unwrap();
-        let said = said(&text.replace("${POTSTILL_REAL}", "real"));
-        assert_eq!(said, "fine", "{}", path.display());
+        let errors = errors_of(&text.replace("${POTSTILL_REAL}", "real"));
+        assert_eq!(errors, "fine", "{}", path.display());
         seen += 1;
     }
     assert!(seen >= 5);
 }
 
 #[test]
-fn a_whole_file_is_fine_and_defaults_fill_the_rest() {
+fn defaults_fill_in_absent_keys() {
     let file = parse(Path::new("tiny.toml"), WHOLE).unwrap();
     assert_eq!(file.train.chunk_rows, 256);
     assert_eq!(file.train.controls, [Control::Sft, Control::Shuffled]);
@@ -106,7 +107,36 @@ fn a_whole_file_is_fine_and_defaults_fill_the_rest() {
 }
 
 #[test]
-fn a_loss_is_what_the_trainer_takes() {
+fn without_distributions_the_default_is_no_controls() {
+    let text_only = WHOLE
+        .replace("signals = { top_k = 64, temperatures = [2.0] }\n", "")
+        .replace("{ forward_kl = 1.0 }", "{ cross_entropy = 1.0 }");
+    let file = parse(Path::new("tiny.toml"), &text_only).unwrap();
+    assert_eq!(file.train.controls, []);
+    let errors = errors_of(&text_only.replace("warmup = 5", "controls = [\"sft\"]"));
+    assert!(
+        errors.contains("`controls` in [train]: without distributions"),
+        "{errors}"
+    );
+}
+
+#[test]
+fn paths_are_resolved() {
+    let file = parse(Path::new("folder/tiny.toml"), WHOLE).unwrap();
+    assert_eq!(
+        file.import.path.as_path(),
+        Path::new("folder/prompts.jsonl")
+    );
+    let teacher = file.teacher.unwrap();
+    assert_eq!(
+        teacher.path.unwrap().as_path(),
+        Path::new("folder/models/tiny")
+    );
+    assert_eq!(teacher.template, None);
+}
+
+#[test]
+fn a_loss_lists_its_divergences() {
     let text = WHOLE.replace(
         "{ forward_kl = 1.0 }",
         "{ forward_kl = 0.5, jsd = { beta = 0.1 }, skew_kl = { weight = 0.0, alpha = 0.1 }, cross_entropy = 0.25, label_smoothing = 0.1, temperature = 2.0, tail = \"renormalize\" }",
@@ -124,9 +154,9 @@ fn a_loss_is_what_the_trainer_takes() {
     objective.check().unwrap();
 }
 
-/// One edit of [`WHOLE`] a kind of mistake, and what is said about it.
+/// Edits of [`WHOLE`], one for each kind of mistake.
 #[test]
-fn each_mistake_is_said_with_its_place() {
+fn each_mistake_is_reported_at_its_place() {
     let edits = [
         ("unknown key", "steps = 40", "step = 40"),
         ("unknown table", "[student]", "[students]"),
@@ -144,7 +174,11 @@ fn each_mistake_is_said_with_its_place() {
             "learning_rate = 5e-4",
             "learning_rate = -5e-4",
         ),
-        ("no number", "learning_rate = 5e-4", "learning_rate = nan"),
+        (
+            "not a number",
+            "learning_rate = 5e-4",
+            "learning_rate = nan",
+        ),
         (
             "unknown choice",
             "path = \"models/tiny\"",
@@ -168,36 +202,36 @@ fn each_mistake_is_said_with_its_place() {
             "{ question",
             "{ text = \"t\", question",
         ),
-        ("nobody answers", "[teacher]\npath = \"models/tiny\"\n", ""),
+        ("no teacher", "[teacher]\npath = \"models/tiny\"\n", ""),
         (
             "given answers with signals",
             "[teacher]\npath = \"models/tiny\"\n",
             "answers = \"given\"\n",
         ),
         (
-            "no signals",
+            "no distributions",
             "signals = { top_k = 64, temperatures = [2.0] }",
             "",
         ),
         (
-            "signals twice",
+            "distributions stored twice",
             "[student]",
             "[score]\ntop_k = 8\n[student]",
         ),
-        ("student is the teacher", "every = 2", ""),
+        ("a student that equals its teacher", "every = 2", ""),
         (
             "heads that do not divide",
             "every = 2",
             "random = { hidden_size = 64, intermediate_size = 128, layers = 2, heads = 3 }",
         ),
-        ("nothing to learn", "forward_kl = 1.0", "forward_kl = 0.0"),
+        ("no weight", "forward_kl = 1.0", "forward_kl = 0.0"),
         (
-            "smoothing of nothing",
+            "label smoothing without a cross-entropy",
             "forward_kl = 1.0",
             "forward_kl = 1.0, label_smoothing = 0.1",
         ),
         (
-            "a mixture with nothing of one side",
+            "a mixture with a share of 1",
             "forward_kl = 1.0",
             "skew_kl = { alpha = 1.0 }",
         ),
@@ -207,12 +241,12 @@ fn each_mistake_is_said_with_its_place() {
             "forward_kl = 1.0, temperature = 3.0",
         ),
         (
-            "a square of nothing",
+            "the square of temperature 1",
             "forward_kl = 1.0",
             "forward_kl = 1.0, temperature_squared = true",
         ),
         (
-            "draws that are not stored, of too much",
+            "tail draws that are not stored, for another divergence, at another temperature",
             "forward_kl = 1.0",
             "jsd = { beta = 0.5 }, tail = \"draws\", temperature = 2.0",
         ),
@@ -222,17 +256,17 @@ fn each_mistake_is_said_with_its_place() {
             "controls = [\"sft\", \"sft\"]",
         ),
         ("unknown control", "warmup = 5", "controls = [\"stf\"]"),
-        ("non-ASCII before the place", "seed = 17", "\"sé\" = 1"),
+        ("a key that is not ASCII", "seed = 17", "\"sé\" = 1"),
     ];
     let mut all = String::new();
     for (title, from, to) in edits {
         assert!(WHOLE.contains(from), "{title}");
-        all += &format!("# {title}\n{}\n\n", said(&WHOLE.replacen(from, to, 1)));
+        all += &format!("# {title}\n{}\n\n", errors_of(&WHOLE.replacen(from, to, 1)));
     }
     let several = WHOLE
         .replace("micro_batch = 4", "micro_batch = 9")
         .replace("warmup = 5", "warmup = 50\nmin_learning_rate = 1");
-    all += &format!("# several rules between keys\n{}\n\n", said(&several));
-    all += &format!("# an empty file\n{}\n", said(""));
+    all += &format!("# several rules between keys\n{}\n\n", errors_of(&several));
+    all += &format!("# an empty file\n{}\n", errors_of(""));
     insta::assert_snapshot!(all);
 }

@@ -102,7 +102,7 @@ impl<Q, T: StoredRecord> Acquisition<'_, Q, T> {
         let store = RefCell::new(self.store);
         let mut acquired = Acquired::default();
         let retry = context.retry_failures;
-        let disk_bytes = context.run.file.budget.disk_bytes;
+        let disk_bytes = context.run.settings.budget.disk_bytes;
         let mut store_error = None;
         let ended = (self.work)(
             teacher,
@@ -147,7 +147,7 @@ impl<Q, T: StoredRecord> Acquisition<'_, Q, T> {
     ) -> anyhow::Result<Spending> {
         if context
             .run
-            .file
+            .settings
             .served()
             .is_some_and(|teacher| teacher.offline)
         {
@@ -199,7 +199,7 @@ impl<'a> StageBar<'a> {
         let note = match teacher {
             Teacher::Http(http) => forecast::live(
                 http.client.price.as_ref(),
-                &self.context.run.file.budget,
+                &self.context.run.settings.budget,
                 &self.spent_before,
                 self.to_ask,
                 now,

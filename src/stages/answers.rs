@@ -24,7 +24,7 @@ const SAMPLES_FILE: &str = "samples.parquet";
 /// Lets one model answer, if the run file has `answers` in `[eval]`.
 pub(super) fn answer_one(context: &Context, model: RunModel) -> anyhow::Result<StageOutcome> {
     let run = &context.run;
-    let Some(settings) = &run.file.eval.answers else {
+    let Some(settings) = &run.settings.eval.answers else {
         return Ok(StageOutcome::UpToDate);
     };
     let prompts = context.dir.require("prompts", "import", run)?;
@@ -34,9 +34,9 @@ pub(super) fn answer_one(context: &Context, model: RunModel) -> anyhow::Result<S
         outputs: vec![answers_home(model), results_file(&answers_home(model))],
         settings: json!({
             "answers": settings_of(settings)?,
-            "heldout": run.file.curate.heldout,
-            "seed": run.file.run.seed,
-            "reasoning": settings_of(&run.file.collect.reasoning)?,
+            "heldout": run.settings.curate.heldout,
+            "seed": run.settings.run.seed,
+            "reasoning": settings_of(&run.settings.collect.reasoning)?,
         }),
         inputs: BTreeMap::from([
             ("prompts".to_owned(), prompts.content_hash()),
@@ -65,7 +65,7 @@ pub(super) fn answer_one(context: &Context, model: RunModel) -> anyhow::Result<S
 
 /// Returns the held-out prompts, each with a reference.
 pub(crate) fn heldout_prompts(context: &Context, grader: Grader) -> anyhow::Result<Vec<Prompt>> {
-    let file = &context.run.file;
+    let file = &context.run.settings;
     let mut prompts = import::published(&context.dir.path("prompts"))?;
     prompts.retain(|p| curate::is_heldout(&file.curate, file.run.seed, &p.id));
     for prompt in &prompts {
@@ -90,7 +90,7 @@ fn open(context: &Context, model: RunModel) -> anyhow::Result<Local> {
         dir: tokenizer,
         dtype: model.dtype(),
         device: context.device.clone(),
-        reasoning: run.file.collect.reasoning.clone(),
+        reasoning: run.settings.collect.reasoning.clone(),
         licence: None,
     };
     Ok(Local::with_model(model, settings)?)

@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::bail;
 use potstill_datasets::{AnswerSource, Imported, Prompt, Tokenizer};
 use potstill_model::{Config, weight_files};
-use potstill_student::Settings;
+use potstill_student::TrainSettings;
 
 use super::{
     RunOptions, StageOutcome, checkpoint, collect, device, import, run_dir_path, served, train,
@@ -26,28 +26,28 @@ pub fn check(file: &Path, options: &RunOptions, console: &Console) -> anyhow::Re
     let dir = run_dir_path(&run, options);
     check_owner(&dir, &run)?;
     let imported = import::read(&run, options.limit)?;
-    let teacher = match &run.file.teacher {
+    let teacher = match &run.settings.teacher {
         Some(_) => checkpoint::teacher_tokenizer_folder(&run)?,
         None => None,
     };
     let answers = match &teacher {
-        _ if run.file.served().is_some() => {
+        _ if run.settings.served().is_some() => {
             let asked = served::check(&run, &imported)?;
-            match run.file.import.answers {
+            match run.settings.import.answers {
                 AnswerSource::Teacher => asked,
                 AnswerSource::Given => format!("{}\n{asked}", check_given(&imported)?),
             }
         }
-        Some(folder) if run.file.import.answers == AnswerSource::Teacher => {
+        Some(folder) if run.settings.import.answers == AnswerSource::Teacher => {
             check_teacher(&run, folder, &imported.prompts)?
         }
         _ => check_given(&imported)?,
     };
     let student = check_student(&run, teacher.as_deref())?;
-    let settings = &run.file.train;
+    let settings = &run.settings.train;
     console.output(&format!(
         "run       {} in {}\nprompts   {} ({} duplicates merged)\n{answers}\nstudent   {student}\ntrain     {} steps of {} sequences, {}\nok        start the run with `potstill run {}`",
-        run.file.run.name.as_str(),
+        run.settings.run.name.as_str(),
         dir.display(),
         imported.prompts.len(),
         imported.duplicates,
@@ -60,7 +60,7 @@ pub fn check(file: &Path, options: &RunOptions, console: &Console) -> anyhow::Re
 }
 
 /// Describes which controls and seeds are trained beside the student.
-fn controls_and_seeds(train: &Settings) -> String {
+fn controls_and_seeds(train: &TrainSettings) -> String {
     let controls = match train.controls.len() {
         0 => "no controls".to_owned(),
         n => format!("and as many for each of {n} controls"),
@@ -76,7 +76,7 @@ fn check_teacher(run: &Loaded, folder: &Path, prompts: &[Prompt]) -> anyhow::Res
     checkpoint::tokenizer(folder)?;
     let prompts_read = prompts.iter().cloned().map(Ok);
     let longest = collect::check_lengths(run, folder, prompts_read)?;
-    let collect = &run.file.collect;
+    let collect = &run.settings.collect;
     Ok(format!(
         "teacher   {}: {}\ncollect   {} answers of at most {} tokens, {} at a time; the longest prompt has {longest} tokens",
         folder.display(),
@@ -96,10 +96,10 @@ fn check_student(run: &Loaded, teacher: Option<&Path>) -> anyhow::Result<String>
     let folder = checkpoint::student(run)?;
     let tokenizer = checkpoint::tokenizer(&folder)?;
     if let Some(teacher) = teacher {
-        if run.file.local().is_some() {
+        if run.settings.local().is_some() {
             weight_files(teacher)?;
         }
-        let must_match = run.file.local().is_some() || run.file.has_signals();
+        let must_match = run.settings.local().is_some() || run.settings.has_signals();
         if must_match && tokenizer.fingerprint() != Tokenizer::from_dir(teacher)?.fingerprint() {
             bail!(
                 "the student's tokenizer in {} differs from the teacher's in {}, so the student cannot learn from the teacher's distributions\nhint: remove `path` of [student], or name a checkpoint of the teacher's family",
@@ -114,7 +114,7 @@ fn check_student(run: &Loaded, teacher: Option<&Path>) -> anyhow::Result<String>
         return Ok(format!("random weights, {}", shape(&config)));
     }
     weight_files(&folder)?;
-    Ok(match run.file.student.every {
+    Ok(match run.settings.student.every {
         Some(every) => {
             let layers = config.num_hidden_layers.div_ceil(every);
             format!("{}, layers pruned to {layers}", folder.display())

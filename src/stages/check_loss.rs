@@ -33,7 +33,7 @@ pub fn check_loss(
 ) -> anyhow::Result<StageOutcome> {
     let run = Loaded::read(file)?;
     let device = device(&options.device)?;
-    let objective = &run.file.train.objective;
+    let objective = &run.settings.train.objective;
     let mut failed = 0;
     let random = LossCase::random(objective.temperature, &device)?;
     let mut show = |on: &str, case: &LossCase| -> anyhow::Result<()> {

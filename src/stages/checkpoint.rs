@@ -87,7 +87,7 @@ pub fn teacher_tokenizer_folder(run: &Loaded) -> anyhow::Result<Option<PathBuf>>
 /// # Errors
 /// [`crate::run_file::ConfigError`] when the table is absent.
 pub fn teacher_table(run: &Loaded) -> anyhow::Result<&TeacherSettings> {
-    run.file.teacher.as_ref().ok_or_else(|| {
+    run.settings.teacher.as_ref().ok_or_else(|| {
         let what = "this stage needs a table [teacher]\nhint: add [teacher] with the `path` of a checkpoint or the `url` of a server";
         run.problem(&["teacher"], what).into()
     })
@@ -98,7 +98,7 @@ pub fn teacher_table(run: &Loaded) -> anyhow::Result<&TeacherSettings> {
 /// # Errors
 /// As [`folder`].
 pub fn student(run: &Loaded) -> anyhow::Result<PathBuf> {
-    match &run.file.student.path {
+    match &run.settings.student.path {
         Some(path) => folder(run, &["student", "path"], path),
         None => teacher(run),
     }
@@ -169,9 +169,9 @@ pub fn tokenizer(dir: &Path) -> anyhow::Result<Tokenizer> {
 /// # Errors
 /// When the checkpoint has no template and none is set, or the template cannot be read or compiled.
 pub fn template(run: &Loaded, dir: &Path) -> anyhow::Result<ChatTemplate> {
-    let (table, template) = match &run.file.teacher {
+    let (table, template) = match &run.settings.teacher {
         Some(teacher) => ("teacher", &teacher.template),
-        None => ("student", &run.file.student.template),
+        None => ("student", &run.settings.student.template),
     };
     match template {
         Some(TemplateSource::Plain) => Ok(ChatTemplate::plain()?),
@@ -187,7 +187,7 @@ pub fn template(run: &Loaded, dir: &Path) -> anyhow::Result<ChatTemplate> {
             ChatTemplate::from_source(&name, &source).with_context(|| format!("cannot use {name}"))
         }
         None => ChatTemplate::from_dir(dir)?.ok_or_else(|| {
-            let own = run.file.student.path.as_ref();
+            let own = run.settings.student.path.as_ref();
             let key: &[&str] = match own.is_some_and(|path| path.as_path() == dir) {
                 true => &["student", "path"],
                 false => &[table],

@@ -119,7 +119,7 @@ fn say_forecast(
         }
     };
     let spent = RequestLog::read_spending(&context.dir.path(REQUESTS_FILE))?;
-    let budget = &context.run.file.budget;
+    let budget = &context.run.settings.budget;
     let forecast = forecast::of_answers(http, budget, &estimate, missing, &spent);
     context.console.output(&forecast);
     Ok(())
@@ -240,7 +240,7 @@ impl Collection {
                 Samples::Each(_) => Box::new(prompt_requests(context, &source.samples)?),
             };
         let mut teacher = source.teacher.take().context("no teacher is open")?;
-        let (estimate, budget) = (&self.estimate, &context.run.file.budget);
+        let (estimate, budget) = (&self.estimate, &context.run.settings.budget);
         let acquired = Acquisition {
             stage: "collect",
             store: &mut self.store,

@@ -26,7 +26,7 @@ pub fn curate(context: &Context) -> anyhow::Result<StageOutcome> {
     let completions = context
         .dir
         .require("completions", "collect", &context.run)?;
-    let file = &context.run.file;
+    let file = &context.run.settings;
     let settings = &file.curate;
     let mut inputs = BTreeMap::from([("completions".to_owned(), completions.content_hash())]);
     let drops_wrong = file.grade.is_some() && settings.wrong == WrongAnswers::Drop;
@@ -35,7 +35,7 @@ pub fn curate(context: &Context) -> anyhow::Result<StageOutcome> {
         inputs.insert("verdicts".to_owned(), verdicts.content_hash());
     }
     let without_signals = without_signals_folder(context, &mut inputs)?;
-    let seed = context.run.file.run.seed;
+    let seed = context.run.settings.run.seed;
     let plan = StagePlan {
         stage: "curate".to_owned(),
         home: "train".to_owned(),
@@ -76,7 +76,7 @@ fn without_signals_folder(
     context: &Context,
     inputs: &mut BTreeMap<String, String>,
 ) -> anyhow::Result<Option<PathBuf>> {
-    let file = &context.run.file;
+    let file = &context.run.settings;
     if file.served().is_none() {
         return Ok(None);
     }

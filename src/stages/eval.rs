@@ -29,7 +29,7 @@ pub fn eval(context: &Context) -> anyhow::Result<StageOutcome> {
     if matches!(measured, StageOutcome::Stopped | StageOutcome::WouldRun) {
         return Ok(measured);
     }
-    if context.run.file.local().is_some() {
+    if context.run.settings.local().is_some() {
         models.insert(0, RunModel::Teacher);
     }
     let answered = for_each_model(&models, |model| answers::answer_one(context, *model))?;
@@ -43,7 +43,7 @@ pub fn eval(context: &Context) -> anyhow::Result<StageOutcome> {
 fn eval_one(context: &Context, model: RunModel) -> anyhow::Result<StageOutcome> {
     let plan = plan(context, model)?;
     run_stage(context, &plan, |out| {
-        let file = &context.run.file;
+        let file = &context.run.settings;
         let weights = load(context, model)?;
         let mut rows = SelectedRows::open(context, "heldout")?;
         let len = rows.list.len();
@@ -88,10 +88,10 @@ fn plan(context: &Context, model: RunModel) -> anyhow::Result<StagePlan> {
         home: heldout_home(model),
         outputs: vec![heldout_home(model), results_file(&heldout_home(model))],
         settings: json!({
-            "chunk_rows": run.file.train.chunk_rows,
+            "chunk_rows": run.settings.train.chunk_rows,
             "confidence_bins": CONFIDENCE_BINS,
-            "resamples": run.file.eval.resamples,
-            "seed": u64::from(run.file.run.seed),
+            "resamples": run.settings.eval.resamples,
+            "seed": u64::from(run.settings.run.seed),
         }),
         inputs: BTreeMap::from([
             ("completions".to_owned(), completions.content_hash()),

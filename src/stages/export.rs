@@ -43,7 +43,7 @@ fn export_one(context: &Context, variant: Variant) -> anyhow::Result<StageOutcom
         .require(&format!("students/{variant}"), "train", &context.run)?;
     let home = export_home(variant);
     let source = checkpoint::student(&context.run)?;
-    let dtype = context.run.file.export.dtype;
+    let dtype = context.run.settings.export.dtype;
     let plan = StagePlan {
         stage: format!("export {variant}"),
         home: home.clone(),
@@ -95,7 +95,7 @@ fn card(
     config: &Config,
     dtype: FloatType,
 ) -> anyhow::Result<String> {
-    let run = &context.run.file;
+    let run = &context.run.settings;
     let teachers = provenance(context)?;
     let mut out = String::from("---\nlibrary_name: transformers\n");
     if let Some(licence) = teachers.iter().find_map(|p| p.licence.as_ref()) {

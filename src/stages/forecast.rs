@@ -164,9 +164,12 @@ mod tests {
 
     #[test]
     fn money_and_counts_read_well() {
-        let said = [0.0, 0.000_123, 0.05, 4.5, 123.456].map(dollars);
-        assert_eq!(said, ["$0.00", "$0.000123", "$0.050", "$4.500", "$123.46"]);
-        let said = [9_999, 10_000, 2_560_000, 31_000_000, 12_000_000_000].map(large);
+        let amounts = [0.0, 0.000_123, 0.05, 4.5, 123.456].map(dollars);
+        assert_eq!(
+            amounts,
+            ["$0.00", "$0.000123", "$0.050", "$4.500", "$123.46"]
+        );
+        let counts = [9_999, 10_000, 2_560_000, 31_000_000, 12_000_000_000].map(large);
         let expected = [
             "9999",
             "10.0 thousand",
@@ -174,6 +177,6 @@ mod tests {
             "31.0 million",
             "12.0 billion",
         ];
-        assert_eq!(said, expected);
+        assert_eq!(counts, expected);
     }
 }

@@ -18,7 +18,7 @@ use crate::run_dir::StagePlan;
 /// When nothing was collected, or a prompt has no reference that the grader can use.
 pub fn grade(context: &Context) -> anyhow::Result<StageOutcome> {
     let run = &context.run;
-    let Some(settings) = &run.file.grade else {
+    let Some(settings) = &run.settings.grade else {
         bail!(
             "{} has no table [grade]\nhint: add [grade] with `grader = \"exact\"` or `grader = \"number\"`",
             run.path.display()

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, anyhow};
+use anyhow::Context as _;
 use potstill_datasets::{
     AnswerSource, Completion, Error, FolderRows, ImportSettings, Imported, ImportedRow,
     PROMPTS_PER_SHARD, Prompt, Reasoning, hash_file, import_rows, shard_name, split_reasoning,
@@ -12,7 +12,6 @@ use potstill_datasets::{
 use serde_json::json;
 
 use super::{Context, StageOutcome, StageSummary, counts, run_stage};
-use crate::errors;
 use crate::run_dir::StagePlan;
 use crate::run_file::Loaded;
 
@@ -23,14 +22,14 @@ use crate::run_file::Loaded;
 pub fn import(context: &Context) -> anyhow::Result<StageOutcome> {
     let path = source(&context.run)?;
     let mut settings = json!({
-        "columns": context.run.file.import.columns,
-        "system": context.run.file.import.system,
+        "columns": context.run.settings.import.columns,
+        "system": context.run.settings.import.system,
         "limit": limit(&context.run, context.limit),
         // The name is part of each prompt's `source`.
         "name": path.file_name().map(|name| name.to_string_lossy()),
     });
     // A row that repeats a question is a duplicate, unless its answer is trained on.
-    let import = &context.run.file.import;
+    let import = &context.run.settings.import;
     if import.answers == AnswerSource::Given && import.columns.answer.is_some() {
         settings["answers"] = json!("given");
     }
@@ -73,7 +72,7 @@ fn write(out: &Path, prompts: usize, shard: &[Prompt]) -> anyhow::Result<()> {
 
 /// Returns the path of the data file, which must exist.
 pub(crate) fn source(run: &Loaded) -> anyhow::Result<PathBuf> {
-    let path = run.file.import.path.as_path().to_owned();
+    let path = run.settings.import.path.as_path().to_owned();
     match std::fs::metadata(&path) {
         Ok(found) if found.is_file() => Ok(path),
         Ok(_) => Err(run
@@ -93,7 +92,7 @@ pub(crate) fn source(run: &Loaded) -> anyhow::Result<PathBuf> {
 }
 
 fn limit(run: &Loaded, flag: Option<usize>) -> Option<usize> {
-    flag.or(run.file.import.limit)
+    flag.or(run.settings.import.limit)
 }
 
 /// Settings of the reader; `flag` is the limit of the command line.
@@ -101,7 +100,7 @@ pub(super) fn settings_of(run: &Loaded, flag: Option<usize>) -> anyhow::Result<I
     source(run)?;
     Ok(ImportSettings {
         limit: limit(run, flag),
-        ..run.file.import.clone()
+        ..run.settings.import.clone()
     })
 }
 
@@ -109,7 +108,7 @@ pub(super) fn settings_of(run: &Loaded, flag: Option<usize>) -> anyhow::Result<I
 pub(crate) fn read(run: &Loaded, flag: Option<usize>) -> anyhow::Result<Imported> {
     let settings = settings_of(run, flag)?;
     let mut imported = potstill_datasets::import(&settings).map_err(|e| named(run, e))?;
-    let marks = run.file.collect.reasoning.as_ref();
+    let marks = run.settings.collect.reasoning.as_ref();
     imported
         .answers
         .iter_mut()
@@ -125,7 +124,7 @@ pub(super) fn rows<'a>(
     let rows = import_rows(settings).map_err(|e| named(run, e))?;
     Ok(rows.map(|row| {
         let mut row = row.map_err(|e| named(run, e))?;
-        let marks = run.file.collect.reasoning.as_ref();
+        let marks = run.settings.collect.reasoning.as_ref();
         row.answer
             .iter_mut()
             .for_each(|answer| separate_reasoning(answer, marks));
@@ -139,10 +138,6 @@ fn named(run: &Loaded, error: Error) -> anyhow::Error {
         e @ Error::MissingColumn { .. } => {
             run.problem(&["import", "columns"], e.to_string()).into()
         }
-        e @ Error::NoPrompts { .. } => anyhow!(errors::with_hint(
-            &e.to_string(),
-            "add prompts to the file, or name another file in `path` of [import]"
-        )),
         e => e.into(),
     }
 }

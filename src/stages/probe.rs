@@ -6,9 +6,7 @@ use std::path::Path;
 use anyhow::Context as _;
 use potstill_datasets::replace_file;
 use potstill_teacher::HttpTeacher;
-use potstill_teacher::http::{
-    self, Api, LogprobKind, Probe, RequestLog, SamplingStage, ScoringApi, TokenUsage,
-};
+use potstill_teacher::http::{self, Api, LogprobKind, Probe, RequestLog, ScoringApi, TokenUsage};
 
 use super::acquire::{self, REQUESTS_FILE};
 use super::{Context, StageOutcome, forecast, served};
@@ -22,7 +20,7 @@ const PROBE_FILE: &str = "probe.json";
 /// When the teacher is not behind a server, the server cannot be reached or refuses the key, or the disk refuses.
 pub fn probe(context: &Context) -> anyhow::Result<StageOutcome> {
     let run = &context.run;
-    if run.file.served().is_none() {
+    if run.settings.served().is_none() {
         let what = "there is no server to ask\nhint: `probe` is for a teacher with `provider`, `url` or `endpoints`";
         return Err(run.problem(&["teacher"], what).into());
     }
@@ -125,7 +123,7 @@ impl Unmet {
 
 fn unmet(run: &Loaded, http: &HttpTeacher, probe: &Probe) -> Option<Unmet> {
     const METHOD: &[&str] = &["teacher", "method"];
-    let file = &run.file;
+    let file = &run.settings;
     let api = http.client.request.api;
     if api == Api::Completions && !probe.completions {
         return Some(Unmet::new(
@@ -150,19 +148,14 @@ fn unmet(run: &Loaded, http: &HttpTeacher, probe: &Probe) -> Option<Unmet> {
         ));
     }
     match (&file.collect.signals, &file.score) {
-        (Some(signals), _) => unmet_by_answers(run, http, probe, signals.top_k),
+        (Some(signals), _) => unmet_by_answers(http, probe, signals.top_k),
         (None, Some(score)) => unmet_by_scores(probe, score.top_k),
         (None, None) => None,
     }
 }
 
 /// Finds what `signals` of [collect] asks for and the server's answers do not have.
-fn unmet_by_answers(
-    run: &Loaded,
-    http: &HttpTeacher,
-    probe: &Probe,
-    top_k: usize,
-) -> Option<Unmet> {
+fn unmet_by_answers(http: &HttpTeacher, probe: &Probe, top_k: usize) -> Option<Unmet> {
     const SIGNALS: &[&str] = &["collect", "signals"];
     let largest = probe.logprobs.largest_k as usize;
     if probe.logprobs.kind != LogprobKind::Real {
@@ -179,12 +172,20 @@ fn unmet_by_answers(
             format!("set `top_k = {largest}`, or change the server's limit"),
         ));
     }
-    let temperature = run.file.collect.temperature;
-    if probe.logprobs.temperature == SamplingStage::Processed && temperature != 1.0 {
+    if probe.logprobs.is_processed()
+        && let Some(setting) = http.client.request.altering_setting()
+    {
+        let key: &[&str] = match setting {
+            "top_p" => &["collect", "top_p"],
+            "top_k" => &["collect", "top_k"],
+            "min_p" => &["collect", "min_p"],
+            "repetition_penalty" => &["collect", "repetition_penalty"],
+            _ => &["collect", "temperature"],
+        };
         return Some(Unmet::new(
-            &["collect", "temperature"],
-            "the server's log-probabilities are those of the distribution after temperature, which is not the model's",
-            "set `temperature = 1`, or have the server give raw log-probabilities",
+            key,
+            "the server's log-probabilities are those of the distribution after penalties, temperature and truncation, which is not the model's",
+            "set `temperature = 1.0` and `top_p = 1.0` without `top_k`, `min_p` and `repetition_penalty`, or start vLLM with `--logprobs-mode raw_logprobs`",
         ));
     }
     let api = http.client.request.api;
@@ -223,6 +224,13 @@ fn unmet_by_scores(probe: &Probe, top_k: usize) -> Option<Unmet> {
             SCORE,
             "the server's log-probabilities of prompts change or are absent when the prompt is cached",
             "start the server without prefix caching",
+        ));
+    }
+    if prompted.kind != LogprobKind::Real {
+        return Some(Unmet::new(
+            SCORE,
+            "the server's values for prompts are no log-probabilities of a model",
+            ANOTHER,
         ));
     }
     if prompted.shift.is_some_and(|shift| shift != 0) {

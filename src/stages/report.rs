@@ -38,7 +38,7 @@ pub fn report(context: &Context) -> anyhow::Result<StageOutcome> {
         stage: "report".to_owned(),
         home: String::new(),
         outputs: FILES.map(str::to_owned).to_vec(),
-        settings: json!({ "name": run.file.run.name.as_str(), "students": models }),
+        settings: json!({ "name": run.settings.run.name.as_str(), "students": models }),
         inputs,
     };
     let mut conclusion = Vec::new();
@@ -80,7 +80,7 @@ pub fn open(context: &Context) {
 
 /// Lists each published folder of a run with the stage that writes it.
 fn homes(context: &Context) -> Vec<(String, String)> {
-    let file = &context.run.file;
+    let file = &context.run.settings;
     let mut homes = vec![("prompts", "import"), ("completions", "collect")];
     if file.score.is_some() {
         homes.push(("signals", "score"));
@@ -115,11 +115,11 @@ fn build(context: &Context, models: &[RunModel]) -> anyhow::Result<Report> {
     let comparisons = measured.measurements.comparisons(&students)?;
     let (stages, seconds) = stages(context)?;
     Ok(Report {
-        run: context.run.file.run.name.as_str().to_owned(),
+        run: context.run.settings.run.name.as_str().to_owned(),
         potstill: env!("CARGO_PKG_VERSION").to_owned(),
         conclusion: conclude(teacher.as_ref(), &students, &comparisons),
         heldout: Heldout::from_values(measured.measurements.heldout())?,
-        grader: context.run.file.eval.answers.as_ref().map(|a| a.grader),
+        grader: context.run.settings.eval.answers.as_ref().map(|a| a.grader),
         teacher,
         students,
         comparisons,

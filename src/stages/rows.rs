@@ -36,7 +36,7 @@ struct EncodedAnswers {
 impl SelectedRows {
     pub(crate) fn open(context: &Context, list: &str) -> anyhow::Result<SelectedRows> {
         let dir = &context.dir;
-        let source = match context.run.file.has_signals() {
+        let source = match context.run.settings.has_signals() {
             true => RowSource::Signals(Table::open(&dir.path("signals"))?),
             false => RowSource::Answers(Box::new(EncodedAnswers::open(context)?)),
         };
@@ -49,7 +49,7 @@ impl SelectedRows {
 
     /// Keeps the normaliser of the loss's temperature alone.
     pub(crate) fn at_temperature(mut self, context: &Context) -> anyhow::Result<SelectedRows> {
-        let temperature = context.run.file.train.objective.temperature;
+        let temperature = context.run.settings.train.objective.temperature;
         if temperature == 1.0 {
             return Ok(self);
         }
@@ -101,7 +101,7 @@ impl EncodedAnswers {
             own_ids.push(own.collect());
         }
         let template = checkpoint::template(&context.run, &folder)?;
-        let reasoning = context.run.file.collect.reasoning.clone();
+        let reasoning = context.run.settings.collect.reasoning.clone();
         Ok(EncodedAnswers {
             completions: Table::open(&completions)?,
             prompts: import::published_by_id(&context.dir.path("prompts"))?,

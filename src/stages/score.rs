@@ -37,7 +37,7 @@ pub(crate) const UNSCORED: &str = "unscored";
 /// context; when a server cannot be used, a cap is reached, or the disk refuses. What was scored stays.
 pub fn score(context: &Context) -> anyhow::Result<StageOutcome> {
     let run = &context.run;
-    let Some(settings) = &run.file.score else {
+    let Some(settings) = &run.settings.score else {
         bail!(
             "{} has no [score]\nhint: add it with `top_k = 64`, and take `signals` out of [collect]",
             run.path.display()
@@ -74,7 +74,7 @@ pub fn score(context: &Context) -> anyhow::Result<StageOutcome> {
 
 /// The input of a training or an evaluation that `score` wrote, for its key.
 pub(crate) fn input(context: &Context) -> anyhow::Result<Option<(String, String)>> {
-    if context.run.file.score.is_none() {
+    if context.run.settings.score.is_none() {
         return Ok(None);
     }
     let manifest = context.dir.require("signals", "score", &context.run)?;
@@ -106,11 +106,11 @@ impl<'a> Scorer<'a> {
         let run = &context.run;
         let options = ScoringOptions {
             signals: settings.signals(),
-            seed: u64::from(run.file.run.seed),
+            seed: u64::from(run.settings.run.seed),
             batch: settings.batch,
             window: settings.window,
         };
-        if run.file.served().is_some() {
+        if run.settings.served().is_some() {
             let http = served::http_teacher(run)?;
             probe::check(run, &http, &context.dir.path(""))?;
             let encoder = http.encoder.as_ref();
@@ -122,7 +122,7 @@ impl<'a> Scorer<'a> {
                     "tokenizer": encoder.tokenizer().fingerprint(),
                     "template": encoder.template().hash(),
                     "licence": http.provenance.licence,
-                    "reasoning": settings_of(&run.file.collect.reasoning)?,
+                    "reasoning": settings_of(&run.settings.collect.reasoning)?,
                     "score": { "top_k": options.signals.top_k, "window": options.window },
                 }),
                 options,
@@ -169,7 +169,7 @@ impl<'a> Scorer<'a> {
             false => index.len(),
         };
         let spent = RequestLog::read_spending(&self.context.dir.path(REQUESTS_FILE))?;
-        let (tokens, budget) = (estimate.tokens(missing), &self.context.run.file.budget);
+        let (tokens, budget) = (estimate.tokens(missing), &self.context.run.settings.budget);
         let forecast = forecast::of_scores(http, budget, tokens, missing, &spent);
         self.context.console.output(&forecast);
         Ok(())
@@ -223,7 +223,7 @@ impl<'a> Scorer<'a> {
             None => self.open_local()?,
         };
         if to_ask > 0 {
-            let (tokens, budget) = (estimate.tokens(to_ask), &self.context.run.file.budget);
+            let (tokens, budget) = (estimate.tokens(to_ask), &self.context.run.settings.budget);
             let acquisition = Acquisition {
                 stage: "score",
                 store: &mut store,
@@ -301,11 +301,11 @@ fn local_settings(run: &Loaded, folder: &Path, settings: &ScoreSettings) -> anyh
         "dtype": settings_of(&teacher.dtype)?,
         "template": checkpoint::template(run, folder)?.hash(),
         "licence": teacher.licence,
-        "reasoning": settings_of(&run.file.collect.reasoning)?,
+        "reasoning": settings_of(&run.settings.collect.reasoning)?,
         "score": settings_of(&settings.signals())?,
     });
     if settings.tail_draws > 0 {
-        all["seed"] = json!(run.file.run.seed);
+        all["seed"] = json!(run.settings.run.seed);
     }
     Ok(all)
 }

@@ -41,7 +41,7 @@ pub(super) fn http_teacher(run: &Loaded) -> anyhow::Result<HttpTeacher> {
         Some(folder) => Some(TextEncoder::new(
             Tokenizer::from_dir(&folder)?,
             checkpoint::template(run, &folder)?,
-            run.file.collect.reasoning.clone(),
+            run.settings.collect.reasoning.clone(),
         )),
         None => None,
     };
@@ -74,7 +74,7 @@ pub(super) fn http_teacher(run: &Loaded) -> anyhow::Result<HttpTeacher> {
 /// it: a model may move.
 pub(super) fn answer_settings(run: &Loaded, http: &HttpTeacher) -> anyhow::Result<Value> {
     let request = &http.client.request;
-    let collect = &run.file.collect;
+    let collect = &run.settings.collect;
     let template = match (request.api, &http.encoder) {
         (Api::Completions, Some(encoder)) => Some(encoder.template().hash()),
         _ => None,
@@ -85,7 +85,7 @@ pub(super) fn answer_settings(run: &Loaded, http: &HttpTeacher) -> anyhow::Resul
         "method": settings_of(&request.api)?,
         "template": template,
         "licence": http.provenance.licence,
-        "seed": run.file.run.seed,
+        "seed": run.settings.run.seed,
         "max_new_tokens": request.max_tokens,
         "temperature": request.temperature,
         "top_p": request.top_p,
@@ -125,7 +125,7 @@ impl<'a> ServedTeacher<'a> {
     fn check(&self, client: &ClientSettings) -> anyhow::Result<()> {
         let RunFile {
             collect, budget, ..
-        } = &self.run.file;
+        } = &self.run.settings;
         let refuse = |key: &[&str], message: String| Err(self.run.problem(key, message).into());
         if budget.usd.is_some() && client.price.is_none() {
             return refuse(
@@ -165,7 +165,7 @@ impl<'a> ServedTeacher<'a> {
 
     /// Settings that all requests for answers share.
     fn request_settings(&self) -> anyhow::Result<RequestSettings> {
-        let collect = &self.run.file.collect;
+        let collect = &self.run.settings.collect;
         let reasoning_model = self.is_reasoning_model();
         let plain = self.dialect == Dialect::Openai;
         // OpenAI's API has the same defaults as the run file, and refuses settings that it does not know. Other servers
@@ -192,10 +192,10 @@ impl<'a> ServedTeacher<'a> {
             min_p: sent(collect.min_p, 0.0),
             repetition_penalty: sent(collect.repetition_penalty, 1.0),
             stop: collect.stop.clone(),
-            seed: Some(u64::from(self.run.file.run.seed)),
+            seed: Some(u64::from(self.run.settings.run.seed)),
             logprobs: collect.signals.as_ref().map(|s| s.top_k as u32),
             stream: collect.stream,
-            reasoning: self.run.file.collect.reasoning.clone(),
+            reasoning: self.run.settings.collect.reasoning.clone(),
         })
     }
 
@@ -216,7 +216,7 @@ impl<'a> ServedTeacher<'a> {
             budget,
             run,
             ..
-        } = &self.run.file;
+        } = &self.run.settings;
         Ok(ClientSettings {
             request: self.request_settings()?,
             endpoints: Vec::new(),
@@ -237,7 +237,7 @@ impl<'a> ServedTeacher<'a> {
 
     /// The servers to ask, with their keys and concurrency limits.
     fn endpoints(&self) -> anyhow::Result<Vec<Endpoint>> {
-        let concurrency = self.run.file.collect.concurrency;
+        let concurrency = self.run.settings.collect.concurrency;
         let resolved = |endpoint: &Endpoint, place: &[&str], env, command| {
             let mut endpoint = endpoint.clone();
             endpoint.key = self.key(place, env, command)?;
@@ -332,14 +332,14 @@ pub(super) fn check(run: &Loaded, imported: &Imported) -> anyhow::Result<String>
         import,
         budget,
         ..
-    } = &run.file;
+    } = &run.settings;
     let answers = imported.prompts.len() * collect.samples;
     let spent = Spending::default();
     if import.answers == AnswerSource::Teacher {
         let ahead = forecast::of_answers(&http, budget, &estimate, answers, &spent);
         lines.push(format!("collect   {ahead}"));
     }
-    if let Some(settings) = &run.file.score {
+    if let Some(settings) = &run.settings.score {
         let (tokens, answers) = match import.answers {
             // Answers are estimated with the largest length.
             AnswerSource::Teacher => {

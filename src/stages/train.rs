@@ -17,7 +17,7 @@ use potstill_datasets::{
     Manifest, SCHEMA_VERSION, Variant, hash_files, read_footer, replace_file, shards,
 };
 use potstill_model::{Config, DType, Device, Llama};
-use potstill_student::{Settings, StepMetrics, TrainingResult};
+use potstill_student::{StepMetrics, TrainSettings, TrainingResult};
 use rayon::ThreadPoolBuilder;
 use serde_json::{Value, json};
 
@@ -150,7 +150,7 @@ fn train_one(
     } = context;
     let folder = dir.path(&plan.home);
     prepare_folder(context, plan, &folder)?;
-    if run.file.has_signals() {
+    if run.settings.has_signals() {
         check_tokenizer(run, &dir.path("signals"))?;
     }
     console.emit(&Event::started(stage));
@@ -206,7 +206,7 @@ fn run_training(
     folder: &Path,
 ) -> anyhow::Result<(TrainingResult, usize)> {
     let mut rows = SelectedRows::open(context, "train")?.at_temperature(context)?;
-    let settings = settings(&context.run.file, variant.seed_index);
+    let settings = settings(&context.run.settings, variant.seed_index);
     let progress = RefCell::new(context.console.progress(stage, "steps", 0, settings.steps));
     let mut tokens = 0;
     let has_stepped = Cell::new(false);
@@ -274,7 +274,7 @@ fn plan(context: &Context, variant: Variant) -> anyhow::Result<StagePlan> {
         outputs: vec![format!("students/{variant}")],
         settings: json!({
             "method": variant.arm.name(),
-            "train": settings(&run.file, variant.seed_index).identity(),
+            "train": settings(&run.settings, variant.seed_index).identity(),
         }),
         inputs: BTreeMap::from([
             ("completions".to_owned(), completions.content_hash()),
@@ -288,8 +288,8 @@ fn plan(context: &Context, variant: Variant) -> anyhow::Result<StagePlan> {
 }
 
 /// Returns the settings of `[train]` with one of the seeds.
-pub(crate) fn settings(file: &RunFile, seed_index: u32) -> Settings {
-    Settings {
+pub(crate) fn settings(file: &RunFile, seed_index: u32) -> TrainSettings {
+    TrainSettings {
         seed: seed(file, seed_index),
         ..file.train.clone()
     }
@@ -302,11 +302,11 @@ pub(crate) fn seed(file: &RunFile, seed_index: u32) -> u64 {
 
 /// Computes the hash that identifies the base, the model that training starts from.
 pub(crate) fn start_key(run: &Loaded, seed_index: u32) -> anyhow::Result<String> {
-    let student = &run.file.student;
+    let student = &run.settings.student;
     let settings: Value = json!({
         "every": student.every,
         "random": settings_of(&student.random)?,
-        "seed": student.random.as_ref().map(|_| seed(&run.file, seed_index)),
+        "seed": student.random.as_ref().map(|_| seed(&run.settings, seed_index)),
     });
     let folder = checkpoint::student(run)?;
     // A random student needs only the small files; the folder may have no weights.
@@ -327,11 +327,11 @@ pub(crate) fn start(context: &Context, seed_index: u32) -> anyhow::Result<Llama>
 pub(crate) fn start_on(run: &Loaded, seed_index: u32, device: &Device) -> anyhow::Result<Llama> {
     let folder = checkpoint::student(run)?;
     if let Some(config) = start_config(run, &folder)? {
-        let seed = seed(&run.file, seed_index);
+        let seed = seed(&run.settings, seed_index);
         return Ok(Llama::init(&config, seed, DType::F32, device)?);
     }
     let whole = potstill_model::load(&folder, DType::F32, device)?;
-    match run.file.student.every {
+    match run.settings.student.every {
         Some(every) => Ok(potstill_model::prune_layers(&whole, every)?),
         None => Ok(whole),
     }
@@ -340,7 +340,7 @@ pub(crate) fn start_on(run: &Loaded, seed_index: u32, device: &Device) -> anyhow
 /// Returns the configuration of a random student, with the checkpoint's vocabulary; `None` if the student
 /// is not random.
 pub(crate) fn start_config(run: &Loaded, folder: &Path) -> anyhow::Result<Option<Config>> {
-    Ok(match &run.file.student.random {
+    Ok(match &run.settings.student.random {
         Some(random) => Some(random.config(Config::from_dir(folder)?)),
         None => None,
     })
@@ -367,6 +367,6 @@ fn check_tokenizer(run: &Loaded, signals: &Path) -> anyhow::Result<()> {
 
 /// Folder of the checkpoint after the last step, in Hugging Face layout.
 pub(crate) fn last_checkpoint(context: &Context, variant: Variant) -> String {
-    let steps = context.run.file.train.steps;
+    let steps = context.run.settings.train.steps;
     format!("students/{variant}/checkpoints/step-{steps:08}")
 }

@@ -16,13 +16,14 @@ use crate::error::Error;
 use crate::gradient::{BatchGradient, Gradients, batch_gradient};
 use crate::head_loss::Form;
 use crate::objective::Objective;
-use crate::settings::Settings;
+use crate::settings::TrainSettings;
 use definition::{Weights, batch_loss_by_definition};
 
 pub use cases::LossCase;
 
 /// A function that computes loss and gradient of a global batch.
-pub type BatchLoss<'a> = &'a dyn Fn(&Llama, &[Signal], &Settings) -> Result<BatchGradient, Error>;
+pub type BatchLoss<'a> =
+    &'a dyn Fn(&Llama, &[Signal], &TrainSettings) -> Result<BatchGradient, Error>;
 
 /// Result of one comparison.
 #[derive(Debug, Clone, PartialEq)]
@@ -61,7 +62,7 @@ const STEP: f64 = 1e-5;
 pub fn trainer(
     model: &Llama,
     signals: &[Signal],
-    settings: &Settings,
+    settings: &TrainSettings,
 ) -> Result<BatchGradient, Error> {
     batch_gradient(model, signals, Arm::Student, settings, 1)
 }
@@ -113,23 +114,23 @@ pub fn check_loss(
 fn splits(
     model: &Llama,
     signals: &[Signal],
-    whole: &Settings,
+    whole: &TrainSettings,
     batch_loss: BatchLoss<'_>,
     exact: &[f64],
 ) -> Result<Vec<LossCheck>, Error> {
     let n = signals.len();
-    let packed = |max_length, micro_batch| Settings {
+    let packed = |max_length, micro_batch| TrainSettings {
         packing: true,
         max_length,
         micro_batch,
         ..whole.clone()
     };
     let longest = signals.iter().map(|s| s.token_ids.len()).max().unwrap_or(1);
-    let in_micro_batches = (1..n).map(|micro_batch| Settings {
+    let in_micro_batches = (1..n).map(|micro_batch| TrainSettings {
         micro_batch,
         ..whole.clone()
     });
-    let in_chunks = [1, 7].map(|chunk_rows| Settings {
+    let in_chunks = [1, 7].map(|chunk_rows| TrainSettings {
         chunk_rows,
         ..whole.clone()
     });
@@ -138,7 +139,7 @@ fn splits(
         packed(longest * n, n),
         packed(longest, 2),
     ];
-    let by_tensor_operations = Settings {
+    let by_tensor_operations = TrainSettings {
         form: Form::Plain,
         ..whole.clone()
     };
@@ -223,14 +224,14 @@ fn logits(model: &Llama, signal: &Signal) -> Vec<Vec<f64>> {
     values.chunks(v).map(<[f64]>::to_vec).collect()
 }
 
-fn settings(objective: &Objective, sequences: usize) -> Settings {
-    Settings {
+fn settings(objective: &Objective, sequences: usize) -> TrainSettings {
+    TrainSettings {
         batch: sequences,
         micro_batch: sequences,
         objective: objective.clone(),
         max_length: usize::MAX,
         chunk_rows: 4096,
-        ..Settings::default()
+        ..TrainSettings::default()
     }
 }
 

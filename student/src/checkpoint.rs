@@ -31,7 +31,7 @@ pub(crate) struct TrainingState {
     pub events_bytes: u64,
     #[serde(rename = "method", with = "Method")]
     pub arm: Arm,
-    /// [`Settings::identity`](crate::Settings::identity) of the run.
+    /// [`TrainSettings::identity`](crate::TrainSettings::identity) of the run.
     pub settings: Value,
     /// Number of rows that can be trained on.
     pub rows: u64,

@@ -21,7 +21,7 @@ use crate::loss::{
 };
 use crate::micro_batch::{MicroBatch, TargetTensors};
 use crate::objective::Objective;
-use crate::settings::Settings;
+use crate::settings::TrainSettings;
 use crate::target::Target;
 
 /// Gradients by the parameter's Hugging Face name, without autodiff.
@@ -82,7 +82,7 @@ pub fn batch_gradient(
     model: &Llama,
     signals: &[Signal],
     arm: Arm,
-    settings: &Settings,
+    settings: &TrainSettings,
     step: u64,
 ) -> Result<BatchGradient, Error> {
     let objective = settings.objective.of_arm(arm);
@@ -117,7 +117,7 @@ pub(crate) fn batch_targets(
     signals: &[Signal],
     objective: &Objective,
     arm: Arm,
-    settings: &Settings,
+    settings: &TrainSettings,
     step: u64,
 ) -> Result<(Vec<Target>, usize), Error> {
     let mut targets = Vec::with_capacity(signals.len());
@@ -134,7 +134,7 @@ pub(crate) fn batch_targets(
 }
 
 /// Returns the indices of the sequences that share each packed row.
-fn packed_rows(signals: &[Signal], settings: &Settings) -> Vec<Vec<usize>> {
+fn packed_rows(signals: &[Signal], settings: &TrainSettings) -> Vec<Vec<usize>> {
     if settings.packing {
         let lengths: Vec<usize> = signals.iter().map(|s| s.token_ids.len()).collect();
         pack(&lengths, settings.max_length)
@@ -158,7 +158,11 @@ pub struct GradientOptions<'a> {
 
 impl<'a> GradientOptions<'a> {
     /// Options for the micro-batches of a global batch with these targets.
-    pub(crate) fn new(objective: &'a Objective, targets: &[Target], settings: &Settings) -> Self {
+    pub(crate) fn new(
+        objective: &'a Objective,
+        targets: &[Target],
+        settings: &TrainSettings,
+    ) -> Self {
         let rows: usize = targets.iter().map(|target| target.rows.len()).sum();
         Self {
             objective,

@@ -43,7 +43,7 @@ pub use objective::{AdaptiveKl, AlphaDivergence, Jsd, Objective, Skew, WeightedD
 pub use optimizer::{AdamW, clip_global_norm};
 pub use potstill_datasets::Arm;
 pub use schedule::learning_rate;
-pub use settings::{Control, Overlong, Settings};
+pub use settings::{Control, Overlong, TrainSettings};
 pub use start::{RandomShape, StudentSettings};
 pub use target::{Target, TargetRow};
 pub use train::{OverlongRows, TrainingResult, train};

@@ -9,7 +9,7 @@ use crate::gradient::{
 };
 use crate::micro_batch::MicroBatch;
 use crate::optimizer::clip_global_norm;
-use crate::settings::Settings;
+use crate::settings::TrainSettings;
 
 /// Checks the loss and the gradient's global norm of a step.
 ///
@@ -20,7 +20,7 @@ pub(crate) fn check_finite(
     signals: &[Signal],
     (result, norm): (&BatchGradient, f64),
     arm: Arm,
-    settings: &Settings,
+    settings: &TrainSettings,
     step: u64,
 ) -> Result<(), Error> {
     for (quantity, value) in [("loss", result.loss), ("gradient norm", norm)] {
@@ -43,7 +43,7 @@ fn rows_not_finite(
     model: &Llama,
     signals: &[Signal],
     arm: Arm,
-    settings: &Settings,
+    settings: &TrainSettings,
     step: u64,
 ) -> Result<Vec<SequenceId>, Error> {
     let objective = settings.objective.of_arm(arm);

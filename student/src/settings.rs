@@ -42,7 +42,7 @@ impl Control {
 /// Settings of a training: the table `[train]` of the run file, and a seed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
-pub struct Settings {
+pub struct TrainSettings {
     /// Number of optimizer steps.
     #[serde(with = "Count")]
     pub steps: u64,
@@ -84,8 +84,8 @@ pub struct Settings {
     /// Steps between checkpoints.
     #[serde(with = "Count")]
     pub checkpoint_every: u64,
-    /// Controls to train beside the student. Without a divergence in `loss` the default is none, because the controls
-    /// would equal the student.
+    /// Controls to train beside the student. Without distributions (`signals` or `[score]`) the default is none, because
+    /// the controls would equal the student.
     pub controls: Vec<Control>,
     /// Number of seeds with which the student and `sft` are trained. With more than one, the report's intervals include
     /// the variation between seeds.
@@ -99,7 +99,7 @@ pub struct Settings {
     pub seed: u64,
 }
 
-impl Default for Settings {
+impl Default for TrainSettings {
     fn default() -> Self {
         Self {
             steps: 100,
@@ -124,7 +124,7 @@ impl Default for Settings {
     }
 }
 
-impl Settings {
+impl TrainSettings {
     /// Returns all settings that a trained model depends on, in the form of checkpoints, manifests and their keys:
     /// without `controls` and `seeds`, and with `packing` only if it is on.
     #[must_use]
@@ -166,12 +166,12 @@ mod tests {
     #[test]
     fn the_identity_of_a_training_is_pinned() {
         assert_eq!(
-            Settings::default().identity().to_string(),
+            TrainSettings::default().identity().to_string(),
             r#"{"steps":100,"batch":8,"micro_batch":4,"learning_rate":0.0001,"warmup":0,"min_learning_rate":0.0,"weight_decay":0.01,"clip":1.0,"objective":{"divergences":[{"divergence":"forward_kl","weight":1.0}],"cross_entropy":0.0,"label_smoothing":0.0,"tail":"bucket","temperature":1.0,"temperature_squared":false},"form":"fused","max_length":1024,"overlong":"drop","checkpoint_every":50,"chunk_rows":256,"seed":0}"#
         );
-        let packed = Settings {
+        let packed = TrainSettings {
             packing: true,
-            ..Settings::default()
+            ..TrainSettings::default()
         };
         let text = packed.identity().to_string();
         assert!(text.contains(r#""micro_batch":4,"packing":true,"learning_rate""#));

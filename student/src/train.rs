@@ -19,7 +19,7 @@ use crate::not_finite::check_finite;
 use crate::objective::Objective;
 use crate::optimizer::{AdamW, clip_global_norm};
 use crate::schedule::learning_rate;
-use crate::settings::{Overlong, Settings};
+use crate::settings::{Overlong, TrainSettings};
 use crate::tensorboard::EventFile;
 
 /// Numbers of training rows that are longer than `max_length`.
@@ -62,7 +62,7 @@ pub fn train(
     row: &mut dyn FnMut(usize) -> Result<Signal, potstill_datasets::Error>,
     len: usize,
     arm: Arm,
-    settings: &Settings,
+    settings: &TrainSettings,
     dir: &Path,
     on_step: &mut dyn FnMut(&StepMetrics) -> ControlFlow<()>,
 ) -> Result<TrainingResult, Error> {
@@ -101,7 +101,7 @@ pub fn train(
 /// The training loop's state besides the model, and the files that it writes.
 struct Trainer<'a> {
     arm: Arm,
-    settings: &'a Settings,
+    settings: &'a TrainSettings,
     state: TrainingState,
     optimizer: AdamW,
     metrics: MetricsFile,
@@ -114,7 +114,7 @@ impl<'a> Trainer<'a> {
         start: Llama,
         rows: usize,
         arm: Arm,
-        settings: &'a Settings,
+        settings: &'a TrainSettings,
         dir: &Path,
     ) -> Result<(Self, Llama), Error> {
         let fresh = TrainingState {
@@ -213,7 +213,7 @@ fn other_divergences(objective: &Objective, sums: &[f64], per_row: f64) -> BTree
 fn usable_rows(
     row: &mut dyn FnMut(usize) -> Result<Signal, potstill_datasets::Error>,
     len: usize,
-    settings: &Settings,
+    settings: &TrainSettings,
 ) -> Result<(Vec<usize>, OverlongRows), Error> {
     let mut usable = Vec::with_capacity(len);
     let mut overlong = OverlongRows::default();

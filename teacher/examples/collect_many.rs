@@ -1,7 +1,7 @@
-//! Asks a server for many answers and says how fast that went and what it took: one line of JSON.
+//! Collects many answers from a server, and prints speed and processor time as one line of JSON.
 //!
-//! `collect_many URL REQUESTS IN_FLIGHT PROMPT_BYTES MAX_TOKENS TOP_LOGPROBS` with -1 for no log-probabilities. See
-//! `benches/http_throughput.py`, which runs it beside OpenAI's Python client.
+//! `collect_many URL REQUESTS IN_FLIGHT PROMPT_BYTES MAX_TOKENS TOP_LOGPROBS` with -1 for no log-probabilities.
+//! `benches/http_throughput.py` runs this program beside OpenAI's Python client.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 use std::error::Error;
@@ -41,7 +41,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             groups += 1;
             for event in events {
                 match event {
-                    CallEvent::Completed(landed) => match landed.result {
+                    CallEvent::Completed(completed) => match completed.result {
                         Ok(reply) => {
                             answers += 1;
                             tokens += reply.completion.tokens.len();
@@ -132,7 +132,7 @@ fn settings(url: &str, in_flight: u32, max_tokens: u32, top: i64) -> ClientSetti
     }
 }
 
-/// User and system time of this process, from Linux's `/proc`, in hundredths of a second.
+/// User and system time of this process, seconds, from Linux's `/proc`, which counts hundredths of a second.
 fn cpu_seconds() -> Option<f64> {
     let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
     let fields: Vec<&str> = stat.rsplit_once(") ")?.1.split(' ').collect();

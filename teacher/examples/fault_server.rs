@@ -1,4 +1,4 @@
-//! The tests' server as a program: prints its port, and serves until it is killed.
+//! The test server as a program. It prints its port, and serves until it is killed.
 //!
 //! `cargo run --release -p potstill-teacher --no-default-features --example fault_server -- --faulty 0.3`
 #![allow(clippy::print_stdout, clippy::print_stderr)]
@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use server::{FAULTS, Fault, Plan, Server};
 
-const USAGE: &str = "fault_server [--seed N] [--faulty SHARE] [--faults status-500,reset,...] [--latency-ms N] [--latency-spread X] [--hang-ms N] [--answer-tokens N] [--token-bytes N] [--same] [--no-usage] [--echo] [--redirect STATUS URL] [--threads N]\nIt listens on a free port of 127.0.0.1, prints it on one line, and counts at /__counts.";
+const USAGE: &str = "fault_server [--seed N] [--faulty SHARE] [--faults status-500,reset,...] [--latency-ms N] [--latency-spread X] [--hang-ms N] [--answer-tokens N] [--token-bytes N] [--same] [--no-usage] [--echo] [--redirect STATUS URL] [--threads N]\nThe server listens on a free port of 127.0.0.1, prints the port on one line, and gives its counts at /__counts.";
 
 fn main() -> ExitCode {
     let (plan, threads) = match parse(std::env::args().skip(1)) {

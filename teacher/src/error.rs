@@ -131,7 +131,7 @@ pub enum Error {
     /// A callback of the caller, or a resource of the system, failed.
     #[error("{what}")]
     Caller {
-        /// What failed.
+        /// The failed action.
         what: &'static str,
         /// Why it failed.
         #[source]

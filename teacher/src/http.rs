@@ -39,6 +39,5 @@ pub use provider::{Price, Provider, known_providers, merge_providers};
 pub use request_log::RequestLog;
 pub use settings::ClientSettings;
 pub use signal::{
-    ScoringWindow, Spellings, answer_signal, answer_signal_with, join_scoring_windows,
-    prompt_signal, scoring_windows,
+    ScoringWindow, Spellings, answer_signal, join_scoring_windows, prompt_signal, scoring_windows,
 };

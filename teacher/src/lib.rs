@@ -1,4 +1,4 @@
-//! Where answers and signals come from: teachers.
+//! Teachers: sources of answers and signals.
 //!
 //! A teacher answers prompts and says how likely each token is. A [`Teacher`] is one of three kinds: a checkpoint that
 //! runs in this process ([`Local`]), a model behind a server ([`HttpTeacher`], with the client in [`http`]), or the

@@ -34,7 +34,7 @@ pub struct ScoreRequest {
 /// The distributions that are kept of a text.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ScoringOptions {
-    /// What to store of each distribution.
+    /// Parts of each distribution to store.
     pub signals: SignalSettings,
     /// Seed of the draws.
     pub seed: u64,

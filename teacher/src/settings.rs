@@ -217,7 +217,7 @@ pub struct ScoreSettings {
 }
 
 impl ScoreSettings {
-    /// What to store of each distribution.
+    /// Parts of each distribution to store.
     #[must_use]
     pub fn signals(&self) -> SignalSettings {
         SignalSettings {

@@ -39,7 +39,7 @@ const MISTAKES: &[Mistake] = &[
         command: &["check", "rum.toml"],
         message: &[
             "cannot read the run file rum.toml",
-            "takes the path of a TOML file",
+            "hint: give the path of a TOML file",
         ],
     },
     Mistake {
@@ -61,7 +61,7 @@ const MISTAKES: &[Mistake] = &[
         title: "A key in the wrong table",
         make: |run| run.edit("steps = 6", "steps = 6\ntemperature = 0.7"),
         command: CHECK,
-        message: &["run.toml:28:1", "it belongs into [collect]"],
+        message: &["run.toml:28:1", "`temperature` is a key of [collect]"],
     },
     Mistake {
         title: "A misspelt table",
@@ -81,7 +81,8 @@ const MISTAKES: &[Mistake] = &[
         command: CHECK,
         message: &[
             "`learning_rate` in [train]",
-            "expected a number above 0, not 0",
+            "0 is out of range",
+            "hint: set a number above 0",
         ],
     },
     Mistake {
@@ -106,7 +107,7 @@ const MISTAKES: &[Mistake] = &[
         title: "An environment variable that is not set",
         make: |run| run.edit("\"model\"", "\"${POTSTILL_REAL}/model\""),
         command: CHECK,
-        message: &["POTSTILL_REAL is not set", "`export POTSTILL_REAL=…`"],
+        message: &["POTSTILL_REAL is not set", "run `export POTSTILL_REAL=…`"],
     },
     Mistake {
         title: "A wrong path to the data",

@@ -6,9 +6,12 @@
 
 mod command_line;
 mod dependencies;
+mod modules;
+mod names;
 mod pages;
 mod rules;
 mod sources;
+mod words;
 
 use std::path::Path;
 

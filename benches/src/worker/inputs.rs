@@ -3,7 +3,7 @@
 use anyhow::Context as _;
 use potstill::datasets::{Signal, SignalRow};
 use potstill::model::{Config, DType, Device, Error, Llama, device, load};
-use potstill::student::{Form, Objective, Overlong, Settings};
+use potstill::student::{Form, Objective, Overlong, TrainSettings};
 
 use crate::request::{FloatType, Implementation, MeasurementRequest};
 
@@ -73,8 +73,8 @@ pub(super) fn signal(request: &MeasurementRequest) -> Signal {
 }
 
 /// Settings of one training step on one text.
-pub(super) fn settings(request: &MeasurementRequest) -> Settings {
-    Settings {
+pub(super) fn settings(request: &MeasurementRequest) -> TrainSettings {
+    TrainSettings {
         steps: 1,
         batch: 1,
         micro_batch: 1,
@@ -90,6 +90,6 @@ pub(super) fn settings(request: &MeasurementRequest) -> Settings {
         overlong: Overlong::Drop,
         checkpoint_every: 1,
         chunk_rows: CHUNK_ROWS,
-        ..Settings::default()
+        ..TrainSettings::default()
     }
 }

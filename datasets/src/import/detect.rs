@@ -1,15 +1,16 @@
-//! Which columns of a file hold prompts, from the names and contents of its first rows.
+//! Detection of the columns that hold prompts, from the names and contents of a file's first rows.
 
 use std::path::Path;
 
 use serde_json::Value;
 
-use super::row::Row;
-use super::{Columns, ImportSettings, empty, rows};
+use super::format::{no_prompts, rows};
+use super::row::FileRow;
+use super::settings::{Columns, ImportSettings};
 use crate::chat;
 use crate::error::Error;
 
-/// So many rows are looked at.
+/// Number of rows that are examined.
 const FIRST_ROWS: usize = 20;
 
 const MESSAGES: [&str; 5] = [
@@ -32,43 +33,48 @@ const OUTPUTS: [&str; 3] = ["output", "response", "completion"];
 const INPUTS: [&str; 2] = ["input", "context"];
 const TEXTS: [&str; 2] = ["text", "content"];
 
-/// What [`detect_columns`] found.
+/// The columns that [`detect_columns`] found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Detected {
-    /// The columns that hold the prompts.
+    /// Columns that hold the prompts.
     pub columns: Columns,
-    /// What people call data with such columns: `messages`, `sharegpt`, `alpaca`, `prompt and response`,
+    /// Common name of data with such columns: `messages`, `sharegpt`, `alpaca`, `prompt and response`,
     /// `question and answer` or `text`.
     pub name: &'static str,
     /// Whether any of the first rows has an answer besides its prompt.
     pub has_answers: bool,
 }
 
-/// Looks for the prompts in the first 20 rows of a file, by the names of the columns and by what is in them. Case does
-/// not matter. Messages come before all else, then an instruction or prompt with an answer to learn from, then a
+/// Finds the columns of prompts from the names and contents of the columns in a file's first 20 rows. Names are compared
+/// without regard to case. Messages take precedence, then an instruction or prompt with an answer to learn from, then a
 /// question with or without the right answer, then text.
 ///
 /// # Errors
-/// Those of [`import`](super::import) for a file or row that cannot be read; [`Error::UnknownColumns`] with the columns
-/// that are there and what to write into the run file.
+/// Those of [`import`](super::import) for a file or row that cannot be read; [`Error::Invalid`] if no column is known,
+/// with the columns of the file and an example for the run file.
 pub fn detect_columns(path: &Path) -> Result<Detected, Error> {
-    let first: Vec<Row> = rows(path, None)?
+    let first: Vec<FileRow> = rows(path, None)?
         .take(FIRST_ROWS)
         .collect::<Result<_, _>>()?;
     if first.is_empty() {
-        return Err(empty(path));
+        return Err(no_prompts(path));
     }
-    let found = Found::of(&first);
-    let Some((columns, name)) = found.columns() else {
-        return Err(Error::UnknownColumns {
-            path: path.to_path_buf(),
-            found: found.listed(),
-            example: found.example(),
-        });
+    let present = FileColumns::new(&first);
+    let Some((columns, name)) = present.prompt_columns() else {
+        let problem = format!(
+            "{}: no column is known to hold the prompts; the first rows have {}",
+            path.display(),
+            present.list()
+        );
+        let hint = format!(
+            "name the columns in [import], for example {}",
+            present.example()
+        );
+        return Err(Error::invalid(problem, hint));
     };
     let settings = ImportSettings::new(path, columns.clone());
-    let answered = |row: &Row| matches!(row.read(&settings), Ok((prompt, answer)) if answer.is_some() || prompt.reference.is_some());
-    let has_answers = first.iter().any(answered);
+    let has_answer = |row: &FileRow| matches!(row.read(&settings), Ok((prompt, answer)) if answer.is_some() || prompt.reference.is_some());
+    let has_answers = first.iter().any(has_answer);
     Ok(Detected {
         columns,
         name,
@@ -76,9 +82,9 @@ pub fn detect_columns(path: &Path) -> Result<Detected, Error> {
     })
 }
 
-/// What a column holds in all rows where it is neither absent nor null.
+/// Kind of the values that a column has in all rows in which it is neither absent nor null.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
+enum ColumnKind {
     Null,
     Text,
     Number,
@@ -89,59 +95,60 @@ enum Kind {
     Other,
 }
 
-impl Kind {
-    fn of(value: &Value) -> Kind {
-        let found = chat::from_text(value);
+impl ColumnKind {
+    fn of_value(value: &Value) -> ColumnKind {
+        let found = chat::parse_array_text(value);
         if let Value::Array(items) = found.as_ref()
             && !items.is_empty()
         {
             let all = |key: &str| items.iter().all(|item| item.get(key).is_some());
             match (all("role"), all("from")) {
-                (true, _) => return Kind::Roles,
-                (_, true) => return Kind::Senders,
+                (true, _) => return ColumnKind::Roles,
+                (_, true) => return ColumnKind::Senders,
                 _ => {}
             }
         }
         match value {
-            Value::Null => Kind::Null,
-            Value::String(_) => Kind::Text,
-            Value::Number(_) => Kind::Number,
-            _ => Kind::Other,
+            Value::Null => ColumnKind::Null,
+            Value::String(_) => ColumnKind::Text,
+            Value::Number(_) => ColumnKind::Number,
+            _ => ColumnKind::Other,
         }
     }
 
-    /// The kind of a column with both.
-    fn and(self, other: Kind) -> Kind {
+    /// Returns the kind of a column that has values of both kinds.
+    fn combine(self, other: ColumnKind) -> ColumnKind {
         match (self, other) {
-            (kind, Kind::Null) | (Kind::Null, kind) => kind,
+            (kind, ColumnKind::Null) | (ColumnKind::Null, kind) => kind,
             (a, b) if a == b => a,
-            _ => Kind::Other,
+            _ => ColumnKind::Other,
         }
     }
 
     fn name(self) -> &'static str {
         match self {
-            Kind::Null => "null",
-            Kind::Text => "text",
-            Kind::Number => "numbers",
-            Kind::Roles | Kind::Senders => "messages",
-            Kind::Other => "other values",
+            ColumnKind::Null => "null",
+            ColumnKind::Text => "text",
+            ColumnKind::Number => "numbers",
+            ColumnKind::Roles | ColumnKind::Senders => "messages",
+            ColumnKind::Other => "other values",
         }
     }
 }
 
 /// A column of the first rows.
-struct Column {
+struct FileColumn {
     name: String,
-    kind: Kind,
-    /// Whether every row has it, and not null.
-    full: bool,
+    kind: ColumnKind,
+    /// Whether every row has a value that is not null.
+    is_full: bool,
 }
 
-struct Found(Vec<Column>);
+/// The columns of the first rows.
+struct FileColumns(Vec<FileColumn>);
 
-impl Found {
-    fn of(rows: &[Row]) -> Found {
+impl FileColumns {
+    fn new(rows: &[FileRow]) -> FileColumns {
         let mut names: Vec<&String> = Vec::new();
         for name in rows.iter().flat_map(|row| row.fields.keys()) {
             if !names.contains(&name) {
@@ -151,33 +158,34 @@ impl Found {
         let column = |name: &String| {
             let kinds = || {
                 let cells = rows.iter().map(|row| row.fields.get(name));
-                cells.map(|cell| cell.map_or(Kind::Null, Kind::of))
+                cells.map(|cell| cell.map_or(ColumnKind::Null, ColumnKind::of_value))
             };
-            Column {
+            FileColumn {
                 name: name.clone(),
-                kind: kinds().fold(Kind::Null, Kind::and),
-                full: kinds().all(|kind| kind != Kind::Null),
+                kind: kinds().fold(ColumnKind::Null, ColumnKind::combine),
+                is_full: kinds().all(|kind| kind != ColumnKind::Null),
             }
         };
-        Found(names.into_iter().map(column).collect())
+        FileColumns(names.into_iter().map(column).collect())
     }
 
-    fn columns(&self) -> Option<(Columns, &'static str)> {
+    /// Returns the columns that hold prompts and the common name of such data.
+    fn prompt_columns(&self) -> Option<(Columns, &'static str)> {
         if let Some(column) = self.messages() {
             let name = match column.kind {
-                Kind::Senders => "sharegpt",
+                ColumnKind::Senders => "sharegpt",
                 _ => "messages",
             };
             return Some((Columns::messages(&column.name), name));
         }
-        let text = |column: &Column| column.kind == Kind::Text;
-        let all_text = |column: &Column| text(column) && column.full;
+        let text = |column: &FileColumn| column.kind == ColumnKind::Text;
+        let all_text = |column: &FileColumn| text(column) && column.is_full;
         let output = self.named(&OUTPUTS, text);
         if let Some(instruction) = self.named(&["instruction"], all_text) {
             let columns = Columns {
                 instruction: Some(instruction),
                 input: self.named(&INPUTS, |column| {
-                    matches!(column.kind, Kind::Text | Kind::Null)
+                    matches!(column.kind, ColumnKind::Text | ColumnKind::Null)
                 }),
                 output,
                 ..Columns::default()
@@ -185,9 +193,10 @@ impl Found {
             return Some((columns, "alpaca"));
         }
         if let Some(question) = self.named(&QUESTIONS, all_text) {
-            let right =
-                |column: &Column| matches!(column.kind, Kind::Text | Kind::Number) && column.full;
-            return Some(match (self.named(&ANSWERS, right), output) {
+            let is_answer = |column: &FileColumn| {
+                matches!(column.kind, ColumnKind::Text | ColumnKind::Number) && column.is_full
+            };
+            return Some(match (self.named(&ANSWERS, is_answer), output) {
                 (None, Some(output)) => (
                     Columns {
                         instruction: Some(question),
@@ -214,28 +223,30 @@ impl Found {
         Some((Columns::text(&text), "text"))
     }
 
-    /// The column of messages: that of a usual name, or else the only one.
-    fn messages(&self) -> Option<&Column> {
-        let is =
-            |column: &&Column| matches!(column.kind, Kind::Roles | Kind::Senders) && column.full;
+    /// Returns the column of messages: one with a usual name, or else the only one.
+    fn messages(&self) -> Option<&FileColumn> {
+        let has_messages = |column: &&FileColumn| {
+            matches!(column.kind, ColumnKind::Roles | ColumnKind::Senders) && column.is_full
+        };
         let usual = MESSAGES.iter().find_map(|name| {
-            let mut columns = self.0.iter().filter(is);
+            let mut columns = self.0.iter().filter(has_messages);
             columns.find(|column| column.name.eq_ignore_ascii_case(name))
         });
-        let mut all = self.0.iter().filter(is);
+        let mut all = self.0.iter().filter(has_messages);
         usual.or_else(|| all.next().filter(|_| all.next().is_none()))
     }
 
-    /// The column with the first of the names that is there and right.
-    fn named(&self, names: &[&str], right: impl Fn(&Column) -> bool) -> Option<String> {
+    /// Returns the name of the column that has the first possible of `names` and satisfies `accepts`.
+    fn named(&self, names: &[&str], accepts: impl Fn(&FileColumn) -> bool) -> Option<String> {
         names.iter().find_map(|name| {
-            let mut columns = self.0.iter().filter(|column| right(column));
+            let mut columns = self.0.iter().filter(|column| accepts(column));
             let column = columns.find(|column| column.name.eq_ignore_ascii_case(name))?;
             Some(column.name.clone())
         })
     }
 
-    fn listed(&self) -> String {
+    /// Lists the columns with their kinds for a message.
+    fn list(&self) -> String {
         let columns = self.0.iter();
         let names: Vec<String> = columns
             .map(|column| format!("`{}` ({})", column.name, column.kind.name()))
@@ -246,10 +257,14 @@ impl Found {
         }
     }
 
-    /// What to write into the run file, with columns that would be legal.
+    /// Returns an example for the run file that names a possible column.
     fn example(&self) -> String {
-        let of = |kinds: &[Kind]| self.0.iter().find(|column| kinds.contains(&column.kind));
-        let (key, column) = match (of(&[Kind::Text]), of(&[Kind::Roles, Kind::Senders])) {
+        let first_of =
+            |kinds: &[ColumnKind]| self.0.iter().find(|column| kinds.contains(&column.kind));
+        let (key, column) = match (
+            first_of(&[ColumnKind::Text]),
+            first_of(&[ColumnKind::Roles, ColumnKind::Senders]),
+        ) {
             (_, Some(messages)) => ("messages", messages.name.as_str()),
             (Some(text), _) => ("text", text.name.as_str()),
             _ => ("text", "NAME"),
@@ -281,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn the_usual_kinds_are_known() {
+    fn the_usual_columns_are_detected() {
         let question = |question: &str, answer: Option<&str>| Columns {
             question: some(question),
             answer: answer.map(str::to_owned),
@@ -380,8 +395,8 @@ mod tests {
     }
 
     #[test]
-    fn the_first_rows_are_taken_together() {
-        // Absent here and there: not a column to rely on, but one that may hold an input.
+    fn the_first_rows_are_examined_together() {
+        // A column that is absent in some rows may hold an input, but nothing that every row needs.
         let text = "{\"instruction\":\"a\",\"output\":\"b\"}\n{\"instruction\":\"a\",\"input\":\"i\",\"output\":null}";
         let columns = Columns {
             instruction: some("instruction"),
@@ -396,22 +411,25 @@ mod tests {
             ..Columns::default()
         };
         assert_eq!(detect(text).unwrap().columns, columns);
-        // What comes later is not looked at.
+        // Later rows are not read.
         let text = "{\"text\":\"a\"}\n".repeat(FIRST_ROWS) + "not JSON";
         assert_eq!(detect(&text).unwrap().name, "text");
     }
 
     #[test]
-    fn what_is_not_known_is_refused_with_the_way_out() {
+    fn unknown_columns_are_refused_with_a_hint() {
         let no = |text: &str| detect(text).unwrap_err();
         assert_eq!(
             no(
                 r#"{"chosen": [{"role": "user"}], "rejected": [{"role": "user"}], "n": 1, "t": true, "u": null, "s": "a"}"#
             ),
-            ": no column is known to hold the prompts; its first rows have `chosen` (messages), `rejected` (messages), `n` (numbers), `t` (other values), `u` (null), `s` (text). Say which to use in `[import]`, such as `columns = { messages = \"chosen\" }`"
+            ": no column is known to hold the prompts; the first rows have `chosen` (messages), `rejected` (messages), `n` (numbers), `t` (other values), `u` (null), `s` (text)\nhint: name the columns in [import], for example `columns = { messages = \"chosen\" }`"
         );
-        assert!(no(r#"{"a": "x", "b": "y"}"#).ends_with("`a` (text), `b` (text). Say which to use in `[import]`, such as `columns = { text = \"a\" }`"));
-        assert!(no("{}").contains("its first rows have no columns at all"));
-        assert_eq!(no("\n"), " gives no prompts: the file has no lines");
+        assert!(no(r#"{"a": "x", "b": "y"}"#).ends_with("`a` (text), `b` (text)\nhint: name the columns in [import], for example `columns = { text = \"a\" }`"));
+        assert!(no("{}").contains("the first rows have no columns at all"));
+        assert_eq!(
+            no("\n"),
+            " has no prompts: the file has no lines\nhint: put prompts into it, or name another file in `path` of [import]"
+        );
     }
 }

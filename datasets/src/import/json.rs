@@ -1,22 +1,22 @@
-//! Rows from JSON: an object on each line, or one array of objects.
+//! Reader of JSON files, which have an object on each line or one array of objects.
 
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
 use serde_json::{Deserializer, Value};
 
-use super::row::{Place, Row};
-use super::{Rows, open};
+use super::file::{open, row_error, utf8_error};
+use super::row::{FileRow, RowIterator};
 use crate::chat;
-use crate::error::Error;
+use crate::error::{Error, RowLocation};
 
 const LINES: &str = "each line must be one whole JSON object";
 const ARRAY: &str = "the file must be one array of JSON objects";
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
-/// An object on each line; blank lines are left out.
-pub(super) fn lines(path: &Path) -> Result<Rows, Error> {
-    Ok(Box::new(Lines {
+/// Reads an object from each line; blank lines are skipped.
+pub(super) fn lines(path: &Path) -> Result<RowIterator, Error> {
+    Ok(Box::new(JsonLines {
         path: path.to_path_buf(),
         reader: BufReader::new(open(path)?),
         bytes: Vec::new(),
@@ -24,8 +24,8 @@ pub(super) fn lines(path: &Path) -> Result<Rows, Error> {
     }))
 }
 
-/// One array of objects, or an object on each line: the first character says which.
-pub(super) fn array_or_lines(path: &Path) -> Result<Rows, Error> {
+/// Reads one array of objects, or an object from each line, depending on the first character.
+pub(super) fn array_or_lines(path: &Path) -> Result<RowIterator, Error> {
     let mut bytes = Vec::new();
     open(path)?
         .read_to_end(&mut bytes)
@@ -41,11 +41,8 @@ pub(super) fn array_or_lines(path: &Path) -> Result<Rows, Error> {
             .iter()
             .rposition(|byte| *byte == b'\n')
             .map_or(0, |at| at + 1);
-        Error::NotUtf8 {
-            path: path.to_path_buf(),
-            line: before.iter().filter(|byte| **byte == b'\n').count() + 1,
-            column: valid - line_start + 1,
-        }
+        let line = before.iter().filter(|byte| **byte == b'\n').count() + 1;
+        utf8_error(path, line, valid - line_start + 1)
     })?;
     if !text
         .get(start..)
@@ -55,25 +52,25 @@ pub(super) fn array_or_lines(path: &Path) -> Result<Rows, Error> {
     {
         return lines(path);
     }
-    Ok(Box::new(Elements {
+    Ok(Box::new(JsonArray {
         path: path.to_path_buf(),
         text,
         position: start,
         line: 1,
         line_start: 0,
-        state: State::Before,
+        state: ArrayState::Before,
     }))
 }
 
-struct Lines {
+struct JsonLines {
     path: PathBuf,
     reader: BufReader<Box<dyn Read>>,
     bytes: Vec<u8>,
     line: usize,
 }
 
-impl Iterator for Lines {
-    type Item = Result<Row, Error>;
+impl Iterator for JsonLines {
+    type Item = Result<FileRow, Error>;
 
     fn next(&mut self) -> Option<Self::Item> {
         loop {
@@ -92,43 +89,39 @@ impl Iterator for Lines {
     }
 }
 
-impl Lines {
-    fn row(&self) -> Result<Option<Row>, Error> {
+impl JsonLines {
+    fn row(&self) -> Result<Option<FileRow>, Error> {
         let mut bytes = self.bytes.as_slice();
         if self.line == 1 {
             bytes = bytes.strip_prefix(BYTE_ORDER_MARK).unwrap_or(bytes);
         }
-        let text = std::str::from_utf8(bytes).map_err(|error| Error::NotUtf8 {
-            path: self.path.clone(),
-            line: self.line,
-            column: error.valid_up_to() + 1,
-        })?;
+        let text = std::str::from_utf8(bytes)
+            .map_err(|error| utf8_error(&self.path, self.line, error.valid_up_to() + 1))?;
         if text.trim().is_empty() {
             return Ok(None);
         }
-        let place = Place::Line(self.line);
+        let location = RowLocation::Line(self.line);
         match serde_json::from_str(text.trim_end()) {
-            Ok(Value::Object(fields)) => Ok(Some(Row { place, fields })),
-            Ok(other) => Err(Error::BadPrompt {
-                path: self.path.clone(),
-                place,
-                why: format!(
-                    "the line is {}; each must be a JSON object",
+            Ok(Value::Object(fields)) => Ok(Some(FileRow { location, fields })),
+            Ok(other) => Err(row_error(
+                &self.path,
+                location,
+                format!(
+                    "the line is {}\nhint: each line must be a JSON object",
                     chat::kind(&other)
                 ),
-            }),
-            Err(error) => Err(Error::BadJson {
-                path: self.path.clone(),
-                line: self.line,
-                column: error.column(),
-                why: reason(&error),
-                rule: LINES,
-            }),
+            )),
+            Err(error) => Err(json_error(
+                &self.path,
+                (self.line, error.column()),
+                &reason(&error),
+                LINES,
+            )),
         }
     }
 }
 
-/// The parser's reason without its place, which is counted from where it began.
+/// Returns the parser's reason without the position, which counts from the start of the parsed text.
 fn reason(error: &serde_json::Error) -> String {
     let message = error.to_string();
     message
@@ -138,89 +131,99 @@ fn reason(error: &serde_json::Error) -> String {
         .to_owned()
 }
 
-/// The elements of an array, each parsed when its turn comes.
-struct Elements {
-    path: PathBuf,
-    text: String,
-    /// Byte of `text`.
-    position: usize,
-    /// The line of `position`, from 1, and the byte where it begins.
-    line: usize,
-    line_start: usize,
-    state: State,
+/// Returns the error for text that is not JSON. Line and column count from 1; `rule` says what the file must contain.
+fn json_error(path: &Path, (line, column): (usize, usize), why: &str, rule: &str) -> Error {
+    let path = path.display();
+    Error::invalid(
+        format!("{path}:{line}:{column} is not valid JSON: {why}"),
+        rule,
+    )
 }
 
-/// What stands before `position`.
-enum State {
-    /// Nothing.
+/// The elements of an array, parsed one at a time.
+struct JsonArray {
+    path: PathBuf,
+    text: String,
+    /// Byte in `text` up to which it is parsed.
+    position: usize,
+    /// Line of `position`, from 1.
+    line: usize,
+    /// Byte at which this line begins.
+    line_start: usize,
+    state: ArrayState,
+}
+
+/// The last part of the array that was parsed.
+enum ArrayState {
+    /// No part of the array was parsed yet.
     Before,
-    /// The bracket that opens the array.
+    /// The opening bracket.
     Opened,
     /// An element.
     Element,
-    /// All there is to read.
+    /// The whole array, or an error.
     After,
 }
 
-impl Iterator for Elements {
-    type Item = Result<Row, Error>;
+impl Iterator for JsonArray {
+    type Item = Result<FileRow, Error>;
 
     fn next(&mut self) -> Option<Self::Item> {
         let row = self.element().transpose();
         if !matches!(row, Some(Ok(_))) {
-            self.state = State::After;
+            self.state = ArrayState::After;
         }
         row
     }
 }
 
-impl Elements {
-    fn element(&mut self) -> Result<Option<Row>, Error> {
-        if let State::Before = self.state {
+impl JsonArray {
+    fn element(&mut self) -> Result<Option<FileRow>, Error> {
+        if let ArrayState::Before = self.state {
             self.skip_space();
             self.advance(1);
-            self.state = State::Opened;
+            self.state = ArrayState::Opened;
         }
         self.skip_space();
         match (&self.state, self.rest().chars().next()) {
-            (State::Before | State::After, _) => return Ok(None),
-            (State::Opened | State::Element, Some(']')) => {
+            (ArrayState::Before | ArrayState::After, _) => return Ok(None),
+            (ArrayState::Opened | ArrayState::Element, Some(']')) => {
                 self.advance(1);
                 self.skip_space();
                 return match self.rest().is_empty() {
                     true => Ok(None),
-                    false => Err(self.bad(0, 0, "there is more behind the array".into())),
+                    false => Err(self.error(0, 0, "there is more text after the array".into())),
                 };
             }
-            (State::Element, Some(',')) => {
+            (ArrayState::Element, Some(',')) => {
                 self.advance(1);
                 self.skip_space();
             }
-            (State::Element, _) => return Err(self.bad(0, 0, "expected `,` or `]`".into())),
-            (State::Opened, _) => {}
+            (ArrayState::Element, _) => return Err(self.error(0, 0, "expected `,` or `]`".into())),
+            (ArrayState::Opened, _) => {}
         }
-        let place = Place::Line(self.line);
+        let location = RowLocation::Line(self.line);
         let mut values = Deserializer::from_str(self.rest()).into_iter::<Value>();
         let value = match values.next() {
             Some(Ok(value)) => value,
             Some(Err(error)) => {
-                return Err(self.bad(error.line(), error.column(), reason(&error)));
+                return Err(self.error(error.line(), error.column(), reason(&error)));
             }
-            None => return Err(self.bad(0, 0, "EOF while parsing a list".into())),
+            None => return Err(self.error(0, 0, "EOF while parsing a list".into())),
         };
         let length = values.byte_offset();
         self.advance(length);
-        self.state = State::Element;
+        self.state = ArrayState::Element;
         match value {
-            Value::Object(fields) => Ok(Some(Row { place, fields })),
-            other => Err(Error::BadPrompt {
-                path: self.path.clone(),
-                place,
-                why: format!(
-                    "the array holds {}; each element must be a JSON object",
+            Value::Object(fields) => Ok(Some(FileRow { location, fields })),
+            other => Err(row_error(
+                &self.path,
+                location,
+                format!(
+                    "the array contains {}\nhint: each element must be a JSON object",
                     chat::kind(&other)
                 ),
-            }),
+            )),
         }
     }
 
@@ -244,19 +247,14 @@ impl Elements {
         self.position += bytes;
     }
 
-    /// An error at a place that is counted from `position`, line and column from 1.
-    fn bad(&self, line: usize, column: usize, why: String) -> Error {
+    /// Returns an error at a line and column that count from `position` and from 1.
+    fn error(&self, line: usize, column: usize, why: String) -> Error {
         let column = match line {
             0 | 1 => self.position - self.line_start + column.max(1),
             _ => column,
         };
-        Error::BadJson {
-            path: self.path.clone(),
-            line: self.line + line.saturating_sub(1),
-            column,
-            why,
-            rule: ARRAY,
-        }
+        let line = self.line + line.saturating_sub(1);
+        json_error(&self.path, (line, column), &why, ARRAY)
     }
 }
 
@@ -264,20 +262,20 @@ impl Elements {
 mod tests {
     use super::*;
 
-    fn read(text: impl AsRef<[u8]>) -> Result<Vec<(Place, Value)>, String> {
+    fn read(text: impl AsRef<[u8]>) -> Result<Vec<(RowLocation, Value)>, String> {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("p.json");
         std::fs::write(&path, text).unwrap();
         let rows = array_or_lines(&path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
         rows.map(|rows| {
-            let value = |row: Row| (row.place, Value::Object(row.fields));
+            let value = |row: FileRow| (row.location, Value::Object(row.fields));
             rows.into_iter().map(value).collect()
         })
         .map_err(|error| error.to_string().split_once("p.json").unwrap().1.to_owned())
     }
 
-    fn row(line: usize, text: &str) -> (Place, Value) {
-        (Place::Line(line), serde_json::from_str(text).unwrap())
+    fn row(line: usize, text: &str) -> (RowLocation, Value) {
+        (RowLocation::Line(line), serde_json::from_str(text).unwrap())
     }
 
     #[test]
@@ -297,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_array_is_refused_with_its_place() {
+    fn a_damaged_array_is_refused_with_line_and_column() {
         for (text, expected) in [
             (
                 "[\n{\"a\":1},\n  {\"a\" 2}]",
@@ -317,7 +315,7 @@ mod tests {
             ),
             (
                 "[{\"a\":1}]\nx",
-                ":2:1 is not valid JSON: there is more behind the array",
+                ":2:1 is not valid JSON: there is more text after the array",
             ),
             (
                 "[{\n\"a\":\n\"b}]",
@@ -325,16 +323,16 @@ mod tests {
             ),
             ("[", ":1:2 is not valid JSON: EOF while parsing a list"),
         ] {
-            let expected = format!("{expected}; the file must be one array of JSON objects");
+            let expected = format!("{expected}\nhint: the file must be one array of JSON objects");
             assert_eq!(read(text).unwrap_err(), expected, "{text}");
         }
         assert_eq!(
             read("[{},\n3]").unwrap_err(),
-            ":2: the array holds a number; each element must be a JSON object"
+            ":2: the array contains a number\nhint: each element must be a JSON object"
         );
         assert_eq!(
             read(b"[{},\n {\"a\": \"\xff\"}]").unwrap_err(),
-            ":2:9 is not valid UTF-8: convert the file to UTF-8"
+            ":2:9 is not valid UTF-8\nhint: convert the file to UTF-8"
         );
     }
 }

@@ -1,153 +1,115 @@
-//! A row of a file, and what the columns of it say.
+//! A row of an imported file and the prompt and answer in it.
 
 use std::path::Path;
 
 use serde_json::{Map, Value};
 
+use super::file::row_error;
 use super::settings::{AnswerSource, ImportSettings, TOOLS};
 use crate::chat;
-use crate::error::Error;
+use crate::error::{Error, RowLocation};
 use crate::records::{Message, Prompt, Role};
 
-/// Where in a file that is imported.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Place {
-    /// A line of text, from 1; of a row on several lines, the first.
-    Line(usize),
-    /// A row of a Parquet file, from 1.
-    Row(usize),
-    /// The file as a whole.
-    File,
-}
+/// The rows of a file in order.
+pub(super) type RowIterator = Box<dyn Iterator<Item = Result<FileRow, Error>>>;
 
-impl std::fmt::Display for Place {
-    /// What follows the file's name: `:17`, `, row 17`, or nothing.
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Place::Line(line) => write!(f, ":{line}"),
-            Place::Row(row) => write!(f, ", row {row}"),
-            Place::File => Ok(()),
-        }
-    }
-}
-
-/// A row of a file, as JSON.
-pub(super) struct Row {
-    pub(super) place: Place,
+/// A row of a file as JSON.
+pub(super) struct FileRow {
+    pub(super) location: RowLocation,
     pub(super) fields: Map<String, Value>,
 }
 
-impl Row {
-    /// The prompt of the row, and its answer if it has one.
+impl FileRow {
+    /// Returns the prompt of the row, and its answer if it has one.
     pub(super) fn read(
         &self,
         settings: &ImportSettings,
     ) -> Result<(Prompt, Option<Message>), Error> {
-        let (path, columns) = (settings.path.as_path(), &settings.columns);
-        let cells = Cells {
-            path,
-            place: self.place,
-            fields: &self.fields,
+        let fields = FieldReader {
+            path: settings.path.as_path(),
+            row: self,
         };
+        let columns = &settings.columns;
         let (mut tools, mut reference) = (None, None);
-        let reply;
-        let mut messages = if let Some(column) = &columns.messages {
-            let (messages, answer) = chat::conversation(cells.get(column)?)
-                .map_err(|why| cells.bad_column(column, &why))?;
-            reply = answer;
-            let offered = self.fields.get(TOOLS).map(chat::tools).transpose();
-            tools = offered
-                .map_err(|why| cells.bad_column(TOOLS, &why))?
-                .flatten();
-            messages
+        let (mut messages, answer) = if let Some(column) = &columns.messages {
+            tools = fields.tools()?;
+            fields.conversation(column)?
         } else if let Some(instruction) = &columns.instruction {
-            let mut message = cells.question(instruction)?;
-            if let Some(input) = cells.optional(columns.input.as_deref(), false)? {
+            let mut message = fields.question(instruction)?;
+            if let Some(input) = fields.optional_text(columns.input.as_deref(), false)? {
                 message.content = format!("{}\n\n{input}", message.content);
             }
-            reply = cells
-                .optional(columns.output.as_deref(), true)?
-                .map(|text| Message::text(Role::Assistant, text));
-            vec![message]
+            let answer = fields.optional_text(columns.output.as_deref(), true)?;
+            (vec![message], answer.map(assistant_message))
         } else {
             let question = columns.question.as_ref().or(columns.text.as_ref());
-            let answer = columns.answer.as_ref();
-            reference = answer.map(|answer| cells.reference(answer)).transpose()?;
+            let message = fields.question(question.map_or("", String::as_str))?;
+            let column = columns.answer.as_ref();
+            reference = column.map(|column| fields.reference(column)).transpose()?;
             let is_given = settings.answers == AnswerSource::Given;
-            reply = (reference.as_deref())
-                .filter(|text| is_given && !text.trim().is_empty())
-                .map(|text| Message::text(Role::Assistant, text));
-            vec![cells.question(question.map_or("", String::as_str))?]
+            let answer = (reference.as_deref()).filter(|text| is_given && !text.trim().is_empty());
+            (vec![message], answer.map(assistant_message))
         };
-        let own = messages
-            .first()
-            .is_some_and(|message| message.role == Role::System);
-        if let (Some(system), false) = (&settings.system, own) {
+        let first = messages.first().map(|message| message.role);
+        if let Some(system) = &settings.system
+            && first != Some(Role::System)
+        {
             messages.insert(0, Message::text(Role::System, system));
         }
-        let name = path.file_name().unwrap_or(path.as_os_str());
-        let number = match self.place {
-            Place::Line(number) | Place::Row(number) => format!(":{number}"),
-            Place::File => String::new(),
-        };
-        let source = format!("{}{number}", name.to_string_lossy());
+        let group = fields.optional_text(columns.group.as_deref(), true)?;
         let prompt = Prompt {
-            group: cells
-                .optional(columns.group.as_deref(), true)?
-                .map(str::to_owned),
-            ..Prompt::new(messages, tools, reference, source)
+            group: group.map(str::to_owned),
+            ..Prompt::new(messages, tools, reference, fields.source())
         };
-        Ok((prompt, reply))
+        Ok((prompt, answer))
     }
 }
 
-/// The columns of a row, with their place for errors.
-struct Cells<'a> {
+fn assistant_message(text: &str) -> Message {
+    Message::text(Role::Assistant, text)
+}
+
+/// Access to the fields of a row, with its location for errors.
+struct FieldReader<'a> {
     path: &'a Path,
-    place: Place,
-    fields: &'a Map<String, Value>,
+    row: &'a FileRow,
 }
 
-impl<'a> Cells<'a> {
-    fn bad_column(&self, column: &str, why: &str) -> Error {
-        Error::BadPrompt {
-            path: self.path.to_path_buf(),
-            place: self.place,
-            why: format!("column `{column}`: {why}"),
-        }
+impl<'a> FieldReader<'a> {
+    fn column_error(&self, column: &str, why: &str) -> Error {
+        let why = format!("column `{column}`{why}");
+        row_error(self.path, self.row.location, why)
     }
 
-    fn mistyped(&self, column: &str, found: &Value, expected: &str) -> Error {
-        Error::BadPrompt {
-            path: self.path.to_path_buf(),
-            place: self.place,
-            why: format!(
-                "column `{column}` is {}, and must be {expected}",
-                chat::kind(found)
-            ),
-        }
+    fn type_error(&self, column: &str, found: &Value, expected: &str) -> Error {
+        let found = chat::kind(found);
+        self.column_error(column, &format!(" is {found}, and must be {expected}"))
     }
 
     fn get(&self, column: &str) -> Result<&'a Value, Error> {
-        self.fields.get(column).ok_or_else(|| {
-            missing(
-                self.path,
-                self.place,
-                column,
-                self.fields.keys().map(String::as_str),
-            )
+        let fields = &self.row.fields;
+        fields.get(column).ok_or_else(|| {
+            let present = fields.keys().map(String::as_str);
+            missing_column(self.path, self.row.location, column, present)
         })
+    }
+
+    fn conversation(&self, column: &str) -> Result<(Vec<Message>, Option<Message>), Error> {
+        chat::conversation(self.get(column)?)
+            .map_err(|why| self.column_error(column, &format!(": {why}")))
+    }
+
+    fn tools(&self) -> Result<Option<String>, Error> {
+        let tools = self.row.fields.get(TOOLS).map(chat::tools).transpose();
+        let tools = tools.map_err(|why| self.column_error(TOOLS, &format!(": {why}")))?;
+        Ok(tools.flatten())
     }
 
     fn question(&self, column: &str) -> Result<Message, Error> {
         match self.get(column)? {
             Value::String(text) if !text.trim().is_empty() => Ok(Message::text(Role::User, text)),
-            Value::String(_) => Err(Error::BadPrompt {
-                path: self.path.to_path_buf(),
-                place: self.place,
-                why: format!("column `{column}` is empty"),
-            }),
-            other => Err(self.mistyped(column, other, "a string")),
+            Value::String(_) => Err(self.column_error(column, " is empty")),
+            other => Err(self.type_error(column, other, "a string")),
         }
     }
 
@@ -155,30 +117,45 @@ impl<'a> Cells<'a> {
         match self.get(column)? {
             Value::String(text) => Ok(text.clone()),
             Value::Number(number) => Ok(number.to_string()),
-            other => Err(self.mistyped(column, other, "a string or a number")),
+            other => Err(self.type_error(column, other, "a string or a number")),
         }
     }
 
-    /// The text of a column that may be null or empty, and absent unless it is `needed`.
-    fn optional(&self, column: Option<&str>, needed: bool) -> Result<Option<&'a str>, Error> {
+    /// Returns the text of a column that may be null or empty. If it is not `required`, it may also be absent.
+    fn optional_text(
+        &self,
+        column: Option<&str>,
+        required: bool,
+    ) -> Result<Option<&'a str>, Error> {
         let Some(column) = column else {
             return Ok(None);
         };
-        let value = match needed {
+        let value = match required {
             true => Some(self.get(column)?),
-            false => self.fields.get(column),
+            false => self.row.fields.get(column),
         };
         match value {
             None | Some(Value::Null) => Ok(None),
             Some(Value::String(text)) => Ok((!text.trim().is_empty()).then_some(text.as_str())),
-            Some(other) => Err(self.mistyped(column, other, "a string")),
+            Some(other) => Err(self.type_error(column, other, "a string")),
+        }
+    }
+
+    /// Returns the file's name and the number of the row: the prompt's source.
+    fn source(&self) -> String {
+        let name = self.path.file_name().unwrap_or(self.path.as_os_str());
+        let name = name.to_string_lossy();
+        match self.row.location {
+            RowLocation::Line(number) | RowLocation::Row(number) => format!("{name}:{number}"),
+            RowLocation::File => name.into_owned(),
         }
     }
 }
 
-pub(super) fn missing<'a>(
+/// Returns the error for an absent column. `present` are the columns that exist.
+pub(super) fn missing_column<'a>(
     path: &Path,
-    place: Place,
+    location: RowLocation,
     column: &str,
     present: impl Iterator<Item = &'a str>,
 ) -> Error {
@@ -189,7 +166,7 @@ pub(super) fn missing<'a>(
     };
     Error::MissingColumn {
         path: path.to_path_buf(),
-        place,
+        location,
         column: column.into(),
         present,
     }

@@ -11,7 +11,7 @@ use crate::range::{Count, FilePath, Optional};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ImportSettings {
-    /// File of prompts: JSONL, JSON, CSV, TSV (each also as `.gz`) or Parquet, told apart by the end of the name.
+    /// File of prompts: JSONL, JSON, CSV, TSV (each also as `.gz`) or Parquet, according to the end of the name.
     pub path: FilePath,
     /// Number of prompts to read, from the start of the file. Default: all prompts.
     #[serde(with = "Optional::<Count>", default)]
@@ -26,7 +26,7 @@ pub struct ImportSettings {
 }
 
 impl ImportSettings {
-    /// Settings that read all prompts of a file, without a system message.
+    /// Creates settings that read all prompts of a file, without a system message.
     pub fn new(path: impl Into<PathBuf>, columns: Columns) -> ImportSettings {
         ImportSettings {
             path: FilePath::from(path.into()),
@@ -68,7 +68,7 @@ pub struct Columns {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub group: Option<String>,
     /// Column with a list of chat messages in OpenAI's form (`role`, `content`) or ShareGPT's (`from`, `value`). A last
-    /// message of the assistant is the answer. A column `tools` beside this one holds the tools on offer.
+    /// message of the assistant is the answer. A column `tools` beside this one holds the tools that the model may call.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub messages: Option<String>,
     /// Column with an instruction, which becomes one user message.
@@ -83,11 +83,11 @@ pub struct Columns {
     pub output: Option<String>,
 }
 
-/// The column of tools beside one of messages.
+/// Name of the column of tools beside a column of messages.
 pub(super) const TOOLS: &str = "tools";
 
 impl Columns {
-    /// Prompts in one column of text.
+    /// Names one column of text.
     #[must_use]
     pub fn text(column: &str) -> Columns {
         Columns {
@@ -96,7 +96,7 @@ impl Columns {
         }
     }
 
-    /// Prompts in one column of chat messages.
+    /// Names one column of chat messages.
     #[must_use]
     pub fn messages(column: &str) -> Columns {
         Columns {
@@ -108,7 +108,7 @@ impl Columns {
     /// Checks that exactly one kind of prompt is named, and only with the columns that go with that kind.
     ///
     /// # Errors
-    /// What is wrong, and on a line of its own the hint.
+    /// A text that says what is wrong, and the hint on a line of its own.
     pub fn check(&self) -> Result<(), String> {
         let kinds = [
             &self.text,
@@ -137,7 +137,7 @@ impl Columns {
         Ok(())
     }
 
-    /// The columns that every row must have.
+    /// Returns the columns that every row must have.
     pub(super) fn required(&self) -> impl Iterator<Item = &str> {
         let columns = [
             &self.text,
@@ -151,7 +151,7 @@ impl Columns {
         columns.into_iter().flatten().map(String::as_str)
     }
 
-    /// The columns that a row may have.
+    /// Returns the columns that a row may have.
     pub(super) fn optional(&self) -> impl Iterator<Item = &str> {
         let tools = self.messages.as_ref().map(|_| TOOLS);
         self.input.as_deref().into_iter().chain(tools)

@@ -1,5 +1,7 @@
-//! Columns from flat buffers and back. A list column is built from its lengths and one flat child, never value by
-//! value, since a batch of signals holds hundreds of thousands of numbers.
+//! Conversion between Arrow columns and flat buffers.
+//!
+//! A list column is built from its lengths and one flat child, not value by value, because a batch of signals holds
+//! hundreds of thousands of numbers.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -10,7 +12,7 @@ use arrow_array::{
     RecordBatch, StringArray, StructArray,
 };
 use arrow_buffer::{BooleanBuffer, NullBuffer, OffsetBuffer, ScalarBuffer};
-use arrow_schema::{ArrowError, DataType, Field, Fields};
+use arrow_schema::{ArrowError, DataType, Field};
 
 use crate::error::Error;
 
@@ -24,11 +26,12 @@ pub(super) fn optional(name: &str, data_type: DataType) -> Field {
     Field::new(name, data_type, true)
 }
 
-/// A list whose values are never null. `element` is what the Parquet format calls them.
+/// Returns the type of a list whose values are never null. The Parquet format names the values `element`.
 pub(super) fn list(element: DataType) -> DataType {
     DataType::List(Arc::new(required("element", element)))
 }
 
+/// Returns the type of a list whose values may be null.
 pub(super) fn list_of_optional(element: DataType) -> DataType {
     DataType::List(Arc::new(optional("element", element)))
 }
@@ -56,7 +59,7 @@ pub(super) fn strings<'a>(
     let (offsets, bytes) = flat_bytes(column, values.map(str::as_bytes))?;
     StringArray::try_new(offsets, bytes.into(), None)
         .map(array)
-        .map_err(unfit(column))
+        .map_err(arrow_error(column))
 }
 
 pub(super) fn optional_strings<'a>(
@@ -70,7 +73,7 @@ pub(super) fn optional_strings<'a>(
     )?;
     StringArray::try_new(offsets, bytes.into(), Some(present))
         .map(array)
-        .map_err(unfit(column))
+        .map_err(arrow_error(column))
 }
 
 pub(super) fn binaries<'a>(
@@ -80,20 +83,20 @@ pub(super) fn binaries<'a>(
     let (offsets, bytes) = flat_bytes(column, values)?;
     BinaryArray::try_new(offsets, bytes.into(), None)
         .map(array)
-        .map_err(unfit(column))
+        .map_err(arrow_error(column))
 }
 
-/// A list column over a flat child: row i takes the next `lengths[i]` values, none of them null.
+/// Builds a list column over a flat child: row i takes the next `lengths[i]` values, none of which is null.
 pub(super) fn lists(
     column: &str,
     lengths: impl Iterator<Item = usize>,
     child: ArrayRef,
 ) -> Result<ArrayRef, Error> {
     let element = required("element", child.data_type().clone());
-    lists_as(element, column, lengths, child)
+    lists_of(element, column, lengths, child)
 }
 
-/// A list column of numbers, none of them null.
+/// Builds a list column of numbers, none of which is null.
 pub(super) fn number_lists<'a, T: ArrowPrimitiveType>(
     column: &str,
     rows: impl Iterator<Item = &'a [T::Native]> + Clone,
@@ -102,16 +105,17 @@ pub(super) fn number_lists<'a, T: ArrowPrimitiveType>(
     lists(column, lengths, numbers::<T>(concat(rows)))
 }
 
+/// Builds a list column over a flat child whose values may be null.
 pub(super) fn lists_of_optional(
     column: &str,
     lengths: impl Iterator<Item = usize>,
     child: ArrayRef,
 ) -> Result<ArrayRef, Error> {
     let element = optional("element", child.data_type().clone());
-    lists_as(element, column, lengths, child)
+    lists_of(element, column, lengths, child)
 }
 
-fn lists_as(
+fn lists_of(
     element: Field,
     column: &str,
     lengths: impl Iterator<Item = usize>,
@@ -120,28 +124,26 @@ fn lists_as(
     let offsets = offsets(column, lengths)?;
     ListArray::try_new(Arc::new(element), offsets, child, None)
         .map(array)
-        .map_err(unfit(column))
+        .map_err(arrow_error(column))
 }
 
-pub(super) fn structs(
-    column: &str,
-    fields: Fields,
-    children: Vec<ArrayRef>,
-) -> Result<ArrayRef, Error> {
-    StructArray::try_new(fields, children, None)
+/// Builds a column of structs from the columns of their fields.
+pub(super) fn structs(column: &str, children: Vec<(Field, ArrayRef)>) -> Result<ArrayRef, Error> {
+    let (fields, children): (Vec<Field>, Vec<ArrayRef>) = children.into_iter().unzip();
+    StructArray::try_new(fields.into(), children, None)
         .map(array)
-        .map_err(unfit(column))
+        .map_err(arrow_error(column))
 }
 
-/// All slices behind one another.
+/// Concatenates slices.
 pub(super) fn concat<'a, T: Copy + 'a>(slices: impl Iterator<Item = &'a [T]> + Clone) -> Vec<T> {
     let mut flat = Vec::with_capacity(slices.clone().map(<[T]>::len).sum());
     slices.for_each(|slice| flat.extend_from_slice(slice));
     flat
 }
 
-pub(super) fn unfit(column: &str) -> impl FnOnce(ArrowError) -> Error {
-    move |source| Error::Batch {
+pub(super) fn arrow_error(column: &str) -> impl FnOnce(ArrowError) -> Error {
+    move |source| Error::Arrow {
         what: column.into(),
         source,
     }
@@ -161,7 +163,7 @@ fn flat_bytes<'a>(
     ))
 }
 
-/// Arrow's own constructor panics on more than `i32::MAX` values.
+/// Computes the offsets of a list column. Arrow's own constructor panics on more than `i32::MAX` values.
 fn offsets(column: &str, lengths: impl Iterator<Item = usize>) -> Result<OffsetBuffer<i32>, Error> {
     let mut offsets = Vec::with_capacity(lengths.size_hint().0 + 1);
     let mut end = 0_i32;
@@ -170,8 +172,12 @@ fn offsets(column: &str, lengths: impl Iterator<Item = usize>) -> Result<OffsetB
         end = i32::try_from(length)
             .ok()
             .and_then(|length| end.checked_add(length))
-            .ok_or_else(|| Error::TooLarge {
-                column: column.into(),
+            .ok_or_else(|| {
+                let problem = format!(
+                    "the column `{column}` has more than {} values in one batch",
+                    i32::MAX
+                );
+                Error::invalid(problem, "write fewer rows at a time")
             })?;
         offsets.push(end);
     }
@@ -180,58 +186,58 @@ fn offsets(column: &str, lengths: impl Iterator<Item = usize>) -> Result<OffsetB
 
 // ---- reading ----
 
-/// A column, or a part of one, with its name for errors. Rows are those of the batch it was taken from.
+/// A column, a field of a struct column or the values of a list column, with its name for error messages.
 #[derive(Clone)]
-pub(super) struct Cells<'a> {
+pub(super) struct ColumnReader<'a> {
     table: &'static str,
     column: String,
     array: &'a dyn Array,
 }
 
-impl<'a> Cells<'a> {
-    pub(super) fn of(
+impl<'a> ColumnReader<'a> {
+    pub(super) fn new(
         table: &'static str,
         batch: &'a RecordBatch,
         column: &str,
-    ) -> Result<Cells<'a>, Error> {
+    ) -> Result<ColumnReader<'a>, Error> {
         match batch.column_by_name(column) {
-            Some(array) => Ok(Cells {
+            Some(array) => Ok(ColumnReader {
                 table,
                 column: column.into(),
                 array,
             }),
-            None => Err(absent(table, column.into())),
+            None => Err(column_error(table, column, "present", "absent")),
         }
     }
 
-    /// A field of a struct column.
-    pub(super) fn field(&self, name: &str) -> Result<Cells<'a>, Error> {
+    /// Returns a field of a struct column.
+    pub(super) fn field(&self, name: &str) -> Result<ColumnReader<'a>, Error> {
         let fields = self
             .array
             .as_struct_opt()
             .ok_or_else(|| self.mistyped("a struct"))?;
         let column = format!("{}.{name}", self.column);
         match fields.column_by_name(name) {
-            Some(array) => Ok(Cells {
+            Some(array) => Ok(ColumnReader {
                 table: self.table,
                 column,
                 array,
             }),
-            None => Err(absent(self.table, column)),
+            None => Err(column_error(self.table, &column, "present", "absent")),
         }
     }
 
-    pub(super) fn lists(&self) -> Result<Lists<'a>, Error> {
+    pub(super) fn lists(&self) -> Result<ListReader<'a>, Error> {
         let lists: &ListArray = self
             .array
             .as_list_opt()
             .ok_or_else(|| self.mistyped("a list"))?;
-        let child = Cells {
+        let child = ColumnReader {
             table: self.table,
             column: self.column.clone(),
             array: lists.values(),
         };
-        Ok(Lists {
+        Ok(ListReader {
             offsets: lists.value_offsets(),
             child,
         })
@@ -261,7 +267,7 @@ impl<'a> Cells<'a> {
             .ok_or_else(|| self.mistyped("Boolean"))
     }
 
-    /// An error about the content of one row.
+    /// Returns an error about the content of one row.
     pub(super) fn bad(&self, row: usize, why: String) -> Error {
         Error::Cell {
             row,
@@ -271,71 +277,77 @@ impl<'a> Cells<'a> {
     }
 
     fn mistyped(&self, expected: &str) -> Error {
-        Error::Column {
-            table: self.table,
-            column: self.column.clone(),
-            expected: expected.into(),
-            found: self.array.data_type().to_string(),
-        }
+        let found = self.array.data_type().to_string();
+        column_error(self.table, &self.column, expected, &found)
     }
 }
 
-fn absent(table: &'static str, column: String) -> Error {
-    Error::Column {
-        table,
-        column,
-        expected: "there".into(),
-        found: "absent".into(),
-    }
+/// Returns the error for a column of another type than expected, or one that is absent.
+pub(super) fn column_error(table: &str, column: &str, expected: &str, found: &str) -> Error {
+    let problem =
+        format!("the column `{column}` of a {table} table must be {expected}, and it is {found}");
+    Error::invalid(problem, "")
 }
 
 /// A list column as ranges of its flat child.
-pub(super) struct Lists<'a> {
+pub(super) struct ListReader<'a> {
     offsets: &'a [i32],
-    pub(super) child: Cells<'a>,
+    pub(super) child: ColumnReader<'a>,
 }
 
-impl Lists<'_> {
-    /// Where a row's values lie in the child; empty for a row that is not there.
+impl ListReader<'_> {
+    /// Returns the range of a row's values in the child, which is empty if there is no such row.
     pub(super) fn range(&self, row: usize) -> Range<usize> {
-        match self.offsets.get(row..row + 2) {
-            // Arrow holds offsets to be ascending from 0, so neither is negative.
-            Some([start, end]) => start.unsigned_abs() as usize..end.unsigned_abs() as usize,
+        self.ranges(row..row + 1)
+    }
+
+    /// Returns the range of the values of consecutive rows in the child.
+    pub(super) fn ranges(&self, rows: Range<usize>) -> Range<usize> {
+        match (self.offsets.get(rows.start), self.offsets.get(rows.end)) {
+            // Arrow guarantees that offsets ascend from 0, so none is negative.
+            (Some(start), Some(end)) => start.unsigned_abs() as usize..end.unsigned_abs() as usize,
             _ => 0..0,
         }
+    }
+
+    /// Turns an error about an entry of the child into one about the row that the entry belongs to.
+    pub(super) fn row_error(&self, error: Error) -> Error {
+        let Error::Cell { row, column, why } = error else {
+            return error;
+        };
+        let starts = |offset: &i32| offset.unsigned_abs() as usize <= row;
+        let row = self.offsets.partition_point(starts).saturating_sub(1);
+        Error::Cell { row, column, why }
     }
 }
 
 /// A list column of numbers.
-pub(super) struct NumberLists<'a, T: ArrowPrimitiveType> {
-    pub(super) lists: Lists<'a>,
+pub(super) struct NumberListReader<'a, T: ArrowPrimitiveType> {
+    pub(super) lists: ListReader<'a>,
     pub(super) values: &'a PrimitiveArray<T>,
 }
 
-impl<'a, T: ArrowPrimitiveType> NumberLists<'a, T> {
-    pub(super) fn of(cells: &Cells<'a>) -> Result<NumberLists<'a, T>, Error> {
-        let lists = cells.lists()?;
+impl<'a, T: ArrowPrimitiveType> NumberListReader<'a, T> {
+    pub(super) fn new(column: &ColumnReader<'a>) -> Result<NumberListReader<'a, T>, Error> {
+        let lists = column.lists()?;
         let values = lists.child.numbers()?;
-        Ok(NumberLists { lists, values })
+        Ok(NumberListReader { lists, values })
     }
 
     pub(super) fn get(&self, row: usize) -> Vec<T::Native> {
-        part(self.values.values(), self.lists.range(row))
+        // Arrow guarantees that the offsets of a list are within its child.
+        let values = self.values.values().get(self.lists.range(row));
+        values.unwrap_or_default().to_vec()
     }
 }
 
-/// A range's values. Arrow holds the offsets of a list to be within its child.
-pub(super) fn part<T: Copy>(values: &[T], range: Range<usize>) -> Vec<T> {
-    values.get(range).unwrap_or_default().to_vec()
-}
-
-/// A string that may be null.
-pub(super) fn text(strings: &StringArray, row: usize) -> Option<String> {
+/// Returns a string that may be null.
+pub(super) fn optional_text(strings: &StringArray, row: usize) -> Option<String> {
     strings.is_valid(row).then(|| strings.value(row).to_owned())
 }
 
-/// A number that may be null.
-pub(super) fn number<T: ArrowPrimitiveType>(
+/// Returns a number that may be null.
+pub(super) fn optional_number<T: ArrowPrimitiveType>(
     numbers: &PrimitiveArray<T>,
     row: usize,
 ) -> Option<T::Native> {

@@ -1,4 +1,4 @@
-//! `signals/`: a teacher's distributions. The lists of a row run in parallel: one entry for each loss position.
+//! The table `signals/`. The lists of a row are parallel: each has one entry for each loss position.
 
 use std::sync::Arc;
 
@@ -7,8 +7,8 @@ use arrow_array::types::{Float32Type, UInt32Type};
 use arrow_schema::{DataType, Schema, SchemaRef};
 
 use super::columns::{
-    Cells, Lists, NumberLists, booleans, concat, list, list_of_optional, lists, lists_of_optional,
-    number, number_lists, numbers, optional_numbers, required, strings,
+    ColumnReader, ListReader, NumberListReader, booleans, concat, list, list_of_optional, lists,
+    lists_of_optional, number_lists, numbers, optional_number, optional_numbers, required, strings,
 };
 use super::{Record, batch, check_columns};
 use crate::error::Error;
@@ -16,7 +16,7 @@ use crate::signal::{Signal, SignalRow};
 
 impl Record for Signal {
     const TABLE: &'static str = "signals";
-    // A row is about 100 kB (200 positions of 64 candidates), and a row group is what one random access decodes.
+    // A row is about 100 kB (200 positions with a support of 64), and random access decodes a whole row group.
     const GROUP_ROWS: usize = 32;
     const OPTIONAL: &'static [&'static str] = &["draw_ids", "draw_counts"];
 
@@ -92,16 +92,16 @@ impl Record for Signal {
 
     fn from_batch(batch: &RecordBatch) -> Result<Vec<Self>, Error> {
         check_columns::<Self>(&batch.schema())?;
-        let column = |name| Cells::of(Self::TABLE, batch, name);
+        let column = |name| ColumnReader::new(Self::TABLE, batch, name);
         let (prompt_id, sample_index) = (
             column("prompt_id")?.strings()?,
             column("sample_index")?.numbers::<UInt32Type>()?,
         );
         let provenance = column("provenance")?.numbers::<UInt32Type>()?;
-        let token_ids = NumberLists::<UInt32Type>::of(&column("token_ids")?)?;
+        let token_ids = NumberListReader::<UInt32Type>::new(&column("token_ids")?)?;
         let mask_lists = column("loss_mask")?.lists()?;
         let mask = mask_lists.child.booleans()?.values();
-        let distributions = Distributions::of(batch)?;
+        let distributions = DistributionReader::new(batch)?;
         let rows = (0..batch.num_rows()).map(|row| {
             let signal = Signal {
                 prompt_id: prompt_id.value(row).to_owned(),
@@ -121,40 +121,40 @@ impl Record for Signal {
     }
 }
 
-/// The columns with an entry for each loss position: the lists of a row, then what they hold.
-struct Distributions<'a> {
-    ids: (Lists<'a>, NumberLists<'a, UInt32Type>),
-    logprobs: (Lists<'a>, NumberLists<'a, Float32Type>),
-    log_z: (Lists<'a>, NumberLists<'a, Float32Type>),
-    tail: NumberLists<'a, Float32Type>,
-    entropy: NumberLists<'a, Float32Type>,
-    /// Ids and counts; absent in a file without draws.
-    draws: Option<[(Lists<'a>, NumberLists<'a, UInt32Type>); 2]>,
+/// Columns with an entry for each loss position. A pair holds the lists of a row and the lists of a position.
+struct DistributionReader<'a> {
+    ids: (ListReader<'a>, NumberListReader<'a, UInt32Type>),
+    logprobs: (ListReader<'a>, NumberListReader<'a, Float32Type>),
+    log_z: (ListReader<'a>, NumberListReader<'a, Float32Type>),
+    tail: NumberListReader<'a, Float32Type>,
+    entropy: NumberListReader<'a, Float32Type>,
+    /// Ids and counts of the tail draws; `None` for a file without draws.
+    draws: Option<[(ListReader<'a>, NumberListReader<'a, UInt32Type>); 2]>,
 }
 
-impl<'a> Distributions<'a> {
-    fn of(batch: &'a RecordBatch) -> Result<Distributions<'a>, Error> {
-        let column = |name| Cells::of(Signal::TABLE, batch, name);
+impl<'a> DistributionReader<'a> {
+    fn new(batch: &'a RecordBatch) -> Result<DistributionReader<'a>, Error> {
+        let column = |name| ColumnReader::new(Signal::TABLE, batch, name);
         let (ids, logprobs) = (
             column("support_ids")?.lists()?,
             column("support_logprobs")?.lists()?,
         );
         let log_z = column("log_z_at")?.lists()?;
-        let of_draws = |name| {
+        let draw_column = |name| {
             let lists = column(name)?.lists()?;
-            let numbers = NumberLists::of(&lists.child)?;
+            let numbers = NumberListReader::new(&lists.child)?;
             Ok::<_, Error>((lists, numbers))
         };
         let draws = match batch.column_by_name("draw_ids") {
-            Some(_) => Some([of_draws("draw_ids")?, of_draws("draw_counts")?]),
+            Some(_) => Some([draw_column("draw_ids")?, draw_column("draw_counts")?]),
             None => None,
         };
-        let support_ids = NumberLists::of(&ids.child)?;
-        let support_logprobs = NumberLists::of(&logprobs.child)?;
-        let temperatures = NumberLists::of(&log_z.child)?;
-        Ok(Distributions {
-            tail: NumberLists::of(&column("tail_logprob")?)?,
-            entropy: NumberLists::of(&column("entropy")?)?,
+        let support_ids = NumberListReader::new(&ids.child)?;
+        let support_logprobs = NumberListReader::new(&logprobs.child)?;
+        let temperatures = NumberListReader::new(&log_z.child)?;
+        Ok(DistributionReader {
+            tail: NumberListReader::new(&column("tail_logprob")?)?,
+            entropy: NumberListReader::new(&column("entropy")?)?,
             draws,
             ids: (ids, support_ids),
             logprobs: (logprobs, support_logprobs),
@@ -170,19 +170,19 @@ impl<'a> Distributions<'a> {
             &self.tail.lists,
             &self.entropy.lists,
         ];
-        let of_draws = self.draws.iter().flatten().map(|(lists, _)| lists);
+        let draw_lists = self.draws.iter().flatten().map(|(lists, _)| lists);
         if let Some(other) = others
             .into_iter()
-            .chain(of_draws)
+            .chain(draw_lists)
             .find(|other| other.range(row).len() != positions.len())
         {
             let (count, expected) = (other.range(row).len(), positions.len());
             return Err(other.child.bad(
                 row,
-                format!("{count} positions, though `support_ids` has {expected}"),
+                format!("{count} positions, and `support_ids` has {expected}"),
             ));
         }
-        // The children of different columns begin at different places only if a writer left gaps between lists.
+        // The lists of a row may begin at a different offset in each column.
         let [logprobs, log_z, tail, entropy] = others.map(|other| other.range(row).start);
         let draws = |which: usize, i: usize| {
             let columns = self.draws.as_ref().and_then(|draws| draws.get(which));
@@ -199,7 +199,7 @@ impl<'a> Distributions<'a> {
                 .1
                 .lists
                 .range(log_z + i)
-                .map(|index| number(self.log_z.1.values, index))
+                .map(|index| optional_number(self.log_z.1.values, index))
                 .collect(),
             draw_ids: draws(0, i),
             draw_counts: draws(1, i),

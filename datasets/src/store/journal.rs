@@ -505,7 +505,7 @@ mod tests {
         fs::write(&path, "my notes").unwrap();
         let message = Journal::open(&path).unwrap_err().to_string();
         assert!(
-            message.ends_with("notes.txt is not a Potstill journal: move it away"),
+            message.contains("notes.txt is not a Potstill journal\nhint: move it"),
             "{message}"
         );
         assert_eq!(fs::read(&path).unwrap(), b"my notes");

@@ -1,23 +1,21 @@
-//! `{% generation %}` … `{% endgeneration %}`: the marks that transformers puts around assistant text.
+//! The tags `{% generation %}` and `{% endgeneration %}`, which transformers defines for assistant text.
 //!
-//! In transformers the pair is a Jinja extension that parses to a call block: what lies between has a
-//! scope of its own. minijinja takes no extensions, so a pass over the source writes the tags as others
-//! before minijinja sees them. `{%- generation -%}` becomes
-//! `{%- with %}{{ potstill_generation_open }}{% if true -%}`, and `{%- endgeneration -%}` becomes
-//! `{%- endif %}{{ potstill_generation_close }}{% endwith -%}`: `with` is the scope, and each end is a block
-//! tag, so that whitespace control and trimmed line ends stay what they were. (A call block of minijinja
-//! would not do: `{% set x = x + 1 %}` does not see the outer x in it.) The two variables are private-use
-//! characters that do not occur in the conversation, and [`Marks::take`] takes them out again.
+//! In transformers the pair is a Jinja extension that parses to a call block, so the text between the tags has its own
+//! scope. minijinja has no extensions, so the source is rewritten before minijinja parses it. `{%- generation -%}`
+//! becomes `{%- with %}{{ potstill_generation_open }}{% if true -%}`, and `{%- endgeneration -%}` becomes
+//! `{%- endif %}{{ potstill_generation_close }}{% endwith -%}`. `with` provides the scope, and both ends are block tags,
+//! so whitespace control and trimmed line ends do not change. (A call block of minijinja does not work, because
+//! `{% set x = x + 1 %}` does not see the outer x in it.) The values of the two variables are private-use characters
+//! that do not occur in the conversation; [`GenerationMarks::take`] removes them from the rendering.
 
 use std::ops::Range;
 
-/// The variable that marks where a block starts.
+/// Name of the variable that marks the start of a block.
 pub(super) const OPEN: &str = "potstill_generation_open";
-/// The variable that marks where a block ends.
+/// Name of the variable that marks the end of a block.
 pub(super) const CLOSE: &str = "potstill_generation_close";
 
-/// Writes the generation tags of a template as tags that minijinja knows. The second value says whether
-/// there were any.
+/// Rewrites the generation tags of a template to tags that minijinja knows. The second value says whether there are any.
 pub(super) fn rewrite(source: &str) -> (String, bool) {
     let mut out = String::with_capacity(source.len());
     let mut found = false;
@@ -26,8 +24,8 @@ pub(super) fn rewrite(source: &str) -> (String, bool) {
     while let Some(at) = rest.find('{') {
         let (text, tail) = rest.split_at(at);
         out.push_str(text);
-        let (tag, behind) = tail.split_at(tag_end(tail, raw));
-        rest = behind;
+        let (tag, after) = tail.split_at(tag_end(tail, raw));
+        rest = after;
         match tag_name(tag) {
             Some("raw") => raw = true,
             Some("endraw") => raw = false,
@@ -50,8 +48,8 @@ pub(super) fn rewrite(source: &str) -> (String, bool) {
     (out, found)
 }
 
-/// Bytes of the tag, expression or comment that `text` starts with; of its `{` alone if it starts with
-/// none of them. Within `{% raw %}` only block tags are looked at.
+/// Returns the length in bytes of the tag, expression or comment that `text` starts with, or 1 for a `{` that begins none
+/// of them. Within `{% raw %}`, only `{% endraw %}` counts as a tag.
 fn tag_end(text: &str, raw: bool) -> usize {
     let close = match text.as_bytes().get(1) {
         Some(b'%') => "%}",
@@ -60,7 +58,7 @@ fn tag_end(text: &str, raw: bool) -> usize {
         _ => return 1,
     };
     if raw {
-        // What looks like a tag may be text with a lone quote in it.
+        // Other tags are text here, and may contain an unpaired quote.
         return if tag_name(text) == Some("endraw") {
             text.find(close).map_or(text.len(), |end| end + 2)
         } else {
@@ -88,7 +86,7 @@ fn tag_end(text: &str, raw: bool) -> usize {
     text.len()
 }
 
-/// The word that a block tag starts with.
+/// Returns the word that a block tag starts with.
 fn tag_name(tag: &str) -> Option<&str> {
     let inner = tag.strip_prefix("{%")?;
     let inner = inner.strip_prefix(['-', '+']).unwrap_or(inner).trim_start();
@@ -98,15 +96,15 @@ fn tag_name(tag: &str) -> Option<&str> {
     inner.get(..end)
 }
 
-/// Two characters that stand for the start and the end of a block in one rendering.
+/// The two characters that mark the start and the end of a block in one rendering.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Marks {
+pub(super) struct GenerationMarks {
     pub(super) open: char,
     pub(super) close: char,
 }
 
-impl Marks {
-    /// The first two characters of the private-use plane 15 that occur in none of the texts.
+impl GenerationMarks {
+    /// Chooses the first two characters of the private-use plane 15 that occur in none of the texts.
     pub(super) fn unused_in(texts: &[&str]) -> Self {
         let mut unused =
             ('\u{F0000}'..='\u{FFFFD}').filter(|&c| !texts.iter().any(|text| text.contains(c)));
@@ -117,8 +115,8 @@ impl Marks {
         }
     }
 
-    /// Takes the marks out of a rendering: the text, and the byte ranges that were between them. A block
-    /// within a block counts with the outer one.
+    /// Removes the marks from a rendering. Returns the text and the byte ranges that were between marks. A block within a
+    /// block belongs to the outer one.
     pub(super) fn take(self, rendered: &str) -> (String, Vec<Range<usize>>) {
         let mut text = String::with_capacity(rendered.len());
         let mut spans = Vec::new();
@@ -188,8 +186,8 @@ mod tests {
     }
 
     #[test]
-    fn marks_avoid_what_the_texts_hold() {
-        let marks = Marks::unused_in(&["a\u{F0000}b", "\u{F0002}"]);
+    fn marks_are_characters_that_the_texts_do_not_contain() {
+        let marks = GenerationMarks::unused_in(&["a\u{F0000}b", "\u{F0002}"]);
         assert_eq!((marks.open, marks.close), ('\u{F0001}', '\u{F0003}'));
         let (text, spans) =
             marks.take("a\u{F0001}bé\u{F0001}c\u{F0003}\u{F0003}d\u{F0001}\u{F0003}\u{F0000}");

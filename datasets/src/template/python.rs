@@ -1,12 +1,12 @@
-//! What templates see of Python: how values print, `json.dumps`, and the methods of strings that
-//! `minijinja_contrib::pycompat` lacks or counts in bytes.
+//! The parts of Python that chat templates use: the printed forms of values, `json.dumps`, and the methods of strings
+//! that `minijinja_contrib::pycompat` lacks or counts in bytes.
 
 use std::fmt::Write;
 
 use minijinja::value::{Kwargs, ValueKind, from_args};
 use minijinja::{Error, ErrorKind, State, Value};
 
-/// `str(value)`.
+/// Returns Python's `str(value)`.
 pub(super) fn str(value: &Value) -> String {
     match value.as_str() {
         Some(text) => text.to_owned(),
@@ -15,7 +15,7 @@ pub(super) fn str(value: &Value) -> String {
     }
 }
 
-/// `repr(value)`, as far as templates hold such values.
+/// Returns Python's `repr(value)` for the values that occur in templates.
 fn repr(value: &Value) -> String {
     match value.kind() {
         ValueKind::None => "None".to_owned(),
@@ -23,7 +23,7 @@ fn repr(value: &Value) -> String {
         ValueKind::Bool => if value.is_true() { "True" } else { "False" }.to_owned(),
         ValueKind::Number => number(value),
         ValueKind::String => quote(value.as_str().unwrap_or_default()),
-        // A loop, a namespace or a macro is an object of its own kind, and prints as it likes.
+        // A loop, a namespace or a macro is an object with a printed form of its own.
         ValueKind::Seq => {
             let items: Vec<String> = value
                 .try_iter()
@@ -72,8 +72,8 @@ fn quote(text: &str) -> String {
     out
 }
 
-/// Integers in full, floats as `float.__repr__`: the shortest digits that read back the same, with an
-/// exponent below 1e-4 and from 1e16 on.
+/// Formats a number as Python does: integers in full, and floats as `float.__repr__` with the shortest digits that
+/// parse to the same float, with an exponent below 1e-4 and from 1e16 on.
 fn number(value: &Value) -> String {
     if value.is_integer() {
         return value.to_string();
@@ -104,8 +104,8 @@ fn number(value: &Value) -> String {
     )
 }
 
-/// The filter `tojson` as transformers has it: `json.dumps(x, ensure_ascii=False, indent=None,
-/// separators=None, sort_keys=False)`. Nothing is escaped for HTML.
+/// The filter `tojson` of transformers: `json.dumps(x, ensure_ascii=False, indent=None, separators=None,
+/// sort_keys=False)`. It does not escape for HTML.
 pub(super) fn tojson(
     value: &Value,
     ascii: Option<Value>,
@@ -132,11 +132,11 @@ pub(super) fn tojson(
         Some(_) => {
             return Err(Error::new(
                 ErrorKind::InvalidOperation,
-                "tojson: separators has to be a pair",
+                "tojson: separators must be a pair",
             ));
         }
     };
-    let style = Json {
+    let style = JsonStyle {
         ascii,
         indent: indent.as_deref(),
         item,
@@ -148,7 +148,8 @@ pub(super) fn tojson(
     Ok(out)
 }
 
-struct Json<'a> {
+/// Options of `json.dumps`.
+struct JsonStyle<'a> {
     ascii: bool,
     indent: Option<&'a str>,
     item: &'a str,
@@ -156,7 +157,7 @@ struct Json<'a> {
     sort_keys: bool,
 }
 
-impl Json<'_> {
+impl JsonStyle<'_> {
     fn write(&self, out: &mut String, value: &Value, depth: usize) -> Result<(), Error> {
         match value.kind() {
             ValueKind::None => out.push_str("null"),
@@ -257,7 +258,7 @@ impl Json<'_> {
     }
 }
 
-/// Methods of Python's strings, and then what `pycompat` knows.
+/// Calls a method of Python's strings, or else a method that `pycompat` provides.
 pub(super) fn method(
     state: &State,
     value: &Value,
@@ -276,7 +277,7 @@ fn string_method(text: &str, name: &str, args: &[Value]) -> Option<Result<Value,
     let one = || -> Result<&str, Error> { from_args::<(&str,)>(args).map(|(argument,)| argument) };
     let list = |parts: &[&str]| parts.iter().copied().map(Value::from).collect::<Value>();
     Some(match name {
-        // pycompat counts bytes here, but templates slice by characters.
+        // pycompat counts bytes, but templates slice by characters.
         "find" => one().map(|part| Value::from(char_index(text, text.find(part)))),
         "rfind" => one().map(|part| Value::from(char_index(text, text.rfind(part)))),
         "removeprefix" => {
@@ -286,11 +287,11 @@ fn string_method(text: &str, name: &str, args: &[Value]) -> Option<Result<Value,
             one().map(|suffix| Value::from(text.strip_suffix(suffix).unwrap_or(text)))
         }
         "partition" => one().map(|separator| match text.split_once(separator) {
-            Some((before, behind)) => list(&[before, separator, behind]),
+            Some((before, after)) => list(&[before, separator, after]),
             None => list(&[text, "", ""]),
         }),
         "rpartition" => one().map(|separator| match text.rsplit_once(separator) {
-            Some((before, behind)) => list(&[before, separator, behind]),
+            Some((before, after)) => list(&[before, separator, after]),
             None => list(&["", "", text]),
         }),
         "rsplit" => from_args::<(&str, Option<i64>)>(args).map(|(separator, splits)| {
@@ -310,7 +311,8 @@ fn char_index(text: &str, byte: Option<usize>) -> i64 {
         .map_or(-1, |before| before.chars().count() as i64)
 }
 
-/// The test `sequence`: what has a length and items by index, which in Python is also text and a dict.
+/// The test `sequence`, which is true for values with a length and items by index. In Python these include strings and
+/// dicts.
 pub(super) fn is_sequence(value: &Value) -> bool {
     matches!(
         value.kind(),

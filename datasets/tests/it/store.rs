@@ -1,4 +1,4 @@
-//! What is written is what is read: records through Parquet and the journal, damaged files, full disks.
+//! Tests of storage: records through Parquet and the journal, damaged files, full disks.
 
 mod damage;
 mod documented;

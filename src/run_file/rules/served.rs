@@ -71,7 +71,7 @@ fn source(teacher: &TeacherSettings, report: Report<'_>) -> bool {
     if teacher.provider.is_none() && teacher.url.is_none() && teacher.endpoints.is_empty() {
         report(
             &["teacher"],
-            "[teacher] names no source\nhint: set `path` (the folder of a checkpoint), or `provider`, `url` or `endpoints` for a teacher behind a server".to_owned(),
+            "no source is named\nhint: set `path` (the folder of a checkpoint), or `provider`, `url` or `endpoints` for a teacher behind a server".to_owned(),
         );
         return false;
     }

@@ -16,7 +16,7 @@ use crate::stages::{Context, checkpoint};
 pub(super) fn answer_settings(run: &Loaded, folder: &Path) -> anyhow::Result<Value> {
     let RunFile {
         collect, run: head, ..
-    } = &run.file;
+    } = &run.settings;
     let teacher = checkpoint::teacher_table(run)?;
     Ok(json!({
         "teacher": checkpoint::content_hash(folder)?,
@@ -38,7 +38,7 @@ pub(super) fn answer_settings(run: &Loaded, folder: &Path) -> anyhow::Result<Val
 
 /// Loads the teacher with its settings for answers.
 pub(super) fn teacher(context: &Context, folder: &Path) -> anyhow::Result<Teacher> {
-    let RunFile { collect, run, .. } = &context.run.file;
+    let RunFile { collect, run, .. } = &context.run.settings;
     let seed = u64::from(run.seed);
     Ok(Teacher::Local(Box::new(LocalTeacher {
         local: open_local(context, folder)?,
@@ -63,7 +63,7 @@ pub(crate) fn open_local(context: &Context, folder: &Path) -> anyhow::Result<Loc
         dtype: checkpoint::dtype(teacher.dtype),
         device: context.device.clone(),
         template: Some(checkpoint::template(&context.run, folder)?),
-        reasoning: context.run.file.collect.reasoning.clone(),
+        reasoning: context.run.settings.collect.reasoning.clone(),
         licence: teacher.licence.clone(),
     })?)
 }
@@ -81,10 +81,10 @@ pub(crate) fn check_lengths(
     let encoder = TextEncoder::new(
         checkpoint::tokenizer(folder)?,
         checkpoint::template(run, folder)?,
-        run.file.collect.reasoning.clone(),
+        run.settings.collect.reasoning.clone(),
     );
     let context = Config::from_dir(folder)?.max_position_embeddings;
-    let answer = run.file.collect.max_new_tokens;
+    let answer = run.settings.collect.max_new_tokens;
     let mut longest = 0;
     for prompt in prompts {
         let prompt = prompt?;

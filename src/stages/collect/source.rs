@@ -66,10 +66,10 @@ impl CollectSource {
     /// The source that the run file names. No model is loaded and nothing is sent.
     pub(super) fn open(context: &Context) -> anyhow::Result<CollectSource> {
         let run = &context.run;
-        if run.file.import.answers == AnswerSource::Given {
+        if run.settings.import.answers == AnswerSource::Given {
             return CollectSource::given(context);
         }
-        let (kind, answers, teacher) = match run.file.served() {
+        let (kind, answers, teacher) = match run.settings.served() {
             Some(_) => {
                 let http = served::http_teacher(run)?;
                 probe::check(run, &http, &context.dir.path(""))?;
@@ -86,9 +86,11 @@ impl CollectSource {
                 (SourceKind::Local(folder), answers, None)
             }
         };
-        let samples = run.file.collect.samples;
+        let samples = run.settings.collect.samples;
         let mut settings = json!({ "answers": answers, "samples": samples });
-        if let (Some(Teacher::Http(http)), Some(signals)) = (&teacher, &run.file.collect.signals) {
+        if let (Some(Teacher::Http(http)), Some(signals)) =
+            (&teacher, &run.settings.collect.signals)
+        {
             // Distributions are made of the answers' own alternatives and of the text around them.
             let encoder = http.encoder.as_ref();
             let encoder = encoder.context("signals need a tokenizer")?;
@@ -115,8 +117,8 @@ impl CollectSource {
         // The columns say which text is the answer, and the prompts do not depend on that.
         let settings = json!({
             "given": provenance.teacher,
-            "columns": settings_of(&run.file.import.columns)?,
-            "reasoning": settings_of(&run.file.collect.reasoning)?,
+            "columns": settings_of(&run.settings.import.columns)?,
+            "reasoning": settings_of(&run.settings.collect.reasoning)?,
         });
         let inputs = BTreeMap::from([("source".to_owned(), provenance.revision.clone())]);
         Ok(CollectSource {
@@ -154,7 +156,7 @@ impl CollectSource {
     fn outputs(&self, context: &Context) -> Vec<&'static str> {
         let mut outputs = Vec::new();
         let is_given = matches!(self.kind, SourceKind::Given);
-        if context.run.file.collect.signals.is_some() && !is_given {
+        if context.run.settings.collect.signals.is_some() && !is_given {
             outputs.push("signals");
         }
         if matches!(self.kind, SourceKind::Http) {
@@ -168,7 +170,7 @@ impl CollectSource {
     pub(super) fn tables(&self, out: &Path, context: &Context) -> Tables {
         let outputs = self.outputs(context);
         let folder = |table: &str| outputs.contains(&table).then(|| out.join(table));
-        let signals = context.run.file.collect.signals.as_ref();
+        let signals = context.run.settings.collect.signals.as_ref();
         Tables {
             completions: folder("completions"),
             signals: folder("signals"),

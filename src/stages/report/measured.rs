@@ -25,7 +25,7 @@ pub(super) struct Measured {
 
 impl Measured {
     pub(super) fn read(context: &Context, models: &[RunModel]) -> anyhow::Result<Measured> {
-        let file = &context.run.file;
+        let file = &context.run.settings;
         let mut measured = Measured {
             measurements: Measurements {
                 models: Vec::new(),
@@ -71,10 +71,10 @@ impl Measured {
 
     /// Figures of the teacher; `None` if the run has no teacher.
     pub(super) fn teacher(&self, context: &Context) -> anyhow::Result<Option<TeacherResult>> {
-        if context.run.file.teacher.is_none() {
+        if context.run.settings.teacher.is_none() {
             return Ok(None);
         }
-        let parameters = match context.run.file.local() {
+        let parameters = match context.run.settings.local() {
             Some(_) => {
                 let folder = checkpoint::teacher(&context.run)?;
                 Some(Config::from_dir(&folder)?.parameters())
@@ -106,7 +106,7 @@ impl Measured {
             let trained = Manifest::read(&context.dir.path(&format!("students/{model}")))?;
             let steps = trained.and_then(|m| m.counts.get("steps").copied());
             let facts = ModelFacts {
-                learned_from: export::learned_from(&context.run.file, model),
+                learned_from: export::learned_from(&context.run.settings, model),
                 parameters,
                 steps: steps.unwrap_or_default(),
             };

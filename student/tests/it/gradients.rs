@@ -6,15 +6,15 @@ use potstill_datasets::Signal;
 use potstill_model::{Llama, MapParameters, Parameter, map_parameters};
 use potstill_student::loss::Tail;
 use potstill_student::{
-    Arm, Form, GradientOptions, Gradients, MicroBatch, Objective, Settings, Target, batch_gradient,
-    hidden_gradient, micro_batch_gradient,
+    Arm, Form, GradientOptions, Gradients, MicroBatch, Objective, Target, TrainSettings,
+    batch_gradient, hidden_gradient, micro_batch_gradient,
 };
 
 use crate::support::{flat, real, relative, settings, signals, tiny};
 
 const ARMS: [Arm; 3] = [Arm::Student, Arm::Sft, Arm::Shuffled];
 
-fn gradient(model: &Llama, batch: &[Signal], arm: Arm, settings: &Settings) -> Gradients {
+fn gradient(model: &Llama, batch: &[Signal], arm: Arm, settings: &TrainSettings) -> Gradients {
     let model = model.clone().train();
     batch_gradient(&model, batch, arm, settings, 3)
         .unwrap()
@@ -126,7 +126,7 @@ fn check_splits(load: impl Fn(DType) -> Llama, vocab: u32) {
         for arm in ARMS {
             let batch = signals(6, vocab, 17);
             let with = |micro_batch, chunk_rows| {
-                let settings = Settings {
+                let settings = TrainSettings {
                     micro_batch,
                     chunk_rows,
                     ..settings()
@@ -177,7 +177,7 @@ fn check_packing(load: impl Fn(DType) -> Llama, vocab: u32) {
         for arm in ARMS {
             let batch = signals(9, vocab, 29);
             let with = |packing, max_length, micro_batch| {
-                let settings = Settings {
+                let settings = TrainSettings {
                     packing,
                     max_length,
                     micro_batch,

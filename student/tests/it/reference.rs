@@ -8,7 +8,7 @@ use potstill_kernels::{EMPTY_NATS, LogQSum, LogitTransform, row_stats};
 use potstill_model::Llama;
 use potstill_student::loss::{Divergence, Tail, cross_entropy};
 use potstill_student::{
-    AdamW, Arm, Gradients, Objective, Settings, Target, batch_gradient, clip_global_norm,
+    AdamW, Arm, Gradients, Objective, Target, TrainSettings, batch_gradient, clip_global_norm,
 };
 use serde_json::Value;
 
@@ -227,7 +227,7 @@ fn norm_of(gradients: &Gradients, name: &str, scale: f64) -> f64 {
 #[test]
 fn ten_steps_of_adamw() {
     let Some(reference) = reference() else { return };
-    let settings = Settings {
+    let settings = TrainSettings {
         batch: 2,
         micro_batch: 2,
         objective: Objective::default(),

@@ -8,7 +8,7 @@ use potstill_datasets::Signal;
 use potstill_model::{Llama, Parameter, named_parameters};
 use potstill_student::loss::{CustomDivergence, Divergence, forward_kl};
 use potstill_student::{
-    Arm, Error, Objective, Overlong, SequenceId, Settings, TrainingResult, evaluate, train,
+    Arm, Error, Objective, Overlong, SequenceId, TrainSettings, TrainingResult, evaluate, train,
 };
 
 use crate::support::{settings, signals, tiny};
@@ -17,7 +17,7 @@ fn run(
     dir: &Path,
     data: &[Signal],
     arm: Arm,
-    settings: &Settings,
+    settings: &TrainSettings,
     stop_at: u64,
 ) -> Result<TrainingResult, Error> {
     let mut row = |index: usize| Ok(data[index].clone());
@@ -78,7 +78,7 @@ fn bits(model: &Llama) -> Vec<u32> {
 #[test]
 fn a_run_that_is_stopped_and_resumed_ends_in_the_same_weights() {
     let data = signals(9, 47, 31);
-    let packed = Settings {
+    let packed = TrainSettings {
         packing: true,
         ..settings()
     };
@@ -139,7 +139,7 @@ fn a_checkpoint_of_other_settings_and_a_damaged_one_are_errors() {
     let data = signals(5, 47, 31);
     let dir = tempfile::tempdir().unwrap();
     run(dir.path(), &data, Arm::Student, &settings(), 2).unwrap();
-    let other = Settings {
+    let other = TrainSettings {
         learning_rate: 1.0,
         ..settings()
     };
@@ -151,7 +151,7 @@ fn a_checkpoint_of_other_settings_and_a_damaged_one_are_errors() {
         "{error}"
     );
     // `packing` is stored only if it is on, so it is absent on one side of the comparison.
-    let packed = Settings {
+    let packed = TrainSettings {
         packing: true,
         ..settings()
     };
@@ -190,7 +190,7 @@ fn overlong_rows_are_dropped_or_cut_and_counted() {
         .filter(|signal| signal.token_ids.len() > 12)
         .count() as u64;
     assert!(over > 0 && over < 12);
-    let short = Settings {
+    let short = TrainSettings {
         max_length: 12,
         steps: 1,
         ..settings()
@@ -198,13 +198,13 @@ fn overlong_rows_are_dropped_or_cut_and_counted() {
     let trained = run(dir.path(), &data, Arm::Student, &short, 0).unwrap();
     assert_eq!((trained.overlong.dropped, trained.overlong.cut), (over, 0));
     let dir = tempfile::tempdir().unwrap();
-    let short = Settings {
+    let short = TrainSettings {
         overlong: Overlong::Cut,
         ..short
     };
     let trained = run(dir.path(), &data, Arm::Student, &short, 0).unwrap();
     assert_eq!(trained.overlong.dropped + trained.overlong.cut, over);
-    let none = Settings {
+    let none = TrainSettings {
         max_length: 1,
         overlong: Overlong::Drop,
         ..short
@@ -245,7 +245,7 @@ fn a_loss_that_is_not_finite_names_its_rows() {
         let row = &mut data[2].rows[position];
         (row.ids, row.logprobs, row.tail_logprob) = (vec![target_token], vec![0.0], -40.0);
     }
-    let settings = Settings {
+    let settings = TrainSettings {
         objective: Objective::of(Divergence::Custom(CustomDivergence {
             name: "custom".to_owned(),
             function: Some(not_finite_on_certain_rows),
@@ -273,7 +273,7 @@ fn a_loss_that_is_not_finite_names_its_rows() {
 #[test]
 fn weights_that_are_not_finite_name_all_rows() {
     let data = signals(4, 47, 31);
-    let far = Settings {
+    let far = TrainSettings {
         learning_rate: 1e30,
         warmup: 0,
         clip: 0.0,
@@ -302,7 +302,7 @@ fn training_lowers_the_held_out_kl() {
             / values.iter().map(|v| f64::from(v.tokens)).sum::<f64>()
     };
     let dir = tempfile::tempdir().unwrap();
-    let long = Settings {
+    let long = TrainSettings {
         steps: 40,
         checkpoint_every: 100,
         ..settings()

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use potstill_datasets::{Signal, SignalRow};
 use potstill_model::{Config, Llama, Parameter};
-use potstill_student::{Form, Gradients, Objective, Overlong, Settings};
+use potstill_student::{Form, Gradients, Objective, Overlong, TrainSettings};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -23,8 +23,8 @@ pub(crate) fn real(path: &str) -> Option<PathBuf> {
     Some(path)
 }
 
-pub(crate) fn settings() -> Settings {
-    Settings {
+pub(crate) fn settings() -> TrainSettings {
+    TrainSettings {
         steps: 6,
         batch: 4,
         micro_batch: 2,
@@ -41,7 +41,7 @@ pub(crate) fn settings() -> Settings {
         checkpoint_every: 2,
         chunk_rows: 7,
         seed: 5,
-        ..Settings::default()
+        ..TrainSettings::default()
     }
 }
 

@@ -100,7 +100,7 @@ pub struct Call {
     pub prompt: Arc<Prompt>,
     /// Index of the sample among those of its prompt, from 0.
     pub sample_index: u32,
-    /// What the server is to do.
+    /// Task for the server.
     pub task: CallTask,
     /// Upper bound of the rendered prompt's tokens, for the reservation.
     pub max_prompt_tokens: u32,
@@ -286,7 +286,7 @@ pub enum ChargeBasis {
     Reported,
     /// The whole reservation, since the server may have worked and did not report a count.
     Reserved,
-    /// Nothing is charged: the server refused before it worked.
+    /// No charge, since the server refused before it worked.
     Nothing,
 }
 

@@ -38,7 +38,8 @@ enum LogLine {
     /// A request is about to be sent.
     Sent(Reservation),
     /// A request has ended.
-    Over(Attempt),
+    #[serde(rename = "over")]
+    Ended(Attempt),
 }
 
 /// The list of a run's requests, open for writing.
@@ -72,7 +73,7 @@ impl RequestLog {
         for reservation in read.in_flight {
             let charged = reservation.charged_in_full();
             add(&mut log.spent, &charged);
-            log.write(&LogLine::Over(charged))
+            log.write(&LogLine::Ended(charged))
                 .map_err(cannot("write", path))?;
         }
         let session = LogLine::Session {
@@ -133,7 +134,7 @@ impl RequestLog {
     /// # Errors
     /// [`Error::RequestLog`].
     pub fn ended(&self, attempt: Attempt) -> Result<(), Error> {
-        let line = LogLine::Over(attempt);
+        let line = LogLine::Ended(attempt);
         self.write(&line).map_err(cannot("write", &self.path))
     }
 
@@ -246,7 +247,7 @@ impl Sessions {
                 self.last_ms = self.last_ms.max(reservation.sent_unix_ms);
                 self.in_flight.insert(reservation.request, reservation);
             }
-            LogLine::Over(attempt) => {
+            LogLine::Ended(attempt) => {
                 let ended = attempt.sent_unix_ms + (attempt.seconds * 1e3) as u64;
                 self.last_ms = self.last_ms.max(ended);
                 self.in_flight.remove(&attempt.request);

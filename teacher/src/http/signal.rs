@@ -78,40 +78,13 @@ impl Spellings {
 /// Makes the signal of an answer from the most likely tokens at each position: prompt and answer, with loss on the
 /// answer.
 ///
-/// `prompt_ids` is the rendered prompt. If the server gave no ids, they are recovered from the tokens' bytes; an
-/// alternative whose id is not found goes into the tail. At most `top_k` tokens and the sampled token are kept. For many
-/// answers of a server without ids use [`answer_signal_with`].
+/// `prompt_ids` is the rendered prompt. If the server gave no ids, `spellings` recovers them from the tokens' bytes; an
+/// alternative whose id is not found goes into the tail. At most `top_k` tokens and the sampled token are kept.
 ///
 /// # Errors
 /// A description of the defect: an answer without tokens; a sampled token whose id is not known; ids outside the
 /// vocabulary; log-probabilities that are not numbers, are above 0, disagree, or have a mass above 1.
 pub fn answer_signal(
-    tokenizer: &Tokenizer,
-    prompt_ids: &[u32],
-    completion: &Completion,
-    top_k: usize,
-) -> Result<Signal, String> {
-    let lacking =
-        |token: &SampledToken| token.id.is_none() || token.top.iter().any(|top| top.id.is_none());
-    let spellings = completion
-        .tokens
-        .iter()
-        .any(lacking)
-        .then(|| Spellings::new(tokenizer));
-    answer_signal_with(
-        tokenizer.vocab_size(),
-        spellings.as_ref(),
-        prompt_ids,
-        completion,
-        top_k,
-    )
-}
-
-/// [`answer_signal`] with a table of spellings, which is not needed if the server gives ids.
-///
-/// # Errors
-/// The errors of [`answer_signal`].
-pub fn answer_signal_with(
     vocab_size: usize,
     spellings: Option<&Spellings>,
     prompt_ids: &[u32],

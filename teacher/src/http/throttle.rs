@@ -36,7 +36,7 @@ const BURST_SECONDS: f64 = 1.0;
 /// Longest pause. A server that asks for a longer one is asked again after this time.
 const MAX_PAUSE: Duration = Duration::from_secs(3600);
 
-/// What a failure tells about its endpoint.
+/// Class of a failure, by its meaning for the endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum FailureClass {
     /// The endpoint accepts fewer requests, or does not reply in time.

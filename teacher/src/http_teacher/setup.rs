@@ -216,7 +216,7 @@ impl HttpTeacher {
             .any(|token| token.id.is_none() || token.top.iter().any(|top| top.id.is_none()));
         let spellings = || Spellings::new(tokenizer);
         let spellings = lacks_ids.then(|| self.spellings.get_or_init(spellings));
-        http::answer_signal_with(
+        http::answer_signal(
             tokenizer.vocab_size(),
             spellings,
             prompt_ids,

@@ -19,7 +19,7 @@ use crate::{Error, SignalSettings};
 /// Parts of each distribution that are kept.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Scoring {
-    /// What to store of each distribution.
+    /// Parts of each distribution to store.
     pub signals: SignalSettings,
     /// Seed of the draws, whose randomness is a function of this seed, the text's prompt and sample, and the position.
     pub seed: u64,

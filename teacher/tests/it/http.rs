@@ -1,5 +1,5 @@
-//! Collecting over HTTP, against a server that fails on purpose: what goes wrong (`faults`), what it may cost
-//! (`caps`), who is asked and when not (`endpoints`), and what must not be told (`keys`).
+//! Collections over HTTP against a test server that fails on purpose: faults (`faults`), budgets (`caps`), choice and
+//! availability of endpoints (`endpoints`), and secrecy of keys (`keys`).
 
 mod caps;
 mod endpoints;

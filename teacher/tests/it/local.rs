@@ -15,7 +15,7 @@ use serde_json::Value;
 use self::support::*;
 
 #[test]
-fn greedy_answers_are_those_of_transformers() {
+fn greedy_answers_equal_those_of_transformers() {
     let Some(teacher) = stories() else { return };
     let reference = reference("stories260k.json");
     for item in reference["items"].as_array().unwrap() {
@@ -39,7 +39,7 @@ fn greedy_answers_are_those_of_transformers() {
 }
 
 #[test]
-fn chat_prompts_are_those_of_transformers() {
+fn chat_prompts_equal_those_of_transformers() {
     let Some(dir) = weights("SmolLM2-135M-Instruct") else {
         return;
     };
@@ -78,7 +78,7 @@ fn plain_text_has_the_reference_loss() {
     shakespeare(&teacher, &reference("stories260k.json"));
 }
 
-/// Mean NLL of the first 512 tokens of TinyShakespeare.
+/// Compares the mean NLL of the first 512 tokens of TinyShakespeare with the reference.
 fn shakespeare(teacher: &Local, reference: &Value) {
     let Some(path) = real("data/tinyshakespeare/input.txt") else {
         return;
@@ -89,7 +89,7 @@ fn shakespeare(teacher: &Local, reference: &Value) {
     token_ids.truncate(512);
     assert_eq!(token_ids[..16], numbers(&expected["first16"]));
     let signal = score(teacher, &[text_of(token_ids, 1)], &scoring(1)).remove(0);
-    let nll: Vec<f64> = realised(&signal)
+    let nll: Vec<f64> = target_logprobs(&signal)
         .map(|logprob| -f64::from(logprob))
         .collect();
     let mean = nll.iter().sum::<f64>() / nll.len() as f64;
@@ -148,7 +148,7 @@ fn signals_equal_brute_force() {
 }
 
 #[test]
-fn sampled_logprobs_are_those_of_the_signals() {
+fn sampled_logprobs_equal_those_of_the_signals() {
     let Some(teacher) = stories() else { return };
     let prompts = [
         ask("Once upon a time"),
@@ -172,7 +172,7 @@ fn sampled_logprobs_are_those_of_the_signals() {
         .collect();
     for (signal, answer) in score(&teacher, &texts, &scoring(4)).iter().zip(&answers) {
         assert_eq!(signal.rows.len(), answer.tokens.len());
-        for (logprob, token) in realised(signal).zip(&answer.tokens) {
+        for (logprob, token) in target_logprobs(signal).zip(&answer.tokens) {
             assert!((logprob - token.logprob).abs() < 1e-4);
         }
     }
@@ -240,7 +240,7 @@ fn answers_and_signals_repeat_bit_for_bit() {
     );
     let whole = score(&teacher, &texts, &scoring(8));
     assert_eq!(whole, score(&teacher, &texts, &scoring(8)));
-    // Neither the size of a chunk nor the company in the batch changes a distribution beyond rounding.
+    // Chunk size and batch change a distribution only by rounding.
     let small = Scoring {
         chunk_rows: 5,
         ..scoring(8)
@@ -253,10 +253,10 @@ fn answers_and_signals_repeat_bit_for_bit() {
 }
 
 #[test]
-fn texts_of_any_length_come_back_in_their_order() {
+fn texts_of_any_length_keep_their_order() {
     let Some(teacher) = stories() else { return };
     let text = |length: u32, start| text_of((0..length).map(|i| 3 + i * 7 % 500).collect(), start);
-    // More than one batch, and texts that need nothing of the model.
+    // The texts fill more than one batch, and some of them have no loss position.
     let mut texts = vec![
         text(2, 1),
         text(512, 500),
@@ -276,7 +276,7 @@ fn texts_of_any_length_come_back_in_their_order() {
 }
 
 #[test]
-fn draws_from_the_tail_are_those_of_seed_text_and_position() {
+fn tail_draws_depend_on_seed_text_and_position_only() {
     let Some(teacher) = stories() else { return };
     let mut texts = sampled_texts(&teacher, &[ask("One day"), ask("The sun was hot")]);
     let drawn = |seed, texts: &[ScoringText]| {
@@ -305,7 +305,7 @@ fn draws_from_the_tail_are_those_of_seed_text_and_position() {
     assert_ne!(ids(&signals), ids(&drawn(2, &texts)));
     texts.iter_mut().for_each(|text| text.sample_index += 1);
     assert_ne!(ids(&signals), ids(&drawn(1, &texts)));
-    // They are beside the distributions, and change nothing of them.
+    // Draws do not change the distributions.
     let mut without = signals;
     for row in without.iter_mut().flat_map(|signal| &mut signal.rows) {
         row.draw_ids.clear();
@@ -351,7 +351,7 @@ fn a_support_may_be_the_whole_vocabulary() {
 }
 
 #[test]
-fn progress_can_stop_both() {
+fn progress_callbacks_can_stop_sampling_and_scoring() {
     let Some(teacher) = stories() else { return };
     let prompt = ask("Once");
     let asks = [Ask {
@@ -414,7 +414,7 @@ fn provenance_follows_the_checkpoint() {
 }
 
 #[test]
-fn refused_requests_say_what_is_wrong() {
+fn refused_requests_name_the_defect() {
     let Some(dir) = weights("stories260K") else {
         return;
     };
@@ -432,7 +432,7 @@ fn refused_requests_say_what_is_wrong() {
     assert_eq!(
         error.to_string(),
         format!(
-            "train.jsonl:17: the prompt has {tokens} tokens, and with 32 new ones it exceeds the teacher's context of 512: drop or shorten it, or lower `max_new_tokens`"
+            "train.jsonl:17: the prompt has {tokens} tokens, and with 32 new ones it exceeds the teacher's context of 512\nhint: drop or shorten the prompt, or lower `max_new_tokens`"
         )
     );
 
@@ -444,7 +444,7 @@ fn refused_requests_say_what_is_wrong() {
     let four = scoring(4);
     assert_eq!(
         fail(text_of(vec![1; 513], 1), &four),
-        "prompt p, sample 0: the text has 513 tokens, and the teacher's context is 512: drop or cut it"
+        "prompt p, sample 0: the text has 513 tokens, and the teacher's context is 512\nhint: drop or cut the text"
     );
     assert_eq!(
         fail(text_of(vec![1, 512], 1), &four),
@@ -480,7 +480,7 @@ fn refused_requests_say_what_is_wrong() {
     let error = Local::open(settings(&dir, None)).unwrap_err().to_string();
     assert!(error.contains("has no chat template"), "{error}");
 
-    // A model with fewer rows than the tokenizer has ids.
+    // The model has fewer embedding rows than the tokenizer has ids.
     let copy = tempfile::tempdir().unwrap();
     copy_checkpoint(&dir, copy.path());
     let config = Config {
@@ -497,7 +497,7 @@ fn refused_requests_say_what_is_wrong() {
     assert_eq!(
         error,
         format!(
-            "the tokenizer `{place}/tokenizer.json` has 512 ids, and the embedding of `{place}/config.json` has 500 rows: tokenizer and model are not of one checkpoint"
+            "the tokenizer `{place}/tokenizer.json` has 512 ids, but the embedding of `{place}/config.json` has 500 rows\nhint: use tokenizer and model of one checkpoint"
         )
     );
 }

@@ -84,7 +84,10 @@ fn a_shard_cut_at_any_byte_is_an_error_that_names_it() {
     }
     insta::assert_snapshot!(
         read_footer(&path).unwrap_err().to_string().replace(&dir.path().display().to_string(), "DIR"),
-        @"DIR/shard-00000.parquet is not a whole Parquet file (cut short, damaged, or not Parquet): delete it and run the stage that writes it again"
+        @"
+DIR/shard-00000.parquet is not a complete Parquet file (cut short, damaged, or not Parquet)
+hint: delete it and run the stage that writes it again
+"
     );
 }
 
@@ -121,7 +124,10 @@ fn a_later_version_is_refused() {
     );
     insta::assert_snapshot!(
         refusal::<Completion>(&path),
-        @"DIR/shard-00000.parquet has schema version 2, and this Potstill knows versions up to 1: use the newer Potstill that wrote it"
+        @"
+DIR/shard-00000.parquet has schema version 2, and this Potstill reads version 1
+hint: use the newer Potstill that wrote it
+"
     );
 }
 
@@ -132,7 +138,10 @@ fn a_footer_that_is_not_ours_is_refused() {
     let path = write_raw(dir.path(), &batch, &[]);
     insta::assert_snapshot!(
         refusal::<Completion>(&path),
-        @"DIR/shard-00000.parquet has no `potstill.schema` in its footer, so Potstill did not write it: move it out of the folder"
+        @"
+DIR/shard-00000.parquet has no `potstill.schema` in its footer, so Potstill did not write it
+hint: move it out of the folder
+"
     );
     let path = write_raw(
         dir.path(),
@@ -245,14 +254,14 @@ fn a_folder_with_a_hole_or_a_stray_file_is_refused() {
     touch("shard-00003.parquet");
     let message = shards(dir.path()).unwrap_err().to_string();
     assert!(
-        message.contains("shard-00002.parquet is absent, though later shards are there"),
+        message.contains("shard-00002.parquet is absent, but later shards exist"),
         "{message}"
     );
     for stray in ["shard-2.parquet", "other.parquet", "shard-+0002.parquet"] {
         touch(stray);
         let message = shards(dir.path()).unwrap_err().to_string();
         assert!(
-            message.contains(&format!("{stray} is not named like a shard")),
+            message.contains(&format!("{stray} does not have the name of a shard")),
             "{message}"
         );
         fs::remove_file(dir.path().join(stray)).unwrap();

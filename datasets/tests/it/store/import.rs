@@ -38,7 +38,7 @@ impl Folder {
         path
     }
 
-    /// As pyarrow and most others write: snappy, and Arrow's own schema in the footer.
+    /// Writes a file as pyarrow and most other programs do: with snappy, and with Arrow's own schema in the footer.
     fn parquet(&self, columns: Vec<(&str, ArrayRef)>) -> PathBuf {
         let path = self.0.path().join("p.parquet");
         let batch = RecordBatch::try_from_iter(columns).unwrap();
@@ -57,7 +57,7 @@ fn read(path: &Path, columns: &Columns) -> Imported {
     import(&ImportSettings::new(path, columns.clone())).unwrap()
 }
 
-/// What follows the path in the message.
+/// Checks the part of the message that follows the path.
 #[track_caller]
 fn refused(path: &Path, columns: &Columns, expected: &str) {
     let message = import(&ImportSettings::new(path, columns.clone()))
@@ -294,7 +294,7 @@ fn an_instruction_takes_its_input_and_gives_its_output() {
     refused(
         &path,
         &alpaca(),
-        ":1 has no column `output`; it has `instruction`. Name one of these in `columns`",
+        ":1 has no column `output`; it has `instruction`\nhint: name one of these in `columns` of [import]",
     );
 }
 
@@ -340,12 +340,12 @@ fn csv_that_is_not_right_is_refused_with_its_line() {
     refused(
         &csv(b"text,n\n\"a\nb\",1\nc, d, e\n"),
         &text("text"),
-        ":4: the row has 3 cells, though the header has 2: put cells that hold a delimiter, a quote or a line end in quotes",
+        ":4: the row has 3 cells, and the header has 2\nhint: put cells that contain a delimiter, a quote or a line end in quotes",
     );
     refused(
         &csv(b"a,b\n1,2\n"),
         &text("text"),
-        ":2 has no column `text`; it has `a`, `b`. Name one of these in `columns`",
+        ":2 has no column `text`; it has `a`, `b`\nhint: name one of these in `columns` of [import]",
     );
     refused(
         &csv(b"text,n\na,1\n ,2\n"),
@@ -355,18 +355,18 @@ fn csv_that_is_not_right_is_refused_with_its_line() {
     refused(
         &csv(b"text,n\na,1\n\xff,2\n"),
         &text("text"),
-        ":3: cell 1 is not valid UTF-8: convert the file to UTF-8",
+        ":3: cell 1 is not valid UTF-8\nhint: convert the file to UTF-8",
     );
     refused(
         &csv(b"text,text\na,1\n"),
         &text("text"),
-        ":1: the header has the column `text` twice: rename one",
+        ":1: the header has the column `text` twice\nhint: rename one of them",
     );
     for none in ["", "text\n"] {
         refused(
             &csv(none.as_bytes()),
             &text("text"),
-            " gives no prompts: the file has no rows",
+            " has no prompts: the file has no rows\nhint: put prompts into it, or name another file in `path` of [import]",
         );
     }
     refused(
@@ -444,7 +444,7 @@ fn a_packed_file_is_read_like_the_plain_one() {
         }
         (folder.write(name, &bytes), bytes)
     };
-    // Two members, as appending gives.
+    // Two gzip members, as they result from appending.
     let (lines, bytes) = pack(
         "p.jsonl.gz",
         &["{\"text\": \"a\"}\n", "{\"text\": \"b\"}\n"],
@@ -475,7 +475,7 @@ fn a_file_of_another_kind_is_refused() {
         refused(
             &folder.write(name, "{\"text\": \"a\"}"),
             &text("text"),
-            " cannot be read: the end of its name must be .jsonl, .ndjson, .json, .csv or .tsv, each with or without .gz, or .parquet; rename the file, or convert it",
+            " has a format that Potstill does not read\nhint: the name must end in .jsonl, .ndjson, .json, .csv or .tsv, each with or without .gz, or in .parquet: rename the file, or convert it",
         );
     }
     let path = folder.write("P.JSONL", "{\"text\": \"a\"}");

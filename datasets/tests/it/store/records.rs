@@ -290,7 +290,7 @@ pub(super) fn task_sample() -> impl Strategy<Value = TaskSample> {
         )
 }
 
-/// Signals of one shape, told apart by `sample_index`: `positions` with a support of `support`.
+/// Creates signals with `positions` positions and a support of `support`, which differ in `sample_index`.
 pub(super) fn signals(count: u32, positions: usize, support: u32) -> Vec<Signal> {
     let row = |seed: u32| SignalRow {
         ids: (0..support).map(|k| k * 7 + seed % 7).collect(),

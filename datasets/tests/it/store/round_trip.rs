@@ -136,9 +136,7 @@ fn columns_of_draws_are_there_for_draws_alone() {
         .unwrap();
     let message = super::chain(&writer.finish().unwrap_err());
     assert!(
-        message.contains(
-            "row 1, column `draw_ids, draw_counts`: the file was begun without these columns"
-        ),
+        message.contains("row 1, column `draw_ids, draw_counts`: the file has no such columns"),
         "{message}"
     );
 }
@@ -169,9 +167,8 @@ fn a_row_that_breaks_the_rules_is_never_stored() {
     values.bin_correct.pop();
     let message = super::chain(&write_shard(&path, &[values], &[]).unwrap_err());
     assert!(
-        message.contains(
-            "row 0, column `bin_correct`: a list of 9, where each of 10 bins has an entry"
-        ),
+        message
+            .contains("row 0, column `bin_correct`: the list has 9 entries, and 10 are expected"),
         "{message}"
     );
     assert!(!path.exists());

@@ -50,8 +50,14 @@ fn tokens_without_bytes_belong_to_the_next_span() {
 fn texts_that_differ_are_shown() {
     let message =
         |teacher: &[&str], student: &[&str]| align(teacher, student).unwrap_err().to_string();
-    insta::assert_snapshot!(message(&["a", "bcd"], &["ab", "xd"]), @r#"the teacher's and the student's tokens spell different texts from byte 2 on: "cd" (token 1) and "xd" (token 1); encode the same text with both, without special tokens"#);
-    insta::assert_snapshot!(message(&["a", "b", "</s>"], &["ab"]), @r#"the teacher's and the student's tokens spell different texts from byte 2 on: "</s>" (token 2) and "" (token 1); encode the same text with both, without special tokens"#);
+    insta::assert_snapshot!(message(&["a", "bcd"], &["ab", "xd"]), @r#"
+the teacher's and the student's tokens spell different texts from byte 2 on: "cd" (token 1) and "xd" (token 1)
+hint: encode the same text with both tokenizers, without special tokens
+"#);
+    insta::assert_snapshot!(message(&["a", "b", "</s>"], &["ab"]), @r#"
+the teacher's and the student's tokens spell different texts from byte 2 on: "</s>" (token 2) and "" (token 1)
+hint: encode the same text with both tokenizers, without special tokens
+"#);
     let error = align(&["é"], &[b"\xc3".as_slice(), b"\xaa"]).unwrap_err();
     assert_eq!(
         (error.byte, error.teacher_token, error.student_token),

@@ -1,8 +1,8 @@
 //! Masks, and the ways in which they could be wrong.
 
 use potstill_datasets::{
-    ChatTemplate, Encoded, Error, Message, Reasoning, Role, Tokenizer, encode_conversation,
-    prompt_ids, split_reasoning,
+    ChatTemplate, Encoded, Error, Finding, Message, Reasoning, Role, Tokenizer,
+    encode_conversation, prompt_ids, split_reasoning,
 };
 
 use crate::text::small::{byte_level, sentence_piece};
@@ -126,7 +126,10 @@ fn the_end_of_turn_is_found_behind_the_marks() {
         &Message::text(Role::Assistant, "Yes"),
     )
     .unwrap_err();
-    assert!(matches!(error, Error::EndOfTurnMissing { .. }), "{error}");
+    assert!(
+        matches!(&error, Error::Untrainable { finding, .. } if matches!(**finding, Finding::EosWithoutLoss { .. })),
+        "{error}"
+    );
 }
 
 /// Phi-3 ends a turn with one token and the conversation with another.
@@ -212,10 +215,10 @@ fn reasoning_is_written_and_never_lost() {
         "{{ '' if loop.last else m.reasoning_content }}{{ m.content }}",
     );
     insta::assert_snapshot!(encode(&tokenizer, &drops, &answer).unwrap_err(), @r#"
-chat template test drops the reasoning of the assistant's turn.
+chat template test: the template drops the reasoning of the answer
   missing:  "2 + 2"
   rendered: "4<|im_end|>\n"
-hint: use a template that keeps it, or data without reasoning
+hint: use a template that keeps the reasoning, or data without reasoning
 "#);
     let strips = CHATML.replace("{{ m.content }}", "{{ m.content.split('</think>')[-1] }}");
     // In the field, or in the text as data sets have it.
@@ -223,7 +226,8 @@ hint: use a template that keeps it, or data without reasoning
     for answer in [&answer, &written] {
         let found = encode(&tokenizer, &strips, answer);
         assert!(
-            matches!(&found, Err(Error::ReasoningDropped { reasoning, .. }) if reasoning == "2 + 2"),
+            matches!(&found, Err(Error::Untrainable { finding, .. })
+                if matches!(&**finding, Finding::ReasoningDropped { reasoning, .. } if reasoning == "2 + 2")),
             "{found:?}"
         );
     }
@@ -236,21 +240,21 @@ fn masks_that_would_be_wrong_are_errors() {
     let yes = Message::text(Role::Assistant, "Yes");
     let error = |source: &str| encode(&tokenizer, source, &yes).unwrap_err().to_string();
     insta::assert_snapshot!(error(&CHATML.replace("assistant\n", "assistant\n<think>")), @r#"
-chat template test: the rendered prompt is not the start of the rendered conversation, so the assistant's tokens are not known; they part at character 119.
+chat template test: the rendered prompt is not the start of the rendered conversation, so the tokens of the answer are not known; the two differ from character 119 on
   prompt:       "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHo<|im_end|>\n<|im_start|>user\nAnd?<|im_end|>\n<|im_start|>assistant\n<think>"
   conversation: "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHo<|im_end|>\n<|im_start|>user\nAnd?<|im_end|>\n<|im_start|>assistant\nYes<|im_end|>\n"
 hint: put the assistant's turn between {% generation %} and {% endgeneration %} in the template
 "#);
     insta::assert_snapshot!(error(&CHATML.replace("<|im_end|>", "")), @r#"
-chat template test does not end the assistant's turn with an end-of-sequence token, so a student would never learn to stop.
-  rendered: "Yes\n"
-  end of sequence: 262 "<|im_end|>"
-hint: add the token to the template, or to eos_token_id in generation_config.json
+chat template test: no EOS token that carries loss ends the answer, so a student would never learn to stop
+  rendered:   "Yes\n"
+  EOS tokens: 262 "<|im_end|>"
+hint: end the assistant's turn with an EOS token in the template, inside its {% generation %} marks or directly after them, or name the token that ends it in eos_token_id of generation_config.json
 "#);
     insta::assert_snapshot!(error(&MARKED.replace("m.role == 'assistant'", "not loop.last")), @r#"
-chat template test has {% generation %} marks, but none around the last assistant turn.
+chat template test: the template has {% generation %} marks, but none around the answer
   rendered: "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHo<|im_end|>\n<|im_start|>user\nAnd?<|im_end|>\n<|im_start|>assistant\nYes<|im_end|>\n"
-hint: put the marks around every assistant turn, or remove them all
+hint: put the marks around every assistant turn, or remove all of them
 "#);
     let end_inside = encode(
         &tokenizer,
@@ -258,8 +262,14 @@ hint: put the marks around every assistant turn, or remove them all
         &Message::text(Role::Assistant, "a<|im_end|>b"),
     )
     .unwrap_err();
-    insta::assert_snapshot!(end_inside, @r#"the assistant's text contains "<|im_end|>", which ends a sequence: everything behind it would be lost; remove it from the data"#);
-    insta::assert_snapshot!(error("{% if not add_generation_prompt %}{{ messages[-1].content }}<|im_end|>{% endif %}"), @"the prompt is empty after rendering with chat template test; a model needs at least one token to go on from");
+    insta::assert_snapshot!(end_inside, @r#"
+chat template test: the answer contains "<|im_end|>", which ends a sequence, so the rest of the answer would be lost
+hint: remove "<|im_end|>" from the data
+"#);
+    insta::assert_snapshot!(error("{% if not add_generation_prompt %}{{ messages[-1].content }}<|im_end|>{% endif %}"), @"
+chat template test: the rendered prompt is empty, and a model needs at least one token to continue
+hint: begin the template with a token, such as `{{ bos_token }}`
+");
 }
 
 #[test]

@@ -163,14 +163,22 @@ fn lost_reasoning_is_found() {
         "message['content'].split('</think>')[-1].strip()",
     );
     let report = check(&strips, &thinks(), Some(&think()));
-    assert_eq!(report.findings, [Finding::ReasoningDropped]);
+    assert_eq!(report.findings.len(), 1);
     assert_eq!(answer_of(&report), "[4<|im_end|>]\n");
-    insta::assert_snapshot!(report.findings[0], @r#"the template drops the answer's reasoning: use a template that keeps it, or data without reasoning"#);
+    insta::assert_snapshot!(report.findings[0], @r#"
+the template drops the reasoning of the answer
+  missing:  "2 + 2"
+  rendered: "4<|im_end|>\n"
+hint: use a template that keeps the reasoning, or data without reasoning
+"#);
 
     let report = check(CHATML, &thinks(), None);
     assert_eq!(report.findings, [Finding::ReasoningUnplaced]);
     assert_eq!(answer_of(&report), "[4<|im_end|>]\n");
-    insta::assert_snapshot!(report.findings[0], @r#"there is reasoning, and the template has no place for it: say how to write it with `reasoning = { open = "<think>", close = "</think>" }`, or use data without reasoning"#);
+    insta::assert_snapshot!(report.findings[0], @r#"
+there is reasoning, but the template never reads `reasoning_content`
+hint: set `reasoning = { open = "<think>", close = "</think>" }` to write it in front of the answer, or use data without reasoning
+"#);
 }
 
 #[test]
@@ -182,13 +190,22 @@ fn an_answer_that_cannot_be_told_from_its_prompt_is_found() {
     let report = check(&opened, &Message::text(Role::Assistant, "Yes"), None);
     assert!(report.tokens.iter().all(|token| !token.loss));
     assert_eq!(report.findings.len(), 1);
-    insta::assert_snapshot!(report.findings[0], @r#"it is not known which tokens are the answer's, because the rendered prompt ("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHo<|im_end|>\n<|im_start|>user\nAnd?<|im_end|>\n<|im_start|>assistant\n<think>") is not the start of the rendered conversation ("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHo<|im_end|>\n<|im_start|>user\nAnd?<|im_end|>\n<|im_start|>assistant\nYes<|im_end|>\n"): put the assistant's turn between {% generation %} and {% endgeneration %} in the template"#);
+    insta::assert_snapshot!(report.findings[0], @r#"
+the rendered prompt is not the start of the rendered conversation, so the tokens of the answer are not known; the two differ from character 119 on
+  prompt:       "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHo<|im_end|>\n<|im_start|>user\nAnd?<|im_end|>\n<|im_start|>assistant\n<think>"
+  conversation: "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHo<|im_end|>\n<|im_start|>user\nAnd?<|im_end|>\n<|im_start|>assistant\nYes<|im_end|>\n"
+hint: put the assistant's turn between {% generation %} and {% endgeneration %} in the template
+"#);
 
     let elsewhere = MARKED.replace("m.role == 'assistant'", "not loop.last");
     let report = check(&elsewhere, &Message::text(Role::Assistant, "Yes"), None);
     assert!(report.tokens.iter().all(|token| !token.loss));
-    assert_eq!(report.findings, [Finding::AnswerUnmarked]);
-    insta::assert_snapshot!(report.findings[0], @r#"the template has {% generation %} marks, but none around the answer: put them around every assistant turn, or remove them all"#);
+    assert_eq!(report.findings.len(), 1);
+    insta::assert_snapshot!(report.findings[0], @r#"
+the template has {% generation %} marks, but none around the answer
+  rendered: "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHo<|im_end|>\n<|im_start|>user\nAnd?<|im_end|>\n<|im_start|>assistant\nYes<|im_end|>\n"
+hint: put the marks around every assistant turn, or remove all of them
+"#);
 }
 
 #[test]
@@ -197,7 +214,12 @@ fn an_end_that_is_not_learned_is_found() {
     let report = check(&CHATML.replace(" + '<|im_end|>'", ""), &yes, None);
     assert_eq!(answer_of(&report), "[Yes\n]");
     assert_eq!(report.findings.len(), 1);
-    insta::assert_snapshot!(report.findings[0], @r#"no end-of-sequence token under loss ends the answer, so that a student would never learn to stop (the tokenizer has 262 "<|im_end|>"): end the assistant's turn with it in the template, next to or within the {% generation %} marks if there are any, or name the token that ends it in eos_token_id of generation_config.json"#);
+    insta::assert_snapshot!(report.findings[0], @r#"
+no EOS token that carries loss ends the answer, so a student would never learn to stop
+  rendered:   "Yes\n"
+  EOS tokens: 262 "<|im_end|>"
+hint: end the assistant's turn with an EOS token in the template, inside its {% generation %} marks or directly after them, or name the token that ends it in eos_token_id of generation_config.json
+"#);
 
     let behind_text = MARKED.replace(
         "<|im_end|>{% endgeneration %}",
@@ -227,7 +249,10 @@ fn nothing_under_loss_is_found() {
         "{:?}",
         report.findings
     );
-    insta::assert_snapshot!(report.findings[1], @r#"no token is under loss, so that nothing would be learned: put what the assistant says between {% generation %} and {% endgeneration %} in the template, or remove the marks"#);
+    insta::assert_snapshot!(report.findings[1], @r#"
+no token carries loss, so a student would learn nothing
+hint: put the text of the assistant between {% generation %} and {% endgeneration %} in the template, or remove the marks
+"#);
 }
 
 /// Marks around users' turns too, once they are answered, in a template that also cuts earlier answers short.
@@ -258,7 +283,10 @@ fn a_prompt_under_loss_is_found() {
         report.findings,
         [Finding::PromptUnderLoss { position, text }]
     );
-    insta::assert_snapshot!(report.findings[0], @r#"token 30 ("A") is the prompt's, and it is under loss: put the {% generation %} marks of the template around assistant turns alone"#);
+    insta::assert_snapshot!(report.findings[0], @r#"
+token 30 ("A") belongs to the prompt and carries loss
+hint: put the {% generation %} marks of the template around assistant turns only
+"#);
 }
 
 #[test]
@@ -270,14 +298,20 @@ fn text_that_a_model_cannot_learn_from_is_found() {
     );
     let token = "<|im_end|>".to_owned();
     assert_eq!(report.findings, [Finding::EosInside { token }]);
-    insta::assert_snapshot!(report.findings[0], @r#"the answer contains "<|im_end|>", which ends a sequence, so that all behind it would be lost: remove it from the data"#);
+    insta::assert_snapshot!(report.findings[0], @r#"
+the answer contains "<|im_end|>", which ends a sequence, so the rest of the answer would be lost
+hint: remove "<|im_end|>" from the data
+"#);
     let alone = "{% if not add_generation_prompt %}{{ messages[-1].content }}<|im_end|>{% endif %}";
     let report = check(alone, &Message::text(Role::Assistant, "Yes"), None);
     assert_eq!(
         (report.findings.as_slice(), report.prompt_tokens),
         ([Finding::PromptEmpty].as_slice(), 0)
     );
-    insta::assert_snapshot!(report.findings[0], @r#"nothing precedes the answer, and a model needs at least one token to go on from: begin the template with a token, such as `{{ bos_token }}`"#);
+    insta::assert_snapshot!(report.findings[0], @r#"
+the rendered prompt is empty, and a model needs at least one token to continue
+hint: begin the template with a token, such as `{{ bos_token }}`
+"#);
 }
 
 #[test]

@@ -145,8 +145,8 @@ fn errors_say_what_is_wrong() {
         reasoning: None,
         now: None,
     };
-    insta::assert_snapshot!(template.render(&[], Some("{}"), options).unwrap_err(), @"the tools of a prompt have to be a JSON array: they are {}");
-    insta::assert_snapshot!(template.render(&[], Some("[1"), options).unwrap_err(), @"the tools of a prompt have to be a JSON array: EOF while parsing a list at line 1 column 2");
+    insta::assert_snapshot!(template.render(&[], Some("{}"), options).unwrap_err(), @"the tools of a prompt must be a JSON array: they are {}");
+    insta::assert_snapshot!(template.render(&[], Some("[1"), options).unwrap_err(), @"the tools of a prompt must be a JSON array: EOF while parsing a list at line 1 column 2");
 }
 
 #[test]
@@ -174,7 +174,10 @@ fn reasoning_goes_where_the_template_or_the_marks_put_it() {
             .text,
         "<s><think>2 + 2</think>4</s>"
     );
-    insta::assert_snapshot!(plain.render(&messages, None, options(None)).unwrap_err(), @r#"chat template plain has no place for reasoning (it never reads `reasoning_content`); say how to write it with `reasoning = { open = "<think>", close = "</think>" }`, or use data without reasoning"#);
+    insta::assert_snapshot!(plain.render(&messages, None, options(None)).unwrap_err(), @r#"
+chat template plain: there is reasoning, but the template never reads `reasoning_content`
+hint: set `reasoning = { open = "<think>", close = "</think>" }` to write it in front of the answer, or use data without reasoning
+"#);
 
     let reads = ChatTemplate::from_source(
         "reads",

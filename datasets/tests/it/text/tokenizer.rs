@@ -183,19 +183,28 @@ fn broken_files_are_named() {
             .to_string()
             .replace(&dir.path().display().to_string(), "model")
     };
-    insta::assert_snapshot!(message(&[("tokenizer.json", "{ \"model\": ")]), @"model/tokenizer.json is not valid JSON: fetch the file again");
+    insta::assert_snapshot!(message(&[("tokenizer.json", "{ \"model\": ")]), @"
+model/tokenizer.json is not valid JSON: EOF while parsing a value at line 1 column 11
+hint: fetch the file again
+");
     insta::assert_snapshot!(message(&[("tokenizer.json", "{}")]), @"model/tokenizer.json: it does not describe a tokenizer: Model missing. at line 1 column 2");
     let word_piece = json!({ "model": { "type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##", "max_input_chars_per_word": 100, "vocab": { "[UNK]": 0 } },
         "decoder": { "type": "WordPiece", "prefix": "##", "cleanup": true } });
-    insta::assert_snapshot!(message(&[("tokenizer.json", &word_piece.to_string())]), @"model/tokenizer.json: its decoder `WordPiece` is not supported: the bytes of a token are known for byte-level BPE and SentencePiece vocabularies only");
-    insta::assert_snapshot!(message(&[("tokenizer_config.json", "[")]), @"model/tokenizer_config.json is not valid JSON: fetch the file again");
-    insta::assert_snapshot!(message(&[("tokenizer_config.json", r#"{ "bos_token": 1 }"#)]), @"model/tokenizer_config.json: `bos_token` has to be a string or an object with `content`, and is 1");
+    insta::assert_snapshot!(message(&[("tokenizer.json", &word_piece.to_string())]), @"model/tokenizer.json: the decoder `WordPiece` is not supported; Potstill reads byte-level BPE and SentencePiece vocabularies");
+    insta::assert_snapshot!(message(&[("tokenizer_config.json", "[")]), @"
+model/tokenizer_config.json is not valid JSON: EOF while parsing a list at line 1 column 1
+hint: fetch the file again
+");
+    insta::assert_snapshot!(message(&[("tokenizer_config.json", r#"{ "bos_token": 1 }"#)]), @"model/tokenizer_config.json: `bos_token` must be a string or an object with `content`, and is 1");
     insta::assert_snapshot!(message(&[("tokenizer_config.json", r#"{ "eos_token": "<end>" }"#)]), @r#"model/tokenizer_config.json: `eos_token` "<end>" is not in the vocabulary of tokenizer.json"#);
 
     let empty = tempfile::tempdir().unwrap();
     let error = Tokenizer::from_dir(empty.path()).unwrap_err();
     assert!(matches!(error, Error::TokenizerMissing { .. }));
-    insta::assert_snapshot!(error.to_string().replace(&empty.path().display().to_string(), "model"), @"model has no tokenizer.json; Potstill reads fast tokenizers only (transformers writes one with `AutoTokenizer.from_pretrained(…).save_pretrained(…)`)");
+    insta::assert_snapshot!(error.to_string().replace(&empty.path().display().to_string(), "model"), @"
+model has no tokenizer.json, and Potstill reads fast tokenizers only
+hint: write one with transformers: `AutoTokenizer.from_pretrained(…).save_pretrained(…)`
+");
     fs::create_dir(empty.path().join("tokenizer.json")).unwrap();
     assert!(matches!(
         Tokenizer::from_dir(empty.path()),

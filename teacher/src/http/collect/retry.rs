@@ -41,7 +41,7 @@ struct PartialAnswer {
     is_answer: bool,
 }
 
-/// What follows for a call.
+/// Next step of a call.
 pub(super) enum NextStep {
     /// The call is completed.
     Complete(Box<(PendingCall, Result<Response, Failure>)>),

@@ -17,7 +17,7 @@ pub(super) fn conclude(probe: &mut Probe, request: &RequestSettings) {
     token_changes(probe, &mut changes);
     probe.change = changes;
     let logprobs = &probe.logprobs;
-    let gives_model_distribution = !logprobs.is_processed() || request.samples_model_distribution();
+    let gives_model_distribution = !logprobs.is_processed() || request.altering_setting().is_none();
     let is_usable = logprobs.kind == LogprobKind::Real
         && logprobs.largest_k > 0
         && gives_model_distribution
@@ -74,7 +74,7 @@ fn logprob_changes(probe: &Probe, request: &RequestSettings, changes: &mut Vec<S
             "the log-probabilities are not those of a model: do not request them".into(),
         ),
     }
-    let is_altered = logprobs.is_processed() && !request.samples_model_distribution();
+    let is_altered = logprobs.is_processed() && request.altering_setting().is_some();
     if is_altered && logprobs.kind == LogprobKind::Real {
         changes.push("log-probabilities are those after penalties, temperature and truncation: set `temperature = 1.0` and `top_p = 1.0` in [collect] without `top_k`, `min_p` and `repetition_penalty`, or have the server give raw ones".into());
     }

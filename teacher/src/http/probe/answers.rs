@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::client::{ProbeClient, ProbeResponse};
 use super::positions::{self, EQUAL_WITHIN, PositionLogprobs};
-use super::{AnswerSpeed, LogprobKind, LogprobsMode, Probe, SamplingStage, UsageFindings};
+use super::{AnswerSpeed, LogprobKind, LogprobsMode, Probe, SamplingStage};
 use crate::http::{Dialect, Failure};
 
 /// The question of most chats: short, with one answer.
@@ -62,7 +62,7 @@ fn widest(positions: &[PositionLogprobs]) -> u32 {
 }
 
 /// Notes a token of an answer at temperature 0 that is not the most likely one: a penalty acts on the choice.
-fn note_choice(probe: &mut Probe, positions: &[PositionLogprobs]) {
+pub(super) fn note_choice(probe: &mut Probe, positions: &[PositionLogprobs]) {
     if let Some(position) = positions::odd_choice(positions) {
         probe.logprobs.penalty_by_default = Some(true);
         probe.quirks.push(format!(
@@ -74,19 +74,19 @@ fn note_choice(probe: &mut Probe, positions: &[PositionLogprobs]) {
 }
 
 /// Compares `usage` with the number of tokens that were received. An end of sequence may be counted and not shown.
-fn check_usage(probe: &mut Probe, response: &ProbeResponse, came: u64) {
+fn check_usage(probe: &mut Probe, response: &ProbeResponse, received: u64) {
     probe.usage.present = response.usage("prompt_tokens").is_some();
-    if let Some(counted) = response.usage("completion_tokens").filter(|_| came > 0) {
+    if let Some(counted) = response.usage("completion_tokens").filter(|_| received > 0) {
         let stopped = response
             .choice()
             .get("finish_reason")
             .and_then(Value::as_str)
             == Some("stop");
-        let right = counted == came || stopped && counted == came + 1;
+        let right = counted == received || stopped && counted == received + 1;
         probe.usage.completion_right = Some(right);
         if !right {
             probe.quirks.push(format!(
-                "`usage` counts {counted} tokens of an answer of {came}"
+                "`usage` counts {counted} tokens of an answer of {received}"
             ));
         }
     }
@@ -127,11 +127,11 @@ pub(super) async fn largest_k(
         let more = json!({ "logprobs": true, "top_logprobs": k });
         let response = client.chat(QUESTION, 3, more).await?;
         if response.is_success() {
-            let came = widest(&positions::of_answer(&response)).min(k);
-            probe.logprobs.largest_k = probe.logprobs.largest_k.max(came);
-            if came < k {
+            let received = widest(&positions::of_answer(&response)).min(k);
+            probe.logprobs.largest_k = probe.logprobs.largest_k.max(received);
+            if received < k {
                 probe.quirks.push(format!(
-                    "for {k} most likely tokens the server gives {came} without an error"
+                    "for {k} most likely tokens the server gives {received} without an error"
                 ));
                 break;
             }
@@ -311,13 +311,10 @@ async fn several_prompts(client: &mut ProbeClient<'_>, probe: &mut Probe) -> Res
         .usage("completion_tokens")
         .filter(|_| choices.iter().all(at_limit))
     {
-        let UsageFindings {
-            counts_all_prompts, ..
-        } = &mut probe.usage;
-        *counts_all_prompts = Some(counted >= 8);
+        probe.usage.counts_all_prompts = Some(counted >= 8);
         if counted < 8 {
             probe.quirks.push(format!(
-                "`usage` counts one of several prompts: {counted} tokens of answers of 8 together"
+                "`usage` counts one of several prompts: {counted} tokens for answers of 8 tokens together"
             ));
         }
     }

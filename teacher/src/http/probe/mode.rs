@@ -73,7 +73,7 @@ impl LogprobsMode {
         )
     }
 
-    /// What the mode means for stored distributions.
+    /// Describes the values, and whether they can be stored as distributions.
     #[must_use]
     pub fn meaning(self) -> &'static str {
         match self {
@@ -94,15 +94,23 @@ impl LogprobsMode {
 }
 
 impl RequestSettings {
-    /// Whether tokens are sampled from the model's own distribution: at temperature 1, without truncation and without
-    /// a penalty. Processed log-probabilities are then the model's own.
+    /// The first setting that makes tokens be sampled from another distribution than the model's own. Without such a
+    /// setting, processed log-probabilities are the model's own.
     #[must_use]
-    pub fn samples_model_distribution(&self) -> bool {
-        self.temperature == Some(1.0)
-            && self.top_p.is_none_or(|p| p == 1.0)
-            && self.top_k.is_none_or(|k| k == 0)
-            && self.min_p.is_none_or(|p| p == 0.0)
-            && self.repetition_penalty.is_none_or(|p| p == 1.0)
+    pub fn altering_setting(&self) -> Option<&'static str> {
+        let settings = [
+            ("temperature", self.temperature != Some(1.0)),
+            ("top_p", self.top_p.is_some_and(|p| p != 1.0)),
+            ("top_k", self.top_k.is_some_and(|k| k != 0)),
+            ("min_p", self.min_p.is_some_and(|p| p != 0.0)),
+            (
+                "repetition_penalty",
+                self.repetition_penalty.is_some_and(|p| p != 1.0),
+            ),
+        ];
+        settings
+            .into_iter()
+            .find_map(|(name, alters)| alters.then_some(name))
     }
 }
 

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use potstill_datasets::{ChatTemplate, Message, Role, Tokenizer, prompt_ids};
 
-use super::answers::QUESTION;
+use super::answers::{QUESTION, note_choice};
 use super::client::{ProbeClient, ProbeResponse};
 use super::positions::{self, EQUAL_WITHIN, PositionLogprobs};
 use super::{LogprobKind, Probe, ScoringApi};
@@ -23,14 +23,7 @@ pub(super) async fn continuation(
         .await?;
     probe.completions = response.is_success();
     let positions = positions::of_answer(&response);
-    if let Some(position) = positions::odd_choice(&positions) {
-        probe.logprobs.penalty_by_default = Some(true);
-        probe.quirks.push(format!(
-            "at temperature 0 the server continued with {:?}, although {:?} is more likely by its own log-probabilities: a penalty is on by default, and log-probabilities are those before it",
-            position.token,
-            position.top.first().map_or("", |top| top.0.as_str())
-        ));
-    }
+    note_choice(probe, &positions);
     Ok(if response.is_success() {
         positions
     } else {
@@ -130,7 +123,7 @@ fn align(
     };
     let Some(last) = last else { return };
     let kinds = [probe.logprobs.kind, probe.prompt_logprobs.kind];
-    let is_normalized = kinds.iter().all(|kind| *kind == LogprobKind::Real);
+    let is_normalized = !kinds.contains(&LogprobKind::Logits);
     let candidates = [0_i32, -1, 1].into_iter().filter_map(|shift| {
         let position = positions.get(last.checked_add_signed(shift as isize)?)?;
         let mean = match is_normalized {
@@ -176,8 +169,8 @@ async fn largest_k(
             .await?;
         let best = probe.prompt_logprobs.largest_k;
         if response.is_success() {
-            let came = widest(&positions::of_prompt(&response).unwrap_or_default()).min(k);
-            probe.prompt_logprobs.largest_k = best.max(came);
+            let received = widest(&positions::of_prompt(&response).unwrap_or_default()).min(k);
+            probe.prompt_logprobs.largest_k = best.max(received);
             continue;
         }
         let message = response.error_message();

@@ -37,7 +37,23 @@ fn sampled(id: u32, logprob: f32, top: &[(u32, f32)]) -> SampledToken {
 }
 
 fn signal_of(token: SampledToken, top_k: usize) -> Result<Signal, String> {
-    answer_signal_with(100, None, &[7, 8], &completion(vec![token]), top_k)
+    answer_signal(100, None, &[7, 8], &completion(vec![token]), top_k)
+}
+
+fn signal_with(
+    tokenizer: &Tokenizer,
+    prompt_ids: &[u32],
+    completion: &Completion,
+    top_k: usize,
+) -> Result<Signal, String> {
+    let spellings = Spellings::new(tokenizer);
+    answer_signal(
+        tokenizer.vocab_size(),
+        Some(&spellings),
+        prompt_ids,
+        completion,
+        top_k,
+    )
 }
 
 #[test]
@@ -84,7 +100,7 @@ fn defective_log_probabilities_are_corrected_or_refused() {
     // An alternative without probability is dropped, and duplicates are merged.
     let token = sampled(1, -1.0, &[(2, -9999.0), (1, -1.0), (3, f32::NEG_INFINITY)]);
     assert_eq!(signal_of(token, 9).unwrap().rows[0].ids, [1]);
-    let none = answer_signal_with(100, None, &[7], &completion(vec![]), 4).unwrap_err();
+    let none = answer_signal(100, None, &[7], &completion(vec![]), 4).unwrap_err();
     assert!(none.contains("has no tokens"), "{none}");
 }
 
@@ -235,7 +251,7 @@ fn ids_are_recovered_through_the_tokenizer() {
             .collect(),
     };
     let mut answer = completion(content.iter().map(token).collect());
-    let signal = answer_signal(&tokenizer, &[1, 2], &answer, 20).unwrap();
+    let signal = signal_with(&tokenizer, &[1, 2], &answer, 20).unwrap();
     // The ids of "The capital of" that vLLM gives.
     assert_eq!(signal.token_ids, [1, 2, 504, 3575, 282]);
     assert!(
@@ -243,7 +259,7 @@ fn ids_are_recovered_through_the_tokenizer() {
         "alternatives were lost"
     );
     answer.tokens[1].bytes = "\u{fffd}".into();
-    let why = answer_signal(&tokenizer, &[1, 2], &answer, 20).unwrap_err();
+    let why = signal_with(&tokenizer, &[1, 2], &answer, 20).unwrap_err();
     assert!(
         why.starts_with("token 1 of the answer: the server gives no token ids"),
         "{why}"
@@ -262,7 +278,7 @@ fn an_ambiguous_string_is_refused() {
             logprob: -1.0,
             top: Vec::new(),
         };
-        answer_signal(&tokenizer, &[1], &completion(vec![token]), 4)
+        signal_with(&tokenizer, &[1], &completion(vec![token]), 4)
     };
     let ambiguous = (b'a'..=b'z')
         .map(|letter| spelled(&char::from(letter).to_string()))

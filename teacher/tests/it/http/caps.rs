@@ -1,4 +1,4 @@
-//! No cap is passed, by the server's own count, with many requests under way.
+//! No cap is passed by the server's own count, with many requests in flight.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use potstill_teacher::http::{
 use super::server::{Counts, Fault, Plan};
 use super::support::{PRICE, run, settings, start};
 
-/// The most that a request can cost with the settings of these tests, USD.
+/// The most that a request of these tests can cost, USD.
 const MOST: f64 = (5.0 * 1.0 + 16.0 * 4.0) / 1e6;
 
 fn usd(counts: &Counts) -> f64 {
@@ -26,7 +26,7 @@ fn many(url: String, cap: f64) -> ClientSettings {
     settings
 }
 
-/// Must show 4. The server counts all that it worked on, also what it then cut or answered too late.
+/// The server counts all work, including answers that it then cuts or sends too late.
 #[test]
 fn ten_caps_in_usd_hold_with_200_requests_in_flight_and_faults() {
     for step in 1..=10_u32 {
@@ -52,11 +52,11 @@ fn ten_caps_in_usd_hold_with_200_requests_in_flight_and_faults() {
             first_byte: Duration::from_millis(400),
             ..settings.timeouts
         };
-        let came = run(&settings, 5_000);
+        let record = run(&settings, 5_000);
         assert!(
-            matches!(came.ended, Ok(CollectionEnd::CapReached { .. })),
+            matches!(record.end, Ok(CollectionEnd::CapReached { .. })),
             "{:?}",
-            came.ended
+            record.end
         );
         let counts = running.server.counts();
         assert!(
@@ -69,30 +69,30 @@ fn ten_caps_in_usd_hold_with_200_requests_in_flight_and_faults() {
             "the server counts {} of {cap}",
             usd(&counts)
         );
-        let spent = came.progress.spent.usd;
+        let spent = record.progress.spent.usd;
         assert!(spent <= cap && spent > cap - MOST, "spent {spent} of {cap}");
-        let ledger: f64 = came.attempts.iter().map(|a| a.usd).sum();
+        let ledger: f64 = record.attempts.iter().map(|a| a.usd).sum();
         assert!((ledger - spent).abs() < 1e-9);
-        assert_eq!(came.attempts.len(), came.sent.len());
+        assert_eq!(record.attempts.len(), record.sent.len());
     }
 }
 
-/// Must show 8: without replies that are cut, the ledger is what the server counted.
+/// Without cut responses, the ledger equals the server's count.
 #[test]
-fn the_ledger_is_the_servers_count_and_a_cap_is_used_to_its_end() {
+fn the_ledger_equals_the_servers_count_and_a_cap_is_used_up() {
     let running = start(Plan {
         faulty: 0.2,
         faults: vec![Fault::Status(429), Fault::Status(503), Fault::Status(404)],
         ..Plan::default()
     });
     let cap = 0.02;
-    let came = run(&many(running.server.url(), cap), 5_000);
-    assert!(matches!(came.ended, Ok(CollectionEnd::CapReached { .. })));
+    let record = run(&many(running.server.url(), cap), 5_000);
+    assert!(matches!(record.end, Ok(CollectionEnd::CapReached { .. })));
     let counts = running.server.counts();
-    let ledger: f64 = came.attempts.iter().map(|a| a.usd).sum();
+    let ledger: f64 = record.attempts.iter().map(|a| a.usd).sum();
     assert!((ledger - usd(&counts)).abs() < 1e-9);
     assert!(ledger <= cap && ledger > cap - MOST, "{ledger}");
-    assert_eq!(counts.answers, came.answers() as u64);
+    assert_eq!(counts.answers, record.answers() as u64);
 }
 
 #[test]
@@ -101,10 +101,11 @@ fn unknown_usage_is_charged_in_full() {
         usage: false,
         ..Plan::default()
     });
-    let came = run(&many(running.server.url(), 10.0 * MOST + 1e-9), 100);
-    assert_eq!(came.answers(), 10);
+    let record = run(&many(running.server.url(), 10.0 * MOST + 1e-9), 100);
+    assert_eq!(record.answers(), 10);
     assert!(
-        came.attempts
+        record
+            .attempts
             .iter()
             .all(|a| a.charge == ChargeBasis::Reserved)
     );
@@ -115,7 +116,7 @@ fn caps_on_requests_tokens_and_time_hold_and_earlier_sessions_count() {
     let running = start(Plan::default());
     let url = running.server.url();
     let capped = |caps: BudgetSettings, spent: Spending| {
-        let came = run(
+        let record = run(
             &ClientSettings {
                 caps,
                 spent,
@@ -123,10 +124,10 @@ fn caps_on_requests_tokens_and_time_hold_and_earlier_sessions_count() {
             },
             1_000_000,
         );
-        let Ok(CollectionEnd::CapReached { cap }) = came.ended else {
-            panic!("{:?}", came.ended)
+        let Ok(CollectionEnd::CapReached { cap }) = record.end else {
+            panic!("{:?}", record.end)
         };
-        (cap, came.attempts.len())
+        (cap, record.attempts.len())
     };
     let none = Spending::default();
     let requests = BudgetSettings {
@@ -153,21 +154,21 @@ fn caps_on_requests_tokens_and_time_hold_and_earlier_sessions_count() {
 }
 
 #[test]
-fn a_cap_that_cannot_be_reckoned_is_an_error() {
+fn a_cap_without_price_or_answer_limit_is_an_error() {
     let mut settings = settings("http://127.0.0.1:9/v1".into());
     settings.caps.usd = Some(1.0);
     settings.price = None;
     assert!(matches!(
-        run(&settings, 1).ended,
+        run(&settings, 1).end,
         Err(Error::Collection { .. })
     ));
     settings.price = Some(PRICE);
     settings.request.max_tokens = None;
-    let came = run(&settings, 1);
+    let record = run(&settings, 1);
     assert!(
-        matches!(came.ended, Err(Error::Collection { .. })),
+        matches!(record.end, Err(Error::Collection { .. })),
         "{:?}",
-        came.ended
+        record.end
     );
-    assert!(came.sent.is_empty());
+    assert!(record.sent.is_empty());
 }

@@ -1,4 +1,4 @@
-//! Who is asked, how much at once, and when a collection ends before its calls do.
+//! Choice of endpoints, concurrency, and collections that end before all calls are completed.
 
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,7 +11,7 @@ use super::server::{Fault, Plan, fault};
 use super::support::{call, endpoint, key, run, run_until, settings, start};
 
 #[test]
-fn a_wrong_key_ends_the_collection_and_no_call_lands() {
+fn a_wrong_key_ends_the_collection_without_completing_calls() {
     let running = start(Plan {
         faulty: 1.0,
         faults: vec![Fault::Status(401)],
@@ -19,38 +19,38 @@ fn a_wrong_key_ends_the_collection_and_no_call_lands() {
     });
     let mut settings = settings(running.server.url());
     settings.attempts = 100;
-    let came = run(&settings, 1_000);
+    let record = run(&settings, 1_000);
     assert!(
-        matches!(&came.ended, Ok(CollectionEnd::EndpointsDown { last }) if last.reason == FailureReason::Unauthorized),
+        matches!(&record.end, Ok(CollectionEnd::EndpointsDown { last }) if last.reason == FailureReason::Unauthorized),
         "{:?}",
-        came.ended
+        record.end
     );
-    assert!(came.landed.is_empty());
+    assert!(record.completed.is_empty());
     assert!(
-        (8..=40).contains(&came.sent.len()),
+        (8..=40).contains(&record.sent.len()),
         "{} requests",
-        came.sent.len()
+        record.sent.len()
     );
 }
 
 #[test]
-fn a_server_that_is_not_there_ends_the_collection_and_no_call_lands() {
-    // Nothing listens where a listener was.
+fn an_unreachable_server_ends_the_collection_without_completing_calls() {
+    // The port was free a moment ago, so nothing listens there.
     let gone = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}/v1", gone.local_addr().unwrap());
     drop(gone);
-    let came = run(&settings(url), 1_000);
+    let record = run(&settings(url), 1_000);
     assert!(
-        matches!(&came.ended, Ok(CollectionEnd::EndpointsDown { last }) if last.reason == FailureReason::Connect),
+        matches!(&record.end, Ok(CollectionEnd::EndpointsDown { last }) if last.reason == FailureReason::Connect),
         "{:?}",
-        came.ended
+        record.end
     );
-    assert!(came.landed.is_empty());
-    assert!(came.attempts.iter().all(|a| a.usd == 0.0));
+    assert!(record.completed.is_empty());
+    assert!(record.attempts.iter().all(|a| a.usd == 0.0));
 }
 
 #[test]
-fn what_one_endpoint_refuses_another_answers() {
+fn a_call_that_one_endpoint_refuses_is_answered_by_another() {
     let good = start(Plan::default());
     let bad = start(Plan {
         faulty: 1.0,
@@ -61,20 +61,20 @@ fn what_one_endpoint_refuses_another_answers() {
     let bad_endpoint = endpoint(bad.server.url());
     let bad_name = bad_endpoint.name().to_owned();
     settings.endpoints.push(bad_endpoint);
-    let came = run(&settings, 300);
-    assert_eq!(came.ended.as_ref().unwrap(), &CollectionEnd::Finished);
-    assert_eq!(came.answers(), 300);
-    assert!(came.sent.iter().any(|s| s.endpoint == bad_name));
+    let record = run(&settings, 300);
+    assert_eq!(record.end.as_ref().unwrap(), &CollectionEnd::Finished);
+    assert_eq!(record.answers(), 300);
+    assert!(record.sent.iter().any(|s| s.endpoint == bad_name));
 }
 
 #[test]
-fn retry_after_is_waited_for() {
+fn a_retry_waits_for_retry_after() {
     let plan = Plan {
         faulty: 0.5,
         faults: vec![Fault::RetryAfter(1)],
         ..Plan::default()
     };
-    // A prompt whose first request alone is refused.
+    // A prompt of which only the first request is refused.
     let n = (1..)
         .find(|&n| fault(&plan, key(n), 1).is_some() && fault(&plan, key(n), 2).is_none())
         .unwrap();
@@ -99,44 +99,44 @@ fn retry_after_is_waited_for() {
 }
 
 #[test]
-fn no_more_than_allowed_are_in_flight_and_all_of_it_is_used() {
+fn the_concurrency_limit_is_kept_and_used() {
     let running = start(Plan {
         latency: Duration::from_millis(30),
         ..Plan::default()
     });
     let mut settings = settings(running.server.url());
     settings.endpoints[0].max_in_flight = Some(40);
-    let came = run(&settings, 400);
-    assert_eq!(came.answers(), 400);
+    let record = run(&settings, 400);
+    assert_eq!(record.answers(), 400);
     let most = running.server.counts().in_flight_most;
     assert!((30..=40).contains(&most), "{most}");
 }
 
 #[test]
-fn a_wish_to_stop_lets_what_is_under_way_land() {
+fn stopping_completes_the_requests_in_flight() {
     let running = start(Plan {
         latency: Duration::from_millis(20),
         ..Plan::default()
     });
-    let came = run_until(&settings(running.server.url()), 1_000_000, |landed| {
-        landed >= 100
+    let record = run_until(&settings(running.server.url()), 1_000_000, |completed| {
+        completed >= 100
     });
-    assert_eq!(came.ended.unwrap(), CollectionEnd::Stopped);
-    assert_eq!(came.landed.len(), came.sent.len());
+    assert_eq!(record.end.unwrap(), CollectionEnd::Stopped);
+    assert_eq!(record.completed.len(), record.sent.len());
     let counts = running.server.counts();
     assert_eq!(
         (counts.answers, counts.in_flight),
-        (came.sent.len() as u64, 0)
+        (record.sent.len() as u64, 0)
     );
 }
 
 #[test]
-fn what_the_caller_says_ends_the_collection() {
+fn errors_and_a_break_of_the_callbacks_end_the_collection() {
     let running = start(Plan::default());
     let settings = settings(running.server.url());
-    let landed = AtomicU64::new(0);
-    let run = |at_call: u64, at_landing: u64, at_sending: u64| {
-        landed.store(0, Ordering::Relaxed);
+    let completed = AtomicU64::new(0);
+    let run = |at_call: u64, at_completion: u64, at_sending: u64| {
+        completed.store(0, Ordering::Relaxed);
         let mut n = 0;
         let sent = AtomicU64::new(0);
         collect(
@@ -160,8 +160,8 @@ fn what_the_caller_says_ends_the_collection() {
                     .iter()
                     .filter(|e| matches!(e, CallEvent::Completed(_)))
                     .count();
-                let all = landed.fetch_add(here as u64, Ordering::Relaxed) + here as u64;
-                Ok(if all >= at_landing {
+                let all = completed.fetch_add(here as u64, Ordering::Relaxed) + here as u64;
+                Ok(if all >= at_completion {
                     ControlFlow::Break("enough".into())
                 } else {
                     ControlFlow::Continue(())
@@ -180,13 +180,13 @@ fn what_the_caller_says_ends_the_collection() {
     );
     assert!(matches!(run(500, never, never), Err(Error::Caller { .. })));
     assert!(
-        landed.load(Ordering::Relaxed) > 0,
-        "what was under way landed"
+        completed.load(Ordering::Relaxed) > 0,
+        "the requests in flight were completed"
     );
     assert!(matches!(run(never, never, 50), Err(Error::Caller { .. })));
     assert_eq!(
-        landed.load(Ordering::Relaxed),
+        completed.load(Ordering::Relaxed),
         49,
-        "what was noted was sent, and landed"
+        "every reserved request was sent and completed"
     );
 }

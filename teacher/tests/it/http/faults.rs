@@ -1,4 +1,4 @@
-//! Everything that a server can do wrong, one by one and all at once.
+//! Faults of a server, one at a time and all together.
 
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
@@ -8,9 +8,9 @@ use potstill_teacher::http::{
 };
 
 use super::server::{FAULTS, Fault, Plan, fault};
-use super::support::{Came, call, first_word, key, run, run_calls, settings, start};
+use super::support::{RunRecord, call, first_word, key, run, run_calls, settings, start};
 
-/// What a fault may be called; nothing for an answer.
+/// Reasons that a fault may be reported with; none if it does not prevent the answer.
 fn reasons(fault: Fault, stream: bool) -> &'static [FailureReason] {
     match fault {
         Fault::Status(400) => &[FailureReason::BadRequest],
@@ -32,7 +32,7 @@ fn reasons(fault: Fault, stream: bool) -> &'static [FailureReason] {
         Fault::ErrorInside => &[FailureReason::ErrorInside, FailureReason::ServerError],
         Fault::NoChoice if stream => &[FailureReason::Cut, FailureReason::Empty],
         Fault::NoChoice | Fault::Empty => &[FailureReason::Empty],
-        // A streamed fault of this kind is a reply without a choice.
+        // In a stream, this fault is a response without a choice.
         Fault::FewerLogprobs | Fault::IdsOutOfRange if stream => {
             &[FailureReason::Cut, FailureReason::Empty]
         }
@@ -54,7 +54,7 @@ fn impatient(settings: ClientSettings) -> ClientSettings {
     }
 }
 
-fn one(fault: Fault, stream: bool) -> Came {
+fn one(fault: Fault, stream: bool) -> RunRecord {
     let running = start(Plan {
         faulty: 1.0,
         faults: vec![fault],
@@ -74,22 +74,22 @@ fn every_fault_has_its_reason() {
         std::thread::scope(|scope| {
             for &fault in FAULTS {
                 scope.spawn(move || {
-                    let came = one(fault, stream);
+                    let record = one(fault, stream);
                     let what = format!("{fault:?}, streamed: {stream}");
-                    assert_eq!(came.ended.unwrap(), CollectionEnd::Finished, "{what}");
-                    let [landed] = &came.landed[..] else {
-                        panic!("{what}: {:?}", came.landed)
+                    assert_eq!(record.end.unwrap(), CollectionEnd::Finished, "{what}");
+                    let [completed] = &record.completed[..] else {
+                        panic!("{what}: {:?}", record.completed)
                     };
                     let expected = reasons(fault, stream);
-                    match &landed.result {
+                    match &completed.result {
                         Ok(_) => assert!(expected.is_empty(), "{what}: an answer"),
                         Err(f) => assert!(expected.contains(&f.reason), "{what}: {f:?}"),
                     }
-                    let tries = landed.result.as_ref().err().map_or(1, |f| {
+                    let tries = completed.result.as_ref().err().map_or(1, |f| {
                         1 + u32::from(f.reason.is_transient() || f.reason.concerns_endpoint())
                     });
-                    assert_eq!(landed.attempts, tries, "{what}");
-                    assert_eq!(came.attempts.len() as u32, tries, "{what}");
+                    assert_eq!(completed.attempts, tries, "{what}");
+                    assert_eq!(record.attempts.len() as u32, tries, "{what}");
                 });
             }
         });
@@ -97,7 +97,7 @@ fn every_fault_has_its_reason() {
 }
 
 #[test]
-fn a_body_that_only_drips_is_given_up_in_the_end() {
+fn a_body_that_arrives_too_slowly_times_out() {
     let running = start(Plan {
         faulty: 1.0,
         faults: vec![Fault::Drip],
@@ -106,14 +106,14 @@ fn a_body_that_only_drips_is_given_up_in_the_end() {
     let mut settings = settings(running.server.url());
     settings.timeouts.whole = Duration::from_millis(2500);
     settings.attempts = 1;
-    let came = run(&settings, 1);
-    let failure = came.landed[0].result.clone().unwrap_err();
+    let record = run(&settings, 1);
+    let failure = record.completed[0].result.clone().unwrap_err();
     assert_eq!(failure.reason, FailureReason::TotalTimeout);
 }
 
-/// Must show 3: every prompt ends once, in an answer that is its own or in a typed failure.
+/// Every call is completed once, with its own answer or with a typed failure.
 #[test]
-fn ten_thousand_prompts_of_which_three_in_ten_replies_are_faulty() {
+fn ten_thousand_prompts_with_faults_in_three_of_ten_responses() {
     const CALLS: u64 = 10_000;
     let running = start(Plan {
         seed: 3,
@@ -126,71 +126,75 @@ fn ten_thousand_prompts_of_which_three_in_ten_replies_are_faulty() {
     let mut settings = impatient(settings(running.server.url()));
     settings.endpoints[0].max_in_flight = Some(256);
     let begun = Instant::now();
-    let came = run(&settings, CALLS);
-    assert_eq!(came.ended.as_ref().unwrap(), &CollectionEnd::Finished);
+    let record = run(&settings, CALLS);
+    assert_eq!(record.end.as_ref().unwrap(), &CollectionEnd::Finished);
     assert!(
         begun.elapsed() < Duration::from_secs(300),
         "{:?}",
         begun.elapsed()
     );
 
-    let numbers: HashSet<u64> = came.landed.iter().map(|c| c.call.number).collect();
+    let numbers: HashSet<u64> = record.completed.iter().map(|c| c.call.number).collect();
     assert_eq!(
-        (came.landed.len() as u64, numbers.len() as u64),
+        (record.completed.len() as u64, numbers.len() as u64),
         (CALLS, CALLS)
     );
-    for landed in &came.landed {
-        assert!((1..=4).contains(&landed.attempts), "{landed:?}");
-        match &landed.result {
-            Ok(reply) => {
-                let word = first_word(landed.call.number);
+    for completed in &record.completed {
+        assert!((1..=4).contains(&completed.attempts), "{completed:?}");
+        match &completed.result {
+            Ok(response) => {
+                let word = first_word(completed.call.number);
                 assert!(
-                    reply.completion.answer.starts_with(&word),
-                    "another's answer: {landed:?}"
+                    response.completion.answer.starts_with(&word),
+                    "the answer to another prompt: {completed:?}"
                 );
-                assert_eq!(reply.completion.prompt_id, landed.call.prompt.id);
+                assert_eq!(response.completion.prompt_id, completed.call.prompt.id);
             }
             Err(f) => assert!(!f.message.is_empty() && f.message.len() <= 500, "{f:?}"),
         }
     }
-    let requests: HashSet<u64> = came.attempts.iter().map(|a| a.request).collect();
-    assert_eq!(requests.len(), came.attempts.len());
-    assert_eq!(came.sent.len(), came.attempts.len());
+    let requests: HashSet<u64> = record.attempts.iter().map(|a| a.request).collect();
+    assert_eq!(requests.len(), record.attempts.len());
+    assert_eq!(record.sent.len(), record.attempts.len());
     let counts = running.server.counts();
-    assert_eq!(counts.requests, came.sent.len() as u64);
-    let good = came.attempts.iter().filter(|a| a.failed.is_none()).count();
-    assert_eq!(good, came.answers());
+    assert_eq!(counts.requests, record.sent.len() as u64);
+    let good = record
+        .attempts
+        .iter()
+        .filter(|a| a.failed.is_none())
+        .count();
+    assert_eq!(good, record.answers());
     assert!(counts.answers >= good as u64);
-    // Faults that may help to ask again: a prompt fails for good in one of some fifty cases.
-    assert!(came.answers() > 9_500, "{} answers", came.answers());
+    // Most faults are cured by a retry; about one prompt in fifty fails finally.
+    assert!(record.answers() > 9_500, "{} answers", record.answers());
 }
 
 #[test]
-fn an_answer_at_the_limit_is_kept_dropped_or_made_longer() {
+fn an_answer_at_the_token_limit_is_kept_dropped_or_continued() {
     let running = start(Plan {
         answer_tokens: 40,
         ..Plan::default()
     });
     let mut settings = settings(running.server.url());
-    let came = run(&settings, 3);
-    assert_eq!(came.answers(), 3);
+    let record = run(&settings, 3);
+    assert_eq!(record.answers(), 3);
     settings.on_length = OnLength::Drop;
-    let came = run(&settings, 3);
-    assert!(came.landed.iter().all(|c| {
+    let record = run(&settings, 3);
+    assert!(record.completed.iter().all(|c| {
         c.result
             .as_ref()
             .is_err_and(|f| f.reason == FailureReason::Length && f.billed.is_some())
     }));
-    assert_eq!(came.attempts.len(), 3, "request again would not help");
-    // OpenAI's own API cannot go on from the end: what is paid for is kept.
+    assert_eq!(record.attempts.len(), 3, "a retry would not help");
+    // OpenAI's own API cannot continue an answer, so the paid answer is kept.
     settings.on_length = OnLength::Continue;
-    let came = run(&settings, 3);
-    assert_eq!(came.answers(), 3);
+    let record = run(&settings, 3);
+    assert_eq!(record.answers(), 3);
 }
 
-/// A stream that breaks is asked for anew, or gone on from: then its beginning is that of the first reply.
+/// A broken stream is requested again, or continued after the beginning that was received.
 #[test]
-fn a_broken_stream_is_retried_or_gone_on_from() {
+fn a_broken_stream_is_retried_or_continued() {
     let plan = Plan {
         faulty: 0.4,
         faults: vec![Fault::Truncated],
@@ -204,21 +208,21 @@ fn a_broken_stream_is_retried_or_gone_on_from() {
         settings.request.dialect = Dialect::Vllm;
         settings.on_break = on_break;
         settings.attempts = 20;
-        let came = run_calls(&settings, vec![call(n)]);
-        let [landed] = &came.landed[..] else {
-            panic!("{:?}", came.landed)
+        let record = run_calls(&settings, vec![call(n)]);
+        let [completed] = &record.completed[..] else {
+            panic!("{:?}", record.completed)
         };
-        let answer = &landed.result.as_ref().unwrap().completion.answer;
-        assert!(landed.attempts >= 2);
+        let answer = &completed.result.as_ref().unwrap().completion.answer;
+        assert!(completed.attempts >= 2);
         assert!(answer.starts_with(&first_word(n)), "{answer}");
         let count = answer.split_whitespace().count();
         assert!(words.contains(&count), "{on_break:?}: {count} words");
     }
 }
 
-/// The server gives 16 tokens whenever it is asked to go on, so it is the number of times that ends this.
+/// The server gives 16 tokens for every continuation, so only the limit on continuations ends the answer.
 #[test]
-fn an_answer_that_never_ends_is_made_longer_for_a_bounded_time() {
+fn an_endless_answer_is_continued_a_bounded_number_of_times() {
     let running = start(Plan {
         answer_tokens: 40,
         ..Plan::default()
@@ -226,9 +230,12 @@ fn an_answer_that_never_ends_is_made_longer_for_a_bounded_time() {
     let mut settings = settings(running.server.url());
     settings.request.dialect = Dialect::Vllm;
     settings.on_length = OnLength::Continue;
-    let came = run(&settings, 1);
-    assert_eq!((came.answers(), came.attempts.len()), (1, 65));
-    let reply = came.landed[0].result.as_ref().unwrap();
-    assert_eq!(reply.completion.answer.split_whitespace().count(), 65 * 16);
-    assert_eq!(reply.billed.map(|b| b.completion_tokens), Some(65 * 16));
+    let record = run(&settings, 1);
+    assert_eq!((record.answers(), record.attempts.len()), (1, 65));
+    let response = record.completed[0].result.as_ref().unwrap();
+    assert_eq!(
+        response.completion.answer.split_whitespace().count(),
+        65 * 16
+    );
+    assert_eq!(response.billed.map(|b| b.completion_tokens), Some(65 * 16));
 }

@@ -1,4 +1,4 @@
-//! Keys and prompts go to the endpoint and nowhere else.
+//! Keys and prompts are sent to the endpoint and nowhere else.
 
 use potstill_teacher::Error;
 use potstill_teacher::http::{ApiKey, CollectionEnd, FailureReason};
@@ -9,7 +9,7 @@ use super::support::{run, settings, start};
 const KEY: &str = "sk-loop-0123456789abcdef";
 
 #[test]
-fn a_key_that_the_server_repeats_is_in_nothing_that_comes_back() {
+fn a_key_that_the_server_repeats_is_removed_from_all_results() {
     for (stream, faulty, logprobs) in [
         (false, 0.0, None),
         (true, 0.0, None),
@@ -27,22 +27,24 @@ fn a_key_that_the_server_repeats_is_in_nothing_that_comes_back() {
         settings.endpoints[0].key = Some(ApiKey::new(KEY.into()));
         settings.request.stream = stream;
         settings.request.logprobs = logprobs;
-        let came = run(&settings, 20);
-        assert_eq!(came.landed.len(), 20);
-        assert_eq!(running.server.counts().authorized, came.sent.len() as u64);
-        for said in [
-            format!("{:?}", came.landed),
-            format!("{:?} {:?}", came.attempts, came.sent),
+        let record = run(&settings, 20);
+        assert_eq!(record.completed.len(), 20);
+        assert_eq!(running.server.counts().authorized, record.sent.len() as u64);
+        for shown in [
+            format!("{:?}", record.completed),
+            format!("{:?} {:?}", record.attempts, record.sent),
             format!("{settings:?}"),
         ] {
             assert!(
-                !said.contains(KEY) && !said.contains("0123456789abcdef"),
-                "{said}"
+                !shown.contains(KEY) && !shown.contains("0123456789abcdef"),
+                "{shown}"
             );
         }
-        for landed in &came.landed {
-            let Ok(reply) = &landed.result else { continue };
-            let spelled: Vec<u8> = reply
+        for completed in &record.completed {
+            let Ok(response) = &completed.result else {
+                continue;
+            };
+            let spelled: Vec<u8> = response
                 .completion
                 .tokens
                 .iter()
@@ -50,9 +52,9 @@ fn a_key_that_the_server_repeats_is_in_nothing_that_comes_back() {
                 .collect();
             assert!(!String::from_utf8_lossy(&spelled).contains(KEY));
             assert!(
-                reply.completion.answer.contains("****"),
+                response.completion.answer.contains("****"),
                 "{}",
-                reply.completion.answer
+                response.completion.answer
             );
         }
     }
@@ -68,9 +70,9 @@ fn a_redirect_to_another_host_is_not_followed() {
         });
         let mut settings = settings(running.server.url());
         settings.endpoints[0].key = Some(ApiKey::new(KEY.into()));
-        let came = run(&settings, 40);
-        let Ok(CollectionEnd::EndpointsDown { last }) = came.ended else {
-            panic!("{:?}", came.ended)
+        let record = run(&settings, 40);
+        let Ok(CollectionEnd::EndpointsDown { last }) = record.end else {
+            panic!("{:?}", record.end)
         };
         assert_eq!(last.reason, FailureReason::Redirected);
         assert!(!last.message.contains(KEY));
@@ -79,12 +81,12 @@ fn a_redirect_to_another_host_is_not_followed() {
 }
 
 #[test]
-fn endpoints_that_would_give_secrets_away_are_refused_and_offline_opens_nothing() {
+fn endpoints_that_would_leak_secrets_are_refused_and_offline_mode_opens_no_socket() {
     let running = start(Plan::default());
     let refused = |url: &str, offline| {
         let mut settings = settings(url.into());
         settings.offline = offline;
-        run(&settings, 1).ended.unwrap_err()
+        run(&settings, 1).end.unwrap_err()
     };
     for url in [
         "http://example.com/v1",

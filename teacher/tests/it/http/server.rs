@@ -1,8 +1,8 @@
-//! A server on loopback that speaks OpenAI's protocol and fails on purpose. What it does is a function of the
-//! prompt, of how often that was asked, and of a seed.
+//! A server on loopback that speaks OpenAI's protocol and fails on purpose. Its behaviour is a function of the prompt, of
+//! the number of requests for it, and of a seed.
 
-#[path = "reply.rs"]
-mod reply;
+#[path = "response.rs"]
+mod response;
 
 use std::collections::HashMap;
 use std::io;
@@ -15,30 +15,30 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::sleep;
 
-use self::reply::{Work, streamed, whole, work};
+use self::response::{PlannedAnswer, plan_answer, streamed, whole};
 
-/// What goes wrong with one reply.
+/// A fault of one response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Fault {
-    /// A status and a JSON error.
+    /// An error status and a JSON error.
     Status(u16),
     /// 429 with `Retry-After` in seconds.
     RetryAfter(u32),
-    /// Nothing for a time, then the answer.
+    /// A pause, then the answer.
     HangBeforeHeaders,
-    /// Half of the body, nothing for a time, then the rest.
+    /// Half of the body, a pause, then the rest.
     HangBetweenChunks,
     /// Half of the body and then nothing.
     HangForEver,
     /// Half of the body and then a reset.
     Reset,
-    /// A complete body of half the JSON.
+    /// A complete body with half of the JSON.
     Truncated,
-    /// A byte that is no UTF-8, in the answer.
+    /// A byte in the answer that is not UTF-8.
     InvalidUtf8,
-    /// JSON of another shape.
+    /// JSON of another form.
     WrongShape,
-    /// `NaN` for a number.
+    /// `NaN` in place of a number.
     NotANumber,
     /// Status 200 with an error inside.
     ErrorInside,
@@ -48,17 +48,17 @@ pub(crate) enum Fault {
     Empty,
     /// Log-probabilities for one token less than there are.
     FewerLogprobs,
-    /// Ids that no vocabulary has.
+    /// Ids outside every vocabulary.
     IdsOutOfRange,
-    /// 200 MB.
+    /// A body of 200 MB.
     Huge,
-    /// One byte a second.
+    /// A body of one byte a second.
     Drip,
     /// The answer, and the answer again on the same connection.
     Twice,
 }
 
-/// All of them.
+/// All faults.
 pub(crate) const FAULTS: &[Fault] = &[
     Fault::Status(400),
     Fault::Status(401),
@@ -89,32 +89,32 @@ pub(crate) const FAULTS: &[Fault] = &[
     Fault::Twice,
 ];
 
-/// What the server does.
+/// Behaviour of the server.
 #[derive(Debug, Clone)]
 pub(crate) struct Plan {
-    /// Which requests fail, and how, follows from this.
+    /// Seed that decides which requests fail, and how.
     pub(crate) seed: u64,
     /// Share of the requests that fail.
     pub(crate) faulty: f64,
-    /// How they fail, drawn evenly.
+    /// Faults, drawn with equal probability.
     pub(crate) faults: Vec<Fault>,
-    /// Time before each reply.
+    /// Time before each response.
     pub(crate) latency: Duration,
-    /// Each reply's latency is drawn from one to so many times that.
+    /// Upper bound of the random factor of a response's latency, which is at least 1.
     pub(crate) latency_spread: f64,
-    /// How long a hang lasts.
+    /// Duration of a pause.
     pub(crate) hang: Duration,
-    /// Words of an answer, a token each.
+    /// Number of words of an answer; a word is a token.
     pub(crate) answer_tokens: u32,
     /// Bytes of a word, with its space.
     pub(crate) token_bytes: usize,
     /// Whether answers and errors repeat the header `Authorization`.
     pub(crate) echo: bool,
-    /// Whether replies say what was counted.
+    /// Whether responses have a `usage`.
     pub(crate) usage: bool,
-    /// Whether every question gets the reply to the first, made once: for measuring clients.
+    /// Whether all requests get the response to the first one, to measure clients.
     pub(crate) same: bool,
-    /// Where every request is redirected to, with this status.
+    /// Status and target of a redirect of every request.
     pub(crate) redirect: Option<(u16, String)>,
 }
 
@@ -137,37 +137,37 @@ impl Default for Plan {
     }
 }
 
-/// What the server saw and did.
+/// Counts of the server.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Counts {
-    /// Requests whose head and body came.
+    /// Requests that were received completely.
     pub(crate) requests: u64,
-    /// Good answers, written to their end.
+    /// Answers that were written to their end.
     pub(crate) answers: u64,
-    /// Tokens of their prompts.
+    /// Tokens of the prompts of these answers.
     pub(crate) prompt_tokens: u64,
-    /// Tokens of theirs.
+    /// Tokens of these answers.
     pub(crate) completion_tokens: u64,
-    /// Tokens of prompts that the server worked on, whatever came of it.
+    /// Tokens of all prompts that the server worked on.
     pub(crate) worked_prompt_tokens: u64,
-    /// Tokens of answers that it worked on.
+    /// Tokens of all answers that the server worked on.
     pub(crate) worked_completion_tokens: u64,
-    /// Requests under way.
+    /// Requests in flight.
     pub(crate) in_flight: u64,
-    /// Most of them at once.
+    /// Largest number of requests in flight.
     pub(crate) in_flight_most: u64,
     /// Requests with the header `Authorization`.
     pub(crate) authorized: u64,
-    /// Faults caused, by name.
+    /// Number of faults, by name.
     pub(crate) faults: HashMap<String, u64>,
-    asked: HashMap<u64, u32>,
+    attempts: HashMap<u64, u32>,
     same: Option<Arc<Vec<u8>>>,
 }
 
 /// A running server.
 #[derive(Debug, Clone)]
 pub(crate) struct Server {
-    /// Where it listens.
+    /// Address of the server.
     pub(crate) address: SocketAddr,
     counts: Arc<Mutex<Counts>>,
 }
@@ -187,7 +187,7 @@ impl Server {
                 let _ = stream.set_nodelay(true);
                 let (plan, counts) = (Arc::clone(&plan), Arc::clone(&counts));
                 tokio::spawn(async move {
-                    // A client that goes away is no failure of the server.
+                    // A client that disconnects is not a failure of the server.
                     let _ = serve(stream, &plan, &counts).await;
                 });
             }
@@ -200,8 +200,8 @@ impl Server {
         format!("http://{}/v1", self.address)
     }
 
-    /// What was seen so far. A client has the last byte of a reply before it is counted here, so replies in hand are
-    /// waited for a little; one that hangs is not.
+    /// The counts so far. A client receives the last byte of a response before the response is counted, so this method
+    /// waits for responses in flight for up to half a second.
     pub(crate) fn counts(&self) -> Counts {
         for _ in 0..100 {
             if locked(&self.counts).in_flight == 0 {
@@ -217,8 +217,8 @@ fn locked(counts: &Mutex<Counts>) -> MutexGuard<'_, Counts> {
     counts.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What a request says, as far as the server cares.
-struct Asked {
+/// The parts of a request that the server uses.
+struct ParsedRequest {
     path: String,
     authorization: Option<String>,
     body: Vec<u8>,
@@ -234,13 +234,13 @@ impl Drop for InFlight<'_> {
 
 async fn serve(mut stream: TcpStream, plan: &Plan, counts: &Mutex<Counts>) -> io::Result<()> {
     let mut buffer = Vec::new();
-    while let Some(asked) = read(&mut stream, &mut buffer).await? {
-        if asked.path.ends_with("/__counts") {
+    while let Some(request) = read(&mut stream, &mut buffer).await? {
+        if request.path.ends_with("/__counts") {
             let text = counted(&locked(counts));
             write_whole(&mut stream, 200, "", text.as_bytes()).await?;
             continue;
         }
-        if asked.path.ends_with("/models") {
+        if request.path.ends_with("/models") {
             let models = br#"{"object":"list","data":[{"id":"faulty","object":"model"}]}"#;
             write_whole(&mut stream, 200, "", models).await?;
             continue;
@@ -250,15 +250,15 @@ async fn serve(mut stream: TcpStream, plan: &Plan, counts: &Mutex<Counts>) -> io
             counts.requests += 1;
             counts.in_flight += 1;
             counts.in_flight_most = counts.in_flight_most.max(counts.in_flight);
-            counts.authorized += u64::from(asked.authorization.is_some());
+            counts.authorized += u64::from(request.authorization.is_some());
         }
         let _in_flight = InFlight(counts);
-        answer(&mut stream, &asked, plan, counts).await?;
+        answer(&mut stream, &request, plan, counts).await?;
     }
     Ok(())
 }
 
-async fn read(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> io::Result<Option<Asked>> {
+async fn read(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> io::Result<Option<ParsedRequest>> {
     let end = loop {
         if let Some(at) = buffer.windows(4).position(|w| w == b"\r\n\r\n") {
             break at + 4;
@@ -288,14 +288,14 @@ async fn read(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> io::Result<Option
     let body = buffer[end..end + length].to_vec();
     buffer.drain(..end + length);
     let path = head.split_whitespace().nth(1).unwrap_or("/").to_owned();
-    Ok(Some(Asked {
+    Ok(Some(ParsedRequest {
         path,
         authorization,
         body,
     }))
 }
 
-/// A hash that is the same everywhere: FNV-1a, stirred at its end.
+/// A hash that is the same on every machine: FNV-1a with a final mix.
 pub(crate) fn hash(parts: &[&[u8]]) -> u64 {
     let mut h: u64 = 0xcbf2_9ce4_8422_2325;
     for byte in parts.iter().copied().flatten() {
@@ -306,7 +306,7 @@ pub(crate) fn hash(parts: &[&[u8]]) -> u64 {
     h ^ (h >> 33)
 }
 
-/// The fault of one request, if it has one.
+/// The fault of one request, if there is one.
 pub(crate) fn fault(plan: &Plan, prompt: u64, attempt: u32) -> Option<Fault> {
     let drawn = hash(&[
         &prompt.to_le_bytes(),
@@ -323,7 +323,7 @@ pub(crate) fn fault(plan: &Plan, prompt: u64, attempt: u32) -> Option<Fault> {
 
 async fn answer(
     stream: &mut TcpStream,
-    asked: &Asked,
+    request: &ParsedRequest,
     plan: &Plan,
     counts: &Mutex<Counts>,
 ) -> io::Result<()> {
@@ -332,14 +332,14 @@ async fn answer(
         return write_whole(stream, *status, &location, b"").await;
     }
     if plan.same {
-        return answer_same(stream, asked, plan, counts).await;
+        return answer_same(stream, request, plan, counts).await;
     }
-    let Some((work, key)) = work(asked, plan) else {
+    let Some((planned, key)) = plan_answer(request, plan) else {
         return refuse(stream, 422, "", "the body is not understood", None).await;
     };
     let attempt = {
         let mut counts = locked(counts);
-        let attempt = counts.asked.entry(key).or_insert(0);
+        let attempt = counts.attempts.entry(key).or_insert(0);
         *attempt += 1;
         *attempt
     };
@@ -358,28 +358,28 @@ async fn answer(
     }
     match fault {
         Some(Fault::Status(status)) => {
-            return refuse(stream, status, "", &work.text, work.echo.as_deref()).await;
+            return refuse(stream, status, "", &planned.text, planned.echo.as_deref()).await;
         }
         Some(Fault::RetryAfter(seconds)) => {
             let header = format!("Retry-After: {seconds}\r\n");
-            return refuse(stream, 429, &header, &work.text, work.echo.as_deref()).await;
+            return refuse(stream, 429, &header, &planned.text, planned.echo.as_deref()).await;
         }
         _ => {}
     }
-    let tokens = work.words.len() as u64;
+    let tokens = planned.words.len() as u64;
     {
         let mut counts = locked(counts);
-        counts.worked_prompt_tokens += work.prompt_tokens;
+        counts.worked_prompt_tokens += planned.prompt_tokens;
         counts.worked_completion_tokens += tokens;
     }
-    write_answer(stream, &work, fault, plan).await?;
+    write_answer(stream, &planned, fault, plan).await?;
     if matches!(
         fault,
         None | Some(Fault::HangBeforeHeaders | Fault::HangBetweenChunks | Fault::Twice)
     ) {
         let mut counts = locked(counts);
         counts.answers += 1;
-        counts.prompt_tokens += work.prompt_tokens;
+        counts.prompt_tokens += planned.prompt_tokens;
         counts.completion_tokens += tokens;
     }
     Ok(())
@@ -387,26 +387,26 @@ async fn answer(
 
 async fn answer_same(
     stream: &mut TcpStream,
-    asked: &Asked,
+    request: &ParsedRequest,
     plan: &Plan,
     counts: &Mutex<Counts>,
 ) -> io::Result<()> {
     let known = locked(counts).same.clone();
-    let reply = match known {
-        Some(reply) => reply,
+    let response = match known {
+        Some(response) => response,
         None => {
-            let Some((work, _)) = work(asked, plan) else {
+            let Some((planned, _)) = plan_answer(request, plan) else {
                 return refuse(stream, 422, "", "the body is not understood", None).await;
             };
-            let body = whole(&work, None);
-            let reply = [head(200, "application/json", "", body.len()), body].concat();
-            let reply = Arc::new(reply.into_bytes());
-            locked(counts).same = Some(Arc::clone(&reply));
-            reply
+            let body = whole(&planned, None);
+            let response = [head(200, "application/json", "", body.len()), body].concat();
+            let response = Arc::new(response.into_bytes());
+            locked(counts).same = Some(Arc::clone(&response));
+            response
         }
     };
     sleep(plan.latency).await;
-    stream.write_all(&reply).await?;
+    stream.write_all(&response).await?;
     locked(counts).answers += 1;
     Ok(())
 }
@@ -429,23 +429,23 @@ async fn refuse(
 
 async fn write_answer(
     stream: &mut TcpStream,
-    work: &Work,
+    planned: &PlannedAnswer,
     fault: Option<Fault>,
     plan: &Plan,
 ) -> io::Result<()> {
-    let body = if work.is_stream {
-        streamed(work, fault)
+    let body = if planned.is_stream {
+        streamed(planned, fault)
     } else {
-        whole(work, fault).into_bytes()
+        whole(planned, fault).into_bytes()
     };
-    let kind = if work.is_stream {
+    let kind = if planned.is_stream {
         "text/event-stream"
     } else {
         "application/json"
     };
     let mut body = body;
     if fault == Some(Fault::InvalidUtf8)
-        && let Some(at) = find(&body, work.words.first().map_or("", String::as_str))
+        && let Some(at) = find(&body, planned.words.first().map_or("", String::as_str))
     {
         body[at] = 0xff;
     }
@@ -462,7 +462,7 @@ async fn write_answer(
         }
         Some(Fault::HangForEver) => {
             stream.write_all(&cut(&body[..half], body.len())).await?;
-            // Until the client gives up.
+            // Wait until the client disconnects.
             let _ = stream.read_u8().await;
             return Err(io::ErrorKind::ConnectionAborted.into());
         }
@@ -536,7 +536,7 @@ fn counted(counts: &Counts) -> String {
         "in_flight_most": counts.in_flight_most,
         "authorized": counts.authorized,
         "faults": counts.faults,
-        "prompts": counts.asked.len(),
+        "prompts": counts.attempts.len(),
     })
     .to_string()
 }

@@ -1,4 +1,4 @@
-//! A collection in a line: calls, settings for a test's server, and all that came.
+//! Helpers to run a collection against a test server, and to record its results.
 
 use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex};
@@ -15,7 +15,7 @@ use tokio::runtime::Runtime;
 
 use super::server::{Plan, Server, hash};
 
-/// A server with the threads that it runs on.
+/// A test server with the threads that it runs on.
 pub(crate) struct Running {
     pub(crate) server: Server,
     _runtime: Runtime,
@@ -46,7 +46,7 @@ pub(crate) fn endpoint(url: String) -> Endpoint {
     }
 }
 
-/// Settings that try everything quickly.
+/// Settings with short waits.
 pub(crate) fn settings(url: String) -> ClientSettings {
     ClientSettings {
         request: RequestSettings {
@@ -87,7 +87,7 @@ pub(crate) fn settings(url: String) -> ClientSettings {
     }
 }
 
-/// Words of every prompt, which the server counts as tokens.
+/// Number of words of every prompt, which the server counts as tokens.
 pub(crate) const PROMPT_TOKENS: u32 = 5;
 
 pub(crate) fn text(n: u64) -> String {
@@ -105,47 +105,47 @@ pub(crate) fn call(n: u64) -> Call {
     }
 }
 
-/// What the server calls a prompt.
+/// The server's key of a prompt.
 pub(crate) fn key(n: u64) -> u64 {
     hash(&[text(n).as_bytes(), b""])
 }
 
-/// The first word of the answer that belongs to a prompt.
+/// First word of the answer to a prompt.
 pub(crate) fn first_word(n: u64) -> String {
     let drawn = hash(&[&key(n).to_le_bytes(), &0_u64.to_le_bytes()]);
     format!("{drawn:016x}")[..7].to_owned()
 }
 
-/// All that came of a collection.
-pub(crate) struct Came {
-    pub(crate) ended: Result<CollectionEnd, Error>,
-    pub(crate) landed: Vec<CompletedCall>,
+/// Record of all that a collection reported.
+pub(crate) struct RunRecord {
+    pub(crate) end: Result<CollectionEnd, Error>,
+    pub(crate) completed: Vec<CompletedCall>,
     pub(crate) attempts: Vec<Attempt>,
     pub(crate) sent: Vec<Reservation>,
     pub(crate) progress: CollectProgress,
 }
 
-impl Came {
+impl RunRecord {
     pub(crate) fn answers(&self) -> usize {
-        self.landed.iter().filter(|c| c.result.is_ok()).count()
+        self.completed.iter().filter(|c| c.result.is_ok()).count()
     }
 }
 
-pub(crate) fn run(settings: &ClientSettings, calls: u64) -> Came {
+pub(crate) fn run(settings: &ClientSettings, calls: u64) -> RunRecord {
     run_until(settings, calls, |_| false)
 }
 
-pub(crate) fn run_calls(settings: &ClientSettings, calls: Vec<Call>) -> Came {
+pub(crate) fn run_calls(settings: &ClientSettings, calls: Vec<Call>) -> RunRecord {
     let mut calls = calls.into_iter();
     run_with(settings, || calls.next(), |_| false)
 }
 
-/// Asks until `stop` says so of the number of calls that landed.
+/// Runs a collection until `stop` returns true for the number of completed calls.
 pub(crate) fn run_until(
     settings: &ClientSettings,
     calls: u64,
     stop: impl Fn(usize) -> bool,
-) -> Came {
+) -> RunRecord {
     let mut numbers = 1..=calls;
     run_with(settings, || numbers.next().map(call), stop)
 }
@@ -154,8 +154,8 @@ fn run_with(
     settings: &ClientSettings,
     mut next: impl FnMut() -> Option<Call>,
     stop: impl Fn(usize) -> bool,
-) -> Came {
-    let (mut landed, mut attempts) = (Vec::new(), Vec::new());
+) -> RunRecord {
+    let (mut completed, mut attempts) = (Vec::new(), Vec::new());
     let sent = Mutex::new(Vec::new());
     let mut progress = CollectProgress::default();
     let count = std::cell::Cell::new(0);
@@ -170,18 +170,18 @@ fn run_with(
             for event in events {
                 match event {
                     CallEvent::Attempt(attempt) => attempts.push(attempt),
-                    CallEvent::Completed(one) => landed.push(*one),
+                    CallEvent::Completed(one) => completed.push(*one),
                 }
             }
-            count.set(landed.len());
+            count.set(completed.len());
             Ok(ControlFlow::Continue(()))
         },
         &mut |p| progress = *p,
         &|| stop(count.get()),
     );
-    Came {
-        ended,
-        landed,
+    RunRecord {
+        end: ended,
+        completed,
         attempts,
         sent: sent.into_inner().unwrap(),
         progress,

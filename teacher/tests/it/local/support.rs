@@ -1,4 +1,4 @@
-//! Teachers, texts and ways to compare that the tests share.
+//! Teachers, texts and comparisons that the tests share.
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -100,8 +100,8 @@ pub(crate) fn text_of(token_ids: Vec<u32>, start: usize) -> ScoringText {
     }
 }
 
-/// Of each row, the log-probability of the token that came.
-pub(crate) fn realised(signal: &Signal) -> impl Iterator<Item = f32> {
+/// Log-probability of the target token of each row.
+pub(crate) fn target_logprobs(signal: &Signal) -> impl Iterator<Item = f32> {
     signal
         .loss_positions()
         .zip(&signal.rows)
@@ -111,7 +111,7 @@ pub(crate) fn realised(signal: &Signal) -> impl Iterator<Item = f32> {
         })
 }
 
-/// The full distribution after each position, from the model itself.
+/// The full distribution after each position, computed from the model's logits.
 pub(crate) fn logprobs(model: &Llama, token_ids: &[u32]) -> Vec<Vec<f64>> {
     let ids: Vec<i32> = token_ids.iter().map(|id| *id as i32).collect();
     let data = TensorData::new(ids, [1, token_ids.len()]);
@@ -148,7 +148,7 @@ pub(crate) fn assert_close(a: &[Signal], b: &[Signal]) {
 pub(crate) fn copy_checkpoint(from: &Path, to: &Path) {
     for file in std::fs::read_dir(from).unwrap() {
         let file = file.unwrap();
-        // Read and written, since the originals may be read-only.
+        // The files are read and written instead of copied, since a copy of a read-only file is read-only.
         std::fs::write(
             to.join(file.file_name()),
             std::fs::read(file.path()).unwrap(),
@@ -170,12 +170,12 @@ pub(crate) fn reference(name: &str) -> Value {
     serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
 }
 
-/// The folder of a model whose weights are there.
+/// The folder of a model, if its weights are available.
 pub(crate) fn weights(model: &str) -> Option<PathBuf> {
     real(&format!("models/{model}/model.safetensors")).and(real(&format!("models/{model}")))
 }
 
-/// A file or folder of real models, or `None` with a line that says why the test is skipped.
+/// A file or folder of real models. Without it this prints why the test is skipped, and returns `None`.
 pub(crate) fn real(part: &str) -> Option<PathBuf> {
     let Some(root) = std::env::var_os("POTSTILL_REAL") else {
         eprintln!("skipped: POTSTILL_REAL is not set");

@@ -152,12 +152,12 @@ fn parquet_that_is_not_right_is_refused_with_its_row() {
     refused(
         &path,
         &text("txt"),
-        " has no column `txt`; it has `text`, `n`. Name one of these in `columns`",
+        " has no column `txt`; it has `text`, `n`\nhint: name one of these in `columns` of [import]",
     );
     refused(
         &folder.parquet(vec![("text", strings(&[]))]),
         &text("text"),
-        " gives no prompts: the file has no rows",
+        " has no prompts: the file has no rows\nhint: put prompts into it, or name another file in `path` of [import]",
     );
     let path = folder.parquet(vec![("text", strings(&["a"]))]);
     let whole = fs::read(&path).unwrap();
@@ -166,14 +166,14 @@ fn parquet_that_is_not_right_is_refused_with_its_row() {
         refused(
             &path,
             &text("text"),
-            " cannot be read as Parquet: fetch it again, or write it again with snappy or zstd compression",
+            " cannot be read as Parquet\nhint: fetch it again, or write it again with snappy or zstd compression",
         );
     }
 }
 
-/// A column that is not asked for is not even read: damage in it goes unseen.
+/// A column that is not needed is not read, so damage in it has no effect.
 #[test]
-fn parquet_columns_that_are_not_asked_for_are_not_decoded() {
+fn parquet_columns_that_are_not_needed_are_not_decoded() {
     let folder = Folder::new();
     let filler: Vec<String> = (0..200)
         .map(|i| format!("{:x}", i * 7_919_u64.pow(3)))
@@ -192,6 +192,6 @@ fn parquet_columns_that_are_not_asked_for_are_not_decoded() {
     assert_eq!(read(&path, &text("text")).prompts.len(), 200);
     assert!(matches!(
         import(&ImportSettings::new(&path, text("filler"))),
-        Err(Error::UnreadableTable { .. })
+        Err(Error::UnreadableParquet { .. })
     ));
 }

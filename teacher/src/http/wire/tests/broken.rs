@@ -1,4 +1,4 @@
-//! Replies that are no answers, each with its reason.
+//! Responses without an answer, each with its reason.
 
 use serde_json::{Value, json};
 
@@ -40,7 +40,7 @@ const USED: TokenUsage = TokenUsage {
 };
 
 #[test]
-fn log_probabilities_that_are_none_are_refused_and_their_cost_is_known() {
+fn defective_log_probabilities_are_refused_and_their_cost_is_known() {
     let good = || {
         vec![
             entry("Hi", json!(-0.5)),
@@ -94,7 +94,7 @@ fn log_probabilities_that_are_none_are_refused_and_their_cost_is_known() {
             "{name}: {failure:?}"
         );
         assert_eq!(failure.billed, Some(USED), "{name}");
-        // Nobody asked for them: the answer is what was paid for.
+        // If log-probabilities were not requested, the answer is accepted.
         let text = parse(
             &settings(Dialect::Openai, None),
             &call(CallTask::Answer),
@@ -102,12 +102,12 @@ fn log_probabilities_that_are_none_are_refused_and_their_cost_is_known() {
         );
         if !matches!(name, "other token ids beside") {
             assert!(
-                text.is_ok_and(|reply| reply.completion.tokens.is_empty()),
+                text.is_ok_and(|response| response.completion.tokens.is_empty()),
                 "{name}"
             );
         }
     }
-    // As Python writes it, which is not JSON.
+    // Python writes NaN, which is not JSON.
     let nan = String::from_utf8(body(good()))
         .unwrap()
         .replace("-0.25", "NaN");
@@ -118,7 +118,7 @@ fn log_probabilities_that_are_none_are_refused_and_their_cost_is_known() {
 }
 
 #[test]
-fn what_is_not_the_protocol_is_malformed() {
+fn bodies_that_break_the_protocol_are_malformed() {
     let good = serde_json::to_vec(&with_logprobs(json!([]))).unwrap();
     let mut latin = good.clone();
     let at = latin.windows(2).position(|pair| pair == b"Hi").unwrap();
@@ -141,7 +141,7 @@ fn what_is_not_the_protocol_is_malformed() {
 }
 
 #[test]
-fn a_reply_without_an_answer_says_why() {
+fn a_response_without_an_answer_has_a_reason() {
     let choice = |message: Value, finish: &str| {
         let choice = json!({"index": 0, "message": message, "finish_reason": finish});
         serde_json::to_vec(&json!({"choices": [choice]})).unwrap()
@@ -158,7 +158,7 @@ fn a_reply_without_an_answer_says_why() {
     );
     let filtered = refused(&choice(empty.clone(), "content_filter"), None);
     assert_eq!(filtered.reason, FailureReason::ContentFilter);
-    // Reasoning that is not shown may use up the limit; the same again would be paid again.
+    // Hidden reasoning may use up the token limit. A retry would cost the same again.
     let cut = refused(&choice(empty.clone(), "length"), None);
     assert_eq!(cut.reason, FailureReason::Length);
     assert!(!cut.reason.is_transient());
@@ -173,7 +173,7 @@ fn a_reply_without_an_answer_says_why() {
 }
 
 #[test]
-fn an_error_inside_of_a_good_status_is_one() {
+fn an_error_inside_a_successful_response_is_a_failure() {
     let inside = refused(
         br#"{"error": {"message": "Provider\nreturned error", "code": 502}}"#,
         None,
@@ -193,12 +193,12 @@ fn an_error_inside_of_a_good_status_is_one() {
         .unwrap();
     let failed = stream.feed(b"data: {\"error\":{\"message\":\"gone\",\"code\":500}}\n\n");
     assert_eq!(failed.unwrap_err().reason, FailureReason::ErrorInside);
-    // What came before is there to go on from.
+    // The text before the error can be continued.
     assert_eq!(stream.so_far().unwrap().answer, "Half");
 }
 
 #[test]
-fn a_stream_that_ends_early_is_cut_and_its_cost_unknown() {
+fn a_stream_that_ends_early_is_cut_and_its_cost_is_unknown() {
     let piece = |text: &str, finish: &str| {
         format!(
             "data: {{\"choices\":[{{\"index\":0,\"delta\":{{\"content\":\"{text}\"}},\"finish_reason\":{finish}}}],\"usage\":{{\"prompt_tokens\":5,\"completion_tokens\":1}}}}\n\n"
@@ -208,38 +208,38 @@ fn a_stream_that_ends_early_is_cut_and_its_cost_unknown() {
     let mut stream = new();
     stream.feed(piece("One", "null").as_bytes()).unwrap();
     stream.feed(b"data: {\"choices\":[{\"ind").unwrap();
-    // A usage on the way is not the last one.
+    // A usage in the middle of the stream is not final.
     assert_eq!(stream.billed(), None);
     assert_eq!(stream.so_far().unwrap().answer, "One");
     assert_eq!(stream.finish().unwrap_err().reason, FailureReason::Cut);
-    // Nothing at all, and nothing but the end.
+    // An empty stream, and a stream with an end only.
     assert_eq!(new().finish().unwrap_err().reason, FailureReason::Cut);
     assert!(new().so_far().is_none());
     let mut only_done = new();
     only_done.feed(b"data: [DONE]\n\n").unwrap();
     assert!(only_done.is_done());
     assert_eq!(only_done.finish().unwrap_err().reason, FailureReason::Cut);
-    // The end may be told by the reason alone, and by a line without its end.
+    // The end may be marked by the finish reason alone, in a line without a line end.
     let mut stream = new();
     stream
         .feed(piece("One", "\"stop\"").trim_end().as_bytes())
         .unwrap();
-    let reply = stream.finish().unwrap();
-    assert_eq!(reply.completion.answer, "One");
-    assert_eq!(reply.billed.unwrap().prompt_tokens, 5);
-    // What breaks behind the answer's end breaks nothing of it.
+    let response = stream.finish().unwrap();
+    assert_eq!(response.completion.answer, "One");
+    assert_eq!(response.billed.unwrap().prompt_tokens, 5);
+    // A break after the answer's end does not affect the answer.
     let mut stream = new();
     assert!(!stream.has_answer());
     stream.feed(piece("One", "\"stop\"").as_bytes()).unwrap();
     stream.feed(b"data: {\"choices\":[],\"usa").unwrap();
     assert!(stream.has_answer() && !stream.is_done());
     assert_eq!(stream.finish().unwrap().completion.answer, "One");
-    // A piece that is no JSON is the server's fault, not the line's.
+    // A piece that is not JSON is a fault of the server, not of the connection.
     assert_eq!(
         new().feed(b"data: {]}\n\n").unwrap_err().reason,
         FailureReason::Malformed
     );
-    // A server that does not stream is read too.
+    // The response of a server that does not stream is accepted.
     let mut whole = new();
     for byte in br#"{"choices":[{"message":{"content":"Hi"},"finish_reason":"stop"}]}"# {
         whole.feed(&[*byte]).unwrap();
@@ -248,7 +248,7 @@ fn a_stream_that_ends_early_is_cut_and_its_cost_unknown() {
 }
 
 #[test]
-fn a_status_has_its_reason() {
+fn each_status_has_its_reason() {
     let of = |status, body: &str| failure(status, None, body.as_bytes()).reason;
     let context = [
         r#"{"error": {"message": "This model's maximum context length is 2048 tokens.", "code": "context_length_exceeded"}}"#,
@@ -309,8 +309,8 @@ fn retry_after_is_seconds_or_a_date() {
 }
 
 #[test]
-fn what_is_gone_on_from_is_known_whole() {
-    // The second token begins a character that the text does not have yet.
+fn a_continued_answer_is_known_completely() {
+    // The second token begins a character that the text does not contain yet.
     let piece = |text: &str, bytes: &[u8]| {
         let entry = json!({"token": text, "logprob": -0.5, "bytes": bytes, "top_logprobs": []});
         let choice =
@@ -325,7 +325,7 @@ fn what_is_gone_on_from_is_known_whole() {
     };
     let so_far = fed(&settings(Dialect::Vllm, Some(0))).unwrap();
     assert_eq!((so_far.answer.as_str(), so_far.tokens.len()), ("One", 1));
-    // Text may be held back until it is known that no stop begins in it.
+    // With stop texts, the server may hold text back.
     let stops = RequestSettings {
         stop: vec!["END".into()],
         ..settings(Dialect::Vllm, Some(0))

@@ -21,7 +21,7 @@ fn sent(settings: &RequestSettings, call: &Call) -> (String, Value) {
 const QUESTION: &str = "What is the capital of Japan?";
 
 #[test]
-fn nothing_but_openais_fields_goes_to_openai() {
+fn only_openais_fields_are_sent_to_openai() {
     let stream = RequestSettings {
         stream: true,
         seed: Some(1),
@@ -66,7 +66,7 @@ fn nothing_but_openais_fields_goes_to_openai() {
 }
 
 #[test]
-fn a_reasoning_model_is_asked_in_its_own_way() {
+fn requests_to_a_reasoning_model_have_its_fields() {
     let reasoning = RequestSettings {
         reasoning_model: true,
         top_p: Some(0.9),
@@ -87,7 +87,7 @@ fn a_reasoning_model_is_asked_in_its_own_way() {
 }
 
 #[test]
-fn each_server_gets_the_fields_it_knows() {
+fn each_dialect_has_its_fields() {
     let vllm = RequestSettings {
         top_k: Some(40),
         repetition_penalty: Some(1.1),
@@ -126,13 +126,13 @@ fn each_server_gets_the_fields_it_knows() {
 }
 
 #[test]
-fn what_a_server_cannot_do_is_refused_before_it_is_asked() {
+fn unsupported_settings_are_refused_before_sending() {
     let score = call(CallTask::Score {
         token_ids: vec![1, 2, 3],
         top_k: 64,
         from: 2,
     });
-    // llama-cpp-python penalises repetition unless it is told not to, and gives no log-probabilities for 0.
+    // The default of llama-cpp-python is a repetition penalty, and it gives no log-probabilities for 0.
     let (_, body) = sent(
         &settings(Dialect::LlamaCppPython, Some(0)),
         &call(CallTask::Answer),
@@ -192,17 +192,17 @@ fn only_answers_stream() {
 }
 
 #[test]
-fn a_conversation_with_tools_is_sent_whole() {
-    let mut asks = Message::text(Role::Assistant, "");
-    asks.tool_calls = vec![ToolCall {
+fn a_conversation_with_tools_is_sent_completely() {
+    let mut request_message = Message::text(Role::Assistant, "");
+    request_message.tool_calls = vec![ToolCall {
         id: Some("c1".into()),
         name: "f".into(),
         arguments: "{}".into(),
     }];
-    asks.reasoning = Some("hidden".into());
-    let mut told = Message::text(Role::Tool, "42");
-    told.tool_call_id = Some("c1".into());
-    let messages = vec![Message::text(Role::User, "?"), asks, told];
+    request_message.reasoning = Some("hidden".into());
+    let mut result = Message::text(Role::Tool, "42");
+    result.tool_call_id = Some("c1".into());
+    let messages = vec![Message::text(Role::User, "?"), request_message, result];
     let prompt = Prompt::new(
         messages,
         Some(r#"[{"type": "function"}]"#.into()),
@@ -228,7 +228,7 @@ fn a_conversation_with_tools_is_sent_whole() {
 }
 
 #[test]
-fn an_answer_is_gone_on_from_where_the_server_can() {
+fn an_answer_is_continued_if_the_dialect_allows() {
     let half = br#"{"choices": [{"index": 0, "message": {"content": "One,"}, "finish_reason": "length"}]}"#;
     let mut so_far = parse(
         &settings(Dialect::Vllm, None),
@@ -261,7 +261,7 @@ fn an_answer_is_gone_on_from_where_the_server_can() {
             .is_err()
         );
     }
-    // From ids exactly, if all are known.
+    // The completions API continues from token ids, if all ids are known.
     let ids = call(CallTask::AnswerIds(vec![1, 2]));
     assert!(request(&vllm, &ids, Some(&so_far)).is_err());
     so_far.tokens = vec![SampledToken {

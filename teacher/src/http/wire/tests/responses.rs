@@ -1,4 +1,4 @@
-//! Replies that are answers.
+//! Responses with answers.
 
 use std::path::PathBuf;
 
@@ -18,10 +18,10 @@ fn streamed(settings: &RequestSettings, call: &Call, sse: &[u8], chunk: usize) -
     stream.finish().unwrap()
 }
 
-/// What a fixture says of its reply, read from ours.
-fn seen(reply: &Response, expect: &Value) -> Value {
-    let completion = &reply.completion;
-    let billed = reply.billed.unwrap_or_default();
+/// The fields of a parsed response that a fixture has expectations for.
+fn seen(parsed: &Response, expect: &Value) -> Value {
+    let completion = &parsed.completion;
+    let billed = parsed.billed.unwrap_or_default();
     let mut seen = serde_json::Map::new();
     for key in expect.as_object().unwrap().keys() {
         let value = match key.as_str() {
@@ -44,7 +44,7 @@ fn seen(reply: &Response, expect: &Value) -> Value {
                 let call = &completion.tool_calls[0];
                 json!([call.name, call.arguments])
             }
-            "positions" => json!(reply.prompt_logprobs),
+            "positions" => json!(parsed.prompt_logprobs),
             other => panic!("{other}: no such expectation"),
         };
         seen.insert(key.clone(), value);
@@ -53,7 +53,7 @@ fn seen(reply: &Response, expect: &Value) -> Value {
 }
 
 #[test]
-fn typed_replies_parse_into_one_record() {
+fn responses_of_every_form_parse_into_one_record() {
     let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/replies");
     let mut count = 0;
     for entry in std::fs::read_dir(folder).unwrap() {
@@ -80,19 +80,24 @@ fn typed_replies_parse_into_one_record() {
         });
         let expect = &fixture["expect"];
         match fixture["sse"].as_str() {
-            // Bytes arrive as they like, characters and lines cut anywhere.
+            // Chunks may begin and end inside characters and lines.
             Some(sse) => {
                 for chunk in [1, 7, 64, sse.len()] {
-                    let reply = streamed(&settings, &call, sse.as_bytes(), chunk);
-                    assert_eq!(&seen(&reply, expect), expect, "{}, {chunk}", path.display());
+                    let parsed = streamed(&settings, &call, sse.as_bytes(), chunk);
+                    assert_eq!(
+                        &seen(&parsed, expect),
+                        expect,
+                        "{}, {chunk}",
+                        path.display()
+                    );
                 }
             }
             None => {
                 let body = serde_json::to_vec(&fixture["response"]).unwrap();
-                let reply = parse(&settings, &call, &body).unwrap();
-                assert_eq!(&seen(&reply, expect), expect, "{}", path.display());
-                assert_eq!(reply.completion.prompt_id, call.prompt.id);
-                assert_eq!(reply.completion.sample_index, 3);
+                let parsed = parse(&settings, &call, &body).unwrap();
+                assert_eq!(&seen(&parsed, expect), expect, "{}", path.display());
+                assert_eq!(parsed.completion.prompt_id, call.prompt.id);
+                assert_eq!(parsed.completion.sample_index, 3);
             }
         }
         count += 1;
@@ -100,7 +105,7 @@ fn typed_replies_parse_into_one_record() {
     assert_eq!(count, 14);
 }
 
-/// Exchanges that were recorded from real servers; `None` where the folder is not at hand.
+/// Exchanges that were recorded from real servers; `None` if the folder is not available.
 fn recorded(file: &str) -> Option<Vec<Value>> {
     let Ok(folder) = std::env::var("POTSTILL_REAL") else {
         eprintln!("skipped: set POTSTILL_REAL to the folder with ref/{file}");
@@ -110,7 +115,7 @@ fn recorded(file: &str) -> Option<Vec<Value>> {
     Some(serde_json::from_slice(&text).unwrap())
 }
 
-/// Parses every reply of status 200 to a generation as it was asked for, and gives the number of those.
+/// Parses every successful response to a generation request, and returns the number of responses.
 fn all_parse(dialect: Dialect, exchanges: &[Value]) -> usize {
     let mut count = 0;
     for (at, exchange) in exchanges.iter().enumerate() {
@@ -132,7 +137,7 @@ fn all_parse(dialect: Dialect, exchanges: &[Value]) -> usize {
         let settings = settings(dialect, top.map(|top| u32::try_from(top).unwrap()));
         let call = call(CallTask::Answer);
         let response = &exchange["response"];
-        let reply = match response.as_str() {
+        let parsed = match response.as_str() {
             Some(sse) => streamed(&settings, &call, sse.as_bytes(), 5),
             None => parse(&settings, &call, &serde_json::to_vec(response).unwrap())
                 .unwrap_or_else(|failure| panic!("exchange {at}: {failure:?}")),
@@ -142,8 +147,8 @@ fn all_parse(dialect: Dialect, exchanges: &[Value]) -> usize {
             .as_str()
             .or(choice["text"].as_str());
         if let Some(text) = text {
-            assert_eq!(reply.completion.answer, text, "exchange {at}");
-            let billed = reply.billed.unwrap();
+            assert_eq!(parsed.completion.answer, text, "exchange {at}");
+            let billed = parsed.billed.unwrap();
             assert_eq!(
                 json!(billed.prompt_tokens),
                 response["usage"]["prompt_tokens"]
@@ -154,16 +159,16 @@ fn all_parse(dialect: Dialect, exchanges: &[Value]) -> usize {
             );
         } else {
             assert!(
-                reply.completion.answer.starts_with("The capital of Japan"),
+                parsed.completion.answer.starts_with("The capital of Japan"),
                 "exchange {at}"
             );
         }
         assert_eq!(
-            reply.completion.tokens.is_empty(),
+            parsed.completion.tokens.is_empty(),
             top.is_none(),
             "exchange {at}"
         );
-        for token in &reply.completion.tokens {
+        for token in &parsed.completion.tokens {
             assert!(token.logprob <= 0.0 && !token.top.is_empty());
         }
         count += 1;
@@ -172,7 +177,7 @@ fn all_parse(dialect: Dialect, exchanges: &[Value]) -> usize {
 }
 
 #[test]
-fn the_recorded_replies_of_vllm_parse() {
+fn the_recorded_responses_of_vllm_parse() {
     let Some(exchanges) = recorded("vllm_responses.json") else {
         return;
     };
@@ -194,7 +199,7 @@ fn the_recorded_replies_of_vllm_parse() {
     assert_eq!(ids.last(), Some(&Some(2)));
     assert_eq!(with_ids.prompt_token_ids.unwrap().len(), 37);
     assert_eq!(with_ids.served_by.unwrap(), "smollm2 vllm-0.32.0-3b1cabd7");
-    // Prompt log-probabilities: nothing for the first token, the realised one always there.
+    // The first token of a prompt has no distribution, and the target token is in each of the others.
     let ids = vec![504, 3575, 282, 4649, 314];
     let score = |token_ids: &[u32]| {
         call(CallTask::Score {
@@ -228,37 +233,37 @@ fn the_recorded_replies_of_vllm_parse() {
 }
 
 #[test]
-fn the_recorded_replies_of_both_llama_servers_parse() {
+fn the_recorded_responses_of_both_llama_servers_parse() {
     if let Some(exchanges) = recorded("llamaserver_responses.json") {
         assert_eq!(all_parse(Dialect::LlamaServer, &exchanges), 14);
         let sse = exchanges[6]["response"].as_str().unwrap();
         let stream = settings(Dialect::LlamaServer, Some(3));
-        let reply = streamed(&stream, &call(CallTask::Answer), sse.as_bytes(), 100);
-        // No usage was asked for; its timings tell.
+        let parsed = streamed(&stream, &call(CallTask::Answer), sse.as_bytes(), 100);
+        // No usage was requested, so the counts come from the timings.
         let counted = TokenUsage {
             prompt_tokens: 37,
             cached_tokens: 36,
             completion_tokens: 4,
             reasoning_tokens: 0,
         };
-        assert_eq!(reply.billed, Some(counted));
-        assert_eq!(reply.completion.tokens[0].id, Some(504));
-        // Tokens that end within a character keep their bytes, here two of a face's four behind a space.
+        assert_eq!(parsed.billed, Some(counted));
+        assert_eq!(parsed.completion.tokens[0].id, Some(504));
+        // Tokens that end within a character keep their bytes, here a space and two of the four bytes of an emoji.
         let wide = serde_json::to_vec(&exchanges[4]["response"]).unwrap();
         let asked = settings(Dialect::LlamaServer, Some(64));
-        let reply = parse(&asked, &call(CallTask::Answer), &wide).unwrap();
-        let mut tops = reply.completion.tokens.iter().flat_map(|token| &token.top);
+        let parsed = parse(&asked, &call(CallTask::Answer), &wide).unwrap();
+        let mut tops = parsed.completion.tokens.iter().flat_map(|token| &token.top);
         assert!(tops.any(|top| *top.bytes == [32, 240, 159] || *top.bytes == [240, 159]));
-        assert_eq!(reply.completion.finish_reason, FinishReason::Length);
+        assert_eq!(parsed.completion.finish_reason, FinishReason::Length);
     }
     if let Some(exchanges) = recorded("llamacpp_responses.json") {
         assert_eq!(all_parse(Dialect::LlamaCppPython, &exchanges), 10);
         let sse = exchanges[6]["response"].as_str().unwrap();
         let stream = settings(Dialect::LlamaCppPython, Some(3));
-        let reply = streamed(&stream, &call(CallTask::Answer), sse.as_bytes(), 100);
-        assert_eq!(reply.billed, None);
-        assert_eq!(reply.completion.usage.completion_tokens, 4);
-        assert_eq!(*reply.completion.tokens[0].bytes, *b"The");
+        let parsed = streamed(&stream, &call(CallTask::Answer), sse.as_bytes(), 100);
+        assert_eq!(parsed.billed, None);
+        assert_eq!(parsed.completion.usage.completion_tokens, 4);
+        assert_eq!(*parsed.completion.tokens[0].bytes, *b"The");
     }
 }
 
@@ -285,7 +290,7 @@ fn reasoning_between_marks_goes_into_its_field() {
         parts("<think>\na\n</think>\n\nb", None),
         (thought("a"), "b".into())
     );
-    // Templates that open the reasoning leave its end alone in the answer.
+    // If the template opens the reasoning, the answer contains only its end mark.
     assert_eq!(parts("a\n</think>\n\nb", None), (thought("a"), "b".into()));
     assert_eq!(parts("<think>\n\n</think>\n\nb", None).0, None);
     assert_eq!(parts("no marks", None), (None, "no marks".into()));
@@ -312,13 +317,13 @@ fn token_ids_as_text_are_ids() {
         "finish_reason": "length",
     }]});
     let body = serde_json::to_vec(&body).unwrap();
-    let reply = parse(
+    let parsed = parse(
         &settings(Dialect::Vllm, Some(2)),
         &call(CallTask::Answer),
         &body,
     )
     .unwrap();
-    let token = &reply.completion.tokens[0];
+    let token = &parsed.completion.tokens[0];
     assert_eq!((token.id, &*token.bytes), (Some(504), b"The".as_slice()));
     assert_eq!((token.top[1].id, token.top[1].bytes.len()), (Some(59), 0));
 }

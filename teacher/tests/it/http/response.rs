@@ -1,13 +1,13 @@
-//! The bodies of the server's replies, right ones and wrong ones.
+//! Bodies of the test server's responses, correct and faulty ones.
 
 use std::fmt::Write as _;
 
 use serde_json::{Value, json};
 
-use super::{Asked, Fault, Plan, hash};
+use super::{Fault, ParsedRequest, Plan, hash};
 
-/// A request, parsed, and what the server will make of it.
-pub(super) struct Work {
+/// A parsed request, and the answer that the server will give.
+pub(super) struct PlannedAnswer {
     pub(super) question: Value,
     pub(super) text: String,
     pub(super) is_chat: bool,
@@ -19,13 +19,13 @@ pub(super) struct Work {
     pub(super) usage: bool,
 }
 
-pub(super) fn work(asked: &Asked, plan: &Plan) -> Option<(Work, u64)> {
-    let question: Value = serde_json::from_slice(&asked.body).ok()?;
-    let is_chat = asked.path.ends_with("/chat/completions");
+pub(super) fn plan_answer(request: &ParsedRequest, plan: &Plan) -> Option<(PlannedAnswer, u64)> {
+    let question: Value = serde_json::from_slice(&request.body).ok()?;
+    let is_chat = request.path.ends_with("/chat/completions");
     let text = if is_chat {
         let messages = question.get("messages")?.as_array()?;
-        let said = messages.iter().filter_map(|m| m.get("content")?.as_str());
-        said.collect::<Vec<_>>().join("\n")
+        let texts = messages.iter().filter_map(|m| m.get("content")?.as_str());
+        texts.collect::<Vec<_>>().join("\n")
     } else {
         question.get("prompt")?.to_string()
     };
@@ -47,45 +47,45 @@ pub(super) fn work(asked: &Asked, plan: &Plan) -> Option<(Work, u64)> {
             word + " "
         })
         .collect();
-    let work = Work {
+    let planned = PlannedAnswer {
         is_chat,
         is_stream: question.get("stream") == Some(&Value::Bool(true)),
         words,
         prompt_tokens: text.split_whitespace().count().max(1) as u64,
         is_cut: limit < wanted,
-        echo: asked.authorization.clone().filter(|_| plan.echo),
+        echo: request.authorization.clone().filter(|_| plan.echo),
         usage: plan.usage,
         text,
         question,
     };
-    Some((work, key))
+    Some((planned, key))
 }
 
-/// The choice's text, with what the server was told to repeat.
-fn said(work: &Work) -> String {
-    let mut text: String = work.words.concat();
-    if let Some(echo) = &work.echo {
+/// Text of the choice, with the repeated header if there is one.
+fn answer_text(planned: &PlannedAnswer) -> String {
+    let mut text: String = planned.words.concat();
+    if let Some(echo) = &planned.echo {
         text.push_str(echo);
     }
     text
 }
 
-fn usage(work: &Work) -> Value {
-    let completion = work.words.len();
+fn usage(planned: &PlannedAnswer) -> Value {
+    let completion = planned.words.len();
     json!({
-        "prompt_tokens": work.prompt_tokens,
+        "prompt_tokens": planned.prompt_tokens,
         "completion_tokens": completion,
-        "total_tokens": work.prompt_tokens + completion as u64,
+        "total_tokens": planned.prompt_tokens + completion as u64,
     })
 }
 
-/// Log-probabilities of some words, as the chat door has them; `None` where none were asked for.
-fn logprobs(work: &Work, words: &[String], fault: Option<Fault>) -> Option<Value> {
-    let is_asked = work.question.get("logprobs") == Some(&Value::Bool(true));
-    if !is_asked || !work.is_chat {
+/// Log-probabilities of some words in the form of the chat API; `None` if they were not requested.
+fn logprobs(planned: &PlannedAnswer, words: &[String], fault: Option<Fault>) -> Option<Value> {
+    let is_asked = planned.question.get("logprobs") == Some(&Value::Bool(true));
+    if !is_asked || !planned.is_chat {
         return None;
     }
-    let top = work
+    let top = planned
         .question
         .get("top_logprobs")
         .and_then(Value::as_u64)
@@ -113,47 +113,47 @@ fn logprobs(work: &Work, words: &[String], fault: Option<Fault>) -> Option<Value
     Some(json!({"content": content, "refusal": null}))
 }
 
-/// A fault of the content, where the request gives no occasion for the one that was drawn.
-fn fitting(work: &Work, fault: Option<Fault>) -> Option<Fault> {
-    let has_logprobs = logprobs(work, &[], None).is_some();
+/// Replaces a fault that the request gives no occasion for by another one.
+fn fitting(planned: &PlannedAnswer, fault: Option<Fault>) -> Option<Fault> {
+    let has_logprobs = logprobs(planned, &[], None).is_some();
     match fault {
-        Some(Fault::FewerLogprobs | Fault::IdsOutOfRange) if !has_logprobs || work.is_stream => {
+        Some(Fault::FewerLogprobs | Fault::IdsOutOfRange) if !has_logprobs || planned.is_stream => {
             Some(Fault::NoChoice)
         }
         fault => fault,
     }
 }
 
-pub(super) fn whole(work: &Work, fault: Option<Fault>) -> String {
-    let fault = fitting(work, fault);
-    let mut choice = if work.is_chat {
-        json!({"index": 0, "message": {"role": "assistant", "content": said(work)}})
+pub(super) fn whole(planned: &PlannedAnswer, fault: Option<Fault>) -> String {
+    let fault = fitting(planned, fault);
+    let mut choice = if planned.is_chat {
+        json!({"index": 0, "message": {"role": "assistant", "content": answer_text(planned)}})
     } else {
-        json!({"index": 0, "text": said(work)})
+        json!({"index": 0, "text": answer_text(planned)})
     };
-    choice["finish_reason"] = if work.is_cut {
+    choice["finish_reason"] = if planned.is_cut {
         "length".into()
     } else {
         "stop".into()
     };
-    choice["logprobs"] = logprobs(work, &work.words, fault).unwrap_or(Value::Null);
+    choice["logprobs"] = logprobs(planned, &planned.words, fault).unwrap_or(Value::Null);
     if fault == Some(Fault::Empty) {
-        if work.is_chat {
+        if planned.is_chat {
             choice["message"]["content"] = "".into();
         } else {
             choice["text"] = "".into();
         }
         choice["logprobs"] = Value::Null;
     }
-    let object = if work.is_chat {
+    let object = if planned.is_chat {
         "chat.completion"
     } else {
         "text_completion"
     };
     let mut body =
         json!({"id": "x", "object": object, "created": 0, "model": "faulty", "choices": [choice]});
-    if work.usage {
-        body["usage"] = usage(work);
+    if planned.usage {
+        body["usage"] = usage(planned);
     }
     match fault {
         Some(Fault::NoChoice) => body["choices"] = json!([]),
@@ -166,7 +166,7 @@ pub(super) fn whole(work: &Work, fault: Option<Fault>) -> String {
     broken(body.to_string(), fault)
 }
 
-/// The text with what JSON does not have, if that is the fault.
+/// Puts `NaN` into the text, if that is the fault.
 fn broken(text: String, fault: Option<Fault>) -> String {
     match fault {
         Some(Fault::NotANumber) => text.replacen("\"index\":0", "\"index\":NaN", 1),
@@ -174,10 +174,10 @@ fn broken(text: String, fault: Option<Fault>) -> String {
     }
 }
 
-pub(super) fn streamed(work: &Work, fault: Option<Fault>) -> Vec<u8> {
-    let fault = fitting(work, fault);
+pub(super) fn streamed(planned: &PlannedAnswer, fault: Option<Fault>) -> Vec<u8> {
+    let fault = fitting(planned, fault);
     let mut text = String::new();
-    let object = if work.is_chat {
+    let object = if planned.is_chat {
         "chat.completion.chunk"
     } else {
         "text_completion"
@@ -200,27 +200,27 @@ pub(super) fn streamed(work: &Work, fault: Option<Fault>) -> Vec<u8> {
         _ => {}
     }
     let has_text = !matches!(fault, Some(Fault::NoChoice | Fault::Empty));
-    let mut pieces = work.words.clone();
-    // The header comes in two pieces, neither of which is the key.
-    if let Some(echo) = &work.echo {
+    let mut pieces = planned.words.clone();
+    // The header is sent in two pieces, neither of which is the whole key.
+    if let Some(echo) = &planned.echo {
         let (a, b) = echo.split_at(echo.len() / 2);
         pieces.extend([a.to_owned(), b.to_owned()]);
     }
     for piece in pieces.iter().filter(|_| has_text) {
-        let mut choice = if work.is_chat {
+        let mut choice = if planned.is_chat {
             json!({"index": 0, "delta": {"content": piece}})
         } else {
             json!({"index": 0, "text": piece})
         };
         choice["finish_reason"] = Value::Null;
         choice["logprobs"] =
-            logprobs(work, std::slice::from_ref(piece), None).unwrap_or(Value::Null);
+            logprobs(planned, std::slice::from_ref(piece), None).unwrap_or(Value::Null);
         event(json!([choice]), None);
     }
     if fault != Some(Fault::NoChoice) {
-        let reason = if work.is_cut { "length" } else { "stop" };
+        let reason = if planned.is_cut { "length" } else { "stop" };
         let mut choice = json!({"index": 0, "finish_reason": reason});
-        if work.is_chat {
+        if planned.is_chat {
             choice["delta"] = json!({});
         } else {
             choice["text"] = "".into();
@@ -228,9 +228,9 @@ pub(super) fn streamed(work: &Work, fault: Option<Fault>) -> Vec<u8> {
         event(json!([choice]), None);
     }
     let wants_usage =
-        work.question.pointer("/stream_options/include_usage") == Some(&Value::Bool(true));
-    if work.usage && wants_usage {
-        event(json!([]), Some(usage(work)));
+        planned.question.pointer("/stream_options/include_usage") == Some(&Value::Bool(true));
+    if planned.usage && wants_usage {
+        event(json!([]), Some(usage(planned)));
     }
     text.push_str("data: [DONE]\n\n");
     text.into_bytes()

@@ -1,38 +1,39 @@
-//! Rows from Parquet: a batch in memory at a time, of the wanted columns alone.
+//! Reader of Parquet files. It holds one batch at a time and reads the needed columns only.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
+use ::parquet::arrow::ProjectionMask;
+use ::parquet::arrow::arrow_reader::{
+    ArrowReaderMetadata, ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder,
+};
 use arrow_array::cast::AsArray;
 use arrow_array::types::{Float32Type, Float64Type};
 use arrow_array::{Array, RecordBatch};
 use arrow_cast::display::array_value_to_string;
 use arrow_schema::{DataType, Schema};
-use parquet::arrow::ProjectionMask;
-use parquet::arrow::arrow_reader::{
-    ArrowReaderMetadata, ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder,
-};
 use serde_json::{Map, Number, Value};
 
-use super::row::{Place, Row, missing};
-use super::{Columns, Rows};
-use crate::error::Error;
+use super::row::{FileRow, RowIterator, missing_column};
+use super::settings::Columns;
+use crate::error::{Error, RowLocation};
 use crate::parquet::{BATCH_ROWS, decode, reader_options};
 
-/// The rows of the file. Without Arrow's own schema in the footer, text is of one type however it was held in memory.
-pub(super) fn rows(path: &Path, wanted: Option<&Columns>) -> Result<Rows, Error> {
+/// Reads the rows of a file. Arrow's own schema in the footer is ignored, so all text has one type.
+pub(super) fn rows(path: &Path, columns: Option<&Columns>) -> Result<RowIterator, Error> {
     let file = File::open(path).map_err(Error::io("open", path))?;
     let metadata =
-        decode(path, || ArrowReaderMetadata::load(&file, reader_options())).map_err(foreign)?;
+        decode(path, || ArrowReaderMetadata::load(&file, reader_options())).map_err(not_a_shard)?;
     let builder = ParquetRecordBatchReaderBuilder::new_with_metadata(file, metadata.clone());
-    let builder = match wanted {
+    let builder = match columns {
         None => builder,
-        Some(wanted) => {
-            let roots = projection(path, metadata.schema(), wanted)?;
+        Some(columns) => {
+            let roots = projection(path, metadata.schema(), columns)?;
             builder.with_projection(ProjectionMask::roots(metadata.parquet_schema(), roots))
         }
     };
-    let batches = decode(path, || builder.with_batch_size(BATCH_ROWS).build()).map_err(foreign)?;
+    let batches =
+        decode(path, || builder.with_batch_size(BATCH_ROWS).build()).map_err(not_a_shard)?;
     let expected = usize::try_from(metadata.metadata().file_metadata().num_rows());
     Ok(Box::new(ParquetRows {
         path: path.to_path_buf(),
@@ -43,30 +44,30 @@ pub(super) fn rows(path: &Path, wanted: Option<&Columns>) -> Result<Rows, Error>
     }))
 }
 
-/// The places of the wanted columns; those that may be absent only where they are there.
+/// Returns the indices of the needed columns in the file; optional columns may be absent.
 fn projection(path: &Path, schema: &Schema, columns: &Columns) -> Result<Vec<usize>, Error> {
     let names = || schema.fields().iter().map(|field| field.name().as_str());
     if let Some(absent) = columns
         .required()
         .find(|name| names().all(|other| other != *name))
     {
-        return Err(missing(path, Place::File, absent, names()));
+        return Err(missing_column(path, RowLocation::File, absent, names()));
     }
-    let wanted = |name: &str| {
+    let is_needed = |name: &str| {
         let mut all = columns.required().chain(columns.optional());
         all.any(|column| column == name)
     };
     Ok((0..)
         .zip(names())
-        .filter(|(_, name)| wanted(name))
+        .filter(|(_, name)| is_needed(name))
         .map(|(index, _)| index)
         .collect())
 }
 
-/// The file is the user's, and not one that a stage wrote.
-fn foreign(error: Error) -> Error {
+/// Turns an error about a shard into one about a file of the user.
+fn not_a_shard(error: Error) -> Error {
     match error {
-        Error::DamagedShard { path, source } => Error::UnreadableTable { path, source },
+        Error::DamagedShard { path, source } => Error::UnreadableParquet { path, source },
         other => other,
     }
 }
@@ -75,41 +76,42 @@ struct ParquetRows {
     path: PathBuf,
     batches: ParquetRecordBatchReader,
     waiting: std::vec::IntoIter<Map<String, Value>>,
-    /// How many rows were given.
+    /// Number of rows that were returned.
     rows: usize,
     expected: usize,
 }
 
 impl Iterator for ParquetRows {
-    type Item = Result<Row, Error>;
+    type Item = Result<FileRow, Error>;
 
     fn next(&mut self) -> Option<Self::Item> {
         loop {
             if let Some(fields) = self.waiting.next() {
                 self.rows += 1;
-                let place = Place::Row(self.rows);
-                return Some(Ok(Row { place, fields }));
+                let location = RowLocation::Row(self.rows);
+                return Some(Ok(FileRow { location, fields }));
             }
             match decode(&self.path, || self.batches.next().transpose()) {
                 Ok(Some(batch)) => self.waiting = objects(&batch).into_iter(),
                 Ok(None) if self.rows < self.expected => {
                     let why = format!("{} of {} rows", self.rows, self.expected);
                     self.expected = 0;
-                    return Some(Err(Error::UnreadableTable {
+                    return Some(Err(Error::UnreadableParquet {
                         path: self.path.clone(),
-                        source: parquet::errors::ParquetError::EOF(why),
+                        source: ::parquet::errors::ParquetError::EOF(why),
                     }));
                 }
                 Ok(None) => return None,
                 Err(error) => {
                     self.expected = 0;
-                    return Some(Err(foreign(error)));
+                    return Some(Err(not_a_shard(error)));
                 }
             }
         }
     }
 }
 
+/// Converts a batch to one JSON object for each row.
 fn objects(batch: &RecordBatch) -> Vec<Map<String, Value>> {
     let schema = batch.schema();
     let row = |row| {
@@ -121,8 +123,8 @@ fn objects(batch: &RecordBatch) -> Vec<Map<String, Value>> {
     (0..batch.num_rows()).map(row).collect()
 }
 
-/// A cell as JSON. Fields of a struct that are null are left out: a table has every field in every row. Bytes that are
-/// not text are null.
+/// Converts a cell to JSON. Null fields of a struct are left out, because a table has every field in every row. Bytes
+/// that are not UTF-8 become null.
 fn value(array: &dyn Array, row: usize) -> Value {
     if array.is_null(row) {
         return Value::Null;
@@ -137,7 +139,7 @@ fn value(array: &dyn Array, row: usize) -> Value {
         DataType::Boolean => array.as_boolean().value(row).into(),
         DataType::Binary => std::str::from_utf8(array.as_binary::<i32>().value(row))
             .map_or(Value::Null, Value::from),
-        // 0.1 is to stay 0.1, and not become the nearest 32-bit number with all its digits.
+        // A 32-bit 0.1 becomes 0.1, not 0.10000000149011612.
         DataType::Float32 => {
             let shortest = array.as_primitive::<Float32Type>().value(row).to_string();
             float(shortest.parse().unwrap_or(f64::NAN))
