@@ -193,7 +193,7 @@ pub fn template(run: &Loaded, dir: &Path) -> anyhow::Result<ChatTemplate> {
                 false => &[table],
             };
             let what = format!(
-                "{} has no chat template\nhint: set `template` in [{table}]: \"plain\" puts messages one after the other, and a path names a .jinja file",
+                "{} has no chat template\nhint: set `template` of [{table}] to a .jinja file, or to \"plain\", which concatenates the messages",
                 dir.display()
             );
             run.problem(key, what).into()

@@ -120,11 +120,25 @@ pub(super) fn key_gradient_kernel<F: Float>(
             query += BLOCK;
         }
     }
+    write_key_gradients::<F>(&block, &key_sums, &value_sums, out, e);
+}
+
+/// Writes the unit's sums for ∂L/∂k and ∂L/∂v.
+#[cube]
+fn write_key_gradients<F: Float>(
+    block: &KeyBlock,
+    key_sums: &Array<f32>,
+    value_sums: &Array<f32>,
+    out: &mut Tensor<F>,
+    #[comptime] e: usize,
+) {
     let ones = filled_array(f32::new(1.0), 4usize);
-    write_rows::<F>(&key_sums, &ones, out, &keys, e);
+    let rows = block.end - block.start;
+    let keys = head_rows(block.key_head, block.key_heads, block.start, rows, e);
+    write_rows::<F>(key_sums, &ones, out, &keys, e);
     let value_start = block.n + block.start;
-    let values = head_rows(block.key_head, block.key_heads, value_start, key_count, e);
-    write_rows::<F>(&value_sums, &ones, out, &values, e);
+    let values = head_rows(block.key_head, block.key_heads, value_start, rows, e);
+    write_rows::<F>(value_sums, &ones, out, &values, e);
 }
 
 /// The head and the block of keys that a cube of [`key_gradient_kernel`] processes.
