@@ -126,9 +126,7 @@ pub enum Error {
         next: u64,
     },
     /// A record could not be written; earlier records are safe.
-    #[error(
-        "cannot add a record to {path}; the {frames} earlier records are safe\nhint: free space on the disk and run again"
-    )]
+    #[error("cannot add a record to {path}; the {frames} earlier records are safe")]
     JournalAppend {
         /// Path of the journal.
         path: PathBuf,

@@ -38,6 +38,8 @@ impl std::error::Error for ConfigError {}
 pub struct Problem {
     span: Option<Range<usize>>,
     message: String,
+    /// Whether the value may be a secret in the wrong place, so that its line is not printed.
+    hides_value: bool,
 }
 
 impl Problem {
@@ -46,6 +48,7 @@ impl Problem {
         Problem {
             span: span_of(text, key),
             message: format!("{}: {message}", key_name(key)),
+            hides_value: key.last() == Some(&"key_env"),
         }
     }
 
@@ -84,7 +87,12 @@ impl Problem {
             None if key.is_empty() || message.starts_with("unknown key") => suggest(&message),
             None => format!("{}: {}{hint}", key_name(&key), suggest(&message)),
         };
-        Problem { span, message }
+        let hides_value = key.last() == Some(&"key_env");
+        Problem {
+            span,
+            message,
+            hides_value,
+        }
     }
 
     /// Formats the problem: position and message, the line of the run file, then the hint.
@@ -101,6 +109,9 @@ impl Problem {
         let line = text[line_start..].lines().next().unwrap_or("");
         let number = text[..line_start].matches('\n').count() + 1;
         let column = text[line_start..start].chars().count() + 1;
+        if self.hides_value {
+            return format!("{}:{number}:{column}: {message}{hint}", path.display());
+        }
         let end = floor_boundary(
             text,
             span.end

@@ -398,7 +398,7 @@ resamples = 50
     let first = run.published().remove(answers).unwrap();
     let report = fs::read_to_string(run.path("runs/tiny/report.md")).unwrap();
     assert!(
-        report.contains("| student | the data's text, cross-entropy only |"),
+        report.contains("| student | the data's text by cross-entropy only |"),
         "{report}"
     );
     assert!(!report.contains("| KL |"), "{report}");

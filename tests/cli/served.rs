@@ -521,7 +521,7 @@ fn settings_that_do_not_fit_a_server_are_refused() {
         (
             "key_env = \"TEST_KEY\"",
             "key_env = \"sk-abc-def\"",
-            &["`key_env` in [teacher]", "never the key itself"],
+            &["`key_env` in [teacher]", "write the variable's name here"],
         ),
         (
             "[curate]",
@@ -551,11 +551,7 @@ fn settings_that_do_not_fit_a_server_are_refused() {
         for part in says {
             assert!(checked.stderr.contains(part), "{to}: {}", checked.stderr);
         }
-        assert!(
-            !checked.stderr.contains("sk-abc-def\" is"),
-            "{}",
-            checked.stderr
-        );
+        assert!(!checked.stderr.contains("sk-abc-def"), "{}", checked.stderr);
     }
     assert_eq!(server.requests(), 0);
 }

@@ -66,7 +66,7 @@ fn fill(disk: &Path) {
     assert!(stored > 10);
     let message = chain(&error);
     let expected = format!(
-        "cannot add a record to {}; the {stored} earlier records are safe\nhint: free space on the disk and run again: \
+        "cannot add a record to {}; the {stored} earlier records are safe: \
          No space left on device (os error 28)",
         path.display()
     );

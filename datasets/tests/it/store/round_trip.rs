@@ -136,7 +136,9 @@ fn columns_of_draws_are_there_for_draws_alone() {
         .unwrap();
     let message = super::chain(&writer.finish().unwrap_err());
     assert!(
-        message.contains("row 1, column `draw_ids, draw_counts`: the file has no such columns"),
+        message.contains(
+            "row 1, column `draw_ids, draw_counts`: the file was begun without these columns"
+        ),
         "{message}"
     );
 }

@@ -483,11 +483,10 @@ fn an_unreachable_server_is_an_error_and_filled_in_values_are_a_finding() {
         None,
         &mut |_| {},
     );
+    let message = error.unwrap_err().to_string();
     assert!(
-        error
-            .unwrap_err()
-            .to_string()
-            .starts_with("endpoint `probed`: connect")
+        message.starts_with(&format!("endpoint `{free}/v1`: connect")),
+        "{message}"
     );
     let mut offline = settings("http://127.0.0.1:9/v1", "m");
     offline.offline = true;
