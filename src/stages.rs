@@ -1,4 +1,4 @@
-//! The stages. Each is a function of a [`Context`]; [`run_stage`] publishes what one writes.
+//! The stages. Each is a function of a [`Context`]; `run_stage` publishes what one writes.
 
 mod acquire;
 mod answers;

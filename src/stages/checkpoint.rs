@@ -104,7 +104,7 @@ pub fn student(run: &Loaded) -> anyhow::Result<PathBuf> {
     }
 }
 
-/// Computes the SHA-256 of the weights and of [`SMALL_FILES`].
+/// Computes the SHA-256 of the weights and of `SMALL_FILES`.
 ///
 /// # Errors
 /// When a file cannot be read, or a weight shard that the index names is absent.
@@ -112,7 +112,7 @@ pub fn content_hash(dir: &Path) -> anyhow::Result<String> {
     hash_of(small_files(dir).chain(weight_files(dir)?))
 }
 
-/// Computes the SHA-256 of [`SMALL_FILES`] alone, without the weights.
+/// Computes the SHA-256 of `SMALL_FILES` alone, without the weights.
 ///
 /// # Errors
 /// When a file cannot be read.

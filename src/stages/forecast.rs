@@ -108,7 +108,7 @@ pub(super) fn live(
         let mut fact = format!(
             "{}{} spent",
             dollars(spent.usd),
-            of(budget.usd.map(|usd| dollars(usd)))
+            of(budget.usd.map(dollars))
         );
         if over > 0 {
             let each = (spent.usd - before.usd) / over as f64;
