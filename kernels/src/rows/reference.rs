@@ -1,5 +1,5 @@
 //! The row statistics in tensor operations, which the tests compare the other forms with: the form to read first.
-//! It allocates several tensors of the logits' size.
+//! This form allocates several tensors of the logits' size.
 
 use super::{EMPTY_NATS, LogQSum, LogitTransform, MASKED, RowStats, TAIL_FLOOR_NATS};
 use burn::tensor::{IndexingUpdateOp, Int, Tensor};
