@@ -16,7 +16,7 @@ type ModulePath = Vec<String>;
 struct CrateModules {
     /// Code of each file.
     files: BTreeMap<ModulePath, String>,
-    /// What each re-exported name stands for.
+    /// The path that each re-exported name stands for.
     reexports: BTreeMap<ModulePath, ModulePath>,
 }
 
