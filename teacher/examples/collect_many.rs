@@ -2,6 +2,8 @@
 //!
 //! `collect_many URL REQUESTS IN_FLIGHT PROMPT_BYTES MAX_TOKENS TOP_LOGPROBS` with -1 for no log-probabilities.
 //! `benches/http_throughput.py` runs this program beside OpenAI's Python client.
+
+// The program prints its measurements.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 use std::error::Error;

@@ -1,8 +1,11 @@
 //! The test server as a program. It prints its port, and serves until it is killed.
 //!
 //! `cargo run --release -p potstill-teacher --no-default-features --example fault_server -- --faulty 0.3`
+
+// The program prints its port and its usage.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
+// The tests use parts of the server that this program does not.
 #[path = "../tests/it/http/server.rs"]
 #[allow(dead_code)]
 mod server;

@@ -5,6 +5,7 @@ mod caps;
 mod endpoints;
 mod faults;
 mod keys;
+// The example `fault_server` uses parts of the server that the tests do not.
 #[allow(dead_code)]
 mod server;
 mod support;
