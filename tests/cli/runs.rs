@@ -393,6 +393,13 @@ resamples = 50
         "{}",
         check.stderr
     );
+    // Without a teacher the template is the student's, so the message names the student's table.
+    run.edit("template = \"plain\"\n", "");
+    let check = run.potstill(&["check", "run.toml"]);
+    assert_eq!(check.code, 2, "{}", check.stderr);
+    assert!(check.stderr.contains("[student]"), "{}", check.stderr);
+    assert!(!check.stderr.contains("[teacher]"), "{}", check.stderr);
+    run.edit("every = 2\n", "template = \"plain\"\nevery = 2\n");
     run.run();
     let answers = "completions/shard-00000.parquet";
     let first = run.published().remove(answers).unwrap();
