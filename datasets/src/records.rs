@@ -349,6 +349,19 @@ pub struct SequenceValues {
     pub bin_correct: Vec<u32>,
 }
 
+/// Distance of a student from the teacher on one text that the student generated.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct OwnText {
+    /// Id of the prompt.
+    pub prompt_id: String,
+    /// Number of the sample among those of its prompt, from 0.
+    pub sample_index: u32,
+    /// Number of generated tokens.
+    pub tokens: u32,
+    /// Sum over the tokens of the reverse KL, from student to teacher, in nats.
+    pub reverse_kl_nats: f64,
+}
+
 /// A grader's verdict on an answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Verdict {
