@@ -35,7 +35,7 @@ mod example;
 
 pub use accuracy::{Accuracy, Graded, GroupAccuracy, accuracy, paired_accuracy};
 pub use bootstrap::{interval, paired, teacher_nll};
-pub use calibration::{BINS, Calibration, ReliabilityBin, SequenceBins, calibration};
+pub use calibration::{BINS, Calibration, ReliabilityBin, calibration};
 pub use conclusion::{Conclusion, Evidence, Finding, MIN_SEEDS, SEED_SHARE, conclude};
 pub use error::Error;
 pub use grade::{Grade, Grader};
