@@ -16,10 +16,12 @@ mod models;
 pub mod probe;
 pub mod report;
 mod rows;
+mod sampling;
 pub mod score;
 mod served;
 pub mod train;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -193,6 +195,8 @@ pub(crate) struct StageSummary {
     /// Counts of this process, for the ledger. They equal `counts` for most stages.
     pub(crate) worked: Counts,
     pub(crate) earlier: EarlierOutput,
+    /// Figures of the whole output, for its manifest.
+    pub(crate) measures: BTreeMap<String, f64>,
 }
 
 impl StageSummary {
@@ -201,6 +205,7 @@ impl StageSummary {
             worked: counts.clone(),
             counts,
             earlier: EarlierOutput::Keep,
+            measures: BTreeMap::new(),
         }
     }
 }
@@ -252,7 +257,7 @@ pub(crate) fn run_stage_again(
         let counts = done.counts.clone();
         line.counts = done.worked;
         let kept = dir
-            .publish(plan, done.earlier, done.counts)
+            .publish(plan, done.earlier, done.counts, done.measures)
             .with_context(|| format!("cannot publish `{name}`"))?;
         line.seconds = began.elapsed().as_secs_f64();
         console.emit(&Event::finished(name, counts, line.seconds));

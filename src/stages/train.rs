@@ -268,6 +268,7 @@ fn publish(
             .map(|(file, hash)| (format!("{last}/{file}"), hash))
             .collect(),
         counts,
+        measures: BTreeMap::new(),
     };
     Ok(manifest.write(&context.dir.path(&plan.home))?)
 }
