@@ -55,7 +55,7 @@ pub use crate::parquet::{
 pub use crate::reader::{FolderRows, ShardRows, read_shard, row_count};
 pub use crate::reasoning::{Reasoning, split_reasoning};
 pub use crate::records::{
-    CONFIDENCE_BINS, Completion, Dropped, Failed, FinishReason, Message, NO_SIGNAL, Prompt,
+    CONFIDENCE_BINS, Completion, Dropped, Failed, FinishReason, Message, NO_SIGNAL, OwnText, Prompt,
     Provenance, Role, SampledToken, Selected, SequenceValues, TaskSample, ToolCall, TopToken,
     Usage, Verdict,
 };

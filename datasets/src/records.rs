@@ -349,6 +349,19 @@ pub struct SequenceValues {
     pub bin_correct: Vec<u32>,
 }
 
+/// The divergence of a model from the teacher on an answer that the model wrote itself.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct OwnText {
+    /// Id of the prompt.
+    pub prompt_id: String,
+    /// Number of the sample among those of its prompt, from 0.
+    pub sample_index: u32,
+    /// Number of tokens of the answer, including the one that ends it.
+    pub tokens: u32,
+    /// Sum over these tokens of the reverse KL from the model to the teacher on the whole vocabulary, in nats.
+    pub reverse_kl_nats: f64,
+}
+
 /// A grader's verdict on an answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Verdict {
