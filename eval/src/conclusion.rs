@@ -334,9 +334,9 @@ mod tests {
             nll_nats: 10.0 * kl,
             agree: 5,
             teacher_nll_nats: 1.0,
-            bin_tokens: vec![0; 10],
-            bin_confidence: vec![0.0; 10],
-            bin_correct: vec![0; 10],
+            teacher_entropy_nats: 1.0,
+            confidence: Vec::new(),
+            expected: Vec::new(),
         }
     }
 

@@ -35,7 +35,7 @@ mod example;
 
 pub use accuracy::{Accuracy, Graded, GroupAccuracy, accuracy, paired_accuracy};
 pub use bootstrap::{interval, paired, teacher_nll};
-pub use calibration::{BINS, Calibration, ReliabilityBin, SequenceBins, calibration};
+pub use calibration::{BINS, Calibration, ReliabilityBin, calibration};
 pub use conclusion::{Conclusion, Finding, MIN_SEEDS, SEED_SHARE, conclude};
 pub use error::Error;
 pub use grade::{Grade, Grader};
@@ -50,5 +50,5 @@ pub use results::{
     Comparison, Heldout, SeedFigures, StudentResult, TeacherResult, compare, compare_accuracy,
 };
 pub use seeds::include_seed_variance;
-pub use settings::{EvalAnswers, EvalSettings, GradeSettings};
+pub use settings::{EvalAnswers, EvalOwnText, EvalSettings, GradeSettings};
 pub use verdict::{MIN_PROMPTS, Verdict, verdict};

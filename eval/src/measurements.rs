@@ -4,7 +4,7 @@ use potstill_datasets::{RunModel, SequenceValues};
 
 use crate::accuracy::{Accuracy, Graded, accuracy};
 use crate::bootstrap::{interval, teacher_nll};
-use crate::calibration::{Calibration, SequenceBins, calibration};
+use crate::calibration::calibration;
 use crate::error::Error;
 use crate::metric::{Figure, Metric};
 use crate::results::{
@@ -115,7 +115,12 @@ impl Measurements {
             nll: figure(Metric::Nll)?,
             agreement: with_distributions(Metric::Agreement)?,
             accuracy: self.accuracy(model.graded(count).as_deref())?,
-            calibration: Some(self.calibration(&values)?),
+            calibration: Some(calibration(
+                &values,
+                self.has_distributions,
+                self.resamples,
+                self.seed,
+            )?),
             seeds: (model.seeds.iter())
                 .map(|seed| seed.figures(self.has_distributions))
                 .collect(),
@@ -151,19 +156,6 @@ impl Measurements {
     fn accuracy(&self, graded: Option<&[Graded]>) -> Result<Option<Accuracy>, Error> {
         let measured = graded.map(|graded| accuracy(graded, self.resamples, self.seed));
         measured.transpose()
-    }
-
-    fn calibration(&self, values: &[SequenceValues]) -> Result<Calibration, Error> {
-        let bins: Vec<SequenceBins<'_>> = values
-            .iter()
-            .map(|v| SequenceBins {
-                prompt_id: &v.prompt_id,
-                tokens: &v.bin_tokens,
-                confidence: &v.bin_confidence,
-                correct: &v.bin_correct,
-            })
-            .collect();
-        calibration(&bins, self.resamples, self.seed)
     }
 }
 

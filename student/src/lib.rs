@@ -22,6 +22,7 @@ mod micro_batch;
 mod not_finite;
 mod objective;
 mod optimizer;
+mod own_text;
 mod schedule;
 mod settings;
 pub mod spans;
@@ -29,9 +30,10 @@ mod start;
 mod target;
 mod tensorboard;
 mod train;
+mod unigram;
 
 pub use error::{Error, SequenceId};
-pub use evaluate::evaluate;
+pub use evaluate::{SignalKind, evaluate};
 pub use gradient::{
     BatchGradient, GradientOptions, Gradients, HiddenGradient, LossSums, batch_gradient,
     hidden_gradient, micro_batch_gradient,
@@ -41,9 +43,11 @@ pub use metrics::StepMetrics;
 pub use micro_batch::MicroBatch;
 pub use objective::{AdaptiveKl, AlphaDivergence, Jsd, Objective, Skew, WeightedDivergence};
 pub use optimizer::{AdamW, clip_global_norm};
+pub use own_text::own_text_kl;
 pub use potstill_datasets::Arm;
 pub use schedule::learning_rate;
 pub use settings::{Control, Overlong, TrainSettings};
 pub use start::{RandomShape, StudentSettings};
 pub use target::{Target, TargetRow};
 pub use train::{OverlongRows, TrainingResult, train};
+pub use unigram::Unigram;

@@ -58,7 +58,11 @@ impl Unigram {
             let (target, _) = Target::new(&signal, Tail::Bucket, 1.0)?;
             for TargetRow { ids, p, tail, .. } in &target.rows {
                 let outside = vocab.saturating_sub(ids.len());
-                let each = if outside > 0 { tail / outside as f64 } else { 0.0 };
+                let each = if outside > 0 {
+                    tail / outside as f64
+                } else {
+                    0.0
+                };
                 everywhere += each;
                 for (&id, &p) in ids.iter().zip(p) {
                     add(id, p - each)?;

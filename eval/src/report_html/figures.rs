@@ -264,7 +264,7 @@ pub(super) fn calibration(out: &mut String, report: &Report) -> Result<(), Error
         };
         let error = wording::with_interval(Figure::Accuracy, &calibration.error);
         described.push(format!("{} error {error}", student.name));
-        let point = |bin: &ReliabilityBin| (bin.confidence, bin.accuracy);
+        let point = |bin: &ReliabilityBin| (bin.confidence, bin.expected);
         drawn.push(Line {
             colour: colour(report, student.name),
             points: calibration.bins.iter().map(point).collect(),
