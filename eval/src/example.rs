@@ -6,9 +6,9 @@ use rand_chacha::ChaCha8Rng;
 use potstill_datasets::{RunModel, SequenceValues};
 
 use crate::{
-    Comparison, Graded, Grader, Heldout, LossCurve, LossPoint, Metric, Provenance, Report, Sample,
-    SampleAnswer, SeedFigures, StageFacts, StudentResult, TeacherResult, accuracy, calibration,
-    compare, compare_accuracy, conclude, interval, teacher_nll,
+    Comparison, Evidence, Graded, Grader, Heldout, LossCurve, LossPoint, Metric, Provenance,
+    Report, Sample, SampleAnswer, SeedFigures, StageFacts, StudentResult, TeacherResult, accuracy,
+    calibration, compare, compare_accuracy, conclude, interval, teacher_nll,
 };
 
 const RESAMPLES: usize = 400;
@@ -61,6 +61,7 @@ fn student(name: RunModel, values: &[SequenceValues]) -> StudentResult {
         nll: figure(Metric::Nll),
         agreement: Some(figure(Metric::Agreement)),
         accuracy: None,
+        own_text_kl: None,
         calibration: None,
         seeds: Vec::new(),
     }
@@ -75,6 +76,7 @@ pub(crate) fn with_seeds(report: &mut Report, name: RunModel, kls: &[f64]) {
         nll: kl + 0.3,
         agreement: Some(0.8),
         accuracy: None,
+        own_text_kl: None,
     };
     student.seeds = kls.iter().enumerate().map(seed).collect();
 }
@@ -95,7 +97,7 @@ pub(crate) fn students_only(kls: &[(RunModel, f64)], prompts: usize) -> Report {
     Report {
         run: "tiny".to_owned(),
         potstill: "0.1.0".to_owned(),
-        conclusion: conclude(None, &students, &comparisons),
+        conclusion: conclude(&Evidence::of(&students, &comparisons)),
         heldout: Heldout::from_values(&all[0]).unwrap(),
         grader: None,
         teacher: None,
@@ -160,11 +162,10 @@ pub(crate) fn report() -> Report {
             .into_iter()
             .map(|(l, r)| compare_accuracy(graded_of(l), graded_of(r), RESAMPLES, SEED).unwrap()),
     );
-    report.conclusion = conclude(
-        report.teacher.as_ref(),
-        &report.students,
-        &report.comparisons,
-    );
+    report.conclusion = conclude(&Evidence {
+        teacher: report.teacher.as_ref(),
+        ..Evidence::of(&report.students, &report.comparisons)
+    });
     report.losses = MODELS[1..]
         .iter()
         .map(|(name, kl, ..)| curve(*name, *kl))

@@ -36,7 +36,7 @@ mod example;
 pub use accuracy::{Accuracy, Graded, GroupAccuracy, accuracy, paired_accuracy};
 pub use bootstrap::{interval, paired, teacher_nll};
 pub use calibration::{BINS, Calibration, ReliabilityBin, calibration};
-pub use conclusion::{Conclusion, Finding, MIN_SEEDS, SEED_SHARE, conclude};
+pub use conclusion::{Conclusion, Evidence, Finding, MIN_SEEDS, SEED_SHARE, conclude};
 pub use error::Error;
 pub use grade::{Grade, Grader};
 pub use interval::Interval;
@@ -47,7 +47,8 @@ pub use report::{
     LossCurve, LossPoint, Provenance, Report, Sample, SampleAnswer, StageFacts, covered_seconds,
 };
 pub use results::{
-    Comparison, Heldout, SeedFigures, StudentResult, TeacherResult, compare, compare_accuracy,
+    Comparison, Heldout, SeedFigures, StudentResult, TeacherResult, TunedRate, compare,
+    compare_accuracy,
 };
 pub use seeds::include_seed_variance;
 pub use settings::{EvalAnswers, EvalOwnText, EvalSettings, GradeSettings};

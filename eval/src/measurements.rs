@@ -1,6 +1,6 @@
 //! Measurements of all models of a run, and the results that are computed from them.
 
-use potstill_datasets::{RunModel, SequenceValues};
+use potstill_datasets::{OwnText, RunModel, SequenceValues};
 
 use crate::accuracy::{Accuracy, Graded, accuracy};
 use crate::bootstrap::{interval, teacher_nll};
@@ -51,6 +51,8 @@ pub struct SeedMeasurements {
     pub values: Vec<SequenceValues>,
     /// Graded answers; `None` if the models did not answer.
     pub graded: Option<Vec<Graded>>,
+    /// Reverse KL on the model's own text; `None` if the models wrote no text or the teacher cannot score it.
+    pub own_text: Option<Vec<OwnText>>,
 }
 
 /// Facts about a model that are not measured.
@@ -115,6 +117,7 @@ impl Measurements {
             nll: figure(Metric::Nll)?,
             agreement: with_distributions(Metric::Agreement)?,
             accuracy: self.accuracy(model.graded(count).as_deref())?,
+            own_text_kl: None,
             calibration: Some(calibration(
                 &values,
                 self.has_distributions,
@@ -188,6 +191,7 @@ impl SeedMeasurements {
             nll: mean(Metric::Nll),
             agreement: has_distributions.then(|| mean(Metric::Agreement)),
             accuracy: self.graded.as_ref().map(share),
+            own_text_kl: None,
         }
     }
 }
