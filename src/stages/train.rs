@@ -14,7 +14,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, bail};
 use potstill_datasets::{
-    Manifest, SCHEMA_VERSION, Variant, hash_files, read_footer, replace_file, shards,
+    Manifest, SCHEMA_VERSION, Split, Variant, hash_files, read_footer, replace_file, shards,
 };
 use potstill_model::{Config, DType, Device, Llama};
 use potstill_student::{StepMetrics, TrainSettings, TrainingResult};
@@ -205,7 +205,7 @@ fn run_training(
     stage: &str,
     folder: &Path,
 ) -> anyhow::Result<(TrainingResult, usize)> {
-    let mut rows = SelectedRows::open(context, "train")?.at_temperature(context)?;
+    let mut rows = SelectedRows::open(context, Split::Train)?.at_temperature(context)?;
     let settings = settings(&context.run.settings, variant.seed_index);
     let progress = RefCell::new(context.console.progress(stage, "steps", 0, settings.steps));
     let mut tokens = 0;
