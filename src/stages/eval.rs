@@ -3,11 +3,10 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use potstill_datasets::{
-    CONFIDENCE_BINS, RunModel, SequenceValues, Split, read_shard, replace_file, write_shard,
-};
+use potstill_datasets::{RunModel, SequenceValues, Split, read_shard, replace_file, write_shard};
 use potstill_eval::{Heldout, Metric, interval};
 use potstill_model::Llama;
+use potstill_student::{SignalKind, evaluate};
 use serde_json::json;
 
 use super::models::{load, model_key, results_file, test_home};
@@ -75,7 +74,11 @@ pub(super) fn measure(
     };
     let mut row = |i| rows.get(i);
     let chunk_rows = file.train.chunk_rows;
-    let values = potstill_student::evaluate(weights, &mut row, len, chunk_rows, &mut on_row)?;
+    let kind = match file.has_signals() {
+        true => SignalKind::Distributions,
+        false => SignalKind::Text,
+    };
+    let values = evaluate(weights, &mut row, len, kind, chunk_rows, &mut on_row)?;
     let Some(values) = values else {
         return Ok(None);
     };
@@ -103,7 +106,6 @@ fn plan(context: &Context, model: RunModel) -> anyhow::Result<StagePlan> {
         outputs: vec![test_home(model), results_file(&test_home(model))],
         settings: json!({
             "chunk_rows": run.settings.train.chunk_rows,
-            "confidence_bins": CONFIDENCE_BINS,
             "resamples": run.settings.eval.resamples,
             "seed": u64::from(run.settings.run.seed),
         }),

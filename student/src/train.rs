@@ -11,6 +11,7 @@ use potstill_model::Llama;
 use serde::Serialize;
 
 use crate::checkpoint::{self, Checkpoint, TrainingState};
+use crate::control::ControlData;
 use crate::error::{Error, SequenceId};
 use crate::gradient::batch_gradient;
 use crate::loss::Divergence;
@@ -42,6 +43,11 @@ pub struct TrainingResult {
     pub finished: bool,
     /// Rows longer than `max_length`.
     pub overlong: OverlongRows,
+    /// Number of training positions whose target token occurs in no other context, so that the control `same_token`
+    /// learns them as SFT does; 0 for the other arms.
+    pub unique_positions: u64,
+    /// Label smoothing of the control `smoothing`; `None` for the other arms.
+    pub label_smoothing: Option<f64>,
 }
 
 /// Trains `start` as `arm` says on `row(0..len)`, and writes into `dir`: `checkpoints/`, `metrics.jsonl`, and
@@ -67,7 +73,10 @@ pub fn train(
     on_step: &mut dyn FnMut(&StepMetrics) -> ControlFlow<()>,
 ) -> Result<TrainingResult, Error> {
     settings.objective.check()?;
-    let (usable, overlong) = usable_rows(row, len, settings)?;
+    let mut control = ControlData::new(arm, settings.seed, start.config().vocab_size);
+    let (usable, overlong) = usable_rows(row, len, settings, &mut control)?;
+    let label_smoothing = control.label_smoothing();
+    let settings = &with_label_smoothing(settings, label_smoothing);
     let (mut trainer, mut model) = Trainer::open(start, usable.len(), arm, settings, dir)?;
     let mut order = Order::new(settings.seed, usable.len())?;
     while trainer.state.step < settings.steps {
@@ -77,6 +86,7 @@ pub fn train(
         for position in first..first + settings.batch as u64 {
             let mut signal = row(usable[order.item(position)])?;
             cut(&mut signal, settings.max_length);
+            control.replace_rows(&mut signal, position);
             signals.push(signal);
         }
         let metrics;
@@ -95,7 +105,18 @@ pub fn train(
         step: trainer.state.step,
         finished: trainer.state.step >= settings.steps,
         overlong,
+        unique_positions: control.unique_positions(),
+        label_smoothing,
     })
+}
+
+/// Returns the settings with the label smoothing that a control needs.
+fn with_label_smoothing(settings: &TrainSettings, smoothing: Option<f64>) -> TrainSettings {
+    let mut settings = settings.clone();
+    if let Some(smoothing) = smoothing {
+        settings.objective.label_smoothing = smoothing;
+    }
+    settings
 }
 
 /// The training loop's state besides the model, and the files that it writes.
@@ -209,11 +230,12 @@ fn other_divergences(objective: &Objective, sums: &[f64], per_row: f64) -> BTree
 }
 
 /// Returns the indices of the rows that can be trained on. Reads every row once, because only the row itself
-/// has its length.
+/// has its length, and shows every usable row to `control`.
 fn usable_rows(
     row: &mut dyn FnMut(usize) -> Result<Signal, potstill_datasets::Error>,
     len: usize,
     settings: &TrainSettings,
+    control: &mut ControlData,
 ) -> Result<(Vec<usize>, OverlongRows), Error> {
     let mut usable = Vec::with_capacity(len);
     let mut overlong = OverlongRows::default();
@@ -237,6 +259,7 @@ fn usable_rows(
                 sequence: SequenceId::of(&signal),
             });
         }
+        control.read(&signal);
         usable.push(index);
     }
     if usable.is_empty() {
