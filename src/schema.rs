@@ -279,7 +279,7 @@ mod tests {
         assert_eq!(toml(&loss["default"]), "{ forward_kl = 1 }");
         assert_eq!(
             range(&key("train", "controls")),
-            "`\"sft\"`, `\"shuffled\"`"
+            "`\"sft\"`, `\"same_token\"`, `\"smoothing\"`, `\"shuffled\"`"
         );
         let limit = key("import", "limit");
         assert_eq!(

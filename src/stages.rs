@@ -118,13 +118,9 @@ impl Context {
         variants
     }
 
-    /// The models of one arm, one a seed. The shuffled control has the first seed only.
+    /// The models of one arm, one for each seed.
     pub(crate) fn variants_of(&self, arm: Arm) -> impl Iterator<Item = Variant> + use<> {
-        let seeds = match arm {
-            Arm::Student | Arm::Sft => self.run.settings.train.seeds,
-            Arm::Shuffled => 1,
-        };
-        (0..seeds).map(move |seed_index| Variant { arm, seed_index })
+        (0..self.run.settings.train.seeds).map(move |seed_index| Variant { arm, seed_index })
     }
 }
 

@@ -12,14 +12,27 @@ pub enum Arm {
     Student,
     /// The same tokens by cross-entropy alone, weighted with the sum of the weights of all terms.
     Sft,
-    /// The teacher's distributions, each moved to another loss position; tokens and mask stay. A student
-    /// that learns as much from them did not learn from the teacher's distributions.
+    /// The teacher's distributions, each replaced by that of another training position with the same target
+    /// token. A student that learns as much from them did not learn from the context of a distribution.
+    SameToken,
+    /// The same tokens by cross-entropy with label smoothing, whose share gives the smoothed targets the mean
+    /// entropy of the teacher's distributions. A student that learns as much from it learned from soft
+    /// targets, not from the teacher's.
+    Smoothing,
+    /// The teacher's distributions, each moved to another loss position; tokens and mask stay. Such a model
+    /// learns the mean of the distributions, [`RunModel::Unigram`].
     Shuffled,
 }
 
 impl Arm {
     /// All arms, in the order of the report.
-    pub const ALL: [Arm; 3] = [Arm::Student, Arm::Sft, Arm::Shuffled];
+    pub const ALL: [Arm; 5] = [
+        Arm::Student,
+        Arm::Sft,
+        Arm::SameToken,
+        Arm::Smoothing,
+        Arm::Shuffled,
+    ];
 
     /// Name of the arm in folder names and reports.
     #[must_use]
@@ -27,6 +40,8 @@ impl Arm {
         match self {
             Arm::Student => "student",
             Arm::Sft => "sft",
+            Arm::SameToken => "same_token",
+            Arm::Smoothing => "smoothing",
             Arm::Shuffled => "shuffled",
         }
     }
@@ -89,6 +104,9 @@ pub enum RunModel {
     Teacher,
     /// The model that training starts from, named `untrained`.
     Base,
+    /// The mean of the teacher's distributions over the training positions, whatever the context; without
+    /// distributions the frequencies of the training tokens. It is computed in closed form, not trained.
+    Unigram,
     /// A model that was trained.
     Trained(Variant),
 }
@@ -98,6 +116,10 @@ impl RunModel {
     pub const STUDENT: RunModel = RunModel::Trained(Arm::Student.first());
     /// The SFT control with the run's own seed.
     pub const SFT: RunModel = RunModel::Trained(Arm::Sft.first());
+    /// The `same_token` control with the run's own seed.
+    pub const SAME_TOKEN: RunModel = RunModel::Trained(Arm::SameToken.first());
+    /// The smoothing control with the run's own seed.
+    pub const SMOOTHING: RunModel = RunModel::Trained(Arm::Smoothing.first());
     /// The shuffled control with the run's own seed.
     pub const SHUFFLED: RunModel = RunModel::Trained(Arm::Shuffled.first());
 }
@@ -113,6 +135,7 @@ impl fmt::Display for RunModel {
         match self {
             RunModel::Teacher => f.write_str("teacher"),
             RunModel::Base => f.write_str("untrained"),
+            RunModel::Unigram => f.write_str("unigram"),
             RunModel::Trained(variant) => variant.fmt(f),
         }
     }
@@ -125,6 +148,7 @@ impl FromStr for RunModel {
         match name {
             "teacher" => Ok(RunModel::Teacher),
             "untrained" => Ok(RunModel::Base),
+            "unigram" => Ok(RunModel::Unigram),
             _ => name.parse().map(RunModel::Trained),
         }
     }
@@ -148,7 +172,7 @@ impl TryFrom<String> for RunModel {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "no model of a run is named {0:?}\n\
-     hint: the names are teacher, untrained, student, sft and shuffled; a trained model of a further seed has its number behind the name, such as sft-2"
+     hint: the names are teacher, untrained, unigram, student, sft, same_token, smoothing and shuffled; a trained model of a further seed has its number behind the name, such as sft-2"
 )]
 pub struct UnknownModel(pub String);
 
@@ -166,6 +190,9 @@ mod tests {
             (RunModel::Teacher, "teacher"),
             (RunModel::Base, "untrained"),
             (RunModel::STUDENT, "student"),
+            (RunModel::Unigram, "unigram"),
+            (RunModel::SAME_TOKEN, "same_token"),
+            (RunModel::SMOOTHING, "smoothing"),
             (RunModel::SHUFFLED, "shuffled"),
             (second.into(), "sft-2"),
         ] {

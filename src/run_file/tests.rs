@@ -99,7 +99,7 @@ fn the_examples_are_valid() {
 fn defaults_fill_in_absent_keys() {
     let file = parse(Path::new("tiny.toml"), WHOLE).unwrap();
     assert_eq!(file.train.chunk_rows, 256);
-    assert_eq!(file.train.controls, [Control::Sft, Control::Shuffled]);
+    assert_eq!(file.train.controls, [Control::Sft]);
     assert_eq!(file.train.objective.cross_entropy, 0.0);
     assert_eq!(file.curate.keep, KeptAnswers::Finished);
     assert_eq!(file.teacher.unwrap().dtype, FloatType::F32);

@@ -82,7 +82,7 @@ fn open(context: &Context, model: RunModel) -> anyhow::Result<Local> {
     let run = &context.run;
     let tokenizer = match model {
         RunModel::Teacher => checkpoint::teacher(run)?,
-        RunModel::Base | RunModel::Trained(_) => checkpoint::student(run)?,
+        RunModel::Base | RunModel::Unigram | RunModel::Trained(_) => checkpoint::student(run)?,
     };
     let model = load(context, model)?;
     let settings = LocalSettings {

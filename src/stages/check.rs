@@ -67,7 +67,7 @@ fn controls_and_seeds(train: &TrainSettings) -> String {
     };
     match train.seeds {
         1 => controls,
-        seeds => format!("{controls}, the student and `sft` with {seeds} seeds"),
+        seeds => format!("{controls}, each with {seeds} seeds"),
     }
 }
 

@@ -140,10 +140,21 @@ pub(crate) fn learned_from(file: &RunFile, model: RunModel) -> String {
         AnswerSource::Teacher => "the teacher's text",
         AnswerSource::Given => "the data's text",
     };
-    let RunModel::Trained(Variant { arm, .. }) = model else {
-        return "nothing (the student before training)".to_owned();
+    let arm = match model {
+        RunModel::Trained(Variant { arm, .. }) => arm,
+        RunModel::Unigram if file.has_signals() => {
+            return "the mean of the teacher's distributions".to_owned();
+        }
+        RunModel::Unigram => return "the frequencies of the tokens".to_owned(),
+        RunModel::Teacher | RunModel::Base => {
+            return "nothing (the student before training)".to_owned();
+        }
     };
     match (arm, file.import.answers) {
+        (Arm::SameToken, _) => {
+            format!("{text} and distributions of other positions with the same token")
+        }
+        (Arm::Smoothing, _) => format!("{text} by cross-entropy with label smoothing"),
         (Arm::Shuffled, _) => format!("{text} and shuffled distributions"),
         (Arm::Student, AnswerSource::Teacher) if file.has_signals() => {
             "the teacher's text and distributions".to_owned()

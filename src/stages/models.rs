@@ -1,9 +1,13 @@
 //! Keys, folders and weights of the models of a run, for the stages after training.
 
+use anyhow::bail;
 use potstill_datasets::{RunModel, Variant};
 use potstill_model::{DType, Llama};
 
 use super::{Context, checkpoint, train};
+
+/// Message for a part of the program that treats the unigram like a network.
+const NO_WEIGHTS: &str = "the unigram is a single distribution and has no weights to load";
 
 /// Returns the key that identifies a model's weights, for the key of a stage that reads them.
 pub(super) fn model_key(context: &Context, model: RunModel) -> anyhow::Result<String> {
@@ -11,6 +15,7 @@ pub(super) fn model_key(context: &Context, model: RunModel) -> anyhow::Result<St
     match model {
         RunModel::Teacher => checkpoint::content_hash(&checkpoint::teacher(run)?),
         RunModel::Base => train::start_key(run, 0),
+        RunModel::Unigram => bail!(NO_WEIGHTS),
         RunModel::Trained(variant) => Ok(context
             .dir
             .require(&export_home(variant), "export", run)?
@@ -27,6 +32,7 @@ pub(super) fn load(context: &Context, model: RunModel) -> anyhow::Result<Llama> 
             checkpoint::dtype(checkpoint::teacher_table(run)?.dtype),
         ),
         RunModel::Base => return train::start(context, 0),
+        RunModel::Unigram => bail!(NO_WEIGHTS),
         RunModel::Trained(variant) => (context.dir.path(&export_home(variant)), DType::F32),
     };
     Ok(potstill_model::load(&folder, dtype, &context.device)?)

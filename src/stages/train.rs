@@ -14,7 +14,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, bail};
 use potstill_datasets::{
-    Manifest, SCHEMA_VERSION, Variant, hash_files, read_footer, replace_file, shards,
+    Arm, Manifest, SCHEMA_VERSION, Variant, hash_files, read_footer, replace_file, shards,
 };
 use potstill_model::{Config, DType, Device, Llama};
 use potstill_student::{StepMetrics, TrainSettings, TrainingResult};
@@ -157,12 +157,20 @@ fn train_one(
     let (began, started) = (Instant::now(), now());
     let (trained, sequences) = run_training(context, variant, stage, &folder)?;
     let seconds = began.elapsed().as_secs_f64();
-    let counts = counts([
+    let mut counts = counts([
         ("steps", trained.step as usize),
         ("sequences", sequences - trained.overlong.dropped as usize),
         ("sequences too long", trained.overlong.dropped as usize),
         ("sequences cut", trained.overlong.cut as usize),
     ]);
+    if variant.arm == Arm::SameToken {
+        counts.insert("unique positions".to_owned(), trained.unique_positions);
+    }
+    if let Some(smoothing) = trained.label_smoothing {
+        console.note(&format!(
+            "{stage}: label smoothing of {smoothing:.4} has the mean entropy of the teacher's distributions"
+        ));
+    }
     dir.log(&LedgerLine {
         stage: stage.clone(),
         started_unix_seconds: started,

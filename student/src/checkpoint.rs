@@ -39,11 +39,13 @@ pub(crate) struct TrainingState {
 
 /// Names of the arms in `state.json`.
 #[derive(Serialize, Deserialize)]
-#[serde(remote = "Arm", rename_all = "lowercase")]
+#[serde(remote = "Arm", rename_all = "snake_case")]
 enum Method {
     #[serde(rename = "distill")]
     Student,
     Sft,
+    SameToken,
+    Smoothing,
     Shuffled,
 }
 

@@ -1,91 +1,68 @@
-//! The shuffled control, whose distributions are at wrong positions.
+//! The controls: models that are trained like the student except for one thing.
 
-use rand::{Rng, SeedableRng};
-use rand_chacha::ChaCha8Rng;
+mod same_token;
+mod shuffled;
+mod smoothing;
 
-use crate::target::Target;
+use potstill_datasets::{Arm, Signal};
 
-/// Moves each distribution of a global batch to another position: a random cyclic permutation (Sattolo
-/// 1986), in which no distribution keeps its position unless it is the only one.
-///
-/// The permutation is within the global batch, so that only the batch has to be in memory, and is a function
-/// of seed and step.
-pub(crate) fn shuffle(targets: &mut [Target], seed: u64, step: u64) {
-    let mut positions: Vec<(usize, usize)> = Vec::new();
-    for (sequence, target) in targets.iter().enumerate() {
-        positions.extend((0..target.rows.len()).map(|row| (sequence, row)));
-    }
-    let mut generator = ChaCha8Rng::seed_from_u64(seed);
-    generator.set_stream(step);
-    for i in (1..positions.len()).rev() {
-        let (a, b) = (positions[i], positions[generator.random_range(0..i)]);
-        swap(targets, a, b);
-    }
+pub(crate) use shuffled::shuffle;
+
+use same_token::SameTokenRows;
+use smoothing::MeanEntropy;
+
+/// What a control needs to know of the whole training set, collected while the trainer reads every row once.
+#[derive(Debug)]
+pub(crate) enum ControlData {
+    /// The arm needs nothing.
+    Nothing,
+    /// Distributions by target token, for [`Arm::SameToken`].
+    SameToken(SameTokenRows),
+    /// The teacher's mean entropy and the size of the vocabulary, for [`Arm::Smoothing`].
+    Smoothing(MeanEntropy, usize),
 }
 
-fn swap(targets: &mut [Target], a: (usize, usize), b: (usize, usize)) {
-    if a.0 == b.0 {
-        targets[a.0].rows.swap(a.1, b.1);
-    } else {
-        let (low, high) = if a.0 < b.0 { (a, b) } else { (b, a) };
-        let (left, right) = targets.split_at_mut(high.0);
-        std::mem::swap(&mut left[low.0].rows[low.1], &mut right[0].rows[high.1]);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::target::TargetRow;
-
-    fn numbered(sizes: &[usize]) -> Vec<Target> {
-        let mut next = 0;
-        let mut target = |n| {
-            let rows = (0..n).map(|_| {
-                next += 1;
-                TargetRow {
-                    ids: vec![next],
-                    p: vec![1.0],
-                    tail: 0.0,
-                    entropy: 0.0,
-                }
-            });
-            Target {
-                rows: rows.collect(),
-            }
-        };
-        sizes.iter().map(|&n| target(n)).collect()
-    }
-
-    fn ids(targets: &[Target]) -> Vec<u32> {
-        targets
-            .iter()
-            .flat_map(|t| t.rows.iter().map(|row| row.ids[0]))
-            .collect()
-    }
-
-    #[test]
-    fn no_distribution_keeps_its_position_and_none_is_lost() {
-        for seed in 0..20 {
-            let before = numbered(&[3, 1, 7, 0, 2]);
-            let mut after = before.clone();
-            shuffle(&mut after, seed, seed * 3);
-            assert!(ids(&before).iter().zip(ids(&after)).all(|(a, b)| *a != b));
-            let mut sorted = ids(&after);
-            sorted.sort_unstable();
-            assert_eq!(sorted, ids(&before));
+impl ControlData {
+    /// Creates the empty data of an arm.
+    pub(crate) fn new(arm: Arm, seed: u64, vocab: usize) -> Self {
+        match arm {
+            Arm::SameToken => Self::SameToken(SameTokenRows::new(seed, vocab)),
+            Arm::Smoothing => Self::Smoothing(MeanEntropy::default(), vocab),
+            Arm::Student | Arm::Sft | Arm::Shuffled => Self::Nothing,
         }
     }
 
-    #[test]
-    fn the_permutation_is_a_function_of_seed_and_step() {
-        let run = |seed, step| {
-            let mut targets = numbered(&[5, 6]);
-            shuffle(&mut targets, seed, step);
-            ids(&targets)
-        };
-        assert_eq!(run(1, 2), run(1, 2));
-        assert_ne!(run(1, 2), run(1, 3));
-        assert_ne!(run(1, 2), run(2, 2));
+    /// Takes a training row into account.
+    pub(crate) fn read(&mut self, signal: &Signal) {
+        match self {
+            Self::Nothing => {}
+            Self::SameToken(rows) => rows.read(signal),
+            Self::Smoothing(entropy, _) => entropy.read(signal),
+        }
+    }
+
+    /// Replaces the distributions of a training row, if the control does that. `order_position` is the number of
+    /// sequences that were trained on before this one.
+    pub(crate) fn replace_rows(&self, signal: &mut Signal, order_position: u64) {
+        if let Self::SameToken(rows) = self {
+            rows.replace_rows(signal, order_position);
+        }
+    }
+
+    /// Number of training positions whose target token occurs in no other context, as far as [`Arm::SameToken`] keeps
+    /// distributions.
+    pub(crate) fn unique_positions(&self) -> u64 {
+        match self {
+            Self::SameToken(rows) => rows.unique_positions(),
+            _ => 0,
+        }
+    }
+
+    /// Label smoothing that gives the targets of [`Arm::Smoothing`] the teacher's mean entropy.
+    pub(crate) fn label_smoothing(&self) -> Option<f64> {
+        match self {
+            Self::Smoothing(entropy, vocab) => Some(entropy.label_smoothing(*vocab)),
+            _ => None,
+        }
     }
 }

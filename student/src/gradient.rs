@@ -74,7 +74,8 @@ pub struct BatchGradient {
 ///
 /// Each term divides by its own count of tokens over the global batch, counted before the first forward
 /// pass, so packing and the split into micro-batches change nothing but rounding. `model` must be tracked
-/// (`model.train()`). `step` seeds the permutation of [`Arm::Shuffled`].
+/// (`model.train()`). `step` seeds the permutation of [`Arm::Shuffled`]. For [`Arm::SameToken`] the signals already
+/// hold the distributions of the other positions, and for [`Arm::Smoothing`] `settings` already hold the label smoothing.
 ///
 /// # Errors
 /// A signal that breaks its rules, or an id outside the vocabulary.

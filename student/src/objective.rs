@@ -242,17 +242,18 @@ impl Objective {
         })
     }
 
-    /// Returns the objective of an arm: [`Arm::Sft`] puts all weight on the cross-entropy.
+    /// Returns the objective of an arm: [`Arm::Sft`] and [`Arm::Smoothing`] put all weight on the cross-entropy.
+    /// The trainer sets the label smoothing of [`Arm::Smoothing`].
     pub(crate) fn of_arm(&self, arm: Arm) -> Self {
         match arm {
-            Arm::Sft => Self {
+            Arm::Sft | Arm::Smoothing => Self {
                 label_smoothing: self.label_smoothing,
                 tail: self.tail,
                 temperature: self.temperature,
                 temperature_squared: self.temperature_squared,
                 ..Self::mixed(0.0, self.total())
             },
-            Arm::Student | Arm::Shuffled => self.clone(),
+            Arm::Student | Arm::SameToken | Arm::Shuffled => self.clone(),
         }
     }
 

@@ -24,10 +24,15 @@ pub enum Overlong {
 
 /// A control: a model that is trained like the student except for one thing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "snake_case")]
 pub enum Control {
     /// The same text by cross-entropy only.
     Sft,
+    /// The teacher's distributions, each replaced by that of another training position with the same target token.
+    SameToken,
+    /// The same text by cross-entropy with label smoothing, whose share gives the smoothed targets the mean entropy of
+    /// the teacher's distributions.
+    Smoothing,
     /// The teacher's distributions, each moved to another position.
     Shuffled,
 }
@@ -38,6 +43,8 @@ impl Control {
     pub fn arm(self) -> Arm {
         match self {
             Control::Sft => Arm::Sft,
+            Control::SameToken => Arm::SameToken,
+            Control::Smoothing => Arm::Smoothing,
             Control::Shuffled => Arm::Shuffled,
         }
     }
@@ -100,14 +107,14 @@ pub struct TrainSettings {
     /// Controls to train beside the student. Without distributions (`signals` or `[score]`) the default is none, because
     /// the controls would equal the student.
     pub controls: Vec<Control>,
-    /// Number of seeds with which the student and each control are trained. With more than one, the report's intervals include
+    /// Number of seeds with which the student and every control are trained. With more than one, the report's intervals include
     /// the variation between seeds.
     #[serde(with = "Count")]
     pub seeds: u32,
     /// Rows of logits that are in memory at a time. Changes memory and the last digits.
     #[serde(with = "Count")]
     pub chunk_rows: usize,
-    /// Seed of the order of the data and of the permutation of the control `shuffled`. Not part of `[train]`.
+    /// Seed of the order of the data and of the draws of the controls `same_token` and `shuffled`. Not part of `[train]`.
     #[serde(skip)]
     pub seed: u64,
 }

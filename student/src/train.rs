@@ -11,6 +11,7 @@ use potstill_model::Llama;
 use serde::Serialize;
 
 use crate::checkpoint::{self, Checkpoint, TrainingState};
+use crate::control::ControlData;
 use crate::error::{Error, SequenceId};
 use crate::gradient::batch_gradient;
 use crate::loss::Divergence;
@@ -42,6 +43,11 @@ pub struct TrainingResult {
     pub finished: bool,
     /// Rows longer than `max_length`.
     pub overlong: OverlongRows,
+    /// Number of training positions whose target token occurs in no other context, so that the control `same_token`
+    /// learns them as SFT does; 0 for the other arms.
+    pub unique_positions: u64,
+    /// Label smoothing of the control `smoothing`; `None` for the other arms.
+    pub label_smoothing: Option<f64>,
 }
 
 /// Settings of a training, resolved for one arm.
@@ -78,8 +84,12 @@ pub fn train(
 ) -> Result<TrainingResult, Error> {
     let (settings, steps) = (plan.settings, plan.schedule.steps);
     settings.objective.check()?;
-    let (usable, overlong) = usable_rows(row, len, settings)?;
-    let (mut trainer, mut model) = Trainer::open(start, usable.len(), *plan, dir)?;
+    let mut control = ControlData::new(plan.arm, settings.seed, start.config().vocab_size);
+    let (usable, overlong) = usable_rows(row, len, settings, &mut control)?;
+    let label_smoothing = control.label_smoothing();
+    let settings = &with_label_smoothing(settings, label_smoothing);
+    let plan = TrainingPlan { settings, ..*plan };
+    let (mut trainer, mut model) = Trainer::open(start, usable.len(), plan, dir)?;
     let mut order = Order::new(settings.seed, usable.len())?;
     while trainer.state.step < steps {
         let began = Instant::now();
@@ -88,6 +98,7 @@ pub fn train(
         for position in first..first + settings.batch as u64 {
             let mut signal = row(usable[order.item(position)])?;
             cut(&mut signal, settings.max_length);
+            control.replace_rows(&mut signal, position);
             signals.push(signal);
         }
         let metrics;
@@ -106,7 +117,18 @@ pub fn train(
         step: trainer.state.step,
         finished: trainer.state.step >= steps,
         overlong,
+        unique_positions: control.unique_positions(),
+        label_smoothing,
     })
+}
+
+/// Returns the settings with the label smoothing that a control needs.
+fn with_label_smoothing(settings: &TrainSettings, smoothing: Option<f64>) -> TrainSettings {
+    let mut settings = settings.clone();
+    if let Some(smoothing) = smoothing {
+        settings.objective.label_smoothing = smoothing;
+    }
+    settings
 }
 
 /// The training loop's state besides the model, and the files that it writes.
@@ -222,11 +244,12 @@ fn other_divergences(objective: &Objective, sums: &[f64], per_row: f64) -> BTree
 }
 
 /// Returns the indices of the rows that can be trained on. Reads every row once, because only the row itself
-/// has its length.
+/// has its length, and shows every usable row to `control`.
 fn usable_rows(
     row: &mut dyn FnMut(usize) -> Result<Signal, potstill_datasets::Error>,
     len: usize,
     settings: &TrainSettings,
+    control: &mut ControlData,
 ) -> Result<(Vec<usize>, OverlongRows), Error> {
     let mut usable = Vec::with_capacity(len);
     let mut overlong = OverlongRows::default();
@@ -250,6 +273,7 @@ fn usable_rows(
                 sequence: SequenceId::of(&signal),
             });
         }
+        control.read(&signal);
         usable.push(index);
     }
     if usable.is_empty() {

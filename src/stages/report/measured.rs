@@ -49,7 +49,7 @@ impl Measured {
                 RunModel::Trained(Variant { arm, .. }) => {
                     context.variants_of(arm).map(RunModel::Trained).collect()
                 }
-                RunModel::Base | RunModel::Teacher => vec![model],
+                RunModel::Base | RunModel::Unigram | RunModel::Teacher => vec![model],
             };
             let mut seeds = Vec::new();
             for (seed_index, model) in (0..).zip(by_seed) {
