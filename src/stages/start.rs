@@ -73,8 +73,16 @@ pub(crate) fn pruned_layers(
     let Some(layers) = &run.settings.student.layers else {
         return Ok(None);
     };
-    match layers.indices(checkpoint.num_hidden_layers) {
-        Ok(indices) => Ok(Some(indices)),
-        Err(what) => Err(run.problem(&["student", "layers"], what).into()),
+    let count = checkpoint.num_hidden_layers;
+    let key = ["student", "layers"];
+    let indices = layers
+        .indices(count)
+        .map_err(|what| run.problem(&key, what))?;
+    if indices.len() == count && run.settings.student.path.is_none() {
+        let what = format!(
+            "all {count} layers are kept, so the student would be the teacher itself\nhint: keep fewer layers"
+        );
+        return Err(run.problem(&key, what).into());
     }
+    Ok(Some(indices))
 }

@@ -275,7 +275,7 @@ fn is_small(context: &Context) -> anyhow::Result<bool> {
     let folder = checkpoint::student(&context.run)?;
     let config = match start::random_config(&context.run, &folder)? {
         Some(config) => config,
-        None => start::pruned_config(&context.run, &folder)?,
+        None => Config::from_dir(&folder)?,
     };
     let cpu = context.device == potstill_model::device("cpu")?;
     Ok(cpu && config.parameters() <= SMALL_PARAMETERS)

@@ -1,8 +1,9 @@
 //! The choice of layers of a pruned student.
 
 use std::borrow::Cow;
+use std::fmt;
 
-use potstill_datasets::range::{Count, CountOrZero, Each, Optional, Range};
+use potstill_datasets::range::{Count, CountOrZero, Each, Optional};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::value::{MapAccessDeserializer, SeqAccessDeserializer};
 use serde::de::{Error as _, MapAccess, SeqAccess, Visitor};
@@ -95,6 +96,17 @@ impl Layers {
     }
 }
 
+/// Writes the choice as in the run file.
+impl fmt::Display for Layers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Layers::List(list) => write!(f, "{list:?}"),
+            Layers::Every { every } => write!(f, "{{ every = {every} }}"),
+            Layers::Ends { first, last } => write!(f, "{{ first = {first}, last = {last} }}"),
+        }
+    }
+}
+
 impl TryFrom<LayerTable> for Layers {
     type Error = String;
 
@@ -123,7 +135,7 @@ impl<'de> Deserialize<'de> for Layers {
         impl<'de> Visitor<'de> for ListOrTable {
             type Value = Layers;
 
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("a list of layers such as [0, 2, 5], or a table such as { every = 2 }")
             }
 
@@ -194,7 +206,7 @@ mod tests {
             "an end that is left out has no layers"
         );
         assert_eq!(Layers::half(30).indices(30).unwrap().len(), 15);
-        assert_eq!(Layers::half(30), Layers::Ends { first: 8, last: 7 });
+        assert_eq!(Layers::half(30).to_string(), "{ first = 8, last = 7 }");
         assert_eq!(Layers::half(5).indices(5).unwrap(), [0, 1, 4]);
         assert_eq!(Layers::half(2).indices(2).unwrap(), [0]);
     }

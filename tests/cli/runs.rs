@@ -44,7 +44,7 @@ fn a_run_publishes_each_stage_and_a_second_run_does_nothing() {
         "students/student/export/README.md",
         "students/untrained/eval/heldout/samples.parquet",
         "students/sft/eval/heldout_results.json",
-        "students/shuffled/export_manifest.json",
+        "students/sft/export_manifest.json",
         "report.md",
         "report.json",
         "_manifest.json",
@@ -377,7 +377,7 @@ heldout = 0.4
 [student]
 path = "model"
 template = "plain"
-every = 2
+layers = { every = 2 }
 [train]
 steps = 3
 batch = 4
@@ -399,7 +399,7 @@ resamples = 50
     assert_eq!(check.code, 2, "{}", check.stderr);
     assert!(check.stderr.contains("[student]"), "{}", check.stderr);
     assert!(!check.stderr.contains("[teacher]"), "{}", check.stderr);
-    run.edit("every = 2\n", "template = \"plain\"\nevery = 2\n");
+    run.edit("layers = { every = 2 }\n", "template = \"plain\"\nlayers = { every = 2 }\n");
     run.run();
     let answers = "completions/shard-00000.parquet";
     let first = run.published().remove(answers).unwrap();
@@ -544,7 +544,7 @@ fn reports_contain_all_sections() {
     for part in [
         "# tiny",
         "| untrained |",
-        "| shuffled |",
+        "| sft |",
         "| student − sft | KL |",
         "| collect |",
         "| teacher | model |",
