@@ -68,7 +68,10 @@ fn set_value(inputs: &RunFileInputs, table: &str, key: &str) -> Option<(String, 
         )),
         ("collect", "samples") => Some((
             "4".to_owned(),
-            Some("Number of answers to each prompt. Those of a local teacher cost only time.".to_owned()),
+            Some(
+                "Number of answers to each prompt. Those of a local teacher cost only time."
+                    .to_owned(),
+            ),
         )),
         ("collect", "max_new_tokens") => plain((facts.context / 2).clamp(1, 256).to_string()),
         ("collect", "signals") => {

@@ -218,7 +218,11 @@ fn each_mistake_is_reported_at_its_place() {
             "[student]",
             "[score]\ntop_k = 8\n[student]",
         ),
-        ("a student that equals its teacher", "layers = { every = 2 }", ""),
+        (
+            "a student that equals its teacher",
+            "layers = { every = 2 }",
+            "",
+        ),
         (
             "heads that do not divide",
             "layers = { every = 2 }",

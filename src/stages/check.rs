@@ -105,10 +105,7 @@ fn training(run: &Loaded, imported: &Imported) -> String {
     let rates: Vec<String> = rates.iter().map(|rate| format!("{rate:e}")).collect();
     let rate = match rates.as_slice() {
         [rate] => format!("learning rate {rate}"),
-        rates => format!(
-            "learning rates {} to choose from on dev",
-            rates.join(", ")
-        ),
+        rates => format!("learning rates {} to choose from on dev", rates.join(", ")),
     };
     format!(
         "train     {steps} of {} sequences ({} of warm-up), {rate}, {}",

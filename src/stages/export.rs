@@ -15,9 +15,7 @@ use serde_json::json;
 
 use super::models::export_home;
 use super::training::checkpoint_of;
-use super::{
-    Context, StageOutcome, StageSummary, checkpoint, counts, for_each_model, run_stage,
-};
+use super::{Context, StageOutcome, StageSummary, checkpoint, counts, for_each_model, run_stage};
 use crate::run_dir::{StagePlan, settings_of};
 use crate::run_file::RunFile;
 

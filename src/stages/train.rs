@@ -22,9 +22,11 @@ pub fn train(context: &Context) -> anyhow::Result<StageOutcome> {
             None => missing.push((training, plan)),
         }
     }
-    train_each(context, &missing, |(training, plan): &(Training, StagePlan)| {
-        training.run(context, plan)
-    })
+    train_each(
+        context,
+        &missing,
+        |(training, plan): &(Training, StagePlan)| training.run(context, plan),
+    )
 }
 
 /// The training of a model of the run.

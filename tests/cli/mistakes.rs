@@ -145,7 +145,10 @@ const MISTAKES: &[Mistake] = &[
             write_model(&run.path("other"), VOCABULARY + 1);
             let special = ["<unk>", "<s>", "</s>", "<extra>"];
             write_tokenizer(&run.path("other"), &special, "</s>");
-            run.edit("[student]\nlayers = { every = 2 }", "[student]\npath = \"other\"");
+            run.edit(
+                "[student]\nlayers = { every = 2 }",
+                "[student]\npath = \"other\"",
+            );
         },
         command: CHECK,
         message: &[

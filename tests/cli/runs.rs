@@ -399,7 +399,10 @@ resamples = 50
     assert_eq!(check.code, 2, "{}", check.stderr);
     assert!(check.stderr.contains("[student]"), "{}", check.stderr);
     assert!(!check.stderr.contains("[teacher]"), "{}", check.stderr);
-    run.edit("layers = { every = 2 }\n", "template = \"plain\"\nlayers = { every = 2 }\n");
+    run.edit(
+        "layers = { every = 2 }\n",
+        "template = \"plain\"\nlayers = { every = 2 }\n",
+    );
     run.run();
     let answers = "completions/shard-00000.parquet";
     let first = run.published().remove(answers).unwrap();
