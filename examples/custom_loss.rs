@@ -13,7 +13,7 @@ use potstill::datasets::{Signal, Table};
 use potstill::model::{Config, DType, Device, Llama, Tensor};
 use potstill::student::check::{LossCase, check_loss, trainer};
 use potstill::student::loss::{CustomDivergence, Divergence};
-use potstill::student::{Arm, Objective, TrainSettings, TrainingPlan, evaluate, train};
+use potstill::student::{Arm, Objective, SignalKind, TrainSettings, TrainingPlan, evaluate, train};
 use potstill::{Context, RunOptions, stages};
 
 /// Computes the triangular discrimination Σ (p − q)² / (p + q) of each row (Le Cam 1986). Its value is close
@@ -124,7 +124,8 @@ fn student(teacher: &Path) -> Result<Llama, Box<dyn std::error::Error>> {
 fn kl(model: &Llama, heldout: &[Signal]) -> Result<f64, Box<dyn std::error::Error>> {
     let mut row = |i: usize| Ok(heldout[i].clone());
     let mut progress = |_| ControlFlow::Continue(());
-    let values = evaluate(model, &mut row, heldout.len(), 4096, &mut progress)?;
+    let kind = SignalKind::Distributions;
+    let values = evaluate(model, &mut row, heldout.len(), kind, 4096, &mut progress)?;
     let (mut sum, mut tokens) = (0.0, 0);
     for sequence in values.unwrap_or_default() {
         sum += sequence.kl_nats;

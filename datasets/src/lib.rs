@@ -55,9 +55,8 @@ pub use crate::parquet::{
 pub use crate::reader::{FolderRows, ShardRows, read_shard, row_count};
 pub use crate::reasoning::{Reasoning, split_reasoning};
 pub use crate::records::{
-    CONFIDENCE_BINS, Completion, Dropped, Failed, FinishReason, Message, NO_SIGNAL, Prompt,
-    Provenance, Role, SampledToken, Selected, SequenceValues, TaskSample, ToolCall, TopToken,
-    Usage, Verdict,
+    Completion, Dropped, Failed, FinishReason, Message, NO_SIGNAL, OwnText, Prompt, Provenance,
+    Role, SampledToken, Selected, SequenceValues, TaskSample, ToolCall, TopToken, Usage, Verdict,
 };
 pub use crate::schema::{PROVENANCE_KEY, Record, SCHEMA_KEY, SCHEMA_VERSION};
 pub use crate::signal::{MASS_TOLERANCE, Signal, SignalRow};

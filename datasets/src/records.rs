@@ -320,10 +320,8 @@ pub struct Failed {
     pub message: String,
 }
 
-/// Number of bins of equal width for the student's confidence, which is between 0 and 1.
-pub const CONFIDENCE_BINS: usize = 10;
-
-/// Measurements of a student on one held-out text, as sums over its loss positions, from which any mean can be computed.
+/// Measurements of a model on one text: sums over its loss positions, from which any mean can be computed, and two
+/// probabilities at each loss position.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SequenceValues {
     /// Id of the prompt.
@@ -340,13 +338,27 @@ pub struct SequenceValues {
     pub agree: u32,
     /// Sum of the teacher's negative log-likelihood, in nats.
     pub teacher_nll_nats: f64,
-    /// Number of positions in each of [`CONFIDENCE_BINS`] bins of the student's confidence, which is the probability of
-    /// its most probable token. Bin i covers [i/10, (i+1)/10); the last bin includes 1.
-    pub bin_tokens: Vec<u32>,
-    /// Sum of the confidences in each bin.
-    pub bin_confidence: Vec<f64>,
-    /// Number of positions in each bin at which the student's most probable token is the target token.
-    pub bin_correct: Vec<u32>,
+    /// Sum of the entropies of the teacher's distributions, in nats; 0 if no distributions are stored.
+    pub teacher_entropy_nats: f64,
+    /// The model's probability of the teacher's most probable token, at each loss position. If no distributions are
+    /// stored, the probability of the model's own most probable token.
+    pub confidence: Vec<f32>,
+    /// The teacher's probability of its most probable token, at each loss position. If no distributions are stored, 1 if
+    /// the model's most probable token is the target token, otherwise 0.
+    pub expected: Vec<f32>,
+}
+
+/// Distance of a student from the teacher on one text that the student generated.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct OwnText {
+    /// Id of the prompt.
+    pub prompt_id: String,
+    /// Number of the sample among those of its prompt, from 0.
+    pub sample_index: u32,
+    /// Number of generated tokens.
+    pub tokens: u32,
+    /// Sum over the tokens of the reverse KL, from student to teacher, in nats.
+    pub reverse_kl_nats: f64,
 }
 
 /// A grader's verdict on an answer.

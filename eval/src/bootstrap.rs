@@ -223,9 +223,9 @@ mod tests {
             nll_nats: 2.0 * kl_nats,
             agree: tokens / 2,
             teacher_nll_nats: 0.0,
-            bin_tokens: vec![0; 10],
-            bin_confidence: vec![0.0; 10],
-            bin_correct: vec![0; 10],
+            teacher_entropy_nats: 1.0,
+            confidence: Vec::new(),
+            expected: Vec::new(),
         }
     }
 

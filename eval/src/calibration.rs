@@ -1,38 +1,37 @@
-//! Calibration: whether predictions with a confidence of 80 % are right in 80 % of cases.
+//! Calibration: whether a model that gives a token 80 % expects it as often as the teacher does.
 //!
-//! Tokens are counted in ten bins of equal width by the probability of the model's most likely token. The expected
-//! calibration error (Guo et al. 2017, arXiv 1706.04599, eq. 3) is Σ_b (n_b / n) · |share right in b − mean confidence
-//! in b|. A prediction is right if the most likely token is the target token.
+//! At each position, q is the model's probability and p the teacher's probability of the teacher's most probable token
+//! ([`SequenceValues::confidence`], [`SequenceValues::expected`]). Two figures compare them. The mean distance
+//! Σ |q − p| / n is 0 only if the model gives every such token the teacher's probability. The expected calibration error
+//! (Guo et al. 2017, arXiv 1706.04599, eq. 3) is Σ_b (n_b / n) · |mean p in b − mean q in b|, so a model that is too
+//! confident at some positions and not confident enough at others of the same confidence has no error. Without the
+//! teacher's distributions, q is the probability of the model's own most probable token and p is 1 or 0, whether it is
+//! the target token; there is no distance then.
 //!
-//! |·| is convex, so the errors of bootstrap resamples are biased upwards. The interval is therefore the basic one,
-//! 2·figure − percentile (Davison & Hinkley, 1997, §5.2), which removes this bias, clamped to at least 0 and widened to
-//! include the figure.
+//! The bins hold equally many tokens: their borders are the deciles of q over all tokens. Bins of equal width would put
+//! most tokens of a good model into one bin (Nixon et al. 2019, arXiv 1904.01685, §3). Equal values of q share a bin, so
+//! there are fewer bins if many are equal.
+//!
+//! |·| is convex, so the calibration errors of bootstrap resamples are biased upwards. Their interval is therefore the
+//! basic one, 2·figure − percentile (Davison & Hinkley, 1997, §5.2), which removes this bias, clamped to at least 0 and
+//! widened to include the figure. The distance is a mean and has no such bias.
 
 use serde::{Deserialize, Serialize};
+
+use potstill_datasets::SequenceValues;
 
 use crate::bootstrap::{bootstrap, clusters, percentile};
 use crate::error::Error;
 use crate::interval::Interval;
 
-/// Number of confidence bins, `[0, 0.1)` to `[0.9, 1]`.
+/// Largest number of bins.
 pub const BINS: usize = 10;
-
-/// Tokens of one sequence by confidence; each list has [`BINS`] entries.
-#[derive(Debug, Clone, Copy)]
-pub struct SequenceBins<'a> {
-    /// Id of the prompt.
-    pub prompt_id: &'a str,
-    /// Number of tokens in each bin.
-    pub tokens: &'a [u32],
-    /// Sum of the confidence, the probability of the most likely token, in each bin.
-    pub confidence: &'a [f64],
-    /// Number of tokens in each bin at which the most likely token is the target token.
-    pub correct: &'a [u32],
-}
 
 /// Calibration of a model.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Calibration {
+    /// Mean of |q − p|, 0 to 1; `None` if the teacher's distributions are not stored.
+    pub distance: Option<Interval>,
     /// Expected calibration error, 0 to 1.
     pub error: Interval,
     /// The reliability table, without empty bins.
@@ -42,41 +41,44 @@ pub struct Calibration {
 /// A row of the reliability table.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ReliabilityBin {
-    /// Lowest confidence of the bin.
+    /// Lowest q of the bin's tokens.
     pub from: f64,
-    /// Highest confidence of the bin.
+    /// Highest q of the bin's tokens.
     pub to: f64,
     /// Number of tokens in the bin, at least 1.
     pub tokens: u64,
-    /// Mean confidence, 0 to 1.
+    /// Mean of q, 0 to 1.
     pub confidence: f64,
-    /// Share of right predictions, 0 to 1.
-    pub accuracy: f64,
+    /// Mean of p, 0 to 1; without distributions the share of right predictions.
+    pub expected: f64,
 }
 
-/// Computes the reliability table over all sequences, and the expected calibration error with its 95 % interval from
-/// `resamples` resamples of prompts.
+/// Computes the reliability table over all sequences, the mean distance if `has_distributions`, and the expected
+/// calibration error, each with its 95 % interval from `resamples` resamples of prompts.
 ///
 /// # Errors
-/// If no sequence has a token, or if the bins of a sequence are not counts of the same tokens.
+/// If no sequence has a token, or if a sequence does not have two probabilities in 0 to 1 for each token.
 pub fn calibration(
-    sequences: &[SequenceBins],
+    sequences: &[SequenceValues],
+    has_distributions: bool,
     resamples: usize,
     seed: u64,
 ) -> Result<Calibration, Error> {
     if let Some(broken) = sequences.iter().find(|sequence| !is_sound(sequence)) {
-        return Err(Error::Bins {
-            prompt_id: broken.prompt_id.to_owned(),
+        return Err(Error::Probabilities {
+            prompt_id: broken.prompt_id.clone(),
+            sample_index: broken.sample_index,
         });
     }
+    let borders = borders(sequences);
+    let bin = |q: f32| borders.partition_point(|border| *border <= q);
     let gaps = sequences.iter().map(|sequence| {
         let mut gaps = [0.0; BINS];
-        let both = sequence.confidence.iter().zip(sequence.correct);
-        for (gap, (confidence, correct)) in gaps.iter_mut().zip(both) {
-            *gap = f64::from(*correct) - confidence;
+        for (q, p) in pairs(sequence) {
+            gaps[bin(q)] += f64::from(p) - f64::from(q);
         }
-        let tokens: f64 = sequence.tokens.iter().copied().map(f64::from).sum();
-        (sequence.prompt_id, tokens, gaps)
+        let prompt = sequence.prompt_id.as_str();
+        (prompt, f64::from(sequence.tokens), gaps)
     });
     let ratio = bootstrap(&clusters(gaps), resamples, seed, |tokens, gaps| {
         gaps.iter().map(|gap| gap.abs()).sum::<f64>() / tokens
@@ -89,42 +91,74 @@ pub fn calibration(
         high: (2.0 * mean - percentile(&ratio.sorted, 0.025)).max(mean),
         prompts: ratio.prompts,
     };
-    let bins = (0..BINS).filter_map(|b| bin(sequences, b)).collect();
-    Ok(Calibration { error, bins })
-}
-
-/// Checks the bins of a sequence. Rounding may make a sum of confidences slightly larger than the count.
-fn is_sound(sequence: &SequenceBins) -> bool {
-    let SequenceBins {
-        tokens,
-        confidence,
-        correct,
-        ..
-    } = sequence;
-    let lengths = [tokens.len(), confidence.len(), correct.len()] == [BINS; 3];
-    let mut bins = tokens.iter().zip(*confidence).zip(*correct);
-    lengths
-        && bins.all(|((tokens, confidence), correct)| {
-            let most = f64::from(*tokens) * (1.0 + 1e-3);
-            correct <= tokens && (0.0..=most).contains(confidence)
-        })
-}
-
-fn bin(sequences: &[SequenceBins], b: usize) -> Option<ReliabilityBin> {
-    let count = |entry: fn(&SequenceBins, usize) -> Option<u32>| -> u64 {
-        let each = sequences.iter().filter_map(|s| entry(s, b));
-        each.map(u64::from).sum()
+    let distances = sequences.iter().map(|sequence| {
+        let prompt = sequence.prompt_id.as_str();
+        (prompt, f64::from(sequence.tokens), [distance(sequence)])
+    });
+    let distance = match has_distributions {
+        true => bootstrap(&clusters(distances), resamples, seed, |tokens, [sum]| {
+            sum / tokens
+        }),
+        false => None,
     };
-    let tokens = count(|s, b| s.tokens.get(b).copied());
-    let correct = count(|s, b| s.correct.get(b).copied());
-    let confidence: f64 = sequences.iter().filter_map(|s| s.confidence.get(b)).sum();
-    (tokens > 0).then(|| ReliabilityBin {
-        from: b as f64 / BINS as f64,
-        to: (b + 1) as f64 / BINS as f64,
-        tokens,
-        confidence: confidence / tokens as f64,
-        accuracy: correct as f64 / tokens as f64,
+    Ok(Calibration {
+        distance: distance.map(|ratio| ratio.interval()),
+        error,
+        bins: reliability(sequences, bin),
     })
+}
+
+/// Sums |q − p| over the tokens of a sequence.
+pub(crate) fn distance(sequence: &SequenceValues) -> f64 {
+    pairs(sequence)
+        .map(|(q, p)| (f64::from(q) - f64::from(p)).abs())
+        .sum()
+}
+
+fn pairs(sequence: &SequenceValues) -> impl Iterator<Item = (f32, f32)> {
+    let expected = sequence.expected.iter().copied();
+    sequence.confidence.iter().copied().zip(expected)
+}
+
+fn is_sound(sequence: &SequenceValues) -> bool {
+    let lengths = [sequence.confidence.len(), sequence.expected.len()];
+    lengths == [sequence.tokens as usize; 2]
+        && pairs(sequence).all(|(q, p)| (0.0..=1.0).contains(&q) && (0.0..=1.0).contains(&p))
+}
+
+/// Returns the lowest q of each bin except the first, in ascending order: the deciles of q over all tokens.
+fn borders(sequences: &[SequenceValues]) -> Vec<f32> {
+    let mut sorted: Vec<f32> = (sequences.iter())
+        .flat_map(|sequence| sequence.confidence.iter().copied())
+        .collect();
+    sorted.sort_unstable_by(f32::total_cmp);
+    let deciles = (1..BINS).map(|k| sorted.get(k * sorted.len() / BINS).copied());
+    deciles.flatten().collect()
+}
+
+fn reliability(sequences: &[SequenceValues], bin: impl Fn(f32) -> usize) -> Vec<ReliabilityBin> {
+    let empty = ReliabilityBin {
+        from: f64::INFINITY,
+        to: f64::NEG_INFINITY,
+        tokens: 0,
+        confidence: 0.0,
+        expected: 0.0,
+    };
+    let mut bins = vec![empty; BINS];
+    for (q, p) in sequences.iter().flat_map(pairs) {
+        let bin = &mut bins[bin(q)];
+        let (q, p) = (f64::from(q), f64::from(p));
+        (bin.from, bin.to) = (bin.from.min(q), bin.to.max(q));
+        bin.tokens += 1;
+        bin.confidence += q;
+        bin.expected += p;
+    }
+    bins.retain(|bin| bin.tokens > 0);
+    for bin in &mut bins {
+        bin.confidence /= bin.tokens as f64;
+        bin.expected /= bin.tokens as f64;
+    }
+    bins
 }
 
 #[cfg(test)]
@@ -134,91 +168,91 @@ mod tests {
 
     use super::*;
 
-    struct Sequence {
-        prompt_id: String,
-        tokens: [u32; BINS],
-        confidence: [f64; BINS],
-        correct: [u32; BINS],
+    fn sequence(prompt: usize, pairs: &[(f32, f32)]) -> SequenceValues {
+        SequenceValues {
+            prompt_id: format!("p{prompt}"),
+            sample_index: 0,
+            tokens: pairs.len() as u32,
+            kl_nats: 0.0,
+            nll_nats: 0.0,
+            agree: 0,
+            teacher_nll_nats: 0.0,
+            teacher_entropy_nats: 0.0,
+            confidence: pairs.iter().map(|(q, _)| *q).collect(),
+            expected: pairs.iter().map(|(_, p)| *p).collect(),
+        }
     }
 
-    /// Generates tokens of uniform confidence c in 0.1 to 1, which are right with probability `right(c)`.
-    fn drawn(prompts: usize, right: impl Fn(f64) -> f64, seed: u64) -> Vec<Sequence> {
+    /// Generates 40 tokens a prompt of uniform confidence c in 0.1 to 1, which are right with probability `right(c)`.
+    fn drawn(prompts: usize, right: impl Fn(f32) -> f32, seed: u64) -> Vec<SequenceValues> {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        let one = |i| {
-            let mut sequence = Sequence {
-                prompt_id: format!("p{i}"),
-                tokens: [0; BINS],
-                confidence: [0.0; BINS],
-                correct: [0; BINS],
-            };
-            for _ in 0..40 {
-                let c = 0.1 + 0.9 * rng.random::<f64>();
-                let b = ((c * 10.0) as usize).min(BINS - 1);
-                sequence.tokens[b] += 1;
-                sequence.confidence[b] += c;
-                sequence.correct[b] += u32::from(rng.random::<f64>() < right(c));
-            }
-            sequence
+        let mut token = || {
+            let c = 0.1 + 0.9 * rng.random::<f32>();
+            (c, f32::from(u8::from(rng.random::<f32>() < right(c))))
         };
-        (0..prompts).map(one).collect()
+        let mut tokens = || (0..40).map(|_| token()).collect::<Vec<_>>();
+        (0..prompts).map(|i| sequence(i, &tokens())).collect()
     }
 
-    fn measure(sequences: &[Sequence], resamples: usize) -> Result<Calibration, Error> {
-        let bins: Vec<SequenceBins> = sequences
-            .iter()
-            .map(|s| SequenceBins {
-                prompt_id: &s.prompt_id,
-                tokens: &s.tokens,
-                confidence: &s.confidence,
-                correct: &s.correct,
-            })
-            .collect();
-        calibration(&bins, resamples, 7)
+    /// Tokens of fixed, uneven and partly equal probabilities, the same as in the Python below.
+    fn fixed() -> Vec<SequenceValues> {
+        let token = |i: u32| {
+            let q = ((i * 37 % 101) as f32 / 101.0).min(0.75);
+            let p = (i * 53 % 97) as f32 / 97.0;
+            (q, p)
+        };
+        let tokens: Vec<_> = (0..257).map(token).collect();
+        let chunks = tokens.chunks(20).enumerate();
+        chunks.map(|(i, chunk)| sequence(i, chunk)).collect()
     }
 
     #[test]
-    fn the_table_and_the_error_equal_a_computation_by_hand() {
-        let sequence = |prompt: &str, tokens: [u32; 2], confidence: [f64; 2], correct: [u32; 2]| {
-            let mut s = Sequence {
-                prompt_id: prompt.to_owned(),
-                tokens: [0; BINS],
-                confidence: [0.0; BINS],
-                correct: [0; BINS],
-            };
-            for (i, b) in [5, 9].into_iter().enumerate() {
-                s.tokens[b] = tokens[i];
-                s.confidence[b] = confidence[i];
-                s.correct[b] = correct[i];
+    fn the_figures_equal_those_of_numpy() {
+        // python: i = arange(257); q = minimum((i*37%101)/101, 0.75); p = (i*53%97)/97 in float32;
+        // borders = sort(q)[[k*257//10 for k in 1..9]]; b = searchsorted(borders, q, side="right")
+        let found = calibration(&fixed(), true, 200, 7).unwrap();
+        let distance = found.distance.unwrap();
+        assert!((distance.mean - 0.300946566182).abs() < 1e-9, "{found:?}");
+        assert!(
+            (found.error.mean - 0.224447331601).abs() < 1e-9,
+            "{found:?}"
+        );
+        assert!(distance.low < distance.mean && distance.mean < distance.high);
+        let expected = [
+            (23, 0.000000000, 0.079207920, 0.037882049, 0.466606895),
+            (28, 0.089108914, 0.188118815, 0.136845829, 0.400957282),
+            (25, 0.198019803, 0.287128717, 0.241584162, 0.462268031),
+            (26, 0.297029704, 0.386138618, 0.341584159, 0.541633613),
+            (26, 0.396039605, 0.485148519, 0.440594060, 0.603885793),
+            (25, 0.495049506, 0.584158421, 0.540594074, 0.454020608),
+            (25, 0.594059408, 0.683168292, 0.639603949, 0.453195869),
+            (15, 0.693069279, 0.742574275, 0.717491762, 0.496219924),
+            (64, 0.750000000, 0.750000000, 0.750000000, 0.510631433),
+        ];
+        assert_eq!(found.bins.len(), expected.len(), "equal values share a bin");
+        for (bin, (tokens, from, to, confidence, expected)) in found.bins.iter().zip(expected) {
+            assert_eq!(bin.tokens, tokens);
+            let found = [bin.from, bin.to, bin.confidence, bin.expected];
+            for (found, expected) in found.iter().zip([from, to, confidence, expected]) {
+                assert!((found - expected).abs() < 1e-8, "{bin:?}");
             }
-            s
-        };
-        let found = measure(
-            &[
-                sequence("a", [2, 4], [1.1, 3.8], [1, 4]),
-                sequence("b", [2, 2], [1.1, 1.9], [2, 1]),
-            ],
-            200,
-        )
-        .unwrap();
-        // Bin 5 has 4 tokens, confidence 0.55, 0.75 right; bin 9 has 6 tokens, confidence 0.95, 5/6 right.
-        assert_eq!(found.bins.len(), 2);
-        let (low, high) = (&found.bins[0], &found.bins[1]);
-        assert_eq!((low.from, low.to, low.tokens), (0.5, 0.6, 4));
-        assert!((low.confidence - 0.55).abs() < 1e-12 && (low.accuracy - 0.75).abs() < 1e-12);
-        assert_eq!((high.from, high.to, high.tokens), (0.9, 1.0, 6));
-        let expected = 0.4 * 0.2 + 0.6 * (0.95 - 5.0 / 6.0);
-        assert!((found.error.mean - expected).abs() < 1e-12, "{found:?}");
-        assert_eq!(found.error.prompts, 2);
+        }
+    }
+
+    #[test]
+    fn without_distributions_there_is_no_distance() {
+        let found = calibration(&drawn(5, |c| c, 3), false, 50, 7).unwrap();
+        assert_eq!(found.distance, None);
     }
 
     #[test]
     fn a_calibrated_model_has_a_small_error_and_a_small_lower_end() {
-        let found = measure(&drawn(300, |c| c, 1), 1000).unwrap();
+        let found = calibration(&drawn(300, |c| c, 1), false, 1000, 7).unwrap();
         assert!(
             found.error.mean < 0.02 && found.error.low < 0.005,
             "{found:?}"
         );
-        assert_eq!(found.bins.len(), 9, "none below 0.1");
+        assert!(found.bins.iter().all(|bin| bin.tokens == 1200), "{found:?}");
     }
 
     #[test]
@@ -226,7 +260,7 @@ mod tests {
         // Tokens are right with probability c − 0.1, so the error is 0.1.
         let covered = (0..100)
             .filter(|seed| {
-                let found = measure(&drawn(60, |c| c - 0.1, *seed), 300).unwrap();
+                let found = calibration(&drawn(60, |c| c - 0.1, *seed), false, 300, 7).unwrap();
                 found.error.low <= 0.1 && 0.1 <= found.error.high
             })
             .count();
@@ -234,26 +268,22 @@ mod tests {
     }
 
     #[test]
-    fn inconsistent_bins_are_errors() {
+    fn probabilities_that_are_not_one_for_each_token_are_errors() {
         let mut broken = drawn(3, |c| c, 1);
-        broken[1].correct[4] = broken[1].tokens[4] + 1;
+        broken[1].expected.pop();
         assert_eq!(
-            measure(&broken, 10).unwrap_err().to_string(),
-            "the confidence bins of prompt p1 are not counts of the same tokens in 10 bins\nhint: run `eval` again"
+            calibration(&broken, true, 10, 7).unwrap_err().to_string(),
+            "prompt p1, sample 0: the probabilities for calibration are not one in 0 to 1 for each token\nhint: run `eval` again"
         );
-        broken[1].correct[4] = 0;
-        broken[1].confidence[4] = f64::NAN;
-        assert!(matches!(measure(&broken, 10), Err(Error::Bins { .. })));
-        let short = SequenceBins {
-            prompt_id: "p",
-            tokens: &[1],
-            confidence: &[0.5],
-            correct: &[1],
-        };
+        for wrong in [f32::NAN, 1.5, -0.1] {
+            let mut broken = drawn(3, |c| c, 1);
+            broken[2].confidence[4] = wrong;
+            let error = calibration(&broken, true, 10, 7).unwrap_err();
+            assert!(matches!(error, Error::Probabilities { .. }), "{wrong}");
+        }
         assert!(matches!(
-            calibration(&[short], 10, 1),
-            Err(Error::Bins { .. })
+            calibration(&[], true, 10, 1),
+            Err(Error::NoTokens)
         ));
-        assert!(matches!(calibration(&[], 10, 1), Err(Error::NoTokens)));
     }
 }

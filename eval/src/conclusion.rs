@@ -13,7 +13,7 @@ use potstill_datasets::RunModel;
 use serde::{Deserialize, Serialize};
 
 use crate::metric::Figure;
-use crate::results::{Comparison, StudentResult, TeacherResult};
+use crate::results::{Comparison, StudentResult, TeacherResult, TunedRate};
 use crate::verdict::{MIN_PROMPTS, Verdict};
 use crate::wording;
 
@@ -35,6 +35,16 @@ pub enum Finding {
     NoDifference,
     /// The student is further from the teacher than the SFT control, and chance does not explain the difference.
     Hurts,
+    /// With fewer than 3 seeds: the student is closer to the teacher than the SFT control. This is about these two models,
+    /// not about the method.
+    StudentCloser,
+    /// With fewer than 3 seeds: the student is further from the teacher than the SFT control. This is about these two
+    /// models, not about the method.
+    StudentFurther,
+    /// With fewer than 3 seeds: neither model is shown to be closer to the teacher.
+    NeitherCloser,
+    /// Fewer than 30 prompts: a direction, but no claim.
+    Exploratory,
     /// The run has no SFT control to compare with.
     NotMeasured,
     /// The student was trained on text only: the teacher's distributions are not stored.
@@ -61,6 +71,14 @@ impl Finding {
             Finding::Helps => "Distillation helps here.",
             Finding::NoDifference => "No difference shown: distillation may or may not help here.",
             Finding::Hurts => "Distillation hurts here.",
+            Finding::StudentCloser => {
+                "The student is closer to the teacher than the control `sft`."
+            }
+            Finding::StudentFurther => {
+                "The student is further from the teacher than the control `sft`."
+            }
+            Finding::NeitherCloser => "Neither model is shown to be closer to the teacher.",
+            Finding::Exploratory => "Exploratory: too few prompts for a finding.",
             Finding::NotMeasured => {
                 "Whether distillation helps was not measured: the run has no control `sft` (`controls` in `[train]`)."
             }
@@ -89,32 +107,43 @@ pub struct Conclusion {
     pub doubts: Vec<String>,
 }
 
-/// Results of the models, for sentences about pairs of models.
-struct Results<'a> {
-    teacher: Option<&'a TeacherResult>,
-    students: &'a [StudentResult],
-    comparisons: &'a [Comparison],
+/// Evidence that a conclusion is drawn from.
+#[derive(Debug, Clone, Copy)]
+pub struct Evidence<'a> {
+    /// Figures of the teacher, if the run has one.
+    pub teacher: Option<&'a TeacherResult>,
+    /// Figures of the base, the student and its controls.
+    pub students: &'a [StudentResult],
+    /// Paired differences between models.
+    pub comparisons: &'a [Comparison],
+    /// Learning rates that were tried; empty if none was tuned.
+    pub tuning: &'a [TunedRate],
+}
+
+impl<'a> Evidence<'a> {
+    /// Evidence that consists of the figures of the models and their differences.
+    #[must_use]
+    pub fn of(students: &'a [StudentResult], comparisons: &'a [Comparison]) -> Evidence<'a> {
+        Evidence {
+            teacher: None,
+            students,
+            comparisons,
+            tuning: &[],
+        }
+    }
 }
 
 /// Draws the conclusion from the comparisons: whether distillation helps, how certain that is, the difference in
 /// accuracy, and whether the controls behave as expected. Uses the pairs student − sft, student − untrained,
 /// student − shuffled and sft − shuffled, and skips the pairs that are missing.
-pub fn conclude(
-    teacher: Option<&TeacherResult>,
-    students: &[StudentResult],
-    comparisons: &[Comparison],
-) -> Conclusion {
-    let results = Results {
-        teacher,
-        students,
-        comparisons,
-    };
+#[must_use]
+pub fn conclude(results: &Evidence<'_>) -> Conclusion {
     let comparison_with_sft = results.find(Figure::Kl, RunModel::STUDENT, RunModel::SFT);
     let sft = results
         .student(RunModel::SFT)
         .and_then(|sft| sft.kl)
         .map_or(0.0, |kl| kl.mean);
-    let finding = match students.iter().any(|student| student.kl.is_some()) {
+    let finding = match results.students.iter().any(|student| student.kl.is_some()) {
         true => Finding::of(comparison_with_sft, sft),
         false => Finding::TextAlone,
     };
@@ -135,7 +164,7 @@ pub fn conclude(
     }
 }
 
-impl Results<'_> {
+impl Evidence<'_> {
     fn find(&self, figure: Figure, left: RunModel, right: RunModel) -> Option<&Comparison> {
         self.comparisons
             .iter()
@@ -155,6 +184,8 @@ impl Results<'_> {
                 Figure::Nll => student.nll.mean,
                 Figure::Agreement => student.agreement?.mean,
                 Figure::Accuracy => student.accuracy.as_ref()?.overall.mean,
+                Figure::OwnTextKl => student.own_text_kl?.mean,
+                Figure::Calibration => return None,
             };
             Some(wording::value(comparison.metric, value))
         };
@@ -188,10 +219,8 @@ impl Results<'_> {
         let result = match finding {
             Finding::Helps => format!("is {by}closer to the teacher than the control `sft`"),
             Finding::Hurts => format!("is {by}further from the teacher than the control `sft`"),
-            Finding::NoDifference | Finding::NotMeasured | Finding::TextAlone => {
-                "shows no difference from the control `sft` in its distance to the teacher"
-                    .to_owned()
-            }
+            _ => "shows no difference from the control `sft` in its distance to the teacher"
+                .to_owned(),
         };
         format!("The student {result}: {figures}. {CONTROL}")
     }
@@ -322,7 +351,7 @@ mod tests {
             .map(|i| values(i, 1.0 + gap + 0.2 * ((i * 7 % 13) as f64 - 6.0) / 6.0))
             .collect();
         run.comparisons = compare((RunModel::STUDENT, &a), (RunModel::SFT, &b), 2000, 7).unwrap();
-        conclude(None, &run.students, &run.comparisons)
+        conclude(&Evidence::of(&run.students, &run.comparisons))
     }
 
     fn values(i: usize, kl: f64) -> potstill_datasets::SequenceValues {
@@ -334,9 +363,9 @@ mod tests {
             nll_nats: 10.0 * kl,
             agree: 5,
             teacher_nll_nats: 1.0,
-            bin_tokens: vec![0; 10],
-            bin_confidence: vec![0.0; 10],
-            bin_correct: vec![0; 10],
+            teacher_entropy_nats: 1.0,
+            confidence: Vec::new(),
+            expected: Vec::new(),
         }
     }
 
@@ -427,7 +456,10 @@ mod tests {
                 high: mean + 0.05,
                 prompts: 198,
             };
-            let found = conclude(run.teacher.as_ref(), &run.students, &comparisons);
+            let found = conclude(&Evidence {
+                teacher: run.teacher.as_ref(),
+                ..Evidence::of(&run.students, &comparisons)
+            });
             assert_eq!(
                 found.finding,
                 Finding::Helps,

@@ -26,13 +26,15 @@ pub enum Error {
         "no answer was graded\nhint: accuracy needs held-out prompts with a reference, and a grader"
     )]
     NothingGraded,
-    /// The confidence bins of a sequence are inconsistent.
+    /// The probabilities of a sequence are not in 0 to 1, or their number is not that of the sequence's tokens.
     #[error(
-        "the confidence bins of prompt {prompt_id} are not counts of the same tokens in 10 bins\nhint: run `eval` again"
+        "prompt {prompt_id}, sample {sample_index}: the probabilities for calibration are not one in 0 to 1 for each token\nhint: run `eval` again"
     )]
-    Bins {
+    Probabilities {
         /// Id of the prompt.
         prompt_id: String,
+        /// Number of the sample, from 0.
+        sample_index: u32,
     },
     /// A plot of the report cannot be drawn.
     #[error(

@@ -6,9 +6,9 @@ use rand_chacha::ChaCha8Rng;
 use potstill_datasets::{RunModel, SequenceValues};
 
 use crate::{
-    BINS, Comparison, Graded, Grader, Heldout, LossCurve, LossPoint, Metric, Provenance, Report,
-    Sample, SampleAnswer, SeedFigures, SequenceBins, StageFacts, StudentResult, TeacherResult,
-    accuracy, calibration, compare, compare_accuracy, conclude, interval, teacher_nll,
+    Comparison, Evidence, Graded, Grader, Heldout, LossCurve, LossPoint, Metric, Provenance,
+    Report, Sample, SampleAnswer, SeedFigures, StageFacts, StudentResult, TeacherResult, accuracy,
+    calibration, compare, compare_accuracy, conclude, interval, teacher_nll,
 };
 
 const RESAMPLES: usize = 400;
@@ -31,9 +31,9 @@ fn values(kl: f64, prompts: usize) -> Vec<SequenceValues> {
         nll_nats: (kl + 0.31) * (10 + i % 7) as f64,
         agree: ((10 + i % 7) as f64 * (1.0 - kl.min(6.0) / 6.5)) as u32,
         teacher_nll_nats: (0.3 + 0.002 * (i % 9) as f64) * (10 + i % 7) as f64,
-        bin_tokens: vec![0; 10],
-        bin_confidence: vec![0.0; 10],
-        bin_correct: vec![0; 10],
+        teacher_entropy_nats: (0.3 + 0.002 * (i % 9) as f64) * (10 + i % 7) as f64,
+        confidence: Vec::new(),
+        expected: Vec::new(),
     };
     (0..prompts).map(one).collect()
 }
@@ -61,6 +61,7 @@ fn student(name: RunModel, values: &[SequenceValues]) -> StudentResult {
         nll: figure(Metric::Nll),
         agreement: Some(figure(Metric::Agreement)),
         accuracy: None,
+        own_text_kl: None,
         calibration: None,
         seeds: Vec::new(),
     }
@@ -75,6 +76,7 @@ pub(crate) fn with_seeds(report: &mut Report, name: RunModel, kls: &[f64]) {
         nll: kl + 0.3,
         agreement: Some(0.8),
         accuracy: None,
+        own_text_kl: None,
     };
     student.seeds = kls.iter().enumerate().map(seed).collect();
 }
@@ -95,7 +97,7 @@ pub(crate) fn students_only(kls: &[(RunModel, f64)], prompts: usize) -> Report {
     Report {
         run: "tiny".to_owned(),
         potstill: "0.1.0".to_owned(),
-        conclusion: conclude(None, &students, &comparisons),
+        conclusion: conclude(&Evidence::of(&students, &comparisons)),
         heldout: Heldout::from_values(&all[0]).unwrap(),
         grader: None,
         teacher: None,
@@ -160,11 +162,10 @@ pub(crate) fn report() -> Report {
             .into_iter()
             .map(|(l, r)| compare_accuracy(graded_of(l), graded_of(r), RESAMPLES, SEED).unwrap()),
     );
-    report.conclusion = conclude(
-        report.teacher.as_ref(),
-        &report.students,
-        &report.comparisons,
-    );
+    report.conclusion = conclude(&Evidence {
+        teacher: report.teacher.as_ref(),
+        ..Evidence::of(&report.students, &report.comparisons)
+    });
     report.losses = MODELS[1..]
         .iter()
         .map(|(name, kl, ..)| curve(*name, *kl))
@@ -196,28 +197,16 @@ fn answers(right: f64, prompts: usize) -> Vec<Graded> {
 
 fn calibrated(over: f64, prompts: usize) -> crate::Calibration {
     let mut rng = ChaCha8Rng::seed_from_u64(SEED);
-    let mut all = Vec::new();
-    for i in 0..prompts {
-        let (mut tokens, mut confidence, mut correct) = ([0; BINS], [0.0; BINS], [0; BINS]);
-        for _ in 0..30 {
-            let c = 0.15 + 0.85 * rng.random::<f64>().sqrt();
-            let b = ((c * 10.0) as usize).min(BINS - 1);
-            tokens[b] += 1;
-            confidence[b] += c;
-            correct[b] += u32::from(rng.random::<f64>() < c - over);
+    let mut sequences = values(1.0, prompts);
+    for sequence in &mut sequences {
+        for _ in 0..sequence.tokens {
+            let q = 0.15 + 0.85 * rng.random::<f64>().sqrt();
+            let p = q - over + 0.1 * (rng.random::<f64>() - 0.5);
+            sequence.confidence.push(q as f32);
+            sequence.expected.push(p.clamp(0.0, 1.0) as f32);
         }
-        all.push((format!("p{i}"), tokens, confidence, correct));
     }
-    let bins: Vec<SequenceBins> = all
-        .iter()
-        .map(|(prompt_id, tokens, confidence, correct)| SequenceBins {
-            prompt_id,
-            tokens,
-            confidence,
-            correct,
-        })
-        .collect();
-    calibration(&bins, RESAMPLES, SEED).unwrap()
+    calibration(&sequences, true, RESAMPLES, SEED).unwrap()
 }
 
 fn curve(name: RunModel, kl: f64) -> LossCurve {

@@ -10,6 +10,7 @@
 //! - [`include_seed_variance`] adds the variance between training seeds to the intervals of differences.
 //! - [`verdict`] is "better" or "worse" only if the interval excludes zero; [`conclude`] decides whether distillation
 //!   helps.
+//! - [`SamplingTally`] tests whether text is a sample of the distributions that are stored for it ([`SamplingCheck`]).
 //! - [`Measurements`] computes all results of a run; [`Report`] writes them as HTML, as Markdown and as JSON.
 
 mod accuracy;
@@ -25,6 +26,8 @@ mod report;
 mod report_html;
 mod report_markdown;
 mod results;
+mod sampling;
+mod sampling_tally;
 mod seeds;
 mod settings;
 mod verdict;
@@ -35,8 +38,8 @@ mod example;
 
 pub use accuracy::{Accuracy, Graded, GroupAccuracy, accuracy, paired_accuracy};
 pub use bootstrap::{interval, paired, teacher_nll};
-pub use calibration::{BINS, Calibration, ReliabilityBin, SequenceBins, calibration};
-pub use conclusion::{Conclusion, Finding, MIN_SEEDS, SEED_SHARE, conclude};
+pub use calibration::{BINS, Calibration, ReliabilityBin, calibration};
+pub use conclusion::{Conclusion, Evidence, Finding, MIN_SEEDS, SEED_SHARE, conclude};
 pub use error::Error;
 pub use grade::{Grade, Grader};
 pub use interval::Interval;
@@ -47,8 +50,11 @@ pub use report::{
     LossCurve, LossPoint, Provenance, Report, Sample, SampleAnswer, StageFacts, covered_seconds,
 };
 pub use results::{
-    Comparison, Heldout, SeedFigures, StudentResult, TeacherResult, compare, compare_accuracy,
+    Comparison, Heldout, SeedFigures, StudentResult, TeacherResult, TunedRate, compare,
+    compare_accuracy,
 };
+pub use sampling::{MAX_Z, MIN_SHARE, SamplingCheck, SamplingLaw};
+pub use sampling_tally::SamplingTally;
 pub use seeds::include_seed_variance;
 pub use settings::{EvalAnswers, EvalSettings, GradeSettings};
 pub use verdict::{MIN_PROMPTS, Verdict, verdict};

@@ -1,10 +1,10 @@
 //! Measurements of all models of a run, and the results that are computed from them.
 
-use potstill_datasets::{RunModel, SequenceValues};
+use potstill_datasets::{OwnText, RunModel, SequenceValues};
 
 use crate::accuracy::{Accuracy, Graded, accuracy};
 use crate::bootstrap::{interval, teacher_nll};
-use crate::calibration::{Calibration, SequenceBins, calibration};
+use crate::calibration::calibration;
 use crate::error::Error;
 use crate::metric::{Figure, Metric};
 use crate::results::{
@@ -51,6 +51,8 @@ pub struct SeedMeasurements {
     pub values: Vec<SequenceValues>,
     /// Graded answers; `None` if the models did not answer.
     pub graded: Option<Vec<Graded>>,
+    /// Reverse KL on the model's own text; `None` if the models wrote no text or the teacher cannot score it.
+    pub own_text: Option<Vec<OwnText>>,
 }
 
 /// Facts about a model that are not measured.
@@ -115,7 +117,13 @@ impl Measurements {
             nll: figure(Metric::Nll)?,
             agreement: with_distributions(Metric::Agreement)?,
             accuracy: self.accuracy(model.graded(count).as_deref())?,
-            calibration: Some(self.calibration(&values)?),
+            own_text_kl: None,
+            calibration: Some(calibration(
+                &values,
+                self.has_distributions,
+                self.resamples,
+                self.seed,
+            )?),
             seeds: (model.seeds.iter())
                 .map(|seed| seed.figures(self.has_distributions))
                 .collect(),
@@ -152,19 +160,6 @@ impl Measurements {
         let measured = graded.map(|graded| accuracy(graded, self.resamples, self.seed));
         measured.transpose()
     }
-
-    fn calibration(&self, values: &[SequenceValues]) -> Result<Calibration, Error> {
-        let bins: Vec<SequenceBins<'_>> = values
-            .iter()
-            .map(|v| SequenceBins {
-                prompt_id: &v.prompt_id,
-                tokens: &v.bin_tokens,
-                confidence: &v.bin_confidence,
-                correct: &v.bin_correct,
-            })
-            .collect();
-        calibration(&bins, self.resamples, self.seed)
-    }
 }
 
 impl ModelMeasurements {
@@ -196,6 +191,7 @@ impl SeedMeasurements {
             nll: mean(Metric::Nll),
             agreement: has_distributions.then(|| mean(Metric::Agreement)),
             accuracy: self.graded.as_ref().map(share),
+            own_text_kl: None,
         }
     }
 }

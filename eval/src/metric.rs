@@ -55,6 +55,11 @@ pub enum Figure {
     Agreement,
     /// Share of answers that a grader found right, 0 to 1.
     Accuracy,
+    /// Reverse KL from the teacher on text that the model itself generated, nats per token.
+    OwnTextKl,
+    /// Mean of |q − p| over loss positions, 0 to 1: the model's probability q against the teacher's probability p of the
+    /// teacher's most likely token.
+    Calibration,
 }
 
 impl From<Metric> for Figure {
@@ -75,10 +80,16 @@ impl Figure {
             Figure::Nll => Metric::Nll.name(),
             Figure::Agreement => Metric::Agreement.name(),
             Figure::Accuracy => "accuracy",
+            Figure::OwnTextKl => "own-text KL",
+            Figure::Calibration => "calibration error",
         }
     }
 
-    pub(crate) fn lower_is_better(self) -> bool {
-        matches!(self, Figure::Kl | Figure::Nll)
+    /// Whether a smaller figure is better.
+    pub fn lower_is_better(self) -> bool {
+        match self {
+            Figure::Kl | Figure::Nll | Figure::OwnTextKl | Figure::Calibration => true,
+            Figure::Agreement | Figure::Accuracy => false,
+        }
     }
 }

@@ -101,10 +101,10 @@ fn section(out: &mut String, id: &str, title: &str, note: &str) {
 fn verdict(out: &mut String, report: &Report) {
     let conclusion = &report.conclusion;
     let (class, mark) = match conclusion.finding {
-        Finding::Helps => ("helps", "✓"),
-        Finding::NoDifference => ("no_difference", "≈"),
-        Finding::Hurts => ("hurts", "✗"),
-        Finding::NotMeasured | Finding::TextAlone => ("not_measured", "?"),
+        Finding::Helps | Finding::StudentCloser => ("helps", "✓"),
+        Finding::NoDifference | Finding::NeitherCloser => ("no_difference", "≈"),
+        Finding::Hurts | Finding::StudentFurther => ("hurts", "✗"),
+        Finding::Exploratory | Finding::NotMeasured | Finding::TextAlone => ("not_measured", "?"),
     };
     let _ = writeln!(
         out,
@@ -270,7 +270,7 @@ mod tests {
     use potstill_datasets::RunModel;
 
     use crate::example::{report, students_only};
-    use crate::{Report, conclude};
+    use crate::{Evidence, Report, conclude};
 
     /// Writes the page to a file for inspection: `POTSTILL_REPORT_HTML=/tmp/report.html cargo test`.
     fn keep(report: &Report) -> String {
@@ -407,7 +407,7 @@ mod tests {
         run.comparisons
             .retain(|c| c.metric == crate::Figure::Nll && c.right == RunModel::Base);
         run.teacher = None;
-        run.conclusion = conclude(None, &run.students, &run.comparisons);
+        run.conclusion = conclude(&Evidence::of(&run.students, &run.comparisons));
         let html = run.to_html().unwrap();
         assert!(html.contains("there is no distillation to evaluate"));
         assert!(html.contains("Training moved the student closer to the text: held-out NLL"));

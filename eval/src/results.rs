@@ -1,6 +1,6 @@
 //! Results of a run: figures of the held-out text, of each model, and of the differences between models.
 
-use potstill_datasets::{RunModel, SequenceValues};
+use potstill_datasets::{Arm, RunModel, SequenceValues};
 use serde::{Deserialize, Serialize};
 
 use crate::accuracy::{Accuracy, Graded, paired_accuracy};
@@ -80,6 +80,9 @@ pub struct StudentResult {
     pub agreement: Option<Interval>,
     /// Share of right answers.
     pub accuracy: Option<Accuracy>,
+    /// Reverse KL from the teacher on the model's own text, nats per token; `None` if the models wrote no text or the
+    /// teacher cannot score it.
+    pub own_text_kl: Option<Interval>,
     /// Reliability table and expected calibration error.
     pub calibration: Option<Calibration>,
     /// Figures of each seed; the figures above are over all seeds.
@@ -99,9 +102,31 @@ pub struct Comparison {
     pub difference: Interval,
     /// Verdict on `left`.
     pub verdict: Verdict,
+    /// Probability of a difference at least as large if the true difference is zero.
+    pub p_value: f64,
+    /// `p_value`, corrected for the number of comparisons of the report unless the comparison is the primary one.
+    pub adjusted_p: f64,
+    /// Whether the finding rests on this comparison; all others are corrected for their number.
+    pub primary: bool,
     /// Number of seeds that both models were trained with. From two on, the interval includes the variance between
     /// seeds.
     pub seeds: usize,
+    /// Smallest true difference that is found with 80 % power with these prompts and seeds, in the figure's unit; `None`
+    /// if the prompts are too few to estimate it.
+    pub detectable: Option<f64>,
+}
+
+/// A learning rate that was tried for an arm, with its value on the dev prompts.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct TunedRate {
+    /// The arm that was trained.
+    pub arm: Arm,
+    /// Learning rate of the training.
+    pub learning_rate: f64,
+    /// KL on the dev prompts, nats per token; the NLL if the teacher's distributions are not stored.
+    pub dev: f64,
+    /// Whether the arm is trained with this rate.
+    pub chosen: bool,
 }
 
 /// Compares the held-out values of two models on every metric.
@@ -142,7 +167,11 @@ fn comparison(metric: Figure, left: RunModel, right: RunModel, difference: Inter
         right,
         difference,
         verdict: verdict(metric, &difference),
+        p_value: 1.0,
+        adjusted_p: 1.0,
+        primary: false,
         seeds: 1,
+        detectable: None,
     }
 }
 
@@ -159,6 +188,8 @@ pub struct SeedFigures {
     pub agreement: Option<f64>,
     /// Share of right answers, 0 to 1.
     pub accuracy: Option<f64>,
+    /// Reverse KL from the teacher on the model's own text, nats per token.
+    pub own_text_kl: Option<f64>,
 }
 
 impl SeedFigures {
@@ -168,6 +199,8 @@ impl SeedFigures {
             Figure::Nll => Some(self.nll),
             Figure::Agreement => self.agreement,
             Figure::Accuracy => self.accuracy,
+            Figure::OwnTextKl => self.own_text_kl,
+            Figure::Calibration => None,
         }
     }
 }

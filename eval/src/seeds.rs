@@ -77,7 +77,7 @@ fn student_t(freedom: usize) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::conclusion::{Finding, conclude};
+    use crate::conclusion::{Evidence, Finding, conclude};
     use crate::example::{students_only, with_seeds};
     use crate::report::Report;
     use crate::verdict::Verdict;
@@ -116,7 +116,8 @@ mod tests {
     #[test]
     fn a_difference_within_the_variance_of_seeds_is_no_difference() {
         let mut run = students_only(&[(RunModel::STUDENT, 0.75), (RunModel::SFT, 0.8)], 40);
-        let finding = |run: &Report| conclude(None, &run.students, &run.comparisons).finding;
+        let finding =
+            |run: &Report| conclude(&Evidence::of(&run.students, &run.comparisons)).finding;
         assert_eq!(finding(&run), Finding::Helps, "one seed has no variance");
         with_seeds(&mut run, RunModel::STUDENT, &[0.70, 0.80]);
         with_seeds(&mut run, RunModel::SFT, &[0.76, 0.84]);
@@ -132,7 +133,7 @@ mod tests {
         with_seeds(&mut run, RunModel::SFT, &[1.4579, 1.4560]);
         include_seed_variance(&mut run.comparisons, &run.students);
         assert_eq!(run.comparisons[0].verdict, Verdict::Worse);
-        let conclusion = conclude(None, &run.students, &run.comparisons);
+        let conclusion = conclude(&Evidence::of(&run.students, &run.comparisons));
         assert_eq!(conclusion.finding, Finding::NoDifference);
     }
 

@@ -7,24 +7,28 @@ use crate::verdict::Verdict;
 /// Formats a figure: `0.5104`, or `61.0 %`.
 pub(crate) fn value(figure: Figure, value: f64) -> String {
     match figure {
-        Figure::Kl | Figure::Nll => format!("{value:.4}"),
-        Figure::Agreement | Figure::Accuracy => format!("{:.1} %", 100.0 * value),
+        Figure::Kl | Figure::Nll | Figure::OwnTextKl => format!("{value:.4}"),
+        Figure::Agreement | Figure::Accuracy | Figure::Calibration => {
+            format!("{:.1} %", 100.0 * value)
+        }
     }
 }
 
 /// Formats a difference: `-0.3063`, or `+3.0 points`.
 pub(crate) fn signed(figure: Figure, value: f64) -> String {
     match figure {
-        Figure::Kl | Figure::Nll => format!("{value:+.4}"),
-        Figure::Agreement | Figure::Accuracy => format!("{:+.1} points", 100.0 * value),
+        Figure::Kl | Figure::Nll | Figure::OwnTextKl => format!("{value:+.4}"),
+        Figure::Agreement | Figure::Accuracy | Figure::Calibration => {
+            format!("{:+.1} points", 100.0 * value)
+        }
     }
 }
 
 /// Formats the interval of a difference for a sentence: `-0.3182 to -0.2820`, or `+1.0 to +11.0 points`.
 pub(crate) fn from_to(figure: Figure, Interval { low, high, .. }: &Interval) -> String {
     match figure {
-        Figure::Kl | Figure::Nll => format!("{low:+.4} to {high:+.4}"),
-        Figure::Agreement | Figure::Accuracy => {
+        Figure::Kl | Figure::Nll | Figure::OwnTextKl => format!("{low:+.4} to {high:+.4}"),
+        Figure::Agreement | Figure::Accuracy | Figure::Calibration => {
             format!("{:+.1} to {:+.1} points", 100.0 * low, 100.0 * high)
         }
     }
@@ -33,8 +37,8 @@ pub(crate) fn from_to(figure: Figure, Interval { low, high, .. }: &Interval) -> 
 /// Unit after a figure: ` nats per token`, or nothing.
 pub(crate) fn unit(figure: Figure) -> &'static str {
     match figure {
-        Figure::Kl | Figure::Nll => " nats per token",
-        Figure::Agreement | Figure::Accuracy => "",
+        Figure::Kl | Figure::Nll | Figure::OwnTextKl => " nats per token",
+        Figure::Agreement | Figure::Accuracy | Figure::Calibration => "",
     }
 }
 
@@ -47,8 +51,8 @@ pub(crate) fn with_interval(figure: Figure, interval: &Interval) -> String {
 /// Formats an interval: `[0.5058, 0.5144]`, or `[28.6, 36.6]` of percentages.
 pub(crate) fn range(figure: Figure, Interval { low, high, .. }: &Interval) -> String {
     match figure {
-        Figure::Kl | Figure::Nll => format!("[{low:.4}, {high:.4}]"),
-        Figure::Agreement | Figure::Accuracy => {
+        Figure::Kl | Figure::Nll | Figure::OwnTextKl => format!("[{low:.4}, {high:.4}]"),
+        Figure::Agreement | Figure::Accuracy | Figure::Calibration => {
             format!("[{:.1}, {:.1}]", 100.0 * low, 100.0 * high)
         }
     }
@@ -61,8 +65,8 @@ pub(crate) fn difference(figure: Figure, interval: &Interval) -> String {
     } = interval;
     let mean = signed(figure, *mean);
     match figure {
-        Figure::Kl | Figure::Nll => format!("{mean} [{low:+.4}, {high:+.4}]"),
-        Figure::Agreement | Figure::Accuracy => {
+        Figure::Kl | Figure::Nll | Figure::OwnTextKl => format!("{mean} [{low:+.4}, {high:+.4}]"),
+        Figure::Agreement | Figure::Accuracy | Figure::Calibration => {
             format!("{mean} [{:+.1}, {:+.1}]", 100.0 * low, 100.0 * high)
         }
     }

@@ -2,10 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use potstill_datasets::{
-    CONFIDENCE_BINS, RunModel, SequenceValues, read_shard, replace_file, write_shard,
-};
+use potstill_datasets::{RunModel, SequenceValues, read_shard, replace_file, write_shard};
 use potstill_eval::{Heldout, Metric, interval};
+use potstill_student::{SignalKind, evaluate};
 use serde_json::json;
 
 use super::models::{heldout_home, load, model_key, results_file};
@@ -56,7 +55,11 @@ fn eval_one(context: &Context, model: RunModel) -> anyhow::Result<StageOutcome> 
         };
         let mut row = |i| rows.get(i);
         let chunk_rows = file.train.chunk_rows;
-        let values = potstill_student::evaluate(&weights, &mut row, len, chunk_rows, &mut on_row)?;
+        let kind = match file.has_signals() {
+            true => SignalKind::Distributions,
+            false => SignalKind::Text,
+        };
+        let values = evaluate(&weights, &mut row, len, kind, chunk_rows, &mut on_row)?;
         let Some(values) = values else {
             return Ok(None);
         };
@@ -89,7 +92,6 @@ fn plan(context: &Context, model: RunModel) -> anyhow::Result<StagePlan> {
         outputs: vec![heldout_home(model), results_file(&heldout_home(model))],
         settings: json!({
             "chunk_rows": run.settings.train.chunk_rows,
-            "confidence_bins": CONFIDENCE_BINS,
             "resamples": run.settings.eval.resamples,
             "seed": u64::from(run.settings.run.seed),
         }),

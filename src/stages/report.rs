@@ -7,7 +7,8 @@ use std::collections::BTreeMap;
 use anyhow::Context as _;
 use potstill_datasets::{Manifest, RunModel, replace_file};
 use potstill_eval::{
-    Heldout, LossCurve, LossPoint, Provenance, Report, StageFacts, conclude, covered_seconds,
+    Evidence, Heldout, LossCurve, LossPoint, Provenance, Report, StageFacts, conclude,
+    covered_seconds,
 };
 use serde_json::json;
 
@@ -117,7 +118,10 @@ fn build(context: &Context, models: &[RunModel]) -> anyhow::Result<Report> {
     Ok(Report {
         run: context.run.settings.run.name.as_str().to_owned(),
         potstill: env!("CARGO_PKG_VERSION").to_owned(),
-        conclusion: conclude(teacher.as_ref(), &students, &comparisons),
+        conclusion: conclude(&Evidence {
+            teacher: teacher.as_ref(),
+            ..Evidence::of(&students, &comparisons)
+        }),
         heldout: Heldout::from_values(measured.measurements.heldout())?,
         grader: context.run.settings.eval.answers.as_ref().map(|a| a.grader),
         teacher,

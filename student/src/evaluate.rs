@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 
 use burn::tensor::Tensor;
-use potstill_datasets::{CONFIDENCE_BINS, SequenceValues, Signal};
+use potstill_datasets::{SequenceValues, Signal};
 use potstill_kernels::{LogQSum, LogitTransform, row_stats};
 use potstill_model::Llama;
 
@@ -12,11 +12,20 @@ use crate::loss::{Tail, cross_entropy, forward_kl};
 use crate::micro_batch::MicroBatch;
 use crate::target::Target;
 
+/// Content of the signals that a model is evaluated on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SignalKind {
+    /// The teacher's distributions.
+    Distributions,
+    /// Text without distributions, as made by [`Signal::of_text`].
+    Text,
+}
+
 /// Computes forward KL on the coarse vocabulary, negative log-likelihood, top-1 agreement with the teacher's
-/// stored distributions, and the counts for calibration. Sequences are evaluated one at a time, so that no
-/// value depends on other sequences.
+/// stored distributions, and the probabilities for calibration. Sequences are evaluated one at a time, so that
+/// no value depends on other sequences.
 ///
-/// `row` returns sequence i of `len`. `on_row` is called with the number of sequences done; when it breaks,
+/// `row` returns sequence i of `len`, of the given kind. `on_row` is called with the number of sequences done; when it breaks,
 /// the result is `None`.
 ///
 /// # Errors
@@ -25,13 +34,14 @@ pub fn evaluate(
     model: &Llama,
     row: &mut dyn FnMut(usize) -> Result<Signal, potstill_datasets::Error>,
     len: usize,
+    kind: SignalKind,
     chunk_rows: usize,
     on_row: &mut dyn FnMut(usize) -> ControlFlow<()>,
 ) -> Result<Option<Vec<SequenceValues>>, Error> {
     let mut values = Vec::with_capacity(len);
     for index in 0..len {
         let signal = row(index)?;
-        values.push(sequence(model, &signal, chunk_rows)?);
+        values.push(sequence(model, &signal, kind, chunk_rows)?);
         if on_row(index + 1).is_break() && index + 1 < len {
             return Ok(None);
         }
@@ -39,8 +49,20 @@ pub fn evaluate(
     Ok(Some(values))
 }
 
-fn sequence(model: &Llama, signal: &Signal, chunk_rows: usize) -> Result<SequenceValues, Error> {
+fn sequence(
+    model: &Llama,
+    signal: &Signal,
+    kind: SignalKind,
+    chunk_rows: usize,
+) -> Result<SequenceValues, Error> {
     let (target, _) = Target::new(signal, Tail::Bucket, 1.0)?;
+    // The first token of a support is the teacher's most probable one.
+    let expected = match kind {
+        SignalKind::Distributions => (target.rows.iter())
+            .filter_map(|row| row.p.first().map(|p| *p as f32))
+            .collect(),
+        SignalKind::Text => Vec::new(),
+    };
     let micro_batch = MicroBatch::new(&[signal], vec![target], model)?;
     let mut values = SequenceValues {
         prompt_id: signal.prompt_id.clone(),
@@ -50,9 +72,9 @@ fn sequence(model: &Llama, signal: &Signal, chunk_rows: usize) -> Result<Sequenc
         nll_nats: 0.0,
         agree: 0,
         teacher_nll_nats: crate::gradient::teacher_nll(signal),
-        bin_tokens: vec![0; CONFIDENCE_BINS],
-        bin_confidence: vec![0.0; CONFIDENCE_BINS],
-        bin_correct: vec![0; CONFIDENCE_BINS],
+        teacher_entropy_nats: signal.rows.iter().map(|row| f64::from(row.entropy)).sum(),
+        confidence: Vec::with_capacity(micro_batch.rows()),
+        expected,
     };
     if micro_batch.rows() == 0 {
         return Ok(values);
@@ -71,8 +93,17 @@ fn sequence(model: &Llama, signal: &Signal, chunk_rows: usize) -> Result<Sequenc
         let kl_n = forward_kl(targets.log_p_nk.clone(), targets.log_q_nk(&stats));
         let nll_n = cross_entropy(targets.log_q_target_n1(&stats));
         let top1_n1 = logits_nv.clone().argmax(1);
-        let logit_n1 = logits_nv.gather(1, top1_n1.clone()).cast(dtype);
-        let confidence_n1 = (logit_n1 - stats.log_z_n1()).exp();
+        let confidence_n1 = match kind {
+            SignalKind::Distributions => stats.log_q_nk().narrow(1, 0, 1).exp(),
+            SignalKind::Text => {
+                let logit_n1 = logits_nv.gather(1, top1_n1.clone()).cast(dtype);
+                (logit_n1 - stats.log_z_n1()).exp()
+            }
+        };
+        // Rounding can make a probability slightly larger than 1.
+        let confidence = confidence_n1.into_data();
+        let confidence = confidence.iter::<f32>().map(|q| q.min(1.0));
+        values.confidence.extend(confidence);
         let top1: Vec<i64> = top1_n1.into_data().iter::<i64>().collect();
 
         values.kl_nats += sum(kl_n);
@@ -81,25 +112,15 @@ fn sequence(model: &Llama, signal: &Signal, chunk_rows: usize) -> Result<Sequenc
         values.agree += agree
             .filter(|(student, teacher)| **student == i64::from(*teacher))
             .count() as u32;
-        let target_tokens = micro_batch
-            .target_tokens(rows)
-            .iter()
-            .map(|&id| i64::from(id));
-        let correct = top1.iter().zip(target_tokens).map(|(a, b)| *a == b);
-        for (confidence, correct) in confidence_n1.into_data().iter::<f64>().zip(correct) {
-            count_confidence(&mut values, confidence, correct);
+        if kind == SignalKind::Text {
+            let target_tokens = micro_batch.target_tokens(rows).iter();
+            let correct = (top1.iter().zip(target_tokens)).map(|(a, b)| *a == i64::from(*b));
+            values
+                .expected
+                .extend(correct.map(|correct| f32::from(u8::from(correct))));
         }
     }
     Ok(values)
-}
-
-/// Counts one position in its confidence bin.
-fn count_confidence(values: &mut SequenceValues, confidence: f64, correct: bool) {
-    // Rounding can make a probability slightly larger than 1.
-    let bin = ((confidence * CONFIDENCE_BINS as f64) as usize).min(CONFIDENCE_BINS - 1);
-    values.bin_tokens[bin] += 1;
-    values.bin_confidence[bin] += confidence.min(1.0);
-    values.bin_correct[bin] += u32::from(correct);
 }
 
 fn sum(values_n: Tensor<1>) -> f64 {

@@ -32,7 +32,7 @@ mod tensorboard;
 mod train;
 
 pub use error::{Error, SequenceId};
-pub use evaluate::evaluate;
+pub use evaluate::{SignalKind, evaluate};
 pub use gradient::{
     BatchGradient, GradientOptions, Gradients, HiddenGradient, LossSums, batch_gradient,
     hidden_gradient, micro_batch_gradient,

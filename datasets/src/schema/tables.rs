@@ -12,8 +12,8 @@ use super::value::{ColumnValue, field_of, record, struct_lists};
 use super::{Record, batch, check_columns};
 use crate::error::Error;
 use crate::records::{
-    CONFIDENCE_BINS, Completion, Dropped, Failed, Message, Prompt, SampledToken, Selected,
-    SequenceValues, TaskSample, ToolCall, TopToken, Usage, Verdict,
+    Completion, Dropped, Failed, Message, Prompt, SampledToken, Selected, SequenceValues,
+    TaskSample, ToolCall, TopToken, Usage, Verdict,
 };
 
 struct_lists!(ToolCall, [id, name, arguments]);
@@ -96,11 +96,11 @@ record!(
         nll_nats,
         agree,
         teacher_nll_nats,
-        bin_tokens,
-        bin_confidence,
-        bin_correct
+        teacher_entropy_nats,
+        confidence,
+        expected
     ],
-    check_bins
+    check_lengths
 );
 record!(
     TaskSample,
@@ -116,22 +116,24 @@ fn any_content<R>(_row: usize, _values: &R) -> Result<(), Error> {
     Ok(())
 }
 
-/// Checks that every list of bins has an entry for each bin.
-fn check_bins(row: usize, values: &SequenceValues) -> Result<(), Error> {
+/// Checks that each list has an entry for each loss position.
+fn check_lengths(row: usize, values: &SequenceValues) -> Result<(), Error> {
     let lengths = [
-        ("bin_tokens", values.bin_tokens.len()),
-        ("bin_confidence", values.bin_confidence.len()),
-        ("bin_correct", values.bin_correct.len()),
+        ("confidence", values.confidence.len()),
+        ("expected", values.expected.len()),
     ];
     let wrong = lengths
         .into_iter()
-        .find(|(_, length)| *length != CONFIDENCE_BINS);
+        .find(|(_, length)| *length != values.tokens as usize);
     match wrong {
         None => Ok(()),
         Some((column, length)) => Err(Error::Cell {
             row,
             column: column.into(),
-            why: format!("the list has {length} entries, and {CONFIDENCE_BINS} are expected"),
+            why: format!(
+                "the list has {length} entries, and {} are expected",
+                values.tokens
+            ),
         }),
     }
 }

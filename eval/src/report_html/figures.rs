@@ -84,13 +84,21 @@ fn bar_plot(
     let lowest = lowest.fold(f64::INFINITY, f64::min);
     let highest = models.iter().map(|(_, i)| i.high).fold(1e-6, f64::max);
     let (range, scale) = match figure {
-        Figure::Agreement | Figure::Accuracy if highest > 0.5 => ((0.0, 1.0), Scale::Percent),
-        Figure::Agreement | Figure::Accuracy => ((0.0, 1.05 * highest), Scale::Percent),
-        Figure::Kl | Figure::Nll if lowest > 0.0 && highest / lowest > LOG_FROM => (
-            ((0.7 * lowest).log10(), (1.4 * highest).log10()),
-            Scale::Log10,
-        ),
-        Figure::Kl | Figure::Nll => ((0.0, 1.05 * highest), Scale::Plain),
+        Figure::Agreement | Figure::Accuracy | Figure::Calibration if highest > 0.5 => {
+            ((0.0, 1.0), Scale::Percent)
+        }
+        Figure::Agreement | Figure::Accuracy | Figure::Calibration => {
+            ((0.0, 1.05 * highest), Scale::Percent)
+        }
+        Figure::Kl | Figure::Nll | Figure::OwnTextKl
+            if lowest > 0.0 && highest / lowest > LOG_FROM =>
+        {
+            (
+                ((0.7 * lowest).log10(), (1.4 * highest).log10()),
+                Scale::Log10,
+            )
+        }
+        Figure::Kl | Figure::Nll | Figure::OwnTextKl => ((0.0, 1.05 * highest), Scale::Plain),
     };
     let place = |value: f64| match scale {
         Scale::Log10 => value.log10(),
@@ -264,7 +272,7 @@ pub(super) fn calibration(out: &mut String, report: &Report) -> Result<(), Error
         };
         let error = wording::with_interval(Figure::Accuracy, &calibration.error);
         described.push(format!("{} error {error}", student.name));
-        let point = |bin: &ReliabilityBin| (bin.confidence, bin.accuracy);
+        let point = |bin: &ReliabilityBin| (bin.confidence, bin.expected);
         drawn.push(Line {
             colour: colour(report, student.name),
             points: calibration.bins.iter().map(point).collect(),

@@ -179,7 +179,7 @@ pub(super) fn reliability(out: &mut String, report: &Report) {
                     )),
                     Cell::Number(wording::count(bin.tokens)),
                     Cell::Number(wording::value(Figure::Accuracy, bin.confidence)),
-                    Cell::Number(wording::value(Figure::Accuracy, bin.accuracy)),
+                    Cell::Number(wording::value(Figure::Accuracy, bin.expected)),
                 ]
             })
         })

@@ -61,6 +61,7 @@ impl Measured {
                     seed: start::seed(file, seed_index),
                     values: values(context, model)?,
                     graded,
+                    own_text: None,
                 });
             }
             let models = &mut measured.measurements.models;

@@ -3,52 +3,65 @@
 use std::ops::ControlFlow;
 
 use burn::tensor::{DType, Device};
-use potstill_datasets::{CONFIDENCE_BINS, SequenceValues, Signal};
+use potstill_datasets::{SequenceValues, Signal};
 use potstill_model::Llama;
-use potstill_student::evaluate;
+use potstill_student::{SignalKind, evaluate};
 
 use crate::support::{log_probs, real, signals, tiny};
 
-fn values(model: &Llama, signals: &[Signal], chunk_rows: usize) -> Vec<SequenceValues> {
+fn values(model: &Llama, signals: &[Signal], kind: SignalKind) -> Vec<SequenceValues> {
     let mut row = |index: usize| Ok(signals[index].clone());
     let mut on_row = |_| ControlFlow::Continue(());
-    evaluate(model, &mut row, signals.len(), chunk_rows, &mut on_row)
+    evaluate(model, &mut row, signals.len(), kind, 5, &mut on_row)
         .unwrap()
         .unwrap()
 }
 
-/// Computes the confidence bins of one sequence: positions, summed confidence, correct positions.
-fn plain_bins(model: &Llama, signal: &Signal) -> [[f64; CONFIDENCE_BINS]; 3] {
-    let log_p = log_probs(model, std::slice::from_ref(&signal.token_ids));
-    let mut bins = [[0.0; CONFIDENCE_BINS]; 3];
-    for position in signal.loss_positions() {
-        let log_q = &log_p[position - 1];
-        let best = (0..log_q.len()).max_by(|&a, &b| log_q[a].total_cmp(&log_q[b]));
-        let confidence = log_q[best.unwrap()].exp();
-        let bin = (confidence * 10.0).floor().min(9.0) as usize;
-        bins[0][bin] += 1.0;
-        bins[1][bin] += confidence;
-        bins[2][bin] += f64::from(best == Some(signal.token_ids[position] as usize));
-    }
-    bins
-}
-
+/// Compares the probabilities of each sequence with those of the whole distributions.
 fn check(model: &Llama, signals: &[Signal]) {
-    let (mut used, mut correct) = ([0; CONFIDENCE_BINS], 0);
-    for (values, signal) in values(model, signals, 5).iter().zip(signals) {
-        let [tokens, confidence, right] = plain_bins(model, signal);
-        assert_eq!(values.bin_tokens.iter().sum::<u32>(), values.tokens);
-        for bin in 0..CONFIDENCE_BINS {
-            assert_eq!(f64::from(values.bin_tokens[bin]), tokens[bin]);
-            assert_eq!(f64::from(values.bin_correct[bin]), right[bin]);
-            let error = (values.bin_confidence[bin] - confidence[bin]).abs();
-            assert!(error < 1e-5 * confidence[bin].max(1.0), "{error}");
-            used[bin] += values.bin_tokens[bin];
-            correct += values.bin_correct[bin];
+    let with_distributions = values(model, signals, SignalKind::Distributions);
+    let text_only = values(model, signals, SignalKind::Text);
+    let (mut correct, mut wrong) = (0, 0);
+    for (i, signal) in signals.iter().enumerate() {
+        let log_q = log_probs(model, std::slice::from_ref(&signal.token_ids));
+        let near = |found: f32, expected: f64| {
+            assert!(
+                (f64::from(found) - expected).abs() < 1e-5,
+                "{found} {expected}"
+            );
+        };
+        let positions = signal.loss_positions().zip(&signal.rows).enumerate();
+        let mut entropy = 0.0;
+        for (n, (position, row)) in positions {
+            let log_q = &log_q[position - 1];
+            let likeliest = (0..row.ids.len())
+                .max_by(|&a, &b| row.logprobs[a].total_cmp(&row.logprobs[b]))
+                .unwrap();
+            let teacher = &with_distributions[i];
+            near(
+                teacher.confidence[n],
+                log_q[row.ids[likeliest] as usize].exp(),
+            );
+            near(
+                teacher.expected[n],
+                f64::from(row.logprobs[likeliest]).exp(),
+            );
+            entropy += f64::from(row.entropy);
+
+            let best = (0..log_q.len()).max_by(|&a, &b| log_q[a].total_cmp(&log_q[b]));
+            let is_target = best == Some(signal.token_ids[position] as usize);
+            near(text_only[i].confidence[n], log_q[best.unwrap()].exp());
+            near(text_only[i].expected[n], f64::from(u8::from(is_target)));
+            correct += usize::from(is_target);
+            wrong += usize::from(!is_target);
+        }
+        for values in [&with_distributions[i], &text_only[i]] {
+            assert_eq!(values.confidence.len(), values.tokens as usize);
+            assert_eq!(values.expected.len(), values.tokens as usize);
+            assert!((values.teacher_entropy_nats - entropy).abs() < 1e-9);
         }
     }
-    println!("positions by bin {used:?}, {correct} correct");
-    assert!(used.iter().filter(|count| **count > 0).count() >= 4 && correct > 0);
+    assert!(correct > 0 && wrong > 0, "{correct} {wrong}");
 }
 
 /// Replaces the last token of each text by the model's most likely token, so that some predictions are correct.
@@ -71,7 +84,7 @@ fn with_likeliest_last_token(model: &Llama, mut signals: Vec<Signal>) -> Vec<Sig
 }
 
 #[test]
-fn calibration_counts_equal_a_plain_computation() {
+fn probabilities_equal_those_of_whole_distributions() {
     let model = tiny(DType::F64);
     check(
         &model,
@@ -80,7 +93,7 @@ fn calibration_counts_equal_a_plain_computation() {
 }
 
 #[test]
-fn calibration_counts_on_stories260k() {
+fn probabilities_on_stories260k() {
     let Some(dir) = real("models/stories260K") else {
         return;
     };
@@ -92,13 +105,13 @@ fn calibration_counts_on_stories260k() {
 }
 
 #[test]
-fn a_sequence_without_loss_has_empty_bins() {
+fn a_sequence_without_loss_has_no_probabilities() {
     let mut silent = signals(1, 47, 3);
     silent[0].loss_mask.fill(false);
     silent[0].rows.clear();
-    let values = values(&tiny(DType::F32), &silent, 5).remove(0);
-    assert_eq!(values.tokens, 0);
-    assert_eq!(values.bin_tokens, [0; CONFIDENCE_BINS]);
-    assert_eq!(values.bin_confidence, [0.0; CONFIDENCE_BINS]);
-    assert_eq!(values.bin_correct, [0; CONFIDENCE_BINS]);
+    for kind in [SignalKind::Distributions, SignalKind::Text] {
+        let values = values(&tiny(DType::F32), &silent, kind).remove(0);
+        assert_eq!(values.tokens, 0);
+        assert!(values.confidence.is_empty() && values.expected.is_empty());
+    }
 }

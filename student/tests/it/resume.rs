@@ -8,8 +8,8 @@ use potstill_datasets::Signal;
 use potstill_model::{Llama, Parameter, named_parameters};
 use potstill_student::loss::{CustomDivergence, Divergence, forward_kl};
 use potstill_student::{
-    Arm, Error, Objective, Overlong, SequenceId, TrainSettings, TrainingPlan, TrainingResult,
-    evaluate, train,
+    Arm, Error, Objective, Overlong, SequenceId, SignalKind, TrainSettings, TrainingPlan,
+    TrainingResult, evaluate, train,
 };
 
 use crate::support::{settings, signals, tiny};
@@ -299,7 +299,8 @@ fn training_lowers_the_held_out_kl() {
     let values = |model: &Llama| {
         let mut row = |index: usize| Ok(data[index].clone());
         let mut on_row = |_| ControlFlow::Continue(());
-        let values = evaluate(model, &mut row, data.len(), 5, &mut on_row)
+        let kind = SignalKind::Distributions;
+        let values = evaluate(model, &mut row, data.len(), kind, 5, &mut on_row)
             .unwrap()
             .unwrap();
         values.iter().map(|v| v.kl_nats).sum::<f64>()

@@ -201,9 +201,9 @@ fn sequence_values(prompt_id: &str) -> SequenceValues {
         nll_nats: 2.0,
         agree: 2,
         teacher_nll_nats: 1.5,
-        bin_tokens: vec![0, 0, 1, 0, 0, 0, 0, 0, 0, 2],
-        bin_confidence: vec![0.0, 0.0, 0.25, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.9],
-        bin_correct: vec![0, 0, 0, 0, 0, 0, 0, 0, 0, 2],
+        teacher_entropy_nats: 1.25,
+        confidence: vec![0.25, 0.9, 1.0],
+        expected: vec![0.5, 0.875, 1.0],
     }
 }
 

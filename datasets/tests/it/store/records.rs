@@ -1,9 +1,8 @@
 //! Strategies for records of any content that the rules allow.
 
 use potstill_datasets::{
-    CONFIDENCE_BINS, Completion, Dropped, FinishReason, Message, Prompt, Provenance, Role,
-    SampledToken, Selected, SequenceValues, Signal, SignalRow, Spelling, TaskSample, ToolCall,
-    TopToken, Usage, Verdict,
+    Completion, Dropped, FinishReason, Message, Prompt, Provenance, Role, SampledToken, Selected,
+    SequenceValues, Signal, SignalRow, Spelling, TaskSample, ToolCall, TopToken, Usage, Verdict,
 };
 use proptest::collection::{btree_set, vec};
 use proptest::option;
@@ -225,26 +224,24 @@ pub(super) fn dropped() -> impl Strategy<Value = Dropped> {
 pub(super) fn sequence_values() -> impl Strategy<Value = SequenceValues> {
     (
         text(),
-        any::<[u32; 3]>(),
-        [0.0..1e4_f64, 0.0..1e4, -1e-300..1e300],
-        any::<[[u32; CONFIDENCE_BINS]; 2]>(),
-        any::<[u16; CONFIDENCE_BINS]>(),
+        any::<[u32; 2]>(),
+        [0.0..1e4_f64, 0.0..1e4, -1e-300..1e300, 0.0..1e4],
+        vec([0.0..1.0_f32, 0.0..1.0], 0..9),
     )
-        .prop_map(|(prompt_id, counts, sums, bins, confidence)| {
-            let [sample_index, tokens, agree] = counts;
-            let [kl_nats, nll_nats, teacher_nll_nats] = sums;
-            let [bin_tokens, bin_correct] = bins.map(Vec::from);
+        .prop_map(|(prompt_id, counts, sums, probabilities)| {
+            let [sample_index, agree] = counts;
+            let [kl_nats, nll_nats, teacher_nll_nats, teacher_entropy_nats] = sums;
             SequenceValues {
                 prompt_id,
                 sample_index,
-                tokens,
+                tokens: probabilities.len() as u32,
                 kl_nats,
                 nll_nats,
                 agree,
                 teacher_nll_nats,
-                bin_tokens,
-                bin_confidence: confidence.iter().map(|c| f64::from(*c) / 7.0).collect(),
-                bin_correct,
+                teacher_entropy_nats,
+                confidence: probabilities.iter().map(|[q, _]| *q).collect(),
+                expected: probabilities.iter().map(|[_, p]| *p).collect(),
             }
         })
 }

@@ -166,11 +166,10 @@ fn a_row_that_breaks_the_rules_is_never_stored() {
         .new_tree(&mut TestRunner::deterministic())
         .unwrap()
         .current();
-    values.bin_correct.pop();
+    (values.tokens, values.confidence, values.expected) = (2, vec![0.5; 2], vec![0.5; 1]);
     let message = super::chain(&write_shard(&path, &[values], &[]).unwrap_err());
     assert!(
-        message
-            .contains("row 0, column `bin_correct`: the list has 9 entries, and 10 are expected"),
+        message.contains("row 0, column `expected`: the list has 1 entries, and 2 are expected"),
         "{message}"
     );
     assert!(!path.exists());
