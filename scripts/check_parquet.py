@@ -161,7 +161,7 @@ def main():
             if (run / folder).is_dir():
                 check(folder, run / folder, tables[table])
         for folder in sorted(run.glob("students/*/eval/*/")):
-            table = "samples" if folder.name == "test" else "task samples"
+            table = {"test": "samples", "own_text": "own text"}.get(folder.name, "task samples")
             check(str(folder.relative_to(run)), folder, tables[table])
     except AssertionError as error:
         sys.exit(f"error: {error}")

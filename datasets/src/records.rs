@@ -348,16 +348,16 @@ pub struct SequenceValues {
     pub expected: Vec<f32>,
 }
 
-/// Distance of a student from the teacher on one text that the student generated.
+/// The divergence of a model from the teacher on an answer that the model wrote itself.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct OwnText {
     /// Id of the prompt.
     pub prompt_id: String,
     /// Number of the sample among those of its prompt, from 0.
     pub sample_index: u32,
-    /// Number of generated tokens.
+    /// Number of tokens of the answer, including the one that ends it.
     pub tokens: u32,
-    /// Sum over the tokens of the reverse KL, from student to teacher, in nats.
+    /// Sum over these tokens of the reverse KL from the model to the teacher on the whole vocabulary, in nats.
     pub reverse_kl_nats: f64,
 }
 

@@ -11,7 +11,7 @@ use arrow_schema::{Schema, SchemaRef};
 
 use crate::error::Error;
 use crate::records::{
-    Completion, Dropped, Failed, Prompt, Selected, SequenceValues, TaskSample, Verdict,
+    Completion, Dropped, Failed, OwnText, Prompt, Selected, SequenceValues, TaskSample, Verdict,
 };
 use crate::signal::Signal;
 
@@ -66,6 +66,7 @@ impl sealed::Sealed for Failed {}
 impl sealed::Sealed for SequenceValues {}
 impl sealed::Sealed for Verdict {}
 impl sealed::Sealed for TaskSample {}
+impl sealed::Sealed for OwnText {}
 
 /// Checks that a file or batch has exactly the columns of `R`, with or without the optional ones.
 pub(crate) fn check_columns<R: Record>(found: &Schema) -> Result<(), Error> {

@@ -56,5 +56,5 @@ pub use results::{
 pub use sampling::{MAX_Z, MIN_SHARE, SamplingCheck, SamplingLaw};
 pub use sampling_tally::SamplingTally;
 pub use seeds::include_seed_variance;
-pub use settings::{EvalAnswers, EvalSettings, GradeSettings};
+pub use settings::{EvalAnswers, EvalOwnText, EvalSettings, GradeSettings};
 pub use verdict::{MIN_PROMPTS, Verdict, verdict};

@@ -21,6 +21,9 @@ pub struct EvalSettings {
     pub resamples: usize,
     /// Lets every model answer the held-out prompts, and grades the answers. Default: no answers.
     pub answers: Option<EvalAnswers>,
+    /// Lets the base and every trained model answer test prompts at temperature 1, and measures their divergence from a
+    /// local teacher on these answers. Default: no own text.
+    pub own_text: Option<EvalOwnText>,
 }
 
 impl Default for EvalSettings {
@@ -28,6 +31,7 @@ impl Default for EvalSettings {
         EvalSettings {
             resamples: 2000,
             answers: None,
+            own_text: None,
         }
     }
 }
@@ -38,6 +42,21 @@ impl Default for EvalSettings {
 pub struct EvalAnswers {
     /// Comparison of an answer with the reference of its prompt.
     pub grader: Grader,
+    /// Longest answer, tokens.
+    #[serde(with = "Count")]
+    pub max_new_tokens: usize,
+    /// Prompts that a model answers at a time.
+    #[serde(with = "Count", default = "sixteen")]
+    pub batch: usize,
+}
+
+/// `own_text` of `[eval]`: answers to test prompts at temperature 1, scored by a local teacher.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct EvalOwnText {
+    /// Largest number of test prompts to answer.
+    #[serde(with = "Count")]
+    pub prompts: usize,
     /// Longest answer, tokens.
     #[serde(with = "Count")]
     pub max_new_tokens: usize,

@@ -10,7 +10,7 @@ use potstill_student::Objective;
 use potstill_student::check::{LossCase, LossCheck, check_loss as check, trainer};
 
 use super::rows::SelectedRows;
-use super::{Context, RunOptions, StageOutcome, device, run_dir_path, train};
+use super::{Context, RunOptions, StageOutcome, device, run_dir_path, start};
 use crate::progress::Console;
 use crate::run_file::Loaded;
 
@@ -102,7 +102,7 @@ fn own_case(context: &Context, on: &Device) -> anyhow::Result<Option<LossCase>> 
     if signals.is_empty() {
         return Ok(None);
     }
-    let start = |device: &Device| train::start_on(&context.run, 0, device);
+    let start = |device: &Device| start::start_on(&context.run, 0, device);
     let model = start(&Device::flex())?;
     let on_device = match *on == Device::flex() {
         true => model.clone(),

@@ -33,7 +33,7 @@ keep = "all"
 test = 0.4
 
 [student]
-every = 2
+layers = { every = 2 }
 
 [train]
 steps = 6

@@ -45,7 +45,7 @@ fn a_run_publishes_each_stage_and_a_second_run_does_nothing() {
         "students/student/export/README.md",
         "students/untrained/eval/test/samples.parquet",
         "students/sft/eval/test_results.json",
-        "students/shuffled/export_manifest.json",
+        "students/sft/export_manifest.json",
         "report.md",
         "report.json",
         "_manifest.json",
@@ -378,7 +378,7 @@ test = 0.4
 [student]
 path = "model"
 template = "plain"
-every = 2
+layers = { every = 2 }
 [train]
 steps = 3
 batch = 4
@@ -400,7 +400,10 @@ resamples = 50
     assert_eq!(check.code, 2, "{}", check.stderr);
     assert!(check.stderr.contains("[student]"), "{}", check.stderr);
     assert!(!check.stderr.contains("[teacher]"), "{}", check.stderr);
-    run.edit("every = 2\n", "template = \"plain\"\nevery = 2\n");
+    run.edit(
+        "layers = { every = 2 }\n",
+        "template = \"plain\"\nlayers = { every = 2 }\n",
+    );
     run.run();
     let answers = "completions/shard-00000.parquet";
     let first = run.published().remove(answers).unwrap();
@@ -545,7 +548,7 @@ fn reports_contain_all_sections() {
     for part in [
         "# tiny",
         "| untrained |",
-        "| shuffled |",
+        "| sft |",
         "| student − sft | KL |",
         "| collect |",
         "| teacher | model |",

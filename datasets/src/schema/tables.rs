@@ -12,7 +12,7 @@ use super::value::{ColumnValue, field_of, record, struct_lists};
 use super::{Record, batch, check_columns};
 use crate::error::Error;
 use crate::records::{
-    Completion, Dropped, Failed, Message, Prompt, SampledToken, Selected, SequenceValues,
+    Completion, Dropped, Failed, Message, OwnText, Prompt, SampledToken, Selected, SequenceValues,
     TaskSample, ToolCall, TopToken, Usage, Verdict,
 };
 
@@ -108,6 +108,13 @@ record!(
     [
         prompt_id, reasoning, answer, extracted, correct, finished, tokens
     ],
+    any_content
+);
+
+record!(
+    OwnText,
+    "own text",
+    [prompt_id, sample_index, tokens, reverse_kl_nats],
     any_content
 );
 

@@ -9,7 +9,7 @@ use potstill_model::Config;
 
 use crate::stages::eval::values;
 use crate::stages::models::export_home;
-use crate::stages::{Context, answers, checkpoint, export, train};
+use crate::stages::{Context, answers, checkpoint, export, start};
 
 /// Number of test prompts whose answers the report shows.
 const SAMPLES: usize = 60;
@@ -58,7 +58,7 @@ impl Measured {
                     None => None,
                 };
                 seeds.push(SeedMeasurements {
-                    seed: train::seed(file, seed_index),
+                    seed: start::seed(file, seed_index),
                     values: values(context, model)?,
                     graded,
                     own_text: None,

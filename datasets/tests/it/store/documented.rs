@@ -6,7 +6,7 @@ use std::{fs, slice};
 
 use arrow_schema::{DataType, Field};
 use potstill_datasets::{
-    Completion, Dropped, Failed, FinishReason, Manifest, Message, Prompt, Record, Role,
+    Completion, Dropped, Failed, FinishReason, Manifest, Message, OwnText, Prompt, Record, Role,
     SCHEMA_VERSION, SampledToken, Selected, SequenceValues, Signal, TaskSample, ToolCall, TopToken,
     Usage, Verdict, shard_name, write_shard,
 };
@@ -74,6 +74,7 @@ fn the_documented_columns_are_those_of_the_code() {
         columns::<SequenceValues>(),
         columns::<Verdict>(),
         columns::<TaskSample>(),
+        columns::<OwnText>(),
     ]);
     assert_eq!(documented, expected);
 }
@@ -126,6 +127,12 @@ fn a_run_for_other_readers() {
         finished: true,
         tokens: 2,
     };
+    let own_text = OwnText {
+        prompt_id: id.clone(),
+        sample_index: 0,
+        tokens: 2,
+        reverse_kl_nats: 0.25,
+    };
     let shard = |table: &str, index: usize| table_folder(&run, table).join(shard_name(index));
     let samples = |eval: &str| {
         let table = format!("students/student/eval/{eval}");
@@ -145,6 +152,7 @@ fn a_run_for_other_readers() {
     // A table without rows.
     write_shard::<Dropped>(&shard("dropped", 0), &[], &[]).unwrap();
     write_shard(&samples("gsm8k"), &[task_sample], &[]).unwrap();
+    write_shard(&samples("own_text"), &[own_text], &[]).unwrap();
     write_shard(&samples("test"), &[sequence_values(&id)], &[]).unwrap();
 }
 

@@ -1,8 +1,9 @@
 //! Strategies for records of any content that the rules allow.
 
 use potstill_datasets::{
-    Completion, Dropped, FinishReason, Message, Prompt, Provenance, Role, SampledToken, Selected,
-    SequenceValues, Signal, SignalRow, Spelling, TaskSample, ToolCall, TopToken, Usage, Verdict,
+    Completion, Dropped, FinishReason, Message, OwnText, Prompt, Provenance, Role, SampledToken,
+    Selected, SequenceValues, Signal, SignalRow, Spelling, TaskSample, ToolCall, TopToken, Usage,
+    Verdict,
 };
 use proptest::collection::{btree_set, vec};
 use proptest::option;
@@ -285,6 +286,17 @@ pub(super) fn task_sample() -> impl Strategy<Value = TaskSample> {
                 tokens,
             },
         )
+}
+
+pub(super) fn own_text() -> impl Strategy<Value = OwnText> {
+    (text(), any::<[u32; 2]>(), 0.0..1e4_f64).prop_map(
+        |(prompt_id, [sample_index, tokens], reverse_kl_nats)| OwnText {
+            prompt_id,
+            sample_index,
+            tokens,
+            reverse_kl_nats,
+        },
+    )
 }
 
 /// Creates signals with `positions` positions and a support of `support`, which differ in `sample_index`.

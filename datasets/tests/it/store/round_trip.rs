@@ -82,12 +82,14 @@ proptest! {
         values in vec(records::sequence_values(), 0..40),
         verdicts in vec(records::verdict(), 0..40),
         task_samples in vec(records::task_sample(), 0..40),
+        own_texts in vec(records::own_text(), 0..40),
     ) {
         returns(&selected)?;
         returns(&dropped)?;
         returns(&values)?;
         returns(&verdicts)?;
         returns(&task_samples)?;
+        returns(&own_texts)?;
     }
 }
 
