@@ -156,7 +156,7 @@ mod tests {
     #[test]
     fn without_dev_the_rest_is_trained_on() {
         let settings = settings(0.0, 0.2);
-        assert_eq!(members(&settings, 3, Split::Dev), []);
+        assert!(members(&settings, 3, Split::Dev).is_empty());
         let train = members(&settings, 3, Split::Train).len();
         assert_eq!(train + members(&settings, 3, Split::Test).len(), 4000);
     }
