@@ -19,7 +19,9 @@ mod rows;
 mod sampling;
 pub mod score;
 mod served;
+mod start;
 pub mod train;
+mod training;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
