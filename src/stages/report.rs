@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use anyhow::Context as _;
 use potstill_datasets::{Manifest, RunModel, replace_file};
 use potstill_eval::{
-    Evidence, Heldout, LossCurve, LossPoint, Provenance, Report, SamplingCheck, StageFacts,
+    Evidence, TestText, LossCurve, LossPoint, Provenance, Report, SamplingCheck, StageFacts,
     conclude, covered_seconds,
 };
 use serde_json::json;
@@ -125,7 +125,9 @@ fn build(context: &Context, models: &[RunModel]) -> anyhow::Result<Report> {
             sampling: sampling.as_ref(),
             ..Evidence::of(&students, &comparisons)
         }),
-        heldout: Heldout::from_values(measured.measurements.heldout())?,
+        splits: None,
+        tuning: Vec::new(),
+        test: TestText::from_values(measured.measurements.heldout())?,
         grader: context.run.settings.eval.answers.as_ref().map(|a| a.grader),
         teacher,
         students,

@@ -14,7 +14,7 @@ pub(super) fn write(out: &mut String, report: &Report) {
     if report.samples.is_empty() {
         return;
     }
-    out.push_str("<section aria-labelledby=\"samples\"><h2 id=\"samples\">Samples side by side</h2>\n<p class=\"note\">Answers of the models to held-out prompts.</p>\n");
+    out.push_str("<section aria-labelledby=\"samples\"><h2 id=\"samples\">Samples side by side</h2>\n<p class=\"note\">Answers of the models to test prompts.</p>\n");
     filters(out, &report.samples);
     for sample in &report.samples {
         write_sample(out, report, sample);
