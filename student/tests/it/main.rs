@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
 
 mod check;
+mod controls;
 mod dense;
 mod draws;
 mod evaluation;
@@ -15,7 +16,9 @@ mod losses_cases;
 mod losses_golden;
 mod losses_reference;
 mod other_tokenizers;
+mod own_text;
 mod plain;
 mod reference;
 mod resume;
 mod support;
+mod unigram;
