@@ -8,6 +8,7 @@ mod controls;
 mod dense;
 mod draws;
 mod evaluation;
+mod evaluation_golden;
 mod gradients;
 mod head_loss;
 mod losses;
