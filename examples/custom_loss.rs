@@ -13,7 +13,7 @@ use potstill::datasets::{Signal, Table};
 use potstill::model::{Config, DType, Device, Llama, Tensor};
 use potstill::student::check::{LossCase, check_loss, trainer};
 use potstill::student::loss::{CustomDivergence, Divergence};
-use potstill::student::{Arm, Objective, SignalKind, TrainSettings, evaluate, train};
+use potstill::student::{Arm, Objective, SignalKind, TrainSettings, TrainingPlan, evaluate, train};
 use potstill::{Context, RunOptions, stages};
 
 /// Computes the triangular discrimination Σ (p − q)² / (p + q) of each row (Le Cam 1986). Its value is close
@@ -52,11 +52,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     for divergence in [custom, Divergence::ForwardKl] {
         let name = divergence.name().to_owned();
         let settings = TrainSettings {
-            steps: 200,
+            steps: Some(200),
             batch: 16,
             micro_batch: 16,
-            learning_rate: 3e-3,
-            warmup: 10,
             objective: Objective::of(divergence),
             chunk_rows: 4096,
             ..TrainSettings::default()
@@ -68,8 +66,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             start,
             &mut row,
             signals.len(),
-            Arm::Student,
-            &settings,
+            &TrainingPlan {
+                arm: Arm::Student,
+                settings: &settings,
+                schedule: settings.schedule(signals.len(), 3e-3),
+            },
             &out.join(&name),
             &mut |_| ControlFlow::Continue(()),
         )?;

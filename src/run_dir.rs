@@ -361,7 +361,7 @@ mod tests {
 
     use super::*;
 
-    const RUN: &str = "[run]\nname = \"tiny\"\n[import]\npath = \"p\"\ncolumns = { text = \"t\" }\n[teacher]\npath = \"m\"\n[collect]\nsignals = { top_k = 4 }\n[student]\nevery = 2\n";
+    const RUN: &str = "[run]\nname = \"tiny\"\n[import]\npath = \"p\"\ncolumns = { text = \"t\" }\n[teacher]\npath = \"m\"\n[collect]\nsignals = { top_k = 4 }\n[student]\nlayers = { every = 2 }\n";
 
     fn loaded(text: &str) -> Loaded {
         let path = PathBuf::from("tiny.toml");

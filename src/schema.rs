@@ -187,6 +187,8 @@ pub(crate) fn kind(schema: &Value) -> String {
         Some("object") => format!("{} by name", kind(&schema["additionalProperties"])),
         Some("boolean") => "true or false".to_owned(),
         Some(other) => other.to_owned(),
+        // `items` and `properties` without `type` admit both forms.
+        None if schema.get("items").is_some() => "list or table".to_owned(),
         None => String::new(),
     }
 }

@@ -18,7 +18,9 @@ pub mod report;
 mod rows;
 pub mod score;
 mod served;
+mod start;
 pub mod train;
+mod training;
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;

@@ -167,6 +167,11 @@ range!(
     { "type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1 }
 );
 range!(
+    /// Shares that may be zero and leave something on the other side.
+    ShareOrZero, |v| (0.0..1.0).contains(&v), "a share of at least 0 and below 1",
+    { "type": "number", "minimum": 0, "exclusiveMaximum": 1 }
+);
+range!(
     /// Probability masses above zero.
     Mass, |v| v > 0.0 && v <= 1.0, "a number above 0 and at most 1",
     { "type": "number", "exclusiveMinimum": 0, "maximum": 1 }
@@ -175,6 +180,12 @@ range!(
     /// Fractions from zero to one, both included.
     Fraction, |v| (0.0..=1.0).contains(&v), "a number from 0 to 1",
     { "type": "number", "minimum": 0, "maximum": 1 }
+);
+range!(
+    /// Shares below 1, or whole numbers: what a count of steps may be given as.
+    ShareOrCount, |v| (0.0..1.0).contains(&v) || is_whole(v) && v >= 1.0,
+    "a share below 1, or a whole number up to 1e9",
+    { "type": "number", "minimum": 0, "maximum": 1_000_000_000 }
 );
 range!(
     /// Finite numbers of at least zero.
@@ -347,6 +358,7 @@ mod tests {
         bounds::<Share>();
         bounds::<Mass>();
         bounds::<Fraction>();
+        bounds::<ShareOrCount>();
         bounds::<NonNegative>();
         bounds::<Positive>();
     }
@@ -357,6 +369,7 @@ mod tests {
             assert!(Count::check(value).is_err() && CountOrZero::check(value).is_err());
             assert!(Amount::check(value).is_err() && Share::check(value).is_err());
             assert!(Mass::check(value).is_err() && Fraction::check(value).is_err());
+            assert!(ShareOrCount::check(value).is_err());
             assert!(NonNegative::check(value).is_err() && Positive::check(value).is_err());
         }
     }

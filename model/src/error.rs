@@ -109,9 +109,17 @@ pub enum Error {
         /// The requested type.
         dtype: burn::tensor::DType,
     },
-    /// The interval of layer pruning is 0.
-    #[error("layer pruning keeps every n-th layer, and n must be at least 1")]
-    PruneInterval,
+    /// Layer pruning would keep no layer, or a layer that the model does not have.
+    #[error(
+        "a model of {count} layers cannot be pruned to its layers {layers:?}\nhint: name one or more layers from 0 to {}",
+        count.saturating_sub(1)
+    )]
+    PrunedLayers {
+        /// The requested layers.
+        layers: Vec<usize>,
+        /// Number of layers of the model.
+        count: usize,
+    },
     /// A prompt has no tokens.
     #[error(
         "prompt {prompt} has no tokens\nhint: begin the prompt with a token, such as the model's BOS token"

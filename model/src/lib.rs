@@ -8,7 +8,7 @@
 //! | `init` | [`Llama::init`]: random weights |
 //! | `parameters` | [`named_parameters`] and [`map_parameters`]: read and replace parameters by Hugging Face names |
 //! | `checkpoint` | [`load`] and [`save`]: read and write safetensors |
-//! | `prune` | [`prune_layers`]: a model with every n-th layer |
+//! | `prune` | [`prune_layers`]: a model with some of the layers of another |
 //! | `generate` | [`generate()`]: answers many prompts at a time |
 //! | `generate/schedule` | which rows a step computes |
 //! | `generate/pages`, `generate/cache` | pages of the KV cache, and the forward pass over them |

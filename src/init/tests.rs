@@ -83,7 +83,7 @@ fn the_written_file_can_be_parsed_and_has_every_key() {
             let text = written(detected(line).unwrap(), layers, has_template);
             let file = parse(Path::new("run.toml"), &text).unwrap();
             assert_eq!(file.run.name.as_str(), "mine");
-            assert_eq!(file.student.every.is_some(), layers > 1);
+            assert_eq!(file.student.layers.is_some(), layers > 1);
             assert_eq!(file.teacher.unwrap().template.is_none(), has_template);
         }
     }

@@ -1,5 +1,6 @@
 //! Generates the text of the run file.
 
+use potstill_student::Layers;
 use serde_json::Value;
 
 use super::{RunFileInputs, quoted};
@@ -65,19 +66,26 @@ fn set_value(inputs: &RunFileInputs, table: &str, key: &str) -> Option<(String, 
             quoted("plain"),
             Some("The teacher has no chat template, so messages are concatenated.".to_owned()),
         )),
+        ("collect", "samples") => Some((
+            "4".to_owned(),
+            Some(
+                "Number of answers to each prompt. Those of a local teacher cost only time."
+                    .to_owned(),
+            ),
+        )),
         ("collect", "max_new_tokens") => plain((facts.context / 2).clamp(1, 256).to_string()),
         ("collect", "signals") => {
             let top_k = (facts.vocabulary / 4).clamp(1, 64);
             plain(format!("{{ top_k = {top_k} }}"))
         }
-        ("student", "every") if facts.layers > 1 => Some((
-            "2".to_owned(),
-            Some(format!(
-                "Every second of the teacher's {} layers: a student of {}.",
+        ("student", "layers") if facts.layers > 1 => {
+            let why = format!(
+                "Both ends of the teacher's {} layers: a student of {}.",
                 facts.layers,
                 facts.layers.div_ceil(2)
-            )),
-        )),
+            );
+            Some((Layers::half(facts.layers).to_string(), Some(why)))
+        }
         ("student", "random") if facts.layers == 1 => Some((
             "{ hidden_size = 64, intermediate_size = 128, layers = 1, heads = 2 }".to_owned(),
             Some("The teacher has only one layer, so none can be pruned.".to_owned()),

@@ -3,6 +3,7 @@
 mod served;
 
 use potstill_datasets::AnswerSource;
+use potstill_student::Layers;
 use potstill_student::loss::Tail;
 
 use super::RunFile;
@@ -24,6 +25,7 @@ pub(super) fn broken(file: &RunFile, text: &str) -> Vec<Problem> {
     served::teacher(file, text, &mut report);
     signals(file, &mut report);
     collect(file, &mut report);
+    curate(file, &mut report);
     student(file, &mut report);
     train(file, &mut report);
     loss(file, &mut report);
@@ -92,12 +94,24 @@ fn collect(file: &RunFile, report: Report<'_>) {
     }
 }
 
+fn curate(file: &RunFile, report: Report<'_>) {
+    let (dev, test) = (file.curate.dev, file.curate.test);
+    if dev + test >= 1.0 {
+        report(
+            &["curate", "test"],
+            format!(
+                "with `dev`, which is {dev}, it leaves no prompt to train on\nhint: lower `test` or `dev`, so that their sum is below 1"
+            ),
+        );
+    }
+}
+
 fn student(file: &RunFile, report: Report<'_>) {
     let student = &file.student;
-    if student.every.is_some() && student.random.is_some() {
+    if student.layers.is_some() && student.random.is_some() {
         report(
-            &["student", "every"],
-            "a student is either pruned (`every`) or `random`\nhint: leave one of the two out"
+            &["student", "layers"],
+            "a student is either pruned (`layers`) or `random`\nhint: leave one of the two out"
                 .to_owned(),
         );
     }
@@ -116,12 +130,13 @@ fn student(file: &RunFile, report: Report<'_>) {
         );
         return;
     }
-    let is_pruned = student.every.is_some_and(|every| every > 1);
+    let keeps_all = Layers::Every { every: 1 };
+    let is_pruned = (student.layers.as_ref()).is_some_and(|layers| *layers != keeps_all);
     // `served` reports the absent path of a student whose teacher is behind a server.
     if file.served().is_none() && student.path.is_none() && student.random.is_none() && !is_pruned {
         report(
             &["student"],
-            "the student would be the teacher itself\nhint: set `every = 2`, or `random = { … }`, or `path`"
+            "the student would be the teacher itself\nhint: set `layers = { first = 8, last = 7 }` or another choice of layers, or `random = { … }`, or `path`"
                 .to_owned(),
         );
     }
@@ -159,29 +174,68 @@ fn train(file: &RunFile, report: Report<'_>) {
             ),
         );
     }
-    if train.warmup > train.steps {
-        let (part, whole) = (train.warmup, train.steps);
+    if train.steps.is_some() && train.epochs.is_some() {
+        report(
+            &["train", "epochs"],
+            "both `steps` and `epochs` say how long to train\nhint: leave one of the two out"
+                .to_owned(),
+        );
+    }
+    if let Some(whole) = train.steps
+        && train.warmup > whole as f64
+    {
+        let part = train.warmup;
         report(
             &["train", "warmup"],
             format!(
-                "{part} is more than `steps`, which is {whole}\nhint: lower `warmup`, or raise `steps`"
+                "{part} is more than `steps`, which is {whole}\nhint: lower `warmup`, or raise `steps`; a `warmup` below 1 is a share of the steps"
             ),
         );
     }
-    if train.min_learning_rate > train.learning_rate {
-        let (low, high) = (train.min_learning_rate, train.learning_rate);
-        report(
-            &["train", "min_learning_rate"],
-            format!(
-                "{low} is more than `learning_rate`, which is {high}\nhint: lower `min_learning_rate`"
-            ),
-        );
-    }
+    learning_rates(file, report);
     let controls = &train.controls;
     if (1..controls.len()).any(|i| controls[..i].contains(&controls[i])) {
         report(
             &["train", "controls"],
             "a control is named twice\nhint: name each control once".to_owned(),
+        );
+    }
+}
+
+fn learning_rates(file: &RunFile, report: Report<'_>) {
+    let train = &file.train;
+    let key = ["train", "learning_rates"];
+    let listed = &train.learning_rates;
+    if !listed.is_empty() && train.learning_rate.is_some() {
+        report(
+            &key,
+            "`learning_rate` is set too\nhint: leave one of the two out".to_owned(),
+        );
+    }
+    if listed.len() == 1 {
+        report(
+            &key,
+            "there is nothing to choose from a single rate\nhint: name several rates, or set `learning_rate`"
+                .to_owned(),
+        );
+    }
+    if (1..listed.len()).any(|i| listed[..i].contains(&listed[i])) {
+        report(
+            &key,
+            "a rate is named twice\nhint: name each rate once".to_owned(),
+        );
+    }
+    let rates = train.rates(file.student.default_learning_rate());
+    let lowest = rates.iter().copied().fold(f64::INFINITY, f64::min);
+    let low = train.min_learning_rate;
+    if low > lowest {
+        let rate = match listed.is_empty() {
+            true => "`learning_rate`, which is",
+            false => "the lowest of `learning_rates`, which is",
+        };
+        report(
+            &["train", "min_learning_rate"],
+            format!("{low} is more than {rate} {lowest}\nhint: lower `min_learning_rate`"),
         );
     }
 }

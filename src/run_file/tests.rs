@@ -20,7 +20,7 @@ path = "models/tiny"
 signals = { top_k = 64, temperatures = [2.0] }
 
 [student]
-every = 2
+layers = { every = 2 }
 
 [train]
 steps = 40
@@ -218,10 +218,14 @@ fn each_mistake_is_reported_at_its_place() {
             "[student]",
             "[score]\ntop_k = 8\n[student]",
         ),
-        ("a student that equals its teacher", "every = 2", ""),
+        (
+            "a student that equals its teacher",
+            "layers = { every = 2 }",
+            "",
+        ),
         (
             "heads that do not divide",
-            "every = 2",
+            "layers = { every = 2 }",
             "random = { hidden_size = 64, intermediate_size = 128, layers = 2, heads = 3 }",
         ),
         ("no weight", "forward_kl = 1.0", "forward_kl = 0.0"),

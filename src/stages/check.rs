@@ -1,17 +1,21 @@
 //! `check`: finds mistakes that are cheap to find before anything is computed: in the run file, the
-//! prompts, the teacher's and the student's checkpoints (except for their weights), and the prompts'
-//! lengths.
+//! prompts, the teacher's and the student's checkpoints, and the prompts' lengths. Weights are read only to measure
+//! the start of a student that is made from a checkpoint of its local teacher's family.
+
+mod start_kl;
 
 use std::path::Path;
 
 use anyhow::bail;
-use potstill_datasets::{AnswerSource, Imported, Prompt, Tokenizer};
+use potstill_datasets::{AnswerSource, Imported, Prompt, Split, Tokenizer};
 use potstill_model::{Config, weight_files};
-use potstill_student::TrainSettings;
+use potstill_student::{Layers, TrainSettings};
+use start_kl::start_kl;
 
 use super::{
-    RunOptions, StageOutcome, checkpoint, collect, device, import, run_dir_path, served, train,
+    RunOptions, StageOutcome, checkpoint, collect, device, import, run_dir_path, served, start,
 };
+use crate::events::Event;
 use crate::progress::Console;
 use crate::run_dir::check_owner;
 use crate::run_file::Loaded;
@@ -22,7 +26,7 @@ use crate::run_file::Loaded;
 /// The first mistake that would make a run fail.
 pub fn check(file: &Path, options: &RunOptions, console: &Console) -> anyhow::Result<StageOutcome> {
     let run = Loaded::read(file)?;
-    device(&options.device)?;
+    let device = device(&options.device)?;
     let dir = run_dir_path(&run, options);
     check_owner(&dir, &run)?;
     let imported = import::read(&run, options.limit)?;
@@ -44,19 +48,85 @@ pub fn check(file: &Path, options: &RunOptions, console: &Console) -> anyhow::Re
         _ => check_given(&imported)?,
     };
     let student = check_student(&run, teacher.as_deref())?;
-    let settings = &run.settings.train;
+    let training = training(&run, &imported);
     console.output(&format!(
-        "run       {} in {}\nprompts   {} ({} duplicates merged)\n{answers}\nstudent   {student}\ntrain     {} steps of {} sequences, {}\nok        start the run with `potstill run {}`",
+        "run       {} in {}\nprompts   {} ({} duplicates merged)\n{answers}\nstudent   {student}\n{training}",
         run.settings.run.name.as_str(),
         dir.display(),
         imported.prompts.len(),
         imported.duplicates,
-        settings.steps,
-        settings.batch,
-        controls_and_seeds(settings),
-        file.display(),
+    ));
+    if let Some(kl) = start_kl(&run, &imported.prompts, &device)? {
+        console.output(&format!(
+            "start     KL from the teacher {:.2} nats per token, over {} tokens of prompts; a uniform distribution has {:.2}",
+            kl.start, kl.tokens, kl.uniform
+        ));
+        if kl.start > kl.uniform {
+            let text = far_start(&run)?;
+            console.emit(&Event::Warning { text });
+        }
+    }
+    let collect = &run.settings.collect;
+    if run.settings.local().is_some()
+        && run.settings.import.answers == AnswerSource::Teacher
+        && collect.samples == 1
+    {
+        console.note("the teacher gives one answer to each prompt\nhint: answers of a local teacher cost only time; `samples = 4` in [collect] gives four to each prompt");
+    }
+    console.output(&format!(
+        "ok        start the run with `potstill run {}`",
+        file.display()
     ));
     Ok(StageOutcome::UpToDate)
+}
+
+/// Describes the trainings. Their number of sequences is known only after `curate`, unless all answers are kept.
+fn training(run: &Loaded, imported: &Imported) -> String {
+    let file = &run.settings;
+    let (train, seed) = (&file.train, file.run.seed);
+    let is_trained_on = |id: &str| file.curate.split(seed, id) == Split::Train;
+    let sequences = match file.import.answers {
+        AnswerSource::Teacher => {
+            let prompts = imported.prompts.iter();
+            prompts.filter(|p| is_trained_on(&p.id)).count() * file.collect.samples
+        }
+        AnswerSource::Given => {
+            let answers = imported.answers.iter();
+            answers.filter(|a| is_trained_on(&a.prompt_id)).count()
+        }
+    };
+    let rates = train.rates(file.student.default_learning_rate());
+    let schedule = train.schedule(sequences, rates.first().copied().unwrap_or_default());
+    let steps = match train.steps {
+        Some(steps) => format!("{steps} steps"),
+        None => format!("up to {} steps", schedule.steps),
+    };
+    let rates: Vec<String> = rates.iter().map(|rate| format!("{rate:e}")).collect();
+    let rate = match rates.as_slice() {
+        [rate] => format!("learning rate {rate}"),
+        rates => format!("learning rates {} to choose from on dev", rates.join(", ")),
+    };
+    format!(
+        "train     {steps} of {} sequences ({} of warm-up), {rate}, {}",
+        train.batch,
+        schedule.warmup_steps,
+        controls_and_seeds(train)
+    )
+}
+
+/// Warns that the start is further from the teacher than the uniform distribution is.
+fn far_start(run: &Loaded) -> anyhow::Result<String> {
+    let layers = Config::from_dir(&checkpoint::student(run)?)?.num_hidden_layers;
+    let hint = match &run.settings.student.layers {
+        Some(_) => format!(
+            "keep layers of both ends, such as `layers = {}` in [student]",
+            Layers::half(layers)
+        ),
+        None => "name another checkpoint in `path` of [student]".to_owned(),
+    };
+    Ok(format!(
+        "the start of training is further from the teacher than a uniform distribution is\nhint: {hint}"
+    ))
 }
 
 /// Describes which controls and seeds are trained beside the student.
@@ -110,15 +180,17 @@ fn check_student(run: &Loaded, teacher: Option<&Path>) -> anyhow::Result<String>
     }
     checkpoint::template(run, &folder)?;
     let config = Config::from_dir(&folder)?;
-    if let Some(config) = train::start_config(run, &folder)? {
+    if let Some(config) = start::random_config(run, &folder)? {
         return Ok(format!("random weights, {}", shape(&config)));
     }
     weight_files(&folder)?;
-    Ok(match run.settings.student.every {
-        Some(every) => {
-            let layers = config.num_hidden_layers.div_ceil(every);
-            format!("{}, layers pruned to {layers}", folder.display())
-        }
+    Ok(match start::pruned_layers(run, &config)? {
+        Some(layers) => format!(
+            "{}, {} of {} layers: {layers:?}",
+            folder.display(),
+            layers.len(),
+            config.num_hidden_layers
+        ),
         None => format!("{}: {}", folder.display(), shape(&config)),
     })
 }

@@ -4,13 +4,13 @@
 use std::path::Path;
 
 use anyhow::bail;
-use potstill_datasets::{Signal, manifest_path};
+use potstill_datasets::{Signal, Split, manifest_path};
 use potstill_model::Device;
 use potstill_student::Objective;
 use potstill_student::check::{LossCase, LossCheck, check_loss as check, trainer};
 
 use super::rows::SelectedRows;
-use super::{Context, RunOptions, StageOutcome, device, run_dir_path, train};
+use super::{Context, RunOptions, StageOutcome, device, run_dir_path, start};
 use crate::progress::Console;
 use crate::run_file::Loaded;
 
@@ -88,7 +88,7 @@ fn table(on: &str, checks: &[LossCheck]) -> String {
 /// Builds a case from the student before training and the first answers that are short enough; `None`
 /// if no answer is.
 fn own_case(context: &Context, on: &Device) -> anyhow::Result<Option<LossCase>> {
-    let mut rows = SelectedRows::open(context, "train")?.at_temperature(context)?;
+    let mut rows = SelectedRows::open(context, Split::Train)?.at_temperature(context)?;
     let mut signals: Vec<Signal> = Vec::new();
     for position in 0..rows.list.len().min(200) {
         let signal = rows.get(position)?;
@@ -102,7 +102,7 @@ fn own_case(context: &Context, on: &Device) -> anyhow::Result<Option<LossCase>> 
     if signals.is_empty() {
         return Ok(None);
     }
-    let start = |device: &Device| train::start_on(&context.run, 0, device);
+    let start = |device: &Device| start::start_on(&context.run, 0, device);
     let model = start(&Device::flex())?;
     let on_device = match *on == Device::flex() {
         true => model.clone(),

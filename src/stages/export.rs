@@ -14,9 +14,8 @@ use potstill_model::{Config, DType};
 use serde_json::json;
 
 use super::models::export_home;
-use super::{
-    Context, StageOutcome, StageSummary, checkpoint, counts, for_each_model, run_stage, train,
-};
+use super::training::checkpoint_of;
+use super::{Context, StageOutcome, StageSummary, checkpoint, counts, for_each_model, run_stage};
 use crate::run_dir::{StagePlan, settings_of};
 use crate::run_file::RunFile;
 
@@ -59,7 +58,9 @@ fn export_one(context: &Context, variant: Variant) -> anyhow::Result<StageOutcom
     };
     run_stage(context, &plan, |out| {
         let out = out.join(&home);
-        let last = context.dir.path(&train::last_checkpoint(context, variant));
+        let steps = trained.counts.get("steps").copied().unwrap_or_default();
+        let last = checkpoint_of(&format!("students/{variant}"), steps);
+        let last = context.dir.path(&last);
         let model = potstill_model::load(&last, DType::F32, &context.device)?;
         potstill_model::save(&model, &out, checkpoint::dtype(dtype))?;
         for file in COPIED_FILES

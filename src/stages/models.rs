@@ -4,7 +4,7 @@ use anyhow::bail;
 use potstill_datasets::{RunModel, Variant};
 use potstill_model::{DType, Llama};
 
-use super::{Context, checkpoint, train};
+use super::{Context, checkpoint, start};
 
 /// Message for a part of the program that treats the unigram like a network.
 const NO_WEIGHTS: &str = "the unigram is a single distribution and has no weights to load";
@@ -14,7 +14,7 @@ pub(super) fn model_key(context: &Context, model: RunModel) -> anyhow::Result<St
     let run = &context.run;
     match model {
         RunModel::Teacher => checkpoint::content_hash(&checkpoint::teacher(run)?),
-        RunModel::Base => train::start_key(run, 0),
+        RunModel::Base => start::start_key(run, 0),
         RunModel::Unigram => bail!(NO_WEIGHTS),
         RunModel::Trained(variant) => Ok(context
             .dir
@@ -31,7 +31,7 @@ pub(super) fn load(context: &Context, model: RunModel) -> anyhow::Result<Llama> 
             checkpoint::teacher(run)?,
             checkpoint::dtype(checkpoint::teacher_table(run)?.dtype),
         ),
-        RunModel::Base => return train::start(context, 0),
+        RunModel::Base => return start::start(context, 0),
         RunModel::Unigram => bail!(NO_WEIGHTS),
         RunModel::Trained(variant) => (context.dir.path(&export_home(variant)), DType::F32),
     };
@@ -43,9 +43,9 @@ pub(super) fn export_home(variant: Variant) -> String {
     format!("students/{variant}/export")
 }
 
-/// Folder of a model's values on held-out text, below the run directory.
-pub(super) fn heldout_home(model: RunModel) -> String {
-    format!("students/{model}/eval/heldout")
+/// Folder of a model's values on test answers, below the run directory.
+pub(super) fn test_home(model: RunModel) -> String {
+    format!("students/{model}/eval/test")
 }
 
 /// Folder of a model's graded answers, below the run directory.

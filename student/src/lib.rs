@@ -16,6 +16,7 @@ mod error;
 mod evaluate;
 mod gradient;
 mod head_loss;
+mod layers;
 pub mod loss;
 mod metrics;
 mod micro_batch;
@@ -39,15 +40,16 @@ pub use gradient::{
     hidden_gradient, micro_batch_gradient,
 };
 pub use head_loss::{Form, HeadGradient, HeadLossOptions, head_loss};
+pub use layers::Layers;
 pub use metrics::StepMetrics;
 pub use micro_batch::MicroBatch;
 pub use objective::{AdaptiveKl, AlphaDivergence, Jsd, Objective, Skew, WeightedDivergence};
 pub use optimizer::{AdamW, clip_global_norm};
 pub use own_text::own_text_kl;
 pub use potstill_datasets::Arm;
-pub use schedule::learning_rate;
+pub use schedule::Schedule;
 pub use settings::{Control, Overlong, TrainSettings};
 pub use start::{RandomShape, StudentSettings};
 pub use target::{Target, TargetRow};
-pub use train::{OverlongRows, TrainingResult, train};
+pub use train::{OverlongRows, TrainingPlan, TrainingResult, train};
 pub use unigram::Unigram;

@@ -1,16 +1,32 @@
-use crate::settings::TrainSettings;
+use serde::Serialize;
 
-/// Computes the learning rate of a step, counted from 1: linear warm-up to `learning_rate`, then half a cosine
-/// down to `min_learning_rate` at the last step (Loshchilov and Hutter 2017, without restarts).
-#[must_use]
-pub fn learning_rate(settings: &TrainSettings, step: u64) -> f64 {
-    let (peak, low) = (settings.learning_rate, settings.min_learning_rate);
-    if step <= settings.warmup {
-        return peak * step as f64 / settings.warmup as f64;
+/// The learning rate of each step of a training, resolved from the settings of `[train]` once the number of
+/// training sequences is known.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Schedule {
+    /// Number of optimizer steps.
+    pub steps: u64,
+    /// Steps over which the learning rate rises linearly from 0; at most `steps`.
+    pub warmup_steps: u64,
+    /// Largest learning rate, which is reached after warm-up.
+    pub learning_rate: f64,
+    /// Learning rate at the last step.
+    pub min_learning_rate: f64,
+}
+
+impl Schedule {
+    /// Computes the learning rate of a step, counted from 1: linear warm-up to `learning_rate`, then half a cosine
+    /// down to `min_learning_rate` at the last step (Loshchilov and Hutter 2017, without restarts).
+    #[must_use]
+    pub fn at(&self, step: u64) -> f64 {
+        let (peak, low) = (self.learning_rate, self.min_learning_rate);
+        if step <= self.warmup_steps {
+            return peak * step as f64 / self.warmup_steps as f64;
+        }
+        let length = self.steps.saturating_sub(self.warmup_steps).max(1);
+        let progress = ((step - self.warmup_steps) as f64 / length as f64).min(1.0);
+        low + (peak - low) * 0.5 * (1.0 + (std::f64::consts::PI * progress).cos())
     }
-    let length = settings.steps.saturating_sub(settings.warmup).max(1);
-    let progress = ((step - settings.warmup) as f64 / length as f64).min(1.0);
-    low + (peak - low) * 0.5 * (1.0 + (std::f64::consts::PI * progress).cos())
 }
 
 #[cfg(test)]
@@ -19,18 +35,17 @@ mod tests {
 
     #[test]
     fn rises_to_the_peak_and_falls_to_the_floor() {
-        let mut settings = TrainSettings {
+        let mut schedule = Schedule {
             steps: 110,
-            warmup: 10,
+            warmup_steps: 10,
             learning_rate: 2.0,
             min_learning_rate: 0.5,
-            ..TrainSettings::default()
         };
-        assert_eq!(learning_rate(&settings, 1), 0.2);
-        assert_eq!(learning_rate(&settings, 10), 2.0);
-        assert!((learning_rate(&settings, 60) - 1.25).abs() < 1e-12);
-        assert!((learning_rate(&settings, 110) - 0.5).abs() < 1e-12);
-        settings.warmup = 0;
-        assert!(learning_rate(&settings, 1) < 2.0);
+        assert_eq!(schedule.at(1), 0.2);
+        assert_eq!(schedule.at(10), 2.0);
+        assert!((schedule.at(60) - 1.25).abs() < 1e-12);
+        assert!((schedule.at(110) - 0.5).abs() < 1e-12);
+        schedule.warmup_steps = 0;
+        assert!(schedule.at(1) < 2.0);
     }
 }

@@ -1,11 +1,15 @@
 use potstill_datasets::Arm;
-use potstill_datasets::range::{Count, CountOrZero, NonNegative, Positive};
+use potstill_datasets::range::{Count, Each, NonNegative, Optional, Positive, ShareOrCount};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::head_loss::Form;
 use crate::objective::Objective;
+use crate::schedule::Schedule;
+
+/// Passes over the training sequences if the run file sets neither `steps` nor `epochs`.
+const DEFAULT_EPOCHS: f64 = 3.0;
 
 /// Treatment of sequences that are longer than `max_length`. Both kinds are counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
@@ -50,9 +54,12 @@ impl Control {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct TrainSettings {
-    /// Number of optimizer steps.
-    #[serde(with = "Count")]
-    pub steps: u64,
+    /// Number of optimizer steps. Default: as many as `epochs` takes.
+    #[serde(with = "Optional::<Count>")]
+    pub steps: Option<u64>,
+    /// Number of passes over the training sequences, if `steps` is not set; may be a fraction. Default: 3.
+    #[serde(with = "Optional::<Positive>")]
+    pub epochs: Option<f64>,
     /// Sequences of an optimizer step (the global batch).
     #[serde(with = "Count")]
     pub batch: usize,
@@ -62,12 +69,18 @@ pub struct TrainSettings {
     /// Whether several sequences share a packed row of up to `max_length` tokens. No sequence attends to another.
     /// Changes speed and memory, not the gradient.
     pub packing: bool,
-    /// Largest learning rate, which is reached after warmup.
-    #[serde(with = "Positive")]
-    pub learning_rate: f64,
-    /// Steps over which the learning rate rises linearly from 0.
-    #[serde(with = "CountOrZero")]
-    pub warmup: u64,
+    /// Largest learning rate, which is reached after warm-up. Default: 2e-3 for a student with random weights, 5e-4 for
+    /// a pruned one, and 1e-4 for a whole checkpoint.
+    #[serde(with = "Optional::<Positive>")]
+    pub learning_rate: Option<f64>,
+    /// Learning rates to choose from, in place of `learning_rate`. Every arm is trained at each of them with the first
+    /// seed for all steps, and keeps the rate with the lowest KL (without distributions: negative log-likelihood) on
+    /// the prompts of `dev`.
+    #[serde(with = "Each::<Positive>")]
+    pub learning_rates: Vec<f64>,
+    /// Steps over which the learning rate rises linearly from 0: below 1 a share of all steps, otherwise their number.
+    #[serde(with = "ShareOrCount")]
+    pub warmup: f64,
     /// Learning rate at the last step, where the cosine schedule ends.
     #[serde(with = "NonNegative")]
     pub min_learning_rate: f64,
@@ -109,12 +122,14 @@ pub struct TrainSettings {
 impl Default for TrainSettings {
     fn default() -> Self {
         Self {
-            steps: 100,
+            steps: None,
+            epochs: None,
             batch: 8,
             micro_batch: 4,
             packing: false,
-            learning_rate: 1e-4,
-            warmup: 0,
+            learning_rate: None,
+            learning_rates: Vec::new(),
+            warmup: 0.05,
             min_learning_rate: 0.0,
             weight_decay: 0.01,
             clip: 1.0,
@@ -132,12 +147,40 @@ impl Default for TrainSettings {
 }
 
 impl TrainSettings {
-    /// Returns all settings that a trained model depends on, in the form of checkpoints, manifests and their keys:
-    /// without `controls` and `seeds`, and with `packing` only if it is on.
+    /// Learning rates that are trained: `learning_rates`, or the one rate of `learning_rate` or its default.
     #[must_use]
-    pub fn identity(&self) -> Value {
+    pub fn rates(&self, default_learning_rate: f64) -> Vec<f64> {
+        match self.learning_rates.is_empty() {
+            true => vec![self.learning_rate.unwrap_or(default_learning_rate)],
+            false => self.learning_rates.clone(),
+        }
+    }
+
+    /// Resolves the number of steps and the warm-up for a number of training sequences.
+    #[must_use]
+    pub fn schedule(&self, sequences: usize, learning_rate: f64) -> Schedule {
+        let batches = sequences as f64 / self.batch.max(1) as f64;
+        let epochs = self.epochs.unwrap_or(DEFAULT_EPOCHS);
+        let steps = self.steps.unwrap_or_else(|| whole(epochs * batches));
+        let steps = steps.max(1);
+        let warmup_steps = match self.warmup < 1.0 {
+            true => whole(self.warmup * steps as f64),
+            false => self.warmup as u64,
+        };
+        Schedule {
+            steps,
+            warmup_steps: warmup_steps.min(steps),
+            learning_rate,
+            min_learning_rate: self.min_learning_rate,
+        }
+    }
+
+    /// Returns all settings that a trained model depends on, in the form of checkpoints, manifests and their keys:
+    /// with the resolved schedule, without `controls` and `seeds`, and with `packing` only if it is on.
+    #[must_use]
+    pub fn identity(&self, schedule: &Schedule) -> Value {
         let mut identity = json!({
-            "steps": self.steps,
+            "steps": schedule.steps,
             "batch": self.batch,
             "micro_batch": self.micro_batch,
         });
@@ -145,9 +188,9 @@ impl TrainSettings {
             identity["packing"] = json!(true);
         }
         let rest = json!({
-            "learning_rate": self.learning_rate,
-            "warmup": self.warmup,
-            "min_learning_rate": self.min_learning_rate,
+            "learning_rate": schedule.learning_rate,
+            "warmup_steps": schedule.warmup_steps,
+            "min_learning_rate": schedule.min_learning_rate,
             "weight_decay": self.weight_decay,
             "clip": self.clip,
             "objective": self.objective.identity(),
@@ -165,22 +208,63 @@ impl TrainSettings {
     }
 }
 
+/// Rounds up to a whole number; a product that rounding made slightly larger than a whole number is not raised.
+fn whole(value: f64) -> u64 {
+    (value - 1e-9).ceil().max(0.0) as u64
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    #[test]
+    fn steps_follow_from_epochs_and_warmup_from_steps() {
+        let resolved = |settings: &TrainSettings, sequences| {
+            let schedule = settings.schedule(sequences, 1.0);
+            (schedule.steps, schedule.warmup_steps)
+        };
+        let mut settings = TrainSettings::default();
+        assert_eq!(resolved(&settings, 8), (3, 1));
+        assert_eq!(resolved(&settings, 9), (4, 1));
+        assert_eq!(resolved(&settings, 1600), (600, 30));
+        settings.epochs = Some(0.7);
+        // 0.7 · 240 / 8 is 21, and 0.07 · 100 is slightly above 7 in f64.
+        assert_eq!(resolved(&settings, 240).0, 21);
+        assert_eq!(resolved(&settings, 1), (1, 1));
+        settings.steps = Some(100);
+        settings.warmup = 0.07;
+        assert_eq!(resolved(&settings, 240), (100, 7));
+        settings.warmup = 0.0;
+        assert_eq!(resolved(&settings, 240), (100, 0));
+        settings.warmup = 1.0;
+        assert_eq!(resolved(&settings, 240), (100, 1));
+        settings.warmup = 200.0;
+        assert_eq!(resolved(&settings, 240), (100, 100));
+    }
+
+    #[test]
+    fn rates_are_those_of_the_run_file_or_the_default() {
+        let mut settings = TrainSettings::default();
+        assert_eq!(settings.rates(2e-3), [2e-3]);
+        settings.learning_rate = Some(1e-3);
+        assert_eq!(settings.rates(2e-3), [1e-3]);
+        settings.learning_rates = vec![1e-4, 1e-5];
+        assert_eq!(settings.rates(2e-3), [1e-4, 1e-5]);
+    }
+
     /// Checkpoints and keys of published models hold this text.
     #[test]
     fn the_identity_of_a_training_is_pinned() {
+        let schedule = TrainSettings::default().schedule(267, 1e-4);
         assert_eq!(
-            TrainSettings::default().identity().to_string(),
-            r#"{"steps":100,"batch":8,"micro_batch":4,"learning_rate":0.0001,"warmup":0,"min_learning_rate":0.0,"weight_decay":0.01,"clip":1.0,"objective":{"divergences":[{"divergence":"forward_kl","weight":1.0}],"cross_entropy":0.0,"label_smoothing":0.0,"tail":"bucket","temperature":1.0,"temperature_squared":false},"form":"fused","max_length":1024,"overlong":"drop","checkpoint_every":50,"chunk_rows":256,"seed":0}"#
+            TrainSettings::default().identity(&schedule).to_string(),
+            r#"{"steps":101,"batch":8,"micro_batch":4,"learning_rate":0.0001,"warmup_steps":6,"min_learning_rate":0.0,"weight_decay":0.01,"clip":1.0,"objective":{"divergences":[{"divergence":"forward_kl","weight":1.0}],"cross_entropy":0.0,"label_smoothing":0.0,"tail":"bucket","temperature":1.0,"temperature_squared":false},"form":"fused","max_length":1024,"overlong":"drop","checkpoint_every":50,"chunk_rows":256,"seed":0}"#
         );
         let packed = TrainSettings {
             packing: true,
             ..TrainSettings::default()
         };
-        let text = packed.identity().to_string();
+        let text = packed.identity(&schedule).to_string();
         assert!(text.contains(r#""micro_batch":4,"packing":true,"learning_rate""#));
     }
 }

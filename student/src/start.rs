@@ -4,6 +4,8 @@ use potstill_model::Config;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::layers::Layers;
+
 /// The model that training starts from: the table `[student]` of the run file.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -13,11 +15,31 @@ pub struct StudentSettings {
     /// Chat template for a run without a teacher: `"plain"` or a `.jinja` file. Default: the checkpoint's own chat
     /// template.
     pub template: Option<TemplateSource>,
-    /// Layer pruning: keeps layers 0, n, 2n, … of the checkpoint.
-    #[serde(with = "Optional::<Count>")]
-    pub every: Option<usize>,
+    /// Layer pruning: layers of the checkpoint to keep. A list, such as `[0, 2, 5]`; or `{ every = 2 }`; or the ends of
+    /// the checkpoint, such as `{ first = 8, last = 7 }`.
+    pub layers: Option<Layers>,
     /// Random weights of this shape in place of the checkpoint's. The vocabulary is the checkpoint's.
     pub random: Option<RandomShape>,
+}
+
+/// Largest learning rate of a student with random weights, if the run file sets none.
+const RANDOM_RATE: f64 = 2e-3;
+/// The same of a pruned checkpoint.
+const PRUNED_RATE: f64 = 5e-4;
+/// The same of a whole checkpoint.
+const WHOLE_RATE: f64 = 1e-4;
+
+impl StudentSettings {
+    /// The learning rate of a run file that sets none: the further the student's start is from a trained model, the
+    /// larger it is.
+    #[must_use]
+    pub fn default_learning_rate(&self) -> f64 {
+        match (&self.random, &self.layers) {
+            (Some(_), _) => RANDOM_RATE,
+            (None, Some(_)) => PRUNED_RATE,
+            (None, None) => WHOLE_RATE,
+        }
+    }
 }
 
 /// `random` of `[student]`

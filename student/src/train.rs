@@ -19,7 +19,7 @@ use crate::metrics::{MetricsFile, StepMetrics};
 use crate::not_finite::check_finite;
 use crate::objective::Objective;
 use crate::optimizer::{AdamW, clip_global_norm};
-use crate::schedule::learning_rate;
+use crate::schedule::Schedule;
 use crate::settings::{Overlong, TrainSettings};
 use crate::tensorboard::EventFile;
 
@@ -50,7 +50,18 @@ pub struct TrainingResult {
     pub label_smoothing: Option<f64>,
 }
 
-/// Trains `start` as `arm` says on `row(0..len)`, and writes into `dir`: `checkpoints/`, `metrics.jsonl`, and
+/// Settings of a training, resolved for one arm.
+#[derive(Debug, Clone, Copy)]
+pub struct TrainingPlan<'a> {
+    /// Arm to train.
+    pub arm: Arm,
+    /// Settings of `[train]`, and the seed.
+    pub settings: &'a TrainSettings,
+    /// Number of steps and their learning rates.
+    pub schedule: Schedule,
+}
+
+/// Trains `start` as `plan` says on `row(0..len)`, and writes into `dir`: `checkpoints/`, `metrics.jsonl`, and
 /// the same metrics for TensorBoard in `tensorboard/`.
 ///
 /// If the loss has a temperature other than 1, `log_z_at` of each row holds one number, the normaliser for
@@ -67,19 +78,20 @@ pub fn train(
     start: Llama,
     row: &mut dyn FnMut(usize) -> Result<Signal, potstill_datasets::Error>,
     len: usize,
-    arm: Arm,
-    settings: &TrainSettings,
+    plan: &TrainingPlan<'_>,
     dir: &Path,
     on_step: &mut dyn FnMut(&StepMetrics) -> ControlFlow<()>,
 ) -> Result<TrainingResult, Error> {
+    let (settings, steps) = (plan.settings, plan.schedule.steps);
     settings.objective.check()?;
-    let mut control = ControlData::new(arm, settings.seed, start.config().vocab_size);
+    let mut control = ControlData::new(plan.arm, settings.seed, start.config().vocab_size);
     let (usable, overlong) = usable_rows(row, len, settings, &mut control)?;
     let label_smoothing = control.label_smoothing();
     let settings = &with_label_smoothing(settings, label_smoothing);
-    let (mut trainer, mut model) = Trainer::open(start, usable.len(), arm, settings, dir)?;
+    let plan = TrainingPlan { settings, ..*plan };
+    let (mut trainer, mut model) = Trainer::open(start, usable.len(), plan, dir)?;
     let mut order = Order::new(settings.seed, usable.len())?;
-    while trainer.state.step < settings.steps {
+    while trainer.state.step < steps {
         let began = Instant::now();
         let mut signals = Vec::with_capacity(settings.batch);
         let first = trainer.state.position;
@@ -92,8 +104,8 @@ pub fn train(
         let metrics;
         (model, metrics) = trainer.step(model, &signals, began)?;
         let step = metrics.step;
-        let stop = on_step(&metrics).is_break() && step < settings.steps;
-        if stop || step == settings.steps || step.is_multiple_of(settings.checkpoint_every.max(1)) {
+        let stop = on_step(&metrics).is_break() && step < steps;
+        if stop || step == steps || step.is_multiple_of(settings.checkpoint_every.max(1)) {
             trainer.save(dir, &model)?;
         }
         if stop {
@@ -103,7 +115,7 @@ pub fn train(
     Ok(TrainingResult {
         model: model.valid(),
         step: trainer.state.step,
-        finished: trainer.state.step >= settings.steps,
+        finished: trainer.state.step >= steps,
         overlong,
         unique_positions: control.unique_positions(),
         label_smoothing,
@@ -121,8 +133,7 @@ fn with_label_smoothing(settings: &TrainSettings, smoothing: Option<f64>) -> Tra
 
 /// The training loop's state besides the model, and the files that it writes.
 struct Trainer<'a> {
-    arm: Arm,
-    settings: &'a TrainSettings,
+    plan: TrainingPlan<'a>,
     state: TrainingState,
     optimizer: AdamW,
     metrics: MetricsFile,
@@ -134,17 +145,17 @@ impl<'a> Trainer<'a> {
     fn open(
         start: Llama,
         rows: usize,
-        arm: Arm,
-        settings: &'a TrainSettings,
+        plan: TrainingPlan<'a>,
         dir: &Path,
     ) -> Result<(Self, Llama), Error> {
+        let settings = plan.settings;
         let fresh = TrainingState {
             step: 0,
             position: 0,
             metrics_bytes: 0,
             events_bytes: 0,
-            arm,
-            settings: settings.identity(),
+            arm: plan.arm,
+            settings: settings.identity(&plan.schedule),
             rows: rows as u64,
         };
         let (device, dtype) = (start.device(), start.dtype());
@@ -162,8 +173,7 @@ impl<'a> Trainer<'a> {
         let (events, events_bytes) = EventFile::open(dir, state.events_bytes)?;
         state.events_bytes = events_bytes;
         let trainer = Self {
-            arm,
-            settings,
+            plan,
             state,
             optimizer,
             metrics,
@@ -180,12 +190,16 @@ impl<'a> Trainer<'a> {
         signals: &[Signal],
         began: Instant,
     ) -> Result<(Llama, StepMetrics), Error> {
-        let settings = self.settings;
+        let TrainingPlan {
+            arm,
+            settings,
+            schedule,
+        } = self.plan;
         let step = self.state.step + 1;
-        let result = batch_gradient(&model, signals, self.arm, settings, step)?;
+        let result = batch_gradient(&model, signals, arm, settings, step)?;
         let (norm, scale) = clip_global_norm(&result.gradients, settings.clip);
-        check_finite(&model, signals, (&result, norm), self.arm, settings, step)?;
-        let rate = learning_rate(settings, step);
+        check_finite(&model, signals, (&result, norm), arm, settings, step)?;
+        let rate = schedule.at(step);
         let model = self.optimizer.step(model, result.gradients, scale, rate);
 
         let tokens: usize = signals.iter().map(|signal| signal.token_ids.len()).sum();

@@ -30,10 +30,10 @@ signals = { top_k = 6 }
 
 [curate]
 keep = "all"
-heldout = 0.4
+test = 0.4
 
 [student]
-every = 2
+layers = { every = 2 }
 
 [train]
 steps = 6

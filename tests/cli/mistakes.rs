@@ -99,9 +99,9 @@ const MISTAKES: &[Mistake] = &[
     },
     Mistake {
         title: "A student that is identical to its teacher",
-        make: |run| run.edit("[student]\nevery = 2", "[student]"),
+        make: |run| run.edit("[student]\nlayers = { every = 2 }", "[student]"),
         command: CHECK,
-        message: &["[student]", "set `every = 2`"],
+        message: &["[student]", "set `layers = { first"],
     },
     Mistake {
         title: "An environment variable that is not set",
@@ -145,7 +145,10 @@ const MISTAKES: &[Mistake] = &[
             write_model(&run.path("other"), VOCABULARY + 1);
             let special = ["<unk>", "<s>", "</s>", "<extra>"];
             write_tokenizer(&run.path("other"), &special, "</s>");
-            run.edit("[student]\nevery = 2", "[student]\npath = \"other\"");
+            run.edit(
+                "[student]\nlayers = { every = 2 }",
+                "[student]\npath = \"other\"",
+            );
         },
         command: CHECK,
         message: &[
@@ -203,12 +206,12 @@ const MISTAKES: &[Mistake] = &[
         ],
     },
     Mistake {
-        title: "Everything held out",
-        make: |run| run.edit("heldout = 0.4", "heldout = 0.9999999"),
+        title: "No prompt left to train on",
+        make: |run| run.edit("test = 0.4", "dev = 0\ntest = 0.9999999"),
         command: RUN,
         message: &[
             "0 answers are left to train on",
-            "lower `heldout` in [curate]",
+            "lower `dev` or `test` in [curate]",
         ],
     },
 ];

@@ -33,7 +33,8 @@ fn a_run_publishes_each_stage_and_a_second_run_does_nothing() {
         "completions/shard-00000.parquet",
         "signals/shard-00000.parquet",
         "train_manifest.json",
-        "heldout/shard-00000.parquet",
+        "dev/shard-00000.parquet",
+        "test/shard-00000.parquet",
         "dropped/shard-00000.parquet",
         "curation.json",
         "students/student/metrics.jsonl",
@@ -42,9 +43,9 @@ fn a_run_publishes_each_stage_and_a_second_run_does_nothing() {
         "students/student/export/config.json",
         "students/student/export/tokenizer.json",
         "students/student/export/README.md",
-        "students/untrained/eval/heldout/samples.parquet",
-        "students/sft/eval/heldout_results.json",
-        "students/shuffled/export_manifest.json",
+        "students/untrained/eval/test/samples.parquet",
+        "students/sft/eval/test_results.json",
+        "students/sft/export_manifest.json",
         "report.md",
         "report.json",
         "_manifest.json",
@@ -373,11 +374,11 @@ path = "prompts.jsonl"
 columns = { instruction = "q", output = "a" }
 answers = "given"
 [curate]
-heldout = 0.4
+test = 0.4
 [student]
 path = "model"
 template = "plain"
-every = 2
+layers = { every = 2 }
 [train]
 steps = 3
 batch = 4
@@ -399,7 +400,10 @@ resamples = 50
     assert_eq!(check.code, 2, "{}", check.stderr);
     assert!(check.stderr.contains("[student]"), "{}", check.stderr);
     assert!(!check.stderr.contains("[teacher]"), "{}", check.stderr);
-    run.edit("every = 2\n", "template = \"plain\"\nevery = 2\n");
+    run.edit(
+        "layers = { every = 2 }\n",
+        "template = \"plain\"\nlayers = { every = 2 }\n",
+    );
     run.run();
     let answers = "completions/shard-00000.parquet";
     let first = run.published().remove(answers).unwrap();
@@ -544,7 +548,7 @@ fn reports_contain_all_sections() {
     for part in [
         "# tiny",
         "| untrained |",
-        "| shuffled |",
+        "| sft |",
         "| student − sft | KL |",
         "| collect |",
         "| teacher | model |",

@@ -75,13 +75,9 @@ pub(super) fn signal(request: &MeasurementRequest) -> Signal {
 /// Settings of one training step on one text.
 pub(super) fn settings(request: &MeasurementRequest) -> TrainSettings {
     TrainSettings {
-        steps: 1,
         batch: 1,
         micro_batch: 1,
         packing: false,
-        learning_rate: request.learning_rate,
-        warmup: 0,
-        min_learning_rate: 0.0,
         weight_decay: request.weight_decay,
         clip: request.clip,
         objective: Objective::default(),

@@ -166,15 +166,16 @@ fn saving_to_a_folder_that_cannot_be_created_is_an_error() {
 }
 
 #[test]
-fn layer_pruning_keeps_every_nth_layer() {
+fn layer_pruning_keeps_the_named_layers_in_order() {
     let model = small(false, DType::F32);
-    for (every, kept) in [
-        (1, vec![0, 1, 2, 3]),
-        (2, vec![0, 2]),
-        (3, vec![0, 3]),
-        (9, vec![0]),
+    for kept in [
+        vec![0, 1, 2, 3],
+        vec![0, 2],
+        vec![0, 3],
+        vec![2],
+        vec![3, 1],
     ] {
-        let student = prune_layers(&model, every).unwrap();
+        let student = prune_layers(&model, &kept).unwrap();
         assert_eq!(student.config().num_hidden_layers, kept.len());
         let all = values(&model);
         for (name, shape, found) in values(&student) {
@@ -190,7 +191,10 @@ fn layer_pruning_keeps_every_nth_layer() {
             assert_eq!((&shape, &found), (&expected.1, &expected.2), "{name}");
         }
     }
-    assert!(matches!(prune_layers(&model, 0), Err(Error::PruneInterval)));
+    for wrong in [vec![], vec![4], vec![0, 17]] {
+        let pruned = prune_layers(&model, &wrong);
+        assert!(matches!(pruned, Err(Error::PrunedLayers { count: 4, .. })));
+    }
 }
 
 #[test]

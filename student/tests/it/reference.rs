@@ -26,7 +26,8 @@ fn reference() -> Option<Reference> {
     let dir = real("models/SmolLM2-135M-Instruct/model.safetensors")?;
     let json = serde_json::from_slice(&std::fs::read(json).unwrap()).unwrap();
     let teacher = potstill_model::load(dir.parent().unwrap(), DType::F32, &Device::flex()).unwrap();
-    let student = potstill_model::prune_layers(&teacher, 2).unwrap();
+    let student =
+        potstill_model::prune_layers(&teacher, &(0..30).step_by(2).collect::<Vec<_>>()).unwrap();
     Some(Reference {
         json,
         teacher,

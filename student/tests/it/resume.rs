@@ -8,8 +8,8 @@ use potstill_datasets::Signal;
 use potstill_model::{Llama, Parameter, named_parameters};
 use potstill_student::loss::{CustomDivergence, Divergence, forward_kl};
 use potstill_student::{
-    Arm, Error, Objective, Overlong, SequenceId, SignalKind, TrainSettings, TrainingResult,
-    evaluate, train,
+    Arm, Error, Objective, Overlong, SequenceId, SignalKind, TrainSettings, TrainingPlan,
+    TrainingResult, evaluate, train,
 };
 
 use crate::support::{settings, signals, tiny};
@@ -30,8 +30,11 @@ fn run(
         tiny(DType::F32),
         &mut row,
         data.len(),
-        arm,
-        settings,
+        &TrainingPlan {
+            arm,
+            settings,
+            schedule: settings.schedule(data.len(), settings.learning_rate.unwrap()),
+        },
         dir,
         &mut on_step,
     )
@@ -143,7 +146,7 @@ fn a_checkpoint_of_other_settings_and_a_damaged_one_are_errors() {
     let dir = tempfile::tempdir().unwrap();
     run(dir.path(), &data, Arm::Student, &settings(), 2).unwrap();
     let other = TrainSettings {
-        learning_rate: 1.0,
+        learning_rate: Some(1.0),
         ..settings()
     };
     let error = run(dir.path(), &data, Arm::Student, &other, 0)
@@ -195,7 +198,7 @@ fn overlong_rows_are_dropped_or_cut_and_counted() {
     assert!(over > 0 && over < 12);
     let short = TrainSettings {
         max_length: 12,
-        steps: 1,
+        steps: Some(1),
         ..settings()
     };
     let trained = run(dir.path(), &data, Arm::Student, &short, 0).unwrap();
@@ -277,8 +280,8 @@ fn a_loss_that_is_not_finite_names_its_rows() {
 fn weights_that_are_not_finite_name_all_rows() {
     let data = signals(4, 47, 31);
     let far = TrainSettings {
-        learning_rate: 1e30,
-        warmup: 0,
+        learning_rate: Some(1e30),
+        warmup: 0.0,
         clip: 0.0,
         ..settings()
     };
@@ -307,7 +310,7 @@ fn training_lowers_the_held_out_kl() {
     };
     let dir = tempfile::tempdir().unwrap();
     let long = TrainSettings {
-        steps: 40,
+        steps: Some(40),
         checkpoint_every: 100,
         ..settings()
     };

@@ -25,12 +25,12 @@ pub(crate) fn real(path: &str) -> Option<PathBuf> {
 
 pub(crate) fn settings() -> TrainSettings {
     TrainSettings {
-        steps: 6,
+        steps: Some(6),
         batch: 4,
         micro_batch: 2,
         packing: false,
-        learning_rate: 1e-2,
-        warmup: 2,
+        learning_rate: Some(1e-2),
+        warmup: 2.0,
         min_learning_rate: 0.0,
         weight_decay: 0.01,
         clip: 1.0,

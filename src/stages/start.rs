@@ -1,0 +1,88 @@
+//! The start of training, also called the base: random weights, a checkpoint, or a pruned checkpoint.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use potstill_model::{Config, DType, Device, Llama};
+use serde_json::{Value, json};
+
+use super::{Context, checkpoint};
+use crate::run_dir::settings_of;
+use crate::run_file::{Loaded, RunFile};
+
+/// Seed of a model's training and, if the student starts from random weights, of these weights.
+pub(crate) fn seed(file: &RunFile, seed_index: u32) -> u64 {
+    u64::from(file.run.seed) + u64::from(seed_index)
+}
+
+/// Computes the hash that identifies the base.
+pub(crate) fn start_key(run: &Loaded, seed_index: u32) -> anyhow::Result<String> {
+    let student = &run.settings.student;
+    let folder = checkpoint::student(run)?;
+    let settings: Value = json!({
+        "layers": pruned_layers(run, &Config::from_dir(&folder)?)?,
+        "random": settings_of(&student.random)?,
+        "seed": student.random.as_ref().map(|_| seed(&run.settings, seed_index)),
+    });
+    // A random student needs only the small files; the folder may have no weights.
+    let hash = match &student.random {
+        Some(_) => checkpoint::small_files_hash(&folder)?,
+        None => checkpoint::content_hash(&folder)?,
+    };
+    let inputs = BTreeMap::from([("checkpoint".to_owned(), hash)]);
+    Ok(potstill_datasets::stage_key("start", &settings, &inputs))
+}
+
+/// Loads or initialises the base in f32 on the run's device.
+pub(crate) fn start(context: &Context, seed_index: u32) -> anyhow::Result<Llama> {
+    start_on(&context.run, seed_index, &context.device)
+}
+
+/// Loads or initialises the base in f32 on `device`.
+pub(crate) fn start_on(run: &Loaded, seed_index: u32, device: &Device) -> anyhow::Result<Llama> {
+    let folder = checkpoint::student(run)?;
+    if let Some(config) = random_config(run, &folder)? {
+        let seed = seed(&run.settings, seed_index);
+        return Ok(Llama::init(&config, seed, DType::F32, device)?);
+    }
+    let whole = potstill_model::load(&folder, DType::F32, device)?;
+    match pruned_layers(run, whole.config())? {
+        Some(layers) => Ok(potstill_model::prune_layers(&whole, &layers)?),
+        None => Ok(whole),
+    }
+}
+
+/// Returns the configuration of a random student, with the checkpoint's vocabulary; `None` if the student
+/// is not random.
+pub(crate) fn random_config(run: &Loaded, folder: &Path) -> anyhow::Result<Option<Config>> {
+    Ok(match &run.settings.student.random {
+        Some(random) => Some(random.config(Config::from_dir(folder)?)),
+        None => None,
+    })
+}
+
+/// Returns the layers that a pruned student keeps of the checkpoint with this configuration; `None` if the student is
+/// not pruned.
+///
+/// # Errors
+/// [`crate::run_file::ConfigError`] at `layers` if the checkpoint does not have these layers.
+pub(crate) fn pruned_layers(
+    run: &Loaded,
+    checkpoint: &Config,
+) -> anyhow::Result<Option<Vec<usize>>> {
+    let Some(layers) = &run.settings.student.layers else {
+        return Ok(None);
+    };
+    let count = checkpoint.num_hidden_layers;
+    let key = ["student", "layers"];
+    let indices = layers
+        .indices(count)
+        .map_err(|what| run.problem(&key, what))?;
+    if indices.len() == count && run.settings.student.path.is_none() {
+        let what = format!(
+            "all {count} layers are kept, so the student would be the teacher itself\nhint: keep fewer layers"
+        );
+        return Err(run.problem(&key, what).into());
+    }
+    Ok(Some(indices))
+}

@@ -1,0 +1,363 @@
+//! A training: of a model below `students/`, or at one of the rates of `learning_rates` below `tuning/`.
+//!
+//! The trainer writes its own checkpoints and resumes from the newest. `started.json` holds the key of
+//! the settings and inputs of a training; a folder with another key is kept as `NAME.old-N`. The manifest
+//! is written last, when all steps are done.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::fs;
+use std::panic::resume_unwind;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Instant;
+
+use anyhow::{Context as _, bail};
+use potstill_datasets::{
+    Arm, FileHash, Manifest, SCHEMA_VERSION, Split, Variant, hash_files, read_footer, replace_file,
+    row_count, shards,
+};
+use potstill_model::Config;
+use potstill_student::{Schedule, StepMetrics, TrainSettings, TrainingPlan, TrainingResult};
+use rayon::ThreadPoolBuilder;
+use serde_json::json;
+
+use super::rows::SelectedRows;
+use super::{Context, StageOutcome, checkpoint, counts, for_each_model, score, start};
+use crate::events::Event;
+use crate::interrupt;
+use crate::run_dir::{Counts, LedgerLine, StagePlan, now, short};
+use crate::run_file::{Loaded, RunFile};
+
+const STARTED_FILE: &str = "started.json";
+/// Largest number of parameters at which one core trains a student as fast as several: 0.1 million
+/// parameters take 10,400 tokens/s on one core and 8,400 on two, 0.7 million 4,600 and 4,000.
+const SMALL_PARAMETERS: u64 = 2_000_000;
+/// Stack size of a training thread, equal to the usual stack size of a main thread; the default of a
+/// thread pool is smaller.
+const STACK_BYTES: usize = 8 << 20;
+
+/// A training of the run.
+pub(super) struct Training {
+    /// Name of the stage, such as `train student`.
+    pub(super) stage: String,
+    /// Folder of the training, below the run directory.
+    pub(super) home: String,
+    /// Arm and seed that are trained.
+    pub(super) variant: Variant,
+    /// Steps and learning rates.
+    pub(super) schedule: Schedule,
+}
+
+impl Training {
+    /// Settings and inputs that the training depends on.
+    pub(super) fn plan(&self, context: &Context) -> anyhow::Result<StagePlan> {
+        let run = &context.run;
+        let seed_index = self.variant.seed_index;
+        let completions = context.dir.require("completions", "collect", run)?;
+        let curation = context.dir.require("train", "curate", run)?;
+        Ok(StagePlan {
+            stage: self.stage.clone(),
+            home: self.home.clone(),
+            outputs: vec![self.home.clone()],
+            settings: json!({
+                "method": self.variant.arm.name(),
+                "train": settings(&run.settings, seed_index).identity(&self.schedule),
+            }),
+            inputs: BTreeMap::from([
+                ("completions".to_owned(), completions.content_hash()),
+                ("train".to_owned(), curation.content_hash()),
+                ("start".to_owned(), start::start_key(run, seed_index)?),
+            ])
+            .into_iter()
+            .chain(score::input(context)?)
+            .collect(),
+        })
+    }
+
+    /// Folder of the checkpoint after the last step, in Hugging Face layout, below the run directory.
+    pub(super) fn last_checkpoint(&self) -> String {
+        checkpoint_of(&self.home, self.schedule.steps)
+    }
+
+    /// Trains, or resumes, and publishes if all steps are made.
+    ///
+    /// # Errors
+    /// When the signals belong to another tokenizer than the student's, or the trainer fails. Checkpoints are kept in
+    /// all cases.
+    pub(super) fn run(&self, context: &Context, plan: &StagePlan) -> anyhow::Result<StageOutcome> {
+        let stage = &self.stage;
+        let Context {
+            dir, console, run, ..
+        } = context;
+        let folder = dir.path(&self.home);
+        self.prepare_folder(context, plan)?;
+        if run.settings.has_signals() {
+            check_tokenizer(run, &dir.path("signals"))?;
+        }
+        console.emit(&Event::started(stage));
+        let (began, started) = (Instant::now(), now());
+        let (trained, sequences) = self.run_steps(context, &folder)?;
+        let seconds = began.elapsed().as_secs_f64();
+        let mut counts = counts([
+            ("steps", trained.step as usize),
+            ("sequences", sequences - trained.overlong.dropped as usize),
+            ("sequences too long", trained.overlong.dropped as usize),
+            ("sequences cut", trained.overlong.cut as usize),
+        ]);
+        if self.variant.arm == Arm::SameToken {
+            counts.insert("unique positions".to_owned(), trained.unique_positions);
+        }
+        if let Some(smoothing) = trained.label_smoothing {
+            console.note(&format!(
+                "{stage}: label smoothing of {smoothing:.4} has the mean entropy of the teacher's distributions"
+            ));
+        }
+        dir.log(&LedgerLine {
+            stage: stage.clone(),
+            started_unix_seconds: started,
+            seconds,
+            finished: trained.finished,
+            counts: counts.clone(),
+        })?;
+        if !trained.finished {
+            console.note(&format!(
+                "{stage}: training state saved at step {}",
+                trained.step
+            ));
+            console.emit(&Event::stopped(stage));
+            return Ok(StageOutcome::Stopped);
+        }
+        self.publish(context, plan, counts.clone())?;
+        console.emit(&Event::finished(stage, counts, seconds));
+        Ok(StageOutcome::Done)
+    }
+
+    /// Creates the folder and notes the key of the training. A folder of another training is kept if it has a
+    /// checkpoint.
+    pub(super) fn prepare_folder(&self, context: &Context, plan: &StagePlan) -> anyhow::Result<()> {
+        let key = plan.key();
+        let folder = context.dir.path(&self.home);
+        let started = folder.join(STARTED_FILE);
+        let started_key = fs::read_to_string(&started).unwrap_or_default();
+        if started_key != key && folder.join("checkpoints").exists() {
+            let old = context.dir.move_aside(&self.home)?;
+            let kept = context.dir.path(&old);
+            context.console.emit(&Event::kept(&self.stage, &kept));
+        }
+        fs::create_dir_all(&folder)
+            .with_context(|| format!("cannot create {}", folder.display()))?;
+        Ok(replace_file(&started, key.as_bytes())?)
+    }
+
+    /// Runs the training loop with progress output. Also returns the number of sequences in the training set.
+    fn run_steps(
+        &self,
+        context: &Context,
+        folder: &Path,
+    ) -> anyhow::Result<(TrainingResult, usize)> {
+        let mut rows = SelectedRows::open(context, Split::Train)?.at_temperature(context)?;
+        let settings = settings(&context.run.settings, self.variant.seed_index);
+        let steps = self.schedule.steps;
+        let progress = RefCell::new(context.console.progress(&self.stage, "steps", 0, steps));
+        let mut tokens = 0;
+        let has_stepped = Cell::new(false);
+        let mut on_step = |metrics: &StepMetrics| {
+            has_stepped.set(true);
+            tokens += metrics.tokens;
+            let note = format!("loss {:.4}", metrics.loss);
+            progress.borrow_mut().update(metrics.step, tokens, &note);
+            interrupt::control_flow()
+        };
+        let len = rows.list.len();
+        let mut row = |i: usize| {
+            // Before the first step the trainer reads all rows once, for their lengths.
+            if !has_stepped.get() && i.is_multiple_of(1000) {
+                let note = format!("measuring the length of answer {i} of {len}");
+                progress.borrow_mut().update(0, 0, &note);
+            }
+            rows.get(i)
+        };
+        let trained = potstill_student::train(
+            start::start(context, self.variant.seed_index)?,
+            &mut row,
+            len,
+            &TrainingPlan {
+                arm: self.variant.arm,
+                settings: &settings,
+                schedule: self.schedule,
+            },
+            folder,
+            &mut on_step,
+        )?;
+        Ok((trained, len))
+    }
+
+    /// Writes the manifest, with the files of the last checkpoint.
+    pub(super) fn publish(
+        &self,
+        context: &Context,
+        plan: &StagePlan,
+        counts: Counts,
+    ) -> anyhow::Result<()> {
+        let last = self.last_checkpoint();
+        let mut files = hash_files(&context.dir.path(&last))?;
+        // `state.json` has the size of `metrics.jsonl`, which varies with the speeds that it records.
+        files.remove("state.json");
+        let files = files.into_iter();
+        let files = files.map(|(file, hash)| (format!("{last}/{file}"), hash));
+        self.write_manifest(context, plan, files.collect(), counts)
+    }
+
+    /// Writes a manifest of these files.
+    pub(super) fn write_manifest(
+        &self,
+        context: &Context,
+        plan: &StagePlan,
+        files: BTreeMap<String, FileHash>,
+        counts: Counts,
+    ) -> anyhow::Result<()> {
+        let manifest = Manifest {
+            stage: plan.stage.clone(),
+            schema: SCHEMA_VERSION,
+            key: plan.key(),
+            settings: plan.settings.clone(),
+            inputs: plan.inputs.clone(),
+            files,
+            counts,
+        };
+        Ok(manifest.write(&context.dir.path(&self.home))?)
+    }
+}
+
+/// Folder of the checkpoint after `steps` steps of the training in the folder `home`.
+pub(super) fn checkpoint_of(home: &str, steps: u64) -> String {
+    format!("{home}/checkpoints/step-{steps:08}")
+}
+
+/// Resolves steps and warm-up for the sequences that `curate` selected.
+pub(super) fn schedule(context: &Context, learning_rate: f64) -> anyhow::Result<Schedule> {
+    context.dir.require("train", "curate", &context.run)?;
+    let sequences = row_count(&context.dir.path("train"))?;
+    let train = &context.run.settings.train;
+    Ok(train.schedule(sequences, learning_rate))
+}
+
+/// Returns the outcome if nothing has to be trained: all steps are done, or this is a dry run.
+pub(super) fn outcome_without_training(
+    context: &Context,
+    plan: &StagePlan,
+) -> anyhow::Result<Option<StageOutcome>> {
+    let (stage, home, key) = (&plan.stage, &plan.home, plan.key());
+    context
+        .console
+        .detail(&format!("{stage}: key {}", short(&key)));
+    let published = context.dir.published(home)?;
+    if let Some(manifest) = published.filter(|m| m.key == key) {
+        context
+            .console
+            .emit(&Event::up_to_date(stage, manifest.counts));
+        return Ok(Some(StageOutcome::UpToDate));
+    }
+    if context.dry_run {
+        context.console.emit(&Event::would_run(stage));
+        return Ok(Some(StageOutcome::WouldRun));
+    }
+    Ok(None)
+}
+
+/// Runs trainings: those of small students on a CPU in parallel, others one after the other.
+pub(super) fn train_each<S: Sync>(
+    context: &Context,
+    trainings: &[S],
+    one: impl Fn(&S) -> anyhow::Result<StageOutcome> + Sync,
+) -> anyhow::Result<StageOutcome> {
+    match is_small(context)? {
+        true => side_by_side(trainings, one),
+        false => for_each_model(trainings, one),
+    }
+}
+
+/// Returns whether one processor core trains the student about as fast as all cores together.
+fn is_small(context: &Context) -> anyhow::Result<bool> {
+    let folder = checkpoint::student(&context.run)?;
+    let config = match start::random_config(&context.run, &folder)? {
+        Some(config) => config,
+        None => Config::from_dir(&folder)?,
+    };
+    let cpu = context.device == potstill_model::device("cpu")?;
+    Ok(cpu && config.parameters() <= SMALL_PARAMETERS)
+}
+
+/// Trains the students in parallel, each in a thread of its own. Up to two threads share a core, so that
+/// three students on two cores end at about the same time. After a failure or an interrupt no further
+/// student is started.
+fn side_by_side<S: Sync>(
+    students: &[S],
+    one: impl Fn(&S) -> anyhow::Result<StageOutcome> + Sync,
+) -> anyhow::Result<StageOutcome> {
+    let cores = rayon::current_num_threads();
+    let next = AtomicUsize::new(0);
+    let failed = AtomicBool::new(false);
+    let work = || -> anyhow::Result<StageOutcome> {
+        // Parallel loops of the training use the single thread of this pool.
+        let core = ThreadPoolBuilder::new()
+            .num_threads(1)
+            .stack_size(STACK_BYTES)
+            .build()?;
+        core.install(|| {
+            let mine = std::iter::from_fn(|| {
+                let student = students.get(next.fetch_add(1, Ordering::SeqCst))?;
+                (!failed.load(Ordering::SeqCst)).then_some(student)
+            });
+            let done = for_each_model(mine, &one);
+            failed.fetch_or(done.is_err(), Ordering::SeqCst);
+            done
+        })
+    };
+    let outcomes: Vec<anyhow::Result<StageOutcome>> = std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..students.len().min(2 * cores))
+            .map(|_| scope.spawn(work))
+            .collect();
+        workers
+            .into_iter()
+            .map(|worker| worker.join().unwrap_or_else(|panic| resume_unwind(panic)))
+            .collect()
+    });
+    let mut all = StageOutcome::UpToDate;
+    for outcome in outcomes {
+        match (all, outcome?) {
+            (_, StageOutcome::Stopped) | (StageOutcome::Stopped, _) => all = StageOutcome::Stopped,
+            (_, StageOutcome::UpToDate) => {}
+            (_, outcome) => all = outcome,
+        }
+    }
+    Ok(all)
+}
+
+/// Returns the settings of `[train]` with one of the seeds.
+pub(super) fn settings(file: &RunFile, seed_index: u32) -> TrainSettings {
+    TrainSettings {
+        seed: start::seed(file, seed_index),
+        ..file.train.clone()
+    }
+}
+
+/// Checks that the signals belong to the student's tokenizer.
+fn check_tokenizer(run: &Loaded, signals: &Path) -> anyhow::Result<()> {
+    let folder = checkpoint::student(run)?;
+    let tokenizer = checkpoint::tokenizer(&folder)?;
+    for shard in shards(signals)? {
+        for provenance in read_footer(&shard)?.provenance {
+            if provenance.tokenizer != tokenizer.fingerprint() {
+                bail!(
+                    "the signals in {} belong to the tokenizer of {}, and the student's tokenizer in {} differs, so the student cannot learn from them\nhint: remove `path` of [student], or name a checkpoint of the teacher's family",
+                    signals.display(),
+                    provenance.teacher,
+                    folder.display()
+                );
+            }
+        }
+    }
+    Ok(())
+}
