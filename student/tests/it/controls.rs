@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 use burn::tensor::DType;
 use potstill_datasets::{Signal, SignalRow};
 use potstill_model::{Llama, Parameter, named_parameters};
-use potstill_student::{Arm, TrainSettings, TrainingResult, train};
+use potstill_student::{Arm, TrainSettings, TrainingPlan, TrainingResult, train};
 
 use crate::support::{settings, signals, tiny};
 
@@ -18,8 +18,11 @@ fn run(data: &[Signal], arm: Arm, settings: &TrainSettings) -> TrainingResult {
         tiny(DType::F32),
         &mut row,
         data.len(),
-        arm,
-        settings,
+        &TrainingPlan {
+            arm,
+            settings,
+            schedule: settings.schedule(data.len(), settings.learning_rate.unwrap()),
+        },
         dir.path(),
         &mut on_step,
     )
@@ -76,12 +79,12 @@ fn same_token_differs_from_the_student_if_distributions_depend_on_the_context() 
 #[test]
 fn same_token_learns_unique_tokens_as_sft_does() {
     let mut next = 0;
-    let data: Vec<Signal> = (signals(3, 47, 31).into_iter())
+    let data: Vec<Signal> = (signals(9, 47, 31).into_iter())
         .map(|mut signal| {
-            let positions: Vec<usize> = signal.loss_positions().take(7).collect();
-            signal.token_ids.truncate(positions[6] + 1);
-            signal.loss_mask.truncate(positions[6] + 1);
-            signal.rows.truncate(7);
+            let positions: Vec<usize> = signal.loss_positions().take(3).collect();
+            signal.token_ids.truncate(positions[2] + 1);
+            signal.loss_mask.truncate(positions[2] + 1);
+            signal.rows.truncate(3);
             for (position, row) in positions.into_iter().zip(&mut signal.rows) {
                 (row.ids, row.logprobs) = (vec![next], vec![0.5f32.ln()]);
                 row.tail_logprob = 0.5f32.ln();
