@@ -13,6 +13,7 @@ mod forecast;
 pub mod grade;
 pub mod import;
 mod models;
+mod own_text;
 pub mod probe;
 pub mod report;
 mod rows;

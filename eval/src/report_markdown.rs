@@ -250,6 +250,7 @@ fn tuning(out: &mut String, report: &Report) {
         for trial in trials {
             let _ = match trial {
                 None => write!(out, " – |"),
+                Some(trial) if !trial.dev.is_finite() => write!(out, " diverged |"),
                 Some(trial) if trial.chosen => write!(out, " **{:.4}** |", trial.dev),
                 Some(trial) => write!(out, " {:.4} |", trial.dev),
             };

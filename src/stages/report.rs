@@ -12,7 +12,7 @@ use potstill_eval::{
 };
 use serde_json::json;
 
-use super::models::{answers_home, export_home, test_home};
+use super::models::{answers_home, export_home, own_text_home, test_home};
 use super::{Context, StageOutcome, StageSummary, counts, export, run_stage, sampling};
 use crate::events::Event;
 use crate::run_dir::{Counts, StagePlan};
@@ -27,7 +27,7 @@ const FILES: [&str; 3] = ["report.html", "report.md", "report.json"];
 pub fn report(context: &Context) -> anyhow::Result<StageOutcome> {
     let run = &context.run;
     let arms = context.arms();
-    let models: Vec<RunModel> = ([RunModel::Base].into_iter())
+    let models: Vec<RunModel> = ([RunModel::Base, RunModel::Unigram].into_iter())
         .chain(arms.iter().map(|arm| arm.first().into()))
         .collect();
     let mut inputs = BTreeMap::new();
@@ -100,7 +100,12 @@ fn homes(context: &Context) -> Vec<(String, String)> {
         homes.push((export_home(variant), "export".to_owned()));
         models.push(variant.into());
     }
-    homes.extend((models.iter()).map(|model| (test_home(*model), "eval".to_owned())));
+    let on_test = models.iter().copied().chain([RunModel::Unigram]);
+    homes.extend(on_test.map(|model| (test_home(model), "eval".to_owned())));
+    if file.eval.own_text.is_some() {
+        let models = models.iter();
+        homes.extend(models.map(|model| (own_text_home(*model), "eval".to_owned())));
+    }
     if file.eval.answers.is_some() {
         let teacher = file.local().map(|_| RunModel::Teacher);
         let models = teacher.into_iter().chain(models);
@@ -145,7 +150,8 @@ fn build(context: &Context, models: &[RunModel]) -> anyhow::Result<Report> {
 /// Reads the loss curves from the metrics of each training step.
 fn losses(context: &Context, models: &[RunModel]) -> anyhow::Result<Vec<LossCurve>> {
     let mut curves = Vec::new();
-    for model in models.iter().filter(|model| **model != RunModel::Base) {
+    let is_trained = |model: &&RunModel| matches!(model, RunModel::Trained(_));
+    for model in models.iter().filter(is_trained) {
         let path = context.dir.path(&format!("students/{model}/metrics.jsonl"));
         let text = std::fs::read_to_string(&path)
             .with_context(|| format!("cannot read {}", path.display()))?;

@@ -119,6 +119,7 @@ pub(super) fn tuning(out: &mut String, report: &Report) {
     let cell = |trial: &Option<TunedRate>| {
         Cell::Number(match trial {
             None => "–".to_owned(),
+            Some(trial) if !trial.dev.is_finite() => "diverged".to_owned(),
             Some(trial) if trial.chosen => {
                 format!("<strong>{:.4}</strong> <small>chosen</small>", trial.dev)
             }
