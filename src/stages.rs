@@ -21,6 +21,7 @@ mod served;
 mod start;
 pub mod train;
 mod training;
+pub mod tune;
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -149,6 +150,7 @@ pub fn run(context: &Context) -> anyhow::Result<StageOutcome> {
         ("score", score::score),
         ("grade", grade::grade),
         ("curate", curate::curate),
+        ("tune", tune::tune),
         ("train", train::train),
         ("export", export::export),
         ("eval", eval::eval),
@@ -158,6 +160,7 @@ pub fn run(context: &Context) -> anyhow::Result<StageOutcome> {
     stages.retain(|(name, _)| match *name {
         "score" => file.score.is_some(),
         "grade" => file.grade.is_some(),
+        "tune" => !file.train.learning_rates.is_empty(),
         _ => true,
     });
     let mut all = StageOutcome::UpToDate;
