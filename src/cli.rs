@@ -68,7 +68,7 @@ enum Stage {
     Score(TeacherFlags),
     /// Compare answers with references: `verdicts/`
     Grade(Flags),
-    /// Split the answers into `train/`, `heldout/` and `dropped/`
+    /// Split the answers into `train/`, `dev/`, `test/` and `dropped/`
     Curate(Flags),
     /// Choose the learning rate of each arm on dev: `tuning/` and `tuning.json`
     Tune(Flags),

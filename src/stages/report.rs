@@ -12,7 +12,7 @@ use potstill_eval::{
 };
 use serde_json::json;
 
-use super::models::{answers_home, export_home, heldout_home};
+use super::models::{answers_home, export_home, test_home};
 use super::{Context, StageOutcome, StageSummary, counts, export, run_stage};
 use crate::events::Event;
 use crate::run_dir::{Counts, StagePlan};
@@ -103,7 +103,7 @@ fn homes(context: &Context) -> anyhow::Result<Vec<(String, String)>> {
         homes.push((export_home(variant), "export".to_owned()));
         models.push(variant.into());
     }
-    homes.extend((models.iter()).map(|model| (heldout_home(*model), "eval".to_owned())));
+    homes.extend((models.iter()).map(|model| (test_home(*model), "eval".to_owned())));
     if file.eval.answers.is_some() {
         let teacher = file.local().map(|_| RunModel::Teacher);
         let models = teacher.into_iter().chain(models);
