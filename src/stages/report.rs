@@ -13,7 +13,7 @@ use potstill_eval::{
 use serde_json::json;
 
 use super::models::{answers_home, export_home, test_home};
-use super::{Context, StageOutcome, StageSummary, counts, export, run_stage};
+use super::{Context, StageOutcome, StageSummary, counts, export, run_stage, tune};
 use crate::events::Event;
 use crate::run_dir::{Counts, StagePlan};
 
@@ -118,11 +118,13 @@ fn build(context: &Context, models: &[RunModel]) -> anyhow::Result<Report> {
     let students = measured.students(context)?;
     let comparisons = measured.measurements.comparisons(&students)?;
     let (stages, seconds) = stages(context)?;
+    let tuning = tune::tuned_rates(context)?;
     Ok(Report {
         run: context.run.settings.run.name.as_str().to_owned(),
         potstill: env!("CARGO_PKG_VERSION").to_owned(),
         conclusion: conclude(&Evidence {
             teacher: teacher.as_ref(),
+            tuning: &tuning,
             ..Evidence::of(&students, &comparisons)
         }),
         heldout: Heldout::from_values(measured.measurements.heldout())?,

@@ -10,7 +10,7 @@ use std::fs;
 
 use anyhow::{Context as _, bail};
 use potstill_datasets::{Arm, SequenceValues, Split, replace_file, row_count};
-use potstill_eval::TunedRate;
+use potstill_eval::{Metric, TunedRate};
 use potstill_model::DType;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -19,9 +19,7 @@ use super::collect::is_published;
 use super::eval::{measure, published_values};
 use super::models::results_file;
 use super::training::{Training, outcome_without_training, schedule, train_each};
-use super::{
-    Context, StageOutcome, StageSummary, counts, for_each_model, run_stage, score,
-};
+use super::{Context, StageOutcome, StageSummary, counts, for_each_model, run_stage, score};
 use crate::events::Event;
 use crate::run_dir::StagePlan;
 
@@ -34,8 +32,8 @@ const DIVERGED: &str = "steps until the loss was not finite";
 /// Content of `tuning.json`.
 #[derive(Debug, Serialize, Deserialize)]
 struct Choice {
-    /// Figure by which the rates were chosen: `kl`, or `nll` without distributions.
-    figure: String,
+    /// Metric by which the rates were chosen: KL, or NLL without distributions.
+    metric: Metric,
     rates: Vec<TriedRate>,
 }
 
@@ -200,8 +198,10 @@ fn train_rates(context: &Context, trainings: &[Training]) -> anyhow::Result<Stag
             None => missing.push((training, plan)),
         }
     }
-    train_each(context, &missing, |(training, plan): &(&Training, StagePlan)| {
-        match training.run(context, plan) {
+    train_each(
+        context,
+        &missing,
+        |(training, plan): &(&Training, StagePlan)| match training.run(context, plan) {
             Err(error) => match error.downcast_ref() {
                 Some(potstill_student::Error::NotFinite { step, .. }) => {
                     publish_diverged(context, training, plan, *step)
@@ -209,8 +209,8 @@ fn train_rates(context: &Context, trainings: &[Training]) -> anyhow::Result<Stag
                 _ => Err(error),
             },
             outcome => outcome,
-        }
-    })
+        },
+    )
 }
 
 /// Records that a training diverged at a step. It is not chosen, and not trained again.
@@ -231,9 +231,7 @@ fn publish_diverged(
 }
 
 fn has_diverged(context: &Context, training: &Training) -> anyhow::Result<bool> {
-    let manifest = context
-        .dir
-        .require(&training.home, "tune", &context.run)?;
+    let manifest = context.dir.require(&training.home, "tune", &context.run)?;
     Ok(manifest.counts.contains_key(DIVERGED))
 }
 
@@ -311,9 +309,9 @@ fn dev_plan(context: &Context, training: &Training) -> anyhow::Result<StagePlan>
 /// Chooses the rate of each arm and writes `tuning.json`.
 fn choose(context: &Context, trainings: &[Training]) -> anyhow::Result<StageOutcome> {
     let run = &context.run;
-    let figure = match run.settings.has_signals() {
-        true => "kl",
-        false => "nll",
+    let metric = match run.settings.has_signals() {
+        true => Metric::Kl,
+        false => Metric::Nll,
     };
     let mut inputs = BTreeMap::new();
     let mut homes = Vec::new();
@@ -331,7 +329,7 @@ fn choose(context: &Context, trainings: &[Training]) -> anyhow::Result<StageOutc
         stage: "tune".to_owned(),
         home: HOME.to_owned(),
         outputs: vec![CHOICE_FILE.to_owned()],
-        settings: json!({ "figure": figure }),
+        settings: json!({ "metric": metric }),
         inputs,
     };
     run_stage(context, &plan, |out| {
@@ -341,7 +339,7 @@ fn choose(context: &Context, trainings: &[Training]) -> anyhow::Result<StageOutc
                 true => None,
                 false => {
                     let values = published_values(context, &dev_home(&training.home))?;
-                    Some(mean(&values, figure))
+                    Some(mean(&values, metric))
                 }
             };
             rates.push(TriedRate {
@@ -356,32 +354,27 @@ fn choose(context: &Context, trainings: &[Training]) -> anyhow::Result<StageOutc
             choose_lowest(&mut rates, arm.name())?;
         }
         let tried = rates.len();
-        let choice = Choice {
-            figure: figure.to_owned(),
-            rates,
-        };
+        let choice = Choice { metric, rates };
         let text = serde_json::to_string_pretty(&choice)? + "\n";
         replace_file(&out.join(CHOICE_FILE), text.as_bytes())?;
         Ok(Some(StageSummary::new(counts([("trainings", tried)]))))
     })
 }
 
-/// Mean of a figure over the tokens of dev, nats per token.
-fn mean(values: &[SequenceValues], figure: &str) -> f64 {
-    let value = |v: &SequenceValues| match figure {
-        "kl" => v.kl_nats,
-        _ => v.nll_nats,
-    };
+/// Mean of a metric over the tokens of dev, nats per token.
+fn mean(values: &[SequenceValues], metric: Metric) -> f64 {
     let tokens: f64 = values.iter().map(|v| f64::from(v.tokens)).sum();
-    values.iter().map(value).sum::<f64>() / tokens
+    metric.total(values) / tokens
 }
 
 /// Marks the rate of an arm with the lowest figure, the first one if several are equal.
 fn choose_lowest(rates: &mut [TriedRate], arm: &str) -> anyhow::Result<()> {
     let of_arm = rates.iter_mut().filter(|tried| tried.arm == arm);
-    let lowest = of_arm
-        .filter(|tried| tried.dev.is_some())
-        .min_by(|a, b| a.dev.partial_cmp(&b.dev).unwrap_or(std::cmp::Ordering::Equal));
+    let lowest = of_arm.filter(|tried| tried.dev.is_some()).min_by(|a, b| {
+        a.dev
+            .partial_cmp(&b.dev)
+            .unwrap_or(std::cmp::Ordering::Equal)
+    });
     match lowest {
         Some(tried) => tried.chosen = true,
         None => bail!(
