@@ -13,9 +13,11 @@ mod forecast;
 pub mod grade;
 pub mod import;
 mod models;
+mod own_text;
 pub mod probe;
 pub mod report;
 mod rows;
+mod sampling;
 pub mod score;
 mod served;
 mod start;
@@ -23,6 +25,7 @@ pub mod train;
 mod training;
 pub mod tune;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -198,6 +201,8 @@ pub(crate) struct StageSummary {
     /// Counts of this process, for the ledger. They equal `counts` for most stages.
     pub(crate) worked: Counts,
     pub(crate) earlier: EarlierOutput,
+    /// Figures of the whole output, for its manifest.
+    pub(crate) measures: BTreeMap<String, f64>,
 }
 
 impl StageSummary {
@@ -206,6 +211,7 @@ impl StageSummary {
             worked: counts.clone(),
             counts,
             earlier: EarlierOutput::Keep,
+            measures: BTreeMap::new(),
         }
     }
 }
@@ -257,7 +263,7 @@ pub(crate) fn run_stage_again(
         let counts = done.counts.clone();
         line.counts = done.worked;
         let kept = dir
-            .publish(plan, done.earlier, done.counts)
+            .publish(plan, done.earlier, done.counts, done.measures)
             .with_context(|| format!("cannot publish `{name}`"))?;
         line.seconds = began.elapsed().as_secs_f64();
         console.emit(&Event::finished(name, counts, line.seconds));

@@ -225,6 +225,7 @@ impl Training {
             inputs: plan.inputs.clone(),
             files,
             counts,
+            measures: BTreeMap::new(),
         };
         Ok(manifest.write(&context.dir.path(&self.home))?)
     }
