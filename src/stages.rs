@@ -23,6 +23,7 @@ mod served;
 mod start;
 pub mod train;
 mod training;
+pub mod tune;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -152,6 +153,7 @@ pub fn run(context: &Context) -> anyhow::Result<StageOutcome> {
         ("score", score::score),
         ("grade", grade::grade),
         ("curate", curate::curate),
+        ("tune", tune::tune),
         ("train", train::train),
         ("export", export::export),
         ("eval", eval::eval),
@@ -161,6 +163,7 @@ pub fn run(context: &Context) -> anyhow::Result<StageOutcome> {
     stages.retain(|(name, _)| match *name {
         "score" => file.score.is_some(),
         "grade" => file.grade.is_some(),
+        "tune" => !file.train.learning_rates.is_empty(),
         _ => true,
     });
     let mut all = StageOutcome::UpToDate;

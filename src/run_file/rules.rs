@@ -222,6 +222,13 @@ fn learning_rates(file: &RunFile, report: Report<'_>) {
             "`learning_rate` is set too\nhint: leave one of the two out".to_owned(),
         );
     }
+    if !listed.is_empty() && file.curate.dev == 0.0 {
+        report(
+            &key,
+            "no prompts are kept for dev, on which the rate is chosen\nhint: raise `dev` in [curate], or set `learning_rate` in place of `learning_rates`"
+                .to_owned(),
+        );
+    }
     if listed.len() == 1 {
         report(
             &key,

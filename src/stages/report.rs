@@ -13,7 +13,7 @@ use potstill_eval::{
 use serde_json::json;
 
 use super::models::{answers_home, export_home, own_text_home, test_home};
-use super::{Context, StageOutcome, StageSummary, counts, export, run_stage, sampling};
+use super::{Context, StageOutcome, StageSummary, counts, export, run_stage, sampling, tune};
 use crate::events::Event;
 use crate::run_dir::{Counts, StagePlan};
 
@@ -31,7 +31,7 @@ pub fn report(context: &Context) -> anyhow::Result<StageOutcome> {
         .chain(arms.iter().map(|arm| arm.first().into()))
         .collect();
     let mut inputs = BTreeMap::new();
-    for (home, stage) in homes(context) {
+    for (home, stage) in homes(context)? {
         let manifest = context.dir.require(&home, &stage, run)?;
         inputs.insert(home, manifest.content_hash());
     }
@@ -80,7 +80,7 @@ pub fn open(context: &Context) {
 }
 
 /// Lists each published folder of a run with the stage that writes it.
-fn homes(context: &Context) -> Vec<(String, String)> {
+fn homes(context: &Context) -> anyhow::Result<Vec<(String, String)>> {
     let file = &context.run.settings;
     let mut homes = vec![("prompts", "import"), ("completions", "collect")];
     if file.score.is_some() {
@@ -94,6 +94,9 @@ fn homes(context: &Context) -> Vec<(String, String)> {
         .into_iter()
         .map(|(home, stage)| (home.to_owned(), stage.to_owned()))
         .collect();
+    for home in tune::homes(context)? {
+        homes.push((home, "tune".to_owned()));
+    }
     let mut models = vec![RunModel::Base];
     for variant in context.variants() {
         homes.push((format!("students/{variant}"), "train".to_owned()));
@@ -111,7 +114,7 @@ fn homes(context: &Context) -> Vec<(String, String)> {
         let models = teacher.into_iter().chain(models);
         homes.extend(models.map(|model| (answers_home(model), "eval".to_owned())));
     }
-    homes
+    Ok(homes)
 }
 
 fn build(context: &Context, models: &[RunModel]) -> anyhow::Result<Report> {
@@ -122,11 +125,13 @@ fn build(context: &Context, models: &[RunModel]) -> anyhow::Result<Report> {
     let sampling = sampling::published(context)?;
     let provenance = provenance(context, sampling.as_ref())?;
     let (stages, seconds) = stages(context)?;
+    let tuning = tune::tuned_rates(context)?;
     Ok(Report {
         run: context.run.settings.run.name.as_str().to_owned(),
         potstill: env!("CARGO_PKG_VERSION").to_owned(),
         conclusion: conclude(&Evidence {
             teacher: teacher.as_ref(),
+            tuning: &tuning,
             sampling: sampling.as_ref(),
             ..Evidence::of(&students, &comparisons)
         }),
@@ -169,7 +174,7 @@ fn stages(context: &Context) -> anyhow::Result<(Vec<StageFacts>, f64)> {
     let ledger = context.dir.ledger()?;
     let mut facts = Vec::new();
     let mut spans = Vec::new();
-    for (home, _) in homes(context) {
+    for (home, _) in homes(context)? {
         let Some(Manifest {
             stage,
             counts,
