@@ -301,7 +301,7 @@ fn training(out: &mut String, report: &Report) -> Result<(), Error> {
         .losses
         .iter()
         .filter(|curve| !curve.points.is_empty());
-    legend(out, report, &mut trained.map(|curve| curve.name));
+    legend(out, &mut trained.map(|curve| curve.name));
     figures::losses(out, report)?;
     out.push_str("</details></section>\n");
     Ok(())
@@ -321,7 +321,7 @@ fn calibration(out: &mut String, report: &Report) -> Result<(), Error> {
         }
     };
     folded(out, "calibration", "Calibration", note);
-    legend(out, report, &mut measured().map(|s| s.name));
+    legend(out, &mut measured().map(|s| s.name));
     out.push_str("<div class=\"plots one\">\n");
     figures::calibration(out, report)?;
     out.push_str("</div>\n");
@@ -330,10 +330,10 @@ fn calibration(out: &mut String, report: &Report) -> Result<(), Error> {
     Ok(())
 }
 
-fn legend(out: &mut String, report: &Report, models: &mut dyn Iterator<Item = RunModel>) {
+fn legend(out: &mut String, models: &mut dyn Iterator<Item = RunModel>) {
     out.push_str("<ul class=\"legend\" aria-label=\"Colours\">");
     for model in models {
-        let swatch = swatch(colour(report, model));
+        let swatch = swatch(colour(model));
         let _ = write!(out, "<li>{swatch}{model}</li>");
     }
     out.push_str("</ul>\n");

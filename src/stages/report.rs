@@ -1,6 +1,7 @@
 //! `report`: combines manifests and results into `report.html`, `report.md` and `report.json`.
 
 mod measured;
+mod splits;
 
 use std::collections::BTreeMap;
 
@@ -135,14 +136,14 @@ fn build(context: &Context, models: &[RunModel]) -> anyhow::Result<Report> {
             sampling: sampling.as_ref(),
             ..Evidence::of(&students, &comparisons)
         }),
-        splits: None,
-        tuning: Vec::new(),
         test: TestText::from_values(measured.measurements.heldout())?,
         grader: context.run.settings.eval.answers.as_ref().map(|a| a.grader),
         teacher,
         students,
         comparisons,
+        splits: Some(splits::splits(context)?),
         sampling,
+        tuning,
         losses: losses(context, models)?,
         samples: measured.samples(context)?,
         stages,

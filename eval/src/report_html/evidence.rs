@@ -89,7 +89,7 @@ fn seeds(out: &mut String, report: &Report) {
         seeds.figure.name()
     );
     let mut head = vec!["seed".to_owned()];
-    let name = |model: &RunModel| format!("{}{model}", swatch(colour(report, *model)));
+    let name = |model: &RunModel| format!("{}{model}", swatch(colour(*model)));
     head.extend(seeds.models.iter().map(name));
     head.push("student − sft".to_owned());
     let head: Vec<&str> = head.iter().map(String::as_str).collect();
@@ -129,12 +129,12 @@ pub(super) fn tuning(out: &mut String, report: &Report) {
     let mut rows = Vec::new();
     for (arm, trials) in &tuning.rows {
         let model = RunModel::from(arm.first());
-        let swatch = swatch(colour(report, model));
+        let swatch = swatch(colour(model));
         let mut row = vec![Cell::Head(format!("{swatch}{model}"))];
         row.extend(trials.iter().map(cell));
         rows.push(row);
     }
-    table(out, "Dev figures by learning rate", "", &head, &rows);
+    table(out, "Dev figures by learning rate", "narrow", &head, &rows);
 }
 
 /// Writes the sizes of the splits and the near-duplicates.

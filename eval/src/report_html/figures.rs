@@ -78,7 +78,7 @@ pub(super) fn figures(out: &mut String, report: &Report) -> Result<(), Error> {
         ),
     ];
     for (figure, title, caption, models) in plots {
-        bar_plot(out, report, figure, &models, (title, caption))?;
+        bar_plot(out, figure, &models, (title, caption))?;
     }
     out.push_str("</div>\n");
     Ok(())
@@ -86,7 +86,6 @@ pub(super) fn figures(out: &mut String, report: &Report) -> Result<(), Error> {
 
 fn bar_plot(
     out: &mut String,
-    report: &Report,
     figure: Figure,
     models: &[(RunModel, &Interval)],
     (title, caption): (&str, &str),
@@ -122,7 +121,7 @@ fn bar_plot(
         .iter()
         .map(|(model, interval)| Bar {
             name: model.to_string(),
-            colour: colour(report, *model),
+            colour: colour(*model),
             mean: place(interval.mean),
             low: place(interval.low),
             high: place(interval.high),
@@ -240,7 +239,7 @@ fn curves(report: &Report, loss: fn(&LossPoint) -> f64) -> (Vec<Line>, Vec<Strin
         ends.push(format!("{} from {first:.3} to {last:.3}", curve.name));
         let faint = thinned(&all);
         drawn.push(Line {
-            colour: colour(report, curve.name),
+            colour: colour(curve.name),
             points: smoothed(&faint),
             faint,
             dots: false,
@@ -288,7 +287,7 @@ pub(super) fn calibration(out: &mut String, report: &Report) -> Result<(), Error
         described.push(format!("{} error {error}", student.name));
         let point = |bin: &ReliabilityBin| (bin.confidence, bin.expected);
         drawn.push(Line {
-            colour: colour(report, student.name),
+            colour: colour(student.name),
             points: calibration.bins.iter().map(point).collect(),
             faint: Vec::new(),
             dots: true,
@@ -345,7 +344,7 @@ pub(super) fn tuning(
             .map(|(rate, dev)| format!("{dev:.4} at {}", wording::rate(10f64.powf(*rate))));
         described.push(format!("{model} {}", values.collect::<Vec<_>>().join(", ")));
         drawn.push(Line {
-            colour: colour(report, model),
+            colour: colour(model),
             points,
             faint: Vec::new(),
             dots: true,

@@ -34,15 +34,15 @@ fn none() -> Cell {
     Cell::Figure("–".to_owned())
 }
 
-fn model(report: &Report, model: RunModel) -> Cell {
-    Cell::Head(format!("{}{model}", swatch(colour(report, model))))
+fn model(model: RunModel) -> Cell {
+    Cell::Head(format!("{}{model}", swatch(colour(model))))
 }
 
 /// Returns a cell with a model and a description in small type.
-fn model_from(report: &Report, model: RunModel, what: &str) -> Cell {
+fn model_from(model: RunModel, what: &str) -> Cell {
     Cell::Head(format!(
         "{}{model} <small>{}</small>",
-        swatch(colour(report, model)),
+        swatch(colour(model)),
         escape(what)
     ))
 }
@@ -123,14 +123,14 @@ pub(super) fn models(out: &mut String, report: &Report) {
     head.extend(columns.iter().map(|column| column.head));
     let student_row = |student: &StudentResult| {
         let from = format!("from {}", student.learned_from);
-        let mut row = vec![model_from(report, student.name, &from)];
+        let mut row = vec![model_from(student.name, &from)];
         row.extend(columns.iter().map(|column| (column.student)(student)));
         row
     };
     let students: Vec<Vec<Cell>> = report.students.iter().map(student_row).collect();
     let mut rows = Vec::new();
     if let Some(teacher) = teacher {
-        let mut row = vec![model_from(report, RunModel::Teacher, &teacher.name)];
+        let mut row = vec![model_from(RunModel::Teacher, &teacher.name)];
         row.extend(columns.into_iter().map(|column| column.teacher));
         rows.push(row);
     }
@@ -154,7 +154,7 @@ pub(super) fn groups(out: &mut String, report: &Report) {
     head.extend(escaped.iter().map(String::as_str));
     let mut rows = Vec::new();
     for (name, accuracies) in models {
-        let mut row = vec![model(report, name)];
+        let mut row = vec![model(name)];
         row.extend(accuracies.into_iter().map(share));
         rows.push(row);
     }
@@ -177,7 +177,7 @@ pub(super) fn seeds(out: &mut String, report: &Report) {
     };
     let row = |(name, figures): (RunModel, &SeedFigures)| {
         vec![
-            model(report, name),
+            model(name),
             Cell::Number(figures.seed.to_string()),
             number(Figure::Kl, figures.kl),
             number(Figure::Agreement, figures.agreement),
@@ -202,7 +202,7 @@ pub(super) fn reliability(out: &mut String, report: &Report) {
         .flat_map(|(student, calibration)| {
             calibration.bins.iter().map(|bin| {
                 vec![
-                    model(report, student.name),
+                    model(student.name),
                     Cell::Figure(format!(
                         "{:.1} to {:.1} %",
                         100.0 * bin.from,
