@@ -13,15 +13,19 @@ mod forecast;
 pub mod grade;
 pub mod import;
 mod models;
+mod own_text;
 pub mod probe;
 pub mod report;
 mod rows;
+mod sampling;
 pub mod score;
 mod served;
 mod start;
 pub mod train;
 mod training;
+pub mod tune;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -149,6 +153,7 @@ pub fn run(context: &Context) -> anyhow::Result<StageOutcome> {
         ("score", score::score),
         ("grade", grade::grade),
         ("curate", curate::curate),
+        ("tune", tune::tune),
         ("train", train::train),
         ("export", export::export),
         ("eval", eval::eval),
@@ -158,6 +163,7 @@ pub fn run(context: &Context) -> anyhow::Result<StageOutcome> {
     stages.retain(|(name, _)| match *name {
         "score" => file.score.is_some(),
         "grade" => file.grade.is_some(),
+        "tune" => !file.train.learning_rates.is_empty(),
         _ => true,
     });
     let mut all = StageOutcome::UpToDate;
@@ -195,6 +201,8 @@ pub(crate) struct StageSummary {
     /// Counts of this process, for the ledger. They equal `counts` for most stages.
     pub(crate) worked: Counts,
     pub(crate) earlier: EarlierOutput,
+    /// Figures of the whole output, for its manifest.
+    pub(crate) measures: BTreeMap<String, f64>,
 }
 
 impl StageSummary {
@@ -203,6 +211,7 @@ impl StageSummary {
             worked: counts.clone(),
             counts,
             earlier: EarlierOutput::Keep,
+            measures: BTreeMap::new(),
         }
     }
 }
@@ -254,7 +263,7 @@ pub(crate) fn run_stage_again(
         let counts = done.counts.clone();
         line.counts = done.worked;
         let kept = dir
-            .publish(plan, done.earlier, done.counts)
+            .publish(plan, done.earlier, done.counts, done.measures)
             .with_context(|| format!("cannot publish `{name}`"))?;
         line.seconds = began.elapsed().as_secs_f64();
         console.emit(&Event::finished(name, counts, line.seconds));

@@ -236,6 +236,7 @@ fn table_folder(run: &Path, table: &str) -> PathBuf {
         inputs: BTreeMap::new(),
         files: BTreeMap::new(),
         counts: BTreeMap::new(),
+        measures: BTreeMap::new(),
     };
     manifest.write(&folder).unwrap();
     folder
