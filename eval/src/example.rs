@@ -8,8 +8,8 @@ use potstill_datasets::{Arm, OwnText, RunModel, SequenceValues, Split};
 use crate::{
     Comparison, Evidence, Graded, Grader, LossCurve, LossPoint, Measurements, Metric, ModelFacts,
     ModelMeasurements, Provenance, Report, Sample, SampleAnswer, SamplingCheck, SamplingLaw,
-    SeedFigures, SeedMeasurements, SimilarPrompts, SplitFacts, SplitSize, StageFacts, StudentResult,
-    TestText, TunedRate, compare, conclude, interval,
+    SeedFigures, SeedMeasurements, SimilarPrompts, SplitFacts, SplitSize, StageFacts,
+    StudentResult, TestText, TunedRate, compare, conclude, interval,
 };
 
 const RESAMPLES: usize = 400;
@@ -178,7 +178,12 @@ pub(crate) fn report() -> Report {
         };
         measurements.student_result(model, facts).unwrap()
     };
-    report.students = measurements.models.iter().zip(learned).map(result).collect();
+    report.students = measurements
+        .models
+        .iter()
+        .zip(learned)
+        .map(result)
+        .collect();
     report.comparisons = measurements.comparisons(&report.students).unwrap();
     let primary = report.comparisons.first_mut().unwrap();
     (primary.primary, primary.p_value, primary.adjusted_p) = (true, 2e-5, 2e-5);

@@ -47,7 +47,10 @@ pub use interval::Interval;
 pub use measurements::{Measurements, ModelFacts, ModelMeasurements, SeedMeasurements};
 pub use metric::{Figure, Metric};
 pub use potstill_datasets::SequenceValues;
-pub use report::{LossCurve, LossPoint, Provenance, Report, Sample, SampleAnswer, SimilarPrompts, SplitFacts, SplitSize, StageFacts, covered_seconds};
+pub use report::{
+    LossCurve, LossPoint, Provenance, Report, Sample, SampleAnswer, SimilarPrompts, SplitFacts,
+    SplitSize, StageFacts, covered_seconds,
+};
 pub use results::{
     Comparison, SeedFigures, StudentResult, TeacherResult, TestText, TunedRate, compare,
     compare_accuracy,

@@ -8,9 +8,7 @@ use crate::conclusion::Conclusion;
 use crate::grade::Grader;
 use crate::interval::Interval;
 use crate::metric::Figure;
-use crate::results::{
-    Comparison, SeedFigures, StudentResult, TeacherResult, TestText, TunedRate,
-};
+use crate::results::{Comparison, SeedFigures, StudentResult, TeacherResult, TestText, TunedRate};
 use crate::sampling::SamplingCheck;
 
 /// Results of a run, with everything that a reader needs to check them.
@@ -278,7 +276,9 @@ impl Report {
         rates.dedup();
         let trial = |arm: Arm, rate: f64| {
             let mut trials = self.tuning.iter();
-            trials.find(|t| t.arm == arm && t.learning_rate == rate).copied()
+            trials
+                .find(|t| t.arm == arm && t.learning_rate == rate)
+                .copied()
         };
         let rows: Vec<(Arm, Vec<Option<TunedRate>>)> = (Arm::ALL.into_iter())
             .filter(|arm| self.tuning.iter().any(|t| t.arm == *arm))

@@ -24,7 +24,10 @@ pub(crate) fn sizes(report: &Report) -> String {
     let trained: Vec<&StudentResult> = report.students.iter().filter(|s| s.steps > 0).collect();
     let mut parts = Vec::new();
     let parameters = trained.iter().find_map(|student| student.parameters);
-    let teacher = report.teacher.as_ref().and_then(|teacher| teacher.parameters);
+    let teacher = report
+        .teacher
+        .as_ref()
+        .and_then(|teacher| teacher.parameters);
     match (parameters, teacher) {
         (Some(student), Some(teacher)) => parts.push(format!(
             "The student has {} parameters, {:.0} % of the teacher's {}.",
@@ -32,18 +35,24 @@ pub(crate) fn sizes(report: &Report) -> String {
             100.0 * student as f64 / teacher.max(1) as f64,
             count(teacher)
         )),
-        (Some(student), None) => parts.push(format!("The student has {} parameters.", count(student))),
+        (Some(student), None) => {
+            parts.push(format!("The student has {} parameters.", count(student)))
+        }
         (None, _) => {}
     }
     let steps: Vec<u64> = trained.iter().map(|student| student.steps).collect();
-    let all_equal = steps.windows(2).all(|pair| matches!(pair, [a, b] if a == b));
+    let all_equal = steps
+        .windows(2)
+        .all(|pair| matches!(pair, [a, b] if a == b));
     match steps.first() {
         Some(steps) if all_equal => parts.push(format!(
             "Each trained model had {} optimizer steps.",
             count(*steps)
         )),
         Some(_) => {
-            let steps = trained.iter().map(|s| format!("{} {}", s.name, count(s.steps)));
+            let steps = trained
+                .iter()
+                .map(|s| format!("{} {}", s.name, count(s.steps)));
             let steps = steps.collect::<Vec<_>>().join(", ");
             parts.push(format!("Optimizer steps: {steps}."));
         }
@@ -85,9 +94,11 @@ pub(crate) fn sampling(sampling: &SamplingCheck) -> Vec<(&'static str, String)> 
             ),
         ),
     ];
-    if let (false, Some(mean), Some(z)) =
-        (sampling.law.is_plain(), sampling.law_mean_nats, sampling.law_z)
-    {
+    if let (false, Some(mean), Some(z)) = (
+        sampling.law.is_plain(),
+        sampling.law_mean_nats,
+        sampling.law_z,
+    ) {
         rows.push((
             "mean of NLL − its expectation",
             format!("{mean:+.4} nats per token (z = {z:.1}) for text that is sampled like this"),
@@ -105,4 +116,3 @@ pub(crate) fn sampling(sampling: &SamplingCheck) -> Vec<(&'static str, String)> 
     }));
     rows
 }
-

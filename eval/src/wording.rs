@@ -92,7 +92,9 @@ pub(crate) fn difference(figure: Figure, interval: &Interval) -> String {
 /// Formats a p-value for a table: `0.031`, or `< 0.0001`.
 pub(crate) fn p_number(p: f64) -> String {
     let text = p_value(p);
-    text.trim_start_matches("p ").trim_start_matches("= ").to_owned()
+    text.trim_start_matches("p ")
+        .trim_start_matches("= ")
+        .to_owned()
 }
 
 /// Formats a learning rate as short as possible: `0.0015`, `3e-6`.

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use anyhow::Context as _;
 use potstill_datasets::{Manifest, RunModel, replace_file};
 use potstill_eval::{
-    Evidence, TestText, LossCurve, LossPoint, Provenance, Report, SamplingCheck, StageFacts,
+    Evidence, LossCurve, LossPoint, Provenance, Report, SamplingCheck, StageFacts, TestText,
     conclude, covered_seconds,
 };
 use serde_json::json;

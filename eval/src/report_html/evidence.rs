@@ -113,7 +113,11 @@ pub(super) fn tuning(out: &mut String, report: &Report) {
     let Some(tuning) = report.tuning_table() else {
         return;
     };
-    let rates: Vec<String> = tuning.rates.iter().map(|rate| wording::rate(*rate)).collect();
+    let rates: Vec<String> = tuning
+        .rates
+        .iter()
+        .map(|rate| wording::rate(*rate))
+        .collect();
     let mut head = vec!["model"];
     head.extend(rates.iter().map(String::as_str));
     let cell = |trial: &Option<TunedRate>| {
@@ -149,7 +153,13 @@ pub(super) fn splits(out: &mut String, splits: &SplitFacts) {
             ]
         })
         .collect();
-    table(out, "Splits", "narrow", &["split", "prompts", "answers"], &rows);
+    table(
+        out,
+        "Splits",
+        "narrow",
+        &["split", "prompts", "answers"],
+        &rows,
+    );
     let _ = writeln!(out, "<p>{}</p>", report_text::near_duplicates(splits));
     if splits.similar.is_empty() {
         return;

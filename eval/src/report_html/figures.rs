@@ -327,11 +327,7 @@ pub(super) fn calibration(out: &mut String, report: &Report) -> Result<(), Error
 ///
 /// # Errors
 /// If the plot cannot be drawn.
-pub(super) fn tuning(
-    out: &mut String,
-    report: &Report,
-    tuning: &TuningTable,
-) -> Result<(), Error> {
+pub(super) fn tuning(out: &mut String, report: &Report, tuning: &TuningTable) -> Result<(), Error> {
     let mut drawn = Vec::new();
     let mut described = Vec::new();
     for (arm, trials) in &tuning.rows {
