@@ -77,14 +77,16 @@ pub(crate) fn range(figure: Figure, Interval { low, high, .. }: &Interval) -> St
 
 /// Formats a difference with its interval: `+3.0 points [-1.0, +7.0]`.
 pub(crate) fn difference(figure: Figure, interval: &Interval) -> String {
-    let Interval {
-        mean, low, high, ..
-    } = interval;
-    let mean = signed(figure, *mean);
+    let mean = signed(figure, interval.mean);
+    format!("{mean} {}", signed_range(figure, interval))
+}
+
+/// Formats the interval of a difference: `[-0.0328, -0.0309]`, or `[-1.0, +7.0]` of percentages.
+pub(crate) fn signed_range(figure: Figure, Interval { low, high, .. }: &Interval) -> String {
     match figure {
-        Figure::Kl | Figure::Nll | Figure::OwnTextKl => format!("{mean} [{low:+.4}, {high:+.4}]"),
+        Figure::Kl | Figure::Nll | Figure::OwnTextKl => format!("[{low:+.4}, {high:+.4}]"),
         Figure::Agreement | Figure::Accuracy | Figure::Calibration => {
-            format!("{mean} [{:+.1}, {:+.1}]", 100.0 * low, 100.0 * high)
+            format!("[{:+.1}, {:+.1}]", 100.0 * low, 100.0 * high)
         }
     }
 }
