@@ -34,7 +34,8 @@ FOLDERS = {
     "unscored": "failures",
     "verdicts": "verdicts",
     "train": "train",
-    "heldout": "train",
+    "dev": "train",
+    "test": "train",
     "dropped": "dropped",
 }
 # Columns that all shards of a table may lack together.
@@ -160,7 +161,7 @@ def main():
             if (run / folder).is_dir():
                 check(folder, run / folder, tables[table])
         for folder in sorted(run.glob("students/*/eval/*/")):
-            table = "samples" if folder.name == "heldout" else "task samples"
+            table = {"test": "samples", "own_text": "own text"}.get(folder.name, "task samples")
             check(str(folder.relative_to(run)), folder, tables[table])
     except AssertionError as error:
         sys.exit(f"error: {error}")

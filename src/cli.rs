@@ -68,7 +68,7 @@ enum Stage {
     Score(TeacherFlags),
     /// Compare answers with references: `verdicts/`
     Grade(Flags),
-    /// Split the answers into `train/`, `heldout/` and `dropped/`
+    /// Split the answers into `train/`, `dev/`, `test/` and `dropped/`
     Curate(Flags),
     /// Train the student and its controls: `students/`
     Train(Flags),

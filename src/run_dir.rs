@@ -225,6 +225,7 @@ impl RunDir {
         plan: &StagePlan,
         earlier: EarlierOutput,
         counts: Counts,
+        measures: BTreeMap<String, f64>,
     ) -> anyhow::Result<Vec<String>> {
         let draft = self.draft_path(&plan.stage);
         let out = draft.join("out");
@@ -236,6 +237,7 @@ impl RunDir {
             inputs: plan.inputs.clone(),
             files: hash_files(&out)?,
             counts,
+            measures,
         };
         manifest.write(&out)?;
         let publication = Publication {
@@ -400,7 +402,8 @@ mod tests {
 
     fn publish(dir: &RunDir, version: u32, earlier: EarlierOutput) -> Vec<String> {
         draft(dir, version);
-        dir.publish(&plan(version), earlier, Counts::new()).unwrap()
+        dir.publish(&plan(version), earlier, Counts::new(), BTreeMap::new())
+            .unwrap()
     }
 
     fn content(root: &Path, name: &str) -> String {
@@ -466,6 +469,7 @@ mod tests {
                 inputs: BTreeMap::new(),
                 files: hash_files(&out).unwrap(),
                 counts: Counts::new(),
+                measures: BTreeMap::new(),
             };
             manifest.write(&out).unwrap();
             let publication = Publication {

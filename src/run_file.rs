@@ -41,7 +41,7 @@ pub struct RunFile {
     pub score: Option<ScoreSettings>,
     /// Decision which answers are right.
     pub grade: Option<GradeSettings>,
-    /// Selection of answers to train on and to hold out.
+    /// Split of the prompts into train, dev and test, and selection of answers to train on.
     #[serde(default)]
     pub curate: CurateSettings,
     /// Model that training starts from.

@@ -16,12 +16,14 @@ mod models;
 pub mod probe;
 pub mod report;
 mod rows;
+mod sampling;
 pub mod score;
 mod served;
 mod start;
 pub mod train;
 mod training;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -195,6 +197,8 @@ pub(crate) struct StageSummary {
     /// Counts of this process, for the ledger. They equal `counts` for most stages.
     pub(crate) worked: Counts,
     pub(crate) earlier: EarlierOutput,
+    /// Figures of the whole output, for its manifest.
+    pub(crate) measures: BTreeMap<String, f64>,
 }
 
 impl StageSummary {
@@ -203,6 +207,7 @@ impl StageSummary {
             worked: counts.clone(),
             counts,
             earlier: EarlierOutput::Keep,
+            measures: BTreeMap::new(),
         }
     }
 }
@@ -254,7 +259,7 @@ pub(crate) fn run_stage_again(
         let counts = done.counts.clone();
         line.counts = done.worked;
         let kept = dir
-            .publish(plan, done.earlier, done.counts)
+            .publish(plan, done.earlier, done.counts, done.measures)
             .with_context(|| format!("cannot publish `{name}`"))?;
         line.seconds = began.elapsed().as_secs_f64();
         console.emit(&Event::finished(name, counts, line.seconds));

@@ -34,7 +34,7 @@ pub use crate::align::{Span, TextsDiffer, align, ids_by_bytes};
 pub use crate::answer::encode_answer;
 pub use crate::answered::{PromptedAnswer, PromptedAnswers};
 pub use crate::batch::Order;
-pub use crate::curate::{CurateSettings, KeptAnswers, WrongAnswers};
+pub use crate::curate::{CurateSettings, KeptAnswers, Split, WrongAnswers};
 pub use crate::encode::{Encoded, encode_conversation, prompt_ids};
 pub use crate::error::{Error, RowLocation};
 pub use crate::finding::Finding;

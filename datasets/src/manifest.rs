@@ -49,6 +49,9 @@ pub struct Manifest {
     pub files: BTreeMap<String, FileHash>,
     /// Counts by name, such as `answers`.
     pub counts: BTreeMap<String, u64>,
+    /// Figures by name, such as `sampling_z`, which are computed from the published files and are finite.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub measures: BTreeMap<String, f64>,
 }
 
 impl Manifest {
@@ -81,7 +84,8 @@ impl Manifest {
         replace_file(&path, text.as_bytes())
     }
 
-    /// Computes the SHA-256 of the manifest as canonical JSON, by which later stages identify their inputs.
+    /// Computes the SHA-256 of the manifest as canonical JSON, by which later stages identify their inputs. The measures
+    /// are not part of it, because they follow from the files.
     pub fn content_hash(&self) -> String {
         let files = self.files.iter().map(|(name, file)| {
             let mut fields = Map::new();
@@ -270,6 +274,7 @@ mod tests {
             inputs,
             files: hash_files(dir).unwrap(),
             counts: BTreeMap::from([("rows".to_owned(), 7)]),
+            measures: BTreeMap::from([("sampling_z".to_owned(), -1.25)]),
         }
     }
 

@@ -167,6 +167,11 @@ range!(
     { "type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1 }
 );
 range!(
+    /// Shares that may be zero and leave something on the other side.
+    ShareOrZero, |v| (0.0..1.0).contains(&v), "a share of at least 0 and below 1",
+    { "type": "number", "minimum": 0, "exclusiveMaximum": 1 }
+);
+range!(
     /// Probability masses above zero.
     Mass, |v| v > 0.0 && v <= 1.0, "a number above 0 and at most 1",
     { "type": "number", "exclusiveMinimum": 0, "maximum": 1 }

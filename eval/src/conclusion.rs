@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::metric::Figure;
 use crate::results::{Comparison, StudentResult, TeacherResult, TunedRate};
+use crate::sampling::SamplingCheck;
 use crate::verdict::{MIN_PROMPTS, Verdict};
 use crate::wording;
 
@@ -118,6 +119,8 @@ pub struct Evidence<'a> {
     pub comparisons: &'a [Comparison],
     /// Learning rates that were tried; empty if none was tuned.
     pub tuning: &'a [TunedRate],
+    /// Result of the sampling test, if distributions are stored.
+    pub sampling: Option<&'a SamplingCheck>,
 }
 
 impl<'a> Evidence<'a> {
@@ -129,6 +132,7 @@ impl<'a> Evidence<'a> {
             students,
             comparisons,
             tuning: &[],
+            sampling: None,
         }
     }
 }
@@ -156,6 +160,11 @@ pub fn conclude(results: &Evidence<'_>) -> Conclusion {
     }
     results.training(&mut sentences, &mut doubts);
     results.controls(&mut sentences, &mut doubts);
+    if let Some(sampling) = results.sampling {
+        doubts.extend(sampling.fault());
+        let bias = comparison_with_sft.and_then(|_| sampling.sft_bias());
+        doubts.extend(bias);
+    }
     Conclusion {
         finding,
         headline: finding.headline().to_owned(),

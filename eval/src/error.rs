@@ -4,7 +4,7 @@
 pub enum Error {
     /// No held-out sequence has a loss position.
     #[error(
-        "no held-out sequence has a token to measure\nhint: raise `heldout` in [curate], or import more prompts"
+        "no held-out sequence has a token to measure\nhint: raise `test` in [curate], or import more prompts"
     )]
     NoTokens,
     /// A value is not a finite number.

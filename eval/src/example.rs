@@ -103,6 +103,7 @@ pub(crate) fn students_only(kls: &[(RunModel, f64)], prompts: usize) -> Report {
         teacher: None,
         students,
         comparisons,
+        sampling: None,
         losses: Vec::new(),
         samples: Vec::new(),
         stages: vec![StageFacts {

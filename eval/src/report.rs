@@ -8,6 +8,7 @@ use crate::conclusion::Conclusion;
 use crate::grade::Grader;
 use crate::interval::Interval;
 use crate::results::{Comparison, Heldout, SeedFigures, StudentResult, TeacherResult};
+use crate::sampling::SamplingCheck;
 
 /// Results of a run, with everything that a reader needs to check them.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -28,6 +29,8 @@ pub struct Report {
     pub students: Vec<StudentResult>,
     /// Paired differences between models.
     pub comparisons: Vec<Comparison>,
+    /// Test whether the answers are a sample of the stored distributions; `None` without distributions.
+    pub sampling: Option<SamplingCheck>,
     /// Losses of the training, one curve for each trained model.
     pub losses: Vec<LossCurve>,
     /// Held-out prompts with the answer of every model.

@@ -158,6 +158,25 @@ impl SamplingCheck {
         z.abs() > MAX_Z && mean.abs() > MIN_SHARE * self.entropy_nats
     }
 
+    /// The figures in one line.
+    pub fn summary(&self) -> String {
+        let law = match (self.law, self.law_mean_nats, self.law_z) {
+            (law, Some(mean), Some(z)) if !law.is_plain() => {
+                let law = law.describe();
+                format!("; NLL − its expectation at {law} {mean:+.4} (z = {z:.1})")
+            }
+            (SamplingLaw::Given, ..) => "; the answers are the data's own".to_owned(),
+            _ => String::new(),
+        };
+        format!(
+            "NLL − entropy {:+.4} nats per token at {} positions, of an entropy of {:.4} (z = {:.1} at temperature 1){law}",
+            self.mean_nats,
+            wording::count(self.positions),
+            self.entropy_nats,
+            self.z,
+        )
+    }
+
     /// The fault that the test found, with its likely causes: the text is not a sample of the stored distributions as
     /// the run file says. `None` if there is no fault, or if the law of the text is not known.
     pub fn fault(&self) -> Option<String> {
@@ -214,11 +233,6 @@ impl SamplingCheck {
         Some(format!(
             "The text was not sampled from the teacher's own distribution ({law}), so a model that learns from text alone cannot reach the teacher's distribution at temperature 1{parts}. Part of the difference between student and SFT is due to that; sample at `temperature = 1` without `top_p` and `top_k` to compare the methods."
         ))
-    }
-
-    /// Reasons to doubt the run: [`SamplingCheck::fault`] and [`SamplingCheck::sft_bias`], where they apply.
-    pub fn doubts(&self) -> Vec<String> {
-        self.fault().into_iter().chain(self.sft_bias()).collect()
     }
 }
 

@@ -25,6 +25,7 @@ pub(super) fn broken(file: &RunFile, text: &str) -> Vec<Problem> {
     served::teacher(file, text, &mut report);
     signals(file, &mut report);
     collect(file, &mut report);
+    curate(file, &mut report);
     student(file, &mut report);
     train(file, &mut report);
     loss(file, &mut report);
@@ -89,6 +90,18 @@ fn collect(file: &RunFile, report: Report<'_>) {
             &["collect", "stop"],
             "an empty text would end every answer at once\nhint: leave the empty text out"
                 .to_owned(),
+        );
+    }
+}
+
+fn curate(file: &RunFile, report: Report<'_>) {
+    let (dev, test) = (file.curate.dev, file.curate.test);
+    if dev + test >= 1.0 {
+        report(
+            &["curate", "test"],
+            format!(
+                "with `dev`, which is {dev}, it leaves no prompt to train on\nhint: lower `test` or `dev`, so that their sum is below 1"
+            ),
         );
     }
 }

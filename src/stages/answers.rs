@@ -1,21 +1,21 @@
-//! The part of `eval` that lets the models answer held-out prompts greedily, and grades the answers.
+//! The part of `eval` that lets the models answer test prompts greedily, and grades the answers.
 //!
-//! The prompts are all held-out prompts, which must have a reference, also if curation dropped the teacher's answers to
-//! them. A selection of the prompts that the teacher answered right would bias the accuracy.
+//! The prompts are all test prompts, which must have a reference, also if the teacher gave no answer to them. A
+//! selection of the prompts that the teacher answered right would bias the accuracy.
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
 use anyhow::{Context as _, bail};
-use potstill_datasets::{Prompt, RunModel, TaskSample, read_shard, replace_file, write_shard};
+use potstill_datasets::{
+    Prompt, RunModel, Split, TaskSample, read_shard, replace_file, write_shard,
+};
 use potstill_eval::{EvalAnswers, Grader};
 use potstill_teacher::{Ask, Local, LocalSettings, Sampling};
 use serde_json::json;
 
 use super::models::{answers_home, load, model_key, results_file};
-use super::{
-    Context, StageOutcome, StageSummary, checkpoint, counts, curate, grade, import, run_stage,
-};
+use super::{Context, StageOutcome, StageSummary, checkpoint, counts, grade, import, run_stage};
 use crate::interrupt;
 use crate::run_dir::{StagePlan, settings_of};
 
@@ -34,7 +34,7 @@ pub(super) fn answer_one(context: &Context, model: RunModel) -> anyhow::Result<S
         outputs: vec![answers_home(model), results_file(&answers_home(model))],
         settings: json!({
             "answers": settings_of(settings)?,
-            "heldout": run.settings.curate.heldout,
+            "test": run.settings.curate.test,
             "seed": run.settings.run.seed,
             "reasoning": settings_of(&run.settings.collect.reasoning)?,
         }),
@@ -44,7 +44,7 @@ pub(super) fn answer_one(context: &Context, model: RunModel) -> anyhow::Result<S
         ]),
     };
     run_stage(context, &plan, |out| {
-        let prompts = heldout_prompts(context, settings.grader)?;
+        let prompts = test_prompts(context, settings.grader)?;
         let local = open(context, model)?;
         let Some(samples) = samples(context, settings, &plan.stage, &local, &prompts)? else {
             return Ok(None);
@@ -63,16 +63,16 @@ pub(super) fn answer_one(context: &Context, model: RunModel) -> anyhow::Result<S
     })
 }
 
-/// Returns the held-out prompts, each with a reference.
-pub(crate) fn heldout_prompts(context: &Context, grader: Grader) -> anyhow::Result<Vec<Prompt>> {
+/// Returns the test prompts, each with a reference.
+pub(crate) fn test_prompts(context: &Context, grader: Grader) -> anyhow::Result<Vec<Prompt>> {
     let file = &context.run.settings;
     let mut prompts = import::published(&context.dir.path("prompts"))?;
-    prompts.retain(|p| curate::is_heldout(&file.curate, file.run.seed, &p.id));
+    prompts.retain(|p| file.curate.split(file.run.seed, &p.id) == Split::Test);
     for prompt in &prompts {
         grade::reference(grader, prompt)?;
     }
     if prompts.is_empty() {
-        bail!("no prompt is held out: raise `heldout` in [curate], or import more prompts");
+        bail!("there is no test prompt\nhint: raise `test` in [curate], or import more prompts");
     }
     Ok(prompts)
 }

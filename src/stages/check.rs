@@ -7,14 +7,13 @@ mod start_kl;
 use std::path::Path;
 
 use anyhow::bail;
-use potstill_datasets::{AnswerSource, Imported, Prompt, Tokenizer};
+use potstill_datasets::{AnswerSource, Imported, Prompt, Split, Tokenizer};
 use potstill_model::{Config, weight_files};
 use potstill_student::{Layers, TrainSettings};
 use start_kl::start_kl;
 
 use super::{
-    RunOptions, StageOutcome, checkpoint, collect, curate, device, import, run_dir_path, served,
-    start,
+    RunOptions, StageOutcome, checkpoint, collect, device, import, run_dir_path, served, start,
 };
 use crate::events::Event;
 use crate::progress::Console;
@@ -85,7 +84,7 @@ pub fn check(file: &Path, options: &RunOptions, console: &Console) -> anyhow::Re
 fn training(run: &Loaded, imported: &Imported) -> String {
     let file = &run.settings;
     let (train, seed) = (&file.train, file.run.seed);
-    let is_trained_on = |id: &str| !curate::is_heldout(&file.curate, seed, id);
+    let is_trained_on = |id: &str| file.curate.split(seed, id) == Split::Train;
     let sequences = match file.import.answers {
         AnswerSource::Teacher => {
             let prompts = imported.prompts.iter();

@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use anyhow::bail;
-use potstill_datasets::{Signal, manifest_path};
+use potstill_datasets::{Signal, Split, manifest_path};
 use potstill_model::Device;
 use potstill_student::Objective;
 use potstill_student::check::{LossCase, LossCheck, check_loss as check, trainer};
@@ -88,7 +88,7 @@ fn table(on: &str, checks: &[LossCheck]) -> String {
 /// Builds a case from the student before training and the first answers that are short enough; `None`
 /// if no answer is.
 fn own_case(context: &Context, on: &Device) -> anyhow::Result<Option<LossCase>> {
-    let mut rows = SelectedRows::open(context, "train")?.at_temperature(context)?;
+    let mut rows = SelectedRows::open(context, Split::Train)?.at_temperature(context)?;
     let mut signals: Vec<Signal> = Vec::new();
     for position in 0..rows.list.len().min(200) {
         let signal = rows.get(position)?;

@@ -11,6 +11,7 @@ mod given;
 mod local;
 mod source;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -28,7 +29,7 @@ pub(super) use self::given::check_answered;
 pub(crate) use self::local::{check_lengths, open_local};
 use self::source::{CollectSource, Samples};
 use super::acquire::{self, Acquired, Acquisition, REQUESTS_FILE};
-use super::{Context, StageOutcome, StageSummary, forecast, import, run_stage_again};
+use super::{Context, StageOutcome, StageSummary, forecast, import, run_stage_again, sampling};
 use crate::events::Event;
 use crate::run_dir::{EarlierOutput, StagePlan};
 
@@ -57,7 +58,14 @@ pub fn collect(context: &Context) -> anyhow::Result<StageOutcome> {
         let Some(acquired) = collection.ask_missing(context, &mut source)? else {
             return Ok(None);
         };
-        let published = collection.publish(context, &source, &source.tables(out, context))?;
+        let tables = source.tables(out, context);
+        let published = collection.publish(context, &source, &tables)?;
+        let sampling = match (&tables.signals, &context.run.settings.collect.signals) {
+            (Some(folder), Some(signals)) => {
+                sampling::check(context, "collect", folder, signals.top_k)?
+            }
+            _ => None,
+        };
         let is_whole = collection.store.unlisted() == 0;
         let same = published_answers(context)?.as_ref() == Some(&source.answers);
         if is_whole {
@@ -70,6 +78,7 @@ pub fn collect(context: &Context) -> anyhow::Result<StageOutcome> {
                 true => EarlierOutput::Replace,
                 false => EarlierOutput::Keep,
             },
+            measures: sampling.map_or_else(BTreeMap::new, |check| check.to_measures()),
         }))
     })?;
     // The journal is not needed any more: all of it is published.

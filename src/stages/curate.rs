@@ -1,27 +1,27 @@
-//! `curate`: splits the answers into those to train on, those held out and those dropped.
+//! `curate`: splits the answers by prompt into train, dev and test, and filters those to train on.
 //!
-//! The split hashes the run's seed and the prompt's id. All samples of a prompt are therefore on the same
-//! side, and a prompt stays on its side when prompts are added.
+//! The split is made before anything is dropped, and dev and test hold all answers of their prompts, also wrong ones
+//! and those that were cut. If they were filtered, their text would be a selection from the teacher's distributions,
+//! and a student that learned exactly these distributions would not have the lowest KL on it.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use anyhow::bail;
 use potstill_datasets::{
     Completion, CurateSettings, Dropped, Failed, FinishReason, KeptAnswers, Record, Selected,
-    WrongAnswers, canonical_json, read_shard, replace_file, shard_name, shards, write_shard,
+    Split, WrongAnswers, canonical_json, read_shard, replace_file, shard_name, shards, write_shard,
 };
 use serde_json::json;
-use sha2::{Digest, Sha256};
 
 use super::score::UNSCORED;
 use super::{Context, StageOutcome, StageSummary, counts, grade, run_stage};
 use crate::run_dir::{StagePlan, settings_of};
 
-/// Writes the lists of answers to train on, to measure on and to leave out.
+/// Writes the lists of answers for train, dev and test, and of those that are left out.
 ///
 /// # Errors
-/// When nothing was collected, or one side of the split would be empty.
+/// When nothing was collected, or train or test would be empty.
 pub fn curate(context: &Context) -> anyhow::Result<StageOutcome> {
     let completions = context
         .dir
@@ -39,7 +39,7 @@ pub fn curate(context: &Context) -> anyhow::Result<StageOutcome> {
     let plan = StagePlan {
         stage: "curate".to_owned(),
         home: "train".to_owned(),
-        outputs: ["heldout", "dropped", "curation.json", "train"]
+        outputs: ["dev", "test", "dropped", "curation.json", "train"]
             .map(str::to_owned)
             .to_vec(),
         settings: json!({ "curate": settings_of(settings)?, "seed": seed }),
@@ -51,17 +51,24 @@ pub fn curate(context: &Context) -> anyhow::Result<StageOutcome> {
         let without = listed_answers(&without_signals)?;
         let lists = split(&completions, verdicts.as_deref(), &without, settings, seed)?;
         lists.check(context)?;
-        write_list(&out.join("train"), &lists.train)?;
-        write_list(&out.join("heldout"), &lists.heldout)?;
+        for split in Split::ALL {
+            write_list(&out.join(split.name()), lists.get(split))?;
+        }
         write_list(&out.join("dropped"), &lists.dropped)?;
         let counts = counts([
             ("to train on", lists.train.len()),
-            ("held out", lists.heldout.len()),
+            ("for dev", lists.dev.len()),
+            ("for test", lists.test.len()),
             ("dropped", lists.dropped.len()),
         ]);
+        let size = |split| {
+            let list = lists.get(split);
+            json!({ "sequences": list.len(), "prompts": prompt_ids(list).len() })
+        };
         let summary = json!({
-            "train": { "sequences": lists.train.len(), "prompts": count_prompts(&lists.train) },
-            "heldout": { "sequences": lists.heldout.len(), "prompts": count_prompts(&lists.heldout) },
+            "train": size(Split::Train),
+            "dev": size(Split::Dev),
+            "test": size(Split::Test),
             "dropped": lists.reasons(),
         });
         let summary = canonical_json(&summary) + "\n";
@@ -104,15 +111,32 @@ fn listed_answers(folder: &Option<PathBuf>) -> anyhow::Result<HashSet<(String, u
     Ok(answers)
 }
 
-/// The three lists of a split.
+/// The answers of each split, and those that are left out.
 #[derive(Default)]
-struct Split {
+struct Lists {
     train: Vec<Selected>,
-    heldout: Vec<Selected>,
+    dev: Vec<Selected>,
+    test: Vec<Selected>,
     dropped: Vec<Dropped>,
 }
 
-impl Split {
+impl Lists {
+    fn get(&self, split: Split) -> &[Selected] {
+        match split {
+            Split::Train => &self.train,
+            Split::Dev => &self.dev,
+            Split::Test => &self.test,
+        }
+    }
+
+    fn get_mut(&mut self, split: Split) -> &mut Vec<Selected> {
+        match split {
+            Split::Train => &mut self.train,
+            Split::Dev => &mut self.dev,
+            Split::Test => &mut self.test,
+        }
+    }
+
     fn reasons(&self) -> BTreeMap<&str, usize> {
         let mut reasons = BTreeMap::new();
         for dropped in &self.dropped {
@@ -121,9 +145,10 @@ impl Split {
         reasons
     }
 
+    /// Checks that there are answers for train and for test. Dev may be empty, unless something is chosen on it.
     fn check(&self, context: &Context) -> anyhow::Result<()> {
-        let (train, heldout) = (self.train.len(), self.heldout.len());
-        if train > 0 && heldout > 0 {
+        let (train, test) = (self.train.len(), self.test.len());
+        if train > 0 && test > 0 {
             return Ok(());
         }
         let dropped: Vec<String> = self
@@ -135,106 +160,103 @@ impl Split {
             true => "none were dropped".to_owned(),
             false => format!("dropped: {}", dropped.join(", ")),
         };
-        let remedy = if self.dropped.len() > train + heldout {
-            "raise `max_new_tokens` in [collect], or set `keep = \"all\"` in [curate]"
-        } else if train == 0 {
-            "lower `heldout` in [curate], or import more prompts"
+        let remedy = if test == 0 {
+            "raise `test` in [curate], or import more prompts"
+        } else if self.dropped.is_empty() {
+            "lower `dev` or `test` in [curate], or import more prompts"
         } else {
-            "raise `heldout` in [curate], or import more prompts"
+            "raise `max_new_tokens` in [collect], or set `keep = \"all\"` or `wrong = \"keep\"` in [curate]"
         };
         bail!(
-            "{train} answers are left to train on and {heldout} are held out, and neither number may be 0 ({dropped}; {} is not changed)\nhint: {remedy}",
+            "{train} answers are left to train on and {test} for test, and neither number may be 0 ({dropped}; {} is not changed)\nhint: {remedy}",
             context.dir.path("completions").display()
         )
     }
 }
 
-/// Splits the answers in `completions`. `verdicts` is the folder of verdicts if wrong answers are
-/// dropped, and `without` lists the answers without distributions, which are dropped too.
+/// Splits the answers in `completions` by prompt. `verdicts` is the folder of verdicts if wrong answers are not
+/// trained on, and `without` lists the answers without distributions, which no list has.
 fn split(
     completions: &Path,
     verdicts: Option<&Path>,
     without: &HashSet<(String, u32)>,
     settings: &CurateSettings,
     seed: u32,
-) -> anyhow::Result<Split> {
-    let mut lists = Split::default();
+) -> anyhow::Result<Lists> {
+    let mut lists = Lists::default();
     for (shard, path) in shards(completions)?.iter().enumerate() {
         let verdicts = match verdicts {
             Some(dir) => grade::verdicts(dir, shard)?,
             None => Vec::new(),
         };
         for (row, completion) in read_shard::<Completion>(path)?.enumerate() {
+            let completion = completion?;
+            let split = settings.split(seed, &completion.prompt_id);
+            let wrong = verdicts.get(row).is_some_and(|verdict| !verdict.correct);
+            let not_trained_on = || match split {
+                Split::Train => filter_reason(settings.keep, completion.finish_reason)
+                    .or(wrong.then_some("it is graded wrong")),
+                Split::Dev | Split::Test => None,
+            };
+            let reason = unusable_reason(&completion, without).or_else(not_trained_on);
             let Completion {
                 prompt_id,
                 sample_index,
-                finish_reason,
                 ..
-            } = completion?;
-            let wrong = verdicts.get(row).is_some_and(|verdict| !verdict.correct);
-            let reason = drop_reason(settings.keep, finish_reason)
-                .or(wrong.then_some("it is graded wrong"))
-                .or_else(|| {
-                    let answer = (prompt_id.clone(), sample_index);
-                    without
-                        .contains(&answer)
-                        .then_some("it has no distributions")
-                });
-            if let Some(reason) = reason {
-                let reason = reason.to_owned();
-                lists.dropped.push(Dropped {
+            } = completion;
+            match reason {
+                Some(reason) => lists.dropped.push(Dropped {
                     prompt_id,
                     sample_index,
-                    reason,
-                });
-                continue;
+                    reason: reason.to_owned(),
+                }),
+                None => lists.get_mut(split).push(Selected {
+                    shard: shard as u32,
+                    row: row as u32,
+                    prompt_id,
+                    sample_index,
+                }),
             }
-            let side = match is_heldout(settings, seed, &prompt_id) {
-                true => &mut lists.heldout,
-                false => &mut lists.train,
-            };
-            side.push(Selected {
-                shard: shard as u32,
-                row: row as u32,
-                prompt_id,
-                sample_index,
-            });
         }
     }
     Ok(lists)
 }
 
-/// Returns the reason for which an answer is dropped, `None` if it is kept.
-fn drop_reason(keep: KeptAnswers, finish_reason: FinishReason) -> Option<&'static str> {
+/// Returns why an answer can be neither trained on nor measured, `None` if it can.
+fn unusable_reason(
+    completion: &Completion,
+    without: &HashSet<(String, u32)>,
+) -> Option<&'static str> {
+    if completion.finish_reason == FinishReason::Error {
+        return Some("the teacher failed");
+    }
+    // An answer without text that the teacher ended by itself consists of an end token.
+    let has_text = completion.finish_reason == FinishReason::Stop
+        || !completion.tokens.is_empty()
+        || !completion.answer.is_empty()
+        || !completion.tool_calls.is_empty()
+        || completion.reasoning.as_ref().is_some_and(|r| !r.is_empty());
+    if !has_text {
+        return Some("it has no text");
+    }
+    let answer = (completion.prompt_id.clone(), completion.sample_index);
+    let has_no_distributions = without.contains(&answer);
+    has_no_distributions.then_some("it has no distributions")
+}
+
+/// Returns why an answer is not trained on, given how it ended; `None` if it is.
+fn filter_reason(keep: KeptAnswers, finish_reason: FinishReason) -> Option<&'static str> {
     match (keep, finish_reason) {
-        (_, FinishReason::Error) => Some("the teacher failed"),
         (KeptAnswers::All, _) | (KeptAnswers::Finished, FinishReason::Stop) => None,
-        (KeptAnswers::Finished, FinishReason::Length) => Some("it was cut at `max_new_tokens`"),
-        (KeptAnswers::Finished, FinishReason::ToolCalls) => Some("it ended in a tool call"),
-        (KeptAnswers::Finished, FinishReason::ContentFilter) => Some("the teacher's filter cut it"),
+        (_, FinishReason::Error) => Some("the teacher failed"),
+        (_, FinishReason::Length) => Some("it was cut at `max_new_tokens`"),
+        (_, FinishReason::ToolCalls) => Some("it ended in a tool call"),
+        (_, FinishReason::ContentFilter) => Some("the teacher's filter cut it"),
     }
 }
 
-/// Returns whether a prompt is on the held-out side.
-pub(super) fn is_heldout(settings: &CurateSettings, seed: u32, prompt_id: &str) -> bool {
-    split_position(seed, prompt_id) < settings.heldout
-}
-
-/// Maps a prompt to a number in [0, 1), uniformly over prompts.
-fn split_position(seed: u32, prompt_id: &str) -> f64 {
-    let digest = Sha256::digest(format!("heldout {seed} {prompt_id}"));
-    let first = digest
-        .iter()
-        .take(8)
-        .fold(0u64, |all, byte| all << 8 | u64::from(*byte));
-    (first >> 11) as f64 / (1u64 << 53) as f64
-}
-
-fn count_prompts(list: &[Selected]) -> usize {
-    list.iter()
-        .map(|s| &s.prompt_id)
-        .collect::<BTreeSet<_>>()
-        .len()
+fn prompt_ids(list: &[Selected]) -> HashSet<&str> {
+    list.iter().map(|s| s.prompt_id.as_str()).collect()
 }
 
 fn write_list<R: Record>(dir: &Path, rows: &[R]) -> anyhow::Result<()> {
@@ -250,22 +272,4 @@ pub(crate) fn list(dir: &Path) -> anyhow::Result<Vec<Selected>> {
         }
     }
     Ok(list)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_split_is_even_and_depends_on_the_seed() {
-        let held = |seed| {
-            (0..2000)
-                .filter(|i| split_position(seed, &format!("p{i}")) < 0.2)
-                .collect::<Vec<_>>()
-        };
-        let (one, two) = (held(1), held(2));
-        assert!((350..450).contains(&one.len()), "{}", one.len());
-        assert_ne!(one, two);
-        assert_eq!(one, held(1));
-    }
 }

@@ -1,13 +1,15 @@
-//! `eval`: measures the exported students, and the student before training, on `heldout/`.
+//! `eval`: measures the exported students, and the student before training, on `test/`.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
-use potstill_datasets::{RunModel, SequenceValues, read_shard, replace_file, write_shard};
+use potstill_datasets::{RunModel, SequenceValues, Split, read_shard, replace_file, write_shard};
 use potstill_eval::{Heldout, Metric, interval};
+use potstill_model::Llama;
 use potstill_student::{SignalKind, evaluate};
 use serde_json::json;
 
-use super::models::{heldout_home, load, model_key, results_file};
+use super::models::{load, model_key, results_file, test_home};
 use super::rows::SelectedRows;
 use super::{
     Context, StageOutcome, StageSummary, answers, counts, for_each_model, run_stage, score,
@@ -17,7 +19,7 @@ use crate::run_dir::StagePlan;
 
 const SAMPLES_FILE: &str = "samples.parquet";
 
-/// Measures every model of the run on the held-out text, and lets it answer the held-out prompts.
+/// Measures every model of the run on the answers of test, and lets it answer the prompts of test.
 ///
 /// # Errors
 /// When nothing was curated, or a student is not yet exported.
@@ -38,48 +40,60 @@ pub fn eval(context: &Context) -> anyhow::Result<StageOutcome> {
     })
 }
 
-/// Measures one model on the held-out text.
+/// Measures one model on test.
 fn eval_one(context: &Context, model: RunModel) -> anyhow::Result<StageOutcome> {
     let plan = plan(context, model)?;
     run_stage(context, &plan, |out| {
-        let file = &context.run.settings;
         let weights = load(context, model)?;
-        let mut rows = SelectedRows::open(context, "heldout")?;
-        let len = rows.list.len();
-        let mut progress = context
-            .console
-            .progress(&plan.stage, "sequences", 0, len as u64);
-        let mut on_row = |done| {
-            progress.update(done as u64, 0, "");
-            interrupt::control_flow()
-        };
-        let mut row = |i| rows.get(i);
-        let chunk_rows = file.train.chunk_rows;
-        let kind = match file.has_signals() {
-            true => SignalKind::Distributions,
-            false => SignalKind::Text,
-        };
-        let values = evaluate(&weights, &mut row, len, kind, chunk_rows, &mut on_row)?;
-        let Some(values) = values else {
-            return Ok(None);
-        };
-        write_shard(&out.join(&plan.home).join(SAMPLES_FILE), &values, &[])?;
-        let seed = u64::from(file.run.seed);
-        let figure = |metric| interval(&values, metric, file.eval.resamples, seed);
-        let results = json!({
-            "heldout": Heldout::from_values(&values)?,
-            "kl": figure(Metric::Kl)?,
-            "nll": figure(Metric::Nll)?,
-            "agreement": figure(Metric::Agreement)?,
-        });
-        let results = serde_json::to_string_pretty(&results)? + "\n";
-        replace_file(&out.join(results_file(&plan.home)), results.as_bytes())?;
-        let tokens = values.iter().map(|v| v.tokens as usize).sum();
-        Ok(Some(StageSummary::new(counts([
-            ("sequences", len),
-            ("tokens", tokens),
-        ]))))
+        let values = measure(context, &plan.stage, &weights, Split::Test, out, &plan.home)?;
+        Ok(values.map(|values| {
+            let tokens = values.iter().map(|v| v.tokens as usize).sum();
+            StageSummary::new(counts([("sequences", values.len()), ("tokens", tokens)]))
+        }))
     })
+}
+
+/// Measures a model on the answers of a split. Writes the values to the folder `home` below `out` and the figures to
+/// the file beside it, and returns the values; `None` if the user stopped it. `stage` is the name in the progress
+/// output.
+pub(super) fn measure(
+    context: &Context,
+    stage: &str,
+    weights: &Llama,
+    split: Split,
+    out: &Path,
+    home: &str,
+) -> anyhow::Result<Option<Vec<SequenceValues>>> {
+    let file = &context.run.settings;
+    let mut rows = SelectedRows::open(context, split)?;
+    let len = rows.list.len();
+    let mut progress = context.console.progress(stage, "sequences", 0, len as u64);
+    let mut on_row = |done| {
+        progress.update(done as u64, 0, "");
+        interrupt::control_flow()
+    };
+    let mut row = |i| rows.get(i);
+    let chunk_rows = file.train.chunk_rows;
+    let kind = match file.has_signals() {
+        true => SignalKind::Distributions,
+        false => SignalKind::Text,
+    };
+    let values = evaluate(weights, &mut row, len, kind, chunk_rows, &mut on_row)?;
+    let Some(values) = values else {
+        return Ok(None);
+    };
+    write_shard(&out.join(home).join(SAMPLES_FILE), &values, &[])?;
+    let seed = u64::from(file.run.seed);
+    let figure = |metric| interval(&values, metric, file.eval.resamples, seed);
+    let results = json!({
+        "text": Heldout::from_values(&values)?,
+        "kl": figure(Metric::Kl)?,
+        "nll": figure(Metric::Nll)?,
+        "agreement": figure(Metric::Agreement)?,
+    });
+    let results = serde_json::to_string_pretty(&results)? + "\n";
+    replace_file(&out.join(results_file(home)), results.as_bytes())?;
+    Ok(Some(values))
 }
 
 fn plan(context: &Context, model: RunModel) -> anyhow::Result<StagePlan> {
@@ -88,8 +102,8 @@ fn plan(context: &Context, model: RunModel) -> anyhow::Result<StagePlan> {
     let curation = context.dir.require("train", "curate", run)?;
     Ok(StagePlan {
         stage: format!("eval {model}"),
-        home: heldout_home(model),
-        outputs: vec![heldout_home(model), results_file(&heldout_home(model))],
+        home: test_home(model),
+        outputs: vec![test_home(model), results_file(&test_home(model))],
         settings: json!({
             "chunk_rows": run.settings.train.chunk_rows,
             "resamples": run.settings.eval.resamples,
@@ -97,7 +111,7 @@ fn plan(context: &Context, model: RunModel) -> anyhow::Result<StagePlan> {
         }),
         inputs: BTreeMap::from([
             ("completions".to_owned(), completions.content_hash()),
-            ("heldout".to_owned(), curation.content_hash()),
+            ("test".to_owned(), curation.content_hash()),
             ("model".to_owned(), model_key(context, model)?),
         ])
         .into_iter()
@@ -106,9 +120,17 @@ fn plan(context: &Context, model: RunModel) -> anyhow::Result<StagePlan> {
     })
 }
 
-/// Reads a model's published values, in the order of `heldout/`.
+/// Reads a model's published values, in the order of `test/`.
 pub(crate) fn values(context: &Context, model: RunModel) -> anyhow::Result<Vec<SequenceValues>> {
-    let path = context.dir.path(&heldout_home(model)).join(SAMPLES_FILE);
+    published_values(context, &test_home(model))
+}
+
+/// Reads the values that [`measure`] wrote to a folder, after its publication.
+pub(super) fn published_values(
+    context: &Context,
+    home: &str,
+) -> anyhow::Result<Vec<SequenceValues>> {
+    let path = context.dir.path(home).join(SAMPLES_FILE);
     let mut values = Vec::new();
     for value in read_shard::<SequenceValues>(&path)? {
         values.push(value?);

@@ -43,9 +43,9 @@ pub(super) fn export_home(variant: Variant) -> String {
     format!("students/{variant}/export")
 }
 
-/// Folder of a model's values on held-out text, below the run directory.
-pub(super) fn heldout_home(model: RunModel) -> String {
-    format!("students/{model}/eval/heldout")
+/// Folder of a model's values on test answers, below the run directory.
+pub(super) fn test_home(model: RunModel) -> String {
+    format!("students/{model}/eval/test")
 }
 
 /// Folder of a model's graded answers, below the run directory.

@@ -7,13 +7,13 @@ use std::collections::BTreeMap;
 use anyhow::Context as _;
 use potstill_datasets::{Manifest, RunModel, replace_file};
 use potstill_eval::{
-    Evidence, Heldout, LossCurve, LossPoint, Provenance, Report, StageFacts, conclude,
-    covered_seconds,
+    Evidence, Heldout, LossCurve, LossPoint, Provenance, Report, SamplingCheck, StageFacts,
+    conclude, covered_seconds,
 };
 use serde_json::json;
 
-use super::models::{answers_home, export_home, heldout_home};
-use super::{Context, StageOutcome, StageSummary, counts, export, run_stage};
+use super::models::{answers_home, export_home, test_home};
+use super::{Context, StageOutcome, StageSummary, counts, export, run_stage, sampling};
 use crate::events::Event;
 use crate::run_dir::{Counts, StagePlan};
 
@@ -100,7 +100,7 @@ fn homes(context: &Context) -> Vec<(String, String)> {
         homes.push((export_home(variant), "export".to_owned()));
         models.push(variant.into());
     }
-    homes.extend((models.iter()).map(|model| (heldout_home(*model), "eval".to_owned())));
+    homes.extend((models.iter()).map(|model| (test_home(*model), "eval".to_owned())));
     if file.eval.answers.is_some() {
         let teacher = file.local().map(|_| RunModel::Teacher);
         let models = teacher.into_iter().chain(models);
@@ -114,12 +114,15 @@ fn build(context: &Context, models: &[RunModel]) -> anyhow::Result<Report> {
     let teacher = measured.teacher(context)?;
     let students = measured.students(context)?;
     let comparisons = measured.measurements.comparisons(&students)?;
+    let sampling = sampling::published(context)?;
+    let provenance = provenance(context, sampling.as_ref())?;
     let (stages, seconds) = stages(context)?;
     Ok(Report {
         run: context.run.settings.run.name.as_str().to_owned(),
         potstill: env!("CARGO_PKG_VERSION").to_owned(),
         conclusion: conclude(&Evidence {
             teacher: teacher.as_ref(),
+            sampling: sampling.as_ref(),
             ..Evidence::of(&students, &comparisons)
         }),
         heldout: Heldout::from_values(measured.measurements.heldout())?,
@@ -127,11 +130,12 @@ fn build(context: &Context, models: &[RunModel]) -> anyhow::Result<Report> {
         teacher,
         students,
         comparisons,
+        sampling,
         losses: losses(context, models)?,
         samples: measured.samples(context)?,
         stages,
         seconds,
-        provenance: provenance(context)?,
+        provenance,
         reproduce: vec![format!("potstill run {}", context.run.path.display())],
     })
 }
@@ -186,7 +190,10 @@ fn listed(counts: Counts) -> Vec<(String, u64)> {
     counts.into_iter().collect()
 }
 
-fn provenance(context: &Context) -> anyhow::Result<Vec<Provenance>> {
+fn provenance(
+    context: &Context,
+    sampling: Option<&SamplingCheck>,
+) -> anyhow::Result<Vec<Provenance>> {
     let mut lines = Vec::new();
     let mut line = |what: &str, value: String| {
         lines.push(Provenance {
@@ -205,6 +212,9 @@ fn provenance(context: &Context) -> anyhow::Result<Vec<Provenance>> {
         if let Some(licence) = teacher.licence {
             line("licence", licence);
         }
+    }
+    if let Some(sampling) = sampling {
+        line("sampling test", sampling.summary());
     }
     for (home, what) in [
         ("prompts", "prompts"),

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use anyhow::Context as _;
 use potstill_datasets::{
-    Completion, Error as DataError, Prompt, Selected, Signal, Table, read_footer, shards,
+    Completion, Error as DataError, Prompt, Selected, Signal, Split, Table, read_footer, shards,
 };
 use potstill_teacher::TextEncoder;
 
@@ -34,14 +34,14 @@ struct EncodedAnswers {
 }
 
 impl SelectedRows {
-    pub(crate) fn open(context: &Context, list: &str) -> anyhow::Result<SelectedRows> {
+    pub(crate) fn open(context: &Context, split: Split) -> anyhow::Result<SelectedRows> {
         let dir = &context.dir;
         let source = match context.run.settings.has_signals() {
             true => RowSource::Signals(Table::open(&dir.path("signals"))?),
             false => RowSource::Answers(Box::new(EncodedAnswers::open(context)?)),
         };
         Ok(SelectedRows {
-            list: curate::list(&dir.path(list))?,
+            list: curate::list(&dir.path(split.name()))?,
             source,
             normalisers: Vec::new(),
         })

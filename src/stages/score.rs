@@ -22,7 +22,7 @@ use super::acquire::{self, Acquisition, REQUESTS_FILE};
 use super::collect::{is_published, open_local};
 use super::{
     Context, StageOutcome, StageSummary, checkpoint, counts, forecast, probe, run_stage_again,
-    served,
+    sampling, served,
 };
 use crate::run_dir::{Counts, StagePlan, settings_of, short};
 use crate::run_file::Loaded;
@@ -64,7 +64,11 @@ pub fn score(context: &Context) -> anyhow::Result<StageOutcome> {
         if published.failures == 0 {
             finished_work = Some(work);
         }
-        Ok(Some(StageSummary::new(scorer.counts(&published))))
+        let signals = out.join("signals");
+        let sampling = sampling::check(context, "score", &signals, settings.top_k)?;
+        let mut summary = StageSummary::new(scorer.counts(&published));
+        summary.measures = sampling.map_or_else(BTreeMap::new, |check| check.to_measures());
+        Ok(Some(summary))
     })?;
     if let Some(work) = finished_work {
         fs::remove_dir_all(&work).with_context(|| format!("cannot delete {}", work.display()))?;

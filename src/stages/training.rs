@@ -14,8 +14,8 @@ use std::time::Instant;
 
 use anyhow::{Context as _, bail};
 use potstill_datasets::{
-    FileHash, Manifest, SCHEMA_VERSION, Variant, hash_files, read_footer, replace_file, row_count,
-    shards,
+    Arm, FileHash, Manifest, SCHEMA_VERSION, Split, Variant, hash_files, read_footer, replace_file,
+    row_count, shards,
 };
 use potstill_model::Config;
 use potstill_student::{Schedule, StepMetrics, TrainSettings, TrainingPlan, TrainingResult};
@@ -99,12 +99,20 @@ impl Training {
         let (began, started) = (Instant::now(), now());
         let (trained, sequences) = self.run_steps(context, &folder)?;
         let seconds = began.elapsed().as_secs_f64();
-        let counts = counts([
+        let mut counts = counts([
             ("steps", trained.step as usize),
             ("sequences", sequences - trained.overlong.dropped as usize),
             ("sequences too long", trained.overlong.dropped as usize),
             ("sequences cut", trained.overlong.cut as usize),
         ]);
+        if self.variant.arm == Arm::SameToken {
+            counts.insert("unique positions".to_owned(), trained.unique_positions);
+        }
+        if let Some(smoothing) = trained.label_smoothing {
+            console.note(&format!(
+                "{stage}: label smoothing of {smoothing:.4} has the mean entropy of the teacher's distributions"
+            ));
+        }
         dir.log(&LedgerLine {
             stage: stage.clone(),
             started_unix_seconds: started,
@@ -148,7 +156,7 @@ impl Training {
         context: &Context,
         folder: &Path,
     ) -> anyhow::Result<(TrainingResult, usize)> {
-        let mut rows = SelectedRows::open(context, "train")?.at_temperature(context)?;
+        let mut rows = SelectedRows::open(context, Split::Train)?.at_temperature(context)?;
         let settings = settings(&context.run.settings, self.variant.seed_index);
         let steps = self.schedule.steps;
         let progress = RefCell::new(context.console.progress(&self.stage, "steps", 0, steps));
@@ -217,6 +225,7 @@ impl Training {
             inputs: plan.inputs.clone(),
             files,
             counts,
+            measures: BTreeMap::new(),
         };
         Ok(manifest.write(&context.dir.path(&self.home))?)
     }

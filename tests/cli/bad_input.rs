@@ -31,7 +31,7 @@ fn errors_in_the_run_file() {
     );
     insta::assert_snapshot!(
         "out_of_range",
-        check_and_run(|run| run.edit("heldout = 0.4", "heldout = 1.4"))
+        check_and_run(|run| run.edit("test = 0.4", "test = 1.4"))
     );
     insta::assert_snapshot!(
         "no_run_file",
@@ -181,8 +181,8 @@ fn collected_answers_are_kept_after_a_failure() {
 #[test]
 fn one_side_of_the_split_is_empty() {
     insta::assert_snapshot!(
-        "no_heldout",
-        output_after("run", |run| run.edit("heldout = 0.4", "heldout = 1e-9"))
+        "no_test",
+        output_after("run", |run| run.edit("test = 0.4", "test = 1e-9"))
     );
     insta::assert_snapshot!(
         "none_finished",

@@ -30,7 +30,7 @@ signals = { top_k = 6 }
 
 [curate]
 keep = "all"
-heldout = 0.4
+test = 0.4
 
 [student]
 layers = { every = 2 }

@@ -206,12 +206,12 @@ const MISTAKES: &[Mistake] = &[
         ],
     },
     Mistake {
-        title: "Everything held out",
-        make: |run| run.edit("heldout = 0.4", "heldout = 0.9999999"),
+        title: "No prompt left to train on",
+        make: |run| run.edit("test = 0.4", "dev = 0\ntest = 0.9999999"),
         command: RUN,
         message: &[
             "0 answers are left to train on",
-            "lower `heldout` in [curate]",
+            "lower `dev` or `test` in [curate]",
         ],
     },
 ];

@@ -33,7 +33,8 @@ fn a_run_publishes_each_stage_and_a_second_run_does_nothing() {
         "completions/shard-00000.parquet",
         "signals/shard-00000.parquet",
         "train_manifest.json",
-        "heldout/shard-00000.parquet",
+        "dev/shard-00000.parquet",
+        "test/shard-00000.parquet",
         "dropped/shard-00000.parquet",
         "curation.json",
         "students/student/metrics.jsonl",
@@ -42,8 +43,8 @@ fn a_run_publishes_each_stage_and_a_second_run_does_nothing() {
         "students/student/export/config.json",
         "students/student/export/tokenizer.json",
         "students/student/export/README.md",
-        "students/untrained/eval/heldout/samples.parquet",
-        "students/sft/eval/heldout_results.json",
+        "students/untrained/eval/test/samples.parquet",
+        "students/sft/eval/test_results.json",
         "students/sft/export_manifest.json",
         "report.md",
         "report.json",
@@ -373,7 +374,7 @@ path = "prompts.jsonl"
 columns = { instruction = "q", output = "a" }
 answers = "given"
 [curate]
-heldout = 0.4
+test = 0.4
 [student]
 path = "model"
 template = "plain"

@@ -11,7 +11,7 @@ use crate::stages::eval::values;
 use crate::stages::models::export_home;
 use crate::stages::{Context, answers, checkpoint, export, start};
 
-/// Number of held-out prompts whose answers the report shows.
+/// Number of test prompts whose answers the report shows.
 const SAMPLES: usize = 60;
 
 /// Measurements and answers of every model.
@@ -37,7 +37,7 @@ impl Measured {
             answers: Vec::new(),
         };
         if let Some(settings) = &file.eval.answers {
-            measured.prompts = answers::heldout_prompts(context, settings.grader)?;
+            measured.prompts = answers::test_prompts(context, settings.grader)?;
             let teacher = file.local().map(|_| RunModel::Teacher);
             for model in teacher.into_iter().chain(models.iter().copied()) {
                 let answers = answers::published(context, model)?;
@@ -116,7 +116,7 @@ impl Measured {
         Ok(students)
     }
 
-    /// The first held-out prompts with the answer of every model.
+    /// The first test prompts with the answer of every model.
     pub(super) fn samples(&self, context: &Context) -> anyhow::Result<Vec<Sample>> {
         let mut samples = Vec::new();
         for (i, prompt) in self.prompts.iter().take(SAMPLES).enumerate() {

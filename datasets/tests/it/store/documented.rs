@@ -147,12 +147,13 @@ fn a_run_for_other_readers() {
     write_shard(&shard("failures", 1), &[failed], &[]).unwrap();
     write_shard(&shard("verdicts", 0), &[verdict], &[]).unwrap();
     write_shard(&shard("train", 0), slice::from_ref(&chosen), &[]).unwrap();
-    write_shard(&shard("heldout", 0), &[chosen], &[]).unwrap();
+    write_shard(&shard("dev", 0), slice::from_ref(&chosen), &[]).unwrap();
+    write_shard(&shard("test", 0), &[chosen], &[]).unwrap();
     // A table without rows.
     write_shard::<Dropped>(&shard("dropped", 0), &[], &[]).unwrap();
     write_shard(&samples("gsm8k"), &[task_sample], &[]).unwrap();
     write_shard(&samples("own_text"), &[own_text], &[]).unwrap();
-    write_shard(&samples("heldout"), &[sequence_values(&id)], &[]).unwrap();
+    write_shard(&samples("test"), &[sequence_values(&id)], &[]).unwrap();
 }
 
 fn prompt() -> Prompt {
@@ -227,6 +228,7 @@ fn table_folder(run: &Path, table: &str) -> PathBuf {
         inputs: BTreeMap::new(),
         files: BTreeMap::new(),
         counts: BTreeMap::new(),
+        measures: BTreeMap::new(),
     };
     manifest.write(&folder).unwrap();
     folder

@@ -111,6 +111,7 @@ fn fill(disk: &Path) {
         inputs: Default::default(),
         files: Default::default(),
         counts: Default::default(),
+        measures: Default::default(),
     };
     let folder = disk.join("completions");
     manifest.write(&folder).unwrap_err();
