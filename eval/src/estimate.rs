@@ -23,6 +23,7 @@
 
 use std::collections::HashMap;
 
+use crate::error::Error;
 use crate::interval::Interval;
 use crate::student_t::{critical, two_sided};
 
@@ -70,6 +71,34 @@ impl<'a> PromptSums<'a> {
         PromptSums {
             prompts,
             seeds: vec![cells],
+        }
+    }
+
+    /// Adds the sums of a further seed.
+    ///
+    /// # Errors
+    /// If it has other prompts.
+    pub(crate) fn with_seed(mut self, further: PromptSums<'a>) -> Result<PromptSums<'a>, Error> {
+        self.check_same_prompts(&further)?;
+        self.seeds.extend(further.seeds);
+        Ok(self)
+    }
+
+    /// Checks that two models have the same prompts in the same order.
+    ///
+    /// # Errors
+    /// If they have not.
+    pub(crate) fn check_same_prompts(&self, other: &PromptSums<'_>) -> Result<(), Error> {
+        let (left, right) = (&self.prompts, &other.prompts);
+        let differs = |i: &usize| left.get(*i) != right.get(*i);
+        let name = |prompt: Option<&&str>| prompt.map_or("absent", |id| *id).to_owned();
+        match (0..left.len().max(right.len())).find(differs) {
+            None => Ok(()),
+            Some(position) => Err(Error::NotPaired {
+                position,
+                left: name(left.get(position)),
+                right: name(right.get(position)),
+            }),
         }
     }
 
@@ -288,11 +317,230 @@ fn cell_variance(influence: &[Vec<f64>], prompts: usize) -> f64 {
     for row in influence {
         let of_seed = row.iter().sum::<f64>() / prompts as f64;
         let both = row.iter().zip(&by_prompt);
-        squares += both.map(|(x, prompt)| (x - prompt - of_seed).powi(2)).sum::<f64>();
+        squares += both
+            .map(|(x, prompt)| (x - prompt - of_seed).powi(2))
+            .sum::<f64>();
     }
     let freedom = (prompts - 1) * (seeds - 1);
     match freedom {
         0 => 0.0,
         _ => squares / freedom as f64 / (prompts * seeds) as f64,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NAMES: [&str; 40] = [
+        "00", "01", "02", "03", "04", "05", "06", "07", "08", "09", "10", "11", "12", "13", "14",
+        "15", "16", "17", "18", "19", "20", "21", "22", "23", "24", "25", "26", "27", "28", "29",
+        "30", "31", "32", "33", "34", "35", "36", "37", "38", "39",
+    ];
+
+    /// Two models with made-up values, the same as in the Python that computed the expected numbers. With `own_weights`
+    /// the models have different numbers of tokens.
+    pub(crate) fn models(
+        prompts: usize,
+        seeds: usize,
+        own_weights: bool,
+    ) -> (PromptSums<'static>, PromptSums<'static>) {
+        let share = |value: usize, period: usize, scale: f64| (value % period) as f64 / scale;
+        let left = |i: usize, s: usize| {
+            let weight = 10.0 + share(7 * i, 5, 1.0);
+            let mean = 1.0 + share(5 * i, 7, 10.0) + (s * s) as f64 / 50.0;
+            (weight * (mean + share(3 * i + 5 * s, 4, 40.0)), weight)
+        };
+        let right = |i: usize, s: usize| {
+            let weight = match own_weights {
+                true => 10.0 + share(3 * i + s, 4, 1.0),
+                false => 10.0 + share(7 * i, 5, 1.0),
+            };
+            let mean = 1.3 + share(5 * i, 7, 12.0) + s as f64 / 25.0;
+            (weight * (mean + share(2 * i + 3 * s, 5, 50.0)), weight)
+        };
+        let sums = |cell: &dyn Fn(usize, usize) -> (f64, f64)| PromptSums {
+            prompts: NAMES[..prompts].to_vec(),
+            seeds: (0..seeds)
+                .map(|s| {
+                    let cells = (0..prompts).map(|i| cell(i, s));
+                    cells
+                        .map(|(value, weight)| Cell { value, weight })
+                        .collect()
+                })
+                .collect(),
+        };
+        (sums(&left), sums(&right))
+    }
+
+    /// The expected numbers are from numpy and scipy: np.delete for the jackknife, least squares over dummy variables for the
+    /// interaction, brentq for the critical value.
+    #[test]
+    fn differences_equal_those_of_scipy() {
+        for (prompts, seeds, own_weights, expected) in [
+            (
+                8,
+                1,
+                false,
+                [
+                    -0.262239583333,
+                    -0.314715816364,
+                    -0.209763350302,
+                    7.04965710011e-06,
+                    0.0723611091954,
+                ],
+            ),
+            (
+                8,
+                3,
+                false,
+                [
+                    -0.262586805556,
+                    -0.291565325156,
+                    -0.233608285955,
+                    0.000358279336961,
+                    0.0390384319948,
+                ],
+            ),
+            (
+                8,
+                3,
+                true,
+                [
+                    -0.256308121981,
+                    -0.294349547628,
+                    -0.218266696334,
+                    0.000501331171362,
+                    0.0515913378621,
+                ],
+            ),
+            (
+                40,
+                5,
+                true,
+                [
+                    -0.210244565217,
+                    -0.300953134743,
+                    -0.119535995692,
+                    0.00300776720963,
+                    0.121665627078,
+                ],
+            ),
+        ] {
+            let (left, right) = models(prompts, seeds, own_weights);
+            let estimate = Estimate::difference(&left, &right);
+            let Interval {
+                mean, low, high, ..
+            } = estimate.interval();
+            let detectable = estimate.detectable(LEVEL).unwrap();
+            let found = [mean, low, high, estimate.p_value(), detectable];
+            for (found, expected) in found.iter().zip(expected) {
+                let error = (found / expected - 1.0).abs();
+                assert!(
+                    error < 1e-6,
+                    "{prompts} {seeds}: {found} instead of {expected}"
+                );
+            }
+        }
+    }
+
+    /// An interval that ends at zero belongs to p = 0.05.
+    #[test]
+    fn interval_and_p_value_agree() {
+        for seeds in [1, 3, 5] {
+            let (left, mut right) = models(20, seeds, false);
+            let interval = Estimate::difference(&left, &right).interval();
+            for cell in right.seeds.iter_mut().flatten() {
+                cell.value += interval.high * cell.weight;
+            }
+            let p = Estimate::difference(&left, &right).p_value();
+            assert!((p - 0.05).abs() < 1e-9, "{seeds}: {p}");
+        }
+    }
+
+    /// With equal weights and the same prompts' difference for each seed, only the variance between seeds is left, which is
+    /// that of the paired t-test.
+    #[test]
+    fn seeds_are_paired() {
+        let seed = |values: [f64; 2]| PromptSums {
+            prompts: vec!["a", "b"],
+            seeds: vec![values.map(|value| Cell { value, weight: 1.0 }).to_vec()],
+        };
+        let all = |seeds: [[f64; 2]; 3]| {
+            let mut sums = seed(seeds[0]);
+            for further in &seeds[1..] {
+                sums = sums.with_seed(seed(*further)).unwrap();
+            }
+            sums
+        };
+        // Both models vary by 0.5 between seeds, in step; the differences are 0.10, 0.11 and 0.12.
+        let left = all([[1.0, 2.0], [1.5, 2.5], [2.0, 3.0]]);
+        let right = all([[0.9, 1.9], [1.39, 2.39], [1.88, 2.88]]);
+        // python: scipy.stats.ttest_1samp([0.10, 0.11, 0.12], 0).pvalue
+        let estimate = Estimate::difference(&left, &right);
+        assert!(
+            (estimate.p_value() - 0.002_743_489_4).abs() < 1e-8,
+            "{}",
+            estimate.p_value()
+        );
+        let swapped = all([[1.39, 2.39], [1.88, 2.88], [0.9, 1.9]]);
+        assert!(
+            Estimate::difference(&left, &swapped).p_value() > 0.5,
+            "pairing matters"
+        );
+    }
+
+    #[test]
+    fn fewer_than_three_seeds_are_not_a_sample_of_seeds() {
+        let (left, right) = models(20, 2, false);
+        let estimate = Estimate::difference(&left, &right);
+        assert_eq!(estimate.seed_variance, 0.0);
+        let p = two_sided(estimate.mean / estimate.error(), 19.0);
+        assert_eq!(estimate.p_value(), p);
+    }
+
+    #[test]
+    fn a_model_that_was_measured_once_counts_for_each_seed() {
+        let (left, right) = models(10, 3, false);
+        let once = PromptSums {
+            seeds: right.seeds[..1].to_vec(),
+            ..right.clone()
+        };
+        let thrice = PromptSums {
+            seeds: vec![right.seeds[0].clone(); 3],
+            ..right
+        };
+        assert_eq!(
+            Estimate::difference(&left, &once),
+            Estimate::difference(&left, &thrice)
+        );
+    }
+
+    #[test]
+    fn one_prompt_is_a_point_without_a_claim() {
+        let sums = PromptSums::of_seed([("a", 2.0, 4.0), ("a", 4.0, 2.0)].into_iter());
+        let estimate = Estimate::of(&sums);
+        let interval = estimate.interval();
+        assert_eq!(
+            (interval.low, interval.mean, interval.high),
+            (1.0, 1.0, 1.0)
+        );
+        assert_eq!(
+            (estimate.p_value(), estimate.detectable(LEVEL)),
+            (1.0, None)
+        );
+    }
+
+    #[test]
+    fn a_constant_difference_is_certain() {
+        let (left, _) = models(20, 1, false);
+        let mut right = left.clone();
+        for cell in &mut right.seeds[0] {
+            cell.value += 0.25 * cell.weight;
+        }
+        let estimate = Estimate::difference(&left, &right);
+        assert!((estimate.mean + 0.25).abs() < 1e-12);
+        assert!(estimate.p_value() < 1e-12);
+        assert_eq!(Estimate::difference(&left, &left).p_value(), 1.0);
     }
 }

@@ -6,12 +6,11 @@ use rand_chacha::ChaCha8Rng;
 use potstill_datasets::{RunModel, SequenceValues};
 
 use crate::{
-    Comparison, Evidence, Graded, Grader, Heldout, LossCurve, LossPoint, Metric, Provenance,
-    Report, Sample, SampleAnswer, SeedFigures, StageFacts, StudentResult, TeacherResult, accuracy,
-    calibration, compare, compare_accuracy, conclude, interval, teacher_nll,
+    Evidence, Graded, Grader, Heldout, LossCurve, LossPoint, Measurements, ModelFacts,
+    ModelMeasurements, Provenance, Report, Sample, SampleAnswer, SeedMeasurements, StageFacts,
+    StudentResult, conclude,
 };
 
-const RESAMPLES: usize = 400;
 const SEED: u64 = 17;
 const GROUPS: [&str; 3] = ["addition", "subtraction", "multiplication"];
 /// Name, KL, share of right answers, and overconfidence of each model.
@@ -22,83 +21,83 @@ const MODELS: [(RunModel, f64, f64, f64); 4] = [
     (RunModel::SHUFFLED, 0.91, 0.18, 0.17),
 ];
 
-fn values(kl: f64, prompts: usize) -> Vec<SequenceValues> {
-    let one = |i: usize| SequenceValues {
-        prompt_id: format!("p{i}"),
-        sample_index: 0,
-        tokens: 10 + i as u32 % 7,
-        kl_nats: kl * (10 + i % 7) as f64 * (1.0 + 0.15 * ((i % 5) as f64 - 2.0)),
-        nll_nats: (kl + 0.31) * (10 + i % 7) as f64,
-        agree: ((10 + i % 7) as f64 * (1.0 - kl.min(6.0) / 6.5)) as u32,
-        teacher_nll_nats: (0.3 + 0.002 * (i % 9) as f64) * (10 + i % 7) as f64,
-        teacher_entropy_nats: (0.3 + 0.002 * (i % 9) as f64) * (10 + i % 7) as f64,
-        confidence: Vec::new(),
-        expected: Vec::new(),
+/// Values of a model with this KL. Prompts have the same difficulty for all models; models and seeds differ a little.
+fn values(kl: f64, prompts: usize, model: usize, seed: usize) -> Vec<SequenceValues> {
+    let wave = |i: usize, period: usize| (i % period) as f64 / (period - 1) as f64 - 0.5;
+    let of_seed = 0.02 * wave(7 * seed + 3 * model, 5);
+    let one = |i: usize| {
+        let tokens = 10 + i % 7;
+        let noise = 0.08 * wave(7 * i + 11 * seed + 5 * model, 13);
+        let kl = kl * (1.0 + 0.6 * wave(i, 5) + of_seed + noise);
+        let teacher = (0.3 + 0.002 * (i % 9) as f64) * tokens as f64;
+        SequenceValues {
+            prompt_id: format!("p{i}"),
+            sample_index: 0,
+            tokens: tokens as u32,
+            kl_nats: kl * tokens as f64,
+            nll_nats: (kl + 0.31) * tokens as f64,
+            agree: (tokens as f64 * (1.0 - kl.min(6.0) / 6.5)) as u32,
+            teacher_nll_nats: teacher,
+            teacher_entropy_nats: teacher,
+            confidence: Vec::new(),
+            expected: Vec::new(),
+        }
     };
     (0..prompts).map(one).collect()
 }
 
-fn pairs(names: &[RunModel]) -> Vec<(RunModel, RunModel)> {
-    [
-        (RunModel::STUDENT, RunModel::Base),
-        (RunModel::STUDENT, RunModel::SFT),
-        (RunModel::STUDENT, RunModel::SHUFFLED),
-        (RunModel::SFT, RunModel::SHUFFLED),
-    ]
-    .into_iter()
-    .filter(|(left, right)| names.contains(left) && names.contains(right))
-    .collect()
-}
-
-fn student(name: RunModel, values: &[SequenceValues]) -> StudentResult {
-    let figure = |metric| interval(values, metric, RESAMPLES, SEED).unwrap();
-    StudentResult {
-        name,
-        learned_from: "a|b".to_owned(),
-        parameters: None,
-        steps: 40,
-        kl: Some(figure(Metric::Kl)),
-        nll: figure(Metric::Nll),
-        agreement: Some(figure(Metric::Agreement)),
-        accuracy: None,
-        own_text_kl: None,
-        calibration: None,
-        seeds: Vec::new(),
+/// Measurements of models with these KLs, the trained ones with this number of seeds.
+pub(crate) fn measurements(kls: &[(RunModel, f64)], prompts: usize, seeds: usize) -> Measurements {
+    let one = |(at, (model, kl)): (usize, &(RunModel, f64))| {
+        let seeds = match model {
+            RunModel::Trained(_) => seeds,
+            _ => 1,
+        };
+        let seed = |seed: usize| SeedMeasurements {
+            seed: seed as u64,
+            values: values(*kl, prompts, at, seed),
+            graded: None,
+            own_text: None,
+        };
+        ModelMeasurements {
+            model: *model,
+            seeds: (0..seeds).map(seed).collect(),
+        }
+    };
+    Measurements {
+        models: kls.iter().enumerate().map(one).collect(),
+        has_distributions: true,
+        resamples: 400,
+        seed: SEED,
     }
 }
 
-/// Sets a student's KL by seed.
-pub(crate) fn with_seeds(report: &mut Report, name: RunModel, kls: &[f64]) {
-    let student = report.students.iter_mut().find(|s| s.name == name).unwrap();
-    let seed = |(seed, &kl): (usize, &f64)| SeedFigures {
-        seed: seed as u64,
-        kl: Some(kl),
-        nll: kl + 0.3,
-        agreement: Some(0.8),
-        accuracy: None,
-        own_text_kl: None,
+/// Results of all models, without facts that are not measured.
+pub(crate) fn results(measurements: &Measurements) -> Vec<StudentResult> {
+    let one = |model| {
+        let facts = ModelFacts {
+            learned_from: "a|b".to_owned(),
+            parameters: None,
+            steps: 40,
+        };
+        measurements.student_result(model, facts).unwrap()
     };
-    student.seeds = kls.iter().enumerate().map(seed).collect();
+    measurements.models.iter().map(one).collect()
 }
 
-/// A run without answers, teacher, losses and samples.
+/// A run with three seeds, without answers, teacher, losses and samples.
 pub(crate) fn students_only(kls: &[(RunModel, f64)], prompts: usize) -> Report {
-    let names: Vec<RunModel> = kls.iter().map(|(name, _)| *name).collect();
-    let all: Vec<Vec<SequenceValues>> = kls.iter().map(|(_, kl)| values(*kl, prompts)).collect();
-    let of_model = |name: RunModel| {
-        let at = names.iter().position(|n| *n == name).unwrap();
-        (names[at], all[at].as_slice())
-    };
-    let students: Vec<StudentResult> = names.iter().map(|n| student(*n, of_model(*n).1)).collect();
-    let comparisons: Vec<Comparison> = pairs(&names)
-        .into_iter()
-        .flat_map(|(l, r)| compare(of_model(l), of_model(r), RESAMPLES, SEED).unwrap())
-        .collect();
+    report_of(&measurements(kls, prompts, 3))
+}
+
+pub(crate) fn report_of(measurements: &Measurements) -> Report {
+    let students = results(measurements);
+    let comparisons = measurements.comparisons().unwrap();
     Report {
         run: "tiny".to_owned(),
         potstill: "0.1.0".to_owned(),
         conclusion: conclude(&Evidence::of(&students, &comparisons)),
-        heldout: Heldout::from_values(&all[0]).unwrap(),
+        heldout: Heldout::from_values(measurements.heldout()).unwrap(),
         grader: None,
         teacher: None,
         students,
@@ -122,11 +121,18 @@ pub(crate) fn students_only(kls: &[(RunModel, f64)], prompts: usize) -> Report {
     }
 }
 
-/// A complete run, similar to the quickstart.
+/// A complete run with three seeds, similar to the quickstart.
 pub(crate) fn report() -> Report {
     let prompts = 198;
     let kls: Vec<(RunModel, f64)> = MODELS.iter().map(|(name, kl, ..)| (*name, *kl)).collect();
-    let mut report = students_only(&kls, prompts);
+    let mut measured = measurements(&kls, prompts, 3);
+    for (model, (_, _, right, over)) in measured.models.iter_mut().zip(MODELS) {
+        for seed in &mut model.seeds {
+            seed.graded = Some(answers(right + 0.01 * seed.seed as f64, prompts));
+            add_probabilities(&mut seed.values, over);
+        }
+    }
+    let mut report = report_of(&measured);
     report.run = "quickstart".to_owned();
     report.grader = Some(Grader::Number);
     let graded: Vec<(RunModel, Vec<Graded>)> = [(RunModel::Teacher, 0.985)]
@@ -134,35 +140,23 @@ pub(crate) fn report() -> Report {
         .chain(MODELS.iter().map(|(name, _, right, _)| (*name, *right)))
         .map(|(name, right)| (name, answers(right, prompts)))
         .collect();
-    let graded_of = |name: RunModel| {
-        let found = graded.iter().find(|(n, _)| *n == name).unwrap();
-        (found.0, found.1.as_slice())
-    };
-    report.teacher = Some(TeacherResult {
-        name: "examples/quickstart/teacher".to_owned(),
-        parameters: Some(947_200),
-        nll: teacher_nll(&values(1.0, prompts), RESAMPLES, SEED).unwrap(),
-        accuracy: Some(accuracy(graded_of(RunModel::Teacher).1, RESAMPLES, SEED).unwrap()),
-    });
+    let teacher = measured.teacher_result(
+        "examples/quickstart/teacher".to_owned(),
+        Some(947_200),
+        Some(&graded[0].1),
+    );
+    report.teacher = Some(teacher.unwrap());
     let learned = [
         "nothing",
         "the teacher's distributions",
         "text",
         "shuffled distributions",
     ];
-    for (student, (at, (.., over))) in report.students.iter_mut().zip(MODELS.iter().enumerate()) {
+    for (at, student) in report.students.iter_mut().enumerate() {
         student.learned_from = learned[at].to_owned();
         student.parameters = Some(221_440);
         student.steps = if at == 0 { 0 } else { 600 };
-        student.accuracy = Some(accuracy(graded_of(student.name).1, RESAMPLES, SEED).unwrap());
-        student.calibration = Some(calibrated(*over, prompts));
     }
-    let names: Vec<RunModel> = MODELS.iter().map(|(name, ..)| *name).collect();
-    report.comparisons.extend(
-        pairs(&names)
-            .into_iter()
-            .map(|(l, r)| compare_accuracy(graded_of(l), graded_of(r), RESAMPLES, SEED).unwrap()),
-    );
     report.conclusion = conclude(&Evidence {
         teacher: report.teacher.as_ref(),
         ..Evidence::of(&report.students, &report.comparisons)
@@ -196,10 +190,10 @@ fn answers(right: f64, prompts: usize) -> Vec<Graded> {
     (0..prompts).map(one).collect()
 }
 
-fn calibrated(over: f64, prompts: usize) -> crate::Calibration {
+/// Adds probabilities by which the model is overconfident by `over` on average.
+fn add_probabilities(sequences: &mut [SequenceValues], over: f64) {
     let mut rng = ChaCha8Rng::seed_from_u64(SEED);
-    let mut sequences = values(1.0, prompts);
-    for sequence in &mut sequences {
+    for sequence in sequences {
         for _ in 0..sequence.tokens {
             let q = 0.15 + 0.85 * rng.random::<f64>().sqrt();
             let p = q - over + 0.1 * (rng.random::<f64>() - 0.5);
@@ -207,7 +201,6 @@ fn calibrated(over: f64, prompts: usize) -> crate::Calibration {
             sequence.expected.push(p.clamp(0.0, 1.0) as f32);
         }
     }
-    calibration(&sequences, true, RESAMPLES, SEED).unwrap()
 }
 
 fn curve(name: RunModel, kl: f64) -> LossCurve {

@@ -4,7 +4,8 @@ use potstill_datasets::SequenceValues;
 
 use crate::error::Error;
 use crate::estimate::{Estimate, LEVEL, MIN_SEEDS, multiplier};
-use crate::metric::{Metric, sums_of};
+use crate::figures::metric_sums;
+use crate::metric::Metric;
 use crate::student_t::two_sided;
 
 /// Smallest true difference between two models that a run finds with 80 % power, in standard deviations of the paired
@@ -52,7 +53,39 @@ pub fn prompt_deviation(
     right: &[SequenceValues],
     metric: Metric,
 ) -> Result<f64, Error> {
-    let (left, right) = (sums_of(left, metric)?, sums_of(right, metric)?);
+    let (left, right) = (metric_sums(left, metric)?, metric_sums(right, metric)?);
     left.check_same_prompts(&right)?;
     Ok(Estimate::difference(&left, &right).prompt_deviation())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// python: (t.ppf(0.975) + t.ppf(0.8)) / sqrt(n) with t = scipy.stats.t(n - 1)
+    #[test]
+    fn multiples_equal_those_of_scipy() {
+        for (count, expected) in [
+            (6, 1.424_837_816),
+            (40, 0.454_360_156),
+            (200, 0.199_077_979),
+        ] {
+            let planned = planned_detectable(count, 1).unwrap();
+            assert!(
+                (planned.prompt_deviations - expected).abs() < 1e-8,
+                "{planned:?}"
+            );
+            assert_eq!(planned.seed_deviations, None);
+        }
+        for (seeds, expected) in [(3, 3.096_510_147), (5, 1.662_476_150)] {
+            let planned = planned_detectable(200, seeds).unwrap();
+            assert!(
+                (planned.seed_deviations.unwrap() - expected).abs() < 1e-8,
+                "{planned:?}"
+            );
+            let both = planned.in_units(0.3, 0.02);
+            assert!((both - (0.199_077_979_f64 * 0.3).hypot(0.02 * expected)).abs() < 1e-8);
+        }
+        assert_eq!(planned_detectable(1, 3), None);
+    }
 }

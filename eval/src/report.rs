@@ -4,10 +4,11 @@ use potstill_datasets::RunModel;
 use serde::{Deserialize, Serialize};
 
 use crate::accuracy::Accuracy;
+use crate::comparison::Comparison;
 use crate::conclusion::Conclusion;
 use crate::grade::Grader;
 use crate::interval::Interval;
-use crate::results::{Comparison, Heldout, SeedFigures, StudentResult, TeacherResult};
+use crate::results::{Heldout, SeedFigures, StudentResult, TeacherResult};
 use crate::sampling::SamplingCheck;
 
 /// Results of a run, with everything that a reader needs to check them.

@@ -4,11 +4,10 @@ use std::fmt::Write;
 
 use crate::accuracy::Accuracy;
 use crate::calibration::Calibration;
+use crate::comparison::{Comparison, MIN_PROMPTS};
 use crate::interval::Interval;
 use crate::metric::Figure;
 use crate::report::{Report, Sample};
-use crate::results::Comparison;
-use crate::verdict::MIN_PROMPTS;
 use crate::wording;
 
 /// Number of samples shown; all are in `report.html` and `report.json`.

@@ -78,3 +78,97 @@ pub(crate) fn sign_flip_counts(differences: &[i64]) -> f64 {
     let extreme = extreme.filter(|(i, _)| distance(*i) >= total.unsigned_abs());
     extreme.map(|(_, p)| p).sum::<f64>().min(1.0)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cells(prompts: usize, own_weights: bool) -> (Vec<Cell>, Vec<Cell>) {
+        let share = |value: usize, period: usize, scale: f64| (value % period) as f64 / scale;
+        let left = |i: usize| {
+            let weight = 10.0 + share(7 * i, 5, 1.0);
+            let mean = 1.0 + share(5 * i, 7, 10.0) + share(3 * i, 4, 40.0);
+            Cell {
+                value: weight * mean,
+                weight,
+            }
+        };
+        let right = |i: usize| {
+            let weight = match own_weights {
+                true => 10.0 + share(3 * i, 4, 1.0),
+                false => 10.0 + share(7 * i, 5, 1.0),
+            };
+            let mean = 1.1 + share(5 * i, 7, 12.0) + share(2 * i, 5, 50.0);
+            Cell {
+                value: weight * mean,
+                weight,
+            }
+        };
+        (
+            (0..prompts).map(left).collect(),
+            (0..prompts).map(right).collect(),
+        )
+    }
+
+    /// python: itertools.product over all exchanges, and scipy.stats.permutation_test with permutation_type="samples"
+    #[test]
+    fn p_values_equal_those_of_scipy() {
+        for (prompts, own_weights, expected) in [
+            (8, false, 0.03125),
+            (8, true, 0.0546875),
+            (12, false, 0.00732421875),
+        ] {
+            let (left, right) = cells(prompts, own_weights);
+            assert_eq!(
+                sign_flip(&left, &right),
+                expected,
+                "{prompts} {own_weights}"
+            );
+        }
+    }
+
+    #[test]
+    fn drawn_exchanges_approximate_all_of_them() {
+        let (left, right) = cells(20, false);
+        let steps = || left.iter().zip(&right).map(|(l, r)| l.value - r.value);
+        let total = steps().sum::<f64>().abs();
+        let steps: Vec<f64> = steps().collect();
+        let extreme = (0..1_u32 << 20).filter(|exchanged| {
+            let sign = |i: usize| if exchanged >> i & 1 == 1 { -1.0 } else { 1.0 };
+            let sum: f64 = steps.iter().enumerate().map(|(i, d)| sign(i) * d).sum();
+            sum.abs() >= total - 1e-9
+        });
+        let exact = extreme.count() as f64 / f64::from(1 << 20);
+        let found = sign_flip(&left, &right);
+        let error = (exact * (1.0 - exact) / DRAWS as f64).sqrt();
+        assert!(
+            (found - exact).abs() < 4.0 * error + 1e-4,
+            "{found} instead of {exact}"
+        );
+        assert_eq!(found, sign_flip(&left, &right));
+    }
+
+    #[test]
+    fn for_one_answer_it_is_the_exact_form_of_mcnemar() {
+        // python: scipy.stats.binomtest(3, 14).pvalue and binomtest(40, 60).pvalue; ties do not count.
+        for (left_only, right_only, expected) in
+            [(3, 11, 0.057_373_046_875), (40, 20, 0.013_489_293_731)]
+        {
+            let mut differences = vec![1; left_only];
+            differences.extend(vec![-1; right_only]);
+            differences.extend([0; 100]);
+            let found = sign_flip_counts(&differences);
+            assert!(
+                (found - expected).abs() < 1e-10,
+                "{found} instead of {expected}"
+            );
+        }
+        assert_eq!(sign_flip_counts(&[0; 5]), 1.0);
+        assert_eq!(sign_flip_counts(&[]), 1.0);
+        // python: scipy.stats.permutation_test, permutation_type="samples"
+        assert_eq!(
+            sign_flip_counts(&[3, -1, 2, 0, 2, 1, -1, 3, 1, 2]),
+            0.0546875
+        );
+    }
+}

@@ -1,8 +1,8 @@
 //! Formats of numbers and verdicts in the report, the same in Markdown and in HTML.
 
+use crate::comparison::Verdict;
 use crate::interval::Interval;
 use crate::metric::Figure;
-use crate::verdict::Verdict;
 
 /// Formats a figure: `0.5104`, or `61.0 %`.
 pub(crate) fn value(figure: Figure, value: f64) -> String {
@@ -21,6 +21,23 @@ pub(crate) fn signed(figure: Figure, value: f64) -> String {
         Figure::Agreement | Figure::Accuracy | Figure::Calibration => {
             format!("{:+.1} points", 100.0 * value)
         }
+    }
+}
+
+/// Formats the size of a difference: `0.0123 nats per token`, or `3.0 points`.
+pub(crate) fn magnitude(figure: Figure, value: f64) -> String {
+    let signed = signed(figure, value.abs());
+    format!("{}{}", signed.trim_start_matches('+'), unit(figure))
+}
+
+/// Formats a p-value with two digits: `p = 0.031`, or `p < 0.0001`.
+pub(crate) fn p_value(p: f64) -> String {
+    match p {
+        p if p < 1e-4 => "p < 0.0001".to_owned(),
+        p if p < 1e-3 => format!("p = {p:.5}"),
+        p if p < 1e-2 => format!("p = {p:.4}"),
+        p if p < 0.1 => format!("p = {p:.3}"),
+        p => format!("p = {p:.2}"),
     }
 }
 

@@ -6,11 +6,11 @@ use potstill_datasets::RunModel;
 
 use super::colour::{colour, swatch};
 use super::html::{Cell, escape, table};
+use crate::comparison::{Comparison, Verdict};
 use crate::interval::Interval;
 use crate::metric::Figure;
 use crate::report::{Provenance, Report};
-use crate::results::{Comparison, SeedFigures};
-use crate::verdict::Verdict;
+use crate::results::SeedFigures;
 use crate::wording;
 
 /// Returns a cell with a figure and its interval in small type.
