@@ -37,6 +37,7 @@ FOLDERS = {
     "dev": "train",
     "test": "train",
     "dropped": "dropped",
+    "near_duplicates": "near_duplicates",
 }
 # Columns that all shards of a table may lack together.
 OPTIONAL = {"signals": ["draw_ids", "draw_counts"]}

@@ -70,6 +70,8 @@ enum Stage {
     Grade(Flags),
     /// Split the answers into `train/`, `dev/`, `test/` and `dropped/`
     Curate(Flags),
+    /// Choose the learning rate of each arm on dev: `tuning/` and `tuning.json`
+    Tune(Flags),
     /// Train the student and its controls: `students/`
     Train(Flags),
     /// Write the trained students in Hugging Face layout
@@ -179,6 +181,7 @@ impl Stage {
             | Stage::Import(flags)
             | Stage::Grade(flags)
             | Stage::Curate(flags)
+            | Stage::Tune(flags)
             | Stage::Train(flags)
             | Stage::Export(flags)
             | Stage::Eval(flags)
@@ -303,6 +306,7 @@ fn run_stage_command(stage: &Stage, console: &Console) -> anyhow::Result<StageOu
         Stage::Score(_) => stages::score::score(&context),
         Stage::Grade(_) => stages::grade::grade(&context),
         Stage::Curate(_) => stages::curate::curate(&context),
+        Stage::Tune(_) => stages::tune::tune(&context),
         Stage::Train(_) => stages::train::train(&context),
         Stage::Export(_) => stages::export::export(&context),
         Stage::Eval(_) => stages::eval::eval(&context),

@@ -13,6 +13,7 @@ mod forecast;
 pub mod grade;
 pub mod import;
 mod models;
+mod own_text;
 pub mod probe;
 pub mod report;
 mod rows;
@@ -22,6 +23,7 @@ mod served;
 mod start;
 pub mod train;
 mod training;
+pub mod tune;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -151,6 +153,7 @@ pub fn run(context: &Context) -> anyhow::Result<StageOutcome> {
         ("score", score::score),
         ("grade", grade::grade),
         ("curate", curate::curate),
+        ("tune", tune::tune),
         ("train", train::train),
         ("export", export::export),
         ("eval", eval::eval),
@@ -160,6 +163,7 @@ pub fn run(context: &Context) -> anyhow::Result<StageOutcome> {
     stages.retain(|(name, _)| match *name {
         "score" => file.score.is_some(),
         "grade" => file.grade.is_some(),
+        "tune" => !file.train.learning_rates.is_empty(),
         _ => true,
     });
     let mut all = StageOutcome::UpToDate;

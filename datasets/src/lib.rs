@@ -14,6 +14,7 @@ mod float_type;
 mod import;
 mod manifest;
 mod mask;
+mod near_duplicates;
 mod pack;
 mod parquet;
 pub mod range;
@@ -48,6 +49,7 @@ pub use crate::manifest::{
     stage_key,
 };
 pub use crate::mask::{MaskReport, MaskedToken, check_mask, check_sampled};
+pub use crate::near_duplicates::{NEAR_DUPLICATE_SIMILARITY, near_duplicates};
 pub use crate::pack::pack;
 pub use crate::parquet::{
     Footer, PROMPTS_PER_SHARD, ShardWriter, read_footer, shard_name, shards, write_shard,
@@ -55,8 +57,9 @@ pub use crate::parquet::{
 pub use crate::reader::{FolderRows, ShardRows, read_shard, row_count};
 pub use crate::reasoning::{Reasoning, split_reasoning};
 pub use crate::records::{
-    Completion, Dropped, Failed, FinishReason, Message, NO_SIGNAL, OwnText, Prompt, Provenance,
-    Role, SampledToken, Selected, SequenceValues, TaskSample, ToolCall, TopToken, Usage, Verdict,
+    Completion, Dropped, Failed, FinishReason, Message, NO_SIGNAL, NearDuplicate, OwnText, Prompt,
+    Provenance, Role, SampledToken, Selected, SequenceValues, TaskSample, ToolCall, TopToken,
+    Usage, Verdict,
 };
 pub use crate::schema::{PROVENANCE_KEY, Record, SCHEMA_KEY, SCHEMA_VERSION};
 pub use crate::signal::{MASS_TOLERANCE, Signal, SignalRow};

@@ -6,6 +6,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::curate::Split;
 use crate::manifest::{canonical_json, sha256_hex};
 use crate::spelling::Spelling;
 
@@ -302,6 +303,19 @@ pub struct Dropped {
     pub sample_index: u32,
     /// Reason in a few words.
     pub reason: String,
+}
+
+/// A prompt of dev or test that is nearly the same as a prompt to train on.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct NearDuplicate {
+    /// Split of the prompt, dev or test.
+    pub split: Split,
+    /// Id of the prompt.
+    pub prompt_id: String,
+    /// Id of the most similar prompt to train on.
+    pub train_prompt_id: String,
+    /// Similarity of the two prompts, from [`NEAR_DUPLICATE_SIMILARITY`](crate::NEAR_DUPLICATE_SIMILARITY) to 1.
+    pub similarity: f64,
 }
 
 /// Reason of an answer whose distributions could not be computed, in [`Failed::reason`].

@@ -11,7 +11,8 @@ use arrow_schema::{Schema, SchemaRef};
 
 use crate::error::Error;
 use crate::records::{
-    Completion, Dropped, Failed, OwnText, Prompt, Selected, SequenceValues, TaskSample, Verdict,
+    Completion, Dropped, Failed, NearDuplicate, OwnText, Prompt, Selected, SequenceValues,
+    TaskSample, Verdict,
 };
 use crate::signal::Signal;
 
@@ -62,6 +63,7 @@ impl sealed::Sealed for Completion {}
 impl sealed::Sealed for Signal {}
 impl sealed::Sealed for Selected {}
 impl sealed::Sealed for Dropped {}
+impl sealed::Sealed for NearDuplicate {}
 impl sealed::Sealed for Failed {}
 impl sealed::Sealed for SequenceValues {}
 impl sealed::Sealed for Verdict {}

@@ -28,6 +28,7 @@ mod power;
 mod report;
 mod report_html;
 mod report_markdown;
+mod report_text;
 mod results;
 mod sampling;
 mod sampling_tally;
@@ -53,9 +54,10 @@ pub use metric::{Figure, Metric};
 pub use potstill_datasets::SequenceValues;
 pub use power::{PlannedDetectable, planned_detectable, prompt_deviation};
 pub use report::{
-    LossCurve, LossPoint, Provenance, Report, Sample, SampleAnswer, StageFacts, covered_seconds,
+    LossCurve, LossPoint, Provenance, Report, Sample, SampleAnswer, SimilarPrompts, SplitFacts,
+    SplitSize, StageFacts, covered_seconds,
 };
-pub use results::{Heldout, SeedFigures, StudentResult, TeacherResult, TunedRate};
+pub use results::{SeedFigures, StudentResult, TeacherResult, TestText, TunedRate};
 pub use sampling::{MAX_Z, MIN_SHARE, SamplingCheck, SamplingLaw};
 pub use sampling_tally::SamplingTally;
 pub use settings::{EvalAnswers, EvalOwnText, EvalSettings, GradeSettings};

@@ -9,12 +9,12 @@ use crate::error::Error;
 use crate::interval::Interval;
 use crate::metric::Figure;
 
-/// Size of the held-out text, and the teacher's likelihood of it.
+/// Size of the test text, and the teacher's likelihood of it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Heldout {
+pub struct TestText {
     /// Number of distinct prompts.
     pub prompts: usize,
-    /// Number of sequences: prompts times samples, without those that curation dropped.
+    /// Number of sequences: prompts times samples.
     pub sequences: usize,
     /// Number of loss positions.
     pub tokens: u64,
@@ -23,12 +23,12 @@ pub struct Heldout {
     pub teacher_nll: f64,
 }
 
-impl Heldout {
+impl TestText {
     /// Counts the sequences and tokens of `values`, which may be the values of any model.
     ///
     /// # Errors
     /// If `values` have no token.
-    pub fn from_values(values: &[SequenceValues]) -> Result<Heldout, Error> {
+    pub fn from_values(values: &[SequenceValues]) -> Result<TestText, Error> {
         let mut prompts: Vec<&str> = values.iter().map(|v| v.prompt_id.as_str()).collect();
         prompts.sort_unstable();
         prompts.dedup();
@@ -37,7 +37,7 @@ impl Heldout {
             return Err(Error::NoTokens);
         }
         let teacher_nll: f64 = values.iter().map(|v| v.teacher_nll_nats).sum();
-        Ok(Heldout {
+        Ok(TestText {
             prompts: prompts.len(),
             sequences: values.len(),
             tokens,
@@ -59,7 +59,7 @@ pub struct TeacherResult {
     pub accuracy: Option<Accuracy>,
 }
 
-/// Held-out figures of a student, a control or the base.
+/// Test figures of a student, a control, the base or the unigram.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct StudentResult {
     /// The base, the student or a control.
@@ -88,7 +88,7 @@ pub struct StudentResult {
 }
 
 /// A learning rate that was tried for an arm, with its value on the dev prompts.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct TunedRate {
     /// The arm that was trained.
     pub arm: Arm,
@@ -127,6 +127,17 @@ impl SeedFigures {
             agreement: None,
             accuracy: None,
             own_text_kl: None,
+        }
+    }
+
+    pub(crate) fn figure(&self, figure: Figure) -> Option<f64> {
+        match figure {
+            Figure::Kl => self.kl,
+            Figure::Nll => Some(self.nll),
+            Figure::Agreement => self.agreement,
+            Figure::Accuracy => self.accuracy,
+            Figure::OwnTextKl => self.own_text_kl,
+            Figure::Calibration => None,
         }
     }
 

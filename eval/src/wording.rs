@@ -89,6 +89,22 @@ pub(crate) fn difference(figure: Figure, interval: &Interval) -> String {
     }
 }
 
+/// Formats a p-value for a table: `0.031`, or `< 0.0001`.
+pub(crate) fn p_number(p: f64) -> String {
+    let text = p_value(p);
+    text.trim_start_matches("p ")
+        .trim_start_matches("= ")
+        .to_owned()
+}
+
+/// Formats a learning rate as short as possible: `0.0015`, `3e-6`.
+pub(crate) fn rate(rate: f64) -> String {
+    match rate {
+        0.0001.. => format!("{rate}"),
+        _ => format!("{rate:e}"),
+    }
+}
+
 /// Text of a verdict in a table.
 pub(crate) fn verdict(verdict: Verdict) -> &'static str {
     match verdict {
@@ -148,6 +164,18 @@ pub(crate) fn duration(seconds: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn p_values_and_differences() {
+        assert_eq!(
+            [1.0, 0.25, 0.0314, 0.0012, 0.00012, 0.0].map(p_number),
+            ["1.00", "0.25", "0.031", "0.0012", "0.00012", "< 0.0001"]
+        );
+        assert_eq!(p_value(0.012), "p = 0.012");
+        assert_eq!(magnitude(Figure::Kl, -0.00312), "0.0031 nats per token");
+        assert_eq!(magnitude(Figure::Accuracy, -0.03), "3.0 points");
+        assert_eq!([0.003, 1e-5, 0.0015].map(rate), ["0.003", "1e-5", "0.0015"]);
+    }
 
     #[test]
     fn counts_bytes_and_durations() {

@@ -29,6 +29,7 @@ pub(super) fn broken(file: &RunFile, text: &str) -> Vec<Problem> {
     student(file, &mut report);
     train(file, &mut report);
     loss(file, &mut report);
+    own_text(file, &mut report);
     problems
 }
 
@@ -73,6 +74,15 @@ fn signals(file: &RunFile, report: Report<'_>) {
                 .to_owned(),
         ),
         _ => {}
+    }
+}
+
+fn own_text(file: &RunFile, report: Report<'_>) {
+    if file.eval.own_text.is_some() && file.local().is_none() {
+        report(
+            &["eval", "own_text"],
+            "only a teacher in this process can score the students' own text, and [teacher] names no checkpoint\nhint: leave `own_text` out, or give `path` in [teacher]".to_owned(),
+        );
     }
 }
 
@@ -210,6 +220,13 @@ fn learning_rates(file: &RunFile, report: Report<'_>) {
         report(
             &key,
             "`learning_rate` is set too\nhint: leave one of the two out".to_owned(),
+        );
+    }
+    if !listed.is_empty() && file.curate.dev == 0.0 {
+        report(
+            &key,
+            "no prompts are kept for dev, on which the rate is chosen\nhint: raise `dev` in [curate], or set `learning_rate` in place of `learning_rates`"
+                .to_owned(),
         );
     }
     if listed.len() == 1 {

@@ -78,7 +78,7 @@ pub(crate) fn test_prompts(context: &Context, grader: Grader) -> anyhow::Result<
 }
 
 /// Loads a model to answer prompts, with the teacher's template and reasoning markers.
-fn open(context: &Context, model: RunModel) -> anyhow::Result<Local> {
+pub(super) fn open(context: &Context, model: RunModel) -> anyhow::Result<Local> {
     let run = &context.run;
     let tokenizer = match model {
         RunModel::Teacher => checkpoint::teacher(run)?,

@@ -1,21 +1,22 @@
 //! `curate`: splits the answers by prompt into train, dev and test, and filters those to train on.
 //!
 //! The split is made before anything is dropped, and dev and test hold all answers of their prompts, also wrong ones
-//! and those that were cut. If they were filtered, their text would be a selection from the teacher's distributions,
-//! and a student that learned exactly these distributions would not have the lowest KL on it.
+//! and those that were cut. If they were filtered, their text would not be a sample from the teacher's distributions:
+//! a model that learned the filter would have a lower NLL on it than the teacher itself.
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use anyhow::bail;
 use potstill_datasets::{
-    Completion, CurateSettings, Dropped, Failed, FinishReason, KeptAnswers, Record, Selected,
-    Split, WrongAnswers, canonical_json, read_shard, replace_file, shard_name, shards, write_shard,
+    Completion, CurateSettings, Dropped, Failed, FinishReason, KeptAnswers, NearDuplicate, Prompt,
+    Record, Selected, Split, WrongAnswers, canonical_json, near_duplicates, read_shard,
+    replace_file, shard_name, shards, write_shard,
 };
 use serde_json::json;
 
 use super::score::UNSCORED;
-use super::{Context, StageOutcome, StageSummary, counts, grade, run_stage};
+use super::{Context, StageOutcome, StageSummary, counts, grade, import, run_stage};
 use crate::run_dir::{StagePlan, settings_of};
 
 /// Writes the lists of answers for train, dev and test, and of those that are left out.
@@ -28,7 +29,11 @@ pub fn curate(context: &Context) -> anyhow::Result<StageOutcome> {
         .require("completions", "collect", &context.run)?;
     let file = &context.run.settings;
     let settings = &file.curate;
-    let mut inputs = BTreeMap::from([("completions".to_owned(), completions.content_hash())]);
+    let prompts = context.dir.require("prompts", "import", &context.run)?;
+    let mut inputs = BTreeMap::from([
+        ("completions".to_owned(), completions.content_hash()),
+        ("prompts".to_owned(), prompts.content_hash()),
+    ]);
     let drops_wrong = file.grade.is_some() && settings.wrong == WrongAnswers::Drop;
     if drops_wrong {
         let verdicts = context.dir.require("verdicts", "grade", &context.run)?;
@@ -39,9 +44,16 @@ pub fn curate(context: &Context) -> anyhow::Result<StageOutcome> {
     let plan = StagePlan {
         stage: "curate".to_owned(),
         home: "train".to_owned(),
-        outputs: ["dev", "test", "dropped", "curation.json", "train"]
-            .map(str::to_owned)
-            .to_vec(),
+        outputs: [
+            "dev",
+            "test",
+            "dropped",
+            "near_duplicates",
+            "curation.json",
+            "train",
+        ]
+        .map(str::to_owned)
+        .to_vec(),
         settings: json!({ "curate": settings_of(settings)?, "seed": seed }),
         inputs,
     };
@@ -55,12 +67,17 @@ pub fn curate(context: &Context) -> anyhow::Result<StageOutcome> {
             write_list(&out.join(split.name()), lists.get(split))?;
         }
         write_list(&out.join("dropped"), &lists.dropped)?;
+        let prompts = import::published(&context.dir.path("prompts"))?;
+        let near = near_duplicates_of(&prompts, &lists.train, settings, seed);
+        write_list(&out.join("near_duplicates"), &near)?;
         let counts = counts([
             ("to train on", lists.train.len()),
             ("for dev", lists.dev.len()),
             ("for test", lists.test.len()),
             ("dropped", lists.dropped.len()),
+            ("near-duplicates", near.len()),
         ]);
+        let near_in = |split| near.iter().filter(|near| near.split == split).count();
         let size = |split| {
             let list = lists.get(split);
             json!({ "sequences": list.len(), "prompts": prompt_ids(list).len() })
@@ -70,6 +87,7 @@ pub fn curate(context: &Context) -> anyhow::Result<StageOutcome> {
             "dev": size(Split::Dev),
             "test": size(Split::Test),
             "dropped": lists.reasons(),
+            "near_duplicates": { "dev": near_in(Split::Dev), "test": near_in(Split::Test) },
         });
         let summary = canonical_json(&summary) + "\n";
         replace_file(&out.join("curation.json"), summary.as_bytes())?;
@@ -253,6 +271,26 @@ fn filter_reason(keep: KeptAnswers, finish_reason: FinishReason) -> Option<&'sta
         (_, FinishReason::ToolCalls) => Some("it ended in a tool call"),
         (_, FinishReason::ContentFilter) => Some("the teacher's filter cut it"),
     }
+}
+
+/// Finds the prompts of dev and test that are near-duplicates of prompts to train on, which are those with an answer in
+/// `train`.
+fn near_duplicates_of(
+    prompts: &[Prompt],
+    train: &[Selected],
+    settings: &CurateSettings,
+    seed: u32,
+) -> Vec<NearDuplicate> {
+    let trained_on = prompt_ids(train);
+    let (mut train, mut others) = (Vec::new(), Vec::new());
+    for prompt in prompts {
+        match settings.split(seed, &prompt.id) {
+            Split::Train if !trained_on.contains(prompt.id.as_str()) => {}
+            Split::Train => train.push(prompt),
+            split => others.push((split, prompt)),
+        }
+    }
+    near_duplicates(&train, &others)
 }
 
 fn prompt_ids(list: &[Selected]) -> HashSet<&str> {

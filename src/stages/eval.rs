@@ -4,39 +4,40 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use potstill_datasets::{RunModel, SequenceValues, Split, read_shard, replace_file, write_shard};
-use potstill_eval::{Heldout, Metric, interval};
-use potstill_model::Llama;
-use potstill_student::{SignalKind, evaluate};
+use potstill_eval::{Metric, TestText, interval};
+use potstill_model::{Config, Llama};
+use potstill_student::{SignalKind, Unigram, evaluate};
 use serde_json::json;
 
 use super::models::{load, model_key, results_file, test_home};
 use super::rows::SelectedRows;
 use super::{
-    Context, StageOutcome, StageSummary, answers, counts, for_each_model, run_stage, score,
+    Context, StageOutcome, StageSummary, answers, checkpoint, counts, for_each_model, own_text,
+    run_stage, score,
 };
 use crate::interrupt;
 use crate::run_dir::StagePlan;
 
 const SAMPLES_FILE: &str = "samples.parquet";
 
-/// Measures every model of the run on the answers of test, and lets it answer the prompts of test.
+/// Measures every model of the run on the answers of test and on its own text, and lets it answer the prompts of test.
 ///
 /// # Errors
 /// When nothing was curated, or a student is not yet exported.
 pub fn eval(context: &Context) -> anyhow::Result<StageOutcome> {
-    let mut models = vec![RunModel::Base];
-    models.extend(context.variants().into_iter().map(RunModel::Trained));
-    let measured = for_each_model(&models, |model| eval_one(context, *model))?;
-    if matches!(measured, StageOutcome::Stopped | StageOutcome::WouldRun) {
-        return Ok(measured);
-    }
-    if context.run.settings.local().is_some() {
-        models.insert(0, RunModel::Teacher);
-    }
-    let answered = for_each_model(&models, |model| answers::answer_one(context, *model))?;
-    Ok(match answered {
-        StageOutcome::UpToDate => measured,
-        _ => answered,
+    type Measurement = fn(&Context, RunModel) -> anyhow::Result<StageOutcome>;
+    let variants = context.variants().into_iter().map(RunModel::Trained);
+    let networks: Vec<RunModel> = [RunModel::Base].into_iter().chain(variants).collect();
+    let teacher = context.run.settings.local().map(|_| RunModel::Teacher);
+    let with = |measurement: Measurement, extra: Option<RunModel>| {
+        let models = extra.into_iter().chain(networks.clone());
+        models.map(move |model| (measurement, model))
+    };
+    let measurements = with(eval_one, Some(RunModel::Unigram))
+        .chain(with(answers::answer_one, teacher))
+        .chain(with(own_text::own_text_one, None));
+    for_each_model(measurements, |(measurement, model)| {
+        measurement(context, model)
     })
 }
 
@@ -44,8 +45,14 @@ pub fn eval(context: &Context) -> anyhow::Result<StageOutcome> {
 fn eval_one(context: &Context, model: RunModel) -> anyhow::Result<StageOutcome> {
     let plan = plan(context, model)?;
     run_stage(context, &plan, |out| {
-        let weights = load(context, model)?;
-        let values = measure(context, &plan.stage, &weights, Split::Test, out, &plan.home)?;
+        let (stage, home) = (&plan.stage, &plan.home);
+        let values = match model {
+            RunModel::Unigram => measure_unigram(context, stage, out, home)?,
+            _ => {
+                let weights = load(context, model)?;
+                measure(context, stage, &weights, Split::Test, out, home)?
+            }
+        };
         Ok(values.map(|values| {
             let tokens = values.iter().map(|v| v.tokens as usize).sum();
             StageSummary::new(counts([("sequences", values.len()), ("tokens", tokens)]))
@@ -73,26 +80,69 @@ pub(super) fn measure(
         interrupt::control_flow()
     };
     let mut row = |i| rows.get(i);
-    let chunk_rows = file.train.chunk_rows;
-    let kind = match file.has_signals() {
+    let (kind, chunk_rows) = (signal_kind(context), file.train.chunk_rows);
+    let values = evaluate(weights, &mut row, len, kind, chunk_rows, &mut on_row)?;
+    if let Some(values) = &values {
+        write_values(context, values, out, home)?;
+    }
+    Ok(values)
+}
+
+/// Fits the unigram to the answers in `train/` and measures it as [`measure`] does a model.
+fn measure_unigram(
+    context: &Context,
+    stage: &str,
+    out: &Path,
+    home: &str,
+) -> anyhow::Result<Option<Vec<SequenceValues>>> {
+    let kind = signal_kind(context);
+    let folder = checkpoint::student(&context.run)?;
+    let vocab = Config::from_dir(&folder)?.vocab_size;
+    let mut train = SelectedRows::open(context, Split::Train)?;
+    let mut test = SelectedRows::open(context, Split::Test)?;
+    let (to_fit, to_measure) = (train.list.len(), test.list.len());
+    let console = &context.console;
+    let mut progress = console.progress(stage, "sequences", 0, to_measure as u64);
+    let unigram = Unigram::fit(&mut |i| train.get(i), to_fit, vocab, kind)?;
+    let mut on_row = |done| {
+        progress.update(done as u64, 0, "");
+        interrupt::control_flow()
+    };
+    let values = unigram.evaluate(&mut |i| test.get(i), to_measure, kind, &mut on_row)?;
+    if let Some(values) = &values {
+        write_values(context, values, out, home)?;
+    }
+    Ok(values)
+}
+
+/// Returns what the rows of the run hold.
+fn signal_kind(context: &Context) -> SignalKind {
+    match context.run.settings.has_signals() {
         true => SignalKind::Distributions,
         false => SignalKind::Text,
-    };
-    let values = evaluate(weights, &mut row, len, kind, chunk_rows, &mut on_row)?;
-    let Some(values) = values else {
-        return Ok(None);
-    };
-    write_shard(&out.join(home).join(SAMPLES_FILE), &values, &[])?;
-    let figure = |metric| interval(&values, metric);
+    }
+}
+
+/// Writes values to the folder `home` below `out`, and their figures to the file beside it.
+fn write_values(
+    context: &Context,
+    values: &[SequenceValues],
+    out: &Path,
+    home: &str,
+) -> anyhow::Result<()> {
+    write_shard(&out.join(home).join(SAMPLES_FILE), values, &[])?;
+    let figure = |metric| interval(values, metric);
     let results = json!({
-        "text": Heldout::from_values(&values)?,
+        "text": TestText::from_values(values)?,
         "kl": figure(Metric::Kl)?,
         "nll": figure(Metric::Nll)?,
         "agreement": figure(Metric::Agreement)?,
     });
     let results = serde_json::to_string_pretty(&results)? + "\n";
-    replace_file(&out.join(results_file(home)), results.as_bytes())?;
-    Ok(Some(values))
+    Ok(replace_file(
+        &out.join(results_file(home)),
+        results.as_bytes(),
+    )?)
 }
 
 fn plan(context: &Context, model: RunModel) -> anyhow::Result<StagePlan> {

@@ -6,16 +6,14 @@ use potstill_model::{DType, Llama};
 
 use super::{Context, checkpoint, start};
 
-/// Message for a part of the program that treats the unigram like a network.
-const NO_WEIGHTS: &str = "the unigram is a single distribution and has no weights to load";
-
-/// Returns the key that identifies a model's weights, for the key of a stage that reads them.
+/// Returns the key that identifies a model's weights, for the key of a stage that reads them. The unigram follows from
+/// the answers in `train/`.
 pub(super) fn model_key(context: &Context, model: RunModel) -> anyhow::Result<String> {
     let run = &context.run;
     match model {
         RunModel::Teacher => checkpoint::content_hash(&checkpoint::teacher(run)?),
         RunModel::Base => start::start_key(run, 0),
-        RunModel::Unigram => bail!(NO_WEIGHTS),
+        RunModel::Unigram => Ok(context.dir.require("train", "curate", run)?.content_hash()),
         RunModel::Trained(variant) => Ok(context
             .dir
             .require(&export_home(variant), "export", run)?
@@ -32,7 +30,9 @@ pub(super) fn load(context: &Context, model: RunModel) -> anyhow::Result<Llama> 
             checkpoint::dtype(checkpoint::teacher_table(run)?.dtype),
         ),
         RunModel::Base => return start::start(context, 0),
-        RunModel::Unigram => bail!(NO_WEIGHTS),
+        RunModel::Unigram => {
+            bail!("the unigram is a single distribution and has no weights to load")
+        }
         RunModel::Trained(variant) => (context.dir.path(&export_home(variant)), DType::F32),
     };
     Ok(potstill_model::load(&folder, dtype, &context.device)?)
@@ -51,6 +51,11 @@ pub(super) fn test_home(model: RunModel) -> String {
 /// Folder of a model's graded answers, below the run directory.
 pub(super) fn answers_home(model: RunModel) -> String {
     format!("students/{model}/eval/answers")
+}
+
+/// Folder of a model's divergence on its own text, below the run directory.
+pub(super) fn own_text_home(model: RunModel) -> String {
+    format!("students/{model}/eval/own_text")
 }
 
 /// File of a model's figures as JSON. It is beside the folder of the table, so that other tools can read that folder.

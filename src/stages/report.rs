@@ -1,19 +1,20 @@
 //! `report`: combines manifests and results into `report.html`, `report.md` and `report.json`.
 
 mod measured;
+mod splits;
 
 use std::collections::BTreeMap;
 
 use anyhow::Context as _;
 use potstill_datasets::{Manifest, RunModel, replace_file};
 use potstill_eval::{
-    Evidence, Heldout, LossCurve, LossPoint, Provenance, Report, SamplingCheck, StageFacts,
+    Evidence, LossCurve, LossPoint, Provenance, Report, SamplingCheck, StageFacts, TestText,
     conclude, covered_seconds,
 };
 use serde_json::json;
 
-use super::models::{answers_home, export_home, test_home};
-use super::{Context, StageOutcome, StageSummary, counts, export, run_stage, sampling};
+use super::models::{answers_home, export_home, own_text_home, test_home};
+use super::{Context, StageOutcome, StageSummary, counts, export, run_stage, sampling, tune};
 use crate::events::Event;
 use crate::run_dir::{Counts, StagePlan};
 
@@ -27,11 +28,11 @@ const FILES: [&str; 3] = ["report.html", "report.md", "report.json"];
 pub fn report(context: &Context) -> anyhow::Result<StageOutcome> {
     let run = &context.run;
     let arms = context.arms();
-    let models: Vec<RunModel> = ([RunModel::Base].into_iter())
+    let models: Vec<RunModel> = ([RunModel::Base, RunModel::Unigram].into_iter())
         .chain(arms.iter().map(|arm| arm.first().into()))
         .collect();
     let mut inputs = BTreeMap::new();
-    for (home, stage) in homes(context) {
+    for (home, stage) in homes(context)? {
         let manifest = context.dir.require(&home, &stage, run)?;
         inputs.insert(home, manifest.content_hash());
     }
@@ -80,7 +81,7 @@ pub fn open(context: &Context) {
 }
 
 /// Lists each published folder of a run with the stage that writes it.
-fn homes(context: &Context) -> Vec<(String, String)> {
+fn homes(context: &Context) -> anyhow::Result<Vec<(String, String)>> {
     let file = &context.run.settings;
     let mut homes = vec![("prompts", "import"), ("completions", "collect")];
     if file.score.is_some() {
@@ -94,19 +95,27 @@ fn homes(context: &Context) -> Vec<(String, String)> {
         .into_iter()
         .map(|(home, stage)| (home.to_owned(), stage.to_owned()))
         .collect();
+    for home in tune::homes(context)? {
+        homes.push((home, "tune".to_owned()));
+    }
     let mut models = vec![RunModel::Base];
     for variant in context.variants() {
         homes.push((format!("students/{variant}"), "train".to_owned()));
         homes.push((export_home(variant), "export".to_owned()));
         models.push(variant.into());
     }
-    homes.extend((models.iter()).map(|model| (test_home(*model), "eval".to_owned())));
+    let on_test = models.iter().copied().chain([RunModel::Unigram]);
+    homes.extend(on_test.map(|model| (test_home(model), "eval".to_owned())));
+    if file.eval.own_text.is_some() {
+        let models = models.iter();
+        homes.extend(models.map(|model| (own_text_home(*model), "eval".to_owned())));
+    }
     if file.eval.answers.is_some() {
         let teacher = file.local().map(|_| RunModel::Teacher);
         let models = teacher.into_iter().chain(models);
         homes.extend(models.map(|model| (answers_home(model), "eval".to_owned())));
     }
-    homes
+    Ok(homes)
 }
 
 fn build(context: &Context, models: &[RunModel]) -> anyhow::Result<Report> {
@@ -117,20 +126,24 @@ fn build(context: &Context, models: &[RunModel]) -> anyhow::Result<Report> {
     let sampling = sampling::published(context)?;
     let provenance = provenance(context, sampling.as_ref())?;
     let (stages, seconds) = stages(context)?;
+    let tuning = tune::tuned_rates(context)?;
     Ok(Report {
         run: context.run.settings.run.name.as_str().to_owned(),
         potstill: env!("CARGO_PKG_VERSION").to_owned(),
         conclusion: conclude(&Evidence {
             teacher: teacher.as_ref(),
+            tuning: &tuning,
             sampling: sampling.as_ref(),
             ..Evidence::of(&students, &comparisons)
         }),
-        heldout: Heldout::from_values(measured.measurements.heldout())?,
+        test: TestText::from_values(measured.measurements.heldout())?,
         grader: context.run.settings.eval.answers.as_ref().map(|a| a.grader),
         teacher,
         students,
         comparisons,
+        splits: Some(splits::splits(context)?),
         sampling,
+        tuning,
         losses: losses(context, models)?,
         samples: measured.samples(context)?,
         stages,
@@ -143,7 +156,8 @@ fn build(context: &Context, models: &[RunModel]) -> anyhow::Result<Report> {
 /// Reads the loss curves from the metrics of each training step.
 fn losses(context: &Context, models: &[RunModel]) -> anyhow::Result<Vec<LossCurve>> {
     let mut curves = Vec::new();
-    for model in models.iter().filter(|model| **model != RunModel::Base) {
+    let is_trained = |model: &&RunModel| matches!(model, RunModel::Trained(_));
+    for model in models.iter().filter(is_trained) {
         let path = context.dir.path(&format!("students/{model}/metrics.jsonl"));
         let text = std::fs::read_to_string(&path)
             .with_context(|| format!("cannot read {}", path.display()))?;
@@ -161,7 +175,7 @@ fn stages(context: &Context) -> anyhow::Result<(Vec<StageFacts>, f64)> {
     let ledger = context.dir.ledger()?;
     let mut facts = Vec::new();
     let mut spans = Vec::new();
-    for (home, _) in homes(context) {
+    for (home, _) in homes(context)? {
         let Some(Manifest {
             stage,
             counts,

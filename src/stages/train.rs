@@ -1,10 +1,15 @@
 //! `train`: trains the student and its controls in their folders below `students/`.
 
-use potstill_datasets::Variant;
+use std::fs::{self, File};
+use std::path::Path;
+
+use anyhow::Context as _;
+use potstill_datasets::{Manifest, Variant};
 
 use super::training::{Training, outcome_without_training, schedule, train_each};
-use super::{Context, StageOutcome};
-use crate::run_dir::StagePlan;
+use super::{Context, StageOutcome, tune};
+use crate::events::Event;
+use crate::run_dir::{LedgerLine, StagePlan, now};
 
 /// Trains each student of the run file that is not yet trained.
 ///
@@ -13,31 +18,119 @@ use crate::run_dir::StagePlan;
 /// fails. Checkpoints are kept in all cases.
 pub fn train(context: &Context) -> anyhow::Result<StageOutcome> {
     let mut missing = Vec::new();
+    let mut all = StageOutcome::UpToDate;
     for variant in context.variants() {
         let training = training(context, variant)?;
         let plan = training.plan(context)?;
         match outcome_without_training(context, &plan)? {
-            Some(StageOutcome::UpToDate) => {}
+            Some(StageOutcome::UpToDate) => continue,
             Some(outcome) => return Ok(outcome),
+            None => {}
+        }
+        match tuned(context, &training)? {
+            Some((tuned, manifest)) => {
+                publish_tuned(context, &training, &plan, &tuned, manifest)?;
+                all = StageOutcome::Done;
+            }
             None => missing.push((training, plan)),
         }
     }
-    train_each(
-        context,
-        &missing,
-        |(training, plan): &(Training, StagePlan)| training.run(context, plan),
-    )
+    let one = |(training, plan): &(Training, StagePlan)| training.run(context, plan);
+    Ok(match train_each(context, &missing, one)? {
+        StageOutcome::UpToDate => all,
+        outcome => outcome,
+    })
 }
 
 /// The training of a model of the run.
 fn training(context: &Context, variant: Variant) -> anyhow::Result<Training> {
-    let file = &context.run.settings;
-    let learning_rate = file.train.rates(file.student.default_learning_rate());
-    let learning_rate = learning_rate.first().copied().unwrap_or_default();
     Ok(Training {
         stage: format!("train {variant}"),
         home: format!("students/{variant}"),
         variant,
-        schedule: schedule(context, learning_rate)?,
+        schedule: schedule(context, tune::rate_of(context, variant.arm)?)?,
     })
+}
+
+/// Returns the training by which `tune` trained the same model, if there is one.
+fn tuned(context: &Context, training: &Training) -> anyhow::Result<Option<(Training, Manifest)>> {
+    let Variant { arm, seed_index } = training.variant;
+    if seed_index != 0 || context.run.settings.train.learning_rates.is_empty() {
+        return Ok(None);
+    }
+    let tuned = tune::training(context, arm, training.schedule.learning_rate)?;
+    let manifest = context.dir.published(&tuned.home)?;
+    let key = tuned.plan(context)?.key();
+    Ok(manifest
+        .filter(|manifest| manifest.key == key)
+        .map(|manifest| (tuned, manifest)))
+}
+
+/// Publishes a training of `tune` as a model of the run. The files are links, since a published training does not
+/// change.
+fn publish_tuned(
+    context: &Context,
+    training: &Training,
+    plan: &StagePlan,
+    tuned: &Training,
+    manifest: Manifest,
+) -> anyhow::Result<()> {
+    let Context { dir, console, .. } = context;
+    training.prepare_folder(context, plan)?;
+    let (from, to) = (dir.path(&tuned.home), dir.path(&training.home));
+    for name in ["metrics.jsonl", "tensorboard"] {
+        link(&from.join(name), &to.join(name))?;
+    }
+    let last = dir.path(&training.last_checkpoint());
+    // A checkpoint's folder gets its name when it is complete, as the trainer does it.
+    let beside = last.with_file_name(".step-linked.tmp");
+    link(&dir.path(&tuned.last_checkpoint()), &beside)?;
+    rename(&beside, &last)?;
+    let counts = manifest.counts;
+    training.publish(context, plan, counts.clone())?;
+    dir.log(&LedgerLine {
+        stage: training.stage.clone(),
+        started_unix_seconds: now(),
+        seconds: 0.0,
+        finished: true,
+        counts: counts.clone(),
+    })?;
+    let (stage, tuned) = (&training.stage, &tuned.stage);
+    console.emit(&Event::finished(stage, counts, 0.0));
+    console.detail(&format!("{stage}: the training of `{tuned}`"));
+    Ok(())
+}
+
+/// Links a file, or all files of a folder, under another name. Copies where the file system has no links. What was
+/// there before is replaced.
+fn link(from: &Path, to: &Path) -> anyhow::Result<()> {
+    let cannot = || format!("cannot link {} to {}", from.display(), to.display());
+    if from.is_dir() {
+        fs::create_dir_all(to).with_context(cannot)?;
+        for entry in fs::read_dir(from).with_context(cannot)? {
+            let entry = entry.with_context(cannot)?;
+            link(&entry.path(), &to.join(entry.file_name()))?;
+        }
+        return Ok(());
+    }
+    if to.exists() {
+        fs::remove_file(to).with_context(cannot)?;
+    }
+    fs::hard_link(from, to)
+        .or_else(|_| {
+            fs::copy(from, to)?;
+            File::open(to)?.sync_all()
+        })
+        .with_context(cannot)
+}
+
+/// Renames a complete folder, which replaces the one that an interrupted process left.
+fn rename(from: &Path, to: &Path) -> anyhow::Result<()> {
+    let parent = to.parent().unwrap_or(Path::new("."));
+    if to.exists() {
+        fs::remove_dir_all(to).with_context(|| format!("cannot replace {}", to.display()))?;
+    }
+    fs::rename(from, to)
+        .and_then(|()| File::open(parent)?.sync_all())
+        .with_context(|| format!("cannot rename {} to {}", from.display(), to.display()))
 }

@@ -273,7 +273,7 @@ pub(super) fn train_each<S: Sync>(
     trainings: &[S],
     one: impl Fn(&S) -> anyhow::Result<StageOutcome> + Sync,
 ) -> anyhow::Result<StageOutcome> {
-    match is_small(context)? {
+    match is_small(context)? && !context.dry_run {
         true => side_by_side(trainings, one),
         false => for_each_model(trainings, one),
     }

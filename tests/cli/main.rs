@@ -16,3 +16,4 @@ mod reports;
 mod runs;
 mod secure;
 mod served;
+mod training;

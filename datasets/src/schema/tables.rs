@@ -12,8 +12,8 @@ use super::value::{ColumnValue, field_of, record, struct_lists};
 use super::{Record, batch, check_columns};
 use crate::error::Error;
 use crate::records::{
-    Completion, Dropped, Failed, Message, OwnText, Prompt, SampledToken, Selected, SequenceValues,
-    TaskSample, ToolCall, TopToken, Usage, Verdict,
+    Completion, Dropped, Failed, Message, NearDuplicate, OwnText, Prompt, SampledToken, Selected,
+    SequenceValues, TaskSample, ToolCall, TopToken, Usage, Verdict,
 };
 
 struct_lists!(ToolCall, [id, name, arguments]);
@@ -77,6 +77,12 @@ record!(
     Dropped,
     "dropped",
     [prompt_id, sample_index, reason],
+    any_content
+);
+record!(
+    NearDuplicate,
+    "near_duplicates",
+    [split, prompt_id, train_prompt_id, similarity],
     any_content
 );
 record!(

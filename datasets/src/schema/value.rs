@@ -11,6 +11,7 @@ use super::columns::{
     ColumnReader, NumberListReader, binaries, booleans, list, number_lists, numbers, optional,
     optional_number, optional_numbers, optional_strings, optional_text, required, strings,
 };
+use crate::curate::Split;
 use crate::error::Error;
 use crate::records::{FinishReason, Role};
 use crate::spelling::Spelling;
@@ -170,6 +171,7 @@ macro_rules! name_column {
 
 name_column!(FinishReason, "a reason to finish");
 name_column!(Role, "a role");
+name_column!(Split, "a split");
 
 /// Returns the column of a field, whose type follows from `_get`.
 pub(super) fn field_of<R, T: ColumnValue>(name: &str, _get: fn(&R) -> &T) -> Field {

@@ -9,7 +9,7 @@ use potstill_model::Config;
 
 use crate::stages::eval::values;
 use crate::stages::models::export_home;
-use crate::stages::{Context, answers, checkpoint, export, start};
+use crate::stages::{Context, answers, checkpoint, export, own_text, start};
 
 /// Number of test prompts whose answers the report shows.
 const SAMPLES: usize = 60;
@@ -21,6 +21,12 @@ pub(super) struct Measured {
     prompts: Vec<Prompt>,
     /// Answers of each model with its first seed, the teacher first.
     answers: Vec<(RunModel, Vec<TaskSample>)>,
+}
+
+/// The models that can write text: all but the unigram.
+fn networks(models: &[RunModel]) -> impl Iterator<Item = RunModel> {
+    let models = models.iter().copied();
+    models.filter(|model| *model != RunModel::Unigram)
 }
 
 impl Measured {
@@ -39,7 +45,7 @@ impl Measured {
         if let Some(settings) = &file.eval.answers {
             measured.prompts = answers::test_prompts(context, settings.grader)?;
             let teacher = file.local().map(|_| RunModel::Teacher);
-            for model in teacher.into_iter().chain(models.iter().copied()) {
+            for model in teacher.into_iter().chain(networks(models)) {
                 let answers = answers::published(context, model)?;
                 measured.answers.push((model, answers));
             }
@@ -53,15 +59,21 @@ impl Measured {
             };
             let mut seeds = Vec::new();
             for (seed_index, model) in (0..).zip(by_seed) {
+                let is_network = model != RunModel::Unigram;
                 let graded = match &file.eval.answers {
-                    Some(_) => Some(measured.grades(&answers::published(context, model)?)),
-                    None => None,
+                    Some(_) if is_network => {
+                        Some(measured.grades(&answers::published(context, model)?))
+                    }
+                    _ => None,
                 };
                 seeds.push(SeedMeasurements {
                     seed: start::seed(file, seed_index),
                     values: values(context, model)?,
                     graded,
-                    own_text: None,
+                    own_text: match is_network {
+                        true => own_text::published(context, model)?,
+                        false => None,
+                    },
                 });
             }
             let models = &mut measured.measurements.models;
@@ -108,7 +120,7 @@ impl Measured {
             let steps = trained.and_then(|m| m.counts.get("steps").copied());
             let facts = ModelFacts {
                 learned_from: export::learned_from(&context.run.settings, model),
-                parameters,
+                parameters: parameters.filter(|_| model != RunModel::Unigram),
                 steps: steps.unwrap_or_default(),
             };
             students.push(self.measurements.student_result(measured, facts)?);

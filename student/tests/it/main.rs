@@ -4,9 +4,11 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
 
 mod check;
+mod controls;
 mod dense;
 mod draws;
 mod evaluation;
+mod evaluation_golden;
 mod gradients;
 mod head_loss;
 mod losses;
@@ -15,7 +17,9 @@ mod losses_cases;
 mod losses_golden;
 mod losses_reference;
 mod other_tokenizers;
+mod own_text;
 mod plain;
 mod reference;
 mod resume;
 mod support;
+mod unigram;

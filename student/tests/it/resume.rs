@@ -89,6 +89,8 @@ fn a_run_that_is_stopped_and_resumed_ends_in_the_same_weights() {
     for (arm, settings) in [
         (Arm::Student, settings()),
         (Arm::Sft, settings()),
+        (Arm::SameToken, settings()),
+        (Arm::Smoothing, settings()),
         (Arm::Shuffled, settings()),
         (Arm::Student, packed),
     ] {

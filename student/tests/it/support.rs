@@ -57,20 +57,21 @@ pub(crate) fn tiny(dtype: DType) -> Llama {
     let config = Config::from_dir(dir.path()).unwrap();
     let model = Llama::init(&config, 3, dtype, &Device::flex()).unwrap();
     // With weights of standard deviation 0.02 all distributions are nearly uniform; larger weights test more.
-    larger(model)
+    scaled(model, 15.0)
 }
 
-fn larger(model: Llama) -> Llama {
-    struct Scale;
+/// Multiplies all weight matrices by a factor.
+pub(crate) fn scaled(model: Llama, factor: f64) -> Llama {
+    struct Scale(f64);
     impl potstill_model::MapParameters for Scale {
         fn matrix(&mut self, _: &str, tensor: Tensor<2>) -> Tensor<2> {
-            tensor * 15.0
+            tensor * self.0
         }
         fn vector(&mut self, _: &str, tensor: Tensor<1>) -> Tensor<1> {
             tensor
         }
     }
-    potstill_model::map_parameters(model, &mut Scale)
+    potstill_model::map_parameters(model, &mut Scale(factor))
 }
 
 /// Signals with ragged lengths, masks and supports; each is a valid coarse distribution.

@@ -6,9 +6,9 @@ use std::{fs, slice};
 
 use arrow_schema::{DataType, Field};
 use potstill_datasets::{
-    Completion, Dropped, Failed, FinishReason, Manifest, Message, OwnText, Prompt, Record, Role,
-    SCHEMA_VERSION, SampledToken, Selected, SequenceValues, Signal, TaskSample, ToolCall, TopToken,
-    Usage, Verdict, shard_name, write_shard,
+    Completion, Dropped, Failed, FinishReason, Manifest, Message, NearDuplicate, OwnText, Prompt,
+    Record, Role, SCHEMA_VERSION, SampledToken, Selected, SequenceValues, Signal, Split,
+    TaskSample, ToolCall, TopToken, Usage, Verdict, shard_name, write_shard,
 };
 
 use super::records;
@@ -70,6 +70,7 @@ fn the_documented_columns_are_those_of_the_code() {
         columns::<Signal>(),
         columns::<Selected>(),
         columns::<Dropped>(),
+        columns::<NearDuplicate>(),
         columns::<Failed>(),
         columns::<SequenceValues>(),
         columns::<Verdict>(),
@@ -104,6 +105,12 @@ fn a_run_for_other_readers() {
         row: 1,
         prompt_id: id.clone(),
         sample_index: 1,
+    };
+    let near_duplicate = NearDuplicate {
+        split: Split::Test,
+        prompt_id: id.clone(),
+        train_prompt_id: id.clone(),
+        similarity: 0.875,
     };
     let failed = Failed {
         prompt_id: id.clone(),
@@ -149,6 +156,7 @@ fn a_run_for_other_readers() {
     write_shard(&shard("train", 0), slice::from_ref(&chosen), &[]).unwrap();
     write_shard(&shard("dev", 0), slice::from_ref(&chosen), &[]).unwrap();
     write_shard(&shard("test", 0), &[chosen], &[]).unwrap();
+    write_shard(&shard("near_duplicates", 0), &[near_duplicate], &[]).unwrap();
     // A table without rows.
     write_shard::<Dropped>(&shard("dropped", 0), &[], &[]).unwrap();
     write_shard(&samples("gsm8k"), &[task_sample], &[]).unwrap();

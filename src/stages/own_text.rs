@@ -1,0 +1,171 @@
+//! The part of `eval` that lets the models answer test prompts at temperature 1, and measures how far they are from a
+//! local teacher on their own answers.
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+
+use anyhow::{Context as _, bail};
+use potstill_datasets::{
+    Encoded, OwnText, Prompt, RunModel, Split, read_shard, replace_file, write_shard,
+};
+use potstill_eval::EvalOwnText;
+use potstill_model::Llama;
+use potstill_student::own_text_kl;
+use potstill_teacher::{Ask, Local, Sampling};
+use serde_json::json;
+
+use super::models::{load, model_key, own_text_home, results_file};
+use super::{Context, StageOutcome, StageSummary, answers, checkpoint, counts, import, run_stage};
+use crate::interrupt;
+use crate::run_dir::{StagePlan, settings_of};
+
+const SAMPLES_FILE: &str = "samples.parquet";
+
+/// Measures one model on its own text, if the run file has `own_text` in `[eval]`.
+pub(super) fn own_text_one(context: &Context, model: RunModel) -> anyhow::Result<StageOutcome> {
+    let run = &context.run;
+    let file = &run.settings;
+    let Some(settings) = &file.eval.own_text else {
+        return Ok(StageOutcome::UpToDate);
+    };
+    let prompts = context.dir.require("prompts", "import", run)?;
+    let home = own_text_home(model);
+    let plan = StagePlan {
+        stage: format!("own text {model}"),
+        home: home.clone(),
+        outputs: vec![home.clone(), results_file(&home)],
+        settings: json!({
+            "own_text": settings_of(settings)?,
+            "test": file.curate.test,
+            "seed": file.run.seed,
+            "reasoning": settings_of(&file.collect.reasoning)?,
+            "chunk_rows": file.train.chunk_rows,
+        }),
+        inputs: BTreeMap::from([
+            ("prompts".to_owned(), prompts.content_hash()),
+            ("model".to_owned(), model_key(context, model)?),
+            ("teacher".to_owned(), model_key(context, RunModel::Teacher)?),
+        ]),
+    };
+    run_stage(context, &plan, |out| {
+        check_tokenizers(context)?;
+        let prompts = test_prompts(context, settings.prompts)?;
+        let local = answers::open(context, model)?;
+        let teacher = load(context, RunModel::Teacher)?;
+        let Some(texts) = own_texts(context, settings, &plan.stage, (&local, &teacher), &prompts)?
+        else {
+            return Ok(None);
+        };
+        write_shard(&out.join(&home).join(SAMPLES_FILE), &texts, &[])?;
+        let tokens: usize = texts.iter().map(|text| text.tokens as usize).sum();
+        let nats: f64 = texts.iter().map(|text| text.reverse_kl_nats).sum();
+        let results = json!({
+            "prompts": texts.len(),
+            "tokens": tokens,
+            "reverse_kl": nats / tokens.max(1) as f64,
+        });
+        let results = serde_json::to_string_pretty(&results)? + "\n";
+        replace_file(&out.join(results_file(&home)), results.as_bytes())?;
+        Ok(Some(StageSummary::new(counts([
+            ("prompts", texts.len()),
+            ("tokens", tokens),
+        ]))))
+    })
+}
+
+/// Checks that the student's token ids are the teacher's, because the teacher scores the ids that a student sampled.
+fn check_tokenizers(context: &Context) -> anyhow::Result<()> {
+    let run = &context.run;
+    let (student, teacher) = (checkpoint::student(run)?, checkpoint::teacher(run)?);
+    let fingerprint = |folder| -> anyhow::Result<String> {
+        Ok(checkpoint::tokenizer(folder)?.fingerprint().to_owned())
+    };
+    if fingerprint(&student)? != fingerprint(&teacher)? {
+        bail!(
+            "the student's tokenizer in {} differs from the teacher's in {}, so the teacher cannot score the student's text\nhint: leave `own_text` of [eval] out, or name a checkpoint of the teacher's family in [student]",
+            student.display(),
+            teacher.display()
+        );
+    }
+    Ok(())
+}
+
+/// Returns at most `limit` test prompts, those with the smallest ids: the ids are hashes, so the choice does not depend
+/// on the order of the data.
+fn test_prompts(context: &Context, limit: usize) -> anyhow::Result<Vec<Prompt>> {
+    let file = &context.run.settings;
+    let mut prompts = import::published(&context.dir.path("prompts"))?;
+    prompts.retain(|p| file.curate.split(file.run.seed, &p.id) == Split::Test);
+    if prompts.is_empty() {
+        bail!("there is no test prompt\nhint: raise `test` in [curate], or import more prompts");
+    }
+    prompts.sort_by(|a, b| a.id.cmp(&b.id));
+    prompts.truncate(limit);
+    Ok(prompts)
+}
+
+/// Lets a model answer the prompts and scores the answers with the teacher. An answer's randomness follows from the run's
+/// seed and the prompt, so it is the same for all models.
+fn own_texts(
+    context: &Context,
+    settings: &EvalOwnText,
+    stage: &str,
+    (model, teacher): (&Local, &Llama),
+    prompts: &[Prompt],
+) -> anyhow::Result<Option<Vec<OwnText>>> {
+    let file = &context.run.settings;
+    let sampling = Sampling {
+        max_new_tokens: settings.max_new_tokens,
+        temperature: 1.0,
+        ..Sampling::default()
+    };
+    let seed = u64::from(file.run.seed);
+    let mut work = (context.console).progress(stage, "answers", 0, prompts.len() as u64);
+    let (mut texts, mut tokens) = (Vec::with_capacity(prompts.len()), 0);
+    for batch in prompts.chunks(settings.batch) {
+        let ask = |prompt| Ask {
+            prompt,
+            sample_index: 0,
+        };
+        let asks: Vec<Ask<'_>> = batch.iter().map(ask).collect();
+        let go_on = &mut |_: usize| ControlFlow::Continue(());
+        let completions = model.sample(&asks, &sampling, &[], seed, go_on)?;
+        let completions = completions.context("the model stopped without being asked to")?;
+        for (prompt, completion) in batch.iter().zip(completions) {
+            let mut token_ids = model.prompt_ids(prompt)?.to_vec();
+            let prompt_tokens = token_ids.len();
+            token_ids.extend(completion.tokens.iter().filter_map(|token| token.id));
+            let count = token_ids.len() - prompt_tokens;
+            let text = Encoded {
+                loss_mask: (0..token_ids.len()).map(|t| t >= prompt_tokens).collect(),
+                token_ids,
+            };
+            let chunk_rows = file.train.chunk_rows;
+            texts.push(OwnText {
+                prompt_id: completion.prompt_id,
+                sample_index: completion.sample_index,
+                tokens: count as u32,
+                reverse_kl_nats: own_text_kl(model.model(), teacher, text, chunk_rows)?,
+            });
+            tokens += count;
+        }
+        work.update(texts.len() as u64, tokens as u64, "");
+        if interrupt::is_requested() && texts.len() < prompts.len() {
+            return Ok(None);
+        }
+    }
+    Ok(Some(texts))
+}
+
+/// Reads a model's published own text; `None` if the run file does not ask for it.
+pub(crate) fn published(
+    context: &Context,
+    model: RunModel,
+) -> anyhow::Result<Option<Vec<OwnText>>> {
+    if context.run.settings.eval.own_text.is_none() {
+        return Ok(None);
+    }
+    let path = context.dir.path(&own_text_home(model)).join(SAMPLES_FILE);
+    let texts: Result<Vec<OwnText>, _> = read_shard::<OwnText>(&path)?.collect();
+    Ok(Some(texts?))
+}

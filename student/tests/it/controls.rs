@@ -1,0 +1,130 @@
+//! The controls `same_token` and `smoothing` against trainings that must equal them.
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+
+use burn::tensor::DType;
+use potstill_datasets::{Signal, SignalRow};
+use potstill_model::{Llama, Parameter, named_parameters};
+use potstill_student::{Arm, TrainSettings, TrainingPlan, TrainingResult, train};
+
+use crate::support::{settings, signals, tiny};
+
+fn run(data: &[Signal], arm: Arm, settings: &TrainSettings) -> TrainingResult {
+    let dir = tempfile::tempdir().unwrap();
+    let mut row = |index: usize| Ok(data[index].clone());
+    let mut on_step = |_: &potstill_student::StepMetrics| ControlFlow::Continue(());
+    train(
+        tiny(DType::F32),
+        &mut row,
+        data.len(),
+        &TrainingPlan {
+            arm,
+            settings,
+            schedule: settings.schedule(data.len(), settings.learning_rate.unwrap()),
+        },
+        dir.path(),
+        &mut on_step,
+    )
+    .unwrap()
+}
+
+fn bits(model: &Llama) -> Vec<u32> {
+    let numbers = |(_, parameter): (String, Parameter)| match parameter {
+        Parameter::Matrix(tensor) => tensor.into_data().iter::<f32>().collect::<Vec<_>>(),
+        Parameter::Vector(tensor) => tensor.into_data().iter::<f32>().collect::<Vec<_>>(),
+    };
+    let numbers = named_parameters(model).into_iter().flat_map(numbers);
+    numbers.map(f32::to_bits).collect()
+}
+
+/// Gives every sequence a twin with another first token, so that each target token occurs in two contexts.
+fn with_twins(mut data: Vec<Signal>) -> Vec<Signal> {
+    let twins: Vec<Signal> = (data.iter().cloned())
+        .map(|mut signal| {
+            signal.token_ids[0] = (signal.token_ids[0] + 1) % 47;
+            signal
+        })
+        .collect();
+    data.extend(twins);
+    data
+}
+
+#[test]
+fn same_token_equals_the_student_if_distributions_ignore_the_context() {
+    let mut data = with_twins(signals(6, 47, 31));
+    let mut by_token: BTreeMap<u32, SignalRow> = BTreeMap::new();
+    for signal in &mut data {
+        let positions: Vec<usize> = signal.loss_positions().collect();
+        for (position, row) in positions.into_iter().zip(&mut signal.rows) {
+            let same = by_token.entry(signal.token_ids[position]);
+            *row = same.or_insert_with(|| row.clone()).clone();
+        }
+    }
+    let student = run(&data, Arm::Student, &settings());
+    let control = run(&data, Arm::SameToken, &settings());
+    assert_eq!(bits(&control.model), bits(&student.model));
+    assert_eq!(control.unique_positions, 0);
+}
+
+#[test]
+fn same_token_differs_from_the_student_if_distributions_depend_on_the_context() {
+    let data = with_twins(signals(6, 47, 31));
+    let student = run(&data, Arm::Student, &settings());
+    let control = run(&data, Arm::SameToken, &settings());
+    assert_ne!(bits(&control.model), bits(&student.model));
+}
+
+/// If every token occurs once, the targets are point masses, and forward KL to a point mass is cross-entropy.
+#[test]
+fn same_token_learns_unique_tokens_as_sft_does() {
+    let mut next = 0;
+    let data: Vec<Signal> = (signals(9, 47, 31).into_iter())
+        .map(|mut signal| {
+            let positions: Vec<usize> = signal.loss_positions().take(3).collect();
+            signal.token_ids.truncate(positions[2] + 1);
+            signal.loss_mask.truncate(positions[2] + 1);
+            signal.rows.truncate(3);
+            for (position, row) in positions.into_iter().zip(&mut signal.rows) {
+                (row.ids, row.logprobs) = (vec![next], vec![0.5f32.ln()]);
+                row.tail_logprob = 0.5f32.ln();
+                signal.token_ids[position] = next;
+                next += 1;
+            }
+            signal
+        })
+        .collect();
+    let control = run(&data, Arm::SameToken, &settings());
+    assert_eq!(control.unique_positions, u64::from(next));
+    let sft = run(&data, Arm::Sft, &settings());
+    let largest = (numbers(&control.model).iter().zip(numbers(&sft.model)))
+        .map(|(a, b)| (a - b).abs())
+        .fold(0.0, f32::max);
+    assert!(largest < 1e-4, "{largest}");
+}
+
+fn numbers(model: &Llama) -> Vec<f32> {
+    bits(model).into_iter().map(f32::from_bits).collect()
+}
+
+#[test]
+fn smoothing_is_sft_with_label_smoothing_of_the_mean_entropy() {
+    let mut data = signals(6, 47, 31);
+    for (i, row) in data.iter_mut().flat_map(|s| &mut s.rows).enumerate() {
+        row.entropy = 0.1 * (i % 7) as f32;
+    }
+    let control = run(&data, Arm::Smoothing, &settings());
+    let smoothing = control.label_smoothing.unwrap();
+    let mut smoothed = settings();
+    smoothed.objective.label_smoothing = smoothing;
+    let sft = run(&data, Arm::Sft, &smoothed);
+    assert_eq!(bits(&control.model), bits(&sft.model));
+
+    let rows: Vec<f64> = (data.iter().flat_map(|s| &s.rows))
+        .map(|row| f64::from(row.entropy))
+        .collect();
+    let mean = rows.iter().sum::<f64>() / rows.len() as f64;
+    let p = |id: usize| smoothing / 47.0 + if id == 3 { 1.0 - smoothing } else { 0.0 };
+    let entropy: f64 = (0..47).map(|id| -p(id) * p(id).ln()).sum();
+    assert!((entropy - mean).abs() < 1e-9, "{entropy} and {mean}");
+}
