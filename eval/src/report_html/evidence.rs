@@ -18,7 +18,7 @@ pub(super) fn comparisons(out: &mut String, report: &Report) {
     let primary = report.primary();
     if let Some(primary) = primary {
         out.push_str("<h3>Primary comparison</h3>\n<p class=\"note\">The finding rests on this comparison alone. It was chosen before the run, so its p-value is not corrected.</p>\n");
-        comparison_table(out, "Primary comparison", "p", &[primary]);
+        comparison_table(out, "Primary comparison", &[primary]);
     }
     seeds(out, report);
     let is_main = |c: &Comparison| {
@@ -33,7 +33,7 @@ pub(super) fn comparisons(out: &mut String, report: &Report) {
             "<h3>Other comparisons</h3>\n<p class=\"note\">Their p-values are corrected for the number of these comparisons ({}, Holm's method).</p>",
             main.len() + rest.len()
         );
-        comparison_table(out, "Other comparisons", "p (Holm)", &main);
+        comparison_table(out, "Other comparisons", &main);
     }
     if !rest.is_empty() {
         let _ = writeln!(
@@ -41,13 +41,13 @@ pub(super) fn comparisons(out: &mut String, report: &Report) {
             "<details><summary>{} comparisons by other figures</summary>",
             rest.len()
         );
-        comparison_table(out, "Comparisons by other figures", "p (Holm)", &rest);
+        comparison_table(out, "Comparisons by other figures", &rest);
         out.push_str("</details>\n");
     }
 }
 
-fn comparison_table(out: &mut String, label: &str, p: &str, comparisons: &[&Comparison]) {
-    let head = ["left − right", "difference", p, "left is", "detectable"];
+fn comparison_table(out: &mut String, label: &str, comparisons: &[&Comparison]) {
+    let head = ["left − right", "difference", "left is", "detectable"];
     let row = |c: &&Comparison| {
         let class = match c.verdict {
             Verdict::Better => "better",
@@ -66,10 +66,10 @@ fn comparison_table(out: &mut String, label: &str, p: &str, comparisons: &[&Comp
                 wording::signed(c.metric, c.difference.mean),
                 wording::signed_range(c.metric, &c.difference)
             )),
-            Cell::Figure(escape(&wording::p_number(c.adjusted_p))),
             Cell::Figure(format!(
-                "<span class=\"{class}\">{}</span>",
-                wording::verdict(c.verdict)
+                "<span class=\"{class}\">{}</span> <small>{}</small>",
+                wording::verdict(c.verdict),
+                escape(&wording::p_value(c.adjusted_p))
             )),
             Cell::Figure(c.detectable.map_or("–".to_owned(), |smallest| {
                 wording::value(c.metric, smallest)
