@@ -30,6 +30,11 @@ pub(crate) fn magnitude(figure: Figure, value: f64) -> String {
     format!("{}{}", signed.trim_start_matches('+'), unit(figure))
 }
 
+/// Formats the size of a difference for a table: `0.0123`, or `3.0 points`.
+pub(crate) fn detectable(figure: Figure, value: f64) -> String {
+    signed(figure, value.abs()).replace('+', "")
+}
+
 /// Formats a p-value with two digits: `p = 0.031`, or `p < 0.0001`.
 pub(crate) fn p_value(p: f64) -> String {
     match p {

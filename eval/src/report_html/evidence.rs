@@ -72,7 +72,7 @@ fn comparison_table(out: &mut String, label: &str, comparisons: &[&Comparison]) 
                 escape(&wording::p_value(c.adjusted_p))
             )),
             Cell::Figure(c.detectable.map_or("–".to_owned(), |smallest| {
-                wording::value(c.metric, smallest)
+                wording::detectable(c.metric, smallest)
             })),
         ]
     };
