@@ -191,7 +191,7 @@ impl SamplingCheck {
         let cause = match (mean > 0.0, self.is_beyond(self.mean_nats, self.z)) {
             // The text fits the distributions as they are, so they were given after temperature and nucleus.
             (_, false) => {
-                "the server's log-probabilities are those after temperature and nucleus, which are not the teacher's own distributions"
+                "the server ignores these settings, or its log-probabilities are those after temperature and nucleus, which are not the teacher's own distributions"
             }
             (true, _) if mean > self.entropy_nats.max(0.5) => {
                 "the distributions belong to other positions (a shift by one), to another text (a stale cache) or to another model"

@@ -337,3 +337,6 @@ impl<'a> Buckets<'a> {
         tokens + part(self.rest, rest) + sum.ln()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -121,6 +121,14 @@ pub(super) fn training(context: &Context, arm: Arm, rate: f64) -> anyhow::Result
     })
 }
 
+/// Metric by which rates are chosen: KL, or NLL without distributions.
+pub(super) fn metric(context: &Context) -> Metric {
+    match context.run.settings.has_signals() {
+        true => Metric::Kl,
+        false => Metric::Nll,
+    }
+}
+
 /// All rates with their figures on dev; none if the run file names no rates. The figure of a training that diverged is
 /// infinite.
 pub(super) fn tuned_rates(context: &Context) -> anyhow::Result<Vec<TunedRate>> {
@@ -152,21 +160,28 @@ pub(super) fn chosen_values(context: &Context) -> anyhow::Result<Vec<(Arm, Vec<S
         .collect()
 }
 
-/// Each published folder with the stage that writes it, for the report.
+/// Each folder that `tune` publishes, for the report; none if the run file names no rates.
 pub(super) fn homes(context: &Context) -> anyhow::Result<Vec<String>> {
-    let mut homes = Vec::new();
-    for training in trainings(context)? {
-        if !has_diverged(context, &training)? {
-            homes.push(dev_home(&training.home));
-        }
-        homes.push(training.home);
-    }
+    let mut homes = trained_homes(context, &trainings(context)?)?;
     if !homes.is_empty() {
         homes.push(HOME.to_owned());
     }
     Ok(homes)
 }
 
+/// Folders of the trainings and, of those that did not diverge, of their values on dev.
+fn trained_homes(context: &Context, trainings: &[Training]) -> anyhow::Result<Vec<String>> {
+    let mut homes = Vec::new();
+    for training in trainings {
+        homes.push(training.home.clone());
+        if !has_diverged(context, training)? {
+            homes.push(dev_home(&training.home));
+        }
+    }
+    Ok(homes)
+}
+
+/// Name of a training, such as `student-3e-3`.
 fn name(arm: Arm, rate: f64) -> String {
     format!("{}-{rate:e}", arm.name())
 }
@@ -309,19 +324,9 @@ fn dev_plan(context: &Context, training: &Training) -> anyhow::Result<StagePlan>
 /// Chooses the rate of each arm and writes `tuning.json`.
 fn choose(context: &Context, trainings: &[Training]) -> anyhow::Result<StageOutcome> {
     let run = &context.run;
-    let metric = match run.settings.has_signals() {
-        true => Metric::Kl,
-        false => Metric::Nll,
-    };
+    let metric = metric(context);
     let mut inputs = BTreeMap::new();
-    let mut homes = Vec::new();
-    for training in trainings {
-        homes.push(training.home.clone());
-        if !has_diverged(context, training)? {
-            homes.push(dev_home(&training.home));
-        }
-    }
-    for home in homes {
+    for home in trained_homes(context, trainings)? {
         let manifest = context.dir.require(&home, "tune", run)?;
         inputs.insert(home, manifest.content_hash());
     }
