@@ -314,7 +314,7 @@ pub(crate) fn list(dir: &Path) -> anyhow::Result<Vec<Selected>> {
 
 #[cfg(test)]
 mod tests {
-    use potstill_datasets::{Usage, Verdict};
+    use potstill_datasets::{Provenance, Usage, Verdict};
 
     use super::*;
 
@@ -338,6 +338,20 @@ mod tests {
             },
             tokens: Vec::new(),
             provenance: 0,
+        }
+    }
+
+    fn provenance() -> Provenance {
+        Provenance {
+            teacher: "t".to_owned(),
+            revision: String::new(),
+            engine: String::new(),
+            dtype: "f32".to_owned(),
+            tokenizer: String::new(),
+            template: String::new(),
+            sampling: "{}".to_owned(),
+            temperatures: Vec::new(),
+            licence: None,
         }
     }
 
@@ -370,7 +384,8 @@ mod tests {
         for table in ["completions", "verdicts"] {
             std::fs::create_dir(path(table)).unwrap();
         }
-        write_list(&path("completions"), &completions).unwrap();
+        let shard = path("completions").join(shard_name(0));
+        write_shard(&shard, &completions, &[provenance()]).unwrap();
         write_list(&path("verdicts"), &verdicts).unwrap();
         let verdicts = path("verdicts");
         let without = without.iter().cloned().collect();
