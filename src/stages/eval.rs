@@ -130,10 +130,8 @@ fn write_values(
     out: &Path,
     home: &str,
 ) -> anyhow::Result<()> {
-    let file = &context.run.settings;
     write_shard(&out.join(home).join(SAMPLES_FILE), values, &[])?;
-    let seed = u64::from(file.run.seed);
-    let figure = |metric| interval(values, metric, file.eval.resamples, seed);
+    let figure = |metric| interval(values, metric);
     let results = json!({
         "text": TestText::from_values(values)?,
         "kl": figure(Metric::Kl)?,
@@ -157,8 +155,6 @@ fn plan(context: &Context, model: RunModel) -> anyhow::Result<StagePlan> {
         outputs: vec![test_home(model), results_file(&test_home(model))],
         settings: json!({
             "chunk_rows": run.settings.train.chunk_rows,
-            "resamples": run.settings.eval.resamples,
-            "seed": u64::from(run.settings.run.seed),
         }),
         inputs: BTreeMap::from([
             ("completions".to_owned(), completions.content_hash()),
