@@ -493,7 +493,7 @@ mod tests {
         run.conclusion = conclude(&Evidence::of(&run.students, &run.comparisons));
         let html = run.to_html().unwrap();
         assert!(html.contains("there is no distillation to evaluate"));
-        assert!(html.contains("Training moved the student closer to the text: held-out NLL"));
+        assert!(html.contains("Training moved the student closer to the text: test NLL"));
         for absent in [
             "Distance to the teacher,",
             "Forward KL in training by",

@@ -16,7 +16,7 @@ pub struct GradeSettings {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct EvalSettings {
-    /// Number of bootstrap resamples for an interval.
+    /// Number of bootstrap resamples for the interval of the calibration error. All other intervals need none.
     #[serde(with = "Count")]
     pub resamples: usize,
     /// Lets every model answer the prompts of test, and grades the answers. Default: no answers.

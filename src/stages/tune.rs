@@ -5,14 +5,16 @@
 //! below it. `tuning.json` lists all rates and the choice. `train` publishes the trainings at the chosen rates without
 //! training them again.
 
+mod choice;
+
 use std::collections::BTreeMap;
 use std::fs;
 
 use anyhow::{Context as _, bail};
+use choice::{Choice, TriedRate, choose_lowest, mean};
 use potstill_datasets::{Arm, SequenceValues, Split, replace_file, row_count};
 use potstill_eval::{Metric, TunedRate};
 use potstill_model::DType;
-use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::collect::is_published;
@@ -28,26 +30,6 @@ const HOME: &str = "tuning";
 const CHOICE_FILE: &str = "tuning.json";
 /// Count in the manifest of a training that diverged.
 const DIVERGED: &str = "steps until the loss was not finite";
-
-/// Content of `tuning.json`.
-#[derive(Debug, Serialize, Deserialize)]
-struct Choice {
-    /// Metric by which the rates were chosen: KL, or NLL without distributions.
-    metric: Metric,
-    rates: Vec<TriedRate>,
-}
-
-/// A learning rate that was tried for an arm.
-#[derive(Debug, Serialize, Deserialize)]
-struct TriedRate {
-    arm: String,
-    learning_rate: f64,
-    /// Folder of the training, below the run directory.
-    training: String,
-    /// Figure on dev, nats per token; `None` if the training diverged.
-    dev: Option<f64>,
-    chosen: bool,
-}
 
 /// Trains every arm at each rate, measures the trained models on dev, and writes the choice.
 ///
@@ -366,29 +348,6 @@ fn choose(context: &Context, trainings: &[Training]) -> anyhow::Result<StageOutc
     })
 }
 
-/// Mean of a metric over the tokens of dev, nats per token.
-fn mean(values: &[SequenceValues], metric: Metric) -> f64 {
-    let tokens: f64 = values.iter().map(|v| f64::from(v.tokens)).sum();
-    metric.total(values) / tokens
-}
-
-/// Marks the rate of an arm with the lowest figure, the first one if several are equal.
-fn choose_lowest(rates: &mut [TriedRate], arm: &str) -> anyhow::Result<()> {
-    let of_arm = rates.iter_mut().filter(|tried| tried.arm == arm);
-    let lowest = of_arm.filter(|tried| tried.dev.is_some()).min_by(|a, b| {
-        a.dev
-            .partial_cmp(&b.dev)
-            .unwrap_or(std::cmp::Ordering::Equal)
-    });
-    match lowest {
-        Some(tried) => tried.chosen = true,
-        None => bail!(
-            "`{arm}` diverged at every learning rate\nhint: name lower rates in `learning_rates` of [train]"
-        ),
-    }
-    Ok(())
-}
-
 fn published_choice(context: &Context) -> anyhow::Result<Choice> {
     context.dir.require(HOME, "tune", &context.run)?;
     let path = context.dir.path(CHOICE_FILE);
@@ -404,35 +363,6 @@ fn published_choice(context: &Context) -> anyhow::Result<Choice> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn tried(arm: &str, learning_rate: f64, dev: Option<f64>) -> TriedRate {
-        TriedRate {
-            arm: arm.to_owned(),
-            learning_rate,
-            training: String::new(),
-            dev,
-            chosen: false,
-        }
-    }
-
-    #[test]
-    fn each_arm_keeps_the_rate_with_the_lowest_figure() {
-        let mut rates = [
-            tried("student", 1e-3, Some(0.5)),
-            tried("student", 2e-3, Some(0.25)),
-            tried("student", 4e-3, Some(0.25)),
-            tried("student", 8e-3, None),
-            tried("sft", 1e-3, Some(0.1)),
-            tried("sft", 2e-3, Some(0.3)),
-            tried("shuffled", 1e-3, None),
-        ];
-        choose_lowest(&mut rates, "student").unwrap();
-        choose_lowest(&mut rates, "sft").unwrap();
-        let chosen: Vec<bool> = rates.iter().map(|tried| tried.chosen).collect();
-        assert_eq!(chosen, [false, true, false, false, true, false, false]);
-        let error = choose_lowest(&mut rates, "shuffled").unwrap_err();
-        assert!(error.to_string().starts_with("`shuffled` diverged"));
-    }
 
     #[test]
     fn rates_have_names_that_differ() {
