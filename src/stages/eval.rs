@@ -83,7 +83,7 @@ pub(super) fn measure(
     let (kind, chunk_rows) = (signal_kind(context), file.train.chunk_rows);
     let values = evaluate(weights, &mut row, len, kind, chunk_rows, &mut on_row)?;
     if let Some(values) = &values {
-        write_values(context, values, out, home)?;
+        write_values(values, out, home)?;
     }
     Ok(values)
 }
@@ -110,7 +110,7 @@ fn measure_unigram(
     };
     let values = unigram.evaluate(&mut |i| test.get(i), to_measure, kind, &mut on_row)?;
     if let Some(values) = &values {
-        write_values(context, values, out, home)?;
+        write_values(values, out, home)?;
     }
     Ok(values)
 }
@@ -124,12 +124,7 @@ fn signal_kind(context: &Context) -> SignalKind {
 }
 
 /// Writes values to the folder `home` below `out`, and their figures to the file beside it.
-fn write_values(
-    context: &Context,
-    values: &[SequenceValues],
-    out: &Path,
-    home: &str,
-) -> anyhow::Result<()> {
+fn write_values(values: &[SequenceValues], out: &Path, home: &str) -> anyhow::Result<()> {
     write_shard(&out.join(home).join(SAMPLES_FILE), values, &[])?;
     let figure = |metric| interval(values, metric);
     let results = json!({
