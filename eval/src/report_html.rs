@@ -8,8 +8,8 @@ use std::fmt::Write;
 use potstill_datasets::RunModel;
 
 use crate::accuracy::Accuracy;
-use crate::conclusion::Finding;
 use crate::error::Error;
+use crate::finding::Finding;
 use crate::metric::Figure;
 use crate::report::Report;
 use crate::report_text;
@@ -380,7 +380,7 @@ mod tests {
             "Samples side by side",
             "Forward KL in training by step",
             "Cross-entropy in training by step",
-            "Calibration, the teacher's probability by the model's",
+            "Calibration, the teacher&#39;s probability by the model&#39;s",
             "Time, tokens and bytes by stage",
             "Provenance of the numbers",
             "How to reproduce this report",
