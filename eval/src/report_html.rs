@@ -369,7 +369,7 @@ mod tests {
             "All figures by seed",
             "Accuracy, with 95 % intervals",
             "Distance to the teacher, with",
-            "Distance on the model's own text, with",
+            "Distance on the model&#39;s own text, with",
             "Agreement with the teacher, with",
             "Distance in probability, with",
             "Accuracy by group",
@@ -488,7 +488,8 @@ mod tests {
             (student.kl, student.agreement) = (None, None);
         }
         run.comparisons
-            .retain(|c| c.metric == crate::Figure::Nll && c.right == RunModel::Base);
+            .retain(|c| c.metric == crate::Figure::Kl && c.right == RunModel::Base);
+        run.comparisons[0].metric = crate::Figure::Nll;
         run.teacher = None;
         run.conclusion = conclude(&Evidence::of(&run.students, &run.comparisons));
         let html = run.to_html().unwrap();
