@@ -3,23 +3,26 @@
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use potstill_datasets::{RunModel, SequenceValues};
+use potstill_datasets::{Arm, OwnText, RunModel, SequenceValues, Split};
 
 use crate::{
-    Comparison, Evidence, Graded, Grader, Heldout, LossCurve, LossPoint, Metric, Provenance,
-    Report, Sample, SampleAnswer, SeedFigures, StageFacts, StudentResult, TeacherResult, accuracy,
-    calibration, compare, compare_accuracy, conclude, interval, teacher_nll,
+    Comparison, Evidence, Graded, Grader, LossCurve, LossPoint, Measurements, Metric, ModelFacts,
+    ModelMeasurements, Provenance, Report, Sample, SampleAnswer, SamplingCheck, SamplingLaw,
+    SeedFigures, SeedMeasurements, SimilarPrompts, SplitFacts, SplitSize, StageFacts,
+    StudentResult, TestText, TunedRate, compare, conclude, interval,
 };
 
 const RESAMPLES: usize = 400;
 const SEED: u64 = 17;
 const GROUPS: [&str; 3] = ["addition", "subtraction", "multiplication"];
-/// Name, KL, share of right answers, and overconfidence of each model.
-const MODELS: [(RunModel, f64, f64, f64); 4] = [
-    (RunModel::Base, 6.1, 0.0, 0.02),
-    (RunModel::STUDENT, 0.062, 0.72, 0.01),
-    (RunModel::SFT, 0.094, 0.66, 0.06),
-    (RunModel::SHUFFLED, 0.91, 0.18, 0.17),
+/// KL, share of right answers, overconfidence and number of seeds of each model.
+const MODELS: [(RunModel, f64, f64, f64, u64); 6] = [
+    (RunModel::Base, 6.1, 0.0, 0.02, 1),
+    (RunModel::Unigram, 2.9, 0.0, 0.05, 1),
+    (RunModel::STUDENT, 0.062, 0.72, 0.01, 3),
+    (RunModel::SFT, 0.094, 0.66, 0.06, 3),
+    (RunModel::SAME_TOKEN, 0.142, 0.55, 0.04, 3),
+    (RunModel::SMOOTHING, 0.088, 0.67, 0.05, 3),
 ];
 
 fn values(kl: f64, prompts: usize) -> Vec<SequenceValues> {
@@ -98,12 +101,14 @@ pub(crate) fn students_only(kls: &[(RunModel, f64)], prompts: usize) -> Report {
         run: "tiny".to_owned(),
         potstill: "0.1.0".to_owned(),
         conclusion: conclude(&Evidence::of(&students, &comparisons)),
-        heldout: Heldout::from_values(&all[0]).unwrap(),
+        test: TestText::from_values(&all[0]).unwrap(),
         grader: None,
         teacher: None,
         students,
         comparisons,
         sampling: None,
+        splits: None,
+        tuning: Vec::new(),
         losses: Vec::new(),
         samples: Vec::new(),
         stages: vec![StageFacts {
@@ -125,49 +130,84 @@ pub(crate) fn students_only(kls: &[(RunModel, f64)], prompts: usize) -> Report {
 /// A complete run, similar to the quickstart.
 pub(crate) fn report() -> Report {
     let prompts = 198;
-    let kls: Vec<(RunModel, f64)> = MODELS.iter().map(|(name, kl, ..)| (*name, *kl)).collect();
-    let mut report = students_only(&kls, prompts);
+    let mut report = students_only(&[(RunModel::STUDENT, 0.06)], prompts);
     report.run = "quickstart".to_owned();
     report.grader = Some(Grader::Number);
+    let seed = |&(model, kl, right, over, _): &(RunModel, f64, f64, f64, u64), seed: u64| {
+        SeedMeasurements {
+            seed: SEED + seed,
+            values: measured(kl, over, prompts, seed),
+            graded: Some(answers(right + 0.01 * seed as f64 * right, prompts)),
+            own_text: (model != RunModel::Unigram).then(|| own_text(1.2 * kl, prompts, seed)),
+        }
+    };
+    let models = MODELS.iter().map(|model| ModelMeasurements {
+        model: model.0,
+        seeds: (0..model.4).map(|index| seed(model, index)).collect(),
+    });
+    let measurements = Measurements {
+        models: models.collect(),
+        has_distributions: true,
+        resamples: RESAMPLES,
+        seed: SEED,
+    };
     let graded: Vec<(RunModel, Vec<Graded>)> = [(RunModel::Teacher, 0.985)]
         .into_iter()
-        .chain(MODELS.iter().map(|(name, _, right, _)| (*name, *right)))
+        .chain(MODELS.iter().map(|(name, _, right, ..)| (*name, *right)))
+        .filter(|(name, _)| *name != RunModel::Unigram)
         .map(|(name, right)| (name, answers(right, prompts)))
         .collect();
-    let graded_of = |name: RunModel| {
-        let found = graded.iter().find(|(n, _)| *n == name).unwrap();
-        (found.0, found.1.as_slice())
-    };
-    report.teacher = Some(TeacherResult {
-        name: "examples/quickstart/teacher".to_owned(),
-        parameters: Some(947_200),
-        nll: teacher_nll(&values(1.0, prompts), RESAMPLES, SEED).unwrap(),
-        accuracy: Some(accuracy(graded_of(RunModel::Teacher).1, RESAMPLES, SEED).unwrap()),
-    });
+    let name = "examples/quickstart/teacher".to_owned();
+    let teacher = graded.first().map(|(_, graded)| graded.as_slice());
+    let teacher = measurements.teacher_result(name, Some(947_200), teacher);
+    report.teacher = Some(teacher.unwrap());
     let learned = [
         "nothing",
+        "the mean of the teacher's distributions",
         "the teacher's distributions",
         "text",
-        "shuffled distributions",
+        "distributions of the same token",
+        "text with label smoothing",
     ];
-    for (student, (at, (.., over))) in report.students.iter_mut().zip(MODELS.iter().enumerate()) {
-        student.learned_from = learned[at].to_owned();
-        student.parameters = Some(221_440);
-        student.steps = if at == 0 { 0 } else { 600 };
-        student.accuracy = Some(accuracy(graded_of(student.name).1, RESAMPLES, SEED).unwrap());
-        student.calibration = Some(calibrated(*over, prompts));
-    }
-    let names: Vec<RunModel> = MODELS.iter().map(|(name, ..)| *name).collect();
-    report.comparisons.extend(
-        pairs(&names)
-            .into_iter()
-            .map(|(l, r)| compare_accuracy(graded_of(l), graded_of(r), RESAMPLES, SEED).unwrap()),
-    );
+    let result = |(model, learned): (&ModelMeasurements, &str)| {
+        let is_trained = matches!(model.model, RunModel::Trained(_));
+        let facts = ModelFacts {
+            learned_from: learned.to_owned(),
+            parameters: Some(221_440),
+            steps: if is_trained { 600 } else { 0 },
+        };
+        measurements.student_result(model, facts).unwrap()
+    };
+    report.students = measurements
+        .models
+        .iter()
+        .zip(learned)
+        .map(result)
+        .collect();
+    report.comparisons = measurements.comparisons(&report.students).unwrap();
+    let primary = report.comparisons.first_mut().unwrap();
+    (primary.primary, primary.p_value, primary.adjusted_p) = (true, 2e-5, 2e-5);
+    primary.detectable = Some(0.0021);
+    report.tuning = tuning();
+    report.sampling = Some(SamplingCheck {
+        positions: 88_412,
+        mean_nats: 0.0004,
+        entropy_nats: 0.3057,
+        z: 0.31,
+        law: SamplingLaw::PLAIN,
+        law_mean_nats: Some(0.0004),
+        law_z: Some(0.31),
+        floor_nats: None,
+        cut_mass: None,
+    });
+    report.splits = Some(splits());
     report.conclusion = conclude(&Evidence {
         teacher: report.teacher.as_ref(),
+        tuning: &report.tuning,
+        sampling: report.sampling.as_ref(),
         ..Evidence::of(&report.students, &report.comparisons)
     });
-    report.losses = MODELS[1..]
+    report.losses = MODELS[2..]
         .iter()
         .map(|(name, kl, ..)| curve(*name, *kl))
         .collect();
@@ -182,6 +222,82 @@ pub(crate) fn report() -> Report {
     report
 }
 
+/// Generates values of a model that was trained with one seed. The seed and the prompt change the KL a little.
+fn measured(kl: f64, over: f64, prompts: usize, seed: u64) -> Vec<SequenceValues> {
+    let mut rng = ChaCha8Rng::seed_from_u64(SEED + seed + (1000.0 * kl) as u64);
+    let of_seed = 1.0 + 0.02 * (seed as f64 - 1.0);
+    let mut sequences = values(kl, prompts);
+    for sequence in &mut sequences {
+        sequence.kl_nats *= of_seed * (0.9 + 0.2 * rng.random::<f64>());
+        sequence.nll_nats = sequence.kl_nats + sequence.teacher_nll_nats;
+        for _ in 0..sequence.tokens {
+            let q = 0.15 + 0.85 * rng.random::<f64>().sqrt();
+            let p = q - over + 0.1 * (rng.random::<f64>() - 0.5);
+            sequence.confidence.push(q as f32);
+            sequence.expected.push(p.clamp(0.0, 1.0) as f32);
+        }
+    }
+    sequences
+}
+
+fn own_text(kl: f64, prompts: usize, seed: u64) -> Vec<OwnText> {
+    let mut rng = ChaCha8Rng::seed_from_u64(2 * SEED + seed + (1000.0 * kl) as u64);
+    let mut one = |i| {
+        let tokens = rng.random_range(8..20);
+        OwnText {
+            prompt_id: format!("p{i}"),
+            sample_index: 0,
+            tokens,
+            reverse_kl_nats: kl * f64::from(tokens) * (0.5 + rng.random::<f64>()),
+        }
+    };
+    (0..prompts).map(&mut one).collect()
+}
+
+fn tuning() -> Vec<TunedRate> {
+    let trial = |arm, learning_rate, dev, chosen| TunedRate {
+        arm,
+        learning_rate,
+        dev,
+        chosen,
+    };
+    vec![
+        trial(Arm::Student, 0.00075, 0.0711, false),
+        trial(Arm::Student, 0.0015, 0.0634, true),
+        trial(Arm::Student, 0.003, 0.0802, false),
+        trial(Arm::Sft, 0.00075, 0.0958, true),
+        trial(Arm::Sft, 0.0015, 0.0991, false),
+        trial(Arm::Sft, 0.003, 0.1247, false),
+    ]
+}
+
+fn splits() -> SplitFacts {
+    let size = |split, prompts, sequences| SplitSize {
+        split,
+        prompts,
+        sequences,
+    };
+    let similar = |split, prompt: &str, train_prompt: &str| SimilarPrompts {
+        split,
+        prompt: prompt.to_owned(),
+        train_prompt: train_prompt.to_owned(),
+        similarity: 0.8342,
+    };
+    SplitFacts {
+        sizes: vec![
+            size(Split::Train, 1604, 6301),
+            size(Split::Dev, 198, 792),
+            size(Split::Test, 198, 792),
+        ],
+        near_duplicates: 2,
+        near_duplicates_in_test: 1,
+        similar: vec![
+            similar(Split::Test, "What is 12 + 30?", "What's 12 + 30?"),
+            similar(Split::Dev, "What is 7 - <b>2</b>?", "What is 7 - 2?"),
+        ],
+    }
+}
+
 /// Generates graded answers. Multiplication is harder, and a model with a larger share of right answers is right on all
 /// prompts of a weaker model.
 fn answers(right: f64, prompts: usize) -> Vec<Graded> {
@@ -194,20 +310,6 @@ fn answers(right: f64, prompts: usize) -> Vec<Graded> {
         }
     };
     (0..prompts).map(one).collect()
-}
-
-fn calibrated(over: f64, prompts: usize) -> crate::Calibration {
-    let mut rng = ChaCha8Rng::seed_from_u64(SEED);
-    let mut sequences = values(1.0, prompts);
-    for sequence in &mut sequences {
-        for _ in 0..sequence.tokens {
-            let q = 0.15 + 0.85 * rng.random::<f64>().sqrt();
-            let p = q - over + 0.1 * (rng.random::<f64>() - 0.5);
-            sequence.confidence.push(q as f32);
-            sequence.expected.push(p.clamp(0.0, 1.0) as f32);
-        }
-    }
-    calibration(&sequences, true, RESAMPLES, SEED).unwrap()
 }
 
 fn curve(name: RunModel, kl: f64) -> LossCurve {
@@ -296,7 +398,7 @@ fn stages() -> Vec<StageFacts> {
         ),
         stage(
             "curate",
-            &[("to train on", 1765), ("held out", 196)],
+            &[("to train on", 6301), ("for dev", 792), ("for test", 792)],
             None,
             0.1,
             22_001,
@@ -310,7 +412,7 @@ fn stages() -> Vec<StageFacts> {
         ),
         stage("train sft", &[("steps", 600)], Some(840_300), 86.1, 913_004),
         stage(
-            "train shuffled",
+            "train same_token",
             &[("steps", 600)],
             Some(840_300),
             88.9,

@@ -25,6 +25,7 @@ mod metric;
 mod report;
 mod report_html;
 mod report_markdown;
+mod report_text;
 mod results;
 mod sampling;
 mod sampling_tally;
@@ -47,10 +48,11 @@ pub use measurements::{Measurements, ModelFacts, ModelMeasurements, SeedMeasurem
 pub use metric::{Figure, Metric};
 pub use potstill_datasets::SequenceValues;
 pub use report::{
-    LossCurve, LossPoint, Provenance, Report, Sample, SampleAnswer, StageFacts, covered_seconds,
+    LossCurve, LossPoint, Provenance, Report, Sample, SampleAnswer, SimilarPrompts, SplitFacts,
+    SplitSize, StageFacts, covered_seconds,
 };
 pub use results::{
-    Comparison, Heldout, SeedFigures, StudentResult, TeacherResult, TunedRate, compare,
+    Comparison, SeedFigures, StudentResult, TeacherResult, TestText, TunedRate, compare,
     compare_accuracy,
 };
 pub use sampling::{MAX_Z, MIN_SHARE, SamplingCheck, SamplingLaw};

@@ -1,13 +1,14 @@
 //! Content of the report. [`Report::to_markdown`], [`Report::to_json`] and [`Report::to_html`] write it.
 
-use potstill_datasets::RunModel;
+use potstill_datasets::{Arm, RunModel, Split};
 use serde::{Deserialize, Serialize};
 
 use crate::accuracy::Accuracy;
 use crate::conclusion::Conclusion;
 use crate::grade::Grader;
 use crate::interval::Interval;
-use crate::results::{Comparison, Heldout, SeedFigures, StudentResult, TeacherResult};
+use crate::metric::Figure;
+use crate::results::{Comparison, SeedFigures, StudentResult, TeacherResult, TestText, TunedRate};
 use crate::sampling::SamplingCheck;
 
 /// Results of a run, with everything that a reader needs to check them.
@@ -19,21 +20,27 @@ pub struct Report {
     pub potstill: String,
     /// Conclusion from the comparisons; see [`conclude`](crate::conclude).
     pub conclusion: Conclusion,
-    /// Held-out text that the models were measured on.
-    pub heldout: Heldout,
+    /// Text that the models were measured on.
+    pub test: TestText,
+    /// Sizes of the splits, and prompts that occur nearly alike in two of them.
+    #[serde(default)]
+    pub splits: Option<SplitFacts>,
     /// Rule by which answers were graded, if there are answers.
     pub grader: Option<Grader>,
     /// Figures of the teacher, if the run has one.
     pub teacher: Option<TeacherResult>,
-    /// Figures of the base, the student and its controls.
+    /// Figures of the base, the unigram, the student and its controls.
     pub students: Vec<StudentResult>,
     /// Paired differences between models.
     pub comparisons: Vec<Comparison>,
     /// Test whether the answers are a sample of the stored distributions; `None` without distributions.
     pub sampling: Option<SamplingCheck>,
+    /// Learning rates that were tried for each arm; empty if none was tuned.
+    #[serde(default)]
+    pub tuning: Vec<TunedRate>,
     /// Losses of the training, one curve for each trained model.
     pub losses: Vec<LossCurve>,
-    /// Held-out prompts with the answer of every model.
+    /// Test prompts with the answer of every model.
     pub samples: Vec<Sample>,
     /// Counts, time and size of each stage.
     pub stages: Vec<StageFacts>,
@@ -43,6 +50,43 @@ pub struct Report {
     pub provenance: Vec<Provenance>,
     /// Commands that reproduce this run.
     pub reproduce: Vec<String>,
+}
+
+/// Sizes of the splits, and prompts of dev and test that are nearly in training.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SplitFacts {
+    /// Size of each split, in the order of training, dev and test.
+    pub sizes: Vec<SplitSize>,
+    /// Number of prompts of dev and test that are near-duplicates of a training prompt.
+    pub near_duplicates: u64,
+    /// Number of prompts among `near_duplicates` that belong to test.
+    pub near_duplicates_in_test: u64,
+    /// The first near-duplicates, those of test before those of dev.
+    pub similar: Vec<SimilarPrompts>,
+}
+
+/// Size of a split.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SplitSize {
+    /// The split.
+    pub split: Split,
+    /// Number of prompts.
+    pub prompts: u64,
+    /// Number of answers.
+    pub sequences: u64,
+}
+
+/// A prompt of dev or test, and the training prompt that it is nearly equal to.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SimilarPrompts {
+    /// Split of the prompt.
+    pub split: Split,
+    /// Text of the prompt.
+    pub prompt: String,
+    /// Text of the training prompt.
+    pub train_prompt: String,
+    /// Similarity of the two, 0 to 1.
+    pub similarity: f64,
 }
 
 /// Losses of one model during training.
@@ -67,7 +111,7 @@ pub struct LossPoint {
     pub cross_entropy: f64,
 }
 
-/// A held-out prompt with the answer of every model.
+/// A test prompt with the answer of every model.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Sample {
     /// Id of the prompt.
@@ -121,6 +165,31 @@ pub struct Provenance {
     pub value: String,
 }
 
+/// One figure of each model by training seed.
+pub(crate) struct SeedTable {
+    pub(crate) figure: Figure,
+    pub(crate) models: Vec<RunModel>,
+    /// Rows in the order of the seeds.
+    pub(crate) rows: Vec<SeedRow>,
+}
+
+/// Figures of the models that were trained with one seed.
+pub(crate) struct SeedRow {
+    pub(crate) seed: u64,
+    /// Values in the order of [`SeedTable::models`].
+    pub(crate) values: Vec<Option<f64>>,
+    /// Difference between student and SFT control; `None` without the control.
+    pub(crate) difference: Option<f64>,
+}
+
+/// Learning rates that were tried, as a table with one row for each arm.
+pub(crate) struct TuningTable {
+    /// All rates, ascending.
+    pub(crate) rates: Vec<f64>,
+    /// For each arm and each of `rates`, the trial, if there was one.
+    pub(crate) rows: Vec<(Arm, Vec<Option<TunedRate>>)>,
+}
+
 /// A model with its accuracy in each of a list of groups.
 pub(crate) type GroupRow<'a> = (RunModel, Vec<Option<&'a Interval>>);
 
@@ -162,7 +231,63 @@ impl Report {
             .collect()
     }
 
-    /// Whether the teacher's distributions over the held-out text are stored.
+    /// Returns the comparison that the finding rests on.
+    pub(crate) fn primary(&self) -> Option<&Comparison> {
+        self.comparisons.iter().find(|c| c.primary)
+    }
+
+    /// Returns the figure of the primary comparison by seed; `None` if the student was trained with one seed.
+    pub(crate) fn seed_table(&self) -> Option<SeedTable> {
+        let figure = match self.has_distributions() {
+            true => Figure::Kl,
+            false => Figure::Nll,
+        };
+        let trained: Vec<&StudentResult> = (self.students.iter())
+            .filter(|student| student.seeds.len() > 1)
+            .collect();
+        let value = |model: RunModel, seed: u64| {
+            let student = trained.iter().find(|student| student.name == model)?;
+            let figures = student.seeds.iter().find(|figures| figures.seed == seed)?;
+            figures.figure(figure)
+        };
+        let student = trained.iter().find(|s| s.name == RunModel::STUDENT)?;
+        let models: Vec<RunModel> = trained.iter().map(|student| student.name).collect();
+        let row = |figures: &SeedFigures| {
+            let seed = figures.seed;
+            let pair = (value(RunModel::STUDENT, seed), value(RunModel::SFT, seed));
+            SeedRow {
+                seed,
+                values: models.iter().map(|model| value(*model, seed)).collect(),
+                difference: pair.0.zip(pair.1).map(|(student, sft)| student - sft),
+            }
+        };
+        let rows = student.seeds.iter().map(row).collect();
+        Some(SeedTable {
+            figure,
+            rows,
+            models,
+        })
+    }
+
+    /// Returns the learning rates that were tried; `None` if none was tuned.
+    pub(crate) fn tuning_table(&self) -> Option<TuningTable> {
+        let mut rates: Vec<f64> = self.tuning.iter().map(|t| t.learning_rate).collect();
+        rates.sort_by(f64::total_cmp);
+        rates.dedup();
+        let trial = |arm: Arm, rate: f64| {
+            let mut trials = self.tuning.iter();
+            trials
+                .find(|t| t.arm == arm && t.learning_rate == rate)
+                .copied()
+        };
+        let rows: Vec<(Arm, Vec<Option<TunedRate>>)> = (Arm::ALL.into_iter())
+            .filter(|arm| self.tuning.iter().any(|t| t.arm == *arm))
+            .map(|arm| (arm, rates.iter().map(|rate| trial(arm, *rate)).collect()))
+            .collect();
+        (!rows.is_empty()).then_some(TuningTable { rates, rows })
+    }
+
+    /// Whether the teacher's distributions over the test text are stored.
     pub(crate) fn has_distributions(&self) -> bool {
         self.students.iter().any(|student| student.kl.is_some())
     }

@@ -12,10 +12,12 @@ use crate::conclusion::Finding;
 use crate::error::Error;
 use crate::metric::Figure;
 use crate::report::Report;
+use crate::report_text;
 use crate::results::StudentResult;
 use crate::wording;
 
 mod colour;
+mod evidence;
 mod figures;
 mod html;
 mod plots;
@@ -26,6 +28,7 @@ use colour::{colour, swatch};
 use html::{escape, sentence};
 
 const STYLE: &str = include_str!("report_html/page.css");
+const GLOSSARY: &str = include_str!("report_html/glossary.html");
 const SCRIPT: &str = include_str!("report_html/page.js");
 
 impl Report {
@@ -42,39 +45,32 @@ fn write(report: &Report) -> Result<String, Error> {
     let mut out = String::new();
     let _ = write!(
         out,
-        "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\n<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:\">\n<link rel=\"icon\" href=\"data:,\">\n<title>{name}: {headline}</title>\n<style>\n{STYLE}</style></head><body>\n<header><h1>Distillation report: {name}</h1><p>Potstill {version} · {prompts} held-out prompts, {tokens} tokens</p></header>\n<main>\n",
+        "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\n<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:\">\n<link rel=\"icon\" href=\"data:,\">\n<title>{name}: {headline}</title>\n<style>\n{STYLE}</style></head><body>\n<header><h1>Distillation report: {name}</h1><p>Potstill {version} · {prompts} test prompts, {tokens} tokens</p></header>\n<main>\n",
         name = escape(&report.run),
         headline = escape(&report.conclusion.headline),
         version = escape(&report.potstill),
-        prompts = wording::count(report.heldout.prompts as u64),
-        tokens = wording::count(report.heldout.tokens),
+        prompts = wording::count(report.test.prompts as u64),
+        tokens = wording::count(report.test.tokens),
     );
     verdict(&mut out, report);
+    differences(&mut out, report);
     models(&mut out, report)?;
+    tuning(&mut out, report)?;
+    checks(&mut out, report);
+    samples::write(&mut out, report);
     training(&mut out, report)?;
     calibration(&mut out, report)?;
-    if !report.comparisons.is_empty() {
-        section(
-            &mut out,
-            "differences",
-            "Paired differences",
-            "Each difference is left − right over the same prompts. “Better” and “worse” are verdicts on the left model; they need an interval that excludes zero, over at least six prompts.",
-        );
-        tables::comparisons(&mut out, report);
-        out.push_str("</section>\n");
-    }
-    samples::write(&mut out, report);
-    section(
+    folded(
         &mut out,
         "stages",
         "Time, tokens and bytes by stage",
         "Wall-clock time over all executions of a stage; models may be trained at the same time.",
     );
     tables::stages(&mut out, report);
-    out.push_str("</section>\n");
-    section(&mut out, "provenance", "Provenance of the numbers", "");
+    out.push_str("</details></section>\n");
+    folded(&mut out, "provenance", "Provenance of the numbers", "");
     tables::provenance(&mut out, report);
-    out.push_str("</section>\n");
+    out.push_str("</details></section>\n");
     section(&mut out, "reproduce", "How to reproduce this report", "");
     let commands: Vec<String> = report.reproduce.iter().map(|c| escape(c)).collect();
     let _ = write!(
@@ -98,6 +94,18 @@ fn section(out: &mut String, id: &str, title: &str, note: &str) {
     }
 }
 
+/// Opens a section that shows only its heading until it is clicked; `note` is HTML.
+fn folded(out: &mut String, id: &str, title: &str, note: &str) {
+    let _ = writeln!(
+        out,
+        "<section class=\"folded\" aria-labelledby=\"{id}\"><details><summary><h2 id=\"{id}\">{}</h2></summary>",
+        escape(title)
+    );
+    if !note.is_empty() {
+        let _ = writeln!(out, "<p class=\"note\">{note}</p>");
+    }
+}
+
 fn verdict(out: &mut String, report: &Report) {
     let conclusion = &report.conclusion;
     let (class, mark) = match conclusion.finding {
@@ -111,12 +119,20 @@ fn verdict(out: &mut String, report: &Report) {
         "<section class=\"card verdict {class}\" aria-labelledby=\"verdict\"><h2 id=\"verdict\"><span aria-hidden=\"true\">{mark}</span> {}</h2>",
         sentence(&conclusion.headline)
     );
-    for doubt in &conclusion.doubts {
+    let heading = match conclusion.doubts.len() {
+        0 => None,
+        1 => Some("One doubt about this run".to_owned()),
+        count => Some(format!("{count} doubts about this run")),
+    };
+    if let Some(heading) = heading {
         let _ = writeln!(
             out,
-            "<p class=\"doubt\"><strong>Doubt about this run.</strong> {}</p>",
-            sentence(doubt)
+            "<div class=\"doubts\" role=\"note\"><h3>{heading}</h3><ul>"
         );
+        for doubt in &conclusion.doubts {
+            let _ = writeln!(out, "<li>{}</li>", sentence(doubt));
+        }
+        out.push_str("</ul></div>\n");
     }
     // The first three sentences answer the question; the rest is further evidence.
     let (first, rest) = conclusion
@@ -149,6 +165,32 @@ fn tiles(out: &mut String, report: &Report) {
             format!("control sft: {}", wording::value(Figure::Kl, sft.mean)),
         ));
     }
+    if let Some(primary) = report.primary() {
+        let (figure, difference) = (primary.metric, &primary.difference);
+        tiles.push((
+            "difference, student − sft",
+            wording::signed(figure, difference.mean),
+            format!(
+                "95 % interval {}, {}",
+                wording::from_to(figure, difference),
+                wording::p_value(primary.p_value)
+            ),
+        ));
+        let seeds = match primary.seeds {
+            0 | 1 => "one seed".to_owned(),
+            seeds => format!("{seeds} seeds"),
+        };
+        if let Some(smallest) = primary.detectable {
+            tiles.push((
+                "smallest detectable difference",
+                wording::value(figure, smallest),
+                format!(
+                    "with 80 % power, {} prompts, {seeds}",
+                    wording::count(difference.prompts as u64)
+                ),
+            ));
+        }
+    }
     let share = |accuracy: &Option<Accuracy>| {
         let accuracy = accuracy.as_ref()?;
         Some(wording::value(Figure::Accuracy, accuracy.overall.mean))
@@ -162,14 +204,6 @@ fn tiles(out: &mut String, report: &Report) {
             beside.push(format!("teacher: {right}"));
         }
         tiles.push(("right answers", right, beside.join(", ")));
-    }
-    let teacher = report.teacher.as_ref().and_then(|t| t.parameters);
-    if let (Some(small), Some(large)) = (student.and_then(|s| s.parameters), teacher) {
-        tiles.push((
-            "size of the student",
-            format!("{:.0} %", 100.0 * small as f64 / large.max(1) as f64),
-            format!("of the teacher's {} parameters", wording::count(large)),
-        ));
     }
     tiles.push((
         "time of all stages",
@@ -188,51 +222,88 @@ fn tiles(out: &mut String, report: &Report) {
     out.push_str("</dl>\n");
 }
 
+fn differences(out: &mut String, report: &Report) {
+    if report.comparisons.is_empty() {
+        return;
+    }
+    let power = report_text::power(report).map_or(String::new(), |power| format!(" {power}"));
+    let note = format!(
+        "Each difference is left − right over the same test prompts, with its 95 % interval. “Better” and “worse” are verdicts on the left model; they need p ≤ 0.05. “Detectable” is the smallest true difference that is found with 80 % probability.{}",
+        escape(&power)
+    );
+    section(out, "differences", "Differences between models", &note);
+    evidence::comparisons(out, report);
+    out.push_str("</section>\n");
+}
+
 fn models(out: &mut String, report: &Report) -> Result<(), Error> {
     let right = report.grader.map_or(String::new(), |grader| {
         format!(" An answer is right if {}.", escape(grader.rule()))
     });
     let note = format!(
-        "Measured on {} sequences of {} held-out prompts, {} tokens. In brackets are 95 % intervals from a bootstrap over prompts.{right}",
-        wording::count(report.heldout.sequences as u64),
-        wording::count(report.heldout.prompts as u64),
-        wording::count(report.heldout.tokens),
+        "Measured on {} answers to {} test prompts, {} tokens. In brackets are 95 % intervals over prompts.{right}",
+        wording::count(report.test.sequences as u64),
+        wording::count(report.test.prompts as u64),
+        wording::count(report.test.tokens),
     );
     section(out, "models", "Teacher, student and controls", &note);
     tables::models(out, report);
     out.push_str(GLOSSARY);
+    tables::seeds(out, report);
     figures::figures(out, report)?;
     tables::groups(out, report);
-    tables::seeds(out, report);
     out.push_str("</section>\n");
     Ok(())
 }
 
-const GLOSSARY: &str = "<details><summary>Glossary</summary><dl class=\"words\">
-<dt>student</dt><dd>the model trained by distillation: on the teacher's text, with the teacher's probabilities at every token.</dd>
-<dt>sft</dt><dd>the main control: the same start, text and number of steps, without the teacher's probabilities (supervised fine-tuning).</dd>
-<dt>shuffled</dt><dd>a control that should be worse: the student's training, with each of the teacher's distributions moved to a wrong position.</dd>
-<dt>untrained</dt><dd>the base: the model that all others were trained from.</dd>
-<dt>KL</dt><dd>forward KL divergence from the teacher's distributions to the model's on held-out text, in nats per token, on the stored tokens and one bucket for all others. 0 if they are equal.</dd>
-<dt>NLL</dt><dd>negative log-likelihood of the held-out text, in nats per token. A model that equals the teacher has the teacher's NLL.</dd>
-<dt>agreement</dt><dd>share of tokens at which the model and the teacher have the same most likely token.</dd>
-<dt>calibration error</dt><dd>mean difference between a model's confidence and its share of right predictions (expected calibration error, ten bins).</dd>
-<dt>95 % interval</dt><dd>range of the figure for other prompts of this kind (and, for differences between models that were trained with several seeds, for other seeds); about one in twenty such intervals misses the true value.</dd>
-</dl></details>
-";
+fn tuning(out: &mut String, report: &Report) -> Result<(), Error> {
+    let Some(table) = report.tuning_table() else {
+        return Ok(());
+    };
+    let figure = match report.has_distributions() {
+        true => "KL",
+        false => "NLL",
+    };
+    let note = format!(
+        "{figure} on the dev prompts, nats per token. Each arm tried the same rates, and keeps the one with the smallest figure; the test prompts were not used."
+    );
+    section(out, "tuning", "Choice of the learning rates", &note);
+    evidence::tuning(out, report);
+    if table.rates.len() > 1 {
+        out.push_str("<div class=\"plots one\">\n");
+        figures::tuning(out, report, &table)?;
+        out.push_str("</div>\n");
+    }
+    out.push_str("</section>\n");
+    Ok(())
+}
+
+fn checks(out: &mut String, report: &Report) {
+    if report.splits.is_none() && report.sampling.is_none() {
+        return;
+    }
+    section(out, "checks", "Checks of the data", "");
+    if let Some(sampling) = &report.sampling {
+        evidence::sampling(out, sampling);
+    }
+    if let Some(splits) = &report.splits {
+        evidence::splits(out, splits);
+    }
+    out.push_str("</section>\n");
+}
 
 fn training(out: &mut String, report: &Report) -> Result<(), Error> {
     if report.losses.iter().all(|curve| curve.points.is_empty()) {
         return Ok(());
     }
-    section(out, "training", "Training", "");
+    folded(out, "training", "Losses in training", "");
     let trained = report
         .losses
         .iter()
         .filter(|curve| !curve.points.is_empty());
-    legend(out, report, &mut trained.map(|curve| curve.name));
+    legend(out, &mut trained.map(|curve| curve.name));
     figures::losses(out, report)?;
-    out.push_str("</section>\n");
+    out.push_str("</details></section>\n");
     Ok(())
 }
 
@@ -241,25 +312,28 @@ fn calibration(out: &mut String, report: &Report) -> Result<(), Error> {
     if measured().next().is_none() {
         return Ok(());
     }
-    section(
-        out,
-        "calibration",
-        "Calibration",
-        "A model with a confidence of 80 % should be right in 80 % of cases.",
-    );
-    legend(out, report, &mut measured().map(|s| s.name));
+    let note = match report.has_distributions() {
+        true => {
+            "A model should give the teacher's most likely token the teacher's probability. Each point is a bin with equally many tokens."
+        }
+        false => {
+            "A model with a confidence of 80 % should be right in 80 % of cases. Each point is a bin with equally many tokens."
+        }
+    };
+    folded(out, "calibration", "Calibration", note);
+    legend(out, &mut measured().map(|s| s.name));
     out.push_str("<div class=\"plots one\">\n");
     figures::calibration(out, report)?;
     out.push_str("</div>\n");
     tables::reliability(out, report);
-    out.push_str("</section>\n");
+    out.push_str("</details></section>\n");
     Ok(())
 }
 
-fn legend(out: &mut String, report: &Report, models: &mut dyn Iterator<Item = RunModel>) {
+fn legend(out: &mut String, models: &mut dyn Iterator<Item = RunModel>) {
     out.push_str("<ul class=\"legend\" aria-label=\"Colours\">");
     for model in models {
-        let swatch = swatch(colour(report, model));
+        let swatch = swatch(colour(model));
         let _ = write!(out, "<li>{swatch}{model}</li>");
     }
     out.push_str("</ul>\n");
@@ -287,17 +361,26 @@ mod tests {
         let at = |text: &str| html.find(text).unwrap_or_else(|| panic!("{text}"));
         let order = [
             "Distillation helps here.",
+            "Differences between models",
+            "KL by seed",
+            "Other comparisons",
+            "comparisons by other figures",
             "Teacher, student and controls",
+            "All figures by seed",
             "Accuracy, with 95 % intervals",
             "Distance to the teacher, with",
+            "Distance on the model's own text, with",
             "Agreement with the teacher, with",
-            "Calibration error, with",
+            "Distance in probability, with",
             "Accuracy by group",
+            "Choice of the learning rates",
+            "KL on the dev prompts by learning rate",
+            "Sampling test",
+            "The first 2 near-duplicates",
+            "Samples side by side",
             "Forward KL in training by step",
             "Cross-entropy in training by step",
-            "Calibration, right by confidence",
-            "Paired differences",
-            "Samples side by side",
+            "Calibration, the teacher's probability by the model's",
             "Time, tokens and bytes by stage",
             "Provenance of the numbers",
             "How to reproduce this report",
@@ -305,7 +388,7 @@ mod tests {
         ];
         let places: Vec<usize> = order.iter().skip(1).map(|text| at(text)).collect();
         assert!(places.is_sorted(), "{places:?}");
-        assert_eq!(html.matches("<svg").count(), 7);
+        assert_eq!(html.matches("<svg").count(), 9);
         assert_eq!(html.matches("<article class=\"card sample\">").count(), 30);
     }
 

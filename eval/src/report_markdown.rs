@@ -3,12 +3,11 @@
 use std::fmt::Write;
 
 use crate::accuracy::Accuracy;
-use crate::calibration::Calibration;
 use crate::interval::Interval;
 use crate::metric::Figure;
 use crate::report::{Report, Sample};
-use crate::results::Comparison;
-use crate::verdict::MIN_PROMPTS;
+use crate::report_text;
+use crate::sampling::MAX_Z;
 use crate::wording;
 
 /// Number of samples shown; all are in `report.html` and `report.json`.
@@ -23,16 +22,22 @@ impl Report {
 
 fn write(report: &Report) -> String {
     let mut out = format!("# {}\n\n**{}**\n\n", report.run, report.conclusion.headline);
+    if !report.conclusion.doubts.is_empty() {
+        out.push_str("**Doubts about this run:**\n\n");
+        for doubt in &report.conclusion.doubts {
+            line(&mut out, &format!("- {doubt}"));
+        }
+        out.push_str("\n**Evidence:**\n\n");
+    }
     for sentence in &report.conclusion.sentences {
         line(&mut out, &format!("- {sentence}"));
     }
-    for doubt in &report.conclusion.doubts {
-        line(&mut out, &format!("- **Doubt about this run:** {doubt}"));
-    }
+    comparisons(&mut out, report);
     models(&mut out, report);
-    groups(&mut out, report);
     seeds(&mut out, report);
-    comparisons(&mut out, &report.comparisons);
+    groups(&mut out, report);
+    tuning(&mut out, report);
+    checks(&mut out, report);
     losses(&mut out, report);
     samples(&mut out, &report.samples);
     stages(&mut out, report);
@@ -53,53 +58,56 @@ fn write(report: &Report) -> String {
 }
 
 fn models(out: &mut String, report: &Report) {
-    let heldout = &report.heldout;
+    let test = &report.test;
     let _ = write!(
         out,
-        "\n## Held-out figures\n\nMeasured on {} sequences of {} prompts, {} tokens. In brackets are 95 % intervals from a bootstrap over prompts. {} ECE is the expected calibration error.{}\n\n",
-        heldout.sequences,
-        heldout.prompts,
-        heldout.tokens,
+        "\n## Figures on the test prompts\n\nMeasured on {} answers to {} prompts, {} tokens. In brackets are 95 % intervals over prompts. {} {}{}\n\n",
+        wording::count(test.sequences as u64),
+        wording::count(test.prompts as u64),
+        wording::count(test.tokens),
         match report.has_distributions() {
             true => format!(
-                "KL is the forward KL from the teacher to the model, on the stored support and one bucket for all other tokens; the teacher's own NLL is {:.4} nats per token.",
-                heldout.teacher_nll
+                "KL is the forward KL from the teacher to the model, on the stored support and one bucket for all other tokens; own-text KL is the reverse KL on text that the model wrote; the teacher's own NLL is {:.4}. All three are in nats per token. |q − p| is the mean distance between the model's and the teacher's probability of the teacher's most likely token, ECE the expected calibration error against the teacher's probability.",
+                test.teacher_nll
             ),
-            false => "The teacher's distributions are not stored, so there is no KL.".to_owned(),
+            false => "The teacher's distributions are not stored, so there is no KL. NLL is in nats per token. ECE is the expected calibration error against the target tokens.".to_owned(),
         },
+        report_text::sizes(report),
         report.grader.map_or(String::new(), |grader| format!(
             " An answer is right if {}.",
             grader.rule()
         )),
     );
-    out.push_str("| model | learned from | parameters | steps | KL (nats per token) | NLL (nats per token) | top-1 agreement | accuracy | ECE |\n|---|---|---:|---:|---|---|---|---|---|\n");
-    let parameters = |count: Option<u64>| count.map_or("–".to_owned(), wording::count);
+    out.push_str("| model | learned from | KL | own-text KL | NLL | top-1 agreement | accuracy | \\|q − p\\| | ECE |\n|---|---|---|---|---|---|---|---|---|\n");
     if let Some(teacher) = &report.teacher {
         line(
             out,
             &format!(
-                "| teacher | is {} | {} | – | 0 by definition | {} | 100 % by definition | {} | – |",
+                "| teacher | is {} | 0 by definition | 0 by definition | {} | 100 % by definition | {} | 0 by definition | – |",
                 cell(&teacher.name),
-                parameters(teacher.parameters),
                 wording::with_interval(Figure::Nll, &teacher.nll),
                 accuracy(teacher.accuracy.as_ref()),
             ),
         );
     }
     for student in &report.students {
+        let calibration = student.calibration.as_ref();
         line(
             out,
             &format!(
                 "| {} | {} | {} | {} | {} | {} | {} | {} | {} |",
                 student.name,
                 cell(&student.learned_from),
-                parameters(student.parameters),
-                student.steps,
                 interval(Figure::Kl, student.kl.as_ref()),
+                interval(Figure::OwnTextKl, student.own_text_kl.as_ref()),
                 wording::with_interval(Figure::Nll, &student.nll),
                 interval(Figure::Agreement, student.agreement.as_ref()),
                 accuracy(student.accuracy.as_ref()),
-                calibration(student.calibration.as_ref()),
+                interval(
+                    Figure::Calibration,
+                    calibration.and_then(|c| c.distance.as_ref())
+                ),
+                interval(Figure::Calibration, calibration.map(|c| &c.error)),
             ),
         );
     }
@@ -117,17 +125,12 @@ fn accuracy(accuracy: Option<&Accuracy>) -> String {
     interval(Figure::Accuracy, accuracy.map(|a| &a.overall))
 }
 
-fn calibration(calibration: Option<&Calibration>) -> String {
-    // The calibration error is a share and has the format of accuracy.
-    interval(Figure::Accuracy, calibration.map(|c| &c.error))
-}
-
 fn groups(out: &mut String, report: &Report) {
     let (names, rows) = report.accuracy_by_group();
     if names.is_empty() {
         return;
     }
-    out.push_str("\n## Accuracy by group\n\n| model |");
+    out.push_str("\n### Accuracy by group\n\n| model |");
     for name in &names {
         let _ = write!(out, " {} |", cell(name));
     }
@@ -146,7 +149,7 @@ fn seeds(out: &mut String, report: &Report) {
     if rows.is_empty() {
         return;
     }
-    out.push_str("\n## By seed\n\nThe figures above are over all seeds. The student to use is the one with the first seed, `students/student/export`.\n\n| model | seed | KL (nats per token) | NLL (nats per token) | top-1 agreement | accuracy |\n|---|---:|---|---|---|---|\n");
+    out.push_str("\n### All figures by seed\n\nThe figures above are over all seeds. The student to use is the one with the first seed, `students/student/export`.\n\n| model | seed | KL (nats per token) | NLL (nats per token) | top-1 agreement | accuracy |\n|---|---:|---|---|---|---|\n");
     for (model, figures) in rows {
         line(
             out,
@@ -163,24 +166,138 @@ fn seeds(out: &mut String, report: &Report) {
     }
 }
 
-fn comparisons(out: &mut String, comparisons: &[Comparison]) {
+fn comparisons(out: &mut String, report: &Report) {
+    let comparisons = &report.comparisons;
     if comparisons.is_empty() {
         return;
     }
+    let power = report_text::power(report).map_or(String::new(), |power| format!(" {power}"));
     let _ = write!(
         out,
-        "\n## Paired differences\n\nEach difference is left − right over the same prompts. \"Better\" and \"worse\" are verdicts on the left model; they need an interval that excludes zero, over at least {MIN_PROMPTS} prompts.\n\n| comparison | metric | difference | verdict |\n|---|---|---|---|\n"
+        "\n## Differences between models\n\nEach difference is left − right over the same test prompts, with its 95 % interval. \"Better\" and \"worse\" are verdicts on the left model; they need p ≤ 0.05. Only the primary comparison's p is not corrected; the others are corrected for their number by Holm's method. \"Detectable\" is the smallest true difference that is found with 80 % probability.{power}\n\n| comparison | figure | difference | p | verdict | detectable |\n|---|---|---|---|---|---|\n"
     );
-    for comparison in comparisons {
+    let primary = comparisons.iter().filter(|c| c.primary);
+    for comparison in primary.chain(comparisons.iter().filter(|c| !c.primary)) {
+        let name = format!("{} − {}", comparison.left, comparison.right);
+        let name = match comparison.primary {
+            true => format!("**{name}** (primary)"),
+            false => name,
+        };
         line(
             out,
             &format!(
-                "| {} − {} | {} | {} | {} |",
-                comparison.left,
-                comparison.right,
+                "| {name} | {} | {} | {} | {} | {} |",
                 comparison.metric.name(),
                 wording::difference(comparison.metric, &comparison.difference),
+                cell(&wording::p_number(comparison.adjusted_p)),
                 wording::verdict(comparison.verdict),
+                comparison.detectable.map_or("–".to_owned(), |smallest| {
+                    wording::value(comparison.metric, smallest)
+                }),
+            ),
+        );
+    }
+    differences_by_seed(out, report);
+}
+
+fn differences_by_seed(out: &mut String, report: &Report) {
+    let Some(seeds) = report.seed_table() else {
+        return;
+    };
+    let _ = write!(
+        out,
+        "\n### {} by seed\n\nModels in a row have the same start and saw the same text in the same order.\n\n| seed |",
+        seeds.figure.name()
+    );
+    for model in &seeds.models {
+        let _ = write!(out, " {model} |");
+    }
+    let _ = write!(
+        out,
+        " student − sft |\n|---|{}",
+        "---:|".repeat(seeds.models.len() + 1)
+    );
+    out.push('\n');
+    for row in &seeds.rows {
+        let _ = write!(out, "| {} |", row.seed);
+        for figure in &row.values {
+            let _ = write!(out, " {} |", value(seeds.figure, *figure));
+        }
+        let difference = row.difference;
+        let difference = difference.map(|difference| wording::signed(seeds.figure, difference));
+        let _ = writeln!(out, " {} |", difference.unwrap_or_else(|| "–".to_owned()));
+    }
+}
+
+fn tuning(out: &mut String, report: &Report) {
+    let Some(tuning) = report.tuning_table() else {
+        return;
+    };
+    let figure = match report.has_distributions() {
+        true => "KL",
+        false => "NLL",
+    };
+    let _ = write!(
+        out,
+        "\n## Choice of the learning rates\n\n{figure} on the dev prompts, nats per token. Each arm tried the same rates, and keeps the one with the smallest figure, in bold; the test prompts were not used.\n\n| model |"
+    );
+    for rate in &tuning.rates {
+        let _ = write!(out, " {} |", wording::rate(*rate));
+    }
+    let _ = writeln!(out, "\n|---|{}", "---:|".repeat(tuning.rates.len()));
+    for (arm, trials) in &tuning.rows {
+        let _ = write!(out, "| {} |", arm.name());
+        for trial in trials {
+            let _ = match trial {
+                None => write!(out, " – |"),
+                Some(trial) if !trial.dev.is_finite() => write!(out, " diverged |"),
+                Some(trial) if trial.chosen => write!(out, " **{:.4}** |", trial.dev),
+                Some(trial) => write!(out, " {:.4} |", trial.dev),
+            };
+        }
+        out.push('\n');
+    }
+}
+
+fn checks(out: &mut String, report: &Report) {
+    if let Some(sampling) = &report.sampling {
+        let _ = write!(
+            out,
+            "\n## Sampling test\n\nIf each token was drawn from the distribution that is stored for it, the mean of NLL − entropy is 0 up to chance. z is the mean in standard errors; chance explains |z| up to {MAX_Z}.\n\n| what | value |\n|---|---|\n"
+        );
+        for (what, value) in report_text::sampling(sampling) {
+            line(out, &format!("| {} | {} |", cell(what), cell(&value)));
+        }
+    }
+    let Some(splits) = &report.splits else {
+        return;
+    };
+    out.push_str("\n## Splits\n\nPrompts are split before anything is dropped. Only the answers to train on are filtered.\n\n| split | prompts | answers |\n|---|---:|---:|\n");
+    for size in &splits.sizes {
+        line(
+            out,
+            &format!(
+                "| {} | {} | {} |",
+                size.split.name(),
+                wording::count(size.prompts),
+                wording::count(size.sequences)
+            ),
+        );
+    }
+    let _ = writeln!(out, "\n{}", report_text::near_duplicates(splits));
+    if splits.similar.is_empty() {
+        return;
+    }
+    out.push_str("\n| split | prompt | training prompt | similarity |\n|---|---|---|---:|\n");
+    for similar in &splits.similar {
+        line(
+            out,
+            &format!(
+                "| {} | {} | {} | {:.2} |",
+                similar.split.name(),
+                cell(&similar.prompt),
+                cell(&similar.train_prompt),
+                similar.similarity
             ),
         );
     }
@@ -327,7 +444,14 @@ mod tests {
     fn measurements_that_are_missing_have_no_heading() {
         let few = students_only(&[(RunModel::Base, 4.0), (RunModel::STUDENT, 0.5)], 4);
         let markdown = few.to_markdown();
-        for heading in ["## Accuracy by group", "## Training", "## Samples"] {
+        for heading in [
+            "### Accuracy by group",
+            "## Training",
+            "## Samples",
+            "## Splits",
+            "## Sampling test",
+            "## Choice of the learning rates",
+        ] {
             assert!(!markdown.contains(heading), "{heading}");
         }
         insta::assert_snapshot!(markdown);

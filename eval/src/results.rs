@@ -11,12 +11,12 @@ use crate::interval::Interval;
 use crate::metric::{Figure, Metric};
 use crate::verdict::{Verdict, verdict};
 
-/// Size of the held-out text, and the teacher's likelihood of it.
+/// Size of the test text, and the teacher's likelihood of it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Heldout {
+pub struct TestText {
     /// Number of distinct prompts.
     pub prompts: usize,
-    /// Number of sequences: prompts times samples, without those that curation dropped.
+    /// Number of sequences: prompts times samples.
     pub sequences: usize,
     /// Number of loss positions.
     pub tokens: u64,
@@ -25,12 +25,12 @@ pub struct Heldout {
     pub teacher_nll: f64,
 }
 
-impl Heldout {
+impl TestText {
     /// Counts the sequences and tokens of `values`, which may be the values of any model.
     ///
     /// # Errors
     /// If `values` have no token.
-    pub fn from_values(values: &[SequenceValues]) -> Result<Heldout, Error> {
+    pub fn from_values(values: &[SequenceValues]) -> Result<TestText, Error> {
         let mut prompts: Vec<&str> = values.iter().map(|v| v.prompt_id.as_str()).collect();
         prompts.sort_unstable();
         prompts.dedup();
@@ -39,7 +39,7 @@ impl Heldout {
             return Err(Error::NoTokens);
         }
         let teacher_nll: f64 = values.iter().map(|v| v.teacher_nll_nats).sum();
-        Ok(Heldout {
+        Ok(TestText {
             prompts: prompts.len(),
             sequences: values.len(),
             tokens,
@@ -61,7 +61,7 @@ pub struct TeacherResult {
     pub accuracy: Option<Accuracy>,
 }
 
-/// Held-out figures of a student, a control or the base.
+/// Test figures of a student, a control, the base or the unigram.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct StudentResult {
     /// The base, the student or a control.
@@ -117,7 +117,7 @@ pub struct Comparison {
 }
 
 /// A learning rate that was tried for an arm, with its value on the dev prompts.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct TunedRate {
     /// The arm that was trained.
     pub arm: Arm,

@@ -24,6 +24,23 @@ pub(crate) fn signed(figure: Figure, value: f64) -> String {
     }
 }
 
+/// Formats the size of a difference: `0.0123 nats per token`, or `3.0 points`.
+pub(crate) fn magnitude(figure: Figure, value: f64) -> String {
+    let signed = signed(figure, value.abs());
+    format!("{}{}", signed.trim_start_matches('+'), unit(figure))
+}
+
+/// Formats a p-value with two digits: `p = 0.031`, or `p < 0.0001`.
+pub(crate) fn p_value(p: f64) -> String {
+    match p {
+        p if p < 1e-4 => "p < 0.0001".to_owned(),
+        p if p < 1e-3 => format!("p = {p:.5}"),
+        p if p < 1e-2 => format!("p = {p:.4}"),
+        p if p < 0.1 => format!("p = {p:.3}"),
+        p => format!("p = {p:.2}"),
+    }
+}
+
 /// Formats the interval of a difference for a sentence: `-0.3182 to -0.2820`, or `+1.0 to +11.0 points`.
 pub(crate) fn from_to(figure: Figure, Interval { low, high, .. }: &Interval) -> String {
     match figure {
@@ -69,6 +86,22 @@ pub(crate) fn difference(figure: Figure, interval: &Interval) -> String {
         Figure::Agreement | Figure::Accuracy | Figure::Calibration => {
             format!("{mean} [{:+.1}, {:+.1}]", 100.0 * low, 100.0 * high)
         }
+    }
+}
+
+/// Formats a p-value for a table: `0.031`, or `< 0.0001`.
+pub(crate) fn p_number(p: f64) -> String {
+    let text = p_value(p);
+    text.trim_start_matches("p ")
+        .trim_start_matches("= ")
+        .to_owned()
+}
+
+/// Formats a learning rate as short as possible: `0.0015`, `3e-6`.
+pub(crate) fn rate(rate: f64) -> String {
+    match rate {
+        0.0001.. => format!("{rate}"),
+        _ => format!("{rate:e}"),
     }
 }
 
@@ -131,6 +164,18 @@ pub(crate) fn duration(seconds: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn p_values_and_differences() {
+        assert_eq!(
+            [1.0, 0.25, 0.0314, 0.0012, 0.00012, 0.0].map(p_number),
+            ["1.00", "0.25", "0.031", "0.0012", "0.00012", "< 0.0001"]
+        );
+        assert_eq!(p_value(0.012), "p = 0.012");
+        assert_eq!(magnitude(Figure::Kl, -0.00312), "0.0031 nats per token");
+        assert_eq!(magnitude(Figure::Accuracy, -0.03), "3.0 points");
+        assert_eq!([0.003, 1e-5, 0.0015].map(rate), ["0.003", "1e-5", "0.0015"]);
+    }
 
     #[test]
     fn counts_bytes_and_durations() {

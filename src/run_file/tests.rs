@@ -259,6 +259,40 @@ fn each_mistake_is_reported_at_its_place() {
             "warmup = 5",
             "controls = [\"sft\", \"sft\"]",
         ),
+        (
+            "both steps and epochs",
+            "steps = 40",
+            "steps = 40\nepochs = 2.5",
+        ),
+        ("half a step of warm-up", "warmup = 5", "warmup = 5.5"),
+        (
+            "a rate and a list of rates",
+            "warmup = 5",
+            "learning_rates = [1e-3, 1e-4]",
+        ),
+        (
+            "a single rate to choose from",
+            "learning_rate = 5e-4",
+            "learning_rates = [1e-3]",
+        ),
+        (
+            "a rate twice, and below the lowest rate",
+            "learning_rate = 5e-4",
+            "learning_rates = [1e-3, 1e-3]\nmin_learning_rate = 2e-3",
+        ),
+        (
+            "a list of rates without dev",
+            "learning_rate = 5e-4\nwarmup = 5\nloss = { forward_kl = 1.0 }\n",
+            "learning_rates = [1e-3, 1e-4]\n\n[curate]\ndev = 0\n",
+        ),
+        ("layers that are not in order", "{ every = 2 }", "[0, 2, 1]"),
+        (
+            "layers by two rules",
+            "{ every = 2 }",
+            "{ every = 2, first = 8 }",
+        ),
+        ("unknown rule of layers", "{ every = 2 }", "{ evry = 2 }"),
+        ("layers that are a number", "{ every = 2 }", "2"),
         ("unknown control", "warmup = 5", "controls = [\"stf\"]"),
         ("a key that is not ASCII", "seed = 17", "\"sé\" = 1"),
     ];

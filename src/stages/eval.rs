@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use potstill_datasets::{RunModel, SequenceValues, Split, read_shard, replace_file, write_shard};
-use potstill_eval::{Heldout, Metric, interval};
+use potstill_eval::{Metric, TestText, interval};
 use potstill_model::{Config, Llama};
 use potstill_student::{SignalKind, Unigram, evaluate};
 use serde_json::json;
@@ -135,7 +135,7 @@ fn write_values(
     let seed = u64::from(file.run.seed);
     let figure = |metric| interval(values, metric, file.eval.resamples, seed);
     let results = json!({
-        "text": Heldout::from_values(values)?,
+        "text": TestText::from_values(values)?,
         "kl": figure(Metric::Kl)?,
         "nll": figure(Metric::Nll)?,
         "agreement": figure(Metric::Agreement)?,

@@ -1,13 +1,14 @@
 //! `report`: combines manifests and results into `report.html`, `report.md` and `report.json`.
 
 mod measured;
+mod splits;
 
 use std::collections::BTreeMap;
 
 use anyhow::Context as _;
 use potstill_datasets::{Manifest, RunModel, replace_file};
 use potstill_eval::{
-    Evidence, Heldout, LossCurve, LossPoint, Provenance, Report, SamplingCheck, StageFacts,
+    Evidence, LossCurve, LossPoint, Provenance, Report, SamplingCheck, StageFacts, TestText,
     conclude, covered_seconds,
 };
 use serde_json::json;
@@ -135,12 +136,14 @@ fn build(context: &Context, models: &[RunModel]) -> anyhow::Result<Report> {
             sampling: sampling.as_ref(),
             ..Evidence::of(&students, &comparisons)
         }),
-        heldout: Heldout::from_values(measured.measurements.heldout())?,
+        test: TestText::from_values(measured.measurements.heldout())?,
         grader: context.run.settings.eval.answers.as_ref().map(|a| a.grader),
         teacher,
         students,
         comparisons,
+        splits: Some(splits::splits(context)?),
         sampling,
+        tuning,
         losses: losses(context, models)?,
         samples: measured.samples(context)?,
         stages,

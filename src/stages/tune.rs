@@ -5,14 +5,16 @@
 //! below it. `tuning.json` lists all rates and the choice. `train` publishes the trainings at the chosen rates without
 //! training them again.
 
+mod choice;
+
 use std::collections::BTreeMap;
 use std::fs;
 
 use anyhow::{Context as _, bail};
+use choice::{Choice, TriedRate, choose_lowest, mean};
 use potstill_datasets::{Arm, SequenceValues, Split, replace_file, row_count};
 use potstill_eval::{Metric, TunedRate};
 use potstill_model::DType;
-use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::collect::is_published;
@@ -28,26 +30,6 @@ const HOME: &str = "tuning";
 const CHOICE_FILE: &str = "tuning.json";
 /// Count in the manifest of a training that diverged.
 const DIVERGED: &str = "steps until the loss was not finite";
-
-/// Content of `tuning.json`.
-#[derive(Debug, Serialize, Deserialize)]
-struct Choice {
-    /// Metric by which the rates were chosen: KL, or NLL without distributions.
-    metric: Metric,
-    rates: Vec<TriedRate>,
-}
-
-/// A learning rate that was tried for an arm.
-#[derive(Debug, Serialize, Deserialize)]
-struct TriedRate {
-    arm: String,
-    learning_rate: f64,
-    /// Folder of the training, below the run directory.
-    training: String,
-    /// Figure on dev, nats per token; `None` if the training diverged.
-    dev: Option<f64>,
-    chosen: bool,
-}
 
 /// Trains every arm at each rate, measures the trained models on dev, and writes the choice.
 ///
@@ -121,6 +103,14 @@ pub(super) fn training(context: &Context, arm: Arm, rate: f64) -> anyhow::Result
     })
 }
 
+/// Metric by which rates are chosen: KL, or NLL without distributions.
+pub(super) fn metric(context: &Context) -> Metric {
+    match context.run.settings.has_signals() {
+        true => Metric::Kl,
+        false => Metric::Nll,
+    }
+}
+
 /// All rates with their figures on dev; none if the run file names no rates. The figure of a training that diverged is
 /// infinite.
 pub(super) fn tuned_rates(context: &Context) -> anyhow::Result<Vec<TunedRate>> {
@@ -152,21 +142,28 @@ pub(super) fn chosen_values(context: &Context) -> anyhow::Result<Vec<(Arm, Vec<S
         .collect()
 }
 
-/// Each published folder with the stage that writes it, for the report.
+/// Each folder that `tune` publishes, for the report; none if the run file names no rates.
 pub(super) fn homes(context: &Context) -> anyhow::Result<Vec<String>> {
-    let mut homes = Vec::new();
-    for training in trainings(context)? {
-        if !has_diverged(context, &training)? {
-            homes.push(dev_home(&training.home));
-        }
-        homes.push(training.home);
-    }
+    let mut homes = trained_homes(context, &trainings(context)?)?;
     if !homes.is_empty() {
         homes.push(HOME.to_owned());
     }
     Ok(homes)
 }
 
+/// Folders of the trainings and, of those that did not diverge, of their values on dev.
+fn trained_homes(context: &Context, trainings: &[Training]) -> anyhow::Result<Vec<String>> {
+    let mut homes = Vec::new();
+    for training in trainings {
+        homes.push(training.home.clone());
+        if !has_diverged(context, training)? {
+            homes.push(dev_home(&training.home));
+        }
+    }
+    Ok(homes)
+}
+
+/// Name of a training, such as `student-3e-3`.
 fn name(arm: Arm, rate: f64) -> String {
     format!("{}-{rate:e}", arm.name())
 }
@@ -309,19 +306,9 @@ fn dev_plan(context: &Context, training: &Training) -> anyhow::Result<StagePlan>
 /// Chooses the rate of each arm and writes `tuning.json`.
 fn choose(context: &Context, trainings: &[Training]) -> anyhow::Result<StageOutcome> {
     let run = &context.run;
-    let metric = match run.settings.has_signals() {
-        true => Metric::Kl,
-        false => Metric::Nll,
-    };
+    let metric = metric(context);
     let mut inputs = BTreeMap::new();
-    let mut homes = Vec::new();
-    for training in trainings {
-        homes.push(training.home.clone());
-        if !has_diverged(context, training)? {
-            homes.push(dev_home(&training.home));
-        }
-    }
-    for home in homes {
+    for home in trained_homes(context, trainings)? {
         let manifest = context.dir.require(&home, "tune", run)?;
         inputs.insert(home, manifest.content_hash());
     }
@@ -361,29 +348,6 @@ fn choose(context: &Context, trainings: &[Training]) -> anyhow::Result<StageOutc
     })
 }
 
-/// Mean of a metric over the tokens of dev, nats per token.
-fn mean(values: &[SequenceValues], metric: Metric) -> f64 {
-    let tokens: f64 = values.iter().map(|v| f64::from(v.tokens)).sum();
-    metric.total(values) / tokens
-}
-
-/// Marks the rate of an arm with the lowest figure, the first one if several are equal.
-fn choose_lowest(rates: &mut [TriedRate], arm: &str) -> anyhow::Result<()> {
-    let of_arm = rates.iter_mut().filter(|tried| tried.arm == arm);
-    let lowest = of_arm.filter(|tried| tried.dev.is_some()).min_by(|a, b| {
-        a.dev
-            .partial_cmp(&b.dev)
-            .unwrap_or(std::cmp::Ordering::Equal)
-    });
-    match lowest {
-        Some(tried) => tried.chosen = true,
-        None => bail!(
-            "`{arm}` diverged at every learning rate\nhint: name lower rates in `learning_rates` of [train]"
-        ),
-    }
-    Ok(())
-}
-
 fn published_choice(context: &Context) -> anyhow::Result<Choice> {
     context.dir.require(HOME, "tune", &context.run)?;
     let path = context.dir.path(CHOICE_FILE);
@@ -399,35 +363,6 @@ fn published_choice(context: &Context) -> anyhow::Result<Choice> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn tried(arm: &str, learning_rate: f64, dev: Option<f64>) -> TriedRate {
-        TriedRate {
-            arm: arm.to_owned(),
-            learning_rate,
-            training: String::new(),
-            dev,
-            chosen: false,
-        }
-    }
-
-    #[test]
-    fn each_arm_keeps_the_rate_with_the_lowest_figure() {
-        let mut rates = [
-            tried("student", 1e-3, Some(0.5)),
-            tried("student", 2e-3, Some(0.25)),
-            tried("student", 4e-3, Some(0.25)),
-            tried("student", 8e-3, None),
-            tried("sft", 1e-3, Some(0.1)),
-            tried("sft", 2e-3, Some(0.3)),
-            tried("shuffled", 1e-3, None),
-        ];
-        choose_lowest(&mut rates, "student").unwrap();
-        choose_lowest(&mut rates, "sft").unwrap();
-        let chosen: Vec<bool> = rates.iter().map(|tried| tried.chosen).collect();
-        assert_eq!(chosen, [false, true, false, false, true, false, false]);
-        let error = choose_lowest(&mut rates, "shuffled").unwrap_err();
-        assert!(error.to_string().starts_with("`shuffled` diverged"));
-    }
 
     #[test]
     fn rates_have_names_that_differ() {

@@ -1,16 +1,24 @@
 //! Colours of the models.
 
-use potstill_datasets::RunModel;
+use potstill_datasets::{Arm, RunModel};
 
-use crate::report::Report;
+/// Number of colours of the page, `--m0` to `--m7`.
+pub(super) const COLOURS: usize = 8;
 
-/// Number of colours of the page, `--m0` to `--m6`. Colours repeat if there are more models.
-pub(super) const COLOURS: usize = 7;
-
-/// Returns the number of a model's colour: 0 for the teacher, and the position among the students for the others.
-pub(super) fn colour(report: &Report, model: RunModel) -> usize {
-    let position = report.students.iter().position(|s| s.name == model);
-    position.map_or(0, |i| 1 + i % (COLOURS - 1))
+/// Returns the number of a model's colour, which is the same in every report.
+pub(super) fn colour(model: RunModel) -> usize {
+    match model {
+        RunModel::Teacher => 0,
+        RunModel::Base => 1,
+        RunModel::Unigram => 7,
+        RunModel::Trained(variant) => match variant.arm {
+            Arm::Student => 2,
+            Arm::Sft => 3,
+            Arm::SameToken => 4,
+            Arm::Smoothing => 5,
+            Arm::Shuffled => 6,
+        },
+    }
 }
 
 /// Writes a small square of a colour.

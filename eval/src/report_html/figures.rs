@@ -11,7 +11,7 @@ use crate::calibration::ReliabilityBin;
 use crate::error::Error;
 use crate::interval::Interval;
 use crate::metric::Figure;
-use crate::report::{LossPoint, Report};
+use crate::report::{LossPoint, Report, TuningTable};
 use crate::results::StudentResult;
 use crate::wording;
 
@@ -20,7 +20,7 @@ const POINTS: usize = 300;
 /// Ratio of largest to smallest value above which an axis is logarithmic.
 const LOG_FROM: f64 = 12.0;
 
-/// Draws the bars of accuracy, KL, agreement and calibration error.
+/// Draws the bars of accuracy, KL, agreement and calibration.
 ///
 /// # Errors
 /// If a plot cannot be drawn.
@@ -40,14 +40,20 @@ pub(super) fn figures(out: &mut String, report: &Report) -> Result<(), Error> {
         (
             Figure::Accuracy,
             "Accuracy",
-            "Share of held-out prompts with a right answer. Higher is better.",
+            "Share of test prompts with a right answer. Higher is better.",
             right,
         ),
         (
             Figure::Kl,
             "Distance to the teacher",
-            "Held-out KL, nats per token. Lower is better.",
+            "KL on the test text, nats per token. Lower is better.",
             students(|s| s.kl.as_ref()),
+        ),
+        (
+            Figure::OwnTextKl,
+            "Distance on the model's own text",
+            "Reverse KL on text that the model wrote, nats per token. Lower is better.",
+            students(|s| s.own_text_kl.as_ref()),
         ),
         (
             Figure::Agreement,
@@ -56,15 +62,23 @@ pub(super) fn figures(out: &mut String, report: &Report) -> Result<(), Error> {
             students(|s| s.agreement.as_ref()),
         ),
         (
-            // The calibration error is a share and has the format of accuracy.
-            Figure::Accuracy,
+            Figure::Calibration,
+            "Distance in probability",
+            "Mean of |q − p|: the model's and the teacher's probability of the teacher's most likely token. Lower is better.",
+            students(|s| s.calibration.as_ref()?.distance.as_ref()),
+        ),
+        (
+            Figure::Calibration,
             "Calibration error",
             "Mean difference between the model's confidence and its share of right predictions. Lower is better.",
-            students(|s| Some(&s.calibration.as_ref()?.error)),
+            match report.has_distributions() {
+                true => Vec::new(),
+                false => students(|s| Some(&s.calibration.as_ref()?.error)),
+            },
         ),
     ];
     for (figure, title, caption, models) in plots {
-        bar_plot(out, report, figure, &models, (title, caption))?;
+        bar_plot(out, figure, &models, (title, caption))?;
     }
     out.push_str("</div>\n");
     Ok(())
@@ -72,7 +86,6 @@ pub(super) fn figures(out: &mut String, report: &Report) -> Result<(), Error> {
 
 fn bar_plot(
     out: &mut String,
-    report: &Report,
     figure: Figure,
     models: &[(RunModel, &Interval)],
     (title, caption): (&str, &str),
@@ -108,7 +121,7 @@ fn bar_plot(
         .iter()
         .map(|(model, interval)| Bar {
             name: model.to_string(),
-            colour: colour(report, *model),
+            colour: colour(*model),
             mean: place(interval.mean),
             low: place(interval.low),
             high: place(interval.high),
@@ -226,7 +239,7 @@ fn curves(report: &Report, loss: fn(&LossPoint) -> f64) -> (Vec<Line>, Vec<Strin
         ends.push(format!("{} from {first:.3} to {last:.3}", curve.name));
         let faint = thinned(&all);
         drawn.push(Line {
-            colour: colour(report, curve.name),
+            colour: colour(curve.name),
             points: smoothed(&faint),
             faint,
             dots: false,
@@ -274,7 +287,7 @@ pub(super) fn calibration(out: &mut String, report: &Report) -> Result<(), Error
         described.push(format!("{} error {error}", student.name));
         let point = |bin: &ReliabilityBin| (bin.confidence, bin.expected);
         drawn.push(Line {
-            colour: colour(report, student.name),
+            colour: colour(student.name),
             points: calibration.bins.iter().map(point).collect(),
             faint: Vec::new(),
             dots: true,
@@ -285,17 +298,86 @@ pub(super) fn calibration(out: &mut String, report: &Report) -> Result<(), Error
     }
     let axes = Axes {
         x: (0.0, 1.0),
-        x_name: "the model's confidence",
+        x_name: "the model's probability",
         x_scale: Scale::Percent,
         y: (0.0, 1.0),
         y_scale: Scale::Percent,
         diagonal: true,
     };
-    let label = format!("Calibration, right by confidence: {}", described.join("; "));
+    let (vertical, caption) = match report.has_distributions() {
+        true => (
+            "the teacher's probability",
+            "The vertical axis is the teacher's mean probability of its most likely token. On the thin line both probabilities are equal; below it the model is overconfident.",
+        ),
+        false => (
+            "right",
+            "The vertical axis is the share of tokens at which the most likely token was right. On the thin line confidence equals that share; below it the model is overconfident.",
+        ),
+    };
+    let label = format!(
+        "Calibration, {vertical} by the model's: {}",
+        described.join("; ")
+    );
     let svg = lines(&label, &drawn, &axes)?;
-    let caption = "The vertical axis is the share of tokens at which the most likely token was right. On the thin line confidence equals that share; below it the model is overconfident.";
     write_figure(out, "Calibration", &svg, caption);
     Ok(())
+}
+
+/// Draws the dev figure of each arm by learning rate.
+///
+/// # Errors
+/// If the plot cannot be drawn.
+pub(super) fn tuning(out: &mut String, report: &Report, tuning: &TuningTable) -> Result<(), Error> {
+    let mut drawn = Vec::new();
+    let mut described = Vec::new();
+    for (arm, trials) in &tuning.rows {
+        let model = RunModel::from(arm.first());
+        // A training that diverged has no point.
+        let trials = trials.iter().flatten().filter(|t| t.dev.is_finite());
+        let points: Vec<(f64, f64)> = trials.map(|t| (t.learning_rate.log10(), t.dev)).collect();
+        let values = points
+            .iter()
+            .map(|(rate, dev)| format!("{dev:.4} at {}", wording::rate(10f64.powf(*rate))));
+        described.push(format!("{model} {}", values.collect::<Vec<_>>().join(", ")));
+        drawn.push(Line {
+            colour: colour(model),
+            points,
+            faint: Vec::new(),
+            dots: true,
+        });
+    }
+    let points = || drawn.iter().flat_map(|line| line.points.iter().copied());
+    let (low, high) = range(points().map(|(_, y)| y));
+    let (left, right) = range(points().map(|(x, _)| x));
+    if low > high {
+        return Ok(());
+    }
+    let margin = 0.1 * (high - low).max(1e-3);
+    let axes = Axes {
+        x: (left - 0.05, right + 0.05),
+        x_name: "learning rate",
+        x_scale: Scale::Log10,
+        y: (low - margin, high + margin),
+        y_scale: Scale::Plain,
+        diagonal: false,
+    };
+    let figure = match report.has_distributions() {
+        true => "KL",
+        false => "NLL",
+    };
+    let title = format!("{figure} on the dev prompts");
+    let label = format!("{title} by learning rate: {}", described.join("; "));
+    let svg = lines(&label, &drawn, &axes)?;
+    let caption = "Nats per token; lower is better. A best rate at an end of the list may not be the best one.";
+    write_figure(out, &title, &svg, caption);
+    Ok(())
+}
+
+/// Returns the smallest and the largest value.
+fn range(values: impl Iterator<Item = f64>) -> (f64, f64) {
+    values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| {
+        (low.min(value), high.max(value))
+    })
 }
 
 /// Writes a figure; `caption` is HTML.

@@ -17,7 +17,7 @@ const TEXT: f64 = 29.0;
 /// Factor by which Plotters divides a text size in SVG.
 const PLOTTERS_TEXT: f64 = 1.24;
 /// Dash patterns of lines by colour, for readers who cannot distinguish the colours.
-const DASHES: [&str; COLOURS] = ["", "3 9", "", "20 10", "9 7", "24 8 5 8", "14 5"];
+const DASHES: [&str; COLOURS] = ["", "3 9", "", "20 10", "9 7", "24 8 5 8", "14 5", "4 4"];
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 type DrawResult = Result<(), Box<dyn std::error::Error>>;

@@ -14,10 +14,10 @@ pub(super) fn write(out: &mut String, report: &Report) {
     if report.samples.is_empty() {
         return;
     }
-    out.push_str("<section aria-labelledby=\"samples\"><h2 id=\"samples\">Samples side by side</h2>\n<p class=\"note\">Answers of the models to held-out prompts.</p>\n");
+    out.push_str("<section aria-labelledby=\"samples\"><h2 id=\"samples\">Samples side by side</h2>\n<p class=\"note\">Answers of the models to test prompts.</p>\n");
     filters(out, &report.samples);
     for sample in &report.samples {
-        write_sample(out, report, sample);
+        write_sample(out, sample);
     }
     out.push_str("<p class=\"more\"><button type=\"button\" id=\"more\" hidden>Show more</button></p></section>\n");
 }
@@ -47,7 +47,7 @@ fn filters(out: &mut String, samples: &[Sample]) {
     out.push_str("<label class=\"search\">Text <input type=\"search\" name=\"text\" autocomplete=\"off\" placeholder=\"in the prompt or an answer\"></label>\n<output id=\"count\" aria-live=\"polite\"></output></form>\n");
 }
 
-fn write_sample(out: &mut String, report: &Report, sample: &Sample) {
+fn write_sample(out: &mut String, sample: &Sample) {
     let _ = write!(
         out,
         "<article class=\"card sample\"><h3>{}</h3>\n<p class=\"reference\">",
@@ -65,12 +65,12 @@ fn write_sample(out: &mut String, report: &Report, sample: &Sample) {
         escape(&sample.prompt_id)
     );
     for answer in &sample.answers {
-        write_answer(out, report, answer);
+        write_answer(out, answer);
     }
     out.push_str("</div></article>\n");
 }
 
-fn write_answer(out: &mut String, report: &Report, answer: &SampleAnswer) {
+fn write_answer(out: &mut String, answer: &SampleAnswer) {
     let (class, mark) = match answer.correct {
         Some(true) => ("right", "✓ "),
         Some(false) => ("wrong", "✗ "),
@@ -80,7 +80,7 @@ fn write_answer(out: &mut String, report: &Report, answer: &SampleAnswer) {
     let _ = write!(
         out,
         "<div class=\"answer\" data-model=\"{model}\" data-outcome=\"{class}\"><h4><span>{}{model}</span><span class=\"mark {class}\">{mark}{}</span></h4>",
-        swatch(colour(report, model)),
+        swatch(colour(model)),
         wording::graded(answer.correct),
     );
     if let Some(reasoning) = answer.reasoning.as_deref().filter(|r| !r.is_empty()) {

@@ -9,8 +9,8 @@ use super::html::{Cell, escape, table};
 use crate::interval::Interval;
 use crate::metric::Figure;
 use crate::report::{Provenance, Report};
-use crate::results::{Comparison, SeedFigures};
-use crate::verdict::Verdict;
+use crate::report_text;
+use crate::results::{SeedFigures, StudentResult};
 use crate::wording;
 
 /// Returns a cell with a figure and its interval in small type.
@@ -34,59 +34,112 @@ fn none() -> Cell {
     Cell::Figure("–".to_owned())
 }
 
-fn model(report: &Report, model: RunModel) -> Cell {
-    Cell::Head(format!("{}{model}", swatch(colour(report, model))))
+fn model(model: RunModel) -> Cell {
+    Cell::Head(format!("{}{model}", swatch(colour(model))))
 }
 
 /// Returns a cell with a model and a description in small type.
-fn model_from(report: &Report, model: RunModel, what: &str) -> Cell {
+fn model_from(model: RunModel, what: &str) -> Cell {
     Cell::Head(format!(
         "{}{model} <small>{}</small>",
-        swatch(colour(report, model)),
+        swatch(colour(model)),
         escape(what)
     ))
 }
 
+/// A column of the models' table: its heading, and the cells of the teacher and of a student.
+struct Column {
+    head: &'static str,
+    teacher: Cell,
+    student: fn(&StudentResult) -> Cell,
+}
+
+/// Writes the figures of all models; figures that no model has get no column.
 pub(super) fn models(out: &mut String, report: &Report) {
-    let head = [
-        "model",
-        "KL, nats per token",
-        "agreement",
-        "accuracy",
-        "calibration error",
-        "NLL, nats per token",
-        "parameters",
-        "steps",
-    ];
-    let count = |count: Option<u64>| Cell::Number(count.map_or("–".to_owned(), wording::count));
+    let teacher = report.teacher.as_ref();
     let by_definition = |what: &str| Cell::Figure(format!("{what} <small>by definition</small>"));
-    let mut rows = Vec::new();
-    if let Some(teacher) = &report.teacher {
-        rows.push(vec![
-            model_from(report, RunModel::Teacher, &teacher.name),
-            by_definition("0"),
-            by_definition("100 %"),
-            share(teacher.accuracy.as_ref().map(|a| &a.overall)),
-            none(),
-            figure(Figure::Nll, &teacher.nll),
-            count(teacher.parameters),
-            count(None),
-        ]);
-    }
-    for student in &report.students {
+    let accuracy = teacher.and_then(|t| t.accuracy.as_ref());
+    let any = |has: fn(&StudentResult) -> bool| report.students.iter().any(has);
+    let mut columns = Vec::new();
+    let mut column = |is_shown: bool, column: Column| columns.extend(is_shown.then_some(column));
+    column(
+        any(|s| s.kl.is_some()),
+        Column {
+            head: "KL, nats per token",
+            teacher: by_definition("0"),
+            student: |s| interval(Figure::Kl, s.kl.as_ref()),
+        },
+    );
+    column(
+        any(|s| s.own_text_kl.is_some()),
+        Column {
+            head: "own-text KL",
+            teacher: by_definition("0"),
+            student: |s| interval(Figure::OwnTextKl, s.own_text_kl.as_ref()),
+        },
+    );
+    column(
+        true,
+        Column {
+            head: "NLL, nats per token",
+            teacher: teacher.map_or_else(none, |t| figure(Figure::Nll, &t.nll)),
+            student: |s| figure(Figure::Nll, &s.nll),
+        },
+    );
+    column(
+        any(|s| s.agreement.is_some()),
+        Column {
+            head: "agreement",
+            teacher: by_definition("100 %"),
+            student: |s| interval(Figure::Agreement, s.agreement.as_ref()),
+        },
+    );
+    column(
+        any(|s| s.accuracy.is_some()),
+        Column {
+            head: "accuracy",
+            teacher: share(accuracy.map(|a| &a.overall)),
+            student: |s| share(s.accuracy.as_ref().map(|a| &a.overall)),
+        },
+    );
+    let distance = |s: &StudentResult| s.calibration.as_ref()?.distance;
+    column(
+        report.students.iter().any(|s| distance(s).is_some()),
+        Column {
+            head: "|q − p|",
+            teacher: by_definition("0 %"),
+            student: |s| share(s.calibration.as_ref().and_then(|c| c.distance.as_ref())),
+        },
+    );
+    column(
+        any(|s| s.calibration.is_some()),
+        Column {
+            head: "calibration error",
+            teacher: none(),
+            student: |s| share(s.calibration.as_ref().map(|c| &c.error)),
+        },
+    );
+    let mut head = vec!["model"];
+    head.extend(columns.iter().map(|column| column.head));
+    let student_row = |student: &StudentResult| {
         let from = format!("from {}", student.learned_from);
-        rows.push(vec![
-            model_from(report, student.name, &from),
-            interval(Figure::Kl, student.kl.as_ref()),
-            interval(Figure::Agreement, student.agreement.as_ref()),
-            share(student.accuracy.as_ref().map(|a| &a.overall)),
-            share(student.calibration.as_ref().map(|c| &c.error)),
-            figure(Figure::Nll, &student.nll),
-            count(student.parameters),
-            count(Some(student.steps)),
-        ]);
+        let mut row = vec![model_from(student.name, &from)];
+        row.extend(columns.iter().map(|column| (column.student)(student)));
+        row
+    };
+    let students: Vec<Vec<Cell>> = report.students.iter().map(student_row).collect();
+    let mut rows = Vec::new();
+    if let Some(teacher) = teacher {
+        let mut row = vec![model_from(RunModel::Teacher, &teacher.name)];
+        row.extend(columns.into_iter().map(|column| column.teacher));
+        rows.push(row);
     }
-    table(out, "Models and their held-out figures", "", &head, &rows);
+    rows.extend(students);
+    table(out, "Models and their figures", "", &head, &rows);
+    let sizes = report_text::sizes(report);
+    if !sizes.is_empty() {
+        let _ = writeln!(out, "<p class=\"note\">{}</p>", escape(&sizes));
+    }
 }
 
 /// Writes accuracy by group; nothing if prompts have no groups.
@@ -95,13 +148,13 @@ pub(super) fn groups(out: &mut String, report: &Report) {
     if names.is_empty() {
         return;
     }
-    out.push_str("<h3 style=\"margin-top:28px\">Accuracy by group</h3>\n");
+    out.push_str("<h3>Accuracy by group</h3>\n");
     let escaped: Vec<String> = names.iter().map(|name| escape(name)).collect();
     let mut head = vec!["model"];
     head.extend(escaped.iter().map(String::as_str));
     let mut rows = Vec::new();
     for (name, accuracies) in models {
-        let mut row = vec![model(report, name)];
+        let mut row = vec![model(name)];
         row.extend(accuracies.into_iter().map(share));
         rows.push(row);
     }
@@ -124,7 +177,7 @@ pub(super) fn seeds(out: &mut String, report: &Report) {
     };
     let row = |(name, figures): (RunModel, &SeedFigures)| {
         vec![
-            model(report, name),
+            model(name),
             Cell::Number(figures.seed.to_string()),
             number(Figure::Kl, figures.kl),
             number(Figure::Agreement, figures.agreement),
@@ -136,31 +189,9 @@ pub(super) fn seeds(out: &mut String, report: &Report) {
     if rows.is_empty() {
         return;
     }
-    out.push_str("<h3 style=\"margin-top:28px\">By seed</h3>\n<p class=\"note\">The figures above are over all seeds. The student to use is the one with the first seed, <code>students/student/export</code>.</p>\n");
-    table(out, "By seed", "", &head, &rows);
-}
-
-pub(super) fn comparisons(out: &mut String, report: &Report) {
-    let head = ["left − right", "figure", "difference", "left is", "prompts"];
-    let row = |c: &Comparison| {
-        let class = match c.verdict {
-            Verdict::Better => "better",
-            Verdict::Worse => "worse",
-            Verdict::NoDifference => "same",
-        };
-        vec![
-            Cell::Head(format!("{} − {}", c.left, c.right)),
-            Cell::Figure(c.metric.name().to_owned()),
-            Cell::Figure(wording::difference(c.metric, &c.difference)),
-            Cell::Figure(format!(
-                "<span class=\"{class}\">{}</span>",
-                wording::verdict(c.verdict)
-            )),
-            Cell::Number(wording::count(c.difference.prompts as u64)),
-        ]
-    };
-    let rows: Vec<Vec<Cell>> = report.comparisons.iter().map(row).collect();
-    table(out, "Paired differences", "", &head, &rows);
+    out.push_str("<details><summary>All figures by seed</summary>\n<p class=\"note\">The figures above are over all seeds. The student to use is the one with the first seed, <code>students/student/export</code>.</p>\n");
+    table(out, "All figures by seed", "", &head, &rows);
+    out.push_str("</details>\n");
 }
 
 /// Writes the reliability table; nothing if calibration was not measured.
@@ -171,9 +202,9 @@ pub(super) fn reliability(out: &mut String, report: &Report) {
         .flat_map(|(student, calibration)| {
             calibration.bins.iter().map(|bin| {
                 vec![
-                    model(report, student.name),
+                    model(student.name),
                     Cell::Figure(format!(
-                        "{:.0} to {:.0} %",
+                        "{:.1} to {:.1} %",
                         100.0 * bin.from,
                         100.0 * bin.to
                     )),
@@ -188,8 +219,17 @@ pub(super) fn reliability(out: &mut String, report: &Report) {
         return;
     }
     out.push_str("<details><summary>Reliability table</summary>\n");
-    let head = ["model", "confidence", "tokens", "mean confidence", "right"];
-    table(out, "Reliability by confidence", "", &head, &rows);
+    let head = [
+        "model",
+        "the model's probability",
+        "tokens",
+        "mean",
+        match report.has_distributions() {
+            true => "mean of the teacher's",
+            false => "right",
+        },
+    ];
+    table(out, "Reliability by probability", "", &head, &rows);
     out.push_str("</details>\n");
 }
 

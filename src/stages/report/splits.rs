@@ -1,0 +1,78 @@
+//! Sizes of the splits and near-duplicates between them, read from what `curate` wrote.
+
+use anyhow::Context as _;
+use potstill_datasets::{FolderRows, NearDuplicate, Prompt, Split};
+use potstill_eval::{SimilarPrompts, SplitFacts, SplitSize};
+use serde::Deserialize;
+
+use crate::stages::{Context, import};
+
+/// Number of near-duplicates that the report shows.
+const SHOWN: usize = 5;
+
+/// Sizes in `curation.json`.
+#[derive(Deserialize)]
+struct Sizes {
+    train: Size,
+    dev: Size,
+    test: Size,
+}
+
+#[derive(Deserialize)]
+struct Size {
+    prompts: u64,
+    sequences: u64,
+}
+
+/// Reads the sizes of the splits, and the first near-duplicates.
+pub(super) fn splits(context: &Context) -> anyhow::Result<SplitFacts> {
+    let path = context.dir.path("curation.json");
+    let text = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let sizes: Sizes = serde_json::from_slice(&text)
+        .with_context(|| format!("{} is damaged\nhint: run `curate` again", path.display()))?;
+    let size = |split: Split| {
+        let size = match split {
+            Split::Train => &sizes.train,
+            Split::Dev => &sizes.dev,
+            Split::Test => &sizes.test,
+        };
+        SplitSize {
+            split,
+            prompts: size.prompts,
+            sequences: size.sequences,
+        }
+    };
+    let folder = context.dir.path("near_duplicates");
+    let rows = FolderRows::<NearDuplicate>::open(&folder)?;
+    let mut found: Vec<NearDuplicate> = rows.collect::<Result<_, _>>()?;
+    found.sort_by_key(|near| near.split != Split::Test);
+    let in_test = found.iter().filter(|near| near.split == Split::Test);
+    Ok(SplitFacts {
+        sizes: Split::ALL.map(size).to_vec(),
+        near_duplicates: found.len() as u64,
+        near_duplicates_in_test: in_test.count() as u64,
+        similar: similar(context, &found[..found.len().min(SHOWN)])?,
+    })
+}
+
+/// Looks up the texts of near-duplicates.
+fn similar(context: &Context, found: &[NearDuplicate]) -> anyhow::Result<Vec<SimilarPrompts>> {
+    if found.is_empty() {
+        return Ok(Vec::new());
+    }
+    let prompts = import::published_by_id(&context.dir.path("prompts"))?;
+    let text = |id: &str| prompts.get(id).map_or_else(String::new, text);
+    let similar = found.iter().map(|near| SimilarPrompts {
+        split: near.split,
+        prompt: text(&near.prompt_id),
+        train_prompt: text(&near.train_prompt_id),
+        similarity: near.similarity,
+    });
+    Ok(similar.collect())
+}
+
+/// Returns the last message of a prompt, which is the one that differs from prompt to prompt.
+fn text(prompt: &Prompt) -> String {
+    let last = prompt.messages.last();
+    last.map_or_else(String::new, |message| message.content.clone())
+}
