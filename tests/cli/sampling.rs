@@ -44,7 +44,7 @@ reasoning = {{ open = "<think>", close = "</think>" }}
 keep = "all"
 
 [student]
-every = 2
+layers = {{ every = 2 }}
 
 [train]
 steps = 2
