@@ -1,14 +1,17 @@
 //! Accuracy: the share of right answers.
 //!
-//! The interval is a bootstrap over prompts. If all answers are right, or all are wrong, every resample is the same and
-//! the interval would be a point. Its open end is then the exact binomial one over prompts, 0.025^(1/n) (Clopper &
-//! Pearson, 1934).
+//! The interval is Wilson's, which is not a point if all answers are right. Several answers to a prompt, or of several
+//! seeds, are not independent, so the number of answers is divided by the design effect (Kish 1965): the variance of the
+//! share, estimated over prompts and seeds, over the variance of as many independent answers.
 
 use serde::{Deserialize, Serialize};
 
-use crate::bootstrap::{bootstrap, clusters};
 use crate::error::Error;
+use crate::estimate::{Estimate, PromptSums};
 use crate::interval::Interval;
+
+/// The 97.5th percentile of the normal distribution.
+const NORMAL_95: f64 = 1.959_963_984_540_054;
 
 /// One graded answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,79 +46,83 @@ pub struct GroupAccuracy {
     pub accuracy: Interval,
 }
 
-/// Computes the accuracy over `graded`, overall and by group, with 95 % intervals from `resamples` resamples of
-/// prompts.
+/// Computes the accuracy over the graded answers of each training seed, overall and by group, with 95 % intervals.
 ///
 /// # Errors
-/// If `graded` is empty.
-pub fn accuracy(graded: &[Graded], resamples: usize, seed: u64) -> Result<Accuracy, Error> {
-    let overall = share(graded.iter(), resamples, seed)?;
-    let mut names: Vec<&str> = graded.iter().filter_map(|g| g.group.as_deref()).collect();
+/// If there are no answers, or the seeds have answers to different prompts.
+pub fn accuracy(seeds: &[&[Graded]]) -> Result<Accuracy, Error> {
+    let overall = share(&answer_sums(seeds, |_| true)?);
+    let all = || seeds.iter().copied().flatten();
+    let mut names: Vec<&str> = all().filter_map(|g| g.group.as_deref()).collect();
     names.sort_unstable();
     names.dedup();
     let mut groups = Vec::new();
     for name in names {
-        let of_group = graded.iter().filter(|g| g.group.as_deref() == Some(name));
+        let sums = answer_sums(seeds, |g| g.group.as_deref() == Some(name))?;
         groups.push(GroupAccuracy {
             group: name.to_owned(),
-            accuracy: share(of_group, resamples, seed)?,
+            accuracy: share(&sums),
         });
     }
     Ok(Accuracy {
         overall,
-        answers: graded.len() as u64,
-        correct: graded.iter().filter(|g| g.correct).count() as u64,
+        answers: all().count() as u64,
+        correct: all().filter(|g| g.correct).count() as u64,
         groups,
     })
 }
 
-/// Computes the difference in accuracy a − b over the same prompts, with its 95 % interval.
+/// Adds up right answers by prompt and seed, with the number of answers as the weight.
 ///
 /// # Errors
-/// If the two lists do not have the same prompts in the same order, or are empty.
-pub fn paired_accuracy(
-    a: &[Graded],
-    b: &[Graded],
-    resamples: usize,
-    seed: u64,
-) -> Result<Interval, Error> {
-    let id = |graded: Option<&Graded>| graded.map(|g| g.prompt_id.clone());
-    let absent = || "absent".to_owned();
-    let differs = |i: &usize| id(a.get(*i)) != id(b.get(*i));
-    if let Some(position) = (0..a.len().max(b.len())).find(differs) {
-        return Err(Error::NotPaired {
-            position,
-            left: id(a.get(position)).unwrap_or_else(absent),
-            right: id(b.get(position)).unwrap_or_else(absent),
+/// If no answer passes `filter`, or the seeds have answers to different prompts.
+pub(crate) fn answer_sums<'a>(
+    seeds: &[&'a [Graded]],
+    filter: impl Fn(&Graded) -> bool,
+) -> Result<PromptSums<'a>, Error> {
+    let mut sums: Option<PromptSums<'_>> = None;
+    for graded in seeds {
+        let records = graded.iter().filter(|g| filter(g));
+        let records = records.map(|g| (g.prompt_id.as_str(), f64::from(u8::from(g.correct)), 1.0));
+        let of_seed = PromptSums::of_seed(records);
+        sums = Some(match sums {
+            None => of_seed,
+            Some(sums) => sums.with_seed(of_seed)?,
         });
     }
-    let both = a.iter().zip(b).map(|(a, b)| {
-        let sums = [f64::from(a.correct), f64::from(b.correct)];
-        (a.prompt_id.as_str(), 1.0, sums)
-    });
-    let difference = |answers, [a, b]: [f64; 2]| (a - b) / answers;
-    let ratio =
-        bootstrap(&clusters(both), resamples, seed, difference).ok_or(Error::NothingGraded)?;
-    Ok(ratio.interval())
+    sums.filter(|sums| !sums.prompts.is_empty())
+        .ok_or(Error::NothingGraded)
 }
 
-fn share<'a>(
-    graded: impl Iterator<Item = &'a Graded>,
-    resamples: usize,
-    seed: u64,
-) -> Result<Interval, Error> {
-    let sums = graded.map(|g| (g.prompt_id.as_str(), 1.0, [f64::from(g.correct)]));
-    let ratio = bootstrap(&clusters(sums), resamples, seed, |answers, [correct]| {
-        correct / answers
-    });
-    let mut interval = ratio.ok_or(Error::NothingGraded)?.interval();
-    let exact = 0.025_f64.powf(1.0 / interval.prompts as f64);
-    if interval.mean >= 1.0 {
-        interval.low = exact;
-    } else if interval.mean <= 0.0 {
-        interval.high = 1.0 - exact;
+fn share(sums: &PromptSums<'_>) -> Interval {
+    let estimate = Estimate::of(sums);
+    let share = estimate.mean;
+    let prompts = estimate.prompts as f64;
+    let answers: f64 = sums.seeds.iter().flatten().map(|cell| cell.weight).sum();
+    // The jackknife divides by prompts − 1; with one answer for each prompt the effective number is then that of answers.
+    let squared_error = estimate.error().powi(2) * (1.0 - 1.0 / prompts);
+    let effective = match squared_error > 0.0 {
+        true => (share * (1.0 - share) / squared_error).min(answers),
+        false => prompts,
+    };
+    let (low, high) = wilson(share, effective, NORMAL_95 * estimate.widening());
+    Interval {
+        mean: share,
+        low,
+        high,
+        prompts: estimate.prompts,
     }
-    Ok(interval)
+}
+
+/// Score interval of a share of `count` answers, with critical value `z` (Wilson 1927).
+fn wilson(share: f64, count: f64, z: f64) -> (f64, f64) {
+    let square = z * z / count;
+    let centre = (share + 0.5 * square) / (1.0 + square);
+    let half_width = (square * (share * (1.0 - share) + 0.25 * square)).sqrt() / (1.0 + square);
+    (
+        (centre - half_width).max(0.0),
+        (centre + half_width).min(1.0),
+    )
 }
 
 #[cfg(test)]
@@ -131,28 +138,37 @@ mod tests {
         correct.iter().enumerate().map(one).collect()
     }
 
+    fn all(seeds: &[&[Graded]]) -> Interval {
+        accuracy(seeds).unwrap().overall
+    }
+
+    /// python: scipy.stats.binomtest(k, n).proportion_ci(method="wilson")
     #[test]
-    fn the_interval_has_the_width_of_the_normal_approximation() {
-        let correct: Vec<bool> = (0..400).map(|i| i % 4 != 0).collect();
-        let overall = accuracy(&graded(&correct), 4000, 7).unwrap().overall;
-        assert_eq!((overall.mean, overall.prompts), (0.75, 400));
-        let half = 1.96 * (0.75_f64 * 0.25 / 400.0).sqrt();
-        assert!(
-            (overall.high - 0.75 - half).abs() < 0.15 * half,
-            "{overall:?}"
-        );
-        assert!(
-            (0.75 - overall.low - half).abs() < 0.15 * half,
-            "{overall:?}"
-        );
+    fn one_answer_for_each_prompt_has_the_interval_of_scipy() {
+        for (correct, answers, low, high) in [
+            (18, 20, 0.698_966_354_8, 0.972_133_518_8),
+            (20, 20, 0.838_874_841_9, 1.0),
+            (0, 20, 0.0, 0.161_125_158_1),
+            (150, 200, 0.685_659_016_9, 0.804_918_318_3),
+            (300, 400, 0.705_322_867_1, 0.789_921_006_0),
+        ] {
+            let correct: Vec<bool> = (0..answers).map(|i| i < correct).collect();
+            let found = all(&[&graded(&correct)]);
+            assert!((found.low - low).abs() < 1e-7, "{found:?} instead of {low}");
+            assert!(
+                (found.high - high).abs() < 1e-7,
+                "{found:?} instead of {high}"
+            );
+            assert_eq!(found.prompts, answers);
+        }
     }
 
     #[test]
     fn groups_are_counted_separately() {
         let correct: Vec<bool> = (0..40).map(|i| i % 2 == 0 || i < 10).collect();
-        let all = accuracy(&graded(&correct), 500, 7).unwrap();
-        assert_eq!((all.answers, all.correct), (40, 25));
-        let found: Vec<(&str, f64, usize)> = all
+        let found = accuracy(&[&graded(&correct)]).unwrap();
+        assert_eq!((found.answers, found.correct), (40, 25));
+        let found: Vec<(&str, f64, usize)> = found
             .groups
             .iter()
             .map(|g| (g.group.as_str(), g.accuracy.mean, g.accuracy.prompts))
@@ -162,21 +178,11 @@ mod tests {
             .into_iter()
             .map(|g| Graded { group: None, ..g })
             .collect();
-        assert!(accuracy(&none, 50, 7).unwrap().groups.is_empty());
+        assert!(accuracy(&[&none]).unwrap().groups.is_empty());
     }
 
     #[test]
-    fn the_interval_of_all_right_answers_is_not_a_point() {
-        let all = accuracy(&graded(&[true; 20]), 500, 7).unwrap().overall;
-        assert_eq!((all.mean, all.high), (1.0, 1.0));
-        // The Clopper-Pearson bound for 20 of 20 is scipy.stats.beta.ppf(0.025, 20, 1) = 0.8316
-        assert!((all.low - 0.8316).abs() < 1e-4, "{all:?}");
-        let none = accuracy(&graded(&[false; 20]), 500, 7).unwrap().overall;
-        assert!((none.high - 0.1684).abs() < 1e-4 && none.low == 0.0);
-    }
-
-    #[test]
-    fn samples_of_one_prompt_are_resampled_together() {
+    fn equal_answers_to_one_prompt_count_once() {
         let one = |prompt: usize, correct| Graded {
             prompt_id: format!("p{prompt}"),
             group: None,
@@ -184,37 +190,28 @@ mod tests {
         };
         let four_each: Vec<Graded> = (0..80).map(|i| one(i / 4, i % 8 < 4)).collect();
         let one_each: Vec<Graded> = (0..20).map(|i| one(i, i % 2 == 0)).collect();
-        let overall = |graded: &[Graded]| accuracy(graded, 500, 7).unwrap().overall;
-        assert_eq!(overall(&four_each), overall(&one_each));
-    }
-
-    #[test]
-    fn pairing_cancels_the_difficulty_of_prompts() {
-        // b is right on the prompts of a, and on six more.
-        let a: Vec<bool> = (0..100).map(|i| i < 50).collect();
-        let b: Vec<bool> = (0..100).map(|i| i < 56).collect();
-        let (a, b) = (graded(&a), graded(&b));
-        let difference = paired_accuracy(&a, &b, 2000, 7).unwrap();
-        assert!((difference.mean + 0.06).abs() < 1e-12);
-        assert!(difference.high < 0.0, "{difference:?}");
-        let (alone_a, alone_b) = (
-            accuracy(&a, 2000, 7).unwrap().overall,
-            accuracy(&b, 2000, 8).unwrap().overall,
+        let (four, single) = (all(&[&four_each]), all(&[&one_each]));
+        assert!((four.low - single.low).abs() < 1e-12, "{four:?} {single:?}");
+        let seeds = all(&[&one_each, &one_each, &one_each]);
+        assert!(
+            (seeds.low - single.low).abs() < 1e-9,
+            "{seeds:?} {single:?}"
         );
-        assert!(alone_a.high > alone_b.low, "unpaired they overlap");
+        // Four independent answers for each prompt count four times.
+        let independent: Vec<Graded> = (0..400).map(|i| one(i / 4, i * 7 % 10 < 5)).collect();
+        let found = all(&[&independent]);
+        assert!(found.high - found.low < 0.11, "{found:?}");
     }
 
     #[test]
     fn errors_name_the_first_difference() {
         let a = graded(&[true, false]);
         assert_eq!(
-            paired_accuracy(&a, &a[..1], 50, 1).unwrap_err().to_string(),
+            accuracy(&[&a, &a[..1]]).unwrap_err().to_string(),
             "two models were not measured over the same sequences: number 1 is p1 for one and absent for the other\nhint: run `eval` again"
         );
-        assert_eq!(
-            accuracy(&[], 50, 1).unwrap_err().to_string(),
-            "no answer was graded\nhint: accuracy needs held-out prompts with a reference, and a grader"
-        );
-        assert!(paired_accuracy(&[], &[], 50, 1).is_err());
+        for nothing in [accuracy(&[]), accuracy(&[&[]])] {
+            assert!(matches!(nothing, Err(Error::NothingGraded)));
+        }
     }
 }

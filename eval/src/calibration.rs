@@ -22,6 +22,8 @@ use potstill_datasets::SequenceValues;
 
 use crate::bootstrap::{bootstrap, clusters, percentile};
 use crate::error::Error;
+use crate::estimate::Estimate;
+use crate::figures::token_sums;
 use crate::interval::Interval;
 
 /// Largest number of bins.
@@ -54,7 +56,7 @@ pub struct ReliabilityBin {
 }
 
 /// Computes the reliability table over all sequences, the mean distance if `has_distributions`, and the expected
-/// calibration error, each with its 95 % interval from `resamples` resamples of prompts.
+/// calibration error, whose 95 % interval is from `resamples` resamples of prompts.
 ///
 /// # Errors
 /// If no sequence has a token, or if a sequence does not have two probabilities in 0 to 1 for each token.
@@ -91,18 +93,12 @@ pub fn calibration(
         high: (2.0 * mean - percentile(&ratio.sorted, 0.025)).max(mean),
         prompts: ratio.prompts,
     };
-    let distances = sequences.iter().map(|sequence| {
-        let prompt = sequence.prompt_id.as_str();
-        (prompt, f64::from(sequence.tokens), [distance(sequence)])
-    });
     let distance = match has_distributions {
-        true => bootstrap(&clusters(distances), resamples, seed, |tokens, [sum]| {
-            sum / tokens
-        }),
+        true => Some(Estimate::of(&token_sums(sequences, distance)?).interval()),
         false => None,
     };
     Ok(Calibration {
-        distance: distance.map(|ratio| ratio.interval()),
+        distance,
         error,
         bins: reliability(sequences, bin),
     })

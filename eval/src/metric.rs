@@ -85,6 +85,14 @@ impl Figure {
         }
     }
 
+    /// Whether the figure is computed from the stored distributions of the teacher.
+    pub(crate) fn needs_distributions(self) -> bool {
+        match self {
+            Figure::Kl | Figure::Agreement | Figure::Calibration => true,
+            Figure::Nll | Figure::Accuracy | Figure::OwnTextKl => false,
+        }
+    }
+
     /// Whether a smaller figure is better.
     pub fn lower_is_better(self) -> bool {
         match self {

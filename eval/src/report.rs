@@ -4,11 +4,12 @@ use potstill_datasets::{Arm, RunModel, Split};
 use serde::{Deserialize, Serialize};
 
 use crate::accuracy::Accuracy;
+use crate::comparison::Comparison;
 use crate::conclusion::Conclusion;
 use crate::grade::Grader;
 use crate::interval::Interval;
 use crate::metric::Figure;
-use crate::results::{Comparison, SeedFigures, StudentResult, TeacherResult, TestText, TunedRate};
+use crate::results::{SeedFigures, StudentResult, TeacherResult, TestText, TunedRate};
 use crate::sampling::SamplingCheck;
 
 /// Results of a run, with everything that a reader needs to check them.

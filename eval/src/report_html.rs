@@ -369,7 +369,7 @@ mod tests {
             "All figures by seed",
             "Accuracy, with 95 % intervals",
             "Distance to the teacher, with",
-            "Distance on the model's own text, with",
+            "Distance on the model&#39;s own text, with",
             "Agreement with the teacher, with",
             "Distance in probability, with",
             "Accuracy by group",
@@ -488,12 +488,13 @@ mod tests {
             (student.kl, student.agreement) = (None, None);
         }
         run.comparisons
-            .retain(|c| c.metric == crate::Figure::Nll && c.right == RunModel::Base);
+            .retain(|c| c.metric == crate::Figure::Kl && c.right == RunModel::Base);
+        run.comparisons[0].metric = crate::Figure::Nll;
         run.teacher = None;
         run.conclusion = conclude(&Evidence::of(&run.students, &run.comparisons));
         let html = run.to_html().unwrap();
         assert!(html.contains("there is no distillation to evaluate"));
-        assert!(html.contains("Training moved the student closer to the text: held-out NLL"));
+        assert!(html.contains("Training moved the student closer to the text: test NLL"));
         for absent in [
             "Distance to the teacher,",
             "Forward KL in training by",

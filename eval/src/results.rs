@@ -3,13 +3,11 @@
 use potstill_datasets::{Arm, RunModel, SequenceValues};
 use serde::{Deserialize, Serialize};
 
-use crate::accuracy::{Accuracy, Graded, paired_accuracy};
-use crate::bootstrap::paired;
+use crate::accuracy::Accuracy;
 use crate::calibration::Calibration;
 use crate::error::Error;
 use crate::interval::Interval;
-use crate::metric::{Figure, Metric};
-use crate::verdict::{Verdict, verdict};
+use crate::metric::Figure;
 
 /// Size of the test text, and the teacher's likelihood of it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -89,33 +87,6 @@ pub struct StudentResult {
     pub seeds: Vec<SeedFigures>,
 }
 
-/// A paired difference `left` − `right`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Comparison {
-    /// Figure that was compared.
-    pub metric: Figure,
-    /// The first model.
-    pub left: RunModel,
-    /// The second model.
-    pub right: RunModel,
-    /// Difference left − right, in the figure's unit.
-    pub difference: Interval,
-    /// Verdict on `left`.
-    pub verdict: Verdict,
-    /// Probability of a difference at least as large if the true difference is zero.
-    pub p_value: f64,
-    /// `p_value`, corrected for the number of comparisons of the report unless the comparison is the primary one.
-    pub adjusted_p: f64,
-    /// Whether the finding rests on this comparison; all others are corrected for their number.
-    pub primary: bool,
-    /// Number of seeds that both models were trained with. From two on, the interval includes the variance between
-    /// seeds.
-    pub seeds: usize,
-    /// Smallest true difference that is found with 80 % power with these prompts and seeds, in the figure's unit; `None`
-    /// if the prompts are too few to estimate it.
-    pub detectable: Option<f64>,
-}
-
 /// A learning rate that was tried for an arm, with its value on the dev prompts.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct TunedRate {
@@ -127,52 +98,6 @@ pub struct TunedRate {
     pub dev: f64,
     /// Whether the arm is trained with this rate.
     pub chosen: bool,
-}
-
-/// Compares the held-out values of two models on every metric.
-///
-/// # Errors
-/// As [`paired`].
-pub fn compare(
-    left: (RunModel, &[SequenceValues]),
-    right: (RunModel, &[SequenceValues]),
-    resamples: usize,
-    seed: u64,
-) -> Result<Vec<Comparison>, Error> {
-    let one = |metric: Metric| {
-        let difference = paired(left.1, right.1, metric, resamples, seed)?;
-        Ok(comparison(metric.into(), left.0, right.0, difference))
-    };
-    Metric::ALL.into_iter().map(one).collect()
-}
-
-/// Compares the graded answers of two models on accuracy.
-///
-/// # Errors
-/// As [`paired_accuracy`].
-pub fn compare_accuracy(
-    left: (RunModel, &[Graded]),
-    right: (RunModel, &[Graded]),
-    resamples: usize,
-    seed: u64,
-) -> Result<Comparison, Error> {
-    let difference = paired_accuracy(left.1, right.1, resamples, seed)?;
-    Ok(comparison(Figure::Accuracy, left.0, right.0, difference))
-}
-
-fn comparison(metric: Figure, left: RunModel, right: RunModel, difference: Interval) -> Comparison {
-    Comparison {
-        metric,
-        left,
-        right,
-        difference,
-        verdict: verdict(metric, &difference),
-        p_value: 1.0,
-        adjusted_p: 1.0,
-        primary: false,
-        seeds: 1,
-        detectable: None,
-    }
 }
 
 /// Figures of a model that was trained with one seed, each over all held-out text or answers.
@@ -193,6 +118,18 @@ pub struct SeedFigures {
 }
 
 impl SeedFigures {
+    /// Figures of a seed, before any is set.
+    pub(crate) fn new(seed: u64) -> SeedFigures {
+        SeedFigures {
+            seed,
+            kl: None,
+            nll: f64::NAN,
+            agreement: None,
+            accuracy: None,
+            own_text_kl: None,
+        }
+    }
+
     pub(crate) fn figure(&self, figure: Figure) -> Option<f64> {
         match figure {
             Figure::Kl => self.kl,
@@ -201,6 +138,18 @@ impl SeedFigures {
             Figure::Accuracy => self.accuracy,
             Figure::OwnTextKl => self.own_text_kl,
             Figure::Calibration => None,
+        }
+    }
+
+    /// Sets a figure. The calibration has no figures by seed.
+    pub(crate) fn set(&mut self, figure: Figure, value: f64) {
+        match figure {
+            Figure::Kl => self.kl = Some(value),
+            Figure::Nll => self.nll = value,
+            Figure::Agreement => self.agreement = Some(value),
+            Figure::Accuracy => self.accuracy = Some(value),
+            Figure::OwnTextKl => self.own_text_kl = Some(value),
+            Figure::Calibration => {}
         }
     }
 }

@@ -1,8 +1,8 @@
 //! Formats of numbers and verdicts in the report, the same in Markdown and in HTML.
 
+use crate::comparison::Verdict;
 use crate::interval::Interval;
 use crate::metric::Figure;
-use crate::verdict::Verdict;
 
 /// Formats a figure: `0.5104`, or `61.0 %`.
 pub(crate) fn value(figure: Figure, value: f64) -> String {

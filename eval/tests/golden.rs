@@ -79,6 +79,7 @@ fn the_means_over_all_tokens_equal_pytorchs() {
         ("kl", result.kl.unwrap().mean),
         ("nll", result.nll.mean),
         ("agree", result.agreement.unwrap().mean),
+        ("reverse_kl", result.own_text_kl.unwrap().mean),
         ("teacher_nll", teacher.nll.mean),
         ("distance", calibration.distance.unwrap().mean),
         ("calibration_error", calibration.error.mean),

@@ -83,7 +83,7 @@ pub(super) fn measure(
     let (kind, chunk_rows) = (signal_kind(context), file.train.chunk_rows);
     let values = evaluate(weights, &mut row, len, kind, chunk_rows, &mut on_row)?;
     if let Some(values) = &values {
-        write_values(context, values, out, home)?;
+        write_values(values, out, home)?;
     }
     Ok(values)
 }
@@ -110,7 +110,7 @@ fn measure_unigram(
     };
     let values = unigram.evaluate(&mut |i| test.get(i), to_measure, kind, &mut on_row)?;
     if let Some(values) = &values {
-        write_values(context, values, out, home)?;
+        write_values(values, out, home)?;
     }
     Ok(values)
 }
@@ -124,16 +124,9 @@ fn signal_kind(context: &Context) -> SignalKind {
 }
 
 /// Writes values to the folder `home` below `out`, and their figures to the file beside it.
-fn write_values(
-    context: &Context,
-    values: &[SequenceValues],
-    out: &Path,
-    home: &str,
-) -> anyhow::Result<()> {
-    let file = &context.run.settings;
+fn write_values(values: &[SequenceValues], out: &Path, home: &str) -> anyhow::Result<()> {
     write_shard(&out.join(home).join(SAMPLES_FILE), values, &[])?;
-    let seed = u64::from(file.run.seed);
-    let figure = |metric| interval(values, metric, file.eval.resamples, seed);
+    let figure = |metric| interval(values, metric);
     let results = json!({
         "text": TestText::from_values(values)?,
         "kl": figure(Metric::Kl)?,
@@ -157,8 +150,6 @@ fn plan(context: &Context, model: RunModel) -> anyhow::Result<StagePlan> {
         outputs: vec![test_home(model), results_file(&test_home(model))],
         settings: json!({
             "chunk_rows": run.settings.train.chunk_rows,
-            "resamples": run.settings.eval.resamples,
-            "seed": u64::from(run.settings.run.seed),
         }),
         inputs: BTreeMap::from([
             ("completions".to_owned(), completions.content_hash()),

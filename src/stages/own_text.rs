@@ -135,11 +135,11 @@ fn own_texts(
             let mut token_ids = model.prompt_ids(prompt)?.to_vec();
             let prompt_tokens = token_ids.len();
             token_ids.extend(completion.tokens.iter().filter_map(|token| token.id));
-            let count = token_ids.len() - prompt_tokens;
             let text = Encoded {
                 loss_mask: (0..token_ids.len()).map(|t| t >= prompt_tokens).collect(),
                 token_ids,
             };
+            let count = text.loss_mask.iter().filter(|loss| **loss).count();
             let chunk_rows = file.train.chunk_rows;
             texts.push(OwnText {
                 prompt_id: completion.prompt_id,

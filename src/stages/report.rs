@@ -122,7 +122,7 @@ fn build(context: &Context, models: &[RunModel]) -> anyhow::Result<Report> {
     let measured = measured::Measured::read(context, models)?;
     let teacher = measured.teacher(context)?;
     let students = measured.students(context)?;
-    let comparisons = measured.measurements.comparisons(&students)?;
+    let comparisons = measured.measurements.comparisons()?;
     let sampling = sampling::published(context)?;
     let provenance = provenance(context, sampling.as_ref())?;
     let (stages, seconds) = stages(context)?;

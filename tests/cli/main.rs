@@ -10,6 +10,7 @@ mod first_hour;
 mod fixture;
 mod losses;
 mod mistakes;
+mod own_text;
 mod real;
 mod render;
 mod reports;

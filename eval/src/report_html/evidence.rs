@@ -6,11 +6,11 @@ use potstill_datasets::RunModel;
 
 use super::colour::{colour, swatch};
 use super::html::{Cell, escape, table};
+use crate::comparison::{Comparison, Verdict};
 use crate::report::{Report, SimilarPrompts, SplitFacts};
 use crate::report_text;
-use crate::results::{Comparison, TunedRate};
+use crate::results::TunedRate;
 use crate::sampling::{MAX_Z, SamplingCheck};
-use crate::verdict::Verdict;
 use crate::wording;
 
 /// Writes the primary comparison, its seeds, and the other comparisons.
