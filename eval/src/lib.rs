@@ -1,4 +1,4 @@
-//! Evaluation: graders, figures of held-out text and of answers, their intervals, verdicts, and the report.
+//! Evaluation: graders, figures of test text and of answers, their intervals, verdicts, and the report.
 //!
 //! This crate runs no model and opens no socket. Its input is [`SequenceValues`], one for each sequence, and
 //! [`Graded`], one for each answer. A figure of the report is a ratio of sums over them: nats per token, the share of
