@@ -544,7 +544,7 @@ fn ctrl_c_saves_the_state_and_prints_the_resume_command() {
 fn reports_contain_all_sections() {
     let run = Run::new();
     let output = run.run();
-    assert!(output.stdout.contains("held-out KL"), "{}", output.stdout);
+    assert!(output.stdout.contains("test KL"), "{}", output.stdout);
     let markdown = fs::read_to_string(run.path("runs/tiny/report.md")).unwrap();
     for part in [
         "# tiny",
