@@ -47,6 +47,10 @@ pub(super) fn note_in_nats(context: &Context) -> anyhow::Result<()> {
     };
     let metric = tune::metric(context);
     let deviation = prompt_deviation(student, sft, metric)?;
+    // One prompt has no deviation.
+    if !(deviation.is_finite() && deviation > 0.0) {
+        return Ok(());
+    }
     context.console.note(&format!(
         "on dev, the difference of `student` and `sft` in {} has a standard deviation of {deviation:.4} nats per token between prompts, so the smallest detectable difference is about {:.4} nats per token{}",
         metric.name(),
