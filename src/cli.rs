@@ -76,7 +76,7 @@ enum Stage {
     Train(Flags),
     /// Write the trained students in Hugging Face layout
     Export(Flags),
-    /// Measure the students on held-out prompts
+    /// Measure the students on test
     Eval(Flags),
     /// Write `report.html`, `report.md` and `report.json`
     Report(ReportFlags),

@@ -89,7 +89,7 @@ impl RunFile {
 pub struct RunSettings {
     /// Name of the run, whose folder is `runs/<name>`.
     pub name: RunName,
-    /// Seed of all random choices: answers, held-out split, order of training, bootstrap intervals.
+    /// Seed of all random choices: answers, splits, order of training, bootstrap intervals.
     #[serde(default)]
     pub seed: u32,
 }

@@ -2,9 +2,9 @@
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// No held-out sequence has a loss position.
+    /// No sequence of test has a loss position.
     #[error(
-        "no held-out sequence has a token to measure\nhint: raise `test` in [curate], or import more prompts"
+        "no answer of test has a token to measure\nhint: raise `test` in [curate], or import more prompts"
     )]
     NoTokens,
     /// A value is not a finite number.
@@ -23,7 +23,7 @@ pub enum Error {
     },
     /// No answer was graded.
     #[error(
-        "no answer was graded\nhint: accuracy needs held-out prompts with a reference, and a grader"
+        "no answer was graded\nhint: accuracy needs test prompts with a reference, and a grader"
     )]
     NothingGraded,
     /// The probabilities of a sequence are not in 0 to 1, or their number is not that of the sequence's tokens.

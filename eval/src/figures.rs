@@ -1,4 +1,4 @@
-//! Figures of held-out text: ratios of sums over its sequences.
+//! Figures of the text of test: ratios of sums over its sequences.
 
 use potstill_datasets::SequenceValues;
 

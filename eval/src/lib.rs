@@ -1,4 +1,4 @@
-//! Evaluation: graders, figures of held-out text and of answers, their intervals, verdicts, and the report.
+//! Evaluation: graders, figures of test text and of answers, their intervals, verdicts, and the report.
 //!
 //! This crate runs no model and opens no socket. Its input is [`SequenceValues`], one for each sequence, and
 //! [`Graded`], one for each answer. A figure of the report is a ratio of sums over them: nats per token, the share of
@@ -20,6 +20,7 @@ mod conclusion;
 mod error;
 mod estimate;
 mod figures;
+mod finding;
 mod grade;
 mod interval;
 mod measurements;
@@ -43,10 +44,11 @@ mod example;
 pub use accuracy::{Accuracy, Graded, GroupAccuracy, accuracy};
 pub use calibration::{BINS, Calibration, ReliabilityBin, calibration};
 pub use comparison::{Comparison, MIN_FINDING_PROMPTS, MIN_PROMPTS, Verdict};
-pub use conclusion::{Conclusion, Evidence, Finding, conclude};
+pub use conclusion::{Conclusion, Evidence, conclude};
 pub use error::Error;
 pub use estimate::{LEVEL, MIN_SEEDS};
 pub use figures::{interval, teacher_nll};
+pub use finding::Finding;
 pub use grade::{Grade, Grader};
 pub use interval::Interval;
 pub use measurements::{Measurements, ModelFacts, ModelMeasurements, SeedMeasurements};

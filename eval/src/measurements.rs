@@ -34,7 +34,7 @@ const ALL_FIGURES: [Figure; 6] = [
     Figure::OwnTextKl,
 ];
 
-/// Measurements of the base, the student and the controls, all over the same held-out text.
+/// Measurements of the base, the student and the controls, all over the same text of test.
 #[derive(Debug, Clone)]
 pub struct Measurements {
     /// Measurements of each model.
@@ -61,7 +61,7 @@ pub struct ModelMeasurements {
 pub struct SeedMeasurements {
     /// Seed of the training.
     pub seed: u64,
-    /// Values of the held-out sequences.
+    /// Values of the sequences of test.
     pub values: Vec<SequenceValues>,
     /// Graded answers; `None` if the models did not answer.
     pub graded: Option<Vec<Graded>>,
@@ -81,7 +81,7 @@ pub struct ModelFacts {
 }
 
 impl Measurements {
-    /// Values of the held-out sequences, of the first model. Text and teacher are the same for all models.
+    /// Values of the sequences of test, of the first model. Text and teacher are the same for all models.
     #[must_use]
     pub fn heldout(&self) -> &[SequenceValues] {
         let first = self.models.first().and_then(|model| model.seeds.first());

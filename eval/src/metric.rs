@@ -3,7 +3,7 @@
 use potstill_datasets::SequenceValues;
 use serde::{Deserialize, Serialize};
 
-/// A metric of held-out text, averaged over tokens.
+/// A metric of the text of test, averaged over tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Metric {

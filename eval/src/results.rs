@@ -1,4 +1,4 @@
-//! Results of a run: figures of the held-out text, of each model, and of the differences between models.
+//! Results of a run: figures of the text of test, of each model, and of the differences between models.
 
 use potstill_datasets::{Arm, RunModel, SequenceValues};
 use serde::{Deserialize, Serialize};
@@ -100,7 +100,7 @@ pub struct TunedRate {
     pub chosen: bool,
 }
 
-/// Figures of a model that was trained with one seed, each over all held-out text or answers.
+/// Figures of a model that was trained with one seed, each over all text or answers of test.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SeedFigures {
     /// Seed of the training.

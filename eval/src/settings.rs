@@ -16,10 +16,10 @@ pub struct GradeSettings {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct EvalSettings {
-    /// Number of bootstrap resamples for an interval.
+    /// Number of bootstrap resamples for the interval of the calibration error. All other intervals need none.
     #[serde(with = "Count")]
     pub resamples: usize,
-    /// Lets every model answer the held-out prompts, and grades the answers. Default: no answers.
+    /// Lets every model answer the prompts of test, and grades the answers. Default: no answers.
     pub answers: Option<EvalAnswers>,
     /// Lets the base and every trained model answer test prompts at temperature 1, and measures their divergence from a
     /// local teacher on these answers. Default: no own text.
@@ -36,7 +36,7 @@ impl Default for EvalSettings {
     }
 }
 
-/// `answers` of `[eval]`: greedy answers to held-out prompts that have a reference.
+/// `answers` of `[eval]`: greedy answers to prompts of test that have a reference.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct EvalAnswers {

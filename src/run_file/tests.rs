@@ -107,6 +107,22 @@ fn defaults_fill_in_absent_keys() {
 }
 
 #[test]
+fn dev_and_test_leave_prompts_to_train_on() {
+    let errors = |curate: &str| errors_of(&format!("{WHOLE}\n[curate]\n{curate}\n"));
+    assert_eq!(errors("dev = 0\ntest = 0.99"), "fine");
+    assert_eq!(errors("dev = 0.5\ntest = 0.49"), "fine");
+    for curate in ["dev = 0.5\ntest = 0.5", "test = 0.95"] {
+        let error = errors(curate);
+        assert!(
+            error.contains("`test` in [curate]: with `dev`, which is 0."),
+            "{error}"
+        );
+    }
+    assert!(errors("dev = 1").contains("1 is out of range"));
+    assert!(errors("test = 0").contains("0 is out of range"));
+}
+
+#[test]
 fn without_distributions_the_default_is_no_controls() {
     let text_only = WHOLE
         .replace("signals = { top_k = 64, temperatures = [2.0] }\n", "")

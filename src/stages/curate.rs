@@ -311,3 +311,166 @@ pub(crate) fn list(dir: &Path) -> anyhow::Result<Vec<Selected>> {
     }
     Ok(list)
 }
+
+#[cfg(test)]
+mod tests {
+    use potstill_datasets::{Provenance, Usage, Verdict};
+
+    use super::*;
+
+    /// Number of the sample that was cut; sample 0 is finished.
+    const CUT: u32 = 1;
+
+    fn completion(prompt: usize, sample_index: u32) -> Completion {
+        Completion {
+            prompt_id: format!("p{prompt}"),
+            sample_index,
+            reasoning: None,
+            answer: "once".to_owned(),
+            tool_calls: Vec::new(),
+            finish_reason: match sample_index {
+                CUT => FinishReason::Length,
+                _ => FinishReason::Stop,
+            },
+            usage: Usage {
+                prompt_tokens: 1,
+                completion_tokens: 1,
+            },
+            tokens: Vec::new(),
+            provenance: 0,
+        }
+    }
+
+    fn provenance() -> Provenance {
+        Provenance {
+            teacher: "t".to_owned(),
+            revision: String::new(),
+            engine: String::new(),
+            dtype: "f32".to_owned(),
+            tokenizer: String::new(),
+            template: String::new(),
+            sampling: "{}".to_owned(),
+            temperatures: Vec::new(),
+            licence: None,
+        }
+    }
+
+    /// Both answers to every third prompt are wrong.
+    fn is_wrong(prompt_id: &str) -> bool {
+        let number: usize = prompt_id[1..].parse().unwrap();
+        number.is_multiple_of(3)
+    }
+
+    /// Splits two answers to each of `prompts` prompts, after `change` has changed the answers.
+    fn lists(
+        prompts: usize,
+        settings: &CurateSettings,
+        change: impl Fn(&mut Completion),
+        without: &[(String, u32)],
+    ) -> Lists {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |table: &str| dir.path().join(table);
+        let both = |prompt| [completion(prompt, 0), completion(prompt, CUT)];
+        let mut completions: Vec<Completion> = (0..prompts).flat_map(both).collect();
+        completions.iter_mut().for_each(change);
+        let verdicts = completions.iter().map(|completion| Verdict {
+            prompt_id: completion.prompt_id.clone(),
+            sample_index: completion.sample_index,
+            grader: "exact".to_owned(),
+            correct: !is_wrong(&completion.prompt_id),
+            extracted: None,
+        });
+        let verdicts: Vec<Verdict> = verdicts.collect();
+        for table in ["completions", "verdicts"] {
+            std::fs::create_dir(path(table)).unwrap();
+        }
+        let shard = path("completions").join(shard_name(0));
+        write_shard(&shard, &completions, &[provenance()]).unwrap();
+        write_list(&path("verdicts"), &verdicts).unwrap();
+        let verdicts = path("verdicts");
+        let without = without.iter().cloned().collect();
+        split(&path("completions"), Some(&verdicts), &without, settings, 1).unwrap()
+    }
+
+    fn settings(dev: f64, test: f64) -> CurateSettings {
+        CurateSettings {
+            dev,
+            test,
+            ..CurateSettings::default()
+        }
+    }
+
+    #[test]
+    fn only_train_is_filtered() {
+        let lists = lists(90, &settings(0.3, 0.3), |_| {}, &[]);
+        for list in [&lists.dev, &lists.test] {
+            let answers = 2 * prompt_ids(list).len();
+            assert_eq!(list.len(), answers);
+            assert!(list.iter().any(|s| s.sample_index == CUT));
+            assert!(list.iter().any(|s| is_wrong(&s.prompt_id)));
+        }
+        let is_kept = |s: &Selected| s.sample_index != CUT && !is_wrong(&s.prompt_id);
+        assert!(lists.train.iter().all(is_kept));
+        let all = [&lists.train, &lists.dev, &lists.test].map(|list| list.len());
+        assert_eq!(all.iter().sum::<usize>() + lists.dropped.len(), 180);
+        assert!(all.iter().all(|n| *n > 10), "{all:?}");
+        let others = [Split::Dev, Split::Test].map(|split| prompt_ids(lists.get(split)));
+        let train = prompt_ids(&lists.train);
+        assert!(train.is_disjoint(&others[0]) && train.is_disjoint(&others[1]));
+        assert!(others[0].is_disjoint(&others[1]));
+    }
+
+    #[test]
+    fn prompts_stay_in_their_split_when_prompts_are_added() {
+        let settings = settings(0.2, 0.2);
+        let (few, many) = (
+            lists(50, &settings, |_| {}, &[]),
+            lists(90, &settings, |_| {}, &[]),
+        );
+        for split in Split::ALL {
+            let many: Vec<&Selected> = many.get(split).iter().filter(|s| s.row < 100).collect();
+            assert_eq!(few.get(split).iter().collect::<Vec<_>>(), many);
+        }
+    }
+
+    #[test]
+    fn without_dev_its_list_is_empty() {
+        let lists = lists(50, &settings(0.0, 0.3), |_| {}, &[]);
+        assert!(lists.dev.is_empty() && !lists.train.is_empty() && !lists.test.is_empty());
+    }
+
+    /// Answers that cannot be measured are in no list, whatever their split.
+    #[test]
+    fn answers_that_cannot_be_measured_are_dropped() {
+        let settings = settings(0.3, 0.3);
+        let all = lists(60, &settings, |_| {}, &[]);
+        let first = |split| (all.get(split)[0].prompt_id.clone(), 0);
+        let [train, dev, test] = Split::ALL.map(first);
+        let change = |completion: &mut Completion| {
+            let is = |answer: &(String, u32)| {
+                (&answer.0, answer.1) == (&completion.prompt_id, completion.sample_index)
+            };
+            if is(&dev) {
+                completion.finish_reason = FinishReason::Error;
+            } else if is(&test) {
+                completion.finish_reason = FinishReason::ContentFilter;
+                completion.answer.clear();
+            }
+        };
+        let lists = lists(60, &settings, change, std::slice::from_ref(&train));
+        let expected = [
+            (train, Split::Train, "it has no distributions"),
+            (dev, Split::Dev, "the teacher failed"),
+            (test, Split::Test, "it has no text"),
+        ];
+        for ((prompt_id, sample_index), split, reason) in expected {
+            let dropped = Dropped {
+                prompt_id,
+                sample_index,
+                reason: reason.to_owned(),
+            };
+            assert!(lists.dropped.contains(&dropped), "{dropped:?}");
+            assert_eq!(lists.get(split).len() + 1, all.get(split).len());
+        }
+    }
+}

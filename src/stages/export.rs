@@ -131,7 +131,7 @@ fn card(
     for (what, hash) in &trained.inputs {
         let _ = writeln!(out, "- {what}: sha256 {hash}");
     }
-    out.push_str("\nThe run's `report.md` has the figures on held-out text.\n");
+    out.push_str("\nThe run's `report.md` has the figures on test.\n");
     Ok(out)
 }
 

@@ -89,7 +89,7 @@ fn quiet_prints_the_conclusion() {
     let run = Run::new();
     let output = run.potstill(&["run", "run.toml", "--quiet"]);
     assert_eq!((output.code, output.stderr.as_str()), (0, ""));
-    assert!(output.stdout.contains("held-out KL"), "{}", output.stdout);
+    assert!(output.stdout.contains("test KL"), "{}", output.stdout);
     let both = run.potstill(&["run", "run.toml", "--quiet", "--verbose"]);
     assert_eq!(both.code, 2);
 }

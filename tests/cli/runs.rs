@@ -469,7 +469,7 @@ fn reasoning_is_separated_from_given_answers() {
     assert!(shown.contains("⟦<think>\n  hm 0\n  </think>"), "{shown}");
 }
 
-/// Wrong answers are dropped, or kept with `wrong = "keep"`; each model answers the held-out prompts.
+/// Wrong answers are not trained on, or they are with `wrong = "keep"`; each model answers the prompts of test.
 #[test]
 fn answers_are_graded() {
     let run = Run::new();
@@ -492,7 +492,8 @@ fn answers_are_graded() {
     let output = run.potstill(&["run", "run.toml"]);
     assert_eq!(output.code, 1, "{}", output.stderr);
     assert!(
-        output.stderr.contains("24 because it is graded wrong"),
+        output.stderr.contains("0 answers are left to train on")
+            && output.stderr.contains(" because it is graded wrong"),
         "{}",
         output.stderr
     );
@@ -543,7 +544,7 @@ fn ctrl_c_saves_the_state_and_prints_the_resume_command() {
 fn reports_contain_all_sections() {
     let run = Run::new();
     let output = run.run();
-    assert!(output.stdout.contains("held-out KL"), "{}", output.stdout);
+    assert!(output.stdout.contains("test KL"), "{}", output.stdout);
     let markdown = fs::read_to_string(run.path("runs/tiny/report.md")).unwrap();
     for part in [
         "# tiny",
