@@ -3,9 +3,10 @@
 //! If a token is drawn from the distribution p that is stored for its position, the expectation of −log p(token) is the
 //! entropy of p. The differences NLL − entropy then have mean 0 given everything before them, so they are uncorrelated
 //! from position to position, from answer to answer and from sample to sample, and the variance of their sum is the sum
-//! of the known variances Var(−log p). No clustering and no bootstrap is needed, and z = Σ d / √(Σ Var) has variance 1.
-//! A self-normalised z = Σ d / √(Σ d²) would not do: where most positions are nearly certain and no rare token was
-//! drawn, Σ d² is close to 0 and z is far below −100 by chance.
+//! of the known variances V = Var(−log p). No clustering and no bootstrap is needed. z = Σ d / √max(Σ V, Σ d²): the two
+//! sums have the same expectation, and each protects one side where most positions are nearly certain. If no rare token
+//! was drawn, Σ d² is close to 0 and Σ d / √(Σ d²) would be far below 0 by chance; if one more was drawn than expected,
+//! Σ d / √(Σ V) would be far above 0.
 //!
 //! The stored support contains the target token also where it is not among the k most likely tokens. A test on the
 //! support would see p only where the token is unlikely, and be biased. So each row is reduced to its k most likely
@@ -107,7 +108,8 @@ pub struct SamplingCheck {
     pub cut_mass: Option<f64>,
 }
 
-/// Largest |z| that chance explains. A normal z exceeds it once in 16,000 runs.
+/// Largest |z| that chance explains. Of 975,000 texts of 50 to 20,000 positions that were simulated from the stored
+/// distributions of three teachers, 7 exceeded it; a normal z does so once in 16,000 times.
 pub const MAX_Z: f64 = 4.0;
 
 /// Smallest mean difference that is a warning, as a share of the mean entropy. Servers compute the distributions of

@@ -29,7 +29,10 @@ pub struct SamplingTally {
 struct MartingaleSums {
     positions: u64,
     difference: f64,
+    /// Sum of the variances that the distributions give.
     variance: f64,
+    /// Sum of the squared differences.
+    squares: f64,
 }
 
 impl MartingaleSums {
@@ -37,16 +40,19 @@ impl MartingaleSums {
         self.positions += 1;
         self.difference += difference;
         self.variance += variance.max(0.0);
+        self.squares += difference * difference;
     }
 
     fn mean(&self) -> f64 {
         self.difference / self.positions.max(1) as f64
     }
 
-    /// The sum in standard errors. If every position is certain, so that nothing varies, it is 0.
+    /// The sum in standard errors, by the larger of the expected and the observed variance. If every position is certain,
+    /// so that nothing varies, it is 0.
     fn z(&self) -> f64 {
-        match self.variance > 0.0 {
-            true => self.difference / self.variance.sqrt(),
+        let variance = self.variance.max(self.squares);
+        match variance > 0.0 {
+            true => self.difference / variance.sqrt(),
             false => 0.0,
         }
     }

@@ -15,6 +15,7 @@ mod real;
 mod render;
 mod reports;
 mod runs;
+mod sampling;
 mod secure;
 mod served;
 mod training;

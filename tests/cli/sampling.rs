@@ -1,0 +1,132 @@
+//! The sampling test of `collect` and `score`, on the quickstart's teacher and with faults planted.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use potstill::datasets::{FolderRows, Signal};
+use potstill::eval::{Evidence, SamplingCheck, SamplingLaw, SamplingTally, conclude};
+use potstill::model::{Config, DType, Device, Llama};
+use serde_json::Value;
+
+use crate::fixture::{CommandOutput, Run};
+
+fn quickstart() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/quickstart")
+}
+
+/// A run of the quickstart's teacher on 150 problems.
+fn run(collect: &str) -> Run {
+    let run = Run::new();
+    let folder = quickstart();
+    run.write(
+        "run.toml",
+        &format!(
+            r#"[run]
+name = "tiny"
+seed = 17
+
+[import]
+path = "{folder}/problems.jsonl"
+limit = 150
+columns = {{ question = "question", answer = "answer" }}
+
+[teacher]
+path = "{folder}/teacher"
+
+[collect]
+samples = 1
+max_new_tokens = 96
+batch = 128
+reasoning = {{ open = "<think>", close = "</think>" }}
+{collect}
+
+[curate]
+keep = "all"
+
+[student]
+layers = {{ every = 2 }}
+
+[train]
+steps = 2
+"#,
+            folder = folder.display()
+        ),
+    );
+    stage(&run, "import");
+    run
+}
+
+fn stage(run: &Run, name: &str) -> CommandOutput {
+    let output = run.potstill(&[name, "run.toml"]);
+    assert_eq!(output.code, 0, "{}", output.stderr);
+    output
+}
+
+fn measure(run: &Run, table: &str, name: &str) -> f64 {
+    let path = run.path(&format!("runs/tiny/{table}_manifest.json"));
+    let manifest: Value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
+    manifest["measures"][name].as_f64().unwrap()
+}
+
+#[test]
+fn collected_signals_pass_and_a_shift_by_one_is_a_doubt() {
+    let run = run("signals = { top_k = 16 }");
+    let output = stage(&run, "collect");
+    assert!(!output.stderr.contains("warning"), "{}", output.stderr);
+    let z = measure(&run, "completions", "sampling_z");
+    assert!(z.abs() < 3.0, "{z}");
+    assert!(measure(&run, "completions", "sampling_positions") > 3000.0);
+
+    let mut tally = SamplingTally::new(SamplingLaw::PLAIN, 16);
+    for signal in FolderRows::<Signal>::open(&run.path("runs/tiny/signals")).unwrap() {
+        let mut signal = signal.unwrap();
+        signal.rows.rotate_right(1);
+        tally.add(&signal, &[]);
+    }
+    let shifted: SamplingCheck = tally.check().unwrap();
+    let evidence = Evidence {
+        sampling: Some(&shifted),
+        ..Evidence::of(&[], &[])
+    };
+    let doubts = conclude(&evidence).doubts.join("\n");
+    assert!(doubts.contains("a shift by one"), "{doubts}");
+}
+
+/// The text is drawn at another temperature than the run file says, as with a stale file or a server's own default.
+#[test]
+fn text_of_another_temperature_is_a_warning() {
+    let run = run("temperature = 1.5\n\n[score]\ntop_k = 16");
+    stage(&run, "collect");
+    let right = stage(&run, "score");
+    assert!(!right.stderr.contains("warning"), "{}", right.stderr);
+    let floor = measure(&run, "signals", "sampling_floor_nats");
+    assert!(floor > 0.0, "{floor}");
+    run.edit("temperature = 1.5", "temperature = 1.0");
+    fs::remove_dir_all(run.path("runs/tiny/signals")).unwrap();
+    let wrong = stage(&run, "score");
+    let warning = "warning: score: The answers are not a sample of the stored distributions";
+    assert!(wrong.stderr.contains(warning), "{}", wrong.stderr);
+    assert!(measure(&run, "signals", "sampling_z") > 4.0);
+}
+
+/// Another model than the one that wrote the answers scores them.
+#[test]
+fn distributions_of_another_teacher_are_a_warning() {
+    let run = run("\n[score]\ntop_k = 16");
+    stage(&run, "collect");
+    let teacher = quickstart().join("teacher");
+    let config = Config::from_dir(&teacher).unwrap();
+    let model = Llama::init(&config, 5, DType::F32, &Device::flex()).unwrap();
+    let other = run.path("other");
+    potstill::model::save(&model, &other, DType::F32).unwrap();
+    for file in fs::read_dir(&teacher).unwrap() {
+        let file = file.unwrap().path();
+        let name = file.file_name().unwrap();
+        if !other.join(name).exists() {
+            fs::copy(&file, other.join(name)).unwrap();
+        }
+    }
+    run.edit(&teacher.display().to_string(), "other");
+    let output = stage(&run, "score");
+    assert!(output.stderr.contains("another model"), "{}", output.stderr);
+}
