@@ -558,5 +558,5 @@ fn reports_contain_all_sections() {
     }
     let json = fs::read_to_string(run.path("runs/tiny/report.json")).unwrap();
     let report: serde_json::Value = serde_json::from_str(&json).unwrap();
-    assert_eq!(report["comparisons"].as_array().unwrap().len(), 9);
+    assert_eq!(report["comparisons"].as_array().unwrap().len(), 7);
 }
