@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::wording;
 
-/// How the text was drawn that a model learns from.
+/// Describes how the text was drawn that a model learns from.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SamplingLaw {
@@ -95,7 +95,7 @@ pub struct SamplingCheck {
     pub entropy_nats: f64,
     /// `mean_nats` in standard errors under sampling at temperature 1.
     pub z: f64,
-    /// How the run file says that the text was drawn.
+    /// Law by which the run file says that the text was drawn.
     pub law: SamplingLaw,
     /// Mean of NLL − its expectation under `law`, nats per token; `None` if the expectation is not known.
     pub law_mean_nats: Option<f64>,
