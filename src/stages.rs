@@ -14,6 +14,7 @@ pub mod grade;
 pub mod import;
 mod models;
 mod own_text;
+mod planned;
 pub mod probe;
 pub mod report;
 mod rows;

@@ -140,7 +140,8 @@ pub(crate) fn report() -> Report {
         SeedMeasurements {
             seed: SEED + seed,
             values: measured(kl, over, prompts, seed),
-            graded: Some(answers(right + 0.01 * seed as f64 * right, prompts)),
+            graded: (model != RunModel::Unigram)
+                .then(|| answers(right + 0.01 * seed as f64 * right, prompts)),
             own_text: (model != RunModel::Unigram).then(|| own_text(1.2 * kl, prompts, seed)),
         }
     };

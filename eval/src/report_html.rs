@@ -8,8 +8,8 @@ use std::fmt::Write;
 use potstill_datasets::RunModel;
 
 use crate::accuracy::Accuracy;
-use crate::conclusion::Finding;
 use crate::error::Error;
+use crate::finding::Finding;
 use crate::metric::Figure;
 use crate::report::Report;
 use crate::report_text;
@@ -183,7 +183,7 @@ fn tiles(out: &mut String, report: &Report) {
         if let Some(smallest) = primary.detectable {
             tiles.push((
                 "smallest detectable difference",
-                wording::value(figure, smallest),
+                wording::detectable(figure, smallest),
                 format!(
                     "with 80 % power, {} prompts, {seeds}",
                     wording::count(difference.prompts as u64)
@@ -369,7 +369,7 @@ mod tests {
             "All figures by seed",
             "Accuracy, with 95 % intervals",
             "Distance to the teacher, with",
-            "Distance on the model&#39;s own text, with",
+            "Distance on own text, with",
             "Agreement with the teacher, with",
             "Distance in probability, with",
             "Accuracy by group",
@@ -380,7 +380,7 @@ mod tests {
             "Samples side by side",
             "Forward KL in training by step",
             "Cross-entropy in training by step",
-            "Calibration, the teacher's probability by the model's",
+            "Calibration, the teacher&#39;s probability by the model&#39;s",
             "Time, tokens and bytes by stage",
             "Provenance of the numbers",
             "How to reproduce this report",
@@ -423,7 +423,8 @@ mod tests {
         report.teacher.as_mut().unwrap().name = evil.to_owned();
         for student in &mut report.students {
             student.learned_from = evil.to_owned();
-            for group in &mut student.accuracy.as_mut().unwrap().groups {
+            let accuracy = student.accuracy.iter_mut();
+            for group in accuracy.flat_map(|accuracy| &mut accuracy.groups) {
                 group.group = evil.to_owned();
             }
         }

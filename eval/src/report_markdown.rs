@@ -192,7 +192,7 @@ fn comparisons(out: &mut String, report: &Report) {
                 cell(&wording::p_number(comparison.adjusted_p)),
                 wording::verdict(comparison.verdict),
                 comparison.detectable.map_or("–".to_owned(), |smallest| {
-                    wording::value(comparison.metric, smallest)
+                    wording::detectable(comparison.metric, smallest)
                 }),
             ),
         );

@@ -30,6 +30,11 @@ pub(crate) fn magnitude(figure: Figure, value: f64) -> String {
     format!("{}{}", signed.trim_start_matches('+'), unit(figure))
 }
 
+/// Formats the size of a difference for a table: `0.0123`, or `3.0 points`.
+pub(crate) fn detectable(figure: Figure, value: f64) -> String {
+    signed(figure, value.abs()).replace('+', "")
+}
+
 /// Formats a p-value with two digits: `p = 0.031`, or `p < 0.0001`.
 pub(crate) fn p_value(p: f64) -> String {
     match p {
@@ -77,14 +82,16 @@ pub(crate) fn range(figure: Figure, Interval { low, high, .. }: &Interval) -> St
 
 /// Formats a difference with its interval: `+3.0 points [-1.0, +7.0]`.
 pub(crate) fn difference(figure: Figure, interval: &Interval) -> String {
-    let Interval {
-        mean, low, high, ..
-    } = interval;
-    let mean = signed(figure, *mean);
+    let mean = signed(figure, interval.mean);
+    format!("{mean} {}", signed_range(figure, interval))
+}
+
+/// Formats the interval of a difference: `[-0.0328, -0.0309]`, or `[-1.0, +7.0]` of percentages.
+pub(crate) fn signed_range(figure: Figure, Interval { low, high, .. }: &Interval) -> String {
     match figure {
-        Figure::Kl | Figure::Nll | Figure::OwnTextKl => format!("{mean} [{low:+.4}, {high:+.4}]"),
+        Figure::Kl | Figure::Nll | Figure::OwnTextKl => format!("[{low:+.4}, {high:+.4}]"),
         Figure::Agreement | Figure::Accuracy | Figure::Calibration => {
-            format!("{mean} [{:+.1}, {:+.1}]", 100.0 * low, 100.0 * high)
+            format!("[{:+.1}, {:+.1}]", 100.0 * low, 100.0 * high)
         }
     }
 }

@@ -13,7 +13,8 @@ use potstill_student::{Layers, TrainSettings};
 use start_kl::start_kl;
 
 use super::{
-    RunOptions, StageOutcome, checkpoint, collect, device, import, run_dir_path, served, start,
+    RunOptions, StageOutcome, checkpoint, collect, device, import, planned, run_dir_path, served,
+    start,
 };
 use crate::events::Event;
 use crate::progress::Console;
@@ -65,6 +66,12 @@ pub fn check(file: &Path, options: &RunOptions, console: &Console) -> anyhow::Re
             let text = far_start(&run)?;
             console.emit(&Event::Warning { text });
         }
+    }
+    let is_tested = |id: &str| run.settings.curate.split(run.settings.run.seed, id) == Split::Test;
+    let tested = imported.prompts.iter();
+    let tested = tested.filter(|prompt| is_tested(&prompt.id)).count();
+    if let Some(smallest) = planned::in_deviations(tested, run.settings.train.seeds) {
+        console.output(&format!("detects   differences of {smallest}"));
     }
     let collect = &run.settings.collect;
     if run.settings.local().is_some()

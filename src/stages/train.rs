@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use potstill_datasets::{Manifest, Variant};
 
 use super::training::{Training, outcome_without_training, schedule, train_each};
-use super::{Context, StageOutcome, tune};
+use super::{Context, StageOutcome, planned, tune};
 use crate::events::Event;
 use crate::run_dir::{LedgerLine, StagePlan, now};
 
@@ -18,7 +18,6 @@ use crate::run_dir::{LedgerLine, StagePlan, now};
 /// fails. Checkpoints are kept in all cases.
 pub fn train(context: &Context) -> anyhow::Result<StageOutcome> {
     let mut missing = Vec::new();
-    let mut all = StageOutcome::UpToDate;
     for variant in context.variants() {
         let training = training(context, variant)?;
         let plan = training.plan(context)?;
@@ -27,17 +26,25 @@ pub fn train(context: &Context) -> anyhow::Result<StageOutcome> {
             Some(outcome) => return Ok(outcome),
             None => {}
         }
+        missing.push((training, plan));
+    }
+    if missing.is_empty() {
+        return Ok(StageOutcome::UpToDate);
+    }
+    match context.run.settings.train.learning_rates.is_empty() {
+        true => planned::note(context)?,
+        false => planned::note_in_nats(context)?,
+    }
+    let mut untrained = Vec::new();
+    for (training, plan) in missing {
         match tuned(context, &training)? {
-            Some((tuned, manifest)) => {
-                publish_tuned(context, &training, &plan, &tuned, manifest)?;
-                all = StageOutcome::Done;
-            }
-            None => missing.push((training, plan)),
+            Some((tuned, manifest)) => publish_tuned(context, &training, &plan, &tuned, manifest)?,
+            None => untrained.push((training, plan)),
         }
     }
     let one = |(training, plan): &(Training, StagePlan)| training.run(context, plan);
-    Ok(match train_each(context, &missing, one)? {
-        StageOutcome::UpToDate => all,
+    Ok(match train_each(context, &untrained, one)? {
+        StageOutcome::UpToDate => StageOutcome::Done,
         outcome => outcome,
     })
 }

@@ -21,7 +21,9 @@ use super::collect::is_published;
 use super::eval::{measure, published_values};
 use super::models::results_file;
 use super::training::{Training, outcome_without_training, schedule, train_each};
-use super::{Context, StageOutcome, StageSummary, counts, for_each_model, run_stage, score};
+use super::{
+    Context, StageOutcome, StageSummary, counts, for_each_model, planned, run_stage, score,
+};
 use crate::events::Event;
 use crate::run_dir::StagePlan;
 
@@ -194,6 +196,9 @@ fn train_rates(context: &Context, trainings: &[Training]) -> anyhow::Result<Stag
             Some(outcome) => return Ok(outcome),
             None => missing.push((training, plan)),
         }
+    }
+    if !missing.is_empty() {
+        planned::note(context)?;
     }
     train_each(
         context,

@@ -37,6 +37,8 @@ fn every_arm_gets_the_rate_that_is_best_on_dev() {
     let output = run.potstill(&["tune", "run.toml"]);
     assert_eq!(output.code, 0, "{}", output.stderr);
     fs::write(&test, whole).unwrap();
+    let detectable = "smallest detectable difference: ";
+    assert!(output.stderr.contains(detectable), "{}", output.stderr);
     let warning = "warning: tune sft-1e30: the loss is not finite at step 2";
     assert!(output.stderr.contains(warning), "{}", output.stderr);
 
@@ -73,6 +75,8 @@ fn every_arm_gets_the_rate_that_is_best_on_dev() {
         let home = chosen["training"].as_str().unwrap();
         assert!(weights(home) == weights(&format!("students/{arm}")));
     }
+    let detectable = "on dev, the difference of `student` and `sft` in KL has a standard deviation";
+    assert!(output.stderr.contains(detectable), "{}", output.stderr);
     let report = fs::read_to_string(run.path("runs/tiny/report.md")).unwrap();
     assert!(report.contains("tune student-1e-2"), "{report}");
     let again = run.run();

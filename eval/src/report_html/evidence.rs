@@ -17,7 +17,8 @@ use crate::wording;
 pub(super) fn comparisons(out: &mut String, report: &Report) {
     let primary = report.primary();
     if let Some(primary) = primary {
-        comparison_table(out, "Primary comparison", "p", &[primary]);
+        out.push_str("<h3>Primary comparison</h3>\n<p class=\"note\">The finding rests on this comparison alone. It was chosen before the run, so its p-value is not corrected.</p>\n");
+        comparison_table(out, "Primary comparison", &[primary]);
     }
     seeds(out, report);
     let is_main = |c: &Comparison| {
@@ -32,7 +33,7 @@ pub(super) fn comparisons(out: &mut String, report: &Report) {
             "<h3>Other comparisons</h3>\n<p class=\"note\">Their p-values are corrected for the number of these comparisons ({}, Holm's method).</p>",
             main.len() + rest.len()
         );
-        comparison_table(out, "Other comparisons", "p (Holm)", &main);
+        comparison_table(out, "Other comparisons", &main);
     }
     if !rest.is_empty() {
         let _ = writeln!(
@@ -40,20 +41,13 @@ pub(super) fn comparisons(out: &mut String, report: &Report) {
             "<details><summary>{} comparisons by other figures</summary>",
             rest.len()
         );
-        comparison_table(out, "Comparisons by other figures", "p (Holm)", &rest);
+        comparison_table(out, "Comparisons by other figures", &rest);
         out.push_str("</details>\n");
     }
 }
 
-fn comparison_table(out: &mut String, label: &str, p: &str, comparisons: &[&Comparison]) {
-    let head = [
-        "left − right",
-        "figure",
-        "difference",
-        p,
-        "left is",
-        "detectable",
-    ];
+fn comparison_table(out: &mut String, label: &str, comparisons: &[&Comparison]) {
+    let head = ["left − right", "difference", "left is", "detectable"];
     let row = |c: &&Comparison| {
         let class = match c.verdict {
             Verdict::Better => "better",
@@ -61,21 +55,29 @@ fn comparison_table(out: &mut String, label: &str, p: &str, comparisons: &[&Comp
             Verdict::NoDifference => "same",
         };
         vec![
-            Cell::Head(format!("{} − {}", c.left, c.right)),
-            Cell::Figure(c.metric.name().to_owned()),
-            Cell::Figure(wording::difference(c.metric, &c.difference)),
-            Cell::Figure(escape(&wording::p_number(c.adjusted_p))),
+            Cell::Head(format!(
+                "{} − {} <small>{}</small>",
+                c.left,
+                c.right,
+                c.metric.name()
+            )),
             Cell::Figure(format!(
-                "<span class=\"{class}\">{}</span>",
-                wording::verdict(c.verdict)
+                "{} <small>{}</small>",
+                wording::signed(c.metric, c.difference.mean),
+                wording::signed_range(c.metric, &c.difference)
+            )),
+            Cell::Figure(format!(
+                "<span class=\"{class}\">{}</span> <small>{}</small>",
+                wording::verdict(c.verdict),
+                escape(&wording::p_value(c.adjusted_p))
             )),
             Cell::Figure(c.detectable.map_or("–".to_owned(), |smallest| {
-                wording::value(c.metric, smallest)
+                wording::detectable(c.metric, smallest)
             })),
         ]
     };
     let rows: Vec<Vec<Cell>> = comparisons.iter().map(row).collect();
-    table(out, label, "", &head, &rows);
+    table(out, label, "pairs", &head, &rows);
 }
 
 /// Writes the figure of the primary comparison by seed; nothing if the models were trained with one seed.
@@ -88,24 +90,23 @@ fn seeds(out: &mut String, report: &Report) {
         "<h3>{} by seed</h3>\n<p class=\"note\">Models in a row have the same start and saw the same text in the same order.</p>",
         seeds.figure.name()
     );
-    let mut head = vec!["seed".to_owned()];
+    let mut head = vec!["seed".to_owned(), "student − sft".to_owned()];
     let name = |model: &RunModel| format!("{}{model}", swatch(colour(*model)));
     head.extend(seeds.models.iter().map(name));
-    head.push("student − sft".to_owned());
     let head: Vec<&str> = head.iter().map(String::as_str).collect();
     let number = |text: Option<String>| Cell::Number(text.unwrap_or_else(|| "–".to_owned()));
     let mut rows = Vec::new();
     for seed in &seeds.rows {
         let mut row = vec![Cell::Head(seed.seed.to_string())];
-        let text = |value: &Option<f64>| value.map(|value| wording::value(seeds.figure, value));
-        row.extend(seed.values.iter().map(|value| number(text(value))));
         let difference = seed.difference;
         row.push(number(
             difference.map(|difference| wording::signed(seeds.figure, difference)),
         ));
+        let text = |value: &Option<f64>| value.map(|value| wording::value(seeds.figure, value));
+        row.extend(seed.values.iter().map(|value| number(text(value))));
         rows.push(row);
     }
-    table(out, "By seed", "", &head, &rows);
+    table(out, "By seed", "narrow", &head, &rows);
 }
 
 /// Writes the learning rates that were tried for each arm.

@@ -51,7 +51,7 @@ pub(super) fn figures(out: &mut String, report: &Report) -> Result<(), Error> {
         ),
         (
             Figure::OwnTextKl,
-            "Distance on the model's own text",
+            "Distance on own text",
             "Reverse KL on text that the model wrote, nats per token. Lower is better.",
             students(|s| s.own_text_kl.as_ref()),
         ),
