@@ -12,6 +12,9 @@
 //! support would see p only where the token is unlikely, and be biased. So each row is reduced to its k most likely
 //! tokens and one bucket for all other tokens, which does not depend on the token that was drawn.
 //!
+//! The test has one blind spot: nearly uniform distributions, such as those of an untrained model, give every text an NLL
+//! of about their entropy.
+//!
 //! Text that was sampled with a temperature, a nucleus or a top-k has another law r. It is tested with the same values
 //! −log p against their expectation under r, given that the token is one of the k most likely: this law follows from
 //! the stored probabilities alone, whatever the tail is. Positions at which the end of the nucleus depends on the
