@@ -7,7 +7,7 @@
 use potstill_datasets::RunModel;
 use serde::{Deserialize, Serialize};
 
-use crate::estimate::{Cell, Estimate, LEVEL, MIN_SEEDS, PromptSums};
+use crate::estimate::{Estimate, LEVEL, MIN_SEEDS, PromptSums, WeightedSum};
 use crate::interval::Interval;
 use crate::metric::Figure;
 use crate::sign_flip::{sign_flip, sign_flip_counts};
@@ -123,7 +123,7 @@ impl Pair<'_> {
 }
 
 /// Exact p-value of a difference in right answers.
-fn exchange_answers((left, right): &(Vec<Cell>, Vec<Cell>)) -> f64 {
+fn exchange_answers((left, right): &(Vec<WeightedSum>, Vec<WeightedSum>)) -> f64 {
     let both = left.iter().zip(right);
     let differences: Vec<i64> = both
         .map(|(l, r)| (l.value - r.value).round() as i64)
@@ -155,7 +155,7 @@ fn with_two_prompts<'a>(sums: &PromptSums<'a>, shares: [f64; 2]) -> PromptSums<'
     let weight = cells.clone().map(|cell| cell.weight).sum::<f64>() / cells.count() as f64;
     sums.prompts.extend(["", ""]);
     for cells in &mut sums.seeds {
-        cells.extend(shares.map(|share| Cell {
+        cells.extend(shares.map(|share| WeightedSum {
             value: share * weight,
             weight,
         }));
@@ -193,7 +193,7 @@ mod tests {
     use super::*;
 
     fn sums(cells: impl Iterator<Item = f64>) -> PromptSums<'static> {
-        let cells = cells.map(|value| Cell { value, weight: 1.0 });
+        let cells = cells.map(|value| WeightedSum { value, weight: 1.0 });
         let seeds = vec![cells.collect::<Vec<_>>()];
         PromptSums {
             prompts: vec!["p"; seeds[0].len()],

@@ -204,7 +204,7 @@ impl Evidence<'_> {
         format!("{result}: {figures}.{missed}{teacher}")
     }
 
-    /// How the learning rates were chosen.
+    /// Tells how the learning rates were chosen.
     fn rates(&self) -> String {
         match self.tuning.is_empty() {
             true => "No learning rate was tuned, so another rate may suit one of the models better (`learning_rates` in `[train]`).".to_owned(),

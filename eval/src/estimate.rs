@@ -40,7 +40,7 @@ const POWER: f64 = 0.8;
 
 /// Sum of a figure's values and sum of its weights over the records of a prompt.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
-pub(crate) struct Cell {
+pub(crate) struct WeightedSum {
     pub(crate) value: f64,
     pub(crate) weight: f64,
 }
@@ -51,20 +51,20 @@ pub(crate) struct PromptSums<'a> {
     /// Ids of the prompts in the order of their first record.
     pub(crate) prompts: Vec<&'a str>,
     /// Sums of each prompt, for each training seed.
-    pub(crate) seeds: Vec<Vec<Cell>>,
+    pub(crate) seeds: Vec<Vec<WeightedSum>>,
 }
 
 impl<'a> PromptSums<'a> {
     /// Adds up the records of one seed, given as (prompt, value, weight).
     pub(crate) fn of_seed(records: impl Iterator<Item = (&'a str, f64, f64)>) -> PromptSums<'a> {
         let mut prompts: Vec<&str> = Vec::new();
-        let mut cells: Vec<Cell> = Vec::new();
+        let mut cells: Vec<WeightedSum> = Vec::new();
         let mut places: HashMap<&str, usize> = HashMap::new();
         for (prompt, value, weight) in records {
             let place = *places.entry(prompt).or_insert(prompts.len());
             if place == prompts.len() {
                 prompts.push(prompt);
-                cells.push(Cell::default());
+                cells.push(WeightedSum::default());
             }
             cells[place].value += value;
             cells[place].weight += weight;
@@ -110,17 +110,17 @@ impl<'a> PromptSums<'a> {
     }
 
     /// Sums over all prompts of one seed. A model that was measured once counts as the same model for each seed.
-    fn total_of_seed(&self, seed: usize) -> Cell {
+    fn total_of_seed(&self, seed: usize) -> WeightedSum {
         sum(self.seeds[seed % self.seeds.len()].iter().copied())
     }
 
     /// Sums over `seeds` seeds for each prompt.
-    pub(crate) fn by_prompt(&self, seeds: usize) -> Vec<Cell> {
+    pub(crate) fn by_prompt(&self, seeds: usize) -> Vec<WeightedSum> {
         let over_seeds = |prompt: usize| sum((0..seeds).map(|seed| self.cell(prompt, seed)));
         (0..self.prompts.len()).map(over_seeds).collect()
     }
 
-    fn cell(&self, prompt: usize, seed: usize) -> Cell {
+    fn cell(&self, prompt: usize, seed: usize) -> WeightedSum {
         self.seeds[seed % self.seeds.len()][prompt]
     }
 
@@ -130,7 +130,7 @@ impl<'a> PromptSums<'a> {
         let prompts = self.prompts.len();
         let total = sum((0..seeds).map(|seed| self.total_of_seed(seed)));
         let (ratio, cells) = (total.value / total.weight, (prompts * seeds) as f64);
-        let of_cell = |cell: Cell| (cell.value - ratio * cell.weight) * cells / total.weight;
+        let of_cell = |cell: WeightedSum| (cell.value - ratio * cell.weight) * cells / total.weight;
         (0..seeds)
             .map(|seed| {
                 let prompts = 0..prompts;
@@ -140,17 +140,17 @@ impl<'a> PromptSums<'a> {
     }
 }
 
-fn sum(cells: impl Iterator<Item = Cell>) -> Cell {
-    cells.fold(Cell::default(), |total, cell| Cell {
+fn sum(cells: impl Iterator<Item = WeightedSum>) -> WeightedSum {
+    cells.fold(WeightedSum::default(), |total, cell| WeightedSum {
         value: total.value + cell.value,
         weight: total.weight + cell.weight,
     })
 }
 
 /// Ratios without one of the units, for each unit.
-fn leave_one_out(units: &[Cell]) -> impl Iterator<Item = f64> {
+fn leave_one_out(units: &[WeightedSum]) -> impl Iterator<Item = f64> {
     let total = sum(units.iter().copied());
-    let without = move |unit: &Cell| match total.weight - unit.weight {
+    let without = move |unit: &WeightedSum| match total.weight - unit.weight {
         weight if weight > 0.0 => (total.value - unit.value) / weight,
         _ => total.value / total.weight,
     };
@@ -200,7 +200,8 @@ impl Estimate {
         let mut influence = vec![vec![0.0; prompts]; seeds];
         for (sign, sums) in parts {
             let by_prompt = sums.by_prompt(seeds);
-            let by_seed: Vec<Cell> = (0..seeds).map(|seed| sums.total_of_seed(seed)).collect();
+            let by_seed: Vec<WeightedSum> =
+                (0..seeds).map(|seed| sums.total_of_seed(seed)).collect();
             let total = sum(by_seed.iter().copied());
             mean += sign * total.value / total.weight;
             add(&mut without_prompt, *sign, leave_one_out(&by_prompt));
@@ -382,7 +383,7 @@ mod tests {
                 .map(|s| {
                     let cells = (0..prompts).map(|i| cell(i, s));
                     cells
-                        .map(|(value, weight)| Cell { value, weight })
+                        .map(|(value, weight)| WeightedSum { value, weight })
                         .collect()
                 })
                 .collect(),
@@ -481,7 +482,11 @@ mod tests {
     fn seeds_are_paired() {
         let seed = |values: [f64; 2]| PromptSums {
             prompts: vec!["a", "b"],
-            seeds: vec![values.map(|value| Cell { value, weight: 1.0 }).to_vec()],
+            seeds: vec![
+                values
+                    .map(|value| WeightedSum { value, weight: 1.0 })
+                    .to_vec(),
+            ],
         };
         let all = |seeds: [[f64; 2]; 3]| {
             let mut sums = seed(seeds[0]);

@@ -12,6 +12,9 @@
 //! support would see p only where the token is unlikely, and be biased. So each row is reduced to its k most likely
 //! tokens and one bucket for all other tokens, which does not depend on the token that was drawn.
 //!
+//! The test has one blind spot: nearly uniform distributions, such as those of an untrained model, give every text an NLL
+//! of about their entropy.
+//!
 //! Text that was sampled with a temperature, a nucleus or a top-k has another law r. It is tested with the same values
 //! −log p against their expectation under r, given that the token is one of the k most likely: this law follows from
 //! the stored probabilities alone, whatever the tail is. Positions at which the end of the nucleus depends on the
@@ -23,7 +26,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::wording;
 
-/// How the text was drawn that a model learns from.
+/// Describes how the text was drawn that a model learns from.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SamplingLaw {
@@ -95,7 +98,7 @@ pub struct SamplingCheck {
     pub entropy_nats: f64,
     /// `mean_nats` in standard errors under sampling at temperature 1.
     pub z: f64,
-    /// How the run file says that the text was drawn.
+    /// Law by which the run file says that the text was drawn.
     pub law: SamplingLaw,
     /// Mean of NLL − its expectation under `law`, nats per token; `None` if the expectation is not known.
     pub law_mean_nats: Option<f64>,

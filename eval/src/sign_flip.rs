@@ -7,7 +7,7 @@
 use rand::{RngCore, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use crate::estimate::Cell;
+use crate::estimate::WeightedSum;
 
 /// Largest number of prompts for which all exchanges are enumerated.
 const ENUMERATED: usize = 12;
@@ -23,8 +23,9 @@ const ROUNDING: f64 = 1e-9;
 
 /// Returns the p-value of the difference of two ratios, from the sums of each prompt for both models. At most 64 prompts
 /// are exchanged.
-pub(crate) fn sign_flip(left: &[Cell], right: &[Cell]) -> f64 {
-    let total = |cells: &[Cell], part: fn(&Cell) -> f64| cells.iter().map(part).sum::<f64>();
+pub(crate) fn sign_flip(left: &[WeightedSum], right: &[WeightedSum]) -> f64 {
+    let total =
+        |cells: &[WeightedSum], part: fn(&WeightedSum) -> f64| cells.iter().map(part).sum::<f64>();
     let (left_value, left_weight) = (total(left, |c| c.value), total(left, |c| c.weight));
     let (right_value, right_weight) = (total(right, |c| c.value), total(right, |c| c.weight));
     let steps: Vec<(f64, f64)> = left
@@ -35,10 +36,10 @@ pub(crate) fn sign_flip(left: &[Cell], right: &[Cell]) -> f64 {
     let difference = |exchanged: u64| {
         let (mut value, mut weight) = (0.0, 0.0);
         for (i, step) in steps.iter().take(64).enumerate() {
-            if exchanged >> i & 1 == 1 {
-                value += step.0;
-                weight += step.1;
-            }
+            // A branch on random bits would be mispredicted half of the time.
+            let is_exchanged = (exchanged >> i & 1) as f64;
+            value += is_exchanged * step.0;
+            weight += is_exchanged * step.1;
         }
         let left = (left_value + value) / (left_weight + weight);
         (left - (right_value - value) / (right_weight - weight)).abs()
@@ -83,12 +84,12 @@ pub(crate) fn sign_flip_counts(differences: &[i64]) -> f64 {
 mod tests {
     use super::*;
 
-    fn cells(prompts: usize, own_weights: bool) -> (Vec<Cell>, Vec<Cell>) {
+    fn cells(prompts: usize, own_weights: bool) -> (Vec<WeightedSum>, Vec<WeightedSum>) {
         let share = |value: usize, period: usize, scale: f64| (value % period) as f64 / scale;
         let left = |i: usize| {
             let weight = 10.0 + share(7 * i, 5, 1.0);
             let mean = 1.0 + share(5 * i, 7, 10.0) + share(3 * i, 4, 40.0);
-            Cell {
+            WeightedSum {
                 value: weight * mean,
                 weight,
             }
@@ -99,7 +100,7 @@ mod tests {
                 false => 10.0 + share(7 * i, 5, 1.0),
             };
             let mean = 1.1 + share(5 * i, 7, 12.0) + share(2 * i, 5, 50.0);
-            Cell {
+            WeightedSum {
                 value: weight * mean,
                 weight,
             }

@@ -11,18 +11,29 @@ pub(crate) fn two_sided(t: f64, freedom: f64) -> f64 {
     incomplete_beta(freedom / (freedom + t * t), 0.5 * freedom, 0.5)
 }
 
-/// Returns the t that a continuous, decreasing tail probability takes `level` at: `tail(t) = level`, t ≥ 0.
+/// Returns the t ≥ 0 at which a decreasing tail probability is `level`, by false position on its logarithm. The value at
+/// the end that stays is halved, so that both ends of the bracket move.
 pub(crate) fn critical(level: f64, tail: impl Fn(f64) -> f64) -> f64 {
+    let excess = |t: f64| (tail(t) / level).ln();
     let (mut low, mut high) = (0.0, 2.0);
-    while tail(high) > level && high < 1e12 {
-        (low, high) = (high, 2.0 * high);
+    let (mut at_low, mut at_high) = (excess(low), excess(high));
+    while at_high > 0.0 && high < 1e12 {
+        (low, at_low) = (high, at_high);
+        high *= 2.0;
+        at_high = excess(high);
     }
-    // Each step halves the interval, so 60 steps are the precision of f64.
-    for _ in 0..60 {
-        let middle = 0.5 * (low + high);
-        match tail(middle) > level {
-            true => low = middle,
-            false => high = middle,
+    for _ in 0..100 {
+        let t = (low * at_high - high * at_low) / (at_high - at_low);
+        let at_t = excess(t);
+        if at_t.abs() < 1e-13 {
+            return t;
+        }
+        if at_t > 0.0 {
+            (low, at_low) = (t, at_t);
+            at_high *= 0.5;
+        } else {
+            (high, at_high) = (t, at_t);
+            at_low *= 0.5;
         }
     }
     0.5 * (low + high)

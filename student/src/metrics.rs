@@ -16,15 +16,15 @@ pub struct StepMetrics {
     pub step: u64,
     /// Training loss: the weighted sum of the objective's terms.
     pub loss: f64,
-    /// Forward KL to the distributions trained on (for the shuffled control, the shuffled ones), by the
-    /// loss's tail and temperature.
+    /// Forward KL to the distributions trained on (for the controls `same_token` and `shuffled`, those of other
+    /// positions), by the loss's tail and temperature.
     pub forward_kl: f64,
     /// −log q of the target tokens.
     pub cross_entropy: f64,
     /// The loss's other divergences, by name.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub divergences: BTreeMap<String, f64>,
-    /// The teacher's −log p of the target tokens.
+    /// The teacher's −log p of the target tokens; for the control `same_token`, by the distributions trained on.
     pub teacher_nll: f64,
     /// Global norm of the gradient before clipping.
     pub gradient_norm: f64,

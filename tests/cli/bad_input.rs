@@ -186,8 +186,10 @@ fn one_side_of_the_split_is_empty() {
     );
     insta::assert_snapshot!(
         "none_finished",
-        output_after("run", |run| run
-            .edit("keep = \"all\"", "keep = \"finished\""))
+        output_after("run", |run| {
+            run.edit("keep = \"all\"", "keep = \"finished\"");
+            run.edit("max_new_tokens = 12", "max_new_tokens = 1");
+        })
     );
 }
 

@@ -159,7 +159,7 @@ fn run_accepts_what_init_writes() {
         run.edit("max_new_tokens = 24", "max_new_tokens = 6");
         run.edit("# keep = \"finished\"", "keep = \"all\"");
         run.edit("# test = 0.1", "test = 0.4");
-        run.edit("# steps = 100", "steps = 2");
+        run.edit("[train]\n", "[train]\nsteps = 2\n");
         run.run();
         assert!(run.path("runs/tiny/report.html").is_file(), "{shape}");
     }

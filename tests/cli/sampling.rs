@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 
 use potstill::datasets::{FolderRows, Signal};
 use potstill::eval::{Evidence, SamplingCheck, SamplingLaw, SamplingTally, conclude};
-use potstill::model::{Config, DType, Device, Llama};
 use serde_json::Value;
 
 use crate::fixture::{CommandOutput, Run};
@@ -109,24 +108,25 @@ fn text_of_another_temperature_is_a_warning() {
     assert!(measure(&run, "signals", "sampling_z") > 4.0);
 }
 
-/// Another model than the one that wrote the answers scores them.
+/// Another model than the one that wrote the answers scores them: the same weights with other rotary frequencies.
 #[test]
 fn distributions_of_another_teacher_are_a_warning() {
     let run = run("\n[score]\ntop_k = 16");
     stage(&run, "collect");
     let teacher = quickstart().join("teacher");
-    let config = Config::from_dir(&teacher).unwrap();
-    let model = Llama::init(&config, 5, DType::F32, &Device::flex()).unwrap();
-    let other = run.path("other");
-    potstill::model::save(&model, &other, DType::F32).unwrap();
+    fs::create_dir(run.path("other")).unwrap();
     for file in fs::read_dir(&teacher).unwrap() {
         let file = file.unwrap().path();
-        let name = file.file_name().unwrap();
-        if !other.join(name).exists() {
-            fs::copy(&file, other.join(name)).unwrap();
-        }
+        let copy = run.path("other").join(file.file_name().unwrap());
+        fs::copy(&file, copy).unwrap();
     }
+    let config = fs::read_to_string(teacher.join("config.json")).unwrap();
+    let theta = "\"rope_theta\": 10000.0";
+    assert!(config.contains(theta), "{config}");
+    let changed = config.replace(theta, "\"rope_theta\": 1000.0");
+    run.write("other/config.json", &changed);
     run.edit(&teacher.display().to_string(), "other");
     let output = stage(&run, "score");
     assert!(output.stderr.contains("another model"), "{}", output.stderr);
+    assert!(measure(&run, "signals", "sampling_z") > 10.0);
 }

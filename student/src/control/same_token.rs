@@ -79,13 +79,11 @@ impl SameTokenRows {
         generator.set_stream(order_position);
         let tokens = loss_tokens(signal);
         for ((token, context), row) in tokens.into_iter().zip(&mut signal.rows) {
-            let kept = self.tokens.get(&token).map(|reservoir| &reservoir.kept);
-            let others: Vec<&KeptRow> = (kept.into_iter().flatten())
-                .filter(|kept| kept.context != context)
-                .collect();
-            *row = match others.len() {
-                0 => point_mass(token, row),
-                n => others[generator.random_range(0..n)].row.clone(),
+            let reservoir = self.tokens.get(&token);
+            let other = reservoir.and_then(|of| draw(&of.kept, context, &mut generator));
+            *row = match other {
+                Some(other) => other.clone(),
+                None => point_mass(token, row),
             };
         }
     }
@@ -99,6 +97,24 @@ impl SameTokenRows {
         let unique = self.tokens.values().filter(one_context);
         unique.map(|reservoir| reservoir.positions).sum()
     }
+}
+
+/// Draws one of the distributions of another context, each with the same probability; `None` if there is none.
+fn draw<'a>(
+    kept: &'a [KeptRow],
+    context: u64,
+    generator: &mut ChaCha8Rng,
+) -> Option<&'a SignalRow> {
+    // Most distributions are of another context, so the first draw is nearly always one of them.
+    for _ in 0..4 {
+        let drawn = kept.get(generator.random_range(0..kept.len().max(1)))?;
+        if drawn.context != context {
+            return Some(&drawn.row);
+        }
+    }
+    let others: Vec<&KeptRow> = kept.iter().filter(|row| row.context != context).collect();
+    let drawn = others.get(generator.random_range(0..others.len().max(1)))?;
+    Some(&drawn.row)
 }
 
 /// Returns the target token of each loss position and a hash of the tokens before it.
