@@ -104,7 +104,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             let Some(cell) = cells.get(at) else {
                 return Ok(());
             };
-            let row = row(*cell, replications, seed).map_err(|error| error.to_string())?;
+            // Each row has random numbers of its own, so that their errors are independent.
+            let row_seed = seed.wrapping_mul(1000) + 2 * at as u64;
+            let row = row(*cell, replications, row_seed).map_err(|error| error.to_string())?;
             // Rows are printed in order, each as soon as those before it are there.
             let mut rows = rows.lock().unwrap_or_else(PoisonError::into_inner);
             rows[at] = Some(row);
