@@ -3,11 +3,11 @@
 use std::fs;
 
 use anyhow::Context as _;
-use potstill_datasets::Arm;
-use potstill_eval::{PlannedDetectable, planned_detectable, prompt_deviation};
+use potstill_datasets::{Arm, SequenceValues};
+use potstill_eval::{Metric, PlannedDetectable, planned_detectable, prompt_deviation};
 use serde::Deserialize;
 
-use super::{Context, tune};
+use super::Context;
 
 /// Describes the smallest detectable difference in standard deviations; `None` if test has fewer than two prompts.
 pub(super) fn in_deviations(prompts: usize, seeds: u32) -> Option<String> {
@@ -34,18 +34,21 @@ pub(super) fn note(context: &Context) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Prints the same in nats, from the difference of the student and the SFT control on dev, if `tune` measured both.
-pub(super) fn note_in_nats(context: &Context) -> anyhow::Result<()> {
+/// Prints the smallest detectable difference in nats, from the values on dev that `tune` measured for each arm. Prints
+/// nothing without those of the student or of the SFT control.
+pub(super) fn note_in_nats(
+    context: &Context,
+    measured: &[(Arm, Vec<SequenceValues>)],
+    metric: Metric,
+) -> anyhow::Result<()> {
     let (prompts, seeds) = (test_prompts(context)?, context.run.settings.train.seeds);
     let Some(planned) = planned_detectable(prompts, seeds as usize) else {
         return Ok(());
     };
-    let measured = tune::chosen_values(context)?;
     let of_arm = |arm| measured.iter().find(|(of, _)| *of == arm);
     let (Some((_, student)), Some((_, sft))) = (of_arm(Arm::Student), of_arm(Arm::Sft)) else {
         return Ok(());
     };
-    let metric = tune::metric(context);
     let deviation = prompt_deviation(student, sft, metric)?;
     // One prompt has no deviation.
     if !(deviation.is_finite() && deviation > 0.0) {

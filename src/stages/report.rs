@@ -1,6 +1,7 @@
 //! `report`: combines manifests and results into `report.html`, `report.md` and `report.json`.
 
 mod measured;
+mod sampling;
 mod splits;
 
 use std::collections::BTreeMap;
@@ -14,7 +15,7 @@ use potstill_eval::{
 use serde_json::json;
 
 use super::models::{answers_home, export_home, own_text_home, test_home};
-use super::{Context, StageOutcome, StageSummary, counts, export, run_stage, sampling, tune};
+use super::{Context, StageOutcome, StageSummary, counts, export, run_stage, tune};
 use crate::events::Event;
 use crate::run_dir::{Counts, StagePlan};
 
@@ -40,7 +41,12 @@ pub fn report(context: &Context) -> anyhow::Result<StageOutcome> {
         stage: "report".to_owned(),
         home: String::new(),
         outputs: FILES.map(str::to_owned).to_vec(),
-        settings: json!({ "name": run.settings.run.name.as_str(), "students": models }),
+        settings: json!({
+            "name": run.settings.run.name.as_str(),
+            "students": models,
+            "resamples": run.settings.eval.resamples,
+            "seed": run.settings.run.seed,
+        }),
         inputs,
     };
     let mut conclusion = Vec::new();
@@ -123,7 +129,7 @@ fn build(context: &Context, models: &[RunModel]) -> anyhow::Result<Report> {
     let teacher = measured.teacher(context)?;
     let students = measured.students(context)?;
     let comparisons = measured.measurements.comparisons()?;
-    let sampling = sampling::published(context)?;
+    let sampling = sampling::for_report(context)?;
     let provenance = provenance(context, sampling.as_ref())?;
     let (stages, seconds) = stages(context)?;
     let tuning = tune::tuned_rates(context)?;

@@ -52,8 +52,8 @@ pub(super) fn published(context: &Context) -> anyhow::Result<Option<SamplingChec
     Ok(measures.and_then(|measures| SamplingCheck::from_measures(&measures, law(file))))
 }
 
-/// How the run file says that the answers are drawn.
-fn law(file: &RunFile) -> SamplingLaw {
+/// Returns the law of the answers by the run file.
+pub(super) fn law(file: &RunFile) -> SamplingLaw {
     let collect = &file.collect;
     match file.import.answers {
         AnswerSource::Given => SamplingLaw::Given,

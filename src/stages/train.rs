@@ -33,7 +33,11 @@ pub fn train(context: &Context) -> anyhow::Result<StageOutcome> {
     }
     match context.run.settings.train.learning_rates.is_empty() {
         true => planned::note(context)?,
-        false => planned::note_in_nats(context)?,
+        false => planned::note_in_nats(
+            context,
+            &tune::chosen_values(context)?,
+            tune::metric(context),
+        )?,
     }
     let mut untrained = Vec::new();
     for (training, plan) in missing {

@@ -11,7 +11,7 @@ pub(crate) use shuffled::shuffle;
 use same_token::SameTokenRows;
 use smoothing::MeanEntropy;
 
-/// What a control needs to know of the whole training set, collected while the trainer reads every row once.
+/// Facts about the whole training set that a control needs, collected while the trainer reads every row once.
 #[derive(Debug)]
 pub(crate) enum ControlData {
     /// The arm needs nothing.

@@ -186,6 +186,7 @@ fn a_stage_runs_again_only_for_its_own_settings() {
         "curate",
         "train student",
         "export student",
+        "eval student",
     ] {
         assert!(
             output.stderr.contains(&format!("{stage}: up to date")),
@@ -194,7 +195,7 @@ fn a_stage_runs_again_only_for_its_own_settings() {
         );
     }
     assert!(
-        !output.stderr.contains("eval student: up to date"),
+        !output.stderr.contains("report: up to date"),
         "{}",
         output.stderr
     );

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use potstill::datasets::{FolderRows, Signal};
+use potstill::datasets::{FolderRows, Signal, read_footer, read_shard, shards, write_shard};
 use potstill::eval::{Evidence, SamplingCheck, SamplingLaw, SamplingTally, conclude};
 use serde_json::Value;
 
@@ -129,4 +129,36 @@ fn distributions_of_another_teacher_are_a_warning() {
     let output = stage(&run, "score");
     assert!(output.stderr.contains("another model"), "{}", output.stderr);
     assert!(measure(&run, "signals", "sampling_z") > 10.0);
+}
+
+/// Distributions that were moved by one position after `collect` had tested them are a doubt in the report.
+#[test]
+fn signals_that_were_shifted_on_disk_are_a_doubt_in_the_report() {
+    let run = run("signals = { top_k = 16 }");
+    stage(&run, "collect");
+    for shard in shards(&run.path("runs/tiny/signals")).unwrap() {
+        let footer = read_footer(&shard).unwrap();
+        let mut signals = Vec::new();
+        for signal in read_shard::<Signal>(&shard).unwrap() {
+            let mut signal = signal.unwrap();
+            let targets: Vec<u32> = (signal.loss_positions())
+                .map(|at| signal.token_ids[at])
+                .collect();
+            signal.rows.rotate_right(1);
+            // Each support contains its target token, so the moved ones get it too.
+            for (row, target) in signal.rows.iter_mut().zip(targets) {
+                if !row.ids.contains(&target) {
+                    row.ids.push(target);
+                    row.logprobs.push(-60.0);
+                }
+            }
+            signals.push(signal);
+        }
+        write_shard(&shard, &signals, &footer.provenance).unwrap();
+    }
+    for name in ["curate", "train", "export", "eval", "report"] {
+        stage(&run, name);
+    }
+    let report = fs::read_to_string(run.path("runs/tiny/report.md")).unwrap();
+    assert!(report.contains("a shift by one"), "{report}");
 }

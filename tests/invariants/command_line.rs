@@ -19,7 +19,7 @@ fn the_command_line_is_frozen() {
             .collect()
     };
     let commands = [
-        "run", "check", "probe", "import", "collect", "score", "grade", "curate", "train",
+        "run", "check", "probe", "import", "collect", "score", "grade", "curate", "tune", "train",
         "export", "eval",
     ];
     let listed: BTreeMap<&str, Vec<String>> =
