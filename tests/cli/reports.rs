@@ -46,7 +46,7 @@ fn seeds_are_trained_and_counted() {
     assert_eq!(three["comparisons"][0]["seeds"], 3);
     assert!(width(&three) > width(&one));
     let markdown = fs::read_to_string(run.path("runs/tiny/report.md")).unwrap();
-    assert!(markdown.contains("## By seed"), "{markdown}");
+    assert!(markdown.contains("### All figures by seed"), "{markdown}");
 }
 
 fn report(run: &Run) -> Value {
