@@ -2,7 +2,7 @@
 //! is none, how often its intervals contain the true difference, and how often it finds a difference of the size that
 //! it prints as detectable.
 //!
-//! cargo run --release --example false_positives -- [REPLICATIONS] [SEED] [SEED_EFFECT]
+//! cargo run --release --example false_positives -- [REPLICATIONS] [SEED] [SEED_EFFECT] [SHAPE] [PROMPTS]
 //!
 //! Each replication draws the measurements of a student, an SFT control, a `same_token` control and a base, and goes the
 //! way of a report: `Measurements`, comparisons, conclusion. A value is mean + prompt effect + seed effect + residual,
@@ -74,6 +74,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let replications = args.next().map_or(Ok(2000), |text| text.parse::<usize>())?;
     let seed = args.next().map_or(Ok(1), |text| text.parse::<u64>())?;
     let seed_effect = args.next().map_or(Ok(0.05), |text| text.parse::<f64>())?;
+    // Only the rows of this shape (`Normal`, `Skewed`, `OneSided`) and this number of prompts, if they are given.
+    let only_shape = args.next();
+    let only_prompts = args.next().map(|text| text.parse::<usize>()).transpose()?;
     let mut cells = Vec::new();
     for shape in [Shape::Normal, Shape::Skewed, Shape::OneSided] {
         for prompts in [6, 15, 40, 400] {
@@ -90,6 +93,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             }
         }
     }
+    let cells: Vec<(usize, Conditions)> = (cells.into_iter().enumerate())
+        .filter(|(_, cell)| {
+            only_shape
+                .as_ref()
+                .is_none_or(|only| format!("{:?}", cell.shape) == *only)
+        })
+        .filter(|(_, cell)| only_prompts.is_none_or(|only| cell.prompts == only))
+        .collect();
     println!(
         "{replications} replications for each row, seed effect {seed_effect}; all rates in %\n\n\
          | prompt effects | prompts | seeds | correlation | helps or hurts | closer or further | p ≤ 0.05 | any other | coverage | power |\n\
@@ -101,11 +112,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let work = || -> Result<(), String> {
         loop {
             let at = next.fetch_add(1, Ordering::Relaxed);
-            let Some(cell) = cells.get(at) else {
+            let Some((index, cell)) = cells.get(at) else {
                 return Ok(());
             };
             // Each row has random numbers of its own, so that their errors are independent.
-            let row_seed = seed.wrapping_mul(1000) + 2 * at as u64;
+            let row_seed = seed.wrapping_mul(1000) + 2 * *index as u64;
             let row = row(*cell, replications, row_seed).map_err(|error| error.to_string())?;
             // Rows are printed in order, each as soon as those before it are there.
             let mut rows = rows.lock().unwrap_or_else(PoisonError::into_inner);
