@@ -132,9 +132,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     };
     std::thread::scope(|scope| {
         let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
-        let ends = workers.into_iter().map(|worker| worker.join());
-        ends.map(|end| end.unwrap_or_else(|_| Err("a worker failed".to_owned())))
-            .collect::<Result<(), String>>()
+        workers.into_iter().try_for_each(|worker| {
+            let end = worker.join();
+            end.unwrap_or_else(|_| Err("a worker failed".to_owned()))
+        })
     })?;
     Ok(())
 }

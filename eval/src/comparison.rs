@@ -216,7 +216,7 @@ mod tests {
     }
 
     fn one(figure: Figure, left: &[f64], right: &[f64]) -> Comparison {
-        let sums = |values: &[f64]| sums(values.to_vec().into_iter());
+        let sums = |values: &[f64]| sums(values.iter().copied());
         compare(&[pair(figure, sums(left), sums(right), true)]).remove(0)
     }
 

@@ -17,7 +17,7 @@ pub(crate) enum ControlData {
     /// The arm needs nothing.
     Nothing,
     /// Distributions by target token, for [`Arm::SameToken`].
-    SameToken(SameTokenRows),
+    SameToken(Box<SameTokenRows>),
     /// The teacher's mean entropy and the size of the vocabulary, for [`Arm::Smoothing`].
     Smoothing(MeanEntropy, usize),
 }
@@ -26,7 +26,7 @@ impl ControlData {
     /// Creates the empty data of an arm.
     pub(crate) fn new(arm: Arm, seed: u64, vocab: usize) -> Self {
         match arm {
-            Arm::SameToken => Self::SameToken(SameTokenRows::new(seed, vocab)),
+            Arm::SameToken => Self::SameToken(Box::new(SameTokenRows::new(seed, vocab))),
             Arm::Smoothing => Self::Smoothing(MeanEntropy::default(), vocab),
             Arm::Student | Arm::Sft | Arm::Shuffled => Self::Nothing,
         }
