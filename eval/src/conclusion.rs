@@ -532,7 +532,7 @@ mod tests {
             let rate = |i: usize| TunedRate {
                 arm: Arm::Sft,
                 learning_rate: [0.00075, 0.0015, 0.003][i],
-                dev: 0.1,
+                dev: Some(0.1),
                 chosen: i == chosen,
             };
             let tuning: Vec<TunedRate> = (0..count).map(rate).collect();

@@ -104,7 +104,7 @@ pub(crate) fn report_of(measurements: &Measurements) -> Report {
         run: "tiny".to_owned(),
         potstill: "0.1.0".to_owned(),
         conclusion: conclude(&Evidence::of(&students, &comparisons)),
-        test: TestText::from_values(measurements.heldout()).unwrap(),
+        test: TestText::from_values(measurements.test_values()).unwrap(),
         grader: None,
         teacher: None,
         students,
@@ -263,12 +263,12 @@ fn tuning() -> Vec<TunedRate> {
         chosen,
     };
     vec![
-        trial(Arm::Student, 0.00075, 0.0711, false),
-        trial(Arm::Student, 0.0015, 0.0634, true),
-        trial(Arm::Student, 0.003, 0.0802, false),
-        trial(Arm::Sft, 0.00075, 0.0958, true),
-        trial(Arm::Sft, 0.0015, 0.0991, false),
-        trial(Arm::Sft, 0.003, 0.1247, false),
+        trial(Arm::Student, 0.00075, Some(0.0711), false),
+        trial(Arm::Student, 0.0015, Some(0.0634), true),
+        trial(Arm::Student, 0.003, Some(0.0802), false),
+        trial(Arm::Sft, 0.00075, Some(0.0958), true),
+        trial(Arm::Sft, 0.0015, Some(0.0991), false),
+        trial(Arm::Sft, 0.003, Some(0.1247), false),
     ]
 }
 

@@ -83,7 +83,7 @@ pub struct ModelFacts {
 impl Measurements {
     /// Values of the sequences of test, of the first model. Text and teacher are the same for all models.
     #[must_use]
-    pub fn heldout(&self) -> &[SequenceValues] {
+    pub fn test_values(&self) -> &[SequenceValues] {
         let first = self.models.first().and_then(|model| model.seeds.first());
         first.map_or(&[], |seed| &seed.values)
     }
@@ -101,7 +101,7 @@ impl Measurements {
         Ok(TeacherResult {
             name,
             parameters,
-            nll: teacher_nll(self.heldout())?,
+            nll: teacher_nll(self.test_values())?,
             accuracy: graded.map(|graded| accuracy(&[graded])).transpose()?,
         })
     }

@@ -248,11 +248,11 @@ fn tuning(out: &mut String, report: &Report) {
     for (arm, trials) in &tuning.rows {
         let _ = write!(out, "| {} |", arm.name());
         for trial in trials {
-            let _ = match trial {
+            let _ = match trial.map(|trial| (trial.dev, trial.chosen)) {
                 None => write!(out, " – |"),
-                Some(trial) if !trial.dev.is_finite() => write!(out, " diverged |"),
-                Some(trial) if trial.chosen => write!(out, " **{:.4}** |", trial.dev),
-                Some(trial) => write!(out, " {:.4} |", trial.dev),
+                Some((None, _)) => write!(out, " diverged |"),
+                Some((Some(dev), true)) => write!(out, " **{dev:.4}** |"),
+                Some((Some(dev), false)) => write!(out, " {dev:.4} |"),
             };
         }
         out.push('\n');

@@ -94,8 +94,9 @@ pub struct TunedRate {
     pub arm: Arm,
     /// Learning rate of the training.
     pub learning_rate: f64,
-    /// KL on the dev prompts, nats per token; the NLL if the teacher's distributions are not stored.
-    pub dev: f64,
+    /// KL on the dev prompts, nats per token; the NLL if the teacher's distributions are not stored. `None` if the training
+    /// diverged.
+    pub dev: Option<f64>,
     /// Whether the arm is trained with this rate.
     pub chosen: bool,
 }

@@ -142,7 +142,7 @@ fn build(context: &Context, models: &[RunModel]) -> anyhow::Result<Report> {
             sampling: sampling.as_ref(),
             ..Evidence::of(&students, &comparisons)
         }),
-        test: TestText::from_values(measured.measurements.heldout())?,
+        test: TestText::from_values(measured.measurements.test_values())?,
         grader: context.run.settings.eval.answers.as_ref().map(|a| a.grader),
         teacher,
         students,

@@ -113,8 +113,8 @@ pub(super) fn metric(context: &Context) -> Metric {
     }
 }
 
-/// All rates with their figures on dev; none if the run file names no rates. The figure of a training that diverged is
-/// infinite.
+/// All rates with their figures on dev; none if the run file names no rates. A training that
+/// diverged has no figure.
 pub(super) fn tuned_rates(context: &Context) -> anyhow::Result<Vec<TunedRate>> {
     if context.run.settings.train.learning_rates.is_empty() {
         return Ok(Vec::new());
@@ -125,7 +125,7 @@ pub(super) fn tuned_rates(context: &Context) -> anyhow::Result<Vec<TunedRate>> {
         tuned.push(TunedRate {
             arm: arm.with_context(|| format!("{CHOICE_FILE} names an unknown arm"))?,
             learning_rate: tried.learning_rate,
-            dev: tried.dev.unwrap_or(f64::INFINITY),
+            dev: tried.dev,
             chosen: tried.chosen,
         });
     }

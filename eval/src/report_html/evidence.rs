@@ -122,13 +122,11 @@ pub(super) fn tuning(out: &mut String, report: &Report) {
     let mut head = vec!["model"];
     head.extend(rates.iter().map(String::as_str));
     let cell = |trial: &Option<TunedRate>| {
-        Cell::Number(match trial {
+        Cell::Number(match trial.map(|trial| (trial.dev, trial.chosen)) {
             None => "–".to_owned(),
-            Some(trial) if !trial.dev.is_finite() => "diverged".to_owned(),
-            Some(trial) if trial.chosen => {
-                format!("<strong>{:.4}</strong> <small>chosen</small>", trial.dev)
-            }
-            Some(trial) => format!("{:.4}", trial.dev),
+            Some((None, _)) => "diverged".to_owned(),
+            Some((Some(dev), true)) => format!("<strong>{dev:.4}</strong> <small>chosen</small>"),
+            Some((Some(dev), false)) => format!("{dev:.4}"),
         })
     };
     let mut rows = Vec::new();

@@ -333,8 +333,10 @@ pub(super) fn tuning(out: &mut String, report: &Report, tuning: &TuningTable) ->
     for (arm, trials) in &tuning.rows {
         let model = RunModel::from(arm.first());
         // A training that diverged has no point.
-        let trials = trials.iter().flatten().filter(|t| t.dev.is_finite());
-        let points: Vec<(f64, f64)> = trials.map(|t| (t.learning_rate.log10(), t.dev)).collect();
+        let trials = trials.iter().flatten();
+        let points: Vec<(f64, f64)> = trials
+            .filter_map(|trial| Some((trial.learning_rate.log10(), trial.dev?)))
+            .collect();
         let values = points
             .iter()
             .map(|(rate, dev)| format!("{dev:.4} at {}", wording::rate(10f64.powf(*rate))));
