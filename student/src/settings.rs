@@ -69,7 +69,7 @@ pub struct TrainSettings {
     /// Whether several sequences share a packed row of up to `max_length` tokens. No sequence attends to another.
     /// Changes speed and memory, not the gradient.
     pub packing: bool,
-    /// Largest learning rate, which is reached after warm-up. Default: 2e-3 for a student with random weights, 5e-4 for
+    /// Largest learning rate, which is reached after warm-up. Default: 1.5e-3 for a student with random weights, 5e-4 for
     /// a pruned one, and 1e-4 for a whole checkpoint.
     #[serde(with = "Optional::<Positive>")]
     pub learning_rate: Option<f64>,

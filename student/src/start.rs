@@ -23,7 +23,7 @@ pub struct StudentSettings {
 }
 
 /// Largest learning rate of a student with random weights, if the run file sets none.
-const RANDOM_RATE: f64 = 2e-3;
+const RANDOM_RATE: f64 = 1.5e-3;
 /// The same of a pruned checkpoint.
 const PRUNED_RATE: f64 = 5e-4;
 /// The same of a whole checkpoint.
