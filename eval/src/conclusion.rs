@@ -137,13 +137,17 @@ impl Evidence<'_> {
             0 | 1 => String::new(),
             seeds => format!(", {seeds} seeds"),
         };
+        // An interval is not corrected for the number of comparisons, so it can exclude zero where p is large.
+        let p_value = match comparison.primary {
+            true => wording::p_value(comparison.adjusted_p),
+            false => format!("corrected {}", wording::p_value(comparison.adjusted_p)),
+        };
         format!(
-            "test {} {values}{} (difference {}, 95 % interval {}, {}, {} prompts{seeds})",
+            "test {} {values}{} (difference {}, 95 % interval {}, {p_value}, {} prompts{seeds})",
             metric.name(),
             wording::unit(*metric),
             wording::signed(*metric, difference.mean),
             wording::from_to(*metric, difference),
-            wording::p_value(comparison.adjusted_p),
             difference.prompts,
         )
     }

@@ -106,7 +106,7 @@ pub struct LossPoint {
     pub step: u64,
     /// Training loss.
     pub loss: f64,
-    /// Forward KL to the distributions trained on (for `shuffled`, the shuffled ones).
+    /// Forward KL to the distributions trained on (for `same_token` and `shuffled`, those of other positions).
     pub forward_kl: f64,
     /// −log q of the target tokens.
     pub cross_entropy: f64,

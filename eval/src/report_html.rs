@@ -241,7 +241,7 @@ fn models(out: &mut String, report: &Report) -> Result<(), Error> {
         format!(" An answer is right if {}.", escape(grader.rule()))
     });
     let note = format!(
-        "Measured on {} answers to {} test prompts, {} tokens. In brackets are 95 % intervals over prompts.{right}",
+        "Measured on {} answers to {} test prompts, {} tokens. In brackets are 95 % intervals over prompts and, from 3 seeds on, over seeds.{right}",
         wording::count(report.test.sequences as u64),
         wording::count(report.test.prompts as u64),
         wording::count(report.test.tokens),

@@ -61,7 +61,7 @@ fn models(out: &mut String, report: &Report) {
     let test = &report.test;
     let _ = write!(
         out,
-        "\n## Figures on the test prompts\n\nMeasured on {} answers to {} prompts, {} tokens. In brackets are 95 % intervals over prompts. {} {}{}\n\n",
+        "\n## Figures on the test prompts\n\nMeasured on {} answers to {} prompts, {} tokens. In brackets are 95 % intervals over prompts and, from 3 seeds on, over seeds. {} {}{}\n\n",
         wording::count(test.sequences as u64),
         wording::count(test.prompts as u64),
         wording::count(test.tokens),
@@ -310,7 +310,7 @@ fn losses(out: &mut String, report: &Report) {
     }
     let kl = match report.has_distributions() {
         true => {
-            " Forward KL is to the distributions that the model was trained on, which are the shuffled ones for `shuffled`."
+            " Forward KL is to the distributions that the model was trained on, which are those of other positions for `same_token` and `shuffled`."
         }
         false => "",
     };

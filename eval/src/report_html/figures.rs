@@ -142,7 +142,9 @@ fn bar_plot(
         out,
         title,
         &svg,
-        &format!("{caption} Whiskers are 95 % intervals over prompts.{note}"),
+        &format!(
+            "{caption} Whiskers are 95 % intervals over prompts and, from 3 seeds on, over seeds.{note}"
+        ),
     );
     Ok(())
 }
@@ -153,7 +155,7 @@ fn bar_plot(
 /// If a plot cannot be drawn.
 pub(super) fn losses(out: &mut String, report: &Report) -> Result<(), Error> {
     out.push_str("<div class=\"plots\">\n");
-    let kl = "Forward KL to the distributions that the model was trained on, nats per token. For <code>shuffled</code> these are the shuffled ones; <code>sft</code> does not minimise this KL.";
+    let kl = "Forward KL to the distributions that the model was trained on, nats per token. For <code>same_token</code> and <code>shuffled</code> these are those of other positions; <code>sft</code> and <code>smoothing</code> do not minimise this KL.";
     if report.has_distributions() {
         loss_plot(out, report, ("Forward KL in training", kl), |p| {
             p.forward_kl
