@@ -81,7 +81,7 @@ impl Figure {
             Figure::Agreement => Metric::Agreement.name(),
             Figure::Accuracy => "accuracy",
             Figure::OwnTextKl => "own-text KL",
-            Figure::Calibration => "calibration error",
+            Figure::Calibration => "distance in probability",
         }
     }
 
