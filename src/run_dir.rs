@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use potstill_datasets::{
-    Manifest, SCHEMA_VERSION, hash_files, manifest_path, replace_file, stage_key,
+    FileHash, Manifest, SCHEMA_VERSION, hash_files, manifest_path, replace_file, stage_key,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -60,6 +60,25 @@ impl StagePlan {
     /// The key of the output: a hash of stage, settings and inputs.
     pub fn key(&self) -> String {
         stage_key(&self.stage, &self.settings, &self.inputs)
+    }
+
+    /// The manifest of an output with these files, counts and figures.
+    pub fn manifest(
+        &self,
+        files: BTreeMap<String, FileHash>,
+        counts: Counts,
+        measures: BTreeMap<String, f64>,
+    ) -> Manifest {
+        Manifest {
+            stage: self.stage.clone(),
+            schema: SCHEMA_VERSION,
+            key: self.key(),
+            settings: self.settings.clone(),
+            inputs: self.inputs.clone(),
+            files,
+            counts,
+            measures,
+        }
     }
 }
 
@@ -229,16 +248,7 @@ impl RunDir {
     ) -> anyhow::Result<Vec<String>> {
         let draft = self.draft_path(&plan.stage);
         let out = draft.join("out");
-        let manifest = Manifest {
-            stage: plan.stage.clone(),
-            schema: SCHEMA_VERSION,
-            key: plan.key(),
-            settings: plan.settings.clone(),
-            inputs: plan.inputs.clone(),
-            files: hash_files(&out)?,
-            counts,
-            measures,
-        };
+        let manifest = plan.manifest(hash_files(&out)?, counts, measures);
         manifest.write(&out)?;
         let publication = Publication {
             home: plan.home.clone(),

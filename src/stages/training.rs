@@ -14,8 +14,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, bail};
 use potstill_datasets::{
-    Arm, FileHash, Manifest, SCHEMA_VERSION, Split, Variant, hash_files, read_footer, replace_file,
-    row_count, shards,
+    Arm, FileHash, Split, Variant, hash_files, read_footer, replace_file, row_count, shards,
 };
 use potstill_model::Config;
 use potstill_student::{Schedule, StepMetrics, TrainSettings, TrainingPlan, TrainingResult};
@@ -217,16 +216,7 @@ impl Training {
         files: BTreeMap<String, FileHash>,
         counts: Counts,
     ) -> anyhow::Result<()> {
-        let manifest = Manifest {
-            stage: plan.stage.clone(),
-            schema: SCHEMA_VERSION,
-            key: plan.key(),
-            settings: plan.settings.clone(),
-            inputs: plan.inputs.clone(),
-            files,
-            counts,
-            measures: BTreeMap::new(),
-        };
+        let manifest = plan.manifest(files, counts, BTreeMap::new());
         Ok(manifest.write(&context.dir.path(&self.home))?)
     }
 }
