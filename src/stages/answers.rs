@@ -8,7 +8,8 @@ use std::ops::ControlFlow;
 
 use anyhow::{Context as _, bail};
 use potstill_datasets::{
-    Prompt, RunModel, Split, TaskSample, read_shard, replace_file, write_shard,
+    Completion, FinishReason, Prompt, RunModel, Split, TaskSample, read_shard, replace_file,
+    write_shard,
 };
 use potstill_eval::{EvalAnswers, Grader};
 use potstill_teacher::{Ask, Local, LocalSettings, Sampling};
@@ -44,7 +45,7 @@ pub(super) fn answer_one(context: &Context, model: RunModel) -> anyhow::Result<S
         ]),
     };
     run_stage(context, &plan, |out| {
-        let prompts = test_prompts(context, settings.grader)?;
+        let prompts = graded_prompts(context, settings.grader)?;
         let local = open(context, model)?;
         let Some(samples) = samples(context, settings, &plan.stage, &local, &prompts)? else {
             return Ok(None);
@@ -64,13 +65,19 @@ pub(super) fn answer_one(context: &Context, model: RunModel) -> anyhow::Result<S
 }
 
 /// Returns the test prompts, each with a reference.
-pub(crate) fn test_prompts(context: &Context, grader: Grader) -> anyhow::Result<Vec<Prompt>> {
-    let file = &context.run.settings;
-    let mut prompts = import::published(&context.dir.path("prompts"))?;
-    prompts.retain(|p| file.curate.split(file.run.seed, &p.id) == Split::Test);
+pub(crate) fn graded_prompts(context: &Context, grader: Grader) -> anyhow::Result<Vec<Prompt>> {
+    let prompts = test_prompts(context)?;
     for prompt in &prompts {
         grade::reference(grader, prompt)?;
     }
+    Ok(prompts)
+}
+
+/// Returns the test prompts.
+pub(super) fn test_prompts(context: &Context) -> anyhow::Result<Vec<Prompt>> {
+    let file = &context.run.settings;
+    let mut prompts = import::published(&context.dir.path("prompts"))?;
+    prompts.retain(|p| file.curate.split(file.run.seed, &p.id) == Split::Test);
     if prompts.is_empty() {
         bail!("there is no test prompt\nhint: raise `test` in [curate], or import more prompts");
     }
@@ -109,42 +116,70 @@ fn samples(
         temperature: 0.0,
         ..Sampling::default()
     };
-    let mut work = context
-        .console
-        .progress(stage, "answers", 0, prompts.len() as u64);
-    let (mut samples, mut tokens) = (Vec::with_capacity(prompts.len()), 0);
-    for batch in prompts.chunks(settings.batch) {
-        let asks: Vec<Ask<'_>> = batch
-            .iter()
-            .map(|prompt| Ask {
+    let sample = |prompt: &Prompt, completion: Completion| {
+        let reference = grade::reference(grader, prompt)?;
+        let grade = grader.grade(&completion.answer, reference);
+        Ok(TaskSample {
+            tokens: completion.tokens.len() as u32,
+            prompt_id: completion.prompt_id,
+            reasoning: completion.reasoning,
+            answer: completion.answer,
+            extracted: grade.extracted,
+            correct: grade.correct,
+            finished: completion.finish_reason == FinishReason::Stop,
+        })
+    };
+    let batches = AnswerBatches {
+        stage,
+        model,
+        sampling,
+        seed: 0,
+        batch: settings.batch,
+    };
+    batches.collect(context, prompts, sample)
+}
+
+/// A model that answers prompts, a batch at a time.
+pub(super) struct AnswerBatches<'a> {
+    pub(super) stage: &'a str,
+    pub(super) model: &'a Local,
+    pub(super) sampling: Sampling,
+    pub(super) seed: u64,
+    /// Number of prompts that are answered at a time.
+    pub(super) batch: usize,
+}
+
+impl AnswerBatches<'_> {
+    /// Answers each prompt once, with progress output, and makes a record of each answer. `None` if it was stopped.
+    pub(super) fn collect<R>(
+        &self,
+        context: &Context,
+        prompts: &[Prompt],
+        record: impl Fn(&Prompt, Completion) -> anyhow::Result<R>,
+    ) -> anyhow::Result<Option<Vec<R>>> {
+        let total = prompts.len() as u64;
+        let mut work = context.console.progress(self.stage, "answers", 0, total);
+        let (mut records, mut tokens) = (Vec::with_capacity(prompts.len()), 0);
+        for batch in prompts.chunks(self.batch) {
+            let ask = |prompt| Ask {
                 prompt,
                 sample_index: 0,
-            })
-            .collect();
-        let go_on = &mut |_: usize| ControlFlow::Continue(());
-        let completions = model.sample(&asks, &sampling, &[], 0, go_on)?;
-        let completions = completions.context("the model stopped without being asked to")?;
-        for (prompt, completion) in batch.iter().zip(completions) {
-            let reference = grade::reference(grader, prompt)?;
-            let grade = grader.grade(&completion.answer, reference);
-            let count = completion.tokens.len();
-            tokens += count;
-            samples.push(TaskSample {
-                prompt_id: completion.prompt_id,
-                reasoning: completion.reasoning,
-                answer: completion.answer,
-                extracted: grade.extracted,
-                correct: grade.correct,
-                finished: completion.finish_reason == potstill_datasets::FinishReason::Stop,
-                tokens: count as u32,
-            });
+            };
+            let asks: Vec<Ask<'_>> = batch.iter().map(ask).collect();
+            let go_on = &mut |_: usize| ControlFlow::Continue(());
+            let completions = (self.model).sample(&asks, &self.sampling, &[], self.seed, go_on)?;
+            let completions = completions.context("the model stopped without being asked to")?;
+            for (prompt, completion) in batch.iter().zip(completions) {
+                tokens += completion.tokens.len() as u64;
+                records.push(record(prompt, completion)?);
+            }
+            work.update(records.len() as u64, tokens, "");
+            if interrupt::is_requested() && records.len() < prompts.len() {
+                return Ok(None);
+            }
         }
-        work.update(samples.len() as u64, tokens as u64, "");
-        if interrupt::is_requested() && samples.len() < prompts.len() {
-            return Ok(None);
-        }
+        Ok(Some(records))
     }
-    Ok(Some(samples))
 }
 
 /// Reads a model's published answers, in the order of `prompts/`.

@@ -2,21 +2,20 @@
 //! local teacher on their own answers.
 
 use std::collections::BTreeMap;
-use std::ops::ControlFlow;
 
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 use potstill_datasets::{
-    Encoded, OwnText, Prompt, RunModel, Split, read_shard, replace_file, write_shard,
+    Completion, Encoded, OwnText, Prompt, RunModel, read_shard, replace_file, write_shard,
 };
 use potstill_eval::EvalOwnText;
 use potstill_model::Llama;
 use potstill_student::own_text_kl;
-use potstill_teacher::{Ask, Local, Sampling};
+use potstill_teacher::{Local, Sampling};
 use serde_json::json;
 
+use super::answers::AnswerBatches;
 use super::models::{load, model_key, own_text_home, results_file};
-use super::{Context, StageOutcome, StageSummary, answers, checkpoint, counts, import, run_stage};
-use crate::interrupt;
+use super::{Context, StageOutcome, StageSummary, answers, checkpoint, counts, run_stage};
 use crate::run_dir::{StagePlan, settings_of};
 
 const SAMPLES_FILE: &str = "samples.parquet";
@@ -49,7 +48,7 @@ pub(super) fn own_text_one(context: &Context, model: RunModel) -> anyhow::Result
     };
     run_stage(context, &plan, |out| {
         check_tokenizers(context)?;
-        let prompts = test_prompts(context, settings.prompts)?;
+        let prompts = first_prompts(context, settings.prompts)?;
         let local = answers::open(context, model)?;
         let teacher = load(context, RunModel::Teacher)?;
         let Some(texts) = own_texts(context, settings, &plan.stage, (&local, &teacher), &prompts)?
@@ -92,13 +91,8 @@ fn check_tokenizers(context: &Context) -> anyhow::Result<()> {
 
 /// Returns at most `limit` test prompts, those with the smallest ids: the ids are hashes, so the choice does not depend
 /// on the order of the data.
-fn test_prompts(context: &Context, limit: usize) -> anyhow::Result<Vec<Prompt>> {
-    let file = &context.run.settings;
-    let mut prompts = import::published(&context.dir.path("prompts"))?;
-    prompts.retain(|p| file.curate.split(file.run.seed, &p.id) == Split::Test);
-    if prompts.is_empty() {
-        bail!("there is no test prompt\nhint: raise `test` in [curate], or import more prompts");
-    }
+fn first_prompts(context: &Context, limit: usize) -> anyhow::Result<Vec<Prompt>> {
+    let mut prompts = answers::test_prompts(context)?;
     prompts.sort_by(|a, b| a.id.cmp(&b.id));
     prompts.truncate(limit);
     Ok(prompts)
@@ -119,42 +113,29 @@ fn own_texts(
         temperature: 1.0,
         ..Sampling::default()
     };
-    let seed = u64::from(file.run.seed);
-    let mut work = (context.console).progress(stage, "answers", 0, prompts.len() as u64);
-    let (mut texts, mut tokens) = (Vec::with_capacity(prompts.len()), 0);
-    for batch in prompts.chunks(settings.batch) {
-        let ask = |prompt| Ask {
-            prompt,
-            sample_index: 0,
+    let own_text = |prompt: &Prompt, completion: Completion| {
+        let mut token_ids = model.prompt_ids(prompt)?.to_vec();
+        let prompt_tokens = token_ids.len();
+        token_ids.extend(completion.tokens.iter().filter_map(|token| token.id));
+        let text = Encoded {
+            loss_mask: (0..token_ids.len()).map(|t| t >= prompt_tokens).collect(),
+            token_ids,
         };
-        let asks: Vec<Ask<'_>> = batch.iter().map(ask).collect();
-        let go_on = &mut |_: usize| ControlFlow::Continue(());
-        let completions = model.sample(&asks, &sampling, &[], seed, go_on)?;
-        let completions = completions.context("the model stopped without being asked to")?;
-        for (prompt, completion) in batch.iter().zip(completions) {
-            let mut token_ids = model.prompt_ids(prompt)?.to_vec();
-            let prompt_tokens = token_ids.len();
-            token_ids.extend(completion.tokens.iter().filter_map(|token| token.id));
-            let text = Encoded {
-                loss_mask: (0..token_ids.len()).map(|t| t >= prompt_tokens).collect(),
-                token_ids,
-            };
-            let count = text.loss_mask.iter().filter(|loss| **loss).count();
-            let chunk_rows = file.train.chunk_rows;
-            texts.push(OwnText {
-                prompt_id: completion.prompt_id,
-                sample_index: completion.sample_index,
-                tokens: count as u32,
-                reverse_kl_nats: own_text_kl(model.model(), teacher, text, chunk_rows)?,
-            });
-            tokens += count;
-        }
-        work.update(texts.len() as u64, tokens as u64, "");
-        if interrupt::is_requested() && texts.len() < prompts.len() {
-            return Ok(None);
-        }
-    }
-    Ok(Some(texts))
+        Ok(OwnText {
+            prompt_id: completion.prompt_id,
+            sample_index: completion.sample_index,
+            tokens: (text.token_ids.len() - prompt_tokens) as u32,
+            reverse_kl_nats: own_text_kl(model.model(), teacher, text, file.train.chunk_rows)?,
+        })
+    };
+    let batches = AnswerBatches {
+        stage,
+        model,
+        sampling,
+        seed: u64::from(file.run.seed),
+        batch: settings.batch,
+    };
+    batches.collect(context, prompts, own_text)
 }
 
 /// Reads a model's published own text; `None` if the run file does not ask for it.

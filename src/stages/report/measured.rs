@@ -43,7 +43,7 @@ impl Measured {
             answers: Vec::new(),
         };
         if let Some(settings) = &file.eval.answers {
-            measured.prompts = answers::test_prompts(context, settings.grader)?;
+            measured.prompts = answers::graded_prompts(context, settings.grader)?;
             let teacher = file.local().map(|_| RunModel::Teacher);
             for model in teacher.into_iter().chain(networks(models)) {
                 let answers = answers::published(context, model)?;
