@@ -5,19 +5,24 @@
 //! a model that learned the filter would have a lower NLL on it than the teacher itself.
 
 use std::collections::{BTreeMap, HashSet};
+use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::bail;
+use anyhow::{Context as _, bail};
 use potstill_datasets::{
     Completion, CurateSettings, Dropped, Failed, FinishReason, KeptAnswers, NearDuplicate, Prompt,
     Record, Selected, Split, WrongAnswers, canonical_json, near_duplicates, read_shard,
     replace_file, shard_name, shards, write_shard,
 };
+use serde::Deserialize;
 use serde_json::json;
 
 use super::score::UNSCORED;
 use super::{Context, StageOutcome, StageSummary, counts, grade, import, run_stage};
 use crate::run_dir::{StagePlan, settings_of};
+
+/// File with the counts of the stage.
+const CURATION_FILE: &str = "curation.json";
 
 /// Writes the lists of answers for train, dev and test, and of those that are left out.
 ///
@@ -49,7 +54,7 @@ pub fn curate(context: &Context) -> anyhow::Result<StageOutcome> {
             "test",
             "dropped",
             "near_duplicates",
-            "curation.json",
+            CURATION_FILE,
             "train",
         ]
         .map(str::to_owned)
@@ -90,8 +95,41 @@ pub fn curate(context: &Context) -> anyhow::Result<StageOutcome> {
             "near_duplicates": { "dev": near_in(Split::Dev), "test": near_in(Split::Test) },
         });
         let summary = canonical_json(&summary) + "\n";
-        replace_file(&out.join("curation.json"), summary.as_bytes())?;
+        replace_file(&out.join(CURATION_FILE), summary.as_bytes())?;
         Ok(Some(StageSummary::new(counts)))
+    })
+}
+
+/// Counts of the splits, as `curation.json` has them.
+#[derive(Deserialize)]
+struct CurationCounts {
+    train: SplitCounts,
+    dev: SplitCounts,
+    test: SplitCounts,
+}
+
+/// Counts of a split.
+#[derive(Deserialize)]
+pub(super) struct SplitCounts {
+    /// Number of prompts with an answer.
+    pub(super) prompts: u64,
+    /// Number of answers.
+    pub(super) sequences: u64,
+}
+
+/// Reads the counts of a split.
+///
+/// # Errors
+/// When `curation.json` cannot be read.
+pub(super) fn split_counts(context: &Context, split: Split) -> anyhow::Result<SplitCounts> {
+    let path = context.dir.path(CURATION_FILE);
+    let text = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let counts: CurationCounts = serde_json::from_slice(&text)
+        .with_context(|| format!("{} is damaged\nhint: run `curate` again", path.display()))?;
+    Ok(match split {
+        Split::Train => counts.train,
+        Split::Dev => counts.dev,
+        Split::Test => counts.test,
     })
 }
 

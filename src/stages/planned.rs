@@ -1,13 +1,9 @@
 //! The smallest difference between two models that a run can find, printed before anything is trained.
 
-use std::fs;
-
-use anyhow::Context as _;
-use potstill_datasets::{Arm, SequenceValues};
+use potstill_datasets::{Arm, SequenceValues, Split};
 use potstill_eval::{Metric, PlannedDetectable, planned_detectable, prompt_deviation};
-use serde::Deserialize;
 
-use super::Context;
+use super::{Context, curate};
 
 /// Describes the smallest detectable difference in standard deviations; `None` if test has fewer than two prompts.
 pub(super) fn in_deviations(prompts: usize, seeds: u32) -> Option<String> {
@@ -66,19 +62,7 @@ pub(super) fn note_in_nats(
     Ok(())
 }
 
-/// Number of test prompts with an answer, as `curate` counted them.
+/// Number of test prompts with an answer.
 fn test_prompts(context: &Context) -> anyhow::Result<usize> {
-    #[derive(Deserialize)]
-    struct Curation {
-        test: Counted,
-    }
-    #[derive(Deserialize)]
-    struct Counted {
-        prompts: usize,
-    }
-    let path = context.dir.path("curation.json");
-    let text = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    let curation: Curation =
-        serde_json::from_slice(&text).with_context(|| format!("{} is damaged", path.display()))?;
-    Ok(curation.test.prompts)
+    Ok(curate::split_counts(context, Split::Test)?.prompts as usize)
 }

@@ -1,54 +1,31 @@
 //! Sizes of the splits and near-duplicates between them, read from what `curate` wrote.
 
-use anyhow::Context as _;
 use potstill_datasets::{FolderRows, NearDuplicate, Prompt, Split};
 use potstill_eval::{SimilarPrompts, SplitFacts, SplitSize};
-use serde::Deserialize;
 
-use crate::stages::{Context, import};
+use crate::stages::{Context, curate, import};
 
 /// Number of near-duplicates that the report shows.
 const SHOWN: usize = 5;
 
-/// Sizes in `curation.json`.
-#[derive(Deserialize)]
-struct Sizes {
-    train: Size,
-    dev: Size,
-    test: Size,
-}
-
-#[derive(Deserialize)]
-struct Size {
-    prompts: u64,
-    sequences: u64,
-}
-
 /// Reads the sizes of the splits, and the first near-duplicates.
 pub(super) fn splits(context: &Context) -> anyhow::Result<SplitFacts> {
-    let path = context.dir.path("curation.json");
-    let text = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    let sizes: Sizes = serde_json::from_slice(&text)
-        .with_context(|| format!("{} is damaged\nhint: run `curate` again", path.display()))?;
-    let size = |split: Split| {
-        let size = match split {
-            Split::Train => &sizes.train,
-            Split::Dev => &sizes.dev,
-            Split::Test => &sizes.test,
-        };
-        SplitSize {
+    let mut sizes = Vec::new();
+    for split in Split::ALL {
+        let size = curate::split_counts(context, split)?;
+        sizes.push(SplitSize {
             split,
             prompts: size.prompts,
             sequences: size.sequences,
-        }
-    };
+        });
+    }
     let folder = context.dir.path("near_duplicates");
     let rows = FolderRows::<NearDuplicate>::open(&folder)?;
     let mut found: Vec<NearDuplicate> = rows.collect::<Result<_, _>>()?;
     found.sort_by_key(|near| near.split != Split::Test);
     let in_test = found.iter().filter(|near| near.split == Split::Test);
     Ok(SplitFacts {
-        sizes: Split::ALL.map(size).to_vec(),
+        sizes,
         near_duplicates: found.len() as u64,
         near_duplicates_in_test: in_test.count() as u64,
         similar: similar(context, &found[..found.len().min(SHOWN)])?,
