@@ -9,7 +9,7 @@
 //! and prompts differ in their number of tokens. Effects are correlated between models. With fewer than 3 seeds a report
 //! speaks about its models, so their own true difference is zero then, whatever their seeds.
 
-// An example program prints its results.
+// The lint keeps libraries from printing; an example program prints its results.
 #![allow(clippy::print_stdout)]
 
 use std::sync::atomic::{AtomicUsize, Ordering};

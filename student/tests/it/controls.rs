@@ -1,32 +1,17 @@
 //! The controls `same_token` and `smoothing` against trainings that must equal them.
 
 use std::collections::BTreeMap;
-use std::ops::ControlFlow;
 
-use burn::tensor::DType;
 use potstill_datasets::{Signal, SignalRow};
 use potstill_model::{Llama, Parameter, named_parameters};
-use potstill_student::{Arm, TrainSettings, TrainingPlan, TrainingResult, train};
+use potstill_student::{Arm, TrainSettings, TrainingResult};
 
-use crate::support::{settings, signals, tiny};
+use crate::resume;
+use crate::support::{settings, signals};
 
 fn run(data: &[Signal], arm: Arm, settings: &TrainSettings) -> TrainingResult {
     let dir = tempfile::tempdir().unwrap();
-    let mut row = |index: usize| Ok(data[index].clone());
-    let mut on_step = |_: &potstill_student::StepMetrics| ControlFlow::Continue(());
-    train(
-        tiny(DType::F32),
-        &mut row,
-        data.len(),
-        &TrainingPlan {
-            arm,
-            settings,
-            schedule: settings.schedule(data.len(), settings.learning_rate.unwrap()),
-        },
-        dir.path(),
-        &mut on_step,
-    )
-    .unwrap()
+    resume::run(dir.path(), data, arm, settings, u64::MAX).unwrap()
 }
 
 fn bits(model: &Llama) -> Vec<u32> {

@@ -14,7 +14,8 @@ use potstill_student::{
 
 use crate::support::{settings, signals, tiny};
 
-fn run(
+/// Trains the tiny model, and breaks after the step `stop_at`.
+pub(crate) fn run(
     dir: &Path,
     data: &[Signal],
     arm: Arm,
