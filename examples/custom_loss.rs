@@ -10,7 +10,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use potstill::datasets::{Signal, Table};
-use potstill::model::{Config, DType, Device, Llama, Tensor};
+use potstill::model::{Config, DType, Decoder, Device, Tensor};
 use potstill::student::check::{LossCase, check_loss, trainer};
 use potstill::student::loss::{CustomDivergence, Divergence};
 use potstill::student::{Arm, Objective, SignalKind, TrainSettings, TrainingPlan, evaluate, train};
@@ -107,7 +107,7 @@ fn signals(file: &Path, run_dir: &Path) -> Result<Vec<Signal>, Box<dyn std::erro
 }
 
 /// Initialises a student with random weights, a fifth of the teacher's size and its vocabulary.
-fn student(teacher: &Path) -> Result<Llama, Box<dyn std::error::Error>> {
+fn student(teacher: &Path) -> Result<Decoder, Box<dyn std::error::Error>> {
     let config = Config {
         hidden_size: 64,
         intermediate_size: 128,
@@ -117,11 +117,11 @@ fn student(teacher: &Path) -> Result<Llama, Box<dyn std::error::Error>> {
         head_dim: 32,
         ..Config::from_dir(teacher)?
     };
-    Ok(Llama::init(&config, 17, DType::F32, &Device::flex())?)
+    Ok(Decoder::init(&config, 17, DType::F32, &Device::flex())?)
 }
 
 /// Computes the mean forward KL in nats per token.
-fn kl(model: &Llama, heldout: &[Signal]) -> Result<f64, Box<dyn std::error::Error>> {
+fn kl(model: &Decoder, heldout: &[Signal]) -> Result<f64, Box<dyn std::error::Error>> {
     let mut row = |i: usize| Ok(heldout[i].clone());
     let mut progress = |_| ControlFlow::Continue(());
     let kind = SignalKind::Distributions;

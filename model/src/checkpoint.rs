@@ -16,7 +16,7 @@ use serde_json::json;
 
 use crate::dtype::{check_model_dtype, from_safetensors, to_safetensors};
 use crate::parameters::{MapParameters, Parameter, map_parameters, named_parameters};
-use crate::{Config, Error, Llama};
+use crate::{Config, Decoder, Error};
 
 const SINGLE_FILE: &str = "model.safetensors";
 const INDEX_FILE: &str = "model.safetensors.index.json";
@@ -31,7 +31,7 @@ pub const MAX_SHARD_BYTES: u64 = 5_000_000_000;
 /// Returns the errors of [`Config::from_dir`], and an error for absent weights, for an absent shard that the index names,
 /// for a truncated file, and for a tensor that is absent, has another shape, or is stored in another type than F64, F32,
 /// F16 and BF16.
-pub fn load(dir: &Path, dtype: DType, device: &Device) -> Result<Llama, Error> {
+pub fn load(dir: &Path, dtype: DType, device: &Device) -> Result<Decoder, Error> {
     let config = Config::from_dir(dir)?;
     check_model_dtype(dtype)?;
     let weight_files = find_weight_files(dir)?;
@@ -54,7 +54,7 @@ pub fn load(dir: &Path, dtype: DType, device: &Device) -> Result<Llama, Error> {
         })?;
         reader.files.push((path, tensors));
     }
-    let model = map_parameters(Llama::unset(&config, dtype, device), &mut reader);
+    let model = map_parameters(Decoder::unset(&config, dtype, device), &mut reader);
     match reader.error {
         None => Ok(model),
         Some(error) => Err(error),
@@ -74,7 +74,7 @@ pub fn weight_files(dir: &Path) -> Result<Vec<PathBuf>, Error> {
 ///
 /// # Errors
 /// Returns an error for a type that models are not stored in, and for a failure of the file system.
-pub fn save(model: &Llama, dir: &Path, dtype: DType) -> Result<(), Error> {
+pub fn save(model: &Decoder, dir: &Path, dtype: DType) -> Result<(), Error> {
     save_sharded(model, dir, dtype, MAX_SHARD_BYTES)
 }
 
@@ -83,7 +83,7 @@ pub fn save(model: &Llama, dir: &Path, dtype: DType) -> Result<(), Error> {
 /// # Errors
 /// Returns the errors of [`save`].
 pub fn save_sharded(
-    model: &Llama,
+    model: &Decoder,
     dir: &Path,
     dtype: DType,
     max_shard_bytes: u64,

@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 
 use crate::Error;
 
-/// The shape of a Llama-family decoder and the constants of its forward pass.
+/// The shape of a Decoder-family decoder and the constants of its forward pass.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
     /// Number of rows of the embedding and of the head, v.

@@ -20,7 +20,7 @@ use burn::module::Module;
 use burn::tensor::Tensor;
 use rayon::prelude::*;
 
-use crate::{Error, Llama};
+use crate::{Decoder, Error};
 
 use cache::KvCache;
 use draw::draw;
@@ -121,7 +121,7 @@ pub struct GeneratedAnswer {
 /// with its answer; for a number of seeds that differs from the number of prompts; for a setting out of range; and for
 /// an empty stop string.
 pub fn generate(
-    model: &Llama,
+    model: &Decoder,
     prompts: &[Vec<u32>],
     stop: &StopConditions<'_>,
     sampling: &Sampling,
@@ -208,7 +208,7 @@ fn check_limits(limits: &BatchLimits) -> Result<(), Error> {
 }
 
 fn check_prompts(
-    model: &Llama,
+    model: &Decoder,
     prompts: &[Vec<u32>],
     sampling: &Sampling,
     seeds: &[u64],

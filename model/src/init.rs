@@ -6,9 +6,9 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::dtype::check_model_dtype;
 use crate::parameters::{MapParameters, map_parameters};
-use crate::{Config, Error, Llama};
+use crate::{Config, Decoder, Error};
 
-impl Llama {
+impl Decoder {
     /// Makes a model with random weights: matrices from a normal distribution with mean 0 and standard deviation 0.02,
     /// norm gains 1. The same seed gives the same weights on every device.
     ///

@@ -3,9 +3,9 @@
 //! | file | contents |
 //! |---|---|
 //! | `config` | [`Config`]: reads and writes `config.json` |
-//! | `llama` | [`Llama`]: the decoder; [`Llama::hidden`] and [`Llama::logits`] are differentiable in the weights |
+//! | `decoder` | [`Decoder`]: the decoder; [`Decoder::hidden`] and [`Decoder::logits`] are differentiable in the weights |
 //! | `rotary` | angles of the rotary positions |
-//! | `init` | [`Llama::init`]: random weights |
+//! | `init` | [`Decoder::init`]: random weights |
 //! | `parameters` | [`named_parameters`] and [`map_parameters`]: read and replace parameters by Hugging Face names |
 //! | `checkpoint` | [`load`] and [`save`]: read and write safetensors |
 //! | `prune` | [`prune_layers`]: a model with some of the layers of another |
@@ -25,12 +25,12 @@
 
 mod checkpoint;
 mod config;
+mod decoder;
 mod device;
 mod dtype;
 mod error;
 mod generate;
 mod init;
-mod llama;
 mod parameters;
 mod prune;
 mod rotary;
@@ -40,9 +40,9 @@ pub use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
 pub use checkpoint::{MAX_SHARD_BYTES, load, save, save_sharded, weight_files};
 pub use config::Config;
+pub use decoder::{Decoder, document_lengths};
 pub use device::{DEVICES, device};
 pub use error::Error;
 pub use generate::{BatchLimits, GeneratedAnswer, Sampling, StopConditions, StopReason, generate};
-pub use llama::{Llama, document_lengths};
 pub use parameters::{MapParameters, Parameter, map_parameters, named_parameters};
 pub use prune::prune_layers;

@@ -10,8 +10,8 @@
 use burn::module::Param;
 use burn::tensor::Tensor;
 
-use crate::Llama;
-use crate::llama::DecoderLayer;
+use crate::Decoder;
+use crate::decoder::DecoderLayer;
 
 /// The tensor of a parameter.
 #[derive(Debug, Clone)]
@@ -33,7 +33,7 @@ pub trait MapParameters {
 /// Returns every parameter with its Hugging Face name, in a fixed order: embedding, layers from the first, final norm,
 /// and the head if it is not tied. The tensors are shared with the model, not copied.
 #[must_use]
-pub fn named_parameters(model: &Llama) -> Vec<(String, Parameter)> {
+pub fn named_parameters(model: &Decoder) -> Vec<(String, Parameter)> {
     let mut list = ParameterList(Vec::new());
     let _unchanged = map_parameters(model.clone(), &mut list);
     list.0
@@ -59,7 +59,7 @@ impl MapParameters for ParameterList {
 ///
 /// Each tensor is moved to the mapper, which may change it in place if its storage is not shared.
 #[must_use]
-pub fn map_parameters(model: Llama, mapper: &mut impl MapParameters) -> Llama {
+pub fn map_parameters(model: Decoder, mapper: &mut impl MapParameters) -> Decoder {
     let embed = matrix(mapper, "model.embed_tokens.weight", model.embed);
     let layers = model
         .layers
@@ -71,7 +71,7 @@ pub fn map_parameters(model: Llama, mapper: &mut impl MapParameters) -> Llama {
     let head = model
         .head
         .map(|head| matrix(mapper, "lm_head.weight", head));
-    Llama {
+    Decoder {
         embed,
         layers,
         norm,

@@ -1,6 +1,6 @@
 //! Layer pruning: a student with some of the layers of a larger model.
 
-use crate::{Config, Error, Llama};
+use crate::{Config, Decoder, Error};
 
 /// Returns a model with the given layers of `model`, in this order, and with its embedding, final norm and head.
 ///
@@ -8,7 +8,7 @@ use crate::{Config, Error, Llama};
 ///
 /// # Errors
 /// Returns [`Error::PrunedLayers`] if `layers` is empty or names a layer that `model` does not have.
-pub fn prune_layers(model: &Llama, layers: &[usize]) -> Result<Llama, Error> {
+pub fn prune_layers(model: &Decoder, layers: &[usize]) -> Result<Decoder, Error> {
     let kept: Option<Vec<_>> = (layers.iter())
         .map(|&index| model.layers.get(index).cloned())
         .collect();
@@ -22,7 +22,7 @@ pub fn prune_layers(model: &Llama, layers: &[usize]) -> Result<Llama, Error> {
         num_hidden_layers: kept.len(),
         ..model.config.clone()
     };
-    Ok(Llama {
+    Ok(Decoder {
         layers: kept,
         config,
         ..model.clone()

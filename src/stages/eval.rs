@@ -5,7 +5,7 @@ use std::path::Path;
 
 use potstill_datasets::{RunModel, SequenceValues, Split, read_shard, replace_file, write_shard};
 use potstill_eval::{Metric, TestText, interval};
-use potstill_model::{Config, Llama};
+use potstill_model::{Config, Decoder};
 use potstill_student::{SignalKind, Unigram, evaluate};
 use serde_json::json;
 
@@ -66,7 +66,7 @@ fn eval_one(context: &Context, model: RunModel) -> anyhow::Result<StageOutcome> 
 pub(super) fn measure(
     context: &Context,
     stage: &str,
-    weights: &Llama,
+    weights: &Decoder,
     split: Split,
     out: &Path,
     home: &str,

@@ -2,7 +2,7 @@
 
 use anyhow::bail;
 use potstill_datasets::{RunModel, Variant};
-use potstill_model::{DType, Llama};
+use potstill_model::{DType, Decoder};
 
 use super::{Context, checkpoint, start};
 
@@ -22,7 +22,7 @@ pub(super) fn model_key(context: &Context, model: RunModel) -> anyhow::Result<St
 }
 
 /// Loads a model as it is measured: the teacher in the type that its table names, the others in f32.
-pub(super) fn load(context: &Context, model: RunModel) -> anyhow::Result<Llama> {
+pub(super) fn load(context: &Context, model: RunModel) -> anyhow::Result<Decoder> {
     let run = &context.run;
     let (folder, dtype) = match model {
         RunModel::Teacher => (

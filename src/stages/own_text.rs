@@ -8,7 +8,7 @@ use potstill_datasets::{
     Completion, Encoded, OwnText, Prompt, RunModel, read_shard, replace_file, write_shard,
 };
 use potstill_eval::EvalOwnText;
-use potstill_model::Llama;
+use potstill_model::Decoder;
 use potstill_student::own_text_kl;
 use potstill_teacher::{Local, Sampling};
 use serde_json::json;
@@ -104,7 +104,7 @@ fn own_texts(
     context: &Context,
     settings: &EvalOwnText,
     stage: &str,
-    (model, teacher): (&Local, &Llama),
+    (model, teacher): (&Local, &Decoder),
     prompts: &[Prompt],
 ) -> anyhow::Result<Option<Vec<OwnText>>> {
     let file = &context.run.settings;

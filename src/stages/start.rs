@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use potstill_model::{Config, DType, Device, Llama};
+use potstill_model::{Config, DType, Decoder, Device};
 use serde_json::{Value, json};
 
 use super::{Context, checkpoint};
@@ -34,16 +34,16 @@ pub(crate) fn start_key(run: &Loaded, seed_index: u32) -> anyhow::Result<String>
 }
 
 /// Loads or initialises the base in f32 on the run's device.
-pub(crate) fn start(context: &Context, seed_index: u32) -> anyhow::Result<Llama> {
+pub(crate) fn start(context: &Context, seed_index: u32) -> anyhow::Result<Decoder> {
     start_on(&context.run, seed_index, &context.device)
 }
 
 /// Loads or initialises the base in f32 on `device`.
-pub(crate) fn start_on(run: &Loaded, seed_index: u32, device: &Device) -> anyhow::Result<Llama> {
+pub(crate) fn start_on(run: &Loaded, seed_index: u32, device: &Device) -> anyhow::Result<Decoder> {
     let folder = checkpoint::student(run)?;
     if let Some(config) = random_config(run, &folder)? {
         let seed = seed(&run.settings, seed_index);
-        return Ok(Llama::init(&config, seed, DType::F32, device)?);
+        return Ok(Decoder::init(&config, seed, DType::F32, device)?);
     }
     let whole = potstill_model::load(&folder, DType::F32, device)?;
     match pruned_layers(run, whole.config())? {

@@ -10,7 +10,7 @@ mod definition;
 use burn::module::Module;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use potstill_datasets::{Arm, Signal};
-use potstill_model::{Llama, MapParameters, Parameter, map_parameters};
+use potstill_model::{Decoder, MapParameters, Parameter, map_parameters};
 
 use crate::error::Error;
 use crate::gradient::{BatchGradient, Gradients, batch_gradient};
@@ -23,7 +23,7 @@ pub use cases::LossCase;
 
 /// A function that computes loss and gradient of a global batch.
 pub type BatchLoss<'a> =
-    &'a dyn Fn(&Llama, &[Signal], &TrainSettings) -> Result<BatchGradient, Error>;
+    &'a dyn Fn(&Decoder, &[Signal], &TrainSettings) -> Result<BatchGradient, Error>;
 
 /// Result of one comparison.
 #[derive(Debug, Clone, PartialEq)]
@@ -60,7 +60,7 @@ const STEP: f64 = 1e-5;
 /// # Errors
 /// As [`batch_gradient`].
 pub fn trainer(
-    model: &Llama,
+    model: &Decoder,
     signals: &[Signal],
     settings: &TrainSettings,
 ) -> Result<BatchGradient, Error> {
@@ -112,7 +112,7 @@ pub fn check_loss(
 
 /// Compares the gradient with other splits, packings, chunk sizes and implementations.
 fn splits(
-    model: &Llama,
+    model: &Decoder,
     signals: &[Signal],
     whole: &TrainSettings,
     batch_loss: BatchLoss<'_>,
@@ -173,7 +173,7 @@ fn splits(
 /// Computes the largest difference between the gradient and finite differences of the definition, relative to the
 /// largest entry of the gradient. Tests two entries of some parameters: one with the largest gradient, and one other.
 fn slope_difference(
-    model: &Llama,
+    model: &Decoder,
     gradients: &Gradients,
     case: &LossCase,
     objective: &Objective,
@@ -202,7 +202,7 @@ fn slope_difference(
 
 /// Computes the definition's value on a model, with one forward pass for each sequence.
 fn definition_value(
-    model: &Llama,
+    model: &Decoder,
     signals: &[Signal],
     objective: &Objective,
     weights: Option<&Weights>,
@@ -211,7 +211,7 @@ fn definition_value(
     batch_loss_by_definition(signals, &logits, objective, weights)
 }
 
-fn logits(model: &Llama, signal: &Signal) -> Vec<Vec<f64>> {
+fn logits(model: &Decoder, signal: &Signal) -> Vec<Vec<f64>> {
     let ids: Vec<i32> = signal.token_ids.iter().map(|id| *id as i32).collect();
     let t = ids.len();
     let at = (&model.device(), DType::I32);
@@ -262,7 +262,7 @@ fn larger(a: f64, b: f64) -> f64 {
 }
 
 /// Converts the model to f64 on the CPU.
-fn as_f64(model: Llama) -> Llama {
+fn as_f64(model: Decoder) -> Decoder {
     struct ToF64;
     impl ToF64 {
         fn convert<const D: usize>(tensor: Tensor<D>) -> Tensor<D> {

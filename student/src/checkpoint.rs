@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use potstill_datasets::Arm;
-use potstill_model::{Llama, Parameter};
+use potstill_model::{Decoder, Parameter};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -51,7 +51,7 @@ enum Method {
 
 pub(crate) struct Checkpoint {
     pub state: TrainingState,
-    pub model: Llama,
+    pub model: Decoder,
     pub optimizer: AdamW,
 }
 
@@ -59,7 +59,7 @@ pub(crate) struct Checkpoint {
 pub(crate) fn save(
     dir: &Path,
     state: &TrainingState,
-    model: &Llama,
+    model: &Decoder,
     optimizer: &AdamW,
 ) -> Result<(), Error> {
     let checkpoints = dir.join("checkpoints");

@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use burn::tensor::Tensor;
 use potstill_datasets::{SequenceValues, Signal};
 use potstill_kernels::{LogQSum, LogitTransform, row_stats};
-use potstill_model::Llama;
+use potstill_model::Decoder;
 
 use crate::error::Error;
 use crate::loss::{Tail, cross_entropy, forward_kl};
@@ -31,7 +31,7 @@ pub enum SignalKind {
 /// # Errors
 /// An error of `row`, a signal that breaks its rules, or an id outside the vocabulary.
 pub fn evaluate(
-    model: &Llama,
+    model: &Decoder,
     row: &mut dyn FnMut(usize) -> Result<Signal, potstill_datasets::Error>,
     len: usize,
     kind: SignalKind,
@@ -50,7 +50,7 @@ pub fn evaluate(
 }
 
 fn sequence(
-    model: &Llama,
+    model: &Decoder,
     signal: &Signal,
     kind: SignalKind,
     chunk_rows: usize,

@@ -11,7 +11,7 @@ use burn::module::Module;
 use burn::tensor::{Gradients as Tape, Tensor};
 use potstill_datasets::{Arm, Signal, pack};
 use potstill_kernels::{LogQSum, LogitTransform, RowStats, add_rows};
-use potstill_model::{Llama, Parameter, named_parameters};
+use potstill_model::{Decoder, Parameter, named_parameters};
 
 use crate::control::shuffle;
 use crate::error::Error;
@@ -80,7 +80,7 @@ pub struct BatchGradient {
 /// # Errors
 /// A signal that breaks its rules, or an id outside the vocabulary.
 pub fn batch_gradient(
-    model: &Llama,
+    model: &Decoder,
     signals: &[Signal],
     arm: Arm,
     settings: &TrainSettings,
@@ -176,7 +176,7 @@ impl<'a> GradientOptions<'a> {
 
 /// Adds the gradient of one micro-batch to `gradients` and returns the micro-batch's sums.
 pub fn micro_batch_gradient(
-    model: &Llama,
+    model: &Decoder,
     micro_batch: &MicroBatch,
     options: &GradientOptions<'_>,
     gradients: &mut Gradients,

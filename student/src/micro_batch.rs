@@ -5,7 +5,7 @@ use std::ops::Range;
 use burn::tensor::{DType, Device, IndexingUpdateOp, Int, Tensor, TensorData};
 use potstill_datasets::Signal;
 use potstill_kernels::{EMPTY_NATS, RowStats};
-use potstill_model::{Llama, document_lengths};
+use potstill_model::{Decoder, document_lengths};
 
 use crate::error::Error;
 use crate::target::{Target, TargetRow};
@@ -83,7 +83,7 @@ impl MicroBatch {
     ///
     /// # Errors
     /// [`Error::Vocabulary`] for an id that the model has no embedding for.
-    pub fn new(signals: &[&Signal], targets: Vec<Target>, model: &Llama) -> Result<Self, Error> {
+    pub fn new(signals: &[&Signal], targets: Vec<Target>, model: &Decoder) -> Result<Self, Error> {
         let sequences = signals.iter().copied().zip(targets);
         Self::packed(sequences.map(|sequence| vec![sequence]).collect(), model)
     }
@@ -93,7 +93,10 @@ impl MicroBatch {
     ///
     /// # Errors
     /// As [`Self::new`].
-    pub fn packed(packed_rows: Vec<Vec<(&Signal, Target)>>, model: &Llama) -> Result<Self, Error> {
+    pub fn packed(
+        packed_rows: Vec<Vec<(&Signal, Target)>>,
+        model: &Decoder,
+    ) -> Result<Self, Error> {
         let vocab = model.config().vocab_size;
         let id = |id: u32| match i32::try_from(id) {
             Ok(checked) if (id as usize) < vocab => Ok(checked),
@@ -141,7 +144,7 @@ impl MicroBatch {
 
     /// Computes the hidden states of all positions, `[n, d]` with n = b · t.
     #[must_use]
-    pub fn hidden(&self, model: &Llama) -> Tensor<2> {
+    pub fn hidden(&self, model: &Decoder) -> Tensor<2> {
         model.hidden_from(
             model.embedded(self.ids_bt(&model.device())),
             &self.documents(),

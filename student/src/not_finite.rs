@@ -1,7 +1,7 @@
 //! The rows that are to blame for a loss or a gradient that is not finite.
 
 use potstill_datasets::{Arm, Signal};
-use potstill_model::Llama;
+use potstill_model::Decoder;
 
 use crate::error::{Error, SequenceId};
 use crate::gradient::{
@@ -16,7 +16,7 @@ use crate::settings::TrainSettings;
 /// # Errors
 /// [`Error::NotFinite`] with the rows of the global batch that are not finite by themselves.
 pub(crate) fn check_finite(
-    model: &Llama,
+    model: &Decoder,
     signals: &[Signal],
     (result, norm): (&BatchGradient, f64),
     arm: Arm,
@@ -40,7 +40,7 @@ pub(crate) fn check_finite(
 /// Computes the gradient of each sequence by itself and returns the sequences for which it or the loss is not
 /// finite; all sequences if only their sum overflows.
 fn rows_not_finite(
-    model: &Llama,
+    model: &Decoder,
     signals: &[Signal],
     arm: Arm,
     settings: &TrainSettings,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use burn::tensor::Tensor;
 use potstill_kernels::{AdamStep, adamw, sum_of_squares};
-use potstill_model::{Llama, MapParameters, Parameter, map_parameters};
+use potstill_model::{Decoder, MapParameters, Parameter, map_parameters};
 
 use crate::gradient::Gradients;
 
@@ -44,11 +44,11 @@ impl AdamW {
     #[must_use]
     pub fn step(
         &mut self,
-        model: Llama,
+        model: Decoder,
         gradients: Gradients,
         scale: f64,
         learning_rate: f64,
-    ) -> Llama {
+    ) -> Decoder {
         self.step += 1;
         let mut update = Update {
             adam: self,

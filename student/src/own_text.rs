@@ -3,7 +3,7 @@
 use burn::tensor::Tensor;
 use burn::tensor::activation::log_softmax;
 use potstill_datasets::{Encoded, Signal};
-use potstill_model::Llama;
+use potstill_model::Decoder;
 
 use crate::error::Error;
 use crate::head_loss::stats_dtype;
@@ -21,13 +21,13 @@ use crate::target::Target;
 /// # Errors
 /// [`Error::Vocabulary`] for an id that one of the models has no embedding for.
 pub fn own_text_kl(
-    student: &Llama,
-    teacher: &Llama,
+    student: &Decoder,
+    teacher: &Decoder,
     text: Encoded,
     chunk_rows: usize,
 ) -> Result<f64, Error> {
     let signal = Signal::of_text(String::new(), 0, text);
-    let states = |model: &Llama| -> Result<Tensor<2>, Error> {
+    let states = |model: &Decoder| -> Result<Tensor<2>, Error> {
         let (target, _) = Target::new(&signal, Tail::Bucket, 1.0)?;
         let micro_batch = MicroBatch::new(&[&signal], vec![target], model)?;
         Ok(micro_batch.select(micro_batch.hidden(model)))
@@ -39,7 +39,7 @@ pub fn own_text_kl(
     let (student_nd, teacher_nd) = (states(student)?, states(teacher)?);
     let vocab = student.config().vocab_size.min(teacher.config().vocab_size);
     let dtype = stats_dtype(student_nd.dtype());
-    let log_probs = |model: &Llama, hidden_nd: Tensor<2>| {
+    let log_probs = |model: &Decoder, hidden_nd: Tensor<2>| {
         let logits_nv = model.logits(hidden_nd).narrow(1, 0, vocab);
         log_softmax(logits_nv.cast(dtype), 1)
     };

@@ -1,7 +1,7 @@
 //! The distance between a teacher and the model that training starts from, before anything is collected.
 
 use burn::tensor::{DType, Int, Tensor, TensorData};
-use potstill_model::Llama;
+use potstill_model::Decoder;
 
 /// Rows of logits that are in memory at a time.
 const CHUNK_ROWS: usize = 64;
@@ -22,14 +22,14 @@ pub struct StartKl {
 ///
 /// The caller ensures that both models have the same vocabulary, and that each text fits into their contexts.
 #[must_use]
-pub fn start_kl(teacher: &Llama, start: &Llama, texts: &[Vec<u32>]) -> Option<StartKl> {
+pub fn start_kl(teacher: &Decoder, start: &Decoder, texts: &[Vec<u32>]) -> Option<StartKl> {
     let lengths: Vec<usize> = texts.iter().map(Vec::len).collect();
     let ids: Vec<i32> = texts.concat().iter().map(|&id| id as i32).collect();
     let tokens = ids.len();
     if tokens == 0 {
         return None;
     }
-    let hidden_nd = |model: &Llama| {
+    let hidden_nd = |model: &Decoder| {
         let data = TensorData::new(ids.clone(), [1, tokens]);
         let ids_bt = Tensor::<2, Int>::from_data(data, (&model.device(), DType::I32));
         model.hidden_from(model.embedded(ids_bt), &lengths)
@@ -74,7 +74,7 @@ mod tests {
 
     use super::*;
 
-    fn model(seed: u64) -> Llama {
+    fn model(seed: u64) -> Decoder {
         let config = Config {
             vocab_size: 37,
             hidden_size: 16,
@@ -90,11 +90,11 @@ mod tests {
             bos_token_id: Some(1),
             eos_token_id: vec![2],
         };
-        Llama::init(&config, seed, DType::F32, &Device::flex()).unwrap()
+        Decoder::init(&config, seed, DType::F32, &Device::flex()).unwrap()
     }
 
     /// Log-probabilities of each position of one text, which is run by itself.
-    fn alone(model: &Llama, text: &[u32]) -> Vec<Vec<f64>> {
+    fn alone(model: &Decoder, text: &[u32]) -> Vec<Vec<f64>> {
         let ids: Vec<i32> = text.iter().map(|&id| id as i32).collect();
         let data = TensorData::new(ids, [1, text.len()]);
         let ids_bt = Tensor::<2, Int>::from_data(data, (&model.device(), DType::I32));

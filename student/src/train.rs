@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use burn::module::Module;
 use potstill_datasets::{Arm, Order, Signal};
-use potstill_model::Llama;
+use potstill_model::Decoder;
 use serde::Serialize;
 
 use crate::checkpoint::{self, Checkpoint, TrainingState};
@@ -36,7 +36,7 @@ pub struct OverlongRows {
 #[derive(Debug)]
 pub struct TrainingResult {
     /// The trained model, without autodiff.
-    pub model: Llama,
+    pub model: Decoder,
     /// Number of steps made since the start, earlier calls included.
     pub step: u64,
     /// Whether all steps are made. If not, the next call resumes from the checkpoint.
@@ -75,7 +75,7 @@ pub struct TrainingPlan<'a> {
 /// An error of `row`; nothing to train on; a loss that is not finite; a checkpoint that is damaged or has other
 /// settings; a full disk (what was saved before stays).
 pub fn train(
-    start: Llama,
+    start: Decoder,
     row: &mut dyn FnMut(usize) -> Result<Signal, potstill_datasets::Error>,
     len: usize,
     plan: &TrainingPlan<'_>,
@@ -143,11 +143,11 @@ struct Trainer<'a> {
 impl<'a> Trainer<'a> {
     /// Opens the newest checkpoint in `dir`, or begins at `start`. The model that is returned is tracked.
     fn open(
-        start: Llama,
+        start: Decoder,
         rows: usize,
         plan: TrainingPlan<'a>,
         dir: &Path,
-    ) -> Result<(Self, Llama), Error> {
+    ) -> Result<(Self, Decoder), Error> {
         let settings = plan.settings;
         let fresh = TrainingState {
             step: 0,
@@ -186,10 +186,10 @@ impl<'a> Trainer<'a> {
     /// which reading the batch began.
     fn step(
         &mut self,
-        model: Llama,
+        model: Decoder,
         signals: &[Signal],
         began: Instant,
-    ) -> Result<(Llama, StepMetrics), Error> {
+    ) -> Result<(Decoder, StepMetrics), Error> {
         let TrainingPlan {
             arm,
             settings,
@@ -226,7 +226,7 @@ impl<'a> Trainer<'a> {
     }
 
     /// Saves a checkpoint after the metrics that it counts are on the disk.
-    fn save(&self, dir: &Path, model: &Llama) -> Result<(), Error> {
+    fn save(&self, dir: &Path, model: &Decoder) -> Result<(), Error> {
         self.metrics.sync()?;
         self.events.sync()?;
         checkpoint::save(dir, &self.state, &model.valid(), &self.optimizer)

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use potstill::model::{Config, DType, Device, Llama};
+use potstill::model::{Config, DType, Decoder, Device};
 use serde_json::json;
 use tempfile::TempDir;
 
@@ -209,7 +209,7 @@ pub(crate) fn write_model(dir: &Path, rows: usize) {
         bos_token_id: Some(1),
         eos_token_id: vec![2],
     };
-    let model = Llama::init(&config, 5, DType::F32, &Device::flex()).unwrap();
+    let model = Decoder::init(&config, 5, DType::F32, &Device::flex()).unwrap();
     potstill::model::save(&model, dir, DType::F32).unwrap();
     write_tokenizer(dir, &["<unk>", "<s>", "</s>"], "</s>");
 }

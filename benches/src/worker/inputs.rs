@@ -2,7 +2,7 @@
 
 use anyhow::Context as _;
 use potstill::datasets::{Signal, SignalRow};
-use potstill::model::{Config, DType, Device, Error, Llama, device, load};
+use potstill::model::{Config, DType, Decoder, Device, Error, device, load};
 use potstill::student::{Form, Objective, Overlong, TrainSettings};
 
 use crate::request::{FloatType, Implementation, MeasurementRequest};
@@ -12,12 +12,12 @@ use crate::request::{FloatType, Implementation, MeasurementRequest};
 pub(crate) const CHUNK_ROWS: usize = 256;
 
 /// Opens the model. If the folder has no weights, they are random, and the same each time.
-pub(super) fn open_model(request: &MeasurementRequest) -> anyhow::Result<(Llama, Device)> {
+pub(super) fn open_model(request: &MeasurementRequest) -> anyhow::Result<(Decoder, Device)> {
     let device = device(&request.device)?;
     let dtype = dtype(request);
     let model = match load(&request.model, dtype, &device) {
         Err(Error::NoWeights { .. }) => {
-            Llama::init(&Config::from_dir(&request.model)?, 0, dtype, &device)?
+            Decoder::init(&Config::from_dir(&request.model)?, 0, dtype, &device)?
         }
         loaded => loaded?,
     };

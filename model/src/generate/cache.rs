@@ -4,7 +4,7 @@ use burn::tensor::{Int, Tensor, TensorData};
 use potstill_kernels::{PagedRow, paged_attention, write_slots};
 
 use super::schedule::{Sequence, StepRow};
-use crate::Llama;
+use crate::Decoder;
 
 /// A pool of keys and a pool of values `[s, g·e]` for each layer.
 pub(super) struct KvCache {
@@ -13,7 +13,7 @@ pub(super) struct KvCache {
 }
 
 impl KvCache {
-    pub(super) fn new(model: &Llama, page_count: usize, page_size: usize) -> Self {
+    pub(super) fn new(model: &Decoder, page_count: usize, page_size: usize) -> Self {
         let config = model.config();
         let shape = [
             page_count * page_size,
@@ -31,7 +31,7 @@ impl KvCache {
     /// `[m, d]` after the final norm of the rows whose next token is drawn.
     pub(super) fn step(
         &mut self,
-        model: &Llama,
+        model: &Decoder,
         rows: &[StepRow],
         running: &[Sequence],
     ) -> Tensor<2> {

@@ -4,7 +4,9 @@ use std::path::Path;
 
 use burn::tensor::{DType, Device};
 use half::{bf16, f16};
-use potstill_model::{Config, Error, Llama, load, prune_layers, save, save_sharded, weight_files};
+use potstill_model::{
+    Config, Decoder, Error, load, prune_layers, save, save_sharded, weight_files,
+};
 
 use crate::{small, values};
 
@@ -201,7 +203,7 @@ fn layer_pruning_keeps_the_named_layers_in_order() {
 fn initial_weights_depend_on_the_seed_only() {
     let model = small(false, DType::F32);
     assert_eq!(values(&model), values(&small(false, DType::F32)));
-    let init = |seed| Llama::init(model.config(), seed, DType::F32, &Device::flex()).unwrap();
+    let init = |seed| Decoder::init(model.config(), seed, DType::F32, &Device::flex()).unwrap();
     assert_ne!(values(&model), values(&init(8)));
     // A model of another type has the same numbers, rounded.
     for ((name, _, wide), (_, _, narrow)) in values(&small(false, DType::F64))

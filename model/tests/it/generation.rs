@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use burn::module::Module;
 use burn::tensor::{DType, Device};
 use potstill_model::{
-    BatchLimits, Error, GeneratedAnswer, Llama, Sampling, StopConditions, StopReason, generate,
+    BatchLimits, Decoder, Error, GeneratedAnswer, Sampling, StopConditions, StopReason, generate,
     load,
 };
 
@@ -30,7 +30,7 @@ fn prompts() -> Vec<Vec<u32>> {
 }
 
 fn run(
-    model: &Llama,
+    model: &Decoder,
     prompts: &[Vec<u32>],
     eos: &[u32],
     sampling: &Sampling,
@@ -47,7 +47,7 @@ fn run(
 }
 
 fn run_with(
-    model: &Llama,
+    model: &Decoder,
     prompts: &[Vec<u32>],
     stop: &StopConditions<'_>,
     sampling: &Sampling,
@@ -59,7 +59,7 @@ fn run_with(
 
 /// Generates without stopping early.
 fn try_generate(
-    model: &Llama,
+    model: &Decoder,
     prompts: &[Vec<u32>],
     stop: &StopConditions<'_>,
     sampling: &Sampling,
@@ -72,7 +72,7 @@ fn try_generate(
 }
 
 /// Computes the log-probabilities of the next token after a text, without a cache.
-fn logprobs(model: &Llama, text: &[u32]) -> Vec<f64> {
+fn logprobs(model: &Decoder, text: &[u32]) -> Vec<f64> {
     let hidden = model.hidden(ids(&[text], &model.device()));
     let [_, t, d] = hidden.dims();
     let logits = host(model.logits(hidden.reshape([t, d]).narrow(0, t - 1, 1)));
@@ -132,7 +132,7 @@ fn varied_limits() -> Vec<BatchLimits> {
 
 /// Asserts that answers are the same bit for bit when each prompt is run alone, together with others, in other orders and
 /// under other limits.
-fn check_independence(model: &Llama, prompts: &[Vec<u32>], eos: &[u32], sampling: &Sampling) {
+fn check_independence(model: &Decoder, prompts: &[Vec<u32>], eos: &[u32], sampling: &Sampling) {
     let (count, stop) = (prompts.len(), StopConditions::at(eos));
     let seeds: Vec<u64> = (0..count as u64).map(|row| 100 + row).collect();
     let pick = |order: &[usize]| -> (Vec<Vec<u32>>, Vec<u64>) {

@@ -3,14 +3,14 @@
 use burn::module::Module;
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{DType, Tensor};
-use potstill_model::{Llama, MapParameters, Parameter, map_parameters, named_parameters};
+use potstill_model::{Decoder, MapParameters, Parameter, map_parameters, named_parameters};
 
 use crate::{Grow, host, ids, small};
 
 const ROWS: [&[u32]; 2] = [&[1, 5, 9, 5, 22, 0, 7], &[3, 3, 4, 17, 2, 11, 20]];
 
 /// Computes a smooth function of all logits: Σ over rows and ids of log q · sin(index).
-fn loss(model: &Llama) -> Tensor<1> {
+fn loss(model: &Decoder) -> Tensor<1> {
     let hidden_btd = model.hidden(ids(&ROWS, &model.device()));
     let [b, t, d] = hidden_btd.dims();
     let logq_nv = log_softmax(model.logits(hidden_btd.reshape([b * t, d])), 1);

@@ -12,10 +12,10 @@ mod reference;
 use std::path::PathBuf;
 
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
-use potstill_model::{Config, Llama, MapParameters, Parameter, map_parameters, named_parameters};
+use potstill_model::{Config, Decoder, MapParameters, Parameter, map_parameters, named_parameters};
 
 /// Makes a model of a few thousand parameters: 4 layers, grouped heads, a vocabulary of 23.
-fn small(tied: bool, dtype: DType) -> Llama {
+fn small(tied: bool, dtype: DType) -> Decoder {
     let config = Config {
         vocab_size: 23,
         hidden_size: 12,
@@ -31,7 +31,7 @@ fn small(tied: bool, dtype: DType) -> Llama {
         bos_token_id: Some(1),
         eos_token_id: vec![2],
     };
-    Llama::init(&config, 7, dtype, &Device::flex()).unwrap()
+    Decoder::init(&config, 7, dtype, &Device::flex()).unwrap()
 }
 
 /// Multiplies all matrices by a factor.
@@ -48,12 +48,12 @@ impl MapParameters for Grow {
 }
 
 /// Makes a small model with weights so large that its distributions are not flat.
-fn lively(dtype: DType) -> Llama {
+fn lively(dtype: DType) -> Decoder {
     map_parameters(small(false, dtype), &mut Grow(20.0))
 }
 
 /// Returns name, shape and values of every parameter, in f64.
-fn values(model: &Llama) -> Vec<(String, Vec<usize>, Vec<f64>)> {
+fn values(model: &Decoder) -> Vec<(String, Vec<usize>, Vec<f64>)> {
     named_parameters(model)
         .into_iter()
         .map(|(name, parameter)| match parameter {

@@ -2,7 +2,7 @@
 
 use burn::module::Module;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
-use potstill_model::Llama;
+use potstill_model::Decoder;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -35,7 +35,7 @@ fn packed(rows: &[Vec<Vec<u32>>], device: &Device) -> Tensor<2, Int> {
 }
 
 /// Computes the states of each document within the packed rows, `[length · d]`.
-fn states(model: &Llama, rows: &[Vec<Vec<u32>>]) -> Vec<Vec<f64>> {
+fn states(model: &Decoder, rows: &[Vec<Vec<u32>>]) -> Vec<Vec<f64>> {
     let lengths: Vec<Vec<usize>> = rows
         .iter()
         .map(|row| row.iter().map(Vec::len).collect())
@@ -54,7 +54,7 @@ fn states(model: &Llama, rows: &[Vec<Vec<u32>>]) -> Vec<Vec<f64>> {
     states
 }
 
-fn check(load: impl Fn(DType) -> Llama, lengths: &[Vec<usize>]) {
+fn check(load: impl Fn(DType) -> Decoder, lengths: &[Vec<usize>]) {
     for (dtype, tolerance) in [(DType::F64, 1e-12), (DType::F32, 2e-5)] {
         let model = load(dtype);
         let vocab = model.config().vocab_size as u32;

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use burn::module::Module;
 use burn::tensor::{DType, Device};
-use potstill_model::{BatchLimits, Config, Llama, Sampling, StopConditions, generate, load};
+use potstill_model::{BatchLimits, Config, Decoder, Sampling, StopConditions, generate, load};
 use serde_json::Value;
 
 use crate::{host, ids, real, values};
@@ -75,7 +75,7 @@ fn check_agreement(model: &str, reference: &str) {
 
 /// Computes the largest differences over one text: in top-20 logprobs, log-sum-exp of the logits, and NLL of the next
 /// token.
-fn differences(model: &Llama, item: &Value) -> [f64; 3] {
+fn differences(model: &Decoder, item: &Value) -> [f64; 3] {
     let text = numbers(&item["ids"]);
     let hidden_btd = model.hidden(ids(&[&as_ids(&text)], &model.device()));
     let [_, t, d] = hidden_btd.dims();
@@ -98,7 +98,7 @@ fn differences(model: &Llama, item: &Value) -> [f64; 3] {
     largest
 }
 
-fn check_greedy(model: &Llama, item: &Value) {
+fn check_greedy(model: &Decoder, item: &Value) {
     let expected = as_ids(&numbers(&item["greedy32_ids"]));
     let sampling = Sampling {
         max_new_tokens: 32,

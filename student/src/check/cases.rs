@@ -2,7 +2,7 @@
 
 use burn::tensor::{DType, Device, Tensor};
 use potstill_datasets::{Signal, SignalRow};
-use potstill_model::{Config, Llama, MapParameters, map_parameters};
+use potstill_model::{Config, Decoder, MapParameters, map_parameters};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -12,9 +12,9 @@ use crate::error::Error;
 #[derive(Debug, Clone)]
 pub struct LossCase {
     /// Student in f32, on the CPU.
-    pub model: Llama,
+    pub model: Decoder,
     /// The same student in f32, on the device whose kernels are checked.
-    pub on_device: Llama,
+    pub on_device: Decoder,
     /// Global batch. If the temperature is not 1, `log_z_at` of each row holds one number, its normaliser.
     pub signals: Vec<Signal>,
     /// Number of parameters that finite differences are computed for.
@@ -46,7 +46,7 @@ impl LossCase {
     }
 }
 
-fn small(device: &Device) -> Result<Llama, Error> {
+fn small(device: &Device) -> Result<Decoder, Error> {
     let config = Config {
         vocab_size: VOCAB,
         hidden_size: 16,
@@ -72,7 +72,7 @@ fn small(device: &Device) -> Result<Llama, Error> {
             tensor
         }
     }
-    let model = Llama::init(&config, 3, DType::F32, device)?;
+    let model = Decoder::init(&config, 3, DType::F32, device)?;
     Ok(map_parameters(model, &mut Larger))
 }
 

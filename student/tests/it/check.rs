@@ -3,7 +3,7 @@
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use potstill_datasets::Signal;
 use potstill_kernels::{EMPTY_NATS, LogQSum, LogitTransform, row_stats};
-use potstill_model::{Llama, Parameter, named_parameters};
+use potstill_model::{Decoder, Parameter, named_parameters};
 use potstill_student::check::{LossCase, LossCheck, check_loss, trainer};
 use potstill_student::loss::{CustomDivergence, Divergence, Tail, forward_kl};
 use potstill_student::{
@@ -117,7 +117,7 @@ fn negated(gradients: Gradients) -> Gradients {
 #[test]
 fn a_sign_error_is_found() {
     let objective = Objective::default();
-    let batch_loss = |model: &Llama, signals: &[Signal], settings: &TrainSettings| {
+    let batch_loss = |model: &Decoder, signals: &[Signal], settings: &TrainSettings| {
         let mut result = trainer(model, signals, settings)?;
         result.gradients = negated(result.gradients);
         Ok::<_, Error>(result)
@@ -157,7 +157,7 @@ fn a_sign_error_in_a_custom_loss_is_found() {
 #[test]
 fn a_wrong_denominator_is_found() {
     let objective = Objective::default();
-    let batch_loss = |model: &Llama, signals: &[Signal], settings: &TrainSettings| {
+    let batch_loss = |model: &Decoder, signals: &[Signal], settings: &TrainSettings| {
         let parts = signals.chunks(settings.micro_batch.clamp(1, 2));
         let count = parts.len() as f64;
         let mut sum: Option<BatchGradient> = None;
@@ -214,7 +214,7 @@ fn scaled(gradients: Gradients, by: f64) -> Gradients {
 /// Computes forward KL without the trainer, in one autodiff graph. With `shift` 1 the logits at t − 1 predict token t;
 /// with 0, as with an unshifted mask, the logits at t do.
 fn independent_loss(
-    model: &Llama,
+    model: &Decoder,
     signals: &[Signal],
     shift: usize,
 ) -> Result<BatchGradient, Error> {
@@ -285,7 +285,7 @@ fn independent_loss(
 fn an_unshifted_mask_is_found_and_a_shifted_one_passes() {
     let objective = Objective::default();
     let run = |shift| {
-        let batch_loss = move |model: &Llama, signals: &[Signal], _: &TrainSettings| {
+        let batch_loss = move |model: &Decoder, signals: &[Signal], _: &TrainSettings| {
             independent_loss(model, signals, shift)
         };
         check_loss(&objective, &case(&objective), &batch_loss).unwrap()
@@ -303,7 +303,7 @@ fn an_unshifted_mask_is_found_and_a_shifted_one_passes() {
 #[test]
 fn an_implementation_that_differs_is_found() {
     let objective = Objective::default();
-    let batch_loss = |model: &Llama, signals: &[Signal], settings: &TrainSettings| {
+    let batch_loss = |model: &Decoder, signals: &[Signal], settings: &TrainSettings| {
         let mut result = trainer(model, signals, settings)?;
         if settings.form == Form::Plain {
             result.gradients = scaled(result.gradients, 1.001);

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use potstill_datasets::{Signal, SignalRow};
-use potstill_model::{Llama, Parameter, named_parameters};
+use potstill_model::{Decoder, Parameter, named_parameters};
 use potstill_student::{Arm, TrainSettings, TrainingResult};
 
 use crate::resume;
@@ -14,7 +14,7 @@ fn run(data: &[Signal], arm: Arm, settings: &TrainSettings) -> TrainingResult {
     resume::run(dir.path(), data, arm, settings, u64::MAX).unwrap()
 }
 
-fn bits(model: &Llama) -> Vec<u32> {
+fn bits(model: &Decoder) -> Vec<u32> {
     let numbers = |(_, parameter): (String, Parameter)| match parameter {
         Parameter::Matrix(tensor) => tensor.into_data().iter::<f32>().collect::<Vec<_>>(),
         Parameter::Vector(tensor) => tensor.into_data().iter::<f32>().collect::<Vec<_>>(),
@@ -88,7 +88,7 @@ fn same_token_learns_unique_tokens_as_sft_does() {
     assert!(largest < 1e-4, "{largest}");
 }
 
-fn numbers(model: &Llama) -> Vec<f32> {
+fn numbers(model: &Decoder) -> Vec<f32> {
     bits(model).into_iter().map(f32::from_bits).collect()
 }
 

@@ -4,12 +4,12 @@ use std::ops::ControlFlow;
 
 use burn::tensor::{DType, Device};
 use potstill_datasets::{SequenceValues, Signal};
-use potstill_model::Llama;
+use potstill_model::Decoder;
 use potstill_student::{SignalKind, evaluate};
 
 use crate::support::{log_probs, real, signals, tiny};
 
-fn values(model: &Llama, signals: &[Signal], kind: SignalKind) -> Vec<SequenceValues> {
+fn values(model: &Decoder, signals: &[Signal], kind: SignalKind) -> Vec<SequenceValues> {
     let mut row = |index: usize| Ok(signals[index].clone());
     let mut on_row = |_| ControlFlow::Continue(());
     evaluate(model, &mut row, signals.len(), kind, 5, &mut on_row)
@@ -18,7 +18,7 @@ fn values(model: &Llama, signals: &[Signal], kind: SignalKind) -> Vec<SequenceVa
 }
 
 /// Compares the probabilities of each sequence with those of the whole distributions.
-fn check(model: &Llama, signals: &[Signal]) {
+fn check(model: &Decoder, signals: &[Signal]) {
     let with_distributions = values(model, signals, SignalKind::Distributions);
     let text_only = values(model, signals, SignalKind::Text);
     let (mut correct, mut wrong) = (0, 0);
@@ -65,7 +65,7 @@ fn check(model: &Llama, signals: &[Signal]) {
 }
 
 /// Replaces the last token of each text by the model's most likely token, so that some predictions are correct.
-fn with_likeliest_last_token(model: &Llama, mut signals: Vec<Signal>) -> Vec<Signal> {
+fn with_likeliest_last_token(model: &Decoder, mut signals: Vec<Signal>) -> Vec<Signal> {
     for signal in &mut signals {
         let log_p = log_probs(model, std::slice::from_ref(&signal.token_ids));
         let end = signal.token_ids.len() - 1;

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use burn::tensor::{DType, Device};
 use potstill_datasets::{Encoded, SequenceValues, Signal, SignalRow};
-use potstill_model::Llama;
+use potstill_model::Decoder;
 use potstill_student::{SignalKind, evaluate, own_text_kl};
 use serde_json::Value;
 
@@ -19,7 +19,7 @@ fn golden() -> Value {
     serde_json::from_str(&text).unwrap()
 }
 
-fn model(name: &str) -> Llama {
+fn model(name: &str) -> Decoder {
     potstill_model::load(&folder().join(name), DType::F32, &Device::flex()).unwrap()
 }
 

@@ -3,7 +3,7 @@
 use burn::module::Module;
 use burn::tensor::{DType, Device, Tensor};
 use potstill_datasets::Signal;
-use potstill_model::{Llama, MapParameters, Parameter, map_parameters};
+use potstill_model::{Decoder, MapParameters, Parameter, map_parameters};
 use potstill_student::loss::Tail;
 use potstill_student::{
     Arm, Form, GradientOptions, Gradients, MicroBatch, Objective, Target, TrainSettings,
@@ -14,14 +14,14 @@ use crate::support::{flat, real, relative, settings, signals, tiny};
 
 const ARMS: [Arm; 3] = [Arm::Student, Arm::Sft, Arm::Shuffled];
 
-fn gradient(model: &Llama, batch: &[Signal], arm: Arm, settings: &TrainSettings) -> Gradients {
+fn gradient(model: &Decoder, batch: &[Signal], arm: Arm, settings: &TrainSettings) -> Gradients {
     let model = model.clone().train();
     batch_gradient(&model, batch, arm, settings, 3)
         .unwrap()
         .gradients
 }
 
-fn loss(model: &Llama, batch: &[Signal], arm: Arm) -> f64 {
+fn loss(model: &Decoder, batch: &[Signal], arm: Arm) -> f64 {
     let model = model.clone().train();
     batch_gradient(&model, batch, arm, &settings(), 3)
         .unwrap()
@@ -69,7 +69,7 @@ impl Nudge<'_> {
     }
 }
 
-fn check_finite_differences(model: &Llama, vocab: u32, per_parameter: usize) {
+fn check_finite_differences(model: &Decoder, vocab: u32, per_parameter: usize) {
     let epsilon = 1e-5;
     let mut worst: f64 = 0.0;
     for arm in ARMS {
@@ -120,7 +120,7 @@ fn equals_finite_differences_in_f64_on_stories260k() {
     check_finite_differences(&model, 512, 1);
 }
 
-fn check_splits(load: impl Fn(DType) -> Llama, vocab: u32) {
+fn check_splits(load: impl Fn(DType) -> Decoder, vocab: u32) {
     for (dtype, tolerance) in [(DType::F64, 1e-10), (DType::F32, 1e-5)] {
         let model = load(dtype);
         for arm in ARMS {
@@ -171,7 +171,7 @@ fn is_the_same_for_every_split_on_stories260k() {
 
 /// Checks that packed and unpacked batches have the same gradient, for several numbers of packed rows in a
 /// micro-batch.
-fn check_packing(load: impl Fn(DType) -> Llama, vocab: u32) {
+fn check_packing(load: impl Fn(DType) -> Decoder, vocab: u32) {
     for (dtype, tolerance) in [(DType::F64, 1e-10), (DType::F32, 1e-5)] {
         let model = load(dtype);
         for arm in ARMS {
@@ -214,7 +214,7 @@ fn packing_does_not_change_it_on_stories260k() {
 }
 
 /// Checks that the gradient of a sequence does not depend on its neighbours in a packed row, which carry no loss.
-fn check_isolation(model: &Llama, vocab: u32) {
+fn check_isolation(model: &Decoder, vocab: u32) {
     let model = model.clone().train();
     let objective = Objective::mixed(0.1, 0.1);
     let options = options(&objective, 7);
@@ -253,7 +253,7 @@ fn packed_sequences_do_not_depend_on_each_other() {
 }
 
 /// Checks that ∂L/∂hidden of a micro-batch is exactly 0 at positions without loss, and not 0 at the others.
-pub(crate) fn check_masked(model: &Llama, signals: &[Signal]) {
+pub(crate) fn check_masked(model: &Decoder, signals: &[Signal]) {
     let model = model.clone().train();
     let targets = signals
         .iter()

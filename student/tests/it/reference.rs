@@ -5,7 +5,7 @@ use burn::module::Module;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use potstill_datasets::{Signal, SignalRow};
 use potstill_kernels::{EMPTY_NATS, LogQSum, LogitTransform, row_stats};
-use potstill_model::Llama;
+use potstill_model::Decoder;
 use potstill_student::loss::{Divergence, Tail, cross_entropy};
 use potstill_student::{
     AdamW, Arm, Gradients, Objective, Target, TrainSettings, batch_gradient, clip_global_norm,
@@ -17,8 +17,8 @@ use crate::support::{log_probs, real, settings, top_k};
 
 struct Reference {
     json: Value,
-    teacher: Llama,
-    student: Llama,
+    teacher: Decoder,
+    student: Decoder,
 }
 
 fn reference() -> Option<Reference> {
@@ -206,7 +206,7 @@ fn losses_and_gradients_at_the_logits() {
 
 /// Creates signals with the teacher's full distribution at every position. A token is appended so that the last
 /// position predicts a token, as in the reference.
-fn dense_signals(teacher: &Llama, batch: &[Vec<u32>]) -> Vec<Signal> {
+fn dense_signals(teacher: &Decoder, batch: &[Vec<u32>]) -> Vec<Signal> {
     let log_p = log_probs(teacher, batch);
     let t = batch[0].len();
     let signal = |(ids, rows): (&Vec<u32>, &[Vec<f64>])| Signal {

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use burn::tensor::{DType, Tensor};
 use potstill_datasets::Signal;
-use potstill_model::{Llama, Parameter, named_parameters};
+use potstill_model::{Decoder, Parameter, named_parameters};
 use potstill_student::loss::{CustomDivergence, Divergence, forward_kl};
 use potstill_student::{
     Arm, Error, Objective, Overlong, SequenceId, SignalKind, TrainSettings, TrainingPlan,
@@ -68,7 +68,7 @@ fn checkpoints(dir: &Path) -> Vec<String> {
     names
 }
 
-fn bits(model: &Llama) -> Vec<u32> {
+fn bits(model: &Decoder) -> Vec<u32> {
     let numbers = |(_, parameter): (String, Parameter)| match parameter {
         Parameter::Matrix(tensor) => tensor.into_data().iter::<f32>().collect::<Vec<_>>(),
         Parameter::Vector(tensor) => tensor.into_data().iter::<f32>().collect::<Vec<_>>(),
@@ -299,7 +299,7 @@ fn weights_that_are_not_finite_name_all_rows() {
 #[test]
 fn training_lowers_the_held_out_kl() {
     let data = signals(8, 47, 31);
-    let values = |model: &Llama| {
+    let values = |model: &Decoder| {
         let mut row = |index: usize| Ok(data[index].clone());
         let mut on_row = |_| ControlFlow::Continue(());
         let kind = SignalKind::Distributions;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use potstill_datasets::{Signal, SignalRow};
-use potstill_model::{Config, Llama, Parameter};
+use potstill_model::{Config, Decoder, Parameter};
 use potstill_student::{Form, Gradients, Objective, Overlong, TrainSettings};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -46,7 +46,7 @@ pub(crate) fn settings() -> TrainSettings {
 }
 
 /// A random model of two layers with grouped queries, a tied head and 47 tokens.
-pub(crate) fn tiny(dtype: DType) -> Llama {
+pub(crate) fn tiny(dtype: DType) -> Decoder {
     let config = r#"{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 47,
         "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4,
         "num_key_value_heads": 2, "head_dim": 4, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
@@ -55,13 +55,13 @@ pub(crate) fn tiny(dtype: DType) -> Llama {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("config.json"), config).unwrap();
     let config = Config::from_dir(dir.path()).unwrap();
-    let model = Llama::init(&config, 3, dtype, &Device::flex()).unwrap();
+    let model = Decoder::init(&config, 3, dtype, &Device::flex()).unwrap();
     // With weights of standard deviation 0.02 all distributions are nearly uniform; larger weights test more.
     scaled(model, 15.0)
 }
 
 /// Multiplies all weight matrices by a factor.
-pub(crate) fn scaled(model: Llama, factor: f64) -> Llama {
+pub(crate) fn scaled(model: Decoder, factor: f64) -> Decoder {
     struct Scale(f64);
     impl potstill_model::MapParameters for Scale {
         fn matrix(&mut self, _: &str, tensor: Tensor<2>) -> Tensor<2> {
@@ -127,7 +127,7 @@ fn row(target_token: u32, vocab: u32, rng: &mut ChaCha8Rng) -> SignalRow {
 }
 
 /// Computes log-probabilities [n][v] of a model over each position of sequences of equal length, in f64.
-pub(crate) fn log_probs(model: &Llama, sequences: &[Vec<u32>]) -> Vec<Vec<f64>> {
+pub(crate) fn log_probs(model: &Decoder, sequences: &[Vec<u32>]) -> Vec<Vec<f64>> {
     let t = sequences[0].len();
     let ids: Vec<i32> = sequences.iter().flatten().map(|&id| id as i32).collect();
     let ids_bt = Tensor::<2, Int>::from_data(

@@ -9,7 +9,7 @@ use potstill_datasets::{
     Usage, canonical_json, hash_file, split_reasoning,
 };
 use potstill_model::{
-    BatchLimits, DType, Device, GeneratedAnswer, Llama, Sampling, StopConditions, StopReason,
+    BatchLimits, DType, Decoder, Device, GeneratedAnswer, Sampling, StopConditions, StopReason,
     generate, load, weight_files,
 };
 use serde_json::json;
@@ -48,7 +48,7 @@ pub struct Ask<'a> {
 /// A checkpoint that answers and scores.
 #[derive(Debug)]
 pub struct Local {
-    pub(super) model: Llama,
+    pub(super) model: Decoder,
     encoder: TextEncoder,
     /// Ids that every support holds: EOS, and the first token of the mark that closes the reasoning.
     pub(super) control_ids: Vec<u32>,
@@ -78,7 +78,7 @@ impl Local {
     ///
     /// # Errors
     /// As [`Self::open`], except for the model's own files.
-    pub fn with_model(model: Llama, settings: LocalSettings) -> Result<Self, Error> {
+    pub fn with_model(model: Decoder, settings: LocalSettings) -> Result<Self, Error> {
         let dir = settings.dir.as_path();
         let tokenizer = Tokenizer::from_dir(dir)?;
         let (tokenizer_size, model_size) = (tokenizer.vocab_size(), model.config().vocab_size);
@@ -118,7 +118,7 @@ impl Local {
 
     /// The model.
     #[must_use]
-    pub fn model(&self) -> &Llama {
+    pub fn model(&self) -> &Decoder {
         &self.model
     }
 

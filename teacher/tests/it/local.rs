@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use potstill_datasets::{ChatTemplate, FinishReason, Message, Prompt, Reasoning, Role, Signal};
-use potstill_model::{Config, Llama};
+use potstill_model::{Config, Decoder};
 use potstill_teacher::{
     Ask, DType, Device, Local, LocalSettings, Sampling, Scoring, ScoringText, SignalSettings,
 };
@@ -487,7 +487,7 @@ fn refused_requests_name_the_defect() {
         vocab_size: 500,
         ..Config::from_dir(&dir).unwrap()
     };
-    let smaller = Llama::init(&config, 0, DType::F32, &Device::flex()).unwrap();
+    let smaller = Decoder::init(&config, 0, DType::F32, &Device::flex()).unwrap();
     potstill_model::save(&smaller, copy.path(), DType::F32).unwrap();
     let plain = Some(ChatTemplate::plain().unwrap());
     let error = Local::open(settings(copy.path(), plain))

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
-use potstill_model::{Llama, prune_layers};
+use potstill_model::{Decoder, prune_layers};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -158,7 +158,7 @@ fn drawn(log_p: &[f64], rng: &mut ChaCha8Rng) -> u32 {
 }
 
 /// Computes the hidden states of a text, [t][d].
-fn hidden(model: &Llama, text: &[u32]) -> Vec<Vec<f64>> {
+fn hidden(model: &Decoder, text: &[u32]) -> Vec<Vec<f64>> {
     let ids: Vec<i32> = text.iter().map(|id| *id as i32).collect();
     let data = TensorData::new(ids, [1, text.len()]);
     let hidden = model.hidden(Tensor::<2, Int>::from_data(

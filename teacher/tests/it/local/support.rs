@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use potstill_datasets::{ChatTemplate, Encoded, Message, Prompt, Role, Signal};
-use potstill_model::{Llama, Tensor, TensorData};
+use potstill_model::{Decoder, Tensor, TensorData};
 use potstill_teacher::{
     Ask, DType, Device, Local, LocalSettings, Sampling, Scoring, ScoringText, SignalSettings,
 };
@@ -112,7 +112,7 @@ pub(crate) fn target_logprobs(signal: &Signal) -> impl Iterator<Item = f32> {
 }
 
 /// The full distribution after each position, computed from the model's logits.
-pub(crate) fn logprobs(model: &Llama, token_ids: &[u32]) -> Vec<Vec<f64>> {
+pub(crate) fn logprobs(model: &Decoder, token_ids: &[u32]) -> Vec<Vec<f64>> {
     let ids: Vec<i32> = token_ids.iter().map(|id| *id as i32).collect();
     let data = TensorData::new(ids, [1, token_ids.len()]);
     let hidden = model.hidden(Tensor::from_data(data, &model.device()));

@@ -1,4 +1,4 @@
-//! The Llama-family decoder: RMSNorm, rotary positions, grouped-query attention, SwiGLU.
+//! The Decoder-family decoder: RMSNorm, rotary positions, grouped-query attention, SwiGLU.
 //!
 //! Weights are in Hugging Face layout, `[out, in]`. From the embedding to the head, activations are `[n, columns]`
 //! with n = b·t rows: the heads of a row are adjacent, and consecutive rows form documents.
@@ -11,13 +11,13 @@ use potstill_kernels::{AttentionOptions, attention, linear, linear_pair, rms_nor
 use crate::Config;
 use crate::rotary::RotaryAngles;
 
-/// A causal language model of the Llama family.
+/// A causal language model with a KV cache and weights in Hugging Face layout.
 ///
 /// The model is a burn module: `model.train()` returns a copy whose parameters are tracked by autodiff, and
 /// `model.valid()` a copy without autodiff. Clones share the tensors. See [`crate::named_parameters`] for gradients by
 /// name.
 #[derive(Module, Debug)]
-pub struct Llama {
+pub struct Decoder {
     pub(crate) embed: Param<Tensor<2>>,
     pub(crate) layers: Vec<DecoderLayer>,
     pub(crate) norm: Param<Tensor<1>>,
@@ -40,7 +40,7 @@ pub(crate) struct DecoderLayer {
     pub(crate) down: Param<Tensor<2>>,
 }
 
-impl Llama {
+impl Decoder {
     /// Makes a model whose parameters have their shapes but no values yet; a parameter is filled with zeros on first
     /// use.
     pub(crate) fn unset(config: &Config, dtype: DType, device: &Device) -> Self {
