@@ -8,7 +8,7 @@ use potstill_datasets::range::FilePath;
 use potstill_datasets::{
     ChatTemplate, FloatType, TemplateArguments, TemplateSource, Tokenizer, hash_file,
 };
-use potstill_model::{Config, DType, weight_files};
+use potstill_model::{Config, DType, Decoder, Device, weight_files};
 use potstill_teacher::TeacherSettings;
 use sha2::{Digest, Sha256};
 
@@ -163,6 +163,21 @@ pub fn tokenizer(dir: &Path) -> anyhow::Result<Tokenizer> {
         );
     }
     Ok(tokenizer)
+}
+
+/// Loads a checkpoint. Its distributions are over the tokens of the tokenizer in `tokenizer_dir`, without the padding of
+/// the embedding; a training checkpoint has no tokenizer of its own.
+///
+/// # Errors
+/// When the tokenizer cannot be read or is larger than the embedding, or the weights cannot be read.
+pub fn load(
+    dir: &Path,
+    tokenizer_dir: &Path,
+    dtype: DType,
+    device: &Device,
+) -> anyhow::Result<Decoder> {
+    let tokens = tokenizer(tokenizer_dir)?.vocab_size();
+    Ok(potstill_model::load(dir, dtype, device)?.with_token_count(tokens))
 }
 
 /// Returns the chat template that `template` of `[teacher]` (of `[student]` in a run without a teacher)

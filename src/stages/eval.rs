@@ -5,7 +5,7 @@ use std::path::Path;
 
 use potstill_datasets::{RunModel, SequenceValues, Split, read_shard, replace_file, write_shard};
 use potstill_eval::{Metric, TestText, interval};
-use potstill_model::{Config, Decoder};
+use potstill_model::Decoder;
 use potstill_student::{SignalKind, Unigram, evaluate};
 use serde_json::json;
 
@@ -96,8 +96,7 @@ fn measure_unigram(
     home: &str,
 ) -> anyhow::Result<Option<Vec<SequenceValues>>> {
     let kind = signal_kind(context);
-    let folder = checkpoint::student(&context.run)?;
-    let vocab = Config::from_dir(&folder)?.vocab_size;
+    let vocab = checkpoint::tokenizer(&checkpoint::student(&context.run)?)?.vocab_size();
     let mut train = SelectedRows::open(context, Split::Train)?;
     let mut test = SelectedRows::open(context, Split::Test)?;
     let (to_fit, to_measure) = (train.list.len(), test.list.len());

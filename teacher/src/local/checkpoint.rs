@@ -109,7 +109,7 @@ impl Local {
             licence: settings.licence,
         };
         Ok(Self {
-            model,
+            model: model.with_token_count(tokenizer_size),
             encoder: TextEncoder::new(tokenizer, template, settings.reasoning),
             control_ids,
             identity,
