@@ -27,6 +27,9 @@ pub struct Decoder {
     pub(crate) head: Option<Linear>,
     #[module(skip)]
     pub(crate) config: Config,
+    /// Number of rows of the embedding that are tokens, if later rows are padding.
+    #[module(skip)]
+    pub(crate) tokens: Option<usize>,
 }
 
 impl Decoder {
@@ -46,6 +49,35 @@ impl Decoder {
             norm: Norm::unset(d, plan.norm, &shapes),
             head: (!config.tie_word_embeddings).then(|| Linear::unset([v, d], false, &shapes)),
             config: config.clone(),
+            tokens: None,
+        }
+    }
+
+    /// Sets the number of token ids of the model's tokenizer. If the embedding has more rows, which pad it to a round
+    /// number, the model's distributions are over the tokens alone.
+    ///
+    /// The padding's logits are not those of any token, and models of a family pad to different sizes. A checkpoint does
+    /// not record the number, so whoever loads a model beside its tokenizer sets it.
+    #[must_use]
+    pub fn with_token_count(self, tokens: usize) -> Self {
+        let tokens = (tokens < self.config.vocab_size).then_some(tokens);
+        Self { tokens, ..self }
+    }
+
+    /// Returns the number of token ids that the model's distributions are over.
+    #[must_use]
+    pub fn token_count(&self) -> usize {
+        self.tokens.unwrap_or(self.config.vocab_size)
+    }
+
+    /// Returns the transform from the raw logits, the products of hidden states and [`Self::head`], to the logits of the
+    /// softmax, at temperature 1.
+    #[must_use]
+    pub fn logit_transform(&self) -> LogitTransform {
+        LogitTransform {
+            softcap: self.config.plan.final_softcap,
+            vocab: self.tokens,
+            ..LogitTransform::default()
         }
     }
 
@@ -148,23 +180,18 @@ impl Decoder {
         }
     }
 
-    /// Returns the transform from the products of hidden states and [`Self::head`] to logits.
+    /// Computes the raw logits of hidden states, to which [`Self::logit_transform`] is not yet applied: `[n, d]` → `[n, v]`
+    /// in the model's type.
     #[must_use]
-    pub fn logit_transform(&self) -> LogitTransform {
-        LogitTransform {
-            softcap: self.config.plan.final_softcap,
-            ..LogitTransform::default()
-        }
+    pub fn raw_logits(&self, hidden_nd: Tensor<2>) -> Tensor<2> {
+        linear(hidden_nd, self.head())
     }
 
-    /// Computes the logits of hidden states: `[n, d]` → `[n, v]` in the model's type, after [`Self::logit_transform`].
+    /// Computes the logits of the softmax over the tokens: `[n, d]` → `[n, tokens]` in the model's type; see
+    /// [`Self::token_count`].
     #[must_use]
     pub fn logits(&self, hidden_nd: Tensor<2>) -> Tensor<2> {
-        let logits_nv = linear(hidden_nd, self.head());
-        match self.config.plan.final_softcap {
-            Some(cap) => (logits_nv / cap).tanh() * cap,
-            None => logits_nv,
-        }
+        self.logit_transform().apply(self.raw_logits(hidden_nd))
     }
 
     pub(crate) fn map_parameters(self, mapper: &mut impl MapParameters) -> Self {
@@ -180,6 +207,7 @@ impl Decoder {
             norm: self.norm.map_parameters("model.norm", mapper),
             head: (self.head).map(|head| head.map_with_role("lm_head", Role::Head, mapper)),
             config: self.config,
+            tokens: self.tokens,
         }
     }
 }
