@@ -13,7 +13,7 @@ use super::models::{load, model_key, results_file, test_home};
 use super::rows::SelectedRows;
 use super::{
     Context, StageOutcome, StageSummary, answers, checkpoint, counts, for_each_model, own_text,
-    run_stage, score,
+    rows, run_stage, score,
 };
 use crate::interrupt;
 use crate::run_dir::StagePlan;
@@ -149,6 +149,7 @@ fn plan(context: &Context, model: RunModel) -> anyhow::Result<StagePlan> {
         outputs: vec![test_home(model), results_file(&test_home(model))],
         settings: json!({
             "chunk_rows": run.settings.train.chunk_rows,
+            "text": rows::text_settings(run)?,
         }),
         inputs: BTreeMap::from([
             ("completions".to_owned(), completions.content_hash()),

@@ -182,7 +182,7 @@ impl Local {
                 other => format!("{other:?}"),
             },
             tokenizer: self.tokenizer().fingerprint().to_owned(),
-            template: self.template().hash().to_owned(),
+            template: self.template().hash(),
             sampling,
             temperatures: temperatures.iter().map(|t| *t as f32).collect(),
             licence: self.identity.licence.clone(),
