@@ -3,6 +3,7 @@
 //! A configuration is kept as it was read, so that saving writes it back with nothing but what changed. A key or a value
 //! that changes the model's results and that this crate does not implement is an error and never ignored.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use burn::tensor::DType;
@@ -77,20 +78,41 @@ impl Config {
         }
     }
 
+    /// Returns the names of all families, the values of `model_type` that are supported.
+    pub fn families() -> impl Iterator<Item = &'static str> {
+        families::FAMILIES.iter().map(|family| family.model_type)
+    }
+
+    /// Returns the names of the keys that [`Config::from_json`] reads in this configuration, up to the first error. Other
+    /// keys change nothing.
+    #[must_use]
+    pub fn keys_read(json: &Map<String, Value>) -> BTreeSet<String> {
+        let keys = Keys::new(Path::new("config.json"), json);
+        // The error, if there is one, is that of `from_json`.
+        let _ = Self::of_keys(&keys);
+        keys.into_asked()
+    }
+
     fn read(path: &Path, json: Map<String, Value>) -> Result<Self, Error> {
         let mut json = text_decoder(json);
-        let keys = Keys {
-            path,
-            object: &json,
-        };
-        let family = families::find(&keys)?;
-        check_quantization(&keys)?;
-        let plan = (family.plan)(&keys)?;
-        check_plan(&keys, &plan)?;
+        let keys = Keys::new(path, &json);
+        let config = Self::of_keys(&keys)?;
+        let architecture = families::find(&keys)?.architecture;
+        json.entry("architectures")
+            .or_insert_with(|| json!([architecture]));
+        Ok(Self { json, ..config })
+    }
+
+    /// Reads a configuration, which does not hold the keys themselves yet.
+    fn of_keys(keys: &Keys) -> Result<Self, Error> {
+        let family = families::find(keys)?;
+        check_quantization(keys)?;
+        let plan = (family.plan)(keys)?;
+        check_plan(keys, &plan)?;
         let config = Self {
             vocab_size: keys.count("vocab_size", None)?,
             hidden_size: keys.count("hidden_size", None)?,
-            max_position_embeddings: family.context_of(&keys)?,
+            max_position_embeddings: family.context_of(keys)?,
             tie_word_embeddings: keys.flag("tie_word_embeddings", family.tied)?,
             bos_token_id: keys.token_ids("bos_token_id")?.first().copied(),
             eos_token_id: keys.token_ids("eos_token_id")?,
@@ -98,12 +120,13 @@ impl Config {
             json: Map::new(),
         };
         if config.checked_parameters().is_none() {
-            let why = format!("{} layers of this size are too large to count", config.num_hidden_layers());
+            let why = format!(
+                "{} layers of this size are too large to count",
+                config.num_hidden_layers()
+            );
             return Err(keys.wrong("num_hidden_layers", why));
         }
-        json.entry("architectures")
-            .or_insert_with(|| json!([family.architecture]));
-        Ok(Self { json, ..config })
+        Ok(config)
     }
 
     /// Returns the value of `model_type`: the family.
@@ -184,7 +207,9 @@ impl Config {
         json.insert("num_hidden_layers".to_owned(), json!(layers.len()));
         for key in LAYER_LISTS {
             if let Some(Value::Array(values)) = self.json.get(key) {
-                let values = layers.iter().filter_map(|&layer| values.get(layer).cloned());
+                let values = layers
+                    .iter()
+                    .filter_map(|&layer| values.get(layer).cloned());
                 json.insert(key.to_owned(), values.collect());
             }
         }
@@ -210,9 +235,8 @@ impl Config {
         layers: &[usize],
         chosen: &[crate::plan::LayerPlan],
     ) {
-        let is_dense = |index: &usize| {
-            matches!(&chosen[*index].feed_forward, FeedForwardPlan::Gated(_))
-        };
+        let is_dense =
+            |index: &usize| matches!(&chosen[*index].feed_forward, FeedForwardPlan::Gated(_));
         let window = |layer: &crate::plan::LayerPlan| match &layer.attention {
             AttentionPlan::Grouped(plan) => plan.window,
             AttentionPlan::Latent(_) => None,
@@ -282,7 +306,10 @@ impl Config {
 
 /// Returns the keys of the text decoder of a model that also takes images.
 fn text_decoder(json: Map<String, Value>) -> Map<String, Value> {
-    match (json.get("model_type").and_then(Value::as_str), json.get("text_config")) {
+    match (
+        json.get("model_type").and_then(Value::as_str),
+        json.get("text_config"),
+    ) {
         (Some("gemma3"), Some(Value::Object(text))) => {
             let mut text = text.clone();
             text.insert("model_type".to_owned(), json!("gemma3_text"));
@@ -353,10 +380,15 @@ fn attention_parameters(plan: &AttentionPlan, d: u128) -> Option<u128> {
                 None => product(queries, d)?,
             };
             let latent = product(plan.key_rank + plan.rotary_width, d)? + plan.key_rank as u128;
-            let up = product(plan.heads * (plan.plain_width + plan.value_width), plan.key_rank as u128)?;
+            let up = product(
+                plan.heads * (plan.plain_width + plan.value_width),
+                plan.key_rank as u128,
+            )?;
             let output = product(plan.heads * plan.value_width, d)?;
             let biases = match plan.bias {
-                true => plan.query_rank.unwrap_or(0) + plan.key_rank + plan.rotary_width + d as usize,
+                true => {
+                    plan.query_rank.unwrap_or(0) + plan.key_rank + plan.rotary_width + d as usize
+                }
                 false => 0,
             };
             query

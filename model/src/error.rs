@@ -144,6 +144,16 @@ pub enum Error {
         /// Number of layers of the model.
         count: usize,
     },
+    /// The feed-forward blocks of a model cannot be cut to a width.
+    #[error(
+        "the feed-forward blocks cannot be cut to {width} neurons, because {why}\nhint: a width can be cut in models without experts, and to a smaller number only"
+    )]
+    PrunedWidth {
+        /// The requested width.
+        width: usize,
+        /// The reason.
+        why: String,
+    },
     /// A prompt has no tokens.
     #[error(
         "prompt {prompt} has no tokens\nhint: begin the prompt with a token, such as the model's BOS token"

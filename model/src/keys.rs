@@ -1,5 +1,7 @@
 //! Typed access to the keys of a `config.json`. Errors name the file and the key.
 
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use potstill_kernels::GateActivation;
@@ -12,14 +14,32 @@ pub(crate) struct Keys<'a> {
     /// The file, for errors.
     pub(crate) path: &'a Path,
     pub(crate) object: &'a Map<String, Value>,
+    /// Names of all keys that were asked for.
+    asked: RefCell<BTreeSet<String>>,
 }
 
 /// Largest value of a count. Larger ones are mistakes or attacks, and products of several would overflow.
 const MAX_COUNT: u64 = 1 << 32;
 
+impl<'a> Keys<'a> {
+    pub(crate) fn new(path: &'a Path, object: &'a Map<String, Value>) -> Self {
+        Self {
+            path,
+            object,
+            asked: RefCell::default(),
+        }
+    }
+
+    /// Returns the names of the keys that were asked for.
+    pub(crate) fn into_asked(self) -> BTreeSet<String> {
+        self.asked.into_inner()
+    }
+}
+
 impl Keys<'_> {
     /// Returns the value of a key; `null` counts as absent, as in transformers.
     pub(crate) fn get(&self, key: &str) -> Option<&Value> {
+        self.asked.borrow_mut().insert(key.to_owned());
         self.object.get(key).filter(|value| !value.is_null())
     }
 
@@ -41,7 +61,10 @@ impl Keys<'_> {
             .ok()
             .filter(|_| count <= MAX_COUNT)
             .ok_or_else(|| {
-                self.wrong(key, format!("{value} is larger than any model, {MAX_COUNT}"))
+                self.wrong(
+                    key,
+                    format!("{value} is larger than any model, {MAX_COUNT}"),
+                )
             })
     }
 

@@ -78,7 +78,25 @@ pub(crate) enum Attention {
 }
 
 impl DecoderLayer {
-    pub(crate) fn unset(decoder: &DecoderPlan, plan: &LayerPlan, d: usize, shapes: &Shapes) -> Self {
+    /// Returns the layer with the `width` neurons of its gated feed-forward block that have the largest weights. `plan` is
+    /// the plan of the narrower layer.
+    pub(crate) fn narrowed(self, plan: &LayerPlan, width: usize) -> Self {
+        Self {
+            feed_forward: match self.feed_forward {
+                FeedForward::Gated(block) => FeedForward::Gated(block.narrowed(width)),
+                experts => experts,
+            },
+            plan: plan.clone(),
+            ..self
+        }
+    }
+
+    pub(crate) fn unset(
+        decoder: &DecoderPlan,
+        plan: &LayerPlan,
+        d: usize,
+        shapes: &Shapes,
+    ) -> Self {
         let norm = |name: Option<&str>| name.map(|_| Norm::unset(d, decoder.norm, shapes));
         Self {
             input_norm: norm(plan.norms.input),
@@ -134,11 +152,7 @@ impl DecoderLayer {
                     Attention::Latent(attention.map_parameters(prefix, mapper))
                 }
             },
-            attention_output_norm: norm(
-                self.attention_output_norm,
-                names.attention_output,
-                mapper,
-            ),
+            attention_output_norm: norm(self.attention_output_norm, names.attention_output, mapper),
             feed_norm: norm(self.feed_norm, names.feed_forward, mapper),
             feed_forward: self.feed_forward.map_parameters(prefix, mapper),
             feed_output_norm: norm(self.feed_output_norm, names.feed_forward_output, mapper),

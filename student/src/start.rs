@@ -141,17 +141,16 @@ impl RandomShape {
         keys.insert("vocab_size".to_owned(), json!(tokens));
         keys.extend(own.clone());
         if let Some(width) = self.width_of_heads(&own)?
-            && Config::reads_key(&Value::Object(keys.clone()), "head_dim")
+            && Config::keys_read(&keys).contains("head_dim")
         {
             keys.insert("head_dim".to_owned(), json!(width));
         }
-        let keys = Value::Object(keys);
-        let config = Config::from_json(&keys).map_err(|error| match error {
+        let read = Config::keys_read(&keys);
+        let config = Config::from_json(&Value::Object(keys)).map_err(|error| match error {
             potstill_model::Error::Config { key, why, .. } => self.error(key, why),
             other => self.error("", other.to_string()),
         })?;
-        let unused = |key: &&String| !Config::reads_key(&keys, key);
-        if let Some(key) = own.keys().find(unused) {
+        if let Some(key) = own.keys().find(|key| !read.contains(*key)) {
             let family = config.model_type();
             let why = format!(
                 "this key changes nothing in a model of the family {family}\nhint: see a config.json of this family for its keys"
