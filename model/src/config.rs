@@ -11,6 +11,7 @@ use serde_json::{Map, Value, json};
 
 use crate::Error;
 use crate::families;
+use crate::files::read_text;
 use crate::keys::Keys;
 use crate::plan::{AttentionPlan, DecoderPlan, ExpertsPlan, FeedForwardPlan};
 
@@ -52,7 +53,7 @@ impl Config {
     /// # Errors
     /// Returns the errors of [`Config::from_dir`].
     pub fn from_file(path: &Path) -> Result<Self, Error> {
-        let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
+        let text = read_text(path)?;
         let json: Map<String, Value> =
             serde_json::from_str(&text).map_err(|source| Error::Json {
                 path: path.to_path_buf(),
@@ -119,6 +120,15 @@ impl Config {
             plan,
             json: Map::new(),
         };
+        let special = [("bos_token_id", config.bos_token_id.as_slice())]
+            .into_iter()
+            .chain([("eos_token_id", config.eos_token_id.as_slice())]);
+        for (key, ids) in special {
+            if let Some(id) = ids.iter().find(|id| **id as usize >= config.vocab_size) {
+                let why = format!("{id} is not below vocab_size, {}", config.vocab_size);
+                return Err(keys.wrong(key, why));
+            }
+        }
         if config.checked_parameters().is_none() {
             let why = format!(
                 "{} layers of this size are too large to count",
@@ -336,15 +346,23 @@ fn check_quantization(keys: &Keys) -> Result<(), Error> {
     if method == Some("fp8") && format == Some("e4m3") && blocks.is_some() {
         return Ok(());
     }
+    let found = match method {
+        Some("fp8") | None => value.to_string(),
+        Some(method) => format!("quant_method \"{method}\""),
+    };
     let why = format!(
-        "{value} is not supported, only quant_method \"fp8\" with fmt \"e4m3\" and weight_block_size\n\
-         hint: use the checkpoint without quantisation, or serve this one and name the server as the teacher"
+        "{found} is not supported, only quant_method \"fp8\" with fmt \"e4m3\" and weight_block_size\n\
+         hint: use the checkpoint without quantisation, or let a server run this one and name the server in [teacher]"
     );
-    Err(keys.wrong(key, why))
+    Err(keys.error(key, why))
 }
+
+/// Largest number of experts of all layers together. A decoder has an object for each, before its weights are read.
+const MAX_EXPERTS: usize = 200_000;
 
 /// Checks what no single key tells.
 fn check_plan(keys: &Keys, plan: &DecoderPlan) -> Result<(), Error> {
+    let mut all = 0;
     for layer in &plan.layers {
         if let FeedForwardPlan::Experts(experts) = &layer.feed_forward {
             let groups = experts.router.groups;
@@ -352,6 +370,14 @@ fn check_plan(keys: &Keys, plan: &DecoderPlan) -> Result<(), Error> {
             if experts.chosen > open {
                 let why = format!("{} of {open} experts cannot be chosen", experts.chosen);
                 return Err(keys.wrong("num_experts_per_tok", why));
+            }
+            all += experts.count;
+            if all > MAX_EXPERTS {
+                let key = ["num_experts", "num_local_experts", "n_routed_experts"]
+                    .into_iter()
+                    .find(|key| keys.get(key).is_some());
+                let why = format!("more than {MAX_EXPERTS} experts in all layers");
+                return Err(keys.wrong(key.unwrap_or("num_hidden_layers"), why));
             }
         }
     }
