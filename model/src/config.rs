@@ -238,6 +238,24 @@ impl Config {
         }
     }
 
+    /// Returns the configuration with feed-forward blocks of `width` neurons.
+    ///
+    /// # Errors
+    /// Returns [`Error::PrunedWidth`] for a width of 0 or not below the present one, and for a model with experts.
+    pub fn with_width(&self, width: usize) -> Result<Self, Error> {
+        let refused = |why| Err(Error::PrunedWidth { width, why });
+        for layer in &self.plan.layers {
+            match &layer.feed_forward {
+                FeedForwardPlan::Experts(_) => return refused("the model has experts".to_owned()),
+                FeedForwardPlan::Gated(plan) if width == 0 || width >= plan.width => {
+                    return refused(format!("the model has {}", plan.width));
+                }
+                FeedForwardPlan::Gated(_) => {}
+            }
+        }
+        self.with_key("intermediate_size", json!(width))
+    }
+
     /// Writes keys that describe the kinds of the chosen layers, where the family has such keys.
     fn describe_layers(
         &self,

@@ -272,11 +272,7 @@ pub(super) fn train_each<S: Sync>(
 
 /// Returns whether one processor core trains the student about as fast as all cores together.
 fn is_small(context: &Context) -> anyhow::Result<bool> {
-    let folder = checkpoint::student(&context.run)?;
-    let config = match start::random_config(&context.run, &folder)? {
-        Some(config) => config,
-        None => Config::from_dir(&folder)?,
-    };
+    let config = start::config(&context.run)?;
     let cpu = context.device == potstill_model::device("cpu")?;
     Ok(cpu && config.parameters() <= SMALL_PARAMETERS)
 }
