@@ -61,10 +61,11 @@ impl Attend for Documents<'_> {
 
     fn latent(&mut self, _layer: usize, heads: LatentHeads<'_>, plan: &LatentPlan) -> Tensor<2> {
         let [n, h, _] = heads.q_plain_nhe.dims();
-        let up_nhe = heads
-            .up
-            .forward(heads.latent_nr)
-            .reshape([n, h, plan.plain_width + plan.value_width]);
+        let up_nhe =
+            heads
+                .up
+                .forward(heads.latent_nr)
+                .reshape([n, h, plan.plain_width + plan.value_width]);
         let key_rotary_nhe = (heads.key_rotary_nr)
             .reshape([n, 1, plan.rotary_width])
             .repeat_dim(1, h);

@@ -13,7 +13,9 @@ use serde_json::json;
 
 use crate::dtype::{check_model_dtype, to_safetensors};
 use crate::files::{write_json, write_whole};
-use crate::parameters::{MapParameters, Parameter, ParameterName, map_parameters, named_parameters};
+use crate::parameters::{
+    MapParameters, Parameter, ParameterName, map_parameters, named_parameters,
+};
 use crate::safetensors_files::{self, INDEX_FILE, SINGLE_FILE, SafetensorsFiles};
 use crate::weights::{Weights, in_stack};
 use crate::{Config, Decoder, Error};

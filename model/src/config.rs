@@ -98,7 +98,10 @@ impl Config {
             json: Map::new(),
         };
         if config.checked_parameters().is_none() {
-            let why = format!("{} layers of this size are too large to count", config.num_hidden_layers());
+            let why = format!(
+                "{} layers of this size are too large to count",
+                config.num_hidden_layers()
+            );
             return Err(keys.wrong("num_hidden_layers", why));
         }
         json.entry("architectures")
@@ -184,7 +187,9 @@ impl Config {
         json.insert("num_hidden_layers".to_owned(), json!(layers.len()));
         for key in LAYER_LISTS {
             if let Some(Value::Array(values)) = self.json.get(key) {
-                let values = layers.iter().filter_map(|&layer| values.get(layer).cloned());
+                let values = layers
+                    .iter()
+                    .filter_map(|&layer| values.get(layer).cloned());
                 json.insert(key.to_owned(), values.collect());
             }
         }
@@ -210,9 +215,8 @@ impl Config {
         layers: &[usize],
         chosen: &[crate::plan::LayerPlan],
     ) {
-        let is_dense = |index: &usize| {
-            matches!(&chosen[*index].feed_forward, FeedForwardPlan::Gated(_))
-        };
+        let is_dense =
+            |index: &usize| matches!(&chosen[*index].feed_forward, FeedForwardPlan::Gated(_));
         let window = |layer: &crate::plan::LayerPlan| match &layer.attention {
             AttentionPlan::Grouped(plan) => plan.window,
             AttentionPlan::Latent(_) => None,
@@ -269,20 +273,31 @@ impl Config {
         Value::Object(json)
     }
 
-    /// Returns the configuration with another value of a key.
+    /// Returns the configuration with other values of some keys; `null` removes a key.
     ///
     /// # Errors
     /// Returns the errors of [`Config::from_json`].
-    pub fn with_key(&self, key: &str, value: Value) -> Result<Self, Error> {
+    pub fn with_keys<'a>(
+        &self,
+        keys: impl IntoIterator<Item = (&'a str, Value)>,
+    ) -> Result<Self, Error> {
         let mut json = self.json.clone();
-        json.insert(key.to_owned(), value);
+        for (key, value) in keys {
+            match value {
+                Value::Null => json.remove(key),
+                value => json.insert(key.to_owned(), value),
+            };
+        }
         Self::read(Path::new("config.json"), json)
     }
 }
 
 /// Returns the keys of the text decoder of a model that also takes images.
 fn text_decoder(json: Map<String, Value>) -> Map<String, Value> {
-    match (json.get("model_type").and_then(Value::as_str), json.get("text_config")) {
+    match (
+        json.get("model_type").and_then(Value::as_str),
+        json.get("text_config"),
+    ) {
         (Some("gemma3"), Some(Value::Object(text))) => {
             let mut text = text.clone();
             text.insert("model_type".to_owned(), json!("gemma3_text"));
@@ -353,10 +368,15 @@ fn attention_parameters(plan: &AttentionPlan, d: u128) -> Option<u128> {
                 None => product(queries, d)?,
             };
             let latent = product(plan.key_rank + plan.rotary_width, d)? + plan.key_rank as u128;
-            let up = product(plan.heads * (plan.plain_width + plan.value_width), plan.key_rank as u128)?;
+            let up = product(
+                plan.heads * (plan.plain_width + plan.value_width),
+                plan.key_rank as u128,
+            )?;
             let output = product(plan.heads * plan.value_width, d)?;
             let biases = match plan.bias {
-                true => plan.query_rank.unwrap_or(0) + plan.key_rank + plan.rotary_width + d as usize,
+                true => {
+                    plan.query_rank.unwrap_or(0) + plan.key_rank + plan.rotary_width + d as usize
+                }
                 false => 0,
             };
             query

@@ -198,9 +198,8 @@ impl Decoder {
         let name = "model.embed_tokens.weight".to_owned();
         let embed = map_parameter(mapper, name, Role::Embedding, self.embed);
         let layers = self.layers.into_iter().enumerate();
-        let layers = layers.map(|(index, layer)| {
-            layer.map_parameters(&format!("model.layers.{index}"), mapper)
-        });
+        let layers = layers
+            .map(|(index, layer)| layer.map_parameters(&format!("model.layers.{index}"), mapper));
         Self {
             embed,
             layers: layers.collect(),

@@ -39,18 +39,60 @@ pub(crate) struct Family {
 /// All families.
 pub(crate) const FAMILIES: [Family; 13] = [
     family("llama", "LlamaForCausalLM", 2048, false, llama::llama),
-    family("mistral", "MistralForCausalLM", 131_072, false, llama::mistral),
+    family(
+        "mistral",
+        "MistralForCausalLM",
+        131_072,
+        false,
+        llama::mistral,
+    ),
     family("olmo2", "Olmo2ForCausalLM", 2048, false, llama::olmo2),
-    family("smollm3", "SmolLM3ForCausalLM", 32_768, true, llama::smollm3),
+    family(
+        "smollm3",
+        "SmolLM3ForCausalLM",
+        32_768,
+        true,
+        llama::smollm3,
+    ),
     family("qwen2", "Qwen2ForCausalLM", 32_768, false, qwen::qwen2),
     family("qwen3", "Qwen3ForCausalLM", 32_768, false, qwen::qwen3),
-    family("qwen3_moe", "Qwen3MoeForCausalLM", 32_768, false, qwen::qwen3_moe),
+    family(
+        "qwen3_moe",
+        "Qwen3MoeForCausalLM",
+        32_768,
+        false,
+        qwen::qwen3_moe,
+    ),
     family("gemma2", "Gemma2ForCausalLM", 8192, true, gemma::gemma2),
-    family("gemma3_text", "Gemma3ForCausalLM", 131_072, true, gemma::gemma3),
+    family(
+        "gemma3_text",
+        "Gemma3ForCausalLM",
+        131_072,
+        true,
+        gemma::gemma3,
+    ),
     family("phi3", "Phi3ForCausalLM", 4096, false, phi3::phi3),
-    family("deepseek_v2", "DeepseekV2ForCausalLM", 2048, false, deepseek::v2),
-    family("deepseek_v3", "DeepseekV3ForCausalLM", 4096, false, deepseek::v3),
-    family("gpt_oss", "GptOssForCausalLM", 131_072, false, gpt_oss::gpt_oss),
+    family(
+        "deepseek_v2",
+        "DeepseekV2ForCausalLM",
+        2048,
+        false,
+        deepseek::v2,
+    ),
+    family(
+        "deepseek_v3",
+        "DeepseekV3ForCausalLM",
+        4096,
+        false,
+        deepseek::v3,
+    ),
+    family(
+        "gpt_oss",
+        "GptOssForCausalLM",
+        131_072,
+        false,
+        gpt_oss::gpt_oss,
+    ),
 ];
 
 const fn family(
@@ -195,7 +237,8 @@ impl Shape {
         sliding: impl Fn(usize) -> bool,
     ) -> Result<Vec<Option<usize>>, Error> {
         let types = keys.per_layer("layer_types", self.layers)?;
-        let is_sliding = |layer: usize| match types.map(|types| types[layer].as_str()) {
+        let is_sliding = |layer: usize| {
+            match types.map(|types| types[layer].as_str()) {
             None => Ok(sliding(layer)),
             Some(Some("full_attention")) => Ok(false),
             Some(Some("sliding_attention")) => Ok(true),
@@ -205,6 +248,7 @@ impl Shape {
                     "entry {layer} is not supported, only \"full_attention\" and \"sliding_attention\""
                 ),
             )),
+        }
         };
         let window = |layer| match is_sliding(layer)? {
             true => Ok(Some(keys.count("sliding_window", None)?)),

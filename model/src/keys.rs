@@ -41,7 +41,10 @@ impl Keys<'_> {
             .ok()
             .filter(|_| count <= MAX_COUNT)
             .ok_or_else(|| {
-                self.wrong(key, format!("{value} is larger than any model, {MAX_COUNT}"))
+                self.wrong(
+                    key,
+                    format!("{value} is larger than any model, {MAX_COUNT}"),
+                )
             })
     }
 

@@ -78,7 +78,12 @@ pub(crate) enum Attention {
 }
 
 impl DecoderLayer {
-    pub(crate) fn unset(decoder: &DecoderPlan, plan: &LayerPlan, d: usize, shapes: &Shapes) -> Self {
+    pub(crate) fn unset(
+        decoder: &DecoderPlan,
+        plan: &LayerPlan,
+        d: usize,
+        shapes: &Shapes,
+    ) -> Self {
         let norm = |name: Option<&str>| name.map(|_| Norm::unset(d, decoder.norm, shapes));
         Self {
             input_norm: norm(plan.norms.input),
@@ -134,11 +139,7 @@ impl DecoderLayer {
                     Attention::Latent(attention.map_parameters(prefix, mapper))
                 }
             },
-            attention_output_norm: norm(
-                self.attention_output_norm,
-                names.attention_output,
-                mapper,
-            ),
+            attention_output_norm: norm(self.attention_output_norm, names.attention_output, mapper),
             feed_norm: norm(self.feed_norm, names.feed_forward, mapper),
             feed_forward: self.feed_forward.map_parameters(prefix, mapper),
             feed_output_norm: norm(self.feed_output_norm, names.feed_forward_output, mapper),

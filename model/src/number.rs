@@ -80,13 +80,15 @@ fn read_as<T: Float>(
             return Some(Err(error));
         }
         let pairs = values.par_iter_mut().zip(bytes.par_chunks_exact(width));
-        pairs.enumerate().with_min_len(4096).for_each(|(at, (value, bytes))| {
-            let number = number(stored, bytes);
-            let number = scale.map_or(number, |scale| {
-                f64::from(number as f32 * scale(first + at))
+        pairs
+            .enumerate()
+            .with_min_len(4096)
+            .for_each(|(at, (value, bytes))| {
+                let number = number(stored, bytes);
+                let number =
+                    scale.map_or(number, |scale| f64::from(number as f32 * scale(first + at)));
+                *value = T::from_f64(number);
             });
-            *value = T::from_f64(number);
-        });
     }
     Some(Ok(TensorData::new(values, shape.to_vec())))
 }
@@ -134,7 +136,11 @@ fn e4m3(byte: u8) -> f32 {
         (0, _) => mantissa / 8.0 * 2f32.powi(-6),
         _ => (1.0 + mantissa / 8.0) * 2f32.powi(exponent - 7),
     };
-    if byte & 0x80 == 0 { magnitude } else { -magnitude }
+    if byte & 0x80 == 0 {
+        magnitude
+    } else {
+        -magnitude
+    }
 }
 
 #[cfg(test)]

@@ -9,8 +9,8 @@
 
 use std::any::Any;
 
-use burn::module::Param;
 use burn::backend::ExecutionError;
+use burn::module::Param;
 use burn::tensor::{Tensor, TensorData};
 
 use crate::Decoder;

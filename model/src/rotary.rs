@@ -16,9 +16,9 @@ pub(crate) struct RowPosition {
 impl RowPosition {
     /// Returns the positions of the rows of consecutive documents.
     pub(crate) fn of_documents(documents: &[usize]) -> Vec<Self> {
-        let rows = documents.iter().flat_map(|&length| {
-            (0..length).map(move |position| Self { position, length })
-        });
+        let rows = documents
+            .iter()
+            .flat_map(|&length| (0..length).map(move |position| Self { position, length }));
         rows.collect()
     }
 }

@@ -159,7 +159,10 @@ impl SafetensorsFiles {
         let located = self.locate(&scale_name).ok_or_else(missing)?;
         let columns = shape.last().copied().unwrap_or(1);
         let rows = shape.iter().product::<usize>() / columns.max(1);
-        let expected = vec![rows.div_ceil(self.block[0]), columns.div_ceil(self.block[1])];
+        let expected = vec![
+            rows.div_ceil(self.block[0]),
+            columns.div_ceil(self.block[1]),
+        ];
         if located.shape != expected {
             return Err(Error::Shape {
                 path: located.file.path.clone(),
@@ -283,7 +286,9 @@ impl OpenFile {
         file.read_exact_at(&mut header, 8)
             .map_err(Error::io("read", &path))?;
         let metadata: Metadata = serde_json::from_slice(&header).map_err(|error| {
-            truncated(safetensors::SafeTensorError::InvalidHeaderDeserialization(error))
+            truncated(safetensors::SafeTensorError::InvalidHeaderDeserialization(
+                error,
+            ))
         })?;
         if metadata.data_len() as u64 != length - 8 - size {
             return Err(incomplete());

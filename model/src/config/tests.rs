@@ -52,14 +52,46 @@ fn a_written_configuration_is_read_back_unchanged() {
 #[test]
 fn errors_name_the_file_and_the_key() {
     let cases = [
-        ("hidden_act", json!("gelu"), "\"gelu\" is not supported, only \"silu\" and \"gelu_pytorch_tanh\""),
-        ("rope_scaling", json!({"type": "ntk"}), "rope_type \"ntk\" is not supported, only \"default\", \"linear\", \"dynamic\", \"llama3\", \"yarn\" and \"longrope\""),
-        ("num_hidden_layers", json!(0), "0 must be a whole number above 0"),
-        ("vocab_size", json!(1u64 << 40), "1099511627776 is larger than any model, 4294967296"),
-        ("num_hidden_layers", json!(1_000_000_000), "1000000000 is more than the 10000 layers that are supported"),
-        ("num_key_value_heads", json!(3), "3 does not divide num_attention_heads, 4"),
-        ("head_dim", json!(3), "3 is odd, but rotary positions rotate pairs of numbers"),
-        ("rope_theta", json!("big"), "\"big\" must be a number above 0"),
+        (
+            "hidden_act",
+            json!("gelu"),
+            "\"gelu\" is not supported, only \"silu\" and \"gelu_pytorch_tanh\"",
+        ),
+        (
+            "rope_scaling",
+            json!({"type": "ntk"}),
+            "rope_type \"ntk\" is not supported, only \"default\", \"linear\", \"dynamic\", \"llama3\", \"yarn\" and \"longrope\"",
+        ),
+        (
+            "num_hidden_layers",
+            json!(0),
+            "0 must be a whole number above 0",
+        ),
+        (
+            "vocab_size",
+            json!(1u64 << 40),
+            "1099511627776 is larger than any model, 4294967296",
+        ),
+        (
+            "num_hidden_layers",
+            json!(1_000_000_000),
+            "1000000000 is more than the 10000 layers that are supported",
+        ),
+        (
+            "num_key_value_heads",
+            json!(3),
+            "3 does not divide num_attention_heads, 4",
+        ),
+        (
+            "head_dim",
+            json!(3),
+            "3 is odd, but rotary positions rotate pairs of numbers",
+        ),
+        (
+            "rope_theta",
+            json!("big"),
+            "\"big\" must be a number above 0",
+        ),
         ("tie_word_embeddings", json!(1), "1 must be true or false"),
         ("eos_token_id", json!([2, -1]), "-1 must be a token id"),
         ("pretraining_tp", json!(2), "2 is not supported, only 1"),
@@ -73,7 +105,12 @@ fn errors_name_the_file_and_the_key() {
     let mut keys = base();
     keys.insert("model_type".to_owned(), json!("mamba"));
     let message = read(&keys).unwrap_err().to_string();
-    assert!(message.starts_with("`m/config.json`, key `model_type`: \"mamba\" is not supported, only llama, mistral, "), "{message}");
+    assert!(
+        message.starts_with(
+            "`m/config.json`, key `model_type`: \"mamba\" is not supported, only llama, mistral, "
+        ),
+        "{message}"
+    );
 }
 
 #[test]

@@ -15,7 +15,10 @@ use crate::rotary_table::{RotaryKeys, yarn_magnitude};
 pub(super) fn v2(keys: &Keys) -> Result<DecoderPlan, Error> {
     keys.only("norm_topk_prob", &[json!(false)])?;
     keys.only("scoring_func", &[json!("softmax")])?;
-    keys.only("topk_method", &[json!("greedy"), json!("group_limited_greedy")])?;
+    keys.only(
+        "topk_method",
+        &[json!("greedy"), json!("group_limited_greedy")],
+    )?;
     let grouped = keys.get("topk_method") == Some(&json!("group_limited_greedy"));
     let router = RouterPlan {
         name: "gate",

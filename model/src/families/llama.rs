@@ -5,9 +5,7 @@ use serde_json::{Value, json};
 use super::Shape;
 use crate::Error;
 use crate::keys::Keys;
-use crate::plan::{
-    DecoderPlan, FeedForwardPlan, GatedPlan, GroupedPlan, LayerNorms, QueryKeyNorm,
-};
+use crate::plan::{DecoderPlan, FeedForwardPlan, GatedPlan, GroupedPlan, LayerNorms, QueryKeyNorm};
 
 /// Llama 1 to 3.3, SmolLM2, DeepSeek-R1-Distill-Llama.
 pub(super) fn llama(keys: &Keys) -> Result<DecoderPlan, Error> {

@@ -78,7 +78,9 @@ pub(super) fn qwen3_moe(keys: &Keys) -> Result<DecoderPlan, Error> {
         }
     };
     let is_dense = |layer: usize| {
-        let listed = dense_layers.iter().any(|l| l.as_u64() == Some(layer as u64));
+        let listed = dense_layers
+            .iter()
+            .any(|l| l.as_u64() == Some(layer as u64));
         listed || !(layer + 1).is_multiple_of(step)
     };
     let attention = GroupedPlan {

@@ -119,7 +119,14 @@ impl Attend for CacheStep<'_> {
             value_width: plan.head_dim,
         };
         let (keys, values) = (keys.clone(), values.clone());
-        paged_attention(heads.q_nc, keys, values, heads.sinks_h, &self.seen, &options)
+        paged_attention(
+            heads.q_nc,
+            keys,
+            values,
+            heads.sinks_h,
+            &self.seen,
+            &options,
+        )
     }
 
     /// Computes latent attention without the keys and values of the heads: the projection to a head's keys is applied to
@@ -131,11 +138,12 @@ impl Attend for CacheStep<'_> {
         let [n, h, _] = heads.q_plain_nhe.dims();
         let new_nc = Tensor::cat(vec![heads.latent_nr, heads.key_rotary_nr], 1);
         pool.inplace(|pool| write_slots(pool, new_nc, &self.slots));
-        let up_her = heads.up.weight.val().reshape([
-            h,
-            plan.plain_width + plan.value_width,
-            plan.key_rank,
-        ]);
+        let up_her =
+            heads
+                .up
+                .weight
+                .val()
+                .reshape([h, plan.plain_width + plan.value_width, plan.key_rank]);
         let up = |head: usize, first: usize, width: usize| {
             let up_er = up_her.clone().narrow(0, head, 1).narrow(1, first, width);
             up_er.reshape([width, plan.key_rank])
@@ -161,7 +169,9 @@ impl Attend for CacheStep<'_> {
         let (keys, values) = (pool.clone(), pool.clone());
         let sums_nc = paged_attention(q_nc, keys, values, None, &self.seen, &options);
         let value = |head: usize| {
-            let sum_nr = sums_nc.clone().narrow(1, head * plan.key_rank, plan.key_rank);
+            let sum_nr = sums_nc
+                .clone()
+                .narrow(1, head * plan.key_rank, plan.key_rank);
             linear(sum_nr, up(head, plan.plain_width, plan.value_width))
         };
         Tensor::cat((0..h).map(value).collect(), 1)

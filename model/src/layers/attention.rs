@@ -79,7 +79,8 @@ impl GroupedAttention {
             v_nc,
             sinks_h: self.sinks.as_ref().map(Param::val),
         };
-        self.output.forward(attend.grouped(layer, heads, &self.plan))
+        self.output
+            .forward(attend.grouped(layer, heads, &self.plan))
     }
 
     fn project(&self, x_nd: Tensor<2>) -> [Tensor<2>; 3] {

@@ -104,7 +104,9 @@ impl Experts {
                 Tensor::<1, Int>::from_data(data, &x_nd.device())
             };
             let rows = index(rows);
-            let y_rd = self.experts.forward(expert, x_nd.clone().select(0, rows.clone()));
+            let y_rd = self
+                .experts
+                .forward(expert, x_nd.clone().select(0, rows.clone()));
             let y_rd = y_rd * weights_c1.clone().select(0, index(choices));
             sum_nd = sum_nd.select_assign(0, rows, y_rd, IndexingUpdateOp::Add);
         }
@@ -153,7 +155,9 @@ impl Experts {
                 let name = format!("{router}.e_score_correction_bias");
                 map_parameter(mapper, name, Role::Router, bias)
             }),
-            experts: self.experts.map_parameters(&format!("{prefix}.experts"), mapper),
+            experts: self
+                .experts
+                .map_parameters(&format!("{prefix}.experts"), mapper),
             shared: (self.shared)
                 .map(|shared| shared.map_parameters(&format!("{prefix}.shared_experts"), mapper)),
             plan: self.plan,
@@ -204,7 +208,10 @@ fn chosen(scores: &[f64], k: usize, groups: Option<GroupPlan>) -> Vec<i32> {
     let scores: Vec<f64> = (scores.iter().zip(open))
         .map(|(score, open)| if open { *score } else { f64::NEG_INFINITY })
         .collect();
-    largest(&scores, k).into_iter().map(|index| index as i32).collect()
+    largest(&scores, k)
+        .into_iter()
+        .map(|index| index as i32)
+        .collect()
 }
 
 /// Returns the indices of the k largest values, largest first, the lower index first among equals.
@@ -239,8 +246,9 @@ impl ExpertBlocks {
         match self {
             Self::Separate(experts) => {
                 let experts = experts.into_iter().enumerate();
-                let map = experts
-                    .map(|(index, expert)| expert.map_parameters(&format!("{prefix}.{index}"), mapper));
+                let map = experts.map(|(index, expert)| {
+                    expert.map_parameters(&format!("{prefix}.{index}"), mapper)
+                });
                 Self::Separate(map.collect())
             }
             Self::Stacked(experts) => Self::Stacked(StackedExperts {

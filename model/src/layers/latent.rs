@@ -91,9 +91,11 @@ impl LatentAttention {
         let key_rotary_nc = all_nc.narrow(1, plan.key_rank, plan.rotary_width);
         let heads = LatentHeads {
             q_plain_nhe: q_nhe.narrow(2, 0, plan.plain_width),
-            q_rotary_nhe: self
-                .rotated(q_rotary_nc, rotary)
-                .reshape([n, plan.heads, plan.rotary_width]),
+            q_rotary_nhe: self.rotated(q_rotary_nc, rotary).reshape([
+                n,
+                plan.heads,
+                plan.rotary_width,
+            ]),
             latent_nr: self.latent_norm.forward(latent_nr),
             key_rotary_nr: self.rotated(key_rotary_nc, rotary),
             up: &self.up,
