@@ -47,6 +47,6 @@ pub use decoder::{Decoder, document_lengths};
 pub use device::{DEVICES, device};
 pub use error::Error;
 pub use generate::{BatchLimits, GeneratedAnswer, Sampling, StopConditions, StopReason, generate};
-pub use gguf::{BlockType, GgufFile, dequantize, quantize};
+pub use gguf::{BlockType, GgufFile, GgufWeights, dequantize, lay_out_gguf, quantize};
 pub use parameters::{MapParameters, Parameter, map_parameters, named_parameters};
 pub use prune::prune_layers;
