@@ -57,7 +57,7 @@ pub use linear::{
 };
 pub use memory::{trim_heap, use_one_heap};
 pub use norm::{rms_norm, rms_norm_reference};
-pub use paged::{PagedRow, paged_attention, paged_attention_reference, write_slots};
+pub use paged::{PagedOptions, PagedRow, paged_attention, paged_attention_reference, write_slots};
 pub use rotary::{rotary, rotary_reference};
 pub use rows::{
     EMPTY_NATS, LogQSum, LogitTransform, MASKED, RowOps, RowStats, TAIL_FLOOR_NATS,

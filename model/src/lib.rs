@@ -13,6 +13,7 @@
 //! | `generate/schedule` | which rows a step computes |
 //! | `generate/pages`, `generate/cache` | pages of the KV cache, and the forward pass over them |
 //! | `generate/sampling`, `generate/draw` | sampling settings, and the choice of a token from logits |
+//! | `files` | maps files into memory, and writes files as a whole |
 //! | `device`, `dtype` | devices by name, and the float types of models |
 //! | `error` | [`Error`]: all errors of the crate |
 //!
@@ -29,6 +30,7 @@ mod decoder;
 mod device;
 mod dtype;
 mod error;
+mod files;
 mod generate;
 mod init;
 mod parameters;

@@ -4,7 +4,8 @@
 //! All scores of a pair are held at once (r · length numbers per thread), so every sum runs over the positions in order
 //! and page boundaries do not affect the bits. Traffic: the keys and values of a row are read once for each key head.
 
-use super::PagedRow;
+use super::{PagedOptions, PagedRow};
+use crate::attention::AttentionOptions;
 use crate::flex::{compact, elements};
 use crate::float::{ComputeFloat, StoredFloat};
 use crate::simd::vectorize;
@@ -24,15 +25,15 @@ pub(super) fn attend(
     q: &FlexTensor,
     keys: &FlexTensor,
     values: &FlexTensor,
+    sinks: Option<&FlexTensor>,
     rows: &[PagedRow<'_>],
-    page_size: usize,
-    heads: usize,
+    options: &PagedOptions,
 ) -> FlexTensor {
     match q.dtype() {
-        DType::F64 => attend_as::<f64, f64>(q, keys, values, rows, page_size, heads),
-        DType::F32 => attend_as::<f32, f32>(q, keys, values, rows, page_size, heads),
-        DType::F16 => attend_as::<f16, f32>(q, keys, values, rows, page_size, heads),
-        DType::BF16 => attend_as::<bf16, f32>(q, keys, values, rows, page_size, heads),
+        DType::F64 => attend_as::<f64, f64>(q, keys, values, sinks, rows, options),
+        DType::F32 => attend_as::<f32, f32>(q, keys, values, sinks, rows, options),
+        DType::F16 => attend_as::<f16, f32>(q, keys, values, sinks, rows, options),
+        DType::BF16 => attend_as::<bf16, f32>(q, keys, values, sinks, rows, options),
         other => unreachable!("burn's float tensors are never {other:?}"),
     }
 }
@@ -87,11 +88,11 @@ impl DotProduct<f32> for f32 {
 struct Pool<'a, S> {
     keys: &'a [S],
     values: &'a [S],
-    /// Numbers in a slot, g·e.
-    width: usize,
-    /// Width of a head.
+    /// Numbers in a slot of the keys and of the values.
+    columns: [usize; 2],
+    /// Width of a key.
     e: usize,
-    page_size: usize,
+    options: &'a PagedOptions,
 }
 
 /// Computes attention of all rows.
@@ -99,66 +100,71 @@ fn attend_as<S: DotProduct<W>, W: ComputeFloat>(
     q: &FlexTensor,
     keys: &FlexTensor,
     values: &FlexTensor,
+    sinks: Option<&FlexTensor>,
     rows: &[PagedRow<'_>],
-    page_size: usize,
-    heads: usize,
+    options: &PagedOptions,
 ) -> FlexTensor {
     let [q, keys, values] = [q, keys, values].map(FlexTensor::to_contiguous);
-    let (c, width) = (q.layout().shape()[1], keys.layout().shape()[1]);
-    let e = c / heads;
-    let (g, shared) = (width / e, heads * e / width);
+    let sinks = sinks.map(FlexTensor::to_contiguous);
+    let sinks = sinks.as_ref().map(elements::<S>).unwrap_or_default();
+    let (heads, g) = (options.attention.heads, options.attention.key_heads);
+    let (shared, u) = (heads / g, options.value_width);
     let pool = Pool {
         keys: elements::<S>(&keys),
         values: elements::<S>(&values),
-        width,
-        e,
-        page_size,
+        columns: [&keys, &values].map(|pool| pool.layout().shape()[1]),
+        e: q.layout().shape()[1] / heads,
+        options,
     };
-    let q = elements::<S>(&q);
-    let mut out = vec![S::narrow(W::from_f64(0.0)); rows.len() * c];
+    let (q, inputs) = (elements::<S>(&q), shared * pool.e);
+    let mut out = vec![S::narrow(W::from_f64(0.0)); rows.len() * heads * u];
     let attend_pair = |buffers: &mut PairBuffers<W>, pair: usize, out: &mut [S]| {
-        let q = &q[pair * shared * e..(pair + 1) * shared * e];
         let (row, head) = (&rows[pair / g], pair % g);
         vectorize(RowHeadPair {
             pool: &pool,
             row,
             head,
-            q,
+            q: &q[pair * inputs..(pair + 1) * inputs],
+            sinks: sinks.get(head * shared..(head + 1) * shared),
             out,
             buffers,
         });
     };
-    let work: usize = rows.iter().map(|row| 2 * row.length * c).sum();
+    let seen = rows
+        .iter()
+        .map(|row| row.seen(options.attention.window).len());
+    let work = seen.sum::<usize>() * heads * (pool.e + u);
     if work < MIN_PARALLEL_WORK {
         let mut buffers = PairBuffers::default();
-        let pairs = out.chunks_mut(shared * e).enumerate();
+        let pairs = out.chunks_mut(shared * u).enumerate();
         pairs.for_each(|(pair, out)| attend_pair(&mut buffers, pair, out));
     } else {
-        let pairs = out.par_chunks_mut(shared * e).enumerate();
+        let pairs = out.par_chunks_mut(shared * u).enumerate();
         pairs.for_each_init(PairBuffers::default, |buffers, (pair, out)| {
             attend_pair(buffers, pair, out);
         });
     }
-    FlexTensor::from_data(TensorData::new(out, [rows.len(), c]))
+    FlexTensor::from_data(TensorData::new(out, [rows.len(), heads * u]))
 }
 
 /// Buffers that a thread reuses from pair to pair.
 #[derive(Default)]
 struct PairBuffers<W> {
-    /// Queries `[r, e]`, divided by √e.
+    /// Queries `[r, e]`, times the scale.
     queries: Vec<W>,
-    /// Weights `[r, length]`.
+    /// Weights `[r, positions]`.
     weights: Vec<W>,
     /// Index of the first number of the key and of the value of each position.
-    starts: Vec<usize>,
+    starts: [Vec<usize>; 2],
 }
 
-/// A row and a key head: the r = h / g queries that share the key head, and their outputs, `[r, e]` each.
+/// A row and a key head: the r = h / g queries `[r, e]` that share the key head, and their outputs `[r, u]`.
 struct RowHeadPair<'a, S, W> {
     pool: &'a Pool<'a, S>,
     row: &'a PagedRow<'a>,
     head: usize,
     q: &'a [S],
+    sinks: Option<&'a [S]>,
     out: &'a mut [S],
     buffers: &'a mut PairBuffers<W>,
 }
@@ -179,39 +185,53 @@ fn attend_pair<V: Simd, S: DotProduct<W>, W: ComputeFloat>(simd: V, pair: RowHea
         row,
         head,
         q,
+        sinks,
         out,
         buffers,
     } = pair;
-    let (e, length) = (pool.e, row.length);
-    let scale = W::from_f64(1.0 / (e as f64).sqrt());
+    let AttentionOptions {
+        key_heads,
+        scale,
+        softcap,
+        window,
+        ..
+    } = pool.options.attention;
+    let (e, u, positions) = (pool.e, pool.options.value_width, row.seen(window).len());
+    let scale = W::from_f64(scale);
     buffers.queries.clear();
-    buffers
-        .queries
-        .extend(q.iter().map(|q| q.widen().mul(scale)));
+    let scaled = q.iter().map(|q| q.widen().mul(scale));
+    buffers.queries.extend(scaled);
     buffers.weights.clear();
-    buffers
-        .weights
-        .resize(q.len() / e * length, W::from_f64(0.0));
-    buffers.starts.clear();
-    let slots = row.slots(pool.page_size);
-    buffers
-        .starts
-        .extend(slots.map(|slot| slot * pool.width + head * e));
-    for (p, start) in buffers.starts.iter().enumerate() {
+    let zero = W::from_f64(0.0);
+    buffers.weights.resize(q.len() / e * positions, zero);
+    let [key_starts, value_starts] = &mut buffers.starts;
+    for (starts, columns) in [&mut *key_starts, &mut *value_starts]
+        .into_iter()
+        .zip(pool.columns)
+    {
+        starts.clear();
+        let slots = row.slots(pool.options);
+        starts.extend(slots.map(|slot| slot * columns + head * (columns / key_heads)));
+    }
+    for (p, start) in key_starts.iter().enumerate() {
         let key = &pool.keys[*start..start + e];
         for (r, query) in buffers.queries.chunks_exact(e).enumerate() {
-            buffers.weights[r * length + p] = S::dot(simd, query, key);
+            buffers.weights[r * positions + p] = S::dot(simd, query, key);
         }
     }
-    let weights = buffers.weights.chunks_exact_mut(length);
-    for (weights, out) in weights.zip(out.chunks_exact_mut(e)) {
-        let total = softmax_weights(weights);
+    let weights = buffers.weights.chunks_exact_mut(positions);
+    for (index, (weights, out)) in weights.zip(out.chunks_exact_mut(u)).enumerate() {
+        if let Some(c) = softcap.map(W::from_f64) {
+            weights.iter_mut().for_each(|s| *s = s.div(c).tanh().mul(c));
+        }
+        let sink = sinks.map(|sinks| sinks[index].widen());
+        let total = softmax_weights(weights, sink);
         let mut first = 0;
-        while first < e {
+        while first < u {
             // Whole blocks come first, then whole registers, then single columns.
-            let columns = [BLOCK, LANES].into_iter().find(|n| first + n <= e);
+            let columns = [BLOCK, LANES].into_iter().find(|n| first + n <= u);
             let columns = columns.unwrap_or(1);
-            let starts = buffers.starts.iter().map(|start| start + first);
+            let starts = value_starts.iter().map(|start| start + first);
             let out = &mut out[first..first + columns];
             match columns {
                 BLOCK => weighted_sum::<S, W, BLOCK>(pool.values, starts, weights, total, out),
@@ -293,10 +313,14 @@ fn largest<W: ComputeFloat>(scores: &[W]) -> W {
     all.fold(W::NEG_INFINITY, larger)
 }
 
-/// Replaces scores by exp(score − largest) and returns their sum.
+/// Replaces scores by exp(score − largest) and returns their sum. The sink is one more score, which has a share of the
+/// sum only.
 #[inline(always)]
-fn softmax_weights<W: ComputeFloat>(scores: &mut [W]) -> W {
-    let largest = largest(scores);
+fn softmax_weights<W: ComputeFloat>(scores: &mut [W], sink: Option<W>) -> W {
+    let mut largest = largest(scores);
+    if let Some(sink) = sink.filter(|sink| *sink > largest) {
+        largest = sink;
+    }
     let mut lanes = [W::from_f64(0.0); LANES];
     let (chunks, rest) = scores.as_chunks_mut::<LANES>();
     for chunk in chunks {
@@ -310,7 +334,7 @@ fn softmax_weights<W: ComputeFloat>(scores: &mut [W]) -> W {
         *score = score.sub(largest).exp();
         sum = sum.add(*score);
     }
-    sum
+    sink.map_or(sum, |sink| sum.add(sink.sub(largest).exp()))
 }
 
 /// Computes Σ_p w_p v_p / total over N columns, position by position.
