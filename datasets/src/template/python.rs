@@ -320,7 +320,7 @@ pub(super) fn is_sequence(value: &Value) -> bool {
     )
 }
 
-/// The test `iterable`.
+/// The test `iterable`. In minijinja `none` can be iterated over too.
 pub(super) fn is_iterable(value: &Value) -> bool {
-    value.as_str().is_some() || value.try_iter().is_ok()
+    value.as_str().is_some() || (!value.is_none() && value.try_iter().is_ok())
 }
