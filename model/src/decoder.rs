@@ -7,7 +7,8 @@ use burn::module::{Module, Param};
 use burn::tensor::module::embedding;
 use burn::tensor::{DType, Device, Int, Tensor};
 use potstill_kernels::{
-    AttentionOptions, LogitTransform, attention, linear, linear_pair, rms_norm, swiglu_linear,
+    AttentionOptions, GateActivation, LogitTransform, attention, gated_linear, linear, linear_pair,
+    rms_norm,
 };
 
 use crate::Config;
@@ -153,7 +154,7 @@ impl Decoder {
         let mut x_nd = embedded_nd;
         for layer in &self.layers {
             let (q_nc, k_nc, v_nc) = layer.project(&self.config, x_nd.clone(), &rotary);
-            let heads_nc = attention(q_nc, k_nc, v_nc, documents, &options);
+            let heads_nc = attention(q_nc, k_nc, v_nc, None, documents, &options);
             x_nd = layer.finish(&self.config, x_nd, heads_nc);
         }
         self.final_norm(x_nd)
@@ -188,7 +189,7 @@ impl Decoder {
 
     /// Applies the final norm: `[n, d]` → `[n, d]`.
     pub(crate) fn final_norm(&self, x_nd: Tensor<2>) -> Tensor<2> {
-        rms_norm(x_nd, self.norm.val(), self.config.rms_norm_eps)
+        rms_norm(x_nd, self.norm.val(), self.config.rms_norm_eps, 0.0)
     }
 
     /// Computes the rotary angles of rows at these positions.
@@ -228,7 +229,7 @@ impl DecoderLayer {
         x_nd: Tensor<2>,
         rotary: &RotaryAngles,
     ) -> (Tensor<2>, Tensor<2>, Tensor<2>) {
-        let x_nd = rms_norm(x_nd, self.attention_norm.val(), config.rms_norm_eps);
+        let x_nd = rms_norm(x_nd, self.attention_norm.val(), config.rms_norm_eps, 0.0);
         let q_nc = linear(x_nd.clone(), self.query.val());
         let [k_nc, v_nc] = linear_pair(x_nd, [&self.key, &self.value].map(Param::val));
         (rotary.rotate(q_nc), rotary.rotate(k_nc), v_nc)
@@ -242,9 +243,9 @@ impl DecoderLayer {
         heads_nc: Tensor<2>,
     ) -> Tensor<2> {
         let x_nd = x_nd + linear(heads_nc, self.output.val());
-        let y_nd = rms_norm(x_nd.clone(), self.feed_norm.val(), config.rms_norm_eps);
+        let y_nd = rms_norm(x_nd.clone(), self.feed_norm.val(), config.rms_norm_eps, 0.0);
         let [gate_nw, up_nw] = linear_pair(y_nd, [&self.gate, &self.up].map(Param::val));
-        x_nd + swiglu_linear(gate_nw, up_nw, self.down.val())
+        x_nd + gated_linear(gate_nw, up_nw, self.down.val(), GateActivation::Silu)
     }
 }
 
