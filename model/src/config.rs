@@ -253,7 +253,7 @@ impl Config {
                 FeedForwardPlan::Gated(_) => {}
             }
         }
-        self.with_key("intermediate_size", json!(width))
+        self.with_keys([("intermediate_size", json!(width))])
     }
 
     /// Writes keys that describe the kinds of the chosen layers, where the family has such keys.
@@ -321,13 +321,21 @@ impl Config {
         Value::Object(json)
     }
 
-    /// Returns the configuration with another value of a key.
+    /// Returns the configuration with other values of some keys; `null` removes a key.
     ///
     /// # Errors
     /// Returns the errors of [`Config::from_json`].
-    pub fn with_key(&self, key: &str, value: Value) -> Result<Self, Error> {
+    pub fn with_keys<'a>(
+        &self,
+        keys: impl IntoIterator<Item = (&'a str, Value)>,
+    ) -> Result<Self, Error> {
         let mut json = self.json.clone();
-        json.insert(key.to_owned(), value);
+        for (key, value) in keys {
+            match value {
+                Value::Null => json.remove(key),
+                value => json.insert(key.to_owned(), value),
+            };
+        }
         Self::read(Path::new("config.json"), json)
     }
 }

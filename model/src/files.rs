@@ -4,7 +4,22 @@ use std::fs::File;
 use std::io::{BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
+use memmap2::Mmap;
+
 use crate::Error;
+
+/// Maps a file into memory for reading.
+///
+/// # Errors
+/// Returns an error if the file is not a regular file, or cannot be opened or mapped.
+#[allow(unsafe_code)]
+pub(crate) fn map_file(path: &Path) -> Result<Mmap, Error> {
+    let (file, _) = open_regular(path)?;
+    // SAFETY: the map is read-only. If another process changes the file meanwhile, the values
+    // read are unspecified, but every access stays within the checked offsets of the map. If another process truncates
+    // the file meanwhile, SIGBUS ends this process, as with every reader that maps a file.
+    unsafe { Mmap::map(&file) }.map_err(Error::io("map", path))
+}
 
 /// Largest text file that is read, in bytes.
 const MAX_TEXT: u64 = 100_000_000;

@@ -16,7 +16,6 @@ use anyhow::{Context as _, bail};
 use potstill_datasets::{
     Arm, FileHash, Split, Variant, hash_files, read_footer, replace_file, row_count, shards,
 };
-use potstill_model::Config;
 use potstill_student::{Schedule, StepMetrics, TrainSettings, TrainingPlan, TrainingResult};
 use rayon::ThreadPoolBuilder;
 use serde_json::json;
