@@ -49,13 +49,15 @@ pub(super) fn sink_gradient_kernel(
         sum -= (sink - row_constants[index]).exp() * row_constants[index + 1];
         row += UNITS as usize;
     }
-    let mut sums = Shared::<[f32]>::new_slice(UNITS as usize);
+    let mut sums = Shared::<[f32]>::new_slice(comptime!(UNITS as usize));
     sums[unit] = sum;
     sync_cube();
     if unit == 0 {
         let mut total = f32::new(0.0);
-        for other in 0..UNITS as usize {
+        let mut other = 0usize;
+        while other < UNITS as usize {
             total += sums[other];
+            other += 1;
         }
         out[head] = total;
     }
@@ -181,7 +183,7 @@ fn write_key_gradients<F: Float>(
 ) {
     let ones = filled_array(f32::new(1.0), 4usize);
     let (head, rows) = (block.key_head, block.end - block.start);
-    let row_width = block.key_heads * (e + w);
+    let row_width = block.key_heads * comptime!(e + w);
     let keys = head_rows_within(head, block.start, rows, 0usize, row_width, e);
     write_rows::<F>(key_sums, &ones, out, &keys, e);
     let value_column = block.key_heads * e;
