@@ -2,8 +2,9 @@
 //!
 //! The reference is `transformers.utils.chat_template_utils` (5.24): Jinja with `trim_blocks`, `lstrip_blocks` and loop
 //! controls, `raise_exception`, `strftime_now`, a `tojson` that does not escape for HTML, Python's string methods, and
-//! `{% generation %}` marks. `tests/it/text/template.rs` compares renderings with those of transformers. One difference
-//! remains: `~` and `join` print `none`, `true` and `false` in lower case.
+//! `{% generation %}` marks. `tests/it/text/template.rs` compares renderings with those of transformers. Three differences
+//! remain: `~` prints `none`, `true` and `false` in lower case, a loop over `none` has no items, where Python fails, and
+//! text that is joined to text marked `safe` is not escaped.
 
 mod arguments;
 mod generation;
@@ -383,6 +384,10 @@ fn environment() -> Environment<'static> {
     environment.set_unknown_method_callback(python::method);
     environment.add_filter("tojson", python::tojson);
     environment.add_filter("string", python::str);
+    environment.add_filter("upper", |value: &Value| python::str(value).to_uppercase());
+    environment.add_filter("lower", |value: &Value| python::str(value).to_lowercase());
+    environment.add_filter("join", python::join);
+    environment.add_filter("indent", python::indent);
     environment.add_test("sequence", python::is_sequence);
     environment.add_test("iterable", python::is_iterable);
     environment.add_function(

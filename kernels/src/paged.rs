@@ -69,14 +69,10 @@ impl PagedRow<'_> {
         behind..self.length
     }
 
-    /// Returns the slots of the positions that the row sees.
-    fn slots(&self, options: &PagedOptions) -> impl Iterator<Item = usize> {
-        let (first, page_size) = (self.first, options.page_size);
-        let slot = move |position: usize| {
-            let index = position - first;
-            self.pages[index / page_size] as usize * page_size + index % page_size
-        };
-        self.seen(options.attention.window).map(slot)
+    /// Returns the slot of a position that is on the row's pages.
+    fn slot(&self, position: usize, page_size: usize) -> usize {
+        let index = position - self.first;
+        self.pages[index / page_size] as usize * page_size + index % page_size
     }
 }
 

@@ -73,6 +73,26 @@ pub enum Error {
         #[source]
         source: safetensors::SafeTensorError,
     },
+    /// A GGUF file is damaged, or holds something that this crate does not read.
+    #[error("cannot use `{}`: {what}\nhint: {hint}", path.display())]
+    Gguf {
+        /// Path of the file.
+        path: PathBuf,
+        /// The problem, with the key or the tensor.
+        what: String,
+        /// Remedy for the user.
+        hint: &'static str,
+    },
+    /// A checkpoint cannot be written as GGUF.
+    #[error("cannot write `{}` as GGUF: {what}\nhint: {hint}", dir.display())]
+    NoGguf {
+        /// Folder of the checkpoint.
+        dir: PathBuf,
+        /// The problem, with the file and the key.
+        what: String,
+        /// Remedy for the user.
+        hint: &'static str,
+    },
     /// A tensor that the configuration requires is absent.
     #[error("`{}` has no tensor `{tensor}`\nhint: the weights do not belong to this `config.json`; use both from the same model", path.display())]
     MissingTensor {
@@ -93,8 +113,32 @@ pub enum Error {
         /// Shape that follows from the configuration.
         expected: Vec<usize>,
     },
+    /// The weights hold a tensor of the decoder that the configuration has no place for.
+    #[error("`{}`: `config.json` has no place for {count} of the stored tensors, among them `{tensor}`\nhint: `num_hidden_layers` or another size in `config.json` may be wrong; use both files from the same model", path.display())]
+    SpareTensors {
+        /// Path of a weight file.
+        path: PathBuf,
+        /// Name of the first tensor without a place.
+        tensor: String,
+        /// Number of tensors without a place.
+        count: usize,
+    },
+    /// An index names a file that is not in the folder of the checkpoint.
+    #[error("`{}` names the file `{file}`, which is not a plain file name\nhint: shards must be in the same folder as their index", index.display())]
+    OutsideFolder {
+        /// Path of the index.
+        index: PathBuf,
+        /// The file that the index names.
+        file: String,
+    },
+    /// A path that should be a file is a folder, a pipe or a device.
+    #[error("`{}` is not a regular file", path.display())]
+    NotAFile {
+        /// The path.
+        path: PathBuf,
+    },
     /// A tensor is stored in a type that this crate does not read.
-    #[error("`{}`: tensor `{tensor}` is stored as {dtype}, but only F64, F32, F16 and BF16 are supported", path.display())]
+    #[error("`{}`: tensor `{tensor}` is stored as {dtype}, but only F64, F32, F16, BF16 and F8_E4M3 are supported", path.display())]
     StoredType {
         /// Path of the weight file.
         path: PathBuf,

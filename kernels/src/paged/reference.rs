@@ -60,7 +60,8 @@ fn seen_slots(rows: &[PagedRow<'_>], options: &PagedOptions) -> (Vec<usize>, Vec
     let mut slots = Vec::with_capacity(rows.len() * longest);
     let mut bias = Vec::with_capacity(rows.len() * longest);
     for (row, end) in rows.iter().zip((1..).map(|row| row * longest)) {
-        slots.extend(row.slots(options));
+        let seen = row.seen(options.attention.window);
+        slots.extend(seen.map(|position| row.slot(position, options.page_size)));
         bias.resize(slots.len(), 0f32);
         slots.resize(end, 0);
         bias.resize(end, f32::NEG_INFINITY);

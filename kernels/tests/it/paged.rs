@@ -80,11 +80,17 @@ impl Case {
         self
     }
 
-    /// Sets a window, and drops the pages behind it from every other row.
+    /// Sets a window, and drops the pages behind it from some of the rows.
     fn with_window(mut self, window: usize) -> Self {
         self.options.attention.window = Some(window);
-        for row in self.rows.iter_mut().skip(1).step_by(2) {
-            let dropped = row.length.saturating_sub(window) / self.options.page_size;
+        for (index, row) in self.rows.iter_mut().enumerate() {
+            // Blocks of rows on equal pages stay.
+            let first = index / 9 * 9;
+            if first % 2 == 0 {
+                continue;
+            }
+            let behind = row.length.saturating_sub(window + index - first);
+            let dropped = behind / self.options.page_size;
             row.pages.drain(..dropped);
             row.first = dropped * self.options.page_size;
         }
