@@ -10,6 +10,7 @@ mod error;
 mod given;
 pub mod http;
 mod http_teacher;
+pub mod hub;
 #[cfg(feature = "local")]
 mod local;
 mod protocol;
