@@ -69,6 +69,8 @@ pub use crate::store::{
     publish_answers, publish_signals,
 };
 pub use crate::table::Table;
-pub use crate::template::{ChatTemplate, RenderOptions, Rendered, TemplateSource};
+pub use crate::template::{
+    ChatTemplate, RenderOptions, Rendered, TemplateArguments, TemplateSource,
+};
 pub use crate::tokenizer::{SpecialTokens, Tokenizer};
 pub use crate::variant::{Arm, RunModel, UnknownModel, Variant};

@@ -1,13 +1,16 @@
 //! Chat templates, rendered as transformers renders them.
 //!
-//! The reference is `transformers.utils.chat_template_utils` (5.23): Jinja with `trim_blocks`, `lstrip_blocks` and loop
+//! The reference is `transformers.utils.chat_template_utils` (5.24): Jinja with `trim_blocks`, `lstrip_blocks` and loop
 //! controls, `raise_exception`, `strftime_now`, a `tojson` that does not escape for HTML, Python's string methods, and
-//! `{% generation %}` marks. `tests/it/text/template.rs` compares renderings with those of transformers. One difference
-//! remains: `~` and `join` print `none`, `true` and `false` in lower case.
+//! `{% generation %}` marks. `tests/it/text/template.rs` compares renderings with those of transformers. Three differences
+//! remain: `~` prints `none`, `true` and `false` in lower case, a loop over `none` has no items, where Python fails, and
+//! text that is joined to text marked `safe` is not escaped.
 
+mod arguments;
 mod generation;
 mod python;
 
+use std::collections::{BTreeSet, HashSet};
 use std::ops::Range;
 use std::path::Path;
 
@@ -17,6 +20,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
+pub use self::arguments::TemplateArguments;
 use self::generation::GenerationMarks;
 use crate::error::Error;
 use crate::finding::Finding;
@@ -28,7 +32,10 @@ use crate::tokenizer::{SpecialTokens, read_json, read_optional};
 
 const PLAIN: &str = "{{ bos_token }}{% for m in messages %}{{ m.content }}{% if m.role == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}";
 
-/// A compiled chat template.
+/// Variables by which templates switch or grade the model's reasoning, in the order in which they are looked for.
+const THINKING_SWITCHES: [&str; 3] = ["enable_thinking", "thinking", "reasoning_effort"];
+
+/// A compiled chat template with its arguments.
 #[derive(Debug, Clone)]
 pub struct ChatTemplate {
     name: String,
@@ -36,6 +43,9 @@ pub struct ChatTemplate {
     hash: String,
     generation: bool,
     reasoning: bool,
+    /// Variables that the template reads and does not set before.
+    variables: BTreeSet<String>,
+    arguments: TemplateArguments,
 }
 
 /// A setting that names a chat template: `"plain"`, or the path of a `.jinja` file.
@@ -146,6 +156,12 @@ impl ChatTemplate {
                 let problem = format!("chat template {name}, line {line}: {}", reason(&error));
                 Error::invalid(problem, "")
             })?;
+        let variables = environment
+            .get_template(name)
+            .map(|template| template.undeclared_variables(false))
+            .unwrap_or_else(|_| HashSet::new())
+            .into_iter()
+            .collect();
         let hash = sha256_hex(source.as_bytes());
         // Transformers passes reasoning to templates under both of these names.
         let reads = [
@@ -161,7 +177,16 @@ impl ChatTemplate {
             hash,
             generation,
             reasoning,
+            variables,
+            arguments: TemplateArguments::default(),
         })
+    }
+
+    /// Returns the template with these arguments in place of its own.
+    #[must_use]
+    pub fn with_arguments(mut self, arguments: TemplateArguments) -> Self {
+        self.arguments = arguments;
+        self
     }
 
     /// Returns the template for base models, which know no turns: BOS, then the contents of all messages without
@@ -178,9 +203,30 @@ impl ChatTemplate {
         &self.name
     }
 
-    /// Returns the SHA-256 of the source, in hexadecimal.
-    pub fn hash(&self) -> &str {
-        &self.hash
+    /// Returns the SHA-256, in hexadecimal, of the source and the arguments; without arguments that of the source.
+    pub fn hash(&self) -> String {
+        match self.arguments.is_empty() {
+            true => self.hash.clone(),
+            false => sha256_hex(format!("{} {}", self.hash, self.arguments.to_json()).as_bytes()),
+        }
+    }
+
+    /// Returns the arguments that all renderings get.
+    pub fn arguments(&self) -> &TemplateArguments {
+        &self.arguments
+    }
+
+    /// Returns whether the template reads a variable of this name, so that an argument can change the rendering.
+    pub fn reads(&self, variable: &str) -> bool {
+        self.variables.contains(variable)
+    }
+
+    /// Returns the variable by which the template switches or grades the model's reasoning; `None` if it has none that is
+    /// known here.
+    pub fn thinking_switch(&self) -> Option<&'static str> {
+        THINKING_SWITCHES
+            .into_iter()
+            .find(|variable| self.reads(variable))
     }
 
     /// Returns whether the template has `{% generation %}` marks.
@@ -209,8 +255,8 @@ impl ChatTemplate {
             .iter()
             .map(|message| self.message(message, options.reasoning))
             .collect::<Result<_, _>>()?;
-        let conversation = json!([messages, tools]).to_string();
-        let marks = GenerationMarks::unused_in(&[&conversation]);
+        let inputs = json!([messages, tools, self.arguments.to_json()]).to_string();
+        let marks = GenerationMarks::unused_in(&[&inputs]);
         let now = options
             .now
             .unwrap_or_else(|| chrono::Local::now().naive_local());
@@ -229,6 +275,8 @@ impl ChatTemplate {
             (generation::OPEN, Value::from(marks.open.to_string())),
             (generation::CLOSE, Value::from(marks.close.to_string())),
         ];
+        let arguments = self.arguments.iter();
+        variables.extend(arguments.map(|(name, value)| (name, Value::from_serialize(value))));
         let SpecialTokens { bos, eos, unk, pad } = options.special;
         for (name, token) in [
             ("bos_token", bos),
@@ -336,6 +384,10 @@ fn environment() -> Environment<'static> {
     environment.set_unknown_method_callback(python::method);
     environment.add_filter("tojson", python::tojson);
     environment.add_filter("string", python::str);
+    environment.add_filter("upper", |value: &Value| python::str(value).to_uppercase());
+    environment.add_filter("lower", |value: &Value| python::str(value).to_lowercase());
+    environment.add_filter("join", python::join);
+    environment.add_filter("indent", python::indent);
     environment.add_test("sequence", python::is_sequence);
     environment.add_test("iterable", python::is_iterable);
     environment.add_function(

@@ -52,11 +52,12 @@ pub struct AttentionOptions {
     pub window: Option<usize>,
 }
 
-/// Computes attention within documents: `q_nc` `[n, heads · e]`, `k_nc` and `v_nc` `[n, key_heads · e]` →
-/// `[n, heads · e]`; differentiable in all three.
+/// Computes attention within documents: `q_nc` `[n, heads · e]`, `k_nc` `[n, key_heads · e]`, `v_nc`
+/// `[n, key_heads · w]` → `[n, heads · w]`; differentiable in all of them and in the sinks.
 ///
 /// `documents` holds the lengths of the consecutive documents in rows; their sum is n. A row sees the rows of its
-/// document up to itself.
+/// document up to itself. `sinks_h` `[heads]` holds one more logit of each head's softmax, in nats, without a value:
+/// it takes a part of the weight of every row.
 ///
 /// # Panics
 /// Panics on shapes that do not fit, on lengths that do not sum to n, and on a window of 0.
@@ -65,10 +66,11 @@ pub fn attention(
     q_nc: Tensor<2>,
     k_nc: Tensor<2>,
     v_nc: Tensor<2>,
+    sinks_h: Option<Tensor<1>>,
     documents: &[usize],
     options: &AttentionOptions,
 ) -> Tensor<2> {
-    let ([n, columns], key_shape) = (q_nc.dims(), k_nc.dims());
+    let ([n, columns], key_shape, value_shape) = (q_nc.dims(), k_nc.dims(), v_nc.dims());
     let rows: usize = documents.iter().sum();
     assert_eq!(
         rows, n,
@@ -84,10 +86,19 @@ pub fn attention(
     );
     let key_columns = columns / options.heads * options.key_heads;
     assert!(
-        key_shape == [n, key_columns] && v_nc.dims() == key_shape,
-        "attention: keys {key_shape:?} and values {:?} should be [{n}, {key_columns}]",
-        v_nc.dims()
+        key_shape == [n, key_columns]
+            && value_shape[0] == n
+            && value_shape[1].is_multiple_of(options.key_heads),
+        "attention: keys {key_shape:?} and values {value_shape:?} should be [{n}, {key_columns}] and {n} rows of {} heads",
+        options.key_heads
     );
+    if let Some(sinks_h) = &sinks_h {
+        assert_eq!(
+            sinks_h.dims(),
+            [options.heads],
+            "attention: sinks and heads"
+        );
+    }
     assert!(
         options.window != Some(0),
         "attention: the window is 0, and must be at least 1"
@@ -96,6 +107,7 @@ pub fn attention(
     let has_kernel = is_cpu_f32(&q_nc) && is_cpu_f32(&k_nc) && is_cpu_f32(&v_nc);
     #[cfg(feature = "cube")]
     let has_kernel = has_kernel || cube::supports([&q_nc, &k_nc, &v_nc], options);
+    let has_kernel = has_kernel && sinks_h.is_none() && value_shape == key_shape;
     if has_kernel {
         let (q, k, v) = (
             q_nc.into_dispatch(),
@@ -111,12 +123,13 @@ pub fn attention(
             to_f32(q_nc),
             to_f32(k_nc),
             to_f32(v_nc),
+            sinks_h.map(to_f32),
             &documents,
             options,
         )
         .cast(dtype)
     } else {
-        attention_reference(q_nc, k_nc, v_nc, &documents, options)
+        attention_reference(q_nc, k_nc, v_nc, sinks_h, &documents, options)
     }
 }
 

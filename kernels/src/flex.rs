@@ -3,19 +3,28 @@
 // Output vectors are allocated without being zeroed, because the loops write every element once.
 #![allow(unsafe_code)]
 
+use std::borrow::Cow;
 use std::mem::MaybeUninit;
 
 use burn::backend::DispatchDevice;
 use burn::backend::flex::FlexTensor;
 use burn::tensor::{DType, Element, Tensor, TensorData};
 
+use crate::float::{StoredFloat, with_stored_type};
+
 /// Whether a tensor is f32 on the CPU, so that the f32 loops compute it directly.
 pub(crate) fn is_cpu_f32<const D: usize>(tensor: &Tensor<D>) -> bool {
     tensor.dtype() == DType::F32 && is_on_cpu(tensor)
 }
 
+/// Whether a tensor is f32, f16 or bf16 on the CPU, so that loops that compute in f32 take it. Any other tensor is
+/// computed in tensor operations.
+pub(crate) fn is_cpu_float<const D: usize>(tensor: &Tensor<D>) -> bool {
+    is_cpu_f32(tensor) || is_cpu_half(tensor)
+}
+
 /// Whether a tensor is f16 or bf16 on the CPU. The CPU has no arithmetic for these types, so the loops compute
-/// such a tensor in f32. A tensor that is neither this nor [`is_cpu_f32`] is computed in tensor operations.
+/// such a tensor in f32.
 pub(crate) fn is_cpu_half<const D: usize>(tensor: &Tensor<D>) -> bool {
     matches!(tensor.dtype(), DType::BF16 | DType::F16) && is_on_cpu(tensor)
 }
@@ -44,14 +53,22 @@ pub(crate) fn shape2(tensor: &FlexTensor) -> [usize; 2] {
     [shape[0], shape[1]]
 }
 
+/// The elements of a contiguous f32, f16 or bf16 tensor in f32; borrowed if they are f32.
+pub(crate) fn widened(tensor: &FlexTensor) -> Cow<'_, [f32]> {
+    with_stored_type!(tensor.dtype(), E => match E::as_computed(elements::<E>(tensor)) {
+        Some(numbers) => Cow::Borrowed(numbers),
+        None => elements::<E>(tensor).iter().map(|x| x.widen()).collect(),
+    })
+}
+
 /// Allocates `len` numbers and lets `write` initialise all of them.
 ///
 /// # Safety
 /// `write` must write every one of them.
-pub(crate) unsafe fn vec_written_by(
+pub(crate) unsafe fn vec_written_by<E>(
     len: usize,
-    write: impl FnOnce(&mut [MaybeUninit<f32>]),
-) -> Vec<f32> {
+    write: impl FnOnce(&mut [MaybeUninit<E>]),
+) -> Vec<E> {
     let mut values = Vec::with_capacity(len);
     write(&mut values.spare_capacity_mut()[..len]);
     // SAFETY: the capacity is at least `len`, and the caller guarantees that all elements are written.
@@ -59,13 +76,14 @@ pub(crate) unsafe fn vec_written_by(
     values
 }
 
-pub(crate) fn matrix(values: Vec<f32>, shape: [usize; 2]) -> FlexTensor {
+pub(crate) fn matrix<E: Element>(values: Vec<E>, shape: [usize; 2]) -> FlexTensor {
     FlexTensor::from_data(TensorData::new(values, shape))
 }
 
-pub(crate) fn vector(values: Vec<f32>) -> FlexTensor {
+/// Returns a vector of a type with which the loops compute in f32, rounded to nearest.
+pub(crate) fn vector(values: Vec<f32>, dtype: DType) -> FlexTensor {
     let len = values.len();
-    FlexTensor::from_data(TensorData::new(values, [len]))
+    FlexTensor::from_data(TensorData::new(values, [len]).convert_dtype(dtype))
 }
 
 /// Makes a tensor contiguous with a storage that holds its elements and nothing else. A tensor that is so

@@ -96,22 +96,81 @@ macro_rules! compute_float {
 compute_float!(f32, exp_bounded, tanh);
 compute_float!(f64, f64::exp, f64::tanh);
 
-macro_rules! half_computed_in_f32 {
-    ($t:ty) => {
-        impl StoredFloat<f32> for $t {
-            #[inline(always)]
-            fn widen(self) -> f32 {
-                self.to_f32()
+impl StoredFloat<f32> for f16 {
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        self.to_f32()
+    }
+    #[inline(always)]
+    fn narrow(value: f32) -> Self {
+        Self::from_f32(value)
+    }
+    fn as_computed(_: &[Self]) -> Option<&[f32]> {
+        None
+    }
+}
+
+/// The conversions have no branches, so that loops over them are vectorised.
+impl StoredFloat<f32> for bf16 {
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        f32::from_bits(u32::from(self.to_bits()) << 16)
+    }
+    #[inline(always)]
+    fn narrow(value: f32) -> Self {
+        let bits = value.to_bits();
+        // Half a unit of the last place that is kept, less one bit if that place is even: ties go to even.
+        let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1));
+        // A NaN keeps its sign and stays a NaN.
+        let nan = bits | 0x0040_0000;
+        let bits = if value.is_nan() { nan } else { rounded };
+        Self::from_bits((bits >> 16) as u16)
+    }
+    fn as_computed(_: &[Self]) -> Option<&[f32]> {
+        None
+    }
+}
+
+/// Evaluates an expression in which `$E` is the type of the stored numbers: f32, f16 or bf16.
+///
+/// # Panics
+/// Panics on other types; the public functions of the ops do not pass them.
+macro_rules! with_stored_type {
+    ($dtype:expr, $E:ident => $result:expr) => {
+        match $dtype {
+            burn::tensor::DType::F32 => {
+                type $E = f32;
+                $result
             }
-            #[inline(always)]
-            fn narrow(value: f32) -> $t {
-                <$t>::from_f32(value)
+            burn::tensor::DType::BF16 => {
+                type $E = burn::tensor::bf16;
+                $result
             }
-            fn as_computed(_: &[$t]) -> Option<&[f32]> {
-                None
+            burn::tensor::DType::F16 => {
+                type $E = burn::tensor::f16;
+                $result
             }
+            other => unreachable!("a loop that computes in f32 got a tensor of {other:?}"),
         }
     };
 }
-half_computed_in_f32!(f16);
-half_computed_in_f32!(bf16);
+pub(crate) use with_stored_type;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn conversions_of_bf16_equal_those_of_the_half_crate() {
+        for high in 0..=u16::MAX {
+            let wide = <bf16 as StoredFloat<f32>>::widen(bf16::from_bits(high));
+            let number = bf16::from_bits(high).to_f32();
+            assert!(wide == number || wide.is_nan() && number.is_nan());
+            for low in [0, 1, 0x7fff, 0x8000, 0x8001, 0xffff] {
+                let value = f32::from_bits(u32::from(high) << 16 | low);
+                let found = <bf16 as StoredFloat<f32>>::narrow(value);
+                assert_eq!(found.to_bits(), bf16::from_f32(value).to_bits(), "{value}");
+            }
+        }
+    }
+}

@@ -28,7 +28,7 @@ use std::mem::MaybeUninit;
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
-pub(crate) use by_rows::{WeightOutput, multiply_by_weights};
+pub(crate) use by_rows::{WeightOutput, multiply_by_rows, multiply_by_weights};
 pub(crate) use pack::ScratchBuffer;
 use pack::{PackedPanels, pack, pack_or_borrow};
 use tile::{Tile, tile};

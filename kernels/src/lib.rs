@@ -7,7 +7,7 @@
 //! | attention over a paged KV cache, for generation | `paged`, `paged/` | yes | tensor operations | none |
 //! | capture of a teacher's sparse distribution | `capture`, `capture/` | yes | tensor operations | none |
 //! | linear layers | `linear`, on the products of `gemm` | f32, bf16 | burn's | yes |
-//! | RMS norm, SwiGLU, rotary positions | `norm`, `swiglu`, `rotary` | f32 | tensor operations | yes |
+//! | bias, RMS norm, gated activations, rotary positions | `bias`, `norm`, `gated`, `rotary` | yes | tensor operations | yes |
 //! | AdamW step, sum of squares | `adamw` | f32 | tensor operations | none |
 //! | row-wise accumulation into an embedding table | `embedding` | f32 | tensor operations | none |
 //! | softmax weights of one row in host memory | `weights` | host slices | none | none |
@@ -26,11 +26,13 @@
 
 mod adamw;
 mod attention;
+mod bias;
 mod capture;
 mod embedding;
 mod exp;
 mod flex;
 mod float;
+mod gated;
 mod gemm;
 mod linear;
 mod memory;
@@ -39,26 +41,26 @@ mod paged;
 mod rotary;
 mod rows;
 mod simd;
-mod swiglu;
 #[cfg(test)]
 mod test_numbers;
 mod weights;
 
 pub use adamw::{AdamStep, adamw, adamw_reference, sum_of_squares};
 pub use attention::{AttentionOps, AttentionOptions, attention, attention_reference};
+pub use bias::{add_bias, linear_biased};
 pub use capture::{CaptureOptions, CaptureRow, Captured, capture, reference::capture_reference};
 pub use embedding::add_rows;
+pub use gated::{GateActivation, gated, gated_linear, gated_reference};
 pub use linear::{
     linear, linear_input_gradient, linear_into, linear_pair, linear_weight_gradient,
     linear_weight_gradient_f32,
 };
 pub use memory::{trim_heap, use_one_heap};
 pub use norm::{rms_norm, rms_norm_reference};
-pub use paged::{PagedRow, paged_attention, paged_attention_reference, write_slots};
+pub use paged::{PagedOptions, PagedRow, paged_attention, paged_attention_reference, write_slots};
 pub use rotary::{rotary, rotary_reference};
 pub use rows::{
     EMPTY_NATS, LogQSum, LogitTransform, MASKED, RowOps, RowStats, TAIL_FLOOR_NATS,
     reference::row_stats_reference, row_gradient, row_stats,
 };
-pub use swiglu::{swiglu, swiglu_linear, swiglu_reference};
 pub use weights::{largest_logit, softmax_weights};

@@ -162,7 +162,7 @@ pub fn linear_weight_gradient_f32(
 }
 
 /// Whether the products of `gemm` take both tensors without conversion: both f32 or both bf16, on the CPU.
-fn has_own_product(a: &Tensor<2>, b: &Tensor<2>) -> bool {
+pub(crate) fn has_own_product(a: &Tensor<2>, b: &Tensor<2>) -> bool {
     a.dtype() == b.dtype()
         && a.dtype() != DType::F16
         && [a, b].into_iter().all(|x| is_cpu_f32(x) || is_cpu_half(x))
@@ -322,7 +322,7 @@ fn product(a: FloatTensor<Flex>, b: FloatTensor<Flex>, transposed: bool) -> Floa
     let (rows, columns) = (left.rows, right.columns);
     // SAFETY: the output is as large as the product, which writes all of it.
     let out = unsafe {
-        vec_written_by(rows * columns, |out| {
+        vec_written_by(rows * columns, |out: &mut [MaybeUninit<f32>]| {
             let out = out.as_mut_ptr().cast();
             gemm_at(out, columns, left, right, false, Threads::All);
         })

@@ -1,6 +1,7 @@
-//! RMS norm of each row (Zhang and Sennrich 2019): y = g · x / √(mean(x²) + ε).
+//! RMS norm of each row (Zhang and Sennrich 2019): y = (g + b) · x / √(mean(x²) + ε).
 //!
-//! With r = 1 / √(mean(x²) + ε) and d columns:
+//! The constant b is 0 in most families, and 1 in Gemma, whose stored gains are around 0. With r = 1 / √(mean(x²) + ε),
+//! d columns, and g in place of g + b:
 //!
 //! ```text
 //! ∂L/∂x_j = r · (g_j ∂L/∂y_j − x_j · r² · Σ_i g_i x_i ∂L/∂y_i / d)
@@ -24,147 +25,188 @@ use burn::backend::autodiff::{
     grads::Gradients,
     ops::{Backward, Ops, OpsKind},
 };
+use burn::backend::flex::FlexTensor;
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, Dispatch, Flex, backend_extension};
 use burn::tensor::{DType, Tensor};
 use rayon::prelude::*;
 
 use crate::flex::{
-    elements, is_cpu_f32, is_cpu_half, matrix, rows_per_task, shape2, to_f32, vec_written_by,
-    vector,
+    elements, is_cpu_float, matrix, rows_per_task, shape2, to_f32, vec_written_by, vector, widened,
 };
+use crate::float::{StoredFloat, with_stored_type};
 use crate::simd::vectorize_closure;
 
-/// Computes g · x / √(mean(x²) + ε): `[n, d]`, `[d]` → `[n, d]`; differentiable in both. The statistics of f16
-/// and bf16 rows are computed in f32.
+/// Computes (g + `gain_offset`) · x / √(mean(x²) + ε): `[n, d]`, `[d]` → `[n, d]`; differentiable in both. Rows of f16
+/// and bf16 are computed in f32 and rounded once.
+///
+/// The norm of each head of a row is the norm of the rows of `[n · heads, e]`.
 ///
 /// # Panics
 /// Panics on shapes that do not fit, as burn's own operations do.
 #[must_use]
-pub fn rms_norm(x_nd: Tensor<2>, gain_d: Tensor<1>, epsilon: f64) -> Tensor<2> {
+pub fn rms_norm(x_nd: Tensor<2>, gain_d: Tensor<1>, epsilon: f64, gain_offset: f64) -> Tensor<2> {
     assert_eq!(
         x_nd.dims()[1],
         gain_d.dims()[0],
         "rms_norm: columns and gains"
     );
-    if is_cpu_f32(&x_nd) && is_cpu_f32(&gain_d) {
+    if is_cpu_float(&x_nd) && is_cpu_float(&gain_d) {
         let (x, gain) = (x_nd.into_dispatch(), gain_d.into_dispatch());
-        Tensor::from_dispatch(<Dispatch as NormOps>::rms_norm(x, gain, epsilon))
-    } else if is_cpu_half(&x_nd) {
-        let dtype = x_nd.dtype();
-        rms_norm(to_f32(x_nd), to_f32(gain_d), epsilon).cast(dtype)
+        let options = NormOptions {
+            epsilon,
+            gain_offset,
+        };
+        Tensor::from_dispatch(<Dispatch as NormOps>::rms_norm(x, gain, options))
     } else {
-        rms_norm_reference(x_nd, gain_d, epsilon)
+        rms_norm_reference(x_nd, gain_d, epsilon, gain_offset)
     }
 }
 
 /// Computes [`rms_norm`] in tensor operations.
 #[must_use]
-pub fn rms_norm_reference(x_nd: Tensor<2>, gain_d: Tensor<1>, epsilon: f64) -> Tensor<2> {
+pub fn rms_norm_reference(
+    x_nd: Tensor<2>,
+    gain_d: Tensor<1>,
+    epsilon: f64,
+    gain_offset: f64,
+) -> Tensor<2> {
     let dtype = x_nd.dtype();
-    let half = matches!(dtype, DType::F16 | DType::BF16);
-    let wide_nd = if half { x_nd.cast(DType::F32) } else { x_nd };
-    let mean_square_n1 = wide_nd.clone().square().mean_dim(1);
-    let normed_nd = wide_nd / (mean_square_n1 + epsilon).sqrt();
-    let normed_nd = if half {
-        normed_nd.cast(dtype)
-    } else {
-        normed_nd
-    };
-    normed_nd * gain_d.unsqueeze()
+    if matches!(dtype, DType::F16 | DType::BF16) {
+        return rms_norm_reference(to_f32(x_nd), to_f32(gain_d), epsilon, gain_offset).cast(dtype);
+    }
+    let mean_square_n1 = x_nd.clone().square().mean_dim(1);
+    let normed_nd = x_nd / (mean_square_n1 + epsilon).sqrt();
+    normed_nd * (gain_d + gain_offset).unsqueeze()
 }
 
-/// The norm and its gradients in f32.
+/// The constants of a norm.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct NormOptions {
+    epsilon: f64,
+    gain_offset: f64,
+}
+
+/// The norm and its gradients of f32, f16 or bf16; computed in f32.
 #[backend_extension(Flex, Autodiff)]
 pub(crate) trait NormOps: Backend {
     /// `[n, d]`, `[d]` → `[n, d]`.
-    fn rms_norm(x: FloatTensor<Self>, gain: FloatTensor<Self>, epsilon: f64) -> FloatTensor<Self>;
+    fn rms_norm(
+        x: FloatTensor<Self>,
+        gain: FloatTensor<Self>,
+        options: NormOptions,
+    ) -> FloatTensor<Self>;
 
     /// Returns ∂L/∂x `[n, d]` and ∂L/∂g `[d]` from ∂L/∂y `[n, d]`, x `[n, d]` and the gain `[d]`.
     fn rms_norm_gradient(
         dy: FloatTensor<Self>,
         x: FloatTensor<Self>,
         gain: FloatTensor<Self>,
-        epsilon: f64,
+        options: NormOptions,
     ) -> (FloatTensor<Self>, FloatTensor<Self>);
 }
 
 impl NormOps for Flex {
-    fn rms_norm(x: FloatTensor<Self>, gain: FloatTensor<Self>, epsilon: f64) -> FloatTensor<Self> {
+    fn rms_norm(
+        x: FloatTensor<Self>,
+        gain: FloatTensor<Self>,
+        options: NormOptions,
+    ) -> FloatTensor<Self> {
         let (x, gain) = (x.to_contiguous(), gain.to_contiguous());
-        let [n, d] = shape2(&x);
-        let (values, gain) = (elements::<f32>(&x), elements::<f32>(&gain));
-        let chunk = rows_per_task(d) * d.max(1);
-        let write = |y: &mut [MaybeUninit<f32>]| {
-            (y.par_chunks_mut(chunk).zip(values.par_chunks(chunk))).for_each(|(y, x)| {
-                vectorize_closure(
-                    #[inline(always)]
-                    || {
-                        for (y, x) in y.chunks_mut(d).zip(x.chunks(d)) {
-                            let r = inverse_rms(x, epsilon);
-                            for ((y, x), g) in y.iter_mut().zip(x).zip(gain) {
-                                y.write(x * r * g);
-                            }
-                        }
-                    },
-                );
-            });
-        };
-        // SAFETY: x has as many numbers as y, so `write` covers all of y.
-        let y = unsafe { vec_written_by(n * d, write) };
-        matrix(y, [n, d])
+        let gain = factors(&gain, options);
+        with_stored_type!(x.dtype(), E => normed_rows::<E>(&x, &gain, options.epsilon))
     }
 
     fn rms_norm_gradient(
         dy: FloatTensor<Self>,
         x: FloatTensor<Self>,
         gain: FloatTensor<Self>,
-        epsilon: f64,
+        options: NormOptions,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         let [dy, x, gain] = [dy, x, gain].map(|tensor| tensor.to_contiguous());
-        let [n, d] = shape2(&x);
-        let (dy, x, gain) = (
-            elements::<f32>(&dy),
-            elements::<f32>(&x),
-            elements::<f32>(&gain),
+        let factors = factors(&gain, options);
+        let (dx, dg) = with_stored_type!(
+            x.dtype(), E => row_gradients::<E>(&dy, &x, &factors, options.epsilon)
         );
-        let chunk = rows_per_task(d) * d.max(1);
-        // The size of a chunk is fixed, so the sums do not depend on the number of threads.
-        let mut chunk_gradients: Vec<Vec<f32>> = Vec::new();
-        let write = |dx: &mut [MaybeUninit<f32>]| {
-            (dx.par_chunks_mut(chunk))
-                .zip(dy.par_chunks(chunk).zip(x.par_chunks(chunk)))
-                .map(|(dx, (dy, x))| {
-                    let mut dg = vec![0.0; d];
-                    vectorize_closure(
-                        #[inline(always)]
-                        || {
-                            let rows = dx.chunks_mut(d).zip(dy.chunks(d)).zip(x.chunks(d));
-                            for ((dx, dy), x) in rows {
-                                gradient_row(dx, dy, x, gain, epsilon, &mut dg);
-                            }
-                        },
-                    );
-                    dg
-                })
-                .collect_into_vec(&mut chunk_gradients);
-        };
-        // SAFETY: dy and x have as many numbers as dx, so `write` covers all of dx.
-        let dx = unsafe { vec_written_by(n * d, write) };
-        let mut dg = vec![0.0; d];
-        for chunk in chunk_gradients {
-            dg.iter_mut().zip(chunk).for_each(|(sum, x)| *sum += x);
-        }
-        (matrix(dx, [n, d]), vector(dg))
+        (dx, vector(dg, gain.dtype()))
     }
+}
+
+/// Returns the factors on the normed columns, g + b.
+fn factors(gain: &FlexTensor, options: NormOptions) -> Vec<f32> {
+    let offset = options.gain_offset as f32;
+    widened(gain).iter().map(|gain| gain + offset).collect()
+}
+
+fn normed_rows<E: StoredFloat<f32>>(x: &FlexTensor, gain: &[f32], epsilon: f64) -> FlexTensor {
+    let [n, d] = shape2(x);
+    let values = elements::<E>(x);
+    let chunk = rows_per_task(d) * d.max(1);
+    let write = |y: &mut [MaybeUninit<E>]| {
+        (y.par_chunks_mut(chunk).zip(values.par_chunks(chunk))).for_each(|(y, x)| {
+            vectorize_closure(
+                #[inline(always)]
+                || {
+                    for (y, x) in y.chunks_mut(d).zip(x.chunks(d)) {
+                        let r = inverse_rms(x, epsilon);
+                        for ((y, x), g) in y.iter_mut().zip(x).zip(gain) {
+                            y.write(E::narrow(x.widen() * r * g));
+                        }
+                    }
+                },
+            );
+        });
+    };
+    // SAFETY: x has as many numbers as y, so `write` covers all of y.
+    let y = unsafe { vec_written_by(n * d, write) };
+    matrix(y, [n, d])
+}
+
+/// Computes ∂L/∂x and, in f32, ∂L/∂g.
+fn row_gradients<E: StoredFloat<f32>>(
+    dy: &FlexTensor,
+    x: &FlexTensor,
+    gain: &[f32],
+    epsilon: f64,
+) -> (FlexTensor, Vec<f32>) {
+    let [n, d] = shape2(x);
+    let (dy, x) = (elements::<E>(dy), elements::<E>(x));
+    let chunk = rows_per_task(d) * d.max(1);
+    // The size of a chunk is fixed, so the sums do not depend on the number of threads.
+    let mut chunk_gradients: Vec<Vec<f32>> = Vec::new();
+    let write = |dx: &mut [MaybeUninit<E>]| {
+        (dx.par_chunks_mut(chunk))
+            .zip(dy.par_chunks(chunk).zip(x.par_chunks(chunk)))
+            .map(|(dx, (dy, x))| {
+                let mut dg = vec![0.0; d];
+                vectorize_closure(
+                    #[inline(always)]
+                    || {
+                        let rows = dx.chunks_mut(d).zip(dy.chunks(d)).zip(x.chunks(d));
+                        for ((dx, dy), x) in rows {
+                            gradient_row(dx, dy, x, gain, epsilon, &mut dg);
+                        }
+                    },
+                );
+                dg
+            })
+            .collect_into_vec(&mut chunk_gradients);
+    };
+    // SAFETY: dy and x have as many numbers as dx, so `write` covers all of dx.
+    let dx = unsafe { vec_written_by(n * d, write) };
+    let mut dg = vec![0.0; d];
+    for chunk in chunk_gradients {
+        dg.iter_mut().zip(chunk).for_each(|(sum, x)| *sum += x);
+    }
+    (matrix(dx, [n, d]), dg)
 }
 
 /// Writes ∂L/∂x of one row and adds the row's part of ∂L/∂g to `dg`.
 #[inline(always)]
-fn gradient_row(
-    dx: &mut [MaybeUninit<f32>],
-    dy: &[f32],
-    x: &[f32],
+fn gradient_row<E: StoredFloat<f32>>(
+    dx: &mut [MaybeUninit<E>],
+    dy: &[E],
+    x: &[E],
     gain: &[f32],
     epsilon: f64,
     dg: &mut [f32],
@@ -177,13 +219,14 @@ fn gradient_row(
         .zip(gain.chunks(LANES));
     for ((dy, x), gain) in columns {
         for (((sum, dy), x), gain) in sums.iter_mut().zip(dy).zip(x).zip(gain) {
-            *sum += gain * x * dy;
+            *sum += gain * x.widen() * dy.widen();
         }
     }
     let slope = r * r * sums.iter().sum::<f32>() / x.len() as f32;
     let columns = dx.iter_mut().zip(dg).zip(dy).zip(x).zip(gain);
     for ((((dx, dg), dy), x), gain) in columns {
-        dx.write(r * (gain * dy - x * slope));
+        let (dy, x) = (dy.widen(), x.widen());
+        dx.write(E::narrow(r * (gain * dy - x * slope)));
         *dg += dy * x * r;
     }
 }
@@ -193,11 +236,11 @@ const LANES: usize = 16;
 
 /// Computes 1 / √(mean(x²) + ε) of one row.
 #[inline(always)]
-fn inverse_rms(x: &[f32], epsilon: f64) -> f32 {
+fn inverse_rms<E: StoredFloat<f32>>(x: &[E], epsilon: f64) -> f32 {
     let mut sums = [0.0f32; LANES];
     for x in x.chunks(LANES) {
         for (sum, x) in sums.iter_mut().zip(x) {
-            *sum += x * x;
+            *sum += x.widen() * x.widen();
         }
     }
     let mean = sums.iter().sum::<f32>() / x.len() as f32;
@@ -209,7 +252,7 @@ fn inverse_rms(x: &[f32], epsilon: f64) -> f32 {
 struct NormRecomputation<B> {
     x: NodeId,
     gain: NodeId,
-    epsilon: f64,
+    options: NormOptions,
     backend: PhantomData<B>,
 }
 
@@ -217,7 +260,7 @@ impl<B: Backend + NormOps> RetroForward for NormRecomputation<B> {
     fn forward(&self, states: &mut BackwardStates, out_node: NodeId) {
         let x = states.get_state::<FloatTensor<B>>(&self.x);
         let gain = states.get_state::<FloatTensor<B>>(&self.gain);
-        states.save(out_node, B::rms_norm(x, gain, self.epsilon));
+        states.save(out_node, B::rms_norm(x, gain, self.options));
     }
 }
 
@@ -225,7 +268,7 @@ impl<B: Backend + NormOps> RetroForward for NormRecomputation<B> {
 struct NormBackward;
 
 impl<B: Backend + NormOps> Backward<B, 2> for NormBackward {
-    type State = (NodeId, NodeId, f64);
+    type State = (NodeId, NodeId, NormOptions);
 
     fn backward(
         self,
@@ -233,11 +276,11 @@ impl<B: Backend + NormOps> Backward<B, 2> for NormBackward {
         grads: &mut Gradients,
         checkpointer: &mut Checkpointer,
     ) {
-        let (x, gain, epsilon) = ops.state;
+        let (x, gain, options) = ops.state;
         let x = checkpointer.retrieve_node_output(x);
         let gain = checkpointer.retrieve_node_output(gain);
         let dy = grads.consume::<B>(&ops.node);
-        let (dx, dg) = B::rms_norm_gradient(dy, x, gain, epsilon);
+        let (dx, dg) = B::rms_norm_gradient(dy, x, gain, options);
         let [x_node, gain_node] = ops.parents;
         if let Some(node) = x_node {
             grads.register::<B>(node.id, dx);
@@ -249,11 +292,15 @@ impl<B: Backend + NormOps> Backward<B, 2> for NormBackward {
 }
 
 impl<B: Backend + NormOps, C: CheckpointStrategy> NormOps for Autodiff<B, C> {
-    fn rms_norm(x: FloatTensor<Self>, gain: FloatTensor<Self>, epsilon: f64) -> FloatTensor<Self> {
+    fn rms_norm(
+        x: FloatTensor<Self>,
+        gain: FloatTensor<Self>,
+        options: NormOptions,
+    ) -> FloatTensor<Self> {
         let recomputation = NormRecomputation::<B> {
             x: x.node().id(),
             gain: gain.node().id(),
-            epsilon,
+            options,
             backend: PhantomData,
         };
         // The output is recomputed whatever checkpointing strategy the rest of the graph has: the layer after
@@ -267,14 +314,14 @@ impl<B: Backend + NormOps, C: CheckpointStrategy> NormOps for Autodiff<B, C> {
             .stateful();
         match prepared {
             OpsKind::Tracked(mut prep) => {
-                let state = (prep.checkpoint(&x), prep.checkpoint(&gain), epsilon);
-                let y = B::rms_norm(x.into_primitive(), gain.into_primitive(), epsilon);
+                let state = (prep.checkpoint(&x), prep.checkpoint(&gain), options);
+                let y = B::rms_norm(x.into_primitive(), gain.into_primitive(), options);
                 prep.finish(state, y)
             }
             OpsKind::UnTracked(prep) => prep.finish(B::rms_norm(
                 x.into_primitive(),
                 gain.into_primitive(),
-                epsilon,
+                options,
             )),
         }
     }
@@ -283,10 +330,10 @@ impl<B: Backend + NormOps, C: CheckpointStrategy> NormOps for Autodiff<B, C> {
         dy: FloatTensor<Self>,
         x: FloatTensor<Self>,
         gain: FloatTensor<Self>,
-        epsilon: f64,
+        options: NormOptions,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         let [dy, x, gain] = [dy, x, gain].map(FloatTensor::<Self>::into_primitive);
-        let (dx, dg) = B::rms_norm_gradient(dy, x, gain, epsilon);
+        let (dx, dg) = B::rms_norm_gradient(dy, x, gain, options);
         (FloatTensor::<Self>::new(dx), FloatTensor::<Self>::new(dg))
     }
 }

@@ -1,17 +1,13 @@
-//! Rotary position embeddings (Su et al. 2021), in the layout of Hugging Face checkpoints: in each head of width
-//! e, the pair (x_i, x_{i + e/2}) is rotated by an angle that depends on the row and on i.
+//! Rotary position embeddings (Su et al. 2021), in the layout of Hugging Face checkpoints: in each head, the pair
+//! (x_i, x_{i + f}) is rotated by an angle that depends on the row and on i, for i < f. If the head is wider than 2f,
+//! its other columns stay as they are.
 //!
 //! ```text
-//! y_i       = x_i cos − x_{i+e/2} sin
-//! y_{i+e/2} = x_{i+e/2} cos + x_i sin
+//! y_i     = x_i cos − x_{i+f} sin
+//! y_{i+f} = x_{i+f} cos + x_i sin
 //! ```
 //!
 //! The gradient is the rotation by the opposite angle: the same formula with −sin.
-
-// The output is allocated without being zeroed, because every element is written once.
-#![allow(unsafe_code)]
-
-use std::mem::MaybeUninit;
 
 use burn::backend::autodiff::{
     Autodiff,
@@ -24,61 +20,78 @@ use burn::backend::{Backend, Dispatch, Flex, backend_extension};
 use burn::tensor::Tensor;
 use rayon::prelude::*;
 
-use crate::flex::{
-    elements, is_cpu_f32, is_cpu_half, matrix, rows_per_task, shape2, to_f32, vec_written_by,
-};
+use crate::flex::{compact, is_cpu_float, rows_per_task, shape2, widened};
+use crate::float::{StoredFloat, with_stored_type};
 use crate::simd::vectorize_closure;
 
-/// Rotates every head of every row: `x_nc` `[n, heads · e]`, `cos_nf` and `sin_nf` `[n, e/2]` →
-/// `[n, heads · e]`; differentiable in x.
+/// Rotates every head of every row: `x_nc` `[n, heads · head_width]`, `cos_nf` and `sin_nf` `[n, f]` with
+/// 2f ≤ `head_width` → `[n, heads · head_width]`; differentiable in x.
+///
+/// The first 2f columns of each head are rotated. On the CPU the memory of x is reused if it is not shared.
 ///
 /// # Panics
 /// Panics on shapes that do not fit, as burn's own operations do.
 #[must_use]
-pub fn rotary(x_nc: Tensor<2>, cos_nf: Tensor<2>, sin_nf: Tensor<2>) -> Tensor<2> {
-    let ([n, columns], [rows, half]) = (x_nc.dims(), cos_nf.dims());
+pub fn rotary(
+    x_nc: Tensor<2>,
+    cos_nf: Tensor<2>,
+    sin_nf: Tensor<2>,
+    head_width: usize,
+) -> Tensor<2> {
+    let ([n, columns], [rows, f]) = (x_nc.dims(), cos_nf.dims());
     assert!(
-        rows == n && sin_nf.dims() == [rows, half] && columns.is_multiple_of(2 * half.max(1)),
-        "rotary: {n} rows of {columns} and angles [{rows}, {half}]"
+        rows == n
+            && sin_nf.dims() == [rows, f]
+            && 2 * f <= head_width
+            && columns.is_multiple_of(head_width.max(1)),
+        "rotary: {n} rows of {columns} in heads of {head_width}, and angles [{rows}, {f}]"
     );
-    if is_cpu_f32(&x_nc) && is_cpu_f32(&cos_nf) {
+    if [&x_nc, &cos_nf, &sin_nf].into_iter().all(is_cpu_float) {
         let (x, cos, sin) = (
             x_nc.into_dispatch(),
             cos_nf.into_dispatch(),
             sin_nf.into_dispatch(),
         );
-        Tensor::from_dispatch(<Dispatch as RotaryOps>::rotary(x, cos, sin, false))
-    } else if is_cpu_half(&x_nc) {
-        let dtype = x_nc.dtype();
-        rotary(to_f32(x_nc), to_f32(cos_nf), to_f32(sin_nf)).cast(dtype)
+        Tensor::from_dispatch(<Dispatch as RotaryOps>::rotary(
+            x, cos, sin, head_width, false,
+        ))
     } else {
-        rotary_reference(x_nc, cos_nf, sin_nf)
+        rotary_reference(x_nc, cos_nf, sin_nf, head_width)
     }
 }
 
 /// Computes [`rotary`] in tensor operations.
 #[must_use]
-pub fn rotary_reference(x_nc: Tensor<2>, cos_nf: Tensor<2>, sin_nf: Tensor<2>) -> Tensor<2> {
-    let ([n, columns], [_, half]) = (x_nc.dims(), cos_nf.dims());
-    let x_nhe = x_nc.reshape([n, columns / (2 * half), 2 * half]);
+pub fn rotary_reference(
+    x_nc: Tensor<2>,
+    cos_nf: Tensor<2>,
+    sin_nf: Tensor<2>,
+    head_width: usize,
+) -> Tensor<2> {
+    let ([n, columns], [_, f]) = (x_nc.dims(), cos_nf.dims());
+    let x_nhe = x_nc.reshape([n, columns / head_width.max(1), head_width]);
     let (cos, sin): (Tensor<3>, Tensor<3>) = (cos_nf.unsqueeze_dim(1), sin_nf.unsqueeze_dim(1));
-    let first = x_nhe.clone().narrow(2, 0, half);
-    let second = x_nhe.narrow(2, half, half);
-    let rotated = vec![
+    let first = x_nhe.clone().narrow(2, 0, f);
+    let second = x_nhe.clone().narrow(2, f, f);
+    let mut parts = vec![
         first.clone() * cos.clone() - second.clone() * sin.clone(),
         second * cos + first * sin,
     ];
-    Tensor::cat(rotated, 2).reshape([n, columns])
+    if head_width > 2 * f {
+        parts.push(x_nhe.narrow(2, 2 * f, head_width - 2 * f));
+    }
+    Tensor::cat(parts, 2).reshape([n, columns])
 }
 
-/// The rotation in f32. With `inverse` it is by the opposite angle, which is the gradient.
+/// The rotation in f32, f16 or bf16; computed in f32. With `inverse` it is by the opposite angle, which is the gradient.
 #[backend_extension(Flex, Autodiff)]
 pub(crate) trait RotaryOps: Backend {
-    /// `[n, heads · e]`, `[n, e/2]` twice → `[n, heads · e]`.
+    /// `[n, heads · head_width]`, `[n, f]` twice → `[n, heads · head_width]`.
     fn rotary(
         x: FloatTensor<Self>,
         cos: FloatTensor<Self>,
         sin: FloatTensor<Self>,
+        head_width: usize,
         inverse: bool,
     ) -> FloatTensor<Self>;
 }
@@ -88,53 +101,62 @@ impl RotaryOps for Flex {
         x: FloatTensor<Self>,
         cos: FloatTensor<Self>,
         sin: FloatTensor<Self>,
+        head_width: usize,
         inverse: bool,
     ) -> FloatTensor<Self> {
-        let [x, cos, sin] = [x, cos, sin].map(|tensor| tensor.to_contiguous());
-        let ([n, columns], [_, half]) = (shape2(&x), shape2(&cos));
-        let sign = if inverse { -1.0 } else { 1.0 };
-        let task_rows = rows_per_task(columns);
-        let angles = elements::<f32>(&cos)
-            .par_chunks(task_rows * half.max(1))
-            .zip(elements::<f32>(&sin).par_chunks(task_rows * half.max(1)));
-        let rows = elements::<f32>(&x)
-            .par_chunks(task_rows * columns.max(1))
-            .zip(angles);
-        let write = |y: &mut [MaybeUninit<f32>]| {
-            (y.par_chunks_mut(task_rows * columns.max(1)).zip(rows)).for_each(
-                |(y, (x, (cos, sin)))| {
-                    vectorize_closure(
-                        #[inline(always)]
-                        || {
-                            let angles = cos.chunks(half).zip(sin.chunks(half));
-                            let rows = y.chunks_mut(columns).zip(x.chunks(columns));
-                            for ((y, x), (cos, sin)) in rows.zip(angles) {
-                                for (y, x) in y.chunks_mut(2 * half).zip(x.chunks(2 * half)) {
-                                    rotate_head(y, x, cos, sin, sign);
-                                }
-                            }
-                        },
-                    );
-                },
-            );
-        };
-        // SAFETY: `write` covers every row: the public function checks that each row has its angles and that
-        // the columns are whole heads.
-        let y = unsafe { vec_written_by(n * columns, write) };
-        matrix(y, [n, columns])
+        let [cos, sin] = [cos, sin].map(|tensor| tensor.to_contiguous());
+        let (mut x, [_, f]) = (compact(x), shape2(&cos));
+        let (cos, sin) = (widened(&cos), widened(&sin));
+        if f > 0 {
+            let sign = if inverse { -1.0 } else { 1.0 };
+            // The storage is copied first if it is shared.
+            with_stored_type!(x.dtype(), E => {
+                rotate_rows(x.storage_mut::<E>(), &cos, &sin, [f, head_width], sign);
+            });
+        }
+        x
     }
+}
+
+/// Rotates every head of every row in place.
+fn rotate_rows<E: StoredFloat<f32>>(
+    x: &mut [E],
+    cos: &[f32],
+    sin: &[f32],
+    [f, head_width]: [usize; 2],
+    sign: f32,
+) {
+    let columns = x.len() / (cos.len() / f).max(1);
+    let task_rows = rows_per_task(columns);
+    let angles = cos
+        .par_chunks(task_rows * f)
+        .zip(sin.par_chunks(task_rows * f));
+    let tasks = x.par_chunks_mut((task_rows * columns).max(1)).zip(angles);
+    tasks.for_each(|(x, (cos, sin))| {
+        vectorize_closure(
+            #[inline(always)]
+            || {
+                let angles = cos.chunks_exact(f).zip(sin.chunks_exact(f));
+                for (x, (cos, sin)) in x.chunks_exact_mut(columns).zip(angles) {
+                    for x in x.chunks_exact_mut(head_width) {
+                        rotate_head(x, cos, sin, sign);
+                    }
+                }
+            },
+        );
+    });
 }
 
 /// Rotates one head of one row.
 #[inline(always)]
-fn rotate_head(y: &mut [MaybeUninit<f32>], x: &[f32], cos: &[f32], sin: &[f32], sign: f32) {
-    let half = x.len() / 2;
-    let ((y_first, y_second), (first, second)) = (y.split_at_mut(half), x.split_at(half));
-    let (cos, sin) = (&cos[..half], &sin[..half]);
-    for i in 0..half {
-        let sin = sign * sin[i];
-        y_first[i].write(first[i] * cos[i] - second[i] * sin);
-        y_second[i].write(second[i] * cos[i] + first[i] * sin);
+fn rotate_head<E: StoredFloat<f32>>(x: &mut [E], cos: &[f32], sin: &[f32], sign: f32) {
+    let f = cos.len();
+    let (first, rest) = x.split_at_mut(f);
+    let (second, sin) = (&mut rest[..f], &sin[..f]);
+    for i in 0..f {
+        let (a, b, sin) = (first[i].widen(), second[i].widen(), sign * sin[i]);
+        first[i] = E::narrow(a * cos[i] - b * sin);
+        second[i] = E::narrow(b * cos[i] + a * sin);
     }
 }
 
@@ -142,7 +164,7 @@ fn rotate_head(y: &mut [MaybeUninit<f32>], x: &[f32], cos: &[f32], sin: &[f32], 
 struct RotaryBackward;
 
 impl<B: Backend + RotaryOps> Backward<B, 1> for RotaryBackward {
-    type State = (FloatTensor<B>, FloatTensor<B>);
+    type State = (FloatTensor<B>, FloatTensor<B>, usize, bool);
 
     fn backward(
         self,
@@ -150,9 +172,9 @@ impl<B: Backend + RotaryOps> Backward<B, 1> for RotaryBackward {
         grads: &mut Gradients,
         _checkpointer: &mut Checkpointer,
     ) {
-        let (cos, sin) = ops.state;
+        let (cos, sin, head_width, inverse) = ops.state;
         unary::<B, _>(ops.parents, ops.node, grads, |dy| {
-            B::rotary(dy, cos, sin, true)
+            B::rotary(dy, cos, sin, head_width, !inverse)
         });
     }
 }
@@ -162,17 +184,18 @@ impl<B: Backend + RotaryOps, C: CheckpointStrategy> RotaryOps for Autodiff<B, C>
         x: FloatTensor<Self>,
         cos: FloatTensor<Self>,
         sin: FloatTensor<Self>,
+        head_width: usize,
         inverse: bool,
     ) -> FloatTensor<Self> {
         let node = x.node();
         let [x, cos, sin] = [x, cos, sin].map(FloatTensor::<Self>::into_primitive);
-        let y = B::rotary(x, cos.clone(), sin.clone(), inverse);
+        let y = B::rotary(x, cos.clone(), sin.clone(), head_width, inverse);
         match RotaryBackward
             .prepare::<C>([node])
             .compute_bound()
             .stateful()
         {
-            OpsKind::Tracked(prep) => prep.finish((cos, sin), y),
+            OpsKind::Tracked(prep) => prep.finish((cos, sin, head_width, inverse), y),
             OpsKind::UnTracked(prep) => prep.finish(y),
         }
     }

@@ -208,6 +208,26 @@ pub fn row_gradient(
 }
 
 impl LogitTransform {
+    /// Computes the softmax logits of all tokens from raw logits: `[n, v]` → `[n, vocab]`, in tensor operations.
+    #[must_use]
+    pub fn apply(&self, logits_nv: Tensor<2>) -> Tensor<2> {
+        let [_, v] = logits_nv.dims();
+        let s_nv = match self.vocab {
+            Some(vocab) if vocab < v => logits_nv.narrow(1, 0, vocab),
+            _ => logits_nv,
+        };
+        let is_plain = self.softcap.is_none() && self.scale == 1.0 && self.temperature == 1.0;
+        if is_plain {
+            return s_nv;
+        }
+        let s_nv = s_nv * self.scale;
+        let s_nv = match self.softcap {
+            Some(c) => (s_nv / c).tanh() * c,
+            None => s_nv,
+        };
+        s_nv / self.temperature
+    }
+
     /// The constants for rows of `v` columns.
     pub(crate) fn constants(&self, v: usize) -> TransformConstants {
         TransformConstants {

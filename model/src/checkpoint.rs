@@ -4,17 +4,16 @@
 //! temporary file, which is synced and renamed, so a folder never holds a partly written file.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
-use memmap2::Mmap;
 use safetensors::tensor::{Dtype, Metadata, SafeTensors, TensorInfo};
 use serde::Deserialize;
 use serde_json::json;
 
 use crate::dtype::{check_model_dtype, from_safetensors, to_safetensors};
+use crate::files::{map_file, write_json, write_whole};
 use crate::parameters::{MapParameters, Parameter, map_parameters, named_parameters};
 use crate::{Config, Decoder, Error};
 
@@ -163,15 +162,6 @@ fn find_weight_files(dir: &Path) -> Result<WeightFiles, Error> {
         root,
         files: shards.into_keys().collect(),
     })
-}
-
-#[allow(unsafe_code)]
-fn map_file(path: &Path) -> Result<Mmap, Error> {
-    let file = File::open(path).map_err(Error::io("open", path))?;
-    // SAFETY: the map is read-only and lives for one `load`. If another process changes the file meanwhile, the values
-    // read are unspecified, but every access stays within the checked offsets of the map. If another process truncates
-    // the file meanwhile, SIGBUS ends this process, as with every reader that maps a file.
-    unsafe { Mmap::map(&file) }.map_err(Error::io("map", path))
 }
 
 /// Replaces every parameter by its tensor in the files. It stops reading at the first error and keeps the error.
@@ -354,33 +344,4 @@ impl ShardEntry {
             .try_cast(dtype)
             .map_err(|error| read_error(error.to_string()))
     }
-}
-
-fn write_json(path: &Path, value: &serde_json::Value) -> Result<(), Error> {
-    write_whole(path, |file| {
-        writeln!(file, "{value:#}").map_err(Error::io("write", path))
-    })
-}
-
-/// Writes a temporary file next to `path`, syncs it and renames it, so that a reader sees the old file or the whole new
-/// one.
-fn write_whole(
-    path: &Path,
-    write: impl FnOnce(&mut BufWriter<File>) -> Result<(), Error>,
-) -> Result<(), Error> {
-    let mut temporary = path.as_os_str().to_owned();
-    temporary.push(".tmp");
-    let temporary = PathBuf::from(temporary);
-    let file = File::create(&temporary).map_err(Error::io("create", &temporary))?;
-    let mut file = BufWriter::with_capacity(1 << 20, file);
-    write(&mut file)?;
-    let file = file
-        .into_inner()
-        .map_err(|error| Error::io("write", path)(error.into_error()))?;
-    file.sync_all().map_err(Error::io("sync", &temporary))?;
-    std::fs::rename(&temporary, path).map_err(Error::io("rename to", path))?;
-    let dir = path.parent().unwrap_or(Path::new("."));
-    File::open(dir)
-        .and_then(|dir| dir.sync_all())
-        .map_err(Error::io("sync", dir))
 }

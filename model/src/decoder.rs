@@ -6,7 +6,10 @@
 use burn::module::{Module, Param};
 use burn::tensor::module::embedding;
 use burn::tensor::{DType, Device, Int, Tensor};
-use potstill_kernels::{AttentionOptions, attention, linear, linear_pair, rms_norm, swiglu_linear};
+use potstill_kernels::{
+    AttentionOptions, GateActivation, LogitTransform, attention, gated_linear, linear, linear_pair,
+    rms_norm,
+};
 
 use crate::Config;
 use crate::rotary::RotaryAngles;
@@ -24,6 +27,9 @@ pub struct Decoder {
     pub(crate) head: Option<Param<Tensor<2>>>,
     #[module(skip)]
     pub(crate) config: Config,
+    /// Number of rows of the embedding that are tokens, if later rows are padding.
+    #[module(skip)]
+    pub(crate) tokens: Option<usize>,
 }
 
 /// One decoder layer; projections are `[out, in]`.
@@ -66,6 +72,34 @@ impl Decoder {
             norm: norm(),
             head: (!config.tie_word_embeddings).then(|| matrix(config.vocab_size, d)),
             config: config.clone(),
+            tokens: None,
+        }
+    }
+
+    /// Sets the number of token ids of the model's tokenizer. If the embedding has more rows, which pad it to a round
+    /// number, the model's distributions are over the tokens alone.
+    ///
+    /// The padding's logits are not those of any token, and models of a family pad to different sizes. A checkpoint does
+    /// not record the number, so whoever loads a model beside its tokenizer sets it.
+    #[must_use]
+    pub fn with_token_count(self, tokens: usize) -> Self {
+        let tokens = (tokens < self.config.vocab_size).then_some(tokens);
+        Self { tokens, ..self }
+    }
+
+    /// Returns the number of token ids that the model's distributions are over.
+    #[must_use]
+    pub fn token_count(&self) -> usize {
+        self.tokens.unwrap_or(self.config.vocab_size)
+    }
+
+    /// Returns the transform from the raw logits, the products of hidden states and [`Self::head`], to the logits of the
+    /// softmax, at temperature 1.
+    #[must_use]
+    pub fn logit_transform(&self) -> LogitTransform {
+        LogitTransform {
+            vocab: self.tokens,
+            ..LogitTransform::default()
         }
     }
 
@@ -120,7 +154,7 @@ impl Decoder {
         let mut x_nd = embedded_nd;
         for layer in &self.layers {
             let (q_nc, k_nc, v_nc) = layer.project(&self.config, x_nd.clone(), &rotary);
-            let heads_nc = attention(q_nc, k_nc, v_nc, documents, &options);
+            let heads_nc = attention(q_nc, k_nc, v_nc, None, documents, &options);
             x_nd = layer.finish(&self.config, x_nd, heads_nc);
         }
         self.final_norm(x_nd)
@@ -139,15 +173,23 @@ impl Decoder {
         self.head.as_ref().unwrap_or(&self.embed).val()
     }
 
-    /// Computes the logits of hidden states: `[n, d]` → `[n, v]` in the model's type.
+    /// Computes the raw logits of hidden states, to which [`Self::logit_transform`] is not yet applied: `[n, d]` → `[n, v]`
+    /// in the model's type.
+    #[must_use]
+    pub fn raw_logits(&self, hidden_nd: Tensor<2>) -> Tensor<2> {
+        linear(hidden_nd, self.head())
+    }
+
+    /// Computes the logits of the softmax over the tokens: `[n, d]` → `[n, tokens]` in the model's type; see
+    /// [`Self::token_count`].
     #[must_use]
     pub fn logits(&self, hidden_nd: Tensor<2>) -> Tensor<2> {
-        linear(hidden_nd, self.head())
+        self.logit_transform().apply(self.raw_logits(hidden_nd))
     }
 
     /// Applies the final norm: `[n, d]` → `[n, d]`.
     pub(crate) fn final_norm(&self, x_nd: Tensor<2>) -> Tensor<2> {
-        rms_norm(x_nd, self.norm.val(), self.config.rms_norm_eps)
+        rms_norm(x_nd, self.norm.val(), self.config.rms_norm_eps, 0.0)
     }
 
     /// Computes the rotary angles of rows at these positions.
@@ -187,7 +229,7 @@ impl DecoderLayer {
         x_nd: Tensor<2>,
         rotary: &RotaryAngles,
     ) -> (Tensor<2>, Tensor<2>, Tensor<2>) {
-        let x_nd = rms_norm(x_nd, self.attention_norm.val(), config.rms_norm_eps);
+        let x_nd = rms_norm(x_nd, self.attention_norm.val(), config.rms_norm_eps, 0.0);
         let q_nc = linear(x_nd.clone(), self.query.val());
         let [k_nc, v_nc] = linear_pair(x_nd, [&self.key, &self.value].map(Param::val));
         (rotary.rotate(q_nc), rotary.rotate(k_nc), v_nc)
@@ -201,9 +243,9 @@ impl DecoderLayer {
         heads_nc: Tensor<2>,
     ) -> Tensor<2> {
         let x_nd = x_nd + linear(heads_nc, self.output.val());
-        let y_nd = rms_norm(x_nd.clone(), self.feed_norm.val(), config.rms_norm_eps);
+        let y_nd = rms_norm(x_nd.clone(), self.feed_norm.val(), config.rms_norm_eps, 0.0);
         let [gate_nw, up_nw] = linear_pair(y_nd, [&self.gate, &self.up].map(Param::val));
-        x_nd + swiglu_linear(gate_nw, up_nw, self.down.val())
+        x_nd + gated_linear(gate_nw, up_nw, self.down.val(), GateActivation::Silu)
     }
 }
 

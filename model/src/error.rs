@@ -73,6 +73,26 @@ pub enum Error {
         #[source]
         source: safetensors::SafeTensorError,
     },
+    /// A GGUF file is damaged, or holds something that this crate does not read.
+    #[error("cannot use `{}`: {what}\nhint: {hint}", path.display())]
+    Gguf {
+        /// Path of the file.
+        path: PathBuf,
+        /// The problem, with the key or the tensor.
+        what: String,
+        /// Remedy for the user.
+        hint: &'static str,
+    },
+    /// A checkpoint cannot be written as GGUF.
+    #[error("cannot write `{}` as GGUF: {what}\nhint: {hint}", dir.display())]
+    NoGguf {
+        /// Folder of the checkpoint.
+        dir: PathBuf,
+        /// The problem, with the file and the key.
+        what: String,
+        /// Remedy for the user.
+        hint: &'static str,
+    },
     /// A tensor that the configuration requires is absent.
     #[error("`{}` has no tensor `{tensor}`\nhint: the weights do not belong to this `config.json`; use both from the same model", path.display())]
     MissingTensor {

@@ -13,6 +13,7 @@
 //! | `generate/schedule` | which rows a step computes |
 //! | `generate/pages`, `generate/cache` | pages of the KV cache, and the forward pass over them |
 //! | `generate/sampling`, `generate/draw` | sampling settings, and the choice of a token from logits |
+//! | `files` | maps files into memory, and writes files as a whole |
 //! | `device`, `dtype` | devices by name, and the float types of models |
 //! | `error` | [`Error`]: all errors of the crate |
 //!
@@ -29,7 +30,9 @@ mod decoder;
 mod device;
 mod dtype;
 mod error;
+mod files;
 mod generate;
+mod gguf;
 mod init;
 mod parameters;
 mod prune;
@@ -44,5 +47,6 @@ pub use decoder::{Decoder, document_lengths};
 pub use device::{DEVICES, device};
 pub use error::Error;
 pub use generate::{BatchLimits, GeneratedAnswer, Sampling, StopConditions, StopReason, generate};
+pub use gguf::{BlockType, GgufFile, GgufWeights, dequantize, lay_out_gguf, quantize};
 pub use parameters::{MapParameters, Parameter, map_parameters, named_parameters};
 pub use prune::prune_layers;

@@ -77,6 +77,7 @@ pub fn map_parameters(model: Decoder, mapper: &mut impl MapParameters) -> Decode
         norm,
         head,
         config: model.config,
+        tokens: model.tokens,
     }
 }
 

@@ -40,6 +40,11 @@ impl RotaryAngles {
 
     /// Rotates each pair (x_i, x_{i + e/2}) of every head by its row's angle: `[n, heads·e]` → `[n, heads·e]`.
     pub(crate) fn rotate(&self, x_nc: Tensor<2>) -> Tensor<2> {
-        rotary(x_nc, self.cos_nf.clone(), self.sin_nf.clone())
+        rotary(
+            x_nc,
+            self.cos_nf.clone(),
+            self.sin_nf.clone(),
+            2 * self.cos_nf.dims()[1],
+        )
     }
 }

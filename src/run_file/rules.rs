@@ -132,6 +132,16 @@ fn student(file: &RunFile, report: Report<'_>) {
                 .to_owned(),
         );
     }
+    if let (Some(own), Some(teacher)) = (&student.template_arguments, &file.teacher)
+        && file.has_signals()
+        && *own != teacher.template_arguments
+    {
+        report(
+            &["student", "template_arguments"],
+            "a student that learns from distributions learns the teacher's own tokens, so it needs the teacher's arguments\nhint: leave `template_arguments` of [student] out, and set them in [teacher]"
+                .to_owned(),
+        );
+    }
     if student.path.is_none() && file.teacher.is_none() {
         report(
             &["student"],

@@ -5,11 +5,12 @@
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
+use std::path::PathBuf;
 
 use anyhow::{Context as _, bail};
 use potstill_datasets::{
-    Completion, FinishReason, Prompt, RunModel, Split, TaskSample, read_shard, replace_file,
-    write_shard,
+    ChatTemplate, Completion, FinishReason, Prompt, RunModel, Split, TaskSample, read_shard,
+    replace_file, write_shard,
 };
 use potstill_eval::{EvalAnswers, Grader};
 use potstill_teacher::{Ask, Local, LocalSettings, Sampling};
@@ -38,6 +39,7 @@ pub(super) fn answer_one(context: &Context, model: RunModel) -> anyhow::Result<S
             "test": run.settings.curate.test,
             "seed": run.settings.run.seed,
             "reasoning": settings_of(&run.settings.collect.reasoning)?,
+            "template": folder_and_template(context, model)?.1.hash(),
         }),
         inputs: BTreeMap::from([
             ("prompts".to_owned(), prompts.content_hash()),
@@ -84,17 +86,34 @@ pub(super) fn test_prompts(context: &Context) -> anyhow::Result<Vec<Prompt>> {
     Ok(prompts)
 }
 
+/// Returns the folder with the tokenizer that a model answers with, and its chat template.
+pub(super) fn folder_and_template(
+    context: &Context,
+    model: RunModel,
+) -> anyhow::Result<(PathBuf, ChatTemplate)> {
+    let run = &context.run;
+    match model {
+        RunModel::Teacher => {
+            let folder = checkpoint::teacher(run)?;
+            let template = checkpoint::template(run, &folder)?;
+            Ok((folder, template))
+        }
+        RunModel::Base | RunModel::Unigram | RunModel::Trained(_) => {
+            let folder = checkpoint::student(run)?;
+            let template = checkpoint::student_template(run, &folder)?;
+            Ok((folder, template))
+        }
+    }
+}
+
 /// Loads a model to answer prompts, with the teacher's template and reasoning markers.
 pub(super) fn open(context: &Context, model: RunModel) -> anyhow::Result<Local> {
     let run = &context.run;
-    let tokenizer = match model {
-        RunModel::Teacher => checkpoint::teacher(run)?,
-        RunModel::Base | RunModel::Unigram | RunModel::Trained(_) => checkpoint::student(run)?,
-    };
+    let (folder, template) = folder_and_template(context, model)?;
     let model = load(context, model)?;
     let settings = LocalSettings {
-        template: Some(checkpoint::template(run, &tokenizer)?),
-        dir: tokenizer,
+        template: Some(template),
+        dir: folder,
         dtype: model.dtype(),
         device: context.device.clone(),
         reasoning: run.settings.collect.reasoning.clone(),

@@ -185,7 +185,7 @@ fn check_student(run: &Loaded, teacher: Option<&Path>) -> anyhow::Result<String>
             );
         }
     }
-    checkpoint::template(run, &folder)?;
+    checkpoint::student_template(run, &folder)?;
     let config = Config::from_dir(&folder)?;
     if let Some(config) = start::random_config(run, &folder)? {
         return Ok(format!("random weights, {}", shape(&config)));

@@ -5,8 +5,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use potstill_datasets::range::FilePath;
-use potstill_datasets::{ChatTemplate, FloatType, TemplateSource, Tokenizer, hash_file};
-use potstill_model::{Config, DType, weight_files};
+use potstill_datasets::{
+    ChatTemplate, FloatType, TemplateArguments, TemplateSource, Tokenizer, hash_file,
+};
+use potstill_model::{Config, DType, Decoder, Device, weight_files};
 use potstill_teacher::TeacherSettings;
 use sha2::{Digest, Sha256};
 
@@ -163,12 +165,53 @@ pub fn tokenizer(dir: &Path) -> anyhow::Result<Tokenizer> {
     Ok(tokenizer)
 }
 
+/// Loads a checkpoint. Its distributions are over the tokens of the tokenizer in `tokenizer_dir`, without the padding of
+/// the embedding; a training checkpoint has no tokenizer of its own.
+///
+/// # Errors
+/// When the tokenizer cannot be read or is larger than the embedding, or the weights cannot be read.
+pub fn load(
+    dir: &Path,
+    tokenizer_dir: &Path,
+    dtype: DType,
+    device: &Device,
+) -> anyhow::Result<Decoder> {
+    let tokens = tokenizer(tokenizer_dir)?.vocab_size();
+    Ok(potstill_model::load(dir, dtype, device)?.with_token_count(tokens))
+}
+
 /// Returns the chat template that `template` of `[teacher]` (of `[student]` in a run without a teacher)
-/// selects: `"plain"`, a file, or by default the checkpoint's own.
+/// selects: `"plain"`, a file, or by default the checkpoint's own. Its arguments are those of the same table.
 ///
 /// # Errors
 /// When the checkpoint has no template and none is set, or the template cannot be read or compiled.
 pub fn template(run: &Loaded, dir: &Path) -> anyhow::Result<ChatTemplate> {
+    let arguments = match &run.settings.teacher {
+        Some(teacher) => teacher.template_arguments.clone(),
+        None => student_arguments(run),
+    };
+    Ok(bare_template(run, dir)?.with_arguments(arguments))
+}
+
+/// Returns the chat template that the student learns and answers with: as [`template`], with the arguments of
+/// `[student]` where it has them.
+///
+/// # Errors
+/// As [`template`].
+pub fn student_template(run: &Loaded, dir: &Path) -> anyhow::Result<ChatTemplate> {
+    Ok(bare_template(run, dir)?.with_arguments(student_arguments(run)))
+}
+
+/// Returns the arguments of the student's template: its own, or by default the teacher's.
+fn student_arguments(run: &Loaded) -> TemplateArguments {
+    let teacher = run.settings.teacher.as_ref();
+    let own = run.settings.student.template_arguments.clone();
+    own.or_else(|| Some(teacher?.template_arguments.clone()))
+        .unwrap_or_default()
+}
+
+/// Returns the chat template without arguments.
+fn bare_template(run: &Loaded, dir: &Path) -> anyhow::Result<ChatTemplate> {
     let (table, template) = match &run.settings.teacher {
         Some(teacher) => ("teacher", &teacher.template),
         None => ("student", &run.settings.student.template),

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use potstill_datasets::{RunModel, SequenceValues, Split, read_shard, replace_file, write_shard};
 use potstill_eval::{Metric, TestText, interval};
-use potstill_model::{Config, Decoder};
+use potstill_model::Decoder;
 use potstill_student::{SignalKind, Unigram, evaluate};
 use serde_json::json;
 
@@ -13,7 +13,7 @@ use super::models::{load, model_key, results_file, test_home};
 use super::rows::SelectedRows;
 use super::{
     Context, StageOutcome, StageSummary, answers, checkpoint, counts, for_each_model, own_text,
-    run_stage, score,
+    rows, run_stage, score,
 };
 use crate::interrupt;
 use crate::run_dir::StagePlan;
@@ -96,8 +96,7 @@ fn measure_unigram(
     home: &str,
 ) -> anyhow::Result<Option<Vec<SequenceValues>>> {
     let kind = signal_kind(context);
-    let folder = checkpoint::student(&context.run)?;
-    let vocab = Config::from_dir(&folder)?.vocab_size;
+    let vocab = checkpoint::tokenizer(&checkpoint::student(&context.run)?)?.vocab_size();
     let mut train = SelectedRows::open(context, Split::Train)?;
     let mut test = SelectedRows::open(context, Split::Test)?;
     let (to_fit, to_measure) = (train.list.len(), test.list.len());
@@ -150,6 +149,7 @@ fn plan(context: &Context, model: RunModel) -> anyhow::Result<StagePlan> {
         outputs: vec![test_home(model), results_file(&test_home(model))],
         settings: json!({
             "chunk_rows": run.settings.train.chunk_rows,
+            "text": rows::text_settings(run)?,
         }),
         inputs: BTreeMap::from([
             ("completions".to_owned(), completions.content_hash()),

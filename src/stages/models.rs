@@ -35,7 +35,7 @@ pub(super) fn load(context: &Context, model: RunModel) -> anyhow::Result<Decoder
         }
         RunModel::Trained(variant) => (context.dir.path(&export_home(variant)), DType::F32),
     };
-    Ok(potstill_model::load(&folder, dtype, &context.device)?)
+    checkpoint::load(&folder, &folder, dtype, &context.device)
 }
 
 /// Folder of an exported student, below the run directory.

@@ -39,6 +39,7 @@ pub(super) fn own_text_one(context: &Context, model: RunModel) -> anyhow::Result
             "seed": file.run.seed,
             "reasoning": settings_of(&file.collect.reasoning)?,
             "chunk_rows": file.train.chunk_rows,
+            "template": answers::folder_and_template(context, model)?.1.hash(),
         }),
         inputs: BTreeMap::from([
             ("prompts".to_owned(), prompts.content_hash()),

@@ -8,8 +8,11 @@ use potstill_datasets::{
     Completion, Error as DataError, Prompt, Selected, Signal, Split, Table, read_footer, shards,
 };
 use potstill_teacher::TextEncoder;
+use serde_json::{Value, json};
 
 use super::{Context, checkpoint, curate, import};
+use crate::run_dir::settings_of;
+use crate::run_file::Loaded;
 
 /// Signals of a list of selected answers, by position in the list.
 pub(crate) struct SelectedRows {
@@ -89,6 +92,19 @@ impl SelectedRows {
     }
 }
 
+/// Returns the settings that turn answers into tokens, if students learn from the answers' text; null otherwise, since
+/// distributions have the teacher's own tokens.
+pub(super) fn text_settings(run: &Loaded) -> anyhow::Result<Value> {
+    if run.settings.has_signals() {
+        return Ok(Value::Null);
+    }
+    let folder = checkpoint::student(run)?;
+    Ok(json!({
+        "template": checkpoint::student_template(run, &folder)?.hash(),
+        "reasoning": settings_of(&run.settings.collect.reasoning)?,
+    }))
+}
+
 impl EncodedAnswers {
     fn open(context: &Context) -> anyhow::Result<EncodedAnswers> {
         let folder = checkpoint::student(&context.run)?;
@@ -100,7 +116,7 @@ impl EncodedAnswers {
             let own = provenance.map(|p| p.tokenizer == tokenizer.fingerprint());
             own_ids.push(own.collect());
         }
-        let template = checkpoint::template(&context.run, &folder)?;
+        let template = checkpoint::student_template(&context.run, &folder)?;
         let reasoning = context.run.settings.collect.reasoning.clone();
         Ok(EncodedAnswers {
             completions: Table::open(&completions)?,

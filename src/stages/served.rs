@@ -60,7 +60,7 @@ pub(super) fn http_teacher(run: &Loaded) -> anyhow::Result<HttpTeacher> {
             .map_or_else(String::new, |e| e.tokenizer().fingerprint().to_owned()),
         template: encoder
             .as_ref()
-            .map_or_else(String::new, |e| e.template().hash().to_owned()),
+            .map_or_else(String::new, |e| e.template().hash()),
         sampling: String::new(),
         temperatures: Vec::new(),
         licence: served.licence(),
@@ -79,11 +79,16 @@ pub(super) fn answer_settings(run: &Loaded, http: &HttpTeacher) -> anyhow::Resul
         (Api::Completions, Some(encoder)) => Some(encoder.template().hash()),
         _ => None,
     };
+    let arguments = match request.api {
+        Api::Chat => Some(request.template_arguments.to_json()),
+        Api::Completions => None,
+    };
     Ok(json!({
         "served": request.model,
         "dialect": settings_of(&request.dialect)?,
         "method": settings_of(&request.api)?,
         "template": template,
+        "template_arguments": arguments,
         "licence": http.provenance.licence,
         "seed": run.settings.run.seed,
         "max_new_tokens": request.max_tokens,
@@ -146,6 +151,13 @@ impl<'a> ServedTeacher<'a> {
                 );
             }
         }
+        let sent = self.table.method == Api::Chat && !self.table.template_arguments.is_empty();
+        if sent && !self.dialect.takes_template_arguments() {
+            return refuse(
+                &["teacher", "template_arguments"],
+                "servers of this dialect take no arguments of the chat template\nhint: name the server's `dialect` (vllm, sglang and llama-server take them), or use `method = \"completions\"` with a `tokenizer`".to_owned(),
+            );
+        }
         let largest_k = match (&self.provider, self.dialect) {
             (Some(provider), _) => provider.top_logprobs as usize,
             (None, Dialect::Openai) => 20,
@@ -196,6 +208,7 @@ impl<'a> ServedTeacher<'a> {
             logprobs: collect.signals.as_ref().map(|s| s.top_k as u32),
             stream: collect.stream,
             reasoning: self.run.settings.collect.reasoning.clone(),
+            template_arguments: self.table.template_arguments.clone(),
         })
     }
 

@@ -43,9 +43,11 @@ pub(crate) fn start_on(run: &Loaded, seed_index: u32, device: &Device) -> anyhow
     let folder = checkpoint::student(run)?;
     if let Some(config) = random_config(run, &folder)? {
         let seed = seed(&run.settings, seed_index);
-        return Ok(Decoder::init(&config, seed, DType::F32, device)?);
+        let tokens = checkpoint::tokenizer(&folder)?.vocab_size();
+        let model = Decoder::init(&config, seed, DType::F32, device)?;
+        return Ok(model.with_token_count(tokens));
     }
-    let whole = potstill_model::load(&folder, DType::F32, device)?;
+    let whole = checkpoint::load(&folder, &folder, DType::F32, device)?;
     match pruned_layers(run, whole.config())? {
         Some(layers) => Ok(potstill_model::prune_layers(&whole, &layers)?),
         None => Ok(whole),

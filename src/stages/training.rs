@@ -22,7 +22,7 @@ use rayon::ThreadPoolBuilder;
 use serde_json::json;
 
 use super::rows::SelectedRows;
-use super::{Context, StageOutcome, checkpoint, counts, for_each_model, score, start};
+use super::{Context, StageOutcome, checkpoint, counts, for_each_model, rows, score, start};
 use crate::events::Event;
 use crate::interrupt;
 use crate::run_dir::{Counts, LedgerLine, StagePlan, now, short};
@@ -62,6 +62,7 @@ impl Training {
             settings: json!({
                 "method": self.variant.arm.name(),
                 "train": settings(&run.settings, seed_index).identity(&self.schedule),
+                "text": rows::text_settings(run)?,
             }),
             inputs: BTreeMap::from([
                 ("completions".to_owned(), completions.content_hash()),

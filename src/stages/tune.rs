@@ -22,7 +22,8 @@ use super::eval::{measure, published_values};
 use super::models::results_file;
 use super::training::{Training, outcome_without_training, schedule, train_each};
 use super::{
-    Context, StageOutcome, StageSummary, counts, for_each_model, planned, run_stage, score,
+    Context, StageOutcome, StageSummary, checkpoint, counts, for_each_model, planned, run_stage,
+    score,
 };
 use crate::events::Event;
 use crate::run_dir::StagePlan;
@@ -262,7 +263,8 @@ fn measure_rate(
 ) -> anyhow::Result<StageOutcome> {
     let measured = run_stage(context, plan, |out| {
         let folder = context.dir.path(&training.last_checkpoint());
-        let weights = potstill_model::load(&folder, DType::F32, &context.device)?;
+        let student = checkpoint::student(&context.run)?;
+        let weights = checkpoint::load(&folder, &student, DType::F32, &context.device)?;
         let values = measure(context, &plan.stage, &weights, Split::Dev, out, &plan.home)?;
         Ok(values.map(|values| {
             let tokens = values.iter().map(|v| v.tokens as usize).sum();

@@ -208,9 +208,11 @@ fn definition_value(
     weights: Option<&Weights>,
 ) -> (f64, Weights) {
     let logits: Vec<Vec<Vec<f64>>> = signals.iter().map(|signal| logits(model, signal)).collect();
-    batch_loss_by_definition(signals, &logits, objective, weights)
+    let transform = model.logit_transform();
+    batch_loss_by_definition(signals, &logits, &transform, objective, weights)
 }
 
+/// Computes the raw logits at each position.
 fn logits(model: &Decoder, signal: &Signal) -> Vec<Vec<f64>> {
     let ids: Vec<i32> = signal.token_ids.iter().map(|id| *id as i32).collect();
     let t = ids.len();
@@ -218,7 +220,7 @@ fn logits(model: &Decoder, signal: &Signal) -> Vec<Vec<f64>> {
     let ids_bt = Tensor::<2, Int>::from_data(TensorData::new(ids, [1, t]), at);
     let hidden_btd = model.hidden(ids_bt);
     let [_, _, d] = hidden_btd.dims();
-    let logits_nv = model.logits(hidden_btd.reshape([t, d]));
+    let logits_nv = model.raw_logits(hidden_btd.reshape([t, d]));
     let [_, v] = logits_nv.dims();
     let values: Vec<f64> = logits_nv.into_data().iter::<f64>().collect();
     values.chunks(v).map(<[f64]>::to_vec).collect()

@@ -100,11 +100,11 @@ fn prune(dir: &Path) -> Result<(), Error> {
     Ok(())
 }
 
-/// Loads the newest checkpoint, if there is one. A checkpoint of another run is an error.
+/// Loads the newest checkpoint of a training that began at `start`, if there is one. A checkpoint of another run is an
+/// error.
 pub(crate) fn newest(
     dir: &Path,
-    dtype: DType,
-    device: &Device,
+    start: &Decoder,
     expected: &TrainingState,
     weight_decay: f64,
 ) -> Result<Option<Checkpoint>, Error> {
@@ -116,13 +116,14 @@ pub(crate) fn newest(
     let text = fs::read(&path).map_err(Error::io(&path))?;
     let state: TrainingState = serde_json::from_slice(&text).map_err(|why| damaged(&path, why))?;
     check_same(&path, &state, expected)?;
-    let model = potstill_model::load(&place, dtype, device)?;
+    let device = &start.device();
+    let model = potstill_model::load(&place, start.dtype(), device)?;
     let mut optimizer = AdamW::new(weight_decay);
     optimizer.step = state.step;
     load_moments(&place.join("optimizer.safetensors"), &mut optimizer, device)?;
     Ok(Some(Checkpoint {
         state,
-        model,
+        model: model.with_token_count(start.token_count()),
         optimizer,
     }))
 }

@@ -88,8 +88,9 @@ fn sequence(
         let dtype = crate::head_loss::stats_dtype(logits_nv.dtype());
         let targets = micro_batch.targets(rows.clone(), dtype, &device);
         let support_nk = targets.support_nk.clone();
-        let head = LogitTransform::default();
-        let stats = row_stats(logits_nv.clone(), support_nk, &head, LogQSum::Omitted);
+        // The model's own transform is applied already.
+        let transform = LogitTransform::default();
+        let stats = row_stats(logits_nv.clone(), support_nk, &transform, LogQSum::Omitted);
         let kl_n = forward_kl(targets.log_p_nk.clone(), targets.log_q_nk(&stats));
         let nll_n = cross_entropy(targets.log_q_target_n1(&stats));
         let top1_n1 = logits_nv.clone().argmax(1);

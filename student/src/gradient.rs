@@ -89,7 +89,7 @@ pub fn batch_gradient(
     let objective = settings.objective.of_arm(arm);
     objective.check()?;
     let (mut targets, rescaled_rows) = batch_targets(signals, &objective, arm, settings, step)?;
-    let options = GradientOptions::new(&objective, &targets, settings);
+    let options = GradientOptions::new(&objective, &targets, settings, model);
 
     let mut gradients = Gradients::new();
     let mut sums = LossSums::default();
@@ -155,6 +155,8 @@ pub struct GradientOptions<'a> {
     pub chunk_rows: usize,
     /// Implementation: kernels, or tensor operations.
     pub form: Form,
+    /// The model's [`Decoder::logit_transform`].
+    pub transform: LogitTransform,
 }
 
 impl<'a> GradientOptions<'a> {
@@ -163,6 +165,7 @@ impl<'a> GradientOptions<'a> {
         objective: &'a Objective,
         targets: &[Target],
         settings: &TrainSettings,
+        model: &Decoder,
     ) -> Self {
         let rows: usize = targets.iter().map(|target| target.rows.len()).sum();
         Self {
@@ -170,6 +173,7 @@ impl<'a> GradientOptions<'a> {
             row_weight: 1.0 / rows.max(1) as f64,
             chunk_rows: settings.chunk_rows,
             form: settings.form,
+            transform: model.logit_transform(),
         }
     }
 }
@@ -247,11 +251,12 @@ pub fn hidden_gradient(
     let shape = hidden_nd.dims();
     let states_nd = micro_batch.select(hidden_nd.clone().inner());
     let head_vd = head_vd.clone().inner();
-    let vocab = head_vd.dims()[0];
+    let rows_of_head = head_vd.dims()[0];
+    let vocab = options.transform.vocab.unwrap_or(rows_of_head);
     let dtype = stats_dtype(head_vd.dtype());
     let targets = micro_batch.targets(0..micro_batch.rows(), dtype, &head_vd.device());
     let objective = options.objective;
-    let heads = heads(objective);
+    let heads = heads(objective, &options.transform);
     let head_options = HeadLossOptions {
         heads: &heads,
         sum: match objective.label_smoothing > 0.0 && objective.cross_entropy > 0.0 {
@@ -289,15 +294,14 @@ pub fn hidden_gradient(
 
 /// Logit transforms to evaluate: one at the loss temperature and, if that is not 1, a second one at T = 1 for
 /// the cross-entropy.
-fn heads(objective: &Objective) -> Vec<LogitTransform> {
-    let plain = LogitTransform::default();
+fn heads(objective: &Objective, plain: &LogitTransform) -> Vec<LogitTransform> {
     let tempered = LogitTransform {
         temperature: objective.temperature,
-        ..plain
+        ..*plain
     };
     match objective.temperature == 1.0 {
-        true => vec![plain],
-        false => vec![tempered, plain],
+        true => vec![*plain],
+        false => vec![tempered, *plain],
     }
 }
 

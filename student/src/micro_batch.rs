@@ -82,7 +82,7 @@ impl MicroBatch {
     /// many rows as the signal has loss positions.
     ///
     /// # Errors
-    /// [`Error::Vocabulary`] for an id that the model has no embedding for.
+    /// [`Error::Vocabulary`] for an id that is not one of the model's [tokens](Decoder::token_count).
     pub fn new(signals: &[&Signal], targets: Vec<Target>, model: &Decoder) -> Result<Self, Error> {
         let sequences = signals.iter().copied().zip(targets);
         Self::packed(sequences.map(|sequence| vec![sequence]).collect(), model)
@@ -97,7 +97,7 @@ impl MicroBatch {
         packed_rows: Vec<Vec<(&Signal, Target)>>,
         model: &Decoder,
     ) -> Result<Self, Error> {
-        let vocab = model.config().vocab_size;
+        let vocab = model.token_count();
         let id = |id: u32| match i32::try_from(id) {
             Ok(checked) if (id as usize) < vocab => Ok(checked),
             _ => Err(Error::Vocabulary { id, vocab }),

@@ -48,7 +48,7 @@ fn rows_not_finite(
 ) -> Result<Vec<SequenceId>, Error> {
     let objective = settings.objective.of_arm(arm);
     let (targets, _) = batch_targets(signals, &objective, arm, settings, step)?;
-    let options = GradientOptions::new(&objective, &targets, settings);
+    let options = GradientOptions::new(&objective, &targets, settings, model);
     let mut rows = Vec::new();
     for (signal, target) in signals.iter().zip(targets) {
         let micro_batch = MicroBatch::new(&[signal], vec![target], model)?;

@@ -15,11 +15,11 @@ use crate::target::Target;
 /// positions of `text`, in nats. On text that the student sampled at temperature 1, its mean is the KL between the two
 /// models' distributions over texts, for each token (Agarwal et al. 2024, "On-Policy Distillation of Language Models").
 ///
-/// Both models read the same token ids. If one has more embeddings than the other, the tokens beyond the smaller
-/// vocabulary are left out of both distributions. The logits of `chunk_rows` positions are in memory at a time.
+/// Both models read the same token ids. If one has more tokens than the other, those beyond the smaller vocabulary are
+/// left out of both distributions. The logits of `chunk_rows` positions are in memory at a time.
 ///
 /// # Errors
-/// [`Error::Vocabulary`] for an id that one of the models has no embedding for.
+/// [`Error::Vocabulary`] for an id that is not a token of one of the models.
 pub fn own_text_kl(
     student: &Decoder,
     teacher: &Decoder,
@@ -37,7 +37,7 @@ pub fn own_text_kl(
         return Ok(0.0);
     }
     let (student_nd, teacher_nd) = (states(student)?, states(teacher)?);
-    let vocab = student.config().vocab_size.min(teacher.config().vocab_size);
+    let vocab = student.token_count().min(teacher.token_count());
     let dtype = stats_dtype(student_nd.dtype());
     let log_probs = |model: &Decoder, hidden_nd: Tensor<2>| {
         let logits_nv = model.logits(hidden_nd).narrow(1, 0, vocab);

@@ -1,5 +1,5 @@
-use potstill_datasets::TemplateSource;
 use potstill_datasets::range::{Count, FilePath, Optional};
+use potstill_datasets::{TemplateArguments, TemplateSource};
 use potstill_model::Config;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -15,6 +15,9 @@ pub struct StudentSettings {
     /// Chat template for a run without a teacher: `"plain"` or a `.jinja` file. Default: the checkpoint's own chat
     /// template.
     pub template: Option<TemplateSource>,
+    /// Arguments of the student's chat template, where the student learns from text and where it answers in the
+    /// evaluation. Default: the teacher's.
+    pub template_arguments: Option<TemplateArguments>,
     /// Layer pruning: layers of the checkpoint to keep. A list, such as `[0, 2, 5]`; or `{ every = 2 }`; or the ends of
     /// the checkpoint, such as `{ first = 8, last = 7 }`.
     pub layers: Option<Layers>,

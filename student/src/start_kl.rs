@@ -20,7 +20,7 @@ pub struct StartKl {
 /// Measures the distributions of the next token at every position of `texts`, which are token ids. The sums are in f64.
 /// Returns `None` if there are no tokens.
 ///
-/// The caller ensures that both models have the same vocabulary, and that each text fits into their contexts.
+/// The caller ensures that both models have the same tokens, and that each text fits into their contexts.
 #[must_use]
 pub fn start_kl(teacher: &Decoder, start: &Decoder, texts: &[Vec<u32>]) -> Option<StartKl> {
     let lengths: Vec<usize> = texts.iter().map(Vec::len).collect();
@@ -35,7 +35,7 @@ pub fn start_kl(teacher: &Decoder, start: &Decoder, texts: &[Vec<u32>]) -> Optio
         model.hidden_from(model.embedded(ids_bt), &lengths)
     };
     let (teacher_nd, start_nd) = (hidden_nd(teacher), hidden_nd(start));
-    let vocabulary = teacher.config().vocab_size;
+    let vocabulary = teacher.token_count();
     let (mut start_sum, mut uniform_sum) = (0.0, 0.0);
     for first in (0..tokens).step_by(CHUNK_ROWS) {
         let rows = first..tokens.min(first + CHUNK_ROWS);

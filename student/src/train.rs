@@ -84,7 +84,7 @@ pub fn train(
 ) -> Result<TrainingResult, Error> {
     let (settings, steps) = (plan.settings, plan.schedule.steps);
     settings.objective.check()?;
-    let mut control = ControlData::new(plan.arm, settings.seed, start.config().vocab_size);
+    let mut control = ControlData::new(plan.arm, settings.seed, start.token_count());
     let (usable, overlong) = usable_rows(row, len, settings, &mut control)?;
     let label_smoothing = control.label_smoothing();
     let settings = &with_label_smoothing(settings, label_smoothing);
@@ -158,8 +158,7 @@ impl<'a> Trainer<'a> {
             settings: settings.identity(&plan.schedule),
             rows: rows as u64,
         };
-        let (device, dtype) = (start.device(), start.dtype());
-        let checkpoint = checkpoint::newest(dir, dtype, &device, &fresh, settings.weight_decay)?;
+        let checkpoint = checkpoint::newest(dir, &start, &fresh, settings.weight_decay)?;
         let Checkpoint {
             mut state,
             model,

@@ -107,6 +107,7 @@ fn settings(url: &str, in_flight: u32, max_tokens: u32, top: i64) -> ClientSetti
             logprobs: u32::try_from(top).ok(),
             stream: false,
             reasoning: None,
+            template_arguments: Default::default(),
         },
         endpoints: vec![Endpoint {
             max_in_flight: Some(in_flight),

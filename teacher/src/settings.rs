@@ -4,7 +4,7 @@
 use potstill_datasets::range::{
     Count, CountOrZero, Each, FilePath, Fraction, Mass, NonNegative, Optional, Positive,
 };
-use potstill_datasets::{FloatType, Reasoning, TemplateSource};
+use potstill_datasets::{FloatType, Reasoning, TemplateArguments, TemplateSource};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -24,6 +24,10 @@ pub struct TeacherSettings {
     pub dtype: FloatType,
     /// Chat template: `"plain"` or a `.jinja` file. Default: the checkpoint's own chat template.
     pub template: Option<TemplateSource>,
+    /// Arguments of the chat template, such as `{ enable_thinking = false }`: variables that it reads beside the
+    /// conversation. A server gets them as `chat_template_kwargs`.
+    #[serde(default)]
+    pub template_arguments: TemplateArguments,
     /// Licence of the teacher's answers, which is recorded with them.
     pub licence: Option<String>,
     /// Name of a model in the table of providers, such as `deepseek-r1`. The table gives address, price, context and

@@ -4,8 +4,8 @@
 use std::time::Instant;
 
 use potstill::kernels::{
-    AttentionOptions, LogQSum, LogitTransform, attention, linear, rms_norm, rotary, row_gradient,
-    row_stats, swiglu,
+    AttentionOptions, GateActivation, LogQSum, LogitTransform, attention, gated, linear, rms_norm,
+    rotary, row_gradient, row_stats,
 };
 use potstill::model::{Config, DType, Device, Int, Tensor, TensorData};
 
@@ -61,7 +61,7 @@ pub(crate) fn operations(
     parts.push(("attention", shapes.attention()?.both()));
     parts.push(("norms", shapes.norms()?.both()));
     parts.push(("rotary positions", shapes.rotary()?.both()));
-    parts.push(("SwiGLU", shapes.swiglu()?.both()));
+    parts.push(("gated activations", shapes.gated()?.both()));
     let rows = n.saturating_sub(1);
     let (mut head, mut statistics) = ([0.0; 3], 0.0);
     for start in (0..rows).step_by(CHUNK_ROWS) {
@@ -134,7 +134,7 @@ impl ModelShapes<'_> {
             softcap: None,
             window: None,
         };
-        let mix = |[q, k, v]: [Tensor<2>; 3]| attention(q, k, v, &[self.n], &options);
+        let mix = |[q, k, v]: [Tensor<2>; 3]| attention(q, k, v, None, &[self.n], &options);
         Ok(self
             .cost(shapes, [true; 3], mix)?
             .times(c.num_hidden_layers))
@@ -142,7 +142,8 @@ impl ModelShapes<'_> {
 
     fn norms(&self) -> anyhow::Result<Cost> {
         let c = self.config;
-        let norm = |[x, gain]: [Tensor<2>; 2]| rms_norm(x, gain.squeeze_dim(0), c.rms_norm_eps);
+        let norm =
+            |[x, gain]: [Tensor<2>; 2]| rms_norm(x, gain.squeeze_dim(0), c.rms_norm_eps, 0.0);
         let shapes = [[self.n, c.hidden_size], [1, c.hidden_size]];
         let calls = 2 * c.num_hidden_layers + 1;
         Ok(self.cost(shapes, [true; 2], norm)?.times(calls))
@@ -151,7 +152,7 @@ impl ModelShapes<'_> {
     fn rotary(&self) -> anyhow::Result<Cost> {
         let c = self.config;
         let angles = [self.n, c.head_dim / 2];
-        let turn = |[x, cos, sin]: [Tensor<2>; 3]| rotary(x, cos, sin);
+        let turn = |[x, cos, sin]: [Tensor<2>; 3]| rotary(x, cos, sin, c.head_dim);
         let of = |heads: usize| {
             let shapes = [[self.n, heads * c.head_dim], angles, angles];
             self.cost(shapes, [true, false, false], turn)
@@ -160,10 +161,10 @@ impl ModelShapes<'_> {
         Ok(layer.times(c.num_hidden_layers))
     }
 
-    fn swiglu(&self) -> anyhow::Result<Cost> {
-        let gated = |[gate, up]: [Tensor<2>; 2]| swiglu(gate, up);
+    fn gated(&self) -> anyhow::Result<Cost> {
+        let activation = |[gate, up]: [Tensor<2>; 2]| gated(gate, up, GateActivation::Silu);
         let shape = [self.n, self.config.intermediate_size];
-        let layer = self.cost([shape, shape], [true; 2], gated)?;
+        let layer = self.cost([shape, shape], [true; 2], activation)?;
         Ok(layer.times(self.config.num_hidden_layers))
     }
 

@@ -258,6 +258,63 @@ impl JsonStyle<'_> {
     }
 }
 
+/// The filter `join`, which converts each item to text as `str` does.
+pub(super) fn join(
+    value: &Value,
+    joiner: Option<&str>,
+    attribute: Option<&str>,
+    rest: Kwargs,
+) -> Result<String, Error> {
+    let joiner = joiner.or(rest.get("d")?).unwrap_or_default();
+    let attribute: Option<&str> = attribute.or(rest.get("attribute")?);
+    rest.assert_all_used()?;
+    let items = value.try_iter()?.map(|item| match attribute {
+        Some(name) => item.get_attr(name).map(|part| str(&part)),
+        None => Ok(str(&item)),
+    });
+    Ok(items.collect::<Result<Vec<_>, _>>()?.join(joiner))
+}
+
+/// The filter `indent`: puts the indentation in front of each line but the first and empty ones. A line feed at the end
+/// stays.
+pub(super) fn indent(
+    value: &Value,
+    width: Option<Value>,
+    first: Option<bool>,
+    blank: Option<bool>,
+    rest: Kwargs,
+) -> Result<String, Error> {
+    let width = width.or(rest.get("width")?);
+    let first = first.or(rest.get("first")?).unwrap_or_default();
+    let blank = blank.or(rest.get("blank")?).unwrap_or_default();
+    rest.assert_all_used()?;
+    let indentation = match width {
+        None => " ".repeat(4),
+        Some(text) if text.as_str().is_some() => str(&text),
+        Some(count) => " ".repeat(usize::try_from(count)?),
+    };
+    let text = str(value).replace("\r\n", "\n");
+    let mut out = String::new();
+    for (number, line) in text.split(is_line_end).enumerate() {
+        if number > 0 {
+            out.push('\n');
+        }
+        if (number == 0 && first) || (number > 0 && (blank || !line.is_empty())) {
+            out.push_str(&indentation);
+        }
+        out.push_str(line);
+    }
+    Ok(out)
+}
+
+/// The characters at which Python's `str.splitlines` ends a line.
+fn is_line_end(c: char) -> bool {
+    matches!(
+        c,
+        '\n' | '\r' | '\u{b}' | '\u{c}' | '\u{1c}'..='\u{1e}' | '\u{85}' | '\u{2028}' | '\u{2029}'
+    )
+}
+
 /// Calls a method of Python's strings, or else a method that `pycompat` provides.
 pub(super) fn method(
     state: &State,
@@ -320,7 +377,7 @@ pub(super) fn is_sequence(value: &Value) -> bool {
     )
 }
 
-/// The test `iterable`.
+/// The test `iterable`. In minijinja `none` can be iterated over too.
 pub(super) fn is_iterable(value: &Value) -> bool {
-    value.as_str().is_some() || value.try_iter().is_ok()
+    value.as_str().is_some() || (!value.is_none() && value.try_iter().is_ok())
 }

@@ -1,6 +1,7 @@
 //! Tokenizers, chat templates and masks against what transformers makes of the same files.
 
 mod align;
+mod chats;
 mod encode;
 mod mask;
 mod reference;

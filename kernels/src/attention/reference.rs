@@ -16,29 +16,38 @@ pub fn attention_reference(
     q_nc: Tensor<2>,
     k_nc: Tensor<2>,
     v_nc: Tensor<2>,
+    sinks_h: Option<Tensor<1>>,
     documents: &[usize],
     options: &AttentionOptions,
 ) -> Tensor<2> {
-    let [n, columns] = q_nc.dims();
+    let ([n, columns], [_, value_columns]) = (q_nc.dims(), v_nc.dims());
+    let e = columns / options.heads;
+    let value_width = value_columns / options.key_heads;
     let longest = documents.iter().copied().max().unwrap_or(0);
     if longest == 0 {
-        return q_nc;
+        return Tensor::zeros(
+            [0, options.heads * value_width],
+            (&q_nc.device(), q_nc.dtype()),
+        );
     }
-    let (b, e) = (documents.len(), columns / options.heads);
+    let b = documents.len();
     let equal = documents.iter().all(|length| *length == longest);
     let device = q_nc.device();
     let to_batch = |rows: Tensor<2>, heads: usize| {
+        let width = rows.dims()[1] / heads;
         let rows = if equal {
             rows
         } else {
             rows.select(0, padded_rows(documents, longest, &device))
         };
-        rows.reshape([b, longest, heads, e]).swap_dims(1, 2)
+        rows.reshape([b, longest, heads, width]).swap_dims(1, 2)
     };
     let q_bhte = to_batch(q_nc, options.heads);
     let [k_bgte, v_bgte] = [k_nc, v_nc].map(|rows| to_batch(rows, options.key_heads));
     let is_plain = options.softcap.is_none()
         && options.window.is_none()
+        && sinks_h.is_none()
+        && value_width == e
         && (options.scale * (e as f64).sqrt() - 1.0).abs() < 1e-12;
     let tracked = [&q_bhte, &k_bgte, &v_bgte]
         .into_iter()
@@ -51,9 +60,11 @@ pub fn attention_reference(
         };
         fused_attention(q_bhte, k_bgte, v_bgte, None, None, options)
     } else {
-        attention_by_scores(q_bhte, k_bgte, v_bgte, options)
+        attention_by_scores(q_bhte, k_bgte, v_bgte, sinks_h, options)
     };
-    let output = output_bhte.swap_dims(1, 2).reshape([b * longest, columns]);
+    let output = output_bhte
+        .swap_dims(1, 2)
+        .reshape([b * longest, options.heads * value_width]);
     if equal {
         output
     } else {
@@ -65,10 +76,11 @@ pub fn attention_reference(
 fn attention_by_scores(
     q_bhte: Tensor<4>,
     k_bgte: Tensor<4>,
-    v_bgte: Tensor<4>,
+    v_bgtw: Tensor<4>,
+    sinks_h: Option<Tensor<1>>,
     options: &AttentionOptions,
 ) -> Tensor<4> {
-    let [b, h, t, e] = q_bhte.dims();
+    let ([b, h, t, e], [.., w]) = (q_bhte.dims(), v_bgtw.dims());
     let (g, device, dtype) = (options.key_heads, q_bhte.device(), q_bhte.dtype());
     let q_bgre = (q_bhte * options.scale).reshape([b, g, h / g * t, e]);
     let scores = q_bgre.matmul(k_bgte.swap_dims(2, 3)).reshape([b, h, t, t]);
@@ -82,15 +94,20 @@ fn attention_by_scores(
         Some(c) => (scores / c).tanh() * c,
         None => scores,
     };
-    let weights = softmax(
-        scores.clone() + bias(t, options.window, scores.dtype(), &device),
-        3,
-    );
+    let scores = scores.clone() + bias(t, options.window, scores.dtype(), &device);
+    let weights = match sinks_h {
+        None => softmax(scores, 3),
+        Some(sinks_h) => {
+            let sinks_h = sinks_h.cast(scores.dtype());
+            let sinks = sinks_h.reshape([1, h, 1, 1]).expand([b, h, t, 1]);
+            softmax(Tensor::cat(vec![scores, sinks], 3), 3).narrow(3, 0, t)
+        }
+    };
     let weights = if half { weights.cast(dtype) } else { weights };
     weights
         .reshape([b, g, h / g * t, t])
-        .matmul(v_bgte)
-        .reshape([b, h, t, e])
+        .matmul(v_bgtw)
+        .reshape([b, h, t, w])
 }
 
 /// Returns the mask `[1, 1, t, t]`: 0 where row i sees column j, and −∞ elsewhere.

@@ -5,7 +5,7 @@
 use burn::tensor::{DType, IndexingUpdateOp, Int, Tensor, TensorData, TensorReadError};
 
 use super::{CaptureOptions, CaptureRow, Captured, TailSums, summarize};
-use crate::rows::reference::{ABSENT, softmax_logits};
+use crate::rows::reference::ABSENT;
 
 /// Computes [`capture`](super::capture) in tensor operations, on any device.
 ///
@@ -23,7 +23,7 @@ pub fn capture_reference(
         _ => DType::F32,
     };
     let s_nv = logits_nv.inner().narrow(1, 0, vocab).cast(dtype);
-    let s_nv = softmax_logits(s_nv, &options.head);
+    let s_nv = options.head.apply(s_nv);
 
     let kept = rows.iter().map(|row| row.kept.len()).max().unwrap_or(0);
     let in_support_nv = top_k_indicator(&s_nv, options.top_k) + kept_indicator(&s_nv, rows, kept);

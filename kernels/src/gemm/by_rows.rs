@@ -10,7 +10,7 @@ use pulp::{Simd, WithSimd};
 
 use super::pack::{self, PackedPanels, pack};
 use super::tile::{MAX_TILE, Tile, whole_tile};
-use super::{MIN_PARALLEL_WORK, Matrix, SharedOutput, run_tasks};
+use super::{MIN_PARALLEL_WORK, Matrix, SharedOutput, Threads, run_tasks};
 use crate::simd::vectorize;
 
 /// Rows of W per task: together with [`TASK_PANELS`] small enough for the second-level cache.
@@ -43,32 +43,61 @@ pub(crate) fn multiply_by_weights<const N: usize>(x: Matrix<'_>, outputs: [Weigh
             output.out.fill(MaybeUninit::new(0.0));
         }
     } else if x.rows > 0 {
-        vectorize(ByRows { x, outputs });
+        let outputs = outputs.map(|WeightOutput { weight, out }| (weight, SharedOutput::new(out)));
+        vectorize(ByRows {
+            x,
+            outputs,
+            threads: Threads::All,
+        });
+    }
+}
+
+/// Computes `out` `[n, out]` = x·Wᵀ on this thread. The columns of x and of W must be contiguous.
+pub(crate) fn multiply_by_rows(out: &mut [f32], x: Matrix<'_>, weight: Matrix<'_>) {
+    assert!(x.columns == weight.columns && x.column_stride == 1 && weight.column_stride == 1);
+    assert_eq!(out.len(), x.rows * weight.rows);
+    x.check();
+    weight.check();
+    if x.columns == 0 {
+        out.fill(0.0);
+    } else if x.rows > 0 {
+        vectorize(ByRows {
+            x,
+            outputs: [(weight, SharedOutput(out.as_mut_ptr()))],
+            threads: Threads::One,
+        });
     }
 }
 
 struct ByRows<'a, const N: usize> {
     x: Matrix<'a>,
-    outputs: [WeightOutput<'a>; N],
+    /// Each weight `[out, in]` and the memory `[n, out]` of its product.
+    outputs: [(Matrix<'a>, SharedOutput); N],
+    threads: Threads,
 }
 
 impl<const N: usize> WithSimd for ByRows<'_, N> {
     type Output = ();
 
     fn with_simd<S: Simd>(self, simd: S) {
-        let Self { x, outputs } = self;
-        let all_rows: usize = outputs.iter().map(|output| output.weight.rows).sum();
-        let threads = if x.rows * x.columns * all_rows >= MIN_PARALLEL_WORK {
-            rayon::current_num_threads()
-        } else {
-            1
+        let Self {
+            x,
+            outputs,
+            threads,
+        } = self;
+        let all_rows: usize = outputs.iter().map(|(weight, _)| weight.rows).sum();
+        let threads = match threads {
+            Threads::All if x.rows * x.columns * all_rows >= MIN_PARALLEL_WORK => {
+                rayon::current_num_threads()
+            }
+            _ => 1,
         };
         // The tasks of all weights are numbered consecutively, weight by weight.
         let mut tasks = 0;
-        let weights = outputs.map(|WeightOutput { weight, out }| {
+        let weights = outputs.map(|(weight, out)| {
             let first = tasks;
             tasks += weight.rows.div_ceil(TASK_ROWS);
-            (first, weight, SharedOutput::new(out))
+            (first, weight, out)
         });
         let task_rows = |task: usize| {
             let (first, weight, out) = weights[weights.partition_point(|w| w.0 <= task) - 1];

@@ -1,18 +1,28 @@
-//! The plain-loop form: pairs of a row and a key head in parallel, and the positions of a pair in order. There are two
-//! passes over the scores, and sums are in f32, or in f64 for f64.
+//! The plain-loop form: blocks of rows of one sequence, and the key heads of each block, in parallel.
 //!
-//! All scores of a pair are held at once (r · length numbers per thread), so every sum runs over the positions in order
-//! and page boundaries do not affect the bits. Traffic: the keys and values of a row are read once for each key head.
+//! A task copies the keys that its rows see to one matrix, in the type of the sums, and holds all scores of its rows at
+//! once. Every product is one chain of fused multiply-adds, over the columns of a head for a score and over the
+//! positions for an output, and positions that a row does not see have weight 0. So the bits of a row depend neither on
+//! the rows that are computed with it nor on the pages.
+//!
+//! Traffic: the keys and values of a sequence are read once for each block of [`BLOCK_QUERIES`] queries of a key head.
 
-use super::PagedRow;
+use std::ops::Range;
+
+use super::{PagedOptions, PagedRow};
+use crate::attention::AttentionOptions;
 use crate::flex::{compact, elements};
 use crate::float::{ComputeFloat, StoredFloat};
-use crate::simd::vectorize;
+use crate::gemm::{Matrix, Threads, gemm, multiply_by_rows};
+use crate::simd::vectorize_closure;
 use burn::backend::flex::FlexTensor;
 use burn::tensor::{DType, Element, TensorData, bf16, f16};
-use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
+/// Number of queries that a task computes at once, if the rows of a sequence have as many.
+const BLOCK_QUERIES: usize = 96;
+/// Number of queries from which on the values are copied to one matrix for a matrix product.
+const MIN_PRODUCT_QUERIES: usize = 6;
 /// Independent partial sums: one 512-bit register of f32.
 const LANES: usize = 16;
 /// Columns of the values that are summed in one pass over the positions.
@@ -24,15 +34,15 @@ pub(super) fn attend(
     q: &FlexTensor,
     keys: &FlexTensor,
     values: &FlexTensor,
+    sinks: Option<&FlexTensor>,
     rows: &[PagedRow<'_>],
-    page_size: usize,
-    heads: usize,
+    options: &PagedOptions,
 ) -> FlexTensor {
     match q.dtype() {
-        DType::F64 => attend_as::<f64, f64>(q, keys, values, rows, page_size, heads),
-        DType::F32 => attend_as::<f32, f32>(q, keys, values, rows, page_size, heads),
-        DType::F16 => attend_as::<f16, f32>(q, keys, values, rows, page_size, heads),
-        DType::BF16 => attend_as::<bf16, f32>(q, keys, values, rows, page_size, heads),
+        DType::F64 => attend_as::<f64, f64>(q, keys, values, sinks, rows, options),
+        DType::F32 => attend_as::<f32, f32>(q, keys, values, sinks, rows, options),
+        DType::F16 => attend_as::<f16, f32>(q, keys, values, sinks, rows, options),
+        DType::BF16 => attend_as::<bf16, f32>(q, keys, values, sinks, rows, options),
         other => unreachable!("burn's float tensors are never {other:?}"),
     }
 }
@@ -64,205 +74,349 @@ fn write_slots_as<S: Element + bytemuck::Pod>(
     pool
 }
 
-/// Dot products of numbers in the computing type and numbers in memory.
-trait DotProduct<W: ComputeFloat>: StoredFloat<W> {
-    /// Computes Σ a_i b_i.
-    #[inline(always)]
-    fn dot<V: Simd>(_: V, a: &[W], b: &[Self]) -> W {
-        dot(a, b)
+/// Products of matrices whose elements are one chain of fused multiply-adds each.
+trait ChainedProduct: ComputeFloat {
+    /// Computes `out` `[m, n]` = A·Bᵀ from A `[m, k]` and B `[n, k]`.
+    fn multiply_by_rows(out: &mut [Self], a: &[Self], b: &[Self], k: usize);
+
+    /// Computes `out` `[m, n]` = A·B from A `[m, k]` and B `[k, n]`.
+    fn multiply(out: &mut [Self], a: &[Self], b: &[Self], k: usize);
+}
+
+impl ChainedProduct for f32 {
+    fn multiply_by_rows(out: &mut [Self], a: &[Self], b: &[Self], k: usize) {
+        let [a, b] = [a, b].map(|matrix| Matrix::new(matrix, matrix.len() / k, k));
+        multiply_by_rows(out, a, b);
+    }
+
+    fn multiply(out: &mut [Self], a: &[Self], b: &[Self], k: usize) {
+        let (m, n) = (a.len() / k, b.len() / k);
+        let (a, b) = (Matrix::new(a, m, k), Matrix::new(b, k, n));
+        gemm(out, n, a, b, false, Threads::One);
     }
 }
 
-impl DotProduct<f32> for f16 {}
-impl DotProduct<f32> for bf16 {}
-impl DotProduct<f64> for f64 {}
-impl DotProduct<f32> for f32 {
-    #[inline(always)]
-    fn dot<V: Simd>(simd: V, a: &[f32], b: &[f32]) -> f32 {
-        dot_f32(simd, a, b)
+impl ChainedProduct for f64 {
+    fn multiply_by_rows(out: &mut [Self], a: &[Self], b: &[Self], k: usize) {
+        let pairs = a.chunks(k).flat_map(|a| b.chunks(k).map(move |b| (a, b)));
+        for (out, (a, b)) in out.iter_mut().zip(pairs) {
+            *out = a.iter().zip(b).fold(0.0, |sum, (a, b)| a.mul_add(*b, sum));
+        }
+    }
+
+    fn multiply(out: &mut [Self], a: &[Self], b: &[Self], k: usize) {
+        let n = b.len() / k;
+        out.fill(0.0);
+        for (out, a) in out.chunks_mut(n).zip(a.chunks(k)) {
+            for (a, b) in a.iter().zip(b.chunks(n)) {
+                out.iter_mut()
+                    .zip(b)
+                    .for_each(|(out, b)| *out = a.mul_add(*b, *out));
+            }
+        }
     }
 }
 
-/// The KV cache that all rows read.
-struct Pool<'a, S> {
+/// The inputs of all tasks.
+struct PagedInputs<'a, S> {
+    q: &'a [S],
     keys: &'a [S],
     values: &'a [S],
-    /// Numbers in a slot, g·e.
-    width: usize,
-    /// Width of a head.
+    /// Numbers in a slot of the keys.
+    key_columns: usize,
+    /// Numbers in a slot of the values.
+    value_columns: usize,
+    /// One for each query head, or empty.
+    sinks: &'a [S],
+    rows: &'a [PagedRow<'a>],
+    options: &'a PagedOptions,
+    /// Number of query heads that share a key head.
+    shared: usize,
+    /// Width of a key.
     e: usize,
-    page_size: usize,
+}
+
+/// Buffers that a thread reuses from task to task.
+#[derive(Default)]
+struct TaskBuffers<W> {
+    /// Slots of the positions that the block's rows see.
+    slots: Vec<usize>,
+    /// Queries `[m, e]` of the block, times the scale.
+    queries: Vec<W>,
+    /// Keys `[positions, e]`.
+    keys: Vec<W>,
+    /// Values `[positions, u]`.
+    values: Vec<W>,
+    /// Scores `[m, positions]`, and then weights.
+    weights: Vec<W>,
+    /// Sum of the weights of each query.
+    totals: Vec<W>,
+    /// Outputs `[m, u]`.
+    out: Vec<W>,
 }
 
 /// Computes attention of all rows.
-fn attend_as<S: DotProduct<W>, W: ComputeFloat>(
+fn attend_as<S: StoredFloat<W>, W: ChainedProduct>(
     q: &FlexTensor,
     keys: &FlexTensor,
     values: &FlexTensor,
+    sinks: Option<&FlexTensor>,
     rows: &[PagedRow<'_>],
-    page_size: usize,
-    heads: usize,
+    options: &PagedOptions,
 ) -> FlexTensor {
     let [q, keys, values] = [q, keys, values].map(FlexTensor::to_contiguous);
-    let (c, width) = (q.layout().shape()[1], keys.layout().shape()[1]);
-    let e = c / heads;
-    let (g, shared) = (width / e, heads * e / width);
-    let pool = Pool {
+    let sinks = sinks.map(FlexTensor::to_contiguous);
+    let AttentionOptions {
+        heads,
+        key_heads,
+        window,
+        ..
+    } = options.attention;
+    let inputs = PagedInputs {
+        q: elements::<S>(&q),
         keys: elements::<S>(&keys),
         values: elements::<S>(&values),
-        width,
-        e,
-        page_size,
+        key_columns: keys.layout().shape()[1],
+        value_columns: values.layout().shape()[1],
+        sinks: sinks.as_ref().map(elements::<S>).unwrap_or_default(),
+        rows,
+        options,
+        shared: heads / key_heads,
+        e: q.layout().shape()[1] / heads,
     };
-    let q = elements::<S>(&q);
-    let mut out = vec![S::narrow(W::from_f64(0.0)); rows.len() * c];
-    let attend_pair = |buffers: &mut PairBuffers<W>, pair: usize, out: &mut [S]| {
-        let q = &q[pair * shared * e..(pair + 1) * shared * e];
-        let (row, head) = (&rows[pair / g], pair % g);
-        vectorize(RowHeadPair {
-            pool: &pool,
-            row,
-            head,
-            q,
-            out,
-            buffers,
-        });
+    let blocks = row_blocks(rows, BLOCK_QUERIES.div_ceil(inputs.shared));
+    let tasks = blocks.len() * key_heads;
+    let run = |buffers: &mut TaskBuffers<W>, task: usize| {
+        inputs.attend_block(&blocks[task / key_heads], task % key_heads, buffers)
     };
-    let work: usize = rows.iter().map(|row| 2 * row.length * c).sum();
-    if work < MIN_PARALLEL_WORK {
-        let mut buffers = PairBuffers::default();
-        let pairs = out.chunks_mut(shared * e).enumerate();
-        pairs.for_each(|(pair, out)| attend_pair(&mut buffers, pair, out));
+    let seen: usize = rows.iter().map(|row| row.seen(window).len()).sum();
+    let width = options.value_width;
+    let outputs: Vec<Vec<S>> = if seen * heads * (inputs.e + width) < MIN_PARALLEL_WORK {
+        let mut buffers = TaskBuffers::default();
+        (0..tasks).map(|task| run(&mut buffers, task)).collect()
     } else {
-        let pairs = out.par_chunks_mut(shared * e).enumerate();
-        pairs.for_each_init(PairBuffers::default, |buffers, (pair, out)| {
-            attend_pair(buffers, pair, out);
-        });
-    }
-    FlexTensor::from_data(TensorData::new(out, [rows.len(), c]))
-}
-
-/// Buffers that a thread reuses from pair to pair.
-#[derive(Default)]
-struct PairBuffers<W> {
-    /// Queries `[r, e]`, divided by √e.
-    queries: Vec<W>,
-    /// Weights `[r, length]`.
-    weights: Vec<W>,
-    /// Index of the first number of the key and of the value of each position.
-    starts: Vec<usize>,
-}
-
-/// A row and a key head: the r = h / g queries that share the key head, and their outputs, `[r, e]` each.
-struct RowHeadPair<'a, S, W> {
-    pool: &'a Pool<'a, S>,
-    row: &'a PagedRow<'a>,
-    head: usize,
-    q: &'a [S],
-    out: &'a mut [S],
-    buffers: &'a mut PairBuffers<W>,
-}
-
-impl<S: DotProduct<W>, W: ComputeFloat> WithSimd for RowHeadPair<'_, S, W> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<V: Simd>(self, simd: V) {
-        attend_pair(simd, self);
-    }
-}
-
-#[inline(always)]
-fn attend_pair<V: Simd, S: DotProduct<W>, W: ComputeFloat>(simd: V, pair: RowHeadPair<'_, S, W>) {
-    let RowHeadPair {
-        pool,
-        row,
-        head,
-        q,
-        out,
-        buffers,
-    } = pair;
-    let (e, length) = (pool.e, row.length);
-    let scale = W::from_f64(1.0 / (e as f64).sqrt());
-    buffers.queries.clear();
-    buffers
-        .queries
-        .extend(q.iter().map(|q| q.widen().mul(scale)));
-    buffers.weights.clear();
-    buffers
-        .weights
-        .resize(q.len() / e * length, W::from_f64(0.0));
-    buffers.starts.clear();
-    let slots = row.slots(pool.page_size);
-    buffers
-        .starts
-        .extend(slots.map(|slot| slot * pool.width + head * e));
-    for (p, start) in buffers.starts.iter().enumerate() {
-        let key = &pool.keys[*start..start + e];
-        for (r, query) in buffers.queries.chunks_exact(e).enumerate() {
-            buffers.weights[r * length + p] = S::dot(simd, query, key);
-        }
-    }
-    let weights = buffers.weights.chunks_exact_mut(length);
-    for (weights, out) in weights.zip(out.chunks_exact_mut(e)) {
-        let total = softmax_weights(weights);
-        let mut first = 0;
-        while first < e {
-            // Whole blocks come first, then whole registers, then single columns.
-            let columns = [BLOCK, LANES].into_iter().find(|n| first + n <= e);
-            let columns = columns.unwrap_or(1);
-            let starts = buffers.starts.iter().map(|start| start + first);
-            let out = &mut out[first..first + columns];
-            match columns {
-                BLOCK => weighted_sum::<S, W, BLOCK>(pool.values, starts, weights, total, out),
-                LANES => weighted_sum::<S, W, LANES>(pool.values, starts, weights, total, out),
-                _ => weighted_sum::<S, W, 1>(pool.values, starts, weights, total, out),
+        let tasks = (0..tasks).into_par_iter().with_max_len(1);
+        tasks.map_init(TaskBuffers::default, run).collect()
+    };
+    let columns = inputs.shared * width;
+    let mut out = Vec::with_capacity(rows.len() * heads * width);
+    for outputs in outputs.chunks(key_heads) {
+        for row in 0..outputs.first().map_or(0, |head| head.len() / columns) {
+            for head in outputs {
+                out.extend_from_slice(&head[row * columns..(row + 1) * columns]);
             }
-            first += columns;
+        }
+    }
+    FlexTensor::from_data(TensorData::new(out, [rows.len(), heads * width]))
+}
+
+/// Divides the rows into blocks of at most `longest` consecutive positions on the same pages.
+fn row_blocks(rows: &[PagedRow<'_>], longest: usize) -> Vec<Range<usize>> {
+    let mut blocks: Vec<Range<usize>> = Vec::new();
+    for (index, row) in rows.iter().enumerate() {
+        let follows = |block: &&mut Range<usize>| {
+            let before = &rows[block.end - 1];
+            block.len() < longest
+                && before.length + 1 == row.length
+                && before.first == row.first
+                && before.pages == row.pages
+        };
+        match blocks.last_mut().filter(follows) {
+            Some(block) => block.end += 1,
+            None => blocks.push(index..index + 1),
+        }
+    }
+    blocks
+}
+
+impl<S> PagedInputs<'_, S> {
+    /// Computes the outputs `[rows, shared · u]` of a block of rows for the query heads that share a key head.
+    fn attend_block<W: ChainedProduct>(
+        &self,
+        block: &Range<usize>,
+        head: usize,
+        buffers: &mut TaskBuffers<W>,
+    ) -> Vec<S>
+    where
+        S: StoredFloat<W>,
+    {
+        let (rows, e, u) = (&self.rows[block.clone()], self.e, self.options.value_width);
+        // The first row sees the earliest position, and the last row the latest.
+        let seen = rows[0].seen(self.options.attention.window).start..rows[rows.len() - 1].length;
+        let slot = |position| rows[0].slot(position, self.options.page_size);
+        buffers.slots.clear();
+        buffers.slots.extend(seen.clone().map(slot));
+        self.copy_queries(block, head, &mut buffers.queries);
+        let keys = self.head_columns(self.keys, self.key_columns, head, e);
+        keys.gather(&buffers.slots, &mut buffers.keys);
+        let m = rows.len() * self.shared;
+        set_len(&mut buffers.weights, m * seen.len());
+        W::multiply_by_rows(&mut buffers.weights, &buffers.queries, &buffers.keys, e);
+        self.softmax(rows, seen.start, head, buffers);
+        let values = self.head_columns(self.values, self.value_columns, head, u);
+        set_len(&mut buffers.out, m * u);
+        if m < MIN_PRODUCT_QUERIES {
+            vectorize_closure(
+                #[inline(always)]
+                || weighted_sums(values, buffers),
+            );
+        } else {
+            values.gather(&buffers.slots, &mut buffers.values);
+            let (weights, values) = (&buffers.weights, &buffers.values);
+            W::multiply(&mut buffers.out, weights, values, seen.len());
+        }
+        let mut outputs = Vec::with_capacity(m * u);
+        for (out, total) in buffers.out.chunks(u).zip(&buffers.totals) {
+            let inverse = W::from_f64(1.0).div(*total);
+            outputs.extend(out.iter().map(|x| S::narrow(x.mul(inverse))));
+        }
+        outputs
+    }
+
+    /// Copies the queries `[m, e]` that read a key head, times the scale.
+    fn copy_queries<W: ComputeFloat>(&self, block: &Range<usize>, head: usize, to: &mut Vec<W>)
+    where
+        S: StoredFloat<W>,
+    {
+        let AttentionOptions { heads, scale, .. } = self.options.attention;
+        let scale = W::from_f64(scale);
+        to.clear();
+        for row in block.clone() {
+            let from = (row * heads + head * self.shared) * self.e;
+            let queries = &self.q[from..from + self.shared * self.e];
+            to.extend(queries.iter().map(|q| q.widen().mul(scale)));
+        }
+    }
+
+    /// Returns the first `width` columns of a key head in a pool.
+    fn head_columns<'b>(
+        &self,
+        pool: &'b [S],
+        columns: usize,
+        head: usize,
+        width: usize,
+    ) -> HeadColumns<'b, S> {
+        let first = head * (columns / self.options.attention.key_heads);
+        HeadColumns {
+            pool: &pool[first.min(pool.len())..],
+            columns,
+            width,
+        }
+    }
+
+    /// Replaces the scores of each query by its weights, which are 0 at positions that its row does not see, and writes
+    /// their sums. `first` is the position of the first score.
+    fn softmax<W: ChainedProduct>(
+        &self,
+        rows: &[PagedRow<'_>],
+        first: usize,
+        head: usize,
+        buffers: &mut TaskBuffers<W>,
+    ) where
+        S: StoredFloat<W>,
+    {
+        let AttentionOptions {
+            softcap, window, ..
+        } = self.options.attention;
+        let sinks = self.sinks.iter().skip(head * self.shared);
+        let sinks: Vec<Option<W>> = match self.sinks {
+            [] => vec![None; self.shared],
+            _ => sinks
+                .take(self.shared)
+                .map(|sink| Some(sink.widen()))
+                .collect(),
+        };
+        let queries = rows
+            .iter()
+            .flat_map(|row| sinks.iter().map(move |sink| (row, sink)));
+        let positions = buffers.slots.len();
+        buffers.totals.clear();
+        for (scores, (row, sink)) in buffers.weights.chunks_mut(positions).zip(queries) {
+            let seen = row.seen(window);
+            let (before, scores) = scores.split_at_mut(seen.start - first);
+            let (scores, after) = scores.split_at_mut(seen.len());
+            before.fill(W::from_f64(0.0));
+            after.fill(W::from_f64(0.0));
+            let total = vectorize_closure(
+                #[inline(always)]
+                || softmax_weights(scores, softcap.map(W::from_f64), *sink),
+            );
+            buffers.totals.push(total);
         }
     }
 }
 
-/// Computes Σ a_i b_i in lanes that are added as a tree.
-#[inline(always)]
-fn dot<S: StoredFloat<W>, W: ComputeFloat>(a: &[W], b: &[S]) -> W {
-    let mut lanes = [W::from_f64(0.0); LANES];
-    let (a_lanes, a_rest) = a.as_chunks::<LANES>();
-    let (b_lanes, b_rest) = b.as_chunks::<LANES>();
-    for (a, b) in a_lanes.iter().zip(b_lanes) {
-        for i in 0..LANES {
-            lanes[i] = a[i].mul_add(b[i].widen(), lanes[i]);
-        }
-    }
-    let mut sum = tree_sum(lanes);
-    for (a, b) in a_rest.iter().zip(b_rest) {
-        sum = a.mul_add(b.widen(), sum);
-    }
-    sum
+/// Makes a buffer of `len` numbers of unspecified content.
+fn set_len<W: ComputeFloat>(buffer: &mut Vec<W>, len: usize) {
+    buffer.resize(len, W::from_f64(0.0));
 }
 
-/// Computes [`dot`] with explicit vectors, because the compiler vectorises the generic loop for two numbers at a time
-/// only.
+/// Columns of one head in a pool.
+#[derive(Clone, Copy)]
+struct HeadColumns<'a, S> {
+    /// The pool from the head's first number in slot 0 on.
+    pool: &'a [S],
+    /// Numbers of a slot.
+    columns: usize,
+    /// Numbers of the head in a slot.
+    width: usize,
+}
+
+impl<S> HeadColumns<'_, S> {
+    /// Copies the head's columns in some slots to a matrix, in the type of the sums.
+    fn gather<W: ComputeFloat>(&self, slots: &[usize], to: &mut Vec<W>)
+    where
+        S: StoredFloat<W>,
+    {
+        let Self {
+            pool,
+            columns,
+            width,
+        } = *self;
+        set_len(to, slots.len() * width);
+        vectorize_closure(
+            #[inline(always)]
+            || {
+                for (to, slot) in to.chunks_exact_mut(width).zip(slots) {
+                    let from = &pool[slot * columns..][..width];
+                    match S::as_computed(from) {
+                        Some(from) => to.copy_from_slice(from),
+                        None => to.iter_mut().zip(from).for_each(|(to, x)| *to = x.widen()),
+                    }
+                }
+            },
+        );
+    }
+}
+
+/// Computes the weighted sums of the values of each query, read in place.
 #[inline(always)]
-fn dot_f32<V: Simd>(simd: V, a: &[f32], b: &[f32]) -> f32 {
-    let ((a, a_rest), (b, b_rest)) = (V::as_simd_f32s(a), V::as_simd_f32s(b));
-    let mut sums = [simd.splat_f32s(0.0); 4];
-    let ((a, a_few), (b, b_few)) = (a.as_chunks::<4>(), b.as_chunks::<4>());
-    for (a, b) in a.iter().zip(b) {
-        for i in 0..4 {
-            sums[i] = simd.mul_add_f32s(a[i], b[i], sums[i]);
+fn weighted_sums<S: StoredFloat<W>, W: ComputeFloat>(
+    values: HeadColumns<'_, S>,
+    buffers: &mut TaskBuffers<W>,
+) {
+    let HeadColumns {
+        pool,
+        columns,
+        width,
+    } = values;
+    let weights = buffers.weights.chunks_exact(buffers.slots.len());
+    for (weights, out) in weights.zip(buffers.out.chunks_exact_mut(width)) {
+        let mut first = 0;
+        while first < width {
+            // Whole blocks come first, then whole registers, then single columns.
+            let block = [BLOCK, LANES].into_iter().find(|n| first + n <= width);
+            let block = block.unwrap_or(1);
+            let starts = buffers.slots.iter().map(|slot| slot * columns + first);
+            let out = &mut out[first..first + block];
+            match block {
+                BLOCK => weighted_sum::<S, W, BLOCK>(pool, starts, weights, out),
+                LANES => weighted_sum::<S, W, LANES>(pool, starts, weights, out),
+                _ => weighted_sum::<S, W, 1>(pool, starts, weights, out),
+            }
+            first += block;
         }
     }
-    for (a, b) in a_few.iter().zip(b_few) {
-        sums[0] = simd.mul_add_f32s(*a, *b, sums[0]);
-    }
-    let halves = [
-        simd.add_f32s(sums[0], sums[1]),
-        simd.add_f32s(sums[2], sums[3]),
-    ];
-    let sum = simd.reduce_sum_f32s(simd.add_f32s(halves[0], halves[1]));
-    let rest = a_rest.iter().zip(b_rest);
-    rest.fold(sum, |sum, (a, b)| a.mul_add(*b, sum))
 }
 
 /// Sums lanes as a tree.
@@ -293,10 +447,17 @@ fn largest<W: ComputeFloat>(scores: &[W]) -> W {
     all.fold(W::NEG_INFINITY, larger)
 }
 
-/// Replaces scores by exp(score − largest) and returns their sum.
+/// Replaces scores by exp(score − largest), after the softcap, and returns their sum. The sink is one more score, which
+/// has a share of the sum only.
 #[inline(always)]
-fn softmax_weights<W: ComputeFloat>(scores: &mut [W]) -> W {
-    let largest = largest(scores);
+fn softmax_weights<W: ComputeFloat>(scores: &mut [W], softcap: Option<W>, sink: Option<W>) -> W {
+    if let Some(c) = softcap {
+        scores.iter_mut().for_each(|s| *s = s.div(c).tanh().mul(c));
+    }
+    let mut largest = largest(scores);
+    if let Some(sink) = sink.filter(|sink| *sink > largest) {
+        largest = sink;
+    }
     let mut lanes = [W::from_f64(0.0); LANES];
     let (chunks, rest) = scores.as_chunks_mut::<LANES>();
     for chunk in chunks {
@@ -310,17 +471,16 @@ fn softmax_weights<W: ComputeFloat>(scores: &mut [W]) -> W {
         *score = score.sub(largest).exp();
         sum = sum.add(*score);
     }
-    sum
+    sink.map_or(sum, |sink| sum.add(sink.sub(largest).exp()))
 }
 
-/// Computes Σ_p w_p v_p / total over N columns, position by position.
+/// Computes Σ_p w_p v_p over N columns, position by position.
 #[inline(always)]
 fn weighted_sum<S: StoredFloat<W>, W: ComputeFloat, const N: usize>(
     values: &[S],
     starts: impl Iterator<Item = usize>,
     weights: &[W],
-    total: W,
-    out: &mut [S],
+    out: &mut [W],
 ) {
     let mut sums = [W::from_f64(0.0); N];
     for (start, weight) in starts.zip(weights) {
@@ -329,8 +489,5 @@ fn weighted_sum<S: StoredFloat<W>, W: ComputeFloat, const N: usize>(
             sums[i] = weight.mul_add(value[i].widen(), sums[i]);
         }
     }
-    let inverse = W::from_f64(1.0).div(total);
-    for (out, sum) in out.iter_mut().zip(sums) {
-        *out = S::narrow(sum.mul(inverse));
-    }
+    out.copy_from_slice(&sums);
 }

@@ -25,10 +25,7 @@ pub fn row_stats_reference(
     let support_nk = support_nk.mask_fill(masked_n1.clone().expand([n, k]), -1);
     // The logits of a masked row are set to 0, so that the operations stay finite; its statistics are replaced below.
     let logits_nv = logits_nv.narrow(1, 0, vocab);
-    let s_nv = softmax_logits(
-        logits_nv.mask_fill(masked_n1.clone().expand([n, vocab]), 0.0),
-        transform,
-    );
+    let s_nv = transform.apply(logits_nv.mask_fill(masked_n1.clone().expand([n, vocab]), 0.0));
 
     let present_nk = (support_nk.clone().greater_equal_elem(0))
         .bool_and(support_nk.clone().lower_elem(vocab as i64));
@@ -64,16 +61,6 @@ pub fn row_stats_reference(
 fn floored(log_q_nk: Tensor<2>) -> Tensor<2> {
     let below_nk = log_q_nk.clone().lower_elem(EMPTY_NATS);
     log_q_nk.mask_fill(below_nk, EMPTY_NATS)
-}
-
-/// Computes s = softcap(scale · z) / τ of the logits z `[n, v]`.
-pub(crate) fn softmax_logits(logits_nv: Tensor<2>, transform: &LogitTransform) -> Tensor<2> {
-    let y_nv = logits_nv * transform.scale;
-    let y_nv = match transform.softcap {
-        Some(c) => (y_nv / c).tanh() * c,
-        None => y_nv,
-    };
-    y_nv / transform.temperature
 }
 
 /// Computes log Σ exp(s) of each row `[n, 1]`; −∞ for a row whose logits are all −∞.

@@ -82,7 +82,14 @@ fn cases() -> Vec<Case> {
     ]
 }
 
-type Form = fn(Tensor<2>, Tensor<2>, Tensor<2>, &[usize], &AttentionOptions) -> Tensor<2>;
+type Form = fn(
+    Tensor<2>,
+    Tensor<2>,
+    Tensor<2>,
+    Option<Tensor<1>>,
+    &[usize],
+    &AttentionOptions,
+) -> Tensor<2>;
 
 /// Computes the output and the gradients of q, k and v.
 fn run(case: &Case, device: &Device, dtype: DType, form: Form) -> [Vec<f64>; 4] {
@@ -92,7 +99,7 @@ fn run(case: &Case, device: &Device, dtype: DType, form: Form) -> [Vec<f64>; 4] 
         .map(|data| Tensor::<2>::from_data(data, (&device, dtype)));
     let inputs = [q, k, v].map(Tensor::require_grad);
     let [q, k, v] = inputs.clone();
-    let output = form(q, k, v, &case.documents, &case.options);
+    let output = form(q, k, v, None, &case.documents, &case.options);
     let mut gradients = (output.clone() * weights).sum().backward();
     let [dq, dk, dv] = inputs.map(|input| input.grad_remove(&mut gradients).unwrap());
     [output.inner(), dq, dk, dv].map(|tensor| tensor.into_data().iter::<f64>().collect())

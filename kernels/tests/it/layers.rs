@@ -3,9 +3,9 @@
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use potstill_kernels::{
-    AdamStep, AttentionOptions, adamw, adamw_reference, add_rows, attention, attention_reference,
-    linear, linear_pair, rms_norm, rms_norm_reference, rotary, rotary_reference, sum_of_squares,
-    swiglu, swiglu_linear, swiglu_reference,
+    AdamStep, AttentionOptions, GateActivation, adamw, adamw_reference, add_rows, attention,
+    attention_reference, gated, gated_linear, gated_reference, linear, linear_pair, rms_norm,
+    rms_norm_reference, rotary, rotary_reference, sum_of_squares,
 };
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -165,9 +165,22 @@ fn a_pair_of_linear_layers_equals_two_single_ones() {
 #[test]
 fn norms_equal_the_formula_in_f64() {
     for [n, d] in [[1, 1], [3, 7], [5, 64], [130, 33], [70, 576]] {
-        let op: Op = &|inputs| rms_norm(inputs[0].clone(), inputs[1].clone().flatten(0, 1), 1e-5);
-        let exact: Op =
-            &|inputs| rms_norm_reference(inputs[0].clone(), inputs[1].clone().flatten(0, 1), 1e-5);
+        let op: Op = &|inputs| {
+            rms_norm(
+                inputs[0].clone(),
+                inputs[1].clone().flatten(0, 1),
+                1e-5,
+                0.0,
+            )
+        };
+        let exact: Op = &|inputs| {
+            rms_norm_reference(
+                inputs[0].clone(),
+                inputs[1].clone().flatten(0, 1),
+                1e-5,
+                0.0,
+            )
+        };
         check("rms_norm", op, exact, &[[n, d], [1, d]], 3e-6);
     }
 }
@@ -175,18 +188,19 @@ fn norms_equal_the_formula_in_f64() {
 #[test]
 fn swiglu_and_rotary_positions_equal_the_formulas_in_f64() {
     for [n, w] in [[1, 1], [3, 7], [130, 333]] {
-        let op: Op = &|inputs| swiglu(inputs[0].clone(), inputs[1].clone());
-        let exact: Op = &|inputs| swiglu_reference(inputs[0].clone(), inputs[1].clone());
-        check("swiglu", op, exact, &[[n, w], [n, w]], 1e-6);
+        let op: Op = &|inputs| gated(inputs[0].clone(), inputs[1].clone(), GateActivation::Silu);
+        let exact: Op =
+            &|inputs| gated_reference(inputs[0].clone(), inputs[1].clone(), GateActivation::Silu);
+        check("gated", op, exact, &[[n, w], [n, w]], 1e-6);
         let op: Op = &|inputs| {
             let [gate, up, weight] = inputs.try_into().unwrap();
-            swiglu_linear(gate, up, weight)
+            gated_linear(gate, up, weight, GateActivation::Silu)
         };
         let exact: Op = &|inputs| {
             let [gate, up, weight] = inputs.try_into().unwrap();
-            swiglu_reference(gate, up).matmul(weight.transpose())
+            gated_reference(gate, up, GateActivation::Silu).matmul(weight.transpose())
         };
-        check("swiglu_linear", op, exact, &[[n, w], [n, w], [12, w]], 3e-6);
+        check("gated_linear", op, exact, &[[n, w], [n, w], [12, w]], 3e-6);
     }
     for [n, heads, half] in [[1, 1, 1], [5, 3, 4], [150, 9, 32]] {
         let angles = |function: fn(f64) -> f64, like: &Tensor<2>| {
@@ -196,11 +210,11 @@ fn swiglu_and_rotary_positions_equal_the_formulas_in_f64() {
         };
         let op: Op = &|inputs| {
             let (cos, sin) = (angles(f64::cos, &inputs[0]), angles(f64::sin, &inputs[0]));
-            rotary(inputs[0].clone(), cos, sin)
+            rotary(inputs[0].clone(), cos, sin, 2 * half)
         };
         let exact: Op = &|inputs| {
             let (cos, sin) = (angles(f64::cos, &inputs[0]), angles(f64::sin, &inputs[0]));
-            rotary_reference(inputs[0].clone(), cos, sin)
+            rotary_reference(inputs[0].clone(), cos, sin, 2 * half)
         };
         check("rotary", op, exact, &[[n, heads * 2 * half]], 1e-6);
     }
@@ -249,11 +263,11 @@ fn attention_within_documents_equals_the_formula_in_f64() {
                 documents.iter().copied().filter(|d| *d > 0).collect();
             let op: Op = &|inputs| {
                 let [q, k, v] = inputs.try_into().unwrap();
-                attention(q, k, v, &documents, &options)
+                attention(q, k, v, None, &documents, &options)
             };
             let exact: Op = &|inputs| {
                 let [q, k, v] = inputs.try_into().unwrap();
-                attention_reference(q, k, v, &exact_documents, &options)
+                attention_reference(q, k, v, None, &exact_documents, &options)
             };
             let keys = [n, options.key_heads * 8];
             check("attention", op, exact, &[[n, 48], keys, keys], 1e-5);
@@ -277,8 +291,8 @@ fn the_reference_without_gradients_equals_the_reference_with_gradients() {
         .collect();
     let [q, k, v] = inputs.try_into().unwrap();
     let tracked = Tensor::from_inner(q.clone()).require_grad();
-    let with = attention_reference(tracked, k.clone(), v.clone(), &[13, 17], &options);
-    let without = attention_reference(q, k, v, &[13, 17], &options);
+    let with = attention_reference(tracked, k.clone(), v.clone(), None, &[13, 17], &options);
+    let without = attention_reference(q, k, v, None, &[13, 17], &options);
     let pairs = host(with.inner()).into_iter().zip(host(without));
     assert!(pairs.into_iter().all(|(a, b)| (a - b).abs() < 1e-12));
 }
@@ -362,19 +376,26 @@ fn half_precision_ops_are_within_rounding_of_f32() {
         ),
         (
             "rms_norm",
-            &|inputs| rms_norm(inputs[0].clone(), inputs[1].clone().flatten(0, 1), 1e-5),
+            &|inputs| {
+                rms_norm(
+                    inputs[0].clone(),
+                    inputs[1].clone().flatten(0, 1),
+                    1e-5,
+                    0.0,
+                )
+            },
             vec![[9, 40], [1, 40]],
         ),
         (
-            "swiglu",
-            &|inputs| swiglu(inputs[0].clone(), inputs[1].clone()),
+            "gated",
+            &|inputs| gated(inputs[0].clone(), inputs[1].clone(), GateActivation::Silu),
             vec![[9, 40], [9, 40]],
         ),
         (
             "attention",
             &|inputs| {
                 let [q, k, v] = inputs.try_into().unwrap();
-                attention(q, k, v, &[4, 5], &options)
+                attention(q, k, v, None, &[4, 5], &options)
             },
             vec![[9, 8], [9, 4], [9, 4]],
         ),

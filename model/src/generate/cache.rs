@@ -1,7 +1,7 @@
 //! The paged KV cache of all layers, and the forward pass of one step over it.
 
 use burn::tensor::{Int, Tensor, TensorData};
-use potstill_kernels::{PagedRow, paged_attention, write_slots};
+use potstill_kernels::{PagedOptions, PagedRow, paged_attention, write_slots};
 
 use super::schedule::{Sequence, StepRow};
 use crate::Decoder;
@@ -36,7 +36,11 @@ impl KvCache {
         running: &[Sequence],
     ) -> Tensor<2> {
         let config = model.config();
-        let heads = config.num_attention_heads;
+        let options = PagedOptions {
+            attention: config.attention(),
+            page_size: self.page_size,
+            value_width: config.head_dim,
+        };
         let (seen, slots) = self.seen_and_slots(rows, running);
         let positions: Vec<usize> = rows.iter().map(|row| row.position).collect();
         let rotary = model.rotary(&positions);
@@ -48,7 +52,7 @@ impl KvCache {
             keys.inplace(|keys| write_slots(keys, k_nc, &slots));
             values.inplace(|values| write_slots(values, v_nc, &slots));
             let (keys, values) = (keys.clone(), values.clone());
-            let heads_nc = paged_attention(q_nc, keys, values, &seen, self.page_size, heads);
+            let heads_nc = paged_attention(q_nc, keys, values, None, &seen, &options);
             x_nd = layer.finish(config, x_nd, heads_nc);
         }
         model.final_norm(drawing_rows(x_nd, rows, running))
@@ -66,7 +70,12 @@ impl KvCache {
             let page = pages.get(row.position / self.page_size).copied();
             let slot = page.unwrap_or(0) as usize * self.page_size + row.position % self.page_size;
             let length = row.position + 1;
-            (PagedRow { pages, length }, slot)
+            let row = PagedRow {
+                pages,
+                first: 0,
+                length,
+            };
+            (row, slot)
         };
         rows.iter().map(seen_and_slot).unzip()
     }

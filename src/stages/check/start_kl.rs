@@ -35,7 +35,7 @@ pub(super) fn start_kl(
         return Ok(None);
     }
     let texts = texts(run, &folder, prompts)?;
-    let teacher = potstill_model::load(&folder, DType::F32, device)?;
+    let teacher = checkpoint::load(&folder, &folder, DType::F32, device)?;
     let start = match start::pruned_layers(run, teacher.config())? {
         // The pruned student shares the teacher's tensors.
         Some(layers) if student.path.is_none() => potstill_model::prune_layers(&teacher, &layers)?,
@@ -44,11 +44,11 @@ pub(super) fn start_kl(
     Ok(potstill_student::start_kl(&teacher, &start, &texts))
 }
 
+/// Whether both have the same tokenizer; their embeddings may be padded to different sizes.
 fn has_same_vocabulary(teacher: &Path, student: &Path) -> anyhow::Result<bool> {
-    let rows = |folder: &Path| Config::from_dir(folder).map(|config| config.vocab_size);
     let fingerprint =
         |folder: &Path| Tokenizer::from_dir(folder).map(|found| found.fingerprint().to_owned());
-    Ok(rows(teacher)? == rows(student)? && fingerprint(teacher)? == fingerprint(student)?)
+    Ok(fingerprint(teacher)? == fingerprint(student)?)
 }
 
 /// Token ids of the first prompts, each without its end if it is long.

@@ -3,6 +3,7 @@
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use potstill_datasets::{Signal, SignalRow};
+use potstill_kernels::LogitTransform;
 
 use crate::loss::{Divergence, Tail};
 use crate::objective::Objective;
@@ -16,12 +17,13 @@ const FLOOR: f64 = 8.673_617_379_884_035e-19;
 /// and used at the other points of the finite differences.
 pub(super) type Weights = Vec<f64>;
 
-/// Computes the mean over the rows of a global batch. `logits` has the raw logits at each position of each signal;
-/// the logits at position t predict token t + 1. Returns the weights of adaptive KL that were used: `weights` if
+/// Computes the mean over the rows of a global batch. `logits` has the raw logits at each position of each signal, and
+/// `transform` the model's scale, softcap and number of tokens; the logits at position t predict token t + 1. Returns the weights of adaptive KL that were used: `weights` if
 /// given, or else those at this point.
 pub(super) fn batch_loss_by_definition(
     signals: &[Signal],
     logits: &[Vec<Vec<f64>>],
+    transform: &LogitTransform,
     objective: &Objective,
     weights: Option<&Weights>,
 ) -> (f64, Weights) {
@@ -36,7 +38,13 @@ pub(super) fn batch_loss_by_definition(
             let Some(row) = stored.next() else { continue };
             let given = weights.and_then(|weights| weights.get(rows).copied());
             let target_token = signal.token_ids[t] as usize;
-            let (value, weight) = row_loss(row, target_token, &logits[t - 1], objective, given);
+            let (value, weight) = row_loss(
+                row,
+                target_token,
+                &capped(&logits[t - 1], transform),
+                objective,
+                given,
+            );
             sum += value;
             used.push(weight);
             rows += 1;
@@ -93,6 +101,16 @@ fn row_loss(
         total += objective.cross_entropy * value;
     }
     (total, used)
+}
+
+/// Computes the logits of the softmax: c·tanh(scale·z/c) of the columns that are tokens.
+fn capped(logits: &[f64], transform: &LogitTransform) -> Vec<f64> {
+    let tokens = transform.vocab.unwrap_or(logits.len());
+    let cap = |z: &f64| match transform.softcap {
+        Some(c) => c * (transform.scale * z / c).tanh(),
+        None => transform.scale * z,
+    };
+    logits.iter().take(tokens).map(cap).collect()
 }
 
 fn softmax(logits: &[f64], tau: f64) -> Vec<f64> {

@@ -57,15 +57,18 @@ pub fn logistic_ranking(log_p_nk: Tensor<2>, log_q_nk: Tensor<2>) -> Tensor<1> {
 }
 
 /// Computes log p and log q, [n, k], of the teacher's k likeliest tokens, from dense logits [n, v] of both
-/// models. Half precision is converted to f32; logits of −∞ give −1e4; a k above v is v. The student's vocabulary
-/// may be padded beyond the teacher's, but the ids must be the same.
+/// models as `Decoder::logits` computes them. Half precision is converted to f32; logits of −∞ give −1e4; a k above v is
+/// v. The ids must be the same in both models. If one of them has more columns, these are padding, and both distributions
+/// are over the columns that both have.
 #[must_use]
 pub fn at_teacher_top(
     teacher_logits_nv: Tensor<2>,
     student_logits_nv: Tensor<2>,
     k: usize,
 ) -> [Tensor<2>; 2] {
-    let [_, v] = teacher_logits_nv.dims();
+    let v = teacher_logits_nv.dims()[1].min(student_logits_nv.dims()[1]);
+    let [teacher_logits_nv, student_logits_nv] =
+        [teacher_logits_nv, student_logits_nv].map(|logits_nv| logits_nv.narrow(1, 0, v));
     let (_, ids_nk) = teacher_logits_nv.clone().topk_with_indices(k.min(v), 1);
     let [student_logits_nv, teacher_logits_nv] = wide([student_logits_nv, teacher_logits_nv]);
     [teacher_logits_nv, student_logits_nv].map(|logits_nv| {

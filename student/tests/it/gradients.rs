@@ -3,6 +3,7 @@
 use burn::module::Module;
 use burn::tensor::{DType, Device, Tensor};
 use potstill_datasets::Signal;
+use potstill_kernels::LogitTransform;
 use potstill_model::{Decoder, MapParameters, Parameter, map_parameters};
 use potstill_student::loss::Tail;
 use potstill_student::{
@@ -34,6 +35,7 @@ fn options(objective: &Objective, chunk_rows: usize) -> GradientOptions<'_> {
         row_weight: 1.0,
         chunk_rows,
         form: Form::Fused,
+        transform: LogitTransform::default(),
     }
 }
 

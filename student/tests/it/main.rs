@@ -22,4 +22,5 @@ mod plain;
 mod reference;
 mod resume;
 mod support;
+mod transform;
 mod unigram;

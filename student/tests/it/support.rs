@@ -47,17 +47,51 @@ pub(crate) fn settings() -> TrainSettings {
 
 /// A random model of two layers with grouped queries, a tied head and 47 tokens.
 pub(crate) fn tiny(dtype: DType) -> Decoder {
-    let config = r#"{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 47,
+    tiny_with_rows(dtype, 47)
+}
+
+/// The same with another number of rows of the embedding.
+pub(crate) fn tiny_with_rows(dtype: DType, rows: usize) -> Decoder {
+    let config = r#"{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": ROWS,
         "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4,
         "num_key_value_heads": 2, "head_dim": 4, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
         "max_position_embeddings": 64, "hidden_act": "silu", "tie_word_embeddings": true,
         "bos_token_id": 1, "eos_token_id": 2}"#;
+    let config = config.replace("ROWS", &rows.to_string());
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("config.json"), config).unwrap();
     let config = Config::from_dir(dir.path()).unwrap();
     let model = Decoder::init(&config, 3, dtype, &Device::flex()).unwrap();
     // With weights of standard deviation 0.02 all distributions are nearly uniform; larger weights test more.
     scaled(model, 15.0)
+}
+
+/// Replaces the first rows of the embedding by those of `source`, and all other parameters by those of `source`.
+pub(crate) fn with_parameters_of(model: Decoder, source: &Decoder) -> Decoder {
+    struct Copy(std::collections::BTreeMap<String, Parameter>);
+    impl potstill_model::MapParameters for Copy {
+        fn matrix(&mut self, name: &str, tensor: Tensor<2>) -> Tensor<2> {
+            match self.0.remove(name) {
+                Some(Parameter::Matrix(from)) => {
+                    let rows = from.dims()[0];
+                    let rest = tensor.dims()[0] - rows;
+                    if rest == 0 {
+                        return from;
+                    }
+                    Tensor::cat(vec![from, tensor.narrow(0, rows, rest)], 0)
+                }
+                _ => tensor,
+            }
+        }
+        fn vector(&mut self, name: &str, tensor: Tensor<1>) -> Tensor<1> {
+            match self.0.remove(name) {
+                Some(Parameter::Vector(from)) => from,
+                _ => tensor,
+            }
+        }
+    }
+    let parameters = potstill_model::named_parameters(source);
+    potstill_model::map_parameters(model, &mut Copy(parameters.into_iter().collect()))
 }
 
 /// Multiplies all weight matrices by a factor.

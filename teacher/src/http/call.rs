@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use potstill_datasets::{Completion, Prompt, Reasoning};
+use potstill_datasets::{Completion, Prompt, Reasoning, TemplateArguments};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -22,6 +22,14 @@ pub enum Dialect {
     LlamaServer,
     /// The server of `llama-cpp-python`.
     LlamaCppPython,
+}
+
+impl Dialect {
+    /// Whether servers of this dialect take arguments of the chat template with a request, as `chat_template_kwargs`.
+    #[must_use]
+    pub fn takes_template_arguments(self) -> bool {
+        matches!(self, Dialect::Vllm | Dialect::Sglang | Dialect::LlamaServer)
+    }
 }
 
 /// API of a server that answers are requested through: `method` of `[teacher]`
@@ -70,6 +78,8 @@ pub struct RequestSettings {
     pub stream: bool,
     /// Marks around reasoning inside the answer's text; `None` stands for `<think>` and `</think>`.
     pub reasoning: Option<Reasoning>,
+    /// Arguments of the server's chat template, sent as `chat_template_kwargs` with messages.
+    pub template_arguments: TemplateArguments,
 }
 
 /// The task of a call.

@@ -109,7 +109,7 @@ impl Local {
             licence: settings.licence,
         };
         Ok(Self {
-            model,
+            model: model.with_token_count(tokenizer_size),
             encoder: TextEncoder::new(tokenizer, template, settings.reasoning),
             control_ids,
             identity,
@@ -182,7 +182,7 @@ impl Local {
                 other => format!("{other:?}"),
             },
             tokenizer: self.tokenizer().fingerprint().to_owned(),
-            template: self.template().hash().to_owned(),
+            template: self.template().hash(),
             sampling,
             temperatures: temperatures.iter().map(|t| *t as f32).collect(),
             licence: self.identity.licence.clone(),

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::ops::ControlFlow;
 
 use potstill_datasets::{Encoded, Signal, SignalRow};
-use potstill_kernels::{CaptureOptions, CaptureRow, Captured, LogitTransform, capture};
+use potstill_kernels::{CaptureOptions, CaptureRow, Captured, capture};
 use potstill_model::{Device, Int, Tensor, TensorData};
 use sha2::{Digest, Sha256};
 
@@ -102,7 +102,7 @@ impl Local {
         if loss_mask.first() == Some(&true) {
             return bad("its first token carries loss, and nothing precedes it".to_owned());
         }
-        let v = config.vocab_size;
+        let v = self.model.token_count();
         match token_ids.iter().find(|id| **id as usize >= v) {
             Some(id) => bad(format!(
                 "token id {id} is outside of the teacher's vocabulary of {v}"
@@ -141,7 +141,7 @@ impl Local {
             .collect();
         let data = TensorData::new(rows, [positions.len()]);
         let rows = Tensor::<1, Int>::from_data(data, &self.model.device());
-        let logits_nv = self.model.logits(hidden_nd.clone().select(0, rows));
+        let logits_nv = self.model.raw_logits(hidden_nd.clone().select(0, rows));
         let capture_row = |at: &LossPosition| {
             let mut kept = self.control_ids.clone();
             kept.push(at.target);
@@ -155,7 +155,7 @@ impl Local {
         let signals = &scoring.signals;
         let temperatures: Vec<f32> = signals.temperatures.iter().map(|t| *t as f32).collect();
         let settings = CaptureOptions {
-            head: LogitTransform::default(),
+            head: self.model.logit_transform(),
             top_k: signals.top_k,
             temperatures: &temperatures,
             draws: signals.tail_draws,

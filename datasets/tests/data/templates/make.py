@@ -1,6 +1,6 @@
 """Writes golden.json: every template here over every case, rendered by transformers.
 
-    pip install transformers==5.23.0 && python make.py
+    pip install transformers==5.24.0 && python make.py
 
 `strftime_now` tells 2026-03-05 14:07:09. Ranges of generated text are given in bytes of UTF-8. A case that a template
 refuses has its message instead of a text; one on which it fails otherwise has `"fails": true`.
@@ -25,7 +25,7 @@ HERE = pathlib.Path(__file__).parent
 TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}
 
 
-def render(source, case, add_generation_prompt):
+def render(source, case, add_generation_prompt, arguments={}):
     marked = "generation %}" in source
     try:
         texts, ranges = chat_template_utils.render_jinja_template(
@@ -35,12 +35,13 @@ def render(source, case, add_generation_prompt):
             return_assistant_tokens_mask=marked,
             add_generation_prompt=add_generation_prompt,
             **TOKENS,
+            **arguments,
         )
     except jinja2.exceptions.TemplateError as error:
         if type(error) is jinja2.exceptions.TemplateError:
             return {"raised": str(error)}
         return {"fails": True}
-    except TypeError:
+    except (TypeError, ValueError, KeyError, AttributeError, IndexError, RecursionError):
         return {"fails": True}
     text = texts[0]
     size = lambda end: len(text[:end].encode())

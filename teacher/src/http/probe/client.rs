@@ -107,6 +107,7 @@ impl ProbeClient<'_> {
             "model": self.settings.model,
             "messages": [{ "role": "user", "content": question }],
         });
+        self.add_template_arguments(&mut body);
         if self.settings.reasoning_model {
             // Reasoning comes first, so a limit of a few tokens would leave no answer.
             let max_tokens = max_tokens.max(512);
@@ -119,6 +120,14 @@ impl ProbeClient<'_> {
             merge(&mut body, more);
         }
         self.request("/chat/completions", false, Some(&body)).await
+    }
+
+    /// Adds the arguments of the chat template to a request with messages.
+    pub(super) fn add_template_arguments(&self, body: &mut Value) {
+        let arguments = &self.settings.template_arguments;
+        if !arguments.is_empty() {
+            merge(body, json!({ "chat_template_kwargs": arguments.to_json() }));
+        }
     }
 
     /// Requests the completion of a prompt: a text, token ids, or several texts. The fields of `more` are added to the

@@ -270,7 +270,8 @@ async fn compare_template(
         return Ok(());
     }
     if probe.dialect == Some(Dialect::LlamaServer) {
-        let body = json!({ "messages": [{ "role": "user", "content": QUESTION }] });
+        let mut body = json!({ "messages": [{ "role": "user", "content": QUESTION }] });
+        client.add_template_arguments(&mut body);
         let response = client.request("/apply-template", true, Some(&body)).await?;
         let theirs = response.json.get("prompt").and_then(Value::as_str);
         let ours = tokenizer.decode(ids, false).ok();

@@ -27,6 +27,7 @@ fn settings(url: &str, model: &str) -> ClientSettings {
             logprobs: None,
             stream: false,
             reasoning: None,
+            template_arguments: Default::default(),
         },
         endpoints: vec![Endpoint {
             max_in_flight: Some(4),

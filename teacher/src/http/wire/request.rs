@@ -107,6 +107,14 @@ fn check(settings: &RequestSettings, call: &Call) -> Result<(), Failure> {
             "the server of llama-cpp-python does not accept prompts as token ids (use the chat API, or llama-server)",
         ));
     }
+    if !settings.template_arguments.is_empty()
+        && !dialect.takes_template_arguments()
+        && (&call.task, settings.api) == (&CallTask::Answer, Api::Chat)
+    {
+        return Err(cannot(
+            "servers of this dialect take no arguments of the chat template (leave `template_arguments` out, or set the dialect of the server)",
+        ));
+    }
     let beyond = [
         ("top_k", settings.top_k.is_some()),
         ("min_p", settings.min_p.is_some()),
@@ -239,6 +247,10 @@ fn chat(
         }
     }
     fields.insert("messages".into(), messages.into());
+    if !settings.template_arguments.is_empty() {
+        let arguments = settings.template_arguments.to_json();
+        fields.insert("chat_template_kwargs".into(), arguments);
+    }
     if let Some(tools) = &call.prompt.tools {
         let tools: Value = serde_json::from_str(tools).map_err(|error| {
             cannot(format!(

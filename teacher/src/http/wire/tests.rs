@@ -27,6 +27,7 @@ fn settings(dialect: Dialect, logprobs: Option<u32>) -> RequestSettings {
         logprobs,
         stream: false,
         reasoning: None,
+        template_arguments: Default::default(),
     }
 }
 

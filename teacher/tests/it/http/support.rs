@@ -65,6 +65,7 @@ pub(crate) fn settings(url: String) -> ClientSettings {
             logprobs: None,
             stream: false,
             reasoning: None,
+            template_arguments: Default::default(),
         },
         endpoints: vec![endpoint(url)],
         timeouts: Timeouts {

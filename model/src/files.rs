@@ -1,0 +1,55 @@
+//! Files that are mapped into memory for reading, and files that are written as a whole.
+
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use memmap2::Mmap;
+
+use crate::Error;
+
+/// Maps a file into memory for reading.
+///
+/// # Errors
+/// Returns an error if the file cannot be opened or mapped.
+#[allow(unsafe_code)]
+pub(crate) fn map_file(path: &Path) -> Result<Mmap, Error> {
+    let file = File::open(path).map_err(Error::io("open", path))?;
+    // SAFETY: the map is read-only. If another process changes the file meanwhile, the values
+    // read are unspecified, but every access stays within the checked offsets of the map. If another process truncates
+    // the file meanwhile, SIGBUS ends this process, as with every reader that maps a file.
+    unsafe { Mmap::map(&file) }.map_err(Error::io("map", path))
+}
+
+/// Writes a JSON file as [`write_whole`] does.
+pub(crate) fn write_json(path: &Path, value: &serde_json::Value) -> Result<(), Error> {
+    write_whole(path, |file| {
+        writeln!(file, "{value:#}").map_err(Error::io("write", path))
+    })
+}
+
+/// Writes a temporary file next to `path`, syncs it and renames it, so that a reader sees the old file or the whole new
+/// one.
+pub(crate) fn write_whole(
+    path: &Path,
+    write: impl FnOnce(&mut BufWriter<File>) -> Result<(), Error>,
+) -> Result<(), Error> {
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(".tmp");
+    let temporary = PathBuf::from(temporary);
+    let file = File::create(&temporary).map_err(Error::io("create", &temporary))?;
+    let mut file = BufWriter::with_capacity(1 << 20, file);
+    write(&mut file)?;
+    let file = file
+        .into_inner()
+        .map_err(|error| Error::io("write", path)(error.into_error()))?;
+    file.sync_all().map_err(Error::io("sync", &temporary))?;
+    std::fs::rename(&temporary, path).map_err(Error::io("rename to", path))?;
+    let parent = path
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty());
+    let dir = parent.unwrap_or(Path::new("."));
+    File::open(dir)
+        .and_then(|dir| dir.sync_all())
+        .map_err(Error::io("sync", dir))
+}
