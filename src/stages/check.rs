@@ -8,10 +8,11 @@ use std::path::Path;
 
 use anyhow::bail;
 use potstill_datasets::{AnswerSource, Imported, Prompt, Split, Tokenizer};
-use potstill_model::{Config, weight_files};
+use potstill_model::Config;
 use potstill_student::{Layers, TrainSettings};
 use start_kl::start_kl;
 
+use super::sources::{self, Extent, Needed, Sources};
 use super::{
     RunOptions, StageOutcome, checkpoint, collect, device, import, planned, run_dir_path, served,
     start,
@@ -26,10 +27,22 @@ use crate::run_file::Loaded;
 /// # Errors
 /// The first mistake that would make a run fail.
 pub fn check(file: &Path, options: &RunOptions, console: &Console) -> anyhow::Result<StageOutcome> {
-    let run = Loaded::read(file)?;
+    let mut run = Loaded::read(file)?;
     let device = device(&options.device)?;
     let dir = run_dir_path(&run, options);
     check_owner(&dir, &run)?;
+    let extent = match options.dry_run {
+        true => Extent::Nothing,
+        false => Extent::WithoutWeights,
+    };
+    let sources = sources::resolve(&mut run, &dir, console, Needed::Everything, extent)?;
+    if sources >= Sources::Incomplete {
+        console.note(&format!(
+            "the rest can be checked when these files are here\nhint: `potstill run {}` fetches them",
+            file.display()
+        ));
+        return Ok(StageOutcome::WouldRun);
+    }
     let imported = import::read(&run, options.limit)?;
     let teacher = match &run.settings.teacher {
         Some(_) => checkpoint::teacher_tokenizer_folder(&run)?,
@@ -57,7 +70,9 @@ pub fn check(file: &Path, options: &RunOptions, console: &Console) -> anyhow::Re
         imported.prompts.len(),
         imported.duplicates,
     ));
-    if let Some(kl) = start_kl(&run, &imported.prompts, &device)? {
+    if sources == Sources::Complete
+        && let Some(kl) = start_kl(&run, &imported.prompts, &device)?
+    {
         console.output(&format!(
             "start     KL from the teacher {:.2} nats per token, over {} tokens of prompts; a uniform distribution has {:.2}",
             kl.start, kl.tokens, kl.uniform
@@ -156,7 +171,7 @@ fn check_teacher(run: &Loaded, folder: &Path, prompts: &[Prompt]) -> anyhow::Res
     let collect = &run.settings.collect;
     Ok(format!(
         "teacher   {}: {}\ncollect   {} answers of at most {} tokens, {} at a time; the longest prompt has {longest} tokens",
-        folder.display(),
+        checkpoint::name(run, folder),
         shape(&Config::from_dir(folder)?),
         prompts.len() * collect.samples,
         collect.max_new_tokens,
@@ -174,7 +189,7 @@ fn check_student(run: &Loaded, teacher: Option<&Path>) -> anyhow::Result<String>
     let tokenizer = checkpoint::tokenizer(&folder)?;
     if let Some(teacher) = teacher {
         if run.settings.local().is_some() {
-            weight_files(teacher)?;
+            checkpoint::check_weights(run, teacher)?;
         }
         let must_match = run.settings.local().is_some() || run.settings.has_signals();
         if must_match && tokenizer.fingerprint() != Tokenizer::from_dir(teacher)?.fingerprint() {
@@ -190,15 +205,15 @@ fn check_student(run: &Loaded, teacher: Option<&Path>) -> anyhow::Result<String>
     if let Some(config) = start::random_config(run, &folder)? {
         return Ok(format!("random weights, {}", shape(&config)));
     }
-    weight_files(&folder)?;
+    checkpoint::check_weights(run, &folder)?;
     Ok(match start::pruned_layers(run, &config)? {
         Some(layers) => format!(
             "{}, {} of {} layers: {layers:?}",
-            folder.display(),
+            checkpoint::name(run, &folder),
             layers.len(),
             config.num_hidden_layers
         ),
-        None => format!("{}: {}", folder.display(), shape(&config)),
+        None => format!("{}: {}", checkpoint::name(run, &folder), shape(&config)),
     })
 }
 

@@ -22,7 +22,7 @@ pub use error::Error;
 pub use given::GivenTeacher;
 pub use http_teacher::HttpTeacher;
 #[cfg(feature = "local")]
-pub use local::{Ask, Local, LocalSettings, LocalTeacher, Scoring, ScoringText};
+pub use local::{Ask, Local, LocalSettings, LocalTeacher, Origin, Scoring, ScoringText};
 #[cfg(feature = "local")]
 pub use potstill_model::{DType, Device, Sampling};
 pub use protocol::{AnswerRequest, CompletedEntries, Exchange, ScoreRequest, ScoringOptions};

@@ -214,7 +214,7 @@ pub enum HubError {
         why: String,
     },
     /// The disk of the cache has too little space.
-    #[error("the download needs {needed} more bytes, and the disk of {} has {free} free\nhint: free some space, or set HF_HUB_CACHE to a folder on a larger disk", cache.display())]
+    #[error("the download needs {} more, and the disk of {} has {} free\nhint: free some space, or set HF_HUB_CACHE to a folder on a larger disk", size(*needed), cache.display(), size(*free))]
     TooLittleSpace {
         /// Folder of the cache.
         cache: PathBuf,
@@ -277,5 +277,15 @@ impl HubError {
                 source,
             },
         }
+    }
+}
+
+/// A number of bytes for people, such as `2.9 GB`; a GB is 10⁹ bytes.
+fn size(bytes: u64) -> String {
+    let bytes = bytes as f64;
+    match bytes {
+        0.0..1e6 => format!("{:.1} kB", bytes / 1e3),
+        1e6..1e9 => format!("{:.1} MB", bytes / 1e6),
+        _ => format!("{:.1} GB", bytes / 1e9),
     }
 }

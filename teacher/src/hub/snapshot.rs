@@ -68,6 +68,13 @@ impl SnapshotPlan {
         })
     }
 
+    /// The same plan without weights.
+    #[must_use]
+    pub fn without_weights(mut self) -> SnapshotPlan {
+        self.files.retain(|file| !is_weights(&file.path));
+        self
+    }
+
     /// Free bytes on the disk of the cache; `None` if the system does not say.
     #[must_use]
     pub fn free_bytes(&self) -> Option<u64> {
@@ -233,6 +240,12 @@ impl SnapshotPlan {
         })?;
         Ok(hasher.digits() == hash.digits())
     }
+}
+
+/// Whether a file holds weights or lists the files that do.
+fn is_weights(path: &str) -> bool {
+    let path = path.to_ascii_lowercase();
+    path.ends_with(".safetensors") || path.ends_with(".gguf") || path == INDEX_FILE
 }
 
 /// A file of the plan from the Hub's list.
