@@ -211,7 +211,7 @@ fn teacher_facts(dir: &Path) -> anyhow::Result<TeacherFacts> {
     let config = Config::from_dir(dir)?;
     Tokenizer::from_dir(dir)?;
     Ok(TeacherFacts {
-        layers: config.num_hidden_layers,
+        layers: config.num_hidden_layers(),
         vocabulary: config.vocab_size,
         context: config.max_position_embeddings,
         has_template: ChatTemplate::from_dir(dir)?.is_some(),

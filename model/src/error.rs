@@ -113,8 +113,32 @@ pub enum Error {
         /// Shape that follows from the configuration.
         expected: Vec<usize>,
     },
+    /// The weights hold a tensor of the decoder that the configuration has no place for.
+    #[error("`{}`: `config.json` has no place for {count} of the stored tensors, among them `{tensor}`\nhint: `num_hidden_layers` or another size in `config.json` may be wrong; use both files from the same model", path.display())]
+    SpareTensors {
+        /// Path of a weight file.
+        path: PathBuf,
+        /// Name of the first tensor without a place.
+        tensor: String,
+        /// Number of tensors without a place.
+        count: usize,
+    },
+    /// An index names a file that is not in the folder of the checkpoint.
+    #[error("`{}` names the file `{file}`, which is not a plain file name\nhint: shards must be in the same folder as their index", index.display())]
+    OutsideFolder {
+        /// Path of the index.
+        index: PathBuf,
+        /// The file that the index names.
+        file: String,
+    },
+    /// A path that should be a file is a folder, a pipe or a device.
+    #[error("`{}` is not a regular file", path.display())]
+    NotAFile {
+        /// The path.
+        path: PathBuf,
+    },
     /// A tensor is stored in a type that this crate does not read.
-    #[error("`{}`: tensor `{tensor}` is stored as {dtype}, but only F64, F32, F16 and BF16 are supported", path.display())]
+    #[error("`{}`: tensor `{tensor}` is stored as {dtype}, but only F64, F32, F16, BF16 and F8_E4M3 are supported", path.display())]
     StoredType {
         /// Path of the weight file.
         path: PathBuf,

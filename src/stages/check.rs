@@ -138,7 +138,7 @@ fn training(run: &Loaded, imported: &Imported) -> String {
 
 /// Warns that the start is further from the teacher than the uniform distribution is.
 fn far_start(run: &Loaded) -> anyhow::Result<String> {
-    let layers = Config::from_dir(&checkpoint::student(run)?)?.num_hidden_layers;
+    let layers = Config::from_dir(&checkpoint::student(run)?)?.num_hidden_layers();
     let hint = match &run.settings.student.layers {
         Some(_) => format!(
             "keep layers of both ends, such as `layers = {}` in [student]",
@@ -211,7 +211,7 @@ fn check_student(run: &Loaded, teacher: Option<&Path>) -> anyhow::Result<String>
             "{}, {} of {} layers: {layers:?}",
             checkpoint::name(run, &folder),
             layers.len(),
-            config.num_hidden_layers
+            config.num_hidden_layers()
         ),
         None => format!("{}: {}", checkpoint::name(run, &folder), shape(&config)),
     })
@@ -220,7 +220,7 @@ fn check_student(run: &Loaded, teacher: Option<&Path>) -> anyhow::Result<String>
 fn shape(config: &Config) -> String {
     format!(
         "{} layers, width {}, vocabulary {}, context {}",
-        config.num_hidden_layers,
+        config.num_hidden_layers(),
         config.hidden_size,
         config.vocab_size,
         config.max_position_embeddings

@@ -127,7 +127,7 @@ fn card(
     let _ = write!(
         out,
         "- {} layers, width {}, vocabulary {}, {}\n- {} optimizer steps over {} sequences\n",
-        config.num_hidden_layers,
+        config.num_hidden_layers(),
         config.hidden_size,
         config.vocab_size,
         settings_of(&dtype)?.as_str().unwrap_or_default(),

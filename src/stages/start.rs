@@ -58,7 +58,7 @@ pub(crate) fn start_on(run: &Loaded, seed_index: u32, device: &Device) -> anyhow
 /// is not random.
 pub(crate) fn random_config(run: &Loaded, folder: &Path) -> anyhow::Result<Option<Config>> {
     Ok(match &run.settings.student.random {
-        Some(random) => Some(random.config(Config::from_dir(folder)?)),
+        Some(random) => Some(random.config(&Config::from_dir(folder)?)?),
         None => None,
     })
 }
@@ -75,7 +75,7 @@ pub(crate) fn pruned_layers(
     let Some(layers) = &run.settings.student.layers else {
         return Ok(None);
     };
-    let count = checkpoint.num_hidden_layers;
+    let count = checkpoint.num_hidden_layers();
     let key = ["student", "layers"];
     let indices = layers
         .indices(count)

@@ -3,6 +3,7 @@ use potstill_datasets::{TemplateArguments, TemplateSource};
 use potstill_model::Config;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 use crate::layers::Layers;
 
@@ -78,16 +79,19 @@ impl RandomShape {
     }
 
     /// The configuration of a model of this shape; all else is as in `checkpoint`.
-    #[must_use]
-    pub fn config(&self, checkpoint: Config) -> Config {
-        Config {
-            hidden_size: self.hidden_size,
-            intermediate_size: self.intermediate_size,
-            num_hidden_layers: self.layers,
-            num_attention_heads: self.heads,
-            num_key_value_heads: self.key_value_heads(),
-            head_dim: self.hidden_size / self.heads,
-            ..checkpoint
-        }
+    ///
+    /// # Errors
+    /// Returns the errors of [`Config::from_json`] for a shape that the checkpoint's family cannot have.
+    pub fn config(&self, checkpoint: &Config) -> Result<Config, potstill_model::Error> {
+        checkpoint.with_keys([
+            ("hidden_size", json!(self.hidden_size)),
+            ("intermediate_size", json!(self.intermediate_size)),
+            ("num_hidden_layers", json!(self.layers)),
+            ("num_attention_heads", json!(self.heads)),
+            ("num_key_value_heads", json!(self.key_value_heads())),
+            ("head_dim", json!(self.hidden_size / self.heads)),
+            ("layer_types", Value::Null),
+            ("no_rope_layers", Value::Null),
+        ])
     }
 }

@@ -23,6 +23,8 @@ pub(super) struct Sequence {
     /// Token ids of the prompt and of the answer so far.
     pub(super) ids: Vec<u32>,
     pub(super) pages: Vec<u32>,
+    /// Number of tokens of the prompt and of its longest answer.
+    pub(super) longest: usize,
     prompt_tokens: usize,
     /// Number of positions that the cache holds after the current step.
     cached: usize,
@@ -117,6 +119,7 @@ impl<'a> Schedule<'a> {
                 prompt: self.next,
                 ids: prompt.clone(),
                 pages,
+                longest: prompt.len() + self.max_new_tokens,
                 prompt_tokens: prompt.len(),
                 cached: shared,
                 logprobs: Vec::new(),
