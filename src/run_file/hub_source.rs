@@ -1,5 +1,7 @@
 //! A repository of the Hugging Face Hub that a run uses, pinned to a commit.
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 
 /// A repository that a run file names, at the commit that the run uses. `sources.json` holds one for each source.
@@ -13,6 +15,9 @@ pub struct HubSource {
     pub commit: String,
     /// Fetched files, by their paths in the repository.
     pub files: Vec<String>,
+    /// Folder of the snapshot on this machine.
+    #[serde(skip)]
+    pub folder: PathBuf,
 }
 
 impl HubSource {

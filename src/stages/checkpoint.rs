@@ -127,8 +127,7 @@ pub fn name(run: &Loaded, folder: &Path) -> String {
 
 /// The repository that a folder of the Hub's cache belongs to.
 pub fn hub_source<'a>(run: &'a Loaded, folder: &Path) -> Option<&'a HubSource> {
-    let mut sources = run.hub.values();
-    sources.find(|source| folder.ends_with(Path::new("snapshots").join(&source.commit)))
+    run.hub.values().find(|source| source.folder == folder)
 }
 
 /// Computes the SHA-256 of the weights and of `SMALL_FILES`.

@@ -221,15 +221,16 @@ fn repository(
         source.repository == reference.written() && source.revision == revision
     };
     let recorded = recorded.filter(is_same);
-    let found = |source: HubSource, folder: PathBuf, state| Found {
-        source: Some((
-            source,
-            reference
-                .file
-                .as_ref()
-                .map_or(folder.clone(), |file| folder.join(file)),
-        )),
-        state,
+    let found = |source: HubSource, state| {
+        let folder = source.folder.clone();
+        let path = reference
+            .file
+            .as_ref()
+            .map_or(folder.clone(), |file| folder.join(file));
+        Found {
+            source: Some((source, path)),
+            state,
+        }
     };
     if let Some(source) = recorded {
         let is_enough = selection != Selection::Checkpoint || source.has_weights();
@@ -240,7 +241,11 @@ fn repository(
             &source.files,
         );
         if let (Some(folder), true) = (folder, is_enough) {
-            return Ok(found(source.clone(), folder, Sources::Complete));
+            let source = HubSource {
+                folder,
+                ..source.clone()
+            };
+            return Ok(found(source, Sources::Complete));
         }
     }
     let failed = |error: HubError| failure(run, named, error);
@@ -277,8 +282,9 @@ fn repository(
                 revision: revision.to_owned(),
                 commit,
                 files,
+                folder,
             };
-            Ok(found(source, folder, state))
+            Ok(found(source, state))
         }
     }
 }

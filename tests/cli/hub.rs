@@ -132,8 +132,9 @@ fn a_check_and_a_dry_run_fetch_no_weights() {
 #[test]
 fn a_killed_download_is_resumed() {
     let hub = HubRun::new();
+    let weights = format!("cdn/org/tiny/resolve/{COMMIT}/model.safetensors");
     hub.server
-        .fail("cdn/", [Fault::Pause(Duration::from_secs(600))]);
+        .fail(&weights, [Fault::Pause(Duration::from_secs(600))]);
     let mut command = hub.command(&["run", "run.toml", "--quiet"]);
     let mut child = command
         .stdout(Stdio::null())
