@@ -13,6 +13,7 @@ use serde_json::json;
 
 use crate::dtype::{check_model_dtype, to_safetensors};
 use crate::files::{write_json, write_whole};
+use crate::gguf::{GGUF_FILE, GgufWeights};
 use crate::parameters::{
     MapParameters, Parameter, ParameterName, map_parameters, named_parameters,
 };
@@ -58,6 +59,10 @@ fn open(dir: &Path, config: &Config) -> Result<Box<dyn Weights>, Error> {
         Some((root, files)) => {
             let files = SafetensorsFiles::open(root, files, config.weight_block())?;
             Ok(Box::new(files))
+        }
+        None if dir.join(GGUF_FILE).exists() => {
+            let weights = GgufWeights::open(&dir.join(GGUF_FILE))?;
+            Ok(Box::new(weights))
         }
         None => Err(Error::NoWeights {
             dir: dir.to_path_buf(),
@@ -106,6 +111,7 @@ fn check_all_read(
 pub fn weight_files(dir: &Path) -> Result<Vec<PathBuf>, Error> {
     match safetensors_files::find(dir)? {
         Some((_, files)) => Ok(files),
+        None if dir.join(GGUF_FILE).exists() => Ok(vec![dir.join(GGUF_FILE)]),
         None => Err(Error::NoWeights {
             dir: dir.to_path_buf(),
         }),
