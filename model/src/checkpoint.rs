@@ -171,21 +171,24 @@ struct ParameterReader<'a> {
 }
 
 impl ParameterReader<'_> {
-    fn data(&mut self, name: &str, expected: &[usize], dtype: DType) -> Result<TensorData, Error> {
-        let Some(found) = self.weights.shape(name) else {
-            return Err(Error::MissingTensor {
+    /// Checks that a tensor is stored in the shape that the configuration requires.
+    fn check(&self, name: &str, expected: &[usize]) -> Result<(), Error> {
+        match self.weights.shape(name) {
+            None => Err(Error::MissingTensor {
                 path: self.weights.file(name),
                 tensor: name.to_owned(),
-            });
-        };
-        if found != expected {
-            return Err(Error::Shape {
+            }),
+            Some(found) if found != expected => Err(Error::Shape {
                 path: self.weights.file(name),
                 tensor: name.to_owned(),
                 found,
                 expected: expected.to_vec(),
-            });
+            }),
+            Some(_) => Ok(()),
         }
+    }
+
+    fn data(&mut self, name: &str, dtype: DType) -> Result<TensorData, Error> {
         let stack = in_stack(name).map(|part| part.stack);
         self.read.extend(stack);
         self.read.insert(name.to_owned());
@@ -195,16 +198,23 @@ impl ParameterReader<'_> {
 
 impl MapParameters for ParameterReader<'_> {
     fn map<const D: usize>(&mut self, parameter: &ParameterName, unset: Tensor<D>) -> Tensor<D> {
-        let (shape, dtype) = (unset.dims(), unset.dtype());
+        let dtype = unset.dtype();
         // The unset tensor is freed before its successor is read.
         drop(unset);
-        if self.error.is_none() {
-            match self.data(&parameter.name, &shape, dtype) {
-                Ok(data) => return Tensor::from_data(data, (self.device, dtype)),
-                Err(error) => self.error = Some(error),
+        match self.data(&parameter.name, dtype) {
+            Ok(data) => Tensor::from_data(data, (self.device, dtype)),
+            Err(error) => {
+                self.error = Some(error);
+                Tensor::zeros([1; D], (self.device, dtype))
             }
         }
-        Tensor::zeros([1; D], (self.device, dtype))
+    }
+
+    fn accepts(&mut self, parameter: &ParameterName, shape: &[usize]) -> bool {
+        if self.error.is_none() {
+            self.error = self.check(&parameter.name, shape).err();
+        }
+        self.error.is_none()
     }
 }
 

@@ -64,4 +64,4 @@ pub use parameters::{
     MapParameters, Parameter, ParameterName, Role, TensorOperation, map_parameters,
     named_parameters,
 };
-pub use prune::prune_layers;
+pub use prune::{prune_layers, prune_width};
