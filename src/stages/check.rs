@@ -2,13 +2,14 @@
 //! prompts, the teacher's and the student's checkpoints, and the prompts' lengths. Weights are read only to measure
 //! the start of a student that is made from a checkpoint of its local teacher's family.
 
+mod memory;
 mod start_kl;
 
 use std::path::Path;
 
 use anyhow::bail;
 use potstill_datasets::{AnswerSource, Imported, Prompt, Split, Tokenizer};
-use potstill_model::Config;
+use potstill_model::{Config, Device};
 use potstill_student::{Layers, TrainSettings};
 use start_kl::start_kl;
 
@@ -70,6 +71,9 @@ pub fn check(file: &Path, options: &RunOptions, console: &Console) -> anyhow::Re
         imported.prompts.len(),
         imported.duplicates,
     ));
+    for text in memory_warnings(&run, &device)? {
+        console.emit(&Event::Warning { text });
+    }
     if sources == Sources::Complete
         && let Some(kl) = start_kl(&run, &imported.prompts, &device)?
     {
@@ -100,6 +104,32 @@ pub fn check(file: &Path, options: &RunOptions, console: &Console) -> anyhow::Re
         file.display()
     ));
     Ok(StageOutcome::UpToDate)
+}
+
+/// Warns of models that do not fit into the machine's memory. The memory of a GPU is not known.
+fn memory_warnings(run: &Loaded, device: &Device) -> anyhow::Result<Vec<String>> {
+    let is_cpu = *device == potstill_model::device("cpu")?;
+    let Some(machine) = memory::machine_bytes().filter(|_| is_cpu) else {
+        return Ok(Vec::new());
+    };
+    let student = memory::warning(
+        "to train the student",
+        start::config(run)?.parameters(),
+        memory::TRAINED_BYTES,
+        machine,
+        "choose a smaller student: `layers`, `intermediate_size` or `random` in [student]",
+    );
+    let teacher = match run.settings.local() {
+        Some(teacher) => memory::warning(
+            "to load the teacher",
+            Config::from_dir(&checkpoint::teacher(run)?)?.parameters(),
+            checkpoint::dtype(teacher.dtype).size() as u64,
+            machine,
+            "set `dtype = \"bf16\"` in [teacher], or let a server run the teacher and set its `url`",
+        ),
+        None => None,
+    };
+    Ok([teacher, student].into_iter().flatten().collect())
 }
 
 /// Describes the trainings. Their number of sequences is known only after `curate`, unless all answers are kept.
@@ -201,19 +231,24 @@ fn check_student(run: &Loaded, teacher: Option<&Path>) -> anyhow::Result<String>
         }
     }
     checkpoint::student_template(run, &folder)?;
-    let config = Config::from_dir(&folder)?;
-    if let Some(config) = start::random_config(run, &folder)? {
+    let config = start::config(run)?;
+    if run.settings.student.random.is_some() {
         return Ok(format!("random weights, {}", shape(&config)));
     }
     checkpoint::check_weights(run, &folder)?;
-    Ok(match start::pruned_layers(run, &config)? {
+    let whole = Config::from_dir(&folder)?;
+    let layers = match start::pruned_layers(run, &whole)? {
         Some(layers) => format!(
             "{}, {} of {} layers: {layers:?}",
             checkpoint::name(run, &folder),
             layers.len(),
-            config.num_hidden_layers()
+            whole.num_hidden_layers()
         ),
         None => format!("{}: {}", checkpoint::name(run, &folder), shape(&config)),
+    };
+    Ok(match run.settings.student.intermediate_size {
+        Some(width) => format!("{layers}; {width} neurons in each feed-forward layer"),
+        None => layers,
     })
 }
 
