@@ -3,6 +3,7 @@
 //! the start of a student that is made from a checkpoint of its local teacher's family.
 
 mod start_kl;
+mod tokens;
 
 use std::path::Path;
 
@@ -11,6 +12,7 @@ use potstill_datasets::{AnswerSource, Imported, Prompt, Split, Tokenizer};
 use potstill_model::{Config, weight_files};
 use potstill_student::{Layers, TrainSettings};
 use start_kl::start_kl;
+use tokens::tokens;
 
 use super::{
     RunOptions, StageOutcome, checkpoint, collect, device, import, planned, run_dir_path, served,
@@ -44,7 +46,7 @@ pub fn check(file: &Path, options: &RunOptions, console: &Console) -> anyhow::Re
             }
         }
         Some(folder) if run.settings.import.answers == AnswerSource::Teacher => {
-            check_teacher(&run, folder, &imported.prompts)?
+            check_teacher(&run, folder, &imported.prompts, console)?
         }
         _ => check_given(&imported)?,
     };
@@ -57,6 +59,11 @@ pub fn check(file: &Path, options: &RunOptions, console: &Console) -> anyhow::Re
         imported.prompts.len(),
         imported.duplicates,
     ));
+    let report = tokens(&run, teacher.as_deref(), &imported.prompts)?;
+    report.lines.iter().for_each(|line| console.output(line));
+    for text in report.warnings {
+        console.emit(&Event::Warning { text });
+    }
     if let Some(kl) = start_kl(&run, &imported.prompts, &device)? {
         console.output(&format!(
             "start     KL from the teacher {:.2} nats per token, over {} tokens of prompts; a uniform distribution has {:.2}",
@@ -149,10 +156,19 @@ fn controls_and_seeds(train: &TrainSettings) -> String {
 }
 
 /// Checks that the teacher's tokenizer fits its model and that every prompt fits into its context.
-fn check_teacher(run: &Loaded, folder: &Path, prompts: &[Prompt]) -> anyhow::Result<String> {
+fn check_teacher(
+    run: &Loaded,
+    folder: &Path,
+    prompts: &[Prompt],
+    console: &Console,
+) -> anyhow::Result<String> {
     checkpoint::tokenizer(folder)?;
     let prompts_read = prompts.iter().cloned().map(Ok);
-    let longest = collect::check_lengths(run, folder, prompts_read)?;
+    let checked = collect::check_prompts(run, folder, prompts_read)?;
+    let longest = checked.longest;
+    if let Some(text) = checked.bos_problem {
+        console.emit(&Event::Warning { text });
+    }
     let collect = &run.settings.collect;
     Ok(format!(
         "teacher   {}: {}\ncollect   {} answers of at most {} tokens, {} at a time; the longest prompt has {longest} tokens",
