@@ -18,4 +18,5 @@ mod runs;
 mod sampling;
 mod secure;
 mod served;
+mod tokens;
 mod training;
