@@ -333,9 +333,13 @@ mod tests {
             pages.pages[index / self.page_size] as usize * self.page_size + index % self.page_size
         }
 
-        /// Runs all prompts and checks that every row finds the texts of the positions that it sees. The tokens of an
-        /// answer follow from its text and its prompt; 0 ends it.
-        fn run(mut self) -> Self {
+        /// Runs all prompts and checks that every row finds the texts of the positions that it sees. `next` returns the
+        /// next token of a sequence; 0 ends an answer.
+        fn run(mut self, next: impl Fn(&Sequence) -> u32) -> Self {
+            let sampling = Sampling {
+                max_new_tokens: self.max_new_tokens,
+                ..Sampling::default()
+            };
             loop {
                 let rows = self.schedule.rows();
                 if rows.is_empty() {
@@ -344,18 +348,9 @@ mod tests {
                 for group in 0..self.slots.len() {
                     self.compute(group, &rows);
                 }
-                let sampling = Sampling {
-                    max_new_tokens: self.max_new_tokens,
-                    ..Sampling::default()
-                };
                 let running = self.schedule.running.iter_mut();
                 for sequence in running.filter(|sequence| sequence.is_drawing()) {
-                    let mixed = sequence
-                        .ids
-                        .iter()
-                        .fold(7u32, |sum, id| sum.wrapping_mul(31).wrapping_add(*id));
-                    let mixed = mixed ^ (sequence.prompt as u32).wrapping_mul(0x9E37_79B9);
-                    let id = mixed.wrapping_mul(0x85EB_CA6B) >> 27;
+                    let id = next(sequence);
                     sequence.push((id, 0.0), &StopConditions::at(&[0]), &sampling);
                 }
                 self.schedule.remove_ended(&mut self.answers);
@@ -382,6 +377,13 @@ mod tests {
             let used = self.schedule.groups[group].used_pages();
             self.most_pages[group] = self.most_pages[group].max(used);
         }
+    }
+
+    /// A token that follows from a sequence's text and prompt, and is 0 now and then.
+    fn some_token(sequence: &Sequence) -> u32 {
+        let mix = |sum: u32, id: &u32| sum.wrapping_mul(31).wrapping_add(*id);
+        let mixed = sequence.ids.iter().fold(sequence.prompt as u32 + 7, mix);
+        mixed.wrapping_mul(0x85EB_CA6B) >> 27
     }
 
     fn limits(
@@ -446,61 +448,36 @@ mod tests {
                     (150, 64, 33),
                 ] {
                     let limits = limits(cache_tokens, sequences, prefill_rows, page_size);
-                    let simulation = Simulation::new(&prompts, 30, &needs(windows), &limits).run();
-                    let used = simulation
-                        .schedule
-                        .groups
-                        .iter()
-                        .map(LayerGroup::used_pages);
+                    let simulation = Simulation::new(&prompts, 30, &needs(windows), &limits);
+                    let Simulation {
+                        schedule, answers, ..
+                    } = simulation.run(some_token);
+                    let mut groups = schedule.groups.iter();
                     assert!(
-                        used.eq(windows_of(&simulation).map(|_| 0)),
+                        groups.all(|group| group.used_pages() == 0),
                         "{windows:?} {limits:?}"
                     );
-                    assert!(
-                        simulation
-                            .answers
-                            .iter()
-                            .all(|answer| !answer.ids.is_empty())
-                    );
-                    let expected = expected.get_or_insert(simulation.answers.clone());
-                    assert_eq!(expected, &simulation.answers, "{windows:?} {limits:?}");
+                    assert!(answers.iter().all(|answer| !answer.ids.is_empty()));
+                    let expected = expected.get_or_insert_with(|| answers.clone());
+                    assert_eq!(expected, &answers, "{windows:?} {limits:?}");
                 }
             }
         }
-    }
-
-    fn windows_of<'a>(simulation: &'a Simulation<'_>) -> impl Iterator<Item = &'a Option<usize>> {
-        simulation.windows.iter()
     }
 
     #[test]
     fn a_layer_with_a_window_holds_few_pages_of_a_long_answer() {
         let prompts = vec![text(1, 200), text(2, 5), text(3, 90)];
         let limits = limits(1 << 15, 64, 32, 4);
-        // No answer ends early.
         let needs = needs(&[None, Some(16)]);
-        let mut simulation = Simulation::new(&prompts, 400, &needs, &limits);
-        let mut steps = 0;
-        let sampling = Sampling {
-            max_new_tokens: 400,
-            ..Sampling::default()
-        };
-        loop {
-            let rows = simulation.schedule.rows();
-            if rows.is_empty() {
-                break;
-            }
-            steps += 1;
-            for group in 0..2 {
-                simulation.compute(group, &rows);
-            }
-            let running = simulation.schedule.running.iter_mut();
-            for sequence in running.filter(|sequence| sequence.is_drawing()) {
-                sequence.push((1, 0.0), &StopConditions::at(&[]), &sampling);
-            }
-            simulation.schedule.remove_ended(&mut simulation.answers);
-        }
-        assert!(steps >= 400);
+        // No answer ends early.
+        let simulation = Simulation::new(&prompts, 400, &needs, &limits).run(|_| 1);
+        assert!(
+            simulation
+                .answers
+                .iter()
+                .all(|answer| answer.ids.len() == 400)
+        );
         // 16 positions are on at most five pages, and a step computes at most eight pages of prompts.
         let [all, few] = simulation.most_pages[..] else {
             panic!("there are two groups");
@@ -517,9 +494,8 @@ mod tests {
 
     /// Returns the number of rows of prompts that were computed.
     fn prompt_rows(prompts: &[Vec<u32>], needs: &LayerNeeds, limits: &BatchLimits) -> usize {
-        Simulation::new(prompts, 20, needs, limits)
-            .run()
-            .prompt_rows
+        let simulation = Simulation::new(prompts, 20, needs, limits);
+        simulation.run(some_token).prompt_rows
     }
 
     #[test]
