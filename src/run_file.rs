@@ -5,11 +5,13 @@
 //! reported together. Parsing reads no file besides the text and no device, only the environment,
 //! for `${NAME}` in paths.
 
+mod hub_source;
 mod loaded;
 mod name;
 mod problem;
 mod rules;
 
+pub use hub_source::HubSource;
 pub use loaded::{Loaded, expand_path, parse};
 pub use name::RunName;
 use potstill_datasets::{CurateSettings, FloatType, ImportSettings};

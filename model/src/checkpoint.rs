@@ -13,6 +13,7 @@ use serde_json::json;
 
 use crate::dtype::{check_model_dtype, to_safetensors};
 use crate::files::{write_json, write_whole};
+use crate::gguf::{GGUF_FILE, GgufWeights};
 use crate::parameters::{
     MapParameters, Parameter, ParameterName, map_parameters, named_parameters,
 };
@@ -58,6 +59,10 @@ fn open(dir: &Path, config: &Config) -> Result<Box<dyn Weights>, Error> {
         Some((root, files)) => {
             let files = SafetensorsFiles::open(root, files, config.weight_block())?;
             Ok(Box::new(files))
+        }
+        None if dir.join(GGUF_FILE).exists() => {
+            let weights = GgufWeights::open(&dir.join(GGUF_FILE))?;
+            Ok(Box::new(weights))
         }
         None => Err(Error::NoWeights {
             dir: dir.to_path_buf(),
@@ -106,6 +111,7 @@ fn check_all_read(
 pub fn weight_files(dir: &Path) -> Result<Vec<PathBuf>, Error> {
     match safetensors_files::find(dir)? {
         Some((_, files)) => Ok(files),
+        None if dir.join(GGUF_FILE).exists() => Ok(vec![dir.join(GGUF_FILE)]),
         None => Err(Error::NoWeights {
             dir: dir.to_path_buf(),
         }),
@@ -165,21 +171,24 @@ struct ParameterReader<'a> {
 }
 
 impl ParameterReader<'_> {
-    fn data(&mut self, name: &str, expected: &[usize], dtype: DType) -> Result<TensorData, Error> {
-        let Some(found) = self.weights.shape(name) else {
-            return Err(Error::MissingTensor {
+    /// Checks that a tensor is stored in the shape that the configuration requires.
+    fn check(&self, name: &str, expected: &[usize]) -> Result<(), Error> {
+        match self.weights.shape(name) {
+            None => Err(Error::MissingTensor {
                 path: self.weights.file(name),
                 tensor: name.to_owned(),
-            });
-        };
-        if found != expected {
-            return Err(Error::Shape {
+            }),
+            Some(found) if found != expected => Err(Error::Shape {
                 path: self.weights.file(name),
                 tensor: name.to_owned(),
                 found,
                 expected: expected.to_vec(),
-            });
+            }),
+            Some(_) => Ok(()),
         }
+    }
+
+    fn data(&mut self, name: &str, dtype: DType) -> Result<TensorData, Error> {
         let stack = in_stack(name).map(|part| part.stack);
         self.read.extend(stack);
         self.read.insert(name.to_owned());
@@ -189,16 +198,23 @@ impl ParameterReader<'_> {
 
 impl MapParameters for ParameterReader<'_> {
     fn map<const D: usize>(&mut self, parameter: &ParameterName, unset: Tensor<D>) -> Tensor<D> {
-        let (shape, dtype) = (unset.dims(), unset.dtype());
+        let dtype = unset.dtype();
         // The unset tensor is freed before its successor is read.
         drop(unset);
-        if self.error.is_none() {
-            match self.data(&parameter.name, &shape, dtype) {
-                Ok(data) => return Tensor::from_data(data, (self.device, dtype)),
-                Err(error) => self.error = Some(error),
+        match self.data(&parameter.name, dtype) {
+            Ok(data) => Tensor::from_data(data, (self.device, dtype)),
+            Err(error) => {
+                self.error = Some(error);
+                Tensor::zeros([1; D], (self.device, dtype))
             }
         }
-        Tensor::zeros([1; D], (self.device, dtype))
+    }
+
+    fn accepts(&mut self, parameter: &ParameterName, shape: &[usize]) -> bool {
+        if self.error.is_none() {
+            self.error = self.check(&parameter.name, shape).err();
+        }
+        self.error.is_none()
     }
 }
 

@@ -3,6 +3,7 @@
 //! A configuration is kept as it was read, so that saving writes it back with nothing but what changed. A key or a value
 //! that changes the model's results and that this crate does not implement is an error and never ignored.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use burn::tensor::DType;
@@ -10,6 +11,7 @@ use serde_json::{Map, Value, json};
 
 use crate::Error;
 use crate::families;
+use crate::files::read_text;
 use crate::keys::Keys;
 use crate::plan::{AttentionPlan, DecoderPlan, ExpertsPlan, FeedForwardPlan};
 
@@ -51,7 +53,7 @@ impl Config {
     /// # Errors
     /// Returns the errors of [`Config::from_dir`].
     pub fn from_file(path: &Path) -> Result<Self, Error> {
-        let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
+        let text = read_text(path)?;
         let json: Map<String, Value> =
             serde_json::from_str(&text).map_err(|source| Error::Json {
                 path: path.to_path_buf(),
@@ -77,26 +79,56 @@ impl Config {
         }
     }
 
+    /// Returns the names of all families, the values of `model_type` that are supported.
+    pub fn families() -> impl Iterator<Item = &'static str> {
+        families::FAMILIES.iter().map(|family| family.model_type)
+    }
+
+    /// Returns the names of the keys that [`Config::from_json`] reads in this configuration, up to the first error. Other
+    /// keys change nothing.
+    #[must_use]
+    pub fn keys_read(json: &Map<String, Value>) -> BTreeSet<String> {
+        let keys = Keys::new(Path::new("config.json"), json);
+        // The error, if there is one, is that of `from_json`.
+        let _ = Self::of_keys(&keys);
+        keys.into_asked()
+    }
+
     fn read(path: &Path, json: Map<String, Value>) -> Result<Self, Error> {
         let mut json = text_decoder(json);
-        let keys = Keys {
-            path,
-            object: &json,
-        };
-        let family = families::find(&keys)?;
-        check_quantization(&keys)?;
-        let plan = (family.plan)(&keys)?;
-        check_plan(&keys, &plan)?;
+        let keys = Keys::new(path, &json);
+        let config = Self::of_keys(&keys)?;
+        let architecture = families::find(&keys)?.architecture;
+        json.entry("architectures")
+            .or_insert_with(|| json!([architecture]));
+        Ok(Self { json, ..config })
+    }
+
+    /// Reads a configuration, which does not hold the keys themselves yet.
+    fn of_keys(keys: &Keys) -> Result<Self, Error> {
+        let family = families::find(keys)?;
+        check_quantization(keys)?;
+        let plan = (family.plan)(keys)?;
+        check_plan(keys, &plan)?;
         let config = Self {
             vocab_size: keys.count("vocab_size", None)?,
             hidden_size: keys.count("hidden_size", None)?,
-            max_position_embeddings: family.context_of(&keys)?,
+            max_position_embeddings: family.context_of(keys)?,
             tie_word_embeddings: keys.flag("tie_word_embeddings", family.tied)?,
             bos_token_id: keys.token_ids("bos_token_id")?.first().copied(),
             eos_token_id: keys.token_ids("eos_token_id")?,
             plan,
             json: Map::new(),
         };
+        let special = [("bos_token_id", config.bos_token_id.as_slice())]
+            .into_iter()
+            .chain([("eos_token_id", config.eos_token_id.as_slice())]);
+        for (key, ids) in special {
+            if let Some(id) = ids.iter().find(|id| **id as usize >= config.vocab_size) {
+                let why = format!("{id} is not below vocab_size, {}", config.vocab_size);
+                return Err(keys.wrong(key, why));
+            }
+        }
         if config.checked_parameters().is_none() {
             let why = format!(
                 "{} layers of this size are too large to count",
@@ -104,9 +136,7 @@ impl Config {
             );
             return Err(keys.wrong("num_hidden_layers", why));
         }
-        json.entry("architectures")
-            .or_insert_with(|| json!([family.architecture]));
-        Ok(Self { json, ..config })
+        Ok(config)
     }
 
     /// Returns the value of `model_type`: the family.
@@ -206,6 +236,24 @@ impl Config {
                 ),
             }),
         }
+    }
+
+    /// Returns the configuration with feed-forward blocks of `width` neurons.
+    ///
+    /// # Errors
+    /// Returns [`Error::PrunedWidth`] for a width of 0 or not below the present one, and for a model with experts.
+    pub fn with_width(&self, width: usize) -> Result<Self, Error> {
+        let refused = |why| Err(Error::PrunedWidth { width, why });
+        for layer in &self.plan.layers {
+            match &layer.feed_forward {
+                FeedForwardPlan::Experts(_) => return refused("the model has experts".to_owned()),
+                FeedForwardPlan::Gated(plan) if width == 0 || width >= plan.width => {
+                    return refused(format!("the model has {}", plan.width));
+                }
+                FeedForwardPlan::Gated(_) => {}
+            }
+        }
+        self.with_keys([("intermediate_size", json!(width))])
     }
 
     /// Writes keys that describe the kinds of the chosen layers, where the family has such keys.
@@ -324,15 +372,23 @@ fn check_quantization(keys: &Keys) -> Result<(), Error> {
     if method == Some("fp8") && format == Some("e4m3") && blocks.is_some() {
         return Ok(());
     }
+    let found = match method {
+        Some("fp8") | None => value.to_string(),
+        Some(method) => format!("quant_method \"{method}\""),
+    };
     let why = format!(
-        "{value} is not supported, only quant_method \"fp8\" with fmt \"e4m3\" and weight_block_size\n\
-         hint: use the checkpoint without quantisation, or serve this one and name the server as the teacher"
+        "{found} is not supported, only quant_method \"fp8\" with fmt \"e4m3\" and weight_block_size\n\
+         hint: use the checkpoint without quantisation, or let a server run this one and name the server in [teacher]"
     );
-    Err(keys.wrong(key, why))
+    Err(keys.error(key, why))
 }
+
+/// Largest number of experts of all layers together. A decoder has an object for each, before its weights are read.
+const MAX_EXPERTS: usize = 200_000;
 
 /// Checks what no single key tells.
 fn check_plan(keys: &Keys, plan: &DecoderPlan) -> Result<(), Error> {
+    let mut all = 0;
     for layer in &plan.layers {
         if let FeedForwardPlan::Experts(experts) = &layer.feed_forward {
             let groups = experts.router.groups;
@@ -340,6 +396,14 @@ fn check_plan(keys: &Keys, plan: &DecoderPlan) -> Result<(), Error> {
             if experts.chosen > open {
                 let why = format!("{} of {open} experts cannot be chosen", experts.chosen);
                 return Err(keys.wrong("num_experts_per_tok", why));
+            }
+            all += experts.count;
+            if all > MAX_EXPERTS {
+                let key = ["num_experts", "num_local_experts", "n_routed_experts"]
+                    .into_iter()
+                    .find(|key| keys.get(key).is_some());
+                let why = format!("more than {MAX_EXPERTS} experts in all layers");
+                return Err(keys.wrong(key.unwrap_or("num_hidden_layers"), why));
             }
         }
     }

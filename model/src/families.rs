@@ -123,7 +123,7 @@ pub(crate) fn find(keys: &Keys) -> Result<&'static Family, Error> {
             .find(|family| family.model_type == name)
             .ok_or_else(|| {
                 let why = format!("\"{name}\" is not supported, only {}", names());
-                keys.wrong("model_type", why)
+                keys.unsupported("model_type", why)
             }),
         _ => Err(keys.wrong("model_type", format!("absent, must be one of {}", names()))),
     }
@@ -242,7 +242,7 @@ impl Shape {
             None => Ok(sliding(layer)),
             Some(Some("full_attention")) => Ok(false),
             Some(Some("sliding_attention")) => Ok(true),
-            Some(_) => Err(keys.wrong(
+            Some(_) => Err(keys.unsupported(
                 "layer_types",
                 format!(
                     "entry {layer} is not supported, only \"full_attention\" and \"sliding_attention\""

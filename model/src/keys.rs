@@ -1,5 +1,7 @@
 //! Typed access to the keys of a `config.json`. Errors name the file and the key.
 
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use potstill_kernels::GateActivation;
@@ -12,14 +14,32 @@ pub(crate) struct Keys<'a> {
     /// The file, for errors.
     pub(crate) path: &'a Path,
     pub(crate) object: &'a Map<String, Value>,
+    /// Names of all keys that were asked for.
+    asked: RefCell<BTreeSet<String>>,
 }
 
 /// Largest value of a count. Larger ones are mistakes or attacks, and products of several would overflow.
-const MAX_COUNT: u64 = 1 << 32;
+const MAX_COUNT: u64 = 1 << 28;
+
+impl<'a> Keys<'a> {
+    pub(crate) fn new(path: &'a Path, object: &'a Map<String, Value>) -> Self {
+        Self {
+            path,
+            object,
+            asked: RefCell::default(),
+        }
+    }
+
+    /// Returns the names of the keys that were asked for.
+    pub(crate) fn into_asked(self) -> BTreeSet<String> {
+        self.asked.into_inner()
+    }
+}
 
 impl Keys<'_> {
     /// Returns the value of a key; `null` counts as absent, as in transformers.
     pub(crate) fn get(&self, key: &str) -> Option<&Value> {
+        self.asked.borrow_mut().insert(key.to_owned());
         self.object.get(key).filter(|value| !value.is_null())
     }
 
@@ -94,10 +114,13 @@ impl Keys<'_> {
         }
     }
 
-    /// Reads one id or a list of ids; an absent key gives an empty list.
+    /// Reads one id or a list of at least one id; an absent key gives an empty list.
     pub(crate) fn token_ids(&self, key: &'static str) -> Result<Vec<u32>, Error> {
         let values = match self.get(key) {
             None => return Ok(Vec::new()),
+            Some(Value::Array(values)) if values.is_empty() => {
+                return Err(self.wrong(key, "[] names no token".to_owned()));
+            }
             Some(Value::Array(values)) => values.as_slice(),
             Some(value) => std::slice::from_ref(value),
         };
@@ -106,6 +129,20 @@ impl Keys<'_> {
             id(value).ok_or_else(|| self.wrong(key, format!("{value} must be a token id")))
         };
         values.iter().map(read).collect()
+    }
+
+    /// Reads a list of indices; an absent key gives an empty list.
+    pub(crate) fn indices(&self, key: &'static str) -> Result<Vec<usize>, Error> {
+        let values = match self.get(key) {
+            None => &[],
+            Some(Value::Array(values)) => values.as_slice(),
+            Some(value) => return Err(self.wrong(key, format!("{value} must be a list"))),
+        };
+        let index = |value: &Value| {
+            let index = value.as_u64().and_then(|index| usize::try_from(index).ok());
+            index.ok_or_else(|| self.wrong(key, format!("{value} must be the index of a layer")))
+        };
+        values.iter().map(index).collect()
     }
 
     /// Reads a list with one entry for each layer.
@@ -138,7 +175,7 @@ impl Keys<'_> {
         match name {
             Some("silu" | "swish") => Ok(GateActivation::Silu),
             Some("gelu_pytorch_tanh" | "gelu_new") => Ok(GateActivation::GeluTanh),
-            _ => Err(self.wrong(
+            _ => Err(self.unsupported(
                 key,
                 format!(
                     "{} is not supported, only \"silu\" and \"gelu_pytorch_tanh\"",
@@ -157,14 +194,27 @@ impl Keys<'_> {
             Some(value) if !supported.iter().any(|other| same(value, other)) => {
                 let supported: Vec<_> = supported.iter().map(Value::to_string).collect();
                 let supported = supported.join(" or ");
-                Err(self.wrong(key, format!("{value} is not supported, only {supported}")))
+                Err(self.unsupported(key, format!("{value} is not supported, only {supported}")))
             }
             _ => Ok(()),
         }
     }
 
-    /// Makes an error about a key.
+    /// Makes an error about a value that makes no sense.
     pub(crate) fn wrong(&self, key: &'static str, why: String) -> Error {
+        let hint = "compare the file with the one that was published with the model";
+        self.error(key, format!("{why}\nhint: {hint}"))
+    }
+
+    /// Makes an error about a value that may be right, but is not supported.
+    pub(crate) fn unsupported(&self, key: &'static str, why: String) -> Error {
+        let hint =
+            "use another model, or let a server run this one and name the server in [teacher]";
+        self.error(key, format!("{why}\nhint: {hint}"))
+    }
+
+    /// Makes an error about a key from the whole message, hint included.
+    pub(crate) fn error(&self, key: &'static str, why: String) -> Error {
         Error::Config {
             path: self.path.to_path_buf(),
             key,

@@ -78,6 +78,19 @@ pub(crate) enum Attention {
 }
 
 impl DecoderLayer {
+    /// Returns the layer with the `width` neurons of its gated feed-forward block that have the largest weights. `plan` is
+    /// the plan of the narrower layer.
+    pub(crate) fn narrowed(self, plan: &LayerPlan, width: usize) -> Self {
+        Self {
+            feed_forward: match self.feed_forward {
+                FeedForward::Gated(block) => FeedForward::Gated(block.narrowed(width)),
+                experts => experts,
+            },
+            plan: plan.clone(),
+            ..self
+        }
+    }
+
     pub(crate) fn unset(
         decoder: &DecoderPlan,
         plan: &LayerPlan,

@@ -127,6 +127,12 @@ pub trait TensorOperation {
 pub trait MapParameters {
     /// Returns the new value of a parameter, of the same shape and type.
     fn map<const D: usize>(&mut self, parameter: &ParameterName, tensor: Tensor<D>) -> Tensor<D>;
+
+    /// Whether a parameter of this shape that has no value yet is mapped. If not, it stays without one, and no memory is
+    /// taken for it.
+    fn accepts(&mut self, _parameter: &ParameterName, _shape: &[usize]) -> bool {
+        true
+    }
 }
 
 /// Returns every parameter with its name, in a fixed order: embedding, layers from the first, final norm, and the head
@@ -164,6 +170,9 @@ pub(crate) fn map_parameter<const D: usize>(
     parameter: Param<Tensor<D>>,
 ) -> Param<Tensor<D>> {
     let name = ParameterName { name, role };
+    if !parameter.is_initialized() && !mapper.accepts(&name, &parameter.lazy_shape()) {
+        return parameter;
+    }
     parameter.map(|tensor| {
         // The result of a tracked tensor becomes a new leaf, so that the mapping is not differentiated.
         let tracked = tensor.is_require_grad();

@@ -32,6 +32,9 @@ pub(crate) struct LongFrequencies {
     pub(crate) frequencies: Vec<f32>,
 }
 
+/// Largest number of columns that are rotated. The frequencies are computed before the weights are looked at.
+const MAX_WIDTH: usize = 1 << 16;
+
 /// A rotary table of a configuration, and where its values are.
 pub(crate) struct RotaryKeys<'a> {
     keys: &'a Keys<'a>,
@@ -67,12 +70,18 @@ impl<'a> RotaryKeys<'a> {
             Some(value) => keys.number_of("rope_theta", value)?,
             None => keys.number("rope_theta", default_theta)?,
         };
-        Ok(Self {
+        let found = Self {
             keys,
             key,
             table,
             theta,
-        })
+        };
+        for name in ["rope_type", "type"] {
+            if let Some(value) = found.value(name).filter(|value| !value.is_string()) {
+                return Err(found.wrong(format!("{name} {value} must be a text")));
+            }
+        }
+        Ok(found)
     }
 
     /// Makes a table without scaling.
@@ -123,6 +132,12 @@ impl<'a> RotaryKeys<'a> {
 
     /// Computes the table for r rotated columns.
     pub(crate) fn table(&self, width: usize, context: usize) -> Result<RotaryTable, Error> {
+        if width > MAX_WIDTH {
+            let why = format!(
+                "rotary positions would rotate {width} columns of a head, and at most {MAX_WIDTH} are supported"
+            );
+            return Err(self.keys.wrong("head_dim", why));
+        }
         let theta = self.theta as f32;
         let frequencies: Vec<f32> = (0..width / 2)
             .map(|pair| 1.0 / theta.powf((2 * pair) as f32 / width as f32))
@@ -142,7 +157,7 @@ impl<'a> RotaryKeys<'a> {
             "yarn" => self.yarn(&frequencies, context),
             // Phi-3 names longrope by these types.
             "longrope" | "su" => self.longrope(&frequencies, context),
-            other => Err(self.wrong(format!(
+            other => Err(self.keys.unsupported(self.key, format!(
                 "rope_type \"{other}\" is not supported, only \"default\", \"linear\", \"dynamic\", \"llama3\", \"yarn\" and \"longrope\""
             ))),
         }

@@ -13,6 +13,7 @@ use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use serde::Deserialize;
 
 use crate::Error;
+use crate::files::{open_regular, read_text};
 use crate::number::read_values;
 use crate::weights::{InStack, Weights, in_stack, inside};
 
@@ -66,7 +67,7 @@ pub(crate) fn find(dir: &Path) -> Result<Option<(PathBuf, Vec<PathBuf>)>, Error>
     if !root.exists() {
         return Ok(None);
     }
-    let text = std::fs::read_to_string(&root).map_err(Error::io("read", &root))?;
+    let text = read_text(&root)?;
     let index: ShardIndex = serde_json::from_str(&text).map_err(|source| Error::Json {
         path: root.clone(),
         what: "safetensors index",
@@ -258,12 +259,7 @@ impl Weights for SafetensorsFiles {
 
 impl OpenFile {
     fn open(path: PathBuf) -> Result<Self, Error> {
-        let file = File::open(&path).map_err(Error::io("open", &path))?;
-        let length = file.metadata().map_err(Error::io("read", &path))?;
-        if !length.is_file() {
-            return Err(Error::NotAFile { path });
-        }
-        let length = length.len();
+        let (file, length) = open_regular(&path)?;
         let truncated = |source| Error::Safetensors {
             path: path.clone(),
             source,

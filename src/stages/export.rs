@@ -102,6 +102,20 @@ fn card(
     if let Some(licence) = teachers.iter().find_map(|p| p.licence.as_ref()) {
         let _ = writeln!(out, "license: {}", serde_json::to_string(licence)?);
     }
+    let base = match (&run.student.random, &run.student.path) {
+        (Some(_), _) => None,
+        (None, Some(_)) => context.run.hub.get("student"),
+        (None, None) => context.run.hub.get("teacher"),
+    };
+    if let Some(base) = base {
+        // The card names a repository, not a file in it.
+        let name: Vec<&str> = base.repository.splitn(3, '/').take(2).collect();
+        let _ = writeln!(
+            out,
+            "base_model: {}",
+            serde_json::to_string(&name.join("/"))?
+        );
+    }
     let _ = write!(
         out,
         "tags:\n- distillation\n- potstill\n---\n\n# {} ({variant})\n\n{}, trained by Potstill {} in run `{}`.\n\n",
@@ -120,6 +134,10 @@ fn card(
         trained.counts.get("steps").copied().unwrap_or_default(),
         trained.counts.get("sequences").copied().unwrap_or_default(),
     );
+    if let Some(base) = base {
+        let (name, commit) = (&base.repository, &base.commit);
+        let _ = writeln!(out, "- start of training: {name}, revision {commit}");
+    }
     for teacher in &teachers {
         let _ = writeln!(
             out,

@@ -218,6 +218,9 @@ pub fn micro_batch_gradient(
                     .map(Parameter::Matrix)
             }
             Role::Head => head_vd.take().map(Parameter::Matrix),
+            // The choice of experts stays as it is: without the losses that balance experts, a trained router would send
+            // all rows to a few.
+            Role::Router => None,
             _ => parameter.apply(TakeGradient(&mut tape)),
         };
         let sum = add_gradients(gradients.remove(&name), gradient);

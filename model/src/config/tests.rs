@@ -70,12 +70,12 @@ fn errors_name_the_file_and_the_key() {
         (
             "vocab_size",
             json!(1u64 << 40),
-            "1099511627776 is larger than any model, 4294967296",
+            "1099511627776 is larger than any model, 268435456",
         ),
         (
             "num_hidden_layers",
-            json!(1_000_000_000),
-            "1000000000 is more than the 10000 layers that are supported",
+            json!(20_000),
+            "20000 is more than the 10000 layers that are supported",
         ),
         (
             "num_key_value_heads",
@@ -100,7 +100,8 @@ fn errors_name_the_file_and_the_key() {
         let mut keys = base();
         keys.insert(key.to_owned(), value);
         let message = format!("`m/config.json`, key `{key}`: {why}");
-        assert_eq!(read(&keys).unwrap_err().to_string(), message);
+        let error = read(&keys).unwrap_err().to_string();
+        assert_eq!(error.split("\nhint: ").next(), Some(message.as_str()));
     }
     let mut keys = base();
     keys.insert("model_type".to_owned(), json!("mamba"));

@@ -73,12 +73,18 @@ pub(super) fn smollm3(keys: &Keys) -> Result<DecoderPlan, Error> {
     let interval = keys.count("no_rope_layer_interval", Some(4))?;
     let listed = keys.per_layer("no_rope_layers", shape.layers)?;
     // The name notwithstanding, 1 stands for a layer with positions.
-    let has_positions = |layer: usize| match listed {
-        Some(listed) => listed[layer].as_u64() != Some(0) && listed[layer] != Value::Bool(false),
-        None => (layer + 1) % interval != 0,
+    let has_positions = |layer: usize| match listed.map(|listed| &listed[layer]) {
+        None => Ok((layer + 1) % interval != 0),
+        Some(Value::Bool(listed)) => Ok(*listed),
+        Some(value) => match value.as_u64() {
+            Some(listed @ 0..=1) => Ok(listed == 1),
+            _ => Err(keys.wrong("no_rope_layers", format!("entry {layer} must be 0 or 1"))),
+        },
     };
+    let has_positions = (0..shape.layers).map(has_positions);
+    let has_positions = has_positions.collect::<Result<Vec<bool>, Error>>()?;
     let sliding = keys.flag("use_sliding_window", false)?;
-    let windows = shape.windows(keys, |layer| sliding && !has_positions(layer))?;
+    let windows = shape.windows(keys, |layer| sliding && !has_positions[layer])?;
     let gated = GatedPlan {
         activation: keys.activation("hidden_act", "silu")?,
         bias: keys.flag("mlp_bias", false)?,
@@ -88,7 +94,7 @@ pub(super) fn smollm3(keys: &Keys) -> Result<DecoderPlan, Error> {
         let attention = GroupedPlan {
             input_bias: bias,
             output_bias: bias,
-            rotary: has_positions(layer).then_some(0),
+            rotary: has_positions[layer].then_some(0),
             window: windows[layer],
             ..shape.attention()
         };

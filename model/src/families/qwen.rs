@@ -1,7 +1,5 @@
 //! Qwen2, Qwen2.5, Qwen3 and Qwen3-MoE.
 
-use serde_json::Value;
-
 use super::Shape;
 use crate::Error;
 use crate::keys::Keys;
@@ -70,19 +68,9 @@ pub(super) fn qwen3_moe(keys: &Keys) -> Result<DecoderPlan, Error> {
     });
     let gated = FeedForwardPlan::Gated(dense(keys, &shape)?);
     let step = keys.count("decoder_sparse_step", Some(1))?;
-    let dense_layers = match keys.get("mlp_only_layers") {
-        None => &[],
-        Some(Value::Array(layers)) => layers.as_slice(),
-        Some(value) => {
-            return Err(keys.wrong("mlp_only_layers", format!("{value} must be a list")));
-        }
-    };
-    let is_dense = |layer: usize| {
-        let listed = dense_layers
-            .iter()
-            .any(|l| l.as_u64() == Some(layer as u64));
-        listed || !(layer + 1).is_multiple_of(step)
-    };
+    let dense_layers = keys.indices("mlp_only_layers")?;
+    let is_dense =
+        |layer: usize| dense_layers.contains(&layer) || !(layer + 1).is_multiple_of(step);
     let attention = GroupedPlan {
         window: match keys.flag("use_sliding_window", false)? {
             true => Some(keys.count("sliding_window", None)?),

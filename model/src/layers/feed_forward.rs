@@ -1,7 +1,7 @@
 //! The feed-forward block of a layer: one gated block, or experts.
 
 use burn::module::Module;
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
 use potstill_kernels::{GateActivation, add_bias, gated_linear};
 
 use super::{Experts, Linear, Shapes};
@@ -97,6 +97,56 @@ impl GatedFeedForward {
             Some(bias_d) => add_bias(y_nd, bias_d.val()),
             None => y_nd,
         }
+    }
+
+    /// Returns the block with the `width` neurons that have the largest weights, in their order.
+    pub(crate) fn narrowed(self, width: usize) -> Self {
+        let kept = self.strongest(width);
+        let gate_and_up = match self.gate_and_up {
+            GateAndUp::Separate(SeparateGate { gate, up }) => GateAndUp::Separate(SeparateGate {
+                gate: gate.with_outputs(&kept),
+                up: up.with_outputs(&kept),
+            }),
+            GateAndUp::Fused(both) => {
+                let all = both.weight.val().dims()[0] / 2;
+                let rows_of_up = kept.iter().map(|neuron| neuron + all as i32);
+                let rows: Vec<i32> = kept.iter().copied().chain(rows_of_up).collect();
+                GateAndUp::Fused(both.with_outputs(&rows))
+            }
+        };
+        Self {
+            gate_and_up,
+            down: self.down.with_inputs(&kept),
+            activation: self.activation,
+        }
+    }
+
+    /// Returns the `width` neurons with the largest product of the norms of gate row, up row and down column, ascending.
+    fn strongest(&self, width: usize) -> Vec<i32> {
+        let [gate_wd, up_wd] = match &self.gate_and_up {
+            GateAndUp::Separate(SeparateGate { gate, up }) => {
+                [gate, up].map(|linear| linear.weight.val())
+            }
+            GateAndUp::Fused(both) => {
+                let both = both.weight.val();
+                let all = both.dims()[0] / 2;
+                [0, all].map(|first| both.clone().narrow(0, first, all))
+            }
+        };
+        let squares = |weight: Tensor<2>, along: usize| -> Vec<f64> {
+            let weight = weight.without_autodiff().cast(DType::F32);
+            let sums = (weight.clone() * weight).sum_dim(along);
+            sums.into_data().iter::<f64>().collect()
+        };
+        let (gate, up) = (squares(gate_wd, 1), squares(up_wd, 1));
+        let down = squares(self.down.weight.val(), 0);
+        let weight = |neuron: usize| gate[neuron] * up[neuron] * down[neuron];
+        let mut order: Vec<usize> = (0..down.len()).collect();
+        // The sort is stable, so the first of equal neurons is kept.
+        order.sort_by(|&a, &b| weight(b).total_cmp(&weight(a)));
+        order.truncate(width);
+        order.sort_unstable();
+        order.into_iter().map(|neuron| neuron as i32).collect()
     }
 
     pub(crate) fn map_parameters(self, prefix: &str, mapper: &mut impl MapParameters) -> Self {

@@ -1,7 +1,7 @@
 //! A linear layer: y = x·Wᵀ + b.
 
 use burn::module::{Module, Param};
-use burn::tensor::Tensor;
+use burn::tensor::{Int, Tensor, TensorData};
 use potstill_kernels::{add_bias, linear_biased, linear_pair};
 
 use super::Shapes;
@@ -40,6 +40,22 @@ impl Linear {
         self.bias.as_ref().map(Param::val)
     }
 
+    /// Returns the layer with the given outputs only.
+    pub(crate) fn with_outputs(self, rows: &[i32]) -> Self {
+        Self {
+            weight: self.weight.map(|weight_oi| select(weight_oi, 0, rows)),
+            bias: (self.bias).map(|bias| bias.map(|bias_o| select(bias_o, 0, rows))),
+        }
+    }
+
+    /// Returns the layer with the given inputs only.
+    pub(crate) fn with_inputs(self, columns: &[i32]) -> Self {
+        Self {
+            weight: self.weight.map(|weight_oi| select(weight_oi, 1, columns)),
+            bias: self.bias,
+        }
+    }
+
     pub(crate) fn map_parameters(self, name: &str, mapper: &mut impl MapParameters) -> Self {
         self.map_with_role(name, Role::Projection, mapper)
     }
@@ -62,4 +78,10 @@ impl Linear {
             bias: bias.map(|bias| map_parameter(mapper, format!("{name}.bias"), role, bias)),
         }
     }
+}
+
+fn select<const D: usize>(tensor: Tensor<D>, along: usize, indices: &[i32]) -> Tensor<D> {
+    let data = TensorData::new(indices.to_vec(), [indices.len()]);
+    let indices = Tensor::<1, Int>::from_data(data, &tensor.device());
+    tensor.select(along, indices)
 }

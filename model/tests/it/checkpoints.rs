@@ -129,12 +129,12 @@ fn errors_of_broken_checkpoints_name_file_and_tensor() {
     with("intermediate_size", 21);
     assert_eq!(
         fail(),
-        "`DIR/model.safetensors`: tensor `model.layers.0.mlp.gate_proj.weight` has the shape [20, 12], but `config.json` requires [21, 12]"
+        "`DIR/model.safetensors`: tensor `model.layers.0.mlp.gate_proj.weight` has the shape [20, 12], but `config.json` requires [21, 12]\nhint: the weights do not belong to this `config.json`; use both from the same model"
     );
     std::fs::write(&config, "{ \"model_type\": ").unwrap();
     assert_eq!(
         fail(),
-        "`DIR/config.json` is not valid JSON for a model configuration"
+        "`DIR/config.json` is not valid JSON for a model configuration\nhint: the file may be truncated; get it again"
     );
 
     std::fs::write(&config, model.config().to_json(DType::F32).to_string()).unwrap();
@@ -153,7 +153,7 @@ fn errors_of_broken_checkpoints_name_file_and_tensor() {
     std::fs::write(&weights, integers).unwrap();
     assert_eq!(
         fail(),
-        "`DIR/model.safetensors`: tensor `model.embed_tokens.weight` is stored as I32, but only F64, F32, F16, BF16 and F8_E4M3 are supported"
+        "`DIR/model.safetensors`: tensor `model.embed_tokens.weight` is stored as I32, but only F64, F32, F16, BF16 and F8_E4M3 are supported\nhint: use the checkpoint in one of these types"
     );
 
     let error = load(dir.path(), DType::I32, &Device::flex()).unwrap_err();

@@ -3,12 +3,14 @@
 // The lints' exceptions for tests cover test functions only, not the functions that they call.
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
+mod bad_input;
 mod checkpoints;
 mod families;
 mod generation;
 mod gradients;
 mod packing;
 mod reference;
+mod width;
 
 use std::path::PathBuf;
 
