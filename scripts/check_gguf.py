@@ -86,7 +86,7 @@ class Server:
     """llama-server with a file."""
 
     def __init__(self, binaries, model, log):
-        command = [binaries / "llama-server", "-m", model, "--host", "127.0.0.1", "--port", str(PORT), "-c", str(context_of(model)),
+        command = [binaries / "llama-server", "-m", model, "--host", "127.0.0.1", "--port", str(PORT), "-c", str(context_of(model)[0]),
                    "-t", "2", "-np", "1", "-fa", "off", "-ctk", "f32", "-ctv", "f32"]
         self.process = subprocess.Popen(command, stdout=log, stderr=log)
 
@@ -123,8 +123,8 @@ def check_greedy(binaries, folder, out, text):
             if parameter.dim() > 1:
                 parameter.copy_(parameter.half().float())
     size = model.config.get_text_config().vocab_size
-    context = context_of(out / "f16.gguf")
-    length, new_tokens = min(20, context // 2), min(NEW_TOKENS, context // 2 - 1)
+    context, length = context_of(out / "f16.gguf")
+    new_tokens = min(NEW_TOKENS, context // 2 - 1)
     generator = torch.Generator().manual_seed(19)
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     lines = [line for line in text.read_text().splitlines() if line.strip()] if text else []
@@ -150,12 +150,15 @@ def check_greedy(binaries, folder, out, text):
 
 
 def context_of(path):
-    """The context for short texts. That of a file ends with the window if llama.cpp does not have the family's window, and
-    LongRoPE has other divisors in contexts longer than the original one."""
+    """The context, and the length of a prompt. The context of a file ends with the window if llama.cpp does not have the
+    family's window. LongRoPE has other divisors behind the original context, and llama.cpp's contexts are not below 256."""
     fields = GGUFReader(path).fields
     architecture = fields["general.architecture"].contents()
-    keys = ["context_length", "rope.scaling.original_context_length"]
-    return min([512] + [fields[f"{architecture}.{key}"].contents() for key in keys if f"{architecture}.{key}" in fields])
+    context = min(512, fields[f"{architecture}.context_length"].contents())
+    original = fields.get(f"{architecture}.rope.scaling.original_context_length")
+    if original and original.contents() < min(256, context):
+        return context, original.contents() + 10
+    return context, min(20, context // 2)
 
 
 def compare(model, prompt, found):
