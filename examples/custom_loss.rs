@@ -108,15 +108,14 @@ fn signals(file: &Path, run_dir: &Path) -> Result<Vec<Signal>, Box<dyn std::erro
 
 /// Initialises a student with random weights, a fifth of the teacher's size and its vocabulary.
 fn student(teacher: &Path) -> Result<Decoder, Box<dyn std::error::Error>> {
-    let config = Config {
-        hidden_size: 64,
-        intermediate_size: 128,
-        num_hidden_layers: 4,
-        num_attention_heads: 2,
-        num_key_value_heads: 1,
-        head_dim: 32,
-        ..Config::from_dir(teacher)?
-    };
+    let config = Config::from_dir(teacher)?.with_keys([
+        ("hidden_size", 64.into()),
+        ("intermediate_size", 128.into()),
+        ("num_hidden_layers", 4.into()),
+        ("num_attention_heads", 2.into()),
+        ("num_key_value_heads", 1.into()),
+        ("head_dim", 32.into()),
+    ])?;
     Ok(Decoder::init(&config, 17, DType::F32, &Device::flex())?)
 }
 

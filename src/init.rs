@@ -214,7 +214,7 @@ fn teacher_facts(dir: &Path) -> anyhow::Result<TeacherFacts> {
     Tokenizer::from_dir(dir)?;
     let template = ChatTemplate::from_dir(dir)?;
     Ok(TeacherFacts {
-        layers: config.num_hidden_layers,
+        layers: config.num_hidden_layers(),
         vocabulary: config.vocab_size,
         context: config.max_position_embeddings,
         has_template: template.is_some(),

@@ -213,7 +213,7 @@ fn head(options: &BenchmarkOptions, config: &Config, cores: usize) -> Vec<String
             "{}: {} parameters, {} layers, a vocabulary of {}",
             name(&options.model),
             config.parameters(),
-            config.num_hidden_layers,
+            config.num_hidden_layers(),
             config.vocab_size
         ),
         format!(

@@ -5,17 +5,18 @@
 //!
 //! ```text
 //! s_ij = c tanh(q_i·k_j · scale / c)          max(a, i + 1 − w) ≤ j ≤ i      (without softcap: q_i·k_j · scale)
-//! p_ij = exp(s_ij) / Σ_j exp(s_ij)
+//! Z_i  = Σ_j exp(s_ij) + exp(sink_h)          (without sinks: only the first part)
+//! p_ij = exp(s_ij) / Z_i
 //! o_i  = Σ_j p_ij v_j
 //! ```
 //!
-//! For the gradient, q, k, v, o and log Σ_j exp(s_ij) of each row and head are kept, and the scores are computed
-//! again, a block of rows at a time (Dao et al. 2022; the CPU form omits the tiles over keys, because a CPU's caches
-//! do not need them). So memory is linear in n. With D_i = Σ ∂L/∂o_i · o_i:
+//! For the gradient, q, k, v, o and log Z_i of each row and head are kept, and the scores are computed again, a block
+//! of rows at a time (Dao et al. 2022; the CPU form omits the tiles over keys, because a CPU's caches do not need
+//! them). So memory is linear in n. With D_i = Σ ∂L/∂o_i · o_i:
 //!
 //! ```text
 //! ∂L/∂v_j = Σ_i p_ij ∂L/∂o_i
-//! ∂L/∂s_ij = p_ij (∂L/∂o_i · v_j − D_i)
+//! ∂L/∂s_ij = p_ij (∂L/∂o_i · v_j − D_i)                 ∂L/∂sink_h = −Σ_i exp(sink_h) / Z_i · D_i
 //! ∂L/∂q_i = scale Σ_j ∂L/∂s_ij (1 − (s_ij/c)²) k_j          ∂L/∂k_j = scale Σ_i ∂L/∂s_ij (1 − (s_ij/c)²) q_i
 //! ```
 
@@ -29,13 +30,16 @@ mod reference;
 use burn::backend::fusion::custom::TensorSpec;
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, Dispatch, backend_extension};
-use burn::tensor::Tensor;
 #[cfg(feature = "fusion")]
-use burn::tensor::{DType, Shape};
+use burn::tensor::Shape;
+use burn::tensor::{DType, Tensor};
 
 use crate::flex::{is_cpu_f32, is_cpu_half, to_f32};
 
 pub use reference::attention_reference;
+
+/// The sink of a head that has none: exp(sink − max) is 0 for every row. (WGSL has no arithmetic with −∞.)
+pub(crate) const NO_SINK: f32 = -3.0e38;
 
 /// Options of [`attention`].
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -107,15 +111,19 @@ pub fn attention(
     let has_kernel = is_cpu_f32(&q_nc) && is_cpu_f32(&k_nc) && is_cpu_f32(&v_nc);
     #[cfg(feature = "cube")]
     let has_kernel = has_kernel || cube::supports([&q_nc, &k_nc, &v_nc], options);
-    let has_kernel = has_kernel && sinks_h.is_none() && value_shape == key_shape;
     if has_kernel {
+        let sinks_h = match sinks_h {
+            Some(sinks_h) => to_f32(sinks_h),
+            None => Tensor::full([options.heads], NO_SINK, (&q_nc.device(), DType::F32)),
+        };
         let (q, k, v) = (
             q_nc.into_dispatch(),
             k_nc.into_dispatch(),
             v_nc.into_dispatch(),
         );
+        let sinks = sinks_h.into_dispatch();
         let (output, _) =
-            <Dispatch as AttentionOps>::attention_forward(q, k, v, documents, *options);
+            <Dispatch as AttentionOps>::attention_forward(q, k, v, sinks, documents, *options);
         Tensor::from_dispatch(output)
     } else if is_cpu_half(&q_nc) {
         let dtype = q_nc.dtype();
@@ -133,39 +141,56 @@ pub fn attention(
     }
 }
 
-/// Shapes and types of the output, which are those of q, and of the log-sums in f32.
+/// Shapes and types of the output, which has q's type, and of log Z in f32.
 #[cfg(feature = "fusion")]
-fn output_specs(q: &TensorSpec, options: &AttentionOptions) -> (TensorSpec, TensorSpec) {
-    let sums = Shape::new([q.shape[0], options.heads]);
-    (q.clone(), TensorSpec::new(sums, DType::F32))
+fn output_specs(
+    q: &TensorSpec,
+    v: &TensorSpec,
+    options: &AttentionOptions,
+) -> (TensorSpec, TensorSpec) {
+    let n = q.shape[0];
+    let columns = v.shape[1] / options.key_heads * options.heads;
+    (
+        TensorSpec::new(Shape::new([n, columns]), q.dtype),
+        TensorSpec::new(Shape::new([n, options.heads]), DType::F32),
+    )
 }
 
 /// The backend form of attention and its gradients: f32 on the CPU, f32 and half precisions on a GPU.
 #[backend_extension(Flex, Cube: cfg(feature = "cube"), Fusion: cfg(feature = "fusion"), Autodiff)]
 pub trait AttentionOps: Backend {
-    /// Returns the output `[n, heads · e]` and log Σ exp(s) `[n, heads]` in f32. No document may be empty.
-    #[fusion(meta = |q, _k, _v, _documents, options| output_specs(q, options))]
+    /// Returns the output `[n, heads · w]` and log Z `[n, heads]` in f32. The sinks `[heads]` are in f32; a sink of
+    /// −3·10³⁸ has no effect. No document may be empty.
+    #[fusion(meta = |q, _k, v, _sinks, _documents, options| output_specs(q, v, options))]
     fn attention_forward(
         q: FloatTensor<Self>,
         k: FloatTensor<Self>,
         v: FloatTensor<Self>,
+        sinks: FloatTensor<Self>,
         documents: Vec<usize>,
         options: AttentionOptions,
     ) -> (FloatTensor<Self>, FloatTensor<Self>);
 
-    /// Returns ∂L/∂q, ∂L/∂k and ∂L/∂v from ∂L/∂o and the inputs and results of [`Self::attention_forward`].
+    /// Returns ∂L/∂q, ∂L/∂k, ∂L/∂v and ∂L/∂sinks from ∂L/∂o and the inputs and results of
+    /// [`Self::attention_forward`].
     #[allow(clippy::too_many_arguments)]
-    #[fusion(meta = |_gradient, q, k, v, _output, _log_sums, _documents, _options| {
-        (q.clone(), k.clone(), v.clone())
+    #[fusion(meta = |_gradient, q, k, v, sinks, _output, _log_sums, _documents, _options| {
+        (q.clone(), k.clone(), v.clone(), sinks.clone())
     })]
     fn attention_gradient(
         gradient: FloatTensor<Self>,
         q: FloatTensor<Self>,
         k: FloatTensor<Self>,
         v: FloatTensor<Self>,
+        sinks: FloatTensor<Self>,
         output: FloatTensor<Self>,
         log_sums: FloatTensor<Self>,
         documents: Vec<usize>,
         options: AttentionOptions,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>);
+    ) -> (
+        FloatTensor<Self>,
+        FloatTensor<Self>,
+        FloatTensor<Self>,
+        FloatTensor<Self>,
+    );
 }

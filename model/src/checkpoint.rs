@@ -1,62 +1,106 @@
 //! Weights in Hugging Face layout: `model.safetensors`, or shards with `model.safetensors.index.json`.
 //!
-//! Reading maps the files into memory and copies one tensor at a time. Writing streams one tensor at a time to a
-//! temporary file, which is synced and renamed, so a folder never holds a partly written file.
+//! Reading copies one tensor at a time. Writing streams one tensor at a time to a temporary file, which is synced and
+//! renamed, so a folder never holds a partly written file.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
-use safetensors::tensor::{Dtype, Metadata, SafeTensors, TensorInfo};
-use serde::Deserialize;
+use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use serde_json::json;
 
-use crate::dtype::{check_model_dtype, from_safetensors, to_safetensors};
-use crate::files::{map_file, write_json, write_whole};
-use crate::parameters::{MapParameters, Parameter, map_parameters, named_parameters};
+use crate::dtype::{check_model_dtype, to_safetensors};
+use crate::files::{write_json, write_whole};
+use crate::gguf::{GGUF_FILE, GgufWeights};
+use crate::parameters::{
+    MapParameters, Parameter, ParameterName, map_parameters, named_parameters,
+};
+use crate::safetensors_files::{self, INDEX_FILE, SINGLE_FILE, SafetensorsFiles};
+use crate::weights::{Weights, in_stack};
 use crate::{Config, Decoder, Error};
 
-const SINGLE_FILE: &str = "model.safetensors";
-const INDEX_FILE: &str = "model.safetensors.index.json";
 const CONFIG_FILE: &str = "config.json";
 
 /// Largest size of a weight file in bytes: 5 GB, as in transformers 4. Larger models are saved in shards.
 pub const MAX_SHARD_BYTES: u64 = 5_000_000_000;
 
-/// Loads the checkpoint in `dir` and converts its weights to `dtype`.
+/// Loads the checkpoint in `dir` and converts its weights to `dtype`. Each stored tensor is read once, straight into
+/// its place.
+///
+/// Multi-token-prediction layers ([`Config::prediction_layers`]) and parts for images are left out.
 ///
 /// # Errors
 /// Returns the errors of [`Config::from_dir`], and an error for absent weights, for an absent shard that the index names,
-/// for a truncated file, and for a tensor that is absent, has another shape, or is stored in another type than F64, F32,
-/// F16 and BF16.
+/// for a truncated file, for a tensor that is absent, has another shape, or is stored in another type than F64, F32, F16,
+/// BF16 and F8_E4M3, and for a tensor that the configuration has no place for.
 pub fn load(dir: &Path, dtype: DType, device: &Device) -> Result<Decoder, Error> {
     let config = Config::from_dir(dir)?;
     check_model_dtype(dtype)?;
-    let weight_files = find_weight_files(dir)?;
-    let maps = weight_files
-        .files
-        .iter()
-        .map(|path| map_file(path))
-        .collect::<Result<Vec<_>, _>>()?;
+    let weights = open(dir, &config)?;
     let mut reader = ParameterReader {
-        root: &weight_files.root,
-        files: Vec::with_capacity(maps.len()),
-        dtype,
+        weights: weights.as_ref(),
         device,
+        read: BTreeSet::new(),
         error: None,
     };
-    for (path, bytes) in weight_files.files.iter().zip(&maps) {
-        let tensors = SafeTensors::deserialize(bytes).map_err(|source| Error::Safetensors {
-            path: path.clone(),
-            source,
-        })?;
-        reader.files.push((path, tensors));
-    }
     let model = map_parameters(Decoder::unset(&config, dtype, device), &mut reader);
-    match reader.error {
-        None => Ok(model),
-        Some(error) => Err(error),
+    if let Some(error) = reader.error {
+        return Err(error);
+    }
+    check_all_read(&config, weights.as_ref(), &reader.read)?;
+    Ok(model)
+}
+
+/// Opens the weights of the checkpoint in `dir`.
+fn open(dir: &Path, config: &Config) -> Result<Box<dyn Weights>, Error> {
+    match safetensors_files::find(dir)? {
+        Some((root, files)) => {
+            let files = SafetensorsFiles::open(root, files, config.weight_block())?;
+            Ok(Box::new(files))
+        }
+        None if dir.join(GGUF_FILE).exists() => {
+            let weights = GgufWeights::open(&dir.join(GGUF_FILE))?;
+            Ok(Box::new(weights))
+        }
+        None => Err(Error::NoWeights {
+            dir: dir.to_path_buf(),
+        }),
+    }
+}
+
+/// Checks that the files hold no tensor that should be a part of the decoder but has no place in it.
+fn check_all_read(
+    config: &Config,
+    weights: &dyn Weights,
+    read: &BTreeSet<String>,
+) -> Result<(), Error> {
+    let layers = config.num_hidden_layers();
+    let is_extra_layer = |name: &str| {
+        let rest = name.strip_prefix("model.layers.");
+        let index = rest.and_then(|rest| rest.split('.').next()?.parse::<usize>().ok());
+        index.is_some_and(|index| index >= layers && index < layers + config.prediction_layers())
+    };
+    let has_no_place = |name: &String| {
+        let is_decoder = name.starts_with("model.") || name.starts_with("lm_head.");
+        let is_image_part = ["model.vision", "model.multi_modal", "model.visual"]
+            .iter()
+            .any(|prefix| name.starts_with(prefix));
+        let is_known = name.ends_with("rotary_emb.inv_freq")
+            || name.ends_with("_scale_inv")
+            || (name == "lm_head.weight" && config.tie_word_embeddings)
+            || is_extra_layer(name);
+        is_decoder && !is_image_part && !is_known && !read.contains(name)
+    };
+    let spare: Vec<String> = weights.names().into_iter().filter(has_no_place).collect();
+    match spare.first() {
+        None => Ok(()),
+        Some(first) => Err(Error::SpareTensors {
+            path: weights.file(first),
+            tensor: first.clone(),
+            count: spare.len(),
+        }),
     }
 }
 
@@ -65,7 +109,13 @@ pub fn load(dir: &Path, dtype: DType, device: &Device) -> Result<Decoder, Error>
 /// # Errors
 /// Returns an error for absent weights, for a broken index, and for an absent shard that the index names.
 pub fn weight_files(dir: &Path) -> Result<Vec<PathBuf>, Error> {
-    Ok(find_weight_files(dir)?.files)
+    match safetensors_files::find(dir)? {
+        Some((_, files)) => Ok(files),
+        None if dir.join(GGUF_FILE).exists() => Ok(vec![dir.join(GGUF_FILE)]),
+        None => Err(Error::NoWeights {
+            dir: dir.to_path_buf(),
+        }),
+    }
 }
 
 /// Saves `model` to `dir` as `config.json` and weights of type `dtype`, in shards of at most [`MAX_SHARD_BYTES`]. The
@@ -111,120 +161,60 @@ pub fn save_sharded(
     write_json(&dir.join(CONFIG_FILE), &model.config().to_json(dtype))
 }
 
-/// The weight files of a checkpoint.
-struct WeightFiles {
-    /// The single file, or the index; errors about an absent tensor name it.
-    root: PathBuf,
-    files: Vec<PathBuf>,
-}
-
-/// The contents of `model.safetensors.index.json` that loading uses.
-#[derive(Deserialize)]
-struct ShardIndex {
-    /// The shard of each tensor.
-    weight_map: BTreeMap<String, String>,
-}
-
-fn find_weight_files(dir: &Path) -> Result<WeightFiles, Error> {
-    let single = dir.join(SINGLE_FILE);
-    if single.exists() {
-        return Ok(WeightFiles {
-            files: vec![single.clone()],
-            root: single,
-        });
-    }
-    let root = dir.join(INDEX_FILE);
-    if !root.exists() {
-        return Err(Error::NoWeights {
-            dir: dir.to_path_buf(),
-        });
-    }
-    let text = std::fs::read_to_string(&root).map_err(Error::io("read", &root))?;
-    let index: ShardIndex = serde_json::from_str(&text).map_err(|source| Error::Json {
-        path: root.clone(),
-        what: "safetensors index",
-        source,
-    })?;
-    let mut shards = BTreeMap::new();
-    for (tensor, shard) in index.weight_map {
-        shards.entry(dir.join(shard)).or_insert(tensor);
-    }
-    for (shard, tensor) in &shards {
-        if !shard.exists() {
-            return Err(Error::MissingShard {
-                shard: shard.clone(),
-                index: root,
-                tensor: tensor.clone(),
-            });
-        }
-    }
-    Ok(WeightFiles {
-        root,
-        files: shards.into_keys().collect(),
-    })
-}
-
-/// Replaces every parameter by its tensor in the files. It stops reading at the first error and keeps the error.
+/// Replaces every parameter by its stored tensor. It stops reading at the first error and keeps the error.
 struct ParameterReader<'a> {
-    /// The file that an error about an absent tensor names.
-    root: &'a Path,
-    files: Vec<(&'a PathBuf, SafeTensors<'a>)>,
-    dtype: DType,
+    weights: &'a dyn Weights,
     device: &'a Device,
+    /// Names of the tensors that were read.
+    read: BTreeSet<String>,
     error: Option<Error>,
 }
 
 impl ParameterReader<'_> {
-    fn read<const D: usize>(&mut self, name: &str, unset: Tensor<D>) -> Tensor<D> {
-        if self.error.is_none() {
-            match self.data(name, &unset.dims()) {
-                Ok(data) => return Tensor::from_data(data, (self.device, self.dtype)),
-                Err(error) => self.error = Some(error),
-            }
+    /// Checks that a tensor is stored in the shape that the configuration requires.
+    fn check(&self, name: &str, expected: &[usize]) -> Result<(), Error> {
+        match self.weights.shape(name) {
+            None => Err(Error::MissingTensor {
+                path: self.weights.file(name),
+                tensor: name.to_owned(),
+            }),
+            Some(found) if found != expected => Err(Error::Shape {
+                path: self.weights.file(name),
+                tensor: name.to_owned(),
+                found,
+                expected: expected.to_vec(),
+            }),
+            Some(_) => Ok(()),
         }
-        unset
     }
 
-    fn data(&self, name: &str, expected: &[usize]) -> Result<TensorData, Error> {
-        let found = self
-            .files
-            .iter()
-            .find_map(|(path, file)| Some((path, file.tensor(name).ok()?)));
-        let Some((path, view)) = found else {
-            return Err(Error::MissingTensor {
-                path: self.root.to_path_buf(),
-                tensor: name.to_owned(),
-            });
-        };
-        if view.shape() != expected {
-            return Err(Error::Shape {
-                path: path.to_path_buf(),
-                tensor: name.to_owned(),
-                found: view.shape().to_vec(),
-                expected: expected.to_vec(),
-            });
-        }
-        let dtype = from_safetensors(view.dtype()).ok_or_else(|| Error::StoredType {
-            path: path.to_path_buf(),
-            tensor: name.to_owned(),
-            dtype: format!("{:?}", view.dtype()),
-        })?;
-        TensorData::try_from_bytes_vec(view.data().to_vec(), expected.to_vec(), dtype)
-            .and_then(|data| data.try_cast(self.dtype))
-            .map_err(|error| Error::Device {
-                what: "a stored tensor",
-                why: error.to_string(),
-            })
+    fn data(&mut self, name: &str, dtype: DType) -> Result<TensorData, Error> {
+        let stack = in_stack(name).map(|part| part.stack);
+        self.read.extend(stack);
+        self.read.insert(name.to_owned());
+        self.weights.read(name, dtype)
     }
 }
 
 impl MapParameters for ParameterReader<'_> {
-    fn matrix(&mut self, name: &str, unset: Tensor<2>) -> Tensor<2> {
-        self.read(name, unset)
+    fn map<const D: usize>(&mut self, parameter: &ParameterName, unset: Tensor<D>) -> Tensor<D> {
+        let dtype = unset.dtype();
+        // The unset tensor is freed before its successor is read.
+        drop(unset);
+        match self.data(&parameter.name, dtype) {
+            Ok(data) => Tensor::from_data(data, (self.device, dtype)),
+            Err(error) => {
+                self.error = Some(error);
+                Tensor::zeros([1; D], (self.device, dtype))
+            }
+        }
     }
 
-    fn vector(&mut self, name: &str, unset: Tensor<1>) -> Tensor<1> {
-        self.read(name, unset)
+    fn accepts(&mut self, parameter: &ParameterName, shape: &[usize]) -> bool {
+        if self.error.is_none() {
+            self.error = self.check(&parameter.name, shape).err();
+        }
+        self.error.is_none()
     }
 }
 
@@ -238,17 +228,14 @@ struct ShardEntry {
 
 /// Divides the parameters, in order, into shards of at most `max_bytes`.
 fn split(
-    parameters: Vec<(String, Parameter)>,
+    parameters: Vec<(ParameterName, Parameter)>,
     stored: Dtype,
     max_bytes: u64,
 ) -> Vec<Vec<ShardEntry>> {
     let mut shards = vec![Vec::new()];
     let mut filled = 0u64;
-    for (name, parameter) in parameters {
-        let shape = match &parameter {
-            Parameter::Matrix(tensor) => tensor.dims().to_vec(),
-            Parameter::Vector(tensor) => tensor.dims().to_vec(),
-        };
+    for (ParameterName { name, .. }, parameter) in parameters {
+        let shape = parameter.shape();
         let bytes = shape.iter().product::<usize>() * stored.bitsize() / 8;
         if filled > 0 && filled + bytes as u64 > max_bytes {
             shards.push(Vec::new());
@@ -332,10 +319,7 @@ fn write_weights(
 
 impl ShardEntry {
     fn values(&self, dtype: DType) -> Result<TensorData, Error> {
-        let read = match &self.parameter {
-            Parameter::Matrix(tensor) => tensor.clone().without_autodiff().try_into_data(),
-            Parameter::Vector(tensor) => tensor.clone().without_autodiff().try_into_data(),
-        };
+        let read = self.parameter.clone().try_into_data();
         let read_error = |why: String| Error::Device {
             what: "a parameter",
             why: format!("`{}`: {why}", self.name),

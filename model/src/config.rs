@@ -1,37 +1,27 @@
 //! `config.json` in the form of transformers 4 and in that of transformers 5.
 //!
-//! The two forms differ in the key of the rotary base (`rope_theta`, or `rope_parameters.rope_theta`) and in that of the
-//! stored type (`torch_dtype`, or `dtype`). A key that changes the model's results and that this crate does not
-//! implement is an error and never ignored.
+//! A configuration is kept as it was read, so that saving writes it back with nothing but what changed. A key or a value
+//! that changes the model's results and that this crate does not implement is an error and never ignored.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use burn::tensor::DType;
 use serde_json::{Map, Value, json};
 
 use crate::Error;
+use crate::families;
+use crate::files::read_text;
+use crate::keys::Keys;
+use crate::plan::{AttentionPlan, DecoderPlan, ExpertsPlan, FeedForwardPlan};
 
-/// The shape of a Decoder-family decoder and the constants of its forward pass.
+/// The configuration of a decoder.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
     /// Number of rows of the embedding and of the head, v.
     pub vocab_size: usize,
     /// Width of the residual stream, d.
     pub hidden_size: usize,
-    /// Width inside the feed-forward block, w.
-    pub intermediate_size: usize,
-    /// Number of decoder layers.
-    pub num_hidden_layers: usize,
-    /// Number of query heads, h.
-    pub num_attention_heads: usize,
-    /// Number of key and value heads, g; divides `num_attention_heads`.
-    pub num_key_value_heads: usize,
-    /// Width of one head, e; even.
-    pub head_dim: usize,
-    /// Constant ε that norms add to the mean square before the root.
-    pub rms_norm_eps: f64,
-    /// Base of the rotary frequencies.
-    pub rope_theta: f64,
     /// Length of the model's context in tokens.
     pub max_position_embeddings: usize,
     /// Whether the head uses the weights of the embedding.
@@ -40,14 +30,20 @@ pub struct Config {
     pub bos_token_id: Option<u32>,
     /// Tokens that end a text; may be empty.
     pub eos_token_id: Vec<u32>,
+    pub(crate) plan: DecoderPlan,
+    /// The keys as they were read.
+    json: Map<String, Value>,
 }
+
+/// Keys with an entry for each layer.
+const LAYER_LISTS: [&str; 2] = ["layer_types", "no_rope_layers"];
 
 impl Config {
     /// Reads `config.json` in `dir`.
     ///
     /// # Errors
     /// Returns an error for an absent or unreadable file, for malformed JSON, for an absent required key, and for a key
-    /// whose value this crate does not support (another `model_type`, biases, rotary scaling, …).
+    /// whose value this crate does not support (an unknown `model_type`, an unknown rotary scaling, …).
     pub fn from_dir(dir: &Path) -> Result<Self, Error> {
         Self::from_file(&dir.join("config.json"))
     }
@@ -57,29 +53,255 @@ impl Config {
     /// # Errors
     /// Returns the errors of [`Config::from_dir`].
     pub fn from_file(path: &Path) -> Result<Self, Error> {
-        let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
-        let keys: Map<String, Value> =
+        let text = read_text(path)?;
+        let json: Map<String, Value> =
             serde_json::from_str(&text).map_err(|source| Error::Json {
                 path: path.to_path_buf(),
                 what: "model configuration",
                 source,
             })?;
-        ConfigReader { path, keys: &keys }.config()
+        Self::read(path, json)
     }
 
-    /// Returns the number of parameters of a model of this shape; a tied head counts once.
+    /// Reads a configuration from JSON in memory, of the form of `config.json`. Errors call it `config.json`.
+    ///
+    /// # Errors
+    /// Returns the errors of [`Config::from_dir`] about keys.
+    pub fn from_json(json: &Value) -> Result<Self, Error> {
+        let path = Path::new("config.json");
+        match json {
+            Value::Object(json) => Self::read(path, json.clone()),
+            _ => Err(Error::Config {
+                path: path.to_path_buf(),
+                key: "model_type",
+                why: "absent, because the configuration is not a table".to_owned(),
+            }),
+        }
+    }
+
+    /// Returns the names of all families, the values of `model_type` that are supported.
+    pub fn families() -> impl Iterator<Item = &'static str> {
+        families::FAMILIES.iter().map(|family| family.model_type)
+    }
+
+    /// Returns the names of the keys that [`Config::from_json`] reads in this configuration, up to the first error. Other
+    /// keys change nothing.
+    #[must_use]
+    pub fn keys_read(json: &Map<String, Value>) -> BTreeSet<String> {
+        let keys = Keys::new(Path::new("config.json"), json);
+        // The error, if there is one, is that of `from_json`.
+        let _ = Self::of_keys(&keys);
+        keys.into_asked()
+    }
+
+    fn read(path: &Path, json: Map<String, Value>) -> Result<Self, Error> {
+        let mut json = text_decoder(json);
+        let keys = Keys::new(path, &json);
+        let config = Self::of_keys(&keys)?;
+        let architecture = families::find(&keys)?.architecture;
+        json.entry("architectures")
+            .or_insert_with(|| json!([architecture]));
+        Ok(Self { json, ..config })
+    }
+
+    /// Reads a configuration, which does not hold the keys themselves yet.
+    fn of_keys(keys: &Keys) -> Result<Self, Error> {
+        let family = families::find(keys)?;
+        check_quantization(keys)?;
+        let plan = (family.plan)(keys)?;
+        check_plan(keys, &plan)?;
+        let config = Self {
+            vocab_size: keys.count("vocab_size", None)?,
+            hidden_size: keys.count("hidden_size", None)?,
+            max_position_embeddings: family.context_of(keys)?,
+            tie_word_embeddings: keys.flag("tie_word_embeddings", family.tied)?,
+            bos_token_id: keys.token_ids("bos_token_id")?.first().copied(),
+            eos_token_id: keys.token_ids("eos_token_id")?,
+            plan,
+            json: Map::new(),
+        };
+        let special = [("bos_token_id", config.bos_token_id.as_slice())]
+            .into_iter()
+            .chain([("eos_token_id", config.eos_token_id.as_slice())]);
+        for (key, ids) in special {
+            if let Some(id) = ids.iter().find(|id| **id as usize >= config.vocab_size) {
+                let why = format!("{id} is not below vocab_size, {}", config.vocab_size);
+                return Err(keys.wrong(key, why));
+            }
+        }
+        if config.checked_parameters().is_none() {
+            let why = format!(
+                "{} layers of this size are too large to count",
+                config.num_hidden_layers()
+            );
+            return Err(keys.wrong("num_hidden_layers", why));
+        }
+        Ok(config)
+    }
+
+    /// Returns the value of `model_type`: the family.
+    #[must_use]
+    pub fn model_type(&self) -> &str {
+        let value = self.json.get("model_type").and_then(Value::as_str);
+        value.unwrap_or_default()
+    }
+
+    /// Returns the keys as they were read.
+    #[must_use]
+    pub fn keys(&self) -> &Map<String, Value> {
+        &self.json
+    }
+
+    /// Returns the number of layers.
+    #[must_use]
+    pub fn num_hidden_layers(&self) -> usize {
+        self.plan.layers.len()
+    }
+
+    /// Whether any layer has experts.
+    #[must_use]
+    pub fn has_experts(&self) -> bool {
+        let has_experts = |plan: &FeedForwardPlan| matches!(plan, FeedForwardPlan::Experts(_));
+        (self.plan.layers.iter()).any(|layer| has_experts(&layer.feed_forward))
+    }
+
+    /// Number of multi-token-prediction layers that the configuration names. They stay out of the model.
+    #[must_use]
+    pub fn prediction_layers(&self) -> usize {
+        let value = self.json.get("num_nextn_predict_layers");
+        value.and_then(Value::as_u64).unwrap_or(0) as usize
+    }
+
+    /// Rows and columns of a block of stored 8-bit numbers that share a scale.
+    pub(crate) fn weight_block(&self) -> [usize; 2] {
+        let blocks = self.json.get("quantization_config");
+        let blocks = blocks.and_then(|config| config.get("weight_block_size")?.as_array());
+        let size = |axis: usize| blocks.and_then(|blocks| blocks.get(axis)?.as_u64());
+        [0, 1].map(|axis| size(axis).map_or(128, |size| (size as usize).max(1)))
+    }
+
+    /// Returns the number of parameters of a model of this configuration; a tied head counts once.
     #[must_use]
     pub fn parameters(&self) -> u64 {
-        let d = self.hidden_size;
-        let queries = self.num_attention_heads * self.head_dim;
-        let keys = self.num_key_value_heads * self.head_dim;
-        let layer = 2 * d + 2 * d * queries + 2 * d * keys + 3 * d * self.intermediate_size;
-        let matrices = if self.tie_word_embeddings { 1 } else { 2 };
-        (matrices * self.vocab_size * d + self.num_hidden_layers * layer + d) as u64
+        self.checked_parameters().unwrap_or(u64::MAX)
     }
 
-    /// Returns the configuration as JSON in a form that transformers 4 and 5 load; `dtype` is the type of the stored
-    /// weights.
+    fn checked_parameters(&self) -> Option<u64> {
+        let d = self.hidden_size as u128;
+        let matrices = if self.tie_word_embeddings { 1 } else { 2 };
+        let mut sum = matrices * self.vocab_size as u128 * d + d;
+        for layer in &self.plan.layers {
+            sum = sum.checked_add(layer.norms.count() as u128 * d)?;
+            sum = sum.checked_add(attention_parameters(&layer.attention, d)?)?;
+            sum = sum.checked_add(feed_forward_parameters(&layer.feed_forward, d)?)?;
+        }
+        u64::try_from(sum).ok()
+    }
+
+    /// Returns the configuration with the given layers only, in this order.
+    ///
+    /// # Errors
+    /// Returns [`Error::PrunedLayers`] for a layer that does not exist or for no layer, and [`Error::Config`] if keys
+    /// that describe layers by ranges cannot describe this choice.
+    pub fn with_layers(&self, layers: &[usize]) -> Result<Self, Error> {
+        let chosen: Option<Vec<_>> = (layers.iter())
+            .map(|&layer| self.plan.layers.get(layer).cloned())
+            .collect();
+        let Some(chosen) = chosen.filter(|chosen| !chosen.is_empty()) else {
+            return Err(Error::PrunedLayers {
+                layers: layers.to_vec(),
+                count: self.num_hidden_layers(),
+            });
+        };
+        let mut json = self.json.clone();
+        json.insert("num_hidden_layers".to_owned(), json!(layers.len()));
+        for key in LAYER_LISTS {
+            if let Some(Value::Array(values)) = self.json.get(key) {
+                let values = layers
+                    .iter()
+                    .filter_map(|&layer| values.get(layer).cloned());
+                json.insert(key.to_owned(), values.collect());
+            }
+        }
+        self.describe_layers(&mut json, layers, &chosen);
+        let config = Self::read(Path::new("config.json"), json)?;
+        match config.plan.layers == chosen {
+            true => Ok(config),
+            false => Err(Error::Config {
+                path: Path::new("config.json").to_path_buf(),
+                key: "num_hidden_layers",
+                why: format!(
+                    "the layers {layers:?} cannot be described by the keys of a {} configuration",
+                    self.model_type()
+                ),
+            }),
+        }
+    }
+
+    /// Returns the configuration with feed-forward blocks of `width` neurons.
+    ///
+    /// # Errors
+    /// Returns [`Error::PrunedWidth`] for a width of 0 or not below the present one, and for a model with experts.
+    pub fn with_width(&self, width: usize) -> Result<Self, Error> {
+        let refused = |why| Err(Error::PrunedWidth { width, why });
+        for layer in &self.plan.layers {
+            match &layer.feed_forward {
+                FeedForwardPlan::Experts(_) => return refused("the model has experts".to_owned()),
+                FeedForwardPlan::Gated(plan) if width == 0 || width >= plan.width => {
+                    return refused(format!("the model has {}", plan.width));
+                }
+                FeedForwardPlan::Gated(_) => {}
+            }
+        }
+        self.with_keys([("intermediate_size", json!(width))])
+    }
+
+    /// Writes keys that describe the kinds of the chosen layers, where the family has such keys.
+    fn describe_layers(
+        &self,
+        json: &mut Map<String, Value>,
+        layers: &[usize],
+        chosen: &[crate::plan::LayerPlan],
+    ) {
+        let is_dense =
+            |index: &usize| matches!(&chosen[*index].feed_forward, FeedForwardPlan::Gated(_));
+        let window = |layer: &crate::plan::LayerPlan| match &layer.attention {
+            AttentionPlan::Grouped(plan) => plan.window,
+            AttentionPlan::Latent(_) => None,
+        };
+        match self.model_type() {
+            "qwen3_moe" => {
+                let dense: Vec<usize> = (0..layers.len()).filter(is_dense).collect();
+                json.insert("mlp_only_layers".to_owned(), json!(dense));
+                json.insert("decoder_sparse_step".to_owned(), json!(1));
+            }
+            "deepseek_v2" | "deepseek_v3" => {
+                let dense = (0..layers.len()).take_while(is_dense).count();
+                json.insert("first_k_dense_replace".to_owned(), json!(dense));
+            }
+            "gemma2" | "gemma3_text" | "gpt_oss" | "qwen2" | "qwen3" => {
+                let kind = |layer| match window(layer) {
+                    Some(_) => "sliding_attention",
+                    None => "full_attention",
+                };
+                let kinds: Vec<&str> = chosen.iter().map(kind).collect();
+                json.insert("layer_types".to_owned(), json!(kinds));
+            }
+            "smollm3" => {
+                let positions = |layer: &crate::plan::LayerPlan| match &layer.attention {
+                    AttentionPlan::Grouped(plan) => u8::from(plan.rotary.is_some()),
+                    AttentionPlan::Latent(_) => 1,
+                };
+                let positions: Vec<u8> = chosen.iter().map(positions).collect();
+                json.insert("no_rope_layers".to_owned(), json!(positions));
+            }
+            _ => {}
+        }
+    }
+
+    /// Returns the configuration as JSON: the keys as they were read, with the type of the stored weights. Weights are
+    /// never stored in blocks of 8 bits, and multi-token-prediction layers are never stored, so the keys that announce
+    /// them are left out.
     #[must_use]
     pub fn to_json(&self, dtype: DType) -> Value {
         let dtype = match dtype {
@@ -88,346 +310,168 @@ impl Config {
             DType::BF16 => "bfloat16",
             _ => "float32",
         };
-        let eos = match self.eos_token_id.as_slice() {
-            [] => Value::Null,
-            [id] => json!(id),
-            ids => json!(ids),
-        };
-        json!({
-            "architectures": ["LlamaForCausalLM"],
-            "attention_bias": false,
-            "attention_dropout": 0.0,
-            "bos_token_id": self.bos_token_id,
-            "eos_token_id": eos,
-            "head_dim": self.head_dim,
-            "hidden_act": "silu",
-            "hidden_size": self.hidden_size,
-            "initializer_range": 0.02,
-            "intermediate_size": self.intermediate_size,
-            "max_position_embeddings": self.max_position_embeddings,
-            "mlp_bias": false,
-            "model_type": "llama",
-            "num_attention_heads": self.num_attention_heads,
-            "num_hidden_layers": self.num_hidden_layers,
-            "num_key_value_heads": self.num_key_value_heads,
-            "rms_norm_eps": self.rms_norm_eps,
-            "rope_scaling": null,
-            "rope_theta": self.rope_theta,
-            "tie_word_embeddings": self.tie_word_embeddings,
-            "torch_dtype": dtype,
-            "use_cache": true,
-            "vocab_size": self.vocab_size,
-        })
+        let mut json = self.json.clone();
+        json.remove("quantization_config");
+        if self.prediction_layers() > 0 {
+            json.insert("num_nextn_predict_layers".to_owned(), json!(0));
+        }
+        // Both versions of transformers read one of the two names.
+        json.insert("torch_dtype".to_owned(), json!(dtype));
+        json.remove("dtype");
+        Value::Object(json)
+    }
+
+    /// Returns the configuration with other values of some keys; `null` removes a key.
+    ///
+    /// # Errors
+    /// Returns the errors of [`Config::from_json`].
+    pub fn with_keys<'a>(
+        &self,
+        keys: impl IntoIterator<Item = (&'a str, Value)>,
+    ) -> Result<Self, Error> {
+        let mut json = self.json.clone();
+        for (key, value) in keys {
+            match value {
+                Value::Null => json.remove(key),
+                value => json.insert(key.to_owned(), value),
+            };
+        }
+        Self::read(Path::new("config.json"), json)
     }
 }
 
-/// Reads the keys of a configuration file. Its errors name the file and the key.
-struct ConfigReader<'a> {
-    path: &'a Path,
-    keys: &'a Map<String, Value>,
-}
-
-impl ConfigReader<'_> {
-    fn config(&self) -> Result<Config, Error> {
-        self.check_unsupported_keys()?;
-        let hidden_size = self.count("hidden_size", None)?;
-        let heads = self.count("num_attention_heads", None)?;
-        let config = Config {
-            vocab_size: self.count("vocab_size", None)?,
-            hidden_size,
-            intermediate_size: self.count("intermediate_size", None)?,
-            num_hidden_layers: self.count("num_hidden_layers", None)?,
-            num_attention_heads: heads,
-            num_key_value_heads: self.count("num_key_value_heads", Some(heads))?,
-            head_dim: self.count("head_dim", Some(hidden_size / heads))?,
-            rms_norm_eps: self.number("rms_norm_eps", self.get("rms_norm_eps"), 1e-6)?,
-            rope_theta: self.rope_theta()?,
-            max_position_embeddings: self.count("max_position_embeddings", Some(2048))?,
-            tie_word_embeddings: self.flag("tie_word_embeddings")?,
-            bos_token_id: self.token_ids("bos_token_id")?.first().copied(),
-            eos_token_id: self.token_ids("eos_token_id")?,
-        };
-        if !heads.is_multiple_of(config.num_key_value_heads) {
-            return Err(self.wrong(
-                "num_key_value_heads",
-                format!(
-                    "{} does not divide num_attention_heads, {heads}",
-                    config.num_key_value_heads
-                ),
-            ));
-        }
-        if !config.head_dim.is_multiple_of(2) {
-            return Err(self.wrong(
-                "head_dim",
-                format!(
-                    "{} is odd, but rotary positions rotate pairs of numbers",
-                    config.head_dim
-                ),
-            ));
-        }
-        Ok(config)
-    }
-
-    /// Checks the keys that change the model's results and of which one value is supported.
-    fn check_unsupported_keys(&self) -> Result<(), Error> {
-        let supported: [(&'static str, &str); 2] =
-            [("model_type", "llama"), ("hidden_act", "silu")];
-        for (key, value) in supported {
-            match self.get(key) {
-                Some(Value::String(found)) if found == value => {}
-                None if key != "model_type" => {}
-                Some(found) => {
-                    let why = format!("{found} is not supported, only \"{value}\" (Llama family)");
-                    return Err(self.wrong(key, why));
+/// Returns the keys of the text decoder of a model that also takes images.
+fn text_decoder(json: Map<String, Value>) -> Map<String, Value> {
+    match (
+        json.get("model_type").and_then(Value::as_str),
+        json.get("text_config"),
+    ) {
+        (Some("gemma3"), Some(Value::Object(text))) => {
+            let mut text = text.clone();
+            text.insert("model_type".to_owned(), json!("gemma3_text"));
+            for key in ["bos_token_id", "eos_token_id"] {
+                if let (None, Some(value)) = (text.get(key), json.get(key)) {
+                    text.insert(key.to_owned(), value.clone());
                 }
-                None => return Err(self.wrong(key, format!("absent, must be \"{value}\""))),
+            }
+            text
+        }
+        _ => json,
+    }
+}
+
+/// Checks that quantised weights are of the one kind that is read: blocks of e4m3 numbers with a scale each.
+fn check_quantization(keys: &Keys) -> Result<(), Error> {
+    let key = "quantization_config";
+    let Some(value) = keys.get(key) else {
+        return Ok(());
+    };
+    let method = value.get("quant_method").and_then(Value::as_str);
+    let format = value.get("fmt").map_or(Some("e4m3"), Value::as_str);
+    let blocks = value.get("weight_block_size").and_then(Value::as_array);
+    if method == Some("fp8") && format == Some("e4m3") && blocks.is_some() {
+        return Ok(());
+    }
+    let found = match method {
+        Some("fp8") | None => value.to_string(),
+        Some(method) => format!("quant_method \"{method}\""),
+    };
+    let why = format!(
+        "{found} is not supported, only quant_method \"fp8\" with fmt \"e4m3\" and weight_block_size\n\
+         hint: use the checkpoint without quantisation, or let a server run this one and name the server in [teacher]"
+    );
+    Err(keys.error(key, why))
+}
+
+/// Largest number of experts of all layers together. A decoder has an object for each, before its weights are read.
+const MAX_EXPERTS: usize = 200_000;
+
+/// Checks what no single key tells.
+fn check_plan(keys: &Keys, plan: &DecoderPlan) -> Result<(), Error> {
+    let mut all = 0;
+    for layer in &plan.layers {
+        if let FeedForwardPlan::Experts(experts) = &layer.feed_forward {
+            let groups = experts.router.groups;
+            let open = groups.map_or(experts.count, |g| experts.count / g.count * g.chosen);
+            if experts.chosen > open {
+                let why = format!("{} of {open} experts cannot be chosen", experts.chosen);
+                return Err(keys.wrong("num_experts_per_tok", why));
+            }
+            all += experts.count;
+            if all > MAX_EXPERTS {
+                let key = ["num_experts", "num_local_experts", "n_routed_experts"]
+                    .into_iter()
+                    .find(|key| keys.get(key).is_some());
+                let why = format!("more than {MAX_EXPERTS} experts in all layers");
+                return Err(keys.wrong(key.unwrap_or("num_hidden_layers"), why));
             }
         }
-        for key in ["attention_bias", "mlp_bias"] {
-            if self.flag(key)? {
-                return Err(self.wrong(key, "biases are not supported, only false".to_owned()));
-            }
+    }
+    Ok(())
+}
+
+fn attention_parameters(plan: &AttentionPlan, d: u128) -> Option<u128> {
+    let product = |a: usize, b: u128| (a as u128).checked_mul(b);
+    match plan {
+        AttentionPlan::Grouped(plan) => {
+            let (queries, keys) = (plan.query_columns(), plan.key_columns());
+            let biases = usize::from(plan.input_bias) * (queries + 2 * keys)
+                + usize::from(plan.output_bias) * d as usize;
+            let norms = match plan.query_key_norm {
+                crate::plan::QueryKeyNorm::None => 0,
+                crate::plan::QueryKeyNorm::Head => 2 * plan.head_dim,
+                crate::plan::QueryKeyNorm::Row => queries + keys,
+            };
+            let sinks = if plan.sinks { plan.heads } else { 0 };
+            product(2 * queries + 2 * keys, d)?.checked_add((biases + norms + sinks) as u128)
         }
-        for key in ["rope_scaling", "rope_parameters"] {
-            self.check_unscaled_rope(key)?;
-        }
-        Ok(())
-    }
-
-    fn check_unscaled_rope(&self, key: &'static str) -> Result<(), Error> {
-        let Some(value) = self.get(key) else {
-            return Ok(());
-        };
-        let Value::Object(rope) = value else {
-            return Err(self.wrong(key, format!("{value} is not a table")));
-        };
-        // Earlier versions of transformers named this key `type`, later ones `rope_type`.
-        for name in ["rope_type", "type"] {
-            if let Some(kind) = rope.get(name)
-                && kind != "default"
-            {
-                let why = format!("{name} {kind} is not supported, only \"default\"");
-                return Err(self.wrong(key, why));
-            }
-        }
-        match rope.get("partial_rotary_factor").and_then(Value::as_f64) {
-            Some(part) if part != 1.0 => Err(self.wrong(
-                key,
-                format!("partial_rotary_factor {part} is not supported, only 1"),
-            )),
-            _ => Ok(()),
-        }
-    }
-
-    fn rope_theta(&self) -> Result<f64, Error> {
-        let inside = self
-            .get("rope_parameters")
-            .and_then(|rope| rope.get("rope_theta"));
-        self.number("rope_theta", inside.or(self.get("rope_theta")), 10_000.0)
-    }
-
-    /// Returns the value of a key; `null` counts as absent, as in transformers.
-    fn get(&self, key: &str) -> Option<&Value> {
-        self.keys.get(key).filter(|value| !value.is_null())
-    }
-
-    fn count(&self, key: &'static str, default: Option<usize>) -> Result<usize, Error> {
-        let Some(value) = self.get(key) else {
-            return default.filter(|count| *count > 0).ok_or_else(|| {
-                self.wrong(key, "absent, must be a whole number above 0".to_owned())
-            });
-        };
-        value
-            .as_u64()
-            .and_then(|count| usize::try_from(count).ok())
-            .filter(|count| *count > 0)
-            .ok_or_else(|| self.wrong(key, format!("{value} must be a whole number above 0")))
-    }
-
-    fn number(&self, key: &'static str, value: Option<&Value>, default: f64) -> Result<f64, Error> {
-        match value {
-            None => Ok(default),
-            Some(value) => value
-                .as_f64()
-                .filter(|number| *number > 0.0)
-                .ok_or_else(|| self.wrong(key, format!("{value} must be a number above 0"))),
+        AttentionPlan::Latent(plan) => {
+            let queries = plan.heads * plan.key_width();
+            let query = match plan.query_rank {
+                Some(rank) => product(rank, d)? + product(rank, queries as u128)? + rank as u128,
+                None => product(queries, d)?,
+            };
+            let latent = product(plan.key_rank + plan.rotary_width, d)? + plan.key_rank as u128;
+            let up = product(
+                plan.heads * (plan.plain_width + plan.value_width),
+                plan.key_rank as u128,
+            )?;
+            let output = product(plan.heads * plan.value_width, d)?;
+            let biases = match plan.bias {
+                true => {
+                    plan.query_rank.unwrap_or(0) + plan.key_rank + plan.rotary_width + d as usize
+                }
+                false => 0,
+            };
+            query
+                .checked_add(latent)?
+                .checked_add(up)?
+                .checked_add(output)?
+                .checked_add(biases as u128)
         }
     }
+}
 
-    fn flag(&self, key: &'static str) -> Result<bool, Error> {
-        match self.get(key) {
-            None => Ok(false),
-            Some(value) => value
-                .as_bool()
-                .ok_or_else(|| self.wrong(key, format!("{value} must be true or false"))),
-        }
-    }
-
-    /// Reads one id or a list of ids; an absent key gives an empty list.
-    fn token_ids(&self, key: &'static str) -> Result<Vec<u32>, Error> {
-        let values = match self.get(key) {
-            None => return Ok(Vec::new()),
-            Some(Value::Array(values)) => values.as_slice(),
-            Some(value) => std::slice::from_ref(value),
-        };
-        values
-            .iter()
-            .map(|value| {
-                value
-                    .as_u64()
-                    .and_then(|id| u32::try_from(id).ok())
-                    .ok_or_else(|| self.wrong(key, format!("{value} must be a token id")))
-            })
-            .collect()
-    }
-
-    fn wrong(&self, key: &'static str, why: String) -> Error {
-        Error::Config {
-            path: self.path.to_path_buf(),
-            key,
-            why,
+fn feed_forward_parameters(plan: &FeedForwardPlan, d: u128) -> Option<u128> {
+    let gated = |width: usize, bias: bool| {
+        let biases = u128::from(bias) * (2 * width as u128 + d);
+        (3 * width as u128).checked_mul(d)?.checked_add(biases)
+    };
+    match plan {
+        FeedForwardPlan::Gated(plan) => gated(plan.width, plan.bias),
+        FeedForwardPlan::Experts(plan) => {
+            let ExpertsPlan { count, expert, .. } = plan;
+            let experts = gated(expert.width, expert.bias)?.checked_mul(*count as u128)?;
+            let shared = match plan.shared_width {
+                Some(width) => gated(width, false)?,
+                None => 0,
+            };
+            let per_expert = u128::from(plan.router.bias) + u128::from(plan.router.correction_bias);
+            let router = (d + per_expert).checked_mul(*count as u128)?;
+            experts.checked_add(shared)?.checked_add(router)
         }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn base() -> Map<String, Value> {
-        let value = json!({
-            "model_type": "llama", "vocab_size": 32, "hidden_size": 16, "intermediate_size": 24,
-            "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-            "rms_norm_eps": 1e-5, "rope_theta": 5000.0, "eos_token_id": [2, 3],
-        });
-        value.as_object().unwrap().clone()
-    }
-
-    fn read(keys: &Map<String, Value>) -> Result<Config, Error> {
-        let path = Path::new("m/config.json");
-        ConfigReader { path, keys }.config()
-    }
-
-    #[test]
-    fn defaults_are_those_of_transformers() {
-        let config = read(&base()).unwrap();
-        assert_eq!(config.head_dim, 4);
-        assert_eq!(config.max_position_embeddings, 2048);
-        assert!(!config.tie_word_embeddings);
-        assert_eq!(config.eos_token_id, [2, 3]);
-        assert_eq!(config.bos_token_id, None);
-    }
-
-    #[test]
-    fn both_forms_of_the_rotary_base_are_read() {
-        let mut keys = base();
-        keys.remove("rope_theta");
-        keys.insert(
-            "rope_parameters".to_owned(),
-            json!({"rope_theta": 7.5, "rope_type": "default"}),
-        );
-        assert_eq!(read(&keys).unwrap().rope_theta, 7.5);
-        assert_eq!(read(&base()).unwrap().rope_theta, 5000.0);
-    }
-
-    #[test]
-    fn a_written_configuration_is_read_back_unchanged() {
-        let mut config = read(&base()).unwrap();
-        for eos in [vec![], vec![2], vec![2, 3]] {
-            config.eos_token_id = eos;
-            let json = config.to_json(DType::BF16);
-            assert_eq!(json["torch_dtype"], "bfloat16");
-            assert_eq!(read(json.as_object().unwrap()).unwrap(), config);
-        }
-    }
-
-    #[test]
-    fn errors_name_the_file_and_the_key() {
-        let cases = [
-            (
-                "model_type",
-                json!("qwen2"),
-                "`m/config.json`, key `model_type`: \"qwen2\" is not supported, only \"llama\" (Llama family)",
-            ),
-            (
-                "hidden_act",
-                json!("gelu"),
-                "`m/config.json`, key `hidden_act`: \"gelu\" is not supported, only \"silu\" (Llama family)",
-            ),
-            (
-                "attention_bias",
-                json!(true),
-                "`m/config.json`, key `attention_bias`: biases are not supported, only false",
-            ),
-            (
-                "mlp_bias",
-                json!(true),
-                "`m/config.json`, key `mlp_bias`: biases are not supported, only false",
-            ),
-            (
-                "rope_scaling",
-                json!({"type": "linear", "factor": 2.0}),
-                "`m/config.json`, key `rope_scaling`: type \"linear\" is not supported, only \"default\"",
-            ),
-            (
-                "rope_parameters",
-                json!({"rope_type": "llama3"}),
-                "`m/config.json`, key `rope_parameters`: rope_type \"llama3\" is not supported, only \"default\"",
-            ),
-            (
-                "rope_parameters",
-                json!({"partial_rotary_factor": 0.5}),
-                "`m/config.json`, key `rope_parameters`: partial_rotary_factor 0.5 is not supported, only 1",
-            ),
-            (
-                "hidden_size",
-                json!(-4),
-                "`m/config.json`, key `hidden_size`: -4 must be a whole number above 0",
-            ),
-            (
-                "vocab_size",
-                json!(null),
-                "`m/config.json`, key `vocab_size`: absent, must be a whole number above 0",
-            ),
-            (
-                "num_key_value_heads",
-                json!(3),
-                "`m/config.json`, key `num_key_value_heads`: 3 does not divide num_attention_heads, 4",
-            ),
-            (
-                "head_dim",
-                json!(5),
-                "`m/config.json`, key `head_dim`: 5 is odd, but rotary positions rotate pairs of numbers",
-            ),
-            (
-                "rope_theta",
-                json!("big"),
-                "`m/config.json`, key `rope_theta`: \"big\" must be a number above 0",
-            ),
-            (
-                "tie_word_embeddings",
-                json!(1),
-                "`m/config.json`, key `tie_word_embeddings`: 1 must be true or false",
-            ),
-            (
-                "eos_token_id",
-                json!([2, -1]),
-                "`m/config.json`, key `eos_token_id`: -1 must be a token id",
-            ),
-        ];
-        for (key, value, message) in cases {
-            let mut keys = base();
-            keys.insert(key.to_owned(), value);
-            assert_eq!(read(&keys).unwrap_err().to_string(), message);
-        }
-    }
-
-    #[test]
-    fn the_error_of_an_absent_file_names_it() {
-        let error = Config::from_dir(Path::new("no/such/folder")).unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "cannot read `no/such/folder/config.json`"
-        );
-    }
-}
+mod tests;

@@ -1,20 +1,20 @@
-//! The Decoder-family decoder: RMSNorm, rotary positions, grouped-query attention, SwiGLU.
+//! The decoder: embedding, layers, final norm and head, as the plan of its configuration says.
 //!
 //! Weights are in Hugging Face layout, `[out, in]`. From the embedding to the head, activations are `[n, columns]`
 //! with n = b·t rows: the heads of a row are adjacent, and consecutive rows form documents.
 
 use burn::module::{Module, Param};
 use burn::tensor::module::embedding;
-use burn::tensor::{DType, Device, Int, Tensor};
-use potstill_kernels::{
-    AttentionOptions, GateActivation, LogitTransform, attention, gated_linear, linear, linear_pair,
-    rms_norm,
-};
+use burn::tensor::{DType, Device, Int, Tensor, bf16, f16};
+use potstill_kernels::{LogitTransform, linear};
 
 use crate::Config;
-use crate::rotary::RotaryAngles;
+use crate::attend::{Attend, Documents};
+use crate::layers::{DecoderLayer, Linear, Norm, Shapes};
+use crate::parameters::{MapParameters, Role, map_parameter};
+use crate::rotary::{RotaryAngles, RowPosition};
 
-/// A causal language model with a KV cache and weights in Hugging Face layout.
+/// A causal language model.
 ///
 /// The model is a burn module: `model.train()` returns a copy whose parameters are tracked by autodiff, and
 /// `model.valid()` a copy without autodiff. Clones share the tensors. See [`crate::named_parameters`] for gradients by
@@ -23,8 +23,8 @@ use crate::rotary::RotaryAngles;
 pub struct Decoder {
     pub(crate) embed: Param<Tensor<2>>,
     pub(crate) layers: Vec<DecoderLayer>,
-    pub(crate) norm: Param<Tensor<1>>,
-    pub(crate) head: Option<Param<Tensor<2>>>,
+    pub(crate) norm: Norm,
+    pub(crate) head: Option<Linear>,
     #[module(skip)]
     pub(crate) config: Config,
     /// Number of rows of the embedding that are tokens, if later rows are padding.
@@ -32,45 +32,22 @@ pub struct Decoder {
     pub(crate) tokens: Option<usize>,
 }
 
-/// One decoder layer; projections are `[out, in]`.
-#[derive(Module, Debug)]
-pub(crate) struct DecoderLayer {
-    pub(crate) attention_norm: Param<Tensor<1>>,
-    pub(crate) query: Param<Tensor<2>>,
-    pub(crate) key: Param<Tensor<2>>,
-    pub(crate) value: Param<Tensor<2>>,
-    pub(crate) output: Param<Tensor<2>>,
-    pub(crate) feed_norm: Param<Tensor<1>>,
-    pub(crate) gate: Param<Tensor<2>>,
-    pub(crate) up: Param<Tensor<2>>,
-    pub(crate) down: Param<Tensor<2>>,
-}
-
 impl Decoder {
     /// Makes a model whose parameters have their shapes but no values yet; a parameter is filled with zeros on first
     /// use.
     pub(crate) fn unset(config: &Config, dtype: DType, device: &Device) -> Self {
-        let matrix = |rows, columns| zeros([rows, columns], dtype, device);
-        let norm = || zeros([config.hidden_size], dtype, device);
-        let (d, width) = (config.hidden_size, config.intermediate_size);
-        let queries = config.num_attention_heads * config.head_dim;
-        let keys = config.num_key_value_heads * config.head_dim;
-        let layer = |_| DecoderLayer {
-            attention_norm: norm(),
-            query: matrix(queries, d),
-            key: matrix(keys, d),
-            value: matrix(keys, d),
-            output: matrix(d, queries),
-            feed_norm: norm(),
-            gate: matrix(width, d),
-            up: matrix(width, d),
-            down: matrix(d, width),
+        let shapes = Shapes {
+            dtype,
+            device: device.clone(),
         };
+        let (v, d) = (config.vocab_size, config.hidden_size);
+        let plan = &config.plan;
+        let layers = (plan.layers.iter()).map(|layer| DecoderLayer::unset(plan, layer, d, &shapes));
         Self {
-            embed: matrix(config.vocab_size, d),
-            layers: (0..config.num_hidden_layers).map(layer).collect(),
-            norm: norm(),
-            head: (!config.tie_word_embeddings).then(|| matrix(config.vocab_size, d)),
+            embed: shapes.zeros([v, d]),
+            layers: layers.collect(),
+            norm: Norm::unset(d, plan.norm, &shapes),
+            head: (!config.tie_word_embeddings).then(|| Linear::unset([v, d], false, &shapes)),
             config: config.clone(),
             tokens: None,
         }
@@ -98,6 +75,7 @@ impl Decoder {
     #[must_use]
     pub fn logit_transform(&self) -> LogitTransform {
         LogitTransform {
+            softcap: self.config.plan.final_softcap,
             vocab: self.tokens,
             ..LogitTransform::default()
         }
@@ -148,19 +126,45 @@ impl Decoder {
     /// consecutive documents, whose sum is n.
     #[must_use]
     pub fn hidden_from(&self, embedded_nd: Tensor<2>, documents: &[usize]) -> Tensor<2> {
-        let positions: Vec<usize> = documents.iter().flat_map(|length| 0..*length).collect();
-        let rotary = self.rotary(&positions);
-        let options = self.config.attention();
-        let mut x_nd = embedded_nd;
-        for layer in &self.layers {
-            let (q_nc, k_nc, v_nc) = layer.project(&self.config, x_nd.clone(), &rotary);
-            let heads_nc = attention(q_nc, k_nc, v_nc, None, documents, &options);
-            x_nd = layer.finish(&self.config, x_nd, heads_nc);
-        }
-        self.final_norm(x_nd)
+        let rows = RowPosition::of_documents(documents);
+        let x_nd = self.forward(embedded_nd, &rows, &mut Documents(documents));
+        self.norm.forward(x_nd)
     }
 
-    /// Returns the embeddings of tokens, row by row: `[b, t]` → `[b·t, d]`.
+    /// Computes the residual stream after the last layer: embeddings `[n, d]` → `[n, d]`.
+    pub(crate) fn forward(
+        &self,
+        embedded_nd: Tensor<2>,
+        rows: &[RowPosition],
+        attend: &mut impl Attend,
+    ) -> Tensor<2> {
+        let tables = self.config.plan.rotary.iter();
+        let (dtype, device) = (self.dtype(), self.device());
+        let rotary: Vec<RotaryAngles> = tables
+            .map(|table| RotaryAngles::new(table, rows, dtype, &device))
+            .collect();
+        let mut x_nd = match self.embedding_scale() {
+            Some(scale) => embedded_nd * scale,
+            None => embedded_nd,
+        };
+        for (index, layer) in self.layers.iter().enumerate() {
+            x_nd = layer.forward(index, x_nd, &rotary, attend);
+        }
+        x_nd
+    }
+
+    /// Factor on the embeddings, rounded to the type of the weights, as in transformers.
+    fn embedding_scale(&self) -> Option<f64> {
+        let scale = self.config.plan.embedding_scale?;
+        Some(match self.dtype() {
+            DType::BF16 => bf16::from_f64(scale).to_f64(),
+            DType::F16 => f16::from_f64(scale).to_f64(),
+            DType::F32 => f64::from(scale as f32),
+            _ => scale,
+        })
+    }
+
+    /// Returns the rows of the embedding of tokens, row by row: `[b, t]` → `[b·t, d]`.
     #[must_use]
     pub fn embedded(&self, ids_bt: Tensor<2, Int>) -> Tensor<2> {
         let [b, t] = ids_bt.dims();
@@ -170,7 +174,10 @@ impl Decoder {
     /// Returns the weights of the head `[v, d]`: the embedding if they are tied, and its own weights otherwise.
     #[must_use]
     pub fn head(&self) -> Tensor<2> {
-        self.head.as_ref().unwrap_or(&self.embed).val()
+        match &self.head {
+            Some(head) => head.weight.val(),
+            None => self.embed.val(),
+        }
     }
 
     /// Computes the raw logits of hidden states, to which [`Self::logit_transform`] is not yet applied: `[n, d]` → `[n, v]`
@@ -187,20 +194,20 @@ impl Decoder {
         self.logit_transform().apply(self.raw_logits(hidden_nd))
     }
 
-    /// Applies the final norm: `[n, d]` → `[n, d]`.
-    pub(crate) fn final_norm(&self, x_nd: Tensor<2>) -> Tensor<2> {
-        rms_norm(x_nd, self.norm.val(), self.config.rms_norm_eps, 0.0)
-    }
-
-    /// Computes the rotary angles of rows at these positions.
-    pub(crate) fn rotary(&self, positions: &[usize]) -> RotaryAngles {
-        RotaryAngles::new(
-            positions,
-            self.config.head_dim,
-            self.config.rope_theta,
-            self.dtype(),
-            &self.device(),
-        )
+    pub(crate) fn map_parameters(self, mapper: &mut impl MapParameters) -> Self {
+        let name = "model.embed_tokens.weight".to_owned();
+        let embed = map_parameter(mapper, name, Role::Embedding, self.embed);
+        let layers = self.layers.into_iter().enumerate();
+        let layers = layers
+            .map(|(index, layer)| layer.map_parameters(&format!("model.layers.{index}"), mapper));
+        Self {
+            embed,
+            layers: layers.collect(),
+            norm: self.norm.map_parameters("model.norm", mapper),
+            head: (self.head).map(|head| head.map_with_role("lm_head", Role::Head, mapper)),
+            config: self.config,
+            tokens: self.tokens,
+        }
     }
 }
 
@@ -219,57 +226,4 @@ pub fn document_lengths(b: usize, t: usize, lengths: &[Vec<usize>]) -> Vec<usize
         documents.push(left);
     }
     documents
-}
-
-impl DecoderLayer {
-    /// Computes queries, keys and values with rotary positions: `[n, d]` → `[n, h·e]` and two tensors `[n, g·e]`.
-    pub(crate) fn project(
-        &self,
-        config: &Config,
-        x_nd: Tensor<2>,
-        rotary: &RotaryAngles,
-    ) -> (Tensor<2>, Tensor<2>, Tensor<2>) {
-        let x_nd = rms_norm(x_nd, self.attention_norm.val(), config.rms_norm_eps, 0.0);
-        let q_nc = linear(x_nd.clone(), self.query.val());
-        let [k_nc, v_nc] = linear_pair(x_nd, [&self.key, &self.value].map(Param::val));
-        (rotary.rotate(q_nc), rotary.rotate(k_nc), v_nc)
-    }
-
-    /// Computes the rest of the layer from the heads' outputs `[n, h·e]` and the residual stream `[n, d]`.
-    pub(crate) fn finish(
-        &self,
-        config: &Config,
-        x_nd: Tensor<2>,
-        heads_nc: Tensor<2>,
-    ) -> Tensor<2> {
-        let x_nd = x_nd + linear(heads_nc, self.output.val());
-        let y_nd = rms_norm(x_nd.clone(), self.feed_norm.val(), config.rms_norm_eps, 0.0);
-        let [gate_nw, up_nw] = linear_pair(y_nd, [&self.gate, &self.up].map(Param::val));
-        x_nd + gated_linear(gate_nw, up_nw, self.down.val(), GateActivation::Silu)
-    }
-}
-
-impl Config {
-    /// Returns the options of the model's attention.
-    pub(crate) fn attention(&self) -> AttentionOptions {
-        AttentionOptions {
-            heads: self.num_attention_heads,
-            key_heads: self.num_key_value_heads,
-            scale: 1.0 / (self.head_dim as f64).sqrt(),
-            softcap: None,
-            window: None,
-        }
-    }
-}
-
-fn zeros<const D: usize>(shape: [usize; D], dtype: DType, device: &Device) -> Param<Tensor<D>> {
-    Param::uninitialized(
-        burn::module::ParamId::new(),
-        move |device, require_grad| {
-            Tensor::zeros(shape, (device, dtype)).set_require_grad(require_grad)
-        },
-        device.clone(),
-        true,
-        shape.into(),
-    )
 }

@@ -25,9 +25,3 @@ pub(crate) fn to_safetensors(dtype: DType) -> Result<Dtype, Error> {
         .map(|(_, stored)| *stored)
         .ok_or(Error::FloatType { dtype })
 }
-
-/// Returns burn's type of a stored type, or `None` if models do not run in it.
-pub(crate) fn from_safetensors(dtype: Dtype) -> Option<DType> {
-    let found = TYPES.iter().find(|(_, stored)| *stored == dtype);
-    found.map(|(burn, _)| *burn)
-}

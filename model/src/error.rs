@@ -28,7 +28,7 @@ pub enum Error {
         source: std::io::Error,
     },
     /// A JSON file is malformed or has other contents than expected.
-    #[error("`{}` is not valid JSON for a {what}", path.display())]
+    #[error("`{}` is not valid JSON for a {what}\nhint: the file may be truncated; get it again", path.display())]
     Json {
         /// Path of the JSON file.
         path: PathBuf,
@@ -49,7 +49,7 @@ pub enum Error {
         why: String,
     },
     /// A folder holds no weights.
-    #[error("`{}` holds neither `model.safetensors` nor `model.safetensors.index.json`\nhint: name a folder with weights in Hugging Face layout", dir.display())]
+    #[error("`{}` holds neither `model.safetensors` nor `model.safetensors.index.json` nor `model.gguf`\nhint: name a folder with weights in Hugging Face layout", dir.display())]
     NoWeights {
         /// Path of the folder.
         dir: PathBuf,
@@ -102,7 +102,7 @@ pub enum Error {
         tensor: String,
     },
     /// A tensor has another shape than the configuration requires.
-    #[error("`{}`: tensor `{tensor}` has the shape {found:?}, but `config.json` requires {expected:?}", path.display())]
+    #[error("`{}`: tensor `{tensor}` has the shape {found:?}, but `config.json` requires {expected:?}\nhint: the weights do not belong to this `config.json`; use both from the same model", path.display())]
     Shape {
         /// Path of the weight file.
         path: PathBuf,
@@ -113,8 +113,42 @@ pub enum Error {
         /// Shape that follows from the configuration.
         expected: Vec<usize>,
     },
+    /// The weights hold a tensor of the decoder that the configuration has no place for.
+    #[error("`{}`: `config.json` has no place for {count} of the stored tensors, among them `{tensor}`\nhint: `num_hidden_layers` or another size in `config.json` may be wrong; use both files from the same model", path.display())]
+    SpareTensors {
+        /// Path of a weight file.
+        path: PathBuf,
+        /// Name of the first tensor without a place.
+        tensor: String,
+        /// Number of tensors without a place.
+        count: usize,
+    },
+    /// An index names a file that is not in the folder of the checkpoint.
+    #[error("`{}` names the file `{file}`, which is not a plain file name\nhint: shards must be in the same folder as their index", index.display())]
+    OutsideFolder {
+        /// Path of the index.
+        index: PathBuf,
+        /// The file that the index names.
+        file: String,
+    },
+    /// A path that should be a file is a folder, a pipe or a device.
+    #[error("`{}` is not a regular file\nhint: name a folder with the files themselves, or with links to them", path.display())]
+    NotAFile {
+        /// The path.
+        path: PathBuf,
+    },
+    /// A text file is too large to be what its name says.
+    #[error("`{}` has {length} bytes, and at most {limit} are read\nhint: the file cannot be what its name says; get it again", path.display())]
+    TextTooLong {
+        /// The path.
+        path: PathBuf,
+        /// Its length in bytes.
+        length: u64,
+        /// Largest length that is read.
+        limit: u64,
+    },
     /// A tensor is stored in a type that this crate does not read.
-    #[error("`{}`: tensor `{tensor}` is stored as {dtype}, but only F64, F32, F16 and BF16 are supported", path.display())]
+    #[error("`{}`: tensor `{tensor}` is stored as {dtype}, but only F64, F32, F16, BF16 and F8_E4M3 are supported\nhint: use the checkpoint in one of these types", path.display())]
     StoredType {
         /// Path of the weight file.
         path: PathBuf,
@@ -139,6 +173,16 @@ pub enum Error {
         layers: Vec<usize>,
         /// Number of layers of the model.
         count: usize,
+    },
+    /// The feed-forward blocks of a model cannot be cut to a width.
+    #[error(
+        "the feed-forward blocks cannot be cut to {width} neurons, because {why}\nhint: a width can be cut in models without experts, and to a smaller number only"
+    )]
+    PrunedWidth {
+        /// The requested width.
+        width: usize,
+        /// The reason.
+        why: String,
     },
     /// A prompt has no tokens.
     #[error(

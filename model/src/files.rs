@@ -1,7 +1,7 @@
-//! Files that are mapped into memory for reading, and files that are written as a whole.
+//! Regular files that are read, and files that are written as a whole.
 
 use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io::{BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
@@ -11,14 +11,52 @@ use crate::Error;
 /// Maps a file into memory for reading.
 ///
 /// # Errors
-/// Returns an error if the file cannot be opened or mapped.
+/// Returns an error if the file is not a regular file, or cannot be opened or mapped.
 #[allow(unsafe_code)]
 pub(crate) fn map_file(path: &Path) -> Result<Mmap, Error> {
-    let file = File::open(path).map_err(Error::io("open", path))?;
+    let (file, _) = open_regular(path)?;
     // SAFETY: the map is read-only. If another process changes the file meanwhile, the values
     // read are unspecified, but every access stays within the checked offsets of the map. If another process truncates
     // the file meanwhile, SIGBUS ends this process, as with every reader that maps a file.
     unsafe { Mmap::map(&file) }.map_err(Error::io("map", path))
+}
+
+/// Largest text file that is read, in bytes.
+const MAX_TEXT: u64 = 100_000_000;
+
+/// Opens a regular file for reading, and returns its length in bytes. Opening a pipe would wait for a writer.
+///
+/// # Errors
+/// Returns an error if there is no such file, or if it is a folder, a pipe or a device.
+pub(crate) fn open_regular(path: &Path) -> Result<(File, u64), Error> {
+    let metadata = std::fs::metadata(path).map_err(Error::io("read", path))?;
+    if !metadata.is_file() {
+        return Err(Error::NotAFile {
+            path: path.to_path_buf(),
+        });
+    }
+    let file = File::open(path).map_err(Error::io("open", path))?;
+    Ok((file, metadata.len()))
+}
+
+/// Reads a text file of at most 100 MB.
+///
+/// # Errors
+/// Returns an error for a path that is no regular file, for a larger file, and for bytes that are not UTF-8.
+pub(crate) fn read_text(path: &Path) -> Result<String, Error> {
+    let (file, length) = open_regular(path)?;
+    if length > MAX_TEXT {
+        return Err(Error::TextTooLong {
+            path: path.to_path_buf(),
+            length,
+            limit: MAX_TEXT,
+        });
+    }
+    let mut text = String::with_capacity(length as usize);
+    file.take(MAX_TEXT)
+        .read_to_string(&mut text)
+        .map_err(Error::io("read", path))?;
+    Ok(text)
 }
 
 /// Writes a JSON file as [`write_whole`] does.

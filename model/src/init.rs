@@ -5,12 +5,12 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use crate::dtype::check_model_dtype;
-use crate::parameters::{MapParameters, map_parameters};
+use crate::parameters::{MapParameters, ParameterName, Role, map_parameters};
 use crate::{Config, Decoder, Error};
 
 impl Decoder {
     /// Makes a model with random weights: matrices from a normal distribution with mean 0 and standard deviation 0.02,
-    /// norm gains 1. The same seed gives the same weights on every device.
+    /// norm gains 1, biases 0. The same seed gives the same weights on every device.
     ///
     /// # Errors
     /// Returns [`Error::FloatType`] for a type that models do not run in.
@@ -19,7 +19,7 @@ impl Decoder {
         let mut random = RandomWeights {
             seed,
             stream: 0,
-            dtype,
+            gain_offset: config.plan.norm.gain_offset,
         };
         Ok(map_parameters(
             Self::unset(config, dtype, device),
@@ -32,24 +32,33 @@ impl Decoder {
 struct RandomWeights {
     seed: u64,
     stream: u64,
-    dtype: DType,
+    gain_offset: f64,
 }
 
 impl MapParameters for RandomWeights {
-    fn matrix(&mut self, _: &str, unset: Tensor<2>) -> Tensor<2> {
+    fn map<const D: usize>(&mut self, parameter: &ParameterName, unset: Tensor<D>) -> Tensor<D> {
+        match parameter.role {
+            // A gain that is stored as its difference from 1 starts at 0.
+            Role::Norm if self.gain_offset == 1.0 => unset.zeros_like(),
+            Role::Norm => unset.ones_like(),
+            Role::Bias => unset.zeros_like(),
+            Role::Router if D == 1 => unset.zeros_like(),
+            Role::Embedding | Role::Head | Role::Projection | Role::Router => self.matrix(unset),
+        }
+    }
+}
+
+impl RandomWeights {
+    fn matrix<const D: usize>(&mut self, unset: Tensor<D>) -> Tensor<D> {
         let mut generator = ChaCha8Rng::seed_from_u64(self.seed);
         generator.set_stream(self.stream);
         self.stream += 1;
-        let shape = unset.dims();
-        let values: Vec<f64> = (0..shape[0] * shape[1])
+        let (shape, dtype) = (unset.dims(), unset.dtype());
+        let values: Vec<f64> = (0..shape.iter().product())
             .map(|_| 0.02 * standard_normal(&mut generator))
             .collect();
         let data = TensorData::new(values, shape);
-        Tensor::from_data(data, (&unset.device(), self.dtype))
-    }
-
-    fn vector(&mut self, _: &str, unset: Tensor<1>) -> Tensor<1> {
-        unset.ones_like()
+        Tensor::from_data(data, (&unset.device(), dtype))
     }
 }
 

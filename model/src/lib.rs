@@ -2,12 +2,15 @@
 //!
 //! | file | contents |
 //! |---|---|
-//! | `config` | [`Config`]: reads and writes `config.json` |
-//! | `decoder` | [`Decoder`]: the decoder; [`Decoder::hidden`] and [`Decoder::logits`] are differentiable in the weights |
+//! | `config`, `keys` | [`Config`]: reads and writes `config.json` |
+//! | `families`, `plan`, `rotary_table` | the model families: from `config.json` to the plan of a decoder |
+//! | `decoder`, `layers` | [`Decoder`]: [`Decoder::hidden`] and [`Decoder::logits`] are differentiable in the weights |
+//! | `attend` | what rows see: their documents, or the KV cache |
 //! | `rotary` | angles of the rotary positions |
 //! | `init` | [`Decoder::init`]: random weights |
-//! | `parameters` | [`named_parameters`] and [`map_parameters`]: read and replace parameters by Hugging Face names |
-//! | `checkpoint` | [`load`] and [`save`]: read and write safetensors |
+//! | `parameters` | [`named_parameters`] and [`map_parameters`]: read and replace parameters by name and role |
+//! | `checkpoint` | [`load`] and [`save`] |
+//! | `weights`, `safetensors_files`, `number` | stored weights, and their conversion to the model's type |
 //! | `prune` | [`prune_layers`]: a model with some of the layers of another |
 //! | `generate` | [`generate()`]: answers many prompts at a time |
 //! | `generate/schedule` | which rows a step computes |
@@ -24,19 +27,28 @@
 //! Models compute in F64, F32, F16 or BF16, the type that the caller chooses. The one exception, as in transformers, is
 //! that norms and softmax of the half precisions are computed in F32.
 
+mod attend;
 mod checkpoint;
 mod config;
 mod decoder;
 mod device;
 mod dtype;
 mod error;
+mod families;
 mod files;
 mod generate;
 mod gguf;
 mod init;
+mod keys;
+mod layers;
+mod number;
 mod parameters;
+mod plan;
 mod prune;
 mod rotary;
+mod rotary_table;
+mod safetensors_files;
+mod weights;
 
 pub use burn::module::Module;
 pub use burn::tensor::{DType, Device, Int, Tensor, TensorData};
@@ -47,6 +59,9 @@ pub use decoder::{Decoder, document_lengths};
 pub use device::{DEVICES, device};
 pub use error::Error;
 pub use generate::{BatchLimits, GeneratedAnswer, Sampling, StopConditions, StopReason, generate};
-pub use gguf::{BlockType, GgufFile, GgufWeights, dequantize, lay_out_gguf, quantize};
-pub use parameters::{MapParameters, Parameter, map_parameters, named_parameters};
-pub use prune::prune_layers;
+pub use gguf::{BlockType, GgufLabels, GgufType, dequantize, export_gguf, lay_out_gguf, quantize};
+pub use parameters::{
+    MapParameters, Parameter, ParameterName, Role, TensorOperation, map_parameters,
+    named_parameters,
+};
+pub use prune::{prune_layers, prune_width};

@@ -1,4 +1,4 @@
-//! Parameters by their Hugging Face names: for optimizers, training checkpoints and saving.
+//! Parameters by their Hugging Face names and roles: for optimizers, training checkpoints and saving.
 //!
 //! # Training
 //! `let model = model.train();` tracks every parameter. After `let mut gradients = loss.backward();` the gradient of a
@@ -7,50 +7,149 @@
 //! plain tensor: on a tracked model the result becomes a new tracked leaf, so the mapped model is ready for the next
 //! step.
 
+use std::any::Any;
+
+use burn::backend::ExecutionError;
 use burn::module::Param;
-use burn::tensor::Tensor;
+use burn::tensor::{Tensor, TensorData};
 
 use crate::Decoder;
-use crate::decoder::DecoderLayer;
 
-/// The tensor of a parameter.
+/// The name and the role of a parameter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ParameterName {
+    /// Name in a Hugging Face checkpoint.
+    pub name: String,
+    /// Role in the decoder.
+    pub role: Role,
+}
+
+/// What a parameter does in a decoder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Role {
+    /// The embedding of the tokens, and the head if the two are tied.
+    Embedding,
+    /// The head of a model whose head and embedding are not tied.
+    Head,
+    /// The gain of a norm.
+    Norm,
+    /// A bias, or the sinks of an attention.
+    Bias,
+    /// The weight of a linear layer.
+    Projection,
+    /// A part of the choice of experts.
+    Router,
+}
+
+/// The tensor of a parameter, of any rank that decoders have.
 #[derive(Debug, Clone)]
 pub enum Parameter {
+    /// The gain of a norm, or a bias.
+    Vector(Tensor<1>),
     /// A projection or an embedding, `[out, in]` or `[v, d]`.
     Matrix(Tensor<2>),
-    /// The gain of a norm, `[d]`.
-    Vector(Tensor<1>),
+    /// Stacked projections of experts, `[experts, in, out]`.
+    Stack(Tensor<3>),
+}
+
+impl Parameter {
+    /// Wraps a tensor of rank 1, 2 or 3, the ranks that parameters of decoders have.
+    #[must_use]
+    pub fn new<const D: usize>(tensor: Tensor<D>) -> Self {
+        // A change of type alone: a reshaped tensor would not be the leaf that a gradient belongs to.
+        let tensor: Box<dyn Any> = Box::new(tensor);
+        let tensor = match tensor.downcast() {
+            Ok(vector) => return Self::Vector(*vector),
+            Err(tensor) => tensor,
+        };
+        let tensor = match tensor.downcast() {
+            Ok(matrix) => return Self::Matrix(*matrix),
+            Err(tensor) => tensor,
+        };
+        match tensor.downcast() {
+            Ok(stack) => Self::Stack(*stack),
+            Err(_) => unreachable!("no parameter of a decoder has rank {D}"),
+        }
+    }
+
+    /// Returns the tensor if the parameter has this rank.
+    #[must_use]
+    pub fn tensor<const D: usize>(self) -> Option<Tensor<D>> {
+        let tensor: Box<dyn Any> = match self {
+            Self::Vector(tensor) => Box::new(tensor),
+            Self::Matrix(tensor) => Box::new(tensor),
+            Self::Stack(tensor) => Box::new(tensor),
+        };
+        tensor.downcast().ok().map(|tensor| *tensor)
+    }
+
+    /// Returns the shape.
+    #[must_use]
+    pub fn shape(&self) -> Vec<usize> {
+        match self {
+            Self::Vector(tensor) => tensor.dims().to_vec(),
+            Self::Matrix(tensor) => tensor.dims().to_vec(),
+            Self::Stack(tensor) => tensor.dims().to_vec(),
+        }
+    }
+
+    /// Applies an operation to the tensor.
+    pub fn apply<O: TensorOperation>(self, operation: O) -> O::Output {
+        match self {
+            Self::Vector(tensor) => operation.apply(tensor),
+            Self::Matrix(tensor) => operation.apply(tensor),
+            Self::Stack(tensor) => operation.apply(tensor),
+        }
+    }
+
+    /// Reads the values from the device.
+    ///
+    /// # Errors
+    /// Returns the error of the device.
+    pub fn try_into_data(self) -> Result<TensorData, ExecutionError> {
+        match self {
+            Self::Vector(tensor) => tensor.without_autodiff().try_into_data(),
+            Self::Matrix(tensor) => tensor.without_autodiff().try_into_data(),
+            Self::Stack(tensor) => tensor.without_autodiff().try_into_data(),
+        }
+    }
+}
+
+/// An operation on a tensor of any rank; see [`Parameter::apply`].
+pub trait TensorOperation {
+    /// The result.
+    type Output;
+    /// Computes the result.
+    fn apply<const D: usize>(self, tensor: Tensor<D>) -> Self::Output;
 }
 
 /// A function that replaces parameters; see [`map_parameters`].
 pub trait MapParameters {
-    /// Returns the new value of the projection or embedding `name`, of the same shape and type.
-    fn matrix(&mut self, name: &str, tensor: Tensor<2>) -> Tensor<2>;
-    /// Returns the new value of the norm gain `name`, of the same shape and type.
-    fn vector(&mut self, name: &str, tensor: Tensor<1>) -> Tensor<1>;
+    /// Returns the new value of a parameter, of the same shape and type.
+    fn map<const D: usize>(&mut self, parameter: &ParameterName, tensor: Tensor<D>) -> Tensor<D>;
+
+    /// Whether a parameter of this shape that has no value yet is mapped. If not, it stays without one, and no memory is
+    /// taken for it.
+    fn accepts(&mut self, _parameter: &ParameterName, _shape: &[usize]) -> bool {
+        true
+    }
 }
 
-/// Returns every parameter with its Hugging Face name, in a fixed order: embedding, layers from the first, final norm,
-/// and the head if it is not tied. The tensors are shared with the model, not copied.
+/// Returns every parameter with its name, in a fixed order: embedding, layers from the first, final norm, and the head
+/// if it is not tied. The tensors are shared with the model, not copied.
 #[must_use]
-pub fn named_parameters(model: &Decoder) -> Vec<(String, Parameter)> {
+pub fn named_parameters(model: &Decoder) -> Vec<(ParameterName, Parameter)> {
     let mut list = ParameterList(Vec::new());
     let _unchanged = map_parameters(model.clone(), &mut list);
     list.0
 }
 
-struct ParameterList(Vec<(String, Parameter)>);
+struct ParameterList(Vec<(ParameterName, Parameter)>);
 
 impl MapParameters for ParameterList {
-    fn matrix(&mut self, name: &str, tensor: Tensor<2>) -> Tensor<2> {
+    fn map<const D: usize>(&mut self, parameter: &ParameterName, tensor: Tensor<D>) -> Tensor<D> {
         self.0
-            .push((name.to_owned(), Parameter::Matrix(tensor.clone())));
-        tensor
-    }
-
-    fn vector(&mut self, name: &str, tensor: Tensor<1>) -> Tensor<1> {
-        self.0
-            .push((name.to_owned(), Parameter::Vector(tensor.clone())));
+            .push((parameter.clone(), Parameter::new(tensor.clone())));
         tensor
     }
 }
@@ -60,69 +159,28 @@ impl MapParameters for ParameterList {
 /// Each tensor is moved to the mapper, which may change it in place if its storage is not shared.
 #[must_use]
 pub fn map_parameters(model: Decoder, mapper: &mut impl MapParameters) -> Decoder {
-    let embed = matrix(mapper, "model.embed_tokens.weight", model.embed);
-    let layers = model
-        .layers
-        .into_iter()
-        .enumerate()
-        .map(|(index, layer)| map_layer(layer, &format!("model.layers.{index}"), mapper))
-        .collect();
-    let norm = vector(mapper, "model.norm.weight", model.norm);
-    let head = model
-        .head
-        .map(|head| matrix(mapper, "lm_head.weight", head));
-    Decoder {
-        embed,
-        layers,
-        norm,
-        head,
-        config: model.config,
-        tokens: model.tokens,
-    }
+    model.map_parameters(mapper)
 }
 
-fn map_layer(layer: DecoderLayer, prefix: &str, mapper: &mut impl MapParameters) -> DecoderLayer {
-    let name = |part: &str| format!("{prefix}.{part}.weight");
-    // Rust evaluates the fields in the order written here, which is the order of the parameters in a file.
-    DecoderLayer {
-        attention_norm: vector(mapper, &name("input_layernorm"), layer.attention_norm),
-        query: matrix(mapper, &name("self_attn.q_proj"), layer.query),
-        key: matrix(mapper, &name("self_attn.k_proj"), layer.key),
-        value: matrix(mapper, &name("self_attn.v_proj"), layer.value),
-        output: matrix(mapper, &name("self_attn.o_proj"), layer.output),
-        feed_norm: vector(mapper, &name("post_attention_layernorm"), layer.feed_norm),
-        gate: matrix(mapper, &name("mlp.gate_proj"), layer.gate),
-        up: matrix(mapper, &name("mlp.up_proj"), layer.up),
-        down: matrix(mapper, &name("mlp.down_proj"), layer.down),
-    }
-}
-
-fn matrix(
+/// Maps one parameter.
+pub(crate) fn map_parameter<const D: usize>(
     mapper: &mut impl MapParameters,
-    name: &str,
-    parameter: Param<Tensor<2>>,
-) -> Param<Tensor<2>> {
-    parameter.map(|tensor| map_as_leaf(tensor, |tensor| mapper.matrix(name, tensor)))
-}
-
-fn vector(
-    mapper: &mut impl MapParameters,
-    name: &str,
-    parameter: Param<Tensor<1>>,
-) -> Param<Tensor<1>> {
-    parameter.map(|tensor| map_as_leaf(tensor, |tensor| mapper.vector(name, tensor)))
-}
-
-/// Maps a tensor, and makes the result of a tracked tensor a new leaf, so that the mapping is not differentiated.
-fn map_as_leaf<const D: usize>(
-    tensor: Tensor<D>,
-    map: impl FnOnce(Tensor<D>) -> Tensor<D>,
-) -> Tensor<D> {
-    let tracked = tensor.is_require_grad();
-    let mapped = map(tensor);
-    if tracked {
-        Tensor::from_inner(mapped.without_autodiff()).require_grad()
-    } else {
-        mapped
+    name: String,
+    role: Role,
+    parameter: Param<Tensor<D>>,
+) -> Param<Tensor<D>> {
+    let name = ParameterName { name, role };
+    if !parameter.is_initialized() && !mapper.accepts(&name, &parameter.lazy_shape()) {
+        return parameter;
     }
+    parameter.map(|tensor| {
+        // The result of a tracked tensor becomes a new leaf, so that the mapping is not differentiated.
+        let tracked = tensor.is_require_grad();
+        let mapped = mapper.map(&name, tensor);
+        if tracked {
+            Tensor::from_inner(mapped.without_autodiff()).require_grad()
+        } else {
+            mapped
+        }
+    })
 }

@@ -3,9 +3,30 @@
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use potstill_kernels::rotary;
 
-/// Cosines and sines of the rotary positions of n rows, `[n, e/2]` each.
+use crate::rotary_table::RotaryTable;
+
+/// The position of a row in its document, and the length of the document. In generation, the length is that of the
+/// longest text that the document may become.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct RowPosition {
+    pub(crate) position: usize,
+    pub(crate) length: usize,
+}
+
+impl RowPosition {
+    /// Returns the positions of the rows of consecutive documents.
+    pub(crate) fn of_documents(documents: &[usize]) -> Vec<Self> {
+        let rows = documents
+            .iter()
+            .flat_map(|&length| (0..length).map(move |position| Self { position, length }));
+        rows.collect()
+    }
+}
+
+/// Cosines and sines of the rotary positions of n rows, `[n, r/2]` each.
 ///
 /// The angles are computed in f32 and then cast to the model's type, as in transformers.
+#[derive(Debug, Clone)]
 pub(crate) struct RotaryAngles {
     cos_nf: Tensor<2>,
     sin_nf: Tensor<2>,
@@ -13,38 +34,32 @@ pub(crate) struct RotaryAngles {
 
 impl RotaryAngles {
     pub(crate) fn new(
-        positions: &[usize],
-        head_dim: usize,
-        theta: f64,
+        table: &RotaryTable,
+        rows: &[RowPosition],
         dtype: DType,
         device: &Device,
     ) -> Self {
-        let half = head_dim / 2;
-        let inverse: Vec<f32> = (0..half)
-            .map(|pair| 1.0 / (theta as f32).powf((2 * pair) as f32 / head_dim as f32))
-            .collect();
-        let angles: Vec<f32> = positions
-            .iter()
-            .flat_map(|&position| inverse.iter().map(move |freq| position as f32 * freq))
-            .collect();
-        let table = |function: fn(f32) -> f32| {
-            let values: Vec<f32> = angles.iter().map(|&angle| function(angle)).collect();
-            let data = TensorData::new(values, [positions.len(), half]);
+        let angles = rows.iter().flat_map(|row| {
+            let long = table.long.as_ref().filter(|long| row.length > long.limit);
+            let frequencies = long.map_or(&table.frequencies, |long| &long.frequencies);
+            frequencies.iter().map(|f| row.position as f32 * f)
+        });
+        let angles: Vec<f32> = angles.collect();
+        let factor = table.factor;
+        let values = |function: fn(f32) -> f32| {
+            let values: Vec<f32> = angles.iter().map(|&a| function(a) * factor).collect();
+            let data = TensorData::new(values, [rows.len(), table.frequencies.len()]);
             Tensor::from_data(data, (device, dtype))
         };
         Self {
-            cos_nf: table(f32::cos),
-            sin_nf: table(f32::sin),
+            cos_nf: values(f32::cos),
+            sin_nf: values(f32::sin),
         }
     }
 
-    /// Rotates each pair (x_i, x_{i + e/2}) of every head by its row's angle: `[n, heads·e]` → `[n, heads·e]`.
-    pub(crate) fn rotate(&self, x_nc: Tensor<2>) -> Tensor<2> {
-        rotary(
-            x_nc,
-            self.cos_nf.clone(),
-            self.sin_nf.clone(),
-            2 * self.cos_nf.dims()[1],
-        )
+    /// Rotates the pairs (x_i, x_{i + r/2}) in the first r columns of every head of this width: `[n, heads · width]` →
+    /// `[n, heads · width]`.
+    pub(crate) fn rotate(&self, x_nc: Tensor<2>, head_width: usize) -> Tensor<2> {
+        rotary(x_nc, self.cos_nf.clone(), self.sin_nf.clone(), head_width)
     }
 }

@@ -6,8 +6,8 @@ use potstill_datasets::AnswerSource;
 use potstill_student::Layers;
 use potstill_student::loss::Tail;
 
-use super::RunFile;
 use super::problem::Problem;
+use super::{ExportFormat, RunFile};
 
 /// Reports a broken rule at a key: what is wrong, and on a line of its own the hint.
 type Report<'a> = &'a mut dyn FnMut(&[&str], String);
@@ -30,6 +30,7 @@ pub(super) fn broken(file: &RunFile, text: &str) -> Vec<Problem> {
     train(file, &mut report);
     loss(file, &mut report);
     own_text(file, &mut report);
+    export(file, &mut report);
     problems
 }
 
@@ -74,6 +75,15 @@ fn signals(file: &RunFile, report: Report<'_>) {
                 .to_owned(),
         ),
         _ => {}
+    }
+}
+
+fn export(file: &RunFile, report: Report<'_>) {
+    if file.export.gguf_type.is_some() && file.export.format == ExportFormat::Safetensors {
+        report(
+            &["export", "type"],
+            "`type` is the type of a GGUF file, and `format` is \"safetensors\"\nhint: set `format = \"gguf\"`, or set `dtype` instead for the type of safetensors".to_owned(),
+        );
     }
 }
 
@@ -125,6 +135,13 @@ fn student(file: &RunFile, report: Report<'_>) {
                 .to_owned(),
         );
     }
+    if student.intermediate_size.is_some() && student.random.is_some() {
+        report(
+            &["student", "intermediate_size"],
+            "a student is either pruned (`intermediate_size`) or `random`\nhint: leave one of the two out"
+                .to_owned(),
+        );
+    }
     if student.template.is_some() && file.teacher.is_some() {
         report(
             &["student", "template"],
@@ -151,34 +168,14 @@ fn student(file: &RunFile, report: Report<'_>) {
         return;
     }
     let keeps_all = Layers::Every { every: 1 };
-    let is_pruned = (student.layers.as_ref()).is_some_and(|layers| *layers != keeps_all);
+    let is_pruned = student.intermediate_size.is_some()
+        || (student.layers.as_ref()).is_some_and(|layers| *layers != keeps_all);
     // `served` reports the absent path of a student whose teacher is behind a server.
     if file.served().is_none() && student.path.is_none() && student.random.is_none() && !is_pruned {
         report(
             &["student"],
             "the student would be the teacher itself\nhint: set `layers = { first = 8, last = 7 }` or another choice of layers, or `random = { … }`, or `path`"
                 .to_owned(),
-        );
-    }
-    let Some(random) = &student.random else {
-        return;
-    };
-    let (width, heads, key_value_heads) =
-        (random.hidden_size, random.heads, random.key_value_heads());
-    if width % heads != 0 || width / heads % 2 != 0 {
-        report(
-            &["student", "random", "heads"],
-            format!(
-                "`hidden_size` {width} is not `heads` {heads} times an even number\nhint: change one of the two"
-            ),
-        );
-    }
-    if heads % key_value_heads != 0 {
-        report(
-            &["student", "random", "key_value_heads"],
-            format!(
-                "{key_value_heads} does not divide `heads`, which is {heads}\nhint: set a divisor of `heads`, or leave `key_value_heads` out"
-            ),
         );
     }
 }

@@ -240,9 +240,9 @@ fn each_mistake_is_reported_at_its_place() {
             "",
         ),
         (
-            "heads that do not divide",
+            "pruned and random",
             "layers = { every = 2 }",
-            "random = { hidden_size = 64, intermediate_size = 128, layers = 2, heads = 3 }",
+            "intermediate_size = 8\nrandom = { hidden_size = 64, intermediate_size = 128, layers = 2, heads = 3 }",
         ),
         ("no weight", "forward_kl = 1.0", "forward_kl = 0.0"),
         (

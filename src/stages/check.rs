@@ -2,6 +2,7 @@
 //! prompts, the teacher's and the student's checkpoints, and the prompts' lengths. Weights are read only to measure
 //! the start of a student that is made from a checkpoint of its local teacher's family.
 
+mod memory;
 mod start_kl;
 mod tokens;
 
@@ -9,11 +10,12 @@ use std::path::Path;
 
 use anyhow::bail;
 use potstill_datasets::{AnswerSource, Imported, Prompt, Split, Tokenizer};
-use potstill_model::{Config, weight_files};
+use potstill_model::{Config, Device};
 use potstill_student::{Layers, TrainSettings};
 use start_kl::start_kl;
 use tokens::tokens;
 
+use super::sources::{self, Extent, Needed, Sources};
 use super::{
     RunOptions, StageOutcome, checkpoint, collect, device, import, planned, run_dir_path, served,
     start,
@@ -28,10 +30,22 @@ use crate::run_file::Loaded;
 /// # Errors
 /// The first mistake that would make a run fail.
 pub fn check(file: &Path, options: &RunOptions, console: &Console) -> anyhow::Result<StageOutcome> {
-    let run = Loaded::read(file)?;
+    let mut run = Loaded::read(file)?;
     let device = device(&options.device)?;
     let dir = run_dir_path(&run, options);
     check_owner(&dir, &run)?;
+    let extent = match options.dry_run {
+        true => Extent::Nothing,
+        false => Extent::WithoutWeights,
+    };
+    let sources = sources::resolve(&mut run, &dir, console, Needed::Everything, extent)?;
+    if sources >= Sources::Incomplete {
+        console.note(&format!(
+            "the rest can be checked when these files are here\nhint: `potstill run {}` fetches them",
+            file.display()
+        ));
+        return Ok(StageOutcome::WouldRun);
+    }
     let imported = import::read(&run, options.limit)?;
     let teacher = match &run.settings.teacher {
         Some(_) => checkpoint::teacher_tokenizer_folder(&run)?,
@@ -61,18 +75,12 @@ pub fn check(file: &Path, options: &RunOptions, console: &Console) -> anyhow::Re
     ));
     let report = tokens(&run, teacher.as_deref(), &imported.prompts)?;
     report.lines.iter().for_each(|line| console.output(line));
-    for text in report.warnings {
+    let memory = memory_warnings(&run, &device)?;
+    for text in report.warnings.into_iter().chain(memory) {
         console.emit(&Event::Warning { text });
     }
-    if let Some(kl) = start_kl(&run, &imported.prompts, &device)? {
-        console.output(&format!(
-            "start     KL from the teacher {:.2} nats per token, over {} tokens of prompts; a uniform distribution has {:.2}",
-            kl.start, kl.tokens, kl.uniform
-        ));
-        if kl.start > kl.uniform {
-            let text = far_start(&run)?;
-            console.emit(&Event::Warning { text });
-        }
+    if sources == Sources::Complete {
+        show_start(&run, &imported.prompts, &device, console)?;
     }
     let is_tested = |id: &str| run.settings.curate.split(run.settings.run.seed, id) == Split::Test;
     let tested = imported.prompts.iter();
@@ -92,6 +100,53 @@ pub fn check(file: &Path, options: &RunOptions, console: &Console) -> anyhow::Re
         file.display()
     ));
     Ok(StageOutcome::UpToDate)
+}
+
+/// Warns of models that do not fit into the machine's memory. The memory of a GPU is not known.
+fn memory_warnings(run: &Loaded, device: &Device) -> anyhow::Result<Vec<String>> {
+    let is_cpu = *device == potstill_model::device("cpu")?;
+    let Some(machine) = memory::machine_bytes().filter(|_| is_cpu) else {
+        return Ok(Vec::new());
+    };
+    let student = memory::warning(
+        "to train the student",
+        start::config(run)?.parameters(),
+        memory::TRAINED_BYTES,
+        machine,
+        "choose a smaller student: `layers`, `intermediate_size` or `random` in [student]",
+    );
+    let teacher = match run.settings.local() {
+        Some(teacher) => memory::warning(
+            "to load the teacher",
+            Config::from_dir(&checkpoint::teacher(run)?)?.parameters(),
+            checkpoint::dtype(teacher.dtype).size() as u64,
+            machine,
+            "set `dtype = \"bf16\"` in [teacher], or let a server run the teacher and set its `url`",
+        ),
+        None => None,
+    };
+    Ok([teacher, student].into_iter().flatten().collect())
+}
+
+/// Prints how far the start of training is from the teacher, if that can be measured.
+fn show_start(
+    run: &Loaded,
+    prompts: &[Prompt],
+    device: &Device,
+    console: &Console,
+) -> anyhow::Result<()> {
+    let Some(kl) = start_kl(run, prompts, device)? else {
+        return Ok(());
+    };
+    console.output(&format!(
+        "start     KL from the teacher {:.2} nats per token, over {} tokens of prompts; a uniform distribution has {:.2}",
+        kl.start, kl.tokens, kl.uniform
+    ));
+    if kl.start > kl.uniform {
+        let text = far_start(run)?;
+        console.emit(&Event::Warning { text });
+    }
+    Ok(())
 }
 
 /// Describes the trainings. Their number of sequences is known only after `curate`, unless all answers are kept.
@@ -130,7 +185,7 @@ fn training(run: &Loaded, imported: &Imported) -> String {
 
 /// Warns that the start is further from the teacher than the uniform distribution is.
 fn far_start(run: &Loaded) -> anyhow::Result<String> {
-    let layers = Config::from_dir(&checkpoint::student(run)?)?.num_hidden_layers;
+    let layers = Config::from_dir(&checkpoint::student(run)?)?.num_hidden_layers();
     let hint = match &run.settings.student.layers {
         Some(_) => format!(
             "keep layers of both ends, such as `layers = {}` in [student]",
@@ -172,7 +227,7 @@ fn check_teacher(
     let collect = &run.settings.collect;
     Ok(format!(
         "teacher   {}: {}\ncollect   {} answers of at most {} tokens, {} at a time; the longest prompt has {longest} tokens",
-        folder.display(),
+        checkpoint::name(run, folder),
         shape(&Config::from_dir(folder)?),
         prompts.len() * collect.samples,
         collect.max_new_tokens,
@@ -190,7 +245,7 @@ fn check_student(run: &Loaded, teacher: Option<&Path>) -> anyhow::Result<String>
     let tokenizer = checkpoint::tokenizer(&folder)?;
     if let Some(teacher) = teacher {
         if run.settings.local().is_some() {
-            weight_files(teacher)?;
+            checkpoint::check_weights(run, teacher)?;
         }
         let must_match = run.settings.local().is_some() || run.settings.has_signals();
         if must_match && tokenizer.fingerprint() != Tokenizer::from_dir(teacher)?.fingerprint() {
@@ -202,26 +257,31 @@ fn check_student(run: &Loaded, teacher: Option<&Path>) -> anyhow::Result<String>
         }
     }
     checkpoint::student_template(run, &folder)?;
-    let config = Config::from_dir(&folder)?;
-    if let Some(config) = start::random_config(run, &folder)? {
+    let config = start::config(run)?;
+    if run.settings.student.random.is_some() {
         return Ok(format!("random weights, {}", shape(&config)));
     }
-    weight_files(&folder)?;
-    Ok(match start::pruned_layers(run, &config)? {
+    checkpoint::check_weights(run, &folder)?;
+    let whole = Config::from_dir(&folder)?;
+    let layers = match start::pruned_layers(run, &whole)? {
         Some(layers) => format!(
             "{}, {} of {} layers: {layers:?}",
-            folder.display(),
+            checkpoint::name(run, &folder),
             layers.len(),
-            config.num_hidden_layers
+            whole.num_hidden_layers()
         ),
-        None => format!("{}: {}", folder.display(), shape(&config)),
+        None => format!("{}: {}", checkpoint::name(run, &folder), shape(&config)),
+    };
+    Ok(match run.settings.student.intermediate_size {
+        Some(width) => format!("{layers}; {width} neurons in each feed-forward layer"),
+        None => layers,
     })
 }
 
 fn shape(config: &Config) -> String {
     format!(
         "{} layers, width {}, vocabulary {}, context {}",
-        config.num_hidden_layers,
+        config.num_hidden_layers(),
         config.hidden_size,
         config.vocab_size,
         config.max_position_embeddings

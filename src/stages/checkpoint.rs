@@ -12,7 +12,7 @@ use potstill_model::{Config, DType, Decoder, Device, weight_files};
 use potstill_teacher::TeacherSettings;
 use sha2::{Digest, Sha256};
 
-use crate::run_file::Loaded;
+use crate::run_file::{HubSource, Loaded};
 
 /// Files beside the weights that affect what a checkpoint computes or how it tokenises text.
 const SMALL_FILES: [&str; 5] = [
@@ -104,6 +104,30 @@ pub fn student(run: &Loaded) -> anyhow::Result<PathBuf> {
         Some(path) => folder(run, &["student", "path"], path),
         None => teacher(run),
     }
+}
+
+/// Checks that a checkpoint has its weights, or that they are fetched from its repository before they are needed.
+///
+/// # Errors
+/// When the weights or one of their shards are absent.
+pub fn check_weights(run: &Loaded, folder: &Path) -> anyhow::Result<()> {
+    match hub_source(run, folder) {
+        Some(source) if !source.has_weights() => Ok(()),
+        _ => Ok(weight_files(folder).map(|_| ())?),
+    }
+}
+
+/// The name of a checkpoint for people: its repository and commit, or its folder.
+pub fn name(run: &Loaded, folder: &Path) -> String {
+    match hub_source(run, folder) {
+        Some(source) => source.describe(),
+        None => folder.display().to_string(),
+    }
+}
+
+/// The repository that a folder of the Hub's cache belongs to.
+pub fn hub_source<'a>(run: &'a Loaded, folder: &Path) -> Option<&'a HubSource> {
+    run.hub.values().find(|source| source.folder == folder)
 }
 
 /// Computes the SHA-256 of the weights and of `SMALL_FILES`.

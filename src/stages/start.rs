@@ -21,6 +21,7 @@ pub(crate) fn start_key(run: &Loaded, seed_index: u32) -> anyhow::Result<String>
     let folder = checkpoint::student(run)?;
     let settings: Value = json!({
         "layers": pruned_layers(run, &Config::from_dir(&folder)?)?,
+        "intermediate_size": student.intermediate_size,
         "random": settings_of(&student.random)?,
         "seed": student.random.as_ref().map(|_| seed(&run.settings, seed_index)),
     });
@@ -48,23 +49,75 @@ pub(crate) fn start_on(run: &Loaded, seed_index: u32, device: &Device) -> anyhow
         return Ok(model.with_token_count(tokens));
     }
     let whole = checkpoint::load(&folder, &folder, DType::F32, device)?;
-    match pruned_layers(run, whole.config())? {
-        Some(layers) => Ok(potstill_model::prune_layers(&whole, &layers)?),
-        None => Ok(whole),
-    }
+    pruned(run, whole)
 }
 
-/// Returns the configuration of a random student, with the checkpoint's vocabulary; `None` if the student
-/// is not random.
-pub(crate) fn random_config(run: &Loaded, folder: &Path) -> anyhow::Result<Option<Config>> {
-    Ok(match &run.settings.student.random {
-        Some(random) => Some(random.config(Config::from_dir(folder)?)),
-        None => None,
+/// Returns the configuration of the student.
+pub(crate) fn config(run: &Loaded) -> anyhow::Result<Config> {
+    let folder = checkpoint::student(run)?;
+    if let Some(config) = random_config(run, &folder)? {
+        return Ok(config);
+    }
+    let whole = Config::from_dir(&folder)?;
+    let cut = match pruned_layers(run, &whole)? {
+        Some(layers) => whole.with_layers(&layers).map_err(layers_problem(run))?,
+        None => whole,
+    };
+    Ok(match run.settings.student.intermediate_size {
+        Some(width) => cut.with_width(width).map_err(width_problem(run))?,
+        None => cut,
     })
 }
 
-/// Returns the layers that a pruned student keeps of the checkpoint with this configuration; `None` if the student is
-/// not pruned.
+/// Returns the configuration of a random student, with the vocabulary of the tokenizer in `folder`; `None` if the student
+/// is not random.
+///
+/// # Errors
+/// [`crate::run_file::ConfigError`] at the key of `random` that cannot be used.
+pub(crate) fn random_config(run: &Loaded, folder: &Path) -> anyhow::Result<Option<Config>> {
+    let Some(random) = &run.settings.student.random else {
+        return Ok(None);
+    };
+    let tokens = checkpoint::tokenizer(folder)?.vocab_size();
+    let config = random.config(&Config::from_dir(folder)?, tokens);
+    let problem = |error: potstill_student::RandomShapeError| {
+        run.problem(&["student", "random", &error.key], error.why)
+    };
+    Ok(Some(config.map_err(problem)?))
+}
+
+/// Cuts layers and width of a checkpoint, as the run file says. The tensors are shared where they are not cut.
+///
+/// # Errors
+/// [`crate::run_file::ConfigError`] at the key that the checkpoint does not allow.
+pub(crate) fn pruned(run: &Loaded, whole: Decoder) -> anyhow::Result<Decoder> {
+    let cut = match pruned_layers(run, whole.config())? {
+        Some(layers) => {
+            potstill_model::prune_layers(&whole, &layers).map_err(layers_problem(run))?
+        }
+        None => whole,
+    };
+    Ok(match run.settings.student.intermediate_size {
+        Some(width) => potstill_model::prune_width(&cut, width).map_err(width_problem(run))?,
+        None => cut,
+    })
+}
+
+fn layers_problem(run: &Loaded) -> impl Fn(potstill_model::Error) -> anyhow::Error {
+    |error| {
+        run.problem(&["student", "layers"], error.to_string())
+            .into()
+    }
+}
+
+fn width_problem(run: &Loaded) -> impl Fn(potstill_model::Error) -> anyhow::Error {
+    |error| {
+        let key = ["student", "intermediate_size"];
+        run.problem(&key, error.to_string()).into()
+    }
+}
+
+/// Returns the layers that a pruned student keeps of the checkpoint with this configuration; `None` if no layer is cut.
 ///
 /// # Errors
 /// [`crate::run_file::ConfigError`] at `layers` if the checkpoint does not have these layers.
@@ -72,15 +125,16 @@ pub(crate) fn pruned_layers(
     run: &Loaded,
     checkpoint: &Config,
 ) -> anyhow::Result<Option<Vec<usize>>> {
-    let Some(layers) = &run.settings.student.layers else {
+    let student = &run.settings.student;
+    let Some(layers) = &student.layers else {
         return Ok(None);
     };
-    let count = checkpoint.num_hidden_layers;
+    let count = checkpoint.num_hidden_layers();
     let key = ["student", "layers"];
     let indices = layers
         .indices(count)
         .map_err(|what| run.problem(&key, what))?;
-    if indices.len() == count && run.settings.student.path.is_none() {
+    if indices.len() == count && student.path.is_none() && student.intermediate_size.is_none() {
         let what = format!(
             "all {count} layers are kept, so the student would be the teacher itself\nhint: keep fewer layers"
         );

@@ -16,7 +16,6 @@ use anyhow::{Context as _, bail};
 use potstill_datasets::{
     Arm, FileHash, Split, Variant, hash_files, read_footer, replace_file, row_count, shards,
 };
-use potstill_model::Config;
 use potstill_student::{Schedule, StepMetrics, TrainSettings, TrainingPlan, TrainingResult};
 use rayon::ThreadPoolBuilder;
 use serde_json::json;
@@ -272,11 +271,7 @@ pub(super) fn train_each<S: Sync>(
 
 /// Returns whether one processor core trains the student about as fast as all cores together.
 fn is_small(context: &Context) -> anyhow::Result<bool> {
-    let folder = checkpoint::student(&context.run)?;
-    let config = match start::random_config(&context.run, &folder)? {
-        Some(config) => config,
-        None => Config::from_dir(&folder)?,
-    };
+    let config = start::config(&context.run)?;
     let cpu = context.device == potstill_model::device("cpu")?;
     Ok(cpu && config.parameters() <= SMALL_PARAMETERS)
 }

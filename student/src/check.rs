@@ -10,7 +10,9 @@ mod definition;
 use burn::module::Module;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use potstill_datasets::{Arm, Signal};
-use potstill_model::{Decoder, MapParameters, Parameter, map_parameters};
+use potstill_model::{
+    Decoder, MapParameters, Parameter, ParameterName, TensorOperation, map_parameters,
+};
 
 use crate::error::Error;
 use crate::gradient::{BatchGradient, Gradients, batch_gradient};
@@ -238,10 +240,14 @@ fn settings(objective: &Objective, sequences: usize) -> TrainSettings {
 }
 
 fn numbers(parameter: &Parameter) -> Vec<f64> {
-    match parameter {
-        Parameter::Matrix(tensor) => tensor.to_data().iter::<f64>().collect(),
-        Parameter::Vector(tensor) => tensor.to_data().iter::<f64>().collect(),
+    struct Numbers;
+    impl TensorOperation for Numbers {
+        type Output = Vec<f64>;
+        fn apply<const D: usize>(self, tensor: Tensor<D>) -> Vec<f64> {
+            tensor.into_data().iter::<f64>().collect()
+        }
     }
+    parameter.clone().apply(Numbers)
 }
 
 fn flat(gradients: &Gradients) -> Vec<f64> {
@@ -266,18 +272,10 @@ fn larger(a: f64, b: f64) -> f64 {
 /// Converts the model to f64 on the CPU.
 fn as_f64(model: Decoder) -> Decoder {
     struct ToF64;
-    impl ToF64 {
-        fn convert<const D: usize>(tensor: Tensor<D>) -> Tensor<D> {
+    impl MapParameters for ToF64 {
+        fn map<const D: usize>(&mut self, _: &ParameterName, tensor: Tensor<D>) -> Tensor<D> {
             let data = tensor.into_data().convert::<f64>();
             Tensor::from_data(data, (&Device::flex(), DType::F64))
-        }
-    }
-    impl MapParameters for ToF64 {
-        fn matrix(&mut self, _: &str, tensor: Tensor<2>) -> Tensor<2> {
-            Self::convert(tensor)
-        }
-        fn vector(&mut self, _: &str, tensor: Tensor<1>) -> Tensor<1> {
-            Self::convert(tensor)
         }
     }
     map_parameters(model, &mut ToF64)
@@ -290,9 +288,9 @@ struct Nudge<'a> {
     by: f64,
 }
 
-impl Nudge<'_> {
-    fn nudge<const D: usize>(&self, name: &str, tensor: Tensor<D>) -> Tensor<D> {
-        if name != self.name {
+impl MapParameters for Nudge<'_> {
+    fn map<const D: usize>(&mut self, parameter: &ParameterName, tensor: Tensor<D>) -> Tensor<D> {
+        if parameter.name != self.name {
             return tensor;
         }
         let (device, shape) = (tensor.device(), tensor.shape());
@@ -301,14 +299,5 @@ impl Nudge<'_> {
             *value += self.by;
         }
         Tensor::from_data(TensorData::new(values, shape), (&device, DType::F64))
-    }
-}
-
-impl MapParameters for Nudge<'_> {
-    fn matrix(&mut self, name: &str, tensor: Tensor<2>) -> Tensor<2> {
-        self.nudge(name, tensor)
-    }
-    fn vector(&mut self, name: &str, tensor: Tensor<1>) -> Tensor<1> {
-        self.nudge(name, tensor)
     }
 }

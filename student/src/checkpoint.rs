@@ -191,10 +191,8 @@ fn save_moments(path: &Path, optimizer: &AdamW) -> Result<(), Error> {
     let mut data = Vec::new();
     for (name, moments) in &optimizer.moments {
         for (prefix, moment) in ["m", "v"].into_iter().zip(moments) {
-            let moment = match moment {
-                Parameter::Matrix(tensor) => tensor.to_data(),
-                Parameter::Vector(tensor) => tensor.to_data(),
-            };
+            let moment = moment.clone().try_into_data();
+            let moment = moment.map_err(|why| damaged(path, why))?;
             data.push((format!("{prefix}.{name}"), moment));
         }
     }
@@ -241,8 +239,18 @@ fn moment(path: &Path, name: &str, view: &TensorView, device: &Device) -> Result
     };
     let data = TensorData::from_bytes_vec(view.data().to_vec(), view.shape().to_vec(), dtype);
     match view.shape().len() {
-        1 => Ok(Parameter::Vector(Tensor::from_data(data, (device, dtype)))),
-        2 => Ok(Parameter::Matrix(Tensor::from_data(data, (device, dtype)))),
+        1 => Ok(Parameter::new(Tensor::<1>::from_data(
+            data,
+            (device, dtype),
+        ))),
+        2 => Ok(Parameter::new(Tensor::<2>::from_data(
+            data,
+            (device, dtype),
+        ))),
+        3 => Ok(Parameter::new(Tensor::<3>::from_data(
+            data,
+            (device, dtype),
+        ))),
         rank => Err(damaged(path, format!("{name} has {rank} dimensions"))),
     }
 }

@@ -11,7 +11,7 @@ use burn::module::Module;
 use burn::tensor::{Gradients as Tape, Tensor};
 use potstill_datasets::{Arm, Signal, pack};
 use potstill_kernels::{LogQSum, LogitTransform, RowStats, add_rows};
-use potstill_model::{Decoder, Parameter, named_parameters};
+use potstill_model::{Decoder, Parameter, ParameterName, Role, TensorOperation, named_parameters};
 
 use crate::control::shuffle;
 use crate::error::Error;
@@ -205,19 +205,23 @@ pub fn micro_batch_gradient(
     let embedded_nd = embedded_nd.grad_remove(&mut tape);
 
     let mut head_vd = Some(head_vd);
-    for (name, parameter) in named_parameters(model) {
-        let gradient = match (name.as_str(), parameter) {
-            ("model.embed_tokens.weight", Parameter::Matrix(embedding_vd)) => {
+    for (ParameterName { name, role }, parameter) in named_parameters(model) {
+        let gradient = match role {
+            Role::Embedding => {
                 let tied = model.config().tie_word_embeddings;
                 let sum_vd = if tied { head_vd.take() } else { None };
-                let sum_vd = sum_vd.unwrap_or_else(|| embedding_vd.inner().zeros_like());
-                embedded_nd
-                    .clone()
-                    .map(|rows_nd| add_rows(sum_vd, &micro_batch.ids(), rows_nd))
+                let embedding_vd = parameter.tensor::<2>();
+                let sum_vd = sum_vd.or(embedding_vd.map(|tensor| tensor.inner().zeros_like()));
+                let rows_nd = embedded_nd.clone();
+                (sum_vd.zip(rows_nd))
+                    .map(|(sum_vd, rows_nd)| add_rows(sum_vd, &micro_batch.ids(), rows_nd))
                     .map(Parameter::Matrix)
             }
-            ("lm_head.weight", _) => head_vd.take().map(Parameter::Matrix),
-            (_, parameter) => take_gradient(parameter, &mut tape),
+            Role::Head => head_vd.take().map(Parameter::Matrix),
+            // The choice of experts stays as it is: without the losses that balance experts, a trained router would send
+            // all rows to a few.
+            Role::Router => None,
+            _ => parameter.apply(TakeGradient(&mut tape)),
         };
         let sum = add_gradients(gradients.remove(&name), gradient);
         if let Some(sum) = sum {
@@ -383,17 +387,29 @@ pub(crate) fn teacher_nll(signal: &Signal) -> f64 {
         .sum()
 }
 
-fn take_gradient(parameter: Parameter, tape: &mut Tape) -> Option<Parameter> {
-    match parameter {
-        Parameter::Matrix(tensor) => tensor.grad_remove(tape).map(Parameter::Matrix),
-        Parameter::Vector(tensor) => tensor.grad_remove(tape).map(Parameter::Vector),
+/// Removes the gradient of a tensor from the tape.
+struct TakeGradient<'a>(&'a mut Tape);
+
+impl TensorOperation for TakeGradient<'_> {
+    type Output = Option<Parameter>;
+    fn apply<const D: usize>(self, tensor: Tensor<D>) -> Option<Parameter> {
+        tensor.grad_remove(self.0).map(Parameter::new)
     }
 }
 
 fn add_gradients(a: Option<Parameter>, b: Option<Parameter>) -> Option<Parameter> {
+    struct Add(Parameter);
+    impl TensorOperation for Add {
+        type Output = Parameter;
+        fn apply<const D: usize>(self, tensor: Tensor<D>) -> Parameter {
+            match self.0.tensor() {
+                Some(other) => Parameter::new(tensor + other),
+                None => Parameter::new(tensor),
+            }
+        }
+    }
     match (a, b) {
-        (Some(Parameter::Matrix(a)), Some(Parameter::Matrix(b))) => Some(Parameter::Matrix(a + b)),
-        (Some(Parameter::Vector(a)), Some(Parameter::Vector(b))) => Some(Parameter::Vector(a + b)),
+        (Some(a), Some(b)) => Some(a.apply(Add(b))),
         (a, b) => a.or(b),
     }
 }

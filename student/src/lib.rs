@@ -50,7 +50,7 @@ pub use own_text::own_text_kl;
 pub use potstill_datasets::Arm;
 pub use schedule::Schedule;
 pub use settings::{Control, Overlong, TrainSettings};
-pub use start::{RandomShape, StudentSettings};
+pub use start::{RandomShape, RandomShapeError, StudentSettings};
 pub use start_kl::{StartKl, start_kl};
 pub use target::{Target, TargetRow};
 pub use train::{OverlongRows, TrainingPlan, TrainingResult, train};

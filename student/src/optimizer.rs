@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 
 use burn::tensor::Tensor;
 use potstill_kernels::{AdamStep, adamw, sum_of_squares};
-use potstill_model::{Decoder, MapParameters, Parameter, map_parameters};
+use potstill_model::{
+    Decoder, MapParameters, Parameter, ParameterName, Role, TensorOperation, map_parameters,
+};
 
 use crate::gradient::Gradients;
 
@@ -19,21 +21,22 @@ pub struct AdamW {
     pub epsilon: f64,
     /// Weight decay λ.
     pub weight_decay: f64,
-    /// Whether weight decay applies to the parameter of a name.
-    pub decays: fn(&str) -> bool,
+    /// Whether weight decay applies to a parameter.
+    pub decays: fn(&ParameterName) -> bool,
     pub(crate) step: u64,
     pub(crate) moments: BTreeMap<String, [Parameter; 2]>,
 }
 
 impl AdamW {
-    /// Creates an optimizer with β = (0.9, 0.999) and ε = 1e-8, without weight decay on norms and embeddings.
+    /// Creates an optimizer with β = (0.9, 0.999) and ε = 1e-8, with weight decay on projections and
+    /// an untied head only.
     #[must_use]
     pub fn new(weight_decay: f64) -> Self {
         Self {
             betas: (0.9, 0.999),
             epsilon: 1e-8,
             weight_decay,
-            decays: |name| !name.contains("norm") && !name.contains("embed_tokens"),
+            decays: |parameter| matches!(parameter.role, Role::Projection | Role::Head),
             step: 0,
             moments: BTreeMap::new(),
         }
@@ -68,58 +71,31 @@ struct Update<'a> {
 }
 
 impl MapParameters for Update<'_> {
-    fn matrix(&mut self, name: &str, tensor: Tensor<2>) -> Tensor<2> {
-        let Some(Parameter::Matrix(gradient)) = self.gradients.remove(name) else {
+    fn map<const D: usize>(&mut self, parameter: &ParameterName, tensor: Tensor<D>) -> Tensor<D> {
+        let name = &parameter.name;
+        let gradient = self.gradients.remove(name).and_then(Parameter::tensor);
+        let Some(gradient) = gradient else {
             return tensor;
         };
-        let moments = match self.adam.moments.remove(name) {
-            Some([Parameter::Matrix(m), Parameter::Matrix(v)]) => Some([m, v]),
-            _ => None,
-        };
-        let (tensor, [m, v]) = self.update(name, tensor.inner(), gradient, moments);
-        let moments = [Parameter::Matrix(m), Parameter::Matrix(v)];
-        self.adam.moments.insert(name.to_owned(), moments);
-        tensor
-    }
-
-    fn vector(&mut self, name: &str, tensor: Tensor<1>) -> Tensor<1> {
-        let Some(Parameter::Vector(gradient)) = self.gradients.remove(name) else {
-            return tensor;
-        };
-        let moments = match self.adam.moments.remove(name) {
-            Some([Parameter::Vector(m), Parameter::Vector(v)]) => Some([m, v]),
-            _ => None,
-        };
-        let (tensor, [m, v]) = self.update(name, tensor.inner(), gradient, moments);
-        let moments = [Parameter::Vector(m), Parameter::Vector(v)];
-        self.adam.moments.insert(name.to_owned(), moments);
-        tensor
-    }
-}
-
-impl Update<'_> {
-    fn update<const D: usize>(
-        &self,
-        name: &str,
-        theta: Tensor<D>,
-        gradient: Tensor<D>,
-        moments: Option<[Tensor<D>; 2]>,
-    ) -> (Tensor<D>, [Tensor<D>; 2]) {
-        let adam = &*self.adam;
+        let adam = &mut *self.adam;
         let step = AdamStep {
             betas: adam.betas,
             epsilon: adam.epsilon,
             learning_rate: self.learning_rate,
-            weight_decay: if (adam.decays)(name) {
-                adam.weight_decay
-            } else {
-                0.0
+            weight_decay: match (adam.decays)(parameter) {
+                true => adam.weight_decay,
+                false => 0.0,
             },
             step: adam.step,
             scale: self.scale,
         };
+        let moments = adam.moments.remove(name);
+        let moments = moments.and_then(|[m, v]| Some([m.tensor()?, v.tensor()?]));
         let moments = moments.unwrap_or_else(|| [gradient.zeros_like(), gradient.zeros_like()]);
-        adamw(theta, gradient, moments, &step)
+        let (tensor, moments) = adamw(tensor.inner(), gradient, moments, &step);
+        let moments = moments.map(Parameter::new);
+        adam.moments.insert(name.clone(), moments);
+        tensor
     }
 }
 
@@ -127,10 +103,16 @@ impl Update<'_> {
 /// norm is below, or if `limit` is 0. The factor is PyTorch's, limit / (norm + 1e-6).
 #[must_use]
 pub fn clip_global_norm(gradients: &Gradients, limit: f64) -> (f64, f64) {
-    let squares = gradients.values().map(|gradient| match gradient {
-        Parameter::Matrix(tensor) => sum_of_squares(tensor.clone()),
-        Parameter::Vector(tensor) => sum_of_squares(tensor.clone()),
-    });
+    struct Squares;
+    impl TensorOperation for Squares {
+        type Output = f64;
+        fn apply<const D: usize>(self, tensor: Tensor<D>) -> f64 {
+            sum_of_squares(tensor)
+        }
+    }
+    let squares = gradients
+        .values()
+        .map(|gradient| gradient.clone().apply(Squares));
     let norm = squares.sum::<f64>().sqrt();
     let scale = if limit > 0.0 {
         (limit / (norm + 1e-6)).min(1.0)

@@ -71,25 +71,28 @@ fn log_softmax(logits_nv: &Tensor<2>) -> Vec<Vec<f64>> {
 #[cfg(test)]
 mod tests {
     use potstill_model::{Config, Device};
+    use serde_json::json;
 
     use super::*;
 
     fn model(seed: u64) -> Decoder {
-        let config = Config {
-            vocab_size: 37,
-            hidden_size: 16,
-            intermediate_size: 24,
-            num_hidden_layers: 2,
-            num_attention_heads: 2,
-            num_key_value_heads: 1,
-            head_dim: 8,
-            rms_norm_eps: 1e-5,
-            rope_theta: 10_000.0,
-            max_position_embeddings: 48,
-            tie_word_embeddings: true,
-            bos_token_id: Some(1),
-            eos_token_id: vec![2],
-        };
+        let config = Config::from_json(&json!({
+        "model_type": "llama",
+        "vocab_size": 37,
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 8,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10_000.0,
+        "max_position_embeddings": 48,
+        "tie_word_embeddings": true,
+        "bos_token_id": 1,
+        "eos_token_id": [2]
+        }))
+        .unwrap();
         Decoder::init(&config, seed, DType::F32, &Device::flex()).unwrap()
     }
 

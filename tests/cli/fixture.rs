@@ -97,6 +97,10 @@ impl Run {
         command
             .current_dir(self.temp.path())
             .args(arguments)
+            // No test looks a name up on the real Hub.
+            .env("HF_HUB_OFFLINE", "1")
+            .env("HF_HOME", self.temp.path().join("hf"))
+            .env("XDG_CACHE_HOME", self.temp.path().join("cache"))
             .env_remove("POTSTILL_REAL");
         command
     }
@@ -194,21 +198,23 @@ fn collect_files(root: &Path, dir: &Path, files: &mut BTreeMap<String, Vec<u8>>)
 
 /// Writes a random two-layer model with `rows` embeddings and the byte tokenizer.
 pub(crate) fn write_model(dir: &Path, rows: usize) {
-    let config = Config {
-        vocab_size: rows,
-        hidden_size: 16,
-        intermediate_size: 24,
-        num_hidden_layers: 2,
-        num_attention_heads: 2,
-        num_key_value_heads: 1,
-        head_dim: 8,
-        rms_norm_eps: 1e-5,
-        rope_theta: 10_000.0,
-        max_position_embeddings: 48,
-        tie_word_embeddings: true,
-        bos_token_id: Some(1),
-        eos_token_id: vec![2],
-    };
+    let config = Config::from_json(&json!({
+    "model_type": "llama",
+    "vocab_size": rows,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 8,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10_000.0,
+    "max_position_embeddings": 48,
+    "tie_word_embeddings": true,
+    "bos_token_id": 1,
+    "eos_token_id": [2]
+    }))
+    .unwrap();
     let model = Decoder::init(&config, 5, DType::F32, &Device::flex()).unwrap();
     potstill::model::save(&model, dir, DType::F32).unwrap();
     write_tokenizer(dir, &["<unk>", "<s>", "</s>"], "</s>");

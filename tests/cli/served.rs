@@ -537,7 +537,10 @@ fn settings_that_do_not_fit_a_server_are_refused() {
         (
             "model = \"m\"\n",
             "model = \"m\"\ntemplate_arguments = { enable_thinking = false }\n",
-            &["`template_arguments` in [teacher]", "name the server's `dialect`"],
+            &[
+                "`template_arguments` in [teacher]",
+                "name the server's `dialect`",
+            ],
         ),
         (
             "model = \"m\"\n",

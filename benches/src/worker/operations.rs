@@ -90,12 +90,25 @@ struct ModelShapes<'a> {
 }
 
 impl ModelShapes<'_> {
+    /// Returns a size of the configuration, 0 if it is absent.
+    fn size(&self, key: &str) -> usize {
+        let size = self.config.keys().get(key).and_then(|size| size.as_u64());
+        size.unwrap_or(0) as usize
+    }
+
+    fn head_dim(&self) -> usize {
+        match self.size("head_dim") {
+            0 => self.config.hidden_size / self.size("num_attention_heads").max(1),
+            width => width,
+        }
+    }
+
     /// All linear layers except the head: forward, gradient of the input, gradient of the weight.
     fn layers(&self) -> anyhow::Result<[f64; 3]> {
         let c = self.config;
-        let (d, wide) = (c.hidden_size, c.intermediate_size);
-        let queries = c.num_attention_heads * c.head_dim;
-        let keys = c.num_key_value_heads * c.head_dim;
+        let (d, wide) = (c.hidden_size, self.size("intermediate_size"));
+        let queries = self.size("num_attention_heads") * self.head_dim();
+        let keys = self.size("num_key_value_heads") * self.head_dim();
         let shapes = [
             ([queries, d], 1),
             ([keys, d], 2),
@@ -105,7 +118,7 @@ impl ModelShapes<'_> {
         ];
         let mut all = [0.0; 3];
         for (shape, calls) in shapes {
-            let calls = (calls * c.num_hidden_layers) as f64;
+            let calls = (calls * self.config.num_hidden_layers()) as f64;
             for (sum, seconds) in all.iter_mut().zip(self.products(self.n, shape)?) {
                 *sum += seconds * calls;
             }
@@ -124,48 +137,52 @@ impl ModelShapes<'_> {
     }
 
     fn attention(&self) -> anyhow::Result<Cost> {
-        let c = self.config;
-        let keys = [self.n, c.num_key_value_heads * c.head_dim];
-        let shapes = [[self.n, c.num_attention_heads * c.head_dim], keys, keys];
+        let keys = [self.n, self.size("num_key_value_heads") * self.head_dim()];
+        let shapes = [
+            [self.n, self.size("num_attention_heads") * self.head_dim()],
+            keys,
+            keys,
+        ];
         let options = AttentionOptions {
-            heads: c.num_attention_heads,
-            key_heads: c.num_key_value_heads,
-            scale: (c.head_dim as f64).sqrt().recip(),
+            heads: self.size("num_attention_heads"),
+            key_heads: self.size("num_key_value_heads"),
+            scale: (self.head_dim() as f64).sqrt().recip(),
             softcap: None,
             window: None,
         };
         let mix = |[q, k, v]: [Tensor<2>; 3]| attention(q, k, v, None, &[self.n], &options);
         Ok(self
             .cost(shapes, [true; 3], mix)?
-            .times(c.num_hidden_layers))
+            .times(self.config.num_hidden_layers()))
     }
 
     fn norms(&self) -> anyhow::Result<Cost> {
-        let c = self.config;
-        let norm =
-            |[x, gain]: [Tensor<2>; 2]| rms_norm(x, gain.squeeze_dim(0), c.rms_norm_eps, 0.0);
-        let shapes = [[self.n, c.hidden_size], [1, c.hidden_size]];
-        let calls = 2 * c.num_hidden_layers + 1;
+        let norm = |[x, gain]: [Tensor<2>; 2]| rms_norm(x, gain.squeeze_dim(0), 1e-6, 0.0);
+        let shapes = [
+            [self.n, self.config.hidden_size],
+            [1, self.config.hidden_size],
+        ];
+        let calls = 2 * self.config.num_hidden_layers() + 1;
         Ok(self.cost(shapes, [true; 2], norm)?.times(calls))
     }
 
     fn rotary(&self) -> anyhow::Result<Cost> {
-        let c = self.config;
-        let angles = [self.n, c.head_dim / 2];
-        let turn = |[x, cos, sin]: [Tensor<2>; 3]| rotary(x, cos, sin, c.head_dim);
+        let angles = [self.n, self.head_dim() / 2];
+        let turn = |[x, cos, sin]: [Tensor<2>; 3]| rotary(x, cos, sin, self.head_dim());
         let of = |heads: usize| {
-            let shapes = [[self.n, heads * c.head_dim], angles, angles];
+            let shapes = [[self.n, heads * self.head_dim()], angles, angles];
             self.cost(shapes, [true, false, false], turn)
         };
-        let layer = of(c.num_attention_heads)?.plus(of(c.num_key_value_heads)?);
-        Ok(layer.times(c.num_hidden_layers))
+        let layer =
+            of(self.size("num_attention_heads"))?.plus(of(self.size("num_key_value_heads"))?);
+        Ok(layer.times(self.config.num_hidden_layers()))
     }
 
     fn gated(&self) -> anyhow::Result<Cost> {
         let activation = |[gate, up]: [Tensor<2>; 2]| gated(gate, up, GateActivation::Silu);
-        let shape = [self.n, self.config.intermediate_size];
+        let shape = [self.n, self.size("intermediate_size")];
         let layer = self.cost([shape, shape], [true; 2], activation)?;
-        Ok(layer.times(self.config.num_hidden_layers))
+        Ok(layer.times(self.config.num_hidden_layers()))
     }
 
     /// The statistics of a chunk's logits on the teacher's support.

@@ -11,7 +11,7 @@ use burn::backend::{Backend, tensor::FloatTensor};
 
 #[derive(Debug, Clone)]
 struct AttentionState<B: Backend> {
-    inputs: [NodeId; 3],
+    inputs: [NodeId; 4],
     output: FloatTensor<B>,
     log_sums: FloatTensor<B>,
     documents: Vec<usize>,
@@ -21,29 +21,30 @@ struct AttentionState<B: Backend> {
 #[derive(Debug)]
 struct AttentionBackward;
 
-impl<B: Backend + AttentionOps> Backward<B, 3> for AttentionBackward {
+impl<B: Backend + AttentionOps> Backward<B, 4> for AttentionBackward {
     type State = AttentionState<B>;
 
     fn backward(
         self,
-        ops: Ops<Self::State, 3>,
+        ops: Ops<Self::State, 4>,
         grads: &mut Gradients,
         checkpointer: &mut Checkpointer,
     ) {
         let state = ops.state;
-        let [q, k, v] = state.inputs.map(|id| checkpointer.retrieve_node_output(id));
+        let [q, k, v, sinks] = state.inputs.map(|id| checkpointer.retrieve_node_output(id));
         let gradient = grads.consume::<B>(&ops.node);
-        let (dq, dk, dv) = B::attention_gradient(
+        let (dq, dk, dv, dsinks) = B::attention_gradient(
             gradient,
             q,
             k,
             v,
+            sinks,
             state.output,
             state.log_sums,
             state.documents,
             state.options,
         );
-        for (node, gradient) in ops.parents.into_iter().zip([dq, dk, dv]) {
+        for (node, gradient) in ops.parents.into_iter().zip([dq, dk, dv, dsinks]) {
             if let Some(node) = node {
                 grads.register::<B>(node.id, gradient);
             }
@@ -56,19 +57,21 @@ impl<B: Backend + AttentionOps, C: CheckpointStrategy> AttentionOps for Autodiff
         q: FloatTensor<Self>,
         k: FloatTensor<Self>,
         v: FloatTensor<Self>,
+        sinks: FloatTensor<Self>,
         documents: Vec<usize>,
         options: AttentionOptions,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        let nodes = [q.node(), k.node(), v.node()];
+        let nodes = [q.node(), k.node(), v.node(), sinks.node()];
         match AttentionBackward
             .prepare::<C>(nodes)
             .compute_bound()
             .stateful()
         {
             OpsKind::Tracked(mut prep) => {
-                let inputs = [&q, &k, &v].map(|tensor| prep.checkpoint(tensor));
-                let [q, k, v] = [q, k, v].map(FloatTensor::<Self>::into_primitive);
-                let (output, log_sums) = B::attention_forward(q, k, v, documents.clone(), options);
+                let inputs = [&q, &k, &v, &sinks].map(|tensor| prep.checkpoint(tensor));
+                let [q, k, v, sinks] = [q, k, v, sinks].map(FloatTensor::<Self>::into_primitive);
+                let (output, log_sums) =
+                    B::attention_forward(q, k, v, sinks, documents.clone(), options);
                 let state = AttentionState {
                     inputs,
                     output: output.clone(),
@@ -82,8 +85,8 @@ impl<B: Backend + AttentionOps, C: CheckpointStrategy> AttentionOps for Autodiff
                 )
             }
             OpsKind::UnTracked(prep) => {
-                let [q, k, v] = [q, k, v].map(FloatTensor::<Self>::into_primitive);
-                let (output, log_sums) = B::attention_forward(q, k, v, documents, options);
+                let [q, k, v, sinks] = [q, k, v, sinks].map(FloatTensor::<Self>::into_primitive);
+                let (output, log_sums) = B::attention_forward(q, k, v, sinks, documents, options);
                 (prep.finish(output), FloatTensor::<Self>::new(log_sums))
             }
         }
@@ -94,17 +97,24 @@ impl<B: Backend + AttentionOps, C: CheckpointStrategy> AttentionOps for Autodiff
         q: FloatTensor<Self>,
         k: FloatTensor<Self>,
         v: FloatTensor<Self>,
+        sinks: FloatTensor<Self>,
         output: FloatTensor<Self>,
         log_sums: FloatTensor<Self>,
         documents: Vec<usize>,
         options: AttentionOptions,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+    ) -> (
+        FloatTensor<Self>,
+        FloatTensor<Self>,
+        FloatTensor<Self>,
+        FloatTensor<Self>,
+    ) {
         // The gradient is a constant to autodiff: there is no second derivative.
-        let [gradient, q, k, v, output, log_sums] =
-            [gradient, q, k, v, output, log_sums].map(FloatTensor::<Self>::into_primitive);
-        let (dq, dk, dv) =
-            B::attention_gradient(gradient, q, k, v, output, log_sums, documents, options);
+        let [gradient, q, k, v, sinks, output, log_sums] =
+            [gradient, q, k, v, sinks, output, log_sums].map(FloatTensor::<Self>::into_primitive);
+        let (dq, dk, dv, dsinks) = B::attention_gradient(
+            gradient, q, k, v, sinks, output, log_sums, documents, options,
+        );
         let constant = FloatTensor::<Self>::new;
-        (constant(dq), constant(dk), constant(dv))
+        (constant(dq), constant(dk), constant(dv), constant(dsinks))
     }
 }

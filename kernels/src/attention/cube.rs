@@ -6,7 +6,7 @@
 //! - Forward: each row has a running maximum and Σ exp, and the output is rescaled when the maximum grows.
 //! - Gradient: a first kernel computes D. A second kernel by blocks of keys computes ∂L/∂k and ∂L/∂v; it loops over the
 //!   query heads of its key head and over the blocks of rows that see the keys. A third kernel by blocks of rows
-//!   computes ∂L/∂q. The second and third kernels compute the scores again.
+//!   computes ∂L/∂q. The second and third kernels compute the scores again. A fourth kernel sums ∂L/∂sink over the rows.
 //!
 //! There are no atomic operations, so the same input gives the same bits.
 //!
@@ -31,12 +31,14 @@ use burn_cubecl::{
 use cubecl::prelude::*;
 
 use super::{AttentionOps, AttentionOptions};
-use block::{BLOCK, GRID, STAGED, TILE, UNITS};
+use block::{BLOCK, STAGED, TILE, UNITS};
 use forward::forward_kernel;
-use gradient::{key_gradient_kernel, query_gradient_kernel, row_constants_kernel};
+use gradient::{
+    key_gradient_kernel, query_gradient_kernel, row_constants_kernel, sink_gradient_kernel,
+};
 
-/// Largest width of a head. A unit's sums, four rows of a sixteenth of the width, must fit into registers, twice in the
-/// gradient of keys and values.
+/// Largest width of a head of keys, and of values. A unit's sums, four rows of a sixteenth of the width, must fit into
+/// registers, those of keys and of values in the gradient of both.
 const MAX_HEAD_WIDTH: usize = 256;
 
 /// Whether the kernels compute attention of these tensors: all f32, f16 or bf16, on a CubeCL device with enough units
@@ -51,8 +53,12 @@ pub(super) fn supports(tensors: [&Tensor<2>; 3], options: &AttentionOptions) -> 
     let shared = (STAGED + TILE) * size_of::<f32>();
     let client = device.client();
     let hardware = &client.properties().hardware;
+    let value_columns = tensors[2].dims()[1];
+    let widths = [columns / options.heads, value_columns / options.key_heads];
     n > 0
-        && (1..=MAX_HEAD_WIDTH).contains(&(columns / options.heads))
+        && widths
+            .iter()
+            .all(|width| (1..=MAX_HEAD_WIDTH).contains(width))
         && matches!(dtype, DType::F32 | DType::F16 | DType::BF16)
         && tensors.iter().all(|tensor| tensor.dtype() == dtype)
         && hardware.max_units_per_cube >= UNITS
@@ -64,12 +70,14 @@ impl AttentionOps for CubeBackend {
         q: FloatTensor<Self>,
         k: FloatTensor<Self>,
         v: FloatTensor<Self>,
+        sinks: FloatTensor<Self>,
         documents: Vec<usize>,
         options: AttentionOptions,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        let [q, k, v] = [q, k, v].map(into_contiguous);
-        let launch = LaunchSettings::new(&q, options);
-        let output = empty_like(&q, q.shape(), q.dtype);
+        let [q, k, v, sinks] = [q, k, v, sinks].map(into_contiguous);
+        let launch = LaunchSettings::new(&q, &v, options);
+        let shape = Shape::new([launch.n, options.heads * launch.w]);
+        let output = empty_like(&q, shape, q.dtype);
         let log_sums = empty_like(&q, Shape::new([launch.n, options.heads]), DType::F32);
         forward_kernel::launch(
             &output.client,
@@ -78,6 +86,7 @@ impl AttentionOps for CubeBackend {
             q.clone().into_tensor_arg(),
             k.into_tensor_arg(),
             v.into_tensor_arg(),
+            sinks.into_tensor_arg(),
             bounds(&documents, options.window, &q.device).into_tensor_arg(),
             output.clone().into_tensor_arg(),
             log_sums.clone().into_tensor_arg(),
@@ -85,7 +94,7 @@ impl AttentionOps for CubeBackend {
             launch.softcap,
             launch.capped,
             launch.e,
-            launch.staged_rows(),
+            launch.w,
             dtype_to_storage_type(q.dtype),
         );
         (output, log_sums)
@@ -96,14 +105,20 @@ impl AttentionOps for CubeBackend {
         q: FloatTensor<Self>,
         k: FloatTensor<Self>,
         v: FloatTensor<Self>,
+        sinks: FloatTensor<Self>,
         output: FloatTensor<Self>,
         log_sums: FloatTensor<Self>,
         documents: Vec<usize>,
         options: AttentionOptions,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
-        let [gradient, q, k, v, output, log_sums] =
-            [gradient, q, k, v, output, log_sums].map(into_contiguous);
-        let launch = LaunchSettings::new(&q, options);
+    ) -> (
+        FloatTensor<Self>,
+        FloatTensor<Self>,
+        FloatTensor<Self>,
+        FloatTensor<Self>,
+    ) {
+        let [gradient, q, k, v, sinks, output, log_sums] =
+            [gradient, q, k, v, sinks, output, log_sums].map(into_contiguous);
+        let launch = LaunchSettings::new(&q, &v, options);
         let inputs = GradientTensors {
             row_constants: launch.row_constants(&gradient, output, log_sums),
             bounds: bounds(&documents, options.window, &q.device),
@@ -112,8 +127,9 @@ impl AttentionOps for CubeBackend {
             k,
             v,
         };
+        let dsinks = launch.sink_gradients(&inputs, sinks);
         let (dk, dv) = launch.key_gradients(&inputs);
-        (launch.query_gradient(inputs), dk, dv)
+        (launch.query_gradient(inputs), dk, dv, dsinks)
     }
 }
 
@@ -130,8 +146,10 @@ struct GradientTensors {
 /// Sizes and constants of a launch.
 struct LaunchSettings {
     n: usize,
-    /// Width of a head.
+    /// Width of a head of queries and keys.
     e: usize,
+    /// Width of a head of values.
+    w: usize,
     options: AttentionOptions,
     scale: f32,
     softcap: f32,
@@ -139,11 +157,12 @@ struct LaunchSettings {
 }
 
 impl LaunchSettings {
-    fn new(q: &CubeTensor, options: AttentionOptions) -> Self {
-        let shape = q.shape();
+    fn new(q: &CubeTensor, v: &CubeTensor, options: AttentionOptions) -> Self {
+        let (shape, value_shape) = (q.shape(), v.shape());
         Self {
             n: shape[0],
             e: shape[1] / options.heads,
+            w: value_shape[1] / options.key_heads,
             options,
             scale: options.scale as f32,
             softcap: options.softcap.unwrap_or(1.0) as f32,
@@ -156,13 +175,7 @@ impl LaunchSettings {
         CubeCount::Static(heads as u32, self.n.div_ceil(BLOCK) as u32, 1)
     }
 
-    /// Rows of a head that are staged at a time: a power of two, and so a divisor of a block.
-    fn staged_rows(&self) -> usize {
-        let fit = (STAGED / self.e.next_multiple_of(GRID)).min(BLOCK);
-        1 << fit.ilog2()
-    }
-
-    /// Computes the log-sum and D of each row and head, `[n, 2 · heads]` in f32.
+    /// Computes log Z and D of each row and head, `[n, 2 · heads]` in f32.
     fn row_constants(
         &self,
         gradient: &CubeTensor,
@@ -179,18 +192,35 @@ impl LaunchSettings {
             output.into_tensor_arg(),
             log_sums.into_tensor_arg(),
             row_constants.clone().into_tensor_arg(),
-            self.e,
+            self.w,
             dtype_to_storage_type(gradient.dtype),
         );
         row_constants
     }
 
+    /// Computes ∂L/∂sinks.
+    fn sink_gradients(&self, inputs: &GradientTensors, sinks: CubeTensor) -> CubeTensor {
+        let heads = self.options.heads;
+        let gradients = empty_like(&sinks, Shape::new([heads]), DType::F32);
+        sink_gradient_kernel::launch(
+            &gradients.client,
+            CubeCount::Static(heads as u32, 1, 1),
+            CubeDim::new_1d(UNITS),
+            inputs.row_constants.clone().into_tensor_arg(),
+            sinks.into_tensor_arg(),
+            gradients.clone().into_tensor_arg(),
+        );
+        gradients
+    }
+
     /// Computes ∂L/∂k and ∂L/∂v.
     fn key_gradients(&self, inputs: &GradientTensors) -> (CubeTensor, CubeTensor) {
         let (n, k) = (self.n, &inputs.k);
-        let columns = k.shape()[1];
+        let [key_columns, value_columns] =
+            [self.e, self.w].map(|width| self.options.key_heads * width);
         // Both gradients are in one tensor, because some devices bind at most eight buffers.
-        let gradients = empty_like(k, Shape::new([2 * n, columns]), k.dtype);
+        let columns = key_columns + value_columns;
+        let gradients = empty_like(k, Shape::new([n, columns]), k.dtype);
         key_gradient_kernel::launch(
             &gradients.client,
             self.cubes(self.options.key_heads),
@@ -206,11 +236,11 @@ impl LaunchSettings {
             self.softcap,
             self.capped,
             self.e,
-            self.staged_rows(),
+            self.w,
             dtype_to_storage_type(k.dtype),
         );
-        let rows = |rows| slice(gradients.clone(), &[rows, 0..columns]);
-        (rows(0..n), rows(n..2 * n))
+        let part = |part| slice(gradients.clone(), &[0..n, part]);
+        (part(0..key_columns), part(key_columns..columns))
     }
 
     /// Computes ∂L/∂q.
@@ -233,7 +263,7 @@ impl LaunchSettings {
             self.softcap,
             self.capped,
             self.e,
-            self.staged_rows(),
+            self.w,
             dtype,
         );
         query_gradient

@@ -8,11 +8,12 @@ use std::ops::Range;
 use burn::backend::Flex;
 use burn::backend::flex::FlexTensor;
 use burn::backend::tensor::FloatTensor;
+use burn::tensor::DType;
 use rayon::prelude::*;
 
 use super::{AttentionOps, AttentionOptions};
 use crate::exp::exp_bounded;
-use crate::flex::{elements, matrix, shape2, vec_written_by};
+use crate::flex::{elements, matrix, shape2, vec_written_by, vector};
 use crate::gemm::{Matrix, ScratchBuffer, SharedOutput, Threads, gemm, gemm_at};
 use crate::simd::vectorize_closure;
 
@@ -24,12 +25,13 @@ impl AttentionOps for Flex {
         q: FloatTensor<Self>,
         k: FloatTensor<Self>,
         v: FloatTensor<Self>,
+        sinks: FloatTensor<Self>,
         documents: Vec<usize>,
         options: AttentionOptions,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        let [q, k, v] = [q, k, v].map(|tensor| tensor.to_contiguous());
-        let [n, columns] = shape2(&q);
-        let inputs = AttentionInputs::new(&q, &k, &v, &documents, options);
+        let [q, k, v, sinks] = [q, k, v, sinks].map(|tensor| tensor.to_contiguous());
+        let inputs = AttentionInputs::new([&q, &k, &v, &sinks], &documents, options);
+        let [n, columns] = [shape2(&q)[0], options.heads * inputs.value_width];
         let blocks: Vec<RowBlock> = document_ranges(&documents)
             .flat_map(|document| document_blocks(document, options.window))
             .collect();
@@ -61,53 +63,77 @@ impl AttentionOps for Flex {
         q: FloatTensor<Self>,
         k: FloatTensor<Self>,
         v: FloatTensor<Self>,
+        sinks: FloatTensor<Self>,
         output: FloatTensor<Self>,
         log_sums: FloatTensor<Self>,
         documents: Vec<usize>,
         options: AttentionOptions,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
-        let [gradient, q, k, v, output] =
-            [gradient, q, k, v, output].map(|tensor| tensor.to_contiguous());
+    ) -> (
+        FloatTensor<Self>,
+        FloatTensor<Self>,
+        FloatTensor<Self>,
+        FloatTensor<Self>,
+    ) {
+        let [gradient, q, k, v, sinks, output, log_sums] =
+            [gradient, q, k, v, sinks, output, log_sums].map(|tensor| tensor.to_contiguous());
+        let inputs = AttentionInputs::new([&q, &k, &v, &sinks], &documents, options);
+        let heads = options.heads;
         let [n, columns] = shape2(&q);
-        let inputs = AttentionInputs::new(&q, &k, &v, &documents, options);
-        assert_eq!(shape2(&gradient), [n, columns], "attention: the gradient");
-        assert_eq!(shape2(&output), [n, columns], "attention: the output");
-        assert_eq!(
-            shape2(&log_sums),
-            [n, options.heads],
-            "attention: the log-sums"
-        );
+        let value_columns = heads * inputs.value_width;
+        for result in [&gradient, &output] {
+            assert_eq!(
+                shape2(result),
+                [n, value_columns],
+                "attention: the output and its gradient"
+            );
+        }
+        assert_eq!(shape2(&log_sums), [n, heads], "attention: the log-sums");
         let results = GradientInputs {
             gradient: elements(&gradient),
             output: elements(&output),
             log_sums: elements(&log_sums),
         };
         // The gradients of keys and values start at 0, and blocks of rows add to them.
-        let mut key_gradients = [(); 2].map(|()| vec![0.0; n * columns]);
+        let mut key_gradients = [columns, value_columns].map(|columns| vec![0.0; n * columns]);
         let [dk, dv] = key_gradients
             .each_mut()
             .map(|out| SharedOutput(out.as_mut_ptr()));
         let ranges: Vec<Range<usize>> = document_ranges(&documents).collect();
         // All blocks of a document add to its keys, so each head of a document is one task.
-        let tasks = ranges.len() * options.heads;
-        let write = |dq: SharedOutput| {
-            (0..tasks).into_par_iter().with_max_len(1).for_each(|task| {
-                let document = ranges[task / options.heads].clone();
-                for block in document_blocks(document, options.window) {
-                    inputs.backward(&block, task % options.heads, &results, [dq, dk, dv]);
-                }
+        let tasks = ranges.len() * heads;
+        let mut sink_gradients: Vec<f32> = Vec::new();
+        let mut write = |dq: SharedOutput| {
+            let tasks = (0..tasks).into_par_iter().with_max_len(1).map(|task| {
+                let document = ranges[task / heads].clone();
+                let blocks = document_blocks(document, options.window);
+                let of_block =
+                    |block| inputs.backward(&block, task % heads, &results, [dq, dk, dv]);
+                blocks.map(of_block).sum::<f32>()
             });
+            tasks.collect_into_vec(&mut sink_gradients);
         };
         // SAFETY: every row of every head is in one block, which writes it.
         let dq = unsafe { vec_written_by(n * columns, |dq| write(SharedOutput::new(dq))) };
         let [dk, dv] = key_gradients;
-        let of_key_heads = |per_query_head: Vec<f32>| {
+        let of_key_heads = |per_query_head: Vec<f32>, width: usize| {
             matrix(
-                sum_over_groups(per_query_head, columns, options),
-                [n, columns / options.heads * options.key_heads],
+                sum_over_groups(per_query_head, width, options),
+                [n, width * options.key_heads],
             )
         };
-        (matrix(dq, [n, columns]), of_key_heads(dk), of_key_heads(dv))
+        let mut dsinks = vec![0.0; heads];
+        for document in sink_gradients.chunks(heads) {
+            dsinks
+                .iter_mut()
+                .zip(document)
+                .for_each(|(sum, x)| *sum += x);
+        }
+        (
+            matrix(dq, [n, columns]),
+            of_key_heads(dk, inputs.key_width),
+            of_key_heads(dv, inputs.value_width),
+            vector(dsinks, DType::F32),
+        )
     }
 }
 
@@ -144,8 +170,11 @@ struct AttentionInputs<'a> {
     q: &'a [f32],
     k: &'a [f32],
     v: &'a [f32],
-    /// Width of a head.
-    e: usize,
+    sinks: &'a [f32],
+    /// Width of a head of queries and keys.
+    key_width: usize,
+    /// Width of a head of values.
+    value_width: usize,
     options: AttentionOptions,
 }
 
@@ -159,48 +188,68 @@ struct GradientInputs<'a> {
 impl<'a> AttentionInputs<'a> {
     /// Asserts the shapes, which the code that writes through pointers relies on and the public trait does not check.
     fn new(
-        q: &'a FlexTensor,
-        k: &'a FlexTensor,
-        v: &'a FlexTensor,
+        [q, k, v, sinks]: [&'a FlexTensor; 4],
         documents: &[usize],
         options: AttentionOptions,
     ) -> Self {
-        let [n, columns] = shape2(q);
-        let e = columns / options.heads;
+        let ([n, columns], [_, value_columns]) = (shape2(q), shape2(v));
+        let key_width = columns / options.heads;
+        let value_width = value_columns / options.key_heads;
         assert_eq!(documents.iter().sum::<usize>(), n, "attention: documents");
         assert_eq!(
-            options.heads * e,
+            options.heads * key_width,
             columns,
             "attention: columns of the queries"
         );
-        let keys = [n, options.key_heads * e];
         assert_eq!(
             [shape2(k), shape2(v)],
-            [keys; 2],
+            [key_width, value_width].map(|width| [n, options.key_heads * width]),
             "attention: keys and values"
         );
+        let sinks = elements(sinks);
+        assert_eq!(sinks.len(), options.heads, "attention: sinks");
         Self {
-            e,
             q: elements(q),
             k: elements(k),
             v: elements(v),
+            sinks,
+            key_width,
+            value_width,
             options,
         }
     }
 
-    /// Returns the columns of a head in rows of q, or of a tensor of q's shape.
-    fn head<'b>(&self, values: &'b [f32], rows: &Range<usize>, head: usize) -> Matrix<'b> {
-        let stride = self.options.heads * self.e;
-        let from = &values[rows.start * stride + head * self.e..];
-        Matrix::strided(from, rows.len(), self.e, stride)
+    /// Returns the columns of a query head in rows of the queries.
+    fn queries(&self, rows: &Range<usize>, head: usize) -> Matrix<'a> {
+        head_columns(self.q, rows, head, self.options.heads, self.key_width)
     }
 
-    /// Returns the columns that a query head reads in rows of k or v.
-    fn key_head<'b>(&self, values: &'b [f32], rows: &Range<usize>, head: usize) -> Matrix<'b> {
-        let stride = self.options.key_heads * self.e;
-        let key_head = head / (self.options.heads / self.options.key_heads);
-        let from = &values[rows.start * stride + key_head * self.e..];
-        Matrix::strided(from, rows.len(), self.e, stride)
+    /// Returns the columns that a query head reads in rows of the keys.
+    fn keys(&self, rows: &Range<usize>, head: usize) -> Matrix<'a> {
+        let AttentionOptions {
+            heads, key_heads, ..
+        } = self.options;
+        head_columns(
+            self.k,
+            rows,
+            head / (heads / key_heads),
+            key_heads,
+            self.key_width,
+        )
+    }
+
+    /// Returns the columns that a query head reads in rows of the values.
+    fn values(&self, rows: &Range<usize>, head: usize) -> Matrix<'a> {
+        let AttentionOptions {
+            heads, key_heads, ..
+        } = self.options;
+        head_columns(
+            self.v,
+            rows,
+            head / (heads / key_heads),
+            key_heads,
+            self.value_width,
+        )
     }
 
     /// Writes q·k of a block, `[rows, keys]`, to `scores`.
@@ -208,8 +257,8 @@ impl<'a> AttentionInputs<'a> {
         gemm(
             scores,
             block.keys.len(),
-            self.head(self.q, &block.rows, head),
-            self.key_head(self.k, &block.keys, head).transposed(),
+            self.queries(&block.rows, head),
+            self.keys(&block.keys, head).transposed(),
             false,
             Threads::One,
         );
@@ -225,7 +274,7 @@ impl<'a> AttentionInputs<'a> {
     }
 
     fn forward(&self, block: &RowBlock, head: usize, output: SharedOutput, log_sums: SharedOutput) {
-        let (heads, e) = (self.options.heads, self.e);
+        let (heads, width) = (self.options.heads, self.value_width);
         let mut scores = ScratchBuffer::new(block.rows.len() * block.keys.len());
         self.products(&mut scores, block, head);
         let mut sums = vec![0.0f32; block.rows.len()];
@@ -234,30 +283,30 @@ impl<'a> AttentionInputs<'a> {
             let seen = self.seen_keys(block, row);
             let (max, total) = vectorize_closure(
                 #[inline(always)]
-                || self.weights(scores, seen.clone()),
+                || self.weights(scores, seen.clone(), self.sinks[head]),
             );
             *sum = total;
             // SAFETY: no other task writes this row and head.
             unsafe { *log_sums.at(row * heads + head) = max + total.ln() };
         }
-        let stride = heads * e;
-        let block_output = output.at(block.rows.start * stride + head * e);
+        let stride = heads * width;
+        let block_output = output.at(block.rows.start * stride + head * width);
         let weights = Matrix::new(&scores, block.rows.len(), block.keys.len());
-        let values = self.key_head(self.v, &block.keys, head);
+        let values = self.values(&block.keys, head);
         // SAFETY: the head's columns of these rows are within the output, and no other task writes them.
         unsafe {
             gemm_at(block_output, stride, weights, values, false, Threads::One);
             for (row, sum) in sums.iter().enumerate() {
-                let row = std::slice::from_raw_parts_mut(block_output.add(row * stride), e);
+                let row = std::slice::from_raw_parts_mut(block_output.add(row * stride), width);
                 row.iter_mut().for_each(|x| *x /= sum);
             }
         }
     }
 
     /// Replaces q·k of a row by exp(s − max) for the keys that the row sees and by 0 for the others; returns the maximum
-    /// and the sum.
+    /// of the scores and the sink, and the sum with the sink's part.
     #[inline(always)]
-    fn weights(&self, scores: &mut [f32], seen: Range<usize>) -> (f32, f32) {
+    fn weights(&self, scores: &mut [f32], seen: Range<usize>, sink: f32) -> (f32, f32) {
         let (before, rest) = scores.split_at_mut(seen.start);
         let (scores, after) = rest.split_at_mut(seen.len());
         before.fill(0.0);
@@ -278,7 +327,7 @@ impl<'a> AttentionInputs<'a> {
                 *largest = if *s > *largest { *s } else { *largest };
             }
         }
-        let max = largest.into_iter().fold(f32::NEG_INFINITY, f32::max);
+        let max = largest.into_iter().fold(sink, f32::max);
         let mut sums = [0.0f32; LANES];
         for scores in scores.chunks_mut(LANES) {
             for (sum, s) in sums.iter_mut().zip(scores) {
@@ -286,28 +335,38 @@ impl<'a> AttentionInputs<'a> {
                 *sum += *s;
             }
         }
-        (max, sums.iter().sum())
+        (max, sums.iter().sum::<f32>() + exp_bounded(sink - max))
     }
 
+    /// Writes ∂L/∂q of a block of rows, adds to ∂L/∂k and ∂L/∂v, and returns the block's part of ∂L/∂sink.
     fn backward(
         &self,
         block: &RowBlock,
         head: usize,
         results: &GradientInputs<'_>,
         out: [SharedOutput; 3],
-    ) {
-        let (heads, e) = (self.options.heads, self.e);
-        let stride = heads * e;
-        let gradient = self.head(results.gradient, &block.rows, head);
-        let width = block.keys.len();
-        let mut weights = ScratchBuffer::new(block.rows.len() * width);
-        let mut slopes = ScratchBuffer::new(block.rows.len() * width);
+    ) -> f32 {
+        let (heads, width) = (self.options.heads, self.value_width);
+        let gradient = head_columns(results.gradient, &block.rows, head, heads, width);
+        let key_count = block.keys.len();
+        let mut weights = ScratchBuffer::new(block.rows.len() * key_count);
+        let mut slopes = ScratchBuffer::new(block.rows.len() * key_count);
         self.products(&mut weights, block, head);
-        let values = self.key_head(self.v, &block.keys, head).transposed();
-        gemm(&mut slopes, width, gradient, values, false, Threads::One);
-        let rows = weights.chunks_mut(width).zip(slopes.chunks_mut(width));
+        let values = self.values(&block.keys, head).transposed();
+        gemm(
+            &mut slopes,
+            key_count,
+            gradient,
+            values,
+            false,
+            Threads::One,
+        );
+        let mut sink_gradient = 0.0;
+        let rows = weights
+            .chunks_mut(key_count)
+            .zip(slopes.chunks_mut(key_count));
         for ((weights, slopes), row) in rows.zip(block.rows.clone()) {
-            let columns = row * stride + head * e..row * stride + (head + 1) * e;
+            let columns = (row * heads + head) * width..(row * heads + head + 1) * width;
             let output = &results.output[columns.clone()];
             let pairs = output.iter().zip(&results.gradient[columns]);
             let output_dot_gradient: f32 = pairs.map(|(o, g)| o * g).sum();
@@ -320,34 +379,26 @@ impl<'a> AttentionInputs<'a> {
                     self.score_gradient(weights, slopes, seen, log_sum, output_dot_gradient);
                 },
             );
+            sink_gradient -= exp_bounded(self.sinks[head] - log_sum) * output_dot_gradient;
         }
-        let weights = Matrix::new(&weights, block.rows.len(), width);
-        let slopes = Matrix::new(&slopes, block.rows.len(), width);
+        let weights = Matrix::new(&weights, block.rows.len(), key_count).transposed();
+        let slopes = Matrix::new(&slopes, block.rows.len(), key_count);
         let [dq, dk, dv] = out;
-        let (rows, keys) = (block.rows.start, block.keys.start);
+        let keys = self.keys(&block.keys, head);
+        let queries = self.queries(&block.rows, head);
+        let at = |out: SharedOutput, row: usize, width: usize| out.at((row * heads + head) * width);
+        let [stride, value_stride] = [self.key_width, width].map(|width| heads * width);
+        let dq = at(dq, block.rows.start, self.key_width);
+        let dk = at(dk, block.keys.start, self.key_width);
+        let dv = at(dv, block.keys.start, width);
+        let one = Threads::One;
         // SAFETY: no other task accesses the head's columns of this document.
         unsafe {
-            let key = self.key_head(self.k, &block.keys, head);
-            let query = self.head(self.q, &block.rows, head);
-            let at = |out: SharedOutput, row: usize| out.at(row * stride + head * e);
-            gemm_at(at(dq, rows), stride, slopes, key, false, Threads::One);
-            gemm_at(
-                at(dk, keys),
-                stride,
-                slopes.transposed(),
-                query,
-                true,
-                Threads::One,
-            );
-            gemm_at(
-                at(dv, keys),
-                stride,
-                weights.transposed(),
-                gradient,
-                true,
-                Threads::One,
-            );
+            gemm_at(dq, stride, slopes, keys, false, one);
+            gemm_at(dk, stride, slopes.transposed(), queries, true, one);
+            gemm_at(dv, value_stride, weights, gradient, true, one);
         }
+        sink_gradient
     }
 
     /// Replaces q·k of a row by p, and ∂L/∂o·v by ∂L/∂(q·k).
@@ -388,23 +439,29 @@ impl<'a> AttentionInputs<'a> {
 /// Independent partial sums and maxima: a sum in order could not be vectorised.
 const LANES: usize = 16;
 
-/// Sums the contributions of the query heads that share a key head: `[n, heads · e]` → `[n, key_heads · e]`.
-fn sum_over_groups(per_head: Vec<f32>, columns: usize, options: AttentionOptions) -> Vec<f32> {
+/// Returns the columns of a head in rows of a matrix `[n, heads · width]`.
+fn head_columns<'a>(
+    values: &'a [f32],
+    rows: &Range<usize>,
+    head: usize,
+    heads: usize,
+    width: usize,
+) -> Matrix<'a> {
+    let from = &values[(rows.start * heads + head) * width..];
+    Matrix::strided(from, rows.len(), width, heads * width)
+}
+
+/// Sums the contributions of the query heads that share a key head: `[n, heads · width]` → `[n, key_heads · width]`.
+fn sum_over_groups(per_head: Vec<f32>, width: usize, options: AttentionOptions) -> Vec<f32> {
     let group = options.heads / options.key_heads;
     if group == 1 {
         return per_head;
     }
-    let e = columns / options.heads;
-    let n = per_head.len() / columns.max(1);
-    let mut out = vec![0.0; n * options.key_heads * e];
-    let rows = out
-        .chunks_mut(options.key_heads * e)
-        .zip(per_head.chunks(columns));
-    for (out, per_head) in rows {
-        for (out, group) in out.chunks_mut(e).zip(per_head.chunks(group * e)) {
-            for head in group.chunks(e) {
-                out.iter_mut().zip(head).for_each(|(out, x)| *out += x);
-            }
+    let mut out = vec![0.0; per_head.len() / group];
+    let key_heads = out.chunks_mut(width.max(1));
+    for (out, group) in key_heads.zip(per_head.chunks((group * width).max(1))) {
+        for head in group.chunks(width) {
+            out.iter_mut().zip(head).for_each(|(out, x)| *out += x);
         }
     }
     out

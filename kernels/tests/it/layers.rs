@@ -3,9 +3,9 @@
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use potstill_kernels::{
-    AdamStep, AttentionOptions, GateActivation, adamw, adamw_reference, add_rows, attention,
-    attention_reference, gated, gated_linear, gated_reference, linear, linear_pair, rms_norm,
-    rms_norm_reference, rotary, rotary_reference, sum_of_squares,
+    AdamStep, AttentionOptions, GateActivation, adamw, adamw_reference, add_bias, add_rows,
+    attention, attention_reference, gated, gated_linear, gated_reference, linear, linear_biased,
+    linear_pair, rms_norm, rms_norm_reference, rotary, rotary_reference, sum_of_squares,
 };
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -162,61 +162,127 @@ fn a_pair_of_linear_layers_equals_two_single_ones() {
     }
 }
 
+/// The first row of a matrix as a vector.
+fn vector(matrix: &Tensor<2>) -> Tensor<1> {
+    matrix.clone().flatten(0, 1)
+}
+
 #[test]
-fn norms_equal_the_formula_in_f64() {
-    for [n, d] in [[1, 1], [3, 7], [5, 64], [130, 33], [70, 576]] {
-        let op: Op = &|inputs| {
-            rms_norm(
-                inputs[0].clone(),
-                inputs[1].clone().flatten(0, 1),
-                1e-5,
-                0.0,
-            )
-        };
-        let exact: Op = &|inputs| {
-            rms_norm_reference(
-                inputs[0].clone(),
-                inputs[1].clone().flatten(0, 1),
-                1e-5,
-                0.0,
-            )
-        };
-        check("rms_norm", op, exact, &[[n, d], [1, d]], 3e-6);
+fn biased_linear_layers_equal_the_formula_in_f64() {
+    for [n, width, columns] in [[1, 7, 5], [5, 33, 9], [300, 12, 333], [40, 5, 1]] {
+        let op: Op = &|i| linear_biased(i[0].clone(), i[1].clone(), Some(vector(&i[2])));
+        let exact: Op = &|i| i[0].clone().matmul(i[1].clone().transpose()) + i[2].clone();
+        let shapes = [[n, width], [columns, width], [1, columns]];
+        check("linear_biased", op, exact, &shapes, 3e-6);
     }
 }
 
 #[test]
-fn swiglu_and_rotary_positions_equal_the_formulas_in_f64() {
-    for [n, w] in [[1, 1], [3, 7], [130, 333]] {
-        let op: Op = &|inputs| gated(inputs[0].clone(), inputs[1].clone(), GateActivation::Silu);
-        let exact: Op =
-            &|inputs| gated_reference(inputs[0].clone(), inputs[1].clone(), GateActivation::Silu);
-        check("gated", op, exact, &[[n, w], [n, w]], 1e-6);
-        let op: Op = &|inputs| {
-            let [gate, up, weight] = inputs.try_into().unwrap();
-            gated_linear(gate, up, weight, GateActivation::Silu)
-        };
-        let exact: Op = &|inputs| {
-            let [gate, up, weight] = inputs.try_into().unwrap();
-            gated_reference(gate, up, GateActivation::Silu).matmul(weight.transpose())
-        };
-        check("gated_linear", op, exact, &[[n, w], [n, w], [12, w]], 3e-6);
+fn a_shared_tensor_is_not_changed_in_place() {
+    let tensor =
+        |shape, seed| Tensor::<2>::from_data(random(shape, seed), (&Device::flex(), DType::F32));
+    let (x, angles) = (tensor([5, 24], 1), tensor([5, 4], 2));
+    let shared = x.clone();
+    let sum = add_bias(shared.clone(), vector(&tensor([1, 24], 3)));
+    let rotated = rotary(shared, angles.clone(), angles, 8);
+    assert_eq!(host(x), host(tensor([5, 24], 1)));
+    assert!(host(sum) != host(tensor([5, 24], 1)) && host(rotated) != host(tensor([5, 24], 1)));
+}
+
+#[test]
+fn norms_equal_the_formula_in_f64() {
+    for [n, d] in [[1, 1], [3, 7], [5, 64], [130, 33], [70, 576]] {
+        for offset in [0.0, 1.0] {
+            let op: Op = &|i| rms_norm(i[0].clone(), vector(&i[1]), 1e-5, offset);
+            let exact: Op = &|i| rms_norm_reference(i[0].clone(), vector(&i[1]), 1e-5, offset);
+            check("rms_norm", op, exact, &[[n, d], [1, d]], 3e-6);
+        }
     }
-    for [n, heads, half] in [[1, 1, 1], [5, 3, 4], [150, 9, 32]] {
+}
+
+/// Activations whose kinks are within the range of [`random`].
+const ACTIVATIONS: [GateActivation; 3] = [
+    GateActivation::Silu,
+    GateActivation::GeluTanh,
+    GateActivation::ClampedSwish {
+        alpha: 1.702,
+        limit: 1.25,
+    },
+];
+
+#[test]
+fn gated_activations_equal_the_formulas_in_f64() {
+    for activation in ACTIVATIONS {
+        for [n, w] in [[1, 1], [3, 7], [130, 333]] {
+            let op: Op = &|i| gated(i[0].clone(), i[1].clone(), activation);
+            let exact: Op = &|i| gated_reference(i[0].clone(), i[1].clone(), activation);
+            let what = format!("{activation:?}");
+            check(&what, op, exact, &[[n, w], [n, w]], 2e-6);
+            let op: Op = &|i| gated_linear(i[0].clone(), i[1].clone(), i[2].clone(), activation);
+            let exact: Op = &|i| {
+                let x = gated_reference(i[0].clone(), i[1].clone(), activation);
+                x.matmul(i[2].clone().transpose())
+            };
+            let what = format!("{activation:?}, linear");
+            check(&what, op, exact, &[[n, w], [n, w], [12, w]], 3e-6);
+        }
+    }
+}
+
+/// Closed forms of the activations, at numbers where they saturate too.
+#[test]
+fn gated_activations_are_finite_and_right_far_from_zero() {
+    let gates = [-1e30f64, -200.0, -9.0, -1.0, 0.0, 1.0, 9.0, 200.0];
+    let ups = [3.0f64, -8.0, 0.5, 2.0, 1.0, -1.0, 7.5, -0.25];
+    let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
+    for activation in ACTIVATIONS {
+        let row = |numbers: [f64; 8]| {
+            let data = TensorData::new(numbers.to_vec(), [1, 8]);
+            Tensor::<2>::from_data(data, (&Device::flex(), DType::F32))
+        };
+        let found = host(gated(row(gates), row(ups), activation));
+        for (found, (gate, up)) in found.into_iter().zip(gates.into_iter().zip(ups)) {
+            let exact = match activation {
+                GateActivation::Silu => gate * sigmoid(gate) * up,
+                GateActivation::GeluTanh => {
+                    let argument =
+                        (2.0 / std::f64::consts::PI).sqrt() * (gate + 0.044715 * gate.powi(3));
+                    0.5 * gate * (1.0 + argument.tanh()) * up
+                }
+                GateActivation::ClampedSwish { alpha, limit } => {
+                    let (gate, up) = (gate.min(limit), up.clamp(-limit, limit));
+                    (up + 1.0) * gate * sigmoid(alpha * gate)
+                }
+            };
+            let error = (found - exact).abs() / exact.abs().max(1.0);
+            assert!(error < 1e-6, "{activation:?} of {gate}, {up}: {found}");
+        }
+    }
+}
+
+#[test]
+fn rotary_positions_equal_the_formula_in_f64() {
+    for [n, heads, f, width] in [
+        [1, 1, 1, 2],
+        [5, 3, 4, 8],
+        [150, 9, 32, 64],
+        [5, 3, 4, 11],
+        [70, 2, 3, 32],
+    ] {
         let angles = |function: fn(f64) -> f64, like: &Tensor<2>| {
-            let values: Vec<f64> = (0..n * half).map(|i| function(i as f64 * 0.37)).collect();
-            let data = TensorData::new(values, [n, half]);
+            let values: Vec<f64> = (0..n * f).map(|i| function(i as f64 * 0.37)).collect();
+            let data = TensorData::new(values, [n, f]);
             Tensor::<2>::from_data(data, (&Device::flex(), like.dtype()))
         };
-        let op: Op = &|inputs| {
-            let (cos, sin) = (angles(f64::cos, &inputs[0]), angles(f64::sin, &inputs[0]));
-            rotary(inputs[0].clone(), cos, sin, 2 * half)
+        let op: Op = &|i| {
+            let (cos, sin) = (angles(f64::cos, &i[0]), angles(f64::sin, &i[0]));
+            rotary(i[0].clone(), cos, sin, width)
         };
-        let exact: Op = &|inputs| {
-            let (cos, sin) = (angles(f64::cos, &inputs[0]), angles(f64::sin, &inputs[0]));
-            rotary_reference(inputs[0].clone(), cos, sin, 2 * half)
+        let exact: Op = &|i| {
+            let (cos, sin) = (angles(f64::cos, &i[0]), angles(f64::sin, &i[0]));
+            rotary_reference(i[0].clone(), cos, sin, width)
         };
-        check("rotary", op, exact, &[[n, heads * 2 * half]], 1e-6);
+        check("rotary", op, exact, &[[n, heads * width]], 1e-6);
     }
 }
 
@@ -273,6 +339,110 @@ fn attention_within_documents_equals_the_formula_in_f64() {
             check("attention", op, exact, &[[n, 48], keys, keys], 1e-5);
         }
     }
+}
+
+#[test]
+fn attention_with_sinks_and_other_value_widths_equals_the_formula_in_f64() {
+    let documents = [3, 1, 140];
+    let n = documents.iter().sum();
+    for (key_heads, value_width, softcap, window) in [
+        (2, 8, None, None),
+        (2, 5, None, Some(5)),
+        (6, 1, Some(1.5), None),
+        (1, 19, None, None),
+    ] {
+        let options = AttentionOptions {
+            heads: 6,
+            key_heads,
+            scale: 8f64.powf(-0.5),
+            softcap,
+            window,
+        };
+        let op: Op = &|i| {
+            let sinks = Some(vector(&i[3]));
+            let [q, k, v] = [0, 1, 2].map(|input| i[input].clone());
+            attention(q, k, v, sinks, &documents, &options)
+        };
+        let exact: Op = &|i| {
+            let sinks = Some(vector(&i[3]));
+            let [q, k, v] = [0, 1, 2].map(|input| i[input].clone());
+            attention_reference(q, k, v, sinks, &documents, &options)
+        };
+        let shapes = [
+            [n, 48],
+            [n, key_heads * 8],
+            [n, key_heads * value_width],
+            [1, 6],
+        ];
+        check("attention with sinks", op, exact, &shapes, 1e-5);
+    }
+}
+
+/// The gradients of the references, with which the other tests compare, against central differences in f64.
+#[test]
+fn gradients_of_the_references_equal_central_differences() {
+    let options = AttentionOptions {
+        heads: 4,
+        key_heads: 2,
+        scale: 0.6,
+        softcap: Some(2.0),
+        window: Some(4),
+    };
+    let with_sinks: Op = &|i| {
+        let [q, k, v] = [0, 1, 2].map(|input| i[input].clone());
+        attention_reference(q, k, v, Some(vector(&i[3])), &[5, 2], &options)
+    };
+    let attention_shapes = vec![[7, 12], [7, 6], [7, 4], [1, 4]];
+    let norm: Op = &|i| rms_norm_reference(i[0].clone(), vector(&i[1]), 1e-5, 1.0);
+    let partial: Op = &|i| rotary_reference(i[0].clone(), i[1].clone(), i[2].clone(), 5);
+    let biased: Op = &|i| linear_biased(i[0].clone(), i[1].clone(), Some(vector(&i[2])));
+    let [silu, gelu, clamped] = ACTIVATIONS.map(|activation| {
+        move |i: Vec<Tensor<2>>| gated_reference(i[0].clone(), i[1].clone(), activation)
+    });
+    // The angles of rotary positions are constants to its own gradient, so only x is tracked.
+    let cases: [(&str, Op<'_>, Vec<[usize; 2]>, usize); 7] = [
+        ("attention", with_sinks, attention_shapes, 4),
+        ("norm", norm, vec![[3, 6], [1, 6]], 2),
+        ("rotary", partial, vec![[3, 10], [3, 2], [3, 2]], 1),
+        ("bias", biased, vec![[3, 4], [5, 4], [1, 5]], 3),
+        ("silu", &silu, vec![[3, 4], [3, 4]], 2),
+        ("gelu", &gelu, vec![[3, 4], [3, 4]], 2),
+        ("clamped", &clamped, vec![[3, 4], [3, 4]], 2),
+    ];
+    for (what, op, shapes, tracked) in cases {
+        let choice: Vec<bool> = (0..shapes.len()).map(|input| input < tracked).collect();
+        let found = run(op, &shapes, &choice, DType::F64);
+        for input in 0..tracked {
+            let gradient = found[input + 1].as_ref().unwrap();
+            for (index, found) in gradient.iter().enumerate() {
+                let slope = central_difference(op, &shapes, input, index);
+                assert!(
+                    (found - slope).abs() < 1e-7 * slope.abs().max(1.0),
+                    "{what}, input {input}, number {index}: {found}, and the difference says {slope}"
+                );
+            }
+        }
+    }
+}
+
+/// Computes the slope of the sum that [`run`] differentiates, in one number of one input.
+fn central_difference(op: Op<'_>, shapes: &[[usize; 2]], input: usize, index: usize) -> f64 {
+    const STEP: f64 = 1e-5;
+    let value = |change: f64| {
+        let tensors = shapes.iter().enumerate().map(|(seed, shape)| {
+            let mut numbers = random(*shape, seed as u64).try_into_vec::<f64>().unwrap();
+            if seed == input {
+                numbers[index] += change;
+            }
+            let data = TensorData::new(numbers, *shape);
+            Tensor::<2>::from_data(data, (&Device::flex(), DType::F64))
+        });
+        let output = op(tensors.collect());
+        let weights = random(output.dims(), 99).try_into_vec::<f64>().unwrap();
+        let pairs = host(output).into_iter().zip(weights);
+        pairs.map(|(output, weight)| output * weight).sum::<f64>()
+    };
+    (value(STEP) - value(-STEP)) / (2.0 * STEP)
 }
 
 /// Without tracked inputs the reference uses burn's own attention, which must agree with the one that computes scores.
@@ -368,48 +538,66 @@ fn half_precision_ops_are_within_rounding_of_f32() {
         softcap: None,
         window: None,
     };
-    let ops: [(&str, Op<'_>, Vec<[usize; 2]>); 4] = [
-        (
-            "linear",
-            &|inputs| linear(inputs[0].clone(), inputs[1].clone()),
-            vec![[9, 40], [7, 40]],
-        ),
-        (
-            "rms_norm",
-            &|inputs| {
-                rms_norm(
-                    inputs[0].clone(),
-                    inputs[1].clone().flatten(0, 1),
-                    1e-5,
-                    0.0,
-                )
-            },
-            vec![[9, 40], [1, 40]],
-        ),
-        (
-            "gated",
-            &|inputs| gated(inputs[0].clone(), inputs[1].clone(), GateActivation::Silu),
-            vec![[9, 40], [9, 40]],
-        ),
-        (
-            "attention",
-            &|inputs| {
-                let [q, k, v] = inputs.try_into().unwrap();
-                attention(q, k, v, None, &[4, 5], &options)
-            },
-            vec![[9, 8], [9, 4], [9, 4]],
-        ),
+    let activation = ACTIVATIONS[1];
+    let attend: Op = &|i| {
+        let [q, k, v] = [0, 1, 2].map(|input| i[input].clone());
+        attention(q, k, v, Some(vector(&i[3])), &[4, 5], &options)
+    };
+    let biased: Op = &|i| linear_biased(i[0].clone(), i[1].clone(), Some(vector(&i[2])));
+    let norm: Op = &|i| rms_norm(i[0].clone(), vector(&i[1]), 1e-5, 1.0);
+    let turn: Op = &|i| {
+        let [cos, sin] = [1, 2].map(|input| i[input].clone().detach());
+        rotary(i[0].clone(), cos, sin, 10)
+    };
+    let gate: Op = &|i| gated(i[0].clone(), i[1].clone(), activation);
+    let feed: Op = &|i| gated_linear(i[0].clone(), i[1].clone(), i[2].clone(), activation);
+    let ops: [(&str, Op<'_>, Vec<[usize; 2]>, usize); 6] = [
+        ("linear", biased, vec![[9, 40], [7, 40], [1, 7]], 3),
+        ("rms_norm", norm, vec![[9, 40], [1, 40]], 2),
+        ("rotary", turn, vec![[9, 40], [9, 4], [9, 4]], 1),
+        ("gated", gate, vec![[9, 40], [9, 40]], 2),
+        ("gated_linear", feed, vec![[9, 40], [9, 40], [7, 40]], 3),
+        ("attention", attend, vec![[9, 8], [9, 4], [9, 2], [1, 2]], 4),
     ];
-    for (what, op, shapes) in ops {
-        let tracked = vec![true; shapes.len()];
-        let rounded = |inputs: Vec<Tensor<2>>| {
-            let inputs = inputs.into_iter().map(|x| x.cast(DType::BF16)).collect();
-            op(inputs).cast(DType::F32)
-        };
-        let found = run(&rounded, &shapes, &tracked, DType::F32);
-        let exact = run(op, &shapes, &tracked, DType::F32);
-        let worst = difference(&found, &exact);
-        assert!(worst < 0.02, "{what}: {worst:e}");
-        assert!(worst > 0.0, "{what} was not rounded");
+    for (what, op, shapes, tracked) in ops {
+        let tracked: Vec<bool> = (0..shapes.len()).map(|input| input < tracked).collect();
+        for dtype in [DType::BF16, DType::F16] {
+            let rounded = |inputs: Vec<Tensor<2>>| {
+                let inputs = inputs.into_iter().map(|x| x.cast(dtype)).collect();
+                op(inputs).cast(DType::F32)
+            };
+            let found = run(&rounded, &shapes, &tracked, DType::F32);
+            let exact = run(op, &shapes, &tracked, DType::F32);
+            let worst = difference(&found, &exact);
+            assert!(worst < 0.02, "{what} in {dtype:?}: {worst:e}");
+            assert!(worst > 0.0, "{what} in {dtype:?} was not rounded");
+        }
+    }
+}
+
+/// The small ops of half precisions are the f32 ops of the same numbers, rounded once.
+#[test]
+fn small_ops_of_half_precisions_round_once() {
+    let gate = |activation| move |i: &[Tensor<2>; 3]| gated(i[0].clone(), i[1].clone(), activation);
+    let [silu, gelu, clamped] = ACTIVATIONS.map(gate);
+    let norm = |i: &[Tensor<2>; 3]| rms_norm(i[0].clone(), vector(&i[2]), 1e-6, 1.0);
+    let bias = |i: &[Tensor<2>; 3]| add_bias(i[0].clone(), vector(&i[2]));
+    let turn = |i: &[Tensor<2>; 3]| {
+        let angles = i[1].clone().slice([0..9, 0..4]);
+        rotary(i[0].clone(), angles.clone(), angles, 20)
+    };
+    let ops: [&dyn Fn(&[Tensor<2>; 3]) -> Tensor<2>; 6] =
+        [&silu, &gelu, &clamped, &norm, &bias, &turn];
+    for dtype in [DType::BF16, DType::F16] {
+        let mut seed = 0;
+        let inputs = [[9, 40], [9, 40], [1, 40]].map(|shape| {
+            seed += 1;
+            Tensor::<2>::from_data(random(shape, seed), (&Device::flex(), dtype))
+        });
+        let wide = inputs.clone().map(|input| input.cast(DType::F32));
+        for (index, op) in ops.iter().enumerate() {
+            let exact = op(&wide).cast(dtype);
+            assert_eq!(host(op(&inputs)), host(exact), "op {index} in {dtype:?}");
+        }
     }
 }

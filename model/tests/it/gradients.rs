@@ -3,9 +3,9 @@
 use burn::module::Module;
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{DType, Tensor};
-use potstill_model::{Decoder, MapParameters, Parameter, map_parameters, named_parameters};
+use potstill_model::{Decoder, MapParameters, ParameterName, map_parameters, named_parameters};
 
-use crate::{Grow, host, ids, small};
+use crate::{Grow, gradient_of, host, ids, small};
 
 const ROWS: [&[u32]; 2] = [&[1, 5, 9, 5, 22, 0, 7], &[3, 3, 4, 17, 2, 11, 20]];
 
@@ -27,25 +27,15 @@ struct Nudge<'a> {
     by: f64,
 }
 
-impl Nudge<'_> {
-    fn apply<const D: usize>(&self, name: &str, tensor: Tensor<D>) -> Tensor<D> {
-        if name != self.name {
+impl MapParameters for Nudge<'_> {
+    fn map<const D: usize>(&mut self, parameter: &ParameterName, tensor: Tensor<D>) -> Tensor<D> {
+        if parameter.name != self.name {
             return tensor;
         }
         let (shape, options) = (tensor.dims(), (&tensor.device(), DType::F64));
         let mut values = host(tensor);
         values[self.at] += self.by;
         Tensor::from_data(burn::tensor::TensorData::new(values, shape), options)
-    }
-}
-
-impl MapParameters for Nudge<'_> {
-    fn matrix(&mut self, name: &str, tensor: Tensor<2>) -> Tensor<2> {
-        self.apply(name, tensor)
-    }
-
-    fn vector(&mut self, name: &str, tensor: Tensor<1>) -> Tensor<1> {
-        self.apply(name, tensor)
     }
 }
 
@@ -58,11 +48,8 @@ fn gradients_equal_finite_differences() {
         let model = plain.clone().train();
         let gradients = loss(&model).backward();
         let mut largest = 0f64;
-        for (name, parameter) in named_parameters(&model) {
-            let gradient = match parameter {
-                Parameter::Matrix(tensor) => host(tensor.grad(&gradients).unwrap()),
-                Parameter::Vector(tensor) => host(tensor.grad(&gradients).unwrap()),
-            };
+        for (ParameterName { name, .. }, parameter) in named_parameters(&model) {
+            let gradient = gradient_of(&parameter, &gradients);
             let scale = gradient.iter().fold(0f64, |max, g| max.max(g.abs()));
             assert!(scale > 0.0, "{name} has no gradient");
             for at in [0, gradient.len() / 3, gradient.len() - 1] {
@@ -93,11 +80,7 @@ fn gradients_equal_finite_differences() {
 fn a_mapped_model_can_be_trained_further() {
     struct Descend<'a>(&'a mut burn::tensor::Gradients);
     impl MapParameters for Descend<'_> {
-        fn matrix(&mut self, _: &str, tensor: Tensor<2>) -> Tensor<2> {
-            let gradient = tensor.grad_remove(self.0).unwrap();
-            tensor.inner() - gradient * 1e-3
-        }
-        fn vector(&mut self, _: &str, tensor: Tensor<1>) -> Tensor<1> {
+        fn map<const D: usize>(&mut self, _: &ParameterName, tensor: Tensor<D>) -> Tensor<D> {
             let gradient = tensor.grad_remove(self.0).unwrap();
             tensor.inner() - gradient * 1e-3
         }

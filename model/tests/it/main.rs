@@ -3,34 +3,42 @@
 // The lints' exceptions for tests cover test functions only, not the functions that they call.
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
+mod bad_input;
 mod checkpoints;
+mod families;
 mod generation;
 mod gradients;
 mod packing;
 mod reference;
+mod width;
 
 use std::path::PathBuf;
 
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
-use potstill_model::{Config, Decoder, MapParameters, Parameter, map_parameters, named_parameters};
+use potstill_model::{
+    Config, Decoder, MapParameters, Parameter, ParameterName, map_parameters, named_parameters,
+};
+use serde_json::json;
 
 /// Makes a model of a few thousand parameters: 4 layers, grouped heads, a vocabulary of 23.
 fn small(tied: bool, dtype: DType) -> Decoder {
-    let config = Config {
-        vocab_size: 23,
-        hidden_size: 12,
-        intermediate_size: 20,
-        num_hidden_layers: 4,
-        num_attention_heads: 6,
-        num_key_value_heads: 2,
-        head_dim: 4,
-        rms_norm_eps: 1e-5,
-        rope_theta: 10_000.0,
-        max_position_embeddings: 64,
-        tie_word_embeddings: tied,
-        bos_token_id: Some(1),
-        eos_token_id: vec![2],
-    };
+    let config = Config::from_json(&json!({
+    "model_type": "llama",
+    "vocab_size": 23,
+    "hidden_size": 12,
+    "intermediate_size": 20,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "head_dim": 4,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10_000.0,
+    "max_position_embeddings": 64,
+    "tie_word_embeddings": tied,
+    "bos_token_id": 1,
+    "eos_token_id": [2]
+    }))
+    .unwrap();
     Decoder::init(&config, 7, dtype, &Device::flex()).unwrap()
 }
 
@@ -38,12 +46,8 @@ fn small(tied: bool, dtype: DType) -> Decoder {
 struct Grow(f64);
 
 impl MapParameters for Grow {
-    fn matrix(&mut self, _: &str, tensor: Tensor<2>) -> Tensor<2> {
-        tensor * self.0
-    }
-
-    fn vector(&mut self, _: &str, tensor: Tensor<1>) -> Tensor<1> {
-        tensor
+    fn map<const D: usize>(&mut self, _: &ParameterName, tensor: Tensor<D>) -> Tensor<D> {
+        if D == 2 { tensor * self.0 } else { tensor }
     }
 }
 
@@ -56,11 +60,21 @@ fn lively(dtype: DType) -> Decoder {
 fn values(model: &Decoder) -> Vec<(String, Vec<usize>, Vec<f64>)> {
     named_parameters(model)
         .into_iter()
-        .map(|(name, parameter)| match parameter {
-            Parameter::Matrix(tensor) => (name, tensor.dims().to_vec(), host(tensor)),
-            Parameter::Vector(tensor) => (name, tensor.dims().to_vec(), host(tensor)),
+        .map(|(ParameterName { name, .. }, parameter)| {
+            let shape = parameter.shape();
+            let data = parameter.try_into_data().unwrap();
+            (name, shape, data.iter::<f64>().collect())
         })
         .collect()
+}
+
+/// Returns the gradient of a parameter of a tracked model.
+fn gradient_of(parameter: &Parameter, gradients: &burn::tensor::Gradients) -> Vec<f64> {
+    match parameter {
+        Parameter::Matrix(tensor) => host(tensor.grad(gradients).unwrap()),
+        Parameter::Vector(tensor) => host(tensor.grad(gradients).unwrap()),
+        Parameter::Stack(tensor) => host(tensor.grad(gradients).unwrap()),
+    }
 }
 
 fn host<const D: usize>(tensor: Tensor<D>) -> Vec<f64> {

@@ -36,10 +36,10 @@ pub(super) fn start_kl(
     }
     let texts = texts(run, &folder, prompts)?;
     let teacher = checkpoint::load(&folder, &folder, DType::F32, device)?;
-    let start = match start::pruned_layers(run, teacher.config())? {
-        // The pruned student shares the teacher's tensors.
-        Some(layers) if student.path.is_none() => potstill_model::prune_layers(&teacher, &layers)?,
-        _ => start::start_on(run, 0, device)?,
+    let start = match student.path {
+        // A student that is cut from the teacher shares its tensors.
+        None => start::pruned(run, teacher.clone())?,
+        Some(_) => start::start_on(run, 0, device)?,
     };
     Ok(potstill_student::start_kl(&teacher, &start, &texts))
 }

@@ -5,7 +5,9 @@ use std::path::Path;
 use anyhow::Context as _;
 use potstill_datasets::{Error as DataError, Prompt, bos_problem};
 use potstill_model::Config;
-use potstill_teacher::{Local, LocalSettings, LocalTeacher, ScoringOptions, Teacher, TextEncoder};
+use potstill_teacher::{
+    Local, LocalSettings, LocalTeacher, Origin, ScoringOptions, Teacher, TextEncoder,
+};
 use serde_json::{Value, json};
 
 use crate::run_dir::settings_of;
@@ -65,6 +67,10 @@ pub(crate) fn open_local(context: &Context, folder: &Path) -> anyhow::Result<Loc
         template: Some(checkpoint::template(&context.run, folder)?),
         reasoning: context.run.settings.collect.reasoning.clone(),
         licence: teacher.licence.clone(),
+        origin: context.run.hub.get("teacher").map(|source| Origin {
+            name: source.repository.clone(),
+            revision: source.commit.clone(),
+        }),
     })?)
 }
 

@@ -2,9 +2,10 @@
 
 use burn::tensor::{DType, Device, Tensor};
 use potstill_datasets::{Signal, SignalRow};
-use potstill_model::{Config, Decoder, MapParameters, map_parameters};
+use potstill_model::{Config, Decoder, MapParameters, ParameterName, map_parameters};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use serde_json::json;
 
 use crate::error::Error;
 
@@ -47,29 +48,27 @@ impl LossCase {
 }
 
 fn small(device: &Device) -> Result<Decoder, Error> {
-    let config = Config {
-        vocab_size: VOCAB,
-        hidden_size: 16,
-        intermediate_size: 24,
-        num_hidden_layers: 2,
-        num_attention_heads: 4,
-        num_key_value_heads: 2,
-        head_dim: 4,
-        rms_norm_eps: 1e-5,
-        rope_theta: 10000.0,
-        max_position_embeddings: 64,
-        tie_word_embeddings: true,
-        bos_token_id: Some(1),
-        eos_token_id: vec![2],
-    };
+    let config = Config::from_json(&json!({
+    "model_type": "llama",
+    "vocab_size": VOCAB,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 4,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "max_position_embeddings": 64,
+    "tie_word_embeddings": true,
+    "bos_token_id": 1,
+    "eos_token_id": [2]
+    }))?;
     // With weights of standard deviation 0.02 all distributions are nearly uniform; larger weights test more.
     struct Larger;
     impl MapParameters for Larger {
-        fn matrix(&mut self, _: &str, tensor: Tensor<2>) -> Tensor<2> {
-            tensor * 15.0
-        }
-        fn vector(&mut self, _: &str, tensor: Tensor<1>) -> Tensor<1> {
-            tensor
+        fn map<const D: usize>(&mut self, _: &ParameterName, tensor: Tensor<D>) -> Tensor<D> {
+            if D == 2 { tensor * 15.0 } else { tensor }
         }
     }
     let model = Decoder::init(&config, 3, DType::F32, device)?;

@@ -10,7 +10,7 @@ use potstill_student::{
     BatchGradient, Error, Form, Gradients, LossSums, MicroBatch, Objective, Target, TrainSettings,
 };
 
-use crate::support::{real, signals};
+use crate::support::{real, signals, times};
 
 fn case(objective: &Objective) -> LossCase {
     LossCase::random(objective.temperature, &Device::flex()).unwrap()
@@ -104,14 +104,7 @@ fn the_trainer_passes_on_stories260k() {
 }
 
 fn negated(gradients: Gradients) -> Gradients {
-    let negate = |(name, parameter)| {
-        let parameter = match parameter {
-            Parameter::Matrix(tensor) => Parameter::Matrix(tensor.neg()),
-            Parameter::Vector(tensor) => Parameter::Vector(tensor.neg()),
-        };
-        (name, parameter)
-    };
-    gradients.into_iter().map(negate).collect()
+    scaled(gradients, -1.0)
 }
 
 #[test]
@@ -201,13 +194,7 @@ fn added(a: Gradients, mut b: Gradients) -> Gradients {
 }
 
 fn scaled(gradients: Gradients, by: f64) -> Gradients {
-    let scale = |(name, parameter)| {
-        let parameter = match parameter {
-            Parameter::Matrix(tensor) => Parameter::Matrix(tensor * by),
-            Parameter::Vector(tensor) => Parameter::Vector(tensor * by),
-        };
-        (name, parameter)
-    };
+    let scale = |(name, parameter)| (name, times(parameter, by));
     gradients.into_iter().map(scale).collect()
 }
 
@@ -269,8 +256,9 @@ fn independent_loss(
         let gradient = match parameter {
             Parameter::Matrix(tensor) => tensor.grad_remove(&mut tape).map(Parameter::Matrix),
             Parameter::Vector(tensor) => tensor.grad_remove(&mut tape).map(Parameter::Vector),
+            Parameter::Stack(tensor) => tensor.grad_remove(&mut tape).map(Parameter::Stack),
         };
-        gradients.extend(gradient.map(|gradient| (name, gradient)));
+        gradients.extend(gradient.map(|gradient| (name.name, gradient)));
     }
     Ok(BatchGradient {
         gradients,

@@ -3,24 +3,15 @@
 use std::collections::BTreeMap;
 
 use potstill_datasets::{Signal, SignalRow};
-use potstill_model::{Decoder, Parameter, named_parameters};
+use potstill_model::Decoder;
 use potstill_student::{Arm, TrainSettings, TrainingResult};
 
 use crate::resume;
-use crate::support::{settings, signals};
+use crate::support::{bits, settings, signals};
 
 fn run(data: &[Signal], arm: Arm, settings: &TrainSettings) -> TrainingResult {
     let dir = tempfile::tempdir().unwrap();
     resume::run(dir.path(), data, arm, settings, u64::MAX).unwrap()
-}
-
-fn bits(model: &Decoder) -> Vec<u32> {
-    let numbers = |(_, parameter): (String, Parameter)| match parameter {
-        Parameter::Matrix(tensor) => tensor.into_data().iter::<f32>().collect::<Vec<_>>(),
-        Parameter::Vector(tensor) => tensor.into_data().iter::<f32>().collect::<Vec<_>>(),
-    };
-    let numbers = named_parameters(model).into_iter().flat_map(numbers);
-    numbers.map(f32::to_bits).collect()
 }
 
 /// Gives every sequence a twin with another first token, so that each target token occurs in two contexts.

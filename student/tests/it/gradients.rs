@@ -4,14 +4,14 @@ use burn::module::Module;
 use burn::tensor::{DType, Device, Tensor};
 use potstill_datasets::Signal;
 use potstill_kernels::LogitTransform;
-use potstill_model::{Decoder, MapParameters, Parameter, map_parameters};
+use potstill_model::{Decoder, MapParameters, ParameterName, map_parameters};
 use potstill_student::loss::Tail;
 use potstill_student::{
     Arm, Form, GradientOptions, Gradients, MicroBatch, Objective, Target, TrainSettings,
     batch_gradient, hidden_gradient, micro_batch_gradient,
 };
 
-use crate::support::{flat, real, relative, settings, signals, tiny};
+use crate::support::{flat, numbers, real, relative, settings, signals, tiny};
 
 const ARMS: [Arm; 3] = [Arm::Student, Arm::Sft, Arm::Shuffled];
 
@@ -47,15 +47,8 @@ struct Nudge<'a> {
 }
 
 impl MapParameters for Nudge<'_> {
-    fn matrix(&mut self, name: &str, tensor: Tensor<2>) -> Tensor<2> {
-        if name == self.name {
-            self.nudge(tensor)
-        } else {
-            tensor
-        }
-    }
-    fn vector(&mut self, name: &str, tensor: Tensor<1>) -> Tensor<1> {
-        if name == self.name {
+    fn map<const D: usize>(&mut self, parameter: &ParameterName, tensor: Tensor<D>) -> Tensor<D> {
+        if parameter.name == self.name {
             self.nudge(tensor)
         } else {
             tensor
@@ -78,10 +71,7 @@ fn check_finite_differences(model: &Decoder, vocab: u32, per_parameter: usize) {
         let batch = signals(4, vocab, 11);
         let gradients = gradient(model, &batch, arm, &settings());
         for (name, parameter) in &gradients {
-            let values = match parameter {
-                Parameter::Matrix(tensor) => tensor.to_data().iter::<f64>().collect::<Vec<_>>(),
-                Parameter::Vector(tensor) => tensor.to_data().iter::<f64>().collect(),
-            };
+            let values = numbers(parameter);
             let largest =
                 (0..values.len()).max_by(|&a, &b| values[a].abs().total_cmp(&values[b].abs()));
             let spread = (0..values.len()).step_by(values.len().div_ceil(per_parameter));

@@ -5,14 +5,14 @@ use std::path::Path;
 
 use burn::tensor::{DType, Tensor};
 use potstill_datasets::Signal;
-use potstill_model::{Decoder, Parameter, named_parameters};
+use potstill_model::Decoder;
 use potstill_student::loss::{CustomDivergence, Divergence, forward_kl};
 use potstill_student::{
     Arm, Error, Objective, Overlong, SequenceId, SignalKind, TrainSettings, TrainingPlan,
     TrainingResult, evaluate, train,
 };
 
-use crate::support::{settings, signals, tiny};
+use crate::support::{bits, settings, signals, tiny};
 
 /// Trains the tiny model, and breaks after the step `stop_at`.
 pub(crate) fn run(
@@ -66,18 +66,6 @@ fn checkpoints(dir: &Path) -> Vec<String> {
         .collect();
     names.sort();
     names
-}
-
-fn bits(model: &Decoder) -> Vec<u32> {
-    let numbers = |(_, parameter): (String, Parameter)| match parameter {
-        Parameter::Matrix(tensor) => tensor.into_data().iter::<f32>().collect::<Vec<_>>(),
-        Parameter::Vector(tensor) => tensor.into_data().iter::<f32>().collect::<Vec<_>>(),
-    };
-    named_parameters(model)
-        .into_iter()
-        .flat_map(numbers)
-        .map(f32::to_bits)
-        .collect()
 }
 
 #[test]

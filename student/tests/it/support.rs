@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use potstill_datasets::{Signal, SignalRow};
-use potstill_model::{Config, Decoder, Parameter};
+use potstill_model::{Config, Decoder, Parameter, ParameterName, TensorOperation};
 use potstill_student::{Form, Gradients, Objective, Overlong, TrainSettings};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -70,39 +70,29 @@ pub(crate) fn tiny_with_rows(dtype: DType, rows: usize) -> Decoder {
 pub(crate) fn with_parameters_of(model: Decoder, source: &Decoder) -> Decoder {
     struct Copy(std::collections::BTreeMap<String, Parameter>);
     impl potstill_model::MapParameters for Copy {
-        fn matrix(&mut self, name: &str, tensor: Tensor<2>) -> Tensor<2> {
-            match self.0.remove(name) {
-                Some(Parameter::Matrix(from)) => {
-                    let rows = from.dims()[0];
-                    let rest = tensor.dims()[0] - rows;
-                    if rest == 0 {
-                        return from;
-                    }
-                    Tensor::cat(vec![from, tensor.narrow(0, rows, rest)], 0)
-                }
-                _ => tensor,
-            }
-        }
-        fn vector(&mut self, name: &str, tensor: Tensor<1>) -> Tensor<1> {
-            match self.0.remove(name) {
-                Some(Parameter::Vector(from)) => from,
-                _ => tensor,
+        fn map<const D: usize>(&mut self, name: &ParameterName, tensor: Tensor<D>) -> Tensor<D> {
+            let Some(from) = self.0.remove(&name.name) else {
+                return tensor;
+            };
+            let from: Tensor<D> = from.tensor().unwrap();
+            let rows = from.dims()[0];
+            match tensor.dims()[0] - rows {
+                0 => from,
+                rest => Tensor::cat(vec![from, tensor.narrow(0, rows, rest)], 0),
             }
         }
     }
-    let parameters = potstill_model::named_parameters(source);
-    potstill_model::map_parameters(model, &mut Copy(parameters.into_iter().collect()))
+    let parameters = potstill_model::named_parameters(source).into_iter();
+    let parameters = parameters.map(|(name, parameter)| (name.name, parameter));
+    potstill_model::map_parameters(model, &mut Copy(parameters.collect()))
 }
 
 /// Multiplies all weight matrices by a factor.
 pub(crate) fn scaled(model: Decoder, factor: f64) -> Decoder {
     struct Scale(f64);
     impl potstill_model::MapParameters for Scale {
-        fn matrix(&mut self, _: &str, tensor: Tensor<2>) -> Tensor<2> {
-            tensor * self.0
-        }
-        fn vector(&mut self, _: &str, tensor: Tensor<1>) -> Tensor<1> {
-            tensor
+        fn map<const D: usize>(&mut self, _: &ParameterName, tensor: Tensor<D>) -> Tensor<D> {
+            if D == 2 { tensor * self.0 } else { tensor }
         }
     }
     potstill_model::map_parameters(model, &mut Scale(factor))
@@ -203,11 +193,34 @@ pub(crate) fn top_k(log_p: &[f64], k: usize) -> SignalRow {
 }
 
 pub(crate) fn flat(gradients: &Gradients) -> Vec<f64> {
-    let numbers = |parameter: &Parameter| match parameter {
-        Parameter::Matrix(tensor) => tensor.to_data().iter::<f64>().collect::<Vec<_>>(),
-        Parameter::Vector(tensor) => tensor.to_data().iter::<f64>().collect(),
-    };
     gradients.values().flat_map(numbers).collect()
+}
+
+/// Returns the values of a parameter.
+pub(crate) fn numbers(parameter: &Parameter) -> Vec<f64> {
+    let data = parameter.clone().try_into_data().unwrap();
+    data.iter::<f64>().collect()
+}
+
+/// Returns the bits of all parameters, in order.
+pub(crate) fn bits(model: &Decoder) -> Vec<u32> {
+    let parameters = potstill_model::named_parameters(model);
+    let values = parameters
+        .iter()
+        .flat_map(|(_, parameter)| numbers(parameter));
+    values.map(|value| (value as f32).to_bits()).collect()
+}
+
+/// Multiplies a parameter by a factor.
+pub(crate) fn times(parameter: Parameter, factor: f64) -> Parameter {
+    struct Times(f64);
+    impl TensorOperation for Times {
+        type Output = Parameter;
+        fn apply<const D: usize>(self, tensor: Tensor<D>) -> Parameter {
+            Parameter::new(tensor * self.0)
+        }
+    }
+    parameter.apply(Times(factor))
 }
 
 /// Computes ‖a − b‖ / ‖b‖.

@@ -35,17 +35,41 @@ pub(super) struct HeadRows {
     pub rows: usize,
 }
 
+/// Rows of a head that are staged at a time: a power of two, and so a divisor of a block.
+fn staged_rows(width: usize) -> usize {
+    let fit = (STAGED / width.next_multiple_of(GRID)).min(BLOCK);
+    1 << fit.ilog2()
+}
+
 #[cube]
 pub(super) fn head_rows(
     head: usize,
     heads: usize,
     row: usize,
     rows: usize,
-    #[comptime] e: usize,
+    #[comptime] width: usize,
 ) -> HeadRows {
     HeadRows {
-        start: (row * heads + head) * e,
-        stride: heads * e,
+        start: (row * heads + head) * width,
+        stride: heads * width,
+        rows,
+    }
+}
+
+/// The columns of a head in rows of a matrix whose rows hold `row_width` numbers; the first head's columns start at
+/// `column`.
+#[cube]
+pub(super) fn head_rows_within(
+    head: usize,
+    row: usize,
+    rows: usize,
+    column: usize,
+    row_width: usize,
+    #[comptime] width: usize,
+) -> HeadRows {
+    HeadRows {
+        start: row * row_width + column + head * width,
+        stride: row_width,
         rows,
     }
 }
@@ -155,30 +179,30 @@ pub(super) fn add_weighted_rows<F: Float>(
     b_rows: &HeadRows,
     staged: &mut Shared<[f32]>,
     sums: &mut Array<f32>, // [columns of a unit, 4]
-    #[comptime] e: usize,
-    #[comptime] staged_rows: usize,
+    #[comptime] head_width: usize,
 ) {
     let unit = UNIT_POS_X as usize;
     let (y, x) = (unit / GRID, unit % GRID);
-    let columns = comptime!(e.div_ceil(GRID));
+    let columns = comptime!(head_width.div_ceil(GRID));
     let width = comptime!(columns * GRID);
+    let row_count = comptime!(staged_rows(head_width));
     let mut weights = Array::<f32>::new(4usize);
     let mut from = 0usize;
     while from < b_rows.rows {
         // All units have written the tile and read what was staged before.
         sync_cube();
         let mut at = unit;
-        while at < staged_rows * width {
+        while at < row_count * width {
             let (row, d) = (from + at / width, at % width);
             let mut number = f32::new(0.0);
-            if d < e && row < b_rows.rows {
+            if d < head_width && row < b_rows.rows {
                 number = f32::cast_from(b[b_rows.start + row * b_rows.stride + d]);
             }
             staged[at] = number;
             at += UNITS as usize;
         }
         sync_cube();
-        for row in 0..staged_rows {
+        for row in 0..row_count {
             #[unroll]
             for i in 0..4usize {
                 weights[i] = tile[(4 * y + i) * TILE_ROW + from + row];
@@ -192,7 +216,7 @@ pub(super) fn add_weighted_rows<F: Float>(
                 }
             }
         }
-        from += staged_rows;
+        from += row_count;
     }
 }
 
@@ -233,17 +257,17 @@ pub(super) fn write_rows<F: Float>(
     factors: &Array<f32>, // [4]
     out: &mut Tensor<F>,
     out_rows: &HeadRows,
-    #[comptime] e: usize,
+    #[comptime] width: usize,
 ) {
     let unit = UNIT_POS_X as usize;
     let (y, x) = (unit / GRID, unit % GRID);
     #[unroll]
-    for c in 0..comptime!(e.div_ceil(GRID)) {
+    for c in 0..comptime!(width.div_ceil(GRID)) {
         let d = x + c * GRID;
         #[unroll]
         for i in 0..4usize {
             let row = 4 * y + i;
-            if d < e && row < out_rows.rows {
+            if d < width && row < out_rows.rows {
                 out[out_rows.start + row * out_rows.stride + d] =
                     F::cast_from(sums[4 * c + i] * factors[i]);
             }

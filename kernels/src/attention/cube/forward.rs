@@ -7,20 +7,21 @@ use super::block::{
     block_products, filled_array, head_rows, query_block, score, write_rows,
 };
 
-/// Computes the output and log Σ exp(s) of a block of rows. Cubes are `[heads, blocks of rows]`.
+/// Computes the output and log Z of a block of rows. Cubes are `[heads, blocks of rows]`.
 #[cube(launch)]
 pub(super) fn forward_kernel<F: Float>(
     q: &Tensor<F>,              // [n, heads · e]
     k: &Tensor<F>,              // [n, key_heads · e]
-    v: &Tensor<F>,              // [n, key_heads · e]
+    v: &Tensor<F>,              // [n, key_heads · w]
+    sinks: &Tensor<f32>,        // [heads]
     bounds: &Tensor<i32>,       // [2, n]
-    output: &mut Tensor<F>,     // [n, heads · e]
+    output: &mut Tensor<F>,     // [n, heads · w]
     log_sums: &mut Tensor<f32>, // [n, heads]
     scale: f32,
     softcap: f32,
     #[comptime] capped: bool,
     #[comptime] e: usize,
-    #[comptime] staged_rows: usize,
+    #[comptime] w: usize,
     #[define(F)] _dtype: ElemType,
 ) {
     let block = query_block::<F>(q, k, e);
@@ -31,18 +32,14 @@ pub(super) fn forward_kernel<F: Float>(
     };
     let mut staged = Shared::<[f32]>::new_slice(STAGED);
     let mut tile = Shared::<[f32]>::new_slice(TILE);
-    let columns = comptime!(e.div_ceil(GRID));
+    let columns = comptime!(w.div_ceil(GRID));
     let mut weighted = filled_array(f32::new(0.0), comptime!(4 * columns));
-    let mut maxima = filled_array(f32::new(LOWEST), 4usize);
+    let sink = sinks[block.head];
+    let mut maxima = filled_array(sink, 4usize);
     let mut sums = filled_array(f32::new(0.0), 4usize);
     let mut scores = Array::<f32>::new(16usize);
-    let rows = head_rows(
-        block.head,
-        block.heads,
-        block.start,
-        block.end - block.start,
-        e,
-    );
+    let row_count = block.end - block.start;
+    let rows = head_rows(block.head, block.heads, block.start, row_count, e);
     let mut key = bounds[block.start] as usize;
     while key < block.end {
         let key_rows = usize::min(BLOCK, block.end - key);
@@ -60,11 +57,13 @@ pub(super) fn forward_kernel<F: Float>(
             &mut tile,
             columns,
         );
-        add_weighted_rows::<F>(&tile, v, &keys, &mut staged, &mut weighted, e, staged_rows);
+        let values = head_rows(block.key_head, block.key_heads, key, key_rows, w);
+        add_weighted_rows::<F>(&tile, v, &values, &mut staged, &mut weighted, w);
         key += BLOCK;
     }
-    let inverse_sums = finish_sums(&block, &maxima, &sums, &mut staged, log_sums);
-    write_rows::<F>(&weighted, &inverse_sums, output, &rows, e);
+    let inverse_sums = finish_sums(&block, sink, &maxima, &sums, &mut staged, log_sums);
+    let output_rows = head_rows(block.head, block.heads, block.start, row_count, w);
+    write_rows::<F>(&weighted, &inverse_sums, output, &output_rows, w);
 }
 
 /// Replaces the unit's products q · k by scores, or by [`LOWEST`] for keys that a row does not see, and stages the
@@ -139,10 +138,12 @@ fn add_weights(
     }
 }
 
-/// Adds the sums of the 16 units of each row, writes log Σ exp(s), and returns 1 / Σ of the unit's rows.
+/// Adds the sums of the 16 units of each row and the sink's part, writes log Z, and returns 1 / Z of the unit's rows,
+/// relative to their maxima.
 #[cube]
 fn finish_sums(
     block: &QueryBlock,
+    sink: f32,
     maxima: &Array<f32>,
     sums: &Array<f32>,
     staged: &mut Shared<[f32]>,
@@ -159,7 +160,7 @@ fn finish_sums(
     let mut inverse_sums = Array::<f32>::new(4usize);
     #[unroll]
     for i in 0..4usize {
-        let mut sum = f32::new(0.0);
+        let mut sum = (sink - maxima[i]).exp();
         for other in 0..GRID {
             sum += staged[(4 * y + i) * ROW + other];
         }

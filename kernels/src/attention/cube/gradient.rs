@@ -5,28 +5,61 @@ use cubecl::prelude::*;
 
 use super::block::{
     BLOCK, GRID, QueryBlock, STAGED, ScoreFunction, TILE, TILE_ROW, UNITS, add_weighted_rows,
-    block_products, filled_array, head_rows, query_block, score, score_slope, write_rows,
+    block_products, filled_array, head_rows, head_rows_within, query_block, score, score_slope,
+    write_rows,
 };
 
-/// Writes log Σ exp(s) and D = Σ ∂L/∂o · o of each row and head next to each other; one unit for each pair.
+/// Writes log Z and D = Σ ∂L/∂o · o of each row and head next to each other; one unit for each pair.
 #[cube(launch)]
 pub(super) fn row_constants_kernel<F: Float>(
-    gradient: &Tensor<F>,            // [n, heads · e], ∂L/∂o
-    output: &Tensor<F>,              // [n, heads · e]
+    gradient: &Tensor<F>,            // [n, heads · w], ∂L/∂o
+    output: &Tensor<F>,              // [n, heads · w]
     log_sums: &Tensor<f32>,          // [n, heads]
     row_constants: &mut Tensor<f32>, // [n, heads, 2]
-    #[comptime] e: usize,
+    #[comptime] w: usize,
     #[define(F)] _dtype: ElemType,
 ) {
     let index = (CUBE_POS_X * UNITS + UNIT_POS_X) as usize;
     if index < log_sums.shape(0) * log_sums.shape(1) {
         let mut product = f32::new(0.0);
-        for d in 0..e {
+        for d in 0..w {
             product +=
-                f32::cast_from(gradient[index * e + d]) * f32::cast_from(output[index * e + d]);
+                f32::cast_from(gradient[index * w + d]) * f32::cast_from(output[index * w + d]);
         }
         row_constants[2 * index] = log_sums[index];
         row_constants[2 * index + 1] = product;
+    }
+}
+
+/// Computes ∂L/∂sink of each head. Cubes are `[heads]`.
+#[cube(launch)]
+pub(super) fn sink_gradient_kernel(
+    row_constants: &Tensor<f32>, // [n, heads, 2]
+    sinks: &Tensor<f32>,         // [heads]
+    out: &mut Tensor<f32>,       // [heads]
+) {
+    let (head, heads) = (CUBE_POS_X as usize, CUBE_COUNT_X as usize);
+    let unit = UNIT_POS_X as usize;
+    let n = row_constants.shape(0);
+    let sink = sinks[head];
+    let mut sum = f32::new(0.0);
+    let mut row = unit;
+    while row < n {
+        let index = 2 * (row * heads + head);
+        sum -= (sink - row_constants[index]).exp() * row_constants[index + 1];
+        row += UNITS as usize;
+    }
+    let mut sums = Shared::<[f32]>::new_slice(comptime!(UNITS as usize));
+    sums[unit] = sum;
+    sync_cube();
+    if unit == 0 {
+        let mut total = f32::new(0.0);
+        let mut other = 0usize;
+        while other < UNITS as usize {
+            total += sums[other];
+            other += 1;
+        }
+        out[head] = total;
     }
 }
 
@@ -35,7 +68,7 @@ pub(super) fn row_constants_kernel<F: Float>(
 struct RowConstants {
     /// First key that the row sees.
     first: usize,
-    /// log Σ exp(s).
+    /// log Z.
     log_sum: f32,
     /// D = Σ ∂L/∂o · o.
     output_dot_gradient: f32,
@@ -59,22 +92,22 @@ fn read_row_constants(
     }
 }
 
-/// Computes ∂L/∂k, and ∂L/∂v after it. Cubes are `[key heads, blocks of keys]`. Here the rows of a block of scores are
+/// Computes ∂L/∂k and ∂L/∂v, next to each other in each row. Cubes are `[key heads, blocks of keys]`. Here the rows of a block of scores are
 /// keys, and its columns are query rows.
 #[cube(launch)]
 pub(super) fn key_gradient_kernel<F: Float>(
     q: &Tensor<F>,               // [n, heads · e]
     k: &Tensor<F>,               // [n, key_heads · e]
-    v: &Tensor<F>,               // [n, key_heads · e]
-    gradient: &Tensor<F>,        // [n, heads · e], ∂L/∂o
+    v: &Tensor<F>,               // [n, key_heads · w]
+    gradient: &Tensor<F>,        // [n, heads · w], ∂L/∂o
     row_constants: &Tensor<f32>, // [n, heads, 2]
     bounds: &Tensor<i32>,        // [2, n]
-    out: &mut Tensor<F>,         // [2, n, key_heads · e]
+    out: &mut Tensor<F>,         // [n, key_heads · (e + w)]
     scale: f32,
     softcap: f32,
     #[comptime] capped: bool,
     #[comptime] e: usize,
-    #[comptime] staged_rows: usize,
+    #[comptime] w: usize,
     #[define(F)] _dtype: ElemType,
 ) {
     let function = ScoreFunction {
@@ -86,21 +119,30 @@ pub(super) fn key_gradient_kernel<F: Float>(
     let group = block.heads / block.key_heads;
     let mut staged = Shared::<[f32]>::new_slice(STAGED);
     let mut tile = Shared::<[f32]>::new_slice(TILE);
-    let sum_count = comptime!(4 * e.div_ceil(GRID));
-    let mut key_sums = filled_array(f32::new(0.0), sum_count);
-    let mut value_sums = filled_array(f32::new(0.0), sum_count);
+    let mut key_sums = filled_array(f32::new(0.0), comptime!(4 * e.div_ceil(GRID)));
+    let mut value_sums = filled_array(f32::new(0.0), comptime!(4 * w.div_ceil(GRID)));
     let mut scores = Array::<f32>::new(16usize);
     let mut slopes = Array::<f32>::new(16usize);
     let key_count = block.end - block.start;
     let keys = head_rows(block.key_head, block.key_heads, block.start, key_count, e);
+    let values = head_rows(block.key_head, block.key_heads, block.start, key_count, w);
     for member in 0..group {
         let head = block.key_head * group + member;
         let mut query = block.start;
         while query < block.seen_until {
             let row_count = usize::min(BLOCK, block.seen_until - query);
             let rows = head_rows(head, block.heads, query, row_count, e);
+            let output_rows = head_rows(head, block.heads, query, row_count, w);
             block_products::<F>(k, &keys, q, &rows, &mut staged, &mut scores, e);
-            block_products::<F>(v, &keys, gradient, &rows, &mut staged, &mut slopes, e);
+            block_products::<F>(
+                v,
+                &values,
+                gradient,
+                &output_rows,
+                &mut staged,
+                &mut slopes,
+                w,
+            );
             write_key_weights(
                 &block,
                 head,
@@ -112,15 +154,21 @@ pub(super) fn key_gradient_kernel<F: Float>(
                 &mut slopes,
                 &mut tile,
             );
-            let sums = &mut value_sums;
-            add_weighted_rows::<F>(&tile, gradient, &rows, &mut staged, sums, e, staged_rows);
+            add_weighted_rows::<F>(
+                &tile,
+                gradient,
+                &output_rows,
+                &mut staged,
+                &mut value_sums,
+                w,
+            );
             sync_cube();
             write_tile(&slopes, &mut tile);
-            add_weighted_rows::<F>(&tile, q, &rows, &mut staged, &mut key_sums, e, staged_rows);
+            add_weighted_rows::<F>(&tile, q, &rows, &mut staged, &mut key_sums, e);
             query += BLOCK;
         }
     }
-    write_key_gradients::<F>(&block, &key_sums, &value_sums, out, e);
+    write_key_gradients::<F>(&block, &key_sums, &value_sums, out, e, w);
 }
 
 /// Writes the unit's sums for ∂L/∂k and ∂L/∂v.
@@ -131,14 +179,16 @@ fn write_key_gradients<F: Float>(
     value_sums: &Array<f32>,
     out: &mut Tensor<F>,
     #[comptime] e: usize,
+    #[comptime] w: usize,
 ) {
     let ones = filled_array(f32::new(1.0), 4usize);
-    let rows = block.end - block.start;
-    let keys = head_rows(block.key_head, block.key_heads, block.start, rows, e);
+    let (head, rows) = (block.key_head, block.end - block.start);
+    let row_width = block.key_heads * comptime!(e + w);
+    let keys = head_rows_within(head, block.start, rows, 0usize, row_width, e);
     write_rows::<F>(key_sums, &ones, out, &keys, e);
-    let value_start = block.n + block.start;
-    let values = head_rows(block.key_head, block.key_heads, value_start, rows, e);
-    write_rows::<F>(value_sums, &ones, out, &values, e);
+    let value_column = block.key_heads * e;
+    let values = head_rows_within(head, block.start, rows, value_column, row_width, w);
+    write_rows::<F>(value_sums, &ones, out, &values, w);
 }
 
 /// The head and the block of keys that a cube of [`key_gradient_kernel`] processes.
@@ -230,8 +280,8 @@ fn write_tile(numbers: &Array<f32>, tile: &mut Shared<[f32]>) {
 pub(super) fn query_gradient_kernel<F: Float>(
     q: &Tensor<F>,               // [n, heads · e]
     k: &Tensor<F>,               // [n, key_heads · e]
-    v: &Tensor<F>,               // [n, key_heads · e]
-    gradient: &Tensor<F>,        // [n, heads · e], ∂L/∂o
+    v: &Tensor<F>,               // [n, key_heads · w]
+    gradient: &Tensor<F>,        // [n, heads · w], ∂L/∂o
     row_constants: &Tensor<f32>, // [n, heads, 2]
     bounds: &Tensor<i32>,        // [2, n]
     out: &mut Tensor<F>,         // [n, heads · e]
@@ -239,7 +289,7 @@ pub(super) fn query_gradient_kernel<F: Float>(
     softcap: f32,
     #[comptime] capped: bool,
     #[comptime] e: usize,
-    #[comptime] staged_rows: usize,
+    #[comptime] w: usize,
     #[define(F)] _dtype: ElemType,
 ) {
     let block = query_block::<F>(q, k, e);
@@ -253,19 +303,24 @@ pub(super) fn query_gradient_kernel<F: Float>(
     let mut sums = filled_array(f32::new(0.0), comptime!(4 * e.div_ceil(GRID)));
     let mut scores = Array::<f32>::new(16usize);
     let mut slopes = Array::<f32>::new(16usize);
-    let rows = head_rows(
-        block.head,
-        block.heads,
-        block.start,
-        block.end - block.start,
-        e,
-    );
+    let row_count = block.end - block.start;
+    let rows = head_rows(block.head, block.heads, block.start, row_count, e);
+    let output_rows = head_rows(block.head, block.heads, block.start, row_count, w);
     let mut key = bounds[block.start] as usize;
     while key < block.end {
         let key_rows = usize::min(BLOCK, block.end - key);
         let keys = head_rows(block.key_head, block.key_heads, key, key_rows, e);
         block_products::<F>(q, &rows, k, &keys, &mut staged, &mut scores, e);
-        block_products::<F>(gradient, &rows, v, &keys, &mut staged, &mut slopes, e);
+        let values = head_rows(block.key_head, block.key_heads, key, key_rows, w);
+        block_products::<F>(
+            gradient,
+            &output_rows,
+            v,
+            &values,
+            &mut staged,
+            &mut slopes,
+            w,
+        );
         write_query_slopes(
             &block,
             key,
@@ -276,7 +331,7 @@ pub(super) fn query_gradient_kernel<F: Float>(
             &slopes,
             &mut tile,
         );
-        add_weighted_rows::<F>(&tile, k, &keys, &mut staged, &mut sums, e, staged_rows);
+        add_weighted_rows::<F>(&tile, k, &keys, &mut staged, &mut sums, e);
         key += BLOCK;
     }
     let ones = filled_array(f32::new(1.0), 4usize);
