@@ -10,6 +10,7 @@ use crate::events::Event;
 use crate::init::{self, InitOptions};
 use crate::progress::{Console, OutputOptions};
 use crate::run_file::ConfigError;
+use crate::stages::sources::Needed;
 use crate::stages::{self, Context, RunOptions, StageOutcome};
 use crate::{errors, render, schema};
 
@@ -156,10 +157,10 @@ struct InitFlags {
     /// The run file to write
     #[arg(default_value = "run.toml")]
     file: PathBuf,
-    /// File of prompts, with or without answers
+    /// File of prompts, with or without answers; hf://datasets/org/name/file for one of the Hugging Face Hub
     #[arg(long, value_name = "PATH")]
     data: Option<String>,
-    /// Folder of the teacher, in Hugging Face layout
+    /// The teacher: a folder, a GGUF file, or org/name of the Hugging Face Hub
     #[arg(long, value_name = "PATH")]
     teacher: Option<String>,
     /// Name of the run [default: the name of the data file]
@@ -296,8 +297,12 @@ fn run_stage_command(stage: &Stage, console: &Console) -> anyhow::Result<StageOu
     if let Stage::Check(_) = stage {
         return stages::check::check(&flags.file, &options, console);
     }
-    let context = Context::open(&flags.file, &options)?;
+    let mut context = Context::open(&flags.file, &options)?;
     crate::interrupt::watch(console)?;
+    match context.fetch_sources(needed_sources(stage))? {
+        StageOutcome::UpToDate => {}
+        outcome => return Ok(outcome),
+    }
     match stage {
         Stage::Run(_) | Stage::Check(_) => stages::run(&context),
         Stage::Probe(_) => stages::probe::probe(&context),
@@ -317,6 +322,15 @@ fn run_stage_command(stage: &Stage, console: &Console) -> anyhow::Result<StageOu
             }
             Ok(outcome)
         }
+    }
+}
+
+/// The sources that a command reads.
+fn needed_sources(stage: &Stage) -> Needed {
+    match stage {
+        Stage::Grade(_) | Stage::Curate(_) => Needed::Nothing,
+        Stage::Import(_) => Needed::Data,
+        _ => Needed::Everything,
     }
 }
 

@@ -8,7 +8,7 @@ use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use indicatif::{DecimalBytes, MultiProgress, ProgressBar, ProgressStyle};
 
 use crate::events::{Event, duration};
 
@@ -16,6 +16,14 @@ use crate::events::{Event, duration};
 const LINE_EVERY: Duration = Duration::from_secs(10);
 /// Shortest time between two progress events of the same stage.
 const EVENT_EVERY: Duration = Duration::from_secs(1);
+
+/// The unit of parts that are shown as an amount of data.
+const BYTES: &str = "bytes";
+
+/// A number of bytes for people, such as `2.90 GB`; a GB is 10⁹ bytes.
+pub fn size(bytes: u64) -> String {
+    DecimalBytes(bytes).to_string()
+}
 
 /// Amount and form of the output.
 #[derive(Debug, Clone, Copy, Default)]
@@ -108,9 +116,10 @@ impl Console {
     ) -> StageProgress {
         let bar = self.bars.as_ref().map(|bars| {
             let bar = bars.add(ProgressBar::new(total).with_position(done));
-            let style = ProgressStyle::with_template(
-                "{prefix:>10} [{bar:30}] {pos}/{len} {msg}, {eta} left",
-            );
+            let style = ProgressStyle::with_template(match unit {
+                BYTES => "{prefix:>10} [{bar:30}] {decimal_bytes}/{decimal_total_bytes} {msg}, {decimal_bytes_per_sec}, {eta} left",
+                _ => "{prefix:>10} [{bar:30}] {pos}/{len} {msg}, {eta} left",
+            });
             bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
             bar.set_prefix(stage.to_owned());
             bar.reset_eta();
@@ -146,16 +155,29 @@ pub struct StageProgress {
 }
 
 impl StageProgress {
+    /// Changes the number of all parts.
+    pub fn set_total(&mut self, total: u64) {
+        self.total = total;
+        if let Some(bar) = &self.bar {
+            bar.set_length(total);
+        }
+    }
+
     /// Shows the number of parts that are done, and of tokens that this process has seen.
     pub fn update(&mut self, done: u64, tokens: u64, note: &str) {
         let seconds = self.started.elapsed().as_secs_f64().max(1e-3);
         self.emit_event(done, tokens, seconds, note);
-        let mut facts = self.unit.to_owned();
+        let is_bytes = self.unit == BYTES;
+        let mut facts = if is_bytes {
+            String::new()
+        } else {
+            self.unit.to_owned()
+        };
         if tokens > 0 {
             facts += &format!(", {:.0} tokens/s", tokens as f64 / seconds);
         }
         if !note.is_empty() {
-            facts += &format!(", {note}");
+            facts += &format!("{}{note}", if is_bytes { "" } else { ", " });
         }
         match &self.bar {
             Some(bar) => {
@@ -164,7 +186,8 @@ impl StageProgress {
             }
             None if self.last_line.elapsed() >= LINE_EVERY && !self.console.options.quiet => {
                 self.last_line = Instant::now();
-                let (done_here, rest) = (done - self.done_before, self.total.saturating_sub(done));
+                let done_here = done.saturating_sub(self.done_before);
+                let rest = self.total.saturating_sub(done);
                 let left = match done_here {
                     0 => String::new(),
                     _ => format!(
@@ -172,7 +195,14 @@ impl StageProgress {
                         duration(seconds / done_here as f64 * rest as f64)
                     ),
                 };
-                eprintln!("{}: {done}/{} {facts}{left}", self.stage, self.total);
+                let (stage, total) = (&self.stage, self.total);
+                if is_bytes {
+                    let rate = size((done_here as f64 / seconds) as u64);
+                    let (done, total) = (size(done), size(total));
+                    eprintln!("{stage}: {done} of {total} {facts}, {rate}/s{left}");
+                } else {
+                    eprintln!("{stage}: {done}/{total} {facts}{left}");
+                }
             }
             None => {}
         }

@@ -18,6 +18,7 @@ use crate::errors;
 use crate::progress::{Console, colours};
 use crate::run_dir::check_owner;
 use crate::run_file::Loaded;
+use crate::stages::sources::{self, Extent, Needed, Sources};
 use crate::stages::{RunOptions, checkpoint, import, run_dir_path};
 
 const PLACEHOLDER: &str = "This is an answer.";
@@ -53,13 +54,21 @@ pub fn render(
     rows: usize,
     console: &Console,
 ) -> anyhow::Result<()> {
-    let run = Loaded::read(file)?;
+    let mut run = Loaded::read(file)?;
     let options = RunOptions {
         run_dir,
         ..RunOptions::default()
     };
     let dir = run_dir_path(&run, &options);
     check_owner(&dir, &run)?;
+    let extent = Extent::WithoutWeights;
+    if sources::resolve(&mut run, &dir, console, Needed::Everything, extent)? >= Sources::Incomplete
+    {
+        bail!(
+            "the files named above are not on this machine\nhint: `potstill run {}` fetches them",
+            file.display()
+        );
+    }
     let encoder = row_encoder(&run)?;
     let limit = run.settings.import.limit.map_or(rows, |n| rows.min(n));
     let imported = import::read(&run, Some(limit))?;

@@ -382,6 +382,7 @@ mod tests {
             settings,
             path,
             text: text.to_owned(),
+            hub: BTreeMap::new(),
         }
     }
 

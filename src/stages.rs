@@ -21,6 +21,7 @@ mod rows;
 mod sampling;
 pub mod score;
 mod served;
+pub(crate) mod sources;
 mod start;
 pub mod train;
 mod training;
@@ -39,6 +40,7 @@ use crate::interrupt;
 use crate::progress::{Console, OutputOptions};
 use crate::run_dir::{Counts, EarlierOutput, LedgerLine, RunDir, StagePlan, now, short};
 use crate::run_file::{ConfigError, Loaded};
+use sources::{Extent, Needed, Sources};
 
 /// Operational options of a run. Except for `limit`, none changes what the run computes.
 #[derive(Debug, Clone, Default)]
@@ -106,6 +108,26 @@ impl Context {
             dry_run: options.dry_run,
             retry_failures: options.retry_failures,
         })
+    }
+
+    /// Fetches the models and data that are not on this machine, and records their commits. In a dry run absent files
+    /// are only named. The outcome is [`StageOutcome::UpToDate`] if all is there afterwards.
+    ///
+    /// # Errors
+    /// Repositories that do not exist, failures of the connection and of the file system.
+    pub(crate) fn fetch_sources(&mut self, needed: Needed) -> anyhow::Result<StageOutcome> {
+        let extent = match self.dry_run {
+            true => Extent::Nothing,
+            false => Extent::Whole,
+        };
+        let dir = self.dir.path("");
+        Ok(
+            match sources::resolve(&mut self.run, &dir, &self.console, needed, extent)? {
+                Sources::Complete => StageOutcome::UpToDate,
+                Sources::WithoutWeights | Sources::Incomplete => StageOutcome::WouldRun,
+                Sources::Stopped => StageOutcome::Stopped,
+            },
+        )
     }
 
     /// Arms that the run trains: the student first, then its controls.

@@ -161,6 +161,7 @@ fn capture(request: &MeasurementRequest) -> anyhow::Result<MeasurementReply> {
         template: Some(ChatTemplate::plain()?),
         reasoning: None,
         licence: None,
+        origin: None,
     })?;
     let text = |(index, ids): (usize, &Vec<u32>)| ScoringText {
         prompt_id: "bench".to_owned(),

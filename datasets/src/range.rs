@@ -285,7 +285,11 @@ impl<R: Range> JsonSchema for Each<R> {
 /// value, and takes a relative one to be below the run file's folder.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct FilePath(PathBuf);
+pub struct FilePath {
+    path: PathBuf,
+    /// The path before it was taken to be below a folder: it may also be the name of a repository.
+    written: String,
+}
 
 schema!(FilePath, { "type": "string", "minLength": 1 });
 
@@ -293,13 +297,28 @@ impl FilePath {
     /// The path.
     #[must_use]
     pub fn as_path(&self) -> &Path {
-        &self.0
+        &self.path
+    }
+
+    /// The path as it was written, with variables replaced.
+    #[must_use]
+    pub fn written(&self) -> &str {
+        &self.written
+    }
+
+    /// The written path `path`, which is taken to be below `base` if it is relative.
+    #[must_use]
+    pub fn below(base: &Path, path: &Path) -> FilePath {
+        FilePath {
+            path: base.join(path),
+            written: path.to_string_lossy().into_owned(),
+        }
     }
 }
 
 impl AsRef<Path> for FilePath {
     fn as_ref(&self) -> &Path {
-        &self.0
+        &self.path
     }
 }
 
@@ -309,20 +328,20 @@ impl TryFrom<String> for FilePath {
     fn try_from(path: String) -> Result<Self, &'static str> {
         match path.is_empty() {
             true => Err("the path is empty\nhint: set the path of a file or folder"),
-            false => Ok(FilePath(path.into())),
+            false => Ok(PathBuf::from(path).into()),
         }
     }
 }
 
 impl From<PathBuf> for FilePath {
     fn from(path: PathBuf) -> FilePath {
-        FilePath(path)
+        FilePath::below(Path::new(""), &path)
     }
 }
 
 impl From<FilePath> for String {
     fn from(path: FilePath) -> String {
-        path.0.to_string_lossy().into_owned()
+        path.path.to_string_lossy().into_owned()
     }
 }
 

@@ -49,7 +49,7 @@ pub enum Error {
         why: String,
     },
     /// A folder holds no weights.
-    #[error("`{}` holds neither `model.safetensors` nor `model.safetensors.index.json`\nhint: name a folder with weights in Hugging Face layout", dir.display())]
+    #[error("`{}` holds neither `model.safetensors` nor `model.safetensors.index.json` nor `model.gguf`\nhint: name a folder with weights in Hugging Face layout", dir.display())]
     NoWeights {
         /// Path of the folder.
         dir: PathBuf,

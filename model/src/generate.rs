@@ -1,8 +1,9 @@
 //! Sampling over a paged KV cache with continuous batching: sequences enter and leave the batch between steps.
 //!
 //! A step computes the next token of every running answer, and a part of the prompts that were admitted last. Each layer
-//! keeps keys and values in a pool of pages, and prompts with equal beginnings share pages. An answer that ends leaves
-//! the batch at once, and its pages are given to the next waiting prompt.
+//! keeps keys and values in a pool of pages, and prompts with equal beginnings share pages. Layers with a sliding window
+//! give back pages that have fallen behind it, and latent attention keeps latent vectors instead of keys and values. An
+//! answer that ends leaves the batch at once, and its pages are given to the next waiting prompt.
 //!
 //! In f32 on the CPU, an answer does not depend on the other prompts of the batch, on their order or number, or on the
 //! page size: the result of each row of a step depends on that row only, bit for bit, and the randomness of a token
@@ -20,12 +21,13 @@ use burn::module::Module;
 use burn::tensor::Tensor;
 use rayon::prelude::*;
 
+use crate::plan::{AttentionPlan, DecoderPlan};
 use crate::{Decoder, Error};
 
 use cache::KvCache;
 use draw::draw;
 pub use sampling::Sampling;
-use schedule::{Schedule, Sequence};
+use schedule::{LayerNeeds, Schedule, Sequence};
 
 /// Conditions that end an answer before its maximum length. The token that meets a condition is part of the answer.
 #[derive(Clone, Copy)]
@@ -66,8 +68,9 @@ impl<'a> StopConditions<'a> {
 /// Limits of a batch that bound memory. Answers do not depend on them.
 #[derive(Debug, Clone, PartialEq)]
 pub struct BatchLimits {
-    /// Number of positions of the KV cache, over all sequences. A prompt waits until there is room for it and its longest
-    /// answer. The number is raised to the need of the longest prompt.
+    /// Number of positions of the KV cache of each layer, over all sequences. A prompt waits until there is room for it and
+    /// its longest answer, of which a layer with a window holds the last positions only. The number is raised to the need
+    /// of the longest prompt.
     pub cache_tokens: usize,
     /// Largest number of sequences that run at the same time, and whose logits are held at once; at least 1.
     pub sequences: usize,
@@ -139,8 +142,9 @@ pub fn generate(
         return Ok(Some(Vec::new()));
     }
     let model = model.valid();
-    let mut schedule = Schedule::new(prompts, sampling.max_new_tokens, limits);
-    let mut cache = KvCache::new(&model, schedule.page_count, limits.page_size);
+    let needs = layer_needs(&model.config().plan);
+    let mut schedule = Schedule::new(prompts, sampling.max_new_tokens, &needs, limits);
+    let mut cache = KvCache::new(&model, &schedule, limits.page_size);
     let unset = GeneratedAnswer {
         ids: Vec::new(),
         logprobs: Vec::new(),
@@ -153,7 +157,7 @@ pub fn generate(
         if rows.is_empty() {
             return Ok(Some(answers));
         }
-        let hidden_md = cache.step(&model, &rows, &schedule.running);
+        let hidden_md = cache.step(&model, &rows, &schedule);
         if hidden_md.dims()[0] > 0 {
             let logits_mv = read_logits(model.logits(hidden_md))?;
             tokens += draw_tokens(&logits_mv, &mut schedule.running, stop, sampling, seeds);
@@ -162,6 +166,20 @@ pub fn generate(
         if progress(tokens).is_break() {
             return Ok(None);
         }
+    }
+}
+
+/// Returns what the schedule must know of the layers.
+fn layer_needs(plan: &DecoderPlan) -> LayerNeeds {
+    let windows = plan.layers.iter().map(|layer| match &layer.attention {
+        AttentionPlan::Grouped(plan) => plan.window,
+        AttentionPlan::Latent(_) => None,
+    });
+    let tables = plan.rotary.iter();
+    let length_limits = tables.filter_map(|table| table.long.as_ref().map(|long| long.limit));
+    LayerNeeds {
+        windows: windows.collect(),
+        length_limits: length_limits.collect(),
     }
 }
 

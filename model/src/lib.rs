@@ -59,7 +59,7 @@ pub use decoder::{Decoder, document_lengths};
 pub use device::{DEVICES, device};
 pub use error::Error;
 pub use generate::{BatchLimits, GeneratedAnswer, Sampling, StopConditions, StopReason, generate};
-pub use gguf::{BlockType, GgufFile, GgufWeights, dequantize, lay_out_gguf, quantize};
+pub use gguf::{BlockType, GgufLabels, GgufType, dequantize, export_gguf, lay_out_gguf, quantize};
 pub use parameters::{
     MapParameters, Parameter, ParameterName, Role, TensorOperation, map_parameters,
     named_parameters,

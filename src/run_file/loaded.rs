@@ -1,10 +1,12 @@
 //! Reads run files, and reports problems at places in them.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use potstill_datasets::TemplateSource;
 use potstill_datasets::range::FilePath;
 
+use super::hub_source::HubSource;
 use super::problem::{ConfigError, Problem, is_written};
 use super::{RunFile, rules};
 
@@ -17,6 +19,9 @@ pub struct Loaded {
     pub path: PathBuf,
     /// Text of the run file.
     pub text: String,
+    /// Repositories of the Hugging Face Hub that the settings named before their local folders took the place of the
+    /// names, by the name of the source: `teacher`, `student`, `tokenizer` or `data`.
+    pub hub: BTreeMap<String, HubSource>,
 }
 
 impl Loaded {
@@ -37,6 +42,7 @@ impl Loaded {
             settings,
             path: path.to_owned(),
             text,
+            hub: BTreeMap::new(),
         })
     }
 
@@ -102,7 +108,7 @@ fn resolve_paths(file: &mut RunFile, base: &Path, text: &str) -> Vec<Problem> {
         .filter_map(|(key, path)| Some((key, path?)))
     {
         match expand_path(path.as_path()) {
-            Ok(expanded) => *path = base.join(expanded).into(),
+            Ok(expanded) => *path = FilePath::below(base, &expanded),
             Err(why) => problems.push(Problem::at_key(text, &key, why)),
         }
     }

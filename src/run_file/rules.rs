@@ -6,8 +6,8 @@ use potstill_datasets::AnswerSource;
 use potstill_student::Layers;
 use potstill_student::loss::Tail;
 
-use super::RunFile;
 use super::problem::Problem;
+use super::{ExportFormat, RunFile};
 
 /// Reports a broken rule at a key: what is wrong, and on a line of its own the hint.
 type Report<'a> = &'a mut dyn FnMut(&[&str], String);
@@ -30,6 +30,7 @@ pub(super) fn broken(file: &RunFile, text: &str) -> Vec<Problem> {
     train(file, &mut report);
     loss(file, &mut report);
     own_text(file, &mut report);
+    export(file, &mut report);
     problems
 }
 
@@ -74,6 +75,15 @@ fn signals(file: &RunFile, report: Report<'_>) {
                 .to_owned(),
         ),
         _ => {}
+    }
+}
+
+fn export(file: &RunFile, report: Report<'_>) {
+    if file.export.gguf_type.is_some() && file.export.format == ExportFormat::Safetensors {
+        report(
+            &["export", "type"],
+            "`type` is the type of a GGUF file, and `format` is \"safetensors\"\nhint: set `format = \"gguf\"`, or set `dtype` instead for the type of safetensors".to_owned(),
+        );
     }
 }
 

@@ -118,6 +118,7 @@ pub(super) fn open(context: &Context, model: RunModel) -> anyhow::Result<Local> 
         device: context.device.clone(),
         reasoning: run.settings.collect.reasoning.clone(),
         licence: None,
+        origin: None,
     };
     Ok(Local::with_model(model, settings)?)
 }

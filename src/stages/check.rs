@@ -4,15 +4,18 @@
 
 mod memory;
 mod start_kl;
+mod tokens;
 
 use std::path::Path;
 
 use anyhow::bail;
 use potstill_datasets::{AnswerSource, Imported, Prompt, Split, Tokenizer};
-use potstill_model::{Config, Device, weight_files};
+use potstill_model::{Config, Device};
 use potstill_student::{Layers, TrainSettings};
 use start_kl::start_kl;
+use tokens::tokens;
 
+use super::sources::{self, Extent, Needed, Sources};
 use super::{
     RunOptions, StageOutcome, checkpoint, collect, device, import, planned, run_dir_path, served,
     start,
@@ -27,10 +30,22 @@ use crate::run_file::Loaded;
 /// # Errors
 /// The first mistake that would make a run fail.
 pub fn check(file: &Path, options: &RunOptions, console: &Console) -> anyhow::Result<StageOutcome> {
-    let run = Loaded::read(file)?;
+    let mut run = Loaded::read(file)?;
     let device = device(&options.device)?;
     let dir = run_dir_path(&run, options);
     check_owner(&dir, &run)?;
+    let extent = match options.dry_run {
+        true => Extent::Nothing,
+        false => Extent::WithoutWeights,
+    };
+    let sources = sources::resolve(&mut run, &dir, console, Needed::Everything, extent)?;
+    if sources >= Sources::Incomplete {
+        console.note(&format!(
+            "the rest can be checked when these files are here\nhint: `potstill run {}` fetches them",
+            file.display()
+        ));
+        return Ok(StageOutcome::WouldRun);
+    }
     let imported = import::read(&run, options.limit)?;
     let teacher = match &run.settings.teacher {
         Some(_) => checkpoint::teacher_tokenizer_folder(&run)?,
@@ -45,7 +60,7 @@ pub fn check(file: &Path, options: &RunOptions, console: &Console) -> anyhow::Re
             }
         }
         Some(folder) if run.settings.import.answers == AnswerSource::Teacher => {
-            check_teacher(&run, folder, &imported.prompts)?
+            check_teacher(&run, folder, &imported.prompts, console)?
         }
         _ => check_given(&imported)?,
     };
@@ -58,18 +73,14 @@ pub fn check(file: &Path, options: &RunOptions, console: &Console) -> anyhow::Re
         imported.prompts.len(),
         imported.duplicates,
     ));
-    for text in memory_warnings(&run, &device)? {
+    let report = tokens(&run, teacher.as_deref(), &imported.prompts)?;
+    report.lines.iter().for_each(|line| console.output(line));
+    let memory = memory_warnings(&run, &device)?;
+    for text in report.warnings.into_iter().chain(memory) {
         console.emit(&Event::Warning { text });
     }
-    if let Some(kl) = start_kl(&run, &imported.prompts, &device)? {
-        console.output(&format!(
-            "start     KL from the teacher {:.2} nats per token, over {} tokens of prompts; a uniform distribution has {:.2}",
-            kl.start, kl.tokens, kl.uniform
-        ));
-        if kl.start > kl.uniform {
-            let text = far_start(&run)?;
-            console.emit(&Event::Warning { text });
-        }
+    if sources == Sources::Complete {
+        show_start(&run, &imported.prompts, &device, console)?;
     }
     let is_tested = |id: &str| run.settings.curate.split(run.settings.run.seed, id) == Split::Test;
     let tested = imported.prompts.iter();
@@ -115,6 +126,27 @@ fn memory_warnings(run: &Loaded, device: &Device) -> anyhow::Result<Vec<String>>
         None => None,
     };
     Ok([teacher, student].into_iter().flatten().collect())
+}
+
+/// Prints how far the start of training is from the teacher, if that can be measured.
+fn show_start(
+    run: &Loaded,
+    prompts: &[Prompt],
+    device: &Device,
+    console: &Console,
+) -> anyhow::Result<()> {
+    let Some(kl) = start_kl(run, prompts, device)? else {
+        return Ok(());
+    };
+    console.output(&format!(
+        "start     KL from the teacher {:.2} nats per token, over {} tokens of prompts; a uniform distribution has {:.2}",
+        kl.start, kl.tokens, kl.uniform
+    ));
+    if kl.start > kl.uniform {
+        let text = far_start(run)?;
+        console.emit(&Event::Warning { text });
+    }
+    Ok(())
 }
 
 /// Describes the trainings. Their number of sequences is known only after `curate`, unless all answers are kept.
@@ -179,14 +211,23 @@ fn controls_and_seeds(train: &TrainSettings) -> String {
 }
 
 /// Checks that the teacher's tokenizer fits its model and that every prompt fits into its context.
-fn check_teacher(run: &Loaded, folder: &Path, prompts: &[Prompt]) -> anyhow::Result<String> {
+fn check_teacher(
+    run: &Loaded,
+    folder: &Path,
+    prompts: &[Prompt],
+    console: &Console,
+) -> anyhow::Result<String> {
     checkpoint::tokenizer(folder)?;
     let prompts_read = prompts.iter().cloned().map(Ok);
-    let longest = collect::check_lengths(run, folder, prompts_read)?;
+    let checked = collect::check_prompts(run, folder, prompts_read)?;
+    let longest = checked.longest;
+    if let Some(text) = checked.bos_problem {
+        console.emit(&Event::Warning { text });
+    }
     let collect = &run.settings.collect;
     Ok(format!(
         "teacher   {}: {}\ncollect   {} answers of at most {} tokens, {} at a time; the longest prompt has {longest} tokens",
-        folder.display(),
+        checkpoint::name(run, folder),
         shape(&Config::from_dir(folder)?),
         prompts.len() * collect.samples,
         collect.max_new_tokens,
@@ -204,7 +245,7 @@ fn check_student(run: &Loaded, teacher: Option<&Path>) -> anyhow::Result<String>
     let tokenizer = checkpoint::tokenizer(&folder)?;
     if let Some(teacher) = teacher {
         if run.settings.local().is_some() {
-            weight_files(teacher)?;
+            checkpoint::check_weights(run, teacher)?;
         }
         let must_match = run.settings.local().is_some() || run.settings.has_signals();
         if must_match && tokenizer.fingerprint() != Tokenizer::from_dir(teacher)?.fingerprint() {
@@ -220,16 +261,16 @@ fn check_student(run: &Loaded, teacher: Option<&Path>) -> anyhow::Result<String>
     if run.settings.student.random.is_some() {
         return Ok(format!("random weights, {}", shape(&config)));
     }
-    weight_files(&folder)?;
+    checkpoint::check_weights(run, &folder)?;
     let whole = Config::from_dir(&folder)?;
     let layers = match start::pruned_layers(run, &whole)? {
         Some(layers) => format!(
             "{}, {} of {} layers: {layers:?}",
-            folder.display(),
+            checkpoint::name(run, &folder),
             layers.len(),
             whole.num_hidden_layers()
         ),
-        None => format!("{}: {}", folder.display(), shape(&config)),
+        None => format!("{}: {}", checkpoint::name(run, &folder), shape(&config)),
     };
     Ok(match run.settings.student.intermediate_size {
         Some(width) => format!("{layers}; {width} neurons in each feed-forward layer"),

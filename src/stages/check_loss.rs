@@ -10,6 +10,7 @@ use potstill_student::Objective;
 use potstill_student::check::{LossCase, LossCheck, check_loss as check, trainer};
 
 use super::rows::SelectedRows;
+use super::sources::Needed;
 use super::{Context, RunOptions, StageOutcome, device, run_dir_path, start};
 use crate::progress::Console;
 use crate::run_file::Loaded;
@@ -51,7 +52,10 @@ pub fn check_loss(
     )?;
     let dir = run_dir_path(&run, options);
     if manifest_path(&dir.join("train")).exists() {
-        let context = Context::open(file, options)?;
+        let mut context = Context::open(file, options)?;
+        if context.fetch_sources(Needed::Everything)? == StageOutcome::Stopped {
+            return Ok(StageOutcome::Stopped);
+        }
         match own_case(&context, &device)? {
             Some(case) => show("the run's own student and signals", &case)?,
             None => console.note(&format!(

@@ -13,8 +13,12 @@ use crate::layers::Layers;
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct StudentSettings {
-    /// Folder of the checkpoint that the student starts from. Default: the teacher's.
+    /// Checkpoint that the student starts from: a folder, a GGUF file, or a repository of the Hugging Face Hub
+    /// (`org/name`). Default: the teacher's.
     pub path: Option<FilePath>,
+    /// Branch, tag or commit of the repository that `path` names. A run keeps the commit that it used first. Default:
+    /// `main`.
+    pub revision: Option<String>,
     /// Chat template for a run without a teacher: `"plain"` or a `.jinja` file. Default: the checkpoint's own chat
     /// template.
     pub template: Option<TemplateSource>,

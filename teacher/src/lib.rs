@@ -10,6 +10,7 @@ mod error;
 mod given;
 pub mod http;
 mod http_teacher;
+pub mod hub;
 #[cfg(feature = "local")]
 mod local;
 mod protocol;
@@ -21,7 +22,7 @@ pub use error::Error;
 pub use given::GivenTeacher;
 pub use http_teacher::HttpTeacher;
 #[cfg(feature = "local")]
-pub use local::{Ask, Local, LocalSettings, LocalTeacher, Scoring, ScoringText};
+pub use local::{Ask, Local, LocalSettings, LocalTeacher, Origin, Scoring, ScoringText};
 #[cfg(feature = "local")]
 pub use potstill_model::{DType, Device, Sampling};
 pub use protocol::{AnswerRequest, CompletedEntries, Exchange, ScoreRequest, ScoringOptions};

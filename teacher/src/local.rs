@@ -5,7 +5,7 @@ mod score;
 mod text;
 mod work;
 
-pub use checkpoint::{Ask, Local, LocalSettings};
+pub use checkpoint::{Ask, Local, LocalSettings, Origin};
 pub use score::Scoring;
 pub use text::ScoringText;
 pub use work::LocalTeacher;

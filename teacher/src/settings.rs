@@ -17,8 +17,12 @@ use crate::http::{
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TeacherSettings {
-    /// Folder of a checkpoint in Hugging Face layout, which runs in this process.
+    /// Checkpoint that runs in this process: a folder in Hugging Face layout, a GGUF file, or a repository of the Hugging
+    /// Face Hub (`org/name`, or `org/name/file.gguf`). A folder or file that exists wins over a repository.
     pub path: Option<FilePath>,
+    /// Branch, tag or commit of the repository that `path` or `tokenizer` names. A run keeps the commit that it used
+    /// first. Default: `main`.
+    pub revision: Option<String>,
     /// Type in which a checkpoint computes.
     #[serde(default)]
     pub dtype: FloatType,
@@ -54,8 +58,8 @@ pub struct TeacherSettings {
     /// Whether the model takes requests as OpenAI's reasoning models do: with `max_completion_tokens`, without
     /// temperature. Default: the provider's, or `false`.
     pub reasoning_model: Option<bool>,
-    /// Folder with the model's `tokenizer.json`, which distributions over token ids, exact counts of prompts and the chat
-    /// template need.
+    /// Folder with the model's `tokenizer.json`, or repository of the Hugging Face Hub that has it (`org/name`).
+    /// Distributions over token ids, exact counts of prompts and the chat template need it.
     pub tokenizer: Option<FilePath>,
     /// Context length at the server: prompt and answer together, tokens.
     #[serde(with = "Optional::<Count>", default)]

@@ -97,6 +97,10 @@ impl Run {
         command
             .current_dir(self.temp.path())
             .args(arguments)
+            // No test looks a name up on the real Hub.
+            .env("HF_HUB_OFFLINE", "1")
+            .env("HF_HOME", self.temp.path().join("hf"))
+            .env("XDG_CACHE_HOME", self.temp.path().join("cache"))
             .env_remove("POTSTILL_REAL");
         command
     }

@@ -8,6 +8,11 @@ mod docs;
 mod events;
 mod first_hour;
 mod fixture;
+mod hub;
+// The tests of the crate `teacher` use the rest of the server.
+#[allow(dead_code)]
+#[path = "../../teacher/tests/it/hub/server.rs"]
+mod hub_server;
 mod losses;
 mod mistakes;
 mod own_text;
@@ -18,4 +23,5 @@ mod runs;
 mod sampling;
 mod secure;
 mod served;
+mod tokens;
 mod training;

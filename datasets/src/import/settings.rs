@@ -11,7 +11,9 @@ use crate::range::{Count, FilePath, Optional};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ImportSettings {
-    /// File of prompts: JSONL, JSON, CSV, TSV (each also as `.gz`) or Parquet, according to the end of the name.
+    /// File of prompts: JSONL, JSON, CSV, TSV (each also as `.gz`) or Parquet, according to the end of the name. A file
+    /// of a data set of the Hugging Face Hub is written `hf://datasets/org/name/data/train.parquet`, with a branch, tag or
+    /// commit `hf://datasets/org/name@main/…`.
     pub path: FilePath,
     /// Number of prompts to read, from the start of the file. Default: all prompts.
     #[serde(with = "Optional::<Count>", default)]

@@ -5,16 +5,24 @@ use potstill_kernels::{
     AttentionOptions, PagedOptions, PagedRow, linear, paged_attention, write_slots,
 };
 
-use super::schedule::{Sequence, StepRow};
+use super::pages::LayerGroup;
+use super::schedule::{Schedule, Sequence, StepRow};
 use crate::Decoder;
 use crate::attend::{Attend, Heads, LatentHeads};
 use crate::plan::{AttentionPlan, GroupedPlan, LatentPlan};
 use crate::rotary::RowPosition;
 
-/// The pools of each layer.
+/// The cache of all layers.
 pub(super) struct KvCache {
-    layers: Vec<LayerPools>,
+    layers: Vec<LayerCache>,
     page_size: usize,
+}
+
+/// The cache of a layer.
+struct LayerCache {
+    /// Index of the layer's group, whose layers have their pages at the same places.
+    group: usize,
+    pools: LayerPools,
 }
 
 /// The pools of a layer.
@@ -26,34 +34,39 @@ enum LayerPools {
 }
 
 impl KvCache {
-    pub(super) fn new(model: &Decoder, page_count: usize, page_size: usize) -> Self {
-        let pool = |columns| {
-            let shape = [page_count * page_size, columns];
+    pub(super) fn new(model: &Decoder, schedule: &Schedule<'_>, page_size: usize) -> Self {
+        let pool = |group: &LayerGroup, columns: usize| {
+            let shape = [group.page_count() * page_size, columns];
             Tensor::zeros(shape, (&model.device(), model.dtype()))
         };
-        let plans = model.config().plan.layers.iter();
-        let pools = plans.map(|layer| match &layer.attention {
-            AttentionPlan::Grouped(plan) => {
-                LayerPools::Grouped(pool(plan.key_columns()), pool(plan.key_columns()))
-            }
-            AttentionPlan::Latent(plan) => {
-                LayerPools::Latent(pool(plan.key_rank + plan.rotary_width))
-            }
+        let layers = model.config().plan.layers.iter();
+        let layers = layers.zip(&schedule.layer_groups).map(|(layer, &group)| {
+            let pool = |columns| pool(&schedule.groups[group], columns);
+            let pools = match &layer.attention {
+                AttentionPlan::Grouped(plan) => {
+                    LayerPools::Grouped(pool(plan.key_columns()), pool(plan.key_columns()))
+                }
+                AttentionPlan::Latent(plan) => {
+                    LayerPools::Latent(pool(plan.key_rank + plan.rotary_width))
+                }
+            };
+            LayerCache { group, pools }
         });
         Self {
-            layers: pools.collect(),
+            layers: layers.collect(),
             page_size,
         }
     }
 
-    /// Computes `rows`, whose sequences are in `running`, and writes their keys and values. Returns the hidden states
+    /// Computes `rows` of the schedule's running sequences, and writes their keys and values. Returns the hidden states
     /// `[m, d]` after the final norm of the rows whose next token is drawn.
     pub(super) fn step(
         &mut self,
         model: &Decoder,
         rows: &[StepRow],
-        running: &[Sequence],
+        schedule: &Schedule<'_>,
     ) -> Tensor<2> {
+        let running = &schedule.running;
         let positions: Vec<RowPosition> = rows
             .iter()
             .map(|row| RowPosition {
@@ -64,58 +77,71 @@ impl KvCache {
         let ids: Vec<i32> = rows.iter().map(|row| row.id as i32).collect();
         let ids = TensorData::new(ids, [rows.len(), 1]);
         let embedded_nd = model.embedded(Tensor::from_data(ids, &model.device()));
-        let (seen, slots) = self.seen_and_slots(rows, running);
+        let groups = 0..schedule.groups.len();
+        let groups = groups.map(|group| GroupRows::new(rows, running, group, self.page_size));
         let mut step = CacheStep {
-            page_size: self.page_size,
             layers: &mut self.layers,
-            seen,
-            slots,
+            groups: groups.collect(),
         };
         let x_nd = model.forward(embedded_nd, &positions, &mut step);
         model.norm.forward(drawing_rows(x_nd, rows, running))
     }
-
-    /// Returns the positions that each row sees, and the slot that its keys and values are written to.
-    fn seen_and_slots<'a>(
-        &self,
-        rows: &[StepRow],
-        running: &'a [Sequence],
-    ) -> (Vec<PagedRow<'a>>, Vec<usize>) {
-        let seen_and_slot = |row: &StepRow| {
-            let pages = running.get(row.sequence).map(|sequence| &sequence.pages);
-            let pages = pages.map(Vec::as_slice).unwrap_or_default();
-            let page = pages.get(row.position / self.page_size).copied();
-            let slot = page.unwrap_or(0) as usize * self.page_size + row.position % self.page_size;
-            let length = row.position + 1;
-            let row = PagedRow {
-                pages,
-                first: 0,
-                length,
-            };
-            (row, slot)
-        };
-        rows.iter().map(seen_and_slot).unzip()
-    }
 }
 
-/// The rows of one step: what they see, and where their keys and values are written.
-struct CacheStep<'a> {
-    layers: &'a mut [LayerPools],
+/// The rows of one step in a group of layers: what they see, and the slots that their keys and values are written to.
+struct GroupRows<'a> {
     page_size: usize,
     seen: Vec<PagedRow<'a>>,
     slots: Vec<usize>,
 }
 
+impl<'a> GroupRows<'a> {
+    fn new(rows: &[StepRow], running: &'a [Sequence], group: usize, page_size: usize) -> Self {
+        let seen_and_slot = |row: &StepRow| {
+            let pages = running.get(row.sequence)?.pages.get(group)?;
+            let index = row.position - pages.first;
+            let page = pages.pages.get(index / page_size)?;
+            let seen = PagedRow {
+                pages: &pages.pages,
+                first: pages.first,
+                length: row.position + 1,
+            };
+            Some((seen, *page as usize * page_size + index % page_size))
+        };
+        // The schedule has given every row a page, so none is left out.
+        let (seen, slots) = rows.iter().filter_map(seen_and_slot).unzip();
+        Self {
+            page_size,
+            seen,
+            slots,
+        }
+    }
+}
+
+/// The cache and the rows of one step.
+struct CacheStep<'a> {
+    layers: &'a mut [LayerCache],
+    groups: Vec<GroupRows<'a>>,
+}
+
+impl<'a> CacheStep<'a> {
+    /// Returns the pools of a layer, and the rows in its group.
+    fn layer(&mut self, layer: usize) -> (&mut LayerPools, &GroupRows<'a>) {
+        let layer = &mut self.layers[layer];
+        (&mut layer.pools, &self.groups[layer.group])
+    }
+}
+
 impl Attend for CacheStep<'_> {
     fn grouped(&mut self, layer: usize, heads: Heads, plan: &GroupedPlan) -> Tensor<2> {
-        let Some(LayerPools::Grouped(keys, values)) = self.layers.get_mut(layer) else {
+        let (LayerPools::Grouped(keys, values), rows) = self.layer(layer) else {
             unreachable!("the pools of a layer follow its plan");
         };
-        keys.inplace(|keys| write_slots(keys, heads.k_nc, &self.slots));
-        values.inplace(|values| write_slots(values, heads.v_nc, &self.slots));
+        keys.inplace(|keys| write_slots(keys, heads.k_nc, &rows.slots));
+        values.inplace(|values| write_slots(values, heads.v_nc, &rows.slots));
         let options = PagedOptions {
             attention: plan.options(),
-            page_size: self.page_size,
+            page_size: rows.page_size,
             value_width: plan.head_dim,
         };
         let (keys, values) = (keys.clone(), values.clone());
@@ -124,7 +150,7 @@ impl Attend for CacheStep<'_> {
             keys,
             values,
             heads.sinks_h,
-            &self.seen,
+            &rows.seen,
             &options,
         )
     }
@@ -132,12 +158,12 @@ impl Attend for CacheStep<'_> {
     /// Computes latent attention without the keys and values of the heads: the projection to a head's keys is applied to
     /// its queries instead, and that to its values to the weighted sum of latent vectors.
     fn latent(&mut self, layer: usize, heads: LatentHeads<'_>, plan: &LatentPlan) -> Tensor<2> {
-        let Some(LayerPools::Latent(pool)) = self.layers.get_mut(layer) else {
+        let (LayerPools::Latent(pool), rows) = self.layer(layer) else {
             unreachable!("the pools of a layer follow its plan");
         };
         let [n, h, _] = heads.q_plain_nhe.dims();
         let new_nc = Tensor::cat(vec![heads.latent_nr, heads.key_rotary_nr], 1);
-        pool.inplace(|pool| write_slots(pool, new_nc, &self.slots));
+        pool.inplace(|pool| write_slots(pool, new_nc, &rows.slots));
         let up_her =
             heads
                 .up
@@ -163,11 +189,11 @@ impl Attend for CacheStep<'_> {
                 key_heads: 1,
                 ..plan.options()
             },
-            page_size: self.page_size,
+            page_size: rows.page_size,
             value_width: plan.key_rank,
         };
         let (keys, values) = (pool.clone(), pool.clone());
-        let sums_nc = paged_attention(q_nc, keys, values, None, &self.seen, &options);
+        let sums_nc = paged_attention(q_nc, keys, values, None, &rows.seen, &options);
         let value = |head: usize| {
             let sum_nr = sums_nc
                 .clone()

@@ -1,149 +1,222 @@
-//! Allocation of the KV cache's pages to sequences, and sharing of pages between prompts with equal beginnings.
+//! Allocation of the KV cache's pages to sequences.
+//!
+//! Layers with the same window form a group, whose layers have their pages at the same places of their pools. A layer
+//! without a window needs a page for all positions of a sequence, and the sequence gets them all when it is admitted. In
+//! a layer with a window, a sequence gives back each page that has fallen behind the window and takes another in its
+//! place, so that it holds few pages however long it becomes. These are promised when it is admitted, and taken one by
+//! one. So a running sequence never waits for a page.
 
-use std::collections::HashMap;
-
-/// Identifies a full page of a prompt by the page before it and the tokens in it. Pages with equal keys have equal tokens
-/// from the start of the prompt, and so equal keys and values.
-type PrefixKey = (Option<u32>, Vec<u32>);
-
-/// The pages of one pool.
+/// The pages of the pools of a group of layers.
 #[derive(Debug)]
 pub(super) struct PagePool {
-    page_size: usize,
     /// Free pages; the last one is allocated next.
     free: Vec<u32>,
     /// Number of sequences that use each page.
     users: Vec<usize>,
-    /// The pages in use that hold prompt tokens only and can be shared.
-    sharable: HashMap<PrefixKey, u32>,
-    /// The key in `sharable` of each page that is in it.
-    keys: HashMap<u32, PrefixKey>,
-}
-
-/// The pages of a sequence.
-#[derive(Debug, PartialEq)]
-pub(super) struct PageAllocation {
-    /// Pages of all positions of the sequence, in order.
-    pub(super) pages: Vec<u32>,
-    /// Number of positions of the prompt that are in shared pages, whose keys and values another sequence writes.
-    pub(super) shared: usize,
 }
 
 impl PagePool {
-    pub(super) fn new(count: usize, page_size: usize) -> Self {
+    fn new(count: usize) -> Self {
         Self {
-            page_size,
             free: (0..count as u32).rev().collect(),
             users: vec![0; count],
-            sharable: HashMap::new(),
-            keys: HashMap::new(),
         }
     }
 
-    /// Allocates pages for `positions` positions that start with `prompt`; `None` if too few pages are free.
-    ///
-    /// Whole pages of the prompt are shared with sequences that begin with the same tokens, except the page of its last
-    /// token, because the first answer token is drawn from that position's logits. A sequence must not read a shared page
-    /// before the sequence that allocated it first has written it.
-    pub(super) fn allocate(&mut self, prompt: &[u32], positions: usize) -> Option<PageAllocation> {
-        let mut pages = Vec::with_capacity(positions.div_ceil(self.page_size));
-        let max_shared = prompt.len().saturating_sub(1) / self.page_size;
-        for tokens in prompt.chunks(self.page_size).take(max_shared) {
-            let key = (pages.last().copied(), tokens.to_vec());
-            let Some(page) = self.sharable.get(&key) else {
-                break;
-            };
-            pages.push(*page);
-        }
-        let shared = pages.len();
-        let fresh = positions.div_ceil(self.page_size) - shared;
-        let first = self.free.len().checked_sub(fresh)?;
-        pages.extend(self.free.drain(first..).rev());
-        for page in &pages {
-            if let Some(users) = self.users.get_mut(*page as usize) {
-                *users += 1;
-            }
-        }
-        let full = prompt.chunks_exact(self.page_size).enumerate();
-        for (index, tokens) in full.skip(shared) {
-            let before = index.checked_sub(1).and_then(|before| pages.get(before));
-            let (key, Some(page)) = ((before.copied(), tokens.to_vec()), pages.get(index)) else {
-                break;
-            };
-            // The page of an equal prompt's last token may be sharable already; one page per key is enough.
-            if self.sharable.contains_key(&key) {
-                break;
-            }
-            self.keys.insert(*page, key.clone());
-            self.sharable.insert(key, *page);
-        }
-        Some(PageAllocation {
-            pages,
-            shared: shared * self.page_size,
-        })
+    /// Takes a free page; the pool has one, because it was reserved when the sequence was admitted.
+    fn take(&mut self) -> u32 {
+        let Some(page) = self.free.pop() else {
+            unreachable!("a page was reserved when the sequence was admitted");
+        };
+        self.add_user(page);
+        page
     }
 
-    /// Frees the pages of a sequence that no other sequence uses.
-    pub(super) fn release(&mut self, pages: &[u32]) {
-        for page in pages.iter().rev() {
-            let Some(users) = self.users.get_mut(*page as usize) else {
-                continue;
-            };
-            *users = users.saturating_sub(1);
-            if *users == 0 {
-                if let Some(key) = self.keys.remove(page) {
-                    self.sharable.remove(&key);
-                }
-                self.free.push(*page);
-            }
+    fn add_user(&mut self, page: u32) {
+        if let Some(users) = self.users.get_mut(page as usize) {
+            *users += 1;
+        }
+    }
+
+    /// Frees a page unless another sequence uses it.
+    fn release(&mut self, page: u32) {
+        let Some(users) = self.users.get_mut(page as usize) else {
+            return;
+        };
+        *users = users.saturating_sub(1);
+        if *users == 0 {
+            self.free.push(page);
         }
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// The pages of a sequence in a group of layers.
+#[derive(Debug, PartialEq)]
+pub(super) struct SequencePages {
+    /// Position of the first slot of the first page.
+    pub(super) first: usize,
+    /// The pages from `first` on, in order.
+    pub(super) pages: Vec<u32>,
+    /// Number of pages that were promised to the sequence and may be in use by it at the same time.
+    promised: usize,
+}
 
-    #[test]
-    fn prompts_with_equal_beginnings_share_whole_pages_until_the_last_one_ends() {
-        let mut pages = PagePool::new(10, 4);
-        let prompt: Vec<u32> = (0..10).collect();
-        let first = pages.allocate(&prompt, 14).unwrap();
-        assert_eq!((first.pages.len(), first.shared), (4, 0));
-        let second = pages.allocate(&prompt, 14).unwrap();
-        assert_eq!(second.shared, 8);
-        assert_eq!(second.pages[..2], first.pages[..2]);
-        assert!(
-            second.pages[2..]
-                .iter()
-                .all(|page| !first.pages.contains(page))
-        );
-        // A prompt with another token in its second page shares the first page only.
-        let mut other = prompt.clone();
-        other[5] = 99;
-        let third = pages.allocate(&other, 12).unwrap();
-        assert_eq!((third.shared, third.pages[0]), (4, first.pages[0]));
-        assert_eq!(pages.free.len(), 2);
-        assert_eq!(pages.allocate(&[7; 3], 12), None);
-        assert_eq!(pages.free.len(), 2);
-        pages.release(&first.pages);
-        assert_eq!(pages.free.len(), 4);
-        pages.release(&second.pages);
-        pages.release(&third.pages);
-        assert_eq!(pages.free.len(), 10);
-        assert!(pages.sharable.is_empty() && pages.keys.is_empty());
-        assert_eq!(pages.allocate(&prompt, 14).unwrap().shared, 0);
+/// The layers with the same window, and the allocation of their pages.
+#[derive(Debug)]
+pub(super) struct LayerGroup {
+    /// Number of positions that a row sees; `None` if it sees all positions of the longest sequence.
+    window: Option<usize>,
+    page_size: usize,
+    pool: PagePool,
+    /// Number of pages that can be promised.
+    unpromised: usize,
+}
+
+impl LayerGroup {
+    /// Makes a group whose sequences may have these numbers of positions. The pools have about `cache_tokens` positions,
+    /// but enough for the longest sequence and no more than for all sequences. Up to `step_rows` positions of prompts
+    /// are computed in one step.
+    pub(super) fn new(
+        window: Option<usize>,
+        page_size: usize,
+        lengths: impl Iterator<Item = usize> + Clone,
+        cache_tokens: usize,
+        step_rows: usize,
+    ) -> Self {
+        let mut group = Self {
+            window,
+            page_size,
+            pool: PagePool::new(0),
+            unpromised: 0,
+        };
+        let held = lengths.clone().map(|length| group.most_pages(length));
+        let (largest, all) = (held.clone().max().unwrap_or(0), held.sum());
+        group.unpromised = (cache_tokens / page_size).clamp(largest, all);
+        // See `most_pages` for the pages that the rows of a step need beyond the promised ones.
+        let longest = lengths.max().unwrap_or(0).div_ceil(page_size);
+        let beyond = if largest < longest {
+            step_rows / page_size
+        } else {
+            0
+        };
+        group.pool = PagePool::new(group.unpromised + beyond);
+        group
     }
 
-    #[test]
-    fn the_page_of_the_last_token_is_not_shared_with_an_equal_prompt() {
-        let mut pages = PagePool::new(8, 4);
-        let first = pages.allocate(&[1, 2, 3, 4], 5).unwrap();
-        let same = pages.allocate(&[1, 2, 3, 4], 5).unwrap();
-        assert_eq!((first.shared, same.shared), (0, 0));
-        assert_eq!(pages.allocate(&[1, 2, 3, 4, 5], 6).unwrap().shared, 4);
-        pages.release(&same.pages);
-        assert_eq!(pages.allocate(&[1, 2, 3, 4, 6], 6).unwrap().shared, 4);
-        pages.release(&first.pages);
+    /// Number of pages of each pool.
+    pub(super) fn page_count(&self) -> usize {
+        self.pool.users.len()
+    }
+
+    /// Number of pages that sequences use.
+    #[cfg(test)]
+    pub(super) fn used_pages(&self) -> usize {
+        self.page_count() - self.pool.free.len()
+    }
+
+    /// Returns the largest number of pages of a sequence of `length` positions that are in use at the same time, but for
+    /// those that are shared by all sequences of a step.
+    ///
+    /// A step of n rows of a sequence with a window of w touches w − 1 + n positions, on at most
+    /// ⌈(w − 1) / size⌉ + 1 + ⌈(n − 1) / size⌉ pages. One page of the last term is counted here. The others are at most
+    /// ⌊n / size⌋, so that all sequences of a step together need at most ⌊N / size⌋ of them, where N is the number of
+    /// rows of prompts in a step.
+    fn most_pages(&self, length: usize) -> usize {
+        let all = length.div_ceil(self.page_size);
+        match self.window {
+            Some(window) => all.min(window.saturating_sub(1).div_ceil(self.page_size) + 2),
+            None => all,
+        }
+    }
+
+    /// Returns the start of the page of the first position that the row at `position` sees.
+    fn first_seen(&self, position: usize) -> usize {
+        let behind = self
+            .window
+            .map_or(0, |window| (position + 1).saturating_sub(window));
+        behind / self.page_size * self.page_size
+    }
+
+    /// Whether a sequence that computes its positions from `shared` on sees no page that another sequence with these
+    /// pages has given back already. `shared` is a number of whole pages.
+    pub(super) fn keeps(&self, pages: &SequencePages, shared: usize) -> bool {
+        pages.first <= self.first_seen(shared)
+    }
+
+    /// Whether a sequence of `length` positions can be admitted whose first `shared` positions are on another sequence's
+    /// pages.
+    pub(super) fn has_room(&self, length: usize, shared: usize) -> bool {
+        match self.window {
+            Some(_) => self.most_pages(length) <= self.unpromised,
+            None => (length - shared).div_ceil(self.page_size) <= self.pool.free.len(),
+        }
+    }
+
+    /// Admits a sequence for which there is room. A layer without a window shares the first `shared` positions with
+    /// `source` at once; a layer with a window does so in [`Self::adopt`].
+    pub(super) fn admit(
+        &mut self,
+        length: usize,
+        shared: usize,
+        source: Option<&SequencePages>,
+    ) -> SequencePages {
+        let mut pages = SequencePages {
+            first: self.first_seen(shared),
+            pages: Vec::new(),
+            promised: 0,
+        };
+        if self.window.is_some() {
+            // Shared pages are promised as well: a sequence may need another page while the one that it has given back is
+            // still used by the other.
+            pages.promised = self.most_pages(length);
+            self.unpromised -= pages.promised;
+        } else {
+            if let Some(source) = source {
+                self.adopt(&mut pages, source, shared);
+            }
+            self.extend(&mut pages, length);
+        }
+        pages
+    }
+
+    /// Shares the pages of `source` up to position `shared` that the sequence sees and does not have yet.
+    pub(super) fn adopt(
+        &mut self,
+        pages: &mut SequencePages,
+        source: &SequencePages,
+        shared: usize,
+    ) {
+        let from = (pages.first - source.first) / self.page_size + pages.pages.len();
+        let end = (shared - source.first) / self.page_size;
+        for page in source.pages.iter().take(end).skip(from) {
+            self.pool.add_user(*page);
+            pages.pages.push(*page);
+        }
+    }
+
+    /// Prepares the pages for the rows at positions `from..end`: gives back those that no row sees any more, and takes
+    /// those that the rows are written to.
+    pub(super) fn advance(&mut self, pages: &mut SequencePages, from: usize, end: usize) {
+        let behind = (self.first_seen(from) - pages.first) / self.page_size;
+        for page in pages.pages.drain(..behind.min(pages.pages.len())) {
+            self.pool.release(page);
+        }
+        pages.first = self.first_seen(from);
+        self.extend(pages, end);
+    }
+
+    /// Takes pages until all positions before `end` have one.
+    fn extend(&mut self, pages: &mut SequencePages, end: usize) {
+        while pages.first + pages.pages.len() * self.page_size < end {
+            pages.pages.push(self.pool.take());
+        }
+    }
+
+    /// Gives back all pages of a sequence.
+    pub(super) fn release(&mut self, pages: &SequencePages) {
+        for page in pages.pages.iter().rev() {
+            self.pool.release(*page);
+        }
+        self.unpromised += pages.promised;
     }
 }

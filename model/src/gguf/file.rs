@@ -1,9 +1,12 @@
-//! A GGUF file that is mapped into memory: its metadata by key and its tensors by name.
+//! An open GGUF file: its metadata by key and its tensors by name.
+//!
+//! The header is kept in memory. Tensors are read at offsets and not mapped: a mapped file would count a second time in
+//! the memory of the process, and a file that shrinks would end it.
 
 use std::collections::HashMap;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-
-use memmap2::Mmap;
 
 use super::header::{
     ANOTHER, Array, DOWNLOAD, Element, Field, HeaderReader, TensorPlace, broken, place_tensors,
@@ -11,10 +14,12 @@ use super::header::{
 use crate::Error;
 use crate::files::map_file;
 
-/// A GGUF file that is mapped into memory and whose header was checked.
-pub struct GgufFile {
+/// A GGUF file whose header was checked.
+pub(crate) struct GgufFile {
     path: PathBuf,
-    bytes: Mmap,
+    file: File,
+    /// The bytes of the header, which hold the arrays of the metadata.
+    header: Vec<u8>,
     metadata: HashMap<String, Field>,
     tensors: HashMap<String, TensorPlace>,
     /// The names of the tensors in the order of the file.
@@ -27,12 +32,14 @@ impl GgufFile {
     /// # Errors
     /// Returns an error that names the file, and the key or the tensor, for a file that cannot be read, that is not
     /// GGUF, that is truncated, or that holds a type, an alignment or a place that is not possible.
-    pub fn open(path: &Path) -> Result<Self, Error> {
-        let length = std::fs::metadata(path).map_err(Error::io("read", path))?;
-        if length.len() == 0 {
+    pub(crate) fn open(path: &Path) -> Result<Self, Error> {
+        let file = File::open(path).map_err(Error::io("open", path))?;
+        let length = file.metadata().map_err(Error::io("read", path))?.len();
+        if length == 0 {
             let what = "the file is empty".to_owned();
             return Err(broken(path, what, DOWNLOAD));
         }
+        // The map is dropped when the header was read.
         let bytes = map_file(path)?;
         let mut reader = HeaderReader {
             path,
@@ -40,11 +47,12 @@ impl GgufFile {
             at: 0,
         };
         let (metadata, mut tensors, order) = reader.header()?;
-        let header_end = reader.at;
-        place_tensors(path, &bytes, &metadata, &mut tensors, &order, header_end)?;
+        let header = bytes[..reader.at].to_vec();
+        place_tensors(path, &bytes, &metadata, &mut tensors, &order, header.len())?;
         Ok(Self {
             path: path.to_path_buf(),
-            bytes,
+            file,
+            header,
             metadata,
             tensors,
             order,
@@ -52,14 +60,12 @@ impl GgufFile {
     }
 
     /// The path of the file.
-    #[must_use]
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
     /// The names of the tensors in the order of the file.
-    #[must_use]
-    pub fn tensor_names(&self) -> &[String] {
+    pub(crate) fn tensor_names(&self) -> &[String] {
         &self.order
     }
 
@@ -68,9 +74,17 @@ impl GgufFile {
         self.tensors.get(name)
     }
 
-    /// The stored bytes of a tensor.
-    pub(super) fn tensor_bytes(&self, place: &TensorPlace) -> &[u8] {
-        &self.bytes[place.range.clone()]
+    /// Reads stored bytes of a tensor from an offset within it on.
+    pub(super) fn read_tensor(
+        &self,
+        place: &TensorPlace,
+        offset: usize,
+        bytes: &mut [u8],
+    ) -> Result<(), Error> {
+        let at = (place.range.start + offset) as u64;
+        self.file
+            .read_exact_at(bytes, at)
+            .map_err(Error::io("read", &self.path))
     }
 
     /// Whether a key exists.
@@ -166,7 +180,7 @@ impl GgufFile {
     fn reader(&self, array: &Array) -> HeaderReader<'_> {
         HeaderReader {
             path: &self.path,
-            bytes: &self.bytes[..array.range.end],
+            bytes: &self.header[..array.range.end],
             at: array.range.start,
         }
     }

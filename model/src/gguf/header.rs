@@ -1,7 +1,7 @@
 //! The header of a GGUF file, version 2 and 3, little endian: metadata, and the names and places of the tensors.
 //!
 //! Everything in a file is untrusted: each count and length is compared with the bytes that are left before anything is
-//! allocated, and arrays of metadata stay in the mapped file until they are asked for.
+//! allocated, and arrays of metadata stay encoded until they are asked for.
 
 use std::collections::HashMap;
 use std::ops::Range;

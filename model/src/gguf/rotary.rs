@@ -56,7 +56,9 @@ pub(super) fn factors(file: &GgufFile, name: &str) -> Result<Vec<f32>, Error> {
     if tensor.kind != BlockType::F32 || tensor.shape.len() != 1 {
         return Err(file.broken(format!("the tensor `{name}` is not a row of F32")));
     }
-    Ok(dequantize(tensor.kind, file.tensor_bytes(tensor)))
+    let mut bytes = vec![0; tensor.kind.bytes(tensor.shape[0])];
+    file.read_tensor(tensor, 0, &mut bytes)?;
+    Ok(dequantize(tensor.kind, &bytes))
 }
 
 /// Finds the constants of the `llama3` scaling that give the divisors of a file. All released models have the low and

@@ -2,59 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use half::bf16;
-use potstill_model::{DType, GgufWeights, lay_out_gguf};
-use safetensors::SafeTensors;
+use potstill_model::lay_out_gguf;
 
 use crate::real;
-
-/// Compares each tensor with that of the folder, rounded to BF16. The folders' embedding is the finer of the embedding and
-/// the head where a file has both.
-fn check_weights(name: &str) {
-    let Some(file) = real(&format!("models/gguf/{name}.gguf")) else {
-        return;
-    };
-    let Some(folder) = real(&format!("models/{name}")) else {
-        return;
-    };
-    let weights = GgufWeights::open(&file).unwrap();
-    let bytes = std::fs::read(folder.join("model.safetensors")).unwrap();
-    let expected = SafeTensors::deserialize(&bytes).unwrap();
-    let names = weights.names();
-    let is_tied = !names.contains(&"lm_head.weight".to_owned());
-    assert!(names.len() >= expected.names().len());
-    for name in expected.names() {
-        let own = match name == "model.embed_tokens.weight" && !is_tied {
-            true => "lm_head.weight",
-            false => name,
-        };
-        let view = expected.tensor(name).unwrap();
-        assert_eq!(weights.shape(own).unwrap(), view.shape(), "{name}");
-        let found = weights.read(own, DType::BF16).unwrap();
-        let found = found.as_slice::<bf16>().unwrap();
-        let stored = view.data().chunks_exact(2);
-        let same = found
-            .iter()
-            .zip(stored)
-            .all(|(found, stored)| found.to_le_bytes() == stored);
-        assert!(same, "{name}");
-    }
-}
-
-#[test]
-fn weights_of_gemma_3_are_those_of_the_folder() {
-    check_weights("gemma-3-270m");
-}
-
-#[test]
-fn weights_of_qwen_2_are_those_of_the_folder() {
-    check_weights("Qwen2.5-Coder-0.5B-Instruct");
-}
-
-#[test]
-fn weights_of_llama_are_those_of_the_folder() {
-    check_weights("SmolLM2-135M-Instruct");
-}
 
 fn json(path: &Path) -> serde_json::Value {
     serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()

@@ -213,6 +213,106 @@ fn an_answer_of_a_real_model_does_not_depend_on_the_other_prompts_of_the_batch()
     }
 }
 
+/// Checkpoints of families whose caches differ: a window in some layers or in all, softcaps, sinks, layers without
+/// positions, latent attention, experts, and rotary frequencies that depend on the length.
+const TINY: [&str; 10] = [
+    "mistral", "gemma2", "gemma3", "gptoss", "smollm3", "olmo2", "phi3", "qwen3moe", "dsv2lite",
+    "dsv3",
+];
+
+#[test]
+fn answers_of_every_family_do_not_depend_on_the_batch_and_agree_with_the_model_without_a_cache() {
+    let sampling = Sampling {
+        max_new_tokens: 40,
+        temperature: 1.0,
+        ..Sampling::default()
+    };
+    for name in TINY {
+        let Some(dir) = real(&format!("tiny/{name}")) else {
+            return;
+        };
+        let model = load(&dir, DType::F32, &Device::flex()).unwrap();
+        // Windows are of 8 positions, and phi3 has other frequencies above 64.
+        let mut prompts = varied_prompts(500);
+        prompts.push(prompts.concat()[..90].to_vec());
+        prompts.push(prompts.concat()[..91].to_vec());
+        check_independence(&model, &prompts, &[2], &sampling);
+        let mut largest = 0f64;
+        let answers = run(&model, &prompts, &[2], &sampling);
+        for (prompt, answer) in prompts.iter().zip(answers) {
+            // Without a cache, phi3 takes the frequencies of the text's own length.
+            if name == "phi3" && prompt.len() + 40 > 64 && prompt.len() + answer.ids.len() <= 64 {
+                continue;
+            }
+            let text = [&prompt[..], &answer.ids].concat();
+            for (logprob, exact) in
+                answer
+                    .logprobs
+                    .iter()
+                    .zip(answer_logprobs(&model, &text, prompt.len()))
+            {
+                largest = largest.max((f64::from(*logprob) - exact).abs());
+            }
+        }
+        eprintln!("{name}: largest difference of logprobs with and without cache {largest:.1e}");
+        assert!(largest < 1e-4, "{name}: {largest}");
+    }
+}
+
+/// Computes the log-probability of each token of an answer, without a cache. The answer begins at position `start`.
+fn answer_logprobs(model: &Decoder, text: &[u32], start: usize) -> Vec<f64> {
+    let hidden = model.hidden(ids(&[text], &model.device()));
+    let [_, t, d] = hidden.dims();
+    let logits = host(model.logits(hidden.reshape([t, d]).narrow(0, start - 1, t - start)));
+    let rows = logits.chunks(model.token_count()).zip(&text[start..]);
+    let logprob = |(row, id): (&[f64], &u32)| {
+        let largest = row.iter().fold(f64::MIN, |max, z| max.max(*z));
+        let sum: f64 = row.iter().map(|z| (z - largest).exp()).sum();
+        row[*id as usize] - largest - sum.ln()
+    };
+    rows.map(logprob).collect()
+}
+
+#[test]
+fn a_long_answer_of_a_real_model_with_windows_agrees_with_the_model_without_a_cache() {
+    let Some(dir) = real("models/gemma-3-270m/model.safetensors") else {
+        return;
+    };
+    let model = load(dir.parent().unwrap(), DType::F32, &Device::flex()).unwrap();
+    // Two samples of a prompt that is longer than the window of 512, and a prompt that its answer carries past it.
+    let text: Vec<u32> = [2]
+        .into_iter()
+        .chain((0..719).map(|t| 500 + t * t * 37 % 3001))
+        .collect();
+    let prompts = [text.clone(), text.clone(), text[..500].to_vec()];
+    let sampling = Sampling {
+        max_new_tokens: 40,
+        temperature: 0.7,
+        ..Sampling::default()
+    };
+    let limits = |prefill_rows, page_size| BatchLimits {
+        prefill_rows,
+        page_size,
+        ..BatchLimits::default()
+    };
+    let generate = |limits: &BatchLimits| {
+        let stop = StopConditions::at(&[1]);
+        run_with(&model, &prompts, &stop, &sampling, &[1, 2, 3], limits)
+    };
+    let answers = generate(&limits(512, 16));
+    assert_eq!(answers, generate(&limits(100, 64)));
+    let mut largest = 0f64;
+    for (prompt, answer) in prompts.iter().zip(&answers) {
+        let text = [&prompt[..], &answer.ids].concat();
+        let exact = answer_logprobs(&model, &text, prompt.len());
+        for (logprob, exact) in answer.logprobs.iter().zip(exact) {
+            largest = largest.max((f64::from(*logprob) - exact).abs());
+        }
+    }
+    eprintln!("largest difference of logprobs with and without cache {largest:.1e}");
+    assert!(largest < 1e-4, "{largest}");
+}
+
 #[test]
 fn a_prompt_computed_in_parts_agrees_with_the_model_without_a_cache() {
     let model = lively(DType::F64);

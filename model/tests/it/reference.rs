@@ -22,6 +22,11 @@ fn smollm2_agrees_with_transformers() {
 }
 
 #[test]
+fn qwen2_5_agrees_with_transformers() {
+    check_agreement("Qwen2.5-Coder-0.5B-Instruct", "qwen-0.5b.json");
+}
+
+#[test]
 fn both_forms_of_a_configuration_are_read_equally() {
     let Some(dir) = real("models/SmolLM2-135M-Instruct") else {
         return;

@@ -25,7 +25,7 @@ impl ApiKey {
     }
 
     /// Value of the header `Authorization`.
-    pub(super) fn authorization(&self) -> String {
+    pub(crate) fn authorization(&self) -> String {
         format!("Bearer {}", self.0)
     }
 
@@ -46,7 +46,7 @@ impl ApiKey {
     }
 
     /// Replaces the key in a text, and a beginning of the key at the text's end. Returns whether there was one.
-    pub(super) fn scrub(&self, text: &mut String) -> bool {
+    pub(crate) fn scrub(&self, text: &mut String) -> bool {
         if self.0.len() < MIN_SECRET_BYTES {
             return false;
         }

@@ -34,6 +34,17 @@ pub struct LocalSettings {
     pub reasoning: Option<Reasoning>,
     /// Licence under which the answers may be used.
     pub licence: Option<String>,
+    /// Name and revision of the checkpoint if they are not those of its folder.
+    pub origin: Option<Origin>,
+}
+
+/// Origin of a checkpoint.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Origin {
+    /// Name of the model, such as `org/name`.
+    pub name: String,
+    /// Revision of the model, such as a commit.
+    pub revision: String,
 }
 
 /// An answer to sample.
@@ -64,7 +75,7 @@ struct Identity {
 }
 
 impl Local {
-    /// Loads the checkpoint's model, tokenizer and template, and hashes its weights.
+    /// Loads the checkpoint's model, tokenizer and template, and hashes its weights if no origin is given.
     ///
     /// # Errors
     /// Those of the model's and the tokenizer's files; a tokenizer that is larger than the model's embedding; no
@@ -74,7 +85,8 @@ impl Local {
         Self::with_model(model, settings)
     }
 
-    /// Combines a model in memory with the tokenizer and template of the folder. Name and revision are the folder's.
+    /// Combines a model in memory with the tokenizer and template of the folder. Name and revision are the
+    /// folder's if no origin is given.
     ///
     /// # Errors
     /// As [`Self::open`], except for the model's own files.
@@ -82,14 +94,16 @@ impl Local {
         let dir = settings.dir.as_path();
         let tokenizer = Tokenizer::from_dir(dir)?;
         let (tokenizer_size, model_size) = (tokenizer.vocab_size(), model.config().vocab_size);
-        if tokenizer_size > model_size {
-            return Err(Error::VocabularyTooLarge {
-                tokenizer: dir.join("tokenizer.json"),
-                tokenizer_size,
-                model: dir.join("config.json"),
-                model_size,
-            });
-        }
+        let tokenizer =
+            tokenizer
+                .with_rows(model_size)
+                .map_err(|token| Error::VocabularyTooLarge {
+                    tokenizer: dir.join("tokenizer.json"),
+                    tokenizer_size,
+                    token,
+                    model: dir.join("config.json"),
+                    model_size,
+                })?;
         let template = match settings.template {
             Some(template) => template,
             None => ChatTemplate::from_dir(dir)?.ok_or_else(|| Error::NoTemplate {
@@ -100,16 +114,17 @@ impl Local {
         if let Some(reasoning) = &settings.reasoning {
             control_ids.extend(tokenizer.encode(&reasoning.close, false)?.first());
         }
-        let name = dir.canonicalize().unwrap_or_else(|_| dir.to_path_buf());
+        let origin = match settings.origin {
+            Some(origin) => origin,
+            None => folder_origin(dir)?,
+        };
         let identity = Identity {
-            teacher: name
-                .file_name()
-                .map_or_else(String::new, |name| name.to_string_lossy().into_owned()),
-            revision: revision(dir)?,
+            teacher: origin.name,
+            revision: origin.revision,
             licence: settings.licence,
         };
         Ok(Self {
-            model: model.with_token_count(tokenizer_size),
+            model: model.with_token_count(tokenizer.vocab_size()),
             encoder: TextEncoder::new(tokenizer, template, settings.reasoning),
             control_ids,
             identity,
@@ -366,6 +381,16 @@ fn encode_error(prompt: &Prompt, source: potstill_datasets::Error) -> Error {
 }
 
 /// SHA-256 over `config.json` and the contents of all weight files: equal numbers have equal revisions.
+/// Name of a folder, and the hash of the checkpoint in it.
+fn folder_origin(dir: &Path) -> Result<Origin, Error> {
+    let folder = dir.canonicalize().unwrap_or_else(|_| dir.to_path_buf());
+    let name = folder.file_name();
+    Ok(Origin {
+        name: name.map_or_else(String::new, |name| name.to_string_lossy().into_owned()),
+        revision: revision(dir)?,
+    })
+}
+
 fn revision(dir: &Path) -> Result<String, Error> {
     let mut hasher = Sha256::new();
     let config = dir.join("config.json");

@@ -69,24 +69,35 @@ fn chat_prompts_equal_those_of_transformers() {
         assert_eq!(answer.finish_reason == FinishReason::Stop, finished);
         assert!(!answer.answer.contains("<|im_end|>"));
     }
-    shakespeare(&teacher, &reference);
+    shakespeare(&teacher, &reference["tinyshakespeare512"], 512, &[]);
 }
 
 #[test]
 fn plain_text_has_the_reference_loss() {
     let Some(teacher) = stories() else { return };
-    shakespeare(&teacher, &reference("stories260k.json"));
+    let reference = &reference("stories260k.json")["tinyshakespeare512"];
+    shakespeare(&teacher, reference, 512, &[]);
 }
 
-/// Compares the mean NLL of the first 512 tokens of TinyShakespeare with the reference.
-fn shakespeare(teacher: &Local, reference: &Value) {
+#[test]
+fn a_text_behind_the_window_has_the_reference_loss() {
+    let Some(dir) = weights("gemma-3-270m") else {
+        return;
+    };
+    let teacher = Local::open(settings(&dir, None)).unwrap();
+    let reference = &reference("gemma-270m.json")["tinyshakespeare1024"];
+    shakespeare(&teacher, reference, 1024, &[2]);
+}
+
+/// Compares the mean NLL of the first tokens of TinyShakespeare, after a BOS token or none, with the reference.
+fn shakespeare(teacher: &Local, expected: &Value, tokens: usize, bos: &[u32]) {
     let Some(path) = real("data/tinyshakespeare/input.txt") else {
         return;
     };
-    let expected = &reference["tinyshakespeare512"];
     let text = std::fs::read_to_string(path).unwrap();
     let mut token_ids = teacher.tokenizer().encode(&text[..20_000], false).unwrap();
-    token_ids.truncate(512);
+    token_ids.truncate(tokens);
+    token_ids.splice(0..0, bos.iter().copied());
     assert_eq!(token_ids[..16], numbers(&expected["first16"]));
     let signal = score(teacher, &[text_of(token_ids, 1)], &scoring(1)).remove(0);
     let nll: Vec<f64> = target_logprobs(&signal)
@@ -94,7 +105,7 @@ fn shakespeare(teacher: &Local, reference: &Value) {
         .collect();
     let mean = nll.iter().sum::<f64>() / nll.len() as f64;
     let difference = (mean - expected["mean_nll"].as_f64().unwrap()).abs();
-    eprintln!("mean NLL of 512 tokens: {mean:.6}, off by {difference:.1e}");
+    eprintln!("mean NLL of {tokens} tokens: {mean:.6}, off by {difference:.1e}");
     assert!(difference < 1e-4);
 }
 

@@ -5,5 +5,6 @@
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
 mod http;
+mod hub;
 #[cfg(feature = "local")]
 mod local;

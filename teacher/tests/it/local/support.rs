@@ -33,6 +33,7 @@ pub(crate) fn settings(dir: &Path, template: Option<ChatTemplate>) -> LocalSetti
         template,
         reasoning: None,
         licence: Some("MIT".to_owned()),
+        origin: None,
     }
 }
 
