@@ -84,6 +84,14 @@ impl<'a> RotaryKeys<'a> {
         Ok(found)
     }
 
+    /// Takes `table` if the configuration has none.
+    pub(crate) fn or(self, table: Option<&'a Map<String, Value>>) -> Self {
+        Self {
+            table: self.table.or(table),
+            ..self
+        }
+    }
+
     /// Makes a table without scaling.
     pub(crate) fn unscaled(keys: &'a Keys<'a>, theta: f64) -> Self {
         Self {

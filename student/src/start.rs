@@ -141,6 +141,10 @@ impl RandomShape {
         let mut keys: Map<String, Value> = taken
             .map(|(key, value)| (key.clone(), value.clone()))
             .collect();
+        // Where a key is absent, transformers has the token ids of the family's published models.
+        for key in ["bos_token_id", "eos_token_id", "pad_token_id"] {
+            keys.entry(key).or_insert(Value::Null);
+        }
         keys.insert("model_type".to_owned(), json!(family));
         keys.insert("vocab_size".to_owned(), json!(tokens));
         keys.extend(own.clone());

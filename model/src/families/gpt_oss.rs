@@ -9,6 +9,7 @@ use crate::keys::Keys;
 use crate::plan::{
     DecoderPlan, ExpertsPlan, FeedForwardPlan, GatedPlan, GroupedPlan, RouterPlan, Scoring,
 };
+use crate::rotary_table::RotaryKeys;
 
 pub(super) fn gpt_oss(keys: &Keys) -> Result<DecoderPlan, Error> {
     keys.only("hidden_act", &[json!("silu")])?;
@@ -38,7 +39,14 @@ pub(super) fn gpt_oss(keys: &Keys) -> Result<DecoderPlan, Error> {
             scale: 1.0,
         },
     });
-    Ok(shape.decoder(shape.rotary(keys, 150_000.0)?, |layer| {
+    // Without a table, transformers has that of the published models.
+    let published = json!({
+        "rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": false,
+        "original_max_position_embeddings": 4096,
+    });
+    let rotary = RotaryKeys::find(keys, "full_attention", 150_000.0)?.or(published.as_object());
+    let rotary = rotary.table(rotary.width(shape.head_dim)?, shape.context)?;
+    Ok(shape.decoder(rotary, |layer| {
         let attention = GroupedPlan {
             input_bias: bias,
             output_bias: bias,

@@ -225,6 +225,11 @@ fn a_random_student_has_the_tokens_of_the_tokenizer_and_the_rest_of_its_family()
     let other = config_of(table("qwen3")).unwrap();
     assert_eq!(other.keys()["head_dim"], 16);
     assert_eq!(other.eos_token_id, checkpoint.eos_token_id);
+    // transformers would take the published models' padding, which is outside of this vocabulary.
+    assert_eq!(
+        config_of(table("phi3")).unwrap().keys()["pad_token_id"],
+        Value::Null
+    );
     assert_eq!(other.keys()["architectures"], json!(["Qwen3ForCausalLM"]));
     assert!(!other.keys().contains_key("rms_norm_eps"));
     // Rows of padding are allowed.
