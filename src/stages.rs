@@ -12,6 +12,7 @@ pub mod export;
 mod forecast;
 pub mod grade;
 pub mod import;
+mod memory;
 mod models;
 mod own_text;
 mod planned;

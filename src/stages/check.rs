@@ -2,7 +2,6 @@
 //! prompts, the teacher's and the student's checkpoints, and the prompts' lengths. Weights are read only to measure
 //! the start of a student that is made from a checkpoint of its local teacher's family.
 
-mod memory;
 mod start_kl;
 mod tokens;
 
@@ -17,8 +16,8 @@ use tokens::tokens;
 
 use super::sources::{self, Extent, Needed, Sources};
 use super::{
-    RunOptions, StageOutcome, checkpoint, collect, device, import, planned, run_dir_path, served,
-    start,
+    RunOptions, StageOutcome, checkpoint, collect, device, import, memory, planned, run_dir_path,
+    served, start,
 };
 use crate::events::Event;
 use crate::progress::Console;

@@ -6,7 +6,7 @@ use std::path::Path;
 use potstill_model::{Config, DType, Decoder, Device};
 use serde_json::{Value, json};
 
-use super::{Context, checkpoint};
+use super::{Context, checkpoint, memory};
 use crate::run_dir::settings_of;
 use crate::run_file::{Loaded, RunFile};
 
@@ -43,6 +43,7 @@ pub(crate) fn start(context: &Context, seed_index: u32) -> anyhow::Result<Decode
 pub(crate) fn start_on(run: &Loaded, seed_index: u32, device: &Device) -> anyhow::Result<Decoder> {
     let folder = checkpoint::student(run)?;
     if let Some(config) = random_config(run, &folder)? {
+        check_memory(run, &config)?;
         let seed = seed(&run.settings, seed_index);
         let tokens = checkpoint::tokenizer(&folder)?.vocab_size();
         let model = Decoder::init(&config, seed, DType::F32, device)?;
@@ -50,6 +51,18 @@ pub(crate) fn start_on(run: &Loaded, seed_index: u32, device: &Device) -> anyhow
     }
     let whole = checkpoint::load(&folder, &folder, DType::F32, device)?;
     pruned(run, whole)
+}
+
+/// Refuses random weights that do not fit into memory: no file bounds their size.
+fn check_memory(run: &Loaded, config: &Config) -> anyhow::Result<()> {
+    let Some(machine) = memory::machine_bytes() else {
+        return Ok(());
+    };
+    let (weights, hint) = ("a model of this size", "choose a smaller one");
+    match memory::warning(weights, config.parameters(), 4, machine, hint) {
+        Some(text) => Err(run.problem(&["student", "random"], text).into()),
+        None => Ok(()),
+    }
 }
 
 /// Returns the configuration of the student.

@@ -23,5 +23,6 @@ mod runs;
 mod sampling;
 mod secure;
 mod served;
+mod students;
 mod tokens;
 mod training;

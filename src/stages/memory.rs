@@ -3,11 +3,11 @@
 use std::fs;
 
 /// Bytes of a parameter while it is trained: weight, gradient and two moments in f32.
-pub(super) const TRAINED_BYTES: u64 = 16;
+pub(crate) const TRAINED_BYTES: u64 = 16;
 
 /// Returns a warning if `parameters` of `bytes_each` need more than the machine's memory. `what` names the model and
 /// what is done with it; `hint` says how to need less.
-pub(super) fn warning(
+pub(crate) fn warning(
     what: &str,
     parameters: u64,
     bytes_each: u64,
@@ -34,7 +34,7 @@ fn gigabytes(bytes: u64) -> String {
 
 /// Returns the memory of this machine in bytes, or the limit of the control group that the process runs in, if it is
 /// smaller. `None` where the system does not say.
-pub(super) fn machine_bytes() -> Option<u64> {
+pub(crate) fn machine_bytes() -> Option<u64> {
     let meminfo = fs::read_to_string("/proc/meminfo").ok()?;
     let limit = fs::read_to_string("/sys/fs/cgroup/memory.max").ok();
     let limit = limit.and_then(|text| text.trim().parse().ok());
