@@ -108,7 +108,7 @@ fn memory_warnings(run: &Loaded, device: &Device) -> anyhow::Result<Vec<String>>
         return Ok(Vec::new());
     };
     let student = memory::warning(
-        "to train the student",
+        "training the student",
         start::config(run)?.parameters(),
         memory::TRAINED_BYTES,
         machine,
@@ -116,7 +116,7 @@ fn memory_warnings(run: &Loaded, device: &Device) -> anyhow::Result<Vec<String>>
     );
     let teacher = match run.settings.local() {
         Some(teacher) => memory::warning(
-            "to load the teacher",
+            "loading the teacher",
             Config::from_dir(&checkpoint::teacher(run)?)?.parameters(),
             checkpoint::dtype(teacher.dtype).size() as u64,
             machine,

@@ -161,7 +161,12 @@ impl RandomShape {
             keys.insert("num_key_value_heads".to_owned(), heads);
         }
         let config = Config::from_json(&Value::Object(keys)).map_err(|error| match error {
-            potstill_model::Error::Config { key, why, .. } => self.error(key, why),
+            potstill_model::Error::Config { key, why, .. } => {
+                // The hint is for readers of a file.
+                let why = why.split("\nhint: ").next().unwrap_or_default();
+                let hint = "see a config.json of this family for its keys and values";
+                self.error(key, format!("{why}\nhint: {hint}"))
+            }
             other => self.error("", other.to_string()),
         })?;
         if let Some(key) = own.keys().find(|key| !read.contains(*key)) {
