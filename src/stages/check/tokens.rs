@@ -127,7 +127,9 @@ impl TokenReport {
             .iter()
             .find(|(name, _)| *name == switch);
         self.lines.push(match given {
-            Some((_, value)) => format!("thinking  `{switch}` is {value}"),
+            Some((_, value)) => format!(
+                "thinking  `{switch}` is {value}; programs that run the student must set it too"
+            ),
             None => format!(
                 "thinking  the teacher's template reads `{switch}`, which is not set, so its own default decides whether answers begin with reasoning; `template_arguments` of [teacher] sets it"
             ),
