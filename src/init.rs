@@ -49,6 +49,8 @@ struct TeacherFacts {
     /// Longest context of the model, tokens.
     context: usize,
     has_template: bool,
+    /// Variable by which the teacher's chat template switches reasoning.
+    thinking_switch: Option<&'static str>,
 }
 
 /// Writes a run file.
@@ -210,11 +212,13 @@ fn teacher_facts(dir: &Path) -> anyhow::Result<TeacherFacts> {
     }
     let config = Config::from_dir(dir)?;
     Tokenizer::from_dir(dir)?;
+    let template = ChatTemplate::from_dir(dir)?;
     Ok(TeacherFacts {
         layers: config.num_hidden_layers(),
         vocabulary: config.vocab_size,
         context: config.max_position_embeddings,
-        has_template: ChatTemplate::from_dir(dir)?.is_some(),
+        has_template: template.is_some(),
+        thinking_switch: template.and_then(|template| template.thinking_switch()),
     })
 }
 
