@@ -15,7 +15,7 @@ use crate::dtype::{check_model_dtype, to_safetensors};
 use crate::files::{write_json, write_whole};
 use crate::gguf::{GGUF_FILE, GgufWeights};
 use crate::parameters::{
-    MapParameters, Parameter, ParameterName, map_parameters, named_parameters,
+    MapParameters, Parameter, ParameterName, Role, map_parameters, named_parameters,
 };
 use crate::safetensors_files::{self, INDEX_FILE, SINGLE_FILE, SafetensorsFiles};
 use crate::weights::{Weights, in_stack};
@@ -137,16 +137,16 @@ pub fn save_sharded(
     dtype: DType,
     max_shard_bytes: u64,
 ) -> Result<(), Error> {
-    let stored = to_safetensors(dtype)?;
+    check_model_dtype(dtype)?;
     std::fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
-    let shards = split(named_parameters(model), stored, max_shard_bytes);
+    let shards = split(named_parameters(model), dtype, max_shard_bytes)?;
     let outdated = match shards.as_slice() {
         [single] => {
-            write_weights(&dir.join(SINGLE_FILE), single, dtype, stored)?;
+            write_weights(&dir.join(SINGLE_FILE), single)?;
             INDEX_FILE
         }
         shards => {
-            write_shards(dir, shards, dtype, stored)?;
+            write_shards(dir, shards)?;
             SINGLE_FILE
         }
     };
@@ -223,69 +223,65 @@ struct ShardEntry {
     name: String,
     parameter: Parameter,
     shape: Vec<usize>,
-    bytes: usize,
+    dtype: DType,
+    stored: Dtype,
 }
 
 /// Divides the parameters, in order, into shards of at most `max_bytes`.
 fn split(
     parameters: Vec<(ParameterName, Parameter)>,
-    stored: Dtype,
+    dtype: DType,
     max_bytes: u64,
-) -> Vec<Vec<ShardEntry>> {
+) -> Result<Vec<Vec<ShardEntry>>, Error> {
     let mut shards = vec![Vec::new()];
     let mut filled = 0u64;
-    for (ParameterName { name, .. }, parameter) in parameters {
-        let shape = parameter.shape();
-        let bytes = shape.iter().product::<usize>() * stored.bitsize() / 8;
-        if filled > 0 && filled + bytes as u64 > max_bytes {
+    for (ParameterName { name, role }, parameter) in parameters {
+        let dtype = match (role, dtype) {
+            (Role::Correction, DType::F16 | DType::BF16) => DType::F32,
+            _ => dtype,
+        };
+        let entry = ShardEntry {
+            name,
+            shape: parameter.shape(),
+            parameter,
+            dtype,
+            stored: to_safetensors(dtype)?,
+        };
+        let bytes = entry.bytes() as u64;
+        if filled > 0 && filled + bytes > max_bytes {
             shards.push(Vec::new());
             filled = 0;
         }
-        filled += bytes as u64;
+        filled += bytes;
         if let Some(shard) = shards.last_mut() {
-            shard.push(ShardEntry {
-                name,
-                parameter,
-                shape,
-                bytes,
-            });
+            shard.push(entry);
         }
     }
-    shards
+    Ok(shards)
 }
 
-fn write_shards(
-    dir: &Path,
-    shards: &[Vec<ShardEntry>],
-    dtype: DType,
-    stored: Dtype,
-) -> Result<(), Error> {
+fn write_shards(dir: &Path, shards: &[Vec<ShardEntry>]) -> Result<(), Error> {
     let mut weight_map = BTreeMap::new();
     let mut total_size = 0;
     for (number, shard) in shards.iter().enumerate() {
         let file = format!("model-{:05}-of-{:05}.safetensors", number + 1, shards.len());
-        write_weights(&dir.join(&file), shard, dtype, stored)?;
+        write_weights(&dir.join(&file), shard)?;
         for entry in shard {
             weight_map.insert(entry.name.clone(), file.clone());
-            total_size += entry.bytes;
+            total_size += entry.bytes();
         }
     }
     let index = json!({ "metadata": { "total_size": total_size }, "weight_map": weight_map });
     write_json(&dir.join(INDEX_FILE), &index)
 }
 
-fn write_weights(
-    path: &Path,
-    entries: &[ShardEntry],
-    dtype: DType,
-    stored: Dtype,
-) -> Result<(), Error> {
+fn write_weights(path: &Path, entries: &[ShardEntry]) -> Result<(), Error> {
     let mut offset = 0;
     let infos = entries.iter().map(|entry| {
         let start = offset;
-        offset += entry.bytes;
+        offset += entry.bytes();
         let info = TensorInfo {
-            dtype: stored,
+            dtype: entry.stored,
             shape: entry.shape.clone(),
             data_offsets: (start, offset),
         };
@@ -309,7 +305,7 @@ fn write_weights(
             .and_then(|()| file.write_all(&header))
             .map_err(Error::io("write", path))?;
         for entry in entries {
-            let bytes = entry.values(dtype)?;
+            let bytes = entry.values()?;
             file.write_all(bytes.as_bytes())
                 .map_err(Error::io("write", path))?;
         }
@@ -318,14 +314,18 @@ fn write_weights(
 }
 
 impl ShardEntry {
-    fn values(&self, dtype: DType) -> Result<TensorData, Error> {
+    fn bytes(&self) -> usize {
+        self.shape.iter().product::<usize>() * self.stored.bitsize() / 8
+    }
+
+    fn values(&self) -> Result<TensorData, Error> {
         let read = self.parameter.clone().try_into_data();
         let read_error = |why: String| Error::Device {
             what: "a parameter",
             why: format!("`{}`: {why}", self.name),
         };
         read.map_err(|error| read_error(error.to_string()))?
-            .try_cast(dtype)
+            .try_cast(self.dtype)
             .map_err(|error| read_error(error.to_string()))
     }
 }

@@ -41,7 +41,7 @@ impl MapParameters for RandomWeights {
             // A gain that is stored as its difference from 1 starts at 0.
             Role::Norm if self.gain_offset == 1.0 => unset.zeros_like(),
             Role::Norm => unset.ones_like(),
-            Role::Bias => unset.zeros_like(),
+            Role::Bias | Role::Correction => unset.zeros_like(),
             Role::Router if D == 1 => unset.zeros_like(),
             Role::Embedding | Role::Head | Role::Projection | Role::Router => self.matrix(unset),
         }

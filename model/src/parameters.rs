@@ -37,8 +37,11 @@ pub enum Role {
     Bias,
     /// The weight of a linear layer.
     Projection,
-    /// A part of the choice of experts.
+    /// The weight or the bias of a router, whose logits choose and weight experts.
     Router,
+    /// Numbers that are added to a router's scores for the choice alone. They are f32 in every model and every file, and
+    /// no gradient reaches them.
+    Correction,
 }
 
 /// The tensor of a parameter, of any rank that decoders have.

@@ -24,8 +24,7 @@ pub(crate) trait Weights {
     fn file(&self, name: &str) -> PathBuf;
 }
 
-/// Returns the part of `shape` that is one expert, if `name` is a projection of an expert and the experts are stacked:
-/// name of the stack, index of the expert, and the place of the projection among those that are joined.
+/// Returns where a projection of an expert is if the experts are stacked, or `None` if `name` is no such projection.
 ///
 /// Some checkpoints store `experts.gate_up_proj` `[E, 2·w, d]` and `experts.down_proj` `[E, d, w]` instead of a matrix for
 /// each expert.

@@ -220,7 +220,7 @@ pub fn micro_batch_gradient(
             Role::Head => head_vd.take().map(Parameter::Matrix),
             // The choice of experts stays as it is: without the losses that balance experts, a trained router would send
             // all rows to a few.
-            Role::Router => None,
+            Role::Router | Role::Correction => None,
             _ => parameter.apply(TakeGradient(&mut tape)),
         };
         let sum = add_gradients(gradients.remove(&name), gradient);

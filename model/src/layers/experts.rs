@@ -153,7 +153,7 @@ impl Experts {
             router: self.router.map_with_role(&router, Role::Router, mapper),
             correction_bias: bias.map(|bias| {
                 let name = format!("{router}.e_score_correction_bias");
-                map_parameter(mapper, name, Role::Router, bias)
+                map_parameter(mapper, name, Role::Correction, bias)
             }),
             experts: self
                 .experts
