@@ -42,7 +42,7 @@ TIE = 0.01
 def main():
     if len(sys.argv) not in (4, 5):
         sys.exit(__doc__)
-    binaries, program, folder = map(pathlib.Path, sys.argv[1:4])
+    binaries, program, folder = (pathlib.Path(path).resolve() for path in sys.argv[1:4])
     text = pathlib.Path(sys.argv[4]) if len(sys.argv) == 5 else None
     torch.set_num_threads(1)
     transformers.utils.logging.disable_progress_bar()
