@@ -100,8 +100,47 @@ pub struct RunSettings {
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ExportSettings {
-    /// Type of the exported weights.
+    /// Type of the exported weights in safetensors.
     pub dtype: FloatType,
+    /// Files to write. `"gguf"` writes a file for llama.cpp, `<run>-<type>.gguf`, beside the safetensors, which later
+    /// stages read.
+    pub format: ExportFormat,
+    /// Type of the weights in GGUF; the default is `"f16"`. The blocks of quantised types, and the choice which tensors
+    /// get more bits, are those of `llama-quantize`.
+    #[serde(rename = "type")]
+    pub gguf_type: Option<GgufTypeName>,
+}
+
+/// Format of the exported models.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ExportFormat {
+    /// A folder in Hugging Face layout.
+    #[default]
+    Safetensors,
+    /// A folder in Hugging Face layout, and a file for llama.cpp.
+    Gguf,
+}
+
+/// Type of the weights of a GGUF file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+pub enum GgufTypeName {
+    /// 16 bits, IEEE 754 half precision.
+    #[default]
+    #[serde(rename = "f16")]
+    F16,
+    /// 16 bits with the exponent range of `f32`.
+    #[serde(rename = "bf16")]
+    Bf16,
+    /// 8.5 bits for each weight.
+    #[serde(rename = "q8_0")]
+    Q8_0,
+    /// 4.5 bits for each weight.
+    #[serde(rename = "q4_0")]
+    Q4_0,
+    /// About 4.8 bits for each weight: 4 bits, and 6 bits for the tensors that matter most.
+    #[serde(rename = "q4_k_m")]
+    Q4KM,
 }
 
 #[cfg(test)]

@@ -25,10 +25,11 @@ use self::generation::GenerationMarks;
 use crate::error::Error;
 use crate::finding::Finding;
 use crate::manifest::sha256_hex;
+use crate::model_files::{read_json, read_optional};
 use crate::range::FilePath;
 use crate::reasoning::Reasoning;
 use crate::records::Message;
-use crate::tokenizer::{SpecialTokens, read_json, read_optional};
+use crate::tokenizer::SpecialTokens;
 
 const PLAIN: &str = "{{ bos_token }}{% for m in messages %}{{ m.content }}{% if m.role == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}";
 

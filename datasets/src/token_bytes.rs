@@ -2,7 +2,7 @@
 //!
 //! A vocabulary does not contain bytes but characters of an alphabet. Byte-level BPE (GPT-2 and most later models)
 //! writes each byte as a printable character. SentencePiece writes a space as `▁`, and a byte that no piece covers as
-//! `<0xNN>`. The decoder in `tokenizer.json` determines the alphabet. Added tokens are plain text in both.
+//! `<0xNN>`. The decoder in `tokenizer.json` determines the alphabet. Special tokens are plain text in both.
 
 use std::collections::HashMap;
 
@@ -44,16 +44,15 @@ impl TokenBytes {
     ) -> Result<Self, String> {
         let alphabet = alphabet(&json["decoder"])?;
         let byte_of_char = byte_of_char();
-        let mut entries: Vec<(u32, Vec<u8>)> = vocabulary
-            .iter()
-            .filter(|(_, id)| !added.contains_key(id))
-            .map(|(token, &id)| (id, spell(token, alphabet, &byte_of_char)))
-            .chain(
-                added
-                    .iter()
-                    .map(|(&id, (content, _))| (id, content.clone().into_bytes())),
-            )
-            .collect();
+        let mut entries: Vec<(u32, Vec<u8>)> =
+            vocabulary
+                .iter()
+                .filter(|(_, id)| !added.contains_key(id))
+                .map(|(token, &id)| (id, spell(token, alphabet, &byte_of_char)))
+                .chain(added.iter().map(|(&id, (content, special))| {
+                    (id, spell_added(content, *special, alphabet))
+                }))
+                .collect();
         entries.sort_unstable();
         entries.dedup_by_key(|(id, _)| *id);
         if let Some((id, _)) = entries.last().filter(|(id, _)| *id >= MAX_IDS) {
@@ -188,6 +187,15 @@ fn spell(token: &str, alphabet: Alphabet, byte_of_char: &HashMap<char, u8>) -> V
     }
 }
 
+/// Returns the bytes of an added token. Gemma lists pieces such as `▁▁`, two spaces, among its added tokens, but they are
+/// not special.
+fn spell_added(content: &str, special: bool, alphabet: Alphabet) -> Vec<u8> {
+    match alphabet {
+        Alphabet::SentencePiece { .. } if !special => content.replace('▁', " ").into_bytes(),
+        _ => content.as_bytes().to_vec(),
+    }
+}
+
 /// Returns the byte that a token of the form `<0xNN>` stands for.
 fn fallback_byte(token: &str) -> Option<u8> {
     let digits = token.strip_prefix("<0x")?.strip_suffix('>')?;
@@ -275,6 +283,14 @@ mod tests {
         assert_eq!(table.len(), 5);
         let tokens: Vec<&[u8]> = (0..6).map(|id| table.get(id)).collect();
         assert_eq!(tokens, [&b""[..], b" a", b"", b"", "Ġ\n".as_bytes(), b""]);
+    }
+
+    #[test]
+    fn an_added_piece_of_spaces_is_spaces() {
+        let added = HashMap::from([(0, ("▁▁".to_owned(), false)), (1, ("<▁>".to_owned(), true))]);
+        let metaspace = json!({ "decoder": { "type": "Metaspace" } });
+        let table = TokenBytes::new(&metaspace, &HashMap::new(), &added).unwrap();
+        assert_eq!([table.get(0), table.get(1)], [&b"  "[..], "<▁>".as_bytes()]);
     }
 
     #[test]

@@ -1,11 +1,15 @@
 //! A tokenizer in Hugging Face layout: conversion between text and ids, and the bytes of each id.
 
+mod eos;
+
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde_json::Value;
 
+pub use self::eos::EosSource;
 use crate::error::Error;
+use crate::model_files::{parse, read_json, read_optional, unusable};
 use crate::token_bytes::TokenBytes;
 
 /// The special tokens that a chat template can name. A token that is `None` is undefined in the template, as in
@@ -30,6 +34,11 @@ pub struct Tokenizer {
     bytes: TokenBytes,
     special: SpecialTokens,
     eos_ids: Vec<u32>,
+    eos_sources: Vec<EosSource>,
+    /// Id of the token that begins every text of the model, if there is one.
+    leading_id: Option<u32>,
+    /// Number of rows of the model's embedding, if it is smaller than the vocabulary.
+    rows: Option<usize>,
     fingerprint: String,
     /// Ids of "\n", which are removed from the ids of "\n" + text to encode a text that continues another one. The list
     /// is empty if the tokenizer does not put a space in front of a text.
@@ -38,8 +47,8 @@ pub struct Tokenizer {
 
 impl Tokenizer {
     /// Reads `tokenizer.json` (required) and `tokenizer_config.json` (special tokens) of a folder.
-    /// The ids that end a sequence come from `generation_config.json`, or else from `config.json`, or else from the
-    /// `eos_token` of `tokenizer_config.json`; there may be none.
+    /// The ids that end a sequence are those of `generation_config.json`, of `config.json`, and of the `eos_token` of
+    /// `tokenizer_config.json` together; there may be none.
     ///
     /// # Errors
     /// [`Error::TokenizerMissing`], [`Error::Io`], and [`Error::Invalid`] for a broken file, a vocabulary whose tokens
@@ -71,13 +80,16 @@ impl Tokenizer {
             return Err(content("its vocabulary is empty".to_owned()));
         }
         let special = special_tokens(dir)?;
-        let eos_ids = eos_ids(dir, &inner, &special)?;
+        let eos_sources = eos::sources(dir, &inner, special.eos.as_deref())?;
         let fingerprint = bytes.fingerprint(&json, &added);
         let mut tokenizer = Self {
             inner,
             bytes,
             special,
-            eos_ids,
+            eos_ids: eos::union(&eos_sources),
+            eos_sources,
+            leading_id: None,
+            rows: None,
             fingerprint,
             newline_ids: Vec::new(),
         };
@@ -89,14 +101,52 @@ impl Tokenizer {
         if spelled != b"a" {
             tokenizer.newline_ids = tokenizer.encode("\n", false)?;
         }
+        tokenizer.leading_id = tokenizer.find_leading_id(dir)?;
         Ok(tokenizer)
+    }
+
+    /// Returns the token that transformers puts in front of a text: what `add_bos_token` of `tokenizer_config.json` says,
+    /// or else what the post-processor of `tokenizer.json` does.
+    fn find_leading_id(&self, dir: &Path) -> Result<Option<u32>, Error> {
+        let config = read_json(dir, "tokenizer_config.json")?;
+        match config.and_then(|(_, json)| json["add_bos_token"].as_bool()) {
+            Some(true) => {
+                let bos = self.special.bos.as_deref();
+                Ok(bos.and_then(|bos| self.inner.token_to_id(bos)))
+            }
+            Some(false) => Ok(None),
+            None => {
+                let (with, without) = (self.encode("a", true)?, self.encode("a", false)?);
+                let added = with.len() > without.len() && with.first() != without.first();
+                Ok(with.first().copied().filter(|_| added))
+            }
+        }
+    }
+
+    /// Returns the tokenizer for a model whose embedding has this number of rows. Ids beyond them must belong to added
+    /// tokens, such as the placeholder of an image in a model for text; [`encode`](Self::encode) refuses a text with them.
+    ///
+    /// # Errors
+    /// The first ordinary token that has no row, as `tokenizer.json` writes it.
+    pub fn with_rows(mut self, rows: usize) -> Result<Self, String> {
+        if rows >= self.bytes.len() {
+            return Ok(self);
+        }
+        let is_ordinary =
+            |id: &u32| !self.token_bytes(*id).is_empty() && self.added_token(*id).is_none();
+        if let Some(id) = (rows as u32..self.bytes.len() as u32).find(is_ordinary) {
+            return Err(self.inner.id_to_token(id).unwrap_or_default());
+        }
+        self.rows = Some(rows);
+        Ok(self)
     }
 
     /// Encodes a text, with or without the special tokens that the tokenizer puts around it. Special tokens that the
     /// text contains are encoded as such. An empty text may have no ids.
     ///
     /// # Errors
-    /// [`Error::Tokenize`] if the text cannot be encoded, for instance because there is no unknown token.
+    /// [`Error::Tokenize`] if the text cannot be encoded, for instance because there is no unknown token, and
+    /// [`Error::Invalid`] if it has a token without a row in the model's embedding.
     pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, Error> {
         let encoding = self
             .inner
@@ -105,7 +155,19 @@ impl Tokenizer {
                 action: format!("encode the text {:?}", excerpt(text)),
                 source,
             })?;
-        Ok(encoding.get_ids().to_vec())
+        let ids = encoding.get_ids();
+        let rows = self.rows.unwrap_or(usize::MAX);
+        if let Some(id) = ids.iter().find(|id| **id as usize >= rows) {
+            let token = self.added_token(*id).unwrap_or_default();
+            return Err(Error::invalid(
+                format!(
+                    "the text {:?} has the token {token:?}, whose id {id} has no row in the model's embedding of {rows} rows",
+                    excerpt(text)
+                ),
+                format!("remove {token:?} from the data"),
+            ));
+        }
+        Ok(ids.to_vec())
     }
 
     /// Encodes a text that continues another one, without the space that SentencePiece tokenizers put in front of a text.
@@ -143,14 +205,33 @@ impl Tokenizer {
         self.bytes.get(id).to_vec()
     }
 
-    /// Returns the largest id + 1, including added tokens. A model's embedding may have more rows, but never fewer.
+    /// Returns the largest id + 1, including added tokens, but without those that have no row in the model's embedding
+    /// ([`with_rows`](Self::with_rows)). The embedding may have more rows, which pad it.
     pub fn vocab_size(&self) -> usize {
-        self.bytes.len()
+        let ids = self.bytes.len();
+        self.rows.map_or(ids, |rows| rows.min(ids))
+    }
+
+    /// Returns the added tokens that have no row in the model's embedding, in the order of their ids.
+    pub fn tokens_without_row(&self) -> Vec<String> {
+        let beyond = self.vocab_size() as u32..self.bytes.len() as u32;
+        beyond.filter_map(|id| self.added_token(id)).collect()
     }
 
     /// Returns the ids that end a sequence, sorted; the list is empty if the folder names none.
     pub fn eos_ids(&self) -> &[u32] {
         &self.eos_ids
+    }
+
+    /// Returns what each file of the folder says about the ids that end a sequence, for the files that say something.
+    pub fn eos_sources(&self) -> &[EosSource] {
+        &self.eos_sources
+    }
+
+    /// Returns the id of the token that the tokenizer puts in front of every text, which is BOS; `None` if it puts none.
+    /// A model whose texts all began with it needs it.
+    pub fn leading_id(&self) -> Option<u32> {
+        self.leading_id
     }
 
     /// Returns the token that begins a sequence, as written in `tokenizer_config.json`.
@@ -196,36 +277,6 @@ fn excerpt(text: &str) -> String {
     short
 }
 
-/// Reads the text of a file; `None` if the file does not exist.
-pub(crate) fn read_optional(path: &Path) -> Result<Option<String>, Error> {
-    match std::fs::read_to_string(path) {
-        Ok(text) => Ok(Some(text)),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(Error::io("read", path)(error)),
-    }
-}
-
-fn parse(path: &Path, text: &str) -> Result<Value, Error> {
-    serde_json::from_str(text).map_err(|error| {
-        let problem = format!("{} is not valid JSON: {error}", path.display());
-        Error::invalid(problem, "fetch the file again")
-    })
-}
-
-/// Returns the error for a file whose content cannot be used.
-pub(crate) fn unusable(path: &Path, problem: &str) -> Error {
-    Error::invalid(format!("{}: {problem}", path.display()), "")
-}
-
-/// Reads a JSON file of a folder and returns it with its path; `None` if the file does not exist.
-pub(crate) fn read_json(dir: &Path, name: &str) -> Result<Option<(PathBuf, Value)>, Error> {
-    let path = dir.join(name);
-    match read_optional(&path)? {
-        Some(text) => parse(&path, &text).map(|json| Some((path, json))),
-        None => Ok(None),
-    }
-}
-
 fn special_tokens(dir: &Path) -> Result<SpecialTokens, Error> {
     let Some((path, json)) = read_json(dir, "tokenizer_config.json")? else {
         return Ok(SpecialTokens::default());
@@ -249,45 +300,4 @@ fn special_tokens(dir: &Path) -> Result<SpecialTokens, Error> {
         unk: token("unk_token")?,
         pad: token("pad_token")?,
     })
-}
-
-fn eos_ids(
-    dir: &Path,
-    inner: &tokenizers::Tokenizer,
-    special: &SpecialTokens,
-) -> Result<Vec<u32>, Error> {
-    for name in ["generation_config.json", "config.json"] {
-        let Some((path, json)) = read_json(dir, name)? else {
-            continue;
-        };
-        let values = match &json["eos_token_id"] {
-            Value::Null => continue,
-            Value::Array(values) => values.clone(),
-            value => vec![value.clone()],
-        };
-        let mut ids = Vec::new();
-        for value in values {
-            let id = value.as_u64().and_then(|id| u32::try_from(id).ok());
-            let Some(id) = id.filter(|&id| inner.id_to_token(id).is_some()) else {
-                let problem = format!(
-                    "`eos_token_id` {value} is not an id of the vocabulary in tokenizer.json"
-                );
-                return Err(unusable(&path, &problem));
-            };
-            ids.push(id);
-        }
-        ids.sort_unstable();
-        ids.dedup();
-        return Ok(ids);
-    }
-    let Some(eos) = &special.eos else {
-        return Ok(Vec::new());
-    };
-    match inner.token_to_id(eos) {
-        Some(id) => Ok(vec![id]),
-        None => {
-            let problem = format!("`eos_token` {eos:?} is not in the vocabulary of tokenizer.json");
-            Err(unusable(&dir.join("tokenizer_config.json"), &problem))
-        }
-    }
 }

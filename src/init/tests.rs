@@ -43,6 +43,7 @@ fn written(detected: Detected, layers: usize, has_template: bool) -> String {
             vocabulary: 49_152,
             context: 2048,
             has_template,
+            thinking_switch: has_template.then_some("enable_thinking"),
         },
     })
 }

@@ -33,7 +33,10 @@ pub(super) fn run_file(inputs: &RunFileInputs) -> String {
             let line = match set_value(inputs, table, key) {
                 Some((value, None)) => commented(&format!("{key} = {value}"), about),
                 Some((value, Some(why))) => with_comment(&format!("{key} = {value}"), &why),
-                None => commented(&format!("# {key} = {}", default(about)), about),
+                None => match proposed_value(inputs, table, key) {
+                    Some((value, why)) => with_comment(&format!("# {key} = {value}"), &why),
+                    None => commented(&format!("# {key} = {}", default(about)), about),
+                },
             };
             text += &line;
         }
@@ -92,6 +95,22 @@ fn set_value(inputs: &RunFileInputs, table: &str, key: &str) -> Option<(String, 
         )),
         _ => None,
     }
+}
+
+/// Returns a value that the inputs suggest for a key that stays commented out, and what the value does.
+fn proposed_value(inputs: &RunFileInputs, table: &str, key: &str) -> Option<(String, String)> {
+    let switch = inputs.facts.thinking_switch?;
+    if (table, key) != ("teacher", "template_arguments") {
+        return None;
+    }
+    let (value, does) = match switch {
+        "reasoning_effort" => ("\"low\"", "makes the teacher's reasoning short"),
+        _ => ("false", "lets the teacher answer without reasoning"),
+    };
+    Some((
+        format!("{{ {switch} = {value} }}"),
+        format!("Arguments of the teacher's chat template, which reads `{switch}`; this {does}."),
+    ))
 }
 
 /// Formats the default of a key, or a placeholder that shows the form of its value.

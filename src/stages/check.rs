@@ -4,6 +4,7 @@
 
 mod memory;
 mod start_kl;
+mod tokens;
 
 use std::path::Path;
 
@@ -12,6 +13,7 @@ use potstill_datasets::{AnswerSource, Imported, Prompt, Split, Tokenizer};
 use potstill_model::{Config, Device};
 use potstill_student::{Layers, TrainSettings};
 use start_kl::start_kl;
+use tokens::tokens;
 
 use super::sources::{self, Extent, Needed, Sources};
 use super::{
@@ -58,7 +60,7 @@ pub fn check(file: &Path, options: &RunOptions, console: &Console) -> anyhow::Re
             }
         }
         Some(folder) if run.settings.import.answers == AnswerSource::Teacher => {
-            check_teacher(&run, folder, &imported.prompts)?
+            check_teacher(&run, folder, &imported.prompts, console)?
         }
         _ => check_given(&imported)?,
     };
@@ -71,20 +73,14 @@ pub fn check(file: &Path, options: &RunOptions, console: &Console) -> anyhow::Re
         imported.prompts.len(),
         imported.duplicates,
     ));
-    for text in memory_warnings(&run, &device)? {
+    let report = tokens(&run, teacher.as_deref(), &imported.prompts)?;
+    report.lines.iter().for_each(|line| console.output(line));
+    let memory = memory_warnings(&run, &device)?;
+    for text in report.warnings.into_iter().chain(memory) {
         console.emit(&Event::Warning { text });
     }
-    if sources == Sources::Complete
-        && let Some(kl) = start_kl(&run, &imported.prompts, &device)?
-    {
-        console.output(&format!(
-            "start     KL from the teacher {:.2} nats per token, over {} tokens of prompts; a uniform distribution has {:.2}",
-            kl.start, kl.tokens, kl.uniform
-        ));
-        if kl.start > kl.uniform {
-            let text = far_start(&run)?;
-            console.emit(&Event::Warning { text });
-        }
+    if sources == Sources::Complete {
+        show_start(&run, &imported.prompts, &device, console)?;
     }
     let is_tested = |id: &str| run.settings.curate.split(run.settings.run.seed, id) == Split::Test;
     let tested = imported.prompts.iter();
@@ -130,6 +126,27 @@ fn memory_warnings(run: &Loaded, device: &Device) -> anyhow::Result<Vec<String>>
         None => None,
     };
     Ok([teacher, student].into_iter().flatten().collect())
+}
+
+/// Prints how far the start of training is from the teacher, if that can be measured.
+fn show_start(
+    run: &Loaded,
+    prompts: &[Prompt],
+    device: &Device,
+    console: &Console,
+) -> anyhow::Result<()> {
+    let Some(kl) = start_kl(run, prompts, device)? else {
+        return Ok(());
+    };
+    console.output(&format!(
+        "start     KL from the teacher {:.2} nats per token, over {} tokens of prompts; a uniform distribution has {:.2}",
+        kl.start, kl.tokens, kl.uniform
+    ));
+    if kl.start > kl.uniform {
+        let text = far_start(run)?;
+        console.emit(&Event::Warning { text });
+    }
+    Ok(())
 }
 
 /// Describes the trainings. Their number of sequences is known only after `curate`, unless all answers are kept.
@@ -194,10 +211,19 @@ fn controls_and_seeds(train: &TrainSettings) -> String {
 }
 
 /// Checks that the teacher's tokenizer fits its model and that every prompt fits into its context.
-fn check_teacher(run: &Loaded, folder: &Path, prompts: &[Prompt]) -> anyhow::Result<String> {
+fn check_teacher(
+    run: &Loaded,
+    folder: &Path,
+    prompts: &[Prompt],
+    console: &Console,
+) -> anyhow::Result<String> {
     checkpoint::tokenizer(folder)?;
     let prompts_read = prompts.iter().cloned().map(Ok);
-    let longest = collect::check_lengths(run, folder, prompts_read)?;
+    let checked = collect::check_prompts(run, folder, prompts_read)?;
+    let longest = checked.longest;
+    if let Some(text) = checked.bos_problem {
+        console.emit(&Event::Warning { text });
+    }
     let collect = &run.settings.collect;
     Ok(format!(
         "teacher   {}: {}\ncollect   {} answers of at most {} tokens, {} at a time; the longest prompt has {longest} tokens",

@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow};
 use potstill_datasets::range::FilePath;
 use potstill_datasets::{
     ChatTemplate, FloatType, TemplateArguments, TemplateSource, Tokenizer, hash_file,
@@ -117,17 +117,19 @@ pub fn check_weights(run: &Loaded, folder: &Path) -> anyhow::Result<()> {
     }
 }
 
-/// The name of a checkpoint for people: its repository and commit, or its folder.
+/// The name of a checkpoint for people: its repository and commit, its GGUF file, or its folder.
 pub fn name(run: &Loaded, folder: &Path) -> String {
-    match hub_source(run, folder) {
+    let path = run.gguf.get(folder).map_or(folder, PathBuf::as_path);
+    match hub_source(run, path) {
         Some(source) => source.describe(),
-        None => folder.display().to_string(),
+        None => path.display().to_string(),
     }
 }
 
-/// The repository that a folder of the Hub's cache belongs to.
-pub fn hub_source<'a>(run: &'a Loaded, folder: &Path) -> Option<&'a HubSource> {
-    run.hub.values().find(|source| source.folder == folder)
+/// The repository that a folder or file of the Hub's cache belongs to.
+fn hub_source<'a>(run: &'a Loaded, path: &Path) -> Option<&'a HubSource> {
+    let mut sources = run.hub.values();
+    sources.find(|source| path.starts_with(&source.folder))
 }
 
 /// Computes the SHA-256 of the weights and of `SMALL_FILES`.
@@ -170,23 +172,22 @@ fn hash_of(files: impl Iterator<Item = PathBuf>) -> anyhow::Result<String> {
         .collect())
 }
 
-/// Reads a tokenizer and checks that each of its ids has a row in the model's embedding.
+/// Reads a tokenizer and checks that each of its ids has a row in the model's embedding. Added tokens may have none; a
+/// text with them is refused.
 ///
 /// # Errors
-/// When the tokenizer or the configuration cannot be read, or the tokenizer has more ids than the
-/// embedding has rows.
+/// When the tokenizer or the configuration cannot be read, or an ordinary token has no row in the embedding.
 pub fn tokenizer(dir: &Path) -> anyhow::Result<Tokenizer> {
     let tokenizer = Tokenizer::from_dir(dir)?;
     let rows = Config::from_dir(dir)?.vocab_size;
     let ids = tokenizer.vocab_size();
-    if ids > rows {
-        bail!(
-            "the tokenizer in {dir} has ids up to {}, but the model's embedding has only {rows} rows (`vocab_size` in {dir}/config.json)\nhint: tokenizer and model come from different checkpoints; copy all files of one checkpoint into {dir}",
+    tokenizer.with_rows(rows).map_err(|token| {
+        anyhow!(
+            "the tokenizer in {dir} has ids up to {}, but the model's embedding has only {rows} rows (`vocab_size` in {dir}/config.json), so {token:?} has none\nhint: tokenizer and model come from different checkpoints; copy all files of one checkpoint into {dir}",
             ids - 1,
             dir = dir.display()
-        );
-    }
-    Ok(tokenizer)
+        )
+    })
 }
 
 /// Loads a checkpoint. Its distributions are over the tokens of the tokenizer in `tokenizer_dir`, without the padding of

@@ -26,7 +26,7 @@ use potstill_teacher::{AnswerRequest, HttpTeacher, Teacher};
 use serde_json::Value;
 
 pub(super) use self::given::check_answered;
-pub(crate) use self::local::{check_lengths, open_local};
+pub(crate) use self::local::{check_prompts, open_local};
 use self::source::{CollectSource, Samples};
 use super::acquire::{self, Acquired, Acquisition, REQUESTS_FILE};
 use super::{Context, StageOutcome, StageSummary, forecast, import, run_stage_again, sampling};

@@ -4,20 +4,21 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::fs;
+use std::path::Path;
 
 use anyhow::Context as _;
 use potstill_datasets::{
     AnswerSource, Arm, FloatType, Manifest, Provenance, RunModel, Variant, read_footer,
     replace_file, shards,
 };
-use potstill_model::{Config, DType};
+use potstill_model::{Config, DType, GgufLabels, GgufType, export_gguf};
 use serde_json::json;
 
 use super::models::export_home;
 use super::training::checkpoint_of;
 use super::{Context, StageOutcome, StageSummary, checkpoint, counts, for_each_model, run_stage};
 use crate::run_dir::{StagePlan, settings_of};
-use crate::run_file::RunFile;
+use crate::run_file::{ExportFormat, GgufTypeName, RunFile};
 
 /// Files that are copied from the checkpoint that the student started from.
 const COPIED_FILES: [&str; 5] = [
@@ -42,12 +43,18 @@ fn export_one(context: &Context, variant: Variant) -> anyhow::Result<StageOutcom
         .require(&format!("students/{variant}"), "train", &context.run)?;
     let home = export_home(variant);
     let source = checkpoint::student(&context.run)?;
-    let dtype = context.run.settings.export.dtype;
+    let settings = &context.run.settings.export;
+    let dtype = settings.dtype;
+    let gguf =
+        (settings.format == ExportFormat::Gguf).then(|| settings.gguf_type.unwrap_or_default());
     let plan = StagePlan {
         stage: format!("export {variant}"),
         home: home.clone(),
         outputs: vec![home.clone()],
-        settings: json!({ "dtype": settings_of(&dtype)? }),
+        settings: match gguf {
+            None => json!({ "dtype": settings_of(&dtype)? }),
+            Some(kind) => json!({ "dtype": settings_of(&dtype)?, "gguf": settings_of(&kind)? }),
+        },
         inputs: BTreeMap::from([
             ("trained".to_owned(), trained.content_hash()),
             (
@@ -74,11 +81,43 @@ fn export_one(context: &Context, variant: Variant) -> anyhow::Result<StageOutcom
         }
         let card = card(context, variant, &trained, model.config(), dtype)?;
         replace_file(&out.join("README.md"), card.as_bytes())?;
+        if let Some(kind) = gguf {
+            write_gguf(context, variant, kind, &out)?;
+        }
         Ok(Some(StageSummary::new(counts([(
             "parameters",
             model.config().parameters() as usize,
         )]))))
     })
+}
+
+/// Writes the exported folder as a GGUF file in the folder itself.
+fn write_gguf(
+    context: &Context,
+    variant: Variant,
+    kind: GgufTypeName,
+    folder: &Path,
+) -> anyhow::Result<()> {
+    let run = context.run.settings.run.name.as_str();
+    let kind = gguf_type(kind);
+    let teachers = provenance(context)?;
+    let labels = GgufLabels {
+        name: format!("{run} ({variant})"),
+        licence: teachers.into_iter().find_map(|teacher| teacher.licence),
+    };
+    let file = folder.join(format!("{run}-{}.gguf", kind.name()));
+    export_gguf(folder, &file, kind, &labels)?;
+    Ok(())
+}
+
+fn gguf_type(kind: GgufTypeName) -> GgufType {
+    match kind {
+        GgufTypeName::F16 => GgufType::F16,
+        GgufTypeName::Bf16 => GgufType::Bf16,
+        GgufTypeName::Q8_0 => GgufType::Q8_0,
+        GgufTypeName::Q4_0 => GgufType::Q4_0,
+        GgufTypeName::Q4KM => GgufType::Q4KM,
+    }
 }
 
 /// Reads the teacher's provenance from the first shard of `completions/`.

@@ -23,13 +23,15 @@ pub enum Error {
         #[source]
         source: potstill_datasets::Error,
     },
-    /// The tokenizer has ids without a row in the model's embedding.
-    #[error("the tokenizer `{}` has {tokenizer_size} ids, but the embedding of `{}` has {model_size} rows\nhint: use tokenizer and model of one checkpoint", tokenizer.display(), model.display())]
+    /// The tokenizer has ordinary tokens without a row in the model's embedding.
+    #[error("the tokenizer `{}` has {tokenizer_size} ids, but the embedding of `{}` has {model_size} rows, so {token:?} has none\nhint: use tokenizer and model of one checkpoint", tokenizer.display(), model.display())]
     VocabularyTooLarge {
         /// File of the tokenizer.
         tokenizer: PathBuf,
         /// Number of ids of the tokenizer, added tokens included.
         tokenizer_size: usize,
+        /// The first token that has no row and is not an added token.
+        token: String,
         /// Configuration file of the model.
         model: PathBuf,
         /// Number of rows of the model's embedding.

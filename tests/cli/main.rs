@@ -23,4 +23,5 @@ mod runs;
 mod sampling;
 mod secure;
 mod served;
+mod tokens;
 mod training;

@@ -511,7 +511,7 @@ fn progress_output_shows_cost_and_caps() {
 #[test]
 fn settings_that_do_not_fit_a_server_are_refused() {
     let server = Server::start(ok);
-    let cases: [(&str, &str, &[&str]); 7] = [
+    let cases: [(&str, &str, &[&str]); 8] = [
         ("model = \"m\"\n", "", &["[teacher]", "add `model`"]),
         (
             "tokenizer = \"model\"\n",
@@ -534,6 +534,14 @@ fn settings_that_do_not_fit_a_server_are_refused() {
             &["leave `tail_draws` out"],
         ),
         ("top_k = 2 }", "top_k = 21 }", &["at most 20"]),
+        (
+            "model = \"m\"\n",
+            "model = \"m\"\ntemplate_arguments = { enable_thinking = false }\n",
+            &[
+                "`template_arguments` in [teacher]",
+                "name the server's `dialect`",
+            ],
+        ),
         (
             "model = \"m\"\n",
             "model = \"m\"\ndtype = \"bf16\"\n",

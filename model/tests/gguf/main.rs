@@ -1,8 +1,9 @@
 //! Tests of GGUF: codecs against gguf-py and llama-quantize, files, and bad input.
 
 // The lints' exceptions for tests cover test functions only, not the functions that they call.
-#![allow(clippy::unwrap_used, clippy::print_stderr)]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr)]
 
+mod bad_input;
 mod codecs;
 mod reading;
 

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::Context as _;
-use potstill_datasets::{Error as DataError, Prompt};
+use potstill_datasets::{Error as DataError, Prompt, bos_problem};
 use potstill_model::Config;
 use potstill_teacher::{
     Local, LocalSettings, LocalTeacher, Origin, ScoringOptions, Teacher, TextEncoder,
@@ -74,16 +74,23 @@ pub(crate) fn open_local(context: &Context, folder: &Path) -> anyhow::Result<Loc
     })?)
 }
 
-/// Checks that every prompt fits into the teacher's context with its answer, and returns the length of the longest
-/// prompt in tokens.
+/// What [`check_prompts`] finds in prompts that fit.
+pub(crate) struct CheckedPrompts {
+    /// Tokens of the longest prompt.
+    pub(crate) longest: usize,
+    /// What is wrong with the beginning of the first prompt that does not begin as it should.
+    pub(crate) bos_problem: Option<String>,
+}
+
+/// Checks that every prompt fits into the teacher's context with its answer.
 ///
 /// # Errors
 /// The first prompt that does not fit, or that the template cannot render.
-pub(crate) fn check_lengths(
+pub(crate) fn check_prompts(
     run: &Loaded,
     folder: &Path,
     prompts: impl Iterator<Item = Result<Prompt, DataError>>,
-) -> anyhow::Result<usize> {
+) -> anyhow::Result<CheckedPrompts> {
     let encoder = TextEncoder::new(
         checkpoint::tokenizer(folder)?,
         checkpoint::template(run, folder)?,
@@ -91,13 +98,15 @@ pub(crate) fn check_lengths(
     );
     let context = Config::from_dir(folder)?.max_position_embeddings;
     let answer = run.settings.collect.max_new_tokens;
-    let mut longest = 0;
+    let mut checked = CheckedPrompts {
+        longest: 0,
+        bos_problem: None,
+    };
     for prompt in prompts {
         let prompt = prompt?;
         let ids = encoder.prompt_ids(&prompt);
-        let tokens = ids
-            .with_context(|| format!("cannot render the prompt of {}", prompt.source))?
-            .len();
+        let ids = ids.with_context(|| format!("cannot render the prompt of {}", prompt.source))?;
+        let tokens = ids.len();
         if tokens + answer > context {
             let hint = match context.saturating_sub(tokens) {
                 0 => "shorten it, or take it out of the source".to_owned(),
@@ -110,7 +119,10 @@ pub(crate) fn check_lengths(
                 prompt.source,
             );
         }
-        longest = longest.max(tokens);
+        checked.longest = checked.longest.max(tokens);
+        if checked.bos_problem.is_none() {
+            checked.bos_problem = bos_problem(encoder.tokenizer(), &ids);
+        }
     }
-    Ok(longest)
+    Ok(checked)
 }

@@ -9,6 +9,7 @@ use potstill_teacher::{HttpTeacher, Teacher};
 use serde_json::{Value, json};
 
 use super::{given, local};
+use crate::events::Event;
 use crate::run_dir::{Counts, StagePlan, settings_of, short};
 use crate::stages::acquire::Acquired;
 use crate::stages::{Context, checkpoint, counts, import, probe, served};
@@ -216,7 +217,10 @@ impl CollectSource {
     pub(super) fn prepare(&mut self, context: &Context) -> anyhow::Result<()> {
         if let SourceKind::Local(folder) = &self.kind {
             let prompts = FolderRows::open(&context.dir.path("prompts"))?;
-            local::check_lengths(&context.run, folder, prompts)?;
+            let checked = local::check_prompts(&context.run, folder, prompts)?;
+            if let Some(text) = checked.bos_problem {
+                context.console.emit(&Event::Warning { text });
+            }
             self.teacher = Some(local::teacher(context, folder)?);
         }
         Ok(())

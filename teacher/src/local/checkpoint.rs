@@ -94,14 +94,16 @@ impl Local {
         let dir = settings.dir.as_path();
         let tokenizer = Tokenizer::from_dir(dir)?;
         let (tokenizer_size, model_size) = (tokenizer.vocab_size(), model.config().vocab_size);
-        if tokenizer_size > model_size {
-            return Err(Error::VocabularyTooLarge {
-                tokenizer: dir.join("tokenizer.json"),
-                tokenizer_size,
-                model: dir.join("config.json"),
-                model_size,
-            });
-        }
+        let tokenizer =
+            tokenizer
+                .with_rows(model_size)
+                .map_err(|token| Error::VocabularyTooLarge {
+                    tokenizer: dir.join("tokenizer.json"),
+                    tokenizer_size,
+                    token,
+                    model: dir.join("config.json"),
+                    model_size,
+                })?;
         let template = match settings.template {
             Some(template) => template,
             None => ChatTemplate::from_dir(dir)?.ok_or_else(|| Error::NoTemplate {
@@ -122,7 +124,7 @@ impl Local {
             licence: settings.licence,
         };
         Ok(Self {
-            model: model.with_token_count(tokenizer_size),
+            model: model.with_token_count(tokenizer.vocab_size()),
             encoder: TextEncoder::new(tokenizer, template, settings.reasoning),
             control_ids,
             identity,

@@ -32,7 +32,7 @@ fn compare(model: &str, reference: &str) {
     let template = ChatTemplate::from_dir(&dir).unwrap();
     let reference: Value = serde_json::from_str(&fs::read_to_string(reference).unwrap()).unwrap();
     let items = reference["items"].as_array().unwrap();
-    assert!(items.len() >= 11);
+    assert!(items.len() >= 8);
     for item in items {
         let expected: Vec<u32> = serde_json::from_value(item["ids"].clone()).unwrap();
         let ids = if item["chat"].is_null() {
@@ -68,11 +68,60 @@ fn qwen() {
 }
 
 #[test]
+fn gemma() {
+    compare("models/gemma-3-270m", "ref/gemma-270m.json");
+}
+
+/// Gemma's last id, the placeholder of an image, has no row in the embedding of the models for text.
+#[test]
+fn a_token_without_a_row_is_refused_where_a_text_has_it() {
+    let Some(dir) = real("models/gemma-3-270m") else {
+        return;
+    };
+    let rows = 262_144;
+    let tokenizer = Tokenizer::from_dir(&dir).unwrap();
+    assert_eq!(tokenizer.vocab_size(), rows + 1);
+    let tokenizer = tokenizer.with_rows(rows).unwrap();
+    assert_eq!(tokenizer.vocab_size(), rows);
+    assert_eq!(tokenizer.tokens_without_row(), ["<image_soft_token>"]);
+    assert_eq!(tokenizer.leading_id(), Some(2));
+    let error = tokenizer
+        .encode("a picture <image_soft_token>", false)
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("whose id 262144 has no row"), "{error}");
+    assert!(tokenizer.encode("a picture", false).is_ok());
+    let token = tokenizer.with_rows(300).unwrap_err();
+    assert!(!token.is_empty());
+}
+
+/// Qwen's embedding has 151,936 rows for 151,665 tokens.
+#[test]
+fn ids_of_padding_have_no_text() {
+    let Some(dir) = real("models/Qwen2.5-Coder-0.5B-Instruct") else {
+        return;
+    };
+    let tokenizer = Tokenizer::from_dir(&dir)
+        .unwrap()
+        .with_rows(151_936)
+        .unwrap();
+    assert_eq!(tokenizer.vocab_size(), 151_665);
+    assert_eq!(
+        tokenizer.decode(&[151_665, 64, 151_935], false).unwrap(),
+        "a"
+    );
+    assert!(tokenizer.token_bytes(151_935).is_empty());
+    assert_eq!(tokenizer.leading_id(), None);
+    assert_eq!(tokenizer.eos_ids(), [151_643, 151_645]);
+}
+
+#[test]
 fn bytes_of_ids_are_the_text() {
     for (model, prefix) in [
         ("models/SmolLM2-135M-Instruct", ""),
         ("models/stories260K", " "),
         ("models/Qwen2.5-Coder-0.5B-Instruct", ""),
+        ("models/gemma-3-270m", ""),
     ] {
         let Some(dir) = real(model) else { continue };
         let tokenizer = Tokenizer::from_dir(&dir).unwrap();
@@ -85,7 +134,7 @@ fn bytes_of_ids_are_the_text() {
                 .iter()
                 .flat_map(|&id| tokenizer.token_bytes(id))
                 .collect();
-            let text = if prefix.is_empty() {
+            let text = if prefix.is_empty() && !model.contains("gemma") {
                 text.to_owned()
             } else {
                 text.replace('▁', " ")

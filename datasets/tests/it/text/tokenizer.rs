@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use potstill_datasets::{Error, Tokenizer};
+use potstill_datasets::{ChatTemplate, Error, Message, Role, Tokenizer, bos_problem, prompt_ids};
 use serde_json::{Value, json};
 
 use crate::text::small::{
@@ -108,22 +108,40 @@ fn fingerprint_is_of_the_content_not_of_the_file() {
 }
 
 #[test]
-fn end_of_sequence_comes_from_the_first_file_that_names_it() {
+fn end_of_sequence_is_what_all_files_name() {
     let dir = folder(&byte_level_json(), "</s>");
     let eos = || Tokenizer::from_dir(dir.path()).map(|tokenizer| tokenizer.eos_ids().to_vec());
     assert_eq!(eos().unwrap(), [260]);
     write(dir.path(), "config.json", &json!({ "eos_token_id": 259 }));
-    assert_eq!(eos().unwrap(), [259]);
+    assert_eq!(eos().unwrap(), [259, 260]);
     write(
         dir.path(),
         "generation_config.json",
         &json!({ "eos_token_id": null }),
     );
-    assert_eq!(eos().unwrap(), [259]);
+    assert_eq!(eos().unwrap(), [259, 260]);
     write(
         dir.path(),
         "generation_config.json",
         &json!({ "eos_token_id": [262, 260, 262] }),
+    );
+    assert_eq!(eos().unwrap(), [259, 260, 262]);
+    let sources = Tokenizer::from_dir(dir.path()).unwrap();
+    let sources = sources.eos_sources().iter();
+    let sources: Vec<(&str, &[u32])> = sources.map(|s| (s.file, s.ids.as_slice())).collect();
+    assert_eq!(
+        sources,
+        [
+            ("generation_config.json", &[260, 262][..]),
+            ("config.json", &[259]),
+            ("tokenizer_config.json", &[260]),
+        ]
+    );
+    // A later file may have been copied from another model.
+    write(
+        dir.path(),
+        "config.json",
+        &json!({ "eos_token_id": 50_256 }),
     );
     assert_eq!(eos().unwrap(), [260, 262]);
     for (bad, shown) in [
@@ -210,4 +228,62 @@ hint: write one with transformers: `AutoTokenizer.from_pretrained(…).save_pret
         Tokenizer::from_dir(empty.path()),
         Err(Error::Io { .. })
     ));
+}
+
+#[test]
+fn ids_without_a_row_must_belong_to_added_tokens() {
+    // The last ids, from 259 on, are the four added tokens.
+    let tokenizer = byte_level().with_rows(261).unwrap();
+    assert_eq!(tokenizer.vocab_size(), 261);
+    assert_eq!(
+        tokenizer.tokens_without_row(),
+        ["<|im_start|>", "<|im_end|>"]
+    );
+    insta::assert_snapshot!(tokenizer.encode("a<|im_end|>", false).unwrap_err(), @r#"
+    the text "a<|im_end|>" has the token "<|im_end|>", whose id 262 has no row in the model's embedding of 261 rows
+    hint: remove "<|im_end|>" from the data
+    "#);
+    assert_eq!(tokenizer.encode("a</s>", false).unwrap(), [64, 260]);
+    assert_eq!(byte_level().with_rows(258).unwrap_err(), "Ġth");
+    assert_eq!(byte_level().with_rows(300).unwrap().vocab_size(), 263);
+}
+
+#[test]
+fn a_prompt_begins_as_the_tokenizer_has_texts_begin() {
+    let mut json = byte_level_json();
+    json["post_processor"] = json!({
+        "type": "TemplateProcessing",
+        "single": [{ "SpecialToken": { "id": "<s>", "type_id": 0 } }, { "Sequence": { "id": "A", "type_id": 0 } }],
+        "pair": [{ "Sequence": { "id": "A", "type_id": 0 } }, { "Sequence": { "id": "B", "type_id": 1 } }],
+        "special_tokens": { "<s>": { "id": "<s>", "ids": [259], "tokens": ["<s>"] } },
+    });
+    let adds = folder(&json, "</s>");
+    let problem = |dir: &std::path::Path, template: &str, text: &str| {
+        let tokenizer = Tokenizer::from_dir(dir).unwrap();
+        let template = ChatTemplate::from_source("test", template).unwrap();
+        let messages = [Message::text(Role::User, text)];
+        let ids = prompt_ids(&tokenizer, &template, &messages, None, None).unwrap();
+        bos_problem(&tokenizer, &ids)
+    };
+    let (bare, with_bos) = (
+        "{{ messages[0].content }}",
+        "{{ bos_token }}{{ messages[0].content }}",
+    );
+    assert_eq!(problem(adds.path(), with_bos, "Hi"), None);
+    insta::assert_snapshot!(problem(adds.path(), bare, "Hi").unwrap(), @r#"
+    a prompt does not begin with "<s>", which the tokenizer puts in front of every text, so the model was trained with it and is much worse without it
+    hint: use a chat template that begins with `{{ bos_token }}`; `template = "plain"` does
+    "#);
+    insta::assert_snapshot!(problem(adds.path(), with_bos, "<s>Hi").unwrap(), @r#"
+    a prompt begins with two "<s>", and models are trained with one
+    hint: the chat template writes it, so remove it from the data
+    "#);
+    // `add_bos_token` decides, whatever the post-processor does.
+    let config = |adds_bos: bool| json!({ "bos_token": "<s>", "add_bos_token": adds_bos });
+    write(adds.path(), "tokenizer_config.json", &config(false));
+    assert_eq!(problem(adds.path(), bare, "Hi"), None);
+    let plain = folder(&byte_level_json(), "</s>");
+    assert_eq!(problem(plain.path(), bare, "Hi"), None);
+    write(plain.path(), "tokenizer_config.json", &config(true));
+    assert!(problem(plain.path(), bare, "Hi").is_some());
 }

@@ -87,6 +87,42 @@ fn requests_to_a_reasoning_model_have_its_fields() {
 }
 
 #[test]
+fn arguments_of_the_template_are_sent_where_a_server_takes_them() {
+    let arguments = json!({ "enable_thinking": false });
+    for dialect in [
+        Dialect::Openai,
+        Dialect::Vllm,
+        Dialect::Sglang,
+        Dialect::LlamaServer,
+        Dialect::LlamaCppPython,
+    ] {
+        let with = RequestSettings {
+            template_arguments: serde_json::from_value(arguments.clone()).unwrap(),
+            ..settings(dialect, None)
+        };
+        let result = request(&with, &call(CallTask::Answer), None);
+        match dialect {
+            Dialect::Openai | Dialect::LlamaCppPython => {
+                let failure = result.unwrap_err();
+                assert_eq!(failure.reason, FailureReason::BadRequest);
+                assert!(failure.message.contains("`template_arguments`"));
+            }
+            _ => {
+                let body: Value = serde_json::from_slice(&result.unwrap().json).unwrap();
+                assert_eq!(body["chat_template_kwargs"], arguments, "{dialect:?}");
+            }
+        }
+        // A prompt of token ids is rendered already.
+        if dialect != Dialect::LlamaCppPython {
+            let (_, body) = sent(&with, &call(CallTask::AnswerIds(vec![1, 2])));
+            assert!(body.get("chat_template_kwargs").is_none(), "{dialect:?}");
+        }
+        let (_, body) = sent(&settings(dialect, None), &call(CallTask::Answer));
+        assert!(body.get("chat_template_kwargs").is_none(), "{dialect:?}");
+    }
+}
+
+#[test]
 fn each_dialect_has_its_fields() {
     let vllm = RequestSettings {
         top_k: Some(40),

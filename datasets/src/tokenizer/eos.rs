@@ -1,0 +1,83 @@
+//! The ids that end a sequence, from the three files that may name them.
+
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::error::Error;
+use crate::model_files::{read_json, unusable};
+
+/// The ids that end a sequence according to one file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EosSource {
+    /// Name of the file, such as `generation_config.json`.
+    pub file: &'static str,
+    /// The ids, sorted.
+    pub ids: Vec<u32>,
+}
+
+/// Reads what the files of a folder say; files that say nothing are left out.
+///
+/// `eos_token_id` of `generation_config.json` and `config.json`, and `eos_token` of `tokenizer_config.json`, may each name
+/// only a part of the tokens: Llama 3.1 has three, of which the tokenizer names one. An id that is not in the vocabulary
+/// is an error in the first file, and is left out of a later one, which may have been copied from another model.
+pub(super) fn sources(
+    dir: &Path,
+    tokenizer: &tokenizers::Tokenizer,
+    eos_token: Option<&str>,
+) -> Result<Vec<EosSource>, Error> {
+    let mut sources: Vec<EosSource> = Vec::new();
+    for file in ["generation_config.json", "config.json"] {
+        let Some((path, json)) = read_json(dir, file)? else {
+            continue;
+        };
+        let values = match &json["eos_token_id"] {
+            Value::Null => continue,
+            Value::Array(values) => values.clone(),
+            value => vec![value.clone()],
+        };
+        let mut ids = Vec::new();
+        for value in values {
+            let id = value.as_u64().and_then(|id| u32::try_from(id).ok());
+            match id.filter(|&id| tokenizer.id_to_token(id).is_some()) {
+                Some(id) => ids.push(id),
+                None if !sources.is_empty() => {}
+                None => {
+                    let problem = format!(
+                        "`eos_token_id` {value} is not an id of the vocabulary in tokenizer.json"
+                    );
+                    return Err(unusable(&path, &problem));
+                }
+            }
+        }
+        ids.sort_unstable();
+        ids.dedup();
+        if !ids.is_empty() {
+            sources.push(EosSource { file, ids });
+        }
+    }
+    if let Some(eos) = eos_token {
+        let file = "tokenizer_config.json";
+        match tokenizer.token_to_id(eos) {
+            Some(id) => sources.push(EosSource {
+                file,
+                ids: vec![id],
+            }),
+            None if !sources.is_empty() => {}
+            None => {
+                let problem =
+                    format!("`eos_token` {eos:?} is not in the vocabulary of tokenizer.json");
+                return Err(unusable(&dir.join(file), &problem));
+            }
+        }
+    }
+    Ok(sources)
+}
+
+/// Returns the ids of all files, sorted.
+pub(super) fn union(sources: &[EosSource]) -> Vec<u32> {
+    let mut ids: Vec<u32> = sources.iter().flat_map(|s| s.ids.iter().copied()).collect();
+    ids.sort_unstable();
+    ids.dedup();
+    ids
+}
