@@ -157,10 +157,10 @@ struct InitFlags {
     /// The run file to write
     #[arg(default_value = "run.toml")]
     file: PathBuf,
-    /// File of prompts, with or without answers
+    /// File of prompts, with or without answers; hf://datasets/org/name/file for one of the Hugging Face Hub
     #[arg(long, value_name = "PATH")]
     data: Option<String>,
-    /// Folder of the teacher, in Hugging Face layout
+    /// The teacher: a folder, a GGUF file, or org/name of the Hugging Face Hub
     #[arg(long, value_name = "PATH")]
     teacher: Option<String>,
     /// Name of the run [default: the name of the data file]

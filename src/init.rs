@@ -17,14 +17,15 @@ use potstill_model::Config;
 use crate::errors;
 use crate::progress::{Console, ask, can_ask};
 use crate::run_file::{ConfigError, RunName, expand_path};
+use crate::stages::sources;
 use columns::Detected;
 
 /// Values given by flags; those that are absent are asked for.
 #[derive(Debug, Clone, Default)]
 pub struct InitOptions {
-    /// Path of the data file.
+    /// Path of the data file, or its name on the Hugging Face Hub.
     pub data: Option<String>,
-    /// Path of the teacher's folder.
+    /// Path of the teacher's folder or GGUF file, or its name on the Hugging Face Hub.
     pub teacher: Option<String>,
     /// Name of the run.
     pub name: Option<String>,
@@ -120,20 +121,20 @@ fn inputs(
         ask,
         console,
         |path| {
-            let found = existing(path)?;
-            let detected = columns::detect(&found)?;
-            Ok((beside(folder, path)?, detected))
+            let (found, written) = found(folder, path, console)?;
+            Ok((written, columns::detect(&found)?))
         },
     )?;
     let (teacher, facts) = given_or_asked(
         given.teacher,
-        "Folder of the teacher (in Hugging Face layout)",
+        "Teacher (a folder, a GGUF file, or org/name of the Hugging Face Hub)",
         None,
         ask,
         console,
         |path| {
-            let facts = teacher_facts(&existing(path)?)?;
-            Ok((beside(folder, path)?, facts))
+            let (found, written) = found(folder, path, console)?;
+            let facts = teacher_facts(&sources::checkpoint_folder(&found)?)?;
+            Ok((written, facts))
         },
     )?;
     let proposed = proposed_name(&data);
@@ -176,6 +177,15 @@ fn given_or_asked<T>(
             Err(error) if default == Some(&answer) => return Err(error),
             Err(error) => console.note(&errors::message(&error)),
         }
+    }
+}
+
+/// Finds a file or folder, or fetches the one that is named on the Hugging Face Hub. Returns its path, and the text that
+/// a run file in `folder` names it by.
+fn found(folder: &Path, written: &str, console: &Console) -> anyhow::Result<(PathBuf, String)> {
+    match sources::from_hub(written, console)? {
+        Some(path) => Ok((path, written.to_owned())),
+        None => Ok((existing(written)?, beside(folder, written)?)),
     }
 }
 

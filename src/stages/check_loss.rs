@@ -22,7 +22,7 @@ const MAX_TOKENS: usize = 96;
 /// Number of the student's parameter tensors whose gradient is compared with finite differences.
 const PARAMETERS: usize = 3;
 
-/// Checks the loss on a small random model and, if `train/` is published, on the run's own student and
+/// Checks the loss on two small random models and, if `train/` is published, on the run's own student and
 /// signals. Prints a table of the checks to stdout.
 ///
 /// # Errors
@@ -37,6 +37,7 @@ pub fn check_loss(
     let objective = &run.settings.train.objective;
     let mut failed = 0;
     let random = LossCase::random(objective.temperature, &device)?;
+    let softcapped = LossCase::softcapped(objective.temperature, &device)?;
     let mut show = |on: &str, case: &LossCase| -> anyhow::Result<()> {
         console.note(&format!("checking {} on {on}", describe(objective)));
         let checks = check(objective, case, &trainer)?;
@@ -45,6 +46,10 @@ pub fn check_loss(
         Ok(())
     };
     show("a small random model", &random)?;
+    show(
+        "a small random model with a softcap and padding",
+        &softcapped,
+    )?;
     let dir = run_dir_path(&run, options);
     if manifest_path(&dir.join("train")).exists() {
         let mut context = Context::open(file, options)?;

@@ -12,11 +12,10 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
+pub(crate) use gguf::checkpoint_folder;
 use potstill_datasets::range::FilePath;
 use potstill_datasets::replace_file;
-use potstill_teacher::hub::{
-    Hub, HubError, HubReference, HubSettings, Selection, Snapshot, SnapshotPlan,
-};
+use potstill_teacher::hub::{Hub, HubError, HubReference, HubSettings, Selection, SnapshotPlan};
 use shown::Download;
 
 use crate::progress::Console;
@@ -92,18 +91,13 @@ pub(crate) fn resolve(
         if let Some(revision) = &named.revision {
             reference.revision = Some(revision.clone());
         }
-        let found = repository(
-            run,
-            &named,
-            &reference,
-            record.get(named.name),
-            console,
-            extent,
-        )?;
+        let selection = named.selection.clone();
+        let recorded = record.get(named.name);
+        let found = match repository(&reference, selection, recorded, console, extent) {
+            Err(HubError::Stopped) => return Ok(Sources::Stopped),
+            found => found.map_err(|error| failure(run, &named, error))?,
+        };
         state = state.max(found.state);
-        if found.state == Sources::Stopped {
-            return Ok(Sources::Stopped);
-        }
         if let Some((source, folder)) = found.source {
             run.hub.insert(named.name.to_owned(), source);
             set_path(run, named.name, folder);
@@ -194,7 +188,7 @@ fn reference(run: &Loaded, named: &Named) -> anyhow::Result<Option<HubReference>
     }
 }
 
-/// What became of a repository.
+/// A repository that was looked for.
 struct Found {
     state: Sources,
     /// The pinned repository and the local folder or file; `None` if it is not on this machine.
@@ -203,43 +197,37 @@ struct Found {
 
 /// Finds a repository in the cache, or fetches it.
 fn repository(
-    run: &Loaded,
-    named: &Named,
     reference: &HubReference,
+    selection: Selection,
     recorded: Option<&HubSource>,
     console: &Console,
     extent: Extent,
-) -> anyhow::Result<Found> {
-    let settings =
-        HubSettings::from_variables(|name| std::env::var(name).ok(), std::env::home_dir())?;
+) -> Result<Found, HubError> {
+    let variable = |name: &str| std::env::var(name).ok();
+    let settings = HubSettings::from_variables(variable, std::env::home_dir())?;
     let revision = reference.revision.as_deref().unwrap_or("main");
     let selection = match &reference.file {
         Some(file) => Selection::File(file.clone()),
-        None => named.selection.clone(),
+        None => selection,
     };
-    let is_same = |source: &&HubSource| {
-        source.repository == reference.written() && source.revision == revision
-    };
-    let recorded = recorded.filter(is_same);
     let found = |source: HubSource, state| {
         let folder = source.folder.clone();
-        let path = reference
-            .file
-            .as_ref()
-            .map_or(folder.clone(), |file| folder.join(file));
+        let file = reference.file.as_ref();
         Found {
-            source: Some((source, path)),
             state,
+            source: Some((
+                source,
+                file.map_or(folder.clone(), |file| folder.join(file)),
+            )),
         }
     };
+    let name = reference.written();
+    let is_same = |source: &&HubSource| source.repository == name && source.revision == revision;
+    let recorded = recorded.filter(is_same);
     if let Some(source) = recorded {
+        let HubSource { commit, files, .. } = source;
         let is_enough = selection != Selection::Checkpoint || source.has_weights();
-        let folder = Hub::fetched(
-            &settings,
-            &reference.repository,
-            &source.commit,
-            &source.files,
-        );
+        let folder = Hub::fetched(&settings, &reference.repository, commit, files);
         if let (Some(folder), true) = (folder, is_enough) {
             let source = HubSource {
                 folder,
@@ -248,18 +236,12 @@ fn repository(
             return Ok(found(source, Sources::Complete));
         }
     }
-    let failed = |error: HubError| failure(run, named, error);
-    let name = reference.written();
     let mut download = Download::new(console, &name);
-    let hub = Hub::new(&settings).map_err(failed)?;
+    let hub = Hub::new(&settings)?;
     let asked = recorded.map_or(revision, |source| &source.commit);
     let plan = hub.plan(&reference.repository, asked, &selection, &mut |event| {
         download.shown(event)
-    });
-    let plan = match plan {
-        Err(HubError::Stopped) => return Ok(stopped()),
-        plan => plan.map_err(failed)?,
-    };
+    })?;
     let (plan, state) = permitted(plan, extent, &selection, &mut download);
     let Some(plan) = plan else {
         return Ok(Found {
@@ -267,33 +249,16 @@ fn repository(
             source: None,
         });
     };
-    match hub.fetch(plan, &mut |event| download.shown(event)) {
-        Err(HubError::Stopped) => Ok(stopped()),
-        Err(error) => Err(failed(error)),
-        Ok(snapshot) => {
-            download.finished();
-            let Snapshot {
-                folder,
-                commit,
-                files,
-            } = snapshot;
-            let source = HubSource {
-                repository: reference.written(),
-                revision: revision.to_owned(),
-                commit,
-                files,
-                folder,
-            };
-            Ok(found(source, state))
-        }
-    }
-}
-
-fn stopped() -> Found {
-    Found {
-        state: Sources::Stopped,
-        source: None,
-    }
+    let snapshot = hub.fetch(plan, &mut |event| download.shown(event))?;
+    download.finished();
+    let source = HubSource {
+        revision: revision.to_owned(),
+        commit: snapshot.commit,
+        files: snapshot.files,
+        folder: snapshot.folder,
+        repository: name.clone(),
+    };
+    Ok(found(source, state))
 }
 
 /// The part of a plan that may be fetched; `None` if nothing may be fetched and something is absent.
@@ -339,26 +304,52 @@ fn permitted(
 
 /// An error of the Hub's client at the key that names the repository.
 fn failure(run: &Loaded, named: &Named, error: HubError) -> anyhow::Error {
-    let is_absent = named.name != "data";
-    let what = match is_absent {
-        true => format!(
+    let what = match (&error, named.name) {
+        (HubError::Settings(what), _) => return ConfigError::plain(what.clone()).into(),
+        (_, "data") => error.to_string(),
+        _ => format!(
             "{} does not exist, and {error}",
             named.path.as_path().display()
         ),
-        false => error.to_string(),
     };
-    match error {
-        HubError::Settings(what) => ConfigError::plain(what).into(),
-        error if error.is_about_the_name() => run.problem(&named.key, what).into(),
-        HubError::NotCached { .. } => run.problem(&named.key, what).into(),
-        error => {
-            let [table, key] = named.key;
-            let written = named.path.written();
-            anyhow::Error::new(error).context(format!(
-                "cannot fetch `{written}`, the `{key}` of [{table}]"
-            ))
-        }
+    if is_configuration(&error) {
+        return run.problem(&named.key, what).into();
     }
+    let [table, key] = named.key;
+    let written = named.path.written();
+    let context = format!("cannot fetch `{written}`, the `{key}` of [{table}]");
+    anyhow::Error::new(error).context(context)
+}
+
+/// Whether an error is one of the run file, or of a name in it.
+fn is_configuration(error: &HubError) -> bool {
+    error.is_about_the_name() || matches!(error, HubError::NotCached { .. })
+}
+
+/// Fetches the model (without weights) or the file of data that a text names, for `init`, and returns its folder or
+/// file. `None` if the text does not name one of the Hub.
+///
+/// # Errors
+/// As [`resolve`].
+pub(crate) fn from_hub(written: &str, console: &Console) -> anyhow::Result<Option<PathBuf>> {
+    let reference = match HubReference::dataset(written) {
+        _ if Path::new(written).exists() => None,
+        Some(reference) => Some(reference.map_err(|e| ConfigError::plain(e.to_string()))?),
+        None => HubReference::model(written),
+    };
+    let Some(reference) = reference else {
+        return Ok(None);
+    };
+    let extent = match &reference.file {
+        Some(_) => Extent::Whole,
+        None => Extent::WithoutWeights,
+    };
+    let found = repository(&reference, Selection::WithoutWeights, None, console, extent);
+    let found = found.map_err(|error| match is_configuration(&error) {
+        true => ConfigError::plain(format!("{written} does not exist, and {error}")).into(),
+        false => anyhow::Error::new(error).context(format!("cannot fetch `{written}`")),
+    })?;
+    Ok(found.source.map(|(_, path)| path))
 }
 
 fn read_record(dir: &Path) -> anyhow::Result<BTreeMap<String, HubSource>> {

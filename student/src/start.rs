@@ -150,6 +150,12 @@ impl RandomShape {
             keys.insert("head_dim".to_owned(), json!(width));
         }
         let read = Config::keys_read(&keys);
+        if let Some(heads) = keys.get("num_attention_heads").cloned()
+            && !read.contains("num_key_value_heads")
+        {
+            // In latent attention each head has keys of its own, which transformers reads from this key.
+            keys.insert("num_key_value_heads".to_owned(), heads);
+        }
         let config = Config::from_json(&Value::Object(keys)).map_err(|error| match error {
             potstill_model::Error::Config { key, why, .. } => self.error(key, why),
             other => self.error("", other.to_string()),

@@ -130,6 +130,48 @@ fn a_check_and_a_dry_run_fetch_no_weights() {
 }
 
 #[test]
+fn init_looks_at_a_model_and_data_of_the_hub() {
+    let hub = HubRun::new();
+    let data = "hf://datasets/org/stories/data/train.jsonl";
+    let arguments = ["init", "new.toml", "--data", data, "--teacher", "org/tiny"];
+    let output = hub.potstill(&arguments);
+    assert_eq!(output.code, 0, "{}", output.stderr);
+    assert_eq!(hub.server.count("model.safetensors"), 0);
+    let text = fs::read_to_string(hub.run.path("new.toml")).unwrap();
+    assert!(
+        text.contains(data) && text.contains("\"org/tiny\""),
+        "{text}"
+    );
+    let check = hub.potstill(&["check", "new.toml"]);
+    assert_eq!(check.code, 0, "{}", check.stderr);
+    let wrong = hub.potstill(&["init", "x.toml", "--data", data, "--teacher", "org/absent"]);
+    assert_eq!(wrong.code, 2, "{}", wrong.stderr);
+    assert!(
+        wrong.stderr.contains("org/absent does not exist, and"),
+        "{}",
+        wrong.stderr
+    );
+}
+
+#[test]
+fn a_gguf_file_of_the_hub_is_fetched_whole_and_then_read() {
+    let hub = HubRun::new();
+    hub.server.add("org/tiny", "tiny-q8.gguf", vec![b'x'; 3000]);
+    hub.run
+        .edit("path = \"org/tiny\"", "path = \"org/tiny/tiny-q8.gguf\"");
+    let check = hub.potstill(&["check", "run.toml"]);
+    assert_eq!(check.code, 0, "{}", check.stderr);
+    let announced = "to fetch  org/tiny/tiny-q8.gguf at 0123456789ab: 1 file, 3.00 kB";
+    assert!(check.stdout.contains(announced), "{}", check.stdout);
+    assert_eq!(hub.server.count("tiny-q8.gguf"), 0);
+    let run = hub.potstill(&["run", "run.toml"]);
+    assert_eq!(run.code, 1, "{}", run.stderr);
+    assert!(run.stderr.contains("tiny-q8.gguf"), "{}", run.stderr);
+    assert_eq!(hub.server.count("cdn/org/tiny"), 1);
+    assert!(!hub.run.path("runs/tiny/prompts").exists());
+}
+
+#[test]
 fn a_killed_download_is_resumed() {
     let hub = HubRun::new();
     let weights = format!("cdn/org/tiny/resolve/{COMMIT}/model.safetensors");

@@ -17,17 +17,29 @@ pub(super) fn lay_out(run: &mut Loaded) -> anyhow::Result<()> {
         .into_iter()
         .chain(run.settings.student.path.as_mut());
     for path in paths {
-        let file = path.as_path();
-        let is_gguf = file
-            .extension()
-            .is_some_and(|end| end.eq_ignore_ascii_case("gguf"));
-        if is_gguf && file.is_file() {
-            let folder = folder_of(file)?;
-            lay_out_gguf(file, &folder)?;
+        let folder = checkpoint_folder(path.as_path())?;
+        if folder != path.as_path() {
+            run.gguf.insert(folder.clone(), path.as_path().to_owned());
             *path = FilePath::from(folder);
         }
     }
     Ok(())
+}
+
+/// Returns the folder of a checkpoint: the folder itself, or for a GGUF file the folder that it is laid out in.
+///
+/// # Errors
+/// A GGUF file that cannot be read, and failures of the file system.
+pub(crate) fn checkpoint_folder(path: &Path) -> anyhow::Result<PathBuf> {
+    let is_gguf = path
+        .extension()
+        .is_some_and(|end| end.eq_ignore_ascii_case("gguf"));
+    if !is_gguf || !path.is_file() {
+        return Ok(path.to_owned());
+    }
+    let folder = folder_of(path)?;
+    lay_out_gguf(path, &folder)?;
+    Ok(folder)
 }
 
 /// The folder that a GGUF file is laid out in. It has the file's name and is in the user's cache, because several runs

@@ -5,7 +5,7 @@ use potstill_datasets::{Signal, SignalRow};
 use potstill_model::{Config, Decoder, MapParameters, ParameterName, map_parameters};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::error::Error;
 
@@ -35,10 +35,41 @@ impl LossCase {
     /// # Errors
     /// If the device does not support f32.
     pub fn random(temperature: f64, device: &Device) -> Result<Self, Error> {
+        Self::of_model(small(), temperature, device)
+    }
+
+    /// Creates the same with a model whose logits have a softcap, and whose embedding has six rows of padding: a small
+    /// Gemma 2.
+    ///
+    /// # Errors
+    /// If the device does not support f32.
+    pub fn softcapped(temperature: f64, device: &Device) -> Result<Self, Error> {
+        let mut keys = small();
+        let capped = json!({
+            "model_type": "gemma2",
+            "vocab_size": VOCAB + 6,
+            "sliding_window": 8,
+            "query_pre_attn_scalar": 4,
+            "attn_logit_softcapping": 5.0,
+            "final_logit_softcapping": 4.0,
+        });
+        for (key, value) in capped.as_object().into_iter().flatten() {
+            keys[key] = value.clone();
+        }
+        Self::of_model(keys, temperature, device)
+    }
+
+    /// Creates a case with a random model of this configuration.
+    fn of_model(keys: Value, temperature: f64, device: &Device) -> Result<Self, Error> {
         let mut random = ChaCha8Rng::seed_from_u64(17);
+        let config = Config::from_json(&keys)?;
+        let model = |device: &Device| -> Result<Decoder, Error> {
+            let model = Decoder::init(&config, 3, DType::F32, device)?;
+            Ok(map_parameters(model, &mut Larger).with_token_count(VOCAB))
+        };
         Ok(Self {
-            model: small(&Device::flex())?,
-            on_device: small(device)?,
+            model: model(&Device::flex())?,
+            on_device: model(device)?,
             signals: (0..5)
                 .map(|index| signal(index, temperature, &mut random))
                 .collect(),
@@ -47,32 +78,34 @@ impl LossCase {
     }
 }
 
-fn small(device: &Device) -> Result<Decoder, Error> {
-    let config = Config::from_json(&json!({
-    "model_type": "llama",
-    "vocab_size": VOCAB,
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 4,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 10000.0,
-    "max_position_embeddings": 64,
-    "tie_word_embeddings": true,
-    "bos_token_id": 1,
-    "eos_token_id": [2]
-    }))?;
-    // With weights of standard deviation 0.02 all distributions are nearly uniform; larger weights test more.
-    struct Larger;
-    impl MapParameters for Larger {
-        fn map<const D: usize>(&mut self, _: &ParameterName, tensor: Tensor<D>) -> Tensor<D> {
-            if D == 2 { tensor * 15.0 } else { tensor }
-        }
+/// The configuration of the random model.
+fn small() -> Value {
+    json!({
+        "model_type": "llama",
+        "vocab_size": VOCAB,
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 4,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "max_position_embeddings": 64,
+        "tie_word_embeddings": true,
+        "bos_token_id": 1,
+        "eos_token_id": [2],
+    })
+}
+
+/// Multiplies weight matrices: with weights of standard deviation 0.02 all distributions are nearly uniform, and larger
+/// weights test more.
+struct Larger;
+
+impl MapParameters for Larger {
+    fn map<const D: usize>(&mut self, _: &ParameterName, tensor: Tensor<D>) -> Tensor<D> {
+        if D == 2 { tensor * 15.0 } else { tensor }
     }
-    let model = Decoder::init(&config, 3, DType::F32, device)?;
-    Ok(map_parameters(model, &mut Larger))
 }
 
 fn signal(index: usize, temperature: f64, random: &mut ChaCha8Rng) -> Signal {

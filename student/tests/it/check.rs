@@ -1,5 +1,6 @@
 //! The check of losses finds wrong losses, and reports no error for right ones.
 
+use burn::module::Module;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use potstill_datasets::Signal;
 use potstill_kernels::{EMPTY_NATS, LogQSum, LogitTransform, row_stats};
@@ -77,12 +78,53 @@ fn objectives() -> Vec<Objective> {
 #[test]
 fn the_trainer_passes_with_every_loss() {
     for objective in objectives() {
-        let checks = check_loss(&objective, &case(&objective), &trainer).unwrap();
-        for check in &checks {
-            println!("{}: {:.1e}", check.comparison, check.difference);
+        let softcapped = LossCase::softcapped(objective.temperature, &Device::flex()).unwrap();
+        for case in [case(&objective), softcapped] {
+            let checks = check_loss(&objective, &case, &trainer).unwrap();
+            for check in &checks {
+                println!("{}: {:.1e}", check.comparison, check.difference);
+            }
+            assert_eq!(failed(&checks), [""; 0], "{objective:?}: {checks:?}");
         }
-        assert_eq!(failed(&checks), [""; 0], "{objective:?}: {checks:?}");
     }
+}
+
+/// A trainer that forgets the softcap, or takes padding for tokens, is found.
+#[test]
+fn a_loss_without_the_models_transform_is_found() {
+    let objective = Objective::mixed(1.0, 0.5);
+    let case = LossCase::softcapped(1.0, &Device::flex()).unwrap();
+    let with_padding = |model: &Decoder, signals: &[Signal], settings: &TrainSettings| {
+        trainer(
+            &model.clone().with_token_count(usize::MAX),
+            signals,
+            settings,
+        )
+    };
+    let checks = check_loss(&objective, &case, &with_padding).unwrap();
+    assert!(
+        failed(&checks)[0].starts_with("value, against the definition"),
+        "{checks:?}"
+    );
+    let keys = case
+        .model
+        .config()
+        .with_keys([("final_logit_softcapping", serde_json::json!(null))]);
+    let uncapped = keys.unwrap();
+    let without_softcap = |model: &Decoder, signals: &[Signal], settings: &TrainSettings| {
+        let plain = Decoder::init(&uncapped, 0, model.dtype(), &Device::flex())?;
+        let plain = crate::support::with_parameters_of(plain, &model.valid()).train();
+        trainer(
+            &plain.with_token_count(model.token_count()),
+            signals,
+            settings,
+        )
+    };
+    let checks = check_loss(&objective, &case, &without_softcap).unwrap();
+    assert!(
+        failed(&checks)[0].starts_with("value, against the definition"),
+        "{checks:?}"
+    );
 }
 
 #[test]

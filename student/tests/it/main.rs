@@ -9,6 +9,7 @@ mod dense;
 mod draws;
 mod evaluation;
 mod evaluation_golden;
+mod families;
 mod gradients;
 mod head_loss;
 mod losses;
