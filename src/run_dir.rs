@@ -383,6 +383,7 @@ mod tests {
             path,
             text: text.to_owned(),
             hub: BTreeMap::new(),
+            gguf: BTreeMap::new(),
         }
     }
 

@@ -22,6 +22,8 @@ pub struct Loaded {
     /// Repositories of the Hugging Face Hub that the settings named before their local folders took the place of the
     /// names, by the name of the source: `teacher`, `student`, `tokenizer` or `data`.
     pub hub: BTreeMap<String, HubSource>,
+    /// GGUF files that the settings named, by the folders that they are laid out in.
+    pub gguf: BTreeMap<PathBuf, PathBuf>,
 }
 
 impl Loaded {
@@ -43,6 +45,7 @@ impl Loaded {
             path: path.to_owned(),
             text,
             hub: BTreeMap::new(),
+            gguf: BTreeMap::new(),
         })
     }
 

@@ -12,6 +12,9 @@ use super::{ExportFormat, RunFile};
 /// Reports a broken rule at a key: what is wrong, and on a line of its own the hint.
 type Report<'a> = &'a mut dyn FnMut(&[&str], String);
 
+/// Message about a revision of nothing.
+const NO_REPOSITORY: &str = "no repository is named that could have a revision\nhint: set `path = \"org/name\"`, or leave `revision` out";
+
 /// Finds the rules that a run file breaks.
 pub(super) fn broken(file: &RunFile, text: &str) -> Vec<Problem> {
     let mut problems = Vec::new();
@@ -23,6 +26,13 @@ pub(super) fn broken(file: &RunFile, text: &str) -> Vec<Problem> {
     }
     answers(file, &mut report);
     served::teacher(file, text, &mut report);
+    if let Some(teacher) = &file.teacher
+        && teacher.revision.is_some()
+        && teacher.path.is_none()
+        && teacher.tokenizer.is_none()
+    {
+        report(&["teacher", "revision"], NO_REPOSITORY.to_owned());
+    }
     signals(file, &mut report);
     collect(file, &mut report);
     curate(file, &mut report);
@@ -166,6 +176,9 @@ fn student(file: &RunFile, report: Report<'_>) {
                 .to_owned(),
         );
         return;
+    }
+    if student.revision.is_some() && student.path.is_none() {
+        report(&["student", "revision"], NO_REPOSITORY.to_owned());
     }
     let keeps_all = Layers::Every { every: 1 };
     let is_pruned = student.intermediate_size.is_some()

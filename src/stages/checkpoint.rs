@@ -117,17 +117,19 @@ pub fn check_weights(run: &Loaded, folder: &Path) -> anyhow::Result<()> {
     }
 }
 
-/// The name of a checkpoint for people: its repository and commit, or its folder.
+/// The name of a checkpoint for people: its repository and commit, its GGUF file, or its folder.
 pub fn name(run: &Loaded, folder: &Path) -> String {
-    match hub_source(run, folder) {
+    let path = run.gguf.get(folder).map_or(folder, PathBuf::as_path);
+    match hub_source(run, path) {
         Some(source) => source.describe(),
-        None => folder.display().to_string(),
+        None => path.display().to_string(),
     }
 }
 
-/// The repository that a folder of the Hub's cache belongs to.
-pub fn hub_source<'a>(run: &'a Loaded, folder: &Path) -> Option<&'a HubSource> {
-    run.hub.values().find(|source| source.folder == folder)
+/// The repository that a folder or file of the Hub's cache belongs to.
+fn hub_source<'a>(run: &'a Loaded, path: &Path) -> Option<&'a HubSource> {
+    let mut sources = run.hub.values();
+    sources.find(|source| path.starts_with(&source.folder))
 }
 
 /// Computes the SHA-256 of the weights and of `SMALL_FILES`.

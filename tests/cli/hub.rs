@@ -154,6 +154,24 @@ fn init_looks_at_a_model_and_data_of_the_hub() {
 }
 
 #[test]
+fn a_gguf_file_of_the_hub_is_fetched_whole_and_then_read() {
+    let hub = HubRun::new();
+    hub.server.add("org/tiny", "tiny-q8.gguf", vec![b'x'; 3000]);
+    hub.run
+        .edit("path = \"org/tiny\"", "path = \"org/tiny/tiny-q8.gguf\"");
+    let check = hub.potstill(&["check", "run.toml"]);
+    assert_eq!(check.code, 0, "{}", check.stderr);
+    let announced = "to fetch  org/tiny/tiny-q8.gguf at 0123456789ab: 1 file, 3.00 kB";
+    assert!(check.stdout.contains(announced), "{}", check.stdout);
+    assert_eq!(hub.server.count("tiny-q8.gguf"), 0);
+    let run = hub.potstill(&["run", "run.toml"]);
+    assert_eq!(run.code, 1, "{}", run.stderr);
+    assert!(run.stderr.contains("tiny-q8.gguf"), "{}", run.stderr);
+    assert_eq!(hub.server.count("cdn/org/tiny"), 1);
+    assert!(!hub.run.path("runs/tiny/prompts").exists());
+}
+
+#[test]
 fn a_killed_download_is_resumed() {
     let hub = HubRun::new();
     let weights = format!("cdn/org/tiny/resolve/{COMMIT}/model.safetensors");

@@ -336,7 +336,7 @@ fn models_that_are_not_possible_are_refused() {
     );
 }
 
-/// Thousands of files with changed bytes are read or refused, without a panic and within the memory of a small file.
+/// A thousand files with changed bytes are read or refused, without a panic and within the memory of a small file.
 #[test]
 fn files_with_changed_bytes_do_not_panic() {
     let folder = Folder::new();
@@ -344,7 +344,7 @@ fn files_with_changed_bytes_do_not_panic() {
     let header = Builder::new().header().len();
     let mut random = ChaCha8Rng::seed_from_u64(19);
     let mut refused = 0;
-    for _ in 0..4000 {
+    for _ in 0..1000 {
         let mut bytes = whole.clone();
         for _ in 0..random.random_range(1..=4) {
             let at = random.random_range(0..header);
@@ -357,5 +357,5 @@ fn files_with_changed_bytes_do_not_panic() {
         }
         refused += usize::from(folder.message(&bytes).is_some());
     }
-    assert!(refused > 1000, "{refused} of 4000 were refused");
+    assert!(refused > 250, "{refused} of 1000 were refused");
 }

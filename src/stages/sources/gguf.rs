@@ -19,6 +19,7 @@ pub(super) fn lay_out(run: &mut Loaded) -> anyhow::Result<()> {
     for path in paths {
         let folder = checkpoint_folder(path.as_path())?;
         if folder != path.as_path() {
+            run.gguf.insert(folder.clone(), path.as_path().to_owned());
             *path = FilePath::from(folder);
         }
     }
