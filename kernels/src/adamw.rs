@@ -7,7 +7,7 @@
 //! θ ← θ (1 − η λ) − η/(1 − β₁ᵗ) · m / (√v / √(1 − β₂ᵗ) + ε)
 //! ```
 //!
-//! Traffic: θ, m, v and g are read once; θ, m and v are written in place if their storage is not shared.
+//! f16 and bf16 are computed in f32 and rounded once. Traffic: θ, m, v and g are read once; θ, m and v are written in place if their storage is not shared.
 
 use burn::backend::flex::FlexTensor;
 use burn::backend::tensor::FloatTensor;
@@ -15,7 +15,8 @@ use burn::backend::{Backend, Dispatch, Flex, backend_extension};
 use burn::tensor::{DType, Tensor, TensorData};
 use rayon::prelude::*;
 
-use crate::flex::{compact, elements, is_cpu_f32};
+use crate::flex::{compact, elements, is_cpu_float};
+use crate::float::{StoredFloat, with_stored_type};
 use crate::simd::vectorize_closure;
 
 /// Hyperparameters of one AdamW step, shared by all parameters with the same weight decay.
@@ -50,7 +51,8 @@ pub fn adamw<const D: usize>(
 ) -> (Tensor<D>, [Tensor<D>; 2]) {
     assert_eq!(theta.dims(), gradient.dims(), "adamw: θ and its gradient");
     let [m, v] = moments;
-    if ![&theta, &gradient, &m, &v].into_iter().all(is_cpu_f32) {
+    let has_loops = |tensor: &Tensor<D>| is_cpu_float(tensor) && tensor.dtype() == theta.dtype();
+    if ![&theta, &gradient, &m, &v].into_iter().all(has_loops) {
         return adamw_reference(theta, gradient, [m, v], step);
     }
     let (theta, m, v) = <Dispatch as AdamOps>::adamw(
@@ -84,7 +86,7 @@ pub fn adamw_reference<const D: usize>(
 /// Computes Σ x² in f64. The result does not depend on the number of threads.
 #[must_use]
 pub fn sum_of_squares<const D: usize>(tensor: Tensor<D>) -> f64 {
-    let sum: Tensor<1> = if is_cpu_f32(&tensor) {
+    let sum: Tensor<1> = if is_cpu_float(&tensor) {
         Tensor::from_dispatch(<Dispatch as AdamOps>::sum_of_squares(
             tensor.into_dispatch(),
         ))
@@ -116,7 +118,7 @@ impl AdamStep {
     }
 }
 
-/// The CPU forms of the update and of the sum of squares, in f32.
+/// The CPU forms of the update and of the sum of squares, for f32, f16 and bf16.
 #[backend_extension(Flex)]
 pub(crate) trait AdamOps: Backend {
     /// Returns the new θ, m and v.
@@ -147,35 +149,37 @@ impl AdamOps for Flex {
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
         let gradient = gradient.to_contiguous();
         let [mut theta, mut m, mut v] = [theta, m, v].map(compact);
-        let tasks = (theta.storage_mut::<f32>().par_chunks_mut(CHUNK))
-            .zip(m.storage_mut::<f32>().par_chunks_mut(CHUNK))
-            .zip(v.storage_mut::<f32>().par_chunks_mut(CHUNK))
-            .zip(elements::<f32>(&gradient).par_chunks(CHUNK));
-        tasks.for_each(|(((theta, m), v), gradient)| {
-            vectorize_closure(
-                #[inline(always)]
-                || update_chunk(theta, m, v, gradient, &step),
-            );
+        with_stored_type!(theta.dtype(), E => {
+            let tasks = (theta.storage_mut::<E>().par_chunks_mut(CHUNK))
+                .zip(m.storage_mut::<E>().par_chunks_mut(CHUNK))
+                .zip(v.storage_mut::<E>().par_chunks_mut(CHUNK))
+                .zip(elements::<E>(&gradient).par_chunks(CHUNK));
+            tasks.for_each(|(((theta, m), v), gradient)| {
+                vectorize_closure(
+                    #[inline(always)]
+                    || update_chunk(theta, m, v, gradient, &step),
+                );
+            });
         });
         (theta, m, v)
     }
 
     fn sum_of_squares(x: FloatTensor<Self>) -> FloatTensor<Self> {
         let x = x.to_contiguous();
-        let sums: Vec<f64> = elements::<f32>(&x)
+        let sums: Vec<f64> = with_stored_type!(x.dtype(), E => elements::<E>(&x)
             .par_chunks(CHUNK)
             .map(chunk_sum_of_squares)
-            .collect();
+            .collect());
         FlexTensor::from_data(TensorData::new(vec![sums.iter().sum::<f64>()], [1]))
     }
 }
 
 #[inline(always)]
-fn update_chunk(
-    theta: &mut [f32],
-    m: &mut [f32],
-    v: &mut [f32],
-    gradient: &[f32],
+fn update_chunk<E: StoredFloat<f32>>(
+    theta: &mut [E],
+    m: &mut [E],
+    v: &mut [E],
+    gradient: &[E],
     step: &AdamStep,
 ) {
     let factors = step.factors();
@@ -185,21 +189,25 @@ fn update_chunk(
     let (root, epsilon) = (factors.root as f32, step.epsilon as f32);
     let scale = step.scale as f32;
     for (((theta, m), v), gradient) in theta.iter_mut().zip(m).zip(v).zip(gradient) {
-        let g = gradient * scale;
-        *m = *m * b1 + g * rest1;
-        *v = *v * b2 + g * g * rest2;
-        *theta = *theta * decay - *m / (v.sqrt() / root + epsilon) * rate;
+        let g = gradient.widen() * scale;
+        let new_m = m.widen() * b1 + g * rest1;
+        let new_v = v.widen() * b2 + g * g * rest2;
+        let change = new_m / (new_v.sqrt() / root + epsilon) * rate;
+        *theta = E::narrow(theta.widen() * decay - change);
+        *m = E::narrow(new_m);
+        *v = E::narrow(new_v);
     }
 }
 
-fn chunk_sum_of_squares(x: &[f32]) -> f64 {
+fn chunk_sum_of_squares<E: StoredFloat<f32>>(x: &[E]) -> f64 {
     vectorize_closure(
         #[inline(always)]
         || {
             let mut sums = [0.0f64; LANES];
             for x in x.chunks(LANES) {
                 for (sum, x) in sums.iter_mut().zip(x) {
-                    *sum += f64::from(*x) * f64::from(*x);
+                    let x = f64::from(x.widen());
+                    *sum += x * x;
                 }
             }
             sums.iter().sum()

@@ -8,8 +8,8 @@
 //! | capture of a teacher's sparse distribution | `capture`, `capture/` | yes | tensor operations | none |
 //! | linear layers | `linear`, on the products of `gemm` | f32, bf16 | burn's | yes |
 //! | bias, RMS norm, gated activations, rotary positions | `bias`, `norm`, `gated`, `rotary` | yes | tensor operations | yes |
-//! | AdamW step, sum of squares | `adamw` | f32 | tensor operations | none |
-//! | row-wise accumulation into an embedding table | `embedding` | f32 | tensor operations | none |
+//! | AdamW step, sum of squares | `adamw` | yes | tensor operations | none |
+//! | row-wise accumulation into an embedding table | `embedding` | yes | tensor operations | none |
 //! | softmax weights of one row in host memory | `weights` | host slices | none | none |
 //!
 //! The file with the op's name holds the public function, the backend trait and the formula. In the folder

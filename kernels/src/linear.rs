@@ -150,6 +150,16 @@ pub fn linear_weight_gradient_f32(
     if !matches!(dy_no.dtype(), DType::BF16 | DType::F16) {
         return linear_weight_gradient(dy_no, x_ni, sum);
     }
+    let sum_fits = sum.as_ref().is_none_or(is_cpu_f32);
+    if has_own_product(&dy_no, &x_ni) && sum_fits {
+        let (dy, x) = (dy_no.into_dispatch(), x_ni.into_dispatch());
+        return Tensor::from_dispatch(match sum {
+            Some(sum) => {
+                <Dispatch as LinearOps>::add_linear_weight_gradient(sum.into_dispatch(), dy, x)
+            }
+            None => <Dispatch as LinearOps>::linear_weight_gradient_f32(dy, x),
+        });
+    }
     if is_cpu_half(&dy_no) {
         return linear_weight_gradient(to_f32(dy_no), to_f32(x_ni), sum);
     }
@@ -195,7 +205,12 @@ pub(crate) trait LinearOps: Backend {
     /// ∂L/∂y `[n, out]`, x `[n, in]` → ∂L/∂W `[out, in]`.
     fn linear_weight_gradient(dy: FloatTensor<Self>, x: FloatTensor<Self>) -> FloatTensor<Self>;
 
-    /// A sum `[out, in]`, ∂L/∂y `[n, out]`, x `[n, in]` → the sum plus ∂L/∂W `[out, in]`.
+    /// ∂L/∂y `[n, out]`, x `[n, in]`, both bf16 → ∂L/∂W `[out, in]` in f32.
+    fn linear_weight_gradient_f32(dy: FloatTensor<Self>, x: FloatTensor<Self>)
+    -> FloatTensor<Self>;
+
+    /// A sum `[out, in]`, ∂L/∂y `[n, out]`, x `[n, in]` → the sum plus ∂L/∂W `[out, in]`. The sum has the type of the
+    /// others, or is f32 if they are bf16.
     fn add_linear_weight_gradient(
         sum: FloatTensor<Self>,
         dy: FloatTensor<Self>,
@@ -222,17 +237,21 @@ impl LinearOps for Flex {
     ) -> FloatTensor<Self> {
         let shape = [shape2(&x)[0], shape2(&weight)[0]];
         let mut y = buffer;
-        let fits = x.dtype() == DType::F32
-            && y.dtype() == DType::F32
+        let bytes = shape[0] * shape[1] * x.dtype().size();
+        let fits = y.dtype() == x.dtype()
             && shape2(&y) == shape
             && y.is_unique()
             && y.is_contiguous()
-            && y.storage::<f32>().len() == shape[0] * shape[1];
+            && y.bytes().len() == bytes;
         if !fits {
             drop(y);
             return Self::linear_forward(x, weight);
         }
         let (x, weight) = (x.to_contiguous(), weight.to_contiguous());
+        if x.dtype() == DType::BF16 {
+            half::forward_into(&mut y, &x, &weight);
+            return y;
+        }
         let numbers: *mut [f32] = y.storage_mut::<f32>();
         // SAFETY: the buffer is not shared, and the product writes numbers to all of it and reads none.
         let out = unsafe { &mut *(numbers as *mut [MaybeUninit<f32>]) };
@@ -273,6 +292,13 @@ impl LinearOps for Flex {
 
     fn linear_weight_gradient(dy: FloatTensor<Self>, x: FloatTensor<Self>) -> FloatTensor<Self> {
         product(dy.to_contiguous(), x.to_contiguous(), true)
+    }
+
+    fn linear_weight_gradient_f32(
+        dy: FloatTensor<Self>,
+        x: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        half::transposed_product_f32(&dy.to_contiguous(), &x.to_contiguous())
     }
 
     fn add_linear_weight_gradient(
@@ -423,6 +449,16 @@ impl<B: Backend + LinearOps, C: CheckpointStrategy> LinearOps for Autodiff<B, C>
 
     fn linear_weight_gradient(dy: FloatTensor<Self>, x: FloatTensor<Self>) -> FloatTensor<Self> {
         FloatTensor::<Self>::new(B::linear_weight_gradient(
+            dy.into_primitive(),
+            x.into_primitive(),
+        ))
+    }
+
+    fn linear_weight_gradient_f32(
+        dy: FloatTensor<Self>,
+        x: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        FloatTensor::<Self>::new(B::linear_weight_gradient_f32(
             dy.into_primitive(),
             x.into_primitive(),
         ))

@@ -6,7 +6,8 @@ use rayon::prelude::*;
 use super::vectors::{BLOCK, exponentials, largest, tree_sum, weight_sums};
 use super::{CaptureOptions, CaptureRow, Captured, TailSums, points_below, summarize};
 use crate::float::{ComputeFloat, StoredFloat};
-use crate::simd::vectorize;
+use crate::rows::TransformConstants;
+use crate::simd::{vectorize, vectorize_closure};
 
 /// Buffers that a thread reuses from row to row.
 #[derive(Default)]
@@ -39,14 +40,35 @@ pub(super) fn capture_rows<S: StoredFloat<W>, W: ComputeFloat>(
             return capture_row(s, row, options, buffers);
         }
         let mut s = std::mem::take(&mut buffers.s);
-        s.clear();
-        s.extend(logits.iter().map(|&z| transform.apply(z.widen()).0));
+        s.resize(logits.len(), W::NEG_INFINITY);
+        vectorize_closure(
+            #[inline(always)]
+            || softmax_logits(logits, &transform, &mut s),
+        );
         let captured = capture_row(&s, row, options, buffers);
         buffers.s = s;
         captured
     };
     let rows = logits.par_chunks(v).zip(rows);
     rows.map_init(RowBuffers::default, capture).collect()
+}
+
+/// Writes the softmax logits of a row in the computing type.
+#[inline(always)]
+fn softmax_logits<S: StoredFloat<W>, W: ComputeFloat>(
+    logits: &[S],
+    transform: &TransformConstants,
+    s: &mut [W],
+) {
+    if transform.is_identity() {
+        for (s, z) in s.iter_mut().zip(logits) {
+            *s = z.widen();
+        }
+    } else {
+        for (s, z) in s.iter_mut().zip(logits) {
+            *s = transform.apply(z.widen()).0;
+        }
+    }
 }
 
 /// Captures a row from its softmax logits.

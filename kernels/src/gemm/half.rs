@@ -1,4 +1,4 @@
-//! Products of bf16 matrices: C = A·B, or C += A·B, summed in f32 and rounded once, to the nearest bf16.
+//! Products of bf16 matrices: C = A·B, or C += A·B, summed in f32 and, if C is bf16, rounded once, to the nearest.
 //!
 //! There are two kernels. With AVX-512 BF16 the operands stay bf16, and [`pairs`] multiplies two steps of k in one
 //! instruction. On other processors [`WidenedKernel`] widens the operands to f32 while they are packed and uses the
@@ -17,6 +17,8 @@ mod task;
 #[cfg(target_arch = "x86_64")]
 mod transpose;
 
+use std::mem::MaybeUninit;
+
 use burn::tensor::bf16;
 use pulp::{Simd, WithSimd};
 
@@ -26,6 +28,7 @@ use super::{
     BLOCK, MIN_PARALLEL_WORK, Matrix, PACKED_BYTES, SharedOutput, TASK_COLUMNS, TASK_ROWS,
     equal_width,
 };
+use crate::float::StoredFloat;
 use crate::simd::vectorize;
 use pack::pack;
 use task::{HalfOutputBlock, UnpackedB};
@@ -38,9 +41,42 @@ const LIMITS: BlockLimits = BlockLimits {
 /// Columns of C per task if tasks pack B themselves: few, so that a narrow C still has enough tasks.
 const SELF_PACKED_COLUMNS: usize = 48;
 
-/// Computes `out` = A·B, or `out` += A·B if `add`; the rows of `out` are contiguous.
-pub(crate) fn product(out: &mut [bf16], a: Matrix<'_, bf16>, b: Matrix<'_, bf16>, add: bool) {
-    if let Some(product) = HalfProduct::new(out, a, b, add) {
+/// Computes `out` = A·B and initialises all of `out`, whose rows are contiguous.
+pub(crate) fn product<E: StoredFloat<f32>>(
+    out: &mut [MaybeUninit<E>],
+    a: Matrix<'_, bf16>,
+    b: Matrix<'_, bf16>,
+) {
+    run_product(HalfProduct::new(out, a, b, false));
+}
+
+/// Computes `out` = A·B over other numbers; the rows of `out` are contiguous.
+pub(crate) fn product_into<E: StoredFloat<f32>>(
+    out: &mut [E],
+    a: Matrix<'_, bf16>,
+    b: Matrix<'_, bf16>,
+) {
+    product(as_uninit(out), a, b);
+}
+
+/// Computes `out` += A·B; the rows of `out` are contiguous.
+pub(crate) fn add_product<E: StoredFloat<f32>>(
+    out: &mut [E],
+    a: Matrix<'_, bf16>,
+    b: Matrix<'_, bf16>,
+) {
+    run_product(HalfProduct::new(as_uninit(out), a, b, true));
+}
+
+/// Views numbers as memory to write numbers to.
+fn as_uninit<E: StoredFloat<f32>>(out: &mut [E]) -> &mut [MaybeUninit<E>] {
+    let numbers: *mut [E] = out;
+    // SAFETY: the layouts are equal, and products write nothing but numbers.
+    unsafe { &mut *(numbers as *mut [MaybeUninit<E>]) }
+}
+
+fn run_product<E: StoredFloat<f32>>(product: Option<HalfProduct<'_, E>>) {
+    if let Some(product) = product {
         #[cfg(target_arch = "x86_64")]
         if let Some(dot) = pairs::Avx512Bf16::try_new() {
             product.multiply_with_pairs(dot);
@@ -116,8 +152,8 @@ struct BlockLimits {
     sums: usize,
 }
 
-struct HalfProduct<'a> {
-    out: SharedOutput<bf16>,
+struct HalfProduct<'a, E> {
+    out: SharedOutput<E>,
     a: Matrix<'a, bf16>,
     b: Matrix<'a, bf16>,
     add: bool,
@@ -125,7 +161,7 @@ struct HalfProduct<'a> {
     limits: BlockLimits,
 }
 
-impl WithSimd for HalfProduct<'_> {
+impl<E: StoredFloat<f32>> WithSimd for HalfProduct<'_, E> {
     type Output = ();
 
     fn with_simd<S: Simd>(self, simd: S) {
@@ -143,10 +179,11 @@ impl WithSimd for HalfProduct<'_> {
     }
 }
 
-impl<'a> HalfProduct<'a> {
-    /// Checks the shapes and zeroes C if k is 0; returns `None` if there is nothing to compute.
+impl<'a, E: StoredFloat<f32>> HalfProduct<'a, E> {
+    /// Checks the shapes and zeroes C if k is 0; returns `None` if there is nothing to compute. With `add`, C must be
+    /// initialised.
     fn new(
-        out: &'a mut [bf16],
+        out: &'a mut [MaybeUninit<E>],
         a: Matrix<'a, bf16>,
         b: Matrix<'a, bf16>,
         add: bool,
@@ -156,7 +193,7 @@ impl<'a> HalfProduct<'a> {
         a.check();
         b.check();
         if a.columns == 0 && !add {
-            out.fill(bf16::ZERO);
+            out.fill(MaybeUninit::new(E::narrow(0.0)));
         }
         let work = out.len() * a.columns;
         let threads = if work >= MIN_PARALLEL_WORK {
@@ -165,7 +202,7 @@ impl<'a> HalfProduct<'a> {
             1
         };
         (work > 0).then_some(Self {
-            out: SharedOutput(out.as_mut_ptr()),
+            out: SharedOutput(out.as_mut_ptr().cast()),
             a,
             b,
             add,

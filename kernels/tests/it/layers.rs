@@ -503,6 +503,31 @@ fn adamw_steps_and_sums_of_squares_equal_the_formulas_in_f64() {
     }
 }
 
+/// A step and a sum in half precision are those of the same numbers in f32, rounded once.
+#[test]
+fn adamw_steps_of_half_precisions_round_once() {
+    let step = AdamStep {
+        betas: (0.9, 0.999),
+        epsilon: 1e-8,
+        learning_rate: 1e-2,
+        weight_decay: 0.1,
+        step: 3,
+        scale: 0.7,
+    };
+    for dtype in [DType::BF16, DType::F16] {
+        let inputs = [1, 2, 3, 4]
+            .map(|seed| Tensor::<2>::from_data(random([7, 33], seed), (&Device::flex(), dtype)));
+        let run = |[theta, gradient, m, v]: [Tensor<2>; 4]| {
+            let squares = sum_of_squares(gradient.clone());
+            let (theta, [m, v]) = adamw(theta, gradient, [m, v.abs()], &step);
+            let results = [theta, m, v].map(|tensor| host(tensor.cast(dtype)));
+            (results, squares)
+        };
+        let wide = inputs.clone().map(|tensor| tensor.cast(DType::F32));
+        assert!(run(inputs) == run(wide), "{dtype:?}");
+    }
+}
+
 #[test]
 fn rows_are_added_to_the_rows_with_their_ids() {
     let device = Device::flex();
@@ -516,7 +541,12 @@ fn rows_are_added_to_the_rows_with_their_ids() {
             exact[id * 5 + column] += added[row * 5 + column];
         }
     }
-    for (dtype, tolerance) in [(DType::F64, 1e-15), (DType::F32, 1e-6), (DType::BF16, 5e-2)] {
+    for (dtype, tolerance) in [
+        (DType::F64, 1e-15),
+        (DType::F32, 1e-6),
+        (DType::BF16, 5e-2),
+        (DType::F16, 1e-2),
+    ] {
         let tensor = |data: &TensorData| Tensor::<2>::from_data(data.clone(), (&device, dtype));
         let found = host(add_rows(tensor(&sum), &ids, tensor(&rows)));
         let worst = found.iter().zip(&exact).map(|(a, b)| (a - b).abs());

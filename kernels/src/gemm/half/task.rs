@@ -1,20 +1,23 @@
 //! Tasks of a bf16 product: each computes a part of C in f32 from packed panels and rounds it once.
 
+use std::mem::MaybeUninit;
+
 use burn::tensor::bf16;
 
 use super::super::pack::{PackedPanels, give_back, grow, take_buffer};
 use super::super::tile::Tile;
 use super::super::{DEPTH, Matrix, SharedOutput, run_tasks};
 use super::{HalfKernel, VectorJob, pack};
+use crate::float::StoredFloat;
 
 /// A block of C and the operands for it over a block of k.
-pub(super) struct HalfOutputBlock<'a> {
+pub(super) struct HalfOutputBlock<'a, E> {
     pub(super) a: PackedPanels<'a>,
     /// Panels of B; without data if tasks pack B themselves.
     pub(super) b: PackedPanels<'a>,
     /// B as stored, if tasks pack it themselves.
     pub(super) unpacked_b: Option<UnpackedB<'a>>,
-    pub(super) out: SharedOutput<bf16>,
+    pub(super) out: SharedOutput<E>,
     pub(super) stride: usize,
     pub(super) add: bool,
     /// Whether this is the first block of k.
@@ -34,7 +37,7 @@ pub(super) struct UnpackedB<'a> {
     pub(super) span: ((usize, usize), (usize, usize)),
 }
 
-impl HalfOutputBlock<'_> {
+impl<E: StoredFloat<f32>> HalfOutputBlock<'_, E> {
     pub(super) fn run_tasks<K: HalfKernel>(&self, kernel: K, sums: &mut Vec<f32>, threads: usize) {
         let (panels_a, panels_b) = self.task_panels;
         let tasks_down = self.a.count().div_ceil(panels_a);
@@ -69,9 +72,9 @@ impl HalfOutputBlock<'_> {
 }
 
 /// A task that multiplies some panels of A by some panels of B.
-struct HalfTask<'a, K> {
+struct HalfTask<'a, K, E> {
     kernel: K,
-    block: &'a HalfOutputBlock<'a>,
+    block: &'a HalfOutputBlock<'a, E>,
     a: std::ops::Range<usize>,
     b: std::ops::Range<usize>,
     /// Memory for one panel of B, if the task packs B.
@@ -80,7 +83,7 @@ struct HalfTask<'a, K> {
     sums: *mut f32,
 }
 
-impl<K: HalfKernel> VectorJob for HalfTask<'_, K> {
+impl<K: HalfKernel, E: StoredFloat<f32>> VectorJob for HalfTask<'_, K, E> {
     #[inline(always)]
     fn run(self) {
         let Self {
@@ -93,7 +96,8 @@ impl<K: HalfKernel> VectorJob for HalfTask<'_, K> {
         if block.is_first && block.add {
             self.for_each_row(|sums, out| {
                 for (sum, out) in sums.iter_mut().zip(out) {
-                    *sum = f32::from_bits(u32::from(out.to_bits()) << 16);
+                    // SAFETY: C is initialised if the product is added to it.
+                    *sum = unsafe { out.assume_init() }.widen();
                 }
             });
         }
@@ -137,17 +141,17 @@ impl<K: HalfKernel> VectorJob for HalfTask<'_, K> {
         if block.is_last {
             self.for_each_row(|sums, out| {
                 for (sum, out) in sums.iter().zip(out) {
-                    *out = bf16::from_bits(nearest_bf16_bits(*sum));
+                    out.write(E::narrow(*sum));
                 }
             });
         }
     }
 }
 
-impl<K: HalfKernel> HalfTask<'_, K> {
+impl<K: HalfKernel, E: StoredFloat<f32>> HalfTask<'_, K, E> {
     /// Calls `visit` with the sums and the elements of C of each row of the task's part of C.
     #[inline(always)]
-    fn for_each_row(&self, visit: impl Fn(&mut [f32], &mut [bf16])) {
+    fn for_each_row(&self, visit: impl Fn(&mut [f32], &mut [MaybeUninit<E>])) {
         let block = self.block;
         let (first, stride) = (self.b.start * K::COLUMNS, self.b.len() * K::COLUMNS);
         let columns = stride.min(block.b.rows - first);
@@ -159,21 +163,11 @@ impl<K: HalfKernel> HalfTask<'_, K> {
                 visit(
                     std::slice::from_raw_parts_mut(self.sums.add(down * stride), columns),
                     std::slice::from_raw_parts_mut(
-                        block.out.at((row + down) * block.stride + first),
+                        block.out.at((row + down) * block.stride + first).cast(),
                         columns,
                     ),
                 );
             }
         }
     }
-}
-
-/// The bits of the nearest bf16, ties to even; without a branch, so that compilers vectorise it.
-#[inline(always)]
-pub(super) fn nearest_bf16_bits(number: f32) -> u16 {
-    let bits = number.to_bits();
-    let rounded = bits.wrapping_add(0x7FFF + (bits >> 16 & 1)) >> 16;
-    // A NaN stays a NaN and becomes quiet.
-    let nan = bits >> 16 | 0x40;
-    (if number.is_nan() { nan } else { rounded }) as u16
 }

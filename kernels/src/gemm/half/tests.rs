@@ -1,6 +1,5 @@
 use super::super::tests::{both_layouts, on_threads};
 use super::pairs::{LANES, PairDot};
-use super::task::nearest_bf16_bits;
 use super::*;
 use crate::test_numbers::bf16_numbers as numbers;
 
@@ -55,7 +54,7 @@ fn multiply_widened(
     add: bool,
     limits: BlockLimits,
 ) {
-    if let Some(product) = HalfProduct::new(out, a, b, add) {
+    if let Some(product) = HalfProduct::new(as_uninit(out), a, b, add) {
         vectorize(HalfProduct { limits, ..product });
     }
 }
@@ -67,7 +66,7 @@ fn multiply_emulated(
     add: bool,
     limits: BlockLimits,
 ) {
-    if let Some(product) = HalfProduct::new(out, a, b, add) {
+    if let Some(product) = HalfProduct::new(as_uninit(out), a, b, add) {
         HalfProduct { limits, ..product }.multiply_with_pairs(EmulatedDot);
     }
 }
@@ -203,7 +202,7 @@ fn the_kernel_that_is_chosen_is_within_rounding() {
         let x = Matrix::new(&x, m, k);
         let weight = Matrix::new(&weight, n, k).transposed();
         let mut out = vec![bf16::NAN; m * n];
-        product(&mut out, x, weight, false);
+        product_into(&mut out, x, weight);
         for (index, found) in out.iter().enumerate() {
             assert!(
                 is_within_rounding(*found, &factors(x, weight, index), 0.0),
@@ -217,28 +216,12 @@ fn the_kernel_that_is_chosen_is_within_rounding() {
 fn a_product_over_no_steps_is_zero() {
     let nothing = |rows, columns| Matrix::new(&[], rows, columns);
     let mut out = [bf16::ONE; 6];
-    product(&mut out, nothing(2, 0), nothing(0, 3), true);
+    add_product(&mut out, nothing(2, 0), nothing(0, 3));
     assert_eq!(out, [bf16::ONE; 6]);
-    product(&mut out, nothing(2, 0), nothing(0, 3), false);
+    product_into(&mut out, nothing(2, 0), nothing(0, 3));
     assert_eq!(out, [bf16::ZERO; 6]);
-    product(
-        &mut [],
-        nothing(0, 4),
-        Matrix::new(&[bf16::ONE; 12], 4, 3),
-        false,
-    );
-}
-
-#[test]
-fn rounding_to_bf16_is_to_nearest_even() {
-    let edges = [0u32, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF];
-    for high in 0..=u16::MAX {
-        for low in edges {
-            let number = f32::from_bits(u32::from(high) << 16 | low);
-            let expected = bf16::from_f32(number).to_bits();
-            assert_eq!(nearest_bf16_bits(number), expected, "{number:e}");
-        }
-    }
+    let b = [bf16::ONE; 12];
+    product_into::<bf16>(&mut [], nothing(0, 4), Matrix::new(&b, 4, 3));
 }
 
 /// The processor's instruction agrees with the emulation bit for bit where sums are exact, and within rounding
@@ -263,7 +246,7 @@ fn the_processors_instruction_agrees_with_its_emulation() {
         let multiply = |a: &[bf16], b: &[bf16]| {
             let (a, b) = (Matrix::new(a, m, k), Matrix::new(b, k, n));
             let [mut found, mut expected] = [vec![bf16::NAN; m * n], vec![bf16::NAN; m * n]];
-            if let Some(product) = HalfProduct::new(&mut found, a, b, false) {
+            if let Some(product) = HalfProduct::new(as_uninit(&mut found), a, b, false) {
                 product.multiply_with_pairs(instruction);
             }
             multiply_emulated(&mut expected, a, b, false, LIMITS);

@@ -1,8 +1,10 @@
-use burn::tensor::{DType, Device, Tensor};
+use burn::tensor::{DType, Device, Tensor, TensorData};
 
 use super::*;
 use crate::test_numbers::bf16_numbers;
-use crate::{linear, linear_input_gradient, linear_weight_gradient};
+use crate::{
+    linear, linear_input_gradient, linear_into, linear_weight_gradient, linear_weight_gradient_f32,
+};
 
 fn numbers(shape: [usize; 2], seed: u64) -> TensorData {
     TensorData::new(bf16_numbers(shape[0] * shape[1], seed), shape)
@@ -139,4 +141,51 @@ fn a_sum_that_is_not_shared_is_updated_in_place() {
     let updated = add_transposed_product(shared.clone(), &dy, &x);
     assert_eq!(shared.bytes(), before);
     assert_ne!(updated.bytes(), before);
+}
+
+#[test]
+fn weight_gradients_in_f32_are_not_rounded() {
+    let tensor =
+        |shape, seed, dtype| Tensor::<2>::from_data(numbers(shape, seed), (&Device::flex(), dtype));
+    for [n, width, columns] in [[1, 7, 5], [40, 13, 130], [300, 35, 101]] {
+        let (dy, x) = ([n, columns], [n, width]);
+        let gradient = |sum: Option<Tensor<2>>| {
+            linear_weight_gradient_f32(tensor(dy, 1, DType::BF16), tensor(x, 2, DType::BF16), sum)
+        };
+        let first = gradient(None);
+        assert_eq!(first.dtype(), DType::F32);
+        let exact = tensor(dy, 1, DType::F64)
+            .transpose()
+            .matmul(tensor(x, 2, DType::F64));
+        for (found, times) in [(first.clone(), 1.0), (gradient(Some(first)), 2.0)] {
+            let difference = found.cast(DType::F64) - exact.clone() * times;
+            let worst: f64 = difference.abs().max().into_scalar();
+            let size: f64 = exact.clone().abs().max().into_scalar();
+            assert!(worst < 1e-6 * size.max(1.0) * n as f64, "{n}: {worst}");
+        }
+    }
+}
+
+#[test]
+fn a_product_reuses_the_memory_of_a_buffer_that_fits() {
+    let tensor = |shape, seed| FlexTensor::from_data(numbers(shape, seed));
+    let (x, weight) = (tensor([9, 40], 1), tensor([17, 40], 2));
+    let expected = forward(&x, &weight);
+    let mut buffer = tensor([9, 17], 3);
+    let address = buffer.bytes().as_ptr();
+    forward_into(&mut buffer, &x, &weight);
+    assert_eq!(buffer.bytes().as_ptr(), address);
+    assert_eq!(buffer.bytes(), expected.bytes());
+    // A buffer of another shape, or a shared one, is not written to.
+    let device = Device::flex();
+    let plain = |shape: [usize; 2], seed| {
+        Tensor::<2>::from_data(numbers(shape, seed), (&device, DType::BF16))
+    };
+    let y = linear(plain([9, 40], 1), plain([17, 40], 2)).into_data();
+    let shared = plain([9, 17], 3);
+    for buffer in [plain([9, 16], 3), plain([9, 17], 3), shared.clone()] {
+        let found = linear_into(Some(buffer), plain([9, 40], 1), plain([17, 40], 2));
+        assert_eq!(found.into_data(), y);
+    }
+    assert_eq!(shared.into_data(), plain([9, 17], 3).into_data());
 }
