@@ -27,6 +27,11 @@ fn qwen2_5_agrees_with_transformers() {
 }
 
 #[test]
+fn gemma_3_agrees_with_transformers() {
+    check_agreement("gemma-3-270m", "gemma-270m.json");
+}
+
+#[test]
 fn both_forms_of_a_configuration_are_read_equally() {
     let Some(dir) = real("models/SmolLM2-135M-Instruct") else {
         return;
