@@ -78,6 +78,10 @@ pub fn render(
         true => "tokens in green carry loss, the others do not; the EOS is reversed",
         false => "tokens in ⟦…⟧ carry loss, the others do not; ⏹ is the EOS",
     });
+    let arguments = encoder.template.arguments();
+    if !arguments.is_empty() {
+        console.note(&format!("the chat template gets {}", arguments.to_json()));
+    }
     let (mut faults, mut hints) = (Vec::new(), Vec::new());
     for prompt in &imported.prompts {
         let answer = shown_answer(known.remove(&prompt.id), prompt, &encoder);

@@ -162,6 +162,7 @@ pub(crate) fn description(schema: &Value) -> String {
 /// Writes a JSON value as TOML.
 pub(crate) fn toml(value: &Value) -> String {
     match value {
+        Value::Object(fields) if fields.is_empty() => "{}".to_owned(),
         Value::Object(fields) => {
             let pairs = fields.iter().map(|(k, v)| format!("{k} = {}", toml(v)));
             format!("{{ {} }}", pairs.collect::<Vec<_>>().join(", "))
@@ -184,7 +185,10 @@ pub(crate) fn kind(schema: &Value) -> String {
         Some("integer") => "whole number".to_owned(),
         Some("array") => format!("list: {}", kind(&schema["items"])),
         Some("object") if schema.get("properties").is_some() => "table".to_owned(),
-        Some("object") => format!("{} by name", kind(&schema["additionalProperties"])),
+        Some("object") => match kind(&schema["additionalProperties"]).as_str() {
+            "" => "table".to_owned(),
+            of => format!("{of} by name"),
+        },
         Some("boolean") => "true or false".to_owned(),
         Some(other) => other.to_owned(),
         // `items` and `properties` without `type` admit both forms.

@@ -33,7 +33,11 @@ fn detected(line: &str) -> anyhow::Result<Detected> {
 }
 
 fn written(detected: Detected, layers: usize, has_template: bool) -> String {
-    write::run_file(&RunFileInputs {
+    write::run_file(&inputs(detected, layers, has_template))
+}
+
+fn inputs(detected: Detected, layers: usize, has_template: bool) -> RunFileInputs {
+    RunFileInputs {
         name: "mine".to_owned(),
         data: "data.jsonl".to_owned(),
         detected,
@@ -43,9 +47,25 @@ fn written(detected: Detected, layers: usize, has_template: bool) -> String {
             vocabulary: 49_152,
             context: 2048,
             has_template,
-            thinking_switch: has_template.then_some("enable_thinking"),
+            thinking_switch: None,
         },
-    })
+    }
+}
+
+#[test]
+fn a_thinking_switch_is_proposed_and_not_set() {
+    let mut inputs = inputs(detected(SHAPES[3].1).unwrap(), 30, true);
+    inputs.facts.thinking_switch = Some("enable_thinking");
+    let text = write::run_file(&inputs);
+    let line = "# template_arguments = { enable_thinking = false }";
+    assert!(text.contains(line), "{text}");
+    let reads = "which reads `enable_thinking`; this lets the teacher answer without reasoning.";
+    assert!(text.contains(reads), "{text}");
+    let file = parse(Path::new("run.toml"), &text).unwrap();
+    assert!(file.teacher.unwrap().template_arguments.is_empty());
+    let text = text.replace(line, line.trim_start_matches("# "));
+    let file = parse(Path::new("run.toml"), &text).unwrap();
+    assert!(!file.teacher.unwrap().template_arguments.is_empty());
 }
 
 #[test]

@@ -28,8 +28,8 @@ pub struct TeacherSettings {
     pub dtype: FloatType,
     /// Chat template: `"plain"` or a `.jinja` file. Default: the checkpoint's own chat template.
     pub template: Option<TemplateSource>,
-    /// Arguments of the chat template, such as `{ enable_thinking = false }`: variables that it reads beside the
-    /// conversation. A server gets them as `chat_template_kwargs`.
+    /// Arguments of the chat template: variables that it reads beside the conversation, such as `enable_thinking`. A
+    /// server gets them as `chat_template_kwargs`.
     #[serde(default)]
     pub template_arguments: TemplateArguments,
     /// Licence of the teacher's answers, which is recorded with them.

@@ -44,7 +44,9 @@ fn arguments_reach_prompts_and_are_part_of_the_stages_keys() {
         let manifest = fs::read_to_string(run.path("runs/tiny/completions_manifest.json")).unwrap();
         serde_json::from_str::<Value>(&manifest).unwrap()["key"].clone()
     };
-    assert_eq!(collect(&open).code, 0);
+    assert_eq!(open.potstill(&["import", "run.toml"]).code, 0);
+    let first = collect(&open);
+    assert_eq!(first.code, 0, "{}", first.stderr);
     let before = hash(&open);
     assert!(before.is_string());
     assert_eq!(collect(&open).code, 0);

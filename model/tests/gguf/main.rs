@@ -6,6 +6,7 @@
 mod bad_input;
 mod codecs;
 mod reading;
+mod round_trip;
 
 use std::path::{Path, PathBuf};
 

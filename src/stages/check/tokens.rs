@@ -9,11 +9,28 @@ use potstill_teacher::http::Api;
 use crate::run_file::Loaded;
 use crate::stages::checkpoint;
 
+/// Number of prompts on which the chat templates of teacher and student are compared.
+const COMPARED_PROMPTS: usize = 20;
+
 /// A tokenizer and a chat template, with the folder that they come from.
 struct TextFiles<'a> {
     folder: &'a Path,
     tokenizer: Tokenizer,
     template: ChatTemplate,
+}
+
+impl TextFiles<'_> {
+    /// Token ids of a prompt; `None` if it cannot be rendered, which is reported where it is used.
+    fn ids(&self, run: &Loaded, prompt: &Prompt) -> Option<Vec<u32>> {
+        let ids = prompt_ids(
+            &self.tokenizer,
+            &self.template,
+            &prompt.messages,
+            prompt.tools.as_deref(),
+            run.settings.collect.reasoning.as_ref(),
+        );
+        ids.ok()
+    }
 }
 
 /// Lines about the tokens of the models, and what is likely to be a mistake.
@@ -61,7 +78,7 @@ pub(super) fn tokens(
             }
             report.arguments("teacher", &teacher.template);
             report.switch(&teacher.template);
-            report.compare(run, teacher, &student);
+            report.compare(run, teacher, &student, prompts);
         }
         None => report.arguments("student", &student.template),
     }
@@ -127,7 +144,9 @@ impl TokenReport {
             .iter()
             .find(|(name, _)| *name == switch);
         self.lines.push(match given {
-            Some((_, value)) => format!("thinking  `{switch}` is {value}"),
+            Some((_, value)) => format!(
+                "thinking  `{switch}` is {value}; programs that run the student must set it too"
+            ),
             None => format!(
                 "thinking  the teacher's template reads `{switch}`, which is not set, so its own default decides whether answers begin with reasoning; `template_arguments` of [teacher] sets it"
             ),
@@ -135,7 +154,13 @@ impl TokenReport {
     }
 
     /// Warns of differences that make a student worse than its training.
-    fn compare(&mut self, run: &Loaded, teacher: &TextFiles<'_>, student: &TextFiles<'_>) {
+    fn compare(
+        &mut self,
+        run: &Loaded,
+        teacher: &TextFiles<'_>,
+        student: &TextFiles<'_>,
+        prompts: &[Prompt],
+    ) {
         if teacher.folder == student.folder {
             return;
         }
@@ -148,10 +173,14 @@ impl TokenReport {
             student.template.thinking_switch(),
         );
         if run.settings.has_signals() {
-            if teacher.template.hash() != student.template.hash() {
+            let shown = prompts.iter().take(COMPARED_PROMPTS);
+            let mut differing =
+                shown.filter(|prompt| teacher.ids(run, prompt) != student.ids(run, prompt));
+            if let Some(prompt) = differing.next() {
                 self.warnings.push(format!(
-                    "the student learns prompts as the teacher's chat template writes them, and answers with the template in {}, which is another one\nhint: set `template` of [teacher] to the file that both should use, or copy the teacher's chat template from {} into the student's folder",
+                    "the student learns prompts as the teacher's chat template writes them, and answers with the template in {}, which writes the prompt of {} in another way\nhint: set `template` of [teacher] to the file that both should use, or copy the teacher's chat template from {} into the student's folder",
                     student.folder.display(),
+                    prompt.source,
                     teacher.folder.display()
                 ));
             }
@@ -192,15 +221,8 @@ impl TokenReport {
         let Some(prompt) = prompts.first() else {
             return;
         };
-        let ids = prompt_ids(
-            &files.tokenizer,
-            &files.template,
-            &prompt.messages,
-            prompt.tools.as_deref(),
-            run.settings.collect.reasoning.as_ref(),
-        );
-        // A prompt that cannot be rendered is reported where it is trained on.
-        if let Some(problem) = ids.ok().and_then(|ids| bos_problem(&files.tokenizer, &ids)) {
+        let ids = files.ids(run, prompt);
+        if let Some(problem) = ids.and_then(|ids| bos_problem(&files.tokenizer, &ids)) {
             self.warnings.push(format!("{name}: {problem}"));
         }
     }

@@ -2,12 +2,14 @@
 //!
 //!     cargo run --release --example gguf -- lay-out FILE FOLDER
 //!     cargo run --release --example gguf -- export FOLDER FILE TYPE    # f16, bf16, q8_0, q4_0 or q4_k_m
+
+// An example program prints its results.
 #![allow(clippy::print_stderr)]
 
 use std::path::Path;
 use std::process::ExitCode;
 
-use potstill_model::{GgufLabels, GgufType, export_gguf, lay_out_gguf};
+use potstill::model::{GgufLabels, GgufType, export_gguf, lay_out_gguf};
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
