@@ -11,9 +11,9 @@ Face layout. A folder without tokenizer.json gets a byte-level tokenizer of its 
    rounds activations to f16 in products, so a token whose logit is within 0.01 of the largest counts as the same.
 2. llama-server gives the same ids as tokenizer.json for the lines of TEXT.
 3. q8_0, q4_0 and q4_k_m: every tensor equals llama-quantize's in type and bytes, from our bf16 file (checkpoints in bf16).
-4. With TEXT, llama-perplexity: KL between f16 and each type, and of llama-quantize's q4_k_m. q8_0-f32 is the q8_0 file
-   expanded to F32: mean at most 0.001 nats, and the same first token at 99 %. llama.cpp computes with q8_0 itself in
-   integers, whose error is larger than that of the file.
+4. With TEXT, llama-perplexity: KL between f16 and each type, and of llama-quantize's q8_0 and q4_k_m, which ours may not
+   exceed. q8_0-f32 is the q8_0 file expanded to F32: llama.cpp computes with q8_0 itself in integers, whose error is larger
+   than that of the file.
 
 Exits with 1 at the first difference.
 """
@@ -201,7 +201,7 @@ def check_divergence(binaries, out, text, is_bf16):
     with open(out / "quantize.log", "a") as log:
         command = [binaries / "llama-quantize", "--allow-requantize", out / "q8_0.gguf", out / "q8_0-f32.gguf", "F32", "2"]
         subprocess.run(command, check=True, stdout=log, stderr=log)
-    files = ["q8_0", "q8_0-f32", "q4_0", "q4_k_m"] + (["llama-q4_k_m"] if is_bf16 else [])
+    files = ["q8_0", "q8_0-f32", "q4_0", "q4_k_m"] + (["llama-q8_0", "llama-q4_k_m"] if is_bf16 else [])
     figures = {}
     for name in files:
         report = run(binaries, ["-m", out / f"{name}.gguf", *common, "--kl-divergence"])
@@ -209,11 +209,9 @@ def check_divergence(binaries, out, text, is_bf16):
         top = float(re.search(r"Same top p:\s+([\d.]+)", report)[1])
         figures[name] = (mean, top)
         print(f"{name}: mean KL to f16 {mean:.6f} nats, same first token {top:.2f} %")
-    mean, top = figures["q8_0-f32"]
-    if mean > 0.001 or top < 99:
-        sys.exit("q8_0 is too far from f16")
-    if is_bf16 and figures["q4_k_m"][0] > figures["llama-q4_k_m"][0] + 1e-6:
-        sys.exit("q4_k_m is farther from f16 than llama-quantize's")
+    for kind in ("q8_0", "q4_k_m"):
+        if is_bf16 and figures[kind][0] > figures[f"llama-{kind}"][0] + 1e-6:
+            sys.exit(f"{kind} is farther from f16 than llama-quantize's")
 
 
 def run(binaries, arguments):

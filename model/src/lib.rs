@@ -11,6 +11,7 @@
 //! | `parameters` | [`named_parameters`] and [`map_parameters`]: read and replace parameters by name and role |
 //! | `checkpoint` | [`load`] and [`save`] |
 //! | `weights`, `safetensors_files`, `number` | stored weights, and their conversion to the model's type |
+//! | `gguf` | [`lay_out_gguf`] and [`export_gguf`]: files of llama.cpp |
 //! | `prune` | [`prune_layers`]: a model with some of the layers of another |
 //! | `generate` | [`generate()`]: answers many prompts at a time |
 //! | `generate/schedule` | which rows a step computes |

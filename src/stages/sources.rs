@@ -212,29 +212,22 @@ fn repository(
     };
     let found = |source: HubSource, state| {
         let folder = source.folder.clone();
-        let file = reference.file.as_ref();
+        let path = reference
+            .file
+            .as_ref()
+            .map_or(folder.clone(), |file| folder.join(file));
         Found {
             state,
-            source: Some((
-                source,
-                file.map_or(folder.clone(), |file| folder.join(file)),
-            )),
+            source: Some((source, path)),
         }
     };
     let name = reference.written();
     let is_same = |source: &&HubSource| source.repository == name && source.revision == revision;
     let recorded = recorded.filter(is_same);
-    if let Some(source) = recorded {
-        let HubSource { commit, files, .. } = source;
-        let is_enough = selection != Selection::Checkpoint || source.has_weights();
-        let folder = Hub::fetched(&settings, &reference.repository, commit, files);
-        if let (Some(folder), true) = (folder, is_enough) {
-            let source = HubSource {
-                folder,
-                ..source.clone()
-            };
-            return Ok(found(source, Sources::Complete));
-        }
+    if let Some(source) =
+        recorded.and_then(|source| fetched(&settings, reference, &selection, source))
+    {
+        return Ok(found(source, Sources::Complete));
     }
     let mut download = Download::new(console, &name);
     let hub = Hub::new(&settings)?;
@@ -259,6 +252,22 @@ fn repository(
         repository: name.clone(),
     };
     Ok(found(source, state))
+}
+
+/// The recorded source with its folder, if all of its files are in the cache.
+fn fetched(
+    settings: &HubSettings,
+    reference: &HubReference,
+    selection: &Selection,
+    source: &HubSource,
+) -> Option<HubSource> {
+    let is_enough = *selection != Selection::Checkpoint || source.has_weights();
+    let HubSource { commit, files, .. } = source;
+    let folder = Hub::fetched(settings, &reference.repository, commit, files)?;
+    is_enough.then(|| HubSource {
+        folder,
+        ..source.clone()
+    })
 }
 
 /// The part of a plan that may be fetched; `None` if nothing may be fetched and something is absent.

@@ -11,6 +11,7 @@ mod event;
 mod hash;
 mod listing;
 mod reference;
+mod request;
 mod selection;
 mod settings;
 mod snapshot;
@@ -104,7 +105,7 @@ impl Hub {
                 repository: repository.name().to_owned(),
                 file: file.clone(),
                 revision: revision.to_owned(),
-                page: transport.page(repository),
+                page: repository.page(transport.endpoint()),
             });
         }
         for name in &chosen {

@@ -1,6 +1,9 @@
 //! The ops of layers in f32 are compared with the same formulas in f64: values and gradients, on ragged shapes, with
 //! each choice of frozen operands, on one thread and on several.
 
+mod half;
+mod slopes;
+
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use potstill_kernels::{
     AdamStep, AttentionOptions, GateActivation, adamw, adamw_reference, add_bias, add_rows,
@@ -378,73 +381,6 @@ fn attention_with_sinks_and_other_value_widths_equals_the_formula_in_f64() {
     }
 }
 
-/// The gradients of the references, with which the other tests compare, against central differences in f64.
-#[test]
-fn gradients_of_the_references_equal_central_differences() {
-    let options = AttentionOptions {
-        heads: 4,
-        key_heads: 2,
-        scale: 0.6,
-        softcap: Some(2.0),
-        window: Some(4),
-    };
-    let with_sinks: Op = &|i| {
-        let [q, k, v] = [0, 1, 2].map(|input| i[input].clone());
-        attention_reference(q, k, v, Some(vector(&i[3])), &[5, 2], &options)
-    };
-    let attention_shapes = vec![[7, 12], [7, 6], [7, 4], [1, 4]];
-    let norm: Op = &|i| rms_norm_reference(i[0].clone(), vector(&i[1]), 1e-5, 1.0);
-    let partial: Op = &|i| rotary_reference(i[0].clone(), i[1].clone(), i[2].clone(), 5);
-    let biased: Op = &|i| linear_biased(i[0].clone(), i[1].clone(), Some(vector(&i[2])));
-    let [silu, gelu, clamped] = ACTIVATIONS.map(|activation| {
-        move |i: Vec<Tensor<2>>| gated_reference(i[0].clone(), i[1].clone(), activation)
-    });
-    // The angles of rotary positions are constants to its own gradient, so only x is tracked.
-    let cases: [(&str, Op<'_>, Vec<[usize; 2]>, usize); 7] = [
-        ("attention", with_sinks, attention_shapes, 4),
-        ("norm", norm, vec![[3, 6], [1, 6]], 2),
-        ("rotary", partial, vec![[3, 10], [3, 2], [3, 2]], 1),
-        ("bias", biased, vec![[3, 4], [5, 4], [1, 5]], 3),
-        ("silu", &silu, vec![[3, 4], [3, 4]], 2),
-        ("gelu", &gelu, vec![[3, 4], [3, 4]], 2),
-        ("clamped", &clamped, vec![[3, 4], [3, 4]], 2),
-    ];
-    for (what, op, shapes, tracked) in cases {
-        let choice: Vec<bool> = (0..shapes.len()).map(|input| input < tracked).collect();
-        let found = run(op, &shapes, &choice, DType::F64);
-        for input in 0..tracked {
-            let gradient = found[input + 1].as_ref().unwrap();
-            for (index, found) in gradient.iter().enumerate() {
-                let slope = central_difference(op, &shapes, input, index);
-                assert!(
-                    (found - slope).abs() < 1e-7 * slope.abs().max(1.0),
-                    "{what}, input {input}, number {index}: {found}, and the difference says {slope}"
-                );
-            }
-        }
-    }
-}
-
-/// Computes the slope of the sum that [`run`] differentiates, in one number of one input.
-fn central_difference(op: Op<'_>, shapes: &[[usize; 2]], input: usize, index: usize) -> f64 {
-    const STEP: f64 = 1e-5;
-    let value = |change: f64| {
-        let tensors = shapes.iter().enumerate().map(|(seed, shape)| {
-            let mut numbers = random(*shape, seed as u64).try_into_vec::<f64>().unwrap();
-            if seed == input {
-                numbers[index] += change;
-            }
-            let data = TensorData::new(numbers, *shape);
-            Tensor::<2>::from_data(data, (&Device::flex(), DType::F64))
-        });
-        let output = op(tensors.collect());
-        let weights = random(output.dims(), 99).try_into_vec::<f64>().unwrap();
-        let pairs = host(output).into_iter().zip(weights);
-        pairs.map(|(output, weight)| output * weight).sum::<f64>()
-    };
-    (value(STEP) - value(-STEP)) / (2.0 * STEP)
-}
-
 /// Without tracked inputs the reference uses burn's own attention, which must agree with the one that computes scores.
 #[test]
 fn the_reference_without_gradients_equals_the_reference_with_gradients() {
@@ -503,31 +439,6 @@ fn adamw_steps_and_sums_of_squares_equal_the_formulas_in_f64() {
     }
 }
 
-/// A step and a sum in half precision are those of the same numbers in f32, rounded once.
-#[test]
-fn adamw_steps_of_half_precisions_round_once() {
-    let step = AdamStep {
-        betas: (0.9, 0.999),
-        epsilon: 1e-8,
-        learning_rate: 1e-2,
-        weight_decay: 0.1,
-        step: 3,
-        scale: 0.7,
-    };
-    for dtype in [DType::BF16, DType::F16] {
-        let inputs = [1, 2, 3, 4]
-            .map(|seed| Tensor::<2>::from_data(random([7, 33], seed), (&Device::flex(), dtype)));
-        let run = |[theta, gradient, m, v]: [Tensor<2>; 4]| {
-            let squares = sum_of_squares(gradient.clone());
-            let (theta, [m, v]) = adamw(theta, gradient, [m, v.abs()], &step);
-            let results = [theta, m, v].map(|tensor| host(tensor.cast(dtype)));
-            (results, squares)
-        };
-        let wide = inputs.clone().map(|tensor| tensor.cast(DType::F32));
-        assert!(run(inputs) == run(wide), "{dtype:?}");
-    }
-}
-
 #[test]
 fn rows_are_added_to_the_rows_with_their_ids() {
     let device = Device::flex();
@@ -556,78 +467,5 @@ fn rows_are_added_to_the_rows_with_their_ids() {
         let shared = tensor(&sum);
         let _ = add_rows(shared.clone(), &ids, tensor(&rows));
         assert_eq!(host(shared), host(tensor(&sum)), "{dtype:?}");
-    }
-}
-
-#[test]
-fn half_precision_ops_are_within_rounding_of_f32() {
-    let options = AttentionOptions {
-        heads: 2,
-        key_heads: 1,
-        scale: 0.5,
-        softcap: None,
-        window: None,
-    };
-    let activation = ACTIVATIONS[1];
-    let attend: Op = &|i| {
-        let [q, k, v] = [0, 1, 2].map(|input| i[input].clone());
-        attention(q, k, v, Some(vector(&i[3])), &[4, 5], &options)
-    };
-    let biased: Op = &|i| linear_biased(i[0].clone(), i[1].clone(), Some(vector(&i[2])));
-    let norm: Op = &|i| rms_norm(i[0].clone(), vector(&i[1]), 1e-5, 1.0);
-    let turn: Op = &|i| {
-        let [cos, sin] = [1, 2].map(|input| i[input].clone().detach());
-        rotary(i[0].clone(), cos, sin, 10)
-    };
-    let gate: Op = &|i| gated(i[0].clone(), i[1].clone(), activation);
-    let feed: Op = &|i| gated_linear(i[0].clone(), i[1].clone(), i[2].clone(), activation);
-    let ops: [(&str, Op<'_>, Vec<[usize; 2]>, usize); 6] = [
-        ("linear", biased, vec![[9, 40], [7, 40], [1, 7]], 3),
-        ("rms_norm", norm, vec![[9, 40], [1, 40]], 2),
-        ("rotary", turn, vec![[9, 40], [9, 4], [9, 4]], 1),
-        ("gated", gate, vec![[9, 40], [9, 40]], 2),
-        ("gated_linear", feed, vec![[9, 40], [9, 40], [7, 40]], 3),
-        ("attention", attend, vec![[9, 8], [9, 4], [9, 2], [1, 2]], 4),
-    ];
-    for (what, op, shapes, tracked) in ops {
-        let tracked: Vec<bool> = (0..shapes.len()).map(|input| input < tracked).collect();
-        for dtype in [DType::BF16, DType::F16] {
-            let rounded = |inputs: Vec<Tensor<2>>| {
-                let inputs = inputs.into_iter().map(|x| x.cast(dtype)).collect();
-                op(inputs).cast(DType::F32)
-            };
-            let found = run(&rounded, &shapes, &tracked, DType::F32);
-            let exact = run(op, &shapes, &tracked, DType::F32);
-            let worst = difference(&found, &exact);
-            assert!(worst < 0.02, "{what} in {dtype:?}: {worst:e}");
-            assert!(worst > 0.0, "{what} in {dtype:?} was not rounded");
-        }
-    }
-}
-
-/// The small ops of half precisions are the f32 ops of the same numbers, rounded once.
-#[test]
-fn small_ops_of_half_precisions_round_once() {
-    let gate = |activation| move |i: &[Tensor<2>; 3]| gated(i[0].clone(), i[1].clone(), activation);
-    let [silu, gelu, clamped] = ACTIVATIONS.map(gate);
-    let norm = |i: &[Tensor<2>; 3]| rms_norm(i[0].clone(), vector(&i[2]), 1e-6, 1.0);
-    let bias = |i: &[Tensor<2>; 3]| add_bias(i[0].clone(), vector(&i[2]));
-    let turn = |i: &[Tensor<2>; 3]| {
-        let angles = i[1].clone().slice([0..9, 0..4]);
-        rotary(i[0].clone(), angles.clone(), angles, 20)
-    };
-    let ops: [&dyn Fn(&[Tensor<2>; 3]) -> Tensor<2>; 6] =
-        [&silu, &gelu, &clamped, &norm, &bias, &turn];
-    for dtype in [DType::BF16, DType::F16] {
-        let mut seed = 0;
-        let inputs = [[9, 40], [9, 40], [1, 40]].map(|shape| {
-            seed += 1;
-            Tensor::<2>::from_data(random(shape, seed), (&Device::flex(), dtype))
-        });
-        let wide = inputs.clone().map(|input| input.cast(DType::F32));
-        for (index, op) in ops.iter().enumerate() {
-            let exact = op(&wide).cast(dtype);
-            assert_eq!(host(op(&inputs)), host(exact), "op {index} in {dtype:?}");
-        }
     }
 }

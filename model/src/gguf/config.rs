@@ -39,7 +39,7 @@ pub(super) fn head_width(
     file: &GgufFile,
     architecture: &'static Architecture,
 ) -> Result<usize, Error> {
-    Keys { file, architecture }.head_width()
+    ArchitectureKeys { file, architecture }.head_width()
 }
 
 /// Makes the `config.json` of a file.
@@ -48,7 +48,7 @@ pub(super) fn head_width(
 /// Returns an error that names the key or the tensor for a file whose model cannot be described.
 pub(super) fn config(file: &GgufFile) -> Result<Value, Error> {
     let architecture = architecture(file)?;
-    let keys = Keys { file, architecture };
+    let keys = ArchitectureKeys { file, architecture };
     let mut out = keys.common()?;
     keys.rotary(&mut out)?;
     keys.family(&mut out)?;
@@ -57,12 +57,12 @@ pub(super) fn config(file: &GgufFile) -> Result<Value, Error> {
 }
 
 /// The keys of an architecture.
-struct Keys<'a> {
+struct ArchitectureKeys<'a> {
     file: &'a GgufFile,
     architecture: &'static Architecture,
 }
 
-impl Keys<'_> {
+impl ArchitectureKeys<'_> {
     fn key(&self, name: &str) -> String {
         format!("{}.{name}", self.architecture.name)
     }

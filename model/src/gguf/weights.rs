@@ -28,11 +28,11 @@ pub(crate) struct GgufWeights {
     file: GgufFile,
     architecture: &'static Architecture,
     head_width: usize,
-    places: BTreeMap<String, Place>,
+    places: BTreeMap<String, WeightPlace>,
 }
 
 /// Where a tensor with a Hugging Face name is.
-struct Place {
+struct WeightPlace {
     /// Name of the tensor in the file.
     name: String,
     shape: Vec<usize>,
@@ -79,7 +79,7 @@ impl GgufWeights {
                 return Err(file.broken(what));
             }
             for expert in 0..experts {
-                let place = Place {
+                let place = WeightPlace {
                     name: name.clone(),
                     shape: shape.clone(),
                     expert,
@@ -98,7 +98,7 @@ impl GgufWeights {
     /// Reads the numbers of a tensor and converts each. Stored bytes are read in chunks.
     fn numbers<T: Send + Copy + Default>(
         &self,
-        place: &Place,
+        place: &WeightPlace,
         convert: impl Fn(f32) -> T + Sync,
     ) -> Result<Vec<T>, Error> {
         let Some(tensor) = self.file.tensor(&place.name) else {

@@ -13,7 +13,8 @@ use super::event::Observer;
 use super::hash::{BlobHash, BlobHasher};
 use super::listing::file_path;
 use super::reference::Repository;
-use super::transport::{AttemptFailure, HubRequest, Transport};
+use super::request::HubRequest;
+use super::transport::{AttemptFailure, Transport};
 
 /// A file to download.
 pub(super) struct Download<'a> {

@@ -7,7 +7,8 @@ use super::HubError;
 use super::event::Observer;
 use super::hash::BlobHash;
 use super::reference::Repository;
-use super::transport::{AttemptFailure, HubRequest, Transport};
+use super::request::HubRequest;
+use super::transport::{AttemptFailure, Transport};
 
 /// Largest list of files that is read, bytes.
 const LARGEST_LIST: usize = 256 << 20;

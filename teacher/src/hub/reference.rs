@@ -64,6 +64,11 @@ impl Repository {
         }
     }
 
+    /// Web page of the repository.
+    pub(super) fn page(&self, endpoint: &str) -> String {
+        format!("{endpoint}/{}", self.web_path())
+    }
+
     /// Path of the repository in the Hub's API.
     pub(super) fn api_path(&self) -> String {
         match self.kind {

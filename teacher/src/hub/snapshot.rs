@@ -164,7 +164,7 @@ impl SnapshotPlan {
                         repository: self.repository.name().to_owned(),
                         file: shard,
                         revision: self.commit.clone(),
-                        page: transport.page(&self.repository),
+                        page: self.repository.page(transport.endpoint()),
                     });
                 }
                 (_, None) => cached(&self.cache, &self.commit, &shard)?,

@@ -7,13 +7,13 @@ use std::time::{Duration, Instant, SystemTime};
 use reqwest::header::{
     ACCEPT_ENCODING, AUTHORIZATION, HeaderMap, HeaderValue, LOCATION, RANGE, RETRY_AFTER,
 };
-use reqwest::{Client, Method, Response, StatusCode, Url};
+use reqwest::{Client, Method, Response, Url};
 use tokio::runtime::Runtime;
 use tokio::time::timeout;
 
 use super::HubError;
 use super::event::{FetchEvent, Observer};
-use super::reference::Repository;
+use super::request::{HubRequest, Refusal};
 use super::settings::HubSettings;
 use crate::http::ApiKey;
 
@@ -26,9 +26,6 @@ const REFUSAL_BYTES: usize = 2000;
 /// Longest pause between two attempts that the Hub did not ask for.
 const LONGEST_BACKOFF: Duration = Duration::from_secs(60);
 
-const TOKEN_IS_SET: &str = "HF_TOKEN must be the token of an account that may read it";
-const TOKEN_IS_UNSET: &str = "for a private one set HF_TOKEN to a token of your account";
-
 /// Connection to the Hub.
 pub(super) struct Transport {
     runtime: Runtime,
@@ -36,30 +33,6 @@ pub(super) struct Transport {
     endpoint: Url,
     token: Option<ApiKey>,
     settings: HubSettings,
-}
-
-/// A request, with the names that errors use.
-#[derive(Clone, Copy)]
-pub(super) struct HubRequest<'a> {
-    /// Path and query below the endpoint.
-    pub(super) path: &'a str,
-    /// Repository of the request.
-    pub(super) repository: &'a Repository,
-    /// Branch, tag or commit.
-    pub(super) revision: &'a str,
-    /// Path of the file in the repository; `None` for the list of files.
-    pub(super) file: Option<&'a str>,
-}
-
-impl HubRequest<'_> {
-    /// The request in words.
-    pub(super) fn what(&self) -> String {
-        let name = self.repository.name();
-        match self.file {
-            Some(file) => format!("`{file}` of `{name}`"),
-            None => format!("the list of files of `{name}`"),
-        }
-    }
 }
 
 /// Why an attempt failed.
@@ -193,26 +166,7 @@ impl Transport {
             })
         })?;
         for _ in 0..=REDIRECTS {
-            let mut headers = HeaderMap::new();
-            if let Some(from) = from {
-                // A compressed response would have other bytes than the file.
-                headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
-                if from > 0 {
-                    let range = HeaderValue::from_str(&format!("bytes={from}-"));
-                    headers.extend(range.ok().map(|range| (RANGE, range)));
-                }
-            }
-            if let Some(token) = &self.token
-                && url.origin() == self.endpoint.origin()
-            {
-                let mut value = HeaderValue::from_str(&token.authorization()).map_err(|_| {
-                    HubError::Settings(
-                        "the token has characters that an HTTP header cannot contain\nhint: check HF_TOKEN".to_owned(),
-                    )
-                })?;
-                value.set_sensitive(true);
-                headers.insert(AUTHORIZATION, value);
-            }
+            let headers = self.headers(&url, from)?;
             let sent = self.client.request(method.clone(), url.clone());
             let response = self.within_idle(sent.headers(headers).send(), observer)?;
             let status = response.status();
@@ -231,6 +185,31 @@ impl Transport {
         let why = format!("more than {REDIRECTS} times");
         let what = request.what();
         Err(HubError::Redirect { what, why }.into())
+    }
+
+    /// The headers of a request for a file from a byte on, or of another request. Only the endpoint gets the token.
+    fn headers(&self, url: &Url, from: Option<u64>) -> Result<HeaderMap, HubError> {
+        let mut headers = HeaderMap::new();
+        if let Some(from) = from {
+            // A compressed response would have other bytes than the file.
+            headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+            if from > 0 {
+                let range = HeaderValue::from_str(&format!("bytes={from}-"));
+                headers.extend(range.ok().map(|range| (RANGE, range)));
+            }
+        }
+        if let Some(token) = &self.token
+            && url.origin() == self.endpoint.origin()
+        {
+            let mut value = HeaderValue::from_str(&token.authorization()).map_err(|_| {
+                HubError::Settings(
+                    "the token has characters that an HTTP header cannot contain\nhint: check HF_TOKEN".to_owned(),
+                )
+            })?;
+            value.set_sensitive(true);
+            headers.insert(AUTHORIZATION, value);
+        }
+        Ok(headers)
     }
 
     fn redirected(
@@ -300,73 +279,24 @@ impl Transport {
                 .and_then(|value| value.to_str().ok())
                 .map(str::to_owned)
         };
-        let (code, told) = (header("x-error-code"), header("x-error-message"));
         if matches!(status.as_u16(), 408 | 425 | 429 | 500..=599) {
             let asked = header(RETRY_AFTER.as_str()).and_then(|text| text.trim().parse().ok());
             let why = format!("the server answered with status {status}");
             return AttemptFailure::Transient(why, asked.map(Duration::from_secs));
         }
+        let (code, told) = (header("x-error-code"), header("x-error-message"));
         let mut message = told.unwrap_or_else(|| self.beginning(&mut response));
         if let Some(token) = &self.token {
             token.scrub(&mut message);
         }
-        let name = request.repository.name().to_owned();
-        let page = self.page(request.repository);
-        let token_hint = match self.token {
-            Some(_) => TOKEN_IS_SET,
-            None => TOKEN_IS_UNSET,
+        let refusal = Refusal {
+            status,
+            code: code.as_deref().unwrap_or_default(),
+            message: message.trim(),
+            endpoint: self.endpoint(),
+            has_token: self.token.is_some(),
         };
-        let is_gated = code.as_deref() == Some("GatedRepo") || message.contains("gated");
-        AttemptFailure::Final(match (status, code.as_deref()) {
-            (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN, _) if is_gated => HubError::Gated {
-                repository: name,
-                page,
-                token_hint,
-            },
-            (StatusCode::NOT_FOUND, Some("RevisionNotFound")) => HubError::NoRevision {
-                repository: name,
-                revision: request.revision.to_owned(),
-                page,
-            },
-            (StatusCode::NOT_FOUND, code)
-                if request.file.is_some() && code != Some("RepoNotFound") =>
-            {
-                HubError::NoFile {
-                    repository: name,
-                    file: request.file.unwrap_or_default().to_owned(),
-                    revision: request.revision.to_owned(),
-                    page,
-                }
-            }
-            // The Hub answers 401 for a repository that does not exist, so that private ones are not found out.
-            (StatusCode::NOT_FOUND, _) | (_, Some("RepoNotFound")) => {
-                self.no_repository(request.repository, token_hint)
-            }
-            (StatusCode::UNAUTHORIZED, _) => match self.token {
-                Some(_) => HubError::TokenRefused {
-                    endpoint: self.endpoint().to_owned(),
-                },
-                None => self.no_repository(request.repository, token_hint),
-            },
-            _ => HubError::Refused {
-                what: request.what(),
-                status: status.as_u16(),
-                message: match message.trim() {
-                    "" => String::new(),
-                    message => format!(": {message}"),
-                },
-                page,
-            },
-        })
-    }
-
-    fn no_repository(&self, repository: &Repository, token_hint: &'static str) -> HubError {
-        HubError::NoRepository {
-            endpoint: self.endpoint().to_owned(),
-            kind: repository.kind_name(),
-            repository: repository.name().to_owned(),
-            token_hint,
-        }
+        AttemptFailure::Final(refusal.error(request))
     }
 
     /// The beginning of an error response, on one line.
@@ -394,11 +324,6 @@ impl Transport {
     /// Base URL of the Hub.
     pub(super) fn endpoint(&self) -> &str {
         self.endpoint.as_str().trim_end_matches('/')
-    }
-
-    /// Web page of a repository.
-    pub(super) fn page(&self, repository: &Repository) -> String {
-        format!("{}/{}", self.endpoint(), repository.web_path())
     }
 }
 

@@ -84,7 +84,8 @@ fn a_text_behind_the_window_has_the_reference_loss() {
     let Some(dir) = weights("gemma-3-270m") else {
         return;
     };
-    let teacher = Local::open(settings(&dir, None)).unwrap();
+    let plain = ChatTemplate::plain().unwrap();
+    let teacher = Local::open(settings(&dir, Some(plain))).unwrap();
     let reference = &reference("gemma-270m.json")["tinyshakespeare1024"];
     shakespeare(&teacher, reference, 1024, &[2]);
 }
