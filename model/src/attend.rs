@@ -1,12 +1,11 @@
-//! What the rows of a forward pass see: the documents that they are in, or a KV cache.
+//! The texts that the rows of a forward pass see: the documents that they are in, or a KV cache.
 //!
 //! Training and scoring compute whole documents, generation computes the next rows of texts whose earlier keys and
 //! values are in a cache (`generate/cache`). The layers are the same for both and call this trait.
 
 use burn::tensor::Tensor;
-use potstill_kernels::attention;
+use potstill_kernels::{attention, linear};
 
-use crate::layers::Linear;
 use crate::plan::{GroupedPlan, LatentPlan};
 
 /// Queries, keys and values of n rows, after norms and rotation.
@@ -22,7 +21,7 @@ pub(crate) struct Heads {
 }
 
 /// Queries and latent vectors of n rows, after norms and rotation.
-pub(crate) struct LatentHeads<'a> {
+pub(crate) struct LatentHeads {
     /// Plain part of the queries, `[n, h, plain_width]`.
     pub(crate) q_plain_nhe: Tensor<3>,
     /// Rotated part of the queries, `[n, h, rotary_width]`.
@@ -33,7 +32,7 @@ pub(crate) struct LatentHeads<'a> {
     pub(crate) key_rotary_nr: Tensor<2>,
     /// Projection of the latent vectors to the plain part of the keys and to the values:
     /// `[h · (plain_width + value_width), key_rank]`, key and value of a head one after the other.
-    pub(crate) up: &'a Linear,
+    pub(crate) up_cr: Tensor<2>,
 }
 
 /// Computes the attention of rows to the rows that they see.
@@ -42,7 +41,7 @@ pub(crate) trait Attend {
     fn grouped(&mut self, layer: usize, heads: Heads, plan: &GroupedPlan) -> Tensor<2>;
 
     /// Computes latent attention of a layer: → `[n, h · value_width]`.
-    fn latent(&mut self, layer: usize, heads: LatentHeads<'_>, plan: &LatentPlan) -> Tensor<2>;
+    fn latent(&mut self, layer: usize, heads: LatentHeads, plan: &LatentPlan) -> Tensor<2>;
 }
 
 /// Consecutive documents of these lengths. A row sees its document up to itself.
@@ -59,13 +58,13 @@ impl Attend for Documents<'_> {
         attention(q_nc, k_nc, v_nc, sinks_h, self.0, &plan.options())
     }
 
-    fn latent(&mut self, _layer: usize, heads: LatentHeads<'_>, plan: &LatentPlan) -> Tensor<2> {
+    fn latent(&mut self, _layer: usize, heads: LatentHeads, plan: &LatentPlan) -> Tensor<2> {
         let [n, h, _] = heads.q_plain_nhe.dims();
-        let up_nhe =
-            heads
-                .up
-                .forward(heads.latent_nr)
-                .reshape([n, h, plan.plain_width + plan.value_width]);
+        let up_nhe = linear(heads.latent_nr, heads.up_cr).reshape([
+            n,
+            h,
+            plan.plain_width + plan.value_width,
+        ]);
         let key_rotary_nhe = (heads.key_rotary_nr)
             .reshape([n, 1, plan.rotary_width])
             .repeat_dim(1, h);

@@ -14,9 +14,8 @@ use serde_json::json;
 use crate::dtype::{check_model_dtype, to_safetensors};
 use crate::files::{write_json, write_whole};
 use crate::gguf::{GGUF_FILE, GgufWeights};
-use crate::parameters::{
-    MapParameters, Parameter, ParameterName, Role, map_parameters, named_parameters,
-};
+use crate::named_parameters::{map_parameters, named_parameters};
+use crate::parameters::{MapParameters, Parameter, ParameterName, Role};
 use crate::safetensors_files::{self, INDEX_FILE, SINGLE_FILE, SafetensorsFiles};
 use crate::weights::{Weights, in_stack};
 use crate::{Config, Decoder, Error};

@@ -5,7 +5,8 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use crate::dtype::check_model_dtype;
-use crate::parameters::{MapParameters, ParameterName, Role, map_parameters};
+use crate::named_parameters::map_parameters;
+use crate::parameters::{MapParameters, ParameterName, Role};
 use crate::{Config, Decoder, Error};
 
 impl Decoder {

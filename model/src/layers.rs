@@ -1,8 +1,12 @@
 //! The layers of a decoder. Each is made from its part of the plan, and knows its parameters by name.
 
+// A layer exists a few dozen times, so a difference in size between variants costs nothing.
+#![allow(clippy::large_enum_variant)]
+
 mod attention;
 mod experts;
 mod feed_forward;
+mod gated;
 mod latent;
 mod linear;
 mod norm;
@@ -17,7 +21,8 @@ use crate::rotary::RotaryAngles;
 
 pub(crate) use attention::GroupedAttention;
 pub(crate) use experts::Experts;
-pub(crate) use feed_forward::{FeedForward, GatedFeedForward};
+pub(crate) use feed_forward::FeedForward;
+pub(crate) use gated::GatedFeedForward;
 pub(crate) use latent::LatentAttention;
 pub(crate) use linear::Linear;
 pub(crate) use norm::Norm;

@@ -8,7 +8,7 @@
 //! | `attend` | what rows see: their documents, or the KV cache |
 //! | `rotary` | angles of the rotary positions |
 //! | `init` | [`Decoder::init`]: random weights |
-//! | `parameters` | [`named_parameters`] and [`map_parameters`]: read and replace parameters by name and role |
+//! | `parameters`, `named_parameters` | [`named_parameters`] and [`map_parameters`]: read and replace parameters by name and role |
 //! | `checkpoint` | [`load`] and [`save`] |
 //! | `weights`, `safetensors_files`, `number` | stored weights, and their conversion to the model's type |
 //! | `gguf` | [`lay_out_gguf`] and [`export_gguf`]: files of llama.cpp |
@@ -42,6 +42,7 @@ mod gguf;
 mod init;
 mod keys;
 mod layers;
+mod named_parameters;
 mod number;
 mod parameters;
 mod plan;
@@ -61,8 +62,6 @@ pub use device::{DEVICES, device};
 pub use error::Error;
 pub use generate::{BatchLimits, GeneratedAnswer, Sampling, StopConditions, StopReason, generate};
 pub use gguf::{BlockType, GgufLabels, GgufType, dequantize, export_gguf, lay_out_gguf, quantize};
-pub use parameters::{
-    MapParameters, Parameter, ParameterName, Role, TensorOperation, map_parameters,
-    named_parameters,
-};
+pub use named_parameters::{map_parameters, named_parameters};
+pub use parameters::{MapParameters, Parameter, ParameterName, Role, TensorOperation};
 pub use prune::{prune_layers, prune_width};

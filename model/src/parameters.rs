@@ -13,8 +13,6 @@ use burn::backend::ExecutionError;
 use burn::module::Param;
 use burn::tensor::{Tensor, TensorData};
 
-use crate::Decoder;
-
 /// The name and the role of a parameter.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ParameterName {
@@ -24,7 +22,7 @@ pub struct ParameterName {
     pub role: Role,
 }
 
-/// What a parameter does in a decoder.
+/// The part that a parameter has in a decoder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Role {
     /// The embedding of the tokens, and the head if the two are tied.
@@ -136,33 +134,6 @@ pub trait MapParameters {
     fn accepts(&mut self, _parameter: &ParameterName, _shape: &[usize]) -> bool {
         true
     }
-}
-
-/// Returns every parameter with its name, in a fixed order: embedding, layers from the first, final norm, and the head
-/// if it is not tied. The tensors are shared with the model, not copied.
-#[must_use]
-pub fn named_parameters(model: &Decoder) -> Vec<(ParameterName, Parameter)> {
-    let mut list = ParameterList(Vec::new());
-    let _unchanged = map_parameters(model.clone(), &mut list);
-    list.0
-}
-
-struct ParameterList(Vec<(ParameterName, Parameter)>);
-
-impl MapParameters for ParameterList {
-    fn map<const D: usize>(&mut self, parameter: &ParameterName, tensor: Tensor<D>) -> Tensor<D> {
-        self.0
-            .push((parameter.clone(), Parameter::new(tensor.clone())));
-        tensor
-    }
-}
-
-/// Passes every parameter through `mapper`, in the order of [`named_parameters`].
-///
-/// Each tensor is moved to the mapper, which may change it in place if its storage is not shared.
-#[must_use]
-pub fn map_parameters(model: Decoder, mapper: &mut impl MapParameters) -> Decoder {
-    model.map_parameters(mapper)
 }
 
 /// Maps one parameter.

@@ -234,7 +234,7 @@ pub(crate) struct ExpertsPlan {
     pub(crate) router: RouterPlan,
 }
 
-/// How the experts of a row are chosen and weighted.
+/// The choice and the weights of the experts of a row.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct RouterPlan {
     /// Name below `mlp`.

@@ -115,10 +115,16 @@ fn the_written_file_can_be_parsed_and_has_every_key() {
 #[test]
 fn defaults_can_be_uncommented() {
     let text = written(detected(SHAPES[4].1).unwrap(), 30, true);
+    let is_key = |set: &str| {
+        let key = set.split(" = ").next().unwrap_or_default();
+        key.chars().all(|c| c.is_ascii_lowercase() || c == '_')
+    };
     let used: String = text
         .lines()
         .map(|line| match line.strip_prefix("# ") {
-            Some(set) if set.contains(" = ") && !set.contains('…') => format!("{set}\n"),
+            Some(set) if set.contains(" = ") && is_key(set) && !set.contains('…') => {
+                format!("{set}\n")
+            }
             _ => format!("{line}\n"),
         })
         .collect();

@@ -111,7 +111,7 @@ const KEYS_OF_TEXT: [&str; 4] = [
 pub struct RandomShapeError {
     /// The key as it is written in the run file; empty if the table itself is wrong.
     pub key: String,
-    /// What is wrong, and perhaps a line `hint: what to do`.
+    /// The problem, and in some cases a line `hint: what to do`.
     pub why: String,
 }
 

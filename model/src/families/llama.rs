@@ -74,7 +74,7 @@ pub(super) fn smollm3(keys: &Keys) -> Result<DecoderPlan, Error> {
     let listed = keys.per_layer("no_rope_layers", shape.layers)?;
     // The name notwithstanding, 1 stands for a layer with positions.
     let has_positions = |layer: usize| match listed.map(|listed| &listed[layer]) {
-        None => Ok((layer + 1) % interval != 0),
+        None => Ok(!(layer + 1).is_multiple_of(interval)),
         Some(Value::Bool(listed)) => Ok(*listed),
         Some(value) => match value.as_u64() {
             Some(listed @ 0..=1) => Ok(listed == 1),

@@ -15,7 +15,7 @@ pub(super) struct Architecture {
     /// Whether the rows of each head of q and k are interleaved: llama.cpp rotates neighbours in this architecture, and
     /// Hugging Face models rotate halves.
     pub(super) is_interleaved: bool,
-    /// What is added to the gains of norms: Gemma's norms multiply by 1 + w, and llama.cpp stores the sum.
+    /// Number that is added to the gains of norms: Gemma's norms multiply by 1 + w, and llama.cpp stores the sum.
     pub(super) norm_offset: f32,
 }
 

@@ -17,7 +17,7 @@ use crate::Error;
 use crate::safetensors_files::{SafetensorsFiles, find};
 use crate::weights::Weights;
 
-/// What an export says about itself.
+/// The description that an export has of itself.
 #[derive(Debug, Clone, Default)]
 pub struct GgufLabels {
     /// Name of the model.

@@ -47,7 +47,7 @@ pub(super) enum Element {
     Array,
 }
 
-/// Where a tensor is in the file.
+/// The place of a tensor in the file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct TensorPlace {
     pub(super) kind: BlockType,

@@ -8,7 +8,7 @@ use super::source::SourceConfig;
 use super::write::{Metadata, Value};
 use crate::Error;
 
-/// What `config.json` says, in the terms of GGUF.
+/// The contents of `config.json` in the terms of GGUF.
 pub(super) struct ModelMetadata {
     /// The keys of the architecture.
     pub(super) keys: Metadata,
@@ -18,7 +18,7 @@ pub(super) struct ModelMetadata {
     pub(super) is_tied: bool,
     /// Tensors with divisors of the rotary frequencies.
     pub(super) divisors: Vec<(String, Vec<f32>)>,
-    /// What q is multiplied by, because llama.cpp computes the scale of attention from the width of the heads.
+    /// Factor on q, because llama.cpp computes the scale of attention from the width of the heads.
     pub(super) query_factor: f32,
 }
 

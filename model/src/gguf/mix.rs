@@ -1,4 +1,4 @@
-//! Which type each tensor of an export has: the choices of `llama-quantize`.
+//! The type of each tensor of an export: the choices of `llama-quantize`.
 
 use super::block::BlockType;
 

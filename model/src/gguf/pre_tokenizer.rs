@@ -1,4 +1,4 @@
-//! How byte-level tokenizers split text before merging: `pre_tokenizer` in `tokenizer.json`, and a name in GGUF files
+//! The split of text before merging in byte-level tokenizers: `pre_tokenizer` in `tokenizer.json`, and a name in GGUF files
 //! for which llama.cpp has the rules. Another name gives other tokens and a worse model without any error, so a splitting
 //! that is not in the table is refused.
 

@@ -31,7 +31,7 @@ pub(crate) struct GgufWeights {
     places: BTreeMap<String, WeightPlace>,
 }
 
-/// Where a tensor with a Hugging Face name is.
+/// The place of a tensor with a Hugging Face name.
 struct WeightPlace {
     /// Name of the tensor in the file.
     name: String,

@@ -98,7 +98,7 @@ impl LatentAttention {
             ]),
             latent_nr: self.latent_norm.forward(latent_nr),
             key_rotary_nr: self.rotated(key_rotary_nc, rotary),
-            up: &self.up,
+            up_cr: self.up.weight.val(),
         };
         self.output.forward(attend.latent(layer, heads, plan))
     }

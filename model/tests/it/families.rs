@@ -70,9 +70,7 @@ fn for_each_tiny(test: impl Fn(&str, &Path, &Decoder, &Expected)) {
     };
     for name in TINY {
         let dir = root.join(name);
-        let model = load(&dir, DType::F32, &Device::flex()).unwrap_or_else(|error| {
-            panic!("{name}: {error}");
-        });
+        let model = load(&dir, DType::F32, &Device::flex()).unwrap();
         test(name, &dir, &model, &Expected::read(&dir));
     }
 }

@@ -74,11 +74,11 @@ pub(crate) fn open_local(context: &Context, folder: &Path) -> anyhow::Result<Loc
     })?)
 }
 
-/// What [`check_prompts`] finds in prompts that fit.
+/// The findings of [`check_prompts`] about prompts that fit.
 pub(crate) struct CheckedPrompts {
     /// Tokens of the longest prompt.
     pub(crate) longest: usize,
-    /// What is wrong with the beginning of the first prompt that does not begin as it should.
+    /// The problem of the first prompt that does not begin as it should.
     pub(crate) bos_problem: Option<String>,
 }
 

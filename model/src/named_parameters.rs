@@ -1,0 +1,33 @@
+//! All parameters of a decoder, with their names.
+
+use burn::tensor::Tensor;
+
+use crate::Decoder;
+use crate::parameters::{MapParameters, Parameter, ParameterName};
+
+/// Returns every parameter with its name, in a fixed order: embedding, layers from the first, final norm, and the head
+/// if it is not tied. The tensors are shared with the model, not copied.
+#[must_use]
+pub fn named_parameters(model: &Decoder) -> Vec<(ParameterName, Parameter)> {
+    let mut list = ParameterList(Vec::new());
+    let _unchanged = map_parameters(model.clone(), &mut list);
+    list.0
+}
+
+struct ParameterList(Vec<(ParameterName, Parameter)>);
+
+impl MapParameters for ParameterList {
+    fn map<const D: usize>(&mut self, parameter: &ParameterName, tensor: Tensor<D>) -> Tensor<D> {
+        self.0
+            .push((parameter.clone(), Parameter::new(tensor.clone())));
+        tensor
+    }
+}
+
+/// Passes every parameter through `mapper`, in the order of [`named_parameters`].
+///
+/// Each tensor is moved to the mapper, which may change it in place if its storage is not shared.
+#[must_use]
+pub fn map_parameters(model: Decoder, mapper: &mut impl MapParameters) -> Decoder {
+    model.map_parameters(mapper)
+}
