@@ -149,7 +149,7 @@ fn a_student_larger_than_the_memory_is_warned_of_and_not_made() {
     assert!(
         output
             .stderr
-            .contains("random: a model of this size takes at least"),
+            .contains("`random` in [student]: a model of this size takes at least"),
         "{}",
         output.stderr
     );

@@ -100,7 +100,7 @@ fn errors_of_broken_checkpoints_name_file_and_tensor() {
     std::fs::remove_file(&weights).unwrap();
     assert_eq!(
         fail(),
-        "`DIR` holds neither `model.safetensors` nor `model.safetensors.index.json`\nhint: name a folder with weights in Hugging Face layout"
+        "`DIR` holds neither `model.safetensors` nor `model.safetensors.index.json` nor `model.gguf`\nhint: name a folder with weights in Hugging Face layout"
     );
 
     for length in [0, 4, 100, whole.len() - 1] {

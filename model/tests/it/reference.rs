@@ -31,6 +31,12 @@ fn gemma_3_agrees_with_transformers() {
     check_agreement("gemma-3-270m", "gemma-270m.json");
 }
 
+/// The reference is made on demand, by the script that made the others.
+#[test]
+fn qwen2_5_with_1_5_billion_parameters_agrees_with_transformers() {
+    check_agreement("Qwen2.5-Coder-1.5B-Instruct", "qwen-1.5b.json");
+}
+
 #[test]
 fn both_forms_of_a_configuration_are_read_equally() {
     let Some(dir) = real("models/SmolLM2-135M-Instruct") else {

@@ -551,7 +551,7 @@ fn refused_requests_name_the_defect() {
     assert_eq!(
         error,
         format!(
-            "the tokenizer `{place}/tokenizer.json` has 512 ids, but the embedding of `{place}/config.json` has 500 rows\nhint: use tokenizer and model of one checkpoint"
+            "the tokenizer `{place}/tokenizer.json` has 512 ids, but the embedding of `{place}/config.json` has 500 rows, so \"\\\\\" has none\nhint: use tokenizer and model of one checkpoint"
         )
     );
 }
