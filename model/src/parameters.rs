@@ -2,8 +2,8 @@
 //!
 //! # Training
 //! `let model = model.train();` tracks every parameter. After `let mut gradients = loss.backward();` the gradient of a
-//! parameter is `tensor.grad_remove(&mut gradients)`, where `tensor` comes from [`named_parameters`] or from
-//! [`map_parameters`]; the gradient is not tracked by autodiff. A mapper computes with `tensor.inner()` and may return a
+//! parameter is `tensor.grad_remove(&mut gradients)`, where `tensor` comes from [`crate::named_parameters`] or from
+//! [`crate::map_parameters`]; the gradient is not tracked by autodiff. A mapper computes with `tensor.inner()` and may return a
 //! plain tensor: on a tracked model the result becomes a new tracked leaf, so the mapped model is ready for the next
 //! step.
 
@@ -124,7 +124,7 @@ pub trait TensorOperation {
     fn apply<const D: usize>(self, tensor: Tensor<D>) -> Self::Output;
 }
 
-/// A function that replaces parameters; see [`map_parameters`].
+/// A function that replaces parameters; see [`crate::map_parameters`].
 pub trait MapParameters {
     /// Returns the new value of a parameter, of the same shape and type.
     fn map<const D: usize>(&mut self, parameter: &ParameterName, tensor: Tensor<D>) -> Tensor<D>;
