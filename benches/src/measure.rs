@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
+use potstill::datasets::Tokenizer;
 use potstill::model::{Config, device, weight_files};
 
 use crate::comparison::Comparison;
@@ -112,6 +113,9 @@ pub(crate) fn benchmark(
     progress: &dyn Fn(&str),
 ) -> anyhow::Result<BenchmarkResults> {
     let config = Config::from_dir(&options.model)?;
+    // A folder without weights may be without a tokenizer as well.
+    let tokens = Tokenizer::from_dir(&options.model).map(|tokenizer| tokenizer.vocab_size());
+    let vocab = tokens.map_or(config.vocab_size, |tokens| tokens.min(config.vocab_size));
     device(&options.device)?;
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let parts = match options.only.as_slice() {
@@ -129,7 +133,7 @@ pub(crate) fn benchmark(
     }
     let benchmark = Benchmark {
         options,
-        sizes: WorkloadSizes::new(&config, options.tokens.unwrap_or(TOKENS)),
+        sizes: WorkloadSizes::new(&config, vocab, options.tokens.unwrap_or(TOKENS)),
         config,
         runners: model_runners(options, parts, python.clone(), &mut results.notes),
         python,

@@ -19,16 +19,17 @@ pub(crate) struct WorkloadSizes {
 }
 
 impl WorkloadSizes {
-    /// Sizes for texts of `tokens` tokens, reduced where the model's context or vocabulary is smaller.
-    pub(crate) fn new(config: &Config, tokens: usize) -> WorkloadSizes {
+    /// Sizes for texts of `tokens` tokens, reduced where the model's context or vocabulary is smaller. `vocab` is the
+    /// number of ids that are tokens: the rows of the embedding that pad it are not used.
+    pub(crate) fn new(config: &Config, vocab: usize, tokens: usize) -> WorkloadSizes {
         let context = config.max_position_embeddings;
         WorkloadSizes {
             tokens: tokens.min(context),
             prompt: 32.min(context / 4),
             new: 64.min(context / 2),
             texts: 4,
-            top_k: 64.min(config.vocab_size / 2),
-            vocab: config.vocab_size,
+            top_k: 64.min(vocab / 2),
+            vocab,
         }
     }
 
