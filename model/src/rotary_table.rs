@@ -16,12 +16,37 @@ use crate::keys::Keys;
 /// Frequencies of the pairs that are rotated in each head.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct RotaryTable {
+    /// Base θ.
+    pub(crate) theta: f64,
     /// Frequency of each pair, r/2 of them.
     pub(crate) frequencies: Vec<f32>,
     /// Frequencies of documents that are longer than a limit.
     pub(crate) long: Option<LongFrequencies>,
     /// Factor a on cosines and sines.
     pub(crate) factor: f32,
+}
+
+impl RotaryTable {
+    /// Number of columns of a head that are rotated, r.
+    pub(crate) fn width(&self) -> usize {
+        2 * self.frequencies.len()
+    }
+
+    /// Returns what the scaling divides each frequency by.
+    pub(crate) fn divisors(&self) -> Vec<f32> {
+        let plain = unscaled(self.theta, self.width());
+        (plain.iter().zip(&self.frequencies))
+            .map(|(plain, scaled)| plain / scaled)
+            .collect()
+    }
+}
+
+/// Computes the frequencies of r rotated columns without scaling.
+fn unscaled(theta: f64, width: usize) -> Vec<f32> {
+    let theta = theta as f32;
+    (0..width / 2)
+        .map(|pair| 1.0 / theta.powf((2 * pair) as f32 / width as f32))
+        .collect()
 }
 
 /// The second set of frequencies of `longrope`.
@@ -132,10 +157,27 @@ impl<'a> RotaryKeys<'a> {
         }
     }
 
+    /// Returns a flag of the table, if it is there.
+    pub(crate) fn flag(&self, name: &str) -> Option<bool> {
+        self.value(name).and_then(Value::as_bool)
+    }
+
     /// Returns the name of the scaling. Earlier versions of transformers named this key `type`, later ones `rope_type`.
+    /// Phi-3 has two earlier names of `longrope`.
     pub(crate) fn scaling(&self) -> &str {
         let name = self.value("rope_type").or(self.value("type"));
-        name.and_then(Value::as_str).unwrap_or("default")
+        match name.and_then(Value::as_str).unwrap_or("default") {
+            "su" => "longrope",
+            "yarn"
+                if self
+                    .keys
+                    .get("model_type")
+                    .is_some_and(|name| name == "phi3") =>
+            {
+                "longrope"
+            }
+            name => name,
+        }
     }
 
     /// Computes the table for r rotated columns.
@@ -146,11 +188,9 @@ impl<'a> RotaryKeys<'a> {
             );
             return Err(self.keys.wrong("head_dim", why));
         }
-        let theta = self.theta as f32;
-        let frequencies: Vec<f32> = (0..width / 2)
-            .map(|pair| 1.0 / theta.powf((2 * pair) as f32 / width as f32))
-            .collect();
+        let frequencies = unscaled(self.theta, width);
         let plain = |frequencies| RotaryTable {
+            theta: self.theta,
             frequencies,
             long: None,
             factor: 1.0,
@@ -163,8 +203,7 @@ impl<'a> RotaryKeys<'a> {
             }
             "llama3" => Ok(plain(self.llama3(&frequencies)?)),
             "yarn" => self.yarn(&frequencies, context),
-            // Phi-3 names longrope by these types.
-            "longrope" | "su" => self.longrope(&frequencies, context),
+            "longrope" => self.longrope(&frequencies, context),
             other => Err(self.keys.unsupported(self.key, format!(
                 "rope_type \"{other}\" is not supported, only \"default\", \"linear\", \"dynamic\", \"llama3\", \"yarn\" and \"longrope\""
             ))),
@@ -198,7 +237,7 @@ impl<'a> RotaryKeys<'a> {
         };
         let mut low = column(self.number("beta_fast")?.unwrap_or(32.0));
         let mut high = column(self.number("beta_slow")?.unwrap_or(1.0));
-        if self.value("truncate").and_then(Value::as_bool) != Some(false) {
+        if self.flag("truncate") != Some(false) {
             (low, high) = (low.floor(), high.ceil());
         }
         (low, high) = (low.max(0.0), high.min(width as f64 - 1.0));
@@ -217,6 +256,7 @@ impl<'a> RotaryKeys<'a> {
             _ => magnitude(1.0),
         };
         Ok(RotaryTable {
+            theta: self.theta,
             frequencies: frequencies.iter().enumerate().map(scaled).collect(),
             long: None,
             factor: attention as f32,
@@ -238,6 +278,7 @@ impl<'a> RotaryKeys<'a> {
                 .collect())
         };
         Ok(RotaryTable {
+            theta: self.theta,
             frequencies: divided("short_factor")?,
             long: Some(LongFrequencies {
                 limit: original as usize,
@@ -248,7 +289,7 @@ impl<'a> RotaryKeys<'a> {
     }
 
     /// Returns the length that the model was first trained on. A key beside the table wins, as in transformers.
-    fn original_context(&self, context: usize) -> Result<f64, Error> {
+    pub(crate) fn original_context(&self, context: usize) -> Result<f64, Error> {
         let name = "original_max_position_embeddings";
         let found = match self.keys.optional_number(name)? {
             Some(outside) => Some(outside),
@@ -257,7 +298,7 @@ impl<'a> RotaryKeys<'a> {
         Ok(found.unwrap_or(context as f64))
     }
 
-    fn numbers(&self, name: &str, count: usize) -> Result<Vec<f32>, Error> {
+    pub(crate) fn numbers(&self, name: &str, count: usize) -> Result<Vec<f32>, Error> {
         let values = self.value(name).and_then(Value::as_array);
         let numbers: Option<Vec<f32>> = values.and_then(|values| {
             let number = |value: &Value| value.as_f64().filter(|v| *v > 0.0).map(|v| v as f32);

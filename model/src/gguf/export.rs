@@ -10,7 +10,7 @@ use super::block::BlockType;
 use super::codec::quantize;
 use super::metadata::{ModelMetadata, model_metadata};
 use super::mix::GgufType;
-use super::source::SourceConfig;
+use super::source::ExportSource;
 use super::tokens::tokenizer_metadata;
 use super::write::{Metadata, TensorEntry, Value, write_gguf};
 use crate::Error;
@@ -41,24 +41,30 @@ pub fn export_gguf(
     kind: GgufType,
     labels: &GgufLabels,
 ) -> Result<(), Error> {
-    let config = SourceConfig::open(dir)?;
+    let source = ExportSource::open(dir)?;
+    let config = source.config();
     let Some(architecture) = Architecture::by_model_type(config.model_type()) else {
-        return Err(config.refused(format!(
+        return Err(source.refused(format!(
             "the architecture {:?} of config.json is not one of {}",
             config.model_type(),
             Architecture::model_types()
         )));
     };
-    let model = model_metadata(&config, architecture)?;
+    let model = model_metadata(&source, architecture)?;
     let (root, files) = find(dir)?.ok_or_else(|| Error::NoWeights {
         dir: dir.to_path_buf(),
     })?;
     // Weights of 8 bits, which have blocks, were refused with their key of config.json.
     let weights = SafetensorsFiles::open(root, files, [1, 1])?;
-    let planned = plan(&config, architecture, &model, &weights)?;
+    let planned = plan(&source, architecture, &model, &weights)?;
     let mut entries = Vec::new();
     for (name, planned) in &planned {
-        let kind = kind.of_tensor(name, &planned.shape, model.layers, model.is_tied);
+        let kind = kind.of_tensor(
+            name,
+            &planned.shape,
+            config.num_hidden_layers(),
+            config.tie_word_embeddings,
+        );
         entries.push(TensorEntry {
             name: name.clone(),
             kind,
@@ -78,7 +84,7 @@ pub fn export_gguf(
         .sum();
     let mut metadata = general(architecture, kind, labels, parameters);
     metadata.extend(model.keys.iter().cloned());
-    metadata.extend(tokenizer_metadata(&config, model.vocab_size)?);
+    metadata.extend(tokenizer_metadata(&source, config.vocab_size)?);
     write_gguf(path, &metadata, &entries, |number| {
         let entry = &entries[number];
         let values = match planned.get(&entry.name) {
@@ -109,7 +115,7 @@ struct PlannedTensor {
 
 /// Finds the place of each tensor. The order is that of the names.
 fn plan(
-    config: &SourceConfig,
+    source: &ExportSource,
     architecture: &Architecture,
     model: &ModelMetadata,
     weights: &dyn Weights,
@@ -117,14 +123,14 @@ fn plan(
     let mut experts: BTreeMap<String, BTreeMap<usize, String>> = BTreeMap::new();
     for name in weights.names() {
         let is_unused = name.ends_with("rotary_emb.inv_freq");
-        if is_unused || model.is_tied && name == "lm_head.weight" {
+        if is_unused || source.config().tie_word_embeddings && name == "lm_head.weight" {
             continue;
         }
         let Some(place) = architecture
             .gguf_name(&name)
             .filter(|place| has(architecture, &place.name))
         else {
-            return Err(config.refused(format!(
+            return Err(source.refused(format!(
                 "llama.cpp has no place for the tensor `{name}` in the architecture {}",
                 architecture.name
             )));
@@ -141,7 +147,7 @@ fn plan(
             .find(|source| weights.shape(source).as_ref() != Some(&shape))
         {
             let what = format!("the tensors `{}` and `{other}` differ in shape", sources[0]);
-            return Err(config.refused(what));
+            return Err(source.refused(what));
         }
         if name.ends_with("_exps.weight") {
             shape.insert(0, sources.len());
@@ -153,9 +159,8 @@ fn plan(
             ("attn_q_norm", "gemma3") | ("attn_q", "gemma2") => model.query_factor,
             _ => 1.0,
         };
-        let width = config.head_width()?;
         let planned_tensor = PlannedTensor {
-            interleaved: (architecture.is_interleaved && is_rotated).then_some(width),
+            interleaved: (architecture.is_interleaved && is_rotated).then_some(model.head_width),
             offset: architecture.offset(&name),
             factor,
             shape,
@@ -167,9 +172,12 @@ fn plan(
         .get("token_embd.weight")
         .map(|tensor| tensor.shape[0])
     {
-        Some(rows) if rows == model.vocab_size => Ok(planned),
-        Some(_) => Err(config.wrong("vocab_size", "the number of rows of the embedding")),
-        None => Err(config.refused("it has no tensor `model.embed_tokens.weight`".to_owned())),
+        Some(rows) if rows == source.config().vocab_size => Ok(planned),
+        Some(rows) => Err(source.refused(format!(
+            "`vocab_size` in config.json is {}, but the embedding has {rows} rows",
+            source.config().vocab_size
+        ))),
+        None => Err(source.refused("it has no tensor `model.embed_tokens.weight`".to_owned())),
     }
 }
 

@@ -1,37 +1,25 @@
-//! The metadata of an export that describe the model, from `config.json`.
+//! The metadata of an export that describe the model, from its configuration.
 
-use serde_json::Value as Json;
+use potstill_kernels::GateActivation;
 
 use super::architecture::Architecture;
-use super::rotary::Llama3;
-use super::source::SourceConfig;
+use super::rotary::LLAMA3_TENSOR;
+use super::source::ExportSource;
 use super::write::{Metadata, Value};
 use crate::Error;
+use crate::plan::{AttentionPlan, FeedForwardPlan, GroupedPlan, LayerPlan};
+use crate::rotary_table::RotaryKeys;
 
-/// The contents of `config.json` in the terms of GGUF.
+/// The configuration in the terms of GGUF.
 pub(super) struct ModelMetadata {
     /// The keys of the architecture.
     pub(super) keys: Metadata,
-    /// Rows of the embedding.
-    pub(super) vocab_size: usize,
-    pub(super) layers: usize,
-    pub(super) is_tied: bool,
     /// Tensors with divisors of the rotary frequencies.
     pub(super) divisors: Vec<(String, Vec<f32>)>,
+    /// Width of a head.
+    pub(super) head_width: usize,
     /// Factor on q, because llama.cpp computes the scale of attention from the width of the heads.
     pub(super) query_factor: f32,
-}
-
-/// The rotary keys of both generations of `config.json`.
-struct Rotary<'a> {
-    base: f64,
-    /// Base of the layers with a window, if they have one of their own.
-    local_base: Option<f64>,
-    scaling: Option<&'a Json>,
-    kind: &'a str,
-    /// Number of columns of a head that are rotated.
-    rotated: usize,
-    original: Option<usize>,
 }
 
 /// Reads the metadata of a model.
@@ -39,60 +27,47 @@ struct Rotary<'a> {
 /// # Errors
 /// Returns an error that names the key whose value llama.cpp does not have.
 pub(super) fn model_metadata(
-    config: &SourceConfig,
+    source: &ExportSource,
     architecture: &Architecture,
 ) -> Result<ModelMetadata, Error> {
-    check_values(config, architecture)?;
-    let rotary = rotary(config)?;
-    let width = config.head_width()?;
-    let heads = config.required("num_attention_heads")?;
-    let gemma = matches!(architecture.name, "gemma2" | "gemma3");
+    check_values(source, architecture)?;
+    let (config, plan) = (source.config(), &source.config().plan);
+    let attention = first_attention(source)?;
     let mut out = ModelMetadata {
         keys: Vec::new(),
-        vocab_size: config.required("vocab_size")?,
-        layers: config.required("num_hidden_layers")?,
-        is_tied: match config.get("tie_word_embeddings") {
-            None => gemma,
-            Some(tied) => tied == true,
-        },
         divisors: Vec::new(),
+        head_width: attention.head_dim,
         query_factor: 1.0,
     };
     let counts = [
-        ("vocab_size", out.vocab_size),
-        ("context_length", context_length(config)?),
-        ("embedding_length", config.required("hidden_size")?),
-        ("block_count", out.layers),
-        ("feed_forward_length", config.required("intermediate_size")?),
-        ("attention.head_count", heads),
-        (
-            "attention.head_count_kv",
-            config.count("num_key_value_heads")?.unwrap_or(heads),
-        ),
-        ("attention.key_length", width),
-        ("attention.value_length", width),
+        ("vocab_size", config.vocab_size),
+        ("context_length", context_length(source, architecture)),
+        ("embedding_length", config.hidden_size),
+        ("block_count", plan.layers.len()),
+        ("feed_forward_length", source.count("intermediate_size")?),
+        ("attention.head_count", attention.heads),
+        ("attention.head_count_kv", attention.key_heads),
+        ("attention.key_length", attention.head_dim),
+        ("attention.value_length", attention.head_dim),
     ];
     for (name, count) in counts {
         out.count(architecture, name, count);
     }
+    let table = &plan.rotary[0];
     if matches!(architecture.name, "llama" | "smollm3" | "phi3") {
-        out.count(architecture, "rope.dimension_count", rotary.rotated);
+        out.count(architecture, "rope.dimension_count", table.width());
     }
-    let default = match architecture.name {
-        "phi3" | "olmo2" => 1e-5,
-        _ => 1e-6,
-    };
-    let epsilon = config.number("rms_norm_eps")?.unwrap_or(default);
+    let epsilon = plan.norm.epsilon;
     out.number(architecture, "attention.layer_norm_rms_epsilon", epsilon);
-    out.number(architecture, "rope.freq_base", rotary.base);
-    scale_rotary(config, architecture, &rotary, &mut out)?;
+    out.number(architecture, "rope.freq_base", table.theta);
+    scale_rotary(source, architecture, &mut out)?;
     match architecture.name {
-        "gemma2" | "gemma3" => describe_gemma(config, architecture, &rotary, &mut out)?,
+        "gemma2" | "gemma3" => describe_gemma(source, architecture, attention, &mut out)?,
         "phi3" => {
-            let window = config.count("sliding_window")?.unwrap_or(0);
+            let window = attention.window.unwrap_or(0);
             out.count(architecture, "attention.sliding_window", window);
         }
-        "qwen3moe" => describe_experts(config, architecture, &mut out)?,
+        "qwen3moe" => describe_experts(source, architecture, &mut out),
         _ => {}
     }
     Ok(out)
@@ -113,220 +88,155 @@ impl ModelMetadata {
     }
 }
 
+/// Returns the attention of a layer, if it is grouped-query attention.
+fn grouped(layer: &LayerPlan) -> Option<&GroupedPlan> {
+    match &layer.attention {
+        AttentionPlan::Grouped(plan) => Some(plan),
+        AttentionPlan::Latent(_) => None,
+    }
+}
+
+/// Returns the attention of the first layer. Its sizes are those of all layers.
+fn first_attention(source: &ExportSource) -> Result<&GroupedPlan, Error> {
+    let first = source.config().plan.layers.first().and_then(grouped);
+    first.ok_or_else(|| source.unsupported("kv_lora_rank"))
+}
+
+/// Returns the window of each layer.
+fn windows(source: &ExportSource) -> impl Iterator<Item = Option<usize>> {
+    let layers = source.config().plan.layers.iter();
+    layers.map(|layer| grouped(layer)?.window)
+}
+
 /// Checks the keys of which llama.cpp has one value for an architecture.
-fn check_values(config: &SourceConfig, architecture: &Architecture) -> Result<(), Error> {
-    let is_gemma = architecture.norm_offset != 0.0;
-    let (key, only) = match is_gemma {
-        true => ("hidden_activation", "gelu_pytorch_tanh"),
-        false => ("hidden_act", "silu"),
+fn check_values(source: &ExportSource, architecture: &Architecture) -> Result<(), Error> {
+    let plan = &source.config().plan;
+    let (key, only) = match architecture.norm_offset {
+        0.0 => ("hidden_act", GateActivation::Silu),
+        _ => ("hidden_activation", GateActivation::GeluTanh),
     };
-    if config.text(key).is_some_and(|found| found != only) {
-        return Err(config.unsupported(key));
+    let activation = |layer: &LayerPlan| match &layer.feed_forward {
+        FeedForwardPlan::Gated(plan) => plan.activation,
+        FeedForwardPlan::Experts(plan) => plan.expert.activation,
+    };
+    if plan.layers.iter().any(|layer| activation(layer) != only) {
+        return Err(source.unsupported(key));
     }
-    for key in ["use_bidirectional_attention", "quantization_config"] {
-        if config.get(key).is_some_and(|value| *value != false) {
-            return Err(config.unsupported(key));
-        }
+    if source.keys().get("quantization_config").is_some() {
+        return Err(source.unsupported("quantization_config"));
     }
+    if plan.rotary[0].width() != first_attention(source)?.head_dim && architecture.name != "phi3" {
+        return Err(source.unsupported("partial_rotary_factor"));
+    }
+    let has_positions = |layer: &LayerPlan| grouped(layer).is_some_and(|a| a.rotary.is_some());
+    let mut layers = plan.layers.iter().enumerate();
     match architecture.name {
-        "smollm3" => {
-            let layers = config.required("num_hidden_layers")?;
-            let fixed: Vec<u64> = (1..=layers)
-                .map(|layer| u64::from(layer % 4 != 0))
-                .collect();
-            let own = config.get("no_rope_layers").and_then(Json::as_array);
-            let own: Option<Vec<u64>> =
-                own.map(|own| own.iter().filter_map(Json::as_u64).collect());
-            match own.is_some_and(|own| own != fixed) {
-                true => Err(config.unsupported("no_rope_layers")),
-                false => Ok(()),
-            }
+        "smollm3" if layers.any(|(i, layer)| has_positions(layer) != ((i + 1) % 4 != 0)) => {
+            Err(source.unsupported("no_rope_layers"))
         }
-        "gemma3" if config.get("attn_logit_softcapping").is_some() => {
-            Err(config.unsupported("attn_logit_softcapping"))
+        "gemma3"
+            if layers.any(|(_, layer)| grouped(layer).is_some_and(|a| a.softcap.is_some())) =>
+        {
+            Err(source.unsupported("attn_logit_softcapping"))
         }
-        "qwen3moe" => {
-            let dense = config.get("mlp_only_layers").and_then(Json::as_array);
-            if dense.is_some_and(|layers| !layers.is_empty()) {
-                return Err(config.unsupported("mlp_only_layers"));
-            }
-            if config.count("decoder_sparse_step")?.unwrap_or(1) != 1 {
-                return Err(config.unsupported("decoder_sparse_step"));
-            }
-            match config.flag("norm_topk_prob") {
-                true => Ok(()),
-                false => Err(config.unsupported("norm_topk_prob")),
-            }
-        }
+        "qwen3moe" => check_experts(source),
         _ => Ok(()),
     }
 }
 
-/// The context. In families whose window llama.cpp does not have it ends with the window, so that a window makes no
-/// difference within it.
-fn context_length(config: &SourceConfig) -> Result<usize, Error> {
-    let context = config.count("max_position_embeddings")?.unwrap_or(2048);
-    let has_window = match config.model_type() {
-        "mistral" | "phi3" => true,
-        "qwen2" | "qwen3" | "qwen3_moe" | "smollm3" => config.flag("use_sliding_window"),
-        _ => false,
-    };
-    let window = config
-        .count("sliding_window")?
-        .filter(|window| has_window && *window > 0);
-    Ok(window.map_or(context, |window| window.min(context)))
+fn check_experts(source: &ExportSource) -> Result<(), Error> {
+    for layer in &source.config().plan.layers {
+        match &layer.feed_forward {
+            FeedForwardPlan::Gated(_) if source.config().keys().contains_key("mlp_only_layers") => {
+                return Err(source.unsupported("mlp_only_layers"));
+            }
+            FeedForwardPlan::Gated(_) => return Err(source.unsupported("decoder_sparse_step")),
+            FeedForwardPlan::Experts(plan) if !plan.router.normalised => {
+                return Err(source.unsupported("norm_topk_prob"));
+            }
+            FeedForwardPlan::Experts(_) => {}
+        }
+    }
+    Ok(())
 }
 
-fn rotary(config: &SourceConfig) -> Result<Rotary<'_>, Error> {
-    let parameters = config.get("rope_parameters");
-    let table = |name: &str| parameters.and_then(|all| all.get(name));
-    let full = table("full_attention").or(parameters);
-    let sliding = table("sliding_attention");
-    let number = |table: Option<&Json>, key: &str| table.and_then(|table| table[key].as_f64());
-    let default = match config.model_type() {
-        "smollm3" => 2e6,
-        "gemma3_text" => 1e6,
-        _ => 10_000.0,
-    };
-    let base = match number(full, "rope_theta") {
-        Some(base) => base,
-        None => config.number("rope_theta")?.unwrap_or(default),
-    };
-    let local = match number(sliding, "rope_theta") {
-        Some(base) => Some(base),
-        None => config.number("rope_local_base_freq")?,
-    };
-    let kind = |table: &'_ Json| {
-        let kind = table.get("rope_type").or(table.get("type"));
-        kind.and_then(Json::as_str).unwrap_or("default").to_owned()
-    };
-    if sliding.is_some_and(|table| kind(table) != "default") {
-        return Err(config.unsupported("rope_parameters"));
+/// The context. In families whose window llama.cpp does not have it ends with the window, so that a window makes no
+/// difference within it.
+fn context_length(source: &ExportSource, architecture: &Architecture) -> usize {
+    let context = source.config().max_position_embeddings;
+    match architecture.name {
+        "gemma2" | "gemma3" => context,
+        _ => windows(source).flatten().fold(context, usize::min),
     }
-    let scaling = config.get("rope_scaling").or(full);
-    let kind = scaling.and_then(|table| table.get("rope_type").or(table.get("type")));
-    let kind = match kind.and_then(Json::as_str).unwrap_or("default") {
-        "su" => "longrope",
-        // Phi-3's `yarn` means LongRoPE.
-        "yarn" if config.model_type() == "phi3" => "longrope",
-        kind => kind,
-    };
-    let part = match number(full, "partial_rotary_factor") {
-        Some(part) => part,
-        None => config.number("partial_rotary_factor")?.unwrap_or(1.0),
-    };
-    let rotated = (config.head_width()? as f64 * part) as usize;
-    if part != 1.0 && config.model_type() != "phi3" {
-        return Err(config.unsupported("partial_rotary_factor"));
-    }
-    let inside = scaling.and_then(|table| table["original_max_position_embeddings"].as_u64());
-    let original = config.count("original_max_position_embeddings")?;
-    Ok(Rotary {
-        base,
-        local_base: local,
-        scaling: scaling.filter(|_| kind != "default"),
-        kind,
-        rotated,
-        original: original.or(inside.map(|original| original as usize)),
-    })
 }
 
 fn scale_rotary(
-    config: &SourceConfig,
+    source: &ExportSource,
     architecture: &Architecture,
-    rotary: &Rotary<'_>,
     out: &mut ModelMetadata,
 ) -> Result<(), Error> {
-    let context = config.count("max_position_embeddings")?.unwrap_or(2048);
-    let original = rotary.original.unwrap_or(context);
-    if architecture.name == "phi3" {
-        out.count(
-            architecture,
-            "rope.scaling.original_context_length",
-            original,
-        );
+    let config = source.config();
+    let (table, context) = (&config.plan.rotary[0], config.max_position_embeddings);
+    let keys = source.keys();
+    if RotaryKeys::find(&keys, "sliding_attention", 1.0)?.scaling() != "default"
+        && config.plan.rotary.len() > 1
+        && keys.get("rope_parameters").is_some()
+    {
+        return Err(source.unsupported("rope_parameters"));
     }
-    let Some(scaling) = rotary.scaling else {
-        return Ok(());
-    };
+    let rotary = RotaryKeys::find(&keys, "full_attention", 1.0)?;
+    let original = rotary.original_context(context)?;
     let refused = |what: &str| {
-        let model_type = config.model_type();
-        config.refused(format!(
-            "llama.cpp has no {model_type} models whose rotary scaling in config.json has {what}"
+        source.refused(format!(
+            "llama.cpp has no {} models whose rotary scaling in config.json has {what}",
+            config.model_type()
         ))
     };
-    let number = |key: &str| scaling[key].as_f64();
-    let required = |key: &str| {
-        number(key).ok_or_else(|| {
-            config.refused(format!("the rotary scaling in config.json has no `{key}`"))
-        })
-    };
+    let factor = rotary.number("factor")?;
+    let scaling = rotary.scaling();
     let put_kind = |out: &mut ModelMetadata| {
-        out.put(
-            architecture,
-            "rope.scaling.type",
-            Value::Text(rotary.kind.to_owned()),
-        );
+        let kind = Value::Text(scaling.to_owned());
+        out.put(architecture, "rope.scaling.type", kind);
     };
-    match (rotary.kind, architecture.name) {
+    let original_key = "rope.scaling.original_context_length";
+    if architecture.name == "phi3" {
+        out.count(architecture, original_key, original as usize);
+    }
+    match (scaling, architecture.name) {
+        ("default", _) => {}
         ("linear", _) => {
             put_kind(out);
-            out.number(architecture, "rope.scaling.factor", required("factor")?);
+            out.number(architecture, "rope.scaling.factor", factor.unwrap_or(1.0));
         }
         ("yarn", _) => {
-            let factor = number("factor").unwrap_or(context as f64 / original as f64);
+            let factor = factor.unwrap_or(context as f64 / original);
             let expected = 0.1 * factor.max(1.0).ln() + 1.0;
-            let own = number("attention_factor").unwrap_or(expected);
-            if (own - expected).abs() > 1e-6 || number("mscale").is_some() {
+            if (f64::from(table.factor) - expected).abs() > 1e-6 {
                 return Err(refused("an attention factor of its own"));
             }
-            if scaling["truncate"] == false {
+            if rotary.flag("truncate") == Some(false) {
                 return Err(refused("`truncate` = false"));
             }
             put_kind(out);
             out.number(architecture, "rope.scaling.factor", factor);
-            out.count(
-                architecture,
-                "rope.scaling.original_context_length",
-                original,
-            );
-            for (key, name) in [
-                ("beta_fast", "yarn_beta_fast"),
-                ("beta_slow", "yarn_beta_slow"),
-            ] {
-                if let Some(number) = number(key) {
-                    out.number(architecture, &format!("rope.scaling.{name}"), number);
+            out.count(architecture, original_key, original as usize);
+            for name in ["beta_fast", "beta_slow"] {
+                if let Some(number) = rotary.number(name)? {
+                    out.number(architecture, &format!("rope.scaling.yarn_{name}"), number);
                 }
             }
         }
         ("llama3", "llama") => {
-            let divisors = Llama3 {
-                factor: required("factor")?,
-                low_freq_factor: required("low_freq_factor")?,
-                high_freq_factor: required("high_freq_factor")?,
-                original: original as f64,
-            };
-            let divisors = divisors.divisors(rotary.base, rotary.rotated);
-            out.divisors
-                .push((super::rotary::LLAMA3_TENSOR.to_owned(), divisors));
+            let divisors = (LLAMA3_TENSOR.to_owned(), table.divisors());
+            out.divisors.push(divisors);
         }
         ("longrope", "phi3") => {
             put_kind(out);
-            let factor = context as f64 / original as f64;
-            let factor = number("factor").unwrap_or(factor).max(1.0);
-            let default = (1.0 + factor.ln() / (original as f64).ln()).sqrt();
-            let attention = number("attention_factor").unwrap_or(default);
+            let attention = f64::from(table.factor);
             out.number(architecture, "rope.scaling.attn_factor", attention);
-            for (key, name) in [("long_factor", "long"), ("short_factor", "short")] {
-                let divisors: Vec<f32> = scaling[key]
-                    .as_array()
-                    .into_iter()
-                    .flatten()
-                    .filter_map(|divisor| divisor.as_f64().map(|divisor| divisor as f32))
-                    .collect();
-                if divisors.len() != rotary.rotated / 2 {
-                    return Err(refused(&format!("{} numbers in `{key}`", divisors.len())));
-                }
+            for name in ["long", "short"] {
+                let divisors =
+                    rotary.numbers(&format!("{name}_factor"), table.frequencies.len())?;
                 out.divisors
                     .push((format!("rope_factors_{name}.weight"), divisors));
             }
@@ -338,75 +248,56 @@ fn scale_rotary(
 
 /// The window, the soft caps and the scale of Gemma 2 and 3.
 fn describe_gemma(
-    config: &SourceConfig,
+    source: &ExportSource,
     architecture: &Architecture,
-    rotary: &Rotary<'_>,
+    attention: &GroupedPlan,
     out: &mut ModelMetadata,
 ) -> Result<(), Error> {
+    let (config, plan) = (source.config(), &source.config().plan);
     let is_third = architecture.name == "gemma3";
-    let period = match config.count("sliding_window_pattern")? {
-        Some(period) => period,
-        None => config.count("_sliding_window_pattern")?.unwrap_or(6),
-    };
-    let period = if is_third { period.max(1) } else { 2 };
-    let is_sliding: Vec<bool> = match config.get("layer_types").and_then(Json::as_array) {
-        Some(types) => types
-            .iter()
-            .map(|kind| kind == "sliding_attention")
-            .collect(),
-        None => (1..=out.layers).map(|layer| layer % period != 0).collect(),
-    };
-    if is_sliding.len() != out.layers {
-        return Err(config.wrong("layer_types", "a list with a value for each layer"));
+    let window = windows(source).flatten().next();
+    if window.is_some() || !is_third {
+        let key = "attention.sliding_window";
+        out.count(architecture, key, window.unwrap_or(4096));
+        let is_sliding = windows(source).map(|window| window.is_some()).collect();
+        let key = "attention.sliding_window_pattern";
+        out.put(architecture, key, Value::Flags(is_sliding));
     }
-    let window = config.count("sliding_window")?;
-    let window = window.unwrap_or(4096);
-    if is_sliding.contains(&true) || !is_third {
-        out.count(architecture, "attention.sliding_window", window);
-        out.put(
-            architecture,
-            "attention.sliding_window_pattern",
-            Value::Flags(is_sliding),
-        );
+    let softcaps = [
+        ("attn_logit_softcapping", attention.softcap),
+        ("final_logit_softcapping", plan.final_softcap),
+    ];
+    for (key, softcap) in softcaps {
+        match softcap {
+            Some(softcap) => out.number(architecture, key, softcap),
+            None if is_third => {}
+            None => return Err(source.unsupported(key)),
+        }
     }
     if is_third {
-        let local = rotary.local_base.unwrap_or(10_000.0);
+        let local = plan.rotary[1].theta;
         out.number(architecture, "rope.freq_base_swa", local);
-    } else {
-        let Some(softcap) = config.number("attn_logit_softcapping")? else {
-            return Err(config.unsupported("attn_logit_softcapping"));
-        };
-        out.number(architecture, "attn_logit_softcapping", softcap);
     }
-    if let Some(softcap) = config.number("final_logit_softcapping")? {
-        out.number(architecture, "final_logit_softcapping", softcap);
-    } else if !is_third {
-        return Err(config.unsupported("final_logit_softcapping"));
-    }
-    let is_largest = out.layers == if is_third { 62 } else { 46 };
-    let width = config.head_width()?;
+    // llama.cpp scales the largest models of both generations by the width of the model's share of a head.
+    let is_largest = plan.layers.len() == if is_third { 62 } else { 46 };
     let assumed = match is_largest {
-        true => config.required("hidden_size")? / config.required("num_attention_heads")?,
-        false => width,
+        true => config.hidden_size / attention.heads,
+        false => attention.head_dim,
     };
-    let scalar = config.number("query_pre_attn_scalar")?.unwrap_or(256.0);
-    out.query_factor = (assumed as f64 / scalar).sqrt() as f32;
+    out.query_factor = (attention.scale * (assumed as f64).sqrt()) as f32;
     Ok(())
 }
 
-fn describe_experts(
-    config: &SourceConfig,
-    architecture: &Architecture,
-    out: &mut ModelMetadata,
-) -> Result<(), Error> {
-    let experts = match config.count("num_experts")? {
-        Some(experts) => experts,
-        None => config.required("num_local_experts")?,
-    };
-    out.count(architecture, "expert_count", experts);
-    let used = config.required("num_experts_per_tok")?;
-    out.count(architecture, "expert_used_count", used);
-    let width = config.required("moe_intermediate_size")?;
-    out.count(architecture, "expert_feed_forward_length", width);
-    Ok(())
+fn describe_experts(source: &ExportSource, architecture: &Architecture, out: &mut ModelMetadata) {
+    let layers = source.config().plan.layers.iter();
+    let mut experts = layers.filter_map(|layer| match &layer.feed_forward {
+        FeedForwardPlan::Experts(plan) => Some(plan),
+        FeedForwardPlan::Gated(_) => None,
+    });
+    if let Some(plan) = experts.next() {
+        out.count(architecture, "expert_count", plan.count);
+        out.count(architecture, "expert_used_count", plan.chosen);
+        let key = "expert_feed_forward_length";
+        out.count(architecture, key, plan.expert.width);
+    }
 }

@@ -1,49 +1,16 @@
 //! Divisors of the rotary frequencies: llama.cpp stores those of the `llama3` scaling and of LongRoPE as tensors.
 
-use std::f64::consts::PI;
-
 use serde_json::{Value, json};
 
 use super::block::BlockType;
 use super::codec::dequantize;
 use super::file::GgufFile;
 use crate::Error;
+use crate::keys::Keys;
+use crate::rotary_table::RotaryKeys;
 
 /// The tensor with the divisors of the `llama3` scaling.
 pub(super) const LLAMA3_TENSOR: &str = "rope_freqs.weight";
-
-/// The constants of the `llama3` scaling.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Llama3 {
-    pub(super) factor: f64,
-    pub(super) low_freq_factor: f64,
-    pub(super) high_freq_factor: f64,
-    pub(super) original: f64,
-}
-
-impl Llama3 {
-    /// The divisor of each of `width / 2` frequencies: 1 for short waves, `factor` for long ones, between them
-    /// 1 / ((1 − s) / factor + s), where s goes from 0 to 1.
-    pub(super) fn divisors(&self, base: f64, width: usize) -> Vec<f32> {
-        let low = self.original / self.low_freq_factor;
-        let high = self.original / self.high_freq_factor;
-        let divisor = |pair: usize| {
-            // llama.cpp's converter computes the frequencies in f32.
-            let frequency = 1.0 / (base as f32).powf(2.0 * pair as f32 / width as f32);
-            let wave = 2.0 * PI / f64::from(frequency);
-            if wave < high {
-                return 1.0;
-            }
-            if wave > low {
-                return self.factor as f32;
-            }
-            let smooth = (self.original / wave - self.low_freq_factor)
-                / (self.high_freq_factor - self.low_freq_factor);
-            (1.0 / ((1.0 - smooth) / self.factor + smooth)) as f32
-        };
-        (0..width / 2).map(divisor).collect()
-    }
-}
 
 /// Reads a tensor of divisors.
 ///
@@ -71,45 +38,48 @@ pub(super) fn llama3_scaling(file: &GgufFile, base: f64, width: usize) -> Result
     let factor = stored
         .iter()
         .fold(1.0f32, |most, divisor| most.max(*divisor));
-    let candidates = (4..24).map(|power| Llama3 {
-        factor: f64::from(factor),
-        low_freq_factor: 1.0,
-        high_freq_factor: 4.0,
-        original: f64::from(1 << power),
-    });
-    let fits = |scaling: &Llama3| {
-        let divisors = scaling.divisors(base, width);
-        let same = |(own, stored): (&f32, &f32)| (own - stored).abs() <= 1e-3 * stored.abs();
-        divisors.len() == stored.len() && divisors.iter().zip(&stored).all(same)
-    };
-    match candidates.clone().find(fits) {
-        Some(scaling) => Ok(json!({
+    for power in 4..24 {
+        let scaling = json!({
             "rope_type": "llama3",
-            "factor": scaling.factor,
-            "low_freq_factor": scaling.low_freq_factor,
-            "high_freq_factor": scaling.high_freq_factor,
-            "original_max_position_embeddings": scaling.original,
-        })),
-        None => Err(file.broken(format!(
-            "the divisors of `{LLAMA3_TENSOR}` are not those of a `llama3` scaling with the factors 1 and 4"
-        ))),
+            "factor": factor,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 1 << power,
+        });
+        let keys = json!({ "rope_theta": base, "rope_scaling": scaling });
+        let Some(object) = keys.as_object() else {
+            continue;
+        };
+        let keys = Keys::new(file.path(), object);
+        let rotary = RotaryKeys::find(&keys, "full_attention", base)?;
+        let divisors = rotary.table(width, 1 << power)?.divisors();
+        let same = |(own, stored): (&f32, &f32)| (own - stored).abs() <= 1e-3 * stored.abs();
+        if divisors.len() == stored.len() && divisors.iter().zip(&stored).all(same) {
+            return Ok(scaling);
+        }
     }
+    Err(file.broken(format!(
+        "the divisors of `{LLAMA3_TENSOR}` are not those of a `llama3` scaling with the factors 1 and 4"
+    )))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use crate::Config;
+    use serde_json::json;
 
     /// The values of three frequencies of Llama 3.1 (θ 500,000, width 128), computed by hand.
     #[test]
     fn divisors_of_llama_3_1() {
-        let scaling = Llama3 {
-            factor: 8.0,
-            low_freq_factor: 1.0,
-            high_freq_factor: 4.0,
-            original: 8192.0,
-        };
-        let divisors = scaling.divisors(500_000.0, 128);
+        let config = Config::from_json(&json!({
+            "model_type": "llama", "vocab_size": 8, "hidden_size": 128, "intermediate_size": 8,
+            "num_hidden_layers": 1, "num_attention_heads": 1, "rope_theta": 500_000.0,
+            "rope_scaling": {
+                "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0, "original_max_position_embeddings": 8192,
+            },
+        }));
+        let divisors = config.unwrap().plan.rotary[0].divisors();
         assert_eq!((divisors[0], divisors[63]), (1.0, 8.0));
         // Pair 32: wave 2π·√500000 = 4442.88; s = (8192/4442.88 − 1)/3 = 0.281280.
         assert!((divisors[32] - 1.0 / ((1.0 - 0.281_280) / 8.0 + 0.281_280)).abs() < 1e-4);

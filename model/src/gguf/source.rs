@@ -4,32 +4,30 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::Error;
+use crate::keys::Keys;
+use crate::{Config, Error};
 
-/// The `config.json` of a folder.
-pub(super) struct SourceConfig {
+/// A folder and its configuration.
+pub(super) struct ExportSource {
     dir: PathBuf,
-    keys: Value,
+    path: PathBuf,
+    config: Config,
 }
 
 const OTHER_FORMAT: &str =
     "export this model as safetensors (`format = \"safetensors\"` in [export])";
 
-impl SourceConfig {
+impl ExportSource {
     /// Reads `config.json`.
     ///
     /// # Errors
-    /// Returns an error if the file cannot be read or is not JSON.
+    /// Returns the errors of [`Config::from_dir`].
     pub(super) fn open(dir: &Path) -> Result<Self, Error> {
-        let keys = read_json(dir, "config.json")?.unwrap_or(Value::Null);
-        let config = Self {
+        Ok(Self {
             dir: dir.to_path_buf(),
-            keys,
-        };
-        match config.keys.is_object() {
-            true => Ok(config),
-            false => Err(config.refused("it has no config.json".to_owned())),
-        }
+            path: dir.join("config.json"),
+            config: Config::from_dir(dir)?,
+        })
     }
 
     /// The folder.
@@ -37,85 +35,28 @@ impl SourceConfig {
         &self.dir
     }
 
-    /// Returns the value of a key; `null` counts as absent.
-    pub(super) fn get(&self, key: &str) -> Option<&Value> {
-        self.keys.get(key).filter(|value| !value.is_null())
+    /// The configuration.
+    pub(super) fn config(&self) -> &Config {
+        &self.config
     }
 
-    /// Reads a whole number.
-    pub(super) fn count(&self, key: &str) -> Result<Option<usize>, Error> {
-        let Some(value) = self.get(key) else {
-            return Ok(None);
-        };
-        let count = value.as_u64().and_then(|count| u32::try_from(count).ok());
-        match count {
-            Some(count) => Ok(Some(count as usize)),
-            None => Err(self.wrong(key, "a whole number")),
-        }
+    /// The keys of the configuration.
+    pub(super) fn keys(&self) -> Keys<'_> {
+        Keys::new(&self.path, self.config.keys())
     }
 
-    /// Reads a whole number that must be there.
-    pub(super) fn required(&self, key: &str) -> Result<usize, Error> {
-        let count = self.count(key)?.filter(|count| *count > 0);
-        count.ok_or_else(|| self.wrong(key, "a whole number above 0"))
-    }
-
-    /// Reads a number.
-    pub(super) fn number(&self, key: &str) -> Result<Option<f64>, Error> {
-        let Some(value) = self.get(key) else {
-            return Ok(None);
-        };
-        let number = value.as_f64();
-        number.map(Some).ok_or_else(|| self.wrong(key, "a number"))
-    }
-
-    /// Whether a flag is set.
-    pub(super) fn flag(&self, key: &str) -> bool {
-        self.get(key).and_then(Value::as_bool) == Some(true)
-    }
-
-    /// Reads a text.
-    pub(super) fn text(&self, key: &str) -> Option<&str> {
-        self.get(key).and_then(Value::as_str)
-    }
-
-    /// The type of the model.
-    pub(super) fn model_type(&self) -> &str {
-        self.text("model_type").unwrap_or_default()
-    }
-
-    /// The width of a head.
-    pub(super) fn head_width(&self) -> Result<usize, Error> {
-        let heads = self.required("num_attention_heads")?;
-        let own = self.count("head_dim")?;
-        // Qwen 3 has a default of its own.
-        let default = match self.model_type() {
-            "qwen3" => 128,
-            _ => self.required("hidden_size")? / heads,
-        };
-        Ok(own.unwrap_or(default))
-    }
-
-    /// Makes the error about a key that has another value than its meaning requires.
-    pub(super) fn wrong(&self, key: &str, what: &str) -> Error {
-        let found = self
-            .keys
-            .get(key)
-            .map_or("absent".to_owned(), Value::to_string);
-        self.refused(format!(
-            "`{key}` in config.json is {found}, but must be {what}"
-        ))
+    /// Reads a whole number that must be there, and above 0.
+    pub(super) fn count(&self, key: &'static str) -> Result<usize, Error> {
+        self.keys().count(key, None)
     }
 
     /// Makes the error about a key whose value llama.cpp does not have.
     pub(super) fn unsupported(&self, key: &str) -> Error {
-        let found = self
-            .keys
-            .get(key)
-            .map_or("absent".to_owned(), Value::to_string);
+        let found = self.config.keys().get(key);
         self.refused(format!(
-            "llama.cpp has no {} models whose `{key}` in config.json is {found}",
-            self.model_type()
+            "llama.cpp has no {} models whose `{key}` in config.json is {}",
+            self.config.model_type(),
+            found.map_or("absent".to_owned(), Value::to_string)
         ))
     }
 

@@ -5,14 +5,14 @@ use std::collections::HashMap;
 use serde_json::Value as Json;
 
 use super::pre_tokenizer::PreTokenizer;
-use super::source::{SourceConfig, read_json};
+use super::source::{ExportSource, read_json};
 use super::tokenizer::kind;
 use super::write::{Metadata, Value};
 use crate::Error;
 
 /// The tokenizer of a folder.
 struct SourceTokenizer<'a> {
-    config: &'a SourceConfig,
+    source: &'a ExportSource,
     /// `tokenizer.json`
     json: Json,
     /// `tokenizer_config.json`
@@ -25,13 +25,13 @@ struct SourceTokenizer<'a> {
 ///
 /// # Errors
 /// Returns an error for an absent `tokenizer.json`, and for one that llama.cpp cannot represent.
-pub(super) fn tokenizer_metadata(config: &SourceConfig, rows: usize) -> Result<Metadata, Error> {
-    let Some(json) = read_json(config.dir(), "tokenizer.json")? else {
-        return Err(config.refused("it has no tokenizer.json".to_owned()));
+pub(super) fn tokenizer_metadata(source: &ExportSource, rows: usize) -> Result<Metadata, Error> {
+    let Some(json) = read_json(source.dir(), "tokenizer.json")? else {
+        return Err(source.refused("it has no tokenizer.json".to_owned()));
     };
-    let settings = read_json(config.dir(), "tokenizer_config.json")?;
+    let settings = read_json(source.dir(), "tokenizer_config.json")?;
     let mut tokenizer = SourceTokenizer {
-        config,
+        source,
         json,
         settings: settings.unwrap_or(Json::Null),
         tokens: (0..rows).map(|id| format!("[PAD{id}]")).collect(),
@@ -68,7 +68,7 @@ impl SourceTokenizer<'_> {
                     "the token {token:?} of tokenizer.json has the id {id}, but the embedding has {} rows",
                     self.kinds.len()
                 );
-                return Err(self.config.refused(what));
+                return Err(self.source.refused(what));
             };
             slot.clone_from(token);
             self.kinds[id] = match is_sentence_piece {
@@ -233,11 +233,14 @@ impl SourceTokenizer<'_> {
 
     /// The ids of a key of `generation_config.json` or `config.json`.
     fn ids(&self, key: &str) -> Result<Vec<u32>, Error> {
-        let generation = read_json(self.config.dir(), "generation_config.json")?;
+        let generation = read_json(self.source.dir(), "generation_config.json")?;
         let own = generation
             .as_ref()
             .and_then(|generation| generation.get(key));
-        let Some(value) = own.filter(|own| !own.is_null()).or(self.config.get(key)) else {
+        let Some(value) = own
+            .filter(|own| !own.is_null())
+            .or(self.source.config().keys().get(key))
+        else {
             return Ok(Vec::new());
         };
         let ids = value
@@ -248,7 +251,7 @@ impl SourceTokenizer<'_> {
     }
 
     fn chat_template(&self) -> Result<Option<String>, Error> {
-        let path = self.config.dir().join("chat_template.jinja");
+        let path = self.source.dir().join("chat_template.jinja");
         if path.exists() {
             let text = std::fs::read_to_string(&path).map_err(Error::io("read", &path))?;
             return Ok(Some(text));
@@ -262,7 +265,7 @@ impl SourceTokenizer<'_> {
 
     fn refused(&self, what: &str) -> Error {
         let what = format!("llama.cpp is not known to have the {what} of tokenizer.json");
-        self.config.refused(what)
+        self.source.refused(what)
     }
 }
 

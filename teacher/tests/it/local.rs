@@ -117,7 +117,8 @@ fn a_padded_vocabulary_has_the_reference_probabilities() {
                 .iter()
                 .map(|p| p.as_f64().unwrap());
             for (id, expected) in numbers(&ids[t]).into_iter().zip(expected) {
-                // Of equal tokens at the edge of the 20, another one may be stored.
+                // Several tokens may have the same logit as the 20th. Then the row may hold another of them than the
+                // reference does, with the same log-probability.
                 let Some(slot) = row.ids.iter().position(|found| *found == id) else {
                     let least = f64::from(row.logprobs[19]);
                     assert!(
