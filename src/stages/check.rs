@@ -278,11 +278,36 @@ fn check_student(run: &Loaded, teacher: Option<&Path>) -> anyhow::Result<String>
 }
 
 fn shape(config: &Config) -> String {
+    let left_out = match config.prediction_layers() {
+        0 => String::new(),
+        count => format!("; {count} more for multi-token prediction, if stored, is left out"),
+    };
     format!(
-        "{} layers, width {}, vocabulary {}, context {}",
+        "{} layers, width {}, vocabulary {}, context {}{left_out}",
         config.num_hidden_layers(),
         config.hidden_size,
         config.vocab_size,
         config.max_position_embeddings
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn layers_for_multi_token_prediction_are_mentioned() {
+        let mut json = json!({
+            "model_type": "deepseek_v3", "vocab_size": 8, "hidden_size": 8, "intermediate_size": 8,
+            "num_hidden_layers": 2, "num_attention_heads": 1, "num_nextn_predict_layers": 1,
+        });
+        let text = shape(&Config::from_json(&json).unwrap());
+        let expected = "2 layers, width 8, vocabulary 8, context 4096; 1 more for multi-token prediction, if stored, is left out";
+        assert_eq!(text, expected);
+        json["num_nextn_predict_layers"] = 0.into();
+        let text = shape(&Config::from_json(&json).unwrap());
+        assert!(text.ends_with("context 4096"), "{text}");
+    }
 }

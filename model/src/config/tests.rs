@@ -122,3 +122,23 @@ fn the_error_of_an_absent_file_names_it() {
         "cannot read `no/such/folder/config.json`"
     );
 }
+
+#[test]
+fn phi3_has_earlier_names_of_longrope() {
+    let with = |kind: &str| {
+        let mut keys = base();
+        keys.insert("model_type".to_owned(), json!("phi3"));
+        keys.insert(
+            "rope_scaling".to_owned(),
+            json!({
+                "type": kind, "short_factor": [1.0, 2.0], "long_factor": [3.0, 4.0],
+                "original_max_position_embeddings": 64,
+            }),
+        );
+        read(&keys).unwrap().plan.rotary
+    };
+    assert_eq!(with("longrope")[0].long.as_ref().unwrap().limit, 64);
+    for kind in ["su", "yarn"] {
+        assert_eq!(with(kind), with("longrope"), "{kind}");
+    }
+}
