@@ -13,6 +13,7 @@ mod error;
 mod finding;
 mod float_type;
 mod import;
+pub mod limits;
 mod manifest;
 mod mask;
 mod model_files;
@@ -32,6 +33,7 @@ mod template;
 mod token_bytes;
 mod tokenizer;
 mod variant;
+mod visible;
 
 pub use crate::align::{Span, TextsDiffer, align, ids_by_bytes};
 pub use crate::answer::encode_answer;
@@ -77,3 +79,4 @@ pub use crate::template::{
 };
 pub use crate::tokenizer::{EosSource, SpecialTokens, Tokenizer};
 pub use crate::variant::{Arm, RunModel, UnknownModel, Variant};
+pub use crate::visible::{visible, visible_line};
