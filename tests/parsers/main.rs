@@ -3,10 +3,19 @@
 //! An input that fails is kept in `target/tmp/parsers/`; it belongs into `corpus/` when the fault is mended.
 
 // Clippy allows `unwrap` in test functions, but not in functions that tests share.
-#![allow(clippy::unwrap_used, clippy::panic)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::print_stderr
+)]
+// `fuzz/` names the targets too.
+#![allow(unreachable_pub)]
 
 mod models;
 mod mutations;
+mod replies;
 mod rows;
 mod run_file;
 mod scratch;
@@ -46,7 +55,7 @@ const fn target(name: &'static str, run: fn(&[u8]), mutations: usize) -> Target 
     }
 }
 
-const TARGETS: [Target; 16] = [
+const TARGETS: [Target; 17] = [
     target("tokenizer", text::tokenizer, 600),
     target("template", text::template, 2000),
     target("json_rows", rows::json_rows, 1000),
@@ -57,7 +66,8 @@ const TARGETS: [Target; 16] = [
     target("journal_records", stored::journal_records, 500),
     target("manifest", stored::manifest, 1000),
     target("request_log", stored::request_log, 1000),
-    target("probe", stored::probe, 1000),
+    target("replies", replies::replies, 2000),
+    target("error_replies", replies::error_replies, 1000),
     target("run_file", run_file::run_file, 1000),
     target("config", models::config, 1500),
     target("safetensors", models::safetensors, 1000),
@@ -66,7 +76,9 @@ const TARGETS: [Target; 16] = [
 ];
 
 fn corpus(target: &str) -> Vec<Vec<u8>> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/parsers/corpus").join(target);
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/parsers/corpus")
+        .join(target);
     let mut paths: Vec<PathBuf> = match fs::read_dir(folder) {
         Ok(entries) => entries.map(|entry| entry.unwrap().path()).collect(),
         Err(_) => Vec::new(),
@@ -106,20 +118,30 @@ fn fails(target: &Target, input: &[u8], began: &Sender<PathBuf>) -> bool {
     let hash = crc(input);
     let kept = failures().join(format!("{}-{hash:08x}", target.name));
     fs::rename(last, &kept).unwrap();
-    eprintln!("{}: {} bytes fail (memory: {took_too_much}), kept as {}", target.name, input.len(), kept.display());
+    eprintln!(
+        "{}: {} bytes fail (memory: {took_too_much}), kept as {}",
+        target.name,
+        input.len(),
+        kept.display()
+    );
     true
 }
 
 /// FNV-1a, for the name of a file.
 fn crc(bytes: &[u8]) -> u32 {
-    bytes.iter().fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193))
+    bytes.iter().fold(0x811c_9dc5, |hash, byte| {
+        (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193)
+    })
 }
 
 /// Runs all inputs of a target, and returns their number and that of the failures.
 fn run(target: &Target, began: &Sender<PathBuf>) -> (usize, usize) {
     let corpus = corpus(target.name);
     assert!(!corpus.is_empty(), "{} has no seeds", target.name);
-    let mut failed = corpus.iter().filter(|input| fails(target, input, began)).count();
+    let mut failed = corpus
+        .iter()
+        .filter(|input| fails(target, input, began))
+        .count();
     let mut rng = ChaCha8Rng::seed_from_u64(u64::from(crc(target.name.as_bytes())));
     for _ in 0..target.mutations {
         let seed = &corpus[rng.random_range(0..corpus.len())];
@@ -134,7 +156,10 @@ fn run_watched(target: &'static Target) -> usize {
     let start = Instant::now();
     let (sender, inputs) = channel();
     let work = move || run(target, &sender);
-    let thread = thread::Builder::new().stack_size(STACK_BYTES).spawn(work).unwrap();
+    let thread = thread::Builder::new()
+        .stack_size(STACK_BYTES)
+        .spawn(work)
+        .unwrap();
     let mut input = PathBuf::new();
     loop {
         match inputs.recv_timeout(LONGEST) {
@@ -147,14 +172,20 @@ fn run_watched(target: &'static Target) -> usize {
         }
     }
     let (inputs, failed) = thread.join().unwrap();
-    println!("{}: {inputs} inputs, {failed} failures, {:?}", target.name, start.elapsed());
+    println!(
+        "{}: {inputs} inputs, {failed} failures, {:?}",
+        target.name,
+        start.elapsed()
+    );
     failed
 }
 
 #[test]
 fn no_input_of_the_parsers_panics_hangs_or_takes_memory() {
     let only = std::env::var("POTSTILL_TARGET").ok();
-    let chosen = TARGETS.iter().filter(|target| only.as_deref().is_none_or(|only| only == target.name));
+    let chosen = TARGETS
+        .iter()
+        .filter(|target| only.as_deref().is_none_or(|only| only == target.name));
     let failed: usize = chosen.map(run_watched).sum();
     assert_eq!(failed, 0, "the inputs are in {}", failures().display());
 }

@@ -22,11 +22,46 @@ const NUMBERS: [&str; 12] = [
 
 /// Texts that mean something in one of the formats.
 const WORDS: [&str; 40] = [
-    "null", "true", "[]", "{}", "[[[[[[[[", "{\"a\":", "\"\"", "\"", ",", ":", "]", "}", "\n", "\r\n", "\0", "\u{feff}",
-    "\u{202e}", "\\u0000", "\\ud800", "\u{1b}[31m", ";", "\t", "data: ", "data: [DONE]\n\n", "event: error\n", "{{ x }}",
-    "{% for i in range(99999999) %}x{% endfor %}", "{% if %}", "{% endfor %}", "{{ messages }}", "{% generation %}",
-    "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "| length", "[a]\n", "a = 1\n", "\"usage\":", "\"choices\":[]",
-    "\"logprobs\":null", "\"finish_reason\":\"stop\"", "../../",
+    "null",
+    "true",
+    "[]",
+    "{}",
+    "[[[[[[[[",
+    "{\"a\":",
+    "\"\"",
+    "\"",
+    ",",
+    ":",
+    "]",
+    "}",
+    "\n",
+    "\r\n",
+    "\0",
+    "\u{feff}",
+    "\u{202e}",
+    "\\u0000",
+    "\\ud800",
+    "\u{1b}[31m",
+    ";",
+    "\t",
+    "data: ",
+    "data: [DONE]\n\n",
+    "event: error\n",
+    "{{ x }}",
+    "{% for i in range(99999999) %}x{% endfor %}",
+    "{% if %}",
+    "{% endfor %}",
+    "{{ messages }}",
+    "{% generation %}",
+    "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+    "| length",
+    "[a]\n",
+    "a = 1\n",
+    "\"usage\":",
+    "\"choices\":[]",
+    "\"logprobs\":null",
+    "\"finish_reason\":\"stop\"",
+    "../../",
 ];
 
 /// Returns the input with one to four changes. `others` are seeds of the same target, which parts may come from.
@@ -92,7 +127,9 @@ fn replace_number(rng: &mut ChaCha8Rng, bytes: &mut Vec<u8>) {
     let (Some(&start), Some(number)) = (starts.choose(rng), NUMBERS.choose(rng)) else {
         return;
     };
-    let digits = bytes[start..].iter().take_while(|byte| byte.is_ascii_digit());
+    let digits = bytes[start..]
+        .iter()
+        .take_while(|byte| byte.is_ascii_digit());
     let end = start + digits.count();
     bytes.splice(start..end, number.bytes());
 }

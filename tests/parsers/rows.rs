@@ -75,7 +75,11 @@ fn ids(prompts: &[Prompt]) -> Vec<&str> {
 /// Writes the prompts as messages beside the file, imports these, and returns the ids of the prompts whose text an import
 /// takes as it is.
 fn written_and_read<'a>(imported: &'a Imported, path: &Path) -> Vec<&'a str> {
-    let text: String = imported.prompts.iter().map(|prompt| row(prompt) + "\n").collect();
+    let text: String = imported
+        .prompts
+        .iter()
+        .map(|prompt| row(prompt) + "\n")
+        .collect();
     let path = path.with_file_name("again.jsonl");
     std::fs::write(&path, text).unwrap();
     let read = match import(&ImportSettings::new(&path, Columns::messages("messages"))) {

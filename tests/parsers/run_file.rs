@@ -16,7 +16,7 @@ pub fn run_file(data: &[u8]) {
         Ok(settings) => {
             let again = toml::to_string(&settings).unwrap();
             let read = parse(path, &again).unwrap();
-            assert_eq!(format!("{settings:?}"), format!("{read:?}"));
+            assert_eq!(again, toml::to_string(&read).unwrap());
         }
         Err(error) => check_error_names(&error, "run.toml"),
     }

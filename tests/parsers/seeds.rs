@@ -14,13 +14,19 @@ use potstill::model::{
 };
 use serde_json::json;
 
-use crate::models;
 use crate::scratch::folder;
+use crate::{models, replies};
 
 /// Returns the seeds that code makes for a target.
 pub(crate) fn seeds(target: &str) -> Vec<Vec<u8>> {
     match target {
         "tokenizer" => vec![tokenizer()],
+        "json_rows" => vec![
+            b"[".repeat(1_000_000),
+            [b"{\"text\": ".to_vec(), b"[".repeat(1_000_000)].concat(),
+        ],
+        "replies" => replies(),
+        "error_replies" => vec![[vec![2, 100, 0], b"{\"error\":".repeat(200_000)].concat()],
         "tables" => tables(),
         "journal" => journals(),
         "journal_records" => vec![journal_records()],
@@ -185,7 +191,8 @@ fn tables() -> Vec<Vec<u8>> {
 /// The journal of two answers, one with distributions, and of a failure.
 fn journal() -> Vec<u8> {
     let path = folder().join("answers.journal");
-    let units = (0..8).map(|n| Ok::<_, potstill::datasets::Error>((format!("prompt {}", n / 2), n % 2)));
+    let units =
+        (0..8).map(|n| Ok::<_, potstill::datasets::Error>((format!("prompt {}", n / 2), n % 2)));
     let index = UnitIndex::new(8, units).unwrap();
     let mut store = Store::<Answer>::open(&path, &index).unwrap();
     let answer = |number, signal| {
@@ -219,14 +226,16 @@ fn journals() -> Vec<Vec<u8>> {
 
 /// The payloads of the journal's frames.
 fn journal_records() -> Vec<u8> {
-    let path = folder().join("copy.journal");
     let bytes = journal();
+    let path = folder().join("copy.journal");
     fs::write(&path, &bytes).unwrap();
     let (journal, spans) = potstill::datasets::Journal::open(&path).unwrap();
     drop(journal);
     let mut out = Vec::new();
     for (at, span) in spans.iter().enumerate() {
-        let next = spans.get(at + 1).map_or(bytes.len(), |next| next.offset as usize);
+        let next = spans
+            .get(at + 1)
+            .map_or(bytes.len(), |next| next.offset as usize);
         let payload = &bytes[next - span.len as usize..next];
         let length = u8::try_from(payload.len()).unwrap_or(u8::MAX);
         out.push(length);
@@ -251,6 +260,49 @@ fn manifest() -> Vec<u8> {
     };
     manifest.write(&dir.join("prompts")).unwrap();
     fs::read(dir.join("prompts_manifest.json")).unwrap()
+}
+
+/// The bodies of the recorded replies of each dialect.
+fn replies() -> Vec<Vec<u8>> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("teacher/tests/fixtures/replies");
+    let mut paths: Vec<_> = fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
+    paths.sort();
+    let seed = |path: &std::path::PathBuf| {
+        let fixture: serde_json::Value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
+        let mut kind = match (fixture["kind"].as_str(), fixture["dialect"].as_str()) {
+            (Some("sglang"), _) => 2,
+            (_, Some("vllm")) => 1,
+            _ => 0,
+        };
+        kind |= if fixture["logprobs"].is_u64() {
+            replies::LOGPROBS
+        } else {
+            0
+        };
+        kind |= match fixture["task"].as_str() {
+            Some("ids") => replies::IDS,
+            Some("score") => replies::SCORE,
+            _ => 0,
+        };
+        match fixture["sse"].as_str() {
+            Some(sse) => [&[kind | replies::STREAM], sse.as_bytes()].concat(),
+            None => [
+                vec![kind],
+                serde_json::to_vec(&fixture["response"]).unwrap(),
+            ]
+            .concat(),
+        }
+    };
+    let deep = [
+        [b"\0".to_vec(), b"[".repeat(1_000_000)],
+        [b"\0".to_vec(), b"{\"a\":".repeat(200_000)],
+        [b"\x10data: ".to_vec(), b"[".repeat(1_000_000)],
+    ];
+    let deep = deep.map(|parts| parts.concat());
+    paths.iter().map(seed).chain(deep).collect()
 }
 
 /// `tokenizer.json` with BPE over bytes, a normaliser and a pre-tokenizer.
@@ -294,7 +346,14 @@ const GENERATION_CONFIG: &str = r#"{"eos_token_id": 2}"#;
 
 fn tokenizer() -> Vec<u8> {
     let text = "ab 12 µ </s>";
-    [&tokenizer_json().to_string(), TOKENIZER_CONFIG, GENERATION_CONFIG, text].join("\0").into()
+    [
+        &tokenizer_json().to_string(),
+        TOKENIZER_CONFIG,
+        GENERATION_CONFIG,
+        text,
+    ]
+    .join("\0")
+    .into()
 }
 
 fn model(config: &str, dir: &Path) {
@@ -309,20 +368,28 @@ fn weights() -> Vec<Vec<u8>> {
     let single = fs::read(dir.join("model.safetensors")).unwrap();
     let half = potstill::model::load(&dir, DType::F32, &Device::flex()).unwrap();
     save_sharded(&half, &dir.join("half"), DType::BF16, u64::MAX).unwrap();
-    vec![single, fs::read(dir.join("half/model.safetensors")).unwrap()]
+    vec![
+        single,
+        fs::read(dir.join("half/model.safetensors")).unwrap(),
+    ]
 }
 
 fn gguf() -> Vec<Vec<u8>> {
     let dir = folder();
     let mut config: serde_json::Value = serde_json::from_str(models::CONFIG).unwrap();
     config["vocab_size"] = json!(263);
-    for (key, value) in [("hidden_size", 32), ("intermediate_size", 32), ("head_dim", 16)] {
+    for (key, value) in [
+        ("hidden_size", 32),
+        ("intermediate_size", 32),
+        ("head_dim", 16),
+    ] {
         config[key] = json!(value);
     }
     model(&config.to_string(), &dir);
     // llama.cpp knows neither the normaliser nor the pre-tokenizer of the other seed.
     let mut tokenizer = tokenizer_json();
-    tokenizer["normalizer"] = json!({ "type": "Replace", "pattern": { "String": " " }, "content": "\u{2581}" });
+    tokenizer["normalizer"] =
+        json!({ "type": "Replace", "pattern": { "String": " " }, "content": "\u{2581}" });
     tokenizer["pre_tokenizer"] = json!(null);
     fs::write(dir.join("tokenizer.json"), tokenizer.to_string()).unwrap();
     fs::write(dir.join("tokenizer_config.json"), TOKENIZER_CONFIG).unwrap();

@@ -7,11 +7,12 @@ use std::path::Path;
 use potstill_datasets::{
     Answer, Completion, Dropped, Entry, Error, Failed, Footer, Journal, Manifest, NearDuplicate,
     OwnText, Prompt, Record, Selected, SequenceValues, Signal, Store, Table, TaskSample, UnitIndex,
-    Verdict, read_footer, read_shard, write_shard,
+    Verdict, read_footer, read_shard, to_sealed_json, write_shard,
 };
-use potstill_teacher::http::{Probe, RequestLog};
+use potstill_teacher::http::RequestLog;
 use serde::ser::SerializeTuple;
 use serde::{Serialize, Serializer};
+use serde_json::Value;
 
 use crate::scratch::{check_error, check_error_names, file, folder};
 
@@ -99,7 +100,11 @@ pub fn journal(data: &[u8]) {
             spans
         }
         Err(error) => {
-            assert_eq!(fs::read(&path).unwrap(), data, "a refused journal was changed");
+            assert_eq!(
+                fs::read(&path).unwrap(),
+                data,
+                "a refused journal was changed"
+            );
             return check_error_names(&error, name);
         }
     };
@@ -144,12 +149,16 @@ pub fn journal_records(data: &[u8]) {
     }
     drop(journal);
     match entries(&path) {
-        Ok(first) => assert_eq!(format!("{first:?}"), format!("{:?}", entries(&path).unwrap())),
+        Ok(first) => assert_eq!(
+            format!("{first:?}"),
+            format!("{:?}", entries(&path).unwrap())
+        ),
         Err(error) => check_error(&error),
     }
 }
 
-/// Input: a manifest. One that is read is written and read again with the same content.
+/// Input: a manifest. One that is read is written and read again with the same content, and so is one whose hash is not
+/// that of its content when it gets the right one.
 pub fn manifest(data: &[u8]) {
     let name = "prompts_manifest.json";
     let table = file(name, data).with_file_name("prompts");
@@ -162,6 +171,14 @@ pub fn manifest(data: &[u8]) {
             assert_eq!(format!("{manifest:?}"), format!("{again:?}"));
         }
         Err(error) => check_error_names(&error, name),
+    }
+    let fields = serde_json::from_slice::<Value>(data);
+    if let Ok(text) = fields.and_then(|fields| to_sealed_json(&fields)) {
+        fs::write(table.with_file_name(name), text).unwrap();
+        match Manifest::read(&table) {
+            Ok(manifest) => manifest.unwrap().write(&table).unwrap(),
+            Err(error) => check_error_names(&error, name),
+        }
     }
 }
 
@@ -186,13 +203,4 @@ pub fn request_log(data: &[u8]) {
         (before.requests, before.tokens, before.usd),
         (after.requests, after.tokens, after.usd)
     );
-}
-
-/// Input: `probe.json`.
-pub fn probe(data: &[u8]) {
-    if let Ok(probe) = serde_json::from_slice::<Probe>(data) {
-        let text = serde_json::to_string(&probe).unwrap();
-        let again: Probe = serde_json::from_str(&text).unwrap();
-        assert_eq!(text, serde_json::to_string(&again).unwrap());
-    }
 }

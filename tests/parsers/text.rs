@@ -37,7 +37,10 @@ pub fn tokenizer(data: &[u8]) {
     };
     assert_eq!(ids, tokenizer.encode(&text, true).unwrap());
     for id in &ids {
-        assert!((*id as usize) < tokenizer.vocab_size(), "id {id} has no token");
+        assert!(
+            (*id as usize) < tokenizer.vocab_size(),
+            "id {id} has no token"
+        );
         tokenizer.token_bytes(*id);
     }
     for skip_special in [false, true] {
