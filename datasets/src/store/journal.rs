@@ -12,7 +12,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::error::Error;
-use crate::manifest::sync_parent;
+use crate::files::sync_parent;
 
 /// First bytes of a journal: name and version of the layout.
 const MAGIC: [u8; 8] = *b"PSTJRNL1";
