@@ -33,7 +33,7 @@ pub use ledger::{LedgerLine, now};
 pub use owner::check_owner;
 pub use preview::NotYetWritten;
 use preview::Preview;
-use publication::{PLAN_FILE, Publication, draft_name, read_plan};
+use publication::{PLAN_FILE, Publication, read_plan};
 
 /// Copy of the run file in its run directory.
 const RUN_FILE: &str = "run.toml";
@@ -350,6 +350,20 @@ fn is_refused(error: &std::io::Error) -> bool {
         error.kind(),
         ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem
     )
+}
+
+/// The folder of a stage's draft, below the run directory.
+fn draft_name(stage: &str) -> String {
+    format!(".work/draft-{}", stage.replace(' ', "-"))
+}
+
+/// Renames a file or folder, creates the folder that it gets into, and syncs that folder.
+fn rename(from: &Path, to: &Path) -> anyhow::Result<()> {
+    let parent = to.parent().unwrap_or(Path::new("."));
+    fs::create_dir_all(parent)
+        .and_then(|()| fs::rename(from, to))
+        .and_then(|()| File::open(parent)?.sync_all())
+        .with_context(|| format!("cannot rename {} to {}", from.display(), to.display()))
 }
 
 /// Name of a home's manifest, below the run directory.

@@ -11,7 +11,7 @@ use potstill_datasets::{Manifest, replace_file};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{RunDir, StagePlan, short};
+use super::{RunDir, StagePlan, draft_name, rename, short};
 
 /// Folder of the outputs that were replaced.
 pub(super) const EARLIER: &str = "earlier";
@@ -115,15 +115,13 @@ impl RunDir {
         Ok(Started::read(&self.path(home))?.map(|started| started.key))
     }
 
-    /// Notes the key of an output that is written in its place, and creates its folder.
+    /// Creates the folder of an output that is written in its place, with a file that has its key. The folder gets its
+    /// name when the file is complete.
     ///
     /// # Errors
-    /// When the file cannot be written.
+    /// When the file cannot be written, or the folder exists.
     pub fn start(&self, plan: &StagePlan) -> anyhow::Result<()> {
         self.check_writable()?;
-        let folder = self.path(&plan.home);
-        fs::create_dir_all(&folder)
-            .with_context(|| format!("cannot create {}", folder.display()))?;
         let started = Started {
             stage: plan.stage.clone(),
             key: plan.key(),
@@ -131,7 +129,12 @@ impl RunDir {
             inputs: plan.inputs.clone(),
         };
         let text = serde_json::to_string_pretty(&started)? + "\n";
-        Ok(replace_file(&folder.join(STARTED_FILE), text.as_bytes())?)
+        let draft = self.root.join(draft_name(&plan.stage));
+        let begun = draft.join("begun");
+        fs::create_dir_all(&begun).with_context(|| format!("cannot create {}", begun.display()))?;
+        replace_file(&begun.join(STARTED_FILE), text.as_bytes())?;
+        rename(&begun, &self.path(&plan.home))?;
+        fs::remove_dir_all(&draft).with_context(|| format!("cannot delete {}", draft.display()))
     }
 
     /// Finds the output of a plan in `earlier/`, and checks its files.

@@ -5,7 +5,7 @@
 //! destination before it. So the list can be carried out again from its beginning after an interruption at any point.
 
 use std::collections::BTreeSet;
-use std::fs::{self, File};
+use std::fs;
 use std::path::Path;
 
 use anyhow::Context;
@@ -13,7 +13,7 @@ use potstill_datasets::replace_file;
 use serde::{Deserialize, Serialize};
 
 use super::earlier::{EARLIER, Entry, entry_name, outputs_of};
-use super::{Access, EarlierOutput, RunDir, StagePlan, manifest_name};
+use super::{Access, EarlierOutput, RunDir, StagePlan, draft_name, manifest_name, rename};
 
 pub(super) const PLAN_FILE: &str = "plan.json";
 
@@ -215,11 +215,6 @@ pub(super) fn read_plan(path: &Path) -> anyhow::Result<Publication> {
     })
 }
 
-/// The folder of a stage's draft, below the run directory.
-pub(super) fn draft_name(stage: &str) -> String {
-    format!(".work/draft-{}", stage.replace(' ', "-"))
-}
-
 /// Deletes a folder and the folders below it, if they hold no file.
 fn remove_empty(folder: &Path) -> anyhow::Result<()> {
     if !folder.is_dir() {
@@ -238,12 +233,4 @@ fn remove_empty(folder: &Path) -> anyhow::Result<()> {
         true => fs::remove_dir(folder).with_context(cannot),
         false => Ok(()),
     }
-}
-
-pub(super) fn rename(from: &Path, to: &Path) -> anyhow::Result<()> {
-    let parent = to.parent().unwrap_or(Path::new("."));
-    fs::create_dir_all(parent)
-        .and_then(|()| fs::rename(from, to))
-        .and_then(|()| File::open(parent)?.sync_all())
-        .with_context(|| format!("cannot rename {} to {}", from.display(), to.display()))
 }

@@ -182,7 +182,7 @@ fn interrupt_each_step(
         let plan = draft.join(PLAN_FILE);
         fs::write(&plan, serde_json::to_vec(&publication).unwrap()).unwrap();
         for (from, to) in publication.moves.iter().take(steps) {
-            publication::rename(&root.join(from), &root.join(to)).unwrap();
+            rename(&root.join(from), &root.join(to)).unwrap();
         }
         if steps > publication.moves.len() {
             fs::remove_file(&plan).unwrap();
@@ -303,7 +303,7 @@ fn interrupted_exchanges_of_trainings_are_finished() {
             let text = serde_json::to_vec(&restoration).unwrap();
             fs::write(work.join(PLAN_FILE), text).unwrap();
             for (from, to) in restoration.moves.iter().take(steps) {
-                publication::rename(&root.join(from), &root.join(to)).unwrap();
+                rename(&root.join(from), &root.join(to)).unwrap();
             }
             drop(dir);
             let dir = open(root);
