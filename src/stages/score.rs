@@ -53,8 +53,7 @@ pub fn score(context: &Context) -> anyhow::Result<StageOutcome> {
             let imported = import::read(run, context.limit)?;
             let spent = RequestLog::read_spending(&context.dir.path(REQUESTS_FILE))?;
             let forecast = served::scores_ahead(run, http, settings, &imported, &spent);
-            let forecast = forecast?;
-            context.console.output(&format!("score: {forecast}"));
+            context.console.output(&forecast?);
         }
         return Ok(StageOutcome::WouldRun);
     };
@@ -204,8 +203,7 @@ impl<'a> Scorer<'a> {
         let spent = RequestLog::read_spending(&self.context.dir.path(REQUESTS_FILE))?;
         let (tokens, budget) = (estimate.tokens(missing), &self.context.run.settings.budget);
         let forecast = forecast::of_scores(http, budget, tokens, missing, &spent);
-        let console = &self.context.console;
-        console.output(&format!("score: {forecast}"));
+        self.context.console.output(&forecast);
         Ok(())
     }
 

@@ -5,6 +5,7 @@
 
 mod bad_input;
 mod docs;
+mod earlier;
 mod events;
 mod first_hour;
 mod fixture;

@@ -45,7 +45,7 @@ pub(super) fn preview(context: &Context, source: &CollectSource) -> anyhow::Resu
         let spent = RequestLog::read_spending(&context.dir.path(REQUESTS_FILE))?;
         let budget = &context.run.settings.budget;
         let forecast = forecast::of_answers(http, budget, &estimate, missing, &spent);
-        context.console.output(&format!("collect: {forecast}"));
+        context.console.output(&forecast);
     }
     Ok(outcome)
 }
