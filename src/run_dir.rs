@@ -14,7 +14,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use potstill_datasets::{
-    FileHash, Manifest, SCHEMA_VERSION, hash_files, manifest_path, replace_file, stage_key,
+    FileHash, Manifest, SCHEMA_VERSION, hash_files, manifest_path, read_sealed, replace_file,
+    stage_key, write_sealed,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -23,9 +24,11 @@ use crate::run_file::Loaded;
 
 mod ledger;
 mod owner;
+mod verify;
 
 pub use ledger::{LedgerLine, now};
 pub use owner::check_owner;
+pub use verify::{Verification, Verifier};
 
 /// Copy of the run file in its run directory.
 const RUN_FILE: &str = "run.toml";
@@ -35,6 +38,7 @@ const PLAN_FILE: &str = "plan.json";
 #[derive(Debug)]
 pub struct RunDir {
     root: PathBuf,
+    verifier: Verifier,
     _lock: File,
 }
 
@@ -127,6 +131,7 @@ impl RunDir {
         }
         let dir = RunDir {
             root: root.to_owned(),
+            verifier: Verifier::default(),
             _lock: lock,
         };
         let copy = dir.path(RUN_FILE);
@@ -256,8 +261,10 @@ impl RunDir {
             earlier,
             number: self.next_number(&plan.outputs),
         };
-        replace_file(&draft.join(PLAN_FILE), &serde_json::to_vec(&publication)?)?;
-        self.finish(&draft)
+        write_sealed(&draft.join(PLAN_FILE), &publication)?;
+        let kept = self.finish(&draft)?;
+        self.remember(&manifest.files);
+        Ok(kept)
     }
 
     /// The smallest N for which no output has a `NAME.old-N`.
@@ -270,14 +277,8 @@ impl RunDir {
     /// and repeated at any point.
     fn finish(&self, draft: &Path) -> anyhow::Result<Vec<String>> {
         let plan_path = draft.join(PLAN_FILE);
-        let text =
-            fs::read(&plan_path).with_context(|| format!("cannot read {}", plan_path.display()))?;
-        let publication: Publication = serde_json::from_slice(&text).with_context(|| {
-            format!(
-                "{} is damaged\nhint: delete its folder and run again",
-                plan_path.display()
-            )
-        })?;
+        let publication: Publication = read_sealed(&plan_path, "delete its folder and run again")?
+            .with_context(|| format!("{} is absent", plan_path.display()))?;
         let manifest = manifest_path(&draft.join("out"));
         let published = manifest_path(&self.path(&publication.home));
         if manifest.exists() && published.exists() {
@@ -490,11 +491,7 @@ mod tests {
                 earlier: EarlierOutput::Keep,
                 number: 1,
             };
-            fs::write(
-                draft.join(PLAN_FILE),
-                serde_json::to_vec(&publication).unwrap(),
-            )
-            .unwrap();
+            write_sealed(&draft.join(PLAN_FILE), &publication).unwrap();
             let published = manifest_path(&root.join("completions"));
             let old = manifest_path(&root.join("completions.old-1"));
             let mut moves = vec![(published.clone(), old)];

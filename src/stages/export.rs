@@ -67,7 +67,7 @@ fn export_one(context: &Context, variant: Variant) -> anyhow::Result<StageOutcom
         let out = out.join(&home);
         let steps = trained.counts.get("steps").copied().unwrap_or_default();
         let last = checkpoint_of(&format!("students/{variant}"), steps);
-        let last = context.dir.path(&last);
+        let last = context.dir.verified(&last)?;
         let model = potstill_model::load(&last, DType::F32, &context.device)?;
         potstill_model::save(&model, &out, checkpoint::dtype(dtype))?;
         for file in COPIED_FILES
@@ -122,7 +122,7 @@ fn gguf_type(kind: GgufTypeName) -> GgufType {
 
 /// Reads the teacher's provenance from the first shard of `completions/`.
 pub(crate) fn provenance(context: &Context) -> anyhow::Result<Vec<Provenance>> {
-    match shards(&context.dir.path("completions"))?.first() {
+    match shards(&context.dir.verified("completions")?)?.first() {
         Some(shard) => Ok(read_footer(shard)?.provenance),
         None => Ok(Vec::new()),
     }

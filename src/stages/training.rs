@@ -14,14 +14,16 @@ use std::time::Instant;
 
 use anyhow::{Context as _, bail};
 use potstill_datasets::{
-    Arm, FileHash, Split, Variant, hash_files, read_footer, replace_file, row_count, shards,
+    Arm, FileHash, Split, Variant, hash_files, read_footer, replace_file, shards,
 };
 use potstill_student::{Schedule, StepMetrics, TrainSettings, TrainingPlan, TrainingResult};
 use rayon::ThreadPoolBuilder;
 use serde_json::json;
 
 use super::rows::SelectedRows;
-use super::{Context, StageOutcome, checkpoint, counts, for_each_model, rows, score, start};
+use super::{
+    Context, StageOutcome, checkpoint, counts, curate, for_each_model, rows, score, start,
+};
 use crate::events::Event;
 use crate::interrupt;
 use crate::run_dir::{Counts, LedgerLine, StagePlan, now, short};
@@ -92,7 +94,7 @@ impl Training {
         let folder = dir.path(&self.home);
         self.prepare_folder(context, plan)?;
         if run.settings.has_signals() {
-            check_tokenizer(run, &dir.path("signals"))?;
+            check_tokenizer(run, &dir.verified("signals")?)?;
         }
         console.emit(&Event::started(stage));
         let (began, started) = (Instant::now(), now());
@@ -116,6 +118,7 @@ impl Training {
             stage: stage.clone(),
             started_unix_seconds: started,
             seconds,
+            verify_seconds: context.verify_seconds(stage),
             finished: trained.finished,
             counts: counts.clone(),
         })?;
@@ -228,8 +231,7 @@ pub(super) fn checkpoint_of(home: &str, steps: u64) -> String {
 
 /// Resolves steps and warm-up for the sequences that `curate` selected.
 pub(super) fn schedule(context: &Context, learning_rate: f64) -> anyhow::Result<Schedule> {
-    context.dir.require("train", "curate", &context.run)?;
-    let sequences = row_count(&context.dir.path("train"))?;
+    let sequences = curate::selected_count(context, Split::Train)?;
     let train = &context.run.settings.train;
     Ok(train.schedule(sequences, learning_rate))
 }

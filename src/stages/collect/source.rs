@@ -216,7 +216,7 @@ impl CollectSource {
     /// Opens a local teacher, after a check that every prompt fits into its context.
     pub(super) fn prepare(&mut self, context: &Context) -> anyhow::Result<()> {
         if let SourceKind::Local(folder) = &self.kind {
-            let prompts = FolderRows::open(&context.dir.path("prompts"))?;
+            let prompts = FolderRows::open(&context.dir.verified("prompts")?)?;
             let checked = local::check_prompts(&context.run, folder, prompts)?;
             if let Some(text) = checked.bos_problem {
                 context.console.emit(&Event::Warning { text });
