@@ -232,7 +232,9 @@ impl RunDir {
     /// # Errors
     /// As [`Verifier::open`].
     pub fn verified(&self, name: &str) -> anyhow::Result<PathBuf> {
-        self.verifier.open(&self.root, name)
+        let place = self.preview.as_ref().map(|p| p.resolve(name));
+        let folder = place.as_ref().and_then(|place| place.strip_suffix(name));
+        self.verified_in(folder.unwrap_or_default(), name)
     }
 
     /// As [`verified`](RunDir::verified), for outputs with the usual layout in a folder of the run directory.
@@ -240,7 +242,7 @@ impl RunDir {
     /// # Errors
     /// As [`Verifier::open`].
     pub fn verified_in(&self, folder: &str, name: &str) -> anyhow::Result<PathBuf> {
-        self.verifier.open(&self.path(folder), name)
+        self.verifier.open(&self.root.join(folder), name)
     }
 
     /// Notes the hashes of files that this process has just published.

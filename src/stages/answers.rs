@@ -17,7 +17,9 @@ use potstill_teacher::{Ask, Local, LocalSettings, Sampling};
 use serde_json::json;
 
 use super::models::{answers_home, load, model_key, results_file};
-use super::{Context, StageOutcome, StageSummary, checkpoint, counts, grade, import, run_stage};
+use super::{
+    Context, StageOutcome, StageSummary, checkpoint, counts, grade, import, known, run_stage,
+};
 use crate::interrupt;
 use crate::run_dir::{StagePlan, settings_of};
 
@@ -29,22 +31,10 @@ pub(super) fn answer_one(context: &Context, model: RunModel) -> anyhow::Result<S
     let Some(settings) = &run.settings.eval.answers else {
         return Ok(StageOutcome::UpToDate);
     };
-    let prompts = context.dir.require("prompts", "import", run)?;
-    let plan = StagePlan {
-        stage: format!("answer {model}"),
-        home: answers_home(model),
-        outputs: vec![answers_home(model), results_file(&answers_home(model))],
-        settings: json!({
-            "answers": settings_of(settings)?,
-            "test": run.settings.curate.test,
-            "seed": run.settings.run.seed,
-            "reasoning": settings_of(&run.settings.collect.reasoning)?,
-            "template": folder_and_template(context, model)?.1.hash(),
-        }),
-        inputs: BTreeMap::from([
-            ("prompts".to_owned(), prompts.content_hash()),
-            ("model".to_owned(), model_key(context, model)?),
-        ]),
+    let (stage, home) = (format!("answer {model}"), answers_home(model));
+    let plan = || plan(context, settings, model);
+    let Some(plan) = known(context, &stage, &home, plan)? else {
+        return Ok(StageOutcome::WouldRun);
     };
     run_stage(context, &plan, |out| {
         let prompts = graded_prompts(context, settings.grader)?;
@@ -63,6 +53,27 @@ pub(super) fn answer_one(context: &Context, model: RunModel) -> anyhow::Result<S
             ("right", right),
             ("tokens", samples.iter().map(|s| s.tokens as usize).sum()),
         ]))))
+    })
+}
+
+fn plan(context: &Context, settings: &EvalAnswers, model: RunModel) -> anyhow::Result<StagePlan> {
+    let run = &context.run;
+    let prompts = context.dir.require("prompts", "import", run)?;
+    Ok(StagePlan {
+        stage: format!("answer {model}"),
+        home: answers_home(model),
+        outputs: vec![answers_home(model), results_file(&answers_home(model))],
+        settings: json!({
+            "answers": settings_of(settings)?,
+            "test": run.settings.curate.test,
+            "seed": run.settings.run.seed,
+            "reasoning": settings_of(&run.settings.collect.reasoning)?,
+            "template": folder_and_template(context, model)?.1.hash(),
+        }),
+        inputs: BTreeMap::from([
+            ("prompts".to_owned(), prompts.content_hash()),
+            ("model".to_owned(), model_key(context, model)?),
+        ]),
     })
 }
 

@@ -18,7 +18,7 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::score::UNSCORED;
-use super::{Context, StageOutcome, StageSummary, counts, grade, import, run_stage};
+use super::{Context, StageOutcome, StageSummary, counts, grade, import, known, run_stage};
 use crate::run_dir::{StagePlan, settings_of};
 
 /// File with the counts of the stage.
@@ -29,41 +29,13 @@ const CURATION_FILE: &str = "curation.json";
 /// # Errors
 /// When nothing was collected, or train or test would be empty.
 pub fn curate(context: &Context) -> anyhow::Result<StageOutcome> {
-    let completions = context
-        .dir
-        .require("completions", "collect", &context.run)?;
-    let file = &context.run.settings;
-    let settings = &file.curate;
-    let prompts = context.dir.require("prompts", "import", &context.run)?;
-    let mut inputs = BTreeMap::from([
-        ("completions".to_owned(), completions.content_hash()),
-        ("prompts".to_owned(), prompts.content_hash()),
-    ]);
-    let drops_wrong = file.grade.is_some() && settings.wrong == WrongAnswers::Drop;
-    if drops_wrong {
-        let verdicts = context.dir.require("verdicts", "grade", &context.run)?;
-        inputs.insert("verdicts".to_owned(), verdicts.content_hash());
-    }
-    let without_signals = without_signals_folder(context, &mut inputs)?;
-    let seed = context.run.settings.run.seed;
-    let plan = StagePlan {
-        stage: "curate".to_owned(),
-        home: "train".to_owned(),
-        outputs: [
-            "dev",
-            "test",
-            "dropped",
-            "near_duplicates",
-            CURATION_FILE,
-            "train",
-        ]
-        .map(str::to_owned)
-        .to_vec(),
-        settings: json!({ "curate": settings_of(settings)?, "seed": seed }),
-        inputs,
+    let Some((plan, without_signals)) = known(context, "curate", "train", || plan(context))? else {
+        return Ok(StageOutcome::WouldRun);
     };
+    let settings = &context.run.settings.curate;
+    let seed = context.run.settings.run.seed;
     run_stage(context, &plan, |out| {
-        let verdicts = match drops_wrong {
+        let verdicts = match drops_wrong(context) {
             true => Some(context.dir.verified("verdicts")?),
             false => None,
         };
@@ -120,6 +92,46 @@ pub(super) fn selected_count(context: &Context, split: Split) -> anyhow::Result<
     let manifest = context.dir.require("train", "curate", &context.run)?;
     let count = manifest.counts.get(count_name(split)).copied();
     Ok(count.unwrap_or_default() as usize)
+}
+
+/// Makes the plan of the stage, and finds the folder that lists the answers without distributions.
+fn plan(context: &Context) -> anyhow::Result<(StagePlan, Option<&'static str>)> {
+    let (dir, run) = (&context.dir, &context.run);
+    let completions = dir.require("completions", "collect", run)?;
+    let prompts = dir.require("prompts", "import", run)?;
+    let mut inputs = BTreeMap::from([
+        ("completions".to_owned(), completions.content_hash()),
+        ("prompts".to_owned(), prompts.content_hash()),
+    ]);
+    if drops_wrong(context) {
+        let verdicts = dir.require("verdicts", "grade", run)?;
+        inputs.insert("verdicts".to_owned(), verdicts.content_hash());
+    }
+    let without_signals = without_signals_folder(context, &mut inputs)?;
+    let settings = settings_of(&run.settings.curate)?;
+    let plan = StagePlan {
+        stage: "curate".to_owned(),
+        home: "train".to_owned(),
+        outputs: [
+            "dev",
+            "test",
+            "dropped",
+            "near_duplicates",
+            CURATION_FILE,
+            "train",
+        ]
+        .map(str::to_owned)
+        .to_vec(),
+        settings: json!({ "curate": settings, "seed": run.settings.run.seed }),
+        inputs,
+    };
+    Ok((plan, without_signals))
+}
+
+/// Whether answers that are graded wrong are not trained on.
+fn drops_wrong(context: &Context) -> bool {
+    let file = &context.run.settings;
+    file.grade.is_some() && file.curate.wrong == WrongAnswers::Drop
 }
 
 /// Counts of the splits, as `curation.json` has them.

@@ -21,8 +21,8 @@ use serde_json::{Value, json};
 use super::acquire::{self, Acquisition, REQUESTS_FILE};
 use super::collect::{is_published, open_local};
 use super::{
-    Context, StageOutcome, StageSummary, checkpoint, counts, forecast, probe, run_stage_again,
-    sampling, served,
+    Context, StageOutcome, StageSummary, checkpoint, counts, forecast, known, probe,
+    run_stage_again, sampling, served,
 };
 use crate::run_dir::{Counts, StagePlan, settings_of, short};
 use crate::run_file::Loaded;
@@ -43,9 +43,14 @@ pub fn score(context: &Context) -> anyhow::Result<StageOutcome> {
             run.path.display()
         );
     };
-    let completions = context.dir.require("completions", "collect", run)?;
     let mut scorer = Scorer::open(context, settings)?;
-    let plan = scorer.plan(completions.content_hash());
+    let plan = known(context, "score", "signals", || {
+        let completions = context.dir.require("completions", "collect", run)?;
+        Ok(scorer.plan(completions.content_hash()))
+    })?;
+    let Some(plan) = plan else {
+        return Ok(StageOutcome::WouldRun);
+    };
     let again = context.retry_failures && has_failures(context)?;
     let folder = format!("score-{}", short(&plan.key()));
     if let Some(Teacher::Http(http)) = &scorer.teacher

@@ -115,9 +115,10 @@ impl CollectSource {
         let run = &context.run;
         let path = import::source(run)?;
         let provenance = given::provenance(&path)?;
-        // The columns say which text is the answer, and the prompts do not depend on that.
+        // The columns say which text is the answer, and the prompts do not depend on that. The name of the file is not
+        // part of the settings: a file may be renamed.
         let settings = json!({
-            "given": provenance.teacher,
+            "given": true,
             "columns": settings_of(&run.settings.import.columns)?,
             "reasoning": settings_of(&run.settings.collect.reasoning)?,
         });
