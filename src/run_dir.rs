@@ -14,7 +14,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use potstill_datasets::{
-    FileHash, Manifest, SCHEMA_VERSION, hash_files, manifest_path, replace_file, stage_key,
+    FileHash, Manifest, SCHEMA_VERSION, create_private_folder, hash_files, manifest_path,
+    private_file, replace_file, stage_key,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -109,10 +110,12 @@ impl RunDir {
     pub fn open(root: &Path, run: &Loaded) -> anyhow::Result<RunDir> {
         check_owner(root, run)?;
         let work = root.join(".work");
-        fs::create_dir_all(&work)
+        create_private_folder(root)
+            .and_then(|()| fs::create_dir_all(&work))
             .with_context(|| format!("cannot create the run directory {}", root.display()))?;
         let lock_path = work.join("lock");
-        let lock = File::create(&lock_path)
+        let lock = (private_file().write(true).create(true).truncate(false))
+            .open(&lock_path)
             .with_context(|| format!("cannot write {}", lock_path.display()))?;
         match lock.try_lock() {
             Ok(()) => {}

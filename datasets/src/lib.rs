@@ -20,6 +20,7 @@ mod model_files;
 mod near_duplicates;
 mod pack;
 mod parquet;
+mod private;
 pub mod range;
 mod reader;
 mod reasoning;
@@ -51,7 +52,7 @@ pub use crate::import::{
 };
 pub use crate::manifest::{
     FileHash, Manifest, canonical_json, hash_file, hash_files, manifest_path, replace_file,
-    stage_key,
+    replace_shared_file, stage_key,
 };
 pub use crate::mask::{MaskReport, MaskedToken, check_mask, check_sampled};
 pub use crate::near_duplicates::{NEAR_DUPLICATE_SIMILARITY, near_duplicates};
@@ -59,6 +60,7 @@ pub use crate::pack::pack;
 pub use crate::parquet::{
     Footer, PROMPTS_PER_SHARD, ShardWriter, read_footer, shard_name, shards, write_shard,
 };
+pub use crate::private::{create_private, create_private_folder, private_file};
 pub use crate::reader::{FolderRows, ShardRows, read_shard, row_count};
 pub use crate::reasoning::{Reasoning, split_reasoning};
 pub use crate::records::{
@@ -79,4 +81,4 @@ pub use crate::template::{
 };
 pub use crate::tokenizer::{EosSource, SpecialTokens, Tokenizer};
 pub use crate::variant::{Arm, RunModel, UnknownModel, Variant};
-pub use crate::visible::{visible, visible_line};
+pub use crate::visible::{visible, visible_json, visible_line};

@@ -14,6 +14,7 @@ use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
 use crate::error::Error;
+use crate::private::{create_new, create_private};
 
 /// Returns the path of a folder's manifest: `prompts_manifest.json` beside `prompts`, and `_manifest.json` in the run
 /// directory for a path that ends in a separator.
@@ -190,13 +191,30 @@ pub fn canonical_json(value: &Value) -> String {
     }
 }
 
-/// Writes a file atomically: writes a temporary file beside it, syncs and renames it, and syncs the folder.
+/// Writes a file that only its owner can read, atomically: writes a temporary file beside it, syncs and renames it, and
+/// syncs the folder.
 ///
 /// # Errors
 /// [`Error::Io`].
 pub fn replace_file(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    replace(path, bytes, create_private)
+}
+
+/// As [`replace_file`], with the usual permissions, for files of an exported model.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn replace_shared_file(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    replace(path, bytes, |path| create_new(path, File::options()))
+}
+
+fn replace(
+    path: &Path,
+    bytes: &[u8],
+    create: impl FnOnce(&Path) -> std::io::Result<File>,
+) -> Result<(), Error> {
     let temporary = temporary_path(path);
-    let mut file = File::create(&temporary).map_err(Error::io("create", &temporary))?;
+    let mut file = create(&temporary).map_err(Error::io("create", &temporary))?;
     file.write_all(bytes)
         .map_err(Error::io("write", &temporary))?;
     publish_file(&file, &temporary, path)
