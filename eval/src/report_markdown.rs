@@ -417,8 +417,16 @@ fn stages(out: &mut String, report: &Report) {
 
 /// Escapes a sentence of the conclusion, which may have text in backticks.
 fn sentence(text: &str) -> String {
-    let text = text.replace('&', "&amp;").replace('<', "&lt;");
-    text.replace(['\n', '\r'], " ")
+    let text = text.replace(['\n', '\r'], " ");
+    let mut parts = text.split('<');
+    let mut out = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        // Only what can begin a tag; sentences have `p < 0.05`.
+        let is_space = part.starts_with(' ');
+        out += if is_space { "<" } else { "&lt;" };
+        out += part;
+    }
+    out
 }
 
 /// Escapes text for Markdown, so that it is shown as it is: it can end neither a cell of a table nor a line, and makes no
