@@ -6,10 +6,12 @@ mod answer;
 mod answered;
 mod batch;
 mod bos;
+mod canonical;
 mod chat;
 mod curate;
 mod encode;
 mod error;
+mod files;
 mod finding;
 mod float_type;
 mod import;
@@ -26,6 +28,7 @@ mod reader;
 mod reasoning;
 mod records;
 mod schema;
+mod sealed;
 mod signal;
 mod spelling;
 mod store;
@@ -41,19 +44,18 @@ pub use crate::answer::encode_answer;
 pub use crate::answered::{PromptedAnswer, PromptedAnswers};
 pub use crate::batch::Order;
 pub use crate::bos::bos_problem;
+pub use crate::canonical::canonical_json;
 pub use crate::curate::{CurateSettings, KeptAnswers, Split, WrongAnswers};
 pub use crate::encode::{Encoded, encode_conversation, prompt_ids};
 pub use crate::error::{Error, RowLocation};
+pub use crate::files::{FileHash, hash_file, hash_files, replace_file, replace_shared_file};
 pub use crate::finding::Finding;
 pub use crate::float_type::FloatType;
 pub use crate::import::{
     AnswerSource, Columns, Detected, ImportRows, ImportSettings, Imported, ImportedRow,
     detect_columns, import, import_rows,
 };
-pub use crate::manifest::{
-    FileHash, Manifest, canonical_json, hash_file, hash_files, manifest_path, replace_file,
-    replace_shared_file, stage_key,
-};
+pub use crate::manifest::{Manifest, manifest_path, stage_key};
 pub use crate::mask::{MaskReport, MaskedToken, check_mask, check_sampled};
 pub use crate::near_duplicates::{NEAR_DUPLICATE_SIMILARITY, near_duplicates};
 pub use crate::pack::pack;
@@ -69,6 +71,7 @@ pub use crate::records::{
     Usage, Verdict,
 };
 pub use crate::schema::{PROVENANCE_KEY, Record, SCHEMA_KEY, SCHEMA_VERSION};
+pub use crate::sealed::{read_sealed, to_sealed_json, write_sealed};
 pub use crate::signal::{MASS_TOLERANCE, Signal, SignalRow};
 pub use crate::spelling::Spelling;
 pub use crate::store::{

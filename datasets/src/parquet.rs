@@ -20,7 +20,8 @@ use arrow_array::types::UInt32Type;
 use arrow_schema::{DataType, Field, SchemaRef};
 
 use crate::error::Error;
-use crate::manifest::{publish_file, temporary_path};
+use crate::files::{publish_file, temporary_path};
+use crate::manifest::schema_version;
 use crate::private::create_private;
 use crate::records::Provenance;
 use crate::schema::{PROVENANCE_KEY, Record, SCHEMA_KEY, SCHEMA_VERSION, file_schema};
@@ -307,20 +308,7 @@ pub(crate) fn footer(path: &Path, metadata: &ArrowReaderMetadata) -> Result<Foot
     let schema: u32 = value(SCHEMA_KEY)?
         .parse()
         .map_err(|_| bad_footer(path, SCHEMA_KEY, "it is not a number"))?;
-    if schema > SCHEMA_VERSION {
-        let problem = format!(
-            "{} has schema version {schema}, and this Potstill reads version {SCHEMA_VERSION}",
-            path.display()
-        );
-        return Err(Error::invalid(
-            problem,
-            "use the newer Potstill that wrote it",
-        ));
-    }
-    if schema < SCHEMA_VERSION {
-        let why = format!("there is no version {schema}");
-        return Err(bad_footer(path, SCHEMA_KEY, &why));
-    }
+    schema_version(path, u64::from(schema))?;
     let provenance = serde_json::from_str(value(PROVENANCE_KEY)?)
         .map_err(|error| bad_footer(path, PROVENANCE_KEY, &error.to_string()))?;
     Ok(Footer {

@@ -12,7 +12,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::error::Error;
-use crate::manifest::sync_parent;
+use crate::files::sync_parent;
 use crate::private::private_file;
 
 /// First bytes of a journal: name and version of the layout.
