@@ -17,7 +17,7 @@ use potstill_datasets::{
 
 use crate::errors;
 use crate::progress::{Console, colours};
-use crate::run_dir::check_owner;
+use crate::run_dir::{Verifier, check_owner};
 use crate::run_file::Loaded;
 use crate::stages::sources::{self, Extent, Needed, Sources};
 use crate::stages::{RunOptions, checkpoint, import, run_dir_path};
@@ -73,7 +73,7 @@ pub fn render(
     let encoder = row_encoder(&run)?;
     let limit = run.settings.import.limit.map_or(rows, |n| rows.min(n));
     let imported = import::read(&run, Some(limit))?;
-    let mut known = known_answers(&dir.join("completions"), &imported)?;
+    let mut known = known_answers(&dir, &imported)?;
     let colours = colours();
     console.note(match colours {
         true => "tokens in green carry loss, the others do not; the EOS is reversed",
@@ -132,10 +132,10 @@ fn row_encoder(run: &Loaded) -> anyhow::Result<RowEncoder> {
 /// The answers that exist, by prompt id, each with its origin: the first published answer to a
 /// prompt, otherwise the first answer in the data.
 fn known_answers(
-    completions: &Path,
+    run_dir: &Path,
     imported: &Imported,
 ) -> anyhow::Result<HashMap<String, (&'static str, Completion)>> {
-    let published = published(completions, &imported.prompts)?;
+    let published = published(run_dir, &imported.prompts)?;
     let mut known: HashMap<_, _> = published
         .into_iter()
         .map(|(id, completion)| (id, ("the published answer", completion)))
@@ -150,12 +150,12 @@ fn known_answers(
 
 /// Reads the first published answer to each of the prompts, by prompt id. The map is empty if
 /// nothing is published.
-fn published(dir: &Path, prompts: &[Prompt]) -> anyhow::Result<HashMap<String, Completion>> {
+fn published(run_dir: &Path, prompts: &[Prompt]) -> anyhow::Result<HashMap<String, Completion>> {
     let mut found = HashMap::new();
-    if Manifest::read(dir)?.is_none() {
+    if Manifest::read(&run_dir.join("completions"))?.is_none() {
         return Ok(found);
     }
-    for shard in shards(dir)? {
+    for shard in shards(&Verifier::default().open(run_dir, "completions")?)? {
         for completion in read_shard::<Completion>(&shard)? {
             if found.len() == prompts.len() {
                 return Ok(found);

@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{Read, Write};
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -22,12 +25,12 @@ pub struct FileHash {
     pub sha256: String,
 }
 
-/// Computes the sizes and hashes of all files below a folder, by path with `/`.
+/// Computes the sizes and hashes of all files below a folder, by path with `/`. Several files are hashed at a time.
 ///
 /// # Errors
 /// [`Error::Io`], and [`Error::Invalid`] if a name is not UTF-8.
 pub fn hash_files(dir: &Path) -> Result<BTreeMap<String, FileHash>, Error> {
-    let mut files = BTreeMap::new();
+    let (mut names, mut paths) = (Vec::new(), Vec::new());
     let mut folders = vec![(dir.to_path_buf(), String::new())];
     while let Some((folder, prefix)) = folders.pop() {
         for entry in fs::read_dir(&folder).map_err(Error::io("list", &folder))? {
@@ -40,11 +43,43 @@ pub fn hash_files(dir: &Path) -> Result<BTreeMap<String, FileHash>, Error> {
             if path.is_dir() {
                 folders.push((path, format!("{name}/")));
             } else {
-                files.insert(name, hash_file(&path)?);
+                names.push(name);
+                paths.push(path);
             }
         }
     }
-    Ok(files)
+    Ok(names.into_iter().zip(hash_each(&paths)?).collect())
+}
+
+/// Computes the sizes and hashes of files, several at a time, in the order of their paths.
+///
+/// # Errors
+/// [`Error::Io`], which names the file.
+pub fn hash_each(paths: &[PathBuf]) -> Result<Vec<FileHash>, Error> {
+    let cores = thread::available_parallelism().map_or(1, |cores| cores.get());
+    if cores.min(paths.len()) < 2 {
+        return paths.iter().map(|path| hash_file(path)).collect();
+    }
+    // Threads of their own, because this is called from threads of a pool and while a lock is held.
+    let next = AtomicUsize::new(0);
+    let work = || {
+        let mine = std::iter::from_fn(|| {
+            let index = next.fetch_add(1, Ordering::Relaxed);
+            Some((index, hash_file(paths.get(index)?)))
+        });
+        mine.collect::<Vec<_>>()
+    };
+    let mut hashed = thread::scope(|scope| {
+        let workers: Vec<_> = (0..cores.min(paths.len()))
+            .map(|_| scope.spawn(work))
+            .collect();
+        let results = workers
+            .into_iter()
+            .map(|worker| worker.join().unwrap_or_else(|panic| resume_unwind(panic)));
+        results.flatten().collect::<Vec<_>>()
+    });
+    hashed.sort_by_key(|(index, _)| *index);
+    hashed.into_iter().map(|(_, hash)| hash).collect()
 }
 
 /// Computes the size and the hash of one file, which is read in blocks.

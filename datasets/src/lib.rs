@@ -48,7 +48,9 @@ pub use crate::canonical::canonical_json;
 pub use crate::curate::{CurateSettings, KeptAnswers, Split, WrongAnswers};
 pub use crate::encode::{Encoded, encode_conversation, prompt_ids};
 pub use crate::error::{Error, RowLocation};
-pub use crate::files::{FileHash, hash_file, hash_files, replace_file, replace_shared_file};
+pub use crate::files::{
+    FileHash, hash_each, hash_file, hash_files, replace_file, replace_shared_file,
+};
 pub use crate::finding::Finding;
 pub use crate::float_type::FloatType;
 pub use crate::import::{

@@ -15,9 +15,10 @@ use crate::Error;
 #[allow(unsafe_code)]
 pub(crate) fn map_file(path: &Path) -> Result<Mmap, Error> {
     let (file, _) = open_regular(path)?;
-    // SAFETY: the map is read-only. If another process changes the file meanwhile, the values
-    // read are unspecified, but every access stays within the checked offsets of the map. If another process truncates
-    // the file meanwhile, SIGBUS ends this process, as with every reader that maps a file.
+    // SAFETY: the map is read-only, its length is that of the file, and the slice that borrows it bounds every access.
+    // What cannot be ensured is that no other process changes the file while it is mapped: then the bytes that are read are
+    // unspecified, and reading beyond a new end is SIGBUS, as with every reader that maps a file. Callers drop the map when
+    // they have read and copied the header of the file.
     unsafe { Mmap::map(&file) }.map_err(Error::io("map", path))
 }
 

@@ -21,6 +21,8 @@ pub struct LedgerLine {
     pub started_unix_seconds: u64,
     /// Duration, seconds.
     pub seconds: f64,
+    /// Seconds of them that went into comparing published files with their manifests.
+    pub verify_seconds: f64,
     /// Whether the stage finished.
     pub finished: bool,
     /// Counts of this run.
@@ -81,6 +83,7 @@ mod tests {
             stage: "import".to_owned(),
             started_unix_seconds: now(),
             seconds: 0.5,
+            verify_seconds: 0.25,
             finished: true,
             counts: Counts::new(),
         };

@@ -15,7 +15,7 @@ use potstill_eval::{
 use serde_json::json;
 
 use super::models::{answers_home, export_home, own_text_home, test_home};
-use super::{Context, StageOutcome, StageSummary, counts, export, run_stage, tune};
+use super::{Context, StageOutcome, StageSummary, counts, export, known, run_stage, tune};
 use crate::events::Event;
 use crate::run_dir::{Counts, StagePlan};
 
@@ -27,27 +27,12 @@ const FILES: [&str; 3] = ["report.html", "report.md", "report.json"];
 /// # Errors
 /// When a model is not yet measured, or the results do not belong together.
 pub fn report(context: &Context) -> anyhow::Result<StageOutcome> {
-    let run = &context.run;
     let arms = context.arms();
     let models: Vec<RunModel> = ([RunModel::Base, RunModel::Unigram].into_iter())
         .chain(arms.iter().map(|arm| arm.first().into()))
         .collect();
-    let mut inputs = BTreeMap::new();
-    for (home, stage) in homes(context)? {
-        let manifest = context.dir.require(&home, &stage, run)?;
-        inputs.insert(home, manifest.content_hash());
-    }
-    let plan = StagePlan {
-        stage: "report".to_owned(),
-        home: String::new(),
-        outputs: FILES.map(str::to_owned).to_vec(),
-        settings: json!({
-            "name": run.settings.run.name.as_str(),
-            "students": models,
-            "resamples": run.settings.eval.resamples,
-            "seed": run.settings.run.seed,
-        }),
-        inputs,
+    let Some(plan) = known(context, "report", "", || plan(context, &models))? else {
+        return Ok(StageOutcome::WouldRun);
     };
     let mut conclusion = Vec::new();
     let outcome = run_stage(context, &plan, |out| {
@@ -72,6 +57,27 @@ pub fn report(context: &Context) -> anyhow::Result<StageOutcome> {
         context.console.note(&format!("report: {}", path.display()));
     }
     Ok(outcome)
+}
+
+fn plan(context: &Context, models: &[RunModel]) -> anyhow::Result<StagePlan> {
+    let run = &context.run;
+    let mut inputs = BTreeMap::new();
+    for (home, stage) in homes(context)? {
+        let manifest = context.dir.require(&home, &stage, run)?;
+        inputs.insert(home, manifest.content_hash());
+    }
+    Ok(StagePlan {
+        stage: "report".to_owned(),
+        home: String::new(),
+        outputs: FILES.map(str::to_owned).to_vec(),
+        settings: json!({
+            "name": run.settings.run.name.as_str(),
+            "students": models,
+            "resamples": run.settings.eval.resamples,
+            "seed": run.settings.run.seed,
+        }),
+        inputs,
+    })
 }
 
 /// Opens the report in the browser. On a machine without a browser this prints the path instead of
