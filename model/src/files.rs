@@ -76,7 +76,7 @@ pub(crate) fn write_whole(
     let mut temporary = path.as_os_str().to_owned();
     temporary.push(".tmp");
     let temporary = PathBuf::from(temporary);
-    let file = File::create(&temporary).map_err(Error::io("create", &temporary))?;
+    let file = create_new(&temporary).map_err(Error::io("create", &temporary))?;
     let mut file = BufWriter::with_capacity(1 << 20, file);
     write(&mut file)?;
     let file = file
@@ -91,4 +91,16 @@ pub(crate) fn write_whole(
     File::open(dir)
         .and_then(|dir| dir.sync_all())
         .map_err(Error::io("sync", dir))
+}
+
+/// Creates an empty file. What is there from an earlier process is removed and never written to, so that a symbolic link
+/// cannot lead the writer to another file.
+fn create_new(path: &Path) -> std::io::Result<File> {
+    match File::create_new(path) {
+        Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {
+            std::fs::remove_file(path)?;
+            File::create_new(path)
+        }
+        opened => opened,
+    }
 }

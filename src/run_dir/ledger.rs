@@ -1,10 +1,11 @@
 //! `ledger.jsonl`: one line for each run of a stage, and the only file that contains times.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::Write;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
+use potstill_datasets::private_file;
 use serde::{Deserialize, Serialize};
 
 use super::{Counts, RunDir};
@@ -37,7 +38,7 @@ impl RunDir {
         let path = self.path(LEDGER_FILE);
         let mut text = serde_json::to_string(line)?;
         text.push('\n');
-        let mut file = File::options().create(true).append(true).open(&path);
+        let mut file = private_file().create(true).append(true).open(&path);
         file.as_mut()
             .map_err(|e| std::io::Error::new(e.kind(), e.to_string()))
             .and_then(|file| file.write_all(text.as_bytes()))

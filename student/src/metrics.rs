@@ -1,10 +1,11 @@
 //! The metrics of training steps, and the file `metrics.jsonl` that holds them.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use potstill_datasets::private_file;
 use serde::Serialize;
 
 use crate::error::Error;
@@ -51,7 +52,7 @@ impl MetricsFile {
         fs::create_dir_all(dir).map_err(Error::io(dir))?;
         let path = dir.join("metrics.jsonl");
         let open = || {
-            let file = OpenOptions::new().create(true).append(true).open(&path)?;
+            let file = private_file().create(true).append(true).open(&path)?;
             file.set_len(bytes)?;
             Ok(file)
         };

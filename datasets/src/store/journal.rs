@@ -4,7 +4,7 @@
 //! length and the payload. A crash can tear only the last frame, so a broken end is cut off when the journal is opened.
 //! A broken frame that is followed by a whole one is damage of another kind and an error: a cut would lose records.
 
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{File, TryLockError};
 use std::io::{BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
@@ -13,6 +13,7 @@ use serde::de::DeserializeOwned;
 
 use crate::error::Error;
 use crate::files::sync_parent;
+use crate::private::private_file;
 
 /// First bytes of a journal: name and version of the layout.
 const MAGIC: [u8; 8] = *b"PSTJRNL1";
@@ -55,7 +56,7 @@ impl Journal {
     /// changed; [`Error::JournalDamaged`] if a broken frame is followed by whole ones; [`Error::Io`].
     pub fn open(path: &Path) -> Result<(Journal, Vec<FrameSpan>), Error> {
         let new = !path.exists();
-        let mut options = OpenOptions::new();
+        let mut options = private_file();
         options.read(true).write(true).create(true).truncate(false);
         let file = options.open(path).map_err(Error::io("open", path))?;
         match file.try_lock() {

@@ -4,12 +4,13 @@
 //! request is charged in full, by a line of its own, when the file is opened the next time.
 
 use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, BufRead, BufReader, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use potstill_datasets::private_file;
 use serde::{Deserialize, Serialize};
 
 use super::{Attempt, ChargeBasis, Reservation, Spending, TokenUsage};
@@ -60,7 +61,7 @@ impl RequestLog {
     /// kind.
     pub fn open(path: &Path, stage: &str) -> Result<RequestLog, Error> {
         let read = read(path)?;
-        let file = OpenOptions::new().create(true).append(true).open(path);
+        let file = private_file().create(true).append(true).open(path);
         let file = file.map_err(cannot("write", path))?;
         file.set_len(read.whole_bytes)
             .map_err(cannot("write", path))?;
