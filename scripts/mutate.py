@@ -102,6 +102,9 @@ keep = "all"
 
 [student]
 path = "model"
+
+[train]
+LOSS
 """
 
 TEMPLATE = (
@@ -125,10 +128,15 @@ WORDS = {
 }
 
 
+def of_text(served):
+    """The run file of a server without distributions."""
+    return served.replace("signals = SIGNALS\n", "").replace("LOSS", "loss = { cross_entropy = 1.0 }")
+
+
 def mutated(rng, data, words):
     """Returns bytes with one to four changes; never the same bytes."""
     out = bytearray(data)
-    for _ in range(rng.randint(1, 4)):
+    for _ in range(rng.choice([1, 1, 1, 2, 4])):
         at = rng.randint(0, len(out))
         kind = rng.randrange(9)
         if kind <= 1 and at < len(out):
@@ -241,6 +249,7 @@ class Base:
         shutil.rmtree(base / "runs/gguf")
         (base / "gguf.toml").write_text(RUN_FILE.replace('path = "model"', 'path = "model.gguf"').replace('"tiny"', '"gguf"').replace("layers = { every = 2 }", 'path = "model"'))
         self.interrupted()
+        self.begun()
 
     def must(self, arguments):
         done = subprocess.run([self.binary, *arguments], cwd=self.folder, capture_output=True, text=True, env=environment())
@@ -263,6 +272,27 @@ class Base:
             time.sleep(0.001)
         if not any((base / "runs/stopped").rglob("checkpoints/step-*")):
             sys.exit("the training was not interrupted in time")
+
+
+    def begun(self):
+        """Makes runs/served with a journal: the program was killed while it waited for the last of eight answers."""
+        reached, is_waiting = threading.Event(), True
+        def reply_to(body):
+            if is_waiting and b"Story 7" in body:
+                reached.set()
+                time.sleep(2)
+            return 200, "application/json", json.dumps(COMPLETION).encode()
+        server = serve(reply_to)
+        text = SERVED.replace("PORT", str(server.server_port)).replace("STREAM", "false").replace("limit = 2\n", "limit = 8\n")
+        (self.folder / "served.toml").write_text(of_text(text))
+        self.must(["import", "served.toml"])
+        process = subprocess.Popen([self.binary, "collect", "served.toml"], cwd=self.folder, env=environment(),
+                                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        reached.wait(10)
+        time.sleep(0.5)
+        process.kill()
+        process.wait()
+        is_waiting = False
 
 
 def environment():
@@ -350,13 +380,12 @@ def kinds(base):
     own = lambda name, share, files, words, command=run, **rest: Kind(
         name, share, files, words, command, ["model", "prompts.jsonl", "run.toml", "runs/tiny"], is_own=True, result=of_run("tiny"), **rest)
     def without_report(folder):
-        for path in (folder / "runs/tiny").glob("report*"):
+        for path in [*(folder / "runs/tiny").glob("report*"), folder / "runs/tiny/_manifest.json"]:
             path.unlink()
-    def journal_only(folder):
-        for path in (folder / "runs/tiny").glob("*"):
-            if path.name not in (".work", "prompts", "prompts_manifest.json", "run.toml", "sources.json"):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-    stopped = base.folder / "runs/stopped"
+    def without_students(folder):
+        without_report(folder)
+        shutil.rmtree(folder / "runs/tiny/students")
+    stopped, served = base.folder / "runs/stopped", base.folder / "runs/served"
     parquet = [str(path) for path in sorted((ROOT / "tests/parsers/corpus/parquet_rows").glob("*")) if path.name not in ("dictionary", "gzip")]
     for path in parquet:
         shutil.copy(path, base.folder / (pathlib.Path(path).name + ".parquet"))
@@ -378,12 +407,15 @@ def kinds(base):
         data("gzip rows", 4, "rows.jsonl.gz", "bytes", '{ text = "text" }', ["import", "run.toml"]),
         Kind("Parquet rows", 6, parquet, "bytes", ["init", "--data", "FILE", "--teacher", "model"], ["model"]),
         Kind("rows, init", 4, ["chats.jsonl"], "json", ["init", "--data", "FILE", "--teacher", "model"], ["model"]),
-        own("tables", 12, listed("*/**/*.parquet") or listed("*/*.parquet"), "bytes", prepare=without_report),
-        own("manifests", 10, listed("*_manifest.json") + listed("*/*_manifest.json") + listed("*/*/*_manifest.json"), "json"),
-        own("exports", 6, [path for path in listed("export*/**/*") + listed("students/**/*") if "checkpoints" not in path
-            and ".parquet" not in path and "tfevents" not in path and "metrics" not in path and "manifest" not in path], "bytes", prepare=without_report),
-        own("ledger and other JSON", 5, listed("*.jsonl") + [path for path in listed("*.json") if "manifest" not in path and "report" not in path], "json", prepare=without_report),
-        own("journal", 10, listed(".work/**/*journal*") or listed("**/*.journal"), "bytes", prepare=journal_only),
+        own("tables, training", 10, listed("*/*.parquet"), "bytes", prepare=without_students),
+        own("tables, report", 6, listed("students/**/*.parquet"), "bytes", prepare=without_report),
+        own("manifests", 10, listed("**/*_manifest.json"), "json"),
+        own("exports", 6, [path for path in listed("students/*/export/**/*") if "manifest" not in path], "bytes", prepare=without_report),
+        own("ledger and other JSON", 5, listed("*.jsonl") + [path for path in listed("*.json") if "manifest" not in path and "report" not in path],
+            "json", prepare=without_report),
+        Kind("journal and request log", 12, [path for path in listed("*.jsonl", served) + listed(".work/**/*", served) if "lock" not in path],
+             "bytes", ["collect", "served.toml", "--retry-failures"], ["model", "prompts.jsonl", "served.toml", "runs/served"], is_own=True,
+             result=of_run("served")),
         Kind("training checkpoints", 8, [path for path in listed("**/checkpoints/step-*/*", stopped)], "bytes", ["train", "stopped.toml"],
              ["model", "prompts.jsonl", "stopped.toml", "runs/stopped"], is_own=True, result=of_run("stopped")),
     ]
@@ -417,7 +449,8 @@ REPLIES = [
 ]
 
 
-def serve(body, content_type, status):
+def serve(reply_to):
+    """Starts a server that answers each request with what `reply_to` makes of its body: status, content type and body."""
     class Handler(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
@@ -434,8 +467,7 @@ def serve(body, content_type, status):
             self.reply(200, "application/json", b'{"object": "list", "data": [{"id": "m", "object": "model"}]}')
 
         def do_POST(self):
-            self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            self.reply(status, content_type, body)
+            self.reply(*reply_to(self.rfile.read(int(self.headers.get("Content-Length", 0)))))
 
         def log_message(self, *_):
             pass
@@ -543,11 +575,11 @@ def run_reply(base, number, seed):
         copy(base, name, folder)
     body = mutated(rng, body, "json")
     (folder / "reply").write_bytes(body)
-    server = serve(body, content_type, status)
+    server = serve(lambda _: (status, content_type, body))
     text = SERVED.replace("PORT", str(server.server_port)).replace("STREAM", str(stream).lower())
     if stream or number % 2:
-        text = re.sub(r"signals = SIGNALS\n", "", text)
-    text = text.replace("SIGNALS", "{ top_k = 2 }")
+        text = of_text(text)
+    text = text.replace("SIGNALS", "{ top_k = 2 }").replace("LOSS", "")
     (folder / "run.toml").write_text(text)
     outcome = execute(base.binary, ["import", "run.toml"], folder)
     if outcome.code == 0:
@@ -561,6 +593,8 @@ def run_reply(base, number, seed):
 
 
 def finish(base, kind, number, folder, file, label, why, outcome):
+    if os.environ.get("POTSTILL_MUTATE_SHOW"):
+        print(kind, number, label, why, repr(outcome.message[:300]), flush=True)
     if label == "FAILED":
         print(f"{kind} {number}: {why}: {folder}/{file}\n  {outcome.message.strip()[:400]!r}", flush=True)
     else:
