@@ -15,8 +15,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use potstill_datasets::{
-    FileHash, Manifest, SCHEMA_VERSION, hash_files, manifest_path, read_sealed, replace_file,
-    stage_key, write_sealed,
+    FileHash, Manifest, SCHEMA_VERSION, create_private_folder, hash_files, manifest_path,
+    private_file, read_sealed, replace_file, stage_key, write_sealed,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -328,7 +328,11 @@ impl RunDir {
 /// Creates and locks the directory. The inner error says why the directory of an earlier run cannot be written.
 fn lock(root: &Path, work: &Path) -> anyhow::Result<Result<File, String>> {
     let lock_path = work.join("lock");
-    let created = fs::create_dir_all(work).and_then(|()| File::create(&lock_path));
+    let mut options = private_file();
+    options.write(true).create(true).truncate(false);
+    let created = create_private_folder(root)
+        .and_then(|()| fs::create_dir_all(work))
+        .and_then(|()| options.open(&lock_path));
     let file = match created {
         Ok(file) => file,
         Err(e) if is_refused(&e) && root.join(RUN_FILE).is_file() => return Ok(Err(e.to_string())),

@@ -13,6 +13,7 @@ use sha2::{Digest, Sha256};
 
 use crate::canonical::hex;
 use crate::error::Error;
+use crate::private::{create_new, create_private};
 
 /// Size and hash of a file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -104,13 +105,30 @@ pub fn hash_file(path: &Path) -> Result<FileHash, Error> {
     })
 }
 
-/// Writes a file atomically: writes a temporary file beside it, syncs and renames it, and syncs the folder.
+/// Writes a file that only its owner can read, atomically: writes a temporary file beside it, syncs and renames it, and
+/// syncs the folder.
 ///
 /// # Errors
 /// [`Error::Io`].
 pub fn replace_file(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    replace(path, bytes, create_private)
+}
+
+/// As [`replace_file`], with the usual permissions, for files of an exported model.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn replace_shared_file(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    replace(path, bytes, |path| create_new(path, File::options()))
+}
+
+fn replace(
+    path: &Path,
+    bytes: &[u8],
+    create: impl FnOnce(&Path) -> std::io::Result<File>,
+) -> Result<(), Error> {
     let temporary = temporary_path(path);
-    let mut file = File::create(&temporary).map_err(Error::io("create", &temporary))?;
+    let mut file = create(&temporary).map_err(Error::io("create", &temporary))?;
     file.write_all(bytes)
         .map_err(Error::io("write", &temporary))?;
     publish_file(&file, &temporary, path)

@@ -22,6 +22,7 @@ use arrow_schema::{DataType, Field, SchemaRef};
 use crate::error::Error;
 use crate::files::{publish_file, temporary_path};
 use crate::manifest::schema_version;
+use crate::private::create_private;
 use crate::records::Provenance;
 use crate::schema::{PROVENANCE_KEY, Record, SCHEMA_KEY, SCHEMA_VERSION, file_schema};
 
@@ -136,7 +137,7 @@ impl<R: Record> ShardWriter<R> {
         optional: bool,
     ) -> Result<ShardWriter<R>, Error> {
         let temporary = temporary_path(path);
-        let file = File::create(&temporary).map_err(Error::io("create", &temporary))?;
+        let file = create_private(&temporary).map_err(Error::io("create", &temporary))?;
         let list = serde_json::to_string(provenance)
             .map_err(|error| bad_footer(path, PROVENANCE_KEY, &error.to_string()))?;
         let options = ArrowWriterOptions::new()

@@ -1,16 +1,18 @@
 //! `ledger.jsonl`: one line for each run of a stage, and the only file that contains times.
 
-use std::fs::File;
 use std::io::Write;
+use std::sync::{Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
-use potstill_datasets::{read_checked_lines, to_checked_line};
+use potstill_datasets::{private_file, read_checked_lines, to_checked_line};
 use serde::{Deserialize, Serialize};
 
 use super::{Counts, RunDir};
 
 const LEDGER_FILE: &str = "ledger.jsonl";
+/// Held while a line is added.
+static WRITING: Mutex<()> = Mutex::new(());
 /// Remedy for a line that cannot be read.
 const DAMAGE_HINT: &str = "restore the file from a copy, or move it away: only the report reads it, for the times of the stages";
 
@@ -38,10 +40,12 @@ impl RunDir {
     /// When the file cannot be read or written, or a line of it is damaged.
     pub fn log(&self, line: &LedgerLine) -> anyhow::Result<()> {
         let path = self.path(LEDGER_FILE);
+        // Students that are trained in parallel log at the same time.
+        let _alone = WRITING.lock().unwrap_or_else(PoisonError::into_inner);
         let whole = read_checked_lines(&path, DAMAGE_HINT, &mut |_: LedgerLine| ())?;
         let text = to_checked_line(line)?;
         let append = || {
-            let mut file = File::options().create(true).append(true).open(&path)?;
+            let mut file = private_file().create(true).append(true).open(&path)?;
             // A line that a crash cut off would make this one unreadable.
             file.set_len(whole)?;
             file.write_all(&text)

@@ -1,11 +1,11 @@
 //! The metrics of training steps, and the file `metrics.jsonl` that holds them.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use potstill_datasets::{check_first_lines, to_checked_line};
+use potstill_datasets::{check_first_lines, private_file, to_checked_line};
 use serde::Serialize;
 
 use crate::error::Error;
@@ -59,7 +59,7 @@ impl MetricsFile {
         let path = dir.join("metrics.jsonl");
         check_first_lines(&path, bytes, DAMAGE_HINT)?;
         let open = || {
-            let file = OpenOptions::new().create(true).append(true).open(&path)?;
+            let file = private_file().create(true).append(true).open(&path)?;
             file.set_len(bytes)?;
             Ok(file)
         };

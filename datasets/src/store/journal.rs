@@ -5,7 +5,7 @@
 //! A broken frame that is followed by a whole one is damage of another kind and an error: a cut would lose records. So is
 //! a last frame of the right length without its CRC, unless its end is zeros, as a file system may leave it.
 
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{File, TryLockError};
 use std::io::{BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
@@ -14,6 +14,7 @@ use serde::de::DeserializeOwned;
 
 use crate::error::Error;
 use crate::files::sync_parent;
+use crate::private::private_file;
 
 /// First bytes of a journal: name and version of the layout.
 const MAGIC: [u8; 8] = *b"PSTJRNL1";
@@ -61,7 +62,7 @@ impl Journal {
     /// last frame is broken and not torn; [`Error::Io`].
     pub fn open(path: &Path) -> Result<(Journal, Vec<FrameSpan>), Error> {
         let new = !path.exists();
-        let mut options = OpenOptions::new();
+        let mut options = private_file();
         options.read(true).write(true).create(true).truncate(false);
         let file = options.open(path).map_err(Error::io("open", path))?;
         match file.try_lock() {

@@ -4,13 +4,13 @@
 //! request is charged in full, by a line of its own, when the file is opened the next time.
 
 use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use potstill_datasets::{read_checked_lines, to_checked_line};
+use potstill_datasets::{private_file, read_checked_lines, to_checked_line};
 use serde::{Deserialize, Serialize};
 
 use super::{Attempt, ChargeBasis, Reservation, Spending, TokenUsage};
@@ -64,7 +64,7 @@ impl RequestLog {
     /// damaged.
     pub fn open(path: &Path, stage: &str) -> Result<RequestLog, Error> {
         let read = read(path)?;
-        let file = OpenOptions::new().create(true).append(true).open(path);
+        let file = private_file().create(true).append(true).open(path);
         let file = file.map_err(cannot("write", path))?;
         file.set_len(read.whole_bytes)
             .map_err(cannot("write", path))?;
