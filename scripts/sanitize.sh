@@ -5,8 +5,8 @@
 #   scripts/sanitize.sh asan     all tests of `potstill-kernels`, which has all unsafe code but one line, with the loops for
 #                                this processor; and the tests that read GGUF files, whose header is mapped into memory
 #                                (the one line, in model/src/files.rs)
-#   scripts/sanitize.sh miri     the unit tests of `kernels::gemm` without its vectors for x86, on small products: bounds,
-#                                uninitialised memory, aliasing and data races of tiles, packing and shared outputs
+#   scripts/sanitize.sh miri     small products of `kernels::gemm` without the vectors of a processor: bounds, uninitialised
+#                                memory and aliasing of tiles, packing and outputs
 #
 # It needs a nightly toolchain, and for Miri `rustup component add miri rust-src --toolchain nightly`. NIGHTLY names the
 # toolchain [nightly]. Not covered: kernels of a GPU, and AVX-512 BF16 on a processor without it.
@@ -25,7 +25,7 @@ if [ "$what" != miri ]; then
     RUSTFLAGS=-Zsanitizer=address cargo "+$nightly" test --release --target "$target" -p potstill-model --test gguf
 fi
 if [ "$what" != asan ]; then
-    # Rayon's threads never end, and Miri would wait for them.
+    # The tests read the features of the processor, and the buffers of a thread live as long as it.
     MIRIFLAGS="-Zmiri-disable-isolation -Zmiri-ignore-leaks" \
-        cargo "+$nightly" miri test -p potstill-kernels --lib miri
+        cargo "+$nightly" miri test -p potstill-kernels --lib small_products
 fi
