@@ -93,6 +93,9 @@ pub fn init(file: &Path, given: InitOptions, force: bool, console: &Console) -> 
     };
     let text = write::run_file(&inputs);
     std::fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))?;
+    for ignored in &inputs.detected.ignored {
+        console.note(&format!("the data: not read as answers: {ignored}"));
+    }
     console.note(&format!(
         "{file}: the data looks like {}\nnext: `potstill check {file}`, `potstill render {file}` (shows which tokens carry loss), `potstill run {file}`",
         inputs.detected.shape,

@@ -46,8 +46,8 @@ pub use crate::error::{Error, RowLocation};
 pub use crate::finding::Finding;
 pub use crate::float_type::FloatType;
 pub use crate::import::{
-    AnswerSource, Columns, Detected, ImportRows, ImportSettings, Imported, ImportedRow,
-    detect_columns, import, import_rows,
+    AnswerSource, Columns, Delimiter, Detected, ImportRows, ImportSettings, Imported, ImportedRow,
+    data_files, detect_columns, import, import_rows,
 };
 pub use crate::manifest::{
     FileHash, Manifest, canonical_json, hash_file, hash_files, manifest_path, replace_file,

@@ -125,7 +125,7 @@ pub(super) fn rows<'a>(
     Ok(rows.map(|row| {
         let mut row = row.map_err(|e| named(run, e))?;
         let marks = run.settings.collect.reasoning.as_ref();
-        row.answer
+        row.answers
             .iter_mut()
             .for_each(|answer| separate_reasoning(answer, marks));
         Ok(row)

@@ -4,7 +4,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{anyhow, bail};
-use potstill_datasets::{FolderRows, ImportSettings, Imported, Prompt, Provenance, hash_file};
+use potstill_datasets::{
+    Completion, FolderRows, ImportSettings, Imported, Prompt, Provenance, hash_file,
+};
 use potstill_teacher::{AnswerRequest, GivenTeacher, Teacher};
 
 use crate::stages::{Context, import};
@@ -50,7 +52,7 @@ pub(super) fn count(context: &Context) -> anyhow::Result<Vec<u32>> {
             samples.push(0);
         }
         if let Some(samples) = samples.get_mut(row.prompt_number) {
-            *samples += u32::from(row.answer.is_some());
+            *samples += u32::try_from(row.answers.len())?;
         }
     }
     let Some(unanswered) = samples.iter().position(|samples| *samples == 0) else {
@@ -78,20 +80,26 @@ pub(super) fn requests<'a>(
         })
         .collect();
     let rows = import::rows(&context.run, settings)?;
-    Ok(rows.filter_map(move |row| {
+    Ok(rows.flat_map(move |row| {
         let row = match row {
             Ok(row) => row,
-            Err(error) => return Some(Err(error)),
+            Err(error) => return vec![Err(error)],
         };
-        let given = row.answer?;
-        let ordinal = first_ordinals.get(row.prompt_number)? + given.sample_index;
-        let request = AnswerRequest {
-            ordinal,
-            prompt: Arc::new(row.prompt),
-            sample_index: given.sample_index,
-            given: Some(given),
+        let Some(first) = first_ordinals.get(row.prompt_number) else {
+            return Vec::new();
         };
-        Some(Ok((ordinal, request)))
+        let prompt = Arc::new(row.prompt);
+        let request = |given: Completion| {
+            let ordinal = first + given.sample_index;
+            let request = AnswerRequest {
+                ordinal,
+                prompt: prompt.clone(),
+                sample_index: given.sample_index,
+                given: Some(given),
+            };
+            Ok((ordinal, request))
+        };
+        row.answers.into_iter().map(request).collect()
     }))
 }
 

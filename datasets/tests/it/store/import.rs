@@ -278,7 +278,8 @@ fn an_instruction_takes_its_input_and_gives_its_output() {
         Detected {
             columns: alpaca(),
             name: "alpaca",
-            has_answers: true
+            has_answers: true,
+            ignored: Vec::new(),
         }
     );
     let path = folder.write(
