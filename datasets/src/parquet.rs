@@ -20,7 +20,9 @@ use arrow_array::types::UInt32Type;
 use arrow_schema::{DataType, Field, SchemaRef};
 
 use crate::error::Error;
-use crate::manifest::{publish_file, temporary_path};
+use crate::files::{publish_file, temporary_path};
+use crate::manifest::schema_version;
+use crate::private::create_private;
 use crate::records::Provenance;
 use crate::schema::{PROVENANCE_KEY, Record, SCHEMA_KEY, SCHEMA_VERSION, file_schema};
 
@@ -135,7 +137,7 @@ impl<R: Record> ShardWriter<R> {
         optional: bool,
     ) -> Result<ShardWriter<R>, Error> {
         let temporary = temporary_path(path);
-        let file = File::create(&temporary).map_err(Error::io("create", &temporary))?;
+        let file = create_private(&temporary).map_err(Error::io("create", &temporary))?;
         let list = serde_json::to_string(provenance)
             .map_err(|error| bad_footer(path, PROVENANCE_KEY, &error.to_string()))?;
         let options = ArrowWriterOptions::new()
@@ -306,20 +308,7 @@ pub(crate) fn footer(path: &Path, metadata: &ArrowReaderMetadata) -> Result<Foot
     let schema: u32 = value(SCHEMA_KEY)?
         .parse()
         .map_err(|_| bad_footer(path, SCHEMA_KEY, "it is not a number"))?;
-    if schema > SCHEMA_VERSION {
-        let problem = format!(
-            "{} has schema version {schema}, and this Potstill reads version {SCHEMA_VERSION}",
-            path.display()
-        );
-        return Err(Error::invalid(
-            problem,
-            "use the newer Potstill that wrote it",
-        ));
-    }
-    if schema < SCHEMA_VERSION {
-        let why = format!("there is no version {schema}");
-        return Err(bad_footer(path, SCHEMA_KEY, &why));
-    }
+    schema_version(path, u64::from(schema))?;
     let provenance = serde_json::from_str(value(PROVENANCE_KEY)?)
         .map_err(|error| bad_footer(path, PROVENANCE_KEY, &error.to_string()))?;
     Ok(Footer {

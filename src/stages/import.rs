@@ -25,8 +25,6 @@ pub fn import(context: &Context) -> anyhow::Result<StageOutcome> {
         "columns": context.run.settings.import.columns,
         "system": context.run.settings.import.system,
         "limit": limit(&context.run, context.limit),
-        // The name is part of each prompt's `source`.
-        "name": path.file_name().map(|name| name.to_string_lossy()),
     });
     // A row that repeats a question is a duplicate, unless its answer is trained on.
     let import = &context.run.settings.import;

@@ -37,7 +37,7 @@ pub(super) fn teacher(provenance: Provenance) -> Teacher {
 /// A prompt without an answer; data that are not those of `prompts/`.
 pub(super) fn count(context: &Context) -> anyhow::Result<Vec<u32>> {
     let settings = import::settings_of(&context.run, context.limit)?;
-    let mut prompts = FolderRows::<Prompt>::open(&context.dir.path("prompts"))?;
+    let mut prompts = FolderRows::<Prompt>::open(&context.dir.verified("prompts")?)?;
     let mut samples: Vec<u32> = Vec::new();
     for row in import::rows(&context.run, &settings)? {
         let row = row?;
@@ -58,7 +58,7 @@ pub(super) fn count(context: &Context) -> anyhow::Result<Vec<u32>> {
     let Some(unanswered) = samples.iter().position(|samples| *samples == 0) else {
         return Ok(samples);
     };
-    let prompt = FolderRows::<Prompt>::open(&context.dir.path("prompts"))?.nth(unanswered);
+    let prompt = FolderRows::<Prompt>::open(&context.dir.verified("prompts")?)?.nth(unanswered);
     match prompt.transpose()? {
         Some(prompt) => Err(no_answer(&prompt)),
         None => Ok(samples),
