@@ -15,6 +15,7 @@ mod hub;
 mod hub_server;
 mod losses;
 mod mistakes;
+mod odd_data;
 mod own_text;
 mod real;
 mod render;

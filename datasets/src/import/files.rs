@@ -29,8 +29,14 @@ impl FileFormat {
     }
 }
 
-/// Files that describe a data set and hold none of it.
-const DESCRIPTIONS: [&str; 5] = [
+/// Files that describe a data set or a model and hold no rows.
+const DESCRIPTIONS: [&str; 11] = [
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.json",
     "dataset_info.json",
     "dataset_infos.json",
     "dataset_dict.json",

@@ -4,19 +4,17 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{anyhow, bail};
-use potstill_datasets::{
-    Completion, FolderRows, ImportSettings, Imported, Prompt, Provenance, hash_file,
-};
+use potstill_datasets::{Completion, FolderRows, ImportSettings, Imported, Prompt, Provenance};
 use potstill_teacher::{AnswerRequest, GivenTeacher, Teacher};
 
 use crate::stages::{Context, import};
 
-/// Provenance of the answers of a file.
-pub(super) fn provenance(path: &Path) -> anyhow::Result<Provenance> {
+/// Provenance of the answers of a file or folder, whose content has this hash.
+pub(super) fn provenance(path: &Path, hash: String) -> Provenance {
     let name = path.file_name().unwrap_or_default();
-    Ok(Provenance {
+    Provenance {
         teacher: name.to_string_lossy().into_owned(),
-        revision: hash_file(path)?.sha256,
+        revision: hash,
         engine: "given".to_owned(),
         dtype: String::new(),
         tokenizer: String::new(),
@@ -24,7 +22,7 @@ pub(super) fn provenance(path: &Path) -> anyhow::Result<Provenance> {
         sampling: "{}".to_owned(),
         temperatures: Vec::new(),
         licence: None,
-    })
+    }
 }
 
 pub(super) fn teacher(provenance: Provenance) -> Teacher {
