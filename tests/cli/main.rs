@@ -24,5 +24,6 @@ mod sampling;
 mod secure;
 mod served;
 mod students;
+mod tampered;
 mod tokens;
 mod training;
