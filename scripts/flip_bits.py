@@ -63,10 +63,10 @@ resamples = 100
 answers = { grader = "exact", max_new_tokens = 4 }
 """
 SERVED = (
-    RUN.replace('path = "model"\ntemplate = "plain"', 'url = "http://127.0.0.1:PORT/v1"\nmodel = "m"\nconnections = 1')
-    .replace("signals = { top_k = 6 }\n", "")
+    RUN.replace('path = "model"\ntemplate = "plain"', 'url = "http://127.0.0.1:PORT/v1"\nmodel = "m"\ntokenizer = "model"\ntemplate = "plain"')
+    .replace("signals = { top_k = 6 }\n", "concurrency = 1\n")
     .replace("[curate]", "[budget]\nrequests = 60\n[curate]")
-    .replace('layers = { every = 2 }', 'path = "model"\ntemplate = "plain"')
+    .replace('layers = { every = 2 }', 'path = "model"')
     .replace("[train]\n", "[train]\nloss = { forward_kl = 0.0, cross_entropy = 1.0 }\n")
     .replace('controls = ["sft"]', "controls = []")
 )
@@ -288,7 +288,8 @@ def prepare(root):
     served = copy("served")
     text = SERVED.replace("PORT", str(Server().port))
     (served / "run.toml").write_text(text)
-    assert potstill(served, ["import", "run.toml"])[0] == 0
+    code, output = potstill(served, ["import", "run.toml"])
+    assert code == 0, output
     code, output = potstill(served, ["collect", "run.toml"])
     assert code == 1 and "budget" in output, output
     (served / "run.toml").write_text(text.replace("requests = 60", "requests = 1000"))
