@@ -25,5 +25,6 @@ mod sampling;
 mod secure;
 mod served;
 mod students;
+mod tampered;
 mod tokens;
 mod training;
