@@ -12,9 +12,9 @@ use crate::schema::{description, kind, meaning, properties, requires, schema_of}
 
 const PAGE_INTRO: &str = "# Events
 
-With `--json` a command prints one JSON object a line on stdout for each event. The field `event` names the event, and `unix_seconds` is its time. Text for people stays on stderr; `--quiet` removes all of it except errors. New events and fields may be added, so skip those that you do not know.
+With `--json` a command prints one JSON object a line on stdout for each event. The field `event` names the event, and `unix_seconds` is its time. Text for people stays on stderr; `--quiet` removes all of it except errors. Control characters and marks that change the direction of text are written as `\\u` escapes. New events and fields may be added, so skip those that you do not know.
 
-Without `--json`, stdout carries data alone, such as the conclusion of the report.
+Without `--json`, stdout carries data alone: what a command was asked for, such as the plan of `check`, and the conclusion of the report, which `--quiet` leaves out.
 
 This page is generated from the doc comments in `src/events.rs`: `POTSTILL_UPDATE=1 cargo test --release --workspace --test cli -- docs` writes it again.
 ";
@@ -238,11 +238,6 @@ impl Event {
         let seconds = now.map(|now| now.as_secs_f64()).unwrap_or_default();
         fields["unix_seconds"] = Value::from((seconds * 1e3).round() / 1e3);
         fields.to_string()
-    }
-
-    /// Whether the event is shown in spite of `--quiet`.
-    pub(crate) fn is_error(&self) -> bool {
-        matches!(self, Event::Error { .. })
     }
 
     /// Whether the text belongs on stdout.

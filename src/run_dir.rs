@@ -15,7 +15,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use potstill_datasets::{
-    FileHash, Manifest, SCHEMA_VERSION, hash_files, manifest_path, replace_file, stage_key,
+    FileHash, Manifest, SCHEMA_VERSION, create_private_folder, hash_files, manifest_path,
+    private_file, replace_file, stage_key,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -27,6 +28,7 @@ mod ledger;
 mod owner;
 mod preview;
 mod publication;
+mod verify;
 
 pub use earlier::{EarlierFolder, Entry, Started};
 pub use ledger::{LedgerLine, now};
@@ -34,6 +36,7 @@ pub use owner::check_owner;
 pub use preview::NotYetWritten;
 use preview::Preview;
 use publication::{PLAN_FILE, Publication, read_plan};
+pub use verify::{Verification, Verifier};
 
 /// Copy of the run file in its run directory.
 const RUN_FILE: &str = "run.toml";
@@ -51,6 +54,7 @@ pub enum Access {
 #[derive(Debug)]
 pub struct RunDir {
     root: PathBuf,
+    verifier: Verifier,
     /// `None` if the directory is only read.
     _lock: Option<File>,
     /// Why the directory cannot be written, if it cannot.
@@ -132,6 +136,7 @@ impl RunDir {
         };
         let dir = RunDir {
             root: root.to_owned(),
+            verifier: Verifier::default(),
             preview: unwritable.is_some().then(Preview::default),
             _lock: lock,
             unwritable,
@@ -297,6 +302,7 @@ impl RunDir {
         manifest.write(&out)?;
         let publication = self.publication(plan, earlier)?;
         self.carry_out(&plan.stage, &publication)?;
+        self.remember(&manifest.files);
         Ok(publication.kept)
     }
 
@@ -324,7 +330,11 @@ impl RunDir {
 /// Creates and locks the directory. The inner error says why the directory of an earlier run cannot be written.
 fn lock(root: &Path, work: &Path) -> anyhow::Result<Result<File, String>> {
     let lock_path = work.join("lock");
-    let created = fs::create_dir_all(work).and_then(|()| File::create(&lock_path));
+    let mut options = private_file();
+    options.write(true).create(true).truncate(false);
+    let created = create_private_folder(root)
+        .and_then(|()| fs::create_dir_all(work))
+        .and_then(|()| options.open(&lock_path));
     let file = match created {
         Ok(file) => file,
         Err(e) if is_refused(&e) && root.join(RUN_FILE).is_file() => return Ok(Err(e.to_string())),

@@ -151,6 +151,16 @@ impl Context {
         )
     }
 
+    /// Returns the time that went into comparing published files with their manifests since the last call, in seconds,
+    /// and prints it as a detail.
+    pub(crate) fn verify_seconds(&self, stage: &str) -> f64 {
+        let verified = self.dir.take_verification();
+        if let Some(text) = verified.text() {
+            self.console.detail(&format!("{stage}: {text}"));
+        }
+        verified.seconds
+    }
+
     /// Arms that the run trains: the student first, then its controls.
     pub fn arms(&self) -> Vec<Arm> {
         let controls = &self.run.settings.train.controls;
@@ -286,6 +296,7 @@ pub(crate) fn run_stage_again(
         stage: name.clone(),
         started_unix_seconds: started,
         seconds: 0.0,
+        verify_seconds: context.verify_seconds(name),
         finished: done.is_some(),
         counts: Counts::new(),
     };

@@ -3,13 +3,17 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{Read, Write};
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::canonical::hex;
 use crate::error::Error;
+use crate::private::{create_new, create_private};
 
 /// Size and hash of a file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,12 +25,12 @@ pub struct FileHash {
     pub sha256: String,
 }
 
-/// Computes the sizes and hashes of all files below a folder, by path with `/`.
+/// Computes the sizes and hashes of all files below a folder, by path with `/`. Several files are hashed at a time.
 ///
 /// # Errors
 /// [`Error::Io`], and [`Error::Invalid`] if a name is not UTF-8.
 pub fn hash_files(dir: &Path) -> Result<BTreeMap<String, FileHash>, Error> {
-    let mut files = BTreeMap::new();
+    let (mut names, mut paths) = (Vec::new(), Vec::new());
     let mut folders = vec![(dir.to_path_buf(), String::new())];
     while let Some((folder, prefix)) = folders.pop() {
         for entry in fs::read_dir(&folder).map_err(Error::io("list", &folder))? {
@@ -39,11 +43,43 @@ pub fn hash_files(dir: &Path) -> Result<BTreeMap<String, FileHash>, Error> {
             if path.is_dir() {
                 folders.push((path, format!("{name}/")));
             } else {
-                files.insert(name, hash_file(&path)?);
+                names.push(name);
+                paths.push(path);
             }
         }
     }
-    Ok(files)
+    Ok(names.into_iter().zip(hash_each(&paths)?).collect())
+}
+
+/// Computes the sizes and hashes of files, several at a time, in the order of their paths.
+///
+/// # Errors
+/// [`Error::Io`], which names the file.
+pub fn hash_each(paths: &[PathBuf]) -> Result<Vec<FileHash>, Error> {
+    let cores = thread::available_parallelism().map_or(1, |cores| cores.get());
+    if cores.min(paths.len()) < 2 {
+        return paths.iter().map(|path| hash_file(path)).collect();
+    }
+    // Threads of their own, because this is called from threads of a pool and while a lock is held.
+    let next = AtomicUsize::new(0);
+    let work = || {
+        let mine = std::iter::from_fn(|| {
+            let index = next.fetch_add(1, Ordering::Relaxed);
+            Some((index, hash_file(paths.get(index)?)))
+        });
+        mine.collect::<Vec<_>>()
+    };
+    let mut hashed = thread::scope(|scope| {
+        let workers: Vec<_> = (0..cores.min(paths.len()))
+            .map(|_| scope.spawn(work))
+            .collect();
+        let results = workers
+            .into_iter()
+            .map(|worker| worker.join().unwrap_or_else(|panic| resume_unwind(panic)));
+        results.flatten().collect::<Vec<_>>()
+    });
+    hashed.sort_by_key(|(index, _)| *index);
+    hashed.into_iter().map(|(_, hash)| hash).collect()
 }
 
 /// Computes the size and the hash of one file, which is read in blocks.
@@ -69,13 +105,30 @@ pub fn hash_file(path: &Path) -> Result<FileHash, Error> {
     })
 }
 
-/// Writes a file atomically: writes a temporary file beside it, syncs and renames it, and syncs the folder.
+/// Writes a file that only its owner can read, atomically: writes a temporary file beside it, syncs and renames it, and
+/// syncs the folder.
 ///
 /// # Errors
 /// [`Error::Io`].
 pub fn replace_file(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    replace(path, bytes, create_private)
+}
+
+/// As [`replace_file`], with the usual permissions, for files of an exported model.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn replace_shared_file(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    replace(path, bytes, |path| create_new(path, File::options()))
+}
+
+fn replace(
+    path: &Path,
+    bytes: &[u8],
+    create: impl FnOnce(&Path) -> std::io::Result<File>,
+) -> Result<(), Error> {
     let temporary = temporary_path(path);
-    let mut file = File::create(&temporary).map_err(Error::io("create", &temporary))?;
+    let mut file = create(&temporary).map_err(Error::io("create", &temporary))?;
     file.write_all(bytes)
         .map_err(Error::io("write", &temporary))?;
     publish_file(&file, &temporary, path)

@@ -16,12 +16,14 @@ mod finding;
 mod float_type;
 mod import;
 pub mod limits;
+mod lines;
 mod manifest;
 mod mask;
 mod model_files;
 mod near_duplicates;
 mod pack;
 mod parquet;
+mod private;
 pub mod range;
 mod reader;
 mod reasoning;
@@ -47,13 +49,16 @@ pub use crate::canonical::canonical_json;
 pub use crate::curate::{CurateSettings, KeptAnswers, Split, WrongAnswers};
 pub use crate::encode::{Encoded, encode_conversation, prompt_ids};
 pub use crate::error::{Error, RowLocation};
-pub use crate::files::{FileHash, hash_file, hash_files, replace_file};
+pub use crate::files::{
+    FileHash, hash_each, hash_file, hash_files, replace_file, replace_shared_file,
+};
 pub use crate::finding::Finding;
 pub use crate::float_type::FloatType;
 pub use crate::import::{
-    AnswerSource, Columns, Detected, ImportRows, ImportSettings, Imported, ImportedRow,
-    detect_columns, import, import_rows,
+    AnswerSource, Columns, Delimiter, Detected, ImportRows, ImportSettings, Imported, ImportedRow,
+    data_files, detect_columns, import, import_rows,
 };
+pub use crate::lines::{check_first_lines, read_checked_lines, to_checked_line};
 pub use crate::manifest::{Manifest, manifest_path, stage_key};
 pub use crate::mask::{MaskReport, MaskedToken, check_mask, check_sampled};
 pub use crate::near_duplicates::{NEAR_DUPLICATE_SIMILARITY, near_duplicates};
@@ -61,6 +66,7 @@ pub use crate::pack::pack;
 pub use crate::parquet::{
     Footer, PROMPTS_PER_SHARD, ShardWriter, read_footer, shard_name, shards, write_shard,
 };
+pub use crate::private::{create_private, create_private_folder, private_file};
 pub use crate::reader::{FolderRows, ShardRows, read_shard, row_count};
 pub use crate::reasoning::{Reasoning, split_reasoning};
 pub use crate::records::{
@@ -82,4 +88,4 @@ pub use crate::template::{
 };
 pub use crate::tokenizer::{EosSource, SpecialTokens, Tokenizer};
 pub use crate::variant::{Arm, RunModel, UnknownModel, Variant};
-pub use crate::visible::{visible, visible_line};
+pub use crate::visible::{visible, visible_json, visible_line};

@@ -22,6 +22,7 @@ use arrow_schema::{DataType, Field, SchemaRef};
 use crate::error::Error;
 use crate::files::{publish_file, temporary_path};
 use crate::manifest::schema_version;
+use crate::private::create_private;
 use crate::records::Provenance;
 use crate::schema::{PROVENANCE_KEY, Record, SCHEMA_KEY, SCHEMA_VERSION, file_schema};
 
@@ -31,6 +32,9 @@ pub const PROMPTS_PER_SHARD: usize = 1024;
 /// Number of rows that are converted at a time. This bounds memory, and is a constant because the bytes of a file depend
 /// on it.
 pub(crate) const BATCH_ROWS: usize = 32;
+
+/// A row group ends early if it would need more memory than this, bytes. The bytes of a file depend on it.
+const GROUP_BYTES: usize = 256 * 1024 * 1024;
 
 /// The name of a shard in its folder: `shard-00000.parquet`.
 pub fn shard_name(index: usize) -> String {
@@ -136,7 +140,7 @@ impl<R: Record> ShardWriter<R> {
         optional: bool,
     ) -> Result<ShardWriter<R>, Error> {
         let temporary = temporary_path(path);
-        let file = File::create(&temporary).map_err(Error::io("create", &temporary))?;
+        let file = create_private(&temporary).map_err(Error::io("create", &temporary))?;
         let list = serde_json::to_string(provenance)
             .map_err(|error| bad_footer(path, PROVENANCE_KEY, &error.to_string()))?;
         let options = ArrowWriterOptions::new()
@@ -193,7 +197,13 @@ impl<R: Record> ShardWriter<R> {
             .and_then(|batch| check_provenance(&batch, self.provenances).map(|()| batch))
             .and_then(|batch| self.fitted(rows, batch))
             .map_err(|error| error.in_file(&self.path))?;
-        self.writer.write(&batch).map_err(unwritable(&self.path))
+        let written = self.writer.write(&batch);
+        written
+            .and_then(|()| match self.writer.memory_size() > GROUP_BYTES {
+                true => self.writer.flush(),
+                false => Ok(()),
+            })
+            .map_err(unwritable(&self.path))
     }
 
     /// Reduces a batch to the columns of the file.

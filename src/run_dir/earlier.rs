@@ -7,7 +7,7 @@ use std::io::ErrorKind;
 use std::path::Path;
 
 use anyhow::{Context, bail};
-use potstill_datasets::{Manifest, replace_file};
+use potstill_datasets::{Manifest, read_sealed, write_sealed};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -59,28 +59,18 @@ impl Started {
 
     /// Writes the file into a folder.
     pub(super) fn write(&self, folder: &Path) -> anyhow::Result<()> {
-        let text = serde_json::to_string_pretty(self)? + "\n";
-        Ok(replace_file(&folder.join(STARTED_FILE), text.as_bytes())?)
+        Ok(write_sealed(&folder.join(STARTED_FILE), self)?)
     }
 
     /// Reads the file of a folder; `None` if there is none.
     fn read(folder: &Path) -> anyhow::Result<Option<Started>> {
         let path = folder.join(STARTED_FILE);
-        let text = match fs::read(&path) {
-            Ok(text) => text,
-            // An output may be a file, such as `tuning.json`.
-            Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
-                return Ok(None);
-            }
-            Err(e) => return Err(e).with_context(|| format!("cannot read {}", path.display())),
-        };
-        let started = serde_json::from_slice(&text).with_context(|| {
-            format!(
-                "{} is damaged\nhint: move its folder away, and the training starts anew",
-                path.display()
-            )
-        })?;
-        Ok(Some(started))
+        // An output may be a file, such as `tuning.json`.
+        if !folder.is_dir() {
+            return Ok(None);
+        }
+        let hint = "move its folder away, and the training starts anew";
+        Ok(read_sealed(&path, hint)?)
     }
 }
 
@@ -173,6 +163,9 @@ impl RunDir {
                 return Ok(None);
             }
             check_files(&root, &manifest)?;
+            for output in outputs_of(&manifest, &plan.home) {
+                self.verified_in(&name, &output)?;
+            }
             let manifest = Some(manifest);
             return Ok(Some(Entry { name, manifest }));
         }

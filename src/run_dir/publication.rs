@@ -9,7 +9,7 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::Context;
-use potstill_datasets::replace_file;
+use potstill_datasets::{read_sealed, write_sealed};
 use serde::{Deserialize, Serialize};
 
 use super::earlier::{EARLIER, Entry, entry_name, outputs_of};
@@ -172,7 +172,7 @@ impl RunDir {
     pub(super) fn carry_out(&self, stage: &str, publication: &Publication) -> anyhow::Result<()> {
         let draft = self.root.join(draft_name(stage));
         fs::create_dir_all(&draft).with_context(|| format!("cannot create {}", draft.display()))?;
-        replace_file(&draft.join(PLAN_FILE), &serde_json::to_vec(publication)?)?;
+        write_sealed(&draft.join(PLAN_FILE), publication)?;
         self.finish(&draft)
     }
 
@@ -206,13 +206,8 @@ impl RunDir {
 
 /// Reads a `plan.json`.
 pub(super) fn read_plan(path: &Path) -> anyhow::Result<Publication> {
-    let text = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-    serde_json::from_slice(&text).with_context(|| {
-        format!(
-            "{} is damaged\nhint: delete its folder and run again",
-            path.display()
-        )
-    })
+    let hint = "delete its folder and run again";
+    read_sealed(path, hint)?.with_context(|| format!("{} is absent", path.display()))
 }
 
 /// Deletes a folder and the folders below it, if they hold no file.

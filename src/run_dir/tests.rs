@@ -180,7 +180,7 @@ fn interrupt_each_step(
         let draft = root.join(draft_name(&stage));
         fs::create_dir_all(&draft).unwrap();
         let plan = draft.join(PLAN_FILE);
-        fs::write(&plan, serde_json::to_vec(&publication).unwrap()).unwrap();
+        potstill_datasets::write_sealed(&plan, &publication).unwrap();
         for (from, to) in publication.moves.iter().take(steps) {
             rename(&root.join(from), &root.join(to)).unwrap();
         }
@@ -300,8 +300,7 @@ fn interrupted_exchanges_of_trainings_are_finished() {
             most = restoration.moves.len();
             let work = root.join(draft_name(&stage));
             fs::create_dir_all(&work).unwrap();
-            let text = serde_json::to_vec(&restoration).unwrap();
-            fs::write(work.join(PLAN_FILE), text).unwrap();
+            potstill_datasets::write_sealed(&work.join(PLAN_FILE), &restoration).unwrap();
             for (from, to) in restoration.moves.iter().take(steps) {
                 rename(&root.join(from), &root.join(to)).unwrap();
             }

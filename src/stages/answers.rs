@@ -89,7 +89,7 @@ pub(crate) fn graded_prompts(context: &Context, grader: Grader) -> anyhow::Resul
 /// Returns the test prompts.
 pub(super) fn test_prompts(context: &Context) -> anyhow::Result<Vec<Prompt>> {
     let file = &context.run.settings;
-    let mut prompts = import::published(&context.dir.path("prompts"))?;
+    let mut prompts = import::published(&context.dir.verified("prompts")?)?;
     prompts.retain(|p| file.curate.split(file.run.seed, &p.id) == Split::Test);
     if prompts.is_empty() {
         bail!("there is no test prompt\nhint: raise `test` in [curate], or import more prompts");
@@ -215,7 +215,10 @@ impl AnswerBatches<'_> {
 
 /// Reads a model's published answers, in the order of `prompts/`.
 pub(crate) fn published(context: &Context, model: RunModel) -> anyhow::Result<Vec<TaskSample>> {
-    let path = context.dir.path(&answers_home(model)).join(SAMPLES_FILE);
+    let path = context
+        .dir
+        .verified(&answers_home(model))?
+        .join(SAMPLES_FILE);
     let mut samples = Vec::new();
     for sample in read_shard::<TaskSample>(&path)? {
         samples.push(sample?);

@@ -106,7 +106,7 @@ fn units<'a>(
     context: &Context,
     samples: &'a Samples,
 ) -> anyhow::Result<impl Iterator<Item = anyhow::Result<(Arc<Prompt>, u32)>> + use<'a>> {
-    let prompts = FolderRows::<Prompt>::open(&context.dir.path("prompts"))?;
+    let prompts = FolderRows::<Prompt>::open(&context.dir.verified("prompts")?)?;
     Ok(prompts.enumerate().flat_map(|(number, prompt)| {
         let prompt = match prompt {
             Ok(prompt) => Arc::new(prompt),
@@ -140,7 +140,7 @@ fn index_units(
     source: &CollectSource,
 ) -> anyhow::Result<(UnitIndex, TokenEstimate)> {
     let mut estimate = TokenEstimate::default();
-    let prompts = row_count(&context.dir.path("prompts"))?;
+    let prompts = row_count(&context.dir.verified("prompts")?)?;
     let names = units(context, &source.samples)?.map(|unit| {
         let (prompt, sample_index) = unit?;
         if let Some(http) = source.http()
@@ -223,7 +223,7 @@ impl Collection {
     ) -> anyhow::Result<Published> {
         let published = publish_answers(
             &mut self.store,
-            FolderRows::open(&context.dir.path("prompts"))?,
+            FolderRows::open(&context.dir.verified("prompts")?)?,
             &|number| source.samples.of(number),
             tables,
             &mut |prompt, answer| match &source.teacher {
@@ -263,15 +263,20 @@ fn add_published(
             continue;
         }
         let folder = home.strip_suffix("completions").unwrap_or_default();
-        let beside = |table: &str| dir.path(&format!("{folder}{table}"));
-        let signals = source.has_local_signals().then(|| beside("signals"));
-        store.add_published(&dir.path(&home), signals.as_deref(), index)?;
-        let failures = beside("failures");
+        let beside = |table: &str| match folder {
+            "" => dir.verified(table),
+            folder => dir.verified_in(folder, table),
+        };
+        let signals = match source.has_local_signals() {
+            true => Some(beside("signals")?),
+            false => None,
+        };
+        store.add_published(&beside("completions")?, signals.as_deref(), index)?;
         if let Some(http) = source.http()
             && !context.retry_failures
-            && failures.is_dir()
+            && beside("failures")?.is_dir()
         {
-            store.add_published_failures(&failures, &http.provenance, index)?;
+            store.add_published_failures(&beside("failures")?, &http.provenance, index)?;
         }
     }
     Ok(())

@@ -175,7 +175,7 @@ pub(super) fn published_values(
     context: &Context,
     home: &str,
 ) -> anyhow::Result<Vec<SequenceValues>> {
-    let path = context.dir.path(home).join(SAMPLES_FILE);
+    let path = context.dir.verified(home)?.join(SAMPLES_FILE);
     let mut values = Vec::new();
     for value in read_shard::<SequenceValues>(&path)? {
         values.push(value?);

@@ -9,8 +9,9 @@ use std::path::Path;
 use anyhow::Context as _;
 use potstill_datasets::{
     AnswerSource, Arm, FloatType, Manifest, Provenance, RunModel, Variant, read_footer,
-    replace_file, shards,
+    replace_shared_file, shards,
 };
+use potstill_eval::markdown_text;
 use potstill_model::{Config, DType, GgufLabels, GgufType, export_gguf};
 use serde_json::json;
 
@@ -50,7 +51,7 @@ fn export_one(context: &Context, variant: Variant) -> anyhow::Result<StageOutcom
         let out = out.join(&home);
         let steps = trained.counts.get("steps").copied().unwrap_or_default();
         let last = checkpoint_of(&format!("students/{variant}"), steps);
-        let last = context.dir.path(&last);
+        let last = context.dir.verified(&last)?;
         let model = potstill_model::load(&last, DType::F32, &context.device)?;
         potstill_model::save(&model, &out, checkpoint::dtype(dtype))?;
         for file in COPIED_FILES
@@ -60,10 +61,10 @@ fn export_one(context: &Context, variant: Variant) -> anyhow::Result<StageOutcom
             let from = source.join(file);
             let text =
                 fs::read(&from).with_context(|| format!("cannot read {}", from.display()))?;
-            replace_file(&out.join(file), &text)?;
+            replace_shared_file(&out.join(file), &text)?;
         }
         let card = card(context, variant, &trained, model.config(), dtype)?;
-        replace_file(&out.join("README.md"), card.as_bytes())?;
+        replace_shared_file(&out.join("README.md"), card.as_bytes())?;
         if let Some(kind) = gguf {
             write_gguf(context, variant, kind, &out)?;
         }
@@ -138,7 +139,7 @@ fn gguf_type(kind: GgufTypeName) -> GgufType {
 
 /// Reads the teacher's provenance from the first shard of `completions/`.
 pub(crate) fn provenance(context: &Context) -> anyhow::Result<Vec<Provenance>> {
-    match shards(&context.dir.path("completions"))?.first() {
+    match shards(&context.dir.verified("completions")?)?.first() {
         Some(shard) => Ok(read_footer(shard)?.provenance),
         None => Ok(Vec::new()),
     }
@@ -197,7 +198,11 @@ fn card(
         let _ = writeln!(
             out,
             "- teacher: {}, revision {}, {}, {}; sampled with {}",
-            teacher.teacher, teacher.revision, teacher.engine, teacher.dtype, teacher.sampling
+            markdown_text(&teacher.teacher),
+            markdown_text(&teacher.revision),
+            markdown_text(&teacher.engine),
+            markdown_text(&teacher.dtype),
+            markdown_text(&teacher.sampling)
         );
     }
     let _ = writeln!(out, "- key of the training: {}", trained.key);

@@ -32,8 +32,8 @@ pub fn grade(context: &Context) -> anyhow::Result<StageOutcome> {
         return Ok(StageOutcome::WouldRun);
     };
     run_stage(context, &plan, |out| {
-        let prompts = import::published_by_id(&context.dir.path("prompts"))?;
-        let completions = context.dir.path("completions");
+        let prompts = import::published_by_id(&context.dir.verified("prompts")?)?;
+        let completions = context.dir.verified("completions")?;
         let (mut right, mut wrong) = (0, 0);
         for (index, shard) in shards(&completions)?.iter().enumerate() {
             let path = out.join("verdicts").join(shard_name(index));

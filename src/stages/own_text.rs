@@ -155,7 +155,10 @@ pub(crate) fn published(
     if context.run.settings.eval.own_text.is_none() {
         return Ok(None);
     }
-    let path = context.dir.path(&own_text_home(model)).join(SAMPLES_FILE);
+    let path = context
+        .dir
+        .verified(&own_text_home(model))?
+        .join(SAMPLES_FILE);
     let texts: Result<Vec<OwnText>, _> = read_shard::<OwnText>(&path)?.collect();
     Ok(Some(texts?))
 }

@@ -209,7 +209,7 @@ impl<'a> Scorer<'a> {
 
     fn answers(&self) -> anyhow::Result<PromptedAnswers> {
         let dir = &self.context.dir;
-        let (completions, prompts) = (dir.path("completions"), dir.path("prompts"));
+        let (completions, prompts) = (dir.verified("completions")?, dir.verified("prompts")?);
         Ok(PromptedAnswers::open(
             &completions,
             &prompts,
@@ -220,7 +220,7 @@ impl<'a> Scorer<'a> {
     /// Reads the names of all units, and estimates the tokens of their texts where a server scores them.
     fn index_units(&self) -> anyhow::Result<(UnitIndex, TokenEstimate)> {
         let mut estimate = TokenEstimate::default();
-        let count = row_count(&self.context.dir.path("completions"))?;
+        let count = row_count(&self.context.dir.verified("completions")?)?;
         let names = self.answers()?.map(|answer| {
             let PromptedAnswer {
                 prompt,
@@ -292,7 +292,7 @@ impl<'a> Scorer<'a> {
         let of_teacher = teacher.provenance();
         let published = publish_signals(
             store,
-            &self.context.dir.path("completions"),
+            &self.context.dir.verified("completions")?,
             &|answers| Provenance {
                 sampling: answers.sampling,
                 ..of_teacher.clone()

@@ -101,7 +101,7 @@ fn publish_tuned(
     let last = dir.path(&training.last_checkpoint());
     // A checkpoint's folder gets its name when it is complete, as the trainer does it.
     let beside = last.with_file_name(".step-linked.tmp");
-    link(&dir.path(&tuned.last_checkpoint()), &beside)?;
+    link(&dir.verified(&tuned.last_checkpoint())?, &beside)?;
     rename(&beside, &last)?;
     let counts = manifest.counts;
     training.publish(context, plan, counts.clone())?;
@@ -109,6 +109,7 @@ fn publish_tuned(
         stage: training.stage.clone(),
         started_unix_seconds: now(),
         seconds: 0.0,
+        verify_seconds: context.verify_seconds(&training.stage),
         finished: true,
         counts: counts.clone(),
     })?;

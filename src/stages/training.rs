@@ -13,17 +13,15 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use anyhow::{Context as _, bail};
-use potstill_datasets::{
-    Arm, FileHash, Split, Variant, hash_files, read_footer, row_count, shards,
-};
+use potstill_datasets::{Arm, FileHash, Split, Variant, hash_files, read_footer, shards};
 use potstill_student::{Schedule, StepMetrics, TrainSettings, TrainingPlan, TrainingResult};
 use rayon::ThreadPoolBuilder;
 use serde_json::json;
 
 use super::rows::SelectedRows;
 use super::{
-    Context, StageOutcome, checkpoint, counts, for_each_model, restore, rows, say_kept, score,
-    start, would_run,
+    Context, StageOutcome, checkpoint, counts, curate, for_each_model, restore, rows, say_kept,
+    score, start, would_run,
 };
 use crate::events::Event;
 use crate::interrupt;
@@ -94,7 +92,7 @@ impl Training {
         let folder = dir.path(&self.home);
         self.prepare_folder(context, plan)?;
         if run.settings.has_signals() {
-            check_tokenizer(run, &dir.path("signals"))?;
+            check_tokenizer(run, &dir.verified("signals")?)?;
         }
         console.emit(&Event::started(stage));
         let (began, started) = (Instant::now(), now());
@@ -118,6 +116,7 @@ impl Training {
             stage: stage.clone(),
             started_unix_seconds: started,
             seconds,
+            verify_seconds: context.verify_seconds(stage),
             finished: trained.finished,
             counts: counts.clone(),
         })?;
@@ -202,8 +201,10 @@ impl Training {
     ) -> anyhow::Result<()> {
         let last = self.last_checkpoint();
         let mut files = hash_files(&context.dir.path(&last))?;
-        // `state.json` has the size of `metrics.jsonl`, which varies with the speeds that it records.
+        // `state.json` has the size of `metrics.jsonl`, which varies with the speeds that it records, and `files.json` has
+        // its hash.
         files.remove("state.json");
+        files.remove("files.json");
         let files = files.into_iter();
         let files = files.map(|(file, hash)| (format!("{last}/{file}"), hash));
         self.write_manifest(context, plan, files.collect(), counts)
@@ -218,7 +219,9 @@ impl Training {
         counts: Counts,
     ) -> anyhow::Result<()> {
         let manifest = plan.manifest(files, counts, BTreeMap::new());
-        Ok(manifest.write(&context.dir.path(&self.home))?)
+        manifest.write(&context.dir.path(&self.home))?;
+        context.dir.remember(&manifest.files);
+        Ok(())
     }
 }
 
@@ -229,8 +232,7 @@ pub(super) fn checkpoint_of(home: &str, steps: u64) -> String {
 
 /// Resolves steps and warm-up for the sequences that `curate` selected.
 pub(super) fn schedule(context: &Context, learning_rate: f64) -> anyhow::Result<Schedule> {
-    context.dir.require("train", "curate", &context.run)?;
-    let sequences = row_count(&context.dir.path("train"))?;
+    let sequences = curate::selected_count(context, Split::Train)?;
     let train = &context.run.settings.train;
     Ok(train.schedule(sequences, learning_rate))
 }

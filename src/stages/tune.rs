@@ -12,7 +12,7 @@ use std::fs;
 
 use anyhow::{Context as _, bail};
 use choice::{Choice, TriedRate, choose_lowest, mean};
-use potstill_datasets::{Arm, SequenceValues, Split, replace_file, row_count};
+use potstill_datasets::{Arm, SequenceValues, Split, replace_file};
 use potstill_eval::{Metric, TunedRate};
 use potstill_model::DType;
 use serde_json::json;
@@ -22,8 +22,8 @@ use super::eval::{measure, published_values};
 use super::models::results_file;
 use super::training::{Training, outcome_without_training, schedule, train_each};
 use super::{
-    Context, StageOutcome, StageSummary, checkpoint, counts, for_each_model, known, planned,
-    run_stage, score,
+    Context, StageOutcome, StageSummary, checkpoint, counts, curate, for_each_model, known,
+    planned, run_stage, score,
 };
 use crate::events::Event;
 use crate::run_dir::StagePlan;
@@ -78,8 +78,7 @@ fn say_trainings(context: &Context) -> anyhow::Result<StageOutcome> {
 
 /// Checks that there is something to choose on.
 fn check_dev(context: &Context) -> anyhow::Result<()> {
-    context.dir.require("train", "curate", &context.run)?;
-    if row_count(&context.dir.path(Split::Dev.name()))? == 0 {
+    if curate::selected_count(context, Split::Dev)? == 0 {
         bail!(
             "dev has no answers, so no learning rate can be chosen on it\nhint: raise `dev` in [curate], or import more prompts"
         );
@@ -297,7 +296,7 @@ fn measure_rate(
     plan: &StagePlan,
 ) -> anyhow::Result<StageOutcome> {
     let measured = run_stage(context, plan, |out| {
-        let folder = context.dir.path(&training.last_checkpoint());
+        let folder = context.dir.verified(&training.last_checkpoint())?;
         let student = checkpoint::student(&context.run)?;
         let weights = checkpoint::load(&folder, &student, DType::F32, &context.device)?;
         let values = measure(context, &plan.stage, &weights, Split::Dev, out, &plan.home)?;
@@ -404,7 +403,7 @@ fn choice_plan(
 
 fn published_choice(context: &Context) -> anyhow::Result<Choice> {
     context.dir.require(HOME, "tune", &context.run)?;
-    let path = context.dir.path(CHOICE_FILE);
+    let path = context.dir.verified(CHOICE_FILE)?;
     let text = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
     serde_json::from_slice(&text).with_context(|| {
         format!(
