@@ -275,6 +275,15 @@ pub fn fail(message: &str) {
     say(&format!("error: {message}"));
 }
 
+/// Prints that the system refuses memory. Does not allocate. A process that cannot go on without that memory ends after
+/// this.
+pub fn out_of_memory(bytes: usize) {
+    let _ = writeln!(
+        std::io::stderr(),
+        "error: the system refuses another {bytes} bytes of memory\nhint: stop other programs, or raise the limit (`ulimit -v`); finished work is kept, and the same command resumes"
+    );
+}
+
 /// Prints what is wrong with the command line, or the help or version that it asks for. Returns the exit code.
 pub fn command_line(error: &clap::Error) -> u8 {
     let plain = error.render().to_string();
