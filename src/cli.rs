@@ -308,7 +308,7 @@ fn run_stage_command(stage: &Stage, console: &Console) -> anyhow::Result<StageOu
         Stage::Report(ReportFlags { open, .. }) => {
             let outcome = stages::report::report(&context)?;
             if *open {
-                stages::report::open(&context);
+                stages::report::open(&context)?;
             }
             Ok(outcome)
         }

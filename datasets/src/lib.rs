@@ -16,6 +16,7 @@ mod finding;
 mod float_type;
 mod import;
 pub mod limits;
+mod lines;
 mod manifest;
 mod mask;
 mod model_files;
@@ -57,6 +58,7 @@ pub use crate::import::{
     AnswerSource, Columns, Detected, ImportRows, ImportSettings, Imported, ImportedRow,
     detect_columns, import, import_rows,
 };
+pub use crate::lines::{check_first_lines, read_checked_lines, to_checked_line};
 pub use crate::manifest::{Manifest, manifest_path, stage_key};
 pub use crate::mask::{MaskReport, MaskedToken, check_mask, check_sampled};
 pub use crate::near_duplicates::{NEAR_DUPLICATE_SIMILARITY, near_duplicates};

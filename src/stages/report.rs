@@ -6,8 +6,7 @@ mod splits;
 
 use std::collections::BTreeMap;
 
-use anyhow::Context as _;
-use potstill_datasets::{Manifest, RunModel, replace_file};
+use potstill_datasets::{Manifest, RunModel, read_checked_lines, replace_file};
 use potstill_eval::{
     Evidence, LossCurve, LossPoint, Provenance, Report, SamplingCheck, StageFacts, TestText,
     conclude, covered_seconds,
@@ -82,14 +81,18 @@ fn plan(context: &Context, models: &[RunModel]) -> anyhow::Result<StagePlan> {
 
 /// Opens the report in the browser. On a machine without a browser this prints the path instead of
 /// failing, since the report is written all the same.
-pub fn open(context: &Context) {
-    let path = context.dir.path(FILES[0]);
+///
+/// # Errors
+/// When the page is not the one that the stage wrote.
+pub fn open(context: &Context) -> anyhow::Result<()> {
+    let path = context.dir.verified(FILES[0])?;
     if let Err(error) = open::that_detached(&path) {
         let path = path.display();
         context.console.note(&format!(
             "cannot start a browser ({error})\nhint: open {path} in a browser"
         ));
     }
+    Ok(())
 }
 
 /// Lists each published folder of a run with the stage that writes it.
@@ -171,12 +174,13 @@ fn losses(context: &Context, models: &[RunModel]) -> anyhow::Result<Vec<LossCurv
     let is_trained = |model: &&RunModel| matches!(model, RunModel::Trained(_));
     for model in models.iter().filter(is_trained) {
         let path = context.dir.path(&format!("students/{model}/metrics.jsonl"));
-        let text = std::fs::read_to_string(&path)
-            .with_context(|| format!("cannot read {}", path.display()))?;
-        let points: Result<Vec<LossPoint>, _> = text.lines().map(serde_json::from_str).collect();
+        let mut points = Vec::new();
+        let hint =
+            "restore the file from a copy, or move the folder that it is in away and train again";
+        read_checked_lines(&path, hint, &mut |point: LossPoint| points.push(point))?;
         curves.push(LossCurve {
             name: *model,
-            points: points.with_context(|| format!("{} is damaged", path.display()))?,
+            points,
         });
     }
     Ok(curves)

@@ -201,8 +201,10 @@ impl Training {
     ) -> anyhow::Result<()> {
         let last = self.last_checkpoint();
         let mut files = hash_files(&context.dir.path(&last))?;
-        // `state.json` has the size of `metrics.jsonl`, which varies with the speeds that it records.
+        // `state.json` has the size of `metrics.jsonl`, which varies with the speeds that it records, and `files.json` has
+        // its hash.
         files.remove("state.json");
+        files.remove("files.json");
         let files = files.into_iter();
         let files = files.map(|(file, hash)| (format!("{last}/{file}"), hash));
         self.write_manifest(context, plan, files.collect(), counts)
@@ -217,7 +219,9 @@ impl Training {
         counts: Counts,
     ) -> anyhow::Result<()> {
         let manifest = plan.manifest(files, counts, BTreeMap::new());
-        Ok(manifest.write(&context.dir.path(&self.home))?)
+        manifest.write(&context.dir.path(&self.home))?;
+        context.dir.remember(&manifest.files);
+        Ok(())
     }
 }
 
