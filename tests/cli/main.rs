@@ -24,5 +24,6 @@ mod sampling;
 mod secure;
 mod served;
 mod students;
+mod terminal;
 mod tokens;
 mod training;
