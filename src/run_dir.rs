@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use potstill_datasets::{
     FileHash, Manifest, SCHEMA_VERSION, create_private_folder, hash_files, manifest_path,
-    private_file, read_sealed, replace_file, stage_key, write_sealed,
+    private_file, replace_file, stage_key,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;

@@ -34,6 +34,9 @@ pub const PROMPTS_PER_SHARD: usize = 1024;
 /// on it.
 pub(crate) const BATCH_ROWS: usize = 32;
 
+/// A row group ends early if it would need more memory than this, bytes. The bytes of a file depend on it.
+const GROUP_BYTES: usize = 256 * 1024 * 1024;
+
 /// The name of a shard in its folder: `shard-00000.parquet`.
 pub fn shard_name(index: usize) -> String {
     format!("shard-{index:05}.parquet")
@@ -195,7 +198,13 @@ impl<R: Record> ShardWriter<R> {
             .and_then(|batch| check_provenance(&batch, self.provenances).map(|()| batch))
             .and_then(|batch| self.fitted(rows, batch))
             .map_err(|error| error.in_file(&self.path))?;
-        self.writer.write(&batch).map_err(unwritable(&self.path))
+        let written = self.writer.write(&batch);
+        written
+            .and_then(|()| match self.writer.memory_size() > GROUP_BYTES {
+                true => self.writer.flush(),
+                false => Ok(()),
+            })
+            .map_err(unwritable(&self.path))
     }
 
     /// Reduces a batch to the columns of the file.

@@ -11,7 +11,6 @@ mod shown;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use anyhow::Context as _;
 pub(crate) use gguf::checkpoint_folder;
 use potstill_datasets::range::FilePath;
 use potstill_datasets::{read_sealed, replace_file, to_sealed_json};

@@ -113,8 +113,9 @@ impl CollectSource {
 
     fn given(context: &Context) -> anyhow::Result<CollectSource> {
         let run = &context.run;
-        let path = import::source(run)?;
-        let provenance = given::provenance(&path)?;
+        let files = import::source(run)?;
+        let path = run.settings.import.path.as_path();
+        let provenance = given::provenance(path, import::hash_of(&files)?);
         // The columns say which text is the answer, and the prompts do not depend on that. The name of the file is not
         // part of the settings: a file may be renamed.
         let settings = json!({
