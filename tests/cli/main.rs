@@ -27,5 +27,6 @@ mod secure;
 mod served;
 mod students;
 mod tampered;
+mod terminal;
 mod tokens;
 mod training;
