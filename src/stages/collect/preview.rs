@@ -67,10 +67,9 @@ fn index_data(
             prompts.push((row.prompt.id, source.samples.of(prompts.len())));
         }
         if source.is_given()
-            && row.answer.is_some()
             && let Some((_, samples)) = prompts.get_mut(row.prompt_number)
         {
-            *samples += 1;
+            *samples += u32::try_from(row.answers.len())?;
         }
     }
     let total = prompts.iter().map(|(_, samples)| *samples as usize).sum();
