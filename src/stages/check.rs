@@ -17,7 +17,7 @@ use tokens::tokens;
 use super::sources::{self, Extent, Needed, Sources};
 use super::{
     RunOptions, StageOutcome, checkpoint, collect, device, import, memory, planned, run_dir_path,
-    served, start,
+    served, start, trainable,
 };
 use crate::events::Event;
 use crate::progress::Console;
@@ -46,6 +46,7 @@ pub fn check(file: &Path, options: &RunOptions, console: &Console) -> anyhow::Re
         return Ok(StageOutcome::WouldRun);
     }
     let imported = import::read(&run, options.limit)?;
+    trainable::check_rows(&run, &imported.prompts, &imported.answers)?;
     let teacher = match &run.settings.teacher {
         Some(_) => checkpoint::teacher_tokenizer_folder(&run)?,
         None => None,

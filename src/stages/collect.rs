@@ -29,7 +29,9 @@ pub(super) use self::given::check_answered;
 pub(crate) use self::local::{check_prompts, open_local};
 use self::source::{CollectSource, Samples};
 use super::acquire::{self, Acquired, Acquisition, REQUESTS_FILE};
-use super::{Context, StageOutcome, StageSummary, forecast, import, run_stage_again, sampling};
+use super::{
+    Context, StageOutcome, StageSummary, forecast, import, run_stage_again, sampling, trainable,
+};
 use crate::events::Event;
 use crate::run_dir::{EarlierOutput, StagePlan};
 
@@ -52,6 +54,7 @@ pub fn collect(context: &Context) -> anyhow::Result<StageOutcome> {
     }
     let mut finished_work = None;
     let outcome = run_stage_again(context, &plan, again, |out| {
+        trainable::check_published(context)?;
         source.count_given(context)?;
         let mut collection = Collection::open(context, &source)?;
         let before = collection.store.tally();
