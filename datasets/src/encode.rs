@@ -200,12 +200,12 @@ fn dropped_reasoning<'a>(turn: &str, answer: &'a Message) -> Option<&'a str> {
         .find(|reasoning| !turn.contains(reasoning))
 }
 
-/// Returns the first line of the answer that the rendered turn does not contain. A template may trim lines, and may write
-/// the reasoning in front of `</think>` in another way.
+/// Returns the first line of the answer with a word that the rendered turn does not contain. A template may write white
+/// space, and the reasoning in front of `</think>`, in another way.
 fn dropped_line<'a>(turn: &str, answer: &'a Message) -> Option<&'a str> {
     let content = answer.content.rsplit("</think>").next()?;
     let mut lines = content.lines().map(str::trim);
-    lines.find(|line| !turn.contains(line))
+    lines.find(|line| line.split_whitespace().any(|word| !turn.contains(word)))
 }
 
 /// Returns the finding for a rendered prompt without any line of the last message of the user.

@@ -154,7 +154,7 @@ fn hostile() -> Vec<(String, String)> {
     );
     add(
         "caller recursion",
-        "{% macro m() %}{% call m() %}x{% endcall %}{% endmacro %}{{ m() }}".to_owned(),
+        "{% macro m() %}{{ caller() }}{% call m() %}x{% endcall %}{% endmacro %}{% call m() %}y{% endcall %}".to_owned(),
     );
     add(
         "loop recursion",
@@ -290,7 +290,6 @@ fn hostile() -> Vec<(String, String)> {
         "{% set a = s.count('') %}",
         "{% set a = s.isalpha() %}",
         "{% set a = s is lower %}",
-        "{% set a = s|int(0) %}",
         "{% set a = l|last %}",
         "{% set a = l|map('upper')|list %}",
         "{% set a = l|select('eq', s)|list %}",
