@@ -125,6 +125,18 @@ pub enum Error {
         /// Byte at which a later whole frame begins.
         next: u64,
     },
+    /// The last frame is as long as it was written, and damaged.
+    #[error(
+        "{path} is damaged at byte {offset}: its last record is complete and does not have its checksum; the {frames} records before it are whole\nhint: restore the file from a copy, or cut the last record off with `truncate -s {offset} {path}` and run again, which asks for its answers again"
+    )]
+    JournalEndDamaged {
+        /// Path of the journal.
+        path: PathBuf,
+        /// Byte at which the damaged frame begins.
+        offset: u64,
+        /// Number of whole frames before it.
+        frames: usize,
+    },
     /// A record could not be written; earlier records are safe.
     #[error("cannot add a record to {path}; the {frames} earlier records are safe")]
     JournalAppend {

@@ -9,8 +9,8 @@ use std::collections::HashMap;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
+use crate::canonical::hex;
 use crate::limits::TOKENIZER_IDS;
-use crate::manifest::hex;
 
 /// The alphabet in which a vocabulary's entries spell bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -30,7 +30,8 @@ pub(crate) use self::local::{check_prompts, open_local};
 use self::source::{CollectSource, Samples};
 use super::acquire::{self, Acquired, Acquisition, REQUESTS_FILE};
 use super::{
-    Context, StageOutcome, StageSummary, forecast, import, run_stage_again, sampling, trainable,
+    Context, StageOutcome, StageSummary, forecast, import, known, run_stage_again, sampling, start,
+    trainable,
 };
 use crate::events::Event;
 use crate::run_dir::{EarlierOutput, StagePlan};
@@ -42,9 +43,14 @@ use crate::run_dir::{EarlierOutput, StagePlan};
 /// used, a cap is reached, or the disk refuses; completed answers stay.
 pub fn collect(context: &Context) -> anyhow::Result<StageOutcome> {
     let run = &context.run;
-    let prompts = context.dir.require("prompts", "import", run)?;
     let mut source = CollectSource::open(context)?;
-    let plan = source.plan(context, prompts.content_hash());
+    let plan = known(context, "collect", "completions", || {
+        let prompts = context.dir.require("prompts", "import", run)?;
+        Ok(source.plan(context, prompts.content_hash()))
+    })?;
+    let Some(plan) = plan else {
+        return Ok(StageOutcome::WouldRun);
+    };
     let again = context.retry_failures && has_failures(context)?;
     if let Some(http) = source.http()
         && context.dry_run
@@ -143,7 +149,7 @@ fn units<'a>(
     context: &Context,
     samples: &'a Samples,
 ) -> anyhow::Result<impl Iterator<Item = anyhow::Result<(Arc<Prompt>, u32)>> + use<'a>> {
-    let prompts = FolderRows::<Prompt>::open(&context.dir.path("prompts"))?;
+    let prompts = FolderRows::<Prompt>::open(&context.dir.verified("prompts")?)?;
     Ok(prompts.enumerate().flat_map(|(number, prompt)| {
         let prompt = match prompt {
             Ok(prompt) => Arc::new(prompt),
@@ -177,7 +183,7 @@ fn index_units(
     source: &CollectSource,
 ) -> anyhow::Result<(UnitIndex, TokenEstimate)> {
     let mut estimate = TokenEstimate::default();
-    let prompts = row_count(&context.dir.path("prompts"))?;
+    let prompts = row_count(&context.dir.verified("prompts")?)?;
     let names = units(context, &source.samples)?.map(|unit| {
         let (prompt, sample_index) = unit?;
         if let Some(http) = source.http()
@@ -206,7 +212,8 @@ impl Collection {
         let (index, estimate) = index_units(context, source)?;
         let mut store = Store::open(&work.join("journal.bin"), &index)?;
         let mut homes = vec!["completions".to_owned()];
-        homes.extend(dir.old_outputs("completions"));
+        let earlier = dir.earlier_outputs("collect")?.into_iter();
+        homes.extend(earlier.map(|folder| format!("{folder}/completions")));
         homes.retain(|home| dir.path(home).is_dir());
         for home in homes {
             let manifest = Manifest::read(&dir.path(&home))?;
@@ -214,15 +221,18 @@ impl Collection {
             if !answers.is_some_and(|answers| source.can_use(answers)) {
                 continue;
             }
-            let beside = |table: &str| dir.path(&home.replacen("completions", table, 1));
-            let signals = source.has_local_signals().then(|| beside("signals"));
-            store.add_published(&dir.path(&home), signals.as_deref(), &index)?;
-            let failures = beside("failures");
+            let folder = home.strip_suffix("completions").unwrap_or_default();
+            let beside = |table: &str| dir.verified_in(folder, table);
+            let signals = match source.has_local_signals() {
+                true => Some(beside("signals")?),
+                false => None,
+            };
+            store.add_published(&beside("completions")?, signals.as_deref(), &index)?;
             if let Some(http) = source.http()
                 && !context.retry_failures
-                && failures.is_dir()
+                && beside("failures")?.is_dir()
             {
-                store.add_published_failures(&failures, &http.provenance, &index)?;
+                store.add_published_failures(&beside("failures")?, &http.provenance, &index)?;
             }
         }
         Ok(Collection {
@@ -277,7 +287,7 @@ impl Collection {
     ) -> anyhow::Result<Published> {
         let published = publish_answers(
             &mut self.store,
-            FolderRows::open(&context.dir.path("prompts"))?,
+            FolderRows::open(&context.dir.verified("prompts")?)?,
             &|number| source.samples.of(number),
             tables,
             &mut |prompt, answer| match &source.teacher {

@@ -21,8 +21,8 @@ use serde_json::{Value, json};
 use super::acquire::{self, Acquisition, REQUESTS_FILE};
 use super::collect::{is_published, open_local};
 use super::{
-    Context, StageOutcome, StageSummary, checkpoint, counts, forecast, probe, run_stage_again,
-    sampling, served,
+    Context, StageOutcome, StageSummary, checkpoint, counts, forecast, known, probe,
+    run_stage_again, sampling, served,
 };
 use crate::run_dir::{Counts, StagePlan, settings_of, short};
 use crate::run_file::Loaded;
@@ -43,9 +43,14 @@ pub fn score(context: &Context) -> anyhow::Result<StageOutcome> {
             run.path.display()
         );
     };
-    let completions = context.dir.require("completions", "collect", run)?;
     let mut scorer = Scorer::open(context, settings)?;
-    let plan = scorer.plan(completions.content_hash());
+    let plan = known(context, "score", "signals", || {
+        let completions = context.dir.require("completions", "collect", run)?;
+        Ok(scorer.plan(completions.content_hash()))
+    })?;
+    let Some(plan) = plan else {
+        return Ok(StageOutcome::WouldRun);
+    };
     let again = context.retry_failures && has_failures(context)?;
     let folder = format!("score-{}", short(&plan.key()));
     if let Some(Teacher::Http(http)) = &scorer.teacher
@@ -181,7 +186,7 @@ impl<'a> Scorer<'a> {
 
     fn answers(&self) -> anyhow::Result<PromptedAnswers> {
         let dir = &self.context.dir;
-        let (completions, prompts) = (dir.path("completions"), dir.path("prompts"));
+        let (completions, prompts) = (dir.verified("completions")?, dir.verified("prompts")?);
         Ok(PromptedAnswers::open(
             &completions,
             &prompts,
@@ -192,7 +197,7 @@ impl<'a> Scorer<'a> {
     /// Reads the names of all units, and estimates the tokens of their texts where a server scores them.
     fn index_units(&self) -> anyhow::Result<(UnitIndex, TokenEstimate)> {
         let mut estimate = TokenEstimate::default();
-        let count = row_count(&self.context.dir.path("completions"))?;
+        let count = row_count(&self.context.dir.verified("completions")?)?;
         let names = self.answers()?.map(|answer| {
             let PromptedAnswer {
                 prompt,
@@ -264,7 +269,7 @@ impl<'a> Scorer<'a> {
         let of_teacher = teacher.provenance();
         let published = publish_signals(
             store,
-            &self.context.dir.path("completions"),
+            &self.context.dir.verified("completions")?,
             &|answers| Provenance {
                 sampling: answers.sampling,
                 ..of_teacher.clone()

@@ -72,7 +72,9 @@ fn check_student_memory(run: &Loaded, device: &Device) -> anyhow::Result<()> {
     let bytes = memory::TRAINED_BYTES;
     let fits = memory::require("training the student", parameters, bytes, device, hint);
     fits.map_err(|error| match run.settings.student.random {
-        Some(_) => run.problem(&["student", "random"], error.to_string()).into(),
+        Some(_) => run
+            .problem(&["student", "random"], error.to_string())
+            .into(),
         None => error,
     })
 }
