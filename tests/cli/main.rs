@@ -28,3 +28,4 @@ mod students;
 mod tampered;
 mod tokens;
 mod training;
+mod untrainable;
