@@ -27,7 +27,12 @@ fn edit_json(run: &Run, file: &str, edit: impl FnOnce(&mut Value)) {
 /// Asserts that the three commands refuse the run with `expected`, and that nothing was collected. Returns the message.
 fn refused(run: &Run, expected: &str) -> String {
     let message = |command: &str| {
-        let output = run.potstill(&[command, "run.toml"]);
+        let rows: &[&str] = if command == "render" {
+            &["--rows", "12"]
+        } else {
+            &[]
+        };
+        let output = run.potstill(&[&[command, "run.toml"], rows].concat());
         assert_ne!(output.code, 0, "{command} accepts it: {expected}");
         let at = output.stderr.find("error: ").unwrap_or_default();
         output.stderr[at..].to_owned()

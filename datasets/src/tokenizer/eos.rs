@@ -48,7 +48,7 @@ pub(super) fn sources(
             let id = value.as_u64().and_then(|id| u32::try_from(id).ok());
             match id.filter(|&id| tokenizer.id_to_token(id).is_some()) {
                 Some(id) => ids.push(id),
-                None if !sources.is_empty() => {}
+                None if !sources.is_empty() && may_be_of_another_model(&json, &value) => {}
                 None => {
                     let problem = format!(
                         "`eos_token_id` {value} is not an id of the vocabulary in tokenizer.json"
@@ -79,6 +79,12 @@ pub(super) fn sources(
         }
     }
     Ok(sources)
+}
+
+/// Whether an id that the tokenizer does not have is at least an id, and not beyond the rows that the same file names.
+fn may_be_of_another_model(json: &Value, id: &Value) -> bool {
+    let rows = json["vocab_size"].as_u64().unwrap_or(1 << 32);
+    id.as_u64().is_some_and(|id| id < rows)
 }
 
 /// Checks that a file is a table.
