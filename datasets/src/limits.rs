@@ -39,7 +39,7 @@ pub const TEMPLATE_RECURSION: usize = 200;
 pub const TEMPLATE_FORMAT_WIDTH: u64 = 1000;
 
 /// Most bytes of `tokenizer.json` and of each other text file of a model's folder.
-pub const MODEL_TEXT_BYTES: u64 = 256 * 1024 * 1024;
+pub const TOKENIZER_FILE_BYTES: u64 = 256 * 1024 * 1024;
 
 /// Largest id in `tokenizer.json`, plus one.
 pub const TOKENIZER_IDS: u64 = 16 * 1024 * 1024;

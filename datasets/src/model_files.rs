@@ -5,18 +5,18 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use crate::error::Error;
-use crate::limits::MODEL_TEXT_BYTES;
+use crate::limits::TOKENIZER_FILE_BYTES;
 
-/// Reads the text of a regular file of at most [`MODEL_TEXT_BYTES`]; `None` if the file does not exist. A pipe or a device
+/// Reads the text of a regular file of at most [`TOKENIZER_FILE_BYTES`]; `None` if the file does not exist. A pipe or a device
 /// could be read without end.
 pub(crate) fn read_optional(path: &Path) -> Result<Option<String>, Error> {
     if let Ok(metadata) = std::fs::metadata(path) {
         if !metadata.is_file() {
             return Err(unusable(path, "it is not a regular file"));
         }
-        if metadata.len() > MODEL_TEXT_BYTES {
+        if metadata.len() > TOKENIZER_FILE_BYTES {
             let bytes = metadata.len();
-            let problem = format!("it has {bytes} bytes, and the limit is {MODEL_TEXT_BYTES}");
+            let problem = format!("it has {bytes} bytes, and the limit is {TOKENIZER_FILE_BYTES}");
             return Err(unusable(path, &problem));
         }
     }
