@@ -53,7 +53,7 @@ pub fn collect(context: &Context) -> anyhow::Result<StageOutcome> {
     let mut finished_work = None;
     let outcome = run_stage_again(context, &plan, again, |out| {
         trainable::check_published(context)?;
-        start::check_memory(run, &context.device)?;
+        start::check_memory(&context.run, &context.device)?;
         source.count_given(context)?;
         let mut collection = Collection::open(context, &source)?;
         let before = collection.store.tally();
