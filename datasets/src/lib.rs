@@ -55,8 +55,8 @@ pub use crate::files::{
 pub use crate::finding::Finding;
 pub use crate::float_type::FloatType;
 pub use crate::import::{
-    AnswerSource, Columns, Detected, ImportRows, ImportSettings, Imported, ImportedRow,
-    detect_columns, import, import_rows,
+    AnswerSource, Columns, Delimiter, Detected, ImportRows, ImportSettings, Imported, ImportedRow,
+    data_files, detect_columns, import, import_rows,
 };
 pub use crate::lines::{check_first_lines, read_checked_lines, to_checked_line};
 pub use crate::manifest::{Manifest, manifest_path, stage_key};
