@@ -40,6 +40,8 @@ enum Command {
     Init(InitFlags),
     #[command(flatten)]
     Stage(Stage),
+    /// List earlier outputs and unfinished work of other settings, or delete them
+    Clean(CleanFlags),
     /// Show a few training rows token by token, and check their loss mask
     Render(RenderFlags),
     /// Compare the run file's loss with its definition and with finite differences
@@ -141,6 +143,21 @@ struct RenderFlags {
 }
 
 #[derive(Debug, Args)]
+struct CleanFlags {
+    /// The run file
+    file: PathBuf,
+    /// Run directory [default: runs/<name>]
+    #[arg(long, value_name = "DIR")]
+    run_dir: Option<PathBuf>,
+    /// Delete what is listed
+    #[arg(long)]
+    yes: bool,
+    /// Write events to stdout, one JSON object per line
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
 struct CheckLossFlags {
     /// The run file
     file: PathBuf,
@@ -191,6 +208,19 @@ impl Stage {
     }
 }
 
+impl CleanFlags {
+    fn options(&self) -> RunOptions {
+        RunOptions {
+            run_dir: self.run_dir.clone(),
+            output: OutputOptions {
+                json: self.json,
+                ..OutputOptions::default()
+            },
+            ..RunOptions::default()
+        }
+    }
+}
+
 impl Flags {
     fn options(&self) -> RunOptions {
         RunOptions {
@@ -216,6 +246,7 @@ pub fn main(cli: &Cli) -> u8 {
             stage.flags().options().output,
             Some(resume_command(stage.flags())),
         ),
+        Command::Clean(flags) => (flags.options().output, None),
         _ => (OutputOptions::default(), None),
     };
     let console = Console::new(output);
@@ -244,6 +275,9 @@ pub fn main(cli: &Cli) -> u8 {
 fn run(command: &Command, console: &Console) -> anyhow::Result<StageOutcome> {
     match command {
         Command::Stage(stage) => return run_stage_command(stage, console),
+        Command::Clean(flags) => {
+            return stages::clean::clean(&flags.file, &flags.options(), flags.yes, console);
+        }
         Command::Init(flags) => {
             let given = InitOptions {
                 data: flags.data.clone(),

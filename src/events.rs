@@ -106,6 +106,23 @@ pub enum Event {
         /// New path of the earlier output.
         path: String,
     },
+    /// Output in `earlier/`, or unfinished work, that `clean` lists or deletes.
+    EarlierOutput {
+        /// The stage that wrote it.
+        stage: String,
+        /// Its folder.
+        path: String,
+        /// Whether it is a finished output, which a stage takes back when its settings are those of the output again.
+        finished: bool,
+        /// Size in bytes.
+        bytes: u64,
+        /// Time of its newest change.
+        changed_unix_seconds: u64,
+        /// The first setting or input by which it differs from the output at its place.
+        difference: String,
+        /// Whether it was deleted.
+        deleted: bool,
+    },
     /// A sentence of the report's conclusion.
     Verdict {
         /// The sentence.
@@ -203,7 +220,8 @@ impl Event {
             Event::Ended {
                 again: Some(again), ..
             } => format!("stopped; finished work is kept\nhint: `{again}` resumes"),
-            Event::Started { .. }
+            Event::EarlierOutput { .. }
+            | Event::Started { .. }
             | Event::Progress { .. }
             | Event::Stopped { .. }
             | Event::Ended { again: None, .. } => return None,

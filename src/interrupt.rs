@@ -35,15 +35,18 @@ pub fn watch(console: &Console, resume: &str) -> anyhow::Result<()> {
 }
 
 /// Lets a write that would pass a limit of file size (`ulimit -f`) fail with an error, and a limit of processor time
-/// request a stop. The default actions of these signals end the process.
+/// request a stop. The default actions of these signals end the process. A process that aborts, which happens after a
+/// message about memory or the stack, ends with exit code 1.
 pub fn watch_limits() {
     #[cfg(unix)]
     {
-        use signal_hook::consts::{SIGXCPU, SIGXFSZ};
+        use signal_hook::consts::{SIGABRT, SIGXCPU, SIGXFSZ};
         // The flag of the file size is not read: with any handler the write itself fails. If the system refuses a
         // handler, its default action remains.
         let _ = signal_hook::flag::register(SIGXFSZ, Arc::default());
         let _ = signal_hook::flag::register(SIGXCPU, OUT_OF_TIME.clone());
+        let always = Arc::new(AtomicBool::new(true));
+        let _ = signal_hook::flag::register_conditional_shutdown(SIGABRT, 1, always);
     }
 }
 

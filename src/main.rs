@@ -5,7 +5,13 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use potstill::cli::Cli;
+use potstill::kernels::ReportingHeap;
 use potstill::{interrupt, panics, progress};
+
+#[global_allocator]
+static HEAP: ReportingHeap = ReportingHeap {
+    on_refusal: progress::out_of_memory,
+};
 
 /// Stack size of a worker thread, equal to the usual stack size of a main thread.
 const STACK_BYTES: usize = 8 << 20;

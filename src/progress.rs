@@ -193,10 +193,11 @@ impl StageProgress {
         self.emit_event(done, tokens, seconds, note);
         if let Some(bar) = &self.bar {
             let share = (self.total > 0).then(|| done as f64 / self.total as f64);
-            let mut facts: Vec<String> = self.left(done, seconds).into_iter().collect();
-            facts.extend(self.rate(done, tokens, seconds));
-            facts.extend((!note.is_empty()).then(|| note.to_owned()));
-            let line = terminal_line(&self.stage, share, &self.parts(done, "/"), &facts);
+            let note = (!note.is_empty()).then(|| note.to_owned());
+            let rate = self.rate(done, tokens, seconds);
+            let facts: Vec<String> = rate.into_iter().chain(note).collect();
+            let left = self.left(done, seconds);
+            let line = terminal_line(&self.stage, share, &self.parts(done, "/"), left, &facts);
             bar.set_message(visible_line(&line).into_owned());
         } else if self.last_line.elapsed() >= LINE_EVERY && !self.console.options.quiet {
             self.last_line = Instant::now();
@@ -273,6 +274,15 @@ fn say(text: &str) {
 /// Prints an error for which there is no [`Console`] yet.
 pub fn fail(message: &str) {
     say(&format!("error: {message}"));
+}
+
+/// Prints that the system refuses memory. Does not allocate. A process that cannot go on without that memory ends after
+/// this.
+pub fn out_of_memory(bytes: usize) {
+    let _ = writeln!(
+        std::io::stderr(),
+        "error: the system refuses another {bytes} bytes of memory\nhint: stop other programs, or raise the limit (`ulimit -v`); finished work is kept, and the same command resumes"
+    );
 }
 
 /// Prints what is wrong with the command line, or the help or version that it asks for. Returns the exit code.

@@ -250,14 +250,16 @@ impl RunDir {
         })
     }
 
-    /// Creates a folder for unpublished work that the next process can continue, and gives its path.
+    /// Creates a folder for unpublished work that the next process can continue, and gives its path. The work depends on
+    /// the settings of the plan.
     ///
     /// # Errors
     /// When the folder cannot be created.
-    pub fn work_path(&self, name: &str) -> anyhow::Result<PathBuf> {
+    pub fn work_path(&self, name: &str, plan: &StagePlan) -> anyhow::Result<PathBuf> {
         self.check_writable()?;
         let path = self.path(".work").join(name);
         fs::create_dir_all(&path).with_context(|| format!("cannot create {}", path.display()))?;
+        Started::of(plan).write(&path)?;
         Ok(path)
     }
 

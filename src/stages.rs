@@ -5,6 +5,7 @@ mod answers;
 pub mod check;
 pub mod check_loss;
 pub mod checkpoint;
+pub mod clean;
 pub mod collect;
 pub mod curate;
 pub mod eval;
@@ -280,20 +281,11 @@ pub(crate) fn run_stage_again(
 ) -> anyhow::Result<StageOutcome> {
     let Context { dir, console, .. } = context;
     let name = &plan.stage;
-    let key = plan.key();
-    console.detail(&format!("{name}: key {}", short(&key)));
-    if let Some(manifest) = dir.published(&plan.home)?
-        && manifest.key == key
-        && !again
-    {
-        console.emit(&Event::up_to_date(name, manifest.counts));
-        return Ok(StageOutcome::UpToDate);
-    }
-    if !again && let Some(entry) = dir.find_earlier(plan)? {
-        return restore(context, plan, &entry);
+    if let Some(outcome) = settled(context, plan, again)? {
+        return Ok(outcome);
     }
     if context.dry_run {
-        return would_run(context, plan, EarlierOutput::Keep, None);
+        return would_run(context, plan, EarlierOutput::Keep, None, None);
     }
     dir.check_writable()?;
     console.emit(&Event::started(name));
@@ -328,6 +320,29 @@ pub(crate) fn run_stage_again(
     })
 }
 
+/// Returns the outcome of a stage if there is nothing to do: its output is up to date, or is taken back from `earlier/`.
+/// `None` if it has to run, or to run `again`.
+pub(crate) fn settled(
+    context: &Context,
+    plan: &StagePlan,
+    again: bool,
+) -> anyhow::Result<Option<StageOutcome>> {
+    let Context { dir, console, .. } = context;
+    let (name, key) = (&plan.stage, plan.key());
+    console.detail(&format!("{name}: key {}", short(&key)));
+    if again {
+        return Ok(None);
+    }
+    if let Some(manifest) = dir.published(&plan.home)?.filter(|m| m.key == key) {
+        console.emit(&Event::up_to_date(name, manifest.counts));
+        return Ok(Some(StageOutcome::UpToDate));
+    }
+    let entry = dir.find_earlier(plan)?;
+    entry
+        .map(|entry| restore(context, plan, &entry))
+        .transpose()
+}
+
 /// Takes the output of a stage back from `earlier/`. In a dry run this is only said.
 pub(crate) fn restore(
     context: &Context,
@@ -349,17 +364,18 @@ pub(crate) fn restore(
     })
 }
 
-/// Says in a dry run that a stage would run, and what would become of its present output. `from_step` is the step at
-/// which a training would go on.
+/// Says in a dry run that a stage would run, and what would become of its present output. `because` is a stage that would
+/// run before and write what it reads; `from_step` is the step at which a training would go on.
 pub(crate) fn would_run(
     context: &Context,
     plan: &StagePlan,
     earlier: EarlierOutput,
+    because: Option<String>,
     from_step: Option<u64>,
 ) -> anyhow::Result<StageOutcome> {
     context.console.emit(&Event::WouldRun {
         stage: plan.stage.clone(),
-        because: None,
+        because,
         from_step,
     });
     let kept = context.dir.assume_run(plan, earlier)?;
@@ -395,11 +411,6 @@ pub(crate) fn known<T>(
         Some(NotYetWritten { stage }) => stage.clone(),
         None => return Err(error),
     };
-    context.console.emit(&Event::WouldRun {
-        stage: stage.to_owned(),
-        because: Some(before),
-        from_step: None,
-    });
     let unknown = StagePlan {
         stage: stage.to_owned(),
         home: home.to_owned(),
@@ -407,8 +418,8 @@ pub(crate) fn known<T>(
         settings: serde_json::Value::Null,
         inputs: BTreeMap::new(),
     };
-    let kept = context.dir.assume_run(&unknown, EarlierOutput::Keep)?;
-    say_kept(context, stage, &kept);
+    let earlier = EarlierOutput::Keep;
+    would_run(context, &unknown, earlier, Some(before), None)?;
     Ok(None)
 }
 

@@ -105,6 +105,9 @@ pub enum Error {
         /// Path of the journal.
         path: PathBuf,
     },
+    /// The store was opened to count its entries only.
+    #[error("this store was opened to count its entries, not to read or add any")]
+    StoreCounted,
     /// The file does not begin like a journal.
     #[error("{path} is not a Potstill journal\nhint: move it to another folder")]
     NotAJournal {

@@ -4,6 +4,7 @@
 //! Readers hold one batch at a time.
 
 use std::fs::{self, File};
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
@@ -371,10 +372,21 @@ pub(crate) fn decode<T, E: Into<ParquetError>>(
         Ok(Err(error)) => error.into(),
         Err(_) => ParquetError::General("the decoder gave up".into()),
     };
+    if let Some(code) = system_error(&source) {
+        return Err(Error::io("read", path)(io::Error::from_raw_os_error(code)));
+    }
     Err(Error::DamagedShard {
         path: path.to_path_buf(),
         source,
     })
+}
+
+/// Returns the number of the system's error that caused an error of the decoder, such as too many open files. The file
+/// itself may be whole then. The decoder keeps some of these errors only as text.
+fn system_error(error: &ParquetError) -> Option<i32> {
+    let text = error.to_string();
+    let (_, code) = text.split_once("(os error ")?;
+    code.split(')').next()?.parse().ok()
 }
 
 fn unwritable(path: &Path) -> impl FnOnce(ParquetError) -> Error {

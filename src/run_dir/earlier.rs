@@ -25,6 +25,8 @@ const MANIFEST_END: &str = "_manifest.json";
 pub struct Started {
     /// The stage's name.
     pub stage: String,
+    /// Folder that describes the output, below the run directory.
+    pub home: String,
     /// The key of the output.
     pub key: String,
     /// Settings that the output depends on.
@@ -34,6 +36,32 @@ pub struct Started {
 }
 
 impl Started {
+    /// The file of a plan's output.
+    pub(super) fn of(plan: &StagePlan) -> Started {
+        Started {
+            stage: plan.stage.clone(),
+            home: plan.home.clone(),
+            key: plan.key(),
+            settings: plan.settings.clone(),
+            inputs: plan.inputs.clone(),
+        }
+    }
+
+    fn of_manifest(manifest: Manifest, home: &str) -> Started {
+        Started {
+            stage: manifest.stage,
+            home: home.to_owned(),
+            key: manifest.key,
+            settings: manifest.settings,
+            inputs: manifest.inputs,
+        }
+    }
+
+    /// Writes the file into a folder.
+    pub(super) fn write(&self, folder: &Path) -> anyhow::Result<()> {
+        Ok(write_sealed(&folder.join(STARTED_FILE), self)?)
+    }
+
     /// Reads the file of a folder; `None` if there is none.
     fn read(folder: &Path) -> anyhow::Result<Option<Started>> {
         let path = folder.join(STARTED_FILE);
@@ -70,8 +98,8 @@ pub struct Entry {
 pub struct EarlierFolder {
     /// Folder below the run directory.
     pub name: String,
-    /// Folder that the output describes, below the run directory, with what it depends on; `None` if that is not known.
-    pub origin: Option<(String, Started)>,
+    /// What the output depends on; `None` if that is not known.
+    pub origin: Option<Started>,
     /// Whether the output has a manifest.
     pub is_finished: bool,
 }
@@ -113,16 +141,10 @@ impl RunDir {
     /// When the file cannot be written, or the folder exists.
     pub fn start(&self, plan: &StagePlan) -> anyhow::Result<()> {
         self.check_writable()?;
-        let started = Started {
-            stage: plan.stage.clone(),
-            key: plan.key(),
-            settings: plan.settings.clone(),
-            inputs: plan.inputs.clone(),
-        };
         let draft = self.root.join(draft_name(&plan.stage));
         let begun = draft.join("begun");
         fs::create_dir_all(&begun).with_context(|| format!("cannot create {}", begun.display()))?;
-        write_sealed(&begun.join(STARTED_FILE), &started)?;
+        Started::of(plan).write(&begun)?;
         rename(&begun, &self.path(&plan.home))?;
         fs::remove_dir_all(&draft).with_context(|| format!("cannot delete {}", draft.display()))
     }
@@ -141,6 +163,9 @@ impl RunDir {
                 return Ok(None);
             }
             check_files(&root, &manifest)?;
+            for output in outputs_of(&manifest, &plan.home) {
+                self.verified_in(&name, &output)?;
+            }
             let manifest = Some(manifest);
             return Ok(Some(Entry { name, manifest }));
         }
@@ -162,17 +187,45 @@ impl RunDir {
         Ok(names)
     }
 
-    /// All folders of `earlier/`, in the order of their names.
+    /// All folders of `earlier/`, in the order of their names. What a damaged folder holds is not known.
     ///
     /// # Errors
-    /// When a folder or a manifest cannot be read.
+    /// When `earlier/` cannot be listed.
     pub fn earlier_folders(&self) -> anyhow::Result<Vec<EarlierFolder>> {
-        let names = self.earlier_names()?;
-        names.into_iter().map(|name| self.describe(name)).collect()
+        let names = self.earlier_names()?.into_iter();
+        let folders = names.map(|name| {
+            let found = find_origin(&self.root.join(&name)).ok().flatten();
+            EarlierFolder {
+                is_finished: found.as_ref().is_some_and(|(_, is_finished)| *is_finished),
+                origin: found.map(|(origin, _)| origin),
+                name,
+            }
+        });
+        Ok(folders.collect())
+    }
+
+    /// Folders below `.work/` with unfinished work, each with what the work depends on, if that is known.
+    ///
+    /// # Errors
+    /// When `.work/` cannot be listed.
+    pub fn unfinished(&self) -> anyhow::Result<Vec<(String, Option<Started>)>> {
+        let mut names = self.list(".work")?;
+        names.retain(|name| self.root.join(name).is_dir());
+        let names = names.into_iter();
+        let with_origin = names.map(|name| {
+            let started = Started::read(&self.root.join(&name)).ok().flatten();
+            (name, started)
+        });
+        Ok(with_origin.collect())
     }
 
     fn earlier_names(&self) -> anyhow::Result<Vec<String>> {
-        let folder = self.root.join(EARLIER);
+        self.list(EARLIER)
+    }
+
+    /// The entries of a folder, below the run directory, in the order of their names.
+    fn list(&self, name: &str) -> anyhow::Result<Vec<String>> {
+        let folder = self.root.join(name);
         let entries = match fs::read_dir(&folder) {
             Ok(entries) => entries,
             Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
@@ -181,53 +234,10 @@ impl RunDir {
         let mut names = Vec::new();
         for entry in entries {
             let entry = entry.with_context(|| format!("cannot list {}", folder.display()))?;
-            names.push(format!("{EARLIER}/{}", entry.file_name().to_string_lossy()));
+            names.push(format!("{name}/{}", entry.file_name().to_string_lossy()));
         }
         names.sort();
         Ok(names)
-    }
-
-    /// Finds out what a folder of `earlier/` holds: the manifest, or the file of a training, that is nearest to its root.
-    fn describe(&self, name: String) -> anyhow::Result<EarlierFolder> {
-        let root = self.root.join(&name);
-        let mut folders = VecDeque::from([root.clone()]);
-        let (mut origin, mut is_finished) = (None, false);
-        while let Some(folder) = folders.pop_front().filter(|_| origin.is_none()) {
-            let home = |path: &Path| {
-                let below = path.strip_prefix(&root).unwrap_or(path);
-                below.to_string_lossy().into_owned()
-            };
-            if let Some(started) = Started::read(&folder)? {
-                origin = Some((home(&folder), started));
-                break;
-            }
-            let Ok(entries) = fs::read_dir(&folder) else {
-                continue;
-            };
-            for path in entries.filter_map(|entry| Some(entry.ok()?.path())) {
-                let text = path.to_string_lossy().into_owned();
-                if let Some(described) = text.strip_suffix(MANIFEST_END)
-                    && let Some(manifest) = Manifest::read(Path::new(described))?
-                {
-                    let started = Started {
-                        stage: manifest.stage,
-                        key: manifest.key,
-                        settings: manifest.settings,
-                        inputs: manifest.inputs,
-                    };
-                    is_finished = true;
-                    origin = Some((home(Path::new(described)), started));
-                    break;
-                } else if path.is_dir() {
-                    folders.push_back(path);
-                }
-            }
-        }
-        Ok(EarlierFolder {
-            name,
-            origin,
-            is_finished,
-        })
     }
 
     /// What the output at a place depends on; `None` if nothing is there.
@@ -237,15 +247,37 @@ impl RunDir {
     pub fn origin(&self, home: &str) -> anyhow::Result<Option<Started>> {
         let folder = self.path(home);
         match Manifest::read(&folder)?.filter(|_| folder.exists()) {
-            Some(manifest) => Ok(Some(Started {
-                stage: manifest.stage,
-                key: manifest.key,
-                settings: manifest.settings,
-                inputs: manifest.inputs,
-            })),
+            Some(manifest) => Ok(Some(Started::of_manifest(manifest, home))),
             None => Started::read(&folder),
         }
     }
+}
+
+/// Finds out what a folder of `earlier/` holds, and whether it is finished: the manifest, or the file of a training, that
+/// is nearest to its root.
+fn find_origin(root: &Path) -> anyhow::Result<Option<(Started, bool)>> {
+    let mut folders = VecDeque::from([root.to_owned()]);
+    while let Some(folder) = folders.pop_front() {
+        if let Some(started) = Started::read(&folder)? {
+            return Ok(Some((started, false)));
+        }
+        let cannot = || format!("cannot list {}", folder.display());
+        for entry in fs::read_dir(&folder).with_context(cannot)? {
+            let path = entry.with_context(cannot)?.path();
+            let text = path.to_string_lossy().into_owned();
+            if let Some(described) = text.strip_suffix(MANIFEST_END).map(Path::new)
+                && let Some(manifest) = Manifest::read(described)?
+            {
+                let home = described.strip_prefix(root).unwrap_or(described);
+                let origin = Started::of_manifest(manifest, &home.to_string_lossy());
+                return Ok(Some((origin, true)));
+            }
+            if path.is_dir() {
+                folders.push_back(path);
+            }
+        }
+    }
+    Ok(None)
 }
 
 /// Checks that the files of a manifest are below `root`.

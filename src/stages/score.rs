@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 use super::acquire::{self, Acquisition, REQUESTS_FILE};
 use super::collect::{is_published, open_local};
 use super::{
-    Context, StageOutcome, StageSummary, checkpoint, counts, forecast, known, probe,
+    Context, StageOutcome, StageSummary, checkpoint, counts, forecast, import, known, probe,
     run_stage_again, sampling, served,
 };
 use crate::run_dir::{Counts, StagePlan, settings_of, short};
@@ -49,19 +49,25 @@ pub fn score(context: &Context) -> anyhow::Result<StageOutcome> {
         Ok(scorer.plan(completions.content_hash()))
     })?;
     let Some(plan) = plan else {
+        if let Some(Teacher::Http(http)) = &scorer.teacher {
+            let imported = import::read(run, context.limit)?;
+            let spent = RequestLog::read_spending(&context.dir.path(REQUESTS_FILE))?;
+            let forecast = served::scores_ahead(run, http, settings, &imported, &spent);
+            context.console.output(&forecast?);
+        }
         return Ok(StageOutcome::WouldRun);
     };
     let again = context.retry_failures && has_failures(context)?;
-    let folder = format!("score-{}", short(&plan.key()));
+    let folder = work_name(&plan);
     if let Some(Teacher::Http(http)) = &scorer.teacher
         && context.dry_run
-        && (again || !is_published(context, &plan)?)
+        && (again || !is_settled(context, &plan)?)
     {
         scorer.say_forecast(http, &folder)?;
     }
     let mut finished_work = None;
     let outcome = run_stage_again(context, &plan, again, |out| {
-        let work = context.dir.work_path(&folder)?;
+        let work = context.dir.work_path(&folder, &plan)?;
         let Some(published) = scorer.run(&work, out)? else {
             return Ok(None);
         };
@@ -88,6 +94,29 @@ pub(crate) fn input(context: &Context) -> anyhow::Result<Option<(String, String)
     }
     let manifest = context.dir.require("signals", "score", &context.run)?;
     Ok(Some(("signals".to_owned(), manifest.content_hash())))
+}
+
+/// The folder below `.work/` with the distributions that the present settings continue; `None` without `[score]`.
+///
+/// # Errors
+/// When the teacher cannot be used, or no answers are published.
+pub(super) fn work_folder(context: &Context) -> anyhow::Result<Option<String>> {
+    let run = &context.run;
+    let Some(settings) = &run.settings.score else {
+        return Ok(None);
+    };
+    let completions = context.dir.require("completions", "collect", run)?;
+    let plan = Scorer::open(context, settings)?.plan(completions.content_hash());
+    Ok(Some(work_name(&plan)))
+}
+
+fn work_name(plan: &StagePlan) -> String {
+    format!("score-{}", short(&plan.key()))
+}
+
+/// Whether the output of a plan is published, now or earlier.
+fn is_settled(context: &Context, plan: &StagePlan) -> anyhow::Result<bool> {
+    Ok(is_published(context, plan)? || context.dir.find_earlier(plan)?.is_some())
 }
 
 fn has_failures(context: &Context) -> anyhow::Result<bool> {
@@ -168,15 +197,9 @@ impl<'a> Scorer<'a> {
     /// Writes the forecast of a dry run to stdout.
     fn say_forecast(&self, http: &HttpTeacher, folder: &str) -> anyhow::Result<()> {
         let (index, estimate) = self.index_units()?;
-        // A dry run writes nothing, so a journal that is not there is not begun.
         let work = self.context.dir.path(".work").join(folder);
-        let missing = match work.is_dir() {
-            true => {
-                let store = Store::<Signal>::open(&work.join("journal.bin"), &index)?;
-                store.tally().to_ask(self.context.retry_failures)
-            }
-            false => index.len(),
-        };
+        let store = Store::<Signal>::counted(&work.join("journal.bin"), &index)?;
+        let missing = store.tally().to_ask(self.context.retry_failures);
         let spent = RequestLog::read_spending(&self.context.dir.path(REQUESTS_FILE))?;
         let (tokens, budget) = (estimate.tokens(missing), &self.context.run.settings.budget);
         let forecast = forecast::of_scores(http, budget, tokens, missing, &spent);

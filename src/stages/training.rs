@@ -264,7 +264,7 @@ pub(super) fn outcome_without_training(
         true => newest_step(&dir.path(home))?,
         false => None,
     };
-    would_run(context, plan, EarlierOutput::Keep, from_step).map(Some)
+    would_run(context, plan, EarlierOutput::Keep, None, from_step).map(Some)
 }
 
 /// The step of the newest checkpoint in a training's folder.

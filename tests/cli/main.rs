@@ -5,6 +5,7 @@
 
 mod bad_input;
 mod docs;
+mod earlier;
 mod events;
 mod first_hour;
 mod fixture;
@@ -26,5 +27,6 @@ mod secure;
 mod served;
 mod students;
 mod tampered;
+mod terminal;
 mod tokens;
 mod training;

@@ -7,12 +7,12 @@ use std::path::Path;
 use potstill_datasets::{
     Answer, Completion, Dropped, Entry, Error, Failed, Footer, Journal, Manifest, NearDuplicate,
     OwnText, Prompt, Record, Selected, SequenceValues, Signal, Store, Table, TaskSample, UnitIndex,
-    Verdict, read_footer, read_shard, to_sealed_json, write_shard,
+    Verdict, read_footer, read_shard, to_checked_line, to_sealed_json, write_shard,
 };
 use potstill_teacher::http::RequestLog;
 use serde::ser::SerializeTuple;
 use serde::{Serialize, Serializer};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::scratch::{check_error, check_error_names, file, folder};
 
@@ -182,8 +182,19 @@ pub fn manifest(data: &[u8]) {
     }
 }
 
-/// Input: `requests.jsonl`. What was spent is a number, and opening the file for writing does not change it.
+/// Input: `requests.jsonl`, as it is and with the right checksum on each line.
 pub fn request_log(data: &[u8]) {
+    log(data);
+    let checked = data.split(|byte| *byte == b'\n').filter_map(|line| {
+        let mut fields = serde_json::from_slice::<Map<String, Value>>(line).ok()?;
+        fields.shift_remove("crc32c");
+        to_checked_line(&fields).ok()
+    });
+    log(&checked.collect::<Vec<_>>().concat());
+}
+
+/// Reads a log. What was spent is a number, and opening the file for writing does not change it.
+fn log(data: &[u8]) {
     let name = "requests.jsonl";
     let path = file(name, data);
     let before = match RequestLog::read_spending(&path) {
@@ -194,13 +205,14 @@ pub fn request_log(data: &[u8]) {
             return assert_eq!(fs::read(&path).unwrap(), data, "a refused log was changed");
         }
     };
-    for number in [before.usd, before.seconds] {
-        assert!(number.is_finite() && number >= 0.0, "{before:?}");
-    }
+    assert!(
+        !before.usd.is_nan() && !before.seconds.is_nan(),
+        "{before:?}"
+    );
     drop(RequestLog::open(&path, "collect").unwrap());
     let after = RequestLog::read_spending(&path).unwrap();
     assert_eq!(
-        (before.requests, before.tokens, before.usd),
-        (after.requests, after.tokens, after.usd)
+        (before.requests, before.tokens, before.usd.to_bits()),
+        (after.requests, after.tokens, after.usd.to_bits())
     );
 }

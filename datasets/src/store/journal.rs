@@ -98,6 +98,24 @@ impl Journal {
         Ok((journal, spans))
     }
 
+    /// Opens a journal to read it: it is neither created nor locked, and a torn last frame is left as it is.
+    ///
+    /// # Errors
+    /// As [`Journal::open`].
+    pub(crate) fn look(path: &Path) -> Result<(Journal, Vec<FrameSpan>), Error> {
+        let file = File::open(path).map_err(Error::io("open", path))?;
+        let length = file.metadata().map_err(Error::io("read", path))?.len();
+        let spans = scan(&file, path, length)?;
+        let journal = Journal {
+            path: path.to_path_buf(),
+            file,
+            end: spans.last().map_or(MAGIC.len() as u64, |span| span.end()),
+            frames: spans.len(),
+            cut_bytes: 0,
+        };
+        Ok((journal, spans))
+    }
+
     /// Number of bytes of a torn last frame that [`Journal::open`] cut off.
     pub fn cut_bytes(&self) -> u64 {
         self.cut_bytes

@@ -142,6 +142,11 @@ impl CollectSource {
         }
     }
 
+    /// Whether the data has the answers.
+    pub(super) fn is_given(&self) -> bool {
+        matches!(self.kind, SourceKind::Given)
+    }
+
     /// The plan of the published stage.
     pub(super) fn plan(&self, context: &Context, prompts: String) -> StagePlan {
         let mut inputs = self.inputs.clone();
@@ -158,8 +163,7 @@ impl CollectSource {
 
     fn outputs(&self, context: &Context) -> Vec<&'static str> {
         let mut outputs = Vec::new();
-        let is_given = matches!(self.kind, SourceKind::Given);
-        if context.run.settings.collect.signals.is_some() && !is_given {
+        if context.run.settings.collect.signals.is_some() && !self.is_given() {
             outputs.push("signals");
         }
         if matches!(self.kind, SourceKind::Http) {
@@ -209,7 +213,7 @@ impl CollectSource {
 
     /// Counts the answers of the data, where the source is the data.
     pub(super) fn count_given(&mut self, context: &Context) -> anyhow::Result<()> {
-        if matches!(self.kind, SourceKind::Given) {
+        if self.is_given() {
             self.samples = Samples::PerPrompt(given::count(context)?);
         }
         Ok(())
