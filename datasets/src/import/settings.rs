@@ -76,6 +76,21 @@ impl From<Delimiter> for String {
     }
 }
 
+impl ImportSettings {
+    /// Creates settings that read all prompts of a file, without a system message.
+    pub fn new(path: impl Into<PathBuf>, columns: Columns) -> ImportSettings {
+        ImportSettings {
+            path: FilePath::from(path.into()),
+            limit: None,
+            columns,
+            system: None,
+            answers: AnswerSource::Teacher,
+            delimiter: None,
+            max_row_bytes: ROW_BYTES,
+        }
+    }
+}
+
 /// `answers` of `[import]`
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
