@@ -7,7 +7,8 @@ A tiny model with random weights, data and a run file are made in a temporary fo
 case copies what it needs, changes one file in one to four places (bits, bytes, cuts, repeats, numbers, words of the format),
 and runs one command. The classes:
 
-    refused     exit code 1 or 2, and the message names the file (for a reply: says what is wrong with the reply)
+    refused     exit code 1 or 2, and the message names the file, or the input that it no longer fits (for a reply: says
+                what is wrong with the reply)
     equal       exit code 0 with the result of the unchanged input: the change is to nothing that is read
     other       exit code 0 with another result, where the input is data, a setting or a weight that may have any value, so
                 that the changed file is another valid input
@@ -113,7 +114,7 @@ TEMPLATE = (
     "{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
 )
 
-NUMBERS = ["0", "-1", "1e999", "-0.0", "2147483648", "4294967296", "9223372036854775807", "18446744073709551615",
+NUMBERS = ["1", "2", "3", "0", "-1", "1e999", "-0.0", "2147483648", "4294967296", "9223372036854775807", "18446744073709551615",
            "18446744073709551616", "1000000000", "0.5", "NaN"]
 WORDS = {
     "json": ["null", "true", "[]", "{}", "[[[[[[[[", '{"a":', '""', '"', ",", ":", "]", "}", "\n", "\\u0000", "\\ud800", "\ufeff",
@@ -138,7 +139,7 @@ def mutated(rng, data, words):
     out = bytearray(data)
     for _ in range(rng.choice([1, 1, 1, 2, 4])):
         at = rng.randint(0, len(out))
-        kind = rng.randrange(9)
+        kind = 7 if words != "bytes" and rng.random() < 0.25 else rng.randrange(9)
         if kind <= 1 and at < len(out):
             out[at] ^= 1 << rng.randrange(8)
         elif kind == 2 and at < len(out):
@@ -297,7 +298,7 @@ class Base:
 
 def environment():
     keep = {key: value for key, value in os.environ.items() if key in ("PATH", "HOME", "LANG")}
-    return keep | {"HF_HUB_OFFLINE": "1", "HF_HOME": "/nonexistent", "RAYON_NUM_THREADS": "2", "NO_COLOR": "1"}
+    return keep | {"HF_HUB_OFFLINE": "1", "HF_HOME": "/nonexistent", "XDG_CACHE_HOME": ".cache", "RAYON_NUM_THREADS": "2", "NO_COLOR": "1"}
 
 
 class Outcome:
@@ -341,7 +342,7 @@ def stable(text):
     return re.sub(r"\d+([.,]\d+)* ?(ms|s|min|h|tokens/s|tok/s|GB|MB|kB|GiB|MiB)\b", "T", text)
 
 
-def of_output(folder, outcome):
+def of_output(folder, outcome, changed):
     return stable(outcome.output)
 
 
@@ -351,12 +352,12 @@ TIMED = ("ledger.jsonl", "requests.jsonl", "metrics.jsonl", "events.out", "tfeve
 
 
 def of_run(name):
-    """The published files of a run, and the figures of its report."""
-    def result(folder, outcome):
+    """The published files of a run but the changed one, and the figures of its report."""
+    def result(folder, outcome, changed):
         root, files = folder / "runs" / name, {}
         for path in sorted(root.rglob("*")):
             relative = "/" + str(path.relative_to(root))
-            if path.is_file() and not any(part in relative for part in TIMED):
+            if path.is_file() and path != folder / changed and not any(part in relative for part in TIMED):
                 files[relative] = hashlib.sha256(path.read_bytes()).hexdigest()
         report = root / "report.md"
         if report.exists():
@@ -374,7 +375,7 @@ def kinds(base):
     check, run = ["check", "run.toml"], ["run", "run.toml"]
     model = lambda name, share, file, words, command=check: Kind(name, share, [f"model/{file}"], words, command, MODEL)
     data = lambda name, share, file, words, text, command: Kind(
-        name, share, [file], words, command, ["model", file],
+        name, share, [file], words, command, ["model", file], result=of_run("tiny"),
         prepare=lambda folder: (folder / "run.toml").write_text(RUN_FILE.replace("prompts.jsonl", file).replace('{ text = "text" }', text)))
     question = '{ question = "question", answer = "answer" }'
     own = lambda name, share, files, words, command=run, **rest: Kind(
@@ -530,7 +531,7 @@ def classify(kind, outcome, same, names):
 
 def expected(base, kind, file, cache, lock):
     """The result of the unchanged input."""
-    key = (kind.name, file if not kind.is_own else "")
+    key = (kind.name, file)
     with lock:
         if key not in cache:
             folder = base.root / f"expected-{len(cache)}"
@@ -539,7 +540,7 @@ def expected(base, kind, file, cache, lock):
             outcome = execute(base.binary, command_of(kind, file), folder)
             if outcome.code != 0:
                 sys.exit(f"{kind.name}: potstill {' '.join(command_of(kind, file))} failed on unchanged inputs:\n{outcome.message}")
-            cache[key] = (kind.result or of_output)(folder, outcome)
+            cache[key] = (kind.result or of_output)(folder, outcome, file)
             shutil.rmtree(folder)
         return cache[key]
 
@@ -559,10 +560,11 @@ def run_case(base, kind, number, seed, cache, lock):
     path.write_bytes(mutated(rng, path.read_bytes(), kind.words))
     outcome = execute(base.binary, command_of(kind, file), folder)
     result = kind.result or of_output
-    # A file of a folder is named by itself or, if it is part of a table or a checkpoint, by the folder; a model by its folder.
-    names = kind.names or [path.name, str(pathlib.Path(file).parent / ""), "run.toml"][:3 if kind.name == "run file" else 2]
-    names = [name for name in names if name and name != "."]
-    label, why = classify(kind, outcome, lambda: result(folder, outcome) == wanted, names)
+    # A file is named by itself or, as a part of a table, a model or a checkpoint, by its folder; or the message names the
+    # input that it no longer fits, as a prompt that is longer than a context that was changed to 2.
+    names = kind.names or [path.name, str(pathlib.Path(file).parent), *([] if kind.is_own else ["prompts.jsonl:", "run.toml:"])]
+    names = [name for name in names if name != "."]
+    label, why = classify(kind, outcome, lambda: result(folder, outcome, file) == wanted, names)
     return finish(base, kind.name, number, folder, file, label, why, outcome)
 
 

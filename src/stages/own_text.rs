@@ -91,8 +91,8 @@ fn check_tokenizers(context: &Context) -> anyhow::Result<()> {
     if fingerprint(&student)? != fingerprint(&teacher)? {
         bail!(
             "the student's tokenizer in {} differs from the teacher's in {}, so the teacher cannot score the student's text\nhint: leave `own_text` of [eval] out, or name a checkpoint of the teacher's family in [student]",
-            student.display(),
-            teacher.display()
+            checkpoint::name(run, &student),
+            checkpoint::name(run, &teacher)
         );
     }
     Ok(())
