@@ -400,7 +400,9 @@ def kinds(base):
         model("chat template, check", 8, "chat_template.jinja", "jinja"),
         model("chat template, render", 4, "chat_template.jinja", "jinja", ["render", "run.toml"]),
         Kind("run file", 12, ["run.toml"], "toml", check, MODEL),
-        Kind("GGUF", 10, ["model.gguf"], "bytes", ["check", "gguf.toml"], ["model", "model.gguf", "prompts.jsonl", "gguf.toml"]),
+        # What is in a GGUF file is named by the folder that it is laid out in, which has the file's name without its end.
+        Kind("GGUF", 10, ["model.gguf"], "bytes", ["check", "gguf.toml"], ["model", "model.gguf", "prompts.jsonl", "gguf.toml"],
+             names=["model.gguf", "potstill/gguf/", "prompts.jsonl:", "gguf.toml:"]),
         data("JSONL rows", 6, "prompts.jsonl", "json", '{ text = "text" }', ["import", "run.toml"]),
         data("JSONL messages", 6, "chats.jsonl", "json", '{ messages = "messages" }', ["import", "run.toml"]),
         data("JSON rows", 5, "rows.json", "json", question, ["import", "run.toml"]),

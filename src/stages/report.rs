@@ -204,7 +204,8 @@ fn stages(context: &Context) -> anyhow::Result<(Vec<StageFacts>, f64)> {
         let lines = || ledger.iter().filter(|line| line.stage == stage);
         spans.extend(lines().map(|line| (line.started_unix_seconds as f64, line.seconds)));
         facts.push(StageFacts {
-            seconds: lines().map(|line| line.seconds).sum(),
+            // The sum of no numbers is −0.0, which would be shown with its sign.
+            seconds: lines().fold(0.0, |sum, line| sum + line.seconds),
             bytes: files.values().map(|f| f.bytes).sum(),
             tokens: ["tokens", "answer tokens"]
                 .iter()
