@@ -59,7 +59,12 @@ pub(super) async fn exchange(
     let json = Some(Bytes::from(body.json));
     let mut response = match open(&client, number, body.path, body.from_root, json).await {
         Ok(response) => response,
-        Err(failure) => return RequestOutcome::failed(failure),
+        Err(mut failure) => {
+            if let Some(key) = client.key() {
+                key.scrub_failure(&mut failure);
+            }
+            return RequestOutcome::failed(failure);
+        }
     };
     let mut outcome = read(&client, settings, call, &mut response).await;
     outcome.status = Some(response.status);
@@ -67,9 +72,7 @@ pub(super) async fn exchange(
     if let Some(key) = client.key() {
         match &mut outcome.result {
             Ok(response) => key.scrub_response(response),
-            Err(failure) => {
-                key.scrub(&mut failure.message);
-            }
+            Err(failure) => key.scrub_failure(failure),
         }
     }
     outcome

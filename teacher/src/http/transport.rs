@@ -35,7 +35,7 @@ pub(super) struct EndpointClient {
 pub(super) struct WholeResponse {
     /// HTTP status.
     pub status: u16,
-    /// Decoded body, without the key.
+    /// Decoded body, which may contain the key.
     pub body: Vec<u8>,
     /// Time from sending to the end, seconds.
     pub seconds: f64,
@@ -61,12 +61,20 @@ pub(super) async fn send(
     from_root: bool,
     json: Option<Vec<u8>>,
 ) -> Result<WholeResponse, Failure> {
-    let mut response = open(client, 0, path, from_root, json.map(Bytes::from)).await?;
-    let body = response.whole_body(client).await?;
-    Ok(WholeResponse {
-        status: response.status,
-        body,
-        seconds: response.begun.elapsed().as_secs_f64(),
+    let whole = async {
+        let mut response = open(client, 0, path, from_root, json.map(Bytes::from)).await?;
+        let body = response.whole_body(client).await?;
+        Ok(WholeResponse {
+            status: response.status,
+            body,
+            seconds: response.begun.elapsed().as_secs_f64(),
+        })
+    };
+    whole.await.map_err(|mut failure: Failure| {
+        if let Some(key) = client.key() {
+            key.scrub_failure(&mut failure);
+        }
+        failure
     })
 }
 
@@ -182,7 +190,7 @@ pub(super) async fn open(
                     format!("no response within {} s", limit.as_secs_f64()),
                 ));
             }
-            Ok(Err(e)) => return Err(failed(client, &e, begun.elapsed())),
+            Ok(Err(e)) => return Err(failed(&e, begun.elapsed())),
             Ok(Ok(response)) => response,
         };
         if !response.status().is_redirection() {
@@ -276,7 +284,7 @@ impl OpenResponse {
                 ));
             }
             Ok(Err(e)) => {
-                let mut failure = failed(client, &e, self.begun.elapsed());
+                let mut failure = failed(&e, self.begun.elapsed());
                 failure.status = Some(self.status);
                 return Err(failure);
             }
@@ -294,7 +302,7 @@ impl OpenResponse {
         Ok(chunk)
     }
 
-    /// The whole body without the key; of an error response only the beginning.
+    /// The whole body; of an error response only the beginning.
     pub(super) async fn whole_body(&mut self, client: &EndpointClient) -> Result<Vec<u8>, Failure> {
         let is_success = (200..300).contains(&self.status);
         let length = self.response.content_length().unwrap_or(0);
@@ -314,9 +322,6 @@ impl OpenResponse {
                 Err(failure) => return Err(failure),
             }
         }
-        if let Some(key) = &client.key {
-            key.scrub_bytes(&mut body);
-        }
         Ok(body)
     }
 
@@ -333,7 +338,7 @@ impl OpenResponse {
 }
 
 /// The failure of a request whose response is missing or incomplete.
-fn failed(client: &EndpointClient, error: &reqwest::Error, after: Duration) -> Failure {
+fn failed(error: &reqwest::Error, after: Duration) -> Failure {
     let reason = if error.is_connect() {
         FailureReason::Connect
     } else if error.is_timeout() {
@@ -344,9 +349,6 @@ fn failed(client: &EndpointClient, error: &reqwest::Error, after: Duration) -> F
         FailureReason::Cut
     };
     let mut message = format!("{} after {:.1} s", describe(error), after.as_secs_f64());
-    if let Some(key) = &client.key {
-        key.scrub(&mut message);
-    }
     message.truncate(message.floor_char_boundary(500));
     Failure::new(reason, message)
 }
