@@ -250,8 +250,8 @@ fn check_student(run: &Loaded, teacher: Option<&Path>) -> anyhow::Result<String>
         if must_match && tokenizer.fingerprint() != Tokenizer::from_dir(teacher)?.fingerprint() {
             bail!(
                 "the student's tokenizer in {} differs from the teacher's in {}, so the student cannot learn from the teacher's distributions\nhint: remove `path` of [student], or name a checkpoint of the teacher's family",
-                folder.display(),
-                teacher.display()
+                checkpoint::name(run, &folder),
+                checkpoint::name(run, teacher)
             );
         }
     }
