@@ -218,7 +218,7 @@ def to_delete(name, draw):
     if top in ("prompts", "completions", "verdicts"):
         return draw.choice([manifest("train"), manifest("verdicts")]) if top != "verdicts" else manifest("train")
     if top in ("signals", "test"):
-        return manifest("students/base/eval/test")
+        return manifest("students/untrained/eval/test")
     if top in ("train",):
         return manifest("students/unigram/eval/test")
     if "/checkpoints/" in name:

@@ -10,38 +10,16 @@ use std::path::{Path, PathBuf};
 
 use anyhow::bail;
 use potstill_datasets::{
-    ChatTemplate, Completion, Error, FinishReason, Imported, Manifest, MaskReport, MaskedToken,
-    Message, Prompt, Reasoning, Role, Tokenizer, check_mask, check_sampled, read_shard, shards,
+    Completion, Imported, Manifest, MaskReport, MaskedToken, Prompt, Tokenizer, read_shard, shards,
     visible_line,
 };
 
-use crate::errors;
 use crate::progress::{Console, colours};
 use crate::run_dir::{Verifier, check_owner};
 use crate::run_file::Loaded;
 use crate::stages::sources::{self, Extent, Needed, Sources};
-use crate::stages::{RunOptions, checkpoint, import, run_dir_path};
-
-const PLACEHOLDER: &str = "This is an answer.";
-const PLACEHOLDER_REASONING: &str = "This is how it was found.";
-
-/// Tokenizer, template and reasoning markers that turn a prompt and an answer into a row.
-struct RowEncoder {
-    tokenizer: Tokenizer,
-    template: ChatTemplate,
-    reasoning: Option<Reasoning>,
-}
-
-/// An answer to show.
-struct ShownAnswer {
-    /// Origin of the answer, printed in the header of its row.
-    origin: &'static str,
-    message: Message,
-    /// Token ids as they were sampled, which training reads; `None` for text without ids.
-    sampled: Option<Vec<u32>>,
-    /// Whether the model ended the answer, so that an EOS token must follow it.
-    finished: bool,
-}
+use crate::stages::trainable::{RowEncoder, ShownAnswer, Untrainable};
+use crate::stages::{RunOptions, import, run_dir_path};
 
 /// Prints the first `rows` rows of a run's data and checks their loss masks.
 ///
@@ -70,7 +48,7 @@ pub fn render(
             file.display()
         );
     }
-    let encoder = row_encoder(&run)?;
+    let encoder = RowEncoder::open(&run)?;
     let limit = run.settings.import.limit.map_or(rows, |n| rows.min(n));
     let imported = import::read(&run, Some(limit))?;
     let mut known = known_answers(&dir, &imported)?;
@@ -83,50 +61,21 @@ pub fn render(
     if !arguments.is_empty() {
         console.note(&format!("the chat template gets {}", arguments.to_json()));
     }
-    let (mut faults, mut hints) = (Vec::new(), Vec::new());
+    let mut untrainable = Untrainable::default();
     for prompt in &imported.prompts {
-        let answer = shown_answer(known.remove(&prompt.id), prompt, &encoder);
-        let mut add_fault = |fault: String| {
-            let fault = errors::take_hints(&fault, &mut hints);
-            faults.push(format!("{}: {fault}", prompt.source));
+        let answer = match known.remove(&prompt.id) {
+            Some((origin, completion)) => ShownAnswer::known(origin, completion),
+            None => ShownAnswer::expected(prompt, &encoder),
         };
-        match masked(&encoder, prompt, &answer) {
-            Ok(row) => {
-                console.styled(&shown(&encoder, prompt, &answer, &row, colours));
-                row.findings.iter().for_each(|f| add_fault(f.to_string()));
-            }
-            Err(error) => add_fault(error.to_string()),
+        let row = encoder.masked(prompt, &answer);
+        if let Ok(row) = &row {
+            console.styled(&shown(&encoder, prompt, &answer, row, colours));
         }
+        untrainable.add_row(prompt, &row);
     }
-    if !faults.is_empty() {
-        let what = format!(
-            "the loss mask of these rows is wrong with chat template {}:\n{}",
-            encoder.template.name(),
-            faults.join("\n")
-        );
-        bail!(errors::with_hints(&what, &hints));
-    }
+    untrainable.refuse(&encoder)?;
     console.note("the loss masks are right: answers carry loss and prompts do not");
     Ok(())
-}
-
-/// Reads the tokenizer and chat template of the teacher, or of the student if the run has no
-/// teacher with a known tokenizer. The model itself may be of any architecture, since no weights
-/// are read.
-fn row_encoder(run: &Loaded) -> anyhow::Result<RowEncoder> {
-    let teacher = match run.settings.teacher {
-        Some(_) => checkpoint::teacher_tokenizer_folder(run)?,
-        None => None,
-    };
-    let folder = match teacher {
-        Some(folder) => folder,
-        None => checkpoint::student(run)?,
-    };
-    Ok(RowEncoder {
-        tokenizer: Tokenizer::from_dir(&folder)?,
-        template: checkpoint::template(run, &folder)?,
-        reasoning: run.settings.collect.reasoning.clone(),
-    })
 }
 
 /// The answers that exist, by prompt id, each with its origin: the first published answer to a
@@ -168,73 +117,6 @@ fn published(run_dir: &Path, prompts: &[Prompt]) -> anyhow::Result<HashMap<Strin
         }
     }
     Ok(found)
-}
-
-/// Selects the answer to show: a known answer, otherwise the reference, otherwise a placeholder.
-fn shown_answer(
-    known: Option<(&'static str, Completion)>,
-    prompt: &Prompt,
-    encoder: &RowEncoder,
-) -> ShownAnswer {
-    if let Some((origin, completion)) = known {
-        let ids: Option<Vec<u32>> = completion.tokens.iter().map(|t| t.id).collect();
-        let finished = [FinishReason::Stop, FinishReason::ToolCalls];
-        return ShownAnswer {
-            origin,
-            message: Message {
-                reasoning: completion.reasoning,
-                tool_calls: completion.tool_calls,
-                ..Message::text(Role::Assistant, completion.answer)
-            },
-            sampled: ids.filter(|ids| !ids.is_empty()),
-            finished: finished.contains(&completion.finish_reason),
-        };
-    }
-    let reasoning = encoder.reasoning.as_ref();
-    let (origin, text) = match &prompt.reference {
-        Some(reference) => ("the reference answer", reference.as_str()),
-        None => ("a placeholder answer", PLACEHOLDER),
-    };
-    ShownAnswer {
-        origin,
-        message: Message {
-            reasoning: reasoning.map(|_| PLACEHOLDER_REASONING.to_owned()),
-            ..Message::text(Role::Assistant, text)
-        },
-        sampled: None,
-        finished: true,
-    }
-}
-
-/// Encodes a row and checks its loss mask.
-fn masked(
-    encoder: &RowEncoder,
-    prompt: &Prompt,
-    answer: &ShownAnswer,
-) -> Result<MaskReport, Error> {
-    let RowEncoder {
-        tokenizer,
-        template,
-        reasoning,
-    } = encoder;
-    let (messages, tools) = (&prompt.messages, prompt.tools.as_deref());
-    let reasoning = reasoning.as_ref();
-    match &answer.sampled {
-        Some(sampled) => {
-            let finished = answer.finished;
-            check_sampled(
-                tokenizer, template, messages, tools, sampled, finished, reasoning,
-            )
-        }
-        None => check_mask(
-            tokenizer,
-            template,
-            messages,
-            tools,
-            &answer.message,
-            reasoning,
-        ),
-    }
 }
 
 /// Display style of a token.
@@ -325,6 +207,7 @@ fn style_codes(loss: bool, style: TokenStyle) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use potstill_datasets::{ChatTemplate, Message, Role};
     use serde_json::json;
 
     use super::*;
@@ -377,7 +260,7 @@ mod tests {
                 sampled: Some(encoder.tokenizer.encode(text, false).unwrap()),
                 finished,
             };
-            let row = masked(&encoder, &prompt(), &answer).unwrap();
+            let row = encoder.masked(&prompt(), &answer).unwrap();
             let mask: Vec<bool> = row.tokens.iter().map(|token| token.loss).collect();
             assert_eq!(mask[..5], [false, false, false, true, true]);
             row.findings.len()
@@ -391,8 +274,8 @@ mod tests {
     #[test]
     fn rows_are_printed_with_marks_or_colours() {
         let encoder = encoder();
-        let (prompt, answer) = (prompt(), shown_answer(None, &prompt(), &encoder));
-        let row = masked(&encoder, &prompt, &answer).unwrap();
+        let (prompt, answer) = (prompt(), ShownAnswer::expected(&prompt(), &encoder));
+        let row = encoder.masked(&prompt, &answer).unwrap();
         let parts = |colours| shown(&encoder, &prompt, &answer, &row, colours);
         let text: String = parts(false).into_iter().map(|(_, text)| text).collect();
         assert_eq!(

@@ -207,7 +207,7 @@ impl RunDir {
         let folder = self.path(home);
         // A user who deletes or moves the folder wants the stage to run again.
         let manifest = match folder.exists() {
-            true => Manifest::read(&folder)?,
+            true => Manifest::read(&self.described_by(home))?,
             false => None,
         };
         let Some(manifest) = manifest else {
@@ -230,6 +230,15 @@ impl RunDir {
             }
         }
         Ok(Some(manifest))
+    }
+
+    /// The folder beside which the manifest of a home is. In a dry run the manifest may be taken back without the home,
+    /// which for `tune` also holds the trainings.
+    fn described_by(&self, home: &str) -> PathBuf {
+        let manifest = self.path(&manifest_name(home));
+        let name = manifest.to_string_lossy();
+        let folder = name.strip_suffix("_manifest.json");
+        folder.map_or_else(|| self.path(home), PathBuf::from)
     }
 
     /// Reads the manifest of a folder that an earlier stage must have published.

@@ -26,6 +26,7 @@ mod served;
 pub(crate) mod sources;
 mod start;
 pub mod train;
+pub(crate) mod trainable;
 mod training;
 pub mod tune;
 

@@ -11,7 +11,7 @@ use std::ops::Range;
 use crate::error::Error;
 use crate::finding::Finding;
 use crate::reasoning::Reasoning;
-use crate::records::Message;
+use crate::records::{Message, Role};
 use crate::template::{ChatTemplate, RenderOptions, Rendered};
 use crate::tokenizer::Tokenizer;
 
@@ -36,11 +36,22 @@ pub fn prompt_ids(
     tools: Option<&str>,
     reasoning: Option<&Reasoning>,
 ) -> Result<Vec<u32>, Error> {
+    rendered_prompt(tokenizer, template, messages, tools, reasoning).map(|(_, ids)| ids)
+}
+
+/// Returns the text and the ids of a prompt.
+pub(crate) fn rendered_prompt(
+    tokenizer: &Tokenizer,
+    template: &ChatTemplate,
+    messages: &[Message],
+    tools: Option<&str>,
+    reasoning: Option<&Reasoning>,
+) -> Result<(String, Vec<u32>), Error> {
     let rendered = render(tokenizer, template, messages, tools, reasoning, true)?;
     let ids = tokenizer.encode(&rendered.text, false)?;
     match ids.is_empty() {
         true => Err(template.untrainable(Finding::PromptEmpty)),
-        false => Ok(ids),
+        false => Ok((rendered.text, ids)),
     }
 }
 
@@ -49,7 +60,8 @@ pub fn prompt_ids(
 ///
 /// # Errors
 /// Those of [`prompt_ids`], and [`Error::Untrainable`] if the mask would be wrong: the position of the answer is not
-/// known, the template drops its reasoning, the turn does not end in an EOS, or the answer's text contains an EOS.
+/// known, the template drops the reasoning, the answer or the question, the turn does not end in an EOS, or the answer's
+/// text contains an EOS.
 pub fn encode_conversation(
     tokenizer: &Tokenizer,
     template: &ChatTemplate,
@@ -71,6 +83,9 @@ pub fn encode_conversation(
     }
     if layout.runs.first().is_some_and(|run| run.start == 0) {
         return Err(untrainable(Finding::PromptEmpty));
+    }
+    if let Some(finding) = prompt_dropped(messages, &rendered.prompt.text) {
+        return Err(untrainable(finding));
     }
     let loss_mask = layout.mask();
     Ok(Encoded {
@@ -143,7 +158,7 @@ impl AnswerLayout {
     }
 }
 
-/// Returns the problems of an answer whose position is known: missing reasoning and a missing EOS.
+/// Returns the problems of an answer whose position is known: missing reasoning, missing text and a missing EOS.
 pub(crate) fn answer_findings(
     tokenizer: &Tokenizer,
     rendered: &RenderedPair,
@@ -157,6 +172,12 @@ pub(crate) fn answer_findings(
     if let Some(reasoning) = dropped_reasoning(turn, answer) {
         findings.push(Finding::ReasoningDropped {
             reasoning: reasoning.to_owned(),
+            rendered: turn.to_owned(),
+        });
+    }
+    if let Some(missing) = dropped_line(turn, answer) {
+        findings.push(Finding::AnswerDropped {
+            missing: missing.to_owned(),
             rendered: turn.to_owned(),
         });
     }
@@ -177,6 +198,30 @@ fn dropped_reasoning<'a>(turn: &str, answer: &'a Message) -> Option<&'a str> {
     let all = answer.reasoning.as_deref().into_iter().chain(written);
     all.map(str::trim)
         .find(|reasoning| !turn.contains(reasoning))
+}
+
+/// Returns the first line of the answer with a word that the rendered turn does not contain. A template may write white
+/// space, and the reasoning in front of `</think>`, in another way.
+fn dropped_line<'a>(turn: &str, answer: &'a Message) -> Option<&'a str> {
+    let content = answer.content.rsplit("</think>").next()?;
+    let mut lines = content.lines().map(str::trim);
+    lines.find(|line| line.split_whitespace().any(|word| !turn.contains(word)))
+}
+
+/// Returns the finding for a rendered prompt without any line of the last message of the user.
+pub(crate) fn prompt_dropped(messages: &[Message], prompt: &str) -> Option<Finding> {
+    let mut from_user = messages.iter().rev().filter(|m| m.role == Role::User);
+    let content = from_user.next()?.content.as_str();
+    let mut lines = content
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty());
+    let first = lines.next()?;
+    let found = prompt.contains(first) || lines.any(|line| prompt.contains(line));
+    (!found).then(|| Finding::PromptDropped {
+        missing: excerpt_around(first, 0),
+        rendered: excerpt_around(prompt, prompt.chars().count()),
+    })
 }
 
 fn render(

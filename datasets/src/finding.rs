@@ -27,6 +27,26 @@ pub enum Finding {
         /// The rendered answer.
         rendered: String,
     },
+    /// The rendered turn lacks a line of the answer.
+    #[error(
+        "the template drops text of the answer\n  missing:  {missing:?}\n  rendered: {rendered:?}\nhint: use a template that writes `message.content` of the assistant as it is"
+    )]
+    AnswerDropped {
+        /// The first line that is missing.
+        missing: String,
+        /// The rendered answer.
+        rendered: String,
+    },
+    /// The rendered prompt has no line of the last user message.
+    #[error(
+        "the template drops the user's message, so the answer would belong to no question\n  missing:  {missing:?}\n  rendered: {rendered:?}\nhint: use a template that writes `message.content` of the user"
+    )]
+    PromptDropped {
+        /// The first line of the message.
+        missing: String,
+        /// End of the rendered prompt.
+        rendered: String,
+    },
     /// The template has no generation marks, and the rendered prompt is not the start of the rendered conversation.
     #[error(
         "the rendered prompt is not the start of the rendered conversation, so the tokens of the answer are not known; the two differ from character {position} on\n  prompt:       {prompt:?}\n  conversation: {conversation:?}\nhint: put the assistant's turn between {{% generation %}} and {{% endgeneration %}} in the template"

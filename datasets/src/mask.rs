@@ -4,8 +4,8 @@ use std::iter::{once, repeat};
 use std::ops::Range;
 
 use crate::encode::{
-    AnswerLayout, RenderedPair, answer_findings, answer_spans, eos_inside, eos_tokens, prompt_ids,
-    render_pair,
+    AnswerLayout, RenderedPair, answer_findings, answer_spans, eos_inside, eos_tokens,
+    prompt_dropped, render_pair, rendered_prompt,
 };
 use crate::error::Error;
 use crate::finding::Finding;
@@ -88,6 +88,8 @@ pub fn check_mask(
     }
     if prompt_ids.is_empty() {
         findings.push(Finding::PromptEmpty);
+    } else {
+        findings.extend(prompt_dropped(messages, &rendered.prompt.text));
     }
     Ok(MaskReport {
         tokens,
@@ -110,7 +112,7 @@ pub fn check_sampled(
     finished: bool,
     reasoning: Option<&Reasoning>,
 ) -> Result<MaskReport, Error> {
-    let prompt = prompt_ids(tokenizer, template, messages, tools, reasoning)?;
+    let (text, prompt) = rendered_prompt(tokenizer, template, messages, tools, reasoning)?;
     let ids = prompt.iter().copied().zip(repeat(false));
     let ids = ids.chain(sampled.iter().copied().zip(repeat(true)));
     let mut findings = Vec::new();
@@ -124,6 +126,7 @@ pub fn check_sampled(
         }
         Some(_) => {}
     }
+    findings.extend(prompt_dropped(messages, &text));
     Ok(MaskReport {
         tokens: masked_tokens(tokenizer, ids),
         prompt_tokens: prompt.len(),

@@ -5,9 +5,21 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use crate::error::Error;
+use crate::limits::TOKENIZER_FILE_BYTES;
 
-/// Reads the text of a file; `None` if the file does not exist.
+/// Reads the text of a regular file of at most [`TOKENIZER_FILE_BYTES`]; `None` if the file does not exist. A pipe or a device
+/// could be read without end.
 pub(crate) fn read_optional(path: &Path) -> Result<Option<String>, Error> {
+    if let Ok(metadata) = std::fs::metadata(path) {
+        if !metadata.is_file() {
+            return Err(unusable(path, "it is not a regular file"));
+        }
+        if metadata.len() > TOKENIZER_FILE_BYTES {
+            let bytes = metadata.len();
+            let problem = format!("it has {bytes} bytes, and the limit is {TOKENIZER_FILE_BYTES}");
+            return Err(unusable(path, &problem));
+        }
+    }
     match std::fs::read_to_string(path) {
         Ok(text) => Ok(Some(text)),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),

@@ -7,8 +7,13 @@
 //! text that is joined to text marked `safe` is not escaped.
 
 mod arguments;
+mod bounded;
+mod expression;
 mod generation;
+mod lexer;
 mod python;
+mod rewrite;
+mod work;
 
 use std::collections::{BTreeSet, HashSet};
 use std::ops::Range;
@@ -22,9 +27,12 @@ use serde_json::json;
 
 pub use self::arguments::TemplateArguments;
 use self::generation::GenerationMarks;
+use self::rewrite::Fault;
+use self::work::{LimitPassed, WorkAccount};
 use crate::canonical::sha256_hex;
 use crate::error::Error;
 use crate::finding::Finding;
+use crate::limits;
 use crate::model_files::{read_json, read_optional};
 use crate::range::FilePath;
 use crate::reasoning::Reasoning;
@@ -32,6 +40,15 @@ use crate::records::Message;
 use crate::tokenizer::SpecialTokens;
 
 const PLAIN: &str = "{{ bos_token }}{% for m in messages %}{{ m.content }}{% if m.role == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}";
+
+/// The way out when a template passes a limit.
+const TEMPLATE_HINT: &str = "use a template without it; docs/limits.md lists the limits";
+
+/// Longest tag in bytes of which minijinja is asked what is wrong with it.
+const LONGEST_FAULTY_TAG: usize = 2000;
+
+/// Longest message in characters of a template's `raise_exception`.
+const RAISED_MESSAGE: usize = 4000;
 
 /// Variables by which templates switch or grade the model's reasoning, in the order in which they are looked for.
 const THINKING_SWITCHES: [&str; 3] = ["enable_thinking", "thinking", "reasoning_effort"];
@@ -146,9 +163,19 @@ impl ChatTemplate {
     /// # Errors
     /// [`Error::Invalid`] if the template does not compile.
     pub fn from_source(name: &str, source: &str) -> Result<Self, Error> {
+        if source.len() > limits::TEMPLATE_BYTES {
+            let problem = format!(
+                "chat template {name} has {} bytes, and the limit is {}",
+                source.len(),
+                limits::TEMPLATE_BYTES
+            );
+            return Err(Error::invalid(problem, TEMPLATE_HINT));
+        }
         // Jinja2 reads CRLF and CR as a line feed.
-        let (rewritten, generation) =
+        let (marked, generation) =
             generation::rewrite(&source.replace("\r\n", "\n").replace('\r', "\n"));
+        let rewritten =
+            rewrite::rewrite(&marked).map_err(|fault| refused(name, &marked, &fault))?;
         let mut environment = environment();
         environment
             .add_template_owned(name.to_owned(), rewritten)
@@ -290,6 +317,9 @@ impl ChatTemplate {
             }
         }
         let variables: Value = variables.into_iter().collect();
+        let _account = WorkAccount::open(
+            limits::TEMPLATE_WORK.saturating_add((inputs.len() as u64).saturating_mul(64)),
+        );
         let rendered = self
             .environment
             .get_template(&self.name)
@@ -353,6 +383,14 @@ impl ChatTemplate {
         }
     }
 
+    fn limit_passed(&self, error: &minijinja::Error, limit: &str) -> Error {
+        Error::TemplateRender {
+            template: self.name.clone(),
+            line: error.line().unwrap_or_default(),
+            reason: format!("{limit}\nhint: {TEMPLATE_HINT}"),
+        }
+    }
+
     fn failure(&self, error: &minijinja::Error) -> Error {
         let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
         while let Some(cause) = source {
@@ -362,7 +400,17 @@ impl ChatTemplate {
                     message: message.clone(),
                 };
             }
+            if let Some(LimitPassed(limit)) = cause.downcast_ref() {
+                return self.limit_passed(error, limit);
+            }
             source = cause.source();
+        }
+        if error.kind() == ErrorKind::OutOfFuel {
+            let limit = format!(
+                "it runs more than {} instructions for one conversation",
+                limits::TEMPLATE_INSTRUCTIONS
+            );
+            return self.limit_passed(error, &limit);
         }
         Error::TemplateRender {
             template: self.name.clone(),
@@ -372,28 +420,55 @@ impl ChatTemplate {
     }
 }
 
+/// Returns the error for a template that could not be rewritten.
+fn refused(name: &str, source: &str, fault: &Fault) -> Error {
+    let line = |at: usize| source.get(..at).unwrap_or(source).matches('\n').count() + 1;
+    let at = line(fault.start);
+    if let Some(limit) = &fault.limit {
+        return Error::invalid(
+            format!("chat template {name}, line {at}: {limit}"),
+            TEMPLATE_HINT,
+        );
+    }
+    // minijinja says what is wrong with the tag. It is not shown a long tag, which it might read in full.
+    let tag = source.get(fault.start..fault.end).unwrap_or_default();
+    let read = source.get(..fault.end).unwrap_or(source);
+    if tag.len() < LONGEST_FAULTY_TAG
+        && let Err(error) = Environment::new().add_template_owned(name.to_owned(), read.to_owned())
+    {
+        let line = error.line().unwrap_or_default();
+        return Error::invalid(
+            format!("chat template {name}, line {line}: {}", reason(&error)),
+            "",
+        );
+    }
+    let problem = format!("chat template {name}, line {at}: the tag cannot be read");
+    Error::invalid(problem, "write it as Jinja's documentation does")
+}
+
 fn environment() -> Environment<'static> {
     let mut environment = Environment::new();
     environment.set_trim_blocks(true);
     environment.set_lstrip_blocks(true);
     environment.set_undefined_behavior(UndefinedBehavior::Lenient);
     environment.set_auto_escape_callback(|_| AutoEscape::None);
-    environment.set_formatter(|out, _, value| {
-        out.write_str(&python::str(value))
-            .map_err(minijinja::Error::from)
+    environment.set_fuel(Some(limits::TEMPLATE_INSTRUCTIONS));
+    environment.set_recursion_limit(limits::TEMPLATE_RECURSION);
+    environment.set_formatter(|out, _, value| match value.as_str() {
+        Some(text) => {
+            work::charge(text.len())?;
+            out.write_str(text).map_err(minijinja::Error::from)
+        }
+        None => out
+            .write_str(&python::str(value)?)
+            .map_err(minijinja::Error::from),
     });
     environment.set_unknown_method_callback(python::method);
-    environment.add_filter("tojson", python::tojson);
-    environment.add_filter("string", python::str);
-    environment.add_filter("upper", |value: &Value| python::str(value).to_uppercase());
-    environment.add_filter("lower", |value: &Value| python::str(value).to_lowercase());
-    environment.add_filter("join", python::join);
-    environment.add_filter("indent", python::indent);
-    environment.add_test("sequence", python::is_sequence);
-    environment.add_test("iterable", python::is_iterable);
+    bounded::register(&mut environment);
     environment.add_function(
         "raise_exception",
-        |message: String| -> Result<Value, minijinja::Error> {
+        |message: &Value| -> Result<Value, minijinja::Error> {
+            let message: String = python::str(message)?.chars().take(RAISED_MESSAGE).collect();
             Err(
                 minijinja::Error::new(ErrorKind::InvalidOperation, message.clone())
                     .with_source(RaisedMessage(message)),
@@ -409,14 +484,17 @@ fn environment() -> Environment<'static> {
 struct RaisedMessage(String);
 
 fn strftime(now: NaiveDateTime, format: &str) -> Result<String, minijinja::Error> {
-    use std::fmt::Write;
+    // The longest form of a directive is a date with its time.
+    work::charge(format.len().saturating_mul(64))?;
     let mut text = String::new();
-    write!(text, "{}", now.format(format)).map_err(|_| {
-        minijinja::Error::new(
-            ErrorKind::InvalidOperation,
-            format!("strftime_now: {format:?} is not a time format"),
-        )
-    })?;
+    std::fmt::Write::write_fmt(&mut text, format_args!("{}", now.format(format))).map_err(
+        |_| {
+            minijinja::Error::new(
+                ErrorKind::InvalidOperation,
+                format!("strftime_now: {format:?} is not a time format"),
+            )
+        },
+    )?;
     Ok(text)
 }
 

@@ -10,9 +10,7 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use crate::canonical::hex;
-
-/// Upper limit of ids, far above any vocabulary. A broken file must not cause an allocation for 4 billion ids.
-const MAX_IDS: u32 = 1 << 24;
+use crate::limits::TOKENIZER_IDS;
 
 /// The alphabet in which a vocabulary's entries spell bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,9 +53,12 @@ impl TokenBytes {
                 .collect();
         entries.sort_unstable();
         entries.dedup_by_key(|(id, _)| *id);
-        if let Some((id, _)) = entries.last().filter(|(id, _)| *id >= MAX_IDS) {
+        if let Some((id, _)) = entries
+            .last()
+            .filter(|(id, _)| u64::from(*id) >= TOKENIZER_IDS)
+        {
             return Err(format!(
-                "token id {id} is too large: Potstill reads vocabularies of up to {MAX_IDS} ids"
+                "token id {id} is too large: Potstill reads vocabularies of up to {TOKENIZER_IDS} ids"
             ));
         }
         let mut table = Self {

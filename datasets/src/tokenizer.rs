@@ -1,5 +1,6 @@
 //! A tokenizer in Hugging Face layout: conversion between text and ids, and the bytes of each id.
 
+mod bounds;
 mod eos;
 
 use std::collections::HashMap;
@@ -9,6 +10,7 @@ use serde_json::Value;
 
 pub use self::eos::EosSource;
 use crate::error::Error;
+use crate::limits::TOKENIZER_TEXT_BYTES;
 use crate::model_files::{parse, read_json, read_optional, unusable};
 use crate::token_bytes::TokenBytes;
 
@@ -39,6 +41,8 @@ pub struct Tokenizer {
     leading_id: Option<u32>,
     /// Number of rows of the model's embedding, if it is smaller than the vocabulary.
     rows: Option<usize>,
+    /// Most bytes of a text that is encoded.
+    longest_text: u64,
     fingerprint: String,
     /// Ids of "\n", which are removed from the ids of "\n" + text to encode a text that continues another one. The list
     /// is empty if the tokenizer does not put a space in front of a text.
@@ -62,6 +66,7 @@ impl Tokenizer {
         };
         let json = parse(&path, &text)?;
         let content = |problem: String| unusable(&path, &problem);
+        let growth = bounds::check(&json).map_err(content)?;
         let mut inner = tokenizers::Tokenizer::from_bytes(&text)
             .map_err(|error| content(format!("it does not describe a tokenizer: {error}")))?;
         // Some files contain padding and truncation settings of the program that saved them.
@@ -90,6 +95,7 @@ impl Tokenizer {
             eos_sources,
             leading_id: None,
             rows: None,
+            longest_text: TOKENIZER_TEXT_BYTES / growth,
             fingerprint,
             newline_ids: Vec::new(),
         };
@@ -148,6 +154,17 @@ impl Tokenizer {
     /// [`Error::Tokenize`] if the text cannot be encoded, for instance because there is no unknown token, and
     /// [`Error::Invalid`] if it has a token without a row in the model's embedding.
     pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, Error> {
+        if text.len() as u64 > self.longest_text {
+            return Err(Error::invalid(
+                format!(
+                    "the text {:?} has {} bytes, and this tokenizer encodes at most {}",
+                    excerpt(text),
+                    text.len(),
+                    self.longest_text
+                ),
+                "shorten the text, or remove it from the data",
+            ));
+        }
         let encoding = self
             .inner
             .encode_fast(text, add_special_tokens)

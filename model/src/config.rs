@@ -13,6 +13,7 @@ use crate::Error;
 use crate::families;
 use crate::files::read_text;
 use crate::keys::Keys;
+use crate::limits::MODEL_EXPERTS;
 use crate::plan::{AttentionPlan, DecoderPlan, ExpertsPlan, FeedForwardPlan};
 
 /// The configuration of a decoder.
@@ -383,9 +384,6 @@ fn check_quantization(keys: &Keys) -> Result<(), Error> {
     Err(keys.error(key, why))
 }
 
-/// Largest number of experts of all layers together. A decoder has an object for each, before its weights are read.
-const MAX_EXPERTS: usize = 200_000;
-
 /// Checks what no single key tells.
 fn check_plan(keys: &Keys, plan: &DecoderPlan) -> Result<(), Error> {
     let mut all = 0;
@@ -398,11 +396,11 @@ fn check_plan(keys: &Keys, plan: &DecoderPlan) -> Result<(), Error> {
                 return Err(keys.wrong("num_experts_per_tok", why));
             }
             all += experts.count;
-            if all > MAX_EXPERTS {
+            if all > MODEL_EXPERTS {
                 let key = ["num_experts", "num_local_experts", "n_routed_experts"]
                     .into_iter()
                     .find(|key| keys.get(key).is_some());
-                let why = format!("more than {MAX_EXPERTS} experts in all layers");
+                let why = format!("more than {MODEL_EXPERTS} experts in all layers");
                 return Err(keys.wrong(key.unwrap_or("num_hidden_layers"), why));
             }
         }

@@ -16,6 +16,7 @@ use serde_json::Value;
 
 use crate::Error;
 use crate::keys::Keys;
+use crate::limits::MODEL_LAYERS;
 use crate::plan::{
     AttentionPlan, DecoderPlan, FeedForwardPlan, GatedPlan, GroupedPlan, LayerNorms, LayerPlan,
     NormPlan, QueryKeyNorm,
@@ -269,11 +270,11 @@ impl Family {
 /// an absurd configuration small.
 fn layers(keys: &Keys) -> Result<usize, Error> {
     let layers = keys.count("num_hidden_layers", None)?;
-    match layers <= 10_000 {
+    match layers <= MODEL_LAYERS {
         true => Ok(layers),
         false => Err(keys.wrong(
             "num_hidden_layers",
-            format!("{layers} is more than the 10000 layers that are supported"),
+            format!("{layers} is more than the {MODEL_LAYERS} layers that are supported"),
         )),
     }
 }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use memmap2::Mmap;
 
 use crate::Error;
+use crate::limits::MODEL_TEXT_BYTES;
 
 /// Maps a file into memory for reading.
 ///
@@ -21,9 +22,6 @@ pub(crate) fn map_file(path: &Path) -> Result<Mmap, Error> {
     // they have read and copied the header of the file.
     unsafe { Mmap::map(&file) }.map_err(Error::io("map", path))
 }
-
-/// Largest text file that is read, in bytes.
-const MAX_TEXT: u64 = 100_000_000;
 
 /// Opens a regular file for reading, and returns its length in bytes. Opening a pipe would wait for a writer.
 ///
@@ -46,15 +44,15 @@ pub(crate) fn open_regular(path: &Path) -> Result<(File, u64), Error> {
 /// Returns an error for a path that is no regular file, for a larger file, and for bytes that are not UTF-8.
 pub(crate) fn read_text(path: &Path) -> Result<String, Error> {
     let (file, length) = open_regular(path)?;
-    if length > MAX_TEXT {
+    if length > MODEL_TEXT_BYTES {
         return Err(Error::TextTooLong {
             path: path.to_path_buf(),
             length,
-            limit: MAX_TEXT,
+            limit: MODEL_TEXT_BYTES,
         });
     }
     let mut text = String::with_capacity(length as usize);
-    file.take(MAX_TEXT)
+    file.take(MODEL_TEXT_BYTES)
         .read_to_string(&mut text)
         .map_err(Error::io("read", path))?;
     Ok(text)

@@ -8,6 +8,7 @@ use potstill_kernels::GateActivation;
 use serde_json::{Map, Value};
 
 use crate::Error;
+use crate::limits::CONFIG_COUNT;
 
 /// The keys of a configuration.
 pub(crate) struct Keys<'a> {
@@ -17,9 +18,6 @@ pub(crate) struct Keys<'a> {
     /// Names of all keys that were asked for.
     asked: RefCell<BTreeSet<String>>,
 }
-
-/// Largest value of a count. Larger ones are mistakes or attacks, and products of several would overflow.
-const MAX_COUNT: u64 = 1 << 28;
 
 impl<'a> Keys<'a> {
     pub(crate) fn new(path: &'a Path, object: &'a Map<String, Value>) -> Self {
@@ -59,11 +57,11 @@ impl Keys<'_> {
             .ok_or_else(|| self.wrong(key, format!("{value} must be a whole number above 0")))?;
         usize::try_from(count)
             .ok()
-            .filter(|_| count <= MAX_COUNT)
+            .filter(|_| count <= CONFIG_COUNT)
             .ok_or_else(|| {
                 self.wrong(
                     key,
-                    format!("{value} is larger than any model, {MAX_COUNT}"),
+                    format!("{value} is larger than any model, {CONFIG_COUNT}"),
                 )
             })
     }

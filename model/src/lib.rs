@@ -42,6 +42,7 @@ mod gguf;
 mod init;
 mod keys;
 mod layers;
+pub mod limits;
 mod named_parameters;
 mod number;
 mod parameters;

@@ -12,6 +12,7 @@ use serde_json::{Map, Value};
 
 use crate::Error;
 use crate::keys::Keys;
+use crate::limits::ROTARY_COLUMNS;
 
 /// Frequencies of the pairs that are rotated in each head.
 #[derive(Debug, Clone, PartialEq)]
@@ -56,9 +57,6 @@ pub(crate) struct LongFrequencies {
     pub(crate) limit: usize,
     pub(crate) frequencies: Vec<f32>,
 }
-
-/// Largest number of columns that are rotated. The frequencies are computed before the weights are looked at.
-const MAX_WIDTH: usize = 1 << 16;
 
 /// A rotary table of a configuration, and where its values are.
 pub(crate) struct RotaryKeys<'a> {
@@ -182,9 +180,9 @@ impl<'a> RotaryKeys<'a> {
 
     /// Computes the table for r rotated columns.
     pub(crate) fn table(&self, width: usize, context: usize) -> Result<RotaryTable, Error> {
-        if width > MAX_WIDTH {
+        if width > ROTARY_COLUMNS {
             let why = format!(
-                "rotary positions would rotate {width} columns of a head, and at most {MAX_WIDTH} are supported"
+                "rotary positions would rotate {width} columns of a head, and at most {ROTARY_COLUMNS} are supported"
             );
             return Err(self.keys.wrong("head_dim", why));
         }

@@ -14,14 +14,12 @@ use serde::Deserialize;
 
 use crate::Error;
 use crate::files::{open_regular, read_text};
+use crate::limits::SAFETENSORS_HEADER_BYTES;
 use crate::number::read_values;
 use crate::weights::{InStack, Weights, in_stack, inside};
 
 pub(crate) const SINGLE_FILE: &str = "model.safetensors";
 pub(crate) const INDEX_FILE: &str = "model.safetensors.index.json";
-
-/// Largest header of a weight file in bytes, as in the reference implementation.
-const MAX_HEADER: u64 = 100_000_000;
 
 /// Prefixes of the text decoder's names in checkpoints of models that also take images.
 const TEXT_PREFIXES: [(&str, &str); 3] = [
@@ -272,7 +270,7 @@ impl OpenFile {
         file.read_exact_at(&mut size, 0)
             .map_err(Error::io("read", &path))?;
         let size = u64::from_le_bytes(size);
-        if size > MAX_HEADER {
+        if size > SAFETENSORS_HEADER_BYTES {
             return Err(truncated(safetensors::SafeTensorError::HeaderTooLarge));
         }
         if size > length - 8 {

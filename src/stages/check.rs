@@ -16,8 +16,8 @@ use tokens::tokens;
 
 use super::sources::{self, Extent, Needed, Sources};
 use super::{
-    RunOptions, StageOutcome, checkpoint, collect, device, import, memory, planned, run_dir_path,
-    served, start,
+    RunOptions, StageOutcome, checkpoint, collect, device, import, planned, run_dir_path, served,
+    start, trainable,
 };
 use crate::events::Event;
 use crate::progress::Console;
@@ -46,6 +46,8 @@ pub fn check(file: &Path, options: &RunOptions, console: &Console) -> anyhow::Re
         return Ok(StageOutcome::WouldRun);
     }
     let imported = import::read(&run, options.limit)?;
+    trainable::check_rows(&run, &imported.prompts, &imported.answers)?;
+    start::check_memory(&run, &device)?;
     let teacher = match &run.settings.teacher {
         Some(_) => checkpoint::teacher_tokenizer_folder(&run)?,
         None => None,
@@ -74,8 +76,7 @@ pub fn check(file: &Path, options: &RunOptions, console: &Console) -> anyhow::Re
     ));
     let report = tokens(&run, teacher.as_deref(), &imported.prompts)?;
     report.lines.iter().for_each(|line| console.output(line));
-    let memory = memory_warnings(&run, &device)?;
-    for text in report.warnings.into_iter().chain(memory) {
+    for text in report.warnings {
         console.emit(&Event::Warning { text });
     }
     if sources == Sources::Complete {
@@ -99,32 +100,6 @@ pub fn check(file: &Path, options: &RunOptions, console: &Console) -> anyhow::Re
         file.display()
     ));
     Ok(StageOutcome::UpToDate)
-}
-
-/// Warns of models that do not fit into the machine's memory. The memory of a GPU is not known.
-fn memory_warnings(run: &Loaded, device: &Device) -> anyhow::Result<Vec<String>> {
-    let is_cpu = *device == potstill_model::device("cpu")?;
-    let Some(machine) = memory::machine_bytes().filter(|_| is_cpu) else {
-        return Ok(Vec::new());
-    };
-    let student = memory::warning(
-        "training the student",
-        start::config(run)?.parameters(),
-        memory::TRAINED_BYTES,
-        machine,
-        "choose a smaller student: `layers`, `intermediate_size` or `random` in [student]",
-    );
-    let teacher = match run.settings.local() {
-        Some(teacher) => memory::warning(
-            "loading the teacher",
-            Config::from_dir(&checkpoint::teacher(run)?)?.parameters(),
-            checkpoint::dtype(teacher.dtype).size() as u64,
-            machine,
-            "set `dtype = \"bf16\"` in [teacher], or let a server run the teacher and set its `url`",
-        ),
-        None => None,
-    };
-    Ok([teacher, student].into_iter().flatten().collect())
 }
 
 /// Prints how far the start of training is from the teacher, if that can be measured.

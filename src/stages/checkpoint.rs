@@ -12,6 +12,7 @@ use potstill_model::{Config, DType, Decoder, Device, weight_files};
 use potstill_teacher::TeacherSettings;
 use sha2::{Digest, Sha256};
 
+use super::memory;
 use crate::run_file::{HubSource, Loaded};
 
 /// Files beside the weights that affect what a checkpoint computes or how it tokenises text.
@@ -202,7 +203,23 @@ pub fn load(
     device: &Device,
 ) -> anyhow::Result<Decoder> {
     let tokens = tokenizer(tokenizer_dir)?.vocab_size();
+    check_memory(dir, dtype, device)?;
     Ok(potstill_model::load(dir, dtype, device)?.with_token_count(tokens))
+}
+
+/// Refuses a checkpoint whose weights do not fit into memory in this type.
+///
+/// # Errors
+/// When the configuration cannot be read, or the weights do not fit.
+pub fn check_memory(dir: &Path, dtype: DType, device: &Device) -> anyhow::Result<()> {
+    let parameters = Config::from_dir(dir)?.parameters();
+    memory::require(
+        &format!("loading the model in {}", dir.display()),
+        parameters,
+        dtype.size() as u64,
+        device,
+        "set `dtype = \"bf16\"` in [teacher], or let a server run the teacher and set its `url`",
+    )
 }
 
 /// Returns the chat template that `template` of `[teacher]` (of `[student]` in a run without a teacher)

@@ -30,7 +30,10 @@ pub(super) use self::given::check_answered;
 pub(crate) use self::local::{check_prompts, open_local};
 use self::source::{CollectSource, Samples};
 use super::acquire::{self, Acquired, Acquisition};
-use super::{Context, StageOutcome, StageSummary, forecast, import, run_stage_again, sampling};
+use super::{
+    Context, StageOutcome, StageSummary, forecast, import, run_stage_again, sampling, start,
+    trainable,
+};
 use crate::events::Event;
 use crate::run_dir::{EarlierOutput, StagePlan};
 
@@ -49,6 +52,8 @@ pub fn collect(context: &Context) -> anyhow::Result<StageOutcome> {
     let again = context.retry_failures && has_failures(context)?;
     let mut finished_work = None;
     let outcome = run_stage_again(context, &plan, again, |out| {
+        trainable::check_published(context)?;
+        start::check_memory(&context.run, &context.device)?;
         source.count_given(context)?;
         let mut collection = Collection::open(context, &source)?;
         let before = collection.store.tally();

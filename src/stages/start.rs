@@ -42,8 +42,8 @@ pub(crate) fn start(context: &Context, seed_index: u32) -> anyhow::Result<Decode
 /// Loads or initialises the base in f32 on `device`.
 pub(crate) fn start_on(run: &Loaded, seed_index: u32, device: &Device) -> anyhow::Result<Decoder> {
     let folder = checkpoint::student(run)?;
+    check_student_memory(run, device)?;
     if let Some(config) = random_config(run, &folder)? {
-        check_memory(run, &config)?;
         let seed = seed(&run.settings, seed_index);
         let tokens = checkpoint::tokenizer(&folder)?.vocab_size();
         let model = Decoder::init(&config, seed, DType::F32, device)?;
@@ -53,16 +53,34 @@ pub(crate) fn start_on(run: &Loaded, seed_index: u32, device: &Device) -> anyhow
     pruned(run, whole)
 }
 
-/// Refuses random weights that do not fit into memory: no file bounds their size.
-fn check_memory(run: &Loaded, config: &Config) -> anyhow::Result<()> {
-    let Some(machine) = memory::machine_bytes() else {
-        return Ok(());
-    };
-    let (weights, hint) = ("a model of this size", "choose a smaller one");
-    match memory::warning(weights, config.parameters(), 4, machine, hint) {
-        Some(text) => Err(run.problem(&["student", "random"], text).into()),
-        None => Ok(()),
+/// Refuses models that do not fit into memory: a local teacher with its weights, and a student that is trained.
+///
+/// # Errors
+/// When a configuration cannot be read, or a model does not fit.
+pub(crate) fn check_memory(run: &Loaded, device: &Device) -> anyhow::Result<()> {
+    if let Some(teacher) = run.settings.local() {
+        let folder = checkpoint::teacher(run)?;
+        let dtype = checkpoint::dtype(teacher.dtype);
+        checkpoint::check_memory(&folder, dtype, device)?;
     }
+    // `collect` alone needs no student, so its files may not be here yet.
+    match checkpoint::student(run) {
+        Ok(folder) if folder.join("config.json").is_file() => check_student_memory(run, device),
+        _ => Ok(()),
+    }
+}
+
+fn check_student_memory(run: &Loaded, device: &Device) -> anyhow::Result<()> {
+    let hint = "choose a smaller student: `layers`, `intermediate_size` or `random` in [student]";
+    let parameters = config(run)?.parameters();
+    let bytes = memory::TRAINED_BYTES;
+    let fits = memory::require("training the student", parameters, bytes, device, hint);
+    fits.map_err(|error| match run.settings.student.random {
+        Some(_) => run
+            .problem(&["student", "random"], error.to_string())
+            .into(),
+        None => error,
+    })
 }
 
 /// Returns the configuration of the student.

@@ -30,3 +30,4 @@ mod tampered;
 mod terminal;
 mod tokens;
 mod training;
+mod untrainable;

@@ -400,20 +400,20 @@ fn a_list_of_answers_is_several_answers() {
     );
     let text = fs::read_to_string(run.path("run.toml")).unwrap();
     assert!(text.contains("output = \"responses\""), "{text}");
-    let file = crate::fixture::RUN_FILE
-        .replace("prompts.jsonl", "many.jsonl")
-        .replace(
-            "{ text = \"text\" }",
-            "{ instruction = \"prompt\", output = \"responses\" }\nanswers = \"given\"",
-        );
-    let start = file.find("[teacher]").unwrap();
-    let end = file.find("[curate]").unwrap();
-    let file = format!(
-        "{}[teacher]\npath = \"model\"\ntemplate = \"plain\"\n\n{}",
-        &file[..start],
-        &file[end..]
-    );
-    run.write("run.toml", &file);
+    let file = r#"[run]
+name = "tiny"
+[import]
+path = "many.jsonl"
+columns = { instruction = "prompt", output = "responses" }
+answers = "given"
+[student]
+path = "model"
+template = "plain"
+[train]
+loss = { cross_entropy = 1.0 }
+controls = []
+"#;
+    run.write("run.toml", file);
     let imported = run.potstill(&["import", "run.toml"]);
     assert_eq!(imported.code, 0, "{}", imported.stderr);
     let collected = run.potstill(&["collect", "run.toml"]);

@@ -90,7 +90,11 @@ fn every_reader_refuses_a_damaged_file_by_name() {
             &format!("{student}/eval"),
             "eval",
         ),
-        ("test/shard-00000.parquet", "students/base/eval", "eval"),
+        (
+            "test/shard-00000.parquet",
+            "students/untrained/eval",
+            "eval",
+        ),
         (
             &format!("{student}/eval/test/samples.parquet"),
             "report.html",

@@ -112,6 +112,11 @@ pub(super) fn utf8_error(path: &Path, location: &str, text: &[u8]) -> Error {
     )
 }
 
+/// Names the encoding that a text which is not UTF-8 is likely to have.
+pub(super) fn likely_encoding(text: &[u8]) -> &'static str {
+    guess(text).0
+}
+
 /// Guesses the encoding of a text that is not UTF-8, with `iconv`'s name for it.
 fn guess(text: &[u8]) -> (&'static str, &'static str) {
     if text.contains(&0) {

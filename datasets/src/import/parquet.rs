@@ -11,7 +11,7 @@ use arrow_schema::{Field, Fields, Schema, SchemaRef};
 use serde_json::Map;
 
 use super::cell::{Budget, CellProblem, value};
-use super::encoding::utf8_error;
+use super::encoding::likely_encoding;
 use super::file::{row_error, row_too_long};
 use super::parquet_open::{check_pages, not_a_shard, open};
 use super::row::{FileRow, RowIterator, missing_column};
@@ -184,10 +184,14 @@ impl ParquetRows {
             let own = own.unwrap_or(array.data_type());
             let cell = value(array, row, own, &mut budget).map_err(|problem| match problem {
                 CellProblem::TooLong => row_too_long(&self.path, location, self.limit, ""),
-                CellProblem::NotText(bytes) => {
-                    let location = format!("{location}: column `{name}`");
-                    utf8_error(&self.path, &location, &bytes)
-                }
+                CellProblem::NotText(bytes) => row_error(
+                    &self.path,
+                    location,
+                    format!(
+                        "column `{name}` is not valid UTF-8; it looks like {}\nhint: decode the column where the file is written, so that it holds text in UTF-8",
+                        likely_encoding(&bytes)
+                    ),
+                ),
                 CellProblem::Unreadable(why) => {
                     row_error(&self.path, location, format!("column `{name}`: {why}"))
                 }

@@ -99,47 +99,10 @@ impl Records {
             if buffer.is_empty() {
                 break;
             }
-            let (mut used, mut is_whole) = (0, false);
-            while let Some(byte) = buffer.get(used).copied() {
-                let special =
-                    |byte: &u8| matches!(byte, b'"' | b'\r' | b'\n' | 0) || *byte == self.delimiter;
-                if matches!(part, Part::Plain | Part::Quoted(_)) && !special(&byte) {
-                    let rest = buffer.get(used..).unwrap_or_default();
-                    let length = rest.iter().position(special).unwrap_or(rest.len());
-                    record.bytes.extend(rest.get(..length).unwrap_or_default());
-                    used += length;
-                    self.lines.after_return = false;
-                    continue;
-                }
-                used += 1;
-                let is_line_end = self.lines.pass(byte);
-                part = match (part, byte) {
-                    (_, 0) => return Err(self.problem(NUL)),
-                    (Part::Quoted(line), b'"') => Part::AfterQuote(line),
-                    (Part::Quoted(line), _) => {
-                        record.bytes.push(byte);
-                        Part::Quoted(line)
-                    }
-                    (Part::AfterQuote(line), b'"') => {
-                        record.bytes.push(byte);
-                        Part::Quoted(line)
-                    }
-                    (Part::Start, b'"') if self.delimiter != b'"' => Part::Quoted(self.lines.line),
-                    (_, byte) if byte == self.delimiter => {
-                        record.ends.push(record.bytes.len());
-                        Part::Start
-                    }
-                    _ if is_line_end => {
-                        is_whole = true;
-                        break;
-                    }
-                    (Part::AfterQuote(_), _) => return Err(self.problem(AFTER_QUOTE)),
-                    _ => {
-                        record.bytes.push(byte);
-                        Part::Plain
-                    }
-                };
-            }
+            let (used, is_whole) =
+                split(buffer, self.delimiter, &mut part, &mut self.lines, record).map_err(
+                    |why| row_error(&self.path, RowLocation::Line(self.lines.line), why),
+                )?;
             self.reader.consume(used);
             if record.bytes.len() + record.ends.len() > self.limit {
                 return Err(self.too_long(record.line, part));
@@ -179,10 +142,6 @@ impl Records {
         }
     }
 
-    fn problem(&self, why: &str) -> Error {
-        row_error(&self.path, RowLocation::Line(self.lines.line), why)
-    }
-
     fn too_long(&self, line: usize, part: Part) -> Error {
         let why = match part {
             Part::Quoted(opened) => {
@@ -192,6 +151,50 @@ impl Records {
         };
         row_too_long(&self.path, RowLocation::Line(line), self.limit, &why)
     }
+}
+
+/// Adds bytes to a record up to its end. Returns the number of bytes and whether the record ends with them.
+fn split(
+    bytes: &[u8],
+    delimiter: u8,
+    part: &mut Part,
+    lines: &mut LineCount,
+    record: &mut Record,
+) -> Result<(usize, bool), &'static str> {
+    let special = |byte: &u8| matches!(byte, b'"' | b'\r' | b'\n' | 0) || *byte == delimiter;
+    let mut used = 0;
+    while let Some(byte) = bytes.get(used).copied() {
+        if matches!(part, Part::Plain | Part::Quoted(_)) && !special(&byte) {
+            let rest = bytes.get(used..).unwrap_or_default();
+            let length = rest.iter().position(special).unwrap_or(rest.len());
+            record.bytes.extend(rest.get(..length).unwrap_or_default());
+            used += length;
+            lines.after_return = false;
+            continue;
+        }
+        used += 1;
+        let is_line_end = lines.pass(byte);
+        *part = match (*part, byte) {
+            (_, 0) => return Err(NUL),
+            (Part::Quoted(line), b'"') => Part::AfterQuote(line),
+            (Part::Quoted(line), _) | (Part::AfterQuote(line), b'"') => {
+                record.bytes.push(byte);
+                Part::Quoted(line)
+            }
+            (Part::Start, b'"') => Part::Quoted(lines.line),
+            (_, byte) if byte == delimiter => {
+                record.ends.push(record.bytes.len());
+                Part::Start
+            }
+            _ if is_line_end => return Ok((used, true)),
+            (Part::AfterQuote(_), _) => return Err(AFTER_QUOTE),
+            _ => {
+                record.bytes.push(byte);
+                Part::Plain
+            }
+        };
+    }
+    Ok((used, false))
 }
 
 const NUL: &str = "the line has a NUL byte, so it is not text in UTF-8\nhint: if it is UTF-16, convert it with `iconv -f UTF-16 -t UTF-8 FILE > NEW`";

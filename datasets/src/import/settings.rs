@@ -45,7 +45,7 @@ fn row_bytes() -> usize {
 
 /// A character between the cells of a CSV file: one of ASCII that is not a quote, a line end or NUL.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(try_from = "char", into = "char")]
+#[serde(try_from = "String", into = "String")]
 #[schemars(with = "char")]
 pub struct Delimiter(u8);
 
@@ -55,13 +55,13 @@ impl Delimiter {
     }
 }
 
-impl TryFrom<char> for Delimiter {
+impl TryFrom<String> for Delimiter {
     type Error = &'static str;
 
-    fn try_from(delimiter: char) -> Result<Delimiter, &'static str> {
-        match u8::try_from(delimiter) {
-            Ok(byte) if byte.is_ascii() && !matches!(byte, b'"' | b'\r' | b'\n' | 0) => {
-                Ok(Delimiter(byte))
+    fn try_from(delimiter: String) -> Result<Delimiter, &'static str> {
+        match delimiter.as_bytes() {
+            [byte] if byte.is_ascii() && !matches!(byte, b'"' | b'\r' | b'\n' | 0) => {
+                Ok(Delimiter(*byte))
             }
             _ => Err(
                 "the delimiter is not one character of ASCII\nhint: set one, such as \";\" or \"\\t\"",
@@ -70,9 +70,9 @@ impl TryFrom<char> for Delimiter {
     }
 }
 
-impl From<Delimiter> for char {
-    fn from(delimiter: Delimiter) -> char {
-        delimiter.0.into()
+impl From<Delimiter> for String {
+    fn from(delimiter: Delimiter) -> String {
+        char::from(delimiter.0).into()
     }
 }
 

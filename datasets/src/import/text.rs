@@ -19,13 +19,52 @@ pub(super) struct Text {
     pub(super) column: usize,
 }
 
-/// How a value ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Nesting {
-    /// The value is a number or a word, and ends before the next delimiter.
-    Word,
-    /// The value is inside this many brackets.
-    Inside(usize),
+/// How far the bytes of a JSON value were looked at.
+struct ValueScan {
+    /// Number of open brackets; `None` in a number or a word, which ends before the next delimiter.
+    depth: Option<usize>,
+    in_text: bool,
+    is_escaped: bool,
+}
+
+impl ValueScan {
+    fn new(depth: Option<usize>) -> ValueScan {
+        ValueScan {
+            depth,
+            in_text: false,
+            is_escaped: false,
+        }
+    }
+
+    /// Looks at the next bytes, and returns the end of the value if it is among them.
+    fn end(&mut self, bytes: &[u8]) -> Option<usize> {
+        for (index, byte) in bytes.iter().enumerate() {
+            if self.in_text {
+                match byte {
+                    _ if self.is_escaped => self.is_escaped = false,
+                    b'\\' => self.is_escaped = true,
+                    b'"' if self.depth == Some(0) => return Some(index + 1),
+                    b'"' => self.in_text = false,
+                    _ => {}
+                }
+                continue;
+            }
+            match (byte, self.depth) {
+                (b'"', depth) => {
+                    self.in_text = true;
+                    self.depth = depth.or(Some(0));
+                }
+                (b'{' | b'[', depth) => self.depth = Some(depth.unwrap_or(0) + 1),
+                (b'}' | b']', Some(depth)) if depth > 1 => self.depth = Some(depth - 1),
+                (b'}' | b']', Some(_)) => return Some(index + 1),
+                (b',' | b':' | b'}' | b']' | b' ' | b'\t' | b'\r' | b'\n', None) => {
+                    return Some(index);
+                }
+                _ => {}
+            }
+        }
+        None
+    }
 }
 
 impl Text {
@@ -90,78 +129,36 @@ impl Text {
     /// bytes need not be JSON; at the end of the file they may be a part of a value.
     pub(super) fn read_value(&mut self, bytes: &mut Vec<u8>) -> Result<(), Error> {
         bytes.clear();
-        self.pass_value(Nesting::Word, Some(bytes))
+        self.pass_value(ValueScan::new(None), Some(bytes))
     }
 
     /// Skips the rest of an array or object whose opening bracket was read, with the closing one.
     pub(super) fn skip_nested(&mut self) -> Result<(), Error> {
-        self.pass_value(Nesting::Inside(1), None)
+        self.pass_value(ValueScan::new(Some(1)), None)
     }
 
     /// Skips the JSON value that begins at the next byte.
     pub(super) fn skip_value(&mut self) -> Result<(), Error> {
-        self.pass_value(Nesting::Word, None)
+        self.pass_value(ValueScan::new(None), None)
     }
 
     fn pass_value(
         &mut self,
-        mut nesting: Nesting,
+        mut scan: ValueScan,
         mut kept: Option<&mut Vec<u8>>,
     ) -> Result<(), Error> {
-        let (mut in_text, mut is_escaped) = (false, false);
         let first_line = self.line;
         loop {
             let buffer = self.reader.fill_buf().map_err(read_error(&self.path))?;
             if buffer.is_empty() {
                 return Ok(());
             }
-            let mut end = None;
-            for (index, byte) in buffer.iter().enumerate() {
-                if in_text {
-                    match byte {
-                        _ if is_escaped => is_escaped = false,
-                        b'\\' => is_escaped = true,
-                        b'"' => in_text = false,
-                        _ => {}
-                    }
-                    if !in_text && nesting == Nesting::Inside(0) {
-                        end = Some(index + 1);
-                        break;
-                    }
-                    continue;
-                }
-                nesting = match (byte, nesting) {
-                    (b'"', Nesting::Word) => {
-                        in_text = true;
-                        Nesting::Inside(0)
-                    }
-                    (b'"', inside) => {
-                        in_text = true;
-                        inside
-                    }
-                    (b'{' | b'[', Nesting::Word) => Nesting::Inside(1),
-                    (b'{' | b'[', Nesting::Inside(depth)) => Nesting::Inside(depth + 1),
-                    (b'}' | b']', Nesting::Inside(depth)) if depth > 1 => {
-                        Nesting::Inside(depth - 1)
-                    }
-                    (b'}' | b']', Nesting::Inside(_)) => {
-                        end = Some(index + 1);
-                        break;
-                    }
-                    (b',' | b':' | b'}' | b']' | b' ' | b'\t' | b'\r' | b'\n', Nesting::Word) => {
-                        end = Some(index);
-                        break;
-                    }
-                    (_, same) => same,
-                };
-            }
-            let passed = buffer
-                .get(..end.unwrap_or(buffer.len()))
-                .unwrap_or_default();
+            let end = scan.end(buffer);
+            let length = end.unwrap_or(buffer.len());
+            let passed = buffer.get(..length).unwrap_or_default();
             if let Some(kept) = &mut kept {
                 kept.extend_from_slice(passed);
             }
-            let length = passed.len();
             (self.line, self.column) = after(passed, (self.line, self.column));
             self.reader.consume(length);
             if kept.as_ref().is_some_and(|kept| kept.len() > self.limit) {

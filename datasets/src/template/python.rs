@@ -6,57 +6,79 @@ use std::fmt::Write;
 use minijinja::value::{Kwargs, ValueKind, from_args};
 use minijinja::{Error, ErrorKind, State, Value};
 
+use super::work::{ChargedText, ITEM, charge, charge_shallow, passed, settle, weigh};
+use crate::limits::TEMPLATE_FORMAT_WIDTH;
+
 /// Returns Python's `str(value)`.
-pub(super) fn str(value: &Value) -> String {
+///
+/// # Errors
+/// The error for the limit of the rendering's work.
+pub(super) fn str(value: &Value) -> Result<String, Error> {
+    let mut out = ChargedText::default();
+    print(&mut out, value)?;
+    Ok(out.text)
+}
+
+/// Appends Python's `str(value)`.
+fn print(out: &mut ChargedText, value: &Value) -> Result<(), Error> {
     match value.as_str() {
-        Some(text) => text.to_owned(),
-        None if value.is_undefined() => String::new(),
-        None => repr(value),
+        Some(text) => out.push(text),
+        None if value.is_undefined() => Ok(()),
+        None => repr(out, value),
     }
 }
 
-/// Returns Python's `repr(value)` for the values that occur in templates.
-fn repr(value: &Value) -> String {
+/// Appends Python's `repr(value)` for the values that occur in templates.
+fn repr(out: &mut ChargedText, value: &Value) -> Result<(), Error> {
     match value.kind() {
-        ValueKind::None => "None".to_owned(),
-        ValueKind::Undefined => "Undefined".to_owned(),
-        ValueKind::Bool => if value.is_true() { "True" } else { "False" }.to_owned(),
-        ValueKind::Number => number(value),
-        ValueKind::String => quote(value.as_str().unwrap_or_default()),
+        ValueKind::None => out.push("None"),
+        ValueKind::Undefined => out.push("Undefined"),
+        ValueKind::Bool => out.push(if value.is_true() { "True" } else { "False" }),
+        ValueKind::Number => out.push(&number(value)),
+        ValueKind::String => quote(out, value.as_str().unwrap_or_default()),
         // A loop, a namespace or a macro is an object with a printed form of its own.
         ValueKind::Seq => {
-            let items: Vec<String> = value
-                .try_iter()
-                .into_iter()
-                .flatten()
-                .map(|item| repr(&item))
-                .collect();
-            format!("[{}]", items.join(", "))
+            out.push("[")?;
+            for (i, item) in value.try_iter().into_iter().flatten().enumerate() {
+                out.push(if i > 0 { ", " } else { "" })?;
+                repr(out, &item)?;
+            }
+            out.push("]")
         }
         ValueKind::Map => {
-            let items: Vec<String> = entries(value)
-                .iter()
-                .map(|(k, v)| format!("{}: {}", repr(k), repr(v)))
-                .collect();
-            format!("{{{}}}", items.join(", "))
+            out.push("{")?;
+            for (i, (key, value)) in entries(value)?.iter().enumerate() {
+                out.push(if i > 0 { ", " } else { "" })?;
+                repr(out, key)?;
+                out.push(": ")?;
+                repr(out, value)?;
+            }
+            out.push("}")
         }
-        _ => value.to_string(),
+        _ => out.print(format_args!("{value}")),
     }
 }
 
-fn entries(map: &Value) -> Vec<(Value, Value)> {
+fn entries(map: &Value) -> Result<Vec<(Value, Value)>, Error> {
     let keys = map.try_iter().into_iter().flatten();
-    keys.map(|key| (key.clone(), map.get_item(&key).unwrap_or_default()))
-        .collect()
+    keys.map(|key| {
+        charge(ITEM)?;
+        let value = map.get_item(&key).unwrap_or_default();
+        Ok((key, value))
+    })
+    .collect()
 }
 
-fn quote(text: &str) -> String {
+fn quote(out: &mut ChargedText, text: &str) -> Result<(), Error> {
     let mark = if text.contains('\'') && !text.contains('"') {
         '"'
     } else {
         '\''
     };
-    let mut out = String::from(mark);
+    // The longest form of a character, `\x00`, has four bytes.
+    charge(text.len().saturating_mul(4))?;
+    let out = &mut out.text;
+    out.push(mark);
     for c in text.chars() {
         match c {
             '\\' => out.push_str("\\\\"),
@@ -69,7 +91,7 @@ fn quote(text: &str) -> String {
         }
     }
     out.push(mark);
-    out
+    Ok(())
 }
 
 /// Formats a number as Python does: integers in full, and floats as `float.__repr__` with the shortest digits that
@@ -124,7 +146,7 @@ pub(super) fn tojson(
     let indent = match indent {
         None => None,
         Some(text) if text.as_str().is_some() => text.as_str().map(str::to_owned),
-        Some(count) => Some(" ".repeat(usize::try_from(count)?)),
+        Some(count) => Some(spaces(usize::try_from(count)?)?),
     };
     let (item, key) = match separators.as_deref() {
         None => (if indent.is_some() { "," } else { ", " }, ": "),
@@ -143,9 +165,9 @@ pub(super) fn tojson(
         key,
         sort_keys,
     };
-    let mut out = String::new();
+    let mut out = ChargedText::default();
     style.write(&mut out, value, 0)?;
-    Ok(out)
+    Ok(out.text)
 }
 
 /// Options of `json.dumps`.
@@ -158,11 +180,11 @@ struct JsonStyle<'a> {
 }
 
 impl JsonStyle<'_> {
-    fn write(&self, out: &mut String, value: &Value, depth: usize) -> Result<(), Error> {
+    fn write(&self, out: &mut ChargedText, value: &Value, depth: usize) -> Result<(), Error> {
         match value.kind() {
-            ValueKind::None => out.push_str("null"),
-            ValueKind::Bool => out.push_str(if value.is_true() { "true" } else { "false" }),
-            ValueKind::Number => out.push_str(match number(value).as_str() {
+            ValueKind::None => out.push("null"),
+            ValueKind::Bool => out.push(if value.is_true() { "true" } else { "false" }),
+            ValueKind::Number => out.push(match number(value).as_str() {
                 "nan" => "NaN",
                 "inf" => "Infinity",
                 "-inf" => "-Infinity",
@@ -170,71 +192,83 @@ impl JsonStyle<'_> {
             }),
             ValueKind::String => self.text(out, value.as_str().unwrap_or_default()),
             ValueKind::Seq | ValueKind::Iterable => {
+                charge(value.len().unwrap_or_default() * ITEM)?;
                 let items: Vec<Value> = value.try_iter()?.collect();
-                self.list(out, '[', &items, ']', depth, |out, item| {
+                self.list(out, "[", &items, "]", depth, |out, item| {
                     self.write(out, item, depth + 1)
-                })?;
+                })
             }
             ValueKind::Map => {
-                let mut items = entries(value);
+                let mut items = entries(value)?;
                 if self.sort_keys {
                     items.sort_by(|(a, _), (b, _)| a.cmp(b));
                 }
-                self.list(out, '{', &items, '}', depth, |out, (key, value)| {
+                self.list(out, "{", &items, "}", depth, |out, (key, value)| {
                     match key.as_str() {
-                        Some(key) => self.text(out, key),
+                        Some(key) => self.text(out, key)?,
                         None => {
-                            let mut name = String::new();
+                            let mut name = ChargedText::default();
                             self.write(&mut name, key, depth)?;
-                            self.text(out, &name);
+                            self.text(out, &name.text)?;
                         }
                     }
-                    out.push_str(self.key);
+                    out.push(self.key)?;
                     self.write(out, value, depth + 1)
-                })?;
+                })
             }
-            kind => {
-                return Err(Error::new(
-                    ErrorKind::InvalidOperation,
-                    format!("tojson: a value of type {kind} has no JSON form"),
-                ));
-            }
+            kind => Err(Error::new(
+                ErrorKind::InvalidOperation,
+                format!("tojson: a value of type {kind} has no JSON form"),
+            )),
         }
-        Ok(())
     }
 
     fn list<T>(
         &self,
-        out: &mut String,
-        open: char,
+        out: &mut ChargedText,
+        open: &str,
         items: &[T],
-        close: char,
+        close: &str,
         depth: usize,
-        mut write: impl FnMut(&mut String, &T) -> Result<(), Error>,
+        mut write: impl FnMut(&mut ChargedText, &T) -> Result<(), Error>,
     ) -> Result<(), Error> {
-        out.push(open);
+        out.push(open)?;
         for (i, item) in items.iter().enumerate() {
             if i > 0 {
-                out.push_str(self.item);
+                out.push(self.item)?;
             }
-            self.line(out, depth + 1);
+            self.line(out, depth + 1)?;
             write(out, item)?;
         }
         if !items.is_empty() {
-            self.line(out, depth);
+            self.line(out, depth)?;
         }
-        out.push(close);
+        out.push(close)
+    }
+
+    fn line(&self, out: &mut ChargedText, depth: usize) -> Result<(), Error> {
+        if let Some(indent) = self.indent {
+            out.push("\n")?;
+            for _ in 0..depth {
+                out.push(indent)?;
+            }
+        }
         Ok(())
     }
 
-    fn line(&self, out: &mut String, depth: usize) {
-        if let Some(indent) = self.indent {
-            out.push('\n');
-            out.push_str(&indent.repeat(depth));
-        }
+    fn text(&self, out: &mut ChargedText, text: &str) -> Result<(), Error> {
+        let is_escaped = |byte: &u8| *byte < b' ' || matches!(byte, b'"' | b'\\');
+        // The longest form of a byte, `\u0000`, has six bytes.
+        let longest = match self.ascii {
+            true => text.len().saturating_mul(6),
+            false => text.len() + 5 * text.bytes().filter(|byte| is_escaped(byte)).count(),
+        };
+        charge(longest)?;
+        self.escape(&mut out.text, text);
+        Ok(())
     }
 
-    fn text(&self, out: &mut String, text: &str) {
+    fn escape(&self, out: &mut String, text: &str) {
         out.push('"');
         for c in text.chars() {
             match c {
@@ -258,6 +292,12 @@ impl JsonStyle<'_> {
     }
 }
 
+/// Returns the white space of an indentation.
+fn spaces(count: usize) -> Result<String, Error> {
+    charge(count)?;
+    Ok(" ".repeat(count))
+}
+
 /// The filter `join`, which converts each item to text as `str` does.
 pub(super) fn join(
     value: &Value,
@@ -268,11 +308,19 @@ pub(super) fn join(
     let joiner = joiner.or(rest.get("d")?).unwrap_or_default();
     let attribute: Option<&str> = attribute.or(rest.get("attribute")?);
     rest.assert_all_used()?;
-    let items = value.try_iter()?.map(|item| match attribute {
-        Some(name) => item.get_attr(name).map(|part| str(&part)),
-        None => Ok(str(&item)),
-    });
-    Ok(items.collect::<Result<Vec<_>, _>>()?.join(joiner))
+    let mut out = ChargedText::default();
+    for (i, item) in value.try_iter()?.enumerate() {
+        if i > 0 {
+            out.push(joiner)?;
+        }
+        // An item may print nothing.
+        charge(1)?;
+        match attribute {
+            Some(name) => print(&mut out, &item.get_attr(name)?)?,
+            None => print(&mut out, &item)?,
+        }
+    }
+    Ok(out.text)
 }
 
 /// The filter `indent`: puts the indentation in front of each line but the first and empty ones. A line feed at the end
@@ -290,21 +338,21 @@ pub(super) fn indent(
     rest.assert_all_used()?;
     let indentation = match width {
         None => " ".repeat(4),
-        Some(text) if text.as_str().is_some() => str(&text),
-        Some(count) => " ".repeat(usize::try_from(count)?),
+        Some(text) if text.as_str().is_some() => str(&text)?,
+        Some(count) => spaces(usize::try_from(count)?)?,
     };
-    let text = str(value).replace("\r\n", "\n");
-    let mut out = String::new();
+    let text = str(value)?.replace("\r\n", "\n");
+    let mut out = ChargedText::default();
     for (number, line) in text.split(is_line_end).enumerate() {
         if number > 0 {
-            out.push('\n');
+            out.push("\n")?;
         }
         if (number == 0 && first) || (number > 0 && (blank || !line.is_empty())) {
-            out.push_str(&indentation);
+            out.push(&indentation)?;
         }
-        out.push_str(line);
+        out.push(line)?;
     }
-    Ok(out)
+    Ok(out.text)
 }
 
 /// The characters at which Python's `str.splitlines` ends a line.
@@ -315,19 +363,95 @@ fn is_line_end(c: char) -> bool {
     )
 }
 
-/// Calls a method of Python's strings, or else a method that `pycompat` provides.
+/// Calls a method of Python's strings, or else a method that `pycompat` provides. The result is charged like that of a
+/// filter.
 pub(super) fn method(
     state: &State,
     value: &Value,
     name: &str,
     args: &[Value],
 ) -> Result<Value, Error> {
-    if let Some(text) = value.as_str()
-        && let Some(result) = string_method(text, name, args)
-    {
-        return result;
+    for argument in std::iter::once(value).chain(args) {
+        charge_shallow(argument)?;
     }
-    minijinja_contrib::pycompat::unknown_method_callback(state, value, name, args)
+    let Some(text) = value.as_str() else {
+        if name == "count" {
+            weigh(value, true)?;
+        }
+        let result =
+            minijinja_contrib::pycompat::unknown_method_callback(state, value, name, args)?;
+        return settle(result);
+    };
+    // The largest factor between a byte of the text and what is made of it.
+    let factor = match name {
+        "split" | "rsplit" | "splitlines" | "partition" | "rpartition" => ITEM + 8,
+        "upper" | "lower" | "title" | "capitalize" => 3,
+        "strip" | "lstrip" | "rstrip" => args
+            .first()
+            .and_then(|characters| characters.as_str())
+            .map_or(1, str::len),
+        "startswith" | "endswith" => {
+            args.first()
+                .map_or(Ok(0), |argument| weigh(argument, true))?;
+            0
+        }
+        "format" => {
+            check_format(text, args)?;
+            1
+        }
+        _ => 0,
+    };
+    charge(text.len().saturating_mul(factor))?;
+    match string_method(text, name, args) {
+        Some(result) => result,
+        None => minijinja_contrib::pycompat::unknown_method_callback(state, value, name, args),
+    }
+}
+
+/// Charges the widths in a format, and refuses a large one.
+pub(super) fn check_format(format: &str, arguments: &[Value]) -> Result<(), Error> {
+    let too_wide = || {
+        passed(format!(
+            "a width or precision in a format is over {TEMPLATE_FORMAT_WIDTH}"
+        ))
+    };
+    for number in format
+        .split(|c: char| !c.is_ascii_digit())
+        .filter(|run| !run.is_empty())
+    {
+        let width = number.parse::<u64>().unwrap_or(u64::MAX);
+        if width > TEMPLATE_FORMAT_WIDTH {
+            return Err(too_wide());
+        }
+        charge(usize::try_from(width).unwrap_or(usize::MAX))?;
+    }
+    // `%*d` takes the width from the arguments.
+    if format.contains('*') {
+        for width in arguments
+            .iter()
+            .filter_map(|value| i128::try_from(value.clone()).ok())
+        {
+            if width.unsigned_abs() > u128::from(TEMPLATE_FORMAT_WIDTH) {
+                return Err(too_wide());
+            }
+        }
+        charge(format.len() * usize::try_from(TEMPLATE_FORMAT_WIDTH).unwrap_or(usize::MAX))?;
+    }
+    // A field may print an argument more than once.
+    let fields = format.matches(['%', '{']).count() + 1;
+    for argument in arguments {
+        let printed = weigh(argument, true)?;
+        charge(printed.saturating_mul(fields))?;
+    }
+    Ok(())
+}
+
+/// Replaces the first `limit` occurrences.
+pub(super) fn replace(text: &str, from: &str, to: &str, limit: usize) -> Result<Value, Error> {
+    charge(text.len())?;
+    let found = text.matches(from).take(limit).count();
+    charge(text.len().saturating_add(found.saturating_mul(to.len())))?;
+    Ok(Value::from(text.replacen(from, to, limit)))
 }
 
 fn string_method(text: &str, name: &str, args: &[Value]) -> Option<Result<Value, Error>> {
@@ -337,6 +461,22 @@ fn string_method(text: &str, name: &str, args: &[Value]) -> Option<Result<Value,
         // pycompat counts bytes, but templates slice by characters.
         "find" => one().map(|part| Value::from(char_index(text, text.find(part)))),
         "rfind" => one().map(|part| Value::from(char_index(text, text.rfind(part)))),
+        "replace" => from_args::<(&str, &str, Option<i64>)>(args).and_then(|(from, to, count)| {
+            let limit = count.and_then(|count| usize::try_from(count).ok());
+            replace(text, from, to, limit.unwrap_or(usize::MAX))
+        }),
+        "count" => one().map(|part| Value::from(text.matches(part).count())),
+        "join" => from_args::<(&Value,)>(args).and_then(|(items,)| {
+            let mut out = ChargedText::default();
+            for (i, item) in items.try_iter()?.enumerate() {
+                charge(1)?;
+                if i > 0 {
+                    out.push(text)?;
+                }
+                out.print(format_args!("{item}"))?;
+            }
+            Ok(Value::from(out.text))
+        }),
         "removeprefix" => {
             one().map(|prefix| Value::from(text.strip_prefix(prefix).unwrap_or(text)))
         }

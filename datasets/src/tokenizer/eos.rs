@@ -31,8 +31,15 @@ pub(super) fn sources(
         let Some((path, json)) = read_json(dir, file)? else {
             continue;
         };
+        check_type(&path, &json)?;
+        for key in ["bos_token_id", "pad_token_id"] {
+            check_id(&path, &json, key, tokenizer)?;
+        }
         let values = match &json["eos_token_id"] {
             Value::Null => continue,
+            Value::Array(values) if values.is_empty() => {
+                return Err(unusable(&path, "`eos_token_id` [] names no token"));
+            }
             Value::Array(values) => values.clone(),
             value => vec![value.clone()],
         };
@@ -41,7 +48,7 @@ pub(super) fn sources(
             let id = value.as_u64().and_then(|id| u32::try_from(id).ok());
             match id.filter(|&id| tokenizer.id_to_token(id).is_some()) {
                 Some(id) => ids.push(id),
-                None if !sources.is_empty() => {}
+                None if !sources.is_empty() && may_be_of_another_model(&json, &value) => {}
                 None => {
                     let problem = format!(
                         "`eos_token_id` {value} is not an id of the vocabulary in tokenizer.json"
@@ -72,6 +79,46 @@ pub(super) fn sources(
         }
     }
     Ok(sources)
+}
+
+/// Whether an id that the tokenizer does not have is at least an id, and not beyond the rows that the same file names.
+fn may_be_of_another_model(json: &Value, id: &Value) -> bool {
+    let rows = json["vocab_size"].as_u64().unwrap_or(1 << 32);
+    id.as_u64().is_some_and(|id| id < rows)
+}
+
+/// Checks that a file is a table.
+fn check_type(path: &Path, json: &Value) -> Result<(), Error> {
+    match json.is_object() {
+        true => Ok(()),
+        false => Err(unusable(path, "it must be a table")),
+    }
+}
+
+/// Checks that a key is absent, or an id of the vocabulary or of a row that pads the embedding. Some released files have
+/// -1 for a token that they do not have.
+fn check_id(
+    path: &Path,
+    json: &Value,
+    key: &str,
+    tokenizer: &tokenizers::Tokenizer,
+) -> Result<(), Error> {
+    let value = &json[key];
+    let rows = json["vocab_size"].as_u64().unwrap_or_default();
+    let known = |id: u64| {
+        let token = u32::try_from(id)
+            .ok()
+            .and_then(|id| tokenizer.id_to_token(id));
+        token.is_some() || id < rows
+    };
+    match value.is_null() || value.as_i64() == Some(-1) || value.as_u64().is_some_and(known) {
+        true => Ok(()),
+        false => {
+            let problem =
+                format!("`{key}` {value} is not an id of the vocabulary in tokenizer.json");
+            Err(unusable(path, &problem))
+        }
+    }
 }
 
 /// Returns the ids of all files, sorted.

@@ -3,6 +3,7 @@
 mod align;
 mod chats;
 mod encode;
+mod hostile_templates;
 mod mask;
 mod reference;
 mod small;

@@ -6,9 +6,7 @@ use super::architecture::Architecture;
 use super::file::GgufFile;
 use super::rotary::{self, LLAMA3_TENSOR};
 use crate::Error;
-
-/// The largest count that is believed: of layers, heads, and numbers in a row.
-const MAX_COUNT: usize = 1 << 24;
+use crate::limits::GGUF_COUNT;
 
 /// Returns the architecture of a file.
 ///
@@ -75,9 +73,9 @@ impl ArchitectureKeys<'_> {
     fn count(&self, name: &str) -> Result<usize, Error> {
         let key = self.key(name);
         match self.file.count(&key)? {
-            Some(count) if (1..=MAX_COUNT).contains(&count) => Ok(count),
+            Some(count) if (1..=GGUF_COUNT).contains(&count) => Ok(count),
             Some(count) => Err(self.file.broken(format!(
-                "the key `{key}` is {count}, but must be from 1 to {MAX_COUNT}"
+                "the key `{key}` is {count}, but must be from 1 to {GGUF_COUNT}"
             ))),
             None => Err(self.file.broken(format!("the key `{key}` is absent"))),
         }
@@ -94,7 +92,7 @@ impl ArchitectureKeys<'_> {
             Some(width) => width,
             None => self.count("embedding_length")? / heads,
         };
-        if width == 0 || width > MAX_COUNT || width % 2 != 0 {
+        if width == 0 || width > GGUF_COUNT || width % 2 != 0 {
             let what = format!("its heads have the width {width}, which must be even and above 0");
             return Err(self.file.broken(what));
         }

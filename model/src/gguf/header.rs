@@ -9,15 +9,13 @@ use std::path::Path;
 
 use super::block::BlockType;
 use crate::Error;
+use crate::limits::GGUF_ALIGNMENT;
 
 /// The first four bytes of a file.
 pub(super) const MAGIC: [u8; 4] = *b"GGUF";
 /// The key of the alignment of tensor data, and its default in bytes.
 const ALIGNMENT_KEY: &str = "general.alignment";
 pub(super) const ALIGNMENT: usize = 32;
-/// The largest alignment that is believed. Files have 32, or at most the size of a page.
-const MAX_ALIGNMENT: u64 = 1 << 20;
-
 /// A value of the metadata.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Field {
@@ -334,9 +332,9 @@ pub(super) fn place_tensors(
         Some(Field::Integer(number)) => u64::try_from(*number).unwrap_or_default(),
         Some(_) => 0,
     };
-    if !alignment.is_power_of_two() || alignment > MAX_ALIGNMENT {
+    if !alignment.is_power_of_two() || alignment > GGUF_ALIGNMENT {
         let what = format!(
-            "the key `{ALIGNMENT_KEY}` is {alignment}, but must be a power of two up to {MAX_ALIGNMENT}"
+            "the key `{ALIGNMENT_KEY}` is {alignment}, but must be a power of two up to {GGUF_ALIGNMENT}"
         );
         return Err(broken(path, what, DOWNLOAD));
     }

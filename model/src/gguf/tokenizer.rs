@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 use super::file::GgufFile;
 use super::pre_tokenizer::PreTokenizer;
 use crate::Error;
+use crate::limits::GGUF_TOKEN_BYTES;
 
 /// Kinds of tokens: values of `tokenizer.ggml.token_type`.
 pub(super) mod kind {
@@ -18,9 +19,6 @@ pub(super) mod kind {
     pub(crate) const UNUSED: i32 = 5;
     pub(crate) const BYTE: i32 = 6;
 }
-
-/// The longest token in bytes for which ways to merge it are looked for.
-const MAX_TOKEN_BYTES: usize = 4096;
 
 /// The tokenizer of a file.
 pub(super) struct GgufTokenizer<'a> {
@@ -307,9 +305,9 @@ impl<'a> GgufTokenizer<'a> {
             .collect();
         let mut merges = Vec::new();
         for (token, id) in vocabulary {
-            if token.len() > MAX_TOKEN_BYTES {
+            if token.len() > GGUF_TOKEN_BYTES {
                 let what = format!(
-                    "token {id} has {} bytes, more than {MAX_TOKEN_BYTES}",
+                    "token {id} has {} bytes, more than {GGUF_TOKEN_BYTES}",
                     token.len()
                 );
                 return Err(self.file.broken(what));

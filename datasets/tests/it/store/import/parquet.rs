@@ -196,3 +196,114 @@ fn parquet_columns_that_are_not_needed_are_not_decoded() {
         Err(Error::UnreadableParquet { .. })
     ));
 }
+
+#[test]
+fn parquet_is_read_with_each_codec_or_the_codec_is_named() {
+    let folder = Folder::new();
+    let codecs = [
+        Compression::UNCOMPRESSED,
+        Compression::SNAPPY,
+        Compression::BROTLI(Default::default()),
+        Compression::LZ4,
+        Compression::LZ4_RAW,
+        Compression::ZSTD(Default::default()),
+    ];
+    for codec in codecs {
+        let path = folder.0.path().join("p.parquet");
+        let batch = RecordBatch::try_from_iter(vec![("text", strings(&["a", "b"]))]).unwrap();
+        let properties = WriterProperties::builder().set_compression(codec).build();
+        let file = File::create(&path).unwrap();
+        let mut writer = ArrowWriter::try_new(file, batch.schema(), Some(properties)).unwrap();
+        writer.write(&batch).unwrap();
+        writer.close().unwrap();
+        assert_eq!(read(&path, &text("text")).prompts.len(), 2, "{codec}");
+    }
+    // Written by pyarrow.
+    let path = folder.write("p.parquet", include_bytes!("gzip.parquet"));
+    let error = import(&ImportSettings::new(&path, text("text"))).unwrap_err();
+    let error = error.to_string();
+    assert!(
+        error.contains(
+            ": column `text` is compressed with gzip, which Potstill does not read\nhint: "
+        ),
+        "{error}"
+    );
+}
+
+#[test]
+fn parquet_text_that_is_not_utf8_is_refused_with_its_row() {
+    let folder = Folder::new();
+    // Written by pyarrow, with a column of text.
+    let marked = folder.write("p.parquet", include_bytes!("latin1.parquet"));
+    let bytes = BinaryArray::from(vec![b"good".as_slice(), b"caf\xe9"]);
+    for path in [marked, folder.parquet(vec![("text", Arc::new(bytes))])] {
+        let error = import(&ImportSettings::new(&path, text("text"))).unwrap_err();
+        let error = error.to_string();
+        assert!(
+            error.contains(", row 2: column `text` is not valid UTF-8; it looks like Latin-1"),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn parquet_rows_have_a_longest_length() {
+    let folder = Folder::new();
+    let long = "x".repeat(6000);
+    let words: Vec<&str> = vec!["word"; 3000];
+    let cells: [ArrayRef; 3] = [
+        strings(&["a", &long]),
+        // A dictionary holds the long cell once.
+        Arc::new(
+            ["a", &long]
+                .into_iter()
+                .collect::<DictionaryArray<Int32Type>>(),
+        ),
+        list(&[1, 2999], strings(&words)),
+    ];
+    for cell in cells {
+        let path = folder.parquet(vec![("text", cell), ("other", strings(&["a", "b"]))]);
+        let mut settings = ImportSettings::new(&path, text("other"));
+        settings.max_row_bytes = 5000;
+        assert_eq!(import(&settings).unwrap().prompts.len(), 2);
+        settings.columns = Columns {
+            output: Some("text".into()),
+            instruction: Some("other".into()),
+            ..Columns::default()
+        };
+        let error = import(&settings).unwrap_err().to_string();
+        assert!(
+            error.contains(", row 2: the row is longer than 5000 bytes\nhint: "),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn parquet_columns_may_be_nested_but_not_without_end() {
+    let folder = Folder::new();
+    let inner = record(vec![
+        ("b", strings(&["x", "y"])),
+        ("c", strings(&["1", "2"])),
+    ]);
+    let path = folder.parquet(vec![("a", inner), ("a.c", strings(&["own", "name"]))]);
+    let texts = |column: &str| -> Vec<String> {
+        let prompts = read(&path, &text(column)).prompts.into_iter();
+        prompts
+            .map(|prompt| prompt.messages[0].content.clone())
+            .collect()
+    };
+    assert_eq!(texts("a.b"), ["x", "y"]);
+    assert_eq!(texts("a.c"), ["own", "name"]);
+    refused(
+        &path,
+        &text("a.d"),
+        " has no column `a.d`; it has `a.b`, `a.c`, `a.c`\nhint: name one of these in `columns` of [import]",
+    );
+    let deep = (0..70).fold(strings(&["x"]), |inner, _| record(vec![("f", inner)]));
+    refused(
+        &folder.parquet(vec![("text", deep)]),
+        &text("text"),
+        " has columns that are nested deeper than 64\nhint: write a file with the needed columns only",
+    );
+}
