@@ -50,7 +50,7 @@ pub struct Verifier(Mutex<VerifiedFiles>);
 struct VerifiedFiles {
     /// Files that have been hashed by this process, with the hash that they had.
     hashes: HashMap<PathBuf, FileHash>,
-    /// What was verified since the last [`Verifier::take`].
+    /// Amount of data that was verified since the last [`Verifier::take`].
     since: Verification,
 }
 

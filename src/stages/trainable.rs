@@ -214,8 +214,18 @@ pub(crate) fn check_rows(
 /// # Errors
 /// As for [`check_rows`].
 pub(crate) fn check_published(context: &Context) -> anyhow::Result<()> {
+    let run = &context.run;
+    // `collect` alone needs no student, so the files of a student may not be here yet.
+    let teacher = match run.settings.teacher {
+        Some(_) => checkpoint::teacher_tokenizer_folder(run)?,
+        None => None,
+    };
+    let folder = teacher.or_else(|| checkpoint::student(run).ok());
+    if !folder.is_some_and(|folder| folder.join("tokenizer.json").is_file()) {
+        return Ok(());
+    }
     let prompts = import::published(&context.dir.path("prompts"))?;
-    check_rows(&context.run, &prompts, &[])
+    check_rows(run, &prompts, &[])
 }
 
 /// Describes what a template may treat differently: the roles in order, tools, tool calls and reasoning.
