@@ -7,6 +7,15 @@
 /// Deepest nesting of JSON in a reply of a server, counted in open brackets.
 pub const REPLY_JSON_DEPTH: usize = 128;
 
+/// Longest wait that a server may ask for, seconds (`longest_wait` of `[teacher]`).
+pub const SERVER_WAIT_SECONDS: u32 = 600;
+
+/// Longest body of a reply, decompressed, bytes.
+pub const REPLY_BYTES: u64 = 128 << 20;
+
+/// Longest text of an error reply that is read, bytes.
+pub const ERROR_REPLY_BYTES: u64 = 64 << 10;
+
 /// Most bytes of a chat template.
 pub const TEMPLATE_BYTES: usize = 1024 * 1024;
 

@@ -10,8 +10,12 @@ use potstill_teacher::http::{CallbackError, CollectProgress, CollectionEnd, Requ
 use potstill_teacher::{Error as TeacherError, Exchange, HttpTeacher, Teacher};
 
 use super::{Context, forecast, served};
+use crate::events::Event;
 use crate::interrupt;
 use crate::progress::StageProgress;
+
+/// Shortest wait that is said in a line of its own, seconds.
+const SAID_WAIT_SECONDS: f64 = 2.0;
 
 /// The list of requests in the run directory.
 pub(super) const REQUESTS_FILE: &str = "requests.jsonl";
@@ -174,6 +178,10 @@ struct StageBar<'a> {
     there: u64,
     to_ask: usize,
     spent_before: Spending,
+    stage: String,
+    /// Whether the present wait that the servers ask for was said.
+    is_wait_said: bool,
+    implausible_usages: u64,
 }
 
 impl<'a> StageBar<'a> {
@@ -192,10 +200,15 @@ impl<'a> StageBar<'a> {
             there,
             to_ask,
             spent_before,
+            stage: stage.to_owned(),
+            is_wait_said: false,
+            implausible_usages: 0,
         }
     }
 
     fn show(&mut self, teacher: &Teacher, now: &CollectProgress) {
+        self.say_wait(now);
+        self.implausible_usages = now.implausible_usages;
         let note = match teacher {
             Teacher::Http(http) => forecast::live(
                 http.client.price.as_ref(),
@@ -208,6 +221,36 @@ impl<'a> StageBar<'a> {
         };
         let completed = (now.answered + now.failed).min(self.to_ask as u64);
         self.bar.update(self.there + completed, now.tokens, &note);
+    }
+}
+
+impl StageBar<'_> {
+    /// Says once for each longer wait that the servers ask for it.
+    fn say_wait(&mut self, now: &CollectProgress) {
+        let wait = now.server_wait_seconds;
+        let is_long = wait.is_some_and(|seconds| seconds >= SAID_WAIT_SECONDS);
+        if let Some(seconds) = wait.filter(|_| is_long && !self.is_wait_said) {
+            self.context.console.note(&format!(
+                "{}: the server asks to wait {:.0} s; {} requests wait for that (`longest_wait` of [teacher] sets the longest wait)",
+                self.stage,
+                seconds.ceil(),
+                now.waiting
+            ));
+        }
+        self.is_wait_said = wait.is_some() && (self.is_wait_said || is_long);
+    }
+}
+
+impl Drop for StageBar<'_> {
+    fn drop(&mut self) {
+        if self.implausible_usages > 0 {
+            self.context.console.emit(&Event::Warning {
+                text: format!(
+                    "{}: {} replies state token counts (`usage`) that cannot be right; these requests are charged in full, as reserved",
+                    self.stage, self.implausible_usages
+                ),
+            });
+        }
     }
 }
 

@@ -148,10 +148,11 @@ fn index_units(
     let prompts = row_count(&context.dir.verified("prompts")?)?;
     let names = units(context, &source.samples)?.map(|unit| {
         let (prompt, sample_index) = unit?;
-        if let Some(http) = source.http()
-            && sample_index == 0
-        {
-            http.estimate_prompt(&mut estimate, &prompt)?;
+        if let Some(http) = source.http() {
+            match sample_index {
+                0 => http.estimate_prompt(&mut estimate, &prompt)?,
+                _ => estimate.again(),
+            }
         }
         Ok::<_, anyhow::Error>((prompt.id.clone(), sample_index))
     });

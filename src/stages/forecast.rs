@@ -2,7 +2,7 @@
 
 use potstill_teacher::HttpTeacher;
 use potstill_teacher::http::{
-    self, BudgetSettings, CollectProgress, Price, Spending, TokenEstimate,
+    self, BudgetSettings, CollectProgress, OnLength, Price, ReservedTokens, Spending, TokenEstimate,
 };
 
 /// Describes what `missing` answers to the prompts of `estimate` will cost.
@@ -14,46 +14,80 @@ pub(super) fn of_answers(
     spent: &Spending,
 ) -> String {
     let request = &http.client.request;
-    let prompt = estimate.tokens(missing);
+    let about = estimate.tokens(missing);
+    let most = estimate.most(missing).tokens;
     let answer = u64::from(request.max_tokens.unwrap_or(0)) * missing as u64;
     let text = format!(
-        "{missing} answers to ask {} for: about {} tokens of prompts, at most {} of answers",
+        "{missing} answers to ask {} for: {}, at most {} of answers",
         request.model,
-        large(prompt),
-        large(answer)
+        prompt_tokens(about, most, "of prompts"),
+        at_most(answer)
     );
-    with_cost(http, budget, text, prompt, answer, spent)
+    with_cost(
+        http,
+        budget,
+        text,
+        about,
+        Some((most, answer)),
+        answer,
+        spent,
+    )
 }
 
 /// Describes what the distributions over `missing` answers will cost; `tokens` counts these answers with their prompts.
+/// `most` is what the requests reserve, if the answers are there already.
 pub(super) fn of_scores(
     http: &HttpTeacher,
     budget: &BudgetSettings,
     tokens: u64,
+    most: Option<ReservedTokens>,
     missing: usize,
     spent: &Spending,
 ) -> String {
+    const WHAT: &str = "with their prompts";
+    let counted = match most {
+        Some(most) => prompt_tokens(tokens, most.tokens, WHAT),
+        None => format!("about {} tokens {WHAT}", large(tokens)),
+    };
     let text = format!(
-        "{missing} answers to have scored by {}: about {} tokens with their prompts",
+        "{missing} answers to have scored by {}: {counted}",
         http.client.request.model,
-        large(tokens)
     );
-    // A server generates at least one token for each.
-    with_cost(http, budget, text, tokens, missing as u64, spent)
+    // A server generates at least one token for each request.
+    let most = most.map(|most| (most.tokens, most.requests));
+    with_cost(http, budget, text, tokens, most, missing as u64, spent)
 }
 
+/// An estimate of tokens, and the most that is reserved for them.
+fn prompt_tokens(about: u64, most: u64, what: &str) -> String {
+    format!(
+        "about {} tokens {what} (at most {})",
+        large(about.min(most)),
+        at_most(most)
+    )
+}
+
+/// Adds the cost: about that of `prompt` and `answer` tokens, and at most that of the tokens of `most`.
 fn with_cost(
     http: &HttpTeacher,
     budget: &BudgetSettings,
     mut text: String,
     prompt: u64,
+    most: Option<(u64, u64)>,
     answer: u64,
     spent: &Spending,
 ) -> String {
     let price = http.client.price.as_ref();
-    match http::forecast_usd(price, prompt, answer) {
-        Some(usd) => text += &format!(", at most {} without retries", dollars(usd)),
-        None => text += "; what they cost is not known (`price` of [teacher])",
+    match (http::forecast_usd(price, prompt, answer), most) {
+        (None, _) => text += "; what they cost is not known (`price` of [teacher])",
+        (Some(usd), None) => text += &format!(", about {}", dollars(usd)),
+        (Some(_), Some((prompt, answer))) => {
+            let most = http::forecast_usd(price, prompt, answer).unwrap_or(0.0);
+            text += &format!(", at most {} without retries", dollars_at_most(most));
+            if http.client.on_length == OnLength::Continue {
+                text += " and continuations";
+            }
+        }
     }
     if spent.requests > 0 {
         text += &format!("; {} requests and {} spent so far", spent.requests, {
@@ -102,6 +136,12 @@ pub(super) fn live(
 ) -> String {
     let spent = &progress.spent;
     let mut facts = Vec::new();
+    if let Some(seconds) = progress.server_wait_seconds {
+        facts.push(format!(
+            "waiting as the server asks, {} s left",
+            seconds.ceil()
+        ));
+    }
     let of = |cap: Option<String>| cap.map_or_else(String::new, |cap| format!(" of {cap}"));
     if price.is_some() {
         let over = progress.answered + progress.failed;
@@ -148,19 +188,41 @@ pub(super) fn dollars(usd: f64) -> String {
     }
 }
 
+/// An amount in USD, rounded up.
+fn dollars_at_most(usd: f64) -> String {
+    let digits = match usd {
+        usd if usd == 0.0 || usd >= 10.0 => 2,
+        usd if usd >= 0.01 => 3,
+        _ => 6,
+    };
+    let scale = 10_f64.powi(digits);
+    // A sum of many reservations may differ from the product in its last bits.
+    dollars((usd * scale * (1.0 - 1e-12)).ceil() / scale)
+}
+
 /// A large count in words.
 fn large(count: u64) -> String {
-    match count {
-        0..10_000 => count.to_string(),
-        10_000..1_000_000 => format!("{:.1} thousand", count as f64 / 1e3),
-        1_000_000..1_000_000_000 => format!("{:.1} million", count as f64 / 1e6),
-        _ => format!("{:.1} billion", count as f64 / 1e9),
-    }
+    in_words(count, f64::round)
+}
+
+/// A large count in words, rounded up.
+fn at_most(count: u64) -> String {
+    in_words(count, f64::ceil)
+}
+
+fn in_words(count: u64, round: fn(f64) -> f64) -> String {
+    let (unit, name) = match count {
+        0..10_000 => return count.to_string(),
+        10_000..1_000_000 => (1e3, "thousand"),
+        1_000_000..1_000_000_000 => (1e6, "million"),
+        _ => (1e9, "billion"),
+    };
+    format!("{:.1} {name}", round(count as f64 / unit * 10.0) / 10.0)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{dollars, large};
+    use super::{at_most, dollars, dollars_at_most, large};
 
     #[test]
     fn money_and_counts_read_well() {
@@ -170,6 +232,28 @@ mod tests {
             ["$0.00", "$0.000123", "$0.050", "$4.500", "$123.46"]
         );
         let counts = [9_999, 10_000, 2_560_000, 31_000_000, 12_000_000_000].map(large);
+        let most = [
+            0.0,
+            0.000_123_1,
+            0.050_1,
+            0.009_999_9,
+            4.500_1,
+            9.999_9,
+            123.451,
+        ];
+        assert_eq!(
+            most.map(dollars_at_most),
+            [
+                "$0.00",
+                "$0.000124",
+                "$0.051",
+                "$0.010",
+                "$4.501",
+                "$10.00",
+                "$123.46"
+            ]
+        );
+        assert_eq!(at_most(2_510_001), "2.6 million");
         let expected = [
             "9999",
             "10.0 thousand",

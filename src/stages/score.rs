@@ -202,7 +202,8 @@ impl<'a> Scorer<'a> {
         let missing = store.tally().to_ask(self.context.retry_failures);
         let spent = RequestLog::read_spending(&self.context.dir.path(REQUESTS_FILE))?;
         let (tokens, budget) = (estimate.tokens(missing), &self.context.run.settings.budget);
-        let forecast = forecast::of_scores(http, budget, tokens, missing, &spent);
+        let most = Some(estimate.most(missing));
+        let forecast = forecast::of_scores(http, budget, tokens, most, missing, &spent);
         self.context.console.output(&forecast);
         Ok(())
     }
@@ -256,11 +257,14 @@ impl<'a> Scorer<'a> {
         };
         if to_ask > 0 {
             let (tokens, budget) = (estimate.tokens(to_ask), &self.context.run.settings.budget);
+            let most = Some(estimate.most(to_ask));
             let acquisition = Acquisition {
                 stage: "score",
                 store: &mut store,
                 units: &mut requests,
-                forecast: &|http, spent| forecast::of_scores(http, budget, tokens, to_ask, spent),
+                forecast: &|http, spent| {
+                    forecast::of_scores(http, budget, tokens, most, to_ask, spent)
+                },
                 work: &|teacher, exchange| teacher.score(&self.options, exchange),
             };
             if acquisition.run(self.context, &mut teacher)?.is_none() {

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use anyhow::Context as _;
 use potstill_datasets::{
-    AnswerSource, Imported, PromptedAnswer, Provenance, Tokenizer, canonical_json,
+    AnswerSource, Imported, PromptedAnswer, Provenance, Tokenizer, canonical_json, limits,
 };
 use potstill_teacher::http::{
     self, Api, ApiKey, ClientSettings, Dialect, Endpoint, Provider, RequestSettings, Spending,
@@ -17,9 +17,6 @@ use serde_json::{Value, json};
 use super::{checkpoint, forecast};
 use crate::run_dir::settings_of;
 use crate::run_file::{Loaded, RunFile};
-
-/// Largest body of a response, bytes. A long answer with 20 alternatives a token has some tens of megabytes.
-const MAX_BODY_BYTES: u64 = 128 << 20;
 
 /// The teacher of the run file, with the settings that its provider adds.
 struct ServedTeacher<'a> {
@@ -109,7 +106,14 @@ pub(super) fn answer_settings(run: &Loaded, http: &HttpTeacher) -> anyhow::Resul
 /// # Errors
 /// [`crate::run_file::ConfigError`] if a key is not there.
 pub(super) fn endpoints(run: &Loaded) -> anyhow::Result<Vec<Endpoint>> {
-    ServedTeacher::resolve(run)?.endpoints()
+    ServedTeacher::resolve(run)?.endpoints(KeyCommand::Run)
+}
+
+/// Treatment of `key_command`. It is code of the run file's author, so `check` does not run it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum KeyCommand {
+    Run,
+    Skip,
 }
 
 impl<'a> ServedTeacher<'a> {
@@ -237,7 +241,7 @@ impl<'a> ServedTeacher<'a> {
             attempts: collect.attempts,
             first_backoff_seconds: collect.backoff,
             max_backoff_seconds: collect.longest_backoff,
-            max_body_bytes: MAX_BODY_BYTES,
+            max_body_bytes: limits::REPLY_BYTES,
             caps: *budget,
             spent: Spending::default(),
             price: (self.table.price).or_else(|| self.provider.as_ref()?.price),
@@ -249,12 +253,14 @@ impl<'a> ServedTeacher<'a> {
     }
 
     /// The servers to ask, with their keys and concurrency limits.
-    fn endpoints(&self) -> anyhow::Result<Vec<Endpoint>> {
+    fn endpoints(&self, key_command: KeyCommand) -> anyhow::Result<Vec<Endpoint>> {
         let concurrency = self.run.settings.collect.concurrency;
-        let resolved = |endpoint: &Endpoint, place: &[&str], env, command| {
+        let resolved = |endpoint: &Endpoint, place: &[&str], env, command: Option<&str>| {
             let mut endpoint = endpoint.clone();
+            let command = command.filter(|_| key_command == KeyCommand::Run);
             endpoint.key = self.key(place, env, command)?;
             endpoint.max_in_flight.get_or_insert(concurrency);
+            endpoint.longest_wait = endpoint.longest_wait.or(self.table.longest_wait);
             Ok(endpoint)
         };
         let teacher = self.table;
@@ -332,13 +338,20 @@ impl<'a> ServedTeacher<'a> {
 /// [`crate::run_file::ConfigError`] if the server cannot be used, or its key is not there.
 pub(super) fn check(run: &Loaded, imported: &Imported) -> anyhow::Result<String> {
     let http = http_teacher(run)?;
-    let endpoints = endpoints(run)?;
+    let served = ServedTeacher::resolve(run)?;
+    let endpoints = served.endpoints(KeyCommand::Skip)?;
     let endpoints: Vec<&str> = endpoints.iter().map(Endpoint::name).collect();
     let model = &http.client.request.model;
     let mut lines = vec![format!("teacher   {model} at {}", endpoints.join(", "))];
+    let table = served.table;
+    let mut commands = table.endpoints.iter().map(|e| &e.key_command);
+    if table.key_command.is_some() || commands.any(Option::is_some) {
+        lines.push("key       `key_command` was not run; `probe` and `run` run it".to_owned());
+    }
     let mut estimate = TokenEstimate::default();
     for prompt in &imported.prompts {
         http.estimate_prompt(&mut estimate, prompt)?;
+        (1..run.settings.collect.samples).for_each(|_| estimate.again());
     }
     let RunFile {
         collect,
@@ -377,7 +390,7 @@ pub(super) fn scores_ahead(
         ..
     } = &run.settings;
     let mut estimate = TokenEstimate::default();
-    let (tokens, answers) = match import.answers {
+    let (tokens, most, answers) = match import.answers {
         // Answers are estimated with the largest length.
         AnswerSource::Teacher => {
             for prompt in &imported.prompts {
@@ -385,7 +398,7 @@ pub(super) fn scores_ahead(
             }
             let answers = imported.prompts.len() * collect.samples;
             let longest = (collect.max_new_tokens * answers) as u64;
-            (estimate.tokens(answers) + longest, answers)
+            (estimate.tokens(answers) + longest, None, answers)
         }
         AnswerSource::Given => {
             for answer in imported.prompted_answers() {
@@ -398,10 +411,13 @@ pub(super) fn scores_ahead(
                 http.estimate_answer(&mut estimate, &prompt, &completion, own_ids, window);
             }
             let answers = imported.answers.len();
-            (estimate.tokens(answers), answers)
+            let most = Some(estimate.most(answers));
+            (estimate.tokens(answers), most, answers)
         }
     };
-    Ok(forecast::of_scores(http, budget, tokens, answers, spent))
+    Ok(forecast::of_scores(
+        http, budget, tokens, most, answers, spent,
+    ))
 }
 
 fn provider(run: &Loaded, teacher: &TeacherSettings) -> anyhow::Result<Option<Provider>> {

@@ -12,6 +12,7 @@ mod exchange;
 mod key;
 mod probe;
 mod provider;
+mod redaction;
 mod request_log;
 mod settings;
 mod signal;
@@ -29,7 +30,7 @@ pub use collect::{
 };
 pub use endpoint::{DEFAULT_CONCURRENCY, Endpoint, Timeouts};
 pub(crate) use estimate::UNKNOWN_MARKS;
-pub use estimate::{TokenEstimate, prompt_bytes};
+pub use estimate::{ReservedTokens, TokenEstimate, prompt_bytes};
 pub use exchange::{ReplyBytes, decode_reply};
 pub use key::ApiKey;
 pub use probe::{
@@ -37,6 +38,7 @@ pub use probe::{
     SamplingStage, ScoringApi, TokenFindings, UsageFindings, probe,
 };
 pub use provider::{Price, Provider, known_providers, merge_providers};
+pub(crate) use redaction::TextKind;
 pub use request_log::RequestLog;
 pub use settings::ClientSettings;
 pub use signal::{

@@ -64,6 +64,10 @@ pub struct TeacherSettings {
     /// Context length at the server: prompt and answer together, tokens.
     #[serde(with = "Optional::<Count>", default)]
     pub context: Option<u32>,
+    /// Longest wait that a server may ask for, by `Retry-After` or the headers of a rate limit, seconds. A server that asks
+    /// for a longer one counts as refusing. Default: 600.
+    #[serde(with = "Optional::<Positive>", default)]
+    pub longest_wait: Option<f64>,
     /// Price of the server's tokens.
     pub price: Option<Price>,
     /// Opens no socket: existing answers are used, and a missing answer is an error.

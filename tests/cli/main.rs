@@ -14,6 +14,7 @@ mod hub;
 #[allow(dead_code)]
 #[path = "../../teacher/tests/it/hub/server.rs"]
 mod hub_server;
+mod limits_http;
 mod losses;
 mod mistakes;
 mod odd_data;

@@ -55,10 +55,19 @@ fn prompts_and_answers_reach_no_page_and_no_terminal_unescaped() {
         "\u{202e}\u{2066}\u{200f}\u{7f}",
     ];
     let line = |i: usize| {
-        let text = format!("{i} {}|`![a](b)", parts[i % parts.len()]);
-        format!("{}\n", json!({ "text": text }))
+        let part = parts[i % parts.len()];
+        let row = json!({ "text": format!("{i} {part}|`![a](b)"), "a": i, "kind": part });
+        format!("{row}\n")
     };
     run.write("prompts.jsonl", &(0..12).map(line).collect::<String>());
+    run.edit(
+        "columns = { text = \"text\" }",
+        "columns = { question = \"text\", answer = \"a\", group = \"kind\" }",
+    );
+    run.edit(
+        "resamples = 100",
+        "resamples = 100\nanswers = { grader = \"number\", max_new_tokens = 4 }",
+    );
     for arguments in [
         &["run", "run.toml", "--json", "--verbose"][..],
         &["report", "run.toml"],
@@ -301,11 +310,18 @@ fn progress_fits_the_width_of_the_terminal() {
             .filter(|line| line.contains(" % ") && stages.iter().any(|s| line.starts_with(s)))
             .collect();
         assert!(!bars.is_empty(), "{columns} columns: {lines:#?}");
+        // Several progress lines are drawn at once, each filled up with spaces to the width of the terminal, so each row
+        // begins with the name of a stage.
         for line in bars {
-            assert!(
-                line.chars().count() <= columns,
-                "{columns} columns: {line:?}"
-            );
+            let cells: Vec<char> = line.chars().collect();
+            for row in cells.chunks(columns) {
+                let row: String = row.iter().collect();
+                let begins = ["", "collect ", "train "].map(|stage| match stage {
+                    "" => row.trim().is_empty(),
+                    stage => row.trim_start().starts_with(stage),
+                });
+                assert!(begins.contains(&true), "{columns} columns: {row:?}");
+            }
         }
     }
 }

@@ -52,6 +52,7 @@ fn local_only(teacher: &TeacherSettings, report: Report<'_>) {
         ("reasoning_model", teacher.reasoning_model.is_some()),
         ("tokenizer", teacher.tokenizer.is_some()),
         ("context", teacher.context.is_some()),
+        ("longest_wait", teacher.longest_wait.is_some()),
         ("price", teacher.price.is_some()),
         ("offline", teacher.offline),
     ];

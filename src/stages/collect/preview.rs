@@ -63,6 +63,7 @@ fn index_data(
         if row.is_new_prompt {
             if let Some(http) = source.http() {
                 http.estimate_prompt(&mut estimate, &row.prompt)?;
+                (1..source.samples.of(prompts.len())).for_each(|_| estimate.again());
             }
             prompts.push((row.prompt.id, source.samples.of(prompts.len())));
         }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use potstill_datasets::limits::SERVER_WAIT_SECONDS;
 use potstill_datasets::range::{Count, Optional, Positive};
 use reqwest::Url;
 use schemars::JsonSchema;
@@ -33,6 +34,9 @@ pub struct Endpoint {
     /// `[collect]`.
     #[serde(with = "Optional::<Count>", default)]
     pub max_in_flight: Option<u32>,
+    /// Longest wait that the server may ask for, seconds. Default: that of `[teacher]`.
+    #[serde(with = "Optional::<Positive>", default)]
+    pub longest_wait: Option<f64>,
     /// Whether plain `http://` is allowed to another machine. Keys and prompts are then readable in transit.
     #[serde(default)]
     pub allow_plain_http: bool,
@@ -89,6 +93,7 @@ impl Endpoint {
             requests_per_minute: None,
             tokens_per_minute: None,
             max_in_flight: None,
+            longest_wait: None,
             allow_plain_http: false,
             key: None,
         }
@@ -109,6 +114,13 @@ impl Endpoint {
     #[must_use]
     pub fn in_flight_limit(&self) -> u32 {
         self.max_in_flight.unwrap_or(DEFAULT_CONCURRENCY)
+    }
+
+    /// Longest wait that the server may ask for.
+    #[must_use]
+    pub fn longest_wait(&self) -> Duration {
+        let seconds = self.longest_wait.unwrap_or(f64::from(SERVER_WAIT_SECONDS));
+        Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)
     }
 
     /// Parses and checks the URL: https, or plain http to this host or where that is allowed, without user name,

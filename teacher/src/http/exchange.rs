@@ -8,6 +8,7 @@ use potstill_datasets::Completion;
 use tokio::time::timeout;
 
 use super::transport::{EndpointClient, OpenResponse, open};
+use super::wire::RateState;
 use super::{Call, Failure, FailureReason, RequestSettings, Response, TokenUsage, wire};
 
 /// Time for which the rest of a body is awaited after the server ended the answer, so that the connection can be
@@ -29,6 +30,8 @@ pub(super) struct RequestOutcome {
     pub(super) status: Option<u16>,
     /// Size of the decoded body, bytes.
     pub(super) bytes: u64,
+    /// What the server says about its rate limits.
+    pub(super) rates: RateState,
 }
 
 impl RequestOutcome {
@@ -38,6 +41,7 @@ impl RequestOutcome {
             result,
             so_far: None,
             billed: None,
+            rates: RateState::default(),
             bytes: 0,
         }
     }
@@ -59,33 +63,36 @@ pub(super) async fn exchange(
     let json = Some(Bytes::from(body.json));
     let mut response = match open(&client, number, body.path, body.from_root, json).await {
         Ok(response) => response,
-        Err(failure) => return RequestOutcome::failed(failure),
+        Err(mut failure) => {
+            if let Some(key) = client.key() {
+                key.scrub_failure(&mut failure);
+            }
+            return RequestOutcome::failed(failure);
+        }
     };
-    let mut outcome = read(&client, settings, call, &mut response).await;
+    let mut outcome = read(settings, call, &mut response).await;
     outcome.status = Some(response.status);
+    outcome.rates = response.rates;
     outcome.bytes = response.bytes();
     if let Some(key) = client.key() {
         match &mut outcome.result {
             Ok(response) => key.scrub_response(response),
-            Err(failure) => {
-                key.scrub(&mut failure.message);
-            }
+            Err(failure) => key.scrub_failure(failure),
         }
     }
     outcome
 }
 
 async fn read(
-    client: &EndpointClient,
     settings: Arc<RequestSettings>,
     call: Arc<Call>,
     response: &mut OpenResponse,
 ) -> RequestOutcome {
     let is_success = (200..300).contains(&response.status);
     if is_success && settings.stream && response.is_stream {
-        return read_stream(client, &settings, &call, response).await;
+        return read_stream(&settings, &call, response).await;
     }
-    let body = match response.whole_body(client).await {
+    let body = match response.whole_body().await {
         Ok(body) => body,
         Err(failure) => return RequestOutcome::failed(failure),
     };
@@ -162,20 +169,19 @@ pub fn decode_reply(
 }
 
 async fn read_stream(
-    client: &EndpointClient,
     settings: &RequestSettings,
     call: &Call,
     response: &mut OpenResponse,
 ) -> RequestOutcome {
     let mut stream = wire::Stream::new(settings, call);
     let failure = loop {
-        match response.chunk(client).await {
+        match response.chunk().await {
             Ok(Some(chunk)) => {
                 if let Err(failure) = stream.feed(&chunk) {
                     break Some(failure);
                 }
                 if stream.is_done() {
-                    let rest = async { while let Ok(Some(_)) = response.chunk(client).await {} };
+                    let rest = async { while let Ok(Some(_)) = response.chunk().await {} };
                     // The answer is complete whether or not the rest arrives in time.
                     let _ = timeout(BODY_END_TIMEOUT, rest).await;
                     break None;

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::transport::EndpointClient;
-use super::{ClientSettings, Dialect, Failure, FailureReason, TokenUsage};
+use super::{ClientSettings, Dialect, Failure, FailureReason, TextKind, TokenUsage};
 use crate::Error;
 use client::{ProbeClient, ProbeResponse};
 
@@ -264,6 +264,11 @@ pub fn probe(
     runtime
         .block_on(run_steps(&mut client, &mut probe, local, show_step))
         .map_err(|failure| refused(format!("{}: {}", failure.reason.name(), failure.message)))?;
+    if let Some(key) = &endpoint.key {
+        for text in probe.engine.iter_mut().chain(&mut probe.quirks) {
+            key.scrub(text, TextKind::Message);
+        }
+    }
     probe.spent = client.spent;
     probe.requests = client.requests;
     advice::conclude(&mut probe, &settings.request);

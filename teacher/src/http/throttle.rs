@@ -1,15 +1,25 @@
 //! Limits of one endpoint: requests in flight, requests and tokens a minute, and whether it is used at all.
 //!
-//! The concurrency limit follows AIMD. It begins at what the run file allows, is halved when the server fails, is
-//! overloaded or does not reply in time, and grows by one with each limit's worth of answers. It is halved once for all
-//! requests that were sent before the last halving, and not below a sixteenth of what is allowed: faults that have
-//! nothing to do with load must not bring a collection to a stop. For the same reason a halving for 5xx is a trial. If
-//! half the concurrency does not make requests fail less often, the halving is undone, and from then on that share of
-//! failures is tolerated. Without this rule, one response in a hundred that fails by chance would keep a limit of 512
-//! at about 12.
+//! The concurrency limit begins at what the run file allows, and grows by one with each limit's worth of answers. What a
+//! server says about its limits (`Retry-After`, the headers of its rate limits) is followed. Beyond that, the throttle has
+//! to tell a limit from noise, which are refusals and faults that have nothing to do with load:
+//!
+//! - A server that does not reply in time is overloaded, and the limit is halved.
+//! - When more requests are refused or fail than the tolerated share gives by chance, the limit is halved on trial. If half
+//!   the concurrency does not make requests fail less often, the halving is undone, and from then on that share is
+//!   tolerated. Without this rule, one response in a hundred that fails by chance would keep a limit of 512 at about 12.
+//! - A halving that helped has found a ceiling. When requests fail near a known ceiling again, the limit goes down by a
+//!   small step, without a trial.
+//!
+//! The limit is lowered once for all requests that were sent before, and not below a sixteenth of what is allowed.
+//!
+//! A server accepts connections at its own pace, and a connection that does not fit into its queue is tried again by the
+//! operating system after 1 s, 3 s and 7 s. So the number of requests in flight begins at a few, and grows with each
+//! answer, or slowly with time ([`Opening`]).
 
 use std::time::{Duration, Instant};
 
+use super::wire::RateState;
 use super::{Endpoint, Failure, FailureReason};
 
 /// Consecutive refusals of key, path or model that take an endpoint out of use before its first answer.
@@ -33,15 +43,30 @@ const MIN_LIMIT_SHARE: f64 = 1.0 / 16.0;
 /// Time whose worth of requests or tokens may be sent at once, seconds.
 const BURST_SECONDS: f64 = 1.0;
 
-/// Longest pause. A server that asks for a longer one is asked again after this time.
-const MAX_PAUSE: Duration = Duration::from_secs(3600);
+/// Factor by which the limit goes down near a known ceiling.
+const CEILING_STEP: f64 = 0.85;
+
+/// Range around a known ceiling in which it is believed, as shares of it.
+const NEAR_CEILING: std::ops::RangeInclusive<f64> = 0.8..=1.3;
+
+/// Number of steps after which a ceiling is found anew.
+const CEILING_STEPS: u32 = 16;
+
+/// Requests in flight to a server from which no answer has come.
+const FIRST_REQUESTS: f64 = 4.0;
+
+/// Time without a new answer after which more requests are sent to a server, though its answers take long.
+const OPENING_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Time without a request after which the connections to a server are taken as closed.
+const CONNECTION_IDLE: Duration = Duration::from_secs(3);
 
 /// Class of a failure, by its meaning for the endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum FailureClass {
-    /// The endpoint accepts fewer requests, or does not reply in time.
+    /// The endpoint does not reply in time.
     Overload,
-    /// The endpoint fails, with or without relation to load.
+    /// The endpoint fails or refuses a request, with or without relation to load.
     Fault,
     /// The endpoint refuses key, path or model.
     Refused,
@@ -53,12 +78,13 @@ pub(super) enum FailureClass {
 
 fn failure_class(failure: &Failure) -> FailureClass {
     match failure.reason {
-        FailureReason::RateLimited
-        | FailureReason::RequestTimeout
+        FailureReason::RequestTimeout
         | FailureReason::FirstByteTimeout
         | FailureReason::IdleTimeout
         | FailureReason::TotalTimeout => FailureClass::Overload,
-        FailureReason::ServerError | FailureReason::Overloaded => FailureClass::Fault,
+        FailureReason::RateLimited | FailureReason::ServerError | FailureReason::Overloaded => {
+            FailureClass::Fault
+        }
         FailureReason::Connect => FailureClass::Unreachable,
         reason if reason.concerns_endpoint() => FailureClass::Refused,
         _ => FailureClass::Unrelated,
@@ -126,9 +152,82 @@ struct HalvingTrial {
     before: RequestCounts,
 }
 
+/// A concurrency limit at which requests failed, and below which they did not.
+#[derive(Debug, Clone, Copy)]
+struct Ceiling {
+    limit: f64,
+    /// Number of steps down that were made because of it.
+    steps: u32,
+}
+
+/// Growth of the number of requests in flight to a server, so that connections are not opened faster than the server
+/// accepts them.
+#[derive(Debug)]
+struct Opening {
+    limit: f64,
+    grown: Instant,
+    used: Instant,
+}
+
+impl Opening {
+    fn new(now: Instant) -> Opening {
+        Opening {
+            limit: FIRST_REQUESTS,
+            grown: now,
+            used: now,
+        }
+    }
+
+    /// Time until one more request may be sent beside `in_flight` others.
+    fn wait(&mut self, in_flight: u32, now: Instant) -> Duration {
+        if in_flight == 0 && now.saturating_duration_since(self.used) > CONNECTION_IDLE {
+            *self = Opening::new(now);
+        }
+        if f64::from(in_flight) < self.limit.floor() {
+            return Duration::ZERO;
+        }
+        let next = self.grown + OPENING_INTERVAL;
+        if now >= next {
+            self.limit += (self.limit / 8.0).max(1.0);
+            self.grown = now;
+            return Duration::ZERO;
+        }
+        next - now
+    }
+
+    /// Notes that the server has answered.
+    fn answered(&mut self, largest: f64, now: Instant) {
+        self.limit = (self.limit + 1.0).min(largest.max(FIRST_REQUESTS));
+        self.grown = now;
+    }
+}
+
+/// Requests that a server still accepts, by its own account.
+#[derive(Debug, Clone, Copy)]
+struct Allowance {
+    requests: u64,
+    until: Instant,
+}
+
+/// The end of a request.
+pub(super) struct RequestEnd<'a> {
+    pub(super) result: Result<(), &'a Failure>,
+    /// What the server says about its rate limits.
+    pub(super) rates: RateState,
+    /// Time of sending.
+    pub(super) sent: Instant,
+    pub(super) now: Instant,
+}
+
 /// Limits and state of one endpoint.
 #[derive(Debug)]
 pub(super) struct Throttle {
+    longest_wait: Duration,
+    opening: Opening,
+    ceiling: Option<Ceiling>,
+    allowance: Option<Allowance>,
+    /// End of the pause that the server asks for.
+    server_pause: Instant,
     weight: f64,
     /// Concurrency limit of the run file.
     max_limit: f64,
@@ -168,6 +267,11 @@ impl Throttle {
         let max_limit = f64::from(endpoint.in_flight_limit());
         let bucket = |rate: Option<f64>| rate.map(|rate| RateBucket::new(rate, now));
         Throttle {
+            longest_wait: endpoint.longest_wait(),
+            opening: Opening::new(now),
+            ceiling: None,
+            allowance: None,
+            server_pause: now,
             weight: endpoint.weight,
             max_limit,
             limit: max_limit,
@@ -208,6 +312,11 @@ impl Throttle {
             return None;
         }
         let mut wait = self.paused_until.saturating_duration_since(now);
+        wait = wait.max(self.opening.wait(self.in_flight, now));
+        self.allowance = self.allowance.filter(|allowance| allowance.until > now);
+        if let Some(Allowance { requests: 0, until }) = self.allowance {
+            wait = wait.max(until - now);
+        }
         if let Some(bucket) = &mut self.request_rate {
             wait = wait.max(bucket.wait(1.0, now));
         }
@@ -218,8 +327,12 @@ impl Throttle {
     }
 
     /// Notes that a request of `tokens` tokens is sent.
-    pub(super) fn begin(&mut self, tokens: u64) {
+    pub(super) fn begin(&mut self, tokens: u64, now: Instant) {
         self.in_flight += 1;
+        self.opening.used = now;
+        if let Some(allowance) = &mut self.allowance {
+            allowance.requests = allowance.requests.saturating_sub(1);
+        }
         self.sent += 1;
         if let Some(bucket) = &mut self.request_rate {
             bucket.level -= 1.0;
@@ -229,19 +342,33 @@ impl Throttle {
         }
     }
 
-    /// Notes that a request that was sent at `sent` has ended. Failures to connect pause the endpoint for `pause(n)`,
-    /// and take it out of use after `max_pauses` consecutive pauses.
+    /// Longest wait that the server may ask for.
+    pub(super) fn longest_wait(&self) -> Duration {
+        self.longest_wait
+    }
+
+    /// Notes the end of a request. Failures to connect pause the endpoint for `pause(n)`, and take it out of use after
+    /// `max_pauses` consecutive pauses.
     pub(super) fn end(
         &mut self,
-        result: Result<(), &Failure>,
-        sent: Instant,
-        now: Instant,
+        end: RequestEnd<'_>,
         max_pauses: u32,
         pause: impl FnOnce(u32) -> Duration,
     ) {
+        let RequestEnd {
+            result,
+            rates,
+            sent,
+            now,
+        } = end;
         self.in_flight -= 1;
+        self.opening.used = now;
+        if result.is_ok() || result.is_err_and(|failure| failure.status.is_some()) {
+            self.opening.answered(self.max_limit, now);
+        }
         let class = result.map_or_else(failure_class, |()| FailureClass::Unrelated);
         self.adjust_limit(class, sent, now);
+        self.follow_rates(result.err(), rates, now);
         let Err(failure) = result else {
             self.limit = (self.limit + 1.0 / self.limit).min(self.max_limit);
             self.has_answered = true;
@@ -249,9 +376,6 @@ impl Throttle {
             self.failed_connections = 0;
             return;
         };
-        if let Some(seconds) = failure.retry_after_seconds {
-            self.pause(now + retry_after_wait(seconds));
-        }
         match class {
             FailureClass::Refused => {
                 self.refusals += 1;
@@ -292,10 +416,70 @@ impl Throttle {
         if class == FailureClass::Overload && is_new {
             self.halve(now, None);
         } else if is_fault && is_new && self.trial.is_none() && self.has_unusual_faults() {
-            self.halve(now, Some(self.round));
+            match self.near_ceiling() {
+                Some(steps) => self.step_down(steps, now),
+                None => self.halve(now, Some(self.round)),
+            }
         } else if f64::from(self.round.ended) >= self.limit.max(MIN_ROUND) {
             self.end_round(now);
         }
+    }
+
+    /// Follows what the server says about its limits. A wait above the longest allowed takes the endpoint out of use.
+    fn follow_rates(&mut self, failure: Option<&Failure>, rates: RateState, now: Instant) {
+        let asked = failure.and_then(|failure| failure.retry_after_seconds);
+        // A limit with nothing left is the cause of a refusal.
+        let is_limited = failure.is_some_and(|f| f.reason == FailureReason::RateLimited);
+        let reset = rates
+            .reset_seconds
+            .filter(|_| rates.remaining_requests == Some(0));
+        let wait = asked.or(rates.retry_after_seconds.filter(|_| is_limited));
+        let wait = wait.or(reset.filter(|_| is_limited));
+        if let (Some(seconds), Some(failure)) = (wait, failure) {
+            match Duration::try_from_secs_f64(seconds) {
+                Ok(wait) if wait <= self.longest_wait => {
+                    self.server_pause = self.server_pause.max(now + wait);
+                    self.pause(now + wait);
+                }
+                _ => {
+                    let down = refused_wait(failure, seconds, self.longest_wait);
+                    self.down.get_or_insert(down);
+                }
+            }
+        }
+        let (Some(requests), Some(seconds)) = (rates.remaining_requests, rates.reset_seconds)
+        else {
+            return;
+        };
+        // A longer one is followed when the server refuses a request.
+        if let Ok(reset) = Duration::try_from_secs_f64(seconds)
+            && reset <= self.longest_wait
+        {
+            let until = now + reset;
+            self.allowance = Some(Allowance { requests, until });
+        }
+    }
+
+    /// Number of steps made at the known ceiling, if the limit is near it.
+    fn near_ceiling(&self) -> Option<u32> {
+        let ceiling = self.ceiling?;
+        let is_near = NEAR_CEILING.contains(&(self.limit / ceiling.limit));
+        (is_near && ceiling.steps < CEILING_STEPS).then_some(ceiling.steps)
+    }
+
+    /// Lowers the limit a little below the known ceiling.
+    fn step_down(&mut self, steps: u32, now: Instant) {
+        self.ceiling = Some(Ceiling {
+            limit: self.limit,
+            steps: steps + 1,
+        });
+        self.limit = (self.limit * CEILING_STEP).max(self.smallest_limit());
+        self.round = RequestCounts::default();
+        self.halved = now;
+    }
+
+    fn smallest_limit(&self) -> f64 {
+        (self.max_limit * MIN_LIMIT_SHARE).max(1.0)
     }
 
     /// Halves the limit; on trial if that is for the faults of a round.
@@ -304,7 +488,7 @@ impl Throttle {
             limit: self.limit,
             before,
         });
-        self.limit = (self.limit / 2.0).max((self.max_limit * MIN_LIMIT_SHARE).max(1.0));
+        self.limit = (self.limit / 2.0).max(self.smallest_limit());
         self.round = RequestCounts::default();
         self.halved = now;
     }
@@ -332,7 +516,13 @@ impl Throttle {
             };
             self.tolerated_faults = both.fault_share();
             self.limit = self.limit.max(trial.limit);
-        } else if round.faults > 0 {
+            return;
+        }
+        self.ceiling = Some(Ceiling {
+            limit: trial.limit,
+            steps: 0,
+        });
+        if f64::from(round.faults) > 0.0 && round.fault_share() > self.tolerated_faults {
             self.halve(now, Some(round));
         }
     }
@@ -342,11 +532,33 @@ impl Throttle {
     }
 }
 
-/// The wait that a server asked for, from 0 to [`MAX_PAUSE`].
-pub(super) fn retry_after_wait(seconds: f64) -> Duration {
-    Duration::try_from_secs_f64(seconds.max(0.0))
-        .unwrap_or(MAX_PAUSE)
-        .min(MAX_PAUSE)
+/// The failure of a request after which the server asks for a wait that is longer than allowed.
+fn refused_wait(failure: &Failure, seconds: f64, longest: Duration) -> Failure {
+    Failure {
+        message: format!(
+            "the server asks to wait {seconds} s, and `longest_wait` of [teacher] is {} s{}{}",
+            longest.as_secs_f64(),
+            if failure.message.is_empty() { "" } else { "; " },
+            failure.message
+        ),
+        ..failure.clone()
+    }
+}
+
+/// Time until the first endpoint may be asked again, seconds, if the servers of all that are in use ask for a wait.
+pub(super) fn server_wait_seconds(throttles: &[Throttle], now: Instant) -> Option<f64> {
+    let used = throttles.iter().filter(|throttle| throttle.down.is_none());
+    let waits = used.map(|throttle| {
+        let allowance = throttle
+            .allowance
+            .filter(|allowance| allowance.requests == 0);
+        let until = allowance.map_or(throttle.server_pause, |a| {
+            a.until.max(throttle.server_pause)
+        });
+        until.saturating_duration_since(now)
+    });
+    let wait = waits.min().unwrap_or_default();
+    (!wait.is_zero()).then_some(wait.as_secs_f64())
 }
 
 /// Chooses the endpoint that has the fewest requests in flight for its weight, among those that accept a request of
@@ -402,10 +614,21 @@ mod tests {
     }
 
     fn fail(throttle: &mut Throttle, reason: FailureReason, sent: Instant, now: Instant) {
-        throttle.begin(1);
-        throttle.end(Err(&Failure::new(reason, "")), sent, now, 3, |_| {
-            Duration::from_secs(1)
-        });
+        end(throttle, Err(&Failure::new(reason, "")), sent, now);
+    }
+
+    fn end(throttle: &mut Throttle, result: Result<(), &Failure>, sent: Instant, now: Instant) {
+        throttle.begin(1, now);
+        throttle.end(ended(result, sent, now), 3, |_| Duration::from_secs(1));
+    }
+
+    fn ended(result: Result<(), &Failure>, sent: Instant, now: Instant) -> RequestEnd<'_> {
+        RequestEnd {
+            result,
+            rates: RateState::default(),
+            sent,
+            now,
+        }
     }
 
     #[test]
@@ -421,11 +644,10 @@ mod tests {
             32,
             "all ten were sent before the first halving"
         );
-        fail(&mut throttle, FailureReason::RateLimited, later, later);
+        fail(&mut throttle, FailureReason::IdleTimeout, later, later);
         assert_eq!(throttle.limit(), 16);
         for _ in 0..17 {
-            throttle.begin(1);
-            throttle.end(Ok(()), later, later, 3, |_| Duration::ZERO);
+            end(&mut throttle, Ok(()), later, later);
         }
         assert_eq!(throttle.limit(), 17);
         for n in 0..50 {
@@ -442,12 +664,12 @@ mod tests {
         let mut throttle = Throttle::new(&endpoint(largest), start);
         let mut sum = 0;
         for round in 0..rounds {
-            let (sent, ended) = (
+            let (sent, now) = (
                 start + Duration::from_secs(2 * round),
                 start + Duration::from_secs(2 * round + 1),
             );
             let limit = throttle.limit();
-            (0..limit).for_each(|_| throttle.begin(1));
+            (0..limit).for_each(|_| throttle.begin(1, sent));
             for n in 0..limit {
                 let failure = Failure::new(FailureReason::ServerError, "");
                 let result = if fails(limit, n) {
@@ -455,7 +677,9 @@ mod tests {
                 } else {
                     Ok(())
                 };
-                throttle.end(result, sent, ended, 3, |_| Duration::ZERO);
+                throttle.end(super::tests::ended(result, sent, now), 3, |_| {
+                    Duration::ZERO
+                });
             }
             if round >= rounds / 2 {
                 sum += limit;
@@ -492,8 +716,7 @@ mod tests {
         for _ in 0..7 {
             fail(&mut throttle, FailureReason::Unauthorized, now, now);
         }
-        throttle.begin(1);
-        throttle.end(Ok(()), now, now, 3, |_| Duration::ZERO);
+        end(&mut throttle, Ok(()), now, now);
         for _ in 0..39 {
             fail(&mut throttle, FailureReason::NotFound, now, now);
         }
@@ -546,7 +769,7 @@ mod tests {
         while now < end {
             match choose_endpoint(&mut throttles, 1000, now, None) {
                 EndpointChoice::Use(_) => {
-                    throttles[0].begin(1000);
+                    throttles[0].begin(1000, now);
                     sent += 1;
                 }
                 EndpointChoice::Wait(Some(wait)) => now += wait.max(Duration::from_micros(1)),
@@ -569,16 +792,19 @@ mod tests {
                 now,
             ),
         ];
+        for throttle in &mut throttles {
+            throttle.opening.limit = 400.0;
+        }
         for _ in 0..400 {
             let EndpointChoice::Use(i) = choose_endpoint(&mut throttles, 1, now, None) else {
                 panic!("room")
             };
-            throttles[i].begin(1);
+            throttles[i].begin(1, now);
         }
         assert_eq!(throttles[0].in_flight, 100);
         let mut failure = Failure::new(FailureReason::RateLimited, "");
         failure.retry_after_seconds = Some(7.0);
-        throttles[1].end(Err(&failure), now, now, 3, |_| Duration::ZERO);
+        throttles[1].end(ended(Err(&failure), now, now), 3, |_| Duration::ZERO);
         assert_eq!(
             choose_endpoint(&mut throttles, 1, now, None),
             EndpointChoice::Use(0)
@@ -594,5 +820,237 @@ mod tests {
             choose_endpoint(&mut throttles, 1, now, None),
             EndpointChoice::Wait(Some(Duration::from_secs(7)))
         );
+    }
+
+    /// Results of a simulated collection: answers a second and mean number of requests in flight over the second half.
+    struct Simulated {
+        per_second: f64,
+        in_flight: f64,
+        refused: f64,
+    }
+
+    /// Simulates a collection of `seconds` in virtual time. `serve(now, in_flight, rng)` is the server: whether it accepts
+    /// the request that arrives beside others that it works at, and how long its reply takes.
+    fn simulate(
+        seconds: u64,
+        mut serve: impl FnMut(f64, u32, &mut rand_chacha::ChaCha8Rng) -> (bool, f64),
+    ) -> Simulated {
+        let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(9);
+        let start = Instant::now();
+        let mut throttles = [Throttle::new(&endpoint(64), start)];
+        // Requests in flight: time of their end, time of sending, whether they were accepted.
+        let mut running: Vec<(Duration, Duration, bool)> = Vec::new();
+        let mut now = Duration::ZERO;
+        let (end, half) = (
+            Duration::from_secs(seconds),
+            Duration::from_secs(seconds / 2),
+        );
+        let (mut answers, mut refused, mut area) = (0, 0, 0.0);
+        while now < end {
+            let wait = match choose_endpoint(&mut throttles, 1, start + now, None) {
+                EndpointChoice::Use(_) => {
+                    let working = running.iter().filter(|(_, _, accepted)| *accepted);
+                    let working = working.count() as u32;
+                    let (accepted, takes) = serve(now.as_secs_f64(), working, &mut rng);
+                    running.push((now + Duration::from_secs_f64(takes), now, accepted));
+                    throttles[0].begin(1, start + now);
+                    continue;
+                }
+                EndpointChoice::Wait(wait) => wait,
+                EndpointChoice::AllDown => panic!("down"),
+            };
+            running.sort_by_key(|(ends, _, _)| std::cmp::Reverse(*ends));
+            let next = running.last().map(|(ends, _, _)| *ends);
+            let next = next
+                .into_iter()
+                .chain(wait.map(|wait| now + wait))
+                .min()
+                .unwrap();
+            if now >= half {
+                area += (next - now).as_secs_f64() * running.len() as f64;
+            }
+            now = next.max(now + Duration::from_nanos(1));
+            while let Some((_, sent, accepted)) = running.pop_if(|(ends, _, _)| *ends <= now) {
+                let failure = Failure {
+                    status: Some(429),
+                    ..Failure::new(FailureReason::RateLimited, "")
+                };
+                let result = if accepted { Ok(()) } else { Err(&failure) };
+                throttles[0].end(ended(result, start + sent, start + now), 3, |_| {
+                    Duration::ZERO
+                });
+                if now >= half {
+                    answers += u32::from(accepted);
+                    refused += u32::from(!accepted);
+                }
+            }
+        }
+        let half = half.as_secs_f64();
+        Simulated {
+            per_second: f64::from(answers) / half,
+            in_flight: area / half,
+            refused: f64::from(refused) / f64::from(answers + refused),
+        }
+    }
+
+    #[test]
+    fn refusals_by_chance_do_not_lower_the_concurrency() {
+        for percent in [1, 4, 10] {
+            let run = simulate(400, |_, _, rng| {
+                (
+                    rng.random_range(0..100) >= percent,
+                    rng.random_range(0.5..1.5),
+                )
+            });
+            assert!(run.in_flight > 0.8 * 64.0, "{percent} %: {}", run.in_flight);
+        }
+    }
+
+    #[test]
+    fn a_limit_on_concurrency_is_found_and_kept() {
+        for percent in [0, 4] {
+            let run = simulate(600, |_, working, rng| {
+                let accepted = working < 8 && rng.random_range(0..100) >= percent;
+                (
+                    accepted,
+                    if accepted {
+                        rng.random_range(0.8..1.2)
+                    } else {
+                        0.02
+                    },
+                )
+            });
+            assert!(
+                run.per_second > 0.8 * 8.0,
+                "{percent} %: {}",
+                run.per_second
+            );
+            assert!(run.in_flight < 1.2 * 8.0, "{percent} %: {}", run.in_flight);
+        }
+    }
+
+    #[test]
+    fn a_limit_on_the_rate_is_found_and_kept() {
+        let mut bucket = (20.0, 0.0);
+        let run = simulate(600, |now, _, rng| {
+            bucket = (f64::min(20.0, bucket.0 + (now - bucket.1) * 20.0), now);
+            let accepted = bucket.0 >= 1.0;
+            bucket.0 -= if accepted { 1.0 } else { 0.0 };
+            (
+                accepted,
+                if accepted {
+                    rng.random_range(0.4..0.6)
+                } else {
+                    0.02
+                },
+            )
+        });
+        assert!(run.per_second > 16.0, "{}", run.per_second);
+        assert!(run.in_flight < 12.0, "{}", run.in_flight);
+        assert!(run.refused < 0.5, "{}", run.refused);
+    }
+
+    #[test]
+    fn an_overloaded_server_is_relieved() {
+        // Replies take longer with each request, and above 20 at once most fail after a while.
+        let run = simulate(600, |_, working, rng| {
+            let accepted = working < 20 || rng.random_range(0..100) < 10;
+            (accepted, 0.2 + 0.05 * f64::from(working))
+        });
+        assert!(run.in_flight < 30.0, "{}", run.in_flight);
+        assert!(run.per_second > 8.0, "{}", run.per_second);
+    }
+
+    #[test]
+    fn a_wait_that_is_too_long_takes_the_endpoint_out_of_use() {
+        let now = Instant::now();
+        let wait = |seconds: f64, longest_wait| {
+            let endpoint = Endpoint {
+                longest_wait,
+                ..endpoint(64)
+            };
+            let mut throttle = Throttle::new(&endpoint, now);
+            let mut failure = Failure::new(FailureReason::RateLimited, "slow");
+            failure.retry_after_seconds = Some(seconds);
+            super::tests::end(&mut throttle, Err(&failure), now, now);
+            throttle
+        };
+        assert!(wait(600.0, None).down().is_none());
+        let waited = server_wait_seconds(&[wait(120.0, None)], now);
+        assert_eq!(waited, Some(120.0));
+        for (seconds, longest) in [
+            (99_999_999_999.0, None),
+            (601.0, None),
+            (2.0, Some(1.5)),
+            (1e300, None),
+        ] {
+            let throttle = wait(seconds, longest);
+            let message = &throttle.down().unwrap().message;
+            assert!(
+                message.contains("longest_wait") && message.contains("slow"),
+                "{message}"
+            );
+            assert_eq!(server_wait_seconds(&[throttle], now), None);
+        }
+    }
+
+    #[test]
+    fn what_a_server_says_about_its_rate_is_followed() {
+        let now = Instant::now();
+        let mut throttles = [Throttle::new(&endpoint(64), now)];
+        throttles[0].begin(1, now);
+        let rates = RateState {
+            remaining_requests: Some(2),
+            reset_seconds: Some(7.0),
+            retry_after_seconds: None,
+        };
+        throttles[0].end(
+            RequestEnd {
+                rates,
+                ..ended(Ok(()), now, now)
+            },
+            3,
+            |_| Duration::ZERO,
+        );
+        for _ in 0..2 {
+            assert_eq!(
+                choose_endpoint(&mut throttles, 1, now, None),
+                EndpointChoice::Use(0)
+            );
+            throttles[0].begin(1, now);
+        }
+        let seven = Duration::from_secs(7);
+        assert_eq!(
+            choose_endpoint(&mut throttles, 1, now, None),
+            EndpointChoice::Wait(Some(seven))
+        );
+        assert_eq!(
+            choose_endpoint(&mut throttles, 1, now + seven, None),
+            EndpointChoice::Use(0)
+        );
+    }
+
+    #[test]
+    fn requests_in_flight_grow_with_answers_or_slowly_with_time() {
+        let start = Instant::now();
+        let mut throttles = [Throttle::new(&endpoint(64), start)];
+        let fill = |throttles: &mut [Throttle; 1], now| {
+            while choose_endpoint(throttles, 1, now, None) == EndpointChoice::Use(0) {
+                throttles[0].begin(1, now);
+            }
+            throttles[0].in_flight
+        };
+        assert_eq!(fill(&mut throttles, start), 4);
+        for _ in 0..4 {
+            throttles[0].end(ended(Ok(()), start, start), 3, |_| Duration::ZERO);
+        }
+        assert_eq!(fill(&mut throttles, start), 8);
+        // A server whose answers take long is asked by all after some seconds.
+        let mut now = start;
+        while fill(&mut throttles, now) < 64 {
+            now += Duration::from_millis(10);
+        }
+        let took = now - start;
+        assert!((1.0..3.0).contains(&took.as_secs_f64()), "{took:?}");
     }
 }

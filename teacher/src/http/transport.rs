@@ -4,15 +4,14 @@ use std::io::ErrorKind;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use potstill_datasets::limits::ERROR_REPLY_BYTES;
 use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION, RETRY_AFTER};
 use reqwest::{Client, Method, Response, Url};
 use tokio::time::timeout;
 
+use super::wire::{RateState, rate_state};
 use super::{ApiKey, Endpoint, Failure, FailureReason, Timeouts};
 use crate::Error;
-
-/// Number of bytes that are read of an error response.
-const REFUSAL_BYTES: u64 = 64 << 10;
 
 /// Largest number of redirects that are followed, to the same host.
 const REDIRECTS: u32 = 4;
@@ -35,7 +34,7 @@ pub(super) struct EndpointClient {
 pub(super) struct WholeResponse {
     /// HTTP status.
     pub status: u16,
-    /// Decoded body, without the key.
+    /// Decoded body, which may contain the key.
     pub body: Vec<u8>,
     /// Time from sending to the end, seconds.
     pub seconds: f64,
@@ -45,6 +44,7 @@ pub(super) struct WholeResponse {
 pub(super) struct OpenResponse {
     pub(super) status: u16,
     pub(super) retry_after: Option<String>,
+    pub(super) rates: RateState,
     pub(super) is_stream: bool,
     response: Response,
     begun: Instant,
@@ -61,12 +61,20 @@ pub(super) async fn send(
     from_root: bool,
     json: Option<Vec<u8>>,
 ) -> Result<WholeResponse, Failure> {
-    let mut response = open(client, 0, path, from_root, json.map(Bytes::from)).await?;
-    let body = response.whole_body(client).await?;
-    Ok(WholeResponse {
-        status: response.status,
-        body,
-        seconds: response.begun.elapsed().as_secs_f64(),
+    let whole = async {
+        let mut response = open(client, 0, path, from_root, json.map(Bytes::from)).await?;
+        let body = response.whole_body().await?;
+        Ok(WholeResponse {
+            status: response.status,
+            body,
+            seconds: response.begun.elapsed().as_secs_f64(),
+        })
+    };
+    whole.await.map_err(|mut failure: Failure| {
+        if let Some(key) = client.key() {
+            key.scrub_failure(&mut failure);
+        }
+        failure
     })
 }
 
@@ -182,7 +190,7 @@ pub(super) async fn open(
                     format!("no response within {} s", limit.as_secs_f64()),
                 ));
             }
-            Ok(Err(e)) => return Err(failed(client, &e, begun.elapsed())),
+            Ok(Err(e)) => return Err(failed(&e, begun.elapsed())),
             Ok(Ok(response)) => response,
         };
         if !response.status().is_redirection() {
@@ -197,18 +205,20 @@ pub(super) async fn open(
 }
 
 fn open_response(response: Response, begun: Instant, client: &EndpointClient) -> OpenResponse {
-    let header = |name| {
+    let header = |name: &str| {
         response
             .headers()
             .get(name)
             .and_then(|v| v.to_str().ok())
             .map(str::to_owned)
     };
-    let is_stream = header(CONTENT_TYPE).is_some_and(|t| t.starts_with("text/event-stream"));
+    let is_stream =
+        header(CONTENT_TYPE.as_str()).is_some_and(|t| t.starts_with("text/event-stream"));
     let is_success = response.status().is_success();
     OpenResponse {
         status: response.status().as_u16(),
-        retry_after: header(RETRY_AFTER),
+        retry_after: header(RETRY_AFTER.as_str()),
+        rates: rate_state(header),
         is_stream,
         response,
         begun,
@@ -216,7 +226,7 @@ fn open_response(response: Response, begun: Instant, client: &EndpointClient) ->
         limit: if is_success {
             client.max_body_bytes
         } else {
-            client.max_body_bytes.min(REFUSAL_BYTES)
+            client.max_body_bytes.min(ERROR_REPLY_BYTES)
         },
         timeouts: client.timeouts,
     }
@@ -253,10 +263,7 @@ fn redirected(from: &Url, response: &Response, has_body: bool) -> Result<Url, Fa
 
 impl OpenResponse {
     /// The next chunk of the decoded body; `None` at its end.
-    pub(super) async fn chunk(
-        &mut self,
-        client: &EndpointClient,
-    ) -> Result<Option<Bytes>, Failure> {
+    pub(super) async fn chunk(&mut self) -> Result<Option<Bytes>, Failure> {
         let left = self.timeouts.whole.saturating_sub(self.begun.elapsed());
         let limit = left.min(self.timeouts.idle);
         let chunk = match timeout(limit, self.response.chunk()).await {
@@ -276,7 +283,7 @@ impl OpenResponse {
                 ));
             }
             Ok(Err(e)) => {
-                let mut failure = failed(client, &e, self.begun.elapsed());
+                let mut failure = failed(&e, self.begun.elapsed());
                 failure.status = Some(self.status);
                 return Err(failure);
             }
@@ -294,8 +301,8 @@ impl OpenResponse {
         Ok(chunk)
     }
 
-    /// The whole body without the key; of an error response only the beginning.
-    pub(super) async fn whole_body(&mut self, client: &EndpointClient) -> Result<Vec<u8>, Failure> {
+    /// The whole body; of an error response only the beginning.
+    pub(super) async fn whole_body(&mut self) -> Result<Vec<u8>, Failure> {
         let is_success = (200..300).contains(&self.status);
         let length = self.response.content_length().unwrap_or(0);
         if length > self.limit && is_success {
@@ -306,16 +313,13 @@ impl OpenResponse {
         }
         let mut body = Vec::with_capacity(length.min(1 << 20) as usize);
         loop {
-            match self.chunk(client).await {
+            match self.chunk().await {
                 Ok(Some(chunk)) => body.extend_from_slice(&chunk),
                 Ok(None) => break,
                 // The status is enough to classify the failure.
                 Err(_) if !is_success => break,
                 Err(failure) => return Err(failure),
             }
-        }
-        if let Some(key) = &client.key {
-            key.scrub_bytes(&mut body);
         }
         Ok(body)
     }
@@ -333,7 +337,7 @@ impl OpenResponse {
 }
 
 /// The failure of a request whose response is missing or incomplete.
-fn failed(client: &EndpointClient, error: &reqwest::Error, after: Duration) -> Failure {
+fn failed(error: &reqwest::Error, after: Duration) -> Failure {
     let reason = if error.is_connect() {
         FailureReason::Connect
     } else if error.is_timeout() {
@@ -344,9 +348,6 @@ fn failed(client: &EndpointClient, error: &reqwest::Error, after: Duration) -> F
         FailureReason::Cut
     };
     let mut message = format!("{} after {:.1} s", describe(error), after.as_secs_f64());
-    if let Some(key) = &client.key {
-        key.scrub(&mut message);
-    }
     message.truncate(message.floor_char_boundary(500));
     Failure::new(reason, message)
 }

@@ -8,6 +8,7 @@ mod errors;
 mod expected;
 mod json;
 mod openai;
+mod rates;
 mod request;
 mod sglang;
 mod stream;
@@ -21,6 +22,7 @@ use self::expected::Expected;
 use super::{Call, Failure, RequestSettings, Response};
 
 pub(super) use self::errors::failure;
+pub(super) use self::rates::{RateState, rate_state};
 pub(super) use self::request::{RequestBody, request};
 pub(super) use self::stream::Stream;
 

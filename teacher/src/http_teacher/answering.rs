@@ -83,7 +83,7 @@ impl HttpTeacher {
         }))
     }
 
-    fn too_long(&self, ids: Option<&[u32]>) -> Option<String> {
+    pub(super) fn too_long(&self, ids: Option<&[u32]>) -> Option<String> {
         let (tokens, context) = (ids?.len() as u64, u64::from(self.context?));
         let answer = u64::from(self.client.request.max_tokens.unwrap_or(1));
         (tokens + answer > context).then(|| {

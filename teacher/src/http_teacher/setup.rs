@@ -10,8 +10,8 @@ use potstill_datasets::{
 use crate::Error;
 use crate::encoder::TextEncoder;
 use crate::http::{
-    self, Api, ClientSettings, RequestLog, RequestSettings, ScoringWindow, Spellings, Spending,
-    TokenEstimate,
+    self, Api, ClientSettings, RequestLog, RequestSettings, ReservedTokens, ScoringWindow,
+    Spellings, Spending, TokenEstimate,
 };
 
 /// Tokens that a server's template may add to the tokens of a prompt as rendered here.
@@ -133,9 +133,18 @@ impl HttpTeacher {
         estimate: &mut TokenEstimate,
         prompt: &Prompt,
     ) -> Result<(), Error> {
-        estimate.add(http::prompt_bytes(prompt), || {
-            Ok(self.prompt_ids(prompt)?.map(|ids| ids.len()))
-        })
+        let ids = self.prompt_ids(prompt)?;
+        let reserved = match self.too_long(ids.as_deref()) {
+            // The prompt is not sent.
+            Some(_) => ReservedTokens::default(),
+            None => ReservedTokens {
+                tokens: u64::from(self.max_prompt_tokens(prompt, ids.as_deref())),
+                requests: 1,
+            },
+        };
+        let tokens = ids.map(|ids| ids.len());
+        estimate.add(http::prompt_bytes(prompt), tokens, reserved);
+        Ok(())
     }
 
     /// Adds an answer that will be scored to an estimate of what will be sent; `window` is that of
@@ -150,15 +159,18 @@ impl HttpTeacher {
     ) {
         let reasoning = completion.reasoning.as_ref().map_or(0, String::len);
         let bytes = http::prompt_bytes(prompt) + completion.answer.len() + reasoning;
-        let counted: Result<(), std::convert::Infallible> = estimate.add(bytes, || {
-            // A text that cannot be rendered is not sent.
-            let encoded = self
-                .encode(prompt, completion, own_ids)
-                .and_then(Result::ok);
-            let windows = encoded.map(|encoded| self.windows(&encoded, window));
-            Ok(windows.map(|windows| windows.iter().map(|w| w.end - w.start).sum()))
-        });
-        counted.unwrap_or_default();
+        // A text that cannot be rendered is not sent.
+        let encoded = self.encode(prompt, completion, own_ids);
+        let windows = match encoded.map(Result::ok) {
+            Some(Some(encoded)) => self.windows(&encoded, window),
+            _ => Vec::new(),
+        };
+        let tokens: usize = windows.iter().map(|w| w.end - w.start).sum();
+        let reserved = ReservedTokens {
+            tokens: tokens as u64,
+            requests: windows.len() as u64,
+        };
+        estimate.add(bytes, Some(tokens), reserved);
     }
 
     pub(super) fn encode(

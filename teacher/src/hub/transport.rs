@@ -15,7 +15,7 @@ use super::HubError;
 use super::event::{FetchEvent, Observer};
 use super::request::{HubRequest, Refusal};
 use super::settings::HubSettings;
-use crate::http::ApiKey;
+use crate::http::{ApiKey, TextKind};
 
 /// Largest number of redirects that are followed.
 const REDIRECTS: u32 = 8;
@@ -255,7 +255,7 @@ impl Transport {
                     Ok(Err(e)) => {
                         let mut why = describe(&e);
                         if let Some(token) = &self.token {
-                            token.scrub(&mut why);
+                            token.scrub(&mut why, TextKind::Message);
                         }
                         return Err(AttemptFailure::Transient(why, None));
                     }
@@ -287,7 +287,7 @@ impl Transport {
         let (code, told) = (header("x-error-code"), header("x-error-message"));
         let mut message = told.unwrap_or_else(|| self.beginning(&mut response));
         if let Some(token) = &self.token {
-            token.scrub(&mut message);
+            token.scrub(&mut message, TextKind::Message);
         }
         let refusal = Refusal {
             status,

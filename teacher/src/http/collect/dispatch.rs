@@ -23,10 +23,13 @@ use crate::Error;
 use crate::http::budget::{self, Budget};
 use crate::http::exchange::{RequestOutcome, exchange};
 use crate::http::settings::ClientSettings;
-use crate::http::throttle::{EndpointChoice, Throttle, choose_endpoint, retry_after_wait};
+use crate::http::throttle::{
+    EndpointChoice, RequestEnd, Throttle, choose_endpoint, server_wait_seconds,
+};
 use crate::http::transport::EndpointClient;
 use crate::http::{
-    Attempt, Call, CallTask, Failure, FailureReason, RequestSettings, Response, TokenUsage, wire,
+    Attempt, Call, CallTask, ChargeBasis, Failure, FailureReason, RequestSettings, Response,
+    TokenUsage, wire,
 };
 
 /// Longest sleep, so that the progress is recent and caps in time are kept.
@@ -311,7 +314,7 @@ impl<'a> Dispatcher<'a> {
         self.requests = request;
         call.requests += 1;
         self.budget.reserve(&most);
-        self.throttles[endpoint].begin(most.total());
+        self.throttles[endpoint].begin(most.total(), now);
         self.spawn(request, endpoint, Arc::clone(&call.call), body);
         self.in_flight.insert(
             request,
@@ -366,6 +369,8 @@ impl<'a> Dispatcher<'a> {
             NextStep::Complete(completed) => self.complete(completed.0, completed.1),
             NextStep::Continue(call) => self.ready.push_front(*call),
             NextStep::Retry(call) => {
+                let longest = self.throttles[request.endpoint].longest_wait();
+                let retry_after = retry_after.filter(|seconds| *seconds <= longest.as_secs_f64());
                 let due = now + self.backoff(call.failures(), retry_after);
                 self.delayed.push(DelayedCall {
                     due: Reverse((due, ended.request)),
@@ -378,13 +383,15 @@ impl<'a> Dispatcher<'a> {
     fn update_throttle(&mut self, request: &InFlight, outcome: &RequestOutcome, now: Instant) {
         let first = self.settings.first_backoff_seconds.max(0.05);
         let longest = self.settings.max_backoff_seconds;
-        self.throttles[request.endpoint].end(
-            outcome.result.as_ref().map(|_| ()),
-            request.sent,
+        let end = RequestEnd {
+            result: outcome.result.as_ref().map(|_| ()),
+            rates: outcome.rates,
+            sent: request.sent,
             now,
-            self.settings.attempts,
-            |round| Duration::from_secs_f64(doubled(first, longest, round)),
-        );
+        };
+        self.throttles[request.endpoint].end(end, self.settings.attempts, |round| {
+            Duration::from_secs_f64(doubled(first, longest, round))
+        });
     }
 
     /// Replaces the reservation of a request by its charge, and makes its line of the ledger.
@@ -393,6 +400,9 @@ impl<'a> Dispatcher<'a> {
         let (billed, charge) = charge_for(&ended.outcome, reserved);
         let usd = self.budget.settle(reserved, &billed);
         let failed = ended.outcome.result.as_ref().err().map(|f| f.reason);
+        if charge == ChargeBasis::Implausible {
+            self.progress.implausible_usages += 1;
+        }
         if failed.is_none() {
             self.progress.tokens += billed.completion_tokens;
         }
@@ -420,7 +430,7 @@ impl<'a> Dispatcher<'a> {
         let bound = doubled(first, self.settings.max_backoff_seconds, failures);
         let drawn = self.rng.random::<f64>() * bound;
         match retry_after {
-            Some(seconds) => retry_after_wait(seconds) + Duration::from_secs_f64(drawn.min(first)),
+            Some(seconds) => Duration::from_secs_f64(seconds + drawn.min(first)),
             None => Duration::from_secs_f64(drawn),
         }
     }
@@ -460,6 +470,7 @@ impl<'a> Dispatcher<'a> {
         self.progress.spent = self.budget.spent(now);
         self.progress.reserved_usd = self.budget.reserved_usd();
         self.progress.concurrency = concurrency;
+        self.progress.server_wait_seconds = server_wait_seconds(&self.throttles, now);
         *self.shared.progress() = self.progress;
         let endpoints = self.settings.endpoints.iter();
         let most: usize = endpoints.map(|e| e.in_flight_limit() as usize).sum();

@@ -93,6 +93,10 @@ pub struct CollectProgress {
     pub tokens: u64,
     /// Sum of the endpoints' present concurrency limits.
     pub concurrency: u32,
+    /// Time for which nothing is sent because the servers ask for that, seconds; `None` if an endpoint may be asked.
+    pub server_wait_seconds: Option<f64>,
+    /// Number of replies whose token counts cannot be right, such as −5. They are charged in full.
+    pub implausible_usages: u64,
 }
 
 /// Why a collection ended.

@@ -24,7 +24,7 @@ pub(super) async fn first(
     }
     let mut response = client.chat(QUESTION, 8, more.clone()).await?;
     if !response.is_success() {
-        let message = response.error_message();
+        let message = response.error_message.clone();
         probe.logprobs.mode = LogprobsMode::stated_in(&message).or(probe.logprobs.mode);
         probe.logprobs.limit_said = Some(message);
         response = client.chat(QUESTION, 8, json!({})).await?;
@@ -32,7 +32,7 @@ pub(super) async fn first(
     if !response.is_success() {
         probe.quirks.push(format!(
             "a plain chat request is refused: {}",
-            response.error_message()
+            response.error_message
         ));
         return Ok(response);
     }
@@ -138,7 +138,7 @@ pub(super) async fn largest_k(
             }
             continue;
         }
-        let message = response.error_message();
+        let message = response.error_message.clone();
         let best = probe.logprobs.largest_k;
         // A limit in the error message lies between the largest k that worked and this one.
         let named = positions::numbers(&message);

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::http::transport::{EndpointClient, send};
-use crate::http::{Failure, FailureReason, RequestSettings, TokenUsage};
+use crate::http::{Failure, FailureReason, RequestSettings, TextKind, TokenUsage};
 use crate::reply_json;
 
 /// A client for the endpoint that is probed.
@@ -23,6 +23,8 @@ pub(super) struct ProbeResponse {
     pub(super) json: Value,
     /// Text of the body.
     pub(super) text: String,
+    /// The server's error message, shortened and without the key. It is the beginning of the body if there is no error.
+    pub(super) error_message: String,
     pub(super) bytes: u64,
     pub(super) seconds: f64,
 }
@@ -30,19 +32,6 @@ pub(super) struct ProbeResponse {
 impl ProbeResponse {
     pub(super) fn is_success(&self) -> bool {
         (200..300).contains(&self.status) && self.json.get("error").is_none_or(Value::is_null)
-    }
-
-    /// The server's error message, shortened.
-    pub(super) fn error_message(&self) -> String {
-        let message = self
-            .json
-            .pointer("/error/message")
-            .or_else(|| self.json.get("message"))
-            .or_else(|| self.json.get("detail"))
-            .and_then(Value::as_str)
-            .unwrap_or(&self.text);
-        let printable = |c: char| if c.is_control() { ' ' } else { c };
-        message.chars().map(printable).take(200).collect()
     }
 
     /// The first choice; null if there is none.
@@ -81,15 +70,21 @@ impl ProbeClient<'_> {
         let whole = send(&self.endpoint, path, from_root, json).await?;
         let bytes = whole.body.len() as u64;
         let text = String::from_utf8_lossy(&whole.body).into_owned();
+        let json = reply_json::value(text.as_bytes()).unwrap_or_default();
+        let mut error_message = error_message(&json, &text);
+        if let Some(key) = self.endpoint.key() {
+            key.scrub(&mut error_message, TextKind::Message);
+        }
         let response = ProbeResponse {
             status: whole.status,
-            json: reply_json::value(text.as_bytes()).unwrap_or_default(),
+            json,
             text,
+            error_message,
             bytes,
             seconds: whole.seconds,
         };
         if matches!(response.status, 401..=403) && body.is_some() {
-            let mut failure = Failure::new(FailureReason::Unauthorized, response.error_message());
+            let mut failure = Failure::new(FailureReason::Unauthorized, &*response.error_message);
             failure.status = Some(response.status);
             return Err(failure);
         }
@@ -153,6 +148,17 @@ impl ProbeClient<'_> {
         merge(&mut body, more);
         self.request("/completions", false, Some(&body)).await
     }
+}
+
+fn error_message(json: &Value, text: &str) -> String {
+    let message = json
+        .pointer("/error/message")
+        .or_else(|| json.get("message"))
+        .or_else(|| json.get("detail"))
+        .and_then(Value::as_str)
+        .unwrap_or(text);
+    let printable = |c: char| if c.is_control() { ' ' } else { c };
+    message.chars().map(printable).take(200).collect()
 }
 
 fn merge(body: &mut Value, more: Value) {

@@ -173,7 +173,7 @@ async fn largest_k(
             probe.prompt_logprobs.largest_k = best.max(received);
             continue;
         }
-        let message = response.error_message();
+        let message = response.error_message.clone();
         let named = positions::numbers(&message);
         let named = named
             .into_iter()

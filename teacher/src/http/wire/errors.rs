@@ -1,11 +1,12 @@
 //! Failures: the meaning of error responses and of bodies that cannot be parsed.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::SystemTime;
 
 use serde_json::Value;
 
 use super::expected::Expected;
 use super::json::{UsageOnlyJson, usage};
+use super::rates::seconds_until;
 use super::token::ABOUT_LOGPROBS;
 use crate::http::{Failure, FailureReason, TokenUsage};
 use crate::reply_json;
@@ -141,52 +142,6 @@ pub(super) fn printable(text: &str) -> String {
     }
     shown.truncate(shown.trim_end().len());
     shown
-}
-
-/// Parses a `Retry-After` header (RFC 9110, section 10.2.3) to seconds from `now`.
-fn seconds_until(text: &str, now: SystemTime) -> Option<f64> {
-    let text = text.trim();
-    if let Ok(seconds) = text.parse::<f64>() {
-        return (seconds.is_finite() && seconds >= 0.0).then_some(seconds);
-    }
-    let at = unix_seconds(text)?;
-    let now = now.duration_since(UNIX_EPOCH).ok()?.as_secs_f64();
-    Some((at - now).max(0.0))
-}
-
-/// Parses an HTTP date such as `Sun, 06 Nov 1994 08:49:37 GMT` (RFC 9110, section 5.6.7) to seconds since 1970. The two
-/// obsolete forms are not supported.
-fn unix_seconds(date: &str) -> Option<f64> {
-    const MONTHS: [&str; 12] = [
-        "Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec",
-    ];
-    let (_, date) = date.split_once(", ")?;
-    let parts: Vec<&str> = date.split_ascii_whitespace().collect();
-    let &[day, month, year, clock, "GMT"] = parts.as_slice() else {
-        return None;
-    };
-    let month = MONTHS.iter().position(|&name| name == month)? as i64 + 1;
-    let (day, year): (i64, i64) = (day.parse().ok()?, year.parse().ok()?);
-    let clock: Vec<i64> = clock
-        .split(':')
-        .map(|part| part.parse().ok())
-        .collect::<Option<_>>()?;
-    let &[hour, minute, second] = clock.as_slice() else {
-        return None;
-    };
-    // Days from 1970-01-01 in the Gregorian calendar, with years that begin in March.
-    let (year, month) = if month > 2 {
-        (year, month - 3)
-    } else {
-        (year - 1, month + 9)
-    };
-    let days = 365 * year + year.div_euclid(4) - year.div_euclid(100)
-        + year.div_euclid(400)
-        + (153 * month + 2) / 5
-        + day
-        - 719_469;
-    #[expect(clippy::cast_precision_loss, reason = "far below 2^53")]
-    Some((days * 86_400 + hour * 3_600 + minute * 60 + second) as f64)
 }
 
 /// The failure of a body that cannot be parsed, with the usage if that can be read.
