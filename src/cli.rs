@@ -12,7 +12,7 @@ use crate::progress::{Console, OutputOptions};
 use crate::run_file::ConfigError;
 use crate::stages::sources::Needed;
 use crate::stages::{self, Context, RunOptions, StageOutcome};
-use crate::{errors, render, schema};
+use crate::{errors, exhausted, panics, render, schema};
 
 /// Printed below the list of subcommands.
 const EXAMPLES: &str = "\
@@ -40,6 +40,8 @@ enum Command {
     Init(InitFlags),
     #[command(flatten)]
     Stage(Stage),
+    /// List earlier outputs and unfinished work of other settings, or delete them
+    Clean(CleanFlags),
     /// Show a few training rows token by token, and check their loss mask
     Render(RenderFlags),
     /// Compare the run file's loss with its definition and with finite differences
@@ -102,7 +104,7 @@ struct Flags {
     /// Print more details
     #[arg(short, long)]
     verbose: bool,
-    /// Print errors only
+    /// Print errors only, and what the command was asked for, such as the plan of `check`
     #[arg(short, long, conflicts_with = "verbose")]
     quiet: bool,
     /// Write events to stdout, one JSON object per line
@@ -138,6 +140,21 @@ struct RenderFlags {
     /// Run directory [default: runs/<name>]
     #[arg(long, value_name = "DIR")]
     run_dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+struct CleanFlags {
+    /// The run file
+    file: PathBuf,
+    /// Run directory [default: runs/<name>]
+    #[arg(long, value_name = "DIR")]
+    run_dir: Option<PathBuf>,
+    /// Delete what is listed
+    #[arg(long)]
+    yes: bool,
+    /// Write events to stdout, one JSON object per line
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(Debug, Args)]
@@ -191,6 +208,19 @@ impl Stage {
     }
 }
 
+impl CleanFlags {
+    fn options(&self) -> RunOptions {
+        RunOptions {
+            run_dir: self.run_dir.clone(),
+            output: OutputOptions {
+                json: self.json,
+                ..OutputOptions::default()
+            },
+            ..RunOptions::default()
+        }
+    }
+}
+
 impl Flags {
     fn options(&self) -> RunOptions {
         RunOptions {
@@ -216,19 +246,19 @@ pub fn main(cli: &Cli) -> u8 {
             stage.flags().options().output,
             Some(resume_command(stage.flags())),
         ),
+        Command::Clean(flags) => (flags.options().output, None),
         _ => (OutputOptions::default(), None),
     };
     let console = Console::new(output);
-    let (outcome, exit_code) = match run(&cli.command, &console) {
+    let (outcome, exit_code) = match panics::guard(|| run(&cli.command, &console)) {
         Ok(StageOutcome::Done) => ("done", 0),
         Ok(StageOutcome::UpToDate) => ("up_to_date", 0),
         Ok(StageOutcome::WouldRun) => ("would_run", 0),
         Ok(StageOutcome::Stopped) => ("stopped", 1),
         Err(error) => {
             let mut text = errors::message(&error);
-            if let (true, Some(resume)) = (is_disk_full(&error), &resume) {
-                let hint = format!("the disk is full: free some space; `{resume}` then resumes");
-                text = errors::with_hint(&text, &hint);
+            if let (Some(remedy), Some(resume)) = (exhausted::remedy(&error), &resume) {
+                text = errors::with_hint(&text, &format!("{remedy}; `{resume}` then resumes"));
             }
             console.emit(&Event::Error { text });
             ("failed", if error.is::<ConfigError>() { 2 } else { 1 })
@@ -242,18 +272,12 @@ pub fn main(cli: &Cli) -> u8 {
     exit_code
 }
 
-fn is_disk_full(error: &anyhow::Error) -> bool {
-    let full = |cause: &std::io::Error| cause.kind() == std::io::ErrorKind::StorageFull;
-    // Some libraries keep the system's error only as text.
-    error.chain().any(|cause| {
-        cause.downcast_ref::<std::io::Error>().is_some_and(full)
-            || cause.to_string().contains("No space left on device")
-    })
-}
-
 fn run(command: &Command, console: &Console) -> anyhow::Result<StageOutcome> {
     match command {
         Command::Stage(stage) => return run_stage_command(stage, console),
+        Command::Clean(flags) => {
+            return stages::clean::clean(&flags.file, &flags.options(), flags.yes, console);
+        }
         Command::Init(flags) => {
             let given = InitOptions {
                 data: flags.data.clone(),
@@ -298,7 +322,7 @@ fn run_stage_command(stage: &Stage, console: &Console) -> anyhow::Result<StageOu
         return stages::check::check(&flags.file, &options, console);
     }
     let mut context = Context::open(&flags.file, &options)?;
-    crate::interrupt::watch(console)?;
+    crate::interrupt::watch(console, &resume_command(flags))?;
     match context.fetch_sources(needed_sources(stage))? {
         StageOutcome::UpToDate => {}
         outcome => return Ok(outcome),
@@ -318,7 +342,7 @@ fn run_stage_command(stage: &Stage, console: &Console) -> anyhow::Result<StageOu
         Stage::Report(ReportFlags { open, .. }) => {
             let outcome = stages::report::report(&context)?;
             if *open {
-                stages::report::open(&context);
+                stages::report::open(&context)?;
             }
             Ok(outcome)
         }

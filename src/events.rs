@@ -1,7 +1,6 @@
 //! Events of a run. Each is a line of text on stderr and, with `--json`, a line of JSON on stdout.
 //! `docs/events.md` is generated from the comments in this file.
 
-use std::path::Path;
 use std::time::SystemTime;
 
 use schemars::JsonSchema;
@@ -13,9 +12,9 @@ use crate::schema::{description, kind, meaning, properties, requires, schema_of}
 
 const PAGE_INTRO: &str = "# Events
 
-With `--json` a command prints one JSON object a line on stdout for each event. The field `event` names the event, and `unix_seconds` is its time. Text for people stays on stderr; `--quiet` removes all of it except errors. New events and fields may be added, so skip those that you do not know.
+With `--json` a command prints one JSON object a line on stdout for each event. The field `event` names the event, and `unix_seconds` is its time. Text for people stays on stderr; `--quiet` removes all of it except errors. Control characters and marks that change the direction of text are written as `\\u` escapes. New events and fields may be added, so skip those that you do not know.
 
-Without `--json`, stdout carries data alone, such as the conclusion of the report.
+Without `--json`, stdout carries data alone: what a command was asked for, such as the plan of `check`, and the conclusion of the report, which `--quiet` leaves out.
 
 This page is generated from the doc comments in `src/events.rs`: `POTSTILL_UPDATE=1 cargo test --release --workspace --test cli -- docs` writes it again.
 ";
@@ -67,18 +66,62 @@ pub enum Event {
     WouldRun {
         /// The stage.
         stage: String,
+        /// A stage that would run before it and write what it reads, so that its settings and inputs are not known yet.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        because: Option<String>,
+        /// The step at which an interrupted training would go on.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        from_step: Option<u64>,
+    },
+    /// The output of a stage would be taken back from `earlier/` if this were not a dry run.
+    WouldRestore {
+        /// The stage.
+        stage: String,
+        /// Present path of the output.
+        path: String,
+    },
+    /// Output of a stage would be moved to `earlier/` if this were not a dry run.
+    WouldKeep {
+        /// The stage.
+        stage: String,
+        /// New path of the output.
+        path: String,
+    },
+    /// The output of a stage was taken back from `earlier/`, because its settings and inputs are those of now.
+    Restored {
+        /// The stage.
+        stage: String,
+        /// Path that the output had.
+        path: String,
     },
     /// A stage stopped on request. Its finished work is kept.
     Stopped {
         /// The stage.
         stage: String,
     },
-    /// Earlier output of a stage was renamed, not deleted.
+    /// Earlier output of a stage was moved to `earlier/`.
     Kept {
         /// The stage.
         stage: String,
         /// New path of the earlier output.
         path: String,
+    },
+    /// Output in `earlier/`, or unfinished work, that `clean` lists or deletes.
+    EarlierOutput {
+        /// The stage that wrote it.
+        stage: String,
+        /// Its folder.
+        path: String,
+        /// Whether it is a finished output, which a stage takes back when its settings are those of the output again.
+        finished: bool,
+        /// Size in bytes.
+        bytes: u64,
+        /// Time of its newest change.
+        changed_unix_seconds: u64,
+        /// The first setting or input by which it differs from the output at its place.
+        difference: String,
+        /// Whether it was deleted.
+        deleted: bool,
     },
     /// A sentence of the report's conclusion.
     Verdict {
@@ -128,11 +171,6 @@ impl Event {
         Event::UpToDate { stage, counts }
     }
 
-    pub(crate) fn would_run(stage: &str) -> Event {
-        let stage = stage.to_owned();
-        Event::WouldRun { stage }
-    }
-
     pub(crate) fn stopped(stage: &str) -> Event {
         let stage = stage.to_owned();
         Event::Stopped { stage }
@@ -143,13 +181,6 @@ impl Event {
             stage: stage.to_owned(),
             counts,
             seconds,
-        }
-    }
-
-    pub(crate) fn kept(stage: &str, path: &Path) -> Event {
-        Event::Kept {
-            stage: stage.to_owned(),
-            path: path.display().to_string(),
         }
     }
 
@@ -167,7 +198,21 @@ impl Event {
             Event::UpToDate { stage, counts } => {
                 format!("{stage}: up to date ({})", describe_counts(counts))
             }
-            Event::WouldRun { stage } => format!("{stage}: would run"),
+            Event::WouldRun {
+                stage,
+                because,
+                from_step,
+            } => {
+                let because = because.as_ref().map(|b| format!(" because `{b}` runs"));
+                let from = from_step.map(|step| format!(" from step {step} on"));
+                let (because, from) = (because.unwrap_or_default(), from.unwrap_or_default());
+                format!("{stage}: would run{because}{from}")
+            }
+            Event::WouldRestore { stage, path } => format!("{stage}: would be taken from {path}"),
+            Event::WouldKeep { stage, path } => {
+                format!("{stage}: the present output would be kept as {path}")
+            }
+            Event::Restored { stage, path } => format!("{stage}: taken from {path}"),
             Event::Kept { stage, path } => format!("{stage}: the earlier output is kept as {path}"),
             Event::Verdict { text } | Event::Output { text } | Event::Note { text } => text.clone(),
             Event::Warning { text } => format!("warning: {text}"),
@@ -175,7 +220,8 @@ impl Event {
             Event::Ended {
                 again: Some(again), ..
             } => format!("stopped; finished work is kept\nhint: `{again}` resumes"),
-            Event::Started { .. }
+            Event::EarlierOutput { .. }
+            | Event::Started { .. }
             | Event::Progress { .. }
             | Event::Stopped { .. }
             | Event::Ended { again: None, .. } => return None,
@@ -192,11 +238,6 @@ impl Event {
         let seconds = now.map(|now| now.as_secs_f64()).unwrap_or_default();
         fields["unix_seconds"] = Value::from((seconds * 1e3).round() / 1e3);
         fields.to_string()
-    }
-
-    /// Whether the event is shown in spite of `--quiet`.
-    pub(crate) fn is_error(&self) -> bool {
-        matches!(self, Event::Error { .. })
     }
 
     /// Whether the text belongs on stdout.

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use potstill_datasets::range::FilePath;
-use potstill_datasets::{ChatTemplate, Tokenizer};
+use potstill_datasets::{ChatTemplate, Tokenizer, data_files};
 use potstill_model::Config;
 
 use crate::errors;
@@ -93,6 +93,9 @@ pub fn init(file: &Path, given: InitOptions, force: bool, console: &Console) -> 
     };
     let text = write::run_file(&inputs);
     std::fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))?;
+    for ignored in &inputs.detected.ignored {
+        console.note(&format!("the data: not read as answers: {ignored}"));
+    }
     console.note(&format!(
         "{file}: the data looks like {}\nnext: `potstill check {file}`, `potstill render {file}` (shows which tokens carry loss), `potstill run {file}`",
         inputs.detected.shape,
@@ -193,7 +196,9 @@ fn found(folder: &Path, written: &str, console: &Console) -> anyhow::Result<(Pat
 fn existing(path: &str) -> anyhow::Result<PathBuf> {
     let path = FilePath::try_from(path.to_owned()).map_err(|why| refusal(why.to_owned()))?;
     let path = expand_path(path.as_path()).map_err(refusal)?;
-    match path.exists() {
+    // A pattern names files by parts of their names.
+    let is_pattern = || data_files(&path).is_ok_and(|files| files.iter().all(|file| file.exists()));
+    match path.exists() || is_pattern() {
         true => Ok(path),
         false => Err(refusal(format!("{} does not exist", path.display()))),
     }

@@ -18,8 +18,10 @@
 pub mod cli;
 mod errors;
 pub mod events;
+mod exhausted;
 pub mod init;
 pub mod interrupt;
+pub mod panics;
 pub mod progress;
 pub mod render;
 pub mod run_dir;

@@ -12,11 +12,12 @@ use anyhow::bail;
 use potstill_datasets::{
     ChatTemplate, Completion, Error, FinishReason, Imported, Manifest, MaskReport, MaskedToken,
     Message, Prompt, Reasoning, Role, Tokenizer, check_mask, check_sampled, read_shard, shards,
+    visible_line,
 };
 
 use crate::errors;
 use crate::progress::{Console, colours};
-use crate::run_dir::check_owner;
+use crate::run_dir::{Verifier, check_owner};
 use crate::run_file::Loaded;
 use crate::stages::sources::{self, Extent, Needed, Sources};
 use crate::stages::{RunOptions, checkpoint, import, run_dir_path};
@@ -72,7 +73,7 @@ pub fn render(
     let encoder = row_encoder(&run)?;
     let limit = run.settings.import.limit.map_or(rows, |n| rows.min(n));
     let imported = import::read(&run, Some(limit))?;
-    let mut known = known_answers(&dir.join("completions"), &imported)?;
+    let mut known = known_answers(&dir, &imported)?;
     let colours = colours();
     console.note(match colours {
         true => "tokens in green carry loss, the others do not; the EOS is reversed",
@@ -91,7 +92,7 @@ pub fn render(
         };
         match masked(&encoder, prompt, &answer) {
             Ok(row) => {
-                console.output(&shown(&encoder, prompt, &answer, &row, colours));
+                console.styled(&shown(&encoder, prompt, &answer, &row, colours));
                 row.findings.iter().for_each(|f| add_fault(f.to_string()));
             }
             Err(error) => add_fault(error.to_string()),
@@ -131,10 +132,10 @@ fn row_encoder(run: &Loaded) -> anyhow::Result<RowEncoder> {
 /// The answers that exist, by prompt id, each with its origin: the first published answer to a
 /// prompt, otherwise the first answer in the data.
 fn known_answers(
-    completions: &Path,
+    run_dir: &Path,
     imported: &Imported,
 ) -> anyhow::Result<HashMap<String, (&'static str, Completion)>> {
-    let published = published(completions, &imported.prompts)?;
+    let published = published(run_dir, &imported.prompts)?;
     let mut known: HashMap<_, _> = published
         .into_iter()
         .map(|(id, completion)| (id, ("the published answer", completion)))
@@ -149,12 +150,12 @@ fn known_answers(
 
 /// Reads the first published answer to each of the prompts, by prompt id. The map is empty if
 /// nothing is published.
-fn published(dir: &Path, prompts: &[Prompt]) -> anyhow::Result<HashMap<String, Completion>> {
+fn published(run_dir: &Path, prompts: &[Prompt]) -> anyhow::Result<HashMap<String, Completion>> {
     let mut found = HashMap::new();
-    if Manifest::read(dir)?.is_none() {
+    if Manifest::read(&run_dir.join("completions"))?.is_none() {
         return Ok(found);
     }
-    for shard in shards(dir)? {
+    for shard in shards(&Verifier::default().open(run_dir, "completions")?)? {
         for completion in read_shard::<Completion>(&shard)? {
             if found.len() == prompts.len() {
                 return Ok(found);
@@ -244,6 +245,9 @@ enum TokenStyle {
     Eos,
 }
 
+/// Text and the terminal's codes for its style; no codes for text without a style.
+type StyledText = (Option<&'static str>, String);
+
 /// Formats a row: a header line, then its tokens, indented.
 fn shown(
     encoder: &RowEncoder,
@@ -251,18 +255,19 @@ fn shown(
     answer: &ShownAnswer,
     row: &MaskReport,
     colours: bool,
-) -> String {
+) -> Vec<StyledText> {
     let with_loss = row.tokens.iter().filter(|token| token.loss).count();
     let cut = match answer.finished {
         true => "",
         false => ", cut off before its end",
     };
-    let mut out = format!(
+    let header = format!(
         "{}, {}{cut}: {} tokens, {with_loss} carry loss\n  ",
-        prompt.source,
+        visible_line(&prompt.source),
         answer.origin,
         row.tokens.len()
     );
+    let mut out = vec![(None, header)];
     let styled: Vec<(&MaskedToken, TokenStyle)> = row
         .tokens
         .iter()
@@ -271,25 +276,25 @@ fn shown(
     let mut in_loss = false;
     for run in styled.chunk_by(|a, b| (a.0.loss, a.1) == (b.0.loss, b.1)) {
         let bytes: Vec<u8> = run.iter().flat_map(|(t, _)| t.bytes.clone()).collect();
-        let text = visible(&String::from_utf8_lossy(&bytes));
+        let text = String::from_utf8_lossy(&bytes).replace('\n', "\n  ");
         let Some((MaskedToken { loss, .. }, style)) = run.first() else {
             continue;
         };
         if colours {
-            out += &coloured(&text, *loss, *style);
+            out.push((Some(style_codes(*loss, *style)), text));
             continue;
         }
-        if *loss != in_loss {
-            out.push(if *loss { '⟦' } else { '⟧' });
-            in_loss = *loss;
-        }
-        out += &text;
-        if *style == TokenStyle::Eos {
-            out.push('⏹');
-        }
+        let mark = match (*loss, *loss == in_loss) {
+            (_, true) => "",
+            (true, false) => "⟦",
+            (false, false) => "⟧",
+        };
+        in_loss = *loss;
+        let end = if *style == TokenStyle::Eos { "⏹" } else { "" };
+        out.push((None, format!("{mark}{text}{end}")));
     }
     if in_loss {
-        out.push('⟧');
+        out.push((None, "⟧".to_owned()));
     }
     out
 }
@@ -307,30 +312,15 @@ fn token_style(tokenizer: &Tokenizer, &MaskedToken { id, loss, .. }: &MaskedToke
     }
 }
 
-/// Escapes control characters, so that text cannot move the terminal's cursor, and indents all
-/// lines after the first.
-fn visible(text: &str) -> String {
-    let mut out = String::new();
-    for c in text.chars() {
-        match c {
-            '\n' => out += "\n  ",
-            '\t' => out.push('\t'),
-            c if c.is_control() => out.extend(c.escape_unicode()),
-            c => out.push(c),
-        }
-    }
-    out
-}
-
-fn coloured(text: &str, loss: bool, style: TokenStyle) -> String {
-    let code = match (loss, style) {
+/// The terminal's codes for a style.
+fn style_codes(loss: bool, style: TokenStyle) -> &'static str {
+    match (loss, style) {
         (_, TokenStyle::Eos) => "1;7;32",
         (true, TokenStyle::Special) => "1;35",
         (true, TokenStyle::Text) => "1;32",
         (false, TokenStyle::Special) => "2;35",
         (false, TokenStyle::Text) => "2",
-    };
-    format!("\u{1b}[{code}m{text}\u{1b}[0m")
+    }
 }
 
 #[cfg(test)]
@@ -403,33 +393,37 @@ mod tests {
         let encoder = encoder();
         let (prompt, answer) = (prompt(), shown_answer(None, &prompt(), &encoder));
         let row = masked(&encoder, &prompt, &answer).unwrap();
+        let parts = |colours| shown(&encoder, &prompt, &answer, &row, colours);
+        let text: String = parts(false).into_iter().map(|(_, text)| text).collect();
         assert_eq!(
-            shown(&encoder, &prompt, &answer, &row, false),
+            text,
             "p.jsonl:1, a placeholder answer: 22 tokens, 19 carry loss\n  <s>ab⟦This is an answer.</s>⏹⟧"
         );
-        let colours = shown(&encoder, &prompt, &answer, &row, true);
-        let (_, colours) = colours.split_once("\n  ").unwrap();
+        let coloured = parts(true);
+        let coloured: Vec<_> = (coloured.iter().skip(1))
+            .map(|(codes, text)| (codes.unwrap(), text.as_str()))
+            .collect();
         assert_eq!(
-            colours,
-            "\u{1b}[2;35m<s>\u{1b}[0m\u{1b}[2mab\u{1b}[0m\u{1b}[1;32mThis is an answer.\u{1b}[0m\u{1b}[1;7;32m</s>\u{1b}[0m"
+            coloured,
+            [
+                ("2;35", "<s>"),
+                ("2", "ab"),
+                ("1;32", "This is an answer."),
+                ("1;7;32", "</s>")
+            ]
         );
-    }
-
-    #[test]
-    fn control_characters_are_escaped() {
-        assert_eq!(visible("a\u{1b}[2Jb\nc\td"), "a\\u{1b}[2Jb\n  c\td");
     }
 
     #[test]
     fn each_token_style_has_its_own_colours() {
-        let styles: std::collections::HashSet<String> = [
+        let styles: std::collections::HashSet<&str> = [
             (true, TokenStyle::Eos),
             (true, TokenStyle::Special),
             (true, TokenStyle::Text),
             (false, TokenStyle::Special),
             (false, TokenStyle::Text),
         ]
-        .map(|(loss, style)| coloured("x", loss, style))
+        .map(|(loss, style)| style_codes(loss, style))
         .into();
         assert_eq!(styles.len(), 5);
     }

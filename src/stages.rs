@@ -5,6 +5,7 @@ mod answers;
 pub mod check;
 pub mod check_loss;
 pub mod checkpoint;
+pub mod clean;
 pub mod collect;
 pub mod curate;
 pub mod eval;
@@ -39,7 +40,9 @@ use potstill_model::Device;
 use crate::events::Event;
 use crate::interrupt;
 use crate::progress::{Console, OutputOptions};
-use crate::run_dir::{Counts, EarlierOutput, LedgerLine, RunDir, StagePlan, now, short};
+use crate::run_dir::{
+    Access, Counts, EarlierOutput, Entry, LedgerLine, NotYetWritten, RunDir, StagePlan, now, short,
+};
 use crate::run_file::{ConfigError, Loaded};
 use sources::{Extent, Needed, Sources};
 
@@ -91,6 +94,19 @@ pub enum StageOutcome {
     Stopped,
 }
 
+impl StageOutcome {
+    /// The outcome of two pieces of work: the first of stopped, would run, done, up to date that one of them has.
+    pub(crate) fn and(self, other: StageOutcome) -> StageOutcome {
+        let order = [
+            StageOutcome::Stopped,
+            StageOutcome::WouldRun,
+            StageOutcome::Done,
+        ];
+        let first = order.into_iter().find(|o| [self, other].contains(o));
+        first.unwrap_or(StageOutcome::UpToDate)
+    }
+}
+
 impl Context {
     /// Reads the run file and opens its run directory.
     ///
@@ -99,7 +115,11 @@ impl Context {
     pub fn open(file: &Path, options: &RunOptions) -> anyhow::Result<Context> {
         let run = Loaded::read(file)?;
         let device = device(&options.device)?;
-        let dir = RunDir::open(&run_dir_path(&run, options), &run)?;
+        let access = match options.dry_run {
+            true => Access::Look,
+            false => Access::Work,
+        };
+        let dir = RunDir::open(&run_dir_path(&run, options), &run, access)?;
         Ok(Context {
             run,
             dir,
@@ -129,6 +149,16 @@ impl Context {
                 Sources::Stopped => StageOutcome::Stopped,
             },
         )
+    }
+
+    /// Returns the time that went into comparing published files with their manifests since the last call, in seconds,
+    /// and prints it as a detail.
+    pub(crate) fn verify_seconds(&self, stage: &str) -> f64 {
+        let verified = self.dir.take_verification();
+        if let Some(text) = verified.text() {
+            self.console.detail(&format!("{stage}: {text}"));
+        }
+        verified.seconds
     }
 
     /// Arms that the run trains: the student first, then its controls.
@@ -191,29 +221,21 @@ pub fn run(context: &Context) -> anyhow::Result<StageOutcome> {
         _ => true,
     });
     let mut all = StageOutcome::UpToDate;
-    for (name, stage) in &stages {
-        match (all, stage(context)?) {
-            (_, StageOutcome::Stopped) => return Ok(StageOutcome::Stopped),
-            (_, StageOutcome::WouldRun) => {
-                let rest = stages
-                    .iter()
-                    .map(|(n, _)| *n)
-                    .skip_while(|n| n != name)
-                    .skip(1);
-                let rest: Vec<&str> = rest.collect();
-                if !rest.is_empty() {
-                    context.console.note(&format!("then: {}", rest.join(", ")));
-                }
-                return Ok(StageOutcome::WouldRun);
-            }
-            (_, StageOutcome::Done) => all = StageOutcome::Done,
-            (_, StageOutcome::UpToDate) => {}
+    for (_, stage) in &stages {
+        all = all.and(stage(context)?);
+        if all == StageOutcome::Stopped {
+            return Ok(all);
         }
     }
-    if all == StageOutcome::UpToDate {
-        context
-            .console
-            .note("nothing to do: every stage is up to date");
+    match all {
+        StageOutcome::UpToDate => {
+            let text = "nothing to do: every stage is up to date";
+            context.console.note(text);
+        }
+        StageOutcome::WouldRun => context.console.note(
+            "a stage that would run because another one runs is up to date if that one writes what it wrote before",
+        ),
+        StageOutcome::Done | StageOutcome::Stopped => {}
     }
     Ok(all)
 }
@@ -259,19 +281,13 @@ pub(crate) fn run_stage_again(
 ) -> anyhow::Result<StageOutcome> {
     let Context { dir, console, .. } = context;
     let name = &plan.stage;
-    let key = plan.key();
-    console.detail(&format!("{name}: key {}", short(&key)));
-    if let Some(manifest) = dir.published(&plan.home)?
-        && manifest.key == key
-        && !again
-    {
-        console.emit(&Event::up_to_date(name, manifest.counts));
-        return Ok(StageOutcome::UpToDate);
+    if let Some(outcome) = settled(context, plan, again)? {
+        return Ok(outcome);
     }
     if context.dry_run {
-        console.emit(&Event::would_run(name));
-        return Ok(StageOutcome::WouldRun);
+        return would_run(context, plan, EarlierOutput::Keep, None, None);
     }
+    dir.check_writable()?;
     console.emit(&Event::started(name));
     let (started, began) = (now(), Instant::now());
     let draft = dir.draft(plan)?;
@@ -280,6 +296,7 @@ pub(crate) fn run_stage_again(
         stage: name.clone(),
         started_unix_seconds: started,
         seconds: 0.0,
+        verify_seconds: context.verify_seconds(name),
         finished: done.is_some(),
         counts: Counts::new(),
     };
@@ -291,9 +308,7 @@ pub(crate) fn run_stage_again(
             .with_context(|| format!("cannot publish `{name}`"))?;
         line.seconds = began.elapsed().as_secs_f64();
         console.emit(&Event::finished(name, counts, line.seconds));
-        for old in kept {
-            console.emit(&Event::kept(name, &dir.path(&old)));
-        }
+        say_kept(context, name, &kept);
     } else {
         line.seconds = began.elapsed().as_secs_f64();
         console.emit(&Event::stopped(name));
@@ -303,6 +318,109 @@ pub(crate) fn run_stage_again(
         true => StageOutcome::Done,
         false => StageOutcome::Stopped,
     })
+}
+
+/// Returns the outcome of a stage if there is nothing to do: its output is up to date, or is taken back from `earlier/`.
+/// `None` if it has to run, or to run `again`.
+pub(crate) fn settled(
+    context: &Context,
+    plan: &StagePlan,
+    again: bool,
+) -> anyhow::Result<Option<StageOutcome>> {
+    let Context { dir, console, .. } = context;
+    let (name, key) = (&plan.stage, plan.key());
+    console.detail(&format!("{name}: key {}", short(&key)));
+    if again {
+        return Ok(None);
+    }
+    if let Some(manifest) = dir.published(&plan.home)?.filter(|m| m.key == key) {
+        console.emit(&Event::up_to_date(name, manifest.counts));
+        return Ok(Some(StageOutcome::UpToDate));
+    }
+    let entry = dir.find_earlier(plan)?;
+    entry
+        .map(|entry| restore(context, plan, &entry))
+        .transpose()
+}
+
+/// Takes the output of a stage back from `earlier/`. In a dry run this is only said.
+pub(crate) fn restore(
+    context: &Context,
+    plan: &StagePlan,
+    entry: &Entry,
+) -> anyhow::Result<StageOutcome> {
+    let Context { dir, console, .. } = context;
+    let kept = dir.restore(plan, entry)?;
+    let (stage, path) = (plan.stage.clone(), dir.path(&entry.name));
+    let path = path.display().to_string();
+    console.emit(&match context.dry_run {
+        true => Event::WouldRestore { stage, path },
+        false => Event::Restored { stage, path },
+    });
+    say_kept(context, &plan.stage, &kept);
+    Ok(match context.dry_run {
+        true => StageOutcome::WouldRun,
+        false => StageOutcome::Done,
+    })
+}
+
+/// Says in a dry run that a stage would run, and what would become of its present output. `because` is a stage that would
+/// run before and write what it reads; `from_step` is the step at which a training would go on.
+pub(crate) fn would_run(
+    context: &Context,
+    plan: &StagePlan,
+    earlier: EarlierOutput,
+    because: Option<String>,
+    from_step: Option<u64>,
+) -> anyhow::Result<StageOutcome> {
+    context.console.emit(&Event::WouldRun {
+        stage: plan.stage.clone(),
+        because,
+        from_step,
+    });
+    let kept = context.dir.assume_run(plan, earlier)?;
+    say_kept(context, &plan.stage, &kept);
+    Ok(StageOutcome::WouldRun)
+}
+
+/// Says which folders of `earlier/` get the present output of a stage.
+pub(crate) fn say_kept(context: &Context, stage: &str, kept: &[String]) {
+    for folder in kept {
+        let path = context.dir.path(folder).display().to_string();
+        let stage = stage.to_owned();
+        context.console.emit(&match context.dry_run {
+            true => Event::WouldKeep { stage, path },
+            false => Event::Kept { stage, path },
+        });
+    }
+}
+
+/// Makes the plan of a stage. In a dry run, `None` if a stage that would run before writes one of its inputs: that the
+/// stage would run then is said.
+pub(crate) fn known<T>(
+    context: &Context,
+    stage: &str,
+    home: &str,
+    plan: impl FnOnce() -> anyhow::Result<T>,
+) -> anyhow::Result<Option<T>> {
+    let error = match plan() {
+        Ok(plan) => return Ok(Some(plan)),
+        Err(error) => error,
+    };
+    let before = match error.downcast_ref() {
+        Some(NotYetWritten { stage }) => stage.clone(),
+        None => return Err(error),
+    };
+    let unknown = StagePlan {
+        stage: stage.to_owned(),
+        home: home.to_owned(),
+        outputs: Vec::new(),
+        settings: serde_json::Value::Null,
+        inputs: BTreeMap::new(),
+    };
+    let earlier = EarlierOutput::Keep;
+    would_run(context, &unknown, earlier, Some(before), None)?;
+    Ok(None)
 }
 
 /// Runs a stage for each model, and stops when one of them stops.
@@ -315,10 +433,9 @@ pub(crate) fn for_each_model<S>(
         if interrupt::is_requested() {
             return Ok(StageOutcome::Stopped);
         }
-        match one(student)? {
-            StageOutcome::UpToDate => {}
-            StageOutcome::Done => all = StageOutcome::Done,
-            ended @ (StageOutcome::WouldRun | StageOutcome::Stopped) => return Ok(ended),
+        all = all.and(one(student)?);
+        if all == StageOutcome::Stopped {
+            break;
         }
     }
     Ok(all)

@@ -62,7 +62,8 @@ pub(crate) fn tools(value: &Value) -> Result<Option<String>, String> {
     }
 }
 
-fn message(value: &Value) -> Result<Message, String> {
+/// Converts a message in either form.
+pub(crate) fn message(value: &Value) -> Result<Message, String> {
     let fields = value
         .as_object()
         .ok_or_else(|| format!("it is {}, and must be an object", kind(value)))?;

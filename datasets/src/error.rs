@@ -105,6 +105,9 @@ pub enum Error {
         /// Path of the journal.
         path: PathBuf,
     },
+    /// The store was opened to count its entries only.
+    #[error("this store was opened to count its entries, not to read or add any")]
+    StoreCounted,
     /// The file does not begin like a journal.
     #[error("{path} is not a Potstill journal\nhint: move it to another folder")]
     NotAJournal {
@@ -124,6 +127,18 @@ pub enum Error {
         frames: usize,
         /// Byte at which a later whole frame begins.
         next: u64,
+    },
+    /// The last frame is as long as it was written, and damaged.
+    #[error(
+        "{path} is damaged at byte {offset}: its last record is complete and does not have its checksum; the {frames} records before it are whole\nhint: restore the file from a copy, or cut the last record off with `truncate -s {offset} {path}` and run again, which asks for its answers again"
+    )]
+    JournalEndDamaged {
+        /// Path of the journal.
+        path: PathBuf,
+        /// Byte at which the damaged frame begins.
+        offset: u64,
+        /// Number of whole frames before it.
+        frames: usize,
     },
     /// A record could not be written; earlier records are safe.
     #[error("cannot add a record to {path}; the {frames} earlier records are safe")]

@@ -1,20 +1,33 @@
 //! Import of prompts, and of answers if there are any, from JSON, CSV and Parquet files. The settings name the columns.
 
+mod answers;
+mod cell;
+mod column_path;
 mod delimited;
+mod delimiter;
 mod detect;
+mod encoding;
 mod file;
+mod files;
 mod format;
 mod json;
+mod json_value;
 mod parquet;
+mod parquet_open;
+mod records;
 mod row;
 mod settings;
+mod text;
+mod thrift;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::path::PathBuf;
 
 pub use self::detect::{Detected, detect_columns};
-use self::format::{no_prompts, rows};
-use self::row::{FileRow, RowIterator};
-pub use self::settings::{AnswerSource, Columns, ImportSettings};
+pub use self::files::data_files;
+use self::format::{check_headers, no_prompts, rows};
+use self::row::RowIterator;
+pub use self::settings::{AnswerSource, Columns, Delimiter, ImportSettings};
 use crate::error::Error;
 use crate::records::{Completion, FinishReason, Message, Prompt, Usage};
 
@@ -39,9 +52,8 @@ pub fn import(settings: &ImportSettings) -> Result<Imported, Error> {
     for row in import_rows(settings)? {
         let row = row?;
         duplicates += usize::from(row.is_duplicate());
-        if let Some(answer) = row.answer {
-            answers.push((row.prompt_number, answer));
-        }
+        let numbered = row.answers.into_iter();
+        answers.extend(numbered.map(|answer| (row.prompt_number, answer)));
         if row.is_new_prompt {
             prompts.push(row.prompt);
         }
@@ -56,33 +68,40 @@ pub fn import(settings: &ImportSettings) -> Result<Imported, Error> {
 }
 
 /// Reads a file row by row. The end of its name determines the format: `.jsonl` and `.ndjson` (an object on each line; a
-/// byte order mark, blank lines and CRLF are accepted), `.json` (the same, or one array of objects), `.csv` and `.tsv`
-/// (with a header; numbers stay text, messages are JSON text), any of these followed by `.gz`, or `.parquet` (one batch
-/// of rows in memory at a time, and only the needed columns).
+/// byte order mark, blank lines and CRLF are accepted), `.json` (the same, or one array of objects, or one object around
+/// such an array), `.csv` and `.tsv` (with a header; numbers stay text, messages are JSON text), any of these followed by
+/// `.gz` or `.zst`, or `.parquet` (one batch of rows in memory at a time, and only the needed columns). A folder and a
+/// pattern stand for several files (see [`data_files`]), which must have the same header if they have one.
 ///
 /// `system` of the settings is put before conversations without a system message. Reading stops after `limit` distinct
-/// prompts; answers to them in later rows are not read. Memory holds some 60 bytes for each prompt and each answer.
+/// prompts; answers to them in later rows are not read. Memory holds some 60 bytes for each prompt and each answer, and
+/// one row of at most `max_row_bytes`, or one batch of Parquet.
 ///
 /// # Errors
 /// [`Error::Io`]; [`Error::UnreadableParquet`]; [`Error::Invalid`] for settings or a file that cannot be used. An item is
 /// [`Error::MissingColumn`], or [`Error::Invalid`] for a row that cannot be used or a file without rows.
 pub fn import_rows(settings: &ImportSettings) -> Result<ImportRows<'_>, Error> {
-    let path = settings.path.as_path();
-    let columns = &settings.columns;
     let columns_error = |why: String| Error::invalid(format!("`columns`: {why}"), "");
-    columns.check().map_err(columns_error)?;
+    settings.columns.check().map_err(columns_error)?;
     if settings.limit == Some(0) {
         return Err(Error::invalid(
             "the limit of prompts is 0",
             "import at least one prompt",
         ));
     }
-    Ok(ImportRows {
+    let files = data_files(settings.path.as_path())?;
+    if files.len() > 1 {
+        check_headers(&files, settings)?;
+    }
+    let mut import = ImportRows {
         settings,
-        rows: Some(rows(path, Some(columns))?),
+        files: files.into(),
+        current: None,
         prompts: HashMap::new(),
         answers: HashSet::new(),
-    })
+    };
+    import.open_next()?;
+    Ok(import)
 }
 
 /// A row of an imported file.
@@ -94,23 +113,25 @@ pub struct ImportedRow {
     pub prompt_number: usize,
     /// Whether no earlier row had this prompt.
     pub is_new_prompt: bool,
-    /// The row's answer, unless an earlier row gave the same answer to the prompt. Its sample index counts the answers
-    /// to the prompt.
-    pub answer: Option<Completion>,
+    /// The row's answers, but those that were given to the prompt before. Their sample index counts the answers to the
+    /// prompt.
+    pub answers: Vec<Completion>,
 }
 
 impl ImportedRow {
     /// Returns whether the row has neither a new prompt nor a new answer.
     pub fn is_duplicate(&self) -> bool {
-        !self.is_new_prompt && self.answer.is_none()
+        !self.is_new_prompt && self.answers.is_empty()
     }
 }
 
 /// The rows of a file, from [`import_rows`].
 pub struct ImportRows<'a> {
     settings: &'a ImportSettings,
-    /// The remaining rows; `None` after the end or an error.
-    rows: Option<RowIterator>,
+    /// The files that are not open yet.
+    files: VecDeque<PathBuf>,
+    /// The open file and its remaining rows; `None` after the end or an error.
+    current: Option<(PathBuf, RowIterator)>,
     /// Number of each prompt and the number of its answers, by the hash of the prompt.
     prompts: HashMap<u128, (usize, u32)>,
     /// Hashes of prompt and answer.
@@ -118,8 +139,31 @@ pub struct ImportRows<'a> {
 }
 
 impl ImportRows<'_> {
-    fn read(&mut self, row: &FileRow) -> Result<ImportedRow, Error> {
-        let (prompt, answer) = row.read(self.settings)?;
+    /// Opens the next file, if there is one.
+    fn open_next(&mut self) -> Result<(), Error> {
+        self.current = None;
+        if let Some(path) = self.files.pop_front() {
+            let rows = rows(&path, self.settings, false)?;
+            self.current = Some((path, rows));
+        }
+        Ok(())
+    }
+
+    fn next_row(&mut self) -> Result<Option<ImportedRow>, Error> {
+        while let Some((path, rows)) = &mut self.current {
+            match rows.next() {
+                Some(row) => {
+                    let read = row?.read(path, self.settings)?;
+                    return Ok(Some(self.numbered(read)));
+                }
+                None => self.open_next()?,
+            }
+        }
+        Ok(None)
+    }
+
+    /// Numbers a row's prompt and its new answers.
+    fn numbered(&mut self, (prompt, answers): (Prompt, Vec<Message>)) -> ImportedRow {
         let key = hash(&prompt.id);
         let next = self.prompts.len();
         let mut is_new_prompt = false;
@@ -127,20 +171,22 @@ impl ImportRows<'_> {
             is_new_prompt = true;
             (next, 0)
         });
-        // An answer is identified by the id that a prompt with this message would have.
-        let turn = |answer: &Message| Prompt::new(vec![answer.clone()], None, None, String::new());
-        let answer = answer.filter(|answer| {
-            let pair = key.wrapping_mul(PAIR_FACTOR) ^ hash(&turn(answer).id);
-            self.answers.insert(pair)
-        });
-        let sample_index = *samples;
-        *samples += u32::from(answer.is_some());
-        Ok(ImportedRow {
+        let mut added = Vec::new();
+        for answer in answers {
+            // An answer is identified by the id that a prompt with this message would have.
+            let turn = Prompt::new(vec![answer.clone()], None, None, String::new());
+            let pair = key.wrapping_mul(PAIR_FACTOR) ^ hash(&turn.id);
+            if self.answers.insert(pair) {
+                added.push(completion(prompt.id.clone(), *samples, answer));
+                *samples += 1;
+            }
+        }
+        ImportedRow {
             prompt_number: *prompt_number,
             is_new_prompt,
-            answer: answer.map(|answer| completion(prompt.id.clone(), sample_index, answer)),
+            answers: added,
             prompt,
-        })
+        }
     }
 }
 
@@ -148,15 +194,16 @@ impl Iterator for ImportRows<'_> {
     type Item = Result<ImportedRow, Error>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let row = self.rows.as_mut()?.next();
-        let read = match row {
-            None if self.prompts.is_empty() => Some(Err(no_prompts(self.settings.path.as_path()))),
-            None => None,
-            Some(row) => Some(row.and_then(|row| self.read(&row))),
+        self.current.as_ref()?;
+        let read = match self.next_row() {
+            Ok(None) if self.prompts.is_empty() => {
+                Some(Err(no_prompts(self.settings.path.as_path())))
+            }
+            other => other.transpose(),
         };
         let is_full = self.settings.limit == Some(self.prompts.len());
         if is_full || !matches!(read, Some(Ok(_))) {
-            self.rows = None;
+            self.current = None;
         }
         read
     }
@@ -405,7 +452,7 @@ mod tests {
         refused(
             b"{\"text\": \"a\"}\n{\"text\": \"\xff\"}",
             &text(),
-            ":2:11 is not valid UTF-8\nhint: convert the file to UTF-8",
+            ":2:11 is not valid UTF-8; it looks like Latin-1 (ISO 8859-1) or Windows-1252\nhint: convert the file to UTF-8, for example with `iconv -f WINDOWS-1252 -t UTF-8 FILE > NEW`",
         );
     }
 

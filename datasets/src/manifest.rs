@@ -4,31 +4,27 @@
 //! folder for Parquet, also those whose names begin with `_` or `.`. A manifest holds no time and no host, so the same
 //! work gives the same bytes.
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use sha2::{Digest, Sha256};
 
+use crate::canonical::{canonical_json, sha256_hex};
 use crate::error::Error;
+use crate::files::{FileHash, with_suffix};
+use crate::schema::SCHEMA_VERSION;
+use crate::sealed::{open_seal, write_sealed};
+
+/// Remedy for a manifest that cannot be used.
+const MANIFEST_HINT: &str = "restore the file from a copy; or move it and the outputs beside it away, so that the stage runs again";
 
 /// Returns the path of a folder's manifest: `prompts_manifest.json` beside `prompts`, and `_manifest.json` in the run
 /// directory for a path that ends in a separator.
 pub fn manifest_path(folder: &Path) -> PathBuf {
     with_suffix(folder, "_manifest.json")
-}
-
-/// Size and hash of a file.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct FileHash {
-    /// Size in bytes.
-    pub bytes: u64,
-    /// SHA-256 in lower-case hex.
-    pub sha256: String,
 }
 
 /// The manifest of a published stage. It is written last, so a folder without a manifest is not published.
@@ -55,10 +51,11 @@ pub struct Manifest {
 }
 
 impl Manifest {
-    /// Reads the manifest of a folder; `None` if the folder has none.
+    /// Reads the manifest of a folder and checks its own hash; `None` if the folder has none.
     ///
     /// # Errors
-    /// [`Error::Io`], or [`Error::Invalid`] if the file is not a manifest.
+    /// [`Error::Io`], or [`Error::Invalid`] if the file is not a manifest, was changed or damaged, or was written by
+    /// another version of Potstill.
     pub fn read(folder: &Path) -> Result<Option<Manifest>, Error> {
         let path = manifest_path(folder);
         let bytes = match fs::read(&path) {
@@ -66,22 +63,24 @@ impl Manifest {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(Error::io("read", &path)(error)),
         };
-        match serde_json::from_slice(&bytes) {
-            Ok(manifest) => Ok(Some(manifest)),
-            Err(error) => Err(not_a_manifest(&path, &error)),
-        }
+        check_schema(&path, &bytes)?;
+        let invalid = |why: String| {
+            let problem = format!("{} {why}", path.display());
+            Error::invalid(problem, MANIFEST_HINT)
+        };
+        let fields = open_seal(&bytes).map_err(invalid)?;
+        let manifest = serde_json::from_value(fields);
+        manifest
+            .map(Some)
+            .map_err(|error| invalid(format!("is not a manifest: {error}")))
     }
 
-    /// Writes the manifest of a folder atomically and syncs the file.
+    /// Writes the manifest of a folder atomically, with its own hash as last field, and syncs the file.
     ///
     /// # Errors
     /// [`Error::Io`].
     pub fn write(&self, folder: &Path) -> Result<(), Error> {
-        let path = manifest_path(folder);
-        let mut text =
-            serde_json::to_string_pretty(self).map_err(|error| not_a_manifest(&path, &error))?;
-        text.push('\n');
-        replace_file(&path, text.as_bytes())
+        write_sealed(&manifest_path(folder), self)
     }
 
     /// Computes the SHA-256 of the manifest as canonical JSON, by which later stages identify their inputs. The measures
@@ -119,136 +118,37 @@ pub fn stage_key(stage: &str, settings: &Value, inputs: &BTreeMap<String, String
     sha256_hex(canonical_json(&Value::Object(fields)).as_bytes())
 }
 
-/// Computes the sizes and hashes of all files below a folder, by path with `/`.
-///
-/// # Errors
-/// [`Error::Io`], and [`Error::Invalid`] if a name is not UTF-8.
-pub fn hash_files(dir: &Path) -> Result<BTreeMap<String, FileHash>, Error> {
-    let mut files = BTreeMap::new();
-    let mut folders = vec![(dir.to_path_buf(), String::new())];
-    while let Some((folder, prefix)) = folders.pop() {
-        for entry in fs::read_dir(&folder).map_err(Error::io("list", &folder))? {
-            let path = entry.map_err(Error::io("list", &folder))?.path();
-            let Some(file_name) = path.file_name().and_then(|name| name.to_str()) else {
-                let problem = format!("{} has a name that is not UTF-8", path.display());
-                return Err(Error::invalid(problem, "rename it"));
-            };
-            let name = format!("{prefix}{file_name}");
-            if path.is_dir() {
-                folders.push((path, format!("{name}/")));
-            } else {
-                files.insert(name, hash_file(&path)?);
-            }
-        }
+/// Refuses a manifest of another version before anything else is expected of it. A file without a version is left to the
+/// checks that follow.
+fn check_schema(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    #[derive(Deserialize)]
+    struct Version {
+        schema: u64,
     }
-    Ok(files)
-}
-
-/// Computes the size and the hash of one file, which is read in blocks.
-///
-/// # Errors
-/// [`Error::Io`], which names the file.
-pub fn hash_file(path: &Path) -> Result<FileHash, Error> {
-    let mut file = File::open(path).map_err(Error::io("open", path))?;
-    let mut hasher = Sha256::new();
-    let mut block = vec![0; 1 << 16];
-    let mut bytes = 0;
-    loop {
-        let count = file.read(&mut block).map_err(Error::io("read", path))?;
-        match block.get(..count) {
-            None | Some([]) => break,
-            Some(part) => hasher.update(part),
-        }
-        bytes += count as u64;
-    }
-    Ok(FileHash {
-        bytes,
-        sha256: hex(&hasher.finalize()),
-    })
-}
-
-/// Formats JSON with the keys of every object sorted and without spaces, so equal values have equal texts.
-pub fn canonical_json(value: &Value) -> String {
-    match value {
-        Value::Object(fields) => {
-            let sorted: BTreeMap<&String, &Value> = fields.iter().collect();
-            let fields = sorted.into_iter().map(|(key, value)| {
-                let key = Value::String(key.clone());
-                format!("{key}:{}", canonical_json(value))
-            });
-            format!("{{{}}}", fields.collect::<Vec<_>>().join(","))
-        }
-        Value::Array(items) => format!(
-            "[{}]",
-            items
-                .iter()
-                .map(canonical_json)
-                .collect::<Vec<_>>()
-                .join(",")
-        ),
-        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => value.to_string(),
+    match serde_json::from_slice::<Version>(bytes) {
+        Ok(Version { schema }) => schema_version(path, schema),
+        Err(_) => Ok(()),
     }
 }
 
-/// Writes a file atomically: writes a temporary file beside it, syncs and renames it, and syncs the folder.
-///
-/// # Errors
-/// [`Error::Io`].
-pub fn replace_file(path: &Path, bytes: &[u8]) -> Result<(), Error> {
-    let temporary = temporary_path(path);
-    let mut file = File::create(&temporary).map_err(Error::io("create", &temporary))?;
-    file.write_all(bytes)
-        .map_err(Error::io("write", &temporary))?;
-    publish_file(&file, &temporary, path)
-}
-
-/// Syncs a finished file and renames it into place.
-pub(crate) fn publish_file(file: &File, temporary: &Path, path: &Path) -> Result<(), Error> {
-    file.sync_all().map_err(Error::io("sync", temporary))?;
-    fs::rename(temporary, path).map_err(Error::io("rename a finished file to", path))?;
-    sync_parent(path)
-}
-
-/// Returns the path under which a file is written before it is complete.
-pub(crate) fn temporary_path(path: &Path) -> PathBuf {
-    with_suffix(path, ".tmp")
-}
-
-fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(suffix);
-    PathBuf::from(name)
-}
-
-/// Syncs the folder of a new or renamed file, so that the change survives a crash.
-pub(crate) fn sync_parent(path: &Path) -> Result<(), Error> {
-    let parent = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    // Only Unix can open a folder as a file; on other systems the rename has to suffice.
-    if cfg!(unix) {
-        File::open(parent)
-            .and_then(|folder| folder.sync_all())
-            .map_err(Error::io("sync", parent))?;
+/// Refuses a file with another version of the schema than this Potstill writes.
+pub(crate) fn schema_version(path: &Path, schema: u64) -> Result<(), Error> {
+    let path = path.display();
+    match schema.cmp(&u64::from(SCHEMA_VERSION)) {
+        Ordering::Equal => Ok(()),
+        Ordering::Greater => Err(Error::invalid(
+            format!(
+                "{path} was written by a later Potstill: it has schema {schema}, and this one reads schema {SCHEMA_VERSION}"
+            ),
+            "use the later Potstill; or, if there is none, the file was damaged: restore it from a copy",
+        )),
+        Ordering::Less => Err(Error::invalid(
+            format!(
+                "{path} has schema {schema}, which no Potstill ever wrote; this one reads schema {SCHEMA_VERSION}"
+            ),
+            "the file was changed or damaged: restore it from a copy",
+        )),
     }
-    Ok(())
-}
-
-pub(crate) fn sha256_hex(bytes: &[u8]) -> String {
-    hex(&Sha256::digest(bytes))
-}
-
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-fn not_a_manifest(path: &Path, error: &serde_json::Error) -> Error {
-    let problem = format!(
-        "{} is not a manifest that this Potstill can read: {error}",
-        path.display()
-    );
-    Error::invalid(problem, "delete it and run the stage again")
 }
 
 fn strings(map: &BTreeMap<String, String>) -> Value {
@@ -262,6 +162,7 @@ fn strings(map: &BTreeMap<String, String>) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::files::hash_files;
 
     fn manifest(dir: &Path) -> Manifest {
         let settings = serde_json::json!({"b": [1, 2.5, null], "a": {"y": "ü\"", "x": true}});
@@ -343,20 +244,73 @@ mod tests {
         assert_ne!(stage_key("score", &base.settings, &base.inputs), base.key);
     }
 
+    /// The hash of a manifest covers every field, measures included.
     #[test]
-    fn canonical_json_sorts_and_has_no_spaces() {
-        let value = serde_json::json!({"b": [1, {"d": null, "c": "\n"}], "a": -0.5});
-        assert_eq!(
-            canonical_json(&value),
-            r#"{"a":-0.5,"b":[1,{"c":"\n","d":null}]}"#
-        );
+    fn a_flipped_bit_of_a_manifest_is_an_error_with_its_name_or_changes_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("table");
+        fs::create_dir_all(&folder).unwrap();
+        fs::write(folder.join("file"), "abc").unwrap();
+        let written = manifest(&folder);
+        written.write(&folder).unwrap();
+        let path = manifest_path(&folder);
+        let bytes = fs::read(&path).unwrap();
+        let mut found = 0;
+        for bit in 0..bytes.len() * 8 {
+            let mut damaged = bytes.clone();
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            fs::write(&path, &damaged).unwrap();
+            match Manifest::read(&folder) {
+                Ok(read) => assert_eq!(read.as_ref(), Some(&written), "bit {bit}"),
+                Err(error) => {
+                    let message = error.to_string();
+                    assert!(message.contains("table_manifest.json"), "{message}");
+                    found += 1;
+                }
+            }
+        }
+        assert!(found > bytes.len() * 6, "{found} of {}", bytes.len() * 8);
+    }
+
+    #[test]
+    fn another_schema_or_an_unknown_field_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("table");
+        fs::create_dir_all(&folder).unwrap();
+        let mut other = manifest(&folder);
+        let message = |folder: &Path| Manifest::read(folder).unwrap_err().to_string();
+        for (schema, problem) in [
+            (
+                99,
+                "was written by a later Potstill: it has schema 99, and this one reads schema 1",
+            ),
+            (0, "has schema 0, which no Potstill ever wrote"),
+        ] {
+            other.schema = schema;
+            other.write(&folder).unwrap();
+            let message = message(&folder);
+            assert!(message.contains("table_manifest.json "), "{message}");
+            assert!(message.contains(problem), "{message}");
+        }
+        // The version is refused whatever a later Potstill does with the other fields.
+        let path = manifest_path(&folder);
+        fs::write(&path, r#"{"schema": 99, "parts": [1]}"#).unwrap();
+        assert!(message(&folder).contains("it has schema 99"));
+        let mut fields = serde_json::to_value(manifest(&folder)).unwrap();
+        fields["note"] = "mine".into();
+        write_sealed(&path, &fields).unwrap();
+        assert!(message(&folder).contains("unknown field `note`"));
+        let text = fs::read_to_string(&path).unwrap();
+        fs::write(&path, text.replace("\"rows\": 7", "\"rows\": 8")).unwrap();
+        assert!(message(&folder).contains("is damaged or was changed"));
     }
 
     #[test]
     fn a_file_that_is_not_a_manifest_is_an_error_that_names_it() {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().join("");
-        fs::write(dir.path().join("_manifest.json"), "{\"stage\": 1}").unwrap();
+        let path = dir.path().join("_manifest.json");
+        write_sealed(&path, &serde_json::json!({"stage": 1})).unwrap();
         let message = Manifest::read(&root).unwrap_err().to_string();
         assert!(
             message.contains("/_manifest.json is not a manifest"),

@@ -4,6 +4,7 @@
 //! Readers hold one batch at a time.
 
 use std::fs::{self, File};
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
@@ -20,7 +21,9 @@ use arrow_array::types::UInt32Type;
 use arrow_schema::{DataType, Field, SchemaRef};
 
 use crate::error::Error;
-use crate::manifest::{publish_file, temporary_path};
+use crate::files::{publish_file, temporary_path};
+use crate::manifest::schema_version;
+use crate::private::create_private;
 use crate::records::Provenance;
 use crate::schema::{PROVENANCE_KEY, Record, SCHEMA_KEY, SCHEMA_VERSION, file_schema};
 
@@ -30,6 +33,9 @@ pub const PROMPTS_PER_SHARD: usize = 1024;
 /// Number of rows that are converted at a time. This bounds memory, and is a constant because the bytes of a file depend
 /// on it.
 pub(crate) const BATCH_ROWS: usize = 32;
+
+/// A row group ends early if it would need more memory than this, bytes. The bytes of a file depend on it.
+const GROUP_BYTES: usize = 256 * 1024 * 1024;
 
 /// The name of a shard in its folder: `shard-00000.parquet`.
 pub fn shard_name(index: usize) -> String {
@@ -135,7 +141,7 @@ impl<R: Record> ShardWriter<R> {
         optional: bool,
     ) -> Result<ShardWriter<R>, Error> {
         let temporary = temporary_path(path);
-        let file = File::create(&temporary).map_err(Error::io("create", &temporary))?;
+        let file = create_private(&temporary).map_err(Error::io("create", &temporary))?;
         let list = serde_json::to_string(provenance)
             .map_err(|error| bad_footer(path, PROVENANCE_KEY, &error.to_string()))?;
         let options = ArrowWriterOptions::new()
@@ -192,7 +198,13 @@ impl<R: Record> ShardWriter<R> {
             .and_then(|batch| check_provenance(&batch, self.provenances).map(|()| batch))
             .and_then(|batch| self.fitted(rows, batch))
             .map_err(|error| error.in_file(&self.path))?;
-        self.writer.write(&batch).map_err(unwritable(&self.path))
+        let written = self.writer.write(&batch);
+        written
+            .and_then(|()| match self.writer.memory_size() > GROUP_BYTES {
+                true => self.writer.flush(),
+                false => Ok(()),
+            })
+            .map_err(unwritable(&self.path))
     }
 
     /// Reduces a batch to the columns of the file.
@@ -306,20 +318,7 @@ pub(crate) fn footer(path: &Path, metadata: &ArrowReaderMetadata) -> Result<Foot
     let schema: u32 = value(SCHEMA_KEY)?
         .parse()
         .map_err(|_| bad_footer(path, SCHEMA_KEY, "it is not a number"))?;
-    if schema > SCHEMA_VERSION {
-        let problem = format!(
-            "{} has schema version {schema}, and this Potstill reads version {SCHEMA_VERSION}",
-            path.display()
-        );
-        return Err(Error::invalid(
-            problem,
-            "use the newer Potstill that wrote it",
-        ));
-    }
-    if schema < SCHEMA_VERSION {
-        let why = format!("there is no version {schema}");
-        return Err(bad_footer(path, SCHEMA_KEY, &why));
-    }
+    schema_version(path, u64::from(schema))?;
     let provenance = serde_json::from_str(value(PROVENANCE_KEY)?)
         .map_err(|error| bad_footer(path, PROVENANCE_KEY, &error.to_string()))?;
     Ok(Footer {
@@ -373,10 +372,21 @@ pub(crate) fn decode<T, E: Into<ParquetError>>(
         Ok(Err(error)) => error.into(),
         Err(_) => ParquetError::General("the decoder gave up".into()),
     };
+    if let Some(code) = system_error(&source) {
+        return Err(Error::io("read", path)(io::Error::from_raw_os_error(code)));
+    }
     Err(Error::DamagedShard {
         path: path.to_path_buf(),
         source,
     })
+}
+
+/// Returns the number of the system's error that caused an error of the decoder, such as too many open files. The file
+/// itself may be whole then. The decoder keeps some of these errors only as text.
+fn system_error(error: &ParquetError) -> Option<i32> {
+    let text = error.to_string();
+    let (_, code) = text.split_once("(os error ")?;
+    code.split(')').next()?.parse().ok()
 }
 
 fn unwritable(path: &Path) -> impl FnOnce(ParquetError) -> Error {

@@ -6,8 +6,8 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::canonical::{canonical_json, sha256_hex};
 use crate::curate::Split;
-use crate::manifest::{canonical_json, sha256_hex};
 use crate::spelling::Spelling;
 
 /// Role of a message's author.

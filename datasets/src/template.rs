@@ -22,9 +22,9 @@ use serde_json::json;
 
 pub use self::arguments::TemplateArguments;
 use self::generation::GenerationMarks;
+use crate::canonical::sha256_hex;
 use crate::error::Error;
 use crate::finding::Finding;
-use crate::manifest::sha256_hex;
 use crate::model_files::{read_json, read_optional};
 use crate::range::FilePath;
 use crate::reasoning::Reasoning;

@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-use crate::manifest::hex;
+use crate::canonical::hex;
 
 /// Upper limit of ids, far above any vocabulary. A broken file must not cause an allocation for 4 billion ids.
 const MAX_IDS: u32 = 1 << 24;

@@ -16,6 +16,25 @@ pub fn visible_line(text: &str) -> Cow<'_, str> {
     escape(text, |c| is_hidden(c) || matches!(c, '\n' | '\t'))
 }
 
+/// As [`visible`], for text that is JSON already: hidden characters occur only in its strings, and are written as JSON's
+/// `\u` escapes, so that every reader of JSON gets the original text.
+pub fn visible_json(json: &str) -> Cow<'_, str> {
+    if !json.chars().any(is_hidden) {
+        return Cow::Borrowed(json);
+    }
+    let mut shown = String::with_capacity(json.len() + 16);
+    for c in json.chars() {
+        match is_hidden(c) {
+            true => {
+                let units = c.encode_utf16(&mut [0; 2]).to_vec();
+                shown.extend(units.iter().map(|unit| format!("\\u{unit:04x}")));
+            }
+            false => shown.push(c),
+        }
+    }
+    Cow::Owned(shown)
+}
+
 fn escape(text: &str, is_escaped: impl Fn(char) -> bool) -> Cow<'_, str> {
     if !text.chars().any(&is_escaped) {
         return Cow::Borrowed(text);
@@ -48,7 +67,7 @@ fn is_hidden(c: char) -> bool {
 mod tests {
     use std::borrow::Cow;
 
-    use super::{visible, visible_line};
+    use super::{visible, visible_json, visible_line};
 
     #[test]
     fn ordinary_text_is_not_copied() {
@@ -69,6 +88,19 @@ mod tests {
         );
         assert_eq!(visible("a\nb"), "a\nb");
         assert_eq!(visible_line("a\nb\tc"), "a\\u{a}b\\u{9}c");
+    }
+
+    #[test]
+    fn json_keeps_its_meaning() {
+        let text = "a\u{9b}\u{202e}\u{e0041}\x1b\u{7f}\n日";
+        let json = serde_json::to_string(text).unwrap();
+        let shown = visible_json(&json);
+        assert_eq!(
+            shown,
+            "\"a\\u009b\\u202e\\udb40\\udc41\\u001b\\u007f\\n日\""
+        );
+        assert_eq!(serde_json::from_str::<String>(&shown).unwrap(), text);
+        assert_eq!(visible(&shown), shown);
     }
 
     #[test]

@@ -59,6 +59,7 @@ pub use report::{
     LossCurve, LossPoint, Provenance, Report, Sample, SampleAnswer, SimilarPrompts, SplitFacts,
     SplitSize, StageFacts, covered_seconds,
 };
+pub use report_markdown::markdown_text;
 pub use results::{SeedFigures, StudentResult, TeacherResult, TestText, TunedRate};
 pub use sampling::{MAX_Z, MIN_SHARE, SamplingCheck, SamplingLaw};
 pub use sampling_tally::SamplingTally;

@@ -1,6 +1,6 @@
 //! Content of the report. [`Report::to_markdown`], [`Report::to_json`] and [`Report::to_html`] write it.
 
-use potstill_datasets::{Arm, RunModel, Split};
+use potstill_datasets::{Arm, RunModel, Split, visible_json};
 use serde::{Deserialize, Serialize};
 
 use crate::accuracy::Accuracy;
@@ -296,7 +296,8 @@ impl Report {
     /// Writes the report as indented JSON with a newline at the end.
     pub fn to_json(&self) -> String {
         // Serialising strings, numbers and lists cannot fail; serde_json writes a non-finite number as null.
-        serde_json::to_string_pretty(self).unwrap_or_default() + "\n"
+        let json = serde_json::to_string_pretty(self).unwrap_or_default();
+        visible_json(&json).into_owned() + "\n"
     }
 }
 

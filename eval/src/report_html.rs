@@ -5,7 +5,7 @@
 
 use std::fmt::Write;
 
-use potstill_datasets::RunModel;
+use potstill_datasets::{RunModel, visible};
 
 use crate::accuracy::Accuracy;
 use crate::error::Error;
@@ -37,7 +37,7 @@ impl Report {
     /// # Errors
     /// If a plot cannot be drawn.
     pub fn to_html(&self) -> Result<String, Error> {
-        write(self)
+        Ok(visible(&write(self)?).into_owned())
     }
 }
 
@@ -341,7 +341,7 @@ fn legend(out: &mut String, models: &mut dyn Iterator<Item = RunModel>) {
 
 #[cfg(test)]
 mod tests {
-    use potstill_datasets::RunModel;
+    use potstill_datasets::{RunModel, visible_line};
 
     use crate::example::{report, students_only};
     use crate::{Evidence, Report, conclude};
@@ -454,6 +454,54 @@ mod tests {
                 .count()
                 > 25
         );
+    }
+
+    /// Each text of a report, in all three forms, with characters that control a terminal or reorder a line.
+    #[test]
+    fn hidden_characters_of_a_run_are_written_out() {
+        let hidden = "\u{1b}[31m\u{7}\u{9b}\r\u{202e}\u{2066}\u{200f}\u{feff}\u{e0041}\u{7f}";
+        let json = serde_json::to_value(report()).unwrap();
+        let evil: Report = serde_json::from_value(with_text(json, hidden)).unwrap();
+        let pages = [evil.to_html().unwrap(), evil.to_markdown(), evil.to_json()];
+        for page in &pages {
+            let found = page
+                .chars()
+                .find(|c| visible_line(&c.to_string()).len() > 4);
+            let found = found.filter(|c| !"\n\t".contains(*c));
+            assert_eq!(found, None);
+        }
+        assert!(pages[0].matches("\\u{202e}").count() > 100);
+        assert!(pages[1].matches("\\u{202e}").count() > 40);
+        let back: Report = serde_json::from_str(&pages[2]).unwrap();
+        assert_eq!(back.samples, evil.samples);
+    }
+
+    /// Adds `hidden` to each text of a report that no type restricts.
+    fn with_text(json: serde_json::Value, hidden: &str) -> serde_json::Value {
+        use serde_json::Value;
+        let restricted = [
+            "finding", "metric", "left", "right", "verdict", "split", "arm", "grader", "model",
+        ];
+        match json {
+            Value::String(text) => Value::String(format!("{text}{hidden}")),
+            Value::Array(items) => items.into_iter().map(|v| with_text(v, hidden)).collect(),
+            Value::Object(fields) => {
+                let fields = fields.into_iter().map(|(key, value)| match &value {
+                    Value::String(text)
+                        if restricted.contains(&key.as_str()) || is_model(&key, text) =>
+                    {
+                        (key, value)
+                    }
+                    _ => (key, with_text(value, hidden)),
+                });
+                Value::Object(fields.collect())
+            }
+            other => other,
+        }
+    }
+
+    fn is_model(key: &str, text: &str) -> bool {
+        key == "name" && serde_json::from_value::<RunModel>(text.into()).is_ok()
     }
 
     #[test]

@@ -2,6 +2,8 @@
 
 use std::fmt::Write;
 
+use potstill_datasets::{visible, visible_line};
+
 use crate::accuracy::Accuracy;
 use crate::interval::Interval;
 use crate::metric::Figure;
@@ -16,21 +18,25 @@ const SAMPLES: usize = 5;
 impl Report {
     /// Writes the report as Markdown.
     pub fn to_markdown(&self) -> String {
-        write(self)
+        visible(&write(self)).into_owned()
     }
 }
 
 fn write(report: &Report) -> String {
-    let mut out = format!("# {}\n\n**{}**\n\n", report.run, report.conclusion.headline);
+    let mut out = format!(
+        "# {}\n\n**{}**\n\n",
+        markdown_text(&report.run),
+        sentence(&report.conclusion.headline)
+    );
     if !report.conclusion.doubts.is_empty() {
         out.push_str("**Doubts about this run:**\n\n");
         for doubt in &report.conclusion.doubts {
-            line(&mut out, &format!("- {doubt}"));
+            line(&mut out, &format!("- {}", sentence(doubt)));
         }
         out.push_str("\n**Evidence:**\n\n");
     }
-    for sentence in &report.conclusion.sentences {
-        line(&mut out, &format!("- {sentence}"));
+    for text in &report.conclusion.sentences {
+        line(&mut out, &format!("- {}", sentence(text)));
     }
     comparisons(&mut out, report);
     models(&mut out, report);
@@ -45,15 +51,23 @@ fn write(report: &Report) -> String {
     for entry in &report.provenance {
         line(
             &mut out,
-            &format!("| {} | {} |", cell(&entry.what), cell(&entry.value)),
+            &format!(
+                "| {} | {} |",
+                markdown_text(&entry.what),
+                markdown_text(&entry.value)
+            ),
         );
     }
     out.push_str("\n## How to reproduce\n\n```sh\n");
     for command in &report.reproduce {
-        line(&mut out, command);
+        line(&mut out, &visible_line(command));
     }
     line(&mut out, "```");
-    let _ = write!(out, "\nWritten by Potstill {}.\n", report.potstill);
+    let _ = write!(
+        out,
+        "\nWritten by Potstill {}.\n",
+        markdown_text(&report.potstill)
+    );
     out
 }
 
@@ -84,7 +98,7 @@ fn models(out: &mut String, report: &Report) {
             out,
             &format!(
                 "| teacher | is {} | 0 by definition | 0 by definition | {} | 100 % by definition | {} | 0 by definition | – |",
-                cell(&teacher.name),
+                markdown_text(&teacher.name),
                 wording::with_interval(Figure::Nll, &teacher.nll),
                 accuracy(teacher.accuracy.as_ref()),
             ),
@@ -97,7 +111,7 @@ fn models(out: &mut String, report: &Report) {
             &format!(
                 "| {} | {} | {} | {} | {} | {} | {} | {} | {} |",
                 student.name,
-                cell(&student.learned_from),
+                markdown_text(&student.learned_from),
                 interval(Figure::Kl, student.kl.as_ref()),
                 interval(Figure::OwnTextKl, student.own_text_kl.as_ref()),
                 wording::with_interval(Figure::Nll, &student.nll),
@@ -132,7 +146,7 @@ fn groups(out: &mut String, report: &Report) {
     }
     out.push_str("\n### Accuracy by group\n\n| model |");
     for name in &names {
-        let _ = write!(out, " {} |", cell(name));
+        let _ = write!(out, " {} |", markdown_text(name));
     }
     line(out, &format!("\n|---|{}", "---|".repeat(names.len())));
     for (model, accuracies) in rows {
@@ -189,7 +203,7 @@ fn comparisons(out: &mut String, report: &Report) {
                 "| {name} | {} | {} | {} | {} | {} |",
                 comparison.metric.name(),
                 wording::difference(comparison.metric, &comparison.difference),
-                cell(&wording::p_number(comparison.adjusted_p)),
+                markdown_text(&wording::p_number(comparison.adjusted_p)),
                 wording::verdict(comparison.verdict),
                 comparison.detectable.map_or("–".to_owned(), |smallest| {
                     wording::detectable(comparison.metric, smallest)
@@ -266,7 +280,10 @@ fn checks(out: &mut String, report: &Report) {
             "\n## Sampling test\n\nIf each token was drawn from the distribution that is stored for it, the mean of NLL − entropy is 0 up to chance. z is the mean in standard errors; chance explains |z| up to {MAX_Z}.\n\n| what | value |\n|---|---|\n"
         );
         for (what, value) in report_text::sampling(sampling) {
-            line(out, &format!("| {} | {} |", cell(what), cell(&value)));
+            line(
+                out,
+                &format!("| {} | {} |", markdown_text(what), markdown_text(&value)),
+            );
         }
     }
     let Some(splits) = &report.splits else {
@@ -295,8 +312,8 @@ fn checks(out: &mut String, report: &Report) {
             &format!(
                 "| {} | {} | {} | {:.2} |",
                 similar.split.name(),
-                cell(&similar.prompt),
-                cell(&similar.train_prompt),
+                markdown_text(&similar.prompt),
+                markdown_text(&similar.train_prompt),
                 similar.similarity
             ),
         );
@@ -350,9 +367,9 @@ fn samples(out: &mut String, samples: &[Sample]) {
         samples.len()
     );
     for sample in samples.iter().take(SAMPLES) {
-        line(out, &format!("\n**{}**\n", cell(&sample.prompt)));
+        line(out, &format!("\n**{}**\n", markdown_text(&sample.prompt)));
         if let Some(reference) = &sample.reference {
-            line(out, &format!("Reference: {}\n", cell(reference)));
+            line(out, &format!("Reference: {}\n", markdown_text(reference)));
         }
         out.push_str("| model | answer | |\n|---|---|---|\n");
         for answer in &sample.answers {
@@ -361,7 +378,7 @@ fn samples(out: &mut String, samples: &[Sample]) {
                 &format!(
                     "| {} | {} | {} |",
                     answer.model,
-                    cell(&answer.answer),
+                    markdown_text(&answer.answer),
                     wording::graded(answer.correct)
                 ),
             );
@@ -382,13 +399,13 @@ fn stages(out: &mut String, report: &Report) {
         let counts: Vec<String> = stage
             .counts
             .iter()
-            .map(|(name, count)| format!("{} {}", cell(name), wording::count(*count)))
+            .map(|(name, count)| format!("{} {}", markdown_text(name), wording::count(*count)))
             .collect();
         line(
             out,
             &format!(
                 "| {} | {} | {} | {} | {} |",
-                cell(&stage.name),
+                markdown_text(&stage.name),
                 counts.join(", "),
                 stage.tokens.map_or("–".to_owned(), wording::count),
                 wording::duration(stage.seconds),
@@ -398,10 +415,43 @@ fn stages(out: &mut String, report: &Report) {
     }
 }
 
-/// Escapes text in a table cell: bars and line breaks, which would end the cell, and tags.
-fn cell(text: &str) -> String {
-    let text = text.replace('&', "&amp;").replace('<', "&lt;");
-    text.replace('|', "\\|").replace(['\n', '\r'], " ")
+/// Escapes a sentence of the conclusion, which may have text in backticks.
+fn sentence(text: &str) -> String {
+    let text = text.replace(['\n', '\r'], " ");
+    let mut parts = text.split('<');
+    let mut out = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        // Only what can begin a tag; sentences have `p < 0.05`.
+        let is_space = part.starts_with(' ');
+        out += if is_space { "<" } else { "&lt;" };
+        out += part;
+    }
+    out
+}
+
+/// Escapes text for Markdown, so that it is shown as it is: it can end neither a cell of a table nor a line, and makes no
+/// tag, link, image, code or formula.
+pub fn markdown_text(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut letter_before = false;
+    let mut rest = text.chars().peekable();
+    while let Some(c) = rest.next() {
+        match c {
+            '&' => out += "&amp;",
+            '<' => out += "&lt;",
+            '\n' | '\r' => out.push(' '),
+            // Between letters an underscore is itself, and names are easier to copy.
+            '_' if letter_before && rest.peek().is_some_and(|next| next.is_alphanumeric()) => {
+                out.push('_');
+            }
+            // Otherwise an address would become a link.
+            ':' if rest.peek() == Some(&'/') => out += "\\:",
+            '\\' | '`' | '*' | '_' | '[' | ']' | '|' | '~' | '$' => out.extend(['\\', c]),
+            c => out.push(c),
+        }
+        letter_before = c.is_alphanumeric();
+    }
+    visible_line(&out).into_owned()
 }
 
 fn line(out: &mut String, text: &str) {
@@ -438,6 +488,15 @@ mod tests {
                 .all(|(a, b)| (a - b).abs() < 1e-12)
         );
         assert_eq!(back.grader, report.grader);
+    }
+
+    #[test]
+    fn text_is_shown_as_it_is() {
+        let text = "a|b \\| `c` **d** ![e](https://f.g/h) <img src=i>\n- j &amp; $k$ ~~l~~ m_n _o_\t\u{1b}[31m\u{202e}";
+        assert_eq!(
+            markdown_text(text),
+            "a\\|b \\\\\\| \\`c\\` \\*\\*d\\*\\* !\\[e\\](https\\://f.g/h) &lt;img src=i> - j &amp;amp; \\$k\\$ \\~\\~l\\~\\~ m_n \\_o\\_\\u{9}\\u{1b}[31m\\u{202e}".replace("\\u{1b}[31m", "\\u{1b}\\[31m")
+        );
     }
 
     #[test]

@@ -203,7 +203,9 @@ fn outputs<E: StoredFloat<f32>>(
     numbers: impl Fn(f32, f32) -> GatedNumbers + Sync,
 ) -> FlexTensor {
     let shape = shape2(gate);
-    let [gate, up] = [gate, up].map(|tensor| elements::<E>(tensor).par_chunks(CHUNK));
+    let [gate, up] = [gate, up].map(elements::<E>);
+    assert_eq!(gate.len(), up.len(), "gated: gate and up");
+    let [gate, up] = [gate, up].map(|numbers| numbers.par_chunks(CHUNK));
     let write = |y: &mut [MaybeUninit<E>]| {
         let chunks = y.par_chunks_mut(CHUNK).zip(gate.zip(up));
         chunks.for_each(|(y, (gate, up))| {
@@ -218,7 +220,8 @@ fn outputs<E: StoredFloat<f32>>(
             );
         });
     };
-    // SAFETY: gate and up have as many numbers as y, so `write` covers all of y.
+    // SAFETY: a contiguous gate has as many numbers as y, and up has as many as the gate, which was asserted. So the
+    // chunks pair up and `write` writes each number of y.
     let y = unsafe { vec_written_by(shape[0] * shape[1], write) };
     matrix(y, shape)
 }
@@ -229,9 +232,12 @@ fn gradients<E: StoredFloat<f32>>(
 ) -> (FlexTensor, FlexTensor) {
     let shape = shape2(&inputs[1]);
     let len = shape[0] * shape[1];
-    let [dy, gate, up] = inputs
-        .each_ref()
-        .map(|tensor| elements::<E>(tensor).par_chunks(CHUNK));
+    let inputs = inputs.each_ref().map(|tensor| elements::<E>(tensor));
+    assert!(
+        inputs.iter().all(|numbers| numbers.len() == len),
+        "gated: the gradient, gate and up"
+    );
+    let [dy, gate, up] = inputs.map(|numbers| numbers.par_chunks(CHUNK));
     let write = |d_gate: &mut [MaybeUninit<E>], d_up: &mut [MaybeUninit<E>]| {
         let outputs = d_gate.par_chunks_mut(CHUNK).zip(d_up.par_chunks_mut(CHUNK));
         (outputs.zip(dy.zip(gate.zip(up)))).for_each(|((d_gate, d_up), (dy, (gate, up)))| {
@@ -250,7 +256,8 @@ fn gradients<E: StoredFloat<f32>>(
         });
     };
     let mut d_up = Vec::new();
-    // SAFETY: dy, gate and up have as many numbers as each output, so `write` covers both.
+    // SAFETY: dy, gate and up have as many numbers as each output, which was asserted. So the chunks pair up and `write`
+    // writes each number of both outputs.
     let d_gate = unsafe {
         vec_written_by(len, |d_gate| {
             d_up = vec_written_by(len, |d_up| write(d_gate, d_up))

@@ -124,10 +124,11 @@ impl<E> SharedOutput<E> {
     }
 }
 
-// SAFETY: the code that writes through the pointer guarantees that no two tasks write to the same element.
-unsafe impl<E> Send for SharedOutput<E> {}
-// SAFETY: the same guarantee as for `Send`.
-unsafe impl<E> Sync for SharedOutput<E> {}
+// SAFETY: the pointer can be dereferenced in unsafe code only, which guarantees that no two tasks access the same element
+// and that the output outlives the tasks. Elements are written from other threads, so they must be `Send`.
+unsafe impl<E: Send> Send for SharedOutput<E> {}
+// SAFETY: a shared reference gives a copy of the pointer, for which the same holds.
+unsafe impl<E: Send> Sync for SharedOutput<E> {}
 
 /// Computes `out` = A·B, or `out` += A·B if `add`; row i of C is `out[i · stride..][..n]`.
 pub(crate) fn gemm(

@@ -55,7 +55,7 @@ pub use linear::{
     linear, linear_input_gradient, linear_into, linear_pair, linear_weight_gradient,
     linear_weight_gradient_f32,
 };
-pub use memory::{trim_heap, use_one_heap};
+pub use memory::{ReportingHeap, trim_heap, use_one_heap};
 pub use norm::{rms_norm, rms_norm_reference};
 pub use paged::{PagedOptions, PagedRow, paged_attention, paged_attention_reference, write_slots};
 pub use rotary::{rotary, rotary_reference};

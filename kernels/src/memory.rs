@@ -3,6 +3,8 @@
 // The functions of the C library are called directly.
 #![allow(unsafe_code)]
 
+use std::alloc::{GlobalAlloc, Layout, System};
+
 /// Makes all threads allocate from one heap if the C library is glibc; does nothing elsewhere. A program calls
 /// this before it starts a thread.
 ///
@@ -32,5 +34,45 @@ pub fn trim_heap() {
         }
         // SAFETY: the signature is glibc's, and the function touches free memory only.
         unsafe { malloc_trim(0) };
+    }
+}
+
+/// The system's allocator, which reports each allocation that the system refuses. A program uses it with
+/// `#[global_allocator]`.
+#[derive(Debug)]
+pub struct ReportingHeap {
+    /// Called with the number of bytes that were refused. It must not allocate.
+    pub on_refusal: fn(usize),
+}
+
+impl ReportingHeap {
+    fn checked(&self, pointer: *mut u8, bytes: usize) -> *mut u8 {
+        if pointer.is_null() {
+            (self.on_refusal)(bytes);
+        }
+        pointer
+    }
+}
+
+// SAFETY: every call is passed to the system's allocator as it came, and its result is returned unchanged.
+unsafe impl GlobalAlloc for ReportingHeap {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: the caller keeps the contract of `GlobalAlloc::alloc`, which is the system allocator's.
+        self.checked(unsafe { System.alloc(layout) }, layout.size())
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // SAFETY: as in `alloc`; the pointer came from the system's allocator.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: as in `alloc`.
+        self.checked(unsafe { System.alloc_zeroed(layout) }, layout.size())
+    }
+
+    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, bytes: usize) -> *mut u8 {
+        // SAFETY: as in `dealloc`; the caller checked the new size.
+        self.checked(unsafe { System.realloc(pointer, layout, bytes) }, bytes)
     }
 }

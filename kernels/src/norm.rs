@@ -141,6 +141,7 @@ fn factors(gain: &FlexTensor, options: NormOptions) -> Vec<f32> {
 fn normed_rows<E: StoredFloat<f32>>(x: &FlexTensor, gain: &[f32], epsilon: f64) -> FlexTensor {
     let [n, d] = shape2(x);
     let values = elements::<E>(x);
+    assert_eq!([values.len(), gain.len()], [n * d, d], "rms_norm");
     let chunk = rows_per_task(d) * d.max(1);
     let write = |y: &mut [MaybeUninit<E>]| {
         (y.par_chunks_mut(chunk).zip(values.par_chunks(chunk))).for_each(|(y, x)| {
@@ -157,7 +158,8 @@ fn normed_rows<E: StoredFloat<f32>>(x: &FlexTensor, gain: &[f32], epsilon: f64) 
             );
         });
     };
-    // SAFETY: x has as many numbers as y, so `write` covers all of y.
+    // SAFETY: x has as many numbers as y, and the gain as many as a row, which was asserted. So `write` writes each number
+    // of y.
     let y = unsafe { vec_written_by(n * d, write) };
     matrix(y, [n, d])
 }
@@ -171,6 +173,11 @@ fn row_gradients<E: StoredFloat<f32>>(
 ) -> (FlexTensor, Vec<f32>) {
     let [n, d] = shape2(x);
     let (dy, x) = (elements::<E>(dy), elements::<E>(x));
+    assert_eq!(
+        [dy.len(), x.len(), gain.len()],
+        [n * d, n * d, d],
+        "rms_norm: the gradient"
+    );
     let chunk = rows_per_task(d) * d.max(1);
     // The size of a chunk is fixed, so the sums do not depend on the number of threads.
     let mut chunk_gradients: Vec<Vec<f32>> = Vec::new();
@@ -192,7 +199,8 @@ fn row_gradients<E: StoredFloat<f32>>(
             })
             .collect_into_vec(&mut chunk_gradients);
     };
-    // SAFETY: dy and x have as many numbers as dx, so `write` covers all of dx.
+    // SAFETY: dy and x have as many numbers as dx, and the gain as many as a row, which was asserted. So `write` writes each
+    // number of dx.
     let dx = unsafe { vec_written_by(n * d, write) };
     let mut dg = vec![0.0; d];
     for chunk in chunk_gradients {

@@ -15,9 +15,10 @@ use crate::Error;
 #[allow(unsafe_code)]
 pub(crate) fn map_file(path: &Path) -> Result<Mmap, Error> {
     let (file, _) = open_regular(path)?;
-    // SAFETY: the map is read-only. If another process changes the file meanwhile, the values
-    // read are unspecified, but every access stays within the checked offsets of the map. If another process truncates
-    // the file meanwhile, SIGBUS ends this process, as with every reader that maps a file.
+    // SAFETY: the map is read-only, its length is that of the file, and the slice that borrows it bounds every access.
+    // What cannot be ensured is that no other process changes the file while it is mapped: then the bytes that are read are
+    // unspecified, and reading beyond a new end is SIGBUS, as with every reader that maps a file. Callers drop the map when
+    // they have read and copied the header of the file.
     unsafe { Mmap::map(&file) }.map_err(Error::io("map", path))
 }
 
@@ -75,7 +76,7 @@ pub(crate) fn write_whole(
     let mut temporary = path.as_os_str().to_owned();
     temporary.push(".tmp");
     let temporary = PathBuf::from(temporary);
-    let file = File::create(&temporary).map_err(Error::io("create", &temporary))?;
+    let file = create_new(&temporary).map_err(Error::io("create", &temporary))?;
     let mut file = BufWriter::with_capacity(1 << 20, file);
     write(&mut file)?;
     let file = file
@@ -90,4 +91,16 @@ pub(crate) fn write_whole(
     File::open(dir)
         .and_then(|dir| dir.sync_all())
         .map_err(Error::io("sync", dir))
+}
+
+/// Creates an empty file. What is there from an earlier process is removed and never written to, so that a symbolic link
+/// cannot lead the writer to another file.
+fn create_new(path: &Path) -> std::io::Result<File> {
+    match File::create_new(path) {
+        Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {
+            std::fs::remove_file(path)?;
+            File::create_new(path)
+        }
+        opened => opened,
+    }
 }

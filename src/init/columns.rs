@@ -15,6 +15,8 @@ pub(super) struct Detected {
     pub(super) shape: &'static str,
     /// Whether the data has answers.
     pub(super) has_answers: bool,
+    /// Columns that look like answers and are not read.
+    pub(super) ignored: Vec<String>,
 }
 
 /// Detects the layout of a file from its first rows.
@@ -24,6 +26,7 @@ pub(super) fn detect(path: &Path) -> anyhow::Result<Detected> {
         columns: toml(&found.columns),
         shape: found.name,
         has_answers: found.has_answers,
+        ignored: found.ignored,
     })
 }
 

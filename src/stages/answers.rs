@@ -17,7 +17,9 @@ use potstill_teacher::{Ask, Local, LocalSettings, Sampling};
 use serde_json::json;
 
 use super::models::{answers_home, load, model_key, results_file};
-use super::{Context, StageOutcome, StageSummary, checkpoint, counts, grade, import, run_stage};
+use super::{
+    Context, StageOutcome, StageSummary, checkpoint, counts, grade, import, known, run_stage,
+};
 use crate::interrupt;
 use crate::run_dir::{StagePlan, settings_of};
 
@@ -29,22 +31,10 @@ pub(super) fn answer_one(context: &Context, model: RunModel) -> anyhow::Result<S
     let Some(settings) = &run.settings.eval.answers else {
         return Ok(StageOutcome::UpToDate);
     };
-    let prompts = context.dir.require("prompts", "import", run)?;
-    let plan = StagePlan {
-        stage: format!("answer {model}"),
-        home: answers_home(model),
-        outputs: vec![answers_home(model), results_file(&answers_home(model))],
-        settings: json!({
-            "answers": settings_of(settings)?,
-            "test": run.settings.curate.test,
-            "seed": run.settings.run.seed,
-            "reasoning": settings_of(&run.settings.collect.reasoning)?,
-            "template": folder_and_template(context, model)?.1.hash(),
-        }),
-        inputs: BTreeMap::from([
-            ("prompts".to_owned(), prompts.content_hash()),
-            ("model".to_owned(), model_key(context, model)?),
-        ]),
+    let (stage, home) = (format!("answer {model}"), answers_home(model));
+    let plan = || plan(context, settings, model);
+    let Some(plan) = known(context, &stage, &home, plan)? else {
+        return Ok(StageOutcome::WouldRun);
     };
     run_stage(context, &plan, |out| {
         let prompts = graded_prompts(context, settings.grader)?;
@@ -66,6 +56,27 @@ pub(super) fn answer_one(context: &Context, model: RunModel) -> anyhow::Result<S
     })
 }
 
+fn plan(context: &Context, settings: &EvalAnswers, model: RunModel) -> anyhow::Result<StagePlan> {
+    let run = &context.run;
+    let prompts = context.dir.require("prompts", "import", run)?;
+    Ok(StagePlan {
+        stage: format!("answer {model}"),
+        home: answers_home(model),
+        outputs: vec![answers_home(model), results_file(&answers_home(model))],
+        settings: json!({
+            "answers": settings_of(settings)?,
+            "test": run.settings.curate.test,
+            "seed": run.settings.run.seed,
+            "reasoning": settings_of(&run.settings.collect.reasoning)?,
+            "template": folder_and_template(context, model)?.1.hash(),
+        }),
+        inputs: BTreeMap::from([
+            ("prompts".to_owned(), prompts.content_hash()),
+            ("model".to_owned(), model_key(context, model)?),
+        ]),
+    })
+}
+
 /// Returns the test prompts, each with a reference.
 pub(crate) fn graded_prompts(context: &Context, grader: Grader) -> anyhow::Result<Vec<Prompt>> {
     let prompts = test_prompts(context)?;
@@ -78,7 +89,7 @@ pub(crate) fn graded_prompts(context: &Context, grader: Grader) -> anyhow::Resul
 /// Returns the test prompts.
 pub(super) fn test_prompts(context: &Context) -> anyhow::Result<Vec<Prompt>> {
     let file = &context.run.settings;
-    let mut prompts = import::published(&context.dir.path("prompts"))?;
+    let mut prompts = import::published(&context.dir.verified("prompts")?)?;
     prompts.retain(|p| file.curate.split(file.run.seed, &p.id) == Split::Test);
     if prompts.is_empty() {
         bail!("there is no test prompt\nhint: raise `test` in [curate], or import more prompts");
@@ -204,7 +215,10 @@ impl AnswerBatches<'_> {
 
 /// Reads a model's published answers, in the order of `prompts/`.
 pub(crate) fn published(context: &Context, model: RunModel) -> anyhow::Result<Vec<TaskSample>> {
-    let path = context.dir.path(&answers_home(model)).join(SAMPLES_FILE);
+    let path = context
+        .dir
+        .verified(&answers_home(model))?
+        .join(SAMPLES_FILE);
     let mut samples = Vec::new();
     for sample in read_shard::<TaskSample>(&path)? {
         samples.push(sample?);

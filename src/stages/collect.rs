@@ -9,6 +9,7 @@
 
 mod given;
 mod local;
+mod preview;
 mod source;
 
 use std::collections::BTreeMap;
@@ -21,14 +22,14 @@ use potstill_datasets::{
     Answer, FolderRows, Manifest, Prompt, Published, Store, Tables, UnitIndex, publish_answers,
     row_count,
 };
-use potstill_teacher::http::{RequestLog, Spending, TokenEstimate};
+use potstill_teacher::http::{Spending, TokenEstimate};
 use potstill_teacher::{AnswerRequest, HttpTeacher, Teacher};
 use serde_json::Value;
 
 pub(super) use self::given::check_answered;
 pub(crate) use self::local::{check_prompts, open_local};
 use self::source::{CollectSource, Samples};
-use super::acquire::{self, Acquired, Acquisition, REQUESTS_FILE};
+use super::acquire::{self, Acquired, Acquisition};
 use super::{Context, StageOutcome, StageSummary, forecast, import, run_stage_again, sampling};
 use crate::events::Event;
 use crate::run_dir::{EarlierOutput, StagePlan};
@@ -39,17 +40,13 @@ use crate::run_dir::{EarlierOutput, StagePlan};
 /// When prompts are not published, a prompt does not fit into the context of a local teacher, the teacher cannot be
 /// used, a cap is reached, or the disk refuses; completed answers stay.
 pub fn collect(context: &Context) -> anyhow::Result<StageOutcome> {
-    let run = &context.run;
-    let prompts = context.dir.require("prompts", "import", run)?;
     let mut source = CollectSource::open(context)?;
+    if context.dry_run {
+        return preview::preview(context, &source);
+    }
+    let prompts = context.dir.require("prompts", "import", &context.run)?;
     let plan = source.plan(context, prompts.content_hash());
     let again = context.retry_failures && has_failures(context)?;
-    if let Some(http) = source.http()
-        && context.dry_run
-        && (again || !is_published(context, &plan)?)
-    {
-        say_forecast(context, &source, http)?;
-    }
     let mut finished_work = None;
     let outcome = run_stage_again(context, &plan, again, |out| {
         source.count_given(context)?;
@@ -104,42 +101,12 @@ fn published_answers(context: &Context) -> anyhow::Result<Option<Value>> {
     Ok(manifest.and_then(|m| m.settings.get("answers").cloned()))
 }
 
-/// Writes the forecast of a dry run to stdout.
-fn say_forecast(
-    context: &Context,
-    source: &CollectSource,
-    http: &HttpTeacher,
-) -> anyhow::Result<()> {
-    // A dry run writes nothing, so a journal that is not there is not begun.
-    let has_journal = context
-        .dir
-        .path(".work")
-        .join(source.work_folder())
-        .is_dir();
-    let (missing, estimate) = match has_journal {
-        true => {
-            let collection = Collection::open(context, source)?;
-            let tally = collection.store.tally();
-            (tally.to_ask(context.retry_failures), collection.estimate)
-        }
-        false => {
-            let (index, estimate) = index_units(context, source)?;
-            (index.len(), estimate)
-        }
-    };
-    let spent = RequestLog::read_spending(&context.dir.path(REQUESTS_FILE))?;
-    let budget = &context.run.settings.budget;
-    let forecast = forecast::of_answers(http, budget, &estimate, missing, &spent);
-    context.console.output(&forecast);
-    Ok(())
-}
-
 /// All units in order: each prompt with each of its samples.
 fn units<'a>(
     context: &Context,
     samples: &'a Samples,
 ) -> anyhow::Result<impl Iterator<Item = anyhow::Result<(Arc<Prompt>, u32)>> + use<'a>> {
-    let prompts = FolderRows::<Prompt>::open(&context.dir.path("prompts"))?;
+    let prompts = FolderRows::<Prompt>::open(&context.dir.verified("prompts")?)?;
     Ok(prompts.enumerate().flat_map(|(number, prompt)| {
         let prompt = match prompt {
             Ok(prompt) => Arc::new(prompt),
@@ -173,7 +140,7 @@ fn index_units(
     source: &CollectSource,
 ) -> anyhow::Result<(UnitIndex, TokenEstimate)> {
     let mut estimate = TokenEstimate::default();
-    let prompts = row_count(&context.dir.path("prompts"))?;
+    let prompts = row_count(&context.dir.verified("prompts")?)?;
     let names = units(context, &source.samples)?.map(|unit| {
         let (prompt, sample_index) = unit?;
         if let Some(http) = source.http()
@@ -198,29 +165,12 @@ impl Collection {
     /// Opens the journal, and every published folder with answers of the same settings.
     fn open(context: &Context, source: &CollectSource) -> anyhow::Result<Collection> {
         let dir = &context.dir;
-        let work = dir.work_path(&source.work_folder())?;
+        // The prompts are not part of what the journal depends on.
+        let plan = source.plan(context, String::new());
+        let work = dir.work_path(&source.work_folder(), &plan)?;
         let (index, estimate) = index_units(context, source)?;
         let mut store = Store::open(&work.join("journal.bin"), &index)?;
-        let mut homes = vec!["completions".to_owned()];
-        homes.extend(dir.old_outputs("completions"));
-        homes.retain(|home| dir.path(home).is_dir());
-        for home in homes {
-            let manifest = Manifest::read(&dir.path(&home))?;
-            let answers = manifest.as_ref().and_then(|m| m.settings.get("answers"));
-            if !answers.is_some_and(|answers| source.can_use(answers)) {
-                continue;
-            }
-            let beside = |table: &str| dir.path(&home.replacen("completions", table, 1));
-            let signals = source.has_local_signals().then(|| beside("signals"));
-            store.add_published(&dir.path(&home), signals.as_deref(), &index)?;
-            let failures = beside("failures");
-            if let Some(http) = source.http()
-                && !context.retry_failures
-                && failures.is_dir()
-            {
-                store.add_published_failures(&failures, &http.provenance, &index)?;
-            }
-        }
+        add_published(context, source, &mut store, &index)?;
         Ok(Collection {
             store,
             work,
@@ -273,7 +223,7 @@ impl Collection {
     ) -> anyhow::Result<Published> {
         let published = publish_answers(
             &mut self.store,
-            FolderRows::open(&context.dir.path("prompts"))?,
+            FolderRows::open(&context.dir.verified("prompts")?)?,
             &|number| source.samples.of(number),
             tables,
             &mut |prompt, answer| match &source.teacher {
@@ -292,6 +242,52 @@ impl Collection {
         }
         Ok(published)
     }
+}
+
+/// Adds every published folder with answers of the same settings to a store.
+fn add_published(
+    context: &Context,
+    source: &CollectSource,
+    store: &mut Store<Answer>,
+    index: &UnitIndex,
+) -> anyhow::Result<()> {
+    let dir = &context.dir;
+    let mut homes = vec!["completions".to_owned()];
+    let earlier = dir.earlier_outputs("collect")?.into_iter();
+    homes.extend(earlier.map(|folder| format!("{folder}/completions")));
+    homes.retain(|home| dir.path(home).is_dir());
+    for home in homes {
+        let manifest = Manifest::read(&dir.path(&home))?;
+        let answers = manifest.as_ref().and_then(|m| m.settings.get("answers"));
+        if !answers.is_some_and(|answers| source.can_use(answers)) {
+            continue;
+        }
+        let folder = home.strip_suffix("completions").unwrap_or_default();
+        let beside = |table: &str| match folder {
+            "" => dir.verified(table),
+            folder => dir.verified_in(folder, table),
+        };
+        let signals = match source.has_local_signals() {
+            true => Some(beside("signals")?),
+            false => None,
+        };
+        store.add_published(&beside("completions")?, signals.as_deref(), index)?;
+        if let Some(http) = source.http()
+            && !context.retry_failures
+            && beside("failures")?.is_dir()
+        {
+            store.add_published_failures(&beside("failures")?, &http.provenance, index)?;
+        }
+    }
+    Ok(())
+}
+
+/// The folder below `.work/` with the answers that the present settings continue.
+///
+/// # Errors
+/// When the source of the answers cannot be used.
+pub(super) fn work_folder(context: &Context) -> anyhow::Result<String> {
+    Ok(CollectSource::open(context)?.work_folder())
 }
 
 /// Says what failed, by reason.

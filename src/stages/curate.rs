@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context as _, bail};
 use potstill_datasets::{
@@ -18,7 +18,7 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::score::UNSCORED;
-use super::{Context, StageOutcome, StageSummary, counts, grade, import, run_stage};
+use super::{Context, StageOutcome, StageSummary, counts, grade, import, known, run_stage};
 use crate::run_dir::{StagePlan, settings_of};
 
 /// File with the counts of the stage.
@@ -29,56 +29,31 @@ const CURATION_FILE: &str = "curation.json";
 /// # Errors
 /// When nothing was collected, or train or test would be empty.
 pub fn curate(context: &Context) -> anyhow::Result<StageOutcome> {
-    let completions = context
-        .dir
-        .require("completions", "collect", &context.run)?;
-    let file = &context.run.settings;
-    let settings = &file.curate;
-    let prompts = context.dir.require("prompts", "import", &context.run)?;
-    let mut inputs = BTreeMap::from([
-        ("completions".to_owned(), completions.content_hash()),
-        ("prompts".to_owned(), prompts.content_hash()),
-    ]);
-    let drops_wrong = file.grade.is_some() && settings.wrong == WrongAnswers::Drop;
-    if drops_wrong {
-        let verdicts = context.dir.require("verdicts", "grade", &context.run)?;
-        inputs.insert("verdicts".to_owned(), verdicts.content_hash());
-    }
-    let without_signals = without_signals_folder(context, &mut inputs)?;
-    let seed = context.run.settings.run.seed;
-    let plan = StagePlan {
-        stage: "curate".to_owned(),
-        home: "train".to_owned(),
-        outputs: [
-            "dev",
-            "test",
-            "dropped",
-            "near_duplicates",
-            CURATION_FILE,
-            "train",
-        ]
-        .map(str::to_owned)
-        .to_vec(),
-        settings: json!({ "curate": settings_of(settings)?, "seed": seed }),
-        inputs,
+    let Some((plan, without_signals)) = known(context, "curate", "train", || plan(context))? else {
+        return Ok(StageOutcome::WouldRun);
     };
+    let settings = &context.run.settings.curate;
+    let seed = context.run.settings.run.seed;
     run_stage(context, &plan, |out| {
-        let verdicts = drops_wrong.then(|| context.dir.path("verdicts"));
-        let completions = context.dir.path("completions");
-        let without = listed_answers(&without_signals)?;
+        let verdicts = match drops_wrong(context) {
+            true => Some(context.dir.verified("verdicts")?),
+            false => None,
+        };
+        let completions = context.dir.verified("completions")?;
+        let without = listed_answers(context, without_signals)?;
         let lists = split(&completions, verdicts.as_deref(), &without, settings, seed)?;
         lists.check(context)?;
         for split in Split::ALL {
             write_list(&out.join(split.name()), lists.get(split))?;
         }
         write_list(&out.join("dropped"), &lists.dropped)?;
-        let prompts = import::published(&context.dir.path("prompts"))?;
+        let prompts = import::published(&context.dir.verified("prompts")?)?;
         let near = near_duplicates_of(&prompts, &lists.train, settings, seed);
         write_list(&out.join("near_duplicates"), &near)?;
         let counts = counts([
-            ("to train on", lists.train.len()),
-            ("for dev", lists.dev.len()),
-            ("for test", lists.test.len()),
+            (count_name(Split::Train), lists.train.len()),
+            (count_name(Split::Dev), lists.dev.len()),
+            (count_name(Split::Test), lists.test.len()),
             ("dropped", lists.dropped.len()),
             ("near-duplicates", near.len()),
         ]);
@@ -98,6 +73,65 @@ pub fn curate(context: &Context) -> anyhow::Result<StageOutcome> {
         replace_file(&out.join(CURATION_FILE), summary.as_bytes())?;
         Ok(Some(StageSummary::new(counts)))
     })
+}
+
+/// Name in the manifest of the number of a split's answers.
+fn count_name(split: Split) -> &'static str {
+    match split {
+        Split::Train => "to train on",
+        Split::Dev => "for dev",
+        Split::Test => "for test",
+    }
+}
+
+/// Reads the number of a split's answers from the manifest alone.
+///
+/// # Errors
+/// When nothing was curated.
+pub(super) fn selected_count(context: &Context, split: Split) -> anyhow::Result<usize> {
+    let manifest = context.dir.require("train", "curate", &context.run)?;
+    let count = manifest.counts.get(count_name(split)).copied();
+    Ok(count.unwrap_or_default() as usize)
+}
+
+/// Makes the plan of the stage, and finds the folder that lists the answers without distributions.
+fn plan(context: &Context) -> anyhow::Result<(StagePlan, Option<&'static str>)> {
+    let (dir, run) = (&context.dir, &context.run);
+    let completions = dir.require("completions", "collect", run)?;
+    let prompts = dir.require("prompts", "import", run)?;
+    let mut inputs = BTreeMap::from([
+        ("completions".to_owned(), completions.content_hash()),
+        ("prompts".to_owned(), prompts.content_hash()),
+    ]);
+    if drops_wrong(context) {
+        let verdicts = dir.require("verdicts", "grade", run)?;
+        inputs.insert("verdicts".to_owned(), verdicts.content_hash());
+    }
+    let without_signals = without_signals_folder(context, &mut inputs)?;
+    let settings = settings_of(&run.settings.curate)?;
+    let plan = StagePlan {
+        stage: "curate".to_owned(),
+        home: "train".to_owned(),
+        outputs: [
+            "dev",
+            "test",
+            "dropped",
+            "near_duplicates",
+            CURATION_FILE,
+            "train",
+        ]
+        .map(str::to_owned)
+        .to_vec(),
+        settings: json!({ "curate": settings, "seed": run.settings.run.seed }),
+        inputs,
+    };
+    Ok((plan, without_signals))
+}
+
+/// Whether answers that are graded wrong are not trained on.
+fn drops_wrong(context: &Context) -> bool {
+    let file = &context.run.settings;
+    file.grade.is_some() && file.curate.wrong == WrongAnswers::Drop
 }
 
 /// Counts of the splits, as `curation.json` has them.
@@ -122,7 +156,7 @@ pub(super) struct SplitCounts {
 /// # Errors
 /// When `curation.json` cannot be read.
 pub(super) fn split_counts(context: &Context, split: Split) -> anyhow::Result<SplitCounts> {
-    let path = context.dir.path(CURATION_FILE);
+    let path = context.dir.verified(CURATION_FILE)?;
     let text = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
     let counts: CurationCounts = serde_json::from_slice(&text)
         .with_context(|| format!("{} is damaged\nhint: run `curate` again", path.display()))?;
@@ -138,7 +172,7 @@ pub(super) fn split_counts(context: &Context, split: Split) -> anyhow::Result<Sp
 fn without_signals_folder(
     context: &Context,
     inputs: &mut BTreeMap<String, String>,
-) -> anyhow::Result<Option<PathBuf>> {
+) -> anyhow::Result<Option<&'static str>> {
     let file = &context.run.settings;
     if file.served().is_none() {
         return Ok(None);
@@ -146,19 +180,22 @@ fn without_signals_folder(
     if file.score.is_some() {
         let signals = context.dir.require("signals", "score", &context.run)?;
         inputs.insert("signals".to_owned(), signals.content_hash());
-        return Ok(Some(context.dir.path(UNSCORED)));
+        return Ok(Some(UNSCORED));
     }
     let signals = file.collect.signals.as_ref();
-    Ok(signals.map(|_| context.dir.path("failures")))
+    Ok(signals.map(|_| "failures"))
 }
 
 /// Reads the prompt ids and sample indices of a folder of failures.
-fn listed_answers(folder: &Option<PathBuf>) -> anyhow::Result<HashSet<(String, u32)>> {
+fn listed_answers(
+    context: &Context,
+    folder: Option<&str>,
+) -> anyhow::Result<HashSet<(String, u32)>> {
     let mut answers = HashSet::new();
     let Some(folder) = folder else {
         return Ok(answers);
     };
-    for shard in shards(folder)? {
+    for shard in shards(&context.dir.verified(folder)?)? {
         for failed in read_shard::<Failed>(&shard)? {
             let failed = failed?;
             answers.insert((failed.prompt_id, failed.sample_index));

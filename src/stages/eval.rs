@@ -12,8 +12,8 @@ use serde_json::json;
 use super::models::{load, model_key, results_file, test_home};
 use super::rows::SelectedRows;
 use super::{
-    Context, StageOutcome, StageSummary, answers, checkpoint, counts, for_each_model, own_text,
-    rows, run_stage, score,
+    Context, StageOutcome, StageSummary, answers, checkpoint, counts, for_each_model, known,
+    own_text, rows, run_stage, score,
 };
 use crate::interrupt;
 use crate::run_dir::StagePlan;
@@ -43,7 +43,10 @@ pub fn eval(context: &Context) -> anyhow::Result<StageOutcome> {
 
 /// Measures one model on test.
 fn eval_one(context: &Context, model: RunModel) -> anyhow::Result<StageOutcome> {
-    let plan = plan(context, model)?;
+    let (stage, home) = (format!("eval {model}"), test_home(model));
+    let Some(plan) = known(context, &stage, &home, || plan(context, model))? else {
+        return Ok(StageOutcome::WouldRun);
+    };
     run_stage(context, &plan, |out| {
         let (stage, home) = (&plan.stage, &plan.home);
         let values = match model {
@@ -172,7 +175,7 @@ pub(super) fn published_values(
     context: &Context,
     home: &str,
 ) -> anyhow::Result<Vec<SequenceValues>> {
-    let path = context.dir.path(home).join(SAMPLES_FILE);
+    let path = context.dir.verified(home)?.join(SAMPLES_FILE);
     let mut values = Vec::new();
     for value in read_shard::<SequenceValues>(&path)? {
         values.push(value?);

@@ -9,14 +9,17 @@ use std::path::Path;
 use anyhow::Context as _;
 use potstill_datasets::{
     AnswerSource, Arm, FloatType, Manifest, Provenance, RunModel, Variant, read_footer,
-    replace_file, shards,
+    replace_shared_file, shards,
 };
+use potstill_eval::markdown_text;
 use potstill_model::{Config, DType, GgufLabels, GgufType, export_gguf};
 use serde_json::json;
 
 use super::models::export_home;
 use super::training::checkpoint_of;
-use super::{Context, StageOutcome, StageSummary, checkpoint, counts, for_each_model, run_stage};
+use super::{
+    Context, StageOutcome, StageSummary, checkpoint, counts, for_each_model, known, run_stage,
+};
 use crate::run_dir::{StagePlan, settings_of};
 use crate::run_file::{ExportFormat, GgufTypeName, RunFile};
 
@@ -38,20 +41,53 @@ pub fn export(context: &Context) -> anyhow::Result<StageOutcome> {
 }
 
 fn export_one(context: &Context, variant: Variant) -> anyhow::Result<StageOutcome> {
+    let (stage, home) = (format!("export {variant}"), export_home(variant));
+    let Some((plan, trained)) = known(context, &stage, &home, || plan(context, variant))? else {
+        return Ok(StageOutcome::WouldRun);
+    };
+    let source = checkpoint::student(&context.run)?;
+    let (dtype, gguf) = (context.run.settings.export.dtype, gguf_of(context));
+    run_stage(context, &plan, |out| {
+        let out = out.join(&home);
+        let steps = trained.counts.get("steps").copied().unwrap_or_default();
+        let last = checkpoint_of(&format!("students/{variant}"), steps);
+        let last = context.dir.verified(&last)?;
+        let model = potstill_model::load(&last, DType::F32, &context.device)?;
+        potstill_model::save(&model, &out, checkpoint::dtype(dtype))?;
+        for file in COPIED_FILES
+            .iter()
+            .filter(|file| source.join(file).exists())
+        {
+            let from = source.join(file);
+            let text =
+                fs::read(&from).with_context(|| format!("cannot read {}", from.display()))?;
+            replace_shared_file(&out.join(file), &text)?;
+        }
+        let card = card(context, variant, &trained, model.config(), dtype)?;
+        replace_shared_file(&out.join("README.md"), card.as_bytes())?;
+        if let Some(kind) = gguf {
+            write_gguf(context, variant, kind, &out)?;
+        }
+        Ok(Some(StageSummary::new(counts([(
+            "parameters",
+            model.config().parameters() as usize,
+        )]))))
+    })
+}
+
+/// Makes the plan of an export, and reads the manifest of the training that is exported.
+fn plan(context: &Context, variant: Variant) -> anyhow::Result<(StagePlan, Manifest)> {
     let trained = context
         .dir
         .require(&format!("students/{variant}"), "train", &context.run)?;
     let home = export_home(variant);
     let source = checkpoint::student(&context.run)?;
-    let settings = &context.run.settings.export;
-    let dtype = settings.dtype;
-    let gguf =
-        (settings.format == ExportFormat::Gguf).then(|| settings.gguf_type.unwrap_or_default());
+    let dtype = context.run.settings.export.dtype;
     let plan = StagePlan {
         stage: format!("export {variant}"),
         home: home.clone(),
-        outputs: vec![home.clone()],
-        settings: match gguf {
+        outputs: vec![home],
+        settings: match gguf_of(context) {
             None => json!({ "dtype": settings_of(&dtype)? }),
             Some(kind) => json!({ "dtype": settings_of(&dtype)?, "gguf": settings_of(&kind)? }),
         },
@@ -63,32 +99,13 @@ fn export_one(context: &Context, variant: Variant) -> anyhow::Result<StageOutcom
             ),
         ]),
     };
-    run_stage(context, &plan, |out| {
-        let out = out.join(&home);
-        let steps = trained.counts.get("steps").copied().unwrap_or_default();
-        let last = checkpoint_of(&format!("students/{variant}"), steps);
-        let last = context.dir.path(&last);
-        let model = potstill_model::load(&last, DType::F32, &context.device)?;
-        potstill_model::save(&model, &out, checkpoint::dtype(dtype))?;
-        for file in COPIED_FILES
-            .iter()
-            .filter(|file| source.join(file).exists())
-        {
-            let from = source.join(file);
-            let text =
-                fs::read(&from).with_context(|| format!("cannot read {}", from.display()))?;
-            replace_file(&out.join(file), &text)?;
-        }
-        let card = card(context, variant, &trained, model.config(), dtype)?;
-        replace_file(&out.join("README.md"), card.as_bytes())?;
-        if let Some(kind) = gguf {
-            write_gguf(context, variant, kind, &out)?;
-        }
-        Ok(Some(StageSummary::new(counts([(
-            "parameters",
-            model.config().parameters() as usize,
-        )]))))
-    })
+    Ok((plan, trained))
+}
+
+/// The type of the GGUF file, if one is written.
+fn gguf_of(context: &Context) -> Option<GgufTypeName> {
+    let settings = &context.run.settings.export;
+    (settings.format == ExportFormat::Gguf).then(|| settings.gguf_type.unwrap_or_default())
 }
 
 /// Writes the exported folder as a GGUF file in the folder itself.
@@ -122,7 +139,7 @@ fn gguf_type(kind: GgufTypeName) -> GgufType {
 
 /// Reads the teacher's provenance from the first shard of `completions/`.
 pub(crate) fn provenance(context: &Context) -> anyhow::Result<Vec<Provenance>> {
-    match shards(&context.dir.path("completions"))?.first() {
+    match shards(&context.dir.verified("completions")?)?.first() {
         Some(shard) => Ok(read_footer(shard)?.provenance),
         None => Ok(Vec::new()),
     }
@@ -181,7 +198,11 @@ fn card(
         let _ = writeln!(
             out,
             "- teacher: {}, revision {}, {}, {}; sampled with {}",
-            teacher.teacher, teacher.revision, teacher.engine, teacher.dtype, teacher.sampling
+            markdown_text(&teacher.teacher),
+            markdown_text(&teacher.revision),
+            markdown_text(&teacher.engine),
+            markdown_text(&teacher.dtype),
+            markdown_text(&teacher.sampling)
         );
     }
     let _ = writeln!(out, "- key of the training: {}", trained.key);

@@ -9,8 +9,11 @@ use potstill_datasets::{Completion, Prompt, ShardWriter, Verdict, read_shard, sh
 use potstill_eval::Grader;
 use serde_json::json;
 
-use super::{Context, StageOutcome, StageSummary, counts, import, run_stage};
+use super::{Context, StageOutcome, StageSummary, counts, import, known, run_stage};
 use crate::run_dir::StagePlan;
+
+/// Folder of the verdicts.
+const HOME: &str = "verdicts";
 
 /// Grades every answer.
 ///
@@ -24,22 +27,13 @@ pub fn grade(context: &Context) -> anyhow::Result<StageOutcome> {
             run.path.display()
         );
     };
-    let prompts = context.dir.require("prompts", "import", run)?;
-    let completions = context.dir.require("completions", "collect", run)?;
     let grader = settings.grader;
-    let plan = StagePlan {
-        stage: "grade".to_owned(),
-        home: "verdicts".to_owned(),
-        outputs: vec!["verdicts".to_owned()],
-        settings: json!({ "grader": grader.name() }),
-        inputs: BTreeMap::from([
-            ("prompts".to_owned(), prompts.content_hash()),
-            ("completions".to_owned(), completions.content_hash()),
-        ]),
+    let Some(plan) = known(context, "grade", HOME, || plan(context, grader))? else {
+        return Ok(StageOutcome::WouldRun);
     };
     run_stage(context, &plan, |out| {
-        let prompts = import::published_by_id(&context.dir.path("prompts"))?;
-        let completions = context.dir.path("completions");
+        let prompts = import::published_by_id(&context.dir.verified("prompts")?)?;
+        let completions = context.dir.verified("completions")?;
         let (mut right, mut wrong) = (0, 0);
         for (index, shard) in shards(&completions)?.iter().enumerate() {
             let path = out.join("verdicts").join(shard_name(index));
@@ -59,6 +53,22 @@ pub fn grade(context: &Context) -> anyhow::Result<StageOutcome> {
             ("right", right),
             ("wrong", wrong),
         ]))))
+    })
+}
+
+fn plan(context: &Context, grader: Grader) -> anyhow::Result<StagePlan> {
+    let (dir, run) = (&context.dir, &context.run);
+    let prompts = dir.require("prompts", "import", run)?;
+    let completions = dir.require("completions", "collect", run)?;
+    Ok(StagePlan {
+        stage: "grade".to_owned(),
+        home: HOME.to_owned(),
+        outputs: vec![HOME.to_owned()],
+        settings: json!({ "grader": grader.name() }),
+        inputs: BTreeMap::from([
+            ("prompts".to_owned(), prompts.content_hash()),
+            ("completions".to_owned(), completions.content_hash()),
+        ]),
     })
 }
 

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use potstill_datasets::{
     AnswerSource, Completion, Error, FolderRows, ImportSettings, Imported, ImportedRow,
-    PROMPTS_PER_SHARD, Prompt, Reasoning, hash_file, import_rows, shard_name, split_reasoning,
-    write_shard,
+    PROMPTS_PER_SHARD, Prompt, Reasoning, ShardWriter, data_files, hash_file, import_rows,
+    shard_name, split_reasoning, stage_key,
 };
 use serde_json::json;
 
@@ -20,16 +20,17 @@ use crate::run_file::Loaded;
 /// # Errors
 /// When the data file does not exist, or one of its rows is not a prompt.
 pub fn import(context: &Context) -> anyhow::Result<StageOutcome> {
-    let path = source(&context.run)?;
+    let files = source(&context.run)?;
     let mut settings = json!({
         "columns": context.run.settings.import.columns,
         "system": context.run.settings.import.system,
         "limit": limit(&context.run, context.limit),
-        // The name is part of each prompt's `source`.
-        "name": path.file_name().map(|name| name.to_string_lossy()),
     });
-    // A row that repeats a question is a duplicate, unless its answer is trained on.
     let import = &context.run.settings.import;
+    if let Some(delimiter) = import.delimiter {
+        settings["delimiter"] = json!(delimiter);
+    }
+    // A row that repeats a question is a duplicate, unless its answer is trained on.
     if import.answers == AnswerSource::Given && import.columns.answer.is_some() {
         settings["answers"] = json!("given");
     }
@@ -38,24 +39,34 @@ pub fn import(context: &Context) -> anyhow::Result<StageOutcome> {
         home: "prompts".to_owned(),
         outputs: vec!["prompts".to_owned()],
         settings,
-        inputs: BTreeMap::from([("source".to_owned(), hash_file(&path)?.sha256)]),
+        inputs: BTreeMap::from([("source".to_owned(), hash_of(&files)?)]),
     };
     run_stage(context, &plan, |out| {
         let settings = settings_of(&context.run, context.limit)?;
-        let (mut shard, mut prompts, mut duplicates) = (Vec::new(), 0, 0);
+        let has_groups = settings.columns.group.is_some();
+        let (mut shard, mut prompts, mut duplicates) = (None, 0, 0);
         for row in rows(&context.run, &settings)? {
             let row = row?;
             duplicates += usize::from(row.is_duplicate());
-            if row.is_new_prompt {
-                shard.push(row.prompt);
-                prompts += 1;
-                if shard.len() == PROMPTS_PER_SHARD {
-                    write(out, prompts, &std::mem::take(&mut shard))?;
+            if !row.is_new_prompt {
+                continue;
+            }
+            let mut writer: ShardWriter<Prompt> = match shard.take() {
+                Some(writer) => writer,
+                None => {
+                    let name = shard_name(prompts / PROMPTS_PER_SHARD);
+                    ShardWriter::begin(&out.join("prompts").join(name), &[], has_groups)?
                 }
+            };
+            writer.push(row.prompt)?;
+            prompts += 1;
+            match prompts % PROMPTS_PER_SHARD {
+                0 => writer.finish()?,
+                _ => shard = Some(writer),
             }
         }
-        if !shard.is_empty() {
-            write(out, prompts, &shard)?;
+        if let Some(writer) = shard {
+            writer.finish()?;
         }
         Ok(Some(StageSummary::new(counts([
             ("prompts", prompts),
@@ -64,30 +75,44 @@ pub fn import(context: &Context) -> anyhow::Result<StageOutcome> {
     })
 }
 
-/// Writes a shard, which ends with the last of `prompts` prompts.
-fn write(out: &Path, prompts: usize, shard: &[Prompt]) -> anyhow::Result<()> {
-    let name = shard_name((prompts - 1) / PROMPTS_PER_SHARD);
-    Ok(write_shard(&out.join("prompts").join(name), shard, &[])?)
+/// Returns the paths of the data files, which must exist: one, or those of a folder or pattern.
+pub(crate) fn source(run: &Loaded) -> anyhow::Result<Vec<PathBuf>> {
+    let refused = |why: String| run.problem(&["import", "path"], why).into();
+    let files = match data_files(run.settings.import.path.as_path()) {
+        Ok(files) => files,
+        Err(e @ Error::Invalid { .. }) => return Err(refused(e.to_string())),
+        Err(e) => return Err(e.into()),
+    };
+    for path in &files {
+        match std::fs::metadata(path) {
+            Ok(found) if found.is_file() => {}
+            Ok(_) => {
+                return Err(refused(format!(
+                    "{} is not a file but a pipe, a device or a socket\nhint: copy the data to a file, and name that",
+                    path.display()
+                )));
+            }
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                return Err(refused(format!(
+                    "the file {} does not exist\nhint: a relative path starts at the folder of the run file",
+                    path.display()
+                )));
+            }
+            Err(e) => return Err(e).with_context(|| format!("cannot read {}", path.display())),
+        }
+    }
+    Ok(files)
 }
 
-/// Returns the path of the data file, which must exist.
-pub(crate) fn source(run: &Loaded) -> anyhow::Result<PathBuf> {
-    let path = run.settings.import.path.as_path().to_owned();
-    match std::fs::metadata(&path) {
-        Ok(found) if found.is_file() => Ok(path),
-        Ok(_) => Err(run
-            .problem(
-                &["import", "path"],
-                format!("{} is a folder\nhint: name a file in it", path.display()),
-            )
-            .into()),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Err(run
-            .problem(
-                &["import", "path"],
-                format!("the file {} does not exist\nhint: a relative path starts at the folder of the run file", path.display()),
-            )
-            .into()),
-        Err(e) => Err(e).with_context(|| format!("cannot read {}", path.display())),
+/// Computes the SHA-256 of a data file, or of the hashes of several.
+pub(super) fn hash_of(files: &[PathBuf]) -> anyhow::Result<String> {
+    let mut hashes = Vec::new();
+    for file in files {
+        hashes.push(hash_file(file)?.sha256);
+    }
+    match hashes.as_slice() {
+        [one] => Ok(one.clone()),
+        several => Ok(stage_key("data files", &json!(several), &BTreeMap::new())),
     }
 }
 
@@ -125,7 +150,7 @@ pub(super) fn rows<'a>(
     Ok(rows.map(|row| {
         let mut row = row.map_err(|e| named(run, e))?;
         let marks = run.settings.collect.reasoning.as_ref();
-        row.answer
+        row.answers
             .iter_mut()
             .for_each(|answer| separate_reasoning(answer, marks));
         Ok(row)

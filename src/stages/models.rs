@@ -33,7 +33,7 @@ pub(super) fn load(context: &Context, model: RunModel) -> anyhow::Result<Decoder
         RunModel::Unigram => {
             bail!("the unigram is a single distribution and has no weights to load")
         }
-        RunModel::Trained(variant) => (context.dir.path(&export_home(variant)), DType::F32),
+        RunModel::Trained(variant) => (context.dir.verified(&export_home(variant))?, DType::F32),
     };
     checkpoint::load(&folder, &folder, dtype, &context.device)
 }

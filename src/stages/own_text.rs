@@ -15,37 +15,20 @@ use serde_json::json;
 
 use super::answers::AnswerBatches;
 use super::models::{load, model_key, own_text_home, results_file};
-use super::{Context, StageOutcome, StageSummary, answers, checkpoint, counts, run_stage};
+use super::{Context, StageOutcome, StageSummary, answers, checkpoint, counts, known, run_stage};
 use crate::run_dir::{StagePlan, settings_of};
 
 const SAMPLES_FILE: &str = "samples.parquet";
 
 /// Measures one model on its own text, if the run file has `own_text` in `[eval]`.
 pub(super) fn own_text_one(context: &Context, model: RunModel) -> anyhow::Result<StageOutcome> {
-    let run = &context.run;
-    let file = &run.settings;
-    let Some(settings) = &file.eval.own_text else {
+    let Some(settings) = &context.run.settings.eval.own_text else {
         return Ok(StageOutcome::UpToDate);
     };
-    let prompts = context.dir.require("prompts", "import", run)?;
-    let home = own_text_home(model);
-    let plan = StagePlan {
-        stage: format!("own text {model}"),
-        home: home.clone(),
-        outputs: vec![home.clone(), results_file(&home)],
-        settings: json!({
-            "own_text": settings_of(settings)?,
-            "test": file.curate.test,
-            "seed": file.run.seed,
-            "reasoning": settings_of(&file.collect.reasoning)?,
-            "chunk_rows": file.train.chunk_rows,
-            "template": answers::folder_and_template(context, model)?.1.hash(),
-        }),
-        inputs: BTreeMap::from([
-            ("prompts".to_owned(), prompts.content_hash()),
-            ("model".to_owned(), model_key(context, model)?),
-            ("teacher".to_owned(), model_key(context, RunModel::Teacher)?),
-        ]),
+    let (stage, home) = (format!("own text {model}"), own_text_home(model));
+    let plan = || plan(context, settings, model);
+    let Some(plan) = known(context, &stage, &home, plan)? else {
+        return Ok(StageOutcome::WouldRun);
     };
     run_stage(context, &plan, |out| {
         check_tokenizers(context)?;
@@ -70,6 +53,31 @@ pub(super) fn own_text_one(context: &Context, model: RunModel) -> anyhow::Result
             ("prompts", texts.len()),
             ("tokens", tokens),
         ]))))
+    })
+}
+
+fn plan(context: &Context, settings: &EvalOwnText, model: RunModel) -> anyhow::Result<StagePlan> {
+    let run = &context.run;
+    let file = &run.settings;
+    let prompts = context.dir.require("prompts", "import", run)?;
+    let home = own_text_home(model);
+    Ok(StagePlan {
+        stage: format!("own text {model}"),
+        home: home.clone(),
+        outputs: vec![home.clone(), results_file(&home)],
+        settings: json!({
+            "own_text": settings_of(settings)?,
+            "test": file.curate.test,
+            "seed": file.run.seed,
+            "reasoning": settings_of(&file.collect.reasoning)?,
+            "chunk_rows": file.train.chunk_rows,
+            "template": answers::folder_and_template(context, model)?.1.hash(),
+        }),
+        inputs: BTreeMap::from([
+            ("prompts".to_owned(), prompts.content_hash()),
+            ("model".to_owned(), model_key(context, model)?),
+            ("teacher".to_owned(), model_key(context, RunModel::Teacher)?),
+        ]),
     })
 }
 
@@ -147,7 +155,10 @@ pub(crate) fn published(
     if context.run.settings.eval.own_text.is_none() {
         return Ok(None);
     }
-    let path = context.dir.path(&own_text_home(model)).join(SAMPLES_FILE);
+    let path = context
+        .dir
+        .verified(&own_text_home(model))?
+        .join(SAMPLES_FILE);
     let texts: Result<Vec<OwnText>, _> = read_shard::<OwnText>(&path)?.collect();
     Ok(Some(texts?))
 }

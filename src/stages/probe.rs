@@ -3,8 +3,7 @@
 
 use std::path::Path;
 
-use anyhow::Context as _;
-use potstill_datasets::replace_file;
+use potstill_datasets::{read_sealed, write_sealed};
 use potstill_teacher::HttpTeacher;
 use potstill_teacher::http::{self, Api, LogprobKind, Probe, RequestLog, ScoringApi, TokenUsage};
 
@@ -61,26 +60,16 @@ pub fn probe(context: &Context) -> anyhow::Result<StageOutcome> {
 
 /// Writes the findings into the run directory.
 fn keep(dir: &Path, probe: &Probe) -> anyhow::Result<()> {
-    let text = serde_json::to_string_pretty(probe)? + "\n";
-    replace_file(&dir.join(PROBE_FILE), text.as_bytes())?;
+    write_sealed(&dir.join(PROBE_FILE), probe)?;
     Ok(())
 }
 
 /// Reads the findings, if they are about this model.
 fn kept(dir: &Path, model: &str) -> anyhow::Result<Option<Probe>> {
     let path = dir.join(PROBE_FILE);
-    let text = match std::fs::read(&path) {
-        Ok(text) => text,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(e).with_context(|| format!("cannot read {}", path.display())),
-    };
-    let probe: Probe = serde_json::from_slice(&text).with_context(|| {
-        format!(
-            "{} is not the output of `probe`\nhint: delete it, or run `potstill probe` again",
-            path.display()
-        )
-    })?;
-    Ok(Some(probe).filter(|probe| probe.model == model))
+    let hint = "delete it, or run `potstill probe` again";
+    let probe: Option<Probe> = read_sealed(&path, hint)?;
+    Ok(probe.filter(|probe| probe.model == model))
 }
 
 /// Refuses settings that the server cannot serve, according to a probe of it.

@@ -6,8 +6,7 @@ mod splits;
 
 use std::collections::BTreeMap;
 
-use anyhow::Context as _;
-use potstill_datasets::{Manifest, RunModel, replace_file};
+use potstill_datasets::{Manifest, RunModel, read_checked_lines, replace_file};
 use potstill_eval::{
     Evidence, LossCurve, LossPoint, Provenance, Report, SamplingCheck, StageFacts, TestText,
     conclude, covered_seconds,
@@ -15,7 +14,7 @@ use potstill_eval::{
 use serde_json::json;
 
 use super::models::{answers_home, export_home, own_text_home, test_home};
-use super::{Context, StageOutcome, StageSummary, counts, export, run_stage, tune};
+use super::{Context, StageOutcome, StageSummary, counts, export, known, run_stage, tune};
 use crate::events::Event;
 use crate::run_dir::{Counts, StagePlan};
 
@@ -27,27 +26,12 @@ const FILES: [&str; 3] = ["report.html", "report.md", "report.json"];
 /// # Errors
 /// When a model is not yet measured, or the results do not belong together.
 pub fn report(context: &Context) -> anyhow::Result<StageOutcome> {
-    let run = &context.run;
     let arms = context.arms();
     let models: Vec<RunModel> = ([RunModel::Base, RunModel::Unigram].into_iter())
         .chain(arms.iter().map(|arm| arm.first().into()))
         .collect();
-    let mut inputs = BTreeMap::new();
-    for (home, stage) in homes(context)? {
-        let manifest = context.dir.require(&home, &stage, run)?;
-        inputs.insert(home, manifest.content_hash());
-    }
-    let plan = StagePlan {
-        stage: "report".to_owned(),
-        home: String::new(),
-        outputs: FILES.map(str::to_owned).to_vec(),
-        settings: json!({
-            "name": run.settings.run.name.as_str(),
-            "students": models,
-            "resamples": run.settings.eval.resamples,
-            "seed": run.settings.run.seed,
-        }),
-        inputs,
+    let Some(plan) = known(context, "report", "", || plan(context, &models))? else {
+        return Ok(StageOutcome::WouldRun);
     };
     let mut conclusion = Vec::new();
     let outcome = run_stage(context, &plan, |out| {
@@ -74,16 +58,41 @@ pub fn report(context: &Context) -> anyhow::Result<StageOutcome> {
     Ok(outcome)
 }
 
+fn plan(context: &Context, models: &[RunModel]) -> anyhow::Result<StagePlan> {
+    let run = &context.run;
+    let mut inputs = BTreeMap::new();
+    for (home, stage) in homes(context)? {
+        let manifest = context.dir.require(&home, &stage, run)?;
+        inputs.insert(home, manifest.content_hash());
+    }
+    Ok(StagePlan {
+        stage: "report".to_owned(),
+        home: String::new(),
+        outputs: FILES.map(str::to_owned).to_vec(),
+        settings: json!({
+            "name": run.settings.run.name.as_str(),
+            "students": models,
+            "resamples": run.settings.eval.resamples,
+            "seed": run.settings.run.seed,
+        }),
+        inputs,
+    })
+}
+
 /// Opens the report in the browser. On a machine without a browser this prints the path instead of
 /// failing, since the report is written all the same.
-pub fn open(context: &Context) {
-    let path = context.dir.path(FILES[0]);
+///
+/// # Errors
+/// When the page is not the one that the stage wrote.
+pub fn open(context: &Context) -> anyhow::Result<()> {
+    let path = context.dir.verified(FILES[0])?;
     if let Err(error) = open::that_detached(&path) {
         let path = path.display();
         context.console.note(&format!(
             "cannot start a browser ({error})\nhint: open {path} in a browser"
         ));
     }
+    Ok(())
 }
 
 /// Lists each published folder of a run with the stage that writes it.
@@ -165,12 +174,13 @@ fn losses(context: &Context, models: &[RunModel]) -> anyhow::Result<Vec<LossCurv
     let is_trained = |model: &&RunModel| matches!(model, RunModel::Trained(_));
     for model in models.iter().filter(is_trained) {
         let path = context.dir.path(&format!("students/{model}/metrics.jsonl"));
-        let text = std::fs::read_to_string(&path)
-            .with_context(|| format!("cannot read {}", path.display()))?;
-        let points: Result<Vec<LossPoint>, _> = text.lines().map(serde_json::from_str).collect();
+        let mut points = Vec::new();
+        let hint =
+            "restore the file from a copy, or move the folder that it is in away and train again";
+        read_checked_lines(&path, hint, &mut |point: LossPoint| points.push(point))?;
         curves.push(LossCurve {
             name: *model,
-            points: points.with_context(|| format!("{} is damaged", path.display()))?,
+            points,
         });
     }
     Ok(curves)

@@ -40,11 +40,11 @@ impl SelectedRows {
     pub(crate) fn open(context: &Context, split: Split) -> anyhow::Result<SelectedRows> {
         let dir = &context.dir;
         let source = match context.run.settings.has_signals() {
-            true => RowSource::Signals(Table::open(&dir.path("signals"))?),
+            true => RowSource::Signals(Table::open(&dir.verified("signals")?)?),
             false => RowSource::Answers(Box::new(EncodedAnswers::open(context)?)),
         };
         Ok(SelectedRows {
-            list: curate::list(&dir.path(split.name()))?,
+            list: curate::list(&dir.verified(split.name())?)?,
             source,
             normalisers: Vec::new(),
         })
@@ -56,7 +56,7 @@ impl SelectedRows {
         if temperature == 1.0 {
             return Ok(self);
         }
-        let signals = context.dir.path("signals");
+        let signals = context.dir.verified("signals")?;
         for shard in shards(&signals)? {
             let mut indices = Vec::new();
             for provenance in read_footer(&shard)?.provenance {
@@ -109,7 +109,7 @@ impl EncodedAnswers {
     fn open(context: &Context) -> anyhow::Result<EncodedAnswers> {
         let folder = checkpoint::student(&context.run)?;
         let tokenizer = checkpoint::tokenizer(&folder)?;
-        let completions = context.dir.path("completions");
+        let completions = context.dir.verified("completions")?;
         let mut own_ids = Vec::new();
         for shard in shards(&completions)? {
             let provenance = read_footer(&shard)?.provenance.into_iter();
@@ -120,7 +120,7 @@ impl EncodedAnswers {
         let reasoning = context.run.settings.collect.reasoning.clone();
         Ok(EncodedAnswers {
             completions: Table::open(&completions)?,
-            prompts: import::published_by_id(&context.dir.path("prompts"))?,
+            prompts: import::published_by_id(&context.dir.verified("prompts")?)?,
             encoder: TextEncoder::new(tokenizer, template, reasoning),
             own_ids,
         })

@@ -21,8 +21,8 @@ use serde_json::{Value, json};
 use super::acquire::{self, Acquisition, REQUESTS_FILE};
 use super::collect::{is_published, open_local};
 use super::{
-    Context, StageOutcome, StageSummary, checkpoint, counts, forecast, probe, run_stage_again,
-    sampling, served,
+    Context, StageOutcome, StageSummary, checkpoint, counts, forecast, import, known, probe,
+    run_stage_again, sampling, served,
 };
 use crate::run_dir::{Counts, StagePlan, settings_of, short};
 use crate::run_file::Loaded;
@@ -43,20 +43,31 @@ pub fn score(context: &Context) -> anyhow::Result<StageOutcome> {
             run.path.display()
         );
     };
-    let completions = context.dir.require("completions", "collect", run)?;
     let mut scorer = Scorer::open(context, settings)?;
-    let plan = scorer.plan(completions.content_hash());
+    let plan = known(context, "score", "signals", || {
+        let completions = context.dir.require("completions", "collect", run)?;
+        Ok(scorer.plan(completions.content_hash()))
+    })?;
+    let Some(plan) = plan else {
+        if let Some(Teacher::Http(http)) = &scorer.teacher {
+            let imported = import::read(run, context.limit)?;
+            let spent = RequestLog::read_spending(&context.dir.path(REQUESTS_FILE))?;
+            let forecast = served::scores_ahead(run, http, settings, &imported, &spent);
+            context.console.output(&forecast?);
+        }
+        return Ok(StageOutcome::WouldRun);
+    };
     let again = context.retry_failures && has_failures(context)?;
-    let folder = format!("score-{}", short(&plan.key()));
+    let folder = work_name(&plan);
     if let Some(Teacher::Http(http)) = &scorer.teacher
         && context.dry_run
-        && (again || !is_published(context, &plan)?)
+        && (again || !is_settled(context, &plan)?)
     {
         scorer.say_forecast(http, &folder)?;
     }
     let mut finished_work = None;
     let outcome = run_stage_again(context, &plan, again, |out| {
-        let work = context.dir.work_path(&folder)?;
+        let work = context.dir.work_path(&folder, &plan)?;
         let Some(published) = scorer.run(&work, out)? else {
             return Ok(None);
         };
@@ -83,6 +94,29 @@ pub(crate) fn input(context: &Context) -> anyhow::Result<Option<(String, String)
     }
     let manifest = context.dir.require("signals", "score", &context.run)?;
     Ok(Some(("signals".to_owned(), manifest.content_hash())))
+}
+
+/// The folder below `.work/` with the distributions that the present settings continue; `None` without `[score]`.
+///
+/// # Errors
+/// When the teacher cannot be used, or no answers are published.
+pub(super) fn work_folder(context: &Context) -> anyhow::Result<Option<String>> {
+    let run = &context.run;
+    let Some(settings) = &run.settings.score else {
+        return Ok(None);
+    };
+    let completions = context.dir.require("completions", "collect", run)?;
+    let plan = Scorer::open(context, settings)?.plan(completions.content_hash());
+    Ok(Some(work_name(&plan)))
+}
+
+fn work_name(plan: &StagePlan) -> String {
+    format!("score-{}", short(&plan.key()))
+}
+
+/// Whether the output of a plan is published, now or earlier.
+fn is_settled(context: &Context, plan: &StagePlan) -> anyhow::Result<bool> {
+    Ok(is_published(context, plan)? || context.dir.find_earlier(plan)?.is_some())
 }
 
 fn has_failures(context: &Context) -> anyhow::Result<bool> {
@@ -163,15 +197,9 @@ impl<'a> Scorer<'a> {
     /// Writes the forecast of a dry run to stdout.
     fn say_forecast(&self, http: &HttpTeacher, folder: &str) -> anyhow::Result<()> {
         let (index, estimate) = self.index_units()?;
-        // A dry run writes nothing, so a journal that is not there is not begun.
         let work = self.context.dir.path(".work").join(folder);
-        let missing = match work.is_dir() {
-            true => {
-                let store = Store::<Signal>::open(&work.join("journal.bin"), &index)?;
-                store.tally().to_ask(self.context.retry_failures)
-            }
-            false => index.len(),
-        };
+        let store = Store::<Signal>::counted(&work.join("journal.bin"), &index)?;
+        let missing = store.tally().to_ask(self.context.retry_failures);
         let spent = RequestLog::read_spending(&self.context.dir.path(REQUESTS_FILE))?;
         let (tokens, budget) = (estimate.tokens(missing), &self.context.run.settings.budget);
         let forecast = forecast::of_scores(http, budget, tokens, missing, &spent);
@@ -181,7 +209,7 @@ impl<'a> Scorer<'a> {
 
     fn answers(&self) -> anyhow::Result<PromptedAnswers> {
         let dir = &self.context.dir;
-        let (completions, prompts) = (dir.path("completions"), dir.path("prompts"));
+        let (completions, prompts) = (dir.verified("completions")?, dir.verified("prompts")?);
         Ok(PromptedAnswers::open(
             &completions,
             &prompts,
@@ -192,7 +220,7 @@ impl<'a> Scorer<'a> {
     /// Reads the names of all units, and estimates the tokens of their texts where a server scores them.
     fn index_units(&self) -> anyhow::Result<(UnitIndex, TokenEstimate)> {
         let mut estimate = TokenEstimate::default();
-        let count = row_count(&self.context.dir.path("completions"))?;
+        let count = row_count(&self.context.dir.verified("completions")?)?;
         let names = self.answers()?.map(|answer| {
             let PromptedAnswer {
                 prompt,
@@ -264,7 +292,7 @@ impl<'a> Scorer<'a> {
         let of_teacher = teacher.provenance();
         let published = publish_signals(
             store,
-            &self.context.dir.path("completions"),
+            &self.context.dir.verified("completions")?,
             &|answers| Provenance {
                 sampling: answers.sampling,
                 ..of_teacher.clone()

@@ -11,7 +11,7 @@ use potstill_teacher::http::{
     self, Api, ApiKey, ClientSettings, Dialect, Endpoint, Provider, RequestSettings, Spending,
     TokenEstimate,
 };
-use potstill_teacher::{HttpTeacher, TeacherSettings, TextEncoder};
+use potstill_teacher::{HttpTeacher, ScoreSettings, TeacherSettings, TextEncoder};
 use serde_json::{Value, json};
 
 use super::{checkpoint, forecast};
@@ -353,31 +353,55 @@ pub(super) fn check(run: &Loaded, imported: &Imported) -> anyhow::Result<String>
         lines.push(format!("collect   {ahead}"));
     }
     if let Some(settings) = &run.settings.score {
-        let (tokens, answers) = match import.answers {
-            // Answers are estimated with the largest length.
-            AnswerSource::Teacher => {
-                let longest = (collect.max_new_tokens * answers) as u64;
-                (estimate.tokens(answers) + longest, answers)
-            }
-            AnswerSource::Given => {
-                let window = settings.window;
-                let mut estimate = TokenEstimate::default();
-                for answer in imported.prompted_answers() {
-                    let PromptedAnswer {
-                        prompt,
-                        completion,
-                        own_ids,
-                    } = answer;
-                    http.estimate_answer(&mut estimate, &prompt, &completion, own_ids, window);
-                }
-                let answers = imported.answers.len();
-                (estimate.tokens(answers), answers)
-            }
-        };
-        let ahead = forecast::of_scores(&http, budget, tokens, answers, &spent);
+        let ahead = scores_ahead(run, &http, settings, imported, &spent)?;
         lines.push(format!("score     {ahead}"));
     }
     Ok(lines.join("\n"))
+}
+
+/// Forecasts what the distributions over all answers will cost, before there are answers.
+///
+/// # Errors
+/// When a prompt cannot be rendered.
+pub(super) fn scores_ahead(
+    run: &Loaded,
+    http: &HttpTeacher,
+    settings: &ScoreSettings,
+    imported: &Imported,
+    spent: &Spending,
+) -> anyhow::Result<String> {
+    let RunFile {
+        collect,
+        import,
+        budget,
+        ..
+    } = &run.settings;
+    let mut estimate = TokenEstimate::default();
+    let (tokens, answers) = match import.answers {
+        // Answers are estimated with the largest length.
+        AnswerSource::Teacher => {
+            for prompt in &imported.prompts {
+                http.estimate_prompt(&mut estimate, prompt)?;
+            }
+            let answers = imported.prompts.len() * collect.samples;
+            let longest = (collect.max_new_tokens * answers) as u64;
+            (estimate.tokens(answers) + longest, answers)
+        }
+        AnswerSource::Given => {
+            for answer in imported.prompted_answers() {
+                let PromptedAnswer {
+                    prompt,
+                    completion,
+                    own_ids,
+                } = answer;
+                let window = settings.window;
+                http.estimate_answer(&mut estimate, &prompt, &completion, own_ids, window);
+            }
+            let answers = imported.answers.len();
+            (estimate.tokens(answers), answers)
+        }
+    };
+    Ok(forecast::of_scores(http, budget, tokens, answers, spent))
 }
 
 fn provider(run: &Loaded, teacher: &TeacherSettings) -> anyhow::Result<Option<Provider>> {

@@ -11,10 +11,9 @@ mod shown;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use anyhow::Context as _;
 pub(crate) use gguf::checkpoint_folder;
 use potstill_datasets::range::FilePath;
-use potstill_datasets::replace_file;
+use potstill_datasets::{read_sealed, replace_file, to_sealed_json};
 use potstill_teacher::hub::{Hub, HubError, HubReference, HubSettings, Selection, SnapshotPlan};
 use shown::Download;
 
@@ -108,7 +107,7 @@ pub(crate) fn resolve(
     }
     if extent == Extent::Whole {
         let merged: BTreeMap<_, _> = record.iter().chain(&run.hub).collect();
-        let text = serde_json::to_vec_pretty(&merged)?;
+        let text = to_sealed_json(&merged)?.into_bytes();
         let path = dir.join(RECORD);
         if !run.hub.is_empty() && std::fs::read(&path).ok().as_ref() != Some(&text) {
             replace_file(&path, &text)?;
@@ -363,17 +362,8 @@ pub(crate) fn from_hub(written: &str, console: &Console) -> anyhow::Result<Optio
 
 fn read_record(dir: &Path) -> anyhow::Result<BTreeMap<String, HubSource>> {
     let path = dir.join(RECORD);
-    let text = match std::fs::read(&path) {
-        Ok(text) => text,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(BTreeMap::new()),
-        Err(e) => return Err(e).with_context(|| format!("cannot read {}", path.display())),
-    };
-    serde_json::from_slice(&text).with_context(|| {
-        format!(
-            "{} is damaged\nhint: delete it; the next command looks the revisions up again",
-            path.display()
-        )
-    })
+    let hint = "delete it; the next command looks the revisions up again";
+    Ok(read_sealed(&path, hint)?.unwrap_or_default())
 }
 
 /// Lets the settings name a local folder or file.

@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use potstill_datasets::{Manifest, Variant};
 
 use super::training::{Training, outcome_without_training, schedule, train_each};
-use super::{Context, StageOutcome, planned, tune};
+use super::{Context, StageOutcome, known, planned, tune};
 use crate::events::Event;
 use crate::run_dir::{LedgerLine, StagePlan, now};
 
@@ -17,19 +17,25 @@ use crate::run_dir::{LedgerLine, StagePlan, now};
 /// When nothing was curated, the signals belong to another tokenizer than the student's, or the trainer
 /// fails. Checkpoints are kept in all cases.
 pub fn train(context: &Context) -> anyhow::Result<StageOutcome> {
-    let mut missing = Vec::new();
+    let (mut missing, mut all) = (Vec::new(), StageOutcome::UpToDate);
     for variant in context.variants() {
-        let training = training(context, variant)?;
-        let plan = training.plan(context)?;
+        let (stage, home) = (format!("train {variant}"), format!("students/{variant}"));
+        let planned = known(context, &stage, &home, || {
+            let training = training(context, variant)?;
+            let plan = training.plan(context)?;
+            Ok((training, plan))
+        })?;
+        let Some((training, plan)) = planned else {
+            all = StageOutcome::WouldRun;
+            continue;
+        };
         match outcome_without_training(context, &plan)? {
-            Some(StageOutcome::UpToDate) => continue,
-            Some(outcome) => return Ok(outcome),
-            None => {}
+            Some(outcome) => all = all.and(outcome),
+            None => missing.push((training, plan)),
         }
-        missing.push((training, plan));
     }
     if missing.is_empty() {
-        return Ok(StageOutcome::UpToDate);
+        return Ok(all);
     }
     match context.run.settings.train.learning_rates.is_empty() {
         true => planned::note(context)?,
@@ -95,7 +101,7 @@ fn publish_tuned(
     let last = dir.path(&training.last_checkpoint());
     // A checkpoint's folder gets its name when it is complete, as the trainer does it.
     let beside = last.with_file_name(".step-linked.tmp");
-    link(&dir.path(&tuned.last_checkpoint()), &beside)?;
+    link(&dir.verified(&tuned.last_checkpoint())?, &beside)?;
     rename(&beside, &last)?;
     let counts = manifest.counts;
     training.publish(context, plan, counts.clone())?;
@@ -103,6 +109,7 @@ fn publish_tuned(
         stage: training.stage.clone(),
         started_unix_seconds: now(),
         seconds: 0.0,
+        verify_seconds: context.verify_seconds(&training.stage),
         finished: true,
         counts: counts.clone(),
     })?;

@@ -1,8 +1,8 @@
 //! A training: of a model below `students/`, or at one of the rates of `learning_rates` below `tuning/`.
 //!
 //! The trainer writes its own checkpoints and resumes from the newest. `started.json` holds the key of
-//! the settings and inputs of a training; a folder with another key is kept as `NAME.old-N`. The manifest
-//! is written last, when all steps are done.
+//! the settings and inputs of a training; a folder with another key is kept in `earlier/`, finished or not, and is taken
+//! back from there. The manifest is written last, when all steps are done.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -13,21 +13,21 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use anyhow::{Context as _, bail};
-use potstill_datasets::{
-    Arm, FileHash, Split, Variant, hash_files, read_footer, replace_file, row_count, shards,
-};
+use potstill_datasets::{Arm, FileHash, Split, Variant, hash_files, read_footer, shards};
 use potstill_student::{Schedule, StepMetrics, TrainSettings, TrainingPlan, TrainingResult};
 use rayon::ThreadPoolBuilder;
 use serde_json::json;
 
 use super::rows::SelectedRows;
-use super::{Context, StageOutcome, checkpoint, counts, for_each_model, rows, score, start};
+use super::{
+    Context, StageOutcome, checkpoint, counts, curate, for_each_model, restore, rows, say_kept,
+    score, start, would_run,
+};
 use crate::events::Event;
 use crate::interrupt;
-use crate::run_dir::{Counts, LedgerLine, StagePlan, now, short};
+use crate::run_dir::{Counts, EarlierOutput, LedgerLine, StagePlan, now, short};
 use crate::run_file::{Loaded, RunFile};
 
-const STARTED_FILE: &str = "started.json";
 /// Largest number of parameters at which one core trains a student as fast as several: 0.1 million
 /// parameters take 10,400 tokens/s on one core and 8,400 on two, 0.7 million 4,600 and 4,000.
 const SMALL_PARAMETERS: u64 = 2_000_000;
@@ -92,7 +92,7 @@ impl Training {
         let folder = dir.path(&self.home);
         self.prepare_folder(context, plan)?;
         if run.settings.has_signals() {
-            check_tokenizer(run, &dir.path("signals"))?;
+            check_tokenizer(run, &dir.verified("signals")?)?;
         }
         console.emit(&Event::started(stage));
         let (began, started) = (Instant::now(), now());
@@ -116,6 +116,7 @@ impl Training {
             stage: stage.clone(),
             started_unix_seconds: started,
             seconds,
+            verify_seconds: context.verify_seconds(stage),
             finished: trained.finished,
             counts: counts.clone(),
         })?;
@@ -132,21 +133,20 @@ impl Training {
         Ok(StageOutcome::Done)
     }
 
-    /// Creates the folder and notes the key of the training. A folder of another training is kept if it has a
-    /// checkpoint.
+    /// Creates the folder and notes the key of the training. A folder of another training is kept in `earlier/`, and an
+    /// unfinished training with this key is taken back from there.
     pub(super) fn prepare_folder(&self, context: &Context, plan: &StagePlan) -> anyhow::Result<()> {
-        let key = plan.key();
-        let folder = context.dir.path(&self.home);
-        let started = folder.join(STARTED_FILE);
-        let started_key = fs::read_to_string(&started).unwrap_or_default();
-        if started_key != key && folder.join("checkpoints").exists() {
-            let old = context.dir.move_aside(&self.home)?;
-            let kept = context.dir.path(&old);
-            context.console.emit(&Event::kept(&self.stage, &kept));
+        let dir = &context.dir;
+        if dir.started_key(&self.home)?.as_ref() == Some(&plan.key()) {
+            return Ok(());
         }
-        fs::create_dir_all(&folder)
-            .with_context(|| format!("cannot create {}", folder.display()))?;
-        Ok(replace_file(&started, key.as_bytes())?)
+        if let Some(entry) = dir.find_earlier(plan)? {
+            restore(context, plan, &entry)?;
+            return Ok(());
+        }
+        let kept = dir.move_aside(plan)?;
+        say_kept(context, &self.stage, &kept);
+        dir.start(plan)
     }
 
     /// Runs the training loop with progress output. Also returns the number of sequences in the training set.
@@ -201,8 +201,10 @@ impl Training {
     ) -> anyhow::Result<()> {
         let last = self.last_checkpoint();
         let mut files = hash_files(&context.dir.path(&last))?;
-        // `state.json` has the size of `metrics.jsonl`, which varies with the speeds that it records.
+        // `state.json` has the size of `metrics.jsonl`, which varies with the speeds that it records, and `files.json` has
+        // its hash.
         files.remove("state.json");
+        files.remove("files.json");
         let files = files.into_iter();
         let files = files.map(|(file, hash)| (format!("{last}/{file}"), hash));
         self.write_manifest(context, plan, files.collect(), counts)
@@ -217,7 +219,9 @@ impl Training {
         counts: Counts,
     ) -> anyhow::Result<()> {
         let manifest = plan.manifest(files, counts, BTreeMap::new());
-        Ok(manifest.write(&context.dir.path(&self.home))?)
+        manifest.write(&context.dir.path(&self.home))?;
+        context.dir.remember(&manifest.files);
+        Ok(())
     }
 }
 
@@ -228,33 +232,54 @@ pub(super) fn checkpoint_of(home: &str, steps: u64) -> String {
 
 /// Resolves steps and warm-up for the sequences that `curate` selected.
 pub(super) fn schedule(context: &Context, learning_rate: f64) -> anyhow::Result<Schedule> {
-    context.dir.require("train", "curate", &context.run)?;
-    let sequences = row_count(&context.dir.path("train"))?;
+    let sequences = curate::selected_count(context, Split::Train)?;
     let train = &context.run.settings.train;
     Ok(train.schedule(sequences, learning_rate))
 }
 
-/// Returns the outcome if nothing has to be trained: all steps are done, or this is a dry run.
+/// Returns the outcome if nothing has to be trained: all steps are done, now or earlier, or this is a dry run.
 pub(super) fn outcome_without_training(
     context: &Context,
     plan: &StagePlan,
 ) -> anyhow::Result<Option<StageOutcome>> {
     let (stage, home, key) = (&plan.stage, &plan.home, plan.key());
-    context
-        .console
-        .detail(&format!("{stage}: key {}", short(&key)));
-    let published = context.dir.published(home)?;
-    if let Some(manifest) = published.filter(|m| m.key == key) {
-        context
-            .console
-            .emit(&Event::up_to_date(stage, manifest.counts));
+    let Context { dir, console, .. } = context;
+    console.detail(&format!("{stage}: key {}", short(&key)));
+    if let Some(manifest) = dir.published(home)?.filter(|m| m.key == key) {
+        console.emit(&Event::up_to_date(stage, manifest.counts));
         return Ok(Some(StageOutcome::UpToDate));
     }
-    if context.dry_run {
-        context.console.emit(&Event::would_run(stage));
-        return Ok(Some(StageOutcome::WouldRun));
+    let earlier = dir.find_earlier(plan)?;
+    if let Some(entry) = earlier.as_ref().filter(|e| e.manifest.is_some()) {
+        return restore(context, plan, entry).map(Some);
     }
-    Ok(None)
+    if !context.dry_run {
+        return Ok(None);
+    }
+    if let Some(entry) = &earlier {
+        restore(context, plan, entry)?;
+    }
+    let is_begun = dir.started_key(home)?.as_ref() == Some(&key);
+    let from_step = match is_begun {
+        true => newest_step(&dir.path(home))?,
+        false => None,
+    };
+    would_run(context, plan, EarlierOutput::Keep, None, from_step).map(Some)
+}
+
+/// The step of the newest checkpoint in a training's folder.
+fn newest_step(folder: &Path) -> anyhow::Result<Option<u64>> {
+    let checkpoints = folder.join("checkpoints");
+    let entries = match fs::read_dir(&checkpoints) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(e).with_context(|| format!("cannot list {}", checkpoints.display())),
+    };
+    let steps = entries.filter_map(|entry| {
+        let name = entry.ok()?.file_name();
+        name.to_str()?.strip_prefix("step-")?.parse().ok()
+    });
+    Ok(steps.max())
 }
 
 /// Runs trainings: those of small students on a CPU in parallel, others one after the other.
@@ -311,15 +336,8 @@ fn side_by_side<S: Sync>(
             .map(|worker| worker.join().unwrap_or_else(|panic| resume_unwind(panic)))
             .collect()
     });
-    let mut all = StageOutcome::UpToDate;
-    for outcome in outcomes {
-        match (all, outcome?) {
-            (_, StageOutcome::Stopped) | (StageOutcome::Stopped, _) => all = StageOutcome::Stopped,
-            (_, StageOutcome::UpToDate) => {}
-            (_, outcome) => all = outcome,
-        }
-    }
-    Ok(all)
+    let mut outcomes = outcomes.into_iter();
+    outcomes.try_fold(StageOutcome::UpToDate, |all, outcome| Ok(all.and(outcome?)))
 }
 
 /// Returns the settings of `[train]` with one of the seeds.

@@ -12,7 +12,7 @@ use std::fs;
 
 use anyhow::{Context as _, bail};
 use choice::{Choice, TriedRate, choose_lowest, mean};
-use potstill_datasets::{Arm, SequenceValues, Split, replace_file, row_count};
+use potstill_datasets::{Arm, SequenceValues, Split, replace_file};
 use potstill_eval::{Metric, TunedRate};
 use potstill_model::DType;
 use serde_json::json;
@@ -22,8 +22,8 @@ use super::eval::{measure, published_values};
 use super::models::results_file;
 use super::training::{Training, outcome_without_training, schedule, train_each};
 use super::{
-    Context, StageOutcome, StageSummary, checkpoint, counts, for_each_model, planned, run_stage,
-    score,
+    Context, StageOutcome, StageSummary, checkpoint, counts, curate, for_each_model, known,
+    planned, run_stage, score,
 };
 use crate::events::Event;
 use crate::run_dir::StagePlan;
@@ -47,26 +47,43 @@ pub fn tune(context: &Context) -> anyhow::Result<StageOutcome> {
             run.path.display()
         );
     }
-    context.dir.require("train", "curate", run)?;
-    if row_count(&context.dir.path(Split::Dev.name()))? == 0 {
+    if known(context, "tune", HOME, || check_dev(context))?.is_none() {
+        return say_trainings(context);
+    }
+    let trainings = trainings(context)?;
+    let trained = train_rates(context, &trainings)?;
+    if trained == StageOutcome::Stopped {
+        return Ok(trained);
+    }
+    let measured = measure_rates(context, &trainings)?;
+    if measured == StageOutcome::Stopped {
+        return Ok(measured);
+    }
+    let chosen = choose(context, &trainings)?;
+    Ok(trained.and(measured).and(chosen))
+}
+
+/// Says in a dry run which trainings would run, where what they learn from is not there yet.
+fn say_trainings(context: &Context) -> anyhow::Result<StageOutcome> {
+    for arm in context.arms() {
+        for rate in &context.run.settings.train.learning_rates {
+            let (stage, home) = (format!("tune {}", name(arm, *rate)), home(arm, *rate));
+            let (dev_stage, dev_home) = (dev_stage(&stage), dev_home(&home));
+            known(context, &stage, &home, || check_dev(context))?;
+            known(context, &dev_stage, &dev_home, || check_dev(context))?;
+        }
+    }
+    Ok(StageOutcome::WouldRun)
+}
+
+/// Checks that there is something to choose on.
+fn check_dev(context: &Context) -> anyhow::Result<()> {
+    if curate::selected_count(context, Split::Dev)? == 0 {
         bail!(
             "dev has no answers, so no learning rate can be chosen on it\nhint: raise `dev` in [curate], or import more prompts"
         );
     }
-    let trainings = trainings(context)?;
-    let trained = train_rates(context, &trainings)?;
-    if matches!(trained, StageOutcome::Stopped | StageOutcome::WouldRun) {
-        return Ok(trained);
-    }
-    let measured = measure_rates(context, &trainings)?;
-    if matches!(measured, StageOutcome::Stopped | StageOutcome::WouldRun) {
-        return Ok(measured);
-    }
-    let chosen = choose(context, &trainings)?;
-    Ok(match (trained, measured, chosen) {
-        (StageOutcome::UpToDate, StageOutcome::UpToDate, chosen) => chosen,
-        _ => StageOutcome::Done,
-    })
+    Ok(())
 }
 
 /// The learning rate of an arm: the one that `tune` chose, or without `learning_rates` the one of the run file.
@@ -175,6 +192,11 @@ fn home(arm: Arm, rate: f64) -> String {
     format!("{HOME}/{}", name(arm, rate))
 }
 
+/// Name of the stage that measures a training on dev.
+fn dev_stage(stage: &str) -> String {
+    format!("{stage} on dev")
+}
+
 fn dev_home(home: &str) -> String {
     format!("{home}/eval/dev")
 }
@@ -189,19 +211,18 @@ fn trainings(context: &Context) -> anyhow::Result<Vec<Training>> {
 }
 
 fn train_rates(context: &Context, trainings: &[Training]) -> anyhow::Result<StageOutcome> {
-    let mut missing = Vec::new();
+    let (mut missing, mut all) = (Vec::new(), StageOutcome::UpToDate);
     for training in trainings {
         let plan = training.plan(context)?;
         match outcome_without_training(context, &plan)? {
-            Some(StageOutcome::UpToDate) => {}
-            Some(outcome) => return Ok(outcome),
+            Some(outcome) => all = all.and(outcome),
             None => missing.push((training, plan)),
         }
     }
     if !missing.is_empty() {
         planned::note(context)?;
     }
-    train_each(
+    let trained = train_each(
         context,
         &missing,
         |(training, plan): &(&Training, StagePlan)| match training.run(context, plan) {
@@ -213,7 +234,8 @@ fn train_rates(context: &Context, trainings: &[Training]) -> anyhow::Result<Stag
             },
             outcome => outcome,
         },
-    )
+    )?;
+    Ok(all.and(trained))
 }
 
 /// Records that a training diverged at a step. It is not chosen, and not trained again.
@@ -240,11 +262,23 @@ fn has_diverged(context: &Context, training: &Training) -> anyhow::Result<bool> 
 
 fn measure_rates(context: &Context, trainings: &[Training]) -> anyhow::Result<StageOutcome> {
     let (mut done, mut missing) = (Vec::new(), Vec::new());
+    let mut all = StageOutcome::UpToDate;
     for training in trainings {
-        if has_diverged(context, training)? {
-            continue;
-        }
-        let plan = dev_plan(context, training)?;
+        let (stage, home) = (dev_stage(&training.stage), dev_home(&training.home));
+        let plan = known(context, &stage, &home, || {
+            match has_diverged(context, training)? {
+                true => Ok(None),
+                false => dev_plan(context, training).map(Some),
+            }
+        })?;
+        let plan = match plan {
+            Some(Some(plan)) => plan,
+            Some(None) => continue,
+            None => {
+                all = StageOutcome::WouldRun;
+                continue;
+            }
+        };
         match is_published(context, &plan)? {
             true => done.push((training, plan)),
             false => missing.push((training, plan)),
@@ -252,7 +286,7 @@ fn measure_rates(context: &Context, trainings: &[Training]) -> anyhow::Result<St
     }
     let one = |(training, plan): &(&Training, StagePlan)| measure_rate(context, training, plan);
     for_each_model(&done, one)?;
-    train_each(context, &missing, one)
+    Ok(all.and(train_each(context, &missing, one)?))
 }
 
 /// Measures the trained model of one rate on dev.
@@ -262,7 +296,7 @@ fn measure_rate(
     plan: &StagePlan,
 ) -> anyhow::Result<StageOutcome> {
     let measured = run_stage(context, plan, |out| {
-        let folder = context.dir.path(&training.last_checkpoint());
+        let folder = context.dir.verified(&training.last_checkpoint())?;
         let student = checkpoint::student(&context.run)?;
         let weights = checkpoint::load(&folder, &student, DType::F32, &context.device)?;
         let values = measure(context, &plan.stage, &weights, Split::Dev, out, &plan.home)?;
@@ -291,7 +325,7 @@ fn dev_plan(context: &Context, training: &Training) -> anyhow::Result<StagePlan>
     let curation = dir.require("train", "curate", run)?;
     let trained = dir.require(&training.home, "tune", run)?;
     Ok(StagePlan {
-        stage: format!("{} on dev", training.stage),
+        stage: dev_stage(&training.stage),
         outputs: vec![home.clone(), results_file(&home)],
         home,
         settings: json!({
@@ -312,19 +346,12 @@ fn dev_plan(context: &Context, training: &Training) -> anyhow::Result<StagePlan>
 
 /// Chooses the rate of each arm and writes `tuning.json`.
 fn choose(context: &Context, trainings: &[Training]) -> anyhow::Result<StageOutcome> {
-    let run = &context.run;
     let metric = metric(context);
-    let mut inputs = BTreeMap::new();
-    for home in trained_homes(context, trainings)? {
-        let manifest = context.dir.require(&home, "tune", run)?;
-        inputs.insert(home, manifest.content_hash());
-    }
-    let plan = StagePlan {
-        stage: "tune".to_owned(),
-        home: HOME.to_owned(),
-        outputs: vec![CHOICE_FILE.to_owned()],
-        settings: json!({ "metric": metric }),
-        inputs,
+    let plan = known(context, "tune", HOME, || {
+        choice_plan(context, trainings, metric)
+    })?;
+    let Some(plan) = plan else {
+        return Ok(StageOutcome::WouldRun);
     };
     run_stage(context, &plan, |out| {
         let mut rates = Vec::new();
@@ -355,9 +382,28 @@ fn choose(context: &Context, trainings: &[Training]) -> anyhow::Result<StageOutc
     })
 }
 
+fn choice_plan(
+    context: &Context,
+    trainings: &[Training],
+    metric: Metric,
+) -> anyhow::Result<StagePlan> {
+    let mut inputs = BTreeMap::new();
+    for home in trained_homes(context, trainings)? {
+        let manifest = context.dir.require(&home, "tune", &context.run)?;
+        inputs.insert(home, manifest.content_hash());
+    }
+    Ok(StagePlan {
+        stage: "tune".to_owned(),
+        home: HOME.to_owned(),
+        outputs: vec![CHOICE_FILE.to_owned()],
+        settings: json!({ "metric": metric }),
+        inputs,
+    })
+}
+
 fn published_choice(context: &Context) -> anyhow::Result<Choice> {
     context.dir.require(HOME, "tune", &context.run)?;
-    let path = context.dir.path(CHOICE_FILE);
+    let path = context.dir.verified(CHOICE_FILE)?;
     let text = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
     serde_json::from_slice(&text).with_context(|| {
         format!(

@@ -1,12 +1,14 @@
 //! Training checkpoints: `checkpoints/step-00000010/` with the model in Hugging Face layout, the
 //! optimizer's moments, and the state of the training loop. A checkpoint is written beside its place and
-//! renamed, so a folder with that name is complete.
+//! renamed, so a folder with that name is complete. `files.json` has the sizes and hashes of all other files, and its
+//! own hash; files are compared with it before they are read.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
-use potstill_datasets::Arm;
+use potstill_datasets::{Arm, FileHash, hash_files, read_sealed, write_sealed};
 use potstill_model::{Decoder, Parameter};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
@@ -17,6 +19,15 @@ use crate::optimizer::AdamW;
 
 /// Number of newest checkpoints that are kept.
 const KEPT: usize = 2;
+const FILES_FILE: &str = "files.json";
+
+/// Content of `files.json`.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CheckpointFiles {
+    /// Every other file of the checkpoint by its name.
+    files: BTreeMap<String, FileHash>,
+}
 
 /// State from which the training loop resumes. The order of the data is a function of seed and position, so
 /// there is no other random state.
@@ -74,6 +85,8 @@ pub(crate) fn save(
     let path = beside.join("state.json");
     let text = serde_json::to_vec_pretty(state).map_err(|why| damaged(&path, why))?;
     write_synced(&path, &text)?;
+    let files = hash_files(&beside)?;
+    write_sealed(&beside.join(FILES_FILE), &CheckpointFiles { files })?;
     if place.exists() {
         fs::remove_dir_all(&place).map_err(Error::io(&place))?;
     }
@@ -112,6 +125,7 @@ pub(crate) fn newest(
     let Some((_, place)) = list(dir)?.pop() else {
         return Ok(None);
     };
+    check_files(&place)?;
     let path = place.join("state.json");
     let text = fs::read(&path).map_err(Error::io(&path))?;
     let state: TrainingState = serde_json::from_slice(&text).map_err(|why| damaged(&path, why))?;
@@ -126,6 +140,56 @@ pub(crate) fn newest(
         model: model.with_token_count(start.token_count()),
         optimizer,
     }))
+}
+
+/// Compares the files of a checkpoint with its `files.json`.
+fn check_files(place: &Path) -> Result<(), Error> {
+    let list = place.join(FILES_FILE);
+    let hint = format!(
+        "remove the folder {}, and training resumes from the checkpoint before it, with the same result",
+        place.display()
+    );
+    let recorded: Option<CheckpointFiles> = read_sealed(&list, &hint)?;
+    let Some(CheckpointFiles { files }) = recorded else {
+        let reason = "it is absent, so the other files of the checkpoint cannot be checked";
+        return Err(damaged(&list, reason));
+    };
+    let found = hash_files(place)?;
+    for (name, expected) in &files {
+        let path = place.join(name);
+        match found.get(name) {
+            Some(hash) if hash == expected => {}
+            Some(hash) if hash.bytes == expected.bytes => {
+                let reason = format!(
+                    "it was changed or damaged: its SHA-256 is {}, and {FILES_FILE} says {}",
+                    hash.sha256, expected.sha256
+                );
+                return Err(damaged(&path, reason));
+            }
+            Some(hash) => {
+                let reason = format!(
+                    "it was changed or damaged: it is {} bytes long, and {FILES_FILE} says {}",
+                    hash.bytes, expected.bytes
+                );
+                return Err(damaged(&path, reason));
+            }
+            None => {
+                return Err(damaged(
+                    &path,
+                    format!("it is absent, and {FILES_FILE} names it"),
+                ));
+            }
+        }
+    }
+    // A further file could change what is read, such as another index of the weights.
+    let further = |name: &&String| *name != FILES_FILE && !files.contains_key(*name);
+    match found.keys().find(further) {
+        Some(name) => Err(damaged(
+            &place.join(name),
+            format!("{FILES_FILE} does not name it, so it is not part of the checkpoint"),
+        )),
+        None => Ok(()),
+    }
 }
 
 fn check_same(path: &Path, found: &TrainingState, expected: &TrainingState) -> Result<(), Error> {

@@ -1,5 +1,5 @@
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use potstill_datasets::Signal;
 
@@ -107,7 +107,8 @@ pub enum Error {
     /// A checkpoint is damaged.
     #[error(
         "{path} cannot be read: {reason}\n\
-         hint: remove this checkpoint to resume from the one before it"
+         hint: remove the folder {}, and training resumes from the checkpoint before it, with the same result",
+        folder(path).display()
     )]
     DamagedCheckpoint {
         /// Damaged file.
@@ -123,6 +124,11 @@ pub enum Error {
         /// Error of the operating system.
         source: std::io::Error,
     },
+}
+
+/// The folder of a checkpoint's file.
+fn folder(path: &Path) -> &Path {
+    path.parent().unwrap_or(path)
 }
 
 impl Error {

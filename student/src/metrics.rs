@@ -1,13 +1,17 @@
 //! The metrics of training steps, and the file `metrics.jsonl` that holds them.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use potstill_datasets::{check_first_lines, private_file, to_checked_line};
 use serde::Serialize;
 
 use crate::error::Error;
+
+/// Remedy for a line that cannot be read.
+const DAMAGE_HINT: &str = "restore the file from a copy, or move the folder that it is in away, and the training begins anew";
 
 /// One line of `metrics.jsonl`. Losses are means over the rows of the global batch, in nats.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -47,11 +51,15 @@ pub(crate) struct MetricsFile {
 impl MetricsFile {
     /// Opens the file and truncates it to the length that the checkpoint names: the steps behind the
     /// checkpoint run again and write their lines again.
+    ///
+    /// # Errors
+    /// A line of the earlier steps that is damaged, and failures of the file system.
     pub(crate) fn open(dir: &Path, bytes: u64) -> Result<Self, Error> {
         fs::create_dir_all(dir).map_err(Error::io(dir))?;
         let path = dir.join("metrics.jsonl");
+        check_first_lines(&path, bytes, DAMAGE_HINT)?;
         let open = || {
-            let file = OpenOptions::new().create(true).append(true).open(&path)?;
+            let file = private_file().create(true).append(true).open(&path)?;
             file.set_len(bytes)?;
             Ok(file)
         };
@@ -61,9 +69,8 @@ impl MetricsFile {
 
     /// Appends the line of a step; returns its length in bytes.
     pub(crate) fn write(&mut self, metrics: &StepMetrics) -> Result<u64, Error> {
-        let mut text = serde_json::to_vec(metrics)
+        let text = to_checked_line(metrics)
             .map_err(|why| Error::io(&self.path)(std::io::Error::other(why)))?;
-        text.push(b'\n');
         self.file.write_all(&text).map_err(Error::io(&self.path))?;
         Ok(text.len() as u64)
     }

@@ -6,10 +6,12 @@
 //! summary (5), which is a list of values (1) of tag (1) and number in f32 (2). Format: tensorflow/core/lib/io/record_writer.h, util/event.proto,
 //! framework/summary.proto.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
+
+use potstill_datasets::private_file;
 
 use crate::error::Error;
 use crate::metrics::StepMetrics;
@@ -32,7 +34,7 @@ impl EventFile {
         let folder = path.parent().unwrap_or(dir);
         fs::create_dir_all(folder).map_err(Error::io(folder))?;
         let open = || {
-            let mut file = OpenOptions::new().create(true).append(true).open(&path)?;
+            let mut file = private_file().create(true).append(true).open(&path)?;
             let found = file.metadata()?.len();
             let kept = if found < bytes { 0 } else { bytes };
             file.set_len(kept)?;

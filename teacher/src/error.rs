@@ -149,19 +149,6 @@ pub enum Error {
         /// The system's reason.
         source: std::io::Error,
     },
-    /// A line of the list of requests is of another kind, so the spending is not known.
-    #[error(
-        "{}:{line} is not a line of the request log, so the spending so far is not known\nhint: restore the file, or move it away to begin at 0",
-        path.display()
-    )]
-    RequestLogLine {
-        /// Path of the list.
-        path: PathBuf,
-        /// Number of the line, from 1.
-        line: usize,
-        /// The parser's reason.
-        source: serde_json::Error,
-    },
 }
 
 impl Error {

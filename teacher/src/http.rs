@@ -30,6 +30,7 @@ pub use collect::{
 pub use endpoint::{DEFAULT_CONCURRENCY, Endpoint, Timeouts};
 pub(crate) use estimate::UNKNOWN_MARKS;
 pub use estimate::{TokenEstimate, prompt_bytes};
+pub use exchange::{ReplyBytes, decode_reply};
 pub use key::ApiKey;
 pub use probe::{
     AnswerLogprobs, AnswerSpeed, LogprobKind, LogprobsMode, Probe, PromptScoring, Recommendation,

@@ -14,6 +14,7 @@ pub mod hub;
 #[cfg(feature = "local")]
 mod local;
 mod protocol;
+mod reply_json;
 mod settings;
 mod teacher;
 

@@ -85,11 +85,16 @@ fn json_has_errors() {
 }
 
 #[test]
-fn quiet_prints_the_conclusion() {
+fn quiet_prints_errors_and_what_was_asked_for() {
     let run = Run::new();
-    let output = run.potstill(&["run", "run.toml", "--quiet"]);
-    assert_eq!((output.code, output.stderr.as_str()), (0, ""));
-    assert!(output.stdout.contains("test KL"), "{}", output.stdout);
+    for command in ["run", "report", "eval"] {
+        let output = run.potstill(&[command, "run.toml", "--quiet"]);
+        assert_eq!((output.code, output.stderr.as_str()), (0, ""));
+        assert_eq!(output.stdout, "", "{command}");
+    }
+    let plan = run.potstill(&["check", "run.toml", "--quiet"]);
+    assert_eq!((plan.code, plan.stderr.as_str()), (0, ""));
+    assert!(plan.stdout.contains("teacher"), "{}", plan.stdout);
     let both = run.potstill(&["run", "run.toml", "--quiet", "--verbose"]);
     assert_eq!(both.code, 2);
 }

@@ -168,6 +168,7 @@ impl Run {
                 && !name.ends_with("metrics.jsonl")
                 && !name.contains("tfevents")
                 && !name.ends_with("state.json")
+                && !name.ends_with("/files.json")
         };
         files.retain(|name, _| timeless(name));
         files

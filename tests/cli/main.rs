@@ -5,6 +5,7 @@
 
 mod bad_input;
 mod docs;
+mod earlier;
 mod events;
 mod first_hour;
 mod fixture;
@@ -15,6 +16,7 @@ mod hub;
 mod hub_server;
 mod losses;
 mod mistakes;
+mod odd_data;
 mod own_text;
 mod real;
 mod render;
@@ -24,5 +26,7 @@ mod sampling;
 mod secure;
 mod served;
 mod students;
+mod tampered;
+mod terminal;
 mod tokens;
 mod training;

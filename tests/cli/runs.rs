@@ -84,7 +84,9 @@ fn only_new_prompts_are_sent_to_the_teacher() {
         .find(|line| line.contains("to ask for"))
         .unwrap();
     insta::assert_snapshot!(line, @"collect: 24 of 40 answers are there (24 of them published), 16 to ask for");
-    assert!(!run.path("runs/tiny/completions.old-1").exists());
+    let kept = fs::read_dir(run.path("runs/tiny/earlier")).unwrap();
+    let mut kept = kept.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    assert!(!kept.any(|name| name.starts_with("collect-")));
     let ledger = fs::read_to_string(run.path("runs/tiny/ledger.jsonl")).unwrap();
     assert!(ledger.contains(r#""asked":16"#), "{ledger}");
 
@@ -102,22 +104,14 @@ fn a_changed_setting_keeps_the_old_output() {
     let first = fs::read(run.path("runs/tiny/completions/shard-00000.parquet")).unwrap();
     run.edit("max_new_tokens = 12", "max_new_tokens = 10");
     let output = run.run();
-    assert!(
-        output
-            .stderr
-            .contains("collect: the earlier output is kept as runs/tiny/completions.old-1"),
-        "{}",
-        output.stderr
-    );
-    assert!(
-        output
-            .stderr
-            .contains("kept as runs/tiny/students/student.old-1"),
-        "{}",
-        output.stderr
-    );
-    let old = fs::read(run.path("runs/tiny/completions.old-1/shard-00000.parquet")).unwrap();
-    assert!(first == old);
+    let kept = "collect: the earlier output is kept as runs/tiny/earlier/collect-";
+    assert!(output.stderr.contains(kept), "{}", output.stderr);
+    let trained = "kept as runs/tiny/earlier/train-student-";
+    assert!(output.stderr.contains(trained), "{}", output.stderr);
+    let entry = output.stderr.split_once(kept).unwrap().1;
+    let entry = format!("runs/tiny/earlier/collect-{}", &entry[..12]);
+    let old = run.path(&format!("{entry}/completions/shard-00000.parquet"));
+    assert!(first == fs::read(old).unwrap());
     // With the first setting again, the answers that were collected for it are reused.
     run.edit("max_new_tokens = 10", "max_new_tokens = 12");
     let back = run.run();

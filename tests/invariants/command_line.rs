@@ -47,6 +47,10 @@ fn the_command_line_is_frozen() {
         flags(&help(&["init"])),
         ["--data", "--teacher", "--name", "--force", "--help"]
     );
+    assert_eq!(
+        flags(&help(&["clean"])),
+        ["--run-dir", "--yes", "--json", "--help"]
+    );
     assert_eq!(flags(&help(&["render"])), ["--rows", "--run-dir", "--help"]);
     assert_eq!(
         flags(&help(&["check-loss"])),
@@ -69,6 +73,7 @@ fn the_command_line_is_frozen() {
         .collect();
     let others = [
         "report",
+        "clean",
         "render",
         "check-loss",
         "schema",

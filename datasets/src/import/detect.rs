@@ -1,10 +1,13 @@
 //! Detection of the columns that hold prompts, from the names and contents of a file's first rows.
 
+use std::collections::HashSet;
 use std::path::Path;
 
 use serde_json::Value;
 
-use super::format::{no_prompts, rows};
+use super::answers::{answers, is_list};
+use super::files::data_files;
+use super::format::{check_headers, no_prompts, rows};
 use super::row::FileRow;
 use super::settings::{Columns, ImportSettings};
 use crate::chat;
@@ -21,17 +24,31 @@ const MESSAGES: [&str; 5] = [
     "chat",
 ];
 const QUESTIONS: [&str; 4] = ["question", "problem", "query", "prompt"];
-const ANSWERS: [&str; 6] = [
+const ANSWERS: [&str; 8] = [
     "answer",
+    "answers",
     "solution",
+    "solutions",
     "final_answer",
     "expected_answer",
     "target",
     "reference",
 ];
-const OUTPUTS: [&str; 3] = ["output", "response", "completion"];
+const OUTPUTS: [&str; 8] = [
+    "output",
+    "response",
+    "completion",
+    "outputs",
+    "responses",
+    "completions",
+    "generations",
+    "samples",
+];
 const INPUTS: [&str; 2] = ["input", "context"];
 const TEXTS: [&str; 2] = ["text", "content"];
+
+/// Most columns in a message.
+const SHOWN_COLUMNS: usize = 30;
 
 /// The columns that [`detect_columns`] found.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,6 +60,8 @@ pub struct Detected {
     pub name: &'static str,
     /// Whether any of the first rows has an answer besides its prompt.
     pub has_answers: bool,
+    /// Columns that look like answers and are not among `columns`, each with the reason if it cannot be read.
+    pub ignored: Vec<String>,
 }
 
 /// Finds the columns of prompts from the names and contents of the columns in a file's first 20 rows. Names are compared
@@ -53,9 +72,15 @@ pub struct Detected {
 /// Those of [`import`](super::import) for a file or row that cannot be read; [`Error::Invalid`] if no column is known,
 /// with the columns of the file and an example for the run file.
 pub fn detect_columns(path: &Path) -> Result<Detected, Error> {
-    let first: Vec<FileRow> = rows(path, None)?
-        .take(FIRST_ROWS)
-        .collect::<Result<_, _>>()?;
+    let files = data_files(path)?;
+    let any = ImportSettings::new(path, Columns::default());
+    if files.len() > 1 {
+        check_headers(&files, &any)?;
+    }
+    let Some(file) = files.first() else {
+        return Err(no_prompts(path));
+    };
+    let first = first_rows(file, &any)?;
     if first.is_empty() {
         return Err(no_prompts(path));
     }
@@ -73,13 +98,28 @@ pub fn detect_columns(path: &Path) -> Result<Detected, Error> {
         return Err(Error::invalid(problem, hint));
     };
     let settings = ImportSettings::new(path, columns.clone());
-    let has_answer = |row: &FileRow| matches!(row.read(&settings), Ok((prompt, answer)) if answer.is_some() || prompt.reference.is_some());
+    let has_answer = |row: &FileRow| matches!(row.read(file, &settings), Ok((prompt, answers)) if !answers.is_empty() || prompt.reference.is_some());
     let has_answers = first.iter().any(has_answer);
     Ok(Detected {
+        ignored: present.ignored(&columns, &first),
         columns,
         name,
         has_answers,
     })
+}
+
+/// Reads the first rows, but no more of long ones than a row may be long.
+fn first_rows(file: &Path, settings: &ImportSettings) -> Result<Vec<FileRow>, Error> {
+    let (mut first, mut bytes) = (Vec::new(), 0);
+    for row in rows(file, settings, true)? {
+        let row = row?;
+        bytes += row.bytes;
+        first.push(row);
+        if first.len() == FIRST_ROWS || bytes > settings.max_row_bytes {
+            break;
+        }
+    }
+    Ok(first)
 }
 
 /// Kind of the values that a column has in all rows in which it is neither absent nor null.
@@ -88,6 +128,8 @@ enum ColumnKind {
     Null,
     Text,
     Number,
+    /// A list of answers to one prompt.
+    Answers,
     /// Messages with `role`.
     Roles,
     /// Messages with `from`.
@@ -102,6 +144,9 @@ impl ColumnKind {
             && !items.is_empty()
         {
             let all = |key: &str| items.iter().all(|item| item.get(key).is_some());
+            if is_list(value) {
+                return ColumnKind::Answers;
+            }
             match (all("role"), all("from")) {
                 (true, _) => return ColumnKind::Roles,
                 (_, true) => return ColumnKind::Senders,
@@ -112,6 +157,9 @@ impl ColumnKind {
             Value::Null => ColumnKind::Null,
             Value::String(_) => ColumnKind::Text,
             Value::Number(_) => ColumnKind::Number,
+            value if is_list(value) => ColumnKind::Answers,
+            // An empty list has no answers, and says nothing about the others.
+            Value::Array(items) if items.is_empty() => ColumnKind::Null,
             _ => ColumnKind::Other,
         }
     }
@@ -121,6 +169,8 @@ impl ColumnKind {
         match (self, other) {
             (kind, ColumnKind::Null) | (ColumnKind::Null, kind) => kind,
             (a, b) if a == b => a,
+            (ColumnKind::Answers, ColumnKind::Text | ColumnKind::Number)
+            | (ColumnKind::Text | ColumnKind::Number, ColumnKind::Answers) => ColumnKind::Answers,
             _ => ColumnKind::Other,
         }
     }
@@ -130,6 +180,7 @@ impl ColumnKind {
             ColumnKind::Null => "null",
             ColumnKind::Text => "text",
             ColumnKind::Number => "numbers",
+            ColumnKind::Answers => "lists of answers",
             ColumnKind::Roles | ColumnKind::Senders => "messages",
             ColumnKind::Other => "other values",
         }
@@ -149,12 +200,9 @@ struct FileColumns(Vec<FileColumn>);
 
 impl FileColumns {
     fn new(rows: &[FileRow]) -> FileColumns {
-        let mut names: Vec<&String> = Vec::new();
-        for name in rows.iter().flat_map(|row| row.fields.keys()) {
-            if !names.contains(&name) {
-                names.push(name);
-            }
-        }
+        let mut known = HashSet::new();
+        let names = rows.iter().flat_map(|row| row.fields.keys());
+        let names: Vec<&String> = names.filter(|name| known.insert(*name)).collect();
         let column = |name: &String| {
             let kinds = || {
                 let cells = rows.iter().map(|row| row.fields.get(name));
@@ -180,7 +228,9 @@ impl FileColumns {
         }
         let text = |column: &FileColumn| column.kind == ColumnKind::Text;
         let all_text = |column: &FileColumn| text(column) && column.is_full;
-        let output = self.named(&OUTPUTS, text);
+        let is_output =
+            |column: &FileColumn| matches!(column.kind, ColumnKind::Text | ColumnKind::Answers);
+        let output = self.named(&OUTPUTS, is_output);
         if let Some(instruction) = self.named(&["instruction"], all_text) {
             let columns = Columns {
                 instruction: Some(instruction),
@@ -194,7 +244,8 @@ impl FileColumns {
         }
         if let Some(question) = self.named(&QUESTIONS, all_text) {
             let is_answer = |column: &FileColumn| {
-                matches!(column.kind, ColumnKind::Text | ColumnKind::Number) && column.is_full
+                let kinds = [ColumnKind::Text, ColumnKind::Number, ColumnKind::Answers];
+                kinds.contains(&column.kind) && column.is_full
             };
             return Some(match (self.named(&ANSWERS, is_answer), output) {
                 (None, Some(output)) => (
@@ -248,13 +299,35 @@ impl FileColumns {
     /// Lists the columns with their kinds for a message.
     fn list(&self) -> String {
         let columns = self.0.iter();
-        let names: Vec<String> = columns
-            .map(|column| format!("`{}` ({})", column.name, column.kind.name()))
-            .collect();
-        match names.is_empty() {
-            true => "no columns at all".into(),
-            false => names.join(", "),
+        let name = |column: &FileColumn| format!("`{}` ({})", column.name, column.kind.name());
+        let names: Vec<String> = columns.clone().take(SHOWN_COLUMNS).map(name).collect();
+        match (names.is_empty(), columns.len() > SHOWN_COLUMNS) {
+            (true, _) => "no columns at all".into(),
+            (_, false) => names.join(", "),
+            (_, true) => format!("{} and more", names.join(", ")),
         }
+    }
+
+    /// Describes the columns with a usual name of answers that are not among `columns`.
+    fn ignored(&self, columns: &Columns, rows: &[FileRow]) -> Vec<String> {
+        let is_named = |column: &&FileColumn| {
+            let mut usual = ANSWERS.iter().chain(&OUTPUTS);
+            usual.any(|name| column.name.eq_ignore_ascii_case(name))
+                && column.kind != ColumnKind::Null
+                && columns.required().all(|used| used != column.name)
+        };
+        let ignored = self.0.iter().filter(is_named);
+        ignored
+            .map(|column| {
+                let values = rows.iter().filter_map(|row| row.fields.get(&column.name));
+                let why = values
+                    .map(answers)
+                    .find_map(Result::err)
+                    .unwrap_or_default();
+                let why = why.lines().next().unwrap_or_default();
+                format!("column `{}`{why}", column.name)
+            })
+            .collect()
     }
 
     /// Returns an example for the run file that names a possible column.
@@ -389,6 +462,7 @@ mod tests {
                 columns,
                 name,
                 has_answers,
+                ignored: Vec::new(),
             };
             assert_eq!(detect(text), Ok(expected), "{text}");
         }
@@ -405,12 +479,24 @@ mod tests {
             ..Columns::default()
         };
         assert_eq!(detect(text).unwrap().columns, columns);
+        // One answer in some rows and several in others.
         let text = "{\"question\":\"a\",\"answer\":1}\n{\"question\":\"b\",\"answer\":[1]}";
         let columns = Columns {
             question: some("question"),
+            answer: some("answer"),
             ..Columns::default()
         };
         assert_eq!(detect(text).unwrap().columns, columns);
+        // What is not understood is said.
+        let text = "{\"question\":\"a\",\"answers\":[\"b\"]}\n{\"question\":\"b\",\"answers\":[{\"body\":\"c\"}]}";
+        let found = detect(text).unwrap();
+        assert_eq!(found.columns.answer, None);
+        assert_eq!(
+            found.ignored,
+            [
+                "column `answers`: answer 1 of the list is an object without `text`, `content` or `answer`"
+            ]
+        );
         // Later rows are not read.
         let text = "{\"text\":\"a\"}\n".repeat(FIRST_ROWS) + "not JSON";
         assert_eq!(detect(&text).unwrap().name, "text");

@@ -2,61 +2,85 @@
 
 use std::path::Path;
 
-use super::file::is_gzip;
+use super::column_path::listed;
+use super::files::{FileFormat, format};
 use super::row::RowIterator;
-use super::settings::Columns;
+use super::settings::ImportSettings;
 use super::{delimited, json, parquet};
 use crate::error::Error;
 
-/// Format of an imported file.
-enum FileFormat {
-    JsonLines,
-    Json,
-    Delimited(u8),
-    Parquet,
-}
-
-/// Reads the rows of a file with all their columns, or at least with those of `columns`.
-pub(super) fn rows(path: &Path, columns: Option<&Columns>) -> Result<RowIterator, Error> {
-    match format(path)? {
-        FileFormat::JsonLines => json::lines(path),
-        FileFormat::Json => json::array_or_lines(path),
-        FileFormat::Delimited(delimiter) => delimited::rows(path, delimiter),
-        FileFormat::Parquet => parquet::rows(path, columns),
-    }
-}
-
-fn format(path: &Path) -> Result<FileFormat, Error> {
-    let name = match is_gzip(path) {
-        true => Path::new(path.file_stem().unwrap_or_default()),
-        false => path,
-    };
-    let extension = name.extension().unwrap_or_default().to_ascii_lowercase();
-    match extension.to_str() {
-        Some("jsonl" | "ndjson") => Ok(FileFormat::JsonLines),
-        Some("json") => Ok(FileFormat::Json),
-        Some("csv") => Ok(FileFormat::Delimited(b',')),
-        Some("tsv") => Ok(FileFormat::Delimited(b'\t')),
-        // A Parquet file compresses its pages itself and is read out of order.
-        Some("parquet") if !is_gzip(path) => Ok(FileFormat::Parquet),
-        _ => Err(Error::invalid(
+/// Reads the rows of a file with at least the needed columns, or with all of them if `is_whole`.
+pub(super) fn rows(
+    path: &Path,
+    settings: &ImportSettings,
+    is_whole: bool,
+) -> Result<RowIterator, Error> {
+    let limit = settings.max_row_bytes;
+    let format = format(path)?;
+    if settings.delimiter.is_some() && !matches!(format, FileFormat::Csv | FileFormat::Tsv) {
+        return Err(Error::invalid(
             format!(
-                "{} has a format that Potstill does not read",
+                "{} is not CSV, and `delimiter` of [import] is set",
                 path.display()
             ),
-            "the name must end in .jsonl, .ndjson, .json, .csv or .tsv, each with or without .gz, or in .parquet: rename the file, or convert it",
-        )),
+            "leave `delimiter` out",
+        ));
+    }
+    match format {
+        FileFormat::JsonLines => json::lines(path, limit),
+        FileFormat::Json => json::rows(path, limit),
+        FileFormat::Csv | FileFormat::Tsv => delimited::rows(path, limit, settings.delimiter),
+        FileFormat::Parquet => {
+            parquet::rows(path, limit, Some(&settings.columns).filter(|_| !is_whole))
+        }
     }
 }
 
-/// Returns the error for a file without prompts.
+/// Checks that files with a header have the same columns, before any row is read.
+pub(super) fn check_headers(
+    files: &[impl AsRef<Path>],
+    settings: &ImportSettings,
+) -> Result<(), Error> {
+    let mut first: Option<(&Path, Vec<String>)> = None;
+    for file in files.iter().map(AsRef::as_ref) {
+        let mut names = match format(file)? {
+            FileFormat::Csv | FileFormat::Tsv => {
+                delimited::header(file, settings.max_row_bytes, settings.delimiter)?
+            }
+            FileFormat::Parquet => parquet::header(file)?,
+            FileFormat::JsonLines | FileFormat::Json => return Ok(()),
+        };
+        names.sort();
+        match &first {
+            _ if names.is_empty() => {}
+            None => first = Some((file, names)),
+            Some((_, expected)) if *expected == names => {}
+            Some((other, expected)) => {
+                return Err(Error::invalid(
+                    format!(
+                        "{} has other columns than {}: {} and not {}",
+                        file.display(),
+                        other.display(),
+                        listed(&names),
+                        listed(expected)
+                    ),
+                    "name the files that belong together in `path` of [import], with a pattern such as `train-*.csv`",
+                ));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Returns the error for data without prompts.
 pub(super) fn no_prompts(path: &Path) -> Error {
-    let unit = match format(path) {
-        Ok(FileFormat::JsonLines) => "lines",
-        _ => "rows",
+    let why = match format(path) {
+        Ok(FileFormat::JsonLines) => "the file has no lines",
+        Ok(_) => "the file has no rows",
+        Err(_) => "its files have no rows",
     };
     Error::invalid(
-        format!("{} has no prompts: the file has no {unit}", path.display()),
+        format!("{} has no prompts: {why}", path.display()),
         "put prompts into it, or name another file in `path` of [import]",
     )
 }

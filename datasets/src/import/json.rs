@@ -1,134 +1,275 @@
-//! Reader of JSON files, which have an object on each line or one array of objects.
+//! Reader of JSON files, which have an object on each line, one array of objects, or one object around such an array.
 
-use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
-use serde_json::{Deserializer, Value};
+use serde_json::{Map, Value};
 
-use super::file::{open, row_error, utf8_error};
+use super::encoding::utf8_error;
+use super::file::row_error;
+use super::json_value::{JsonProblem, parse};
 use super::row::{FileRow, RowIterator};
+use super::text::Text;
 use crate::chat;
 use crate::error::{Error, RowLocation};
 
 const LINES: &str = "each line must be one whole JSON object";
 const ARRAY: &str = "the file must be one array of JSON objects";
-const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+const WRAPPED: &str = "the file must be one JSON object with one array of objects";
 
-/// Reads an object from each line; blank lines are skipped.
-pub(super) fn lines(path: &Path) -> Result<RowIterator, Error> {
+/// Reads an object of at most `limit` bytes from each line; blank lines are skipped.
+pub(super) fn lines(path: &Path, limit: usize) -> Result<RowIterator, Error> {
     Ok(Box::new(JsonLines {
         path: path.to_path_buf(),
-        reader: BufReader::new(open(path)?),
+        text: Text::open(path, limit)?,
         bytes: Vec::new(),
-        line: 0,
     }))
 }
 
-/// Reads one array of objects, or an object from each line, depending on the first character.
-pub(super) fn array_or_lines(path: &Path) -> Result<RowIterator, Error> {
-    let mut bytes = Vec::new();
-    open(path)?
-        .read_to_end(&mut bytes)
-        .map_err(Error::io("read", path))?;
-    let start = match bytes.starts_with(BYTE_ORDER_MARK) {
-        true => BYTE_ORDER_MARK.len(),
-        false => 0,
-    };
-    let text = String::from_utf8(bytes).map_err(|error| {
-        let valid = error.utf8_error().valid_up_to();
-        let before = error.as_bytes().get(..valid).unwrap_or_default();
-        let line_start = before
-            .iter()
-            .rposition(|byte| *byte == b'\n')
-            .map_or(0, |at| at + 1);
-        let line = before.iter().filter(|byte| **byte == b'\n').count() + 1;
-        utf8_error(path, line, valid - line_start + 1)
-    })?;
-    if !text
-        .get(start..)
-        .unwrap_or_default()
-        .trim_start()
-        .starts_with('[')
-    {
-        return lines(path);
+/// Reads a `.json` file. Its start tells whether it is an array of objects, an object on each line, or one object around
+/// an array of objects, as APIs return it (`{"data": [{…}, …]}`).
+pub(super) fn rows(path: &Path, limit: usize) -> Result<RowIterator, Error> {
+    let mut text = Text::open(path, limit)?;
+    match text.skip_blank()? {
+        Some(b'[') => {
+            text.skip_byte();
+            Ok(Box::new(JsonArray::new(path, text, ARRAY)))
+        }
+        Some(b'{') if !begins_with_row(text)? => wrapped(path, limit),
+        _ => lines(path, limit),
     }
-    Ok(Box::new(JsonArray {
-        path: path.to_path_buf(),
-        text,
-        position: start,
-        line: 1,
-        line_start: 0,
-        state: ArrayState::Before,
-    }))
+}
+
+/// Returns whether the first line is a whole object and a row of its own.
+fn begins_with_row(mut text: Text) -> Result<bool, Error> {
+    let mut bytes = Vec::new();
+    match text.read_line(&mut bytes) {
+        Ok(()) => {}
+        // The line is too long for a row, and may be an object around an array.
+        Err(Error::Invalid { .. }) => return Ok(false),
+        Err(error) => return Err(error),
+    }
+    let Ok(line) = std::str::from_utf8(&bytes) else {
+        return Ok(true);
+    };
+    match parse(line.trim_end()) {
+        Ok(Value::Object(fields)) => {
+            let is_array = |(key, value): (&String, &Value)| {
+                let items = value.as_array();
+                items.is_some_and(|items| items.first().is_some_and(|item| is_row(key, item)))
+            };
+            Ok(text.skip_blank()?.is_some() || !fields.iter().any(is_array))
+        }
+        Ok(_) => Ok(true),
+        Err(problem) => Ok(!problem.is_cut_off),
+    }
+}
+
+/// Whether an element of the array `key` may be a row. Messages of a chat are parts of a row, and the Hub's viewer writes
+/// a list of the columns beside the rows.
+fn is_row(key: &str, item: &Value) -> bool {
+    let is_part = |name: &str| item.get(name).is_some();
+    let is_column = key == "features" && is_part("feature_idx");
+    item.is_object() && !is_part("role") && !is_part("from") && !is_column
+}
+
+/// Reads the array of objects in an object.
+fn wrapped(path: &Path, limit: usize) -> Result<RowIterator, Error> {
+    let mut arrays = Vec::new();
+    let mut members = Members::open(path, limit)?;
+    while let Some(key) = members.next_key()? {
+        if members.skip_value(&key)? {
+            arrays.push(key);
+        }
+    }
+    let key = match arrays.as_slice() {
+        [] => return lines(path, limit),
+        [key] => key,
+        [first, second, ..] => {
+            let problem = format!(
+                "{} has more than one array of objects: `{first}` and `{second}`",
+                path.display()
+            );
+            let hint = format!(
+                "write the rows to a file of their own, for example with `jq -c '.{first}[]' FILE > rows.jsonl`"
+            );
+            return Err(Error::invalid(problem, hint));
+        }
+    };
+    let mut members = Members::open(path, limit)?;
+    while let Some(found) = members.next_key()? {
+        if found == *key {
+            members.text.skip_blank()?;
+            members.text.skip_byte();
+            return Ok(Box::new(JsonArray::new(path, members.text, WRAPPED)));
+        }
+        members.skip_value(&found)?;
+    }
+    lines(path, limit)
+}
+
+/// The members of an object that is the whole file.
+struct Members {
+    path: PathBuf,
+    text: Text,
+    bytes: Vec<u8>,
+    is_first: bool,
+}
+
+impl Members {
+    fn open(path: &Path, limit: usize) -> Result<Members, Error> {
+        Ok(Members {
+            path: path.to_path_buf(),
+            text: Text::open(path, limit)?,
+            bytes: Vec::new(),
+            is_first: true,
+        })
+    }
+
+    /// Returns the next key, or `None` after the last member. The value comes next.
+    fn next_key(&mut self) -> Result<Option<String>, Error> {
+        if self.is_first {
+            self.expect(b'{')?;
+        }
+        match self.text.skip_blank()? {
+            Some(b'}') => {
+                self.text.skip_byte();
+                return match self.text.skip_blank()? {
+                    None => Ok(None),
+                    Some(_) => Err(self.error("there is more text after the object")),
+                };
+            }
+            Some(b',') if !self.is_first => self.text.skip_byte(),
+            _ => {}
+        }
+        self.is_first = false;
+        self.text.skip_blank()?;
+        self.text.read_value(&mut self.bytes)?;
+        let key = std::str::from_utf8(&self.bytes).ok().map(parse);
+        match key {
+            Some(Ok(Value::String(key))) => {
+                self.expect(b':')?;
+                Ok(Some(key))
+            }
+            _ if self.text.skip_blank()?.is_none() => {
+                Err(self.error("EOF while parsing an object"))
+            }
+            _ => Err(self.error("expected a key and its value")),
+        }
+    }
+
+    fn expect(&mut self, byte: u8) -> Result<(), Error> {
+        match self.text.skip_blank()? {
+            Some(found) if found == byte => {
+                self.text.skip_byte();
+                Ok(())
+            }
+            None => Err(self.error("EOF while parsing an object")),
+            Some(_) => Err(self.error(&format!("expected `{}`", char::from(byte)))),
+        }
+    }
+
+    /// Skips the value of a key, and returns whether it is an array of rows.
+    fn skip_value(&mut self, key: &str) -> Result<bool, Error> {
+        if self.text.skip_blank()? != Some(b'[') {
+            self.text.skip_value()?;
+            return Ok(false);
+        }
+        self.text.skip_byte();
+        let mut is_array_of_rows = false;
+        if self.text.skip_blank()? == Some(b'{') {
+            self.text.read_value(&mut self.bytes)?;
+            let first = std::str::from_utf8(&self.bytes).ok().map(parse);
+            // An element that cannot be parsed is reported when the array is read.
+            is_array_of_rows = match first {
+                Some(Ok(item)) => is_row(key, &item),
+                _ => true,
+            };
+        }
+        self.text.skip_nested()?;
+        Ok(is_array_of_rows)
+    }
+
+    fn error(&self, why: &str) -> Error {
+        let position = (self.text.line, self.text.column);
+        json_error(&self.path, position, why, WRAPPED)
+    }
 }
 
 struct JsonLines {
     path: PathBuf,
-    reader: BufReader<Box<dyn Read>>,
+    text: Text,
     bytes: Vec<u8>,
-    line: usize,
 }
 
 impl Iterator for JsonLines {
     type Item = Result<FileRow, Error>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        loop {
-            self.bytes.clear();
-            match self.reader.read_until(b'\n', &mut self.bytes) {
-                Ok(0) => return None,
-                Ok(_) => self.line += 1,
-                Err(error) => return Some(Err(Error::io("read", &self.path)(error))),
-            }
-            match self.row() {
-                Ok(None) => {}
-                Ok(Some(row)) => return Some(Ok(row)),
-                Err(error) => return Some(Err(error)),
-            }
-        }
+        self.row().transpose()
     }
 }
 
 impl JsonLines {
-    fn row(&self) -> Result<Option<FileRow>, Error> {
-        let mut bytes = self.bytes.as_slice();
-        if self.line == 1 {
-            bytes = bytes.strip_prefix(BYTE_ORDER_MARK).unwrap_or(bytes);
-        }
-        let text = std::str::from_utf8(bytes)
-            .map_err(|error| utf8_error(&self.path, self.line, error.valid_up_to() + 1))?;
-        if text.trim().is_empty() {
-            return Ok(None);
-        }
-        let location = RowLocation::Line(self.line);
-        match serde_json::from_str(text.trim_end()) {
-            Ok(Value::Object(fields)) => Ok(Some(FileRow { location, fields })),
-            Ok(other) => Err(row_error(
-                &self.path,
-                location,
-                format!(
-                    "the line is {}\nhint: each line must be a JSON object",
-                    chat::kind(&other)
-                ),
-            )),
-            Err(error) => Err(json_error(
-                &self.path,
-                (self.line, error.column()),
-                &reason(&error),
-                LINES,
-            )),
+    fn row(&mut self) -> Result<Option<FileRow>, Error> {
+        loop {
+            if self.text.skip_blank()?.is_none() {
+                return Ok(None);
+            }
+            let start = (self.text.line, self.text.column);
+            self.text.read_line(&mut self.bytes)?;
+            let location = RowLocation::Line(start.0);
+            let value = match parsed(&self.path, &self.bytes, start, LINES)? {
+                // Spaces that are not ASCII's.
+                None => continue,
+                Some(value) => value,
+            };
+            return match value {
+                Value::Object(fields) => Ok(Some(FileRow {
+                    location,
+                    bytes: self.bytes.len(),
+                    fields,
+                })),
+                other => {
+                    let found = chat::kind(&other);
+                    let why = format!("the line is {found}\nhint: each line must be a JSON object");
+                    Err(row_error(&self.path, location, why))
+                }
+            };
         }
     }
 }
 
-/// Returns the parser's reason without the position, which counts from the start of the parsed text.
-fn reason(error: &serde_json::Error) -> String {
-    let message = error.to_string();
-    message
-        .split(" at line ")
-        .next()
-        .unwrap_or_default()
-        .to_owned()
+/// Parses the bytes of a value that begin at `start`, a line and a column. Blank text gives `None`. `rule` says what the
+/// file must contain.
+fn parsed(
+    path: &Path,
+    bytes: &[u8],
+    start: (usize, usize),
+    rule: &str,
+) -> Result<Option<Value>, Error> {
+    let at = |line: usize, column: usize| match line {
+        0 | 1 => (start.0, start.1 + column.max(1) - 1),
+        _ => (start.0 + line - 1, column),
+    };
+    let text = std::str::from_utf8(bytes).map_err(|error| {
+        let before = bytes.get(..error.valid_up_to()).unwrap_or_default();
+        let lines = before.iter().filter(|byte| **byte == b'\n').count();
+        let line_start = before.iter().rposition(|byte| *byte == b'\n');
+        let (line, column) = at(
+            lines + 1,
+            before.len() - line_start.map_or(0, |last| last + 1) + 1,
+        );
+        utf8_error(path, &format!(":{line}:{column}"), bytes)
+    })?;
+    if text.trim().is_empty() {
+        return Ok(None);
+    }
+    match parse(text.trim_end()) {
+        Ok(value) => Ok(Some(value)),
+        Err(JsonProblem {
+            line, column, why, ..
+        }) => Err(json_error(path, at(line, column), &why, rule)),
+    }
 }
 
 /// Returns the error for text that is not JSON. Line and column count from 1; `rule` says what the file must contain.
@@ -140,23 +281,18 @@ fn json_error(path: &Path, (line, column): (usize, usize), why: &str, rule: &str
     )
 }
 
-/// The elements of an array, parsed one at a time.
+/// The elements of an array, read one at a time.
 struct JsonArray {
     path: PathBuf,
-    text: String,
-    /// Byte in `text` up to which it is parsed.
-    position: usize,
-    /// Line of `position`, from 1.
-    line: usize,
-    /// Byte at which this line begins.
-    line_start: usize,
+    text: Text,
+    bytes: Vec<u8>,
     state: ArrayState,
+    rule: &'static str,
 }
 
-/// The last part of the array that was parsed.
+/// The last part of the array that was read.
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum ArrayState {
-    /// No part of the array was parsed yet.
-    Before,
     /// The opening bracket.
     Opened,
     /// An element.
@@ -169,6 +305,9 @@ impl Iterator for JsonArray {
     type Item = Result<FileRow, Error>;
 
     fn next(&mut self) -> Option<Self::Item> {
+        if self.state == ArrayState::After {
+            return None;
+        }
         let row = self.element().transpose();
         if !matches!(row, Some(Ok(_))) {
             self.state = ArrayState::After;
@@ -178,83 +317,86 @@ impl Iterator for JsonArray {
 }
 
 impl JsonArray {
-    fn element(&mut self) -> Result<Option<FileRow>, Error> {
-        if let ArrayState::Before = self.state {
-            self.skip_space();
-            self.advance(1);
-            self.state = ArrayState::Opened;
+    /// The elements behind an opening bracket that was read.
+    fn new(path: &Path, text: Text, rule: &'static str) -> JsonArray {
+        JsonArray {
+            path: path.to_path_buf(),
+            text,
+            bytes: Vec::new(),
+            state: ArrayState::Opened,
+            rule,
         }
-        self.skip_space();
-        match (&self.state, self.rest().chars().next()) {
-            (ArrayState::Before | ArrayState::After, _) => return Ok(None),
-            (ArrayState::Opened | ArrayState::Element, Some(']')) => {
-                self.advance(1);
-                self.skip_space();
-                return match self.rest().is_empty() {
+    }
+
+    fn element(&mut self) -> Result<Option<FileRow>, Error> {
+        match (self.text.skip_blank()?, self.state) {
+            (Some(b']'), _) => {
+                self.text.skip_byte();
+                // The rest of an object around the array was looked at before.
+                return match self.rule == WRAPPED || self.text.skip_blank()?.is_none() {
                     true => Ok(None),
-                    false => Err(self.error(0, 0, "there is more text after the array".into())),
+                    false => Err(self.error("there is more text after the array")),
                 };
             }
-            (ArrayState::Element, Some(',')) => {
-                self.advance(1);
-                self.skip_space();
+            (Some(b','), ArrayState::Element) => {
+                self.text.skip_byte();
+                self.text.skip_blank()?;
             }
-            (ArrayState::Element, _) => return Err(self.error(0, 0, "expected `,` or `]`".into())),
-            (ArrayState::Opened, _) => {}
+            (_, ArrayState::Element) => return Err(self.error("expected `,` or `]`")),
+            _ => {}
         }
-        let location = RowLocation::Line(self.line);
-        let mut values = Deserializer::from_str(self.rest()).into_iter::<Value>();
-        let value = match values.next() {
-            Some(Ok(value)) => value,
-            Some(Err(error)) => {
-                return Err(self.error(error.line(), error.column(), reason(&error)));
+        let start = (self.text.line, self.text.column);
+        let location = RowLocation::Line(start.0);
+        self.text.read_value(&mut self.bytes)?;
+        let value = match parsed(&self.path, &self.bytes, start, self.rule)? {
+            Some(value) => value,
+            None if self.text.skip_blank()?.is_none() => {
+                return Err(self.error("EOF while parsing a list"));
             }
-            None => return Err(self.error(0, 0, "EOF while parsing a list".into())),
+            None => return Err(self.error("expected value")),
         };
-        let length = values.byte_offset();
-        self.advance(length);
         self.state = ArrayState::Element;
-        match value {
-            Value::Object(fields) => Ok(Some(FileRow { location, fields })),
-            other => Err(row_error(
-                &self.path,
-                location,
-                format!(
-                    "the array contains {}\nhint: each element must be a JSON object",
-                    chat::kind(&other)
-                ),
-            )),
-        }
-    }
-
-    fn rest(&self) -> &str {
-        self.text.get(self.position..).unwrap_or_default()
-    }
-
-    fn skip_space(&mut self) {
-        let rest = self.rest();
-        self.advance(rest.len() - rest.trim_start_matches([' ', '\t', '\n', '\r']).len());
-    }
-
-    fn advance(&mut self, bytes: usize) {
-        let passed = self.rest().as_bytes().get(..bytes).unwrap_or_default();
-        let lines = passed.iter().filter(|byte| **byte == b'\n').count();
-        let last = passed.iter().rposition(|byte| *byte == b'\n');
-        self.line += lines;
-        if let Some(last) = last {
-            self.line_start = self.position + last + 1;
-        }
-        self.position += bytes;
-    }
-
-    /// Returns an error at a line and column that count from `position` and from 1.
-    fn error(&self, line: usize, column: usize, why: String) -> Error {
-        let column = match line {
-            0 | 1 => self.position - self.line_start + column.max(1),
-            _ => column,
+        let Value::Object(fields) = value else {
+            let found = chat::kind(&value);
+            let why =
+                format!("the array contains {found}\nhint: each element must be a JSON object");
+            return Err(row_error(&self.path, location, why));
         };
-        let line = self.line + line.saturating_sub(1);
-        json_error(&self.path, (line, column), &why, ARRAY)
+        let fields = match self.rule == WRAPPED {
+            true => without_viewer(fields).map_err(|why| row_error(&self.path, location, why))?,
+            false => fields,
+        };
+        Ok(Some(FileRow {
+            location,
+            bytes: self.bytes.len(),
+            fields,
+        }))
+    }
+
+    fn error(&self, why: &str) -> Error {
+        let position = (self.text.line, self.text.column);
+        json_error(&self.path, position, why, self.rule)
+    }
+}
+
+/// Returns the row in an element of the form that the Hub's viewer returns: `{"row_idx": …, "row": {…}}`.
+fn without_viewer(mut fields: Map<String, Value>) -> Result<Map<String, Value>, &'static str> {
+    if !fields.contains_key("row_idx") {
+        return Ok(fields);
+    }
+    let cut = fields.get("truncated_cells").and_then(Value::as_array);
+    if cut.is_some_and(|cells| !cells.is_empty()) {
+        return Err(
+            "the viewer that wrote the file cut cells of this row off\nhint: fetch the data set's own files",
+        );
+    }
+    match fields.swap_remove("row") {
+        Some(Value::Object(row)) => Ok(row),
+        Some(other) => {
+            fields.insert("row".to_owned(), other);
+            Ok(fields)
+        }
+        None => Ok(fields),
     }
 }
 
@@ -266,7 +408,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("p.json");
         std::fs::write(&path, text).unwrap();
-        let rows = array_or_lines(&path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+        let rows = rows(&path, 1000).and_then(Iterator::collect::<Result<Vec<_>, _>>);
         rows.map(|rows| {
             let value = |row: FileRow| (row.location, Value::Object(row.fields));
             rows.into_iter().map(value).collect()
@@ -332,7 +474,50 @@ mod tests {
         );
         assert_eq!(
             read(b"[{},\n {\"a\": \"\xff\"}]").unwrap_err(),
-            ":2:9 is not valid UTF-8\nhint: convert the file to UTF-8"
+            ":2:9 is not valid UTF-8; it looks like Latin-1 (ISO 8859-1) or Windows-1252\nhint: convert the file to UTF-8, for example with `iconv -f WINDOWS-1252 -t UTF-8 FILE > NEW`"
+        );
+    }
+
+    #[test]
+    fn an_object_around_an_array_gives_the_objects_of_the_array() {
+        let expected = [row(1, r#"{"a":1}"#), row(2, r#"{"a":2}"#)];
+        for text in [
+            "{\"data\": [{\"a\":1},\n{\"a\":2}]}",
+            "{\"n\": 2, \"x\": {\"y\": [1]}, \"ids\": [1, 2], \"none\": [], \"rows\": [{\"a\":1},\n {\"a\":2}], \"more\": \"]}\"}\n",
+            "{\"features\":[{\"feature_idx\":0,\"name\":\"a\"}],\"rows\":[{\"row_idx\":0,\"row\":{\"a\":1},\"truncated_cells\":[]},\n{\"row_idx\":1,\"row\":{\"a\":2},\"truncated_cells\":[]}]}",
+        ] {
+            assert_eq!(read(text).unwrap(), expected, "{text}");
+        }
+        // An array that is longer than a row may be.
+        let many = format!("{{\"data\": [{}{{}}]}}", "{\"a\":1},\n".repeat(1000));
+        assert_eq!(read(many).unwrap().len(), 1001);
+        // Objects with messages are rows, not objects around rows.
+        let chat = r#"{"messages":[{"role":"user","content":"a"}]}"#;
+        assert_eq!(read(chat).unwrap(), [row(1, chat)]);
+        let two = read("{\"a\":[{}],\n\"b\":[{}]}").unwrap_err();
+        assert!(
+            two.starts_with(" has more than one array of objects: `a` and `b`\nhint: "),
+            "{two}"
+        );
+        let cut = read(r#"{"rows":[{"row_idx":0,"row":{"a":"x"},"truncated_cells":["a"]}]}"#);
+        assert!(cut.unwrap_err().contains("cut cells of this row off"));
+        for broken in [
+            "{\"data\":[{\"a\":1},\n{\"a\":2}]",
+            "{\"data\":[{\"a\":1},\n{\"a",
+            "{\"data\":[{\"a\":1}]\n,,}",
+        ] {
+            let error = read(broken).unwrap_err();
+            assert!(error.contains("is not valid JSON"), "{error}");
+        }
+    }
+
+    #[test]
+    fn an_element_may_not_be_longer_than_a_row() {
+        let long = format!("[{{}},\n{{\"a\":\"{}\"}}]", "x".repeat(1000));
+        let error = read(long).unwrap_err();
+        assert!(
+            error.starts_with(":2: the row is longer than 1000 bytes\nhint: "),
+            "{error}"
         );
     }
 }

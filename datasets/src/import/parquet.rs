@@ -1,81 +1,141 @@
 //! Reader of Parquet files. It holds one batch at a time and reads the needed columns only.
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use ::parquet::arrow::ProjectionMask;
-use ::parquet::arrow::arrow_reader::{
-    ArrowReaderMetadata, ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder,
-};
-use arrow_array::cast::AsArray;
-use arrow_array::types::{Float32Type, Float64Type};
-use arrow_array::{Array, RecordBatch};
-use arrow_cast::display::array_value_to_string;
-use arrow_schema::{DataType, Schema};
-use serde_json::{Map, Number, Value};
+use ::parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
+use ::parquet::errors::ParquetError;
+use ::parquet::schema::types::SchemaDescriptor;
+use arrow_array::RecordBatch;
+use arrow_schema::{Field, Fields, Schema, SchemaRef};
+use serde_json::Map;
 
+use super::cell::{Budget, CellProblem, value};
+use super::encoding::utf8_error;
+use super::file::{row_error, row_too_long};
+use super::parquet_open::{check_pages, not_a_shard, open};
 use super::row::{FileRow, RowIterator, missing_column};
 use super::settings::Columns;
 use crate::error::{Error, RowLocation};
-use crate::parquet::{BATCH_ROWS, decode, reader_options};
+use crate::parquet::{BATCH_ROWS, decode};
 
-/// Reads the rows of a file. Arrow's own schema in the footer is ignored, so all text has one type.
-pub(super) fn rows(path: &Path, columns: Option<&Columns>) -> Result<RowIterator, Error> {
-    let file = File::open(path).map_err(Error::io("open", path))?;
-    let metadata =
-        decode(path, || ArrowReaderMetadata::load(&file, reader_options())).map_err(not_a_shard)?;
-    let builder = ParquetRecordBatchReaderBuilder::new_with_metadata(file, metadata.clone());
-    let builder = match columns {
-        None => builder,
-        Some(columns) => {
-            let roots = projection(path, metadata.schema(), columns)?;
-            builder.with_projection(ProjectionMask::roots(metadata.parquet_schema(), roots))
-        }
+/// Pages of this size are in memory for one batch, bytes.
+const BATCH_BYTES: u64 = 64 * 1024 * 1024;
+
+/// Reads the rows of a file, with all its columns if `columns` is `None`. Arrow's own schema in the footer is ignored, so
+/// all text has one type.
+pub(super) fn rows(
+    path: &Path,
+    limit: usize,
+    columns: Option<&Columns>,
+) -> Result<RowIterator, Error> {
+    let mut opened = open(path)?;
+    let parquet_schema = opened.metadata.parquet_schema();
+    let leaves = match columns {
+        None => (0..parquet_schema.num_columns()).collect(),
+        Some(columns) => projection(path, &opened.schema, parquet_schema, columns)?,
     };
-    let batches =
-        decode(path, || builder.with_batch_size(BATCH_ROWS).build()).map_err(not_a_shard)?;
-    let expected = usize::try_from(metadata.metadata().file_metadata().num_rows());
+    let largest = check_pages(path, &mut opened, &leaves)?;
+    let mask = ProjectionMask::leaves(opened.metadata.parquet_schema(), leaves);
+    let expected = opened.metadata.metadata().file_metadata().num_rows();
+    let batch_rows = (BATCH_BYTES / largest.max(1)).clamp(1, BATCH_ROWS as u64);
+    let builder = ParquetRecordBatchReaderBuilder::new_with_metadata(opened.file, opened.metadata)
+        .with_projection(mask)
+        .with_batch_size(batch_rows as usize);
+    let batches = decode(path, || builder.build()).map_err(not_a_shard)?;
     Ok(Box::new(ParquetRows {
         path: path.to_path_buf(),
+        limit,
+        are_all_needed: columns.is_some(),
+        schema: opened.schema,
         batches,
-        waiting: Vec::new().into_iter(),
+        batch: None,
         rows: 0,
-        expected: expected.unwrap_or_default(),
+        expected: usize::try_from(expected).unwrap_or_default(),
     }))
 }
 
-/// Returns the indices of the needed columns in the file; optional columns may be absent.
-fn projection(path: &Path, schema: &Schema, columns: &Columns) -> Result<Vec<usize>, Error> {
-    let names = || schema.fields().iter().map(|field| field.name().as_str());
-    if let Some(absent) = columns
-        .required()
-        .find(|name| names().all(|other| other != *name))
-    {
-        return Err(missing_column(path, RowLocation::File, absent, names()));
+/// Returns the names of a file's columns.
+pub(super) fn header(path: &Path) -> Result<Vec<String>, Error> {
+    let opened = open(path)?;
+    let fields = opened.schema.fields().iter();
+    Ok(fields.map(|field| field.name().clone()).collect())
+}
+
+/// Returns the indices of the needed leaves in the file; optional columns may be absent.
+fn projection(
+    path: &Path,
+    schema: &Schema,
+    parquet_schema: &SchemaDescriptor,
+    columns: &Columns,
+) -> Result<Vec<usize>, Error> {
+    let mut needed = Vec::new();
+    for column in columns.required() {
+        let Some(found) = path_of(schema.fields(), column) else {
+            let present: Vec<String> = names(schema.fields());
+            return Err(missing_column(path, RowLocation::File, column, &present));
+        };
+        needed.push(found);
     }
-    let is_needed = |name: &str| {
-        let mut all = columns.required().chain(columns.optional());
-        all.any(|column| column == name)
+    let optional = columns.optional();
+    needed.extend(optional.filter_map(|column| path_of(schema.fields(), &column)));
+    let is_needed = |leaf: &usize| {
+        let column = parquet_schema.column(*leaf);
+        let parts = column.path().parts();
+        needed.iter().any(|path| parts.starts_with(path))
     };
-    Ok((0..)
-        .zip(names())
-        .filter(|(_, name)| is_needed(name))
-        .map(|(index, _)| index)
+    Ok((0..parquet_schema.num_columns())
+        .filter(is_needed)
         .collect())
 }
 
-/// Turns an error about a shard into one about a file of the user.
-fn not_a_shard(error: Error) -> Error {
-    match error {
-        Error::DamagedShard { path, source } => Error::UnreadableParquet { path, source },
-        other => other,
+/// Finds a column, and returns the names that lead to it. A column that has the whole name comes first.
+fn path_of(fields: &Fields, column: &str) -> Option<Vec<String>> {
+    if fields.find(column).is_some() {
+        return Some(vec![column.to_owned()]);
     }
+    column.match_indices('.').find_map(|(dot, _)| {
+        let (name, rest) = (column.get(..dot)?, column.get(dot + 1..)?);
+        let (_, field) = fields.find(name)?;
+        let mut path = vec![name.to_owned()];
+        path.extend(path_of(inner(field)?, rest)?);
+        Some(path)
+    })
+}
+
+fn inner(field: &Field) -> Option<&Fields> {
+    match field.data_type() {
+        arrow_schema::DataType::Struct(fields) => Some(fields),
+        _ => None,
+    }
+}
+
+/// Lists the names of columns; those in structs have dots.
+fn names(fields: &Fields) -> Vec<String> {
+    let names = fields.iter().flat_map(|field| {
+        let name = field.name();
+        match inner(field) {
+            None => vec![name.clone()],
+            Some(fields) => names(fields)
+                .iter()
+                .map(|field| format!("{name}.{field}"))
+                .collect(),
+        }
+    });
+    names.collect()
 }
 
 struct ParquetRows {
     path: PathBuf,
+    /// Most bytes of a row.
+    limit: usize,
+    /// Whether all columns that are read were asked for, so that none may have bytes that are not text.
+    are_all_needed: bool,
+    /// The columns of the file with their own types.
+    schema: SchemaRef,
     batches: ParquetRecordBatchReader,
-    waiting: std::vec::IntoIter<Map<String, Value>>,
+    /// The batch and its next row.
+    batch: Option<(RecordBatch, usize)>,
     /// Number of rows that were returned.
     rows: usize,
     expected: usize,
@@ -86,19 +146,20 @@ impl Iterator for ParquetRows {
 
     fn next(&mut self) -> Option<Self::Item> {
         loop {
-            if let Some(fields) = self.waiting.next() {
+            if let Some((batch, row)) = self.batch.take_if(|(batch, row)| *row < batch.num_rows()) {
                 self.rows += 1;
-                let location = RowLocation::Row(self.rows);
-                return Some(Ok(FileRow { location, fields }));
+                let read = self.row(&batch, row);
+                self.batch = Some((batch, row + 1));
+                return Some(read);
             }
             match decode(&self.path, || self.batches.next().transpose()) {
-                Ok(Some(batch)) => self.waiting = objects(&batch).into_iter(),
+                Ok(Some(batch)) => self.batch = Some((batch, 0)),
                 Ok(None) if self.rows < self.expected => {
                     let why = format!("{} of {} rows", self.rows, self.expected);
                     self.expected = 0;
                     return Some(Err(Error::UnreadableParquet {
                         path: self.path.clone(),
-                        source: ::parquet::errors::ParquetError::EOF(why),
+                        source: ParquetError::EOF(why),
                     }));
                 }
                 Ok(None) => return None,
@@ -111,53 +172,32 @@ impl Iterator for ParquetRows {
     }
 }
 
-/// Converts a batch to one JSON object for each row.
-fn objects(batch: &RecordBatch) -> Vec<Map<String, Value>> {
-    let schema = batch.schema();
-    let row = |row| {
-        let columns = schema.fields().iter().zip(batch.columns());
-        columns
-            .map(|(field, array)| (field.name().clone(), value(array, row)))
-            .collect()
-    };
-    (0..batch.num_rows()).map(row).collect()
-}
-
-/// Converts a cell to JSON. Null fields of a struct are left out, because a table has every field in every row. Bytes
-/// that are not UTF-8 become null.
-fn value(array: &dyn Array, row: usize) -> Value {
-    if array.is_null(row) {
-        return Value::Null;
-    }
-    let elements = |list: &dyn Array| {
-        let values = (0..list.len()).map(|index| value(list, index));
-        Value::Array(values.collect())
-    };
-    let float = |number: f64| Number::from_f64(number).map_or(Value::Null, Value::Number);
-    match array.data_type() {
-        DataType::Utf8 => array.as_string::<i32>().value(row).into(),
-        DataType::Boolean => array.as_boolean().value(row).into(),
-        DataType::Binary => std::str::from_utf8(array.as_binary::<i32>().value(row))
-            .map_or(Value::Null, Value::from),
-        // A 32-bit 0.1 becomes 0.1, not 0.10000000149011612.
-        DataType::Float32 => {
-            let shortest = array.as_primitive::<Float32Type>().value(row).to_string();
-            float(shortest.parse().unwrap_or(f64::NAN))
+impl ParquetRows {
+    /// Converts a row of a batch to a JSON object.
+    fn row(&self, batch: &RecordBatch, row: usize) -> Result<FileRow, Error> {
+        let location = RowLocation::Row(self.rows);
+        let mut budget = Budget::new(self.limit, self.are_all_needed);
+        let mut fields = Map::new();
+        for (field, array) in batch.schema().fields().iter().zip(batch.columns()) {
+            let name = field.name();
+            let own = self.schema.field_with_name(name).map(Field::data_type);
+            let own = own.unwrap_or(array.data_type());
+            let cell = value(array, row, own, &mut budget).map_err(|problem| match problem {
+                CellProblem::TooLong => row_too_long(&self.path, location, self.limit, ""),
+                CellProblem::NotText(bytes) => {
+                    let location = format!("{location}: column `{name}`");
+                    utf8_error(&self.path, &location, &bytes)
+                }
+                CellProblem::Unreadable(why) => {
+                    row_error(&self.path, location, format!("column `{name}`: {why}"))
+                }
+            })?;
+            fields.insert(name.clone(), cell);
         }
-        DataType::Float64 => float(array.as_primitive::<Float64Type>().value(row)),
-        DataType::List(_) => elements(&array.as_list::<i32>().value(row)),
-        DataType::Struct(fields) => {
-            let fields = fields.iter().zip(array.as_struct().columns());
-            let present = fields.filter(|(_, cells)| cells.is_valid(row));
-            let cells = present.map(|(field, cells)| (field.name().clone(), value(cells, row)));
-            Value::Object(cells.collect())
-        }
-        kind => {
-            let text = array_value_to_string(array, row).unwrap_or_default();
-            match text.parse::<Number>() {
-                Ok(number) if kind.is_integer() => Value::Number(number),
-                _ => Value::String(text),
-            }
-        }
+        Ok(FileRow {
+            location,
+            bytes: budget.used(),
+            fields,
+        })
     }
 }

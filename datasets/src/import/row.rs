@@ -4,6 +4,8 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
+use super::answers::answers;
+use super::column_path::{beside, listed, lookup, names};
 use super::file::row_error;
 use super::settings::{AnswerSource, ImportSettings, TOOLS};
 use crate::chat;
@@ -16,39 +18,44 @@ pub(super) type RowIterator = Box<dyn Iterator<Item = Result<FileRow, Error>>>;
 /// A row of a file as JSON.
 pub(super) struct FileRow {
     pub(super) location: RowLocation,
+    /// Length of the row in the file.
+    pub(super) bytes: usize,
     pub(super) fields: Map<String, Value>,
 }
 
 impl FileRow {
-    /// Returns the prompt of the row, and its answer if it has one.
+    /// Returns the prompt of the row, and its answers if it has some. `path` is the file of the row.
     pub(super) fn read(
         &self,
+        path: &Path,
         settings: &ImportSettings,
-    ) -> Result<(Prompt, Option<Message>), Error> {
-        let fields = FieldReader {
-            path: settings.path.as_path(),
-            row: self,
-        };
+    ) -> Result<(Prompt, Vec<Message>), Error> {
+        let fields = FieldReader { path, row: self };
         let columns = &settings.columns;
         let (mut tools, mut reference) = (None, None);
-        let (mut messages, answer) = if let Some(column) = &columns.messages {
-            tools = fields.tools()?;
-            fields.conversation(column)?
+        let (mut messages, answers) = if let Some(column) = &columns.messages {
+            tools = fields.tools(column)?;
+            let (messages, answer) = fields.conversation(column)?;
+            (messages, Vec::from_iter(answer))
         } else if let Some(instruction) = &columns.instruction {
             let mut message = fields.question(instruction)?;
             if let Some(input) = fields.optional_text(columns.input.as_deref(), false)? {
                 message.content = format!("{}\n\n{input}", message.content);
             }
-            let answer = fields.optional_text(columns.output.as_deref(), true)?;
-            (vec![message], answer.map(assistant_message))
+            let output = columns.output.as_deref();
+            let answers = output.map(|column| fields.answers(column)).transpose()?;
+            (vec![message], answers.unwrap_or_default())
         } else {
             let question = columns.question.as_ref().or(columns.text.as_ref());
             let message = fields.question(question.map_or("", String::as_str))?;
-            let column = columns.answer.as_ref();
-            reference = column.map(|column| fields.reference(column)).transpose()?;
-            let is_given = settings.answers == AnswerSource::Given;
-            let answer = (reference.as_deref()).filter(|text| is_given && !text.trim().is_empty());
-            (vec![message], answer.map(assistant_message))
+            let mut answers = Vec::new();
+            if let Some(column) = &columns.answer {
+                (reference, answers) = fields.references(column)?;
+            }
+            if settings.answers != AnswerSource::Given {
+                answers.clear();
+            }
+            (vec![message], answers)
         };
         let first = messages.first().map(|message| message.role);
         if let Some(system) = &settings.system
@@ -61,12 +68,8 @@ impl FileRow {
             group: group.map(str::to_owned),
             ..Prompt::new(messages, tools, reference, fields.source())
         };
-        Ok((prompt, answer))
+        Ok((prompt, answers))
     }
-}
-
-fn assistant_message(text: &str) -> Message {
-    Message::text(Role::Assistant, text)
 }
 
 /// Access to the fields of a row, with its location for errors.
@@ -88,10 +91,8 @@ impl<'a> FieldReader<'a> {
 
     fn get(&self, column: &str) -> Result<&'a Value, Error> {
         let fields = &self.row.fields;
-        fields.get(column).ok_or_else(|| {
-            let present = fields.keys().map(String::as_str);
-            missing_column(self.path, self.row.location, column, present)
-        })
+        lookup(fields, column)
+            .ok_or_else(|| missing_column(self.path, self.row.location, column, &names(fields)))
     }
 
     fn conversation(&self, column: &str) -> Result<(Vec<Message>, Option<Message>), Error> {
@@ -99,9 +100,13 @@ impl<'a> FieldReader<'a> {
             .map_err(|why| self.column_error(column, &format!(": {why}")))
     }
 
-    fn tools(&self) -> Result<Option<String>, Error> {
-        let tools = self.row.fields.get(TOOLS).map(chat::tools).transpose();
-        let tools = tools.map_err(|why| self.column_error(TOOLS, &format!(": {why}")))?;
+    /// Returns the tools beside a column of messages.
+    fn tools(&self, messages: &str) -> Result<Option<String>, Error> {
+        let column = beside(messages, TOOLS);
+        let tools = lookup(&self.row.fields, &column)
+            .map(chat::tools)
+            .transpose();
+        let tools = tools.map_err(|why| self.column_error(&column, &format!(": {why}")))?;
         Ok(tools.flatten())
     }
 
@@ -113,12 +118,23 @@ impl<'a> FieldReader<'a> {
         }
     }
 
-    fn reference(&self, column: &str) -> Result<String, Error> {
-        match self.get(column)? {
-            Value::String(text) => Ok(text.clone()),
-            Value::Number(number) => Ok(number.to_string()),
-            other => Err(self.type_error(column, other, "a string or a number")),
+    /// Returns the answers of a column, which may be none.
+    fn answers(&self, column: &str) -> Result<Vec<Message>, Error> {
+        answers(self.get(column)?).map_err(|why| self.column_error(column, &why))
+    }
+
+    /// Returns the reference of a question, which is the first of its answers, and the answers.
+    fn references(&self, column: &str) -> Result<(Option<String>, Vec<Message>), Error> {
+        let value = self.get(column)?;
+        if value.is_null() {
+            return Err(self.type_error(column, value, "a string or a number"));
         }
+        let answers = self.answers(column)?;
+        let reference = match value {
+            Value::String(text) => Some(text.clone()),
+            _ => answers.first().map(|first| first.content.clone()),
+        };
+        Ok((reference, answers))
     }
 
     /// Returns the text of a column that may be null or empty. If it is not `required`, it may also be absent.
@@ -132,7 +148,7 @@ impl<'a> FieldReader<'a> {
         };
         let value = match required {
             true => Some(self.get(column)?),
-            false => self.row.fields.get(column),
+            false => lookup(&self.row.fields, column),
         };
         match value {
             None | Some(Value::Null) => Ok(None),
@@ -153,21 +169,16 @@ impl<'a> FieldReader<'a> {
 }
 
 /// Returns the error for an absent column. `present` are the columns that exist.
-pub(super) fn missing_column<'a>(
+pub(super) fn missing_column(
     path: &Path,
     location: RowLocation,
     column: &str,
-    present: impl Iterator<Item = &'a str>,
+    present: &[String],
 ) -> Error {
-    let names: Vec<String> = present.map(|name| format!("`{name}`")).collect();
-    let present = match names.is_empty() {
-        true => "no columns at all".into(),
-        false => names.join(", "),
-    };
     Error::MissingColumn {
         path: path.to_path_buf(),
         location,
         column: column.into(),
-        present,
+        present: listed(present),
     }
 }

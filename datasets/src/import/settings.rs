@@ -5,15 +5,18 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::range::{Count, FilePath, Optional};
+use super::column_path::beside;
+use crate::limits::ROW_BYTES;
+use crate::range::{Amount, Count, FilePath, Optional};
 
 /// `[import]`
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ImportSettings {
-    /// File of prompts: JSONL, JSON, CSV, TSV (each also as `.gz`) or Parquet, according to the end of the name. A file
-    /// of a data set of the Hugging Face Hub is written `hf://datasets/org/name/data/train.parquet`, with a branch, tag or
-    /// commit `hf://datasets/org/name@main/…`.
+    /// File of prompts: JSONL, JSON, CSV, TSV (each also as `.gz` or `.zst`) or Parquet, according to the end of the name.
+    /// A folder, or a pattern such as `data/train-*.parquet`, stands for all its files of one format, in the order of
+    /// their names. A file of a data set of the Hugging Face Hub is written `hf://datasets/org/name/data/train.parquet`,
+    /// with a branch, tag or commit `hf://datasets/org/name@main/…`.
     pub path: FilePath,
     /// Number of prompts to read, from the start of the file. Default: all prompts.
     #[serde(with = "Optional::<Count>", default)]
@@ -25,6 +28,52 @@ pub struct ImportSettings {
     /// Source of the answers that the student learns from.
     #[serde(default)]
     pub answers: AnswerSource,
+    /// Character between the cells of a CSV or TSV file, such as `";"`. Default: a tab for `.tsv`; for `.csv` the one of
+    /// `,`, `;`, tab and `|` that the header and the first rows agree on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub delimiter: Option<Delimiter>,
+    /// Longest row in bytes: a line of JSONL, an object of a JSON array, a record of CSV, or the needed cells of a row of
+    /// Parquet. A longer row is an error, so that no file can fill the memory.
+    #[serde(with = "Amount", default = "row_bytes")]
+    #[schemars(default = "row_bytes")]
+    pub max_row_bytes: usize,
+}
+
+fn row_bytes() -> usize {
+    ROW_BYTES
+}
+
+/// A character between the cells of a CSV file: one of ASCII that is not a quote, a line end or NUL.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(try_from = "char", into = "char")]
+#[schemars(with = "char")]
+pub struct Delimiter(u8);
+
+impl Delimiter {
+    pub(super) fn byte(self) -> u8 {
+        self.0
+    }
+}
+
+impl TryFrom<char> for Delimiter {
+    type Error = &'static str;
+
+    fn try_from(delimiter: char) -> Result<Delimiter, &'static str> {
+        match u8::try_from(delimiter) {
+            Ok(byte) if byte.is_ascii() && !matches!(byte, b'"' | b'\r' | b'\n' | 0) => {
+                Ok(Delimiter(byte))
+            }
+            _ => Err(
+                "the delimiter is not one character of ASCII\nhint: set one, such as \";\" or \"\\t\"",
+            ),
+        }
+    }
+}
+
+impl From<Delimiter> for char {
+    fn from(delimiter: Delimiter) -> char {
+        delimiter.0.into()
+    }
 }
 
 impl ImportSettings {
@@ -36,6 +85,8 @@ impl ImportSettings {
             columns,
             system: None,
             answers: AnswerSource::Teacher,
+            delimiter: None,
+            max_row_bytes: ROW_BYTES,
         }
     }
 }
@@ -52,7 +103,8 @@ pub enum AnswerSource {
 }
 
 /// `columns` of `[import]`: exactly one of `text`, `question`, `messages` or `instruction`, and the
-/// columns beside it.
+/// columns beside it. A dot leads into an object: `data.question` is `question` in the column `data`, unless a column has
+/// the whole name.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Columns {
@@ -62,7 +114,8 @@ pub struct Columns {
     /// Column with a question, which becomes one user message.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub question: Option<String>,
-    /// Column with the reference answer to `question`: a text or a number.
+    /// Column with the reference answer to `question`: a text, a number, or a list of several answers, of which the first is
+    /// the reference.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub answer: Option<String>,
     /// Column with the group that a row belongs to; it may be null or empty. The report gives the accuracy of each
@@ -80,7 +133,8 @@ pub struct Columns {
     /// in any row.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub input: Option<String>,
-    /// Column with the answer to `instruction`. A row in which it is null or empty has no answer.
+    /// Column with the answer to `instruction`, or a list of several answers: texts, messages of the assistant, or objects
+    /// with `text`, `content` or `answer`. A row in which it is null or empty has no answer.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub output: Option<String>,
 }
@@ -154,9 +208,9 @@ impl Columns {
     }
 
     /// Returns the columns that a row may have.
-    pub(super) fn optional(&self) -> impl Iterator<Item = &str> {
-        let tools = self.messages.as_ref().map(|_| TOOLS);
-        self.input.as_deref().into_iter().chain(tools)
+    pub(super) fn optional(&self) -> impl Iterator<Item = String> {
+        let tools = self.messages.as_ref().map(|column| beside(column, TOOLS));
+        self.input.clone().into_iter().chain(tools)
     }
 }
 

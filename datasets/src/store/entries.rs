@@ -48,7 +48,8 @@ impl Tally {
 
 /// Entries of an ordered list of units, in a journal and in folders that were published before.
 pub struct Store<T> {
-    journal: Journal,
+    /// The journal; `None` if the entries are only counted.
+    journal: Option<Journal>,
     folders: Vec<PublishedFolder<T>>,
     /// Position of each unit's entry, by ordinal.
     positions: Vec<Position>,
@@ -66,6 +67,29 @@ impl<T: StoredRecord> Store<T> {
     /// As [`Journal::open`] and [`Journal::read`].
     pub fn open(path: &Path, index: &UnitIndex) -> Result<Store<T>, Error> {
         let (journal, spans) = Journal::open(path)?;
+        Store::of_journal(Some(journal), spans, index)
+    }
+
+    /// Counts the units that the journal at `path` has, if it exists. Nothing is written, and no entry can be read or
+    /// added; published folders can be counted too.
+    ///
+    /// # Errors
+    /// As [`Journal::open`] and [`Journal::read`].
+    pub fn counted(path: &Path, index: &UnitIndex) -> Result<Store<T>, Error> {
+        if !path.exists() {
+            return Store::of_journal(None, Vec::new(), index);
+        }
+        let (journal, spans) = Journal::look(path)?;
+        let mut store = Store::of_journal(Some(journal), spans, index)?;
+        store.journal = None;
+        Ok(store)
+    }
+
+    fn of_journal(
+        journal: Option<Journal>,
+        spans: Vec<FrameSpan>,
+        index: &UnitIndex,
+    ) -> Result<Store<T>, Error> {
         let mut store = Store {
             journal,
             folders: Vec::new(),
@@ -82,7 +106,7 @@ impl<T: StoredRecord> Store<T> {
     }
 
     fn replay(&mut self, span: FrameSpan, index: &UnitIndex) -> Result<(), Error> {
-        let entries = match self.journal.read::<Frame<T>>(span)? {
+        let entries = match self.journal()?.read::<Frame<T>>(span)? {
             Frame::Provenance(provenance) => {
                 let number = self.provenance_index(&provenance);
                 self.provenance_from.push((span.offset, number));
@@ -98,6 +122,10 @@ impl<T: StoredRecord> Store<T> {
             }
         }
         Ok(())
+    }
+
+    fn journal(&mut self) -> Result<&mut Journal, Error> {
+        self.journal.as_mut().ok_or(Error::StoreCounted)
     }
 
     /// Notes the position of an entry. A record is never replaced; a failure gives way to any later entry.
@@ -144,12 +172,12 @@ impl<T: StoredRecord> Store<T> {
 
     /// Length of the journal in bytes.
     pub fn journal_bytes(&self) -> u64 {
-        self.journal.bytes()
+        self.journal.as_ref().map_or(0, Journal::bytes)
     }
 
     /// Number of bytes of a torn last frame that were cut off when the journal was opened.
     pub fn cut_bytes(&self) -> u64 {
-        self.journal.cut_bytes()
+        self.journal.as_ref().map_or(0, Journal::cut_bytes)
     }
 
     fn state(&self, ordinal: u32) -> UnitState {
@@ -199,7 +227,7 @@ impl<T: StoredRecord> Store<T> {
         let current = self.provenance_from.last().map(|(_, current)| *current);
         if current != Some(number) {
             let frame = Frame::<T>::Provenance(provenance.clone());
-            let span = self.journal.append(&frame)?;
+            let span = self.journal()?.append(&frame)?;
             self.provenance_from.push((span.offset, number));
         }
         let mut entries = entries.into_iter().peekable();
@@ -207,7 +235,7 @@ impl<T: StoredRecord> Store<T> {
             let (ordinals, entries): (Vec<u32>, Vec<Entry<T>>) =
                 entries.by_ref().take(FRAME_ENTRIES).unzip();
             let frame = Frame::Entries(entries);
-            let span = self.journal.append(&frame)?;
+            let span = self.journal()?.append(&frame)?;
             let Frame::Entries(entries) = frame else {
                 continue;
             };
@@ -241,7 +269,8 @@ impl<T: StoredRecord> Store<T> {
                     .checked_sub(1)
                     .and_then(|at| self.provenance_from.get(at));
                 let (_, number) = *number.ok_or(Error::StoreChanged)?;
-                (self.frames.take(&mut self.journal, offset, row)?, number)
+                let journal = self.journal.as_mut().ok_or(Error::StoreCounted)?;
+                (self.frames.take(journal, offset, row)?, number)
             }
         };
         if let Ok(record) = &mut entry {
@@ -311,7 +340,7 @@ impl Store<Answer> {
     }
 
     /// Copies the failures of a published folder into the journal, for units that have no entry yet, so that these units
-    /// are not asked for again.
+    /// are not asked for again. A store that only counts notes them.
     ///
     /// # Errors
     /// As [`read_shard`](crate::read_shard) and [`Store::add`].
@@ -325,7 +354,10 @@ impl Store<Answer> {
         for failed in FolderRows::<Failed>::open(failures)? {
             let failed = failed?;
             let ordinal = index.find(&failed.prompt_id, failed.sample_index);
-            if let Some(ordinal) = ordinal.filter(|at| self.state(*at) == UnitState::Missing) {
+            let ordinal = ordinal.filter(|at| self.state(*at) == UnitState::Missing);
+            if let (Some(ordinal), None) = (ordinal, &self.journal) {
+                self.note(ordinal, &Err(failed), 0, 0)?;
+            } else if let Some(ordinal) = ordinal {
                 entries.push((ordinal, Err(failed)));
             }
             if entries.len() == FAILURES_AT_A_TIME {

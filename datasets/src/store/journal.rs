@@ -2,9 +2,10 @@
 //!
 //! Layout: the 8 bytes `PSTJRNL1`, then frames of u32 LE length, u32 LE CRC-32, payload (postcard). The CRC covers the
 //! length and the payload. A crash can tear only the last frame, so a broken end is cut off when the journal is opened.
-//! A broken frame that is followed by a whole one is damage of another kind and an error: a cut would lose records.
+//! A broken frame that is followed by a whole one is damage of another kind and an error: a cut would lose records. So is
+//! a last frame of the right length without its CRC, unless its end is zeros, as a file system may leave it.
 
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{File, TryLockError};
 use std::io::{BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
@@ -12,7 +13,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::error::Error;
-use crate::manifest::sync_parent;
+use crate::files::sync_parent;
+use crate::private::private_file;
 
 /// First bytes of a journal: name and version of the layout.
 const MAGIC: [u8; 8] = *b"PSTJRNL1";
@@ -20,6 +22,10 @@ const MAGIC: [u8; 8] = *b"PSTJRNL1";
 const HEADER_BYTES: u64 = 8;
 /// Number of bytes that are read at a time while a file is scanned, however long its frames are.
 const BLOCK_BYTES: usize = 1 << 16;
+/// Largest number of bytes that a disk writes as a whole or not at all.
+const SECTOR_BYTES: u64 = 512;
+/// Number of zeros from which the end of a frame counts as a sector that was not written.
+const OWN_ZEROS: usize = 8;
 
 /// Position and length of a record in its journal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,10 +58,11 @@ impl Journal {
     ///
     /// # Errors
     /// [`Error::JournalInUse`]; [`Error::NotAJournal`] if the file is something else, in which case the file is not
-    /// changed; [`Error::JournalDamaged`] if a broken frame is followed by whole ones; [`Error::Io`].
+    /// changed; [`Error::JournalDamaged`] if a broken frame is followed by whole ones; [`Error::JournalEndDamaged`] if the
+    /// last frame is broken and not torn; [`Error::Io`].
     pub fn open(path: &Path) -> Result<(Journal, Vec<FrameSpan>), Error> {
         let new = !path.exists();
-        let mut options = OpenOptions::new();
+        let mut options = private_file();
         options.read(true).write(true).create(true).truncate(false);
         let file = options.open(path).map_err(Error::io("open", path))?;
         match file.try_lock() {
@@ -88,6 +95,24 @@ impl Journal {
                 .cut()
                 .map_err(Error::io("cut the torn end of", path))?;
         }
+        Ok((journal, spans))
+    }
+
+    /// Opens a journal to read it: it is neither created nor locked, and a torn last frame is left as it is.
+    ///
+    /// # Errors
+    /// As [`Journal::open`].
+    pub(crate) fn look(path: &Path) -> Result<(Journal, Vec<FrameSpan>), Error> {
+        let file = File::open(path).map_err(Error::io("open", path))?;
+        let length = file.metadata().map_err(Error::io("read", path))?.len();
+        let spans = scan(&file, path, length)?;
+        let journal = Journal {
+            path: path.to_path_buf(),
+            file,
+            end: spans.last().map_or(MAGIC.len() as u64, |span| span.end()),
+            frames: spans.len(),
+            cut_bytes: 0,
+        };
         Ok((journal, spans))
     }
 
@@ -263,7 +288,37 @@ fn scan(file: &File, path: &Path, length: u64) -> Result<Vec<FrameSpan>, Error> 
             next,
         });
     }
+    if offset < length && !is_torn(file, offset).map_err(Error::io("read", path))? {
+        return Err(Error::JournalEndDamaged {
+            path: path.to_path_buf(),
+            offset,
+            frames: spans.len(),
+        });
+    }
     Ok(spans)
+}
+
+/// Whether the bytes from `offset` to the end can be what a crash left of a frame. They cannot if they are a whole frame
+/// but for damaged bytes: with the right length and another CRC, or with the right CRC and another length.
+fn is_torn(mut file: &File, offset: u64) -> std::io::Result<bool> {
+    let mut tail = Vec::new();
+    file.seek(SeekFrom::Start(offset))?;
+    file.read_to_end(&mut tail)?;
+    let Some((header, payload)) = tail.split_first_chunk::<{ HEADER_BYTES as usize }>() else {
+        return Ok(true);
+    };
+    let [a, b, c, d, ..] = *header;
+    let Ok(len) = u32::try_from(payload.len()) else {
+        return Ok(true);
+    };
+    if *header == header_of(u32::from_le_bytes([a, b, c, d]), crc(len, payload)) {
+        return Ok(false);
+    }
+    // A sector that never reached the disk reads as zeros. A few zeros may be a record's own.
+    let last_sector = (offset + tail.len() as u64 - 1) / SECTOR_BYTES * SECTOR_BYTES;
+    let lost = tail.get(last_sector.saturating_sub(offset) as usize..);
+    let is_zero = |lost: &[u8]| lost.len() >= OWN_ZEROS && lost.iter().all(|byte| *byte == 0);
+    Ok(lost.is_some_and(is_zero) || u32::from_le_bytes([a, b, c, d]) != len)
 }
 
 /// Reads the frame at `offset`, which is the reader's position, and returns its span if the frame is whole and its CRC
@@ -459,7 +514,7 @@ mod tests {
         }
     }
 
-    /// A flipped byte in the last frame looks like a torn write; anywhere before it is an error that changes nothing.
+    /// A flipped byte is an error that changes nothing, wherever it is.
     #[test]
     fn a_flipped_byte_is_found_wherever_it_is() {
         let dir = tempfile::tempdir().unwrap();
@@ -478,7 +533,10 @@ mod tests {
                     (Err(Error::NotAJournal { .. }), None) => {
                         assert_eq!(fs::read(&path).unwrap(), damaged)
                     }
-                    (Ok((_, found)), Some(3)) => assert_eq!(found, spans[..3]),
+                    (Err(Error::JournalEndDamaged { offset, frames, .. }), Some(3)) => {
+                        assert_eq!((offset, frames), (spans[3].offset, 3));
+                        assert_eq!(fs::read(&path).unwrap(), damaged);
+                    }
                     (
                         Err(Error::JournalDamaged {
                             offset,
@@ -496,6 +554,33 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// A file system may leave zeros where a sector was not written. The record was not synced, so it did not count.
+    #[test]
+    fn a_last_frame_whose_end_is_zeros_is_cut() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("journal");
+        let record: Vec<u8> = (0..2000).map(|i| (i % 251) as u8 | 1).collect();
+        let spans = journal_of(&path, &[record.clone(), record]);
+        let bytes = fs::read(&path).unwrap();
+        for sectors in 1..4 {
+            let mut lost = bytes.clone();
+            let from = (bytes.len() / 512 + 1 - sectors) * 512;
+            lost[from..].fill(0);
+            fs::write(&path, lost).unwrap();
+            assert_eq!(
+                Journal::open(&path).unwrap().1,
+                spans[..1],
+                "{sectors} sectors"
+            );
+        }
+        let mut damaged = bytes;
+        damaged[3000] ^= 4;
+        fs::write(&path, &damaged).unwrap();
+        let message = Journal::open(&path).unwrap_err().to_string();
+        assert!(message.contains("its last record is complete"), "{message}");
+        assert_eq!(fs::read(&path).unwrap(), damaged);
     }
 
     #[test]
@@ -547,7 +632,11 @@ mod tests {
             fs::write(&path, &bytes).unwrap();
             match read_all(&path) {
                 Ok(read) => prop_assert!(records.starts_with(&read)),
-                Err(Error::JournalDamaged { .. } | Error::NotAJournal { .. }) => {
+                Err(
+                    Error::JournalDamaged { .. }
+                    | Error::JournalEndDamaged { .. }
+                    | Error::NotAJournal { .. },
+                ) => {
                     prop_assert_eq!(fs::read(&path).unwrap(), bytes);
                 }
                 Err(other) => return Err(TestCaseError::fail(other.to_string())),

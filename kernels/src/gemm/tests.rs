@@ -109,3 +109,26 @@ fn a_product_over_no_steps_is_zero() {
     gemm(&mut out, 3, a, b, false, Threads::All);
     assert_eq!(out, [0.0; 6]);
 }
+
+/// Few enough steps for Miri, which `scripts/sanitize.sh` runs this test with.
+#[test]
+fn small_products_on_one_thread() {
+    for (m, n, k) in [(1, 1, 1), (2, 5, 3), (7, 9, 4), (13, 3, 2), (3, 4, 0)] {
+        let (a, b) = (numbers(m * k, 1), numbers(k * n, 2));
+        let before = numbers(m * n, 3);
+        for a in both_layouts(m, k, &a) {
+            for b in both_layouts(k, n, &b) {
+                for (add, start) in [(true, before.clone()), (false, vec![0.0; m * n])] {
+                    let mut out = before.clone();
+                    gemm(&mut out, n, a, b, add, Threads::One);
+                    assert_eq!(out, chains(&start, a, b), "{m} {n} {k}");
+                }
+            }
+        }
+        let (x, weight) = (Matrix::new(&a, m, k), Matrix::new(&b, n, k));
+        let write = |out: &mut _| multiply_by_weights(x, [WeightOutput { weight, out }]);
+        // SAFETY: the product writes all of its output.
+        let out = unsafe { vec_written_by(m * n, write) };
+        assert_eq!(out, chains(&vec![0.0; m * n], x, weight.transposed()));
+    }
+}

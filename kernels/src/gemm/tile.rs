@@ -37,9 +37,16 @@ pub(super) unsafe fn tile<S: Simd, const ROWS: usize, const VECTORS: usize>(simd
         return;
     }
     // A tile at the edge of C is computed in a buffer of its own and copied.
+    assert!(
+        ROWS * width <= MAX_TILE && tile.rows <= ROWS && tile.columns <= width,
+        "a tile of {} × {}",
+        tile.rows,
+        tile.columns
+    );
     let mut buffer = [0f32; MAX_TILE];
     let start = buffer.as_mut_ptr();
-    // SAFETY: only the tile's rows and columns of C are accessed; the buffer holds a whole tile.
+    // SAFETY: only the tile's rows and columns of C are accessed, which the caller guarantees. The buffer holds a whole tile
+    // and is not C, so the copies do not overlap.
     unsafe {
         if tile.add {
             for row in 0..tile.rows {
@@ -71,7 +78,8 @@ pub(super) unsafe fn whole_tile<S: Simd, const ROWS: usize, const VECTORS: usize
 ) {
     let lanes = S::F32_LANES;
     let mut sums = [[simd.splat_f32s(0.0); VECTORS]; ROWS];
-    // SAFETY: all pointers stay within the memory that the caller guarantees.
+    // SAFETY: C is accessed in ROWS rows of VECTORS vectors, A at k steps of ROWS rows and B at k steps of VECTORS vectors,
+    // which the caller guarantees. No access needs an alignment beyond that of f32.
     unsafe {
         if tile.add {
             for (row, sums) in sums.iter_mut().enumerate() {

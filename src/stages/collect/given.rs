@@ -4,17 +4,17 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{anyhow, bail};
-use potstill_datasets::{FolderRows, ImportSettings, Imported, Prompt, Provenance, hash_file};
+use potstill_datasets::{Completion, FolderRows, ImportSettings, Imported, Prompt, Provenance};
 use potstill_teacher::{AnswerRequest, GivenTeacher, Teacher};
 
 use crate::stages::{Context, import};
 
-/// Provenance of the answers of a file.
-pub(super) fn provenance(path: &Path) -> anyhow::Result<Provenance> {
+/// Provenance of the answers of a file or folder, whose content has this hash.
+pub(super) fn provenance(path: &Path, hash: String) -> Provenance {
     let name = path.file_name().unwrap_or_default();
-    Ok(Provenance {
+    Provenance {
         teacher: name.to_string_lossy().into_owned(),
-        revision: hash_file(path)?.sha256,
+        revision: hash,
         engine: "given".to_owned(),
         dtype: String::new(),
         tokenizer: String::new(),
@@ -22,7 +22,7 @@ pub(super) fn provenance(path: &Path) -> anyhow::Result<Provenance> {
         sampling: "{}".to_owned(),
         temperatures: Vec::new(),
         licence: None,
-    })
+    }
 }
 
 pub(super) fn teacher(provenance: Provenance) -> Teacher {
@@ -35,7 +35,7 @@ pub(super) fn teacher(provenance: Provenance) -> Teacher {
 /// A prompt without an answer; data that are not those of `prompts/`.
 pub(super) fn count(context: &Context) -> anyhow::Result<Vec<u32>> {
     let settings = import::settings_of(&context.run, context.limit)?;
-    let mut prompts = FolderRows::<Prompt>::open(&context.dir.path("prompts"))?;
+    let mut prompts = FolderRows::<Prompt>::open(&context.dir.verified("prompts")?)?;
     let mut samples: Vec<u32> = Vec::new();
     for row in import::rows(&context.run, &settings)? {
         let row = row?;
@@ -50,13 +50,13 @@ pub(super) fn count(context: &Context) -> anyhow::Result<Vec<u32>> {
             samples.push(0);
         }
         if let Some(samples) = samples.get_mut(row.prompt_number) {
-            *samples += u32::from(row.answer.is_some());
+            *samples += u32::try_from(row.answers.len())?;
         }
     }
     let Some(unanswered) = samples.iter().position(|samples| *samples == 0) else {
         return Ok(samples);
     };
-    let prompt = FolderRows::<Prompt>::open(&context.dir.path("prompts"))?.nth(unanswered);
+    let prompt = FolderRows::<Prompt>::open(&context.dir.verified("prompts")?)?.nth(unanswered);
     match prompt.transpose()? {
         Some(prompt) => Err(no_answer(&prompt)),
         None => Ok(samples),
@@ -78,20 +78,26 @@ pub(super) fn requests<'a>(
         })
         .collect();
     let rows = import::rows(&context.run, settings)?;
-    Ok(rows.filter_map(move |row| {
+    Ok(rows.flat_map(move |row| {
         let row = match row {
             Ok(row) => row,
-            Err(error) => return Some(Err(error)),
+            Err(error) => return vec![Err(error)],
         };
-        let given = row.answer?;
-        let ordinal = first_ordinals.get(row.prompt_number)? + given.sample_index;
-        let request = AnswerRequest {
-            ordinal,
-            prompt: Arc::new(row.prompt),
-            sample_index: given.sample_index,
-            given: Some(given),
+        let Some(first) = first_ordinals.get(row.prompt_number) else {
+            return Vec::new();
         };
-        Some(Ok((ordinal, request)))
+        let prompt = Arc::new(row.prompt);
+        let request = |given: Completion| {
+            let ordinal = first + given.sample_index;
+            let request = AnswerRequest {
+                ordinal,
+                prompt: prompt.clone(),
+                sample_index: given.sample_index,
+                given: Some(given),
+            };
+            Ok((ordinal, request))
+        };
+        row.answers.into_iter().map(request).collect()
     }))
 }
 

@@ -113,11 +113,13 @@ impl CollectSource {
 
     fn given(context: &Context) -> anyhow::Result<CollectSource> {
         let run = &context.run;
-        let path = import::source(run)?;
-        let provenance = given::provenance(&path)?;
-        // The columns say which text is the answer, and the prompts do not depend on that.
+        let files = import::source(run)?;
+        let path = run.settings.import.path.as_path();
+        let provenance = given::provenance(path, import::hash_of(&files)?);
+        // The columns say which text is the answer, and the prompts do not depend on that. The name of the file is not
+        // part of the settings: a file may be renamed.
         let settings = json!({
-            "given": provenance.teacher,
+            "given": true,
             "columns": settings_of(&run.settings.import.columns)?,
             "reasoning": settings_of(&run.settings.collect.reasoning)?,
         });
@@ -140,6 +142,11 @@ impl CollectSource {
         }
     }
 
+    /// Whether the data has the answers.
+    pub(super) fn is_given(&self) -> bool {
+        matches!(self.kind, SourceKind::Given)
+    }
+
     /// The plan of the published stage.
     pub(super) fn plan(&self, context: &Context, prompts: String) -> StagePlan {
         let mut inputs = self.inputs.clone();
@@ -156,8 +163,7 @@ impl CollectSource {
 
     fn outputs(&self, context: &Context) -> Vec<&'static str> {
         let mut outputs = Vec::new();
-        let is_given = matches!(self.kind, SourceKind::Given);
-        if context.run.settings.collect.signals.is_some() && !is_given {
+        if context.run.settings.collect.signals.is_some() && !self.is_given() {
             outputs.push("signals");
         }
         if matches!(self.kind, SourceKind::Http) {
@@ -207,7 +213,7 @@ impl CollectSource {
 
     /// Counts the answers of the data, where the source is the data.
     pub(super) fn count_given(&mut self, context: &Context) -> anyhow::Result<()> {
-        if matches!(self.kind, SourceKind::Given) {
+        if self.is_given() {
             self.samples = Samples::PerPrompt(given::count(context)?);
         }
         Ok(())
@@ -216,7 +222,7 @@ impl CollectSource {
     /// Opens a local teacher, after a check that every prompt fits into its context.
     pub(super) fn prepare(&mut self, context: &Context) -> anyhow::Result<()> {
         if let SourceKind::Local(folder) = &self.kind {
-            let prompts = FolderRows::open(&context.dir.path("prompts"))?;
+            let prompts = FolderRows::open(&context.dir.verified("prompts")?)?;
             let checked = local::check_prompts(&context.run, folder, prompts)?;
             if let Some(text) = checked.bos_problem {
                 context.console.emit(&Event::Warning { text });

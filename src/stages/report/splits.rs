@@ -19,7 +19,7 @@ pub(super) fn splits(context: &Context) -> anyhow::Result<SplitFacts> {
             sequences: size.sequences,
         });
     }
-    let folder = context.dir.path("near_duplicates");
+    let folder = context.dir.verified("near_duplicates")?;
     let rows = FolderRows::<NearDuplicate>::open(&folder)?;
     let mut found: Vec<NearDuplicate> = rows.collect::<Result<_, _>>()?;
     found.sort_by_key(|near| near.split != Split::Test);
@@ -37,7 +37,7 @@ fn similar(context: &Context, found: &[NearDuplicate]) -> anyhow::Result<Vec<Sim
     if found.is_empty() {
         return Ok(Vec::new());
     }
-    let prompts = import::published_by_id(&context.dir.path("prompts"))?;
+    let prompts = import::published_by_id(&context.dir.verified("prompts")?)?;
     let text = |id: &str| prompts.get(id).map_or_else(String::new, text);
     let similar = found.iter().map(|near| SimilarPrompts {
         split: near.split,

@@ -171,7 +171,76 @@ fn a_checkpoint_of_other_settings_and_a_damaged_one_are_errors() {
         .unwrap_err()
         .to_string();
     assert!(
-        error.contains("optimizer.safetensors") && error.contains("the one before"),
+        error.contains("optimizer.safetensors") && error.contains("the checkpoint before it"),
+        "{error}"
+    );
+}
+
+/// Bits that are flipped at positions all over each file of a checkpoint are named, and without that checkpoint the
+/// training ends in the same weights.
+#[test]
+fn a_flipped_bit_in_a_checkpoint_is_named_and_training_resumes_from_the_one_before() {
+    let data = signals(9, 47, 31);
+    let whole_dir = tempfile::tempdir().unwrap();
+    let whole = run(whole_dir.path(), &data, Arm::Student, &settings(), 0).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    run(dir.path(), &data, Arm::Student, &settings(), 3).unwrap();
+    let newest = dir.path().join("checkpoints/step-00000003");
+    let resume = || run(dir.path(), &data, Arm::Student, &settings(), 0);
+    let refused = |name: &str| {
+        let error = resume().unwrap_err().to_string();
+        assert!(error.contains(&format!("step-00000003/{name}")), "{error}");
+        assert!(error.contains("hint: remove the folder "), "{error}");
+    };
+    let mut files = 0;
+    for entry in std::fs::read_dir(&newest).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+        let bytes = std::fs::read(&path).unwrap();
+        let bits = bytes.len() * 8;
+        for position in 0..12 {
+            // Bits of white space in `files.json` change nothing, so its positions are those of letters.
+            let bit = (position * bits / 12 + 37 * position) % bits;
+            let mut damaged = bytes.clone();
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            if name == "files.json" && bytes[bit / 8].is_ascii_whitespace() {
+                continue;
+            }
+            std::fs::write(&path, damaged).unwrap();
+            refused(&name);
+        }
+        std::fs::write(&path, &bytes[..bytes.len() - 3]).unwrap();
+        refused(&name);
+        std::fs::remove_file(&path).unwrap();
+        refused(&name);
+        std::fs::write(&path, bytes).unwrap();
+        files += 1;
+    }
+    assert!(files >= 5, "{files}");
+    std::fs::write(newest.join("model.safetensors.index.json"), "{}").unwrap();
+    refused("model.safetensors.index.json");
+    std::fs::remove_dir_all(&newest).unwrap();
+    assert_eq!(bits(&resume().unwrap().model), bits(&whole.model));
+}
+
+#[test]
+fn a_flipped_bit_in_the_metrics_of_earlier_steps_is_named() {
+    let data = signals(9, 47, 31);
+    let dir = tempfile::tempdir().unwrap();
+    run(dir.path(), &data, Arm::Student, &settings(), 3).unwrap();
+    let path = dir.path().join("metrics.jsonl");
+    let bytes = std::fs::read(&path).unwrap();
+    for bit in (0..bytes.len() * 8).step_by(101) {
+        let mut damaged = bytes.clone();
+        damaged[bit / 8] ^= 1 << (bit % 8);
+        std::fs::write(&path, damaged).unwrap();
+        let error = run(dir.path(), &data, Arm::Student, &settings(), 0).unwrap_err();
+        assert!(error.to_string().contains("metrics.jsonl:"), "{error}");
+    }
+    std::fs::write(&path, &bytes[..bytes.len() - 5]).unwrap();
+    let error = run(dir.path(), &data, Arm::Student, &settings(), 0).unwrap_err();
+    assert!(
+        error.to_string().contains("metrics.jsonl was cut short"),
         "{error}"
     );
 }

@@ -133,15 +133,17 @@ impl TokenUsage {
     /// Tokens of prompt and answer.
     #[must_use]
     pub fn total(&self) -> u64 {
-        self.prompt_tokens + self.completion_tokens
+        self.prompt_tokens.saturating_add(self.completion_tokens)
     }
 
     pub(super) fn plus(&self, other: &TokenUsage) -> TokenUsage {
         TokenUsage {
-            prompt_tokens: self.prompt_tokens + other.prompt_tokens,
-            cached_tokens: self.cached_tokens + other.cached_tokens,
-            completion_tokens: self.completion_tokens + other.completion_tokens,
-            reasoning_tokens: self.reasoning_tokens + other.reasoning_tokens,
+            prompt_tokens: self.prompt_tokens.saturating_add(other.prompt_tokens),
+            cached_tokens: self.cached_tokens.saturating_add(other.cached_tokens),
+            completion_tokens: self
+                .completion_tokens
+                .saturating_add(other.completion_tokens),
+            reasoning_tokens: self.reasoning_tokens.saturating_add(other.reasoning_tokens),
         }
     }
 }
@@ -157,8 +159,10 @@ pub type PromptLogprobs = Vec<Option<Vec<(u32, f32)>>>;
 pub struct Response {
     /// The answer. Its `provenance` is 0. Its `usage` is the server's, or else what can be counted, or 0.
     pub completion: Completion,
-    /// Token counts that the server reports.
+    /// Token counts that the server reports; `None` if it reports none, or some that cannot be right.
     pub billed: Option<TokenUsage>,
+    /// Whether the server reports token counts that cannot be right, such as −5.
+    pub is_usage_implausible: bool,
     /// Token ids of the prompt, if the server gives them.
     pub prompt_token_ids: Option<Vec<u32>>,
     /// Distributions over the text of [`CallTask::Score`].
@@ -272,6 +276,8 @@ pub struct Failure {
     pub retry_after_seconds: Option<f64>,
     /// Token counts that the server reported before it failed.
     pub billed: Option<TokenUsage>,
+    /// Whether the server reported token counts that cannot be right, such as −5.
+    pub is_usage_implausible: bool,
 }
 
 impl Failure {
@@ -284,6 +290,7 @@ impl Failure {
             message: message.into(),
             retry_after_seconds: None,
             billed: None,
+            is_usage_implausible: false,
         }
     }
 }
@@ -296,6 +303,8 @@ pub enum ChargeBasis {
     Reported,
     /// The whole reservation, since the server may have worked and did not report a count.
     Reserved,
+    /// The whole reservation, since the server's own count cannot be right.
+    Implausible,
     /// No charge, since the server refused before it worked.
     Nothing,
 }

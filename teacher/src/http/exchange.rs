@@ -120,6 +120,47 @@ async fn parse(
     }
 }
 
+/// The bytes of a server's reply, for [`decode_reply`].
+#[derive(Debug, Clone, Copy)]
+pub struct ReplyBytes<'a> {
+    /// HTTP status.
+    pub status: u16,
+    /// Value of the header `Retry-After`.
+    pub retry_after: Option<&'a str>,
+    /// Whether the reply has the content type of server-sent events.
+    pub is_stream: bool,
+    /// The decompressed body, in the pieces that arrived.
+    pub chunks: &'a [&'a [u8]],
+}
+
+/// Decodes the reply to a request for `call`, as [`super::collect`] does for each reply that it receives. Nothing is sent
+/// or read. The dialect and the API are those of `settings`.
+///
+/// # Errors
+/// The typed failure of a reply that is no answer, whatever its bytes are.
+pub fn decode_reply(
+    settings: &RequestSettings,
+    call: &Call,
+    reply: ReplyBytes<'_>,
+) -> Result<Response, Failure> {
+    let is_success = (200..300).contains(&reply.status);
+    if is_success && settings.stream && reply.is_stream {
+        let mut stream = wire::Stream::new(settings, call);
+        let mut chunks = reply.chunks.iter();
+        let failure = chunks.find_map(|chunk| match stream.is_done() {
+            true => None,
+            false => stream.feed(chunk).err(),
+        });
+        return end_of_stream(stream, failure).result;
+    }
+    let body = reply.chunks.concat();
+    if is_success {
+        wire::parse(settings, call, &body)
+    } else {
+        Err(wire::failure(reply.status, reply.retry_after, &body))
+    }
+}
+
 async fn read_stream(
     client: &EndpointClient,
     settings: &RequestSettings,
@@ -144,6 +185,11 @@ async fn read_stream(
             Err(failure) => break Some(failure),
         }
     };
+    end_of_stream(stream, failure)
+}
+
+/// The outcome of a stream that has ended, with or without a failure.
+fn end_of_stream(stream: wire::Stream, failure: Option<Failure>) -> RequestOutcome {
     let is_cut = failure.is_some() || !stream.is_done();
     let so_far = if is_cut { stream.so_far() } else { None };
     let billed = stream.billed();

@@ -4,16 +4,20 @@
 //! request is charged in full, by a line of its own, when the file is opened the next time.
 
 use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions};
-use std::io::{self, BufRead, BufReader, ErrorKind, Write};
+use std::fs::File;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use potstill_datasets::{private_file, read_checked_lines, to_checked_line};
 use serde::{Deserialize, Serialize};
 
 use super::{Attempt, ChargeBasis, Reservation, Spending, TokenUsage};
 use crate::Error;
+
+/// Remedy for a line that cannot be read, with which the spending is not known.
+const DAMAGE_HINT: &str = "what was spent so far is not known without this line: restore the file from a copy, or move it away to begin at 0";
 
 /// A line of the file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -56,11 +60,11 @@ impl RequestLog {
     /// died, and begins a session of `stage`.
     ///
     /// # Errors
-    /// [`Error::RequestLog`] if the file cannot be read or written; [`Error::RequestLogLine`] for a line of another
-    /// kind.
+    /// [`Error::RequestLog`] if the file cannot be written; [`Error::Text`] if it cannot be read, or for a line that is
+    /// damaged.
     pub fn open(path: &Path, stage: &str) -> Result<RequestLog, Error> {
         let read = read(path)?;
-        let file = OpenOptions::new().create(true).append(true).open(path);
+        let file = private_file().create(true).append(true).open(path);
         let file = file.map_err(cannot("write", path))?;
         file.set_len(read.whole_bytes)
             .map_err(cannot("write", path))?;
@@ -158,8 +162,7 @@ impl RequestLog {
 
     /// Writes a line by one call, so that lines of several threads never mix.
     fn write(&self, line: &LogLine) -> io::Result<()> {
-        let mut text = serde_json::to_vec(line).map_err(io::Error::other)?;
-        text.push(b'\n');
+        let text = to_checked_line(line).map_err(io::Error::other)?;
         self.file().write_all(&text)
     }
 }
@@ -183,29 +186,8 @@ struct LogContent {
 }
 
 fn read(path: &Path) -> Result<LogContent, Error> {
-    let file = match File::open(path) {
-        Ok(file) => file,
-        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(LogContent::default()),
-        Err(e) => return Err(cannot("read", path)(e)),
-    };
-    let (mut reader, mut line) = (BufReader::new(file), Vec::new());
-    let (mut sessions, mut whole_bytes, mut number) = (Sessions::default(), 0, 0);
-    loop {
-        line.clear();
-        let bytes = reader.read_until(b'\n', &mut line);
-        let bytes = bytes.map_err(cannot("read", path))?;
-        if line.last() != Some(&b'\n') {
-            break;
-        }
-        number += 1;
-        let parsed = serde_json::from_slice(&line).map_err(|source| Error::RequestLogLine {
-            path: path.to_owned(),
-            line: number,
-            source,
-        })?;
-        whole_bytes += bytes as u64;
-        sessions.add(parsed);
-    }
+    let mut sessions = Sessions::default();
+    let whole_bytes = read_checked_lines(path, DAMAGE_HINT, &mut |line| sessions.add(line))?;
     sessions.end_session();
     Ok(LogContent {
         spent: sessions.spent,
@@ -355,14 +337,27 @@ mod tests {
     }
 
     #[test]
-    fn a_line_of_another_kind_is_an_error_with_its_number() {
+    fn a_line_that_was_changed_is_an_error_with_its_number() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("requests.jsonl");
-        std::fs::write(&path, "{\"stage\":\"import\"}\n").unwrap();
+        let requests = RequestLog::open(&path, "collect").unwrap();
+        requests.sent(&sent(0)).unwrap();
+        requests.ended(attempt(&sent(0))).unwrap();
+        drop(requests);
+        let text = std::fs::read_to_string(&path).unwrap();
+        std::fs::write(&path, text.replace("0.125", "0.025")).unwrap();
+        for message in [
+            RequestLog::read_spending(&path).unwrap_err().to_string(),
+            RequestLog::open(&path, "collect").unwrap_err().to_string(),
+        ] {
+            assert!(
+                message.contains("requests.jsonl:3 is damaged or was changed"),
+                "{message}"
+            );
+        }
+        let other = to_checked_line(&serde_json::json!({"stage": "import"})).unwrap();
+        std::fs::write(&path, other).unwrap();
         let message = RequestLog::read_spending(&path).unwrap_err().to_string();
-        assert!(
-            message.contains("requests.jsonl:1 is not a line of the request log"),
-            "{message}"
-        );
+        assert!(message.contains("requests.jsonl:1 is damaged"), "{message}");
     }
 }

@@ -88,8 +88,7 @@ pub(super) fn list(
         what: request.what(),
         why,
     };
-    let info: RepositoryInfo =
-        serde_json::from_slice(&body).map_err(|e| malformed(e.to_string()))?;
+    let info: RepositoryInfo = crate::reply_json::parse(&body).map_err(malformed)?;
     if !is_commit(&info.sha) {
         return Err(malformed(format!("its `sha` is {:?}", info.sha)));
     }

@@ -119,9 +119,9 @@ pub(super) fn shards(repository: &Repository, index: &Path) -> Result<BTreeSet<S
         weight_map: std::collections::HashMap<String, String>,
     }
     let text = std::fs::read(index).map_err(HubError::file("read", index))?;
-    let read: WeightIndex = serde_json::from_slice(&text).map_err(|e| HubError::Malformed {
+    let read: WeightIndex = crate::reply_json::parse(&text).map_err(|why| HubError::Malformed {
         what: format!("`{INDEX_FILE}` of `{}`", repository.name()),
-        why: e.to_string(),
+        why,
     })?;
     let shards: BTreeSet<String> = read.weight_map.into_values().collect();
     match shards.iter().find(|shard| !is_safe(shard)) {

@@ -125,8 +125,8 @@ fn a_later_version_is_refused() {
     insta::assert_snapshot!(
         refusal::<Completion>(&path),
         @"
-DIR/shard-00000.parquet has schema version 2, and this Potstill reads version 1
-hint: use the newer Potstill that wrote it
+DIR/shard-00000.parquet was written by a later Potstill: it has schema 2, and this one reads schema 1
+hint: use the later Potstill; or, if there is none, the file was damaged: restore it from a copy
 "
     );
 }

@@ -278,7 +278,8 @@ fn an_instruction_takes_its_input_and_gives_its_output() {
         Detected {
             columns: alpaca(),
             name: "alpaca",
-            has_answers: true
+            has_answers: true,
+            ignored: Vec::new(),
         }
     );
     let path = folder.write(
@@ -355,7 +356,7 @@ fn csv_that_is_not_right_is_refused_with_its_line() {
     refused(
         &csv(b"text,n\na,1\n\xff,2\n"),
         &text("text"),
-        ":3: cell 1 is not valid UTF-8\nhint: convert the file to UTF-8",
+        ":3: cell 1 is not valid UTF-8; it looks like Latin-1 (ISO 8859-1) or Windows-1252\nhint: convert the file to UTF-8, for example with `iconv -f WINDOWS-1252 -t UTF-8 FILE > NEW`",
     );
     refused(
         &csv(b"text,text\na,1\n"),
@@ -471,11 +472,11 @@ fn a_packed_file_is_read_like_the_plain_one() {
 #[test]
 fn a_file_of_another_kind_is_refused() {
     let folder = Folder::new();
-    for name in ["p.txt", "p", "p.gz", "p.parquet.gz", "p.arrow"] {
+    for name in ["p.txt", "p", "p.gz", "p.parquet.gz"] {
         refused(
             &folder.write(name, "{\"text\": \"a\"}"),
             &text("text"),
-            " has a format that Potstill does not read\nhint: the name must end in .jsonl, .ndjson, .json, .csv or .tsv, each with or without .gz, or in .parquet: rename the file, or convert it",
+            " has a format that Potstill does not read\nhint: the name must end in .jsonl, .ndjson, .json, .csv or .tsv, each with or without .gz or .zst, or in .parquet: rename the file, or convert it",
         );
     }
     let path = folder.write("P.JSONL", "{\"text\": \"a\"}");

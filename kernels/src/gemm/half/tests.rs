@@ -263,3 +263,22 @@ fn the_processors_instruction_agrees_with_its_emulation() {
     }
     println!("random numbers agree to the bit: {equal}");
 }
+
+/// Few enough steps for Miri, which `scripts/sanitize.sh` runs this test with.
+#[test]
+fn small_products_of_bf16() {
+    for (m, n, k) in [(1, 1, 1), (2, 5, 3), (13, 33, 36)] {
+        let (a, b) = (numbers(m * k, 1), numbers(k * n, 2));
+        let (a, b) = (Matrix::new(&a, m, k), Matrix::new(&b, k, n));
+        for (name, multiply, chain) in KERNELS {
+            for limits in [LIMITS, SMALL_LIMITS] {
+                let mut out = vec![bf16::NAN; m * n];
+                multiply(&mut out, a, b, false, limits);
+                for (index, found) in out.iter().enumerate() {
+                    let sum = bf16::from_f32(chain(&factors(a, b, index), 0.0));
+                    assert_eq!(*found, sum, "{name} {m} {n} {k}");
+                }
+            }
+        }
+    }
+}

@@ -106,12 +106,16 @@ pub(super) fn charge_for(
     outcome: &RequestOutcome,
     reserved: &TokenUsage,
 ) -> (TokenUsage, ChargeBasis) {
-    let reported = match &outcome.result {
-        Ok(response) => response.billed,
-        Err(failure) => failure.billed.or(outcome.billed),
+    let (reported, is_implausible) = match &outcome.result {
+        Ok(response) => (response.billed, response.is_usage_implausible),
+        Err(failure) => (
+            failure.billed.or(outcome.billed),
+            failure.is_usage_implausible,
+        ),
     };
     match reported {
         Some(billed) => (billed, ChargeBasis::Reported),
+        None if is_implausible => (*reserved, ChargeBasis::Implausible),
         None if is_free(outcome) => (TokenUsage::default(), ChargeBasis::Nothing),
         None => (*reserved, ChargeBasis::Reserved),
     }
@@ -226,6 +230,7 @@ fn joined(first: Response, rest: Response) -> Response {
             .billed
             .zip(rest.billed)
             .map(|(first, rest)| first.plus(&rest)),
+        is_usage_implausible: first.is_usage_implausible || rest.is_usage_implausible,
         prompt_token_ids: first.prompt_token_ids.or(rest.prompt_token_ids),
         prompt_logprobs: first.prompt_logprobs.or(rest.prompt_logprobs),
         served_by: rest.served_by.or(first.served_by),
@@ -243,6 +248,7 @@ fn extended(before: Option<PartialAnswer>, so_far: Completion) -> PartialAnswer 
             response: Response {
                 completion: so_far,
                 billed: None,
+                is_usage_implausible: false,
                 prompt_token_ids: None,
                 prompt_logprobs: None,
                 served_by: None,

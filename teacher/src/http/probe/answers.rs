@@ -6,6 +6,7 @@ use super::client::{ProbeClient, ProbeResponse};
 use super::positions::{self, EQUAL_WITHIN, PositionLogprobs};
 use super::{AnswerSpeed, LogprobKind, LogprobsMode, Probe, SamplingStage};
 use crate::http::{Dialect, Failure};
+use crate::reply_json;
 
 /// The question of most chats: short, with one answer.
 pub(super) const QUESTION: &str = "What is the capital of Japan?";
@@ -281,7 +282,7 @@ pub(super) async fn counts(client: &mut ProbeClient<'_>, probe: &mut Probe) -> R
             .lines()
             .filter_map(|line| line.strip_prefix("data:"));
         let has_usage = events.any(|event| {
-            let event: Value = serde_json::from_str(event.trim()).unwrap_or_default();
+            let event: Value = reply_json::value(event.trim().as_bytes()).unwrap_or_default();
             event.pointer("/usage/completion_tokens").is_some()
         });
         probe.usage.in_streams = Some(has_usage);

@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use crate::http::transport::{EndpointClient, send};
 use crate::http::{Failure, FailureReason, RequestSettings, TokenUsage};
+use crate::reply_json;
 
 /// A client for the endpoint that is probed.
 pub(super) struct ProbeClient<'a> {
@@ -61,7 +62,8 @@ impl ProbeResponse {
 
     /// A count of the response's `usage`.
     pub(super) fn usage(&self, field: &str) -> Option<u64> {
-        self.json.get("usage")?.get(field)?.as_u64()
+        let count = self.json.get("usage")?.get(field)?.as_u64();
+        count.filter(|&count| count <= 1 << 32)
     }
 }
 
@@ -81,7 +83,7 @@ impl ProbeClient<'_> {
         let text = String::from_utf8_lossy(&whole.body).into_owned();
         let response = ProbeResponse {
             status: whole.status,
-            json: serde_json::from_str(&text).unwrap_or(Value::Null),
+            json: reply_json::value(text.as_bytes()).unwrap_or_default(),
             text,
             bytes,
             seconds: whole.seconds,
@@ -91,8 +93,12 @@ impl ProbeClient<'_> {
             failure.status = Some(response.status);
             return Err(failure);
         }
-        self.spent.prompt_tokens += response.usage("prompt_tokens").unwrap_or(0);
-        self.spent.completion_tokens += response.usage("completion_tokens").unwrap_or(0);
+        let count = |field| response.usage(field).unwrap_or(0);
+        self.spent = self.spent.plus(&TokenUsage {
+            prompt_tokens: count("prompt_tokens"),
+            completion_tokens: count("completion_tokens"),
+            ..TokenUsage::default()
+        });
         Ok(response)
     }
 

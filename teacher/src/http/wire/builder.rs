@@ -4,7 +4,9 @@ use potstill_datasets::{Completion, FinishReason, SampledToken, ToolCall, Usage,
 
 use super::errors::{bad_logprobs, inside, printable};
 use super::expected::Expected;
-use super::json::{ChoiceJson, MessageJson, ResponseJson, ToolCallJson, finish_reason};
+use super::json::{
+    ChoiceJson, MessageJson, ResponseJson, ToolCallJson, finish_reason, timings, usage,
+};
 use super::token::{TokenId, TopById};
 use crate::http::{Failure, FailureReason, PromptLogprobs, Response, TokenUsage};
 
@@ -20,6 +22,8 @@ pub(super) struct ResponseBuilder {
     pub(super) token_ids: Vec<u32>,
     pub(super) finish: Option<String>,
     pub(super) billed: Option<TokenUsage>,
+    /// Whether the server's last count cannot be right.
+    pub(super) is_usage_implausible: bool,
     pub(super) model: Option<String>,
     pub(super) fingerprint: Option<String>,
     pub(super) prompt_token_ids: Option<Vec<u32>>,
@@ -30,12 +34,15 @@ impl ResponseBuilder {
     /// Adds a whole response or a piece.
     pub(super) fn add<L: Into<Vec<SampledToken>>>(
         &mut self,
+        expected: &Expected,
         json: ResponseJson<'_, L>,
     ) -> Result<(), Failure> {
         // A usage in the middle of a stream counts the tokens so far; the last one is final.
-        let timed = json.timings.and_then(|timings| timings.billed());
-        let counted = json.usage.and_then(|usage| usage.billed());
-        self.billed = counted.or(timed).or(self.billed);
+        let counted = usage(json.usage.as_ref()).or_else(|| timings(json.timings.as_ref()));
+        if let Some(counted) = counted {
+            self.billed = expected.believed(counted);
+            self.is_usage_implausible = self.billed.is_none();
+        }
         if let Some(error) = json.error.filter(|error| !error.is_null()) {
             return Err(inside(&error));
         }
@@ -156,10 +163,13 @@ impl ResponseBuilder {
 
     /// Checks the response and returns it.
     pub(super) fn finish(mut self, expected: &Expected) -> Result<Response, Failure> {
+        self.check_usage(expected);
         let billed = self.billed;
+        let is_usage_implausible = self.is_usage_implausible;
         self.check(expected).map_err(|failure| Failure {
             status: failure.status.or(Some(200)),
             billed: failure.billed.or(billed),
+            is_usage_implausible,
             ..failure
         })?;
         let finish = finish_reason(self.finish.as_deref());
@@ -174,10 +184,24 @@ impl ResponseBuilder {
         Ok(Response {
             completion,
             billed,
+            is_usage_implausible,
             prompt_token_ids,
             prompt_logprobs,
             served_by: (!served_by.is_empty()).then(|| served_by.join(" ")),
         })
+    }
+
+    /// Drops a usage of 0 tokens for a prompt or an answer that has some.
+    fn check_usage(&mut self, expected: &Expected) {
+        let is_answered =
+            expected.score.is_none() && !(self.content.is_empty() && self.reasoning.is_empty());
+        let lacks = |usage: &TokenUsage| {
+            usage.prompt_tokens == 0 || (is_answered && usage.completion_tokens == 0)
+        };
+        if self.billed.as_ref().is_some_and(lacks) {
+            self.billed = None;
+            self.is_usage_implausible = true;
+        }
     }
 
     fn check(&mut self, expected: &Expected) -> Result<(), Failure> {

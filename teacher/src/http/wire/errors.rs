@@ -4,9 +4,11 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::Value;
 
-use super::json::UsageOnlyJson;
+use super::expected::Expected;
+use super::json::{UsageOnlyJson, usage};
 use super::token::ABOUT_LOGPROBS;
 use crate::http::{Failure, FailureReason, TokenUsage};
+use crate::reply_json;
 
 /// Longest message that is kept, bytes.
 const MAX_MESSAGE_BYTES: usize = 500;
@@ -17,7 +19,7 @@ const MAX_BODY_BYTES: usize = 1 << 16;
 /// The failure of a response with a status other than 2xx. `retry_after` is the header's value: seconds or an HTTP date.
 pub(in crate::http) fn failure(status: u16, retry_after: Option<&str>, body: &[u8]) -> Failure {
     let body = body.get(..MAX_BODY_BYTES).unwrap_or(body);
-    let value: Option<Value> = serde_json::from_slice(body).ok();
+    let value: Option<Value> = reply_json::value(body).ok();
     let error = match &value {
         Some(value) => error_body(value),
         None => ErrorBody {
@@ -31,6 +33,7 @@ pub(in crate::http) fn failure(status: u16, retry_after: Option<&str>, body: &[u
         message: printable(&error.message),
         retry_after_seconds: retry_after.and_then(|text| seconds_until(text, SystemTime::now())),
         billed: None,
+        is_usage_implausible: false,
     }
 }
 
@@ -187,8 +190,7 @@ fn unix_seconds(date: &str) -> Option<f64> {
 }
 
 /// The failure of a body that cannot be parsed, with the usage if that can be read.
-pub(super) fn unreadable(body: &[u8], error: &sonic_rs::Error) -> Failure {
-    let text = error.to_string();
+pub(super) fn unreadable(expected: &Expected, body: &[u8], text: &str) -> Failure {
     let failure = if let Some((_, why)) = text.split_once(ABOUT_LOGPROBS) {
         // The lines after the first show the parser's position.
         bad_logprobs(why.lines().next().unwrap_or(why))
@@ -207,8 +209,11 @@ pub(super) fn unreadable(body: &[u8], error: &sonic_rs::Error) -> Failure {
             )
         }
     };
+    let usage = usage_of(body);
+    let billed = usage.and_then(|usage| expected.believed(usage));
     Failure {
-        billed: usage_of(body),
+        billed,
+        is_usage_implausible: usage.is_some() && billed.is_none(),
         ..failure
     }
 }
@@ -226,8 +231,8 @@ pub(super) fn bad_logprobs(why: &str) -> Failure {
 }
 
 fn usage_of(body: &[u8]) -> Option<TokenUsage> {
-    let json: UsageOnlyJson = sonic_rs::from_slice(body).ok()?;
-    json.usage?.billed()
+    let json: UsageOnlyJson = reply_json::parse(body).ok()?;
+    usage(json.usage.as_ref())
 }
 
 /// Whether a JSON text contains NaN or Infinity outside of strings, as Python writes them.

@@ -3,6 +3,7 @@
 use potstill_datasets::{FinishReason, SampledToken};
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, IgnoredAny};
+use serde_json::Value;
 
 use super::token::{
     ABOUT_LOGPROBS, JsonStr, Logprob, SampledEntry, TokenId, TopById, TopByText, token,
@@ -14,17 +15,17 @@ use crate::http::TokenUsage;
 pub(super) struct ResponseJson<'a, L> {
     #[serde(borrow)]
     pub(super) choices: Option<Vec<ChoiceJson<'a, L>>>,
-    pub(super) usage: Option<UsageJson>,
+    pub(super) usage: Option<Value>,
     #[serde(borrow)]
     pub(super) model: Option<JsonStr<'a>>,
     #[serde(borrow)]
     pub(super) system_fingerprint: Option<JsonStr<'a>>,
-    pub(super) error: Option<serde_json::Value>,
+    pub(super) error: Option<Value>,
     /// vLLM's chat API has these here, its completions API in the choice.
     pub(super) prompt_logprobs: Option<Vec<Option<TopById>>>,
     pub(super) prompt_token_ids: Option<Vec<TokenId>>,
     /// llama-server's own counts, which streams without usage have too.
-    pub(super) timings: Option<TimingsJson>,
+    pub(super) timings: Option<Value>,
 }
 
 #[derive(Deserialize)]
@@ -43,7 +44,7 @@ pub(super) struct ChoiceJson<'a, L> {
     pub(super) token_ids: Option<Vec<TokenId>>,
     pub(super) prompt_logprobs: Option<Vec<Option<TopById>>>,
     pub(super) prompt_token_ids: Option<Vec<TokenId>>,
-    pub(super) error: Option<serde_json::Value>,
+    pub(super) error: Option<Value>,
 }
 
 #[derive(Deserialize)]
@@ -75,9 +76,9 @@ pub(super) struct FunctionJson {
 
 /// Reads the arguments of a tool call: a string as in the protocol, or an object as some servers send.
 fn arguments<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
-    Ok(match serde_json::Value::deserialize(deserializer)? {
-        serde_json::Value::String(text) => text,
-        serde_json::Value::Null => String::new(),
+    Ok(match Value::deserialize(deserializer)? {
+        Value::String(text) => text,
+        Value::Null => String::new(),
         other => other.to_string(),
     })
 }
@@ -144,105 +145,82 @@ impl<'de> Deserialize<'de> for LogprobsJson {
     }
 }
 
-/// A number of tokens, which some servers write as 12.0.
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct TokenCount(pub(super) u64);
-
-impl<'de> Deserialize<'de> for TokenCount {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let value = Option::<f64>::deserialize(deserializer)?.unwrap_or(0.0);
-        #[expect(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            reason = "as saturates, and tokens are counted far below 2^53"
-        )]
-        Ok(TokenCount(value as u64))
+/// Token counts of OpenAI, DeepSeek, vLLM, SGLang and OpenRouter: the field `usage`. They are as the server gives them,
+/// and [`super::expected::Expected::believed`] checks them. An answer is not refused because its usage has an odd form.
+pub(super) fn usage(usage: Option<&Value>) -> Option<TokenUsage> {
+    let usage = usage.filter(|usage| !usage.is_null())?;
+    if !usage.is_object() {
+        return Some(TokenUsage {
+            prompt_tokens: NOT_A_COUNT,
+            ..TokenUsage::default()
+        });
     }
-}
-
-/// Usage in the forms of OpenAI, DeepSeek, vLLM, SGLang and OpenRouter.
-#[derive(Debug, Deserialize)]
-pub(super) struct UsageJson {
-    #[serde(default)]
-    prompt_tokens: TokenCount,
-    #[serde(default)]
-    completion_tokens: TokenCount,
-    #[serde(default)]
-    total_tokens: TokenCount,
-    prompt_tokens_details: Option<PromptDetails>,
-    completion_tokens_details: Option<CompletionDetails>,
-    /// Field of DeepSeek.
-    prompt_cache_hit_tokens: Option<TokenCount>,
-    /// Field of SGLang.
-    reasoning_tokens: Option<TokenCount>,
-}
-
-#[derive(Debug, Deserialize)]
-struct PromptDetails {
-    #[serde(default)]
-    cached_tokens: TokenCount,
-}
-
-#[derive(Debug, Deserialize)]
-struct CompletionDetails {
-    #[serde(default)]
-    reasoning_tokens: TokenCount,
-}
-
-impl UsageJson {
-    /// The token counts; `None` if they are all 0, since servers write 0 for unknown counts.
-    pub(super) fn billed(&self) -> Option<TokenUsage> {
-        let details = self.completion_tokens_details.as_ref();
-        let reasoning = details.map(|details| details.reasoning_tokens);
-        let reasoning = reasoning.or(self.reasoning_tokens).unwrap_or_default().0;
-        let cached = self.prompt_tokens_details.as_ref();
-        let cached = cached.map(|details| details.cached_tokens);
-        let cached = cached.filter(|cached| cached.0 > 0);
-        let cached = cached
-            .or(self.prompt_cache_hit_tokens)
-            .unwrap_or_default()
-            .0;
-        let prompt = self.prompt_tokens.0;
-        let mut completion = self.completion_tokens.0;
-        // Some servers do not include reasoning in the completion tokens; the total shows it.
-        if reasoning > 0 && self.total_tokens.0 == prompt + completion + reasoning {
-            completion += reasoning;
-        }
-        let billed = TokenUsage {
-            prompt_tokens: prompt,
-            cached_tokens: cached.min(prompt),
-            completion_tokens: completion,
-            reasoning_tokens: reasoning.min(completion),
-        };
-        (prompt + completion > 0).then_some(billed)
+    let at = |pointer: &str| count(usage.pointer(pointer));
+    let first_above_0 = |pointers: [&str; 2]| {
+        let counts = pointers.map(at);
+        counts.into_iter().find(|&n| n > 0).unwrap_or(0)
+    };
+    let reasoning = first_above_0([
+        "/completion_tokens_details/reasoning_tokens",
+        "/reasoning_tokens",
+    ]);
+    let prompt = at("/prompt_tokens");
+    let mut completion = at("/completion_tokens");
+    // Some servers do not include reasoning in the completion tokens; the total shows it.
+    let with_reasoning = completion.saturating_add(reasoning);
+    if reasoning > 0 && at("/total_tokens") == prompt.saturating_add(with_reasoning) {
+        completion = with_reasoning;
     }
+    known(TokenUsage {
+        prompt_tokens: prompt,
+        cached_tokens: first_above_0([
+            "/prompt_tokens_details/cached_tokens",
+            "/prompt_cache_hit_tokens",
+        ]),
+        completion_tokens: completion,
+        reasoning_tokens: reasoning,
+    })
 }
 
-#[derive(Debug, Deserialize)]
-pub(super) struct TimingsJson {
-    cache_n: Option<TokenCount>,
-    prompt_n: Option<TokenCount>,
-    predicted_n: Option<TokenCount>,
+/// Counts of llama-server's field `timings`.
+pub(super) fn timings(timings: Option<&Value>) -> Option<TokenUsage> {
+    let at = |name: &str| timings?.get(name);
+    let cached = count(at("cache_n"));
+    known(TokenUsage {
+        prompt_tokens: count(Some(at("prompt_n")?)).saturating_add(cached),
+        cached_tokens: cached,
+        completion_tokens: count(Some(at("predicted_n")?)),
+        reasoning_tokens: 0,
+    })
 }
 
-impl TimingsJson {
-    pub(super) fn billed(&self) -> Option<TokenUsage> {
-        let cached = self.cache_n.unwrap_or_default().0;
-        let prompt = self.prompt_n?.0 + cached;
-        let completion = self.predicted_n?.0;
-        (prompt + completion > 0).then_some(TokenUsage {
-            prompt_tokens: prompt,
-            cached_tokens: cached,
-            completion_tokens: completion,
-            reasoning_tokens: 0,
-        })
-    }
+/// `None` for counts that are all 0, since servers write 0 for unknown counts.
+pub(super) fn known(usage: TokenUsage) -> Option<TokenUsage> {
+    (usage.prompt_tokens > 0 || usage.completion_tokens > 0).then_some(usage)
+}
+
+/// Stands for a value that is no number of tokens, such as −5, 0.5 or a text.
+const NOT_A_COUNT: u64 = u64::MAX;
+
+/// A number of tokens, which some servers write as 12.0; 0 if it is null or missing.
+pub(super) fn count(value: Option<&Value>) -> u64 {
+    let Some(value) = value.filter(|value| !value.is_null()) else {
+        return 0;
+    };
+    let whole = |number: &f64| number.fract() == 0.0 && (0.0..=9e15).contains(number);
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a whole number from 0 to 9e15"
+    )]
+    let from_float = || value.as_f64().filter(whole).map(|number| number as u64);
+    value.as_u64().or_else(from_float).unwrap_or(NOT_A_COUNT)
 }
 
 /// The usage alone, of a response that cannot be parsed otherwise.
 #[derive(Deserialize)]
 pub(super) struct UsageOnlyJson {
-    pub(super) usage: Option<UsageJson>,
+    pub(super) usage: Option<Value>,
 }
 
 /// Translates the `finish_reason` of a server.

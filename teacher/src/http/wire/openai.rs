@@ -7,14 +7,12 @@ use super::errors::unreadable;
 use super::expected::Expected;
 use super::json::{IgnoredLogprobs, LogprobsJson, ResponseJson};
 use crate::http::{Failure, Response};
+use crate::reply_json;
 
 /// Parses a whole response.
 pub(super) fn parse(expected: &Expected, body: &[u8]) -> Result<Response, Failure> {
     let mut builder = ResponseBuilder::default();
-    add(expected, &mut builder, body).map_err(|failure| Failure {
-        billed: failure.billed.or(builder.billed),
-        ..failure
-    })?;
+    add(expected, &mut builder, body)?;
     builder.finish(expected)
 }
 
@@ -24,12 +22,20 @@ pub(super) fn add(
     builder: &mut ResponseBuilder,
     json: &[u8],
 ) -> Result<(), Failure> {
-    match expected.logprobs {
-        Some(_) => builder.add::<LogprobsJson>(read(json)?),
-        None => builder.add::<IgnoredLogprobs>(read(json)?),
-    }
+    let added = match expected.logprobs {
+        Some(_) => read(expected, json).and_then(|j| builder.add::<LogprobsJson>(expected, j)),
+        None => read(expected, json).and_then(|j| builder.add::<IgnoredLogprobs>(expected, j)),
+    };
+    added.map_err(|failure| Failure {
+        billed: failure.billed.or(builder.billed),
+        is_usage_implausible: failure.is_usage_implausible || builder.is_usage_implausible,
+        ..failure
+    })
 }
 
-fn read<'a, L: Deserialize<'a>>(json: &'a [u8]) -> Result<ResponseJson<'a, L>, Failure> {
-    sonic_rs::from_slice(json).map_err(|error| unreadable(json, &error))
+fn read<'a, L: Deserialize<'a>>(
+    expected: &Expected,
+    body: &'a [u8],
+) -> Result<ResponseJson<'a, L>, Failure> {
+    reply_json::parse(body).map_err(|why| unreadable(expected, body, &why))
 }

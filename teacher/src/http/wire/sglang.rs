@@ -6,9 +6,10 @@ use serde::Deserialize;
 use super::builder::ResponseBuilder;
 use super::errors::{bad_logprobs, inside, unreadable};
 use super::expected::Expected;
-use super::json::TokenCount;
+use super::json::{count, known};
 use super::token::{GenerateToken, JsonStr};
 use crate::http::{Call, CallTask, Failure, PromptLogprobs, Response, TokenUsage};
+use crate::reply_json;
 
 #[derive(Deserialize)]
 struct GenerateJson<'a> {
@@ -22,12 +23,9 @@ struct GenerateJson<'a> {
 #[derive(Deserialize)]
 struct MetaInfoJson<'a> {
     finish_reason: Option<FinishReasonJson>,
-    #[serde(default)]
-    prompt_tokens: TokenCount,
-    #[serde(default)]
-    completion_tokens: TokenCount,
-    #[serde(default)]
-    cached_tokens: TokenCount,
+    prompt_tokens: Option<serde_json::Value>,
+    completion_tokens: Option<serde_json::Value>,
+    cached_tokens: Option<serde_json::Value>,
     #[serde(borrow)]
     input_token_logprobs: Option<Vec<GenerateToken<'a>>>,
     #[serde(borrow)]
@@ -46,20 +44,21 @@ struct FinishReasonJson {
 
 pub(super) fn parse(expected: &Expected, call: &Call, body: &[u8]) -> Result<Response, Failure> {
     let generated: GenerateJson<'_> =
-        sonic_rs::from_slice(body).map_err(|error| unreadable(body, &error))?;
+        reply_json::parse(body).map_err(|why| unreadable(expected, body, &why))?;
     if let Some(error) = generated.error.filter(|error| !error.is_null()) {
         return Err(inside(&error));
     }
     let Some(meta) = generated.meta_info else {
         return ResponseBuilder::default().finish(expected);
     };
-    let billed = TokenUsage {
-        prompt_tokens: meta.prompt_tokens.0,
-        cached_tokens: meta.cached_tokens.0.min(meta.prompt_tokens.0),
-        completion_tokens: meta.completion_tokens.0,
+    let usage = known(TokenUsage {
+        prompt_tokens: count(meta.prompt_tokens.as_ref()),
+        cached_tokens: count(meta.cached_tokens.as_ref()),
+        completion_tokens: count(meta.completion_tokens.as_ref()),
         reasoning_tokens: 0,
-    };
-    let billed = (billed.prompt_tokens + billed.completion_tokens > 0).then_some(billed);
+    });
+    let billed = usage.and_then(|usage| expected.believed(usage));
+    let is_usage_implausible = usage.is_some() && billed.is_none();
     let finish = meta.finish_reason.map(|finish| finish.kind);
     let scored = match &call.task {
         CallTask::Score {
@@ -77,6 +76,7 @@ pub(super) fn parse(expected: &Expected, call: &Call, body: &[u8]) -> Result<Res
     let read = scored.and_then(|scored| Ok((scored, answered?)));
     let (prompt_logprobs, tokens) = read.map_err(|why| Failure {
         billed,
+        is_usage_implausible,
         ..bad_logprobs(&why)
     })?;
     let builder = ResponseBuilder {
@@ -85,6 +85,7 @@ pub(super) fn parse(expected: &Expected, call: &Call, body: &[u8]) -> Result<Res
         tokens,
         finish,
         billed,
+        is_usage_implausible,
         prompt_logprobs,
         ..ResponseBuilder::default()
     };

@@ -37,7 +37,7 @@ impl Stream {
     pub(in crate::http) fn feed(&mut self, chunk: &[u8]) -> Result<(), Failure> {
         if self.is_whole.is_none() {
             let first = chunk.iter().find(|byte| !byte.is_ascii_whitespace());
-            self.is_whole = first.map(|&byte| byte == b'{');
+            self.is_whole = first.map(|byte| b"{[".contains(byte));
         }
         if self.is_whole == Some(true) {
             self.line.extend_from_slice(chunk);
@@ -84,11 +84,7 @@ impl Stream {
         if data == b"[DONE]" {
             self.is_done = true;
         } else if !data.is_empty() && !self.is_done {
-            let taken = openai::add(&self.expected, &mut self.builder, data);
-            taken.map_err(|failure| Failure {
-                billed: failure.billed.or(self.billed()),
-                ..failure
-            })?;
+            openai::add(&self.expected, &mut self.builder, data)?;
         }
         event.clear();
         self.event = event;

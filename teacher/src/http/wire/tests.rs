@@ -1,6 +1,7 @@
 //! Tests of the wire formats, with recorded and with written responses.
 
 mod broken;
+mod hostile;
 mod requests;
 mod responses;
 

@@ -117,7 +117,8 @@ fn parquet_conversations_are_those_of_jsonl() {
         Detected {
             columns: messages(),
             name: "messages",
-            has_answers: true
+            has_answers: true,
+            ignored: Vec::new(),
         }
     );
     let from_table = read(&path, &messages());
