@@ -2,13 +2,13 @@
 
 use std::io::{Error, ErrorKind};
 
-/// What the system ran out of.
+/// A resource that the system ran out of.
 struct Exhausted {
     /// Kinds of errors that say so.
     kinds: &'static [ErrorKind],
     /// Text that says so, for libraries that keep the system's error only as text.
     text: &'static str,
-    /// What to do.
+    /// The advice of the hint.
     remedy: &'static str,
 }
 

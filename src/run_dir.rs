@@ -41,7 +41,7 @@ pub use verify::{Verification, Verifier};
 /// Copy of the run file in its run directory.
 const RUN_FILE: &str = "run.toml";
 
-/// What a run directory is opened for.
+/// The purpose for which a run directory is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
     /// Stages run: the directory is created and locked. A directory that cannot be written is opened to read it.
@@ -59,7 +59,7 @@ pub struct RunDir {
     _lock: Option<File>,
     /// Why the directory cannot be written, if it cannot.
     unwritable: Option<String>,
-    /// Where the content of a directory is that is only read, and what earlier stages of a dry run would have changed.
+    /// The state that a dry run assumes for the next stages; `None` if stages run.
     preview: Option<Preview>,
     access: Access,
 }

@@ -84,7 +84,7 @@ pub const IMPORT_COLUMNS: usize = 10_000;
 /// Most files of a folder or glob that is imported.
 pub const IMPORT_FILES: usize = 100_000;
 
-/// How many times larger than its packed form the content of a `.gz` or `.zst` file may be, after the first 256 MiB.
+/// Largest ratio of unpacked to packed bytes of a `.gz` or `.zst` file, after the first 256 MiB.
 pub const UNPACKED_RATIO: u64 = 500;
 
 /// Unpacked bytes of a `.gz` or `.zst` file before the ratio to the packed bytes counts.

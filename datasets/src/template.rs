@@ -41,7 +41,7 @@ use crate::tokenizer::SpecialTokens;
 
 const PLAIN: &str = "{{ bos_token }}{% for m in messages %}{{ m.content }}{% if m.role == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}";
 
-/// The way out when a template passes a limit.
+/// The hint of the error for a template that passes a limit.
 const TEMPLATE_HINT: &str = "use a template without it; docs/limits.md lists the limits";
 
 /// Longest tag in bytes of which minijinja is asked what is wrong with it.

@@ -98,7 +98,7 @@ pub struct Entry {
 pub struct EarlierFolder {
     /// Folder below the run directory.
     pub name: String,
-    /// What the output depends on; `None` if that is not known.
+    /// Settings and inputs that the output depends on; `None` if they are not known.
     pub origin: Option<Started>,
     /// Whether the output has a manifest.
     pub is_finished: bool,
@@ -240,7 +240,7 @@ impl RunDir {
         Ok(names)
     }
 
-    /// What the output at a place depends on; `None` if nothing is there.
+    /// Returns the settings and inputs that the output at a place depends on; `None` if nothing is there.
     ///
     /// # Errors
     /// When its manifest cannot be read.

@@ -5,7 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::publication::Publication;
 
-/// What a dry run assumes that earlier stages have done.
+/// The changes that a dry run assumes earlier stages to have made.
 #[derive(Debug, Default)]
 pub(super) struct Preview {
     state: Mutex<Assumed>,
@@ -87,7 +87,7 @@ impl Preview {
             && !ancestors(name).any(|name| state.moved.contains_key(name))
     }
 
-    /// Where the content of a place is now.
+    /// Returns the name under which the content of a place is stored now.
     pub(super) fn resolve(&self, name: &str) -> String {
         let state = self.state();
         for place in ancestors(name) {

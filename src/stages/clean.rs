@@ -25,7 +25,7 @@ struct Leftover {
     name: String,
     stage: String,
     is_finished: bool,
-    /// How it differs from what is at its place now.
+    /// The difference from the output that is at its place now.
     difference: String,
     files: Vec<Metadata>,
 }

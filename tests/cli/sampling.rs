@@ -3,7 +3,9 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use potstill::datasets::{FolderRows, Signal, read_footer, read_shard, shards, write_shard};
+use potstill::datasets::{
+    FolderRows, Manifest, Signal, hash_file, read_footer, read_shard, shards, write_shard,
+};
 use potstill::eval::{Evidence, SamplingCheck, SamplingLaw, SamplingTally, conclude};
 use serde_json::Value;
 
@@ -155,12 +157,12 @@ fn signals_that_were_shifted_on_disk_are_a_doubt_in_the_report() {
             signals.push(signal);
         }
         write_shard(&shard, &signals, &footer.provenance).unwrap();
-        // The stages compare the size of the file with the manifest.
-        let manifest = run.path("runs/tiny/completions_manifest.json");
-        let mut json: Value = serde_json::from_slice(&fs::read(&manifest).unwrap()).unwrap();
+        // The stages compare the files with the manifest, so the fault is as if it had been there at publication.
+        let table = run.path("runs/tiny/completions");
+        let mut manifest = Manifest::read(&table).unwrap().unwrap();
         let name = format!("signals/{}", shard.file_name().unwrap().to_str().unwrap());
-        json["files"][name]["bytes"] = fs::metadata(&shard).unwrap().len().into();
-        fs::write(&manifest, json.to_string()).unwrap();
+        manifest.files.insert(name, hash_file(&shard).unwrap());
+        manifest.write(&table).unwrap();
     }
     for name in ["curate", "train", "export", "eval", "report"] {
         stage(&run, name);

@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::delimiter::delimiter;
 use super::encoding::utf8_error;
 use super::file::{open, row_error};
-use super::records::{Record, Records};
+use super::records::{CellRecord, Records};
 use super::row::{FileRow, RowIterator};
 use super::settings::Delimiter;
 use crate::error::{Error, RowLocation};
@@ -25,7 +25,7 @@ pub(super) fn rows(
         path: path.to_path_buf(),
         header,
         records,
-        record: Record::default(),
+        record: CellRecord::default(),
     }))
 }
 
@@ -45,7 +45,7 @@ fn begin(
 ) -> Result<(Records, Vec<String>), Error> {
     let delimiter = delimiter(path, set)?;
     let mut records = Records::new(path, open(path)?, delimiter, limit);
-    let mut record = Record::default();
+    let mut record = CellRecord::default();
     if !records.read(&mut record)? {
         return Ok((records, Vec::new()));
     }
@@ -75,7 +75,7 @@ fn begin(
 }
 
 /// Returns the cells of a record as text.
-fn cells<'a>(path: &Path, record: &'a Record) -> Result<Vec<&'a str>, Error> {
+fn cells<'a>(path: &Path, record: &'a CellRecord) -> Result<Vec<&'a str>, Error> {
     let numbered = record.cells().zip(1..);
     numbered
         .map(|(cell, number)| {
@@ -91,7 +91,7 @@ struct DelimitedRows {
     path: PathBuf,
     header: Vec<String>,
     records: Records,
-    record: Record,
+    record: CellRecord,
 }
 
 impl Iterator for DelimitedRows {

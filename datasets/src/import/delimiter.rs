@@ -4,7 +4,7 @@ use std::io::{BufReader, Cursor, Read};
 use std::path::Path;
 
 use super::file::{open, read_error};
-use super::records::{Record, Records};
+use super::records::{CellRecord, Records};
 use super::settings::Delimiter;
 use crate::error::Error;
 
@@ -113,7 +113,7 @@ fn quoted(delimiter: char) -> String {
     }
 }
 
-/// How a delimiter splits the start of a file.
+/// The columns into which a delimiter splits the start of a file.
 struct Shape {
     /// Number of columns of the header.
     columns: usize,
@@ -128,7 +128,7 @@ impl Shape {
         let bytes: Box<dyn Read> = Box::new(Cursor::new(sample.to_vec()));
         let mut records = Records::new(path, BufReader::new(bytes), delimiter, usize::MAX);
         let (mut counts, mut name) = (Vec::new(), String::new());
-        let mut record = Record::default();
+        let mut record = CellRecord::default();
         // A sample may end inside a record, which counts if it is the only one.
         while counts.len() <= SAMPLE_RECORDS
             && let Ok(true) = records.read(&mut record)
@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_clear_is_refused_with_the_way_out() {
+    fn unclear_delimiters_are_refused_with_a_hint() {
         let refused = |name: &str, text: &str, expected: &str| {
             let error = found(name, text).unwrap_err();
             assert!(error.contains(expected), "{error}");

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use crate::error::Error;
 
-/// What the start of a file looks like if it is not text in UTF-8.
+/// The kind of a file that is not text in UTF-8, judged by its start.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Foreign {
     /// Text in another encoding, with the name that `iconv` has for it.

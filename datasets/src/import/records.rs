@@ -41,7 +41,7 @@ impl LineCount {
 
 /// A record.
 #[derive(Debug, Default)]
-pub(super) struct Record {
+pub(super) struct CellRecord {
     /// The bytes of all cells, without quotes and delimiters.
     pub(super) bytes: Vec<u8>,
     /// The end of each cell in `bytes`.
@@ -50,7 +50,7 @@ pub(super) struct Record {
     pub(super) line: usize,
 }
 
-impl Record {
+impl CellRecord {
     pub(super) fn cells(&self) -> impl Iterator<Item = &[u8]> {
         let starts = std::iter::once(&0).chain(&self.ends);
         let spans = starts.zip(&self.ends);
@@ -58,7 +58,7 @@ impl Record {
     }
 }
 
-/// What the next byte belongs to.
+/// The part of a record that the next byte belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Part {
     /// The start of a cell.
@@ -86,7 +86,7 @@ impl Records {
     }
 
     /// Reads the next record; `false` at the end of the file.
-    pub(super) fn read(&mut self, record: &mut Record) -> Result<bool, Error> {
+    pub(super) fn read(&mut self, record: &mut CellRecord) -> Result<bool, Error> {
         record.bytes.clear();
         record.ends.clear();
         if !self.skip_line_ends()? {
@@ -159,7 +159,7 @@ fn split(
     delimiter: u8,
     part: &mut Part,
     lines: &mut LineCount,
-    record: &mut Record,
+    record: &mut CellRecord,
 ) -> Result<(usize, bool), &'static str> {
     let special = |byte: &u8| matches!(byte, b'"' | b'\r' | b'\n' | 0) || *byte == delimiter;
     let mut used = 0;
@@ -211,7 +211,7 @@ mod tests {
         let bytes: Box<dyn Read> = Box::new(Cursor::new(text.as_bytes().to_vec()));
         let reader = BufReader::with_capacity(chunk, bytes);
         let mut records = Records::new(Path::new("p"), reader, b',', 50);
-        let (mut found, mut record) = (Vec::new(), Record::default());
+        let (mut found, mut record) = (Vec::new(), CellRecord::default());
         while records
             .read(&mut record)
             .map_err(|error| error.to_string())?

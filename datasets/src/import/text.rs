@@ -19,7 +19,7 @@ pub(super) struct Text {
     pub(super) column: usize,
 }
 
-/// How far the bytes of a JSON value were looked at.
+/// The state of a scan of the bytes of a JSON value.
 struct ValueScan {
     /// Number of open brackets; `None` in a number or a word, which ends before the next delimiter.
     depth: Option<usize>,

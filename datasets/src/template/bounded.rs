@@ -9,7 +9,7 @@ use minijinja::{Environment, Error, ErrorKind, State, Value, filters, functions,
 use super::python;
 use super::work::{ChargedText, ITEM, charge, charge_shallow, check_held, settle, weigh};
 
-/// What a filter is charged for besides its first charge: the bytes of texts, and [`ITEM`] for each item of its arguments.
+/// The second charge of a filter: the bytes of texts, and [`ITEM`] for each item of its arguments.
 #[derive(Clone, Copy)]
 enum Charge {
     /// Nothing else.

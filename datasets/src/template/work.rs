@@ -11,7 +11,7 @@ use minijinja::{Error, ErrorKind, Value};
 
 use crate::limits::TEMPLATE_VALUE_DEPTH;
 
-/// What an item of a list or dict costs in bytes.
+/// The cost of an item of a list or dict in bytes.
 pub(super) const ITEM: usize = 24;
 
 thread_local! {

@@ -11,7 +11,7 @@ use crate::limits::{
     TOKENIZER_STEPS,
 };
 
-/// What one byte of a text may become, found while the steps are walked through.
+/// The growth of a text in the steps that were walked through so far.
 struct Growth {
     factor: u64,
     steps: usize,

@@ -1,4 +1,4 @@
-//! What `collect` would do, for a dry run: nothing is written, so journals are only read.
+//! The forecast of `collect` for a dry run: nothing is written, so journals are only read.
 
 use potstill_datasets::{Store, UnitIndex};
 use potstill_teacher::http::{RequestLog, TokenEstimate};

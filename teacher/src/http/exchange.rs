@@ -30,7 +30,7 @@ pub(super) struct RequestOutcome {
     pub(super) status: Option<u16>,
     /// Size of the decoded body, bytes.
     pub(super) bytes: u64,
-    /// What the server says about its rate limits.
+    /// The state of the rate limits, as the server reports it.
     pub(super) rates: RateState,
 }
 

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
-/// What a found key is replaced by.
+/// The text that replaces a key.
 const REPLACEMENT: &str = "***";
 
 /// Length of the pieces by which a key is found.

@@ -17,7 +17,11 @@
 //! operating system after 1 s, 3 s and 7 s. So the number of requests in flight begins at a few, and grows with each
 //! answer, or slowly with time ([`Opening`]).
 
+mod rate_bucket;
+
 use std::time::{Duration, Instant};
+
+use self::rate_bucket::RateBucket;
 
 use super::wire::RateState;
 use super::{Endpoint, Failure, FailureReason};
@@ -39,9 +43,6 @@ const MIN_ROUND: f64 = 8.0;
 
 /// Smallest concurrency limit, as a share of what is allowed.
 const MIN_LIMIT_SHARE: f64 = 1.0 / 16.0;
-
-/// Time whose worth of requests or tokens may be sent at once, seconds.
-const BURST_SECONDS: f64 = 1.0;
 
 /// Factor by which the limit goes down near a known ceiling.
 const CEILING_STEP: f64 = 0.85;
@@ -88,40 +89,6 @@ fn failure_class(failure: &Failure) -> FailureClass {
         FailureReason::Connect => FailureClass::Unreachable,
         reason if reason.concerns_endpoint() => FailureClass::Refused,
         _ => FailureClass::Unrelated,
-    }
-}
-
-/// A token bucket: a rate limit with bursts of [`BURST_SECONDS`].
-#[derive(Debug)]
-struct RateBucket {
-    per_second: f64,
-    burst: f64,
-    level: f64,
-    updated: Instant,
-}
-
-impl RateBucket {
-    fn new(per_minute: f64, now: Instant) -> RateBucket {
-        let per_second = per_minute / 60.0;
-        let burst = (per_second * BURST_SECONDS).max(1.0);
-        RateBucket {
-            per_second,
-            burst,
-            level: burst,
-            updated: now,
-        }
-    }
-
-    /// Time until `n` may be taken. An amount larger than a burst waits for a full burst, and leaves a debt.
-    fn wait(&mut self, n: f64, now: Instant) -> Duration {
-        let passed = now.saturating_duration_since(self.updated).as_secs_f64();
-        self.level = (self.level + passed * self.per_second).min(self.burst);
-        self.updated = now;
-        let missing = n.min(self.burst) - self.level;
-        if missing <= 1e-9 {
-            return Duration::ZERO;
-        }
-        Duration::from_secs_f64((missing / self.per_second).min(86_400.0))
     }
 }
 
@@ -212,7 +179,7 @@ struct Allowance {
 /// The end of a request.
 pub(super) struct RequestEnd<'a> {
     pub(super) result: Result<(), &'a Failure>,
-    /// What the server says about its rate limits.
+    /// The state of the rate limits, as the server reports it.
     pub(super) rates: RateState,
     /// Time of sending.
     pub(super) sent: Instant,
@@ -335,10 +302,10 @@ impl Throttle {
         }
         self.sent += 1;
         if let Some(bucket) = &mut self.request_rate {
-            bucket.level -= 1.0;
+            bucket.take(1.0);
         }
         if let Some(bucket) = &mut self.token_rate {
-            bucket.level -= tokens as f64;
+            bucket.take(tokens as f64);
         }
     }
 

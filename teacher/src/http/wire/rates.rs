@@ -9,7 +9,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 /// Unix times begin here; smaller numbers are seconds from now.
 const FIRST_UNIX_TIME: f64 = 1e9;
 
-/// What a server says about its rate limits with a response.
+/// The state of the rate limits, as a server reports it with a response.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub(in crate::http) struct RateState {
     /// Time after which the server accepts a retry, seconds (`Retry-After`).
