@@ -99,13 +99,15 @@ impl Tokenizer {
             fingerprint,
             newline_ids: Vec::new(),
         };
+        let unable = |error: Error| content(error.to_string());
         let spelled: Vec<u8> = tokenizer
-            .encode("a", false)?
+            .encode("a", false)
+            .map_err(unable)?
             .iter()
             .flat_map(|&id| tokenizer.token_bytes(id))
             .collect();
         if spelled != b"a" {
-            tokenizer.newline_ids = tokenizer.encode("\n", false)?;
+            tokenizer.newline_ids = tokenizer.encode("\n", false).map_err(unable)?;
         }
         tokenizer.leading_id = tokenizer.find_leading_id(dir)?;
         Ok(tokenizer)

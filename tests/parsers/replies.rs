@@ -32,7 +32,12 @@ pub fn replies(data: &[u8]) {
         // Chunks may begin and end inside characters and lines.
         for size in [1, 7] {
             let chunks: Vec<&[u8]> = body.chunks(size).collect();
-            assert_eq!(first, decode(kind, 200, None, &chunks));
+            // The text of a failure may name a line, and lines that come before a body in chunks are not counted.
+            let kind_of = |failure: &Failure| (failure.reason, failure.billed);
+            match (&first, &decode(kind, 200, None, &chunks)) {
+                (Err(first), Err(second)) => assert_eq!(kind_of(first), kind_of(second)),
+                (first, second) => assert_eq!(first, second),
+            }
         }
     }
 }
