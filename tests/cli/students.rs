@@ -152,6 +152,7 @@ fn a_student_larger_than_the_memory_is_refused_before_anything_is_computed() {
 fn a_configuration_of_another_model_is_refused_with_a_way_out() {
     let message = |key: &str, value: Value| {
         let run = Run::new();
+        run.edit("layers = { every = 2 }", "path = \"model\"");
         let path = run.path("model/config.json");
         let mut keys: Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
         keys[key] = value;
