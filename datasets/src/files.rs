@@ -82,11 +82,19 @@ pub fn hash_each(paths: &[PathBuf]) -> Result<Vec<FileHash>, Error> {
     hashed.into_iter().map(|(_, hash)| hash).collect()
 }
 
-/// Computes the size and the hash of one file, which is read in blocks.
+/// Computes the size and the hash of one regular file, which is read in blocks.
 ///
 /// # Errors
-/// [`Error::Io`], which names the file.
+/// [`Error::Io`], which names the file; [`Error::Invalid`] for a pipe or a device, which could be read without end.
 pub fn hash_file(path: &Path) -> Result<FileHash, Error> {
+    let metadata = fs::metadata(path).map_err(Error::io("open", path))?;
+    if !metadata.is_file() {
+        let problem = format!("{} is not a regular file", path.display());
+        return Err(Error::invalid(
+            problem,
+            "replace it by a file or by a link to one",
+        ));
+    }
     let mut file = File::open(path).map_err(Error::io("open", path))?;
     let mut hasher = Sha256::new();
     let mut block = vec![0; 1 << 16];

@@ -61,6 +61,7 @@ pub use crate::import::{
 pub use crate::lines::{check_first_lines, read_checked_lines, to_checked_line};
 pub use crate::manifest::{Manifest, manifest_path, stage_key};
 pub use crate::mask::{MaskReport, MaskedToken, check_mask, check_sampled};
+pub use crate::model_files::read_text;
 pub use crate::near_duplicates::{NEAR_DUPLICATE_SIMILARITY, near_duplicates};
 pub use crate::pack::pack;
 pub use crate::parquet::{

@@ -102,3 +102,6 @@ pub const PARQUET_PAGE_BYTES: u64 = 512 * 1024 * 1024;
 
 /// Most values of a list column in one row group of a Parquet file.
 pub const PARQUET_LIST_VALUES: u64 = 32 * 1024 * 1024;
+
+/// Most bytes of a run file.
+pub const RUN_FILE_BYTES: u64 = 16 * 1024 * 1024;

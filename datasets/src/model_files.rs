@@ -7,24 +7,33 @@ use serde_json::Value;
 use crate::error::Error;
 use crate::limits::TOKENIZER_FILE_BYTES;
 
-/// Reads the text of a regular file of at most [`TOKENIZER_FILE_BYTES`]; `None` if the file does not exist. A pipe or a device
-/// could be read without end.
+/// Reads the text of a regular file of at most [`TOKENIZER_FILE_BYTES`]; `None` if the file does not exist.
 pub(crate) fn read_optional(path: &Path) -> Result<Option<String>, Error> {
-    if let Ok(metadata) = std::fs::metadata(path) {
-        if !metadata.is_file() {
-            return Err(unusable(path, "it is not a regular file"));
-        }
-        if metadata.len() > TOKENIZER_FILE_BYTES {
-            let bytes = metadata.len();
-            let problem = format!("it has {bytes} bytes, and the limit is {TOKENIZER_FILE_BYTES}");
-            return Err(unusable(path, &problem));
-        }
+    match path.exists() {
+        true => read_text(path, TOKENIZER_FILE_BYTES).map(Some),
+        false => Ok(None),
     }
-    match std::fs::read_to_string(path) {
-        Ok(text) => Ok(Some(text)),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(Error::io("read", path)(error)),
+}
+
+/// Reads the text of a regular file of at most `limit` bytes. A pipe or a device could be read without end.
+///
+/// # Errors
+/// [`Error::Io`]; [`Error::Invalid`] for anything but a regular file, and for a file above the limit.
+pub fn read_text(path: &Path, limit: u64) -> Result<String, Error> {
+    let metadata = std::fs::metadata(path).map_err(Error::io("read", path))?;
+    if !metadata.is_file() {
+        let problem = format!("{} is not a regular file", path.display());
+        return Err(Error::invalid(problem, "name a file, or a link to one"));
     }
+    if metadata.len() > limit {
+        let bytes = metadata.len();
+        let problem = format!(
+            "{} has {bytes} bytes, and the limit is {limit}",
+            path.display()
+        );
+        return Err(Error::invalid(problem, "check that it is the right file"));
+    }
+    std::fs::read_to_string(path).map_err(Error::io("read", path))
 }
 
 /// Parses the text of a JSON file.
@@ -37,7 +46,8 @@ pub(crate) fn parse(path: &Path, text: &str) -> Result<Value, Error> {
 
 /// Returns the error for a file whose content cannot be used.
 pub(crate) fn unusable(path: &Path, problem: &str) -> Error {
-    Error::invalid(format!("{}: {problem}", path.display()), "")
+    let hint = "compare the file with the one that was published with the model";
+    Error::invalid(format!("{}: {problem}", path.display()), hint)
 }
 
 /// Reads a JSON file of a folder and returns it with its path; `None` if the file does not exist.

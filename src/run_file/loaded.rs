@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use potstill_datasets::TemplateSource;
+use potstill_datasets::limits::RUN_FILE_BYTES;
 use potstill_datasets::range::FilePath;
+use potstill_datasets::{Error, TemplateSource, read_text};
 
 use super::hub_source::HubSource;
 use super::problem::{ConfigError, Problem, is_written};
@@ -33,11 +34,15 @@ impl Loaded {
     /// When the file cannot be read, is not TOML, or breaks a rule: each problem with line, column and
     /// hint.
     pub fn read(path: &Path) -> Result<Loaded, ConfigError> {
-        let text = std::fs::read_to_string(path).map_err(|e| {
+        let unreadable = |why: String| {
             ConfigError::plain(format!(
-                "cannot read the run file {}: {e}\nhint: give the path of a TOML file; `potstill init` writes one",
+                "cannot read the run file {}: {why}\nhint: give the path of a TOML file; `potstill init` writes one",
                 path.display()
             ))
+        };
+        let text = read_text(path, RUN_FILE_BYTES).map_err(|error| match error {
+            Error::Io { source, .. } => unreadable(source.to_string()),
+            other => unreadable(other.to_string()),
         })?;
         let settings = parse(path, &text)?;
         Ok(Loaded {

@@ -4,9 +4,10 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, anyhow};
+use potstill_datasets::limits::TOKENIZER_FILE_BYTES;
 use potstill_datasets::range::FilePath;
 use potstill_datasets::{
-    ChatTemplate, FloatType, TemplateArguments, TemplateSource, Tokenizer, hash_file,
+    ChatTemplate, FloatType, TemplateArguments, TemplateSource, Tokenizer, hash_file, read_text,
 };
 use potstill_model::{Config, DType, Decoder, Device, weight_files};
 use potstill_teacher::TeacherSettings;
@@ -262,12 +263,8 @@ fn bare_template(run: &Loaded, dir: &Path) -> anyhow::Result<ChatTemplate> {
         Some(TemplateSource::Plain) => Ok(ChatTemplate::plain()?),
         Some(TemplateSource::File(file)) => {
             let file = file.as_path();
-            let source = std::fs::read_to_string(file).map_err(|e| {
-                run.problem(
-                    &[table, "template"],
-                    format!("cannot read {}: {e}", file.display()),
-                )
-            })?;
+            let source = read_text(file, TOKENIZER_FILE_BYTES)
+                .map_err(|e| run.problem(&[table, "template"], e.to_string()))?;
             let name = file.display().to_string();
             ChatTemplate::from_source(&name, &source).with_context(|| format!("cannot use {name}"))
         }

@@ -186,12 +186,12 @@ fn a_configuration_of_another_model_is_refused_with_a_way_out() {
         (
             "eos_token_id",
             json!(259),
-            "model/config.json`, key `eos_token_id`: 259 is not below vocab_size, 259",
+            "model/config.json: `eos_token_id` 259 is not an id of the vocabulary in tokenizer.json",
         ),
         (
             "eos_token_id",
             json!([]),
-            "model/config.json`, key `eos_token_id`: [] names no token",
+            "model/config.json: `eos_token_id` [] names no token",
         ),
         (
             "model_type",

@@ -166,3 +166,44 @@ fn hostile_tokenizers_are_refused() {
         refused(&run, expected);
     }
 }
+
+/// Pipes and devices could be waited for or read without end, wherever a file is named.
+#[cfg(unix)]
+#[test]
+fn pipes_and_devices_are_not_read() {
+    let refused = |run: &Run, arguments: &[&str]| {
+        let output = run.potstill(arguments);
+        assert_ne!(output.code, 0, "{arguments:?}");
+        let says = output.stderr.contains("is not a regular file");
+        assert!(says, "{arguments:?}: {}", output.stderr);
+    };
+    let pipe = |run: &Run, name: &str| {
+        let path = run.path(name);
+        let _ = fs::remove_file(&path);
+        let made = std::process::Command::new("mkfifo").arg(&path).status();
+        assert!(made.unwrap().success());
+    };
+    refused(&Run::new(), &["check", "/dev/zero"]);
+    let run = Run::new();
+    run.edit("template = \"plain\"", "template = \"/dev/zero\"");
+    refused(&run, &["check", "run.toml"]);
+    for file in [
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "model.safetensors",
+    ] {
+        let run = Run::new();
+        pipe(&run, &format!("model/{file}"));
+        refused(&run, &["run", "run.toml"]);
+    }
+    let run = Run::new();
+    fs::rename(run.path("model/model.safetensors"), run.path("model/part")).unwrap();
+    pipe(&run, "model/pipe");
+    let index = json!({ "metadata": {}, "weight_map": { "model.embed_tokens.weight": "pipe" } });
+    run.write("model/model.safetensors.index.json", &index.to_string());
+    refused(&run, &["run", "run.toml"]);
+    let run = Run::new();
+    run.edit("path = \"model\"", "path = \"model.gguf\"");
+    pipe(&run, "model.gguf");
+    refused(&run, &["run", "run.toml"]);
+}

@@ -33,8 +33,17 @@ impl GgufFile {
     /// Returns an error that names the file, and the key or the tensor, for a file that cannot be read, that is not
     /// GGUF, that is truncated, or that holds a type, an alignment or a place that is not possible.
     pub(crate) fn open(path: &Path) -> Result<Self, Error> {
+        // A pipe would be waited for when it is opened.
+        let metadata = std::fs::metadata(path).map_err(Error::io("open", path))?;
+        if !metadata.is_file() {
+            return Err(broken(
+                path,
+                "it is not a regular file".to_owned(),
+                DOWNLOAD,
+            ));
+        }
+        let length = metadata.len();
         let file = File::open(path).map_err(Error::io("open", path))?;
-        let length = file.metadata().map_err(Error::io("read", path))?.len();
         if length == 0 {
             let what = "the file is empty".to_owned();
             return Err(broken(path, what, DOWNLOAD));
