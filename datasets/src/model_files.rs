@@ -46,8 +46,7 @@ pub(crate) fn parse(path: &Path, text: &str) -> Result<Value, Error> {
 
 /// Returns the error for a file whose content cannot be used.
 pub(crate) fn unusable(path: &Path, problem: &str) -> Error {
-    let hint = "compare the file with the one that was published with the model";
-    Error::invalid(format!("{}: {problem}", path.display()), hint)
+    Error::invalid(format!("{}: {problem}", path.display()), "")
 }
 
 /// Reads a JSON file of a folder and returns it with its path; `None` if the file does not exist.

@@ -202,8 +202,4 @@ fn pipes_and_devices_are_not_read() {
     let index = json!({ "metadata": {}, "weight_map": { "model.embed_tokens.weight": "pipe" } });
     run.write("model/model.safetensors.index.json", &index.to_string());
     refused(&run, &["run", "run.toml"]);
-    let run = Run::new();
-    run.edit("path = \"model\"", "path = \"model.gguf\"");
-    pipe(&run, "model.gguf");
-    refused(&run, &["run", "run.toml"]);
 }

@@ -38,7 +38,7 @@ pub(super) fn sources(
         let values = match &json["eos_token_id"] {
             Value::Null => continue,
             Value::Array(values) if values.is_empty() => {
-                return Err(unusable(&path, "`eos_token_id` [] names no token"));
+                return Err(wrong_id(&path, "`eos_token_id` [] names no token"));
             }
             Value::Array(values) => values.clone(),
             value => vec![value.clone()],
@@ -53,7 +53,7 @@ pub(super) fn sources(
                     let problem = format!(
                         "`eos_token_id` {value} is not an id of the vocabulary in tokenizer.json"
                     );
-                    return Err(unusable(&path, &problem));
+                    return Err(wrong_id(&path, &problem));
                 }
             }
         }
@@ -116,7 +116,7 @@ fn check_id(
         false => {
             let problem =
                 format!("`{key}` {value} is not an id of the vocabulary in tokenizer.json");
-            Err(unusable(path, &problem))
+            Err(wrong_id(path, &problem))
         }
     }
 }
@@ -127,4 +127,10 @@ pub(super) fn union(sources: &[EosSource]) -> Vec<u32> {
     ids.sort_unstable();
     ids.dedup();
     ids
+}
+
+/// Returns the error for an id that no token has.
+fn wrong_id(path: &Path, problem: &str) -> Error {
+    let hint = "compare the file with the one that was published with the model";
+    Error::invalid(format!("{}: {problem}", path.display()), hint)
 }
