@@ -28,7 +28,7 @@ pub fn watch() {
         let place = place(info);
         // This panic cannot be caught: the process ends at once.
         if message.starts_with("panic in a ") {
-            let earlier = seen().drain(..).last();
+            let earlier = seen().drain(..).next_back();
             let Seen { message, place } = earlier.unwrap_or(Seen { message, place });
             progress::fail(&describe(&message, &place));
             return;

@@ -95,7 +95,7 @@ mod tests {
         dir.log(&line).unwrap();
         let text = fs::read_to_string(dir.path(LEDGER_FILE)).unwrap();
         fs::write(dir.path(LEDGER_FILE), text + "{\"stage\":").unwrap();
-        assert_eq!(dir.ledger().unwrap(), [line.clone()]);
+        assert_eq!(dir.ledger().unwrap(), std::slice::from_ref(&line));
         dir.log(&line).unwrap();
         assert_eq!(dir.ledger().unwrap(), [line.clone(), line.clone()]);
         let text = fs::read_to_string(dir.path(LEDGER_FILE)).unwrap();

@@ -92,8 +92,7 @@ fn product(value: &str) -> f64 {
         .and_then(|value| value.strip_suffix(')'));
     let number = |text: &str| -> f64 {
         let text = text.trim().replace('_', "");
-        text.parse()
-            .unwrap_or_else(|_| panic!("{text} is not a number"))
+        text.parse().unwrap()
     };
     let factor = |text: &str| match text.split_once("<<") {
         Some((base, shift)) => number(base) * number(shift).exp2(),

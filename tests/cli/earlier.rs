@@ -312,9 +312,9 @@ fn an_interrupted_training_goes_on_when_its_settings_come_back() {
     let entry = kept.iter().find(|path| path.contains("/train-student-"));
     let listed = run.potstill(&["clean", "run.toml"]);
     assert_eq!(listed.code, 0, "{}", listed.stderr);
-    let line = listed.stdout.lines();
-    let line = line.filter(|line| line.starts_with("earlier/train-student-"));
-    let line = line.last().unwrap();
+    let mut line = listed.stdout.lines().rev();
+    let line = line.find(|line| line.starts_with("earlier/train-student-"));
+    let line = line.unwrap();
     let differs = line.ends_with("unfinished; `train.checkpoint_every` is 20, now 2")
         || line.ends_with("unfinished; `train.steps` is 400, now 4");
     assert!(differs, "{line}");
@@ -400,9 +400,9 @@ fn clean_lists_and_deletes_what_is_not_current() {
         of.iter()
             .all(|event| event["deleted"] == true && event["bytes"].as_u64() > Some(0))
     );
-    let text = deleted.iter().filter_map(|event| event["text"].as_str());
+    let mut text = deleted.iter().filter_map(|event| event["text"].as_str());
     assert!(
-        text.last()
+        text.next_back()
             .unwrap()
             .starts_with("deleted 4 folders, which freed ")
     );

@@ -140,12 +140,7 @@ fn text_as_bytes(own: &ParquetMetaData) -> Result<ArrowReaderMetadata, ParquetEr
     );
     let metadata = Arc::new(ParquetMetaData::new(file, own.row_groups().to_vec()));
     let plain = ArrowReaderMetadata::try_new(metadata.clone(), reader_options())?;
-    let viewed: Vec<Field> = plain
-        .schema()
-        .fields()
-        .iter()
-        .map(|field| viewed(field))
-        .collect();
+    let viewed: Vec<Field> = plain.schema().fields().iter().map(viewed).collect();
     let options = ArrowReaderOptions::new().with_schema(Arc::new(Schema::new(viewed)));
     ArrowReaderMetadata::try_new(metadata, options)
 }

@@ -226,7 +226,8 @@ mod tests {
 
     #[test]
     fn records_have_quotes_and_line_ends() {
-        let cases: [(&str, &[(usize, &[&str])]); 7] = [
+        type Rows<'a> = &'a [(usize, &'a [&'a str])];
+        let cases: [(&str, Rows<'_>); 7] = [
             ("", &[]),
             ("\n\r\n\r", &[]),
             ("a,b\nc,d", &[(1, &["a", "b"]), (2, &["c", "d"])]),
