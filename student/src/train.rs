@@ -10,10 +10,11 @@ use potstill_datasets::{Arm, Order, Signal};
 use potstill_model::Decoder;
 use serde::Serialize;
 
+use crate::batch::Batch;
 use crate::checkpoint::{self, Checkpoint, TrainingState};
 use crate::control::ControlData;
 use crate::error::{Error, SequenceId};
-use crate::gradient::batch_gradient;
+use crate::gradient::gradient_of;
 use crate::loss::Divergence;
 use crate::metrics::{MetricsFile, StepMetrics};
 use crate::not_finite::check_finite;
@@ -102,7 +103,9 @@ pub fn train(
             signals.push(signal);
         }
         let metrics;
-        (model, metrics) = trainer.step(model, &signals, began)?;
+        let step = trainer.state.step + 1;
+        let batch = Batch::new(signals, plan.arm, settings, step, model.token_count())?;
+        (model, metrics) = trainer.step(model, &batch, began)?;
         let step = metrics.step;
         let stop = on_step(&metrics).is_break() && step < steps;
         if stop || step == steps || step.is_multiple_of(settings.checkpoint_every.max(1)) {
@@ -181,27 +184,23 @@ impl<'a> Trainer<'a> {
         Ok((trainer, model.train()))
     }
 
-    /// Makes one optimizer step on the global batch `signals` and writes its metrics. `began` is the time at
-    /// which reading the batch began.
+    /// Makes one optimizer step and writes its metrics. `began` is the time at which reading the batch began.
     fn step(
         &mut self,
         model: Decoder,
-        signals: &[Signal],
+        batch: &Batch,
         began: Instant,
     ) -> Result<(Decoder, StepMetrics), Error> {
         let TrainingPlan {
-            arm,
-            settings,
-            schedule,
+            settings, schedule, ..
         } = self.plan;
         let step = self.state.step + 1;
-        let result = batch_gradient(&model, signals, arm, settings, step)?;
+        let result = gradient_of(&model, batch, settings);
         let (norm, scale) = clip_global_norm(&result.gradients, settings.clip);
-        check_finite(&model, signals, (&result, norm), arm, settings, step)?;
+        check_finite(&model, batch, (result.loss, norm), settings, step)?;
         let rate = schedule.at(step);
         let model = self.optimizer.step(model, result.gradients, scale, rate);
 
-        let tokens: usize = signals.iter().map(|signal| signal.token_ids.len()).sum();
         let sums = &result.sums;
         let per_row = 1.0 / sums.rows.max(1) as f64;
         let metrics = StepMetrics {
@@ -214,8 +213,8 @@ impl<'a> Trainer<'a> {
             gradient_norm: norm,
             learning_rate: rate,
             loss_tokens: sums.rows as u64,
-            tokens: tokens as u64,
-            tokens_per_second: tokens as f64 / began.elapsed().as_secs_f64(),
+            tokens: batch.tokens as u64,
+            tokens_per_second: batch.tokens as f64 / began.elapsed().as_secs_f64(),
         };
         self.state.metrics_bytes += self.metrics.write(&metrics)?;
         self.state.events_bytes += self.events.write(&metrics)?;
