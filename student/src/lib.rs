@@ -37,6 +37,7 @@ mod start_kl;
 mod target;
 mod tensorboard;
 mod train;
+mod trainer;
 mod unigram;
 
 pub use adapter::{AdapterBase, AdapterSettings, AdapterTargets, AllLinear};
@@ -63,5 +64,6 @@ pub use settings::{Control, Overlong, SequenceOrder, TrainSettings};
 pub use start::{RandomShape, RandomShapeError, StudentSettings};
 pub use start_kl::{StartKl, start_kl};
 pub use target::{Target, TargetRow};
-pub use train::{OverlongRows, TrainingPlan, TrainingResult, train};
+pub use train::{OverlongRows, TrainingInputs, TrainingResult, train};
+pub use trainer::TrainingPlan;
 pub use unigram::Unigram;
