@@ -11,6 +11,7 @@ use burn::tensor::{DType, Device, Tensor, TensorData};
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use serde_json::json;
 
+use crate::device::check_device_dtype;
 use crate::dtype::{check_model_dtype, to_safetensors};
 use crate::files::{write_json, write_whole};
 use crate::gguf::{GGUF_FILE, GgufWeights};
@@ -37,6 +38,7 @@ pub const MAX_SHARD_BYTES: u64 = 5_000_000_000;
 pub fn load(dir: &Path, dtype: DType, device: &Device) -> Result<Decoder, Error> {
     let config = Config::from_dir(dir)?;
     check_model_dtype(dtype)?;
+    check_device_dtype(device, dtype)?;
     let weights = open(dir, &config)?;
     let mut reader = ParameterReader {
         weights: weights.as_ref(),

@@ -59,7 +59,7 @@ pub use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 pub use checkpoint::{MAX_SHARD_BYTES, load, save, save_sharded, weight_files};
 pub use config::Config;
 pub use decoder::{Decoder, document_lengths};
-pub use device::{DEVICES, device};
+pub use device::{DEVICES, check_device_dtype, device};
 pub use error::Error;
 pub use generate::{BatchLimits, GeneratedAnswer, Sampling, StopConditions, StopReason, generate};
 pub use gguf::{BlockType, GgufLabels, GgufType, dequantize, export_gguf, lay_out_gguf, quantize};
