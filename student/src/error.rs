@@ -116,6 +116,19 @@ pub enum Error {
         /// Description of the damage.
         reason: String,
     },
+    /// A replica of the training does not answer.
+    #[error(
+        "replica {rank} of {size} does not answer: {reason}\n\
+         hint: start the same command again; training resumes from the last checkpoint, with the same result"
+    )]
+    LostRank {
+        /// Number of the replica, from 0.
+        rank: usize,
+        /// Number of replicas.
+        size: usize,
+        /// What was noticed.
+        reason: String,
+    },
     /// A file cannot be read or written.
     #[error("{path}: {source}")]
     Io {

@@ -9,11 +9,11 @@ use std::ops::Range;
 
 use burn::module::Module;
 use burn::tensor::{Gradients as Tape, Tensor};
-use potstill_datasets::{Arm, Signal, pack};
+use potstill_datasets::{Arm, Signal};
 use potstill_kernels::{LogQSum, LogitTransform, RowStats, add_rows};
 use potstill_model::{Decoder, Parameter, ParameterName, Role, TensorOperation, named_parameters};
 
-use crate::control::shuffle;
+use crate::batch::Batch;
 use crate::error::Error;
 use crate::head_loss::{Form, HeadLossOptions, head_loss, leaf, stats_dtype};
 use crate::loss::{
@@ -22,7 +22,6 @@ use crate::loss::{
 use crate::micro_batch::{MicroBatch, TargetTensors};
 use crate::objective::Objective;
 use crate::settings::TrainSettings;
-use crate::target::Target;
 
 /// Gradients by the parameter's Hugging Face name, without autodiff.
 pub type Gradients = BTreeMap<String, Parameter>;
@@ -74,11 +73,10 @@ pub struct BatchGradient {
 ///
 /// Each term divides by its own count of tokens over the global batch, counted before the first forward
 /// pass, so packing and the split into micro-batches change nothing but rounding. `model` must be tracked
-/// (`model.train()`). `step` seeds the permutation of [`Arm::Shuffled`]. For [`Arm::SameToken`] the signals already
-/// hold the distributions of the other positions, and for [`Arm::Smoothing`] `settings` already hold the label smoothing.
+/// (`model.train()`). See [`Batch::new`] for the other arguments.
 ///
 /// # Errors
-/// A signal that breaks its rules, or an id outside the vocabulary.
+/// As [`Batch::new`].
 pub fn batch_gradient(
     model: &Decoder,
     signals: &[Signal],
@@ -86,61 +84,26 @@ pub fn batch_gradient(
     settings: &TrainSettings,
     step: u64,
 ) -> Result<BatchGradient, Error> {
-    let objective = settings.objective.of_arm(arm);
-    objective.check()?;
-    let (mut targets, rescaled_rows) = batch_targets(signals, &objective, arm, settings, step)?;
-    let options = GradientOptions::new(&objective, &targets, settings, model);
+    let batch = Batch::new(signals.to_vec(), arm, settings, step, model.token_count())?;
+    Ok(gradient_of(model, &batch, settings))
+}
 
+/// Computes loss and gradient of a planned step. `model` must be tracked.
+#[must_use]
+pub fn gradient_of(model: &Decoder, batch: &Batch, settings: &TrainSettings) -> BatchGradient {
+    let options = GradientOptions::new(batch, settings, model);
     let mut gradients = Gradients::new();
     let mut sums = LossSums::default();
-    for packed_rows in packed_rows(signals, settings).chunks(settings.micro_batch.max(1)) {
-        let mut sequence = |&index: &usize| (&signals[index], std::mem::take(&mut targets[index]));
-        let packed_row = |row: &Vec<usize>| row.iter().map(&mut sequence).collect();
-        let micro_batch = MicroBatch::packed(packed_rows.iter().map(packed_row).collect(), model)?;
-        sums.add(&micro_batch_gradient(
-            model,
-            &micro_batch,
-            &options,
-            &mut gradients,
-        ));
+    for micro_batch in &batch.micro_batches {
+        let of_micro_batch = micro_batch_gradient(model, micro_batch, &options, &mut gradients);
+        sums.add(&of_micro_batch);
     }
-    Ok(BatchGradient {
+    BatchGradient {
         gradients,
         loss: options.row_weight * sums.loss,
         sums,
-        teacher_nll: signals.iter().map(teacher_nll).sum(),
-        rescaled_rows,
-    })
-}
-
-/// Returns the targets of a global batch, one for each signal, and the number of rescaled rows.
-pub(crate) fn batch_targets(
-    signals: &[Signal],
-    objective: &Objective,
-    arm: Arm,
-    settings: &TrainSettings,
-    step: u64,
-) -> Result<(Vec<Target>, usize), Error> {
-    let mut targets = Vec::with_capacity(signals.len());
-    let mut rescaled_rows = 0;
-    for signal in signals {
-        let (target, rescaled) = Target::new(signal, objective.tail, objective.temperature)?;
-        rescaled_rows += rescaled;
-        targets.push(target);
-    }
-    if arm == Arm::Shuffled {
-        shuffle(&mut targets, settings.seed, step);
-    }
-    Ok((targets, rescaled_rows))
-}
-
-/// Returns the indices of the sequences that share each packed row.
-fn packed_rows(signals: &[Signal], settings: &TrainSettings) -> Vec<Vec<usize>> {
-    if settings.packing {
-        let lengths: Vec<usize> = signals.iter().map(|s| s.token_ids.len()).collect();
-        pack(&lengths, settings.max_length)
-    } else {
-        (0..signals.len()).map(|index| vec![index]).collect()
+        teacher_nll: batch.teacher_nll,
+        rescaled_rows: batch.rescaled_rows,
     }
 }
 
@@ -160,17 +123,11 @@ pub struct GradientOptions<'a> {
 }
 
 impl<'a> GradientOptions<'a> {
-    /// Options for the micro-batches of a global batch with these targets.
-    pub(crate) fn new(
-        objective: &'a Objective,
-        targets: &[Target],
-        settings: &TrainSettings,
-        model: &Decoder,
-    ) -> Self {
-        let rows: usize = targets.iter().map(|target| target.rows.len()).sum();
+    /// Options for the micro-batches of a global batch.
+    pub(crate) fn new(batch: &'a Batch, settings: &TrainSettings, model: &Decoder) -> Self {
         Self {
-            objective,
-            row_weight: 1.0 / rows.max(1) as f64,
+            objective: &batch.objective,
+            row_weight: batch.row_weight(),
             chunk_rows: settings.chunk_rows,
             form: settings.form,
             transform: model.logit_transform(),
@@ -369,22 +326,6 @@ fn rows_loss(
 /// Sums in f64 on the host: a global batch has a few thousand rows.
 fn sum(values_n: &Tensor<1>) -> f64 {
     values_n.to_data().iter::<f64>().sum()
-}
-
-/// Sums the teacher's −log p of the target tokens, nats.
-pub(crate) fn teacher_nll(signal: &Signal) -> f64 {
-    let nll = |(position, row): (usize, &potstill_datasets::SignalRow)| {
-        let slot = row
-            .ids
-            .iter()
-            .position(|id| Some(id) == signal.token_ids.get(position))?;
-        row.logprobs.get(slot).map(|&logprob| -f64::from(logprob))
-    };
-    signal
-        .loss_positions()
-        .zip(&signal.rows)
-        .filter_map(nll)
-        .sum()
 }
 
 /// Removes the gradient of a tensor from the tape.

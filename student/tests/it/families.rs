@@ -9,8 +9,8 @@ use burn::tensor::{DType, Device};
 use potstill_datasets::Signal;
 use potstill_model::{Config, Decoder, Role, named_parameters};
 use potstill_student::{
-    AdamW, Arm, RandomShape, RandomShapeError, SignalKind, TrainSettings, TrainingPlan,
-    TrainingResult, evaluate, train,
+    AdamW, Arm, RandomShape, RandomShapeError, SignalKind, TrainSettings, TrainingInputs,
+    TrainingPlan, TrainingResult, evaluate, train,
 };
 use serde_json::{Value, json};
 
@@ -105,11 +105,14 @@ fn trained(family: &str, data: &[Signal], dir: &Path, stop_at: u64) -> TrainingR
     };
     train(
         student(family),
-        &mut row,
-        data.len(),
+        TrainingInputs {
+            len: data.len(),
+            row: &mut row,
+            dev: None,
+            on_step: &mut on_step,
+        },
         &plan,
         dir,
-        &mut on_step,
     )
     .unwrap()
 }
