@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
+use cubecl::cmma::MatrixLayout;
 use cubecl::ir::features::Plane;
 use cubecl::ir::{
     ContiguousElements, DeviceIdentity, ElemType, FloatKind, HardwareProperties, IntKind,
-    MatrixLayout, MemoryDeviceProperties, MmaProperties,
+    MemoryDeviceProperties, MmaProperties,
 };
 use cubecl::prelude::*;
 use cubecl::profile::TimingMethod;
