@@ -13,7 +13,9 @@ use potstill::datasets::{Signal, Table};
 use potstill::model::{Config, DType, Decoder, Device, Tensor};
 use potstill::student::check::{LossCase, check_loss, trainer};
 use potstill::student::loss::{CustomDivergence, Divergence};
-use potstill::student::{Arm, Objective, SignalKind, TrainSettings, TrainingPlan, evaluate, train};
+use potstill::student::{
+    Arm, Objective, SignalKind, TrainSettings, TrainingInputs, TrainingPlan, evaluate, train,
+};
 use potstill::{Context, RunOptions, stages};
 
 /// Computes the triangular discrimination Σ (p − q)² / (p + q) of each row (Le Cam 1986). Its value is close
@@ -64,15 +66,18 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let mut row = |i: usize| Ok(signals[i].clone());
         let trained = train(
             start,
-            &mut row,
-            signals.len(),
+            TrainingInputs {
+                len: signals.len(),
+                row: &mut row,
+                dev: None,
+                on_step: &mut |_| ControlFlow::Continue(()),
+            },
             &TrainingPlan {
                 arm: Arm::Student,
                 settings: &settings,
                 schedule: settings.schedule(signals.len(), 3e-3),
             },
             &out.join(&name),
-            &mut |_| ControlFlow::Continue(()),
         )?;
         let after = kl(&trained.model, &heldout)?;
         println!(

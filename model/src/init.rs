@@ -45,6 +45,8 @@ impl MapParameters for RandomWeights {
             Role::Bias | Role::Correction => unset.zeros_like(),
             Role::Router if D == 1 => unset.zeros_like(),
             Role::Embedding | Role::Head | Role::Projection | Role::Router => self.matrix(unset),
+            // A model that is made has no adapters.
+            Role::Adapter => unset,
         }
     }
 }

@@ -4,7 +4,7 @@
 //! the settings and inputs of a training; a folder with another key is kept in `earlier/`, finished or not, and is taken
 //! back from there. The manifest is written last, when all steps are done.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fs;
 use std::panic::resume_unwind;
@@ -14,7 +14,9 @@ use std::time::Instant;
 
 use anyhow::{Context as _, bail};
 use potstill_datasets::{Arm, FileHash, Split, Variant, hash_files, read_footer, shards};
-use potstill_student::{Schedule, StepMetrics, TrainSettings, TrainingPlan, TrainingResult};
+use potstill_student::{
+    Schedule, StepMetrics, TrainSettings, TrainingInputs, TrainingPlan, TrainingResult,
+};
 use rayon::ThreadPoolBuilder;
 use serde_json::json;
 
@@ -160,34 +162,28 @@ impl Training {
         let steps = self.schedule.steps;
         let progress = RefCell::new(context.console.progress(&self.stage, "steps", 0, steps));
         let mut tokens = 0;
-        let has_stepped = Cell::new(false);
         let mut on_step = |metrics: &StepMetrics| {
-            has_stepped.set(true);
             tokens += metrics.tokens;
             let note = format!("loss {:.4}", metrics.loss);
             progress.borrow_mut().update(metrics.step, tokens, &note);
             interrupt::control_flow()
         };
         let len = rows.list.len();
-        let mut row = |i: usize| {
-            // Before the first step the trainer reads all rows once, for their lengths.
-            if !has_stepped.get() && i.is_multiple_of(1000) {
-                let note = format!("measuring the length of answer {i} of {len}");
-                progress.borrow_mut().update(0, 0, &note);
-            }
-            rows.get(i)
-        };
+        let mut row = |i: usize| rows.get(i);
         let trained = potstill_student::train(
             start::start(context, self.variant.seed_index)?,
-            &mut row,
-            len,
+            TrainingInputs {
+                len,
+                row: &mut row,
+                dev: None,
+                on_step: &mut on_step,
+            },
             &TrainingPlan {
                 arm: self.variant.arm,
                 settings: &settings,
                 schedule: self.schedule,
             },
             folder,
-            &mut on_step,
         )?;
         Ok((trained, len))
     }

@@ -63,7 +63,7 @@ fn sequence(
             .collect(),
         SignalKind::Text => Vec::new(),
     };
-    let micro_batch = MicroBatch::new(&[signal], vec![target], model)?;
+    let micro_batch = MicroBatch::new(&[signal], vec![target], model.token_count())?;
     let mut values = SequenceValues {
         prompt_id: signal.prompt_id.clone(),
         sample_index: signal.sample_index,
@@ -71,7 +71,7 @@ fn sequence(
         kl_nats: 0.0,
         nll_nats: 0.0,
         agree: 0,
-        teacher_nll_nats: crate::gradient::teacher_nll(signal),
+        teacher_nll_nats: crate::target::teacher_nll(signal),
         teacher_entropy_nats: signal.rows.iter().map(|row| f64::from(row.entropy)).sum(),
         confidence: Vec::with_capacity(micro_batch.rows()),
         expected,

@@ -8,21 +8,21 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use burn::module::Module;
-use burn::tensor::{Gradients as Tape, Tensor};
-use potstill_datasets::{Arm, Signal, pack};
+use burn::tensor::Tensor;
+use potstill_datasets::{Arm, Signal};
 use potstill_kernels::{LogQSum, LogitTransform, RowStats, add_rows};
 use potstill_model::{Decoder, Parameter, ParameterName, Role, TensorOperation, named_parameters};
 
-use crate::control::shuffle;
+use crate::backbone::ForwardPass;
+use crate::batch::Batch;
 use crate::error::Error;
-use crate::head_loss::{Form, HeadLossOptions, head_loss, leaf, stats_dtype};
+use crate::head_loss::{Form, HeadLossOptions, head_loss, stats_dtype};
 use crate::loss::{
     Divergence, Tail, cross_entropy, forward_kl, smoothed_cross_entropy, soft_cross_entropy,
 };
 use crate::micro_batch::{MicroBatch, TargetTensors};
 use crate::objective::Objective;
 use crate::settings::TrainSettings;
-use crate::target::Target;
 
 /// Gradients by the parameter's Hugging Face name, without autodiff.
 pub type Gradients = BTreeMap<String, Parameter>;
@@ -74,11 +74,10 @@ pub struct BatchGradient {
 ///
 /// Each term divides by its own count of tokens over the global batch, counted before the first forward
 /// pass, so packing and the split into micro-batches change nothing but rounding. `model` must be tracked
-/// (`model.train()`). `step` seeds the permutation of [`Arm::Shuffled`]. For [`Arm::SameToken`] the signals already
-/// hold the distributions of the other positions, and for [`Arm::Smoothing`] `settings` already hold the label smoothing.
+/// (`model.train()`). See [`Batch::new`] for the other arguments.
 ///
 /// # Errors
-/// A signal that breaks its rules, or an id outside the vocabulary.
+/// As [`Batch::new`].
 pub fn batch_gradient(
     model: &Decoder,
     signals: &[Signal],
@@ -86,61 +85,26 @@ pub fn batch_gradient(
     settings: &TrainSettings,
     step: u64,
 ) -> Result<BatchGradient, Error> {
-    let objective = settings.objective.of_arm(arm);
-    objective.check()?;
-    let (mut targets, rescaled_rows) = batch_targets(signals, &objective, arm, settings, step)?;
-    let options = GradientOptions::new(&objective, &targets, settings, model);
+    let batch = Batch::new(signals.to_vec(), arm, settings, step, model.token_count())?;
+    Ok(gradient_of(model, &batch, settings))
+}
 
+/// Computes loss and gradient of a planned step. `model` must be tracked.
+#[must_use]
+pub fn gradient_of(model: &Decoder, batch: &Batch, settings: &TrainSettings) -> BatchGradient {
+    let options = GradientOptions::new(batch, settings, model);
     let mut gradients = Gradients::new();
     let mut sums = LossSums::default();
-    for packed_rows in packed_rows(signals, settings).chunks(settings.micro_batch.max(1)) {
-        let mut sequence = |&index: &usize| (&signals[index], std::mem::take(&mut targets[index]));
-        let packed_row = |row: &Vec<usize>| row.iter().map(&mut sequence).collect();
-        let micro_batch = MicroBatch::packed(packed_rows.iter().map(packed_row).collect(), model)?;
-        sums.add(&micro_batch_gradient(
-            model,
-            &micro_batch,
-            &options,
-            &mut gradients,
-        ));
+    for micro_batch in &batch.micro_batches {
+        let of_micro_batch = micro_batch_gradient(model, micro_batch, &options, &mut gradients);
+        sums.add(&of_micro_batch);
     }
-    Ok(BatchGradient {
+    BatchGradient {
         gradients,
         loss: options.row_weight * sums.loss,
         sums,
-        teacher_nll: signals.iter().map(teacher_nll).sum(),
-        rescaled_rows,
-    })
-}
-
-/// Returns the targets of a global batch, one for each signal, and the number of rescaled rows.
-pub(crate) fn batch_targets(
-    signals: &[Signal],
-    objective: &Objective,
-    arm: Arm,
-    settings: &TrainSettings,
-    step: u64,
-) -> Result<(Vec<Target>, usize), Error> {
-    let mut targets = Vec::with_capacity(signals.len());
-    let mut rescaled_rows = 0;
-    for signal in signals {
-        let (target, rescaled) = Target::new(signal, objective.tail, objective.temperature)?;
-        rescaled_rows += rescaled;
-        targets.push(target);
-    }
-    if arm == Arm::Shuffled {
-        shuffle(&mut targets, settings.seed, step);
-    }
-    Ok((targets, rescaled_rows))
-}
-
-/// Returns the indices of the sequences that share each packed row.
-fn packed_rows(signals: &[Signal], settings: &TrainSettings) -> Vec<Vec<usize>> {
-    if settings.packing {
-        let lengths: Vec<usize> = signals.iter().map(|s| s.token_ids.len()).collect();
-        pack(&lengths, settings.max_length)
-    } else {
-        (0..signals.len()).map(|index| vec![index]).collect()
+        teacher_nll: batch.teacher_nll,
+        rescaled_rows: batch.rescaled_rows,
     }
 }
 
@@ -157,23 +121,20 @@ pub struct GradientOptions<'a> {
     pub form: Form,
     /// The model's [`Decoder::logit_transform`].
     pub transform: LogitTransform,
+    /// Whether the activations of a layer are computed again in the backward pass.
+    pub recompute: bool,
 }
 
 impl<'a> GradientOptions<'a> {
-    /// Options for the micro-batches of a global batch with these targets.
-    pub(crate) fn new(
-        objective: &'a Objective,
-        targets: &[Target],
-        settings: &TrainSettings,
-        model: &Decoder,
-    ) -> Self {
-        let rows: usize = targets.iter().map(|target| target.rows.len()).sum();
+    /// Options for the micro-batches of a global batch.
+    pub(crate) fn new(batch: &'a Batch, settings: &TrainSettings, model: &Decoder) -> Self {
         Self {
-            objective,
-            row_weight: 1.0 / rows.max(1) as f64,
+            objective: &batch.objective,
+            row_weight: batch.row_weight(),
             chunk_rows: settings.chunk_rows,
             form: settings.form,
             transform: model.logit_transform(),
+            recompute: settings.recompute,
         }
     }
 }
@@ -188,21 +149,19 @@ pub fn micro_batch_gradient(
     if micro_batch.rows() == 0 || options.objective.is_empty() {
         return LossSums::default();
     }
-    // The embedded tokens are a leaf: their gradient is added row by row to the embedding matrix, which
-    // also has the head's gradient if the two are tied.
     let ids_bt = micro_batch.ids_bt(&model.device().inner());
-    // Embedding without autodiff keeps no reference to the matrix, so the optimizer can update it in place.
-    let embedded_nd = leaf(model.valid().embedded(ids_bt));
-    let hidden_nd = model.hidden_from(embedded_nd.clone(), &micro_batch.documents());
+    // Embedding without autodiff keeps no reference to the matrix, so the optimizer can update it in place. The gradient
+    // of the embeddings is added row by row to the matrix, which also has the head's gradient if the two are tied.
+    let embedded_nd = model.valid().embedded(ids_bt);
+    let documents = micro_batch.documents();
+    let pass = ForwardPass::new(model, embedded_nd, &documents, options.recompute);
     let HiddenGradient {
         sums,
         hidden_nd: gradient_nd,
         head_vd,
-    } = hidden_gradient(&hidden_nd, &model.head(), micro_batch, options);
-    let mut tape = (hidden_nd * Tensor::from_inner(gradient_nd))
-        .sum()
-        .backward();
-    let embedded_nd = embedded_nd.grad_remove(&mut tape);
+    } = hidden_gradient(&pass.hidden_nd(), &model.head(), micro_batch, options);
+    let mut backbone = pass.backward(model, &documents, gradient_nd);
+    let embedded_nd = backbone.embedded_nd;
 
     let mut head_vd = Some(head_vd);
     for (ParameterName { name, role }, parameter) in named_parameters(model) {
@@ -221,7 +180,7 @@ pub fn micro_batch_gradient(
             // The choice of experts stays as it is: without the losses that balance experts, a trained router would send
             // all rows to a few.
             Role::Router | Role::Correction => None,
-            _ => parameter.apply(TakeGradient(&mut tape)),
+            _ => backbone.parameters.remove(&name),
         };
         let sum = add_gradients(gradients.remove(&name), gradient);
         if let Some(sum) = sum {
@@ -253,7 +212,7 @@ pub fn hidden_gradient(
     options: &GradientOptions<'_>,
 ) -> HiddenGradient {
     let shape = hidden_nd.dims();
-    let states_nd = micro_batch.select(hidden_nd.clone().inner());
+    let states_nd = micro_batch.select(hidden_nd.clone().without_autodiff());
     let head_vd = head_vd.clone().inner();
     let rows_of_head = head_vd.dims()[0];
     let vocab = options.transform.vocab.unwrap_or(rows_of_head);
@@ -369,32 +328,6 @@ fn rows_loss(
 /// Sums in f64 on the host: a global batch has a few thousand rows.
 fn sum(values_n: &Tensor<1>) -> f64 {
     values_n.to_data().iter::<f64>().sum()
-}
-
-/// Sums the teacher's −log p of the target tokens, nats.
-pub(crate) fn teacher_nll(signal: &Signal) -> f64 {
-    let nll = |(position, row): (usize, &potstill_datasets::SignalRow)| {
-        let slot = row
-            .ids
-            .iter()
-            .position(|id| Some(id) == signal.token_ids.get(position))?;
-        row.logprobs.get(slot).map(|&logprob| -f64::from(logprob))
-    };
-    signal
-        .loss_positions()
-        .zip(&signal.rows)
-        .filter_map(nll)
-        .sum()
-}
-
-/// Removes the gradient of a tensor from the tape.
-struct TakeGradient<'a>(&'a mut Tape);
-
-impl TensorOperation for TakeGradient<'_> {
-    type Output = Option<Parameter>;
-    fn apply<const D: usize>(self, tensor: Tensor<D>) -> Option<Parameter> {
-        tensor.grad_remove(self.0).map(Parameter::new)
-    }
 }
 
 fn add_gradients(a: Option<Parameter>, b: Option<Parameter>) -> Option<Parameter> {

@@ -8,13 +8,18 @@
 //! Dimension suffixes of tensor names: `b` batch, `t` position, `n` rows (loss positions), `v`
 //! vocabulary, `k` support, `d` model width.
 
+mod adapter;
+mod backbone;
+mod batch;
 pub mod check;
 mod checkpoint;
+mod collective;
 mod control;
 pub mod dense;
 mod error;
 mod evaluate;
 mod gradient;
+mod guard;
 mod head_loss;
 mod layers;
 pub mod loss;
@@ -24,6 +29,7 @@ mod not_finite;
 mod objective;
 mod optimizer;
 mod own_text;
+mod precision;
 mod schedule;
 mod settings;
 pub mod spans;
@@ -32,26 +38,35 @@ mod start_kl;
 mod target;
 mod tensorboard;
 mod train;
+mod trainable;
+mod trainer;
 mod unigram;
 
+pub use adapter::{AdapterBase, AdapterSettings, AdapterTargets, AllLinear};
+pub use batch::Batch;
+pub use collective::{Alone, Collective};
 pub use error::{Error, SequenceId};
 pub use evaluate::{SignalKind, evaluate};
 pub use gradient::{
     BatchGradient, GradientOptions, Gradients, HiddenGradient, LossSums, batch_gradient,
-    hidden_gradient, micro_batch_gradient,
+    gradient_of, hidden_gradient, micro_batch_gradient,
 };
+pub use guard::GuardSettings;
 pub use head_loss::{Form, HeadGradient, HeadLossOptions, head_loss};
 pub use layers::Layers;
 pub use metrics::StepMetrics;
 pub use micro_batch::MicroBatch;
 pub use objective::{AdaptiveKl, AlphaDivergence, Jsd, Objective, Skew, WeightedDivergence};
-pub use optimizer::{AdamW, clip_global_norm};
+pub use optimizer::{AdamW, MomentType, OptimizerKind, clip_global_norm};
 pub use own_text::own_text_kl;
 pub use potstill_datasets::Arm;
-pub use schedule::Schedule;
-pub use settings::{Control, Overlong, TrainSettings};
+pub use precision::Precision;
+pub use schedule::{Schedule, ScheduleShape};
+pub use settings::{Control, Overlong, SequenceOrder, TrainSettings};
 pub use start::{RandomShape, RandomShapeError, StudentSettings};
 pub use start_kl::{StartKl, start_kl};
 pub use target::{Target, TargetRow};
-pub use train::{OverlongRows, TrainingPlan, TrainingResult, train};
+pub use train::{OverlongRows, TrainingInputs, TrainingResult, train};
+pub use trainable::{Trainable, track};
+pub use trainer::TrainingPlan;
 pub use unigram::Unigram;

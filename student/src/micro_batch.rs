@@ -79,13 +79,13 @@ pub struct MicroBatch {
 
 impl MicroBatch {
     /// Creates a micro-batch with one sequence in each row. `targets` has one entry for each signal, with as
-    /// many rows as the signal has loss positions.
+    /// many rows as the signal has loss positions. `vocab` is the number of the model's [tokens](Decoder::token_count).
     ///
     /// # Errors
-    /// [`Error::Vocabulary`] for an id that is not one of the model's [tokens](Decoder::token_count).
-    pub fn new(signals: &[&Signal], targets: Vec<Target>, model: &Decoder) -> Result<Self, Error> {
+    /// [`Error::Vocabulary`] for an id that is not below `vocab`.
+    pub fn new(signals: &[&Signal], targets: Vec<Target>, vocab: usize) -> Result<Self, Error> {
         let sequences = signals.iter().copied().zip(targets);
-        Self::packed(sequences.map(|sequence| vec![sequence]).collect(), model)
+        Self::packed(sequences.map(|sequence| vec![sequence]).collect(), vocab)
     }
 
     /// Creates a micro-batch from packed rows of sequences, each a signal with its target. Loss positions
@@ -93,11 +93,7 @@ impl MicroBatch {
     ///
     /// # Errors
     /// As [`Self::new`].
-    pub fn packed(
-        packed_rows: Vec<Vec<(&Signal, Target)>>,
-        model: &Decoder,
-    ) -> Result<Self, Error> {
-        let vocab = model.token_count();
+    pub fn packed(packed_rows: Vec<Vec<(&Signal, Target)>>, vocab: usize) -> Result<Self, Error> {
         let id = |id: u32| match i32::try_from(id) {
             Ok(checked) if (id as usize) < vocab => Ok(checked),
             _ => Err(Error::Vocabulary { id, vocab }),

@@ -1,15 +1,14 @@
 //! The rows that are to blame for a loss or a gradient that is not finite.
 
-use potstill_datasets::{Arm, Signal};
 use potstill_model::Decoder;
 
+use crate::batch::Batch;
 use crate::error::{Error, SequenceId};
-use crate::gradient::{
-    BatchGradient, GradientOptions, Gradients, batch_targets, micro_batch_gradient,
-};
+use crate::gradient::{GradientOptions, Gradients, micro_batch_gradient};
 use crate::micro_batch::MicroBatch;
 use crate::optimizer::clip_global_norm;
 use crate::settings::TrainSettings;
+use crate::target::Target;
 
 /// Checks the loss and the gradient's global norm of a step.
 ///
@@ -17,20 +16,19 @@ use crate::settings::TrainSettings;
 /// [`Error::NotFinite`] with the rows of the global batch that are not finite by themselves.
 pub(crate) fn check_finite(
     model: &Decoder,
-    signals: &[Signal],
-    (result, norm): (&BatchGradient, f64),
-    arm: Arm,
+    batch: &Batch,
+    (loss, norm): (f64, f64),
     settings: &TrainSettings,
     step: u64,
 ) -> Result<(), Error> {
-    for (quantity, value) in [("loss", result.loss), ("gradient norm", norm)] {
+    for (quantity, value) in [("loss", loss), ("gradient norm", norm)] {
         if !value.is_finite() {
             return Err(Error::NotFinite {
                 step,
                 quantity,
                 value,
-                rows: rows_not_finite(model, signals, arm, settings, step)?,
-                batch: signals.len(),
+                rows: rows_not_finite(model, batch, settings)?,
+                batch: batch.signals.len(),
             });
         }
     }
@@ -41,17 +39,15 @@ pub(crate) fn check_finite(
 /// finite; all sequences if only their sum overflows.
 fn rows_not_finite(
     model: &Decoder,
-    signals: &[Signal],
-    arm: Arm,
+    batch: &Batch,
     settings: &TrainSettings,
-    step: u64,
 ) -> Result<Vec<SequenceId>, Error> {
-    let objective = settings.objective.of_arm(arm);
-    let (targets, _) = batch_targets(signals, &objective, arm, settings, step)?;
-    let options = GradientOptions::new(&objective, &targets, settings, model);
+    let options = GradientOptions::new(batch, settings, model);
     let mut rows = Vec::new();
-    for (signal, target) in signals.iter().zip(targets) {
-        let micro_batch = MicroBatch::new(&[signal], vec![target], model)?;
+    for signal in &batch.signals {
+        let objective = &batch.objective;
+        let (target, _) = Target::new(signal, objective.tail, objective.temperature)?;
+        let micro_batch = MicroBatch::new(&[signal], vec![target], model.token_count())?;
         let mut gradients = Gradients::new();
         let sums = micro_batch_gradient(model, &micro_batch, &options, &mut gradients);
         let (norm, _) = clip_global_norm(&gradients, 0.0);
@@ -60,7 +56,7 @@ fn rows_not_finite(
         }
     }
     match rows.is_empty() {
-        true => Ok(signals.iter().map(SequenceId::of).collect()),
+        true => Ok(batch.signals.iter().map(SequenceId::of).collect()),
         false => Ok(rows),
     }
 }

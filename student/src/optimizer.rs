@@ -1,5 +1,7 @@
 //! AdamW (Loshchilov and Hutter 2019) over parameters by name, and clipping by the global norm.
 
+mod settings;
+
 use std::collections::BTreeMap;
 
 use burn::tensor::Tensor;
@@ -9,6 +11,8 @@ use potstill_model::{
 };
 
 use crate::gradient::Gradients;
+
+pub use settings::{MomentType, OptimizerKind};
 
 /// AdamW as PyTorch computes it, see [`potstill_kernels::adamw`].
 ///

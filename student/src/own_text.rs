@@ -29,7 +29,7 @@ pub fn own_text_kl(
     let signal = Signal::of_text(String::new(), 0, text);
     let states = |model: &Decoder| -> Result<Tensor<2>, Error> {
         let (target, _) = Target::new(&signal, Tail::Bucket, 1.0)?;
-        let micro_batch = MicroBatch::new(&[&signal], vec![target], model)?;
+        let micro_batch = MicroBatch::new(&[&signal], vec![target], model.token_count())?;
         Ok(micro_batch.select(micro_batch.hidden(model)))
     };
     let rows = signal.rows.len();

@@ -1,4 +1,24 @@
-use serde::Serialize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// `schedule` of `[train]`: the learning rate after warm-up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+pub enum ScheduleShape {
+    /// Half a cosine down to `min_learning_rate` at the last step (Loshchilov and Hutter 2017).
+    #[default]
+    #[serde(rename = "cosine")]
+    Cosine,
+    /// A line down to `min_learning_rate` at the last step.
+    #[serde(rename = "linear")]
+    Linear,
+    /// `learning_rate` until the last step.
+    #[serde(rename = "constant")]
+    Constant,
+    /// `learning_rate`, and over the last steps, which `decay` counts, a line down to `min_learning_rate` (warm-up-stable-decay;
+    /// Hu et al. 2024).
+    #[serde(rename = "wsd")]
+    WarmupStableDecay,
+}
 
 /// The learning rate of each step of a training, resolved from the settings of `[train]` once the number of
 /// training sequences is known.

@@ -1,12 +1,18 @@
+use std::collections::BTreeMap;
+
 use potstill_datasets::Arm;
-use potstill_datasets::range::{Count, Each, NonNegative, Optional, Positive, ShareOrCount};
+use potstill_datasets::range::{Count, Each, NonNegative, Optional, Positive, Share, ShareOrCount};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use crate::adapter::AdapterSettings;
+use crate::guard::GuardSettings;
 use crate::head_loss::Form;
 use crate::objective::Objective;
-use crate::schedule::Schedule;
+use crate::optimizer::{MomentType, OptimizerKind};
+use crate::precision::Precision;
+use crate::schedule::{Schedule, ScheduleShape};
 
 /// Passes over the training sequences if the run file sets neither `steps` nor `epochs`.
 const DEFAULT_EPOCHS: f64 = 3.0;
@@ -20,6 +26,18 @@ pub enum Overlong {
     Drop,
     /// Longer sequences are cut at the end, so that they lose their EOS token.
     Cut,
+}
+
+/// Order of the training sequences.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+pub enum SequenceOrder {
+    /// At random, anew in each pass.
+    #[default]
+    #[serde(rename = "random")]
+    Random,
+    /// Batches of sequences of similar length, in random order, so that a device sees few shapes and little padding.
+    #[serde(rename = "by_length")]
+    ByLength,
 }
 
 /// A control: a model that is trained like the student except for one thing.
@@ -96,6 +114,32 @@ pub struct TrainSettings {
     /// Implementation of the loss. Changes speed, memory and the last digits.
     #[serde(rename = "loss_form")]
     pub form: Form,
+    /// Number type of the computation.
+    pub precision: Precision,
+    /// Whether the activations of a layer are computed again in the backward pass instead of being kept. Changes memory and
+    /// speed, not the result.
+    pub recompute: bool,
+    /// Parameters that are not trained: names as in the checkpoint, whole, up to a dot, or with `*` for any characters,
+    /// such as `["model.embed_tokens", "model.layers.*.mlp"]`.
+    pub freeze: Vec<String>,
+    /// Low-rank adapter that is trained in place of the weights. Default: none.
+    pub adapter: Option<AdapterSettings>,
+    /// Optimizer.
+    pub optimizer: OptimizerKind,
+    /// Number type of AdamW's moments. Changes memory and the result.
+    pub moments: MomentType,
+    /// Course of the learning rate after warm-up.
+    #[serde(rename = "schedule")]
+    pub schedule_shape: ScheduleShape,
+    /// Last steps over which the schedule `wsd` lets the learning rate fall: below 1 a share of all steps, otherwise their
+    /// number.
+    #[serde(with = "ShareOrCount")]
+    pub decay: f64,
+    /// Factors on the learning rate of some parameters, by pattern as in `freeze`; the first pattern that fits counts.
+    pub rate_factors: BTreeMap<String, f64>,
+    /// Decay of a running mean of the weights that is kept beside them and measured on dev, such as 0.999. Default: none.
+    #[serde(with = "Optional::<Share>")]
+    pub ema: Option<f64>,
     /// Longest sequence, tokens.
     #[serde(with = "Count")]
     pub max_length: usize,
@@ -104,6 +148,20 @@ pub struct TrainSettings {
     /// Steps between checkpoints.
     #[serde(with = "Count")]
     pub checkpoint_every: u64,
+    /// Number of last checkpoints that are kept.
+    #[serde(with = "Count")]
+    pub keep_checkpoints: usize,
+    /// Whether the model is measured on `dev` at each checkpoint, and the best checkpoint is kept and exported instead of the
+    /// last.
+    pub keep_best: bool,
+    /// Order of the training sequences.
+    pub order: SequenceOrder,
+    /// Replicas of the model, each of which computes a part of each batch: on a CPU threads with a model each, on CUDA the
+    /// devices from the first on. Changes the last digits of the result.
+    #[serde(with = "Count")]
+    pub replicas: usize,
+    /// Treatment of steps whose loss is not finite or jumps.
+    pub guard: GuardSettings,
     /// Controls to train beside the student. Without distributions (`signals` or `[score]`) the default is none, because
     /// the controls would equal the student.
     pub controls: Vec<Control>,
@@ -135,9 +193,24 @@ impl Default for TrainSettings {
             clip: 1.0,
             objective: Objective::default(),
             form: Form::Fused,
+            precision: Precision::default(),
+            recompute: false,
+            freeze: Vec::new(),
+            adapter: None,
+            optimizer: OptimizerKind::default(),
+            moments: MomentType::default(),
+            schedule_shape: ScheduleShape::default(),
+            decay: 0.1,
+            rate_factors: BTreeMap::new(),
+            ema: None,
             max_length: 1024,
             overlong: Overlong::Drop,
             checkpoint_every: 50,
+            keep_checkpoints: 2,
+            keep_best: false,
+            order: SequenceOrder::default(),
+            replicas: 1,
+            guard: GuardSettings::default(),
             controls: vec![Control::Sft],
             seeds: 1,
             chunk_rows: 256,
@@ -176,35 +249,38 @@ impl TrainSettings {
     }
 
     /// Returns all settings that a trained model depends on, in the form of checkpoints, manifests and their keys:
-    /// with the resolved schedule, without `controls` and `seeds`, and with `packing` only if it is on.
+    /// with the resolved schedule, without `controls` and `seeds`.
     #[must_use]
     pub fn identity(&self, schedule: &Schedule) -> Value {
-        let mut identity = json!({
-            "steps": schedule.steps,
+        json!({
+            "schedule": schedule,
+            "schedule_shape": self.schedule_shape,
+            "decay": self.decay,
             "batch": self.batch,
             "micro_batch": self.micro_batch,
-        });
-        if self.packing {
-            identity["packing"] = json!(true);
-        }
-        let rest = json!({
-            "learning_rate": schedule.learning_rate,
-            "warmup_steps": schedule.warmup_steps,
-            "min_learning_rate": schedule.min_learning_rate,
+            "packing": self.packing,
+            "order": self.order,
             "weight_decay": self.weight_decay,
             "clip": self.clip,
             "objective": self.objective.identity(),
             "form": self.form,
+            "precision": self.precision,
+            "recompute": self.recompute,
+            "freeze": self.freeze,
+            "adapter": self.adapter,
+            "optimizer": self.optimizer,
+            "moments": self.moments,
+            "rate_factors": self.rate_factors,
+            "ema": self.ema,
             "max_length": self.max_length,
             "overlong": self.overlong,
             "checkpoint_every": self.checkpoint_every,
+            "keep_best": self.keep_best,
+            "replicas": self.replicas,
+            "guard": self.guard,
             "chunk_rows": self.chunk_rows,
             "seed": self.seed,
-        });
-        if let (Some(identity), Value::Object(rest)) = (identity.as_object_mut(), rest) {
-            identity.extend(rest);
-        }
-        identity
+        })
     }
 }
 
@@ -252,19 +328,16 @@ mod tests {
         assert_eq!(settings.rates(2e-3), [1e-4, 1e-5]);
     }
 
-    /// Checkpoints and keys of published models hold this text.
     #[test]
-    fn the_identity_of_a_training_is_pinned() {
-        let schedule = TrainSettings::default().schedule(267, 1e-4);
-        assert_eq!(
-            TrainSettings::default().identity(&schedule).to_string(),
-            r#"{"steps":101,"batch":8,"micro_batch":4,"learning_rate":0.0001,"warmup_steps":6,"min_learning_rate":0.0,"weight_decay":0.01,"clip":1.0,"objective":{"divergences":[{"divergence":"forward_kl","weight":1.0}],"cross_entropy":0.0,"label_smoothing":0.0,"tail":"bucket","temperature":1.0,"temperature_squared":false},"form":"fused","max_length":1024,"overlong":"drop","checkpoint_every":50,"chunk_rows":256,"seed":0}"#
-        );
-        let packed = TrainSettings {
-            packing: true,
-            ..TrainSettings::default()
-        };
-        let text = packed.identity(&schedule).to_string();
-        assert!(text.contains(r#""micro_batch":4,"packing":true,"learning_rate""#));
+    fn the_identity_of_a_training_has_its_settings_without_those_of_other_trainings() {
+        let mut settings = TrainSettings::default();
+        let schedule = settings.schedule(267, 1e-4);
+        let before = settings.identity(&schedule);
+        assert_eq!(before["schedule"]["steps"], 101);
+        settings.seeds = 3;
+        settings.controls = vec![Control::Shuffled];
+        assert_eq!(settings.identity(&schedule), before);
+        settings.precision = Precision::Bf16;
+        assert_ne!(settings.identity(&schedule), before);
     }
 }

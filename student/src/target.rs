@@ -95,6 +95,22 @@ fn replace_tail_by_draws(target: &mut TargetRow, row: &SignalRow) -> bool {
     m > 0.0 || mass == 0.0
 }
 
+/// Sums the teacher's −log p of the target tokens, nats.
+pub(crate) fn teacher_nll(signal: &Signal) -> f64 {
+    let nll = |(position, row): (usize, &SignalRow)| {
+        let slot = row
+            .ids
+            .iter()
+            .position(|id| Some(id) == signal.token_ids.get(position))?;
+        row.logprobs.get(slot).map(|&logprob| -f64::from(logprob))
+    };
+    signal
+        .loss_positions()
+        .zip(&signal.rows)
+        .filter_map(nll)
+        .sum()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,27 +1,20 @@
 //! The training loop.
 
-use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::Instant;
 
 use burn::module::Module;
-use potstill_datasets::{Arm, Order, Signal};
+use potstill_datasets::{Order, Signal};
 use potstill_model::Decoder;
 use serde::Serialize;
 
-use crate::checkpoint::{self, Checkpoint, TrainingState};
+use crate::batch::Batch;
 use crate::control::ControlData;
 use crate::error::{Error, SequenceId};
-use crate::gradient::batch_gradient;
-use crate::loss::Divergence;
-use crate::metrics::{MetricsFile, StepMetrics};
-use crate::not_finite::check_finite;
-use crate::objective::Objective;
-use crate::optimizer::{AdamW, clip_global_norm};
-use crate::schedule::Schedule;
+use crate::metrics::StepMetrics;
 use crate::settings::{Overlong, TrainSettings};
-use crate::tensorboard::EventFile;
+use crate::trainer::{Trainer, TrainingPlan};
 
 /// Numbers of training rows that are longer than `max_length`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
@@ -50,38 +43,37 @@ pub struct TrainingResult {
     pub label_smoothing: Option<f64>,
 }
 
-/// Settings of a training, resolved for one arm.
-#[derive(Debug, Clone, Copy)]
-pub struct TrainingPlan<'a> {
-    /// Arm to train.
-    pub arm: Arm,
-    /// Settings of `[train]`, and the seed.
-    pub settings: &'a TrainSettings,
-    /// Number of steps and their learning rates.
-    pub schedule: Schedule,
+/// What a training reads, and what it calls.
+pub struct TrainingInputs<'a> {
+    /// Number of rows.
+    pub len: usize,
+    /// Reads a row by its position below `len`. If the loss has a temperature other than 1, `log_z_at` of each row holds one
+    /// number, the normaliser for this temperature.
+    pub row: &'a mut (dyn FnMut(usize) -> Result<Signal, potstill_datasets::Error> + Send),
+    /// Measures a model, without autodiff, on dev: the mean KL, in nats. Needed for `keep_best` and for `ema`.
+    pub dev: Option<&'a mut dyn FnMut(&Decoder) -> Result<f64, Error>>,
+    /// Called after each step; when it breaks, a checkpoint is saved and the result is not finished.
+    pub on_step: &'a mut dyn FnMut(&StepMetrics) -> ControlFlow<()>,
 }
 
-/// Trains `start` as `plan` says on `row(0..len)`, and writes into `dir`: `checkpoints/`, `metrics.jsonl`, and
+/// Trains `start` as `plan` says on the rows of `inputs`, and writes into `dir`: `checkpoints/`, `metrics.jsonl`, and
 /// the same metrics for TensorBoard in `tensorboard/`.
 ///
-/// If the loss has a temperature other than 1, `log_z_at` of each row holds one number, the normaliser for
-/// this temperature.
-///
 /// Resumes from the newest checkpoint in `dir` and ends in the same weights as without the interruption, bit
-/// for bit. `on_step` is called after each step; when it breaks, a checkpoint is saved and the result is not
-/// finished.
+/// for bit.
 ///
 /// # Errors
-/// An error of `row`; nothing to train on; a loss that is not finite; a checkpoint that is damaged or has other
+/// An error of a row or of `dev`; nothing to train on; a loss that is not finite; a checkpoint that is damaged or has other
 /// settings; a full disk (what was saved before stays).
 pub fn train(
     start: Decoder,
-    row: &mut dyn FnMut(usize) -> Result<Signal, potstill_datasets::Error>,
-    len: usize,
+    inputs: TrainingInputs<'_>,
     plan: &TrainingPlan<'_>,
     dir: &Path,
-    on_step: &mut dyn FnMut(&StepMetrics) -> ControlFlow<()>,
 ) -> Result<TrainingResult, Error> {
+    let TrainingInputs {
+        len, row, on_step, ..
+    } = inputs;
     let (settings, steps) = (plan.settings, plan.schedule.steps);
     settings.objective.check()?;
     let mut control = ControlData::new(plan.arm, settings.seed, start.token_count());
@@ -102,7 +94,9 @@ pub fn train(
             signals.push(signal);
         }
         let metrics;
-        (model, metrics) = trainer.step(model, &signals, began)?;
+        let step = trainer.state.step + 1;
+        let batch = Batch::new(signals, plan.arm, settings, step, model.token_count())?;
+        (model, metrics) = trainer.step(model, &batch, began)?;
         let step = metrics.step;
         let stop = on_step(&metrics).is_break() && step < steps;
         if stop || step == steps || step.is_multiple_of(settings.checkpoint_every.max(1)) {
@@ -129,117 +123,6 @@ fn with_label_smoothing(settings: &TrainSettings, smoothing: Option<f64>) -> Tra
         settings.objective.label_smoothing = smoothing;
     }
     settings
-}
-
-/// The training loop's state besides the model, and the files that it writes.
-struct Trainer<'a> {
-    plan: TrainingPlan<'a>,
-    state: TrainingState,
-    optimizer: AdamW,
-    metrics: MetricsFile,
-    events: EventFile,
-}
-
-impl<'a> Trainer<'a> {
-    /// Opens the newest checkpoint in `dir`, or begins at `start`. The model that is returned is tracked.
-    fn open(
-        start: Decoder,
-        rows: usize,
-        plan: TrainingPlan<'a>,
-        dir: &Path,
-    ) -> Result<(Self, Decoder), Error> {
-        let settings = plan.settings;
-        let fresh = TrainingState {
-            step: 0,
-            position: 0,
-            metrics_bytes: 0,
-            events_bytes: 0,
-            arm: plan.arm,
-            settings: settings.identity(&plan.schedule),
-            rows: rows as u64,
-        };
-        let checkpoint = checkpoint::newest(dir, &start, &fresh, settings.weight_decay)?;
-        let Checkpoint {
-            mut state,
-            model,
-            optimizer,
-        } = checkpoint.unwrap_or_else(|| Checkpoint {
-            state: fresh,
-            model: start,
-            optimizer: AdamW::new(settings.weight_decay),
-        });
-        let metrics = MetricsFile::open(dir, state.metrics_bytes)?;
-        let (events, events_bytes) = EventFile::open(dir, state.events_bytes)?;
-        state.events_bytes = events_bytes;
-        let trainer = Self {
-            plan,
-            state,
-            optimizer,
-            metrics,
-            events,
-        };
-        Ok((trainer, model.train()))
-    }
-
-    /// Makes one optimizer step on the global batch `signals` and writes its metrics. `began` is the time at
-    /// which reading the batch began.
-    fn step(
-        &mut self,
-        model: Decoder,
-        signals: &[Signal],
-        began: Instant,
-    ) -> Result<(Decoder, StepMetrics), Error> {
-        let TrainingPlan {
-            arm,
-            settings,
-            schedule,
-        } = self.plan;
-        let step = self.state.step + 1;
-        let result = batch_gradient(&model, signals, arm, settings, step)?;
-        let (norm, scale) = clip_global_norm(&result.gradients, settings.clip);
-        check_finite(&model, signals, (&result, norm), arm, settings, step)?;
-        let rate = schedule.at(step);
-        let model = self.optimizer.step(model, result.gradients, scale, rate);
-
-        let tokens: usize = signals.iter().map(|signal| signal.token_ids.len()).sum();
-        let sums = &result.sums;
-        let per_row = 1.0 / sums.rows.max(1) as f64;
-        let metrics = StepMetrics {
-            step,
-            loss: result.loss,
-            forward_kl: sums.forward_kl * per_row,
-            cross_entropy: sums.cross_entropy * per_row,
-            divergences: other_divergences(&settings.objective, &sums.divergences, per_row),
-            teacher_nll: result.teacher_nll * per_row,
-            gradient_norm: norm,
-            learning_rate: rate,
-            loss_tokens: sums.rows as u64,
-            tokens: tokens as u64,
-            tokens_per_second: tokens as f64 / began.elapsed().as_secs_f64(),
-        };
-        self.state.metrics_bytes += self.metrics.write(&metrics)?;
-        self.state.events_bytes += self.events.write(&metrics)?;
-        self.state.step = step;
-        self.state.position += settings.batch as u64;
-        Ok((model, metrics))
-    }
-
-    /// Saves a checkpoint after the metrics that it counts are on the disk.
-    fn save(&self, dir: &Path, model: &Decoder) -> Result<(), Error> {
-        self.metrics.sync()?;
-        self.events.sync()?;
-        checkpoint::save(dir, &self.state, &model.valid(), &self.optimizer)
-    }
-}
-
-/// Means of the divergences that have no field of their own in [`StepMetrics`].
-fn other_divergences(objective: &Objective, sums: &[f64], per_row: f64) -> BTreeMap<String, f64> {
-    let terms = objective.divergences();
-    let named = terms.iter().zip(sums);
-    named
-        .filter(|(term, _)| term.divergence != Divergence::ForwardKl)
-        .map(|(term, sum)| (term.divergence.name().to_owned(), sum * per_row))
-        .collect()
 }
 
 /// Returns the indices of the rows that can be trained on. Reads every row once, because only the row itself

@@ -8,8 +8,8 @@ use potstill_kernels::TAIL_FLOOR_NATS;
 
 use crate::error::Error;
 use crate::evaluate::SignalKind;
-use crate::gradient::teacher_nll;
 use crate::loss::Tail;
+use crate::target::teacher_nll;
 use crate::target::{Target, TargetRow};
 
 /// One distribution over the vocabulary.

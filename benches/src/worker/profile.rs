@@ -49,7 +49,7 @@ fn steps(request: &MeasurementRequest, device: &Device) -> anyhow::Result<[f64; 
     let (model, _) = open_model(request)?;
     let (signal, settings) = (signal(request), settings(request));
     let (target, _) = Target::new(&signal, Tail::Bucket, 1.0)?;
-    let block = MicroBatch::new(&[&signal], vec![target], &model)?;
+    let block = MicroBatch::new(&[&signal], vec![target], model.token_count())?;
     let signals = [signal];
     let mut optimizer = AdamW::new(request.weight_decay);
     let mut model = Some(model.train());

@@ -261,7 +261,7 @@ fn independent_loss(
             log_p.extend(vec![EMPTY_NATS; empty]);
             log_p.push(row.tail.ln());
         }
-        let micro_batch = MicroBatch::new(&[signal], vec![target], model)?;
+        let micro_batch = MicroBatch::new(&[signal], vec![target], model.token_count())?;
         let hidden_nd = micro_batch.hidden(model);
         let device = hidden_nd.device();
         let at: Vec<i32> = signal

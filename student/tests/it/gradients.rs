@@ -36,6 +36,7 @@ fn options(objective: &Objective, chunk_rows: usize) -> GradientOptions<'_> {
         chunk_rows,
         form: Form::Fused,
         transform: LogitTransform::default(),
+        recompute: false,
     }
 }
 
@@ -222,7 +223,7 @@ fn check_isolation(model: &Decoder, vocab: u32) {
         let sequences = [&masked[0], &with_loss, &masked[1]];
         let packed_row =
             sequences.map(|signal| (signal, Target::new(signal, Tail::Bucket, 1.0).unwrap().0));
-        let micro_batch = MicroBatch::packed(vec![packed_row.into()], &model).unwrap();
+        let micro_batch = MicroBatch::packed(vec![packed_row.into()], model.token_count()).unwrap();
         let mut gradients = Gradients::new();
         let sums = micro_batch_gradient(&model, &micro_batch, &options, &mut gradients);
         (flat(&gradients), sums)
@@ -252,7 +253,7 @@ pub(crate) fn check_masked(model: &Decoder, signals: &[Signal]) {
         .map(|signal| Target::new(signal, Tail::Bucket, 1.0).unwrap().0)
         .collect();
     let borrowed: Vec<&Signal> = signals.iter().collect();
-    let micro_batch = MicroBatch::new(&borrowed, targets, &model).unwrap();
+    let micro_batch = MicroBatch::new(&borrowed, targets, model.token_count()).unwrap();
     let ids_bt = micro_batch.ids_bt(&model.device());
     let [_, t] = ids_bt.dims();
     let hidden_nd = micro_batch.hidden(&model);
@@ -287,7 +288,7 @@ fn no_rows_and_no_weights_give_no_gradient() {
     let model = tiny(DType::F32).train();
     let signal = signals(1, 47, 1).remove(0);
     let (target, _) = Target::new(&signal, Tail::Bucket, 1.0).unwrap();
-    let micro_batch = MicroBatch::new(&[&signal], vec![target], &model).unwrap();
+    let micro_batch = MicroBatch::new(&[&signal], vec![target], model.token_count()).unwrap();
     let objective = Objective::mixed(0.0, 0.0);
     let mut gradients = Gradients::new();
     micro_batch_gradient(

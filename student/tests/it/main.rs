@@ -5,6 +5,7 @@
 
 mod check;
 mod controls;
+mod curves;
 mod dense;
 mod draws;
 mod evaluation;

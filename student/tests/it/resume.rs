@@ -8,8 +8,8 @@ use potstill_datasets::Signal;
 use potstill_model::Decoder;
 use potstill_student::loss::{CustomDivergence, Divergence, forward_kl};
 use potstill_student::{
-    Arm, Error, Objective, Overlong, SequenceId, SignalKind, TrainSettings, TrainingPlan,
-    TrainingResult, evaluate, train,
+    Arm, Error, Objective, Overlong, SequenceId, SignalKind, TrainSettings, TrainingInputs,
+    TrainingPlan, TrainingResult, evaluate, train,
 };
 
 use crate::support::{bits, settings, signals, tiny};
@@ -29,15 +29,18 @@ pub(crate) fn run(
     };
     train(
         tiny(DType::F32),
-        &mut row,
-        data.len(),
+        TrainingInputs {
+            len: data.len(),
+            row: &mut row,
+            dev: None,
+            on_step: &mut on_step,
+        },
         &TrainingPlan {
             arm,
             settings,
             schedule: settings.schedule(data.len(), settings.learning_rate.unwrap()),
         },
         dir,
-        &mut on_step,
     )
 }
 

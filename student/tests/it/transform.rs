@@ -77,7 +77,7 @@ fn the_gradient_of_a_transformed_head_is_that_of_loops() {
         .flat_map(|s| s.loss_positions().map(|t| s.token_ids[t] as usize))
         .collect();
     let borrowed: Vec<&Signal> = signals.iter().collect();
-    let micro_batch = MicroBatch::new(&borrowed, targets.clone(), &model).unwrap();
+    let micro_batch = MicroBatch::new(&borrowed, targets.clone(), model.token_count()).unwrap();
     let hidden_nd = micro_batch.hidden(&model.valid());
     let head_vd = model.valid().head();
     let states = numbers(&micro_batch.select(hidden_nd.clone()));
@@ -123,6 +123,7 @@ fn the_gradient_of_a_transformed_head_is_that_of_loops() {
                 chunk_rows: 5,
                 form,
                 transform,
+                recompute: false,
             };
             let found = hidden_gradient(&hidden_nd, &head_vd, &micro_batch, &options);
             assert!(
@@ -221,6 +222,6 @@ fn a_row_of_padding_is_not_a_token() {
     let mut signal = signals(1, TOKENS as u32, 3).remove(0);
     signal.token_ids[0] = TOKENS as u32;
     let (target, _) = Target::new(&signal, Tail::Bucket, 1.0).unwrap();
-    let error = MicroBatch::new(&[&signal], vec![target], &model).unwrap_err();
+    let error = MicroBatch::new(&[&signal], vec![target], model.token_count()).unwrap_err();
     assert!(matches!(error, Error::Vocabulary { id: 41, vocab: 41 }));
 }

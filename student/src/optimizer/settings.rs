@@ -1,0 +1,28 @@
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// `optimizer` of `[train]`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum OptimizerKind {
+    /// AdamW (Loshchilov and Hutter 2019).
+    #[default]
+    AdamW,
+    /// Muon (Jordan et al. 2024) for the weights of linear layers, and AdamW for all other parameters.
+    Muon,
+}
+
+/// `moments` of `[train]`: the number type of AdamW's moments.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+pub enum MomentType {
+    /// 32 bits.
+    #[default]
+    #[serde(rename = "f32")]
+    F32,
+    /// bfloat16.
+    #[serde(rename = "bf16")]
+    Bf16,
+    /// 8 bits, with a scale for a block of 256 (Dettmers et al. 2022). Parameters of fewer than 4,096 numbers keep 32 bits.
+    #[serde(rename = "8bit")]
+    Int8,
+}

@@ -1,0 +1,26 @@
+use potstill_model::DType;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Number type in which a training computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// 32 bits.
+    #[default]
+    F32,
+    /// Weights, activations and products in bfloat16. The weights that are trained, sums of gradients, losses and
+    /// statistics are in f32.
+    Bf16,
+}
+
+impl Precision {
+    /// The type of the model's tensors.
+    #[must_use]
+    pub fn dtype(self) -> DType {
+        match self {
+            Self::F32 => DType::F32,
+            Self::Bf16 => DType::BF16,
+        }
+    }
+}

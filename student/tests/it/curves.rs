@@ -1,0 +1,164 @@
+//! Twenty steps of training against PyTorch's. `golden/curves.py` writes the model, the batch and PyTorch's losses.
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+
+use burn::tensor::{DType, Device};
+use potstill_datasets::{Signal, SignalRow};
+use potstill_student::{
+    Arm, Objective, StepMetrics, TrainSettings, TrainingInputs, TrainingPlan, train,
+};
+use serde::Deserialize;
+
+/// Content of `curves.json`.
+#[derive(Deserialize)]
+struct Golden {
+    settings: GoldenSettings,
+    batch: Vec<Sequence>,
+    curves: BTreeMap<String, Curve>,
+}
+
+#[derive(Deserialize)]
+struct GoldenSettings {
+    steps: u64,
+    rate: f64,
+    min_rate: f64,
+    warmup: f64,
+    weight_decay: f64,
+    clip: f64,
+}
+
+#[derive(Deserialize)]
+struct Sequence {
+    token_ids: Vec<u32>,
+    loss_mask: Vec<bool>,
+    rows: Vec<Row>,
+}
+
+#[derive(Deserialize)]
+struct Row {
+    ids: Vec<u32>,
+    logprobs: Vec<f32>,
+    tail_logprob: f32,
+    entropy: f32,
+}
+
+#[derive(Deserialize)]
+struct Curve {
+    losses: Vec<f64>,
+    gradient_norms: Vec<f64>,
+}
+
+fn folder(name: &str) -> PathBuf {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/curves");
+    golden.join(name)
+}
+
+fn golden() -> Golden {
+    serde_json::from_slice(&std::fs::read(folder("curves.json")).unwrap()).unwrap()
+}
+
+impl Golden {
+    fn signals(&self) -> Vec<Signal> {
+        let row = |row: &Row| SignalRow {
+            ids: row.ids.clone(),
+            logprobs: row.logprobs.clone(),
+            tail_logprob: row.tail_logprob,
+            entropy: row.entropy,
+            log_z_at: Vec::new(),
+            draw_ids: Vec::new(),
+            draw_counts: Vec::new(),
+        };
+        let signal = |(index, sequence): (usize, &Sequence)| Signal {
+            prompt_id: format!("p{index}"),
+            sample_index: 0,
+            token_ids: sequence.token_ids.clone(),
+            loss_mask: sequence.loss_mask.clone(),
+            rows: sequence.rows.iter().map(row).collect(),
+            provenance: 0,
+        };
+        self.batch.iter().enumerate().map(signal).collect()
+    }
+
+    /// Settings of PyTorch's side: each step learns from all sequences.
+    fn settings(&self) -> TrainSettings {
+        TrainSettings {
+            steps: Some(self.settings.steps),
+            batch: self.batch.len(),
+            micro_batch: self.batch.len(),
+            learning_rate: Some(self.settings.rate),
+            min_learning_rate: self.settings.min_rate,
+            warmup: self.settings.warmup,
+            weight_decay: self.settings.weight_decay,
+            clip: self.settings.clip,
+            objective: Objective::default(),
+            checkpoint_every: 100,
+            ..TrainSettings::default()
+        }
+    }
+
+    /// Trains with these settings and returns the largest relative differences of losses and gradient norms from a curve of
+    /// PyTorch.
+    fn difference(&self, settings: &TrainSettings, curve: &str) -> [f64; 2] {
+        let data = self.signals();
+        let start = potstill_model::load(&folder("start"), DType::F32, &Device::flex()).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let mut steps = Vec::new();
+        let mut on_step = |metrics: &StepMetrics| {
+            steps.push((metrics.loss, metrics.gradient_norm));
+            ControlFlow::Continue(())
+        };
+        train(
+            start,
+            TrainingInputs {
+                len: data.len(),
+                row: &mut |index: usize| Ok(data[index].clone()),
+                dev: None,
+                on_step: &mut on_step,
+            },
+            &TrainingPlan {
+                arm: Arm::Student,
+                settings,
+                schedule: settings.schedule(data.len(), self.settings.rate),
+            },
+            dir.path(),
+        )
+        .unwrap();
+        let curve = &self.curves[curve];
+        assert_eq!(steps.len(), curve.losses.len());
+        let largest = |found: &mut dyn Iterator<Item = f64>, wanted: &[f64]| {
+            let differences = found.zip(wanted).map(|(f, w)| (f - w).abs() / w);
+            differences.fold(0.0, f64::max)
+        };
+        [
+            largest(&mut steps.iter().map(|step| step.0), &curve.losses),
+            largest(&mut steps.iter().map(|step| step.1), &curve.gradient_norms),
+        ]
+    }
+}
+
+#[test]
+fn adamw_in_f32_is_pytorchs() {
+    let golden = golden();
+    let whole = golden.settings();
+    let split = TrainSettings {
+        micro_batch: 3,
+        ..golden.settings()
+    };
+    let packed = TrainSettings {
+        packing: true,
+        max_length: 64,
+        micro_batch: 2,
+        ..golden.settings()
+    };
+    let recomputed = TrainSettings {
+        recompute: true,
+        micro_batch: 3,
+        ..golden.settings()
+    };
+    for settings in [whole, split, packed, recomputed] {
+        let [losses, norms] = golden.difference(&settings, "f32");
+        assert!(losses < 1e-5 && norms < 1e-4, "{losses:e} {norms:e}");
+    }
+}
