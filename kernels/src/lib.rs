@@ -45,6 +45,7 @@ mod paged;
 mod rotary;
 mod rows;
 mod simd;
+mod team;
 #[cfg(test)]
 mod test_numbers;
 mod weights;

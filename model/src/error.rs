@@ -193,6 +193,14 @@ pub enum Error {
         /// The reason.
         why: String,
     },
+    /// An adapter does not fit a model.
+    #[error("{what}\nhint: {hint}")]
+    Adapter {
+        /// The problem, with the key, layer or file.
+        what: String,
+        /// Remedy for the user.
+        hint: String,
+    },
     /// A prompt has no tokens.
     #[error(
         "prompt {prompt} has no tokens\nhint: begin the prompt with a token, such as the model's BOS token"
