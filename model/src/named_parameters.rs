@@ -2,6 +2,7 @@
 
 use burn::tensor::{DType, Device, Tensor};
 
+use crate::layers::EachParameter;
 use crate::parameters::{MapParameters, Parameter, ParameterName};
 use crate::{Config, Decoder};
 
@@ -53,5 +54,5 @@ impl MapParameters for ShapeList {
 /// Each tensor is moved to the mapper, which may change it in place if its storage is not shared.
 #[must_use]
 pub fn map_parameters(model: Decoder, mapper: &mut impl MapParameters) -> Decoder {
-    model.map_parameters(mapper)
+    model.map_layers(&mut EachParameter(mapper))
 }

@@ -10,6 +10,7 @@
 
 mod adapter;
 mod advice;
+mod backbone;
 mod batch;
 pub mod check;
 mod checkpoint;
@@ -39,6 +40,7 @@ mod start_kl;
 mod target;
 mod tensorboard;
 mod train;
+mod trainable;
 mod trainer;
 mod unigram;
 
@@ -69,5 +71,6 @@ pub use start::{RandomShape, RandomShapeError, StudentSettings};
 pub use start_kl::{StartKl, start_kl};
 pub use target::{Target, TargetRow};
 pub use train::{OverlongRows, TrainingInputs, TrainingResult, train};
+pub use trainable::{Trainable, track};
 pub use trainer::TrainingPlan;
 pub use unigram::Unigram;

@@ -12,6 +12,7 @@ use crate::head_loss::Form;
 use crate::optimizer::{MomentType, OptimizerKind};
 use crate::precision::Precision;
 use crate::settings::TrainSettings;
+use crate::trainable::fits;
 
 /// Bytes of an f32.
 const F32_BYTES: u64 = 4;
@@ -261,19 +262,6 @@ fn adapter_rank(adapter: &AdapterSettings, parameter: &ParameterName) -> Option<
     let mut patterns = adapter.rank_pattern.iter();
     let of_pattern = patterns.find(|(name, _)| is_named(name));
     has_adapter.then(|| of_pattern.map_or(adapter.rank, |(_, rank)| *rank))
-}
-
-/// Whether a name fits a pattern of `freeze`: whole, up to a dot, or with `*` for any characters.
-fn fits(pattern: &str, name: &str) -> bool {
-    let Some((before, after)) = pattern.split_once('*') else {
-        let rest = name.strip_prefix(pattern);
-        return rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
-    };
-    let Some(rest) = name.strip_prefix(before) else {
-        return false;
-    };
-    let starts = rest.char_indices().map(|(at, _)| at).chain([rest.len()]);
-    starts.into_iter().any(|at| fits(after, &rest[at..]))
 }
 
 /// Returns the number of the layer that a parameter belongs to.
