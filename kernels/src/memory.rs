@@ -5,22 +5,33 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 
-/// Makes all threads allocate from one heap if the C library is glibc; does nothing elsewhere. A program calls
-/// this before it starts a thread.
+/// Makes all threads allocate from one heap that keeps up to 256 MiB of freed memory, if the C library is glibc; does
+/// nothing elsewhere. A program calls this before it starts a thread.
 ///
 /// By default each thread has its own heaps of 64 MiB, and memory that one thread frees cannot be used by the
 /// others: a training step then sometimes holds up to a tenth more. Tensors are few and large, so sharing one
-/// heap does not make threads wait for one another.
+/// heap does not make threads wait for one another. By default the end of the heap also goes back to the system whenever
+/// 128 KiB of it are free, and its pages are new and filled with zeros when they are used again: a fifth of the time of a small
+/// student's step. Blocks above 32 MiB have mappings of their own, as by default.
 pub fn use_one_heap() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     {
         unsafe extern "C" {
             fn mallopt(parameter: std::ffi::c_int, value: std::ffi::c_int) -> std::ffi::c_int;
         }
-        /// `M_ARENA_MAX` of malloc.h.
+        // The parameters of malloc.h.
         const M_ARENA_MAX: std::ffi::c_int = -8;
-        // SAFETY: the signature is glibc's, and the parameter is documented. If glibc refuses it, nothing changes.
-        unsafe { mallopt(M_ARENA_MAX, 1) };
+        const M_TRIM_THRESHOLD: std::ffi::c_int = -1;
+        const M_MMAP_THRESHOLD: std::ffi::c_int = -3;
+        let parameters = [
+            (M_ARENA_MAX, 1),
+            (M_TRIM_THRESHOLD, 256 << 20),
+            (M_MMAP_THRESHOLD, 32 << 20),
+        ];
+        for (parameter, value) in parameters {
+            // SAFETY: the signature is glibc's, and the parameters are documented. If glibc refuses one, nothing changes.
+            unsafe { mallopt(parameter, value) };
+        }
     }
 }
 

@@ -9,6 +9,7 @@
 //! vocabulary, `k` support, `d` model width.
 
 mod adapter;
+mod backbone;
 mod batch;
 pub mod check;
 mod checkpoint;
