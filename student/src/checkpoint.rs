@@ -264,11 +264,13 @@ fn save_optimizer(path: &Path, optimizer: &Optimizer) -> Result<(), Error> {
     let tensors = optimizer.tensors().map_err(|why| damaged(path, why))?;
     let mut views = Vec::with_capacity(tensors.len());
     for (name, data) in &tensors {
-        let stored = TENSOR_TYPES.iter().find(|(dtype, _)| *dtype == data.dtype);
+        let stored = TENSOR_TYPES
+            .iter()
+            .find(|(dtype, _)| *dtype == data.dtype());
         let Some((_, stored)) = stored else {
-            return Err(damaged(path, format!("{name} is {:?}", data.dtype)));
+            return Err(damaged(path, format!("{name} is {:?}", data.dtype())));
         };
-        let view = TensorView::new(*stored, data.shape.to_vec(), data.as_bytes());
+        let view = TensorView::new(*stored, data.shape().to_vec(), data.bytes());
         views.push((name, view.map_err(|why| damaged(path, why))?));
     }
     let bytes = safetensors::serialize(views, None).map_err(|why| damaged(path, why))?;

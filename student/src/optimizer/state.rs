@@ -177,11 +177,11 @@ impl ParameterState {
         device: &Device,
     ) -> Result<(), String> {
         let known = |names: &[&'static str]| names.iter().copied().find(|known| *known == name);
-        let options = (device, data.dtype);
+        let options = (device, data.dtype());
         if let Some(name) = known(&CODES) {
             self.codes.insert(name, Tensor::from_data(data, options));
         } else if let Some(name) = known(&FLOATS) {
-            let tensor = match data.shape.len() {
+            let tensor = match data.shape().len() {
                 1 => Parameter::Vector(Tensor::from_data(data, options)),
                 2 => Parameter::Matrix(Tensor::from_data(data, options)),
                 3 => Parameter::Stack(Tensor::from_data(data, options)),
