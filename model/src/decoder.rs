@@ -10,8 +10,8 @@ use potstill_kernels::{LogitTransform, linear};
 
 use crate::Config;
 use crate::attend::{Attend, Documents};
-use crate::layers::{DecoderLayer, Linear, Norm, Shapes};
-use crate::parameters::{MapParameters, Role, map_parameter};
+use crate::layers::{DecoderLayer, Linear, MapLayers, Norm, Shapes};
+use crate::parameters::{Role, map_parameter};
 use crate::rotary::{RotaryAngles, RowPosition};
 
 /// A causal language model.
@@ -138,19 +138,29 @@ impl Decoder {
         rows: &[RowPosition],
         attend: &mut impl Attend,
     ) -> Tensor<2> {
-        let tables = self.config.plan.rotary.iter();
-        let (dtype, device) = (self.dtype(), self.device());
-        let rotary: Vec<RotaryAngles> = tables
-            .map(|table| RotaryAngles::new(table, rows, dtype, &device))
-            .collect();
-        let mut x_nd = match self.embedding_scale() {
-            Some(scale) => embedded_nd * scale,
-            None => embedded_nd,
-        };
+        let rotary = self.rotary_angles(rows);
+        let mut x_nd = self.scaled_embeddings(embedded_nd);
         for (index, layer) in self.layers.iter().enumerate() {
             x_nd = layer.forward(index, x_nd, &rotary, attend);
         }
         x_nd
+    }
+
+    /// Computes the angles of each rotary table at these rows.
+    pub(crate) fn rotary_angles(&self, rows: &[RowPosition]) -> Vec<RotaryAngles> {
+        let tables = self.config.plan.rotary.iter();
+        let (dtype, device) = (self.dtype(), self.device());
+        tables
+            .map(|table| RotaryAngles::new(table, rows, dtype, &device))
+            .collect()
+    }
+
+    /// Multiplies embeddings by the factor of the family, if it has one.
+    pub(crate) fn scaled_embeddings(&self, embedded_nd: Tensor<2>) -> Tensor<2> {
+        match self.embedding_scale() {
+            Some(scale) => embedded_nd * scale,
+            None => embedded_nd,
+        }
     }
 
     /// Factor on the embeddings, rounded to the type of the weights, as in transformers.
@@ -194,7 +204,7 @@ impl Decoder {
         self.logit_transform().apply(self.raw_logits(hidden_nd))
     }
 
-    pub(crate) fn map_parameters(self, mapper: &mut impl MapParameters) -> Self {
+    pub(crate) fn map_layers(self, mapper: &mut impl MapLayers) -> Self {
         let name = "model.embed_tokens.weight".to_owned();
         let embed = map_parameter(mapper, name, Role::Embedding, self.embed);
         let layers = self.layers.into_iter().enumerate();

@@ -3,6 +3,7 @@
 use burn::tensor::Tensor;
 
 use crate::Decoder;
+use crate::layers::EachParameter;
 use crate::parameters::{MapParameters, Parameter, ParameterName};
 
 /// Returns every parameter with its name, in a fixed order: embedding, layers from the first, final norm, and the head
@@ -29,5 +30,5 @@ impl MapParameters for ParameterList {
 /// Each tensor is moved to the mapper, which may change it in place if its storage is not shared.
 #[must_use]
 pub fn map_parameters(model: Decoder, mapper: &mut impl MapParameters) -> Decoder {
-    model.map_parameters(mapper)
+    model.map_layers(&mut EachParameter(mapper))
 }

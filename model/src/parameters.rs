@@ -40,6 +40,8 @@ pub enum Role {
     /// Numbers that are added to a router's scores for the choice alone. They are f32 in every model and every file, and
     /// no gradient reaches them.
     Correction,
+    /// One of the two matrices of a low-rank adapter of a linear layer.
+    Adapter,
 }
 
 /// The tensor of a parameter, of any rank that decoders have.

@@ -63,6 +63,29 @@ pub enum Error {
         /// Sequence in that row.
         sequence: SequenceId,
     },
+    /// A pattern of `freeze` or of another key fits no parameter.
+    #[error(
+        "{key} = {pattern:?} fits no parameter of the student\n\
+         hint: the nearest names are {}",
+        near.join(", ")
+    )]
+    UnknownParameter {
+        /// Key of the run file.
+        key: &'static str,
+        /// The pattern.
+        pattern: String,
+        /// Names of parameters that are similar.
+        near: Vec<String>,
+    },
+    /// No parameter is left to train.
+    #[error(
+        "freeze = {freeze:?} freezes all parameters of the student\n\
+         hint: remove a pattern"
+    )]
+    AllFrozen {
+        /// The patterns of `freeze`.
+        freeze: Vec<String>,
+    },
     /// A token id is outside the student's vocabulary.
     #[error(
         "token id {id} is outside the student's vocabulary of {vocab} tokens\n\

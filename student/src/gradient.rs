@@ -8,14 +8,15 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use burn::module::Module;
-use burn::tensor::{Gradients as Tape, Tensor};
+use burn::tensor::Tensor;
 use potstill_datasets::{Arm, Signal};
 use potstill_kernels::{LogQSum, LogitTransform, RowStats, add_rows};
 use potstill_model::{Decoder, Parameter, ParameterName, Role, TensorOperation, named_parameters};
 
+use crate::backbone::ForwardPass;
 use crate::batch::Batch;
 use crate::error::Error;
-use crate::head_loss::{Form, HeadLossOptions, head_loss, leaf, stats_dtype};
+use crate::head_loss::{Form, HeadLossOptions, head_loss, stats_dtype};
 use crate::loss::{
     Divergence, Tail, cross_entropy, forward_kl, smoothed_cross_entropy, soft_cross_entropy,
 };
@@ -120,6 +121,8 @@ pub struct GradientOptions<'a> {
     pub form: Form,
     /// The model's [`Decoder::logit_transform`].
     pub transform: LogitTransform,
+    /// Whether the activations of a layer are computed again in the backward pass.
+    pub recompute: bool,
 }
 
 impl<'a> GradientOptions<'a> {
@@ -131,6 +134,7 @@ impl<'a> GradientOptions<'a> {
             chunk_rows: settings.chunk_rows,
             form: settings.form,
             transform: model.logit_transform(),
+            recompute: settings.recompute,
         }
     }
 }
@@ -145,21 +149,19 @@ pub fn micro_batch_gradient(
     if micro_batch.rows() == 0 || options.objective.is_empty() {
         return LossSums::default();
     }
-    // The embedded tokens are a leaf: their gradient is added row by row to the embedding matrix, which
-    // also has the head's gradient if the two are tied.
     let ids_bt = micro_batch.ids_bt(&model.device().inner());
-    // Embedding without autodiff keeps no reference to the matrix, so the optimizer can update it in place.
-    let embedded_nd = leaf(model.valid().embedded(ids_bt));
-    let hidden_nd = model.hidden_from(embedded_nd.clone(), &micro_batch.documents());
+    // Embedding without autodiff keeps no reference to the matrix, so the optimizer can update it in place. The gradient
+    // of the embeddings is added row by row to the matrix, which also has the head's gradient if the two are tied.
+    let embedded_nd = model.valid().embedded(ids_bt);
+    let documents = micro_batch.documents();
+    let pass = ForwardPass::new(model, embedded_nd, &documents, options.recompute);
     let HiddenGradient {
         sums,
         hidden_nd: gradient_nd,
         head_vd,
-    } = hidden_gradient(&hidden_nd, &model.head(), micro_batch, options);
-    let mut tape = (hidden_nd * Tensor::from_inner(gradient_nd))
-        .sum()
-        .backward();
-    let embedded_nd = embedded_nd.grad_remove(&mut tape);
+    } = hidden_gradient(&pass.hidden_nd(), &model.head(), micro_batch, options);
+    let mut backbone = pass.backward(model, &documents, gradient_nd);
+    let embedded_nd = backbone.embedded_nd;
 
     let mut head_vd = Some(head_vd);
     for (ParameterName { name, role }, parameter) in named_parameters(model) {
@@ -178,7 +180,7 @@ pub fn micro_batch_gradient(
             // The choice of experts stays as it is: without the losses that balance experts, a trained router would send
             // all rows to a few.
             Role::Router | Role::Correction => None,
-            _ => parameter.apply(TakeGradient(&mut tape)),
+            _ => backbone.parameters.remove(&name),
         };
         let sum = add_gradients(gradients.remove(&name), gradient);
         if let Some(sum) = sum {
@@ -210,7 +212,7 @@ pub fn hidden_gradient(
     options: &GradientOptions<'_>,
 ) -> HiddenGradient {
     let shape = hidden_nd.dims();
-    let states_nd = micro_batch.select(hidden_nd.clone().inner());
+    let states_nd = micro_batch.select(hidden_nd.clone().without_autodiff());
     let head_vd = head_vd.clone().inner();
     let rows_of_head = head_vd.dims()[0];
     let vocab = options.transform.vocab.unwrap_or(rows_of_head);
@@ -326,16 +328,6 @@ fn rows_loss(
 /// Sums in f64 on the host: a global batch has a few thousand rows.
 fn sum(values_n: &Tensor<1>) -> f64 {
     values_n.to_data().iter::<f64>().sum()
-}
-
-/// Removes the gradient of a tensor from the tape.
-struct TakeGradient<'a>(&'a mut Tape);
-
-impl TensorOperation for TakeGradient<'_> {
-    type Output = Option<Parameter>;
-    fn apply<const D: usize>(self, tensor: Tensor<D>) -> Option<Parameter> {
-        tensor.grad_remove(self.0).map(Parameter::new)
-    }
 }
 
 fn add_gradients(a: Option<Parameter>, b: Option<Parameter>) -> Option<Parameter> {

@@ -9,6 +9,7 @@
 //! vocabulary, `k` support, `d` model width.
 
 mod adapter;
+mod backbone;
 mod batch;
 pub mod check;
 mod checkpoint;
@@ -38,6 +39,7 @@ mod start_kl;
 mod target;
 mod tensorboard;
 mod train;
+mod trainable;
 mod trainer;
 mod unigram;
 
@@ -67,5 +69,6 @@ pub use start::{RandomShape, RandomShapeError, StudentSettings};
 pub use start_kl::{StartKl, start_kl};
 pub use target::{Target, TargetRow};
 pub use train::{TrainingInputs, TrainingResult, train};
+pub use trainable::{Trainable, track};
 pub use trainer::TrainingPlan;
 pub use unigram::Unigram;

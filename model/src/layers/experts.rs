@@ -5,12 +5,12 @@
 //! together, and experts are added to a row in the order of their indices, so a row does not depend on the others.
 
 use burn::module::{Module, Param};
-use burn::tensor::activation::{sigmoid, softmax};
+use burn::tensor::activation::sigmoid;
 use burn::tensor::{DType, IndexingUpdateOp, Int, Tensor, TensorData};
 use potstill_kernels::{GateActivation, gated, linear_biased};
 
-use super::{GatedFeedForward, Linear, Shapes};
-use crate::parameters::{MapParameters, Role, map_parameter};
+use super::{GatedFeedForward, Linear, MapLayers, Shapes};
+use crate::parameters::{Role, map_parameter};
 use crate::plan::{ExpertsPlan, GatedPlan, GroupPlan, RouterPlan, Scoring};
 
 /// A mixture of experts; see [`ExpertsPlan`].
@@ -146,7 +146,7 @@ impl Experts {
             .collect()
     }
 
-    pub(crate) fn map_parameters(self, prefix: &str, mapper: &mut impl MapParameters) -> Self {
+    pub(crate) fn map_parameters(self, prefix: &str, mapper: &mut impl MapLayers) -> Self {
         let router = format!("{prefix}.{}", self.plan.router.name);
         let bias = self.correction_bias;
         Self {
@@ -169,7 +169,7 @@ impl RouterPlan {
     /// Computes the scores by which experts are chosen: `[n, E]` → `[n, E]`.
     fn scores(&self, logits_ne: Tensor<2>) -> Tensor<2> {
         match self.scoring {
-            Scoring::Softmax => softmax(logits_ne, 1),
+            Scoring::Softmax => softmax(logits_ne),
             Scoring::Sigmoid => sigmoid(logits_ne),
             Scoring::SoftmaxOfChosen => logits_ne,
         }
@@ -179,7 +179,7 @@ impl RouterPlan {
     fn weights(&self, logits_ne: Tensor<2>, choice_nk: Tensor<2, Int>) -> Tensor<2> {
         let scores_nk = self.scores(logits_ne).gather(1, choice_nk);
         let weights_nk = match (self.scoring, self.normalised) {
-            (Scoring::SoftmaxOfChosen, _) => softmax(scores_nk, 1),
+            (Scoring::SoftmaxOfChosen, _) => softmax(scores_nk),
             (_, true) => scores_nk.clone() / (scores_nk.sum_dim(1) + 1e-20),
             (_, false) => scores_nk,
         };
@@ -188,6 +188,14 @@ impl RouterPlan {
             false => weights_nk * self.scale,
         }
     }
+}
+
+/// Computes the softmax of each row, `[n, E]`. burn's own rounds differently with autodiff and without, and a layer that is
+/// computed again has to choose the same experts.
+fn softmax(logits_ne: Tensor<2>) -> Tensor<2> {
+    let largest_n1 = logits_ne.clone().detach().max_dim(1);
+    let powers_ne = (logits_ne - largest_n1).exp();
+    powers_ne.clone() / powers_ne.sum_dim(1)
 }
 
 /// Returns the indices of the k largest scores, best first, of the open groups only.
@@ -241,7 +249,7 @@ impl ExpertBlocks {
         }
     }
 
-    fn map_parameters(self, prefix: &str, mapper: &mut impl MapParameters) -> Self {
+    fn map_parameters(self, prefix: &str, mapper: &mut impl MapLayers) -> Self {
         let projection = Role::Projection;
         match self {
             Self::Separate(experts) => {

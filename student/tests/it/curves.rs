@@ -153,7 +153,12 @@ fn adamw_in_f32_is_pytorchs() {
         micro_batch: 2,
         ..golden.settings()
     };
-    for settings in [whole, split, packed] {
+    let recomputed = TrainSettings {
+        recompute: true,
+        micro_batch: 3,
+        ..golden.settings()
+    };
+    for settings in [whole, split, packed, recomputed] {
         let [losses, norms] = golden.difference(&settings, "f32");
         assert!(losses < 1e-5 && norms < 1e-4, "{losses:e} {norms:e}");
     }

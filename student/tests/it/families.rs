@@ -5,12 +5,13 @@ use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::Path;
 
+use burn::module::Module;
 use burn::tensor::{DType, Device};
 use potstill_datasets::Signal;
 use potstill_model::{Config, Decoder, Role, named_parameters};
 use potstill_student::{
-    AdamW, Arm, RandomShape, RandomShapeError, SignalKind, TrainSettings, TrainingInputs,
-    TrainingPlan, TrainingResult, evaluate, train,
+    AdamW, Arm, Gradients, RandomShape, RandomShapeError, SignalKind, TrainSettings,
+    TrainingInputs, TrainingPlan, TrainingResult, batch_gradient, evaluate, train,
 };
 use serde_json::{Value, json};
 
@@ -188,6 +189,44 @@ fn students_of_all_families_learn_are_resumed_saved_and_loaded() {
             let unchanged =
                 |name: &&String| before[*name] == after[*name] && !name.contains(".experts.");
             assert_eq!(before.keys().find(unchanged), None, "{family}");
+        }
+    }
+}
+
+#[test]
+fn layers_that_are_computed_again_have_the_same_gradient() {
+    let data = signals(4, TOKENS as u32, 31);
+    for family in Config::families() {
+        for dtype in [DType::F32, DType::BF16] {
+            let model = Decoder::init(
+                &config_of(table(family)).unwrap(),
+                7,
+                dtype,
+                &Device::flex(),
+            );
+            let model = model.unwrap().with_token_count(TOKENS).train();
+            let gradient = |recompute, packing| {
+                let settings = TrainSettings {
+                    recompute,
+                    packing,
+                    ..settings()
+                };
+                batch_gradient(&model, &data, Arm::Student, &settings, 1).unwrap()
+            };
+            for packing in [false, true] {
+                let (kept, again) = (gradient(false, packing), gradient(true, packing));
+                assert_eq!(kept.sums, again.sums, "{family}");
+                let names = |gradients: &Gradients| gradients.keys().cloned().collect::<Vec<_>>();
+                assert_eq!(names(&kept.gradients), names(&again.gradients), "{family}");
+                for (name, gradient) in kept.gradients {
+                    let [kept, again] = [gradient, again.gradients[&name].clone()]
+                        .map(|gradient| gradient.try_into_data().unwrap());
+                    assert!(
+                        kept.as_bytes() == again.as_bytes(),
+                        "{family} {dtype:?} {name}"
+                    );
+                }
+            }
         }
     }
 }

@@ -36,6 +36,7 @@ fn options(objective: &Objective, chunk_rows: usize) -> GradientOptions<'_> {
         chunk_rows,
         form: Form::Fused,
         transform: LogitTransform::default(),
+        recompute: false,
     }
 }
 

@@ -123,6 +123,7 @@ fn the_gradient_of_a_transformed_head_is_that_of_loops() {
                 chunk_rows: 5,
                 form,
                 transform,
+                recompute: false,
             };
             let found = hidden_gradient(&hidden_nd, &head_vd, &micro_batch, &options);
             assert!(
