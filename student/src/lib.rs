@@ -9,6 +9,7 @@
 //! vocabulary, `k` support, `d` model width.
 
 mod adapter;
+mod advice;
 mod backbone;
 mod batch;
 pub mod check;
@@ -24,6 +25,7 @@ mod head_loss;
 mod layers;
 mod loader;
 pub mod loss;
+mod memory;
 mod metrics;
 mod micro_batch;
 mod not_finite;
@@ -44,6 +46,7 @@ mod trainer;
 mod unigram;
 
 pub use adapter::{AdapterBase, AdapterSettings, AdapterTargets, AllLinear};
+pub use advice::{MemoryAdvice, memory_advice};
 pub use batch::Batch;
 pub use collective::{Alone, Collective};
 pub use error::{Error, SequenceId};
@@ -56,6 +59,7 @@ pub use guard::GuardSettings;
 pub use head_loss::{Form, HeadGradient, HeadLossOptions, head_loss};
 pub use layers::Layers;
 pub use loader::{OverlongRows, ReadRow};
+pub use memory::{MemorySurroundings, SequenceLength, TrainedNumbers, TrainingMemory};
 pub use metrics::StepMetrics;
 pub use micro_batch::MicroBatch;
 pub use objective::{AdaptiveKl, AlphaDivergence, Jsd, Objective, Skew, WeightedDivergence};
