@@ -63,7 +63,7 @@ pub use memory::{MemorySurroundings, SequenceLength, TrainedNumbers, TrainingMem
 pub use metrics::StepMetrics;
 pub use micro_batch::MicroBatch;
 pub use objective::{AdaptiveKl, AlphaDivergence, Jsd, Objective, Skew, WeightedDivergence};
-pub use optimizer::{AdamW, MomentType, OptimizerKind, clip_global_norm};
+pub use optimizer::{DecayedRole, MomentType, Optimizer, OptimizerKind, clip_global_norm};
 pub use own_text::own_text_kl;
 pub use potstill_datasets::Arm;
 pub use precision::Precision;
