@@ -50,7 +50,8 @@ mod team;
 mod test_numbers;
 mod weights;
 
-pub use adamw::{AdamStep, adamw, adamw_reference, sum_of_squares};
+pub use adamw::eight_bit::{BLOCK, ByteMoment, adamw_8bit, adamw_8bit_reference, dynamic_codes};
+pub use adamw::{AdamStep, adamw, adamw_master, adamw_reference, sum_of_squares};
 pub use attention::{AttentionOps, AttentionOptions, attention, attention_reference};
 pub use bias::{add_bias, linear_biased};
 pub use capture::{CaptureOptions, CaptureRow, Captured, capture, reference::capture_reference};
