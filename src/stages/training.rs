@@ -172,12 +172,14 @@ impl Training {
             interrupt::control_flow()
         };
         let len = rows.list.len();
+        let lengths = rows.lengths()?;
         let mut row = |i: usize| rows.get(i);
         let trained = potstill_student::train(
             start::start(context, self.variant.seed_index)?,
             TrainingInputs {
                 len,
                 row: &mut row,
+                lengths: lengths.as_deref(),
                 dev: None,
                 on_step: &mut on_step,
             },

@@ -13,6 +13,7 @@ mod evaluation_golden;
 mod families;
 mod gradients;
 mod head_loss;
+mod loading;
 mod losses;
 mod losses_bounds;
 mod losses_cases;
