@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::bail;
+use potstill_datasets::SequenceLength;
 use potstill_model::{Config, DType, Decoder, Device};
-use potstill_student::SequenceLength;
 use serde_json::{Value, json};
 
 use super::memory::{self, TrainingFit};
