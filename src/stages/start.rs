@@ -56,10 +56,7 @@ pub(crate) fn start_on(run: &Loaded, seed_index: u32, device: &Device) -> anyhow
             let model = Decoder::init(&config, seed, DType::F32, device)?;
             model.with_token_count(tokens)
         }
-        None => pruned(
-            run,
-            checkpoint::load(&folder, &folder, DType::F32, device)?,
-        )?,
+        None => pruned(run, checkpoint::load(&folder, &folder, DType::F32, device)?)?,
     };
     adapted(run, model, seed_index)
 }
@@ -79,11 +76,7 @@ fn adapted(run: &Loaded, model: Decoder, seed_index: u32) -> anyhow::Result<Deco
         ),
         None => (
             &["train", "adapter"],
-            potstill_model::with_adapter(
-                model,
-                &adapter.plan(),
-                seed(&run.settings, seed_index),
-            ),
+            potstill_model::with_adapter(model, &adapter.plan(), seed(&run.settings, seed_index)),
         ),
     };
     with_adapter.map_err(|error| run.problem(key, full_message(&error)).into())

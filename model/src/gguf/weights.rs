@@ -7,11 +7,11 @@ use burn::tensor::{DType, TensorData};
 use half::{bf16, f16};
 
 use super::architecture::{Architecture, interleaved_target};
-use super::codec::dequantize_into;
 use super::config::{architecture, head_width};
 use super::file::GgufFile;
 use crate::Error;
 use crate::weights::Weights;
+use potstill_kernels::dequantize_into;
 
 /// Numbers that are read at a time: whole blocks of every type.
 const CHUNK: usize = 1 << 22;
