@@ -77,7 +77,7 @@ fn is_named(layer: &str, name: &str) -> bool {
 }
 
 /// Whether a linear layer may have an adapter.
-fn can_have_adapter(layer: &str, role: Role) -> bool {
+pub(crate) fn can_have_adapter(layer: &str, role: Role) -> bool {
     role == Role::Projection && !layer.contains(".experts.")
 }
 

@@ -57,12 +57,12 @@ mod weights;
 
 pub use adapter::{
     ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, AdapterLayers, AdapterPlan, adapted_layers,
-    load_adapter, merged, save_adapter, with_adapter,
+    load_adapter, merged, quantized, save_adapter, with_adapter,
 };
 pub use burn::module::Module;
 pub use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
-pub use checkpoint::{MAX_SHARD_BYTES, load, save, save_sharded, weight_files};
+pub use checkpoint::{MAX_SHARD_BYTES, load, load_quantized, save, save_sharded, weight_files};
 pub use config::Config;
 pub use decoder::{Decoder, document_lengths};
 pub use device::{DEVICES, device};

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use potstill_model::{ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, Config, DType, Decoder, Device};
+use potstill_model::{
+    ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, BlockType, Config, DType, Decoder, Device,
+};
 use serde_json::{Value, json};
 
 use super::{Context, checkpoint, memory};
@@ -45,8 +47,20 @@ pub(crate) fn start(context: &Context, seed_index: u32) -> anyhow::Result<Decode
     start_on(&context.run, seed_index, &context.device)
 }
 
-/// Loads or initialises the base in f32 on `device`.
+/// Loads or initialises the base in f32 on `device`, with the adapter that is trained, if there is one.
 pub(crate) fn start_on(run: &Loaded, seed_index: u32, device: &Device) -> anyhow::Result<Decoder> {
+    adapted(run, without_adapter(run, seed_index, device)?, seed_index)
+}
+
+/// Loads or initialises the base in f32 on `device`, without an adapter. With `base` of `[train.adapter]`, the weights of
+/// linear layers are in blocks.
+pub(super) fn without_adapter(
+    run: &Loaded,
+    seed_index: u32,
+    device: &Device,
+) -> anyhow::Result<Decoder> {
+    let adapter = run.settings.train.adapter.as_ref();
+    let blocks = adapter.and_then(|adapter| Some(adapter.base?.block_type()));
     let folder = checkpoint::student(run)?;
     check_student_memory(run, device)?;
     let model = match random_config(run, &folder)? {
@@ -56,9 +70,22 @@ pub(crate) fn start_on(run: &Loaded, seed_index: u32, device: &Device) -> anyhow
             let model = Decoder::init(&config, seed, DType::F32, device)?;
             model.with_token_count(tokens)
         }
-        None => pruned(run, checkpoint::load(&folder, &folder, DType::F32, device)?)?,
+        None => pruned(run, whole(&folder, blocks, device)?)?,
     };
-    adapted(run, model, seed_index)
+    Ok(match blocks {
+        Some(kind) => potstill_model::quantized(model, kind),
+        None => model,
+    })
+}
+
+/// Loads a whole checkpoint, with the weights of linear layers in blocks if a type is given.
+fn whole(folder: &Path, blocks: Option<BlockType>, device: &Device) -> anyhow::Result<Decoder> {
+    let Some(kind) = blocks else {
+        return checkpoint::load(folder, folder, DType::F32, device);
+    };
+    let tokens = checkpoint::tokenizer(folder)?.vocab_size();
+    let model = potstill_model::load_quantized(folder, DType::F32, device, kind)?;
+    Ok(model.with_token_count(tokens))
 }
 
 /// Gives the base the adapter that is trained, if `[train.adapter]` is set.

@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 
 use potstill_datasets::range::{Count, FilePath, Optional, Positive};
-use potstill_model::{AdapterLayers, AdapterPlan};
+use potstill_model::{AdapterLayers, AdapterPlan, BlockType};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -117,4 +117,16 @@ pub enum AdapterBase {
     /// 4 bits, with scales and minima for 32 of 256 weights.
     #[serde(rename = "q4_k")]
     Q4K,
+}
+
+impl AdapterBase {
+    /// The type of the blocks. A weight whose rows are not whole blocks takes the one that `llama-quantize` takes for it.
+    #[must_use]
+    pub fn block_type(self) -> BlockType {
+        match self {
+            Self::Q8_0 => BlockType::Q8_0,
+            Self::Q4_0 => BlockType::Q4_0,
+            Self::Q4K => BlockType::Q4K,
+        }
+    }
 }
