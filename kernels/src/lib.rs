@@ -7,6 +7,7 @@
 //! | attention over a paged KV cache, for generation | `paged`, `paged/` | yes | tensor operations | none |
 //! | capture of a teacher's sparse distribution | `capture`, `capture/` | yes | tensor operations | none |
 //! | linear layers | `linear`, on the products of `gemm` | f32, bf16 | burn's | yes |
+//! | linear layers over frozen weights in ggml's blocks | `blocks`, `blocks/` | f32, bf16 | tensor operations | of the input |
 //! | bias, RMS norm, gated activations, rotary positions | `bias`, `norm`, `gated`, `rotary` | yes | tensor operations | yes |
 //! | AdamW step, sum of squares | `adamw` | yes | tensor operations | none |
 //! | row-wise accumulation into an embedding table | `embedding` | yes | tensor operations | none |
@@ -27,6 +28,7 @@
 mod adamw;
 mod attention;
 mod bias;
+mod blocks;
 mod capture;
 mod embedding;
 mod exp;
@@ -49,6 +51,10 @@ mod weights;
 pub use adamw::{AdamStep, adamw, adamw_reference, sum_of_squares};
 pub use attention::{AttentionOps, AttentionOptions, attention, attention_reference};
 pub use bias::{add_bias, linear_biased};
+pub use blocks::{
+    BlockMatrix, BlockType, dequantize, dequantize_into, linear_blocks, linear_blocks_reference,
+    quantize,
+};
 pub use capture::{CaptureOptions, CaptureRow, Captured, capture, reference::capture_reference};
 pub use embedding::add_rows;
 pub use gated::{GateActivation, gated, gated_linear, gated_reference};
