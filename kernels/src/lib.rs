@@ -8,7 +8,8 @@
 //! | capture of a teacher's sparse distribution | `capture`, `capture/` | yes | tensor operations | none |
 //! | linear layers | `linear`, on the products of `gemm` | f32, bf16 | burn's | yes |
 //! | bias, RMS norm, gated activations, rotary positions | `bias`, `norm`, `gated`, `rotary` | yes | tensor operations | yes |
-//! | AdamW step, sum of squares | `adamw` | yes | tensor operations | none |
+//! | AdamW step, also with masters and 8-bit moments, sum of squares | `adamw`, `adamw/` | yes | tensor operations | none |
+//! | orthogonalisation for Muon | `newton_schulz` | by `linear` | by `linear` | none |
 //! | row-wise accumulation into an embedding table | `embedding` | yes | tensor operations | none |
 //! | softmax weights of one row in host memory | `weights` | host slices | none | none |
 //!
@@ -40,6 +41,7 @@ mod gated;
 mod gemm;
 mod linear;
 mod memory;
+mod newton_schulz;
 mod norm;
 mod paged;
 mod rotary;
@@ -64,6 +66,7 @@ pub use linear::{
     linear_weight_gradient_f32,
 };
 pub use memory::{ReportingHeap, trim_heap, use_one_heap};
+pub use newton_schulz::newton_schulz;
 pub use norm::{rms_norm, rms_norm_reference};
 pub use paged::{PagedOptions, PagedRow, paged_attention, paged_attention_reference, write_slots};
 pub use rotary::{rotary, rotary_reference};

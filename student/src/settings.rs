@@ -239,15 +239,17 @@ impl TrainSettings {
         let epochs = self.epochs.unwrap_or(DEFAULT_EPOCHS);
         let steps = self.steps.unwrap_or_else(|| whole(epochs * batches));
         let steps = steps.max(1);
-        let warmup_steps = match self.warmup < 1.0 {
-            true => whole(self.warmup * steps as f64),
-            false => self.warmup as u64,
+        let count = |share: f64| match share < 1.0 {
+            true => whole(share * steps as f64),
+            false => share as u64,
         };
         Schedule {
             steps,
-            warmup_steps: warmup_steps.min(steps),
+            warmup_steps: count(self.warmup).min(steps),
             learning_rate,
             min_learning_rate: self.min_learning_rate,
+            shape: self.schedule_shape,
+            decay_steps: count(self.decay).min(steps),
         }
     }
 
@@ -257,8 +259,6 @@ impl TrainSettings {
     pub fn identity(&self, schedule: &Schedule) -> Value {
         json!({
             "schedule": schedule,
-            "schedule_shape": self.schedule_shape,
-            "decay": self.decay,
             "batch": self.batch,
             "micro_batch": self.micro_batch,
             "packing": self.packing,
