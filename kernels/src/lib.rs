@@ -3,7 +3,7 @@
 //! | op | files | Flex | CubeCL | gradient |
 //! |---|---|---|---|---|
 //! | row statistics of logits over a support, and their gradient | `rows`, `rows/` | yes | yes | yes |
-//! | causal attention within documents, for training | `attention`, `attention/` | f32 | yes | yes |
+//! | causal attention within documents, for training | `attention`, `attention/` | yes | yes | yes |
 //! | attention over a paged KV cache, for generation | `paged`, `paged/` | yes | tensor operations | none |
 //! | capture of a teacher's sparse distribution | `capture`, `capture/` | yes | tensor operations | none |
 //! | linear layers | `linear`, on the products of `gemm` | f32, bf16 | burn's | yes |

@@ -82,12 +82,14 @@ impl<'a> Trainer<'a> {
         Ok((trainer, model.train()))
     }
 
-    /// Makes one optimizer step and writes its metrics. `began` is the time at which reading the batch began.
+    /// Makes one optimizer step and writes its metrics. `began` is the time at which waiting for the batch began, and
+    /// `stall_seconds` the time until the batch was there.
     pub(crate) fn step(
         &mut self,
         model: Decoder,
         batch: &Batch,
         began: Instant,
+        stall_seconds: f64,
     ) -> Result<(Decoder, StepMetrics), Error> {
         let TrainingPlan {
             settings, schedule, ..
@@ -113,6 +115,7 @@ impl<'a> Trainer<'a> {
             loss_tokens: sums.rows as u64,
             tokens: batch.tokens as u64,
             tokens_per_second: batch.tokens as f64 / began.elapsed().as_secs_f64(),
+            stall_seconds,
         };
         self.state.metrics_bytes += self.metrics.write(&metrics)?;
         self.state.events_bytes += self.events.write(&metrics)?;

@@ -119,6 +119,7 @@ impl Golden {
             TrainingInputs {
                 len: data.len(),
                 row: &mut |index: usize| Ok(data[index].clone()),
+                lengths: None,
                 dev: None,
                 on_step: &mut on_step,
             },
