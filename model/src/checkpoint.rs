@@ -13,6 +13,7 @@ use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use serde_json::json;
 
 use crate::adapter::{can_have_adapter, merged, quantized_layer};
+use crate::device::check_device_dtype;
 use crate::dtype::{check_model_dtype, to_safetensors};
 use crate::files::{write_json, write_whole};
 use crate::gguf::{GGUF_FILE, GgufWeights};
@@ -64,6 +65,7 @@ fn load_with(
 ) -> Result<Decoder, Error> {
     let config = Config::from_dir(dir)?;
     check_model_dtype(dtype)?;
+    check_device_dtype(device, dtype)?;
     let weights = open(dir, &config)?;
     let mut reader = ParameterReader {
         weights: weights.as_ref(),

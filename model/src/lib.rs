@@ -29,6 +29,7 @@
 //! Models compute in F64, F32, F16 or BF16, the type that the caller chooses. The one exception, as in transformers, is
 //! that norms and softmax of the half precisions are computed in F32.
 
+mod activations;
 mod adapter;
 mod attend;
 mod checkpoint;
@@ -63,15 +64,16 @@ pub use adapter::{
 pub use burn::module::Module;
 pub use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
+pub use activations::ActivationColumns;
 pub use checkpoint::{MAX_SHARD_BYTES, load, load_quantized, save, save_sharded, weight_files};
 pub use config::Config;
 pub use decoder::{Decoder, document_lengths};
-pub use device::{DEVICES, device};
+pub use device::{DEVICES, check_device_dtype, device};
 pub use error::Error;
 pub use generate::{BatchLimits, GeneratedAnswer, Sampling, StopConditions, StopReason, generate};
 pub use gguf::{GgufLabels, GgufType, export_gguf, lay_out_gguf};
 pub use layerwise::Layerwise;
-pub use named_parameters::{map_parameters, named_parameters};
+pub use named_parameters::{map_parameters, named_parameters, parameter_shapes};
 pub use parameters::{MapParameters, Parameter, ParameterName, Role, TensorOperation};
 pub use potstill_kernels::{BlockType, dequantize, quantize};
 pub use prune::{prune_layers, prune_width};

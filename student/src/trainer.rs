@@ -16,7 +16,7 @@ use crate::loss::Divergence;
 use crate::metrics::{MetricsFile, StepMetrics};
 use crate::not_finite::check_finite;
 use crate::objective::Objective;
-use crate::optimizer::{AdamW, clip_global_norm};
+use crate::optimizer::{Optimizer, clip_global_norm};
 use crate::schedule::Schedule;
 use crate::settings::TrainSettings;
 use crate::tensorboard::EventFile;
@@ -36,7 +36,7 @@ pub struct TrainingPlan<'a> {
 pub(crate) struct Trainer<'a> {
     plan: TrainingPlan<'a>,
     pub(crate) state: TrainingState,
-    optimizer: AdamW,
+    optimizer: Optimizer,
     metrics: MetricsFile,
     events: EventFile,
 }
@@ -59,7 +59,7 @@ impl<'a> Trainer<'a> {
             settings: settings.identity(&plan.schedule),
             rows: rows as u64,
         };
-        let checkpoint = checkpoint::newest(dir, &start, &fresh, settings.weight_decay)?;
+        let checkpoint = checkpoint::newest(dir, &start, &fresh, settings)?;
         let Checkpoint {
             mut state,
             model,
@@ -67,7 +67,7 @@ impl<'a> Trainer<'a> {
         } = checkpoint.unwrap_or_else(|| Checkpoint {
             state: fresh,
             model: start,
-            optimizer: AdamW::new(settings.weight_decay),
+            optimizer: Optimizer::new(settings),
         });
         let metrics = MetricsFile::open(dir, state.metrics_bytes)?;
         let (events, events_bytes) = EventFile::open(dir, state.events_bytes)?;
@@ -82,12 +82,14 @@ impl<'a> Trainer<'a> {
         Ok((trainer, model.train()))
     }
 
-    /// Makes one optimizer step and writes its metrics. `began` is the time at which reading the batch began.
+    /// Makes one optimizer step and writes its metrics. `began` is the time at which waiting for the batch began, and
+    /// `stall_seconds` the time until the batch was there.
     pub(crate) fn step(
         &mut self,
         model: Decoder,
         batch: &Batch,
         began: Instant,
+        stall_seconds: f64,
     ) -> Result<(Decoder, StepMetrics), Error> {
         let TrainingPlan {
             settings, schedule, ..
@@ -113,6 +115,7 @@ impl<'a> Trainer<'a> {
             loss_tokens: sums.rows as u64,
             tokens: batch.tokens as u64,
             tokens_per_second: batch.tokens as f64 / began.elapsed().as_secs_f64(),
+            stall_seconds,
         };
         self.state.metrics_bytes += self.metrics.write(&metrics)?;
         self.state.events_bytes += self.events.write(&metrics)?;
