@@ -19,6 +19,7 @@ mod losses_bounds;
 mod losses_cases;
 mod losses_golden;
 mod losses_reference;
+mod memory;
 mod other_tokenizers;
 mod own_text;
 mod plain;
