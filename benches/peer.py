@@ -76,8 +76,14 @@ def measured(work):
 
 
 def load():
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        request["model"], dtype=DTYPES[request["dtype"]], attn_implementation="sdpa"
+    make, attention = transformers.AutoModelForCausalLM, "sdpa"
+    if request["implementation"] == "liger-layers":
+        # Liger's norms, rotations and gated layers; the loss below is that of all sides.
+        from liger_kernel.transformers import AutoLigerKernelForCausalLM as make
+
+        attention = "flash_attention_2"
+    model = make.from_pretrained(
+        request["model"], dtype=DTYPES[request["dtype"]], attn_implementation=attention
     )
     model.to(request["device"]).eval()
     model.generation_config = transformers.GenerationConfig()
@@ -318,19 +324,29 @@ def loss_op(hidden, head, support, log_p, formulation):
     return one
 
 
-def liger_op(hidden, head, teacher):
-    """A fused linear loss of Liger, with the teacher that `liger_teacher` made for it."""
-    from liger_kernel.transformers import fused_linear_cross_entropy, fused_linear_jsd, fused_linear_kl_div
-
+def foreign_op(hidden, head, teacher):
+    """A fused linear loss of Liger or QuACK, with the teacher that `foreign_teacher` made for it."""
     if request["implementation"] == "liger-jsd":
-        forward = fused_linear_jsd.LigerFusedLinearJSD()
-        arguments = [hidden, head, *teacher, None]
+        from liger_kernel.transformers.fused_linear_jsd import LigerFusedLinearJSD
+
+        forward, arguments = LigerFusedLinearJSD(), [hidden, head, *teacher, None]
     elif request["implementation"] == "liger-kl":
-        forward = fused_linear_kl_div.LigerFusedLinearKLDivLoss()
+        from liger_kernel.transformers.fused_linear_kl_div import LigerFusedLinearKLDivLoss
+
+        forward, arguments = LigerFusedLinearKLDivLoss(), [hidden, head, *teacher]
+    elif request["implementation"] == "liger-cute-cross-entropy":
+        from liger_kernel.ops.cutedsl.ops import fused_linear_cross_entropy_sm90
+
+        forward = fused_linear_cross_entropy_sm90.LigerFusedLinearCrossEntropySM90Function.apply
+        arguments = [hidden, head, *teacher]
+    elif request["implementation"] == "quack-cross-entropy":
+        from quack.linear_cross_entropy import chunked_linear_cross_entropy as forward
+
         arguments = [hidden, head, *teacher]
     else:
-        forward = fused_linear_cross_entropy.LigerFusedLinearCrossEntropyLoss()
-        arguments = [head, hidden, *teacher]
+        from liger_kernel.transformers.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyLoss
+
+        forward, arguments = LigerFusedLinearCrossEntropyLoss(), [head, hidden, *teacher]
 
     def one():
         hidden.grad = head.grad = None
@@ -341,7 +357,7 @@ def liger_op(hidden, head, teacher):
     return one
 
 
-def liger_teacher(n, d, v):
+def foreign_teacher(n, d, v):
     """A random teacher. It is an input like states and head, so its memory is not counted."""
     like = {"device": request["device"], "dtype": DTYPES[request["dtype"]]}
     if request["implementation"] == "liger-jsd":
@@ -365,10 +381,11 @@ def loss():
     def whole(formulation):
         return lambda hidden, head, *target: formulation(hidden @ head.T, *target)
 
-    if request["implementation"].startswith("liger"):
-        teacher = liger_teacher(n, d, v)
-        op = liger_op(hidden, head, teacher)
-        note = f"Liger {importlib.metadata.version('liger_kernel')}; another loss, of a dense teacher"
+    if request["implementation"].startswith(("liger", "quack")):
+        teacher = foreign_teacher(n, d, v)
+        op = foreign_op(hidden, head, teacher)
+        package = "quack-kernels" if request["implementation"].startswith("quack") else "liger_kernel"
+        note = f"{package} {importlib.metadata.version(package)}; another loss"
     else:
         compiled = request["implementation"] == "compile"
 

@@ -10,6 +10,7 @@ use crate::events::Event;
 use crate::init::{self, InitOptions};
 use crate::progress::{Console, OutputOptions};
 use crate::run_file::ConfigError;
+use crate::stages::plan::PlanOptions;
 use crate::stages::sources::Needed;
 use crate::stages::{self, Context, RunOptions, StageOutcome};
 use crate::{errors, exhausted, panics, render, schema};
@@ -61,6 +62,8 @@ enum Stage {
     Run(TeacherFlags),
     /// Check the run file, data, models and prompt lengths, and print the plan of a run
     Check(Flags),
+    /// Calibrate for up to a minute, and print the memory, time and cost of a run on this device
+    Plan(PlanFlags),
     /// Find out with a few short requests what a teacher's server can do
     Probe(Flags),
     /// Read prompts from the data into `prompts/`
@@ -128,6 +131,30 @@ struct ReportFlags {
     /// Open `report.html` in the browser
     #[arg(long, conflicts_with = "dry_run")]
     open: bool,
+}
+
+#[derive(Debug, Args)]
+struct PlanFlags {
+    #[command(flatten)]
+    flags: Flags,
+    /// Memory that there is, GB [default: what this machine has to give]
+    #[arg(long, value_name = "GB", value_parser = above_zero)]
+    memory_gb: Option<f64>,
+    /// USD for an hour of a device [default: `usd_per_hour` of [run]]
+    #[arg(long, value_name = "USD", value_parser = above_zero)]
+    usd_per_hour: Option<f64>,
+    /// Tokens of an answer that is not there yet [default: as a local teacher answers, or half of `max_new_tokens`]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    answer_tokens: Option<u32>,
+}
+
+/// Parses a number above 0.
+fn above_zero(text: &str) -> Result<f64, String> {
+    let value: f64 = text.parse().map_err(|_| "set a number above 0")?;
+    match value > 0.0 && value.is_finite() {
+        true => Ok(value),
+        false => Err("set a number above 0".to_owned()),
+    }
 }
 
 #[derive(Debug, Args)]
@@ -203,7 +230,18 @@ impl Stage {
             | Stage::Train(flags)
             | Stage::Export(flags)
             | Stage::Eval(flags)
+            | Stage::Plan(PlanFlags { flags, .. })
             | Stage::Report(ReportFlags { flags, .. }) => flags,
+        }
+    }
+}
+
+impl PlanFlags {
+    fn options(&self) -> PlanOptions {
+        PlanOptions {
+            memory_gb: self.memory_gb,
+            usd_per_hour: self.usd_per_hour,
+            answer_tokens: self.answer_tokens.map(|n| n as usize),
         }
     }
 }
@@ -321,14 +359,19 @@ fn run_stage_command(stage: &Stage, console: &Console) -> anyhow::Result<StageOu
     if let Stage::Check(_) = stage {
         return stages::check::check(&flags.file, &options, console);
     }
+    // A plan only looks at the run directory.
+    options.dry_run |= matches!(stage, Stage::Plan(_));
     let mut context = Context::open(&flags.file, &options)?;
     crate::interrupt::watch(console, &resume_command(flags))?;
+    if let Stage::Plan(flags) = stage {
+        return stages::plan::plan(&mut context, &flags.options());
+    }
     match context.fetch_sources(needed_sources(stage))? {
         StageOutcome::UpToDate => {}
         outcome => return Ok(outcome),
     }
     match stage {
-        Stage::Run(_) | Stage::Check(_) => stages::run(&context),
+        Stage::Run(_) | Stage::Check(_) | Stage::Plan(_) => stages::run(&context),
         Stage::Probe(_) => stages::probe::probe(&context),
         Stage::Import(_) => stages::import::import(&context),
         Stage::Collect(_) => stages::collect::collect(&context),

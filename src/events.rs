@@ -128,6 +128,62 @@ pub enum Event {
         /// The sentence.
         text: String,
     },
+    /// The figures that `plan` prints: what a run will take on this device.
+    Plan {
+        /// Numbers of the student's weights, without those of adapters.
+        parameters: u64,
+        /// Numbers that are trained.
+        trained_parameters: u64,
+        /// Bytes of each part of the training's memory at its peak: `weights`, `masters`, `gradients`, `moments`,
+        /// `activations`, `logits`, `loader` and `program`.
+        memory: Counts,
+        /// Sum of the parts, bytes.
+        memory_bytes: u64,
+        /// Memory that there is, bytes.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        available_bytes: Option<u64>,
+        /// Whether the training fits into the memory.
+        fits: bool,
+        /// Largest memory of the process while the calibration trained, bytes.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        calibration_bytes: Option<u64>,
+        /// Changes of `[train]`, to be made one after the other until the training fits, as in the run file; empty if it
+        /// fits.
+        advice: Vec<String>,
+        /// Memory after each of these changes, bytes.
+        advice_bytes: Vec<u64>,
+        /// Number of training sequences.
+        sequences: u64,
+        /// Mean number of tokens of a sequence.
+        tokens_per_sequence: f64,
+        /// Optimizer steps of a training.
+        steps: u64,
+        /// Number of trainings: the student, its controls, seeds and learning rates.
+        trainings: u64,
+        /// Tokens of all trainings.
+        tokens: f64,
+        /// Seconds of an optimizer step.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        step_seconds: Option<f64>,
+        /// Tokens that are trained in a second.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        tokens_per_second: Option<f64>,
+        /// Hours of all trainings.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        train_hours: Option<f64>,
+        /// Hours of collecting answers from a local teacher.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        collect_hours: Option<f64>,
+        /// Hours of all devices for all trainings.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        device_hours: Option<f64>,
+        /// Cost of all trainings, USD.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        usd: Option<f64>,
+        /// Cost of a million tokens, USD.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        usd_per_million_tokens: Option<f64>,
+    },
     /// Text that the command prints on stdout without `--json`, such as the plan of `check`.
     Output {
         /// The text, of one or more lines.
@@ -221,6 +277,7 @@ impl Event {
                 again: Some(again), ..
             } => format!("stopped; finished work is kept\nhint: `{again}` resumes"),
             Event::EarlierOutput { .. }
+            | Event::Plan { .. }
             | Event::Started { .. }
             | Event::Progress { .. }
             | Event::Stopped { .. }

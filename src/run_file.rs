@@ -14,6 +14,7 @@ mod rules;
 pub use hub_source::HubSource;
 pub use loaded::{Loaded, expand_path, parse};
 pub use name::RunName;
+use potstill_datasets::range::{NonNegative, Optional};
 use potstill_datasets::{CurateSettings, FloatType, ImportSettings};
 use potstill_eval::{EvalSettings, GradeSettings};
 use potstill_student::{StudentSettings, TrainSettings};
@@ -27,7 +28,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RunFile {
-    /// Name and seed of the run.
+    /// Name and seed of the run, and the price of a device.
     pub run: RunSettings,
     /// Source of the prompts.
     pub import: ImportSettings,
@@ -94,6 +95,13 @@ pub struct RunSettings {
     /// Seed of all random choices: answers, splits, order of training, bootstrap intervals.
     #[serde(default)]
     pub seed: u32,
+    /// USD for an hour of a device, for the costs that `plan` and the report give. On a CPU the device is the machine.
+    #[serde(
+        with = "Optional::<NonNegative>",
+        default,
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub usd_per_hour: Option<f64>,
 }
 
 /// `[export]`

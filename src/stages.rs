@@ -16,6 +16,7 @@ pub mod import;
 mod memory;
 mod models;
 mod own_text;
+pub mod plan;
 mod planned;
 pub mod probe;
 pub mod report;

@@ -51,6 +51,8 @@ pub(crate) enum BenchmarkPart {
     Memory,
     /// The step with the plain form of the loss beside the fused one
     StepPlain,
+    /// The step beside transformers, plain and with Liger's layers and FlashAttention, on a GPU
+    StepPeers,
     /// The loss alone, from hidden states and head
     Loss,
     /// The loss alone with a teacher of 128 tokens instead of 64
@@ -256,6 +258,9 @@ impl Benchmark<'_> {
             BenchmarkPart::Profile => results.profile = Some(self.profile()),
             BenchmarkPart::Memory => results.memory = self.memory(),
             BenchmarkPart::StepPlain => results.losses.push(self.step_plain()),
+            BenchmarkPart::StepPeers => results
+                .losses
+                .extend(floats.map(|float| self.step_peers(float))),
             BenchmarkPart::Loss => results.losses.push(self.loss("loss", self.sizes)),
             BenchmarkPart::LossWide => results
                 .losses
@@ -288,6 +293,26 @@ impl Benchmark<'_> {
         self.compare_on_all_cores("step-plain", description, &request, tokens, &runners)
     }
 
+    /// The step beside all forms of transformers'.
+    fn step_peers(&self, float: FloatType) -> Comparison {
+        let tokens = self.sizes.tokens;
+        let request = self.request_with_targets(Workload::Step, float, tokens);
+        let mut runners = self.runners.clone();
+        if let Some(python) = &self.python {
+            // Liger and FlashAttention have no CPU backend, and FlashAttention no f32.
+            if self.options.device != "cpu" && float == FloatType::Bf16 {
+                runners.push(Runner::pytorch(Implementation::LigerLayers, python.clone()));
+            }
+        }
+        self.compare_on_all_cores(
+            "step-peers",
+            self.describe_step(),
+            &request,
+            tokens,
+            &runners,
+        )
+    }
+
     fn loss(&self, part: &'static str, sizes: WorkloadSizes) -> Comparison {
         let float = self.options.float.unwrap_or(FloatType::F32);
         let rows = self.options.tokens.unwrap_or(LOSS_ROWS);
@@ -296,11 +321,13 @@ impl Benchmark<'_> {
         if let Some(python) = &self.python {
             let mut others = vec![Implementation::Eager, Implementation::Compile];
             if self.options.device != "cpu" {
-                // Liger's losses are written in Triton, which has no CPU backend.
+                // The losses of Liger and QuACK are written in Triton and CuTe, which have no CPU backend.
                 others.extend([
                     Implementation::LigerJsd,
                     Implementation::LigerKl,
                     Implementation::LigerCrossEntropy,
+                    Implementation::LigerCuteCrossEntropy,
+                    Implementation::QuackCrossEntropy,
                 ]);
             }
             let runner = |implementation| Runner::pytorch(implementation, python.clone());

@@ -47,6 +47,12 @@ pub(crate) enum Implementation {
     LigerKl,
     /// Liger's fused linear cross-entropy, from one token a row.
     LigerCrossEntropy,
+    /// The same by Liger's CuTe kernels for Hopper.
+    LigerCuteCrossEntropy,
+    /// QuACK's chunked linear cross-entropy.
+    QuackCrossEntropy,
+    /// transformers with Liger's layers and FlashAttention.
+    LigerLayers,
 }
 
 impl Implementation {
@@ -60,15 +66,19 @@ impl Implementation {
             Implementation::LigerJsd => "Liger, JSD",
             Implementation::LigerKl => "Liger, KL",
             Implementation::LigerCrossEntropy => "Liger, cross-entropy",
+            Implementation::LigerCuteCrossEntropy => "Liger CuTe, cross-entropy",
+            Implementation::QuackCrossEntropy => "QuACK, cross-entropy",
+            Implementation::LigerLayers => "PyTorch, Liger, FlashAttention",
         }
     }
 
-    /// Whether this is PyTorch without Liger's losses.
+    /// Whether this is PyTorch without the losses of Liger and QuACK.
     pub(crate) fn is_pytorch(self) -> bool {
-        matches!(self, Implementation::Eager | Implementation::Compile)
+        use Implementation::{Compile, Eager, LigerLayers};
+        matches!(self, Eager | Compile | LigerLayers)
     }
 
-    /// Whether the requested loss is computed. Liger's losses are different ones.
+    /// Whether the requested loss is computed. The losses of Liger and QuACK are different ones.
     pub(crate) fn computes_requested_loss(self) -> bool {
         self.is_pytorch() || matches!(self, Implementation::Fused | Implementation::Plain)
     }

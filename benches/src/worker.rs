@@ -14,7 +14,7 @@ use potstill::datasets::{ChatTemplate, Encoded, SignalRow};
 use potstill::model::{
     BatchLimits, Int, Module, Sampling, StopConditions, Tensor, TensorData, device, generate,
 };
-use potstill::student::{AdamW, Arm, batch_gradient, clip_global_norm};
+use potstill::student::{Arm, Optimizer, batch_gradient, clip_global_norm};
 use potstill::teacher::{Local, LocalSettings, Scoring, ScoringText, SignalSettings};
 
 use self::inputs::{CHUNK_ROWS, dtype, loss_mask, open_model, settings, signal, wait};
@@ -82,7 +82,7 @@ fn reply_with_first(seconds: Vec<f64>, results: Vec<Vec<f64>>) -> MeasurementRep
 fn step(request: &MeasurementRequest) -> anyhow::Result<MeasurementReply> {
     let (model, device) = open_model(request)?;
     let (signals, settings) = ([signal(request)], settings(request));
-    let mut optimizer = AdamW::new(request.weight_decay);
+    let mut optimizer = Optimizer::new(&settings);
     let mut model = Some(model.train());
     let before_bytes = resident_bytes().0;
     let (seconds, check) = repeat(request, || {

@@ -17,6 +17,7 @@ mod bootstrap;
 mod calibration;
 mod comparison;
 mod conclusion;
+pub mod cost;
 mod error;
 mod estimate;
 mod figures;

@@ -8,14 +8,19 @@
 //! ```
 //!
 //! f16 and bf16 are computed in f32 and rounded once. Traffic: θ, m, v and g are read once; θ, m and v are written in place if their storage is not shared.
+//!
+//! A model in bf16 has an f32 master of each parameter as θ, and [`adamw_master`] writes the rounded θ in the same pass.
+//! The moments may be bf16 beside an f32 θ, or 8 bits wide ([`eight_bit`]).
+
+pub(crate) mod eight_bit;
 
 use burn::backend::flex::FlexTensor;
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, Dispatch, Flex, backend_extension};
-use burn::tensor::{DType, Tensor, TensorData};
+use burn::tensor::{DType, Tensor, TensorData, bf16};
 use rayon::prelude::*;
 
-use crate::flex::{compact, elements, is_cpu_float};
+use crate::flex::{compact, elements, is_cpu_f32, is_cpu_float};
 use crate::float::{StoredFloat, with_stored_type};
 use crate::simd::vectorize_closure;
 
@@ -38,7 +43,8 @@ pub struct AdamStep {
 
 /// Computes θ and the moments `[m, v]` after one AdamW step.
 ///
-/// All tensors have θ's shape and type, and none of the results is tracked by autodiff.
+/// All tensors have θ's shape and type, except that the moments may be bf16 beside an f32 θ. None of the results is tracked
+/// by autodiff.
 ///
 /// # Panics
 /// Panics on shapes and types that differ, as burn's own operations do.
@@ -51,8 +57,8 @@ pub fn adamw<const D: usize>(
 ) -> (Tensor<D>, [Tensor<D>; 2]) {
     assert_eq!(theta.dims(), gradient.dims(), "adamw: θ and its gradient");
     let [m, v] = moments;
-    let has_loops = |tensor: &Tensor<D>| is_cpu_float(tensor) && tensor.dtype() == theta.dtype();
-    if ![&theta, &gradient, &m, &v].into_iter().all(has_loops) {
+    let same = [&theta, &gradient, &m, &v].map(Tensor::dtype) == [theta.dtype(); 4];
+    if !(same && is_cpu_float(&theta) || has_f32_loops([&theta, &gradient], [&m, &v])) {
         return adamw_reference(theta, gradient, [m, v], step);
     }
     let (theta, m, v) = <Dispatch as AdamOps>::adamw(
@@ -66,6 +72,55 @@ pub fn adamw<const D: usize>(
     (theta, [m, v])
 }
 
+/// Computes [`adamw`] for an f32 `master` of a parameter of another type, and the parameter: the new master, rounded.
+///
+/// `parameter` has the old value, whose memory the new one takes if it is not shared. Master and gradient are f32, the
+/// moments f32 or bf16. Returns the new parameter, master and moments.
+///
+/// # Panics
+/// As [`adamw`].
+#[must_use]
+pub fn adamw_master<const D: usize>(
+    parameter: Tensor<D>,
+    master: Tensor<D>,
+    gradient: Tensor<D>,
+    moments: [Tensor<D>; 2],
+    step: &AdamStep,
+) -> (Tensor<D>, Tensor<D>, [Tensor<D>; 2]) {
+    assert_eq!(
+        parameter.dims(),
+        gradient.dims(),
+        "adamw: a parameter and its gradient"
+    );
+    let [m, v] = moments;
+    let dtype = parameter.dtype();
+    let has_loops = has_f32_loops([&master, &gradient], [&m, &v]);
+    if !(has_loops && dtype == DType::BF16 && is_cpu_float(&parameter)) {
+        drop(parameter);
+        let (master, moments) = adamw(master, gradient, [m, v], step);
+        return (master.clone().cast(dtype), master, moments);
+    }
+    let (parameter, master, m, v) = <Dispatch as AdamOps>::adamw_master(
+        parameter.into_dispatch(),
+        master.into_dispatch(),
+        gradient.into_dispatch(),
+        m.into_dispatch(),
+        v.into_dispatch(),
+        *step,
+    );
+    let [parameter, master, m, v] = [parameter, master, m, v].map(Tensor::from_dispatch);
+    (parameter, master, [m, v])
+}
+
+/// Whether θ and its gradient are f32 on the CPU, and both moments f32 or both bf16.
+fn has_f32_loops<const D: usize>(f32s: [&Tensor<D>; 2], moments: [&Tensor<D>; 2]) -> bool {
+    let [m, v] = moments;
+    f32s.into_iter().all(is_cpu_f32)
+        && moments.into_iter().all(is_cpu_float)
+        && m.dtype() == v.dtype()
+        && m.dtype() != DType::F16
+}
+
 /// Computes [`adamw`] in tensor operations.
 #[must_use]
 pub fn adamw_reference<const D: usize>(
@@ -74,13 +129,16 @@ pub fn adamw_reference<const D: usize>(
     moments: [Tensor<D>; 2],
     step: &AdamStep,
 ) -> (Tensor<D>, [Tensor<D>; 2]) {
-    let ((b1, b2), factors, [m, v]) = (step.betas, step.factors(), moments);
+    let (b1, b2) = step.betas;
+    let factors = step.factors();
+    let stored = moments[0].dtype();
+    let [m, v] = moments.map(|moment| moment.cast(theta.dtype()));
     let gradient = gradient * step.scale;
     let m = m * b1 + gradient.clone() * (1.0 - b1);
     let v = v * b2 + gradient.square() * (1.0 - b2);
     let direction = m.clone() / (v.clone().sqrt() / factors.root + step.epsilon);
     let theta = theta * factors.decay - direction * factors.rate;
-    (theta, [m, v])
+    (theta, [m, v].map(|moment| moment.cast(stored)))
 }
 
 /// Computes Σ x² in f64. The result does not depend on the number of threads.
@@ -130,6 +188,21 @@ pub(crate) trait AdamOps: Backend {
         step: AdamStep,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>);
 
+    /// Returns the new parameter (bf16), master (f32), m and v (f32 or bf16).
+    fn adamw_master(
+        parameter: FloatTensor<Self>,
+        master: FloatTensor<Self>,
+        gradient: FloatTensor<Self>,
+        m: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        step: AdamStep,
+    ) -> (
+        FloatTensor<Self>,
+        FloatTensor<Self>,
+        FloatTensor<Self>,
+        FloatTensor<Self>,
+    );
+
     /// Returns Σ x² as `[1]` in f64.
     fn sum_of_squares(x: FloatTensor<Self>) -> FloatTensor<Self>;
 }
@@ -149,19 +222,35 @@ impl AdamOps for Flex {
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
         let gradient = gradient.to_contiguous();
         let [mut theta, mut m, mut v] = [theta, m, v].map(compact);
-        with_stored_type!(theta.dtype(), E => {
-            let tasks = (theta.storage_mut::<E>().par_chunks_mut(CHUNK))
-                .zip(m.storage_mut::<E>().par_chunks_mut(CHUNK))
-                .zip(v.storage_mut::<E>().par_chunks_mut(CHUNK))
-                .zip(elements::<E>(&gradient).par_chunks(CHUNK));
-            tasks.for_each(|(((theta, m), v), gradient)| {
-                vectorize_closure(
-                    #[inline(always)]
-                    || update_chunk(theta, m, v, gradient, &step),
-                );
-            });
-        });
+        if theta.dtype() == m.dtype() {
+            with_stored_type!(theta.dtype(), E => update::<E, E>([&mut theta, &mut m, &mut v], &gradient, &step));
+        } else {
+            update::<f32, bf16>([&mut theta, &mut m, &mut v], &gradient, &step);
+        }
         (theta, m, v)
+    }
+
+    fn adamw_master(
+        parameter: FloatTensor<Self>,
+        master: FloatTensor<Self>,
+        gradient: FloatTensor<Self>,
+        m: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        step: AdamStep,
+    ) -> (
+        FloatTensor<Self>,
+        FloatTensor<Self>,
+        FloatTensor<Self>,
+        FloatTensor<Self>,
+    ) {
+        let gradient = gradient.to_contiguous();
+        let [mut parameter, mut master, mut m, mut v] = [parameter, master, m, v].map(compact);
+        let state = [&mut master, &mut m, &mut v];
+        match state[1].dtype() {
+            DType::F32 => update_master::<f32>(&mut parameter, state, &gradient, &step),
+            _ => update_master::<bf16>(&mut parameter, state, &gradient, &step),
+        }
+        (parameter, master, m, v)
     }
 
     fn sum_of_squares(x: FloatTensor<Self>) -> FloatTensor<Self> {
@@ -174,28 +263,103 @@ impl AdamOps for Flex {
     }
 }
 
-#[inline(always)]
-fn update_chunk<E: StoredFloat<f32>>(
-    theta: &mut [E],
-    m: &mut [E],
-    v: &mut [E],
-    gradient: &[E],
+/// Updates θ, m and v in place. All are compact, the gradient is contiguous.
+fn update<E: StoredFloat<f32>, M: StoredFloat<f32>>(
+    [theta, m, v]: [&mut FlexTensor; 3],
+    gradient: &FlexTensor,
     step: &AdamStep,
 ) {
-    let factors = step.factors();
-    let (b1, b2) = (step.betas.0 as f32, step.betas.1 as f32);
-    let (rest1, rest2) = ((1.0 - step.betas.0) as f32, (1.0 - step.betas.1) as f32);
-    let (decay, rate) = (factors.decay as f32, factors.rate as f32);
-    let (root, epsilon) = (factors.root as f32, step.epsilon as f32);
-    let scale = step.scale as f32;
-    for (((theta, m), v), gradient) in theta.iter_mut().zip(m).zip(v).zip(gradient) {
-        let g = gradient.widen() * scale;
-        let new_m = m.widen() * b1 + g * rest1;
-        let new_v = v.widen() * b2 + g * g * rest2;
-        let change = new_m / (new_v.sqrt() / root + epsilon) * rate;
-        *theta = E::narrow(theta.widen() * decay - change);
-        *m = E::narrow(new_m);
-        *v = E::narrow(new_v);
+    let factors = LoopFactors::new(step);
+    let tasks = (theta.storage_mut::<E>().par_chunks_mut(CHUNK))
+        .zip(m.storage_mut::<M>().par_chunks_mut(CHUNK))
+        .zip(v.storage_mut::<M>().par_chunks_mut(CHUNK))
+        .zip(elements::<E>(gradient).par_chunks(CHUNK));
+    tasks.for_each(|(((theta, m), v), gradient)| {
+        vectorize_closure(
+            #[inline(always)]
+            || {
+                for (((theta, m), v), gradient) in
+                    theta.iter_mut().zip(&mut *m).zip(&mut *v).zip(gradient)
+                {
+                    *theta = E::narrow(factors.update(theta.widen(), m, v, gradient.widen()));
+                }
+            },
+        );
+    });
+}
+
+/// Updates a master, m and v in place, and writes the rounded master to the parameter.
+fn update_master<M: StoredFloat<f32>>(
+    parameter: &mut FlexTensor,
+    [theta, m, v]: [&mut FlexTensor; 3],
+    gradient: &FlexTensor,
+    step: &AdamStep,
+) {
+    let factors = LoopFactors::new(step);
+    let tasks = (theta.storage_mut::<f32>().par_chunks_mut(CHUNK))
+        .zip(parameter.storage_mut::<bf16>().par_chunks_mut(CHUNK))
+        .zip(m.storage_mut::<M>().par_chunks_mut(CHUNK))
+        .zip(v.storage_mut::<M>().par_chunks_mut(CHUNK))
+        .zip(elements::<f32>(gradient).par_chunks(CHUNK));
+    tasks.for_each(|((((theta, parameter), m), v), gradient)| {
+        vectorize_closure(
+            #[inline(always)]
+            || {
+                let numbers = theta.iter_mut().zip(&mut *parameter);
+                let numbers = numbers.zip(&mut *m).zip(&mut *v).zip(gradient);
+                for ((((theta, parameter), m), v), gradient) in numbers {
+                    *theta = factors.update(*theta, m, v, *gradient);
+                    *parameter = bf16::narrow(*theta);
+                }
+            },
+        );
+    });
+}
+
+/// The numbers of an update in f32.
+#[derive(Clone, Copy)]
+pub(crate) struct LoopFactors {
+    betas: (f32, f32),
+    /// 1 − β₁ and 1 − β₂.
+    rests: (f32, f32),
+    decay: f32,
+    rate: f32,
+    root: f32,
+    epsilon: f32,
+    scale: f32,
+}
+
+impl LoopFactors {
+    pub(crate) fn new(step: &AdamStep) -> Self {
+        let factors = step.factors();
+        let (b1, b2) = step.betas;
+        Self {
+            betas: (b1 as f32, b2 as f32),
+            rests: ((1.0 - b1) as f32, (1.0 - b2) as f32),
+            decay: factors.decay as f32,
+            rate: factors.rate as f32,
+            root: factors.root as f32,
+            epsilon: step.epsilon as f32,
+            scale: step.scale as f32,
+        }
+    }
+
+    /// Updates the moments of one number and returns its new θ.
+    #[inline(always)]
+    pub(crate) fn update<M: StoredFloat<f32>>(
+        &self,
+        theta: f32,
+        m: &mut M,
+        v: &mut M,
+        gradient: f32,
+    ) -> f32 {
+        let g = gradient * self.scale;
+        let new_m = m.widen() * self.betas.0 + g * self.rests.0;
+        let new_v = v.widen() * self.betas.1 + g * g * self.rests.1;
+        *m = M::narrow(new_m);
+        *v = M::narrow(new_v);
+        let change = new_m / (new_v.sqrt() / self.root + self.epsilon) * self.rate;
+        theta * self.decay - change
     }
 }
 

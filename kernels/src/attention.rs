@@ -33,6 +33,8 @@ use burn::backend::{Backend, Dispatch, backend_extension};
 #[cfg(feature = "fusion")]
 use burn::tensor::Shape;
 use burn::tensor::{DType, Tensor};
+#[cfg(feature = "cuda-sources")]
+pub(crate) use cube::cuda_kernels;
 
 use crate::flex::{is_cpu_f32, is_cpu_half, to_f32};
 

@@ -9,12 +9,12 @@ use burn::backend::autodiff::{
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, Dispatch, Flex, backend_extension};
 use burn::tensor::Tensor;
-use rayon::prelude::*;
 
 use crate::flex::{compact, elements, is_cpu_float, rows_per_task, shape2, vector, widened};
 use crate::float::{StoredFloat, with_stored_type};
 use crate::linear::linear;
 use crate::simd::vectorize_closure;
+use crate::team::{for_each_chunk, map_tasks};
 
 /// Computes x·Wᵀ + b: `[n, in]`, `[out, in]` and `[out]` → `[n, out]`; differentiable in all. Without a bias this is
 /// [`linear`].
@@ -83,8 +83,7 @@ impl BiasOps for Flex {
 
 fn add_to_rows<E: StoredFloat<f32>>(y: &mut [E], bias: &[f32]) {
     let columns = bias.len().max(1);
-    let tasks = y.par_chunks_mut(rows_per_task(columns) * columns);
-    tasks.for_each(|y| {
+    for_each_chunk(y, rows_per_task(columns) * columns, |_, y| {
         vectorize_closure(
             #[inline(always)]
             || {
@@ -101,23 +100,21 @@ fn add_to_rows<E: StoredFloat<f32>>(y: &mut [E], bias: &[f32]) {
 fn row_sums<E: StoredFloat<f32>>(dy: &[E], columns: usize) -> Vec<f32> {
     // The size of a chunk is fixed, so the sums do not depend on the number of threads.
     let chunk = rows_per_task(columns) * columns.max(1);
-    let chunk_sums: Vec<Vec<f32>> = dy
-        .par_chunks(chunk)
-        .map(|dy| {
-            let mut sums = vec![0.0; columns];
-            vectorize_closure(
-                #[inline(always)]
-                || {
-                    for dy in dy.chunks(columns) {
-                        for (sum, dy) in sums.iter_mut().zip(dy) {
-                            *sum += dy.widen();
-                        }
+    let chunk_sums = map_tasks(dy.len().div_ceil(chunk), |task| {
+        let dy = &dy[task * chunk..dy.len().min((task + 1) * chunk)];
+        let mut sums = vec![0.0f32; columns];
+        vectorize_closure(
+            #[inline(always)]
+            || {
+                for dy in dy.chunks(columns) {
+                    for (sum, dy) in sums.iter_mut().zip(dy) {
+                        *sum += dy.widen();
                     }
-                },
-            );
-            sums
-        })
-        .collect();
+                }
+            },
+        );
+        sums
+    });
     let mut sums = vec![0.0; columns];
     for chunk in chunk_sums {
         sums.iter_mut().zip(chunk).for_each(|(sum, x)| *sum += x);

@@ -30,12 +30,12 @@ use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, Dispatch, Flex, backend_extension};
 use burn::tensor::Tensor;
 use burn::tensor::activation::{sigmoid, silu};
-use rayon::prelude::*;
 
 use crate::exp::exp;
 use crate::flex::{elements, is_cpu_float, matrix, shape2, vec_written_by};
 use crate::float::{StoredFloat, with_stored_type};
 use crate::simd::vectorize_closure;
+use crate::team::{DisjointChunks, for_each_chunk, run_tasks};
 
 pub use feed_forward::gated_linear;
 
@@ -205,10 +205,9 @@ fn outputs<E: StoredFloat<f32>>(
     let shape = shape2(gate);
     let [gate, up] = [gate, up].map(elements::<E>);
     assert_eq!(gate.len(), up.len(), "gated: gate and up");
-    let [gate, up] = [gate, up].map(|numbers| numbers.par_chunks(CHUNK));
     let write = |y: &mut [MaybeUninit<E>]| {
-        let chunks = y.par_chunks_mut(CHUNK).zip(gate.zip(up));
-        chunks.for_each(|(y, (gate, up))| {
+        for_each_chunk(y, CHUNK, |task, y| {
+            let [gate, up] = [gate, up].map(|numbers| &numbers[task * CHUNK..]);
             vectorize_closure(
                 #[inline(always)]
                 || {
@@ -237,10 +236,13 @@ fn gradients<E: StoredFloat<f32>>(
         inputs.iter().all(|numbers| numbers.len() == len),
         "gated: the gradient, gate and up"
     );
-    let [dy, gate, up] = inputs.map(|numbers| numbers.par_chunks(CHUNK));
     let write = |d_gate: &mut [MaybeUninit<E>], d_up: &mut [MaybeUninit<E>]| {
-        let outputs = d_gate.par_chunks_mut(CHUNK).zip(d_up.par_chunks_mut(CHUNK));
-        (outputs.zip(dy.zip(gate.zip(up)))).for_each(|((d_gate, d_up), (dy, (gate, up)))| {
+        let outputs = [d_gate, d_up].map(|output| DisjointChunks::new(output, CHUNK));
+        let threads = rayon::current_num_threads();
+        run_tasks(len.div_ceil(CHUNK), threads, |task| {
+            // SAFETY: each task runs once.
+            let [d_gate, d_up] = outputs.each_ref().map(|output| unsafe { output.get(task) });
+            let [dy, gate, up] = inputs.map(|numbers| &numbers[task * CHUNK..]);
             vectorize_closure(
                 #[inline(always)]
                 || {

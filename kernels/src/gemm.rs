@@ -26,7 +26,6 @@ mod tile;
 use std::mem::MaybeUninit;
 
 use pulp::{Simd, WithSimd};
-use rayon::prelude::*;
 
 pub(crate) use by_rows::{WeightOutput, multiply_by_rows, multiply_by_weights};
 pub(crate) use pack::ScratchBuffer;
@@ -34,6 +33,7 @@ use pack::{PackedPanels, pack, pack_or_borrow};
 use tile::{Tile, tile};
 
 use crate::simd::vectorize;
+pub(crate) use crate::team::run_tasks;
 
 /// Steps of k that one call of a tile covers: a panel of B of this depth stays in the first-level cache.
 const DEPTH: usize = 256;
@@ -344,15 +344,6 @@ impl<const ROWS: usize> WithSimd for BlockTask<'_, ROWS> {
                 }
             }
         }
-    }
-}
-
-/// Runs tasks on the pool's threads if `threads` is above 1, and one after another otherwise.
-pub(crate) fn run_tasks(tasks: usize, threads: usize, run: impl Fn(usize) + Send + Sync) {
-    if threads > 1 && tasks > 1 {
-        (0..tasks).into_par_iter().with_max_len(1).for_each(run);
-    } else {
-        (0..tasks).for_each(run);
     }
 }
 

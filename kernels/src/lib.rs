@@ -28,6 +28,10 @@ mod adamw;
 mod attention;
 mod bias;
 mod capture;
+#[cfg(feature = "cuda-sources")]
+mod cuda_gpu;
+#[cfg(feature = "cuda-sources")]
+mod cuda_sources;
 mod embedding;
 mod exp;
 mod flex;
@@ -41,14 +45,18 @@ mod paged;
 mod rotary;
 mod rows;
 mod simd;
+mod team;
 #[cfg(test)]
 mod test_numbers;
 mod weights;
 
-pub use adamw::{AdamStep, adamw, adamw_reference, sum_of_squares};
+pub use adamw::eight_bit::{BLOCK, ByteMoment, adamw_8bit, adamw_8bit_reference, dynamic_codes};
+pub use adamw::{AdamStep, adamw, adamw_master, adamw_reference, sum_of_squares};
 pub use attention::{AttentionOps, AttentionOptions, attention, attention_reference};
 pub use bias::{add_bias, linear_biased};
 pub use capture::{CaptureOptions, CaptureRow, Captured, capture, reference::capture_reference};
+#[cfg(feature = "cuda-sources")]
+pub use cuda_sources::{CudaSource, cuda_sources};
 pub use embedding::add_rows;
 pub use gated::{GateActivation, gated, gated_linear, gated_reference};
 pub use linear::{

@@ -29,13 +29,13 @@ use burn::backend::flex::FlexTensor;
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, Dispatch, Flex, backend_extension};
 use burn::tensor::{DType, Tensor};
-use rayon::prelude::*;
 
 use crate::flex::{
     elements, is_cpu_float, matrix, rows_per_task, shape2, to_f32, vec_written_by, vector, widened,
 };
 use crate::float::{StoredFloat, with_stored_type};
 use crate::simd::vectorize_closure;
+use crate::team::{DisjointChunks, for_each_chunk, map_tasks};
 
 /// Computes (g + `gain_offset`) · x / √(mean(x²) + ε): `[n, d]`, `[d]` → `[n, d]`; differentiable in both. Rows of f16
 /// and bf16 are computed in f32 and rounded once.
@@ -144,7 +144,8 @@ fn normed_rows<E: StoredFloat<f32>>(x: &FlexTensor, gain: &[f32], epsilon: f64) 
     assert_eq!([values.len(), gain.len()], [n * d, d], "rms_norm");
     let chunk = rows_per_task(d) * d.max(1);
     let write = |y: &mut [MaybeUninit<E>]| {
-        (y.par_chunks_mut(chunk).zip(values.par_chunks(chunk))).for_each(|(y, x)| {
+        for_each_chunk(y, chunk, |task, y| {
+            let x = &values[task * chunk..];
             vectorize_closure(
                 #[inline(always)]
                 || {
@@ -182,22 +183,23 @@ fn row_gradients<E: StoredFloat<f32>>(
     // The size of a chunk is fixed, so the sums do not depend on the number of threads.
     let mut chunk_gradients: Vec<Vec<f32>> = Vec::new();
     let write = |dx: &mut [MaybeUninit<E>]| {
-        (dx.par_chunks_mut(chunk))
-            .zip(dy.par_chunks(chunk).zip(x.par_chunks(chunk)))
-            .map(|(dx, (dy, x))| {
-                let mut dg = vec![0.0; d];
-                vectorize_closure(
-                    #[inline(always)]
-                    || {
-                        let rows = dx.chunks_mut(d).zip(dy.chunks(d)).zip(x.chunks(d));
-                        for ((dx, dy), x) in rows {
-                            gradient_row(dx, dy, x, gain, epsilon, &mut dg);
-                        }
-                    },
-                );
-                dg
-            })
-            .collect_into_vec(&mut chunk_gradients);
+        let dx = DisjointChunks::new(dx, chunk);
+        chunk_gradients = map_tasks(dx.count(), |task| {
+            // SAFETY: each task runs once.
+            let dx = unsafe { dx.get(task) };
+            let (dy, x) = (&dy[task * chunk..], &x[task * chunk..]);
+            let mut dg = vec![0.0; d];
+            vectorize_closure(
+                #[inline(always)]
+                || {
+                    let rows = dx.chunks_mut(d).zip(dy.chunks(d)).zip(x.chunks(d));
+                    for ((dx, dy), x) in rows {
+                        gradient_row(dx, dy, x, gain, epsilon, &mut dg);
+                    }
+                },
+            );
+            dg
+        });
     };
     // SAFETY: dy and x have as many numbers as dx, and the gain as many as a row, which was asserted. So `write` writes each
     // number of dx.

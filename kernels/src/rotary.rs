@@ -18,11 +18,11 @@ use burn::backend::autodiff::{
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, Dispatch, Flex, backend_extension};
 use burn::tensor::Tensor;
-use rayon::prelude::*;
 
 use crate::flex::{compact, is_cpu_float, rows_per_task, shape2, widened};
 use crate::float::{StoredFloat, with_stored_type};
 use crate::simd::vectorize_closure;
+use crate::team::for_each_chunk;
 
 /// Rotates every head of every row: `x_nc` `[n, heads · head_width]`, `cos_nf` and `sin_nf` `[n, f]` with
 /// 2f ≤ `head_width` → `[n, heads · head_width]`; differentiable in x.
@@ -128,11 +128,9 @@ fn rotate_rows<E: StoredFloat<f32>>(
 ) {
     let columns = x.len() / (cos.len() / f).max(1);
     let task_rows = rows_per_task(columns);
-    let angles = cos
-        .par_chunks(task_rows * f)
-        .zip(sin.par_chunks(task_rows * f));
-    let tasks = x.par_chunks_mut((task_rows * columns).max(1)).zip(angles);
-    tasks.for_each(|(x, (cos, sin))| {
+    for_each_chunk(x, task_rows * columns, |task, x| {
+        let angles = task * task_rows * f..;
+        let (cos, sin) = (&cos[angles.clone()], &sin[angles]);
         vectorize_closure(
             #[inline(always)]
             || {

@@ -35,6 +35,8 @@ use burn::backend::{
 #[cfg(feature = "fusion")]
 use burn::tensor::Shape;
 use burn::tensor::{DType, Int, Tensor};
+#[cfg(feature = "cuda-sources")]
+pub(crate) use cube::cuda_kernels;
 
 /// Value of `log q_tail` for an empty tail: ln 2⁻⁶⁰, in nats. It is also the floor of a teacher's tail mass, so that
 /// an empty tail adds nothing to a divergence. No gradient passes through it.

@@ -4,7 +4,7 @@
 //! values are in a cache (`generate/cache`). The layers are the same for both and call this trait.
 
 use burn::tensor::Tensor;
-use potstill_kernels::{attention, linear};
+use potstill_kernels::attention;
 
 use crate::plan::{GroupedPlan, LatentPlan};
 
@@ -21,7 +21,7 @@ pub(crate) struct Heads {
 }
 
 /// Queries and latent vectors of n rows, after norms and rotation.
-pub(crate) struct LatentHeads {
+pub(crate) struct LatentHeads<'a> {
     /// Plain part of the queries, `[n, h, plain_width]`.
     pub(crate) q_plain_nhe: Tensor<3>,
     /// Rotated part of the queries, `[n, h, rotary_width]`.
@@ -32,7 +32,15 @@ pub(crate) struct LatentHeads {
     pub(crate) key_rotary_nr: Tensor<2>,
     /// Projection of the latent vectors to the plain part of the keys and to the values:
     /// `[h · (plain_width + value_width), key_rank]`, key and value of a head one after the other.
-    pub(crate) up_cr: Tensor<2>,
+    pub(crate) up: UpProjection<'a>,
+}
+
+/// A linear layer without bias as a function and as a matrix.
+pub(crate) struct UpProjection<'a> {
+    /// Computes the layer: `[n, key_rank]` → `[n, c]`.
+    pub(crate) apply: &'a dyn Fn(Tensor<2>) -> Tensor<2>,
+    /// Makes the matrix `[c, key_rank]`.
+    pub(crate) matrix: &'a dyn Fn() -> Tensor<2>,
 }
 
 /// Computes the attention of rows to the rows that they see.
@@ -41,7 +49,7 @@ pub(crate) trait Attend {
     fn grouped(&mut self, layer: usize, heads: Heads, plan: &GroupedPlan) -> Tensor<2>;
 
     /// Computes latent attention of a layer: → `[n, h · value_width]`.
-    fn latent(&mut self, layer: usize, heads: LatentHeads, plan: &LatentPlan) -> Tensor<2>;
+    fn latent(&mut self, layer: usize, heads: LatentHeads<'_>, plan: &LatentPlan) -> Tensor<2>;
 }
 
 /// Consecutive documents of these lengths. A row sees its document up to itself.
@@ -58,13 +66,10 @@ impl Attend for Documents<'_> {
         attention(q_nc, k_nc, v_nc, sinks_h, self.0, &plan.options())
     }
 
-    fn latent(&mut self, _layer: usize, heads: LatentHeads, plan: &LatentPlan) -> Tensor<2> {
+    fn latent(&mut self, _layer: usize, heads: LatentHeads<'_>, plan: &LatentPlan) -> Tensor<2> {
         let [n, h, _] = heads.q_plain_nhe.dims();
-        let up_nhe = linear(heads.latent_nr, heads.up_cr).reshape([
-            n,
-            h,
-            plan.plain_width + plan.value_width,
-        ]);
+        let up_nhe =
+            (heads.up.apply)(heads.latent_nr).reshape([n, h, plan.plain_width + plan.value_width]);
         let key_rotary_nhe = (heads.key_rotary_nr)
             .reshape([n, 1, plan.rotary_width])
             .repeat_dim(1, h);

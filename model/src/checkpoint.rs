@@ -11,6 +11,8 @@ use burn::tensor::{DType, Device, Tensor, TensorData};
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use serde_json::json;
 
+use crate::adapter::merged;
+use crate::device::check_device_dtype;
 use crate::dtype::{check_model_dtype, to_safetensors};
 use crate::files::{write_json, write_whole};
 use crate::gguf::{GGUF_FILE, GgufWeights};
@@ -37,6 +39,7 @@ pub const MAX_SHARD_BYTES: u64 = 5_000_000_000;
 pub fn load(dir: &Path, dtype: DType, device: &Device) -> Result<Decoder, Error> {
     let config = Config::from_dir(dir)?;
     check_model_dtype(dtype)?;
+    check_device_dtype(device, dtype)?;
     let weights = open(dir, &config)?;
     let mut reader = ParameterReader {
         weights: weights.as_ref(),
@@ -118,7 +121,7 @@ pub fn weight_files(dir: &Path) -> Result<Vec<PathBuf>, Error> {
 }
 
 /// Saves `model` to `dir` as `config.json` and weights of type `dtype`, in shards of at most [`MAX_SHARD_BYTES`]. The
-/// folder is created if it is absent. transformers loads it unchanged.
+/// folder is created if it is absent. transformers loads it unchanged. Adapters are merged into the weights.
 ///
 /// # Errors
 /// Returns an error for a type that models are not stored in, and for a failure of the file system.
@@ -138,7 +141,8 @@ pub fn save_sharded(
 ) -> Result<(), Error> {
     check_model_dtype(dtype)?;
     std::fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
-    let shards = split(named_parameters(model), dtype, max_shard_bytes)?;
+    let model = merged(model.clone());
+    let shards = split(named_parameters(&model), dtype, max_shard_bytes)?;
     let outdated = match shards.as_slice() {
         [single] => {
             write_weights(&dir.join(SINGLE_FILE), single)?;
@@ -272,6 +276,24 @@ fn write_shards(dir: &Path, shards: &[Vec<ShardEntry>]) -> Result<(), Error> {
     }
     let index = json!({ "metadata": { "total_size": total_size }, "weight_map": weight_map });
     write_json(&dir.join(INDEX_FILE), &index)
+}
+
+/// Writes a safetensors file of tensors with their names, each in its type.
+pub(crate) fn write_tensors(
+    path: &Path,
+    tensors: Vec<(String, Parameter, DType)>,
+) -> Result<(), Error> {
+    let entry = |(name, parameter, dtype): (String, Parameter, DType)| {
+        Ok(ShardEntry {
+            name,
+            shape: parameter.shape(),
+            parameter,
+            dtype,
+            stored: to_safetensors(dtype)?,
+        })
+    };
+    let entries = tensors.into_iter().map(entry);
+    write_weights(path, &entries.collect::<Result<Vec<_>, _>>()?)
 }
 
 fn write_weights(path: &Path, entries: &[ShardEntry]) -> Result<(), Error> {

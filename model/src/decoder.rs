@@ -10,8 +10,8 @@ use potstill_kernels::{LogitTransform, linear};
 
 use crate::Config;
 use crate::attend::{Attend, Documents};
-use crate::layers::{DecoderLayer, Linear, Norm, Shapes};
-use crate::parameters::{MapParameters, Role, map_parameter};
+use crate::layers::{DecoderLayer, Linear, MapLayers, Norm, Shapes};
+use crate::parameters::{Role, map_parameter};
 use crate::rotary::{RotaryAngles, RowPosition};
 
 /// A causal language model.
@@ -204,7 +204,7 @@ impl Decoder {
         self.logit_transform().apply(self.raw_logits(hidden_nd))
     }
 
-    pub(crate) fn map_parameters(self, mapper: &mut impl MapParameters) -> Self {
+    pub(crate) fn map_layers(self, mapper: &mut impl MapLayers) -> Self {
         let name = "model.embed_tokens.weight".to_owned();
         let embed = map_parameter(mapper, name, Role::Embedding, self.embed);
         let layers = self.layers.into_iter().enumerate();

@@ -51,6 +51,19 @@ pub fn device(name: &str) -> Result<Device, Error> {
     }
 }
 
+/// Checks that a device computes in a type. Many GPUs store 16-bit types that they cannot compute in, where the results
+/// are garbage or the program panics.
+///
+/// # Errors
+/// Returns [`Error::DeviceType`] if it does not.
+pub fn check_device_dtype(device: &Device, dtype: DType) -> Result<(), Error> {
+    // The CPU's kernels widen what the processor cannot compute in.
+    match *device == Device::flex() || device.supports_dtype(dtype) {
+        true => Ok(()),
+        false => Err(Error::DeviceType { dtype }),
+    }
+}
+
 fn device_by_name(name: &str) -> Option<Device> {
     if name == "cpu" {
         return Some(Device::flex());

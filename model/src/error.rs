@@ -163,6 +163,15 @@ pub enum Error {
         /// The requested type.
         dtype: burn::tensor::DType,
     },
+    /// A device does not compute in a type.
+    #[error(
+        "the device does not compute in {}\nhint: use f32 (`dtype` in [teacher], `precision` in [train]), or another `--device`",
+        dtype.name()
+    )]
+    DeviceType {
+        /// The requested type.
+        dtype: burn::tensor::DType,
+    },
     /// Layer pruning would keep no layer, or a layer that the model does not have.
     #[error(
         "a model of {count} layers cannot be pruned to its layers {layers:?}\nhint: name one or more layers from 0 to {}",
@@ -183,6 +192,14 @@ pub enum Error {
         width: usize,
         /// The reason.
         why: String,
+    },
+    /// An adapter does not fit a model.
+    #[error("{what}\nhint: {hint}")]
+    Adapter {
+        /// The problem, with the key, layer or file.
+        what: String,
+        /// Remedy for the user.
+        hint: String,
     },
     /// A prompt has no tokens.
     #[error(

@@ -4,6 +4,7 @@ use burn::tensor::{DType, Device, Tensor, TensorData};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
+use crate::device::check_device_dtype;
 use crate::dtype::check_model_dtype;
 use crate::named_parameters::map_parameters;
 use crate::parameters::{MapParameters, ParameterName, Role};
@@ -14,9 +15,11 @@ impl Decoder {
     /// norm gains 1, biases 0. The same seed gives the same weights on every device.
     ///
     /// # Errors
-    /// Returns [`Error::FloatType`] for a type that models do not run in.
+    /// Returns [`Error::FloatType`] for a type that models do not run in, and [`Error::DeviceType`] for one that the
+    /// device does not compute in.
     pub fn init(config: &Config, seed: u64, dtype: DType, device: &Device) -> Result<Self, Error> {
         check_model_dtype(dtype)?;
+        check_device_dtype(device, dtype)?;
         let mut random = RandomWeights {
             seed,
             stream: 0,

@@ -15,7 +15,7 @@ use burn::module::{Module, Param};
 use burn::tensor::{DType, Device, Tensor};
 
 use crate::attend::Attend;
-use crate::parameters::MapParameters;
+use crate::parameters::{MapParameters, ParameterName, Role};
 use crate::plan::{AttentionPlan, DecoderPlan, LayerPlan};
 use crate::rotary::RotaryAngles;
 
@@ -24,7 +24,7 @@ pub(crate) use experts::Experts;
 pub(crate) use feed_forward::FeedForward;
 pub(crate) use gated::GatedFeedForward;
 pub(crate) use latent::LatentAttention;
-pub(crate) use linear::Linear;
+pub(crate) use linear::{Adapter, AdapterScale, Linear};
 pub(crate) use norm::Norm;
 
 /// Makes parameters that have a shape but no values yet; see [`Shapes::zeros`].
@@ -59,6 +59,31 @@ impl Shapes {
             true,
             shape.into(),
         )
+    }
+}
+
+/// A function that replaces linear layers, and the parameters outside of them.
+pub(crate) trait MapLayers: MapParameters {
+    /// Returns the new layer. `name` is the name of its weight without `.weight`.
+    fn map_linear(&mut self, name: &str, role: Role, linear: Linear) -> Linear;
+}
+
+/// Replaces every parameter, also those of linear layers.
+pub(crate) struct EachParameter<'a, M>(pub(crate) &'a mut M);
+
+impl<M: MapParameters> MapParameters for EachParameter<'_, M> {
+    fn map<const D: usize>(&mut self, parameter: &ParameterName, tensor: Tensor<D>) -> Tensor<D> {
+        self.0.map(parameter, tensor)
+    }
+
+    fn accepts(&mut self, parameter: &ParameterName, shape: &[usize]) -> bool {
+        self.0.accepts(parameter, shape)
+    }
+}
+
+impl<M: MapParameters> MapLayers for EachParameter<'_, M> {
+    fn map_linear(&mut self, name: &str, role: Role, linear: Linear) -> Linear {
+        linear.map_own_parameters(name, role, self)
     }
 }
 
@@ -140,7 +165,7 @@ impl DecoderLayer {
         x_nd + apply(self.feed_output_norm.as_ref(), y_nd)
     }
 
-    pub(crate) fn map_parameters(self, prefix: &str, mapper: &mut impl MapParameters) -> Self {
+    pub(crate) fn map_parameters(self, prefix: &str, mapper: &mut impl MapLayers) -> Self {
         let names = self.plan.norms;
         let norm = |norm: Option<Norm>, name: Option<&str>, mapper: &mut _| {
             let name = format!("{prefix}.{}", name.unwrap_or_default());

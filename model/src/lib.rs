@@ -9,6 +9,7 @@
 //! | `rotary` | angles of the rotary positions |
 //! | `init` | [`Decoder::init`]: random weights |
 //! | `parameters`, `named_parameters` | [`named_parameters`] and [`map_parameters`]: read and replace parameters by name and role |
+//! | `adapter` | [`with_adapter`], [`merged`], [`load_adapter`] and [`save_adapter`]: low-rank adapters, in PEFT's layout |
 //! | `checkpoint` | [`load`] and [`save`] |
 //! | `weights`, `safetensors_files`, `number` | stored weights, and their conversion to the model's type |
 //! | `gguf` | [`lay_out_gguf`] and [`export_gguf`]: files of llama.cpp |
@@ -28,6 +29,8 @@
 //! Models compute in F64, F32, F16 or BF16, the type that the caller chooses. The one exception, as in transformers, is
 //! that norms and softmax of the half precisions are computed in F32.
 
+mod activations;
+mod adapter;
 mod attend;
 mod checkpoint;
 mod config;
@@ -54,17 +57,22 @@ mod rotary_table;
 mod safetensors_files;
 mod weights;
 
+pub use adapter::{
+    ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, AdapterLayers, AdapterPlan, adapted_layers,
+    load_adapter, merged, save_adapter, with_adapter,
+};
 pub use burn::module::Module;
 pub use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
+pub use activations::ActivationColumns;
 pub use checkpoint::{MAX_SHARD_BYTES, load, save, save_sharded, weight_files};
 pub use config::Config;
 pub use decoder::{Decoder, document_lengths};
-pub use device::{DEVICES, device};
+pub use device::{DEVICES, check_device_dtype, device};
 pub use error::Error;
 pub use generate::{BatchLimits, GeneratedAnswer, Sampling, StopConditions, StopReason, generate};
 pub use gguf::{BlockType, GgufLabels, GgufType, dequantize, export_gguf, lay_out_gguf, quantize};
 pub use layerwise::Layerwise;
-pub use named_parameters::{map_parameters, named_parameters};
+pub use named_parameters::{map_parameters, named_parameters, parameter_shapes};
 pub use parameters::{MapParameters, Parameter, ParameterName, Role, TensorOperation};
 pub use prune::{prune_layers, prune_width};

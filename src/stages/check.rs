@@ -16,8 +16,8 @@ use tokens::tokens;
 
 use super::sources::{self, Extent, Needed, Sources};
 use super::{
-    RunOptions, StageOutcome, checkpoint, collect, device, import, planned, run_dir_path, served,
-    start, trainable,
+    RunOptions, StageOutcome, checkpoint, collect, device, import, plan, planned, run_dir_path,
+    served, start, trainable,
 };
 use crate::events::Event;
 use crate::progress::Console;
@@ -48,6 +48,8 @@ pub fn check(file: &Path, options: &RunOptions, console: &Console) -> anyhow::Re
     let imported = import::read(&run, options.limit)?;
     trainable::check_rows(&run, &imported.prompts, &imported.answers)?;
     start::check_memory(&run, &device)?;
+    let lengths = plan::expected_lengths(&run, &imported)?;
+    start::check_training_memory(&run, &device, &lengths)?;
     let teacher = match &run.settings.teacher {
         Some(_) => checkpoint::teacher_tokenizer_folder(&run)?,
         None => None,

@@ -201,7 +201,7 @@ fn dollars_at_most(usd: f64) -> String {
 }
 
 /// A large count in words.
-fn large(count: u64) -> String {
+pub(super) fn large(count: u64) -> String {
     in_words(count, f64::round)
 }
 

@@ -3,10 +3,13 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use anyhow::bail;
 use potstill_model::{Config, DType, Decoder, Device};
+use potstill_student::SequenceLength;
 use serde_json::{Value, json};
 
-use super::{Context, checkpoint, memory};
+use super::memory::{self, TrainingFit};
+use super::{Context, checkpoint};
 use crate::run_dir::settings_of;
 use crate::run_file::{Loaded, RunFile};
 
@@ -42,7 +45,7 @@ pub(crate) fn start(context: &Context, seed_index: u32) -> anyhow::Result<Decode
 /// Loads or initialises the base in f32 on `device`.
 pub(crate) fn start_on(run: &Loaded, seed_index: u32, device: &Device) -> anyhow::Result<Decoder> {
     let folder = checkpoint::student(run)?;
-    check_student_memory(run, device)?;
+    check_training_memory(run, device, &[])?;
     if let Some(config) = random_config(run, &folder)? {
         let seed = seed(&run.settings, seed_index);
         let tokens = checkpoint::tokenizer(&folder)?.vocab_size();
@@ -65,22 +68,30 @@ pub(crate) fn check_memory(run: &Loaded, device: &Device) -> anyhow::Result<()> 
     }
     // `collect` alone needs no student, so its files may not be here yet.
     match checkpoint::student(run) {
-        Ok(folder) if folder.join("config.json").is_file() => check_student_memory(run, device),
+        Ok(folder) if folder.join("config.json").is_file() => {
+            check_training_memory(run, device, &[])
+        }
         _ => Ok(()),
     }
 }
 
-fn check_student_memory(run: &Loaded, device: &Device) -> anyhow::Result<()> {
-    let hint = "choose a smaller student: `layers`, `intermediate_size` or `random` in [student]";
-    let parameters = config(run)?.parameters();
-    let bytes = memory::TRAINED_BYTES;
-    let fits = memory::require("training the student", parameters, bytes, device, hint);
-    fits.map_err(|error| match run.settings.student.random {
-        Some(_) => run
-            .problem(&["student", "random"], error.to_string())
-            .into(),
-        None => error,
-    })
+/// Refuses to train a student that does not fit into memory on sequences of these lengths, before anything is allocated.
+/// Without lengths, only what does not depend on them is counted.
+///
+/// # Errors
+/// When the configuration cannot be read; when the training does not fit, with what to change.
+pub(crate) fn check_training_memory(
+    run: &Loaded,
+    device: &Device,
+    lengths: &[SequenceLength],
+) -> anyhow::Result<()> {
+    let limit = memory::of_device(device)?;
+    let fit = TrainingFit::of(run, device, lengths, limit)?;
+    match (fit.problem(), &run.settings.student.random) {
+        (None, _) => Ok(()),
+        (Some(problem), Some(_)) => Err(run.problem(&["student", "random"], problem).into()),
+        (Some(problem), None) => bail!(problem),
+    }
 }
 
 /// Returns the configuration of the student.

@@ -52,6 +52,9 @@ pub fn train(context: &Context) -> anyhow::Result<StageOutcome> {
             None => untrained.push((training, plan)),
         }
     }
+    if !untrained.is_empty() {
+        super::plan::check_fits(context)?;
+    }
     let one = |(training, plan): &(Training, StagePlan)| training.run(context, plan);
     Ok(match train_each(context, &untrained, one)? {
         StageOutcome::UpToDate => StageOutcome::Done,

@@ -291,7 +291,7 @@ pub(super) fn train_each<S: Sync>(
 }
 
 /// Returns whether one processor core trains the student about as fast as all cores together.
-fn is_small(context: &Context) -> anyhow::Result<bool> {
+pub(super) fn is_small(context: &Context) -> anyhow::Result<bool> {
     let config = start::config(&context.run)?;
     let cpu = context.device == potstill_model::device("cpu")?;
     Ok(cpu && config.parameters() <= SMALL_PARAMETERS)

@@ -7,15 +7,16 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
-use burn::tensor::{DType, Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, TensorData};
 use potstill_datasets::{Arm, FileHash, hash_files, read_sealed, write_sealed};
-use potstill_model::{Decoder, Parameter};
+use potstill_model::Decoder;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::error::Error;
-use crate::optimizer::AdamW;
+use crate::optimizer::Optimizer;
+use crate::settings::TrainSettings;
 
 /// Number of newest checkpoints that are kept.
 const KEPT: usize = 2;
@@ -63,7 +64,7 @@ enum Method {
 pub(crate) struct Checkpoint {
     pub state: TrainingState,
     pub model: Decoder,
-    pub optimizer: AdamW,
+    pub optimizer: Optimizer,
 }
 
 /// Writes a checkpoint and deletes the oldest.
@@ -71,7 +72,7 @@ pub(crate) fn save(
     dir: &Path,
     state: &TrainingState,
     model: &Decoder,
-    optimizer: &AdamW,
+    optimizer: &Optimizer,
 ) -> Result<(), Error> {
     let checkpoints = dir.join("checkpoints");
     let place = checkpoints.join(format!("step-{:08}", state.step));
@@ -81,7 +82,7 @@ pub(crate) fn save(
     }
     fs::create_dir_all(&beside).map_err(Error::io(&beside))?;
     potstill_model::save(model, &beside, model.dtype())?;
-    save_moments(&beside.join("optimizer.safetensors"), optimizer)?;
+    save_optimizer(&beside.join("optimizer.safetensors"), optimizer)?;
     let path = beside.join("state.json");
     let text = serde_json::to_vec_pretty(state).map_err(|why| damaged(&path, why))?;
     write_synced(&path, &text)?;
@@ -119,7 +120,7 @@ pub(crate) fn newest(
     dir: &Path,
     start: &Decoder,
     expected: &TrainingState,
-    weight_decay: f64,
+    settings: &TrainSettings,
 ) -> Result<Option<Checkpoint>, Error> {
     prune(dir)?;
     let Some((_, place)) = list(dir)?.pop() else {
@@ -132,9 +133,8 @@ pub(crate) fn newest(
     check_same(&path, &state, expected)?;
     let device = &start.device();
     let model = potstill_model::load(&place, start.dtype(), device)?;
-    let mut optimizer = AdamW::new(weight_decay);
-    optimizer.step = state.step;
-    load_moments(&place.join("optimizer.safetensors"), &mut optimizer, device)?;
+    let mut optimizer = Optimizer::new(settings);
+    load_optimizer(&place.join("optimizer.safetensors"), &mut optimizer, device)?;
     Ok(Some(Checkpoint {
         state,
         model: model.with_token_count(start.token_count()),
@@ -250,73 +250,48 @@ fn name_of(path: &Path) -> &str {
     name.unwrap_or_default()
 }
 
-/// Writes the optimizer's moments as tensors `m.NAME` and `v.NAME`.
-fn save_moments(path: &Path, optimizer: &AdamW) -> Result<(), Error> {
-    let mut data = Vec::new();
-    for (name, moments) in &optimizer.moments {
-        for (prefix, moment) in ["m", "v"].into_iter().zip(moments) {
-            let moment = moment.clone().try_into_data();
-            let moment = moment.map_err(|why| damaged(path, why))?;
-            data.push((format!("{prefix}.{name}"), moment));
-        }
-    }
-    let mut views = Vec::with_capacity(data.len());
-    for (name, data) in &data {
-        let dtype = match data.dtype() {
-            DType::F64 => Dtype::F64,
-            DType::F32 => Dtype::F32,
-            DType::F16 => Dtype::F16,
-            DType::BF16 => Dtype::BF16,
-            other => return Err(damaged(path, format!("{name} is {other:?}"))),
+/// Types of the optimizer's tensors, with their counterparts in safetensors.
+const TENSOR_TYPES: [(DType, Dtype); 5] = [
+    (DType::F64, Dtype::F64),
+    (DType::F32, Dtype::F32),
+    (DType::F16, Dtype::F16),
+    (DType::BF16, Dtype::BF16),
+    (DType::U8, Dtype::U8),
+];
+
+/// Writes the tensors of the optimizer.
+fn save_optimizer(path: &Path, optimizer: &Optimizer) -> Result<(), Error> {
+    let tensors = optimizer.tensors().map_err(|why| damaged(path, why))?;
+    let mut views = Vec::with_capacity(tensors.len());
+    for (name, data) in &tensors {
+        let stored = TENSOR_TYPES
+            .iter()
+            .find(|(dtype, _)| *dtype == data.dtype());
+        let Some((_, stored)) = stored else {
+            return Err(damaged(path, format!("{name} is {:?}", data.dtype())));
         };
-        let view = TensorView::new(dtype, data.shape().to_vec(), data.bytes());
+        let view = TensorView::new(*stored, data.shape().to_vec(), data.bytes());
         views.push((name, view.map_err(|why| damaged(path, why))?));
     }
     let bytes = safetensors::serialize(views, None).map_err(|why| damaged(path, why))?;
     write_synced(path, &bytes)
 }
 
-fn load_moments(path: &Path, optimizer: &mut AdamW, device: &Device) -> Result<(), Error> {
+fn load_optimizer(path: &Path, optimizer: &mut Optimizer, device: &Device) -> Result<(), Error> {
     let bytes = fs::read(path).map_err(Error::io(path))?;
     let file = SafeTensors::deserialize(&bytes).map_err(|why| damaged(path, why))?;
-    for name in file.names() {
-        let Some(parameter) = name.strip_prefix("m.") else {
-            continue;
+    for (name, view) in file.tensors() {
+        let stored = view.dtype();
+        let dtype = TENSOR_TYPES.iter().find(|(_, other)| *other == stored);
+        let Some((dtype, _)) = dtype else {
+            return Err(damaged(path, format!("{name} is {stored:?}")));
         };
-        let moment = |name: &str| {
-            let view = file.tensor(name).map_err(|why| damaged(path, why))?;
-            moment(path, name, &view, device)
-        };
-        let pair = [moment(name)?, moment(&format!("v.{parameter}"))?];
-        optimizer.moments.insert(parameter.to_owned(), pair);
+        let (bytes, shape) = (view.data().to_vec(), view.shape().to_vec());
+        let data = TensorData::from_bytes_vec(bytes, shape, *dtype);
+        let restored = optimizer.restore(&name, data, device);
+        restored.map_err(|why| damaged(path, format!("{name}: {why}")))?;
     }
     Ok(())
-}
-
-fn moment(path: &Path, name: &str, view: &TensorView, device: &Device) -> Result<Parameter, Error> {
-    let dtype = match view.dtype() {
-        Dtype::F64 => DType::F64,
-        Dtype::F32 => DType::F32,
-        Dtype::F16 => DType::F16,
-        Dtype::BF16 => DType::BF16,
-        other => return Err(damaged(path, format!("{name} is {other:?}"))),
-    };
-    let data = TensorData::from_bytes_vec(view.data().to_vec(), view.shape().to_vec(), dtype);
-    match view.shape().len() {
-        1 => Ok(Parameter::new(Tensor::<1>::from_data(
-            data,
-            (device, dtype),
-        ))),
-        2 => Ok(Parameter::new(Tensor::<2>::from_data(
-            data,
-            (device, dtype),
-        ))),
-        3 => Ok(Parameter::new(Tensor::<3>::from_data(
-            data,
-            (device, dtype),
-        ))),
-        rank => Err(damaged(path, format!("{name} has {rank} dimensions"))),
-    }
 }
 
 fn damaged(path: &Path, reason: impl std::fmt::Display) -> Error {

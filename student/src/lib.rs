@@ -9,6 +9,7 @@
 //! vocabulary, `k` support, `d` model width.
 
 mod adapter;
+mod advice;
 mod backbone;
 mod batch;
 pub mod check;
@@ -23,6 +24,7 @@ mod guard;
 mod head_loss;
 mod layers;
 pub mod loss;
+mod memory;
 mod metrics;
 mod micro_batch;
 mod not_finite;
@@ -43,6 +45,7 @@ mod trainer;
 mod unigram;
 
 pub use adapter::{AdapterBase, AdapterSettings, AdapterTargets, AllLinear};
+pub use advice::{MemoryAdvice, memory_advice};
 pub use batch::Batch;
 pub use collective::{Alone, Collective};
 pub use error::{Error, SequenceId};
@@ -54,10 +57,11 @@ pub use gradient::{
 pub use guard::GuardSettings;
 pub use head_loss::{Form, HeadGradient, HeadLossOptions, head_loss};
 pub use layers::Layers;
+pub use memory::{MemorySurroundings, SequenceLength, TrainedNumbers, TrainingMemory};
 pub use metrics::StepMetrics;
 pub use micro_batch::MicroBatch;
 pub use objective::{AdaptiveKl, AlphaDivergence, Jsd, Objective, Skew, WeightedDivergence};
-pub use optimizer::{AdamW, MomentType, OptimizerKind, clip_global_norm};
+pub use optimizer::{DecayedRole, MomentType, Optimizer, OptimizerKind, clip_global_norm};
 pub use own_text::own_text_kl;
 pub use potstill_datasets::Arm;
 pub use precision::Precision;

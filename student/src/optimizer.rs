@@ -1,49 +1,107 @@
-//! AdamW (Loshchilov and Hutter 2019) over parameters by name, and clipping by the global norm.
+//! The optimizer: AdamW (Loshchilov and Hutter 2019) or Muon over parameters by name, f32 masters of parameters that are in
+//! another type, and clipping by the global norm.
 
 mod settings;
+mod state;
 
 use std::collections::BTreeMap;
 
-use burn::tensor::Tensor;
-use potstill_kernels::{AdamStep, adamw, sum_of_squares};
+use burn::module::Module;
+use burn::tensor::{DType, Device, Tensor, TensorData};
+use potstill_kernels::{AdamStep, sum_of_squares};
 use potstill_model::{
-    Decoder, MapParameters, Parameter, ParameterName, Role, TensorOperation, map_parameters,
+    Decoder, MapParameters, Parameter, ParameterName, TensorOperation, map_parameters,
 };
 
 use crate::gradient::Gradients;
+use crate::settings::TrainSettings;
 
-pub use settings::{MomentType, OptimizerKind};
+pub use settings::{DecayedRole, MomentType, OptimizerKind};
+use state::ParameterState;
 
-/// AdamW as PyTorch computes it, see [`potstill_kernels::adamw`].
+/// Name of the number of steps among [`Optimizer::tensors`].
+const STEP: &str = "step";
+
+/// The optimizer of a training, with its state by parameter name. A parameter has a state once it had a gradient.
 ///
-/// Moments have the dtype of their parameter, which should be f32 or f64.
+/// A parameter in bf16 or f16 has an f32 master: the update is made to the master, and the parameter is the master, rounded.
+/// Otherwise the sum of thousands of small steps would be lost in the rounding of each.
 #[derive(Debug, Clone)]
-pub struct AdamW {
-    /// Decay rates β₁ and β₂ of the moments.
-    pub betas: (f64, f64),
-    /// Term ε in the denominator of the update.
-    pub epsilon: f64,
-    /// Weight decay λ.
-    pub weight_decay: f64,
-    /// Whether weight decay applies to a parameter.
-    pub decays: fn(&ParameterName) -> bool,
-    pub(crate) step: u64,
-    pub(crate) moments: BTreeMap<String, [Parameter; 2]>,
+pub struct Optimizer {
+    settings: UpdateSettings,
+    /// Number of steps that were made.
+    step: u64,
+    states: BTreeMap<String, ParameterState>,
 }
 
-impl AdamW {
-    /// Creates an optimizer with β = (0.9, 0.999) and ε = 1e-8, with weight decay on projections and
-    /// an untied head only.
+/// What of the settings a parameter's update depends on.
+#[derive(Debug, Clone)]
+struct UpdateSettings {
+    kind: OptimizerKind,
+    moments: MomentType,
+    weight_decay: f64,
+    decay_on: Vec<DecayedRole>,
+}
+
+impl Optimizer {
+    /// Creates an optimizer. Its AdamW has β = (0.9, 0.999) and ε = 1e-8.
     #[must_use]
-    pub fn new(weight_decay: f64) -> Self {
+    pub fn new(settings: &TrainSettings) -> Self {
         Self {
-            betas: (0.9, 0.999),
-            epsilon: 1e-8,
-            weight_decay,
-            decays: |parameter| matches!(parameter.role, Role::Projection | Role::Head),
+            settings: UpdateSettings {
+                kind: settings.optimizer,
+                moments: settings.moments,
+                weight_decay: settings.weight_decay,
+                decay_on: settings.weight_decay_on.clone(),
+            },
             step: 0,
-            moments: BTreeMap::new(),
+            states: BTreeMap::new(),
         }
+    }
+
+    /// Takes the masters of parameters from `model`, which is in f32 and will be cast to another type before the first step.
+    /// `is_trained` chooses the parameters by name. Without this call, a master begins as the parameter of the first step.
+    ///
+    /// The tensors are shared with `model`, not copied.
+    pub fn begin(&mut self, model: &Decoder, is_trained: &dyn Fn(&str) -> bool) {
+        for (ParameterName { name, .. }, parameter) in potstill_model::named_parameters(model) {
+            if is_trained(&name) {
+                self.states.entry(name).or_default().master = Some(parameter.apply(Plain));
+            }
+        }
+    }
+
+    /// Returns a model whose parameters are the masters, in f32; a parameter without a master is cast to f32.
+    #[must_use]
+    pub fn masters(&self, model: &Decoder) -> Decoder {
+        let values = |state: &ParameterState| state.master.clone();
+        self.replaced(model, &values)
+    }
+
+    /// Returns `model` without autodiff and in f32, with the values that the states have.
+    fn replaced(
+        &self,
+        model: &Decoder,
+        values: &dyn Fn(&ParameterState) -> Option<Parameter>,
+    ) -> Decoder {
+        let mut replacement = Replacement {
+            states: &self.states,
+            values,
+        };
+        map_parameters(model.valid(), &mut replacement)
+    }
+
+    /// Number of steps that were made.
+    #[must_use]
+    pub fn steps(&self) -> u64 {
+        self.step
+    }
+
+    /// Whether weight decay applies to a parameter.
+    #[must_use]
+    pub fn decays(&self, parameter: &ParameterName) -> bool {
+        let decay_on = &self.settings.decay_on;
+        decay_on.iter().any(|decayed| decayed.has(parameter.role))
     }
 
     /// Updates `model` by one step along `gradients` times `scale`. A parameter without a gradient does not
@@ -58,17 +116,45 @@ impl AdamW {
     ) -> Decoder {
         self.step += 1;
         let mut update = Update {
-            adam: self,
+            optimizer: self,
             gradients,
             scale,
             learning_rate,
         };
         map_parameters(model, &mut update)
     }
+
+    /// Returns the state without the masters, for a checkpoint that has the masters as its model: tensors by name.
+    ///
+    /// # Errors
+    /// The error of a device that cannot be read.
+    pub fn tensors(&self) -> Result<Vec<(String, TensorData)>, String> {
+        let step = TensorData::new(vec![self.step as f64], [1]);
+        let mut tensors = vec![(STEP.to_owned(), step)];
+        for (name, state) in &self.states {
+            state.tensors(name, &mut tensors)?;
+        }
+        Ok(tensors)
+    }
+
+    /// Restores a tensor of [`Self::tensors`], to the bit.
+    ///
+    /// # Errors
+    /// A name or a type that no state has.
+    pub fn restore(&mut self, name: &str, data: TensorData, device: &Device) -> Result<(), String> {
+        if name == STEP {
+            self.step = data.iter::<f64>().next().unwrap_or_default() as u64;
+            return Ok(());
+        }
+        let (kind, parameter) = (name.split_once('.')).ok_or("it is no tensor of an optimizer")?;
+        let state = self.states.entry(parameter.to_owned()).or_default();
+        state.restore(kind, data, device)
+    }
 }
 
+/// The update of each parameter that has a gradient.
 struct Update<'a> {
-    adam: &'a mut AdamW,
+    optimizer: &'a mut Optimizer,
     gradients: Gradients,
     scale: f64,
     learning_rate: f64,
@@ -81,25 +167,67 @@ impl MapParameters for Update<'_> {
         let Some(gradient) = gradient else {
             return tensor;
         };
-        let adam = &mut *self.adam;
+        let optimizer = &mut *self.optimizer;
         let step = AdamStep {
-            betas: adam.betas,
-            epsilon: adam.epsilon,
+            betas: (0.9, 0.999),
+            epsilon: 1e-8,
             learning_rate: self.learning_rate,
-            weight_decay: match (adam.decays)(parameter) {
-                true => adam.weight_decay,
+            weight_decay: match optimizer.decays(parameter) {
+                true => optimizer.settings.weight_decay,
                 false => 0.0,
             },
-            step: adam.step,
+            step: optimizer.step,
             scale: self.scale,
         };
-        let moments = adam.moments.remove(name);
-        let moments = moments.and_then(|[m, v]| Some([m.tensor()?, v.tensor()?]));
-        let moments = moments.unwrap_or_else(|| [gradient.zeros_like(), gradient.zeros_like()]);
-        let (tensor, moments) = adamw(tensor.inner(), gradient, moments, &step);
-        let moments = moments.map(Parameter::new);
-        adam.moments.insert(name.clone(), moments);
+        let mut state = optimizer.states.remove(name).unwrap_or_default();
+        let settings = &optimizer.settings;
+        let tensor = state.update(
+            parameter,
+            tensor.without_autodiff(),
+            gradient,
+            &step,
+            settings,
+        );
+        optimizer.states.insert(name.clone(), state);
         tensor
+    }
+}
+
+/// Puts values of the states in place of parameters, in f32.
+struct Replacement<'a> {
+    states: &'a BTreeMap<String, ParameterState>,
+    values: &'a dyn Fn(&ParameterState) -> Option<Parameter>,
+}
+
+impl MapParameters for Replacement<'_> {
+    fn map<const D: usize>(&mut self, parameter: &ParameterName, tensor: Tensor<D>) -> Tensor<D> {
+        let state = self.states.get(&parameter.name);
+        let value = state.and_then(|state| (self.values)(state));
+        let value = value.and_then(Parameter::tensor);
+        widened(value.unwrap_or(tensor))
+    }
+}
+
+/// Casts half precisions to f32.
+fn widened<const D: usize>(tensor: Tensor<D>) -> Tensor<D> {
+    match is_narrow(&tensor) {
+        true => tensor.cast(DType::F32),
+        false => tensor,
+    }
+}
+
+/// Whether a tensor is in a half precision, so that its parameter needs a master.
+fn is_narrow<const D: usize>(tensor: &Tensor<D>) -> bool {
+    matches!(tensor.dtype(), DType::BF16 | DType::F16)
+}
+
+/// Removes autodiff from a tensor.
+struct Plain;
+
+impl TensorOperation for Plain {
+    type Output = Parameter;
+    fn apply<const D: usize>(self, tensor: Tensor<D>) -> Parameter {
+        Parameter::new(tensor.without_autodiff())
     }
 }
 

@@ -10,7 +10,7 @@ use crate::adapter::AdapterSettings;
 use crate::guard::GuardSettings;
 use crate::head_loss::Form;
 use crate::objective::Objective;
-use crate::optimizer::{MomentType, OptimizerKind};
+use crate::optimizer::{DecayedRole, MomentType, OptimizerKind};
 use crate::precision::Precision;
 use crate::schedule::{Schedule, ScheduleShape};
 
@@ -102,9 +102,11 @@ pub struct TrainSettings {
     /// Learning rate at the last step, where the cosine schedule ends.
     #[serde(with = "NonNegative")]
     pub min_learning_rate: f64,
-    /// Decoupled weight decay of the weight matrices. Norms and embeddings have none.
+    /// Decoupled weight decay of the parameters that `weight_decay_on` names.
     #[serde(with = "NonNegative")]
     pub weight_decay: f64,
+    /// Parameters that decay.
+    pub weight_decay_on: Vec<DecayedRole>,
     /// Largest global gradient norm. A larger gradient is scaled down to it.
     #[serde(with = "Positive")]
     pub clip: f64,
@@ -190,6 +192,7 @@ impl Default for TrainSettings {
             warmup: 0.05,
             min_learning_rate: 0.0,
             weight_decay: 0.01,
+            weight_decay_on: DecayedRole::DEFAULT.to_vec(),
             clip: 1.0,
             objective: Objective::default(),
             form: Form::Fused,
@@ -261,6 +264,7 @@ impl TrainSettings {
             "packing": self.packing,
             "order": self.order,
             "weight_decay": self.weight_decay,
+            "weight_decay_on": self.weight_decay_on,
             "clip": self.clip,
             "objective": self.objective.identity(),
             "form": self.form,

@@ -16,7 +16,7 @@ use crate::loss::Divergence;
 use crate::metrics::{MetricsFile, StepMetrics};
 use crate::not_finite::check_finite;
 use crate::objective::Objective;
-use crate::optimizer::{AdamW, clip_global_norm};
+use crate::optimizer::{Optimizer, clip_global_norm};
 use crate::schedule::Schedule;
 use crate::settings::TrainSettings;
 use crate::tensorboard::EventFile;
@@ -36,7 +36,7 @@ pub struct TrainingPlan<'a> {
 pub(crate) struct Trainer<'a> {
     plan: TrainingPlan<'a>,
     pub(crate) state: TrainingState,
-    optimizer: AdamW,
+    optimizer: Optimizer,
     metrics: MetricsFile,
     events: EventFile,
 }
@@ -59,7 +59,7 @@ impl<'a> Trainer<'a> {
             settings: settings.identity(&plan.schedule),
             rows: rows as u64,
         };
-        let checkpoint = checkpoint::newest(dir, &start, &fresh, settings.weight_decay)?;
+        let checkpoint = checkpoint::newest(dir, &start, &fresh, settings)?;
         let Checkpoint {
             mut state,
             model,
@@ -67,7 +67,7 @@ impl<'a> Trainer<'a> {
         } = checkpoint.unwrap_or_else(|| Checkpoint {
             state: fresh,
             model: start,
-            optimizer: AdamW::new(settings.weight_decay),
+            optimizer: Optimizer::new(settings),
         });
         let metrics = MetricsFile::open(dir, state.metrics_bytes)?;
         let (events, events_bytes) = EventFile::open(dir, state.events_bytes)?;

@@ -93,7 +93,7 @@ impl Run {
     }
 
     pub(crate) fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_potstill"));
+        let mut command = Command::new(binary());
         command
             .current_dir(self.temp.path())
             .args(arguments)
@@ -173,6 +173,12 @@ impl Run {
         files.retain(|name, _| timeless(name));
         files
     }
+}
+
+/// The program that is tested. The environment names it where it was built on another machine.
+fn binary() -> PathBuf {
+    let named = std::env::var_os("POTSTILL_BINARY");
+    named.map_or_else(|| env!("CARGO_BIN_EXE_potstill").into(), PathBuf::from)
 }
 
 /// Interrupts a process as Ctrl-C does, and returns its exit code and stderr.

@@ -5,7 +5,7 @@ use std::time::Instant;
 use anyhow::Context as _;
 use potstill::model::{Config, Device, Module, device};
 use potstill::student::loss::Tail;
-use potstill::student::{AdamW, Arm, MicroBatch, Target, batch_gradient, clip_global_norm};
+use potstill::student::{Arm, MicroBatch, Optimizer, Target, batch_gradient, clip_global_norm};
 
 use super::inputs::{open_model, settings, signal, wait};
 use super::operations::operations;
@@ -51,7 +51,7 @@ fn steps(request: &MeasurementRequest, device: &Device) -> anyhow::Result<[f64; 
     let (target, _) = Target::new(&signal, Tail::Bucket, 1.0)?;
     let block = MicroBatch::new(&[&signal], vec![target], model.token_count())?;
     let signals = [signal];
-    let mut optimizer = AdamW::new(request.weight_decay);
+    let mut optimizer = Optimizer::new(&settings);
     let mut model = Some(model.train());
     let mut fastest = [f64::INFINITY; 4];
     // The first step is not representative: there are no moments yet, and all memory is new.

@@ -14,8 +14,13 @@
 //! a head. With blocks of 64 rows, that is 43 products per number that is read.
 
 mod block;
+#[cfg(feature = "cuda-sources")]
+mod cuda;
 mod forward;
 mod gradient;
+
+#[cfg(feature = "cuda-sources")]
+pub(crate) use cuda::cuda_kernels;
 
 use burn::backend::cubecl::dtype_to_storage_type;
 use burn::backend::ops::IntTensorOps;

@@ -10,11 +10,11 @@ use std::ops::Range;
 use burn::backend::Flex;
 use burn::backend::tensor::FloatTensor;
 use burn::tensor::DType;
-use rayon::prelude::*;
 
 use super::{AttentionOps, AttentionOptions};
 use crate::flex::{matrix, shape2, vec_written_by, vector};
 use crate::gemm::SharedOutput;
+use crate::team::{map_tasks, run_tasks};
 use block::{AttentionInputs, GradientInputs, RowBlock, document_blocks, document_ranges};
 
 impl AttentionOps for Flex {
@@ -35,7 +35,7 @@ impl AttentionOps for Flex {
         let tasks = blocks.len() * options.heads;
         let write = |output: SharedOutput, log_sums: SharedOutput| {
             // The longest blocks come first, so that no long task is left at the end.
-            (0..tasks).into_par_iter().with_max_len(1).for_each(|task| {
+            run_tasks(tasks, rayon::current_num_threads(), |task| {
                 let block = &blocks[blocks.len() - 1 - task / options.heads];
                 inputs.forward(block, task % options.heads, output, log_sums);
             });
@@ -88,14 +88,13 @@ impl AttentionOps for Flex {
         let tasks = ranges.len() * heads;
         let mut sink_gradients: Vec<f32> = Vec::new();
         let mut write = |dq: SharedOutput| {
-            let tasks = (0..tasks).into_par_iter().with_max_len(1).map(|task| {
+            sink_gradients = map_tasks(tasks, |task| {
                 let document = ranges[task / heads].clone();
                 let blocks = document_blocks(document, options.window);
                 let of_block =
                     |block| inputs.backward(&block, task % heads, &results, [dq, dk, dv]);
                 blocks.map(of_block).sum::<f32>()
             });
-            tasks.collect_into_vec(&mut sink_gradients);
         };
         // SAFETY: every row of every head is in one block, which writes it.
         let dq = unsafe { vec_written_by(n * columns, |dq| write(SharedOutput::new(dq))) };

@@ -1,13 +1,13 @@
 //! The plain-loop form: rows in parallel, and the columns of a row in order.
 
 use pulp::{Simd, WithSimd};
-use rayon::prelude::*;
 
 use super::vectors::{BLOCK, exponentials, largest, tree_sum, weight_sums};
 use super::{CaptureOptions, CaptureRow, Captured, TailSums, points_below, summarize};
 use crate::float::{ComputeFloat, StoredFloat};
 use crate::rows::TransformConstants;
 use crate::simd::{vectorize, vectorize_closure};
+use crate::team::map_tasks_with;
 
 /// Buffers that a thread reuses from row to row.
 #[derive(Default)]
@@ -34,8 +34,9 @@ pub(super) fn capture_rows<S: StoredFloat<W>, W: ComputeFloat>(
     options: &CaptureOptions<'_>,
 ) -> Vec<Option<Captured>> {
     let transform = options.head.constants(v);
-    let capture = |buffers: &mut RowBuffers<W>, (logits, row): (&[S], &CaptureRow)| {
-        let logits = logits.get(..transform.vocab)?;
+    let capture = |buffers: &mut RowBuffers<W>, index: usize| {
+        let logits = logits[index * v..(index + 1) * v].get(..transform.vocab)?;
+        let row = &rows[index];
         if let Some(s) = S::as_computed(logits).filter(|_| transform.is_identity()) {
             return capture_row(s, row, options, buffers);
         }
@@ -49,8 +50,7 @@ pub(super) fn capture_rows<S: StoredFloat<W>, W: ComputeFloat>(
         buffers.s = s;
         captured
     };
-    let rows = logits.par_chunks(v).zip(rows);
-    rows.map_init(RowBuffers::default, capture).collect()
+    map_tasks_with(rows.len(), RowBuffers::default, capture)
 }
 
 /// Writes the softmax logits of a row in the computing type.

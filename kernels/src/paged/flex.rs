@@ -15,9 +15,9 @@ use crate::flex::{compact, elements};
 use crate::float::{ComputeFloat, StoredFloat};
 use crate::gemm::{Matrix, Threads, gemm, multiply_by_rows};
 use crate::simd::vectorize_closure;
+use crate::team::map_tasks_with;
 use burn::backend::flex::FlexTensor;
 use burn::tensor::{DType, Element, TensorData, bf16, f16};
-use rayon::prelude::*;
 
 /// Number of queries that a task computes at once, if the rows of a sequence have as many.
 const BLOCK_QUERIES: usize = 96;
@@ -195,8 +195,7 @@ fn attend_as<S: StoredFloat<W>, W: ChainedProduct>(
         let mut buffers = TaskBuffers::default();
         (0..tasks).map(|task| run(&mut buffers, task)).collect()
     } else {
-        let tasks = (0..tasks).into_par_iter().with_max_len(1);
-        tasks.map_init(TaskBuffers::default, run).collect()
+        map_tasks_with(tasks, TaskBuffers::default, run)
     };
     let columns = inputs.shared * width;
     let mut out = Vec::with_capacity(rows.len() * heads * width);

@@ -25,9 +25,14 @@
 // Kernels are launched without bound checks; `check_shapes` and `vector_size` ensure that all indices are valid.
 #![allow(unsafe_code)]
 
+#[cfg(feature = "cuda-sources")]
+mod cuda;
 mod gradient;
 mod row;
 mod stats;
+
+#[cfg(feature = "cuda-sources")]
+pub(crate) use cuda::cuda_kernels;
 
 use std::ops::Range;
 

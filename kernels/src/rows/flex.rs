@@ -12,11 +12,11 @@ use burn::backend::flex::FlexTensor;
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Flex, TensorMetadata};
 use burn::tensor::{DType, TensorData, bf16, f16};
-use rayon::prelude::*;
 
 use crate::flex::{compact, elements, shape2};
 use crate::float::{ComputeFloat, StoredFloat};
 use crate::simd::vectorize_closure;
+use crate::team::for_each_chunk;
 
 impl RowOps for Flex {
     fn row_stats(
@@ -97,18 +97,16 @@ fn all_stats<S: StoredFloat<W>, W: ComputeFloat>(
     let (logits, support) = (elements::<S>(logits), elements::<i32>(support));
     let width = k + extra_columns(sum);
     let mut out = vec![W::from_f64(0.0); n * width];
-    let rows = out.par_chunks_mut(width.max(1)).enumerate();
-    rows.for_each_init(Vec::new, |sorted, (row, out)| {
+    for_each_chunk(&mut out, width, |row, out| {
         let support = &support[row * k..(row + 1) * k];
         if support.first() == Some(&MASKED) {
             out[..=k].fill(W::from_f64(EMPTY_NATS));
             return;
         }
-        sorted.clear();
-        sorted.extend(filled_slots(support, transform.vocab));
+        let mut sorted: Vec<_> = filled_slots(support, transform.vocab).collect();
         sorted.sort_unstable_by_key(|(_, id)| *id);
         let z = &logits[row * v..row * v + transform.vocab];
-        row_stats(z, sorted, transform, sum, out);
+        row_stats(z, &sorted, transform, sum, out);
     });
     FlexTensor::from_data(TensorData::new(out, [n, width]))
 }
@@ -286,8 +284,7 @@ fn all_gradients<S: StoredFloat<W>, W: ComputeFloat>(
     let support = elements::<i32>(support);
     let (stats, gradient) = (elements::<W>(stats), elements::<W>(gradient));
     let mut logits = compact(logits);
-    let rows = logits.storage_mut::<S>().par_chunks_mut(v.max(1));
-    rows.enumerate().for_each(|(row, z)| {
+    for_each_chunk(logits.storage_mut::<S>(), v, |row, z| {
         let columns = row * width..(row + 1) * width;
         let (z, padding) = z.split_at_mut(transform.vocab);
         padding.fill(S::narrow(W::from_f64(0.0)));

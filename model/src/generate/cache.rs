@@ -159,14 +159,15 @@ impl Attend for CacheStep<'_> {
 
     /// Computes latent attention without the keys and values of the heads: the projection to a head's keys is applied to
     /// its queries instead, and that to its values to the weighted sum of latent vectors.
-    fn latent(&mut self, layer: usize, heads: LatentHeads, plan: &LatentPlan) -> Tensor<2> {
+    fn latent(&mut self, layer: usize, heads: LatentHeads<'_>, plan: &LatentPlan) -> Tensor<2> {
         let (LayerPools::Latent(pool), rows) = self.layer(layer) else {
             unreachable!("the pools of a layer follow its plan");
         };
         let [n, h, _] = heads.q_plain_nhe.dims();
         let new_nc = Tensor::cat(vec![heads.latent_nr, heads.key_rotary_nr], 1);
         pool.inplace(|pool| write_slots(pool, new_nc, &rows.slots));
-        let up_her = (heads.up_cr).reshape([h, plan.plain_width + plan.value_width, plan.key_rank]);
+        let up_her =
+            (heads.up.matrix)().reshape([h, plan.plain_width + plan.value_width, plan.key_rank]);
         let up = |head: usize, first: usize, width: usize| {
             let up_er = up_her.clone().narrow(0, head, 1).narrow(1, first, width);
             up_er.reshape([width, plan.key_rank])

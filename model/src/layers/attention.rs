@@ -3,9 +3,9 @@
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 
-use super::{Linear, Norm, Shapes};
+use super::{Linear, MapLayers, Norm, Shapes};
 use crate::attend::{Attend, Heads};
-use crate::parameters::{MapParameters, Role, map_parameter};
+use crate::parameters::{Role, map_parameter};
 use crate::plan::{GroupedPlan, NormPlan, QueryKeyNorm};
 use crate::rotary::RotaryAngles;
 
@@ -114,7 +114,7 @@ impl GroupedAttention {
         }
     }
 
-    pub(crate) fn map_parameters(self, prefix: &str, mapper: &mut impl MapParameters) -> Self {
+    pub(crate) fn map_parameters(self, prefix: &str, mapper: &mut impl MapLayers) -> Self {
         let name = |part: &str| format!("{prefix}.self_attn.{part}");
         let projections = match self.projections {
             Projections::Separate(SeparateProjections { query, key, value }) => {

@@ -9,8 +9,8 @@ use burn::tensor::activation::sigmoid;
 use burn::tensor::{DType, IndexingUpdateOp, Int, Tensor, TensorData};
 use potstill_kernels::{GateActivation, gated, linear_biased};
 
-use super::{GatedFeedForward, Linear, Shapes};
-use crate::parameters::{MapParameters, Role, map_parameter};
+use super::{GatedFeedForward, Linear, MapLayers, Shapes};
+use crate::parameters::{Role, map_parameter};
 use crate::plan::{ExpertsPlan, GatedPlan, GroupPlan, RouterPlan, Scoring};
 
 /// A mixture of experts; see [`ExpertsPlan`].
@@ -146,7 +146,7 @@ impl Experts {
             .collect()
     }
 
-    pub(crate) fn map_parameters(self, prefix: &str, mapper: &mut impl MapParameters) -> Self {
+    pub(crate) fn map_parameters(self, prefix: &str, mapper: &mut impl MapLayers) -> Self {
         let router = format!("{prefix}.{}", self.plan.router.name);
         let bias = self.correction_bias;
         Self {
@@ -249,7 +249,7 @@ impl ExpertBlocks {
         }
     }
 
-    fn map_parameters(self, prefix: &str, mapper: &mut impl MapParameters) -> Self {
+    fn map_parameters(self, prefix: &str, mapper: &mut impl MapLayers) -> Self {
         let projection = Role::Projection;
         match self {
             Self::Separate(experts) => {

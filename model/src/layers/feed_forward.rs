@@ -3,8 +3,7 @@
 use burn::module::Module;
 use burn::tensor::Tensor;
 
-use super::{Experts, GatedFeedForward, Shapes};
-use crate::parameters::MapParameters;
+use super::{Experts, GatedFeedForward, MapLayers, Shapes};
 use crate::plan::FeedForwardPlan;
 
 /// The feed-forward block of a layer.
@@ -30,7 +29,7 @@ impl FeedForward {
         }
     }
 
-    pub(crate) fn map_parameters(self, prefix: &str, mapper: &mut impl MapParameters) -> Self {
+    pub(crate) fn map_parameters(self, prefix: &str, mapper: &mut impl MapLayers) -> Self {
         let prefix = format!("{prefix}.mlp");
         match self {
             Self::Gated(block) => Self::Gated(block.map_parameters(&prefix, mapper)),

@@ -2,10 +2,9 @@
 
 use burn::module::Module;
 use burn::tensor::{DType, Tensor};
-use potstill_kernels::{GateActivation, add_bias, gated_linear};
+use potstill_kernels::GateActivation;
 
-use super::{Linear, Shapes};
-use crate::parameters::MapParameters;
+use super::{Linear, MapLayers, Shapes};
 use crate::plan::GatedPlan;
 
 /// A gated block: down(activation(gate(x)) · up(x)).
@@ -60,11 +59,7 @@ impl GatedFeedForward {
                 [0, width].map(|first| both_nw.clone().narrow(1, first, width))
             }
         };
-        let y_nd = gated_linear(gate_nw, up_nw, self.down.weight.val(), self.activation);
-        match &self.down.bias {
-            Some(bias_d) => add_bias(y_nd, bias_d.val()),
-            None => y_nd,
-        }
+        self.down.forward_gated(gate_nw, up_nw, self.activation)
     }
 
     /// Returns the block with the `width` neurons that have the largest weights, in their order.
@@ -117,7 +112,7 @@ impl GatedFeedForward {
         order.into_iter().map(|neuron| neuron as i32).collect()
     }
 
-    pub(crate) fn map_parameters(self, prefix: &str, mapper: &mut impl MapParameters) -> Self {
+    pub(crate) fn map_parameters(self, prefix: &str, mapper: &mut impl MapLayers) -> Self {
         let name = |part: &str| format!("{prefix}.{part}");
         Self {
             gate_and_up: match self.gate_and_up {

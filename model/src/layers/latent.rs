@@ -3,9 +3,8 @@
 use burn::module::Module;
 use burn::tensor::Tensor;
 
-use super::{Linear, Norm, Shapes};
-use crate::attend::{Attend, LatentHeads};
-use crate::parameters::MapParameters;
+use super::{Linear, MapLayers, Norm, Shapes};
+use crate::attend::{Attend, LatentHeads, UpProjection};
 use crate::plan::{LatentPlan, NormPlan};
 use crate::rotary::RotaryAngles;
 
@@ -98,7 +97,10 @@ impl LatentAttention {
             ]),
             latent_nr: self.latent_norm.forward(latent_nr),
             key_rotary_nr: self.rotated(key_rotary_nc, rotary),
-            up_cr: self.up.weight.val(),
+            up: UpProjection {
+                apply: &|latent_nr| self.up.forward(latent_nr),
+                matrix: &|| self.up.merged_weight(),
+            },
         };
         self.output.forward(attend.latent(layer, heads, plan))
     }
@@ -119,7 +121,7 @@ impl LatentAttention {
         }
     }
 
-    pub(crate) fn map_parameters(self, prefix: &str, mapper: &mut impl MapParameters) -> Self {
+    pub(crate) fn map_parameters(self, prefix: &str, mapper: &mut impl MapLayers) -> Self {
         let name = |part: &str| format!("{prefix}.self_attn.{part}");
         Self {
             query: match self.query {

@@ -1,17 +1,75 @@
-//! A linear layer: y = x·Wᵀ + b.
+//! A linear layer: y = x·Wᵀ + b, or with an adapter y = x·Wᵀ + b + s·(x·Aᵀ)·Bᵀ.
 
 use burn::module::{Module, Param};
 use burn::tensor::{Int, Tensor, TensorData};
-use potstill_kernels::{add_bias, linear_biased, linear_pair};
+use potstill_kernels::{
+    GateActivation, add_bias, gated_linear, linear, linear_biased, linear_pair,
+};
 
-use super::Shapes;
-use crate::parameters::{MapParameters, Role, map_parameter};
+use super::{MapLayers, Shapes};
+use crate::parameters::{Role, map_parameter};
 
-/// A weight `[out, in]`, and a bias `[out]` or none.
+/// A weight `[out, in]`, a bias `[out]` or none, and an adapter or none.
 #[derive(Module, Debug)]
 pub(crate) struct Linear {
     pub(crate) weight: Param<Tensor<2>>,
     pub(crate) bias: Option<Param<Tensor<1>>>,
+    pub(crate) adapter: Option<Adapter>,
+}
+
+/// A low-rank adapter (Hu et al. 2021): the matrix s·B·A that is added to a weight, without ever being formed.
+#[derive(Module, Debug)]
+pub(crate) struct Adapter {
+    /// A, `[r, in]`.
+    pub(crate) down: Param<Tensor<2>>,
+    /// B, `[out, r]`.
+    pub(crate) up: Param<Tensor<2>>,
+    #[module(skip)]
+    pub(crate) scale: AdapterScale,
+}
+
+/// The scale s of an adapter.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct AdapterScale {
+    pub(crate) alpha: f64,
+    /// Whether s is α / √r in place of α / r.
+    pub(crate) rslora: bool,
+}
+
+impl AdapterScale {
+    /// Returns s for a rank.
+    pub(crate) fn factor(self, rank: usize) -> f64 {
+        match self.rslora {
+            true => self.alpha / (rank as f64).sqrt(),
+            false => self.alpha / rank as f64,
+        }
+    }
+}
+
+impl Adapter {
+    /// The rank r.
+    pub(crate) fn rank(&self) -> usize {
+        self.down.val().dims()[0]
+    }
+
+    /// The scale s.
+    pub(crate) fn factor(&self) -> f64 {
+        self.scale.factor(self.rank())
+    }
+
+    /// Adds s·(x·Aᵀ)·Bᵀ to `y_no`, given x·Aᵀ.
+    fn add_to(&self, y_no: Tensor<2>, low_nr: Tensor<2>) -> Tensor<2> {
+        y_no + linear(low_nr * self.factor(), self.up.val())
+    }
+
+    fn map_parameters(self, name: &str, mapper: &mut impl MapLayers) -> Self {
+        let role = Role::Adapter;
+        Self {
+            down: map_parameter(mapper, format!("{name}.lora_A.weight"), role, self.down),
+            up: map_parameter(mapper, format!("{name}.lora_B.weight"), role, self.up),
+            scale: self.scale,
+        }
+    }
 }
 
 impl Linear {
@@ -19,25 +77,67 @@ impl Linear {
         Self {
             weight: shapes.zeros([outputs, inputs]),
             bias: bias.then(|| shapes.zeros([outputs])),
+            adapter: None,
         }
     }
 
     /// Computes the layer: `[n, in]` → `[n, out]`.
     pub(crate) fn forward(&self, x_ni: Tensor<2>) -> Tensor<2> {
-        linear_biased(x_ni, self.weight.val(), self.bias())
+        let Some(adapter) = &self.adapter else {
+            return linear_biased(x_ni, self.weight.val(), self.bias());
+        };
+        let y_no = linear_biased(x_ni.clone(), self.weight.val(), self.bias());
+        adapter.add_to(y_no, linear(x_ni, adapter.down.val()))
     }
 
     /// Computes two layers of the same input, which is read once.
     pub(crate) fn forward_pair(layers: [&Self; 2], x_ni: Tensor<2>) -> [Tensor<2>; 2] {
-        let [a, b] = linear_pair(x_ni, layers.map(|layer| layer.weight.val()));
-        [(a, layers[0]), (b, layers[1])].map(|(y_no, layer)| match layer.bias() {
-            Some(bias_o) => add_bias(y_no, bias_o),
-            None => y_no,
+        let [a, b] = linear_pair(x_ni.clone(), layers.map(|layer| layer.weight.val()));
+        [(a, layers[0]), (b, layers[1])].map(|(y_no, layer)| {
+            let y_no = layer.biased(y_no);
+            match &layer.adapter {
+                Some(adapter) => adapter.add_to(y_no, linear(x_ni.clone(), adapter.down.val())),
+                None => y_no,
+            }
         })
+    }
+
+    /// Computes the layer of a gated activation, which is computed again in the backward pass: two `[n, in]` → `[n, out]`.
+    pub(crate) fn forward_gated(
+        &self,
+        gate_ni: Tensor<2>,
+        up_ni: Tensor<2>,
+        activation: GateActivation,
+    ) -> Tensor<2> {
+        let Some(adapter) = &self.adapter else {
+            return self.biased(gated_linear(gate_ni, up_ni, self.weight.val(), activation));
+        };
+        let (gate, up) = (gate_ni.clone(), up_ni.clone());
+        let y_no = self.biased(gated_linear(gate, up, self.weight.val(), activation));
+        let low_nr = gated_linear(gate_ni, up_ni, adapter.down.val(), activation);
+        adapter.add_to(y_no, low_nr)
+    }
+
+    /// Returns the matrix that the layer multiplies by: W, or W + s·B·A.
+    pub(crate) fn merged_weight(&self) -> Tensor<2> {
+        let weight_oi = self.weight.val();
+        match &self.adapter {
+            Some(adapter) => {
+                weight_oi + adapter.up.val().matmul(adapter.down.val()) * adapter.factor()
+            }
+            None => weight_oi,
+        }
     }
 
     fn bias(&self) -> Option<Tensor<1>> {
         self.bias.as_ref().map(Param::val)
+    }
+
+    fn biased(&self, y_no: Tensor<2>) -> Tensor<2> {
+        match self.bias() {
+            Some(bias_o) => add_bias(y_no, bias_o),
+            None => y_no,
+        }
     }
 
     /// Returns the layer with the given outputs only.
@@ -45,6 +145,10 @@ impl Linear {
         Self {
             weight: self.weight.map(|weight_oi| select(weight_oi, 0, rows)),
             bias: (self.bias).map(|bias| bias.map(|bias_o| select(bias_o, 0, rows))),
+            adapter: self.adapter.map(|adapter| Adapter {
+                up: adapter.up.map(|up_or| select(up_or, 0, rows)),
+                ..adapter
+            }),
         }
     }
 
@@ -53,29 +157,39 @@ impl Linear {
         Self {
             weight: self.weight.map(|weight_oi| select(weight_oi, 1, columns)),
             bias: self.bias,
+            adapter: self.adapter.map(|adapter| Adapter {
+                down: adapter.down.map(|down_ri| select(down_ri, 1, columns)),
+                ..adapter
+            }),
         }
     }
 
-    pub(crate) fn map_parameters(self, name: &str, mapper: &mut impl MapParameters) -> Self {
+    pub(crate) fn map_parameters(self, name: &str, mapper: &mut impl MapLayers) -> Self {
         self.map_with_role(name, Role::Projection, mapper)
     }
 
     /// Maps a layer whose weight is no plain projection.
-    pub(crate) fn map_with_role(
+    pub(crate) fn map_with_role(self, name: &str, role: Role, mapper: &mut impl MapLayers) -> Self {
+        mapper.map_linear(name, role, self)
+    }
+
+    /// Maps the parameters of the layer itself; see [`MapLayers`].
+    pub(crate) fn map_own_parameters(
         self,
         name: &str,
         role: Role,
-        mapper: &mut impl MapParameters,
+        mapper: &mut impl MapLayers,
     ) -> Self {
         let weight = map_parameter(mapper, format!("{name}.weight"), role, self.weight);
         let role = match role {
             Role::Router => Role::Router,
             _ => Role::Bias,
         };
-        let bias = self.bias;
+        let (bias, adapter) = (self.bias, self.adapter);
         Self {
             weight,
             bias: bias.map(|bias| map_parameter(mapper, format!("{name}.bias"), role, bias)),
+            adapter: adapter.map(|adapter| adapter.map_parameters(name, mapper)),
         }
     }
 }

@@ -39,40 +39,44 @@ impl MapParameters for Nudge<'_> {
     }
 }
 
+/// Compares the gradients of all parameters with central differences of fourth order.
+pub(crate) fn check_finite_differences(plain: &Decoder, what: &str) {
+    let model = plain.clone().train();
+    let gradients = loss(&model).backward();
+    let mut largest = 0f64;
+    for (ParameterName { name, .. }, parameter) in named_parameters(&model) {
+        let gradient = gradient_of(&parameter, &gradients);
+        let scale = gradient.iter().fold(0f64, |max, g| max.max(g.abs()));
+        assert!(scale > 0.0, "{name} has no gradient");
+        for at in [0, gradient.len() / 3, gradient.len() - 1] {
+            let at_distance = |by| {
+                let name = name.as_str();
+                let nudged = map_parameters(plain.clone(), &mut Nudge { name, at, by });
+                host(loss(&nudged))[0]
+            };
+            let h = 1e-4;
+            let expected = (8.0 * (at_distance(h) - at_distance(-h))
+                - (at_distance(2.0 * h) - at_distance(-2.0 * h)))
+                / (12.0 * h);
+            let difference = (gradient[at] - expected).abs() / scale;
+            largest = largest.max(difference);
+            assert!(
+                difference < 1e-8,
+                "{name}[{at}]: {} {expected}",
+                gradient[at]
+            );
+        }
+    }
+    eprintln!("largest relative difference, {what}: {largest:.2e}");
+}
+
 #[test]
 fn gradients_equal_finite_differences() {
     for tied in [true, false] {
         let plain = small(tied, DType::F64);
         // The weights are large enough that every path contributes to the loss.
         let plain = map_parameters(plain, &mut Grow(15.0));
-        let model = plain.clone().train();
-        let gradients = loss(&model).backward();
-        let mut largest = 0f64;
-        for (ParameterName { name, .. }, parameter) in named_parameters(&model) {
-            let gradient = gradient_of(&parameter, &gradients);
-            let scale = gradient.iter().fold(0f64, |max, g| max.max(g.abs()));
-            assert!(scale > 0.0, "{name} has no gradient");
-            for at in [0, gradient.len() / 3, gradient.len() - 1] {
-                let at_distance = |by| {
-                    let name = name.as_str();
-                    let nudged = map_parameters(plain.clone(), &mut Nudge { name, at, by });
-                    host(loss(&nudged))[0]
-                };
-                let h = 1e-4;
-                // The expected value is a central difference of fourth order.
-                let expected = (8.0 * (at_distance(h) - at_distance(-h))
-                    - (at_distance(2.0 * h) - at_distance(-2.0 * h)))
-                    / (12.0 * h);
-                let difference = (gradient[at] - expected).abs() / scale;
-                largest = largest.max(difference);
-                assert!(
-                    difference < 1e-8,
-                    "{name}[{at}]: {} {expected}",
-                    gradient[at]
-                );
-            }
-        }
-        eprintln!("largest relative difference, tied {tied}: {largest:.2e}");
+        check_finite_differences(&plain, &format!("tied {tied}"));
     }
 }
 

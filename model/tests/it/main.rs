@@ -3,6 +3,7 @@
 // The lints' exceptions for tests cover test functions only, not the functions that they call.
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
+mod adapters;
 mod bad_input;
 mod checkpoints;
 mod families;

@@ -10,7 +10,7 @@ use burn::tensor::{DType, Device};
 use potstill_datasets::Signal;
 use potstill_model::{Config, Decoder, Role, named_parameters};
 use potstill_student::{
-    AdamW, Arm, Gradients, RandomShape, RandomShapeError, SignalKind, TrainSettings,
+    Arm, Gradients, Optimizer, RandomShape, RandomShapeError, SignalKind, TrainSettings,
     TrainingInputs, TrainingPlan, TrainingResult, batch_gradient, evaluate, train,
 };
 use serde_json::{Value, json};
@@ -232,7 +232,7 @@ fn layers_that_are_computed_again_have_the_same_gradient() {
 
 #[test]
 fn weight_decay_is_for_projections_and_the_head() {
-    let decays = AdamW::new(0.1).decays;
+    let optimizer = Optimizer::new(&TrainSettings::default());
     for family in Config::families() {
         for (name, _) in named_parameters(&student(family)) {
             let is_matrix_of_a_layer = name.name.ends_with("_proj.weight")
@@ -240,7 +240,7 @@ fn weight_decay_is_for_projections_and_the_head() {
                 || name.name.ends_with("experts.gate_up_proj")
                 || name.name.ends_with("experts.down_proj");
             let expected = is_matrix_of_a_layer || name.name == "lm_head.weight";
-            assert_eq!(decays(&name), expected, "{name:?}");
+            assert_eq!(optimizer.decays(&name), expected, "{name:?}");
         }
     }
 }

@@ -8,7 +8,8 @@ use potstill_kernels::{EMPTY_NATS, LogQSum, LogitTransform, row_stats};
 use potstill_model::Decoder;
 use potstill_student::loss::{Divergence, Tail, cross_entropy};
 use potstill_student::{
-    AdamW, Arm, Gradients, Objective, Target, TrainSettings, batch_gradient, clip_global_norm,
+    Arm, DecayedRole, Gradients, Objective, Optimizer, Target, TrainSettings, batch_gradient,
+    clip_global_norm,
 };
 use serde_json::Value;
 
@@ -233,10 +234,15 @@ fn ten_steps_of_adamw() {
         micro_batch: 2,
         objective: Objective::default(),
         chunk_rows: 96,
+        weight_decay: 0.01,
+        weight_decay_on: vec![
+            DecayedRole::Projections,
+            DecayedRole::Embedding,
+            DecayedRole::Norms,
+        ],
         ..settings()
     };
-    let mut optimizer = AdamW::new(0.01);
-    optimizer.decays = |_| true;
+    let mut optimizer = Optimizer::new(&settings);
     let mut model = reference.student.clone().train();
     let steps = reference.json["trajectory"]["steps"].as_array().unwrap();
     for (step, want) in steps.iter().enumerate() {

@@ -1,0 +1,1 @@
+//! What the device cannot do is an error that says so.
