@@ -4,12 +4,12 @@
 //! Each part has a graph of its own, so a part's gradients are added to the sums before those of the next part exist.
 
 use burn::module::Module;
-use burn::tensor::{DType, Tensor};
+use burn::tensor::Tensor;
 use potstill_model::{
     Decoder, Layerwise, Parameter, ParameterName, Role, TensorOperation, named_parameters,
 };
 
-use crate::gradient::Gradients;
+use crate::gradients::{Gradients, add_gradient};
 use crate::head_loss::leaf;
 
 /// The parameters of a tracked model that have gradients.
@@ -54,8 +54,9 @@ impl TrackedParameters {
     fn first(&self) -> usize {
         match self.embedding {
             true => 0,
-            false => (self.parts.iter().position(|part| !part.is_empty()))
-                .unwrap_or(self.parts.len()),
+            false => {
+                (self.parts.iter().position(|part| !part.is_empty())).unwrap_or(self.parts.len())
+            }
         }
     }
 
@@ -168,31 +169,6 @@ fn compute(pass: &Layerwise<'_>, part: usize, x_nd: Tensor<2>) -> Tensor<2> {
         0 => pass.first_input(x_nd),
         part if part <= pass.layers() => pass.layer(part - 1, x_nd),
         _ => pass.last_norm(x_nd),
-    }
-}
-
-/// Adds a gradient to the sum for its parameter, which is in f32 if the gradient is in a half precision.
-fn add_gradient(sums: &mut Gradients, name: &str, gradient: Parameter) {
-    struct Add(Option<Parameter>);
-    impl TensorOperation for Add {
-        type Output = Parameter;
-        fn apply<const D: usize>(self, gradient: Tensor<D>) -> Parameter {
-            let gradient = widened(gradient);
-            match self.0.and_then(Parameter::tensor) {
-                Some(sum) => Parameter::new(sum + gradient),
-                None => Parameter::new(gradient),
-            }
-        }
-    }
-    let sum = gradient.apply(Add(sums.remove(name)));
-    sums.insert(name.to_owned(), sum);
-}
-
-/// Casts half precisions to f32, the type of sums of their gradients.
-pub(crate) fn widened<const D: usize>(tensor: Tensor<D>) -> Tensor<D> {
-    match tensor.dtype() {
-        DType::BF16 | DType::F16 => tensor.cast(DType::F32),
-        _ => tensor,
     }
 }
 

@@ -4,7 +4,6 @@
 //! chunks of rows, so that at most one [chunk, v] block of logits exists, and the gradient of the states is
 //! then propagated back through the model. Every other position gets a gradient of exactly 0.
 
-use std::collections::BTreeMap;
 use std::ops::Range;
 
 use burn::module::Module;
@@ -13,9 +12,10 @@ use potstill_datasets::{Arm, Signal};
 use potstill_kernels::{LogQSum, LogitTransform, RowStats, add_rows};
 use potstill_model::{Decoder, Parameter};
 
-use crate::backbone::{ForwardPass, TrackedParameters, widened};
+use crate::backbone::{ForwardPass, TrackedParameters};
 use crate::batch::Batch;
 use crate::error::Error;
+use crate::gradients::{Gradients, widened};
 use crate::head_loss::{Form, HeadLossOptions, head_loss_added, stats_dtype};
 use crate::loss::{
     Divergence, Tail, cross_entropy, forward_kl, smoothed_cross_entropy, soft_cross_entropy,
@@ -23,9 +23,6 @@ use crate::loss::{
 use crate::micro_batch::{MicroBatch, TargetTensors};
 use crate::objective::Objective;
 use crate::settings::TrainSettings;
-
-/// Gradients by the parameter's Hugging Face name, without autodiff; in f32 if the model is in a half precision.
-pub type Gradients = BTreeMap<String, Parameter>;
 
 /// Names of the embedding and of a head that is not tied to it.
 const EMBEDDING: &str = "model.embed_tokens.weight";

@@ -13,7 +13,7 @@ use potstill_model::{
     Decoder, MapParameters, Parameter, ParameterName, TensorOperation, map_parameters,
 };
 
-use crate::gradient::Gradients;
+use crate::gradients::Gradients;
 use crate::settings::TrainSettings;
 
 pub use settings::{DecayedRole, MomentType, OptimizerKind};

@@ -4,7 +4,6 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::Instant;
 
-use burn::module::Module;
 use potstill_datasets::{Order, Signal};
 use potstill_model::Decoder;
 use serde::Serialize;
@@ -28,8 +27,10 @@ pub struct OverlongRows {
 /// Model and progress at the end of a call of [`train`].
 #[derive(Debug)]
 pub struct TrainingResult {
-    /// The trained model, without autodiff.
+    /// The trained model in f32, without autodiff.
     pub model: Decoder,
+    /// With `keep_best`, the step whose checkpoint had the lowest KL on dev so far.
+    pub best_step: Option<u64>,
     /// Number of steps made since the start, earlier calls included.
     pub step: u64,
     /// Whether all steps are made. If not, the next call resumes from the checkpoint.
@@ -72,10 +73,16 @@ pub fn train(
     dir: &Path,
 ) -> Result<TrainingResult, Error> {
     let TrainingInputs {
-        len, row, on_step, ..
+        len,
+        row,
+        mut dev,
+        on_step,
     } = inputs;
     let (settings, steps) = (plan.settings, plan.schedule.steps);
     settings.objective.check()?;
+    if settings.keep_best && dev.is_none() {
+        return Err(Error::NoDev { key: "keep_best" });
+    }
     let mut control = ControlData::new(plan.arm, settings.seed, start.token_count());
     let (usable, overlong) = usable_rows(row, len, settings, &mut control)?;
     let label_smoothing = control.label_smoothing();
@@ -99,15 +106,21 @@ pub fn train(
         (model, metrics) = trainer.step(model, &batch, began)?;
         let step = metrics.step;
         let stop = on_step(&metrics).is_break() && step < steps;
-        if stop || step == steps || step.is_multiple_of(settings.checkpoint_every.max(1)) {
-            trainer.save(dir, &model)?;
+        let is_regular = step == steps || step.is_multiple_of(settings.checkpoint_every.max(1));
+        if stop || is_regular {
+            // The model is measured at regular steps alone, so that the best one does not depend on interruptions.
+            let dev = dev
+                .as_deref_mut()
+                .filter(|_| is_regular && settings.keep_best);
+            trainer.save(dir, &model, dev)?;
         }
         if stop {
             break;
         }
     }
     Ok(TrainingResult {
-        model: model.valid(),
+        model: trainer.masters(&model),
+        best_step: trainer.state.best_step(),
         step: trainer.state.step,
         finished: trainer.state.step >= steps,
         overlong,
