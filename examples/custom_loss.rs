@@ -69,6 +69,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             TrainingInputs {
                 len: signals.len(),
                 row: &mut row,
+                lengths: None,
                 dev: None,
                 on_step: &mut |_| ControlFlow::Continue(()),
             },

@@ -17,6 +17,15 @@ pub struct Order {
     seed: u64,
     epoch: u64,
     rows: Vec<usize>,
+    /// Lengths by which each batch is chosen; `None` for an order at random.
+    lengths: Option<BatchLengths>,
+}
+
+/// Lengths of all rows, and the number of rows in a batch.
+#[derive(Debug, Clone)]
+struct BatchLengths {
+    lengths: Vec<usize>,
+    batch: usize,
 }
 
 impl Order {
@@ -32,7 +41,32 @@ impl Order {
             seed,
             epoch: 0,
             rows: permutation(seed, 0, len),
+            lengths: None,
         })
+    }
+
+    /// Creates an order in which rows of similar length are in the same batch, and the batches are at random. `lengths`
+    /// has the length of each row; a batch takes `batch` positions, the first one from position 0 on.
+    ///
+    /// Each row occurs once in an epoch. If `batch` does not divide the number of rows, one batch holds the end of an
+    /// epoch and the beginning of the next, whose lengths may differ.
+    ///
+    /// # Errors
+    /// As [`Order::new`].
+    pub fn by_length(seed: u64, lengths: Vec<usize>, batch: usize) -> Result<Self, Error> {
+        let mut order = Self::new(seed, lengths.len())?;
+        let batch = batch.max(1);
+        order.lengths = Some(BatchLengths { lengths, batch });
+        order.rows = order.epoch_rows(0);
+        Ok(order)
+    }
+
+    fn epoch_rows(&self, epoch: u64) -> Vec<usize> {
+        let rows = permutation(self.seed, epoch, self.rows.len());
+        match &self.lengths {
+            Some(lengths) => lengths.batches(rows, self.seed, epoch),
+            None => rows,
+        }
     }
 
     /// The row at `position`, counted from the start of training and over all epochs.
@@ -42,24 +76,67 @@ impl Order {
         let len = self.rows.len();
         let epoch = position / len as u64;
         if epoch != self.epoch {
-            self.rows = permutation(self.seed, epoch, len);
+            self.rows = self.epoch_rows(epoch);
             self.epoch = epoch;
         }
         self.rows[(position % len as u64) as usize]
     }
 }
 
-/// Fisher and Yates' shuffle of `0..len` (Knuth, TAOCP vol. 2, algorithm 3.4.2P).
-fn permutation(seed: u64, epoch: u64, len: usize) -> Vec<usize> {
+impl BatchLengths {
+    /// Sorts the rows of an epoch by length, divides them into batches, and orders the batches at random. `rows` are in
+    /// random order, which remains among rows of equal length.
+    fn batches(&self, mut rows: Vec<usize>, seed: u64, epoch: u64) -> Vec<usize> {
+        let (len, batch) = (rows.len(), self.batch);
+        rows.sort_by_key(|row| self.lengths[*row]);
+        let mut random = generator(seed, epoch, 1);
+        // The last batch of the epoch before takes its missing rows from the beginning of this one.
+        let begun = (u128::from(epoch) * len as u128 % batch as u128) as usize;
+        let first = ((batch - begun) % batch).min(len);
+        let (whole, last) = ((len - first) / batch, (len - first) % batch);
+        // The incomplete batches take rows of any length.
+        let mut sizes = vec![batch; whole];
+        let at_first = below(&mut random, whole as u64 + 1) as usize;
+        sizes.insert(at_first, first);
+        let at_last = below(&mut random, whole as u64 + 2) as usize;
+        sizes.insert(at_last, last);
+        let at_first = at_first + usize::from(at_last <= at_first);
+        let mut batches = Vec::with_capacity(sizes.len());
+        let mut rest = rows.as_slice();
+        for size in sizes {
+            let (part, after) = rest.split_at(size);
+            batches.push(part);
+            rest = after;
+        }
+        let mut middle: Vec<usize> = (0..batches.len())
+            .filter(|&at| at != at_first && at != at_last)
+            .collect();
+        shuffle(&mut middle, &mut random);
+        let ordered = [at_first].into_iter().chain(middle).chain([at_last]);
+        ordered.flat_map(|at| batches[at]).copied().collect()
+    }
+}
+
+/// The generator of an epoch. Each `stream` has other numbers.
+fn generator(seed: u64, epoch: u64, stream: u64) -> ChaCha8Rng {
     let mut key = [0; 32];
     key[..8].copy_from_slice(&seed.to_le_bytes());
     key[8..16].copy_from_slice(&epoch.to_le_bytes());
-    let mut random = ChaCha8Rng::from_seed(key);
+    key[16..24].copy_from_slice(&stream.to_le_bytes());
+    ChaCha8Rng::from_seed(key)
+}
+
+/// Fisher and Yates' shuffle of `0..len` (Knuth, TAOCP vol. 2, algorithm 3.4.2P).
+fn permutation(seed: u64, epoch: u64, len: usize) -> Vec<usize> {
     let mut rows: Vec<usize> = (0..len).collect();
-    for i in (1..len).rev() {
-        rows.swap(i, below(&mut random, i as u64 + 1) as usize);
-    }
+    shuffle(&mut rows, &mut generator(seed, epoch, 0));
     rows
+}
+
+fn shuffle(rows: &mut [usize], random: &mut ChaCha8Rng) {
+    for i in (1..rows.len()).rev() {
+        rows.swap(i, below(random, i as u64 + 1) as usize);
+    }
 }
 
 /// Draws a number in `0..bound` without bias: Lemire, "Fast random integer generation in an interval"
@@ -132,5 +209,55 @@ mod tests {
     #[test]
     fn an_order_over_no_rows_is_an_error() {
         assert!(matches!(Order::new(1, 0), Err(Error::NoRows)));
+    }
+
+    #[test]
+    fn batches_by_length_hold_similar_rows_and_each_row_once_an_epoch() {
+        for (len, batch) in [(24, 4), (23, 4), (9, 4), (3, 8), (1, 1), (17, 1), (40, 7)] {
+            let lengths: Vec<usize> = (0..len).map(|row| 1 + row * 7919 % 31).collect();
+            let mut order = Order::by_length(3, lengths.clone(), batch).unwrap();
+            let epochs = 5;
+            let walked: Vec<usize> = (0..epochs * len as u64).map(|p| order.item(p)).collect();
+            for epoch in walked.chunks(len) {
+                let mut sorted = epoch.to_vec();
+                sorted.sort_unstable();
+                assert_eq!(sorted, (0..len).collect::<Vec<_>>());
+            }
+            // A batch within an epoch holds consecutive rows of the sorted list: no row of another batch lies strictly
+            // between its shortest and longest.
+            let mut sorted = lengths.clone();
+            sorted.sort_unstable();
+            for (at, rows) in walked.chunks(batch).enumerate() {
+                if rows.len() < batch || at * batch / len != (at * batch + batch - 1) / len {
+                    continue;
+                }
+                let mut of: Vec<usize> = rows.iter().map(|&row| lengths[row]).collect();
+                assert!(of.is_sorted(), "{len} rows, batch {batch}: {of:?}");
+                of.dedup();
+                assert!(sorted.windows(batch).any(|window| {
+                    let mut window = window.to_vec();
+                    window.dedup();
+                    window == of
+                }));
+            }
+            // The position alone decides.
+            for p in [0, 5, 11, 2 * len as u64 + 1] {
+                let mut again = Order::by_length(3, lengths.clone(), batch).unwrap();
+                let mut far = again.clone();
+                far.item(4 * len as u64);
+                assert_eq!(again.item(p), far.item(p));
+            }
+        }
+        let lengths: Vec<usize> = (0..64).collect();
+        let epoch = |seed| {
+            let mut order = Order::by_length(seed, lengths.clone(), 4).unwrap();
+            (0..64).map(|p| order.item(p)).collect::<Vec<_>>()
+        };
+        assert_ne!(epoch(1), epoch(2));
+        assert!(!epoch(1).is_sorted());
+        assert!(matches!(
+            Order::by_length(1, Vec::new(), 4),
+            Err(Error::NoRows)
+        ));
     }
 }

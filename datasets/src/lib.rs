@@ -77,7 +77,7 @@ pub use crate::records::{
 };
 pub use crate::schema::{PROVENANCE_KEY, Record, SCHEMA_KEY, SCHEMA_VERSION};
 pub use crate::sealed::{read_sealed, to_sealed_json, write_sealed};
-pub use crate::signal::{MASS_TOLERANCE, Signal, SignalRow};
+pub use crate::signal::{MASS_TOLERANCE, SequenceLength, Signal, SignalRow};
 pub use crate::spelling::Spelling;
 pub use crate::store::{
     Answer, Entry, FrameSpan, Journal, Published, Store, StoredRecord, Tables, Tally, UnitIndex,

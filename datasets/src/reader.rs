@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
+use ::parquet::arrow::ProjectionMask;
 use ::parquet::arrow::arrow_reader::{
     ArrowReaderMetadata, ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder,
 };
@@ -49,6 +50,24 @@ impl OpenShard {
             None => builder,
         };
         decode(&self.path, || builder.with_batch_size(rows).build())
+    }
+
+    /// Decodes some columns of the whole shard, `rows` rows at a time.
+    pub(crate) fn columns(
+        &self,
+        names: &[&str],
+        rows: usize,
+    ) -> Result<ParquetRecordBatchReader, Error> {
+        let file = File::open(&self.path).map_err(Error::io("open", &self.path))?;
+        let builder =
+            ParquetRecordBatchReaderBuilder::new_with_metadata(file, self.metadata.clone());
+        let wanted = ProjectionMask::columns(builder.parquet_schema(), names.iter().copied());
+        decode(&self.path, || {
+            builder
+                .with_projection(wanted)
+                .with_batch_size(rows)
+                .build()
+        })
     }
 
     /// The error that the pages hold fewer rows than the footer says.

@@ -6,6 +6,8 @@ mod signals;
 mod tables;
 mod value;
 
+pub(crate) use signals::sequence_lengths;
+
 use arrow_array::RecordBatch;
 use arrow_schema::{Schema, SchemaRef};
 

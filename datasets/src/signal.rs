@@ -23,6 +23,26 @@ pub struct Signal {
     pub provenance: u32,
 }
 
+/// Length of a stored sequence, which is known without its distributions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SequenceLength {
+    /// Number of tokens, prompt included.
+    pub tokens: usize,
+    /// The first position that carries loss; `None` if there is none.
+    pub first_loss: Option<usize>,
+}
+
+impl SequenceLength {
+    /// The length of a signal.
+    #[must_use]
+    pub fn of(signal: &Signal) -> SequenceLength {
+        SequenceLength {
+            tokens: signal.token_ids.len(),
+            first_loss: signal.loss_positions().next(),
+        }
+    }
+}
+
 /// The distribution at one position: exact on the support S, and one number for the tail.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SignalRow {

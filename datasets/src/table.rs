@@ -11,8 +11,11 @@ use arrow_array::RecordBatch;
 use crate::error::Error;
 use crate::parquet::{Footer, decode, shards};
 use crate::reader::{OpenShard, rows_of};
-use crate::schema::Record;
+use crate::schema::{Record, sequence_lengths};
+use crate::signal::{SequenceLength, Signal};
 
+/// Number of rows whose lengths are read at a time.
+const LENGTH_ROWS: usize = 1024;
 /// Largest size of the decoded row groups that are kept, in bytes; the group in use is kept even if it is larger.
 const CACHE_BYTES: usize = 256 << 20;
 
@@ -101,6 +104,29 @@ impl<R: Record> Table<R> {
         rows_of(file, &one, row_in_shard)?
             .pop()
             .ok_or_else(no_such_row)
+    }
+}
+
+impl Table<Signal> {
+    /// Reads the lengths of all sequences, by shard and row. Distributions are not decoded.
+    ///
+    /// # Errors
+    /// [`Error::DamagedShard`] and [`Error::InFile`] naming the shard.
+    pub fn lengths(&self) -> Result<Vec<Vec<SequenceLength>>, Error> {
+        self.shards.iter().map(shard_lengths).collect()
+    }
+}
+
+fn shard_lengths(shard: &OpenShard) -> Result<Vec<SequenceLength>, Error> {
+    let mut batches = shard.columns(&["token_ids", "loss_mask"], LENGTH_ROWS)?;
+    let mut lengths = Vec::with_capacity(shard.footer.rows.min(1 << 20));
+    while let Some(batch) = decode(&shard.path, || batches.next().transpose())? {
+        let of_batch = sequence_lengths(&batch).map_err(|error| error.in_file(&shard.path))?;
+        lengths.extend(of_batch);
+    }
+    match lengths.len() == shard.footer.rows {
+        true => Ok(lengths),
+        false => Err(shard.ends_early(lengths.len(), shard.footer.rows)),
     }
 }
 

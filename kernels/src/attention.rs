@@ -36,7 +36,7 @@ use burn::tensor::{DType, Tensor};
 #[cfg(feature = "cuda-sources")]
 pub(crate) use cube::cuda_kernels;
 
-use crate::flex::{is_cpu_f32, is_cpu_half, to_f32};
+use crate::flex::{is_cpu_float, to_f32};
 
 pub use reference::attention_reference;
 
@@ -110,7 +110,8 @@ pub fn attention(
         "attention: the window is 0, and must be at least 1"
     );
     let documents: Vec<usize> = documents.iter().copied().filter(|&rows| rows > 0).collect();
-    let has_kernel = is_cpu_f32(&q_nc) && is_cpu_f32(&k_nc) && is_cpu_f32(&v_nc);
+    let is_one_type = q_nc.dtype() == k_nc.dtype() && q_nc.dtype() == v_nc.dtype();
+    let has_kernel = is_one_type && is_cpu_float(&q_nc);
     #[cfg(feature = "cube")]
     let has_kernel = has_kernel || cube::supports([&q_nc, &k_nc, &v_nc], options);
     if has_kernel {
@@ -127,17 +128,6 @@ pub fn attention(
         let (output, _) =
             <Dispatch as AttentionOps>::attention_forward(q, k, v, sinks, documents, *options);
         Tensor::from_dispatch(output)
-    } else if is_cpu_half(&q_nc) {
-        let dtype = q_nc.dtype();
-        attention(
-            to_f32(q_nc),
-            to_f32(k_nc),
-            to_f32(v_nc),
-            sinks_h.map(to_f32),
-            &documents,
-            options,
-        )
-        .cast(dtype)
     } else {
         attention_reference(q_nc, k_nc, v_nc, sinks_h, &documents, options)
     }
@@ -158,7 +148,7 @@ fn output_specs(
     )
 }
 
-/// The backend form of attention and its gradients: f32 on the CPU, f32 and half precisions on a GPU.
+/// The backend form of attention and its gradients: f32 and half precisions; a CPU computes in f32.
 #[backend_extension(Flex, Cube: cfg(feature = "cube"), Fusion: cfg(feature = "fusion"), Autodiff)]
 pub trait AttentionOps: Backend {
     /// Returns the output `[n, heads · w]` and log Z `[n, heads]` in f32. The sinks `[heads]` are in f32; a sink of

@@ -11,6 +11,8 @@ use burn::backend::flex::FlexTensor;
 use burn::tensor::{DType, Element, Tensor, TensorData};
 
 use crate::float::{StoredFloat, with_stored_type};
+use crate::simd::vectorize_closure;
+use crate::team::for_each_chunk;
 
 /// Whether a tensor is f32 on the CPU, so that the f32 loops compute it directly.
 pub(crate) fn is_cpu_f32<const D: usize>(tensor: &Tensor<D>) -> bool {
@@ -59,6 +61,51 @@ pub(crate) fn widened(tensor: &FlexTensor) -> Cow<'_, [f32]> {
         Some(numbers) => Cow::Borrowed(numbers),
         None => elements::<E>(tensor).iter().map(|x| x.widen()).collect(),
     })
+}
+
+/// Numbers per task of a conversion.
+const CONVERTED_CHUNK: usize = 1 << 15;
+
+/// Returns a contiguous f32, f16 or bf16 matrix in f32, converted on all threads.
+pub(crate) fn widened_matrix(tensor: FlexTensor) -> FlexTensor {
+    if tensor.dtype() == DType::F32 {
+        return tensor;
+    }
+    let shape = shape2(&tensor);
+    with_stored_type!(tensor.dtype(), E => {
+        let numbers = elements::<E>(&tensor);
+        matrix(converted(numbers, #[inline(always)] |x: E| x.widen()), shape)
+    })
+}
+
+/// Returns a contiguous f32 matrix in f32, f16 or bf16, rounded to nearest on all threads.
+pub(crate) fn narrowed_matrix(tensor: FlexTensor, dtype: DType) -> FlexTensor {
+    if dtype == DType::F32 {
+        return tensor;
+    }
+    let shape = shape2(&tensor);
+    with_stored_type!(dtype, E => {
+        let numbers = elements::<f32>(&tensor);
+        matrix(converted(numbers, #[inline(always)] |x: f32| E::narrow(x)), shape)
+    })
+}
+
+fn converted<A: Copy + Sync, B: Send>(numbers: &[A], convert: impl Fn(A) -> B + Sync) -> Vec<B> {
+    let write = |out: &mut [MaybeUninit<B>]| {
+        for_each_chunk(out, CONVERTED_CHUNK, |task, out| {
+            let numbers = &numbers[task * CONVERTED_CHUNK..];
+            vectorize_closure(
+                #[inline(always)]
+                || {
+                    for (out, number) in out.iter_mut().zip(numbers) {
+                        out.write(convert(*number));
+                    }
+                },
+            );
+        });
+    };
+    // SAFETY: there are as many numbers as outputs, so each output is written.
+    unsafe { vec_written_by(numbers.len(), write) }
 }
 
 /// Allocates `len` numbers and lets `write` initialise all of them.

@@ -7,7 +7,9 @@
 //! own jobs.
 //!
 //! The thread that reaches a loop opens it, takes tasks as the helpers do, and waits until the last one is done.
-//! Which thread takes a task is left to chance, so the result of a task must not depend on the thread.
+//! Each thread begins with a part of its own, in order, so that it reads neighbouring memory, and then takes what is
+//! left of the other parts. Which thread takes a task is left to chance, so the result of a task must not depend on
+//! the thread.
 
 // The tasks are a closure on the stack of the thread that opened the loop.
 #![allow(unsafe_code)]
@@ -124,6 +126,14 @@ thread_local! {
     static IS_HELPER: Cell<bool> = const { Cell::new(false) };
 }
 
+/// Tasks of a loop. Each part has cache lines of its own.
+#[derive(Default)]
+#[repr(align(128))]
+struct TeamPart {
+    next_task: AtomicUsize,
+    end: AtomicUsize,
+}
+
 /// The threads of a pool that share loops. One loop is open at a time.
 #[derive(Default)]
 struct Team {
@@ -132,8 +142,10 @@ struct Team {
     /// Whether helpers were called and none has returned to rayon since.
     has_helpers: AtomicBool,
     is_open: AtomicBool,
-    next_task: AtomicUsize,
-    tasks: AtomicUsize,
+    /// Number of loops so far.
+    loops: AtomicUsize,
+    /// The tasks that each thread of the pool begins with.
+    parts: Vec<TeamPart>,
     /// Number of helpers that may read `work`.
     inside: AtomicUsize,
     work: UnsafeCell<Option<*const (dyn Fn(usize) + Sync)>>,
@@ -151,7 +163,15 @@ impl Team {
     /// The team of the pool that this thread belongs to; `None` outside of a pool.
     fn current() -> Option<Arc<Self>> {
         rayon::current_thread_index()?;
-        TEAM.with_borrow_mut(|team| Some(Arc::clone(team.get_or_insert_default())))
+        TEAM.with_borrow_mut(|team| Some(Arc::clone(team.get_or_insert_with(Self::of_pool))))
+    }
+
+    fn of_pool() -> Arc<Self> {
+        let threads = 0..rayon::current_num_threads();
+        Arc::new(Self {
+            parts: threads.map(|_| TeamPart::default()).collect(),
+            ..Self::default()
+        })
     }
 
     /// Runs a loop, or returns `false` if another one is open.
@@ -182,11 +202,15 @@ impl Team {
 
     /// Takes part in loops until there has been none for a while.
     fn help(&self) {
-        let (mut last_work, mut looks) = (Instant::now(), 0u32);
+        let (mut last_work, mut looks, mut last_loop) = (Instant::now(), 0u32, 0);
         loop {
-            if self.is_open.load(Ordering::Acquire) && self.has_tasks() {
-                self.enter();
-                (last_work, looks) = (Instant::now(), 0);
+            if self.is_open.load(Ordering::Acquire) {
+                // A loop that this thread has left has no tasks any more.
+                let current = self.loops.load(Ordering::Relaxed);
+                if current != last_loop {
+                    self.enter();
+                    (last_work, looks, last_loop) = (Instant::now(), 0, current);
+                }
             }
             looks += 1;
             std::hint::spin_loop();
@@ -202,10 +226,6 @@ impl Team {
             }
         }
         self.has_helpers.store(false, Ordering::Release);
-    }
-
-    fn has_tasks(&self) -> bool {
-        self.next_task.load(Ordering::Relaxed) < self.tasks.load(Ordering::Relaxed)
     }
 
     /// Takes tasks of the loop, unless it was closed meanwhile.
@@ -236,13 +256,17 @@ impl Team {
         }
         IS_IN_TASK.set(true);
         let _in_task = InTask;
-        let tasks = self.tasks.load(Ordering::Relaxed);
-        loop {
-            let task = self.next_task.fetch_add(1, Ordering::Relaxed);
-            if task >= tasks {
-                break;
+        let own = rayon::current_thread_index().unwrap_or(0) % self.parts.len().max(1);
+        let (before, from_own) = self.parts.split_at(own);
+        for part in from_own.iter().chain(before) {
+            let end = part.end.load(Ordering::Relaxed);
+            loop {
+                let task = part.next_task.fetch_add(1, Ordering::Relaxed);
+                if task >= end {
+                    break;
+                }
+                work(task);
             }
-            work(task);
         }
     }
 }
@@ -258,8 +282,14 @@ impl<'a> OpenLoop<'a> {
         let work: *const (dyn Fn(usize) + Sync + 'static) = unsafe { std::mem::transmute(work) };
         // SAFETY: this thread owns the team, the loop is closed, and no helper is inside.
         unsafe { *team.work.get() = Some(work) };
-        team.tasks.store(tasks, Ordering::Relaxed);
-        team.next_task.store(0, Ordering::Relaxed);
+        let parts = team.parts.len();
+        for (index, part) in team.parts.iter().enumerate() {
+            part.next_task
+                .store(tasks * index / parts, Ordering::Relaxed);
+            part.end
+                .store(tasks * (index + 1) / parts, Ordering::Relaxed);
+        }
+        team.loops.fetch_add(1, Ordering::Relaxed);
         team.is_open.store(true, Ordering::Release);
         Self(team)
     }
@@ -270,7 +300,9 @@ impl Drop for OpenLoop<'_> {
         let team = self.0;
         // After a panic of this thread, helpers begin no further task.
         if std::thread::panicking() {
-            team.next_task.store(usize::MAX / 2, Ordering::Relaxed);
+            for part in &team.parts {
+                part.next_task.store(usize::MAX / 2, Ordering::Relaxed);
+            }
         }
         team.is_open.store(false, Ordering::SeqCst);
         let mut looks = 0u32;

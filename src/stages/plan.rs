@@ -171,6 +171,13 @@ pub(super) fn check_fits(context: &Context) -> anyhow::Result<()> {
     start::check_training_memory(&context.run, &context.device, &lengths)
 }
 
+/// Predicts the peak of memory of a training on the published rows, bytes.
+pub(super) fn predicted_bytes(context: &Context) -> anyhow::Result<u64> {
+    let lengths = PlannedRows::published(context)?.lengths;
+    let fit = TrainingFit::of(&context.run, &context.device, &lengths, None)?;
+    Ok(fit.memory.peak())
+}
+
 /// Measures or forecasts what collecting will take.
 fn collecting(
     context: &Context,

@@ -5,7 +5,8 @@ use std::collections::HashMap;
 
 use anyhow::Context as _;
 use potstill_datasets::{
-    Completion, Error as DataError, Prompt, Selected, Signal, Split, Table, read_footer, shards,
+    Completion, Error as DataError, Prompt, Selected, SequenceLength, Signal, Split, Table,
+    read_footer, shards,
 };
 use potstill_teacher::TextEncoder;
 use serde_json::{Value, json};
@@ -72,6 +73,21 @@ impl SelectedRows {
             self.normalisers.push(indices);
         }
         Ok(self)
+    }
+
+    /// The lengths of all sequences by position in the list, where they are stored. An answer's text has to be encoded
+    /// first.
+    pub(crate) fn lengths(&self) -> Result<Option<Vec<SequenceLength>>, DataError> {
+        let RowSource::Signals(table) = &self.source else {
+            return Ok(None);
+        };
+        let stored = table.lengths()?;
+        // A row that does not exist is an error when it is read.
+        let length = |selected: &Selected| {
+            let shard = stored.get(selected.shard as usize)?;
+            shard.get(selected.row as usize).copied()
+        };
+        Ok(self.list.iter().map(length).collect())
     }
 
     pub(crate) fn get(&mut self, position: usize) -> Result<Signal, DataError> {

@@ -57,6 +57,9 @@ pub(crate) struct TrainingState {
     /// Mean KL on dev after the steps at which it was measured, nats.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub dev: BTreeMap<u64, f32>,
+    /// The same of the running mean of the weights.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub dev_of_mean: BTreeMap<u64, f32>,
 }
 
 impl TrainingState {

@@ -11,7 +11,7 @@ pub(crate) use shuffled::shuffle;
 use same_token::SameTokenRows;
 use smoothing::MeanEntropy;
 
-/// Facts about the whole training set that a control needs, collected while the trainer reads every row once.
+/// Facts about the whole training set that a control needs, collected before the first step by reading every row once.
 #[derive(Debug)]
 pub(crate) enum ControlData {
     /// The arm needs nothing.
@@ -30,6 +30,11 @@ impl ControlData {
             Arm::Smoothing => Self::Smoothing(MeanEntropy::default(), vocab),
             Arm::Student | Arm::Sft | Arm::Shuffled => Self::Nothing,
         }
+    }
+
+    /// Whether the control needs the distributions of all rows before the first step.
+    pub(crate) fn reads_rows(&self) -> bool {
+        !matches!(self, Self::Nothing)
     }
 
     /// Takes a training row into account.

@@ -163,7 +163,7 @@ impl TrainedNumbers {
                 let rank = rank as u64;
                 for side in [*inputs as u64, *outputs as u64] {
                     numbers.adapter += rank * side;
-                    numbers.train(settings, rank * side, Role::Projection, layer);
+                    numbers.train(settings, rank * side, Role::Adapter, layer);
                     numbers.weights += rank * side * element_bytes(settings);
                 }
                 if let Some(ranks) = layer.and_then(|layer| numbers.ranks.get_mut(layer)) {
@@ -212,7 +212,7 @@ impl TrainedNumbers {
 
 /// Bytes of the optimizer's state of a parameter.
 fn moment_bytes(settings: &TrainSettings, count: u64, role: Role) -> u64 {
-    let is_matrix = role == Role::Projection;
+    let is_matrix = matches!(role, Role::Projection | Role::Adapter);
     if settings.optimizer == OptimizerKind::Muon && is_matrix {
         return count * F32_BYTES;
     }

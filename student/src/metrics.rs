@@ -40,6 +40,8 @@ pub struct StepMetrics {
     pub tokens: u64,
     /// `tokens` divided by the step's wall time.
     pub tokens_per_second: f64,
+    /// Time for which the step waited for its rows to be read, seconds.
+    pub stall_seconds: f64,
 }
 
 /// The file `metrics.jsonl` of one student, open for the steps to come.

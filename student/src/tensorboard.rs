@@ -75,6 +75,7 @@ fn scalars(metrics: &StepMetrics) -> Vec<(String, f64)> {
         loss_tokens,
         tokens,
         tokens_per_second,
+        stall_seconds,
     } = *metrics;
     let fixed = [
         ("loss/total", loss),
@@ -86,6 +87,7 @@ fn scalars(metrics: &StepMetrics) -> Vec<(String, f64)> {
         ("train/loss_tokens", loss_tokens as f64),
         ("train/tokens", tokens as f64),
         ("train/tokens_per_second", tokens_per_second),
+        ("train/stall_seconds", stall_seconds),
     ];
     let fixed = fixed.map(|(tag, value)| (tag.to_owned(), value));
     let named = divergences.iter();

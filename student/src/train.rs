@@ -1,28 +1,20 @@
 //! The training loop.
 
 use std::ops::ControlFlow;
+use std::panic::resume_unwind;
 use std::path::Path;
 use std::time::Instant;
 
-use potstill_datasets::{Order, Signal};
+use potstill_datasets::SequenceLength;
 use potstill_model::Decoder;
-use serde::Serialize;
 
-use crate::batch::Batch;
 use crate::control::ControlData;
-use crate::error::{Error, SequenceId};
+use crate::error::Error;
+use crate::loader::{BatchQueue, BatchSettings, Loader, Place, queue};
+use crate::loader::{OverlongRows, ReadRow};
 use crate::metrics::StepMetrics;
-use crate::settings::{Overlong, TrainSettings};
+use crate::settings::TrainSettings;
 use crate::trainer::{Trainer, TrainingPlan};
-
-/// Numbers of training rows that are longer than `max_length`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
-pub struct OverlongRows {
-    /// Rows that were left out.
-    pub dropped: u64,
-    /// Rows whose end was cut off.
-    pub cut: u64,
-}
 
 /// Model and progress at the end of a call of [`train`].
 #[derive(Debug)]
@@ -50,12 +42,21 @@ pub struct TrainingInputs<'a> {
     pub len: usize,
     /// Reads a row by its position below `len`. If the loss has a temperature other than 1, `log_z_at` of each row holds one
     /// number, the normaliser for this temperature.
-    pub row: &'a mut (dyn FnMut(usize) -> Result<Signal, potstill_datasets::Error> + Send),
+    pub row: ReadRow<'a>,
+    /// Lengths of the rows, if they are known without reading the rows. Only the controls `same_token` and `smoothing` then
+    /// read all rows before the first step.
+    pub lengths: Option<&'a [SequenceLength]>,
     /// Measures a model, without autodiff, on dev: the mean KL, in nats. Needed for `keep_best` and for `ema`.
-    pub dev: Option<&'a mut dyn FnMut(&Decoder) -> Result<f64, Error>>,
+    pub dev: Option<MeasureDev<'a>>,
     /// Called after each step; when it breaks, a checkpoint is saved and the result is not finished.
-    pub on_step: &'a mut dyn FnMut(&StepMetrics) -> ControlFlow<()>,
+    pub on_step: OnStep<'a>,
 }
+
+/// Measures a model, without autodiff, on dev.
+type MeasureDev<'a> = &'a mut dyn FnMut(&Decoder) -> Result<f64, Error>;
+
+/// Called after each step.
+type OnStep<'a> = &'a mut dyn FnMut(&StepMetrics) -> ControlFlow<()>;
 
 /// Trains `start` as `plan` says on the rows of `inputs`, and writes into `dir`: `checkpoints/`, `metrics.jsonl`, and
 /// the same metrics for TensorBoard in `tensorboard/`.
@@ -75,35 +76,78 @@ pub fn train(
     let TrainingInputs {
         len,
         row,
-        mut dev,
+        lengths,
+        dev,
         on_step,
     } = inputs;
-    let (settings, steps) = (plan.settings, plan.schedule.steps);
+    let (settings, arm) = (plan.settings, plan.arm);
     settings.objective.check()?;
     if settings.keep_best && dev.is_none() {
         return Err(Error::NoDev { key: "keep_best" });
     }
-    let mut control = ControlData::new(plan.arm, settings.seed, start.token_count());
-    let (usable, overlong) = usable_rows(row, len, settings, &mut control)?;
-    let label_smoothing = control.label_smoothing();
+    let vocab = start.token_count();
+    let control = ControlData::new(arm, settings.seed, vocab);
+    let mut loader = Loader::new(row, len, lengths, control, settings)?;
+    let (rows, overlong) = (loader.len(), loader.overlong);
+    let unique_positions = loader.control.unique_positions();
+    let label_smoothing = loader.control.label_smoothing();
     let settings = &with_label_smoothing(settings, label_smoothing);
     let plan = TrainingPlan { settings, ..*plan };
-    let (mut trainer, mut model) = Trainer::open(start, usable.len(), plan, dir)?;
-    let mut order = Order::new(settings.seed, usable.len())?;
+    let batches = BatchSettings {
+        arm,
+        settings,
+        vocab,
+        steps: plan.schedule.steps,
+    };
+    let (sender, queue) = queue();
+    let trained = std::thread::scope(|scope| {
+        let reading = scope.spawn(move || loader.run(sender, batches));
+        // The queue is dropped at the end of the steps, which ends the thread.
+        let trained = run_steps(start, rows, queue, (dev, on_step), plan, dir);
+        reading.join().unwrap_or_else(|panic| resume_unwind(panic));
+        trained
+    })?;
+    Ok(TrainingResult {
+        model: trained.model,
+        best_step: trained.best_step,
+        step: trained.step,
+        finished: trained.step >= plan.schedule.steps,
+        overlong,
+        unique_positions,
+        label_smoothing,
+    })
+}
+
+/// The end of [`run_steps`].
+struct Trained {
+    model: Decoder,
+    step: u64,
+    best_step: Option<u64>,
+}
+
+/// Makes the steps that are left.
+fn run_steps(
+    start: Decoder,
+    rows: usize,
+    mut queue: BatchQueue,
+    (mut dev, on_step): (Option<MeasureDev<'_>>, OnStep<'_>),
+    plan: TrainingPlan<'_>,
+    dir: &Path,
+) -> Result<Trained, Error> {
+    let (settings, steps) = (plan.settings, plan.schedule.steps);
+    let (mut trainer, mut model) = Trainer::open(start, rows, plan, dir)?;
     while trainer.state.step < steps {
         let began = Instant::now();
-        let mut signals = Vec::with_capacity(settings.batch);
-        let first = trainer.state.position;
-        for position in first..first + settings.batch as u64 {
-            let mut signal = row(usable[order.item(position)])?;
-            cut(&mut signal, settings.max_length);
-            control.replace_rows(&mut signal, position);
-            signals.push(signal);
-        }
+        let place = Place {
+            step: trainer.state.step + 1,
+            position: trainer.state.position,
+        };
+        let Some((batch, stall_seconds)) = queue.next(place) else {
+            break;
+        };
+        let batch = batch?;
         let metrics;
-        let step = trainer.state.step + 1;
-        let batch = Batch::new(signals, plan.arm, settings, step, model.token_count())?;
-        (model, metrics) = trainer.step(model, &batch, began)?;
+        (model, metrics) = trainer.step(model, &batch, began, stall_seconds)?;
         let step = metrics.step;
         let stop = on_step(&metrics).is_break() && step < steps;
         let is_regular = step == steps || step.is_multiple_of(settings.checkpoint_every.max(1));
@@ -111,21 +155,17 @@ pub fn train(
             // The model is measured at regular steps alone, so that the best one does not depend on interruptions.
             let dev = dev
                 .as_deref_mut()
-                .filter(|_| is_regular && settings.keep_best);
+                .filter(|_| is_regular && (settings.keep_best || settings.ema.is_some()));
             trainer.save(dir, &model, dev)?;
         }
         if stop {
             break;
         }
     }
-    Ok(TrainingResult {
+    Ok(Trained {
         model: trainer.masters(&model),
-        best_step: trainer.state.best_step(),
         step: trainer.state.step,
-        finished: trainer.state.step >= steps,
-        overlong,
-        unique_positions: control.unique_positions(),
-        label_smoothing,
+        best_step: trainer.state.best_step(),
     })
 }
 
@@ -136,57 +176,4 @@ fn with_label_smoothing(settings: &TrainSettings, smoothing: Option<f64>) -> Tra
         settings.objective.label_smoothing = smoothing;
     }
     settings
-}
-
-/// Returns the indices of the rows that can be trained on. Reads every row once, because only the row itself
-/// has its length, and shows every usable row to `control`.
-fn usable_rows(
-    row: &mut dyn FnMut(usize) -> Result<Signal, potstill_datasets::Error>,
-    len: usize,
-    settings: &TrainSettings,
-    control: &mut ControlData,
-) -> Result<(Vec<usize>, OverlongRows), Error> {
-    let mut usable = Vec::with_capacity(len);
-    let mut overlong = OverlongRows::default();
-    for index in 0..len {
-        let mut signal = row(index)?;
-        if signal.token_ids.len() > settings.max_length {
-            if settings.overlong == Overlong::Drop {
-                overlong.dropped += 1;
-                continue;
-            }
-            cut(&mut signal, settings.max_length);
-            if signal.rows.is_empty() {
-                overlong.dropped += 1;
-                continue;
-            }
-            overlong.cut += 1;
-        }
-        if signal.rows.is_empty() {
-            return Err(Error::NoLossPositions {
-                row: index,
-                sequence: SequenceId::of(&signal),
-            });
-        }
-        control.read(&signal);
-        usable.push(index);
-    }
-    if usable.is_empty() {
-        return Err(Error::NothingToTrain {
-            rows: len,
-            dropped: overlong.dropped as usize,
-            max_length: settings.max_length,
-        });
-    }
-    Ok((usable, overlong))
-}
-
-/// Cuts a sequence to `max_length` tokens. The end-of-sequence token that is cut off is not replaced.
-fn cut(signal: &mut Signal, max_length: usize) {
-    if signal.token_ids.len() > max_length {
-        signal.token_ids.truncate(max_length);
-        signal.loss_mask.truncate(max_length);
-        let positions = signal.loss_positions().count();
-        signal.rows.truncate(positions);
-    }
 }

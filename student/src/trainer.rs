@@ -62,6 +62,7 @@ impl<'a> Trainer<'a> {
             settings: settings.identity(&plan.schedule),
             rows: rows as u64,
             dev: BTreeMap::new(),
+            dev_of_mean: BTreeMap::new(),
         };
         let trainable = Trainable::of(&start, settings)?;
         let checkpoint = checkpoint::newest(dir, &start, &fresh, settings, &trainable)?;
@@ -95,12 +96,14 @@ impl<'a> Trainer<'a> {
         Ok((trainer, model))
     }
 
-    /// Makes one optimizer step and writes its metrics. `began` is the time at which reading the batch began.
+    /// Makes one optimizer step and writes its metrics. `began` is the time at which waiting for the batch began, and
+    /// `stall_seconds` the time until the batch was there.
     pub(crate) fn step(
         &mut self,
         model: Decoder,
         batch: &Batch,
         began: Instant,
+        stall_seconds: f64,
     ) -> Result<(Decoder, StepMetrics), Error> {
         let TrainingPlan {
             settings, schedule, ..
@@ -126,6 +129,7 @@ impl<'a> Trainer<'a> {
             loss_tokens: sums.rows as u64,
             tokens: batch.tokens as u64,
             tokens_per_second: batch.tokens as f64 / began.elapsed().as_secs_f64(),
+            stall_seconds,
         };
         self.state.metrics_bytes += self.metrics.write(&metrics)?;
         self.state.events_bytes += self.events.write(&metrics)?;
@@ -143,10 +147,16 @@ impl<'a> Trainer<'a> {
     ) -> Result<(), Error> {
         self.metrics.sync()?;
         self.events.sync()?;
+        let mean = self.optimizer.mean_model(model);
         let model = self.masters(model);
         if let Some(dev) = dev {
+            let step = self.state.step;
+            let state = &mut self.state;
             // A figure in f32 is the same after it was written as text and read back.
-            self.state.dev.insert(self.state.step, dev(&model)? as f32);
+            state.dev.insert(step, dev(&model)? as f32);
+            if let Some(mean) = mean {
+                state.dev_of_mean.insert(step, dev(&mean)? as f32);
+            }
         }
         let TrainingPlan { settings, .. } = self.plan;
         checkpoint::save(

@@ -12,7 +12,7 @@ use super::columns::{
 };
 use super::{Record, batch, check_columns};
 use crate::error::Error;
-use crate::signal::{Signal, SignalRow};
+use crate::signal::{SequenceLength, Signal, SignalRow};
 
 impl Record for Signal {
     const TABLE: &'static str = "signals";
@@ -119,6 +119,21 @@ impl Record for Signal {
         });
         rows.collect()
     }
+}
+
+/// Returns the lengths of the sequences of a batch that has at least the columns `token_ids` and `loss_mask`.
+pub(crate) fn sequence_lengths(batch: &RecordBatch) -> Result<Vec<SequenceLength>, Error> {
+    let column = |name| ColumnReader::new(Signal::TABLE, batch, name);
+    let token_ids = column("token_ids")?.lists()?;
+    let mask_lists = column("loss_mask")?.lists()?;
+    let mask = mask_lists.child.booleans()?.values();
+    let rows = (0..batch.num_rows()).map(|row| SequenceLength {
+        tokens: token_ids.range(row).len(),
+        first_loss: (mask_lists.range(row).skip(1))
+            .position(|index| mask.value(index))
+            .map(|position| position + 1),
+    });
+    Ok(rows.collect())
 }
 
 /// Columns with an entry for each loss position. A pair holds the lists of a row and the lists of a position.

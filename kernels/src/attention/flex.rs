@@ -12,9 +12,12 @@ use burn::backend::tensor::FloatTensor;
 use burn::tensor::DType;
 
 use super::{AttentionOps, AttentionOptions};
-use crate::flex::{matrix, shape2, vec_written_by, vector};
+use crate::flex::{
+    matrix, narrowed_matrix, rows_per_task, shape2, vec_written_by, vector, widened_matrix,
+};
 use crate::gemm::SharedOutput;
-use crate::team::{map_tasks, run_tasks};
+use crate::simd::vectorize_closure;
+use crate::team::{for_each_chunk, map_tasks, run_tasks};
 use block::{AttentionInputs, GradientInputs, RowBlock, document_blocks, document_ranges};
 
 impl AttentionOps for Flex {
@@ -26,7 +29,9 @@ impl AttentionOps for Flex {
         documents: Vec<usize>,
         options: AttentionOptions,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        let [q, k, v, sinks] = [q, k, v, sinks].map(|tensor| tensor.to_contiguous());
+        let dtype = q.dtype();
+        let [q, k, v] = [q, k, v].map(|tensor| widened_matrix(tensor.to_contiguous()));
+        let sinks = sinks.to_contiguous();
         let inputs = AttentionInputs::new([&q, &k, &v, &sinks], &documents, options);
         let [n, columns] = [shape2(&q)[0], options.heads * inputs.value_width];
         let blocks: Vec<RowBlock> = document_ranges(&documents)
@@ -50,7 +55,7 @@ impl AttentionOps for Flex {
             })
         };
         (
-            matrix(output, [n, columns]),
+            narrowed_matrix(matrix(output, [n, columns]), dtype),
             matrix(log_sums, [n, options.heads]),
         )
     }
@@ -71,8 +76,10 @@ impl AttentionOps for Flex {
         FloatTensor<Self>,
         FloatTensor<Self>,
     ) {
-        let [gradient, q, k, v, sinks, output, log_sums] =
-            [gradient, q, k, v, sinks, output, log_sums].map(|tensor| tensor.to_contiguous());
+        let dtype = q.dtype();
+        let [gradient, q, k, v, output] =
+            [gradient, q, k, v, output].map(|tensor| widened_matrix(tensor.to_contiguous()));
+        let [sinks, log_sums] = [sinks, log_sums].map(|tensor| tensor.to_contiguous());
         let inputs = AttentionInputs::new([&q, &k, &v, &sinks], &documents, options);
         let results = GradientInputs::new([&gradient, &output, &log_sums], &inputs);
         let heads = options.heads;
@@ -100,13 +107,12 @@ impl AttentionOps for Flex {
         let dq = unsafe { vec_written_by(n * columns, |dq| write(SharedOutput::new(dq))) };
         let [dk, dv] = key_gradients;
         let of_key_heads = |per_query_head: Vec<f32>, width: usize| {
-            matrix(
-                sum_over_groups(per_query_head, width, options),
-                [n, width * options.key_heads],
-            )
+            let shape = [n, width * options.key_heads];
+            let gradient = matrix(sum_over_groups(per_query_head, width, options), shape);
+            narrowed_matrix(gradient, dtype)
         };
         (
-            matrix(dq, [n, columns]),
+            narrowed_matrix(matrix(dq, [n, columns]), dtype),
             of_key_heads(dk, inputs.key_width),
             of_key_heads(dv, inputs.value_width),
             vector(sum_over_documents(&sink_gradients, heads), DType::F32),
@@ -120,13 +126,21 @@ fn sum_over_groups(per_head: Vec<f32>, width: usize, options: AttentionOptions) 
     if group == 1 {
         return per_head;
     }
-    let mut out = vec![0.0; per_head.len() / group];
-    let key_heads = out.chunks_mut(width.max(1));
-    for (out, group) in key_heads.zip(per_head.chunks((group * width).max(1))) {
-        for head in group.chunks(width) {
-            out.iter_mut().zip(head).for_each(|(out, x)| *out += x);
-        }
-    }
+    let mut out = vec![0.0f32; per_head.len() / group];
+    for_each_chunk(&mut out, rows_per_task(width) * width, |task, out| {
+        let per_head = &per_head[task * rows_per_task(width) * width * group..];
+        vectorize_closure(
+            #[inline(always)]
+            || {
+                let key_heads = out.chunks_mut(width.max(1));
+                for (out, group) in key_heads.zip(per_head.chunks((group * width).max(1))) {
+                    for head in group.chunks(width) {
+                        out.iter_mut().zip(head).for_each(|(out, x)| *out += x);
+                    }
+                }
+            },
+        );
+    });
     out
 }
 

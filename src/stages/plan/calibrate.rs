@@ -155,6 +155,7 @@ fn train(
         TrainingInputs {
             len: rows.len(),
             row: &mut row,
+            lengths: None,
             dev: None,
             on_step: &mut on_step,
         },

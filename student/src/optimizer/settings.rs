@@ -42,11 +42,13 @@ pub enum DecayedRole {
     Norms,
     /// Biases, and the sinks of attention.
     Biases,
+    /// Matrices of a low-rank adapter.
+    Adapters,
 }
 
 impl DecayedRole {
     /// Roles that decay unless the run file says otherwise.
-    pub(crate) const DEFAULT: [Self; 2] = [Self::Projections, Self::Head];
+    pub(crate) const DEFAULT: [Self; 3] = [Self::Projections, Self::Head, Self::Adapters];
 
     pub(super) fn has(self, role: Role) -> bool {
         match self {
@@ -55,6 +57,7 @@ impl DecayedRole {
             Self::Embedding => role == Role::Embedding,
             Self::Norms => role == Role::Norm,
             Self::Biases => role == Role::Bias,
+            Self::Adapters => role == Role::Adapter,
         }
     }
 }

@@ -109,6 +109,7 @@ fn trained(family: &str, data: &[Signal], dir: &Path, stop_at: u64) -> TrainingR
         TrainingInputs {
             len: data.len(),
             row: &mut row,
+            lengths: None,
             dev: None,
             on_step: &mut on_step,
         },

@@ -45,6 +45,7 @@ fn run(
         TrainingInputs {
             len: data.len(),
             row: &mut row,
+            lengths: None,
             dev: Some(&mut dev),
             on_step: &mut on_step,
         },

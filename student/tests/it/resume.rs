@@ -32,6 +32,7 @@ pub(crate) fn run(
         TrainingInputs {
             len: data.len(),
             row: &mut row,
+            lengths: None,
             dev: None,
             on_step: &mut on_step,
         },

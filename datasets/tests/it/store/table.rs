@@ -1,6 +1,6 @@
 //! Random access gives what reading in order gives.
 
-use potstill_datasets::{Error, Signal, Table, shard_name, write_shard};
+use potstill_datasets::{Error, SequenceLength, Signal, Table, shard_name, write_shard};
 
 use super::records;
 
@@ -30,6 +30,8 @@ fn rows_by_place_in_any_order() {
         let (shard, row) = (index / 100, index % 100);
         assert_eq!(table.get(shard, row).unwrap(), rows[index as usize]);
     }
+    let lengths: Vec<SequenceLength> = rows.iter().map(SequenceLength::of).collect();
+    assert_eq!(table.lengths().unwrap().concat(), lengths);
     for (shard, row) in [(0, 100), (1, 50), (2, 0), (0, u32::MAX)] {
         assert!(
             matches!(table.get(shard, row), Err(Error::NoSuchRow { .. })),
@@ -45,5 +47,6 @@ fn an_empty_table_has_no_rows() {
     write_shard::<Signal>(&dir.path().join(shard_name(0)), &[], &[]).unwrap();
     let mut table = Table::<Signal>::open(dir.path()).unwrap();
     assert_eq!(table.len(), 0);
+    assert_eq!(table.lengths().unwrap(), [[]]);
     assert!(matches!(table.get(0, 0), Err(Error::NoSuchRow { .. })));
 }

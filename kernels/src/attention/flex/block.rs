@@ -208,7 +208,10 @@ impl<'a> AttentionInputs<'a> {
             gemm_at(block_output, stride, weights, values, false, Threads::One);
             for (row, sum) in sums.iter().enumerate() {
                 let row = std::slice::from_raw_parts_mut(block_output.add(row * stride), width);
-                row.iter_mut().for_each(|x| *x /= sum);
+                vectorize_closure(
+                    #[inline(always)]
+                    || row.iter_mut().for_each(|x| *x /= sum),
+                );
             }
         }
     }
@@ -278,15 +281,15 @@ impl<'a> AttentionInputs<'a> {
         for ((weights, slopes), row) in rows.zip(block.rows.clone()) {
             let columns = (row * heads + head) * width..(row * heads + head + 1) * width;
             let output = &results.output[columns.clone()];
-            let pairs = output.iter().zip(&results.gradient[columns]);
-            let output_dot_gradient: f32 = pairs.map(|(o, g)| o * g).sum();
+            let gradient_row = &results.gradient[columns];
             let log_sum = results.log_sums[row * heads + head];
             let seen = self.seen_keys(block, row);
-            vectorize_closure(
+            let output_dot_gradient = vectorize_closure(
                 #[inline(always)]
                 || {
-                    let seen = seen.clone();
-                    self.score_gradient(weights, slopes, seen, log_sum, output_dot_gradient);
+                    let dot = lane_dot(output, gradient_row);
+                    self.score_gradient(weights, slopes, seen.clone(), log_sum, dot);
+                    dot
                 },
             );
             sink_gradient -= exp_bounded(self.sinks[head] - log_sum) * output_dot_gradient;
@@ -348,6 +351,18 @@ impl<'a> AttentionInputs<'a> {
 
 /// Independent partial sums and maxima: a sum in order could not be vectorised.
 const LANES: usize = 16;
+
+/// Computes a dot product in independent partial sums.
+#[inline(always)]
+fn lane_dot(a: &[f32], b: &[f32]) -> f32 {
+    let mut sums = [0.0f32; LANES];
+    for (a, b) in a.chunks(LANES).zip(b.chunks(LANES)) {
+        for ((sum, a), b) in sums.iter_mut().zip(a).zip(b) {
+            *sum = a.mul_add(*b, *sum);
+        }
+    }
+    sums.iter().sum()
+}
 
 /// Returns the columns of a head in rows of a matrix `[n, heads · width]`.
 fn head_columns<'a>(
