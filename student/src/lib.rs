@@ -62,7 +62,7 @@ pub use guard::GuardSettings;
 pub use head_loss::{Form, HeadGradient, HeadLossOptions, head_loss};
 pub use layers::Layers;
 pub use loader::{OverlongRows, ReadRow};
-pub use memory::{MemorySurroundings, SequenceLength, TrainedNumbers, TrainingMemory};
+pub use memory::{MemorySurroundings, TrainedNumbers, TrainingMemory};
 pub use metrics::StepMetrics;
 pub use micro_batch::MicroBatch;
 pub use objective::{AdaptiveKl, AlphaDivergence, Jsd, Objective, Skew, WeightedDivergence};
