@@ -17,9 +17,11 @@ use crate::metrics::{MetricsFile, StepMetrics};
 use crate::not_finite::check_finite;
 use crate::objective::Objective;
 use crate::optimizer::{Optimizer, clip_global_norm};
+use crate::precision::{Precision, cast};
 use crate::schedule::Schedule;
 use crate::settings::TrainSettings;
 use crate::tensorboard::EventFile;
+use crate::trainable::{Trainable, track};
 
 /// Settings of a training, resolved for one arm.
 #[derive(Debug, Clone, Copy)]
@@ -35,6 +37,7 @@ pub struct TrainingPlan<'a> {
 /// The training loop's state besides the model, and the files that it writes.
 pub(crate) struct Trainer<'a> {
     plan: TrainingPlan<'a>,
+    trainable: Trainable,
     pub(crate) state: TrainingState,
     optimizer: Optimizer,
     metrics: MetricsFile,
@@ -58,28 +61,39 @@ impl<'a> Trainer<'a> {
             arm: plan.arm,
             settings: settings.identity(&plan.schedule),
             rows: rows as u64,
+            dev: BTreeMap::new(),
+            dev_of_mean: BTreeMap::new(),
         };
-        let checkpoint = checkpoint::newest(dir, &start, &fresh, settings)?;
+        let trainable = Trainable::of(&start, settings)?;
+        let checkpoint = checkpoint::newest(dir, &start, &fresh, settings, &trainable)?;
         let Checkpoint {
             mut state,
-            model,
-            optimizer,
+            mut model,
+            mut optimizer,
         } = checkpoint.unwrap_or_else(|| Checkpoint {
             state: fresh,
             model: start,
             optimizer: Optimizer::new(settings),
         });
+        if settings.precision == Precision::Bf16 {
+            // A frozen part is a few routers in a training of the whole model, which its export takes from the masters.
+            let has_master = |name: &str| trainable.is_whole() || trainable.contains(name);
+            optimizer.begin(&model, &has_master);
+            model = cast(model, settings.precision.dtype());
+        }
         let metrics = MetricsFile::open(dir, state.metrics_bytes)?;
         let (events, events_bytes) = EventFile::open(dir, state.events_bytes)?;
         state.events_bytes = events_bytes;
+        let model = track(model, &trainable);
         let trainer = Self {
             plan,
+            trainable,
             state,
             optimizer,
             metrics,
             events,
         };
-        Ok((trainer, model.train()))
+        Ok((trainer, model))
     }
 
     /// Makes one optimizer step and writes its metrics. `began` is the time at which waiting for the batch began, and
@@ -124,11 +138,43 @@ impl<'a> Trainer<'a> {
         Ok((model, metrics))
     }
 
-    /// Saves a checkpoint after the metrics that it counts are on the disk.
-    pub(crate) fn save(&self, dir: &Path, model: &Decoder) -> Result<(), Error> {
+    /// Saves a checkpoint after the metrics that it counts are on the disk. With `dev`, the model is measured first.
+    pub(crate) fn save(
+        &mut self,
+        dir: &Path,
+        model: &Decoder,
+        dev: Option<&mut (dyn FnMut(&Decoder) -> Result<f64, Error> + '_)>,
+    ) -> Result<(), Error> {
         self.metrics.sync()?;
         self.events.sync()?;
-        checkpoint::save(dir, &self.state, &model.valid(), &self.optimizer)
+        let mean = self.optimizer.mean_model(model);
+        let model = self.masters(model);
+        if let Some(dev) = dev {
+            let step = self.state.step;
+            let state = &mut self.state;
+            // A figure in f32 is the same after it was written as text and read back.
+            state.dev.insert(step, dev(&model)? as f32);
+            if let Some(mean) = mean {
+                state.dev_of_mean.insert(step, dev(&mean)? as f32);
+            }
+        }
+        let TrainingPlan { settings, .. } = self.plan;
+        checkpoint::save(
+            dir,
+            &self.state,
+            &model,
+            &self.optimizer,
+            settings,
+            &self.trainable,
+        )
+    }
+
+    /// Returns the model in f32 with the weights that are trained, without autodiff.
+    pub(crate) fn masters(&self, model: &Decoder) -> Decoder {
+        match self.plan.settings.precision {
+            Precision::F32 => model.valid(),
+            Precision::Bf16 => self.optimizer.masters(model),
+        }
     }
 }
 
