@@ -227,9 +227,10 @@ fn train_rates(context: &Context, trainings: &[Training]) -> anyhow::Result<Stag
         &missing,
         |(training, plan): &(&Training, StagePlan)| match training.run(context, plan) {
             Err(error) => match error.downcast_ref() {
-                Some(potstill_student::Error::NotFinite { step, .. }) => {
-                    publish_diverged(context, training, plan, *step)
-                }
+                Some(
+                    potstill_student::Error::NotFinite { step, .. }
+                    | potstill_student::Error::GradientJump { step, .. },
+                ) => publish_diverged(context, training, plan, *step),
                 _ => Err(error),
             },
             outcome => outcome,
@@ -243,12 +244,13 @@ fn publish_diverged(
     context: &Context,
     training: &Training,
     plan: &StagePlan,
+    fault: &str,
     step: u64,
 ) -> anyhow::Result<StageOutcome> {
     let counts = counts([(DIVERGED, step as usize)]);
     training.write_manifest(context, plan, BTreeMap::new(), counts)?;
     let text = format!(
-        "{}: the loss is not finite at step {step}, so this learning rate is not chosen",
+        "{}: the {fault} at step {step}, so this learning rate is not chosen",
         training.stage
     );
     context.console.emit(&Event::Warning { text });

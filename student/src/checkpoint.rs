@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::error::Error;
+use crate::guard::Guard;
 use crate::optimizer::Optimizer;
 use crate::settings::TrainSettings;
 
@@ -47,6 +48,8 @@ pub(crate) struct TrainingState {
     pub settings: Value,
     /// Number of rows that can be trained on.
     pub rows: u64,
+    /// What the guard remembers.
+    pub guard: Guard,
 }
 
 /// Names of the arms in `state.json`.
@@ -94,6 +97,23 @@ pub(crate) fn save(
     fs::rename(&beside, &place).map_err(Error::io(&place))?;
     sync_dir(&checkpoints)?;
     prune(dir)
+}
+
+/// Deletes the checkpoints after a step, to which training goes back.
+pub(crate) fn discard_after(dir: &Path, step: u64) -> Result<(), Error> {
+    for (later, place) in list(dir)? {
+        if later > step {
+            discard(later, &place)?;
+        }
+    }
+    Ok(())
+}
+
+/// Deletes a checkpoint, which is renamed before, so that a folder with a checkpoint's name is complete.
+fn discard(step: u64, place: &Path) -> Result<(), Error> {
+    let aside = place.with_file_name(format!(".step-{step:08}.old"));
+    fs::rename(place, &aside).map_err(Error::io(place))?;
+    fs::remove_dir_all(&aside).map_err(Error::io(&aside))
 }
 
 /// Deletes all but the newest checkpoints, and the incomplete folders that a crash left. A checkpoint is
