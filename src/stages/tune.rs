@@ -227,10 +227,12 @@ fn train_rates(context: &Context, trainings: &[Training]) -> anyhow::Result<Stag
         &missing,
         |(training, plan): &(&Training, StagePlan)| match training.run(context, plan) {
             Err(error) => match error.downcast_ref() {
-                Some(
-                    potstill_student::Error::NotFinite { step, .. }
-                    | potstill_student::Error::GradientJump { step, .. },
-                ) => publish_diverged(context, training, plan, *step),
+                Some(potstill_student::Error::NotFinite { step, .. }) => {
+                    publish_diverged(context, training, plan, "loss is not finite", *step)
+                }
+                Some(potstill_student::Error::GradientJump { step, .. }) => {
+                    publish_diverged(context, training, plan, "gradient jumps", *step)
+                }
                 _ => Err(error),
             },
             outcome => outcome,
@@ -312,7 +314,13 @@ fn measure_rate(
         Err(error) => match error.downcast_ref() {
             Some(potstill_eval::Error::NotFinite { .. }) => {
                 let plan = training.plan(context)?;
-                publish_diverged(context, training, &plan, training.schedule.steps)
+                publish_diverged(
+                    context,
+                    training,
+                    &plan,
+                    "loss on dev is not finite",
+                    training.schedule.steps,
+                )
             }
             _ => Err(error),
         },
