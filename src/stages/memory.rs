@@ -3,10 +3,9 @@
 use std::fs;
 
 use anyhow::bail;
+use potstill_datasets::SequenceLength;
 use potstill_model::Device;
-use potstill_student::{
-    MemoryAdvice, MemorySurroundings, SequenceLength, TrainingMemory, memory_advice,
-};
+use potstill_student::{MemoryAdvice, MemorySurroundings, TrainingMemory, memory_advice};
 
 use super::start;
 use crate::run_file::Loaded;

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::bail;
+use potstill_datasets::SequenceLength;
 use potstill_model::{
     ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, BlockType, Config, DType, Decoder, Device,
 };
-use potstill_student::SequenceLength;
 use serde_json::{Value, json};
 
 use super::memory::{self, TrainingFit};

@@ -135,6 +135,11 @@ impl Guard {
             self.checkpoint = Some(step);
         }
     }
+
+    /// Step of the checkpoint to which training returns.
+    pub(crate) fn checkpoint(&self) -> Option<u64> {
+        self.checkpoint
+    }
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ use potstill_model::{
     Decoder, MapParameters, Parameter, ParameterName, TensorOperation, map_parameters,
 };
 
-use crate::gradient::Gradients;
+use crate::gradients::Gradients;
 use crate::settings::TrainSettings;
 use crate::trainable::fits;
 

@@ -177,6 +177,10 @@ pub struct TrainSettings {
     /// Seed of the order of the data and of the draws of the controls `same_token` and `shuffled`. Not part of `[train]`.
     #[serde(skip)]
     pub seed: u64,
+    /// Hash that identifies the model that training starts from. A checkpoint of a training with frozen weights does not
+    /// hold them, so it names them by this hash. Not part of `[train]`.
+    #[serde(skip)]
+    pub base: String,
 }
 
 impl Default for TrainSettings {
@@ -218,6 +222,7 @@ impl Default for TrainSettings {
             seeds: 1,
             chunk_rows: 256,
             seed: 0,
+            base: String::new(),
         }
     }
 }
@@ -289,6 +294,7 @@ impl TrainSettings {
             "guard": self.guard,
             "chunk_rows": self.chunk_rows,
             "seed": self.seed,
+            "base": self.base,
         })
     }
 }

@@ -5,7 +5,6 @@ use std::panic::resume_unwind;
 use std::path::Path;
 use std::time::Instant;
 
-use burn::module::Module;
 use potstill_datasets::SequenceLength;
 use potstill_model::Decoder;
 
@@ -20,8 +19,10 @@ use crate::trainer::{Trainer, TrainingPlan};
 /// Model and progress at the end of a call of [`train`].
 #[derive(Debug)]
 pub struct TrainingResult {
-    /// The trained model, without autodiff.
+    /// The trained model in f32, without autodiff.
     pub model: Decoder,
+    /// With `keep_best`, the step whose checkpoint had the lowest KL on dev so far.
+    pub best_step: Option<u64>,
     /// Number of steps made since the start, earlier calls included.
     pub step: u64,
     /// Whether all steps are made. If not, the next call resumes from the checkpoint.
@@ -46,10 +47,13 @@ pub struct TrainingInputs<'a> {
     /// read all rows before the first step.
     pub lengths: Option<&'a [SequenceLength]>,
     /// Measures a model, without autodiff, on dev: the mean KL, in nats. Needed for `keep_best` and for `ema`.
-    pub dev: Option<&'a mut dyn FnMut(&Decoder) -> Result<f64, Error>>,
+    pub dev: Option<MeasureDev<'a>>,
     /// Called after each step; when it breaks, a checkpoint is saved and the result is not finished.
     pub on_step: OnStep<'a>,
 }
+
+/// Measures a model, without autodiff, on dev.
+type MeasureDev<'a> = &'a mut dyn FnMut(&Decoder) -> Result<f64, Error>;
 
 /// Called after each step.
 type OnStep<'a> = &'a mut dyn FnMut(&StepMetrics) -> ControlFlow<()>;
@@ -73,11 +77,14 @@ pub fn train(
         len,
         row,
         lengths,
+        dev,
         on_step,
-        ..
     } = inputs;
     let (settings, arm) = (plan.settings, plan.arm);
     settings.objective.check()?;
+    if settings.keep_best && dev.is_none() {
+        return Err(Error::NoDev { key: "keep_best" });
+    }
     let vocab = start.token_count();
     let control = ControlData::new(arm, settings.seed, vocab);
     let mut loader = Loader::new(row, len, lengths, control, settings)?;
@@ -93,32 +100,40 @@ pub fn train(
         steps: plan.schedule.steps,
     };
     let (sender, queue) = queue();
-    let (model, step) = std::thread::scope(|scope| {
+    let trained = std::thread::scope(|scope| {
         let reading = scope.spawn(move || loader.run(sender, batches));
         // The queue is dropped at the end of the steps, which ends the thread.
-        let trained = run_steps(start, rows, queue, on_step, plan, dir);
+        let trained = run_steps(start, rows, queue, (dev, on_step), plan, dir);
         reading.join().unwrap_or_else(|panic| resume_unwind(panic));
         trained
     })?;
     Ok(TrainingResult {
-        model: model.valid(),
-        step,
-        finished: step >= plan.schedule.steps,
+        model: trained.model,
+        best_step: trained.best_step,
+        step: trained.step,
+        finished: trained.step >= plan.schedule.steps,
         overlong,
         unique_positions,
         label_smoothing,
     })
 }
 
-/// Makes the steps that are left. Returns the model and the number of steps since the start.
+/// The end of [`run_steps`].
+struct Trained {
+    model: Decoder,
+    step: u64,
+    best_step: Option<u64>,
+}
+
+/// Makes the steps that are left.
 fn run_steps(
     start: Decoder,
     rows: usize,
     mut queue: BatchQueue,
-    on_step: OnStep<'_>,
+    (mut dev, on_step): (Option<MeasureDev<'_>>, OnStep<'_>),
     plan: TrainingPlan<'_>,
     dir: &Path,
-) -> Result<(Decoder, u64), Error> {
+) -> Result<Trained, Error> {
     let (settings, steps) = (plan.settings, plan.schedule.steps);
     let (mut trainer, mut model) = Trainer::open(start, rows, plan, dir, None)?;
     while trainer.state.step < steps {
@@ -143,14 +158,23 @@ fn run_steps(
             (trainer, model) = trainer.go_back(model, dir)?;
             continue;
         }
-        if stop || step == steps || step.is_multiple_of(settings.checkpoint_every.max(1)) {
-            trainer.save(dir, &model)?;
+        let is_regular = step == steps || step.is_multiple_of(settings.checkpoint_every.max(1));
+        if stop || is_regular {
+            // The model is measured at regular steps alone, so that the best one does not depend on interruptions.
+            let dev = dev
+                .as_deref_mut()
+                .filter(|_| is_regular && (settings.keep_best || settings.ema.is_some()));
+            trainer.save(dir, &model, dev)?;
         }
         if stop {
             break;
         }
     }
-    Ok((model, trainer.state.step))
+    Ok(Trained {
+        model: trainer.masters(&model),
+        step: trainer.state.step,
+        best_step: trainer.state.best_step(),
+    })
 }
 
 /// Returns the settings with the label smoothing that a control needs.

@@ -18,9 +18,11 @@ use crate::metrics::{MetricsFile, StepMetrics};
 use crate::not_finite::blame;
 use crate::objective::Objective;
 use crate::optimizer::{Optimizer, clip_global_norm};
+use crate::precision::{Precision, cast};
 use crate::schedule::Schedule;
 use crate::settings::TrainSettings;
 use crate::tensorboard::EventFile;
+use crate::trainable::{Trainable, track};
 
 /// Settings of a training, resolved for one arm.
 #[derive(Debug, Clone, Copy)]
@@ -36,6 +38,7 @@ pub struct TrainingPlan<'a> {
 /// The training loop's state besides the model, and the files that it writes.
 pub(crate) struct Trainer<'a> {
     plan: TrainingPlan<'a>,
+    trainable: Trainable,
     pub(crate) state: TrainingState,
     optimizer: Optimizer,
     metrics: MetricsFile,
@@ -64,12 +67,15 @@ impl<'a> Trainer<'a> {
             settings: settings.identity(&plan.schedule),
             rows: rows as u64,
             guard: Guard::default(),
+            dev: BTreeMap::new(),
+            dev_of_mean: BTreeMap::new(),
         };
-        let checkpoint = checkpoint::newest(dir, &start, &fresh, settings)?;
+        let trainable = Trainable::of(&start, settings)?;
+        let checkpoint = checkpoint::newest(dir, &start, &fresh, settings, &trainable)?;
         let Checkpoint {
             mut state,
-            model,
-            optimizer,
+            mut model,
+            mut optimizer,
         } = checkpoint.unwrap_or_else(|| Checkpoint {
             state: fresh,
             model: start,
@@ -78,18 +84,26 @@ impl<'a> Trainer<'a> {
         if let Some(bytes) = written_bytes {
             (state.metrics_bytes, state.events_bytes) = bytes;
         }
+        if settings.precision == Precision::Bf16 {
+            // A frozen part is a few routers in a training of the whole model, which its export takes from the masters.
+            let has_master = |name: &str| trainable.is_whole() || trainable.contains(name);
+            optimizer.begin(&model, &has_master);
+            model = cast(model, settings.precision.dtype());
+        }
         let metrics = MetricsFile::open(dir, state.metrics_bytes)?;
         let (events, events_bytes) = EventFile::open(dir, state.events_bytes)?;
         state.events_bytes = events_bytes;
+        let model = track(model, &trainable);
         let trainer = Self {
             plan,
+            trainable,
             state,
             optimizer,
             metrics,
             events,
             return_to: None,
         };
-        Ok((trainer, model.train()))
+        Ok((trainer, model))
     }
 
     /// Makes one optimizer step and writes its metrics. `began` is the time at which waiting for the batch began, and
@@ -189,10 +203,10 @@ impl<'a> Trainer<'a> {
             ..
         } = self.state.clone();
         checkpoint::discard_after(dir, self.return_to.unwrap_or_default())?;
-        let plan = self.plan;
-        drop(self);
+        let (plan, start) = (self.plan, self.masters(&model));
+        drop((self, model));
         let (mut trainer, model) = Self::open(
-            model.valid(),
+            start,
             rows as usize,
             plan,
             dir,
@@ -202,13 +216,45 @@ impl<'a> Trainer<'a> {
         Ok((trainer, model))
     }
 
-    /// Saves a checkpoint after the metrics that it counts are on the disk.
-    pub(crate) fn save(&mut self, dir: &Path, model: &Decoder) -> Result<(), Error> {
+    /// Saves a checkpoint after the metrics that it counts are on the disk. With `dev`, the model is measured first.
+    pub(crate) fn save(
+        &mut self,
+        dir: &Path,
+        model: &Decoder,
+        dev: Option<&mut (dyn FnMut(&Decoder) -> Result<f64, Error> + '_)>,
+    ) -> Result<(), Error> {
         let (step, every) = (self.state.step, self.plan.settings.checkpoint_every);
         self.state.guard.will_save(step, every);
         self.metrics.sync()?;
         self.events.sync()?;
-        checkpoint::save(dir, &self.state, &model.valid(), &self.optimizer)
+        let mean = self.optimizer.mean_model(model);
+        let model = self.masters(model);
+        if let Some(dev) = dev {
+            let step = self.state.step;
+            let state = &mut self.state;
+            // A figure in f32 is the same after it was written as text and read back.
+            state.dev.insert(step, dev(&model)? as f32);
+            if let Some(mean) = mean {
+                state.dev_of_mean.insert(step, dev(&mean)? as f32);
+            }
+        }
+        let TrainingPlan { settings, .. } = self.plan;
+        checkpoint::save(
+            dir,
+            &self.state,
+            &model,
+            &self.optimizer,
+            settings,
+            &self.trainable,
+        )
+    }
+
+    /// Returns the model in f32 with the weights that are trained, without autodiff.
+    pub(crate) fn masters(&self, model: &Decoder) -> Decoder {
+        match self.plan.settings.precision {
+            Precision::F32 => model.valid(),
+            Precision::Bf16 => self.optimizer.masters(model),
+        }
     }
 }
 

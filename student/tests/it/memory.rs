@@ -1,13 +1,14 @@
 //! The predicted memory against tensors that are counted: weights, gradients and the optimizer's state of one step.
 
 use burn::tensor::{DType, Device};
+use potstill_datasets::SequenceLength;
 use potstill_model::{
     AdapterLayers, AdapterPlan, Config, Decoder, Parameter, Role, named_parameters,
     parameter_shapes, with_adapter,
 };
 use potstill_student::{
-    AdapterSettings, Arm, MemorySurroundings, MomentType, Optimizer, Precision, SequenceLength,
-    TrainSettings, Trainable, TrainedNumbers, TrainingMemory, batch_gradient, memory_advice, track,
+    AdapterSettings, Arm, MemorySurroundings, MomentType, Optimizer, Precision, TrainSettings,
+    Trainable, TrainedNumbers, TrainingMemory, batch_gradient, memory_advice, track,
 };
 use serde_json::json;
 
@@ -44,11 +45,11 @@ const SURROUNDINGS: MemorySurroundings = MemorySurroundings {
 const LENGTHS: [SequenceLength; 2] = [
     SequenceLength {
         tokens: 20,
-        loss_positions: 10,
+        first_loss: Some(10),
     },
     SequenceLength {
         tokens: 12,
-        loss_positions: 5,
+        first_loss: Some(7),
     },
 ];
 
@@ -205,7 +206,7 @@ fn advice_that_is_followed_fits() {
     let config = model(true).config().clone();
     let lengths = [SequenceLength {
         tokens: 64,
-        loss_positions: 60,
+        first_loss: Some(4),
     }; 8];
     let before = TrainSettings {
         batch: 8,
