@@ -227,8 +227,8 @@ fn with_trained(dir: &Path, start: Decoder) -> Result<Decoder, Error> {
     }
 }
 
-/// Deletes all but the newest checkpoints, the best one, and the one to which the guard returns, and the incomplete folders that a crash left. A checkpoint is
-/// renamed before its deletion, so that a folder with a checkpoint's name is complete.
+/// Deletes all but the newest checkpoints, the best one, and the one to which the guard returns, and the incomplete
+/// folders that a crash left.
 fn prune(dir: &Path, settings: &TrainSettings, state: &TrainingState) -> Result<(), Error> {
     for rest in entries(dir)? {
         if name_of(&rest).starts_with(".step-") {
