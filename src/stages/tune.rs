@@ -14,16 +14,15 @@ use anyhow::{Context as _, bail};
 use choice::{Choice, TriedRate, choose_lowest, mean};
 use potstill_datasets::{Arm, SequenceValues, Split, replace_file};
 use potstill_eval::{Metric, TunedRate};
-use potstill_model::DType;
 use serde_json::json;
 
 use super::collect::is_published;
 use super::eval::{measure, published_values};
 use super::models::results_file;
-use super::training::{Training, outcome_without_training, schedule, train_each};
+use super::training::{Training, checkpoint_model, outcome_without_training, schedule, train_each};
 use super::{
-    Context, StageOutcome, StageSummary, checkpoint, counts, curate, for_each_model, known,
-    planned, run_stage, score,
+    Context, StageOutcome, StageSummary, counts, curate, for_each_model, known, planned, run_stage,
+    score,
 };
 use crate::events::Event;
 use crate::run_dir::StagePlan;
@@ -228,7 +227,10 @@ fn train_rates(context: &Context, trainings: &[Training]) -> anyhow::Result<Stag
         |(training, plan): &(&Training, StagePlan)| match training.run(context, plan) {
             Err(error) => match error.downcast_ref() {
                 Some(potstill_student::Error::NotFinite { step, .. }) => {
-                    publish_diverged(context, training, plan, *step)
+                    publish_diverged(context, training, plan, "loss is not finite", *step)
+                }
+                Some(potstill_student::Error::GradientJump { step, .. }) => {
+                    publish_diverged(context, training, plan, "gradient jumps", *step)
                 }
                 _ => Err(error),
             },
@@ -243,12 +245,13 @@ fn publish_diverged(
     context: &Context,
     training: &Training,
     plan: &StagePlan,
+    fault: &str,
     step: u64,
 ) -> anyhow::Result<StageOutcome> {
     let counts = counts([(DIVERGED, step as usize)]);
     training.write_manifest(context, plan, BTreeMap::new(), counts)?;
     let text = format!(
-        "{}: the loss is not finite at step {step}, so this learning rate is not chosen",
+        "{}: the {fault} at step {step}, so this learning rate is not chosen",
         training.stage
     );
     context.console.emit(&Event::Warning { text });
@@ -296,9 +299,10 @@ fn measure_rate(
     plan: &StagePlan,
 ) -> anyhow::Result<StageOutcome> {
     let measured = run_stage(context, plan, |out| {
-        let folder = context.dir.verified(&training.last_checkpoint())?;
-        let student = checkpoint::student(&context.run)?;
-        let weights = checkpoint::load(&folder, &student, DType::F32, &context.device)?;
+        let trained = context.dir.require(&training.home, "tune", &context.run)?;
+        let folder = training.exported_checkpoint(&trained.counts);
+        let folder = context.dir.verified(&folder)?;
+        let weights = checkpoint_model(context, training.variant.seed_index, &folder)?;
         let values = measure(context, &plan.stage, &weights, Split::Dev, out, &plan.home)?;
         Ok(values.map(|values| {
             let tokens = values.iter().map(|v| v.tokens as usize).sum();
@@ -310,7 +314,13 @@ fn measure_rate(
         Err(error) => match error.downcast_ref() {
             Some(potstill_eval::Error::NotFinite { .. }) => {
                 let plan = training.plan(context)?;
-                publish_diverged(context, training, &plan, training.schedule.steps)
+                publish_diverged(
+                    context,
+                    training,
+                    &plan,
+                    "loss on dev is not finite",
+                    training.schedule.steps,
+                )
             }
             _ => Err(error),
         },

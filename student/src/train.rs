@@ -135,7 +135,7 @@ fn run_steps(
     dir: &Path,
 ) -> Result<Trained, Error> {
     let (settings, steps) = (plan.settings, plan.schedule.steps);
-    let (mut trainer, mut model) = Trainer::open(start, rows, plan, dir)?;
+    let (mut trainer, mut model) = Trainer::open(start, rows, plan, dir, None)?;
     while trainer.state.step < steps {
         let began = Instant::now();
         let place = Place {
@@ -149,7 +149,15 @@ fn run_steps(
         let metrics;
         (model, metrics) = trainer.step(model, &batch, began, stall_seconds)?;
         let step = metrics.step;
-        let stop = on_step(&metrics).is_break() && step < steps;
+        let stop = on_step(&metrics).is_break() && (step < steps || trainer.must_return());
+        if trainer.must_return() {
+            if stop {
+                // The next call makes the steps since the checkpoint again, and goes back as well.
+                break;
+            }
+            (trainer, model) = trainer.go_back(model, dir)?;
+            continue;
+        }
         let is_regular = step == steps || step.is_multiple_of(settings.checkpoint_every.max(1));
         if stop || is_regular {
             // The model is measured at regular steps alone, so that the best one does not depend on interruptions.

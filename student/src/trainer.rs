@@ -12,9 +12,10 @@ use crate::batch::Batch;
 use crate::checkpoint::{self, Checkpoint, TrainingState};
 use crate::error::Error;
 use crate::gradient::gradient_of;
+use crate::guard::{Action, Guard};
 use crate::loss::Divergence;
 use crate::metrics::{MetricsFile, StepMetrics};
-use crate::not_finite::check_finite;
+use crate::not_finite::blame;
 use crate::objective::Objective;
 use crate::optimizer::{Optimizer, clip_global_norm};
 use crate::precision::{Precision, cast};
@@ -42,15 +43,19 @@ pub(crate) struct Trainer<'a> {
     optimizer: Optimizer,
     metrics: MetricsFile,
     events: EventFile,
+    /// Step of the checkpoint to which the guard sends the training back.
+    return_to: Option<u64>,
 }
 
 impl<'a> Trainer<'a> {
-    /// Opens the newest checkpoint in `dir`, or begins at `start`. The model that is returned is tracked.
+    /// Opens the newest checkpoint in `dir`, or begins at `start`. The model that is returned is tracked. The files of metrics
+    /// are cut to their lengths at the checkpoint, or to `written_bytes`.
     pub(crate) fn open(
         start: Decoder,
         rows: usize,
         plan: TrainingPlan<'a>,
         dir: &Path,
+        written_bytes: Option<(u64, u64)>,
     ) -> Result<(Self, Decoder), Error> {
         let settings = plan.settings;
         let fresh = TrainingState {
@@ -61,6 +66,7 @@ impl<'a> Trainer<'a> {
             arm: plan.arm,
             settings: settings.identity(&plan.schedule),
             rows: rows as u64,
+            guard: Guard::default(),
             dev: BTreeMap::new(),
             dev_of_mean: BTreeMap::new(),
         };
@@ -75,6 +81,9 @@ impl<'a> Trainer<'a> {
             model: start,
             optimizer: Optimizer::new(settings),
         });
+        if let Some(bytes) = written_bytes {
+            (state.metrics_bytes, state.events_bytes) = bytes;
+        }
         if settings.precision == Precision::Bf16 {
             // A frozen part is a few routers in a training of the whole model, which its export takes from the masters.
             let has_master = |name: &str| trainable.is_whole() || trainable.contains(name);
@@ -92,6 +101,7 @@ impl<'a> Trainer<'a> {
             optimizer,
             metrics,
             events,
+            return_to: None,
         };
         Ok((trainer, model))
     }
@@ -111,9 +121,12 @@ impl<'a> Trainer<'a> {
         let step = self.state.step + 1;
         let result = gradient_of(&model, batch, settings);
         let (norm, scale) = clip_global_norm(&result.gradients, settings.clip);
-        check_finite(&model, batch, (result.loss, norm), settings, step)?;
-        let rate = schedule.at(step);
-        let model = self.optimizer.step(model, result.gradients, scale, rate);
+        let skipped = self.skip_reason(&model, batch, (result.loss, norm))?;
+        let rate = schedule.at(step) * self.state.guard.rate_factor(&settings.guard);
+        let model = match skipped {
+            None => self.optimizer.step(model, result.gradients, scale, rate),
+            Some(_) => model,
+        };
 
         let sums = &result.sums;
         let per_row = 1.0 / sums.rows.max(1) as f64;
@@ -130,12 +143,77 @@ impl<'a> Trainer<'a> {
             tokens: batch.tokens as u64,
             tokens_per_second: batch.tokens as f64 / began.elapsed().as_secs_f64(),
             stall_seconds,
+            skipped,
         };
         self.state.metrics_bytes += self.metrics.write(&metrics)?;
         self.state.events_bytes += self.events.write(&metrics)?;
         self.state.step = step;
         self.state.position += settings.batch as u64;
         Ok((model, metrics))
+    }
+
+    /// Lets the guard decide about the step that is computed. Returns why it is skipped.
+    ///
+    /// # Errors
+    /// The fault of the step, with the rows that are to blame, if training cannot go on.
+    fn skip_reason(
+        &mut self,
+        model: &Decoder,
+        batch: &Batch,
+        (loss, norm): (f64, f64),
+    ) -> Result<Option<String>, Error> {
+        let (step, settings) = (self.state.step + 1, self.plan.settings);
+        let Some(fault) = self.state.guard.fault(loss, norm, &settings.guard) else {
+            self.state.guard.made(norm);
+            return Ok(None);
+        };
+        let error = blame(model, batch, fault, settings, step)?;
+        let text = error.to_string();
+        let fault_text = text.lines().next().unwrap_or_default();
+        // If no row has a finite gradient, the weights are to blame.
+        let is_of_weights = matches!(
+            &error,
+            Error::NotFinite { rows, batch, .. } if *batch > 1 && rows.len() == *batch
+        );
+        match self.state.guard.decide(!is_of_weights, &settings.guard) {
+            Action::Stop => Err(error),
+            Action::Return(step) => {
+                self.return_to = Some(step);
+                let factor = settings.guard.rate_factor;
+                Ok(Some(format!(
+                    "{fault_text}; training goes back to the checkpoint after step {step}, with {factor} times the learning rate"
+                )))
+            }
+            _ => Ok(Some(format!("{fault_text}; the step is skipped"))),
+        }
+    }
+
+    /// Whether the guard sends the training back to a checkpoint.
+    pub(crate) fn must_return(&self) -> bool {
+        self.return_to.is_some()
+    }
+
+    /// Goes back to a checkpoint. The metrics of the steps since then stay, and the guard's count of returns.
+    pub(crate) fn go_back(self, model: Decoder, dir: &Path) -> Result<(Self, Decoder), Error> {
+        let TrainingState {
+            rows,
+            metrics_bytes,
+            events_bytes,
+            guard,
+            ..
+        } = self.state.clone();
+        checkpoint::discard_after(dir, self.return_to.unwrap_or_default())?;
+        let (plan, start) = (self.plan, self.masters(&model));
+        drop((self, model));
+        let (mut trainer, model) = Self::open(
+            start,
+            rows as usize,
+            plan,
+            dir,
+            Some((metrics_bytes, events_bytes)),
+        )?;
+        trainer.state.guard = guard;
+        Ok((trainer, model))
     }
 
     /// Saves a checkpoint after the metrics that it counts are on the disk. With `dev`, the model is measured first.
@@ -145,6 +223,8 @@ impl<'a> Trainer<'a> {
         model: &Decoder,
         dev: Option<&mut (dyn FnMut(&Decoder) -> Result<f64, Error> + '_)>,
     ) -> Result<(), Error> {
+        let (step, every) = (self.state.step, self.plan.settings.checkpoint_every);
+        self.state.guard.will_save(step, every);
         self.metrics.sync()?;
         self.events.sync()?;
         let mean = self.optimizer.mean_model(model);
