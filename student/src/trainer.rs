@@ -13,7 +13,7 @@ use crate::checkpoint::{self, Checkpoint, TrainingState};
 use crate::error::Error;
 use crate::gradient::gradient_of;
 use crate::loss::Divergence;
-use crate::metrics::{MetricsFile, StepMetrics};
+use crate::metrics::{MetricsFile, StepMetrics, peak_bytes};
 use crate::not_finite::check_finite;
 use crate::objective::Objective;
 use crate::optimizer::{Optimizer, clip_global_norm};
@@ -130,6 +130,7 @@ impl<'a> Trainer<'a> {
             tokens: batch.tokens as u64,
             tokens_per_second: batch.tokens as f64 / began.elapsed().as_secs_f64(),
             stall_seconds,
+            peak_bytes: peak_bytes(),
         };
         self.state.metrics_bytes += self.metrics.write(&metrics)?;
         self.state.events_bytes += self.events.write(&metrics)?;
