@@ -178,6 +178,7 @@ impl Training {
                 row: &mut row,
                 lengths: lengths.as_deref(),
                 dev: None,
+                collective: None,
                 on_step: &mut on_step,
             },
             &TrainingPlan {

@@ -33,6 +33,7 @@ mod objective;
 mod optimizer;
 mod own_text;
 mod precision;
+mod replica;
 mod schedule;
 mod settings;
 pub mod spans;

@@ -3,15 +3,17 @@
 use std::ops::ControlFlow;
 use std::panic::resume_unwind;
 use std::path::Path;
+use std::sync::mpsc::{Sender, channel};
 use std::time::Instant;
 
 use burn::module::Module;
 use potstill_datasets::SequenceLength;
 use potstill_model::Decoder;
 
+use crate::collective::{Alone, Collective, thread_ranks};
 use crate::control::ControlData;
 use crate::error::Error;
-use crate::loader::{BatchQueue, BatchSettings, Loader, Place, queue};
+use crate::loader::{BatchQueue, BatchSettings, Loader, Place, queues};
 use crate::loader::{OverlongRows, ReadRow};
 use crate::metrics::StepMetrics;
 use crate::settings::TrainSettings;
@@ -35,6 +37,9 @@ pub struct TrainingResult {
     pub label_smoothing: Option<f64>,
 }
 
+/// Stack size of a replica's threads, equal to the usual stack size of a main thread.
+const STACK_BYTES: usize = 8 << 20;
+
 /// What a training reads, and what it calls.
 pub struct TrainingInputs<'a> {
     /// Number of rows.
@@ -47,6 +52,9 @@ pub struct TrainingInputs<'a> {
     pub lengths: Option<&'a [SequenceLength]>,
     /// Measures a model, without autodiff, on dev: the mean KL, in nats. Needed for `keep_best` and for `ema`.
     pub dev: Option<&'a mut dyn FnMut(&Decoder) -> Result<f64, Error>>,
+    /// The other processes that train the same model, as many as `replicas`; `None` if this process is alone. It then trains
+    /// with `replicas` threads.
+    pub collective: Option<&'a mut dyn Collective>,
     /// Called after each step; when it breaks, a checkpoint is saved and the result is not finished.
     pub on_step: OnStep<'a>,
 }
@@ -73,6 +81,7 @@ pub fn train(
         len,
         row,
         lengths,
+        collective,
         on_step,
         ..
     } = inputs;
@@ -92,11 +101,28 @@ pub fn train(
         vocab,
         steps: plan.schedule.steps,
     };
-    let (sender, queue) = queue();
+    let ranks = match &collective {
+        Some(collective) => check_ranks(collective.size(), settings)?,
+        None => settings.replicas.max(1),
+    };
+    let (sender, mut queues) = queues(ranks);
+    let run = Run {
+        start,
+        rows,
+        plan,
+        dir,
+    };
     let (model, step) = std::thread::scope(|scope| {
         let reading = scope.spawn(move || loader.run(sender, batches));
-        // The queue is dropped at the end of the steps, which ends the thread.
-        let trained = run_steps(start, rows, queue, on_step, plan, dir);
+        // The queues are dropped at the end of the steps, which ends the thread.
+        let trained = match (collective, queues.pop()) {
+            (Some(collective), Some(queue)) => run.steps(queue, on_step, collective),
+            (None, Some(queue)) if ranks == 1 => run.steps(queue, on_step, &mut Alone),
+            (_, queue) => {
+                queues.extend(queue);
+                run.in_threads(queues, on_step)
+            }
+        };
         reading.join().unwrap_or_else(|panic| resume_unwind(panic));
         trained
     })?;
@@ -110,39 +136,131 @@ pub fn train(
     })
 }
 
-/// Makes the steps that are left. Returns the model and the number of steps since the start.
-fn run_steps(
+/// Checks the number of processes that train together. Returns the number of replicas in this one.
+fn check_ranks(processes: usize, settings: &TrainSettings) -> Result<usize, Error> {
+    match settings.replicas == processes {
+        true => Ok(1),
+        false => Err(Error::Replicas(format!(
+            "{processes} processes were started, and `replicas` of [train] is {}\nhint: set `replicas = {processes}`, or start {} processes",
+            settings.replicas, settings.replicas
+        ))),
+    }
+}
+
+/// What every replica trains.
+#[derive(Clone)]
+struct Run<'a> {
     start: Decoder,
     rows: usize,
-    mut queue: BatchQueue,
-    on_step: OnStep<'_>,
-    plan: TrainingPlan<'_>,
-    dir: &Path,
-) -> Result<(Decoder, u64), Error> {
-    let (settings, steps) = (plan.settings, plan.schedule.steps);
-    let (mut trainer, mut model) = Trainer::open(start, rows, plan, dir)?;
-    while trainer.state.step < steps {
-        let began = Instant::now();
-        let place = Place {
-            step: trainer.state.step + 1,
-            position: trainer.state.position,
-        };
-        let Some((batch, stall_seconds)) = queue.next(place) else {
-            break;
-        };
-        let batch = batch?;
-        let metrics;
-        (model, metrics) = trainer.step(model, &batch, began, stall_seconds)?;
-        let step = metrics.step;
-        let stop = on_step(&metrics).is_break() && step < steps;
-        if stop || step == steps || step.is_multiple_of(settings.checkpoint_every.max(1)) {
-            trainer.save(dir, &model)?;
+    plan: TrainingPlan<'a>,
+    dir: &'a Path,
+}
+
+impl Run<'_> {
+    /// Makes the steps that are left. Returns the model and the number of steps since the start.
+    fn steps(
+        self,
+        mut queue: BatchQueue,
+        on_step: OnStep<'_>,
+        collective: &mut dyn Collective,
+    ) -> Result<(Decoder, u64), Error> {
+        let Self {
+            start,
+            rows,
+            plan,
+            dir,
+        } = self;
+        let (settings, steps) = (plan.settings, plan.schedule.steps);
+        let (mut trainer, mut model) = Trainer::open(start, rows, plan, dir, collective)?;
+        while trainer.state.step < steps {
+            let began = Instant::now();
+            let place = Place {
+                step: trainer.state.step + 1,
+                position: trainer.state.position,
+            };
+            let Some((batch, stall_seconds)) = queue.next(place) else {
+                break;
+            };
+            let batch = batch?;
+            let metrics;
+            (model, metrics) = trainer.step(model, &batch, (began, stall_seconds), collective)?;
+            let step = metrics.step;
+            // A stop that one replica is asked for stops all.
+            let mut stops = [f64::from(u8::from(on_step(&metrics).is_break()))];
+            collective.sum_f64(&mut stops)?;
+            let stop = stops[0] > 0.0 && step < steps;
+            if stop || step == steps || step.is_multiple_of(settings.checkpoint_every.max(1)) {
+                trainer.save(dir, &model, collective)?;
+            }
+            if stop {
+                break;
+            }
         }
-        if stop {
-            break;
+        Ok((model, trainer.state.step))
+    }
+
+    /// Trains with a replica in a thread for each queue. Each has its share of the processor's cores. `on_step` is called
+    /// on this thread.
+    fn in_threads(
+        self,
+        queues: Vec<BatchQueue>,
+        on_step: OnStep<'_>,
+    ) -> Result<(Decoder, u64), Error> {
+        let replicas = queues.len();
+        let cores = (rayon::current_num_threads() / replicas).max(1);
+        let (calls, called) = channel::<(StepMetrics, Sender<ControlFlow<()>>)>();
+        let mut calls = Some(calls);
+        std::thread::scope(|scope| {
+            let mut threads = Vec::with_capacity(replicas);
+            for (queue, mut rank) in queues.into_iter().zip(thread_ranks(replicas)) {
+                let (run, calls) = (self.clone(), calls.take());
+                let pool = rayon::ThreadPoolBuilder::new()
+                    .num_threads(cores)
+                    .stack_size(STACK_BYTES)
+                    .build()
+                    .map_err(|why| Error::Replicas(format!("cannot start threads: {why}")))?;
+                let mut on_step = move |metrics: &StepMetrics| match &calls {
+                    Some(calls) => ask(calls, metrics),
+                    None => ControlFlow::Continue(()),
+                };
+                threads.push(scope.spawn(move || {
+                    pool.install(move || run.steps(queue, &mut on_step, &mut rank))
+                }));
+            }
+            // Ends when rank 0 ends.
+            for (metrics, answer) in called {
+                // A replica that is gone needs no answer.
+                let _ = answer.send(on_step(&metrics));
+            }
+            let results = (threads.into_iter())
+                .map(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic)));
+            first_result(results.collect())
+        })
+    }
+}
+
+/// Asks another thread whether to go on.
+fn ask(
+    calls: &Sender<(StepMetrics, Sender<ControlFlow<()>>)>,
+    metrics: &StepMetrics,
+) -> ControlFlow<()> {
+    let (answer, answered) = channel();
+    let sent = calls.send((metrics.clone(), answer));
+    let stop = ControlFlow::Break(());
+    sent.map_or(stop, |()| answered.recv().unwrap_or(stop))
+}
+
+/// The result of rank 0, or the error of a replica that did not only wait for another one.
+fn first_result<T>(results: Vec<Result<T, Error>>) -> Result<T, Error> {
+    let mut first = None;
+    for result in results {
+        match (&first, result) {
+            (_, Err(error)) if !matches!(error, Error::LostRank { .. }) => return Err(error),
+            (None, result) => first = Some(result),
+            _ => {}
         }
     }
-    Ok((model, trainer.state.step))
+    first.unwrap_or_else(|| Err(Error::Replicas("there is no replica".to_owned())))
 }
 
 /// Returns the settings with the label smoothing that a control needs.

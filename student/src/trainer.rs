@@ -10,16 +10,19 @@ use potstill_model::Decoder;
 
 use crate::batch::Batch;
 use crate::checkpoint::{self, Checkpoint, TrainingState};
+use crate::collective::Collective;
 use crate::error::Error;
-use crate::gradient::gradient_of;
+use crate::gradient::{BatchGradient, Gradients, gradient_of_share};
 use crate::loss::Divergence;
 use crate::metrics::{MetricsFile, StepMetrics};
 use crate::not_finite::check_finite;
 use crate::objective::Objective;
 use crate::optimizer::{Optimizer, clip_global_norm};
+use crate::replica::{Shard, whole_optimizer};
 use crate::schedule::Schedule;
 use crate::settings::TrainSettings;
 use crate::tensorboard::EventFile;
+use crate::trainable::Trainable;
 
 /// Settings of a training, resolved for one arm.
 #[derive(Debug, Clone, Copy)]
@@ -37,8 +40,10 @@ pub(crate) struct Trainer<'a> {
     plan: TrainingPlan<'a>,
     pub(crate) state: TrainingState,
     optimizer: Optimizer,
-    metrics: MetricsFile,
-    events: EventFile,
+    /// The files of metrics, which rank 0 alone writes.
+    files: Option<(MetricsFile, EventFile)>,
+    /// What this replica has to do with the others; `None` for a single replica.
+    shard: Option<Shard>,
 }
 
 impl<'a> Trainer<'a> {
@@ -48,8 +53,14 @@ impl<'a> Trainer<'a> {
         rows: usize,
         plan: TrainingPlan<'a>,
         dir: &Path,
+        collective: &mut dyn Collective,
     ) -> Result<(Self, Decoder), Error> {
         let settings = plan.settings;
+        let (rank, size) = (collective.rank(), collective.size());
+        if rank > 0 {
+            // Rank 0 tidies the folder before the others read it.
+            collective.sum_f64(&mut [])?;
+        }
         let fresh = TrainingState {
             step: 0,
             position: 0,
@@ -63,23 +74,71 @@ impl<'a> Trainer<'a> {
         let Checkpoint {
             mut state,
             model,
-            optimizer,
+            mut optimizer,
         } = checkpoint.unwrap_or_else(|| Checkpoint {
             state: fresh,
             model: start,
             optimizer: Optimizer::new(settings),
         });
-        let metrics = MetricsFile::open(dir, state.metrics_bytes)?;
-        let (events, events_bytes) = EventFile::open(dir, state.events_bytes)?;
-        state.events_bytes = events_bytes;
+        let mut files = None;
+        if rank == 0 {
+            let metrics = MetricsFile::open(dir, state.metrics_bytes)?;
+            let (events, events_bytes) = EventFile::open(dir, state.events_bytes)?;
+            state.events_bytes = events_bytes;
+            files = Some((metrics, events));
+        }
+        if rank == 0 && size > 1 {
+            collective.sum_f64(&mut [])?;
+        }
+        let mut shard = None;
+        if size > 1 {
+            let trainable = Trainable::of(&model, settings)?;
+            let own = Shard::new(&model, &trainable, rank, size);
+            optimizer.keep(|name| own.owns(name));
+            shard = Some(own);
+        }
         let trainer = Self {
             plan,
             state,
             optimizer,
-            metrics,
-            events,
+            files,
+            shard,
         };
         Ok((trainer, model.train()))
+    }
+
+    /// Computes this replica's share of the gradient, and adds up those of all replicas.
+    fn gradient(
+        &mut self,
+        model: &Decoder,
+        batch: &Batch,
+        collective: &mut dyn Collective,
+    ) -> Result<BatchGradient, Error> {
+        let ranks = (collective.rank(), collective.size());
+        let mut result = gradient_of_share(model, batch, self.plan.settings, ranks);
+        if let Some(shard) = &mut self.shard {
+            let divergences = batch.objective.divergences().len();
+            let device = model.device().inner();
+            shard.sum(&mut result, divergences, &device, collective)?;
+            result.loss = batch.row_weight() * result.sums.loss;
+        }
+        Ok(result)
+    }
+
+    /// Updates the parameters. Each replica updates its own part and gets the others.
+    fn update(
+        &mut self,
+        model: Decoder,
+        gradients: Gradients,
+        (scale, rate): (f64, f64),
+        collective: &mut dyn Collective,
+    ) -> Result<Decoder, Error> {
+        let Some(shard) = &mut self.shard else {
+            return Ok(self.optimizer.step(model, gradients, scale, rate));
+        };
+        let own = shard.own(gradients);
+        let model = self.optimizer.step(model, own, scale, rate);
+        shard.gather(model, collective)
     }
 
     /// Makes one optimizer step and writes its metrics. `began` is the time at which waiting for the batch began, and
@@ -88,18 +147,18 @@ impl<'a> Trainer<'a> {
         &mut self,
         model: Decoder,
         batch: &Batch,
-        began: Instant,
-        stall_seconds: f64,
+        (began, stall_seconds): (Instant, f64),
+        collective: &mut dyn Collective,
     ) -> Result<(Decoder, StepMetrics), Error> {
         let TrainingPlan {
             settings, schedule, ..
         } = self.plan;
         let step = self.state.step + 1;
-        let result = gradient_of(&model, batch, settings);
+        let result = self.gradient(&model, batch, collective)?;
         let (norm, scale) = clip_global_norm(&result.gradients, settings.clip);
         check_finite(&model, batch, (result.loss, norm), settings, step)?;
         let rate = schedule.at(step);
-        let model = self.optimizer.step(model, result.gradients, scale, rate);
+        let model = self.update(model, result.gradients, (scale, rate), collective)?;
 
         let sums = &result.sums;
         let per_row = 1.0 / sums.rows.max(1) as f64;
@@ -117,18 +176,42 @@ impl<'a> Trainer<'a> {
             tokens_per_second: batch.tokens as f64 / began.elapsed().as_secs_f64(),
             stall_seconds,
         };
-        self.state.metrics_bytes += self.metrics.write(&metrics)?;
-        self.state.events_bytes += self.events.write(&metrics)?;
+        if let Some((file, events)) = &mut self.files {
+            self.state.metrics_bytes += file.write(&metrics)?;
+            self.state.events_bytes += events.write(&metrics)?;
+        }
         self.state.step = step;
         self.state.position += settings.batch as u64;
         Ok((model, metrics))
     }
 
-    /// Saves a checkpoint after the metrics that it counts are on the disk.
-    pub(crate) fn save(&self, dir: &Path, model: &Decoder) -> Result<(), Error> {
-        self.metrics.sync()?;
-        self.events.sync()?;
-        checkpoint::save(dir, &self.state, &model.valid(), &self.optimizer)
+    /// Saves a checkpoint after the metrics that it counts are on the disk. All replicas call this, and rank 0 writes.
+    pub(crate) fn save(
+        &self,
+        dir: &Path,
+        model: &Decoder,
+        collective: &mut dyn Collective,
+    ) -> Result<(), Error> {
+        let whole = self.whole_optimizer(model, collective)?;
+        let Some((metrics, events)) = &self.files else {
+            return Ok(());
+        };
+        metrics.sync()?;
+        events.sync()?;
+        let optimizer = whole.as_ref().unwrap_or(&self.optimizer);
+        checkpoint::save(dir, &self.state, &model.valid(), optimizer)
+    }
+
+    /// The optimizer with the state of all replicas, on rank 0 of several.
+    fn whole_optimizer(
+        &self,
+        model: &Decoder,
+        collective: &mut dyn Collective,
+    ) -> Result<Option<Optimizer>, Error> {
+        match self.shard {
+            Some(_) => whole_optimizer(&self.optimizer, &model.device().inner(), collective),
+            None => Ok(None),
+        }
     }
 }
 

@@ -157,6 +157,7 @@ fn train(
             row: &mut row,
             lengths: None,
             dev: None,
+            collective: None,
             on_step: &mut on_step,
         },
         &TrainingPlan {

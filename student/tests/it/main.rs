@@ -23,6 +23,7 @@ mod other_tokenizers;
 mod own_text;
 mod plain;
 mod reference;
+mod replicas;
 mod resume;
 mod support;
 mod transform;
