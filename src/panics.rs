@@ -53,8 +53,23 @@ pub fn guard<T>(work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
     })
 }
 
-/// Describes a panic for people. A thread that the system refuses is not a bug, though the standard library panics.
+/// Words by which the runtime of a GPU says that an allocation failed: the errors' texts, and their names in Rust.
+const GPU_REFUSALS: [&str; 6] = [
+    "out of device memory",
+    "out-of-memory",
+    "can't allocate buffer of size",
+    "OutOfMemory",
+    "BufferTooBig",
+    "OUT_OF_MEMORY",
+];
+
+/// Describes a panic for people. Memory of a GPU and a thread that are refused are not bugs, though the libraries panic.
 fn describe(message: &str, place: &str) -> String {
+    if GPU_REFUSALS.iter().any(|words| message.contains(words)) {
+        return format!(
+            "the device has not enough memory: {message}\nhint: lower `micro_batch` in [train] (for answers, `batch` in [collect]), or set `recompute = true`; `potstill plan` with `--memory-gb` lists what to lower and by how much"
+        );
+    }
     if message.contains("failed to spawn thread") || message.contains("ThreadPoolBuildError") {
         return format!(
             "the system refuses to start another thread: {message}\nhint: raise the limit of processes (`ulimit -u`) or of memory (`ulimit -v`), or stop other programs"
@@ -104,6 +119,22 @@ mod tests {
             "{text}"
         );
         assert_eq!(guard(|| Ok(1)).unwrap(), 1);
+    }
+
+    #[test]
+    fn refused_memory_of_a_gpu_is_not_a_bug() {
+        let messages = [
+            "called `Result::unwrap()` on an `Err` value: out of device memory allocating 12 bytes",
+            "An out-of-memory error happened during launch",
+            "can't allocate buffer of size: 123",
+        ];
+        for message in messages {
+            let text = describe(message, "x.rs:1");
+            assert!(
+                text.starts_with("the device has not enough memory: ") && !text.contains("bug"),
+                "{text}"
+            );
+        }
     }
 
     #[test]

@@ -117,6 +117,19 @@ pub struct ExportSettings {
     /// get more bits, are those of `llama-quantize`.
     #[serde(rename = "type")]
     pub gguf_type: Option<GgufTypeName>,
+    /// Form of a student that was trained with `[train.adapter]`.
+    pub adapter: AdapterExport,
+}
+
+/// Form of an exported student that has an adapter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum AdapterExport {
+    /// A whole model, whose weights have the adapter merged in.
+    #[default]
+    Merged,
+    /// The adapter alone, in PEFT's layout. It names the checkpoint that it belongs to.
+    Separate,
 }
 
 /// Format of the exported models.

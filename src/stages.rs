@@ -1,5 +1,6 @@
 //! The stages. Each is a function of a [`Context`]; `run_stage` publishes what one writes.
 
+mod abilities;
 mod acquire;
 mod answers;
 pub mod check;
@@ -116,7 +117,7 @@ impl Context {
     /// [`ConfigError`] for mistakes in the run file or the options; errors of the file system.
     pub fn open(file: &Path, options: &RunOptions) -> anyhow::Result<Context> {
         let run = Loaded::read(file)?;
-        let device = device(&options.device)?;
+        let device = device(&options.device, &run)?;
         let access = match options.dry_run {
             true => Access::Look,
             false => Access::Work,
@@ -192,9 +193,13 @@ pub(crate) fn run_dir_path(run: &Loaded, options: &RunOptions) -> PathBuf {
     options.run_dir.clone().unwrap_or_else(default)
 }
 
-pub(crate) fn device(name: &str) -> anyhow::Result<Device> {
+/// Returns the device with a name, which can do what the run file asks for.
+pub(crate) fn device(name: &str, run: &Loaded) -> anyhow::Result<Device> {
     let name = if name.is_empty() { "cpu" } else { name };
-    potstill_model::device(name).map_err(|e| ConfigError::plain(format!("`--device`: {e}")).into())
+    let device = potstill_model::device(name)
+        .map_err(|error| ConfigError::plain(format!("`--device`: {error}")))?;
+    abilities::require(run, &device)?;
+    Ok(device)
 }
 
 /// Runs every stage in order.

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::wording;
+
 /// Tokens in the unit of prices.
 const MILLION: f64 = 1e6;
 
@@ -54,6 +56,68 @@ impl TrainingCost {
             Some(usd) => format!("{hours} and ${}", digits(usd)),
             None => hours,
         }
+    }
+}
+
+/// What the trainings of a run took.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CostFacts {
+    /// Device hours, tokens and price of all trainings, those of learning rates and controls included.
+    pub training: TrainingCost,
+    /// Name of a device: `machine` or `GPU`.
+    pub device: String,
+    /// Mean number of tokens that were trained in a second of the steps.
+    pub tokens_per_second: f64,
+    /// Peak of the trainings' memory, predicted from the settings, bytes.
+    pub predicted_bytes: Option<u64>,
+    /// Largest resident memory of the process while it trained, bytes; `None` where the system does not tell.
+    pub peak_bytes: Option<u64>,
+}
+
+impl CostFacts {
+    /// Describes the cost in sentences, beside a published account in the same units.
+    #[must_use]
+    pub fn sentences(&self) -> Vec<String> {
+        let TrainingCost {
+            device_hours,
+            tokens,
+            usd_per_hour,
+        } = self.training;
+        let usd = match (self.training.usd(), usd_per_hour) {
+            (Some(usd), Some(price)) => format!(", ${} at ${price} an hour", digits(usd)),
+            _ => String::new(),
+        };
+        let mut list = vec![
+            format!(
+                "All trainings took {} {}-hours{usd}, for {} tokens: {} for a million tokens, at {} tokens/s.",
+                digits(device_hours),
+                self.device,
+                wording::count(tokens as u64),
+                self.training.per_million(&self.device),
+                digits(self.tokens_per_second),
+            ),
+            format!(
+                "DeepSeek-V3, as its report accounts for it, took {} million H800-hours, ${} million at ${} an hour, for {} trillion tokens: {} for a million tokens. It computes with 37 billion parameters for each token.",
+                DEEPSEEK_V3.device_hours / 1e6,
+                DEEPSEEK_V3.usd().unwrap_or_default() / 1e6,
+                DEEPSEEK_V3.usd_per_hour.unwrap_or_default(),
+                DEEPSEEK_V3.tokens / 1e12,
+                DEEPSEEK_V3.per_million("H800"),
+            ),
+        ];
+        match (self.predicted_bytes, self.peak_bytes) {
+            (Some(predicted), Some(peak)) => list.push(format!(
+                "The peak of memory was {}; {} were predicted from the settings.",
+                wording::bytes(peak),
+                wording::bytes(predicted)
+            )),
+            (Some(predicted), None) => list.push(format!(
+                "A peak of memory of {} was predicted from the settings.",
+                wording::bytes(predicted)
+            )),
+            _ => {}
+        }
+        list
     }
 }
 

@@ -5,6 +5,7 @@ use rand_chacha::ChaCha8Rng;
 
 use potstill_datasets::{Arm, OwnText, RunModel, SequenceValues, Split};
 
+use crate::cost::{CostFacts, TrainingCost};
 use crate::{
     Evidence, Graded, Grader, LossCurve, LossPoint, Measurements, ModelFacts, ModelMeasurements,
     Provenance, Report, Sample, SampleAnswer, SamplingCheck, SamplingLaw, SeedMeasurements,
@@ -122,6 +123,7 @@ pub(crate) fn report_of(measurements: &Measurements) -> Report {
             bytes: 4096,
         }],
         seconds: 12.345,
+        cost: None,
         provenance: vec![Provenance {
             what: "teacher".to_owned(),
             value: "stories260K".to_owned(),
@@ -136,6 +138,17 @@ pub(crate) fn report() -> Report {
     let mut report = students_only(&[(RunModel::STUDENT, 0.06)], prompts);
     report.run = "quickstart".to_owned();
     report.grader = Some(Grader::Number);
+    report.cost = Some(CostFacts {
+        training: TrainingCost {
+            device_hours: 0.034_56,
+            tokens: 412_800.0,
+            usd_per_hour: Some(2.5),
+        },
+        device: "machine".to_owned(),
+        tokens_per_second: 3512.0,
+        predicted_bytes: Some(41_200_000),
+        peak_bytes: Some(39_700_000),
+    });
     let seed = |&(model, kl, right, over, _): &(RunModel, f64, f64, f64, u64), seed: u64| {
         SeedMeasurements {
             seed: SEED + seed,

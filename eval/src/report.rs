@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use crate::accuracy::Accuracy;
 use crate::comparison::Comparison;
 use crate::conclusion::Conclusion;
+use crate::cost::CostFacts;
 use crate::grade::Grader;
 use crate::interval::Interval;
 use crate::metric::Figure;
@@ -47,6 +48,9 @@ pub struct Report {
     pub stages: Vec<StageFacts>,
     /// Wall-clock seconds of all stages together; less than their sum if some ran at the same time.
     pub seconds: f64,
+    /// Cost of the trainings; `None` if no training took time.
+    #[serde(default)]
+    pub cost: Option<CostFacts>,
     /// Provenance of the numbers.
     pub provenance: Vec<Provenance>,
     /// Commands that reproduce this run.

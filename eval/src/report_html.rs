@@ -68,6 +68,14 @@ fn write(report: &Report) -> Result<String, Error> {
     );
     tables::stages(&mut out, report);
     out.push_str("</details></section>\n");
+    if let Some(cost) = &report.cost {
+        section(&mut out, "cost", "Cost of training", "");
+        out.push_str("<ul class=\"card\">");
+        for text in cost.sentences() {
+            let _ = write!(out, "<li>{}</li>", escape(&text));
+        }
+        out.push_str("</ul></section>\n");
+    }
     folded(&mut out, "provenance", "Provenance of the numbers", "");
     tables::provenance(&mut out, report);
     out.push_str("</details></section>\n");

@@ -47,6 +47,12 @@ fn write(report: &Report) -> String {
     losses(&mut out, report);
     samples(&mut out, &report.samples);
     stages(&mut out, report);
+    if let Some(cost) = &report.cost {
+        out.push_str("\n## Cost of training\n\n");
+        for text in cost.sentences() {
+            line(&mut out, &format!("- {}", sentence(&text)));
+        }
+    }
     out.push_str("\n## Provenance\n\n| what | value |\n|---|---|\n");
     for entry in &report.provenance {
         line(

@@ -7,8 +7,10 @@
 //! | attention over a paged KV cache, for generation | `paged`, `paged/` | yes | tensor operations | none |
 //! | capture of a teacher's sparse distribution | `capture`, `capture/` | yes | tensor operations | none |
 //! | linear layers | `linear`, on the products of `gemm` | f32, bf16 | burn's | yes |
+//! | linear layers over frozen weights in ggml's blocks | `blocks`, `blocks/` | f32, bf16 | tensor operations | of the input |
 //! | bias, RMS norm, gated activations, rotary positions | `bias`, `norm`, `gated`, `rotary` | yes | tensor operations | yes |
-//! | AdamW step, sum of squares | `adamw` | yes | tensor operations | none |
+//! | AdamW step, also with masters and 8-bit moments, sum of squares | `adamw`, `adamw/` | yes | tensor operations | none |
+//! | orthogonalisation for Muon | `newton_schulz` | by `linear` | by `linear` | none |
 //! | row-wise accumulation into an embedding table | `embedding` | yes | tensor operations | none |
 //! | softmax weights of one row in host memory | `weights` | host slices | none | none |
 //!
@@ -27,6 +29,7 @@
 mod adamw;
 mod attention;
 mod bias;
+mod blocks;
 mod capture;
 #[cfg(feature = "cuda-sources")]
 mod cuda_gpu;
@@ -40,6 +43,7 @@ mod gated;
 mod gemm;
 mod linear;
 mod memory;
+mod newton_schulz;
 mod norm;
 mod paged;
 mod rotary;
@@ -54,6 +58,10 @@ pub use adamw::eight_bit::{BLOCK, ByteMoment, adamw_8bit, adamw_8bit_reference, 
 pub use adamw::{AdamStep, adamw, adamw_master, adamw_reference, sum_of_squares};
 pub use attention::{AttentionOps, AttentionOptions, attention, attention_reference};
 pub use bias::{add_bias, linear_biased};
+pub use blocks::{
+    BlockMatrix, BlockType, dequantize, dequantize_into, linear_blocks, linear_blocks_reference,
+    quantize,
+};
 pub use capture::{CaptureOptions, CaptureRow, Captured, capture, reference::capture_reference};
 #[cfg(feature = "cuda-sources")]
 pub use cuda_sources::{CudaSource, cuda_sources};
@@ -64,6 +72,7 @@ pub use linear::{
     linear_weight_gradient_f32,
 };
 pub use memory::{ReportingHeap, trim_heap, use_one_heap};
+pub use newton_schulz::newton_schulz;
 pub use norm::{rms_norm, rms_norm_reference};
 pub use paged::{PagedOptions, PagedRow, paged_attention, paged_attention_reference, write_slots};
 pub use rotary::{rotary, rotary_reference};

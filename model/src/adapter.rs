@@ -6,19 +6,22 @@
 
 mod config;
 mod files;
+mod quantise;
 
 use std::collections::BTreeSet;
 
 use burn::module::Param;
-use burn::tensor::{DType, Tensor, TensorData};
+use burn::tensor::{DType, Device, Tensor, TensorData};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use crate::layers::{Adapter, AdapterScale, Linear, MapLayers};
+use crate::layers::{Adapter, AdapterScale, Linear, MapLayers, Weight};
 use crate::parameters::{MapParameters, ParameterName, Role};
 use crate::{Decoder, Error};
 
 pub use files::{ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, load_adapter, save_adapter};
+pub use quantise::quantized;
+pub(crate) use quantise::quantized_layer;
 
 /// The layers that get an adapter.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -74,7 +77,7 @@ fn is_named(layer: &str, name: &str) -> bool {
 }
 
 /// Whether a linear layer may have an adapter.
-fn can_have_adapter(layer: &str, role: Role) -> bool {
+pub(crate) fn can_have_adapter(layer: &str, role: Role) -> bool {
     role == Role::Projection && !layer.contains(".experts.")
 }
 
@@ -90,6 +93,8 @@ pub fn with_adapter(model: Decoder, plan: &AdapterPlan, seed: u64) -> Result<Dec
     let model = model.map_layers(&mut names);
     names.check(plan)?;
     let mut attach = Attach {
+        dtype: model.dtype(),
+        device: model.device().inner(),
         plan,
         seed,
         stream: 0,
@@ -106,10 +111,12 @@ pub fn adapted_layers(model: &Decoder) -> Vec<String> {
 }
 
 /// Merges adapters into the weights: W + s·B·A, computed in f32 (in f64 for models in f64) and cast to the type of the
-/// model. The result has no adapters. A weight whose storage is not shared is freed when its successor is made.
+/// model. The result has no adapters and no weights in blocks. A weight whose storage is not shared is freed when its
+/// successor is made.
 #[must_use]
 pub fn merged(model: Decoder) -> Decoder {
-    model.map_layers(&mut Merge)
+    let (dtype, device) = (model.dtype(), model.device().inner());
+    model.map_layers(&mut Merge { dtype, device })
 }
 
 /// Names of linear layers.
@@ -202,6 +209,8 @@ impl MapLayers for LayerNames {
 /// Gives layers the adapters of a plan.
 struct Attach<'a> {
     plan: &'a AdapterPlan,
+    dtype: DType,
+    device: Device,
     seed: u64,
     /// Number of adapters made so far: each draws from a ChaCha stream of its own.
     stream: u64,
@@ -240,10 +249,10 @@ impl MapLayers for Attach<'_> {
             return linear;
         }
         let rank = self.plan.rank_of(name);
-        let weight_oi = linear.weight.val();
-        let [outputs, inputs] = weight_oi.dims();
-        let options = (&weight_oi.device(), weight_oi.dtype());
-        let down_ri = Tensor::from_data(self.draw([rank, inputs]), options);
+        let [outputs, inputs] = linear.weight.dims();
+        let drawn = self.draw([rank, inputs]);
+        let options = (&self.device, self.dtype);
+        let down_ri = Tensor::from_data(drawn, options);
         let up_or = Tensor::zeros([outputs, rank], options);
         Linear {
             adapter: Some(new_adapter(down_ri, up_or, self.plan.scale_of(name))),
@@ -261,7 +270,10 @@ fn new_adapter(down_ri: Tensor<2>, up_or: Tensor<2>, scale: AdapterScale) -> Ada
 }
 
 /// Replaces weights by merged weights.
-struct Merge;
+struct Merge {
+    dtype: DType,
+    device: Device,
+}
 
 impl MapParameters for Merge {
     fn map<const D: usize>(&mut self, _: &ParameterName, tensor: Tensor<D>) -> Tensor<D> {
@@ -271,27 +283,32 @@ impl MapParameters for Merge {
 
 impl MapLayers for Merge {
     fn map_linear(&mut self, _: &str, _: Role, linear: Linear) -> Linear {
-        let Some(adapter) = linear.adapter else {
-            return linear;
+        let weight = match linear.weight {
+            Weight::Dense(weight) => weight,
+            Weight::Blocks(_) => Param::from_tensor(linear.weight.dense(self.dtype, &self.device)),
         };
-        let scale = adapter.factor();
-        let [down_ri, up_or] =
-            [&adapter.down, &adapter.up].map(|matrix| matrix.val().without_autodiff());
+        let adapter = linear.adapter;
         Linear {
-            weight: linear.weight.map(|weight_oi| {
-                let dtype = weight_oi.dtype();
-                let wide = match dtype {
-                    DType::F64 => DType::F64,
-                    _ => DType::F32,
-                };
-                let weight_oi = weight_oi.without_autodiff().cast(wide);
-                let product_oi = up_or.cast(wide).matmul(down_ri.cast(wide)) * scale;
-                (weight_oi + product_oi).cast(dtype)
+            weight: Weight::Dense(match adapter {
+                Some(adapter) => weight.map(|weight_oi| merge(weight_oi, &adapter)),
+                None => weight,
             }),
             bias: linear.bias,
             adapter: None,
         }
     }
+}
+
+/// Computes W + s·B·A.
+fn merge(weight_oi: Tensor<2>, adapter: &Adapter) -> Tensor<2> {
+    let dtype = weight_oi.dtype();
+    let wide = match dtype {
+        DType::F64 => DType::F64,
+        _ => DType::F32,
+    };
+    let widened = |tensor: Tensor<2>| tensor.without_autodiff().cast(wide);
+    let product_oi = widened(adapter.up.val()).matmul(widened(adapter.down.val()));
+    (widened(weight_oi) + product_oi * adapter.factor()).cast(dtype)
 }
 
 #[cfg(test)]

@@ -8,15 +8,17 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
+use potstill_kernels::BlockType;
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use serde_json::json;
 
-use crate::adapter::merged;
+use crate::adapter::{can_have_adapter, merged, quantized_layer};
 use crate::device::check_device_dtype;
 use crate::dtype::{check_model_dtype, to_safetensors};
 use crate::files::{write_json, write_whole};
 use crate::gguf::{GGUF_FILE, GgufWeights};
-use crate::named_parameters::{map_parameters, named_parameters};
+use crate::layers::{FrozenBlocks, Linear, MapLayers, Weight};
+use crate::named_parameters::named_parameters;
 use crate::parameters::{MapParameters, Parameter, ParameterName, Role};
 use crate::safetensors_files::{self, INDEX_FILE, SINGLE_FILE, SafetensorsFiles};
 use crate::weights::{Weights, in_stack};
@@ -37,6 +39,30 @@ pub const MAX_SHARD_BYTES: u64 = 5_000_000_000;
 /// for a truncated file, for a tensor that is absent, has another shape, or is stored in another type than F64, F32, F16,
 /// BF16 and F8_E4M3, and for a tensor that the configuration has no place for.
 pub fn load(dir: &Path, dtype: DType, device: &Device) -> Result<Decoder, Error> {
+    load_with(dir, dtype, device, None)
+}
+
+/// Loads as [`load`] does, and keeps the weights of the linear layers that may have adapters in blocks: those that a GGUF
+/// file holds, and otherwise blocks of type `kind`, as [`quantized`](crate::quantized) makes them. Each weight is quantised
+/// when it is read, so only one at a time is dense.
+///
+/// # Errors
+/// Returns the errors of [`load`].
+pub fn load_quantized(
+    dir: &Path,
+    dtype: DType,
+    device: &Device,
+    kind: BlockType,
+) -> Result<Decoder, Error> {
+    load_with(dir, dtype, device, Some(kind))
+}
+
+fn load_with(
+    dir: &Path,
+    dtype: DType,
+    device: &Device,
+    blocks: Option<BlockType>,
+) -> Result<Decoder, Error> {
     let config = Config::from_dir(dir)?;
     check_model_dtype(dtype)?;
     check_device_dtype(device, dtype)?;
@@ -44,10 +70,11 @@ pub fn load(dir: &Path, dtype: DType, device: &Device) -> Result<Decoder, Error>
     let mut reader = ParameterReader {
         weights: weights.as_ref(),
         device,
+        blocks,
         read: BTreeSet::new(),
         error: None,
     };
-    let model = map_parameters(Decoder::unset(&config, dtype, device), &mut reader);
+    let model = Decoder::unset(&config, dtype, device).map_layers(&mut reader);
     if let Some(error) = reader.error {
         return Err(error);
     }
@@ -168,6 +195,8 @@ pub fn save_sharded(
 struct ParameterReader<'a> {
     weights: &'a dyn Weights,
     device: &'a Device,
+    /// The type of blocks in which the weights of linear layers are kept.
+    blocks: Option<BlockType>,
     /// Names of the tensors that were read.
     read: BTreeSet<String>,
     error: Option<Error>,
@@ -189,6 +218,13 @@ impl ParameterReader<'_> {
             }),
             Some(_) => Ok(()),
         }
+    }
+
+    fn accepts_shape(&mut self, name: &str, shape: &[usize]) -> bool {
+        if self.error.is_none() {
+            self.error = self.check(name, shape).err();
+        }
+        self.error.is_none()
     }
 
     fn data(&mut self, name: &str, dtype: DType) -> Result<TensorData, Error> {
@@ -214,10 +250,39 @@ impl MapParameters for ParameterReader<'_> {
     }
 
     fn accepts(&mut self, parameter: &ParameterName, shape: &[usize]) -> bool {
-        if self.error.is_none() {
-            self.error = self.check(&parameter.name, shape).err();
+        self.accepts_shape(&parameter.name, shape)
+    }
+}
+
+impl MapLayers for ParameterReader<'_> {
+    fn map_linear(&mut self, name: &str, role: Role, linear: Linear) -> Linear {
+        let Some(kind) = self.blocks.filter(|_| can_have_adapter(name, role)) else {
+            return linear.map_own_parameters(name, role, self);
+        };
+        let stored = format!("{name}.weight");
+        let blocks = match self.accepts_shape(&stored, &linear.weight.dims()) {
+            true => self.weights.blocks(&stored),
+            false => Ok(None),
+        };
+        let linear = match blocks {
+            Ok(Some(matrix)) => {
+                self.read.insert(stored);
+                Linear {
+                    weight: Weight::Blocks(FrozenBlocks { matrix }),
+                    ..linear
+                }
+            }
+            Ok(None) => linear,
+            Err(error) => {
+                self.error = Some(error);
+                return linear;
+            }
+        };
+        let linear = linear.map_own_parameters(name, role, self);
+        match self.error {
+            None => quantized_layer(name, role, linear, kind),
+            Some(_) => linear,
         }
-        self.error.is_none()
     }
 }
 

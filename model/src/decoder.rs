@@ -185,7 +185,7 @@ impl Decoder {
     #[must_use]
     pub fn head(&self) -> Tensor<2> {
         match &self.head {
-            Some(head) => head.weight.val(),
+            Some(head) => head.weight.dense(self.dtype(), &self.device()),
             None => self.embed.val(),
         }
     }

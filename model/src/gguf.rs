@@ -3,10 +3,6 @@
 //! Source: the specification and the reader of llama.cpp b11434 (`gguf-py`, `ggml/src/gguf.cpp`).
 
 mod architecture;
-mod block;
-mod blocks256;
-mod blocks32;
-mod codec;
 mod config;
 mod export;
 mod file;
@@ -22,8 +18,6 @@ mod tokens;
 mod weights;
 mod write;
 
-pub use block::BlockType;
-pub use codec::{dequantize, quantize};
 pub use export::{GgufLabels, export_gguf};
 pub(crate) use lay_out::GGUF_FILE;
 pub use lay_out::lay_out_gguf;

@@ -24,7 +24,7 @@ pub(crate) use experts::Experts;
 pub(crate) use feed_forward::FeedForward;
 pub(crate) use gated::GatedFeedForward;
 pub(crate) use latent::LatentAttention;
-pub(crate) use linear::{Adapter, AdapterScale, Linear};
+pub(crate) use linear::{Adapter, AdapterScale, FrozenBlocks, Linear, Weight};
 pub(crate) use norm::Norm;
 
 /// Makes parameters that have a shape but no values yet; see [`Shapes::zeros`].

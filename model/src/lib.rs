@@ -59,20 +59,21 @@ mod weights;
 
 pub use adapter::{
     ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, AdapterLayers, AdapterPlan, adapted_layers,
-    load_adapter, merged, save_adapter, with_adapter,
+    load_adapter, merged, quantized, save_adapter, with_adapter,
 };
 pub use burn::module::Module;
 pub use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
 pub use activations::ActivationColumns;
-pub use checkpoint::{MAX_SHARD_BYTES, load, save, save_sharded, weight_files};
+pub use checkpoint::{MAX_SHARD_BYTES, load, load_quantized, save, save_sharded, weight_files};
 pub use config::Config;
 pub use decoder::{Decoder, document_lengths};
 pub use device::{DEVICES, check_device_dtype, device};
 pub use error::Error;
 pub use generate::{BatchLimits, GeneratedAnswer, Sampling, StopConditions, StopReason, generate};
-pub use gguf::{BlockType, GgufLabels, GgufType, dequantize, export_gguf, lay_out_gguf, quantize};
+pub use gguf::{GgufLabels, GgufType, export_gguf, lay_out_gguf};
 pub use layerwise::Layerwise;
 pub use named_parameters::{map_parameters, named_parameters, parameter_shapes};
 pub use parameters::{MapParameters, Parameter, ParameterName, Role, TensorOperation};
+pub use potstill_kernels::{BlockType, dequantize, quantize};
 pub use prune::{prune_layers, prune_width};

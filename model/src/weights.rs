@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{DType, TensorData};
+use potstill_kernels::BlockMatrix;
 
 use crate::Error;
 
@@ -19,6 +20,14 @@ pub(crate) trait Weights {
     /// # Errors
     /// Returns an error for a tensor that is absent or of a type that is not read, and for a failure of the file system.
     fn read(&self, name: &str, dtype: DType) -> Result<TensorData, Error>;
+
+    /// Reads a matrix in the blocks in which it is stored; `None` if it is stored otherwise.
+    ///
+    /// # Errors
+    /// Returns an error for a failure of the file system.
+    fn blocks(&self, _name: &str) -> Result<Option<BlockMatrix>, Error> {
+        Ok(None)
+    }
 
     /// Returns the file that holds a tensor; for an absent tensor, the file that should name it.
     fn file(&self, name: &str) -> PathBuf;

@@ -91,24 +91,25 @@ pub fn parse(path: &Path, text: &str) -> Result<RunFile, ConfigError> {
 /// Replaces the variables in all paths, and takes relative paths to be below `base`, the run file's folder.
 fn resolve_paths(file: &mut RunFile, base: &Path, text: &str) -> Vec<Problem> {
     let student = &mut file.student;
-    let mut paths = vec![
-        (["import", "path"], Some(&mut file.import.path)),
-        (["student", "path"], student.path.as_mut()),
+    let adapter = file.train.adapter.as_mut();
+    let mut paths: Vec<(&[&str], Option<&mut FilePath>)> = vec![
+        (&["import", "path"], Some(&mut file.import.path)),
+        (&["student", "path"], student.path.as_mut()),
         (
-            ["student", "template"],
+            &["student", "template"],
             template_file(&mut student.template),
+        ),
+        (
+            &["train", "adapter", "path"],
+            adapter.and_then(|adapter| adapter.path.as_mut()),
         ),
     ];
     if let Some(teacher) = &mut file.teacher {
-        paths.extend([
-            (["teacher", "path"], teacher.path.as_mut()),
-            (
-                ["teacher", "template"],
-                template_file(&mut teacher.template),
-            ),
-            (["teacher", "providers"], teacher.providers.as_mut()),
-            (["teacher", "tokenizer"], teacher.tokenizer.as_mut()),
-        ]);
+        paths.push((&["teacher", "path"], teacher.path.as_mut()));
+        let template = template_file(&mut teacher.template);
+        paths.push((&["teacher", "template"], template));
+        paths.push((&["teacher", "providers"], teacher.providers.as_mut()));
+        paths.push((&["teacher", "tokenizer"], teacher.tokenizer.as_mut()));
     }
     let mut problems = Vec::new();
     for (key, path) in paths
@@ -117,7 +118,7 @@ fn resolve_paths(file: &mut RunFile, base: &Path, text: &str) -> Vec<Problem> {
     {
         match expand_path(path.as_path()) {
             Ok(expanded) => *path = FilePath::below(base, &expanded),
-            Err(why) => problems.push(Problem::at_key(text, &key, why)),
+            Err(why) => problems.push(Problem::at_key(text, key, why)),
         }
     }
     problems

@@ -7,7 +7,7 @@ use potstill_student::Layers;
 use potstill_student::loss::Tail;
 
 use super::problem::Problem;
-use super::{ExportFormat, RunFile};
+use super::{AdapterExport, ExportFormat, RunFile};
 
 /// Reports a broken rule at a key: what is wrong, and on a line of its own the hint.
 type Report<'a> = &'a mut dyn FnMut(&[&str], String);
@@ -38,6 +38,7 @@ pub(super) fn broken(file: &RunFile, text: &str) -> Vec<Problem> {
     curate(file, &mut report);
     student(file, &mut report);
     train(file, &mut report);
+    adapter(file, &mut report);
     loss(file, &mut report);
     own_text(file, &mut report);
     export(file, &mut report);
@@ -228,6 +229,40 @@ fn train(file: &RunFile, report: Report<'_>) {
         report(
             &["train", "controls"],
             "a control is named twice\nhint: name each control once".to_owned(),
+        );
+    }
+}
+
+fn adapter(file: &RunFile, report: Report<'_>) {
+    if let Some(adapter) = &file.train.adapter
+        && adapter.path.is_some()
+        && adapter.has_shape()
+    {
+        report(
+            &["train", "adapter", "path"],
+            "the adapter in `path` has its own layers, ranks and scales\nhint: leave out `rank`, `alpha`, `rslora`, `targets` and the patterns, or leave out `path`".to_owned(),
+        );
+    }
+    if file.export.adapter != AdapterExport::Separate {
+        return;
+    }
+    let key = ["export", "adapter"];
+    if file.train.adapter.is_none() {
+        report(
+            &key,
+            "there would be no adapter\nhint: add [train.adapter], or leave `adapter` out of [export]".to_owned(),
+        );
+    }
+    if file.student.random.is_some() || file.student.is_pruned() {
+        report(
+            &key,
+            "an adapter alone would belong to a start that no checkpoint holds\nhint: set `adapter = \"merged\"`, or let the student start from a whole checkpoint".to_owned(),
+        );
+    }
+    if file.export.format == ExportFormat::Gguf {
+        report(
+            &key,
+            "an adapter alone is not written as GGUF\nhint: set `adapter = \"merged\"`, or leave `format` out".to_owned(),
         );
     }
 }

@@ -30,7 +30,7 @@ use crate::run_file::Loaded;
 /// The first mistake that would make a run fail.
 pub fn check(file: &Path, options: &RunOptions, console: &Console) -> anyhow::Result<StageOutcome> {
     let mut run = Loaded::read(file)?;
-    let device = device(&options.device)?;
+    let device = device(&options.device, &run)?;
     let dir = run_dir_path(&run, options);
     check_owner(&dir, &run)?;
     let extent = match options.dry_run {

@@ -33,7 +33,7 @@ pub fn check_loss(
     console: &Console,
 ) -> anyhow::Result<StageOutcome> {
     let run = Loaded::read(file)?;
-    let device = device(&options.device)?;
+    let device = device(&options.device, &run)?;
     let objective = &run.settings.train.objective;
     let mut failed = 0;
     let random = LossCase::random(objective.temperature, &device)?;

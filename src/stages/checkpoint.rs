@@ -157,7 +157,8 @@ fn small_files(dir: &Path) -> impl Iterator<Item = PathBuf> {
         .filter(|path| path.exists())
 }
 
-fn hash_of(files: impl Iterator<Item = PathBuf>) -> anyhow::Result<String> {
+/// Computes the SHA-256 of the names and contents of files.
+pub(super) fn hash_of(files: impl Iterator<Item = PathBuf>) -> anyhow::Result<String> {
     let mut hash = Sha256::new();
     for path in files {
         let name = path

@@ -12,16 +12,20 @@ use potstill_datasets::{
     replace_shared_file, shards,
 };
 use potstill_eval::markdown_text;
-use potstill_model::{Config, DType, GgufLabels, GgufType, export_gguf};
+use potstill_model::{
+    ADAPTER_CONFIG_FILE, Config, DType, Decoder, GgufLabels, GgufType, export_gguf, load_adapter,
+    merged, save_adapter,
+};
 use serde_json::json;
 
 use super::models::export_home;
 use super::training::checkpoint_of;
 use super::{
     Context, StageOutcome, StageSummary, checkpoint, counts, for_each_model, known, run_stage,
+    start,
 };
 use crate::run_dir::{StagePlan, settings_of};
-use crate::run_file::{ExportFormat, GgufTypeName, RunFile};
+use crate::run_file::{AdapterExport, ExportFormat, GgufTypeName, HubSource, RunFile};
 
 /// Files that are copied from the checkpoint that the student started from.
 const COPIED_FILES: [&str; 5] = [
@@ -47,13 +51,18 @@ fn export_one(context: &Context, variant: Variant) -> anyhow::Result<StageOutcom
     };
     let source = checkpoint::student(&context.run)?;
     let (dtype, gguf) = (context.run.settings.export.dtype, gguf_of(context));
+    let is_separate = context.run.settings.export.adapter == AdapterExport::Separate;
     run_stage(context, &plan, |out| {
         let out = out.join(&home);
         let steps = trained.counts.get("steps").copied().unwrap_or_default();
         let last = checkpoint_of(&format!("students/{variant}"), steps);
         let last = context.dir.verified(&last)?;
-        let model = potstill_model::load(&last, DType::F32, &context.device)?;
-        potstill_model::save(&model, &out, checkpoint::dtype(dtype))?;
+        let model = trained_model(context, variant, &last)?;
+        let config = model.config().clone();
+        match is_separate {
+            true => save_adapter_alone(context, &model, &out)?,
+            false => potstill_model::save(&merged(model), &out, checkpoint::dtype(dtype))?,
+        }
         for file in COPIED_FILES
             .iter()
             .filter(|file| source.join(file).exists())
@@ -63,16 +72,53 @@ fn export_one(context: &Context, variant: Variant) -> anyhow::Result<StageOutcom
                 fs::read(&from).with_context(|| format!("cannot read {}", from.display()))?;
             replace_shared_file(&out.join(file), &text)?;
         }
-        let card = card(context, variant, &trained, model.config(), dtype)?;
+        let card = card(context, variant, &trained, &config, dtype)?;
         replace_shared_file(&out.join("README.md"), card.as_bytes())?;
         if let Some(kind) = gguf {
             write_gguf(context, variant, kind, &out)?;
         }
         Ok(Some(StageSummary::new(counts([(
             "parameters",
-            model.config().parameters() as usize,
+            config.parameters() as usize,
         )]))))
     })
+}
+
+/// Loads the model of a training checkpoint in f32.
+fn trained_model(context: &Context, variant: Variant, folder: &Path) -> anyhow::Result<Decoder> {
+    if folder.join(ADAPTER_CONFIG_FILE).is_file() {
+        let base = start::without_adapter(&context.run, variant.seed_index, &context.device)?;
+        return Ok(load_adapter(base, folder)?);
+    }
+    Ok(potstill_model::load(folder, DType::F32, &context.device)?)
+}
+
+/// Writes the adapter of a model without the model, which is named by its repository and commit, or by its folder.
+fn save_adapter_alone(context: &Context, model: &Decoder, out: &Path) -> anyhow::Result<()> {
+    let (base, revision) = match base_source(context) {
+        Some(source) => (repository_name(source), Some(source.commit.clone())),
+        None => {
+            let folder = checkpoint::student(&context.run)?;
+            (folder.display().to_string(), None)
+        }
+    };
+    Ok(save_adapter(model, out, &base, revision.as_deref())?)
+}
+
+/// The repository of the Hub that the student started from, if it did.
+fn base_source(context: &Context) -> Option<&HubSource> {
+    let student = &context.run.settings.student;
+    match (&student.random, &student.path) {
+        (Some(_), _) => None,
+        (None, Some(_)) => context.run.hub.get("student"),
+        (None, None) => context.run.hub.get("teacher"),
+    }
+}
+
+/// The name of a repository, without the file in it.
+fn repository_name(source: &HubSource) -> String {
+    let name: Vec<&str> = source.repository.splitn(3, '/').take(2).collect();
+    name.join("/")
 }
 
 /// Makes the plan of an export, and reads the manifest of the training that is exported.
@@ -83,14 +129,18 @@ fn plan(context: &Context, variant: Variant) -> anyhow::Result<(StagePlan, Manif
     let home = export_home(variant);
     let source = checkpoint::student(&context.run)?;
     let dtype = context.run.settings.export.dtype;
+    let mut settings = match gguf_of(context) {
+        None => json!({ "dtype": settings_of(&dtype)? }),
+        Some(kind) => json!({ "dtype": settings_of(&dtype)?, "gguf": settings_of(&kind)? }),
+    };
+    if context.run.settings.export.adapter == AdapterExport::Separate {
+        settings["adapter"] = settings_of(&AdapterExport::Separate)?;
+    }
     let plan = StagePlan {
         stage: format!("export {variant}"),
         home: home.clone(),
         outputs: vec![home],
-        settings: match gguf_of(context) {
-            None => json!({ "dtype": settings_of(&dtype)? }),
-            Some(kind) => json!({ "dtype": settings_of(&dtype)?, "gguf": settings_of(&kind)? }),
-        },
+        settings,
         inputs: BTreeMap::from([
             ("trained".to_owned(), trained.content_hash()),
             (
@@ -158,19 +208,10 @@ fn card(
     if let Some(licence) = teachers.iter().find_map(|p| p.licence.as_ref()) {
         let _ = writeln!(out, "license: {}", serde_json::to_string(licence)?);
     }
-    let base = match (&run.student.random, &run.student.path) {
-        (Some(_), _) => None,
-        (None, Some(_)) => context.run.hub.get("student"),
-        (None, None) => context.run.hub.get("teacher"),
-    };
+    let base = base_source(context);
     if let Some(base) = base {
-        // The card names a repository, not a file in it.
-        let name: Vec<&str> = base.repository.splitn(3, '/').take(2).collect();
-        let _ = writeln!(
-            out,
-            "base_model: {}",
-            serde_json::to_string(&name.join("/"))?
-        );
+        let name = serde_json::to_string(&repository_name(base))?;
+        let _ = writeln!(out, "base_model: {name}");
     }
     let _ = write!(
         out,
@@ -194,6 +235,9 @@ fn card(
         let (name, commit) = (&base.repository, &base.commit);
         let _ = writeln!(out, "- start of training: {name}, revision {commit}");
     }
+    if run.train.adapter.is_some() {
+        out.push_str(&adapter_lines(context)?);
+    }
     for teacher in &teachers {
         let _ = writeln!(
             out,
@@ -211,6 +255,32 @@ fn card(
     }
     out.push_str("\nThe run's `report.md` has the figures on test.\n");
     Ok(out)
+}
+
+/// The lines of a model card about the adapter and the model under it.
+fn adapter_lines(context: &Context) -> anyhow::Result<String> {
+    let run = &context.run;
+    let folder = checkpoint::student(run)?;
+    let hash = match run.settings.student.random {
+        Some(_) => checkpoint::small_files_hash(&folder)?,
+        None => checkpoint::content_hash(&folder)?,
+    };
+    let form = match run.settings.export.adapter {
+        AdapterExport::Merged => "merged into the weights",
+        AdapterExport::Separate => "in PEFT's layout, without the weights under it",
+    };
+    let base = markdown_text(&checkpoint::name(run, &folder));
+    let mut lines =
+        format!("- low-rank adapter, {form}\n- model under the adapter: {base}, sha256 {hash}\n");
+    let adapter = run.settings.train.adapter.as_ref();
+    if let Some(kind) = adapter.and_then(|adapter| adapter.base) {
+        let kind = kind.block_type().name();
+        let _ = writeln!(
+            lines,
+            "- its linear layers were in blocks of {kind} during training"
+        );
+    }
+    Ok(lines)
 }
 
 /// Describes what a model learned from.

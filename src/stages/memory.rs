@@ -3,16 +3,18 @@
 use std::fs;
 
 use anyhow::bail;
+use potstill_datasets::SequenceLength;
 use potstill_model::Device;
-use potstill_student::{
-    MemoryAdvice, MemorySurroundings, SequenceLength, TrainingMemory, memory_advice,
-};
+use potstill_student::{MemoryAdvice, MemorySurroundings, TrainingMemory, memory_advice};
 
 use super::start;
 use crate::run_file::Loaded;
 
 /// Bytes of the program itself where nothing is loaded yet: its code, the tokenizer, prompts, and the stacks of threads.
 const PROGRAM_BYTES: u64 = 120_000_000;
+
+/// Name of the count of the ledger that has the peak of a training's memory.
+pub(crate) const PEAK_COUNT: &str = "bytes of memory at the peak";
 
 /// Refuses a model that needs more than the machine's memory, before anything is allocated for it. `what` names the model
 /// and what is done with it; `hint` says how to need less. The memory of a GPU is not known.

@@ -2,7 +2,7 @@
 
 use anyhow::bail;
 use potstill_datasets::{RunModel, Variant};
-use potstill_model::{DType, Decoder};
+use potstill_model::{ADAPTER_CONFIG_FILE, DType, Decoder, load_adapter};
 
 use super::{Context, checkpoint, start};
 
@@ -33,7 +33,14 @@ pub(super) fn load(context: &Context, model: RunModel) -> anyhow::Result<Decoder
         RunModel::Unigram => {
             bail!("the unigram is a single distribution and has no weights to load")
         }
-        RunModel::Trained(variant) => (context.dir.verified(&export_home(variant))?, DType::F32),
+        RunModel::Trained(variant) => {
+            let folder = context.dir.verified(&export_home(variant))?;
+            if folder.join(ADAPTER_CONFIG_FILE).is_file() {
+                let base = start::without_adapter(run, 0, &context.device)?;
+                return Ok(load_adapter(base, &folder)?);
+            }
+            (folder, DType::F32)
+        }
     };
     checkpoint::load(&folder, &folder, dtype, &context.device)
 }

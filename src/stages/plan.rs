@@ -5,9 +5,9 @@ mod calibrate;
 mod rows;
 mod text;
 
-use potstill_datasets::{AnswerSource, Imported};
+use potstill_datasets::{AnswerSource, Imported, SequenceLength};
 use potstill_eval::cost::TrainingCost;
-use potstill_student::{Schedule, SequenceLength, TrainedNumbers, TrainingMemory};
+use potstill_student::{Schedule, TrainedNumbers, TrainingMemory};
 
 use self::calibrate::{MeasuredAnswers, MeasuredSteps};
 use self::rows::PlannedRows;
@@ -126,7 +126,8 @@ fn make(context: &Context, options: &PlanOptions) -> anyhow::Result<Plan> {
     let steps = match fit.fits() {
         true => {
             let signals = rows.read((4 * batch).max(16), run)?;
-            Some(calibrate::steps(context, &signals, batch)?)
+            let count = calibrate::step_count(batch, numbers.all, facts.mean_tokens);
+            Some(calibrate::steps(context, &signals, batch, count)?)
         }
         false => None,
     };
@@ -169,6 +170,13 @@ pub(super) fn expected_lengths(
 pub(super) fn check_fits(context: &Context) -> anyhow::Result<()> {
     let lengths = PlannedRows::published(context)?.lengths;
     start::check_training_memory(&context.run, &context.device, &lengths)
+}
+
+/// Predicts the peak of memory of a training on the published rows, bytes.
+pub(super) fn predicted_bytes(context: &Context) -> anyhow::Result<u64> {
+    let lengths = PlannedRows::published(context)?.lengths;
+    let fit = TrainingFit::of(&context.run, &context.device, &lengths, None)?;
+    Ok(fit.memory.peak())
 }
 
 /// Measures or forecasts what collecting will take.

@@ -1,5 +1,6 @@
 //! `report`: combines manifests and results into `report.html`, `report.md` and `report.json`.
 
+mod cost;
 mod measured;
 mod sampling;
 mod splits;
@@ -96,7 +97,7 @@ pub fn open(context: &Context) -> anyhow::Result<()> {
 }
 
 /// Lists each published folder of a run with the stage that writes it.
-fn homes(context: &Context) -> anyhow::Result<Vec<(String, String)>> {
+pub(super) fn homes(context: &Context) -> anyhow::Result<Vec<(String, String)>> {
     let file = &context.run.settings;
     let mut homes = vec![("prompts", "import"), ("completions", "collect")];
     if file.score.is_some() {
@@ -163,6 +164,7 @@ fn build(context: &Context, models: &[RunModel]) -> anyhow::Result<Report> {
         samples: measured.samples(context)?,
         stages,
         seconds,
+        cost: cost::facts(context)?,
         provenance,
         reproduce: vec![format!("potstill run {}", context.run.path.display())],
     })

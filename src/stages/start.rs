@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::bail;
-use potstill_model::{Config, DType, Decoder, Device};
-use potstill_student::SequenceLength;
+use potstill_datasets::SequenceLength;
+use potstill_model::{
+    ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, BlockType, Config, DType, Decoder, Device,
+};
 use serde_json::{Value, json};
 
 use super::memory::{self, TrainingFit};
@@ -22,7 +24,7 @@ pub(crate) fn seed(file: &RunFile, seed_index: u32) -> u64 {
 pub(crate) fn start_key(run: &Loaded, seed_index: u32) -> anyhow::Result<String> {
     let student = &run.settings.student;
     let folder = checkpoint::student(run)?;
-    let settings: Value = json!({
+    let mut settings: Value = json!({
         "layers": pruned_layers(run, &Config::from_dir(&folder)?)?,
         "intermediate_size": student.intermediate_size,
         "random": settings_of(&student.random)?,
@@ -33,7 +35,13 @@ pub(crate) fn start_key(run: &Loaded, seed_index: u32) -> anyhow::Result<String>
         Some(_) => checkpoint::small_files_hash(&folder)?,
         None => checkpoint::content_hash(&folder)?,
     };
-    let inputs = BTreeMap::from([("checkpoint".to_owned(), hash)]);
+    let mut inputs = BTreeMap::from([("checkpoint".to_owned(), hash)]);
+    if let Some(adapter) = &run.settings.train.adapter {
+        settings["adapter_base"] = settings_of(&adapter.base)?;
+        if let Some(path) = &adapter.path {
+            inputs.insert("adapter".to_owned(), adapter_hash(path.as_path())?);
+        }
+    }
     Ok(potstill_datasets::stage_key("start", &settings, &inputs))
 }
 
@@ -42,18 +50,80 @@ pub(crate) fn start(context: &Context, seed_index: u32) -> anyhow::Result<Decode
     start_on(&context.run, seed_index, &context.device)
 }
 
-/// Loads or initialises the base in f32 on `device`.
+/// Loads or initialises the base in f32 on `device`, with the adapter that is trained, if there is one.
 pub(crate) fn start_on(run: &Loaded, seed_index: u32, device: &Device) -> anyhow::Result<Decoder> {
+    adapted(run, without_adapter(run, seed_index, device)?, seed_index)
+}
+
+/// Loads or initialises the base in f32 on `device`, without an adapter. With `base` of `[train.adapter]`, the weights of
+/// linear layers are in blocks.
+pub(super) fn without_adapter(
+    run: &Loaded,
+    seed_index: u32,
+    device: &Device,
+) -> anyhow::Result<Decoder> {
+    let adapter = run.settings.train.adapter.as_ref();
+    let blocks = adapter.and_then(|adapter| Some(adapter.base?.block_type()));
     let folder = checkpoint::student(run)?;
     check_training_memory(run, device, &[])?;
-    if let Some(config) = random_config(run, &folder)? {
-        let seed = seed(&run.settings, seed_index);
-        let tokens = checkpoint::tokenizer(&folder)?.vocab_size();
-        let model = Decoder::init(&config, seed, DType::F32, device)?;
-        return Ok(model.with_token_count(tokens));
+    let model = match random_config(run, &folder)? {
+        Some(config) => {
+            let seed = seed(&run.settings, seed_index);
+            let tokens = checkpoint::tokenizer(&folder)?.vocab_size();
+            let model = Decoder::init(&config, seed, DType::F32, device)?;
+            model.with_token_count(tokens)
+        }
+        None => pruned(run, whole(&folder, blocks, device)?)?,
+    };
+    Ok(match blocks {
+        Some(kind) => potstill_model::quantized(model, kind),
+        None => model,
+    })
+}
+
+/// Loads a whole checkpoint, with the weights of linear layers in blocks if a type is given.
+fn whole(folder: &Path, blocks: Option<BlockType>, device: &Device) -> anyhow::Result<Decoder> {
+    let Some(kind) = blocks else {
+        return checkpoint::load(folder, folder, DType::F32, device);
+    };
+    let tokens = checkpoint::tokenizer(folder)?.vocab_size();
+    let model = potstill_model::load_quantized(folder, DType::F32, device, kind)?;
+    Ok(model.with_token_count(tokens))
+}
+
+/// Gives the base the adapter that is trained, if `[train.adapter]` is set.
+///
+/// # Errors
+/// [`crate::run_file::ConfigError`] at `[train.adapter]` for an adapter that does not fit the model.
+fn adapted(run: &Loaded, model: Decoder, seed_index: u32) -> anyhow::Result<Decoder> {
+    let Some(adapter) = &run.settings.train.adapter else {
+        return Ok(model);
+    };
+    let (key, with_adapter): (&[&str], _) = match &adapter.path {
+        Some(path) => (
+            &["train", "adapter", "path"],
+            potstill_model::load_adapter(model, path.as_path()),
+        ),
+        None => (
+            &["train", "adapter"],
+            potstill_model::with_adapter(model, &adapter.plan(), seed(&run.settings, seed_index)),
+        ),
+    };
+    with_adapter.map_err(|error| run.problem(key, full_message(&error)).into())
+}
+
+/// Computes the SHA-256 of the files of an adapter.
+fn adapter_hash(folder: &Path) -> anyhow::Result<String> {
+    let files = [ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE];
+    checkpoint::hash_of(files.into_iter().map(|file| folder.join(file)))
+}
+
+/// The message of an error and of what caused it.
+fn full_message(error: &potstill_model::Error) -> String {
+    match std::error::Error::source(error) {
+        Some(source) => format!("{error}: {source}"),
+        None => error.to_string(),
     }
-    let whole = checkpoint::load(&folder, &folder, DType::F32, device)?;
-    pruned(run, whole)
 }
 
 /// Refuses models that do not fit into memory: a local teacher with its weights, and a student that is trained.

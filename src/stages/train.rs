@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use potstill_datasets::{Manifest, Variant};
 
 use super::training::{Training, outcome_without_training, schedule, train_each};
-use super::{Context, StageOutcome, known, planned, tune};
+use super::{Context, StageOutcome, known, memory, plan, planned, tune};
 use crate::events::Event;
 use crate::run_dir::{LedgerLine, StagePlan, now};
 
@@ -53,7 +53,8 @@ pub fn train(context: &Context) -> anyhow::Result<StageOutcome> {
         }
     }
     if !untrained.is_empty() {
-        super::plan::check_fits(context)?;
+        plan::check_fits(context)?;
+        memory::reset_peak();
     }
     let one = |(training, plan): &(Training, StagePlan)| training.run(context, plan);
     Ok(match train_each(context, &untrained, one)? {

@@ -22,8 +22,8 @@ use serde_json::json;
 
 use super::rows::SelectedRows;
 use super::{
-    Context, StageOutcome, checkpoint, counts, curate, for_each_model, restore, rows, say_kept,
-    score, start, would_run,
+    Context, StageOutcome, checkpoint, counts, curate, for_each_model, memory, restore, rows,
+    say_kept, score, start, would_run,
 };
 use crate::events::Event;
 use crate::interrupt;
@@ -114,13 +114,16 @@ impl Training {
                 "{stage}: label smoothing of {smoothing:.4} has the mean entropy of the teacher's distributions"
             ));
         }
+        let mut worked = counts.clone();
+        let peak = memory::peak_bytes(&context.device)?;
+        worked.extend(peak.map(|bytes| (memory::PEAK_COUNT.to_owned(), bytes)));
         dir.log(&LedgerLine {
             stage: stage.clone(),
             started_unix_seconds: started,
             seconds,
             verify_seconds: context.verify_seconds(stage),
             finished: trained.finished,
-            counts: counts.clone(),
+            counts: worked,
         })?;
         if !trained.finished {
             console.note(&format!(

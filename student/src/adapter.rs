@@ -1,6 +1,7 @@
 use std::collections::BTreeMap;
 
 use potstill_datasets::range::{Count, FilePath, Optional, Positive};
+use potstill_model::{AdapterLayers, AdapterPlan, BlockType};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -46,6 +47,39 @@ impl Default for AdapterSettings {
     }
 }
 
+/// Learning rate of an adapter, if the run file sets none: about ten times that of a whole checkpoint's weights would learn
+/// as fast, and half of that is PEFT's and TRL's usual choice.
+pub(crate) const ADAPTER_RATE: f64 = 2e-4;
+
+impl AdapterSettings {
+    /// The adapters of a model; see [`potstill_model::with_adapter`].
+    #[must_use]
+    pub fn plan(&self) -> AdapterPlan {
+        AdapterPlan {
+            rank: self.rank,
+            alpha: self.alpha.unwrap_or(2.0 * self.rank as f64),
+            rslora: self.rslora,
+            targets: match &self.targets {
+                AdapterTargets::All(_) => AdapterLayers::AllLinear,
+                AdapterTargets::Named(names) => AdapterLayers::Named(names.clone()),
+            },
+            rank_pattern: self.rank_pattern.clone().into_iter().collect(),
+            alpha_pattern: self.alpha_pattern.clone().into_iter().collect(),
+        }
+    }
+
+    /// Whether the run file says which layers have an adapter, and of which rank and scale.
+    #[must_use]
+    pub fn has_shape(&self) -> bool {
+        let unset = Self {
+            base: self.base,
+            path: self.path.clone(),
+            ..Self::default()
+        };
+        *self != unset
+    }
+}
+
 /// `targets` of `[train.adapter]`
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
@@ -83,4 +117,16 @@ pub enum AdapterBase {
     /// 4 bits, with scales and minima for 32 of 256 weights.
     #[serde(rename = "q4_k")]
     Q4K,
+}
+
+impl AdapterBase {
+    /// The type of the blocks. A weight whose rows are not whole blocks takes the one that `llama-quantize` takes for it.
+    #[must_use]
+    pub fn block_type(self) -> BlockType {
+        match self {
+            Self::Q8_0 => BlockType::Q8_0,
+            Self::Q4_0 => BlockType::Q4_0,
+            Self::Q4K => BlockType::Q4K,
+        }
+    }
 }

@@ -1,9 +1,10 @@
 //! Advice on settings with which a training fits into memory.
 
+use potstill_datasets::SequenceLength;
 use potstill_model::Config;
 
 use crate::adapter::{AdapterBase, AdapterSettings};
-use crate::memory::{MemorySurroundings, SequenceLength, TrainingMemory};
+use crate::memory::{MemorySurroundings, TrainingMemory};
 use crate::precision::Precision;
 use crate::settings::TrainSettings;
 

@@ -15,7 +15,8 @@ use potstill_model::{
 };
 
 use crate::error::Error;
-use crate::gradient::{BatchGradient, Gradients, batch_gradient};
+use crate::gradient::{BatchGradient, batch_gradient};
+use crate::gradients::Gradients;
 use crate::head_loss::Form;
 use crate::objective::Objective;
 use crate::settings::TrainSettings;

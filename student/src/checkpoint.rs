@@ -7,9 +7,13 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
-use burn::tensor::{DType, Device, TensorData};
+use burn::tensor::{DType, Device, Tensor, TensorData};
 use potstill_datasets::{Arm, FileHash, hash_files, read_sealed, write_sealed};
-use potstill_model::Decoder;
+use potstill_model::{
+    ADAPTER_WEIGHTS_FILE, Decoder, MapParameters, ParameterName, load_adapter, map_parameters,
+    named_parameters, save_adapter,
+};
+use safetensors::SafeTensorError;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -17,10 +21,13 @@ use serde_json::Value;
 use crate::error::Error;
 use crate::optimizer::Optimizer;
 use crate::settings::TrainSettings;
+use crate::trainable::Trainable;
 
-/// Number of newest checkpoints that are kept.
-const KEPT: usize = 2;
 const FILES_FILE: &str = "files.json";
+const STATE_FILE: &str = "state.json";
+const OPTIMIZER_FILE: &str = "optimizer.safetensors";
+/// What is trained of a model with frozen parameters.
+const TRAINED_FILE: &str = "trained.safetensors";
 
 /// Content of `files.json`.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
@@ -47,6 +54,20 @@ pub(crate) struct TrainingState {
     pub settings: Value,
     /// Number of rows that can be trained on.
     pub rows: u64,
+    /// Mean KL on dev after the steps at which it was measured, nats.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub dev: BTreeMap<u64, f32>,
+    /// The same of the running mean of the weights.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub dev_of_mean: BTreeMap<u64, f32>,
+}
+
+impl TrainingState {
+    /// The step with the lowest KL on dev, the first of equal ones.
+    pub(crate) fn best_step(&self) -> Option<u64> {
+        let best = self.dev.iter().min_by(|a, b| a.1.total_cmp(b.1));
+        best.map(|(step, _)| *step)
+    }
 }
 
 /// Names of the arms in `state.json`.
@@ -63,16 +84,19 @@ enum Method {
 
 pub(crate) struct Checkpoint {
     pub state: TrainingState,
+    /// The model in f32.
     pub model: Decoder,
     pub optimizer: Optimizer,
 }
 
-/// Writes a checkpoint and deletes the oldest.
+/// Writes a checkpoint of `model`, which is in f32, and deletes the oldest.
 pub(crate) fn save(
     dir: &Path,
     state: &TrainingState,
     model: &Decoder,
     optimizer: &Optimizer,
+    settings: &TrainSettings,
+    trainable: &Trainable,
 ) -> Result<(), Error> {
     let checkpoints = dir.join("checkpoints");
     let place = checkpoints.join(format!("step-{:08}", state.step));
@@ -81,9 +105,12 @@ pub(crate) fn save(
         fs::remove_dir_all(&beside).map_err(Error::io(&beside))?;
     }
     fs::create_dir_all(&beside).map_err(Error::io(&beside))?;
-    potstill_model::save(model, &beside, model.dtype())?;
-    save_optimizer(&beside.join("optimizer.safetensors"), optimizer)?;
-    let path = beside.join("state.json");
+    save_trained(model, &beside, settings, trainable)?;
+    let path = beside.join(OPTIMIZER_FILE);
+    let tensors = optimizer.tensors().map_err(|why| damaged(&path, why))?;
+    save_tensors(&path, &tensors)?;
+    drop(tensors);
+    let path = beside.join(STATE_FILE);
     let text = serde_json::to_vec_pretty(state).map_err(|why| damaged(&path, why))?;
     write_synced(&path, &text)?;
     let files = hash_files(&beside)?;
@@ -93,20 +120,109 @@ pub(crate) fn save(
     }
     fs::rename(&beside, &place).map_err(Error::io(&place))?;
     sync_dir(&checkpoints)?;
-    prune(dir)
+    prune(dir, settings, state.best_step())
 }
 
-/// Deletes all but the newest checkpoints, and the incomplete folders that a crash left. A checkpoint is
+/// Writes what is trained: a whole model in Hugging Face layout, an adapter in PEFT's, and otherwise the parameters alone.
+fn save_trained(
+    model: &Decoder,
+    dir: &Path,
+    settings: &TrainSettings,
+    trainable: &Trainable,
+) -> Result<(), Error> {
+    if trainable.is_whole() {
+        return Ok(potstill_model::save(model, dir, model.dtype())?);
+    }
+    if settings.adapter.is_some() {
+        return Ok(save_adapter(model, dir, &settings.base, None)?);
+    }
+    let path = dir.join(TRAINED_FILE);
+    let mut tensors = Vec::new();
+    for (ParameterName { name, .. }, parameter) in named_parameters(model) {
+        if trainable.contains(&name) {
+            let data = parameter.try_into_data();
+            tensors.push((name, data.map_err(|why| damaged(&path, why))?));
+        }
+    }
+    save_tensors(&path, &tensors)
+}
+
+/// Loads the model of a checkpoint in f32. `start` gives the model that the training began at; it is called if the checkpoint
+/// does not hold the whole model. A whole model has no [token count](Decoder::with_token_count) yet.
+///
+/// # Errors
+/// An error of `start`, a file that cannot be read, and a checkpoint that does not fit the start.
+pub fn checkpoint_model<E: From<Error>>(
+    dir: &Path,
+    device: &Device,
+    start: impl FnOnce() -> Result<Decoder, E>,
+) -> Result<Decoder, E> {
+    if dir.join(ADAPTER_WEIGHTS_FILE).exists() || dir.join(TRAINED_FILE).exists() {
+        return Ok(with_trained(dir, start()?)?);
+    }
+    let model = potstill_model::load(dir, DType::F32, device).map_err(Error::from)?;
+    Ok(model)
+}
+
+/// Puts what a checkpoint holds of a model in place of its parameters.
+fn with_trained(dir: &Path, start: Decoder) -> Result<Decoder, Error> {
+    struct Replace {
+        path: PathBuf,
+        stored: BTreeMap<String, TensorData>,
+        error: Option<Error>,
+    }
+    impl MapParameters for Replace {
+        fn map<const D: usize>(&mut self, name: &ParameterName, tensor: Tensor<D>) -> Tensor<D> {
+            match self.stored.remove(&name.name) {
+                Some(data) if data.shape() == &tensor.shape() => {
+                    Tensor::from_data(data, (&tensor.device(), tensor.dtype()))
+                }
+                Some(data) => {
+                    let reason = format!("{} has the shape {:?}", name.name, data.shape());
+                    self.error = Some(damaged(&self.path, reason));
+                    tensor
+                }
+                None => tensor,
+            }
+        }
+    }
+    if dir.join(ADAPTER_WEIGHTS_FILE).exists() {
+        return Ok(load_adapter(start, dir)?);
+    }
+    let path = dir.join(TRAINED_FILE);
+    let stored = load_tensors(&path)?.into_iter().collect();
+    let mut replace = Replace {
+        path,
+        stored,
+        error: None,
+    };
+    let model = map_parameters(start, &mut replace);
+    match (replace.error, replace.stored.into_keys().next()) {
+        (Some(error), _) => Err(error),
+        (None, Some(name)) => {
+            let reason = format!("the model that training started from has no parameter {name}");
+            Err(damaged(&replace.path, reason))
+        }
+        (None, None) => Ok(model),
+    }
+}
+
+/// Deletes all but the newest checkpoints and the best one, and the incomplete folders that a crash left. A checkpoint is
 /// renamed before its deletion, so that a folder with a checkpoint's name is complete.
-fn prune(dir: &Path) -> Result<(), Error> {
+fn prune(dir: &Path, settings: &TrainSettings, best: Option<u64>) -> Result<(), Error> {
     for rest in entries(dir)? {
         if name_of(&rest).starts_with(".step-") {
             fs::remove_dir_all(&rest).map_err(Error::io(&rest))?;
         }
     }
     let mut steps = list(dir)?;
-    steps.truncate(steps.len().saturating_sub(KEPT));
+    let kept = settings.keep_checkpoints.max(1);
+    steps.truncate(steps.len().saturating_sub(kept));
+    let best = best.filter(|_| settings.keep_best);
     for (step, old) in steps {
+        if best == Some(step) {
+            continue;
+        }
         let aside = old.with_file_name(format!(".step-{step:08}.old"));
         fs::rename(&old, &aside).map_err(Error::io(&old))?;
         fs::remove_dir_all(&aside).map_err(Error::io(&aside))?;
@@ -121,20 +237,28 @@ pub(crate) fn newest(
     start: &Decoder,
     expected: &TrainingState,
     settings: &TrainSettings,
+    trainable: &Trainable,
 ) -> Result<Option<Checkpoint>, Error> {
-    prune(dir)?;
     let Some((_, place)) = list(dir)?.pop() else {
         return Ok(None);
     };
     check_files(&place)?;
-    let path = place.join("state.json");
+    let path = place.join(STATE_FILE);
     let text = fs::read(&path).map_err(Error::io(&path))?;
     let state: TrainingState = serde_json::from_slice(&text).map_err(|why| damaged(&path, why))?;
     check_same(&path, &state, expected)?;
+    prune(dir, settings, state.best_step())?;
     let device = &start.device();
-    let model = potstill_model::load(&place, start.dtype(), device)?;
+    let model = match trainable.is_whole() {
+        true => potstill_model::load(&place, start.dtype(), device)?,
+        false => with_trained(&place, start.clone())?,
+    };
     let mut optimizer = Optimizer::new(settings);
-    load_optimizer(&place.join("optimizer.safetensors"), &mut optimizer, device)?;
+    let path = place.join(OPTIMIZER_FILE);
+    for (name, data) in load_tensors(&path)? {
+        let restored = optimizer.restore(&name, data, device);
+        restored.map_err(|why| damaged(&path, format!("{name}: {why}")))?;
+    }
     Ok(Some(Checkpoint {
         state,
         model: model.with_token_count(start.token_count()),
@@ -259,11 +383,10 @@ const TENSOR_TYPES: [(DType, Dtype); 5] = [
     (DType::U8, Dtype::U8),
 ];
 
-/// Writes the tensors of the optimizer.
-fn save_optimizer(path: &Path, optimizer: &Optimizer) -> Result<(), Error> {
-    let tensors = optimizer.tensors().map_err(|why| damaged(path, why))?;
+/// Writes tensors by name as a safetensors file.
+fn save_tensors(path: &Path, tensors: &[(String, TensorData)]) -> Result<(), Error> {
     let mut views = Vec::with_capacity(tensors.len());
-    for (name, data) in &tensors {
+    for (name, data) in tensors {
         let stored = TENSOR_TYPES
             .iter()
             .find(|(dtype, _)| *dtype == data.dtype());
@@ -273,13 +396,18 @@ fn save_optimizer(path: &Path, optimizer: &Optimizer) -> Result<(), Error> {
         let view = TensorView::new(*stored, data.shape().to_vec(), data.bytes());
         views.push((name, view.map_err(|why| damaged(path, why))?));
     }
-    let bytes = safetensors::serialize(views, None).map_err(|why| damaged(path, why))?;
-    write_synced(path, &bytes)
+    safetensors::serialize_to_file(views, None, path).map_err(|why| match why {
+        SafeTensorError::IoError(error) => Error::io(path)(error),
+        why => damaged(path, why),
+    })?;
+    sync_file(path)
 }
 
-fn load_optimizer(path: &Path, optimizer: &mut Optimizer, device: &Device) -> Result<(), Error> {
+/// Reads the tensors of a safetensors file.
+fn load_tensors(path: &Path) -> Result<Vec<(String, TensorData)>, Error> {
     let bytes = fs::read(path).map_err(Error::io(path))?;
     let file = SafeTensors::deserialize(&bytes).map_err(|why| damaged(path, why))?;
+    let mut tensors = Vec::new();
     for (name, view) in file.tensors() {
         let stored = view.dtype();
         let dtype = TENSOR_TYPES.iter().find(|(_, other)| *other == stored);
@@ -287,11 +415,9 @@ fn load_optimizer(path: &Path, optimizer: &mut Optimizer, device: &Device) -> Re
             return Err(damaged(path, format!("{name} is {stored:?}")));
         };
         let (bytes, shape) = (view.data().to_vec(), view.shape().to_vec());
-        let data = TensorData::from_bytes_vec(bytes, shape, *dtype);
-        let restored = optimizer.restore(&name, data, device);
-        restored.map_err(|why| damaged(path, format!("{name}: {why}")))?;
+        tensors.push((name, TensorData::from_bytes_vec(bytes, shape, *dtype)));
     }
-    Ok(())
+    Ok(tensors)
 }
 
 fn damaged(path: &Path, reason: impl std::fmt::Display) -> Error {
@@ -303,6 +429,10 @@ fn damaged(path: &Path, reason: impl std::fmt::Display) -> Error {
 
 fn write_synced(path: &Path, bytes: &[u8]) -> Result<(), Error> {
     fs::write(path, bytes).map_err(Error::io(path))?;
+    sync_file(path)
+}
+
+fn sync_file(path: &Path) -> Result<(), Error> {
     File::open(path)
         .and_then(|file| file.sync_all())
         .map_err(Error::io(path))

@@ -77,6 +77,14 @@ pub enum Error {
         /// Names of parameters that are similar.
         near: Vec<String>,
     },
+    /// The training needs the prompts of dev and got none.
+    #[error(
+        "{key} measures the model on dev, and there are no rows of dev\nhint: remove {key}, or split off rows for dev"
+    )]
+    NoDev {
+        /// Key of the run file.
+        key: &'static str,
+    },
     /// No parameter is left to train.
     #[error(
         "freeze = {freeze:?} freezes all parameters of the student\n\

@@ -4,19 +4,19 @@
 //! chunks of rows, so that at most one [chunk, v] block of logits exists, and the gradient of the states is
 //! then propagated back through the model. Every other position gets a gradient of exactly 0.
 
-use std::collections::BTreeMap;
 use std::ops::Range;
 
 use burn::module::Module;
 use burn::tensor::Tensor;
 use potstill_datasets::{Arm, Signal};
 use potstill_kernels::{LogQSum, LogitTransform, RowStats, add_rows};
-use potstill_model::{Decoder, Parameter, ParameterName, Role, TensorOperation, named_parameters};
+use potstill_model::{Decoder, Parameter};
 
-use crate::backbone::ForwardPass;
+use crate::backbone::{ForwardPass, TrackedParameters};
 use crate::batch::Batch;
 use crate::error::Error;
-use crate::head_loss::{Form, HeadLossOptions, head_loss, stats_dtype};
+use crate::gradients::{Gradients, widened};
+use crate::head_loss::{Form, HeadLossOptions, head_loss_added, stats_dtype};
 use crate::loss::{
     Divergence, Tail, cross_entropy, forward_kl, smoothed_cross_entropy, soft_cross_entropy,
 };
@@ -24,8 +24,9 @@ use crate::micro_batch::{MicroBatch, TargetTensors};
 use crate::objective::Objective;
 use crate::settings::TrainSettings;
 
-/// Gradients by the parameter's Hugging Face name, without autodiff.
-pub type Gradients = BTreeMap<String, Parameter>;
+/// Names of the embedding and of a head that is not tied to it.
+const EMBEDDING: &str = "model.embed_tokens.weight";
+const HEAD: &str = "lm_head.weight";
 
 /// Sums over rows, in nats, from which the loss and its metrics are computed.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -160,45 +161,47 @@ pub fn micro_batch_gradient(
     if micro_batch.rows() == 0 || options.objective.is_empty() {
         return LossSums::default();
     }
+    let tracked = TrackedParameters::of(model);
     let ids_bt = micro_batch.ids_bt(&model.device().inner());
-    // Embedding without autodiff keeps no reference to the matrix, so the optimizer can update it in place. The gradient
-    // of the embeddings is added row by row to the matrix, which also has the head's gradient if the two are tied.
+    // Embedding without autodiff keeps no reference to the matrix, so the optimizer can update it in place.
     let embedded_nd = model.valid().embedded(ids_bt);
     let documents = micro_batch.documents();
-    let pass = ForwardPass::new(model, embedded_nd, &documents, options.recompute);
+    let pass = ForwardPass::new(model, embedded_nd, &documents, &tracked, options.recompute);
+    // The gradient of the embeddings is added row by row to the embedding matrix, which also has the head's gradient if
+    // the two are tied.
+    let head_name = match model.config().tie_word_embeddings {
+        true => EMBEDDING,
+        false => HEAD,
+    };
+    let head = HeadSum {
+        is_trained: tracked.head,
+        sum_vd: gradients.remove(head_name).and_then(Parameter::tensor),
+    };
     let HiddenGradient {
         sums,
         hidden_nd: gradient_nd,
         head_vd,
-    } = hidden_gradient(&pass.hidden_nd(), &model.head(), micro_batch, options);
-    let mut backbone = pass.backward(model, &documents, gradient_nd);
-    let embedded_nd = backbone.embedded_nd;
-
-    let mut head_vd = Some(head_vd);
-    for (ParameterName { name, role }, parameter) in named_parameters(model) {
-        let gradient = match role {
-            Role::Embedding => {
-                let tied = model.config().tie_word_embeddings;
-                let sum_vd = if tied { head_vd.take() } else { None };
-                let embedding_vd = parameter.tensor::<2>();
-                let sum_vd = sum_vd.or(embedding_vd.map(|tensor| tensor.inner().zeros_like()));
-                let rows_nd = embedded_nd.clone();
-                (sum_vd.zip(rows_nd))
-                    .map(|(sum_vd, rows_nd)| add_rows(sum_vd, &micro_batch.ids(), rows_nd))
-                    .map(Parameter::Matrix)
-            }
-            Role::Head => head_vd.take().map(Parameter::Matrix),
-            // The choice of experts stays as it is: without the losses that balance experts, a trained router would send
-            // all rows to a few.
-            Role::Router | Role::Correction => None,
-            _ => backbone.parameters.remove(&name),
-        };
-        let sum = add_gradients(gradients.remove(&name), gradient);
-        if let Some(sum) = sum {
-            gradients.insert(name, sum);
-        }
+    } = hidden_gradient_added(&pass.hidden_nd, &model.head(), micro_batch, options, head);
+    if let Some(head_vd) = head_vd {
+        gradients.insert(head_name.to_owned(), Parameter::Matrix(head_vd));
+    }
+    let rows_nd = pass.backward(model, &documents, gradient_nd, tracked, gradients);
+    if let Some(rows_nd) = rows_nd {
+        let rows_nd = widened(rows_nd);
+        let sum_vd = gradients.remove(EMBEDDING).and_then(Parameter::tensor);
+        let shape = [model.config().vocab_size, model.config().hidden_size];
+        let options = (&rows_nd.device(), rows_nd.dtype());
+        let sum_vd = sum_vd.unwrap_or_else(|| Tensor::zeros(shape, options));
+        let sum_vd = add_rows(sum_vd, &micro_batch.ids(), rows_nd);
+        gradients.insert(EMBEDDING.to_owned(), Parameter::Matrix(sum_vd));
     }
     sums
+}
+
+/// The sum that the head's gradient is added to.
+struct HeadSum {
+    is_trained: bool,
+    sum_vd: Option<Tensor<2>>,
 }
 
 /// Gradients of the loss with respect to the model's last hidden states and the head, without autodiff.
@@ -208,8 +211,8 @@ pub struct HiddenGradient {
     pub sums: LossSums,
     /// ∂L/∂hidden, `[n, d]`: exactly 0 at positions without loss.
     pub hidden_nd: Tensor<2>,
-    /// ∂L/∂head, `[v, d]`.
-    pub head_vd: Tensor<2>,
+    /// ∂L/∂head, `[v, d]`, summed in f32 or f64; `None` if the head is not trained.
+    pub head_vd: Option<Tensor<2>>,
 }
 
 /// Computes the loss's sums, ∂/∂hidden and ∂/∂head in one pass over chunks of rows.
@@ -222,9 +225,24 @@ pub fn hidden_gradient(
     micro_batch: &MicroBatch,
     options: &GradientOptions<'_>,
 ) -> HiddenGradient {
+    let head = HeadSum {
+        is_trained: true,
+        sum_vd: None,
+    };
+    hidden_gradient_added(hidden_nd, head_vd, micro_batch, options, head)
+}
+
+/// Computes [`hidden_gradient`] and adds ∂L/∂head to a sum.
+fn hidden_gradient_added(
+    hidden_nd: &Tensor<2>,
+    head_vd: &Tensor<2>,
+    micro_batch: &MicroBatch,
+    options: &GradientOptions<'_>,
+    head: HeadSum,
+) -> HiddenGradient {
     let shape = hidden_nd.dims();
     let states_nd = micro_batch.select(hidden_nd.clone().without_autodiff());
-    let head_vd = head_vd.clone().inner();
+    let head_vd = head_vd.clone().without_autodiff();
     let rows_of_head = head_vd.dims()[0];
     let vocab = options.transform.vocab.unwrap_or(rows_of_head);
     let dtype = stats_dtype(head_vd.dtype());
@@ -237,7 +255,7 @@ pub fn hidden_gradient(
             true => LogQSum::Included,
             false => LogQSum::Omitted,
         },
-        train_head: true,
+        train_head: head.is_trained,
         chunk_rows: options.chunk_rows,
         form: options.form,
     };
@@ -248,21 +266,18 @@ pub fn hidden_gradient(
         sums.add(&chunk_sums);
         loss * options.row_weight
     };
-    let gradient = head_loss(
+    let gradient = head_loss_added(
         states_nd,
-        head_vd.clone(),
+        head_vd,
         support_nk,
         &head_options,
+        head.sum_vd,
         &mut loss,
     );
     HiddenGradient {
         sums,
         hidden_nd: micro_batch.scatter(gradient.hidden_nd, shape),
-        // The sum is in f32 or f64; gradients have the type of their parameter.
-        head_vd: match gradient.head_vd {
-            Some(gradient_vd) => gradient_vd.cast(head_vd.dtype()),
-            None => head_vd.zeros_like(),
-        },
+        head_vd: gradient.head_vd,
     }
 }
 
@@ -339,21 +354,4 @@ fn rows_loss(
 /// Sums in f64 on the host: a global batch has a few thousand rows.
 fn sum(values_n: &Tensor<1>) -> f64 {
     values_n.to_data().iter::<f64>().sum()
-}
-
-fn add_gradients(a: Option<Parameter>, b: Option<Parameter>) -> Option<Parameter> {
-    struct Add(Parameter);
-    impl TensorOperation for Add {
-        type Output = Parameter;
-        fn apply<const D: usize>(self, tensor: Tensor<D>) -> Parameter {
-            match self.0.tensor() {
-                Some(other) => Parameter::new(tensor + other),
-                None => Parameter::new(tensor),
-            }
-        }
-    }
-    match (a, b) {
-        (Some(a), Some(b)) => Some(a.apply(Add(b))),
-        (a, b) => a.or(b),
-    }
 }

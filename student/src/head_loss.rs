@@ -76,9 +76,21 @@ pub fn head_loss(
     options: &HeadLossOptions<'_>,
     loss: &mut dyn FnMut(Range<usize>, &[RowStats]) -> Tensor<1>,
 ) -> HeadGradient {
+    head_loss_added(hidden_nd, head_vd, support_nk, options, None, loss)
+}
+
+/// Computes [`head_loss`] and adds ∂L/∂head to `sum_vd`, which is f32 or f64, in place if its storage is not shared.
+pub(crate) fn head_loss_added(
+    hidden_nd: Tensor<2>,
+    head_vd: Tensor<2>,
+    support_nk: Tensor<2, Int>,
+    options: &HeadLossOptions<'_>,
+    sum_vd: Option<Tensor<2>>,
+    loss: &mut dyn FnMut(Range<usize>, &[RowStats]) -> Tensor<1>,
+) -> HeadGradient {
     match options.form {
-        Form::Fused => fused(hidden_nd, head_vd, support_nk, options, loss),
-        Form::Plain => plain(hidden_nd, head_vd, support_nk, options, loss),
+        Form::Fused => fused(hidden_nd, head_vd, support_nk, options, sum_vd, loss),
+        Form::Plain => plain(hidden_nd, head_vd, support_nk, options, sum_vd, loss),
     }
 }
 
@@ -87,12 +99,13 @@ fn fused(
     head_vd: Tensor<2>,
     support_nk: Tensor<2, Int>,
     options: &HeadLossOptions<'_>,
+    sum_vd: Option<Tensor<2>>,
     loss: &mut dyn FnMut(Range<usize>, &[RowStats]) -> Tensor<1>,
 ) -> HeadGradient {
     let [n, _] = hidden_nd.dims();
     let chunk_rows = options.chunk_rows.max(1);
     let mut hidden_gradients = Vec::with_capacity(n.div_ceil(chunk_rows));
-    let mut head_gradient_vd: Option<Tensor<2>> = None;
+    let mut head_gradient_vd = sum_vd;
     // The memory of the logits is reused from chunk to chunk.
     let mut block_nv: Option<Tensor<2>> = None;
     for start in (0..n).step_by(chunk_rows) {
@@ -167,6 +180,7 @@ fn plain(
     head_vd: Tensor<2>,
     support_nk: Tensor<2, Int>,
     options: &HeadLossOptions<'_>,
+    sum_vd: Option<Tensor<2>>,
     loss: &mut dyn FnMut(Range<usize>, &[RowStats]) -> Tensor<1>,
 ) -> HeadGradient {
     let [n, _] = hidden_nd.dims();
@@ -186,11 +200,16 @@ fn plain(
     let hidden_gradient = hidden.grad_remove(&mut tape);
     let head_gradient = head.grad_remove(&mut tape);
     let none = || head_vd.zeros_like();
+    let added = || {
+        let gradient_vd = head_gradient.unwrap_or_else(none).cast(wide);
+        match sum_vd {
+            Some(sum_vd) => sum_vd + gradient_vd,
+            None => gradient_vd,
+        }
+    };
     HeadGradient {
         hidden_nd: hidden_gradient.unwrap_or_else(|| hidden_nd.zeros_like()),
-        head_vd: options
-            .train_head
-            .then(|| head_gradient.unwrap_or_else(none).cast(wide)),
+        head_vd: options.train_head.then(added),
     }
 }
 

@@ -20,6 +20,7 @@ pub mod dense;
 mod error;
 mod evaluate;
 mod gradient;
+mod gradients;
 mod guard;
 mod head_loss;
 mod layers;
@@ -49,18 +50,20 @@ mod unigram;
 pub use adapter::{AdapterBase, AdapterSettings, AdapterTargets, AllLinear};
 pub use advice::{MemoryAdvice, memory_advice};
 pub use batch::Batch;
+pub use checkpoint::checkpoint_model;
 pub use collective::{Alone, Collective};
 pub use error::{Error, SequenceId};
 pub use evaluate::{SignalKind, evaluate};
 pub use gradient::{
-    BatchGradient, GradientOptions, Gradients, HiddenGradient, LossSums, batch_gradient,
-    gradient_of, hidden_gradient, micro_batch_gradient,
+    BatchGradient, GradientOptions, HiddenGradient, LossSums, batch_gradient, gradient_of,
+    hidden_gradient, micro_batch_gradient,
 };
+pub use gradients::Gradients;
 pub use guard::GuardSettings;
 pub use head_loss::{Form, HeadGradient, HeadLossOptions, head_loss};
 pub use layers::Layers;
 pub use loader::{OverlongRows, ReadRow};
-pub use memory::{MemorySurroundings, SequenceLength, TrainedNumbers, TrainingMemory};
+pub use memory::{MemorySurroundings, TrainedNumbers, TrainingMemory};
 pub use metrics::StepMetrics;
 pub use micro_batch::MicroBatch;
 pub use objective::{AdaptiveKl, AlphaDivergence, Jsd, Objective, Skew, WeightedDivergence};

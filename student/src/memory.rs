@@ -4,6 +4,7 @@
 //! micro-batch are kept; and in the backward pass, the activations of a layer go while the gradients of its weights come.
 //! Both are computed here, the second one for each layer, and the larger is the peak.
 
+use potstill_datasets::SequenceLength;
 use potstill_model::{ActivationColumns, Config, ParameterName, Role, parameter_shapes};
 use serde::Serialize;
 
@@ -22,15 +23,6 @@ const MOMENT_BLOCK: u64 = 256;
 const FEW_NUMBERS: u64 = 4096;
 /// Batches that are in memory on the host: the one that is computed, and those that are read ahead.
 const BATCHES_AHEAD: u64 = 3;
-
-/// Length of a training sequence.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct SequenceLength {
-    /// Tokens, prompt included.
-    pub tokens: usize,
-    /// Positions with loss.
-    pub loss_positions: usize,
-}
 
 /// The surroundings of a training that its memory depends on, besides its settings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -106,6 +98,7 @@ impl TrainingMemory {
             d: config.hidden_size as u64,
             v: config.vocab_size as u64,
             support: surroundings.support as u64,
+            is_tied: config.tie_word_embeddings,
         };
         let moments = step.moments();
         let largest = moments.into_iter().max_by_key(TrainingMemory::peak);
@@ -163,7 +156,7 @@ impl TrainedNumbers {
                 let rank = rank as u64;
                 for side in [*inputs as u64, *outputs as u64] {
                     numbers.adapter += rank * side;
-                    numbers.train(settings, rank * side, Role::Projection, layer);
+                    numbers.train(settings, rank * side, Role::Adapter, layer);
                     numbers.weights += rank * side * element_bytes(settings);
                 }
                 if let Some(ranks) = layer.and_then(|layer| numbers.ranks.get_mut(layer)) {
@@ -212,7 +205,7 @@ impl TrainedNumbers {
 
 /// Bytes of the optimizer's state of a parameter.
 fn moment_bytes(settings: &TrainSettings, count: u64, role: Role) -> u64 {
-    let is_matrix = role == Role::Projection;
+    let is_matrix = matches!(role, Role::Projection | Role::Adapter);
     if settings.optimizer == OptimizerKind::Muon && is_matrix {
         return count * F32_BYTES;
     }
@@ -289,28 +282,30 @@ impl StepShape {
     /// Takes the longest sequences together, since in a random order some micro-batch has the longest, and all rows of a
     /// micro-batch are padded to it.
     fn largest(lengths: &[SequenceLength], settings: &TrainSettings) -> Self {
-        let cut = |length: &SequenceLength| SequenceLength {
-            tokens: length.tokens.min(settings.max_length),
-            loss_positions: length.loss_positions.min(settings.max_length),
+        // Tokens and loss positions; all positions from the first with loss are taken to have loss.
+        let cut = |length: &SequenceLength| {
+            let tokens = length.tokens.min(settings.max_length);
+            let first = length.first_loss.unwrap_or(tokens);
+            (tokens, tokens.saturating_sub(first))
         };
         let is_usable = |length: &&SequenceLength| {
             length.tokens <= settings.max_length
                 || settings.overlong == crate::settings::Overlong::Cut
         };
-        let mut lengths: Vec<SequenceLength> = lengths.iter().filter(is_usable).map(cut).collect();
-        lengths.sort_by_key(|length| std::cmp::Reverse(length.tokens));
-        let Some(first) = lengths.first().copied() else {
+        let mut lengths: Vec<(usize, usize)> = lengths.iter().filter(is_usable).map(cut).collect();
+        lengths.sort_by_key(|(tokens, _)| std::cmp::Reverse(*tokens));
+        let Some((longest, _)) = lengths.first().copied() else {
             return Self::default();
         };
         let count = lengths.len() as f64;
         let mean = |sum: usize| sum as f64 / count;
-        let tokens = mean(lengths.iter().map(|length| length.tokens).sum());
-        let loss = mean(lengths.iter().map(|length| length.loss_positions).sum());
+        let tokens = mean(lengths.iter().map(|(tokens, _)| tokens).sum());
+        let loss = mean(lengths.iter().map(|(_, loss)| loss).sum());
         let batch = settings.batch.max(1);
         let (rows, width) = match settings.packing {
-            false => (batch, first.tokens),
+            false => (batch, longest),
             true => {
-                let room = settings.max_length.max(first.tokens);
+                let room = settings.max_length.max(longest);
                 let in_row = (room as f64 / tokens.max(1.0)).floor().max(1.0);
                 let rows = (batch as f64 / in_row).ceil() as usize;
                 (rows, room.min((batch as f64 * tokens).ceil() as usize))
@@ -318,17 +313,13 @@ impl StepShape {
         };
         let micro_batch = settings.micro_batch.clamp(1, rows);
         let positions = (micro_batch * width) as u64;
-        let longest = match settings.packing {
-            false => lengths
-                .iter()
-                .take(micro_batch)
-                .map(|length| length.loss_positions)
-                .sum(),
+        let loss_rows = match settings.packing {
+            false => lengths.iter().take(micro_batch).map(|(_, loss)| loss).sum(),
             true => (positions as f64 * loss / tokens.max(1.0)) as usize,
         };
         Self {
             positions,
-            loss_rows: longest as u64,
+            loss_rows: loss_rows as u64,
             batch_loss_rows: (loss * batch as f64) as u64,
             batch_tokens: (tokens * batch as f64) as u64,
             micro_batches: rows.div_ceil(micro_batch) as u64,
@@ -369,22 +360,25 @@ struct Step<'a> {
     d: u64,
     v: u64,
     support: u64,
+    is_tied: bool,
 }
 
 impl Step<'_> {
     /// The moments at which memory can be largest: the first logits, and the backward pass of each layer.
     fn moments(&self) -> Vec<TrainingMemory> {
-        let backward = (0..self.columns.len()).map(|layer| self.backward(layer));
+        let layers = self.first()..self.columns.len();
+        let backward = layers.map(|layer| self.backward(layer));
         [self.logits()].into_iter().chain(backward).collect()
     }
 
-    /// Gradients that exist before the backward pass: sums over earlier micro-batches, and the head's.
+    /// Gradients that exist before the backward pass reaches the last layer: the sums over earlier micro-batches, to which
+    /// those of this one are added, or in the first micro-batch the head's alone.
     fn gradient_sums(&self) -> u64 {
-        let sums = match self.shape.micro_batches > 1 {
-            true => self.numbers.trained * F32_BYTES,
-            false => 0,
-        };
-        sums + self.numbers.head * F32_BYTES
+        F32_BYTES
+            * match self.shape.micro_batches > 1 {
+                true => self.numbers.trained,
+                false => self.numbers.head,
+            }
     }
 
     /// Bytes that a layer keeps.
@@ -396,11 +390,24 @@ impl Step<'_> {
         self.shape.positions * each
     }
 
-    /// Bytes that a layer keeps until its backward pass begins: its input alone if the rest is computed again.
+    /// Bytes that a layer keeps until its backward pass begins: its input alone if the rest is computed again, and nothing
+    /// if no gradient has to reach the layer.
     fn kept_until_backward(&self, layer: usize) -> u64 {
         match self.settings.recompute {
+            _ if layer < self.first() => 0,
             true => self.shape.positions * self.d * element_bytes(self.settings),
             false => self.kept(layer),
+        }
+    }
+
+    /// The first layer that a gradient has to reach.
+    fn first(&self) -> usize {
+        let is_embedding_trained =
+            self.numbers.embedding > 0 || (self.is_tied && self.numbers.head > 0);
+        let trained = self.numbers.layers.iter().position(|trained| *trained > 0);
+        match is_embedding_trained {
+            true => 0,
+            false => trained.unwrap_or(self.columns.len()),
         }
     }
 
@@ -443,9 +450,14 @@ impl Step<'_> {
         let positions = self.shape.positions;
         let earlier: u64 = (0..layer).map(|l| self.kept_until_backward(l)).sum();
         let columns = self.columns[layer].backward as u64 + self.d * 3;
-        let done: u64 = self.numbers.layers[layer..].iter().sum();
+        // A layer's gradients are added to the sums once the layer's backward pass is done.
+        let own = self.numbers.layers[layer] * element;
+        let done: u64 = match self.shape.micro_batches > 1 {
+            true => 0,
+            false => self.numbers.layers[layer + 1..].iter().sum(),
+        };
         TrainingMemory {
-            gradients: self.gradient_sums() + done * element,
+            gradients: self.gradient_sums() + done * F32_BYTES + own,
             activations: earlier + self.kept(layer) + positions * columns * element,
             ..TrainingMemory::default()
         }

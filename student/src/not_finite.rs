@@ -4,7 +4,8 @@ use potstill_model::Decoder;
 
 use crate::batch::Batch;
 use crate::error::{Error, SequenceId};
-use crate::gradient::{GradientOptions, Gradients, micro_batch_gradient};
+use crate::gradient::{GradientOptions, micro_batch_gradient};
+use crate::gradients::Gradients;
 use crate::micro_batch::MicroBatch;
 use crate::optimizer::clip_global_norm;
 use crate::settings::TrainSettings;

@@ -1,6 +1,7 @@
 //! The optimizer: AdamW (Loshchilov and Hutter 2019) or Muon over parameters by name, f32 masters of parameters that are in
 //! another type, and clipping by the global norm.
 
+mod muon;
 mod settings;
 mod state;
 
@@ -13,8 +14,9 @@ use potstill_model::{
     Decoder, MapParameters, Parameter, ParameterName, TensorOperation, map_parameters,
 };
 
-use crate::gradient::Gradients;
+use crate::gradients::Gradients;
 use crate::settings::TrainSettings;
+use crate::trainable::fits;
 
 pub use settings::{DecayedRole, MomentType, OptimizerKind};
 use state::ParameterState;
@@ -43,6 +45,10 @@ struct UpdateSettings {
     moments: MomentType,
     weight_decay: f64,
     decay_on: Vec<DecayedRole>,
+    /// Patterns of names with factors on the learning rate.
+    rate_factors: BTreeMap<String, f64>,
+    /// Decay of the mean of the weights.
+    ema: Option<f64>,
 }
 
 impl Optimizer {
@@ -55,6 +61,8 @@ impl Optimizer {
                 moments: settings.moments,
                 weight_decay: settings.weight_decay,
                 decay_on: settings.weight_decay_on.clone(),
+                rate_factors: settings.rate_factors.clone(),
+                ema: settings.ema,
             },
             step: 0,
             states: BTreeMap::new(),
@@ -78,6 +86,14 @@ impl Optimizer {
     pub fn masters(&self, model: &Decoder) -> Decoder {
         let values = |state: &ParameterState| state.master.clone();
         self.replaced(model, &values)
+    }
+
+    /// Returns a model in f32 whose trained parameters are running means of the weights, or `None` without `ema`: after each
+    /// step, e ← ema · e + (1 − ema) · θ, from the weights before the first step on.
+    #[must_use]
+    pub fn mean_model(&self, model: &Decoder) -> Option<Decoder> {
+        let values = |state: &ParameterState| state.mean().or(state.master.clone());
+        self.settings.ema.map(|_| self.replaced(model, &values))
     }
 
     /// Returns `model` without autodiff and in f32, with the values that the states have.
@@ -104,6 +120,13 @@ impl Optimizer {
     pub fn decays(&self, parameter: &ParameterName) -> bool {
         let decay_on = &self.settings.decay_on;
         decay_on.iter().any(|decayed| decayed.has(parameter.role))
+    }
+
+    /// Factor on the learning rate of a parameter.
+    fn rate_factor(&self, name: &str) -> f64 {
+        let mut factors = self.settings.rate_factors.iter();
+        let found = factors.find(|(pattern, _)| fits(pattern, name));
+        found.map_or(1.0, |(_, factor)| *factor)
     }
 
     /// Updates `model` by one step along `gradients` times `scale`. A parameter without a gradient does not
@@ -190,7 +213,7 @@ impl MapParameters for Update<'_> {
         let step = AdamStep {
             betas: (0.9, 0.999),
             epsilon: 1e-8,
-            learning_rate: self.learning_rate,
+            learning_rate: self.learning_rate * optimizer.rate_factor(name),
             weight_decay: match optimizer.decays(parameter) {
                 true => optimizer.settings.weight_decay,
                 false => 0.0,

@@ -1,4 +1,5 @@
-use potstill_model::DType;
+use burn::tensor::Tensor;
+use potstill_model::{DType, Decoder, MapParameters, ParameterName, Role, map_parameters};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -23,4 +24,18 @@ impl Precision {
             Self::Bf16 => DType::BF16,
         }
     }
+}
+
+/// Casts all parameters of a model but the corrections of routers, which are in f32 in every model.
+pub(crate) fn cast(model: Decoder, dtype: DType) -> Decoder {
+    struct Cast(DType);
+    impl MapParameters for Cast {
+        fn map<const D: usize>(&mut self, name: &ParameterName, tensor: Tensor<D>) -> Tensor<D> {
+            match name.role {
+                Role::Correction => tensor,
+                _ => tensor.cast(self.0),
+            }
+        }
+    }
+    map_parameters(model, &mut Cast(dtype))
 }

@@ -13,7 +13,8 @@ use potstill_model::{
 
 use crate::collective::Collective;
 use crate::error::Error;
-use crate::gradient::{BatchGradient, Gradients, LossSums};
+use crate::gradient::{BatchGradient, LossSums};
+use crate::gradients::Gradients;
 use crate::optimizer::Optimizer;
 use crate::trainable::Trainable;
 
@@ -65,10 +66,13 @@ impl Shard {
         }
     }
 
-    /// Whether this replica updates the parameter with this name.
+    /// Whether this replica keeps the optimizer's state of the parameter with this name. Rank 0 has the masters of what is
+    /// not trained.
     pub(crate) fn owns(&self, name: &str) -> bool {
-        let place = self.parameters.get(name);
-        place.is_some_and(|place| self.owns_range(&place.range))
+        match self.parameters.get(name) {
+            Some(place) => self.owns_range(&place.range),
+            None => self.rank == 0,
+        }
     }
 
     fn owns_range(&self, range: &Range<usize>) -> bool {

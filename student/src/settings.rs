@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::adapter::AdapterSettings;
+use crate::adapter::{ADAPTER_RATE, AdapterSettings};
 use crate::guard::GuardSettings;
 use crate::head_loss::Form;
 use crate::objective::Objective;
@@ -88,7 +88,7 @@ pub struct TrainSettings {
     /// Changes speed and memory, not the gradient.
     pub packing: bool,
     /// Largest learning rate, which is reached after warm-up. Default: 1.5e-3 for a student with random weights, 5e-4 for
-    /// a pruned one, and 1e-4 for a whole checkpoint.
+    /// a pruned one, 1e-4 for a whole checkpoint, and 2e-4 for an adapter.
     #[serde(with = "Optional::<Positive>")]
     pub learning_rate: Option<f64>,
     /// Learning rates to choose from, in place of `learning_rate`. Every arm is trained at each of them with the first
@@ -177,6 +177,10 @@ pub struct TrainSettings {
     /// Seed of the order of the data and of the draws of the controls `same_token` and `shuffled`. Not part of `[train]`.
     #[serde(skip)]
     pub seed: u64,
+    /// Hash that identifies the model that training starts from. A checkpoint of a training with frozen weights does not
+    /// hold them, so it names them by this hash. Not part of `[train]`.
+    #[serde(skip)]
+    pub base: String,
 }
 
 impl Default for TrainSettings {
@@ -218,16 +222,22 @@ impl Default for TrainSettings {
             seeds: 1,
             chunk_rows: 256,
             seed: 0,
+            base: String::new(),
         }
     }
 }
 
 impl TrainSettings {
-    /// Learning rates that are trained: `learning_rates`, or the one rate of `learning_rate` or its default.
+    /// Learning rates that are trained: `learning_rates`, or the one rate of `learning_rate` or its default, which is that of
+    /// the student's start or that of adapters.
     #[must_use]
     pub fn rates(&self, default_learning_rate: f64) -> Vec<f64> {
+        let default = match self.adapter {
+            Some(_) => ADAPTER_RATE,
+            None => default_learning_rate,
+        };
         match self.learning_rates.is_empty() {
-            true => vec![self.learning_rate.unwrap_or(default_learning_rate)],
+            true => vec![self.learning_rate.unwrap_or(default)],
             false => self.learning_rates.clone(),
         }
     }
@@ -239,15 +249,17 @@ impl TrainSettings {
         let epochs = self.epochs.unwrap_or(DEFAULT_EPOCHS);
         let steps = self.steps.unwrap_or_else(|| whole(epochs * batches));
         let steps = steps.max(1);
-        let warmup_steps = match self.warmup < 1.0 {
-            true => whole(self.warmup * steps as f64),
-            false => self.warmup as u64,
+        let count = |share: f64| match share < 1.0 {
+            true => whole(share * steps as f64),
+            false => share as u64,
         };
         Schedule {
             steps,
-            warmup_steps: warmup_steps.min(steps),
+            warmup_steps: count(self.warmup).min(steps),
             learning_rate,
             min_learning_rate: self.min_learning_rate,
+            shape: self.schedule_shape,
+            decay_steps: count(self.decay).min(steps),
         }
     }
 
@@ -257,8 +269,6 @@ impl TrainSettings {
     pub fn identity(&self, schedule: &Schedule) -> Value {
         json!({
             "schedule": schedule,
-            "schedule_shape": self.schedule_shape,
-            "decay": self.decay,
             "batch": self.batch,
             "micro_batch": self.micro_batch,
             "packing": self.packing,
@@ -284,6 +294,7 @@ impl TrainSettings {
             "guard": self.guard,
             "chunk_rows": self.chunk_rows,
             "seed": self.seed,
+            "base": self.base,
         })
     }
 }
@@ -328,6 +339,9 @@ mod tests {
         assert_eq!(settings.rates(2e-3), [2e-3]);
         settings.learning_rate = Some(1e-3);
         assert_eq!(settings.rates(2e-3), [1e-3]);
+        settings.learning_rate = None;
+        settings.adapter = Some(AdapterSettings::default());
+        assert_eq!(settings.rates(2e-3), [2e-4]);
         settings.learning_rates = vec![1e-4, 1e-5];
         assert_eq!(settings.rates(2e-3), [1e-4, 1e-5]);
     }

@@ -6,7 +6,6 @@ use std::path::Path;
 use std::sync::mpsc::{Sender, channel};
 use std::time::Instant;
 
-use burn::module::Module;
 use potstill_datasets::SequenceLength;
 use potstill_model::Decoder;
 
@@ -22,8 +21,10 @@ use crate::trainer::{Trainer, TrainingPlan};
 /// Model and progress at the end of a call of [`train`].
 #[derive(Debug)]
 pub struct TrainingResult {
-    /// The trained model, without autodiff.
+    /// The trained model in f32, without autodiff.
     pub model: Decoder,
+    /// With `keep_best`, the step whose checkpoint had the lowest KL on dev so far.
+    pub best_step: Option<u64>,
     /// Number of steps made since the start, earlier calls included.
     pub step: u64,
     /// Whether all steps are made. If not, the next call resumes from the checkpoint.
@@ -51,13 +52,16 @@ pub struct TrainingInputs<'a> {
     /// read all rows before the first step.
     pub lengths: Option<&'a [SequenceLength]>,
     /// Measures a model, without autodiff, on dev: the mean KL, in nats. Needed for `keep_best` and for `ema`.
-    pub dev: Option<&'a mut dyn FnMut(&Decoder) -> Result<f64, Error>>,
+    pub dev: Option<MeasureDev<'a>>,
     /// The other processes that train the same model, as many as `replicas`; `None` if this process is alone. It then trains
     /// with `replicas` threads.
     pub collective: Option<&'a mut dyn Collective>,
     /// Called after each step; when it breaks, a checkpoint is saved and the result is not finished.
     pub on_step: OnStep<'a>,
 }
+
+/// Measures a model, without autodiff, on dev.
+type MeasureDev<'a> = &'a mut dyn FnMut(&Decoder) -> Result<f64, Error>;
 
 /// Called after each step.
 type OnStep<'a> = &'a mut dyn FnMut(&StepMetrics) -> ControlFlow<()>;
@@ -81,12 +85,15 @@ pub fn train(
         len,
         row,
         lengths,
+        dev,
         collective,
         on_step,
-        ..
     } = inputs;
     let (settings, arm) = (plan.settings, plan.arm);
     settings.objective.check()?;
+    if settings.keep_best && dev.is_none() {
+        return Err(Error::NoDev { key: "keep_best" });
+    }
     let vocab = start.token_count();
     let control = ControlData::new(arm, settings.seed, vocab);
     let mut loader = Loader::new(row, len, lengths, control, settings)?;
@@ -112,24 +119,26 @@ pub fn train(
         plan,
         dir,
     };
-    let (model, step) = std::thread::scope(|scope| {
+    let trained = std::thread::scope(|scope| {
         let reading = scope.spawn(move || loader.run(sender, batches));
         // The queues are dropped at the end of the steps, which ends the thread.
+        let calls = Calls { dev, on_step };
         let trained = match (collective, queues.pop()) {
-            (Some(collective), Some(queue)) => run.steps(queue, on_step, collective),
-            (None, Some(queue)) if ranks == 1 => run.steps(queue, on_step, &mut Alone),
+            (Some(collective), Some(queue)) => run.steps(queue, calls, collective),
+            (None, Some(queue)) if ranks == 1 => run.steps(queue, calls, &mut Alone),
             (_, queue) => {
                 queues.extend(queue);
-                run.in_threads(queues, on_step)
+                run.in_threads(queues, calls)
             }
         };
         reading.join().unwrap_or_else(|panic| resume_unwind(panic));
         trained
     })?;
     Ok(TrainingResult {
-        model: model.valid(),
-        step,
-        finished: step >= plan.schedule.steps,
+        model: trained.model,
+        best_step: trained.best_step,
+        step: trained.step,
+        finished: trained.step >= plan.schedule.steps,
         overlong,
         unique_positions,
         label_smoothing,
@@ -147,6 +156,12 @@ fn check_ranks(processes: usize, settings: &TrainSettings) -> Result<usize, Erro
     }
 }
 
+/// What a training calls outside of it.
+struct Calls<'a> {
+    dev: Option<MeasureDev<'a>>,
+    on_step: OnStep<'a>,
+}
+
 /// What every replica trains.
 #[derive(Clone)]
 struct Run<'a> {
@@ -156,22 +171,26 @@ struct Run<'a> {
     dir: &'a Path,
 }
 
+/// The end of [`Run::steps`].
+struct Trained {
+    model: Decoder,
+    step: u64,
+    best_step: Option<u64>,
+}
+
 impl Run<'_> {
-    /// Makes the steps that are left. Returns the model and the number of steps since the start.
+    /// Makes the steps that are left.
     fn steps(
         self,
         mut queue: BatchQueue,
-        on_step: OnStep<'_>,
+        calls: Calls<'_>,
         collective: &mut dyn Collective,
-    ) -> Result<(Decoder, u64), Error> {
-        let Self {
-            start,
-            rows,
-            plan,
-            dir,
-        } = self;
+    ) -> Result<Trained, Error> {
+        let Calls { mut dev, on_step } = calls;
+        let plan = self.plan;
         let (settings, steps) = (plan.settings, plan.schedule.steps);
-        let (mut trainer, mut model) = Trainer::open(start, rows, plan, dir, collective)?;
+        let (mut trainer, mut model) =
+            Trainer::open(self.start, self.rows, plan, self.dir, collective)?;
         while trainer.state.step < steps {
             let began = Instant::now();
             let place = Place {
@@ -179,7 +198,7 @@ impl Run<'_> {
                 position: trainer.state.position,
             };
             let Some((batch, stall_seconds)) = queue.next(place) else {
-                break;
+                return Err(Error::Replicas("rank 0 reads no further rows".to_owned()));
             };
             let batch = batch?;
             let metrics;
@@ -189,65 +208,108 @@ impl Run<'_> {
             let mut stops = [f64::from(u8::from(on_step(&metrics).is_break()))];
             collective.sum_f64(&mut stops)?;
             let stop = stops[0] > 0.0 && step < steps;
-            if stop || step == steps || step.is_multiple_of(settings.checkpoint_every.max(1)) {
-                trainer.save(dir, &model, collective)?;
+            let is_regular = step == steps || step.is_multiple_of(settings.checkpoint_every.max(1));
+            if stop || is_regular {
+                // The model is measured at regular steps alone, so that the best one does not depend on interruptions.
+                let dev = dev
+                    .as_deref_mut()
+                    .filter(|_| is_regular && (settings.keep_best || settings.ema.is_some()));
+                trainer.save(self.dir, &model, dev, collective)?;
             }
             if stop {
                 break;
             }
         }
-        Ok((model, trainer.state.step))
+        Ok(Trained {
+            model: trainer.masters(&model, collective)?,
+            step: trainer.state.step,
+            best_step: trainer.state.best_step(),
+        })
     }
 
-    /// Trains with a replica in a thread for each queue. Each has its share of the processor's cores. `on_step` is called
-    /// on this thread.
-    fn in_threads(
-        self,
-        queues: Vec<BatchQueue>,
-        on_step: OnStep<'_>,
-    ) -> Result<(Decoder, u64), Error> {
+    /// Trains with a replica in a thread for each queue. Each has its share of the processor's cores. What is called outside
+    /// of the training is called on this thread.
+    fn in_threads(self, queues: Vec<BatchQueue>, calls: Calls<'_>) -> Result<Trained, Error> {
         let replicas = queues.len();
         let cores = (rayon::current_num_threads() / replicas).max(1);
-        let (calls, called) = channel::<(StepMetrics, Sender<ControlFlow<()>>)>();
-        let mut calls = Some(calls);
+        let has_dev = calls.dev.is_some();
+        let (asker, asked) = channel::<Question>();
+        let mut asker = Some(asker);
         std::thread::scope(|scope| {
             let mut threads = Vec::with_capacity(replicas);
             for (queue, mut rank) in queues.into_iter().zip(thread_ranks(replicas)) {
-                let (run, calls) = (self.clone(), calls.take());
+                let (run, asker) = (self.clone(), asker.take());
                 let pool = rayon::ThreadPoolBuilder::new()
                     .num_threads(cores)
                     .stack_size(STACK_BYTES)
                     .build()
                     .map_err(|why| Error::Replicas(format!("cannot start threads: {why}")))?;
-                let mut on_step = move |metrics: &StepMetrics| match &calls {
-                    Some(calls) => ask(calls, metrics),
-                    None => ControlFlow::Continue(()),
-                };
                 threads.push(scope.spawn(move || {
-                    pool.install(move || run.steps(queue, &mut on_step, &mut rank))
+                    pool.install(move || match asker {
+                        Some(asker) => run.asking(queue, &asker, has_dev, &mut rank),
+                        None => {
+                            let on_step = &mut |_: &StepMetrics| ControlFlow::Continue(());
+                            run.steps(queue, Calls { dev: None, on_step }, &mut rank)
+                        }
+                    })
                 }));
             }
             // Ends when rank 0 ends.
-            for (metrics, answer) in called {
-                // A replica that is gone needs no answer.
-                let _ = answer.send(on_step(&metrics));
-            }
+            asked.into_iter().fold(calls, answer);
             let results = (threads.into_iter())
                 .map(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic)));
             first_result(results.collect())
         })
     }
+
+    /// Makes the steps, and asks the thread at the other end of a channel for what is outside of the training.
+    fn asking(
+        self,
+        queue: BatchQueue,
+        asker: &Sender<Question>,
+        has_dev: bool,
+        collective: &mut dyn Collective,
+    ) -> Result<Trained, Error> {
+        let on_step = &mut |metrics: &StepMetrics| {
+            let (answer, answered) = channel();
+            let stop = ControlFlow::Break(());
+            let sent = asker.send(Question::Step(Box::new(metrics.clone()), answer));
+            sent.map_or(stop, |()| answered.recv().unwrap_or(stop))
+        };
+        let mut dev = |model: &Decoder| {
+            let (answer, answered) = channel();
+            let gone = || Error::Replicas("the training ended while dev was measured".to_owned());
+            let sent = asker.send(Question::Dev(Box::new(model.clone()), answer));
+            sent.map_err(|_| gone())?;
+            answered.recv().map_err(|_| gone())?
+        };
+        let dev: Option<MeasureDev<'_>> = match has_dev {
+            true => Some(&mut dev),
+            false => None,
+        };
+        self.steps(queue, Calls { dev, on_step }, collective)
+    }
 }
 
-/// Asks another thread whether to go on.
-fn ask(
-    calls: &Sender<(StepMetrics, Sender<ControlFlow<()>>)>,
-    metrics: &StepMetrics,
-) -> ControlFlow<()> {
-    let (answer, answered) = channel();
-    let sent = calls.send((metrics.clone(), answer));
-    let stop = ControlFlow::Break(());
-    sent.map_or(stop, |()| answered.recv().unwrap_or(stop))
+/// What rank 0 asks the thread that called [`train`], and where the answer goes.
+enum Question {
+    Step(Box<StepMetrics>, Sender<ControlFlow<()>>),
+    Dev(Box<Decoder>, Sender<Result<f64, Error>>),
+}
+
+/// Answers a question. A replica that is gone needs no answer.
+fn answer<'a>(mut calls: Calls<'a>, question: Question) -> Calls<'a> {
+    match question {
+        Question::Step(metrics, answer) => {
+            let _ = answer.send((calls.on_step)(&metrics));
+        }
+        Question::Dev(model, answer) => {
+            if let Some(dev) = &mut calls.dev {
+                let _ = answer.send(dev(&model));
+            }
+        }
+    }
+    calls
 }
 
 /// The result of rank 0, or the error of a replica that did not only wait for another one.

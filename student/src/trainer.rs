@@ -12,17 +12,19 @@ use crate::batch::Batch;
 use crate::checkpoint::{self, Checkpoint, TrainingState};
 use crate::collective::Collective;
 use crate::error::Error;
-use crate::gradient::{BatchGradient, Gradients, gradient_of_share};
+use crate::gradient::{BatchGradient, gradient_of_share};
+use crate::gradients::Gradients;
 use crate::loss::Divergence;
 use crate::metrics::{MetricsFile, StepMetrics};
 use crate::not_finite::check_finite;
 use crate::objective::Objective;
 use crate::optimizer::{Optimizer, clip_global_norm};
+use crate::precision::{Precision, cast};
 use crate::replica::{Shard, whole_optimizer};
 use crate::schedule::Schedule;
 use crate::settings::TrainSettings;
 use crate::tensorboard::EventFile;
-use crate::trainable::Trainable;
+use crate::trainable::{Trainable, track};
 
 /// Settings of a training, resolved for one arm.
 #[derive(Debug, Clone, Copy)]
@@ -38,6 +40,7 @@ pub struct TrainingPlan<'a> {
 /// The training loop's state besides the model, and the files that it writes.
 pub(crate) struct Trainer<'a> {
     plan: TrainingPlan<'a>,
+    trainable: Trainable,
     pub(crate) state: TrainingState,
     optimizer: Optimizer,
     /// The files of metrics, which rank 0 alone writes.
@@ -69,17 +72,26 @@ impl<'a> Trainer<'a> {
             arm: plan.arm,
             settings: settings.identity(&plan.schedule),
             rows: rows as u64,
+            dev: BTreeMap::new(),
+            dev_of_mean: BTreeMap::new(),
         };
-        let checkpoint = checkpoint::newest(dir, &start, &fresh, settings)?;
+        let trainable = Trainable::of(&start, settings)?;
+        let checkpoint = checkpoint::newest(dir, &start, &fresh, settings, &trainable)?;
         let Checkpoint {
             mut state,
-            model,
+            mut model,
             mut optimizer,
         } = checkpoint.unwrap_or_else(|| Checkpoint {
             state: fresh,
             model: start,
             optimizer: Optimizer::new(settings),
         });
+        if settings.precision == Precision::Bf16 {
+            // A frozen part is a few routers in a training of the whole model, which its export takes from the masters.
+            let has_master = |name: &str| trainable.is_whole() || trainable.contains(name);
+            optimizer.begin(&model, &has_master);
+            model = cast(model, settings.precision.dtype());
+        }
         let mut files = None;
         if rank == 0 {
             let metrics = MetricsFile::open(dir, state.metrics_bytes)?;
@@ -90,21 +102,20 @@ impl<'a> Trainer<'a> {
         if rank == 0 && size > 1 {
             collective.sum_f64(&mut [])?;
         }
-        let mut shard = None;
-        if size > 1 {
-            let trainable = Trainable::of(&model, settings)?;
-            let own = Shard::new(&model, &trainable, rank, size);
-            optimizer.keep(|name| own.owns(name));
-            shard = Some(own);
+        let shard = (size > 1).then(|| Shard::new(&model, &trainable, rank, size));
+        if let Some(shard) = &shard {
+            optimizer.keep(|name| shard.owns(name));
         }
+        let model = track(model, &trainable);
         let trainer = Self {
             plan,
+            trainable,
             state,
             optimizer,
             files,
             shard,
         };
-        Ok((trainer, model.train()))
+        Ok((trainer, model))
     }
 
     /// Computes this replica's share of the gradient, and adds up those of all replicas.
@@ -185,11 +196,13 @@ impl<'a> Trainer<'a> {
         Ok((model, metrics))
     }
 
-    /// Saves a checkpoint after the metrics that it counts are on the disk. All replicas call this, and rank 0 writes.
+    /// Saves a checkpoint after the metrics that it counts are on the disk. With `dev`, the model is measured first. All
+    /// replicas call this, and rank 0 writes.
     pub(crate) fn save(
-        &self,
+        &mut self,
         dir: &Path,
         model: &Decoder,
+        dev: Option<&mut (dyn FnMut(&Decoder) -> Result<f64, Error> + '_)>,
         collective: &mut dyn Collective,
     ) -> Result<(), Error> {
         let whole = self.whole_optimizer(model, collective)?;
@@ -199,7 +212,42 @@ impl<'a> Trainer<'a> {
         metrics.sync()?;
         events.sync()?;
         let optimizer = whole.as_ref().unwrap_or(&self.optimizer);
-        checkpoint::save(dir, &self.state, &model.valid(), optimizer)
+        let TrainingPlan { settings, .. } = self.plan;
+        let mean = optimizer.mean_model(model);
+        let model = masters(optimizer, model, settings.precision);
+        if let Some(dev) = dev {
+            let step = self.state.step;
+            let state = &mut self.state;
+            // A figure in f32 is the same after it was written as text and read back.
+            state.dev.insert(step, dev(&model)? as f32);
+            if let Some(mean) = mean {
+                state.dev_of_mean.insert(step, dev(&mean)? as f32);
+            }
+        }
+        checkpoint::save(
+            dir,
+            &self.state,
+            &model,
+            optimizer,
+            settings,
+            &self.trainable,
+        )
+    }
+
+    /// Returns the model in f32 with the weights that are trained, without autodiff. All replicas call this; on other ranks
+    /// than 0, the weights in half precision are rounded.
+    pub(crate) fn masters(
+        &self,
+        model: &Decoder,
+        collective: &mut dyn Collective,
+    ) -> Result<Decoder, Error> {
+        let precision = self.plan.settings.precision;
+        let whole = match precision {
+            Precision::F32 => None,
+            Precision::Bf16 => self.whole_optimizer(model, collective)?,
+        };
+        let optimizer = whole.as_ref().unwrap_or(&self.optimizer);
+        Ok(masters(optimizer, model, precision))
     }
 
     /// The optimizer with the state of all replicas, on rank 0 of several.
@@ -212,6 +260,14 @@ impl<'a> Trainer<'a> {
             Some(_) => whole_optimizer(&self.optimizer, &model.device().inner(), collective),
             None => Ok(None),
         }
+    }
+}
+
+/// Returns the model in f32 with the weights that are trained, without autodiff.
+fn masters(optimizer: &Optimizer, model: &Decoder, precision: Precision) -> Decoder {
+    match precision {
+        Precision::F32 => model.valid(),
+        Precision::Bf16 => optimizer.masters(model),
     }
 }
 

@@ -19,6 +19,7 @@ mod losses;
 mod mistakes;
 mod odd_data;
 mod own_text;
+mod plan;
 mod real;
 mod render;
 mod reports;

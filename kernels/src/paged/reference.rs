@@ -52,11 +52,12 @@ pub fn paged_attention_reference(
     out.reshape([n, heads * options.value_width])
 }
 
-/// Returns the slots that each row sees, padded with slot 0 to those of the row that sees most, and the bias on the
-/// scores that masks the padding.
+/// Returns the slots that each row sees, padded with slot 0 to whole pages of the row that sees most, and the bias on the
+/// scores that masks the padding. GPUs compile and tune products by shape, and a text that grows meets few of them so.
 fn seen_slots(rows: &[PagedRow<'_>], options: &PagedOptions) -> (Vec<usize>, Vec<f32>) {
     let seen = |row: &PagedRow<'_>| row.seen(options.attention.window).len();
     let longest = rows.iter().map(seen).max().unwrap_or(0);
+    let longest = longest.next_multiple_of(options.page_size);
     let mut slots = Vec::with_capacity(rows.len() * longest);
     let mut bias = Vec::with_capacity(rows.len() * longest);
     for (row, end) in rows.iter().zip((1..).map(|row| row * longest)) {

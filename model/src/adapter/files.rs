@@ -193,7 +193,7 @@ impl AdapterReader<'_> {
         if !self.unread.contains(&down) && !self.unread.contains(&up) {
             return Ok(linear);
         }
-        let [outputs, inputs] = linear.weight.val().dims();
+        let [outputs, inputs] = linear.weight.dims();
         let rank = self.plan.rank_of(name);
         let down_ri = self.matrix(&down, [rank, inputs])?;
         let up_or = self.matrix(&up, [outputs, rank])?;

@@ -6,8 +6,6 @@ use std::path::Path;
 use burn::tensor::DType;
 
 use super::architecture::{Architecture, interleaved_source};
-use super::block::BlockType;
-use super::codec::quantize;
 use super::metadata::{ModelMetadata, model_metadata};
 use super::mix::GgufType;
 use super::source::ExportSource;
@@ -16,6 +14,8 @@ use super::write::{Metadata, TensorEntry, Value, write_gguf};
 use crate::Error;
 use crate::safetensors_files::{SafetensorsFiles, find};
 use crate::weights::Weights;
+use potstill_kernels::BlockType;
+use potstill_kernels::quantize;
 
 /// The description that an export has of itself.
 #[derive(Debug, Clone, Default)]

@@ -7,9 +7,9 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::path::Path;
 
-use super::block::BlockType;
 use crate::Error;
 use crate::limits::GGUF_ALIGNMENT;
+use potstill_kernels::BlockType;
 
 /// The first four bytes of a file.
 pub(super) const MAGIC: [u8; 4] = *b"GGUF";

@@ -1,6 +1,6 @@
 //! The type of each tensor of an export: the choices of `llama-quantize`.
 
-use super::block::BlockType;
+use potstill_kernels::BlockType;
 
 /// The type of a GGUF export.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -2,12 +2,12 @@
 
 use serde_json::{Value, json};
 
-use super::block::BlockType;
-use super::codec::dequantize;
 use super::file::GgufFile;
 use crate::Error;
 use crate::keys::Keys;
 use crate::rotary_table::RotaryKeys;
+use potstill_kernels::BlockType;
+use potstill_kernels::dequantize;
 
 /// The tensor with the divisors of the `llama3` scaling.
 pub(super) const LLAMA3_TENSOR: &str = "rope_freqs.weight";

@@ -7,11 +7,11 @@ use burn::tensor::{DType, TensorData};
 use half::{bf16, f16};
 
 use super::architecture::{Architecture, interleaved_target};
-use super::codec::dequantize_into;
 use super::config::{architecture, head_width};
 use super::file::GgufFile;
 use crate::Error;
 use crate::weights::Weights;
+use potstill_kernels::{BlockMatrix, dequantize_into};
 
 /// Numbers that are read at a time: whole blocks of every type.
 const CHUNK: usize = 1 << 22;
@@ -147,6 +147,28 @@ impl Weights for GgufWeights {
             DType::BF16 => TensorData::new(self.numbers(place, bf16::from_f32)?, shape),
             _ => return Err(Error::FloatType { dtype }),
         })
+    }
+
+    fn blocks(&self, name: &str) -> Result<Option<BlockMatrix>, Error> {
+        let Some((place, tensor)) = self.places.get(name).and_then(|place| {
+            let tensor = self.file.tensor(&place.name)?;
+            Some((place, tensor))
+        }) else {
+            return Ok(None);
+        };
+        let &[rows, columns] = place.shape.as_slice() else {
+            return Ok(None);
+        };
+        if !tensor.kind.is_quantized() || self.architecture.offset(&place.name) != 0.0 {
+            return Ok(None);
+        }
+        let mut bytes = vec![0; tensor.kind.bytes(rows * columns)];
+        let at = place.expert * bytes.len();
+        self.file.read_tensor(tensor, at, &mut bytes)?;
+        if is_interleaved(self.architecture, &place.name) {
+            restore_rows(&mut bytes, rows, self.head_width);
+        }
+        Ok(BlockMatrix::new(tensor.kind, [rows, columns], bytes))
     }
 
     fn file(&self, _: &str) -> PathBuf {

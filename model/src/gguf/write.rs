@@ -4,10 +4,10 @@ use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::Path;
 
-use super::block::BlockType;
 use super::header::{ALIGNMENT, MAGIC};
 use crate::Error;
 use crate::files::write_whole;
+use potstill_kernels::BlockType;
 
 /// The version that is written.
 const VERSION: u32 = 3;

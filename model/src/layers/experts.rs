@@ -123,9 +123,10 @@ impl Experts {
             _ => DType::F32,
         };
         let bias = self.router.bias.as_ref();
+        let device = x_nd.device();
         linear_biased(
             x_nd.cast(dtype),
-            self.router.weight.val().cast(dtype),
+            self.router.weight.dense(dtype, &device).cast(dtype),
             bias.map(|bias| bias.val().cast(dtype)),
         )
     }

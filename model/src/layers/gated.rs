@@ -1,7 +1,7 @@
 //! A gated feed-forward block.
 
 use burn::module::Module;
-use burn::tensor::{DType, Tensor};
+use burn::tensor::{DType, Device, Tensor};
 use potstill_kernels::GateActivation;
 
 use super::{Linear, MapLayers, Shapes};
@@ -71,7 +71,7 @@ impl GatedFeedForward {
                 up: up.with_outputs(&kept),
             }),
             GateAndUp::Fused(both) => {
-                let all = both.weight.val().dims()[0] / 2;
+                let all = both.weight.dims()[0] / 2;
                 let rows_of_up = kept.iter().map(|neuron| neuron + all as i32);
                 let rows: Vec<i32> = kept.iter().copied().chain(rows_of_up).collect();
                 GateAndUp::Fused(both.with_outputs(&rows))
@@ -88,10 +88,10 @@ impl GatedFeedForward {
     fn strongest(&self, width: usize) -> Vec<i32> {
         let [gate_wd, up_wd] = match &self.gate_and_up {
             GateAndUp::Separate(SeparateGate { gate, up }) => {
-                [gate, up].map(|linear| linear.weight.val())
+                [gate, up].map(|linear| linear.weight.dense(DType::F32, &Device::flex()))
             }
             GateAndUp::Fused(both) => {
-                let both = both.weight.val();
+                let both = both.weight.dense(DType::F32, &Device::flex());
                 let all = both.dims()[0] / 2;
                 [0, all].map(|first| both.clone().narrow(0, first, all))
             }
@@ -102,7 +102,7 @@ impl GatedFeedForward {
             sums.into_data().iter::<f64>().collect()
         };
         let (gate, up) = (squares(gate_wd, 1), squares(up_wd, 1));
-        let down = squares(self.down.weight.val(), 0);
+        let down = squares(self.down.weight.dense(DType::F32, &Device::flex()), 0);
         let weight = |neuron: usize| gate[neuron] * up[neuron] * down[neuron];
         let mut order: Vec<usize> = (0..down.len()).collect();
         // The sort is stable, so the first of equal neurons is kept.

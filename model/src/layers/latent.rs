@@ -74,6 +74,7 @@ impl LatentAttention {
     ) -> Tensor<2> {
         let plan = &self.plan;
         let [n, _] = x_nd.dims();
+        let (dtype, device) = (x_nd.dtype(), x_nd.device());
         let q_nc = match &self.query {
             LatentQuery::Whole(query) => query.forward(x_nd.clone()),
             LatentQuery::Factored(query) => {
@@ -99,7 +100,7 @@ impl LatentAttention {
             key_rotary_nr: self.rotated(key_rotary_nc, rotary),
             up: UpProjection {
                 apply: &|latent_nr| self.up.forward(latent_nr),
-                matrix: &|| self.up.merged_weight(),
+                matrix: &|| self.up.merged_weight(dtype, &device),
             },
         };
         self.output.forward(attend.latent(layer, heads, plan))

@@ -1,9 +1,9 @@
 //! A linear layer: y = x·Wᵀ + b, or with an adapter y = x·Wᵀ + b + s·(x·Aᵀ)·Bᵀ.
 
 use burn::module::{Module, Param};
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use potstill_kernels::{
-    GateActivation, add_bias, gated_linear, linear, linear_biased, linear_pair,
+    BlockMatrix, GateActivation, add_bias, gated, gated_linear, linear, linear_blocks, linear_pair,
 };
 
 use super::{MapLayers, Shapes};
@@ -12,9 +12,62 @@ use crate::parameters::{Role, map_parameter};
 /// A weight `[out, in]`, a bias `[out]` or none, and an adapter or none.
 #[derive(Module, Debug)]
 pub(crate) struct Linear {
-    pub(crate) weight: Param<Tensor<2>>,
+    pub(crate) weight: Weight,
     pub(crate) bias: Option<Param<Tensor<1>>>,
     pub(crate) adapter: Option<Adapter>,
+}
+
+/// The weight of a linear layer, `[out, in]`.
+#[derive(Module, Debug)]
+pub(crate) enum Weight {
+    Dense(Param<Tensor<2>>),
+    /// A constant, and no parameter.
+    Blocks(FrozenBlocks),
+}
+
+/// A frozen weight in blocks.
+#[derive(Module, Debug)]
+pub(crate) struct FrozenBlocks {
+    #[module(skip)]
+    pub(crate) matrix: BlockMatrix,
+}
+
+impl Weight {
+    /// Outputs and inputs.
+    pub(crate) fn dims(&self) -> [usize; 2] {
+        match self {
+            Self::Dense(weight) if weight.is_initialized() => weight.val().dims(),
+            Self::Dense(weight) => {
+                let shape = weight.lazy_shape();
+                [shape[0], shape[1]]
+            }
+            Self::Blocks(blocks) => blocks.matrix.dims(),
+        }
+    }
+
+    /// Returns the weight as a tensor. Blocks are dequantised to this type and device.
+    pub(crate) fn dense(&self, dtype: DType, device: &Device) -> Tensor<2> {
+        match self {
+            Self::Dense(weight) => weight.val(),
+            Self::Blocks(blocks) => Tensor::from_data(blocks.matrix.dequantized(), (device, dtype)),
+        }
+    }
+
+    fn forward(&self, x_ni: Tensor<2>) -> Tensor<2> {
+        match self {
+            Self::Dense(weight) => linear(x_ni, weight.val()),
+            Self::Blocks(blocks) => linear_blocks(x_ni, &blocks.matrix),
+        }
+    }
+
+    fn map(self, function: impl FnOnce(Tensor<2>) -> Tensor<2>) -> Self {
+        Self::Dense(match self {
+            Self::Dense(weight) => weight.map(function),
+            Self::Blocks(_) => {
+                Param::from_tensor(function(self.dense(DType::F32, &Device::flex())))
+            }
+        })
+    }
 }
 
 /// A low-rank adapter (Hu et al. 2021): the matrix s·B·A that is added to a weight, without ever being formed.
@@ -75,7 +128,7 @@ impl Adapter {
 impl Linear {
     pub(crate) fn unset([outputs, inputs]: [usize; 2], bias: bool, shapes: &Shapes) -> Self {
         Self {
-            weight: shapes.zeros([outputs, inputs]),
+            weight: Weight::Dense(shapes.zeros([outputs, inputs])),
             bias: bias.then(|| shapes.zeros([outputs])),
             adapter: None,
         }
@@ -83,23 +136,26 @@ impl Linear {
 
     /// Computes the layer: `[n, in]` → `[n, out]`.
     pub(crate) fn forward(&self, x_ni: Tensor<2>) -> Tensor<2> {
-        let Some(adapter) = &self.adapter else {
-            return linear_biased(x_ni, self.weight.val(), self.bias());
-        };
-        let y_no = linear_biased(x_ni.clone(), self.weight.val(), self.bias());
-        adapter.add_to(y_no, linear(x_ni, adapter.down.val()))
+        let y_no = self.biased(self.weight.forward(x_ni.clone()));
+        self.adapted(y_no, x_ni)
     }
 
     /// Computes two layers of the same input, which is read once.
     pub(crate) fn forward_pair(layers: [&Self; 2], x_ni: Tensor<2>) -> [Tensor<2>; 2] {
-        let [a, b] = linear_pair(x_ni.clone(), layers.map(|layer| layer.weight.val()));
-        [(a, layers[0]), (b, layers[1])].map(|(y_no, layer)| {
-            let y_no = layer.biased(y_no);
-            match &layer.adapter {
-                Some(adapter) => adapter.add_to(y_no, linear(x_ni.clone(), adapter.down.val())),
-                None => y_no,
-            }
-        })
+        let [Weight::Dense(a), Weight::Dense(b)] = layers.map(|layer| &layer.weight) else {
+            return layers.map(|layer| layer.forward(x_ni.clone()));
+        };
+        let [a, b] = linear_pair(x_ni.clone(), [a.val(), b.val()]);
+        [(a, layers[0]), (b, layers[1])]
+            .map(|(y_no, layer)| layer.adapted(layer.biased(y_no), x_ni.clone()))
+    }
+
+    /// Adds what the adapter computes to `y_no`.
+    fn adapted(&self, y_no: Tensor<2>, x_ni: Tensor<2>) -> Tensor<2> {
+        match &self.adapter {
+            Some(adapter) => adapter.add_to(y_no, linear(x_ni, adapter.down.val())),
+            None => y_no,
+        }
     }
 
     /// Computes the layer of a gated activation, which is computed again in the backward pass: two `[n, in]` → `[n, out]`.
@@ -109,18 +165,21 @@ impl Linear {
         up_ni: Tensor<2>,
         activation: GateActivation,
     ) -> Tensor<2> {
-        let Some(adapter) = &self.adapter else {
-            return self.biased(gated_linear(gate_ni, up_ni, self.weight.val(), activation));
+        let Weight::Dense(weight) = &self.weight else {
+            return self.forward(gated(gate_ni, up_ni, activation));
         };
         let (gate, up) = (gate_ni.clone(), up_ni.clone());
-        let y_no = self.biased(gated_linear(gate, up, self.weight.val(), activation));
+        let y_no = self.biased(gated_linear(gate, up, weight.val(), activation));
+        let Some(adapter) = &self.adapter else {
+            return y_no;
+        };
         let low_nr = gated_linear(gate_ni, up_ni, adapter.down.val(), activation);
         adapter.add_to(y_no, low_nr)
     }
 
-    /// Returns the matrix that the layer multiplies by: W, or W + s·B·A.
-    pub(crate) fn merged_weight(&self) -> Tensor<2> {
-        let weight_oi = self.weight.val();
+    /// Returns the matrix that the layer multiplies by: W, or W + s·B·A. Blocks are dequantised to this type and device.
+    pub(crate) fn merged_weight(&self, dtype: DType, device: &Device) -> Tensor<2> {
+        let weight_oi = self.weight.dense(dtype, device);
         match &self.adapter {
             Some(adapter) => {
                 weight_oi + adapter.up.val().matmul(adapter.down.val()) * adapter.factor()
@@ -180,7 +239,15 @@ impl Linear {
         role: Role,
         mapper: &mut impl MapLayers,
     ) -> Self {
-        let weight = map_parameter(mapper, format!("{name}.weight"), role, self.weight);
+        let weight = match self.weight {
+            Weight::Dense(weight) => Weight::Dense(map_parameter(
+                mapper,
+                format!("{name}.weight"),
+                role,
+                weight,
+            )),
+            blocks @ Weight::Blocks(_) => blocks,
+        };
         let role = match role {
             Role::Router => Role::Router,
             _ => Role::Bias,

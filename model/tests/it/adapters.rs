@@ -1,13 +1,16 @@
 //! Low-rank adapters: gradients, agreement with merged weights, names, and PEFT's files.
 
 use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use potstill_model::{
-    AdapterLayers, AdapterPlan, BatchLimits, Decoder, MapParameters, ParameterName, Role, Sampling,
-    StopConditions, adapted_layers, generate, load, load_adapter, map_parameters, merged,
-    named_parameters, save, save_adapter, with_adapter,
+    AdapterLayers, AdapterPlan, BatchLimits, BlockType, Decoder, MapParameters, ParameterName,
+    Role, Sampling, StopConditions, adapted_layers, generate, load, load_adapter, load_quantized,
+    map_parameters, merged, named_parameters, save, save_adapter, with_adapter,
 };
+use safetensors::SafeTensors;
+use serde_json::{Value, json};
 
 use crate::gradients::check_finite_differences;
 use crate::{Grow, host, ids, real, small, values};
@@ -204,4 +207,130 @@ fn a_saved_adapter_is_loaded_again_with_its_ranks_and_scales() {
     let read = load_adapter(plain, folder.path()).unwrap();
     assert_eq!(values(&read), values(&model));
     assert_eq!(logits(&read, &ROWS), logits(&model, &ROWS));
+}
+
+/// A base and an adapter in `tests/golden/adapters`, which PEFT made; see `make_adapters.py` there.
+const OF_PEFT: [&str; 5] = ["llama31", "qwen2", "phi3", "gemma3", "dsv2lite"];
+
+#[test]
+fn adapters_of_peft_give_its_logits_and_are_saved_as_it_saved_them() {
+    let Some(tiny) = real("tiny") else { return };
+    let golden = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden/adapters");
+    for family in OF_PEFT {
+        let folder = golden.join(family);
+        let plain = load(&tiny.join(family), DType::F32, &Device::flex()).unwrap();
+        let model = load_adapter(plain.clone(), &folder).unwrap();
+        let bytes = std::fs::read(folder.join("expected.safetensors")).unwrap();
+        let tensors = SafeTensors::deserialize(&bytes).unwrap();
+        let words = |name: &str| -> Vec<[u8; 4]> {
+            let data = tensors.tensor(name).unwrap().data();
+            data.as_chunks().0.to_vec()
+        };
+        let row: Vec<u32> = words("ids").into_iter().map(u32::from_le_bytes).collect();
+        let expected = words("logits").into_iter();
+        let expected: Vec<f64> = expected.map(|b| f32::from_le_bytes(b).into()).collect();
+        let last = |model: &Decoder| {
+            let all = logits(model, &[&row]);
+            all[all.len() - expected.len()..].to_vec()
+        };
+        let effect = largest_difference(&last(&plain), &expected);
+        let difference = largest_difference(&last(&model), &expected);
+        eprintln!("{family}: effect {effect:.2}, largest difference from PEFT {difference:.1e}");
+        assert!(effect > 0.1 && difference < 1e-4, "{family}: {difference}");
+
+        let out = tempfile::tempdir().unwrap();
+        save_adapter(&model, out.path(), "base", None).unwrap();
+        let tensors_of = |folder: &Path| {
+            let bytes = std::fs::read(folder.join("adapter_model.safetensors")).unwrap();
+            let tensors = SafeTensors::deserialize(&bytes).unwrap();
+            let mut all: Vec<_> = (tensors.tensors().into_iter())
+                .map(|(name, view)| (name, view.shape().to_vec(), view.data().to_vec()))
+                .collect();
+            all.sort();
+            all
+        };
+        assert_eq!(tensors_of(out.path()), tensors_of(&folder), "{family}");
+        let again = load_adapter(plain, out.path()).unwrap();
+        assert_eq!(last(&again), last(&model), "{family}");
+    }
+}
+
+#[test]
+fn configurations_that_would_change_the_result_are_refused_by_name() {
+    let plain = small(false, DType::F32);
+    let model = with_adapter(plain.clone(), &plan(2), 0).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    save_adapter(&model, folder.path(), "base", None).unwrap();
+    let file = folder.path().join("adapter_config.json");
+    let saved: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    for (key, value) in [
+        ("use_dora", json!(true)),
+        ("bias", json!("all")),
+        ("fan_in_fan_out", json!(true)),
+        ("target_parameters", json!(["mlp.experts.gate_up_proj"])),
+        ("peft_type", json!("IA3")),
+        ("modules_to_save", json!(["lm_head"])),
+        ("init_lora_weights", json!("pissa")),
+        ("r", json!(0)),
+        ("lora_alpha", json!("x")),
+        ("rank_pattern", json!({"q_proj|k_proj": 3})),
+        ("rank_pattern", json!({"q_proj": 0})),
+        ("target_modules", json!(3)),
+    ] {
+        let mut changed = saved.clone();
+        changed[key] = value;
+        std::fs::write(&file, changed.to_string()).unwrap();
+        let error = load_adapter(plain.clone(), folder.path()).unwrap_err();
+        let error = error.to_string();
+        assert!(error.contains(&format!("key `{key}`")), "{error}");
+        assert!(error.contains("\nhint: "), "{error}");
+    }
+    let mut changed = saved.clone();
+    changed["r"] = json!(3);
+    std::fs::write(&file, changed.to_string()).unwrap();
+    let error = load_adapter(plain.clone(), folder.path()).unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .contains("lora_A.weight` has the shape [2, 12]"),
+        "{error}"
+    );
+
+    std::fs::write(&file, saved.to_string()).unwrap();
+    let other = potstill_model::prune_layers(&plain, &[0, 1]).unwrap();
+    let error = load_adapter(other, folder.path()).unwrap_err().to_string();
+    assert!(
+        error.contains("layers.2") && error.contains("no layer for it"),
+        "{error}"
+    );
+    let weights = folder.path().join("adapter_model.safetensors");
+    let bytes = std::fs::read(&weights).unwrap();
+    std::fs::write(&weights, &bytes[..bytes.len() - 1]).unwrap();
+    let error = load_adapter(plain, folder.path()).unwrap_err().to_string();
+    assert!(error.contains("not a complete safetensors file"), "{error}");
+}
+
+#[test]
+fn a_model_with_weights_in_blocks_computes_what_its_dequantised_weights_compute() {
+    let Some(tiny) = real("tiny") else { return };
+    for family in ["llama31", "phi3", "dsv2lite", "qwen3moe"] {
+        let folder = tiny.join(family);
+        let quantised = load_quantized(&folder, DType::F32, &Device::flex(), BlockType::Q8_0);
+        let quantised = quantised.unwrap();
+        let plain = load(&folder, DType::F32, &Device::flex()).unwrap();
+        let at_once = potstill_model::quantized(plain.clone(), BlockType::Q8_0);
+        let row: Vec<u32> = (0..20).map(|index| (index * 7 + 3) % 60).collect();
+        let found = logits(&quantised, &[&row]);
+        assert_eq!(found, logits(&at_once, &[&row]), "{family}");
+        let model = adapted(quantised, &plan(2), 0.1);
+        let names = |model: &Decoder| named_parameters(model).len();
+        assert!(names(&model) < names(&with_adapter(plain.clone(), &plan(2), 0).unwrap()));
+        let found = logits(&model, &[&row]);
+        let merged = logits(&merged(model), &[&row]);
+        assert!(largest_difference(&found, &merged) < 1e-3, "{family}");
+        assert!(
+            largest_difference(&found, &logits(&plain, &[&row])) > 1e-3,
+            "{family}"
+        );
+    }
 }

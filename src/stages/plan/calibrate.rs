@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use potstill_datasets::{Arm, Prompt, Signal};
+use potstill_datasets::{Arm, Prompt, SequenceLength, Signal};
 use potstill_student::{StepMetrics, TrainSettings, TrainingInputs, TrainingPlan};
 use potstill_teacher::{Ask, Scoring};
 use rayon::ThreadPoolBuilder;
@@ -26,8 +26,11 @@ const MOST_STEPS: usize = 12;
 const ANSWERS_SECONDS: f64 = 12.0;
 /// Number of operations for a parameter and a token: two forward and four backward.
 const OPERATIONS: f64 = 6.0;
-/// Operations of a step above which the calibration makes steps of a smaller batch, about half a minute on two cores.
-const MOST_OPERATIONS: f64 = 5e12;
+/// Operations of a step above which the calibration makes steps of a smaller batch: about ten seconds on two cores.
+const MOST_OPERATIONS: f64 = 1.5e12;
+/// Operations of all steps of the calibration, of which there are at least three.
+const ALL_OPERATIONS: f64 = 5e12;
+const FEWEST_STEPS: usize = 3;
 /// Stack size of a training thread, equal to the usual stack size of a main thread.
 const STACK_BYTES: usize = 8 << 20;
 
@@ -67,6 +70,12 @@ pub(super) fn batch(settings: &TrainSettings, parameters: u64, mean_tokens: f64)
     settings.batch.min(most.max(least))
 }
 
+/// Number of steps of the calibration, as many as take half a minute on two cores.
+pub(super) fn step_count(batch: usize, parameters: u64, mean_tokens: f64) -> usize {
+    let operations = OPERATIONS * parameters as f64 * mean_tokens.max(1.0) * batch as f64;
+    ((ALL_OPERATIONS / operations) as usize).clamp(FEWEST_STEPS, MOST_STEPS)
+}
+
 /// A folder for temporary files, which is deleted when it goes out of scope.
 struct TemporaryFolder(PathBuf);
 
@@ -93,10 +102,11 @@ pub(super) fn steps(
     context: &Context,
     rows: &[Signal],
     batch: usize,
+    steps: usize,
 ) -> anyhow::Result<MeasuredSteps> {
     let folder = TemporaryFolder::new()?;
     memory::reset_peak();
-    let work = || train(context, rows, batch, &folder.0);
+    let work = || train(context, rows, (batch, steps), &folder.0);
     let measured = match is_small(context)? {
         // Small students are trained side by side, each on a core of its own.
         true => {
@@ -119,7 +129,7 @@ pub(super) fn steps(
 fn train(
     context: &Context,
     rows: &[Signal],
-    batch: usize,
+    (batch, steps): (usize, usize),
     folder: &Path,
 ) -> anyhow::Result<MeasuredSteps> {
     let began = Instant::now();
@@ -128,7 +138,6 @@ fn train(
     let settings = TrainSettings {
         batch,
         checkpoint_every: u64::MAX,
-        // Each step reads rows that the one before did not, so that the rows end after the last step.
         ..settings(&context.run.settings, 0)
     };
     let times = RefCell::new(vec![(Instant::now(), 0)]);
@@ -138,16 +147,19 @@ fn train(
         done.fetch_add(1, Ordering::SeqCst);
         ControlFlow::Continue(())
     };
+    let mut left = steps * batch;
     let mut row = |index: usize| {
-        let steps = done.load(Ordering::SeqCst);
-        let is_late = steps > 0 && began.elapsed().as_secs_f64() - load_seconds > STEPS_SECONDS;
-        if is_late || steps >= MOST_STEPS || interrupt::is_requested() {
+        let has_step = done.load(Ordering::SeqCst) > 1;
+        let is_late = has_step && began.elapsed().as_secs_f64() - load_seconds > STEPS_SECONDS;
+        if left == 0 || is_late || interrupt::is_requested() {
             // A training ends without a checkpoint if it cannot read a row.
             is_over.store(true, Ordering::SeqCst);
             return Err(potstill_datasets::Error::NoRows);
         }
+        left -= 1;
         Ok(rows[index].clone())
     };
+    let lengths: Vec<SequenceLength> = rows.iter().map(SequenceLength::of).collect();
     let mut schedule = settings.schedule(rows.len(), settings.learning_rate.unwrap_or(1e-4));
     schedule.steps = u64::MAX / 4;
     let trained = potstill_student::train(
@@ -155,7 +167,7 @@ fn train(
         TrainingInputs {
             len: rows.len(),
             row: &mut row,
-            lengths: None,
+            lengths: Some(&lengths),
             dev: None,
             collective: None,
             on_step: &mut on_step,

@@ -3,10 +3,10 @@
 
 use std::collections::HashMap;
 
+use potstill_datasets::SequenceLength;
 use potstill_datasets::{
     AnswerSource, Completion, Encoded, Imported, Prompt, Signal, SignalRow, Split, manifest_path,
 };
-use potstill_student::SequenceLength;
 use potstill_teacher::{SignalSettings, TextEncoder};
 
 use crate::run_file::{Loaded, RunFile};
@@ -51,14 +51,13 @@ impl PlannedRows {
     pub(super) fn published(context: &Context) -> anyhow::Result<PlannedRows> {
         let mut rows = SelectedRows::open(context, Split::Train)?.at_temperature(context)?;
         let count = rows.list.len();
-        let mut lengths = Vec::new();
-        for at in spread(count) {
-            let signal = rows.get(at)?;
-            lengths.push(SequenceLength {
-                tokens: signal.token_ids.len(),
-                loss_positions: signal.rows.len(),
-            });
-        }
+        let lengths = match rows.lengths()? {
+            Some(lengths) => lengths,
+            None => {
+                let signals = spread(count).map(|at| Ok(SequenceLength::of(&rows.get(at)?)));
+                signals.collect::<Result<_, potstill_datasets::Error>>()?
+            }
+        };
         Ok(PlannedRows {
             count,
             lengths,
@@ -120,7 +119,7 @@ impl PlannedRows {
         };
         let lengths = texts.iter().map(|text| SequenceLength {
             tokens: text.token_ids.len(),
-            loss_positions: text.loss_mask.iter().skip(1).filter(|loss| **loss).count(),
+            first_loss: text.loss_mask.iter().position(|loss| *loss),
         });
         Ok(PlannedRows {
             count,

@@ -196,7 +196,7 @@ mod tests {
         std::thread::scope(|scope| {
             let threads: Vec<_> = thread_ranks(size)
                 .into_iter()
-                .map(|mut rank| scope.spawn(|| run(&mut { rank })))
+                .map(|rank| scope.spawn(|| run(&mut { rank })))
                 .collect();
             let results = threads.into_iter().map(|thread| thread.join());
             results.map(Result::unwrap).collect()

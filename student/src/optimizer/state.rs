@@ -4,15 +4,19 @@ use std::collections::BTreeMap;
 
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use potstill_kernels::{AdamStep, ByteMoment, adamw, adamw_8bit, adamw_master};
-use potstill_model::{Parameter, ParameterName};
+use potstill_model::{Parameter, ParameterName, Role};
 
-use super::settings::MomentType;
+use super::muon::muon;
+use super::settings::{MomentType, OptimizerKind};
 use super::{MASTER, UpdateSettings, is_narrow, widened};
 
 /// Parameters of fewer numbers keep f32 moments where moments have 8 bits.
 const FEW_NUMBERS: usize = 4096;
-/// Names of the floating-point tensors of a state: AdamW's moments, and the scales of those in 8 bits.
-const FLOATS: [&str; 4] = ["m", "v", "m_scales", "v_scales"];
+/// Names of the floating-point tensors of a state: AdamW's moments, the scales of those in 8 bits, Muon's momentum, and the
+/// mean of the weights.
+const FLOATS: [&str; 6] = ["m", "v", "m_scales", "v_scales", "momentum", EMA];
+/// Name of the mean of the weights.
+const EMA: &str = "ema";
 /// Names of the tensors of 8-bit codes.
 const CODES: [&str; 2] = ["m_codes", "v_codes"];
 
@@ -33,11 +37,21 @@ enum Rule {
     AdamW(DType),
     /// By AdamW with moments in 8 bits.
     AdamW8Bit,
+    /// By Muon.
+    Muon,
 }
 
 impl Rule {
-    fn new<const D: usize>(wide: &Tensor<D>, settings: &UpdateSettings) -> Self {
+    fn new<const D: usize>(
+        parameter: &ParameterName,
+        wide: &Tensor<D>,
+        settings: &UpdateSettings,
+    ) -> Self {
         let dtype = wide.dtype();
+        let is_matrix = parameter.role == Role::Projection && D >= 2;
+        if settings.kind == OptimizerKind::Muon && is_matrix {
+            return Self::Muon;
+        }
         match settings.moments {
             _ if dtype != DType::F32 => Self::AdamW(dtype),
             MomentType::F32 => Self::AdamW(DType::F32),
@@ -54,18 +68,24 @@ impl ParameterState {
     /// Returns the parameter after one step.
     pub(super) fn update<const D: usize>(
         &mut self,
-        _parameter: &ParameterName,
+        parameter: &ParameterName,
         tensor: Tensor<D>,
         gradient: Tensor<D>,
         step: &AdamStep,
         settings: &UpdateSettings,
     ) -> Tensor<D> {
         let gradient = widened(gradient);
-        let rule = Rule::new(&gradient, settings);
-        if !is_narrow(&tensor) {
-            return self.advance(tensor, gradient, step, &rule);
-        }
+        let rule = Rule::new(parameter, &gradient, settings);
         let dtype = tensor.dtype();
+        if settings.ema.is_some() && !self.floats.contains_key(EMA) {
+            let start = self.value().unwrap_or_else(|| widened(tensor.clone()));
+            self.put(EMA, start);
+        }
+        if !is_narrow(&tensor) {
+            let tensor = self.advance(tensor, gradient, step, &rule);
+            self.average(&tensor, settings);
+            return tensor;
+        }
         let master = self.master.take().and_then(Parameter::tensor);
         let master = master.unwrap_or_else(|| widened(tensor.clone()));
         let (tensor, master) = match rule {
@@ -76,14 +96,32 @@ impl ParameterState {
                 self.put_moments(moments);
                 (tensor, master)
             }
-            Rule::AdamW8Bit => {
+            Rule::AdamW8Bit | Rule::Muon => {
                 drop(tensor);
                 let master = self.advance(master, gradient, step, &rule);
                 (master.clone().cast(dtype), master)
             }
         };
+        self.average(&master, settings);
         self.master = Some(Parameter::new(master));
         tensor
+    }
+
+    /// Returns the master.
+    fn value<const D: usize>(&self) -> Option<Tensor<D>> {
+        self.master.clone().and_then(Parameter::tensor)
+    }
+
+    /// Moves the mean of the weights towards the new value.
+    fn average<const D: usize>(&mut self, value: &Tensor<D>, settings: &UpdateSettings) {
+        if let Some((decay, mean)) = settings.ema.zip(self.take::<D>(EMA)) {
+            self.put(EMA, mean * decay + value.clone() * (1.0 - decay));
+        }
+    }
+
+    /// Returns the mean of the weights, if there is one.
+    pub(super) fn mean(&self) -> Option<Parameter> {
+        self.floats.get(EMA).cloned()
     }
 
     /// Returns a parameter in f32 or f64 after one step.
@@ -99,6 +137,12 @@ impl ParameterState {
                 let moments = self.take_moments(&gradient, *moments);
                 let (tensor, moments) = adamw(tensor, gradient, moments, step);
                 self.put_moments(moments);
+                tensor
+            }
+            Rule::Muon => {
+                let momentum = self.take("momentum");
+                let (tensor, momentum) = muon(tensor, gradient, momentum, step);
+                self.put("momentum", momentum);
                 tensor
             }
             Rule::AdamW8Bit => {

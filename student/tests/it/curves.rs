@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use burn::tensor::{DType, Device};
 use potstill_datasets::{Signal, SignalRow};
 use potstill_student::{
-    Arm, Objective, StepMetrics, TrainSettings, TrainingInputs, TrainingPlan, train,
+    Arm, MomentType, Objective, OptimizerKind, ScheduleShape, StepMetrics, TrainSettings,
+    TrainingInputs, TrainingPlan, train,
 };
 use serde::Deserialize;
 
@@ -17,6 +18,8 @@ struct Golden {
     settings: GoldenSettings,
     batch: Vec<Sequence>,
     curves: BTreeMap<String, Curve>,
+    /// Largest relative difference of PyTorch's losses under bf16 autocast from those in f32.
+    band: f64,
 }
 
 #[derive(Deserialize)]
@@ -25,6 +28,7 @@ struct GoldenSettings {
     rate: f64,
     min_rate: f64,
     warmup: f64,
+    decay: f64,
     weight_decay: f64,
     clip: f64,
 }
@@ -44,7 +48,7 @@ struct Row {
     entropy: f32,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, Default)]
 struct Curve {
     losses: Vec<f64>,
     gradient_norms: Vec<f64>,
@@ -90,6 +94,7 @@ impl Golden {
             learning_rate: Some(self.settings.rate),
             min_learning_rate: self.settings.min_rate,
             warmup: self.settings.warmup,
+            decay: self.settings.decay,
             weight_decay: self.settings.weight_decay,
             clip: self.settings.clip,
             objective: Objective::default(),
@@ -98,15 +103,15 @@ impl Golden {
         }
     }
 
-    /// Trains with these settings and returns the largest relative differences of losses and gradient norms from a curve of
-    /// PyTorch.
-    fn difference(&self, settings: &TrainSettings, curve: &str) -> [f64; 2] {
+    /// Trains with these settings and returns the loss and the gradient norm of each step.
+    fn train(&self, settings: &TrainSettings) -> Curve {
         let data = self.signals();
         let start = potstill_model::load(&folder("start"), DType::F32, &Device::flex()).unwrap();
         let dir = tempfile::tempdir().unwrap();
-        let mut steps = Vec::new();
+        let mut curve = Curve::default();
         let mut on_step = |metrics: &StepMetrics| {
-            steps.push((metrics.loss, metrics.gradient_norm));
+            curve.losses.push(metrics.loss);
+            curve.gradient_norms.push(metrics.gradient_norm);
             ControlFlow::Continue(())
         };
         train(
@@ -127,17 +132,25 @@ impl Golden {
             dir.path(),
         )
         .unwrap();
-        let curve = &self.curves[curve];
-        assert_eq!(steps.len(), curve.losses.len());
-        let largest = |found: &mut dyn Iterator<Item = f64>, wanted: &[f64]| {
-            let differences = found.zip(wanted).map(|(f, w)| (f - w).abs() / w);
-            differences.fold(0.0, f64::max)
-        };
+        curve
+    }
+
+    /// Trains with these settings and returns the largest relative differences of losses and gradient norms from a curve of
+    /// PyTorch.
+    fn difference(&self, settings: &TrainSettings, curve: &str) -> [f64; 2] {
+        let (found, wanted) = (self.train(settings), &self.curves[curve]);
         [
-            largest(&mut steps.iter().map(|step| step.0), &curve.losses),
-            largest(&mut steps.iter().map(|step| step.1), &curve.gradient_norms),
+            largest_difference(&found.losses, &wanted.losses),
+            largest_difference(&found.gradient_norms, &wanted.gradient_norms),
         ]
     }
+}
+
+/// The largest relative difference.
+fn largest_difference(found: &[f64], wanted: &[f64]) -> f64 {
+    assert_eq!(found.len(), wanted.len());
+    let differences = found.iter().zip(wanted).map(|(f, w)| (f - w).abs() / w);
+    differences.fold(0.0, f64::max)
 }
 
 #[test]
@@ -163,4 +176,48 @@ fn adamw_in_f32_is_pytorchs() {
         let [losses, norms] = golden.difference(&settings, "f32");
         assert!(losses < 1e-5 && norms < 1e-4, "{losses:e} {norms:e}");
     }
+}
+
+#[test]
+fn schedules_are_pytorchs() {
+    let golden = golden();
+    for (curve, schedule_shape) in [
+        ("linear", ScheduleShape::Linear),
+        ("constant", ScheduleShape::Constant),
+        ("wsd", ScheduleShape::WarmupStableDecay),
+    ] {
+        let settings = TrainSettings {
+            schedule_shape,
+            ..golden.settings()
+        };
+        let [losses, norms] = golden.difference(&settings, curve);
+        println!("{curve}: losses differ by {losses:e}, gradient norms by {norms:e}");
+        assert!(losses < 1e-4 && norms < 1e-3, "{curve}");
+    }
+}
+
+#[test]
+fn muon_is_pytorchs() {
+    let golden = golden();
+    let settings = TrainSettings {
+        optimizer: OptimizerKind::Muon,
+        ..golden.settings()
+    };
+    let [losses, norms] = golden.difference(&settings, "muon");
+    println!("muon: losses differ by {losses:e}, gradient norms by {norms:e}");
+    assert!(losses < 1e-4 && norms < 1e-3);
+}
+
+/// Moments in fewer bits change the curve by less than bf16 autocast changes PyTorch's; the model's largest matrices have
+/// fewer than 4,096 numbers, so that 8-bit moments are measured in `moments.rs`.
+#[test]
+fn moments_in_bf16_stay_near_the_curve() {
+    let golden = golden();
+    let settings = TrainSettings {
+        moments: MomentType::Bf16,
+        ..golden.settings()
+    };
+    let [losses, norms] = golden.difference(&settings, "f32");
+    println!("bf16 moments: losses differ by {losses:e}, gradient norms by {norms:e}");
+    assert!(losses < golden.band);
 }

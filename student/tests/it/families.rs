@@ -82,7 +82,7 @@ fn config_of(table: Value) -> Result<Config, RandomShapeError> {
     shape.config(&checkpoint(), TOKENS)
 }
 
-fn student(family: &str) -> Decoder {
+pub(crate) fn student(family: &str) -> Decoder {
     let config = config_of(table(family)).unwrap();
     let model = Decoder::init(&config, 7, DType::F32, &Device::flex()).unwrap();
     model.with_token_count(TOKENS)

@@ -132,7 +132,7 @@ fn the_gradient_of_a_transformed_head_is_that_of_loops() {
             );
             let states = numbers(&micro_batch.select(found.hidden_nd));
             assert!(relative(&states, &state_gradient) < 1e-9, "{transform:?}");
-            let head = numbers(&found.head_vd);
+            let head = numbers(&found.head_vd.unwrap());
             assert!(relative(&head, &head_gradient) < 1e-9, "{transform:?}");
             let padding = &head[vocab.unwrap_or(ROWS) * d..];
             assert!(padding.iter().all(|gradient| *gradient == 0.0));

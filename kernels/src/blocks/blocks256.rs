@@ -4,7 +4,7 @@
 //! for Q5_K the fifth bits, and the low 4 bits: numbers are d·s·q − m·t. A block of Q6_K holds the low 4 bits, the high
 //! 2 bits, for 16 parts of 16 numbers a scale s (i8), and d (f16): numbers are d·s·(q − 32).
 
-use half::f16;
+use burn::tensor::f16;
 
 /// Parts whose largest magnitude is below this count as zero.
 const SMALLEST: f32 = 1e-15;

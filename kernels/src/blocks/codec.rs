@@ -3,10 +3,10 @@
 //! The results are those of llama.cpp's reference functions bit for bit, so sums keep their order and products are not
 //! fused: a comment says where that matters.
 
-use half::{bf16, f16};
+use burn::tensor::{bf16, f16};
 use rayon::prelude::*;
 
-use super::block::BlockType;
+use super::block_type::BlockType;
 use super::{blocks32, blocks256};
 
 /// Blocks that one task converts.
@@ -46,7 +46,7 @@ pub fn dequantize(kind: BlockType, bytes: &[u8]) -> Vec<f32> {
 }
 
 /// Converts stored blocks to numbers and applies `convert` to each number, without a copy of all numbers in f32.
-pub(crate) fn dequantize_into<T: Send>(
+pub fn dequantize_into<T: Send>(
     kind: BlockType,
     bytes: &[u8],
     out: &mut [T],

@@ -4,9 +4,9 @@
 //! and 16 bytes with the low 4 bits: those of number j in the low half of byte j, those of number j + 16 in its high
 //! half. Numbers are d·(q − 2^(bits − 1)), or d·q + m.
 
-use half::f16;
+use burn::tensor::f16;
 
-use super::block::BlockType;
+use super::block_type::BlockType;
 
 /// Quantises to Q4_0 or Q5_0. The number of largest magnitude becomes the code 0, so its sign selects the sign of d.
 pub(super) fn quantize_signed(values: &[f32], block: &mut [u8], bits: u32) {

@@ -1,6 +1,6 @@
-//! The types in which GGUF files store numbers, and their sizes.
+//! The types in which ggml stores numbers, and their sizes.
 
-/// A type of stored numbers: floats, or blocks of numbers that share scales.
+/// A type of numbers that ggml stores: floats, or blocks of numbers that share scales.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BlockType {
     /// 32 bits.
@@ -43,8 +43,9 @@ const TYPES: [(BlockType, u32, &str, usize, usize); 11] = [
 ];
 
 impl BlockType {
-    /// Returns the type with a code of the file format, or `None` for a type that this crate does not read.
-    pub(crate) fn from_code(code: u32) -> Option<Self> {
+    /// Returns the type with a code of GGUF files, or `None` for a type that has no codec here.
+    #[must_use]
+    pub fn from_code(code: u32) -> Option<Self> {
         let row = TYPES.iter().find(|row| row.1 == code);
         row.map(|row| row.0)
     }
@@ -55,8 +56,9 @@ impl BlockType {
         row.copied().unwrap_or(TYPES[0])
     }
 
-    /// The code in files.
-    pub(crate) fn code(self) -> u32 {
+    /// The code in GGUF files.
+    #[must_use]
+    pub fn code(self) -> u32 {
         self.row().1
     }
 
@@ -78,13 +80,21 @@ impl BlockType {
         self.row().4
     }
 
+    /// Whether numbers are stored in blocks with scales, and not one by one.
+    #[must_use]
+    pub fn is_quantized(self) -> bool {
+        self.block_len() > 1
+    }
+
     /// Number of bytes of `count` numbers, which must be whole blocks.
-    pub(crate) fn bytes(self, count: usize) -> usize {
+    #[must_use]
+    pub fn bytes(self, count: usize) -> usize {
         count / self.block_len() * self.block_bytes()
     }
 
     /// The names of all types, for messages.
-    pub(crate) fn names() -> String {
+    #[must_use]
+    pub fn names() -> String {
         let names: Vec<&str> = TYPES.iter().map(|row| row.2).collect();
         names.join(", ")
     }
