@@ -75,7 +75,8 @@ def measured(work):
     return seconds, first
 
 
-def load():
+def load(dtype=None):
+    """The model, in `dtype` or else in the type of the request."""
     make, attention = transformers.AutoModelForCausalLM, "sdpa"
     if request["implementation"] == "liger-layers":
         # Liger's norms, rotations and gated layers; the loss below is that of all sides.
@@ -83,7 +84,9 @@ def load():
 
         attention = "flash_attention_2"
     model = make.from_pretrained(
-        request["model"], dtype=DTYPES[request["dtype"]], attn_implementation=attention
+        request["model"],
+        dtype=dtype or DTYPES[request["dtype"]],
+        attn_implementation=attention,
     )
     model.to(request["device"]).eval()
     model.generation_config = transformers.GenerationConfig()
@@ -171,8 +174,13 @@ def adamw(model):
 
 
 def step():
-    """Forward, forward KL to sparse targets, backward, clip by the global norm, AdamW."""
-    model = load().train()
+    """Forward, forward KL to sparse targets, backward, clip by the global norm, AdamW.
+
+    In bf16 the weights are f32 and the forward pass is under autocast, as Potstill computes with f32
+    masters; `eager-bf16` has everything in bf16.
+    """
+    autocast = request["dtype"] == "bf16" and request["implementation"] == "eager"
+    model = load(torch.float32 if autocast else None).train()
     optimizer = adamw(model)
     tokens = ids()
     support = torch.tensor(request["support"], device=request["device"])
@@ -182,7 +190,8 @@ def step():
 
     def one():
         optimizer.zero_grad(set_to_none=True)
-        logits = model(input_ids=tokens, use_cache=False).logits
+        with torch.autocast(request["device"].split(":")[0], torch.bfloat16, enabled=autocast):
+            logits = model(input_ids=tokens, use_cache=False).logits
         # The last position has no next token to predict.
         loss = forward_kl(logits[0, :-1], support, log_p)
         loss.backward()

@@ -299,6 +299,9 @@ impl Benchmark<'_> {
         let request = self.request_with_targets(Workload::Step, float, tokens);
         let mut runners = self.runners.clone();
         if let Some(python) = &self.python {
+            if float == FloatType::Bf16 {
+                runners.push(Runner::pytorch(Implementation::EagerBf16, python.clone()));
+            }
             // Liger and FlashAttention have no CPU backend, and FlashAttention no f32.
             if self.options.device != "cpu" && float == FloatType::Bf16 {
                 runners.push(Runner::pytorch(Implementation::LigerLayers, python.clone()));

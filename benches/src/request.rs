@@ -39,6 +39,9 @@ pub(crate) enum Implementation {
     Plain,
     /// PyTorch, one operation at a time.
     Eager,
+    /// The same with weights, gradients and moments in bf16, where [`Implementation::Eager`] has f32 weights and
+    /// autocast.
+    EagerBf16,
     /// PyTorch, `torch.compile`.
     Compile,
     /// Liger's fused linear JSD, with a dense teacher of the same width.
@@ -62,6 +65,7 @@ impl Implementation {
             Implementation::Fused => "Potstill",
             Implementation::Plain => "Potstill, plain",
             Implementation::Eager => "PyTorch",
+            Implementation::EagerBf16 => "PyTorch, all in bf16",
             Implementation::Compile => "PyTorch, compiled",
             Implementation::LigerJsd => "Liger, JSD",
             Implementation::LigerKl => "Liger, KL",
@@ -74,8 +78,8 @@ impl Implementation {
 
     /// Whether this is PyTorch without the losses of Liger and QuACK.
     pub(crate) fn is_pytorch(self) -> bool {
-        use Implementation::{Compile, Eager, LigerLayers};
-        matches!(self, Eager | Compile | LigerLayers)
+        use Implementation::{Compile, Eager, EagerBf16, LigerLayers};
+        matches!(self, Eager | EagerBf16 | Compile | LigerLayers)
     }
 
     /// Whether the requested loss is computed. The losses of Liger and QuACK are different ones.

@@ -12,17 +12,13 @@ use potstill_datasets::{
     replace_shared_file, shards,
 };
 use potstill_eval::markdown_text;
-use potstill_model::{
-    ADAPTER_CONFIG_FILE, Config, DType, Decoder, GgufLabels, GgufType, export_gguf, load_adapter,
-    merged, save_adapter,
-};
+use potstill_model::{Config, Decoder, GgufLabels, GgufType, export_gguf, merged, save_adapter};
 use serde_json::json;
 
 use super::models::export_home;
-use super::training::checkpoint_of;
+use super::training::{checkpoint_model, exported_checkpoint};
 use super::{
     Context, StageOutcome, StageSummary, checkpoint, counts, for_each_model, known, run_stage,
-    start,
 };
 use crate::run_dir::{StagePlan, settings_of};
 use crate::run_file::{AdapterExport, ExportFormat, GgufTypeName, HubSource, RunFile};
@@ -54,10 +50,9 @@ fn export_one(context: &Context, variant: Variant) -> anyhow::Result<StageOutcom
     let is_separate = context.run.settings.export.adapter == AdapterExport::Separate;
     run_stage(context, &plan, |out| {
         let out = out.join(&home);
-        let steps = trained.counts.get("steps").copied().unwrap_or_default();
-        let last = checkpoint_of(&format!("students/{variant}"), steps);
-        let last = context.dir.verified(&last)?;
-        let model = trained_model(context, variant, &last)?;
+        let folder = exported_checkpoint(&format!("students/{variant}"), &trained.counts);
+        let folder = context.dir.verified(&folder)?;
+        let model = checkpoint_model(context, variant.seed_index, &folder)?;
         let config = model.config().clone();
         match is_separate {
             true => save_adapter_alone(context, &model, &out)?,
@@ -82,15 +77,6 @@ fn export_one(context: &Context, variant: Variant) -> anyhow::Result<StageOutcom
             config.parameters() as usize,
         )]))))
     })
-}
-
-/// Loads the model of a training checkpoint in f32.
-fn trained_model(context: &Context, variant: Variant, folder: &Path) -> anyhow::Result<Decoder> {
-    if folder.join(ADAPTER_CONFIG_FILE).is_file() {
-        let base = start::without_adapter(&context.run, variant.seed_index, &context.device)?;
-        return Ok(load_adapter(base, folder)?);
-    }
-    Ok(potstill_model::load(folder, DType::F32, &context.device)?)
 }
 
 /// Writes the adapter of a model without the model, which is named by its repository and commit, or by its folder.

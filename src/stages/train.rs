@@ -102,12 +102,12 @@ fn publish_tuned(
     for name in ["metrics.jsonl", "tensorboard"] {
         link(&from.join(name), &to.join(name))?;
     }
-    let last = dir.path(&training.last_checkpoint());
+    let counts = manifest.counts;
+    let last = dir.path(&training.exported_checkpoint(&counts));
     // A checkpoint's folder gets its name when it is complete, as the trainer does it.
     let beside = last.with_file_name(".step-linked.tmp");
-    link(&dir.verified(&tuned.last_checkpoint())?, &beside)?;
+    link(&dir.verified(&tuned.exported_checkpoint(&counts))?, &beside)?;
     rename(&beside, &last)?;
-    let counts = manifest.counts;
     training.publish(context, plan, counts.clone())?;
     dir.log(&LedgerLine {
         stage: training.stage.clone(),

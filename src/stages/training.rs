@@ -7,6 +7,7 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fs;
+use std::ops::ControlFlow;
 use std::panic::resume_unwind;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -14,8 +15,11 @@ use std::time::Instant;
 
 use anyhow::{Context as _, bail};
 use potstill_datasets::{Arm, FileHash, Split, Variant, hash_files, read_footer, shards};
+use potstill_eval::Metric;
+use potstill_model::Decoder;
 use potstill_student::{
-    Schedule, StepMetrics, TrainSettings, TrainingInputs, TrainingPlan, TrainingResult,
+    Schedule, SignalKind, StepMetrics, TrainSettings, TrainingInputs, TrainingPlan, TrainingResult,
+    evaluate,
 };
 use rayon::ThreadPoolBuilder;
 use serde_json::json;
@@ -33,6 +37,8 @@ use crate::run_file::{Loaded, RunFile};
 /// Largest number of parameters at which one core trains a student as fast as several: 0.1 million
 /// parameters take 10,400 tokens/s on one core and 8,400 on two, 0.7 million 4,600 and 4,000.
 const SMALL_PARAMETERS: u64 = 2_000_000;
+/// Count of a training's manifest: the step of the checkpoint with the lowest figure on dev, if the run keeps it.
+const BEST_STEP: &str = "best step";
 /// Stack size of a training thread, equal to the usual stack size of a main thread; the default of a
 /// thread pool is smaller.
 const STACK_BYTES: usize = 8 << 20;
@@ -76,9 +82,9 @@ impl Training {
         })
     }
 
-    /// Folder of the checkpoint after the last step, in Hugging Face layout, below the run directory.
-    pub(super) fn last_checkpoint(&self) -> String {
-        checkpoint_of(&self.home, self.schedule.steps)
+    /// Folder of the checkpoint that is exported, below the run directory. `counts` are those of the training's manifest.
+    pub(super) fn exported_checkpoint(&self, counts: &Counts) -> String {
+        exported_checkpoint(&self.home, counts)
     }
 
     /// Trains, or resumes, and publishes if all steps are made.
@@ -108,6 +114,9 @@ impl Training {
         ]);
         if self.variant.arm == Arm::SameToken {
             counts.insert("unique positions".to_owned(), trained.unique_positions);
+        }
+        if let Some(best) = trained.best_step.filter(|_| run.settings.train.keep_best) {
+            counts.insert(BEST_STEP.to_owned(), best);
         }
         if let Some(smoothing) = trained.label_smoothing {
             console.note(&format!(
@@ -161,7 +170,18 @@ impl Training {
         folder: &Path,
     ) -> anyhow::Result<(TrainingResult, usize)> {
         let mut rows = SelectedRows::open(context, Split::Train)?.at_temperature(context)?;
-        let settings = settings(&context.run.settings, self.variant.seed_index);
+        let settings = TrainSettings {
+            base: start::start_key(&context.run, self.variant.seed_index)?,
+            ..settings(&context.run.settings, self.variant.seed_index)
+        };
+        let measures_dev = settings.keep_best || settings.ema.is_some();
+        let mut dev_rows = match measures_dev {
+            true => Some(SelectedRows::open(context, Split::Dev)?),
+            false => None,
+        };
+        let mut dev_rows = dev_rows.as_mut().filter(|rows| !rows.list.is_empty());
+        let is_measurable = dev_rows.is_some();
+        let mut dev = |model: &Decoder| mean_on_dev(context, dev_rows.as_deref_mut(), model);
         let steps = self.schedule.steps;
         let progress = RefCell::new(context.console.progress(&self.stage, "steps", 0, steps));
         let mut tokens = 0;
@@ -180,7 +200,7 @@ impl Training {
                 len,
                 row: &mut row,
                 lengths: lengths.as_deref(),
-                dev: None,
+                dev: is_measurable.then_some(&mut dev),
                 collective: None,
                 on_step: &mut on_step,
             },
@@ -194,14 +214,14 @@ impl Training {
         Ok((trained, len))
     }
 
-    /// Writes the manifest, with the files of the last checkpoint.
+    /// Writes the manifest, with the files of the checkpoint that is exported.
     pub(super) fn publish(
         &self,
         context: &Context,
         plan: &StagePlan,
         counts: Counts,
     ) -> anyhow::Result<()> {
-        let last = self.last_checkpoint();
+        let last = self.exported_checkpoint(&counts);
         let mut files = hash_files(&context.dir.path(&last))?;
         // `state.json` has the size of `metrics.jsonl`, which varies with the speeds that it records, and `files.json` has
         // its hash.
@@ -227,9 +247,49 @@ impl Training {
     }
 }
 
-/// Folder of the checkpoint after `steps` steps of the training in the folder `home`.
-pub(super) fn checkpoint_of(home: &str, steps: u64) -> String {
-    format!("{home}/checkpoints/step-{steps:08}")
+/// Folder of the checkpoint that is exported of the training in the folder `home`: the best one if the run keeps it, and
+/// otherwise the last. `counts` are those of the training's manifest.
+pub(super) fn exported_checkpoint(home: &str, counts: &Counts) -> String {
+    let step = counts.get(BEST_STEP).or(counts.get("steps"));
+    let step = step.copied().unwrap_or_default();
+    format!("{home}/checkpoints/step-{step:08}")
+}
+
+/// Loads the model of a training checkpoint in f32, with its adapter, if it has one.
+pub(super) fn checkpoint_model(
+    context: &Context,
+    seed_index: u32,
+    folder: &Path,
+) -> anyhow::Result<Decoder> {
+    let (run, device) = (&context.run, &context.device);
+    let model = potstill_student::checkpoint_model(folder, device, || {
+        start::without_adapter(run, seed_index, device)
+    })?;
+    let tokens = checkpoint::tokenizer(&checkpoint::student(run)?)?.vocab_size();
+    Ok(model.with_token_count(tokens))
+}
+
+/// Measures a model on dev: mean KL per token, or without distributions mean negative log-likelihood, nats.
+fn mean_on_dev(
+    context: &Context,
+    rows: Option<&mut SelectedRows>,
+    model: &Decoder,
+) -> Result<f64, potstill_student::Error> {
+    let Some(rows) = rows else {
+        return Ok(f64::INFINITY);
+    };
+    let (kind, metric) = match context.run.settings.has_signals() {
+        true => (SignalKind::Distributions, Metric::Kl),
+        false => (SignalKind::Text, Metric::Nll),
+    };
+    let chunk_rows = context.run.settings.train.chunk_rows;
+    let len = rows.list.len();
+    let mut row = |i: usize| rows.get(i);
+    let mut on_row = |_| ControlFlow::Continue(());
+    let values = evaluate(model, &mut row, len, kind, chunk_rows, &mut on_row)?;
+    let values = values.unwrap_or_default();
+    let tokens: f64 = values.iter().map(|v| f64::from(v.tokens)).sum();
+    Ok(metric.total(&values) / tokens.max(1.0))
 }
 
 /// Resolves steps and warm-up for the sequences that `curate` selected.

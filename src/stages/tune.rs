@@ -14,16 +14,15 @@ use anyhow::{Context as _, bail};
 use choice::{Choice, TriedRate, choose_lowest, mean};
 use potstill_datasets::{Arm, SequenceValues, Split, replace_file};
 use potstill_eval::{Metric, TunedRate};
-use potstill_model::DType;
 use serde_json::json;
 
 use super::collect::is_published;
 use super::eval::{measure, published_values};
 use super::models::results_file;
-use super::training::{Training, outcome_without_training, schedule, train_each};
+use super::training::{Training, checkpoint_model, outcome_without_training, schedule, train_each};
 use super::{
-    Context, StageOutcome, StageSummary, checkpoint, counts, curate, for_each_model, known,
-    planned, run_stage, score,
+    Context, StageOutcome, StageSummary, counts, curate, for_each_model, known, planned, run_stage,
+    score,
 };
 use crate::events::Event;
 use crate::run_dir::StagePlan;
@@ -296,9 +295,10 @@ fn measure_rate(
     plan: &StagePlan,
 ) -> anyhow::Result<StageOutcome> {
     let measured = run_stage(context, plan, |out| {
-        let folder = context.dir.verified(&training.last_checkpoint())?;
-        let student = checkpoint::student(&context.run)?;
-        let weights = checkpoint::load(&folder, &student, DType::F32, &context.device)?;
+        let trained = context.dir.require(&training.home, "tune", &context.run)?;
+        let folder = training.exported_checkpoint(&trained.counts);
+        let folder = context.dir.verified(&folder)?;
+        let weights = checkpoint_model(context, training.variant.seed_index, &folder)?;
         let values = measure(context, &plan.stage, &weights, Split::Dev, out, &plan.home)?;
         Ok(values.map(|values| {
             let tokens = values.iter().map(|v| v.tokens as usize).sum();

@@ -2,7 +2,7 @@
 //!
 //! For up to four rows of x, reading W takes most of the time, and `few_rows` transposes eight rows of W at a time
 //! in registers. For more rows, x is packed, and rows of W are the rows of the tile. Each element is the same
-//! chain over k as in [`gemm`](super::gemm), bit for bit.
+//! chain over k as in [`gemm`](super::gemm), bit for bit. Many rows times a short k are computed there.
 
 use std::mem::MaybeUninit;
 
@@ -10,13 +10,19 @@ use pulp::{Simd, WithSimd};
 
 use super::pack::{self, PackedPanels, pack};
 use super::tile::{MAX_TILE, Tile, whole_tile};
-use super::{MIN_PARALLEL_WORK, Matrix, SharedOutput, Threads, run_tasks};
+use super::{MIN_PARALLEL_WORK, Matrix, SharedOutput, Threads, gemm_at, run_tasks};
 use crate::simd::vectorize;
 
 /// Rows of W per task: together with [`TASK_PANELS`] small enough for the second-level cache.
 const TASK_ROWS: usize = 48;
 /// Panels of x that a task multiplies by its rows of W before it goes on to the next panels.
 const TASK_PANELS: usize = 8;
+
+/// Rows of x from which a short chain over k is computed from a packed W: the cost of a tile that is written
+/// transposed does not depend on k, and packing W is cheap for so many rows.
+const MIN_PACKED_ROWS: usize = 64;
+/// Longest chain over k that is computed from a packed W.
+const MAX_PACKED_DEPTH: usize = 256;
 
 /// A weight `[out, in]` and the memory `[n, out]` that x·Wᵀ is written to.
 pub(crate) struct WeightOutput<'a> {
@@ -41,6 +47,21 @@ pub(crate) fn multiply_by_weights<const N: usize>(x: Matrix<'_>, outputs: [Weigh
     if x.columns == 0 {
         for output in outputs {
             output.out.fill(MaybeUninit::new(0.0));
+        }
+    } else if x.rows >= MIN_PACKED_ROWS && x.columns <= MAX_PACKED_DEPTH {
+        for WeightOutput { weight, out } in outputs {
+            let out = out.as_mut_ptr().cast();
+            // SAFETY: the output is borrowed exclusively and has as many elements as the product.
+            unsafe {
+                gemm_at(
+                    out,
+                    weight.rows,
+                    x,
+                    weight.transposed(),
+                    false,
+                    Threads::All,
+                )
+            };
         }
     } else if x.rows > 0 {
         let outputs = outputs.map(|WeightOutput { weight, out }| (weight, SharedOutput::new(out)));
@@ -170,14 +191,14 @@ impl WeightRowsTask<'_> {
             for row in self.rows.clone().step_by(ROWS) {
                 let rows = ROWS.min(self.rows.end - row);
                 for panel in first..panels.count().min(first + TASK_PANELS) {
-                    let mut transposed = [0f32; MAX_TILE];
+                    let mut transposed = [MaybeUninit::<f32>::uninit(); MAX_TILE];
                     let tile = Tile {
                         k: weight.columns,
                         a: weight.data[row * weight.row_stride..].as_ptr(),
                         a_row: weight.row_stride,
                         a_step: 1,
                         b: panels.panel(panel),
-                        c: transposed.as_mut_ptr(),
+                        c: transposed.as_mut_ptr().cast(),
                         stride: width,
                         rows,
                         columns: width,
@@ -188,8 +209,10 @@ impl WeightRowsTask<'_> {
                     for column in 0..panels.rows_of(panel) {
                         let to = (panel * width + column) * weight.rows + row;
                         for row in 0..rows {
-                            // SAFETY: the element is within `[n, out]`, and no other task writes these columns.
-                            unsafe { *self.out.at(to + row) = transposed[row * width + column] };
+                            let sum = transposed[row * width + column];
+                            // SAFETY: the element is within `[n, out]`, no other task writes these columns, and the tile
+                            // has written its first `rows` rows.
+                            unsafe { *self.out.at(to + row) = sum.assume_init() };
                         }
                     }
                 }

@@ -254,8 +254,12 @@ const TRANSPOSED_STEPS: usize = 8;
 impl PanelPacker<'_> {
     #[inline(always)]
     fn pack<const WIDTH: usize>(self) {
-        if self.filled < WIDTH {
-            self.pack_any_width();
+        if self.row_stride == 1 && self.filled < WIDTH {
+            for (step, to) in self.to.as_chunks_mut::<WIDTH>().0.iter_mut().enumerate() {
+                let from = &self.source[step * self.column_stride..][..self.filled];
+                to[..self.filled].copy_from_slice(from);
+                to[self.filled..].fill(0.0);
+            }
         } else if self.row_stride == 1 {
             for (step, to) in self.to.as_chunks_mut::<WIDTH>().0.iter_mut().enumerate() {
                 if let Some(from) = self.source[step * self.column_stride..].first_chunk() {
@@ -263,7 +267,13 @@ impl PanelPacker<'_> {
                 }
             }
         } else if self.column_stride == 1 {
-            self.pack_transposed::<WIDTH>();
+            // Loops over a number of rows that the compiler knows are unrolled.
+            if self.filled == WIDTH {
+                self.pack_transposed::<WIDTH>(WIDTH);
+            } else {
+                let filled = self.filled;
+                self.pack_transposed::<WIDTH>(filled);
+            }
         } else {
             self.pack_any_width();
         }
@@ -271,11 +281,12 @@ impl PanelPacker<'_> {
 
     /// Packs rows that are contiguous along k: blocks of eight steps are read row by row and written step by step.
     #[inline(always)]
-    fn pack_transposed<const WIDTH: usize>(self) {
+    fn pack_transposed<const WIDTH: usize>(self, filled: usize) {
         let whole = self.k / TRANSPOSED_STEPS * TRANSPOSED_STEPS;
         for start in (0..whole).step_by(TRANSPOSED_STEPS) {
             let mut block = [[0f32; TRANSPOSED_STEPS]; WIDTH];
-            for (row, block) in block.iter_mut().enumerate() {
+            // Rows beyond the operand are zeros.
+            for (row, block) in block.iter_mut().enumerate().take(filled) {
                 let from = &self.source[row * self.row_stride + start..];
                 block.copy_from_slice(&from[..TRANSPOSED_STEPS]);
             }
@@ -287,8 +298,10 @@ impl PanelPacker<'_> {
             }
         }
         for step in whole..self.k {
-            for row in 0..WIDTH {
-                self.to[step * WIDTH + row] = self.source[row * self.row_stride + step];
+            let to = &mut self.to[step * WIDTH..][..WIDTH];
+            to.fill(0.0);
+            for (row, to) in to.iter_mut().enumerate().take(filled) {
+                *to = self.source[row * self.row_stride + step];
             }
         }
     }
