@@ -1,11 +1,15 @@
 //! What the replicas of a training say to one another. Each rank runs the same program on its share of the micro-batches.
 
+#[cfg(feature = "mpi")]
+mod mpi;
 mod threads;
 
 use std::ops::Range;
 
 use crate::error::Error;
 
+#[cfg(feature = "mpi")]
+pub use self::mpi::{MpiProcesses, MpiRank};
 pub(crate) use threads::thread_ranks;
 
 /// The group of replicas that train one model, as one of them sees it. All ranks call the same functions in the same

@@ -42,6 +42,9 @@ pub struct StepMetrics {
     pub tokens_per_second: f64,
     /// Time for which the step waited for its rows to be read, seconds.
     pub stall_seconds: f64,
+    /// Why the step was not made: the fault of its loss or gradient, and the rows that are to blame.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub skipped: Option<String>,
 }
 
 /// The file `metrics.jsonl` of one student, open for the steps to come.

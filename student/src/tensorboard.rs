@@ -76,6 +76,7 @@ fn scalars(metrics: &StepMetrics) -> Vec<(String, f64)> {
         tokens,
         tokens_per_second,
         stall_seconds,
+        skipped: _,
     } = *metrics;
     let fixed = [
         ("loss/total", loss),

@@ -190,7 +190,7 @@ impl Run<'_> {
         let plan = self.plan;
         let (settings, steps) = (plan.settings, plan.schedule.steps);
         let (mut trainer, mut model) =
-            Trainer::open(self.start, self.rows, plan, self.dir, collective)?;
+            Trainer::open(self.start, self.rows, plan, self.dir, None, collective)?;
         while trainer.state.step < steps {
             let began = Instant::now();
             let place = Place {
@@ -207,7 +207,15 @@ impl Run<'_> {
             // A stop that one replica is asked for stops all.
             let mut stops = [f64::from(u8::from(on_step(&metrics).is_break()))];
             collective.sum_f64(&mut stops)?;
-            let stop = stops[0] > 0.0 && step < steps;
+            let stop = stops[0] > 0.0 && (step < steps || trainer.must_return());
+            if trainer.must_return() {
+                if stop {
+                    // The next call makes the steps since the checkpoint again, and goes back as well.
+                    break;
+                }
+                (trainer, model) = trainer.go_back(model, self.dir, collective)?;
+                continue;
+            }
             let is_regular = step == steps || step.is_multiple_of(settings.checkpoint_every.max(1));
             if stop || is_regular {
                 // The model is measured at regular steps alone, so that the best one does not depend on interruptions.

@@ -14,9 +14,10 @@ use crate::collective::Collective;
 use crate::error::Error;
 use crate::gradient::{BatchGradient, gradient_of_share};
 use crate::gradients::Gradients;
+use crate::guard::{Action, Guard};
 use crate::loss::Divergence;
 use crate::metrics::{MetricsFile, StepMetrics};
-use crate::not_finite::check_finite;
+use crate::not_finite::blame;
 use crate::objective::Objective;
 use crate::optimizer::{Optimizer, clip_global_norm};
 use crate::precision::{Precision, cast};
@@ -47,15 +48,19 @@ pub(crate) struct Trainer<'a> {
     files: Option<(MetricsFile, EventFile)>,
     /// What this replica has to do with the others; `None` for a single replica.
     shard: Option<Shard>,
+    /// Step of the checkpoint to which the guard sends the training back.
+    return_to: Option<u64>,
 }
 
 impl<'a> Trainer<'a> {
-    /// Opens the newest checkpoint in `dir`, or begins at `start`. The model that is returned is tracked.
+    /// Opens the newest checkpoint in `dir`, or begins at `start`. The model that is returned is tracked. The files of metrics
+    /// are cut to their lengths at the checkpoint, or to `written_bytes`.
     pub(crate) fn open(
         start: Decoder,
         rows: usize,
         plan: TrainingPlan<'a>,
         dir: &Path,
+        written_bytes: Option<(u64, u64)>,
         collective: &mut dyn Collective,
     ) -> Result<(Self, Decoder), Error> {
         let settings = plan.settings;
@@ -72,6 +77,7 @@ impl<'a> Trainer<'a> {
             arm: plan.arm,
             settings: settings.identity(&plan.schedule),
             rows: rows as u64,
+            guard: Guard::default(),
             dev: BTreeMap::new(),
             dev_of_mean: BTreeMap::new(),
         };
@@ -86,6 +92,9 @@ impl<'a> Trainer<'a> {
             model: start,
             optimizer: Optimizer::new(settings),
         });
+        if let Some(bytes) = written_bytes {
+            (state.metrics_bytes, state.events_bytes) = bytes;
+        }
         if settings.precision == Precision::Bf16 {
             // A frozen part is a few routers in a training of the whole model, which its export takes from the masters.
             let has_master = |name: &str| trainable.is_whole() || trainable.contains(name);
@@ -114,6 +123,7 @@ impl<'a> Trainer<'a> {
             optimizer,
             files,
             shard,
+            return_to: None,
         };
         Ok((trainer, model))
     }
@@ -167,9 +177,12 @@ impl<'a> Trainer<'a> {
         let step = self.state.step + 1;
         let result = self.gradient(&model, batch, collective)?;
         let (norm, scale) = clip_global_norm(&result.gradients, settings.clip);
-        check_finite(&model, batch, (result.loss, norm), settings, step)?;
-        let rate = schedule.at(step);
-        let model = self.update(model, result.gradients, (scale, rate), collective)?;
+        let skipped = self.skip_reason(&model, batch, (result.loss, norm))?;
+        let rate = schedule.at(step) * self.state.guard.rate_factor(&settings.guard);
+        let model = match skipped {
+            None => self.update(model, result.gradients, (scale, rate), collective)?,
+            Some(_) => model,
+        };
 
         let sums = &result.sums;
         let per_row = 1.0 / sums.rows.max(1) as f64;
@@ -186,6 +199,7 @@ impl<'a> Trainer<'a> {
             tokens: batch.tokens as u64,
             tokens_per_second: batch.tokens as f64 / began.elapsed().as_secs_f64(),
             stall_seconds,
+            skipped,
         };
         if let Some((file, events)) = &mut self.files {
             self.state.metrics_bytes += file.write(&metrics)?;
@@ -194,6 +208,80 @@ impl<'a> Trainer<'a> {
         self.state.step = step;
         self.state.position += settings.batch as u64;
         Ok((model, metrics))
+    }
+
+    /// Lets the guard decide about the step that is computed. Returns why it is skipped.
+    ///
+    /// # Errors
+    /// The fault of the step, with the rows that are to blame, if training cannot go on.
+    fn skip_reason(
+        &mut self,
+        model: &Decoder,
+        batch: &Batch,
+        (loss, norm): (f64, f64),
+    ) -> Result<Option<String>, Error> {
+        let (step, settings) = (self.state.step + 1, self.plan.settings);
+        let Some(fault) = self.state.guard.fault(loss, norm, &settings.guard) else {
+            self.state.guard.made(norm);
+            return Ok(None);
+        };
+        let error = blame(model, batch, fault, settings, step)?;
+        let text = error.to_string();
+        let fault_text = text.lines().next().unwrap_or_default();
+        // If no row has a finite gradient, the weights are to blame.
+        let is_of_weights = matches!(
+            &error,
+            Error::NotFinite { rows, batch, .. } if *batch > 1 && rows.len() == *batch
+        );
+        match self.state.guard.decide(!is_of_weights, &settings.guard) {
+            Action::Stop => Err(error),
+            Action::Return(step) => {
+                self.return_to = Some(step);
+                let factor = settings.guard.rate_factor;
+                Ok(Some(format!(
+                    "{fault_text}; training goes back to the checkpoint after step {step}, with {factor} times the learning rate"
+                )))
+            }
+            _ => Ok(Some(format!("{fault_text}; the step is skipped"))),
+        }
+    }
+
+    /// Whether the guard sends the training back to a checkpoint.
+    pub(crate) fn must_return(&self) -> bool {
+        self.return_to.is_some()
+    }
+
+    /// Goes back to a checkpoint. The metrics of the steps since then stay, and the guard's count of returns.
+    pub(crate) fn go_back(
+        self,
+        model: Decoder,
+        dir: &Path,
+        collective: &mut dyn Collective,
+    ) -> Result<(Self, Decoder), Error> {
+        let TrainingState {
+            rows,
+            metrics_bytes,
+            events_bytes,
+            guard,
+            ..
+        } = self.state.clone();
+        if collective.rank() == 0 {
+            checkpoint::discard_after(dir, self.return_to.unwrap_or_default())?;
+        }
+        // What is trained is read from the checkpoint.
+        let plan = self.plan;
+        let start = masters(&self.optimizer, &model, plan.settings.precision);
+        drop((self, model));
+        let (mut trainer, model) = Self::open(
+            start,
+            rows as usize,
+            plan,
+            dir,
+            Some((metrics_bytes, events_bytes)),
+            collective,
+        )?;
+        trainer.state.guard = guard;
+        Ok((trainer, model))
     }
 
     /// Saves a checkpoint after the metrics that it counts are on the disk. With `dev`, the model is measured first. All
@@ -205,6 +293,8 @@ impl<'a> Trainer<'a> {
         dev: Option<&mut (dyn FnMut(&Decoder) -> Result<f64, Error> + '_)>,
         collective: &mut dyn Collective,
     ) -> Result<(), Error> {
+        let (step, every) = (self.state.step, self.plan.settings.checkpoint_every);
+        self.state.guard.will_save(step, every);
         let whole = self.whole_optimizer(model, collective)?;
         let Some((metrics, events)) = &self.files else {
             return Ok(());

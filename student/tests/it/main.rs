@@ -12,6 +12,7 @@ mod evaluation;
 mod evaluation_golden;
 mod families;
 mod gradients;
+mod guard;
 mod head_loss;
 mod loading;
 mod losses;
