@@ -187,6 +187,10 @@ impl Training {
         let mut tokens = 0;
         let mut on_step = |metrics: &StepMetrics| {
             tokens += metrics.tokens;
+            if let Some(text) = &metrics.skipped {
+                let text = format!("{}: {text}", self.stage);
+                context.console.emit(&Event::Warning { text });
+            }
             let note = format!("loss {:.4}", metrics.loss);
             progress.borrow_mut().update(metrics.step, tokens, &note);
             interrupt::control_flow()
@@ -201,6 +205,7 @@ impl Training {
                 row: &mut row,
                 lengths: lengths.as_deref(),
                 dev: is_measurable.then_some(&mut dev),
+                collective: None,
                 on_step: &mut on_step,
             },
             &TrainingPlan {

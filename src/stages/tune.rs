@@ -227,7 +227,10 @@ fn train_rates(context: &Context, trainings: &[Training]) -> anyhow::Result<Stag
         |(training, plan): &(&Training, StagePlan)| match training.run(context, plan) {
             Err(error) => match error.downcast_ref() {
                 Some(potstill_student::Error::NotFinite { step, .. }) => {
-                    publish_diverged(context, training, plan, *step)
+                    publish_diverged(context, training, plan, "loss is not finite", *step)
+                }
+                Some(potstill_student::Error::GradientJump { step, .. }) => {
+                    publish_diverged(context, training, plan, "gradient jumps", *step)
                 }
                 _ => Err(error),
             },
@@ -242,12 +245,13 @@ fn publish_diverged(
     context: &Context,
     training: &Training,
     plan: &StagePlan,
+    fault: &str,
     step: u64,
 ) -> anyhow::Result<StageOutcome> {
     let counts = counts([(DIVERGED, step as usize)]);
     training.write_manifest(context, plan, BTreeMap::new(), counts)?;
     let text = format!(
-        "{}: the loss is not finite at step {step}, so this learning rate is not chosen",
+        "{}: the {fault} at step {step}, so this learning rate is not chosen",
         training.stage
     );
     context.console.emit(&Event::Warning { text });
@@ -310,7 +314,13 @@ fn measure_rate(
         Err(error) => match error.downcast_ref() {
             Some(potstill_eval::Error::NotFinite { .. }) => {
                 let plan = training.plan(context)?;
-                publish_diverged(context, training, &plan, training.schedule.steps)
+                publish_diverged(
+                    context,
+                    training,
+                    &plan,
+                    "loss on dev is not finite",
+                    training.schedule.steps,
+                )
             }
             _ => Err(error),
         },

@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::error::Error;
+use crate::guard::Guard;
 use crate::optimizer::Optimizer;
 use crate::settings::TrainSettings;
 use crate::trainable::Trainable;
@@ -54,6 +55,8 @@ pub(crate) struct TrainingState {
     pub settings: Value,
     /// Number of rows that can be trained on.
     pub rows: u64,
+    /// What the guard remembers.
+    pub guard: Guard,
     /// Mean KL on dev after the steps at which it was measured, nats.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub dev: BTreeMap<u64, f32>,
@@ -120,7 +123,24 @@ pub(crate) fn save(
     }
     fs::rename(&beside, &place).map_err(Error::io(&place))?;
     sync_dir(&checkpoints)?;
-    prune(dir, settings, state.best_step())
+    prune(dir, settings, state)
+}
+
+/// Deletes the checkpoints after a step, to which training goes back.
+pub(crate) fn discard_after(dir: &Path, step: u64) -> Result<(), Error> {
+    for (later, place) in list(dir)? {
+        if later > step {
+            discard(later, &place)?;
+        }
+    }
+    Ok(())
+}
+
+/// Deletes a checkpoint, which is renamed before, so that a folder with a checkpoint's name is complete.
+fn discard(step: u64, place: &Path) -> Result<(), Error> {
+    let aside = place.with_file_name(format!(".step-{step:08}.old"));
+    fs::rename(place, &aside).map_err(Error::io(place))?;
+    fs::remove_dir_all(&aside).map_err(Error::io(&aside))
 }
 
 /// Writes what is trained: a whole model in Hugging Face layout, an adapter in PEFT's, and otherwise the parameters alone.
@@ -207,9 +227,9 @@ fn with_trained(dir: &Path, start: Decoder) -> Result<Decoder, Error> {
     }
 }
 
-/// Deletes all but the newest checkpoints and the best one, and the incomplete folders that a crash left. A checkpoint is
-/// renamed before its deletion, so that a folder with a checkpoint's name is complete.
-fn prune(dir: &Path, settings: &TrainSettings, best: Option<u64>) -> Result<(), Error> {
+/// Deletes all but the newest checkpoints, the best one, and the one to which the guard returns, and the incomplete
+/// folders that a crash left.
+fn prune(dir: &Path, settings: &TrainSettings, state: &TrainingState) -> Result<(), Error> {
     for rest in entries(dir)? {
         if name_of(&rest).starts_with(".step-") {
             fs::remove_dir_all(&rest).map_err(Error::io(&rest))?;
@@ -218,14 +238,11 @@ fn prune(dir: &Path, settings: &TrainSettings, best: Option<u64>) -> Result<(), 
     let mut steps = list(dir)?;
     let kept = settings.keep_checkpoints.max(1);
     steps.truncate(steps.len().saturating_sub(kept));
-    let best = best.filter(|_| settings.keep_best);
+    let best = state.best_step().filter(|_| settings.keep_best);
     for (step, old) in steps {
-        if best == Some(step) {
-            continue;
+        if ![best, state.guard.checkpoint()].contains(&Some(step)) {
+            discard(step, &old)?;
         }
-        let aside = old.with_file_name(format!(".step-{step:08}.old"));
-        fs::rename(&old, &aside).map_err(Error::io(&old))?;
-        fs::remove_dir_all(&aside).map_err(Error::io(&aside))?;
     }
     Ok(())
 }
@@ -247,7 +264,7 @@ pub(crate) fn newest(
     let text = fs::read(&path).map_err(Error::io(&path))?;
     let state: TrainingState = serde_json::from_slice(&text).map_err(|why| damaged(&path, why))?;
     check_same(&path, &state, expected)?;
-    prune(dir, settings, state.best_step())?;
+    prune(dir, settings, &state)?;
     let device = &start.device();
     let model = match trainable.is_whole() {
         true => potstill_model::load(&place, start.dtype(), device)?,

@@ -124,6 +124,25 @@ pub enum Error {
         /// Number of sequences in the global batch.
         batch: usize,
     },
+    /// The norm of the gradient jumps.
+    #[error(
+        "step {step}: the gradient norm is {norm:.3e}, and {mean:.3e} in the mean of the steps before; largest are the gradients of {named} of the {batch} rows of the global batch: {list}\n\
+         hint: check the signals of these rows with `potstill check`; where many rows are named, lower learning_rate; where such norms are usual, raise `spike` of [train.guard]",
+        named = rows.len(),
+        list = SequenceList(rows)
+    )]
+    GradientJump {
+        /// Step, counted from 1.
+        step: u64,
+        /// Norm of the gradient.
+        norm: f64,
+        /// Running mean of the norms before.
+        mean: f64,
+        /// Sequences of the global batch whose own gradient is among the largest.
+        rows: Vec<SequenceId>,
+        /// Number of sequences in the global batch.
+        batch: usize,
+    },
     /// A checkpoint belongs to a run with other settings.
     #[error(
         "{path} was made with other settings ({key})\n\
@@ -147,6 +166,12 @@ pub enum Error {
         /// Description of the damage.
         reason: String,
     },
+    /// The replicas of a training cannot be what the settings say.
+    #[error("{0}")]
+    Replicas(String),
+    /// A device cannot be read.
+    #[error("the device cannot be read: {0}")]
+    Device(String),
     /// A replica of the training does not answer.
     #[error(
         "replica {rank} of {size} does not answer: {reason}\n\

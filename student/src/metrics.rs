@@ -45,6 +45,9 @@ pub struct StepMetrics {
     /// Largest memory that the process has held so far, bytes: pages in memory. `None` where the system does not say.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub peak_bytes: Option<u64>,
+    /// Why the step was not made: the fault of its loss or gradient, and the rows that are to blame.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub skipped: Option<String>,
 }
 
 /// Reads the largest memory that this process has held from `/proc`.

@@ -1,4 +1,4 @@
-//! The rows that are to blame for a loss or a gradient that is not finite.
+//! The rows that are to blame for a loss or a gradient that is not finite or jumps.
 
 use potstill_model::Decoder;
 
@@ -6,43 +6,72 @@ use crate::batch::Batch;
 use crate::error::{Error, SequenceId};
 use crate::gradient::{GradientOptions, micro_batch_gradient};
 use crate::gradients::Gradients;
+use crate::guard::Fault;
 use crate::micro_batch::MicroBatch;
 use crate::optimizer::clip_global_norm;
 use crate::settings::TrainSettings;
 use crate::target::Target;
 
-/// Checks the loss and the gradient's global norm of a step.
+/// Returns the error about a fault of a step, with the rows of the global batch that are to blame.
 ///
 /// # Errors
-/// [`Error::NotFinite`] with the rows of the global batch that are not finite by themselves.
-pub(crate) fn check_finite(
+/// A row whose gradient cannot be computed.
+pub(crate) fn blame(
     model: &Decoder,
     batch: &Batch,
-    (loss, norm): (f64, f64),
+    fault: Fault,
     settings: &TrainSettings,
     step: u64,
-) -> Result<(), Error> {
-    for (quantity, value) in [("loss", loss), ("gradient norm", norm)] {
-        if !value.is_finite() {
-            return Err(Error::NotFinite {
+) -> Result<Error, Error> {
+    let own = own_gradients(model, batch, settings)?;
+    let all = batch.signals.len();
+    Ok(match fault {
+        Fault::NotFinite { quantity, value } => Error::NotFinite {
+            step,
+            quantity,
+            value,
+            rows: rows_with(&own, |row| !(row.loss.is_finite() && row.norm.is_finite())),
+            batch: all,
+        },
+        Fault::Jump { norm, mean } => {
+            let largest = own.iter().map(|row| row.norm).fold(0.0, f64::max);
+            Error::GradientJump {
                 step,
-                quantity,
-                value,
-                rows: rows_not_finite(model, batch, settings)?,
-                batch: batch.signals.len(),
-            });
+                norm,
+                mean,
+                rows: rows_with(&own, |row| row.norm >= LARGE_SHARE * largest),
+                batch: all,
+            }
         }
-    }
-    Ok(())
+    })
 }
 
-/// Computes the gradient of each sequence by itself and returns the sequences for which it or the loss is not
-/// finite; all sequences if only their sum overflows.
-fn rows_not_finite(
+/// Rows with at least this share of the largest gradient norm are named for a jump.
+const LARGE_SHARE: f64 = 0.5;
+
+/// Loss and gradient norm of a sequence by itself.
+struct OwnGradient {
+    sequence: SequenceId,
+    loss: f64,
+    norm: f64,
+}
+
+/// The sequences with a property; all if none has it by itself, such as if only their sum overflows.
+fn rows_with(own: &[OwnGradient], property: impl Fn(&OwnGradient) -> bool) -> Vec<SequenceId> {
+    let named = own.iter().filter(|row| property(row));
+    let named: Vec<SequenceId> = named.map(|row| row.sequence.clone()).collect();
+    match named.is_empty() {
+        true => own.iter().map(|row| row.sequence.clone()).collect(),
+        false => named,
+    }
+}
+
+/// Computes the gradient of each sequence by itself.
+fn own_gradients(
     model: &Decoder,
     batch: &Batch,
     settings: &TrainSettings,
-) -> Result<Vec<SequenceId>, Error> {
+) -> Result<Vec<OwnGradient>, Error> {
     let options = GradientOptions::new(batch, settings, model);
     let mut rows = Vec::new();
     for signal in &batch.signals {
@@ -52,12 +81,11 @@ fn rows_not_finite(
         let mut gradients = Gradients::new();
         let sums = micro_batch_gradient(model, &micro_batch, &options, &mut gradients);
         let (norm, _) = clip_global_norm(&gradients, 0.0);
-        if !(sums.loss.is_finite() && norm.is_finite()) {
-            rows.push(SequenceId::of(signal));
-        }
+        rows.push(OwnGradient {
+            sequence: SequenceId::of(signal),
+            loss: sums.loss,
+            norm,
+        });
     }
-    match rows.is_empty() {
-        true => Ok(batch.signals.iter().map(SequenceId::of).collect()),
-        false => Ok(rows),
-    }
+    Ok(rows)
 }

@@ -77,6 +77,7 @@ fn scalars(metrics: &StepMetrics) -> Vec<(String, f64)> {
         tokens_per_second,
         stall_seconds,
         peak_bytes,
+        skipped: _,
     } = *metrics;
     let fixed = [
         ("loss/total", loss),

@@ -124,10 +124,10 @@ fn test_kl(run: &Run) -> f64 {
     results["kl"]["mean"].as_f64().unwrap()
 }
 
-/// Largest difference between the device's numbers and the CPU's. llvmpipe was seen to differ by 1e-6 nats in the signals,
-/// 1e-7 of the loss and of the KL on test, and 4e-7 of a gradient's norm: the rounding error of an f32 sum of some
-/// hundred products. Ten times as much is allowed, and a wrong kernel is further off. CUDA may compute products of f32
-/// in TF32, whose numbers have 11 bits.
+/// Largest difference of a training's numbers from the CPU's, as a share of them. llvmpipe was seen to differ by 1e-7 of
+/// the losses and of the KL on test, and 4e-7 of a gradient's norm: the rounding error of an f32 sum of some hundred
+/// products. Over ten times as much is allowed, and a wrong kernel is further off. CUDA may compute products of f32 in
+/// TF32, whose numbers have 11 bits.
 fn tolerance() -> f64 {
     match device().as_str() {
         "cuda" => 1e-2,
@@ -135,18 +135,26 @@ fn tolerance() -> f64 {
     }
 }
 
+/// Largest difference of the signals in nats. llvmpipe was seen to differ by 7e-6: the log of a small tail mass has the
+/// rounding error of the mass, which is a difference from 1, relative to it.
+fn signal_tolerance() -> f64 {
+    10.0 * tolerance()
+}
+
 /// Asserts that numbers of the device are near those of the CPU, in units of `unit(CPU's)`.
-fn assert_near(what: &str, of_device: &[f64], of_cpu: &[f64], unit: fn(f64) -> f64) {
+fn assert_near(
+    what: &str,
+    of_device: &[f64],
+    of_cpu: &[f64],
+    tolerance: f64,
+    unit: fn(f64) -> f64,
+) {
     assert_eq!(of_device.len(), of_cpu.len(), "{what}");
     let pairs = of_device.iter().zip(of_cpu);
-    let largest = pairs
-        .map(|(a, b)| (a - b).abs() / unit(*b))
-        .fold(0.0, f64::max);
-    println!("{what}: {largest:.1e} from the CPU's");
-    assert!(
-        largest <= tolerance(),
-        "{what}: {of_device:?} and {of_cpu:?}"
-    );
+    let differences = pairs.map(|(a, b)| (a - b).abs() / unit(*b));
+    let largest = differences.fold(0.0, f64::max);
+    println!("{what}: {largest:.1e} from the CPU's, of {tolerance:.0e} that are allowed");
+    assert!(largest <= tolerance, "{what}: {of_device:?} and {of_cpu:?}");
 }
 
 /// Compares what the training on the device came to with that on the CPU.
@@ -154,10 +162,22 @@ fn assert_same_training(what: &str, gpu: &Run, cpu: &Run) {
     for key in ["loss", "gradient_norm"] {
         let [of_gpu, of_cpu] = [gpu, cpu].map(|run| metric(run, key));
         assert_eq!(of_gpu.len(), 8);
-        assert_near(&format!("{what}, {key}"), &of_gpu, &of_cpu, f64::abs);
+        assert_near(
+            &format!("{what}, {key}"),
+            &of_gpu,
+            &of_cpu,
+            tolerance(),
+            f64::abs,
+        );
     }
     let [of_gpu, of_cpu] = [gpu, cpu].map(|run| [test_kl(run)]);
-    assert_near(&format!("{what}, KL on test"), &of_gpu, &of_cpu, f64::abs);
+    assert_near(
+        &format!("{what}, KL on test"),
+        &of_gpu,
+        &of_cpu,
+        tolerance(),
+        f64::abs,
+    );
 }
 
 #[test]
@@ -171,7 +191,13 @@ fn a_run_on_the_device_is_that_on_the_cpu() {
     assert!(texts(&gpu).eq(texts(&cpu)));
     let [of_gpu, of_cpu] =
         [&gpu, &cpu].map(|run| -> Vec<f64> { signals(run).into_iter().map(f64::from).collect() });
-    assert_near("signals, nats", &of_gpu, &of_cpu, |_| 1.0);
+    assert_near(
+        "signals, nats",
+        &of_gpu,
+        &of_cpu,
+        signal_tolerance(),
+        |_| 1.0,
+    );
     assert_same_training("whole model", &gpu, &cpu);
     assert!(gpu.path("runs/tiny/report.html").exists());
 

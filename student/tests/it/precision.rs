@@ -47,6 +47,7 @@ fn run(
             row: &mut row,
             lengths: None,
             dev: Some(&mut dev),
+            collective: None,
             on_step: &mut on_step,
         },
         &plan,

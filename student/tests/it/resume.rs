@@ -8,8 +8,8 @@ use potstill_datasets::Signal;
 use potstill_model::Decoder;
 use potstill_student::loss::{CustomDivergence, Divergence, forward_kl};
 use potstill_student::{
-    Arm, Error, Objective, Overlong, SequenceId, SignalKind, TrainSettings, TrainingInputs,
-    TrainingPlan, TrainingResult, evaluate, train,
+    Arm, Error, GuardSettings, Objective, Overlong, SequenceId, SignalKind, TrainSettings,
+    TrainingInputs, TrainingPlan, TrainingResult, evaluate, train,
 };
 
 use crate::support::{bits, settings, signals, tiny};
@@ -34,6 +34,7 @@ pub(crate) fn run(
             row: &mut row,
             lengths: None,
             dev: None,
+            collective: None,
             on_step: &mut on_step,
         },
         &TrainingPlan {
@@ -146,7 +147,7 @@ fn a_checkpoint_of_other_settings_and_a_damaged_one_are_errors() {
         .unwrap_err()
         .to_string();
     assert!(
-        error.contains("learning_rate") && error.contains("state.json"),
+        error.contains("schedule") && error.contains("state.json"),
         "{error}"
     );
     // `packing` is stored only if it is on, so it is absent on one side of the comparison.
@@ -298,7 +299,7 @@ fn an_id_outside_the_vocabulary_is_an_error() {
 }
 
 /// A divergence that is NaN on rows whose most likely token has probability 1.
-fn not_finite_on_certain_rows(log_p_nk: Tensor<2>, log_q_nk: Tensor<2>) -> Tensor<1> {
+pub(crate) fn not_finite_on_certain_rows(log_p_nk: Tensor<2>, log_q_nk: Tensor<2>) -> Tensor<1> {
     let certain_n1 = log_p_nk.clone().narrow(1, 0, 1).greater_equal_elem(-1e-6);
     let kl_n = forward_kl(log_p_nk, log_q_nk);
     kl_n.mask_fill(certain_n1.squeeze_dim::<1>(1), f64::NAN)
@@ -318,6 +319,10 @@ fn a_loss_that_is_not_finite_names_its_rows() {
             name: "custom".to_owned(),
             function: Some(not_finite_on_certain_rows),
         })),
+        guard: GuardSettings {
+            skips: 0,
+            ..GuardSettings::default()
+        },
         ..settings()
     };
     let dir = tempfile::tempdir().unwrap();
