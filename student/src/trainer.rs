@@ -16,7 +16,7 @@ use crate::gradient::{BatchGradient, gradient_of_share};
 use crate::gradients::Gradients;
 use crate::guard::{Action, Guard};
 use crate::loss::Divergence;
-use crate::metrics::{MetricsFile, StepMetrics};
+use crate::metrics::{MetricsFile, StepMetrics, peak_bytes};
 use crate::not_finite::blame;
 use crate::objective::Objective;
 use crate::optimizer::{Optimizer, clip_global_norm};
@@ -199,6 +199,7 @@ impl<'a> Trainer<'a> {
             tokens: batch.tokens as u64,
             tokens_per_second: batch.tokens as f64 / began.elapsed().as_secs_f64(),
             stall_seconds,
+            peak_bytes: peak_bytes(),
             skipped,
         };
         if let Some((file, events)) = &mut self.files {
