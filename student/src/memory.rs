@@ -18,8 +18,6 @@ use crate::trainable::fits;
 
 /// Bytes of an f32.
 const F32_BYTES: u64 = 4;
-/// Bytes of a number in most files of weights.
-const STORED_BYTES: u64 = 2;
 /// Numbers that share a scale where moments have 8 bits.
 const MOMENT_BLOCK: u64 = 256;
 /// Parameters of fewer numbers keep f32 moments where moments have 8 bits.
@@ -138,7 +136,7 @@ pub struct TrainedNumbers {
     pub adapter: u64,
     /// Bytes of all weights.
     pub weights: u64,
-    /// Bytes of all weights while they are loaded: in f32 or in blocks, beside the file, which is mapped into memory.
+    /// Bytes of all weights while they are loaded: in f32 or in blocks.
     start: u64,
     /// Numbers that are kept in blocks.
     in_blocks: u64,
@@ -228,7 +226,7 @@ impl TrainedNumbers {
             self.in_blocks += count;
         }
         self.weights += bytes;
-        self.start += start + count * STORED_BYTES;
+        self.start += start;
         if settings.adapter.is_some() || !is_trained(settings, parameter) {
             return;
         }
