@@ -142,17 +142,19 @@ fn signal_tolerance() -> f64 {
 }
 
 /// Asserts that numbers of the device are near those of the CPU, in units of `unit(CPU's)`.
-fn assert_near(what: &str, of_device: &[f64], of_cpu: &[f64], unit: fn(f64) -> f64) {
+fn assert_near(
+    what: &str,
+    of_device: &[f64],
+    of_cpu: &[f64],
+    tolerance: f64,
+    unit: fn(f64) -> f64,
+) {
     assert_eq!(of_device.len(), of_cpu.len(), "{what}");
     let pairs = of_device.iter().zip(of_cpu);
-    let largest = pairs
-        .map(|(a, b)| (a - b).abs() / unit(*b))
-        .fold(0.0, f64::max);
-    println!("{what}: {largest:.1e} from the CPU's");
-    assert!(
-        largest <= tolerance(),
-        "{what}: {of_device:?} and {of_cpu:?}"
-    );
+    let differences = pairs.map(|(a, b)| (a - b).abs() / unit(*b));
+    let largest = differences.fold(0.0, f64::max);
+    println!("{what}: {largest:.1e} from the CPU's, of {tolerance:.0e} that are allowed");
+    assert!(largest <= tolerance, "{what}: {of_device:?} and {of_cpu:?}");
 }
 
 /// Compares what the training on the device came to with that on the CPU.
