@@ -213,7 +213,7 @@ fn muon_is_pytorchs() {
 }
 
 /// Moments in fewer bits change the curve by less than bf16 autocast changes PyTorch's; the model's largest matrices have
-/// fewer than 4,096 numbers, so that 8-bit moments are measured in `moments.rs`.
+/// fewer than 4,096 numbers, so that 8-bit moments are measured in the tests of the crate `potstill-kernels`.
 #[test]
 fn moments_in_bf16_stay_near_the_curve() {
     let golden = golden();
@@ -227,7 +227,7 @@ fn moments_in_bf16_stay_near_the_curve() {
 }
 
 /// With masters and sums in f32, bf16 changes the losses about as much as autocast changes PyTorch's. Autocast keeps the
-/// residual stream in f32, and here it is in bf16 as in transformers' bf16 models, so that three bands are allowed.
+/// residual stream in f32, and here it is in bf16 as in transformers' bf16 models, so that two bands are allowed.
 #[test]
 fn bf16_stays_in_pytorchs_band() {
     let golden = golden();
@@ -240,7 +240,7 @@ fn bf16_stays_in_pytorchs_band() {
         "bf16: losses differ by {losses:e} (band {:e}), gradient norms by {norms:e}",
         golden.band
     );
-    assert!(losses < 3.0 * golden.band);
+    assert!(losses < 2.0 * golden.band);
 }
 
 #[test]
