@@ -71,6 +71,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                 row: &mut row,
                 lengths: None,
                 dev: None,
+                collective: None,
                 on_step: &mut |_| ControlFlow::Continue(()),
             },
             &TrainingPlan {

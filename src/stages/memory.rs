@@ -120,6 +120,7 @@ pub(crate) fn surroundings(run: &Loaded, device: &Device) -> anyhow::Result<Memo
     Ok(MemorySurroundings {
         replicas: if is_cpu { settings.train.replicas } else { 1 },
         support: support.min(start::config(run)?.vocab_size),
+        is_host: is_cpu,
         program: if is_cpu { PROGRAM_BYTES } else { 0 },
     })
 }

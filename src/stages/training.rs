@@ -205,6 +205,7 @@ impl Training {
                 row: &mut row,
                 lengths: lengths.as_deref(),
                 dev: is_measurable.then_some(&mut dev),
+                collective: None,
                 on_step: &mut on_step,
             },
             &TrainingPlan {

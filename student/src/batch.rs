@@ -48,7 +48,8 @@ impl Batch {
         let (mut targets, rescaled_rows) = targets(&signals, &objective, arm, settings, step)?;
         let rows = targets.iter().map(|target| target.rows.len()).sum();
         let mut micro_batches = Vec::new();
-        for packed_rows in packed_rows(&signals, settings).chunks(settings.micro_batch.max(1)) {
+        let packed_rows = packed_rows(&signals, settings);
+        for packed_rows in packed_rows.chunks(micro_batch_rows(packed_rows.len(), settings)) {
             let mut sequence =
                 |&index: &usize| (&signals[index], std::mem::take(&mut targets[index]));
             let packed_row = |row: &Vec<usize>| row.iter().map(&mut sequence).collect();
@@ -70,6 +71,18 @@ impl Batch {
     #[must_use]
     pub fn row_weight(&self) -> f64 {
         1.0 / self.rows.max(1) as f64
+    }
+}
+
+/// Number of packed rows of a micro-batch: `micro_batch`, or fewer where all replicas then have as much to do.
+fn micro_batch_rows(packed_rows: usize, settings: &TrainSettings) -> usize {
+    let (most, replicas) = (settings.micro_batch.max(1), settings.replicas.max(1));
+    match replicas {
+        1 => most,
+        _ => {
+            let rounds = packed_rows.div_ceil(replicas * most).max(1);
+            packed_rows.div_ceil(replicas * rounds).max(1)
+        }
     }
 }
 
@@ -101,5 +114,29 @@ fn packed_rows(signals: &[Signal], settings: &TrainSettings) -> Vec<Vec<usize>> 
         pack(&lengths, settings.max_length)
     } else {
         (0..signals.len()).map(|index| vec![index]).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn replicas_get_micro_batches_of_about_the_same_size() {
+        let rows = |packed_rows, micro_batch, replicas| {
+            let settings = TrainSettings {
+                micro_batch,
+                replicas,
+                ..TrainSettings::default()
+            };
+            micro_batch_rows(packed_rows, &settings)
+        };
+        assert_eq!(rows(8, 4, 1), 4);
+        assert_eq!(rows(8, 4, 2), 4);
+        assert_eq!(rows(8, 4, 4), 2);
+        assert_eq!(rows(12, 4, 2), 3);
+        assert_eq!(rows(3, 4, 8), 1);
+        assert_eq!(rows(0, 4, 2), 1);
+        assert_eq!(rows(5, 1, 2), 1);
     }
 }

@@ -348,14 +348,25 @@ fn check_same(path: &Path, found: &TrainingState, expected: &TrainingState) -> R
     // were, so the expected ones are too before the comparison.
     let expected = serde_json::from_str::<Value>(&expected.settings.to_string())
         .map_err(|why| damaged(path, why))?;
-    let found = &found.settings;
-    // Settings that are off may be absent on either side.
-    let keys = [&expected, found].into_iter().filter_map(|s| s.as_object());
-    let mut keys = keys.flat_map(|settings| settings.keys());
-    match keys.find(|key| found.get(key.as_str()) != expected.get(key.as_str())) {
-        Some(key) => Err(other(key)),
+    match first_difference(&found.settings, &expected) {
+        Some(key) => Err(other(&key)),
         None => Ok(()),
     }
+}
+
+/// Returns the first key at which two settings differ, with those of inner tables behind a dot.
+fn first_difference(found: &Value, expected: &Value) -> Option<String> {
+    // Settings that are off may be absent on either side.
+    let tables = [expected, found].into_iter().filter_map(Value::as_object);
+    let mut keys = tables.flat_map(|settings| settings.keys());
+    let key = keys.find(|key| found.get(key.as_str()) != expected.get(key.as_str()))?;
+    let inner = found.get(key).zip(expected.get(key));
+    Some(
+        match inner.and_then(|(found, expected)| first_difference(found, expected)) {
+            Some(inner) => format!("{key}.{inner}"),
+            None => key.clone(),
+        },
+    )
 }
 
 /// Lists the checkpoints with their steps, oldest first.

@@ -1,8 +1,16 @@
 //! What the replicas of a training say to one another. Each rank runs the same program on its share of the micro-batches.
 
+#[cfg(feature = "mpi")]
+mod mpi;
+mod threads;
+
 use std::ops::Range;
 
 use crate::error::Error;
+
+#[cfg(feature = "mpi")]
+pub use self::mpi::{MpiProcesses, MpiRank};
+pub(crate) use threads::thread_ranks;
 
 /// The group of replicas that train one model, as one of them sees it. All ranks call the same functions in the same
 /// order with slices of the same length.
@@ -31,6 +39,26 @@ pub trait Collective: Send {
     /// # Errors
     /// As [`Self::sum`].
     fn gather(&mut self, values: &mut [f32], ranges: &[Range<usize>]) -> Result<(), Error>;
+
+    /// Sends the bytes of each rank, as many as it has, to rank 0, which gets those of all ranks in order; the others get
+    /// nothing.
+    ///
+    /// # Errors
+    /// As [`Self::sum`].
+    fn gather_bytes(&mut self, bytes: Vec<u8>) -> Result<Vec<Vec<u8>>, Error>;
+}
+
+/// The part of `len` numbers that a rank adds up: the parts are consecutive and of about the same length.
+fn piece(len: usize, rank: usize, size: usize) -> Range<usize> {
+    let end = |rank: usize| (len as u128 * rank as u128 / size.max(1) as u128) as usize;
+    end(rank)..end(rank + 1)
+}
+
+/// Adds `values` to `sums`, number by number.
+fn add<T: Copy + std::ops::AddAssign>(sums: &mut [T], values: &[T]) {
+    for (sum, value) in sums.iter_mut().zip(values) {
+        *sum += *value;
+    }
 }
 
 /// A training with a single replica.
@@ -56,5 +84,9 @@ impl Collective for Alone {
 
     fn gather(&mut self, _values: &mut [f32], _ranges: &[Range<usize>]) -> Result<(), Error> {
         Ok(())
+    }
+
+    fn gather_bytes(&mut self, bytes: Vec<u8>) -> Result<Vec<Vec<u8>>, Error> {
+        Ok(vec![bytes])
     }
 }

@@ -166,6 +166,12 @@ pub enum Error {
         /// Description of the damage.
         reason: String,
     },
+    /// The replicas of a training cannot be what the settings say.
+    #[error("{0}")]
+    Replicas(String),
+    /// A device cannot be read.
+    #[error("the device cannot be read: {0}")]
+    Device(String),
     /// A replica of the training does not answer.
     #[error(
         "replica {rank} of {size} does not answer: {reason}\n\

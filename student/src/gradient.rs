@@ -93,10 +93,21 @@ pub fn batch_gradient(
 /// Computes loss and gradient of a planned step. `model` must be tracked.
 #[must_use]
 pub fn gradient_of(model: &Decoder, batch: &Batch, settings: &TrainSettings) -> BatchGradient {
+    gradient_of_share(model, batch, settings, (0, 1))
+}
+
+/// Computes what one of `size` replicas adds to loss and gradient of a planned step: every `size`-th micro-batch, from
+/// micro-batch `rank` on.
+pub(crate) fn gradient_of_share(
+    model: &Decoder,
+    batch: &Batch,
+    settings: &TrainSettings,
+    (rank, size): (usize, usize),
+) -> BatchGradient {
     let options = GradientOptions::new(batch, settings, model);
     let mut gradients = Gradients::new();
     let mut sums = LossSums::default();
-    for micro_batch in &batch.micro_batches {
+    for micro_batch in batch.micro_batches.iter().skip(rank).step_by(size) {
         let of_micro_batch = micro_batch_gradient(model, micro_batch, &options, &mut gradients);
         sums.add(&of_micro_batch);
     }

@@ -34,6 +34,7 @@ mod objective;
 mod optimizer;
 mod own_text;
 mod precision;
+mod replica;
 mod schedule;
 mod settings;
 pub mod spans;
@@ -51,6 +52,8 @@ pub use advice::{MemoryAdvice, memory_advice};
 pub use batch::Batch;
 pub use checkpoint::checkpoint_model;
 pub use collective::{Alone, Collective};
+#[cfg(feature = "mpi")]
+pub use collective::{MpiProcesses, MpiRank};
 pub use error::{Error, SequenceId};
 pub use evaluate::{SignalKind, evaluate};
 pub use gradient::{

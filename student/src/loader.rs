@@ -192,22 +192,22 @@ pub(crate) struct BatchQueue {
     expected: Option<Place>,
 }
 
-/// Creates the queue of a single replica.
-pub(crate) fn queue() -> (BatchSender, BatchQueue) {
+/// Creates a queue for each of `replicas` replicas, all of which get the same batches.
+pub(crate) fn queues(replicas: usize) -> (BatchSender, Vec<BatchQueue>) {
     let (ask, asked) = channel();
-    let (sender, receiver) = sync_channel(WAITING);
-    let queue = BatchQueue {
-        batches: receiver,
-        ask: Some(ask),
-        expected: None,
-    };
-    (
-        BatchSender {
-            asked,
-            batches: vec![sender],
-        },
-        queue,
-    )
+    let mut ask = Some(ask);
+    let (batches, queues) = (0..replicas.max(1))
+        .map(|_| {
+            let (sender, receiver) = sync_channel(WAITING);
+            let queue = BatchQueue {
+                batches: receiver,
+                ask: ask.take(),
+                expected: None,
+            };
+            (sender, queue)
+        })
+        .unzip();
+    (BatchSender { asked, batches }, queues)
 }
 
 impl BatchQueue {

@@ -1,6 +1,7 @@
 //! The memory that a training takes, predicted from the configuration of the model and the settings.
 //!
-//! A step has two moments at which memory can be largest: when the first rows of logits exist, all activations of a
+//! A training is largest in a step, or where the weights are loaded, or where a checkpoint is written. A step has two
+//! moments at which memory can be largest: when the first rows of logits exist, all activations of a
 //! micro-batch are kept; and in the backward pass, the activations of a layer go while the gradients of its weights come.
 //! Both are computed here, the second one for each layer, and the larger is the peak.
 
@@ -17,6 +18,8 @@ use crate::trainable::fits;
 
 /// Bytes of an f32.
 const F32_BYTES: u64 = 4;
+/// Bytes of a number in most files of weights.
+const STORED_BYTES: u64 = 2;
 /// Numbers that share a scale where moments have 8 bits.
 const MOMENT_BLOCK: u64 = 256;
 /// Parameters of fewer numbers keep f32 moments where moments have 8 bits.
@@ -31,6 +34,8 @@ pub struct MemorySurroundings {
     pub replicas: usize,
     /// Largest number of tokens of a stored distribution.
     pub support: usize,
+    /// Whether the memory is the host's, so that copies on the host count.
+    pub is_host: bool,
     /// Bytes of the program itself: its code, tokenizer and tables.
     pub program: u64,
 }
@@ -105,12 +110,20 @@ impl TrainingMemory {
         let largest = largest.unwrap_or_default();
         // Each replica computes with tensors of its own.
         let replicas = surroundings.replicas.max(1) as u64;
-        Self {
+        let step = Self {
             gradients: largest.gradients.saturating_mul(replicas),
             activations: largest.activations.saturating_mul(replicas),
             logits: largest.logits.saturating_mul(replicas),
             ..fixed
-        }
+        };
+        let start = Self {
+            weights: numbers.start,
+            program: surroundings.program,
+            ..Self::default()
+        };
+        let checkpoint = numbers.checkpoint(settings, surroundings, fixed);
+        let moments = [step, start, checkpoint].into_iter();
+        moments.max_by_key(TrainingMemory::peak).unwrap_or(step)
     }
 }
 
@@ -124,9 +137,13 @@ pub struct TrainedNumbers {
     /// Numbers of the adapters.
     pub adapter: u64,
     /// Bytes of all weights.
-    weights: u64,
+    pub weights: u64,
+    /// Bytes of all weights while they are loaded: in f32 or in blocks, beside the file, which is mapped into memory.
+    start: u64,
+    /// Numbers that are kept in blocks.
+    in_blocks: u64,
     /// Bytes of the optimizer's state.
-    moments: u64,
+    pub moments: u64,
     /// Trained numbers of each layer.
     layers: Vec<u64>,
     /// Ranks of the adapters of each layer, summed.
@@ -167,6 +184,31 @@ impl TrainedNumbers {
         numbers
     }
 
+    /// The memory while a checkpoint is written: the optimizer's state is copied to the host, and a model in another type
+    /// has its frozen weights in f32 once more.
+    fn checkpoint(
+        &self,
+        settings: &TrainSettings,
+        surroundings: &MemorySurroundings,
+        fixed: TrainingMemory,
+    ) -> TrainingMemory {
+        let frozen = (self.all + self.adapter).saturating_sub(self.trained + self.in_blocks);
+        let masters = match settings.precision {
+            Precision::F32 => 0,
+            Precision::Bf16 => frozen * F32_BYTES,
+        };
+        let copies = if surroundings.is_host {
+            self.moments
+        } else {
+            0
+        };
+        TrainingMemory {
+            masters: fixed.masters + masters,
+            moments: fixed.moments + copies,
+            ..fixed
+        }
+    }
+
     fn add(
         &mut self,
         config: &Config,
@@ -177,11 +219,16 @@ impl TrainedNumbers {
     ) {
         let count: u64 = shape.iter().map(|side| *side as u64).product();
         self.all += count;
-        self.weights += match base_block(settings, parameter, shape) {
-            Some((numbers, bytes)) => count / numbers * bytes,
-            None if parameter.role == Role::Correction => count * F32_BYTES,
-            None => count * element_bytes(settings),
+        let (bytes, start) = match base_block(settings, parameter, shape) {
+            Some((numbers, bytes)) => (count / numbers * bytes, count / numbers * bytes),
+            None if parameter.role == Role::Correction => (count * F32_BYTES, count * F32_BYTES),
+            None => (count * element_bytes(settings), count * F32_BYTES),
         };
+        if base_block(settings, parameter, shape).is_some() {
+            self.in_blocks += count;
+        }
+        self.weights += bytes;
+        self.start += start + count * STORED_BYTES;
         if settings.adapter.is_some() || !is_trained(settings, parameter) {
             return;
         }
@@ -205,7 +252,7 @@ impl TrainedNumbers {
 
 /// Bytes of the optimizer's state of a parameter.
 fn moment_bytes(settings: &TrainSettings, count: u64, role: Role) -> u64 {
-    let is_matrix = matches!(role, Role::Projection | Role::Adapter);
+    let is_matrix = role == Role::Projection;
     if settings.optimizer == OptimizerKind::Muon && is_matrix {
         return count * F32_BYTES;
     }
@@ -229,7 +276,7 @@ fn base_block(
     shape: &[usize],
 ) -> Option<(u64, u64)> {
     let base = settings.adapter.as_ref()?.base?;
-    let is_linear = parameter.role == Role::Projection && shape.len() == 2;
+    let is_linear = can_have_adapter(parameter) && shape.len() == 2;
     is_linear.then_some(match base {
         AdapterBase::Q8_0 => (32, 34),
         AdapterBase::Q4_0 => (32, 18),
@@ -243,11 +290,16 @@ fn is_trained(settings: &TrainSettings, parameter: &ParameterName) -> bool {
         && !(settings.freeze.iter()).any(|pattern| fits(pattern, &parameter.name))
 }
 
+/// Whether a weight can have an adapter: it is of a linear layer, and not of an expert.
+fn can_have_adapter(parameter: &ParameterName) -> bool {
+    parameter.role == Role::Projection && !parameter.name.contains(".experts.")
+}
+
 /// Rank of the adapter of a weight; `None` if it has none.
 fn adapter_rank(adapter: &AdapterSettings, parameter: &ParameterName) -> Option<usize> {
     let module = parameter.name.strip_suffix(".weight")?;
     let is_named = |name: &str| module == name || module.ends_with(&format!(".{name}"));
-    let has_adapter = parameter.role == Role::Projection
+    let has_adapter = can_have_adapter(parameter)
         && match &adapter.targets {
             AdapterTargets::All(_) => true,
             AdapterTargets::Named(names) => names.iter().any(|name| is_named(name)),

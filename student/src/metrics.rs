@@ -42,9 +42,22 @@ pub struct StepMetrics {
     pub tokens_per_second: f64,
     /// Time for which the step waited for its rows to be read, seconds.
     pub stall_seconds: f64,
+    /// Largest memory that the process has held so far, bytes: pages in memory. `None` where the system does not say.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub peak_bytes: Option<u64>,
     /// Why the step was not made: the fault of its loss or gradient, and the rows that are to blame.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub skipped: Option<String>,
+}
+
+/// Reads the largest memory that this process has held from `/proc`.
+pub(crate) fn peak_bytes() -> Option<u64> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kibibytes * 1024)
 }
 
 /// The file `metrics.jsonl` of one student, open for the steps to come.

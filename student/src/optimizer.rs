@@ -23,6 +23,8 @@ use state::ParameterState;
 
 /// Name of the number of steps among [`Optimizer::tensors`].
 const STEP: &str = "step";
+/// What the name of a master begins with among [`Optimizer::part`].
+const MASTER: &str = "master";
 
 /// The optimizer of a training, with its state by parameter name. A parameter has a state once it had a gradient.
 ///
@@ -158,6 +160,23 @@ impl Optimizer {
             state.tensors(name, &mut tensors)?;
         }
         Ok(tensors)
+    }
+
+    /// Returns the whole state, masters included, for another replica.
+    pub(crate) fn part(&self) -> Result<Vec<(String, TensorData)>, String> {
+        let mut tensors = self.tensors()?;
+        for (name, state) in &self.states {
+            if let Some(master) = state.master.clone() {
+                let data = master.try_into_data().map_err(|why| why.to_string())?;
+                tensors.push((format!("{MASTER}.{name}"), data));
+            }
+        }
+        Ok(tensors)
+    }
+
+    /// Drops the states of parameters that another replica updates.
+    pub(crate) fn keep(&mut self, is_own: impl Fn(&str) -> bool) {
+        self.states.retain(|name, _| is_own(name));
     }
 
     /// Restores a tensor of [`Self::tensors`], to the bit.

@@ -76,6 +76,7 @@ fn scalars(metrics: &StepMetrics) -> Vec<(String, f64)> {
         tokens,
         tokens_per_second,
         stall_seconds,
+        peak_bytes,
         skipped: _,
     } = *metrics;
     let fixed = [
@@ -93,7 +94,8 @@ fn scalars(metrics: &StepMetrics) -> Vec<(String, f64)> {
     let fixed = fixed.map(|(tag, value)| (tag.to_owned(), value));
     let named = divergences.iter();
     let named = named.map(|(name, value)| (format!("loss/{name}"), *value));
-    fixed.into_iter().chain(named).collect()
+    let memory = peak_bytes.map(|bytes| ("train/peak_bytes".to_owned(), bytes as f64));
+    fixed.into_iter().chain(named).chain(memory).collect()
 }
 
 fn wall_seconds() -> f64 {

@@ -3,14 +3,16 @@
 use std::ops::ControlFlow;
 use std::panic::resume_unwind;
 use std::path::Path;
+use std::sync::mpsc::{Sender, channel};
 use std::time::Instant;
 
 use potstill_datasets::SequenceLength;
 use potstill_model::Decoder;
 
+use crate::collective::{Alone, Collective, thread_ranks};
 use crate::control::ControlData;
 use crate::error::Error;
-use crate::loader::{BatchQueue, BatchSettings, Loader, Place, queue};
+use crate::loader::{BatchQueue, BatchSettings, Loader, Place, queues};
 use crate::loader::{OverlongRows, ReadRow};
 use crate::metrics::StepMetrics;
 use crate::settings::TrainSettings;
@@ -36,6 +38,9 @@ pub struct TrainingResult {
     pub label_smoothing: Option<f64>,
 }
 
+/// Stack size of a replica's threads, equal to the usual stack size of a main thread.
+const STACK_BYTES: usize = 8 << 20;
+
 /// What a training reads, and what it calls.
 pub struct TrainingInputs<'a> {
     /// Number of rows.
@@ -48,6 +53,9 @@ pub struct TrainingInputs<'a> {
     pub lengths: Option<&'a [SequenceLength]>,
     /// Measures a model, without autodiff, on dev: the mean KL, in nats. Needed for `keep_best` and for `ema`.
     pub dev: Option<MeasureDev<'a>>,
+    /// The other processes that train the same model, as many as `replicas`; `None` if this process is alone. It then trains
+    /// with `replicas` threads.
+    pub collective: Option<&'a mut dyn Collective>,
     /// Called after each step; when it breaks, a checkpoint is saved and the result is not finished.
     pub on_step: OnStep<'a>,
 }
@@ -78,6 +86,7 @@ pub fn train(
         row,
         lengths,
         dev,
+        collective,
         on_step,
     } = inputs;
     let (settings, arm) = (plan.settings, plan.arm);
@@ -99,11 +108,29 @@ pub fn train(
         vocab,
         steps: plan.schedule.steps,
     };
-    let (sender, queue) = queue();
+    let ranks = match &collective {
+        Some(collective) => check_ranks(collective.size(), settings)?,
+        None => settings.replicas.max(1),
+    };
+    let (sender, mut queues) = queues(ranks);
+    let run = Run {
+        start,
+        rows,
+        plan,
+        dir,
+    };
     let trained = std::thread::scope(|scope| {
         let reading = scope.spawn(move || loader.run(sender, batches));
-        // The queue is dropped at the end of the steps, which ends the thread.
-        let trained = run_steps(start, rows, queue, (dev, on_step), plan, dir);
+        // The queues are dropped at the end of the steps, which ends the thread.
+        let calls = Calls { dev, on_step };
+        let trained = match (collective, queues.pop()) {
+            (Some(collective), Some(queue)) => run.steps(queue, calls, collective),
+            (None, Some(queue)) if ranks == 1 => run.steps(queue, calls, &mut Alone),
+            (_, queue) => {
+                queues.extend(queue);
+                run.in_threads(queues, calls)
+            }
+        };
         reading.join().unwrap_or_else(|panic| resume_unwind(panic));
         trained
     })?;
@@ -118,63 +145,192 @@ pub fn train(
     })
 }
 
-/// The end of [`run_steps`].
+/// Checks the number of processes that train together. Returns the number of replicas in this one.
+fn check_ranks(processes: usize, settings: &TrainSettings) -> Result<usize, Error> {
+    match settings.replicas == processes {
+        true => Ok(1),
+        false => Err(Error::Replicas(format!(
+            "{processes} processes were started, and `replicas` of [train] is {}\nhint: set `replicas = {processes}`, or start {} processes",
+            settings.replicas, settings.replicas
+        ))),
+    }
+}
+
+/// What a training calls outside of it.
+struct Calls<'a> {
+    dev: Option<MeasureDev<'a>>,
+    on_step: OnStep<'a>,
+}
+
+/// What every replica trains.
+#[derive(Clone)]
+struct Run<'a> {
+    start: Decoder,
+    rows: usize,
+    plan: TrainingPlan<'a>,
+    dir: &'a Path,
+}
+
+/// The end of [`Run::steps`].
 struct Trained {
     model: Decoder,
     step: u64,
     best_step: Option<u64>,
 }
 
-/// Makes the steps that are left.
-fn run_steps(
-    start: Decoder,
-    rows: usize,
-    mut queue: BatchQueue,
-    (mut dev, on_step): (Option<MeasureDev<'_>>, OnStep<'_>),
-    plan: TrainingPlan<'_>,
-    dir: &Path,
-) -> Result<Trained, Error> {
-    let (settings, steps) = (plan.settings, plan.schedule.steps);
-    let (mut trainer, mut model) = Trainer::open(start, rows, plan, dir, None)?;
-    while trainer.state.step < steps {
-        let began = Instant::now();
-        let place = Place {
-            step: trainer.state.step + 1,
-            position: trainer.state.position,
-        };
-        let Some((batch, stall_seconds)) = queue.next(place) else {
-            break;
-        };
-        let batch = batch?;
-        let metrics;
-        (model, metrics) = trainer.step(model, &batch, began, stall_seconds)?;
-        let step = metrics.step;
-        let stop = on_step(&metrics).is_break() && (step < steps || trainer.must_return());
-        if trainer.must_return() {
+impl Run<'_> {
+    /// Makes the steps that are left.
+    fn steps(
+        self,
+        mut queue: BatchQueue,
+        calls: Calls<'_>,
+        collective: &mut dyn Collective,
+    ) -> Result<Trained, Error> {
+        let Calls { mut dev, on_step } = calls;
+        let plan = self.plan;
+        let (settings, steps) = (plan.settings, plan.schedule.steps);
+        let (mut trainer, mut model) =
+            Trainer::open(self.start, self.rows, plan, self.dir, None, collective)?;
+        while trainer.state.step < steps {
+            let began = Instant::now();
+            let place = Place {
+                step: trainer.state.step + 1,
+                position: trainer.state.position,
+            };
+            let Some((batch, stall_seconds)) = queue.next(place) else {
+                return Err(Error::Replicas("rank 0 reads no further rows".to_owned()));
+            };
+            let batch = batch?;
+            let metrics;
+            (model, metrics) = trainer.step(model, &batch, (began, stall_seconds), collective)?;
+            let step = metrics.step;
+            // A stop that one replica is asked for stops all.
+            let mut stops = [f64::from(u8::from(on_step(&metrics).is_break()))];
+            collective.sum_f64(&mut stops)?;
+            let stop = stops[0] > 0.0 && (step < steps || trainer.must_return());
+            if trainer.must_return() {
+                if stop {
+                    // The next call makes the steps since the checkpoint again, and goes back as well.
+                    break;
+                }
+                (trainer, model) = trainer.go_back(model, self.dir, collective)?;
+                continue;
+            }
+            let is_regular = step == steps || step.is_multiple_of(settings.checkpoint_every.max(1));
+            if stop || is_regular {
+                // The model is measured at regular steps alone, so that the best one does not depend on interruptions.
+                let dev = dev
+                    .as_deref_mut()
+                    .filter(|_| is_regular && (settings.keep_best || settings.ema.is_some()));
+                trainer.save(self.dir, &model, dev, collective)?;
+            }
             if stop {
-                // The next call makes the steps since the checkpoint again, and goes back as well.
                 break;
             }
-            (trainer, model) = trainer.go_back(model, dir)?;
-            continue;
         }
-        let is_regular = step == steps || step.is_multiple_of(settings.checkpoint_every.max(1));
-        if stop || is_regular {
-            // The model is measured at regular steps alone, so that the best one does not depend on interruptions.
-            let dev = dev
-                .as_deref_mut()
-                .filter(|_| is_regular && (settings.keep_best || settings.ema.is_some()));
-            trainer.save(dir, &model, dev)?;
+        Ok(Trained {
+            model: trainer.masters(&model, collective)?,
+            step: trainer.state.step,
+            best_step: trainer.state.best_step(),
+        })
+    }
+
+    /// Trains with a replica in a thread for each queue. Each has its share of the processor's cores. What is called outside
+    /// of the training is called on this thread.
+    fn in_threads(self, queues: Vec<BatchQueue>, calls: Calls<'_>) -> Result<Trained, Error> {
+        let replicas = queues.len();
+        let cores = (rayon::current_num_threads() / replicas).max(1);
+        let has_dev = calls.dev.is_some();
+        let (asker, asked) = channel::<Question>();
+        let mut asker = Some(asker);
+        std::thread::scope(|scope| {
+            let mut threads = Vec::with_capacity(replicas);
+            for (queue, mut rank) in queues.into_iter().zip(thread_ranks(replicas)) {
+                let (run, asker) = (self.clone(), asker.take());
+                let pool = rayon::ThreadPoolBuilder::new()
+                    .num_threads(cores)
+                    .stack_size(STACK_BYTES)
+                    .build()
+                    .map_err(|why| Error::Replicas(format!("cannot start threads: {why}")))?;
+                threads.push(scope.spawn(move || {
+                    pool.install(move || match asker {
+                        Some(asker) => run.asking(queue, &asker, has_dev, &mut rank),
+                        None => {
+                            let on_step = &mut |_: &StepMetrics| ControlFlow::Continue(());
+                            run.steps(queue, Calls { dev: None, on_step }, &mut rank)
+                        }
+                    })
+                }));
+            }
+            // Ends when rank 0 ends.
+            asked.into_iter().fold(calls, answer);
+            let results = (threads.into_iter())
+                .map(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic)));
+            first_result(results.collect())
+        })
+    }
+
+    /// Makes the steps, and asks the thread at the other end of a channel for what is outside of the training.
+    fn asking(
+        self,
+        queue: BatchQueue,
+        asker: &Sender<Question>,
+        has_dev: bool,
+        collective: &mut dyn Collective,
+    ) -> Result<Trained, Error> {
+        let on_step = &mut |metrics: &StepMetrics| {
+            let (answer, answered) = channel();
+            let stop = ControlFlow::Break(());
+            let sent = asker.send(Question::Step(Box::new(metrics.clone()), answer));
+            sent.map_or(stop, |()| answered.recv().unwrap_or(stop))
+        };
+        let mut dev = |model: &Decoder| {
+            let (answer, answered) = channel();
+            let gone = || Error::Replicas("the training ended while dev was measured".to_owned());
+            let sent = asker.send(Question::Dev(Box::new(model.clone()), answer));
+            sent.map_err(|_| gone())?;
+            answered.recv().map_err(|_| gone())?
+        };
+        let dev: Option<MeasureDev<'_>> = match has_dev {
+            true => Some(&mut dev),
+            false => None,
+        };
+        self.steps(queue, Calls { dev, on_step }, collective)
+    }
+}
+
+/// What rank 0 asks the thread that called [`train`], and where the answer goes.
+enum Question {
+    Step(Box<StepMetrics>, Sender<ControlFlow<()>>),
+    Dev(Box<Decoder>, Sender<Result<f64, Error>>),
+}
+
+/// Answers a question. A replica that is gone needs no answer.
+fn answer<'a>(mut calls: Calls<'a>, question: Question) -> Calls<'a> {
+    match question {
+        Question::Step(metrics, answer) => {
+            let _ = answer.send((calls.on_step)(&metrics));
         }
-        if stop {
-            break;
+        Question::Dev(model, answer) => {
+            if let Some(dev) = &mut calls.dev {
+                let _ = answer.send(dev(&model));
+            }
         }
     }
-    Ok(Trained {
-        model: trainer.masters(&model),
-        step: trainer.state.step,
-        best_step: trainer.state.best_step(),
-    })
+    calls
+}
+
+/// The result of rank 0, or the error of a replica that did not only wait for another one.
+fn first_result<T>(results: Vec<Result<T, Error>>) -> Result<T, Error> {
+    let mut first = None;
+    for result in results {
+        match (&first, result) {
+            (_, Err(error)) if !matches!(error, Error::LostRank { .. }) => return Err(error),
+            (None, result) => first = Some(result),
+            _ => {}
+        }
+    }
+    first.unwrap_or_else(|| Err(Error::Replicas("there is no replica".to_owned())))
 }
 
 /// Returns the settings with the label smoothing that a control needs.

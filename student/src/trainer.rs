@@ -10,15 +10,18 @@ use potstill_model::Decoder;
 
 use crate::batch::Batch;
 use crate::checkpoint::{self, Checkpoint, TrainingState};
+use crate::collective::Collective;
 use crate::error::Error;
-use crate::gradient::gradient_of;
+use crate::gradient::{BatchGradient, gradient_of_share};
+use crate::gradients::Gradients;
 use crate::guard::{Action, Guard};
 use crate::loss::Divergence;
-use crate::metrics::{MetricsFile, StepMetrics};
+use crate::metrics::{MetricsFile, StepMetrics, peak_bytes};
 use crate::not_finite::blame;
 use crate::objective::Objective;
 use crate::optimizer::{Optimizer, clip_global_norm};
 use crate::precision::{Precision, cast};
+use crate::replica::{Shard, whole_optimizer};
 use crate::schedule::Schedule;
 use crate::settings::TrainSettings;
 use crate::tensorboard::EventFile;
@@ -41,8 +44,10 @@ pub(crate) struct Trainer<'a> {
     trainable: Trainable,
     pub(crate) state: TrainingState,
     optimizer: Optimizer,
-    metrics: MetricsFile,
-    events: EventFile,
+    /// The files of metrics, which rank 0 alone writes.
+    files: Option<(MetricsFile, EventFile)>,
+    /// What this replica has to do with the others; `None` for a single replica.
+    shard: Option<Shard>,
     /// Step of the checkpoint to which the guard sends the training back.
     return_to: Option<u64>,
 }
@@ -56,8 +61,14 @@ impl<'a> Trainer<'a> {
         plan: TrainingPlan<'a>,
         dir: &Path,
         written_bytes: Option<(u64, u64)>,
+        collective: &mut dyn Collective,
     ) -> Result<(Self, Decoder), Error> {
         let settings = plan.settings;
+        let (rank, size) = (collective.rank(), collective.size());
+        if rank > 0 {
+            // Rank 0 tidies the folder before the others read it.
+            collective.sum_f64(&mut [])?;
+        }
         let fresh = TrainingState {
             step: 0,
             position: 0,
@@ -90,20 +101,65 @@ impl<'a> Trainer<'a> {
             optimizer.begin(&model, &has_master);
             model = cast(model, settings.precision.dtype());
         }
-        let metrics = MetricsFile::open(dir, state.metrics_bytes)?;
-        let (events, events_bytes) = EventFile::open(dir, state.events_bytes)?;
-        state.events_bytes = events_bytes;
+        let mut files = None;
+        if rank == 0 {
+            let metrics = MetricsFile::open(dir, state.metrics_bytes)?;
+            let (events, events_bytes) = EventFile::open(dir, state.events_bytes)?;
+            state.events_bytes = events_bytes;
+            files = Some((metrics, events));
+        }
+        if rank == 0 && size > 1 {
+            collective.sum_f64(&mut [])?;
+        }
+        let shard = (size > 1).then(|| Shard::new(&model, &trainable, rank, size));
+        if let Some(shard) = &shard {
+            optimizer.keep(|name| shard.owns(name));
+        }
         let model = track(model, &trainable);
         let trainer = Self {
             plan,
             trainable,
             state,
             optimizer,
-            metrics,
-            events,
+            files,
+            shard,
             return_to: None,
         };
         Ok((trainer, model))
+    }
+
+    /// Computes this replica's share of the gradient, and adds up those of all replicas.
+    fn gradient(
+        &mut self,
+        model: &Decoder,
+        batch: &Batch,
+        collective: &mut dyn Collective,
+    ) -> Result<BatchGradient, Error> {
+        let ranks = (collective.rank(), collective.size());
+        let mut result = gradient_of_share(model, batch, self.plan.settings, ranks);
+        if let Some(shard) = &mut self.shard {
+            let divergences = batch.objective.divergences().len();
+            let device = model.device().inner();
+            shard.sum(&mut result, divergences, &device, collective)?;
+            result.loss = batch.row_weight() * result.sums.loss;
+        }
+        Ok(result)
+    }
+
+    /// Updates the parameters. Each replica updates its own part and gets the others.
+    fn update(
+        &mut self,
+        model: Decoder,
+        gradients: Gradients,
+        (scale, rate): (f64, f64),
+        collective: &mut dyn Collective,
+    ) -> Result<Decoder, Error> {
+        let Some(shard) = &mut self.shard else {
+            return Ok(self.optimizer.step(model, gradients, scale, rate));
+        };
+        let own = shard.own(gradients);
+        let model = self.optimizer.step(model, own, scale, rate);
+        shard.gather(model, collective)
     }
 
     /// Makes one optimizer step and writes its metrics. `began` is the time at which waiting for the batch began, and
@@ -112,19 +168,19 @@ impl<'a> Trainer<'a> {
         &mut self,
         model: Decoder,
         batch: &Batch,
-        began: Instant,
-        stall_seconds: f64,
+        (began, stall_seconds): (Instant, f64),
+        collective: &mut dyn Collective,
     ) -> Result<(Decoder, StepMetrics), Error> {
         let TrainingPlan {
             settings, schedule, ..
         } = self.plan;
         let step = self.state.step + 1;
-        let result = gradient_of(&model, batch, settings);
+        let result = self.gradient(&model, batch, collective)?;
         let (norm, scale) = clip_global_norm(&result.gradients, settings.clip);
         let skipped = self.skip_reason(&model, batch, (result.loss, norm))?;
         let rate = schedule.at(step) * self.state.guard.rate_factor(&settings.guard);
         let model = match skipped {
-            None => self.optimizer.step(model, result.gradients, scale, rate),
+            None => self.update(model, result.gradients, (scale, rate), collective)?,
             Some(_) => model,
         };
 
@@ -143,10 +199,13 @@ impl<'a> Trainer<'a> {
             tokens: batch.tokens as u64,
             tokens_per_second: batch.tokens as f64 / began.elapsed().as_secs_f64(),
             stall_seconds,
+            peak_bytes: peak_bytes(),
             skipped,
         };
-        self.state.metrics_bytes += self.metrics.write(&metrics)?;
-        self.state.events_bytes += self.events.write(&metrics)?;
+        if let Some((file, events)) = &mut self.files {
+            self.state.metrics_bytes += file.write(&metrics)?;
+            self.state.events_bytes += events.write(&metrics)?;
+        }
         self.state.step = step;
         self.state.position += settings.batch as u64;
         Ok((model, metrics))
@@ -194,7 +253,12 @@ impl<'a> Trainer<'a> {
     }
 
     /// Goes back to a checkpoint. The metrics of the steps since then stay, and the guard's count of returns.
-    pub(crate) fn go_back(self, model: Decoder, dir: &Path) -> Result<(Self, Decoder), Error> {
+    pub(crate) fn go_back(
+        self,
+        model: Decoder,
+        dir: &Path,
+        collective: &mut dyn Collective,
+    ) -> Result<(Self, Decoder), Error> {
         let TrainingState {
             rows,
             metrics_bytes,
@@ -202,8 +266,12 @@ impl<'a> Trainer<'a> {
             guard,
             ..
         } = self.state.clone();
-        checkpoint::discard_after(dir, self.return_to.unwrap_or_default())?;
-        let (plan, start) = (self.plan, self.masters(&model));
+        if collective.rank() == 0 {
+            checkpoint::discard_after(dir, self.return_to.unwrap_or_default())?;
+        }
+        // What is trained is read from the checkpoint.
+        let plan = self.plan;
+        let start = masters(&self.optimizer, &model, plan.settings.precision);
         drop((self, model));
         let (mut trainer, model) = Self::open(
             start,
@@ -211,24 +279,33 @@ impl<'a> Trainer<'a> {
             plan,
             dir,
             Some((metrics_bytes, events_bytes)),
+            collective,
         )?;
         trainer.state.guard = guard;
         Ok((trainer, model))
     }
 
-    /// Saves a checkpoint after the metrics that it counts are on the disk. With `dev`, the model is measured first.
+    /// Saves a checkpoint after the metrics that it counts are on the disk. With `dev`, the model is measured first. All
+    /// replicas call this, and rank 0 writes.
     pub(crate) fn save(
         &mut self,
         dir: &Path,
         model: &Decoder,
         dev: Option<&mut (dyn FnMut(&Decoder) -> Result<f64, Error> + '_)>,
+        collective: &mut dyn Collective,
     ) -> Result<(), Error> {
         let (step, every) = (self.state.step, self.plan.settings.checkpoint_every);
         self.state.guard.will_save(step, every);
-        self.metrics.sync()?;
-        self.events.sync()?;
-        let mean = self.optimizer.mean_model(model);
-        let model = self.masters(model);
+        let whole = self.whole_optimizer(model, collective)?;
+        let Some((metrics, events)) = &self.files else {
+            return Ok(());
+        };
+        metrics.sync()?;
+        events.sync()?;
+        let optimizer = whole.as_ref().unwrap_or(&self.optimizer);
+        let TrainingPlan { settings, .. } = self.plan;
+        let mean = optimizer.mean_model(model);
+        let model = masters(optimizer, model, settings.precision);
         if let Some(dev) = dev {
             let step = self.state.step;
             let state = &mut self.state;
@@ -238,23 +315,50 @@ impl<'a> Trainer<'a> {
                 state.dev_of_mean.insert(step, dev(&mean)? as f32);
             }
         }
-        let TrainingPlan { settings, .. } = self.plan;
         checkpoint::save(
             dir,
             &self.state,
             &model,
-            &self.optimizer,
+            optimizer,
             settings,
             &self.trainable,
         )
     }
 
-    /// Returns the model in f32 with the weights that are trained, without autodiff.
-    pub(crate) fn masters(&self, model: &Decoder) -> Decoder {
-        match self.plan.settings.precision {
-            Precision::F32 => model.valid(),
-            Precision::Bf16 => self.optimizer.masters(model),
+    /// Returns the model in f32 with the weights that are trained, without autodiff. All replicas call this; on other ranks
+    /// than 0, the weights in half precision are rounded.
+    pub(crate) fn masters(
+        &self,
+        model: &Decoder,
+        collective: &mut dyn Collective,
+    ) -> Result<Decoder, Error> {
+        let precision = self.plan.settings.precision;
+        let whole = match precision {
+            Precision::F32 => None,
+            Precision::Bf16 => self.whole_optimizer(model, collective)?,
+        };
+        let optimizer = whole.as_ref().unwrap_or(&self.optimizer);
+        Ok(masters(optimizer, model, precision))
+    }
+
+    /// The optimizer with the state of all replicas, on rank 0 of several.
+    fn whole_optimizer(
+        &self,
+        model: &Decoder,
+        collective: &mut dyn Collective,
+    ) -> Result<Option<Optimizer>, Error> {
+        match self.shard {
+            Some(_) => whole_optimizer(&self.optimizer, &model.device().inner(), collective),
+            None => Ok(None),
         }
+    }
+}
+
+/// Returns the model in f32 with the weights that are trained, without autodiff.
+fn masters(optimizer: &Optimizer, model: &Decoder, precision: Precision) -> Decoder {
+    match precision {
+        Precision::F32 => model.valid(),
+        Precision::Bf16 => optimizer.masters(model),
     }
 }
 

@@ -169,6 +169,7 @@ fn train(
             row: &mut row,
             lengths: Some(&lengths),
             dev: None,
+            collective: None,
             on_step: &mut on_step,
         },
         &TrainingPlan {

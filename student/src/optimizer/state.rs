@@ -8,7 +8,7 @@ use potstill_model::{Parameter, ParameterName, Role};
 
 use super::muon::muon;
 use super::settings::{MomentType, OptimizerKind};
-use super::{UpdateSettings, is_narrow, widened};
+use super::{MASTER, UpdateSettings, is_narrow, widened};
 
 /// Parameters of fewer numbers keep f32 moments where moments have 8 bits.
 const FEW_NUMBERS: usize = 4096;
@@ -222,16 +222,18 @@ impl ParameterState {
     ) -> Result<(), String> {
         let known = |names: &[&'static str]| names.iter().copied().find(|known| *known == name);
         let options = (device, data.dtype());
+        let parameter = |data: TensorData| match data.shape().len() {
+            1 => Ok(Parameter::Vector(Tensor::from_data(data, options))),
+            2 => Ok(Parameter::Matrix(Tensor::from_data(data, options))),
+            3 => Ok(Parameter::Stack(Tensor::from_data(data, options))),
+            rank => Err(format!("{name} has {rank} dimensions")),
+        };
         if let Some(name) = known(&CODES) {
             self.codes.insert(name, Tensor::from_data(data, options));
         } else if let Some(name) = known(&FLOATS) {
-            let tensor = match data.shape().len() {
-                1 => Parameter::Vector(Tensor::from_data(data, options)),
-                2 => Parameter::Matrix(Tensor::from_data(data, options)),
-                3 => Parameter::Stack(Tensor::from_data(data, options)),
-                rank => return Err(format!("{name} has {rank} dimensions")),
-            };
-            self.floats.insert(name, tensor);
+            self.floats.insert(name, parameter(data)?);
+        } else if name == MASTER {
+            self.master = Some(parameter(data)?);
         } else {
             return Err("it is no tensor of an optimizer".to_owned());
         }

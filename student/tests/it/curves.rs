@@ -126,6 +126,7 @@ impl Golden {
                 row: &mut |index: usize| Ok(data[index].clone()),
                 lengths: None,
                 dev: None,
+                collective: None,
                 on_step: &mut on_step,
             },
             &TrainingPlan {

@@ -111,6 +111,7 @@ fn trained(family: &str, data: &[Signal], dir: &Path, stop_at: u64) -> TrainingR
             row: &mut row,
             lengths: None,
             dev: None,
+            collective: None,
             on_step: &mut on_step,
         },
         &plan,

@@ -38,6 +38,7 @@ fn run(
             row: &mut |index: usize| Ok(data[index].clone()),
             lengths: None,
             dev: None,
+            collective: None,
             on_step: &mut on_step,
         },
         &TrainingPlan {

@@ -34,6 +34,7 @@ fn run(
             row: &mut row,
             lengths,
             dev: None,
+            collective: None,
             on_step: &mut |metrics| {
                 assert!(metrics.stall_seconds >= 0.0);
                 steps.push(metrics.step);

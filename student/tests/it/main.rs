@@ -26,6 +26,7 @@ mod own_text;
 mod plain;
 mod precision;
 mod reference;
+mod replicas;
 mod resume;
 mod support;
 mod trainable;

@@ -6,10 +6,10 @@ use std::path::Path;
 
 use burn::tensor::DType;
 use potstill_datasets::Signal;
-use potstill_model::{Decoder, named_parameters};
+use potstill_model::{Decoder, named_parameters, with_adapter};
 use potstill_student::{
-    Arm, Error, MomentType, Precision, StepMetrics, TrainSettings, Trainable, TrainingInputs,
-    TrainingPlan, TrainingResult, checkpoint_model, train,
+    AdapterSettings, Arm, Error, MomentType, Precision, StepMetrics, TrainSettings, Trainable,
+    TrainingInputs, TrainingPlan, TrainingResult, checkpoint_model, train,
 };
 
 use crate::support::{bits, numbers, settings, signals, tiny};
@@ -41,17 +41,26 @@ fn run(
         schedule: settings.schedule(data.len(), settings.learning_rate.unwrap()),
     };
     train(
-        tiny(DType::F32),
+        start(settings),
         TrainingInputs {
             len: data.len(),
             row: &mut row,
             lengths: None,
             dev: Some(&mut dev),
+            collective: None,
             on_step: &mut on_step,
         },
         &plan,
         dir,
     )
+}
+
+/// The tiny model, with the adapter of the settings.
+fn start(settings: &TrainSettings) -> Decoder {
+    match &settings.adapter {
+        Some(adapter) => with_adapter(tiny(DType::F32), &adapter.plan(), 1).unwrap(),
+        None => tiny(DType::F32),
+    }
 }
 
 fn twenty() -> TrainSettings {
@@ -76,6 +85,16 @@ fn kinds() -> Vec<(&'static str, TrainSettings)> {
             TrainSettings {
                 freeze: vec!["model.embed_tokens".to_owned(), "model.layers.0".to_owned()],
                 recompute: true,
+                ..bf16.clone()
+            },
+        ),
+        (
+            "bf16, adapter",
+            TrainSettings {
+                adapter: Some(AdapterSettings {
+                    rank: 2,
+                    ..AdapterSettings::default()
+                }),
                 ..bf16.clone()
             },
         ),
@@ -163,7 +182,7 @@ fn a_checkpoint_has_what_is_trained_and_gives_the_model_back() {
             trained.map(|(_, parameter)| numbers(&parameter)).collect()
         };
         assert!(values(&model) == values(&trained.model), "{what}");
-        let is_whole = settings.freeze.is_empty();
+        let is_whole = settings.freeze.is_empty() && settings.adapter.is_none();
         assert_eq!(
             checkpoint.join("model.safetensors").exists(),
             is_whole,
@@ -171,7 +190,7 @@ fn a_checkpoint_has_what_is_trained_and_gives_the_model_back() {
         );
         assert_eq!(
             checkpoint.join("trained.safetensors").exists(),
-            !is_whole,
+            !settings.freeze.is_empty(),
             "{what}"
         );
     }

@@ -34,6 +34,7 @@ pub(crate) fn run(
             row: &mut row,
             lengths: None,
             dev: None,
+            collective: None,
             on_step: &mut on_step,
         },
         &TrainingPlan {
