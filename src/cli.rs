@@ -351,6 +351,7 @@ fn run(command: &Command, console: &Console) -> anyhow::Result<StageOutcome> {
 }
 
 fn run_stage_command(stage: &Stage, console: &Console) -> anyhow::Result<StageOutcome> {
+    crate::ranks::refuse_several()?;
     let flags = stage.flags();
     let mut options = flags.options();
     if let Stage::Run(flags) | Stage::Collect(flags) | Stage::Score(flags) = stage {

@@ -23,6 +23,7 @@ pub mod init;
 pub mod interrupt;
 pub mod panics;
 pub mod progress;
+mod ranks;
 pub mod render;
 pub mod run_dir;
 pub mod run_file;

@@ -205,6 +205,15 @@ fn train(file: &RunFile, report: Report<'_>) {
             ),
         );
     }
+    if train.replicas > train.batch {
+        let (replicas, batch) = (train.replicas, train.batch);
+        report(
+            &["train", "replicas"],
+            format!(
+                "{replicas} is more than `batch`, which is {batch}, so a replica would have nothing to do\nhint: lower `replicas`, or raise `batch`"
+            ),
+        );
+    }
     if train.steps.is_some() && train.epochs.is_some() {
         report(
             &["train", "epochs"],

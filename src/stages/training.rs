@@ -174,6 +174,11 @@ impl Training {
             base: start::start_key(&context.run, self.variant.seed_index)?,
             ..settings(&context.run.settings, self.variant.seed_index)
         };
+        if settings.replicas > 1 && context.device != potstill_model::device("cpu")? {
+            let message = "replicas are threads on a CPU, and `--device` is another device\nhint: set `replicas = 1`, or run with `--device cpu`";
+            let key = ["train", "replicas"];
+            return Err(context.run.problem(&key, message.to_owned()).into());
+        }
         let measures_dev = settings.keep_best || settings.ema.is_some();
         let mut dev_rows = match measures_dev {
             true => Some(SelectedRows::open(context, Split::Dev)?),
