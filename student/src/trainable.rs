@@ -34,6 +34,7 @@ impl Trainable {
     pub fn of(model: &Decoder, settings: &TrainSettings) -> Result<Self, Error> {
         let all: Vec<ParameterName> = named_parameters(model).into_iter().map(|p| p.0).collect();
         check_patterns("freeze", settings.freeze.iter(), &all)?;
+        check_patterns("rate_factors", settings.rate_factors.keys(), &all)?;
         let is_frozen = |name: &str| settings.freeze.iter().any(|pattern| fits(pattern, name));
         let can_train = |role: Role| match settings.adapter {
             Some(_) => role == Role::Adapter,

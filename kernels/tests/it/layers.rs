@@ -2,6 +2,7 @@
 //! each choice of frozen operands, on one thread and on several.
 
 mod half;
+mod moments;
 mod slopes;
 
 use burn::tensor::{DType, Device, Tensor, TensorData};

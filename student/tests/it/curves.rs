@@ -5,10 +5,11 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{DType, Device};
+use potstill_datasets::range::FilePath;
 use potstill_datasets::{Signal, SignalRow};
 use potstill_student::{
-    Arm, MomentType, Objective, OptimizerKind, ScheduleShape, StepMetrics, TrainSettings,
-    TrainingInputs, TrainingPlan, train,
+    AdapterSettings, Arm, MomentType, Objective, OptimizerKind, Precision, ScheduleShape,
+    StepMetrics, TrainSettings, TrainingInputs, TrainingPlan, train,
 };
 use serde::Deserialize;
 
@@ -106,7 +107,11 @@ impl Golden {
     /// Trains with these settings and returns the loss and the gradient norm of each step.
     fn train(&self, settings: &TrainSettings) -> Curve {
         let data = self.signals();
-        let start = potstill_model::load(&folder("start"), DType::F32, &Device::flex()).unwrap();
+        let mut start =
+            potstill_model::load(&folder("start"), DType::F32, &Device::flex()).unwrap();
+        if let Some(adapter) = settings.adapter.as_ref().and_then(|a| a.path.as_ref()) {
+            start = potstill_model::load_adapter(start, adapter.as_ref()).unwrap();
+        }
         let dir = tempfile::tempdir().unwrap();
         let mut curve = Curve::default();
         let mut on_step = |metrics: &StepMetrics| {
@@ -209,7 +214,7 @@ fn muon_is_pytorchs() {
 }
 
 /// Moments in fewer bits change the curve by less than bf16 autocast changes PyTorch's; the model's largest matrices have
-/// fewer than 4,096 numbers, so that 8-bit moments are measured in `moments.rs`.
+/// fewer than 4,096 numbers, so that 8-bit moments are measured in the tests of the crate `potstill-kernels`.
 #[test]
 fn moments_in_bf16_stay_near_the_curve() {
     let golden = golden();
@@ -220,4 +225,39 @@ fn moments_in_bf16_stay_near_the_curve() {
     let [losses, norms] = golden.difference(&settings, "f32");
     println!("bf16 moments: losses differ by {losses:e}, gradient norms by {norms:e}");
     assert!(losses < golden.band);
+}
+
+/// With masters and sums in f32, bf16 changes the losses about as much as autocast changes PyTorch's. Autocast keeps the
+/// residual stream in f32, and here it is in bf16 as in transformers' bf16 models, so that two bands are allowed.
+#[test]
+fn bf16_stays_in_pytorchs_band() {
+    let golden = golden();
+    let settings = TrainSettings {
+        precision: Precision::Bf16,
+        ..golden.settings()
+    };
+    let [losses, norms] = golden.difference(&settings, "f32");
+    println!(
+        "bf16: losses differ by {losses:e} (band {:e}), gradient norms by {norms:e}",
+        golden.band
+    );
+    assert!(losses < 2.0 * golden.band);
+}
+
+#[test]
+fn adapters_learn_as_pefts() {
+    let golden = golden();
+    for (curve, name, rslora) in [("lora", "adapter", false), ("rslora", "rslora", true)] {
+        let settings = TrainSettings {
+            adapter: Some(AdapterSettings {
+                path: Some(FilePath::from(folder(name))),
+                rslora,
+                ..AdapterSettings::default()
+            }),
+            ..golden.settings()
+        };
+        let [losses, norms] = golden.difference(&settings, curve);
+        println!("{curve}: losses differ by {losses:e}, gradient norms by {norms:e}");
+        assert!(losses < 1e-4 && norms < 1e-3, "{curve}");
+    }
 }
