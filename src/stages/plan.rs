@@ -7,7 +7,7 @@ mod text;
 
 use potstill_datasets::{AnswerSource, Imported, SequenceLength};
 use potstill_eval::cost::TrainingCost;
-use potstill_student::{Schedule, TrainedNumbers, TrainingMemory};
+use potstill_student::{Overlong, Schedule, TrainSettings, TrainedNumbers, TrainingMemory};
 
 use self::calibrate::{MeasuredAnswers, MeasuredSteps};
 use self::rows::PlannedRows;
@@ -105,6 +105,7 @@ fn make(context: &Context, options: &PlanOptions) -> anyhow::Result<Plan> {
         &imported,
         answer_tokens(context, &collecting, options),
     )?;
+    rows.lengths = usable(&rows.lengths, settings);
     if rows.lengths.is_empty() {
         let what = "no prompt is left for training, so there is nothing to plan\nhint: add prompts, or lower `dev` and `test` in [curate]";
         return Err(ConfigError::plain(what.to_owned()).into());
@@ -177,6 +178,19 @@ pub(super) fn predicted_bytes(context: &Context) -> anyhow::Result<u64> {
     let lengths = PlannedRows::published(context)?.lengths;
     let fit = TrainingFit::of(&context.run, &context.device, &lengths, None)?;
     Ok(fit.memory.peak())
+}
+
+/// The lengths that a training has: longer sequences are left out or cut, as `overlong` says.
+fn usable(lengths: &[SequenceLength], settings: &TrainSettings) -> Vec<SequenceLength> {
+    let is_used = |length: &&SequenceLength| {
+        length.tokens <= settings.max_length || settings.overlong == Overlong::Cut
+    };
+    let used = lengths.iter().filter(is_used);
+    used.map(|length| SequenceLength {
+        tokens: length.tokens.min(settings.max_length),
+        ..*length
+    })
+    .collect()
 }
 
 /// Measures or forecasts what collecting will take.
