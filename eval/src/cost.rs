@@ -59,7 +59,7 @@ impl TrainingCost {
     }
 }
 
-/// What the trainings of a run took.
+/// Time and memory that the trainings of a run took.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct CostFacts {
     /// Device hours, tokens and price of all trainings, those of learning rates and controls included.

@@ -1,4 +1,4 @@
-//! What CubeCL's CUDA runtime would say of a GPU, and kernels that are expanded for it; see `cuda_sources`.
+//! The properties of a GPU as CubeCL's CUDA runtime reports them, and kernels that are expanded for it; see `cuda_sources`.
 
 use std::sync::Arc;
 

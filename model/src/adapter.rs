@@ -116,7 +116,7 @@ pub fn adapted_layers(model: &Decoder) -> Vec<String> {
 #[must_use]
 pub fn merged(model: Decoder) -> Decoder {
     let (dtype, device) = (model.dtype(), model.device().inner());
-    model.map_layers(&mut Merge { dtype, device })
+    model.map_layers(&mut MergeAdapters { dtype, device })
 }
 
 /// Names of linear layers.
@@ -270,18 +270,18 @@ fn new_adapter(down_ri: Tensor<2>, up_or: Tensor<2>, scale: AdapterScale) -> Ada
 }
 
 /// Replaces weights by merged weights.
-struct Merge {
+struct MergeAdapters {
     dtype: DType,
     device: Device,
 }
 
-impl MapParameters for Merge {
+impl MapParameters for MergeAdapters {
     fn map<const D: usize>(&mut self, _: &ParameterName, tensor: Tensor<D>) -> Tensor<D> {
         tensor
     }
 }
 
-impl MapLayers for Merge {
+impl MapLayers for MergeAdapters {
     fn map_linear(&mut self, _: &str, _: Role, linear: Linear) -> Linear {
         let weight = match linear.weight {
             Weight::Dense(weight) => weight,

@@ -1,4 +1,4 @@
-//! What a device other than the CPU cannot do, found before a run starts.
+//! Settings that a device other than the CPU cannot compute, found before a run starts.
 
 use potstill_model::{DType, Device, check_device_dtype};
 

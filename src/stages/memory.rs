@@ -4,10 +4,9 @@ use std::fs;
 
 use anyhow::bail;
 use potstill_datasets::SequenceLength;
-use potstill_model::Device;
+use potstill_model::{Config, Device};
 use potstill_student::{MemoryAdvice, MemorySurroundings, TrainingMemory, memory_advice};
 
-use super::start;
 use crate::run_file::Loaded;
 
 /// Bytes of the program itself where nothing is loaded yet: its code, the tokenizer, prompts, and the stacks of threads.
@@ -54,20 +53,20 @@ pub(crate) struct TrainingFit {
 }
 
 impl TrainingFit {
-    /// Predicts the memory of training the student on sequences of these lengths. Without lengths, only what does not
+    /// Predicts the memory of training a student with this configuration on sequences of these lengths. Without lengths, only what does not
     /// depend on them is counted.
     pub(crate) fn of(
         run: &Loaded,
+        config: &Config,
         device: &Device,
         lengths: &[SequenceLength],
         limit: Option<u64>,
     ) -> anyhow::Result<TrainingFit> {
-        let config = start::config(run)?;
         let settings = &run.settings.train;
-        let surroundings = surroundings(run, device)?;
-        let memory = TrainingMemory::predict(&config, settings, lengths, &surroundings);
+        let surroundings = surroundings(run, config, device)?;
+        let memory = TrainingMemory::predict(config, settings, lengths, &surroundings);
         let advice = match limit {
-            Some(limit) => memory_advice(&config, settings, lengths, &surroundings, limit),
+            Some(limit) => memory_advice(config, settings, lengths, &surroundings, limit),
             None => Vec::new(),
         };
         Ok(TrainingFit {
@@ -106,20 +105,31 @@ impl TrainingFit {
         match self.advice.last() {
             None => smaller.to_owned(),
             Some(last) if fits(last) => format!("set in [train] {}", changes.join(", then ")),
+            Some(last)
+                if self
+                    .limit
+                    .is_some_and(|limit| last.memory.peak() / 4 > limit) =>
+            {
+                smaller.to_owned()
+            }
             Some(_) => format!("set in [train] {}, and {smaller}", changes.join(", then ")),
         }
     }
 }
 
-/// What the memory of a training depends on besides its settings.
-pub(crate) fn surroundings(run: &Loaded, device: &Device) -> anyhow::Result<MemorySurroundings> {
+/// Facts that the memory of a training depends on besides its settings.
+pub(crate) fn surroundings(
+    run: &Loaded,
+    config: &Config,
+    device: &Device,
+) -> anyhow::Result<MemorySurroundings> {
     let is_cpu = *device == potstill_model::device("cpu")?;
     let settings = &run.settings;
     let signals = settings.signals().map(|(signals, _)| signals);
     let support = signals.map_or(1, |signals| signals.top_k + signals.tail_draws as usize);
     Ok(MemorySurroundings {
         replicas: if is_cpu { settings.train.replicas } else { 1 },
-        support: support.min(start::config(run)?.vocab_size),
+        support: support.min(config.vocab_size),
         is_host: is_cpu,
         program: if is_cpu { PROGRAM_BYTES } else { 0 },
     })

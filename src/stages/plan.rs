@@ -32,7 +32,7 @@ pub struct PlanOptions {
     pub answer_tokens: Option<usize>,
 }
 
-/// What a run will take.
+/// Memory, time and cost of a run to come.
 struct Plan {
     device: String,
     numbers: TrainedNumbers,
@@ -60,7 +60,7 @@ struct RowFacts {
     longest: usize,
 }
 
-/// What collecting answers will take.
+/// Time and cost of collecting answers.
 enum Collecting {
     /// The answers are in the data, or collected.
     Nothing,
@@ -110,7 +110,13 @@ fn make(context: &Context, options: &PlanOptions) -> anyhow::Result<Plan> {
         let what = "no prompt is left for training, so there is nothing to plan\nhint: add prompts, or lower `dev` and `test` in [curate]";
         return Err(ConfigError::plain(what.to_owned()).into());
     }
-    let fit = TrainingFit::of(run, &context.device, &rows.lengths, limit)?;
+    let fit = TrainingFit::of(
+        run,
+        &start::config(run)?,
+        &context.device,
+        &rows.lengths,
+        limit,
+    )?;
     let facts = RowFacts {
         origin: rows.origin.clone(),
         sequences: rows.count,
@@ -176,7 +182,13 @@ pub(super) fn check_fits(context: &Context) -> anyhow::Result<()> {
 /// Predicts the peak of memory of a training on the published rows, bytes.
 pub(super) fn predicted_bytes(context: &Context) -> anyhow::Result<u64> {
     let lengths = PlannedRows::published(context)?.lengths;
-    let fit = TrainingFit::of(&context.run, &context.device, &lengths, None)?;
+    let fit = TrainingFit::of(
+        &context.run,
+        &start::config(&context.run)?,
+        &context.device,
+        &lengths,
+        None,
+    )?;
     Ok(fit.memory.peak())
 }
 

@@ -156,7 +156,7 @@ pub(crate) fn check_training_memory(
     lengths: &[SequenceLength],
 ) -> anyhow::Result<()> {
     let limit = memory::of_device(device)?;
-    let fit = TrainingFit::of(run, device, lengths, limit)?;
+    let fit = TrainingFit::of(run, &config(run)?, device, lengths, limit)?;
     match (fit.problem(), &run.settings.student.random) {
         (None, _) => Ok(()),
         (Some(problem), Some(_)) => Err(run.problem(&["student", "random"], problem).into()),

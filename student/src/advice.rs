@@ -46,15 +46,18 @@ pub fn memory_advice(
         if now.1.peak() <= limit {
             break;
         }
-        let (before, peak) = (&now.0, now.1.peak());
-        let candidates: Vec<TrainSettings> = (change.values)(before, lengths);
+        let peak = now.1.peak();
+        let candidates: Vec<TrainSettings> = (change.values)(&now.0, lengths);
         let fits = |settings: &&TrainSettings| predict(settings).peak() <= limit;
         let first = candidates.iter().find(fits).or(candidates.last());
         let Some(settings) = first.cloned() else {
             continue;
         };
         let memory = predict(&settings);
-        if (memory.peak() as f64) > peak as f64 * (1.0 - SMALLEST_SAVING) {
+        // The program itself does not get smaller.
+        let [after, before] =
+            [memory.peak(), peak].map(|peak| peak.saturating_sub(surroundings.program));
+        if after as f64 > before as f64 * (1.0 - SMALLEST_SAVING) {
             continue;
         }
         list.push(MemoryAdvice {

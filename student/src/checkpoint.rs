@@ -27,7 +27,7 @@ use crate::trainable::Trainable;
 const FILES_FILE: &str = "files.json";
 const STATE_FILE: &str = "state.json";
 const OPTIMIZER_FILE: &str = "optimizer.safetensors";
-/// What is trained of a model with frozen parameters.
+/// The trained parameters of a model with frozen ones.
 const TRAINED_FILE: &str = "trained.safetensors";
 
 /// Content of `files.json`.
@@ -55,7 +55,7 @@ pub(crate) struct TrainingState {
     pub settings: Value,
     /// Number of rows that can be trained on.
     pub rows: u64,
-    /// What the guard remembers.
+    /// Memory of the guard.
     pub guard: Guard,
     /// Mean KL on dev after the steps at which it was measured, nats.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]

@@ -1,4 +1,4 @@
-//! What the replicas of a training say to one another. Each rank runs the same program on its share of the micro-batches.
+//! The messages between the replicas of a training. Each rank runs the same program on its share of the micro-batches.
 
 #[cfg(feature = "mpi")]
 mod mpi;

@@ -182,7 +182,7 @@ pub enum Error {
         rank: usize,
         /// Number of replicas.
         size: usize,
-        /// What was noticed.
+        /// Description of the failure.
         reason: String,
     },
     /// A file cannot be read or written.

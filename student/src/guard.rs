@@ -4,7 +4,7 @@ use potstill_datasets::range::{CountOrZero, Positive, Share};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// What a training does about a loss that is not finite or that jumps: the table `[train.guard]` of the run file.
+/// Treatment of a loss that is not finite or that jumps: the table `[train.guard]` of the run file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct GuardSettings {
@@ -12,7 +12,7 @@ pub struct GuardSettings {
     /// back to the last checkpoint.
     #[serde(with = "CountOrZero")]
     pub skips: u64,
-    /// How often training may go back to a checkpoint before it stops with an error.
+    /// Number of times that training may go back to a checkpoint before it stops with an error.
     #[serde(with = "CountOrZero")]
     pub returns: u64,
     /// Factor on the learning rate after each return.
@@ -39,7 +39,7 @@ const FIRST_STEPS: u64 = 3;
 /// Number of steps over which the mean of the norms runs.
 const MEAN_STEPS: u64 = 50;
 
-/// What a training does about a step with a fault.
+/// Treatment of a step with a fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Action {
     /// Leave weights and optimizer as they are, and go on with the next batch.
@@ -50,12 +50,12 @@ pub(crate) enum Action {
     Stop,
 }
 
-/// What is wrong with a step.
+/// A fault of a step.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Fault {
     /// The loss or the gradient norm is NaN or infinite.
     NotFinite {
-        /// Which of the two.
+        /// The quantity that is at fault.
         quantity: &'static str,
         /// Its value.
         value: f64,
@@ -69,7 +69,7 @@ pub(crate) enum Fault {
     },
 }
 
-/// What the guard remembers of the steps so far. Part of a checkpoint, so that a training that is resumed decides as the
+/// The guard's memory of the steps so far. Part of a checkpoint, so that a training that is resumed decides as the
 /// one that was not interrupted.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Guard {

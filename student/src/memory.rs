@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use crate::adapter::{AdapterBase, AdapterSettings, AdapterTargets};
 use crate::head_loss::Form;
-use crate::optimizer::{MomentType, OptimizerKind};
+use crate::optimizer_settings::{MomentType, OptimizerKind};
 use crate::precision::Precision;
 use crate::settings::TrainSettings;
 use crate::trainable::fits;
@@ -401,7 +401,7 @@ fn fixed(
     }
 }
 
-/// What the moments of a step are computed from.
+/// The figures from which the moments of a step are computed.
 struct Step<'a> {
     settings: &'a TrainSettings,
     numbers: &'a TrainedNumbers,

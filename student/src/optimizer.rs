@@ -2,7 +2,6 @@
 //! another type, and clipping by the global norm.
 
 mod muon;
-mod settings;
 mod state;
 
 use std::collections::BTreeMap;
@@ -18,12 +17,12 @@ use crate::gradients::Gradients;
 use crate::settings::TrainSettings;
 use crate::trainable::fits;
 
-pub use settings::{DecayedRole, MomentType, OptimizerKind};
+use crate::optimizer_settings::{DecayedRole, MomentType, OptimizerKind};
 use state::ParameterState;
 
 /// Name of the number of steps among [`Optimizer::tensors`].
 const STEP: &str = "step";
-/// What the name of a master begins with among [`Optimizer::part`].
+/// Prefix of the names of masters among [`Optimizer::part`].
 const MASTER: &str = "master";
 
 /// The optimizer of a training, with its state by parameter name. A parameter has a state once it had a gradient.
@@ -38,7 +37,7 @@ pub struct Optimizer {
     states: BTreeMap<String, ParameterState>,
 }
 
-/// What of the settings a parameter's update depends on.
+/// The settings that a parameter's update depends on.
 #[derive(Debug, Clone)]
 struct UpdateSettings {
     kind: OptimizerKind,
@@ -264,7 +263,7 @@ fn is_narrow<const D: usize>(tensor: &Tensor<D>) -> bool {
 }
 
 /// Removes autodiff from a tensor.
-struct Plain;
+pub(crate) struct Plain;
 
 impl TensorOperation for Plain {
     type Output = Parameter;

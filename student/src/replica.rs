@@ -1,4 +1,4 @@
-//! What the replicas of a training exchange in a step. Each replica has the whole model, and the optimizer's state of a
+//! The numbers that the replicas of a training exchange in a step. Each replica has the whole model, and the optimizer's state of a
 //! part of it: the trained parameters in order are one row of numbers, which is divided between two parameters into a
 //! consecutive range for each replica.
 
@@ -15,7 +15,7 @@ use crate::collective::Collective;
 use crate::error::Error;
 use crate::gradient::{BatchGradient, LossSums};
 use crate::gradients::Gradients;
-use crate::optimizer::Optimizer;
+use crate::optimizer::{Optimizer, Plain};
 use crate::trainable::Trainable;
 
 /// The row of all trained numbers, and the part of it that this replica updates.
@@ -272,16 +272,6 @@ impl TensorOperation for Shape {
     type Output = Vec<usize>;
     fn apply<const D: usize>(self, tensor: Tensor<D>) -> Vec<usize> {
         tensor.dims().to_vec()
-    }
-}
-
-/// Removes autodiff from a tensor.
-struct Plain;
-
-impl TensorOperation for Plain {
-    type Output = Parameter;
-    fn apply<const D: usize>(self, tensor: Tensor<D>) -> Parameter {
-        Parameter::new(tensor.without_autodiff())
     }
 }
 

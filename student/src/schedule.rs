@@ -34,7 +34,8 @@ pub struct Schedule {
     pub min_learning_rate: f64,
     /// Course of the learning rate after warm-up.
     pub shape: ScheduleShape,
-    /// Last steps over which the learning rate of [`ScheduleShape::WarmupStableDecay`] falls; they begin after warm-up.
+    /// Last steps over which the learning rate of [`ScheduleShape::WarmupStableDecay`] falls; they begin after warm-up. 0 for
+    /// the other shapes.
     pub decay_steps: u64,
 }
 

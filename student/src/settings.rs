@@ -10,7 +10,7 @@ use crate::adapter::{ADAPTER_RATE, AdapterSettings};
 use crate::guard::GuardSettings;
 use crate::head_loss::Form;
 use crate::objective::Objective;
-use crate::optimizer::{DecayedRole, MomentType, OptimizerKind};
+use crate::optimizer_settings::{DecayedRole, MomentType, OptimizerKind};
 use crate::precision::Precision;
 use crate::schedule::{Schedule, ScheduleShape};
 
@@ -259,7 +259,10 @@ impl TrainSettings {
             learning_rate,
             min_learning_rate: self.min_learning_rate,
             shape: self.schedule_shape,
-            decay_steps: count(self.decay).min(steps),
+            decay_steps: match self.schedule_shape {
+                ScheduleShape::WarmupStableDecay => count(self.decay).min(steps),
+                _ => 0,
+            },
         }
     }
 

@@ -41,7 +41,7 @@ pub struct TrainingResult {
 /// Stack size of a replica's threads, equal to the usual stack size of a main thread.
 const STACK_BYTES: usize = 8 << 20;
 
-/// What a training reads, and what it calls.
+/// The rows that a training reads, and the functions that it calls.
 pub struct TrainingInputs<'a> {
     /// Number of rows.
     pub len: usize,
@@ -156,13 +156,13 @@ fn check_ranks(processes: usize, settings: &TrainSettings) -> Result<usize, Erro
     }
 }
 
-/// What a training calls outside of it.
+/// The functions that a training calls.
 struct Calls<'a> {
     dev: Option<MeasureDev<'a>>,
     on_step: OnStep<'a>,
 }
 
-/// What every replica trains.
+/// The model and the settings that every replica trains.
 #[derive(Clone)]
 struct Run<'a> {
     start: Decoder,
@@ -299,7 +299,7 @@ impl Run<'_> {
     }
 }
 
-/// What rank 0 asks the thread that called [`train`], and where the answer goes.
+/// A question of rank 0 to the thread that called [`train`], with the place for the answer.
 enum Question {
     Step(Box<StepMetrics>, Sender<ControlFlow<()>>),
     Dev(Box<Decoder>, Sender<Result<f64, Error>>),

@@ -46,7 +46,7 @@ pub(crate) struct Trainer<'a> {
     optimizer: Optimizer,
     /// The files of metrics, which rank 0 alone writes.
     files: Option<(MetricsFile, EventFile)>,
-    /// What this replica has to do with the others; `None` for a single replica.
+    /// The part of this replica among the others; `None` for a single replica.
     shard: Option<Shard>,
     /// Step of the checkpoint to which the guard sends the training back.
     return_to: Option<u64>,

@@ -316,7 +316,7 @@ fn an_interrupted_training_goes_on_when_its_settings_come_back() {
     let line = line.find(|line| line.starts_with("earlier/train-student-"));
     let line = line.unwrap();
     let differs = line.ends_with("unfinished; `train.checkpoint_every` is 20, now 2")
-        || line.ends_with("unfinished; `train.steps` is 400, now 4");
+        || line.ends_with("unfinished; `train.schedule.steps` is 400, now 4");
     assert!(differs, "{line}");
     assert!(entry.is_some());
 
@@ -365,7 +365,7 @@ fn clean_lists_and_deletes_what_is_not_current() {
     };
     let trained = line("earlier/train-student-");
     assert!(
-        trained.ends_with("`train.learning_rate` is 0.01, now 0.02"),
+        trained.ends_with("`train.schedule.learning_rate` is 0.01, now 0.02"),
         "{trained}"
     );
     assert!(line("earlier/report-").contains("other `students/"));

@@ -147,7 +147,7 @@ fn sampling_settings_draws_and_packing_are_recorded() {
         json!(1.0),
         json!([]),
         signals,
-        none,
+        json!(false),
     ];
     assert_eq!(recorded(), expected);
     run.edit(

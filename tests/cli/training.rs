@@ -66,7 +66,7 @@ fn every_arm_gets_the_rate_that_is_best_on_dev() {
             .find(|rate| rate["arm"] == arm && rate["chosen"] == true)
             .unwrap();
         let trained = json(&run, &format!("students/{arm}_manifest.json"));
-        let rate = &trained["settings"]["train"]["learning_rate"];
+        let rate = &trained["settings"]["train"]["schedule"]["learning_rate"];
         assert_eq!(*rate, chosen["learning_rate"]);
         let weights = |home: &str| {
             let last = format!("runs/tiny/{home}/checkpoints/step-00000006/model.safetensors");
@@ -159,8 +159,8 @@ fn epochs_become_steps_after_curate() {
     let steps = (1.5 * sequences as f64 / 4.0).ceil() as u64;
     let trained = json(&run, "students/student_manifest.json");
     assert_eq!(trained["counts"]["steps"], steps);
-    assert_eq!(trained["settings"]["train"]["steps"], steps);
-    assert_eq!(trained["settings"]["train"]["warmup_steps"], 1);
+    assert_eq!(trained["settings"]["train"]["schedule"]["steps"], steps);
+    assert_eq!(trained["settings"]["train"]["schedule"]["warmup_steps"], 1);
 }
 
 #[test]

@@ -41,6 +41,10 @@ fn the_command_line_is_frozen() {
         let expected = if can_retry { &with_retry[..] } else { &frozen };
         assert_eq!(flags, expected, "potstill {command}");
     }
+    let of_plan = ["--memory-gb", "--usd-per-hour", "--answer-tokens"];
+    let mut plan = flags(&help(&["plan"]));
+    plan.retain(|flag| of_plan.contains(&flag.as_str()));
+    assert_eq!(plan, of_plan);
     let with_open = [rest, &["--open", help_flag]].concat();
     assert_eq!(flags(&help(&["report"])), with_open);
     assert_eq!(
@@ -80,5 +84,7 @@ fn the_command_line_is_frozen() {
         "completions",
         "help",
     ];
-    assert_eq!(names, [&["init"], &commands[..], &others].concat());
+    let (before, after) = commands.split_at(2);
+    let expected = [&["init"], before, &["plan"], after, &others].concat();
+    assert_eq!(names, expected);
 }

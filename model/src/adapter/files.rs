@@ -34,7 +34,7 @@ pub fn save_adapter(
     base: &str,
     revision: Option<&str>,
 ) -> Result<(), Error> {
-    let mut scales = Scales::default();
+    let mut scales = AdapterScales::default();
     let _unchanged = model.clone().map_layers(&mut scales);
     let Some(plan) = scales.plan() else {
         return Err(Error::Adapter {
@@ -66,11 +66,11 @@ impl crate::TensorOperation for TypeOf {
 
 /// The adapters of a model: name of the layer, rank, and scale.
 #[derive(Default)]
-struct Scales {
+struct AdapterScales {
     layers: Vec<(String, usize, AdapterScale)>,
 }
 
-impl Scales {
+impl AdapterScales {
     /// Makes the plan with which PEFT gives the layers their ranks and scales; `None` if there are no adapters. The rank
     /// and the α of most layers are the plan's, and the others are named.
     fn plan(&self) -> Option<AdapterPlan> {
@@ -103,13 +103,13 @@ fn most_common<T: Ord + Copy>(values: impl Iterator<Item = T>) -> Option<T> {
     most.map(|(value, _)| value)
 }
 
-impl MapParameters for Scales {
+impl MapParameters for AdapterScales {
     fn map<const D: usize>(&mut self, _: &ParameterName, tensor: Tensor<D>) -> Tensor<D> {
         tensor
     }
 }
 
-impl MapLayers for Scales {
+impl MapLayers for AdapterScales {
     fn map_linear(&mut self, name: &str, _: Role, linear: Linear) -> Linear {
         if let Some(adapter) = &linear.adapter {
             self.layers

@@ -24,10 +24,10 @@ pub(super) struct PlannedRows {
     pub(super) lengths: Vec<SequenceLength>,
     /// Description for people.
     pub(super) origin: String,
-    source: RowSource,
+    source: PlannedSource,
 }
 
-enum RowSource {
+enum PlannedSource {
     Published(Box<SelectedRows>),
     /// Texts whose distributions are made up.
     Made(Vec<Encoded>, Option<SignalSettings>),
@@ -62,7 +62,7 @@ impl PlannedRows {
             count,
             lengths,
             origin: "the rows of the run directory".to_owned(),
-            source: RowSource::Published(Box::new(rows)),
+            source: PlannedSource::Published(Box::new(rows)),
         })
     }
 
@@ -125,7 +125,10 @@ impl PlannedRows {
             count,
             lengths: lengths.collect(),
             origin,
-            source: RowSource::Made(texts, run.settings.signals().map(|(settings, _)| settings)),
+            source: PlannedSource::Made(
+                texts,
+                run.settings.signals().map(|(settings, _)| settings),
+            ),
         })
     }
 
@@ -133,13 +136,13 @@ impl PlannedRows {
     pub(super) fn read(&mut self, count: usize, run: &Loaded) -> anyhow::Result<Vec<Signal>> {
         let mut signals = Vec::new();
         match &mut self.source {
-            RowSource::Published(rows) => {
+            PlannedSource::Published(rows) => {
                 let step = (rows.list.len() / count.max(1)).max(1);
                 for at in (0..rows.list.len()).step_by(step).take(count) {
                     signals.push(rows.get(at)?);
                 }
             }
-            RowSource::Made(texts, settings) => {
+            PlannedSource::Made(texts, settings) => {
                 let vocabulary = checkpoint::tokenizer(&checkpoint::student(run)?)?.vocab_size();
                 let temperature = run.settings.train.objective.temperature;
                 for (number, text) in texts.iter().cycle().take(count).enumerate() {

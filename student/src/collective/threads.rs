@@ -6,7 +6,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockRead
 use super::{Collective, add, piece};
 use crate::error::Error;
 
-/// What all threads share. Each rank writes its own entry of a list, and reads those of all ranks after a meeting.
+/// The memory that all threads share. Each rank writes its own entry of a list, and reads those of all ranks after a meeting.
 struct Shared {
     meeting: Mutex<Meeting>,
     changed: Condvar,

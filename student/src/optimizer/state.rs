@@ -7,8 +7,8 @@ use potstill_kernels::{AdamStep, ByteMoment, adamw, adamw_8bit, adamw_master};
 use potstill_model::{Parameter, ParameterName, Role};
 
 use super::muon::muon;
-use super::settings::{MomentType, OptimizerKind};
 use super::{MASTER, UpdateSettings, is_narrow, widened};
+use crate::optimizer_settings::{MomentType, OptimizerKind};
 
 /// Parameters of fewer numbers keep f32 moments where moments have 8 bits.
 const FEW_NUMBERS: usize = 4096;
@@ -31,7 +31,7 @@ pub(super) struct ParameterState {
     codes: BTreeMap<&'static str, Tensor<1, Int>>,
 }
 
-/// How a parameter is updated.
+/// The rule by which a parameter is updated.
 enum Rule {
     /// By AdamW with moments of this type.
     AdamW(DType),
