@@ -63,8 +63,8 @@ fn advice_that_is_followed_fits() {
     let whole = plan_of(&run.potstill(&["plan", "run.toml", "--json"]));
     let peak = whole["memory_bytes"].as_u64().unwrap();
     let program = whole["memory"]["program"].as_u64().unwrap();
-    // Half of what the program does not need itself.
-    let limit = program + (peak - program) / 2;
+    // Three quarters of what the program does not need itself.
+    let limit = program + (peak - program) / 4 * 3;
     let gigabytes = format!("{:.9}", limit as f64 / 1e9);
     let arguments = ["plan", "run.toml", "--json", "--memory-gb", &gigabytes];
     let output = run.potstill(&arguments);

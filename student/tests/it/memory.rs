@@ -224,7 +224,7 @@ fn advice_that_is_followed_fits() {
         TrainingMemory::predict(&config, settings, &lengths, &SURROUNDINGS).peak()
     };
     let peak = predict(&before);
-    for share in [0.9, 0.6, 0.4, 0.2] {
+    for share in [0.9, 0.6, 0.4, 0.3] {
         let limit = (peak as f64 * share) as u64;
         let advice = memory_advice(&config, &before, &lengths, &SURROUNDINGS, limit);
         let last = advice.last().unwrap();
