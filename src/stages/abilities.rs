@@ -49,5 +49,5 @@ fn computes_in(
     device: &Device,
     dtype: DType,
 ) -> Result<(), ConfigError> {
-    check_device_dtype(device, dtype).map_err(|error| run.problem(key, &error.to_string()))
+    check_device_dtype(device, dtype).map_err(|error| run.problem(key, error.to_string()))
 }

@@ -85,11 +85,11 @@ pub(crate) struct ForwardPass {
 }
 
 /// The values of a part that its backward pass needs.
-enum PartPass {
-    /// Input and output in a graph.
-    Kept([Tensor<2>; 2]),
-    /// The input without a graph.
-    Input(Tensor<2>),
+struct PartPass {
+    /// The input; in the graph of the output, if that is kept.
+    input_nd: Tensor<2>,
+    /// The output in a graph. `None` if the part is computed again.
+    output_nd: Option<Tensor<2>>,
 }
 
 impl ForwardPass {
@@ -112,14 +112,20 @@ impl ForwardPass {
                 continue;
             }
             let Some(with_graph) = &with_graph else {
-                parts.push(PartPass::Input(x_nd.clone()));
+                parts.push(PartPass {
+                    input_nd: x_nd.clone(),
+                    output_nd: None,
+                });
                 x_nd = compute(&pass, part, x_nd);
                 continue;
             };
             let input_nd = tracked.input(part, x_nd);
             let output_nd = compute(with_graph, part, input_nd.clone());
             x_nd = output_nd.clone().inner();
-            parts.push(PartPass::Kept([input_nd, output_nd]));
+            parts.push(PartPass {
+                input_nd,
+                output_nd: Some(output_nd),
+            });
         }
         Self {
             parts,
@@ -143,9 +149,10 @@ impl ForwardPass {
         let mut parts = self.parts;
         for part in (tracked.first()..tracked.parts.len()).rev() {
             let (values, gradient) = parts.pop().zip(gradient_nd)?;
-            let [input_nd, output_nd] = match values {
-                PartPass::Kept(values) => values,
-                PartPass::Input(input_nd) => {
+            let input_nd = values.input_nd;
+            let [input_nd, output_nd] = match values.output_nd {
+                Some(output_nd) => [input_nd, output_nd],
+                None => {
                     let input_nd = tracked.input(part, input_nd);
                     let output_nd = compute(&pass, part, input_nd.clone());
                     [input_nd, output_nd]

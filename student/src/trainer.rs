@@ -38,6 +38,9 @@ pub struct TrainingPlan<'a> {
     pub schedule: Schedule,
 }
 
+/// Measures a model, without autodiff, on dev.
+pub(crate) type Measure<'a> = dyn FnMut(&Decoder) -> Result<f64, Error> + 'a;
+
 /// The training loop's state besides the model, and the files that it writes.
 pub(crate) struct Trainer<'a> {
     plan: TrainingPlan<'a>,
@@ -291,7 +294,7 @@ impl<'a> Trainer<'a> {
         &mut self,
         dir: &Path,
         model: &Decoder,
-        dev: Option<&mut (dyn FnMut(&Decoder) -> Result<f64, Error> + '_)>,
+        dev: Option<&mut Measure<'_>>,
         collective: &mut dyn Collective,
     ) -> Result<(), Error> {
         let (step, every) = (self.state.step, self.plan.settings.checkpoint_every);

@@ -6,12 +6,13 @@ use crate::fixture::{CommandOutput, Run};
 
 /// The event `plan` of a command with `--json`.
 fn plan_of(output: &CommandOutput) -> Value {
-    let events = output.stdout.lines().map(|line| {
+    let mut events = output.stdout.lines().map(|line| {
         let event: Value = serde_json::from_str(line).unwrap();
         event
     });
-    let plan = events.into_iter().find(|event| event["event"] == "plan");
-    plan.unwrap_or_else(|| panic!("{}\n{}", output.stdout, output.stderr))
+    let plan = events.find(|event| event["event"] == "plan");
+    assert!(plan.is_some(), "{}\n{}", output.stdout, output.stderr);
+    plan.unwrap()
 }
 
 fn numbers(value: &Value) -> Vec<u64> {

@@ -193,6 +193,8 @@ fn encoded(moment_n: Tensor<1>, signed: bool) -> ByteMoment {
 #[backend_extension(Flex)]
 pub(crate) trait ByteAdamOps: Backend {
     /// Returns the new θ, and codes and scales of m and v.
+    // The macro has to see the tuple.
+    #[allow(clippy::type_complexity)]
     fn adamw_8bit(
         theta: FloatTensor<Self>,
         gradient: FloatTensor<Self>,
