@@ -80,7 +80,9 @@ fi
 if wanted nvrtc && [ -z "${PREBUILT:-}" ]; then
     part "CUDA C++ of the kernels"
     rm -rf "$tables/cuda"
-    "${cargo[@]}" run --release "${packages[@]}" --example cuda_sources -- "$tables/cuda"
+    # `cargo run` takes a single package.
+    "${cargo[@]}" build --release "${packages[@]}" --example cuda_sources
+    "$CARGO_TARGET_DIR/release/examples/cuda_sources" "$tables/cuda"
     scripts/nvrtc.py "$tables/cuda"
 fi
 
