@@ -3,8 +3,8 @@
 //! on the CPU. The numbers in the assertions are explained beside them.
 
 #![cfg(any(feature = "wgpu", feature = "vulkan", feature = "cuda"))]
-// Clippy allows `unwrap` in test functions, but not in functions that tests share.
-#![allow(clippy::unwrap_used)]
+// Clippy allows `unwrap` and printing in test functions, but not in functions that tests share.
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 // The tests on the CPU use the rest of it.
 #[allow(dead_code)]
