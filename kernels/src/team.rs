@@ -105,6 +105,7 @@ impl<'a, T> DisjointChunks<'a, T> {
     ///
     /// # Safety
     /// No two chunks that are used at the same time may have the same index.
+    // The threads share `self` and write to different chunks, which the caller promises.
     #[allow(clippy::mut_from_ref)]
     pub(crate) unsafe fn get(&self, index: usize) -> &mut [T] {
         let first = index * self.len;

@@ -14,7 +14,6 @@ use potstill_model::{
     named_parameters, save_adapter,
 };
 use safetensors::SafeTensorError;
-use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -22,6 +21,7 @@ use crate::error::Error;
 use crate::guard::Guard;
 use crate::optimizer::Optimizer;
 use crate::settings::TrainSettings;
+use crate::tensor_bytes::{decode_tensors, tensor_views};
 use crate::trainable::Trainable;
 
 const FILES_FILE: &str = "files.json";
@@ -402,28 +402,9 @@ fn name_of(path: &Path) -> &str {
     name.unwrap_or_default()
 }
 
-/// Types of the optimizer's tensors, with their counterparts in safetensors.
-const TENSOR_TYPES: [(DType, Dtype); 5] = [
-    (DType::F64, Dtype::F64),
-    (DType::F32, Dtype::F32),
-    (DType::F16, Dtype::F16),
-    (DType::BF16, Dtype::BF16),
-    (DType::U8, Dtype::U8),
-];
-
 /// Writes tensors by name as a safetensors file.
 fn save_tensors(path: &Path, tensors: &[(String, TensorData)]) -> Result<(), Error> {
-    let mut views = Vec::with_capacity(tensors.len());
-    for (name, data) in tensors {
-        let stored = TENSOR_TYPES
-            .iter()
-            .find(|(dtype, _)| *dtype == data.dtype());
-        let Some((_, stored)) = stored else {
-            return Err(damaged(path, format!("{name} is {:?}", data.dtype())));
-        };
-        let view = TensorView::new(*stored, data.shape().to_vec(), data.bytes());
-        views.push((name, view.map_err(|why| damaged(path, why))?));
-    }
+    let views = tensor_views(tensors).map_err(|why| damaged(path, why))?;
     safetensors::serialize_to_file(views, None, path).map_err(|why| match why {
         SafeTensorError::IoError(error) => Error::io(path)(error),
         why => damaged(path, why),
@@ -434,18 +415,7 @@ fn save_tensors(path: &Path, tensors: &[(String, TensorData)]) -> Result<(), Err
 /// Reads the tensors of a safetensors file.
 fn load_tensors(path: &Path) -> Result<Vec<(String, TensorData)>, Error> {
     let bytes = fs::read(path).map_err(Error::io(path))?;
-    let file = SafeTensors::deserialize(&bytes).map_err(|why| damaged(path, why))?;
-    let mut tensors = Vec::new();
-    for (name, view) in file.tensors() {
-        let stored = view.dtype();
-        let dtype = TENSOR_TYPES.iter().find(|(_, other)| *other == stored);
-        let Some((dtype, _)) = dtype else {
-            return Err(damaged(path, format!("{name} is {stored:?}")));
-        };
-        let (bytes, shape) = (view.data().to_vec(), view.shape().to_vec());
-        tensors.push((name, TensorData::from_bytes_vec(bytes, shape, *dtype)));
-    }
-    Ok(tensors)
+    decode_tensors(&bytes).map_err(|why| damaged(path, why))
 }
 
 fn damaged(path: &Path, reason: impl std::fmt::Display) -> Error {

@@ -42,6 +42,7 @@ pub mod spans;
 mod start;
 mod start_kl;
 mod target;
+mod tensor_bytes;
 mod tensorboard;
 mod train;
 mod trainable;

@@ -6,11 +6,13 @@
 //! Both are computed here, the second one for each layer, and the larger is the peak.
 
 use potstill_datasets::SequenceLength;
+use potstill_kernels::BLOCK;
 use potstill_model::{ActivationColumns, Config, ParameterName, Role, parameter_shapes};
 use serde::Serialize;
 
 use crate::adapter::{AdapterBase, AdapterSettings, AdapterTargets};
 use crate::head_loss::Form;
+use crate::optimizer::FEW_NUMBERS;
 use crate::optimizer_settings::{MomentType, OptimizerKind};
 use crate::precision::Precision;
 use crate::settings::TrainSettings;
@@ -18,10 +20,6 @@ use crate::trainable::fits;
 
 /// Bytes of an f32.
 const F32_BYTES: u64 = 4;
-/// Numbers that share a scale where moments have 8 bits.
-const MOMENT_BLOCK: u64 = 256;
-/// Parameters of fewer numbers keep f32 moments where moments have 8 bits.
-const FEW_NUMBERS: u64 = 4096;
 /// Batches that are in memory on the host: the one that is computed, and those that are read ahead.
 const BATCHES_AHEAD: u64 = 3;
 
@@ -257,8 +255,8 @@ fn moment_bytes(settings: &TrainSettings, count: u64, role: Role) -> u64 {
     2 * match settings.moments {
         MomentType::F32 => count * F32_BYTES,
         MomentType::Bf16 => count * 2,
-        MomentType::Int8 if count < FEW_NUMBERS => count * F32_BYTES,
-        MomentType::Int8 => count + count.div_ceil(MOMENT_BLOCK) * F32_BYTES,
+        MomentType::Int8 if count < FEW_NUMBERS as u64 => count * F32_BYTES,
+        MomentType::Int8 => count + count.div_ceil(BLOCK as u64) * F32_BYTES,
     }
 }
 

@@ -18,6 +18,7 @@ use crate::settings::TrainSettings;
 use crate::trainable::fits;
 
 use crate::optimizer_settings::{DecayedRole, MomentType, OptimizerKind};
+pub(crate) use state::FEW_NUMBERS;
 use state::ParameterState;
 
 /// Name of the number of steps among [`Optimizer::tensors`].

@@ -16,6 +16,7 @@ use crate::error::Error;
 use crate::gradient::{BatchGradient, LossSums};
 use crate::gradients::Gradients;
 use crate::optimizer::{Optimizer, Plain};
+use crate::tensor_bytes::{decode_tensors, encode_tensors};
 use crate::trainable::Trainable;
 
 /// The row of all trained numbers, and the part of it that this replica updates.
@@ -160,7 +161,7 @@ pub(crate) fn whole_optimizer(
     collective: &mut dyn Collective,
 ) -> Result<Option<Optimizer>, Error> {
     let tensors = part.part().map_err(Error::Device)?;
-    let parts = collective.gather_bytes(to_bytes(&tensors)?)?;
+    let parts = collective.gather_bytes(encode_tensors(&tensors).map_err(Error::Device)?)?;
     if collective.rank() > 0 {
         return Ok(None);
     }
@@ -171,49 +172,11 @@ pub(crate) fn whole_optimizer(
             size: collective.size(),
             reason,
         };
-        for (name, data) in from_bytes(&bytes).map_err(damaged)? {
+        for (name, data) in decode_tensors(&bytes).map_err(damaged)? {
             whole.restore(&name, data, device).map_err(damaged)?;
         }
     }
     Ok(Some(whole))
-}
-
-/// Name, type, shape and length in bytes of a tensor.
-type TensorHead = (String, DType, Vec<usize>, usize);
-
-/// Encodes tensors: the length of a JSON list of their heads, the list, and the tensors' own bytes.
-fn to_bytes(tensors: &[(String, TensorData)]) -> Result<Vec<u8>, Error> {
-    let head = |(name, data): &(String, TensorData)| -> TensorHead {
-        let shape = data.shape().to_vec();
-        (name.clone(), data.dtype(), shape, data.bytes().len())
-    };
-    let heads: Vec<TensorHead> = tensors.iter().map(head).collect();
-    let heads = serde_json::to_vec(&heads).map_err(|why| Error::Device(why.to_string()))?;
-    let mut bytes = (heads.len() as u64).to_le_bytes().to_vec();
-    bytes.extend(heads);
-    for (_, data) in tensors {
-        bytes.extend_from_slice(data.bytes());
-    }
-    Ok(bytes)
-}
-
-/// Decodes [`to_bytes`].
-fn from_bytes(bytes: &[u8]) -> Result<Vec<(String, TensorData)>, String> {
-    let short = || "its state is incomplete".to_owned();
-    let (len, rest) = bytes.split_first_chunk::<8>().ok_or_else(short)?;
-    let heads = (rest.split_at_checked(u64::from_le_bytes(*len) as usize)).ok_or_else(short)?;
-    let (heads, mut rest) = heads;
-    let heads: Vec<TensorHead> = serde_json::from_slice(heads).map_err(|why| why.to_string())?;
-    let mut tensors = Vec::with_capacity(heads.len());
-    for (name, dtype, shape, len) in heads {
-        let (data, after) = rest.split_at_checked(len).ok_or_else(short)?;
-        rest = after;
-        tensors.push((
-            name,
-            TensorData::from_bytes_vec(data.to_vec(), shape, dtype),
-        ));
-    }
-    Ok(tensors)
 }
 
 /// Divides a row at ends of parameters into ranges of about the same length.

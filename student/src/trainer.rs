@@ -272,7 +272,7 @@ impl<'a> Trainer<'a> {
         if collective.rank() == 0 {
             checkpoint::discard_after(dir, self.return_to.unwrap_or_default())?;
         }
-        // What is trained is read from the checkpoint.
+        // `open` replaces the trained parameters by those of the checkpoint, so only the frozen ones of this model are used.
         let plan = self.plan;
         let start = masters(&self.optimizer, &model, plan.settings.precision);
         drop((self, model));

@@ -1,4 +1,4 @@
-//! What the device cannot do is an error that says so, before anything is computed.
+//! Settings that a GPU cannot compute are refused before anything is computed, with an error that names the setting.
 
 use crate::device;
 use crate::fixture::Run;

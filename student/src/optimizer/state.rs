@@ -11,7 +11,7 @@ use super::{MASTER, UpdateSettings, is_narrow, widened};
 use crate::optimizer_settings::{MomentType, OptimizerKind};
 
 /// Parameters of fewer numbers keep f32 moments where moments have 8 bits.
-const FEW_NUMBERS: usize = 4096;
+pub(crate) const FEW_NUMBERS: usize = 4096;
 /// Names of the floating-point tensors of a state: AdamW's moments, the scales of those in 8 bits, Muon's momentum, and the
 /// mean of the weights.
 const FLOATS: [&str; 6] = ["m", "v", "m_scales", "v_scales", "momentum", EMA];
