@@ -1,7 +1,6 @@
 //! Twenty steps of training against PyTorch's. `golden/curves.py` writes the model, the batch and PyTorch's losses.
 
 use std::collections::BTreeMap;
-use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{DType, Device};
@@ -9,9 +8,11 @@ use potstill_datasets::range::FilePath;
 use potstill_datasets::{Signal, SignalRow};
 use potstill_student::{
     AdapterSettings, Arm, MomentType, Objective, OptimizerKind, Precision, ScheduleShape,
-    StepMetrics, TrainSettings, TrainingInputs, TrainingPlan, train,
+    TrainSettings,
 };
 use serde::Deserialize;
+
+use crate::support::train_on;
 
 /// Content of `curves.json`.
 #[derive(Deserialize)]
@@ -113,31 +114,12 @@ impl Golden {
             start = potstill_model::load_adapter(start, adapter.as_ref()).unwrap();
         }
         let dir = tempfile::tempdir().unwrap();
-        let mut curve = Curve::default();
-        let mut on_step = |metrics: &StepMetrics| {
-            curve.losses.push(metrics.loss);
-            curve.gradient_norms.push(metrics.gradient_norm);
-            ControlFlow::Continue(())
-        };
-        train(
-            start,
-            TrainingInputs {
-                len: data.len(),
-                row: &mut |index: usize| Ok(data[index].clone()),
-                lengths: None,
-                dev: None,
-                collective: None,
-                on_step: &mut on_step,
-            },
-            &TrainingPlan {
-                arm: Arm::Student,
-                settings,
-                schedule: settings.schedule(data.len(), self.settings.rate),
-            },
-            dir.path(),
-        )
-        .unwrap();
-        curve
+        let (trained, steps) = train_on(start, &data, Arm::Student, settings, dir.path(), 0);
+        trained.unwrap();
+        Curve {
+            losses: steps.iter().map(|step| step.loss).collect(),
+            gradient_norms: steps.iter().map(|step| step.gradient_norm).collect(),
+        }
     }
 
     /// Trains with these settings and returns the largest relative differences of losses and gradient norms from a curve of

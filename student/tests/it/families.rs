@@ -11,11 +11,11 @@ use potstill_datasets::Signal;
 use potstill_model::{Config, Decoder, Role, named_parameters};
 use potstill_student::{
     Arm, Gradients, Optimizer, RandomShape, RandomShapeError, SignalKind, TrainSettings,
-    TrainingInputs, TrainingPlan, TrainingResult, batch_gradient, evaluate, train,
+    TrainingResult, batch_gradient, evaluate,
 };
 use serde_json::{Value, json};
 
-use crate::support::{bits, real, settings, signals};
+use crate::support::{bits, real, settings, signals, train_on};
 
 /// Number of token ids of the tokenizer of stories260K.
 const TOKENS: usize = 512;
@@ -94,30 +94,9 @@ fn trained(family: &str, data: &[Signal], dir: &Path, stop_at: u64) -> TrainingR
         checkpoint_every: 4,
         ..settings()
     };
-    let mut row = |index: usize| Ok(data[index].clone());
-    let mut on_step = |line: &potstill_student::StepMetrics| match line.step == stop_at {
-        true => ControlFlow::Break(()),
-        false => ControlFlow::Continue(()),
-    };
-    let plan = TrainingPlan {
-        arm: Arm::Student,
-        settings: &settings,
-        schedule: settings.schedule(data.len(), 1e-2),
-    };
-    train(
-        student(family),
-        TrainingInputs {
-            len: data.len(),
-            row: &mut row,
-            lengths: None,
-            dev: None,
-            collective: None,
-            on_step: &mut on_step,
-        },
-        &plan,
-        dir,
-    )
-    .unwrap()
+    let start = student(family);
+    let (trained, _) = train_on(start, data, Arm::Student, &settings, dir, stop_at);
+    trained.unwrap()
 }
 
 /// Forward KL per token on the training data.

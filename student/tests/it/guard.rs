@@ -1,20 +1,16 @@
 //! Steps whose loss is not finite or whose gradient jumps: they are skipped, answered by a return to a checkpoint, and at
 //! last by an error.
 
-use std::ops::ControlFlow;
 use std::path::Path;
 
 use burn::tensor::{DType, Tensor};
 use potstill_datasets::Signal;
 use potstill_model::Decoder;
 use potstill_student::loss::{CustomDivergence, Divergence, forward_kl};
-use potstill_student::{
-    Arm, Error, GuardSettings, Objective, StepMetrics, TrainSettings, TrainingInputs, TrainingPlan,
-    train,
-};
+use potstill_student::{Arm, Error, GuardSettings, Objective, StepMetrics, TrainSettings};
 
 use crate::resume::not_finite_on_certain_rows;
-use crate::support::{bits, settings, signals, tiny};
+use crate::support::{bits, settings, signals, tiny, train_on};
 
 /// Trains up to a step, and returns the model and the metrics of the steps that were made.
 fn run(
@@ -23,32 +19,8 @@ fn run(
     settings: &TrainSettings,
     stop_at: u64,
 ) -> Result<(Decoder, Vec<StepMetrics>), Error> {
-    let mut steps = Vec::new();
-    let mut on_step = |metrics: &StepMetrics| {
-        steps.push(metrics.clone());
-        match metrics.step == stop_at {
-            true => ControlFlow::Break(()),
-            false => ControlFlow::Continue(()),
-        }
-    };
-    let result = train(
-        tiny(DType::F32),
-        TrainingInputs {
-            len: data.len(),
-            row: &mut |index: usize| Ok(data[index].clone()),
-            lengths: None,
-            dev: None,
-            collective: None,
-            on_step: &mut on_step,
-        },
-        &TrainingPlan {
-            arm: Arm::Student,
-            settings,
-            schedule: settings.schedule(data.len(), settings.learning_rate.unwrap()),
-        },
-        dir,
-    )?;
-    Ok((result.model, steps))
+    let (result, steps) = train_on(tiny(DType::F32), data, Arm::Student, settings, dir, stop_at);
+    Ok((result?.model, steps))
 }
 
 /// Makes the rows of a sequence certain of their target tokens.

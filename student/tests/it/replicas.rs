@@ -1,16 +1,13 @@
 //! Replicas in threads: their gradient is that of one replica to rounding, equal numbers of replicas give equal bits, and a
 //! training that is resumed ends in the same weights.
 
-use std::ops::ControlFlow;
 use std::path::Path;
 
 use burn::tensor::DType;
 use potstill_datasets::Signal;
-use potstill_student::{
-    Arm, Error, StepMetrics, TrainSettings, TrainingInputs, TrainingPlan, TrainingResult, train,
-};
+use potstill_student::{Arm, Error, StepMetrics, TrainSettings, TrainingResult};
 
-use crate::support::{bits, settings, signals, tiny};
+use crate::support::{bits, settings, signals, tiny, train_on};
 
 /// Trains with replicas and returns the metrics of the steps, too.
 fn run(
@@ -19,31 +16,7 @@ fn run(
     settings: &TrainSettings,
     stop_at: u64,
 ) -> (Result<TrainingResult, Error>, Vec<StepMetrics>) {
-    let mut steps = Vec::new();
-    let trained = train(
-        tiny(DType::F32),
-        TrainingInputs {
-            len: data.len(),
-            row: &mut |index| Ok(data[index].clone()),
-            lengths: None,
-            dev: None,
-            collective: None,
-            on_step: &mut |metrics| {
-                steps.push(metrics.clone());
-                match metrics.step == stop_at {
-                    true => ControlFlow::Break(()),
-                    false => ControlFlow::Continue(()),
-                }
-            },
-        },
-        &TrainingPlan {
-            arm: Arm::Student,
-            settings,
-            schedule: settings.schedule(data.len(), 1e-2),
-        },
-        dir,
-    );
-    (trained, steps)
+    train_on(tiny(DType::F32), data, Arm::Student, settings, dir, stop_at)
 }
 
 fn with_replicas(replicas: usize) -> TrainSettings {

@@ -9,10 +9,10 @@ use potstill_model::Decoder;
 use potstill_student::loss::{CustomDivergence, Divergence, forward_kl};
 use potstill_student::{
     Arm, Error, GuardSettings, Objective, Overlong, SequenceId, SignalKind, TrainSettings,
-    TrainingInputs, TrainingPlan, TrainingResult, evaluate, train,
+    TrainingResult, evaluate,
 };
 
-use crate::support::{bits, settings, signals, tiny};
+use crate::support::{bits, settings, signals, tiny, train_on};
 
 /// Trains the tiny model, and breaks after the step `stop_at`.
 pub(crate) fn run(
@@ -22,28 +22,7 @@ pub(crate) fn run(
     settings: &TrainSettings,
     stop_at: u64,
 ) -> Result<TrainingResult, Error> {
-    let mut row = |index: usize| Ok(data[index].clone());
-    let mut on_step = |line: &potstill_student::StepMetrics| match line.step == stop_at {
-        true => ControlFlow::Break(()),
-        false => ControlFlow::Continue(()),
-    };
-    train(
-        tiny(DType::F32),
-        TrainingInputs {
-            len: data.len(),
-            row: &mut row,
-            lengths: None,
-            dev: None,
-            collective: None,
-            on_step: &mut on_step,
-        },
-        &TrainingPlan {
-            arm,
-            settings,
-            schedule: settings.schedule(data.len(), settings.learning_rate.unwrap()),
-        },
-        dir,
-    )
+    train_on(tiny(DType::F32), data, arm, settings, dir, stop_at).0
 }
 
 /// Reads the steps of an event file. A record is 8 bytes of length, 4 of checksum, the event (9 bytes of time, then

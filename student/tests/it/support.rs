@@ -1,11 +1,15 @@
 //! Models and signals that the tests share.
 
-use std::path::PathBuf;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
 
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use potstill_datasets::{Signal, SignalRow};
 use potstill_model::{Config, Decoder, Parameter, ParameterName, TensorOperation};
-use potstill_student::{Form, Gradients, Objective, Overlong, TrainSettings};
+use potstill_student::{
+    Arm, Error, Form, Gradients, Objective, Overlong, StepMetrics, TrainSettings, TrainingInputs,
+    TrainingPlan, TrainingResult, train,
+};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -43,6 +47,43 @@ pub(crate) fn settings() -> TrainSettings {
         seed: 5,
         ..TrainSettings::default()
     }
+}
+
+/// Trains at the learning rate of the settings, breaks after the step `stop_at`, and also returns the metrics of the steps.
+pub(crate) fn train_on(
+    start: Decoder,
+    data: &[Signal],
+    arm: Arm,
+    settings: &TrainSettings,
+    dir: &Path,
+    stop_at: u64,
+) -> (Result<TrainingResult, Error>, Vec<StepMetrics>) {
+    let mut steps = Vec::new();
+    let mut on_step = |metrics: &StepMetrics| {
+        steps.push(metrics.clone());
+        match metrics.step == stop_at {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(()),
+        }
+    };
+    let result = train(
+        start,
+        TrainingInputs {
+            len: data.len(),
+            row: &mut |index: usize| Ok(data[index].clone()),
+            lengths: None,
+            dev: None,
+            collective: None,
+            on_step: &mut on_step,
+        },
+        &TrainingPlan {
+            arm,
+            settings,
+            schedule: settings.schedule(data.len(), settings.learning_rate.unwrap()),
+        },
+        dir,
+    );
+    (result, steps)
 }
 
 /// A random model of two layers with grouped queries, a tied head and 47 tokens.
