@@ -38,7 +38,7 @@ use crate::simd::vectorize_closure;
 use crate::team::{DisjointChunks, for_each_chunk, map_tasks};
 
 /// Computes (g + `gain_offset`) · x / √(mean(x²) + ε): `[n, d]`, `[d]` → `[n, d]`; differentiable in both. Rows of f16
-/// and bf16 are computed in f32 and rounded once.
+/// and bf16 are computed in f32 and rounded once. The gain may be in f32 whatever the type of the rows is.
 ///
 /// The norm of each head of a row is the norm of the rows of `[n · heads, e]`.
 ///
@@ -75,6 +75,7 @@ pub fn rms_norm_reference(
     if matches!(dtype, DType::F16 | DType::BF16) {
         return rms_norm_reference(to_f32(x_nd), to_f32(gain_d), epsilon, gain_offset).cast(dtype);
     }
+    let gain_d = gain_d.cast(dtype);
     let mean_square_n1 = x_nd.clone().square().mean_dim(1);
     let normed_nd = x_nd / (mean_square_n1 + epsilon).sqrt();
     normed_nd * (gain_d + gain_offset).unsqueeze()

@@ -82,6 +82,7 @@ impl ParameterState {
             self.put(EMA, start);
         }
         if !is_narrow(&tensor) {
+            self.master = None;
             let tensor = self.advance(tensor, gradient, step, &rule);
             self.average(&tensor, settings);
             return tensor;

@@ -9,7 +9,8 @@ before clipping at each step:
 
 - `f32`: AdamW, everything in f32; `f64` the same in f64, which shows how much of a difference is rounding;
 - `bf16`: the same under `torch.autocast` with bfloat16, with f32 weights; `band` is the largest relative difference of its
-  losses from those of `f32`;
+  losses from those of `f32`. It differs by a factor of four from batch to batch, so `curves/bf16.json` has it for more
+  batches, with the losses in f32;
 - `lora`: PEFT's adapter on all linear layers, trained alone;
 - `rslora`: the same with α / √r, rank and α of some layers by pattern, on `q_proj`, `v_proj` and `down_proj`;
 - `muon`: Muon (torch.optim.Muon, with its products in f32) on the linear layers, AdamW on the rest;
@@ -45,9 +46,9 @@ def start(dtype=torch.float32):
     return LlamaForCausalLM.from_pretrained(HERE / "start", dtype=torch.float32).to(dtype)
 
 
-def sequences(teacher):
+def sequences(teacher, seed=4):
     """Random texts of 9 to 30 tokens, each with a prompt, and the teacher's distribution at each loss position."""
-    generator = torch.Generator().manual_seed(4)
+    generator = torch.Generator().manual_seed(seed)
     out = []
     for _ in range(SEQUENCES):
         length = torch.randint(9, 31, (), generator=generator).item()
@@ -170,16 +171,35 @@ def with_adapter(folder, **options):
     return network
 
 
+def apart(a, b):
+    """The largest relative difference of two curves' losses."""
+    return max(abs(x - y) / y for x, y in zip(a["losses"], b["losses"]))
+
+
+def autocast():
+    return torch.autocast("cpu", dtype=torch.bfloat16)
+
+
+def bands():
+    """Curves in f32, and what autocast changes, for more batches."""
+    out = []
+    for seed in range(10, 16):
+        batch = sequences(model(seed), seed)
+        f32 = train(start(), batch)
+        out.append({"batch": batch, "losses": f32["losses"], "band": apart(train(start(), batch, context=autocast), f32)})
+        print("band of batch", seed, out[-1]["band"])
+    (HERE / "bf16.json").write_text(json.dumps(out) + "\n")
+
+
 def main():
     network = model(1)
     network.save_pretrained(HERE / "start")
     (HERE / "start" / "generation_config.json").unlink()
     batch = sequences(model(2))
-    bf16 = lambda: torch.autocast("cpu", dtype=torch.bfloat16)
     curves = {
         "f32": train(start(), batch),
         "f64": train(start(torch.float64), batch),
-        "bf16": train(start(), batch, context=bf16),
+        "bf16": train(start(), batch, context=autocast),
     }
     for shape in ["linear", "constant", "wsd"]:
         curves[shape] = train(start(), batch, shape=shape)
@@ -191,7 +211,6 @@ def main():
     rounded = train(start(), batch, optimizers=muon)
     _muon._zeropower_via_newtonschulz = newton_schulz_f32
     curves["muon"] = train(start(), batch, optimizers=muon)
-    apart = lambda a, b: max(abs(x - y) / y for x, y in zip(a["losses"], b["losses"]))
     out = {
         "settings": {"vocab": VOCAB, "steps": STEPS, "rate": RATE, "min_rate": MIN_RATE, "warmup": WARMUP,
                      "decay": DECAY_STEPS, "weight_decay": WEIGHT_DECAY, "clip": CLIP},
@@ -207,4 +226,6 @@ def main():
     print("bf16 and f32 differ by", out["band"], "; muon's rounding to bf16 makes", out["muon_rounded"])
 
 
-main()
+if __name__ == "__main__":
+    main()
+    bands()

@@ -209,21 +209,39 @@ fn moments_in_bf16_stay_near_the_curve() {
     assert!(losses < golden.band);
 }
 
-/// With masters and sums in f32, bf16 changes the losses about as much as autocast changes PyTorch's. Autocast keeps the
-/// residual stream in f32, and here it is in bf16 as in transformers' bf16 models, so that two bands are allowed.
+/// A batch of `bf16.json`.
+#[derive(Deserialize)]
+struct Bf16Batch {
+    batch: Vec<Sequence>,
+    /// PyTorch's losses in f32.
+    losses: Vec<f64>,
+    /// Largest relative difference of its losses under bf16 autocast from them.
+    band: f64,
+}
+
+/// With masters, gains of norms and sums in f32, bf16 changes the losses no more than autocast changes PyTorch's. A single
+/// batch says little, since its largest difference is that of one step out of twenty.
 #[test]
 fn bf16_stays_in_pytorchs_band() {
-    let golden = golden();
-    let settings = TrainSettings {
-        precision: Precision::Bf16,
-        ..golden.settings()
-    };
-    let [losses, norms] = golden.difference(&settings, "f32");
-    println!(
-        "bf16: losses differ by {losses:e} (band {:e}), gradient norms by {norms:e}",
-        golden.band
-    );
-    assert!(losses < 2.0 * golden.band);
+    let mut golden = golden();
+    let batches = std::fs::read(folder("bf16.json")).unwrap();
+    let batches: Vec<Bf16Batch> = serde_json::from_slice(&batches).unwrap();
+    let (mut found, mut bands) = (Vec::new(), Vec::new());
+    for batch in batches {
+        golden.batch = batch.batch;
+        let settings = TrainSettings {
+            precision: Precision::Bf16,
+            ..golden.settings()
+        };
+        found.push(largest_difference(
+            &golden.train(&settings).losses,
+            &batch.losses,
+        ));
+        bands.push(batch.band);
+    }
+    println!("bf16: losses differ by {found:?} (bands {bands:?})");
+    let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
+    assert!(mean(&found) < mean(&bands));
 }
 
 #[test]

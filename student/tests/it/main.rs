@@ -14,6 +14,7 @@ mod families;
 mod gradients;
 mod guard;
 mod head_loss;
+mod interrupted;
 mod loading;
 mod losses;
 mod losses_bounds;
