@@ -73,7 +73,7 @@ pub use linear::{
 };
 pub use memory::{ReportingHeap, trim_heap, use_one_heap};
 pub use newton_schulz::newton_schulz;
-pub use norm::{rms_norm, rms_norm_reference};
+pub use norm::{rms_norm, rms_norm_as, rms_norm_reference};
 pub use paged::{PagedOptions, PagedRow, paged_attention, paged_attention_reference, write_slots};
 pub use rotary::{rotary, rotary_reference};
 pub use rows::{

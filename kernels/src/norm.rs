@@ -37,7 +37,7 @@ use crate::float::{StoredFloat, with_stored_type};
 use crate::simd::vectorize_closure;
 use crate::team::{DisjointChunks, for_each_chunk, map_tasks};
 
-/// Computes (g + `gain_offset`) · x / √(mean(x²) + ε): `[n, d]`, `[d]` → `[n, d]`; differentiable in both. Rows of f16
+/// Computes (g + `gain_offset`) · x / √(mean(x²) + ε): `[n, d]`, `[d]` → `[n, d]` in the type of the rows; differentiable in both. Rows of f16
 /// and bf16 are computed in f32 and rounded once. The gain may be in f32 whatever the type of the rows is.
 ///
 /// The norm of each head of a row is the norm of the rows of `[n · heads, e]`.
@@ -46,6 +46,22 @@ use crate::team::{DisjointChunks, for_each_chunk, map_tasks};
 /// Panics on shapes that do not fit, as burn's own operations do.
 #[must_use]
 pub fn rms_norm(x_nd: Tensor<2>, gain_d: Tensor<1>, epsilon: f64, gain_offset: f64) -> Tensor<2> {
+    let dtype = x_nd.dtype();
+    rms_norm_as(x_nd, gain_d, epsilon, gain_offset, dtype)
+}
+
+/// Computes [`rms_norm`] in f32 and rounds it once to `dtype`, which may differ from the type of the rows.
+///
+/// # Panics
+/// As there.
+#[must_use]
+pub fn rms_norm_as(
+    x_nd: Tensor<2>,
+    gain_d: Tensor<1>,
+    epsilon: f64,
+    gain_offset: f64,
+    dtype: DType,
+) -> Tensor<2> {
     assert_eq!(
         x_nd.dims()[1],
         gain_d.dims()[0],
@@ -56,10 +72,11 @@ pub fn rms_norm(x_nd: Tensor<2>, gain_d: Tensor<1>, epsilon: f64, gain_offset: f
         let options = NormOptions {
             epsilon,
             gain_offset,
+            dtype,
         };
         Tensor::from_dispatch(<Dispatch as NormOps>::rms_norm(x, gain, options))
     } else {
-        rms_norm_reference(x_nd, gain_d, epsilon, gain_offset)
+        rms_norm_reference(x_nd, gain_d, epsilon, gain_offset).cast(dtype)
     }
 }
 
@@ -86,9 +103,11 @@ pub fn rms_norm_reference(
 pub(crate) struct NormOptions {
     epsilon: f64,
     gain_offset: f64,
+    /// Type of the output.
+    dtype: DType,
 }
 
-/// The norm and its gradients of f32, f16 or bf16; computed in f32.
+/// The norm and its gradients of rows and outputs in f32, f16 or bf16; computed in f32.
 #[backend_extension(Flex, Autodiff)]
 pub(crate) trait NormOps: Backend {
     /// `[n, d]`, `[d]` → `[n, d]`.
@@ -115,7 +134,9 @@ impl NormOps for Flex {
     ) -> FloatTensor<Self> {
         let (x, gain) = (x.to_contiguous(), gain.to_contiguous());
         let gain = factors(&gain, options);
-        with_stored_type!(x.dtype(), E => normed_rows::<E>(&x, &gain, options.epsilon))
+        with_stored_type!(x.dtype(), X => with_stored_type!(
+            options.dtype, Y => normed_rows::<X, Y>(&x, &gain, options.epsilon)
+        ))
     }
 
     fn rms_norm_gradient(
@@ -126,9 +147,9 @@ impl NormOps for Flex {
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         let [dy, x, gain] = [dy, x, gain].map(|tensor| tensor.to_contiguous());
         let factors = factors(&gain, options);
-        let (dx, dg) = with_stored_type!(
-            x.dtype(), E => row_gradients::<E>(&dy, &x, &factors, options.epsilon)
-        );
+        let (dx, dg) = with_stored_type!(x.dtype(), X => with_stored_type!(
+            dy.dtype(), Y => row_gradients::<X, Y>(&dy, &x, &factors, options.epsilon)
+        ));
         (dx, vector(dg, gain.dtype()))
     }
 }
@@ -139,12 +160,16 @@ fn factors(gain: &FlexTensor, options: NormOptions) -> Vec<f32> {
     widened(gain).iter().map(|gain| gain + offset).collect()
 }
 
-fn normed_rows<E: StoredFloat<f32>>(x: &FlexTensor, gain: &[f32], epsilon: f64) -> FlexTensor {
+fn normed_rows<X: StoredFloat<f32>, Y: StoredFloat<f32>>(
+    x: &FlexTensor,
+    gain: &[f32],
+    epsilon: f64,
+) -> FlexTensor {
     let [n, d] = shape2(x);
-    let values = elements::<E>(x);
+    let values = elements::<X>(x);
     assert_eq!([values.len(), gain.len()], [n * d, d], "rms_norm");
     let chunk = rows_per_task(d) * d.max(1);
-    let write = |y: &mut [MaybeUninit<E>]| {
+    let write = |y: &mut [MaybeUninit<Y>]| {
         for_each_chunk(y, chunk, |task, y| {
             let x = &values[task * chunk..];
             vectorize_closure(
@@ -153,7 +178,7 @@ fn normed_rows<E: StoredFloat<f32>>(x: &FlexTensor, gain: &[f32], epsilon: f64) 
                     for (y, x) in y.chunks_mut(d).zip(x.chunks(d)) {
                         let r = inverse_rms(x, epsilon);
                         for ((y, x), g) in y.iter_mut().zip(x).zip(gain) {
-                            y.write(E::narrow(x.widen() * r * g));
+                            y.write(Y::narrow(x.widen() * r * g));
                         }
                     }
                 },
@@ -167,14 +192,14 @@ fn normed_rows<E: StoredFloat<f32>>(x: &FlexTensor, gain: &[f32], epsilon: f64) 
 }
 
 /// Computes ∂L/∂x and, in f32, ∂L/∂g.
-fn row_gradients<E: StoredFloat<f32>>(
+fn row_gradients<X: StoredFloat<f32>, Y: StoredFloat<f32>>(
     dy: &FlexTensor,
     x: &FlexTensor,
     gain: &[f32],
     epsilon: f64,
 ) -> (FlexTensor, Vec<f32>) {
     let [n, d] = shape2(x);
-    let (dy, x) = (elements::<E>(dy), elements::<E>(x));
+    let (dy, x) = (elements::<Y>(dy), elements::<X>(x));
     assert_eq!(
         [dy.len(), x.len(), gain.len()],
         [n * d, n * d, d],
@@ -183,7 +208,7 @@ fn row_gradients<E: StoredFloat<f32>>(
     let chunk = rows_per_task(d) * d.max(1);
     // The size of a chunk is fixed, so the sums do not depend on the number of threads.
     let mut chunk_gradients: Vec<Vec<f32>> = Vec::new();
-    let write = |dx: &mut [MaybeUninit<E>]| {
+    let write = |dx: &mut [MaybeUninit<X>]| {
         let dx = DisjointChunks::new(dx, chunk);
         chunk_gradients = map_tasks(dx.count(), |task| {
             // SAFETY: each task runs once.
@@ -214,10 +239,10 @@ fn row_gradients<E: StoredFloat<f32>>(
 
 /// Writes ∂L/∂x of one row and adds the row's part of ∂L/∂g to `dg`.
 #[inline(always)]
-fn gradient_row<E: StoredFloat<f32>>(
-    dx: &mut [MaybeUninit<E>],
-    dy: &[E],
-    x: &[E],
+fn gradient_row<X: StoredFloat<f32>, Y: StoredFloat<f32>>(
+    dx: &mut [MaybeUninit<X>],
+    dy: &[Y],
+    x: &[X],
     gain: &[f32],
     epsilon: f64,
     dg: &mut [f32],
@@ -237,7 +262,7 @@ fn gradient_row<E: StoredFloat<f32>>(
     let columns = dx.iter_mut().zip(dg).zip(dy).zip(x).zip(gain);
     for ((((dx, dg), dy), x), gain) in columns {
         let (dy, x) = (dy.widen(), x.widen());
-        dx.write(E::narrow(r * (gain * dy - x * slope)));
+        dx.write(X::narrow(r * (gain * dy - x * slope)));
         *dg += dy * x * r;
     }
 }

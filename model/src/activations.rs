@@ -8,7 +8,8 @@ use crate::plan::{AttentionPlan, FeedForwardPlan, GatedPlan, LayerPlan, QueryKey
 pub struct ActivationColumns {
     /// Numbers that are kept from the forward pass to the backward pass, in the model's type.
     pub kept: usize,
-    /// Numbers that are kept in f32 whatever the model's type is: sums of the softmax.
+    /// Numbers that are kept in f32 whatever the model's type is: the inputs of both blocks, which are sums of the residual
+    /// stream, and sums of the softmax.
     pub kept_f32: usize,
     /// Numbers that exist while the layer's backward pass is computed, besides those that are kept: outputs that are
     /// computed again, and gradients.
@@ -39,9 +40,8 @@ fn columns(layer: &LayerPlan, d: usize) -> ActivationColumns {
     ];
     let output_norms = output_norms.iter().flatten().count();
     ActivationColumns {
-        // The inputs of both blocks, which are also the sums of the residual stream.
-        kept: 2 * d + output_norms * d + attention + feed_forward,
-        kept_f32,
+        kept: output_norms * d + attention + feed_forward,
+        kept_f32: 2 * d + kept_f32,
         backward: 3 * d + 3 * widest,
     }
 }

@@ -124,11 +124,19 @@ impl Decoder {
 
     /// Computes hidden states `[n, d]` from embeddings `[n, d]`; see [`Self::embedded`]. `documents` holds the lengths of
     /// consecutive documents, whose sum is n.
+    ///
+    /// The residual stream has the type of the embeddings, which may be f32 in a model of half precision. The hidden states
+    /// have the model's type.
     #[must_use]
     pub fn hidden_from(&self, embedded_nd: Tensor<2>, documents: &[usize]) -> Tensor<2> {
         let rows = RowPosition::of_documents(documents);
         let x_nd = self.forward(embedded_nd, &rows, &mut Documents(documents));
-        self.norm.forward(x_nd)
+        self.normed(x_nd)
+    }
+
+    /// Computes the final norm of the residual stream after the last layer: `[n, d]` → `[n, d]` in the model's type.
+    pub(crate) fn normed(&self, x_nd: Tensor<2>) -> Tensor<2> {
+        self.norm.forward_as(x_nd, self.dtype())
     }
 
     /// Computes the residual stream after the last layer: embeddings `[n, d]` → `[n, d]`.
@@ -141,7 +149,7 @@ impl Decoder {
         let rotary = self.rotary_angles(rows);
         let mut x_nd = self.scaled_embeddings(embedded_nd);
         for (index, layer) in self.layers.iter().enumerate() {
-            x_nd = layer.forward(index, x_nd, &rotary, attend);
+            x_nd = layer.forward(index, x_nd, self.dtype(), &rotary, attend);
         }
         x_nd
     }

@@ -146,23 +146,26 @@ impl DecoderLayer {
         }
     }
 
-    /// Computes the layer on rows of the residual stream: `[n, d]` → `[n, d]`. `rotary` has the angles of each table.
+    /// Computes the layer on rows of the residual stream: `[n, d]` → `[n, d]` in the type of the stream. The products
+    /// between are in `dtype`, the type of the weights. `rotary` has the angles of each table.
     pub(crate) fn forward(
         &self,
         index: usize,
         x_nd: Tensor<2>,
+        dtype: DType,
         rotary: &[RotaryAngles],
         attend: &mut impl Attend,
     ) -> Tensor<2> {
-        let y_nd = apply(self.input_norm.as_ref(), x_nd.clone());
+        let stream = x_nd.dtype();
+        let y_nd = apply(self.input_norm.as_ref(), x_nd.clone(), dtype);
         let y_nd = match &self.attention {
             Attention::Grouped(attention) => attention.forward(index, y_nd, rotary, attend),
             Attention::Latent(attention) => attention.forward(index, y_nd, rotary, attend),
         };
-        let x_nd = x_nd + apply(self.attention_output_norm.as_ref(), y_nd);
-        let y_nd = apply(self.feed_norm.as_ref(), x_nd.clone());
+        let x_nd = x_nd + apply(self.attention_output_norm.as_ref(), y_nd, stream);
+        let y_nd = apply(self.feed_norm.as_ref(), x_nd.clone(), dtype);
         let y_nd = self.feed_forward.forward(y_nd);
-        x_nd + apply(self.feed_output_norm.as_ref(), y_nd)
+        x_nd + apply(self.feed_output_norm.as_ref(), y_nd, stream)
     }
 
     pub(crate) fn map_parameters(self, prefix: &str, mapper: &mut impl MapLayers) -> Self {
@@ -191,9 +194,10 @@ impl DecoderLayer {
     }
 }
 
-fn apply(norm: Option<&Norm>, x_nd: Tensor<2>) -> Tensor<2> {
+/// Computes the norm of each row, or the rows themselves without a norm, in the type `dtype`.
+fn apply(norm: Option<&Norm>, x_nd: Tensor<2>, dtype: DType) -> Tensor<2> {
     match norm {
-        Some(norm) => norm.forward(x_nd),
-        None => x_nd,
+        Some(norm) => norm.forward_as(x_nd, dtype),
+        None => x_nd.cast(dtype),
     }
 }

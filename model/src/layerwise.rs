@@ -37,16 +37,17 @@ impl<'a> Layerwise<'a> {
         self.model.scaled_embeddings(embedded_nd)
     }
 
-    /// Computes a layer below [`Self::layers`]: `[n, d]` → `[n, d]`.
+    /// Computes a layer below [`Self::layers`]: `[n, d]` → `[n, d]` in the type of its input, see [`Decoder::hidden_from`].
     #[must_use]
     pub fn layer(&self, index: usize, x_nd: Tensor<2>) -> Tensor<2> {
         let attend = &mut Documents(self.documents);
-        self.model.layers[index].forward(index, x_nd, &self.rotary, attend)
+        let dtype = self.model.dtype();
+        self.model.layers[index].forward(index, x_nd, dtype, &self.rotary, attend)
     }
 
     /// Computes the final norm of the last layer's output: `[n, d]` → `[n, d]`.
     #[must_use]
     pub fn last_norm(&self, x_nd: Tensor<2>) -> Tensor<2> {
-        self.model.norm.forward(x_nd)
+        self.model.normed(x_nd)
     }
 }

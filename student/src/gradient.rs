@@ -164,7 +164,9 @@ pub fn micro_batch_gradient(
     let tracked = TrackedParameters::of(model);
     let ids_bt = micro_batch.ids_bt(&model.device().inner());
     // Embedding without autodiff keeps no reference to the matrix, so the optimizer can update it in place.
-    let embedded_nd = model.valid().embedded(ids_bt);
+    // The residual stream is in f32 also where products are in bf16, as under PyTorch's autocast: in bf16 it would lose the
+    // last bits of what each layer adds.
+    let embedded_nd = widened(model.valid().embedded(ids_bt));
     let documents = micro_batch.documents();
     let pass = ForwardPass::new(model, embedded_nd, &documents, &tracked, options.recompute);
     // The gradient of the embeddings is added row by row to the embedding matrix, which also has the head's gradient if

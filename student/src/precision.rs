@@ -10,8 +10,8 @@ pub enum Precision {
     /// 32 bits.
     #[default]
     F32,
-    /// Weights, activations and products in bfloat16. The weights that are trained, the gains of norms, sums of gradients,
-    /// losses and statistics are in f32.
+    /// Weights, activations and products in bfloat16. The weights that are trained, the gains of norms, the residual stream,
+    /// sums of gradients, losses and statistics are in f32.
     Bf16,
 }
 
@@ -26,8 +26,8 @@ impl Precision {
     }
 }
 
-/// Casts all parameters of a model but the gains of norms, whose rounding causes more of the error of a loss in bf16 than
-/// that of all activations, and the corrections of routers, which are in f32 in every model.
+/// Casts all parameters of a model but the gains of norms, whose rounding changes a loss by more than that of all products,
+/// and the corrections of routers, which are in f32 in every model.
 pub(crate) fn cast(model: Decoder, dtype: DType) -> Decoder {
     struct Cast(DType);
     impl MapParameters for Cast {

@@ -9,7 +9,8 @@ use burn::tensor::{DType, Device, Tensor, TensorData};
 use potstill_kernels::{
     AdamStep, AttentionOptions, GateActivation, adamw, adamw_reference, add_bias, add_rows,
     attention, attention_reference, gated, gated_linear, gated_reference, linear, linear_biased,
-    linear_pair, rms_norm, rms_norm_reference, rotary, rotary_reference, sum_of_squares,
+    linear_pair, rms_norm, rms_norm_as, rms_norm_reference, rotary, rotary_reference,
+    sum_of_squares,
 };
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;

@@ -1,8 +1,8 @@
 //! RMS norm (Zhang and Sennrich 2019).
 
 use burn::module::{Module, Param};
-use burn::tensor::Tensor;
-use potstill_kernels::rms_norm;
+use burn::tensor::{DType, Tensor};
+use potstill_kernels::rms_norm_as;
 
 use super::Shapes;
 use crate::parameters::{MapParameters, Role, map_parameter};
@@ -24,10 +24,19 @@ impl Norm {
         }
     }
 
-    /// Computes the norm of each row: `[n, width]` → `[n, width]`.
+    /// Computes the norm of each row: `[n, width]` → `[n, width]` in the type of the rows.
     pub(crate) fn forward(&self, x_nd: Tensor<2>) -> Tensor<2> {
-        let gain_d = self.gain.val();
-        rms_norm(x_nd, gain_d, self.plan.epsilon, self.plan.gain_offset)
+        let dtype = x_nd.dtype();
+        self.forward_as(x_nd, dtype)
+    }
+
+    /// Computes the norm of each row: `[n, width]` → `[n, width]` in the type `dtype`.
+    pub(crate) fn forward_as(&self, x_nd: Tensor<2>, dtype: DType) -> Tensor<2> {
+        let NormPlan {
+            epsilon,
+            gain_offset,
+        } = self.plan;
+        rms_norm_as(x_nd, self.gain.val(), epsilon, gain_offset, dtype)
     }
 
     /// Computes the norm of each head in each row: `[n, heads · width]` → `[n, heads · width]`.

@@ -101,3 +101,25 @@ fn adamw_steps_of_half_precisions_round_once() {
         assert!(run(inputs) == run(wide), "{dtype:?}");
     }
 }
+
+/// A norm of f32 rows whose output is bf16 is the f32 norm, rounded once; its gradients are those of the rounded output.
+#[test]
+fn a_norm_rounds_to_another_type_once() {
+    let options = (&Device::flex(), DType::F32);
+    let tensor = |shape, seed| Tensor::<2>::from_data(random(shape, seed), options);
+    let (x, gain) = (tensor([70, 96], 1), tensor([1, 96], 2));
+    let found = rms_norm_as(x.clone(), vector(&gain), 1e-6, 0.0, DType::BF16);
+    let exact = rms_norm(x, vector(&gain), 1e-6, 0.0);
+    assert_eq!(found.dtype(), DType::BF16);
+    assert_eq!(host(found), host(exact.cast(DType::BF16)));
+
+    let norm: Op =
+        &|i| rms_norm_as(i[0].clone(), vector(&i[1]), 1e-6, 0.0, DType::BF16).cast(DType::F32);
+    let cast: Op = &|i| {
+        let y = rms_norm(i[0].clone(), vector(&i[1]), 1e-6, 0.0);
+        y.cast(DType::BF16).cast(DType::F32)
+    };
+    let shapes = [[70, 96], [1, 96]];
+    let [found, exact] = [norm, cast].map(|op| run(op, &shapes, &[true, true], DType::F32));
+    assert_eq!(difference(&found, &exact), 0.0);
+}
