@@ -19,7 +19,7 @@ const LOCAL_SIZES: [&str; 2] = ["OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS"]
 /// Time that another rank leaves to rank 0 to report the same error, which all ranks find in the same data.
 const GRACE: Duration = Duration::from_secs(1);
 
-/// What rank 0 tells the other ranks to do.
+/// A message of rank 0 to the other ranks: the work that is next.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) enum Order {
     /// Make the steps of a training.
