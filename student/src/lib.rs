@@ -53,9 +53,7 @@ pub use adapter::{AdapterBase, AdapterSettings, AdapterTargets, AllLinear};
 pub use advice::{MemoryAdvice, memory_advice};
 pub use batch::Batch;
 pub use checkpoint::checkpoint_model;
-pub use collective::{Alone, Collective};
-#[cfg(feature = "mpi")]
-pub use collective::{MpiProcesses, MpiRank};
+pub use collective::{Alone, Collective, MpiProcesses, MpiRank};
 pub use error::{Error, SequenceId};
 pub use evaluate::{SignalKind, evaluate};
 pub use gradient::{
