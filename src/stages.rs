@@ -12,6 +12,7 @@ pub mod curate;
 pub mod eval;
 pub mod export;
 mod forecast;
+mod gpu;
 pub mod grade;
 pub mod import;
 mod memory;
