@@ -8,16 +8,15 @@ Each `--train` is a line that is added to the table [train] in a copy of the run
 Where a training is done before the given number of kills, another one begins. Everything before `train` is computed once.
 """
 import argparse
-import hashlib
-import json
 import pathlib
 import random
-import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+
+from training_files import changed_run_file, differing, outcome, steps_done
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("potstill")
@@ -31,21 +30,6 @@ source = pathlib.Path(args.run_file).resolve()
 chance = random.Random(args.seed)
 
 
-def changed_run_file():
-    """A copy of the run file beside it, so that its relative paths stay right."""
-    head, table, rest = source.read_text().partition("[train]\n")
-    if not table:
-        sys.exit(f"{source} has no table [train]")
-    for line in args.train:
-        key = line.split("=")[0].strip()
-        body, following, tables = rest.partition("\n[")
-        body = "".join(l + "\n" for l in body.splitlines() if l.split("=")[0].strip() != key)
-        rest = f"{line}\n{body}{following}{tables}"
-    copy = source.with_name(f".{source.stem}-kills-{args.seed}.toml")
-    copy.write_text(head + table + rest)
-    return copy
-
-
 def start(run_file, command, run):
     with open(run.parent / "stderr.txt", "ab") as err:
         arguments = [binary, command, str(run_file), "--run-dir", str(run)]
@@ -56,25 +40,6 @@ def finish(run_file, command, run):
     child = start(run_file, command, run)
     if child.wait() != 0:
         sys.exit(f"{command}: exit {child.returncode}: {(run.parent / 'stderr.txt').read_text()[-2000:]}")
-
-
-def steps_done(run):
-    """Number of lines of all metrics."""
-    return sum(path.read_bytes().count(b"\n") for path in run.glob("students/*/metrics.jsonl"))
-
-
-def outcome(run):
-    """Hashes of the weights and of the optimizer's state, and the metrics without what depends on time."""
-    out = {}
-    for path in sorted(run.glob("students/*/**/*.safetensors")):
-        out[str(path.relative_to(run))] = hashlib.sha256(path.read_bytes()).hexdigest()
-    for path in sorted(run.glob("students/*/metrics.jsonl")):
-        lines = [json.loads(line) for line in path.read_text().splitlines()]
-        for line in lines:
-            for key in [key for key in line if re.search(r"second|crc32c|memory|bytes", key)]:
-                del line[key]
-        out[str(path.relative_to(run))] = hashlib.sha256(json.dumps(lines).encode()).hexdigest()
-    return out
 
 
 def train_with_kills(run_file, run, pace, left):
@@ -102,7 +67,7 @@ def train_with_kills(run_file, run, pace, left):
 
 
 def main():
-    run_file = changed_run_file()
+    run_file = changed_run_file(source, source.with_name(f".{source.stem}-kills-{args.seed}.toml"), args.train)
     base = pathlib.Path(tempfile.mkdtemp(prefix="potstill-kill-"))
     try:
         whole = base / "whole" / "run"
@@ -124,7 +89,7 @@ def main():
             shutil.copytree(base / "start", folder / "run")
             now = train_with_kills(run_file, folder / "run", pace, args.kills - kills)
             got = outcome(folder / "run")
-            differ = sorted(name for name in want.keys() | got.keys() if want.get(name) != got.get(name))
+            differ = differing(want, got)
             bad += bool(differ)
             print(f"training {trainings}: {now} kills, then {'DIFFERENT: ' + ', '.join(differ) if differ else 'the same bytes'}")
             kills, trainings = kills + now, trainings + 1

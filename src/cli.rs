@@ -3,8 +3,10 @@
 
 use std::path::PathBuf;
 
+use anyhow::Context as _;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
+use potstill_student::{Collective as _, MpiProcesses, MpiRank};
 
 use crate::events::Event;
 use crate::init::{self, InitOptions};
@@ -13,7 +15,7 @@ use crate::run_file::ConfigError;
 use crate::stages::plan::PlanOptions;
 use crate::stages::sources::Needed;
 use crate::stages::{self, Context, RunOptions, StageOutcome};
-use crate::{errors, exhausted, panics, render, schema};
+use crate::{errors, exhausted, panics, ranks, render, schema};
 
 /// Printed below the list of subcommands.
 const EXAMPLES: &str = "\
@@ -23,6 +25,13 @@ A first session:
   potstill run run.toml
 
 Exit codes: 0 done, 1 failed or incomplete, 2 wrong usage or configuration.";
+
+/// The output of a process that only helps another one to train.
+const ERRORS_ALONE: OutputOptions = OutputOptions {
+    verbose: false,
+    quiet: true,
+    json: false,
+};
 
 /// Distills a large language model into a small one, and tests whether that helped.
 ///
@@ -287,8 +296,29 @@ pub fn main(cli: &Cli) -> u8 {
         Command::Clean(flags) => (flags.options().output, None),
         _ => (OutputOptions::default(), None),
     };
-    let console = Console::new(output);
-    let (outcome, exit_code) = match panics::guard(|| run(&cli.command, &console)) {
+    let joined = match &cli.command {
+        Command::Stage(_) => ranks::join(),
+        _ => Ok(None),
+    };
+    let (processes, refused) = match joined {
+        Ok(processes) => (processes, None),
+        Err(error) => (None, Some(error)),
+    };
+    let rank = processes.as_ref().map(MpiProcesses::rank);
+    let is_follower = rank.is_some_and(|rank| rank.rank() > 0);
+    let console = Console::new(match is_follower {
+        true => ERRORS_ALONE,
+        false => output,
+    });
+    let done = match refused {
+        Some(error) => Err(error.into()),
+        None => panics::guard(|| run(&cli.command, &console, rank)),
+    };
+    if is_follower && done.is_err() {
+        ranks::wait_for_same_error();
+    }
+    let is_failed = done.is_err();
+    let (outcome, exit_code) = match done {
         Ok(StageOutcome::Done) => ("done", 0),
         Ok(StageOutcome::UpToDate) => ("up_to_date", 0),
         Ok(StageOutcome::WouldRun) => ("would_run", 0),
@@ -307,12 +337,24 @@ pub fn main(cli: &Cli) -> u8 {
         exit_code,
         again: resume.filter(|_| outcome == "stopped"),
     });
+    if let Some(processes) = processes {
+        ranks::leave(processes, is_failed.then_some(exit_code));
+    }
     exit_code
 }
 
-fn run(command: &Command, console: &Console) -> anyhow::Result<StageOutcome> {
+fn run(
+    command: &Command,
+    console: &Console,
+    rank: Option<MpiRank>,
+) -> anyhow::Result<StageOutcome> {
     match command {
-        Command::Stage(stage) => return run_stage_command(stage, console),
+        Command::Stage(stage) => {
+            return match rank.filter(|rank| rank.rank() > 0) {
+                Some(rank) => follow(stage.flags(), console, rank),
+                None => run_stage_command(stage, console, rank),
+            };
+        }
         Command::Clean(flags) => {
             return stages::clean::clean(&flags.file, &flags.options(), flags.yes, console);
         }
@@ -350,8 +392,18 @@ fn run(command: &Command, console: &Console) -> anyhow::Result<StageOutcome> {
     Ok(StageOutcome::Done)
 }
 
-fn run_stage_command(stage: &Stage, console: &Console) -> anyhow::Result<StageOutcome> {
-    crate::ranks::refuse_several()?;
+/// Helps process 0 to train until it ends.
+fn follow(flags: &Flags, console: &Console, rank: MpiRank) -> anyhow::Result<StageOutcome> {
+    stages::follow(rank, &flags.file, &flags.options(), console)
+        .with_context(|| format!("process {} of {}", rank.rank(), rank.size()))?;
+    Ok(StageOutcome::Done)
+}
+
+fn run_stage_command(
+    stage: &Stage,
+    console: &Console,
+    rank: Option<MpiRank>,
+) -> anyhow::Result<StageOutcome> {
     let flags = stage.flags();
     let mut options = flags.options();
     if let Stage::Run(flags) | Stage::Collect(flags) | Stage::Score(flags) = stage {
@@ -363,6 +415,7 @@ fn run_stage_command(stage: &Stage, console: &Console) -> anyhow::Result<StageOu
     // A plan only looks at the run directory.
     options.dry_run |= matches!(stage, Stage::Plan(_));
     let mut context = Context::open(&flags.file, &options)?;
+    context.ranks = rank;
     crate::interrupt::watch(console, &resume_command(flags))?;
     if let Stage::Plan(flags) = stage {
         return stages::plan::plan(&mut context, &flags.options());

@@ -11,6 +11,7 @@ pub mod collect;
 pub mod curate;
 pub mod eval;
 pub mod export;
+mod follow;
 mod forecast;
 mod gpu;
 pub mod grade;
@@ -40,14 +41,17 @@ use std::time::Instant;
 use anyhow::Context as _;
 use potstill_datasets::{Arm, Variant};
 use potstill_model::Device;
+use potstill_student::MpiRank;
 
 use crate::events::Event;
 use crate::interrupt;
 use crate::progress::{Console, OutputOptions};
+use crate::ranks;
 use crate::run_dir::{
     Access, Counts, EarlierOutput, Entry, LedgerLine, NotYetWritten, RunDir, StagePlan, now, short,
 };
 use crate::run_file::{ConfigError, Loaded};
+pub(crate) use follow::follow;
 use sources::{Extent, Needed, Sources};
 
 /// Operational options of a run. Except for `limit`, none changes what the run computes.
@@ -83,6 +87,8 @@ pub struct Context {
     pub dry_run: bool,
     /// Whether to repeat requests that a server failed to answer.
     pub retry_failures: bool,
+    /// This process among those that `mpirun` started to train together; `None` if it is alone.
+    pub ranks: Option<MpiRank>,
 }
 
 /// Outcome of a stage or a command.
@@ -132,6 +138,7 @@ impl Context {
             limit: options.limit,
             dry_run: options.dry_run,
             retry_failures: options.retry_failures,
+            ranks: None,
         })
     }
 
@@ -194,12 +201,13 @@ pub(crate) fn run_dir_path(run: &Loaded, options: &RunOptions) -> PathBuf {
     options.run_dir.clone().unwrap_or_else(default)
 }
 
-/// Returns the device with a name, which can do what the run file asks for.
+/// Returns the device with a name, which can do what the run file asks for, with the processes that there are.
 pub(crate) fn device(name: &str, run: &Loaded) -> anyhow::Result<Device> {
     let name = if name.is_empty() { "cpu" } else { name };
     let device = potstill_model::device(name)
         .map_err(|error| ConfigError::plain(format!("`--device`: {error}")))?;
     abilities::require(run, &device)?;
+    ranks::check_replicas(run)?;
     Ok(device)
 }
 

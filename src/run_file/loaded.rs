@@ -44,6 +44,14 @@ impl Loaded {
             Error::Io { source, .. } => unreadable(source.to_string()),
             other => unreadable(other.to_string()),
         })?;
+        Loaded::of_text(path, text)
+    }
+
+    /// Checks the text of the run file at `path`, which is not read.
+    ///
+    /// # Errors
+    /// See [`Loaded::read`].
+    pub fn of_text(path: &Path, text: String) -> Result<Loaded, ConfigError> {
         let settings = parse(path, &text)?;
         Ok(Loaded {
             settings,

@@ -7,6 +7,7 @@ use potstill_datasets::SequenceLength;
 use potstill_model::{Config, Device};
 use potstill_student::{MemoryAdvice, MemorySurroundings, TrainingMemory, memory_advice};
 
+use crate::ranks;
 use crate::run_file::Loaded;
 
 /// Bytes of the program itself where nothing is loaded yet: its code, the tokenizer, prompts, and the stacks of threads.
@@ -128,7 +129,10 @@ pub(crate) fn surroundings(
     let signals = settings.signals().map(|(signals, _)| signals);
     let support = signals.map_or(1, |signals| signals.top_k + signals.tail_draws as usize);
     Ok(MemorySurroundings {
-        replicas: if is_cpu { settings.train.replicas } else { 1 },
+        replicas: match is_cpu {
+            true => ranks::replicas_in_memory(settings.train.replicas),
+            false => 1,
+        },
         support: support.min(config.vocab_size),
         is_host: is_cpu,
         program: if is_cpu { PROGRAM_BYTES } else { 0 },

@@ -18,8 +18,8 @@ use potstill_datasets::{Arm, FileHash, Split, Variant, hash_files, read_footer, 
 use potstill_eval::Metric;
 use potstill_model::Decoder;
 use potstill_student::{
-    Schedule, SignalKind, StepMetrics, TrainSettings, TrainingInputs, TrainingPlan, TrainingResult,
-    evaluate,
+    Collective, MpiRank, Schedule, SignalKind, StepMetrics, TrainSettings, TrainingInputs,
+    TrainingPlan, TrainingResult, evaluate,
 };
 use rayon::ThreadPoolBuilder;
 use serde_json::json;
@@ -31,6 +31,7 @@ use super::{
 };
 use crate::events::Event;
 use crate::interrupt;
+use crate::ranks::{Order, TrainingOrder};
 use crate::run_dir::{Counts, EarlierOutput, LedgerLine, StagePlan, now, short};
 use crate::run_file::{ExportedWeights, Loaded, RunFile};
 
@@ -94,14 +95,13 @@ impl Training {
         let Context {
             dir, console, run, ..
         } = context;
-        let folder = dir.path(&self.home);
         self.prepare_folder(context, plan)?;
         if run.settings.has_signals() {
             check_tokenizer(run, &dir.verified("signals")?)?;
         }
         console.emit(&Event::started(stage));
         let (began, started) = (Instant::now(), now());
-        let (trained, sequences) = self.run_steps(context, &folder)?;
+        let (trained, sequences) = self.steps(context)?;
         let seconds = began.elapsed().as_secs_f64();
         let mut counts = counts([
             ("steps", trained.step as usize),
@@ -165,12 +165,31 @@ impl Training {
         dir.start(plan)
     }
 
-    /// Runs the training loop with progress output. Also returns the number of sequences in the training set.
-    fn run_steps(
-        &self,
-        context: &Context,
-        folder: &Path,
-    ) -> anyhow::Result<(TrainingResult, usize)> {
+    /// The training whose steps rank 0 lets this process make as well.
+    pub(super) fn ordered(context: &Context, order: &TrainingOrder) -> anyhow::Result<Training> {
+        Ok(Training {
+            stage: order.stage.clone(),
+            home: order.home.clone(),
+            variant: order.variant.parse()?,
+            schedule: schedule(context, f64::from_bits(order.learning_rate))?,
+        })
+    }
+
+    /// Lets the other processes make the steps of this training.
+    fn order(&self, run: &Loaded, rank: MpiRank) -> anyhow::Result<()> {
+        let order = Order::Train(TrainingOrder {
+            run_file: run.text.clone(),
+            stage: self.stage.clone(),
+            home: self.home.clone(),
+            variant: self.variant.to_string(),
+            learning_rate: self.schedule.learning_rate.to_bits(),
+        });
+        order.send(rank)
+    }
+
+    /// Makes the steps with progress output, together with the other processes if there are any. Also returns the number of
+    /// sequences in the training set.
+    pub(super) fn steps(&self, context: &Context) -> anyhow::Result<(TrainingResult, usize)> {
         let mut rows = SelectedRows::open(context, Split::Train)?.at_temperature(context)?;
         let settings = TrainSettings {
             base: start::start_key(&context.run, self.variant.seed_index)?,
@@ -205,14 +224,19 @@ impl Training {
         let len = rows.list.len();
         let lengths = rows.lengths()?;
         let mut row = |i: usize| rows.get(i);
+        let start = start::start(context, self.variant.seed_index)?;
+        let mut ranks = context.ranks;
+        if let Some(rank) = ranks.filter(|rank| rank.rank() == 0) {
+            self.order(&context.run, rank)?;
+        }
         let trained = potstill_student::train(
-            start::start(context, self.variant.seed_index)?,
+            start,
             TrainingInputs {
                 len,
                 row: &mut row,
                 lengths: lengths.as_deref(),
                 dev: is_measurable.then_some(&mut dev),
-                collective: None,
+                collective: ranks.as_mut().map(|rank| rank as &mut dyn Collective),
                 on_step: &mut on_step,
             },
             &TrainingPlan {
@@ -220,7 +244,7 @@ impl Training {
                 settings: &settings,
                 schedule: self.schedule,
             },
-            folder,
+            &context.dir.path(&self.home),
         )?;
         Ok((trained, len))
     }
@@ -375,13 +399,13 @@ fn newest_step(folder: &Path) -> anyhow::Result<Option<u64>> {
     Ok(steps.max())
 }
 
-/// Runs trainings: those of small students on a CPU in parallel, others one after the other.
+/// Runs trainings: those of small students on a CPU in parallel, others and those of several processes one after the other.
 pub(super) fn train_each<S: Sync>(
     context: &Context,
     trainings: &[S],
     one: impl Fn(&S) -> anyhow::Result<StageOutcome> + Sync,
 ) -> anyhow::Result<StageOutcome> {
-    match is_small(context)? && !context.dry_run {
+    match is_small(context)? && !context.dry_run && context.ranks.is_none() {
         true => side_by_side(trainings, one),
         false => for_each_model(trainings, one),
     }

@@ -3,6 +3,8 @@
 #[cfg(feature = "mpi")]
 mod mpi;
 mod threads;
+#[cfg(not(feature = "mpi"))]
+mod without_mpi;
 
 use std::ops::Range;
 
@@ -11,6 +13,8 @@ use crate::error::Error;
 #[cfg(feature = "mpi")]
 pub use self::mpi::{MpiProcesses, MpiRank};
 pub(crate) use threads::thread_ranks;
+#[cfg(not(feature = "mpi"))]
+pub use without_mpi::{NoProcesses as MpiProcesses, NoRank as MpiRank};
 
 /// The group of replicas that train one model, as one of them sees it. All ranks call the same functions in the same
 /// order with slices of the same length.

@@ -54,9 +54,7 @@ pub use adapter::{AdapterBase, AdapterSettings, AdapterTargets, AllLinear};
 pub use advice::{MemoryAdvice, memory_advice};
 pub use batch::Batch;
 pub use checkpoint::{DevFigures, checkpoint_model, dev_figures, with_mean};
-pub use collective::{Alone, Collective};
-#[cfg(feature = "mpi")]
-pub use collective::{MpiProcesses, MpiRank};
+pub use collective::{Alone, Collective, MpiProcesses, MpiRank};
 pub use error::{Error, SequenceId};
 pub use evaluate::{SignalKind, evaluate};
 pub use gradient::{

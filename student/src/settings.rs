@@ -158,8 +158,8 @@ pub struct TrainSettings {
     pub keep_best: bool,
     /// Order of the training sequences.
     pub order: SequenceOrder,
-    /// Replicas of the model on a CPU, each of which computes a part of each batch in threads of its own. Changes the last
-    /// digits of the result.
+    /// Replicas of the model on a CPU, each of which computes a part of each batch, in threads of its own or under `mpirun` in a
+    /// process of its own. Changes the last digits of the result.
     #[serde(with = "Count")]
     pub replicas: usize,
     /// Treatment of steps whose loss is not finite or jumps.

@@ -224,3 +224,21 @@ fn check_measures_the_start_and_points_at_layers_that_are_not_there() {
         check.stderr
     );
 }
+
+#[cfg(not(feature = "mpi"))]
+#[test]
+fn a_build_without_mpi_refuses_to_be_one_of_several_processes() {
+    let run = Run::new();
+    let mut command = run.command(&["train", "run.toml"]);
+    let output = run.output(command.env("OMPI_COMM_WORLD_SIZE", "2"));
+    assert_eq!(output.code, 2, "{}", output.stderr);
+    assert!(
+        output.stderr.contains("`mpirun` started 2 processes")
+            && output
+                .stderr
+                .contains("hint: build it with `--features mpi`"),
+        "{}",
+        output.stderr
+    );
+    assert!(!run.path("runs/tiny").exists());
+}
