@@ -32,7 +32,7 @@ fn the_running_mean_is_exported_and_measured_if_the_run_says_so() {
     assert_eq!(run.run().code, 0);
     let report = |run: &Run| fs::read_to_string(run.path("runs/tiny/report.md")).unwrap();
     let weights = |run: &Run| {
-        let path = "runs/tiny/exports/student/model.safetensors";
+        let path = "runs/tiny/students/student/export/model.safetensors";
         fs::read(run.path(path)).unwrap()
     };
     let (trained, trained_report) = (weights(&run), report(&run));
@@ -46,7 +46,7 @@ fn the_running_mean_is_exported_and_measured_if_the_run_says_so() {
     let unchanged = "train student: up to date";
     assert!(output.stderr.contains(unchanged), "{}", output.stderr);
     assert!(weights(&run) != trained && report(&run) != trained_report);
-    let card = fs::read_to_string(run.path("runs/tiny/exports/student/README.md")).unwrap();
+    let card = fs::read_to_string(run.path("runs/tiny/students/student/export/README.md")).unwrap();
     assert!(card.contains("the running mean of those that were trained, with decay 0.5"));
 }
 
