@@ -174,7 +174,7 @@ def published(run):
         content = path.read_bytes()
         if name.endswith("metrics.jsonl"):
             lines = [json.loads(line) for line in content.decode("utf-8", "replace").splitlines()]
-            content = [{k: v for k, v in line.items() if k not in ("tokens_per_second", "stall_seconds", "peak_bytes", "crc32c")} for line in lines]
+            content = [{k: v for k, v in line.items() if k not in ("tokens_per_second", "stall_seconds", "peak_bytes", "mfu", "crc32c")} for line in lines]
         elif name == "report.json":
             report = json.loads(content)
             report["seconds"] = 0

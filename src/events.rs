@@ -168,6 +168,12 @@ pub enum Event {
         /// Tokens that are trained in a second.
         #[serde(skip_serializing_if = "Option::is_none")]
         tokens_per_second: Option<f64>,
+        /// Operations of the model for a token: six for each weight that it is multiplied by (four if the weight is frozen),
+        /// and those of attention; layers that are computed again count once.
+        flops_per_token: f64,
+        /// Model FLOP utilisation of a GPU whose peak is known.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        mfu: Option<f64>,
         /// Hours of all trainings.
         #[serde(skip_serializing_if = "Option::is_none")]
         train_hours: Option<f64>,

@@ -14,7 +14,7 @@ mod rules;
 pub use hub_source::HubSource;
 pub use loaded::{Loaded, expand_path, parse};
 pub use name::RunName;
-use potstill_datasets::range::{NonNegative, Optional};
+use potstill_datasets::range::{NonNegative, Optional, Positive};
 use potstill_datasets::{CurateSettings, FloatType, ImportSettings};
 use potstill_eval::{EvalSettings, GradeSettings};
 use potstill_student::{StudentSettings, TrainSettings};
@@ -102,6 +102,14 @@ pub struct RunSettings {
         skip_serializing_if = "Option::is_none"
     )]
     pub usd_per_hour: Option<f64>,
+    /// Operations that a GPU computes in a second at most, 10¹², in the type of `precision`, for the model FLOP utilisation
+    /// (`mfu`) in the metrics and in `plan`. Default: by the name that NVIDIA's driver gives, if it is a known one.
+    #[serde(
+        with = "Optional::<Positive>",
+        default,
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub peak_tflops: Option<f64>,
 }
 
 /// `[export]`
@@ -119,6 +127,20 @@ pub struct ExportSettings {
     pub gguf_type: Option<GgufTypeName>,
     /// Form of a student that was trained with `[train.adapter]`.
     pub adapter: AdapterExport,
+    /// Weights that are exported and evaluated: those that were trained, or with `ema` of `[train]` their running mean
+    /// (`"mean"`). With `keep_best`, those of the checkpoint at which they were best on dev.
+    pub weights: ExportedWeights,
+}
+
+/// Weights that are exported.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ExportedWeights {
+    /// The weights that were trained.
+    #[default]
+    Trained,
+    /// The running mean of the weights.
+    Mean,
 }
 
 /// Form of an exported student that has an adapter.

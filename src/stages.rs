@@ -13,6 +13,7 @@ pub mod eval;
 pub mod export;
 mod follow;
 mod forecast;
+mod gpu;
 pub mod grade;
 pub mod import;
 mod memory;

@@ -113,6 +113,7 @@ pub(crate) fn report_of(measurements: &Measurements) -> Report {
         sampling: None,
         splits: None,
         tuning: Vec::new(),
+        means: Vec::new(),
         losses: Vec::new(),
         samples: Vec::new(),
         stages: vec![StageFacts {

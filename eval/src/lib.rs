@@ -57,8 +57,8 @@ pub use metric::{Figure, Metric};
 pub use potstill_datasets::SequenceValues;
 pub use power::{PlannedDetectable, planned_detectable, prompt_deviation};
 pub use report::{
-    LossCurve, LossPoint, Provenance, Report, Sample, SampleAnswer, SimilarPrompts, SplitFacts,
-    SplitSize, StageFacts, covered_seconds,
+    LossCurve, LossPoint, MeanOfWeights, Provenance, Report, Sample, SampleAnswer, SimilarPrompts,
+    SplitFacts, SplitSize, StageFacts, covered_seconds,
 };
 pub use report_markdown::markdown_text;
 pub use results::{SeedFigures, StudentResult, TeacherResult, TestText, TunedRate};

@@ -40,6 +40,9 @@ pub struct Report {
     /// Learning rates that were tried for each arm; empty if none was tuned.
     #[serde(default)]
     pub tuning: Vec<TunedRate>,
+    /// Figures on dev of the weights of each trained model and of their running mean; empty if none was kept.
+    #[serde(default)]
+    pub means: Vec<MeanOfWeights>,
     /// Losses of the training, one curve for each trained model.
     pub losses: Vec<LossCurve>,
     /// Test prompts with the answer of every model.
@@ -55,6 +58,23 @@ pub struct Report {
     pub provenance: Vec<Provenance>,
     /// Commands that reproduce this run.
     pub reproduce: Vec<String>,
+}
+
+/// Figures on dev of a trained model and of the running mean of its weights.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct MeanOfWeights {
+    /// Model that was trained.
+    pub name: RunModel,
+    /// Seed of the training.
+    pub seed: u64,
+    /// Step of the checkpoint that is exported.
+    pub step: u64,
+    /// KL of the weights on the dev prompts, nats per token; the NLL if the teacher's distributions are not stored.
+    pub trained: f64,
+    /// The same of the running mean of the weights.
+    pub mean: f64,
+    /// Whether the mean is exported, and is what the figures on test are of.
+    pub exports_mean: bool,
 }
 
 /// Sizes of the splits, and prompts of dev and test that are nearly in training.

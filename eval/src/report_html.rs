@@ -56,6 +56,7 @@ fn write(report: &Report) -> Result<String, Error> {
     differences(&mut out, report);
     models(&mut out, report)?;
     tuning(&mut out, report)?;
+    evidence::means(&mut out, report);
     checks(&mut out, report);
     samples::write(&mut out, report);
     training(&mut out, report)?;

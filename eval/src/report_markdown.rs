@@ -43,6 +43,7 @@ fn write(report: &Report) -> String {
     seeds(&mut out, report);
     groups(&mut out, report);
     tuning(&mut out, report);
+    means(&mut out, report);
     checks(&mut out, report);
     losses(&mut out, report);
     samples(&mut out, &report.samples);
@@ -279,6 +280,26 @@ fn tuning(out: &mut String, report: &Report) {
     }
 }
 
+fn means(out: &mut String, report: &Report) {
+    if report.means.is_empty() {
+        return;
+    }
+    let _ = write!(
+        out,
+        "\n## Running mean of the weights\n\n{}\n\n| model | seed | step | weights | running mean |\n|---|---:|---:|---:|---:|\n",
+        report_text::means_note(report)
+    );
+    for mean in &report.means {
+        let (trained, averaged) = (mean.trained, mean.mean);
+        let figures = match mean.exports_mean {
+            true => format!("{trained:.4} | **{averaged:.4}**"),
+            false => format!("**{trained:.4}** | {averaged:.4}"),
+        };
+        let (name, seed, step) = (mean.name, mean.seed, mean.step);
+        let _ = writeln!(out, "| {name} | {seed} | {step} | {figures} |");
+    }
+}
+
 fn checks(out: &mut String, report: &Report) {
     if let Some(sampling) = &report.sampling {
         let _ = write!(
@@ -471,6 +492,23 @@ mod tests {
 
     use super::*;
     use crate::example::{report, students_only};
+
+    #[test]
+    fn running_means_are_shown_beside_the_weights() {
+        let mut report = students_only(&[(RunModel::Base, 0.5)], 40);
+        assert!(!report.to_markdown().contains("Running mean"));
+        report.means = vec![crate::report::MeanOfWeights {
+            name: potstill_datasets::Arm::Student.first().into(),
+            seed: 3,
+            step: 20,
+            trained: 0.25,
+            mean: 0.125,
+            exports_mean: true,
+        }];
+        let (markdown, html) = (report.to_markdown(), report.to_html().unwrap());
+        assert!(markdown.contains("| student | 3 | 20 | 0.2500 | **0.1250** |"));
+        assert!(html.contains("Running mean of the weights") && html.contains("0.1250"));
+    }
 
     #[test]
     fn a_complete_run() {

@@ -116,3 +116,14 @@ pub(crate) fn sampling(sampling: &SamplingCheck) -> Vec<(&'static str, String)> 
     }));
     rows
 }
+
+/// The note above the figures of running means.
+pub(crate) fn means_note(report: &Report) -> String {
+    let figure = match report.has_distributions() {
+        true => "KL",
+        false => "NLL",
+    };
+    format!(
+        "{figure} on the dev prompts, nats per token, of the weights that were trained and of their running mean (`ema`), at the checkpoint that is exported. The exported ones are in bold; the figures on test are theirs."
+    )
+}

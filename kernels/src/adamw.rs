@@ -12,17 +12,19 @@
 //! A model in bf16 has an f32 master of each parameter as θ, and [`adamw_master`] writes the rounded θ in the same pass.
 //! The moments may be bf16 beside an f32 θ, or 8 bits wide ([`eight_bit`]).
 
-pub(crate) mod eight_bit;
+// Threads write different chunks of the same tensors.
+#![allow(unsafe_code)]
 
-use burn::backend::flex::FlexTensor;
-use burn::backend::tensor::FloatTensor;
-use burn::backend::{Backend, Dispatch, Flex, backend_extension};
-use burn::tensor::{DType, Tensor, TensorData, bf16};
-use rayon::prelude::*;
+pub(crate) mod eight_bit;
 
 use crate::flex::{compact, elements, is_cpu_f32, is_cpu_float};
 use crate::float::{StoredFloat, with_stored_type};
 use crate::simd::vectorize_closure;
+use crate::team::{DisjointChunks, map_tasks, run_tasks};
+use burn::backend::flex::FlexTensor;
+use burn::backend::tensor::FloatTensor;
+use burn::backend::{Backend, Dispatch, Flex, backend_extension};
+use burn::tensor::{DType, Tensor, TensorData, bf16};
 
 /// Hyperparameters of one AdamW step, shared by all parameters with the same weight decay.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -255,10 +257,7 @@ impl AdamOps for Flex {
 
     fn sum_of_squares(x: FloatTensor<Self>) -> FloatTensor<Self> {
         let x = x.to_contiguous();
-        let sums: Vec<f64> = with_stored_type!(x.dtype(), E => elements::<E>(&x)
-            .par_chunks(CHUNK)
-            .map(chunk_sum_of_squares)
-            .collect());
+        let sums = with_stored_type!(x.dtype(), E => chunk_sums(elements::<E>(&x)));
         FlexTensor::from_data(TensorData::new(vec![sums.iter().sum::<f64>()], [1]))
     }
 }
@@ -270,11 +269,14 @@ fn update<E: StoredFloat<f32>, M: StoredFloat<f32>>(
     step: &AdamStep,
 ) {
     let factors = LoopFactors::new(step);
-    let tasks = (theta.storage_mut::<E>().par_chunks_mut(CHUNK))
-        .zip(m.storage_mut::<M>().par_chunks_mut(CHUNK))
-        .zip(v.storage_mut::<M>().par_chunks_mut(CHUNK))
-        .zip(elements::<E>(gradient).par_chunks(CHUNK));
-    tasks.for_each(|(((theta, m), v), gradient)| {
+    let theta = DisjointChunks::new(theta.storage_mut::<E>(), CHUNK);
+    let m = DisjointChunks::new(m.storage_mut::<M>(), CHUNK);
+    let v = DisjointChunks::new(v.storage_mut::<M>(), CHUNK);
+    let gradient = elements::<E>(gradient);
+    run_tasks(theta.count(), rayon::current_num_threads(), |task| {
+        // SAFETY: each task runs once.
+        let (theta, m, v) = unsafe { (theta.get(task), m.get(task), v.get(task)) };
+        let gradient = &gradient[task * CHUNK..];
         vectorize_closure(
             #[inline(always)]
             || {
@@ -296,12 +298,17 @@ fn update_master<M: StoredFloat<f32>>(
     step: &AdamStep,
 ) {
     let factors = LoopFactors::new(step);
-    let tasks = (theta.storage_mut::<f32>().par_chunks_mut(CHUNK))
-        .zip(parameter.storage_mut::<bf16>().par_chunks_mut(CHUNK))
-        .zip(m.storage_mut::<M>().par_chunks_mut(CHUNK))
-        .zip(v.storage_mut::<M>().par_chunks_mut(CHUNK))
-        .zip(elements::<f32>(gradient).par_chunks(CHUNK));
-    tasks.for_each(|((((theta, parameter), m), v), gradient)| {
+    let theta = DisjointChunks::new(theta.storage_mut::<f32>(), CHUNK);
+    let parameter = DisjointChunks::new(parameter.storage_mut::<bf16>(), CHUNK);
+    let m = DisjointChunks::new(m.storage_mut::<M>(), CHUNK);
+    let v = DisjointChunks::new(v.storage_mut::<M>(), CHUNK);
+    let gradient = elements::<f32>(gradient);
+    run_tasks(theta.count(), rayon::current_num_threads(), |task| {
+        // SAFETY: each task runs once.
+        let (theta, parameter) = unsafe { (theta.get(task), parameter.get(task)) };
+        // SAFETY: as above.
+        let (m, v) = unsafe { (m.get(task), v.get(task)) };
+        let gradient = &gradient[task * CHUNK..];
         vectorize_closure(
             #[inline(always)]
             || {
@@ -361,6 +368,14 @@ impl LoopFactors {
         let change = new_m / (new_v.sqrt() / self.root + self.epsilon) * self.rate;
         theta * self.decay - change
     }
+}
+
+/// Returns Σ x² of each chunk, in order.
+fn chunk_sums<E: StoredFloat<f32>>(x: &[E]) -> Vec<f64> {
+    let chunk = |task: usize| &x[task * CHUNK..x.len().min((task + 1) * CHUNK)];
+    map_tasks(x.len().div_ceil(CHUNK), |task| {
+        chunk_sum_of_squares(chunk(task))
+    })
 }
 
 fn chunk_sum_of_squares<E: StoredFloat<f32>>(x: &[E]) -> f64 {

@@ -16,7 +16,33 @@ pub struct ActivationColumns {
     pub backward: usize,
 }
 
+/// The size of a layer's attention.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AttentionColumns {
+    /// Numbers of a token that take part in the products with other positions: columns of all query heads, and of all
+    /// outputs of heads.
+    pub columns: usize,
+    /// Number of positions that a token sees, its own included; `None` for all.
+    pub window: Option<usize>,
+}
+
 impl Config {
+    /// Returns the size of each layer's attention.
+    #[must_use]
+    pub fn attention_columns(&self) -> Vec<AttentionColumns> {
+        let of_layer = |layer: &LayerPlan| match &layer.attention {
+            AttentionPlan::Grouped(plan) => AttentionColumns {
+                columns: 2 * plan.query_columns(),
+                window: plan.window,
+            },
+            AttentionPlan::Latent(plan) => AttentionColumns {
+                columns: plan.heads * (plan.key_width() + plan.value_width),
+                window: None,
+            },
+        };
+        self.plan.layers.iter().map(of_layer).collect()
+    }
+
     /// Returns the numbers that each layer keeps for its backward pass.
     ///
     /// A layer keeps its input and the input of each norm, but not the outputs of norms, which are computed again; queries

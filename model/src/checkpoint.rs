@@ -4,23 +4,22 @@
 //! renamed, so a folder never holds a partly written file.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use potstill_kernels::BlockType;
-use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use serde_json::json;
 
 use crate::adapter::{can_have_adapter, merged, quantized_layer};
 use crate::device::check_device_dtype;
-use crate::dtype::{check_model_dtype, to_safetensors};
-use crate::files::{write_json, write_whole};
+use crate::dtype::check_model_dtype;
+use crate::files::write_json;
 use crate::gguf::{GGUF_FILE, GgufWeights};
 use crate::layers::{FrozenBlocks, Linear, MapLayers, Weight};
 use crate::named_parameters::named_parameters;
 use crate::parameters::{MapParameters, Parameter, ParameterName, Role};
 use crate::safetensors_files::{self, INDEX_FILE, SINGLE_FILE, SafetensorsFiles};
+use crate::tensor_files::{StoredTensor, StoredValues, write_tensors};
 use crate::weights::{Weights, in_stack};
 use crate::{Config, Decoder, Error};
 
@@ -286,21 +285,12 @@ impl MapLayers for ParameterReader<'_> {
     }
 }
 
-/// A parameter that is to be written to a file.
-struct ShardEntry {
-    name: String,
-    parameter: Parameter,
-    shape: Vec<usize>,
-    dtype: DType,
-    stored: Dtype,
-}
-
 /// Divides the parameters, in order, into shards of at most `max_bytes`.
 fn split(
     parameters: Vec<(ParameterName, Parameter)>,
     dtype: DType,
     max_bytes: u64,
-) -> Result<Vec<Vec<ShardEntry>>, Error> {
+) -> Result<Vec<Vec<StoredTensor>>, Error> {
     let mut shards = vec![Vec::new()];
     let mut filled = 0u64;
     for (ParameterName { name, role }, parameter) in parameters {
@@ -308,13 +298,7 @@ fn split(
             (Role::Correction, DType::F16 | DType::BF16) => DType::F32,
             _ => dtype,
         };
-        let entry = ShardEntry {
-            name,
-            shape: parameter.shape(),
-            parameter,
-            dtype,
-            stored: to_safetensors(dtype)?,
-        };
+        let entry = StoredTensor::cast(name, StoredValues::Float(parameter), dtype)?;
         let bytes = entry.bytes() as u64;
         if filled > 0 && filled + bytes > max_bytes {
             shards.push(Vec::new());
@@ -328,7 +312,7 @@ fn split(
     Ok(shards)
 }
 
-fn write_shards(dir: &Path, shards: &[Vec<ShardEntry>]) -> Result<(), Error> {
+fn write_shards(dir: &Path, shards: &[Vec<StoredTensor>]) -> Result<(), Error> {
     let mut weight_map = BTreeMap::new();
     let mut total_size = 0;
     for (number, shard) in shards.iter().enumerate() {
@@ -343,75 +327,9 @@ fn write_shards(dir: &Path, shards: &[Vec<ShardEntry>]) -> Result<(), Error> {
     write_json(&dir.join(INDEX_FILE), &index)
 }
 
-/// Writes a safetensors file of tensors with their names, each in its type.
-pub(crate) fn write_tensors(
-    path: &Path,
-    tensors: Vec<(String, Parameter, DType)>,
-) -> Result<(), Error> {
-    let entry = |(name, parameter, dtype): (String, Parameter, DType)| {
-        Ok(ShardEntry {
-            name,
-            shape: parameter.shape(),
-            parameter,
-            dtype,
-            stored: to_safetensors(dtype)?,
-        })
-    };
-    let entries = tensors.into_iter().map(entry);
-    write_weights(path, &entries.collect::<Result<Vec<_>, _>>()?)
-}
-
-fn write_weights(path: &Path, entries: &[ShardEntry]) -> Result<(), Error> {
-    let mut offset = 0;
-    let infos = entries.iter().map(|entry| {
-        let start = offset;
-        offset += entry.bytes();
-        let info = TensorInfo {
-            dtype: entry.stored,
-            shape: entry.shape.clone(),
-            data_offsets: (start, offset),
-        };
-        (entry.name.clone(), info)
-    });
-    let infos = infos.collect();
+/// Writes a safetensors file of a model's weights.
+pub(crate) fn write_weights(path: &Path, tensors: &[StoredTensor]) -> Result<(), Error> {
     // transformers refuses a file whose metadata do not name the framework.
     let format = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    let metadata = Metadata::new(Some(format), infos).map_err(|source| Error::Safetensors {
-        path: path.to_path_buf(),
-        source,
-    })?;
-    let mut header = serde_json::to_vec(&metadata).map_err(|source| Error::Json {
-        path: path.to_path_buf(),
-        what: "safetensors header",
-        source,
-    })?;
-    header.resize(header.len().next_multiple_of(8), b' ');
-    write_whole(path, |file| {
-        file.write_all(&(header.len() as u64).to_le_bytes())
-            .and_then(|()| file.write_all(&header))
-            .map_err(Error::io("write", path))?;
-        for entry in entries {
-            let bytes = entry.values()?;
-            file.write_all(bytes.as_bytes())
-                .map_err(Error::io("write", path))?;
-        }
-        Ok(())
-    })
-}
-
-impl ShardEntry {
-    fn bytes(&self) -> usize {
-        self.shape.iter().product::<usize>() * self.stored.bitsize() / 8
-    }
-
-    fn values(&self) -> Result<TensorData, Error> {
-        let read = self.parameter.clone().try_into_data();
-        let read_error = |why: String| Error::Device {
-            what: "a parameter",
-            why: format!("`{}`: {why}", self.name),
-        };
-        read.map_err(|error| read_error(error.to_string()))?
-            .try_cast(self.dtype)
-            .map_err(|error| read_error(error.to_string()))
-    }
+    write_tensors(path, tensors, Some(format))
 }

@@ -14,7 +14,7 @@ use crate::families;
 use crate::files::read_text;
 use crate::keys::Keys;
 use crate::limits::MODEL_EXPERTS;
-use crate::plan::{AttentionPlan, DecoderPlan, ExpertsPlan, FeedForwardPlan};
+use crate::plan::{AttentionPlan, DecoderPlan, ExpertsPlan, FeedForwardPlan, LayerPlan};
 
 /// The configuration of a decoder.
 #[derive(Debug, Clone, PartialEq)]
@@ -185,6 +185,25 @@ impl Config {
     #[must_use]
     pub fn parameters(&self) -> u64 {
         self.checked_parameters().unwrap_or(u64::MAX)
+    }
+
+    /// Returns the number of weights that a token is multiplied by: all but the embedding, which is looked up, and the experts
+    /// that are not chosen. The head counts, tied or not.
+    #[must_use]
+    pub fn used_weights(&self) -> u64 {
+        let untied = match self.tie_word_embeddings {
+            true => 0,
+            false => self.vocab_size as u64 * self.hidden_size as u64,
+        };
+        let unused = |layer: &LayerPlan| match &layer.feed_forward {
+            FeedForwardPlan::Gated(_) => 0,
+            FeedForwardPlan::Experts(plan) => {
+                let expert = 3 * plan.expert.width as u64 * self.hidden_size as u64;
+                (plan.count - plan.chosen.min(plan.count)) as u64 * expert
+            }
+        };
+        let unused: u64 = self.plan.layers.iter().map(unused).sum();
+        self.parameters().saturating_sub(untied + unused)
     }
 
     fn checked_parameters(&self) -> Option<u64> {

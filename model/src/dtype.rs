@@ -25,3 +25,9 @@ pub(crate) fn to_safetensors(dtype: DType) -> Result<Dtype, Error> {
         .map(|(_, stored)| *stored)
         .ok_or(Error::FloatType { dtype })
 }
+
+/// Returns the type that models run in of a safetensors type, if there is one.
+pub(crate) fn from_safetensors(stored: Dtype) -> Option<DType> {
+    let found = TYPES.iter().find(|(_, other)| *other == stored);
+    found.map(|(burn, _)| *burn)
+}

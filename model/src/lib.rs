@@ -55,6 +55,7 @@ mod prune;
 mod rotary;
 mod rotary_table;
 mod safetensors_files;
+mod tensor_files;
 mod weights;
 
 pub use adapter::{
@@ -64,7 +65,7 @@ pub use adapter::{
 pub use burn::module::Module;
 pub use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
-pub use activations::ActivationColumns;
+pub use activations::{ActivationColumns, AttentionColumns};
 pub use checkpoint::{MAX_SHARD_BYTES, load, load_quantized, save, save_sharded, weight_files};
 pub use config::Config;
 pub use decoder::{Decoder, document_lengths};
@@ -77,3 +78,4 @@ pub use named_parameters::{map_parameters, named_parameters, parameter_shapes};
 pub use parameters::{MapParameters, Parameter, ParameterName, Role, TensorOperation};
 pub use potstill_kernels::{BlockType, dequantize, quantize};
 pub use prune::{prune_layers, prune_width};
+pub use tensor_files::{StoredTensor, StoredValues, read_tensors, write_tensors};

@@ -13,6 +13,7 @@ use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use serde::Deserialize;
 
 use crate::Error;
+use crate::dtype::from_safetensors;
 use crate::files::{open_regular, read_text};
 use crate::limits::SAFETENSORS_HEADER_BYTES;
 use crate::number::read_values;
@@ -39,7 +40,8 @@ pub(crate) struct SafetensorsFiles {
     block: [usize; 2],
 }
 
-struct OpenFile {
+/// An open file whose header was read.
+pub(crate) struct OpenFile {
     path: PathBuf,
     file: File,
     /// Offset of the data behind the header.
@@ -256,7 +258,38 @@ impl Weights for SafetensorsFiles {
 }
 
 impl OpenFile {
-    fn open(path: PathBuf) -> Result<Self, Error> {
+    /// Names of the tensors, in the order of their bytes.
+    pub(crate) fn names(&self) -> Vec<String> {
+        self.metadata.offset_keys()
+    }
+
+    /// Reads a tensor in its stored type.
+    pub(crate) fn read(&self, name: &str) -> Result<TensorData, Error> {
+        let Some(info) = self.metadata.info(name) else {
+            return Err(Error::MissingTensor {
+                path: self.path.clone(),
+                tensor: name.to_owned(),
+            });
+        };
+        let dtype = match info.dtype {
+            Dtype::U8 => Some(DType::U8),
+            stored => from_safetensors(stored),
+        };
+        let dtype = dtype.ok_or_else(|| Error::StoredType {
+            path: self.path.clone(),
+            tensor: name.to_owned(),
+            dtype: format!("{:?}", info.dtype),
+        })?;
+        let (start, end) = info.data_offsets;
+        let mut bytes = vec![0; end - start];
+        (self.file)
+            .read_exact_at(&mut bytes, self.start + start as u64)
+            .map_err(Error::io("read", &self.path))?;
+        let shape = info.shape.clone();
+        Ok(TensorData::from_bytes_vec(bytes, shape, dtype))
+    }
+
+    pub(crate) fn open(path: PathBuf) -> Result<Self, Error> {
         let (file, length) = open_regular(&path)?;
         let truncated = |source| Error::Safetensors {
             path: path.clone(),

@@ -7,7 +7,7 @@ use potstill_student::Layers;
 use potstill_student::loss::Tail;
 
 use super::problem::Problem;
-use super::{AdapterExport, ExportFormat, RunFile};
+use super::{AdapterExport, ExportFormat, ExportedWeights, RunFile};
 
 /// Reports a broken rule at a key: what is wrong, and on a line of its own the hint.
 type Report<'a> = &'a mut dyn FnMut(&[&str], String);
@@ -90,6 +90,12 @@ fn signals(file: &RunFile, report: Report<'_>) {
 }
 
 fn export(file: &RunFile, report: Report<'_>) {
+    if file.export.weights == ExportedWeights::Mean && file.train.ema.is_none() {
+        report(
+            &["export", "weights"],
+            "there is no mean of the weights, because `ema` of [train] is not set\nhint: set `ema = 0.999` in [train], or leave `weights` out".to_owned(),
+        );
+    }
     if file.export.gguf_type.is_some() && file.export.format == ExportFormat::Safetensors {
         report(
             &["export", "type"],

@@ -123,6 +123,18 @@ fn dev_and_test_leave_prompts_to_train_on() {
 }
 
 #[test]
+fn a_mean_is_exported_only_if_there_is_one() {
+    let text = format!("{WHOLE}\n[export]\nweights = \"mean\"\n");
+    let error = errors_of(&text);
+    assert!(
+        error.contains("`weights` in [export]: there is no mean"),
+        "{error}"
+    );
+    let with_ema = text.replace("warmup = 5", "warmup = 5\nema = 0.9");
+    assert_eq!(errors_of(&with_ema), "fine");
+}
+
+#[test]
 fn without_distributions_the_default_is_no_controls() {
     let text_only = WHOLE
         .replace("signals = { top_k = 64, temperatures = [2.0] }\n", "")

@@ -16,12 +16,14 @@ use potstill_model::{Config, Decoder, GgufLabels, GgufType, export_gguf, merged,
 use serde_json::json;
 
 use super::models::export_home;
-use super::training::{checkpoint_model, exported_checkpoint};
+use super::training::exported_model;
 use super::{
     Context, StageOutcome, StageSummary, checkpoint, counts, for_each_model, known, run_stage,
 };
 use crate::run_dir::{StagePlan, settings_of};
-use crate::run_file::{AdapterExport, ExportFormat, GgufTypeName, HubSource, RunFile};
+use crate::run_file::{
+    AdapterExport, ExportFormat, ExportedWeights, GgufTypeName, HubSource, RunFile,
+};
 
 /// Files that are copied from the checkpoint that the student started from.
 const COPIED_FILES: [&str; 5] = [
@@ -50,9 +52,8 @@ fn export_one(context: &Context, variant: Variant) -> anyhow::Result<StageOutcom
     let is_separate = context.run.settings.export.adapter == AdapterExport::Separate;
     run_stage(context, &plan, |out| {
         let out = out.join(&home);
-        let folder = exported_checkpoint(&format!("students/{variant}"), &trained.counts);
-        let folder = context.dir.verified(&folder)?;
-        let model = checkpoint_model(context, variant.seed_index, &folder)?;
+        let (seed_index, training) = (variant.seed_index, format!("students/{variant}"));
+        let model = exported_model(context, seed_index, &training, &trained.counts)?;
         let config = model.config().clone();
         match is_separate {
             true => save_adapter_alone(context, &model, &out)?,
@@ -121,6 +122,9 @@ fn plan(context: &Context, variant: Variant) -> anyhow::Result<(StagePlan, Manif
     };
     if context.run.settings.export.adapter == AdapterExport::Separate {
         settings["adapter"] = settings_of(&AdapterExport::Separate)?;
+    }
+    if context.run.settings.export.weights != ExportedWeights::default() {
+        settings["weights"] = settings_of(&context.run.settings.export.weights)?;
     }
     let plan = StagePlan {
         stage: format!("export {variant}"),
@@ -220,6 +224,12 @@ fn card(
     if let Some(base) = base {
         let (name, commit) = (&base.repository, &base.commit);
         let _ = writeln!(out, "- start of training: {name}, revision {commit}");
+    }
+    if let (ExportedWeights::Mean, Some(decay)) = (run.export.weights, run.train.ema) {
+        let _ = writeln!(
+            out,
+            "- weights: the running mean of those that were trained, with decay {decay}"
+        );
     }
     if run.train.adapter.is_some() {
         out.push_str(&adapter_lines(context)?);

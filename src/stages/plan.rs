@@ -7,14 +7,16 @@ mod text;
 
 use potstill_datasets::{AnswerSource, Imported, SequenceLength};
 use potstill_eval::cost::TrainingCost;
-use potstill_student::{Overlong, Schedule, TrainSettings, TrainedNumbers, TrainingMemory};
+use potstill_student::{
+    ModelOperations, Overlong, Schedule, TrainSettings, TrainedNumbers, TrainingMemory,
+};
 
 use self::calibrate::{MeasuredAnswers, MeasuredSteps};
 use self::rows::PlannedRows;
 use super::memory::{self, TrainingFit};
 use super::sources::{self, Extent, Needed, Sources};
 use super::training::is_small;
-use super::{Context, StageOutcome, checkpoint, import, served, start};
+use super::{Context, StageOutcome, checkpoint, gpu, import, served, start};
 use crate::events::Event;
 use crate::run_file::{ConfigError, Loaded};
 
@@ -50,6 +52,10 @@ struct Plan {
     collecting: Collecting,
     devices: usize,
     usd_per_hour: Option<f64>,
+    /// Operations of the model for a token.
+    token_operations: f64,
+    /// Operations that the device computes in a second at most, if it is a known GPU.
+    peak_flops: Option<f64>,
 }
 
 /// Facts about the sequences of a training.
@@ -129,6 +135,9 @@ fn make(context: &Context, options: &PlanOptions) -> anyhow::Result<Plan> {
             .unwrap_or(0),
     };
     let numbers = TrainedNumbers::of(&start::config(run)?, settings);
+    let tokens = || rows.lengths.iter().map(|length| length.tokens);
+    let operations = ModelOperations::of(&start::config(run)?, settings).of_lengths(tokens());
+    let token_operations = operations / tokens().sum::<usize>().max(1) as f64;
     let batch = calibrate::batch(settings, numbers.all, facts.mean_tokens);
     let steps = match fit.fits() {
         true => {
@@ -151,6 +160,8 @@ fn make(context: &Context, options: &PlanOptions) -> anyhow::Result<Plan> {
         batch: settings.batch,
         devices: if is_cpu { 1 } else { settings.replicas },
         usd_per_hour: options.usd_per_hour.or(run.settings.run.usd_per_hour),
+        token_operations,
+        peak_flops: gpu::peak_flops(context)?,
         rows: facts,
         numbers,
         fit,
@@ -263,6 +274,11 @@ impl Plan {
         (steps.seconds > 0.0 && steps.tokens > 0.0).then(|| steps.tokens / steps.seconds)
     }
 
+    /// Model FLOP utilisation of a device, if its peak is known.
+    fn utilisation(&self) -> Option<f64> {
+        Some(self.tokens_per_second()? * self.token_operations / self.peak_flops?)
+    }
+
     /// Seconds of an optimizer step.
     fn step_seconds(&self) -> Option<f64> {
         Some(self.batch as f64 * self.rows.mean_tokens / self.tokens_per_second()?)
@@ -326,6 +342,8 @@ impl Plan {
             tokens: self.tokens() * self.trainings as f64,
             step_seconds: self.step_seconds(),
             tokens_per_second: self.tokens_per_second(),
+            flops_per_token: self.token_operations,
+            mfu: self.utilisation(),
             train_hours: self.all_hours(),
             collect_hours: self.collect_hours(),
             device_hours: cost.map(|cost| cost.device_hours),

@@ -1,6 +1,7 @@
 //! `report`: combines manifests and results into `report.html`, `report.md` and `report.json`.
 
 mod cost;
+mod means;
 mod measured;
 mod sampling;
 mod splits;
@@ -160,6 +161,7 @@ fn build(context: &Context, models: &[RunModel]) -> anyhow::Result<Report> {
         splits: Some(splits::splits(context)?),
         sampling,
         tuning,
+        means: means::means(context)?,
         losses: losses(context, models)?,
         samples: measured.samples(context)?,
         stages,

@@ -6,7 +6,9 @@ use std::path::Path;
 use anyhow::Context as _;
 use potstill_datasets::{Manifest, Variant};
 
-use super::training::{Training, outcome_without_training, schedule, train_each};
+use super::training::{
+    Training, exported_checkpoints, outcome_without_training, schedule, train_each,
+};
 use super::{Context, StageOutcome, known, memory, plan, planned, tune};
 use crate::events::Event;
 use crate::run_dir::{LedgerLine, StagePlan, now};
@@ -103,11 +105,15 @@ fn publish_tuned(
         link(&from.join(name), &to.join(name))?;
     }
     let counts = manifest.counts;
-    let last = dir.path(&training.exported_checkpoint(&counts));
-    // A checkpoint's folder gets its name when it is complete, as the trainer does it.
-    let beside = last.with_file_name(".step-linked.tmp");
-    link(&dir.verified(&tuned.exported_checkpoint(&counts))?, &beside)?;
-    rename(&beside, &last)?;
+    let tuned_folders = exported_checkpoints(&tuned.home, &counts);
+    let folders = exported_checkpoints(&training.home, &counts);
+    for (from, to) in tuned_folders.iter().zip(&folders) {
+        let to = dir.path(to);
+        // A checkpoint's folder gets its name when it is complete, as the trainer does it.
+        let beside = to.with_file_name(".step-linked.tmp");
+        link(&dir.verified(from)?, &beside)?;
+        rename(&beside, &to)?;
+    }
     training.publish(context, plan, counts.clone())?;
     dir.log(&LedgerLine {
         stage: training.stage.clone(),

@@ -5,7 +5,7 @@
 //! back from there. The manifest is written last, when all steps are done.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::ops::ControlFlow;
 use std::panic::resume_unwind;
@@ -26,20 +26,22 @@ use serde_json::json;
 
 use super::rows::SelectedRows;
 use super::{
-    Context, StageOutcome, checkpoint, counts, curate, for_each_model, memory, restore, rows,
+    Context, StageOutcome, checkpoint, counts, curate, for_each_model, gpu, memory, restore, rows,
     say_kept, score, start, would_run,
 };
 use crate::events::Event;
 use crate::interrupt;
 use crate::ranks::{Order, TrainingOrder};
 use crate::run_dir::{Counts, EarlierOutput, LedgerLine, StagePlan, now, short};
-use crate::run_file::{Loaded, RunFile};
+use crate::run_file::{ExportedWeights, Loaded, RunFile};
 
 /// Largest number of parameters at which one core trains a student as fast as several: 0.1 million
 /// parameters take 10,400 tokens/s on one core and 8,400 on two, 0.7 million 4,600 and 4,000.
 const SMALL_PARAMETERS: u64 = 2_000_000;
 /// Count of a training's manifest: the step of the checkpoint with the lowest figure on dev, if the run keeps it.
 const BEST_STEP: &str = "best step";
+/// The same of the running mean of the weights.
+const BEST_STEP_OF_MEAN: &str = "best step of the mean";
 /// Stack size of a training thread, equal to the usual stack size of a main thread; the default of a
 /// thread pool is smaller.
 const STACK_BYTES: usize = 8 << 20;
@@ -83,11 +85,6 @@ impl Training {
         })
     }
 
-    /// Folder of the checkpoint that is exported, below the run directory. `counts` are those of the training's manifest.
-    pub(super) fn exported_checkpoint(&self, counts: &Counts) -> String {
-        exported_checkpoint(&self.home, counts)
-    }
-
     /// Trains, or resumes, and publishes if all steps are made.
     ///
     /// # Errors
@@ -115,8 +112,13 @@ impl Training {
         if self.variant.arm == Arm::SameToken {
             counts.insert("unique positions".to_owned(), trained.unique_positions);
         }
-        if let Some(best) = trained.best_step.filter(|_| run.settings.train.keep_best) {
-            counts.insert(BEST_STEP.to_owned(), best);
+        if run.settings.train.keep_best {
+            let best = [
+                (BEST_STEP, trained.best_step),
+                (BEST_STEP_OF_MEAN, trained.best_step_of_mean),
+            ];
+            let best = best.map(|(name, step)| Some((name.to_owned(), step?)));
+            counts.extend(best.into_iter().flatten());
         }
         if let Some(smoothing) = trained.label_smoothing {
             console.note(&format!(
@@ -191,6 +193,7 @@ impl Training {
         let mut rows = SelectedRows::open(context, Split::Train)?.at_temperature(context)?;
         let settings = TrainSettings {
             base: start::start_key(&context.run, self.variant.seed_index)?,
+            peak_flops: gpu::peak_flops(context)?,
             ..settings(&context.run.settings, self.variant.seed_index)
         };
         if settings.replicas > 1 && context.device != potstill_model::device("cpu")? {
@@ -198,8 +201,7 @@ impl Training {
             let key = ["train", "replicas"];
             return Err(context.run.problem(&key, message.to_owned()).into());
         }
-        let measures_dev = settings.keep_best || settings.ema.is_some();
-        let mut dev_rows = match measures_dev {
+        let mut dev_rows = match settings.measures_dev() {
             true => Some(SelectedRows::open(context, Split::Dev)?),
             false => None,
         };
@@ -247,22 +249,24 @@ impl Training {
         Ok((trained, len))
     }
 
-    /// Writes the manifest, with the files of the checkpoint that is exported.
+    /// Writes the manifest, with the files of the checkpoints that may be exported.
     pub(super) fn publish(
         &self,
         context: &Context,
         plan: &StagePlan,
         counts: Counts,
     ) -> anyhow::Result<()> {
-        let last = self.exported_checkpoint(&counts);
-        let mut files = hash_files(&context.dir.path(&last))?;
-        // `state.json` has the size of `metrics.jsonl`, which varies with the speeds that it records, and `files.json` has
-        // its hash.
-        files.remove("state.json");
-        files.remove("files.json");
-        let files = files.into_iter();
-        let files = files.map(|(file, hash)| (format!("{last}/{file}"), hash));
-        self.write_manifest(context, plan, files.collect(), counts)
+        let mut files = BTreeMap::new();
+        for folder in exported_checkpoints(&self.home, &counts) {
+            let mut found = hash_files(&context.dir.path(&folder))?;
+            // `state.json` has the size of `metrics.jsonl`, which varies with the speeds that it records, and `files.json`
+            // has its hash.
+            found.remove("state.json");
+            found.remove("files.json");
+            let found = found.into_iter();
+            files.extend(found.map(|(file, hash)| (format!("{folder}/{file}"), hash)));
+        }
+        self.write_manifest(context, plan, files, counts)
     }
 
     /// Writes a manifest of these files.
@@ -282,22 +286,40 @@ impl Training {
 
 /// Folder of the checkpoint that is exported of the training in the folder `home`: the best one if the run keeps it, and
 /// otherwise the last. `counts` are those of the training's manifest.
-pub(super) fn exported_checkpoint(home: &str, counts: &Counts) -> String {
-    let step = counts.get(BEST_STEP).or(counts.get("steps"));
-    let step = step.copied().unwrap_or_default();
+pub(super) fn exported_checkpoint(home: &str, counts: &Counts, weights: ExportedWeights) -> String {
+    let best = match weights {
+        ExportedWeights::Trained => counts.get(BEST_STEP),
+        ExportedWeights::Mean => counts.get(BEST_STEP_OF_MEAN),
+    };
+    let step = best.or(counts.get("steps")).copied().unwrap_or_default();
     format!("{home}/checkpoints/step-{step:08}")
 }
 
-/// Loads the model of a training checkpoint in f32, with its adapter, if it has one.
-pub(super) fn checkpoint_model(
+/// Folders of the checkpoints that [`exported_checkpoint`] may choose.
+pub(super) fn exported_checkpoints(home: &str, counts: &Counts) -> BTreeSet<String> {
+    let choices = [ExportedWeights::Trained, ExportedWeights::Mean];
+    choices
+        .map(|weights| exported_checkpoint(home, counts, weights))
+        .into()
+}
+
+/// Loads the model that is exported of the training in the folder `home`, in f32, with its adapter, if it has one.
+pub(super) fn exported_model(
     context: &Context,
     seed_index: u32,
-    folder: &Path,
+    home: &str,
+    counts: &Counts,
 ) -> anyhow::Result<Decoder> {
     let (run, device) = (&context.run, &context.device);
-    let model = potstill_student::checkpoint_model(folder, device, || {
+    let weights = run.settings.export.weights;
+    let folder = (context.dir).verified(&exported_checkpoint(home, counts, weights))?;
+    let model = potstill_student::checkpoint_model(&folder, device, || {
         start::without_adapter(run, seed_index, device)
     })?;
+    let model = match weights {
+        ExportedWeights::Trained => model,
+        ExportedWeights::Mean => potstill_student::with_mean(&folder, model)?,
+    };
     let tokens = checkpoint::tokenizer(&checkpoint::student(run)?)?.vocab_size();
     Ok(model.with_token_count(tokens))
 }

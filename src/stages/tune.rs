@@ -19,13 +19,14 @@ use serde_json::json;
 use super::collect::is_published;
 use super::eval::{measure, published_values};
 use super::models::results_file;
-use super::training::{Training, checkpoint_model, outcome_without_training, schedule, train_each};
+use super::training::{Training, exported_model, outcome_without_training, schedule, train_each};
 use super::{
     Context, StageOutcome, StageSummary, counts, curate, for_each_model, known, planned, run_stage,
     score,
 };
 use crate::events::Event;
-use crate::run_dir::StagePlan;
+use crate::run_dir::{StagePlan, settings_of};
+use crate::run_file::ExportedWeights;
 
 /// Folder of the trainings, below the run directory.
 const HOME: &str = "tuning";
@@ -300,9 +301,8 @@ fn measure_rate(
 ) -> anyhow::Result<StageOutcome> {
     let measured = run_stage(context, plan, |out| {
         let trained = context.dir.require(&training.home, "tune", &context.run)?;
-        let folder = training.exported_checkpoint(&trained.counts);
-        let folder = context.dir.verified(&folder)?;
-        let weights = checkpoint_model(context, training.variant.seed_index, &folder)?;
+        let seed_index = training.variant.seed_index;
+        let weights = exported_model(context, seed_index, &training.home, &trained.counts)?;
         let values = measure(context, &plan.stage, &weights, Split::Dev, out, &plan.home)?;
         Ok(values.map(|values| {
             let tokens = values.iter().map(|v| v.tokens as usize).sum();
@@ -334,15 +334,19 @@ fn dev_plan(context: &Context, training: &Training) -> anyhow::Result<StagePlan>
     let completions = dir.require("completions", "collect", run)?;
     let curation = dir.require("train", "curate", run)?;
     let trained = dir.require(&training.home, "tune", run)?;
+    let mut settings = json!({
+        "chunk_rows": run.settings.train.chunk_rows,
+        "resamples": run.settings.eval.resamples,
+        "seed": u64::from(run.settings.run.seed),
+    });
+    if run.settings.export.weights != ExportedWeights::default() {
+        settings["weights"] = settings_of(&run.settings.export.weights)?;
+    }
     Ok(StagePlan {
         stage: dev_stage(&training.stage),
         outputs: vec![home.clone(), results_file(&home)],
         home,
-        settings: json!({
-            "chunk_rows": run.settings.train.chunk_rows,
-            "resamples": run.settings.eval.resamples,
-            "seed": u64::from(run.settings.run.seed),
-        }),
+        settings,
         inputs: BTreeMap::from([
             ("completions".to_owned(), completions.content_hash()),
             ("dev".to_owned(), curation.content_hash()),

@@ -13,6 +13,8 @@ use crate::target::{Target, teacher_nll};
 /// thread may make it while the step before is computed.
 #[derive(Debug, Clone)]
 pub struct Batch {
+    /// Number of the step, counted from 1.
+    pub step: u64,
     /// The objective of the arm that is trained.
     pub objective: Objective,
     /// Micro-batches in order. Each has up to `micro_batch` packed rows.
@@ -57,6 +59,7 @@ impl Batch {
             micro_batches.push(MicroBatch::packed(packed_rows, vocab)?);
         }
         Ok(Self {
+            step,
             objective,
             micro_batches,
             rows,

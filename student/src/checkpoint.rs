@@ -8,20 +8,18 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
-use potstill_datasets::{Arm, FileHash, hash_files, read_sealed, write_sealed};
+use potstill_datasets::{Arm, FileHash, hash_file, hash_files, read_sealed, write_sealed};
 use potstill_model::{
-    ADAPTER_WEIGHTS_FILE, Decoder, MapParameters, ParameterName, load_adapter, map_parameters,
-    named_parameters, save_adapter,
+    ADAPTER_WEIGHTS_FILE, Decoder, MapParameters, ParameterName, StoredTensor, StoredValues,
+    load_adapter, map_parameters, named_parameters, read_tensors, save_adapter, write_tensors,
 };
-use safetensors::SafeTensorError;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::error::Error;
 use crate::guard::Guard;
-use crate::optimizer::Optimizer;
+use crate::optimizer::{EMA, Optimizer};
 use crate::settings::TrainSettings;
-use crate::tensor_bytes::{decode_tensors, tensor_views};
 use crate::trainable::Trainable;
 
 const FILES_FILE: &str = "files.json";
@@ -68,9 +66,53 @@ pub(crate) struct TrainingState {
 impl TrainingState {
     /// The step with the lowest KL on dev, the first of equal ones.
     pub(crate) fn best_step(&self) -> Option<u64> {
-        let best = self.dev.iter().min_by(|a, b| a.1.total_cmp(b.1));
-        best.map(|(step, _)| *step)
+        lowest(&self.dev)
     }
+
+    /// The step at which the running mean of the weights has the lowest KL on dev, the first of equal ones.
+    pub(crate) fn best_step_of_mean(&self) -> Option<u64> {
+        lowest(&self.dev_of_mean)
+    }
+}
+
+fn lowest(figures: &BTreeMap<u64, f32>) -> Option<u64> {
+    let best = figures.iter().min_by(|a, b| a.1.total_cmp(b.1));
+    best.map(|(step, _)| *step)
+}
+
+/// Figures on dev at the step of a checkpoint.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct DevFigures {
+    /// Step of the checkpoint.
+    pub step: u64,
+    /// Mean KL of the weights, or without distributions mean negative log-likelihood, nats.
+    pub trained: f32,
+    /// The same of the running mean of the weights.
+    pub mean: f32,
+}
+
+/// Reads the figures on dev of the checkpoint in `dir`; `None` if the weights or their running mean were not measured.
+///
+/// # Errors
+/// A file that cannot be read or was changed.
+pub fn dev_figures(dir: &Path) -> Result<Option<DevFigures>, Error> {
+    let path = dir.join(STATE_FILE);
+    if let Some(expected) = recorded_files(dir)?.files.get(STATE_FILE) {
+        compare(&path, Some(&hash_file(&path)?), expected)?;
+    }
+    let state = read_state(&path)?;
+    let step = state.step;
+    let figures = state.dev.get(&step).zip(state.dev_of_mean.get(&step));
+    Ok(figures.map(|(trained, mean)| DevFigures {
+        step,
+        trained: *trained,
+        mean: *mean,
+    }))
+}
+
+fn read_state(path: &Path) -> Result<TrainingState, Error> {
+    let text = fs::read(path).map_err(Error::io(path))?;
+    serde_json::from_slice(&text).map_err(|why| damaged(path, why))
 }
 
 /// Names of the arms in `state.json`.
@@ -92,7 +134,7 @@ pub(crate) struct Checkpoint {
     pub optimizer: Optimizer,
 }
 
-/// Writes a checkpoint of `model`, which is in f32, and deletes the oldest.
+/// Writes a checkpoint of `model`, whose trained parameters are in f32 (or f64), and deletes the oldest.
 pub(crate) fn save(
     dir: &Path,
     state: &TrainingState,
@@ -110,9 +152,7 @@ pub(crate) fn save(
     fs::create_dir_all(&beside).map_err(Error::io(&beside))?;
     save_trained(model, &beside, settings, trainable)?;
     let path = beside.join(OPTIMIZER_FILE);
-    let tensors = optimizer.tensors().map_err(|why| damaged(&path, why))?;
-    save_tensors(&path, &tensors)?;
-    drop(tensors);
+    write_tensors(&path, &optimizer.tensors()?, None)?;
     let path = beside.join(STATE_FILE);
     let text = serde_json::to_vec_pretty(state).map_err(|why| damaged(&path, why))?;
     write_synced(&path, &text)?;
@@ -160,11 +200,10 @@ fn save_trained(
     let mut tensors = Vec::new();
     for (ParameterName { name, .. }, parameter) in named_parameters(model) {
         if trainable.contains(&name) {
-            let data = parameter.try_into_data();
-            tensors.push((name, data.map_err(|why| damaged(&path, why))?));
+            tensors.push(StoredTensor::new(name, StoredValues::Float(parameter))?);
         }
     }
-    save_tensors(&path, &tensors)
+    Ok(write_tensors(&path, &tensors, None)?)
 }
 
 /// Loads the model of a checkpoint in f32. `start` gives the model that the training began at; it is called if the checkpoint
@@ -186,6 +225,44 @@ pub fn checkpoint_model<E: From<Error>>(
 
 /// Puts what a checkpoint holds of a model in place of its parameters.
 fn with_trained(dir: &Path, start: Decoder) -> Result<Decoder, Error> {
+    if dir.join(ADAPTER_WEIGHTS_FILE).exists() {
+        return Ok(load_adapter(start, dir)?);
+    }
+    let path = dir.join(TRAINED_FILE);
+    let mut stored = BTreeMap::new();
+    read_tensors(&path, &mut |name, data| {
+        stored.insert(name, data);
+        Ok::<(), Error>(())
+    })?;
+    with_stored(path, start, stored)
+}
+
+/// Puts the running mean of the weights, which a checkpoint of a training with `ema` has, in place of the parameters of its
+/// model.
+///
+/// # Errors
+/// A file that cannot be read, and a checkpoint without a mean or with one of another model.
+pub fn with_mean(dir: &Path, model: Decoder) -> Result<Decoder, Error> {
+    let path = dir.join(OPTIMIZER_FILE);
+    let mut stored = BTreeMap::new();
+    read_tensors(&path, &mut |name, data| {
+        if let Some((EMA, parameter)) = name.split_once('.') {
+            stored.insert(parameter.to_owned(), data);
+        }
+        Ok::<(), Error>(())
+    })?;
+    if stored.is_empty() {
+        return Err(damaged(&path, "it has no running mean of the weights"));
+    }
+    with_stored(path, model, stored)
+}
+
+/// Puts tensors of a file in place of the parameters with their names.
+fn with_stored(
+    path: PathBuf,
+    start: Decoder,
+    stored: BTreeMap<String, TensorData>,
+) -> Result<Decoder, Error> {
     struct Replace {
         path: PathBuf,
         stored: BTreeMap<String, TensorData>,
@@ -206,11 +283,6 @@ fn with_trained(dir: &Path, start: Decoder) -> Result<Decoder, Error> {
             }
         }
     }
-    if dir.join(ADAPTER_WEIGHTS_FILE).exists() {
-        return Ok(load_adapter(start, dir)?);
-    }
-    let path = dir.join(TRAINED_FILE);
-    let stored = load_tensors(&path)?.into_iter().collect();
     let mut replace = Replace {
         path,
         stored,
@@ -227,7 +299,7 @@ fn with_trained(dir: &Path, start: Decoder) -> Result<Decoder, Error> {
     }
 }
 
-/// Deletes all but the newest checkpoints, the best one, and the one to which the guard returns, and the incomplete
+/// Deletes all but the newest checkpoints, the best one and that with the best running mean, and the one to which the guard returns, and the incomplete
 /// folders that a crash left.
 fn prune(dir: &Path, settings: &TrainSettings, state: &TrainingState) -> Result<(), Error> {
     for rest in entries(dir)? {
@@ -238,89 +310,65 @@ fn prune(dir: &Path, settings: &TrainSettings, state: &TrainingState) -> Result<
     let mut steps = list(dir)?;
     let kept = settings.keep_checkpoints.max(1);
     steps.truncate(steps.len().saturating_sub(kept));
-    let best = state.best_step().filter(|_| settings.keep_best);
+    let best = [state.best_step(), state.best_step_of_mean()];
+    let best = best.map(|step| step.filter(|_| settings.keep_best));
     for (step, old) in steps {
-        if ![best, state.guard.checkpoint()].contains(&Some(step)) {
+        if !best.contains(&Some(step)) && state.guard.checkpoint() != Some(step) {
             discard(step, &old)?;
         }
     }
     Ok(())
 }
 
-/// Loads the newest checkpoint of a training that began at `start`, if there is one. A checkpoint of another run is an
-/// error.
+/// Loads the newest checkpoint of a training that began at `start`; without one, the training begins at `start` with the
+/// state `fresh`. A checkpoint of another run is an error.
 pub(crate) fn newest(
     dir: &Path,
-    start: &Decoder,
-    expected: &TrainingState,
+    start: Decoder,
+    fresh: TrainingState,
     settings: &TrainSettings,
     trainable: &Trainable,
-) -> Result<Option<Checkpoint>, Error> {
+) -> Result<Checkpoint, Error> {
+    let mut optimizer = Optimizer::new(settings);
     let Some((_, place)) = list(dir)?.pop() else {
-        return Ok(None);
+        return Ok(Checkpoint {
+            state: fresh,
+            model: start,
+            optimizer,
+        });
     };
     check_files(&place)?;
     let path = place.join(STATE_FILE);
-    let text = fs::read(&path).map_err(Error::io(&path))?;
-    let state: TrainingState = serde_json::from_slice(&text).map_err(|why| damaged(&path, why))?;
-    check_same(&path, &state, expected)?;
+    let state = read_state(&path)?;
+    check_same(&path, &state, &fresh)?;
     prune(dir, settings, &state)?;
-    let device = &start.device();
+    let (device, tokens, dtype) = (&start.device(), start.token_count(), start.dtype());
     let model = match trainable.is_whole() {
-        true => potstill_model::load(&place, start.dtype(), device)?,
-        false => with_trained(&place, start.clone())?,
+        true => {
+            // The weights of both would be in memory otherwise.
+            drop(start);
+            potstill_model::load(&place, dtype, device)?
+        }
+        false => with_trained(&place, start)?,
     };
-    let mut optimizer = Optimizer::new(settings);
     let path = place.join(OPTIMIZER_FILE);
-    for (name, data) in load_tensors(&path)? {
+    read_tensors(&path, &mut |name, data| {
         let restored = optimizer.restore(&name, data, device);
-        restored.map_err(|why| damaged(&path, format!("{name}: {why}")))?;
-    }
-    Ok(Some(Checkpoint {
+        restored.map_err(|why| damaged(&path, format!("{name}: {why}")))
+    })?;
+    Ok(Checkpoint {
         state,
-        model: model.with_token_count(start.token_count()),
+        model: model.with_token_count(tokens),
         optimizer,
-    }))
+    })
 }
 
 /// Compares the files of a checkpoint with its `files.json`.
 fn check_files(place: &Path) -> Result<(), Error> {
-    let list = place.join(FILES_FILE);
-    let hint = format!(
-        "remove the folder {}, and training resumes from the checkpoint before it, with the same result",
-        place.display()
-    );
-    let recorded: Option<CheckpointFiles> = read_sealed(&list, &hint)?;
-    let Some(CheckpointFiles { files }) = recorded else {
-        let reason = "it is absent, so the other files of the checkpoint cannot be checked";
-        return Err(damaged(&list, reason));
-    };
+    let CheckpointFiles { files } = recorded_files(place)?;
     let found = hash_files(place)?;
     for (name, expected) in &files {
-        let path = place.join(name);
-        match found.get(name) {
-            Some(hash) if hash == expected => {}
-            Some(hash) if hash.bytes == expected.bytes => {
-                let reason = format!(
-                    "it was changed or damaged: its SHA-256 is {}, and {FILES_FILE} says {}",
-                    hash.sha256, expected.sha256
-                );
-                return Err(damaged(&path, reason));
-            }
-            Some(hash) => {
-                let reason = format!(
-                    "it was changed or damaged: it is {} bytes long, and {FILES_FILE} says {}",
-                    hash.bytes, expected.bytes
-                );
-                return Err(damaged(&path, reason));
-            }
-            None => {
-                return Err(damaged(
-                    &path,
-                    format!("it is absent, and {FILES_FILE} names it"),
-                ));
-            }
-        }
+        compare(&place.join(name), found.get(name), expected)?;
     }
     // A further file could change what is read, such as another index of the weights.
     let further = |name: &&String| *name != FILES_FILE && !files.contains_key(*name);
@@ -331,6 +379,38 @@ fn check_files(place: &Path) -> Result<(), Error> {
         )),
         None => Ok(()),
     }
+}
+
+/// Reads the hashes of a checkpoint's files.
+fn recorded_files(place: &Path) -> Result<CheckpointFiles, Error> {
+    let list = place.join(FILES_FILE);
+    let hint = format!(
+        "remove the folder {}, and training resumes from the checkpoint before it, with the same result",
+        place.display()
+    );
+    let recorded: Option<CheckpointFiles> = read_sealed(&list, &hint)?;
+    let Some(recorded) = recorded else {
+        let reason = "it is absent, so the other files of the checkpoint cannot be checked";
+        return Err(damaged(&list, reason));
+    };
+    Ok(recorded)
+}
+
+/// Compares a file of a checkpoint with the hash that `files.json` has of it.
+fn compare(path: &Path, found: Option<&FileHash>, expected: &FileHash) -> Result<(), Error> {
+    let reason = match found {
+        Some(hash) if hash == expected => return Ok(()),
+        Some(hash) if hash.bytes == expected.bytes => format!(
+            "it was changed or damaged: its SHA-256 is {}, and {FILES_FILE} says {}",
+            hash.sha256, expected.sha256
+        ),
+        Some(hash) => format!(
+            "it was changed or damaged: it is {} bytes long, and {FILES_FILE} says {}",
+            hash.bytes, expected.bytes
+        ),
+        None => format!("it is absent, and {FILES_FILE} names it"),
+    };
+    Err(damaged(path, reason))
 }
 
 fn check_same(path: &Path, found: &TrainingState, expected: &TrainingState) -> Result<(), Error> {
@@ -400,22 +480,6 @@ fn entries(dir: &Path) -> Result<Vec<PathBuf>, Error> {
 fn name_of(path: &Path) -> &str {
     let name = path.file_name().and_then(|name| name.to_str());
     name.unwrap_or_default()
-}
-
-/// Writes tensors by name as a safetensors file.
-fn save_tensors(path: &Path, tensors: &[(String, TensorData)]) -> Result<(), Error> {
-    let views = tensor_views(tensors).map_err(|why| damaged(path, why))?;
-    safetensors::serialize_to_file(views, None, path).map_err(|why| match why {
-        SafeTensorError::IoError(error) => Error::io(path)(error),
-        why => damaged(path, why),
-    })?;
-    sync_file(path)
-}
-
-/// Reads the tensors of a safetensors file.
-fn load_tensors(path: &Path) -> Result<Vec<(String, TensorData)>, Error> {
-    let bytes = fs::read(path).map_err(Error::io(path))?;
-    decode_tensors(&bytes).map_err(|why| damaged(path, why))
 }
 
 fn damaged(path: &Path, reason: impl std::fmt::Display) -> Error {

@@ -4,19 +4,20 @@
 //! chunks of rows, so that at most one [chunk, v] block of logits exists, and the gradient of the states is
 //! then propagated back through the model. Every other position gets a gradient of exactly 0.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use burn::module::Module;
 use burn::tensor::Tensor;
 use potstill_datasets::{Arm, Signal};
-use potstill_kernels::{LogQSum, LogitTransform, RowStats, add_rows};
+use potstill_kernels::{LogQSum, LogitTransform, RowStats, add_rows, linear, sum_of_squares};
 use potstill_model::{Decoder, Parameter};
 
 use crate::backbone::{ForwardPass, TrackedParameters};
 use crate::batch::Batch;
 use crate::error::Error;
 use crate::gradients::{Gradients, widened};
-use crate::head_loss::{Form, HeadLossOptions, head_loss_added, stats_dtype};
+use crate::head_loss::{Form, HeadLossOptions, head_loss_added, logits_gradient, stats_dtype};
 use crate::loss::{
     Divergence, Tail, cross_entropy, forward_kl, smoothed_cross_entropy, soft_cross_entropy,
 };
@@ -27,6 +28,8 @@ use crate::settings::TrainSettings;
 /// Names of the embedding and of a head that is not tied to it.
 const EMBEDDING: &str = "model.embed_tokens.weight";
 const HEAD: &str = "lm_head.weight";
+/// Steps from one measurement of the terms' gradient norms to the next; the first step is measured.
+const TERM_NORM_STEPS: u64 = 10;
 
 /// Sums over rows, in nats, from which the loss and its metrics are computed.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -41,6 +44,9 @@ pub struct LossSums {
     pub divergences: Vec<f64>,
     /// Σ of the weighted terms, which training minimises.
     pub loss: f64,
+    /// Gradient norm of each weighted term at the logits, by the term's name, where it was measured: the root of the mean over
+    /// some rows of the square of |∂(weight · term)/∂logits|.
+    pub term_norms: BTreeMap<String, f64>,
 }
 
 impl LossSums {
@@ -53,6 +59,7 @@ impl LossSums {
         for (sum, other) in self.divergences.iter_mut().zip(&other.divergences) {
             *sum += other;
         }
+        self.term_norms.extend(other.term_norms.clone());
     }
 }
 
@@ -104,12 +111,15 @@ pub(crate) fn gradient_of_share(
     settings: &TrainSettings,
     (rank, size): (usize, usize),
 ) -> BatchGradient {
-    let options = GradientOptions::new(batch, settings, model);
+    let mut options = GradientOptions::new(batch, settings, model);
     let mut gradients = Gradients::new();
     let mut sums = LossSums::default();
+    let is_measured = rank == 0 && batch.step % TERM_NORM_STEPS == 1;
+    options.measures_terms = is_measured && batch.objective.terms() > 1;
     for micro_batch in batch.micro_batches.iter().skip(rank).step_by(size) {
         let of_micro_batch = micro_batch_gradient(model, micro_batch, &options, &mut gradients);
         sums.add(&of_micro_batch);
+        options.measures_terms &= sums.rows == 0;
     }
     BatchGradient {
         gradients,
@@ -135,6 +145,9 @@ pub struct GradientOptions<'a> {
     pub transform: LogitTransform,
     /// Whether the activations of a layer are computed again in the backward pass.
     pub recompute: bool,
+    /// Whether the gradient norm of each term is measured at the logits of the first `chunk_rows` rows. Their logits are
+    /// computed once more for each term.
+    pub measures_terms: bool,
 }
 
 impl<'a> GradientOptions<'a> {
@@ -147,6 +160,7 @@ impl<'a> GradientOptions<'a> {
             form: settings.form,
             transform: model.logit_transform(),
             recompute: settings.recompute,
+            measures_terms: false,
         }
     }
 }
@@ -261,12 +275,20 @@ fn hidden_gradient_added(
         chunk_rows: options.chunk_rows,
         form: options.form,
     };
-    let mut sums = LossSums::default();
     let support_nk = targets.support_nk.clone();
+    let mut sums = LossSums::default();
+    if options.measures_terms {
+        let rows = 0..micro_batch.rows().min(options.chunk_rows);
+        let states_nd = states_nd.clone().slice(rows.clone());
+        let targets = targets.slice(rows);
+        sums.term_norms = term_norms(&states_nd, &head_vd, &targets, objective, &head_options);
+    }
     let mut loss = |rows: Range<usize>, stats: &[RowStats]| {
-        let (loss, chunk_sums) = rows_loss(&targets.slice(rows), stats, objective, vocab);
+        let (terms, chunk_sums) = rows_loss(&targets.slice(rows), stats, objective, vocab);
         sums.add(&chunk_sums);
-        loss * options.row_weight
+        let loss = terms.into_iter().map(|(_, loss)| loss);
+        let zero = || stats[0].log_q_nk().sum() * 0.0;
+        loss.reduce(|sum, term| sum + term).unwrap_or_else(zero) * options.row_weight
     };
     let gradient = head_loss_added(
         states_nd,
@@ -283,6 +305,35 @@ fn hidden_gradient_added(
     }
 }
 
+/// Computes the gradient norm of each term at the logits: the root of the mean over rows of the squares.
+fn term_norms(
+    states_nd: &Tensor<2>,
+    head_vd: &Tensor<2>,
+    targets: &TargetTensors,
+    objective: &Objective,
+    options: &HeadLossOptions<'_>,
+) -> BTreeMap<String, f64> {
+    let [rows, _] = states_nd.dims();
+    let vocab = options.heads.iter().find_map(|head| head.vocab);
+    let vocab = vocab.unwrap_or(head_vd.dims()[0]);
+    let norm = |term: usize| {
+        let mut name = String::new();
+        let mut loss = |_: Range<usize>, stats: &[RowStats]| {
+            let (mut terms, _) = rows_loss(targets, stats, objective, vocab);
+            let (of_term, loss) = terms.swap_remove(term);
+            name = of_term;
+            loss
+        };
+        // The gradient is written over the logits, so that a second block of this size is never needed.
+        let logits_nv = linear(states_nd.clone(), head_vd.clone());
+        let support_nk = &targets.support_nk;
+        let gradient_nv = logits_gradient(logits_nv, support_nk, 0..rows, options, &mut loss);
+        let squares = gradient_nv.map_or(0.0, sum_of_squares);
+        (name, (squares / rows.max(1) as f64).sqrt())
+    };
+    (0..objective.terms()).map(norm).collect()
+}
+
 /// Logit transforms to evaluate: one at the loss temperature and, if that is not 1, a second one at T = 1 for
 /// the cross-entropy.
 fn heads(objective: &Objective, plain: &LogitTransform) -> Vec<LogitTransform> {
@@ -296,14 +347,14 @@ fn heads(objective: &Objective, plain: &LogitTransform) -> Vec<LogitTransform> {
     }
 }
 
-/// Computes the objective summed over rows, as a tracked scalar, and the sums of its terms. `stats` has one
-/// entry for each of [`heads`].
+/// Computes each weighted term of the objective summed over rows, as a tracked scalar with the term's name, and the sums of
+/// the terms. `stats` has one entry for each of [`heads`].
 fn rows_loss(
     targets: &TargetTensors,
     stats: &[RowStats],
     objective: &Objective,
     vocab: usize,
-) -> (Tensor<1>, LossSums) {
+) -> (Vec<(String, Tensor<1>)>, LossSums) {
     // At temperature 1 both are the same entry.
     let (tempered, plain) = (&stats[0], &stats[stats.len() - 1]);
     let log_p_nk = targets.log_p_nk.clone();
@@ -319,13 +370,9 @@ fn rows_loss(
         cross_entropy: sum(&cross_entropy(log_q_n1.clone().inner())),
         ..LossSums::default()
     };
-    let mut loss: Option<Tensor<1>> = None;
-    let mut add = |rows_n: Tensor<1>, weight: f64| {
-        let sum = rows_n.sum() * weight;
-        loss = Some(match loss.take() {
-            Some(loss) => loss + sum,
-            None => sum,
-        });
+    let mut terms = Vec::new();
+    let mut add = |name: &str, rows_n: Tensor<1>, weight: f64| {
+        terms.push((name.to_owned(), rows_n.sum() * weight));
     };
     for term in &objective.divergences() {
         let rows_n = match term.divergence {
@@ -336,7 +383,7 @@ fn rows_loss(
         sums.divergences.push(value);
         if weight > 0.0 {
             sums.loss += weight * value;
-            add(rows_n, weight);
+            add(term.divergence.name(), rows_n, weight);
         }
     }
     if objective.cross_entropy > 0.0 {
@@ -347,10 +394,9 @@ fn rows_loss(
             None => cross_entropy(log_q_n1),
         };
         sums.loss += objective.cross_entropy * sum(&rows_n);
-        add(rows_n, objective.cross_entropy);
+        add("cross_entropy", rows_n, objective.cross_entropy);
     }
-    let zero = || log_q_nk.sum() * 0.0;
-    (loss.unwrap_or_else(zero), sums)
+    (terms, sums)
 }
 
 /// Sums in f64 on the host: a global batch has a few thousand rows.

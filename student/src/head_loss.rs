@@ -138,7 +138,7 @@ fn fused(
 }
 
 /// Computes ∂L/∂logits of a chunk in the memory of the logits; `None` if the loss does not depend on them.
-fn logits_gradient(
+pub(crate) fn logits_gradient(
     logits_nv: Tensor<2>,
     support_nk: &Tensor<2, Int>,
     rows: Range<usize>,

@@ -1,6 +1,7 @@
 //! The memory that a training takes, predicted from the configuration of the model and the settings.
 //!
-//! A training is largest in a step, or where the weights are loaded, or where a checkpoint is written. A step has two
+//! A training is largest in a step, or where the weights are loaded, or where the model is measured on dev or several
+//! replicas bring their states together for a checkpoint, which is itself written tensor by tensor. A step has two
 //! moments at which memory can be largest: when the first rows of logits exist, all activations of a
 //! micro-batch are kept; and in the backward pass, the activations of a layer go while the gradients of its weights come.
 //! Both are computed here, the second one for each layer, and the larger is the peak.
@@ -180,8 +181,8 @@ impl TrainedNumbers {
         numbers
     }
 
-    /// The memory while a checkpoint is written: the optimizer's state is copied to the host, and a model in another type
-    /// has its frozen weights in f32 once more.
+    /// The memory at a checkpoint. To be measured on dev, a model in another type has its frozen weights in f32 once more.
+    /// The states of several replicas are copied to rank 0 as bytes, and are read there.
     fn checkpoint(
         &self,
         settings: &TrainSettings,
@@ -190,17 +191,16 @@ impl TrainedNumbers {
     ) -> TrainingMemory {
         let frozen = (self.all + self.adapter).saturating_sub(self.trained + self.in_blocks);
         let masters = match settings.precision {
-            Precision::F32 => 0,
-            Precision::Bf16 => frozen * F32_BYTES,
+            Precision::Bf16 if settings.measures_dev() => frozen * F32_BYTES,
+            _ => 0,
         };
-        let copies = if surroundings.is_host {
-            self.moments
-        } else {
-            0
+        let copies = match surroundings.is_host && surroundings.replicas > 1 {
+            true => 2,
+            false => 0,
         };
         TrainingMemory {
-            masters: fixed.masters + masters,
-            moments: fixed.moments + copies,
+            masters: fixed.masters * (1 + copies) + masters,
+            moments: fixed.moments * (1 + copies),
             ..fixed
         }
     }

@@ -32,6 +32,11 @@ pub struct StepMetrics {
     pub teacher_nll: f64,
     /// Global norm of the gradient before clipping.
     pub gradient_norm: f64,
+    /// Gradient norm of each weighted term of the loss at the logits, by name: the root of the mean over rows of the square of
+    /// |∂(weight · term)/∂logits|. Measured in steps 1, 11, 21, … on the first `chunk_rows` rows, if the loss has several
+    /// terms.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub term_gradient_norms: BTreeMap<String, f64>,
     /// Learning rate of this step.
     pub learning_rate: f64,
     /// Number of loss positions.
@@ -40,6 +45,10 @@ pub struct StepMetrics {
     pub tokens: u64,
     /// `tokens` divided by the step's wall time.
     pub tokens_per_second: f64,
+    /// Model FLOP utilisation: operations of the model, without those that are computed again, over what the device could do in
+    /// the step's time. `None` on a CPU and on a device whose peak is not known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mfu: Option<f64>,
     /// Time for which the step waited for its rows to be read, seconds.
     pub stall_seconds: f64,
     /// Largest memory that the process has held so far, bytes: pages in memory. `None` where the system does not say.

@@ -224,6 +224,11 @@ impl Objective {
         all.filter(|term| term.weight != 0.0).collect()
     }
 
+    /// Number of terms whose weight is not 0.
+    pub(crate) fn terms(&self) -> usize {
+        self.divergences().len() + usize::from(self.cross_entropy > 0.0)
+    }
+
     /// Whether the teacher's distributions have any weight.
     #[must_use]
     pub fn has_divergence(&self) -> bool {

@@ -10,7 +10,8 @@ use burn::module::Module;
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use potstill_kernels::{AdamStep, sum_of_squares};
 use potstill_model::{
-    Decoder, MapParameters, Parameter, ParameterName, TensorOperation, map_parameters,
+    Decoder, MapParameters, Parameter, ParameterName, StoredTensor, StoredValues, TensorOperation,
+    map_parameters,
 };
 
 use crate::gradients::Gradients;
@@ -18,8 +19,8 @@ use crate::settings::TrainSettings;
 use crate::trainable::fits;
 
 use crate::optimizer_settings::{DecayedRole, MomentType, OptimizerKind};
-pub(crate) use state::FEW_NUMBERS;
 use state::ParameterState;
+pub(crate) use state::{EMA, FEW_NUMBERS};
 
 /// Name of the number of steps among [`Optimizer::tensors`].
 const STEP: &str = "step";
@@ -84,8 +85,14 @@ impl Optimizer {
     /// Returns a model whose parameters are the masters, in f32; a parameter without a master is cast to f32.
     #[must_use]
     pub fn masters(&self, model: &Decoder) -> Decoder {
-        let values = |state: &ParameterState| state.master.clone();
-        self.replaced(model, &values)
+        map_parameters(self.trained(model), &mut Widen)
+    }
+
+    /// Returns a model without autodiff whose trained parameters are the masters, in f32; a parameter without a master has the
+    /// type that it had. The tensors are shared.
+    #[must_use]
+    pub fn trained(&self, model: &Decoder) -> Decoder {
+        self.replaced(model, &|state: &ParameterState| state.master.clone())
     }
 
     /// Returns a model in f32 whose trained parameters are running means of the weights, or `None` without `ema`: after each
@@ -93,10 +100,11 @@ impl Optimizer {
     #[must_use]
     pub fn mean_model(&self, model: &Decoder) -> Option<Decoder> {
         let values = |state: &ParameterState| state.mean().or(state.master.clone());
-        self.settings.ema.map(|_| self.replaced(model, &values))
+        let mean = || map_parameters(self.replaced(model, &values), &mut Widen);
+        self.settings.ema.map(|_| mean())
     }
 
-    /// Returns `model` without autodiff and in f32, with the values that the states have.
+    /// Returns `model` without autodiff, with the values that the states have.
     fn replaced(
         &self,
         model: &Decoder,
@@ -149,22 +157,33 @@ impl Optimizer {
         map_parameters(model, &mut update)
     }
 
-    /// Returns the state without the masters, for a checkpoint that has the masters as its model: tensors by name.
+    /// Returns the state without the masters, for a checkpoint that has the masters as its model. The tensors are shared, not
+    /// copied. Those of larger numbers come first, then they are in the order of their names, as in other safetensors files.
     ///
     /// # Errors
-    /// The error of a device that cannot be read.
-    pub fn tensors(&self) -> Result<Vec<(String, TensorData)>, String> {
+    /// A type that files do not hold.
+    pub fn tensors(&self) -> Result<Vec<StoredTensor>, potstill_model::Error> {
         let step = TensorData::new(vec![self.step as f64], [1]);
-        let mut tensors = vec![(STEP.to_owned(), step)];
-        for (name, state) in &self.states {
-            state.tensors(name, &mut tensors)?;
-        }
+        let step = (STEP.to_owned(), StoredValues::Host(step));
+        let states = self.states.iter();
+        let states = states.flat_map(|(name, state)| state.tensors(name));
+        let all = [step].into_iter().chain(states);
+        let all = all.map(|(name, values)| StoredTensor::new(name, values));
+        let mut tensors = all.collect::<Result<Vec<_>, _>>()?;
+        tensors.sort_by(|a, b| {
+            let size = |tensor: &StoredTensor| tensor.dtype().size();
+            (size(b).cmp(&size(a))).then_with(|| a.name.cmp(&b.name))
+        });
         Ok(tensors)
     }
 
     /// Returns the whole state, masters included, for another replica.
     pub(crate) fn part(&self) -> Result<Vec<(String, TensorData)>, String> {
-        let mut tensors = self.tensors()?;
+        let mut tensors = Vec::new();
+        for tensor in self.tensors().map_err(|why| why.to_string())? {
+            let data = tensor.data().map_err(|why| why.to_string())?;
+            tensors.push((tensor.name, data));
+        }
         for (name, state) in &self.states {
             if let Some(master) = state.master.clone() {
                 let data = master.try_into_data().map_err(|why| why.to_string())?;
@@ -235,7 +254,7 @@ impl MapParameters for Update<'_> {
     }
 }
 
-/// Puts values of the states in place of parameters, in f32.
+/// Puts values of the states in place of parameters.
 struct Replacement<'a> {
     states: &'a BTreeMap<String, ParameterState>,
     values: &'a dyn Fn(&ParameterState) -> Option<Parameter>,
@@ -246,7 +265,16 @@ impl MapParameters for Replacement<'_> {
         let state = self.states.get(&parameter.name);
         let value = state.and_then(|state| (self.values)(state));
         let value = value.and_then(Parameter::tensor);
-        widened(value.unwrap_or(tensor))
+        value.unwrap_or(tensor)
+    }
+}
+
+/// Casts half precisions to f32.
+struct Widen;
+
+impl MapParameters for Widen {
+    fn map<const D: usize>(&mut self, _: &ParameterName, tensor: Tensor<D>) -> Tensor<D> {
+        widened(tensor)
     }
 }
 

@@ -67,6 +67,11 @@ impl Shard {
         }
     }
 
+    /// Number of replicas.
+    pub(crate) fn size(&self) -> usize {
+        self.ranges.len()
+    }
+
     /// Whether this replica keeps the optimizer's state of the parameter with this name. Rank 0 has the masters of what is
     /// not trained.
     pub(crate) fn owns(&self, name: &str) -> bool {
@@ -160,8 +165,11 @@ pub(crate) fn whole_optimizer(
     device: &Device,
     collective: &mut dyn Collective,
 ) -> Result<Option<Optimizer>, Error> {
-    let tensors = part.part().map_err(Error::Device)?;
-    let parts = collective.gather_bytes(encode_tensors(&tensors).map_err(Error::Device)?)?;
+    let bytes = {
+        let tensors = part.part().map_err(Error::Device)?;
+        encode_tensors(&tensors).map_err(Error::Device)?
+    };
+    let parts = collective.gather_bytes(bytes)?;
     if collective.rank() > 0 {
         return Ok(None);
     }

@@ -181,6 +181,10 @@ pub struct TrainSettings {
     /// hold them, so it names them by this hash. Not part of `[train]`.
     #[serde(skip)]
     pub base: String,
+    /// Operations that a device computes in a second at most, in the type of `precision`, from which metrics get the MFU.
+    /// Not part of `[train]`.
+    #[serde(skip)]
+    pub peak_flops: Option<f64>,
 }
 
 impl Default for TrainSettings {
@@ -223,6 +227,7 @@ impl Default for TrainSettings {
             chunk_rows: 256,
             seed: 0,
             base: String::new(),
+            peak_flops: None,
         }
     }
 }
@@ -240,6 +245,12 @@ impl TrainSettings {
             true => vec![self.learning_rate.unwrap_or(default)],
             false => self.learning_rates.clone(),
         }
+    }
+
+    /// Whether the model is measured on dev at regular checkpoints.
+    #[must_use]
+    pub fn measures_dev(&self) -> bool {
+        self.keep_best || self.ema.is_some()
     }
 
     /// Resolves the number of steps and the warm-up for a number of training sequences.

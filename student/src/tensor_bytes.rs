@@ -1,4 +1,4 @@
-//! Tensors by name as bytes, in the format of safetensors: in checkpoints, and between replicas.
+//! Tensors by name as bytes, in the format of safetensors, which replicas send to one another.
 
 use burn::tensor::{DType, TensorData};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
@@ -13,9 +13,7 @@ const TENSOR_TYPES: [(DType, Dtype); 5] = [
 ];
 
 /// Returns views of tensors for safetensors. An error is the reason.
-pub(crate) fn tensor_views(
-    tensors: &[(String, TensorData)],
-) -> Result<Vec<(&str, TensorView<'_>)>, String> {
+fn tensor_views(tensors: &[(String, TensorData)]) -> Result<Vec<(&str, TensorView<'_>)>, String> {
     let mut views = Vec::with_capacity(tensors.len());
     for (name, data) in tensors {
         let stored = TENSOR_TYPES

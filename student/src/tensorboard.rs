@@ -71,10 +71,12 @@ fn scalars(metrics: &StepMetrics) -> Vec<(String, f64)> {
         ref divergences,
         teacher_nll,
         gradient_norm,
+        ref term_gradient_norms,
         learning_rate,
         loss_tokens,
         tokens,
         tokens_per_second,
+        mfu,
         stall_seconds,
         peak_bytes,
         skipped: _,
@@ -94,8 +96,14 @@ fn scalars(metrics: &StepMetrics) -> Vec<(String, f64)> {
     let fixed = fixed.map(|(tag, value)| (tag.to_owned(), value));
     let named = divergences.iter();
     let named = named.map(|(name, value)| (format!("loss/{name}"), *value));
+    let norms = term_gradient_norms.iter();
+    let norms = norms.map(|(name, norm)| (format!("gradient_norm/{name}"), *norm));
+    let utilisation = mfu.map(|share| ("train/mfu".to_owned(), share));
     let memory = peak_bytes.map(|bytes| ("train/peak_bytes".to_owned(), bytes as f64));
-    fixed.into_iter().chain(named).chain(memory).collect()
+    (fixed.into_iter().chain(named).chain(norms))
+        .chain(utilisation)
+        .chain(memory)
+        .collect()
 }
 
 fn wall_seconds() -> f64 {

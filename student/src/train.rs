@@ -16,15 +16,16 @@ use crate::loader::{BatchQueue, BatchSettings, Loader, Place, queues};
 use crate::loader::{OverlongRows, ReadRow};
 use crate::metrics::StepMetrics;
 use crate::settings::TrainSettings;
-use crate::trainer::{Trainer, TrainingPlan};
+use crate::trainer::{TrainedModel, Trainer, TrainingPlan};
 
 /// Model and progress at the end of a call of [`train`].
 #[derive(Debug)]
 pub struct TrainingResult {
-    /// The trained model in f32, without autodiff.
-    pub model: Decoder,
+    trained: TrainedModel,
     /// With `keep_best`, the step whose checkpoint had the lowest KL on dev so far.
     pub best_step: Option<u64>,
+    /// The same of the running mean of the weights, with `ema`.
+    pub best_step_of_mean: Option<u64>,
     /// Number of steps made since the start, earlier calls included.
     pub step: u64,
     /// Whether all steps are made. If not, the next call resumes from the checkpoint.
@@ -36,6 +37,15 @@ pub struct TrainingResult {
     pub unique_positions: u64,
     /// Label smoothing of the control `smoothing`; `None` for the other arms.
     pub label_smoothing: Option<f64>,
+}
+
+impl TrainingResult {
+    /// Returns the trained model in f32, without autodiff. Parameters that were computed in another type are copied, so this
+    /// is called only where the model is used.
+    #[must_use]
+    pub fn model(&self) -> Decoder {
+        self.trained.masters()
+    }
 }
 
 /// Stack size of a replica's threads, equal to the usual stack size of a main thread.
@@ -135,8 +145,9 @@ pub fn train(
         trained
     })?;
     Ok(TrainingResult {
-        model: trained.model,
+        trained: trained.model,
         best_step: trained.best_step,
+        best_step_of_mean: trained.best_step_of_mean,
         step: trained.step,
         finished: trained.step >= plan.schedule.steps,
         overlong,
@@ -173,9 +184,10 @@ struct Run<'a> {
 
 /// The end of [`Run::steps`].
 struct Trained {
-    model: Decoder,
+    model: TrainedModel,
     step: u64,
     best_step: Option<u64>,
+    best_step_of_mean: Option<u64>,
 }
 
 impl Run<'_> {
@@ -221,17 +233,19 @@ impl Run<'_> {
                 // The model is measured at regular steps alone, so that the best one does not depend on interruptions.
                 let dev = dev
                     .as_deref_mut()
-                    .filter(|_| is_regular && (settings.keep_best || settings.ema.is_some()));
+                    .filter(|_| is_regular && settings.measures_dev());
                 trainer.save(self.dir, &model, dev, collective)?;
             }
             if stop {
                 break;
             }
         }
+        let (state, model) = trainer.end(model, collective)?;
         Ok(Trained {
-            model: trainer.masters(&model, collective)?,
-            step: trainer.state.step,
-            best_step: trainer.state.best_step(),
+            model,
+            step: state.step,
+            best_step: state.best_step(),
+            best_step_of_mean: state.best_step_of_mean(),
         })
     }
 

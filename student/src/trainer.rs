@@ -19,6 +19,7 @@ use crate::loss::Divergence;
 use crate::metrics::{MetricsFile, StepMetrics, peak_bytes};
 use crate::not_finite::blame;
 use crate::objective::Objective;
+use crate::operations::ModelOperations;
 use crate::optimizer::{Optimizer, clip_global_norm};
 use crate::precision::{Precision, cast};
 use crate::replica::{Shard, whole_optimizer};
@@ -51,6 +52,7 @@ pub(crate) struct Trainer<'a> {
     files: Option<(MetricsFile, EventFile)>,
     /// The part of this replica among the others; `None` for a single replica.
     shard: Option<Shard>,
+    operations: ModelOperations,
     /// Step of the checkpoint to which the guard sends the training back.
     return_to: Option<u64>,
 }
@@ -85,16 +87,11 @@ impl<'a> Trainer<'a> {
             dev_of_mean: BTreeMap::new(),
         };
         let trainable = Trainable::of(&start, settings)?;
-        let checkpoint = checkpoint::newest(dir, &start, &fresh, settings, &trainable)?;
         let Checkpoint {
             mut state,
             mut model,
             mut optimizer,
-        } = checkpoint.unwrap_or_else(|| Checkpoint {
-            state: fresh,
-            model: start,
-            optimizer: Optimizer::new(settings),
-        });
+        } = checkpoint::newest(dir, start, fresh, settings, &trainable)?;
         if let Some(bytes) = written_bytes {
             (state.metrics_bytes, state.events_bytes) = bytes;
         }
@@ -118,6 +115,7 @@ impl<'a> Trainer<'a> {
         if let Some(shard) = &shard {
             optimizer.keep(|name| shard.owns(name));
         }
+        let operations = ModelOperations::of(model.config(), settings);
         let model = track(model, &trainable);
         let trainer = Self {
             plan,
@@ -126,6 +124,7 @@ impl<'a> Trainer<'a> {
             optimizer,
             files,
             shard,
+            operations,
             return_to: None,
         };
         Ok((trainer, model))
@@ -187,6 +186,7 @@ impl<'a> Trainer<'a> {
             Some(_) => model,
         };
 
+        let tokens_per_second = batch.tokens as f64 / began.elapsed().as_secs_f64();
         let sums = &result.sums;
         let per_row = 1.0 / sums.rows.max(1) as f64;
         let metrics = StepMetrics {
@@ -197,10 +197,12 @@ impl<'a> Trainer<'a> {
             divergences: other_divergences(&settings.objective, &sums.divergences, per_row),
             teacher_nll: result.teacher_nll * per_row,
             gradient_norm: norm,
+            term_gradient_norms: sums.term_norms.clone(),
             learning_rate: rate,
             loss_tokens: sums.rows as u64,
             tokens: batch.tokens as u64,
-            tokens_per_second: batch.tokens as f64 / began.elapsed().as_secs_f64(),
+            tokens_per_second,
+            mfu: self.utilisation(batch, tokens_per_second),
             stall_seconds,
             peak_bytes: peak_bytes(),
             skipped,
@@ -212,6 +214,16 @@ impl<'a> Trainer<'a> {
         self.state.step = step;
         self.state.position += settings.batch as u64;
         Ok((model, metrics))
+    }
+
+    /// Computes the model FLOP utilisation of a step, if the peak of the device is known.
+    fn utilisation(&self, batch: &Batch, tokens_per_second: f64) -> Option<f64> {
+        let TrainSettings { peak_flops, .. } = self.plan.settings;
+        let lengths = batch.signals.iter().map(|signal| signal.token_ids.len());
+        let operations = self.operations.of_lengths(lengths) / batch.tokens.max(1) as f64;
+        // Replicas have a device each.
+        let devices = self.shard.as_ref().map_or(1, Shard::size);
+        Some(operations * tokens_per_second / ((*peak_flops)? * devices as f64))
     }
 
     /// Lets the guard decide about the step that is computed. Returns why it is skipped.
@@ -307,41 +319,43 @@ impl<'a> Trainer<'a> {
         events.sync()?;
         let optimizer = whole.as_ref().unwrap_or(&self.optimizer);
         let TrainingPlan { settings, .. } = self.plan;
-        let mean = optimizer.mean_model(model);
-        let model = masters(optimizer, model, settings.precision);
         if let Some(dev) = dev {
-            let step = self.state.step;
             let state = &mut self.state;
             // A figure in f32 is the same after it was written as text and read back.
-            state.dev.insert(step, dev(&model)? as f32);
-            if let Some(mean) = mean {
+            let figure = dev(&masters(optimizer, model, settings.precision))? as f32;
+            state.dev.insert(step, figure);
+            if let Some(mean) = optimizer.mean_model(model) {
                 state.dev_of_mean.insert(step, dev(&mean)? as f32);
             }
         }
         checkpoint::save(
             dir,
             &self.state,
-            &model,
+            &optimizer.trained(model),
             optimizer,
             settings,
             &self.trainable,
         )
     }
 
-    /// Returns the model in f32 with the weights that are trained, without autodiff. All replicas call this; on other ranks
-    /// than 0, the weights in half precision are rounded.
-    pub(crate) fn masters(
-        &self,
-        model: &Decoder,
+    /// Ends the training, and returns its state and its model. All replicas call this; on other ranks than 0, the weights in
+    /// half precision are rounded.
+    pub(crate) fn end(
+        self,
+        model: Decoder,
         collective: &mut dyn Collective,
-    ) -> Result<Decoder, Error> {
+    ) -> Result<(TrainingState, TrainedModel), Error> {
         let precision = self.plan.settings.precision;
         let whole = match precision {
             Precision::F32 => None,
-            Precision::Bf16 => self.whole_optimizer(model, collective)?,
+            Precision::Bf16 => self.whole_optimizer(&model, collective)?,
         };
-        let optimizer = whole.as_ref().unwrap_or(&self.optimizer);
-        Ok(masters(optimizer, model, precision))
+        let trained = TrainedModel {
+            model,
+            optimizer: whole.unwrap_or(self.optimizer),
+            precision,
+        };
+        Ok((self.state, trained))
     }
 
     /// The optimizer with the state of all replicas, on rank 0 of several.
@@ -354,6 +368,21 @@ impl<'a> Trainer<'a> {
             Some(_) => whole_optimizer(&self.optimizer, &model.device().inner(), collective),
             None => Ok(None),
         }
+    }
+}
+
+/// The model at the end of a training, in the type that was computed in, with its masters.
+#[derive(Debug)]
+pub(crate) struct TrainedModel {
+    model: Decoder,
+    optimizer: Optimizer,
+    precision: Precision,
+}
+
+impl TrainedModel {
+    /// Returns the model in f32 with the weights that are trained, without autodiff.
+    pub(crate) fn masters(&self) -> Decoder {
+        masters(&self.optimizer, &self.model, self.precision)
     }
 }
 

@@ -30,6 +30,7 @@ fn a_plan_sums_up_and_writes_nothing() {
         "parameters  ",
         "memory      ",
         "tokens      6 steps of 4 sequences",
+        "operations  ",
         "time        ",
         "collect     24 answers",
         "cost        ",
@@ -53,6 +54,8 @@ fn a_plan_sums_up_and_writes_nothing() {
     assert!((of("usd") / of("device_hours") - 2.5).abs() < 1e-9);
     let per_million = of("usd") / of("tokens") * 1e6;
     assert!((of("usd_per_million_tokens") / per_million - 1.0).abs() < 1e-9);
+    // No MFU on a CPU.
+    assert!(of("flops_per_token") > 4.0 * of("parameters") && plan["mfu"].is_null());
     assert!(of("step_seconds") > 0.0 && of("collect_hours") > 0.0);
     assert!(!run.path("runs").exists());
 }

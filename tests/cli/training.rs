@@ -25,6 +25,32 @@ fn json(run: &Run, name: &str) -> Value {
 }
 
 #[test]
+fn the_running_mean_is_exported_and_measured_if_the_run_says_so() {
+    let run = Run::new();
+    run.edit("test = 0.4", "dev = 0.3\ntest = 0.3");
+    run.edit("steps = 6", "steps = 6\nema = 0.5\nkeep_best = true");
+    assert_eq!(run.run().code, 0);
+    let report = |run: &Run| fs::read_to_string(run.path("runs/tiny/report.md")).unwrap();
+    let weights = |run: &Run| {
+        let path = "runs/tiny/students/student/export/model.safetensors";
+        fs::read(run.path(path)).unwrap()
+    };
+    let (trained, trained_report) = (weights(&run), report(&run));
+    assert!(trained_report.contains("## Running mean of the weights"));
+    let counts = json(&run, "students/student_manifest.json")["counts"].clone();
+    assert!(counts["best step"].is_u64() && counts["best step of the mean"].is_u64());
+
+    // The training is not repeated; the export and what follows are.
+    run.edit("[eval]", "[export]\nweights = \"mean\"\n\n[eval]");
+    let output = run.run();
+    let unchanged = "train student: up to date";
+    assert!(output.stderr.contains(unchanged), "{}", output.stderr);
+    assert!(weights(&run) != trained && report(&run) != trained_report);
+    let card = fs::read_to_string(run.path("runs/tiny/students/student/export/README.md")).unwrap();
+    assert!(card.contains("the running mean of those that were trained, with decay 0.5"));
+}
+
+#[test]
 fn every_arm_gets_the_rate_that_is_best_on_dev() {
     let run = tuned();
     for stage in ["import", "collect", "curate"] {

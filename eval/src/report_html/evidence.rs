@@ -140,6 +140,35 @@ pub(super) fn tuning(out: &mut String, report: &Report) {
     table(out, "Dev figures by learning rate", "narrow", &head, &rows);
 }
 
+/// Writes the figures on dev of the weights and of their running mean.
+pub(super) fn means(out: &mut String, report: &Report) {
+    if report.means.is_empty() {
+        return;
+    }
+    let note = report_text::means_note(report);
+    super::section(out, "means", "Running mean of the weights", &escape(&note));
+    let rows = report.means.iter().map(|mean| {
+        let figure = |value: f64, is_exported: bool| {
+            Cell::Number(match is_exported {
+                true => format!("<strong>{value:.4}</strong>"),
+                false => format!("{value:.4}"),
+            })
+        };
+        let swatch = swatch(colour(mean.name));
+        vec![
+            Cell::Head(format!("{swatch}{}", mean.name)),
+            Cell::Number(mean.seed.to_string()),
+            Cell::Number(mean.step.to_string()),
+            figure(mean.trained, !mean.exports_mean),
+            figure(mean.mean, mean.exports_mean),
+        ]
+    });
+    let rows: Vec<Vec<Cell>> = rows.collect();
+    let head = ["model", "seed", "step", "weights", "running mean"];
+    table(out, "Dev figures of running means", "narrow", &head, &rows);
+    out.push_str("</section>\n");
+}
+
 /// Writes the sizes of the splits and the near-duplicates.
 pub(super) fn splits(out: &mut String, splits: &SplitFacts) {
     out.push_str("<h3>Splits</h3>\n<p class=\"note\">Prompts are split before anything is dropped. Only the answers to train on are filtered.</p>\n");

@@ -8,15 +8,14 @@
 
 use std::sync::LazyLock;
 
+use super::{AdamStep, LoopFactors, adamw_reference};
+use crate::flex::{compact, elements, is_cpu_f32};
+use crate::simd::vectorize_closure;
+use crate::team::{DisjointChunks, run_tasks};
 use burn::backend::flex::FlexTensor;
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Backend, Dispatch, Flex, backend_extension};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
-use rayon::prelude::*;
-
-use super::{AdamStep, LoopFactors, adamw_reference};
-use crate::flex::{compact, elements, is_cpu_f32};
-use crate::simd::vectorize_closure;
 
 /// Numbers that share a scale.
 pub const BLOCK: usize = 256;
@@ -234,23 +233,29 @@ impl ByteAdamOps for Flex {
         let [mut v_codes, mut v_scales] = [v_codes, v_scales].map(compact);
         let factors = LoopFactors::new(&step);
         let numbers = TASK * BLOCK;
-        let m = (m_codes.storage_mut::<u8>().par_chunks_mut(numbers))
-            .zip(m_scales.storage_mut::<f32>().par_chunks_mut(TASK));
-        let v = (v_codes.storage_mut::<u8>().par_chunks_mut(numbers))
-            .zip(v_scales.storage_mut::<f32>().par_chunks_mut(TASK));
-        let tasks = (theta.storage_mut::<f32>().par_chunks_mut(numbers))
-            .zip(elements::<f32>(&gradient).par_chunks(numbers))
-            .zip(m.zip(v));
-        tasks.for_each(
-            |((theta, gradient), ((m_codes, m_scales), (v_codes, v_scales)))| {
-                let blocks = (theta.chunks_mut(BLOCK).zip(gradient.chunks(BLOCK)))
-                    .zip(m_codes.chunks_mut(BLOCK).zip(m_scales))
-                    .zip(v_codes.chunks_mut(BLOCK).zip(v_scales));
+        {
+            let theta = DisjointChunks::new(theta.storage_mut::<f32>(), numbers);
+            let codes = [&mut m_codes, &mut v_codes]
+                .map(|codes| DisjointChunks::new(codes.storage_mut::<u8>(), numbers));
+            let scales = [&mut m_scales, &mut v_scales]
+                .map(|scales| DisjointChunks::new(scales.storage_mut::<f32>(), TASK));
+            let gradient = elements::<f32>(&gradient);
+            run_tasks(theta.count(), rayon::current_num_threads(), |task| {
+                // SAFETY: each task runs once.
+                let theta = unsafe { theta.get(task) };
+                let [m, v] = [0, 1].map(|moment| {
+                    // SAFETY: as above.
+                    let (codes, scales) =
+                        unsafe { (codes[moment].get(task), scales[moment].get(task)) };
+                    codes.chunks_mut(BLOCK).zip(scales)
+                });
+                let gradient = gradient[task * numbers..].chunks(BLOCK);
+                let blocks = theta.chunks_mut(BLOCK).zip(gradient).zip(m).zip(v);
                 for (((theta, gradient), m), v) in blocks {
                     update_block(theta, gradient, m, v, &factors);
                 }
-            },
-        );
+            });
+        }
         (theta, m_codes, m_scales, v_codes, v_scales)
     }
 }

@@ -6,12 +6,13 @@ use std::path::Path;
 use burn::tensor::{DType, Device, Tensor};
 
 use super::{AdapterLayers, AdapterPlan, can_have_adapter, config, new_adapter};
-use crate::checkpoint::write_tensors;
+use crate::checkpoint::write_weights;
 use crate::files::write_json;
 use crate::layers::{AdapterScale, Linear, MapLayers};
 use crate::named_parameters::named_parameters;
 use crate::parameters::{MapParameters, ParameterName, Role};
 use crate::safetensors_files::SafetensorsFiles;
+use crate::tensor_files::{StoredTensor, StoredValues};
 use crate::weights::Weights;
 use crate::{Decoder, Error};
 
@@ -46,22 +47,14 @@ pub fn save_adapter(
     let parameters = named_parameters(model).into_iter();
     let parameters = parameters.filter(|(parameter, _)| parameter.role == Role::Adapter);
     let tensors = parameters.map(|(parameter, tensor)| {
-        let dtype = tensor.clone().apply(TypeOf);
-        (format!("{PREFIX}{}", parameter.name), tensor, dtype)
+        let name = format!("{PREFIX}{}", parameter.name);
+        StoredTensor::new(name, StoredValues::Float(tensor))
     });
-    write_tensors(&dir.join(ADAPTER_WEIGHTS_FILE), tensors.collect())?;
+    let tensors = tensors.collect::<Result<Vec<_>, _>>()?;
+    write_weights(&dir.join(ADAPTER_WEIGHTS_FILE), &tensors)?;
     let layers: Vec<String> = scales.layers.into_iter().map(|(name, ..)| name).collect();
     let config = config::write(&plan, &layers, base, revision);
     write_json(&dir.join(ADAPTER_CONFIG_FILE), &config)
-}
-
-struct TypeOf;
-
-impl crate::TensorOperation for TypeOf {
-    type Output = DType;
-    fn apply<const D: usize>(self, tensor: Tensor<D>) -> DType {
-        tensor.dtype()
-    }
 }
 
 /// The adapters of a model: name of the layer, rank, and scale.

@@ -20,6 +20,7 @@ pub(super) fn lines(plan: &Plan) -> String {
         large(plan.tokens() as u64),
         plan.rows.origin,
     ));
+    lines.push(operations(plan));
     lines.extend(time(plan));
     lines.extend(collect(plan));
     lines.extend(cost(plan));
@@ -91,6 +92,22 @@ fn memory(plan: &Plan) -> Vec<String> {
         lines.push("            and choose a smaller student: `layers`, `intermediate_size` or `random` in [student]".to_owned());
     }
     lines
+}
+
+fn operations(plan: &Plan) -> String {
+    let utilisation = plan.utilisation().zip(plan.peak_flops);
+    let utilisation = utilisation.map(|(share, peak)| {
+        let peak = digits(peak / 1e12);
+        format!(
+            ", {} % of the {peak} TFLOP/s of a device",
+            digits(100.0 * share)
+        )
+    });
+    format!(
+        "operations  {} FLOPs a token, attention included{}",
+        large(plan.token_operations as u64),
+        utilisation.unwrap_or_default()
+    )
 }
 
 fn time(plan: &Plan) -> Vec<String> {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use potstill_kernels::{AdamStep, ByteMoment, adamw, adamw_8bit, adamw_master};
-use potstill_model::{Parameter, ParameterName, Role};
+use potstill_model::{Parameter, ParameterName, Role, StoredValues};
 
 use super::muon::muon;
 use super::{MASTER, UpdateSettings, is_narrow, widened};
@@ -15,8 +15,8 @@ pub(crate) const FEW_NUMBERS: usize = 4096;
 /// Names of the floating-point tensors of a state: AdamW's moments, the scales of those in 8 bits, Muon's momentum, and the
 /// mean of the weights.
 const FLOATS: [&str; 6] = ["m", "v", "m_scales", "v_scales", "momentum", EMA];
-/// Name of the mean of the weights.
-const EMA: &str = "ema";
+/// Name of the mean of the weights, the part of a tensor's name before the parameter's.
+pub(crate) const EMA: &str = "ema";
 /// Names of the tensors of 8-bit codes.
 const CODES: [&str; 2] = ["m_codes", "v_codes"];
 
@@ -197,21 +197,14 @@ impl ParameterState {
         self.floats.insert(name, Parameter::new(tensor));
     }
 
-    /// Appends all tensors but the master, with names like `m.model.norm.weight`.
-    pub(super) fn tensors(
-        &self,
-        parameter: &str,
-        list: &mut Vec<(String, TensorData)>,
-    ) -> Result<(), String> {
+    /// Returns all tensors but the master, with names like `m.model.norm.weight`.
+    pub(super) fn tensors(&self, parameter: &str) -> impl Iterator<Item = (String, StoredValues)> {
         let floats = self.floats.iter();
-        let floats = floats.map(|(name, float)| (name, float.clone().try_into_data()));
+        let floats = floats.map(|(name, float)| (*name, StoredValues::Float(float.clone())));
         let codes = self.codes.iter();
-        let codes = codes.map(|(name, codes)| (name, codes.clone().try_into_data()));
-        for (name, data) in floats.chain(codes) {
-            let data = data.map_err(|why| why.to_string())?;
-            list.push((format!("{name}.{parameter}"), data));
-        }
-        Ok(())
+        let codes = codes.map(|(name, codes)| (*name, StoredValues::Codes(codes.clone())));
+        let all = floats.chain(codes);
+        all.map(move |(name, values)| (format!("{name}.{parameter}"), values))
     }
 
     /// Restores a tensor by the part of its name before the parameter's.

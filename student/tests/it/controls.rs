@@ -39,7 +39,7 @@ fn same_token_equals_the_student_if_distributions_ignore_the_context() {
     }
     let student = run(&data, Arm::Student, &settings());
     let control = run(&data, Arm::SameToken, &settings());
-    assert_eq!(bits(&control.model), bits(&student.model));
+    assert_eq!(bits(&control.model()), bits(&student.model()));
     assert_eq!(control.unique_positions, 0);
 }
 
@@ -48,7 +48,7 @@ fn same_token_differs_from_the_student_if_distributions_depend_on_the_context() 
     let data = with_twins(signals(6, 47, 31));
     let student = run(&data, Arm::Student, &settings());
     let control = run(&data, Arm::SameToken, &settings());
-    assert_ne!(bits(&control.model), bits(&student.model));
+    assert_ne!(bits(&control.model()), bits(&student.model()));
 }
 
 /// If every token occurs once, the targets are point masses, and forward KL to a point mass is cross-entropy.
@@ -73,7 +73,7 @@ fn same_token_learns_unique_tokens_as_sft_does() {
     let control = run(&data, Arm::SameToken, &settings());
     assert_eq!(control.unique_positions, u64::from(next));
     let sft = run(&data, Arm::Sft, &settings());
-    let largest = (numbers(&control.model).iter().zip(numbers(&sft.model)))
+    let largest = (numbers(&control.model()).iter().zip(numbers(&sft.model())))
         .map(|(a, b)| (a - b).abs())
         .fold(0.0, f32::max);
     assert!(largest < 1e-4, "{largest}");
@@ -94,7 +94,7 @@ fn smoothing_is_sft_with_label_smoothing_of_the_mean_entropy() {
     let mut smoothed = settings();
     smoothed.objective.label_smoothing = smoothing;
     let sft = run(&data, Arm::Sft, &smoothed);
-    assert_eq!(bits(&control.model), bits(&sft.model));
+    assert_eq!(bits(&control.model()), bits(&sft.model()));
 
     let rows: Vec<f64> = (data.iter().flat_map(|s| &s.rows))
         .map(|row| f64::from(row.entropy))

@@ -1,7 +1,7 @@
 //! The gradient of a global batch: equal to finite differences, the same for every split, zero at masked positions.
 
 use burn::module::Module;
-use burn::tensor::{DType, Device, Tensor};
+use burn::tensor::{DType, Device, Tensor, TensorData};
 use potstill_datasets::Signal;
 use potstill_kernels::LogitTransform;
 use potstill_model::{Decoder, MapParameters, ParameterName, map_parameters};
@@ -37,6 +37,7 @@ fn options(objective: &Objective, chunk_rows: usize) -> GradientOptions<'_> {
         form: Form::Fused,
         transform: LogitTransform::default(),
         recompute: false,
+        measures_terms: false,
     }
 }
 
@@ -97,6 +98,45 @@ fn check_finite_differences(model: &Decoder, vocab: u32, per_parameter: usize) {
         }
     }
     println!("finite differences: largest relative error {worst:.1e}");
+}
+
+#[test]
+fn gradient_norms_of_terms_are_those_of_the_logits() {
+    let device = Device::flex();
+    let v = 47;
+    // With the identity as the head, the states are the logits, and so are their gradients.
+    let identity = Tensor::<2>::eye(v, &device).cast(DType::F64);
+    let data = signals(3, v as u32, 13);
+    let borrowed: Vec<&Signal> = data.iter().collect();
+    let target = |signal: &Signal| Target::new(signal, Tail::Bucket, 1.0).unwrap().0;
+    let targets = data.iter().map(target).collect();
+    let micro_batch = MicroBatch::new(&borrowed, targets, v).unwrap();
+    let positions: usize = micro_batch.ids_bt(&device).dims().iter().product();
+    let logits: Vec<f64> = (0..positions * v)
+        .map(|i| (i as f64 * 0.71).sin())
+        .collect();
+    let logits = TensorData::new(logits, [positions, v]);
+    let logits_nv = Tensor::<2>::from_data(logits, (&device, DType::F64));
+    let both = Objective::mixed(0.7, 0.3);
+    let mut measured = options(&both, 1000);
+    measured.measures_terms = true;
+    let found = hidden_gradient(&logits_nv, &identity, &micro_batch, &measured).sums;
+    assert_eq!(found.term_norms.len(), 2);
+    for (name, single) in [
+        ("forward_kl", Objective::mixed(0.7, 0.0)),
+        ("cross_entropy", Objective::mixed(0.0, 0.3)),
+    ] {
+        let alone = hidden_gradient(&logits_nv, &identity, &micro_batch, &options(&single, 5));
+        let numbers: Vec<f64> = alone.hidden_nd.to_data().iter::<f64>().collect();
+        let squares: f64 = numbers.iter().map(|number| number * number).sum();
+        let expected = (squares / micro_batch.rows() as f64).sqrt();
+        let found = found.term_norms[name];
+        assert!(
+            expected > 0.0 && (found / expected - 1.0).abs() < 1e-6,
+            "{found} {expected}"
+        );
+        assert!(alone.sums.term_norms.is_empty());
+    }
 }
 
 #[test]

@@ -20,7 +20,7 @@ fn run(
     stop_at: u64,
 ) -> Result<(Decoder, Vec<StepMetrics>), Error> {
     let (result, steps) = train_on(tiny(DType::F32), data, Arm::Student, settings, dir, stop_at);
-    Ok((result?.model, steps))
+    Ok((result?.model(), steps))
 }
 
 /// Makes the rows of a sequence certain of their target tokens.

@@ -69,7 +69,7 @@ fn known_lengths_spare_the_first_reading_and_change_nothing() {
         let (read, reads_with_pass, _) = run(&data, &settings, None, None);
         let (known, reads, _) = run(&data, &settings, Some(&lengths), None);
         let (read, known) = (read.unwrap(), known.unwrap());
-        assert_eq!(bits(&read.model), bits(&known.model));
+        assert_eq!(bits(&read.model()), bits(&known.model()));
         assert_eq!(read.overlong, known.overlong);
         for (with_pass, without) in reads_with_pass.iter().zip(&reads) {
             assert_eq!(*with_pass, without + 1);

@@ -126,8 +126,8 @@ fn weights_gradients_and_moments_are_counted_exactly() {
             let gradients = gradients.filter(|(name, _)| trainable.contains(name));
             let _next = optimizer.step(tracked, gradients.collect(), 1.0, 1e-3);
             let state = optimizer.tensors().unwrap().into_iter();
-            let state = state.filter(|(name, _)| name != "step");
-            let bytes: usize = state.map(|(_, data)| data.bytes().len()).sum();
+            let state = state.filter(|tensor| tensor.name != "step");
+            let bytes: usize = state.map(|tensor| tensor.bytes()).sum();
             assert_eq!(counted.moments, bytes as u64, "case {case}, tied {tied}");
             assert_eq!(predicted.masters, 0);
             assert_eq!(predicted.program, 1000);

@@ -36,7 +36,7 @@ fn numbers_of_replicas_agree_to_rounding_and_equal_ones_to_the_bit() {
     let trained = |replicas| {
         let dir = tempfile::tempdir().unwrap();
         let (result, steps) = run(dir.path(), &data, &with_replicas(replicas), 0);
-        (bits(&result.unwrap().model), steps)
+        (bits(&result.unwrap().model()), steps)
     };
     let (_, one) = trained(1);
     assert_eq!(one.len(), 20);
@@ -72,7 +72,7 @@ fn a_training_with_replicas_is_resumed_to_the_bit() {
     let settings = with_replicas(3);
     let whole_dir = tempfile::tempdir().unwrap();
     let (whole, _) = run(whole_dir.path(), &data, &settings, 0);
-    let whole = bits(&whole.unwrap().model);
+    let whole = bits(&whole.unwrap().model());
     let optimizer = "checkpoints/step-00000020/optimizer.safetensors";
     for stop_at in [1, 7, 12, 19] {
         let dir = tempfile::tempdir().unwrap();
@@ -80,7 +80,7 @@ fn a_training_with_replicas_is_resumed_to_the_bit() {
         let part = part.unwrap();
         assert!(!part.finished && part.step == stop_at);
         let (rest, _) = run(dir.path(), &data, &settings, 0);
-        assert_eq!(bits(&rest.unwrap().model), whole);
+        assert_eq!(bits(&rest.unwrap().model()), whole);
         // The moments of all replicas are in the checkpoint.
         assert_eq!(
             std::fs::read(dir.path().join(optimizer)).unwrap(),

@@ -77,8 +77,8 @@ fn a_run_that_is_stopped_and_resumed_ends_in_the_same_weights() {
             let rest = run(dir.path(), &data, arm, &settings, 0).unwrap();
             assert!(rest.finished);
             assert_eq!(
-                bits(&rest.model),
-                bits(&whole.model),
+                bits(&rest.model()),
+                bits(&whole.model()),
                 "{arm:?}, stopped after {stop_at}"
             );
             let lines = std::fs::read_to_string(dir.path().join("metrics.jsonl")).unwrap();
@@ -101,12 +101,12 @@ fn steps_after_the_last_checkpoint_are_trained_again() {
     std::fs::create_dir(dir.path().join("checkpoints/.step-00000004.tmp")).unwrap();
     std::fs::create_dir(dir.path().join("checkpoints/.step-00000001.old")).unwrap();
     let rest = run(dir.path(), &data, Arm::Student, &settings(), 0).unwrap();
-    assert_eq!(bits(&rest.model), bits(&whole.model));
+    assert_eq!(bits(&rest.model()), bits(&whole.model()));
     assert_eq!(checkpoints(dir.path()), ["step-00000004", "step-00000006"]);
     // The state after kill -9 when all steps are made and an old checkpoint is not deleted yet.
     std::fs::create_dir(dir.path().join("checkpoints/step-00000002")).unwrap();
     let again = run(dir.path(), &data, Arm::Student, &settings(), 0).unwrap();
-    assert_eq!(bits(&again.model), bits(&whole.model));
+    assert_eq!(bits(&again.model()), bits(&whole.model()));
     assert_eq!(checkpoints(dir.path()), ["step-00000004", "step-00000006"]);
     let lines = std::fs::read_to_string(dir.path().join("metrics.jsonl")).unwrap();
     assert_eq!(lines.lines().count(), 6);
@@ -204,7 +204,7 @@ fn a_flipped_bit_in_a_checkpoint_is_named_and_training_resumes_from_the_one_befo
     std::fs::write(newest.join("model.safetensors.index.json"), "{}").unwrap();
     refused("model.safetensors.index.json");
     std::fs::remove_dir_all(&newest).unwrap();
-    assert_eq!(bits(&resume().unwrap().model), bits(&whole.model));
+    assert_eq!(bits(&resume().unwrap().model()), bits(&whole.model()));
 }
 
 #[test]
@@ -342,6 +342,46 @@ fn weights_that_are_not_finite_name_all_rows() {
 }
 
 #[test]
+fn metrics_have_the_norms_of_terms_and_the_utilisation_where_they_are_measured() {
+    let data = signals(8, 47, 31);
+    let metrics = |settings: &TrainSettings| {
+        let dir = tempfile::tempdir().unwrap();
+        let (result, steps) = train_on(
+            tiny(DType::F32),
+            &data,
+            Arm::Student,
+            settings,
+            dir.path(),
+            0,
+        );
+        result.unwrap();
+        steps
+    };
+    let long = TrainSettings {
+        steps: Some(12),
+        ..settings()
+    };
+    for step in metrics(&long) {
+        let names: Vec<&String> = step.term_gradient_norms.keys().collect();
+        match step.step % 10 {
+            1 => assert_eq!(names, ["cross_entropy", "forward_kl"]),
+            _ => assert!(names.is_empty()),
+        }
+        assert!(step.term_gradient_norms.values().all(|norm| *norm > 0.0));
+        assert_eq!(step.mfu, None);
+    }
+    let single = TrainSettings {
+        objective: Objective::default(),
+        peak_flops: Some(1e18),
+        ..settings()
+    };
+    for step in metrics(&single) {
+        assert!(step.term_gradient_norms.is_empty());
+        assert!(step.mfu.unwrap() > 0.0 && step.mfu.unwrap() < 1.0);
+    }
+}
+
+#[test]
 fn training_lowers_the_held_out_kl() {
     let data = signals(8, 47, 31);
     let values = |model: &Decoder| {
@@ -361,7 +401,7 @@ fn training_lowers_the_held_out_kl() {
         ..settings()
     };
     let trained = run(dir.path(), &data, Arm::Student, &long, 0).unwrap();
-    let (before, after) = (values(&tiny(DType::F32)), values(&trained.model));
+    let (before, after) = (values(&tiny(DType::F32)), values(&trained.model()));
     println!("KL {before:.3} → {after:.3} nats per token");
     assert!(after < 0.7 * before);
 }

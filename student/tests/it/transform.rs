@@ -124,6 +124,7 @@ fn the_gradient_of_a_transformed_head_is_that_of_loops() {
                 form,
                 transform,
                 recompute: false,
+                measures_terms: false,
             };
             let found = hidden_gradient(&hidden_nd, &head_vd, &micro_batch, &options);
             assert!(
