@@ -109,7 +109,7 @@ fn a_padded_vocabulary_has_the_reference_probabilities() {
         let text = text_of(numbers(&item["ids"]), 1);
         let signal = score(&teacher, &[text], &scoring(20)).remove(0);
         let (ids, logprobs) = (&item["top20_ids"], &item["top20_logprobs"]);
-        for (t, row) in signal.rows.iter().enumerate() {
+        for (t, row) in signal.rows.rows().enumerate() {
             assert!(row.ids.iter().all(|id| *id < 151_665));
             let expected = logprobs[t]
                 .as_array()
@@ -357,16 +357,18 @@ fn tail_draws_depend_on_seed_text_and_position_only() {
     }
     let ids = |signals: &[Signal]| -> Vec<Vec<u32>> {
         let rows = signals.iter().flat_map(|signal| &signal.rows);
-        rows.map(|row| row.draw_ids.clone()).collect()
+        rows.map(|row| row.draw_ids.to_vec()).collect()
     };
     assert_ne!(ids(&signals), ids(&drawn(2, &texts)));
     texts.iter_mut().for_each(|text| text.sample_index += 1);
     assert_ne!(ids(&signals), ids(&drawn(1, &texts)));
     // Draws do not change the distributions.
     let mut without = signals;
-    for row in without.iter_mut().flat_map(|signal| &mut signal.rows) {
-        row.draw_ids.clear();
-        row.draw_counts.clear();
+    for signal in &mut without {
+        signal.rows.change_rows(|_, row| {
+            row.draw_ids.clear();
+            row.draw_counts.clear();
+        });
     }
     texts.iter_mut().for_each(|text| text.sample_index -= 1);
     assert_eq!(without, score(&teacher, &texts, &scoring(4)));
