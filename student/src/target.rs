@@ -98,7 +98,7 @@ fn tail_at(tail_logprob: f32, sum: f64, temperature: f64, log_z: f64) -> f64 {
         1.0 => bound,
         _ if tail_logprob == f32::NEG_INFINITY => 0.0,
         _ if temperature > 1.0 => (1.0 - sum).max(bound),
-        _ => (1.0 - sum).clamp(0.0, bound),
+        _ => (1.0 - sum).max(0.0).min(bound),
     }
 }
 

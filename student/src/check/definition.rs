@@ -136,7 +136,7 @@ fn buckets(row: DistributionRow<'_>, q: &[f64], objective: &Objective) -> (Vec<f
         1.0 => stored.exp(),
         _ if stored == f64::NEG_INFINITY => 0.0,
         _ if tau > 1.0 => (1.0 - sum).max((stored / tau - log_z).exp()),
-        _ => (1.0 - sum).clamp(0.0, (stored / tau - log_z).exp()),
+        _ => (1.0 - sum).max(0.0).min((stored / tau - log_z).exp()),
     };
     p.iter_mut().for_each(|p| *p /= sum + tail);
     tail /= sum + tail;

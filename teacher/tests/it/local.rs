@@ -178,10 +178,10 @@ fn signals_equal_brute_force() {
             support.extend([2, text.encoded.token_ids[position]]);
             support.sort_unstable();
             support.dedup();
-            let mut found = row.ids.clone();
+            let mut found = row.ids.to_vec();
             found.sort_unstable();
             assert_eq!(found, support, "position {position}");
-            for (id, logprob) in row.ids.iter().zip(&row.logprobs) {
+            for (id, logprob) in row.ids.iter().zip(row.logprobs) {
                 assert!((f64::from(*logprob) - full[*id as usize]).abs() < 1e-4);
             }
             let outside = (0..full.len()).filter(|id| !support.contains(&(*id as u32)));
@@ -189,7 +189,7 @@ fn signals_equal_brute_force() {
             assert!((f64::from(row.tail_logprob) - tail.ln()).abs() < 1e-4);
             let entropy: f64 = full.iter().map(|logprob| -logprob * logprob.exp()).sum();
             assert!((f64::from(row.entropy) - entropy).abs() < 1e-4);
-            for (t, log_z) in temperatures.iter().zip(&row.log_z_at) {
+            for (t, log_z) in temperatures.iter().zip(row.log_z_at) {
                 let t = *t;
                 let expected = full
                     .iter()
