@@ -193,7 +193,7 @@ mod tests {
     /// The tail is two tokens of equal probability. Its mass at a temperature is within the bound from its mass at 1.
     #[test]
     fn a_small_tail_at_another_temperature_is_within_its_bound() {
-        let full = [0.75, 0.25 - 2e-9, 1e-9, 1e-9];
+        let full = [0.75_f64, 0.25 - 2e-9, 1e-9, 1e-9];
         for t in [0.5, 0.8, 1.25, 2.0] {
             let z: f64 = full.iter().map(|p| p.powf(1.0 / t)).sum();
             let exact = 2.0 * full[3].powf(1.0 / t) / z;
