@@ -10,7 +10,7 @@ use std::ops::ControlFlow;
 use std::time::Instant;
 
 use anyhow::Context as _;
-use potstill::datasets::{ChatTemplate, Encoded, SignalRow};
+use potstill::datasets::{ChatTemplate, DistributionRow, Encoded, Signal};
 use potstill::model::{
     BatchLimits, Int, Module, Sampling, StopConditions, Tensor, TensorData, device, generate,
 };
@@ -184,11 +184,13 @@ fn capture(request: &MeasurementRequest) -> anyhow::Result<MeasurementReply> {
     let (seconds, means) = repeat(request, || {
         let mut go_on = |_: usize| ControlFlow::Continue(());
         let signals = teacher.score(&texts, &scoring, &mut go_on)?;
-        let rows: Vec<SignalRow> = signals.into_iter().flatten().flat_map(|s| s.rows).collect();
-        let mean = |value: fn(&SignalRow) -> f32| {
+        let signals: Vec<Signal> = signals.into_iter().flatten().collect();
+        let rows: Vec<DistributionRow<'_>> = signals.iter().flat_map(|s| &s.rows).collect();
+        let mean = |value: fn(&DistributionRow<'_>) -> f32| {
             rows.iter().map(|row| f64::from(value(row))).sum::<f64>() / rows.len().max(1) as f64
         };
-        let likeliest = |row: &SignalRow| row.logprobs.first().copied().unwrap_or(f32::NAN);
+        let likeliest =
+            |row: &DistributionRow<'_>| row.logprobs.first().copied().unwrap_or(f32::NAN);
         Ok(vec![mean(|row| row.entropy), mean(likeliest)])
     })?;
     Ok(reply_with_first(seconds, means))

@@ -9,6 +9,7 @@ mod bos;
 mod canonical;
 mod chat;
 mod curate;
+mod distributions;
 mod encode;
 mod error;
 mod files;
@@ -47,6 +48,7 @@ pub use crate::batch::Order;
 pub use crate::bos::bos_problem;
 pub use crate::canonical::canonical_json;
 pub use crate::curate::{CurateSettings, KeptAnswers, Split, WrongAnswers};
+pub use crate::distributions::{DistributionRow, DistributionRows, Distributions, SignalRow};
 pub use crate::encode::{Encoded, encode_conversation, prompt_ids};
 pub use crate::error::{Error, RowLocation};
 pub use crate::files::{
@@ -77,7 +79,7 @@ pub use crate::records::{
 };
 pub use crate::schema::{PROVENANCE_KEY, Record, SCHEMA_KEY, SCHEMA_VERSION};
 pub use crate::sealed::{read_sealed, to_sealed_json, write_sealed};
-pub use crate::signal::{MASS_TOLERANCE, SequenceLength, Signal, SignalRow};
+pub use crate::signal::{MASS_TOLERANCE, SequenceLength, Signal};
 pub use crate::spelling::Spelling;
 pub use crate::store::{
     Answer, Entry, FrameSpan, Journal, Published, Store, StoredRecord, Tables, Tally, UnitIndex,

@@ -275,7 +275,7 @@ pub struct Provenance {
     pub template: String,
     /// Sampling settings as canonical JSON.
     pub sampling: String,
-    /// Temperatures of the entries of [`SignalRow::log_z_at`](crate::SignalRow::log_z_at).
+    /// Temperatures of the entries of [`DistributionRow::log_z_at`](crate::DistributionRow::log_z_at).
     pub temperatures: Vec<f32>,
     /// Licence under which the teacher's answers may be used.
     pub licence: Option<String>,

@@ -1,6 +1,6 @@
 //! Sums of the sampling test over signals, in memory that does not grow with them.
 
-use potstill_datasets::{Signal, SignalRow};
+use potstill_datasets::{DistributionRow, Signal};
 
 use crate::sampling::{SamplingCheck, SamplingLaw};
 
@@ -284,8 +284,8 @@ impl SamplingTally {
 /// the server gave fewer: a row may then hold the target token as one more, so one less than the shortest row is sure.
 fn stored_tokens(signal: &Signal, top_k: usize) -> usize {
     let is_short =
-        |row: &&SignalRow| row.ids.len() <= top_k && row.tail_logprob > f32::NEG_INFINITY;
-    let short = signal.rows.iter().filter(is_short);
+        |row: &DistributionRow<'_>| row.ids.len() <= top_k && row.tail_logprob > f32::NEG_INFINITY;
+    let short = signal.rows.rows().filter(is_short);
     match short.map(|row| row.ids.len()).min() {
         Some(shortest) if shortest < top_k => shortest.saturating_sub(1),
         _ => top_k,
@@ -293,15 +293,15 @@ fn stored_tokens(signal: &Signal, top_k: usize) -> usize {
 }
 
 /// log Σ exp(logprob / T) over the whole vocabulary, if it is stored for this temperature.
-fn log_z(row: &SignalRow, temperatures: &[f32], temperature: f64) -> Option<f64> {
-    let mut stored = temperatures.iter().zip(&row.log_z_at);
+fn log_z(row: DistributionRow<'_>, temperatures: &[f32], temperature: f64) -> Option<f64> {
+    let mut stored = temperatures.iter().zip(row.log_z_at);
     let found = stored.find(|(stored, _)| **stored == temperature as f32);
     found.and_then(|(_, log_z)| *log_z).map(f64::from)
 }
 
 impl<'a> Buckets<'a> {
     fn new(
-        row: &SignalRow,
+        row: DistributionRow<'_>,
         target: Option<u32>,
         top_k: usize,
         tokens: &'a mut Vec<f64>,

@@ -100,9 +100,7 @@ impl SelectedRows {
         let normalisers = self.normalisers.get(selected.shard as usize);
         let at = normalisers.and_then(|of| of.get(signal.provenance as usize));
         if let Some(at) = at {
-            for row in &mut signal.rows {
-                row.log_z_at = row.log_z_at.get(*at).copied().into_iter().collect();
-            }
+            signal.rows.keep_temperature(*at);
         }
         Ok(signal)
     }

@@ -72,7 +72,7 @@ fn sequence(
         nll_nats: 0.0,
         agree: 0,
         teacher_nll_nats: crate::target::teacher_nll(signal),
-        teacher_entropy_nats: signal.rows.iter().map(|row| f64::from(row.entropy)).sum(),
+        teacher_entropy_nats: signal.rows.rows().map(|row| f64::from(row.entropy)).sum(),
         confidence: Vec::with_capacity(micro_batch.rows()),
         expected,
     };

@@ -127,7 +127,7 @@ impl Unigram {
             nll_nats: 0.0,
             agree: 0,
             teacher_nll_nats: teacher_nll(signal),
-            teacher_entropy_nats: signal.rows.iter().map(|row| f64::from(row.entropy)).sum(),
+            teacher_entropy_nats: signal.rows.rows().map(|row| f64::from(row.entropy)).sum(),
             confidence: Vec::with_capacity(signal.rows.len()),
             expected: Vec::with_capacity(signal.rows.len()),
         };

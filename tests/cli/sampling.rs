@@ -81,7 +81,7 @@ fn collected_signals_pass_and_a_shift_by_one_is_a_doubt() {
     let mut tally = SamplingTally::new(SamplingLaw::PLAIN, 16);
     for signal in FolderRows::<Signal>::open(&run.path("runs/tiny/signals")).unwrap() {
         let mut signal = signal.unwrap();
-        signal.rows.rotate_right(1);
+        shift_rows(&mut signal);
         tally.add(&signal, &[]);
     }
     let shifted: SamplingCheck = tally.check().unwrap();
@@ -91,6 +91,13 @@ fn collected_signals_pass_and_a_shift_by_one_is_a_doubt() {
     };
     let doubts = conclude(&evidence).doubts.join("\n");
     assert!(doubts.contains("a shift by one"), "{doubts}");
+}
+
+/// Moves each distribution to the next position, and the last one to the first.
+fn shift_rows(signal: &mut Signal) {
+    let mut rows: Vec<_> = signal.rows.rows().map(|row| row.to_row()).collect();
+    rows.rotate_right(1);
+    signal.rows = rows.into_iter().collect();
 }
 
 /// The text is drawn at another temperature than the run file says, as with a stale file or a server's own default.
@@ -146,14 +153,14 @@ fn signals_that_were_shifted_on_disk_are_a_doubt_in_the_report() {
             let targets: Vec<u32> = (signal.loss_positions())
                 .map(|at| signal.token_ids[at])
                 .collect();
-            signal.rows.rotate_right(1);
+            shift_rows(&mut signal);
             // Each support contains its target token, so the moved ones get it too.
-            for (row, target) in signal.rows.iter_mut().zip(targets) {
-                if !row.ids.contains(&target) {
-                    row.ids.push(target);
+            signal.rows.change_rows(|index, row| {
+                if !row.ids.contains(&targets[index]) {
+                    row.ids.push(targets[index]);
                     row.logprobs.push(-60.0);
                 }
-            }
+            });
             signals.push(signal);
         }
         write_shard(&shard, &signals, &footer.provenance).unwrap();

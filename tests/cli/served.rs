@@ -272,7 +272,7 @@ fn given_answers_are_scored_whole_or_in_parts() {
     assert_eq!(signals_of_whole.len(), 12);
     for signal in &signals_of_whole {
         signal.validate().unwrap();
-        assert!(signal.rows.len() >= 10 && signal.rows.iter().all(|row| row.ids.len() == 2));
+        assert!(signal.rows.len() >= 10 && signal.rows.rows().all(|row| row.ids.len() == 2));
     }
     // This server's log-probabilities do not depend on the preceding tokens.
     let parts = scoring(&server);

@@ -104,7 +104,7 @@ fn signals(run: &Run) -> Vec<f32> {
     let signals = read_shard(&shard).unwrap();
     let signals: Vec<Signal> = signals.map(Result::unwrap).collect();
     let rows = signals.iter().flat_map(|signal| &signal.rows);
-    rows.flat_map(|row| [&row.logprobs[..], &[row.tail_logprob, row.entropy]].concat())
+    rows.flat_map(|row| [row.logprobs, &[row.tail_logprob, row.entropy]].concat())
         .collect()
 }
 

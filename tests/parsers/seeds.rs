@@ -98,7 +98,7 @@ fn signal(number: u32) -> Signal {
         sample_index: number % 2,
         token_ids: vec![1, 3, 4, 2],
         loss_mask: vec![false, false, true, true],
-        rows: vec![row.clone(), row],
+        rows: [row.clone(), row].into_iter().collect(),
         provenance: 0,
     }
 }

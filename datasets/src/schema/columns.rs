@@ -14,6 +14,7 @@ use arrow_array::{
 use arrow_buffer::{BooleanBuffer, NullBuffer, OffsetBuffer, ScalarBuffer};
 use arrow_schema::{ArrowError, DataType, Field};
 
+use crate::distributions::ListColumn;
 use crate::error::Error;
 
 // ---- types ----
@@ -308,6 +309,13 @@ impl ListReader<'_> {
             (Some(start), Some(end)) => start.unsigned_abs() as usize..end.unsigned_abs() as usize,
             _ => 0..0,
         }
+    }
+
+    /// Creates the column of consecutive rows from their values in the child.
+    pub(super) fn column<T: Clone>(&self, rows: Range<usize>, values: Vec<T>) -> ListColumn<T> {
+        let offsets = self.offsets.get(rows.start..=rows.end).unwrap_or(&[0]);
+        let first = offsets.first().copied().unwrap_or(0).unsigned_abs();
+        ListColumn::new(first, offsets.iter().map(|end| end.unsigned_abs()), values)
     }
 
     /// Turns an error about an entry of the child into one about the row that the entry belongs to.

@@ -1,9 +1,10 @@
 //! The table `signals/`. The lists of a row are parallel: each has one entry for each loss position.
 
+use std::ops::Range;
 use std::sync::Arc;
 
-use arrow_array::RecordBatch;
 use arrow_array::types::{Float32Type, UInt32Type};
+use arrow_array::{ArrayRef, ArrowPrimitiveType, RecordBatch};
 use arrow_schema::{DataType, Schema, SchemaRef};
 
 use super::columns::{
@@ -11,8 +12,9 @@ use super::columns::{
     lists_of_optional, number_lists, numbers, optional_number, optional_numbers, required, strings,
 };
 use super::{Record, batch, check_columns};
+use crate::distributions::{Distributions, ListColumn};
 use crate::error::Error;
-use crate::signal::{SequenceLength, Signal, SignalRow};
+use crate::signal::{SequenceLength, Signal};
 
 impl Record for Signal {
     const TABLE: &'static str = "signals";
@@ -38,37 +40,33 @@ impl Record for Signal {
     }
 
     fn fills_optional(&self) -> bool {
-        self.rows.iter().any(|row| !row.draw_ids.is_empty())
+        !self.rows.draw_ids.values().is_empty()
     }
 
     fn to_batch(rows: &[Self]) -> Result<RecordBatch, Error> {
         rows.iter().try_for_each(Signal::validate)?;
-        let positions = || rows.iter().flat_map(|row| &row.rows);
-        let counts = || rows.iter().map(|row| row.rows.len());
+        let distributions = || rows.iter().map(|row| &row.rows);
+        let counts = || distributions().map(Distributions::len);
 
         let token_ids = rows.iter().map(|row| row.token_ids.as_slice());
         let mask = booleans(concat(rows.iter().map(|row| row.loss_mask.as_slice())));
-        let ids = positions().map(|position| position.ids.as_slice());
-        let ids = number_lists::<UInt32Type>("support_ids", ids)?;
-        let logprobs = positions().map(|position| position.logprobs.as_slice());
-        let logprobs = number_lists::<Float32Type>("support_logprobs", logprobs)?;
-        let tail =
-            numbers::<Float32Type>(positions().map(|position| position.tail_logprob).collect());
-        let entropy =
-            numbers::<Float32Type>(positions().map(|position| position.entropy).collect());
-        let log_z = optional_numbers::<Float32Type>(
-            positions().flat_map(|position| position.log_z_at.iter().copied()),
-        );
+        let ids = number_lists_of::<UInt32Type>("support_ids", distributions().map(|d| &d.ids))?;
+        let logprobs = distributions().map(|d| &d.logprobs);
+        let logprobs = number_lists_of::<Float32Type>("support_logprobs", logprobs)?;
+        let tail = distributions().map(|d| d.tail_logprob.as_slice());
+        let tail = numbers::<Float32Type>(concat(tail));
+        let entropy = distributions().map(|d| d.entropy.as_slice());
+        let entropy = numbers::<Float32Type>(concat(entropy));
+        let log_z = distributions().flat_map(|d| d.log_z_at.values().iter().copied());
         let log_z = lists_of_optional(
             "log_z_at",
-            positions().map(|position| position.log_z_at.len()),
-            log_z,
+            distributions().flat_map(|d| d.log_z_at.lengths()),
+            optional_numbers::<Float32Type>(log_z),
         )?;
-
-        let draw_ids = positions().map(|position| position.draw_ids.as_slice());
-        let draw_ids = number_lists::<UInt32Type>("draw_ids", draw_ids)?;
-        let draw_counts = positions().map(|position| position.draw_counts.as_slice());
-        let draw_counts = number_lists::<UInt32Type>("draw_counts", draw_counts)?;
+        let draw_ids = distributions().map(|d| &d.draw_ids);
+        let draw_ids = number_lists_of::<UInt32Type>("draw_ids", draw_ids)?;
+        let draw_counts = distributions().map(|d| &d.draw_counts);
+        let draw_counts = number_lists_of::<UInt32Type>("draw_counts", draw_counts)?;
 
         batch::<Self>(vec![
             strings("prompt_id", rows.iter().map(|row| row.prompt_id.as_str()))?,
@@ -119,6 +117,29 @@ impl Record for Signal {
         });
         rows.collect()
     }
+}
+
+/// Builds a list column of numbers from the columns of several sequences.
+fn number_lists_of<'a, T: ArrowPrimitiveType>(
+    column: &str,
+    columns: impl Iterator<Item = &'a ListColumn<T::Native>> + Clone,
+) -> Result<ArrayRef, Error> {
+    let values = concat(columns.clone().map(ListColumn::values));
+    let lengths = columns.flat_map(ListColumn::lengths);
+    lists(column, lengths, numbers::<T>(values))
+}
+
+/// Copies consecutive lists of a column of numbers.
+fn list_column<T: ArrowPrimitiveType>(
+    column: &NumberListReader<'_, T>,
+    rows: Range<usize>,
+) -> ListColumn<T::Native> {
+    let range = column.lists.ranges(rows.clone());
+    // Arrow guarantees that the offsets of a list are within its child.
+    let values = column.values.values().get(range);
+    column
+        .lists
+        .column(rows, values.unwrap_or_default().to_vec())
 }
 
 /// Returns the lengths of the sequences of a batch that has at least the columns `token_ids` and `loss_mask`.
@@ -177,7 +198,7 @@ impl<'a> DistributionReader<'a> {
         })
     }
 
-    fn get(&self, row: usize) -> Result<Vec<SignalRow>, Error> {
+    fn get(&self, row: usize) -> Result<Distributions, Error> {
         let positions = self.ids.0.range(row);
         let others = [
             &self.logprobs.0,
@@ -198,27 +219,21 @@ impl<'a> DistributionReader<'a> {
             ));
         }
         // The lists of a row may begin at a different offset in each column.
-        let [logprobs, log_z, tail, entropy] = others.map(|other| other.range(row).start);
-        let draws = |which: usize, i: usize| {
-            let columns = self.draws.as_ref().and_then(|draws| draws.get(which));
-            let values = columns.map(|(lists, numbers)| numbers.get(lists.range(row).start + i));
-            values.unwrap_or_default()
+        let [logprobs, log_z, _, _] = others.map(|other| other.range(row));
+        let draws = |which: usize| match self.draws.as_ref().and_then(|draws| draws.get(which)) {
+            Some((lists, numbers)) => list_column(numbers, lists.range(row)),
+            None => ListColumn::empty_lists(positions.len()),
         };
-        let rows = positions.enumerate().map(|(i, position)| SignalRow {
-            ids: self.ids.1.get(position),
-            logprobs: self.logprobs.1.get(logprobs + i),
-            tail_logprob: self.tail.values.value(tail + i),
-            entropy: self.entropy.values.value(entropy + i),
-            log_z_at: self
-                .log_z
-                .1
-                .lists
-                .range(log_z + i)
-                .map(|index| optional_number(self.log_z.1.values, index))
-                .collect(),
-            draw_ids: draws(0, i),
-            draw_counts: draws(1, i),
-        });
-        Ok(rows.collect())
+        let log_z_values = self.log_z.1.lists.ranges(log_z.clone());
+        let log_z_values = log_z_values.map(|index| optional_number(self.log_z.1.values, index));
+        Ok(Distributions {
+            ids: list_column(&self.ids.1, positions.clone()),
+            logprobs: list_column(&self.logprobs.1, logprobs),
+            tail_logprob: self.tail.get(row),
+            entropy: self.entropy.get(row),
+            log_z_at: self.log_z.1.lists.column(log_z, log_z_values.collect()),
+            draw_ids: draws(0),
+            draw_counts: draws(1),
+        })
     }
 }

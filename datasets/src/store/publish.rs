@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::entries::Store;
 use super::record::{self, Answer, Entry, StoredRecord};
+use crate::distributions::Distributions;
 use crate::error::Error;
 use crate::parquet::{PROMPTS_PER_SHARD, ShardWriter, shard_name, shards};
 use crate::reader::read_shard;
@@ -286,7 +287,7 @@ fn empty_signal(completion: &Completion) -> Signal {
         sample_index: completion.sample_index,
         token_ids: Vec::new(),
         loss_mask: Vec::new(),
-        rows: Vec::new(),
+        rows: Distributions::default(),
         provenance: completion.provenance,
     }
 }

@@ -9,8 +9,8 @@ use crate::sampling::MAX_Z;
 const VOCABULARY: usize = 60;
 const TOP_K: usize = 8;
 
-/// Distributions that a teacher gives at the positions of a text, each over the whole vocabulary.
-type Distributions = Vec<Vec<f64>>;
+/// TeacherText that a teacher gives at the positions of a text, each over the whole vocabulary.
+type TeacherText = Vec<Vec<f64>>;
 
 fn law(temperature: f64, top_k: Option<usize>, top_p: f64, min_p: f64) -> SamplingLaw {
     SamplingLaw::Sampled {
@@ -22,8 +22,8 @@ fn law(temperature: f64, top_k: Option<usize>, top_p: f64, min_p: f64) -> Sampli
     }
 }
 
-/// Distributions of a teacher: some nearly certain, some flat, each with its own most likely tokens.
-fn teacher(positions: usize, generator: &mut ChaCha8Rng) -> Distributions {
+/// TeacherText of a teacher: some nearly certain, some flat, each with its own most likely tokens.
+fn teacher(positions: usize, generator: &mut ChaCha8Rng) -> TeacherText {
     let one = |_| {
         let sharpness: f64 = generator.random_range(3.0..16.0);
         let logits = (0..VOCABULARY).map(|_| {
@@ -103,7 +103,7 @@ fn row(p: &[f64], target: u32, temperature: Option<f64>) -> SignalRow {
     }
 }
 
-fn signal(stored: &Distributions, text: &[u32], temperature: Option<f64>) -> Signal {
+fn signal(stored: &TeacherText, text: &[u32], temperature: Option<f64>) -> Signal {
     let rows = stored.iter().zip(text);
     Signal {
         prompt_id: "p".into(),
@@ -123,7 +123,7 @@ fn checked(law: SamplingLaw, signal: &Signal, temperature: Option<f64>) -> Sampl
     tally.check().unwrap()
 }
 
-fn text(drawn: impl Fn(&[f64]) -> Vec<f64>, p: &Distributions, g: &mut ChaCha8Rng) -> Vec<u32> {
+fn text(drawn: impl Fn(&[f64]) -> Vec<f64>, p: &TeacherText, g: &mut ChaCha8Rng) -> Vec<u32> {
     p.iter().map(|p| draw(&drawn(p), g)).collect()
 }
 
@@ -180,7 +180,7 @@ fn the_target_token_outside_the_top_k_counts_as_one_of_the_others() {
         ..row(&p, 3, None)
     };
     let mut tokens = Vec::new();
-    let buckets = Buckets::new(&stored, Some(3), 2, &mut tokens);
+    let buckets = Buckets::new(stored.view(), Some(3), 2, &mut tokens);
     assert_eq!((buckets.tokens.len(), buckets.target), (2, None));
     assert!((buckets.rest - 0.2).abs() < 1e-7);
     assert!((buckets.surprisal(None) + 0.2_f64.ln()).abs() < 1e-6);
@@ -233,7 +233,7 @@ fn planted_faults_are_found() {
     let p = teacher(5000, &mut generator);
     let plain = SamplingLaw::PLAIN;
     let sampled = text(|p| p.to_vec(), &p, &mut generator);
-    let tempered = |t: f64, p: &Distributions| -> Distributions {
+    let tempered = |t: f64, p: &TeacherText| -> TeacherText {
         p.iter()
             .map(|p| drawn_with(p, law(t, None, 1.0, 0.0)))
             .collect()
@@ -246,7 +246,7 @@ fn planted_faults_are_found() {
         let noise = p.iter().map(|p| p * (2.5 * g.random::<f64>()).exp());
         normalized(noise.collect())
     };
-    let other: Distributions = p.iter().map(|p| noisy(p, &mut generator)).collect();
+    let other: TeacherText = p.iter().map(|p| noisy(p, &mut generator)).collect();
     let cold = text(
         |p| drawn_with(p, law(0.7, None, 1.0, 0.0)),
         &p,
@@ -335,9 +335,11 @@ fn short_rows_are_not_biased() {
         "the whole vocabulary"
     );
     let mut short = with(1);
-    short.rows[0].ids.truncate(3);
-    short.rows[0].logprobs.truncate(3);
-    short.rows[0].tail_logprob = 0.1_f32.ln();
+    short.rows.change_rows(|_, row| {
+        row.ids.truncate(3);
+        row.logprobs.truncate(3);
+        row.tail_logprob = 0.1_f32.ln();
+    });
     assert_eq!(stored_tokens(&short, TOP_K), 2);
     assert_eq!(stored_tokens(&short, 3), 3);
     assert_eq!(stored_tokens(&short, 2), 2);

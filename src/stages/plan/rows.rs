@@ -149,8 +149,9 @@ impl PlannedRows {
                     let id = format!("planned {number}");
                     let mut signal = Signal::of_text(id, 0, text.clone());
                     if let Some(settings) = settings {
-                        let rows = signal.rows.iter_mut();
-                        rows.for_each(|row| spread_mass(row, settings, temperature, vocabulary));
+                        let spread =
+                            |_, row: &mut _| spread_mass(row, settings, temperature, vocabulary);
+                        signal.rows.change_rows(spread);
                     }
                     signals.push(signal);
                 }
@@ -233,12 +234,12 @@ mod tests {
                 tail_draws: 3,
             };
             let mut made = signal.clone();
-            let rows = made.rows.iter_mut();
-            rows.for_each(|row| spread_mass(row, &settings, temperature, 20));
+            made.rows
+                .change_rows(|_, row| spread_mass(row, &settings, temperature, 20));
             made.validate().unwrap();
-            assert_eq!(made.rows[0].ids.len(), top_k.min(19));
+            assert_eq!(made.rows.row(0).ids.len(), top_k.min(19));
         }
-        signal.rows.clear();
+        signal.rows.truncate(0);
         assert!(signal.validate().is_err());
     }
 }

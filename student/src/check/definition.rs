@@ -2,7 +2,7 @@
 //! the stored signals with the code that it is compared with.
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
-use potstill_datasets::{Signal, SignalRow};
+use potstill_datasets::{DistributionRow, Signal};
 use potstill_kernels::LogitTransform;
 
 use crate::loss::{Divergence, Tail};
@@ -30,7 +30,7 @@ pub(super) fn batch_loss_by_definition(
     let (mut sum, mut rows) = (0.0, 0);
     let mut used = Weights::new();
     for (signal, logits) in signals.iter().zip(logits) {
-        let mut stored = signal.rows.iter();
+        let mut stored = signal.rows.rows();
         for t in 1..signal.token_ids.len() {
             if !signal.loss_mask[t] {
                 continue;
@@ -54,7 +54,7 @@ pub(super) fn batch_loss_by_definition(
 }
 
 fn row_loss(
-    row: &SignalRow,
+    row: DistributionRow<'_>,
     target_token: usize,
     logits: &[f64],
     objective: &Objective,
@@ -121,7 +121,7 @@ fn softmax(logits: &[f64], tau: f64) -> Vec<f64> {
 }
 
 /// Returns p and q of each bucket: the support, and the tail as `objective.tail` treats it.
-fn buckets(row: &SignalRow, q: &[f64], objective: &Objective) -> (Vec<f64>, Vec<f64>) {
+fn buckets(row: DistributionRow<'_>, q: &[f64], objective: &Objective) -> (Vec<f64>, Vec<f64>) {
     let tau = objective.temperature;
     let log_z = match tau == 1.0 {
         true => 0.0,
@@ -131,13 +131,19 @@ fn buckets(row: &SignalRow, q: &[f64], objective: &Objective) -> (Vec<f64>, Vec<
     let mut p: Vec<f64> = row.logprobs.iter().map(at).collect();
     let mut q_buckets: Vec<f64> = row.ids.iter().map(|id| q[*id as usize]).collect();
     let sum: f64 = p.iter().sum();
-    if sum > 1.0 {
-        p.iter_mut().for_each(|p| *p /= sum);
-    }
+    let stored = f64::from(row.tail_logprob);
+    let mut tail = match tau {
+        1.0 => stored.exp(),
+        _ if stored == f64::NEG_INFINITY => 0.0,
+        _ if tau > 1.0 => (1.0 - sum).max((stored / tau - log_z).exp()),
+        _ => (1.0 - sum).max(0.0).min((stored / tau - log_z).exp()),
+    };
+    p.iter_mut().for_each(|p| *p /= sum + tail);
+    tail /= sum + tail;
     match objective.tail {
         Tail::Bucket => {
             let outside = (0..q.len()).filter(|i| !row.ids.contains(&(*i as u32)));
-            p.push((1.0 - sum).max(FLOOR));
+            p.push(tail.max(FLOOR));
             q_buckets.push(outside.map(|i| q[i]).sum::<f64>().max(FLOOR));
         }
         Tail::Renormalize => {
@@ -149,9 +155,8 @@ fn buckets(row: &SignalRow, q: &[f64], objective: &Objective) -> (Vec<f64>, Vec<
         Tail::Ignore => {}
         Tail::Draws => {
             let m: u32 = row.draw_counts.iter().sum();
-            let mass = f64::from(row.tail_logprob).exp();
-            for (id, count) in row.draw_ids.iter().zip(&row.draw_counts) {
-                p.push(mass * f64::from(*count) / f64::from(m));
+            for (id, count) in row.draw_ids.iter().zip(row.draw_counts) {
+                p.push(tail * f64::from(*count) / f64::from(m));
                 q_buckets.push(q[*id as usize]);
             }
         }

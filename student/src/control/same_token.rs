@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hasher};
 
-use potstill_datasets::{Signal, SignalRow};
+use potstill_datasets::{Distributions, Signal, SignalRow};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -55,7 +55,7 @@ impl SameTokenRows {
             reservoir.positions += 1;
             let kept = || KeptRow {
                 context,
-                row: row.clone(),
+                row: row.to_row(),
             };
             if reservoir.kept.len() < self.rows_per_token {
                 reservoir.kept.push(kept());
@@ -78,14 +78,16 @@ impl SameTokenRows {
         let mut generator = ChaCha8Rng::seed_from_u64(self.seed);
         generator.set_stream(order_position);
         let tokens = loss_tokens(signal);
-        for ((token, context), row) in tokens.into_iter().zip(&mut signal.rows) {
+        let mut rows = Distributions::default();
+        for ((token, context), row) in tokens.into_iter().zip(&signal.rows) {
             let reservoir = self.tokens.get(&token);
             let other = reservoir.and_then(|of| draw(&of.kept, context, &mut generator));
-            *row = match other {
-                Some(other) => other.clone(),
-                None => point_mass(token, row),
-            };
+            match other {
+                Some(other) => rows.push_row(other.view()),
+                None => rows.push_row(point_mass(token, row.log_z_at.len()).view()),
+            }
         }
+        signal.rows = rows;
     }
 
     /// Number of positions whose target token has no kept distribution of another context.
@@ -130,14 +132,14 @@ fn loss_tokens(signal: &Signal) -> Vec<(u32, u64)> {
     tokens
 }
 
-/// Creates the distribution with all mass on one token, with as many temperatures as `like`.
-fn point_mass(token: u32, like: &SignalRow) -> SignalRow {
+/// Creates the distribution with all mass on one token, with normalisers for so many temperatures.
+fn point_mass(token: u32, temperatures: usize) -> SignalRow {
     SignalRow {
         ids: vec![token],
         logprobs: vec![0.0],
         tail_logprob: f32::NEG_INFINITY,
         entropy: 0.0,
-        log_z_at: vec![Some(0.0); like.log_z_at.len()],
+        log_z_at: vec![Some(0.0); temperatures],
         draw_ids: Vec::new(),
         draw_counts: Vec::new(),
     }
@@ -203,7 +205,7 @@ mod tests {
         for order_position in 0..200 {
             for (index, signal) in data.iter().enumerate() {
                 let after = replaced(&rows, signal, order_position);
-                for (t, row) in after.rows.iter().enumerate() {
+                for (t, row) in after.rows.rows().enumerate() {
                     assert!(row.ids.contains(&signal.token_ids[t + 1]));
                     seen.entry((index, t + 1)).or_default().push(row.entropy);
                 }
@@ -222,7 +224,7 @@ mod tests {
         assert_eq!(entropies(0, 2), [203.0]);
         // Token 6 is in one context: all mass is on it.
         assert_eq!(entropies(2, 2), [0.0]);
-        assert_eq!(replaced(&rows, &data[2], 3).rows[1].logprobs, [0.0]);
+        assert_eq!(replaced(&rows, &data[2], 3).rows.row(1).logprobs, [0.0]);
         assert_eq!(rows.unique_positions(), 1);
     }
 

@@ -13,7 +13,7 @@ pub(crate) struct MeanEntropy {
 impl MeanEntropy {
     /// Adds the distributions of a training row.
     pub(crate) fn read(&mut self, signal: &Signal) {
-        let entropies = signal.rows.iter().map(|row| f64::from(row.entropy));
+        let entropies = signal.rows.rows().map(|row| f64::from(row.entropy));
         self.sum += entropies.sum::<f64>();
         self.positions += signal.rows.len() as u64;
     }

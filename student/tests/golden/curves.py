@@ -82,8 +82,8 @@ def loss_of(network, batch, context):
         positions = [t for t, loss in enumerate(sequence["loss_mask"]) if loss]
         for t, row in zip(positions, sequence["rows"]):
             log_p = torch.tensor(row["logprobs"], dtype=torch.float64)
-            tail = (1 - log_p.exp().sum()).clamp(min=2.0**-60).log()
-            p = torch.cat([log_p, tail[None]]).to(log_q.dtype)
+            tail = torch.tensor([row["tail_logprob"]], dtype=torch.float32).double()
+            p = F.log_softmax(torch.cat([log_p, tail]), -1).to(log_q.dtype)
             rest = torch.ones(VOCAB, dtype=torch.bool)
             rest[row["ids"]] = False
             q = torch.cat([log_q[t - 1][row["ids"]], torch.logsumexp(log_q[t - 1][rest], 0)[None]])

@@ -32,10 +32,10 @@ fn same_token_equals_the_student_if_distributions_ignore_the_context() {
     let mut by_token: BTreeMap<u32, SignalRow> = BTreeMap::new();
     for signal in &mut data {
         let positions: Vec<usize> = signal.loss_positions().collect();
-        for (position, row) in positions.into_iter().zip(&mut signal.rows) {
-            let same = by_token.entry(signal.token_ids[position]);
+        signal.rows.change_rows(|index, row| {
+            let same = by_token.entry(signal.token_ids[positions[index]]);
             *row = same.or_insert_with(|| row.clone()).clone();
-        }
+        });
     }
     let student = run(&data, Arm::Student, &settings());
     let control = run(&data, Arm::SameToken, &settings());
@@ -61,12 +61,12 @@ fn same_token_learns_unique_tokens_as_sft_does() {
             signal.token_ids.truncate(positions[2] + 1);
             signal.loss_mask.truncate(positions[2] + 1);
             signal.rows.truncate(3);
-            for (position, row) in positions.into_iter().zip(&mut signal.rows) {
+            signal.rows.change_rows(|index, row| {
                 (row.ids, row.logprobs) = (vec![next], vec![0.5f32.ln()]);
                 row.tail_logprob = 0.5f32.ln();
-                signal.token_ids[position] = next;
+                signal.token_ids[positions[index]] = next;
                 next += 1;
-            }
+            });
             signal
         })
         .collect();
@@ -86,8 +86,12 @@ fn numbers(model: &Decoder) -> Vec<f32> {
 #[test]
 fn smoothing_is_sft_with_label_smoothing_of_the_mean_entropy() {
     let mut data = signals(6, 47, 31);
-    for (i, row) in data.iter_mut().flat_map(|s| &mut s.rows).enumerate() {
-        row.entropy = 0.1 * (i % 7) as f32;
+    let mut i = 0;
+    for signal in &mut data {
+        signal.rows.change_rows(|_, row| {
+            row.entropy = 0.1 * (i % 7) as f32;
+            i += 1;
+        });
     }
     let control = run(&data, Arm::Smoothing, &settings());
     let smoothing = control.label_smoothing.unwrap();

@@ -72,12 +72,13 @@ fn with_likeliest_last_token(model: &Decoder, mut signals: Vec<Signal>) -> Vec<S
         let log_q = &log_p[end - 1];
         let best = (0..log_q.len()).max_by(|&a, &b| log_q[a].total_cmp(&log_q[b]));
         let best = best.unwrap() as u32;
-        let support = &mut signal.rows.last_mut().unwrap().ids;
-        if !support.contains(&best) {
-            let target_token = signal.token_ids[end];
-            let slot = support.iter().position(|id| *id == target_token).unwrap();
-            support[slot] = best;
-        }
+        let (last, target_token) = (signal.rows.len() - 1, signal.token_ids[end]);
+        signal.rows.change_rows(|index, row| {
+            if index == last && !row.ids.contains(&best) {
+                let slot = row.ids.iter().position(|id| *id == target_token).unwrap();
+                row.ids[slot] = best;
+            }
+        });
         signal.token_ids[end] = best;
     }
     signals
@@ -108,7 +109,7 @@ fn probabilities_on_stories260k() {
 fn a_sequence_without_loss_has_no_probabilities() {
     let mut silent = signals(1, 47, 3);
     silent[0].loss_mask.fill(false);
-    silent[0].rows.clear();
+    silent[0].rows.truncate(0);
     for kind in [SignalKind::Distributions, SignalKind::Text] {
         let values = values(&tiny(DType::F32), &silent, kind).remove(0);
         assert_eq!(values.tokens, 0);

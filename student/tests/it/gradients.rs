@@ -258,7 +258,7 @@ fn check_isolation(model: &Decoder, vocab: u32) {
             // The lengths do not depend on the seed, so that only ids change.
             signal.token_ids = (0..11).map(|t| (t * 5 + seed as u32) % vocab).collect();
             signal.loss_mask = vec![false; 11];
-            signal.rows.clear();
+            signal.rows.truncate(0);
         }
         let sequences = [&masked[0], &with_loss, &masked[1]];
         let packed_row =

@@ -26,9 +26,10 @@ fn run(
 /// Makes the rows of a sequence certain of their target tokens.
 fn make_certain(signal: &mut Signal) {
     let first = signal.token_ids.len() - signal.rows.len();
-    for (row, token) in signal.rows.iter_mut().zip(&signal.token_ids[first..]) {
-        (row.ids, row.logprobs, row.tail_logprob) = (vec![*token], vec![0.0], -40.0);
-    }
+    signal.rows.change_rows(|index, row| {
+        let token = signal.token_ids[first + index];
+        (row.ids, row.logprobs, row.tail_logprob) = (vec![token], vec![0.0], -40.0);
+    });
 }
 
 /// A forward KL whose gradient is large on rows whose most likely token has probability 1.

@@ -65,7 +65,7 @@ fn at_logits(logits_nv: &Tensor<2>, rows: &[SignalRow], objective: &Objective) -
             .chain(rows.iter().map(|row| row.ids[0]))
             .collect(),
         loss_mask: (0..=n).map(|t| t > 0).collect(),
-        rows: rows.to_vec(),
+        rows: rows.iter().cloned().collect(),
         provenance: 0,
     };
     let (target, _) = Target::new(&signal, objective.tail, objective.temperature).unwrap();

@@ -287,12 +287,12 @@ pub(crate) fn not_finite_on_certain_rows(log_p_nk: Tensor<2>, log_q_nk: Tensor<2
 #[test]
 fn a_loss_that_is_not_finite_names_its_rows() {
     let mut data = signals(4, 47, 31);
-    for position in 0..data[2].rows.len() {
-        let first = data[2].token_ids.len() - data[2].rows.len();
-        let target_token = data[2].token_ids[first + position];
-        let row = &mut data[2].rows[position];
+    let signal = &mut data[2];
+    let first = signal.token_ids.len() - signal.rows.len();
+    signal.rows.change_rows(|position, row| {
+        let target_token = signal.token_ids[first + position];
         (row.ids, row.logprobs, row.tail_logprob) = (vec![target_token], vec![0.0], -40.0);
-    }
+    });
     let settings = TrainSettings {
         objective: Objective::of(Divergence::Custom(CustomDivergence {
             name: "custom".to_owned(),

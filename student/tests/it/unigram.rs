@@ -2,7 +2,7 @@
 
 use std::ops::ControlFlow;
 
-use potstill_datasets::{Encoded, SequenceValues, Signal};
+use potstill_datasets::{DistributionRow, Encoded, SequenceValues, Signal};
 use potstill_student::{SignalKind, Unigram};
 
 use crate::support::signals;
@@ -23,11 +23,19 @@ fn values(unigram: &Unigram, data: &[Signal], kind: SignalKind) -> Vec<SequenceV
         .unwrap()
 }
 
+/// The probabilities of the support and of the tail, which sum to 1.
+fn buckets(row: DistributionRow<'_>) -> (Vec<f64>, f64) {
+    let p: Vec<f64> = row.logprobs.iter().map(|l| f64::from(*l).exp()).collect();
+    let tail = f64::from(row.tail_logprob).exp();
+    let sum = p.iter().sum::<f64>() + tail;
+    (p.iter().map(|p| p / sum).collect(), tail / sum)
+}
+
 /// The whole distribution of each loss position, with the tail spread over the tokens outside the support.
 fn whole(signal: &Signal) -> Vec<Vec<f64>> {
-    let rows = signal.rows.iter().map(|row| {
-        let p: Vec<f64> = row.logprobs.iter().map(|l| f64::from(*l).exp()).collect();
-        let tail = (1.0 - p.iter().sum::<f64>()) / (VOCAB - p.len()) as f64;
+    let rows = signal.rows.rows().map(|row| {
+        let (p, tail) = buckets(row);
+        let tail = tail / (VOCAB - p.len()) as f64;
         let mut whole = vec![tail; VOCAB];
         for (&id, &p) in row.ids.iter().zip(&p) {
             whole[id as usize] = p;
@@ -53,13 +61,14 @@ fn it_is_the_mean_of_the_distributions_and_is_measured_like_a_model() {
         let (mut kl, mut nll, mut agree) = (0.0, 0.0, 0);
         let mut confidence = Vec::new();
         for (position, row) in signal.loss_positions().zip(&signal.rows) {
-            let (mut p_in, mut q_in) = (0.0, 0.0);
-            for (&id, &logprob) in row.ids.iter().zip(&row.logprobs) {
-                let (p, q) = (f64::from(logprob).exp(), q[id as usize]);
+            let (p, tail) = buckets(row);
+            let mut q_in = 0.0;
+            for (&id, &p) in row.ids.iter().zip(&p) {
+                let q = q[id as usize];
                 kl += p * (p / q).ln();
-                (p_in, q_in) = (p_in + p, q_in + q);
+                q_in += q;
             }
-            kl += (1.0 - p_in) * ((1.0 - p_in) / (1.0 - q_in)).ln();
+            kl += tail * (tail / (1.0 - q_in)).ln();
             nll -= q[signal.token_ids[position] as usize].ln();
             agree += u32::from(row.ids[0] as usize == top1);
             confidence.push(q[row.ids[0] as usize] as f32);
@@ -67,7 +76,7 @@ fn it_is_the_mean_of_the_distributions_and_is_measured_like_a_model() {
         assert!((values.kl_nats - kl).abs() < 1e-9 * kl, "{values:?}");
         assert!((values.nll_nats - nll).abs() < 1e-9 * nll);
         assert_eq!((values.agree, &values.confidence), (agree, &confidence));
-        let expected: Vec<f32> = signal.rows.iter().map(|r| r.logprobs[0].exp()).collect();
+        let expected: Vec<f32> = signal.rows.rows().map(|r| r.logprobs[0].exp()).collect();
         for (found, expected) in values.expected.iter().zip(expected) {
             assert!((found - expected).abs() < 1e-6);
         }
@@ -81,14 +90,16 @@ fn on_its_own_training_set_its_kl_is_the_jensen_shannon_divergence() {
     let entropy = |p: &[f64]| -> f64 { p.iter().map(|p| -p * p.ln()).sum() };
     let mut entropies = 0.0;
     for signal in &mut data {
-        for (whole, row) in whole(signal).iter().zip(&mut signal.rows) {
+        let whole = whole(signal);
+        signal.rows.change_rows(|index, row| {
+            let whole = &whole[index];
             let mut ids: Vec<usize> = (0..VOCAB).collect();
             ids.sort_by(|&a, &b| whole[b].total_cmp(&whole[a]).then(a.cmp(&b)));
             row.ids = ids.iter().map(|id| *id as u32).collect();
             row.logprobs = ids.iter().map(|id| whole[*id].ln() as f32).collect();
             row.tail_logprob = f32::NEG_INFINITY;
             entropies += entropy(whole);
-        }
+        });
     }
     let unigram = fit(&data, SignalKind::Distributions);
     let measured = values(&unigram, &data, SignalKind::Distributions);

@@ -8,7 +8,7 @@
 use std::collections::HashMap;
 
 use potstill_datasets::{
-    Completion, MASS_TOLERANCE, SampledToken, Signal, SignalRow, Tokenizer, TopToken,
+    Completion, Distributions, MASS_TOLERANCE, SampledToken, Signal, SignalRow, Tokenizer, TopToken,
 };
 
 use super::PromptLogprobs;
@@ -98,12 +98,12 @@ pub fn answer_signal(
         return Err("the prompt has no tokens".into());
     }
     let mut token_ids = prompt_ids.to_vec();
-    let mut rows = Vec::with_capacity(completion.tokens.len());
+    let mut rows = Distributions::default();
     for (at, token) in completion.tokens.iter().enumerate() {
         let (id, row) = sampled_row(spellings, token, top_k)
             .map_err(|why| format!("token {at} of the answer: {why}"))?;
         token_ids.push(id);
-        rows.push(row);
+        rows.push_row(row.view());
     }
     let loss_mask = (0..token_ids.len())
         .map(|at| at >= prompt_ids.len())
@@ -145,14 +145,14 @@ pub fn prompt_signal(
         ));
     }
     let from = from.max(1);
-    let mut rows = Vec::with_capacity(token_ids.len().saturating_sub(from));
+    let mut rows = Distributions::default();
     for (at, (id, position)) in token_ids.iter().zip(given).enumerate().skip(from) {
         let Some(position) = position else {
             return Err(format!("position {at}: the server gave no distribution"));
         };
         let row = row(*id, None, position.iter().copied(), top_k)
             .map_err(|why| format!("position {at}: {why}"))?;
-        rows.push(row);
+        rows.push_row(row.view());
     }
     let loss_mask = (0..token_ids.len()).map(|at| at >= from).collect();
     checked(
@@ -268,7 +268,8 @@ fn finish(support: Vec<(u32, f32)>) -> Result<SignalRow, String> {
         .iter()
         .map(|(id, value)| (*id, (f64::from(*value) - shift) as f32))
         .unzip();
-    // A smaller mass is lost in the f32 rounding of the sum.
+    // A server reports no tail, so the tail is what the reported values leave of 1. A smaller mass is lost in their
+    // rounding.
     let tail = if 1.0 - sum > 1e-7 { 1.0 - sum } else { 0.0 };
     let nats = |mass: f64| if mass > 0.0 { -mass * mass.ln() } else { 0.0 };
     let entropy: f64 = logprobs

@@ -6,7 +6,7 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 
-use potstill_datasets::{Encoded, Entry, Failed, NO_SIGNAL, PromptedAnswer, Signal};
+use potstill_datasets::{Distributions, Encoded, Entry, Failed, NO_SIGNAL, PromptedAnswer, Signal};
 
 use super::setup::HttpTeacher;
 use crate::Error;
@@ -220,10 +220,14 @@ impl SplitText {
         )?;
         // Tokens that the template puts after the answer carry no loss.
         let positions: Vec<usize> = whole.loss_positions().collect();
-        let rows = whole.rows.into_iter().zip(positions);
-        let rows = rows.filter(|(_, at)| loss_mask.get(*at) == Some(&true));
+        let mut rows = Distributions::default();
+        for (row, at) in whole.rows.rows().zip(positions) {
+            if loss_mask.get(at) == Some(&true) {
+                rows.push_row(row);
+            }
+        }
         let signal = Signal {
-            rows: rows.map(|(row, _)| row).collect(),
+            rows,
             prompt_id: self.prompt_id,
             sample_index: self.sample_index,
             token_ids,

@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::ops::ControlFlow;
 
-use potstill_datasets::{Encoded, Signal, SignalRow};
+use potstill_datasets::{Distributions, Encoded, Signal, SignalRow};
 use potstill_kernels::{CaptureOptions, CaptureRow, Captured, capture};
 use potstill_model::{Device, Int, Tensor, TensorData};
 use sha2::{Digest, Sha256};
@@ -46,7 +46,7 @@ impl Local {
         for text in texts {
             self.check_text(text)?;
         }
-        let mut rows: HashMap<usize, Vec<SignalRow>> = HashMap::new();
+        let mut rows: HashMap<usize, Distributions> = HashMap::new();
         let mut done = 0;
         for batch in batches(texts, batch_tokens(&self.model.device())) {
             let width = batch.first().map_or(0, |(_, text)| tokens_needed(text));
@@ -55,7 +55,7 @@ impl Local {
             for chunk in positions.chunks(scoring.chunk_rows) {
                 let captured = self.capture(texts, chunk, &hidden_nd, width, scoring)?;
                 for (at, captured) in chunk.iter().zip(captured) {
-                    rows.entry(at.text).or_default().push(captured);
+                    rows.entry(at.text).or_default().push_row(captured.view());
                 }
                 done += chunk.len();
                 if progress(done).is_break() {

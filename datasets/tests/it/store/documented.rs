@@ -92,14 +92,18 @@ fn a_run_for_other_readers() {
     let id = prompts[0].id.clone();
     let completions: Vec<_> = (0..70).map(|index| completion(&id, index)).collect();
     let mut signals = records::signals(70, 20, 64);
-    for row in signals.iter_mut().flat_map(|signal| &mut signal.rows) {
-        (row.draw_ids, row.draw_counts) = (vec![1000, 1001], vec![7, 1]);
+    for (index, signal) in signals.iter_mut().enumerate() {
+        signal.rows.change_rows(|position, row| {
+            (row.draw_ids, row.draw_counts) = (vec![1000, 1001], vec![7, 1]);
+            if index == 0 {
+                row.log_z_at = vec![None];
+            }
+            if (index, position) == (0, 0) {
+                row.tail_logprob = f32::NEG_INFINITY;
+                (row.draw_ids, row.draw_counts) = (vec![], vec![]);
+            }
+        });
     }
-    let whole = &mut signals[0].rows[0];
-    whole.tail_logprob = f32::NEG_INFINITY;
-    (whole.draw_ids, whole.draw_counts) = (vec![], vec![]);
-    let first = signals[0].rows.iter_mut();
-    first.for_each(|row| row.log_z_at = vec![None]);
     let chosen = Selected {
         shard: 0,
         row: 1,

@@ -198,7 +198,7 @@ pub(super) fn signal() -> impl Strategy<Value = Signal> {
                     sample_index,
                     token_ids: token_ids.clone(),
                     loss_mask: loss_mask.clone(),
-                    rows,
+                    rows: rows.into_iter().collect(),
                     provenance,
                 })
             },

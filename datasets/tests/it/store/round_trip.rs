@@ -124,9 +124,9 @@ fn columns_of_draws_are_there_for_draws_alone() {
     let read: Result<Vec<Signal>, _> = read_shard(&path).unwrap().collect();
     assert_eq!(read.unwrap(), rows);
 
-    for row in &mut rows[1].rows {
+    rows[1].rows.change_rows(|_, row| {
         (row.draw_ids, row.draw_counts) = (vec![50, 51], vec![3, 1]);
-    }
+    });
     write_shard(&path, &rows, &records::provenances()).unwrap();
     assert_eq!(columns()[9..], ["draw_ids", "draw_counts", "provenance"]);
     let read: Result<Vec<Signal>, _> = read_shard(&path).unwrap().collect();
@@ -158,7 +158,7 @@ fn a_row_that_breaks_the_rules_is_never_stored() {
         "{message}"
     );
     rows[35].provenance = 0;
-    rows[35].rows.pop();
+    rows[35].rows.truncate(2);
     let error = write_shard(&path, &rows, &records::provenances()).unwrap_err();
     assert!(
         matches!(&error, Error::InFile { source, .. } if matches!(**source, Error::BadSignal { .. })),

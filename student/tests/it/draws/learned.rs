@@ -35,7 +35,7 @@ impl Rows {
             sample_index: 0,
             token_ids: vec![position.target_token; n + 1],
             loss_mask: (0..=n).map(|t| t > 0).collect(),
-            rows,
+            rows: rows.into_iter().collect(),
             provenance: 0,
         };
         let (Target { rows }, rescaled) = Target::new(&signal, tail, 1.0).unwrap();

@@ -63,7 +63,7 @@ fn the_tail_is_the_remaining_mass_and_the_entropy_is_that_of_the_coarse_distribu
     let signal = signal_of(token, 2).unwrap();
     assert_eq!(signal.token_ids, [7, 8, 9]);
     assert_eq!(signal.loss_mask, [false, false, true]);
-    let row = &signal.rows[0];
+    let row = signal.rows.row(0);
     // The two most likely tokens and the target token; token 5 is in the tail.
     assert_eq!(row.ids, [4, 3, 9]);
     assert!((f64::from(row.tail_logprob).exp() - 0.2).abs() < 1e-6);
@@ -99,7 +99,7 @@ fn defective_log_probabilities_are_corrected_or_refused() {
     assert!(why(sampled(100, -1.0, &[])).contains("outside a vocabulary of 100"));
     // An alternative without probability is dropped, and duplicates are merged.
     let token = sampled(1, -1.0, &[(2, -9999.0), (1, -1.0), (3, f32::NEG_INFINITY)]);
-    assert_eq!(signal_of(token, 9).unwrap().rows[0].ids, [1]);
+    assert_eq!(signal_of(token, 9).unwrap().rows.row(0).ids, [1]);
     let none = answer_signal(100, None, &[7], &completion(vec![]), 4).unwrap_err();
     assert!(none.contains("has no tokens"), "{none}");
 }
@@ -187,7 +187,7 @@ fn prompt_logprobs_of_vllm_agree_with_the_reference() {
     let reference: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
     let item = &reference["items"][0];
     let (mut most, mut sum, mut count) = (0.0_f64, 0.0, 0);
-    for (at, row) in signal.rows.iter().enumerate() {
+    for (at, row) in signal.rows.rows().enumerate() {
         let ids = item["top20_ids"][at].as_array().unwrap();
         let values = item["top20_logprobs"][at].as_array().unwrap();
         for (id, value) in ids.iter().zip(values) {
@@ -255,7 +255,7 @@ fn ids_are_recovered_through_the_tokenizer() {
     // The ids of "The capital of" that vLLM gives.
     assert_eq!(signal.token_ids, [1, 2, 504, 3575, 282]);
     assert!(
-        signal.rows.iter().all(|row| row.ids.len() >= 15),
+        signal.rows.rows().all(|row| row.ids.len() >= 15),
         "alternatives were lost"
     );
     answer.tokens[1].bytes = "\u{fffd}".into();

@@ -136,9 +136,9 @@ pub(crate) fn logprobs(model: &Decoder, token_ids: &[u32]) -> Vec<Vec<f64>> {
 pub(crate) fn assert_close(a: &[Signal], b: &[Signal]) {
     for (a, b) in a.iter().zip(b) {
         assert_eq!((&a.token_ids, a.rows.len()), (&b.token_ids, b.rows.len()));
-        for (a, b) in a.rows.iter().zip(&b.rows) {
+        for (a, b) in a.rows.rows().zip(&b.rows) {
             assert_eq!(a.ids, b.ids);
-            for (a, b) in a.logprobs.iter().zip(&b.logprobs) {
+            for (a, b) in a.logprobs.iter().zip(b.logprobs) {
                 assert!((a - b).abs() < 1e-4);
             }
             assert!((a.tail_logprob - b.tail_logprob).abs() < 1e-4);
