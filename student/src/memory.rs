@@ -443,7 +443,7 @@ impl Step<'_> {
     fn kept_until_backward(&self, layer: usize) -> u64 {
         match self.settings.recompute {
             _ if layer < self.first() => 0,
-            true => self.shape.positions * self.d * element_bytes(self.settings),
+            true => self.shape.positions * self.d * F32_BYTES,
             false => self.kept(layer),
         }
     }
@@ -487,7 +487,7 @@ impl Step<'_> {
         TrainingMemory {
             gradients: self.gradient_sums(),
             // The input and the output of the final norm.
-            activations: kept + 2 * positions * self.d * element,
+            activations: kept + positions * self.d * (F32_BYTES + element),
             logits: block + targets + states,
             ..TrainingMemory::default()
         }
@@ -497,7 +497,8 @@ impl Step<'_> {
         let element = element_bytes(self.settings);
         let positions = self.shape.positions;
         let earlier: u64 = (0..layer).map(|l| self.kept_until_backward(l)).sum();
-        let columns = self.columns[layer].backward as u64 + self.d * 3;
+        // The residual stream and its gradients are in f32.
+        let columns = self.columns[layer].backward as u64 * element + self.d * 3 * F32_BYTES;
         // A layer's gradients are added to the sums once the layer's backward pass is done.
         let own = self.numbers.layers[layer] * element;
         let done: u64 = match self.shape.micro_batches > 1 {
@@ -506,7 +507,7 @@ impl Step<'_> {
         };
         TrainingMemory {
             gradients: self.gradient_sums() + done * F32_BYTES + own,
-            activations: earlier + self.kept(layer) + positions * columns * element,
+            activations: earlier + self.kept(layer) + positions * columns,
             ..TrainingMemory::default()
         }
     }
