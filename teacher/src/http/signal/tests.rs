@@ -82,7 +82,8 @@ fn defective_log_probabilities_are_corrected_or_refused() {
             &[(2, (mass / 2.0).ln() as f32)],
         )
     };
-    let row = signal_of(over(1.0005), 9).unwrap().rows.remove(0);
+    let signal = signal_of(over(1.0005), 9).unwrap();
+    let row = signal.rows.row(0);
     assert_eq!(row.tail_logprob, f32::NEG_INFINITY);
     let mass: f64 = row
         .logprobs
