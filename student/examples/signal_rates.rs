@@ -10,7 +10,7 @@ use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use potstill_datasets::{Signal, SignalRow, Table, read_shard, write_shard};
+use potstill_datasets::{Provenance, Signal, SignalRow, Table, read_shard, write_shard};
 use potstill_student::{Arm, Batch, TrainSettings};
 
 const SEQUENCES: u32 = 512;
@@ -34,10 +34,12 @@ fn main() -> Result<(), Box<dyn Error>> {
 fn measure(dir: &Path) -> Result<(), Box<dyn Error>> {
     let shard = dir.join("shard-00000.parquet");
     match std::env::args().nth(1).map(PathBuf::from) {
-        Some(given) => drop(std::fs::copy(given, &shard)?),
+        Some(given) => {
+            std::fs::copy(given, &shard)?;
+        }
         None => {
             let signals: Vec<Signal> = (0..SEQUENCES).map(synthetic).collect();
-            let write = || Ok(write_shard(&shard, &signals, &[])?);
+            let write = || Ok(write_shard(&shard, &signals, &[provenance()])?);
             rate("write", (SEQUENCES * POSITIONS) as usize, write)?;
         }
     }
@@ -120,6 +122,20 @@ fn peak_mib() -> u64 {
     let line = status.lines().find(|line| line.starts_with("VmHWM"));
     let kib = line.and_then(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok());
     kib.unwrap_or(0) / 1024
+}
+
+fn provenance() -> Provenance {
+    Provenance {
+        teacher: "synthetic".to_owned(),
+        revision: String::new(),
+        engine: String::new(),
+        dtype: "f32".to_owned(),
+        tokenizer: String::new(),
+        template: String::new(),
+        sampling: "{}".to_owned(),
+        temperatures: vec![2.0],
+        licence: None,
+    }
 }
 
 /// A sequence whose distributions fall from token to token, with ids all over the vocabulary.
