@@ -81,7 +81,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             },
             &out.join(&name),
         )?;
-        let after = kl(&trained.model, &heldout)?;
+        let after = kl(&trained.model(), &heldout)?;
         println!(
             "{name}: held-out KL {before:.3} before, {after:.3} after {} steps",
             trained.step
