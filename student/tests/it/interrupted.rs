@@ -191,7 +191,7 @@ fn each_kind_of_state_is_resumed_to_the_bit() {
             let (whole, steps) = run(whole_dir.path(), &data, &settings, 0);
             let whole = whole.unwrap();
             let untrained = bits(&start(&settings));
-            assert!(bits(&whole.model) != untrained, "{what} learns nothing");
+            assert!(bits(&whole.model()) != untrained, "{what} learns nothing");
             assert!(
                 steps
                     .iter()
@@ -205,7 +205,7 @@ fn each_kind_of_state_is_resumed_to_the_bit() {
                 let (rest, _) = run(dir.path(), &data, &settings, 0);
                 let context = format!("{what}, {replicas} replicas, stopped after {stop_at}");
                 assert!(
-                    bits(&rest.unwrap().model) == bits(&whole.model),
+                    bits(&rest.unwrap().model()) == bits(&whole.model()),
                     "{context}"
                 );
                 let optimizers = [dir.path(), whole_dir.path()].map(optimizer);
@@ -250,7 +250,7 @@ fn a_return_with_a_smaller_rate_recovers() {
         };
         let whole_dir = tempfile::tempdir().unwrap();
         let (whole, steps) = run(whole_dir.path(), &data, &settings, 0);
-        let whole = bits(&whole.unwrap().model);
+        let whole = bits(&whole.unwrap().model());
         let norms: Vec<f64> = steps.iter().map(|step| step.gradient_norm).collect();
         println!("{replicas} replicas: gradient norms {norms:.2?}");
         let mut skipped = steps.iter().filter_map(|step| step.skipped.as_ref());
@@ -262,7 +262,7 @@ fn a_return_with_a_smaller_rate_recovers() {
             drop(run(dir.path(), &data, &settings, stop_at));
             let (rest, _) = run(dir.path(), &data, &settings, 0);
             assert!(
-                bits(&rest.unwrap().model) == whole,
+                bits(&rest.unwrap().model()) == whole,
                 "{replicas} replicas, stopped after {stop_at}"
             );
         }
