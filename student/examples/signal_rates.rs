@@ -73,7 +73,7 @@ fn measure(dir: &Path) -> Result<(), Box<dyn Error>> {
         for signals in all.chunks(BATCH) {
             let signals = signals.to_vec();
             let vocabulary = usize::MAX >> 33;
-            let batch = Batch::new(signals, Arm::Distill, &settings, 1, vocabulary)?;
+            let batch = Batch::new(signals, Arm::Student, &settings, 1, vocabulary)?;
             std::hint::black_box(batch);
         }
         Ok(())
@@ -85,7 +85,7 @@ fn measure(dir: &Path) -> Result<(), Box<dyn Error>> {
             let signals: Result<Vec<Signal>, _> =
                 rows.map(|row| table.get(0, row as u32)).collect();
             let vocabulary = usize::MAX >> 33;
-            let batch = Batch::new(signals?, Arm::Distill, &settings, 1, vocabulary)?;
+            let batch = Batch::new(signals?, Arm::Student, &settings, 1, vocabulary)?;
             std::hint::black_box(batch);
         }
         Ok(())
