@@ -20,6 +20,8 @@ This page is generated from the doc comments in `src/events.rs`: `POTSTILL_UPDAT
 ";
 
 /// An event of a run.
+// An event exists for the moment in which it is printed, so a difference in size between variants costs nothing.
+#[allow(clippy::large_enum_variant)]
 #[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum Event {
