@@ -4,6 +4,7 @@
 //! one a shard of synthetic distributions: 512 sequences of 200 positions, k = 64, V = 49,152. It prints the tokens a
 //! second of each part and the largest resident memory after it (Linux only).
 
+// Examples print what they measure.
 #![allow(clippy::print_stdout)]
 
 use std::error::Error;
